@@ -1,0 +1,1 @@
+"""What a machine is. Pure: nothing here opens anything or knows the time."""

@@ -1,0 +1,125 @@
+"""What a program sees of its machine: its ID, its peers, the shared memory, a doorbell to ring.
+
+A program is a plain generator function::
+
+    def echo(guest: Guest) -> Program:
+        while True:
+            interrupt = yield FOREVER
+            ...
+
+It yields how long it is willing to wait: ``FOREVER`` for an interrupt; a time in nanoseconds of
+``guest.clock()`` for an interrupt or that moment, whichever comes first; ``NOW`` for what is there already. It
+is resumed with an ``Interrupt``, or with ``None`` when the time has come. Between two yields nothing else runs
+on its machine: a program is its guest's only processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple, Protocol
+
+from nodes.doorbells import Burst, Doorbells
+from nodes.errors import GuestError
+from nodes.ivshmem import Ivshmem
+
+__all__ = ["FOREVER", "NOW", "Guest", "Interrupt", "Peers", "Program", "Random"]
+
+Peers = tuple[int, ...]
+"""The IDs a program works with. In a topology: a group, a machine, several of them, "others" or "all"."""
+
+FOREVER = None
+NOW = 0
+
+
+class Interrupt(NamedTuple):
+    """The guest's processor was interrupted: by which vector, and how many doorbells that one wake-up stands for."""
+
+    vector: int
+    count: int
+
+
+Program = Generator[int | None, Interrupt | None, None]
+
+
+class Random(Protocol):
+    """What a program may ask of chance; seeded by the run, one for each machine."""
+
+    def random(self) -> float: ...
+
+    def randrange(self, stop: int, /) -> int: ...
+
+    def expovariate(self, lambd: float, /) -> float: ...
+
+    def sample(self, population: Sequence[tuple[int, int]], k: int) -> list[tuple[int, int]]: ...
+
+
+class Guest:
+    """One machine, seen by the program that runs on it.
+
+    ``ring(peer, vector=0, intended_ns=0)`` writes ``peer << 16 | vector`` to the doorbell register, BAR0 + 12.
+    It never blocks; a doorbell that reaches nobody, or a counter that is full, is counted as refused.
+    """
+
+    def __init__(
+        self,
+        device: Ivshmem,
+        doorbells: Doorbells,
+        *,
+        clock: Callable[[], int],
+        random: Random,
+        start_ns: int = 0,
+    ) -> None:
+        self.device = device
+        self.clock = clock
+        self.random = random
+        self.start_ns = start_ns
+        self.ring = doorbells.ring
+        self.memory = memoryview(bytearray())
+        self._doorbells = doorbells
+        self._peer: int | None = None
+
+    def place(self, peer: int, memory: memoryview) -> None:
+        """Called once by the machine, when the server has said who this guest is and what it shares."""
+        self._peer, self.memory = peer, memory
+
+    @property
+    def peer(self) -> int:
+        """The own ID, as the IVPosition register tells it."""
+        if self._peer is None:
+            raise GuestError("this machine has no ID yet: it is not connected to a server")
+        return self._peer
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors the own device has."""
+        return len(self.device.fires)
+
+    @property
+    def peers(self) -> dict[int, int]:
+        """Who can be rung now, itself included: ID -> number of vectors."""
+        return self._doorbells.peers()
+
+    def burst(self, doorbells: Sequence[tuple[int, int]]) -> Burst:
+        """Prepare (peer, vector) pairs that ``burst.ring()`` rings together: the fastest way to ring many."""
+        return self._doorbells.burst(doorbells)
+
+    def mask(self, vector: int) -> None:
+        """Set the mask bit of a vector's MSI-X table entry: doorbells leave it pending (PCI 3.0, 6.8.2)."""
+        self._write_vector_control(vector, 1)
+
+    def unmask(self, vector: int) -> None:
+        """Clear the mask bit; a pending vector fires at once (PCI 3.0, 6.8.3.5)."""
+        self._write_vector_control(vector, 0)
+
+    def read(self, bar: int, offset: int, size_bytes: int = 4) -> int:
+        """Read a register, the MSI-X table or the shared memory as a processor would."""
+        return self.device.bar_read(bar, offset, size_bytes)
+
+    def write(self, bar: int, offset: int, value: int, size_bytes: int = 4) -> None:
+        """Write likewise; a write to BAR0 + 12 is a doorbell, decoded by the device itself."""
+        self.device.bar_write(bar, offset, size_bytes, value)
+
+    def _write_vector_control(self, vector: int, value: int) -> None:
+        if not 0 <= vector < self.vectors:
+            raise GuestError(f"vector {vector} does not exist: this device has vectors 0..{self.vectors - 1}")
+        self.device.bar_write(1, 16 * vector + 12, 4, value)

@@ -1,0 +1,122 @@
+"""The wire between an ivshmem server and its clients: numbers, descriptors, and their order.
+
+Only the server talks. Every message is one signed 64-bit little-endian number, alone or with one descriptor
+(SCM_RIGHTS), and what it means depends on both (QEMU docs/specs/ivshmem-spec.rst, "The Client-Server protocol"):
+
+    number          without a descriptor         with a descriptor
+    first           protocol version (0)         -
+    second          the client's own ID          -
+    -1              -                            the shared memory
+    0 .. 65535      that peer has left           the next vector of that peer: its eventfd
+
+Nothing here touches a socket: bytes and opaque descriptors come in, messages go out. A descriptor is whatever
+the caller uses for one: a number, an owning object, a name in a test.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+__all__ = ["DIALECTS", "LEGACY", "MEMORY", "PEERS_MAX", "V0", "V0_SHM_LAST", "Decoder", "Dialect", "Message", "Step"]
+
+D = TypeVar("D")
+
+MESSAGE_BYTES = 8
+VERSION = 0
+MEMORY = -1
+PEERS_MAX = 65536
+
+_NUMBER = struct.Struct("<q")
+
+
+class Message(NamedTuple, Generic[D]):
+    """One number and the descriptors that came with it: at most one, unless the sender errs."""
+
+    number: int
+    descriptors: tuple[D, ...] = ()
+
+    def encode(self) -> bytes:
+        return _NUMBER.pack(self.number)
+
+
+class Step(enum.Enum):
+    """One part of what a server does when a client joins."""
+
+    VERSION = "the protocol version, to the newcomer"
+    ID = "its own ID, to the newcomer"
+    MEMORY = "-1 with the shared memory, to the newcomer"
+    ANNOUNCE = "the newcomer's vectors, to all others"
+    PEERS = "the vectors of all others in the order they joined, to the newcomer"
+    OWN = "its own vectors, to the newcomer"
+    PEERS_AND_OWN = "the vectors of all by ascending ID, its own among them, to the newcomer"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A variant of the wire: the order in which a joining client and the others are told."""
+
+    name: str
+    steps: tuple[Step, ...]
+    source: str
+
+
+V0 = Dialect(
+    "v0",
+    (Step.VERSION, Step.ID, Step.MEMORY, Step.ANNOUNCE, Step.PEERS, Step.OWN),
+    "QEMU 2.5 and later: contrib/ivshmem-server/ivshmem-server.c, ivshmem_server_handle_new_conn",
+)
+LEGACY = Dialect(
+    "legacy",
+    (Step.ID, Step.MEMORY, Step.PEERS_AND_OWN, Step.ANNOUNCE),
+    "the nahanni guest-code server of 2012, before there was a version message",
+)
+V0_SHM_LAST = Dialect(
+    "v0-shm-last",
+    (Step.VERSION, Step.ID, Step.ANNOUNCE, Step.PEERS, Step.OWN, Step.MEMORY),
+    "Android Cuttlefish's ivshmem server",
+)
+DIALECTS = {dialect.name: dialect for dialect in (V0, LEGACY, V0_SHM_LAST)}
+
+
+class Decoder(Generic[D]):
+    """Bytes and descriptors in, messages out, however they were cut.
+
+    The descriptors of one read belong to the message that holds the last byte of that read: the kernel ends a
+    read behind bytes that carry descriptors (unix(7), "Ancillary messages").
+    """
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._descriptors: list[D] = []
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes complete the message at hand; reading no more keeps messages apart, as QEMU does."""
+        return MESSAGE_BYTES - len(self._pending) % MESSAGE_BYTES
+
+    def feed(self, data: bytes, descriptors: Sequence[D] = ()) -> Iterator[Message[D]]:
+        """Yield the messages that ``data`` completes. ``descriptors`` may only come with bytes."""
+        self._pending += data
+        whole = len(self._pending) // MESSAGE_BYTES
+        on_boundary = len(self._pending) % MESSAGE_BYTES == 0
+        numbers = [_NUMBER.unpack_from(self._pending, at * MESSAGE_BYTES)[0] for at in range(whole)]
+        del self._pending[: whole * MESSAGE_BYTES]
+        for at, number in enumerate(numbers):
+            if at == 0:
+                carried, self._descriptors = self._descriptors, []
+            else:
+                carried = []
+            if at == whole - 1 and on_boundary:
+                carried.extend(descriptors)
+            yield Message(number, tuple(carried))
+        if not (whole and on_boundary):
+            self._descriptors.extend(descriptors)
+
+    def unclaimed(self) -> Iterable[D]:
+        """Descriptors of a message that never became whole; they are the caller's to close."""
+        left, self._descriptors = self._descriptors, []
+        return left

@@ -1,0 +1,162 @@
+"""One machine: the device, what drives it, and the program that runs on it.
+
+Pure, like everything in ``nodes``: an engine hands it what the server said and what its eventfds counted, and
+carries out what it asks for. The same machine runs in a worker process and on a virtual clock in a test.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from nodes.doorbells import Doorbells, Ledger, Line
+from nodes.errors import GuestError
+from nodes.guest import FOREVER, Guest, Interrupt, Program, Random
+from nodes.ivshmem import IntxLevel, Ivshmem, Message, Warning_
+from nodes.profiles import Profile
+
+__all__ = ["Vm"]
+
+COMMAND, COMMAND_MEMORY, COMMAND_BUS_MASTER = 0x04, 1 << 1, 1 << 2
+STATUS, STATUS_CAPABILITIES = 0x06, 1 << 4
+CAPABILITIES_POINTER, CAPABILITY_MSIX = 0x34, 0x11
+MSIX_ENABLE = 1 << 15
+MSI_ADDRESS = 0xFEE00000  # the local APIC's window, Intel SDM vol. 3, 10.11.1
+INTR_MASK, INTR_STATUS = 0, 4
+
+
+class Vm:
+    """A machine with one ivshmem device and one program.
+
+    ``signal(line, 1)`` rings a line (``BlockingIOError``: its counter is full). ``warnings`` collects what a
+    real machine would print on stderr; the engine empties it.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        vectors: int,
+        role: str,
+        signal: Callable[[Line, int], object],
+        ledger: Ledger,
+        clock: Callable[[], int],
+        random: Random,
+        sample_every: int,
+    ) -> None:
+        self.doorbells = Doorbells(signal, self._ring_by_register, ledger, clock, sample_every=sample_every)
+        self.device = Ivshmem(profile, vectors=vectors, role=role, ring=self.doorbells.ring)
+        self.guest = Guest(self.device, self.doorbells, clock=clock, random=random)
+        self.warnings: deque[str] = deque()
+        self.interrupts = [0] * vectors
+        self._program: Program | None = None
+        self._fires = self.device.fires
+        self._singles = [Interrupt(vector, 1) for vector in range(vectors)]
+
+    # What the server said
+
+    def place(self, peer: int, memory: memoryview) -> None:
+        """The server gave this machine its ID and its memory; the guest's driver can start."""
+        self.device.set_peer(peer)
+        self.device.set_memory(memory)
+        self.guest.place(peer, memory)
+        self._probe()
+
+    def connect(self, peer: int, vector: int, line: Line) -> None:
+        self.device.connect(peer, vector)
+        self.doorbells.connect(peer, vector, line)
+
+    def disconnect(self, peer: int) -> None:
+        self.device.disconnect(peer)
+        self.doorbells.disconnect(peer)
+
+    # What the program does
+
+    def start(self, program: Callable[[Guest], Program]) -> int | None:
+        """Begin the program; how long it is willing to wait, as it yielded it."""
+        self._program = program(self.guest)
+        return self._resume(None)
+
+    def stop(self) -> None:
+        """End the program, wherever it stands (``GeneratorExit``)."""
+        if self._program is not None:
+            self._program.close()
+            self._program = None
+
+    def deliver(self, vector: int, count: int) -> int | None:
+        """An own eventfd was drained of ``count`` doorbells; how long the program will wait next."""
+        if self._fires[vector]:
+            self.interrupts[vector] += 1
+            return self._resume(self._singles[vector] if count == 1 else Interrupt(vector, count))
+        self.device.interrupt(vector, count)
+        return self._resume_all(FOREVER, count)
+
+    def expire(self) -> int | None:
+        """The moment that the program waited for has come."""
+        return self._resume(None)
+
+    def _resume(self, interrupt: Interrupt | None) -> int | None:
+        program = self._program
+        if program is None:
+            return FOREVER
+        try:
+            wait = program.send(interrupt)
+        except StopIteration:
+            self._program = None
+            wait = FOREVER
+        if self.device.effects:
+            wait = self._resume_all(wait, 1)
+        return wait
+
+    def _resume_all(self, wait: int | None, count: int) -> int | None:
+        """Carry out what the device did: messages and levels become interrupts of the guest."""
+        effects = self.device.effects
+        while effects:
+            match effects.popleft():
+                case Message(vector=vector):
+                    self.interrupts[vector] += 1
+                    wait = self._resume(Interrupt(vector, count))
+                case IntxLevel(asserted=True):
+                    # A driver's first act: reading IntrStatus clears it and lets the line go.
+                    self.device.bar_read(0, INTR_STATUS, 4)
+                    self.interrupts[0] += 1
+                    wait = self._resume(Interrupt(0, count))
+                case Warning_(text=text):
+                    self.warnings.append(text)
+        return wait
+
+    # The driver
+
+    def _probe(self) -> None:
+        """What a driver does first: decode memory, master the bus, point each vector at the processor."""
+        device = self.device
+        device.config_write(COMMAND, 2, COMMAND_MEMORY | COMMAND_BUS_MASTER)
+        capability = self._find_msix()
+        if capability is None:
+            device.bar_write(0, INTR_MASK, 4, 0xFFFFFFFF)
+            return
+        for vector in range(len(self._fires)):
+            for word, value in enumerate((MSI_ADDRESS, 0, vector, 0)):
+                device.bar_write(1, 16 * vector + 4 * word, 4, value)
+        control = device.config_read(capability + 2, 2)
+        device.config_write(capability + 2, 2, control | MSIX_ENABLE)
+
+    def _find_msix(self) -> int | None:
+        """Walk the capability list (PCI 3.0, 6.7)."""
+        device = self.device
+        if not device.config_read(STATUS, 2) & STATUS_CAPABILITIES:
+            return None
+        at = device.config_read(CAPABILITIES_POINTER, 1)
+        while at:
+            if device.config_read(at, 1) == CAPABILITY_MSIX:
+                return at
+            at = device.config_read(at + 1, 1)
+        return None
+
+    def _ring_by_register(self, peer: int, vector: int) -> bool:
+        """A doorbell that has no line: let the device decode it, with all its quirks; False if nobody heard."""
+        if not (0 <= peer <= 0xFFFF and 0 <= vector <= 0xFFFF):
+            raise GuestError(f"a doorbell names a peer and a vector of 0..65535 each, not peer {peer}, vector {vector}")
+        ignored = self.device.ignored_doorbells
+        self.device.bar_write(0, 12, 4, peer << 16 | vector)
+        return self.device.ignored_doorbells == ignored
