@@ -1,0 +1,56 @@
+"""Eventfds: the only module that makes, writes and reads them.
+
+``signal`` and ``drain`` are the standard library's own functions: between a doorbell and the kernel nothing of
+ours stands.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+
+__all__ = ["COUNTER_MAX", "EventFd", "drain", "signal"]
+
+COUNTER_MAX = (1 << 64) - 2
+"""What an eventfd can hold (eventfd(2)); one more doorbell is refused with ``BlockingIOError``."""
+
+signal: Callable[[int, int], object] = os.eventfd_write
+drain: Callable[[int], int] = os.eventfd_read
+
+
+class EventFd:
+    """Owns one eventfd; closing twice is no error."""
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @classmethod
+    def create(cls) -> EventFd:
+        return cls(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+
+    @classmethod
+    def adopt(cls, descriptor: int) -> EventFd:
+        """Take over a descriptor that came over a socket, and see to it that it never blocks.
+
+        The flag belongs to the description that all peers share, and whoever receives it may have cleared it:
+        a real QEMU does so with every descriptor, and sets it again only on those that it keeps.
+        """
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        if not flags & os.O_NONBLOCK:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+        return cls(descriptor)
+
+    def take(self) -> int:
+        """The doorbells that have come since the last look; 0 when there were none. Never blocks."""
+        try:
+            return os.eventfd_read(self.descriptor)
+        except BlockingIOError:
+            return 0
+
+    def close(self) -> None:
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)

@@ -1,0 +1,88 @@
+"""A small event loop: descriptors that become readable or writable, and moments in time."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import select
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+__all__ = ["HasDescriptor", "Loop"]
+
+EVENTS_MAX = 256
+
+
+class HasDescriptor(Protocol):
+    """Anything with a descriptor: a socket, a channel; a bare number will do as well."""
+
+    def fileno(self) -> int: ...
+
+
+class _Watched(NamedTuple):
+    readable: Callable[[], None]
+    writable: Callable[[], None] | None
+
+
+class Loop:
+    """Calls back, one thing at a time. Never closes a descriptor: whoever added it removes it, then closes it."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watched: dict[int, _Watched] = {}
+        self._moments: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+
+    def add(
+        self, file: HasDescriptor | int, readable: Callable[[], None], *, writable: Callable[[], None] | None = None
+    ) -> None:
+        """Call ``readable`` whenever ``file`` is, or has ended; ``writable``, if given, whenever it is that.
+
+        Adding a file again replaces what it was added with.
+        """
+        descriptor = _number(file)
+        events = select.EPOLLIN | (select.EPOLLOUT if writable else 0)
+        if descriptor in self._watched:
+            self._epoll.modify(descriptor, events)
+        else:
+            self._epoll.register(descriptor, events)
+        self._watched[descriptor] = _Watched(readable, writable)
+
+    def remove(self, file: HasDescriptor | int) -> None:
+        """Forget ``file``; one that is not watched is no error."""
+        descriptor = _number(file)
+        if self._watched.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def at(self, moment_ns: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, at a time of CLOCK_MONOTONIC."""
+        heapq.heappush(self._moments, (moment_ns, next(self._order), callback))
+
+    def step(self, deadline_ns: int | None = None) -> None:
+        """Wait for something to happen, at most until ``deadline_ns``, and call back for it."""
+        if self._moments and (deadline_ns is None or self._moments[0][0] < deadline_ns):
+            deadline_ns = self._moments[0][0]
+        timeout_s = -1.0 if deadline_ns is None else max(0, deadline_ns - time.monotonic_ns()) / 1e9
+        happened = [(self._watched[at], at, events) for at, events in self._epoll.poll(timeout_s, EVENTS_MAX)]
+        for watched, descriptor, events in happened:
+            # An earlier call may have removed this one, or given its number to somebody else.
+            if watched.writable is not None and events & select.EPOLLOUT and self._is_current(descriptor, watched):
+                watched.writable()
+            if events & ~select.EPOLLOUT and self._is_current(descriptor, watched):
+                watched.readable()
+        now_ns = time.monotonic_ns()
+        while self._moments and self._moments[0][0] <= now_ns:
+            heapq.heappop(self._moments)[2]()
+
+    def close(self) -> None:
+        self._epoll.close()
+        self._watched.clear()
+        self._moments.clear()
+
+    def _is_current(self, descriptor: int, watched: _Watched) -> bool:
+        return self._watched.get(descriptor) is watched
+
+
+def _number(file: HasDescriptor | int) -> int:
+    return file if isinstance(file, int) else file.fileno()

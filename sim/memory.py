@@ -1,0 +1,101 @@
+"""The shared memory behind BAR2: whoever owns it, and whoever maps it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import secrets
+from multiprocessing.shared_memory import SharedMemory
+
+from nodes.errors import HostError, RemoteProtocolError, UsageError
+
+__all__ = ["Region", "map_region"]
+
+SHM_DIRECTORY = "/dev/shm"
+
+
+class Region:
+    """Owns the memory of one server. ``descriptor`` is what clients are sent, ``name`` where it can be opened.
+
+    ``shared_memory``: a POSIX segment that other programs open by name. ``memfd``: nameless, and sealed against
+    shrinking, so that no peer can make the others die of SIGBUS; for peers that are not trusted.
+    """
+
+    def __init__(self, descriptor: int, size_bytes: int, segment: SharedMemory | None) -> None:
+        self.descriptor = descriptor
+        self.size_bytes = size_bytes
+        self._segment = segment
+
+    @property
+    def name(self) -> str | None:
+        return self._segment.name if self._segment else None
+
+    @classmethod
+    def create(cls, size_bytes: int, *, kind: str = "shared_memory", name: str | None = None) -> Region:
+        """Make the memory and reserve its blocks. Raises ``HostError`` without room, ``UsageError`` if the name is taken."""
+        if kind == "memfd":
+            return cls._create_memfd(size_bytes)
+        try:
+            segment = SharedMemory(name or f"ivsim-{os.getpid()}-{secrets.token_hex(4)}", create=True, size=size_bytes)
+        except FileExistsError as error:
+            raise UsageError(
+                f"shared memory {name!r} exists already: another server uses it, or left it behind "
+                f"(then remove {SHM_DIRECTORY}/{name})"
+            ) from error
+        except OSError as error:
+            raise HostError(f"shared memory of {size_bytes} bytes cannot be made: {error.strerror}") from error
+        descriptor = os.open(f"{SHM_DIRECTORY}/{segment.name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        region = cls(descriptor, size_bytes, segment)
+        try:
+            os.posix_fallocate(descriptor, 0, size_bytes)
+        except OSError as error:
+            region.close()
+            raise HostError(
+                f"{SHM_DIRECTORY} has no room for {size_bytes} bytes of shared memory: {error.strerror}"
+            ) from error
+        return region
+
+    @classmethod
+    def _create_memfd(cls, size_bytes: int) -> Region:
+        descriptor = os.memfd_create("ivshmem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(descriptor, size_bytes)
+            os.posix_fallocate(descriptor, 0, size_bytes)
+        except OSError as error:
+            os.close(descriptor)
+            raise HostError(f"no room for {size_bytes} bytes of shared memory: {error.strerror}") from error
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+        return cls(descriptor, size_bytes, None)
+
+    def close(self) -> None:
+        """Close and, for a named segment, remove it; mappings that others hold live on."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+        if self._segment is not None:
+            segment, self._segment = self._segment, None
+            segment.close()
+            with contextlib.suppress(FileNotFoundError):
+                segment.unlink()
+
+
+def map_region(descriptor: int) -> mmap.mmap:
+    """Map all of the memory that a server sent; the descriptor stays the caller's.
+
+    Raises ``RemoteProtocolError`` for what no device could put behind BAR2: the size of a PCI region is a power
+    of two, and whole pages (PCI 3.0, 6.2.5.1; a real QEMU exits or aborts).
+    """
+    size_bytes = os.fstat(descriptor).st_size
+    if size_bytes < mmap.PAGESIZE:
+        raise RemoteProtocolError(
+            f"memory size {size_bytes:#x} must be equal to or larger than page size {mmap.PAGESIZE:#x}"
+        )
+    if size_bytes & (size_bytes - 1):
+        raise RemoteProtocolError(f"memory size {size_bytes:#x} is not a power of two")
+    try:
+        return mmap.mmap(descriptor, size_bytes)
+    except OSError as error:
+        raise RemoteProtocolError(f"the server's shared memory cannot be mapped: {error.strerror}") from error

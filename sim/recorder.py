@@ -1,0 +1,100 @@
+"""Writes one machine's recording: the ledger of its doorbells, and the drains of its own counters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sim import recording
+from sim.recording import Recording
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Plain stores into a recording; implements ``nodes.doorbells.Ledger``. One writer: the worker itself.
+
+    When a section is full, what no longer fits is counted (``RINGS_REFUSED``, ``DRAINS_REFUSED``).
+    """
+
+    def __init__(self, recording_: Recording) -> None:
+        self.words = recording_.words
+        self.layout = recording_.layout
+        self._edges: dict[tuple[int, int], int] = {}
+        self.sample = self._make_sample()
+
+    def open_edge(self, peer: int, vector: int) -> int:
+        index = self._edges.get((peer, vector))
+        if index is None:
+            index = len(self._edges)
+            if index >= self.layout.edges:
+                raise OverflowError(f"no room for the counts of a further doorbell: {self.layout.edges} are in use")
+            self._edges[peer, vector] = index
+            self.words[self.layout.edges_at + 3 * index] = peer << 16 | vector
+            self.words[recording.EDGES_USED] = index + 1
+        return index
+
+    def store_edge(self, edge: int, rung: int, refused: int) -> None:
+        at = self.layout.edges_at + 3 * edge
+        self.words[at + 1] = rung
+        self.words[at + 2] = refused
+
+    def store_nowhere(self, rung: int) -> None:
+        self.words[recording.RUNG_NOWHERE] = rung
+
+    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
+        raise AssertionError("replaced by a closure when the recorder is made")
+
+    def _make_sample(self) -> Callable[[int, int, int, int], None]:
+        words, at = self.words, self.layout.rings_at
+        used, end = 0, self.layout.rings
+        used_at, refused_at = recording.RINGS_USED, recording.RINGS_REFUSED
+
+        def sample(peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
+            nonlocal at, used
+            if used == end:
+                words[refused_at] += 1
+                return
+            words[at] = peer << 16 | vector
+            words[at + 1] = intended_ns
+            words[at + 2] = rung_ns
+            at += 3
+            used += 1
+            words[used_at] = used
+
+        return sample
+
+    def make_drains(self) -> tuple[Callable[[int, int, int], None], Callable[[int], None]]:
+        """Two closures for the hot path: ``drained(vector, count, delivered_ns)``, then ``handled(handled_ns)``.
+
+        The first one stores before the program sees the interrupt, so that a machine that is killed by it still
+        has it on the books; the second one completes the entry.
+        """
+        words, layout = self.words, self.layout
+        at, used, end = layout.drains_at, 0, layout.drains
+        used_at, refused_at, vectors_at = recording.DRAINS_USED, recording.DRAINS_REFUSED, layout.vectors_at
+        handled_at = recording.SCRATCH
+        delivered = [0] * layout.vectors
+        wakes = [0] * layout.vectors
+
+        def drained(vector: int, count: int, delivered_ns: int) -> None:
+            nonlocal at, used, handled_at
+            delivered[vector] = total = delivered[vector] + count
+            wakes[vector] = times = wakes[vector] + 1
+            counts_at = vectors_at + 2 * vector
+            words[counts_at] = total
+            words[counts_at + 1] = times
+            if used == end:
+                words[refused_at] += 1
+                handled_at = recording.SCRATCH
+                return
+            words[at] = count << 16 | vector
+            words[at + 1] = delivered_ns
+            handled_at = at + 2
+            at += 3
+            used += 1
+            words[used_at] = used
+
+        def handled(handled_ns: int) -> None:
+            words[handled_at] = handled_ns
+
+        return drained, handled
