@@ -1,0 +1,144 @@
+"""The commands of `ivsim` about topologies: validate, list, schema, init. None of them starts a process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from topologies import Topology, TopologyError, json_schema, load, shipped, starter_text
+
+__all__ = ["COMMANDS", "BadTopology", "init", "list_shipped", "overrides_option", "schema", "validate"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class BadTopology(click.ClickException):
+    """A topology that cannot be run: its problems on standard error, exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, error: TopologyError) -> None:
+        super().__init__(str(error))
+
+    def show(self, file: Any = None) -> None:
+        click.echo(self.message, err=True)
+
+
+def _pairs(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """``KEY=VALUE`` to a dict; given twice, the last one counts."""
+    overrides = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise click.BadParameter(
+                f"expected KEY=VALUE, for instance machines.storm.count=64, got {text!r}"
+            )
+        overrides[key.strip()] = value.strip()
+    return overrides
+
+
+def overrides_option(command: Command) -> Command:
+    """The option ``--set KEY=VALUE``, which fills ``overrides``, a dict for `topologies.load`."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_pairs,
+        help="Change one value of the topology, such as machines.storm.count=64. Repeatable.",
+    )(command)
+
+
+@click.command("validate", short_help="Check a topology without running it.")
+@click.argument("topology")
+@overrides_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def validate(topology: str, overrides: dict[str, str], as_json: bool) -> None:
+    """Check TOPOLOGY, a file or the name of a shipped one, and say what it asks of this host.
+
+    All problems are shown at once; the exit code is then 2.
+    """
+    try:
+        loaded = load(topology, overrides)
+    except TopologyError as error:
+        if as_json:
+            problems = [asdict(problem) for problem in error.problems]
+            click.echo(json.dumps({"valid": False, "problems": problems}, indent=2))
+        raise BadTopology(error) from None
+    demand = _demand(loaded)
+    if as_json:
+        click.echo(json.dumps({"valid": True, **demand}, indent=2))
+    else:
+        click.echo(
+            "{name}: {machines} machines, {vectors} vectors, "
+            "{descriptors_per_process} eventfd descriptors in each of {processes} processes "
+            "({descriptors} in all), "
+            "{memory_bytes} bytes of {memory_kind}".format(**demand)
+        )
+
+
+def _demand(topology: Topology) -> dict[str, Any]:
+    """What a topology asks for; every machine and the server hold a descriptor of every vector."""
+    processes = len(topology.machines) + 1
+    return {
+        "name": Path(topology.source_name).stem,
+        "title": topology.title,
+        "machines": len(topology.machines),
+        "groups": {group.name: group.count for group in topology.groups},
+        "vectors": topology.eventfds,
+        "processes": processes,
+        "descriptors_per_process": topology.eventfds,
+        "descriptors": topology.eventfds * processes,
+        "memory_bytes": topology.memory.size_bytes,
+        "memory_kind": topology.memory.kind,
+        "duration_s": topology.run.duration_s,
+    }
+
+
+@click.command("list", short_help="Show the topologies that ship.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON array on standard output.")
+def list_shipped(as_json: bool) -> None:
+    """Show the topologies that ship, one line each; `ivsim run NAME` runs one."""
+    found = shipped()
+    if as_json:
+        click.echo(json.dumps([{"name": name, "title": title} for name, title in found], indent=2))
+        return
+    width = max((len(name) for name, _ in found), default=0)
+    for name, title in found:
+        click.echo(f"{name:{width}}  {title}")
+
+
+@click.command("schema", short_help="Print the JSON Schema of topologies.")
+def schema() -> None:
+    """Print the JSON Schema (2020-12) of topology files, from which editors complete and check."""
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@click.command("init", short_help="Write a commented topology to start from.")
+@click.argument(
+    "file", default="topology.toml", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True)
+)
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
+def init(file: Path, force: bool) -> None:
+    """Write a small commented topology to FILE (topology.toml); `-` is standard output."""
+    if str(file) == "-":
+        sys.stdout.write(starter_text())
+        return
+    try:
+        with file.open("w" if force else "x", encoding="utf-8") as opened:
+            opened.write(starter_text())
+    except FileExistsError:
+        raise click.UsageError(f"{file} exists; --force overwrites it") from None
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be written: {error.strerror}") from None
+    click.echo(f"{file} written; try: ivsim validate {file}", err=True)
+
+
+COMMANDS = (validate, list_shipped, schema, init)
+"""For `sim.cli` to mount."""

@@ -1,0 +1,112 @@
+"""What is wrong with a topology: one `Problem` for each fault, all of a file in one `TopologyError`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from nodes.errors import UsageError
+
+__all__ = ["MAX_PROBLEMS", "Problem", "TopologyError", "nearest", "printable", "show", "show_key"]
+
+MAX_PROBLEMS = 100
+"""So many problems of one file are printed; the rest is counted."""
+
+_SHOWN_CHARACTERS = 60
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault of one file.
+
+    ``line`` counts from 1; 0 says that the fault has no line (a missing file, an override).
+    ``key`` is the full dotted key, empty when the fault is the file's as a whole.
+    """
+
+    file: str
+    line: int
+    key: str
+    expected: str
+    got: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        file = printable(self.file)
+        where = f"{file}:{self.line}" if self.line else file
+        lines = [
+            f"{where}: {self.key}" if self.key else where,
+            f"    expected: {self.expected}",
+            f"    got:      {self.got}",
+        ]
+        if self.hint:
+            lines.append(f"    hint:     {self.hint}")
+        return "\n".join(lines)
+
+
+class TopologyError(UsageError):
+    """A topology that cannot be run; ``problems`` holds everything that is wrong with it, sorted by line."""
+
+    problems: tuple[Problem, ...]
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(problems, key=lambda problem: (problem.file, problem.line, problem.key)))
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        blocks = [str(problem) for problem in self.problems[:MAX_PROBLEMS]]
+        if len(self.problems) > MAX_PROBLEMS:
+            blocks.append(f"... and {len(self.problems) - MAX_PROBLEMS} more problems")
+        return "\n".join(blocks)
+
+
+def show(value: object) -> str:
+    """``value`` as the file would spell it, on one short line of printable characters."""
+    match value:
+        case str():
+            shown = printable(json.dumps(value[: _SHOWN_CHARACTERS + 1], ensure_ascii=False))
+        case bool():
+            shown = "true" if value else "false"
+        case int() if value.bit_length() > 128:
+            # Turning a huge integer into digits is slow, and refused by Python beyond 4300 of them.
+            shown = f"an integer of {value.bit_length()} bits"
+        case dict():
+            shown = "a table" if value else "an empty table"
+        case list():
+            shown = f"an array of {len(value)} values"
+            if len(value) <= 8 and all(isinstance(item, str | int | float) for item in value):
+                shown = "[" + ", ".join(show(item) for item in value) + "]"
+        case _:
+            shown = printable(str(value))
+    return shown if len(shown) <= _SHOWN_CHARACTERS + 2 else shown[:_SHOWN_CHARACTERS] + "..."
+
+
+def show_key(path: Sequence[str | int]) -> str:
+    """A path as a dotted key: ``machines.storm.parameters.to[2]``; parts that need quotes get them."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+            continue
+        if not _BARE_KEY.fullmatch(part):
+            part = show(part)
+        text += f".{part}" if text else part
+    return text
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """A hint that names the spelling in ``known`` that ``word`` was probably meant to be, or nothing."""
+    if not isinstance(word, str):
+        return ""
+    # The comparison is quadratic in the length; no name of the language is longer than 64.
+    spelled = {item.lower(): item for item in known}
+    close = difflib.get_close_matches(word[:64].lower(), spelled, n=1)
+    return f'did you mean "{spelled[close[0]]}"?' if close else ""
+
+
+def printable(text: str) -> str:
+    """``text`` with everything a terminal might act upon spelt as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

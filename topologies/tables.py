@@ -1,0 +1,128 @@
+"""Reading one table of a document against its struct: every fault is reported, none stops the reading."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Struct
+
+from topologies.document import Document
+from topologies.positions import Path
+from topologies.problems import Problem, nearest, show, show_key
+from topologies.values import MisfitError, convert, describe
+
+__all__ = ["MAX_COLLECTED", "Report", "TooManyProblemsError", "read_table"]
+
+MAX_COLLECTED = 300
+"""After so many problems the rest of a file is not looked at: it is no topology."""
+
+
+class TooManyProblemsError(Exception):
+    """The report is full."""
+
+
+class Report:
+    """Collects the problems of one document."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[Problem] = list(document.problems)
+
+    def add(self, path: Path, expected: str, got: str, hint: str = "") -> None:
+        """Raises `TooManyProblemsError` when there are more than anybody would read."""
+        self.problems.append(self.document.problem(path, expected, got, hint))
+        if len(self.problems) >= MAX_COLLECTED:
+            raise TooManyProblemsError
+
+    def unknown_key(self, path: Path, known: Iterable[str]) -> None:
+        known = list(known)
+        expected = f"one of {', '.join(known)}" if known else "no keys here"
+        self.add(path, expected, "an unknown key", nearest(path[-1], known))
+
+
+def read_table(table: type[Struct], values: object, path: Path, report: Report) -> dict[str, Any]:
+    """The fields of ``table`` found in ``values``, converted, defaults filled in.
+
+    A field whose value does not fit is reported and left out; so is a required one that is missing.
+    """
+    if not isinstance(values, dict):
+        report.add(path, "a table", show(values))
+        return {}
+    known = annotations_of(table)
+    for key in values:
+        if key not in known:
+            report.unknown_key((*path, key), known)
+    fields: dict[str, Any] = {}
+    for field in msgspec.structs.fields(table):
+        annotation, inner = known[field.name], (*path, field.name)
+        if field.name in values:
+            read_value(annotation, values[field.name], inner, fields, report)
+        elif field.required:
+            named = _tables_by_name(annotation) is not None
+            expected = _some_tables(inner) if named else describe(annotation)
+            report.add(inner, expected, "nothing: this key is missing")
+        elif _is_table(annotation):
+            fields[field.name] = read_table(annotation, {}, inner, report)
+        elif field.default is not msgspec.NODEFAULT:
+            fields[field.name] = field.default
+        else:
+            fields[field.name] = field.default_factory()
+    return fields
+
+
+def read_value(annotation: Any, value: object, path: Path, fields: dict[str, Any], report: Report) -> None:
+    """One value, put into ``fields`` when it fits; tables become dicts, whatever they lack."""
+    name = path[-1]
+    assert isinstance(name, str)
+    if _is_table(annotation):
+        fields[name] = read_table(annotation, value, path, report)
+    elif (tables := _tables_by_name(annotation)) is not None:
+        fields[name] = _read_named(*tables, value, path, report)
+    else:
+        try:
+            fields[name] = convert(value, annotation)
+        except MisfitError as misfit:
+            report.add(path, misfit.expected, show(value), misfit.hint)
+
+
+def _read_named(key: Any, table: type[Struct], values: object, path: Path, report: Report) -> dict[str, dict[str, Any]]:
+    """Tables by name, such as ``[machines.storm]``; those whose name does not fit are reported only."""
+    found: dict[str, dict[str, Any]] = {}
+    if not isinstance(values, dict) or not values:
+        report.add(path, _some_tables(path), show(values))
+        return found
+    for name, value in values.items():
+        try:
+            convert(name, key)
+        except MisfitError as misfit:
+            report.add((*path, name), misfit.expected, show(name), misfit.hint)
+        else:
+            found[name] = read_table(table, value, (*path, name), report)
+    return found
+
+
+def _some_tables(path: Path) -> str:
+    return f"at least one table [{show_key(path)}.NAME]"
+
+
+def _is_table(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Struct)
+
+
+def _tables_by_name(annotation: Any) -> tuple[Any, type[Struct]] | None:
+    """(type of the names, table) when ``annotation`` is a dict of tables."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) is not dict:
+        return None
+    key, value = get_args(annotation)
+    return (key, value) if _is_table(value) else None
+
+
+@functools.cache
+def annotations_of(table: type[Struct]) -> Mapping[str, Any]:
+    """Field names to their full annotations, in order."""
+    return get_type_hints(table, include_extras=True)
