@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
+from math import gcd
 from operator import length_hint
 from typing import Protocol
 
@@ -25,7 +26,7 @@ class Ledger(Protocol):
     """Where an instrument keeps what was rung; all times in nanoseconds of one monotonic clock."""
 
     def open_edge(self, peer: int, vector: int) -> int:
-        """A place for the counts of doorbells to ``vector`` of ``peer``; the same one when asked again."""
+        """A new place for the counts of doorbells to ``vector`` of ``peer``; asked for once."""
 
     def store_edge(self, edge: int, rung: int, refused: int) -> None:
         """The counts of one edge as they stand."""
@@ -107,17 +108,18 @@ class Doorbells:
         self._signal, self._miss, self._ledger, self._clock = signal, miss, ledger, clock
         self._every = sample_every
         self._rows: dict[int, dict[int, tuple[Line, Iterator[int]]]] = {}
-        self._edges: dict[tuple[int, int], _Edge] = {}
+        self._edges: dict[int, _Edge] = {}  # by doorbell value
         self._bursts: list[Burst] = []
         self._nowhere = 0
         self.ring = self._make_ring()
 
     def connect(self, peer: int, vector: int, line: Line) -> None:
         """From now on a doorbell to ``vector`` of ``peer`` signals ``line``."""
-        edge = self._edges.get((peer, vector))
+        edge = self._edges.get(peer << 16 | vector)
         if edge is None:
             edge = _Edge(peer, vector, self._ledger.open_edge(peer, vector))
-            self._edges[peer, vector] = edge
+            self._edges[peer << 16 | vector] = edge
+        edge.settle()
         edge.line = line
         # Edges start out of step, so that a program that rings them in turn is not always caught on the same one.
         phase = (7 * peer + vector + 1) % self._every if self._every else UNSAMPLED_SUPPLY
@@ -128,15 +130,15 @@ class Doorbells:
         for burst in self._bursts:
             burst.drop(peer)
         for vector in self._rows.pop(peer, {}):
-            edge = self._edges[peer, vector]
+            edge = self._edges[peer << 16 | vector]
             edge.settle()
             edge.line, edge.supply, edge.granted = None, iter(()), 0
             self._store(edge)
 
     def line(self, peer: int, vector: int) -> Line | None:
         """The line that a doorbell would signal, if there is one."""
-        edge = self._edges.get((peer, vector))
-        return edge.line if edge else None
+        row = self._rows.get(peer, {})
+        return row[vector][0] if vector in row else None
 
     def peers(self) -> dict[int, int]:
         """Who can be rung: peer -> number of vectors."""
@@ -171,14 +173,14 @@ class Doorbells:
             except StopIteration:
                 self._ring_sampled(peer, vector, intended_ns)
             except BlockingIOError:
-                self._refuse(self._edges[peer, vector])
+                self._refuse(self._edges[peer << 16 | vector])
             except KeyError:
                 self._ring_unconnected(peer, vector)
 
         return ring
 
     def _ring_sampled(self, peer: int, vector: int, intended_ns: int) -> None:
-        edge = self._edges[peer, vector]
+        edge = self._edges[peer << 16 | vector]
         edge.settle()
         edge.rung += 1
         # The count first: should the machine be killed between these two, the doorbell is known to be missing.
@@ -199,7 +201,7 @@ class Doorbells:
     def _ring_unconnected(self, peer: int, vector: int) -> None:
         if self._miss(peer, vector):
             return  # the register decoder found a line after all and has rung it
-        edge = self._edges.get((peer, vector))
+        edge = self._edges.get(peer << 16 | vector)
         if edge is None:
             self._nowhere += 1
         else:
@@ -210,7 +212,8 @@ class Doorbells:
         """Prepare (peer, vector) pairs to be rung together, in this order; pairs without a line come last."""
         connected = [pair for pair in doorbells if self.line(*pair) is not None]
         burst = Burst(
-            [self._edges[pair] for pair in connected], [pair for pair in doorbells if self.line(*pair) is None]
+            [self._edges[peer << 16 | vector] for peer, vector in connected],
+            [pair for pair in doorbells if self.line(*pair) is None],
         )
         burst.ring = self._make_burst_ring(burst)
         self._bursts.append(burst)
@@ -218,7 +221,10 @@ class Doorbells:
 
     def _make_burst_ring(self, burst: Burst) -> Callable[[], None]:
         lines, others, signal, ring = burst.lines, burst.others, self._signal, self.ring
+        # Out of step with the burst, so that each of its edges has its turn to be sampled and stored.
         every = self._every or UNSAMPLED_SUPPLY
+        while gcd(every, len(lines) or 1) != 1:
+            every += 1
         due = every  # doorbells until the next one is sampled
 
         def ring_lines(start: int, stop: int) -> None:

@@ -16,16 +16,19 @@ on its machine: a program is its guest's only processor.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from nodes.doorbells import Burst, Doorbells
 from nodes.errors import GuestError
 from nodes.ivshmem import Ivshmem
 
-__all__ = ["FOREVER", "NOW", "Guest", "Interrupt", "Peers", "Program", "Random"]
+__all__ = ["FOREVER", "NOW", "OTHERS", "Guest", "Interrupt", "Peers", "Program", "Random"]
 
 Peers = tuple[int, ...]
 """The IDs a program works with. In a topology: a group, a machine, several of them, "others" or "all"."""
+
+OTHERS = cast(Peers, "others")
+"""The default of a parameter that is Peers: the topology's loader puts everyone but the machine itself in its place."""
 
 FOREVER = None
 NOW = 0
@@ -35,7 +38,7 @@ class Interrupt(NamedTuple):
     """The guest's processor was interrupted: by which vector, and how many doorbells that one wake-up stands for."""
 
     vector: int
-    count: int
+    doorbells: int
 
 
 Program = Generator[int | None, Interrupt | None, None]

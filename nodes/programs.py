@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nodes.guest import FOREVER, NOW, Guest, Peers, Program
+from nodes.guest import FOREVER, NOW, OTHERS, Guest, Peers, Program
 
 __all__ = ["echo", "idle", "ping", "poll", "storm"]
 
@@ -22,7 +22,12 @@ def idle(guest: Guest) -> Program:
 
 
 def ping(
-    guest: Guest, *, to: Peers = "others", vector: int | None = None, rate_hz: float | None = None, timeout_s: float = 1.0
+    guest: Guest,
+    *,
+    to: Peers = OTHERS,
+    vector: int | None = None,
+    rate_hz: float | None = None,
+    timeout_s: float = 1.0,
 ) -> Program:
     """Ring one peer, wait for its answer, ring the next.
 
@@ -45,7 +50,7 @@ def ping(
             yield guest.clock() + timeout_ns
 
 
-def echo(guest: Guest, *, to: Peers = "others") -> Program:
+def echo(guest: Guest, *, to: Peers = OTHERS) -> Program:
     """Ring back whoever may have rung, on the vector that was rung: one doorbell for each interrupt.
 
     An interrupt does not say who rang, so ``to`` does; every one of them is rung.
@@ -60,7 +65,7 @@ def echo(guest: Guest, *, to: Peers = "others") -> Program:
 def storm(
     guest: Guest,
     *,
-    to: Peers = "others",
+    to: Peers = OTHERS,
     rate_hz: float | None = None,
     burst: int = 64,
     arrivals: Literal["regular", "poisson"] = "regular",
@@ -95,7 +100,7 @@ def storm(
             guest.ring(peer, vector, int(due_ns))
 
 
-def poll(guest: Guest, *, to: Peers = "others", offset: int = 0, interval_s: float = 0.0) -> Program:
+def poll(guest: Guest, *, to: Peers = OTHERS, offset: int = 0, interval_s: float = 0.0) -> Program:
     """Watch a 64-bit word of the shared memory instead of waiting for interrupts; answer a change by a doorbell.
 
     With ``interval_s`` it looks that often, without it always: a core is then this machine's alone.

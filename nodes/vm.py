@@ -50,6 +50,8 @@ class Vm:
         self.warnings: deque[str] = deque()
         self.interrupts = [0] * vectors
         self._program: Program | None = None
+        self._wait: int | None = FOREVER  # what the program yielded last
+        self._carrying_out = False
         self._fires = self.device.fires
         self._singles = [Interrupt(vector, 1) for vector in range(vectors)]
 
@@ -63,8 +65,8 @@ class Vm:
         self._probe()
 
     def connect(self, peer: int, vector: int, line: Line) -> None:
-        self.device.connect(peer, vector)
-        self.doorbells.connect(peer, vector, line)
+        if self.device.connect(peer, vector):
+            self.doorbells.connect(peer, vector, line)
 
     def disconnect(self, peer: int) -> None:
         self.device.disconnect(peer)
@@ -81,7 +83,7 @@ class Vm:
         """End the program, wherever it stands (``GeneratorExit``)."""
         if self._program is not None:
             self._program.close()
-            self._program = None
+            self._program, self._wait = None, FOREVER
 
     def deliver(self, vector: int, count: int) -> int | None:
         """An own eventfd was drained of ``count`` doorbells; how long the program will wait next."""
@@ -89,7 +91,8 @@ class Vm:
             self.interrupts[vector] += 1
             return self._resume(self._singles[vector] if count == 1 else Interrupt(vector, count))
         self.device.interrupt(vector, count)
-        return self._resume_all(FOREVER, count)
+        self._carry_out(count)
+        return self._wait
 
     def expire(self) -> int | None:
         """The moment that the program waited for has come."""
@@ -100,30 +103,37 @@ class Vm:
         if program is None:
             return FOREVER
         try:
-            wait = program.send(interrupt)
+            self._wait = program.send(interrupt)
         except StopIteration:
-            self._program = None
-            wait = FOREVER
-        if self.device.effects:
-            wait = self._resume_all(wait, 1)
-        return wait
+            self._program, self._wait = None, FOREVER
+        if self.device.effects and not self._carrying_out:
+            self._carry_out(1)
+        return self._wait
 
-    def _resume_all(self, wait: int | None, count: int) -> int | None:
-        """Carry out what the device did: messages and levels become interrupts of the guest."""
+    def _carry_out(self, count: int) -> None:
+        """What the device did: messages and levels become interrupts of the guest, which may cause the next ones.
+
+        Only the first of them stands for the ``count`` doorbells just drained.
+        """
         effects = self.device.effects
-        while effects:
-            match effects.popleft():
-                case Message(vector=vector):
-                    self.interrupts[vector] += 1
-                    wait = self._resume(Interrupt(vector, count))
-                case IntxLevel(asserted=True):
-                    # A driver's first act: reading IntrStatus clears it and lets the line go.
-                    self.device.bar_read(0, INTR_STATUS, 4)
-                    self.interrupts[0] += 1
-                    wait = self._resume(Interrupt(0, count))
-                case Warning_(text=text):
-                    self.warnings.append(text)
-        return wait
+        self._carrying_out = True
+        try:
+            while effects:
+                match effects.popleft():
+                    case Message(vector=vector):
+                        self.interrupts[vector] += 1
+                        self._resume(Interrupt(vector, count))
+                        count = 1
+                    case IntxLevel(asserted=True):
+                        # A driver's first act: reading IntrStatus clears it and lets the line go.
+                        self.device.bar_read(0, INTR_STATUS, 4)
+                        self.interrupts[0] += 1
+                        self._resume(Interrupt(0, count))
+                        count = 1
+                    case Warning_(text=text):
+                        self.warnings.append(text)
+        finally:
+            self._carrying_out = False
 
     # The driver
 
@@ -156,7 +166,9 @@ class Vm:
     def _ring_by_register(self, peer: int, vector: int) -> bool:
         """A doorbell that has no line: let the device decode it, with all its quirks; False if nobody heard."""
         if not (0 <= peer <= 0xFFFF and 0 <= vector <= 0xFFFF):
-            raise GuestError(f"a doorbell names a peer and a vector of 0..65535 each, not peer {peer}, vector {vector}")
-        ignored = self.device.ignored_doorbells
+            raise GuestError(
+                f"a doorbell names a peer and a vector of 0..65535 each, not peer {peer}, vector {vector}"
+            )
+        rung = self.device.rung_doorbells
         self.device.bar_write(0, 12, 4, peer << 16 | vector)
-        return self.device.ignored_doorbells == ignored
+        return self.device.rung_doorbells != rung

@@ -38,7 +38,9 @@ class Channel:
         its descriptor, "peer 7, vector 0" reads as "peer 7 left".
         """
         try:
-            data, ancillary, flags, _ = self.socket.recvmsg(size_bytes, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _ = self.socket.recvmsg(
+                size_bytes, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return None
         except ConnectionResetError:
@@ -95,7 +97,9 @@ class Outbox:
         self.throttled = False
         while waiting:
             data, descriptors = waiting[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+            rights = (
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+            )
             try:
                 sent = sendmsg([data], rights, socket.MSG_NOSIGNAL)
             except BlockingIOError:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
 
 import msgspec
 
 __all__ = ["Control", "Failed", "Ping", "Ready", "Start", "Stop", "Stopped", "Warned"]
 
 TEXT_MAX = 16_384
+MESSAGE_BYTES_MAX = 65_536
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):
@@ -57,15 +59,35 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
 Order = Start | Stop | Ping
 Report = Ready | Stopped | Warned | Failed
 
+# Made once, before workers are forked: what they need of msgspec is then shared.
+_encode = msgspec.msgpack.Encoder().encode
+_decode: Callable[[bytes], Order | Report] = msgspec.msgpack.Decoder(Order | Report).decode
+
+
+def _clip(text: str, kept: slice) -> str:
+    """As much of a text as a message has room for, and nothing that has no encoding."""
+    return text.encode(errors="backslashreplace")[kept].decode(errors="ignore")
+
+
+def _fit(message: Order | Report) -> Order | Report:
+    match message:
+        case Failed(whose, summary, trace):
+            return Failed(whose, _clip(summary, slice(TEXT_MAX)), _clip(trace, slice(-TEXT_MAX, None)))
+        case Warned(text):
+            return Warned(_clip(text, slice(TEXT_MAX)))
+    return message
+
 
 class Control:
-    """One end of the pair. ``receive`` gives None when nothing waits, and raises ``EOFError`` at the end."""
+    """One end of the pair. ``receive`` gives None when nothing waits, and raises ``EOFError`` at the end.
+
+    What is neither an order nor a report is skipped, and counted in ``malformed``.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.socket = sock
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(Order | Report).decode
+        self.malformed = 0
 
     @classmethod
     def pair(cls) -> tuple[Control, socket.socket]:
@@ -77,21 +99,25 @@ class Control:
         return self.socket.fileno()
 
     def send(self, message: Order | Report) -> bool:
-        """Send now; False when the other side has gone or has left too much unread."""
+        """Send now; False when the other side has gone or has left too much unread. Long texts are cut."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
-            return self.socket.send(self._encode(message), socket.MSG_NOSIGNAL) > 0
+            return self.socket.send(_encode(_fit(message)), socket.MSG_NOSIGNAL) > 0
         return False
 
     def receive(self) -> Order | Report | None:
-        try:
-            data = self.socket.recv(65536)
-        except BlockingIOError:
-            return None
-        except ConnectionError as error:
-            raise EOFError from error
-        if not data:
-            raise EOFError
-        return self._decode(data)
+        while True:
+            try:
+                data = self.socket.recv(MESSAGE_BYTES_MAX)
+            except BlockingIOError:
+                return None
+            except ConnectionError as error:
+                raise EOFError from error
+            if not data:
+                raise EOFError
+            try:
+                return _decode(data)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                self.malformed += 1
 
     def close(self) -> None:
         self.socket.close()

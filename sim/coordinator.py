@@ -1,10 +1,10 @@
 """The coordinator of one run: it admits the machines, starts them at one moment, watches them, ends them.
 
-    starting   workers are born and connect; the server lets them join in the order of the topology,
-               so that a machine's index is its ID
-    running    from the moment that all are Ready and were told the same start, until the time is up
-    stopping   every worker ends its program and says Stopped; what its counters still hold is pending
-    done
+starting   workers are born and connect; the server lets them join in the order of the topology,
+           so that a machine's index is its ID
+running    from the moment that all are Ready and were told the same start, until the time is up
+stopping   every worker ends its program and says Stopped; what its counters still hold is pending
+done
 """
 
 from __future__ import annotations
@@ -138,10 +138,6 @@ class Coordinator:
         """Call back when ``file`` is readable, for as long as the run lasts."""
         self._loop.add(file, callback)
 
-    def unwatch(self, file: Any) -> None:
-        """No longer."""
-        self._loop.remove(file)
-
     def _give_up_starting(self) -> None:
         if self.phase != "starting":
             return
@@ -190,7 +186,7 @@ class Coordinator:
         self._event("ready", ready_s=(ending.ready_ns - self._born_ns) / SECOND_NS)
         for hand in self._hands:
             hand.control.send(control.Start(ending.start_ns))
-        self._loop.at(ending.stop_ns, lambda: self._stop())
+        self._loop.at(ending.stop_ns, self._stop)
 
     # Machines that go
 
@@ -210,7 +206,9 @@ class Coordinator:
                         self._event("warning", machine=hand.name, text=text)
                     case control.Failed(whose, summary, trace):
                         hand.failure = f"its {whose} failed: {summary}"
-                        self._event("failure", machine=hand.name, whose=whose, summary=summary, traceback=trace)
+                        self._event(
+                            "failure", machine=hand.name, whose=whose, summary=summary, traceback=trace
+                        )
         except EOFError:
             self._loop.remove(hand.control)
 
@@ -253,9 +251,14 @@ class Coordinator:
     def _kill_unstopped(self) -> None:
         for hand in self._hands:
             if hand.lives and not hand.stopped:
-                self._event("machine_killed", machine=hand.name, reason="its program did not let go when told to stop")
+                self._event(
+                    "machine_killed", machine=hand.name, reason="its program did not let go when told to stop"
+                )
                 if self.ending.status == "finished":
-                    self.ending.status, self.ending.reason = "failed", f"{hand.name} did not stop: its program never yields"
+                    self.ending.status, self.ending.reason = (
+                        "failed",
+                        f"{hand.name} did not stop: its program never yields",
+                    )
                 hand.kill()
 
     def kill_all(self) -> None:
@@ -291,7 +294,9 @@ class Coordinator:
     def _look_at_resources(self) -> None:
         if self.phase in ("stopping", "done") or not self._resources_every_ns:
             return
-        self._record_resources(self._sampler.sample({hand.machine: _instrument_bytes(hand) for hand in self._hands}))
+        self._record_resources(
+            self._sampler.sample({hand.machine: _instrument_bytes(hand) for hand in self._hands})
+        )
         self._loop.at(time.monotonic_ns() + self._resources_every_ns, self._look_at_resources)
 
     def _publish(self) -> None:

@@ -47,7 +47,8 @@ class Hand:
 
     @property
     def pid(self) -> int:
-        assert self.process is not None and self.process.pid is not None
+        assert self.process is not None
+        assert self.process.pid is not None
         return self.process.pid
 
     def start(self) -> None:
@@ -102,15 +103,15 @@ class ForkServer:
 
     def __enter__(self) -> ForkServer:
         # The standard library has no public name for what it runs, nor a way to end it before the interpreter ends.
-        self._server: Any = forkserver._forkserver  # type: ignore[attr-defined]
-        self._ours = self._server._forkserver_pid is None
-        preloaded = self._server._preload_modules
-        self._server.set_forkserver_preload(["sim.zygote"])
+        server: Any = getattr(forkserver, "_forkserver")  # noqa: B009
+        self._server, self._ours = server, server._forkserver_pid is None
+        preloaded = server._preload_modules
+        server.set_forkserver_preload(["sim.zygote"])
         try:
             with _ignoring_interrupts(), _importable(), _without_main():
-                self._server.ensure_running()
+                server.ensure_running()
         finally:
-            self._server.set_forkserver_preload(preloaded)
+            server.set_forkserver_preload(preloaded)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,8 +10,11 @@ import fcntl
 import os
 from collections.abc import Callable
 
+from nodes.errors import RemoteProtocolError
+
 __all__ = ["COUNTER_MAX", "EventFd", "drain", "signal"]
 
+EVENTFD_LINK = "anon_inode:[eventfd]"  # proc_pid_fd(5)
 COUNTER_MAX = (1 << 64) - 2
 """What an eventfd can hold (eventfd(2)); one more doorbell is refused with ``BlockingIOError``."""
 
@@ -37,7 +40,13 @@ class EventFd:
 
         The flag belongs to the description that all peers share, and whoever receives it may have cleared it:
         a real QEMU does so with every descriptor, and sets it again only on those that it keeps.
+
+        Raises ``RemoteProtocolError`` for anything else than an eventfd, and closes it.
         """
+        kind = os.readlink(f"/proc/self/fd/{descriptor}")
+        if kind != EVENTFD_LINK:
+            os.close(descriptor)
+            raise RemoteProtocolError(f"server sent {kind} where an eventfd belongs")
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
         if not flags & os.O_NONBLOCK:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)

@@ -35,7 +35,11 @@ class Loop:
         self._order = itertools.count()
 
     def add(
-        self, file: HasDescriptor | int, readable: Callable[[], None], *, writable: Callable[[], None] | None = None
+        self,
+        file: HasDescriptor | int,
+        readable: Callable[[], None],
+        *,
+        writable: Callable[[], None] | None = None,
     ) -> None:
         """Call ``readable`` whenever ``file`` is, or has ended; ``writable``, if given, whenever it is that.
 
@@ -67,7 +71,11 @@ class Loop:
         happened = [(self._watched[at], at, events) for at, events in self._epoll.poll(timeout_s, EVENTS_MAX)]
         for watched, descriptor, events in happened:
             # An earlier call may have removed this one, or given its number to somebody else.
-            if watched.writable is not None and events & select.EPOLLOUT and self._is_current(descriptor, watched):
+            if (
+                watched.writable is not None
+                and events & select.EPOLLOUT
+                and self._is_current(descriptor, watched)
+            ):
                 watched.writable()
             if events & ~select.EPOLLOUT and self._is_current(descriptor, watched):
                 watched.readable()

@@ -34,18 +34,25 @@ class Region:
 
     @classmethod
     def create(cls, size_bytes: int, *, kind: str = "shared_memory", name: str | None = None) -> Region:
-        """Make the memory and reserve its blocks. Raises ``HostError`` without room, ``UsageError`` if the name is taken."""
+        """Make the memory and reserve its blocks.
+
+        Raises ``HostError`` when there is no room, ``UsageError`` when the name is taken.
+        """
         if kind == "memfd":
             return cls._create_memfd(size_bytes)
         try:
-            segment = SharedMemory(name or f"ivsim-{os.getpid()}-{secrets.token_hex(4)}", create=True, size=size_bytes)
+            segment = SharedMemory(
+                name or f"ivsim-{os.getpid()}-{secrets.token_hex(4)}", create=True, size=size_bytes
+            )
         except FileExistsError as error:
             raise UsageError(
                 f"shared memory {name!r} exists already: another server uses it, or left it behind "
                 f"(then remove {SHM_DIRECTORY}/{name})"
             ) from error
         except OSError as error:
-            raise HostError(f"shared memory of {size_bytes} bytes cannot be made: {error.strerror}") from error
+            raise HostError(
+                f"shared memory of {size_bytes} bytes cannot be made: {error.strerror}"
+            ) from error
         descriptor = os.open(f"{SHM_DIRECTORY}/{segment.name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         region = cls(descriptor, size_bytes, segment)
         try:
@@ -59,6 +66,10 @@ class Region:
 
     @classmethod
     def _create_memfd(cls, size_bytes: int) -> Region:
+        # A memfd has no file system with a size to refuse this: the kernel would end somebody for it.
+        host_bytes = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
+        if size_bytes > host_bytes:
+            raise HostError(f"no room for {size_bytes} bytes of shared memory: this host has {host_bytes}")
         descriptor = os.memfd_create("ivshmem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, size_bytes)
@@ -97,5 +108,5 @@ def map_region(descriptor: int) -> mmap.mmap:
         raise RemoteProtocolError(f"memory size {size_bytes:#x} is not a power of two")
     try:
         return mmap.mmap(descriptor, size_bytes)
-    except OSError as error:
-        raise RemoteProtocolError(f"the server's shared memory cannot be mapped: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: it has shrunk meanwhile
+        raise RemoteProtocolError(f"the server's shared memory cannot be mapped: {error}") from error

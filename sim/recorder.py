@@ -19,18 +19,18 @@ class Recorder:
     def __init__(self, recording_: Recording) -> None:
         self.words = recording_.words
         self.layout = recording_.layout
-        self._edges: dict[tuple[int, int], int] = {}
+        self._edges = 0
         self.sample = self._make_sample()
 
     def open_edge(self, peer: int, vector: int) -> int:
-        index = self._edges.get((peer, vector))
-        if index is None:
-            index = len(self._edges)
-            if index >= self.layout.edges:
-                raise OverflowError(f"no room for the counts of a further doorbell: {self.layout.edges} are in use")
-            self._edges[peer, vector] = index
-            self.words[self.layout.edges_at + 3 * index] = peer << 16 | vector
-            self.words[recording.EDGES_USED] = index + 1
+        index = self._edges
+        if index >= self.layout.edges:
+            raise OverflowError(
+                f"no room for the counts of a further doorbell: {self.layout.edges} are in use"
+            )
+        self._edges = index + 1
+        self.words[self.layout.edges_at + 3 * index] = peer << 16 | vector
+        self.words[recording.EDGES_USED] = index + 1
         return index
 
     def store_edge(self, edge: int, rung: int, refused: int) -> None:
@@ -40,9 +40,6 @@ class Recorder:
 
     def store_nowhere(self, rung: int) -> None:
         self.words[recording.RUNG_NOWHERE] = rung
-
-    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
-        raise AssertionError("replaced by a closure when the recorder is made")
 
     def _make_sample(self) -> Callable[[int, int, int, int], None]:
         words, at = self.words, self.layout.rings_at

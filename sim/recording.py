@@ -116,7 +116,9 @@ class Recording:
         except OSError as error:
             path.unlink()
             need = layout.words * WORD_BYTES / 2**20
-            raise HostError(f"{path}: {need:.1f} MiB for samples cannot be reserved: {error.strerror}") from error
+            raise HostError(
+                f"{path}: {need:.1f} MiB for samples cannot be reserved: {error.strerror}"
+            ) from error
         finally:
             os.close(fd)
         recording = cls(mapping, layout, path)
@@ -136,7 +138,7 @@ class Recording:
             size_bytes = os.fstat(fd).st_size
             if size_bytes < HEADER_WORDS * WORD_BYTES:
                 raise UsageError(f"{path}: not a recording: {size_bytes} bytes, a header alone is 512")
-            mapping = mmap.mmap(fd, size_bytes)
+            mapping = mmap.mmap(fd, size_bytes - size_bytes % WORD_BYTES)
         finally:
             os.close(fd)
         with memoryview(mapping) as view, view.cast("Q") as head:

@@ -54,7 +54,11 @@ class Sampler:
         rows = []
         for machine, (name, process) in list(self._processes.items()):
             try:
-                cpu, memory, switches = process.cpu_times(), process.memory_full_info(), process.num_ctx_switches()
+                cpu, memory, switches = (
+                    process.cpu_times(),
+                    process.memory_full_info(),
+                    process.num_ctx_switches(),
+                )
                 rows.append(
                     Resources(
                         machine=machine,

@@ -24,15 +24,18 @@ from topologies import Machine, Topology, load
 
 __all__ = ["Begun", "run"]
 
-RINGS_MAX = 1 << 17
-DRAINS_MAX = 1 << 18
-SAMPLES_MIN = 1 << 10
-SAMPLES_BUDGET_BYTES = 1 << 29
+# What a run may take of the disk for its recordings, and the most that one machine can make of it: nobody rings
+# or wakes more often than that.
+SAMPLES_BUDGET_BYTES = 1 << 28
 SAMPLE_BYTES = 24
+SAMPLES_MIN = 1 << 10
+SAMPLES_PER_S_MAX = 250_000
 # What the coordinator holds besides: its eventfds of every peer, and for each machine a socket, a control
 # socket, a sentinel and the pipe to the fork server.
 DESCRIPTORS_EACH = 5
 DESCRIPTORS_SPARE = 64
+RUNTIME_LENGTH_MAX = 64
+SIGNALS_TAKEN = 2
 
 
 class Begun:
@@ -74,10 +77,15 @@ def run(
         server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
         region = Region.create(topology.memory.size_bytes, kind=topology.memory.kind)
         stack.callback(region.close)
-        arguments: dict[str, Any] = {"overrides": dict(overrides or {}), "resources_every_s": resources_every_s}
+        arguments: dict[str, Any] = {
+            "overrides": dict(overrides or {}),
+            "resources_every_s": resources_every_s,
+        }
         directory = stack.enter_context(RunDirectory.create(Path(runs), topology, arguments))
         stack.enter_context(ForkServer())
-        hands = [_hand(stack, topology, machine, directory, server_path, runtime) for machine in topology.machines]
+        hands = [
+            _hand(stack, topology, machine, directory, server_path, runtime) for machine in topology.machines
+        ]
         coordinator = Coordinator(
             topology,
             hands,
@@ -92,10 +100,10 @@ def run(
         on_begin(Begun(topology, directory.path, coordinator.telemetry, server_path))
         with _interrupts(coordinator):
             ending = coordinator.run()
-        exits = {hand.machine: hand.exit or None for hand in hands}
-        # Machines and descriptors go before the results are made: from here on nothing can be lost.
-        stack.pop_all().close()
-    return _finish(directory, topology, ending, exits)
+            exits = {hand.machine: hand.exit or None for hand in hands}
+            # Machines and descriptors go before the results are made: from here on nothing can be lost.
+            stack.close()
+            return _finish(directory, topology, ending, exits)
 
 
 def _finish(directory: RunDirectory, topology: Topology, ending: Ending, exits: dict[int, str | None]) -> Run:
@@ -145,15 +153,16 @@ def _hand(
 
 
 def _layout(topology: Topology, machine: Machine) -> Layout:
-    """Room for the samples of one machine: the budget of the run is shared by all."""
+    """Room for the samples of one machine: the budget of the run is shared by all, drains get twice what rings get."""
     share = SAMPLES_BUDGET_BYTES // SAMPLE_BYTES // len(topology.machines) // 3
+    most = round(SAMPLES_PER_S_MAX * (topology.run.warmup_s + topology.run.duration_s))
     # Peers that come later, real ones among them, want a few edges too.
     edges = sum(min(machine.vectors, other.vectors) for other in topology.machines) + 64 * machine.vectors
     return Layout(
         vectors=machine.vectors,
         edges=edges,
-        rings=max(SAMPLES_MIN, min(RINGS_MAX, share)) if topology.run.sample_every else 0,
-        drains=max(SAMPLES_MIN, min(DRAINS_MAX, 2 * share)),
+        rings=max(SAMPLES_MIN, min(most, share)) if topology.run.sample_every else 0,
+        drains=max(SAMPLES_MIN, min(most, 2 * share)),
     )
 
 
@@ -176,16 +185,23 @@ def _check_host(topology: Topology) -> None:
 @contextlib.contextmanager
 def _runtime_directory() -> Iterator[Path]:
     """A private directory (mode 0700) for sockets, with a path short enough for them."""
-    parent = os.environ.get("XDG_RUNTIME_DIR")
-    if not parent or not os.access(parent, os.W_OK | os.X_OK) or len(parent) > 64:
-        parent = "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else None
+    candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
+    usable = (
+        path for path in candidates if path and len(path) <= RUNTIME_LENGTH_MAX and os.access(path, os.W_OK | os.X_OK)
+    )
+    parent = next(usable, None)
+    if parent is None:
+        raise HostError(f"no directory for sockets: none of {candidates} is short enough and can be written")
     with tempfile.TemporaryDirectory(prefix="ivsim-", dir=parent) as path:
         yield Path(path)
 
 
 @contextlib.contextmanager
 def _interrupts(coordinator: Coordinator) -> Iterator[None]:
-    """While the run lasts, signals end it: the first one gently, the second one at once."""
+    """While this lasts, a signal ends the run: the first one gently, the second one at once.
+
+    Results are written in here too, so that nobody loses them to impatience; the third signal gives up on them.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -194,11 +210,15 @@ def _interrupts(coordinator: Coordinator) -> Iterator[None]:
     read_end.setblocking(False)
     write_end.setblocking(False)
 
-    def interrupted() -> None:
+    def arrived(number: int, _frame: object) -> None:
         nonlocal seen
+        seen += 1
+        if seen > SIGNALS_TAKEN:
+            raise KeyboardInterrupt
+
+    def interrupted() -> None:
         for number in read_end.recv(64):
-            seen += 1
-            if seen == 1:
+            if coordinator.phase in ("starting", "running"):
                 coordinator.stop("interrupted", signal.Signals(number).name)
             else:
                 coordinator.kill_all()
@@ -206,13 +226,12 @@ def _interrupts(coordinator: Coordinator) -> Iterator[None]:
     coordinator.watch(read_end, interrupted)
     previous_wakeup = signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, lambda *_: None) for number in handled}
+    previous = {number: signal.signal(number, arrived) for number in handled}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(previous_wakeup)
-        coordinator.unwatch(read_end)
         read_end.close()
         write_end.close()

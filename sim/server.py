@@ -13,10 +13,11 @@ import os
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from nodes.errors import HostError, UsageError
+from nodes.errors import HostError, LocalProtocolError, UsageError
 from nodes.protocol import V0, Dialect
 from nodes.server import Outbound, Server
 from sim.channel import Outbox
@@ -82,8 +83,10 @@ class IvshmemServer:
         self._waiting: dict[int, Arrival] = {}  # socket number -> not joined yet
         self.departed: list[Peer] = []
         self._retain_departed = retain_departed
-        self._stuck: set[int] = set()
-        self._on_arrival = on_arrival or (lambda arrival: self._join_default(arrival))
+        self._stuck: dict[int, str] = {}  # peer -> why it is not told more for now
+        self._news: deque[Outbound[int]] = deque()
+        self._telling = False
+        self._on_arrival = on_arrival or self._join_default
         self._on_join, self._on_leave = on_join, on_leave
         self._listener = self._listen(path)
         self._identity = os.stat(path).st_dev, os.stat(path).st_ino
@@ -92,8 +95,12 @@ class IvshmemServer:
     @staticmethod
     def _listen(path: Path) -> socket.socket:
         if len(os.fsencode(path)) > PATH_BYTES_MAX:
-            raise UsageError(f"the socket's path may have {PATH_BYTES_MAX} bytes, {path} has {len(os.fsencode(path))}")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            raise UsageError(
+                f"the socket's path may have {PATH_BYTES_MAX} bytes, {path} has {len(os.fsencode(path))}"
+            )
+        listener = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        )
         try:
             os.fchmod(listener.fileno(), 0o600)  # before bind: there is no moment in which others can connect
             _remove_stale(path)
@@ -144,49 +151,58 @@ class IvshmemServer:
         with contextlib.suppress(HostError):  # he was told by the end of his connection; others go on
             self.join(arrival, self._vectors)
 
-    def join(self, arrival: Arrival, vectors: int) -> Peer:
+    def join(self, arrival: Arrival, vectors: int) -> Peer | None:
         """Make a client a peer with so many eventfds, and tell everybody.
 
-        Raises ``HostError`` when there are no descriptors for it (it is then disconnected).
+        None when it has left already. Raises ``HostError`` when there are no descriptors or no IDs for it (it is
+        then disconnected).
         """
-        del self._waiting[arrival.socket.fileno()]
+        if self._waiting.pop(arrival.socket.fileno(), None) is None:
+            return None
         eventfds: list[EventFd] = []
         try:
             for _ in range(vectors):
                 eventfds.append(EventFd.create())
-        except OSError as error:
+            number, messages = self._server.join([eventfd.descriptor for eventfd in eventfds])
+        except (OSError, LocalProtocolError) as error:
             for eventfd in eventfds:
                 eventfd.close()
             self._loop.remove(arrival.socket)
             arrival.socket.close()
-            raise HostError(f"no descriptors for the {vectors} eventfds of a further peer: {error.strerror}") from error
-        number, messages = self._server.join([eventfd.descriptor for eventfd in eventfds])
+            raise HostError(f"no further peer with {vectors} eventfds can join: {error}") from error
         # Room for the whole greeting and for a neighbour's coming and going; beyond that, it does not read.
         limit = 2 * len(messages) + OUTBOX_SPARE
         peer = Peer(number, arrival, eventfds, limit)
         self.peers[number] = peer
         self._loop.add(peer.socket, lambda: self._leave(peer, "left"))
-        self._send(messages)
         self._on_join(peer)
+        self._send(messages)
         return peer
 
     # Messages that go
 
     def _send(self, messages: list[Outbound[int]]) -> None:
-        touched: dict[int, Peer] = {}
-        overflown: dict[int, Peer] = {}
-        for number, message in messages:
-            peer = self.peers.get(number)
-            if peer is None or number in overflown:
-                continue
-            if not peer.outbox.put(message):
-                overflown[number] = peer
-            touched[number] = peer
-        for number, peer in touched.items():
-            if number not in overflown:
-                self._flush(peer)
-        for peer in overflown.values():
-            self._leave(peer, f"does not read: {len(peer.outbox)} messages wait for it")
+        """Queue and send. A peer that cannot be told leaves, which is news in turn: it goes behind these."""
+        self._news.extend(messages)
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while self._news:
+                touched: dict[int, Peer] = {}
+                while self._news:
+                    number, message = self._news.popleft()
+                    peer = self.peers.get(number)
+                    if peer is None:
+                        continue
+                    if peer.outbox.put(message):
+                        touched[number] = peer
+                    else:
+                        self._leave(peer, f"does not read: {len(peer.outbox)} messages wait for it")
+                for peer in touched.values():
+                    self._flush(peer)
+        finally:
+            self._telling = False
         self._release_departed()
 
     def _flush(self, peer: Peer) -> None:
@@ -198,21 +214,30 @@ class IvshmemServer:
             self._leave(peer, error.strerror or "connection broken")
             return
         if done:
-            if peer.peer in self._stuck:
-                self._stuck.discard(peer.peer)
+            if self._stuck.pop(peer.peer, None):
                 self._loop.add(peer.socket, lambda: self._leave(peer, "left"))
                 self._release_departed()
-        elif peer.outbox.throttled:
-            self._stuck.add(peer.peer)
-            self._loop.at(time.monotonic_ns() + RETRY_NS, lambda: self._flush(peer))
-        elif peer.peer not in self._stuck:
-            self._stuck.add(peer.peer)
+            return
+        cause = "throttled" if peer.outbox.throttled else "full"
+        if self._stuck.get(peer.peer) == cause:
+            return
+        self._stuck[peer.peer] = cause
+        if cause == "full":
             self._loop.add(peer.socket, lambda: self._leave(peer, "left"), writable=lambda: self._flush(peer))
+        else:
+            # There may be room in the socket: being told so again and again would help nobody.
+            self._loop.add(peer.socket, lambda: self._leave(peer, "left"))
+            self._loop.at(time.monotonic_ns() + RETRY_NS, lambda: self._retry(peer))
+
+    def _retry(self, peer: Peer) -> None:
+        if self._stuck.get(peer.peer) == "throttled":
+            self._stuck[peer.peer] = "retried"
+            self._flush(peer)
 
     def _leave(self, peer: Peer, reason: str) -> None:
         if self.peers.pop(peer.peer, None) is None:
             return
-        self._stuck.discard(peer.peer)
+        self._stuck.pop(peer.peer, None)
         self._loop.remove(peer.socket)
         peer.socket.close()
         # Messages that carry its eventfds may still wait in somebody's outbox.
@@ -221,7 +246,7 @@ class IvshmemServer:
         self._send(self._server.leave(peer.peer))
 
     def _release_departed(self) -> None:
-        if self.departed and not self._stuck and not self._retain_departed:
+        if self.departed and not (self._stuck or self._telling or self._retain_departed):
             self._close_departed()
 
     def _close_departed(self) -> None:
@@ -269,7 +294,9 @@ def _remove_stale(path: Path) -> None:
             return
     except OSError as error:
         raise UsageError(f"cannot look at {path}: {error.strerror}") from error
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
+    with socket.socket(
+        socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    ) as probe:
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:

@@ -8,9 +8,9 @@ server (PR_SET_PDEATHSIG).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib
-import ctypes
 import os
 import random
 import select
@@ -26,15 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from nodes import profiles, programs
-from nodes.client import Assigned, Client, Event, Ignored, MemoryShared, PeerLeft, VectorConnected
-from nodes.errors import GuestError, IvshmemError, ProtocolError, RemoteProtocolError
+from nodes.errors import GuestError, HostError, ProtocolError, UsageError
 from nodes.guest import Guest, Program
 from nodes.vm import Vm
 from sim import control, recording
-from sim.channel import Channel
+from sim.connection import Connection
 from sim.control import Control
-from sim.eventfd import EventFd, drain, signal
-from sim.memory import map_region
+from sim.eventfd import drain, signal
 from sim.recorder import Recorder
 from sim.recording import Recording, State
 
@@ -76,17 +74,15 @@ def main(plan: WorkerPlan, control_socket: socket.socket) -> None:
     code = 1
     try:
         with Recording.open(Path(plan.recording)) as book:
-            worker = _Worker(plan, link, book)
             try:
-                worker.run()
+                with contextlib.closing(_Worker(plan, link, book)) as worker:
+                    worker.run()
                 code = 0
             except EOFError:
                 _clean_up_orphaned(Path(plan.runtime))
-            except BaseException as error:  # noqa: BLE001  (the last frame of the process: it must be told, whatever it is)
+            except BaseException as error:  # the last frame of the process: whatever it is, it must be told
                 book.words[recording.STATE] = State.FAILED
                 link.send(_explain(error))
-            finally:
-                worker.close()
     finally:
         # Straight out: a guest program may hold views of the memory, which would only make the exit complain.
         sys.stdout.flush()
@@ -99,7 +95,7 @@ def _tie_to_fork_server() -> None:
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_PDEATHSIG, signals.SIGKILL)
     prctl(PR_SET_TIMERSLACK, 1)
-    alive = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)  # type: ignore[attr-defined]
+    alive = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
     if alive is not None:
         os.close(alive)
         forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
@@ -107,15 +103,16 @@ def _tie_to_fork_server() -> None:
 
 def _explain(error: BaseException) -> control.Failed:
     """Whose fault it is, in one line, and the traceback where it helps to find it."""
-    text = "".join(traceback.format_exception(error))[-control.TEXT_MAX :]
-    summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if isinstance(error, ProtocolError):
-        return control.Failed("server", summary)
-    if isinstance(error, _ProgramFailed):
-        cause = error.__cause__ or error
-        summary = f"{type(cause).__name__}: {cause}"
-        return control.Failed("program", summary, "".join(traceback.format_exception(cause))[-control.TEXT_MAX :])
-    return control.Failed("simulator", summary, text)
+    whose, cause = "simulator", error
+    if isinstance(error, _ProgramError) and error.__cause__ is not None:
+        whose, cause = "program", error.__cause__
+    elif isinstance(error, ProtocolError | UsageError):
+        whose = "server"
+    elif isinstance(error, HostError):
+        whose = "host"
+    summary = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    trace = "".join(traceback.format_exception(cause)) if whose in ("program", "simulator") else ""
+    return control.Failed(whose, summary[: control.TEXT_MAX], trace[-control.TEXT_MAX :])
 
 
 def _clean_up_orphaned(runtime: Path) -> None:
@@ -127,11 +124,11 @@ def _clean_up_orphaned(runtime: Path) -> None:
         runtime.rmdir()
 
 
-class _ProgramFailed(Exception):
+class _ProgramError(Exception):
     """The guest program raised; the cause tells what."""
 
 
-class _Stopped(Exception):
+class _Stopped(Exception):  # noqa: N818  (no error)
     """The coordinator said Stop."""
 
 
@@ -143,10 +140,6 @@ class _Worker:
         self._link = link
         self._book = book
         self._recorder = Recorder(book)
-        self._client: Client[int] = Client(plan.vectors)
-        self._channel: Channel | None = None
-        self._eventfds: dict[int, list[EventFd]] = {}
-        self._own: dict[int, int] = {}  # descriptor -> vector
         self._epoll = select.epoll()
         self._start_ns: int | None = None
         self._vm = Vm(
@@ -159,13 +152,20 @@ class _Worker:
             random=random.Random(f"{plan.seed}/{plan.name}"),
             sample_every=plan.sample_every,
         )
+        self._connection = Connection(
+            Path(plan.server),
+            self._vm,
+            on_own=lambda descriptor: self._epoll.register(descriptor, select.EPOLLIN),
+            warn=lambda text: link.send(control.Warned(text)),
+        )
 
     def run(self) -> None:
         words = self._book.words
         program = _load_program(self._plan)
         self._epoll.register(self._link.fileno(), select.EPOLLIN)
+        self._epoll.register(self._connection.fileno(), select.EPOLLIN)
+        words[recording.STATE] = State.CONNECTED
         try:
-            self._connect()
             self._meet_everyone()
             words[recording.READY_NS] = time.monotonic_ns()
             words[recording.STATE] = State.READY
@@ -178,91 +178,33 @@ class _Worker:
             self._stop()
 
     def close(self) -> None:
-        for eventfds in self._eventfds.values():
-            for eventfd in eventfds:
-                eventfd.close()
-        if self._channel is not None:
-            self._channel.close()
+        self._connection.close()
         self._epoll.close()
 
     # The server
 
-    def _connect(self) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            sock.connect(self._plan.server)
-        except OSError as error:
-            sock.close()
-            raise RemoteProtocolError(f"no server at {self._plan.server}: {error.strerror}") from error
-        self._channel = Channel(sock)
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
-        self._book.words[recording.STATE] = State.CONNECTED
-
     def _meet_everyone(self) -> None:
         """Take in the greeting until every vector of every machine that should be there is connected."""
-        expected = self._plan.expected
-        while not all(self._client.peers.get(peer, 0) >= vectors for peer, vectors in enumerate(expected)) or (
-            not self._client.is_set_up
-        ):
+        while not self._connection.knows(self._plan.expected):
             for descriptor, _ in self._epoll.poll():
                 self._attend(descriptor)
+        peer = self._connection.peer
+        assert peer is not None
+        self._book.words[recording.PEER] = peer
 
     def _await_start(self) -> None:
         while self._start_ns is None:
             for descriptor, _ in self._epoll.poll():
-                if descriptor not in self._own:
+                if descriptor not in self._connection.own:
                     self._attend(descriptor)
         self._vm.guest.start_ns = self._start_ns
-        while time.monotonic_ns() < self._start_ns:
-            time.sleep(max(0, self._start_ns - time.monotonic_ns()) / 1e9)
+        while (left_ns := self._start_ns - time.monotonic_ns()) > 0:
+            time.sleep(left_ns / 1e9)
 
     def _read_server(self) -> None:
-        """Everything that the server has said so far."""
-        channel, client = self._channel, self._client
-        assert channel is not None
-        while True:
-            received = channel.receive(client.missing_bytes)
-            if received is None:
-                return
-            data, descriptors = received
-            try:
-                if not data:
-                    client.end()
-                    # Doorbells and interrupts go on without a server; there is only no more news.
-                    self._epoll.unregister(channel.fileno())
-                    return
-                for event in client.receive(data, descriptors):
-                    self._take(event)
-            finally:
-                for descriptor in client.unclaimed():
-                    os.close(descriptor)
-
-    def _take(self, event: Event[int]) -> None:
-        match event:
-            case Assigned(peer):
-                self._book.words[recording.PEER] = peer
-            case MemoryShared(descriptor):
-                try:
-                    memory = map_region(descriptor)
-                finally:
-                    os.close(descriptor)
-                assert self._client.peer is not None
-                self._vm.place(self._client.peer, memoryview(memory))
-            case VectorConnected(peer, vector, descriptor):
-                eventfd = EventFd.adopt(descriptor)
-                self._eventfds.setdefault(peer, []).append(eventfd)
-                self._vm.connect(peer, vector, eventfd.descriptor)
-                if peer == self._client.peer:
-                    self._own[eventfd.descriptor] = vector
-                    self._epoll.register(eventfd.descriptor, select.EPOLLIN)
-            case PeerLeft(peer):
-                self._vm.disconnect(peer)
-                for eventfd in self._eventfds.pop(peer, ()):
-                    eventfd.close()
-            case Ignored(reason, descriptors):
-                for descriptor in descriptors:
-                    os.close(descriptor)
-                self._link.send(control.Warned(reason))
+        if not self._connection.read():
+            # Doorbells and interrupts go on without a server; there is only no more news.
+            self._epoll.unregister(self._connection.fileno())
 
     # The coordinator
 
@@ -306,7 +248,7 @@ class _Worker:
 
     def _serve(self, program: Callable[[Guest], Program]) -> None:
         """Run the program until Stop: wait as long as it says, and hand it what comes."""
-        vm, own, poll, clock = self._vm, self._own, self._epoll.poll, time.monotonic_ns
+        vm, own, poll, clock = self._vm, self._connection.own, self._epoll.poll, time.monotonic_ns
         deliver, warnings = vm.deliver, vm.warnings
         drained, handled = self._recorder.make_drains()
         events_max = len(own) + 2
@@ -336,7 +278,7 @@ class _Worker:
                 try:
                     wait = deliver(vector, count)
                 except Exception as error:
-                    raise _ProgramFailed from error
+                    raise _ProgramError from error
                 handled(clock())
             if warnings:
                 self._warn()
@@ -344,7 +286,7 @@ class _Worker:
     def _poll_until(self, deadline_ns: int, events_max: int) -> list[tuple[int, int]]:
         """Events, or none at the deadline. ``epoll`` waits whole milliseconds, so the last ones are select's."""
         if type(deadline_ns) is not int:
-            raise _ProgramFailed from GuestError(
+            raise _ProgramError from GuestError(
                 f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {deadline_ns!r}"
             )
         poll, epoll = self._epoll.poll, self._epoll.fileno()
@@ -367,7 +309,7 @@ def _blaming_program() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise _ProgramFailed from error
+        raise _ProgramError from error
 
 
 def _load_program(plan: WorkerPlan) -> Callable[[Guest], Program]:

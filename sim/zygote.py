@@ -1,17 +1,35 @@
 """What the fork server loads once for all workers.
 
 Everything a worker needs is imported here and frozen, so that a worker is a fork that shares its pages and not a
-new interpreter. Interrupts of the terminal are the coordinator's business: workers inherit that they ignore them.
+new interpreter. What a worker touches it gets a page of its own for, if only because it counts references in it;
+so the standard library comes first and what workers run stays close together behind it, and nothing is
+collected, and no hole torn, in between. Measured with CPython 3.11: half a megabyte less for each machine.
+
+Interrupts of the terminal are the coordinator's business: workers inherit that they ignore them.
 """
 
+# ruff: noqa: E402, F401  (the order is the purpose)
 from __future__ import annotations
 
 import gc
+
+gc.disable()
+
+import contextlib
+import ctypes
+import multiprocessing.popen_forkserver
+import multiprocessing.shared_memory
+import multiprocessing.spawn
+import pathlib
+import random
 import signal
+import traceback
+
+import msgspec
 
 import nodes.programs
-import sim.worker  # noqa: F401
+import sim.worker
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-gc.collect()
 gc.freeze()
+gc.enable()

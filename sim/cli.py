@@ -1,0 +1,82 @@
+"""The `ivsim` command.
+
+Exit codes: 0 fine; 1 the run failed or did not balance; 2 wrong use or a wrong topology; 3 this host is too
+small; 130, 143, 129 interrupted (SIGINT, SIGTERM, SIGHUP), with what was measured kept. Data goes to standard
+output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from nodes.errors import HostError, IvshmemError, UsageError
+
+__all__ = ["ivsim", "main"]
+
+# A command is loaded when it is asked for: `ivsim list` need not wait for pyarrow.
+COMMANDS = {
+    "run": "sim.commands.run:run",
+    "show": "sim.commands.run:show",
+    "serve": "sim.commands.serve:serve",
+    "validate": "sim.commands.topology:validate",
+    "list": "sim.commands.topology:list_shipped",
+    "init": "sim.commands.topology:init",
+    "schema": "sim.commands.topology:schema",
+    "device": "sim.commands.device:device",
+    "conformance": "sim.commands.device:conformance",
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are named above, in that order."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        target = COMMANDS.get(cmd_name)
+        if target is None:
+            return None
+        module, _, name = target.partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "IVSIM"}
+)
+@click.version_option(package_name="ivshmem-sim", prog_name="ivsim")
+def ivsim() -> None:
+    """A laboratory for ivshmem: machines as processes, a real server, real eventfds."""
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The console script: one message and an exit code, and no traceback for the user's mistakes."""
+    try:
+        code = ivsim.main(arguments, standalone_mode=False)
+    except click.exceptions.Exit as request:
+        code = request.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except UsageError as error:
+        click.echo(f"ivsim: {error}", err=True)
+        code = 2
+    except HostError as error:
+        click.echo(f"ivsim: {error}", err=True)
+        code = 3
+    except IvshmemError as error:
+        click.echo(f"ivsim: {error}", err=True)
+        code = 1
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `head` does; nothing is wrong, and there is nobody to tell.
+        sys.stderr.close()
+        code = 0
+    sys.exit(code)

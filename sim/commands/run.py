@@ -1,0 +1,127 @@
+"""`ivsim run` and `ivsim show`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from sim.commands.topology import BadTopology, overrides_option
+from sim.results import Run
+from topologies import TopologyError
+
+__all__ = ["run", "show"]
+
+SIGNAL_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
+
+
+@click.command("run", short_help="Run a topology and show what came of it.")
+@click.argument("topology")
+@overrides_option
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same as --set seed=N.")
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Where run directories are made.",
+)
+@click.option(
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path),
+    help="Put the server's socket here, for others to join (a real QEMU, `ivsim` tools).",
+)
+@click.option(
+    "--resources-every",
+    "resources_every_s",
+    type=click.FloatRange(0, 3600),
+    default=0.5,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often processes are looked at; 0: never.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="The summary as JSON on standard output, and no progress."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def run(
+    topology: str,
+    overrides: dict[str, str],
+    seed: int | None,
+    runs: Path,
+    socket_path: Path | None,
+    resources_every_s: float,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run TOPOLOGY, a file or the name of a shipped one (`ivsim list`), and print its result.
+
+    Ctrl-C ends it early and keeps what was measured; a second one does not wait for the machines.
+    """
+    from sim.progress import Progress
+    from sim.runner import Begun
+    from sim.runner import run as run_topology
+
+    stderr = Console(stderr=True)
+    if seed is not None:
+        overrides = {**overrides, "seed": str(seed)}
+    with contextlib.ExitStack() as stack:
+
+        def begin(begun: Begun) -> None:
+            if not (as_json or quiet):
+                stderr.print(
+                    f"{begun.topology.title}: {begun.path}", markup=False, highlight=False, soft_wrap=True
+                )
+                stack.enter_context(Progress(begun.telemetry, stderr))
+            if socket_path is not None:
+                stderr.print(
+                    f"others may join at {begun.server}", markup=False, highlight=False, soft_wrap=True
+                )
+
+        try:
+            result = run_topology(
+                topology,
+                runs=runs,
+                overrides=overrides,
+                resources_every_s=resources_every_s,
+                socket_path=socket_path,
+                on_begin=begin,
+            )
+        except TopologyError as error:
+            raise BadTopology(error) from None
+    _print(result, as_json)
+    raise click.exceptions.Exit(_exit_code(result))
+
+
+@click.command("show", short_help="Show the result of a run again.")
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+def show(run_directory: Path, as_json: bool) -> None:
+    """Print what `ivsim run` printed for the run directory RUN.
+
+    A run whose coordinator was killed is put together from what its machines had recorded.
+    """
+    import sim.results
+
+    _print(sim.results.open(run_directory), as_json)
+
+
+def _print(result: Run, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result.summary, indent=2))
+        return
+    from sim.tables import render
+
+    render(result, Console())
+
+
+def _exit_code(result: Run) -> int:
+    if result.status == "interrupted":
+        return SIGNAL_CODES.get(result.reason, 130)
+    if result.status not in ("finished", "degraded") or not result.balanced:
+        return 1
+    return 0
