@@ -13,11 +13,11 @@ from nodes.doorbells import Doorbells, Ledger, Line
 from nodes.errors import GuestError
 from nodes.guest import FOREVER, Guest, Interrupt, Program, Random
 from nodes.ivshmem import IntxLevel, Ivshmem, Message, Warning_
+from nodes.pci import assign_resources
 from nodes.profiles import Profile
 
 __all__ = ["Vm"]
 
-COMMAND, COMMAND_MEMORY, COMMAND_BUS_MASTER = 0x04, 1 << 1, 1 << 2
 STATUS, STATUS_CAPABILITIES = 0x06, 1 << 4
 CAPABILITIES_POINTER, CAPABILITY_MSIX = 0x34, 0x11
 MSIX_ENABLE = 1 << 15
@@ -27,6 +27,8 @@ INTR_MASK, INTR_STATUS = 0, 4
 
 class Vm:
     """A machine with one ivshmem device and one program.
+
+    ``size_bytes`` is the size of the memory for a device that is told it, as that of 2012.
 
     ``signal(line, 1)`` rings a line (``BlockingIOError``: its counter is full). ``warnings`` collects what a
     real machine would print on stderr; the engine empties it.
@@ -38,6 +40,7 @@ class Vm:
         *,
         vectors: int,
         role: str,
+        size_bytes: int | None = None,
         signal: Callable[[Line, int], object],
         ledger: Ledger,
         clock: Callable[[], int],
@@ -45,7 +48,7 @@ class Vm:
         sample_every: int,
     ) -> None:
         self.doorbells = Doorbells(signal, self._ring_by_register, ledger, clock, sample_every=sample_every)
-        self.device = Ivshmem(profile, vectors=vectors, role=role, ring=self.doorbells.ring)
+        self.device = Ivshmem(profile, vectors=vectors, role=role, size_bytes=size_bytes, ring=self.doorbells.ring)
         self.guest = Guest(self.device, self.doorbells, clock=clock, random=random)
         self.warnings: deque[str] = deque()
         self.interrupts = [0] * vectors
@@ -64,9 +67,12 @@ class Vm:
         self.guest.place(peer, memory)
         self._probe()
 
-    def connect(self, peer: int, vector: int, line: Line) -> None:
-        if self.device.connect(peer, vector):
-            self.doorbells.connect(peer, vector, line)
+    def connect(self, peer: int, vector: int, line: Line) -> bool:
+        """A peer's vector can be rung on ``line``; False when the device has no use for it."""
+        if not (self.device.profile.server and self.device.connect(peer, vector)):
+            return False
+        self.doorbells.connect(peer, vector, line)
+        return True
 
     def disconnect(self, peer: int) -> None:
         self.device.disconnect(peer)
@@ -140,7 +146,7 @@ class Vm:
     def _probe(self) -> None:
         """What a driver does first: decode memory, master the bus, point each vector at the processor."""
         device = self.device
-        device.config_write(COMMAND, 2, COMMAND_MEMORY | COMMAND_BUS_MASTER)
+        assign_resources(device.config.bars.values(), device.config_write)
         capability = self._find_msix()
         if capability is None:
             device.bar_write(0, INTR_MASK, 4, 0xFFFFFFFF)

@@ -1,0 +1,420 @@
+"""The ivshmem device: registers, doorbell, MSI-X or INTx, shared memory, peers.
+
+A state machine: a guest reads and writes configuration space and BARs, a server's messages set its peer
+ID, its memory and its peers, drained eventfds interrupt it. What it does to the outside stands in
+``effects``, in order; doorbells for others go to ``ring``. It sees numbers only, never a descriptor.
+
+BAR0 holds the registers, BAR1 (only with MSI-X) table and pending bits, BAR2 the shared memory. Where
+devices differ, the profile decides (:mod:`nodes.profiles`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nodes import migration
+from nodes.errors import GuestError, ModelledFault, RemoteProtocolError, UsageError
+from nodes.msix import Layout, Message, Msix, Undelivered
+from nodes.pci import (
+    COMMAND_BUS_MASTER,
+    COMMAND_INTX_DISABLE,
+    COMMAND_MEMORY,
+    Bar,
+    ConfigSpace,
+    Identity,
+)
+from nodes.profiles import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, Profile, Quirk
+from nodes.registers import RegisterFile, Window, check_access
+
+__all__ = ["Effect", "IntxLevel", "Ivshmem", "Message", "Warning_"]
+
+REGISTERS_BAR, MSIX_BAR, MEMORY_BAR = 0, 1, 2
+MSIX_CAPABILITY = 0x40
+DOORBELL_OFFSET = 12
+PAGE_BYTES = 4096
+PEER_LIMIT = 1 << 16
+ROLES = ("peer", "master", "auto")
+
+
+@dataclass(frozen=True, slots=True)
+class IntxLevel:
+    """The legacy interrupt line went up or down."""
+
+    asserted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Warning_:  # noqa: N801  (its bare name is a builtin)
+    """Something that the real device would have printed."""
+
+    text: str
+
+
+Effect = Message | IntxLevel | Warning_
+
+
+class Ivshmem:
+    """One ivshmem device.
+
+    Args:
+        profile: which device it is.
+        vectors: own eventfds, and MSI-X vectors where the profile has MSI-X.
+        ring: called with (peer, vector) for every doorbell that a connected vector answers.
+        role: "peer", "master" (whose memory a migration moves) or "auto" (master if the ID is 0); None takes
+            the profile's default.
+        size_bytes: BAR2 of a device that is told its size; otherwise the profile or the memory decides.
+
+    Raises:
+        UsageError: a number of vectors, a role or a size that the device cannot have.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        vectors: int = 1,
+        ring: Callable[[int, int], object],
+        role: str | None = None,
+        size_bytes: int | None = None,
+    ) -> None:
+        self.profile = profile
+        self.role = profile.default_role if role is None else role
+        if self.role not in ROLES:
+            raise UsageError(f"role {role!r}: expected {' or '.join(ROLES)}")
+        self.vectors = vectors if profile.server else 0
+        self._ring = ring
+        self.effects: deque[Effect] = deque()
+        self.lines: set[int] = set()  # peer << 16 | vector of everything that can be rung
+        self.peer: int | None = None
+        self.memory: memoryview | None = None
+        self.position_hidden = False  # the seed client's, Quirk.DESCRIPTOR_ZERO_UNMAPPED
+        self.rung_doorbells = 0
+        self.ignored_doorbells = 0
+        self.pended_doorbells = 0
+        self.lost_doorbells = 0
+        self.intx_raised = self.intx_level = False  # the pin, and the line when INTx is not disabled
+        self.msix = self._make_msix(vectors) if profile.msix else None
+        self.fires: list[bool] = self.msix.fires if self.msix else [False] * self.vectors
+        self.config = self._make_config()
+        self.registers = RegisterFile(
+            profile.registers,
+            reads={IV_POSITION: self._position},
+            written={
+                INTR_MASK: lambda _: self._update_intx(),
+                INTR_STATUS: lambda _: self._update_intx(),
+                DOORBELL: self._doorbell,
+            },
+            cleared={INTR_STATUS: self._update_intx},
+        )
+        self._window = Window(
+            profile.registers.size_bytes,
+            profile.registers_rules,
+            lambda offset, _: self.registers.read_word(offset),
+            lambda offset, _, value: self.registers.write_word(offset, value),
+        )
+        if size_bytes is None and profile.memory_container:
+            size_bytes = profile.memory_default_bytes
+        self._no_memory = size_bytes == 0 and profile.has(Quirk.ZERO_SIZE)
+        if size_bytes is not None and not self._no_memory:
+            self._add_memory_bar(size_bytes)
+
+    def _make_msix(self, vectors: int) -> Msix:
+        profile = self.profile
+        return Msix(
+            Layout.exclusive(vectors, MSIX_BAR, profile.msix_limit),
+            self.effects.append,
+            masked=profile.ring_while_masked,
+            disabled=profile.ring_while_disabled,
+            rules=profile.msix_rules,
+            function_mask=profile.function_mask,
+        )
+
+    def _make_config(self) -> ConfigSpace:
+        profile = self.profile
+        config = ConfigSpace(
+            Identity(
+                profile.vendor,
+                profile.device,
+                profile.class_code,
+                profile.revision,
+                profile.subsystem_vendor,
+                profile.subsystem,
+                profile.interrupt_pin,
+            ),
+            capabilities=[self.msix.layout.capability(MSIX_CAPABILITY)] if self.msix else [],
+            command_mask=profile.command_mask,
+            writable_from=profile.config_writable_from,
+        )
+        config.preset_command(profile.command_preset)
+        config.add_bar(Bar(REGISTERS_BAR, profile.registers.size_bytes, "registers"))
+        if self.msix:
+            config.add_bar(Bar(MSIX_BAR, self.msix.layout.bar_bytes, "MSI-X table and pending bits"))
+        return config
+
+    def _add_memory_bar(self, size_bytes: int) -> None:
+        wide, prefetchable = self.profile.memory_wide, self.profile.memory_prefetchable
+        self.config.add_bar(Bar(MEMORY_BAR, size_bytes, "shared memory", wide, prefetchable))
+
+    # The guest side.
+
+    def config_read(self, offset: int, size_bytes: int) -> int:
+        """Read 1, 2 or 4 bytes of configuration space.
+
+        Raises:
+            GuestError: another size, or an offset outside the 256 bytes.
+        """
+        return self.config.read(offset, size_bytes)
+
+    def config_write(self, offset: int, size_bytes: int, value: int) -> None:
+        """Write 1, 2 or 4 bytes of configuration space; what a mask held back is sent when it lifts.
+
+        Raises:
+            GuestError: another size, or an offset outside the 256 bytes.
+        """
+        self.config.write(offset, size_bytes, value)
+        self.config_changed()
+
+    def config_changed(self) -> None:
+        """Take over what configuration space says now: MSI-X control, bus master, INTx disable."""
+        if self.msix:
+            self._msix_control(self.msix)
+        self._update_intx()
+
+    def _msix_control(self, msix: Msix) -> None:
+        bus_master = bool(self.config.command & COMMAND_BUS_MASTER) or not self.profile.bus_master_gates
+        msix.set_control(self.config.word(MSIX_CAPABILITY + 2), bus_master)
+
+    @property
+    def memory_decode(self) -> bool:
+        """Whether the command register lets the device answer at its BARs."""
+        return bool(self.config.command & COMMAND_MEMORY)
+
+    def bar_read(self, bar: int, offset: int, size_bytes: int) -> int:
+        """Read 1, 2, 4 or 8 bytes of a BAR, little-endian; 0 without memory decode and outside the BAR.
+
+        Raises:
+            GuestError: another size, or a BAR that the device lacks.
+        """
+        check_access(offset, size_bytes)
+        self._check_bar(bar)
+        if not self.config.command & COMMAND_MEMORY:
+            return 0
+        if bar == REGISTERS_BAR:
+            return self._window.read(offset, size_bytes)
+        if bar == MEMORY_BAR:
+            memory = self.memory
+            return 0 if memory is None else int.from_bytes(memory[offset : offset + size_bytes], "little")
+        assert self.msix is not None
+        return self.msix.window.read(offset, size_bytes)
+
+    def bar_write(self, bar: int, offset: int, size_bytes: int, value: int) -> None:
+        """Write 1, 2, 4 or 8 bytes of a BAR, little-endian; dropped where a read gives 0.
+
+        Raises:
+            GuestError: another size, or a BAR that the device lacks.
+            ModelledFault: the real device would have crashed.
+        """
+        check_access(offset, size_bytes)
+        self._check_bar(bar)
+        value &= (1 << 8 * size_bytes) - 1
+        if not self.config.command & COMMAND_MEMORY:
+            return
+        if bar == REGISTERS_BAR:
+            whole = offset == DOORBELL_OFFSET and size_bytes == 4
+            if whole and self.profile.exact_match and value in self.lines:
+                self.rung_doorbells += 1
+                self._ring(value >> 16, value & 0xFFFF)
+            else:
+                self._window.write(offset, size_bytes, value)
+        elif bar == MEMORY_BAR:
+            if self.memory is not None:
+                part = self.memory[offset : offset + size_bytes]
+                part[:] = value.to_bytes(size_bytes, "little")[: len(part)]
+        else:
+            assert self.msix is not None
+            self.msix.window.write(offset, size_bytes, value)
+
+    def _check_bar(self, bar: int) -> None:
+        if bar not in self.config.bars:
+            present = ", ".join(f"BAR{index}" for index in sorted(self.config.bars))
+            raise GuestError(f"BAR{bar}: this device has {present}")
+
+    def reset(self) -> None:
+        """A bus reset: configuration space, MSI-X and registers go back; peers, ID and memory stay."""
+        cleared = (INTR_STATUS, INTR_MASK) if self.profile.reset_clears_mask else (INTR_STATUS,)
+        self.registers.reset(*cleared)
+        self.config.reset()
+        if self.msix:
+            control = MSIX_CAPABILITY + 3
+            self.config.data[control] &= ~self.config.write_mask[control]
+            self.msix.reset()
+            self.msix.use(not self.profile.has(Quirk.RESET_DROPS_VECTORS))
+        self.config_changed()
+
+    def restored(self) -> None:
+        """Saved state was put in place: all vectors are in use, what is unmasked and pending is sent."""
+        if self.msix:
+            self.msix.use(True)
+            self._msix_control(self.msix)
+        self.config.set_interrupt_status(self.intx_raised)
+        self.intx_level = self.intx_raised and not self.config.command & COMMAND_INTX_DISABLE
+
+    def save(self) -> bytes:
+        """The device's state as a migration carries it (nodes.migration).
+
+        Raises:
+            MigrationError: this kind of device is never migrated.
+        """
+        return migration.save(self)
+
+    def load(self, data: bytes) -> None:
+        """Take over such a state; only a master can.
+
+        Raises:
+            MigrationError: the state is another device's, or this device is no master.
+        """
+        migration.load(self, data)
+
+    # Registers.
+
+    def _position(self) -> int:
+        if self.peer is None or self.position_hidden:
+            return self.profile.position_before_setup
+        if self.memory is None and self.profile.memory_container:
+            return self.profile.position_before_setup
+        return self.peer
+
+    def _doorbell(self, value: int) -> None:
+        peer, vector = value >> 16, value & ((1 << self.profile.vector_bits) - 1)
+        if not self.profile.server and peer == 0 and self.profile.has(Quirk.PLAIN_DOORBELL_FAULT):
+            raise ModelledFault(Quirk.PLAIN_DOORBELL_FAULT, "doorbell for peer 0 without a server: no peer table")
+        if peer << 16 | vector in self.lines:
+            self.rung_doorbells += 1
+            self._ring(peer, vector)
+        else:
+            self.ignored_doorbells += 1
+
+    def _update_intx(self) -> None:
+        if not self.profile.intx:
+            return
+        raised = bool(self.registers.values[INTR_STATUS] & self.registers.values[INTR_MASK])
+        if self.msix and self.msix.enabled and not self.profile.has(Quirk.INTX_BESIDE_MSIX):
+            raised = False
+        self.intx_raised = raised
+        self.config.set_interrupt_status(raised)
+        level = raised and not self.config.command & COMMAND_INTX_DISABLE
+        if level != self.intx_level:
+            self.intx_level = level
+            self.effects.append(IntxLevel(level))
+
+    # The server side.
+
+    @property
+    def master(self) -> bool:
+        """Whether a migration would move this device's memory."""
+        return self.role == "master" or (self.role == "auto" and self.peer == 0)
+
+    def set_peer(self, peer: int) -> None:
+        """The server said who this device is; one without a server stays 0.
+
+        Raises:
+            RemoteProtocolError: an ID outside 0..65535.
+            UsageError: a master that is not peer 0, where the device insists (ivshmem_common_realize).
+        """
+        if not self.profile.server:
+            return  # it has no peers; its register shows 0
+        if not 0 <= peer < PEER_LIMIT:
+            raise RemoteProtocolError(f"own ID {peer}: expected 0..{PEER_LIMIT - 1}")
+        if peer and self.role == "master" and self.profile.master_is_first:
+            raise UsageError(f"master must connect to the server before any peers: it is peer {peer}")
+        self.peer = peer
+
+    def set_memory(self, memory: memoryview) -> None:
+        """Back BAR2 with shared memory: one dimension of bytes, writable, a power of two of at least a page.
+
+        Raises:
+            RemoteProtocolError: a size that no BAR can have, or less than BAR2's.
+            UsageError: memory that cannot be written.
+        """
+        if memory.readonly:
+            raise UsageError("unable to map backing store: the shared memory cannot be written")
+        if memory.format != "B" or memory.ndim != 1:
+            memory = memory.cast("B")
+        size = memory.nbytes
+        if self._no_memory:
+            self.memory = memory[:0]
+            return
+        if MEMORY_BAR not in self.config.bars:
+            if size < PAGE_BYTES or size & (size - 1):
+                expected = f"a power of two of at least {PAGE_BYTES}"
+                raise RemoteProtocolError(f"shared memory of {size} bytes: expected {expected}")
+            self._add_memory_bar(size)
+        bar_bytes = self.config.bars[MEMORY_BAR].size_bytes
+        if size < bar_bytes:
+            raise RemoteProtocolError(f"shared memory of {size} bytes: BAR2 has {bar_bytes}")
+        self.memory = memory[:bar_bytes]
+        if not self.profile.server and self.peer is None:
+            self.peer = 0
+
+    def connect(self, peer: int, vector: int) -> bool:
+        """A vector of a peer, or of this device, can be rung from now on; False: it is beyond the own ones.
+
+        Raises:
+            RemoteProtocolError: an ID or a vector outside 0..65535.
+        """
+        if not 0 <= peer < PEER_LIMIT or not 0 <= vector < PEER_LIMIT:
+            raise RemoteProtocolError(f"peer {peer}, vector {vector}: expected 0..{PEER_LIMIT - 1}")
+        if vector >= self.vectors:
+            text = f"Too many eventfd received, device has {self.vectors} vectors"
+            self.effects.append(Warning_(text))
+            return False
+        self.lines.add(peer << 16 | vector)
+        return True
+
+    def disconnect(self, peer: int) -> None:
+        """A peer left: doorbells for it are ignored from now on."""
+        self.lines -= {line for line in self.lines if line >> 16 == peer}
+
+    def unplug(self) -> None:
+        """The device is removed: it lets go of the memory and of its peers."""
+        self.memory = None
+        self.lines.clear()
+
+    # The eventfd side.
+
+    def message(self, vector: int) -> Message:
+        """What that vector would send now.
+
+        Raises:
+            GuestError: the device has no such vector.
+        """
+        if self.msix is None:
+            raise GuestError(f"vector {vector}: the device has no MSI-X")
+        return self.msix.message(vector)
+
+    def interrupt(self, vector: int, count: int) -> None:
+        """An own vector's eventfd was drained and held ``count`` doorbells.
+
+        Raises:
+            GuestError: the device has no such vector.
+        """
+        if not 0 <= vector < self.vectors:
+            raise GuestError(f"vector {vector}: the device has {self.vectors}")
+        if self.msix is None:
+            self._interrupt_status(count)
+            return
+        fate = self.msix.notify(vector)
+        if fate is Undelivered.LOSE:
+            self.lost_doorbells += count
+        elif fate is not None:
+            self.pended_doorbells += count
+
+    def _interrupt_status(self, count: int) -> None:
+        """INTx: every vector raises the same status (ivshmem.c, ivshmem_receive)."""
+        if not self.profile.intx:
+            self.lost_doorbells += count
+            return
+        self.registers.values[INTR_STATUS] = count & 0xFF if self.profile.has(Quirk.STATUS_LOW_BYTE) else 1
+        self._update_intx()

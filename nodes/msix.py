@@ -1,0 +1,275 @@
+"""MSI-X: table, pending bits, masks, and the messages that come of them.
+
+PCI 3.0, 6.8.2. A table entry is 16 bytes: address (8), data (4), vector control (4; bit 0 masks). The
+pending bit array (PBA) has one bit for each vector. What a device does with an interrupt that it cannot
+send now differs between devices in the field: :class:`Undelivered`.
+
+The enable and function mask bits live in configuration space; whoever owns that space says them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from nodes.errors import GuestError, UsageError
+from nodes.pci import Capability
+from nodes.registers import AccessRules, Window
+
+__all__ = ["Layout", "Message", "Msix", "Undelivered"]
+
+ENTRY_BYTES, ENTRY_WORDS = 16, 4
+ADDRESS_LOW, ADDRESS_HIGH, DATA, CONTROL = range(ENTRY_WORDS)
+MASKED = 1  # vector control, bit 0
+
+CAPABILITY_ID = 0x11  # PCI 3.0, appendix H
+CAPABILITY_BYTES = 12
+CONTROL_ENABLE, CONTROL_FUNCTION_MASK = 1 << 15, 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One MSI-X message: a 32-bit write of ``data`` to ``address``, on behalf of a vector."""
+
+    vector: int
+    address: int
+    data: int
+
+
+class Undelivered(Enum):
+    """What becomes of an interrupt whose message cannot be sent now."""
+
+    PEND = "its pending bit is set"
+    LOSE = "it is gone"
+    KEEP = "it stays in its eventfd until the vector can deliver or the guest reads the pending bits"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where table and pending bits lie in their BAR (QEMU, hw/pci/msix.c, msix_init_exclusive_bar)."""
+
+    vectors: int
+    bar: int
+    bar_bytes: int
+    pba_offset: int
+
+    @classmethod
+    def exclusive(cls, vectors: int, bar: int, limit: int) -> Layout:
+        """A BAR that holds nothing else: 4 KiB with the PBA half way, more when that is too small.
+
+        Raises:
+            UsageError: fewer than 1 vector, or more than ``limit``.
+        """
+        if not 1 <= vectors <= limit:
+            raise UsageError(f"The number of MSI-X vectors is invalid: {vectors}, expected 1..{limit}")
+        pba_offset = max(2048, vectors * ENTRY_BYTES)
+        needed = pba_offset + (vectors // 8 + 1) * 8
+        return cls(vectors, bar, max(4096, 1 << (needed - 1).bit_length()), pba_offset)
+
+    @property
+    def table_bytes(self) -> int:
+        return self.vectors * ENTRY_BYTES
+
+    @property
+    def pba_bytes(self) -> int:
+        return (self.vectors + 63) // 64 * 8
+
+    def capability(self, offset: int) -> Capability:
+        """The capability that tells a guest this layout; enable and function mask can be written."""
+        body = (
+            (self.vectors - 1).to_bytes(2, "little")
+            + self.bar.to_bytes(4, "little")
+            + (self.pba_offset | self.bar).to_bytes(4, "little")
+        )
+        mask = bytes([0, (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) >> 8]) + bytes(8)
+        return Capability(offset, CAPABILITY_ID, "MSI-X", body, mask)
+
+
+class Msix:
+    """The MSI-X state of one function.
+
+    ``fires`` has one bool per vector and stays the same list for ever: True while an interrupt on that vector
+    becomes a message at once. ``send`` is called with each message that is sent here. With
+    ``function_mask=False`` the device ignores that bit.
+    """
+
+    __slots__ = (
+        "_disabled",
+        "_function_mask",
+        "_masked",
+        "_send",
+        "bus_master",
+        "enabled",
+        "fires",
+        "function_masked",
+        "kept",
+        "layout",
+        "lost_messages",
+        "pending",
+        "table",
+        "used",
+        "window",
+    )
+
+    def __init__(
+        self,
+        layout: Layout,
+        send: Callable[[Message], object],
+        *,
+        masked: Undelivered,
+        disabled: Undelivered,
+        rules: AccessRules,
+        function_mask: bool = True,
+        used: bool = True,
+    ) -> None:
+        self.layout = layout
+        self._send = send
+        self._masked = masked
+        self._disabled = disabled
+        self._function_mask = function_mask
+        self.table = [0] * (layout.vectors * ENTRY_WORDS)
+        self.pending = 0  # bit n: vector n
+        self.kept = 0  # bit n: vector n's eventfd still holds doorbells (Undelivered.KEEP)
+        self.used = [used] * layout.vectors
+        self.enabled = False
+        self.function_masked = False
+        self.bus_master = False
+        self.lost_messages = 0  # sent on unmasking while bus master was off
+        self.fires = [False] * layout.vectors
+        self.window = Window(layout.bar_bytes, rules, self._read_piece, self._write_piece)
+        self._mask_all()
+
+    def _mask_all(self) -> None:
+        for vector in range(self.layout.vectors):
+            self.table[vector * ENTRY_WORDS + CONTROL] |= MASKED
+
+    # What a guest and a bus do.
+
+    def reset(self) -> None:
+        """Table and pending bits cleared, every vector masked, MSI-X disabled (QEMU, msix_reset).
+
+        Doorbells that a device keeps in their eventfds (Undelivered.KEEP) survive.
+        """
+        self.table[:] = [0] * len(self.table)
+        self.pending = 0
+        self.enabled = self.function_masked = self.bus_master = False
+        self._mask_all()
+        self._refresh()
+
+    def set_control(self, control: int, bus_master: bool) -> None:
+        """Take the control word and the command register's bus master bit; send what they set free."""
+        self.enabled = bool(control & CONTROL_ENABLE)
+        self.function_masked = self._function_mask and bool(control & CONTROL_FUNCTION_MASK)
+        self.bus_master = bus_master
+        self._refresh()
+        if self.pending | self.kept:
+            for vector in range(self.layout.vectors):
+                self._release(vector)
+
+    def _entry_masked(self, vector: int) -> bool:
+        return bool(self.table[vector * ENTRY_WORDS + CONTROL] & MASKED)
+
+    def masked(self, vector: int) -> bool:
+        """Whether the vector's own mask, the function mask or MSI-X being off holds its messages back."""
+        return not self.enabled or self.function_masked or self._entry_masked(vector)
+
+    def _refresh(self, vectors: Iterable[int] | None = None) -> None:
+        opened = self.enabled and not self.function_masked and self.bus_master
+        for vector in range(self.layout.vectors) if vectors is None else vectors:
+            self.fires[vector] = opened and self.used[vector] and not self._entry_masked(vector)
+
+    def _release(self, vector: int) -> None:
+        """Send what waits for the vector, unless it is masked (QEMU, msix_handle_mask_update)."""
+        if self.masked(vector):
+            return
+        bit = 1 << vector
+        if self.kept & bit:
+            self.kept &= ~bit
+            self.send(vector)
+        if self.pending & bit:
+            self.pending &= ~bit
+            if self.used[vector]:
+                self.send(vector)
+
+    # What the device does.
+
+    def message(self, vector: int) -> Message:
+        """What the vector would send now.
+
+        Raises:
+            GuestError: there is no such vector.
+        """
+        if not 0 <= vector < self.layout.vectors:
+            raise GuestError(f"vector {vector}: the device has {self.layout.vectors}")
+        at = vector * ENTRY_WORDS
+        return Message(vector, self.table[at + ADDRESS_HIGH] << 32 | self.table[at], self.table[at + DATA])
+
+    def send(self, vector: int) -> bool:
+        """Send the vector's message; without bus master it is lost (PCI 3.0, 6.2.2). Says whether it went."""
+        if self.bus_master:
+            self._send(self.message(vector))
+        else:
+            self.lost_messages += 1
+        return self.bus_master
+
+    def notify(self, vector: int) -> Undelivered | None:
+        """An interrupt: send it, or do with it what this device does. Returns what became of it; None: sent.
+
+        Source: QEMU, hw/pci/msix.c, msix_notify, and hw/misc/ivshmem.c, ivshmem_vector_notify.
+        """
+        if self.fires[vector]:
+            self._send(self.message(vector))
+            return None
+        if not self.enabled:
+            fate = self._disabled
+        elif self.masked(vector):
+            fate = self._masked
+        else:
+            fate = Undelivered.LOSE  # bus master is off, or the vector is not in use
+        if not self.used[vector]:
+            fate = Undelivered.LOSE
+        if fate is Undelivered.PEND:
+            self.pending |= 1 << vector
+        elif fate is Undelivered.KEEP:
+            self.kept |= 1 << vector
+        return fate
+
+    def use(self, used: bool) -> None:
+        """Mark every vector as in use, or not: one not in use drops its interrupts (msix_vector_use)."""
+        self.used[:] = [used] * self.layout.vectors
+        self._refresh()
+
+    # The BAR.
+
+    def poll(self) -> None:
+        """Make pending bits of doorbells kept in eventfds, as reading the PBA does (ivshmem_vector_poll)."""
+        if self.enabled:
+            for vector in range(self.layout.vectors):
+                if self.kept >> vector & 1 and self.masked(vector):
+                    self.kept &= ~(1 << vector)
+                    self.pending |= 1 << vector
+
+    def _read_word(self, offset: int) -> int:
+        if offset < self.layout.table_bytes:
+            return self.table[offset // 4]
+        at = offset - self.layout.pba_offset
+        if 0 <= at < self.layout.pba_bytes:
+            self.poll()
+            return self.pending >> 8 * at & 0xFFFF_FFFF
+        return 0
+
+    def _write_word(self, offset: int, value: int) -> None:
+        if offset >= self.layout.table_bytes:
+            return  # the pending bits are read-only, and nothing else is there
+        vector = offset // ENTRY_BYTES
+        self.table[offset // 4] = value
+        self._refresh((vector,))
+        self._release(vector)
+
+    def _read_piece(self, offset: int, size_bytes: int) -> int:
+        return sum(self._read_word(offset + at) << 8 * at for at in range(0, size_bytes, 4))
+
+    def _write_piece(self, offset: int, size_bytes: int, value: int) -> None:
+        for at in range(0, size_bytes, 4):
+            self._write_word(offset + at, value >> 8 * at & 0xFFFF_FFFF)

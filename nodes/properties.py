@@ -1,0 +1,164 @@
+"""The 2012 device's properties, and the order in which its initialisation looks at them.
+
+``-device ivshmem,chardev=...,size=...,vectors=...,ioeventfd=...,msi=...,shm=...,role=...`` (ivshmem.c,
+ivshmem_properties and pci_ivshmem_init). :data:`STEPS` is that order: of several mistakes the first step that
+sees one decides how it ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nodes.errors import ModelledFault, UsageError
+from nodes.ivshmem import Ivshmem
+from nodes.profiles import PROFILES, Profile, Quirk
+
+__all__ = ["STEPS", "DeviceExitError", "Plan", "Properties", "parse_size", "realize"]
+
+ULONG_LONG_MAX = (1 << 64) - 1
+SHIFTS = {"": 20, "M": 20, "m": 20, "G": 30, "g": 30}
+SERVER_PREFIX = "unix:"
+
+
+class DeviceExitError(UsageError):
+    """The real device would have ended its process: ``status`` is the exit code, the text what it printed."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text or f"exit {status}, without a word")
+        self.status = status
+        self.text = text
+
+
+@dataclass(frozen=True, slots=True)
+class Properties:
+    """What the user writes behind ``-device ivshmem``; ``chardev`` is the character device's file name."""
+
+    chardev: str | None = None
+    size: str | None = None
+    vectors: int = 1
+    ioeventfd: bool = False
+    msi: bool = True
+    shm: str | None = None
+    role: str | None = None
+
+
+@dataclass(slots=True)
+class Plan:
+    """A device on its way through initialisation; ``done`` names the steps behind it."""
+
+    profile: Profile
+    properties: Properties
+    size_bytes: int = 0
+    role: str = "master"
+    server: bool = False
+    blocked: bool = False
+    warnings: tuple[str, ...] = ()
+    done: tuple[str, ...] = ()
+
+    def device(self, ring: Callable[[int, int], object]) -> Ivshmem:
+        """The device that this plan describes."""
+        with_server = "qemu-1.1" if self.properties.msi else "qemu-1.1-intx"
+        name = with_server if self.server else "qemu-1.1-shm"
+        variant = PROFILES[name].without(*(set(PROFILES[name].quirks) - self.profile.quirks))
+        return Ivshmem(variant, vectors=self.properties.vectors, ring=ring, role=self.role, size_bytes=self.size_bytes)
+
+
+def parse_size(text: str, *, zero_allowed: bool) -> int:
+    """A size in bytes: a number of MiB, or of GiB with G; only the first character behind the digits counts.
+
+    The number is read and shifted as an unsigned 64-bit one, without looking for overflow (ivshmem_get_size).
+
+    Raises:
+        DeviceExitError: another suffix, or no power of two.
+    """
+    match = re.match(r"\s*([+-]?)(\d*)(.?)", text, re.ASCII | re.DOTALL)
+    assert match is not None
+    value = min(int(match[2] or 0), ULONG_LONG_MAX)
+    if match[1] == "-":
+        value = -value & ULONG_LONG_MAX
+    # Without digits nothing was converted, and the first character of all is the one that counts.
+    suffix = match[3] if match[2] else text[:1]
+    if suffix not in SHIFTS:
+        raise DeviceExitError(1, f"qemu: invalid ram size: {text}")
+    value = value << SHIFTS[suffix] & ULONG_LONG_MAX
+    if value & (value - 1) or (value == 0 and not zero_allowed):
+        raise DeviceExitError(1, "ivshmem: size must be power of 2")
+    return value
+
+
+def _size(plan: Plan) -> None:
+    text = plan.properties.size
+    zero_allowed = plan.profile.has(Quirk.ZERO_SIZE)
+    default = plan.profile.memory_default_bytes
+    plan.size_bytes = default if text is None else parse_size(text, zero_allowed=zero_allowed)
+
+
+def _ioeventfd_needs_msi(plan: Plan) -> None:
+    if plan.properties.ioeventfd and not plan.properties.msi:
+        raise DeviceExitError(1, "ivshmem: ioeventfd/irqfd requires MSI")
+
+
+def _role(plan: Plan) -> None:
+    role = plan.properties.role
+    if role not in (None, "peer", "master"):
+        raise DeviceExitError(1, "ivshmem: 'role' must be 'peer' or 'master'")
+    plan.role = plan.profile.default_role if role is None else role
+
+
+def _blocker(plan: Plan) -> None:
+    plan.blocked = plan.role == "peer"
+
+
+def _ioeventfds(plan: Plan) -> None:
+    if plan.properties.ioeventfd and plan.profile.has(Quirk.IOEVENTFD_INIT_FAULT):
+        raise ModelledFault(Quirk.IOEVENTFD_INIT_FAULT, "ioeventfd=on walks a peer table that is not there yet")
+
+
+def _nothing(plan: Plan) -> None:
+    """A step that cannot fail and that the device itself carries out."""
+
+
+def _mode(plan: Plan) -> None:
+    properties = plan.properties
+    plan.server = properties.chardev is not None and properties.chardev.startswith(SERVER_PREFIX)
+    if plan.server:
+        if properties.shm is not None:
+            plan.warnings += ("WARNING: do not specify both 'chardev' and 'shm' with ivshmem",)
+        limit = plan.profile.msix_limit
+        if properties.msi and not 1 <= properties.vectors <= limit:
+            raise DeviceExitError(1, "")
+    elif properties.shm is None:
+        text = "Must specify 'chardev' or 'shm' to ivshmem"
+        if not plan.profile.has(Quirk.MODE_UNCHECKED):
+            raise DeviceExitError(1, text)
+        plan.warnings += (text,)
+
+
+STEPS: tuple[tuple[str, Callable[[Plan], None]], ...] = (
+    ("size", _size),
+    ("savevm", _nothing),
+    ("ioeventfd needs msi", _ioeventfd_needs_msi),
+    ("role", _role),
+    ("blocker", _blocker),
+    ("configuration space", _nothing),
+    ("BAR0", _nothing),
+    ("ioeventfds", _ioeventfds),
+    ("BAR2 container", _nothing),
+    ("mode", _mode),
+)
+
+
+def realize(profile: Profile, properties: Properties) -> Plan:
+    """Carry out the initialisation up to the point where a server or a shared memory object comes in.
+
+    Raises:
+        DeviceExitError: the process would have ended.
+        ModelledFault: it would have crashed.
+    """
+    plan = Plan(profile, properties)
+    for name, step in STEPS:
+        step(plan)
+        plan.done += (name,)
+    return plan

@@ -1,0 +1,260 @@
+"""Declared registers: one table says what each offset is, and drives decode, datasheet and tests.
+
+A :class:`RegisterMap` covers every 32-bit word of its window exactly once; a gap or an overlap is an error
+when the map is made, not when a guest trips over it. A :class:`RegisterFile` holds the values and answers
+the words. :class:`Window` stands between a guest's access and those words, as QEMU's memory core does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from nodes.errors import GuestError, UsageError
+
+__all__ = [
+    "Access",
+    "AccessRules",
+    "Register",
+    "RegisterFile",
+    "RegisterMap",
+    "Unfit",
+    "Window",
+    "pieces",
+]
+
+WORD_BYTES = 4
+WORD_MASK = 0xFFFF_FFFF
+SIZES = (1, 2, 4, 8)
+
+
+class Access(Enum):
+    """What a word does when it is read and when it is written."""
+
+    RW = "read-write"
+    RO = "read-only"
+    WO = "write-only, reads 0"
+    RC = "read-write, a read clears"
+    RESERVED = "reads 0, writes ignored"
+
+
+class Unfit(Enum):
+    """What becomes of an access that a window does not take as it is."""
+
+    SPLIT = "split into naturally aligned pieces, lowest address first"
+    ONES = "reads all ones, writes dropped"
+    ZERO = "reads 0, writes dropped"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRules:
+    """How a window takes accesses of 1, 2, 4 and 8 bytes.
+
+    An access is unfit when its offset is no multiple of its size, when it is wider than ``widest_bytes`` or
+    narrower than ``narrowest_bytes`` (never split). A written offset is ANDed with ``write_offset_mask``, a
+    read one is not (ivshmem.c, ivshmem_io_write).
+    """
+
+    widest_bytes: int = 4
+    narrowest_bytes: int = 1
+    misaligned: Unfit = Unfit.SPLIT
+    wide: Unfit = Unfit.SPLIT
+    narrow: Unfit = Unfit.ZERO
+    write_offset_mask: int = ~0
+
+    def unfit(self, offset: int, size_bytes: int) -> Unfit | None:
+        """Why and how the access as a whole is refused; None when it, or its pieces, can be taken."""
+        if offset % size_bytes and self.misaligned is not Unfit.SPLIT:
+            return self.misaligned
+        if size_bytes > self.widest_bytes and self.wide is not Unfit.SPLIT:
+            return self.wide
+        if size_bytes < self.narrowest_bytes:
+            return self.narrow
+        return None
+
+    def describe(self) -> str:
+        """One line for a datasheet."""
+        parts = [f"{self.narrowest_bytes} to {self.widest_bytes} bytes"]
+        parts.append(f"misaligned: {self.misaligned.value}")
+        parts.append(f"wider: {self.wide.value}")
+        if self.narrowest_bytes > 1:
+            parts.append(f"narrower: {self.narrow.value}")
+        if self.write_offset_mask != ~0:
+            parts.append(f"written offsets are ANDed with {self.write_offset_mask:#x}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """One register of 32 bits, or ``words`` equal ones (reserved space)."""
+
+    offset: int
+    name: str
+    access: Access
+    text: str
+    reset: int = 0
+    words: int = 1
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.words * WORD_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterMap:
+    """A window of registers; every word of it is declared once.
+
+    Raises:
+        UsageError: a word is declared twice, or not at all.
+    """
+
+    name: str
+    size_bytes: int
+    registers: tuple[Register, ...]
+
+    def __post_init__(self) -> None:
+        at = 0
+        for register in sorted(self.registers, key=lambda register: register.offset):
+            if register.offset != at:
+                problem = "overlaps its neighbour" if register.offset < at else "leaves a gap before it"
+                raise UsageError(f"{self.name}: {register.name} at {register.offset:#x} {problem}")
+            at = register.end
+        if at != self.size_bytes:
+            raise UsageError(f"{self.name}: registers end at {at:#x}, the window at {self.size_bytes:#x}")
+
+    def at(self, offset: int) -> Register | None:
+        """The register that has a word at ``offset``; None between words and outside."""
+        for register in self.registers:
+            if register.offset <= offset < register.end and offset % WORD_BYTES == 0:
+                return register
+        return None
+
+
+def pieces(offset: int, size_bytes: int, widest_bytes: int) -> Iterator[tuple[int, int]]:
+    """Naturally aligned (offset, size) pieces of one access, lowest address first.
+
+    Each piece is the largest power of two that its alignment, the rest and ``widest_bytes`` allow
+    (QEMU 7.2, softmmu/physmem.c, memory_access_size).
+    """
+    end = offset + size_bytes
+    while offset < end:
+        size = min(offset & -offset or widest_bytes, widest_bytes, 1 << ((end - offset).bit_length() - 1))
+        yield offset, size
+        offset += size
+
+
+class RegisterFile:
+    """The words behind a :class:`RegisterMap`.
+
+    ``reads`` gives the value of a read-only register, ``written`` is called with what was written to a
+    writable one and ``cleared`` after a read emptied one; all are keyed by the register's name.
+    """
+
+    __slots__ = ("_by_offset", "_cleared", "_reads", "_written", "map", "values")
+
+    def __init__(
+        self,
+        registers: RegisterMap,
+        *,
+        reads: Mapping[str, Callable[[], int]] | None = None,
+        written: Mapping[str, Callable[[int], object]] | None = None,
+        cleared: Mapping[str, Callable[[], object]] | None = None,
+    ) -> None:
+        self.map = registers
+        self._reads = dict(reads or {})
+        self._written = dict(written or {})
+        self._cleared = dict(cleared or {})
+        self._by_offset = {r.offset: r for r in registers.registers if r.access is not Access.RESERVED}
+        self.values = {r.name: r.reset for r in self._by_offset.values()}
+
+    def reset(self, *names: str) -> None:
+        """Give the named registers their reset values."""
+        for register in self._by_offset.values():
+            if register.name in names:
+                self.values[register.name] = register.reset
+
+    def read_word(self, offset: int) -> int:
+        """The word at exactly ``offset``; an offset that begins no register reads 0."""
+        register = self._by_offset.get(offset)
+        if register is None or register.access is Access.WO:
+            return 0
+        name = register.name
+        if register.access is Access.RO:
+            source = self._reads.get(name)
+            return (source() if source else self.values[name]) & WORD_MASK
+        value = self.values[name]
+        if register.access is Access.RC:
+            self.values[name] = 0
+            if name in self._cleared:
+                self._cleared[name]()
+        return value
+
+    def write_word(self, offset: int, value: int) -> None:
+        """Write the word at exactly ``offset``; read-only and undeclared ones ignore it."""
+        register = self._by_offset.get(offset)
+        if register is None or register.access is Access.RO:
+            return
+        value &= WORD_MASK
+        if register.access is not Access.WO:
+            self.values[register.name] = value
+        if register.name in self._written:
+            self._written[register.name](value)
+
+
+class Window:
+    """A BAR's worth of words, with the rules by which guests reach them.
+
+    ``read`` and ``write`` are asked for one piece: (offset, size in bytes[, value]).
+    """
+
+    __slots__ = ("_read", "_write", "rules", "size_bytes")
+
+    def __init__(
+        self,
+        size_bytes: int,
+        rules: AccessRules,
+        read: Callable[[int, int], int],
+        write: Callable[[int, int, int], object],
+    ) -> None:
+        self.size_bytes = size_bytes
+        self.rules = rules
+        self._read = read
+        self._write = write
+
+    def _pieces(self, offset: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+        for at, size in pieces(offset, size_bytes, self.rules.widest_bytes):
+            if size >= self.rules.narrowest_bytes and at + size <= self.size_bytes:
+                yield at, size
+
+    def read(self, offset: int, size_bytes: int) -> int:
+        """Read ``size_bytes`` at ``offset``, little-endian; bytes outside the window read 0."""
+        check_access(offset, size_bytes)
+        unfit = self.rules.unfit(offset, size_bytes)
+        if unfit is not None:
+            return (1 << 8 * size_bytes) - 1 if unfit is Unfit.ONES else 0
+        value = 0
+        for at, size in self._pieces(offset, size_bytes):
+            value |= (self._read(at, size) & ((1 << 8 * size) - 1)) << 8 * (at - offset)
+        return value
+
+    def write(self, offset: int, size_bytes: int, value: int) -> None:
+        """Write ``size_bytes`` at ``offset``, little-endian; bytes outside the window are dropped."""
+        check_access(offset, size_bytes)
+        if self.rules.unfit(offset, size_bytes) is not None:
+            return
+        for at, size in self._pieces(offset, size_bytes):
+            part = value >> 8 * (at - offset) & ((1 << 8 * size) - 1)
+            self._write(at & self.rules.write_offset_mask, size, part)
+
+
+def check_access(offset: int, size_bytes: int) -> None:
+    """Refuse what no bus can carry.
+
+    Raises:
+        GuestError: a size that is not 1, 2, 4 or 8 bytes, or a negative offset.
+    """
+    if size_bytes not in SIZES:
+        raise GuestError(f"an access of {size_bytes} bytes: the bus carries 1, 2, 4 or 8")
+    if offset < 0:
+        raise GuestError(f"an access at offset {offset}: offsets begin at 0")

@@ -1,0 +1,82 @@
+"""``ivsim device`` and ``ivsim conformance``: the device to read about, and its proof."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from nodes.profiles import PROFILES, profile
+
+__all__ = ["conformance", "device"]
+
+
+@click.group()
+def device() -> None:
+    """The simulated PCI devices."""
+
+
+@device.command("list")
+def list_profiles() -> None:
+    """The device profiles, one line each."""
+    from sim.datasheet import summary
+
+    click.echo(summary(PROFILES.values()))
+
+
+@device.command("show")
+@click.argument("name", metavar="PROFILE", type=click.Choice(list(PROFILES)))
+@click.option("--vectors", default=2, show_default=True, type=click.IntRange(min=1), help="Own vectors.")
+@click.option("--memory-bytes", type=click.IntRange(min=1), help="Size of the shared memory, a power of two.")
+def show(name: str, vectors: int, memory_bytes: int | None) -> None:
+    """The datasheet of PROFILE: registers, configuration space, MSI-X, behaviour and where each fact is from."""
+    from sim.datasheet import datasheet
+
+    click.echo(datasheet(profile(name), vectors=vectors, memory_bytes=memory_bytes), nl=False)
+
+
+@click.command("conformance")
+@click.option("--qemu", default="qemu-system-x86_64", show_default=True, help="The QEMU (7.2) to compare with.")
+@click.option(
+    "--profile",
+    "names",
+    multiple=True,
+    type=click.Choice(["qemu-doorbell", "qemu-plain"]),
+    help="Device profile; may be repeated. Default: both.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="The first seed.")
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(min=1), help="How many seeds, counting up.")
+@click.option(
+    "--operations", default=1000, show_default=True, type=click.IntRange(min=1), help="Operations for each seed."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")
+@click.pass_context
+def conformance(
+    context: click.Context, qemu: str, names: tuple[str, ...], seed: int, seeds: int, operations: int, as_json: bool
+) -> None:
+    """Compare the simulated device with a real QEMU, operation by operation.
+
+    Random sequences are applied to both; a divergence is shrunk to its shortest sequence, printed, and makes
+    the exit code 1.
+    """
+    from sim.conformance import CONFORMING, conform
+
+    agree = True
+    for name in names or CONFORMING:
+        for number in range(seed, seed + seeds):
+            report = conform(qemu, name, number, operations)
+            agree = agree and report.agrees
+            if as_json:
+                divergence = None if report.divergence is None else str(report.divergence)
+                row = {
+                    "profile": report.profile,
+                    "seed": report.seed,
+                    "operations": report.operations,
+                    "kinds": dict(report.kinds),
+                    "divergence": divergence,
+                }
+                click.echo(json.dumps(row))
+            else:
+                click.echo(str(report))
+    if not agree:
+        context.exit(1)

@@ -1,0 +1,358 @@
+"""The simulated device against a real QEMU: the same operations on both, every answer compared.
+
+After each operation four things must agree: what a read returned, the MSI-X pending bits, the messages that
+arrived in memory, and what each peer's eventfds counted. A divergence is shrunk to its shortest sequence by
+leaving out what is not needed for it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from random import Random
+
+from nodes.errors import HostError, UsageError
+from nodes.ivshmem import MSIX_BAR, Ivshmem, Message
+from nodes.profiles import PROFILES
+from sim.operations import (
+    MESSAGE_BASE,
+    ConfigRead,
+    ConfigWrite,
+    Join,
+    Leave,
+    Operation,
+    Read,
+    Reset,
+    Ring,
+    Scene,
+    Write,
+    generate,
+)
+from sim.qtest import Qemu, find_qemu
+from sim.scripted_server import ScriptedServer
+
+__all__ = ["CONFORMING", "Divergence", "Observation", "RealDevice", "Report", "SimulatedDevice", "conform"]
+
+CONFORMING = ("qemu-doorbell", "qemu-plain")
+SLOT = 4
+SHRINK_RUNS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What can be seen after an operation; ``rung`` holds (peer, vector, doorbells)."""
+
+    value: int | None
+    pending: int | None
+    messages: bytes
+    rung: tuple[tuple[int, int, int], ...]
+
+    def __str__(self) -> str:
+        parts = [f"value {self.value:#x}"] if self.value is not None else []
+        if self.pending is not None:
+            parts.append(f"pending {self.pending:#x}")
+        if any(self.messages):
+            parts.append(f"messages {self.messages.rstrip(bytes(1)).hex()}")
+        parts += [f"peer {peer} vector {vector} rung {count} times" for peer, vector, count in self.rung]
+        return ", ".join(parts) or "nothing"
+
+
+class SimulatedDevice:
+    """Our device in the place of a real one: its BARs decode addresses, its messages land in memory."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.device = Ivshmem(PROFILES[scene.profile], vectors=scene.vectors, ring=self._ring)
+        self._scene = scene
+        self._rung: Counter[tuple[int, int]] = Counter()
+        if scene.vectors:
+            self.device.set_peer(scene.peer)
+        self.device.set_memory(memoryview(bytearray(scene.memory_bytes)))
+        for vector in range(scene.connected):
+            self.device.connect(scene.peer, vector)
+        self._peers: set[int] = set()
+        self._messages = bytearray(scene.message_bytes)
+
+    def _ring(self, peer: int, vector: int) -> None:
+        self._rung[peer, vector] += 1
+
+    @property
+    def memory(self) -> memoryview:
+        """The shared memory, as its other users see it."""
+        assert self.device.memory is not None
+        return self.device.memory
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def apply(self, operation: Operation) -> Observation:
+        value = self._apply(operation)
+        own = self._scene.peer
+        for vector in range(self._scene.own_vectors):
+            count = self._rung.pop((own, vector), 0)
+            if count:
+                self.device.interrupt(vector, count)
+        pending_at = pba(self.device)
+        pending = self._pending(*pending_at) if pending_at else None
+        self._land()
+        messages = bytes(self._messages)
+        self._messages[:] = bytes(len(messages))
+        rung = tuple((*line, count) for line, count in sorted(self._rung.items()) if line[0] in self._peers)
+        self._rung.clear()
+        return Observation(value, pending, messages, rung)
+
+    def _apply(self, operation: Operation) -> int | None:
+        device = self.device
+        match operation:
+            case ConfigRead(offset, size):
+                return device.config_read(offset, size)
+            case ConfigWrite(offset, size, value):
+                device.config_write(offset, size, value)
+            case Read(address, size):
+                return self._access(address, size)
+            case Write(address, size, value):
+                self._access(address, size, value)
+            case Ring(vector, count):
+                device.interrupt(vector, count)
+            case Join(peer, vectors):
+                self._peers.add(peer)
+                for vector in range(vectors):
+                    device.connect(peer, vector)
+            case Leave(peer):
+                self._peers.discard(peer)
+                device.disconnect(peer)
+            case Reset():
+                device.reset()
+        return None
+
+    def _access(self, address: int, size_bytes: int, value: int | None = None) -> int:
+        for bar in self.device.config.bars.values():
+            base = self.device.config.bar_address(bar.index)
+            if base is not None and base <= address < base + bar.size_bytes:
+                if value is None:
+                    return self.device.bar_read(bar.index, address - base, size_bytes)
+                self.device.bar_write(bar.index, address - base, size_bytes, value)
+                return 0
+        return 0
+
+    def _pending(self, address: int, size_bytes: int) -> int:
+        return sum(self._access(address + at, 4) << 8 * at for at in range(0, size_bytes, 4))
+
+    def _land(self) -> None:
+        while self.device.effects:
+            effect = self.device.effects.popleft()
+            if isinstance(effect, Message):
+                at = effect.address - MESSAGE_BASE
+                if 0 <= at <= len(self._messages) - 4:
+                    self._messages[at : at + 4] = effect.data.to_bytes(4, "little")
+
+
+def pba(device: Ivshmem) -> tuple[int, int] | None:
+    """Where the pending bits can be read now, as (address, size); None while they cannot."""
+    base = device.config.bar_address(MSIX_BAR)
+    if base is None or device.msix is None:
+        return None
+    return base + device.msix.layout.pba_offset, device.msix.layout.pba_bytes
+
+
+class RealDevice:
+    """A QEMU with one ivshmem device and its scripted server; owns both."""
+
+    def __init__(self, qemu: str, scene: Scene) -> None:
+        self._scene = scene
+        with ExitStack() as stack:
+            self._server = stack.enter_context(ScriptedServer(scene.memory_bytes))
+            if scene.vectors:
+                self._server.greet(scene.peer)
+                self._server.join(scene.peer, scene.connected)
+                inherit = self._server.client
+                arguments = [
+                    *("-chardev", f"socket,id=iv,fd={inherit}"),
+                    *("-device", f"ivshmem-doorbell,chardev=iv,vectors={scene.vectors},addr={SLOT:#x}.0"),
+                ]
+            else:
+                inherit = self._server.region.descriptor
+                path = f"/proc/self/fd/{inherit}"
+                backend = f"memory-backend-file,id=mem,share=on,size={scene.memory_bytes},mem-path={path}"
+                arguments = ["-object", backend, "-device", f"ivshmem-plain,memdev=mem,addr={SLOT:#x}.0"]
+            self.qemu = stack.enter_context(Qemu(qemu, arguments, [inherit]))
+            self._server.hand_over()
+            self.qemu.settle(scene.connected + 2)
+            self._stack = stack.pop_all()
+
+    @property
+    def memory(self) -> memoryview:
+        """The shared memory, as its other users see it."""
+        return self._server.memory
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def apply(self, operation: Operation, pending_at: tuple[int, int] | None = None) -> Observation:
+        value = self._apply(operation)
+        # One turn in which the eventfds that the operation rang are seen, one in which nothing is left to do.
+        self.qemu.settle()
+        places = [(MESSAGE_BASE, self._scene.message_bytes)] + ([pending_at] if pending_at else [])
+        answers = self.qemu.ask([f"read {at:#x} {size:#x}" for at, size in places])
+        messages, *rest = (bytes.fromhex(answer.removeprefix("0x")) for answer in answers)
+        if any(messages):
+            self.qemu.fill(MESSAGE_BASE, len(messages), 0)
+        pending = int.from_bytes(rest[0], "little") if rest else None
+        rung = tuple(
+            (peer, vector, count)
+            for peer in sorted(self._server.peers)
+            if peer != self._scene.peer
+            for vector, count in enumerate(self._server.take(peer))
+            if count
+        )
+        return Observation(value, pending, messages, rung)
+
+    def _apply(self, operation: Operation) -> int | None:
+        qemu, server = self.qemu, self._server
+        match operation:
+            case ConfigRead(offset, size):
+                return qemu.config_read(SLOT, offset, size)
+            case ConfigWrite(offset, size, value):
+                qemu.config_write(SLOT, offset, size, value)
+            case Read(address, size):
+                return qemu.read(address, size)
+            case Write(address, size, value):
+                qemu.write(address, size, value)
+            case Ring(vector, count):
+                server.ring(self._scene.peer, vector, count)
+                qemu.settle()
+            case Join(peer, vectors):
+                server.join(peer, vectors)
+                qemu.settle(vectors + 2)
+            case Leave(peer):
+                server.leave(peer)
+                qemu.settle(2)
+            case Reset():
+                qemu.reset()
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """The first operation after which the two differ; ``sequence`` is all that it takes."""
+
+    scene: Scene
+    sequence: tuple[Operation, ...]
+    real: str
+    simulated: str
+
+    def __str__(self) -> str:
+        steps = [f"  {at}. {operation}" for at, operation in enumerate(self.sequence, 1)]
+        return "\n".join([f"on {self.scene}:", *steps, f"  real:      {self.real}", f"  simulated: {self.simulated}"])
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One run of :func:`conform`; ``kinds`` counts the operations by kind."""
+
+    profile: str
+    seed: int
+    operations: int
+    kinds: tuple[tuple[str, int], ...]
+    divergence: Divergence | None
+
+    @property
+    def agrees(self) -> bool:
+        return self.divergence is None
+
+    def __str__(self) -> str:
+        head = f"{self.profile}, seed {self.seed}: {self.operations} operations"
+        if self.divergence is None:
+            return f"{head}, no divergence"
+        return f"{head}, then a divergence {self.divergence}"
+
+
+def possible(sequence: Sequence[Operation]) -> Iterator[Operation]:
+    """The operations that the rules allow where they stand: no leave before a join, no second join."""
+    present: set[int] = set()
+    used: set[int] = set()
+    for operation in sequence:
+        match operation:
+            case Join(peer, _):
+                if peer in used:
+                    continue
+                used.add(peer)
+                present.add(peer)
+            case Leave(peer):
+                if peer not in present:
+                    continue
+                present.remove(peer)
+        yield operation
+
+
+def play(
+    qemu: str, scene: Scene, sequence: Sequence[Operation], make: Callable[[Scene], SimulatedDevice]
+) -> Divergence | None:
+    """Apply a sequence to a new device of each kind; stop where they differ."""
+    simulated = make(scene)
+    real = RealDevice(qemu, scene)
+    played: list[Operation] = []
+    try:
+        for operation in possible(sequence):
+            played.append(operation)
+            ours = simulated.apply(operation)
+            try:
+                theirs = real.apply(operation, pba(simulated.device))
+            except HostError as error:
+                return Divergence(scene, tuple(played), str(error), str(ours))
+            if ours != theirs:
+                return Divergence(scene, tuple(played), str(theirs), str(ours))
+    finally:
+        real.close()
+    return None
+
+
+def shrink(divergence: Divergence, again: Callable[[Sequence[Operation]], Divergence | None]) -> Divergence:
+    """Leave out ever smaller parts of the sequence as long as some divergence remains (delta debugging)."""
+    best, runs = divergence, 0
+    part = max(1, len(best.sequence) // 2)
+    while runs < SHRINK_RUNS:
+        at, smaller = 0, False
+        while at < len(best.sequence) and runs < SHRINK_RUNS:
+            candidate = best.sequence[:at] + best.sequence[at + part :]
+            runs += 1
+            found = again(candidate) if candidate else None
+            if found is not None:
+                best, smaller = found, True
+            else:
+                at += part
+        if part == 1 and not smaller:
+            break
+        part = max(1, part // 2)
+    return best
+
+
+def conform(
+    qemu: str,
+    profile: str,
+    seed: int,
+    operations: int,
+    *,
+    make: Callable[[Scene], SimulatedDevice] = SimulatedDevice,
+) -> Report:
+    """Play ``operations`` random operations from ``seed`` on a real QEMU and on the simulated device.
+
+    ``make`` builds the simulated side; a test gives a defective one.
+
+    Raises:
+        UsageError: a profile that no QEMU of today can be.
+        HostError: QEMU is not there, or does not start.
+    """
+    if profile not in CONFORMING:
+        raise UsageError(f"profile {profile!r} has no real counterpart here: choose {' or '.join(CONFORMING)}")
+    path = find_qemu(qemu)
+    random = Random(f"{profile}/{seed}")
+    scene = Scene.draw(profile, random, server=PROFILES[profile].server)
+    sequence = generate(scene, random, operations)
+    divergence = play(path, scene, sequence, make)
+    done = len(sequence) if divergence is None else len(divergence.sequence)
+    if divergence is not None:
+        divergence = shrink(divergence, lambda candidate: play(path, scene, candidate, make))
+    kinds = Counter(type(operation).__name__ for operation in sequence[:done])
+    return Report(profile, seed, done, tuple(sorted(kinds.items())), divergence)

@@ -1,0 +1,154 @@
+"""The datasheet of a device profile: what ``ivsim device show PROFILE`` prints.
+
+Everything comes from the tables that also drive the device: profile, register map, BARs, capability, saved
+state. Nothing here knows a register by heart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from nodes import migration
+from nodes.ivshmem import MSIX_CAPABILITY, Ivshmem
+from nodes.pci import (
+    BAR0,
+    CACHE_LINE,
+    CAPABILITIES,
+    COMMAND,
+    INTERRUPT_LINE,
+    INTERRUPT_PIN,
+    REVISION,
+    STATUS,
+    SUBSYSTEM_VENDOR,
+    Bar,
+)
+from nodes.profiles import Profile
+from nodes.registers import AccessRules, RegisterMap
+
+__all__ = ["datasheet", "summary"]
+
+EXAMPLE_VECTORS = 2
+CONFIG_FIELDS = (
+    (0x00, 2, "vendor ID"),
+    (0x02, 2, "device ID"),
+    (COMMAND, 2, "command"),
+    (STATUS, 2, "status"),
+    (REVISION, 1, "revision"),
+    (REVISION + 1, 3, "class code"),
+    (CACHE_LINE, 1, "cache line size"),
+    (BAR0, 4, "BAR0"),
+    (BAR0 + 4, 4, "BAR1"),
+    (BAR0 + 8, 4, "BAR2"),
+    (BAR0 + 12, 4, "BAR2, upper half, or BAR3"),
+    (SUBSYSTEM_VENDOR, 2, "subsystem vendor ID"),
+    (SUBSYSTEM_VENDOR + 2, 2, "subsystem ID"),
+    (CAPABILITIES, 1, "first capability"),
+    (INTERRUPT_LINE, 1, "interrupt line"),
+    (INTERRUPT_PIN, 1, "interrupt pin"),
+    (MSIX_CAPABILITY, 2, "capability ID, next"),
+    (MSIX_CAPABILITY + 2, 2, "MSI-X message control"),
+    (MSIX_CAPABILITY + 4, 4, "MSI-X table offset, BAR"),
+    (MSIX_CAPABILITY + 8, 4, "MSI-X pending bits offset, BAR"),
+)
+
+
+def summary(profiles: Iterable[Profile]) -> str:
+    """One line for each profile."""
+    shown = list(profiles)
+    width = max(len(profile.name) for profile in shown)
+    return "\n".join(f"{profile.name:<{width}}  {profile.summary}" for profile in shown)
+
+
+def datasheet(profile: Profile, *, vectors: int = EXAMPLE_VECTORS, memory_bytes: int | None = None) -> str:
+    """All of one profile as text: registers, configuration space, capability, behaviour with its sources.
+
+    Raises:
+        UsageError: a number of vectors or a size that the device cannot have.
+    """
+    device = Ivshmem(profile, vectors=vectors, ring=lambda peer, vector: None)
+    device.set_memory(memoryview(bytearray(memory_bytes or profile.memory_default_bytes)))
+    sections = [
+        ("", [f"{profile.name}: {profile.summary}"]),
+        ("Configuration space", _config(device)),
+        ("BARs", _bars(device)),
+        ("Registers, BAR0", _registers(profile.registers, profile.registers_rules)),
+    ]
+    if device.msix:
+        sections.append(("MSI-X, BAR1", _msix(device)))
+    sections += [
+        ("Saved state", _state(device)),
+        ("Behaviour", _behaviour(profile)),
+    ]
+    if profile.quirks:
+        sections.append(
+            ("Defects", [f"  row {quirk.value:>3}  {_words(quirk.name)}" for quirk in sorted(profile.quirks)])
+        )
+    blocks = ["\n".join(([title] if title else []) + list(lines)) for title, lines in sections]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _words(name: str) -> str:
+    return name.lower().replace("_", " ")
+
+
+def _config(device: Ivshmem) -> Iterator[str]:
+    mask = device.config.write_mask
+    yield "  offset  reset       writable    field"
+    for offset, size, name in CONFIG_FIELDS:
+        if offset >= MSIX_CAPABILITY and device.msix is None:
+            continue
+        value = int.from_bytes(device.config.data[offset : offset + size], "little")
+        bits = int.from_bytes(mask[offset : offset + size], "little")
+        digits = 2 * size
+        yield f"  {offset:#04x}    {value:#0{digits + 2}x}".ljust(22) + f"{bits:#0{digits + 2}x}".ljust(12) + name
+    data = device.config.data
+    for at in range(0, 0x50, 16):
+        yield f"  {at:02x}: {data[at : at + 16].hex(' ')}"
+
+
+def _bars(device: Ivshmem) -> Iterator[str]:
+    for bar in sorted(device.config.bars.values(), key=lambda bar: bar.index):
+        yield f"  BAR{bar.index}: {_bar_kind(bar)}, {bar.size_bytes} bytes: {bar.text}"
+
+
+def _bar_kind(bar: Bar) -> str:
+    width = "64-bit" if bar.wide else "32-bit"
+    return f"memory, {width}, {'prefetchable' if bar.prefetchable else 'non-prefetchable'}"
+
+
+def _registers(registers: RegisterMap, rules: AccessRules) -> Iterator[str]:
+    yield "  offset      reset       name        access"
+    for register in registers.registers:
+        last = f"..{register.end - 1:#04x}" if register.words > 1 else ""
+        place = f"{register.offset:#04x}{last}"
+        yield f"  {place:<10}  {register.reset:#010x}  {register.name:<10}  {register.access.value}: {register.text}"
+    yield f"  accesses: {rules.describe()}"
+
+
+def _msix(device: Ivshmem) -> Iterator[str]:
+    assert device.msix is not None
+    layout = device.msix.layout
+    yield f"  {layout.vectors} vectors here, up to {device.profile.msix_limit}"
+    yield f"  0x000..{layout.table_bytes - 1:#05x}  table, 16 bytes an entry: address, upper address, data, control"
+    yield f"  {layout.pba_offset:#05x}..{layout.pba_offset + layout.pba_bytes - 1:#05x}  pending bits, read-only"
+    yield f"  accesses: {device.profile.msix_rules.describe()}"
+
+
+def _state(device: Ivshmem) -> Iterator[str]:
+    if not device.profile.stream:
+        yield "  none"
+    for name in device.profile.stream:
+        for field in migration.FIELDS[name]:
+            yield f"  {field.size_bytes(device):>5} bytes  {field.name}"
+
+
+SHOWN_ELSEWHERE = {"registers", "registers_rules", "msix_rules", "stream", "quirks"}
+
+
+def _behaviour(profile: Profile) -> Iterator[str]:
+    for cell in Profile.cells():
+        if cell not in SHOWN_ELSEWHERE:
+            value = getattr(profile, cell)
+            counted = cell.endswith(("_bytes", "_bits", "_limit"))
+            text = f"{value:#x}" if type(value) is int and not counted else str(getattr(value, "value", value))
+            yield f"  {cell:<22}  {text}  [{profile.sources[cell]}]"

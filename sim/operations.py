@@ -1,0 +1,373 @@
+"""Random sequences of operations on one ivshmem device, for a simulated and a real one alike.
+
+Everything a sequence does is written down in it, physical addresses included, so that any part of it can be
+applied again. What is left out, and why, stands in :data:`RULES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+from nodes.ivshmem import MEMORY_BAR, MSIX_BAR, REGISTERS_BAR
+
+__all__ = [
+    "MESSAGE_BASE",
+    "RULES",
+    "ConfigRead",
+    "ConfigWrite",
+    "Join",
+    "Leave",
+    "Operation",
+    "Read",
+    "Reset",
+    "Ring",
+    "Scene",
+    "Write",
+    "boot",
+    "generate",
+    "inspect",
+]
+
+RULES = {
+    "a peer leaves once and never returns": "a second leave, or a return, is a double free: SIGABRT",
+    "the device's own ID never leaves": "nothing happens but a line on stderr, and the eventfds stay",
+    "no hot-unplug": "after any leave it aborts or crashes",
+    "memory of a power of two and whole pages": "pci_register_bar asserts: SIGABRT; smaller ones exit 1",
+    "setup in order, own vectors after the memory": "own vectors first is SIGSEGV, silence hangs realize",
+    "counters are never full": "a ring is then dropped, and both sides would only show the maximum",
+    "BAR addresses from fixed windows": "elsewhere RAM, ROM and the interrupt controllers answer instead",
+    "each MSI-X entry sends to memory of its own": "the order of two eventfds in one wake-up is not defined",
+    "message data is never 0": "a message is seen by what it writes into cleared memory",
+    "no eventfd that is none": "any file is accepted and written to (TCG), or QEMU aborts (KVM)",
+}
+
+# Where each BAR may lie: two or three places, far from what else a PC has in its memory space.
+WINDOWS = {
+    REGISTERS_BAR: (0xE000_0000, 0xE100_0000),
+    MSIX_BAR: (0xE200_0000, 0xE300_0000),
+    MEMORY_BAR: (0xE400_0000, 0x9_0000_0000, 0xE800_0000),
+}
+MESSAGE_BASE, MESSAGE_SLOT_BYTES = 0x20_0000, 16
+
+SIZES = (1, 2, 4, 8)
+COMMAND, MSIX_CONTROL = 0x04, 0x42
+BAR_REGISTERS = {REGISTERS_BAR: 0x10, MSIX_BAR: 0x14, MEMORY_BAR: 0x18}
+PEERS_AT_ONCE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRead:
+    offset: int
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return f"config_read({self.offset:#04x}, {self.size_bytes})"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigWrite:
+    offset: int
+    size_bytes: int
+    value: int
+
+    def __str__(self) -> str:
+        return f"config_write({self.offset:#04x}, {self.size_bytes}, {self.value:#x})"
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    address: int
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return f"read({self.address:#x}, {self.size_bytes})"
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    address: int
+    size_bytes: int
+    value: int
+
+    def __str__(self) -> str:
+        return f"write({self.address:#x}, {self.size_bytes}, {self.value:#x})"
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Another peer rings one of the device's own vectors ``count`` times before the device looks."""
+
+    vector: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"ring(vector {self.vector}, {self.count} times)"
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    peer: int
+    vectors: int
+
+    def __str__(self) -> str:
+        return f"join(peer {self.peer}, {self.vectors} vectors)"
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    peer: int
+
+    def __str__(self) -> str:
+        return f"leave(peer {self.peer})"
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    def __str__(self) -> str:
+        return "reset()"
+
+
+Operation = ConfigRead | ConfigWrite | Read | Write | Ring | Join | Leave | Reset
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a sequence is played on: the device, and how many own vectors its server connects."""
+
+    profile: str
+    vectors: int
+    connected: int
+    peer: int
+    memory_bytes: int
+
+    @classmethod
+    def draw(cls, profile: str, random: Random, *, server: bool) -> Scene:
+        """A device; with a server sometimes one that connects fewer vectors than it has, or more."""
+        memory_bytes = random.choice((4096, 1 << 16, 1 << 20))
+        if not server:
+            return cls(profile, 0, 0, 0, memory_bytes)
+        vectors = random.choice((1, 2, 2, 3, 4, 4, 8, 8, 33, 70))
+        connected = random.choice((vectors, vectors, vectors, max(1, vectors - 1), vectors + 1))
+        return cls(profile, vectors, connected, random.choice((0, 0, 1, 5, 16, 255, 65535)), memory_bytes)
+
+    @property
+    def bars(self) -> tuple[int, ...]:
+        return (REGISTERS_BAR, MSIX_BAR, MEMORY_BAR) if self.vectors else (REGISTERS_BAR, MEMORY_BAR)
+
+    @property
+    def message_bytes(self) -> int:
+        """The memory into which the device's messages may fall."""
+        return MESSAGE_SLOT_BYTES * max(1, self.vectors)
+
+    @property
+    def own_vectors(self) -> int:
+        return min(self.vectors, self.connected)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.profile}, {self.vectors} vectors ({self.connected} connected), peer {self.peer}, "
+            f"{self.memory_bytes} bytes"
+        )
+
+
+def boot(scene: Scene) -> Iterator[Operation]:
+    """What firmware and a driver do first: addresses, memory decode, bus master, MSI-X entries, enable."""
+    for bar in scene.bars:
+        yield ConfigWrite(BAR_REGISTERS[bar], 4, WINDOWS[bar][0])
+    yield ConfigWrite(COMMAND, 2, 6)
+    for vector in range(scene.vectors):
+        entry = WINDOWS[MSIX_BAR][0] + 16 * vector
+        yield Write(entry, 4, MESSAGE_BASE + MESSAGE_SLOT_BYTES * vector)
+        yield Write(entry + 8, 4, 0xC0DE_0000 + vector)
+        yield Write(entry + 12, 4, 0)
+    if scene.vectors:
+        yield ConfigWrite(MSIX_CONTROL, 2, 0x8000)
+
+
+def inspect(scene: Scene) -> Iterator[Operation]:
+    """Read everything that can be read, wherever it may be mapped."""
+    for offset in range(0, 256, 4):
+        yield ConfigRead(offset, 4)
+    lengths = {REGISTERS_BAR: 0x20, MSIX_BAR: 16 * scene.vectors, MEMORY_BAR: 16}
+    for bar in scene.bars:
+        for window in WINDOWS[bar]:
+            for at in range(0, lengths[bar], 4):
+                yield Read(window + at, 4)
+
+
+class _Generator:
+    """Draws operations; keeps only what it needs to stay within the rules."""
+
+    def __init__(self, scene: Scene, random: Random) -> None:
+        self._scene = scene
+        self._random = random
+        self._present: dict[int, int] = {}
+        self._used = {scene.peer}
+        kinds = [
+            (self._registers, 20),
+            (self._memory, 6),
+            (self._config, 16),
+            (self._command, 6),
+            (self._bar_address, 3),
+            (self._reset, 1),
+        ]
+        if scene.vectors:
+            kinds += [
+                (self._doorbell, 26),
+                (self._table, 16),
+                (self._pending, 6),
+                (self._control, 8),
+                (self._ring, 14),
+                (self._join, 3),
+                (self._leave, 2),
+            ]
+        self._kinds = [kind for kind, _ in kinds]
+        self._weights = [weight for _, weight in kinds]
+
+    def draw(self) -> Operation:
+        (kind,) = self._random.choices(self._kinds, self._weights)
+        return kind()
+
+    def _window(self, bar: int) -> int:
+        windows = WINDOWS[bar]
+        return windows[0] if self._random.random() < 0.8 else self._random.choice(windows)
+
+    def _value(self, size_bytes: int) -> int:
+        bits = 8 * size_bytes
+        return self._random.choice((0, (1 << bits) - 1, self._random.getrandbits(bits), self._random.getrandbits(4)))
+
+    def _access(self, bar: int, offset: int, *, reading: float) -> Operation:
+        size = self._random.choice(SIZES)
+        address = self._window(bar) + offset
+        if self._random.random() < reading:
+            return Read(address, size)
+        return Write(address, size, self._value(size))
+
+    def _registers(self) -> Operation:
+        random = self._random
+        if random.random() < 0.5:  # mask and status as a driver uses them
+            address = self._window(REGISTERS_BAR) + random.choice((0, 4, 4, 8))
+            return Read(address, 4) if random.random() < 0.6 else Write(address, 4, self._value(4))
+        # The four registers at any offset; sometimes the rest and the end of the window.
+        offset = random.choice((random.randrange(16), random.randrange(16), random.randrange(0x100), 0xFE, 0x100))
+        return self._access(REGISTERS_BAR, offset, reading=0.5)
+
+    def _doorbell(self) -> Operation:
+        random = self._random
+        peers = [self._scene.peer, *sorted(self._present)] * 4 + [*sorted(self._used), random.getrandbits(16)]
+        near = random.randrange(self._scene.vectors + 2)
+        vector = random.choice((near, near, near, near | random.getrandbits(8) << 8, random.getrandbits(16)))
+        value = random.choice(peers) << 16 | vector
+        if random.random() < 0.8:
+            return Write(self._window(REGISTERS_BAR) + 12, 4, value)
+        size = random.choice(SIZES)
+        return Write(self._window(REGISTERS_BAR) + random.randrange(8, 16), size, value & (1 << 8 * size) - 1)
+
+    def _table(self) -> Operation:
+        """The MSI-X table: entries keep to their own memory, anything may be read, control bits are free."""
+        random = self._random
+        if random.random() < 0.25:
+            return self._access(MSIX_BAR, random.randrange(16 * self._scene.vectors + 32), reading=1)
+        vector = random.randrange(self._scene.vectors)
+        entry = self._window(MSIX_BAR) + 16 * vector
+        slot = MESSAGE_BASE + MESSAGE_SLOT_BYTES * vector
+        narrow = Write(entry + random.randrange(16), random.choice((1, 2)), random.getrandbits(8))
+        control = Write(entry + 12, 4, random.choice((0, 0, 0, 1, 1, 0xFFFF_FFFE, 0xFFFF_FFFF)))
+        others = (
+            Write(entry, 4, slot + random.randrange(MESSAGE_SLOT_BYTES - 3)),
+            Write(entry + 4, 4, random.choice((0, 0, 0, 0x80))),
+            Write(entry + 8, 4, random.getrandbits(32) | 1),
+            Write(entry, 8, slot),
+            Write(entry + 8, 8, random.getrandbits(33) | 1),
+            narrow,
+        )
+        return control if random.random() < 0.4 else random.choice(others)
+
+    def _pending(self) -> Operation:
+        return self._access(
+            MSIX_BAR, self._random.choice((0x800, 0x804, 0x7FC, 0x808, 0x80C, 0x810, 0xFFC, 0x801)), reading=0.6
+        )
+
+    def _memory(self) -> Operation:
+        size = self._scene.memory_bytes
+        return self._access(MEMORY_BAR, self._random.choice((0, 1, 64, size // 2 + 3, size - 8)), reading=0.5)
+
+    def _config(self) -> Operation:
+        random = self._random
+        size = random.choice((1, 2, 4))
+        offset = random.randrange(0, 256 // size) * size
+        if random.random() < 0.5:
+            return ConfigRead(offset, size)
+        if offset + size - 1 >= 0x04 and offset < 0x06:
+            return self._command()
+        if 0x10 <= offset < 0x28:
+            return self._bar_address()
+        return ConfigWrite(offset, size, self._value(size))
+
+    def _command(self) -> Operation:
+        if self._random.random() < 0.3:
+            return ConfigRead(COMMAND, 2)
+        value = self._random.choice((6, 6, 6, 7, 0x406, 2, 4, 0, self._random.getrandbits(16)))
+        return (
+            ConfigWrite(COMMAND, 2, value)
+            if value < 256 or self._random.random() < 0.5
+            else ConfigWrite(COMMAND, 4, 0xFFFF_0000 | value)
+        )
+
+    def _bar_address(self) -> Operation:
+        random = self._random
+        bar = random.choice(self._scene.bars)
+        offset = BAR_REGISTERS[bar]
+        window = random.choice((WINDOWS[bar][0], WINDOWS[bar][0], *WINDOWS[bar]))
+        if bar == MEMORY_BAR and random.random() < 0.4:
+            return ConfigWrite(offset + 4, 4, random.choice((0, 0, window >> 32, 0xFFFF_FFFF)))
+        return ConfigWrite(offset, 4, random.choice((window & 0xFFFF_FFFF, window & 0xFFFF_FFFF | 0xF, 0, 0xFFFF_FFFF)))
+
+    def _control(self) -> Operation:
+        value = self._random.choice((0x8000, 0x8000, 0x8000, 0xC000, 0x4000, 0, 0, 0xFFFF))
+        match self._random.randrange(4):
+            case 0:
+                return ConfigWrite(MSIX_CONTROL + 1, 1, value >> 8)
+            case 1:
+                return ConfigWrite(MSIX_CONTROL - 2, 4, value << 16 | self._random.getrandbits(16))
+            case _:
+                return ConfigWrite(MSIX_CONTROL, 2, value)
+
+    def _ring(self) -> Operation:
+        return Ring(self._random.randrange(self._scene.own_vectors), self._random.choice((1, 1, 2, 3, 256)))
+
+    def _join(self) -> Operation:
+        if len(self._present) >= PEERS_AT_ONCE:
+            return self._leave()
+        peer = self._random.choice((self._random.randrange(40), self._random.getrandbits(16)))
+        if peer in self._used:
+            return self._doorbell()
+        self._used.add(peer)
+        self._present[peer] = self._random.randrange(1, self._scene.vectors + 2)
+        return Join(peer, self._present[peer])
+
+    def _leave(self) -> Operation:
+        if not self._present:
+            return self._doorbell()
+        peer = self._random.choice(sorted(self._present))
+        del self._present[peer]
+        return Leave(peer)
+
+    def _reset(self) -> Operation:
+        return Reset()
+
+
+def generate(scene: Scene, random: Random, operations: int) -> list[Operation]:
+    """A driver's start, then what chance says with new starts in between, at the end a look at everything."""
+    generator = _Generator(scene, random)
+    look = list(inspect(scene))
+    sequence = list(boot(scene))
+    while len(sequence) < operations - len(look):
+        drawn = generator.draw()
+        sequence.append(drawn)
+        if isinstance(drawn, Reset) or random.random() < 0.01:
+            sequence += boot(scene)
+            sequence += [Read(WINDOWS[REGISTERS_BAR][0] + at, 4) for at in (0, 4)]
+    return (sequence + look)[:operations]

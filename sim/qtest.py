@@ -1,0 +1,217 @@
+"""A real QEMU without a guest: started stopped, driven through its qtest line protocol and through QMP.
+
+``qemu-system-x86_64 -accel tcg -S`` runs no guest code; qtest reads and writes ports and physical memory, one
+line each way (QEMU, softmmu/qtest.c). All its sockets are inherited pairs: there are no paths to clean up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+from nodes.errors import HostError
+
+__all__ = ["DEFAULT_QEMU", "Qemu", "find_qemu"]
+
+DEFAULT_QEMU = "qemu-system-x86_64"
+TIMEOUT_SECONDS = 20.0
+SUFFIX = {1: "b", 2: "w", 4: "l", 8: "q"}
+CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC  # PCI 3.0, 3.2.2.3.2
+
+
+def find_qemu(name: str = DEFAULT_QEMU) -> str:
+    """The program's path.
+
+    Raises:
+        HostError: it is not on PATH.
+    """
+    path = shutil.which(name)
+    if path is None:
+        raise HostError(f"{name} is not on PATH: install it (Debian: qemu-system-x86) or say --qemu PATH")
+    return path
+
+
+class Lines:
+    """One side of a line protocol over a socket; owns the socket."""
+
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        sock.settimeout(TIMEOUT_SECONDS)
+        self._socket = sock
+        self._name = name
+        self._received = b""
+
+    def send(self, text: str) -> None:
+        try:
+            self._socket.sendall(text.encode())
+        except OSError as error:
+            raise HostError(f"QEMU's {self._name} connection broke: {error}") from error
+
+    def line(self) -> str:
+        """The next line.
+
+        Raises:
+            HostError: none came in time, or the other side is gone.
+        """
+        while b"\n" not in self._received:
+            try:
+                data = self._socket.recv(1 << 16)
+            except OSError as error:
+                raise HostError(f"QEMU does not answer ({self._name}): {error}") from error
+            if not data:
+                raise HostError(f"QEMU closed its {self._name} connection")
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        return line.decode()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Qemu:
+    """Owns one QEMU process. ``arguments`` may name the descriptors in ``inherit`` by number.
+
+    Raises:
+        HostError: it does not start; the message ends with what it printed.
+    """
+
+    def __init__(self, path: str, arguments: Sequence[str], inherit: Iterable[int] = ()) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
+        self._reset_seen = 0
+        with contextlib.ExitStack() as far_ends:
+            near_qtest, far_qtest = socket.socketpair()
+            near_qmp, far_qmp = socket.socketpair()
+            far_ends.callback(far_qtest.close)
+            far_ends.callback(far_qmp.close)
+            self._qtest = Lines(near_qtest, "qtest")
+            self._qmp = Lines(near_qmp, "QMP")
+            command = [
+                *(path, "-nodefaults", "-display", "none", "-accel", "tcg", "-S", "-m", "16M"),
+                *(
+                    "-chardev",
+                    f"socket,id=qt,fd={far_qtest.fileno()}",
+                    "-object",
+                    "qtest,id=qtest0,chardev=qt,log=/dev/null",
+                ),
+                *("-chardev", f"socket,id=qmp,fd={far_qmp.fileno()}", "-mon", "chardev=qmp,mode=control"),
+                *arguments,
+            ]
+            descriptors = [far_qtest.fileno(), far_qmp.fileno(), *inherit]
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=self._stderr,
+                stderr=self._stderr,
+                pass_fds=descriptors,
+            )
+        try:
+            json.loads(self._qmp.line())
+            self.qmp("qmp_capabilities")
+        except HostError as error:
+            self.close()
+            raise HostError(f"{path} did not start: {self.printed or error}") from error
+
+    def __enter__(self) -> Qemu:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process, close the connections; what it printed stays in ``printed``."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._qtest.close()
+        self._qmp.close()
+        if not self._stderr.closed:
+            self.printed = self._read_printed()
+            self._stderr.close()
+
+    def _read_printed(self) -> str:
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace").strip()
+
+    printed = ""
+
+    # The two protocols.
+
+    def qmp(self, command: str, **arguments: object) -> Any:
+        """One QMP command; what it returned. Events that come meanwhile are counted or dropped."""
+        self._qmp.send(json.dumps({"execute": command, "arguments": arguments}))
+        while True:
+            answer = json.loads(self._qmp.line())
+            if "event" in answer:
+                self._reset_seen += answer["event"] == "RESET"
+            elif "error" in answer:
+                raise HostError(f"QMP {command}: {answer['error'].get('desc', answer['error'])}")
+            else:
+                return answer.get("return")
+
+    def ask(self, lines: Sequence[str]) -> list[str]:
+        """Several qtest commands in one go; what stands behind each ``OK``.
+
+        Raises:
+            HostError: one failed, or QEMU is gone.
+        """
+        self._qtest.send("".join(line + "\n" for line in lines))
+        answers: list[str] = []
+        while len(answers) < len(lines):
+            answer = self._qtest.line()
+            if answer.startswith("IRQ"):
+                continue
+            if not answer.startswith("OK"):
+                raise HostError(f"qtest {lines[len(answers)]!r}: {answer}")
+            answers.append(answer[2:].strip())
+        return answers
+
+    # What can be asked.
+
+    def settle(self, rounds: int = 1) -> None:
+        """Give its main loop ``rounds`` turns: each one handles what was ready before it began."""
+        for _ in range(rounds):
+            self.ask(["inb 0x80"])
+
+    def read(self, address: int, size_bytes: int) -> int:
+        """Physical memory, 1, 2, 4 or 8 bytes, as a processor's load."""
+        return int(self.ask([f"read{SUFFIX[size_bytes]} {address:#x}"])[0], 0)
+
+    def write(self, address: int, size_bytes: int, value: int) -> None:
+        """Physical memory, 1, 2, 4 or 8 bytes, as a processor's store."""
+        self.ask([f"write{SUFFIX[size_bytes]} {address:#x} {value:#x}"])
+
+    def read_block(self, address: int, size_bytes: int) -> bytes:
+        """Any number of bytes of physical memory."""
+        return bytes.fromhex(self.ask([f"read {address:#x} {size_bytes:#x}"])[0].removeprefix("0x"))
+
+    def fill(self, address: int, size_bytes: int, byte: int) -> None:
+        """Set bytes of physical memory."""
+        self.ask([f"memset {address:#x} {size_bytes:#x} {byte:#x}"])
+
+    def config_read(self, slot: int, offset: int, size_bytes: int) -> int:
+        """1, 2 or 4 bytes of the configuration space of function ``slot``.0 on bus 0."""
+        select = f"outl {CONFIG_ADDRESS:#x} {1 << 31 | slot << 11 | offset & ~3:#x}"
+        port = CONFIG_DATA + (offset & 3)
+        return int(self.ask([select, f"in{SUFFIX[size_bytes]} {port:#x}"])[1], 0)
+
+    def config_write(self, slot: int, offset: int, size_bytes: int, value: int) -> None:
+        """1, 2 or 4 bytes of the configuration space of function ``slot``.0 on bus 0."""
+        select = f"outl {CONFIG_ADDRESS:#x} {1 << 31 | slot << 11 | offset & ~3:#x}"
+        port = CONFIG_DATA + (offset & 3)
+        self.ask([select, f"out{SUFFIX[size_bytes]} {port:#x} {value:#x}"])
+
+    def reset(self) -> None:
+        """Reset the machine, and wait until it is."""
+        seen = self._reset_seen
+        self.qmp("system_reset")
+        while self._reset_seen == seen:
+            answer = json.loads(self._qmp.line())
+            self._reset_seen += answer.get("event") == "RESET"
