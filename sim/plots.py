@@ -1,0 +1,184 @@
+"""Pictures of a run's latencies: each function draws one and returns its matplotlib axes.
+
+    histogram    how often each latency occurs; logarithmic both ways, or nobody would see the tail
+    cumulative   the share of doorbells that took no longer than that
+    percentiles  the same turned round and stretched towards 100 %: p90, p99, p99.9 are equally far apart
+    spread       p50, p90, p99, p99.9 and the maximum side by side, for each vector, group or machine
+
+``latency`` is one of ``sim.latency.LATENCIES`` or ``raw``; ``by`` splits it by group, machine, vector or
+source. The warm-up is left out. Needs matplotlib, from the extra ``ivshmem-sim[notebook]``; it is imported
+when the first picture is drawn. Whatever cannot be drawn raises ``UsageError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nodes.errors import UsageError
+from sim.latency import LATENCIES, QUANTILES, values
+from sim.results import Run
+from sim.results.frames import numbered
+
+__all__ = ["cumulative", "histogram", "percentiles", "spread"]
+
+Values = npt.NDArray[np.int64]
+
+# More lines than this are a tangle.
+SERIES_LIMIT = 16
+UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
+
+
+def histogram(run: Run, latency: str = "delivery", *, by: str | None = None, axes: Any = None, bins: int = 120) -> Any:
+    """How often each latency occurs, in ``bins`` of equal width on a logarithmic scale."""
+    axes = _axes(axes)
+    series = _series(run, latency, by)
+    top = max(int(its.max()) for _, its in series)
+    bottom = min(int(its.min()) for _, its in series)
+    edges = np.geomspace(max(1, bottom) * 0.95, max(2, top) * 1.05, bins + 1)
+    for label, its in series:
+        counts, _ = np.histogram(np.maximum(its, 1), edges)
+        axes.stairs(counts, edges, label=label, linewidth=1.2, fill=len(series) == 1, alpha=0.85)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
+    axes.set_ylabel("doorbells")
+    _latency_scale(axes, "x")
+    axes.set_xlabel(latency)
+    return _finished(axes, by, len(series))
+
+
+def cumulative(run: Run, latency: str = "delivery", *, by: str | None = None, axes: Any = None) -> Any:
+    """The share of doorbells, in percent, that took no longer than that."""
+    axes = _axes(axes)
+    series = _series(run, latency, by)
+    for label, its in series:
+        shares = np.unique(np.r_[np.linspace(0, 1, 512), 1 - np.geomspace(1e-6, 1, 256)])
+        axes.plot(np.maximum(_quantiles(its, shares), 1), 100 * shares, label=label, linewidth=1.5)
+    axes.set_ylabel("doorbells [%]")
+    axes.set_ylim(0, 101)
+    _latency_scale(axes, "x")
+    axes.set_xlabel(latency)
+    return _finished(axes, by, len(series))
+
+
+def percentiles(
+    run: Run, latencies: str | Sequence[str] = LATENCIES, *, by: str | None = None, axes: Any = None
+) -> Any:
+    """Latency over percentile, the percentiles by their nines; several latencies in one picture."""
+    axes = _axes(axes)
+    wanted = (latencies,) if isinstance(latencies, str) else tuple(latencies)
+    drawn, most = 0, 10
+    for latency in wanted:
+        for label, its in _series(run, latency, by):
+            if not its.any():
+                # A closed loop is never late: its lag is 0 throughout, which no logarithm can show.
+                continue
+            most = max(most, len(its))
+            shares = 1 - np.geomspace(1, 1 / len(its), 400)
+            name = " ".join(filter(None, (latency if len(wanted) > 1 else "", label)))
+            # Latencies that nearly coincide (total and delivery, where handling is short) stay both visible.
+            style = ("-", "--", "-.", ":")[wanted.index(latency) % 4]
+            levels = np.maximum(_quantiles(its, shares), 1)
+            levels[-1] = its.max()
+            axes.plot(1 / (1 - shares), levels, style, label=name, linewidth=1.5)
+            drawn += 1
+    axes.set_xscale("log")
+    nines = [10.0**power for power in range(int(np.log10(most)) + 1)]
+    labels = [f"{100 - 100 / nine:.{max(0, place - 2)}f} %" for place, nine in enumerate(nines)]
+    axes.set_xticks([1, 2, *nines[1:]], ["min", "50 %", *labels[1:]])
+    axes.tick_params(axis="x", which="minor", bottom=False)
+    axes.set_xlabel("percentile")
+    _latency_scale(axes, "y")
+    axes.set_ylabel(wanted[0] if len(wanted) == 1 else "latency")
+    return _finished(axes, by, drawn)
+
+
+def spread(run: Run, latency: str = "delivery", *, by: str = "vector", axes: Any = None) -> Any:
+    """p50 to the maximum of each vector, group, machine or source, one column each."""
+    axes = _axes(axes)
+    table = run.latency(by=by, latencies=(latency,))
+    if table.num_rows == 0:
+        raise UsageError(f"{run.path}: no samples of {latency} to draw")
+    places = np.arange(table.num_rows)
+    columns = {name: table[name].cast("float64").to_numpy() for name, _ in QUANTILES}
+    axes.vlines(places, columns["p50"], columns["max"], color="0.8", linewidth=4, zorder=1)
+    for marker, (name, column) in zip("oDs^v", columns.items(), strict=True):
+        axes.scatter(places, np.maximum(column, 1), marker=marker, label=name.replace("_", "."), zorder=2)
+    names = [str(name) for name in table[by].to_pylist()]
+    axes.set_xticks(places, names, rotation=0 if max(map(len, names)) < 5 else 60)
+    axes.set_xlim(-0.7, len(places) - 0.3)
+    axes.set_xlabel(by)
+    _latency_scale(axes, "y")
+    axes.set_ylabel(latency)
+    _finished(axes, None, len(columns))
+    # Beside the picture: wherever it stood inside, some column would be behind it.
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return axes
+
+
+def _axes(axes: Any) -> Any:
+    if axes is not None:
+        return axes
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise UsageError("pictures need matplotlib: pip install 'ivshmem-sim[notebook]'") from error
+    return plt.subplots(figsize=(7.5, 3.6), layout="constrained")[1]
+
+
+def _series(run: Run, latency: str, by: str | None) -> list[tuple[str, Values]]:
+    """One latency of all samples, or of those of each label: (label, values in ns), without empty ones."""
+    columns = run.columns
+    try:
+        figures, there = values(columns, latency)
+    except KeyError:
+        raise UsageError(f"no latency {latency!r}: expected {', '.join(LATENCIES)} or raw") from None
+    there = there & ~columns.warmup
+    if by is None:
+        series = [("", figures[there])]
+    else:
+        numbers, labels = numbered(run.origin, columns, by)
+        series = [(str(label), figures[there & (numbers == place)]) for place, label in enumerate(labels)]
+    series = [(label, its) for label, its in series if len(its)]
+    if not series:
+        raise UsageError(f"{run.path}: no samples of {latency} to draw")
+    if len(series) > SERIES_LIMIT:
+        raise UsageError(f"{len(series)} lines by {by} are a tangle, {SERIES_LIMIT} the most: try spread()")
+    return series
+
+
+def _quantiles(its: Values, shares: npt.NDArray[np.float64]) -> Values:
+    """Nearest-rank quantiles, as in the tables."""
+    ordered = np.sort(its)
+    ranks = np.ceil(shares * len(its)).astype(np.int64) - 1
+    return ordered[np.clip(ranks, 0, len(its) - 1)]
+
+
+def _latency_scale(axes: Any, which: str) -> None:
+    """A logarithmic axis of nanoseconds, labelled in the unit that fits."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    bottom, top = axis.get_data_interval()
+    if top < 100 * bottom:
+        # Less than two decades: the powers of ten alone might label nothing.
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value_ns, _: _human(value_ns)))
+    axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+
+
+def _human(value_ns: float) -> str:
+    size, unit = next(((size, unit) for size, unit in UNITS if value_ns >= size), UNITS[-1])
+    return f"{value_ns / size:g} {unit}"
+
+
+def _finished(axes: Any, by: str | None, series: int) -> Any:
+    axes.grid(visible=True, which="major", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if series > 1:
+        axes.legend(title=by, frameon=False, fontsize="small")
+    return axes

@@ -1,0 +1,81 @@
+"""Exact accounts: rung = delivered + pending + refused, on every line, by group and in sum. Pure.
+
+A line is one eventfd: a vector of a machine, or of a peer that is no machine of the topology (foreign). What
+machines rang on it (their edges), what arrived (the target's vectors) and what lies in its counter (the
+coordinator's last look) come from different hands, and in a clean run they agree to the last doorbell.
+
+A machine that was killed may not have stored its last counts, a foreign peer keeps none, and a coordinator
+that died never looked. Then the difference shows what is missing, and is settled: put where it can only have
+come from, and counted as a correction. A difference that nobody's death explains stays, and the run has
+failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Line", "balance", "edge_sums", "totals"]
+
+Table = npt.NDArray[np.int64]
+
+
+@dataclass
+class Line:
+    """One eventfd's account. ``machine`` is -1 for a foreign peer, whose ID is ``peer``.
+
+    ``settled`` counts the doorbells by which ``delivered`` or ``rung`` was corrected; ``missing`` is the
+    difference that nothing explains: delivered + pending + refused - rung.
+    """
+
+    machine: int
+    peer: int
+    vector: int
+    rung: int = 0
+    refused: int = 0
+    delivered: int = 0
+    interrupts: int = 0
+    pending: int = 0
+    settled: int = 0
+    missing: int = 0
+    senders: set[int] = field(default_factory=set)
+
+
+def edge_sums(edges: Table, lines: int) -> tuple[Table, Table]:
+    """Rung and refused of each line 0 .. ``lines`` - 1, from rows of (line, rung, refused)."""
+    rung, refused = np.zeros(lines, np.int64), np.zeros(lines, np.int64)
+    np.add.at(rung, edges[:, 0], edges[:, 1])
+    np.add.at(refused, edges[:, 0], edges[:, 2])
+    return rung, refused
+
+
+def balance(lines: Sequence[Line], *, dead: Collection[int], strangers: bool, pending_known: bool) -> None:
+    """Settle every line in place.
+
+    ``dead`` are machines whose last counts may be missing; ``strangers`` says that somebody whose edges
+    nobody recorded took part and may have rung anybody; without ``pending_known`` the pending is what is left
+    over.
+    """
+    for line in lines:
+        on_its_way = line.rung - line.refused - line.delivered
+        if not pending_known:
+            line.pending = max(0, on_its_way)
+        difference = line.pending - on_its_way
+        dead_sender = any(sender in dead for sender in line.senders)
+        if difference < 0 and (line.machine < 0 or line.machine in dead):
+            line.delivered -= difference
+            line.settled = -difference
+        elif (difference > 0 and (dead_sender or strangers)) or (difference < 0 and dead_sender):
+            line.rung += difference
+            line.settled = abs(difference)
+        else:
+            line.missing = difference
+
+
+def totals(lines: Sequence[Line]) -> Mapping[str, int]:
+    """The sums over ``lines`` of everything that adds up."""
+    names = ("rung", "delivered", "pending", "refused", "interrupts", "settled")
+    return {name: sum(getattr(line, name) for line in lines) for name in names}

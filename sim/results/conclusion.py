@@ -1,0 +1,92 @@
+"""From recordings to results: the one way, for a run that ends and for one that was found dead."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pyarrow as pa
+
+from sim.results import files, schemas
+from sim.results.account import Account, account
+from sim.results.ending import Ending
+from sim.results.figures import summarize
+from sim.results.manifest import Manifest
+from sim.results.matching import VECTOR_MASK
+
+__all__ = ["conclude"]
+
+
+def conclude(path: Path, manifest: Manifest, ending: Ending | None) -> None:
+    """Compute the tables and the summary of a run directory, write them, remove the recordings.
+
+    Without an ``ending`` its coordinator died (``account``). Raises ``OSError`` when the directory cannot be
+    written; the recordings are kept then.
+    """
+    its = account(path, manifest, ending)
+    summary = summarize(its)
+    for name, columns in _columns(its).items():
+        schemas.write_table(path, name, _table(name, columns))
+    schemas.write_table(path, "resources", its.resources)
+    files.write_json(path / files.SUMMARY, summary)
+    # The status last: whoever finds another one than running finds all the rest in place.
+    files.write_status(path, summary.status, summary.reason)
+    files.sync_directory(path)
+    _clean(path)
+
+
+def _columns(its: Account) -> dict[str, dict[str, pa.Array]]:
+    """The columns of every table but the resources."""
+    samples, drains, edges = its.samples, its.drains, its.edges
+    own = [line for line in its.lines if line.machine >= 0]
+    return {
+        "samples": {
+            "source": pa.array(samples.source),
+            "target": pa.array(samples.target, mask=samples.target < 0),
+            "vector": pa.array(samples.vector),
+            "intended_ns": pa.array(samples.intended_ns),
+            "rung_ns": pa.array(samples.rung_ns),
+            "delivered_ns": pa.array(samples.delivered_ns, mask=samples.delivered_ns == 0),
+            "handled_ns": pa.array(samples.handled_ns, mask=samples.handled_ns == 0),
+            "count": pa.array(samples.count, mask=samples.delivered_ns == 0),
+            "warmup": pa.array(samples.warmup),
+        },
+        "drains": {
+            "machine": pa.array(drains.machine),
+            "vector": pa.array(drains.vector),
+            "count": pa.array(drains.count),
+            "delivered_ns": pa.array(drains.delivered_ns),
+            "handled_ns": pa.array(drains.handled_ns, mask=drains.handled_ns == 0),
+        },
+        "edges": {
+            "source": pa.array(edges[:, 0]),
+            "peer": pa.array(edges[:, 1] >> 16),
+            "target": pa.array(edges[:, 2], mask=edges[:, 2] < 0),
+            "vector": pa.array(edges[:, 1] & VECTOR_MASK),
+            "rung": pa.array(edges[:, 3]),
+            "refused": pa.array(edges[:, 4]),
+        },
+        "vectors": {
+            name: pa.array([getattr(line, name) for line in own], pa.int64())
+            for name in schemas.SCHEMAS["vectors"].names
+        },
+    }
+
+
+def _table(name: str, columns: dict[str, pa.Array]) -> pa.Table:
+    schema = schemas.SCHEMAS[name]
+    return pa.table([columns[kind.name].cast(kind.type) for kind in schema], schema=schema)
+
+
+def _clean(path: Path) -> None:
+    """Remove what the tables now hold, and what an earlier attempt left half written."""
+    for recording in files.recordings(path).values():
+        recording.unlink()
+    with contextlib.suppress(OSError):
+        (path / files.RAW).rmdir()
+    for name in (files.RESOURCE_STREAM, files.ENDING):
+        (path / name).unlink(missing_ok=True)
+    written = [files.SUMMARY, files.STATUS, files.ENDING, *map(schemas.file_name, schemas.SCHEMAS)]
+    for name in written:
+        for half in path.glob(f".{name}.*"):
+            half.unlink(missing_ok=True)

@@ -1,0 +1,162 @@
+"""The names in a run directory, and the few ways in which its small files are read and written.
+
+    topology.toml      as given                          resources.arrows   streamed while the run lasts
+    manifest.json      what, where, when, by whom        resources.parquet  the same, once it is over
+    status             a word, then the reason           samples.parquet    each sampled doorbell
+    events.jsonl       appended as things happen         drains.parquet     each drained eventfd counter
+    ending.json        what the coordinator knew last    edges.parquet      who rang whom
+    raw/<machine>.rec  while the run lasts               vectors.parquet    what arrived
+                                                         summary.json       the figures
+
+A file is written beside its place, synced and renamed, so that a reader meets it whole or not at all. A name
+that comes out of a file never becomes part of a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from nodes.errors import UsageError
+
+__all__ = [
+    "DIED",
+    "ENDING",
+    "EVENTS",
+    "MANIFEST",
+    "RAW",
+    "RESOURCE_STREAM",
+    "RUNNING",
+    "STATUS",
+    "STATUSES",
+    "SUMMARY",
+    "TOPOLOGY",
+    "at_once",
+    "private",
+    "read_bytes",
+    "read_json",
+    "read_status",
+    "recordings",
+    "replace",
+    "sync_directory",
+    "write_json",
+    "write_status",
+]
+
+TOPOLOGY = "topology.toml"
+MANIFEST = "manifest.json"
+STATUS = "status"
+EVENTS = "events.jsonl"
+ENDING = "ending.json"
+RAW = "raw"
+RESOURCE_STREAM = "resources.arrows"
+SUMMARY = "summary.json"
+
+RUNNING = "running"
+DIED = "died"
+STATUSES = (RUNNING, "finished", "degraded", "failed", "interrupted", DIED)
+
+STATUS_LIMIT_BYTES = 16 << 10
+# 65536 machines of some 100 bytes each, with room to spare.
+JSON_LIMIT_BYTES = 64 << 20
+
+T = TypeVar("T")
+
+
+def private(path: str, flags: int) -> int:
+    """An opener for files that nobody else may read, and that are no links to somewhere else."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def at_once(path: str, flags: int) -> int:
+    """An opener for reading: a fifo under that name does not hold the reader."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write ``content`` beside ``path``, sync it and put it in place; a failure leaves what was there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb", opener=private) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def sync_directory(path: Path) -> None:
+    """Make the renames in ``path`` outlive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_bytes(path: Path, limit_bytes: int) -> bytes:
+    """The content of a small regular file.
+
+    Raises ``UsageError`` when it is missing, unreadable, no regular file, or larger than ``limit_bytes``.
+    """
+    try:
+        with open(path, "rb", opener=at_once) as file:
+            content = file.read(limit_bytes + 1)
+    except FileNotFoundError:
+        raise UsageError(f"{path.name} is missing") from None
+    except OSError as error:
+        raise UsageError(f"{path.name} cannot be read: {error.strerror}") from error
+    if content is None or len(content) > limit_bytes:
+        raise UsageError(f"{path.name} is larger than the {limit_bytes} bytes it may have")
+    return content
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """``path`` as a checked ``kind``. Raises ``UsageError`` that says which field is wrong."""
+    content = read_bytes(path, JSON_LIMIT_BYTES)
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path.name} is damaged: {error}") from error
+
+
+def write_json(path: Path, value: object) -> None:
+    """``value`` (a msgspec structure or plain data) as indented JSON, written beside and renamed."""
+    replace(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+
+def write_status(path: Path, word: str, reason: str = "") -> None:
+    """Put ``word`` and ``reason`` into the status file of the run directory ``path``."""
+    if word not in STATUSES:
+        raise UsageError(f"status {word!r} is none of {', '.join(STATUSES)}")
+    replace(path / STATUS, f"{word}\n{reason}".rstrip("\n").encode(errors="replace") + b"\n")
+
+
+def read_status(path: Path) -> tuple[str, str]:
+    """The status word and its reason. Raises ``UsageError`` when there is none, or an unknown one."""
+    text = read_bytes(path / STATUS, STATUS_LIMIT_BYTES).decode(errors="replace")
+    word, _, reason = text.partition("\n")
+    if word not in STATUSES:
+        raise UsageError(f"status is damaged: {word[:40]!r} is none of {', '.join(STATUSES)}")
+    return word, reason.strip()
+
+
+def recordings(path: Path) -> dict[int, Path]:
+    """The recordings in the run directory ``path``, by machine; only real files in a real ``raw`` count."""
+    raw = path / RAW
+    if raw.is_symlink() or not raw.is_dir():
+        return {}
+    found = {}
+    for entry in os.scandir(raw):
+        stem, dot, extension = entry.name.partition(".")
+        named = dot and extension == "rec" and stem.isascii() and stem.isdigit() and len(stem) <= 5
+        if named and entry.is_file(follow_symlinks=False):
+            found[int(stem)] = Path(entry.path)
+    return dict(sorted(found.items()))

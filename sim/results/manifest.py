@@ -1,0 +1,157 @@
+"""The manifest: what was run, where, with what, by which process; and whether that process still lives."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+__all__ = ["SCHEMA_VERSION", "Group", "Host", "Machine", "Manifest", "Owner"]
+
+SCHEMA_VERSION = 1
+VECTORS_LIMIT = 1 << 22
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+Count = Annotated[int, Meta(ge=0, le=1 << 16)]
+MachineName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}\Z")]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """A process that nobody can mistake for a later one: its ID, its start (clock ticks) and its boot."""
+
+    pid: Annotated[int, Meta(ge=1)]
+    start_ticks: int
+    boot: str
+
+    @classmethod
+    def this(cls) -> Owner:
+        """The process that calls."""
+        return cls(os.getpid(), _start_ticks(os.getpid()) or 0, _boot())
+
+    def lives(self) -> bool:
+        """Whether that very process still runs; a zombie does not."""
+        return self.boot == _boot() and _start_ticks(self.pid) == self.start_ticks
+
+
+class Host(msgspec.Struct, frozen=True):
+    """What the figures depend on. ``cpus`` are those the run may use, of ``cpus_online``."""
+
+    kernel: str
+    machine: str
+    cpus: int
+    cpus_online: int
+    cpu_model: str
+    clock_source: str
+    memory_bytes: int
+    python: str
+    limits: dict[str, int | None]
+
+    @classmethod
+    def this(cls) -> Host:
+        """This host; its name is nobody's business."""
+        return cls(
+            kernel=platform.release(),
+            machine=platform.machine(),
+            cpus=len(os.sched_getaffinity(0)),
+            cpus_online=os.cpu_count() or 1,
+            cpu_model=_cpu_model(),
+            clock_source=_line("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            python=f"{platform.python_implementation()} {platform.python_version()}",
+            limits={
+                "descriptors": _soft(resource.RLIMIT_NOFILE),
+                "processes": _soft(resource.RLIMIT_NPROC),
+                "locked_bytes": _soft(resource.RLIMIT_MEMLOCK),
+                "address_space_bytes": _soft(resource.RLIMIT_AS),
+            },
+        )
+
+
+class Group(msgspec.Struct, frozen=True):
+    """A group of machines, as the topology has it."""
+
+    name: Name
+    count: Count
+    vectors: Count
+    program: str = ""
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """One machine; its place in the list is its index, its peer ID stands in its recording."""
+
+    index: Annotated[int, Meta(ge=0, lt=1 << 16)]
+    name: MachineName
+    group: Name
+    vectors: Count
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """``manifest.json``. ``started_ns`` is CLOCK_MONOTONIC, ``started`` the same moment as UTC."""
+
+    schema_version: int
+    version: str
+    title: Annotated[str, Meta(max_length=4096)]
+    seed: int
+    started: str
+    started_ns: int
+    duration_s: Seconds
+    warmup_s: Seconds
+    sample_every: Annotated[int, Meta(ge=0)]
+    owner: Owner
+    host: Host
+    argv: list[str]
+    arguments: dict[str, Any]
+    groups: Annotated[list[Group], Meta(max_length=1 << 16)]
+    machines: Annotated[list[Machine], Meta(max_length=1 << 16)]
+
+    def __post_init__(self) -> None:
+        if sum(machine.vectors for machine in self.machines) > VECTORS_LIMIT:
+            raise ValueError(f"more than {VECTORS_LIMIT} vectors: no host has that many eventfds")
+        names = {group.name for group in self.groups}
+        for index, machine in enumerate(self.machines):
+            if machine.index != index:
+                raise ValueError(f"machine {machine.index} stands in place {index}")
+            if machine.group not in names:
+                raise ValueError(f"machine {index} is of group {machine.group}, which there is not")
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None when it is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The command, in parentheses, may itself hold spaces and parentheses: count from the last one.
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _boot() -> str:
+    return _line("/proc/sys/kernel/random/boot_id")
+
+
+def _line(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _cpu_model() -> str:
+    for line in _line("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in {"model name", "cpu model", "Processor"}:
+            return value.strip()
+    return platform.processor()
+
+
+def _soft(limit: int) -> int | None:
+    """The soft limit, None when there is none."""
+    soft = resource.getrlimit(limit)[0]
+    return None if soft == resource.RLIM_INFINITY else soft

@@ -1,0 +1,91 @@
+"""What the processes of a run used: from the sampled rows of ``resources.parquet`` to one ``Resources``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sim.results.summary import Resources
+
+__all__ = ["COORDINATOR", "profile"]
+
+COORDINATOR = -1
+"""The coordinator's number in the column ``machine``."""
+
+Column = npt.NDArray[np.float64]
+
+
+def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> Resources | None:
+    """What ``machines`` used between two moments of CLOCK_MONOTONIC; None without two rows of any of them.
+
+    CPU and switches are differences between the first and the last row of that time, memory the largest
+    value: a machine's peak is what has to fit. The time before the start is bring-up and is left out.
+    """
+    rows = _columns(table, machines, start_ns, stop_ns)
+    numbers = rows["machine"]
+    if len(numbers) == 0:
+        return None
+    starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]])
+    ends = np.r_[starts[1:], len(numbers)] - 1
+    elapsed_s = (rows["time_ns"][ends] - rows["time_ns"][starts]) / 1e9
+    measured = elapsed_s > 0
+    if not measured.any():
+        return None
+
+    def rate(name: str) -> Column:
+        used = rows[name][ends] - rows[name][starts]
+        result: Column = used[measured] / elapsed_s[measured]
+        return result
+
+    def peak(name: str) -> Column:
+        peaks = np.fmax.reduceat(rows[name], starts)
+        return peaks[~np.isnan(peaks)]
+
+    user, system = 100 * rate("cpu_user_s"), 100 * rate("cpu_system_s")
+    cpu, used = user + system, float(user.sum() + system.sum())
+    private = peak("private_bytes")
+    return Resources(
+        cpu_percent=round(float(cpu.mean()), 2),
+        cpu_percent_max=round(float(cpu.max()), 2),
+        cpu_system_share=round(float(system.sum()) / used, 3) if used else 0.0,
+        private_bytes=_mean(private),
+        private_bytes_max=_max(private),
+        uss_bytes=_mean(peak("uss_bytes")),
+        rss_bytes=_mean(peak("rss_bytes")) or 0,
+        instrument_bytes=_mean(peak("instrument_bytes")),
+        switches_voluntary_per_s=round(float(rate("switches_voluntary").mean()), 1),
+        switches_involuntary_per_s=round(float(rate("switches_involuntary").mean()), 1),
+        descriptors_max=_max(peak("descriptors")),
+        threads_max=_max(peak("threads")),
+    )
+
+
+def _columns(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> dict[str, Column]:
+    """The rows of ``machines`` in that time as numbers (null: NaN), by machine and time.
+
+    A machine with fewer than two rows in that time (a run shorter than two ticks of the sampler) also gets
+    the last one before it.
+    """
+    number, time_ns = table["machine"].to_numpy(), table["time_ns"].to_numpy()
+    order = np.lexsort((time_ns, number))
+    order = order[np.isin(number[order], np.array(machines, dtype=number.dtype)) & (time_ns[order] <= stop_ns)]
+    number, inside = number[order], time_ns[order] >= start_ns
+    enough = np.isin(number, [machine for machine in machines if np.count_nonzero(inside & (number == machine)) > 1])
+    last_before = ~inside & np.r_[(number[1:] != number[:-1]) | inside[1:], True][: len(number)]
+    chosen = order[inside | (last_before & ~enough)]
+    names = [name for name in table.column_names if name != "name"]
+    rows = {name: table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)[chosen] for name in names}
+    instrument = np.nan_to_num(rows["instrument_bytes"])
+    rows["private_bytes"] = np.fmax(rows["uss_bytes"] - instrument, np.where(np.isnan(rows["uss_bytes"]), np.nan, 0))
+    return rows
+
+
+def _mean(column: Column) -> int | None:
+    return round(float(column.mean())) if len(column) else None
+
+
+def _max(column: Column) -> int | None:
+    return int(column.max()) if len(column) else None

@@ -1,0 +1,271 @@
+"""A run that is over, as it lies in its directory: figures, tables, events."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from nodes.errors import UsageError
+from sim.results import files
+from sim.results.manifest import SCHEMA_VERSION, Manifest
+from sim.results.summary import Summary
+
+__all__ = ["Run"]
+
+EVENTS_LIMIT_BYTES = 1 << 30
+TABLES = ("samples", "drains", "edges", "vectors", "resources")
+
+T = TypeVar("T")
+
+
+class Run:
+    """What a run measured; files are read when they are first asked for, and then kept.
+
+    Tables are ``pyarrow.Table`` with the columns of ``sim.results.schemas``; ``summary`` and ``manifest`` are
+    plain dictionaries. What is missing or damaged raises ``UsageError`` when it is asked for, and stands in
+    ``problems`` from the start.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._kept: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path.name}: {self.status}>"
+
+    def _once(self, name: str, make: Callable[[], T]) -> T:
+        if name not in self._kept:
+            self._kept[name] = make()
+        kept: T = self._kept[name]
+        return kept
+
+    def _named(self, error: UsageError) -> UsageError:
+        return UsageError(f"{self.path}: {error}")
+
+    @property
+    def status(self) -> str:
+        """finished, degraded, failed, interrupted or died; unknown when the directory does not say."""
+        return self._once("status", self._status)[0]
+
+    @property
+    def reason(self) -> str:
+        """Why the status is what it is; empty for a run that finished."""
+        return self._once("status", self._status)[1]
+
+    def _status(self) -> tuple[str, str]:
+        try:
+            return files.read_status(self.path)
+        except UsageError as error:
+            return "unknown", str(error)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """``manifest.json``, checked."""
+        return self._once("manifest", lambda: _plain(self.origin))
+
+    @property
+    def origin(self) -> Manifest:
+        """The manifest as a structure."""
+
+        def load() -> Manifest:
+            try:
+                version = files.read_json(self.path / files.MANIFEST, _Versioned).schema_version
+                if version != SCHEMA_VERSION:
+                    raise UsageError(f"written with schema {version}, this program reads schema {SCHEMA_VERSION}")
+                return files.read_json(self.path / files.MANIFEST, Manifest)
+            except UsageError as error:
+                raise self._named(error) from error
+
+        return self._once("origin", load)
+
+    @property
+    def machines(self) -> list[dict[str, Any]]:
+        """The machines by index: dictionaries of index, name, group, vectors."""
+        machines: list[dict[str, Any]] = self.manifest["machines"]
+        return machines
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """``summary.json``, checked (its fields: ``sim.results.summary``)."""
+        return self._once("summary", lambda: _plain(self.figures))
+
+    @property
+    def figures(self) -> Summary:
+        """The summary as a structure."""
+
+        def load() -> Summary:
+            try:
+                return files.read_json(self.path / files.SUMMARY, Summary)
+            except UsageError as error:
+                raise self._named(error) from error
+
+        return self._once("figures", load)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether rung = delivered + pending + refused held on every line."""
+        return self.figures.balanced
+
+    @property
+    def samples(self) -> Any:
+        """Each sampled doorbell; machines are indices."""
+        return self.table("samples")
+
+    @property
+    def drains(self) -> Any:
+        """Each logged drain of an eventfd counter."""
+        return self.table("drains")
+
+    @property
+    def edges(self) -> Any:
+        """Doorbells rung and refused by (source, peer, vector), as the senders counted them."""
+        return self.table("edges")
+
+    @property
+    def vectors(self) -> Any:
+        """The account of every vector of every machine, settled where a death left it open."""
+        return self.table("vectors")
+
+    @property
+    def resources(self) -> Any:
+        """What processes used, as it was sampled; machine -1 is the coordinator."""
+        return self.table("resources")
+
+    def table(self, name: str) -> Any:
+        """One of samples, drains, edges, vectors, resources as a ``pyarrow.Table``."""
+
+        def load() -> Any:
+            from sim.results.schemas import file_name, read_table
+
+            try:
+                file_name(name)
+                return read_table(self.path, name)
+            except UsageError as error:
+                raise self._named(error) from error
+
+        return self._once(f"table {name}", load)
+
+    @property
+    def columns(self) -> Any:
+        """The samples as ``sim.latency.Samples``: numpy columns, nothing nullable."""
+
+        def load() -> Any:
+            from sim.results.frames import samples
+
+            return samples(self.samples)
+
+        return self._once("columns", load)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, in order: ``time_ns``, ``utc``, ``kind`` and more; damaged lines are left out."""
+        return self._once("events", self._events)[0]
+
+    def _events(self) -> tuple[list[dict[str, Any]], int]:
+        """The events, and how many lines are none."""
+        try:
+            content = files.read_bytes(self.path / files.EVENTS, EVENTS_LIMIT_BYTES)
+        except UsageError as error:
+            raise self._named(error) from error
+        events, skipped = [], 0
+        decoder = msgspec.json.Decoder(dict[str, Any])
+        for line in content.splitlines():
+            try:
+                events.append(decoder.decode(line))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                skipped += 1
+        return events, skipped
+
+    @property
+    def problems(self) -> list[str]:
+        """What is missing or damaged, now or when the run ended; empty when all is well."""
+        return self._once("problems", self._problems)
+
+    def _problems(self) -> list[str]:
+        from sim.results.schemas import read_table
+
+        def skipped_events() -> None:
+            skipped = self._once("events", self._events)[1]
+            if skipped:
+                raise UsageError(f"{files.EVENTS}: {skipped} lines are damaged and left out")
+
+        checks: list[Callable[[], object]] = [lambda: files.read_status(self.path), lambda: self.origin]
+        checks += [lambda: self.figures, skipped_events]
+        checks += [lambda name=name: read_table(self.path, name, footer_only=True) for name in TABLES]  # type: ignore[misc]
+        problems = []
+        for check in checks:
+            try:
+                check()
+            except UsageError as error:
+                problems.append(str(error).removeprefix(f"{self.path}: "))
+        figures = self._kept.get("figures")
+        return problems + (figures.problems if figures else [])
+
+    def frame(self, name: str = "samples") -> Any:
+        """A table as a ``pandas.DataFrame``; whole numbers stay whole, what is missing is ``<NA>``.
+
+        ``samples`` also gets the four latencies in nanoseconds, and ``group`` of the target. Raises
+        ``UsageError`` without pandas.
+        """
+        from sim.results.frames import frame
+
+        return frame(self.table(name), self.origin)
+
+    def latency(self, by: str | Sequence[str] = (), latencies: Sequence[str] | None = None) -> Any:
+        """Percentiles in nanoseconds as a ``pyarrow.Table``: one row for each latency of each group of
+        samples.
+
+        ``by``: any of group, machine, vector (of the target), source and edge (source and machine together).
+        ``latencies``: any of lag, delivery, handling, total (all four by default) and raw (total as a sender
+        sees it that forgives its own lateness). Columns: those of ``by``, latency, p50, p90, p99, p99_9, max,
+        samples. The warm-up is left out; so are doorbells rung at peers outside the topology, unless ``by``
+        is empty.
+        """
+        from sim.results.frames import latency
+
+        return latency(self.columns, self.origin, (by,) if isinstance(by, str) else tuple(by), latencies)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: counts and latencies. All that came from a file is escaped."""
+        try:
+            figures = self.figures
+        except UsageError as error:
+            return f"<p><b>{html.escape(repr(self))}</b> {html.escape(str(error))}</p>"
+        counts = ("rung", "delivered", "pending", "refused", "interrupts")
+        rows: list[tuple[str, ...]] = [("", *counts)]
+        rows += [(name, *(f"{getattr(group, it):,}" for it in counts)) for name, group in figures.groups.items()]
+        rows += [("all", *(f"{getattr(figures, it):,}" for it in counts))]
+        names = ("p50", "p90", "p99", "p99_9", "max")
+        latencies: list[tuple[str, ...]] = [("latency [µs]", *(name.replace("_", ".") for name in names))]
+        for latency in ("lag", "delivery", "handling", "total"):
+            its = getattr(figures.latency_ns, latency)
+            latencies += [(latency, *(_microseconds(getattr(its, name)) for name in names))]
+        title = f"<b>{html.escape(figures.title)}</b> {html.escape(self.status)} {html.escape(self.reason)}"
+        return f"<p>{title}</p>{_html_table(rows)}{_html_table(latencies)}"
+
+
+class _Versioned(msgspec.Struct):
+    """Any manifest, of whatever age."""
+
+    schema_version: int = 0
+
+
+def _plain(structure: msgspec.Struct) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(structure)
+    return plain
+
+
+def _microseconds(value_ns: int | None) -> str:
+    return "" if value_ns is None else f"{value_ns / 1000:,.1f}"
+
+
+def _html_table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
+    for name, *cells in body:
+        lines.append(f"<th>{html.escape(name)}</th>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"

@@ -1,0 +1,175 @@
+"""Runs that never ran: recordings with known stamps and counts, to check what the analysis makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sim import recording
+from sim.recording import Layout, Recording, State
+from sim.results import Outcome, Run, RunDirectory
+from topologies.model import Group, Machine, Memory, RunSettings, Topology
+
+SECOND_NS = 1_000_000_000
+START_NS = 1_000 * SECOND_NS
+MEASURE_NS = START_NS + SECOND_NS
+STOP_NS = START_NS + 3 * SECOND_NS
+
+Edges = Mapping[tuple[int, int], tuple[int, int]]
+
+
+def topology(groups: Mapping[str, tuple[int, int]], title: str = "Made up", sample_every: int = 1) -> Topology:
+    """A topology of groups: name -> (machines, vectors); a second of warm-up, two that count."""
+    machines: list[Machine] = []
+    for name, (count, vectors) in groups.items():
+        machines += [
+            Machine(
+                index=len(machines) + place,
+                name=f"{name}-{place}",
+                group=name,
+                vectors=vectors,
+                role="peer",
+                profile="qemu-doorbell",
+                program="idle",
+                parameters={},
+            )
+            for place in range(count)
+        ]
+    return Topology(
+        title=title,
+        seed=7,
+        run=RunSettings(duration_s=2.0, warmup_s=1.0, sample_every=sample_every),
+        memory=Memory(),
+        groups=tuple(
+            Group(name=name, count=count, vectors=vectors, program="idle") for name, (count, vectors) in groups.items()
+        ),
+        machines=tuple(machines),
+        source_text=f"title = {title!r}\n",
+    )
+
+
+def record(
+    directory: RunDirectory,
+    machine: int,
+    *,
+    peer: int | None = None,
+    state: int = State.STOPPED,
+    vectors: Iterable[tuple[int, int]] = (),
+    edges: Edges | None = None,
+    rings: Iterable[tuple[int, int, int, int]] = (),
+    drains: Iterable[tuple[int, int, int, int]] = (),
+    sample_every: int = 1,
+    header: Mapping[int, int] | None = None,
+) -> None:
+    """Write the recording of one machine.
+
+    ``vectors``: (delivered, interrupts) of each; ``edges``: (peer, vector) -> (rung, refused); ``rings``:
+    (peer, vector, intended_ns, rung_ns); ``drains``: (vector, count, delivered_ns, handled_ns); ``header``:
+    further words by their place.
+    """
+    vectors, rings, drains, edges = list(vectors), list(rings), list(drains), edges or {}
+    layout = Layout(len(vectors), len(edges) + 1, len(rings) + 1, len(drains) + 1)
+    path = directory.recording_path(machine)
+    with Recording.create(path, layout, machine=machine, sample_every=sample_every) as made:
+        words = made.words
+        sections = (
+            (layout.vectors_at, vectors),
+            (layout.edges_at, [(to << 16 | vector, *counts) for (to, vector), counts in edges.items()]),
+            (layout.rings_at, [(to << 16 | vector, *stamps) for to, vector, *stamps in rings]),
+            (layout.drains_at, [(count << 16 | vector, *stamps) for vector, count, *stamps in drains]),
+        )
+        for at, rows in sections:
+            for offset, word in enumerate(word for row in rows for word in row):
+                words[at + offset] = word
+        words[recording.EDGES_USED], words[recording.RINGS_USED] = len(edges), len(rings)
+        words[recording.DRAINS_USED] = len(drains)
+        words[recording.PEER] = machine if peer is None else peer
+        words[recording.STATE] = state
+        words[recording.READY_NS], words[recording.STARTED_NS] = START_NS - SECOND_NS, START_NS
+        words[recording.STOPPED_NS] = STOP_NS if state == State.STOPPED else 0
+        for at, word in (header or {}).items():
+            words[at] = word
+
+
+def finish(
+    directory: RunDirectory,
+    pending: Mapping[tuple[int, int], int] | None = None,
+    *,
+    exits: Mapping[int, str | None] | None = None,
+    status: str = "finished",
+    foreign_pending: Mapping[tuple[int, int], int] | None = None,
+) -> Run:
+    """End a made-up run; nothing pends unless said otherwise."""
+    return directory.finish(
+        pending or {},
+        Outcome(status, "", exits or {}),
+        start_ns=START_NS,
+        measure_start_ns=MEASURE_NS,
+        stop_ns=STOP_NS,
+        foreign_pending=foreign_pending,
+    )
+
+
+def usage(machine: int, name: str, second: float, **changed: object) -> tuple[object, ...]:
+    """A row of resources, ``second`` seconds after the start: half a CPU, 2 MiB private, 10 switches/s."""
+    row = {
+        "machine": machine,
+        "name": name,
+        "time_ns": START_NS + round(second * SECOND_NS),
+        "cpu_user_s": 0.4 * second,
+        "cpu_system_s": 0.1 * second,
+        "rss_bytes": 9 << 20,
+        "uss_bytes": 3 << 20,
+        "instrument_bytes": 1 << 20,
+        "switches_voluntary": round(10 * second),
+        "switches_involuntary": round(2 * second),
+        "descriptors": 12,
+        "threads": 1,
+    }
+    return tuple((row | changed).values())
+
+
+def pair(parent: Path, title: str = "Made up") -> RunDirectory:
+    """Two groups of one machine with two vectors: ``ping`` rang ``echo`` three times, one of them pends.
+
+    Of vector 0: warm-up, 100 us late, delivered after 5 us with one doorbell; measured, on time, delivered
+    after 7 us, handled 2 us later. Of vector 1: one that is still in the counter.
+    """
+    directory = RunDirectory.create(parent, topology({"ping": (1, 2), "echo": (1, 2)}, title), {})
+    early, late = START_NS + 1000, MEASURE_NS + 1000
+    record(
+        directory,
+        0,
+        vectors=[(0, 0), (0, 0)],
+        edges={(1, 0): (2, 0), (1, 1): (1, 0)},
+        rings=[(1, 0, early - 100_000, early), (1, 0, late, late), (1, 1, late, late + 300)],
+    )
+    record(
+        directory,
+        1,
+        vectors=[(2, 2), (0, 0)],
+        edges={(0, 0): (0, 0), (0, 1): (0, 0)},
+        drains=[(0, 1, early + 5000, early + 6000), (0, 1, late + 7000, late + 9000)],
+    )
+    return directory
+
+
+PENDING = {(1, 1): 1}
+"""What pends in the run of :func:`pair`."""
+ACCOUNT = ("rung", "delivered", "pending", "refused", "settled")
+
+
+def account(figures: dict[str, int]) -> tuple[int, ...]:
+    """Rung, delivered, pending, refused, settled."""
+    return tuple(figures[name] for name in ACCOUNT)
+
+
+def orphan(directory: RunDirectory) -> Path:
+    """Make it look as if the process that owns the run had died: its start time becomes another one."""
+    directory.close()
+    manifest = directory.path / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["owner"]["start_ticks"] -= 1
+    manifest.write_text(json.dumps(content))
+    return directory.path
