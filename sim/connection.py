@@ -54,9 +54,14 @@ class Connection:
         return self._client.peer
 
     def knows(self, expected: tuple[int, ...]) -> bool:
-        """Whether the memory has come and, of each peer, as many vectors as ``expected`` has at its ID."""
-        have = self._client.peers
-        return self._client.is_set_up and all(have.get(peer, 0) >= count for peer, count in enumerate(expected))
+        """Whether the memory has come and, of each peer, as many vectors as ``expected`` has at its ID.
+
+        A device keeps no more eventfds of a peer than it has vectors itself (ivshmem.c, process_msg_connect).
+        """
+        have, most = self._client.peers, self._client.vectors
+        return self._client.is_set_up and all(
+            have.get(peer, 0) >= min(count, most) for peer, count in enumerate(expected)
+        )
 
     def read(self) -> bool:
         """Take in everything that the server has said so far; False when it has closed the connection.
@@ -100,8 +105,7 @@ class Connection:
             case VectorConnected(peer, vector, descriptor):
                 eventfd = EventFd.adopt(descriptor)
                 self._eventfds.setdefault(peer, []).append(eventfd)
-                self._vm.connect(peer, vector, eventfd.descriptor)
-                if peer == self._client.peer:
+                if self._vm.connect(peer, vector, eventfd.descriptor) and peer == self._client.peer:
                     self.own[eventfd.descriptor] = vector
                     self._on_own(eventfd.descriptor)
             case PeerLeft(peer):
@@ -111,4 +115,5 @@ class Connection:
             case Ignored(reason, descriptors):
                 for descriptor in descriptors:
                     os.close(descriptor)
-                self._warn(reason)
+                if self._vm.device.profile.server:  # a plain device would not have connected at all
+                    self._warn(reason)

@@ -7,16 +7,17 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import types
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Any
 
 from sim import recording, worker
 from sim.control import Control
 from sim.recording import Recording, State
+from sim.signals import signals_ignored
 from sim.worker import WorkerPlan
 
 __all__ = ["ForkServer", "Hand", "describe_exit"]
@@ -98,8 +99,12 @@ class ForkServer:
     """The process from which workers are forked, with all they need loaded and frozen. Ends with the run.
 
     It is the standard library's, of which a process has one. If somebody in this process has started it before,
-    with other modules, it is left to them: workers are then slower to start, and otherwise the same.
+    with other modules, it is left to them: workers are then slower to start, and otherwise the same. Its socket
+    lies in ``runtime``, with those of the run.
     """
+
+    def __init__(self, runtime: Path) -> None:
+        self._runtime = runtime
 
     def __enter__(self) -> ForkServer:
         # The standard library has no public name for what it runs, nor a way to end it before the interpreter ends.
@@ -108,7 +113,7 @@ class ForkServer:
         preloaded = server._preload_modules
         server.set_forkserver_preload(["sim.zygote"])
         try:
-            with _ignoring_interrupts(), _importable(), _without_main():
+            with signals_ignored(), _importable(), _without_main(), _temporary_files_in(self._runtime):
                 server.ensure_running()
         finally:
             server.set_forkserver_preload(preloaded)
@@ -120,19 +125,6 @@ class ForkServer:
 
 
 @contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Ctrl-C of the process group is the coordinator's; what is ignored when a program starts stays ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-@contextlib.contextmanager
 def _without_main() -> Iterator[None]:
     """Hide the ``__main__`` module: a worker would run the user's script again to have it, and needs nothing of it."""
     main = sys.modules["__main__"]
@@ -141,6 +133,18 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _temporary_files_in(directory: Path) -> Iterator[None]:
+    """Let ``multiprocessing`` make its sockets here, where orphans clean up, and not in a directory of its own."""
+    config: dict[str, Any] = getattr(multiprocessing.current_process(), "_config")  # noqa: B009
+    previous = config.get("tempdir")
+    config["tempdir"] = str(directory)
+    try:
+        yield
+    finally:
+        config["tempdir"] = previous
 
 
 @contextlib.contextmanager

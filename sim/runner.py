@@ -19,6 +19,7 @@ from sim.crew import ForkServer, Hand
 from sim.memory import Region
 from sim.recording import Layout, Recording
 from sim.results import Outcome, Run, RunDirectory
+from sim.signals import ENDING
 from sim.worker import WorkerPlan
 from topologies import Machine, Topology, load
 
@@ -74,6 +75,8 @@ def run(
     _check_host(topology)
     with contextlib.ExitStack() as stack:
         runtime = stack.enter_context(_runtime_directory())
+        # Before anything else the helpers of the standard library: its fork server, its tracker of shared memory.
+        stack.enter_context(ForkServer(runtime))
         server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
         region = Region.create(topology.memory.size_bytes, kind=topology.memory.kind)
         stack.callback(region.close)
@@ -82,7 +85,6 @@ def run(
             "resources_every_s": resources_every_s,
         }
         directory = stack.enter_context(RunDirectory.create(Path(runs), topology, arguments))
-        stack.enter_context(ForkServer())
         hands = [
             _hand(stack, topology, machine, directory, server_path, runtime) for machine in topology.machines
         ]
@@ -136,6 +138,7 @@ def _hand(
         machine=machine.index,
         vectors=machine.vectors,
         role=machine.role,
+        memory_bytes=topology.memory.size_bytes,
         profile=machine.profile,
         program=machine.program,
         parameters=machine.parameters,
@@ -144,8 +147,7 @@ def _hand(
         server=str(server_path),
         recording=str(path),
         runtime=str(runtime),
-        # A device keeps no more eventfds of a peer than it has vectors itself (ivshmem.c, process_msg_connect).
-        expected=tuple(min(machine.vectors, other.vectors) for other in topology.machines),
+        expected=tuple(other.vectors for other in topology.machines),
     )
     hand = Hand(plan, book)
     stack.callback(hand.close)
@@ -225,8 +227,7 @@ def _interrupts(coordinator: Coordinator) -> Iterator[None]:
 
     coordinator.watch(read_end, interrupted)
     previous_wakeup = signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, arrived) for number in handled}
+    previous = {number: signal.signal(number, arrived) for number in ENDING}
     try:
         yield
     finally:

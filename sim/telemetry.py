@@ -61,7 +61,8 @@ class Publisher:
         try:
             self._socket.bind(self.endpoint)
         except zmq.ZMQError as error:
-            self.close()
+            self._socket.close()
+            self._context.term()
             raise UsageError(f"cannot publish on {self.endpoint}: {error}") from error
         self._encode = msgspec.msgpack.Encoder().encode
         self.published = 0

@@ -35,6 +35,7 @@ from sim.control import Control
 from sim.eventfd import drain, signal
 from sim.recorder import Recorder
 from sim.recording import Recording, State
+from sim.signals import ENDING
 
 __all__ = ["WorkerPlan", "main"]
 
@@ -53,6 +54,7 @@ class WorkerPlan:
     machine: int
     vectors: int
     role: str
+    memory_bytes: int
     profile: str
     program: str
     parameters: dict[str, Any]
@@ -67,8 +69,8 @@ class WorkerPlan:
 
 def main(plan: WorkerPlan, control_socket: socket.socket) -> None:
     """The target of the process: run one machine from birth to Stop."""
-    signals.signal(signals.SIGINT, signals.SIG_IGN)
-    signals.signal(signals.SIGTERM, signals.SIG_DFL)
+    for number in ENDING:
+        signals.signal(number, signals.SIG_IGN)
     _tie_to_fork_server()
     link = Control(control_socket)
     code = 1
@@ -142,10 +144,12 @@ class _Worker:
         self._recorder = Recorder(book)
         self._epoll = select.epoll()
         self._start_ns: int | None = None
+        profile = profiles.profile(plan.profile)
         self._vm = Vm(
-            profiles.PROFILES[plan.profile],
+            profile,
             vectors=plan.vectors,
             role=plan.role,
+            size_bytes=plan.memory_bytes if profile.memory_container else None,
             signal=signal,
             ledger=self._recorder,
             clock=time.monotonic_ns,

@@ -5,7 +5,8 @@ new interpreter. What a worker touches it gets a page of its own for, if only be
 so the standard library comes first and what workers run stays close together behind it, and nothing is
 collected, and no hole torn, in between. Measured with CPython 3.11: half a megabyte less for each machine.
 
-Interrupts of the terminal are the coordinator's business: workers inherit that they ignore them.
+What a terminal or a supervisor sends to the whole group is the coordinator's business, who ends everybody in
+order: the fork server ignores it, and workers inherit that.
 """
 
 # ruff: noqa: E402, F401  (the order is the purpose)
@@ -28,8 +29,10 @@ import traceback
 import msgspec
 
 import nodes.programs
+import sim.signals
 import sim.worker
 
-signal.signal(signal.SIGINT, signal.SIG_IGN)
+for number in sim.signals.ENDING:
+    signal.signal(number, signal.SIG_IGN)
 gc.freeze()
 gc.enable()

@@ -73,6 +73,7 @@ def serve(
     from sim.loop import Loop
     from sim.memory import Region
     from sim.server import IvshmemServer, Peer
+    from sim.signals import ENDING, signals_ignored
 
     def say(text: str) -> None:
         if verbose:
@@ -96,10 +97,11 @@ def serve(
     with read_end, write_end:
         write_end.setblocking(False)
         signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)
         loop = Loop()
-        region = Region.create(size_bytes, name=memory_name.lstrip("/"))
+        with signals_ignored():  # the standard library's tracker of shared memory is started here
+            region = Region.create(size_bytes, name=memory_name.lstrip("/"))
+        for number in ENDING:
+            signal.signal(number, lambda *_: None)
         try:
             with IvshmemServer(loop, path, region.descriptor, vectors=vectors, on_join=joined, on_leave=left):
                 loop.add(read_end, end)

@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+# PYTHON picks another interpreter (3.11 to 3.13): make test PYTHON=python3.13
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test bench notebooks clean
+
+run: .venv/installed-run
+	$(BIN)/ivsim run doorbell_storm
+
+test: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: .venv/installed-test
+	$(BIN)/python -m tests.bench --json runs/bench.json
+
+# Runs the notebooks anew and keeps their outputs.
+notebooks: .venv/installed-test
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/installed-run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or later is needed, {sys.executable} is {v.major}.{v.minor}; try make PYTHON=python3.13")'
+	$(PYTHON) -m venv .venv
+	$(INSTALL) --editable .
+	@touch $@
+
+.venv/installed-test: .venv/installed-run
+	$(INSTALL) --editable '.[notebook,dev]'
+	@touch $@

@@ -1,0 +1,192 @@
+"""What every test runs under: nothing is left behind, and what chance decided can be repeated.
+
+After each test the descriptors, threads, child processes (and theirs: orphans are adopted), socket files and
+segments of this process are what they were before. The resource tracker of ``multiprocessing`` and its pipe are
+the interpreter's and stay.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import multiprocessing.util
+import os
+import random
+import shutil
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+PATIENCE_S = 5.0  # for what is on its way out already: never waited for when all is well
+PR_SET_CHILD_SUBREAPER = 36
+SEED_OPTION = "hypothesis_seed"
+
+SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
+settings.register_profile("dev", deadline=None, print_blob=True, max_examples=60, suppress_health_check=SLOW)
+settings.register_profile(
+    "ci", deadline=None, print_blob=True, derandomize=False, max_examples=200, suppress_health_check=SLOW
+)
+settings.register_profile(
+    "nightly",
+    deadline=None,
+    print_blob=True,
+    derandomize=False,
+    max_examples=5000,
+    suppress_health_check=SLOW,
+)
+
+# Sockets and temporary files of the tests and of everything they start lie here: short, and nobody else's.
+TEMPORARY = Path(tempfile.mkdtemp(prefix="ivt-", dir="/tmp"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
+    if getattr(config.option, SEED_OPTION, None) is None:
+        setattr(config.option, SEED_OPTION, str(random.SystemRandom().randrange(1 << 32)))
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path stays where it was
+    os.environ["XDG_RUNTIME_DIR"] = os.environ["TMPDIR"] = tempfile.tempdir = str(TEMPORARY)
+    atexit.register(shutil.rmtree, TEMPORARY, ignore_errors=True)
+    # Orphans become ours and are seen by the leak check, instead of disappearing to init.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.getoption(SEED_OPTION)} (again with --hypothesis-seed={config.getoption(SEED_OPTION)})"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this session, as the first lines of pytest's output tell it."""
+    return int(request.config.getoption(SEED_OPTION))
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A private directory whose path leaves room for a socket's name (107 bytes, unix(7))."""
+    path = Path(tempfile.mkdtemp(dir=TEMPORARY))
+    yield path
+    shutil.rmtree(path)
+
+
+class Holdings(NamedTuple):
+    """What this process holds that others could miss."""
+
+    descriptors: frozenset[tuple[int, str]]
+    threads: frozenset[str]
+    children: frozenset[int]
+    sockets: frozenset[str]
+    segments: frozenset[str]
+
+    def beyond(self, before: Holdings) -> dict[str, list[object]]:
+        """What there is now and was not then."""
+        return {
+            kind: sorted(mine - theirs, key=str)
+            for kind, mine, theirs in zip(self._fields, self, before, strict=True)
+            if mine - theirs
+        }
+
+
+def holdings() -> Holdings:
+    return Holdings(
+        frozenset(_descriptors()),
+        frozenset(_threads()),
+        frozenset(_children()),
+        frozenset(_sockets()),
+        frozenset(
+            name for name in os.listdir("/dev/shm") if str(os.getpid()) in name.replace("-", " ").split()
+        ),
+    )
+
+
+def _descriptors() -> Iterator[tuple[int, str]]:
+    tracker = getattr(resource_tracker, "_resource_tracker")._fd  # noqa: B009
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            if int(name) != tracker:
+                yield int(name), os.readlink(f"/proc/self/fd/{name}")
+
+
+def _threads() -> Iterator[str]:
+    for thread in threading.enumerate():
+        yield f"{thread.name} ({thread.native_id})"
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError):
+            name = Path(f"/proc/self/task/{task}/comm").read_text().strip()
+            if name.startswith("ZMQbg"):
+                yield f"{name} ({task})"
+
+
+def _children() -> Iterator[int]:
+    """Children that live; those that have ended and that nobody waits for are orphans, and waited for here."""
+    tracker = getattr(resource_tracker, "_resource_tracker")._pid  # noqa: B009
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError):
+            for pid in map(int, Path(f"/proc/self/task/{task}/children").read_text().split()):
+                if pid != tracker:
+                    yield pid
+
+
+def _sockets() -> Iterator[str]:
+    """Socket files and runtime directories under the temporary directory; multiprocessing keeps one of its own."""
+    own = multiprocessing.process.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+    for directory, names, files in os.walk(TEMPORARY):
+        names[:] = [name for name in names if not name.startswith("pytest-of-")]
+        if directory == own:
+            continue
+        yield from (str(Path(directory, name)) for name in names if name.startswith("ivsim-"))
+        for name in files:
+            path = Path(directory, name)
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISSOCK(path.lstat().st_mode):
+                    yield str(path)
+
+
+def _reap(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError, FileNotFoundError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                os.waitpid(pid, os.WNOHANG)
+
+
+def _describe_children(pids: list[int]) -> list[str]:
+    described = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            described.append(f"{pid}: {command}")
+    return described
+
+
+@pytest.fixture(autouse=True)
+def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the test that leaves something behind."""
+    before = holdings()
+    yield
+    left = holdings().beyond(before)
+    if not left:
+        return
+    # Garbage in a cycle is no leak yet, and processes and threads take a moment to end.
+    gc.collect()
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        _reap([pid for pid in left.get("children", []) if isinstance(pid, int)])
+        left = holdings().beyond(before)
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.005)
+    if "children" in left:
+        left["children"] = list(_describe_children([pid for pid in left["children"] if isinstance(pid, int)]))
+    pytest.fail(f"{request.node.nodeid} left behind: {left}", pytrace=False)
