@@ -58,7 +58,7 @@ def ivsim() -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """The console script: one message and an exit code, and no traceback for the user's mistakes."""
     try:
-        code = ivsim.main(arguments, standalone_mode=False)
+        code = ivsim.main(arguments, prog_name="ivsim", standalone_mode=False)
     except click.exceptions.Exit as request:
         code = request.exit_code
     except click.ClickException as error:
@@ -75,8 +75,4 @@ def main(arguments: list[str] | None = None) -> Any:
     except IvshmemError as error:
         click.echo(f"ivsim: {error}", err=True)
         code = 1
-    except BrokenPipeError:
-        # Whoever read our output has gone, as `head` does; nothing is wrong, and there is nobody to tell.
-        sys.stderr.close()
-        code = 0
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -80,7 +81,7 @@ def test_an_open_loop_keeps_its_rate_and_its_intended_times(tmp_path: Path) -> N
     samples = [each for each in result.samples.to_pylist() if each["source"] == 0]
     intended = [each["intended_ns"] for each in samples]
     every = result.manifest["sample_every"]
-    assert {after - before for before, after in zip(intended, intended[1:], strict=False)} <= {1_000_000 * every}
+    assert {after - before for before, after in itertools.pairwise(intended)} <= {1_000_000 * every}
     assert all(each["rung_ns"] >= each["intended_ns"] for each in samples)
 
 

@@ -1,0 +1,128 @@
+"""The `ivsim` command: help, exit codes, what goes where."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sim.cli import COMMANDS
+
+QUICK = ["--set", "run.duration_s=0.3", "--set", "run.warmup_s=0.1"]
+
+
+def ivsim(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "sim", *arguments], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_help_names_every_command() -> None:
+    help_text = ivsim("-h").stdout
+    for name in COMMANDS:
+        assert f"\n  {name}" in help_text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str) -> None:
+    assert "Usage: ivsim" in ivsim(name, "--help").stdout
+
+
+def test_run_shows_progress_on_stderr_and_the_result_on_stdout(tmp_path: Path) -> None:
+    done = ivsim("run", "ping_pong", "--runs", str(tmp_path), "--set", "run.duration_s=1.5")
+    assert "machines up" in done.stderr
+    assert "doorbells/s" in done.stderr
+    assert "s left" in done.stderr
+    assert done.stdout.startswith("Ping and echo: the price of one interrupt: finished\n")
+    (directory,) = tmp_path.iterdir()
+    assert done.stdout.rstrip().endswith(f"run: {directory}")
+    assert ivsim("show", str(directory)).stdout == done.stdout
+
+
+def test_a_terminal_gets_a_bar_that_leaves_nothing(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "sim", "run", "ping_pong", "--runs", str(tmp_path), *QUICK],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    ) as run:
+        os.close(theirs)
+        shown = b""
+        with os.fdopen(ours, "rb", buffering=0) as terminal:
+            while chunk := _read(terminal.fileno()):
+                shown += chunk
+        run.communicate(timeout=60)
+    assert run.returncode == 0
+    assert b"machines up" in shown
+    assert "━".encode() in shown
+    assert b"\x1b[2K" in shown  # the bar is erased
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # EIO: the other end of the terminal is closed
+        return b""
+
+
+def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
+    done = ivsim("run", "ping_pong", "--json", "--seed", "7", "--runs", str(tmp_path), *QUICK)
+    summary = json.loads(done.stdout)
+    for key in ("schema_version", "machines", "rung", "delivered", "pending", "refused", "interrupts"):
+        assert isinstance(summary[key], int)
+    assert set(summary["latency_ns"]) == {"lag", "delivery", "handling", "total"}
+    for figures in summary["latency_ns"].values():
+        assert set(figures) == {"p50", "p90", "p99", "p99_9", "max", "samples"}
+    assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"]
+    assert summary["seed"] == 7
+    assert set(summary["groups"]) == {"ping", "echo"}
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "no_such_topology"], 2, "no_such_topology"),
+        (["run", "ping_pong", "--set", "machines.ping.vectors=0"], 2, "machines.ping.vectors"),
+        (["run", "ping_pong", "--seed", "-1"], 2, "--seed"),
+        (
+            ["run", "ping_pong", "--set", "machines.echo.count=9000", "--set", "machines.echo.vectors=2048"],
+            3,
+            "descriptors",
+        ),
+        (["show", "no/such/run"], 2, "no such run directory"),
+        (["show", "."], 2, "not a run directory"),
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+        ([], 2, "Usage"),
+    ],
+)
+def test_mistakes_are_explained(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    if arguments[:1] == ["run"]:
+        arguments = [*arguments, "--runs", str(tmp_path / "runs")]
+    done = ivsim(*arguments, code=code)
+    assert message in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_reader_that_has_seen_enough_sees_no_traceback(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "sim", "list"],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(write_end)
+    assert done.stderr == ""

@@ -1,0 +1,128 @@
+"""`ivsim serve` as a process: what it offers, what it refuses, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nodes.client import Assigned, Client, MemoryShared, VectorConnected
+from sim.channel import Channel
+
+PATIENCE_S = 20.0
+
+
+def serve(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sim", "serve", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@contextlib.contextmanager
+def serving(path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    with serve("-F", "-S", str(path), "-M", path.parent.name, *arguments) as server:
+        assert server.stderr is not None
+        first = server.stderr.readline()
+        assert first.startswith("serving"), first + server.stderr.read()
+        yield server
+        if server.poll() is None:
+            server.send_signal(signal.SIGTERM)
+            server.wait(PATIENCE_S)
+
+
+class Visitor:
+    """A client that reads until it has all that the greeting of an empty server holds."""
+
+    def __init__(self, path: Path, vectors: int) -> None:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(path))
+        self.channel = Channel(sock)
+        sock.settimeout(PATIENCE_S)
+        self.client: Client[int] = Client(vectors)
+        self.events: list[object] = []
+        while self.client.peer is None or self.client.peers.get(self.client.peer, 0) < vectors:
+            received = self.channel.receive(self.client.missing_bytes)
+            assert received is not None
+            self.events += self.client.receive(*received)
+
+    def close(self) -> None:
+        for event in self.events:
+            if isinstance(event, MemoryShared | VectorConnected):
+                os.close(event.descriptor)
+        self.channel.close()
+
+
+def test_a_client_gets_an_id_the_memory_and_its_vectors(short_path: Path) -> None:
+    path = short_path / "s"
+    with serving(path, "-n", "3", "-l", "100K"), contextlib.closing(Visitor(path, 3)) as visitor:
+        assert visitor.events[0] == Assigned(0)
+        (memory,) = [event.descriptor for event in visitor.events if isinstance(event, MemoryShared)]
+        assert os.fstat(memory).st_size == 128 << 10  # rounded up to a power of two
+        assert visitor.client.peers == {0: 3}
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert Path("/dev/shm", short_path.name).stat().st_size == 128 << 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_and_leaves_nothing(number: signal.Signals, short_path: Path) -> None:
+    path = short_path / "s"
+    with serving(path) as server, contextlib.closing(Visitor(path, 1)) as visitor:
+        server.send_signal(number)
+        assert server.wait(PATIENCE_S) == 0
+        assert server.stderr is not None
+        assert server.stderr.read() == ""
+        assert visitor.channel.receive(8) == (b"", [])
+    assert list(short_path.iterdir()) == []
+    assert not Path("/dev/shm", short_path.name).exists()
+
+
+def test_it_says_who_comes_and_goes_if_asked(short_path: Path) -> None:
+    path = short_path / "s"
+    with serving(path, "-v") as server:
+        assert server.stderr is not None
+        Visitor(path, 1).close()
+        assert server.stderr.readline() == f"peer 0 joined (pid {os.getpid()}, uid {os.getuid()})\n"
+        assert server.stderr.readline() == "peer 0 left: left\n"
+
+
+def test_a_second_server_on_the_same_socket_is_refused_and_harms_nobody(short_path: Path) -> None:
+    path = short_path / "s"
+    with serving(path):
+        with serve("-S", str(path), "-M", short_path.name + "-2") as second:
+            _, stderr = second.communicate(timeout=PATIENCE_S)
+            assert second.returncode == 2
+            assert "another server is listening" in stderr
+        with serve("-S", str(short_path / "t"), "-M", short_path.name) as third:
+            _, stderr = third.communicate(timeout=PATIENCE_S)
+            assert third.returncode == 2
+            assert "exists already" in stderr
+        Visitor(path, 1).close()
+    assert not Path("/dev/shm", short_path.name + "-2").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-l", "0"], "expected 4096 bytes to 1024 G"),
+        (["-l", "3X"], "expected 4096 bytes to 1024 G"),
+        (["-n", "0"], "0 is not in the range 1<=x<=2048"),
+        (["-M", "a/b"], "expected a name without slashes"),
+        (["-S", "/nonexistent/directory/s"], "cannot listen on /nonexistent/directory/s"),
+        (["-S", "/tmp/" + "x" * 120], "107 bytes"),
+    ],
+)
+def test_wrong_use_is_explained(arguments: list[str], message: str, short_path: Path) -> None:
+    with serve("-M", short_path.name, "-S", str(short_path / "s"), *arguments) as server:
+        _, stderr = server.communicate(timeout=PATIENCE_S)
+    assert server.returncode == 2
+    assert message in stderr
+    assert "Traceback" not in stderr
+    assert not Path("/dev/shm", short_path.name).exists()
