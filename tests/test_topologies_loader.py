@@ -69,9 +69,9 @@ def test_everything_that_can_be_said_is_read() -> None:
         kind = "memfd"
         [machines.a]
         count = 2
-        vectors = 2048
+        vectors = 32
         role = "master"
-        profile = "qemu-doorbell"
+        profile = "qemu-1.1"
         program = "storm"
         parameters = { to = "all", rate_hz = 10, burst = 3, arrivals = "poisson" }
         """
@@ -82,10 +82,10 @@ def test_everything_that_can_be_said_is_read() -> None:
     assert isinstance(topology.run.duration_s, float)
     assert topology.memory == Memory(size_bytes=65536, kind="memfd")
     machine = topology.machines[1]
-    assert (machine.vectors, machine.role, machine.profile) == (2048, "master", "qemu-doorbell")
+    assert (machine.vectors, machine.role, machine.profile) == (32, "master", "qemu-1.1")
     assert machine.parameters == {"to": (0, 1), "rate_hz": 10.0, "burst": 3, "arrivals": "poisson"}
     assert isinstance(machine.parameters["rate_hz"], float)
-    assert topology.eventfds == 4096
+    assert topology.eventfds == 64
 
 
 @pytest.mark.parametrize(
@@ -365,3 +365,27 @@ def test_a_topology_checks_that_its_parts_agree(fault: str) -> None:
     assert Topology(**fields) == good
     with pytest.raises(UsageError, match="Topology"):
         Topology(**{**fields, **changed[fault]})
+
+
+def test_a_role_that_is_not_given_is_the_devices_default():
+    def roles(profile):
+        topology = loads(f'[machines.a]\ncount = 2\nprofile = "{profile}"\nprogram = "idle"\n')
+        return {machine.role for machine in topology.machines}
+
+    assert roles("qemu-doorbell") == {"peer"}
+    assert roles("qemu-1.1") == {"master"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "line"),
+    [("", 'role = "master"', 5), ('role = "master"\ncount = 2', "", 3), ('role = "master"', "", None)],
+)
+def test_a_master_is_peer_0_or_is_refused_before_it_would_be(first, second, line):
+    text = f'[machines.a]\nprogram = "idle"\n{first}\n[machines.b]\n{second}\nprogram = "idle"\n'
+    if line is None:
+        assert [machine.role for machine in loads(text).machines] == ["master", "peer"]
+        return
+    with pytest.raises(TopologyError) as caught:
+        loads(text)
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.key) == (line, f"machines.{'a' if line == 3 else 'b'}.role")

@@ -49,7 +49,10 @@ class GroupTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     program: ProgramName
     count: Count = 1
     vectors: Vectors = 1
-    role: Role = "peer"
+    role: Annotated[
+        Role | None,
+        Meta(description="A `master` migrates with its memory, a `peer` cannot migrate; if absent, as the device has it."),
+    ] = None
     profile: Profile = "qemu-doorbell"
     parameters: Annotated[
         dict[str, Any],

@@ -104,6 +104,7 @@ def _read(document: Document, report: Report) -> Topology | None:
         return None
     roster = Roster(counts)
     _check_names(roster, report)
+    _settle_roles(groups, roster, report)
     guests = Guests(roster, report)
     arguments = {
         name: read_arguments(program, groups[name].get("parameters", {}), ("machines", name), guests, report)
@@ -153,6 +154,19 @@ def _check_profiles(groups: Mapping[str, Mapping[str, Any]], report: Report) -> 
         elif table.get("vectors", 1) > profile.msix_limit:
             expected = f"at most {profile.msix_limit}, as {name} has"
             report.add(("machines", group, "vectors"), expected, show(table["vectors"]))
+
+
+def _settle_roles(groups: Mapping[str, dict[str, Any]], roster: Roster, report: Report) -> None:
+    """A group that does not say its role has its device's default; today's master must be the first to connect."""
+    for group, table in groups.items():
+        profile = PROFILES.get(table.get("profile", "qemu-doorbell"))
+        if profile is None:
+            continue  # reported
+        if table.get("role") is None:
+            table["role"] = profile.default_role
+        if table["role"] == "master" and profile.master_is_first and list(roster.groups[group]) != [0]:
+            expected = f"one machine, the first of the file ({profile.name} refuses a master that is not peer 0)"
+            report.add(("machines", group, "role"), expected, f'"master" for {len(roster.groups[group])} machines')
 
 
 def _programs(groups: Mapping[str, Mapping[str, Any]], report: Report) -> dict[str, Program]:
