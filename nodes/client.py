@@ -7,6 +7,7 @@ connection useless raises ``RemoteProtocolError``.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -76,6 +77,8 @@ class Client(Generic[D]):
         self._version_came = False
         self._memory_came = False
         self._decoder: Decoder[D] = Decoder()
+        self._messages: deque[Message[D]] = deque()
+        self._events: deque[Event[D]] = deque()
         self._failed: tuple[D, ...] = ()
 
     @property
@@ -90,15 +93,22 @@ class Client(Generic[D]):
     def receive(self, data: bytes, descriptors: Sequence[D] = ()) -> Iterator[Event[D]]:
         """Yield what the messages completed by ``data`` mean.
 
-        Raises ``RemoteProtocolError`` when the server breaks the greeting; the offending message's descriptors
-        are then in ``unclaimed``.
+        Raises ``RemoteProtocolError`` when the server breaks the greeting; the descriptors of that message and
+        of those behind it are then in ``unclaimed``.
         """
-        for message in self._decoder.feed(data, descriptors):
+        self._messages.extend(self._decoder.feed(data, descriptors))
+        return self._take_events()
+
+    def _take_events(self) -> Iterator[Event[D]]:
+        while self._messages:
+            message = self._messages.popleft()
             try:
-                yield from self._interpret(message)
+                self._events.extend(self._interpret(message))
             except RemoteProtocolError:
                 self._failed = message.descriptors
                 raise
+            while self._events:
+                yield self._events.popleft()
 
     def end(self) -> None:
         """The server closed the connection. Raises ``RemoteProtocolError`` if it did so within its greeting.
@@ -106,13 +116,32 @@ class Client(Generic[D]):
         Later it is no error: doorbells and interrupts go on without a server (ivshmem-spec, "Interrupts").
         """
         if not self._memory_came:
-            expected = "the shared memory" if self.peer is not None else "its ID" if self._version_came else "a version"
+            expected = (
+                "the shared memory"
+                if self.peer is not None
+                else "its ID"
+                if self._version_came
+                else "a version"
+            )
             raise RemoteProtocolError(f"the server closed the connection before it sent {expected}")
 
     def unclaimed(self) -> Iterator[D]:
-        """Descriptors that no event carried: they are the caller's to close."""
+        """Descriptors that no event carried, once nothing more will be received: they are the caller's to close.
+
+        Sooner, one of them may belong to a message of which only the first bytes have come.
+        """
         failed, self._failed = self._failed, ()
         yield from failed
+        for event in self._events:
+            match event:
+                case MemoryShared(descriptor) | VectorConnected(descriptor=descriptor):
+                    yield descriptor
+                case Ignored(descriptors=descriptors):
+                    yield from descriptors
+        for message in self._messages:
+            yield from message.descriptors
+        self._events.clear()
+        self._messages.clear()
         yield from self._decoder.unclaimed()
 
     def _interpret(self, message: Message[D]) -> Iterator[Event[D]]:
@@ -123,7 +152,9 @@ class Client(Generic[D]):
         elif self.peer is None:
             if descriptors or not 0 <= number < PEERS_MAX:
                 came = "a descriptor" if descriptors else str(number)
-                raise RemoteProtocolError(f"server sent invalid ID message: expected 0..{PEERS_MAX - 1} alone, got {came}")
+                raise RemoteProtocolError(
+                    f"server sent invalid ID message: expected 0..{PEERS_MAX - 1} alone, got {came}"
+                )
             self.peer = number
             yield Assigned(number)
         elif number == MEMORY:
@@ -158,7 +189,9 @@ class Client(Generic[D]):
     def _connect(self, peer: int, descriptors: tuple[D, ...]) -> Iterator[Event[D]]:
         vector = self.peers.get(peer, 0)
         if vector >= self.vectors:
-            yield Ignored(f"too many eventfds for peer {peer}, the device has {self.vectors} vectors", descriptors)
+            yield Ignored(
+                f"too many eventfds for peer {peer}, the device has {self.vectors} vectors", descriptors
+            )
             return
         self.peers[peer] = vector + 1
         yield VectorConnected(peer, vector, descriptors[0])

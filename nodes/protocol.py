@@ -17,11 +17,22 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["DIALECTS", "LEGACY", "MEMORY", "PEERS_MAX", "V0", "V0_SHM_LAST", "Decoder", "Dialect", "Message", "Step"]
+__all__ = [
+    "DIALECTS",
+    "LEGACY",
+    "MEMORY",
+    "PEERS_MAX",
+    "V0",
+    "V0_SHM_LAST",
+    "Decoder",
+    "Dialect",
+    "Message",
+    "Step",
+]
 
 D = TypeVar("D")
 
@@ -98,23 +109,23 @@ class Decoder(Generic[D]):
         """How many bytes complete the message at hand; reading no more keeps messages apart, as QEMU does."""
         return MESSAGE_BYTES - len(self._pending) % MESSAGE_BYTES
 
-    def feed(self, data: bytes, descriptors: Sequence[D] = ()) -> Iterator[Message[D]]:
-        """Yield the messages that ``data`` completes. ``descriptors`` may only come with bytes."""
+    def feed(self, data: bytes, descriptors: Sequence[D] = ()) -> list[Message[D]]:
+        """The messages that ``data`` completes. ``descriptors`` may only come with bytes."""
         self._pending += data
         whole = len(self._pending) // MESSAGE_BYTES
         on_boundary = len(self._pending) % MESSAGE_BYTES == 0
         numbers = [_NUMBER.unpack_from(self._pending, at * MESSAGE_BYTES)[0] for at in range(whole)]
         del self._pending[: whole * MESSAGE_BYTES]
-        for at, number in enumerate(numbers):
-            if at == 0:
-                carried, self._descriptors = self._descriptors, []
-            else:
-                carried = []
-            if at == whole - 1 and on_boundary:
-                carried.extend(descriptors)
-            yield Message(number, tuple(carried))
-        if not (whole and on_boundary):
+        if not whole:
             self._descriptors.extend(descriptors)
+            return []
+        carried: list[tuple[D, ...]] = [()] * whole
+        carried[0], self._descriptors = tuple(self._descriptors), []
+        if on_boundary:
+            carried[-1] += tuple(descriptors)
+        else:
+            self._descriptors.extend(descriptors)
+        return list(map(Message, numbers, carried))
 
     def unclaimed(self) -> Iterable[D]:
         """Descriptors of a message that never became whole; they are the caller's to close."""

@@ -19,10 +19,10 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -103,16 +103,14 @@ def holdings() -> Holdings:
         frozenset(_threads()),
         frozenset(_children()),
         frozenset(_sockets()),
-        frozenset(
-            name for name in os.listdir("/dev/shm") if str(os.getpid()) in name.replace("-", " ").split()
-        ),
+        frozenset(name for name in os.listdir("/dev/shm") if str(os.getpid()) in name.replace("-", " ").split()),
     )
 
 
 def _descriptors() -> Iterator[tuple[int, str]]:
     tracker = getattr(resource_tracker, "_resource_tracker")._fd  # noqa: B009
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the listing's own
+        with contextlib.suppress(OSError):  # the listing's own
             if int(name) != tracker:
                 yield int(name), os.readlink(f"/proc/self/fd/{name}")
 
@@ -121,7 +119,7 @@ def _threads() -> Iterator[str]:
     for thread in threading.enumerate():
         yield f"{thread.name} ({thread.native_id})"
     for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # ended meanwhile
             name = Path(f"/proc/self/task/{task}/comm").read_text().strip()
             if name.startswith("ZMQbg"):
                 yield f"{name} ({task})"
@@ -131,7 +129,7 @@ def _children() -> Iterator[int]:
     """Children that live; those that have ended and that nobody waits for are orphans, and waited for here."""
     tracker = getattr(resource_tracker, "_resource_tracker")._pid  # noqa: B009
     for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # ended meanwhile
             for pid in map(int, Path(f"/proc/self/task/{task}/children").read_text().split()):
                 if pid != tracker:
                     yield pid
@@ -147,14 +145,14 @@ def _sockets() -> Iterator[str]:
         yield from (str(Path(directory, name)) for name in names if name.startswith("ivsim-"))
         for name in files:
             path = Path(directory, name)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # ended meanwhile
                 if stat.S_ISSOCK(path.lstat().st_mode):
                     yield str(path)
 
 
 def _reap(pids: list[int]) -> None:
     for pid in pids:
-        with contextlib.suppress(ChildProcessError, FileNotFoundError):
+        with contextlib.suppress(OSError):
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 os.waitpid(pid, os.WNOHANG)
 
@@ -168,14 +166,25 @@ def _describe_children(pids: list[int]) -> list[str]:
     return described
 
 
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
 @pytest.fixture(autouse=True)
 def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test that leaves something behind."""
     before = holdings()
     yield
     left = holdings().beyond(before)
-    if not left:
-        return
+    if not left or FAILED in request.node.stash:
+        return  # what a failed test holds, its traceback may hold
     # Garbage in a cycle is no leak yet, and processes and threads take a moment to end.
     gc.collect()
     deadline = time.monotonic() + PATIENCE_S
@@ -190,3 +199,23 @@ def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
     if "children" in left:
         left["children"] = list(_describe_children([pid for pid in left["children"] if isinstance(pid, int)]))
     pytest.fail(f"{request.node.nodeid} left behind: {left}", pytrace=False)
+
+
+@pytest.fixture
+def make_site(short_path: Path) -> Iterator[Callable[..., Any]]:
+    """Builds a server with its clients; options are the server's."""
+    from tests.serving import Site  # only the tests that use it need all of ``sim`` to load
+
+    with contextlib.ExitStack() as stack:
+
+        def make(**options: object) -> Any:
+            made = Site(short_path / "server.sock", **options)
+            stack.enter_context(made.stack)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Any]) -> Any:
+    return make_site()

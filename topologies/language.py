@@ -51,7 +51,7 @@ class GroupTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     vectors: Vectors = 1
     role: Annotated[
         Role | None,
-        Meta(description="A `master` migrates with its memory, a `peer` cannot migrate; if absent, as the device has it."),
+        Meta(description="A `master` migrates with its memory, a `peer` cannot; if absent, the device decides."),
     ] = None
     profile: Profile = "qemu-doorbell"
     parameters: Annotated[
