@@ -1,0 +1,113 @@
+"""``python -m tests.bench``: all benchmarks, or those that are named."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from tests.bench.bringup import measure_bringup
+from tests.bench.doorbells import measure_batch, measure_single
+from tests.bench.figure import Figure
+from tests.bench.messages import measure_messages
+from tests.bench.placement import allowed_cpus
+from tests.bench.reference import NoCompilerError, built_reference
+from tests.bench.report import disturbance, header, line, write_json
+from tests.bench.sampling import measure_sampling
+from tests.bench.setting import Setting
+from tests.bench.storms import measure_storms
+from tests.bench.wakes import measure_cross_core, measure_same_core
+
+__all__ = ["BENCHMARKS", "main", "measure"]
+
+BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
+    "single": measure_single,
+    "batch": measure_batch,
+    "sampling": measure_sampling,
+    "messages": measure_messages,
+    "same-core": measure_same_core,
+    "cross-core": measure_cross_core,
+    "storms": measure_storms,
+    "bringup": measure_bringup,
+}
+TITLES = {
+    "single": "One doorbell through guest, device and table / C write",
+    "batch": "One doorbell of a batch / C write",
+    "sampling": "One interrupt, from ring to handler, as the instrument sees it / without",
+    "messages": "One message of the server / C sendmsg and recvmsg",
+    "same-core": "A round trip of two machines on one core / two processes in C",
+    "cross-core": "A round trip of two machines on two cores / two processes in C",
+    "storms": "All ring all on one core, per second of CPU / as many processes in C",
+    "bringup": "Sixty-four machines (absolute: no reference)",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 2 when there is no C compiler."""
+    options = _parse(arguments)
+    try:
+        measure(
+            options.only or list(BENCHMARKS),
+            json_path=options.json,
+            cpu=options.cpu,
+            tiny=options.tiny,
+            tell=lambda text: print(text, flush=True),
+        )
+    except NoCompilerError as error:
+        print(f"tests.bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def measure(
+    names: Sequence[str],
+    *,
+    json_path: Path | None = None,
+    cpu: int | None = None,
+    tiny: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Figure]:
+    """Run these benchmarks; tell of each figure as it comes; the JSON has what there is even if one fails."""
+    cpus = allowed_cpus()
+    cpu = cpus[-1] if cpu is None else cpu
+    other_cpu = next((other for other in cpus if other != cpu), None)
+    figures: list[Figure] = []
+    with built_reference() as reference, tempfile.TemporaryDirectory(prefix="ivsim-bench-") as folder:
+        setting = Setting(reference, cpu, other_cpu, Path(folder), tiny)
+        cpus_used = f"CPU {cpu}" + (f" and {other_cpu}" if other_cpu is not None else " only")
+        tell(f"Python {platform.python_version()} on {cpus_used}; load {os.getloadavg()[0]:.1f}")
+        tell(reference.compiler[:80])
+        tell(header())
+        try:
+            for name in names:
+                tell(f"\n{TITLES[name]}")
+                for figure in BENCHMARKS[name](setting):
+                    figures.append(figure)
+                    tell(line(figure))
+            if disturbance(figures):
+                tell(f"\n{disturbance(figures)}")
+        finally:
+            if json_path is not None:
+                write_json(json_path, setting, figures)
+    return figures
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="How fast it is, next to C.")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all rounds of all figures there")
+    parser.add_argument(
+        "--only", action="append", choices=list(BENCHMARKS), metavar="NAME", help=f"of {', '.join(BENCHMARKS)}"
+    )
+    parser.add_argument("--cpu", type=int, choices=allowed_cpus(), help="the CPU to pin to (the last one)")
+    parser.add_argument("--tiny", action="store_true", help="try every part once; the figures mean nothing")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""One message of the server with its descriptor, sent and received, against ``sendmsg`` and ``recvmsg`` in C."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+from nodes.protocol import Message
+from sim.channel import Channel, Outbox
+from sim.eventfd import EventFd
+from tests.bench.figure import Bar, Figure, alternate
+from tests.bench.placement import pinned
+from tests.bench.setting import Setting
+
+__all__ = ["measure_messages"]
+
+MESSAGE = Bar(1.1, 1.0)
+# A unix stream socket takes 278 messages that nobody reads.
+BATCH = 128
+
+
+def measure_messages(setting: Setting) -> Iterator[Figure]:
+    """A greeting: 128 messages wait in an outbox, are sent, and are received one by one."""
+    batches, rounds = setting.size(4, 1), setting.size(201, 2)
+    eventfd = EventFd.create()
+    sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with sender, receiver, pinned(setting.cpu):
+            sender.setblocking(False)
+            pairs = alternate(
+                rounds,
+                _pass_messages(sender, receiver, eventfd.descriptor, batches),
+                lambda: setting.reference.pass_messages(
+                    sender.fileno(), receiver.fileno(), eventfd.descriptor, BATCH, batches
+                ),
+            )
+    finally:
+        eventfd.close()
+    yield Figure("messages", "sent and received", "ns", pairs, MESSAGE)
+
+
+def _pass_messages(
+    sender: socket.socket, receiver: socket.socket, descriptor: int, batches: int
+) -> Callable[[], float]:
+    outbox, channel = Outbox(sender, BATCH), Channel(receiver)
+    messages = [Message(number, (descriptor,)) for number in range(BATCH)]
+
+    def measure() -> float:
+        spent_ns = 0
+        for _ in range(batches):
+            received = []
+            begin_ns = time.thread_time_ns()
+            for message in messages:
+                outbox.put(message)
+            sent = outbox.flush()
+            for _ in messages:
+                received.append(channel.receive(8))
+            spent_ns += time.thread_time_ns() - begin_ns
+            assert sent
+            for data_and_descriptors in received:
+                assert data_and_descriptors is not None
+                os.close(data_and_descriptors[1][0])
+        return spent_ns / (batches * BATCH)
+
+    return measure

@@ -1,0 +1,78 @@
+"""The figures as people and as programs read them: a table of 80 columns, and JSON."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.bench.figure import Figure
+from tests.bench.setting import Setting
+
+__all__ = ["disturbance", "header", "line", "write_json"]
+
+NAME_WIDTH = 34
+STEADY = 1.1
+
+
+def header() -> str:
+    """The head of the table."""
+    return f"{'':{NAME_WIDTH}} {'ours':>8} {'other':>8} {'ratio':>5} {'must':>5} {'reach':>5}"
+
+
+def line(figure: Figure) -> str:
+    """One figure; a trailing sign says how it stands to its bar."""
+    name = f"{figure.name}, {figure.unit}"
+    other = "" if figure.other is None else _number(figure.other)
+    ratio = "" if figure.absolute else f"{figure.value:.2f}"
+    must, reach = (f"{figure.bar.must:.2f}", f"{figure.bar.reach:.2f}") if figure.bar else ("", "")
+    text = f"{name:{NAME_WIDTH}} {_number(figure.ours):>8} {other:>8} {ratio:>5} {must:>5} {reach:>5}"
+    return f"{text} {figure.verdict}".rstrip()
+
+
+def disturbance(figures: Sequence[Figure]) -> str:
+    """In words, if C took longer for one and the same write at one time than at another; else nothing."""
+    writes = [figure.other for figure in figures if figure.benchmark in ("single", "batch") and figure.other]
+    if not writes or max(writes) <= STEADY * min(writes):
+        return ""
+    return (
+        f"! disturbed: C's write took from {min(writes):.0f} to {max(writes):.0f} ns in the course of this run, and\n"
+        "! what slows C down slows Python down more: repeat it when nothing else runs"
+    )
+
+
+def _number(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:.2f} M"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def write_json(path: Path, setting: Setting, figures: Sequence[Figure]) -> None:
+    """Everything, round by round, with what it was measured on."""
+    document = {
+        "schema_version": 1,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "compiler": setting.reference.compiler,
+        "kernel": platform.release(),
+        "cpu": next(_cpu_models(), platform.machine()),
+        "cpus": os.cpu_count(),
+        "pinned": [setting.cpu, setting.other_cpu],
+        "load_1_min": os.getloadavg()[0],
+        "disturbed": bool(disturbance(figures)),
+        "figures": [figure.plain() for figure in figures],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(json.dumps(document, indent=1) + "\n")
+    beside.replace(path)
+
+
+def _cpu_models() -> Iterator[str]:
+    with open("/proc/cpuinfo") as lines:
+        for text in lines:
+            if text.startswith("model name"):
+                yield text.partition(":")[2].strip()
