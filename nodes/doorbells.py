@@ -1,8 +1,8 @@
 """The table in which a doorbell finds its line: what KVM's ioeventfd is to a real device.
 
 A ring is one look-up and one call. What it costs beyond that is nothing, and still every doorbell is counted:
-each line comes with a supply of ones, the value that is written to it. The supply is finite, so that once in
-``sample_every`` doorbells it runs dry, and that one doorbell takes the slow path which keeps the books: it is
+the table does not hold lines but supplies of them, which count what is taken. A supply is finite, so that once
+in ``sample_every`` doorbells it runs dry, and that one doorbell takes the slow path which keeps the books: it is
 stamped, and the edge's count goes to the instrument.
 """
 
@@ -49,7 +49,7 @@ class _Edge:
         self.refused = 0
         self.line: Line | None = None
         self.granted = 0
-        self.supply: Iterator[int] = iter(())
+        self.supply: Iterator[Line] = iter(())
 
     def settle(self) -> None:
         """Move what the supply has counted to the count."""
@@ -107,7 +107,7 @@ class Doorbells:
     ) -> None:
         self._signal, self._miss, self._ledger, self._clock = signal, miss, ledger, clock
         self._every = sample_every
-        self._rows: dict[int, dict[int, tuple[Line, Iterator[int]]]] = {}
+        self._rows: dict[int, dict[int, Iterator[Line]]] = {}
         self._edges: dict[int, _Edge] = {}  # by doorbell value
         self._bursts: list[Burst] = []
         self._nowhere = 0
@@ -137,8 +137,7 @@ class Doorbells:
 
     def line(self, peer: int, vector: int) -> Line | None:
         """The line that a doorbell would signal, if there is one."""
-        row = self._rows.get(peer, {})
-        return row[vector][0] if vector in row else None
+        return self._edges[peer << 16 | vector].line if vector in self._rows.get(peer, ()) else None
 
     def peers(self) -> dict[int, int]:
         """Who can be rung: peer -> number of vectors."""
@@ -155,8 +154,8 @@ class Doorbells:
 
     def _grant(self, edge: _Edge, ones: int) -> None:
         assert edge.line is not None
-        edge.supply, edge.granted = repeat(1, ones), ones
-        self._rows.setdefault(edge.peer, {})[edge.vector] = (edge.line, edge.supply)
+        edge.supply, edge.granted = repeat(edge.line, ones), ones
+        self._rows.setdefault(edge.peer, {})[edge.vector] = edge.supply
 
     def _store(self, edge: _Edge) -> None:
         self._ledger.store_edge(edge.index, edge.rung, edge.refused)
@@ -164,14 +163,13 @@ class Doorbells:
     def _make_ring(self) -> Callable[..., None]:
         # Locals and a closure, two plain look-ups, no arithmetic on the 32-bit doorbell value: measured, each of
         # these is a tenth of what the write itself costs.
-        rows, signal, take = self._rows, self._signal, next
+        rows, signal, take, ring_sampled = self._rows, self._signal, next, self._make_ring_sampled()
 
         def ring(peer: int, vector: int = 0, intended_ns: int = 0) -> None:
             try:
-                line, supply = rows[peer][vector]
-                signal(line, take(supply))
+                signal(take(rows[peer][vector]), 1)
             except StopIteration:
-                self._ring_sampled(peer, vector, intended_ns)
+                ring_sampled(peer, vector, intended_ns)
             except BlockingIOError:
                 self._refuse(self._edges[peer << 16 | vector])
             except KeyError:
@@ -179,21 +177,30 @@ class Doorbells:
 
         return ring
 
-    def _ring_sampled(self, peer: int, vector: int, intended_ns: int) -> None:
-        edge = self._edges[peer << 16 | vector]
-        edge.settle()
-        edge.rung += 1
-        # The count first: should the machine be killed between these two, the doorbell is known to be missing.
-        self._store(edge)
-        if self._every:
-            now_ns = self._clock()
-            self._ledger.sample(peer, vector, intended_ns or now_ns, now_ns)
-        self._grant(edge, self._every - 1 if self._every else UNSAMPLED_SUPPLY)
-        assert edge.line is not None
-        try:
-            self._signal(edge.line, 1)
-        except BlockingIOError:
-            self._refuse(edge)
+    def _make_ring_sampled(self) -> Callable[[int, int, int], None]:
+        """What ``ring`` falls back to when a supply has run dry: the doorbell is stamped, the books are kept."""
+        rows, edges, clock = self._rows, self._edges, self._clock
+        store, sample, every = self._ledger.store_edge, self._ledger.sample, self._every
+        ones = every - 1 if every else UNSAMPLED_SUPPLY
+
+        def ring_sampled(peer: int, vector: int, intended_ns: int) -> None:
+            edge = edges[peer << 16 | vector]
+            line = edge.line
+            assert line is not None
+            edge.rung = rung = edge.rung + edge.granted + 1
+            # The count first: should the machine be killed between these two, the doorbell is known to be missing.
+            store(edge.index, rung, edge.refused)
+            if every:
+                now_ns = clock()
+                sample(peer, vector, intended_ns or now_ns, now_ns)
+            edge.granted = ones
+            rows[peer][vector] = edge.supply = repeat(line, ones)
+            try:
+                self._signal(line, 1)
+            except BlockingIOError:
+                self._refuse(edge)
+
+        return ring_sampled
 
     def _refuse(self, edge: _Edge) -> None:
         edge.refused += 1

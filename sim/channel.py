@@ -9,6 +9,7 @@ import array
 import errno
 import os
 import socket
+import struct
 from collections import deque
 
 from nodes.errors import RemoteProtocolError
@@ -19,6 +20,10 @@ __all__ = ["Channel", "Outbox"]
 # SCM_MAX_FD, the most the kernel passes in one message (unix(7)): with room for all, nothing is cut off unseen.
 DESCRIPTORS_MAX = 253
 _ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
+# Plain numbers: the flags of the socket module are enumerations, and each "&" of one costs as much as a system call.
+_CLOSE_ON_EXEC, _CUT_OFF = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
+_NO_SIGNAL = int(socket.MSG_NOSIGNAL)
+_DESCRIPTOR = struct.Struct("i")
 
 
 class Channel:
@@ -38,20 +43,27 @@ class Channel:
         its descriptor, "peer 7, vector 0" reads as "peer 7 left".
         """
         try:
-            data, ancillary, flags, _ = self.socket.recvmsg(
-                size_bytes, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-            )
+            data, ancillary, flags, _ = self.socket.recvmsg(size_bytes, _ANCILLARY_BYTES, _CLOSE_ON_EXEC)
         except BlockingIOError:
             return None
         except ConnectionResetError:
             return b"", []
-        if not ancillary and not flags & socket.MSG_CTRUNC:
-            return data, []
+        if not flags & _CUT_OFF:
+            if not ancillary:
+                return data, []
+            level, kind, payload = ancillary[0]
+            if (
+                len(ancillary) == 1
+                and kind == socket.SCM_RIGHTS
+                and level == socket.SOL_SOCKET
+                and len(payload) == _DESCRIPTOR.size
+            ):
+                return data, [*_DESCRIPTOR.unpack(payload)]
         descriptors = array.array("i")
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
-        if flags & socket.MSG_CTRUNC:
+        if flags & _CUT_OFF:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise RemoteProtocolError(
@@ -97,11 +109,9 @@ class Outbox:
         self.throttled = False
         while waiting:
             data, descriptors = waiting[0]
-            rights = (
-                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-            )
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
             try:
-                sent = sendmsg([data], rights, socket.MSG_NOSIGNAL)
+                sent = sendmsg([data], rights, _NO_SIGNAL)
             except BlockingIOError:
                 return False
             except OSError as error:

@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 from nodes.client import Assigned, Client, Event, Ignored, MemoryShared, PeerLeft, VectorConnected
 from nodes.errors import HostError, RemoteProtocolError, UsageError
@@ -28,7 +27,12 @@ class Connection:
     """
 
     def __init__(
-        self, path: Path, vm: Vm, *, on_own: Callable[[int], None], warn: Callable[[str], object] = lambda text: None
+        self,
+        path: str | os.PathLike[str],
+        vm: Vm,
+        *,
+        on_own: Callable[[int], None],
+        warn: Callable[[str], object] = lambda text: None,
     ) -> None:
         self._vm = vm
         self._on_own, self._warn = on_own, warn

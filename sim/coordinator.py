@@ -125,6 +125,12 @@ class Coordinator:
         while self.phase != "done":
             self._loop.step()
         self._publish_now()
+        self._event(
+            "telemetry",
+            snapshots=self._publisher.published,
+            heartbeats=self._ping * len(self._hands),
+            heartbeats_late=self.heartbeats_late,
+        )
         return self.ending
 
     def stop(self, status: str, reason: str) -> None:

@@ -96,7 +96,7 @@ class Recording:
     manager: leaving it unmaps, the file stays.
     """
 
-    def __init__(self, mapping: mmap.mmap, layout: Layout, path: Path) -> None:
+    def __init__(self, mapping: mmap.mmap, layout: Layout, path: str | os.PathLike[str]) -> None:
         self._mapping = mapping
         self._bytes = memoryview(mapping)
         self.words = self._bytes.cast("Q")
@@ -116,9 +116,7 @@ class Recording:
         except OSError as error:
             path.unlink()
             need = layout.words * WORD_BYTES / 2**20
-            raise HostError(
-                f"{path}: {need:.1f} MiB for samples cannot be reserved: {error.strerror}"
-            ) from error
+            raise HostError(f"{path}: {need:.1f} MiB for samples cannot be reserved: {error.strerror}") from error
         finally:
             os.close(fd)
         recording = cls(mapping, layout, path)
@@ -131,7 +129,7 @@ class Recording:
         return recording
 
     @classmethod
-    def open(cls, path: Path) -> Recording:
+    def open(cls, path: str | os.PathLike[str]) -> Recording:
         """Map an existing recording. Raises ``UsageError`` when the file is not one, or is cut short."""
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:

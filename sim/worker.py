@@ -75,7 +75,7 @@ def main(plan: WorkerPlan, control_socket: socket.socket) -> None:
     link = Control(control_socket)
     code = 1
     try:
-        with Recording.open(Path(plan.recording)) as book:
+        with Recording.open(plan.recording) as book:
             try:
                 with contextlib.closing(_Worker(plan, link, book)) as worker:
                     worker.run()
@@ -157,7 +157,7 @@ class _Worker:
             sample_every=plan.sample_every,
         )
         self._connection = Connection(
-            Path(plan.server),
+            plan.server,
             self._vm,
             on_own=lambda descriptor: self._epoll.register(descriptor, select.EPOLLIN),
             warn=lambda text: link.send(control.Warned(text)),

@@ -122,11 +122,14 @@ def test_telemetry_tells_every_phase_and_no_snapshot_is_lost(tmp_path: Path) -> 
         subscribers.append(Subscriber(begun.telemetry))
 
     topology = loads((Path("topologies") / "ping_pong.toml").read_text(), overrides=SHORT)
-    sim.run(topology, runs=tmp_path, on_begin=begin)
+    run = sim.run(topology, runs=tmp_path, on_begin=begin)
     with subscribers[0] as subscriber:
         while (snapshot := subscriber.receive(0.2)) is not None:
             snapshots.append(snapshot)
         assert subscriber.lost == 0
+    (told,) = [event for event in run.events if event["kind"] == "telemetry"]
+    assert told["snapshots"] == len(snapshots)
+    assert 0 <= told["heartbeats_late"] <= told["heartbeats"]
     phases = [snapshot.phase for snapshot in snapshots]
     assert phases == sorted(phases, key=("starting", "running", "stopping", "done").index)
     assert phases[-1] == "done"
