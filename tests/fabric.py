@@ -1,0 +1,279 @@
+"""Machines in one thread, on a clock that jumps: what ``sim`` does with processes, as a function of a seed.
+
+Each machine is a real ``nodes.vm.Vm`` with a real client behind a wire that cuts where it likes; eventfds are
+counters in a dictionary. Whatever happens is a moment in one heap, and every delay comes from the seed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from nodes.client import Client, Ignored, MemoryShared, PeerLeft, VectorConnected
+from nodes.guest import Guest, Program
+from nodes.profiles import PROFILES
+from nodes.protocol import V0, Dialect, Message
+from nodes.server import Outbound, Server
+from nodes.vm import Vm
+
+FULL = (1 << 64) - 2
+MICROSECOND_NS = 1_000
+
+
+class Wire:
+    """One direction of a stream socket that carries descriptors, as far as a reader can tell."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[bytes, tuple[Any, ...]]] = []
+
+    def send(self, message: Message[Any]) -> None:
+        self.messages.append((message.encode(), message.descriptors))
+
+    def read(self, size: int) -> tuple[bytes, tuple[Any, ...]]:
+        """As the kernel does: a read joins messages, and ends behind bytes that carry descriptors."""
+        taken: bytes = b""
+        carried: tuple[Any, ...] = ()
+        while self.messages and len(taken) < size and not carried:
+            data, carried = self.messages.pop(0)
+            piece = data[: size - len(taken)]
+            taken += piece
+            if piece != data:
+                self.messages.insert(0, (data[len(piece) :], ()))
+        return taken, carried
+
+
+class Books:
+    """A ledger in memory."""
+
+    def __init__(self) -> None:
+        self.edges: list[tuple[int, int]] = []
+        self.stored: dict[int, tuple[int, int]] = {}
+        self.samples: list[tuple[int, int, int, int]] = []
+        self.nowhere = 0
+
+    def open_edge(self, peer: int, vector: int) -> int:
+        self.edges.append((peer, vector))
+        return len(self.edges) - 1
+
+    def store_edge(self, edge: int, rung: int, refused: int) -> None:
+        self.stored[edge] = rung, refused
+
+    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
+        self.samples.append((peer, vector, intended_ns, rung_ns))
+
+    def store_nowhere(self, rung: int) -> None:
+        self.nowhere = rung
+
+
+class Machine:
+    """One machine of a fabric: the shell that a worker process is elsewhere."""
+
+    def __init__(
+        self, fabric: Fabric, name: str, program: Callable[[Guest], Program], vectors: int, options: dict[str, Any]
+    ) -> None:
+        self.fabric, self.name = fabric, name
+        self.wire = Wire()
+        self.client: Client[Any] = Client(vectors)
+        self.books = Books()
+        self.own: dict[int, int] = {}  # line -> vector
+        self.delivered = [0] * vectors
+        self.present = True
+        self._program = program
+        self._turn = 0  # deadlines of an earlier turn are void
+        self._poked = False
+        self.started = False
+        self.vm = Vm(
+            PROFILES[options.pop("profile", "qemu-doorbell")],
+            vectors=vectors,
+            role=options.pop("role", "peer"),
+            signal=fabric.signal,
+            ledger=self.books,
+            clock=lambda: fabric.now_ns,
+            random=random.Random(f"{fabric.seed}/{name}"),
+            sample_every=options.pop("sample_every", 1),
+        )
+        assert not options, options
+
+    @property
+    def peer(self) -> int:
+        assert self.client.peer is not None
+        return self.client.peer
+
+    def read_server(self, size: int) -> None:
+        data, descriptors = self.wire.read(size)
+        for event in self.client.receive(data, descriptors):
+            match event:
+                case MemoryShared():
+                    self.vm.place(self.peer, memoryview(self.fabric.memory))
+                case VectorConnected(peer, vector, line):
+                    self.vm.connect(peer, vector, line)
+                    if peer == self.client.peer:
+                        self.own[line] = vector
+                case PeerLeft(peer):
+                    self.vm.disconnect(peer)
+                case Ignored(reason):
+                    raise AssertionError(reason)
+
+    def start(self) -> None:
+        self.started = True
+        self._wait(self.vm.start(self._program))
+        self.poke()
+
+    def poke(self) -> None:
+        """An own counter is no longer zero."""
+        if not self._poked and self.started:
+            self._poked = True
+            self.fabric.after(self.fabric.delay(), self._drain)
+
+    def _drain(self) -> None:
+        self._poked = False
+        if not self.present:
+            return
+        for line, vector in self.own.items():
+            count = self.fabric.counters[line]
+            if count:
+                self.fabric.counters[line] = 0
+                self.delivered[vector] += count
+                self.fabric.note(self.name, "delivered", vector, count)
+                self._wait(self.vm.deliver(vector, count))
+
+    def _wait(self, wait: int | None) -> None:
+        self._turn += 1
+        if wait is not None:
+            turn = self._turn
+            at_ns = max(wait, self.fabric.now_ns + MICROSECOND_NS)
+            self.fabric.at(at_ns, lambda: self._expire(turn))
+
+    def _expire(self, turn: int) -> None:
+        if turn == self._turn and self.present:
+            self._wait(self.vm.expire())
+
+
+class Fabric:
+    """All machines, their server, their memory and the one clock."""
+
+    def __init__(self, seed: int, *, dialect: Dialect = V0, memory_bytes: int = 4096) -> None:
+        self.seed = seed
+        self.now_ns = 1_000_000
+        self.memory = bytearray(memory_bytes)
+        self.server: Server[Any] = Server("memory", dialect=dialect)
+        self.machines: dict[int, Machine] = {}
+        self.departed: list[Machine] = []
+        self.counters: Counter[int] = Counter()
+        self.limits: dict[int, int] = {}
+        self.owners: dict[int, tuple[Machine, int]] = {}
+        self.trace: list[tuple[object, ...]] = []
+        self._random = random.Random(seed)
+        self._heap: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._lines = itertools.count(100)
+
+    # Time
+
+    def at(self, moment_ns: int, callback: Callable[[], None]) -> None:
+        heapq.heappush(self._heap, (max(moment_ns, self.now_ns), next(self._order), callback))
+
+    def after(self, delay_ns: int, callback: Callable[[], None]) -> None:
+        self.at(self.now_ns + delay_ns, callback)
+
+    def delay(self) -> int:
+        return self._random.randrange(1, 20) * MICROSECOND_NS
+
+    def run(self, until_ns: int) -> None:
+        """Let everything happen up to ``until_ns``."""
+        while self._heap and self._heap[0][0] <= until_ns:
+            self.now_ns, _, callback = heapq.heappop(self._heap)
+            callback()
+        self.now_ns = until_ns
+
+    def run_for(self, seconds: float) -> None:
+        self.run(self.now_ns + round(seconds * 1e9))
+
+    def note(self, *what: object) -> None:
+        self.trace.append((self.now_ns, *what))
+
+    # Eventfds
+
+    def signal(self, line: int, value: int) -> None:
+        if self.counters[line] + value > self.limits.get(line, FULL):
+            raise BlockingIOError
+        self.counters[line] += value
+        self.owners[line][0].poke()
+
+    # Machines
+
+    def join(
+        self, program: Callable[[Guest], Program], *, vectors: int = 1, start: bool = True, **options: Any
+    ) -> Machine:
+        """A machine connects; its program starts once everybody has been told."""
+        peer = self.server.next_peer
+        machine = Machine(self, f"machine-{peer}", program, vectors, options)
+        lines = [next(self._lines) for _ in range(vectors)]
+        for vector, line in enumerate(lines):
+            self.owners[line] = machine, vector
+        self.machines[peer] = machine
+        self._tell(self.server.join(lines)[1])
+        if start:
+            self.settle()
+            machine.start()
+        return machine
+
+    def leave(self, machine: Machine) -> None:
+        """A machine is gone, as by SIGKILL: at once, with whatever its counters hold."""
+        machine.present = False
+        machine.vm.doorbells.flush()
+        del self.machines[machine.peer]
+        self.departed.append(machine)
+        self.note(machine.name, "left")
+        self._tell(self.server.leave(machine.peer))
+
+    def _tell(self, messages: list[Outbound[Any]]) -> None:
+        for to, message in messages:
+            machine = self.machines[to]
+            machine.wire.send(message)
+            self.after(self.delay(), lambda machine=machine: self._read(machine))  # type: ignore[misc]
+
+    def _read(self, machine: Machine) -> None:
+        if machine.present and machine.wire.messages:
+            machine.read_server(self._random.randrange(1, 25))
+            if machine.wire.messages:
+                self.after(self.delay(), lambda: self._read(machine))
+
+    def settle(self) -> None:
+        """Until every machine has read all that the server has said."""
+        while any(machine.wire.messages for machine in self.machines.values()):
+            self.run(self._heap[0][0])
+
+    # Books
+
+    def stop(self) -> None:
+        for machine in self.machines.values():
+            machine.vm.stop()
+            machine.vm.doorbells.flush()
+
+    def rung(self) -> Counter[tuple[int, int]]:
+        """(peer, vector) -> doorbells rung at it, by all together."""
+        return self._sum(0)
+
+    def refused(self) -> Counter[tuple[int, int]]:
+        return self._sum(1)
+
+    def _sum(self, which: int) -> Counter[tuple[int, int]]:
+        total: Counter[tuple[int, int]] = Counter()
+        for machine in (*self.machines.values(), *self.departed):
+            for edge, counts in machine.books.stored.items():
+                total[machine.books.edges[edge]] += counts[which]
+        return total
+
+    def check_balance(self) -> None:
+        """Rung = delivered + pending + refused, on every line."""
+        self.stop()
+        rung, refused = self.rung(), self.refused()
+        for line, (machine, vector) in self.owners.items():
+            at = machine.peer, vector
+            accounted = machine.delivered[vector] + self.counters[line] + refused[at]
+            assert rung[at] == accounted, (at, rung[at], machine.delivered[vector], self.counters[line], refused[at])

@@ -1,0 +1,339 @@
+"""What DESIGN says about the whole, held by walking the sources: layers, owners, sizes, dependencies."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import re
+import socket
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ("nodes", "topologies", "sim")  # each may import those before it, and itself
+
+LINES_MAX = 400
+FUNCTION_LINES_MAX = 70
+LONGER_FILES = {
+    "nodes/ivshmem.py": "one device; its guest side, its server side and its registers share all their state",
+}
+
+# A machine opens nothing and knows no clock: these modules cannot give it either.
+PURE = {
+    "__future__",
+    "abc",
+    "bisect",
+    "collections",
+    "collections.abc",
+    "contextlib",
+    "copy",
+    "dataclasses",
+    "enum",
+    "functools",
+    "itertools",
+    "math",
+    "operator",
+    "re",
+    "string",
+    "struct",
+    "textwrap",
+    "types",
+    "typing",
+    "warnings",
+}
+NO_DATA_READER_NEEDS = {
+    "asyncio",
+    "ctypes",
+    "fcntl",
+    "mmap",
+    "multiprocessing",
+    "psutil",
+    "random",
+    "resource",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+    "subprocess",
+    "threading",
+    "time",
+    "zmq",
+}
+FOREIGN_IMPORTS = {
+    "zmq": "sim/telemetry.py",
+    "psutil": "sim/resources.py",
+}
+FOREIGN_CALLS = {
+    r"sendmsg|recvmsg|recvmsg_into|send_fds|recv_fds": "sim/channel.py",
+    r"eventfd|eventfd_read|eventfd_write|EFD_\w+": "sim/eventfd.py",
+}
+RUNS_WHAT_IT_READS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+CONTAINS_RUST = {
+    "pydantic",
+    "pydantic-core",
+    "typer",
+    "jsonschema",
+    "rpds-py",
+    "polars",
+    "altair",
+    "orjson",
+    "cryptography",
+    "fastdigest",
+    "tokenizers",
+    "ruff",
+    "uv",
+    "maturin",
+    "setuptools-rust",
+}
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever it does: the modules themselves, not the names in them."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else str(node.module))
+    return found
+
+
+def test_there_is_something_to_look_at():
+    assert {module.split(".")[0] for module in MODULES} == set(LAYERS)
+    assert imports(ROOT / "sim" / "worker.py") >= {"nodes.vm", "sim.control", "os"}
+
+
+def first_parts(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def layer(name: str) -> list[Path]:
+    return [path for path in SOURCES if path.relative_to(ROOT).parts[0] == name]
+
+
+def nodes_of(kind: type[ast.AST], paths: list[Path] = SOURCES) -> Iterator[tuple[str, Any]]:
+    """Every such node, with the place it stands at."""
+    for path in paths:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, kind):
+                yield f"{name_of(path)}:{getattr(node, 'lineno', 1)}", node
+
+
+# Layers
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_imports_run_one_way(name):
+    above = {*LAYERS[LAYERS.index(name) + 1 :], "tests", "notebooks"}
+    assert not [(name_of(path), wrong) for path in layer(name) if (wrong := first_parts(path) & above)]
+
+
+def test_a_machine_opens_nothing_and_knows_no_clock():
+    foreign = {name_of(path): imports(path) - PURE - set(MODULES) for path in layer("nodes")}
+    assert not {name: wrong for name, wrong in foreign.items() if wrong}
+    effects = {"open", "print", "input", "exec", "eval", "compile", "__import__", "breakpoint"}
+    calls = nodes_of(ast.Call, layer("nodes"))
+    assert not [at for at, call in calls if isinstance(call.func, ast.Name) and call.func.id in effects]
+
+
+def test_what_reads_topologies_starts_nothing():
+    assert not [
+        (name_of(path), wrong) for path in layer("topologies") if (wrong := first_parts(path) & NO_DATA_READER_NEEDS)
+    ]
+
+
+def test_no_import_cycles():
+    graph = {module: imports(path) & set(MODULES) - {module} for module, path in MODULES.items()}
+    while graph:
+        free = [module for module, needs in graph.items() if not needs & graph.keys()]
+        assert free, f"a cycle among {sorted(graph)}"
+        for module in free:
+            del graph[module]
+
+
+def test_no_import_is_for_type_checkers_only():
+    assert not [at for at, name in nodes_of(ast.Name) if name.id == "TYPE_CHECKING"]
+
+
+# Owners
+
+
+@pytest.mark.parametrize("foreign", FOREIGN_IMPORTS)
+def test_each_foreign_module_has_one_owner(foreign):
+    assert {name_of(path) for path in SOURCES if foreign in first_parts(path)} == {FOREIGN_IMPORTS[foreign]}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN_CALLS)
+def test_each_foreign_call_has_one_owner(foreign):
+    """``sendmsg`` is a method of a socket, whatever that is called; ``os.eventfd`` is a function of ``os``."""
+    of_os = foreign.startswith("eventfd")
+    users = {
+        at.partition(":")[0]
+        for at, node in nodes_of(ast.Attribute)
+        if re.fullmatch(foreign, node.attr) and (not of_os or getattr(node.value, "id", "") == "os")
+    }
+    users |= {
+        at.partition(":")[0]
+        for at, node in nodes_of(ast.ImportFrom)
+        if node.module in {"os", "socket"} and any(re.fullmatch(foreign, alias.name) for alias in node.names)
+    }
+    assert users == {FOREIGN_CALLS[foreign]}
+
+
+def test_nothing_that_is_read_is_run():
+    assert not [(name_of(path), wrong) for path in SOURCES if (wrong := first_parts(path) & RUNS_WHAT_IT_READS)]
+    assert not [at for at, node in nodes_of(ast.Attribute) if re.fullmatch("(recv|send)_(pyobj|serialized)", node.attr)]
+    switches = [(at, node) for at, node in nodes_of(ast.keyword) if node.arg in {"allow_pickle", "shell"}]
+    assert not [at for at, node in switches if ast.unparse(node.value) != "False"]
+
+
+# Shape
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=name_of)
+def test_a_package_only_re_exports(path):
+    body = tree(path).body
+    assert ast.get_docstring(tree(path)), "a package says what it is"
+    lazy = name_of(path) == "sim/__init__.py"  # a worker imports it and needs nothing of it
+    for node in body[1:]:
+        match node:
+            case ast.ImportFrom(module=str(module)) if module == "__future__" or module.split(".")[0] in LAYERS:
+                continue
+            case ast.Assign(targets=[ast.Name(id="__all__")]):
+                continue
+            case ast.Import() | ast.FunctionDef(name="__getattr__") | ast.Assign(targets=[ast.Name()]) if lazy:
+                continue
+        pytest.fail(f"{name_of(path)}:{node.lineno}: {ast.unparse(node)[:80]}")
+    imported = [alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    exported = _all(path)
+    assert set(imported) - {"annotations"} <= set(exported or [])
+
+
+def _all(path: Path) -> list[str] | None:
+    for node in tree(path).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
+                return [str(name) for name in ast.literal_eval(value)]
+    return None
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if _all(path) is not None], ids=name_of)
+def test_what_a_module_exports_it_has(path):
+    if name_of(path) == "sim/__init__.py":
+        return  # its names are loaded when they are used; test_run uses them
+    exported, defined = _all(path), set()
+    for node in ast.walk(tree(path)):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
+                defined.add(name)
+            case ast.ImportFrom(names=names) | ast.Import(names=names):
+                defined |= {alias.asname or alias.name for alias in names}
+    assert set(exported) <= defined
+    assert len(exported) == len(set(exported))
+
+
+def test_a_file_can_be_seen_at_once():
+    lines = {name_of(path): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: count for name, count in lines.items() if count > LINES_MAX}.keys() <= LONGER_FILES.keys()
+    assert all(lines[name] <= 1.1 * LINES_MAX for name in LONGER_FILES)
+
+
+def test_a_function_can_be_seen_at_once():
+    functions = [*nodes_of(ast.FunctionDef), *nodes_of(ast.AsyncFunctionDef)]
+    assert not [
+        (at, node.name, lines)
+        for at, node in functions
+        if (lines := node.end_lineno - node.lineno + 1) > FUNCTION_LINES_MAX
+    ]
+
+
+# What ships
+
+
+def runtime_closure() -> set[str]:
+    """The distributions that come with ``pip install ivshmem-sim``, all the way down, without extras."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    todo = [Requirement(text) for text in pyproject["project"]["dependencies"]]
+    seen: set[str] = set()
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        seen.add(name)
+        todo += [Requirement(text) for text in importlib.metadata.distribution(name).requires or []]
+    return seen
+
+
+def test_nothing_that_ships_contains_rust():
+    closure = runtime_closure()
+    assert {"msgspec", "pyzmq", "numpy"} <= closure
+    assert not closure & CONTAINS_RUST
+
+
+def test_nothing_is_imported_that_only_development_brings():
+    development = {"hypothesis", "pytest", "nbclient", "packaging"} | {name.replace("-", "_") for name in CONTAINS_RUST}
+    assert not [(name_of(path), wrong) for path in SOURCES if (wrong := first_parts(path) & development)]
+
+
+def test_os_sys_means_the_standard_library():
+    """The package of that name on PyPI brings 45 others and names that are not its own."""
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.distribution("os-sys")
+    for name in ("pyproject.toml", "constraints.txt"):
+        if (ROOT / name).exists():
+            assert not re.search(r"os[-_.]sys", (ROOT / name).read_text(), re.IGNORECASE)
+
+
+@functools.cache
+def published() -> list[Path]:
+    """Everything that is, or could be, committed."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listing.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_nothing_published_names_this_machine():
+    here = {str(ROOT), str(Path.home()) + "/"}
+    host = socket.gethostname()
+    patterns = [re.escape(place) for place in here if len(place) > 3]
+    if len(host) > 3 and host != "localhost":
+        patterns.append(rf"\b{re.escape(host)}\b")
+    told = re.compile("|".join(patterns).encode())
+    places = [f"{name_of(path)}: {match[0]!r}" for path in published() if (match := told.search(path.read_bytes()))]
+    assert not places

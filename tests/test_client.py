@@ -1,0 +1,173 @@
+"""nodes.client: a sound server becomes events, an unsound one an event or an error, and no descriptor is lost."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodes.client import Assigned, Client, Ignored, MemoryShared, PeerLeft, VectorConnected
+from nodes.errors import RemoteProtocolError
+from nodes.protocol import Message
+from tests.malformed import CASES, SCRIPTS
+
+
+class Reader:
+    """A client and all that became of the descriptors handed to it."""
+
+    def __init__(self, vectors):
+        self.client = Client(vectors)
+        self.events = []
+        self.error = None
+        self.given = itertools.count()
+
+    def read(self, data, names):
+        """One read; after an error nothing more is read."""
+        if self.error is not None:
+            return
+        descriptors = [f"{name} #{next(self.given)}" for name in names]
+        try:
+            for event in self.client.receive(data, descriptors):
+                self.events.append(event)
+        except RemoteProtocolError as error:
+            self.error = error
+
+    def read_exactly(self, data, names):
+        """As QEMU does: never more than the message at hand; a read gets the descriptors of the piece it begins."""
+        while data and self.error is None:
+            size = self.client.missing_bytes
+            self.read(data[:size], names)
+            data, names = data[size:], ()
+
+    def close(self):
+        if self.error is None:
+            try:
+                self.client.end()
+            except RemoteProtocolError as error:
+                self.error = error
+
+    def count(self, kind):
+        return sum(isinstance(event, kind) for event in self.events)
+
+    def came_out(self):
+        """The numbers of all descriptors that an event carried or that were left over."""
+        carried = [getattr(event, "descriptor", None) for event in self.events]
+        several = [name for event in self.events for name in getattr(event, "descriptors", ())]
+        names = [*filter(None, carried), *several, *self.client.unclaimed()]
+        return sorted(int(name.split("#")[1]) for name in names)
+
+    def check_descriptors(self):
+        assert self.came_out() == list(range(next(self.given)))
+        assert list(self.client.unclaimed()) == []
+
+
+def test_every_case_seen_on_a_real_qemu_has_a_script():
+    assert sorted(SCRIPTS) == sorted(case["case"] for case in CASES)
+    assert len(SCRIPTS) == 77
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_malformed_server(name):
+    case = SCRIPTS[name]
+    reader = Reader(case.vectors)
+    for send in case.sends:
+        reader.read_exactly(send.data, send.files)
+    if case.close:
+        reader.close()
+    assert bool(reader.error) == bool(case.error)
+    assert re.search(case.error, str(reader.error))
+    assert reader.count(Ignored) == case.ignored
+    assert reader.count(PeerLeft) == case.left
+    assert reader.client.is_set_up == case.up
+    reader.check_descriptors()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_malformed_server_read_in_one_piece(name):
+    """However much is read at once, there is a verdict, and every descriptor comes out."""
+    case = SCRIPTS[name]
+    reader = Reader(case.vectors)
+    reader.read(b"".join(send.data for send in case.sends), [name for send in case.sends for name in send.files])
+    reader.close()
+    reader.check_descriptors()
+
+
+@pytest.mark.parametrize(
+    "sound", ["shm size 4096", "own id 65535", "rt: fewer vectors for a peer", "rt: server closes"]
+)
+def test_the_same_verdict_as_qemu_where_it_had_one(sound):
+    outcome = next(case["outcome"] for case in CASES if case["case"] == sound)
+    assert outcome == "runs"
+    assert not SCRIPTS[sound].error
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
+def test_where_qemu_exits_somebody_here_refuses_and_where_it_runs_nobody_does(case):
+    script = SCRIPTS[case["case"]]
+    refuses = bool(script.error or script.memory_error)
+    if case["outcome"] == "exit 1":
+        assert refuses
+    elif case["outcome"] == "runs":
+        assert not refuses
+
+
+NUMBERS = st.one_of(st.sampled_from([0, 1, 2, -1, -2, 65535, 65536]), st.integers(-(1 << 63), (1 << 63) - 1))
+
+
+@given(st.data())
+def test_any_bytes_and_descriptors_end_in_events_or_the_declared_error(data):
+    reader = Reader(vectors=data.draw(st.integers(0, 3)))
+    greeted = data.draw(st.booleans())
+    numbers = [0, 0, -1] * greeted + data.draw(st.lists(NUMBERS, max_size=12))
+    stream = b"".join(Message(number).encode() for number in numbers)
+    cuts = data.draw(st.sets(st.integers(0, len(stream))))
+    for start, stop in itertools.pairwise(sorted({0, *cuts, len(stream)})):
+        reader.read(stream[start:stop], ["fd"] * data.draw(st.integers(0, 2)))
+        if reader.error:
+            break
+    reader.close()
+    reader.check_descriptors()
+    connected = [(event.peer, event.vector) for event in reader.events if isinstance(event, VectorConnected)]
+    assert all(vector < reader.client.vectors for _, vector in connected)
+
+
+def test_events_that_nobody_takes_give_their_descriptors_back():
+    client = Client(1)
+    wire = b"".join(Message(number).encode() for number in (0, 0, -1))
+    assert next(client.receive(wire, ["memory", "one more"])) == Assigned(0)
+    assert list(client.unclaimed()) == ["memory", "one more"]
+
+
+def test_a_sound_server_in_events():
+    client = Client(2)
+    events = []
+    for number, *files in [(0,), (3,), (-1, "m"), (1, "a"), (1, "b"), (3, "c"), (3, "d"), (1,), (1, "e")]:
+        events += client.receive(Message(number).encode(), files)
+    assert events == [
+        Assigned(3),
+        MemoryShared("m"),
+        VectorConnected(1, 0, "a"),
+        VectorConnected(1, 1, "b"),
+        VectorConnected(3, 0, "c"),
+        VectorConnected(3, 1, "d"),
+        PeerLeft(1),
+        VectorConnected(1, 0, "e"),
+    ]
+    assert client.peers == {1: 1, 3: 2}
+    assert (client.peer, client.is_set_up) == (3, True)
+    client.end()
+
+
+def test_the_first_message_after_setup_that_is_odd_changes_nothing():
+    client = Client(1)
+    for number, *files in [(0,), (3,), (-1, "m"), (3, "c")]:
+        list(client.receive(Message(number).encode(), files))
+    before = dict(client.peers)
+    for number in (-2, 65536, 9, 3):
+        (event,) = client.receive(Message(number).encode(), ())
+        assert isinstance(event, Ignored)
+        assert str(number) in event.reason
+    assert client.peers == before

@@ -1,0 +1,152 @@
+"""sim.connection: every malformed server of ``golden/malformed.json``, with real descriptors, against a machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import socket
+
+import pytest
+
+from nodes.errors import RemoteProtocolError, UsageError
+from nodes.profiles import PROFILES
+from nodes.vm import Vm
+from sim.connection import Connection
+from sim.eventfd import signal
+from tests.ledger import NoLedger
+from tests.malformed import BOTH, SCRIPTS, Case, cut, eventfd, joined, number
+
+
+class Station:
+    """One machine connected to a server that says what it is told to say."""
+
+    def __init__(self, path, vectors):
+        self.stack = contextlib.ExitStack()
+        listener = self.stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(os.fspath(path))
+        listener.listen()
+        self.odd = []
+        self.heard = []
+        self.vm = Vm(
+            PROFILES["qemu-doorbell"],
+            vectors=vectors,
+            role="peer",
+            signal=signal,
+            ledger=NoLedger(),
+            clock=lambda: 0,
+            random=random.Random(0),
+            sample_every=0,
+        )
+        self.connection = Connection(path, self.vm, on_own=self.heard.append, warn=self.odd.append)
+        self.stack.callback(self.connection.close)
+        self.server, _ = listener.accept()
+        self.stack.enter_context(self.server)
+        self.left = 0
+        self.disconnect, self.vm.disconnect = self.vm.disconnect, self.count_leave
+
+    def count_leave(self, peer):
+        self.left += 1
+        self.disconnect(peer)
+
+    def say(self, case):
+        """Everything the case sends, each ``sendmsg`` read before the next; what came of it."""
+        try:
+            for send in case.sends:
+                descriptors = [make(kind) for kind in send.files]
+                try:
+                    socket.send_fds(self.server, [send.data], descriptors)
+                finally:
+                    for descriptor in descriptors:
+                        os.close(descriptor)
+                assert self.connection.read()
+            if case.close:
+                self.server.close()
+                assert not self.connection.read()
+        except RemoteProtocolError as error:
+            return str(error)
+        return ""
+
+
+def make(kind):
+    """A descriptor as ``tests.malformed`` names it."""
+    name, _, size = kind.partition(" ")
+    match name:
+        case "eventfd":
+            return os.eventfd(0, os.EFD_CLOEXEC)  # blocking, as after a real QEMU has had it
+        case "null":
+            return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    descriptor = os.memfd_create("sent")
+    os.ftruncate(descriptor, int(size))
+    if name == "memory":
+        return descriptor
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.fixture
+def station(short_path):
+    with contextlib.ExitStack() as stack:
+
+        def build(vectors):
+            built = Station(short_path / "s", vectors)
+            stack.enter_context(built.stack)
+            return built
+
+        yield build
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_malformed_server_has_a_verdict_and_leaks_nothing(station, name):
+    case = SCRIPTS[name]
+    built = station(case.vectors)
+    error = built.say(case)
+    expected = case.error or case.memory_error or case.eventfd_error
+    assert bool(error) == bool(expected)
+    assert re.search(expected, error)
+    if not expected:
+        assert (len(built.odd), built.left) == (case.ignored, case.left)
+        assert built.connection.knows(()) == case.up
+
+
+@pytest.mark.parametrize("holder", [0, 1])
+@pytest.mark.parametrize("at", range(1, 8))
+def test_a_vector_whose_message_comes_in_two_pieces_is_connected(station, at, holder):
+    built = station(2)
+    assert built.say(Case((*BOTH, *cut(*eventfd(3), at, holder)), vectors=2)) == ""
+    assert built.vm.guest.peers == {0: 2, 3: 1}
+    assert (built.odd, built.left) == ([], 0)
+
+
+def test_own_vectors_are_told_as_they_come(station):
+    built = station(2)
+    built.say(Case((*BOTH, *eventfd(1, 2)), vectors=2))
+    assert built.heard == list(built.connection.own)
+    assert list(built.connection.own.values()) == [0, 1]
+    assert built.connection.peer == 0
+    assert built.connection.knows((2, 2))
+    assert built.connection.knows((2, 3))  # a third would have no place in a device of two
+    assert not built.connection.knows((2, 2, 1))
+
+
+def test_several_messages_without_descriptors_may_come_at_once(station):
+    built = station(2)
+    built.say(Case((*BOTH, *eventfd(1), *eventfd(2), joined(number(1), number(2), number(1)))))
+    assert built.vm.guest.peers == {0: 2}
+    assert (built.left, len(built.odd)) == (2, 1)
+
+
+def test_a_received_eventfd_never_blocks_its_ringer(station):
+    built = station(2)
+    built.say(Case((*BOTH, *eventfd(1))))
+    line = built.vm.doorbells.line(1, 0)
+    assert not os.get_blocking(line)
+
+
+def test_without_a_server_the_user_is_told(station, short_path):
+    vm = station(1).vm
+    with pytest.raises(UsageError, match="no server listens on"):
+        Connection(short_path / "nobody", vm, on_own=lambda descriptor: None)

@@ -1,0 +1,375 @@
+"""nodes.doorbells: every doorbell is in the books, whatever comes between."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from nodes.doorbells import UNSAMPLED_SUPPLY, Doorbells
+from nodes.errors import GuestError
+
+FULL = (1 << 64) - 2
+
+
+class World:
+    """Counters that can be full, a ledger that remembers, and a device that knows no line."""
+
+    def __init__(self, sample_every):
+        self.counters = {}
+        self.signalled = {}
+        self.limit = {}
+        self.edges = {}
+        self.stored = {}
+        self.samples = []
+        self.nowhere = 0
+        self.missed = []
+        self.heard = {}  # what a device decodes to another line
+        self.now_ns = 1000
+        self.doorbells = Doorbells(self.signal, self.miss, self, self.clock, sample_every=sample_every)
+
+    def signal(self, line, value):
+        assert value == 1
+        if self.counters.get(line, 0) + value > self.limit.get(line, FULL):
+            raise BlockingIOError
+        self.counters[line] = self.counters.get(line, 0) + value
+        self.signalled[line] = self.signalled.get(line, 0) + 1
+
+    def miss(self, peer, vector):
+        if not (0 <= peer <= 0xFFFF and 0 <= vector <= 0xFFFF):
+            raise GuestError(f"{peer}, {vector}")
+        self.missed.append((peer, vector))
+        if (peer, vector) in self.heard:
+            self.doorbells.ring(*self.heard[peer, vector])
+            return True
+        return False
+
+    def clock(self):
+        self.now_ns += 1
+        return self.now_ns
+
+    def open_edge(self, peer, vector):
+        assert (peer, vector) not in self.edges
+        self.edges[peer, vector] = len(self.edges)
+        return self.edges[peer, vector]
+
+    def store_edge(self, edge, rung, refused):
+        self.stored[edge] = rung, refused
+
+    def sample(self, peer, vector, intended_ns, rung_ns):
+        self.samples.append((peer, vector, intended_ns, rung_ns))
+
+    def store_nowhere(self, rung):
+        self.nowhere = rung
+
+    def books(self):
+        """(peer, vector) -> (rung, refused), as they stand after a flush."""
+        self.doorbells.flush()
+        return {at: self.stored[edge] for at, edge in self.edges.items()}
+
+
+EVERY = [0, 1, 2, 3, 16]
+
+
+@pytest.fixture(params=EVERY, ids=lambda every: f"every{every}")
+def world(request):
+    return World(request.param)
+
+
+def test_a_ring_is_one_signal_and_one_in_the_books(world):
+    world.doorbells.connect(7, 2, line=72)
+    for _ in range(100):
+        world.doorbells.ring(7, 2)
+    assert world.signalled == {72: 100}
+    assert world.books() == {(7, 2): (100, 0)}
+    assert (world.nowhere, world.missed) == (0, [])
+
+
+def test_more_rings_than_one_supply_of_ones():
+    world = World(0)
+    world.doorbells.connect(0, 0, line=1)
+    for _ in range(2 * UNSAMPLED_SUPPLY + 5):
+        world.doorbells.ring(0)
+    assert world.books() == {(0, 0): (2 * UNSAMPLED_SUPPLY + 5, 0)}
+    assert world.samples == []
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 16])
+@pytest.mark.parametrize("edges", [[(0, 0)], [(0, 0), (0, 1), (1, 0), (5, 3)]])
+def test_every_nth_doorbell_of_an_edge_is_stamped(every, edges):
+    world = World(every)
+    for line, (peer, vector) in enumerate(edges):
+        world.doorbells.connect(peer, vector, line)
+    rung = {edge: [] for edge in edges}
+    for at in range(5 * every):
+        for peer, vector in edges:
+            world.doorbells.ring(peer, vector, 10_000 + at)
+            rung[peer, vector].append(10_000 + at)
+    for peer, vector in edges:
+        stamped = [intended for p, v, intended, _ in world.samples if (p, v) == (peer, vector)]
+        assert len(stamped) == 5
+        first = rung[peer, vector].index(stamped[0])
+        assert first < every
+        assert stamped == rung[peer, vector][first::every]
+    assert all(earlier[3] < later[3] for earlier, later in itertools.pairwise(world.samples))
+
+
+def test_a_doorbell_without_an_intended_time_was_meant_when_it_was_rung():
+    world = World(1)
+    world.doorbells.connect(0, 0, 1)
+    world.doorbells.ring(0)
+    ((_, _, intended_ns, rung_ns),) = world.samples
+    assert intended_ns == rung_ns
+
+
+def test_the_stamp_and_the_count_stand_before_the_counter_is_written():
+    world = World(1)
+    world.doorbells.connect(0, 0, 1)
+    seen = []
+    world.signal = lambda line, value: seen.append((len(world.samples), world.stored[0]))
+    world.doorbells._signal = world.signal
+    world.doorbells.ring(0)
+    assert seen == [(1, (1, 0))]
+
+
+def test_a_full_counter_refuses_and_is_counted(world):
+    world.doorbells.connect(1, 0, line=10)
+    world.limit[10] = 3
+    for _ in range(20):
+        world.doorbells.ring(1)
+    assert world.signalled == {10: 3}
+    assert world.books() == {(1, 0): (20, 17)}
+
+
+def test_a_ring_after_leave_is_refused_on_the_edge_it_was_for(world):
+    world.doorbells.connect(1, 0, line=10)
+    world.doorbells.ring(1)
+    world.doorbells.disconnect(1)
+    for _ in range(5):
+        world.doorbells.ring(1)
+    assert world.books() == {(1, 0): (6, 5)}
+    assert world.nowhere == 0
+    assert world.doorbells.peers() == {}
+    assert world.doorbells.line(1, 0) is None
+
+
+def test_a_ring_to_nobody_is_counted_nowhere(world):
+    world.doorbells.connect(1, 0, line=10)
+    world.doorbells.ring(1, 1)
+    world.doorbells.ring(2)
+    assert world.books() == {(1, 0): (0, 0)}
+    assert world.nowhere == 2
+    assert world.signalled == {}
+
+
+def test_what_the_device_decodes_to_another_vector_is_counted_there(world):
+    world.doorbells.connect(1, 0, line=10)
+    world.heard[1, 256] = (1, 0)
+    world.doorbells.ring(1, 256)
+    assert world.signalled == {10: 1}
+    assert world.books() == {(1, 0): (1, 0)}
+    assert world.nowhere == 0
+
+
+@pytest.mark.parametrize(("peer", "vector"), [(0, 65536), (-1, 0), (65536, 0), (0, -1), (-1, 1 << 17)])
+def test_no_number_out_of_range_rings_anybody_else(world, peer, vector):
+    for line, other in enumerate([(0, 0), (1, 0), (0, 1), (1, 65535), (65535, 65535)]):
+        world.doorbells.connect(*other, line)
+    assert world.doorbells.line(peer, vector) is None
+    for ring in (lambda: world.doorbells.ring(peer, vector), world.doorbells.burst([(peer, vector)]).ring):
+        with pytest.raises(GuestError):
+            ring()
+    assert world.signalled == {}
+
+
+def test_a_peer_that_comes_back_has_the_same_books(world):
+    world.doorbells.connect(1, 0, line=10)
+    world.doorbells.ring(1)
+    world.doorbells.disconnect(1)
+    world.doorbells.connect(1, 0, line=11)
+    world.doorbells.ring(1)
+    assert world.signalled == {10: 1, 11: 1}
+    assert world.books() == {(1, 0): (2, 0)}
+
+
+# Bursts
+
+
+def test_a_burst_rings_its_doorbells_in_order(world):
+    pairs = [(1, 0), (2, 1), (1, 1), (2, 0), (1, 0)]
+    order = []
+    world.doorbells._signal = lambda line, value: order.append(line)
+    for peer, vector in set(pairs):
+        world.doorbells.connect(peer, vector, line=10 * peer + vector)
+    burst = world.doorbells.burst(pairs)
+    for _ in range(7):
+        burst.ring()
+    assert order == [10, 21, 11, 20, 10] * 7
+    assert world.books() == {(1, 0): (14, 0), (1, 1): (7, 0), (2, 0): (7, 0), (2, 1): (7, 0)}
+
+
+@pytest.mark.parametrize("full", [0, 2, 4])
+def test_a_full_counter_in_the_middle_of_a_burst_does_not_hold_up_the_rest(world, full):
+    for vector in range(5):
+        world.doorbells.connect(1, vector, line=vector)
+    world.limit[full] = 2
+    burst = world.doorbells.burst([(1, vector) for vector in range(5)])
+    for _ in range(20):
+        burst.ring()
+    assert world.signalled == {vector: 2 if vector == full else 20 for vector in range(5)}
+    assert world.books() == {(1, vector): (20, 18 if vector == full else 0) for vector in range(5)}
+
+
+def test_a_burst_whose_peer_left_rings_the_others_and_counts_the_rest_as_refused(world):
+    for peer in (1, 2):
+        world.doorbells.connect(peer, 0, line=peer)
+    burst = world.doorbells.burst([(1, 0), (2, 0), (9, 9)])
+    burst.ring()
+    world.doorbells.disconnect(1)
+    burst.ring()
+    burst.ring()
+    assert world.signalled == {1: 1, 2: 3}
+    assert world.books() == {(1, 0): (3, 2), (2, 0): (3, 0)}
+    assert world.nowhere == 3
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 16])
+@pytest.mark.parametrize("size", [1, 2, 5, 16, 40])
+def test_every_nth_doorbell_of_a_burst_is_stamped_and_every_edge_has_its_turn(every, size):
+    world = World(every)
+    for vector in range(size):
+        world.doorbells.connect(0, vector, line=vector)
+    burst = world.doorbells.burst([(0, vector) for vector in range(size)])
+    rounds = 40 * every
+    for _ in range(rounds):
+        burst.ring()
+    # The distance may be a little more than was asked for: it has no divisor in common with the burst.
+    assert 20 * size <= len(world.samples) <= 40 * size
+    assert {vector for _, vector, _, _ in world.samples} == set(range(size))
+    places = [vector for _, vector, _, _ in world.samples]
+    assert len({(later - earlier) % size for earlier, later in itertools.pairwise(places)}) <= 1
+
+
+def test_an_empty_burst_rings_nobody(world):
+    burst = world.doorbells.burst([])
+    burst.ring()
+    assert (world.books(), world.signalled, world.nowhere) == ({}, {}, 0)
+
+
+class Books(RuleBasedStateMachine):
+    """Rung = signalled + refused on every edge, whatever the order of things."""
+
+    PEERS = st.integers(0, 3)
+    VECTORS = st.integers(0, 2)
+
+    @initialize(every=st.sampled_from(EVERY))
+    def begin(self, every):
+        self.world = World(every)
+        self.connected = {}
+        self.ever = {}
+        self.rung = {}
+        self.nowhere = 0
+        self.bursts = []
+        self.lines = 0
+
+    @rule(peer=PEERS, count=st.integers(1, 3))
+    def connect(self, peer, count):
+        if (peer, 0) not in self.connected:
+            for vector in range(count):
+                self.lines += 1
+                self.connected[peer, vector] = self.lines
+                self.ever.setdefault((peer, vector), []).append(self.lines)
+                self.world.doorbells.connect(peer, vector, self.lines)
+
+    @rule(peer=PEERS)
+    def disconnect(self, peer):
+        self.world.doorbells.disconnect(peer)
+        self.connected = {at: line for at, line in self.connected.items() if at[0] != peer}
+
+    def note(self, pair):
+        if pair in self.ever:
+            self.rung[pair] = self.rung.get(pair, 0) + 1
+        else:
+            self.nowhere += 1
+
+    @rule(peer=PEERS, vector=VECTORS, times=st.integers(1, 20))
+    def ring(self, peer, vector, times):
+        for _ in range(times):
+            self.note((peer, vector))
+            self.world.doorbells.ring(peer, vector)
+
+    @rule(pairs=st.lists(st.tuples(PEERS, VECTORS), max_size=9))
+    def prepare(self, pairs):
+        self.bursts.append((self.world.doorbells.burst(pairs), pairs))
+
+    @rule(data=st.data(), times=st.integers(1, 5))
+    def ring_burst(self, data, times):
+        if self.bursts:
+            burst, pairs = data.draw(st.sampled_from(self.bursts))
+            for _ in range(times):
+                for pair in pairs:
+                    self.note(pair)
+                burst.ring()
+
+    @rule(data=st.data(), room=st.integers(0, 4))
+    def fill(self, data, room):
+        """Somebody fills a counter, all but a little."""
+        if self.connected:
+            line = self.connected[data.draw(st.sampled_from(sorted(self.connected)))]
+            self.world.limit[line] = self.world.counters.get(line, 0) + room
+
+    @rule(data=st.data())
+    def drain(self, data):
+        if self.connected:
+            line = self.connected[data.draw(st.sampled_from(sorted(self.connected)))]
+            self.world.counters[line] = 0
+            self.world.limit.pop(line, None)
+
+    @rule()
+    def flush(self):
+        self.world.doorbells.flush()
+
+    @invariant()
+    def the_peers_are_those_connected(self):
+        if hasattr(self, "world"):
+            counts = {}
+            for peer, _ in self.connected:
+                counts[peer] = counts.get(peer, 0) + 1
+            assert self.world.doorbells.peers() == counts
+
+    @invariant()
+    def the_counts_that_stand_are_never_more_than_was_rung(self):
+        if hasattr(self, "world"):
+            for at, edge in self.world.edges.items():
+                assert self.world.stored.get(edge, (0, 0))[0] <= self.rung.get(at, 0)
+
+    def teardown(self):
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        for pair, (rung, refused) in world.books().items():
+            assert rung == self.rung.get(pair, 0)
+            assert rung == refused + sum(world.signalled.get(line, 0) for line in self.ever[pair])
+        assert world.nowhere == self.nowhere
+        if world.doorbells._every == 0:
+            assert world.samples == []
+
+
+TestBooks = Books.TestCase
+TestBooks.settings = settings(stateful_step_count=40)
+
+
+@given(st.sampled_from([1, 2, 16]), st.lists(st.integers(0, 2), max_size=200))
+def test_the_distance_between_stamps_of_one_edge_is_exact(every, vectors):
+    world = World(every)
+    for vector in range(3):
+        world.doorbells.connect(0, vector, vector)
+    for at, vector in enumerate(vectors):
+        world.doorbells.ring(0, vector, at + 1)
+    for vector in range(3):
+        mine = [at + 1 for at, v in enumerate(vectors) if v == vector]
+        stamped = [mine.index(intended) for _, v, intended, _ in world.samples if v == vector]
+        assert stamped == list(range(stamped[0], len(mine), every)) if stamped else len(mine) < every

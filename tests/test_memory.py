@@ -1,0 +1,221 @@
+"""sim.memory: the region and its owner, and what nobody should map."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import secrets
+import stat
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import pytest
+
+from nodes.errors import HostError, RemoteProtocolError, UsageError
+from sim.memory import Region, map_region
+
+SHM = Path("/dev/shm")
+KINDS = ["shared_memory", "memfd"]
+
+
+@pytest.fixture
+def name():
+    return f"ivsim-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@pytest.fixture(params=KINDS)
+def region(request):
+    made = Region.create(1 << 20, kind=request.param)
+    yield made
+    made.close()
+
+
+def test_a_region_has_its_size_its_blocks_and_is_zero(region):
+    status = os.fstat(region.descriptor)
+    assert status.st_size == region.size_bytes == 1 << 20
+    assert status.st_blocks * 512 >= 1 << 20  # reserved: no SIGBUS later
+    with map_region(region.descriptor) as memory:
+        assert memory[:] == bytes(1 << 20)
+
+
+def test_two_mappings_are_one_memory(region):
+    with map_region(region.descriptor) as ours, map_region(region.descriptor) as theirs:
+        ours[4096:4100] = b"ring"
+        assert theirs[4096:4100] == b"ring"
+
+
+def test_a_mapping_outlives_the_region_and_the_descriptor(region):
+    with map_region(region.descriptor) as memory:
+        region.close()
+        memory[0] = 7
+        assert memory[0] == 7
+
+
+def test_closing_twice_is_no_error(region):
+    region.close()
+    region.close()
+
+
+def test_a_named_segment_is_there_for_others_until_it_is_closed(name):
+    region = Region.create(8192, name=name)
+    try:
+        assert region.name == name
+        assert stat.S_IMODE((SHM / name).stat().st_mode) == 0o600
+        with pytest.raises(UsageError, match=rf"{name}.*exists already.*remove /dev/shm/{name}"):
+            Region.create(4096, name=name)
+        assert (SHM / name).stat().st_size == 8192  # the one that was there is untouched
+    finally:
+        region.close()
+    assert not (SHM / name).exists()
+
+
+def test_a_segment_without_a_name_gets_one_that_says_whose_it_is():
+    region = Region.create(4096)
+    assert region.name.startswith(f"ivsim-{os.getpid()}-")
+    region.close()
+    assert region.name is None
+
+
+def test_a_segment_that_somebody_removed_is_no_trouble_at_the_end(name):
+    region = Region.create(4096, name=name)
+    (SHM / name).unlink()
+    region.close()
+
+
+@pytest.mark.parametrize("change", [0, 4096, 1 << 21])
+def test_a_memfd_can_be_neither_shrunk_nor_grown_nor_unsealed(change):
+    region = Region.create(1 << 20, kind="memfd")
+    try:
+        assert region.name is None
+        with pytest.raises(PermissionError):
+            os.ftruncate(region.descriptor, change)
+        assert os.fstat(region.descriptor).st_size == 1 << 20
+    finally:
+        region.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size_bytes", [1 << 50, 1 << 62])
+def test_more_memory_than_there_is_is_the_hosts_limit(kind, size_bytes, name):
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(HostError, match=str(size_bytes)):
+        Region.create(size_bytes, kind=kind, name=name)
+    assert not (SHM / name).exists()
+    assert len(os.listdir("/proc/self/fd")) <= len(before) + 1  # the resource tracker's pipe
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_file_system_is_found_when_the_region_is_made(kind, name, monkeypatch):
+    """A small tmpfs cannot be mounted everywhere; what it would say can be said everywhere."""
+
+    def full(descriptor, offset, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(HostError, match="No space left"):
+        Region.create(1 << 20, kind=kind, name=name)
+    assert not (SHM / name).exists()
+
+
+# What a server may send
+
+
+@pytest.fixture
+def memfd():
+    made = []
+
+    def make(size, mode=os.O_RDWR):
+        descriptor = os.memfd_create("sent")
+        made.append(descriptor)
+        os.ftruncate(descriptor, size)
+        if mode != os.O_RDWR:
+            descriptor = os.open(f"/proc/self/fd/{descriptor}", mode)
+            made.append(descriptor)
+        return descriptor
+
+    yield make
+    for descriptor in made:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("size", [4096, 8192, 1 << 20])
+def test_a_power_of_two_of_whole_pages_is_mapped(memfd, size):
+    with map_region(memfd(size)) as memory:
+        assert len(memory) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (0, "memory size 0x0 must be equal to or larger than page size 0x1000"),
+        (1, "must be equal to or larger than page size"),
+        (4095, "must be equal to or larger than page size"),
+        (6000, "0x1770 is not a power of two"),
+        (3 << 20, "0x300000 is not a power of two"),
+        (1 << 62, "cannot be mapped"),
+    ],
+)
+def test_sizes_that_no_bar_can_have(memfd, size, reason):
+    with pytest.raises(RemoteProtocolError, match=reason):
+        map_region(memfd(size))
+
+
+@pytest.mark.parametrize("mode", [os.O_RDONLY, os.O_PATH], ids=["read-only", "path"])
+def test_a_descriptor_that_cannot_be_written(memfd, mode):
+    with pytest.raises(RemoteProtocolError, match="cannot be mapped"):
+        map_region(memfd(4096, mode))
+
+
+@pytest.mark.parametrize("kind", ["eventfd", "null", "directory", "pipe"])
+def test_what_is_no_memory(kind, tmp_path):
+    spare = -1
+    match kind:
+        case "eventfd":
+            descriptor = os.eventfd(1)
+        case "null":
+            descriptor = os.open("/dev/null", os.O_RDWR)
+        case "directory":
+            descriptor = os.open("/", os.O_RDONLY)
+        case "pipe":
+            descriptor, spare = os.pipe()
+    try:
+        with pytest.raises(RemoteProtocolError):
+            map_region(descriptor)
+    finally:
+        os.close(descriptor)
+        if spare >= 0:
+            os.close(spare)
+
+
+def test_memory_that_shrinks_while_it_is_mapped(memfd, monkeypatch):
+    """Between the look at its size and the mapping; Python's mmap looks again and says ValueError."""
+    descriptor = memfd(8192)
+    real = os.fstat
+
+    def look_then_shrink(number):
+        status = real(number)
+        os.ftruncate(number, 4096)
+        return status
+
+    monkeypatch.setattr(os, "fstat", look_then_shrink)
+    with pytest.raises(RemoteProtocolError, match="cannot be mapped"):
+        map_region(descriptor)
+
+
+def test_the_descriptor_stays_the_callers(memfd):
+    descriptor = memfd(mmap.PAGESIZE)
+    map_region(descriptor).close()
+    os.fstat(descriptor)
+
+
+def test_a_guest_program_can_open_a_named_region_from_outside(name):
+    region = Region.create(4096, name=name)
+    try:
+        other = SharedMemory(name)
+        other.buf[0] = 42
+        with map_region(region.descriptor) as memory:
+            assert memory[0] == 42
+        other.close()
+    finally:
+        region.close()

@@ -1,0 +1,200 @@
+"""sim.telemetry: snapshots for whoever looks, and nothing but snapshots."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nodes.errors import UsageError
+from sim.telemetry import MESSAGE_BYTES_MAX, Group, Publisher, Snapshot, Subscriber
+
+PATIENCE_S = 20.0
+
+
+def snapshot(number):
+    return Snapshot(
+        number=number,
+        time_ns=123_456_789_012_345,
+        phase="running",
+        machines=3,
+        up=2,
+        start_ns=1,
+        stop_ns=None,
+        heartbeats_late=0,
+        groups={"storm": Group(3, 2, 10, 9, 8, 1)},
+    )
+
+
+@pytest.fixture
+def path(short_path):
+    return short_path / "telemetry"
+
+
+@pytest.fixture
+def publisher(path):
+    with Publisher(path) as made:
+        yield made
+
+
+def subscribe(publisher):
+    """A subscriber to whom something has come: before that, what is published is lost to it, unnoticed."""
+    subscriber = Subscriber(publisher.endpoint)
+    deadline = time.monotonic() + PATIENCE_S
+    while subscriber.receive(0.01) is None:
+        assert time.monotonic() < deadline, "nothing ever came"
+        publisher._socket.send(publisher._encode(snapshot(0)))
+    while subscriber.receive(0.05) is not None:
+        pass
+    return subscriber
+
+
+@pytest.fixture
+def subscriber(publisher):
+    with subscribe(publisher) as made:
+        yield made
+
+
+def receive(subscriber):
+    """What comes next: a snapshot, or None when a frame was counted instead."""
+    malformed = subscriber.malformed
+    deadline = time.monotonic() + PATIENCE_S
+    while (received := subscriber.receive(0.1)) is None and subscriber.malformed == malformed:
+        assert time.monotonic() < deadline, "nothing came"
+    return received
+
+
+def test_a_snapshot_arrives_as_it_was_published(publisher, subscriber):
+    publisher.publish(snapshot(1))
+    assert receive(subscriber) == snapshot(1)
+    assert (publisher.published, subscriber.lost, subscriber.malformed) == (1, 0, 0)
+
+
+def test_several_may_look(publisher, subscriber):
+    with subscribe(publisher) as second:
+        publisher.publish(snapshot(5))
+        assert receive(subscriber).number in (0, 5)
+        assert receive(second) == snapshot(5)
+
+
+def test_nothing_in_time_is_none(subscriber):
+    assert subscriber.receive(0.0) is None
+    assert subscriber.malformed == 0
+
+
+@pytest.mark.parametrize(
+    ("numbers", "lost"), [([1, 2, 3], 0), ([1, 3], 1), ([5, 15, 16], 4 + 9), ([1, 2, 2, 1], 0), ([3, 1, 2], 2)]
+)
+def test_snapshots_that_never_came_are_counted(publisher, subscriber, numbers, lost):
+    for number in numbers:
+        publisher.publish(snapshot(number))
+        assert receive(subscriber).number == number
+    assert subscriber.lost == lost
+
+
+def encoded(**changes):
+    return msgspec.msgpack.encode(msgspec.to_builtins(snapshot(1)) | changes)
+
+
+NO_SNAPSHOTS = {
+    "empty": b"",
+    "garbage": b"\xc1\x00\xff" * 100,
+    "cut short": encoded()[:-1],
+    "another type": msgspec.msgpack.encode([1, 2, 3]),
+    "a field missing": msgspec.msgpack.encode({"number": 1}),
+    "a field of another type": encoded(number="one"),
+    "a group of another type": encoded(groups={"storm": 7}),
+    "no text": encoded().replace(b"running", b"\xff\xfe\xfd\xfc\xfb\xfa\xf9"),
+    "deep": encoded()[:1].replace(b"\x89", b"\x8a") + b"\xa1x" + b"\x91" * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", NO_SNAPSHOTS)
+def test_what_is_no_snapshot_is_counted_and_does_no_harm(publisher, subscriber, kind):
+    publisher._socket.send(NO_SNAPSHOTS[kind])
+    publisher.publish(snapshot(1))
+    assert receive(subscriber) is None
+    assert subscriber.malformed == 1
+    assert receive(subscriber) == snapshot(1)
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=300))
+def test_no_frame_whatever_brings_the_reader_down(frame):
+    """The decoder is all that stands between a frame and the reader."""
+    frames = [frame]
+
+    class Socket:
+        def poll(self, timeout_ms):
+            return bool(frames)
+
+        def recv(self):
+            return frames.pop()
+
+    reader = object.__new__(Subscriber)
+    reader._socket, reader._decode = Socket(), msgspec.msgpack.Decoder(Snapshot).decode
+    reader._last, reader.lost, reader.malformed = -1, 0, 0
+    received = reader.receive(0)
+    assert (received is None) == (reader.malformed == 1)
+
+
+def test_a_frame_that_is_too_large_is_not_even_taken_in(publisher, subscriber):
+    """The library ends that connection for it; who published it, and whoever else looks, notices nothing."""
+    publisher._socket.send(bytes(MESSAGE_BYTES_MAX + 1))
+    assert subscriber.receive(0.1) is None
+    with subscribe(publisher) as second:
+        publisher.publish(snapshot(2))
+        assert receive(second) == snapshot(2)
+
+
+def test_a_subscriber_that_does_not_read_holds_up_nobody(publisher, subscriber):
+    count = 5000
+    for number in range(1, count + 1):
+        publisher.publish(snapshot(number))
+    assert publisher.published == count
+    numbers = []
+    while (received := subscriber.receive(0.2)) is not None:
+        numbers.append(received.number)
+    assert numbers == sorted(numbers)
+    assert subscriber.lost + len(numbers) <= count
+
+
+def test_without_a_subscriber_nothing_waits(publisher):
+    for number in range(1000):
+        publisher.publish(snapshot(number))
+
+
+def test_the_file_is_gone_afterwards(path):
+    publisher = Publisher(path)
+    assert path.is_socket()
+    publisher.close()
+    assert not path.exists()
+
+
+def test_a_subscriber_leaves_no_file_and_may_be_the_last_to_go(path):
+    publisher = Publisher(path)
+    subscriber = Subscriber(publisher.endpoint)
+    publisher.close()
+    assert subscriber.receive(0.0) is None
+    subscriber.close()
+    assert os.listdir(path.parent) == []
+
+
+def test_one_who_subscribes_before_there_is_anything_waits(path):
+    with Subscriber(f"ipc://{path}") as subscriber:
+        assert subscriber.receive(0.0) is None
+        with Publisher(path) as publisher:
+            deadline = time.monotonic() + PATIENCE_S
+            while subscriber.receive(0.01) is None:
+                assert time.monotonic() < deadline
+                publisher.publish(snapshot(1))
+
+
+@pytest.mark.parametrize("name", ["missing/telemetry", "t" * 120, "t" * 300], ids=["no directory", "long", "longer"])
+def test_a_place_that_cannot_be_is_said(short_path, name):
+    with pytest.raises(UsageError, match="cannot publish"):
+        Publisher(short_path / name)

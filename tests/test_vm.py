@@ -1,0 +1,308 @@
+"""nodes.vm: one machine between its doorbells and its program."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+
+import pytest
+
+from nodes.errors import GuestError
+from nodes.guest import FOREVER, NOW, Interrupt
+from nodes.profiles import PROFILES
+from nodes.vm import Vm
+from tests.fabric import Books
+
+MSIX_CONTROL = 0x42
+MEMORY_BYTES = defaultdict(lambda: 4096, {"qemu-1.1-intx": 4 << 20, "acrn": 2 << 20})  # the least that each takes
+FUNCTION_MASK, ENABLE = 1 << 14, 1 << 15
+
+
+class Bench:
+    """One machine on a bench: peer 0 with its own lines 0.., peer 1 with lines 100.. ."""
+
+    def __init__(self, vectors=2, profile="qemu-doorbell", sample_every=1):
+        self.rung = []
+        self.heard = []
+        self.books = Books()
+        self.now_ns = 1000
+        self.vm = Vm(
+            PROFILES[profile],
+            vectors=vectors,
+            role="peer",
+            signal=lambda line, value: self.rung.append(line),
+            ledger=self.books,
+            clock=lambda: self.now_ns,
+            random=random.Random(0),
+            sample_every=sample_every,
+        )
+        self.guest = self.vm.guest
+        self.vm.place(0, memoryview(bytearray(MEMORY_BYTES[profile])))
+        for vector in range(vectors):
+            self.vm.connect(0, vector, vector)
+            self.vm.connect(1, vector, 100 + vector)
+
+    def listen(self, wait=FOREVER):
+        """A program that keeps what it is resumed with and waits as it is told."""
+
+        def program(guest):
+            while True:
+                self.heard.append((yield wait))
+
+        return self.vm.start(program)
+
+    def counts(self):
+        self.vm.doorbells.flush()
+        return {self.books.edges[edge]: counts for edge, counts in self.books.stored.items() if counts != (0, 0)}
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+def test_an_interrupt_resumes_the_program_with_vector_and_count(bench):
+    assert bench.listen() is FOREVER
+    bench.vm.deliver(1, 1)
+    bench.vm.deliver(0, 5)
+    assert bench.heard == [Interrupt(1, 1), Interrupt(0, 5)]
+    assert bench.vm.interrupts == [1, 1]
+
+
+@pytest.mark.parametrize("wait", [FOREVER, NOW, 12345])
+def test_how_long_the_program_waits_is_what_it_yielded(bench, wait):
+    assert bench.listen(wait) == wait
+    assert bench.vm.deliver(0, 1) == wait
+    assert bench.vm.expire() == wait
+    assert bench.heard == [Interrupt(0, 1), None]
+
+
+@pytest.mark.parametrize("wait", [FOREVER, NOW, 12345])
+def test_an_interrupt_that_stays_pending_does_not_change_what_the_program_waits_for(bench, wait):
+    bench.guest.mask(0)
+    bench.listen(wait)
+    assert bench.vm.deliver(0, 1) == wait
+    assert bench.heard == []
+
+
+def test_mask_pending_unmask_fires_once(bench):
+    bench.listen()
+    bench.guest.mask(0)
+    for _ in range(3):
+        bench.vm.deliver(0, 2)
+    assert bench.heard == []
+    assert bench.guest.read(1, 0x800) == 1
+    bench.guest.unmask(0)
+    bench.vm.expire()
+    assert bench.heard == [None, Interrupt(0, 1)]
+    assert bench.guest.read(1, 0x800) == 0
+    assert bench.vm.interrupts == [1, 0]
+
+
+def test_unmasking_inside_the_program_is_answered_after_it_yields(bench):
+    heard, order = [], []
+
+    def program(guest):
+        guest.mask(0)
+        yield FOREVER
+        guest.unmask(0)
+        order.append("the program goes on")
+        heard.append((yield 777))
+        order.append("the interrupt came")
+        heard.append((yield 888))
+
+    bench.vm.start(program)
+    assert bench.vm.deliver(0, 4) is FOREVER
+    assert bench.vm.expire() == 888
+    assert order == ["the program goes on", "the interrupt came"]
+    assert heard == [Interrupt(0, 1)]
+
+
+def test_a_masked_vector_leaves_the_others_alone(bench):
+    bench.listen()
+    bench.guest.mask(0)
+    bench.vm.deliver(1, 3)
+    assert bench.heard == [Interrupt(1, 3)]
+
+
+@pytest.mark.parametrize("vectors", [1, 64, 2048])
+def test_all_vectors_pending_fire_when_the_function_is_unmasked(vectors):
+    """As many as MSI-X can have; each once, in the order of the table."""
+    bench = Bench(vectors)
+    bench.listen()
+    device = bench.vm.device
+    device.config_write(MSIX_CONTROL, 2, ENABLE | FUNCTION_MASK)
+    for vector in range(vectors):
+        assert bench.vm.deliver(vector, 2) is FOREVER
+    assert bench.heard == []
+    device.config_write(MSIX_CONTROL, 2, ENABLE)
+    bench.vm.expire()
+    assert bench.heard == [None, *(Interrupt(vector, 1) for vector in range(vectors))]
+
+
+def test_a_program_that_masks_and_unmasks_as_it_handles_is_interrupted_as_often_as_it_was_rung():
+    bench = Bench()
+    heard = []
+
+    def program(guest):
+        guest.mask(0)
+        guest.mask(1)
+        while True:
+            interrupt = yield FOREVER
+            heard.append(interrupt)
+            guest.unmask(1)
+            guest.mask(1)
+
+    bench.vm.start(program)
+    for _ in range(3):
+        bench.vm.deliver(1, 1)
+        bench.vm.expire()
+    assert [one for one in heard if one is not None] == [Interrupt(1, 1)] * 3
+
+
+def test_intx_is_one_level_for_all_vectors():
+    bench = Bench(profile="qemu-1.1-intx")
+    bench.listen()
+    bench.vm.deliver(1, 3)
+    bench.vm.deliver(0, 1)
+    assert bench.heard == [Interrupt(0, 3), Interrupt(0, 1)]
+    assert not bench.vm.device.intx_level
+
+
+def test_a_program_that_returns_leaves_a_machine_that_still_takes_interrupts(bench):
+    def program(guest):
+        yield 5
+
+    assert bench.vm.start(program) == 5
+    assert bench.vm.expire() is FOREVER
+    assert bench.vm.deliver(0, 1) is FOREVER
+    assert bench.vm.expire() is FOREVER
+    assert bench.vm.interrupts == [1, 0]
+
+
+def test_a_program_that_ends_before_its_first_yield(bench):
+    def program(guest):
+        guest.ring(1)
+        return
+        yield
+
+    assert bench.vm.start(program) is FOREVER
+    assert bench.rung == [100]
+
+
+@pytest.mark.parametrize("error", [ValueError, GuestError, KeyboardInterrupt])
+def test_what_a_program_raises_comes_out(bench, error):
+    def program(guest):
+        yield FOREVER
+        raise error("mine")
+
+    bench.vm.start(program)
+    with pytest.raises(error, match="mine"):
+        bench.vm.deliver(0, 1)
+    assert bench.vm.deliver(0, 1) is FOREVER  # a machine without a program
+
+
+def test_a_stop_iteration_inside_a_program_is_an_error_not_an_end(bench):
+    def program(guest):
+        yield FOREVER
+        next(iter(()))
+
+    bench.vm.start(program)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        bench.vm.expire()
+
+
+def test_stop_ends_the_program_where_it_stands(bench):
+    ended = []
+
+    def program(guest):
+        try:
+            while True:
+                yield 99
+        finally:
+            guest.ring(1)
+            ended.append(True)
+
+    bench.vm.start(program)
+    bench.vm.stop()
+    bench.vm.stop()
+    assert (ended, bench.rung) == ([True], [100])
+    assert bench.vm.deliver(0, 1) is FOREVER
+
+
+def test_interrupts_before_the_program_starts_are_taken_by_the_machine(bench):
+    assert bench.vm.deliver(0, 7) is FOREVER
+    assert bench.vm.interrupts == [1, 0]
+
+
+# Doorbells through the machine
+
+
+@pytest.mark.parametrize("sample_every", [0, 1, 16])
+def test_vector_256_of_a_device_that_knows_8_bits_is_vector_0(sample_every):
+    bench = Bench(sample_every=sample_every)
+    for _ in range(5):
+        bench.guest.ring(1, 256)
+        bench.guest.ring(1, 257)
+    assert bench.rung == [100, 101] * 5
+    assert bench.counts() == {(1, 0): (5, 0), (1, 1): (5, 0)}
+
+
+def test_vector_256_on_a_device_that_knows_16_bits_reaches_nobody():
+    bench = Bench(profile="acrn")
+    bench.guest.ring(1, 256)
+    bench.vm.doorbells.flush()
+    assert (bench.rung, bench.books.nowhere) == ([], 1)
+
+
+def test_a_doorbell_by_the_register_is_the_same_doorbell(bench):
+    bench.guest.write(0, 12, 1 << 16 | 1)
+    bench.guest.ring(1, 1)
+    assert bench.rung == [101, 101]
+    assert bench.counts() == {(1, 1): (2, 0)}
+
+
+def test_a_doorbell_at_oneself(bench):
+    bench.guest.ring(0, 1)
+    assert bench.rung == [1]
+
+
+@pytest.mark.parametrize(("peer", "vector"), [(-1, 0), (65536, 0), (0, -1), (0, 65536), (1 << 40, 3)])
+def test_a_doorbell_that_cannot_be_written_is_the_guests_mistake(bench, peer, vector):
+    with pytest.raises(GuestError, match=f"not peer {peer}, vector {vector}"):
+        bench.guest.ring(peer, vector)
+    assert (bench.rung, bench.counts()) == ([], {})
+
+
+@pytest.mark.parametrize(("peer", "vector"), [(1, 2), (2, 0), (65535, 65535)])
+def test_a_doorbell_for_nobody_is_counted(bench, peer, vector):
+    bench.guest.ring(peer, vector)
+    bench.vm.doorbells.flush()
+    assert (bench.rung, bench.books.nowhere) == ([], 1)
+
+
+def test_a_doorbell_for_nobody_is_counted_with_memory_decode_off_too(bench):
+    """What the device does not even see has reached nobody."""
+    bench.vm.device.config_write(4, 2, 0)
+    bench.guest.ring(9)
+    bench.vm.doorbells.flush()
+    assert bench.books.nowhere == 1
+
+
+def test_a_peer_that_left_is_gone_for_device_and_doorbells(bench):
+    bench.vm.disconnect(1)
+    bench.guest.ring(1)
+    bench.guest.write(0, 12, 1 << 16)
+    assert bench.rung == []
+    assert bench.counts() == {(1, 0): (1, 1)}
+    assert bench.guest.peers == {0: 2}
+
+
+def test_a_vector_that_the_device_has_no_room_for_cannot_be_rung(bench):
+    """The device warns, and nothing else knows of that vector either."""
+    bench.vm.connect(1, 2, 102)
+    bench.listen()
+    assert bench.guest.peers == {0: 2, 1: 2}
+    bench.guest.ring(1, 2)
+    assert bench.rung == []
+    assert list(bench.vm.warnings) == ["Too many eventfd received, device has 2 vectors"]
