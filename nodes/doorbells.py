@@ -143,6 +143,10 @@ class Doorbells:
         """Who can be rung: peer -> number of vectors."""
         return {peer: len(row) for peer, row in self._rows.items()}
 
+    def refuse_nowhere(self, count: int) -> None:
+        """Doorbells that a program wrote to the register itself and that reached nobody: rung, and refused."""
+        self._nowhere += count
+
     def flush(self) -> None:
         """Bring the instrument's counts up to this moment."""
         for burst in self._bursts:

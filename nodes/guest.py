@@ -120,7 +120,9 @@ class Guest:
 
     def write(self, bar: int, offset: int, value: int, size_bytes: int = 4) -> None:
         """Write likewise; a write to BAR0 + 12 is a doorbell, decoded by the device itself."""
+        ignored = self.device.ignored_doorbells
         self.device.bar_write(bar, offset, size_bytes, value)
+        self._doorbells.refuse_nowhere(self.device.ignored_doorbells - ignored)
 
     def _write_vector_control(self, vector: int, value: int) -> None:
         if not 0 <= vector < self.vectors:

@@ -10,18 +10,19 @@ from nodes.errors import GuestError
 from nodes.guest import Guest, Interrupt
 from nodes.profiles import PROFILES
 from nodes.vm import Vm
+from tests.fabric import Books
 from tests.ledger import NoLedger
 
 MEMORY_BYTES = 8192
 
 
-def machine(profile="qemu-doorbell", vectors=3):
+def machine(profile="qemu-doorbell", vectors=3, ledger=None):
     return Vm(
         PROFILES[profile],
         vectors=vectors,
         role="peer",
         signal=lambda line, value: None,
-        ledger=NoLedger(),
+        ledger=ledger or NoLedger(),
         clock=lambda: 42,
         random=random.Random(1),
         sample_every=0,
@@ -94,3 +95,17 @@ def test_without_msix_there_is_nothing_to_mask():
 
 def test_an_interrupt_is_a_vector_and_a_number_of_doorbells():
     assert Interrupt(2, 7) == (2, 7)
+
+
+def test_a_doorbell_written_to_the_register_that_reaches_nobody_is_on_the_books():
+    ledger = Books()
+    vm = machine(ledger=ledger)
+    vm.place(3, memoryview(bytearray(MEMORY_BYTES)))
+    vm.connect(4, 0, line=9)
+    vm.guest.write(0, 12, 4 << 16)
+    assert vm.device.ignored_doorbells == 0
+    vm.guest.write(0, 12, 5 << 16)
+    vm.guest.write(0, 12, 7, 2)
+    vm.guest.write(0, 0, 0xFFFFFFFF)
+    vm.doorbells.flush()
+    assert ledger.nowhere == 2
