@@ -72,8 +72,8 @@ def run(
         topology = load(os.fspath(topology), overrides)
     elif overrides:
         raise UsageError("overrides go with a topology's file or name, not with one that is loaded already")
-    _check_host(topology)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_descriptors_for(topology))
         runtime = stack.enter_context(_runtime_directory())
         # Before anything else the helpers of the standard library: its fork server, its tracker of shared memory.
         stack.enter_context(ForkServer(runtime))
@@ -85,9 +85,7 @@ def run(
             "resources_every_s": resources_every_s,
         }
         directory = stack.enter_context(RunDirectory.create(Path(runs), topology, arguments))
-        hands = [
-            _hand(stack, topology, machine, directory, server_path, runtime) for machine in topology.machines
-        ]
+        hands = [_hand(stack, topology, machine, directory, server_path, runtime) for machine in topology.machines]
         coordinator = Coordinator(
             topology,
             hands,
@@ -168,20 +166,27 @@ def _layout(topology: Topology, machine: Machine) -> Layout:
     )
 
 
-def _check_host(topology: Topology) -> None:
-    """Raise the soft limit on descriptors to the hard one, and refuse what exceeds that before anything starts."""
+@contextlib.contextmanager
+def _descriptors_for(topology: Topology) -> Iterator[None]:
+    """Refuse what this host has no descriptors for, before anything starts; else raise the soft limit to the hard one.
+
+    Workers inherit it; the caller gets its own back.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     machines = len(topology.machines)
-    open_now = len(os.listdir("/proc/self/fd"))
-    needed = topology.eventfds + DESCRIPTORS_EACH * machines + DESCRIPTORS_SPARE + open_now
+    others = DESCRIPTORS_SPARE + len(os.listdir("/proc/self/fd"))
+    needed = topology.eventfds + DESCRIPTORS_EACH * machines + others
     if hard != resource.RLIM_INFINITY and needed > hard:
         raise HostError(
             f"this topology needs {needed} descriptors in the coordinator ({topology.eventfds} eventfds, "
-            f"{DESCRIPTORS_EACH} for each of {machines} machines, {DESCRIPTORS_SPARE + open_now} others); this host "
+            f"{DESCRIPTORS_EACH} for each of {machines} machines, {others} others); this host "
             f"allows {hard} (ulimit -Hn). Take fewer machines or vectors, or raise the limit"
         )
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @contextlib.contextmanager

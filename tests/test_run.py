@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import stat
 import sys
 from pathlib import Path
@@ -190,7 +191,10 @@ def test_overrides_need_a_file(tmp_path: Path) -> None:
         sim.run(loads('title = "t"\n[machines.a]\nprogram = "idle"\n'), runs=tmp_path, overrides=SHORT)
 
 
-def test_the_callers_environment_and_main_module_are_left_alone(tmp_path: Path) -> None:
-    before = dict(os.environ), sys.modules["__main__"]
+def test_the_callers_environment_main_module_and_limits_are_left_alone(tmp_path: Path) -> None:
+    def mine() -> tuple[object, ...]:
+        return dict(os.environ), sys.modules["__main__"], resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    before = mine()
     run("ping_pong", tmp_path)
-    assert (dict(os.environ), sys.modules["__main__"]) == before
+    assert mine() == before
