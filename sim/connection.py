@@ -39,6 +39,8 @@ class Connection:
         self._client: Client[int] = Client(vm.guest.vectors)
         self._eventfds: dict[int, list[EventFd]] = {}
         self.own: dict[int, int] = {}
+        self.connected = 0
+        """How many vectors have been connected so far, the own ones included."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.connect(os.fspath(path))
@@ -107,6 +109,7 @@ class Connection:
                     raise RemoteProtocolError("server sent the shared memory before an ID")
                 self._vm.place(self._client.peer, memoryview(memory))
             case VectorConnected(peer, vector, descriptor):
+                self.connected += 1
                 eventfd = EventFd.adopt(descriptor)
                 self._eventfds.setdefault(peer, []).append(eventfd)
                 if self._vm.connect(peer, vector, eventfd.descriptor) and peer == self._client.peer:

@@ -19,9 +19,10 @@ MESSAGE_BYTES_MAX = 65_536
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):
-    """To the worker: begin the program at this time."""
+    """To the worker: begin the program at ``start_ns``; at ``stop_ns`` do as for Stop, without being told again."""
 
     start_ns: int
+    stop_ns: int
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):

@@ -37,6 +37,7 @@ START_PATIENCE_EACH_NS = SECOND_NS // 10
 STOP_PATIENCE_NS = 3 * SECOND_NS
 HEARTBEAT_NS = SECOND_NS // 2
 PUBLISH_NS = SECOND_NS // 5
+LOOK_SHARE = 20
 
 
 @dataclass
@@ -121,7 +122,6 @@ class Coordinator:
         self._loop.at(self._born_ns + patience_ns, self._give_up_starting)
         self._publish()
         self._beat()
-        self._look_at_resources()
         while self.phase != "done":
             self._loop.step()
         self._publish_now()
@@ -190,8 +190,9 @@ class Coordinator:
         ending.stop_ns = ending.measure_start_ns + round(settings.duration_s * SECOND_NS)
         self.phase = "running"
         self._event("ready", ready_s=(ending.ready_ns - self._born_ns) / SECOND_NS)
+        self._look_at_resources()
         for hand in self._hands:
-            hand.control.send(control.Start(ending.start_ns))
+            hand.control.send(control.Start(ending.start_ns, ending.stop_ns))
         self._loop.at(ending.stop_ns, self._stop)
 
     # Machines that go
@@ -212,9 +213,7 @@ class Coordinator:
                         self._event("warning", machine=hand.name, text=text)
                     case control.Failed(whose, summary, trace):
                         hand.failure = f"its {whose} failed: {summary}"
-                        self._event(
-                            "failure", machine=hand.name, whose=whose, summary=summary, traceback=trace
-                        )
+                        self._event("failure", machine=hand.name, whose=whose, summary=summary, traceback=trace)
         except EOFError:
             self._loop.remove(hand.control)
 
@@ -246,8 +245,9 @@ class Coordinator:
             return
         now_ns = time.monotonic_ns()
         if not self.ending.start_ns:
-            self.ending.start_ns = self.ending.measure_start_ns = now_ns
-        self.ending.stop_ns = now_ns
+            self.ending.start_ns = self.ending.measure_start_ns = self.ending.stop_ns = now_ns
+        # Machines stop by themselves when the time is up, however late the coordinator's own turn comes.
+        self.ending.stop_ns = min(self.ending.stop_ns, now_ns)
         self.phase = "stopping"
         for hand in self._hands:
             hand.control.send(control.Stop())
@@ -257,9 +257,7 @@ class Coordinator:
     def _kill_unstopped(self) -> None:
         for hand in self._hands:
             if hand.lives and not hand.stopped:
-                self._event(
-                    "machine_killed", machine=hand.name, reason="its program did not let go when told to stop"
-                )
+                self._event("machine_killed", machine=hand.name, reason="its program did not let go when told to stop")
                 if self.ending.status == "finished":
                     self.ending.status, self.ending.reason = (
                         "failed",
@@ -300,15 +298,20 @@ class Coordinator:
     def _look_at_resources(self) -> None:
         if self.phase in ("stopping", "done") or not self._resources_every_ns:
             return
-        self._record_resources(
-            self._sampler.sample({hand.machine: _instrument_bytes(hand) for hand in self._hands})
-        )
-        self._loop.at(time.monotonic_ns() + self._resources_every_ns, self._look_at_resources)
+        begin_ns = time.monotonic_ns()
+        self._record_resources(self._sampler.sample({hand.machine: _instrument_bytes(hand) for hand in self._hands}))
+        self._again(self._look_at_resources, self._resources_every_ns, begin_ns)
 
     def _publish(self) -> None:
+        begin_ns = time.monotonic_ns()
         self._publish_now()
         if self.phase != "done":
-            self._loop.at(time.monotonic_ns() + PUBLISH_NS, self._publish)
+            self._again(self._publish, PUBLISH_NS, begin_ns)
+
+    def _again(self, callback: Callable[[], None], every_ns: int, begin_ns: int) -> None:
+        """Call back in ``every_ns``, or as much later as keeps what it cost this time a small part of the whole."""
+        now_ns = time.monotonic_ns()
+        self._loop.at(now_ns + max(every_ns, LOOK_SHARE * (now_ns - begin_ns)), callback)
 
     def _publish_now(self) -> None:
         groups: dict[str, list[int]] = {group.name: [0] * 6 for group in self._topology.groups}

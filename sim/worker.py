@@ -44,6 +44,7 @@ PR_SET_TIMERSLACK = 29
 EVENTS_MAX = 64
 # Below this, epoll's whole milliseconds are too coarse, and select() on the epoll descriptor waits instead.
 FINE_WAIT_NS = 3_000_000
+SECOND_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,8 @@ class _Worker:
         self._recorder = Recorder(book)
         self._epoll = select.epoll()
         self._start_ns: int | None = None
+        self._stop_ns = 0
+        self._alarm, self._alarm_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         profile = profiles.profile(plan.profile)
         self._vm = Vm(
             profile,
@@ -184,17 +187,21 @@ class _Worker:
     def close(self) -> None:
         self._connection.close()
         self._epoll.close()
+        os.close(self._alarm)
+        os.close(self._alarm_writer)
 
     # The server
 
     def _meet_everyone(self) -> None:
         """Take in the greeting until every vector of every machine that should be there is connected."""
-        while not self._connection.knows(self._plan.expected):
+        vectors = self._vm.guest.vectors
+        total = sum(min(count, vectors) for count in self._plan.expected)
+        # The quick look first: going through a thousand peers for each of a thousand messages takes minutes.
+        while self._connection.connected < total or not self._connection.knows(self._plan.expected):
             for descriptor, _ in self._epoll.poll():
                 self._attend(descriptor)
-        peer = self._connection.peer
-        assert peer is not None
-        self._book.words[recording.PEER] = peer
+            if (peer := self._connection.peer) is not None:
+                self._book.words[recording.PEER] = peer
 
     def _await_start(self) -> None:
         while self._start_ns is None:
@@ -202,8 +209,16 @@ class _Worker:
                 if descriptor not in self._connection.own:
                     self._attend(descriptor)
         self._vm.guest.start_ns = self._start_ns
+        self._set_alarm()
         while (left_ns := self._start_ns - time.monotonic_ns()) > 0:
             time.sleep(left_ns / 1e9)
+
+    def _set_alarm(self) -> None:
+        """Have the wait end at the time to stop: by then, the coordinator may wait long for its turn on a CPU."""
+        self._epoll.register(self._alarm, select.EPOLLIN)
+        signals.signal(signals.SIGALRM, lambda *_: None)
+        signals.set_wakeup_fd(self._alarm_writer)
+        signals.setitimer(signals.ITIMER_REAL, max(1, self._stop_ns - time.monotonic_ns()) / SECOND_NS)
 
     def _read_server(self) -> None:
         if not self._connection.read():
@@ -216,14 +231,16 @@ class _Worker:
         """Something other than an own eventfd is readable."""
         if descriptor == self._link.fileno():
             self._read_orders()
+        elif descriptor == self._alarm:
+            raise _Stopped
         else:
             self._read_server()
 
     def _read_orders(self) -> None:
         while (order := self._link.receive()) is not None:
             match order:
-                case control.Start(start_ns):
-                    self._start_ns = start_ns
+                case control.Start(start_ns, stop_ns):
+                    self._start_ns, self._stop_ns = start_ns, stop_ns
                 case control.Ping(number):
                     self._vm.doorbells.flush()
                     self._book.words[recording.PING_NS] = time.monotonic_ns()
@@ -255,7 +272,7 @@ class _Worker:
         vm, own, poll, clock = self._vm, self._connection.own, self._epoll.poll, time.monotonic_ns
         deliver, warnings = vm.deliver, vm.warnings
         drained, handled = self._recorder.make_drains()
-        events_max = len(own) + 2
+        events_max = len(own) + 3
         with _blaming_program():
             wait = vm.start(program)
         while True:
