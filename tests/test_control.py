@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sim.control import TEXT_MAX, Control, Failed, Ping, Ready, Start, Stop, Stopped, Warned
 
 EVERY_KIND = [
-    Start(123_456_789_012_345),
+    Start(123_456_789_012_345, 123_456_789_012_999),
     Stop(),
     Ping(1 << 40),
     Ready(),
