@@ -20,7 +20,8 @@ import pytest
 
 import sim
 from nodes.errors import UsageError
-from sim.recording import Recording
+from sim import recording
+from sim.recording import Recording, State
 from sim.runner import Begun
 
 PATIENCE_S = 30.0
@@ -320,3 +321,23 @@ def test_a_caller_whose_callback_fails_gets_its_error_and_nothing_is_left(tmp_pa
 
     with pytest.raises(RuntimeError, match="mine"):
         sim.run("ping_pong", runs=tmp_path, on_begin=begin)
+
+
+def test_machines_stop_in_time_while_the_coordinator_sleeps(runtime: Path, tmp_path: Path) -> None:
+    """What ends a run is its time, not the coordinator's turn on a CPU."""
+    ivsim = Ivsim(tmp_path, "doorbell_storm", "--set", "machines.storm.count=3", "--set", "run.duration_s=1.5")
+    ivsim.wait_for_machines(3)
+    ivsim.process.send_signal(signal.SIGSTOP)
+    deadline_s = time.monotonic() + PATIENCE_S
+    for path in ivsim.runs.glob("*/raw/*.rec"):
+        with Recording.open(path) as book:
+            while book.words[recording.STATE] != State.STOPPED:
+                assert time.monotonic() < deadline_s, "still running"
+                threading.Event().wait(0.01)
+    ivsim.process.send_signal(signal.SIGCONT)
+    _, stderr = ivsim.process.communicate(timeout=PATIENCE_S)
+    assert ivsim.process.returncode == 0, stderr
+    result = sim.open(ivsim.directory)
+    assert balances(result)
+    assert result.summary["settled"] == 0
+    assert result.summary["duration_s"] == pytest.approx(2.0, abs=0.001)
