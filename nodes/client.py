@@ -170,10 +170,10 @@ class Client(Generic[D]):
 
     @staticmethod
     def _check_version(number: int, descriptors: tuple[D, ...]) -> None:
-        if descriptors:
-            raise RemoteProtocolError("server sent invalid version message: it carries a descriptor")
         if number != VERSION:
             raise RemoteProtocolError(f"server sent version {number}, expecting {VERSION}")
+        if descriptors:
+            raise RemoteProtocolError("server sent invalid version message: it carries a descriptor")
 
     def _memory(self, descriptors: tuple[D, ...]) -> Iterator[Event[D]]:
         if self._memory_came:

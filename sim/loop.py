@@ -80,8 +80,12 @@ class Loop:
             if events & ~select.EPOLLOUT and self._is_current(descriptor, watched):
                 watched.readable()
         now_ns = time.monotonic_ns()
+        due = []
         while self._moments and self._moments[0][0] <= now_ns:
-            heapq.heappop(self._moments)[2]()
+            due.append(heapq.heappop(self._moments)[2])
+        # Only those: one that asks to be called again at once shall not keep the descriptors waiting.
+        for callback in due:
+            callback()
 
     def close(self) -> None:
         self._epoll.close()
