@@ -7,6 +7,7 @@ who cannot take it.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -28,14 +29,17 @@ class Outbound(NamedTuple, Generic[D]):
 class Server(Generic[D]):
     """The peers of one shared memory and what each must be told.
 
-    IDs run from 0 and are never reused while the server lives: a real QEMU frees a peer it hears leave and
-    corrupts its heap when the ID comes back (hw/misc/ivshmem.c, close_peer_eventfds).
+    IDs run from ``first_peer`` and are never reused while the server lives: a real QEMU frees a peer it hears
+    leave and corrupts its heap when the ID comes back (hw/misc/ivshmem.c, close_peer_eventfds). With
+    ``reuse_peers`` the lowest free ID is given all the same, as fixed slots have it.
     """
 
-    def __init__(self, memory: D, *, dialect: Dialect = V0) -> None:
+    def __init__(self, memory: D, *, dialect: Dialect = V0, first_peer: int = 0, reuse_peers: bool = False) -> None:
         self.dialect = dialect
         self.peers: dict[int, tuple[Message[D], ...]] = {}
-        self.next_peer = 0
+        self.next_peer = first_peer
+        self._reuse_peers = reuse_peers
+        self._returned: list[int] = []  # ascending; only with reuse_peers
         self._memory = Message(MEMORY, (memory,))
 
     def join(self, vectors: Sequence[D]) -> tuple[int, list[Outbound[D]]]:
@@ -43,10 +47,7 @@ class Server(Generic[D]):
 
         Raises ``LocalProtocolError`` when all 65536 IDs have been handed out.
         """
-        if self.next_peer >= PEERS_MAX:
-            raise LocalProtocolError(f"all {PEERS_MAX} peer IDs have been handed out; start the server anew")
-        peer = self.next_peer
-        self.next_peer += 1
+        peer = self._next_peer()
         own = tuple(Message(peer, (vector,)) for vector in vectors)
         messages = [outbound for step in self.dialect.steps for outbound in self._take(step, peer, own)]
         self.peers[peer] = own
@@ -56,8 +57,19 @@ class Server(Generic[D]):
         """Forget a peer; what the others are told. A peer that is not there is no news to anybody."""
         if self.peers.pop(peer, None) is None:
             return []
+        if self._reuse_peers:
+            insort(self._returned, peer)
         gone: Message[D] = Message(peer)
         return [Outbound(other, gone) for other in self.peers]
+
+    def _next_peer(self) -> int:
+        if self._returned:
+            return self._returned.pop(0)
+        if self.next_peer >= PEERS_MAX:
+            told = "are in use" if self._reuse_peers else "have been handed out; start the server anew"
+            raise LocalProtocolError(f"all {PEERS_MAX} peer IDs {told}")
+        self.next_peer += 1
+        return self.next_peer - 1
 
     def _take(self, step: Step, peer: int, own: tuple[Message[D], ...]) -> Iterator[Outbound[D]]:
         match step:
@@ -69,10 +81,10 @@ class Server(Generic[D]):
                 yield Outbound(peer, self._memory)
             case Step.ANNOUNCE:
                 yield from (Outbound(other, message) for other in self.peers for message in own)
-            case Step.PEERS | Step.PEERS_AND_OWN:
-                # IDs only ever grow, so the order of joining is the order of IDs.
+            case Step.PEERS:
                 yield from (Outbound(peer, message) for theirs in self.peers.values() for message in theirs)
-                if step is Step.PEERS_AND_OWN:
-                    yield from (Outbound(peer, message) for message in own)
+            case Step.PEERS_AND_OWN:
+                for _, theirs in sorted({**self.peers, peer: own}.items()):
+                    yield from (Outbound(peer, message) for message in theirs)
             case Step.OWN:
                 yield from (Outbound(peer, message) for message in own)

@@ -32,10 +32,12 @@ def serving(path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         assert server.stderr is not None
         first = server.stderr.readline()
         assert first.startswith("serving"), first + server.stderr.read()
-        yield server
-        if server.poll() is None:
-            server.send_signal(signal.SIGTERM)
-            server.wait(PATIENCE_S)
+        try:
+            yield server
+        finally:
+            if server.poll() is None:
+                server.send_signal(signal.SIGTERM)
+                server.wait(PATIENCE_S)
 
 
 class Visitor:
@@ -96,15 +98,16 @@ def test_it_says_who_comes_and_goes_if_asked(short_path: Path) -> None:
 def test_a_second_server_on_the_same_socket_is_refused_and_harms_nobody(short_path: Path) -> None:
     path = short_path / "s"
     with serving(path):
-        with serve("-S", str(path), "-M", short_path.name + "-2") as second:
+        with serve("-F", "-S", str(path), "-M", short_path.name + "-2") as second:
             _, stderr = second.communicate(timeout=PATIENCE_S)
             assert second.returncode == 2
             assert "another server is listening" in stderr
-        with serve("-S", str(short_path / "t"), "-M", short_path.name) as third:
+        with serve("-F", "-S", str(short_path / "t"), "-M", short_path.name) as third:
             _, stderr = third.communicate(timeout=PATIENCE_S)
             assert third.returncode == 2
-            assert "exists already" in stderr
-        Visitor(path, 1).close()
+            assert "exists already: another server uses it" in stderr
+        with contextlib.closing(Visitor(path, 1)) as visitor:
+            assert visitor.client.peer == 0  # looking at the socket has cost no ID
     assert not Path("/dev/shm", short_path.name + "-2").exists()
 
 
@@ -117,10 +120,18 @@ def test_a_second_server_on_the_same_socket_is_refused_and_harms_nobody(short_pa
         (["-M", "a/b"], "expected a name without slashes"),
         (["-S", "/nonexistent/directory/s"], "cannot listen on /nonexistent/directory/s"),
         (["-S", "/tmp/" + "x" * 120], "107 bytes"),
+        (["--memfd"], "the memory is either -M, -m or --memfd"),
+        (["--mode", "999"], "expected three octal digits"),
+        (["--mode", "777"], "expected three octal digits"),
+        (["--group", "no-such-group"], "there is no group 'no-such-group'"),
+        (["--ids", "65536"], "65536 is not in the range 0<=x<=65535"),
+        (["--dialect", "v3"], "'v3' is not one of"),
+        (["--log", "/nonexistent/log"], "cannot write the log /nonexistent/log"),
+        (["--reuse-memory"], "cannot be opened"),
     ],
 )
 def test_wrong_use_is_explained(arguments: list[str], message: str, short_path: Path) -> None:
-    with serve("-M", short_path.name, "-S", str(short_path / "s"), *arguments) as server:
+    with serve("-F", "-M", short_path.name, "-S", str(short_path / "s"), *arguments) as server:
         _, stderr = server.communicate(timeout=PATIENCE_S)
     assert server.returncode == 2
     assert message in stderr

@@ -1,13 +1,21 @@
-"""`ivsim serve`: the coordinator's server alone, for whoever speaks the protocol."""
+"""`ivsim serve`: the server alone, for whoever speaks the protocol, with ivshmem-server's options."""
 
 from __future__ import annotations
 
+import os
 import re
-import signal
-import socket
+import traceback
 from pathlib import Path
+from typing import Any
 
 import click
+
+from nodes.errors import HostError, UsageError
+from nodes.protocol import DIALECTS, PEERS_MAX, V0
+from sim.commands.systemd import units
+from sim.daemon import detach
+from sim.listener import group_number
+from sim.service import Settings, run_service
 
 __all__ = ["serve"]
 
@@ -15,6 +23,8 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SIZE_MIN = 4096
 SIZE_MAX = 1 << 40
 VECTORS_MAX = 2048
+MEMORY_NAME = "ivshmem"
+"""ivshmem-server's default."""
 
 
 def _size_bytes(_context: click.Context, _option: click.Parameter, given: str) -> int:
@@ -26,25 +36,61 @@ def _size_bytes(_context: click.Context, _option: click.Parameter, given: str) -
     return 1 << (size_bytes - 1).bit_length()
 
 
-@click.command("serve", short_help="Run an ivshmem server, as ivshmem-server does.")
+def _mode(_context: click.Context, _option: click.Parameter, given: str) -> int:
+    """Octal, as for chmod; execution means nothing on a socket."""
+    if not re.fullmatch(r"0?[0246]{3}", given):
+        raise click.BadParameter(f"expected three octal digits, as in 660, got {given!r}")
+    return int(given, 8)
+
+
+def _memory_name(_context: click.Context, _option: click.Parameter, given: str | None) -> str | None:
+    if given is not None and (not re.fullmatch(r"/?[A-Za-z0-9_.-]{1,200}", given) or given.strip("/.") == ""):
+        raise click.BadParameter(f"expected a name without slashes, got {given!r}")
+    return given and given.lstrip("/")
+
+
+PATH = click.Path(path_type=Path)
+EPILOG = """\
+What differs from ivshmem-server, for safety: the socket has mode 0600 unless told otherwise; a stale one is
+recovered, one that is listened on never is, even if that is busy. Shared memory whose name exists is refused
+instead of shared (--reuse-memory), unless a server like this one left it when it was killed. A client that does
+not read is disconnected when its queue is full, instead of missing messages. As many clients are let in as there
+are descriptors; one more reads "version -87", which makes a QEMU exit and say so. Wrong use exits with 2, a host
+that is too small with 3.
+"""
+
+
+@click.command("serve", short_help="Run an ivshmem server, as ivshmem-server does.", epilog=EPILOG)
+@click.option("-v", "--verbose", is_flag=True, help="Say who comes and goes, on standard error; needs -F.")
+@click.option("-F", "--foreground", is_flag=True, help="Stay in the foreground instead of becoming a daemon.")
 @click.option(
-    "-F",
-    "--foreground",
-    is_flag=True,
-    help="Stay in the foreground (it always does; for ivshmem-server's users).",
+    "-p",
+    "--pid-file",
+    type=PATH,
+    default=Path("/var/run/ivshmem-server.pid"),
+    show_default=True,
+    help="The daemon's pid file.",
 )
 @click.option(
     "-S",
     "--socket",
     "path",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("/tmp/ivshmem_socket"),
     show_default=True,
-    help="The socket that clients connect to; made with mode 0600.",
+    help="The socket that clients connect to. One passed by systemd (LISTEN_FDS) is taken instead.",
 )
 @click.option(
-    "-M", "--memory-name", default="ivshmem", show_default=True, help="The POSIX name of the shared memory."
+    "-M",
+    "--memory-name",
+    callback=_memory_name,
+    help=f"The POSIX name of the shared memory.  [default: {MEMORY_NAME}]",
 )
+@click.option(
+    "-m", "--directory", type=PATH, help="Memory in a nameless file in this directory instead, as of a hugetlbfs."
+)
+@click.option("--memfd", is_flag=True, help="Memory without a name instead, sealed: no client can shrink it.")
+@click.option("--reuse-memory", is_flag=True, help="Share memory of that name that exists, and leave it at the end.")
 @click.option(
     "-l",
     "--length",
@@ -52,7 +98,7 @@ def _size_bytes(_context: click.Context, _option: click.Parameter, given: str) -
     callback=_size_bytes,
     default="4M",
     show_default=True,
-    help="Its size, rounded up to a power of two.",
+    help="Its size in bytes or with K, M, G; rounded up to a power of two.",
 )
 @click.option(
     "-n",
@@ -62,54 +108,102 @@ def _size_bytes(_context: click.Context, _option: click.Parameter, given: str) -
     show_default=True,
     help="Eventfds of each client.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Say who comes and goes, on standard error.")
-def serve(
-    foreground: bool, path: Path, memory_name: str, size_bytes: int, vectors: int, verbose: bool
-) -> None:
-    """Serve one shared memory to all who connect: real QEMUs, simulated machines, any client of protocol 0.
+@click.option(
+    "--mode",
+    callback=_mode,
+    default="600",
+    show_default=True,
+    metavar="OCTAL",
+    help="Who may connect: the socket's mode, set before anyone can.",
+)
+@click.option("--group", help="The socket's group, by name or number.")
+@click.option(
+    "--dialect",
+    type=click.Choice(list(DIALECTS)),
+    default=V0.name,
+    show_default=True,
+    help="QEMU 2.5 and later, the server of 2012, or memory last, as Cuttlefish has it.",
+)
+@click.option(
+    "--ids",
+    "first_peer",
+    type=click.IntRange(0, PEERS_MAX - 1),
+    default=0,
+    show_default=True,
+    help=f"The first client's ID. Each is given once; after {PEERS_MAX - 1} clients are refused.",
+)
+@click.option(
+    "--reuse-ids",
+    "reuse_peers",
+    is_flag=True,
+    help="Give the lowest free ID. A real QEMU (7.2 and earlier) corrupts its heap when an ID comes back.",
+)
+@click.option(
+    "--max-clients", "clients_max", type=click.IntRange(1, PEERS_MAX), help="Refuse more than that many at once."
+)
+@click.option("--log", metavar="FILE", help="Append what happens to a file, one JSON object a line; - is stdout.")
+@click.option("--systemd-unit", is_flag=True, help="Print a socket unit and a service for these options, and end.")
+def serve(systemd_unit: bool, foreground: bool, pid_file: Path, group: str | None, **given: Any) -> None:
+    """Serve one shared memory to all who connect: real QEMUs, simulated machines, any client of the protocol.
 
-    SIGTERM or Ctrl-C ends it and removes its socket and its memory.
+    SIGTERM or Ctrl-C ends it and removes its socket, its memory and its pid file.
     """
-    from sim.loop import Loop
-    from sim.memory import Region
-    from sim.server import IvshmemServer, Peer
-    from sim.signals import ENDING, signals_ignored
+    foreground = foreground or os.environ.get("LISTEN_PID") == str(os.getpid())
+    _check(given, foreground)
+    if systemd_unit:
+        click.echo(units(given["path"], given["mode"], group, _unit_options(given)), nl=False)
+        return
+    if given.pop("memfd") is False and given["directory"] is None:
+        given["memory_name"] = given["memory_name"] or MEMORY_NAME
+    if given["reuse_peers"]:
+        click.echo("ivsim: --reuse-ids: a real QEMU corrupts its heap when the ID of a peer comes back", err=True)
+    given["dialect"] = DIALECTS[given["dialect"]]
+    settings = Settings(
+        group=None if group is None else group_number(group), pid_file=None if foreground else pid_file, **given
+    )
+    if foreground:
+        _serve_in_foreground(settings)
+    else:
+        _serve_as_daemon(settings)
 
-    def say(text: str) -> None:
-        if verbose:
-            click.echo(text, err=True)
 
-    def joined(peer: Peer) -> None:
-        say(f"peer {peer.peer} joined (pid {peer.pid}, uid {peer.uid})")
+def _check(given: dict[str, Any], foreground: bool) -> None:
+    if sum((given["memory_name"] is not None, given["directory"] is not None, given["memfd"])) > 1:
+        raise click.UsageError("the memory is either -M, -m or --memfd")
+    if given["reuse_memory"] and (given["memfd"] or given["directory"] is not None):
+        raise click.UsageError("--reuse-memory goes with -M: other memory has no name to be found by")
+    if not foreground and given["verbose"]:
+        raise click.UsageError("cannot use -v in daemon mode: add -F, or say --log FILE")
+    if not foreground and given["log"] == "-":
+        raise click.UsageError("a daemon has no standard output: add -F, or say --log FILE")
 
-    def left(peer: Peer, reason: str) -> None:
-        say(f"peer {peer.peer} left: {reason}")
 
-    if not re.fullmatch(r"/?[A-Za-z0-9_.-]{1,200}", memory_name):
-        raise click.BadParameter(f"expected a name without slashes, got {memory_name!r}", param_hint="-M")
-    ended = False
+def _unit_options(given: dict[str, Any]) -> list[str]:
+    """The options that a service needs to be what was asked for; its socket has its own unit."""
+    options = ["-n", str(given["vectors"]), "-l", str(given["size_bytes"]), "--dialect", given["dialect"]]
+    options += ["--ids", str(given["first_peer"])]
+    if given["clients_max"] is not None:
+        options += ["--max-clients", str(given["clients_max"])]
+    if given["reuse_peers"]:
+        options.append("--reuse-ids")
+    if given["directory"] is not None:
+        return [*options, "-m", os.fspath(given["directory"].absolute())]
+    if given["memory_name"] is not None:
+        return [*options, "-M", given["memory_name"], *["--reuse-memory"] * given["reuse_memory"]]
+    return [*options, "--memfd"]
 
-    def end() -> None:
-        nonlocal ended
-        ended = True
 
-    read_end, write_end = socket.socketpair()
-    with read_end, write_end:
-        write_end.setblocking(False)
-        signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
-        loop = Loop()
-        with signals_ignored():  # the standard library's tracker of shared memory is started here
-            region = Region.create(size_bytes, name=memory_name.lstrip("/"))
-        for number in ENDING:
-            signal.signal(number, lambda *_: None)
-        try:
-            with IvshmemServer(loop, path, region.descriptor, vectors=vectors, on_join=joined, on_leave=left):
-                loop.add(read_end, end)
-                click.echo(
-                    f"serving {size_bytes} bytes ({memory_name}) and {vectors} vectors at {path}", err=True
-                )
-                while not ended:
-                    loop.step()
-        finally:
-            region.close()
-            loop.close()
+def _serve_in_foreground(settings: Settings) -> None:
+    run_service(settings, lambda text: click.echo(text, err=True))
+
+
+def _serve_as_daemon(settings: Settings) -> None:
+    starter = detach(lambda text: click.echo(text, err=True, nl=False))
+    try:
+        run_service(settings, lambda _: starter.ready())
+    except (UsageError, HostError) as error:
+        starter.failed(2 if isinstance(error, UsageError) else 3, f"ivsim: {error}\n")
+        raise
+    except BaseException:
+        starter.failed(1, traceback.format_exc())
+        raise

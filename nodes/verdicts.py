@@ -1,0 +1,179 @@
+"""What a server can do wrong, and what becomes of the device that hears it: data, each row with its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nodes.protocol import PEERS_MAX, VERSION
+
+__all__ = ["PAGE_BYTES", "RULES", "Rule"]
+
+PAGE_BYTES = 4096
+MALFORMED = "a malformed server and QEMU 7.2.22 (tests/golden/malformed.json: {})"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that a server can do wrong. ``ends``: the device judged by is gone then, or hangs.
+
+    ``qemu`` is QEMU 7.2, ``seed`` the device of 2012 where it differs (rows of tests/golden/seed_rows.toml).
+    """
+
+    expected: str
+    qemu: str
+    source: str
+    ends: bool = False
+    seed: str = ""
+
+
+RULES: dict[str, Rule] = {
+    "version-with-descriptor": Rule(
+        "a version alone",
+        "exits with 1: server sent invalid version message",
+        MALFORMED.format("version 0 with an fd"),
+        ends=True,
+    ),
+    "version": Rule(
+        f"protocol version {VERSION}",
+        "exits with 1: server sent version N, expecting 0",
+        MALFORMED.format("version 1"),
+        ends=True,
+    ),
+    "id": Rule(
+        f"the client's own ID, 0..{PEERS_MAX - 1}, alone",
+        "exits with 1: server sent invalid ID message",
+        MALFORMED.format("own id 65536; shm before id; pre-2.5 protocol"),
+        ends=True,
+        seed="takes any number alone that it has not seen for its ID; below -1 it writes before its table "
+        "(rows 59, 60)",
+    ),
+    "memory-without-descriptor": Rule(
+        "-1 with the descriptor of the memory",
+        "exits with 1: can't determine size of shared memory sent by server: Bad file descriptor",
+        MALFORMED.format("shm message without fd"),
+        ends=True,
+        seed="indexes its table of peers at -1 (row 64)",
+    ),
+    "memory-empty": Rule(
+        f"memory of at least {PAGE_BYTES} bytes",
+        "exits with 1: memory size 0x0 must be equal to or larger than page size 0x1000",
+        MALFORMED.format("shm size 0; eventfd passed as shm; /dev/null passed as shm"),
+        ends=True,
+        seed="exits with 255: it is smaller than the device's size (row 67)",
+    ),
+    "memory-not-pages": Rule(
+        "memory of whole pages",
+        "exits with 1: backing store size does not match 'size' option",
+        MALFORMED.format("shm size 1; shm size 6000"),
+        ends=True,
+    ),
+    "memory-not-power-of-two": Rule(
+        "memory whose size is a power of two, as that of every PCI region",
+        "dies of SIGABRT: pci_register_bar: Assertion `is_power_of_2(size)' failed",
+        MALFORMED.format("shm size 3145728"),
+        ends=True,
+    ),
+    "memory-read-only": Rule(
+        "memory that can be written",
+        "exits with 1: unable to map backing store for guest RAM: Permission denied",
+        MALFORMED.format("read-only file as shm"),
+        ends=True,
+    ),
+    "memory-again": Rule(
+        "the shared memory once",
+        "says on stderr: server sent unexpected shared memory message, and goes on",
+        MALFORMED.format("rt: second shm message"),
+        seed="maps it over the first (row 68)",
+    ),
+    "number-in-greeting": Rule(
+        f"-1 or an ID, 0..{PEERS_MAX - 1}",
+        "exits with 1: server sent invalid message N",
+        MALFORMED.format("invalid message -2 during setup"),
+        ends=True,
+        seed="does not check: above, its table grows without end, below -1 it writes before it (row 59)",
+    ),
+    "number": Rule(
+        f"-1 or an ID, 0..{PEERS_MAX - 1}",
+        "says on stderr: server sent invalid message N, and goes on",
+        MALFORMED.format("rt: invalid message -2; rt: id INT64_MIN"),
+        seed="does not check: above, its table grows without end, below -1 it writes before it (row 59)",
+    ),
+    "own-vector-before-memory": Rule(
+        "the client's own eventfds after the shared memory",
+        "dies of SIGSEGV (TCG); with KVM it accepts them",
+        MALFORMED.format("peers before shm (out of order)"),
+        ends=True,
+        seed="accepts any order (row 76)",
+    ),
+    "own-leave-in-greeting": Rule(
+        "other IDs than the client's own to leave",
+        "exits with 1: invalid peer N",
+        MALFORMED.format("disconnect of own id during setup"),
+        ends=True,
+    ),
+    "own-leave": Rule(
+        "other IDs than the client's own to leave",
+        "says on stderr: invalid peer N, and goes on",
+        MALFORMED.format("rt: own id again, no fd"),
+    ),
+    "leave-unknown": Rule(
+        "only IDs that were announced to leave",
+        "says nothing, but frees that peer's place: if the ID leaves again or ever comes, its heap is corrupted",
+        MALFORMED.format("rt: disconnect unknown id 7") + " and a closer look with ID 7 twice",
+        seed="takes it for its own new ID (rows 60, 62)",
+    ),
+    "leave-twice": Rule(
+        "each ID to leave once",
+        "dies of SIGABRT: free(): double free detected",
+        MALFORMED.format("rt: disconnect twice"),
+        ends=True,
+        seed="frees the peer's array twice (row 90)",
+    ),
+    "id-again": Rule(
+        "an ID that has left never to come back: today's QEMU keeps a pointer to what it freed",
+        "its heap is corrupted; it dies of SIGABRT then or later",
+        MALFORMED.format("rt: connect, disconnect, reconnect same id"),
+        ends=True,
+        seed="accepts it",
+    ),
+    "too-many-vectors": Rule(
+        "no more eventfds of a peer than the device has vectors",
+        "says on stderr: Too many eventfd received, closes it and leaves it blocking for all peers",
+        MALFORMED.format("rt: too many vectors for a peer"),
+        seed="writes behind the peer's array: heap overflow (row 72)",
+    ),
+    "not-an-eventfd": Rule(
+        "an eventfd",
+        "rings into it without a word (TCG); with KVM dies of SIGABRT: error adding ioeventfd",
+        MALFORMED.format("rt: memfd passed as eventfd"),
+    ),
+    "two-descriptors": Rule(
+        "at most one descriptor with a message",
+        "takes one of them; a further message sent together with it then reads as a leave",
+        MALFORMED.format("two fds in one connect message; rt: two connects in one 16-byte write"),
+    ),
+    "rest": Rule(
+        "whole messages, 8 bytes each",
+        "ignores the rest",
+        MALFORMED.format("rt: short 3-byte message then close"),
+    ),
+    "close-in-greeting": Rule(
+        "the shared memory before the end",
+        "hangs for ever in realize, at 100 % CPU, without a word",
+        MALFORMED.format("close: before version; close: after id"),
+        ends=True,
+        seed="goes on without memory, IVPosition stays -1 (rows 46, 77)",
+    ),
+    "silence-in-greeting": Rule(
+        "the shared memory before the end of the recording",
+        "waits in realize for as long as nothing more comes: there is no time limit",
+        MALFORMED.format("silent after version; 4-byte messages"),
+        ends=True,
+        seed="goes on without memory, IVPosition stays -1 (row 46)",
+    ),
+    "client-speaks": Rule(
+        "a silent client: only servers talk",
+        "(its ivshmem-server) takes any byte for the client's leaving, and disconnects it",
+        "QEMU 7.2's ivshmem-server (tests/golden/wire.json: C after it wrote one byte)",
+    ),
+}

@@ -1,0 +1,252 @@
+"""A peer in this process: a machine, its connection, and waiting for both; no worker, no coordinator.
+
+The greeting has no end marker. A server of dialect v0 sends a newcomer's own eventfds last, so once the first of
+them has come, all peers that were there before are known; how many own ones follow nobody says. ``meet`` waits
+for them until all the vectors that this peer can have are there, or nothing has come for ``GRACE_NS``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from nodes.errors import GuestError, RemoteProtocolError, UsageError
+from nodes.guest import FOREVER, Guest, Program
+from nodes.profiles import PROFILES
+from nodes.vm import Vm
+from sim.connection import Connection
+from sim.eventfd import drain, signal
+from sim.loop import Loop
+
+__all__ = ["GRACE_NS", "GREETING_NS", "Attachment"]
+
+SECOND_NS = 1_000_000_000
+GRACE_NS = 50_000_000
+GREETING_NS = 10 * SECOND_NS
+RECONNECT_NS = SECOND_NS
+# A server that loses messages may never send the own eventfds (QEMU's does, beyond some 275): no longer than this.
+DEAF_NS = SECOND_NS
+
+
+class _NoLedger:
+    """Nobody reads this machine's books."""
+
+    def open_edge(self, peer: int, vector: int) -> int:
+        return 0
+
+    def store_edge(self, edge: int, rung: int, refused: int) -> None:
+        pass
+
+    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
+        pass
+
+    def store_nowhere(self, rung: int) -> None:
+        pass
+
+
+class Attachment:
+    """One peer of the server on ``path``, driven by ``loop``. Close it before the loop.
+
+    ``vectors`` is how many it has, and how many eventfds of each other peer it keeps. ``on_interrupt(time_ns,
+    vector, doorbells)`` and ``say(text)`` (who joins and leaves, what is odd) are called as things happen;
+    ``time_ns`` is CLOCK_MONOTONIC. With ``reconnect`` a server that is not there, or no longer, is tried again
+    every second.
+
+    Raises ``UsageError`` when no server listens there (and ``reconnect`` is off); whatever the loop calls may
+    raise ``RemoteProtocolError`` for a server that breaks the protocol.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        path: Path,
+        *,
+        vectors: int,
+        reconnect: bool = False,
+        on_interrupt: Callable[[int, int, int], object] = lambda time_ns, vector, doorbells: None,
+        say: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        self._loop, self._path, self._vectors, self._reconnect = loop, path, vectors, reconnect
+        self._on_interrupt, self._say = on_interrupt, say
+        self._connection: Connection | None = None
+        self._connected_ns = self._news_ns = 0
+        self._met = False
+        self._refused = False
+        self._closed = False
+        self._vm = self._make_machine()
+        self.served = False
+        """Whether the server is there; without it, doorbells and interrupts go on (ivshmem-spec, "Interrupts")."""
+        self.unseen: Counter[int] = Counter()
+        """Vector -> interrupts that nobody has taken note of yet; whoever does, empties it."""
+        self._connect(first=True)
+
+    def _make_machine(self) -> Vm:
+        vm = Vm(
+            PROFILES["qemu-doorbell"],
+            vectors=self._vectors,
+            role="peer",
+            signal=self._signal,
+            ledger=_NoLedger(),
+            clock=time.monotonic_ns,
+            random=random.Random(0),
+            sample_every=0,
+        )
+        vm.start(self._listen)
+        return vm
+
+    # What it is
+
+    @property
+    def peer(self) -> int | None:
+        """The own ID, once there is one."""
+        return None if self._connection is None else self._connection.peer
+
+    @property
+    def peers(self) -> dict[int, int]:
+        """Who can be rung, itself included: ID -> number of vectors."""
+        return self._vm.guest.peers
+
+    @property
+    def own_vectors(self) -> int:
+        """How many eventfds of its own have come: the vectors that others can ring."""
+        return 0 if self.peer is None else self.peers.get(self.peer, 0)
+
+    @property
+    def memory(self) -> memoryview:
+        """The shared memory; empty while there is none."""
+        return self._vm.guest.memory
+
+    def ring(self, peer: int, vector: int) -> bool:
+        """Ring a peer's vector; False when its counter is full. Raises ``GuestError`` when it is not connected."""
+        connected = self.peers.get(peer)
+        if connected is None:
+            there = ", ".join(map(str, sorted(self.peers))) or "nobody"
+            raise GuestError(f"peer {peer} is not there: expected one of {there}")
+        if not 0 <= vector < connected:
+            raise GuestError(f"peer {peer} has no vector {vector}: expected 0..{connected - 1}")
+        self._refused = False
+        self._vm.guest.ring(peer, vector)
+        return not self._refused
+
+    def _signal(self, line: int, value: int) -> None:
+        try:
+            signal(line, value)
+        except BlockingIOError:
+            self._refused = True
+            raise
+
+    # Being connected
+
+    def meet(self) -> None:
+        """Wait until everybody has been met, as far as that can be known.
+
+        Raises ``RemoteProtocolError`` when the server does not say within ``GREETING_NS`` who this peer is.
+        """
+        while (until_ns := self._met_at_ns()) is None or time.monotonic_ns() < until_ns:
+            silent_ns = self._connected_ns + GREETING_NS if self.served and until_ns is None else None
+            if silent_ns is not None and time.monotonic_ns() >= silent_ns:
+                missing = "an ID" if self.peer is None else "the shared memory"
+                raise RemoteProtocolError(
+                    f"the server on {self._path} is silent: expected {missing} within {GREETING_NS // SECOND_NS} s, "
+                    f"got nothing; is it an ivshmem server?"
+                )
+            self._loop.step(until_ns or silent_ns)
+        self._met = True
+        if not self.own_vectors:
+            self._say("no eventfds of its own have come: nobody can interrupt this peer")
+
+    def _met_at_ns(self) -> int | None:
+        """The time from which on everybody counts as met if nothing more comes; None while nobody can tell."""
+        if not len(self.memory):
+            return None
+        if self.own_vectors == self._vectors or not self.served:
+            return self._news_ns
+        return self._news_ns + (GRACE_NS if self.own_vectors else DEAF_NS)
+
+    def _connect(self, first: bool = False) -> None:
+        if self._closed:
+            return
+        try:
+            connection = Connection(self._path, self._vm, on_own=self._watch_own, warn=self._say)
+        except UsageError as error:
+            if not self._reconnect:
+                raise
+            if first:
+                self._say(f"{error}; trying again every second")
+            self._loop.at(time.monotonic_ns() + RECONNECT_NS, self._connect)
+            return
+        self._connection = connection
+        self._connected_ns = self._news_ns = time.monotonic_ns()
+        self._met = False
+        self.served = True
+        self._loop.add(connection, self._read)
+
+    def _read(self) -> None:
+        connection = self._connection
+        assert connection is not None
+        before = self.peers
+        going_on = connection.read()
+        self._news_ns = time.monotonic_ns()
+        self._tell_changes(before)
+        if going_on:
+            return
+        self._loop.remove(connection)
+        self.served = False
+        if not self._reconnect:
+            self._say("the server has closed the connection; doorbells and interrupts go on without it")
+            return
+        self._say("the server has closed the connection; trying again every second")
+        self._drop()
+        self._vm = self._make_machine()
+        self._loop.at(time.monotonic_ns() + RECONNECT_NS, self._connect)
+
+    def _tell_changes(self, before: dict[int, int]) -> None:
+        if self._met or before:
+            for peer in self.peers.keys() - before.keys() - {self.peer}:
+                self._say(f"peer {peer} has joined")
+        for peer in before.keys() - self.peers.keys():
+            self._say(f"peer {peer} has left")
+        while self._vm.warnings:
+            self._say(self._vm.warnings.popleft())
+
+    # Being interrupted
+
+    def _watch_own(self, descriptor: int) -> None:
+        self._loop.add(descriptor, lambda: self._take(descriptor))
+
+    def _take(self, descriptor: int) -> None:
+        connection = self._connection
+        if connection is None or descriptor not in connection.own:
+            return
+        with contextlib.suppress(BlockingIOError):  # another one who holds this eventfd was faster
+            self._vm.deliver(connection.own[descriptor], drain(descriptor))
+
+    def _listen(self, guest: Guest) -> Program:
+        while True:
+            interrupt = yield FOREVER
+            if interrupt is not None:
+                self.unseen[interrupt.vector] += 1
+                self._on_interrupt(time.monotonic_ns(), interrupt.vector, interrupt.doorbells)
+
+    # The end
+
+    def close(self) -> None:
+        """Leave; twice is no error."""
+        self._closed = True
+        self._drop()
+
+    def _drop(self) -> None:
+        """Let go of a connection and all that came by it."""
+        connection, self._connection = self._connection, None
+        self._vm.stop()
+        if connection is not None:
+            if self.served:
+                self._loop.remove(connection)
+                self.served = False
+            for descriptor in connection.own:
+                self._loop.remove(descriptor)
+            connection.close()

@@ -1,0 +1,337 @@
+"""`ivsim attach`: a peer at the keyboard, or in a script."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from nodes.errors import GuestError, UsageError
+from sim.attachment import Attachment
+from sim.commands.numbers import duration_ns, number
+from sim.loop import Loop
+
+__all__ = ["Seat", "attach"]
+
+VECTORS_MAX = 2048
+DUMP_BYTES = 256
+FORMATS: dict[str, Literal["B", "H", "I", "Q"]] = {"1": "B", "2": "H", "4": "I", "8": "Q"}
+ALIASES = {"int": "ring", "dump": "peers", "?": "help", "exit": "quit"}  # the first two are ivshmem-client's
+
+
+class Seat:
+    """What the commands share: the loop, the peer (it attaches when it is first needed), and where things are told.
+
+    ``on_interrupt`` is whoever wants to hear of interrupts just now.
+    """
+
+    def __init__(self, path: Path, vectors: int, reconnect: bool) -> None:
+        self.path, self.vectors, self.reconnect = path, vectors, reconnect
+        self.loop = Loop()
+        self.on_interrupt: Callable[[int, int, int], object] = lambda time_ns, vector, doorbells: None
+        self.on_news: Callable[[str], object] = lambda text: click.echo(text, err=True)
+        self.began_ns = time.monotonic_ns()
+        self._attachment: Attachment | None = None
+
+    @property
+    def attachment(self) -> Attachment:
+        """The peer, once everybody has been met."""
+        if self._attachment is None:
+            self._attachment = Attachment(
+                self.loop,
+                self.path,
+                vectors=self.vectors,
+                reconnect=self.reconnect,
+                on_interrupt=self._pass_interrupt,
+                say=self._pass_news,
+            )
+            self._attachment.meet()
+        return self._attachment
+
+    def begin(self) -> None:
+        """Attach, and say where."""
+        peer = self.attachment
+        self.on_news(
+            f"peer {peer.peer} of {self.path}: {_vectors(peer.own_vectors)}, {len(peer.memory)} bytes of memory, "
+            f"{len(peer.peers.keys() - {peer.peer})} others; `help` tells the commands"
+        )
+
+    def describe(self, time_ns: int, vector: int, doorbells: int) -> str:
+        """An interrupt in words, with the seconds since this command began."""
+        coalesced = f" ({doorbells} doorbells)" if doorbells > 1 else ""
+        return f"{(time_ns - self.began_ns) / 1e9:.6f} interrupt vector {vector}{coalesced}"
+
+    # Whoever listens now, not whoever did when this peer attached.
+
+    def _pass_interrupt(self, time_ns: int, vector: int, doorbells: int) -> None:
+        self.on_interrupt(time_ns, vector, doorbells)
+
+    def _pass_news(self, text: str) -> None:
+        self.on_news(text)
+
+    def close(self) -> None:
+        if self._attachment is not None:
+            self._attachment.close()
+        self.loop.close()
+
+
+@click.group("attach", invoke_without_command=True, short_help="Be a peer, at the keyboard or in a script.")
+@click.option(
+    "-S",
+    "--socket",
+    "path",
+    type=click.Path(path_type=Path),
+    default=Path("/tmp/ivshmem_socket"),
+    show_default=True,
+    help="The server's socket.",
+)
+@click.option(
+    "-n",
+    "--vectors",
+    type=click.IntRange(1, VECTORS_MAX),
+    default=64,
+    show_default=True,
+    help="How many vectors this peer has: it keeps no more eventfds of each peer.",
+)
+@click.option("--reconnect", is_flag=True, help="When there is no server, or no longer, try again every second.")
+@click.pass_context
+def attach(context: click.Context, path: Path, vectors: int, reconnect: bool) -> None:
+    """Attach to the server on a socket as one more peer, with an ID of its own.
+
+    Without a command, commands are read from standard input, with a prompt if it is a terminal; interrupts and
+    who joins or leaves are shown as they come. Numbers are decimal or 0x...
+
+    The greeting of a server has no end. This peer takes it for complete when all its own vectors (-n) have come,
+    or one of them and then nothing for 50 ms; own vectors are sent after those of all others.
+    """
+    seat = Seat(path, vectors, reconnect)
+    context.obj = seat
+    context.call_on_close(seat.close)
+    if context.invoked_subcommand is None:
+        from sim.commands.prompt import converse
+
+        context.exit(converse(seat, attach, ALIASES))
+
+
+@attach.command("peers")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_obj
+def peers(seat: Seat, as_json: bool) -> None:
+    """Who is there: own ID, memory, peers and their vectors."""
+    peer = seat.attachment
+    others = {other: count for other, count in sorted(peer.peers.items()) if other != peer.peer}
+    if as_json:
+        data = {
+            "peer": peer.peer,
+            "vectors": peer.own_vectors,
+            "memory_bytes": len(peer.memory),
+            "server": peer.served,
+            "peers": [{"peer": other, "vectors": count} for other, count in others.items()],
+        }
+        click.echo(json.dumps(data))
+        return
+    click.echo(f"peer {peer.peer}: {_vectors(peer.own_vectors)} (this one); {len(peer.memory)} bytes of memory")
+    for other, count in others.items():
+        click.echo(f"peer {other}: {_vectors(count)}")
+
+
+@attach.command("ring")
+@click.argument("peer", metavar="PEER|all")
+@click.argument("vector", metavar="[VECTOR|all]", default="")
+@click.pass_obj
+def ring(seat: Seat, peer: str, vector: str) -> None:
+    """Ring a VECTOR of a PEER (0 if none is given), all its vectors, or all vectors of all others."""
+    attachment = seat.attachment
+    there = attachment.peers
+    if peer == "all":
+        targets = [other for other in sorted(there) if other != attachment.peer]
+        vector = vector or "all"
+    else:
+        targets = [_whole(peer, "a peer's ID, or all")]
+    rung, full = 0, []
+    for target in targets:
+        if target not in there:
+            attachment.ring(target, 0)  # says who is there
+        chosen = range(there[target]) if vector == "all" else [_whole(vector or "0", "a vector, or all")]
+        for each in chosen:
+            rung += 1
+            if not attachment.ring(target, each):
+                full.append(f"{target}:{each}")
+    click.echo(f"rang {'1 doorbell' if rung == 1 else f'{rung} doorbells'}", err=True)
+    if full:
+        raise GuestError(f"refused, as their counters are full (peer:vector): {' '.join(full)}")
+
+
+@attach.command("wait")
+@click.option("--vector", callback=number, metavar="VECTOR", help="Wait for this vector. Default: any.")
+@click.option("--timeout", "timeout_ns", callback=duration_ns, metavar="DURATION", help="At most so long: 5s, 250ms.")
+@click.pass_context
+def wait(context: click.Context, vector: int | None, timeout_ns: int | None) -> None:
+    """Wait for an interrupt of this peer. Exit code 0: it came; 1: the time is over.
+
+    One that came earlier counts, unless another `wait` has already taken it.
+    """
+    seat: Seat = context.obj
+    attachment = seat.attachment
+    _check_vector(attachment, vector)
+    deadline_ns = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
+    wanted = range(seat.vectors) if vector is None else (vector,)
+    while not (came := [each for each in wanted if attachment.unseen[each]]):
+        if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
+            click.echo("no interrupt came in time", err=True)
+            context.exit(1)
+        seat.loop.step(deadline_ns)
+    for each in came:
+        click.echo(f"interrupt vector {each}")
+        del attachment.unseen[each]
+
+
+@attach.command("watch")
+@click.option("--count", type=click.IntRange(1), help="End after so many interrupts.")
+@click.option("--timeout", "timeout_ns", callback=duration_ns, metavar="DURATION", help="End after so long: 5s, 250ms.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.pass_obj
+def watch(seat: Seat, count: int | None, timeout_ns: int | None, as_json: bool) -> None:
+    """Show the interrupts of this peer as they come, with the seconds since the start; Ctrl-C ends it."""
+    seen = 0
+
+    def show(time_ns: int, vector: int, doorbells: int) -> None:
+        nonlocal seen
+        seen += 1
+        if count is not None and seen > count:
+            return
+        if as_json:
+            click.echo(json.dumps({"time_ns": time_ns, "vector": vector, "doorbells": doorbells}))
+        else:
+            click.echo(seat.describe(time_ns, vector, doorbells))
+
+    previous, seat.on_interrupt = seat.on_interrupt, show
+    try:
+        seat.attachment.unseen.clear()
+        deadline_ns = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
+        while (count is None or seen < count) and (deadline_ns is None or time.monotonic_ns() < deadline_ns):
+            seat.loop.step(deadline_ns)
+    finally:
+        seat.on_interrupt = previous
+
+
+# Memory
+
+
+@attach.command("peek")
+@click.argument("offset", callback=number)
+@click.argument("length", callback=number, required=False)
+@click.pass_obj
+def peek(seat: Seat, offset: int, length: int | None) -> None:
+    """Show LENGTH bytes (256 if not given) of the memory at OFFSET, in hexadecimal."""
+    memory = seat.attachment.memory
+    if length is None:
+        length = max(1, min(DUMP_BYTES, len(memory) - offset))
+    for line in _dump(bytes(_slice(memory, offset, length)), offset):
+        click.echo(line)
+
+
+@attach.command("poke")
+@click.argument("offset", callback=number)
+@click.argument("value", callback=number)
+@click.argument("size", type=click.Choice(list(FORMATS)), default="4")
+@click.pass_obj
+def poke(seat: Seat, offset: int, value: int, size: str) -> None:
+    """Store VALUE at OFFSET, little-endian in SIZE bytes (4 if not given)."""
+    size_bytes = int(size)
+    if value >> 8 * size_bytes:
+        raise UsageError(f"expected a value that fits into {size_bytes} bytes, got {value:#x}")
+    # One store of that size where it is aligned: other peers never see half of it.
+    word = _slice(seat.attachment.memory, offset, size_bytes).cast(FORMATS[size])
+    word[0] = int.from_bytes(value.to_bytes(size_bytes, "little"), sys.byteorder)
+
+
+@attach.command("fill")
+@click.argument("offset", callback=number)
+@click.argument("length", callback=number)
+@click.argument("byte", callback=number)
+@click.pass_obj
+def fill(seat: Seat, offset: int, length: int, byte: int) -> None:
+    """Set LENGTH bytes at OFFSET to BYTE."""
+    if byte > 0xFF:
+        raise UsageError(f"expected a byte, 0..255, got {byte}")
+    target = _slice(seat.attachment.memory, offset, length)
+    target[:] = bytes([byte]) * length
+
+
+@attach.command("load")
+@click.argument("offset", callback=number)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.pass_obj
+def load(seat: Seat, offset: int, file: Path) -> None:
+    """Copy FILE into the memory at OFFSET."""
+    memory = seat.attachment.memory
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(len(memory) + 1)  # no more of it than could ever fit
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+    if data:
+        _slice(memory, offset, len(data))[:] = data
+    click.echo(f"loaded {len(data)} bytes", err=True)
+
+
+@attach.command("save")
+@click.argument("offset", callback=number)
+@click.argument("length", callback=number)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.pass_obj
+def save(seat: Seat, offset: int, length: int, file: Path) -> None:
+    """Copy LENGTH bytes of the memory at OFFSET into FILE, which is overwritten."""
+    data = _slice(seat.attachment.memory, offset, length)
+    try:
+        file.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}") from error
+    click.echo(f"saved {length} bytes", err=True)
+
+
+def _slice(memory: memoryview, offset: int, length: int) -> memoryview:
+    if length == 0 or offset + length > len(memory):
+        raise UsageError(
+            f"expected 1 byte or more within the memory's {len(memory)} ({len(memory):#x}), "
+            f"got {length} at offset {offset:#x}"
+        )
+    return memory[offset : offset + length]
+
+
+def _dump(data: bytes, offset: int) -> Iterator[str]:
+    """16 bytes a line, as `hexdump -C` shows them; lines like the one before are one asterisk."""
+    previous, starred = None, False
+    for at in range(0, len(data), 16):
+        row = data[at : at + 16]
+        if row == previous and at + 16 < len(data):
+            if not starred:
+                yield "*"
+            starred = True
+            continue
+        previous, starred = row, False
+        halves = "  ".join(row[half : half + 8].hex(" ") for half in (0, 8))
+        text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
+        yield f"{offset + at:08x}  {halves:48}  |{text}|"
+
+
+def _whole(given: str, expected: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,10}|0[xX][0-9a-fA-F]{1,8}", given):
+        raise UsageError(f"expected {expected}, got {given!r}")
+    return int(given, 16 if given[:2] in ("0x", "0X") else 10)
+
+
+def _vectors(count: int) -> str:
+    return "1 vector" if count == 1 else f"{count} vectors"
+
+
+def _check_vector(attachment: Attachment, vector: int | None) -> None:
+    if vector is not None and vector >= attachment.own_vectors:
+        raise UsageError(f"expected one of the {_vectors(attachment.own_vectors)} of this peer, got {vector}")

@@ -1,0 +1,177 @@
+"""The conversation of `ivsim attach`: commands from standard input, and what happens meanwhile between them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import termios
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Protocol
+
+import click
+
+from nodes.errors import IvshmemError, UsageError
+from sim.lines import Lines
+from sim.loop import Loop
+
+__all__ = ["Conversation", "converse"]
+
+PROMPT = "ivsim> "
+CLEAR_LINE = "\r\x1b[K"
+
+
+class Conversation(Protocol):
+    """What a conversation is about: it has a loop, and its commands take it as their object."""
+
+    loop: Loop
+    on_news: Callable[[str], object]
+    on_interrupt: Callable[[int, int, int], object]
+
+    def begin(self) -> None:
+        """Attach, and say where."""
+
+    def describe(self, time_ns: int, vector: int, doorbells: int) -> str:
+        """An interrupt in words."""
+
+
+def converse(about: Conversation, group: click.Group, aliases: Mapping[str, str]) -> int:
+    """Until `quit` or the end of standard input. The exit code: 1 if a command has failed, else 0."""
+    code = 0
+    ended = False
+
+    def take(line: str | None) -> None:
+        nonlocal code, ended
+        if line is None:
+            ended = True
+            return
+        outcome = _obey(line, about, group, aliases)
+        if outcome is None:
+            ended = True
+            lines.close()
+        else:
+            code = code or outcome
+            source.ready()
+
+    with contextlib.ExitStack() as stack:
+        if sys.stdin is None:
+            raise UsageError("standard input is closed: expected commands there, or one on the command line")
+        if sys.stdin.isatty() and find_spec("readline"):
+            source: _Source = stack.enter_context(_Terminal([*group.commands, *aliases, "help", "quit"]))
+        else:
+            source = _Source()
+        about.on_news = source.show
+        about.on_interrupt = lambda *happened: source.show(about.describe(*happened))
+        about.begin()
+        lines = Lines(about.loop, source.descriptor, take)
+        stack.callback(lines.close)
+        source.ready()
+        while not ended:
+            about.loop.step()
+    return code
+
+
+def _obey(line: str, about: Conversation, group: click.Group, aliases: Mapping[str, str]) -> int | None:
+    """Carry out one line; 0 or 1 for how it went, None to quit."""
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError as error:
+        click.echo(f"ivsim: expected closed quotes, got {line!r} ({error})", err=True)
+        return 1
+    name = aliases.get(words[0], words[0]) if words else ""
+    if name == "quit":
+        return None
+    try:
+        return 1 if words and _carry_out(name, words[1:], about, group, aliases) else 0
+    except click.ClickException as error:
+        click.echo(f"ivsim: {name}: {error.format_message()}", err=True)
+    except IvshmemError as error:
+        click.echo(f"ivsim: {name}: {error}", err=True)
+    return 1
+
+
+def _carry_out(
+    name: str, arguments: list[str], about: Conversation, group: click.Group, aliases: Mapping[str, str]
+) -> object:
+    """What a command gives back: nothing, or an exit code."""
+    if name == "help":
+        click.echo("\n".join(_help(group, aliases)))
+        return 0
+    if name not in group.commands:
+        raise UsageError(f"expected one of {', '.join([*group.commands, 'help', 'quit'])}")
+    return group.commands[name].main(arguments, prog_name=name, standalone_mode=False, obj=about)
+
+
+def _help(group: click.Group, aliases: Mapping[str, str]) -> Iterator[str]:
+    for name, command in group.commands.items():
+        context = click.Context(command, info_name=name)
+        pieces = " ".join(command.collect_usage_pieces(context))
+        yield f"{name} {pieces.replace('[OPTIONS] ', '').replace('[OPTIONS]', '')}".ljust(
+            34
+        ) + command.get_short_help_str(90)
+    yield "quit".ljust(34) + "Leave; so does the end of the input."
+    yield f"Also: {', '.join(f'{alias} is {name}' for alias, name in aliases.items())}. COMMAND --help tells more."
+
+
+class _Source:
+    """Lines from standard input, and things to show in between."""
+
+    descriptor = 0
+
+    def ready(self) -> None:
+        """The next line may come."""
+
+    def show(self, text: str) -> None:
+        click.echo(text)
+
+
+class _Terminal(_Source):
+    """Lines that are edited with readline. It blocks, so that it has a thread of its own, which never ends by
+    itself: what it would do to the terminal on leaving is done here.
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        import readline
+
+        self._readline = readline
+        readline.set_completer(lambda text, at: [*(f"{word} " for word in words if word.startswith(text)), None][at])
+        readline.parse_and_bind("tab: complete")
+        self._prompting = False
+        self._go = threading.Semaphore(0)
+
+    def __enter__(self) -> _Terminal:
+        self._attributes = termios.tcgetattr(0)
+        self.descriptor, self._write_end = os.pipe2(os.O_CLOEXEC)
+        threading.Thread(target=self._read, name="readline", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        termios.tcsetattr(0, termios.TCSADRAIN, self._attributes)
+        os.close(self.descriptor)
+        # The thread may still write to the other end, which ends with this process.
+
+    def _read(self) -> None:
+        while True:
+            self._go.acquire()
+            try:
+                line = input(PROMPT)
+            except EOFError:
+                os.close(self._write_end)
+                return
+            self._prompting = False
+            os.write(self._write_end, line.encode(errors="replace").replace(b"\n", b" ") + b"\n")
+
+    def ready(self) -> None:
+        self._prompting = True
+        self._go.release()
+
+    def show(self, text: str) -> None:
+        if not self._prompting:
+            click.echo(text)
+            return
+        # Above the line at hand, which is then shown again as far as it has been written.
+        sys.stdout.write(f"{CLEAR_LINE}{text}\n{PROMPT}{self._readline.get_line_buffer()}")
+        sys.stdout.flush()

@@ -1,0 +1,191 @@
+"""The socket a server listens on: private from its first moment, recovered when stale, never somebody else's.
+
+Made here, or by systemd (sd_listen_fds(3)).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import grp
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+from nodes.errors import UsageError
+
+__all__ = ["PATH_BYTES_MAX", "Listener", "group_number"]
+
+PATH_BYTES_MAX = 107  # sun_path less its end, unix(7)
+PRIVATE = 0o600
+ACTIVATED = 3  # SD_LISTEN_FDS_START
+FLAGS = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+LOCK_PATIENCE_S = 2.0
+
+
+class Listener:
+    """Owns a listening socket and, if it was made here, its name in the file system. A context manager.
+
+    ``mode`` and ``group`` are set before anyone can connect. A socket that nobody listens on any more is
+    replaced. Raises ``UsageError`` for a path that is too long, is no socket, is in use, or cannot be made.
+    """
+
+    _identity: tuple[int, int] | None
+
+    def __init__(self, path: Path, *, mode: int = PRIVATE, group: int | None = None) -> None:
+        length_bytes = len(os.fsencode(path))
+        if length_bytes > PATH_BYTES_MAX:
+            raise UsageError(f"the socket's path may have {PATH_BYTES_MAX} bytes, {path} has {length_bytes}")
+        self.path = path
+        self.activated = False
+        self.socket = socket.socket(socket.AF_UNIX, FLAGS)
+        try:
+            os.fchmod(self.socket.fileno(), PRIVATE)  # before bind: there is no moment in which others can connect
+            with _locked(path.parent):
+                _remove_stale(path)
+                self.socket.bind(os.fspath(path))
+                self._identity = _give(path, mode, group)
+                self.socket.listen(socket.SOMAXCONN)
+        except OSError as error:
+            self.socket.close()
+            if error.errno == errno.EADDRINUSE:
+                raise UsageError(f"{path} is in use by another server, or is not a socket of ours") from error
+            raise UsageError(f"cannot listen on {path}: {error.strerror}") from error
+        except UsageError:
+            self.socket.close()
+            raise
+
+    @classmethod
+    def from_systemd(cls, environment: MutableMapping[str, str] = os.environ) -> Listener | None:
+        """The socket that was passed to this process, if one was; its file is systemd's.
+
+        The variables are removed, so that no child takes it for its own. Raises ``UsageError`` for more than
+        one, and for what is not a listening unix stream socket.
+        """
+        pid, count = environment.get("LISTEN_PID"), environment.get("LISTEN_FDS")
+        if pid != str(os.getpid()) or count in (None, "0"):
+            return None
+        for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+            environment.pop(name, None)
+        if count != "1":
+            raise UsageError(f"expected one socket from systemd, got LISTEN_FDS={count}")
+        try:
+            passed = socket.socket(fileno=ACTIVATED)
+        except OSError as error:
+            raise UsageError(f"what systemd passed is not a socket: {error.strerror}") from error
+        listens = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if passed.family != socket.AF_UNIX or passed.type != socket.SOCK_STREAM or not listens:
+            passed.close()
+            raise UsageError("what systemd passed is not a listening unix stream socket (ListenStream=/a/path)")
+        listener = cls.__new__(cls)
+        listener.path = Path(os.fsdecode(passed.getsockname()))
+        listener.activated = True
+        listener._identity = None
+        listener.socket = passed
+        passed.setblocking(False)
+        passed.set_inheritable(False)
+        return listener
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def accept(self) -> socket.socket | None:
+        """The next client that waits, if any. Raises ``OSError`` (EMFILE and the like) when there is no room."""
+        try:
+            sock = self.socket.accept()[0]
+        except (BlockingIOError, ConnectionAbortedError):
+            return None
+        sock.setblocking(False)
+        return sock
+
+    def close(self) -> None:
+        self.socket.close()
+        if self._identity is None:
+            return
+        with contextlib.suppress(OSError):
+            found = os.lstat(self.path)
+            if (found.st_dev, found.st_ino) == self._identity:  # never somebody else's
+                self.path.unlink()
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def group_number(name: str) -> int:
+    """The number of a group, given by name or number. Raises ``UsageError`` when there is no such group."""
+    if name.isdecimal():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise UsageError(f"there is no group {name!r}") from None
+
+
+def _give(path: Path, mode: int, group: int | None) -> tuple[int, int]:
+    """Set the rights of the socket just bound, whatever becomes of its name; its identity."""
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+            raise UsageError(f"{path} was replaced while it was made")
+        same = f"/proc/self/fd/{descriptor}"
+        try:
+            if group is not None:
+                os.chown(same, -1, group)
+            if mode != PRIVATE:
+                os.chmod(same, mode)
+        except OSError as error:
+            path.unlink()
+            raise UsageError(f"{path} cannot be given group {group} and mode {mode:o}: {error.strerror}") from error
+        return found.st_dev, found.st_ino
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One server at a time looks for a stale socket here and makes its own: a bound one that does not listen yet
+    looks as dead as a stale one.
+
+    Somebody who holds the lock for long (anyone who may read the directory can) is not waited for: then only
+    what bind refuses is refused.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline_s = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno != errno.EWOULDBLOCK or time.monotonic() > deadline_s:
+                    break
+                time.sleep(0.005)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on any more; raise ``UsageError`` for anything that is not such."""
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_socket():
+        raise UsageError(f"{path} exists and is not a socket: choose another path or remove it")
+    # A datagram socket cannot connect to a stream: refused when nobody has it, otherwise told so, and the server
+    # that lives notices nothing and spends no ID on it (net/unix/af_unix.c, unix_find_bsd).
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        code = probe.connect_ex(os.fspath(path))
+    if code == errno.ECONNREFUSED:
+        path.unlink()
+    elif code in (0, errno.EPROTOTYPE):
+        raise UsageError(f"{path}: another server is listening there, or has it and does not answer")
+    else:
+        raise UsageError(f"{path} cannot be looked at: {os.strerror(code)}")

@@ -1,0 +1,382 @@
+"""`ivsim attach` as a process: one command, a script, and a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+PATIENCE_S = 30.0
+VECTORS = 2
+SIZE_BYTES = 65536
+
+
+@contextlib.contextmanager
+def serving(path):
+    """`ivsim serve`, until the end of the block."""
+    command = [sys.executable, "-m", "sim", "serve", "-F", "-S", str(path), "-n", str(VECTORS), "-l", str(SIZE_BYTES)]
+    with subprocess.Popen([*command, "-M", f"ivt-{path.parent.name}"], stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert "serving" in server.stderr.readline()
+            yield server
+        finally:
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(PATIENCE_S) == 0
+
+
+@pytest.fixture
+def path(short_path):
+    path = short_path / "s"
+    with serving(path):
+        yield path
+
+
+def command_line(path, *arguments):
+    return [sys.executable, "-m", "sim", "attach", "-S", str(path), *map(str, arguments)]
+
+
+def attach(path, *arguments, stdin=""):
+    return subprocess.run(
+        command_line(path, *arguments), input=stdin, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+
+
+@contextlib.contextmanager
+def attached(path, *arguments, **options):
+    """A peer that goes on; it is ended with the block."""
+    with subprocess.Popen(
+        command_line(path, *arguments),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        **options,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(stream, pattern):
+    """The lines up to the one in which ``pattern`` is found."""
+    lines = []
+    while not lines or not re.search(pattern, lines[-1]):
+        line = stream.readline()
+        assert line, f"the end instead of {pattern!r}, after {lines}"
+        lines.append(line)
+    return lines
+
+
+def await_other(path):
+    """The ID of the one who has been started, once it is there."""
+    while not (others := json.loads(attach(path, "peers", "--json").stdout)["peers"]):
+        pass
+    return others[0]["peer"]
+
+
+def test_who_is_there(path):
+    told = attach(path, "peers")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout == "peer 0: 2 vectors (this one); 65536 bytes of memory\n"
+    with attached(path) as other:
+        read_until(other.stdout, r"^peer 1 of .*: 2 vectors, 65536 bytes of memory, 0 others")
+        data = json.loads(attach(path, "peers", "--json").stdout)
+        others = [{"peer": 1, "vectors": VECTORS}]
+        expected = {"peer": 2, "vectors": VECTORS, "memory_bytes": SIZE_BYTES, "server": True, "peers": others}
+        assert data == expected
+        assert attach(path, "-n", "1", "peers").stdout.splitlines()[1] == "peer 1: 1 vector"
+
+
+def test_ring_and_wait(path):
+    with attached(path, "wait", "--vector", "0x1", "--timeout", "30s") as waiting:
+        # It can be rung as soon as it is there: what comes before it waits counts.
+        rung = attach(path, "ring", await_other(path), "1")
+        assert (rung.returncode, rung.stderr) == (0, "rang 1 doorbell\n")
+        assert read_until(waiting.stdout, "interrupt")[-1] == "interrupt vector 1\n"
+        assert waiting.wait(PATIENCE_S) == 0
+
+
+def test_a_wait_that_ends_without_an_interrupt(path):
+    told = attach(path, "wait", "--vector", "1", "--timeout", "20ms")
+    assert (told.returncode, told.stdout, told.stderr) == (1, "", "no interrupt came in time\n")
+
+
+def test_watching(path):
+    with attached(path, "watch", "--count", "3", "--json") as watching:
+        for doorbell in ([await_other(path), "all"], ["all"]):
+            assert attach(path, "ring", *doorbell).stderr == "rang 2 doorbells\n"
+        lines = []
+        while sum(line.startswith("{") for line in lines) < 3:
+            lines += read_until(watching.stdout, "")
+        assert watching.wait(PATIENCE_S) == 0
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    assert {row["vector"] for row in rows} == {0, 1}
+    assert all(row["doorbells"] == 1 for row in rows)
+    stamps = [row["time_ns"] for row in rows]
+    assert stamps == sorted(stamps)
+
+
+def test_the_memory_is_read_and_written(path, tmp_path):
+    for arguments in (
+        ["poke", "0x10", "0x12345678"],
+        ["poke", "0x14", "258", "2"],
+        ["poke", "0x18", "0xfedcba9876543210", "8"],
+        ["fill", "4096", "0x20", "0x41"],
+    ):
+        told = attach(path, *arguments)
+        assert (told.returncode, told.stdout, told.stderr) == (0, "", ""), arguments
+    shown = attach(path, "peek", "0", "0x21").stdout.splitlines()
+    assert shown == [
+        "00000000  " + "  ".join(["00 00 00 00 00 00 00 00"] * 2) + "  |................|",
+        "00000010  78 56 34 12 02 01 00 00  10 32 54 76 98 ba dc fe  |xV4......2Tv....|",
+        "00000020  00                                                |.|",
+    ]
+    assert attach(path, "peek", "4080", "64").stdout.splitlines()[1:] == [
+        "00001000  " + "  ".join(["41 41 41 41 41 41 41 41"] * 2) + "  |AAAAAAAAAAAAAAAA|",
+        "*",
+        "00001020  " + "  ".join(["00 00 00 00 00 00 00 00"] * 2) + "  |................|",
+    ]
+    content = bytes(range(256)) * 8
+    (tmp_path / "in").write_bytes(content)
+    assert "loaded 2048 bytes" in attach(path, "load", SIZE_BYTES - len(content), tmp_path / "in").stderr
+    assert "saved 2049 bytes" in attach(path, "save", SIZE_BYTES - 2049, "2049", tmp_path / "out").stderr
+    assert (tmp_path / "out").read_bytes() == b"\0" + content
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["ring", "9"], 1, "peer 9 is not there: expected one of 0"),
+        (["ring", "0", "2"], 1, "peer 0 has no vector 2: expected 0..1"),
+        (["ring", "x"], 2, "expected a peer's ID, or all, got 'x'"),
+        (["ring", "0", "1.5"], 2, "expected a vector, or all, got '1.5'"),
+        (["wait", "--vector", "2"], 2, "expected one of the 2 vectors of this peer, got 2"),
+        (["wait", "--timeout", "soon"], 2, "expected a duration such as 5s, 250ms or 2m, got 'soon'"),
+        (["peek", "65536"], 2, "expected 1 byte or more within the memory's 65536 (0x10000), got 1 at offset 0x10000"),
+        (["peek", "0xfffffffffffffffff"], 2, "expected a number, decimal or 0x..."),
+        (["peek", "0", "0"], 2, "got 0 at offset 0x0"),
+        (["fill", "0", "0xffffffffffffffff", "0"], 2, "got 18446744073709551615 at offset 0x0"),
+        (["fill", "0", "1", "256"], 2, "expected a byte, 0..255, got 256"),
+        (["poke", "0", "0x100", "1"], 2, "expected a value that fits into 1 bytes, got 0x100"),
+        (["poke", "0", "1", "3"], 2, "'3' is not one of '1', '2', '4', '8'"),
+        (["poke", "65533", "1"], 2, "got 4 at offset 0xfffd"),
+        (["load", "0", "/nonexistent"], 2, "cannot read /nonexistent: No such file"),
+        (["load", "0", "/dev/zero"], 2, "got 65537 at offset 0x0"),
+        (["save", "0", "1", "/nonexistent/file"], 2, "cannot write /nonexistent/file: No such file"),
+        (["-n", "0", "peers"], 2, "0 is not in the range 1<=x<=2048"),
+    ],
+)
+def test_what_cannot_be_is_told(path, arguments, code, message):
+    told = attach(path, *arguments)
+    assert (told.returncode, told.stdout) == (code, "")
+    assert message in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_no_server(short_path):
+    told = attach(short_path / "s", "peers")
+    assert told.returncode == 2
+    assert f"no server listens on {short_path / 's'}: No such file or directory" in told.stderr
+
+
+SCRIPT = """
+# what follows is carried out line by line
+peers
+int 0 1
+wait --vector 1 --timeout 30s
+
+poke 0 0x41424344
+peek 0 4
+frobnicate
+ring 77
+peek 0 99999999
+"unclosed
+dump --json
+?
+quit
+peers
+"""
+
+
+@pytest.mark.parametrize("how", ["pipe", "file"])
+def test_a_script(path, how, tmp_path):
+    if how == "pipe":
+        told = attach(path, stdin=SCRIPT)
+    else:
+        (tmp_path / "script").write_text(SCRIPT)
+        with (tmp_path / "script").open() as opened:
+            told = subprocess.run(
+                command_line(path), stdin=opened, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            )
+    assert told.returncode == 1  # three lines could not be carried out
+    lines = told.stdout.splitlines()
+    assert lines[0].startswith("peer 0 of ")
+    assert lines[1] == "peer 0: 2 vectors (this one); 65536 bytes of memory"
+    assert "interrupt vector 1" in lines
+    assert "00000000  44 43 42 41                                       |DCBA|" in lines
+    assert sum(line.startswith("{") for line in lines) == 1
+    assert lines[-1].startswith("Also: int is ring")  # nothing after quit
+    errors = told.stderr.splitlines()
+    assert [line for line in errors if not line.startswith("rang")] == [
+        "ivsim: frobnicate: expected one of peers, ring, wait, watch, peek, poke, fill, load, save, help, quit",
+        "ivsim: ring: peer 77 is not there: expected one of 0",
+        "ivsim: peek: expected 1 byte or more within the memory's 65536 (0x10000), got 99999999 at offset 0x0",
+        "ivsim: expected closed quotes, got '\"unclosed' (No closing quotation)",
+    ]
+
+
+def test_input_that_has_nothing_or_is_none(path):
+    told = subprocess.run(
+        command_line(path), stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S, check=False
+    )
+    assert (told.returncode, told.stderr) == (0, b"")
+    shell = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command_line(path)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (shell.returncode, "standard input is closed" in shell.stderr) == (2, True)
+
+
+def test_a_script_that_works_ends_with_0(path):
+    told = attach(path, stdin="peers\nring 0\nwait --timeout 30s\n")
+    assert (told.returncode, told.stderr) == (0, "rang 1 doorbell\n")
+    assert "interrupt vector 0" in told.stdout
+
+
+def test_what_happens_between_the_lines_is_shown(path):
+    with attached(path) as peer:
+        read_until(peer.stdout, "^peer 0 of")
+        with attached(path) as other:
+            read_until(peer.stdout, "^peer 1 has joined")
+            other.stdin.write("ring 0 1\n")
+            line = read_until(peer.stdout, "interrupt")[-1]
+            assert re.fullmatch(r"[0-9]+\.[0-9]{6} interrupt vector 1\n", line)
+        read_until(peer.stdout, "^peer 1 has left")
+        peer.stdin.close()
+        assert peer.wait(PATIENCE_S) == 0
+
+
+def test_it_connects_again(short_path):
+    path = short_path / "s"
+    with attached(path, "--reconnect") as peer:
+        read_until(peer.stdout, f"no server listens on {path}.*; trying again every second")
+        with serving(path):
+            read_until(peer.stdout, "^peer 0 of")
+        read_until(peer.stdout, "the server has closed the connection; trying again every second")
+        with serving(path), attached(path) as other:
+            read_until(other.stdout, "of .* others")
+            peer.stdin.write("wait --timeout 30s\n")
+            while not other.poll():
+                other.stdin.write("ring all\n")
+                if "rang 2 doorbells\n" in read_until(other.stdout, "rang"):
+                    break
+            read_until(peer.stdout, "interrupt vector")
+
+
+def test_without_reconnect_the_end_of_the_server_is_told(short_path):
+    path = short_path / "s"
+    with contextlib.ExitStack() as stack:
+        with serving(path):
+            peer = stack.enter_context(attached(path))
+            read_until(peer.stdout, "^peer 0 of")
+        read_until(peer.stdout, "doorbells and interrupts go on without it")
+        peer.stdin.write("ring 0 0\npeers --json\n")
+        assert '"server": false' in read_until(peer.stdout, "server")[-1]
+        peer.stdin.write("quit\n")
+        assert peer.wait(PATIENCE_S) == 0
+
+
+# At a terminal
+
+
+class Terminal:
+    """`ivsim attach` at a pseudo terminal: what it shows, and keys."""
+
+    def __init__(self, path):
+        self.descriptor, other_end = pty.openpty()
+        # As a login would: a session of its own, whose terminal this is, so that keys are signals.
+        code = (
+            "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *command_line(path)],
+            stdin=other_end,
+            stdout=other_end,
+            stderr=other_end,
+            start_new_session=True,
+            env={**os.environ, "TERM": "dumb"},
+        )
+        os.close(other_end)
+        self.shown = ""
+
+    def type(self, keys):
+        os.write(self.descriptor, keys.encode())
+
+    def until(self, pattern):
+        """Read until ``pattern`` has been shown; what comes after it is kept for the next time."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not (match := re.search(pattern, self.shown)):
+            ready, _, _ = select.select([self.descriptor], [], [], max(0, deadline_s - time.monotonic()))
+            assert ready, f"no {pattern!r} in {self.shown!r}"
+            self.shown += os.read(self.descriptor, 4096).decode()
+        self.shown = self.shown[match.end() :]
+        return match
+
+    def exit_code(self):
+        """Read to the end, and wait for it."""
+        with contextlib.suppress(OSError):  # EIO: nobody holds the other end any more
+            while os.read(self.descriptor, 4096):
+                pass
+        return self.process.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def terminal(path):
+    terminal = Terminal(path)
+    yield terminal
+    terminal.process.kill()
+    terminal.process.wait()
+    os.close(terminal.descriptor)
+
+
+def test_at_a_terminal(path, terminal):
+    terminal.until(r"peer 0 of .* 0 others")
+    terminal.until("ivsim> ")
+    terminal.type("peers\n")
+    terminal.until(r"peer 0: 2 vectors \(this one\)")
+    terminal.until("ivsim> ")
+    terminal.type("pee")  # a line at hand, above which things are shown
+    terminal.until("pee")
+    with attached(path) as other:
+        other.stdin.write("ring 0 1\n")
+        terminal.until(r"peer 1 has joined\r\nivsim> pee")
+        terminal.until(r"\d\.\d{6} interrupt vector 1\r\nivsim> pee")
+    terminal.until(r"peer 1 has left\r\nivsim> pee")
+    terminal.type("k 0 1\n")
+    terminal.until(r"00000000  00 +\|\.\|")
+    terminal.until("ivsim> ")
+    terminal.type("nonsense\n")
+    terminal.until("expected one of peers")
+    terminal.type("quit\n")
+    assert terminal.exit_code() == 1
+
+
+@pytest.mark.parametrize(("key", "code"), [("\x04", 0), ("\x03", 130)], ids=["ctrl-d", "ctrl-c"])
+def test_a_key_ends_it(terminal, key, code):
+    terminal.until("ivsim> ")
+    terminal.type(key)
+    assert terminal.exit_code() == code

@@ -1,0 +1,233 @@
+"""sim.attachment: a peer in this process, on one loop with a real server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+
+import pytest
+
+from nodes.errors import GuestError, RemoteProtocolError, UsageError
+from nodes.protocol import V0, V0_SHM_LAST, Message
+from sim import attachment as attachment_module
+from sim.attachment import Attachment
+from sim.channel import Outbox
+from sim.eventfd import COUNTER_MAX, signal
+from sim.loop import Loop
+from sim.memory import Region
+from sim.server import IvshmemServer
+
+
+class Site:
+    """A loop, a server on it, and peers that attach; everything is closed at the end."""
+
+    def __init__(self, path):
+        self.path = path
+        self.stack = contextlib.ExitStack()
+        self.loop = Loop()
+        self.stack.callback(self.loop.close)
+        self.region = Region.create(4096, kind="memfd")
+        self.stack.callback(self.region.close)
+
+    def serve(self, vectors=2, dialect=V0):
+        server = IvshmemServer(self.loop, self.path, self.region.descriptor, vectors=vectors, dialect=dialect)
+        self.stack.callback(server.close)
+        return server
+
+    def attach(self, vectors=8, *, meet=True, **options):
+        peer = Attachment(self.loop, self.path, vectors=vectors, say=self.said.append, **options)
+        self.stack.callback(peer.close)
+        if meet:
+            peer.meet()
+        return peer
+
+    said: list[str]
+
+    def until(self, condition):
+        while not condition():
+            self.loop.step()
+
+
+@pytest.fixture
+def site(short_path):
+    site = Site(short_path / "s")
+    site.said = []
+    with site.stack:
+        yield site
+
+
+def test_it_meets_everybody_and_shares_their_memory(site):
+    server = site.serve(vectors=3)
+    first, second = site.attach(), site.attach()
+    site.until(lambda: len(first.peers) == 2)
+    for peer, number in ((first, 0), (second, 1)):
+        assert (peer.peer, peer.peers, peer.own_vectors, peer.served) == (number, {0: 3, 1: 3}, 3, True)
+    first.memory[100:103] = b"abc"
+    assert bytes(second.memory[100:103]) == b"abc"
+    assert len(first.memory) == site.region.size_bytes
+    assert set(server.peers) == {0, 1}
+
+
+@pytest.mark.parametrize("dialect", [V0, V0_SHM_LAST], ids=lambda dialect: dialect.name)
+def test_it_rings_and_hears(site, dialect):
+    site.serve(dialect=dialect)
+    heard = []
+    first = site.attach(on_interrupt=lambda time_ns, *what: heard.append((time_ns > 0, *what)))
+    second = site.attach()
+    assert second.ring(0, 1)
+    assert second.ring(0, 1)
+    assert second.ring(1, 0)  # itself
+    site.until(lambda: heard and second.unseen)
+    assert heard == [(True, 1, 2)]  # two doorbells, one wake-up
+    assert (first.unseen, second.unseen) == ({1: 1}, {0: 1})
+
+
+def test_who_is_not_there_cannot_be_rung(site):
+    site.serve(vectors=2)
+    peer = site.attach()
+    with pytest.raises(GuestError, match="peer 7 is not there: expected one of 0"):
+        peer.ring(7, 0)
+    for vector in (2, -1):
+        with pytest.raises(GuestError, match=rf"peer 0 has no vector {vector}: expected 0..1"):
+            peer.ring(0, vector)
+
+
+def test_a_full_counter_is_told(site):
+    server = site.serve()
+    peer = site.attach()
+    other = site.attach()
+    line = server.peers[0].eventfds[0].descriptor
+    signal(line, COUNTER_MAX)
+    assert not other.ring(0, 0)
+    site.until(lambda: peer.unseen)
+    assert other.ring(0, 0)
+
+
+def test_it_keeps_no_more_vectors_than_it_has(site):
+    site.serve(vectors=5)
+    peer = site.attach(vectors=2)
+    assert peer.peers == {0: 2}
+    site.until(lambda: len(site.said) == 3)
+    assert site.said == ["too many eventfds for peer 0, the device has 2 vectors"] * 3
+
+
+def test_who_joins_and_leaves_is_told(site):
+    server = site.serve()
+    peer = site.attach()
+    site.attach()
+    site.until(lambda: peer.peers == {0: 2, 1: 2})
+    assert site.said == ["peer 1 has joined"]
+    site.said.clear()
+    third = site.attach()
+    third.close()
+    site.until(lambda: site.said.count("peer 2 has left") == 2)  # to both
+    assert set(server.peers) == {0, 1}
+    with pytest.raises(GuestError, match="peer 2 is not there: expected one of 0, 1"):
+        peer.ring(2, 0)
+
+
+def test_a_server_that_goes_is_told_and_doorbells_go_on(site):
+    server = site.serve()
+    first, second = site.attach(), site.attach()
+    server.close()
+    site.until(lambda: not (first.served or second.served))
+    assert site.said[-1] == "the server has closed the connection; doorbells and interrupts go on without it"
+    assert second.ring(0, 1)
+    site.until(lambda: first.unseen)
+    assert first.unseen == {1: 1}
+
+
+def test_it_connects_again_when_asked_to(site, monkeypatch):
+    monkeypatch.setattr(attachment_module, "RECONNECT_NS", 1_000_000)
+    peer = site.attach(reconnect=True, meet=False)
+    assert site.said.pop().endswith("No such file or directory; trying again every second")
+    assert (peer.served, peer.peer, peer.peers, len(peer.memory)) == (False, None, {}, 0)
+    server = site.serve(vectors=2)
+    peer.meet()
+    assert (peer.peer, peer.peers) == (0, {0: 2})
+    server.close()
+    site.until(lambda: not peer.served)
+    assert site.said == ["the server has closed the connection; trying again every second"]
+    assert (peer.peer, peer.peers) == (None, {})
+    site.serve(vectors=3)
+    peer.meet()
+    assert (peer.peer, peer.peers, peer.own_vectors) == (0, {0: 3}, 3)
+    assert peer.ring(0, 2)
+    site.until(lambda: peer.unseen)
+
+
+def test_closed_while_it_tries_again_it_does_not(site, monkeypatch):
+    monkeypatch.setattr(attachment_module, "RECONNECT_NS", 1_000_000)
+    peer = site.attach(reconnect=True, meet=False)
+    tried_ns = time.monotonic_ns() + attachment_module.RECONNECT_NS
+    peer.close()
+    server = site.serve()
+    joined = []
+    site.loop.at(tried_ns, lambda: joined.append(set(server.peers)))  # after the next try, which was due before
+    site.until(lambda: joined)
+    site.attach()
+    assert set(server.peers) == {0}
+
+
+def test_no_server(site):
+    with pytest.raises(UsageError, match="no server listens on"):
+        site.attach()
+
+
+def test_a_server_without_eventfds_for_us_is_not_waited_for_for_ever(site, monkeypatch):
+    monkeypatch.setattr(attachment_module, "DEAF_NS", 1_000_000)
+    site.serve(vectors=0)
+    peer = site.attach()
+    assert (peer.peer, peer.own_vectors) == (0, 0)
+    assert site.said == ["no eventfds of its own have come: nobody can interrupt this peer"]
+
+
+@pytest.fixture
+def scripted(site):
+    """A listener that says what it is told to, to the one who attaches."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(site.path))
+        listener.listen()
+
+        def say(*messages):
+            accepted, _ = listener.accept()
+            site.stack.enter_context(accepted)
+            outbox = Outbox(accepted, 100)
+            for message in messages:
+                outbox.put(message)
+            assert outbox.flush()
+            return accepted
+
+        yield say
+    site.path.unlink()
+
+
+@pytest.mark.parametrize(("messages", "missing"), [([], "an ID"), ([0], "an ID"), ([0, 3], "the shared memory")])
+def test_a_silent_server_is_given_up(site, scripted, monkeypatch, messages, missing):
+    monkeypatch.setattr(attachment_module, "GREETING_NS", 20_000_000)
+    peer = site.attach(meet=False)
+    scripted(*map(Message, messages))
+    with pytest.raises(RemoteProtocolError, match=f"is silent: expected {missing} within"):
+        peer.meet()
+
+
+def test_a_server_that_errs_or_closes_in_its_greeting(site, scripted):
+    peer = site.attach(meet=False)
+    scripted(Message(1))
+    with pytest.raises(RemoteProtocolError, match="version 1, expecting 0"):
+        peer.meet()
+    peer.close()
+    peer = site.attach(meet=False)
+    scripted(Message(0)).close()
+    with pytest.raises(RemoteProtocolError, match="closed the connection before it sent its ID"):
+        peer.meet()
+
+
+def test_closing_twice_is_no_error(site):
+    server = site.serve()
+    peer = site.attach()
+    peer.close()
+    peer.close()
+    site.until(lambda: not server.peers)
