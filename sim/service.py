@@ -1,0 +1,237 @@
+"""A server as a service: everything around it, from the limits of the host to the signal that ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodes.errors import HostError
+from nodes.protocol import LEGACY, PEERS_MAX, Dialect, Message
+from sim.daemon import PidFile
+from sim.event_log import EventLog, open_log
+from sim.listener import Listener
+from sim.loop import Loop
+from sim.memory import Region
+from sim.server import Arrival, IvshmemServer, Peer
+from sim.signals import ENDING, signals_ignored
+
+__all__ = ["Settings", "run_service"]
+
+OWN_DESCRIPTORS = 32
+# A client that is not let in reads this where a version belongs, and says so: QEMU exits with "server sent version
+# -87, expecting 0". At the mere end of the connection it would wait for ever (hw/misc/ivshmem.c, ivshmem_recv_msg).
+REFUSAL: Message[int] = Message(-errno.EUSERS)
+UNBLOCK_AFTER_NS = (50_000_000, 500_000_000, 5_000_000_000)
+STANDARD_ERROR = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is to be served, and how. Without ``memory_name`` and ``directory`` the memory is a sealed memfd."""
+
+    path: Path
+    mode: int
+    group: int | None
+    memory_name: str | None
+    directory: Path | None
+    reuse_memory: bool
+    size_bytes: int
+    vectors: int
+    dialect: Dialect
+    first_peer: int
+    reuse_peers: bool
+    clients_max: int | None
+    pid_file: Path | None
+    log: str | None
+    verbose: bool
+
+    @property
+    def memory(self) -> str:
+        return self.memory_name or (f"a file in {self.directory}" if self.directory else "memfd")
+
+
+def run_service(settings: Settings, ready: Callable[[str], object]) -> None:
+    """Serve until a signal comes that ends a program; then nothing of it is left.
+
+    ``ready`` is told what is served once clients can connect. Raises ``UsageError`` or ``HostError`` before.
+    """
+    with contextlib.ExitStack() as stack:
+        loop = Loop()
+        stack.callback(loop.close)
+        ended = stack.enter_context(_ended_by_signal(loop))
+        clients_max = _clients_max(settings)
+        reporter = _Reporter(stack, settings)
+        if settings.pid_file is not None:
+            stack.enter_context(PidFile(settings.pid_file))
+        with signals_ignored():  # the standard library's tracker of shared memory is started here
+            region = _region(settings)
+        stack.callback(region.close)
+        listener = Listener.from_systemd()
+        if listener is None:
+            listener = Listener(settings.path, mode=settings.mode, group=settings.group)
+        stack.enter_context(listener)
+
+        def joined(peer: Peer) -> None:
+            reporter.joined(peer)
+            unblocker.start()
+
+        server = IvshmemServer(
+            loop,
+            listener,
+            region.descriptor,
+            vectors=settings.vectors,
+            dialect=settings.dialect,
+            first_peer=settings.first_peer,
+            reuse_peers=settings.reuse_peers,
+            clients_max=clients_max,
+            refusal=None if settings.dialect is LEGACY else REFUSAL,  # which has no version
+            on_join=joined,
+            on_leave=reporter.left,
+            on_refuse=reporter.refused,
+            on_pause=reporter.paused,
+        )
+        stack.enter_context(server)
+        unblocker = _Unblocker(loop, server)
+        reporter.listening(listener, clients_max)
+        ready(
+            f"serving {settings.size_bytes} bytes ({settings.memory}) and {settings.vectors} vectors at {listener.path}"
+        )
+        while not ended():
+            loop.step()
+        reporter.ended(len(server.peers))
+
+
+@contextlib.contextmanager
+def _ended_by_signal(loop: Loop) -> Iterator[Callable[[], bool]]:
+    """Until one of the signals comes that end a program: then the loop wakes up, and the function says True."""
+    ended = False
+
+    def end() -> None:
+        nonlocal ended
+        ended = True
+
+    read_end, write_end = socket.socketpair()
+    with read_end, write_end:
+        write_end.setblocking(False)
+        for number in ENDING:
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
+        loop.add(read_end, end)
+        try:
+            yield lambda: ended
+        finally:  # the handlers stay: a second signal does not interrupt the clean-up
+            loop.remove(read_end)
+            signal.set_wakeup_fd(-1)
+
+
+def _clients_max(settings: Settings) -> int:
+    """How many clients there may be; the limit on descriptors is raised as far as it goes.
+
+    Raises ``HostError`` with the sum when so many as are wanted do not fit.
+    """
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    each = 1 + settings.vectors
+    wanted = settings.clients_max or 1
+    needed = wanted * each + OWN_DESCRIPTORS
+    if needed > limit:
+        raise HostError(
+            f"{wanted} clients need {needed} descriptors ({each} each, {OWN_DESCRIPTORS} for the server), the limit "
+            f"is {limit}: raise it (ulimit -Hn, LimitNOFILE=), or take fewer vectors or clients"
+        )
+    return settings.clients_max or min(PEERS_MAX, (limit - OWN_DESCRIPTORS) // each)
+
+
+def _region(settings: Settings) -> Region:
+    if settings.directory is not None:
+        return Region.create_in(settings.directory, settings.size_bytes)
+    if settings.memory_name is None:
+        return Region.create(settings.size_bytes, kind="memfd")
+    if settings.reuse_memory:
+        return Region.open(settings.memory_name, settings.size_bytes)
+    return Region.create_owned(settings.size_bytes, settings.memory_name)
+
+
+class _Reporter:
+    """Tells the log, and standard error if asked, what happens."""
+
+    def __init__(self, stack: contextlib.ExitStack, settings: Settings) -> None:
+        self._settings = settings
+        self._log: EventLog | None = None
+        if settings.log is not None:
+            self._log = open_log(settings.log)
+            stack.callback(self._log.close)
+        self._console = EventLog(STANDARD_ERROR, owned=False) if settings.verbose else None
+
+    def _tell(self, text: str | None, event: str, **details: object) -> None:
+        if self._log is not None:
+            self._log.write(event, **details)
+        if self._console is not None and text is not None:
+            self._console.put(text)
+
+    def listening(self, listener: Listener, clients_max: int) -> None:
+        self._tell(
+            None,  # standard error has it already
+            "listening",
+            path=str(listener.path),
+            activated=listener.activated,
+            dialect=self._settings.dialect.name,
+            memory=self._settings.memory,
+            size_bytes=self._settings.size_bytes,
+            vectors=self._settings.vectors,
+            clients_max=clients_max,
+        )
+
+    def joined(self, peer: Peer) -> None:
+        text = f"peer {peer.peer} joined (pid {peer.pid}, uid {peer.uid})"
+        self._tell(text, "joined", peer=peer.peer, pid=peer.pid, uid=peer.uid, gid=peer.gid)
+
+    def left(self, peer: Peer, reason: str) -> None:
+        text = f"peer {peer.peer} left: {reason}"
+        self._tell(text, "left", peer=peer.peer, pid=peer.pid, uid=peer.uid, gid=peer.gid, reason=reason)
+
+    def refused(self, arrival: Arrival, reason: str) -> None:
+        text = f"a client (pid {arrival.pid}, uid {arrival.uid}) was refused: {reason}"
+        self._tell(text, "refused", pid=arrival.pid, uid=arrival.uid, gid=arrival.gid, reason=reason)
+
+    def paused(self, reason: str) -> None:
+        self._tell(f"accepting pauses: {reason}", "paused", reason=reason)
+
+    def ended(self, clients: int) -> None:
+        self._tell(f"ended with {clients} clients", "ended", clients=clients)
+
+
+class _Unblocker:
+    """Makes eventfds non-blocking again once newcomers have had time to read them, and until all have."""
+
+    def __init__(self, loop: Loop, server: IvshmemServer) -> None:
+        self._loop, self._server = loop, server
+        self._looks = len(UNBLOCK_AFTER_NS)  # since the last newcomer
+        self._newest = 0
+
+    def start(self) -> None:
+        if self._looks:
+            self._looks = 0
+            self._newest += 1
+            self._wait()
+
+    def _wait(self) -> None:
+        after_ns = UNBLOCK_AFTER_NS[min(self._looks, len(UNBLOCK_AFTER_NS) - 1)]
+        newest = self._newest
+        self._loop.at(time.monotonic_ns() + after_ns, lambda: self._look(newest))
+
+    def _look(self, newest: int) -> None:
+        if newest != self._newest:
+            return  # a later newcomer's turn comes sooner
+        unread = self._server.is_unread
+        self._server.unblock()
+        self._looks += 1
+        if unread or self._looks < len(UNBLOCK_AFTER_NS):
+            self._wait()
