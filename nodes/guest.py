@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol, cast
 
+from nodes.device.ivshmem import Ivshmem
 from nodes.doorbells import Burst, Doorbells
 from nodes.errors import GuestError
-from nodes.ivshmem import Ivshmem
 
 __all__ = ["FOREVER", "NOW", "OTHERS", "Guest", "Interrupt", "Peers", "Program", "Random"]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from nodes.device.ivshmem import IntxLevel, Ivshmem, Message, Warning_
+from nodes.device.pci import assign_resources
+from nodes.device.profiles import Profile
 from nodes.doorbells import Doorbells, Ledger, Line
 from nodes.errors import GuestError
 from nodes.guest import FOREVER, Guest, Interrupt, Program, Random
-from nodes.ivshmem import IntxLevel, Ivshmem, Message, Warning_
-from nodes.pci import assign_resources
-from nodes.profiles import Profile
 
 __all__ = ["Vm"]
 
@@ -172,9 +172,7 @@ class Vm:
     def _ring_by_register(self, peer: int, vector: int) -> bool:
         """A doorbell that has no line: let the device decode it, with all its quirks; False if nobody heard."""
         if not (0 <= peer <= 0xFFFF and 0 <= vector <= 0xFFFF):
-            raise GuestError(
-                f"a doorbell names a peer and a vector of 0..65535 each, not peer {peer}, vector {vector}"
-            )
+            raise GuestError(f"a doorbell names a peer and a vector of 0..65535 each, not peer {peer}, vector {vector}")
         rung = self.device.rung_doorbells
         self.device.bar_write(0, 12, 4, peer << 16 | vector)
         return self.device.rung_doorbells != rung

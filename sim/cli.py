@@ -8,6 +8,7 @@ output, everything else to standard error.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import Any
 
@@ -51,9 +52,7 @@ class _LazyGroup(click.Group):
         return command
 
 
-@click.group(
-    cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "IVSIM"}
-)
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "IVSIM"})
 @click.version_option(package_name="ivshmem-sim", prog_name="ivsim")
 def ivsim() -> None:
     """A laboratory for ivshmem: machines as processes, a real server, real eventfds."""
@@ -79,4 +78,6 @@ def main(arguments: list[str] | None = None) -> Any:
     except IvshmemError as error:
         click.echo(f"ivsim: {error}", err=True)
         code = 1
+    # All is said and written; an interrupt that comes now comes too late to change how this ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)

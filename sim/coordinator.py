@@ -21,11 +21,11 @@ import numpy as np
 from nodes.errors import HostError
 from sim import control, recording
 from sim.crew import Hand
-from sim.loop import Loop
+from sim.kernel.loop import Loop
 from sim.recording import WORD_BYTES
 from sim.resources import COORDINATOR, Resources, Sampler
-from sim.server import Arrival, IvshmemServer, Peer
 from sim.telemetry import Group, Publisher, Snapshot
+from sim.wire.server import Arrival, IvshmemServer, Peer
 from topologies import Topology
 
 __all__ = ["Coordinator", "Ending"]

@@ -16,8 +16,8 @@ from typing import Any
 
 from sim import recording, worker
 from sim.control import Control
+from sim.kernel.signals import signals_ignored
 from sim.recording import Recording, State
-from sim.signals import signals_ignored
 from sim.worker import WorkerPlan
 
 __all__ = ["ForkServer", "Hand", "describe_exit"]

@@ -25,9 +25,7 @@ class Recorder:
     def open_edge(self, peer: int, vector: int) -> int:
         index = self._edges
         if index >= self.layout.edges:
-            raise OverflowError(
-                f"no room for the counts of a further doorbell: {self.layout.edges} are in use"
-            )
+            raise OverflowError(f"no room for the counts of a further doorbell: {self.layout.edges} are in use")
         self._edges = index + 1
         self.words[self.layout.edges_at + 3 * index] = peer << 16 | vector
         self.words[recording.EDGES_USED] = index + 1

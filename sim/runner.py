@@ -16,10 +16,10 @@ from typing import Any
 from nodes.errors import HostError, UsageError
 from sim.coordinator import Coordinator, Ending
 from sim.crew import ForkServer, Hand
-from sim.memory import Region
+from sim.kernel.memory import Region
+from sim.kernel.signals import ENDING
 from sim.recording import Layout, Recording
 from sim.results import Outcome, Run, RunDirectory
-from sim.signals import ENDING
 from sim.worker import WorkerPlan
 from topologies import Machine, Topology, load
 

@@ -25,17 +25,18 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from nodes import profiles, programs
+from nodes import programs
+from nodes.device import profiles
 from nodes.errors import GuestError, HostError, ProtocolError, UsageError
 from nodes.guest import Guest, Program
 from nodes.vm import Vm
 from sim import control, recording
-from sim.connection import Connection
 from sim.control import Control
-from sim.eventfd import drain, signal
+from sim.kernel.eventfd import drain, signal
+from sim.kernel.signals import ENDING
 from sim.recorder import Recorder
 from sim.recording import Recording, State
-from sim.signals import ENDING
+from sim.wire.connection import Connection
 
 __all__ = ["WorkerPlan", "main"]
 

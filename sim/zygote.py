@@ -29,10 +29,10 @@ import traceback
 import msgspec
 
 import nodes.programs
-import sim.signals
+import sim.kernel.signals
 import sim.worker
 
-for number in sim.signals.ENDING:
+for number in sim.kernel.signals.ENDING:
     signal.signal(number, signal.SIG_IGN)
 gc.freeze()
 gc.enable()

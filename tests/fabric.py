@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from nodes.client import Client, Ignored, MemoryShared, PeerLeft, VectorConnected
+from nodes.device.profiles import PROFILES
 from nodes.guest import Guest, Program
-from nodes.profiles import PROFILES
-from nodes.protocol import V0, Dialect, Message
-from nodes.server import Outbound, Server
 from nodes.vm import Vm
+from nodes.wire.client import Client, Ignored, MemoryShared, PeerLeft, VectorConnected
+from nodes.wire.protocol import V0, Dialect, Message
+from nodes.wire.server import Outbound, Server
 
 FULL = (1 << 64) - 2
 MICROSECOND_NS = 1_000

@@ -8,12 +8,12 @@ import socket
 import time
 from collections.abc import Callable
 
-from nodes.client import Client, MemoryShared, PeerLeft, VectorConnected
-from sim.channel import Channel
-from sim.eventfd import EventFd
-from sim.loop import Loop
-from sim.memory import Region
-from sim.server import IvshmemServer
+from nodes.wire.client import Client, MemoryShared, PeerLeft, VectorConnected
+from sim.kernel.channel import Channel
+from sim.kernel.eventfd import EventFd
+from sim.kernel.loop import Loop
+from sim.kernel.memory import Region
+from sim.wire.server import IvshmemServer
 
 PATIENCE_S = 20.0
 

@@ -23,7 +23,7 @@ LAYERS = ("nodes", "topologies", "sim")  # each may import those before it, and 
 LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 LONGER_FILES = {
-    "nodes/ivshmem.py": "one device; its guest side, its server side and its registers share all their state",
+    "nodes/device/ivshmem.py": "one device; its guest side, its server side and its registers share all their state",
 }
 
 # A machine opens nothing and knows no clock: these modules cannot give it either.
@@ -72,8 +72,8 @@ FOREIGN_IMPORTS = {
     "psutil": "sim/resources.py",
 }
 FOREIGN_CALLS = {
-    r"sendmsg|recvmsg|recvmsg_into|send_fds|recv_fds": "sim/channel.py",
-    r"eventfd|eventfd_read|eventfd_write|EFD_\w+": "sim/eventfd.py",
+    r"sendmsg|recvmsg|recvmsg_into|send_fds|recv_fds": "sim/kernel/channel.py",
+    r"eventfd|eventfd_read|eventfd_write|EFD_\w+": "sim/kernel/eventfd.py",
 }
 RUNS_WHAT_IT_READS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 CONTAINS_RUST = {

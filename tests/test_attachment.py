@@ -1,4 +1,4 @@
-"""sim.attachment: a peer in this process, on one loop with a real server."""
+"""sim.wire.attachment: a peer in this process, on one loop with a real server."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import time
 import pytest
 
 from nodes.errors import GuestError, RemoteProtocolError, UsageError
-from nodes.protocol import V0, V0_SHM_LAST, Message
-from sim import attachment as attachment_module
-from sim.attachment import Attachment
-from sim.channel import Outbox
-from sim.eventfd import COUNTER_MAX, signal
-from sim.loop import Loop
-from sim.memory import Region
-from sim.server import IvshmemServer
+from nodes.wire.protocol import V0, V0_SHM_LAST, Message
+from sim.kernel.channel import Outbox
+from sim.kernel.eventfd import COUNTER_MAX, signal
+from sim.kernel.loop import Loop
+from sim.kernel.memory import Region
+from sim.wire import attachment as attachment_module
+from sim.wire.attachment import Attachment
+from sim.wire.server import IvshmemServer
 
 
 class Site:

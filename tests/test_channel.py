@@ -1,4 +1,4 @@
-"""sim.channel: messages with descriptors over a real socket; none is lost, none leaks."""
+"""sim.kernel.channel: messages with descriptors over a real socket; none is lost, none leaks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodes.protocol import Decoder, Message
-from sim.channel import DESCRIPTORS_MAX, Channel, Outbox
+from nodes.wire.protocol import Decoder, Message
+from sim.kernel.channel import DESCRIPTORS_MAX, Channel, Outbox
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ CUT_OFF = """
     import os, resource, socket, sys
     sys.path[:0] = {path!r}
     from nodes.errors import RemoteProtocolError
-    from sim.channel import Channel
+    from sim.kernel.channel import Channel
 
     ours, theirs = socket.socketpair()
     pipe, more = os.pipe()

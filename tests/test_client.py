@@ -1,4 +1,4 @@
-"""nodes.client: a sound server becomes events, an unsound one an event or an error, and no descriptor is lost."""
+"""nodes.wire.client: a sound server becomes events, an unsound one an event or an error, and no descriptor is lost."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.client import Assigned, Client, Ignored, MemoryShared, PeerLeft, VectorConnected
 from nodes.errors import RemoteProtocolError
-from nodes.protocol import Message
+from nodes.wire.client import Assigned, Client, Ignored, MemoryShared, PeerLeft, VectorConnected
+from nodes.wire.protocol import Message
 from tests.malformed import CASES, SCRIPTS
 
 

@@ -14,16 +14,16 @@ from random import Random
 
 import pytest
 
+from nodes.device.ivshmem import Ivshmem
+from nodes.device.msix import Undelivered
+from nodes.device.pci import assign_resources
+from nodes.device.profiles import PROFILES, STICKY_REGISTERS, Profile, profile
+from nodes.device.registers import AccessRules
 from nodes.errors import HostError, UsageError
-from nodes.ivshmem import Ivshmem
-from nodes.msix import Undelivered
-from nodes.pci import assign_resources
-from nodes.profiles import PROFILES, STICKY_REGISTERS, Profile, profile
-from nodes.registers import AccessRules
-from sim.conformance import CONFORMING, Divergence, RealDevice, SimulatedDevice, conform, play, possible, shrink
-from sim.eventfd import EventFd
-from sim.memory import Region
-from sim.operations import (
+from sim.kernel.eventfd import EventFd
+from sim.kernel.memory import Region
+from sim.oracle.conformance import CONFORMING, Divergence, RealDevice, SimulatedDevice, conform, play, possible, shrink
+from sim.oracle.operations import (
     RULES,
     WINDOWS,
     ConfigRead,
@@ -39,8 +39,8 @@ from sim.operations import (
     boot,
     generate,
 )
-from sim.qtest import DEFAULT_QEMU, Qemu, find_qemu
-from sim.scripted_server import ScriptedServer
+from sim.oracle.qtest import DEFAULT_QEMU, Qemu, find_qemu
+from sim.oracle.scripted_server import ScriptedServer
 
 pytestmark = pytest.mark.qemu
 

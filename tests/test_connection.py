@@ -1,4 +1,4 @@
-"""sim.connection: every malformed server of ``golden/malformed.json``, with real descriptors, against a machine."""
+"""sim.wire.connection: every malformed server of ``golden/malformed.json``, real descriptors, against a machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import socket
 
 import pytest
 
+from nodes.device.profiles import PROFILES
 from nodes.errors import RemoteProtocolError, UsageError
-from nodes.profiles import PROFILES
 from nodes.vm import Vm
-from sim.connection import Connection
-from sim.eventfd import signal
+from sim.kernel.eventfd import signal
+from sim.wire.connection import Connection
 from tests.ledger import NoLedger
 from tests.malformed import BOTH, SCRIPTS, Case, cut, eventfd, joined, number
 

@@ -9,13 +9,13 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-import sim.conformance
+import sim.oracle.conformance
+from nodes.device.profiles import PROFILES, Profile, profile
 from nodes.errors import HostError
-from nodes.profiles import PROFILES, Profile, profile
-from sim.conformance import Divergence, Report
-from sim.datasheet import datasheet, summary
+from sim.commands.datasheet import datasheet, summary
 from sim.commands.device import conformance, device
-from sim.operations import ConfigRead, Scene
+from sim.oracle.conformance import Divergence, Report
+from sim.oracle.operations import ConfigRead, Scene
 
 
 @pytest.mark.parametrize("made", PROFILES.values(), ids=lambda made: made.name)
@@ -71,7 +71,7 @@ def test_a_divergence_is_printed_and_fails(monkeypatch: pytest.MonkeyPatch) -> N
         divergence = Divergence(scene, (ConfigRead(0, 4),), "value 0x1", "value 0x2")
         return Report(name, seed, operations, (("ConfigRead", 1),), divergence if seed == 4 else None)
 
-    monkeypatch.setattr(sim.conformance, "conform", diverging)
+    monkeypatch.setattr(sim.oracle.conformance, "conform", diverging)
     result = CliRunner().invoke(conformance, ["--profile", "qemu-plain", "--seed", "3", "--seeds", "2"])
     assert result.exit_code == 1
     assert "seed 3: 1000 operations, no divergence" in result.output

@@ -1,4 +1,4 @@
-"""sim.eventfd: one owner for each descriptor, and a counter that never blocks."""
+"""sim.kernel.eventfd: one owner for each descriptor, and a counter that never blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from nodes.errors import RemoteProtocolError
-from sim.eventfd import COUNTER_MAX, EventFd, drain, signal
+from sim.kernel.eventfd import COUNTER_MAX, EventFd, drain, signal
 
 
 @pytest.fixture

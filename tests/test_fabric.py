@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nodes import programs
 from nodes.guest import FOREVER
-from nodes.protocol import V0, V0_SHM_LAST
+from nodes.wire.protocol import V0, V0_SHM_LAST
 from tests.fabric import Fabric
 
 SEEDS = st.integers(0, (1 << 32) - 1)

@@ -26,7 +26,7 @@ from sim.runner import Begun
 
 PATIENCE_S = 30.0
 
-PROGRAMS = '''
+PROGRAMS = """
 import os, signal
 
 def raises(guest):
@@ -35,6 +35,7 @@ def raises(guest):
 
 def spins(guest):
     yield 0
+    open(__file__ + ".spins", "w").close()
     while True:
         pass
 
@@ -51,7 +52,7 @@ def kills_itself(guest):
 def never_starts(guest):
     raise KeyError("no")
     yield
-'''
+"""
 
 
 @pytest.fixture
@@ -184,6 +185,13 @@ def test_a_worker_that_is_killed_at_any_moment_is_announced_and_settled(delay_s:
     assert [event["how"] for event in exits] == ["SIGKILL"]
 
 
+def wait_for(path: Path) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert time.monotonic() < deadline_s, f"no {path}"
+        threading.Event().wait(0.01)
+
+
 class Ivsim:
     """`ivsim run` as a process of its own, in a session of its own."""
 
@@ -244,6 +252,7 @@ def test_the_coordinator_is_killed(with_spinner: bool, programs: None, runtime: 
     if with_spinner:
         ivsim = Ivsim(tmp_path, str(topology(tmp_path, "spins", duration_s=30)))
         family = ivsim.wait_for_machines(3)
+        wait_for(tmp_path / "fault_programs.py.spins")
     else:
         ivsim = Ivsim(tmp_path, "doorbell_storm", "--set", "machines.storm.count=4", "--set", "run.duration_s=30")
         family = ivsim.wait_for_machines(4)
@@ -281,6 +290,7 @@ def test_a_signal_ends_the_run_with_what_was_measured(
 def test_a_second_signal_does_not_wait(programs: None, runtime: Path, tmp_path: Path) -> None:
     ivsim = Ivsim(tmp_path, str(topology(tmp_path, "spins", duration_s=30)))
     family = ivsim.wait_for_machines(3)
+    wait_for(tmp_path / "fault_programs.py.spins")
     os.killpg(ivsim.process.pid, signal.SIGINT)
     threading.Event().wait(0.2)  # two signals at once are one
     os.killpg(ivsim.process.pid, signal.SIGINT)

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from nodes.device.profiles import PROFILES
 from nodes.errors import GuestError
 from nodes.guest import Guest, Interrupt
-from nodes.profiles import PROFILES
 from nodes.vm import Vm
 from tests.fabric import Books
 from tests.ledger import NoLedger

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from nodes.device.ivshmem import Ivshmem, Message, Warning_
+from nodes.device.pci import assign_resources
+from nodes.device.profiles import profile
 from nodes.errors import RemoteProtocolError, UsageError
-from nodes.ivshmem import Ivshmem, Message, Warning_
-from nodes.pci import assign_resources
-from nodes.profiles import profile
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = {"b": 1, "w": 2, "l": 4, "q": 8}

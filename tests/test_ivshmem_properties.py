@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodes.device.ivshmem import IntxLevel, Ivshmem, Message, Warning_
+from nodes.device.pci import assign_resources
+from nodes.device.profiles import PROFILES, Profile, Quirk, profile
+from nodes.device.properties import DeviceExitError, Properties, realize
+from nodes.device.seed_client import SeedClient
 from nodes.errors import GuestError, ModelledFault, RemoteProtocolError
-from nodes.ivshmem import IntxLevel, Ivshmem, Message, Warning_
-from nodes.pci import assign_resources
-from nodes.profiles import PROFILES, Profile, Quirk, profile
-from nodes.properties import DeviceExitError, Properties, realize
-from nodes.seed_client import SeedClient
 
 VECTORS = 2
 MEMORY_BYTES = 4096

@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
+from nodes.device.ivshmem import Ivshmem, Warning_
+from nodes.device.pci import assign_resources
+from nodes.device.profiles import Quirk, profile
+from nodes.device.properties import DeviceExitError
+from nodes.device.seed_client import FIRST_SLOTS, SeedClient
 from nodes.errors import ModelledFault
-from nodes.ivshmem import Ivshmem, Warning_
-from nodes.pci import assign_resources
-from nodes.profiles import Quirk, profile
-from nodes.properties import DeviceExitError
-from nodes.seed_client import FIRST_SLOTS, SeedClient
 
 MIB = 1 << 20
 MEMORY_FD = 90

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
+from nodes.device.ivshmem import IntxLevel, Ivshmem, Message
+from nodes.device.pci import assign_resources
+from nodes.device.profiles import Quirk, profile
 from nodes.errors import ModelledFault, UsageError
-from nodes.ivshmem import IntxLevel, Ivshmem, Message
-from nodes.pci import assign_resources
-from nodes.profiles import Quirk, profile
 
 MIB = 1 << 20
 ALL_ONES = 0xFFFF_FFFF

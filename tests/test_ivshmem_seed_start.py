@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from nodes.device.profiles import Quirk, profile
+from nodes.device.properties import STEPS, DeviceExitError, Plan, Properties, realize
+from nodes.device.shared_object import OBJECT_MODE, SharedObject, check_size, open_object
 from nodes.errors import ModelledFault
-from nodes.profiles import Quirk, profile
-from nodes.properties import STEPS, DeviceExitError, Plan, Properties, realize
-from nodes.shared_object import OBJECT_MODE, SharedObject, check_size, open_object
 
 SEED = profile("qemu-1.1")
 SERVER = "unix:/run/ivshmem"

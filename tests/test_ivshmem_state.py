@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodes.device.ivshmem import Ivshmem, Message
+from nodes.device.migration import Blocker, Blockers, MigrationError, RamMigration, blocker
+from nodes.device.pci import assign_resources
+from nodes.device.profiles import PROFILES, Quirk, profile
 from nodes.errors import UsageError
-from nodes.ivshmem import Ivshmem, Message
-from nodes.migration import Blocker, Blockers, MigrationError, RamMigration, blocker
-from nodes.pci import assign_resources
-from nodes.profiles import PROFILES, Quirk, profile
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "migration.json").read_text())
 SEED = ("qemu-1.1", "qemu-1.1-intx", "qemu-1.1-shm")

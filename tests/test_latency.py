@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.latency import QUANTILES, Samples, assign, grouped, overfull, percentiles, values
+from sim.results.latency import QUANTILES, Samples, assign, grouped, overfull, percentiles, values
 
 
 def numbers(*items: int) -> np.ndarray:

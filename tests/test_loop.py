@@ -1,4 +1,4 @@
-"""sim.loop: descriptors and moments, one at a time."""
+"""sim.kernel.loop: descriptors and moments, one at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from sim.loop import Loop
+from sim.kernel.loop import Loop
 
 PATIENCE_NS = 10_000_000_000
 

@@ -1,4 +1,4 @@
-"""sim.memory: the region and its owner, and what nobody should map."""
+"""sim.kernel.memory: the region and its owner, and what nobody should map."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nodes.errors import HostError, RemoteProtocolError, UsageError
-from sim.memory import Region, map_region
+from sim.kernel.memory import Region, map_region
 
 SHM = Path("/dev/shm")
 KINDS = ["shared_memory", "memfd"]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodes.device.msix import CONTROL_ENABLE, CONTROL_FUNCTION_MASK, Layout, Message, Msix, Undelivered
+from nodes.device.registers import AccessRules
 from nodes.errors import GuestError, UsageError
-from nodes.msix import CONTROL_ENABLE, CONTROL_FUNCTION_MASK, Layout, Message, Msix, Undelivered
-from nodes.registers import AccessRules
 
 RULES = AccessRules(widest_bytes=8, narrowest_bytes=4)
 ON, HELD = CONTROL_ENABLE, CONTROL_ENABLE | CONTROL_FUNCTION_MASK

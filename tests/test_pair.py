@@ -1,4 +1,4 @@
-"""nodes.server and nodes.client together: whatever joins and leaves, however it is cut, all see the same."""
+"""nodes.wire.server and nodes.wire.client together: whatever joins and leaves, however it is cut, all see the same."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from nodes.client import Assigned, Client, Ignored, MemoryShared, PeerLeft, VectorConnected
-from nodes.protocol import V0, V0_SHM_LAST
-from nodes.server import Server
+from nodes.wire.client import Assigned, Client, Ignored, MemoryShared, PeerLeft, VectorConnected
+from nodes.wire.protocol import V0, V0_SHM_LAST
+from nodes.wire.server import Server
 from tests.fabric import Wire
 
 VECTORS_MAX = 3

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodes.device.pci import Bar, Capability, ConfigSpace, Identity, assign_resources
 from nodes.errors import GuestError, UsageError
-from nodes.pci import Bar, Capability, ConfigSpace, Identity, assign_resources
 
 IDENTITY = Identity(0x1AF4, 0x1110, 0x05_00_00, 1, 0x1AF4, 0x1100, 1)
 FIRST = Capability(0x40, 0x11, "first", bytes(10), bytes([0, 0xC0]) + bytes(8))

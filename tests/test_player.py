@@ -1,4 +1,4 @@
-"""sim.player and `ivsim replay`: a recorded server, played to a client under test."""
+"""sim.wire.player and `ivsim replay`: a recorded server, played to a client under test."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 
 from nodes.errors import HostError
-from nodes.explanation import explain
-from nodes.session import HEADER, KINDS, Kind, Said, parse
-from sim.attachment import Attachment
-from sim.channel import Channel
-from sim.eventfd import signal as ring
-from sim.listener import Listener
-from sim.loop import Loop
-from sim.player import Played, Player
-from sim.proxy import kind_of
-from sim.qtest import DEFAULT_QEMU, find_qemu
+from nodes.wire.explanation import explain
+from nodes.wire.session import HEADER, KINDS, Kind, Said, parse
+from sim.kernel.channel import Channel
+from sim.kernel.eventfd import signal as ring
+from sim.kernel.loop import Loop
+from sim.oracle.qtest import DEFAULT_QEMU, find_qemu
+from sim.wire.attachment import Attachment
+from sim.wire.listener import Listener
+from sim.wire.player import Played, Player
+from sim.wire.proxy import kind_of
 
 PATIENCE_S = 30.0
 
@@ -359,7 +359,7 @@ def test_a_session_without_a_connection_cannot_be_played(tmp_path, short_path):
 
 def test_what_was_recorded_and_replayed_is_recorded_the_same(short_path, stage):
     """A session through player and proxy again says what it said."""
-    from sim.proxy import Proxy
+    from sim.wire.proxy import Proxy
 
     written = []
     player = stage.play(GREETING + "0 1 server 0\n0 1 server -7\n0 1 server closes\n", speed=0)

@@ -10,8 +10,7 @@ import pytest
 from synthetic import MEASURE_NS, finish, record, topology
 
 from nodes.errors import UsageError
-from sim import plots
-from sim.results import Run, RunDirectory
+from sim.results import Run, RunDirectory, plots
 
 RINGS = 100
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from nodes.device.ivshmem import Ivshmem
+from nodes.device.msix import Undelivered
+from nodes.device.pci import assign_resources
+from nodes.device.profiles import INTR_STATUS, PROFILES, Profile, Quirk, profile
+from nodes.device.registers import Access
 from nodes.errors import RemoteProtocolError, UsageError
-from nodes.ivshmem import Ivshmem
-from nodes.msix import Undelivered
-from nodes.pci import assign_resources
-from nodes.profiles import INTR_STATUS, PROFILES, Profile, Quirk, profile
-from nodes.registers import Access
 
 GOLDEN = Path(__file__).parent / "golden"
 

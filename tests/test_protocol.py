@@ -1,4 +1,4 @@
-"""nodes.protocol: the decoder gives the same messages however the bytes were cut."""
+"""nodes.wire.protocol: the decoder gives the same messages however the bytes were cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.protocol import DIALECTS, LEGACY, MEMORY, V0, V0_SHM_LAST, Decoder, Message, Step
+from nodes.wire.protocol import DIALECTS, LEGACY, MEMORY, V0, V0_SHM_LAST, Decoder, Message, Step
 
 MESSAGES = (Message(0), Message(-1), Message(65535))
 STREAM = b"".join(message.encode() for message in MESSAGES)

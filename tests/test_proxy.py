@@ -1,4 +1,4 @@
-"""sim.proxy: between a server and its clients, everything is passed on and written down."""
+"""sim.wire.proxy: between a server and its clients, everything is passed on and written down."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import time
 import pytest
 
 from nodes.errors import UsageError
-from nodes.explanation import explain
-from nodes.protocol import DIALECTS, Message
-from nodes.session import Bytes, Closes, Connects, Entry, Kind, Said, format_entry, parse
-from sim import proxy as proxy_module
-from sim.attachment import Attachment
-from sim.channel import Channel, Outbox
-from sim.eventfd import EventFd
-from sim.eventfd import signal as ring
-from sim.loop import Loop
-from sim.memory import Region
-from sim.proxy import Piece, Proxy, kind_of
-from sim.server import IvshmemServer
+from nodes.wire.explanation import explain
+from nodes.wire.protocol import DIALECTS, Message
+from nodes.wire.session import Bytes, Closes, Connects, Entry, Kind, Said, format_entry, parse
+from sim.kernel.channel import Channel, Outbox
+from sim.kernel.eventfd import EventFd
+from sim.kernel.eventfd import signal as ring
+from sim.kernel.loop import Loop
+from sim.kernel.memory import Region
+from sim.wire import proxy as proxy_module
+from sim.wire.attachment import Attachment
+from sim.wire.proxy import Piece, Proxy, kind_of
+from sim.wire.server import IvshmemServer
 
 PATIENCE_S = 30.0
 

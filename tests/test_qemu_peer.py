@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 
 import sim
+from nodes.device.profiles import PROFILES
 from nodes.guest import FOREVER, Guest, Interrupt, Program
-from nodes.profiles import PROFILES
 from nodes.vm import Vm
-from sim.connection import Connection
-from sim.eventfd import drain
-from sim.eventfd import signal as signal_line
-from sim.qtest import DEFAULT_QEMU, Qemu, find_qemu
+from sim.kernel.eventfd import drain
+from sim.kernel.eventfd import signal as signal_line
+from sim.oracle.qtest import DEFAULT_QEMU, Qemu, find_qemu
+from sim.wire.connection import Connection
 from tests.ledger import NoLedger
 
 pytestmark = pytest.mark.qemu

@@ -15,7 +15,7 @@ import pytest
 
 import topologies
 from sim.cli import COMMANDS
-from sim.qtest import DEFAULT_QEMU
+from sim.oracle.qtest import DEFAULT_QEMU
 from topologies.programs import resolve_program
 
 ROOT = Path(__file__).parent.parent
@@ -100,7 +100,7 @@ def test_every_command_that_is_named_exists() -> None:
 
 
 def test_every_profile_is_described() -> None:
-    from nodes.profiles import PROFILES
+    from nodes.device.profiles import PROFILES
 
     table = README.split("| profile |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `([\w.-]+)`", table, re.MULTILINE)) == set(PROFILES)

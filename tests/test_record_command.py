@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from nodes.explanation import explain
-from nodes.session import Connects, Said, parse
-from sim.attachment import Attachment
-from sim.loop import Loop
-from sim.memory import Region
-from sim.qtest import DEFAULT_QEMU, Qemu, find_qemu
-from sim.server import IvshmemServer
+from nodes.wire.explanation import explain
+from nodes.wire.session import Connects, Said, parse
+from sim.kernel.loop import Loop
+from sim.kernel.memory import Region
+from sim.oracle.qtest import DEFAULT_QEMU, Qemu, find_qemu
+from sim.wire.attachment import Attachment
+from sim.wire.server import IvshmemServer
 
 PATIENCE_S = 30.0
 

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.errors import GuestError, UsageError
-from nodes.ivshmem import Ivshmem
-from nodes.pci import assign_resources
-from nodes.profiles import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, PROFILES, Profile, Quirk
-from nodes.registers import (
+from nodes.device.ivshmem import Ivshmem
+from nodes.device.pci import assign_resources
+from nodes.device.profiles import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, PROFILES, Profile, Quirk
+from nodes.device.registers import (
     Access,
     AccessRules,
     Register,
@@ -23,6 +22,7 @@ from nodes.registers import (
     check_access,
     pieces,
 )
+from nodes.errors import GuestError, UsageError
 
 SIZES = (1, 2, 4, 8)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nodes.profiles import Quirk
+from nodes.device.profiles import Quirk
 
 TESTS = Path(__file__).parent
 ROWS: list[dict[str, Any]] = tomllib.loads((TESTS / "golden" / "seed_rows.toml").read_text())["row"]
@@ -64,13 +64,13 @@ def test_quirk_is_tested_on_and_off(quirk: Quirk) -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        {"code": "nodes.ivshmem:Ivshmem.nothing", "tests": ["test_seed_rows.py::test_all_rows_are_there"]},
+        {"code": "nodes.device.ivshmem:Ivshmem.nothing", "tests": ["test_seed_rows.py::test_all_rows_are_there"]},
         {"code": "nodes.nowhere:Thing", "tests": ["test_seed_rows.py::test_all_rows_are_there"]},
         {"code": "", "tests": ["test_seed_rows.py::test_all_rows_are_there"]},
-        {"code": "nodes.ivshmem:Ivshmem", "tests": []},
-        {"code": "nodes.ivshmem:Ivshmem", "tests": ["test_seed_rows.py::test_nothing"]},
-        {"code": "nodes.ivshmem:Ivshmem", "tests": ["test_nowhere.py::test_all_rows_are_there"]},
-        {"code": "nodes.ivshmem:Ivshmem", "tests": ["test_seed_rows.py::problems"]},
+        {"code": "nodes.device.ivshmem:Ivshmem", "tests": []},
+        {"code": "nodes.device.ivshmem:Ivshmem", "tests": ["test_seed_rows.py::test_nothing"]},
+        {"code": "nodes.device.ivshmem:Ivshmem", "tests": ["test_nowhere.py::test_all_rows_are_there"]},
+        {"code": "nodes.device.ivshmem:Ivshmem", "tests": ["test_seed_rows.py::problems"]},
     ],
 )
 def test_a_bad_row_is_seen(row: dict[str, Any]) -> None:

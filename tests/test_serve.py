@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from nodes.client import Assigned, Client, MemoryShared, VectorConnected
-from sim.channel import Channel
+from nodes.wire.client import Assigned, Client, MemoryShared, VectorConnected
+from sim.kernel.channel import Channel
 
 PATIENCE_S = 20.0
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from nodes.errors import UsageError
-from sim.event_log import EventLog
-from sim.listener import Listener
-from sim.memory import Region
+from sim.kernel.memory import Region
+from sim.wire.event_log import EventLog
+from sim.wire.listener import Listener
 from tests.test_serve import PATIENCE_S, Visitor, serve, serving
 
 SHM = Path("/dev/shm")

@@ -1,4 +1,4 @@
-"""sim.server: real sockets, in this process; clients that behave, and clients that do not."""
+"""sim.wire.server: real sockets, in this process; clients that behave, and clients that do not."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from nodes.protocol import LEGACY, V0_SHM_LAST
-from sim import server as server_module
-from sim.eventfd import drain, signal
+from nodes.wire.protocol import LEGACY, V0_SHM_LAST
+from sim.kernel.eventfd import drain, signal
+from sim.wire import server as server_module
 from tests.serving import PATIENCE_S, Reader, lines_of
 
 # Clients that behave

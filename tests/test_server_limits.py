@@ -1,4 +1,4 @@
-"""sim.server at its limits, and the one who decides about who joins."""
+"""sim.wire.server at its limits, and the one who decides about who joins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from nodes.errors import HostError
-from nodes.protocol import PEERS_MAX
+from nodes.wire.protocol import PEERS_MAX
 from tests.serving import PATIENCE_S, Reader, lines_of
 
 

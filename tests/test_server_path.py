@@ -1,4 +1,4 @@
-"""sim.server and the file that its socket is."""
+"""sim.wire.server and the file that its socket is."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import stat
 import pytest
 
 from nodes.errors import UsageError
-from sim.loop import Loop
-from sim.server import PATH_BYTES_MAX, IvshmemServer
+from sim.kernel.loop import Loop
+from sim.wire.server import PATH_BYTES_MAX, IvshmemServer
 
 
 @pytest.fixture

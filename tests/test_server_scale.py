@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.qtest import DEFAULT_QEMU, find_qemu
+from sim.oracle.qtest import DEFAULT_QEMU, find_qemu
 from tests.test_serve import serving
 
 pytestmark = pytest.mark.qemu

@@ -1,4 +1,4 @@
-"""nodes.server: who joins and leaves becomes the messages of QEMU's ivshmem-server, byte for byte."""
+"""nodes.wire.server: who joins and leaves becomes the messages of QEMU's ivshmem-server, byte for byte."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes.errors import LocalProtocolError
-from nodes.protocol import LEGACY, MEMORY, PEERS_MAX, V0, V0_SHM_LAST, Message
-from nodes.server import Outbound, Server
+from nodes.wire.protocol import LEGACY, MEMORY, PEERS_MAX, V0, V0_SHM_LAST, Message
+from nodes.wire.server import Outbound, Server
 
 WIRE = json.loads((Path(__file__).parent / "golden" / "wire.json").read_text())
 KINDS = {"/dev/shm/ivshmem-test": "memory", "anon_inode:[eventfd]": "eventfd"}

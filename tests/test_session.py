@@ -1,4 +1,4 @@
-"""nodes.session, nodes.explanation and `ivsim explain`: recorded sessions, read, written and understood."""
+"""nodes.wire.session, nodes.wire.explanation and `ivsim explain`: recorded sessions, read, written and understood."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.explanation import explain, recognise
-from nodes.protocol import DIALECTS, LEGACY, V0, V0_SHM_LAST, Decoder
-from nodes.session import (
+from nodes.wire.explanation import explain, recognise
+from nodes.wire.protocol import DIALECTS, LEGACY, V0, V0_SHM_LAST, Decoder
+from nodes.wire.session import (
     HEADER,
     LINE_CHARS_MAX,
     SIZED,
@@ -28,7 +28,7 @@ from nodes.session import (
     parse,
     parse_entry,
 )
-from nodes.verdicts import RULES
+from nodes.wire.verdicts import RULES
 from tests.malformed import CASES, SCRIPTS
 
 SESSIONS = Path(__file__).parent / "golden" / "sessions"

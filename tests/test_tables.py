@@ -12,7 +12,7 @@ from synthetic import MEASURE_NS, finish, pair, record, topology, usage
 import sim.results
 from sim import recording
 from sim.results import Run, RunDirectory
-from sim.tables import human_count, human_ns, render
+from sim.results.tables import human_count, human_ns, render
 
 
 def printed(run: Run, width: int = 80, *, terminal: bool = False) -> str:

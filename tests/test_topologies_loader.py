@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from nodes.device.profiles import PROFILES
 from nodes.errors import UsageError
-from nodes.profiles import PROFILES
 from topologies import (
     Group,
     Machine,

@@ -7,9 +7,9 @@ from collections import defaultdict
 
 import pytest
 
+from nodes.device.profiles import PROFILES
 from nodes.errors import GuestError
 from nodes.guest import FOREVER, NOW, Interrupt
-from nodes.profiles import PROFILES
 from nodes.vm import Vm
 from tests.fabric import Books
 

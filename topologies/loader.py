@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-from nodes.profiles import PROFILES
+from nodes.device.profiles import PROFILES
 from topologies.arguments import Arguments, Guests, check_offsets, read_arguments
 from topologies.document import Document, parse, read_text
 from topologies.language import File, parse_size, show_size
@@ -145,7 +145,7 @@ def _memory(table: dict[str, Any], report: Report) -> Memory | None:
 
 
 def _check_profiles(groups: Mapping[str, Mapping[str, Any]], report: Report) -> None:
-    """Every device is one that `nodes.profiles` describes, with no more vectors than such a device has."""
+    """Every device is one that `nodes.device.profiles` describes, with no more vectors than such a device has."""
     for group, table in groups.items():
         profile = PROFILES.get(name := table.get("profile", "qemu-doorbell"))
         if profile is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from nodes.profiles import PROFILES
+from nodes.device.profiles import PROFILES
 from topologies.language import File
 from topologies.programs import Parameter, Program, resolve_program, shipped_programs
 

@@ -13,9 +13,9 @@ from typing import Literal
 import click
 
 from nodes.errors import GuestError, UsageError
-from sim.attachment import Attachment
 from sim.commands.numbers import duration_ns, number
-from sim.loop import Loop
+from sim.kernel.loop import Loop
+from sim.wire.attachment import Attachment
 
 __all__ = ["Seat", "attach"]
 

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from nodes.profiles import PROFILES, profile
+from nodes.device.profiles import PROFILES, profile
 
 __all__ = ["conformance", "device"]
 
@@ -19,7 +19,7 @@ def device() -> None:
 @device.command("list")
 def list_profiles() -> None:
     """The device profiles, one line each."""
-    from sim.datasheet import summary
+    from sim.commands.datasheet import summary
 
     click.echo(summary(PROFILES.values()))
 
@@ -30,7 +30,7 @@ def list_profiles() -> None:
 @click.option("--memory-bytes", type=click.IntRange(min=1), help="Size of the shared memory, a power of two.")
 def show(name: str, vectors: int, memory_bytes: int | None) -> None:
     """The datasheet of PROFILE: registers, configuration space, MSI-X, behaviour and where each fact is from."""
-    from sim.datasheet import datasheet
+    from sim.commands.datasheet import datasheet
 
     click.echo(datasheet(profile(name), vectors=vectors, memory_bytes=memory_bytes), nl=False)
 
@@ -59,7 +59,7 @@ def conformance(
     Random sequences are applied to both; a divergence is shrunk to its shortest sequence, printed, and makes
     the exit code 1.
     """
-    from sim.conformance import CONFORMING, conform
+    from sim.oracle.conformance import CONFORMING, conform
 
     agree = True
     for name in names or CONFORMING:

@@ -15,8 +15,8 @@ from typing import Protocol
 import click
 
 from nodes.errors import IvshmemError, UsageError
-from sim.lines import Lines
-from sim.loop import Loop
+from sim.kernel.lines import Lines
+from sim.kernel.loop import Loop
 
 __all__ = ["Conversation", "converse"]
 

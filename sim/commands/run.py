@@ -44,9 +44,7 @@ SIGNAL_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
     metavar="SECONDS",
     help="How often processes are looked at; 0: never.",
 )
-@click.option(
-    "--json", "as_json", is_flag=True, help="The summary as JSON on standard output, and no progress."
-)
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output, and no progress.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def run(
     topology: str,
@@ -62,7 +60,7 @@ def run(
 
     Ctrl-C ends it early and keeps what was measured; a second one does not wait for the machines.
     """
-    from sim.progress import Progress
+    from sim.commands.progress import Progress
     from sim.runner import Begun
     from sim.runner import run as run_topology
 
@@ -73,14 +71,10 @@ def run(
 
         def begin(begun: Begun) -> None:
             if not (as_json or quiet):
-                stderr.print(
-                    f"{begun.topology.title}: {begun.path}", markup=False, highlight=False, soft_wrap=True
-                )
+                stderr.print(f"{begun.topology.title}: {begun.path}", markup=False, highlight=False, soft_wrap=True)
                 stack.enter_context(Progress(begun.telemetry, stderr))
             if socket_path is not None:
-                stderr.print(
-                    f"others may join at {begun.server}", markup=False, highlight=False, soft_wrap=True
-                )
+                stderr.print(f"others may join at {begun.server}", markup=False, highlight=False, soft_wrap=True)
 
         try:
             result = run_topology(
@@ -114,7 +108,7 @@ def _print(result: Run, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.summary, indent=2))
         return
-    from sim.tables import render
+    from sim.results.tables import render
 
     render(result, Console())
 

@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from nodes.errors import HostError, UsageError
-from nodes.protocol import DIALECTS, PEERS_MAX, V0
+from nodes.wire.protocol import DIALECTS, PEERS_MAX, V0
 from sim.commands.systemd import units
-from sim.daemon import detach
-from sim.listener import group_number
-from sim.service import Settings, run_service
+from sim.wire.daemon import detach
+from sim.wire.listener import group_number
+from sim.wire.service import Settings, run_service
 
 __all__ = ["serve"]
 

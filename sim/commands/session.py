@@ -15,12 +15,12 @@ from typing import IO, Any
 import click
 
 from nodes.errors import HostError, UsageError
-from nodes.explanation import Explained, Explanation, explain
-from nodes.protocol import DIALECTS, V0
-from nodes.session import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
+from nodes.wire.explanation import Explained, Explanation, explain
+from nodes.wire.protocol import DIALECTS, V0
+from nodes.wire.session import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
 from sim.commands.numbers import duration_ns
-from sim.loop import Loop
-from sim.signals import ENDING
+from sim.kernel.loop import Loop
+from sim.kernel.signals import ENDING
 
 __all__ = ["explain_session", "record", "replay"]
 
@@ -75,7 +75,7 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
     Clients connect to LISTEN instead of to the server. The file is text, one line for each message, and whole
     at every moment. SIGTERM or Ctrl-C ends it, and the connections with it.
     """
-    from sim.proxy import Proxy
+    from sim.wire.proxy import Proxy
 
     def write(entry: Entry) -> None:
         try:
@@ -266,9 +266,9 @@ def replay(file: Path, path: Path, connection: int | None, speed: float, step: b
     on standard output. It ends when the client leaves, or the recorded server does. Exit code 0: everything
     was sent; 1: not all of it.
     """
-    from sim.lines import Lines
-    from sim.listener import Listener
-    from sim.player import Player
+    from sim.kernel.lines import Lines
+    from sim.wire.listener import Listener
+    from sim.wire.player import Player
 
     if step and sys.stdin is None:
         raise UsageError("standard input is closed: expected a line there for each message (--step)")

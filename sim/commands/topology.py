@@ -36,9 +36,7 @@ def _pairs(_context: click.Context, _option: click.Parameter, given: tuple[str, 
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise click.BadParameter(
-                f"expected KEY=VALUE, for instance machines.storm.count=64, got {text!r}"
-            )
+            raise click.BadParameter(f"expected KEY=VALUE, for instance machines.storm.count=64, got {text!r}")
         overrides[key.strip()] = value.strip()
     return overrides
 
@@ -121,9 +119,7 @@ def schema() -> None:
 
 
 @click.command("init", short_help="Write a commented topology to start from.")
-@click.argument(
-    "file", default="topology.toml", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True)
-)
+@click.argument("file", default="topology.toml", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True))
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 def init(file: Path, force: bool) -> None:
     """Write a small commented topology to FILE (topology.toml); `-` is standard output."""

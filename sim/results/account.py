@@ -12,12 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
-from sim.latency import Samples
 from sim.recording import State
 from sim.results import files, schemas
 from sim.results.balance import Line, balance, edge_sums
 from sim.results.ending import Ending
 from sim.results.gather import Records, read
+from sim.results.latency import Samples
 from sim.results.manifest import Manifest
 from sim.results.matching import Drains, Lines, match
 
@@ -32,7 +32,7 @@ class Account:
 
     ``records`` by machine; ``lines`` balanced, own ones in the order of machines and vectors, then foreign
     ones; ``edges`` has a row (source, key, target, rung, refused) for each edge, key = peer << 16 | vector,
-    target -1 for a foreign peer; ``overfull`` as in ``sim.latency``; ``problems`` in words.
+    target -1 for a foreign peer; ``overfull`` as in ``sim.results.latency``; ``problems`` in words.
     """
 
     manifest: Manifest

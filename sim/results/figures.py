@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sim.latency import LATENCIES, Samples, grouped, values
 from sim.results.account import Account
 from sim.results.balance import Line, totals
+from sim.results.latency import LATENCIES, Samples, grouped, values
 from sim.results.manifest import SCHEMA_VERSION
 from sim.results.profile import COORDINATOR, profile
 from sim.results.summary import Group, Latencies, Percentiles, Summary

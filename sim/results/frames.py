@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
-from sim.latency import LATENCIES, QUANTILES, Samples, grouped, values
+from sim.results.latency import LATENCIES, QUANTILES, Samples, grouped, values
 from sim.results.manifest import Manifest
 
 __all__ = ["frame", "latency", "numbered", "samples"]

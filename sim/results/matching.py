@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sim.latency import Samples, assign, overfull
 from sim.results.gather import Records
+from sim.results.latency import Samples, assign, overfull
 from sim.results.manifest import Machine
 
 __all__ = ["VECTOR_MASK", "Drains", "Lines", "match"]

@@ -151,7 +151,7 @@ class Run:
 
     @property
     def columns(self) -> Any:
-        """The samples as ``sim.latency.Samples``: numpy columns, nothing nullable."""
+        """The samples as ``sim.results.latency.Samples``: numpy columns, nothing nullable."""
 
         def load() -> Any:
             from sim.results.frames import samples

@@ -30,7 +30,7 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class Latencies(msgspec.Struct, frozen=True):
-    """The four latencies of ``sim.latency``."""
+    """The four latencies of ``sim.results.latency``."""
 
     lag: Percentiles
     delivery: Percentiles
@@ -86,7 +86,7 @@ class Summary(msgspec.Struct, frozen=True):
 
     ``samples`` stands for all sampled doorbells, ``unmatched`` for those of which no drain is known (pending
     at the end, their target died, or nobody recorded it), ``samples_refused`` for those the recordings had no
-    room for. ``overfull_drains`` would be above 0 if stamps had been matched wrongly (``sim.latency``).
+    room for. ``overfull_drains`` would be above 0 if stamps had been matched wrongly (``sim.results.latency``).
     ``pending_derived``: nobody looked into the counters at the end, so pending is what was left over.
     """
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nodes import profiles
+from nodes.device import profiles
 from nodes.vm import Vm
-from sim.eventfd import EventFd, signal
+from sim.kernel.eventfd import EventFd, signal
 from sim.recorder import Recorder
 from sim.recording import Layout, Recording
 

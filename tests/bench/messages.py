@@ -7,9 +7,9 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-from nodes.protocol import Message
-from sim.channel import Channel, Outbox
-from sim.eventfd import EventFd
+from nodes.wire.protocol import Message
+from sim.kernel.channel import Channel, Outbox
+from sim.kernel.eventfd import EventFd
 from tests.bench.figure import Bar, Figure, alternate
 from tests.bench.placement import pinned
 from tests.bench.setting import Setting

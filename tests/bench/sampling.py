@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from nodes import programs
-from sim.eventfd import drain
+from sim.kernel.eventfd import drain
 from tests.bench.figure import Bar, Figure, alternate
 from tests.bench.machine import Wired, wired_machine
 from tests.bench.placement import pinned

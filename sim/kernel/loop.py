@@ -71,11 +71,7 @@ class Loop:
         happened = [(self._watched[at], at, events) for at, events in self._epoll.poll(timeout_s, EVENTS_MAX)]
         for watched, descriptor, events in happened:
             # An earlier call may have removed this one, or given its number to somebody else.
-            if (
-                watched.writable is not None
-                and events & select.EPOLLOUT
-                and self._is_current(descriptor, watched)
-            ):
+            if watched.writable is not None and events & select.EPOLLOUT and self._is_current(descriptor, watched):
                 watched.writable()
             if events & ~select.EPOLLOUT and self._is_current(descriptor, watched):
                 watched.readable()

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from nodes.device.ivshmem import DOORBELL_OFFSET, PEER_LIMIT, REGISTERS_BAR, Ivshmem, Warning_
+from nodes.device.profiles import Quirk
+from nodes.device.properties import DeviceExitError
+from nodes.device.shared_object import MappingHost, check_size, map_checked
 from nodes.errors import ModelledFault
-from nodes.ivshmem import DOORBELL_OFFSET, PEER_LIMIT, REGISTERS_BAR, Ivshmem, Warning_
-from nodes.profiles import Quirk
-from nodes.properties import DeviceExitError
-from nodes.shared_object import MappingHost, check_size, map_checked
 
 __all__ = ["FIRST_SLOTS", "Host", "SeedClient"]
 

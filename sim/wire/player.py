@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nodes.errors import HostError, RemoteProtocolError
-from nodes.explanation import explain
-from nodes.protocol import Message
-from nodes.session import Bytes, Closes, Entry, Kind, Said
-from sim.channel import Channel, Outbox
-from sim.eventfd import EventFd
-from sim.listener import Listener
-from sim.loop import Loop
-from sim.proxy import Piece
+from nodes.wire.explanation import explain
+from nodes.wire.protocol import Message
+from nodes.wire.session import Bytes, Closes, Entry, Kind, Said
+from sim.kernel.channel import Channel, Outbox
+from sim.kernel.eventfd import EventFd
+from sim.kernel.loop import Loop
+from sim.wire.listener import Listener
+from sim.wire.proxy import Piece
 
 __all__ = ["Played", "Player"]
 

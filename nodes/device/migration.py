@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from nodes.device.msix import Msix
+from nodes.device.pci import ConfigSpace
+from nodes.device.profiles import INTR_MASK, INTR_STATUS, Profile
+from nodes.device.registers import RegisterFile
 from nodes.errors import UsageError
-from nodes.msix import Msix
-from nodes.pci import ConfigSpace
-from nodes.profiles import INTR_MASK, INTR_STATUS, Profile
-from nodes.registers import RegisterFile
 
 __all__ = ["FIELDS", "Blocker", "Blockers", "Field", "MigrationError", "RamMigration", "load", "save"]
 

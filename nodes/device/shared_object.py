@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from nodes.device.profiles import Profile, Quirk
+from nodes.device.properties import DeviceExitError
 from nodes.errors import ModelledFault
-from nodes.profiles import Profile, Quirk
-from nodes.properties import DeviceExitError
 
 __all__ = ["OBJECT_MODE", "ObjectHost", "SharedObject", "check_size", "map_checked", "open_object"]
 

@@ -13,10 +13,10 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Any
 
+from nodes.device.msix import Undelivered
+from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, COMMAND_SERR
+from nodes.device.registers import Access, AccessRules, Register, RegisterMap, Unfit
 from nodes.errors import UsageError
-from nodes.msix import Undelivered
-from nodes.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, COMMAND_SERR
-from nodes.registers import Access, AccessRules, Register, RegisterMap, Unfit
 
 __all__ = ["DOORBELL", "INTR_MASK", "INTR_STATUS", "IV_POSITION", "PROFILES", "Profile", "Quirk", "profile"]
 

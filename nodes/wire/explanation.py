@@ -1,6 +1,6 @@
 """What a recorded session means, message by message, and what a real QEMU makes of it.
 
-``explain`` walks along a connection as a device would, by the rules of ``nodes.verdicts``, and stops judging where
+``explain`` walks along a connection as a device would, by the rules of ``nodes.wire.verdicts``, and stops judging where
 that device would have ended. What is only worth knowing is a note: nothing is wrong with it.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nodes.protocol import LEGACY, MEMORY, PEERS_MAX, V0, V0_SHM_LAST, VERSION, Dialect, Step
-from nodes.session import Bytes, Closes, Connects, Entry, Kind, Said
-from nodes.verdicts import PAGE_BYTES, RULES, Rule
+from nodes.wire.protocol import LEGACY, MEMORY, PEERS_MAX, V0, V0_SHM_LAST, VERSION, Dialect, Step
+from nodes.wire.session import Bytes, Closes, Connects, Entry, Kind, Said
+from nodes.wire.verdicts import PAGE_BYTES, RULES, Rule
 
 __all__ = ["Explained", "Explanation", "Problem", "explain", "recognise"]
 

@@ -7,12 +7,12 @@ import os
 import socket
 from collections.abc import Callable
 
-from nodes.client import Assigned, Client, Event, Ignored, MemoryShared, PeerLeft, VectorConnected
 from nodes.errors import HostError, RemoteProtocolError, UsageError
 from nodes.vm import Vm
-from sim.channel import Channel
-from sim.eventfd import EventFd
-from sim.memory import map_region
+from nodes.wire.client import Assigned, Client, Event, Ignored, MemoryShared, PeerLeft, VectorConnected
+from sim.kernel.channel import Channel
+from sim.kernel.eventfd import EventFd
+from sim.kernel.memory import map_region
 
 __all__ = ["Connection"]
 

@@ -5,7 +5,7 @@
     percentiles  the same turned round and stretched towards 100 %: p90, p99, p99.9 are equally far apart
     spread       p50, p90, p99, p99.9 and the maximum side by side, for each vector, group or machine
 
-``latency`` is one of ``sim.latency.LATENCIES`` or ``raw``; ``by`` splits it by group, machine, vector or
+``latency`` is one of ``sim.results.latency.LATENCIES`` or ``raw``; ``by`` splits it by group, machine, vector or
 source. The warm-up is left out. Needs matplotlib, from the extra ``ivshmem-sim[notebook]``; it is imported
 when the first picture is drawn. Whatever cannot be drawn raises ``UsageError``.
 """
@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nodes.errors import UsageError
-from sim.latency import LATENCIES, QUANTILES, values
 from sim.results import Run
 from sim.results.frames import numbered
+from sim.results.latency import LATENCIES, QUANTILES, values
 
 __all__ = ["cumulative", "histogram", "percentiles", "spread"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from nodes.errors import RemoteProtocolError
-from nodes.protocol import MEMORY, PEERS_MAX, VERSION, Decoder, Message
+from nodes.wire.protocol import MEMORY, PEERS_MAX, VERSION, Decoder, Message
 
 __all__ = ["Assigned", "Client", "Event", "Ignored", "MemoryShared", "PeerLeft", "VectorConnected"]
 
@@ -116,13 +116,7 @@ class Client(Generic[D]):
         Later it is no error: doorbells and interrupts go on without a server (ivshmem-spec, "Interrupts").
         """
         if not self._memory_came:
-            expected = (
-                "the shared memory"
-                if self.peer is not None
-                else "its ID"
-                if self._version_came
-                else "a version"
-            )
+            expected = "the shared memory" if self.peer is not None else "its ID" if self._version_came else "a version"
             raise RemoteProtocolError(f"the server closed the connection before it sent {expected}")
 
     def unclaimed(self) -> Iterator[D]:
@@ -189,9 +183,7 @@ class Client(Generic[D]):
     def _connect(self, peer: int, descriptors: tuple[D, ...]) -> Iterator[Event[D]]:
         vector = self.peers.get(peer, 0)
         if vector >= self.vectors:
-            yield Ignored(
-                f"too many eventfds for peer {peer}, the device has {self.vectors} vectors", descriptors
-            )
+            yield Ignored(f"too many eventfds for peer {peer}, the device has {self.vectors} vectors", descriptors)
             return
         self.peers[peer] = vector + 1
         yield VectorConnected(peer, vector, descriptors[0])

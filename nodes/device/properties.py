@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nodes.device.ivshmem import Ivshmem
+from nodes.device.profiles import PROFILES, Profile, Quirk
 from nodes.errors import ModelledFault, UsageError
-from nodes.ivshmem import Ivshmem
-from nodes.profiles import PROFILES, Profile, Quirk
 
 __all__ = ["STEPS", "DeviceExitError", "Plan", "Properties", "parse_size", "realize"]
 

@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nodes.errors import RemoteProtocolError
-from nodes.protocol import Decoder, Message
-from nodes.session import Bytes, Closes, Connects, Entry, Kind, Said
-from sim.channel import Channel, Outbox
-from sim.listener import Listener
-from sim.loop import Loop
+from nodes.wire.protocol import Decoder, Message
+from nodes.wire.session import Bytes, Closes, Connects, Entry, Kind, Said
+from sim.kernel.channel import Channel, Outbox
+from sim.kernel.loop import Loop
+from sim.wire.listener import Listener
 
 __all__ = ["Piece", "Proxy", "kind_of"]
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from nodes.errors import UsageError
-from sim.loop import Loop
+from sim.kernel.loop import Loop
 
 __all__ = ["Lines"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from nodes.ivshmem import MEMORY_BAR, MSIX_BAR, REGISTERS_BAR
+from nodes.device.ivshmem import MEMORY_BAR, MSIX_BAR, REGISTERS_BAR
 
 __all__ = [
     "MESSAGE_BASE",

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from nodes.device.pci import Capability
+from nodes.device.registers import AccessRules, Window
 from nodes.errors import GuestError, UsageError
-from nodes.pci import Capability
-from nodes.registers import AccessRules, Window
 
 __all__ = ["Layout", "Message", "Msix", "Undelivered"]
 

@@ -5,7 +5,7 @@ ID, its memory and its peers, drained eventfds interrupt it. What it does to the
 ``effects``, in order; doorbells for others go to ``ring``. It sees numbers only, never a descriptor.
 
 BAR0 holds the registers, BAR1 (only with MSI-X) table and pending bits, BAR2 the shared memory. Where
-devices differ, the profile decides (:mod:`nodes.profiles`).
+devices differ, the profile decides (:mod:`nodes.device.profiles`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nodes import migration
-from nodes.errors import GuestError, ModelledFault, RemoteProtocolError, UsageError
-from nodes.msix import Layout, Message, Msix, Undelivered
-from nodes.pci import (
+from nodes.device import migration
+from nodes.device.msix import Layout, Message, Msix, Undelivered
+from nodes.device.pci import (
     COMMAND_BUS_MASTER,
     COMMAND_INTX_DISABLE,
     COMMAND_MEMORY,
@@ -25,8 +24,9 @@ from nodes.pci import (
     ConfigSpace,
     Identity,
 )
-from nodes.profiles import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, Profile, Quirk
-from nodes.registers import RegisterFile, Window, check_access
+from nodes.device.profiles import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, Profile, Quirk
+from nodes.device.registers import RegisterFile, Window, check_access
+from nodes.errors import GuestError, ModelledFault, RemoteProtocolError, UsageError
 
 __all__ = ["Effect", "IntxLevel", "Ivshmem", "Message", "Warning_"]
 
@@ -262,7 +262,7 @@ class Ivshmem:
         self.intx_level = self.intx_raised and not self.config.command & COMMAND_INTX_DISABLE
 
     def save(self) -> bytes:
-        """The device's state as a migration carries it (nodes.migration).
+        """The device's state as a migration carries it (nodes.device.migration).
 
         Raises:
             MigrationError: this kind of device is never migrated.

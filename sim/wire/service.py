@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nodes.errors import HostError
-from nodes.protocol import LEGACY, PEERS_MAX, Dialect, Message
-from sim.daemon import PidFile
-from sim.event_log import EventLog, open_log
-from sim.listener import Listener
-from sim.loop import Loop
-from sim.memory import Region
-from sim.server import Arrival, IvshmemServer, Peer
-from sim.signals import ENDING, signals_ignored
+from nodes.wire.protocol import LEGACY, PEERS_MAX, Dialect, Message
+from sim.kernel.loop import Loop
+from sim.kernel.memory import Region
+from sim.kernel.signals import ENDING, signals_ignored
+from sim.wire.daemon import PidFile
+from sim.wire.event_log import EventLog, open_log
+from sim.wire.listener import Listener
+from sim.wire.server import Arrival, IvshmemServer, Peer
 
 __all__ = ["Settings", "run_service"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from nodes import migration
-from nodes.ivshmem import MSIX_CAPABILITY, Ivshmem
-from nodes.pci import (
+from nodes.device import migration
+from nodes.device.ivshmem import MSIX_CAPABILITY, Ivshmem
+from nodes.device.pci import (
     BAR0,
     CACHE_LINE,
     CAPABILITIES,
@@ -22,8 +22,8 @@ from nodes.pci import (
     SUBSYSTEM_VENDOR,
     Bar,
 )
-from nodes.profiles import Profile
-from nodes.registers import AccessRules, RegisterMap
+from nodes.device.profiles import Profile
+from nodes.device.registers import AccessRules, RegisterMap
 
 __all__ = ["datasheet", "summary"]
 

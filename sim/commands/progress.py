@@ -37,9 +37,7 @@ class Progress:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._done.set()
         self._thread.join()
 
@@ -70,9 +68,7 @@ class Progress:
             if snapshot.time_ns - shown_ns >= PLAIN_EVERY_NS:
                 shown_ns = snapshot.time_ns
                 rates.update(snapshot)
-                self._console.print(
-                    " ".join(_words(snapshot, rates)), markup=False, highlight=False, soft_wrap=True
-                )
+                self._console.print(" ".join(_words(snapshot, rates)), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Rates:

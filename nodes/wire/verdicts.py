@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nodes.protocol import PEERS_MAX, VERSION
+from nodes.wire.protocol import PEERS_MAX, VERSION
 
 __all__ = ["PAGE_BYTES", "RULES", "Rule"]
 

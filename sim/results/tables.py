@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from nodes.errors import UsageError
-from sim.latency import LATENCIES
 from sim.results import Run
+from sim.results.latency import LATENCIES
 from sim.results.summary import Group, Percentiles, Resources, Summary
 
 __all__ = ["human_count", "human_ns", "render"]

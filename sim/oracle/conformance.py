@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
 
+from nodes.device.ivshmem import MSIX_BAR, Ivshmem, Message
+from nodes.device.profiles import PROFILES
 from nodes.errors import HostError, UsageError
-from nodes.ivshmem import MSIX_BAR, Ivshmem, Message
-from nodes.profiles import PROFILES
-from sim.operations import (
+from sim.oracle.operations import (
     MESSAGE_BASE,
     ConfigRead,
     ConfigWrite,
@@ -30,8 +30,8 @@ from sim.operations import (
     Write,
     generate,
 )
-from sim.qtest import Qemu, find_qemu
-from sim.scripted_server import ScriptedServer
+from sim.oracle.qtest import Qemu, find_qemu
+from sim.oracle.scripted_server import ScriptedServer
 
 __all__ = ["CONFORMING", "Divergence", "Observation", "RealDevice", "Report", "SimulatedDevice", "conform"]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from nodes.errors import LocalProtocolError
-from nodes.protocol import MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
+from nodes.wire.protocol import MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
 
 __all__ = ["Outbound", "Server"]
 

@@ -14,10 +14,10 @@ import socket
 import time
 
 from nodes.errors import HostError
-from nodes.protocol import MEMORY, VERSION, Message
-from sim.channel import Outbox
-from sim.eventfd import EventFd, signal
-from sim.memory import Region, map_region
+from nodes.wire.protocol import MEMORY, VERSION, Message
+from sim.kernel.channel import Outbox
+from sim.kernel.eventfd import EventFd, signal
+from sim.kernel.memory import Region, map_region
 
 __all__ = ["ScriptedServer"]
 

@@ -13,7 +13,7 @@ import struct
 from collections import deque
 
 from nodes.errors import RemoteProtocolError
-from nodes.protocol import Message
+from nodes.wire.protocol import Message
 
 __all__ = ["Channel", "Outbox"]
 

@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from nodes.device.profiles import PROFILES
 from nodes.errors import GuestError, RemoteProtocolError, UsageError
 from nodes.guest import FOREVER, Guest, Program
-from nodes.profiles import PROFILES
 from nodes.vm import Vm
-from sim.connection import Connection
-from sim.eventfd import drain, signal
-from sim.loop import Loop
+from sim.kernel.eventfd import drain, signal
+from sim.kernel.loop import Loop
+from sim.wire.connection import Connection
 
 __all__ = ["GRACE_NS", "GREETING_NS", "Attachment"]
 

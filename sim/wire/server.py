@@ -1,6 +1,6 @@
 """The ivshmem server as the network sees it: a listening socket, its clients, their eventfds.
 
-What is said to whom is decided by ``nodes.server``; here it is said. A client that does not read costs nobody
+What is said to whom is decided by ``nodes.wire.server``; here it is said. A client that does not read costs nobody
 but itself: what it is told waits in its outbox, and when that is full, it is disconnected and announced as gone.
 A client never speaks: a byte from it, or the end of its connection, means that it has left.
 """
@@ -20,12 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nodes.errors import HostError, LocalProtocolError
-from nodes.protocol import V0, Dialect, Message
-from nodes.server import Outbound, Server
-from sim.channel import Outbox
-from sim.eventfd import EventFd
-from sim.listener import PATH_BYTES_MAX, Listener
-from sim.loop import Loop
+from nodes.wire.protocol import V0, Dialect, Message
+from nodes.wire.server import Outbound, Server
+from sim.kernel.channel import Outbox
+from sim.kernel.eventfd import EventFd
+from sim.kernel.loop import Loop
+from sim.wire.listener import PATH_BYTES_MAX, Listener
 
 __all__ = ["PATH_BYTES_MAX", "Arrival", "IvshmemServer", "Peer"]
 

@@ -1,0 +1,1 @@
+"""A real QEMU as the judge of the simulated device."""
