@@ -312,9 +312,10 @@ def test_a_signal_at_any_moment_leaves_nothing_and_no_traceback(runtime: Path, t
         threading.Event().wait(moments.random() * 1.2)
         os.killpg(ivsim.process.pid, signal.SIGINT)
         stdout, stderr = ivsim.process.communicate(timeout=PATIENCE_S)
-        assert ivsim.process.returncode in (130, -signal.SIGINT), (stdout, stderr)
-        # Before its first line runs, an interpreter that is interrupted says so itself.
-        assert "Traceback" not in stderr or "sim/runner.py" not in stderr, stderr
+        assert ivsim.process.returncode != 0
+        # Before its first line runs, an interpreter that is interrupted says so in its own way.
+        if ivsim.runs.exists():
+            assert (ivsim.process.returncode, "Traceback" in stderr) == (130, False), (stdout, stderr)
 
 
 def test_the_server_socket_takes_no_place_that_is_taken(tmp_path: Path) -> None:
