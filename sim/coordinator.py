@@ -248,6 +248,7 @@ class Coordinator:
             self.ending.start_ns = self.ending.measure_start_ns = self.ending.stop_ns = now_ns
         # Machines stop by themselves when the time is up, however late the coordinator's own turn comes.
         self.ending.stop_ns = min(self.ending.stop_ns, now_ns)
+        self._look_at_resources()  # while they are all still there
         self.phase = "stopping"
         for hand in self._hands:
             hand.control.send(control.Stop())
@@ -298,20 +299,20 @@ class Coordinator:
     def _look_at_resources(self) -> None:
         if self.phase in ("stopping", "done") or not self._resources_every_ns:
             return
-        begin_ns = time.monotonic_ns()
+        begin_ns = time.thread_time_ns()
         self._record_resources(self._sampler.sample({hand.machine: _instrument_bytes(hand) for hand in self._hands}))
         self._again(self._look_at_resources, self._resources_every_ns, begin_ns)
 
     def _publish(self) -> None:
-        begin_ns = time.monotonic_ns()
+        begin_ns = time.thread_time_ns()
         self._publish_now()
         if self.phase != "done":
             self._again(self._publish, PUBLISH_NS, begin_ns)
 
     def _again(self, callback: Callable[[], None], every_ns: int, begin_ns: int) -> None:
-        """Call back in ``every_ns``, or as much later as keeps what it cost this time a small part of the whole."""
-        now_ns = time.monotonic_ns()
-        self._loop.at(now_ns + max(every_ns, LOOK_SHARE * (now_ns - begin_ns)), callback)
+        """Call back in ``every_ns``, or as much later as keeps what it cost on a CPU a small part of the whole."""
+        cost_ns = time.thread_time_ns() - begin_ns
+        self._loop.at(time.monotonic_ns() + max(every_ns, LOOK_SHARE * cost_ns), callback)
 
     def _publish_now(self) -> None:
         groups: dict[str, list[int]] = {group.name: [0] * 6 for group in self._topology.groups}

@@ -133,7 +133,7 @@ class _ProgramError(Exception):
 
 
 class _Stopped(Exception):  # noqa: N818  (no error)
-    """The coordinator said Stop."""
+    """The time is up, or the coordinator said Stop before it was."""
 
 
 class _Worker:
@@ -147,6 +147,7 @@ class _Worker:
         self._epoll = select.epoll()
         self._start_ns: int | None = None
         self._stop_ns = 0
+        self._dismissed = False
         self._alarm, self._alarm_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         profile = profiles.profile(plan.profile)
         self._vm = Vm(
@@ -247,6 +248,7 @@ class _Worker:
                     self._book.words[recording.PING_NS] = time.monotonic_ns()
                     self._book.words[recording.PING] = number
                 case control.Stop():
+                    self._dismissed = True
                     raise _Stopped
                 case _:
                     raise RuntimeError(f"not an order: {order}")
@@ -261,6 +263,11 @@ class _Worker:
         words[recording.STATE] = State.STOPPED
         self._warn()
         self._link.send(control.Stopped())
+        # Who stopped by the clock stays until it is told to go: the coordinator takes a last look at everybody.
+        with contextlib.suppress(_Stopped):
+            while not self._dismissed:
+                select.select([self._link], [], [])
+                self._read_orders()
 
     def _warn(self) -> None:
         while self._vm.warnings:

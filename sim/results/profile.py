@@ -15,11 +15,15 @@ __all__ = ["COORDINATOR", "profile"]
 COORDINATOR = -1
 """The coordinator's number in the column ``machine``."""
 
+LAST_LOOK_NS = 500_000_000
+
 Column = npt.NDArray[np.float64]
 
 
 def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> Resources | None:
     """What ``machines`` used between two moments of CLOCK_MONOTONIC; None without two rows of any of them.
+
+    The last look is taken when the machines are told to stop, a little after that moment at the latest.
 
     CPU and switches are differences between the first and the last row of that time, memory the largest
     value: a machine's peak is what has to fit. The time before the start is bring-up and is left out.
@@ -71,7 +75,8 @@ def _columns(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: i
     """
     number, time_ns = table["machine"].to_numpy(), table["time_ns"].to_numpy()
     order = np.lexsort((time_ns, number))
-    order = order[np.isin(number[order], np.array(machines, dtype=number.dtype)) & (time_ns[order] <= stop_ns)]
+    in_time = time_ns[order] <= stop_ns + LAST_LOOK_NS
+    order = order[np.isin(number[order], np.array(machines, dtype=number.dtype)) & in_time]
     number, inside = number[order], time_ns[order] >= start_ns
     enough = np.isin(number, [machine for machine in machines if np.count_nonzero(inside & (number == machine)) > 1])
     last_before = ~inside & np.r_[(number[1:] != number[:-1]) | inside[1:], True][: len(number)]
