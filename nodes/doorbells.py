@@ -14,7 +14,7 @@ from math import gcd
 from operator import length_hint
 from typing import Protocol
 
-__all__ = ["Burst", "Doorbells", "Ledger", "Line"]
+__all__ = ["Burst", "Doorbells", "Ledger", "Line", "NoLedger"]
 
 Line = int
 """What the engine signals: a descriptor where there are real ones, any number elsewhere."""
@@ -36,6 +36,22 @@ class Ledger(Protocol):
 
     def store_nowhere(self, rung: int) -> None:
         """How many doorbells were rung at what was never connected."""
+
+
+class NoLedger:
+    """A ``Ledger`` that keeps nothing, for a machine whose books nobody reads."""
+
+    def open_edge(self, peer: int, vector: int) -> int:
+        return 0
+
+    def store_edge(self, edge: int, rung: int, refused: int) -> None:
+        pass
+
+    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
+        pass
+
+    def store_nowhere(self, rung: int) -> None:
+        pass
 
 
 class _Edge:

@@ -11,11 +11,11 @@ import socket
 import pytest
 
 from nodes.device.profiles import PROFILES
+from nodes.doorbells import NoLedger
 from nodes.errors import RemoteProtocolError, UsageError
 from nodes.vm import Vm
 from sim.kernel.eventfd import signal
 from sim.wire.connection import Connection
-from tests.ledger import NoLedger
 from tests.malformed import BOTH, SCRIPTS, Case, cut, eventfd, joined, number
 
 

@@ -7,11 +7,11 @@ import random
 import pytest
 
 from nodes.device.profiles import PROFILES
+from nodes.doorbells import NoLedger
 from nodes.errors import GuestError
 from nodes.guest import Guest, Interrupt
 from nodes.vm import Vm
 from tests.fabric import Books
-from tests.ledger import NoLedger
 
 MEMORY_BYTES = 8192
 

@@ -19,13 +19,13 @@ import pytest
 
 import sim
 from nodes.device.profiles import PROFILES
+from nodes.doorbells import NoLedger
 from nodes.guest import FOREVER, Guest, Interrupt, Program
 from nodes.vm import Vm
 from sim.kernel.eventfd import drain
 from sim.kernel.eventfd import signal as signal_line
 from sim.oracle.qtest import DEFAULT_QEMU, Qemu, find_qemu
 from sim.wire.connection import Connection
-from tests.ledger import NoLedger
 
 pytestmark = pytest.mark.qemu
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nodes.device.profiles import PROFILES
+from nodes.doorbells import NoLedger
 from nodes.errors import GuestError, RemoteProtocolError, UsageError
 from nodes.guest import FOREVER, Guest, Program
 from nodes.vm import Vm
@@ -30,22 +31,6 @@ GREETING_NS = 10 * SECOND_NS
 RECONNECT_NS = SECOND_NS
 # A server that loses messages may never send the own eventfds (QEMU's does, beyond some 275): no longer than this.
 DEAF_NS = SECOND_NS
-
-
-class _NoLedger:
-    """Nobody reads this machine's books."""
-
-    def open_edge(self, peer: int, vector: int) -> int:
-        return 0
-
-    def store_edge(self, edge: int, rung: int, refused: int) -> None:
-        pass
-
-    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
-        pass
-
-    def store_nowhere(self, rung: int) -> None:
-        pass
 
 
 class Attachment:
@@ -90,7 +75,7 @@ class Attachment:
             vectors=self._vectors,
             role="peer",
             signal=self._signal,
-            ledger=_NoLedger(),
+            ledger=NoLedger(),
             clock=time.monotonic_ns,
             random=random.Random(0),
             sample_every=0,
