@@ -21,14 +21,30 @@ from typing import NamedTuple, Protocol, cast
 from nodes.device.ivshmem import Ivshmem
 from nodes.doorbells import Burst, Doorbells
 from nodes.errors import GuestError
+from nodes.load import STEADY
 
-__all__ = ["FOREVER", "NOW", "OTHERS", "Guest", "Interrupt", "Peers", "Program", "Random"]
+__all__ = ["FOREVER", "NOW", "OTHERS", "Guest", "Interrupt", "Peers", "Program", "Random", "Trace"]
 
-Peers = tuple[int, ...]
-"""The IDs a program works with. In a topology: a group, a machine, several of them, "others" or "all"."""
+Peers = Sequence[int]
+"""The IDs a program works with. In a topology: a group, a machine, several of them, "others" or "all".
+
+A machine that joins later comes into the sequence when it has its ID, and one that comes back under another ID takes
+its old place; ``guest.generation`` tells that something has changed.
+"""
 
 OTHERS = cast(Peers, "others")
 """The default of a parameter that is Peers: the topology's loader puts everyone but the machine itself in its place."""
+
+
+class Trace(NamedTuple):
+    """Doorbells to be rung at given times; in a topology, the name of a file.
+
+    Each is (due_ns since the start, place of the peer in ``peers``, vector), in the order of their times.
+    """
+
+    peers: Peers
+    doorbells: Sequence[tuple[int, int, int]]
+
 
 FOREVER = None
 NOW = 0
@@ -61,6 +77,10 @@ class Guest:
 
     ``ring(peer, vector=0, intended_ns=0)`` writes ``peer << 16 | vector`` to the doorbell register, BAR0 + 12.
     It never blocks; a doorbell that reaches nobody, or a counter that is full, is counted as refused.
+
+    ``start_ns`` is when the run began on ``clock()``; ``load`` is what the rates of open-loop programs are multiplied
+    by, over the time since then. ``generation`` grows whenever peers or their vectors come or go. What a program puts
+    into ``statistics`` is in the run's result, by machine.
     """
 
     def __init__(
@@ -78,6 +98,9 @@ class Guest:
         self.start_ns = start_ns
         self.ring = doorbells.ring
         self.memory = memoryview(bytearray())
+        self.load = STEADY
+        self.generation = 0
+        self.statistics: dict[str, int | float] = {}
         self._doorbells = doorbells
         self._peer: int | None = None
 

@@ -72,11 +72,13 @@ class Vm:
         if not (self.device.profile.server and self.device.connect(peer, vector)):
             return False
         self.doorbells.connect(peer, vector, line)
+        self.guest.generation += 1
         return True
 
     def disconnect(self, peer: int) -> None:
         self.device.disconnect(peer)
         self.doorbells.disconnect(peer)
+        self.guest.generation += 1
 
     # What the program does
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from sim import recording
 from sim.recording import Layout, Recording, State
 from sim.results import Outcome, Run, RunDirectory
-from topologies.model import Group, Machine, Memory, RunSettings, Topology
+from topologies.model import Group, Machine, RunSettings, Topology
 
 SECOND_NS = 1_000_000_000
 START_NS = 1_000 * SECOND_NS
@@ -40,7 +40,6 @@ def topology(groups: Mapping[str, tuple[int, int]], title: str = "Made up", samp
         title=title,
         seed=7,
         run=RunSettings(duration_s=2.0, warmup_s=1.0, sample_every=sample_every),
-        memory=Memory(),
         groups=tuple(
             Group(name=name, count=count, vectors=vectors, program="idle") for name, (count, vectors) in groups.items()
         ),

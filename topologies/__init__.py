@@ -1,23 +1,32 @@
 """Topologies: which machines exist, what they run, for how long - read from TOML, checked, frozen."""
 
 from topologies.loader import load, loads, shipped
-from topologies.model import Group, Machine, Memory, RunSettings, Topology
+from topologies.model import Domain, Group, Machine, Machines, Memory, RunSettings, Scheduling, Topology, Trace
 from topologies.problems import Problem, TopologyError
 from topologies.programs import Parameter, Program, ProgramError, resolve_program, shipped_programs
+from topologies.scenario import Action, Condition, Expectation, Phase
 from topologies.schema import json_schema
 from topologies.starter import starter_text
 
 __all__ = [
+    "Action",
+    "Condition",
+    "Domain",
+    "Expectation",
     "Group",
     "Machine",
+    "Machines",
     "Memory",
     "Parameter",
+    "Phase",
     "Problem",
     "Program",
     "ProgramError",
     "RunSettings",
+    "Scheduling",
     "Topology",
     "TopologyError",
+    "Trace",
     "json_schema",
     "load",
     "loads",

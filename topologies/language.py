@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from topologies.checked import Name
 from topologies.model import (
     Count,
     MemoryKind,
-    Name,
     Profile,
     ProgramName,
     Role,

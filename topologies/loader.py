@@ -16,6 +16,7 @@ from topologies.language import File, parse_size, show_size
 from topologies.model import (
     MAX_MACHINES,
     MAX_NAME,
+    Domain,
     Group,
     Machine,
     Memory,
@@ -120,7 +121,7 @@ def _read(document: Document, report: Report) -> Topology | None:
         title=title or FilePath(document.name).stem,
         seed=fields["seed"],
         run=RunSettings(**fields["run"]),
-        memory=memory,
+        domains=(Domain(memory=memory),),
         groups=made,
         machines=machines,
         source_text=document.text,

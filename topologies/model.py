@@ -2,9 +2,12 @@
 
     Topology
     ├── RunSettings   how long, how much is sampled, what a death does
-    ├── Memory        the region that all machines share
+    ├── Phase         a part of that time, with a load of its own        (topologies.scenario)
+    ├── Domain        a shared memory with its own server
     ├── Group         machines that are alike, as the file has them
-    └── Machine       one simulated VM, with a place, a name and resolved parameters
+    ├── Machine       one simulated VM, with a place, a name and resolved parameters
+    ├── Action        what happens to machines and servers meanwhile     (topologies.scenario)
+    └── Expectation   what the run must have shown at its end            (topologies.scenario)
 
 All are frozen, and none can be made with values out of range: a constructor raises `UsageError`. The
 limits stand in the annotations, once; the loader's messages and the JSON Schema are made from them.
@@ -12,42 +15,43 @@ limits stand in the annotations, once; the loader's messages and the JSON Schema
 
 from __future__ import annotations
 
-import functools
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from nodes.errors import UsageError
+from topologies.checked import NAME_PATTERN, Checked, Name
+from topologies.scenario import Action, Expectation, Phase
 
 __all__ = [
     "MAX_MACHINES",
     "MAX_NAME",
     "NAME_PATTERN",
+    "Domain",
     "Group",
     "Machine",
+    "Machines",
     "Memory",
     "RunSettings",
+    "Scheduling",
     "Topology",
+    "Trace",
     "machine_name",
 ]
 
 MAX_MACHINES = 65536
 """A peer's ID has 16 bits."""
 
-NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z"
-"""Names become parts of file names and of table cells: no separators, no leading dot or dash."""
-
 MAX_NAME = 64
 
-Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Title = Annotated[
     str, Meta(max_length=120, description="One line that says what the file shows; `ivsim list` prints it.")
 ]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1, description="Where every random choice of the programs begins.")]
 Count = Annotated[int, Meta(ge=1, le=MAX_MACHINES, description="How many machines the group has.")]
 Vectors = Annotated[
-    int, Meta(ge=1, le=2048, description="MSI-X vectors of each machine: eventfds the server gives it.")
+    int, Meta(ge=0, le=2048, description="MSI-X vectors of each machine: eventfds the server gives it; 0: memory only.")
 ]
 Role = Annotated[
     Literal["peer", "master"],
@@ -69,24 +73,41 @@ MemoryKind = Annotated[
 ]
 
 
-class _Checked(Struct, frozen=True, kw_only=True):
-    """A struct whose fields are what their annotations say, however it was made."""
+Dialect = Annotated[
+    Literal["v0", "legacy", "v0-shm-last"], Meta(description="How the server speaks: as today's, or as older ones.")
+]
+Cpus = Annotated[
+    tuple[Annotated[int, Meta(ge=0, le=8191)], ...], Meta(description="The CPUs that the machines may run on.")
+]
+Policy = Annotated[
+    Literal["other", "batch", "idle", "fifo", "rr"], Meta(description="Linux's scheduling policy (sched(7)).")
+]
+Priority = Annotated[int, Meta(ge=0, le=99, description="Of the policies fifo and rr: 1 to 99.")]
+Nice = Annotated[int, Meta(ge=-20, le=19, description="Of the policies other and batch: -20 (favoured) to 19.")]
+Blockers = Annotated[
+    tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...],
+    Meta(description="Reasons of the machines' own why they cannot migrate."),
+]
+MAIN_DOMAIN = "main"
 
-    def __post_init__(self) -> None:
-        for name, annotation in _annotations(type(self)).items():
-            value = getattr(self, name)
-            try:
-                msgspec.convert(value, annotation, strict=True)
-            except msgspec.ValidationError as error:
-                raise UsageError(f"{type(self).__name__}.{name}: {error}") from None
+
+class Machines(tuple[int, ...]):
+    """Indices of machines, as the value of a parameter that is `nodes.guest.Peers`: who is meant, not yet which IDs."""
+
+    __slots__ = ()
 
 
-@functools.cache
-def _annotations(struct: type[Struct]) -> dict[str, Any]:
-    return get_type_hints(struct, include_extras=True)
+class Trace(Struct, frozen=True, kw_only=True):
+    """The doorbells of one machine out of a trace's file, as the value of a parameter that is `nodes.guest.Trace`.
+
+    ``machines`` are those that it rings; each doorbell is (due_ns after the start, place in ``machines``, vector).
+    """
+
+    machines: Machines
+    doorbells: tuple[tuple[int, int, int], ...]
 
 
-class RunSettings(_Checked, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RunSettings(Checked, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one run goes: the table ``[run]``."""
 
     duration_s: Annotated[float, Meta(gt=0, le=604800, description="Measured time after the warm-up, in seconds.")] = (
@@ -106,38 +127,66 @@ class RunSettings(_Checked, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     on_death: Annotated[Literal["fail", "degrade"], Meta(description="What a machine that dies does to the run.")] = (
         "fail"
     )
+    only_migratable: Annotated[
+        bool, Meta(description="Refuse machines that could not migrate, as QEMU's --only-migratable does.")
+    ] = False
 
 
-class Memory(_Checked, frozen=True, kw_only=True):
+class Memory(Checked, frozen=True, kw_only=True):
     """The region behind BAR2 of every machine; ``size_bytes`` is a power of two, at least one page."""
 
     size_bytes: SizeBytes = 4 << 20
     kind: MemoryKind = "shared_memory"
 
     def __post_init__(self) -> None:
-        _Checked.__post_init__(self)
+        Checked.__post_init__(self)
         if self.size_bytes & (self.size_bytes - 1):
             raise UsageError(f"Memory.size_bytes: expected a power of two, got {self.size_bytes}")
 
 
-class Group(_Checked, frozen=True, kw_only=True):
+class Domain(Checked, frozen=True, kw_only=True):
+    """A shared memory with a server of its own; most topologies have one, called ``main``."""
+
+    name: Name = MAIN_DOMAIN
+    memory: Memory = Memory()
+    dialect: Dialect = "v0"
+
+
+class Scheduling(Checked, frozen=True, kw_only=True):
+    """Where and how the kernel runs a machine's process; no ``cpus``: wherever the coordinator may run."""
+
+    cpus: Cpus = ()
+    policy: Policy = "other"
+    priority: Priority = 0
+    nice: Nice = 0
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if (self.policy in ("fifo", "rr")) != (self.priority > 0):
+            raise UsageError("Scheduling.priority: expected 1 to 99 for the policies fifo and rr, 0 for others")
+
+
+class Group(Checked, frozen=True, kw_only=True):
     """Machines that are alike; ``parameters`` as the file gives them (names of machines not resolved)."""
 
     name: Name
     count: Count = 1
+    pattern: str = ""
     vectors: Vectors = 1
     role: Role = "peer"
     profile: Profile = "qemu-doorbell"
     program: ProgramName
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Machine(Struct, frozen=True, kw_only=True):
     """One simulated VM.
 
-    ``index`` counts from 0 over all groups in the file's order. The server hands out IDs in that
-    order, so it is the peer's ID when the run begins. ``parameters`` holds a value for every parameter
-    of the program, typed; machines named in the file have become tuples of indices.
+    ``index`` counts from 0 over all groups in the file's order. A server hands out IDs in that order to those
+    who are ``present`` when the run begins; the others join when the timeline says so. ``parameters`` holds a
+    value for every parameter of the program, typed; machines named in the file have become `Machines`.
+    A machine has a device in each of its ``domains``, with ``vectors`` each. ``blockers`` are its own reasons not
+    to migrate.
     """
 
     index: int
@@ -148,21 +197,30 @@ class Machine(Struct, frozen=True, kw_only=True):
     profile: str
     program: str
     parameters: dict[str, Any]
+    domains: tuple[str, ...] = (MAIN_DOMAIN,)
+    present: bool = True
+    scheduling: Scheduling = Scheduling()
+    blockers: tuple[str, ...] = ()
 
 
 class Topology(Struct, frozen=True, kw_only=True):
     """One scenario, checked as a whole.
 
     ``source_text`` is the file as given, for the run's directory; ``overrides`` (``--set``) are what
-    else is needed to make the same topology again.
+    else is needed to make the same topology again. ``matrix`` maps overrides to the values that a sweep gives them,
+    as ``--set`` would have them.
     """
 
     title: str
     seed: int
     run: RunSettings
-    memory: Memory
     groups: tuple[Group, ...]
     machines: tuple[Machine, ...]
+    domains: tuple[Domain, ...] = (Domain(),)
+    phases: tuple[Phase, ...] = ()
+    timeline: tuple[Action, ...] = ()
+    expectations: tuple[Expectation, ...] = ()
+    matrix: dict[str, tuple[str, ...]] = {}
     source_text: str = ""
     source_name: str = ""
     overrides: dict[str, str] = {}
@@ -187,11 +245,21 @@ class Topology(Struct, frozen=True, kw_only=True):
             counts[machine.group] = counts.get(machine.group, 0) + 1
         if members != list(counts.items()):
             raise UsageError("Topology.machines: the groups do not have the machines that they count")
+        domains = {domain.name for domain in self.domains}
+        if not domains or any(not machine.domains or set(machine.domains) - domains for machine in self.machines):
+            raise UsageError("Topology.machines: each needs one of the topology's domains")
+        if not self.phases:
+            msgspec.structs.force_setattr(self, "phases", _plain_phases(self.run))
+
+    @property
+    def memory(self) -> Memory:
+        """The shared memory of the first domain, which is most often the only one."""
+        return self.domains[0].memory
 
     @property
     def eventfds(self) -> int:
-        """Eventfds of all machines together; the server and every worker hold a descriptor of each."""
-        return sum(group.count * group.vectors for group in self.groups)
+        """Eventfds of all machines together; the coordinator holds a descriptor of each."""
+        return sum(machine.vectors * len(machine.domains) for machine in self.machines)
 
     def members(self, group: str) -> tuple[Machine, ...]:
         """The machines of one group, in order; raises `UsageError` for a group that does not exist."""
@@ -199,6 +267,12 @@ class Topology(Struct, frozen=True, kw_only=True):
         if not found:
             raise UsageError(f"expected one of the groups {[g.name for g in self.groups]}, got {group!r}")
         return found
+
+
+def _plain_phases(run: RunSettings) -> tuple[Phase, ...]:
+    """What a topology without phases of its own has: the warm-up, and the time that is measured."""
+    measured = Phase(name="measured", duration_s=run.duration_s)
+    return (Phase(name="warmup", duration_s=run.warmup_s, measured=False), measured) if run.warmup_s else (measured,)
 
 
 def machine_name(group: str, place: int, count: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from topologies.model import machine_name
+from topologies.model import Machines, machine_name
 
 __all__ = ["RESERVED_NAMES", "Roster", "Selection", "UnknownNameError"]
 
@@ -28,15 +28,15 @@ class Selection:
     A machine that did not name itself (``itself``) is left out of what it selects.
     """
 
-    machines: tuple[int, ...]
+    machines: Machines
     itself: frozenset[int]
 
-    def seen_by(self, index: int) -> tuple[int, ...]:
+    def seen_by(self, index: int) -> Machines:
         """What remains for the machine ``index``; shared by all machines that are not selected."""
         if index in self.itself or index not in self.machines:
             return self.machines
         place = self.machines.index(index)
-        return self.machines[:place] + self.machines[place + 1 :]
+        return Machines(self.machines[:place] + self.machines[place + 1 :])
 
 
 class Roster:
@@ -51,7 +51,7 @@ class Roster:
             self.groups[group] = range(total, total + count)
             total += count
         # Each index is one object, whoever names it: a million pairs then cost 8 bytes each.
-        self._indices = tuple(range(total))
+        self._indices = Machines(range(total))
         self._everyone = frozenset(self._indices)
         for group, members in self.groups.items():
             for place, index in enumerate(members):
@@ -77,7 +77,7 @@ class Roster:
         itself: set[int] = set()
         for name in names:
             if name in RESERVED_NAMES:
-                found = self._indices
+                found: tuple[int, ...] = self._indices
             elif name in self.groups:
                 members = self.groups[name]
                 found = self._indices[members.start : members.stop]
@@ -89,4 +89,4 @@ class Roster:
             if name in self.machines:
                 itself.update(found)
             machines.update(dict.fromkeys(found))
-        return Selection(tuple(machines), self._everyone if "all" in names else frozenset(itself))
+        return Selection(Machines(machines), self._everyone if "all" in names else frozenset(itself))
