@@ -4,6 +4,8 @@ A ring is one look-up and one call. What it costs beyond that is nothing, and st
 the table does not hold lines but supplies of them, which count what is taken. A supply is finite, so that once
 in ``sample_every`` doorbells it runs dry, and that one doorbell takes the slow path which keeps the books: it is
 stamped, and the edge's count goes to the instrument.
+
+Books are opened by the first doorbell, and when a line is lost: a machine that knows thousands rings few.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class Ledger(Protocol):
     """Where an instrument keeps what was rung; all times in nanoseconds of one monotonic clock."""
 
     def open_edge(self, peer: int, vector: int) -> int:
-        """A new place for the counts of doorbells to ``vector`` of ``peer``; asked for once."""
+        """A new place for the counts of doorbells to ``vector`` of ``peer``; asked for once, before the first."""
 
     def store_edge(self, edge: int, rung: int, refused: int) -> None:
         """The counts of one edge as they stand."""
@@ -123,41 +125,37 @@ class Doorbells:
     ) -> None:
         self._signal, self._miss, self._ledger, self._clock = signal, miss, ledger, clock
         self._every = sample_every
-        self._rows: dict[int, dict[int, Iterator[Line]]] = {}
-        self._edges: dict[int, _Edge] = {}  # by doorbell value
+        self._lines: dict[int, dict[int, Line]] = {}
+        self._rows: dict[int, dict[int, Iterator[Line]]] = {}  # of what was rung
+        self._edges: dict[int, _Edge] = {}  # by doorbell value, the same
         self._bursts: list[Burst] = []
         self._nowhere = 0
         self.ring = self._make_ring()
 
     def connect(self, peer: int, vector: int, line: Line) -> None:
         """From now on a doorbell to ``vector`` of ``peer`` signals ``line``."""
-        edge = self._edges.get(peer << 16 | vector)
-        if edge is None:
-            edge = _Edge(peer, vector, self._ledger.open_edge(peer, vector))
-            self._edges[peer << 16 | vector] = edge
-        edge.settle()
-        edge.line = line
-        # Edges start out of step, so that a program that rings them in turn is not always caught on the same one.
-        phase = (7 * peer + vector + 1) % self._every if self._every else UNSAMPLED_SUPPLY
-        self._grant(edge, phase)
+        self._lines.setdefault(peer, {})[vector] = line
+        if (edge := self._edges.get(peer << 16 | vector)) is not None:
+            self._start(edge, line)
 
     def disconnect(self, peer: int) -> None:
         """The lines of ``peer`` lead nowhere; its books stay."""
         for burst in self._bursts:
             burst.drop(peer)
-        for vector in self._rows.pop(peer, {}):
-            edge = self._edges[peer << 16 | vector]
+        self._rows.pop(peer, None)
+        for vector in self._lines.pop(peer, {}):
+            edge = self._open(peer, vector)
             edge.settle()
             edge.line, edge.supply, edge.granted = None, iter(()), 0
             self._store(edge)
 
     def line(self, peer: int, vector: int) -> Line | None:
         """The line that a doorbell would signal, if there is one."""
-        return self._edges[peer << 16 | vector].line if vector in self._rows.get(peer, ()) else None
+        return self._lines[peer].get(vector) if peer in self._lines else None
 
     def peers(self) -> dict[int, int]:
         """Who can be rung: peer -> number of vectors."""
-        return {peer: len(row) for peer, row in self._rows.items()}
+        return {peer: len(lines) for peer, lines in self._lines.items()}
 
     def refuse_nowhere(self, count: int) -> None:
         """Doorbells that a program wrote to the register itself and that reached nobody: rung, and refused."""
@@ -171,6 +169,22 @@ class Doorbells:
             edge.settle()
             self._store(edge)
         self._ledger.store_nowhere(self._nowhere)
+
+    def _open(self, peer: int, vector: int) -> _Edge:
+        """The books of a doorbell, from now on if there were none."""
+        edge = self._edges.get(peer << 16 | vector)
+        if edge is None:
+            edge = _Edge(peer, vector, self._ledger.open_edge(peer, vector))
+            self._edges[peer << 16 | vector] = edge
+        return edge
+
+    def _start(self, edge: _Edge, line: Line) -> None:
+        """The first supply of an edge that has a line, or another one now."""
+        edge.settle()
+        edge.line = line
+        # Edges start out of step, so that a program that rings them in turn is not always caught on the same one.
+        phase = (7 * edge.peer + edge.vector + 1) % self._every if self._every else UNSAMPLED_SUPPLY
+        self._grant(edge, phase)
 
     def _grant(self, edge: _Edge, ones: int) -> None:
         assert edge.line is not None
@@ -193,7 +207,7 @@ class Doorbells:
             except BlockingIOError:
                 self._refuse(self._edges[peer << 16 | vector])
             except KeyError:
-                self._ring_unconnected(peer, vector)
+                self._ring_unknown(peer, vector, intended_ns)
 
         return ring
 
@@ -225,7 +239,13 @@ class Doorbells:
     def _refuse(self, edge: _Edge) -> None:
         edge.refused += 1
 
-    def _ring_unconnected(self, peer: int, vector: int) -> None:
+    def _ring_unknown(self, peer: int, vector: int, intended_ns: int) -> None:
+        """A doorbell that was not rung before, or has no line."""
+        line = self.line(peer, vector)
+        if line is not None:
+            self._start(self._open(peer, vector), line)
+            self.ring(peer, vector, intended_ns)
+            return
         if self._miss(peer, vector):
             return  # the register decoder found a line after all and has rung it
         edge = self._edges.get(peer << 16 | vector)
@@ -237,14 +257,24 @@ class Doorbells:
 
     def burst(self, doorbells: Sequence[tuple[int, int]]) -> Burst:
         """Prepare (peer, vector) pairs to be rung together, in this order; pairs without a line come last."""
-        connected = [pair for pair in doorbells if self.line(*pair) is not None]
+        edges = []
+        for peer, vector in doorbells:
+            if (line := self.line(peer, vector)) is not None:
+                edges.append(edge := self._open(peer, vector))
+                if edge.line is None:
+                    self._start(edge, line)
         burst = Burst(
-            [self._edges[peer << 16 | vector] for peer, vector in connected],
+            edges,
             [pair for pair in doorbells if self.line(*pair) is None],
         )
         burst.ring = self._make_burst_ring(burst)
         self._bursts.append(burst)
         return burst
+
+    def release(self, burst: Burst) -> None:
+        """Forget a burst; what it rang stays on the books."""
+        burst.settle()
+        self._bursts.remove(burst)
 
     def _make_burst_ring(self, burst: Burst) -> Callable[[], None]:
         lines, others, signal, ring = burst.lines, burst.others, self._signal, self.ring

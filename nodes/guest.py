@@ -39,7 +39,8 @@ OTHERS = cast(Peers, "others")
 class Trace(NamedTuple):
     """Doorbells to be rung at given times; in a topology, the name of a file.
 
-    Each is (due_ns since the start, place of the peer in ``peers``, vector), in the order of their times.
+    Each is (due_ns since the start, place of the peer in ``peers``, vector), in the order of their times. A peer that
+    is not there yet is -1.
     """
 
     peers: Peers
@@ -51,10 +52,14 @@ NOW = 0
 
 
 class Interrupt(NamedTuple):
-    """The guest's processor was interrupted: by which vector, and how many doorbells that one wake-up stands for."""
+    """The guest's processor was interrupted: by which vector, and how many doorbells that one wake-up stands for.
+
+    ``device`` is its place in ``guest.devices``: 0 but on a machine with devices in several domains.
+    """
 
     vector: int
     doorbells: int
+    device: int = 0
 
 
 Program = Generator[int | None, Interrupt | None, None]
@@ -79,8 +84,10 @@ class Guest:
     It never blocks; a doorbell that reaches nobody, or a counter that is full, is counted as refused.
 
     ``start_ns`` is when the run began on ``clock()``; ``load`` is what the rates of open-loop programs are multiplied
-    by, over the time since then. ``generation`` grows whenever peers or their vectors come or go. What a program puts
-    into ``statistics`` is in the run's result, by machine.
+    by, over the time since then. ``joined_ns`` is when the own program was to begin, should that be later: an open loop
+    leaves out what was due before. ``generation`` grows whenever peers or their vectors come or go. What a program puts
+    into ``statistics`` is in the run's result, by machine. ``devices`` are this guest and, on a machine with devices in
+    several domains, one for each further device: every one with its own ID, peers, memory and doorbells.
     """
 
     def __init__(
@@ -96,11 +103,14 @@ class Guest:
         self.clock = clock
         self.random = random
         self.start_ns = start_ns
+        self.joined_ns = 0
+        self.held: set[int] = set()
         self.ring = doorbells.ring
         self.memory = memoryview(bytearray())
         self.load = STEADY
         self.generation = 0
         self.statistics: dict[str, int | float] = {}
+        self.devices: tuple[Guest, ...] = (self,)
         self._doorbells = doorbells
         self._peer: int | None = None
 
@@ -129,13 +139,29 @@ class Guest:
         """Prepare (peer, vector) pairs that ``burst.ring()`` rings together: the fastest way to ring many."""
         return self._doorbells.burst(doorbells)
 
+    def release(self, burst: Burst) -> None:
+        """Let go of a burst that will not be rung again; what it rang stays on the books."""
+        self._doorbells.release(burst)
+
     def mask(self, vector: int) -> None:
         """Set the mask bit of a vector's MSI-X table entry: doorbells leave it pending (PCI 3.0, 6.8.2)."""
         self._write_vector_control(vector, 1)
 
     def unmask(self, vector: int) -> None:
-        """Clear the mask bit; a pending vector fires at once (PCI 3.0, 6.8.3.5)."""
-        self._write_vector_control(vector, 0)
+        """Clear the mask bit; a pending vector fires at once (PCI 3.0, 6.8.3.5).
+
+        Not while the driver holds it masked (``held``), as a program's own masks nest in a driver's.
+        """
+        if vector not in self.held:
+            self._write_vector_control(vector, 0)
+
+    def pending(self, vector: int) -> bool:
+        """Whether an interrupt waits for a masked vector: its bit in the pending bit array (PCI 3.0, 6.8.2)."""
+        self._check_vector(vector)
+        msix = self.device.msix
+        if msix is None:
+            raise GuestError("this device has no MSI-X: there are no pending bits")
+        return bool(self.read(msix.layout.bar, msix.layout.pba_offset + vector // 32 * 4) >> vector % 32 & 1)
 
     def read(self, bar: int, offset: int, size_bytes: int = 4) -> int:
         """Read a register, the MSI-X table or the shared memory as a processor would."""
@@ -148,6 +174,9 @@ class Guest:
         self._doorbells.refuse_nowhere(self.device.ignored_doorbells - ignored)
 
     def _write_vector_control(self, vector: int, value: int) -> None:
+        self._check_vector(vector)
+        self.device.bar_write(1, 16 * vector + 12, 4, value)
+
+    def _check_vector(self, vector: int) -> None:
         if not 0 <= vector < self.vectors:
             raise GuestError(f"vector {vector} does not exist: this device has vectors 0..{self.vectors - 1}")
-        self.device.bar_write(1, 16 * vector + 12, 4, value)

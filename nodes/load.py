@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 __all__ = ["STEADY", "Load"]
@@ -14,54 +15,68 @@ class Load:
     """A factor that is linear from piece to piece; after the last one it stays what it was at its end.
 
     ``pieces`` are (duration_ns, factor at the beginning, factor at the end), from time 0. A factor of 0 means that
-    nothing falls due. Times are nanoseconds since the start of the run.
+    nothing falls due. Times are nanoseconds since the start of the run. Work is measured by the nanoseconds that it
+    takes under a factor of 1.
     """
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
-        self._pieces: list[tuple[float, float, float, float]] = []  # begin, end, factor at begin, slope
-        at, last = 0.0, 1.0
+        self._pieces: list[tuple[float, float, float, float, float]] = []  # begin, end, work then, factor, slope
+        at = work = 0.0
+        last = 1.0
         for duration_ns, begin, end in pieces:
-            self._pieces.append((at, at + duration_ns, begin, (end - begin) / duration_ns))
+            if duration_ns > 0:
+                self._pieces.append((at, at + duration_ns, work, begin, (end - begin) / duration_ns))
+                work += duration_ns * (begin + end) / 2
             at, last = at + duration_ns, end
-        self._pieces.append((at, math.inf, last, 0.0))
-        self.is_steady = all(factor == 1.0 and slope == 0.0 for _, _, factor, slope in self._pieces)
+        self._pieces.append((at, math.inf, work, last, 0.0))
+        self._ends = [end for _, end, *_ in self._pieces]
+        self._works = [work for _, _, work, _, _ in self._pieces[1:]]  # at those ends
+        self._works.append(math.inf if last else work)
+        self.is_steady = all(factor == 1.0 and slope == 0.0 for *_, factor, slope in self._pieces)
 
     def at(self, time_ns: float) -> float:
         """The factor at a time."""
-        for begin, end, factor, slope in self._pieces:
-            if time_ns < end:
-                return factor + slope * max(0.0, time_ns - begin)
-        raise AssertionError("the last piece has no end")
+        begin, _, _, factor, slope = self._pieces[bisect_right(self._ends, time_ns)]
+        return max(0.0, factor + slope * (time_ns - begin))
+
+    def work(self, time_ns: float) -> float:
+        """How much is done from the start to a time: the integral of the factor."""
+        begin, _, work, factor, slope = self._pieces[bisect_right(self._ends, time_ns)]
+        span = time_ns - begin
+        return work + span * (factor + slope * span / 2)
+
+    def due(self, work_ns: float) -> float:
+        """When so much is done since the start: the inverse of ``work``; ``inf`` when it never will be."""
+        place = bisect_left(self._works, work_ns)
+        if place == len(self._works):
+            return math.inf
+        begin, end, done, factor, slope = self._pieces[place]
+        left = work_ns - done
+        # The smaller root of factor * t + slope * t**2 / 2 = left, in the form that loses no digits.
+        square = factor * factor + 2 * slope * left
+        twice = factor + math.sqrt(square) if square > 0 else factor
+        due_ns = begin + 2 * left / twice if twice else begin
+        return due_ns if due_ns < end else end
 
     def later(self, time_ns: float, work_ns: float) -> float:
-        """When so much work is done that takes ``work_ns`` under a factor of 1, begun at ``time_ns``.
+        """When so much work is done, begun at ``time_ns``; ``inf`` when it never will be.
 
-        ``inf`` when it never will be. A Poisson process of mean ``m`` under this load is one of unit rate whose
-        clock is stretched by it: ``due = load.later(due, m * expovariate(1))``.
+        A Poisson process of mean ``m`` under this load is one of unit rate whose clock is stretched by it:
+        ``due = load.later(due, m * expovariate(1))``.
         """
-        if self.is_steady:
-            return time_ns + work_ns
-        for begin, end, factor, slope in self._pieces:
-            if time_ns >= end:
-                continue
-            now = factor + slope * (max(time_ns, begin) - begin)
-            left_ns = end - max(time_ns, begin)
-            possible_ns = left_ns * (now + slope * left_ns / 2) if end < math.inf else math.inf * now if now else 0.0
-            if work_ns <= possible_ns:
-                return max(time_ns, begin) + _span(now, slope, work_ns)
-            work_ns -= possible_ns
+        return time_ns + work_ns if self.is_steady else max(time_ns, self.due(self.work(time_ns) + work_ns))
+
+    def rises(self, time_ns: float) -> float:
+        """The time itself, but if the load is 0 then: when that ends, ``inf`` if it never does."""
+        for _, end, _, factor, slope in self._pieces[bisect_right(self._ends, time_ns) :]:
+            if factor or slope:
+                return time_ns
             time_ns = end
         return math.inf
 
     def next_change(self, time_ns: float) -> float:
         """When the piece ends that holds at a time; ``inf`` in the last one."""
-        return next(end for _, end, _, _ in self._pieces if time_ns < end)
-
-
-def _span(factor: float, slope: float, work_ns: float) -> float:
-    """The smallest t with ``factor * t + slope * t**2 / 2 = work``, in the form that loses no digits."""
-    root = math.sqrt(max(0.0, factor * factor + 2 * slope * work_ns))
-    return 2 * work_ns / (factor + root) if factor + root else 0.0
+        return self._ends[bisect_right(self._ends, time_ns)]
 
 
 STEADY = Load(())

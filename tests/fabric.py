@@ -15,6 +15,7 @@ from typing import Any
 
 from nodes.device.profiles import PROFILES
 from nodes.guest import Guest, Program
+from nodes.load import STEADY, Load
 from nodes.vm import Vm
 from nodes.wire.client import Client, Ignored, MemoryShared, PeerLeft, VectorConnected
 from nodes.wire.protocol import V0, Dialect, Message
@@ -119,7 +120,18 @@ class Machine:
                     raise AssertionError(reason)
 
     def start(self) -> None:
+        """Begin the program; the first that does begins the run."""
+        fabric, guest = self.fabric, self.vm.guest
+        if fabric.start_ns is None:
+            fabric.start_ns = fabric.now_ns
+        guest.start_ns, guest.joined_ns, guest.load = fabric.start_ns, fabric.now_ns, fabric.load
         self.started = True
+        if late_ns := fabric.late_ns():
+            fabric.after(late_ns, self._begin)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
         self._wait(self.vm.start(self._program))
         self.poke()
 
@@ -145,7 +157,7 @@ class Machine:
         self._turn += 1
         if wait is not None:
             turn = self._turn
-            at_ns = max(wait, self.fabric.now_ns + MICROSECOND_NS)
+            at_ns = max(wait, self.fabric.now_ns + MICROSECOND_NS) + self.fabric.late_ns()
             self.fabric.at(at_ns, lambda: self._expire(turn))
 
     def _expire(self, turn: int) -> None:
@@ -154,10 +166,19 @@ class Machine:
 
 
 class Fabric:
-    """All machines, their server, their memory and the one clock."""
+    """All machines, their server, their memory and the one clock.
 
-    def __init__(self, seed: int, *, dialect: Dialect = V0, memory_bytes: int = 4096) -> None:
+    On a host that is so many times ``slower``, everything that takes time takes so much longer, and who waits for a
+    moment wakes up behind it.
+    """
+
+    def __init__(
+        self, seed: int, *, dialect: Dialect = V0, memory_bytes: int = 4096, load: Load = STEADY, slower: int = 1
+    ) -> None:
         self.seed = seed
+        self.load = load
+        self.slower = slower
+        self.start_ns: int | None = None
         self.now_ns = 1_000_000
         self.memory = bytearray(memory_bytes)
         self.server: Server[Any] = Server("memory", dialect=dialect)
@@ -181,7 +202,10 @@ class Fabric:
         self.at(self.now_ns + delay_ns, callback)
 
     def delay(self) -> int:
-        return self._random.randrange(1, 20) * MICROSECOND_NS
+        return self._random.randrange(1, 20) * MICROSECOND_NS * self.slower
+
+    def late_ns(self) -> int:
+        return self.delay() if self.slower > 1 else 0
 
     def run(self, until_ns: int) -> None:
         """Let everything happen up to ``until_ns``."""

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes import programs
+from nodes.errors import GuestError
 from nodes.guest import FOREVER
+from nodes.load import Load
 from tests.fabric import Fabric
 
 SECOND_NS = 1_000_000_000
@@ -20,8 +22,8 @@ SEEDS = st.integers(0, (1 << 32) - 1)
 
 def fabric_of(seed, *each, vectors=1, **options):
     """A fabric on which everybody is connected before anybody starts."""
-    fabric = Fabric(seed)
-    machines = [fabric.join(program, vectors=vectors, start=False, **options) for program in each]
+    fabric = Fabric(seed, **options)
+    machines = [fabric.join(program, vectors=vectors, start=False) for program in each]
     fabric.settle()
     for machine in machines:
         machine.start()
@@ -88,12 +90,87 @@ def test_ping_takes_its_peers_in_turn():
     assert rings(first)[:4] == [(1, 0), (2, 0), (1, 0), (2, 0)]
 
 
-@pytest.mark.parametrize("parameters", [{"to": ()}, {"to": (0,), "vector": 9}])
-def test_ping_with_nobody_to_ring_ends(parameters):
-    fabric, (ping,) = fabric_of(0, functools.partial(programs.ping, **parameters))
-    fabric.run_for(1)
+def test_ping_waits_until_somebody_comes():
+    to = []
+    fabric, (ping,) = fabric_of(0, functools.partial(programs.ping, to=to))
+    fabric.run_for(0.1)
     assert rings(ping) == []
-    assert ping.vm._program is None
+    to.append(1)  # the engine's part: who joins is in the sequence
+    fabric.join(with_(programs.echo, 0))
+    fabric.run_for(0.05)
+    fabric.check_balance()
+    assert len(rings(ping)) > 100
+    assert set(rings(ping)) == {(1, 0)}
+
+
+@pytest.mark.parametrize("rate_hz", [None, 1000.0])
+def test_ping_goes_on_with_the_others_when_a_peer_leaves(rate_hz):
+    ping = with_(programs.ping, 1, 2, timeout_s=0.001, rate_hz=rate_hz)
+    fabric, machines = fabric_of(3, ping, with_(programs.echo, 0), with_(programs.echo, 0))
+    fabric.run_for(0.01)
+    fabric.leave(machines[1])
+    delivered = machines[2].delivered[0]
+    fabric.run_for(0.02)
+    fabric.check_balance()
+    assert machines[2].delivered[0] > delivered
+    assert fabric.refused()[1, 0] > 0  # it is asked as before, and does not answer
+
+
+def test_ping_asks_a_peer_that_came_back_under_its_new_id():
+    to = [1]
+    fabric, machines = fabric_of(3, functools.partial(programs.ping, to=to, timeout_s=0.001), with_(programs.echo, 0))
+    fabric.run_for(0.001)
+    fabric.leave(machines[1])
+    to[0] = fabric.server.next_peer
+    back = fabric.join(with_(programs.echo, 0))
+    fabric.run_for(0.01)  # the ping that the old one did not answer is given up
+    fabric.check_balance()
+    assert back.peer == to[0] != 1
+    assert back.delivered[0] > 100
+
+
+@pytest.mark.parametrize("vector", [1, 9, -1])
+def test_ping_cannot_ask_for_a_vector_that_it_does_not_have(vector):
+    with pytest.raises(GuestError, match=f"expected a vector below 1, got {vector}"):
+        fabric_of(0, with_(programs.ping, 0, vector=vector))
+
+
+def test_ping_at_a_rate_follows_the_load():
+    load = Load([(10_000_000, 0.0, 2.0), (10_000_000, 0.0, 0.0), (10_000_000, 2.0, 2.0)])
+    fabric, (_, ping) = fabric_of(5, with_(programs.echo, 1), with_(programs.ping, 0, rate_hz=10_000.0), load=load)
+    assert fabric.start_ns is not None
+    counts = []
+    for _ in range(6):
+        before = len(rings(ping))
+        fabric.run_for(0.005)
+        counts.append(len(rings(ping)) - before)
+    assert counts == [25, 75, 0, 0, 100, 100]
+
+
+@pytest.mark.parametrize("rate_hz", [None, 10_000.0])
+def test_ping_rests_while_the_load_is_zero(rate_hz):
+    load = Load([(5_000_000, 0.0, 0.0), (5_000_000, 1.0, 1.0), (5_000_000, 0.0, 0.0)])
+    ping = with_(programs.ping, 0, rate_hz=rate_hz)
+    fabric, (_, machine) = fabric_of(5, with_(programs.echo, 1), ping, load=load)
+    began_ns = fabric.now_ns
+    fabric.run_for(1.0)
+    rung = [rung_ns - began_ns for *_, rung_ns in machine.books.samples]
+    assert len(rung) >= 49
+    assert min(rung) >= 5_000_000
+    assert max(rung) <= 10_000_000
+
+
+def test_a_ping_that_comes_late_keeps_to_the_grid_of_the_run():
+    fabric, _ = fabric_of(5, with_(programs.echo, 1))
+    began_ns = fabric.now_ns
+    fabric.run_for(0.0123456)
+    late = fabric.join(with_(programs.ping, 0, rate_hz=1000.0))
+    joined_ns = late.vm.guest.joined_ns
+    fabric.run_for(0.01)
+    intended = [at - began_ns for _, _, at, _ in late.books.samples]
+    first = (joined_ns - began_ns) // 1_000_000 + 1
+    assert intended == [1_000_000 * (first + at) for at in range(len(intended))]
+    assert len(intended) >= 9
 
 
 def test_a_ping_without_an_answer_is_given_up_in_time():
@@ -134,97 +211,6 @@ def test_echo_answers_everybody_on_the_vector_that_was_rung():
     assert rings(echo) == [(1, 1), (2, 1)]
 
 
-# storm
-
-
-@given(SEEDS, st.integers(1, 80))
-def test_a_storm_rings_every_edge_equally_often_whatever_the_burst(seed, burst):
-    peers, vectors = 3, 2
-    everyone = with_(programs.storm, *range(peers), burst=burst)
-    fabric, machines = fabric_of(seed, everyone, *[programs.idle] * (peers - 1), vectors=vectors)
-    fabric.run_for(0.0005)
-    fabric.check_balance()
-    storm = machines[0]
-    counts = [rung for rung, _ in storm.books.stored.values()]
-    assert len(counts) == peers * vectors
-    rounds_in_one_go = max(1, burst // len(counts))
-    assert max(counts) - min(counts) <= rounds_in_one_go
-    assert min(counts) > 0
-
-
-def order(seed, delays):
-    """The order in which one storm rings, with neighbours that differ."""
-    storm = with_(programs.storm, 0, 1, 2, 3, rate_hz=1_000_000.0)
-    fabric, machines = fabric_of(seed, storm, *[programs.idle] * 3, vectors=4)
-    fabric._random.seed(delays)
-    fabric.run_for(0.0001)
-    return rings(machines[0])
-
-
-@given(SEEDS)
-def test_the_order_of_a_storm_is_a_function_of_the_seed_only(seed):
-    assert order(seed, delays=1) == order(seed, delays=2)
-    first_round = order(seed, delays=1)[:16]
-    assert sorted(first_round) == [(peer, vector) for peer in range(4) for vector in range(4)]
-    assert order(seed, delays=1)[16:32] == first_round
-
-
-def test_other_seeds_give_other_orders():
-    assert len({tuple(order(seed, 1)[:16]) for seed in range(8)}) == 8
-
-
-@pytest.mark.parametrize("arrivals", ["regular", "poisson"])
-@given(seed=SEEDS)
-def test_an_open_loop_means_its_times_whatever_holds_it_up(arrivals, seed):
-    """The same intended times with and without neighbours that keep interrupting it."""
-
-    def intended(noise):
-        storm = with_(programs.storm, 1, rate_hz=100_000.0, arrivals=arrivals)
-        neighbour = with_(programs.storm, 0, rate_hz=noise) if noise else programs.idle
-        fabric, machines = fabric_of(seed, storm, neighbour)
-        began_ns = fabric.now_ns
-        fabric.run_for(0.001)
-        # The stamps begin at the moment of the start, which the seed decides too.
-        return [at - began_ns for _, _, at, _ in machines[0].books.samples]
-
-    quiet, noisy = intended(0), intended(400_000.0)
-    shared = min(len(quiet), len(noisy))
-    assert shared > 20
-    assert quiet[:shared] == noisy[:shared]
-    if arrivals == "regular":
-        assert quiet == [10_000 * at for at in range(1, len(quiet) + 1)]
-
-
-def test_a_stalled_open_loop_catches_up_and_keeps_its_times():
-    fabric, (storm, _) = fabric_of(9, with_(programs.storm, 1, rate_hz=10_000.0), programs.idle)
-    fabric.run_for(0.001)
-    turn, storm._turn = storm._turn, -1  # its processor is taken away ...
-    fabric.run_for(0.010)
-    storm._turn = turn  # ... and given back
-    storm._expire(turn)
-    fabric.run_for(0.001)
-    intended = [at for _, _, at, _ in storm.books.samples]
-    assert {later - earlier for earlier, later in itertools.pairwise(intended)} == {100_000}
-    assert max(rung - at for _, _, at, rung in storm.books.samples) > 9_000_000
-
-
-def test_a_storm_at_nobody_waits_for_ever():
-    fabric, (storm,) = fabric_of(0, functools.partial(programs.storm, to=()))
-    fabric.run_for(1)
-    assert rings(storm) == []
-    assert storm.vm._program is not None
-
-
-def test_a_storm_goes_on_when_a_peer_leaves_and_its_doorbells_are_refused():
-    fabric, machines = fabric_of(4, with_(programs.storm, 1, 2), programs.idle, programs.idle)
-    fabric.run_for(0.0002)
-    fabric.leave(machines[1])
-    fabric.run_for(0.0005)
-    fabric.check_balance()
-    assert fabric.refused()[1, 0] > 0
-    assert fabric.refused()[2, 0] == 0
-
-
 # poll
 
 
@@ -249,3 +235,85 @@ def test_poll_without_a_change_rings_nobody():
     fabric, (poll,) = fabric_of(0, with_(programs.poll, 0, interval_s=1e-4))
     fabric.run_for(0.01)
     assert rings(poll) == []
+
+
+# moderate
+
+
+@given(SEEDS, st.sampled_from([20.0, 100.0, 1000.0]))
+def test_moderate_takes_one_interrupt_in_a_window_and_loses_none(seed, window_us):
+    moderate = functools.partial(programs.moderate, window_us=window_us)
+    storm = with_(programs.storm, 0, rate_hz=100_000.0)
+    fabric, (machine, _) = fabric_of(seed, moderate, storm, vectors=2)
+    fabric.run_for(0.01)
+    fabric.check_balance()
+    statistics = machine.vm.guest.statistics
+    for interrupts in machine.vm.interrupts:
+        assert 1 <= interrupts <= 10_000 / window_us + 1
+    # Each interrupt begins a window, and each window with something pending ends in an interrupt.
+    assert 0 <= sum(machine.vm.interrupts) - statistics["windows"] <= 2
+    assert statistics["pending"] <= statistics["windows"]
+    if window_us >= 100.0:  # twenty doorbells a window: there is always one
+        assert statistics["pending"] == statistics["windows"] > 0
+
+
+def test_moderate_unmasks_again_what_is_rung_no_more():
+    def ring_twice(guest):
+        guest.ring(0)
+        yield guest.clock() + 50_000
+        guest.ring(0)
+        yield FOREVER
+
+    fabric, (machine, _) = fabric_of(7, functools.partial(programs.moderate, window_us=200.0), ring_twice)
+    fabric.run_for(0.01)
+    assert machine.vm.interrupts == [2]
+    assert machine.vm.guest.statistics == {"windows": 2, "pending": 1}
+    assert not machine.vm.device.msix.masked(0)
+
+
+def test_moderate_needs_msix():
+    fabric = Fabric(1, memory_bytes=4 << 20)
+    fabric.join(programs.moderate, profile="qemu-1.1-intx")
+    fabric.join(with_(programs.ping, 0), profile="qemu-1.1-intx", start=False)
+    fabric.settle()
+    fabric.machines[1].start()
+    with pytest.raises(GuestError, match="BAR1"):
+        fabric.run_for(0.001)
+
+
+@pytest.mark.parametrize("profile", ["qemu-doorbell", "qemu-doorbell-kvm"])
+def test_what_is_pending_is_seen_by_vector(profile):
+    def look(guest):
+        for vector in (3, 31, 32, 39):
+            guest.mask(vector)
+        at_ns = guest.clock() + 1_000_000
+        while guest.clock() < at_ns:
+            yield at_ns
+        seen.append([vector for vector in range(40) if guest.pending(vector)])
+        with pytest.raises(GuestError, match=r"vector 40 does not exist.*0\.\.39"):
+            guest.pending(40)
+
+    def ring_some(guest):
+        for vector in (2, 31, 32):
+            guest.ring(0, vector)
+        yield FOREVER
+
+    seen = []
+    fabric = Fabric(3)
+    for program in (look, ring_some):
+        fabric.join(program, vectors=40, profile=profile, start=False)
+    fabric.settle()
+    for machine in fabric.machines.values():
+        machine.start()
+    fabric.run_for(0.01)
+    assert seen == [[31, 32]]
+
+
+def test_without_msix_nothing_is_pending():
+    def look(guest):
+        guest.pending(0)
+        yield FOREVER
+
+    fabric = Fabric(1, memory_bytes=4 << 20)
+    with pytest.raises(GuestError, match="no MSI-X"):
+        fabric.join(look, profile="qemu-1.1-intx")

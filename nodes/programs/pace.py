@@ -1,0 +1,59 @@
+"""When programs do what they do: due times, pauses, and waiting for either."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+
+from nodes.guest import FOREVER, Guest, Interrupt, Program
+
+__all__ = ["SECOND_NS", "begin_ns", "due_times", "rest", "wait_until"]
+
+SECOND_NS = 1_000_000_000
+
+
+def begin_ns(guest: Guest) -> int:
+    """When the program was to begin, however late its turn on a processor came."""
+    return max(guest.start_ns, guest.joined_ns)
+
+
+def due_times(guest: Guest, mean_ns: float, after_ns: int, *, poisson: bool = False) -> Iterator[int]:
+    """When something falls due that does so every ``mean_ns`` under a load of 1; they end when the load stays 0.
+
+    Those after ``after_ns`` are told, on ``guest.clock()``. Regular times lie on one grid, which begins at the start
+    of the run, whenever the machine came. Nothing here looks at the clock: the same seed gives the same times.
+    """
+    start_ns, draw = guest.start_ns, guest.random.expovariate
+    stretch = None if guest.load.is_steady else guest.load.due
+    work = guest.load.work(after_ns - start_ns)
+    turn = work // mean_ns
+    while True:
+        if poisson:
+            work += mean_ns * draw(1.0)
+        else:
+            turn += 1
+            work = turn * mean_ns
+        if stretch is None:
+            yield start_ns + int(work)
+        elif (due := stretch(work)) < math.inf:
+            yield start_ns + int(due)
+        else:
+            return
+
+
+def wait_until(guest: Guest, moment_ns: float) -> Program:
+    """Let interrupts pass until then; for ever when that is ``inf``."""
+    while moment_ns == math.inf:
+        yield FOREVER
+    at_ns = math.ceil(moment_ns)
+    while guest.clock() < at_ns:
+        yield at_ns
+
+
+def rest(guest: Guest) -> Generator[int | None, Interrupt | None, float]:
+    """Wait while the load is 0, as those do that have no rate; the answer is when to look again."""
+    now_ns = guest.clock() - guest.start_ns
+    rises_ns = guest.load.rises(now_ns)
+    if rises_ns > now_ns:
+        yield from wait_until(guest, guest.start_ns + rises_ns)
+    return guest.start_ns + guest.load.next_change(rises_ns)

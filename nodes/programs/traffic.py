@@ -1,0 +1,164 @@
+"""Doorbells in great numbers: as fast as it goes, at a rate, or as a file has them."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Iterator
+from itertools import accumulate, cycle, islice
+from math import inf
+from typing import Literal
+
+from nodes.errors import GuestError
+from nodes.guest import NOW, OTHERS, Guest, Peers, Program, Trace
+from nodes.programs.pace import SECOND_NS, begin_ns, due_times, rest, wait_until
+from nodes.programs.targets import Targets
+
+__all__ = ["storm", "trace"]
+
+Doorbell = tuple[int, int]
+
+DRAWN_AT_ONCE = 4096  # doorbells of a skewed storm that rings as fast as it goes; then the same ones again
+TRACE_BURST = 64
+
+
+def storm(
+    guest: Guest,
+    *,
+    to: Peers = OTHERS,
+    rate_hz: float | None = None,
+    burst: int = 64,
+    arrivals: Literal["regular", "poisson", "bursts"] = "regular",
+    skew: float = 0.0,
+    vectors: tuple[int, ...] | None = None,
+) -> Program:
+    """Ring every vector of every peer, again and again, in an order drawn once from the seed.
+
+    Without ``rate_hz``: as fast as it goes, ``burst`` doorbells between two looks at the own interrupts, and none
+    while the load is 0. With it: an open loop, so many doorbells a second, times the load, each due at its own time
+    however late the one before it was. The times are ``regular``, those of a ``poisson`` process, or regular for
+    groups of ``burst`` doorbells that are due together (``bursts``). They follow from the seed, not from the host.
+
+    With a ``skew``, whom a doorbell is for is drawn anew each time, and the peer at place k of ``to`` is rung in
+    proportion to 1 / k ** skew (Zipf): 1.0 makes a hot spot of the first. ``vectors`` are those to ring, all without
+    it; one that stands there twice is rung twice as often.
+    """
+    if not skew >= 0:
+        raise GuestError(f"expected a skew of at least 0, got {skew}: the first peers are those rung most")
+    order = _Order(guest, Targets(guest, to, vectors), skew)
+    if rate_hz is None:
+        yield from _storm_at_will(guest, order, burst)
+    else:
+        group = burst if arrivals == "bursts" else 1
+        mean_ns = SECOND_NS * group / rate_hz
+        yield from _storm_in_time(guest, order, burst, group, mean_ns, poisson=arrivals == "poisson")
+
+
+class _Order:
+    """Whose turn it is in a storm.
+
+    Without a skew there are rounds. Where a doorbell stands in them follows from itself and the seed alone: those that
+    come later do not change the order of the others.
+    """
+
+    def __init__(self, guest: Guest, targets: Targets, skew: float) -> None:
+        self.targets = targets
+        self._skew, self._draw = skew, guest.random.random
+        self._salt = guest.random.randrange(1 << 32)
+
+    def turns(self) -> Iterator[Doorbell]:
+        """One after the other, without an end, among those who are there now."""
+        rows = self.targets.rows
+        pairs = [pair for row in rows for pair in row]
+        if not self._skew:
+            # A hash of numbers is the same in every process.
+            return cycle(sorted(pairs, key=lambda pair: hash((self._salt, *pair))))
+        weights = ((place + 1) ** -self._skew / len(row) for place, row in enumerate(rows) for _ in row)
+        sums, last, draw = list(accumulate(weights)), len(pairs) - 1, self._draw
+        return iter(lambda: pairs[bisect(sums, draw() * sums[-1], 0, last)], None)
+
+    def bursts(self, size: int) -> list[list[Doorbell]]:
+        """What a storm without times rings again and again, cut to bursts."""
+        if self._skew:
+            count = max(1, DRAWN_AT_ONCE // size) * size
+        else:
+            # Whole rounds, so that every edge is rung equally often.
+            doorbells = sum(len(row) for row in self.targets.rows)
+            count = max(1, size // doorbells) * doorbells
+        drawn = list(islice(self.turns(), count))
+        return [drawn[at : at + size] for at in range(0, count, size)]
+
+
+def _storm_at_will(guest: Guest, order: _Order, burst: int) -> Program:
+    clock, targets = guest.clock, order.targets
+    look_ns = inf if guest.load.is_steady else 0.0  # when the load may have become 0
+    while True:
+        yield from targets.wait()
+        bursts = [guest.burst(doorbells) for doorbells in order.bursts(burst)]
+        came = False
+        while not came:
+            for batch in bursts:
+                if look_ns < inf and clock() >= look_ns:
+                    look_ns = yield from rest(guest)
+                batch.ring()
+                while (yield NOW) is not None:
+                    pass
+                if targets.generation != guest.generation and (came := targets.look()):
+                    break
+        for batch in bursts:
+            guest.release(batch)
+
+
+def _storm_in_time(guest: Guest, order: _Order, burst: int, group: int, mean_ns: float, *, poisson: bool) -> Program:
+    clock, ring, targets = guest.clock, guest.ring, order.targets
+    in_one_go = 0
+    while True:
+        waited = yield from targets.wait()
+        turns = order.turns()
+        # What fell due before there was anybody to ring is left out.
+        for due_ns in due_times(guest, mean_ns, clock() if waited else begin_ns(guest), poisson=poisson):
+            if in_one_go >= burst:  # late, and yet the own interrupts have their turn
+                yield NOW
+                in_one_go = 0
+            while clock() < due_ns:
+                yield due_ns
+                in_one_go = 0
+            if targets.generation != guest.generation and targets.look():
+                if not any(targets.rows):
+                    break
+                turns = order.turns()
+            if group == 1:
+                peer, vector = next(turns)
+                ring(peer, vector, due_ns)
+            else:
+                for peer, vector in islice(turns, group):
+                    ring(peer, vector, due_ns)
+            in_one_go += group
+        else:
+            yield from wait_until(guest, inf)
+
+
+def trace(guest: Guest, *, file: Trace) -> Program:
+    """Ring what a file says when it says, in the order of the file, and end.
+
+    Its times count from the start of the run; the load changes nothing about them, and what was due before the machine
+    came is left out. Statistics: how many doorbells were for a machine that was not there yet (``absent``), and so
+    could not be rung.
+    """
+    clock, ring, peers, begin = guest.clock, guest.ring, file.peers, begin_ns(guest)
+    in_one_go = 0
+    guest.statistics["absent"] = 0
+    for after_ns, place, vector in file.doorbells:
+        due_ns = guest.start_ns + after_ns
+        if due_ns < begin:
+            continue
+        if in_one_go >= TRACE_BURST:
+            yield NOW
+            in_one_go = 0
+        while clock() < due_ns:
+            yield due_ns
+            in_one_go = 0
+        in_one_go += 1
+        if place < len(peers) and peers[place] >= 0:
+            ring(peers[place], vector, due_ns)
+        else:
+            guest.statistics["absent"] += 1
