@@ -32,6 +32,9 @@ class Vm:
 
     ``signal(line, 1)`` rings a line (``BlockingIOError``: its counter is full). ``warnings`` collects what a
     real machine would print on stderr; the engine empties it.
+
+    A machine with several devices has a ``Vm`` for each; all but the first are told of that ``first`` one, whose
+    program takes their interrupts too.
     """
 
     def __init__(
@@ -46,17 +49,22 @@ class Vm:
         clock: Callable[[], int],
         random: Random,
         sample_every: int,
+        first: Vm | None = None,
     ) -> None:
+        self._first = first
+        self.number: int = 0 if first is None else first.number_of_devices
         self.doorbells = Doorbells(signal, self._ring_by_register, ledger, clock, sample_every=sample_every)
         self.device = Ivshmem(profile, vectors=vectors, role=role, size_bytes=size_bytes, ring=self.doorbells.ring)
         self.guest = Guest(self.device, self.doorbells, clock=clock, random=random)
-        self.warnings: deque[str] = deque()
+        if first is not None:
+            first.guest.devices = (*first.guest.devices, self.guest)
+        self.warnings: deque[str] = deque() if first is None else first.warnings
         self.interrupts = [0] * vectors
         self._program: Program | None = None
         self._wait: int | None = FOREVER  # what the program yielded last
         self._carrying_out = False
         self._fires = self.device.fires
-        self._singles = [Interrupt(vector, 1) for vector in range(vectors)]
+        self._singles = [Interrupt(vector, 1, self.number) for vector in range(vectors)]
 
     # What the server said
 
@@ -97,19 +105,60 @@ class Vm:
         """An own eventfd was drained of ``count`` doorbells; how long the program will wait next."""
         if self._fires[vector]:
             self.interrupts[vector] += 1
-            return self._resume(self._singles[vector] if count == 1 else Interrupt(vector, count))
+            return self._resume(self._singles[vector] if count == 1 else Interrupt(vector, count, self.number))
         self.device.interrupt(vector, count)
         self._carry_out(count)
         return self._wait
+
+    def mask(self, vector: int, *, masked: bool) -> int | None:
+        """The driver sets a vector's mask bit and holds it, whatever the program does; or lets go and clears it."""
+        if masked:
+            self.guest.mask(vector)
+            self.guest.held.add(vector)
+        else:
+            self.guest.held.discard(vector)
+            self.guest.unmask(vector)
+        self._carry_out(1)
+        return self.wait
+
+    def reset(self, program: Callable[[Guest], Program]) -> int | None:
+        """A bus reset with all that follows: the driver probes the device again, the program begins anew."""
+        self.stop()
+        self.device.reset()
+        self._probe()
+        self.guest.held.clear()
+        self.guest.joined_ns = self.guest.clock()  # what was due before is not due again
+        return self.start(program)
+
+    def unplug(self) -> None:
+        """The device is taken away; there is nothing left for the program to run on."""
+        self.stop()
+        for peer in list(self.doorbells.peers()):
+            self.disconnect(peer)
+        self.device.unplug()
+
+    @property
+    def number_of_devices(self) -> int:
+        return len(self.guest.devices)
+
+    @property
+    def wait(self) -> int | None:
+        """How long the program will wait, as it yielded it last."""
+        return self._wait if self._first is None else self._first.wait
 
     def expire(self) -> int | None:
         """The moment that the program waited for has come."""
         return self._resume(None)
 
+    def settle(self) -> None:
+        """Carry out what the program has done to this device while it ran for another one's interrupt."""
+        if self.device.effects and not self._carrying_out:
+            self._carry_out(1)
+
     def _resume(self, interrupt: Interrupt | None) -> int | None:
         program = self._program
         if program is None:
-            return FOREVER
+            return FOREVER if self._first is None else self._resume_first(self._first, interrupt)
         try:
             self._wait = program.send(interrupt)
         except StopIteration:
@@ -117,6 +166,11 @@ class Vm:
         if self.device.effects and not self._carrying_out:
             self._carry_out(1)
         return self._wait
+
+    def _resume_first(self, first: Vm, interrupt: Interrupt | None) -> int | None:
+        wait = first._resume(interrupt)
+        self.settle()
+        return wait
 
     def _carry_out(self, count: int) -> None:
         """What the device did: messages and levels become interrupts of the guest, which may cause the next ones.
@@ -130,13 +184,13 @@ class Vm:
                 match effects.popleft():
                     case Message(vector=vector):
                         self.interrupts[vector] += 1
-                        self._resume(Interrupt(vector, count))
+                        self._resume(Interrupt(vector, count, self.number))
                         count = 1
                     case IntxLevel(asserted=True):
                         # A driver's first act: reading IntrStatus clears it and lets the line go.
                         self.device.bar_read(0, INTR_STATUS, 4)
                         self.interrupts[0] += 1
-                        self._resume(Interrupt(0, count))
+                        self._resume(Interrupt(0, count, self.number))
                         count = 1
                     case Warning_(text=text):
                         self.warnings.append(text)

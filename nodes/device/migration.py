@@ -1,8 +1,8 @@
 """Migration of one device: what forbids it, and the stream in which its state travels.
 
 The stream is one table, :data:`FIELDS`; a profile names the fields that its device writes, in order. Integers
-are big-endian but for PCI's version (QEMU, savevm.c). Peers, peer ID and eventfds do not travel: the
-destination has those of its own server.
+are big-endian (QEMU, savevm.c), but for what stands in memory as a guest sees it. Peers, peer ID and eventfds do
+not travel: the destination has those of its own server. Messages are QEMU's own, the first line of what it prints.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from nodes.device.profiles import INTR_MASK, INTR_STATUS, Profile
 from nodes.device.registers import RegisterFile
 from nodes.errors import UsageError
 
-__all__ = ["FIELDS", "Blocker", "Blockers", "Field", "MigrationError", "RamMigration", "load", "save"]
+__all__ = ["FIELDS", "Blocker", "Blockers", "Field", "MigrationError", "RamMigration", "blocker", "load", "save"]
 
-SECTION = b"ivshmem"
 INSTANCE = 0
 MEMORY_BAR = 2
 VERSION = 0
 INTERRUPT_PINS = 4
 PCI_VERSION = 2  # QEMU, hw/pci/pci.c, PCIDevice.version_id
+_PCI_VERSION = PCI_VERSION.to_bytes(4, "big")
 STATUS, STATUS_INTERRUPT = 0x06, 1 << 3
 
 # Bytes of configuration space that source and destination must have in common, bits that no guest can write
@@ -53,46 +53,19 @@ class MigrationError(UsageError):
     """A migration that the real machine refuses; the message is its own, its errno is EINVAL."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Blocker:
-    """Why a machine cannot be migrated."""
+    """Why a machine cannot be migrated: a device's feature, or a reason of the user's own. Same words, two reasons."""
 
-    feature: str
-    device: str
+    reason: str
+    device: str = ""
 
     @property
     def text(self) -> str:
-        """The message, as QEMU words it."""
-        return f"Migration is disabled when using feature '{self.feature}' in device '{self.device}'"
-
-
-class Blockers:
-    """The blockers of one machine; a refused migration names the newest (migrate_add_blocker)."""
-
-    def __init__(self) -> None:
-        self._blockers: list[Blocker] = []
-
-    def __iter__(self) -> Iterator[Blocker]:
-        """The newest first."""
-        return reversed(self._blockers)
-
-    def add(self, blocker: Blocker) -> None:
-        self._blockers.append(blocker)
-
-    def remove(self, blocker: Blocker) -> None:
-        """Take one away; the same one may be there several times.
-
-        Raises:
-            ValueError: it is not there.
-        """
-        self._blockers.remove(blocker)
-
-    def check(self) -> None:
-        """Raises:
-        MigrationError: there is a blocker; the newest one's text.
-        """
-        for blocker in self:
-            raise MigrationError(blocker.text)
+        """The message; a device's as QEMU words it (QERR_DEVICE_FEATURE_BLOCKS_MIGRATION)."""
+        if not self.device:
+            return self.reason
+        return f"Migration is disabled when using feature '{self.reason}' in device '{self.device}'"
 
 
 def blocker(device: Device) -> Blocker | None:
@@ -100,20 +73,131 @@ def blocker(device: Device) -> Blocker | None:
     return None if device.master else Blocker("peer mode", "ivshmem")
 
 
+class Blockers:
+    """The blockers of one machine; a refused migration names the newest (QEMU, migrate_add_blocker).
+
+    With ``only_migratable`` there can be none (QEMU's option). ``settled``: devices and blockers neither come nor
+    go while a migration runs (since 2017, QEMU fe44dc9180 and b06424de62; a machine of 2012 lets them).
+    """
+
+    def __init__(self, *, only_migratable: bool = False, settled: bool = True) -> None:
+        self._only_migratable, self._settled = only_migratable, settled
+        self._blockers: list[Blocker] = []
+        self._devices: list[tuple[Device, Blocker | None]] = []
+        self.migrating = False
+
+    def __iter__(self) -> Iterator[Blocker]:
+        """The newest first."""
+        return reversed(self._blockers)
+
+    def add(self, blocker: Blocker) -> None:
+        """Register a reason not to migrate.
+
+        Raises:
+            MigrationError: this machine is to stay migratable, or is being migrated.
+        """
+        refused = "disallowing migration blocker ({}) for: {}"
+        if self._only_migratable:
+            raise MigrationError(refused.format("--only-migratable", blocker.text))
+        if self.migrating and self._settled:
+            raise MigrationError(refused.format("migration/snapshot in progress", blocker.text))
+        self._blockers.append(blocker)
+
+    def remove(self, blocker: Blocker) -> None:
+        """Take this one away.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        self._blockers.remove(blocker)
+
+    def plug(self, device: Device) -> None:
+        """A device comes, with the blocker that it has.
+
+        Raises:
+            MigrationError: the machine is being migrated, or is to stay migratable and would not.
+        """
+        if self.migrating and self._settled:
+            raise MigrationError("device_add not allowed while migrating")
+        if self._only_migratable and not device.profile.stream:
+            name = device.profile.name
+            raise MigrationError(f"Device {name} is not migratable, but --only-migratable was specified")
+        found = blocker(device)
+        if found is not None:
+            self.add(found)
+        self._devices.append((device, found))
+
+    def unplug(self, device: Device) -> None:
+        """A device goes, and its blocker with it.
+
+        Raises:
+            MigrationError: the machine is being migrated.
+            ValueError: the device is not there.
+        """
+        if self.migrating and self._settled:
+            raise MigrationError("device_del not allowed while migrating")
+        for at, (plugged, found) in enumerate(self._devices):
+            if plugged is device:
+                del self._devices[at]
+                return self._blockers.remove(found) if found else None
+        raise ValueError("this device is not plugged")
+
+    def check(self) -> None:
+        """Ask whether a migration may begin (QEMU, migrate_prepare).
+
+        Raises:
+            MigrationError: one runs already, a device has no state to save, or the newest blocker's text.
+        """
+        if self.migrating:
+            raise MigrationError("There's a migration process in progress")
+        for device, _ in self._devices:
+            if not device.profile.stream:
+                raise MigrationError(f"State blocked by non-migratable device '{device.profile.name}'")
+        for found in self:
+            raise MigrationError(found.text)
+
+    def begin(self) -> None:
+        """A migration begins; raises as ``check`` does."""
+        self.check()
+        self.migrating = True
+
+    def end(self) -> None:
+        """It has ended, whichever way."""
+        self.migrating = False
+
+
 # The stream.
+
+
+def section(profile: Profile) -> str:
+    """The name of the device's section: one device of 2012, two since (QEMU 5400c02b90, with revision 1)."""
+    if profile.revision == 0:
+        return "ivshmem"
+    return "ivshmem-doorbell" if profile.server else "ivshmem-plain"
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One part of the stream: how long it is, and how it is taken from a device and given to one."""
+    """One part of the stream: how long it is, and how it is taken from a device, looked at, and given to one.
+
+    ``member`` is what QEMU calls it where it cannot be read; ``check`` raises ``MigrationError`` and changes nothing.
+    """
 
     name: str
+    member: str
     size_bytes: Callable[[Device], int]
     save: Callable[[Device], bytes]
     load: Callable[[Device, bytes], None]
+    check: Callable[[Device, bytes], None] = lambda device, data: None
 
 
-def _load_config(device: Device, data: bytes) -> None:
+def _check_version(device: Device, data: bytes) -> None:
+    version = int.from_bytes(data, "big", signed=True)
+    if not 0 <= version <= PCI_VERSION:
+        raise MigrationError(f"Invalid value {version} expecting positive value <= {PCI_VERSION}")
+
+
+def _check_config(device: Device, data: bytes) -> None:
     own, mask = device.config.data, device.config.write_mask
     compared = {at + byte: 0xFF for at, size in COMPARED.items() for byte in range(size)}
     compared[STATUS] = STATUS_COMPARED
@@ -126,7 +210,10 @@ def _load_config(device: Device, data: bytes) -> None:
                 f"get_pci_config_device: Bad config data: i={at:#x} read: {data[at]:x} device: {own[at]:x} "
                 f"cmask: {bits:x} wmask: {mask[at]:x} w1cmask:0"
             )
-    own[:] = data
+
+
+def _load_config(device: Device, data: bytes) -> None:
+    device.config.data[:] = data
 
 
 def _save_config(device: Device) -> bytes:
@@ -140,17 +227,15 @@ def _save_pins(device: Device) -> bytes:
     return int(device.intx_raised).to_bytes(4, "big") + bytes(4 * (INTERRUPT_PINS - 1))
 
 
+def _check_pins(device: Device, data: bytes) -> None:
+    for at in range(0, len(data), 4):
+        level = int.from_bytes(data[at : at + 4], "big", signed=True)
+        if level not in (0, 1):
+            raise MigrationError(f"irq state {level}: must be 0 or 1.")
+
+
 def _load_pins(device: Device, data: bytes) -> None:
-    levels = [int.from_bytes(data[at : at + 4], "big") for at in range(0, len(data), 4)]
-    if any(level not in (0, 1) for level in levels):
-        raise MigrationError("get_pci_irq_state: irq state must be 0 or 1")
-    device.intx_raised = bool(levels[0])
-
-
-def _load_version(device: Device, data: bytes) -> None:
-    version = int.from_bytes(data, "little", signed=True)
-    if version != PCI_VERSION:
-        raise MigrationError(f"PCIDevice: version_id {version}, expected {PCI_VERSION}")
+    device.intx_raised = bool(int.from_bytes(data[:4], "big"))  # the other three pins are no pins of this device
 
 
 def _table_bytes(device: Device) -> int:
@@ -177,28 +262,30 @@ def _save_pending(device: Device) -> bytes:
 
 def _load_pending(device: Device, data: bytes) -> None:
     if device.msix:
-        device.msix.pending = int.from_bytes(data, "little") & ((1 << device.msix.layout.vectors) - 1)
+        device.msix.pending = int.from_bytes(data, "little")  # bits behind the last vector too, as msix_load
 
 
-def _word(name: str) -> Field:
+def _word(name: str, member: str) -> Field:
     def store(device: Device, data: bytes) -> None:
         device.registers.values[name] = int.from_bytes(data, "big")
 
-    return Field(name, lambda _: 4, lambda device: device.registers.values[name].to_bytes(4, "big"), store)
+    return Field(name, member, lambda _: 4, lambda device: device.registers.values[name].to_bytes(4, "big"), store)
 
 
 FIELDS: dict[str, tuple[Field, ...]] = {
     "pci": (
-        Field("version", lambda _: 4, lambda _: PCI_VERSION.to_bytes(4, "little"), _load_version),
-        Field("configuration space", lambda _: 256, _save_config, _load_config),
-        Field("pins", lambda _: 4 * INTERRUPT_PINS, _save_pins, _load_pins),
+        Field(
+            "version", "PCIDevice:version_id", lambda _: 4, lambda _: _PCI_VERSION, lambda _, data: None, _check_version
+        ),
+        Field("configuration space", "PCIDevice:config", lambda _: 256, _save_config, _load_config, _check_config),
+        Field("pins", "PCIDevice:irq_state", lambda _: 4 * INTERRUPT_PINS, _save_pins, _load_pins, _check_pins),
     ),
     "msix": (
-        Field("MSI-X table", _table_bytes, _save_table, _load_table),
-        Field("pending bits", _pending_bytes, _save_pending, _load_pending),
+        Field("MSI-X table", "msix:msix", _table_bytes, _save_table, _load_table),
+        Field("pending bits", "msix:msix", _pending_bytes, _save_pending, _load_pending),
     ),
-    "status": (_word(INTR_STATUS),),
-    "mask": (_word(INTR_MASK),),
+    "status": (_word(INTR_STATUS, "intrstatus"),),
+    "mask": (_word(INTR_MASK, "intrmask"),),
 }
 
 
@@ -208,8 +295,8 @@ def _fields(device: Device) -> tuple[Field, ...]:
     return tuple(field for name in device.profile.stream for field in FIELDS[name])
 
 
-def _header() -> bytes:
-    return bytes([len(SECTION)]) + SECTION + INSTANCE.to_bytes(4, "big") + VERSION.to_bytes(4, "big")
+def _header(name: str) -> bytes:
+    return bytes([len(name)]) + name.encode() + INSTANCE.to_bytes(4, "big") + VERSION.to_bytes(4, "big")
 
 
 def save(device: Device) -> bytes:
@@ -218,65 +305,93 @@ def save(device: Device) -> bytes:
     Raises:
         MigrationError: this kind of device is never migrated.
     """
-    return _header() + b"".join(field.save(device) for field in _fields(device))
+    return _header(section(device.profile)) + b"".join(field.save(device) for field in _fields(device))
 
 
 def load(device: Device, data: bytes) -> None:
-    """Give a device the state of such a section; what its new masks set free is sent.
+    """Give a device the state of such a section, all of it or nothing; what its new masks set free is sent.
 
     Raises:
         MigrationError: another section, a newer version, a device in the peer role, a device that differs
-            (configuration space), or a stream of another length. The device may then hold a part of it.
+            (configuration space), or a stream of another length. The device is then as it was.
     """
     fields = _fields(device)
-    header = _header()
-    if data[: len(header) - 4] != header[:-4]:
-        raise MigrationError("Unknown savevm section or instance: this is no ivshmem, instance 0")
-    version = int.from_bytes(data[len(header) - 4 : len(header)], "big")
-    if version > VERSION or len(data) < len(header):
-        raise MigrationError(f"ivshmem: version {version}, expected {VERSION}")
+    name = section(device.profile)
+    body = _open(name, data)
     if not device.master:
-        raise MigrationError("'peer' devices are not migratable")
-    at = len(header)
+        prefix = "ivshmem: " if device.profile.revision == 0 else ""
+        raise MigrationError(f"{prefix}'peer' devices are not migratable")
+    parts: list[tuple[Field, bytes]] = []
+    at = 0
     for field in fields:
-        part = data[at : at + field.size_bytes(device)]
-        if len(part) != field.size_bytes(device):
-            raise MigrationError(f"load of migration failed: the stream ends in {field.name}")
+        size_bytes = field.size_bytes(device)
+        part = body[at : at + size_bytes]
+        if len(part) != size_bytes:
+            member = field.member if ":" in field.member else f"{name}:{field.member}"
+            raise MigrationError(f"Failed to load {member}: the stream ends in it")
+        field.check(device, part)
+        parts.append((field, part))
+        at += size_bytes
+    if at != len(body):
+        raise MigrationError(f"Missing section footer for {name}: {len(body) - at} bytes too many")
+    for field, part in parts:
         field.load(device, part)
-        at += len(part)
-    if at != len(data):
-        raise MigrationError(f"load of migration failed: {len(data) - at} bytes too many")
     device.restored()
+
+
+def _open(name: str, data: bytes) -> bytes:
+    """What follows a section's header, when it is the header of that one."""
+    header = _header(name)
+    if len(data) < len(header):
+        raise MigrationError(f"Unknown savevm section or instance: the stream ends before that of {name}")
+    found, instance = data[1 : len(name) + 1], int.from_bytes(data[len(name) + 1 : len(name) + 5], "big")
+    version = int.from_bytes(data[len(name) + 5 : len(header)], "big")
+    if data[0] != len(name) or found != name.encode() or instance != INSTANCE:
+        told = found.decode(errors="backslashreplace")
+        raise MigrationError(f"Unknown savevm section or instance '{told}' {instance}: expected '{name}' {INSTANCE}")
+    if version > VERSION:
+        raise MigrationError(f"savevm: unsupported version {version} for '{name}' v{VERSION}")
+    return data[len(header) :]
 
 
 class RamMigration:
     """The memory side: which RAM blocks a migration has seen, and what becomes of those that it has not.
 
-    BAR2 is RAM of its machine, so a master's migration copies it whole. A device whose memory arrives when the
-    migration has begun is not among the blocks (rationale of QEMU 3a55fc0f24).
+    BAR2 is RAM of its machine, so a master's migration copies it whole, and before any device is loaded. A device
+    whose memory arrives when the migration has begun is not among the blocks (rationale of QEMU 3a55fc0f24).
     """
 
     def __init__(self, source: Device) -> None:
         self._source = source
         self.block_bytes = memory_bytes(source)
 
-    def complete(self, destination: Device) -> int:
-        """Copy the memory; the number of bytes moved.
+    def check(self, destination: Device | None) -> None:
+        """Ask whether the memory can land there; no destination is a machine without such a device.
 
         Raises:
             MigrationError: a block that one side has and the other lacks, or of another size.
         """
-        now, there = memory_bytes(self._source), memory_bytes(destination)
+        now, block = memory_bytes(self._source), _block(self._source)
         if now != self.block_bytes:
             raise MigrationError("ivshmem.bar2 appeared after the migration began: its contents are lost")
+        there = memory_bytes(destination) if destination is not None and _block(destination) == block else 0
         if now and not there:
-            raise MigrationError('Unknown ramblock "ivshmem.bar2", cannot accept migration')
+            raise MigrationError(f'Unknown ramblock "{block}", cannot accept migration')
         if now != there:
-            raise MigrationError(f"Size mismatch: ivshmem.bar2: {now:#x} != {there:#x}: Invalid argument")
+            raise MigrationError(f"Size mismatch: {block}: {now:#x} != {there:#x}: Invalid argument")
+
+    def complete(self, destination: Device) -> int:
+        """Copy the memory; the number of bytes moved. Raises as ``check`` does, and has then copied nothing."""
+        self.check(destination)
         source, target = self._source.memory, destination.memory
         if source is not None and target is not None:
             target[:] = source
-        return now
+        return memory_bytes(self._source)
+
+
+def _block(device: Device) -> str:
+    """The name of the RAM block: the device's own, or since revision 1 a plain one's backend's (QEMU d9453c93fe)."""
+    return "ivshmem.bar2" if device.profile.server or device.profile.revision == 0 else "memory backend"
 
 
 def memory_bytes(device: Device) -> int:

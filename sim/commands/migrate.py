@@ -1,0 +1,102 @@
+"""`ivsim migrate --plan`: what moving a topology's machines to another host would take. No process is started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+
+import click
+
+from sim.commands.topology import BadTopology, overrides_option
+from topologies import TopologyError, load
+from topologies.planner import MigrationPlan, PlannedMachine, Step, plan_migration, several
+
+__all__ = ["migrate"]
+
+
+@click.command("migrate", short_help="Plan how a topology's machines could move to another host.")
+@click.argument("topology")
+@click.option("--plan", "planned", is_flag=True, help="Say who may move, in which order, what is copied and lost.")
+@overrides_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def migrate(topology: str, planned: bool, overrides: dict[str, str], as_json: bool) -> None:
+    """Plan how the machines of TOPOLOGY, a file or the name of a shipped one, could move to another host.
+
+    Who stays is told why, in QEMU's words where QEMU has them. In a run, machines move by the timeline's
+    `do = "migrate"`.
+    """
+    if not planned:
+        raise click.UsageError('expected --plan; in a run, machines move by [[timeline]] with do = "migrate"')
+    try:
+        loaded = load(topology, overrides)
+    except TopologyError as error:
+        raise BadTopology(error) from None
+    plan = plan_migration(loaded)
+    if as_json:
+        click.echo(json.dumps(asdict(plan), indent=2))
+    else:
+        click.echo("\n".join(_text(plan)))
+
+
+def _text(plan: MigrationPlan) -> Iterator[str]:
+    rows = list(_rows(plan.machines))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
+    yield ""
+    if not plan.steps:
+        yield "nothing can move"
+        return
+    for number, step in enumerate(plan.steps, 1):
+        yield f"{number:>3}. {_step(step)}"
+    yield ""
+    yield (
+        f"copied: {plan.state_bytes:,} bytes of devices' state, and {plan.memory_bytes:,} bytes of memory "
+        "to another host (none where it is the same)"
+    )
+    for loss in plan.losses:
+        yield f"lost: {loss}"
+
+
+def _rows(machines: Sequence[PlannedMachine]) -> Iterator[tuple[str, str, str, str]]:
+    """A row for machines in a row of which the same can be said."""
+    yield "machine", "role", "peer", "fate"
+    for _, alike in groupby(machines, key=lambda each: (each.group, each.fate, each.reason, each.refusal)):
+        some = list(alike)
+        first, last = some[0], some[-1]
+        roles = dict.fromkeys("master" if device.master else "peer" for device in first.devices)
+        yield several([each.name for each in some]), "+".join(roles), _peers(first, last), _fate(first)
+
+
+def _peers(first: PlannedMachine, last: PlannedMachine) -> str:
+    def shown(machine: PlannedMachine) -> str:
+        return "/".join("later" if device.peer is None else str(device.peer) for device in machine.devices)
+
+    return shown(first) if first is last else f"{shown(first)} ... {shown(last)}"
+
+
+def _fate(machine: PlannedMachine) -> str:
+    match machine.fate:
+        case "moves":
+            return "moves with its device"
+        case "stays" if machine.refusal not in ("", machine.reason):
+            return f"stays: {machine.reason}; by itself: {machine.refusal}"
+        case "stays" | "does not start":
+            return f"{machine.fate}: {machine.reason}"
+    return f"moves when it has let go of its device: {machine.refusal}"
+
+
+def _step(step: Step) -> str:
+    names = several(step.machines)
+    match step.do:
+        case "detach":
+            return f"detach {names} from domain {step.domain}"
+        case "move" if step.state_bytes:
+            copied = f"{step.state_bytes:,} bytes of state, {step.memory_bytes:,} bytes of memory"
+            return f"move {names} to a fresh server: {copied}"
+        case "move":
+            return f"move {names}, without a device"
+    peers = f"peer {step.peers[0]}" if len(step.peers) == 1 else f"peers {step.peers[0]} to {step.peers[-1]}"
+    return f"reattach {names} to domain {step.domain}, as {peers}"

@@ -1,0 +1,136 @@
+"""QMP, QEMU's management protocol, over an inherited socket, and what migration says there.
+
+JSON objects, one a line: commands one way; answers, errors and events the other (QEMU, docs/interop/qmp-spec).
+:func:`monitor` gives a QEMU a monitor of its own, beside the one that :class:`sim.oracle.qtest.Qemu` keeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+from nodes.errors import HostError
+from sim.oracle.qtest import TIMEOUT_SECONDS, Lines, Qemu
+
+__all__ = ["Qmp", "QmpError", "monitor"]
+
+POLL_SECONDS = 0.005
+
+
+class QmpError(HostError):
+    """QEMU refused a command: its error class and its own words."""
+
+    def __init__(self, kind: str, description: str) -> None:
+        super().__init__(description)
+        self.kind, self.description = kind, description
+
+
+class Qmp:
+    """One QMP connection; owns the socket. Events wait in ``events`` until they are asked for.
+
+    Raises:
+        HostError: QEMU does not greet, or is gone.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._lines = Lines(sock, "QMP")
+        self.events: deque[dict[str, Any]] = deque()
+        try:
+            json.loads(self._lines.line())
+            self.execute("qmp_capabilities")
+        except HostError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Qmp:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._lines.close()
+
+    def execute(self, command: str, **arguments: object) -> Any:
+        """One command; what it returned.
+
+        Raises:
+            QmpError: QEMU refused it.
+            HostError: QEMU is gone.
+        """
+        self._lines.send(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        while True:
+            answer = json.loads(self._lines.line())
+            if "event" in answer:
+                self.events.append(answer)
+            elif "error" in answer:
+                raise QmpError(answer["error"]["class"], answer["error"]["desc"])
+            else:
+                return answer["return"]
+
+    def wait_event(self, name: str) -> dict[str, Any]:
+        """The next event of that name; those before it are dropped.
+
+        Raises:
+            HostError: it did not come in time, or QEMU is gone.
+        """
+        while True:
+            event = self.events.popleft() if self.events else json.loads(self._lines.line())
+            if event.get("event") == name:
+                return dict(event)
+
+    def blockers(self) -> list[str]:
+        """Why this machine cannot be migrated (query-migrate, blocked-reasons).
+
+        The oldest reason first, though ``migrate`` is refused with the newest.
+        """
+        return list(self.execute("query-migrate").get("blocked-reasons", ()))
+
+    def migrate(self, uri: str) -> dict[str, Any]:
+        """Migrate to ``uri`` and wait for the end; what query-migrate says then.
+
+        Raises:
+            QmpError: it was refused.
+            HostError: it did not end in time, or QEMU is gone.
+        """
+        self.execute("migrate", uri=uri)
+        return self.settled()
+
+    def settled(self) -> dict[str, Any]:
+        """Wait until a migration has ended, either way; what query-migrate says then.
+
+        Raises:
+            HostError: it did not end in time, or QEMU is gone.
+        """
+        deadline_s = time.monotonic() + TIMEOUT_SECONDS
+        while time.monotonic() < deadline_s:
+            answer = dict(self.execute("query-migrate"))
+            if answer.get("status") in ("completed", "failed", "cancelled"):
+                return answer
+            time.sleep(POLL_SECONDS)
+        raise HostError(f"the migration did not end within {TIMEOUT_SECONDS:.0f} s: {answer}")
+
+
+@contextlib.contextmanager
+def monitor(path: str, arguments: Sequence[str]) -> Iterator[tuple[Qemu, Qmp]]:
+    """A QEMU, and a monitor of its own for this connection.
+
+    Raises:
+        HostError: it does not start; the message ends with what it printed.
+    """
+    near, far = socket.socketpair()
+    with far, contextlib.ExitStack() as stack:
+        stack.callback(near.close)
+        number = far.fileno()
+        chardev = ["-chardev", f"socket,id=second,fd={number}", "-mon", "chardev=second,mode=control"]
+        machine = stack.enter_context(Qemu(path, [*chardev, *arguments], [number]))
+        far.close()  # QEMU's end is QEMU's: when it dies, this one says so
+        yield machine, stack.enter_context(Qmp(near))

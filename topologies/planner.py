@@ -1,0 +1,244 @@
+"""What a migration of a topology's machines to another host would be: who may move, in which order, what is lost.
+
+Verdicts and words are those of the device itself (`nodes.device.migration`), given the ID that a server would hand
+out. With a real server a device can only land on a fresh one: a master must have ID 0 there, and an ID is not used
+again, not even the one of the source that has just left. So the peers let go of their devices, the master moves
+with the memory, and the peers come back to the new server under new IDs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nodes.device.ivshmem import Ivshmem
+from nodes.device.migration import Blocker, Blockers, MigrationError
+from nodes.device.profiles import PROFILES
+from nodes.errors import UsageError
+from topologies.model import Domain, Machine, Topology
+
+__all__ = ["MigrationPlan", "PlannedDevice", "PlannedMachine", "Step", "plan_migration", "several"]
+
+Fate = Literal["moves", "moves without its peers' devices", "stays", "does not start"]
+
+REGISTERS = {"status": "IntrStatus", "mask": "IntrMask"}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDevice:
+    """One device of a machine: its ID now (None: it joins later) and what its state would weigh in a stream."""
+
+    domain: str
+    profile: str
+    role: str
+    peer: int | None
+    master: bool
+    state_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMachine:
+    """One machine. ``blockers``, the newest first, and ``refusal`` are what QEMU would say if it were to move as it is.
+
+    ``reason`` is why it stays, or does not start.
+    """
+
+    name: str
+    group: str
+    devices: tuple[PlannedDevice, ...]
+    blockers: tuple[str, ...]
+    refusal: str
+    fate: Fate
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: machines in their order; ``peers`` are the IDs that they get on the domain's fresh server."""
+
+    do: Literal["detach", "move", "reattach"]
+    machines: tuple[str, ...]
+    domain: str = ""
+    peers: tuple[int, ...] = ()
+    memory_bytes: int = 0
+    state_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationPlan:
+    """Everything about it; ``memory_bytes`` are copied to another host, and none where the memory is the same."""
+
+    machines: tuple[PlannedMachine, ...]
+    steps: tuple[Step, ...]
+    memory_bytes: int
+    state_bytes: int
+    losses: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Judged:
+    """A machine on its way to a fate."""
+
+    machine: Machine
+    devices: tuple[PlannedDevice, ...]
+    blockers: tuple[str, ...]
+    refusal: str
+    start_error: str
+    anchored: str
+    """Why not even letting go of its devices makes it movable."""
+
+    @property
+    def name(self) -> str:
+        return self.machine.name
+
+    def masters(self) -> set[str]:
+        return {device.domain for device in self.devices if device.master}
+
+
+def plan_migration(topology: Topology) -> MigrationPlan:
+    """How the machines of a topology would move, all that can, as far as a file can tell."""
+    domains = {domain.name: domain for domain in topology.domains}
+    peers = _peers(topology)
+    judged = [
+        _judge(machine, domains, peers, only_migratable=topology.run.only_migratable) for machine in topology.machines
+    ]
+    movers, reasons = _movers(judged)
+    steps = tuple(_steps(judged, movers, domains))
+    machines = tuple(_planned(each, movers, reasons) for each in judged)
+    return MigrationPlan(
+        machines,
+        steps,
+        sum(step.memory_bytes for step in steps),
+        sum(step.state_bytes for step in steps),
+        tuple(_losses(judged, movers, domains)),
+    )
+
+
+def _peers(topology: Topology) -> dict[str, dict[int, int]]:
+    """The IDs that each domain's server hands out, domain -> machine -> ID: to those there, then to those who join."""
+    peers: dict[str, dict[int, int]] = {domain.name: {} for domain in topology.domains}
+    for machine in sorted(topology.machines, key=lambda machine: not machine.present):
+        for name in machine.domains:
+            peers[name][machine.index] = len(peers[name])
+    return peers
+
+
+def _judge(
+    machine: Machine, domains: Mapping[str, Domain], peers: Mapping[str, Mapping[int, int]], *, only_migratable: bool
+) -> _Judged:
+    """Make the machine's devices, as its process would, and ask them."""
+    profile = PROFILES[machine.profile]
+    blockers = Blockers(only_migratable=only_migratable, settled=profile.revision > 0)
+    devices: list[PlannedDevice] = []
+    start_error = refusal = ""
+    try:
+        for reason in machine.blockers:
+            blockers.add(Blocker(reason))
+        for name in machine.domains:
+            peer = peers[name][machine.index]
+            size_bytes = domains[name].memory.size_bytes if profile.memory_container else None
+            made = Ivshmem(profile, vectors=machine.vectors, ring=_nobody, role=machine.role, size_bytes=size_bytes)
+            made.set_peer(peer)
+            state_bytes = len(made.save()) if profile.stream else 0
+            shown = peer if machine.present else None
+            devices.append(PlannedDevice(name, profile.name, made.role, shown, made.master, state_bytes))
+            blockers.plug(made)
+    except UsageError as error:
+        start_error = str(error)
+    try:
+        blockers.check()
+    except MigrationError as error:
+        refusal = str(error)
+    anchored = machine.blockers[-1] if machine.blockers else "" if profile.stream else refusal
+    return _Judged(machine, tuple(devices), tuple(found.text for found in blockers), refusal, start_error, anchored)
+
+
+def _nobody(peer: int, vector: int) -> None:
+    """A device in a plan rings nobody."""
+
+
+def _movers(judged: Collection[_Judged]) -> tuple[set[str], dict[str, str]]:
+    """Who moves, by name, and why the others do not: whoever cannot, and all that such a one holds back."""
+    reasons = {each.name: each.start_error or each.anchored for each in judged if each.start_error or each.anchored}
+    while True:
+        carried = {name for each in judged if each.name not in reasons for name in each.masters()}
+        held = {
+            each.name: next(name for name in each.machine.domains if name not in carried)
+            for each in judged
+            if each.name not in reasons and not carried.issuperset(each.machine.domains)
+        }
+        if not held:
+            return {each.name for each in judged if each.name not in reasons}, reasons
+        reasons |= {name: f"no master moves the memory of domain {domain}" for name, domain in held.items()}
+
+
+def _planned(each: _Judged, movers: Collection[str], reasons: Mapping[str, str]) -> PlannedMachine:
+    fate: Fate = "stays"
+    if each.start_error:
+        fate = "does not start"
+    elif each.name in movers:
+        fate = "moves" if all(device.master for device in each.devices) else "moves without its peers' devices"
+    reason = reasons.get(each.name, "")
+    return PlannedMachine(each.name, each.machine.group, each.devices, each.blockers, each.refusal, fate, reason)
+
+
+def _steps(judged: Collection[_Judged], movers: Collection[str], domains: Mapping[str, Domain]) -> Iterator[Step]:
+    """Peers let go, masters move with the memory, the others follow, and come back in their order."""
+    carried = [name for name in domains if any(each.name in movers and name in each.masters() for each in judged)]
+    for name in carried:
+        leaving = tuple(each.name for each in judged if _is_peer(each, name))
+        if leaving:
+            yield Step("detach", leaving, name)
+    following = []
+    for each in judged:
+        if each.name not in movers:
+            continue
+        if not each.masters():
+            following.append(each.name)
+            continue
+        memory_bytes = sum(domains[name].memory.size_bytes for name in each.masters())
+        state_bytes = sum(device.state_bytes for device in each.devices if device.master)
+        yield Step("move", (each.name,), memory_bytes=memory_bytes, state_bytes=state_bytes)
+    if following:
+        yield Step("move", tuple(following))
+    for name in carried:
+        landed = sum(each.name in movers and name in each.masters() for each in judged)
+        back = tuple(each.name for each in judged if each.name in movers and _is_peer(each, name))
+        if back:
+            yield Step("reattach", back, name, tuple(range(landed, landed + len(back))))
+
+
+def _is_peer(each: _Judged, domain: str) -> bool:
+    """Whether the machine runs and has a device there that cannot migrate."""
+    return not each.start_error and domain in each.machine.domains and domain not in each.masters()
+
+
+def _losses(judged: Collection[_Judged], movers: Collection[str], domains: Mapping[str, Domain]) -> Iterator[str]:
+    for name in domains:
+        here = [each for each in judged if name in each.machine.domains and not each.start_error]
+        masters = [each.name for each in here if each.name in movers and name in each.masters()]
+        if not masters:
+            continue
+        eventfds = sum(each.machine.vectors for each in here if PROFILES[each.machine.profile].server)
+        if eventfds:
+            yield f"domain {name}: doorbells that wait in its {eventfds} eventfds, for a fresh server makes new ones"
+            yield f"domain {name}: its IDs, for whoever rings one of the old server reaches nobody"
+        if len(masters) > 1:
+            yield f"domain {name}: {len(masters)} masters each bring the memory, and the last one's copy stands"
+        left = [each.name for each in here if each.name not in movers]
+        if left:
+            yield f"domain {name}: the memory, for those who stay behind without their device: {several(left)}"
+        back = [each.name for each in here if each.name in movers and _is_peer(each, name)]
+        if back:
+            yield f"domain {name}: MSI-X table, masks and registers of those who come back with a new device"
+    for profile in PROFILES.values():
+        lost = [REGISTERS[part] for part in REGISTERS if part not in profile.stream]
+        moved = [each.name for each in judged if each.machine.profile == profile.name and each.name in movers]
+        if lost and moved and profile.stream:
+            yield f"{' and '.join(lost)} of {several(moved)}: not in the stream of {profile.name}"
+
+
+def several(names: Sequence[str]) -> str:
+    """Names in a row for a reader: all of a few, of many the first, the last and how many."""
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)})"
