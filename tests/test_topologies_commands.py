@@ -16,6 +16,7 @@ from sim.commands.topology import COMMANDS
 from topologies import json_schema, load, shipped, starter_text
 
 FOLDER = Path(load("ping_pong").source_name).parent
+EVERYTHING = Path(__file__).parent / "golden" / "topologies" / "everything.toml"
 
 
 def invoke(*arguments: str) -> Result:
@@ -28,6 +29,7 @@ def test_validate_says_in_one_line_what_is_asked_for() -> None:
     assert result.stdout == (
         "doorbell_storm: 32 machines, 128 vectors, 128 eventfd descriptors in each of 33 processes "
         "(4224 in all), 4194304 bytes of shared_memory\n"
+        "    5.5 s, 0.5 of them warm-up, 1 domain, 2 phases, 0 actions, 0 expectations\n"
     )
 
 
@@ -38,6 +40,32 @@ def test_validate_for_machines() -> None:
     assert told["valid"] is True
     assert (told["machines"], told["vectors"], told["duration_s"]) == (4, 16, 1.0)
     assert told["groups"] == {"receiver": 1, "sender": 3}
+
+
+def test_validate_says_what_a_run_goes_through() -> None:
+    result = invoke("validate", str(EVERYTHING))
+    assert result.stdout == (
+        # 48 in the left domain, which 23 machines are in, 2 in the right one, which 2 are in, and all in the servers.
+        "everything: 24 machines, 50 vectors, 50 eventfd descriptors in each of 25 processes (1158 in all), "
+        "5242880 bytes of memfd and shared_memory\n"
+        "    5 s, 0.5 of them warm-up, 2 domains, 3 phases, 7 actions, 4 expectations, a matrix of 12 cells\n"
+    )
+    told = json.loads(invoke("validate", str(EVERYTHING), "--json").stdout)
+    assert (told["phases"], told["timeline"], told["expectations"], told["cells"]) == (3, 7, 4, 12)
+    assert told["domains"] == ["left", "right"]
+
+
+def test_validate_knows_programs_of_a_file(tmp_path: Path) -> None:
+    topology, programs = tmp_path / "t.toml", tmp_path / "mine.py"
+    topology.write_text("[machines.a]\nprogram = 'mine'\n")
+    programs.write_text("def mine(guest):\n    yield\n")
+    assert invoke("validate", str(topology)).exit_code == 2
+    assert invoke("validate", str(topology), "--program", str(programs)).exit_code == 0
+    assert invoke("validate", str(topology), "--program", str(tmp_path / "none.py")).exit_code == 2
+    programs.write_text("def storm(guest):\n    yield\n")
+    result = invoke("validate", str(topology), "--program", str(programs))
+    assert (result.exit_code, "Traceback" in result.stderr) == (2, False)
+    assert str(programs) in result.stderr
 
 
 def test_a_bad_topology_is_exit_code_2_and_its_problems_on_stderr(tmp_path: Path) -> None:
@@ -110,6 +138,16 @@ IGNORED = {"title", "description", "default", "examples", "$schema", "$defs", "t
 
 
 def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
+    is_table, is_array = isinstance(value, dict), isinstance(value, list)
+    limits = {
+        "minProperties": lambda least: not is_table or len(value) >= least,
+        "maxProperties": lambda most: not is_table or len(value) <= most,
+        "minItems": lambda least: not is_array or len(value) >= least,
+        "maxItems": lambda most: not is_array or len(value) <= most,
+        "not": lambda refused: not accepts(refused, value, root),
+    }
+    if not all(limit(schema[key]) for key, limit in limits.items() if key in schema):
+        return False
     return all(_keyword(key, rule, schema, value, root) for key, rule in schema.items() if key not in IGNORED)
 
 
@@ -144,8 +182,8 @@ def _keyword(key: str, rule: Any, schema: dict[str, Any], value: Any, root: dict
             return not accepts(rule, value, root) or accepts(schema["then"], value, root)
         case "required":
             return not is_table or set(rule) <= set(value)
-        case "minProperties":
-            return not is_table or len(value) >= rule
+        case "minProperties" | "maxProperties" | "minItems" | "maxItems" | "not":
+            return True  # seen to by `accepts`
         case "propertyNames":
             return not is_table or all(accepts(rule, name, root) for name in value)
         case "properties":
@@ -158,9 +196,12 @@ def _keyword(key: str, rule: Any, schema: dict[str, Any], value: Any, root: dict
     raise AssertionError(f"the schema uses {key}, which this test does not know")
 
 
-@pytest.mark.parametrize("name", [*(name for name, _ in shipped()), "starter"])
+@pytest.mark.parametrize("name", [*(name for name, _ in shipped()), "starter", "everything"])
 def test_the_schema_accepts_what_ships(name: str) -> None:
-    text = starter_text() if name == "starter" else (FOLDER / f"{name}.toml").read_text()
+    if name == "starter":
+        text = starter_text()
+    else:
+        text = ((EVERYTHING.parent if name == "everything" else FOLDER) / f"{name}.toml").read_text()
     schema = json_schema()
     assert accepts(schema, tomllib.loads(text), schema)
 
@@ -183,6 +224,24 @@ def test_the_schema_accepts_what_ships(name: str) -> None:
         "[machines.a]\nprogram = 'idle'\n[run]\nduration_s = 0",
         "[machines.a]\nprogram = 'idle'\n[run]\non_death = 'x'",
         "sed = 1\n[machines.a]\nprogram = 'idle'",
+        "[machines.a]\nprogram = 'idle'\n[memory]\n[domains.x]",
+        "[machines.a]\nprogram = 'idle'\ncpus = 'all'",
+        "[machines.a]\nprogram = 'idle'\nname = '{m}'",
+        "[machines.a]\nprogram = 'storm'\nparameters.to = { rign = 'a' }",
+        "[machines.a]\nprogram = 'storm'\nparameters.to = { random = 'a' }",
+        "[machines.a.override.0]\ncount = 3\n[machines.a]\nprogram = 'idle'",
+        "[defaults]\nvectors = 3\n[machines.a]",
+        "[run]\nduration_s = 3\n[machines.a]\nprogram = 'idle'\n[[phases]]\nname = 'x'\nduration_s = 3",
+        "[machines.a]\nprogram = 'idle'\n[[phases]]\nname = 'x'\nduration_s = 3\nload = [1, 2, 3]",
+        "[machines.a]\nprogram = 'idle'\n[[timeline]]\nat_s = 1\ndo = 'jump'\nmachines = 'a'",
+        "[machines.a]\nprogram = 'idle'\n[[timeline]]\ndo = 'kill'\nmachines = 'a'",
+        "[machines.a]\nprogram = 'idle'\n[[timeline]]\nat_s = 1\ndo = 'kill'",
+        "[machines.a]\nprogram = 'idle'\n[[timeline]]\nat_s = 1\ndo = 'kill'\nmachines = 'a'\nvectors = [0]",
+        "[machines.a]\nprogram = 'idle'\n[[timeline]]\nat_s = 1\ndo = 'stop_server'\nmachines = 'a'",
+        "[machines.a]\nprogram = 'idle'\n[[timeline]]\nwhen = 'p99_us > 3'\ndo = 'kill'\nmachines = 'a'",
+        "[machines.a]\nprogram = 'idle'\n[[expect]]\nthat = 'p98_us > 3'",
+        "[machines.a]\nprogram = 'idle'\n[[expect]]\nthat = 'p99_us > 3'\nabort = true",
+        "[machines.a]\nprogram = 'idle'\n[matrix]\nseed = 3",
     ],
 )
 def test_the_schema_refuses_what_the_loader_refuses(text: str) -> None:
@@ -204,7 +263,8 @@ def test_the_schema_knows_programs_of_others() -> None:
 
 def test_everything_an_editor_completes_has_a_description() -> None:
     definitions = json_schema()["$defs"]
-    for name in ("GroupTable", "RunSettings", "MemoryTable", "File"):
+    assert len(definitions) == 9
+    for name in definitions:
         for key, property_schema in definitions[name]["properties"].items():
             target = property_schema.get("$ref", "").rpartition("/")[2]
             assert property_schema.get("description") or definitions[target]["description"], key

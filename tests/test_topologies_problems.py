@@ -72,7 +72,8 @@ def test_one_problem_is_one_readable_block() -> None:
         loads("[machines.a]\nprogram = 'idle'\nvector = 4\n", "x.toml")
     assert str(caught.value) == (
         "x.toml:3: machines.a.vector\n"
-        "    expected: one of program, count, vectors, role, profile, parameters\n"
+        "    expected: one of program, vectors, role, profile, parameters, domains, absent, cpus, policy, "
+        "priority, nice, blockers, count, name, override\n"
         "    got:      an unknown key\n"
         '    hint:     did you mean "vectors"?'
     )
@@ -121,6 +122,20 @@ BOMBS = {
     "a large file": "# " + "x\n" * MAX_FILE_BYTES,
     "comments": "#\n" * (MAX_FILE_BYTES // 2),
     "bad names": "".join(f"[machines.g{i}]\nprogram = 'echo'\nparameters.to = 'x{i}'\n" for i in range(3000)),
+    "overrides to all": "[machines.a]\nprogram = 'storm'\ncount = 65536\nparameters.to = []\n"
+    + "".join(f"[machines.a.override.{i}]\nparameters.to = 'all'\n" for i in range(4000)),
+    "overrides of nobody": MACHINE + "".join(f"[machines.a.override.{i}]\nnice = 1\n" for i in range(1, 5000)),
+    "random peers": "[machines.a]\nprogram = 'storm'\ncount = 65536\nparameters.to = { random = 'a', degree = 65535 }",
+    "rings of others": "[machines.z]\nprogram = 'idle'\ncount = 60000\n"
+    + "".join(f"[machines.g{i}]\nprogram = 'storm'\nparameters.to = {{ ring = 'all' }}\n" for i in range(3000)),
+    "a timeline of all": "[machines.a]\nprogram = 'idle'\ncount = 65536\n"
+    + "[[timeline]]\nat_s = 1\ndo = 'kill'\npick = 1\nmachines = 'all'\n" * 2500,
+    "repetitions": "[machines.a]\nprogram = 'idle'\ncount = 65536\n"
+    + "[[timeline]]\nat_s = 1\ndo = 'kill'\nmachines = 'a'\nrepeat = 100000\nperiod_s = 1\n" * 20,
+    "cells": MACHINE + "[matrix]\n" + "".join(f"k{i} = [{'1,' * 1000}]\n" for i in range(10)),
+    "phases": MACHINE + "[[phases]]\nname = 'x'\nduration_s = 1\n" * 4000,
+    "domains": MACHINE + "".join(f"[domains.d{i}]\n" for i in range(5000)),
+    "conditions": MACHINE + "[[expect]]\nthat = 'x'\n" * 5000,
     "bad programs": "".join(f"[machines.g{i}]\nprogram = 'strom{i}'\n" for i in range(5000)),
 }
 

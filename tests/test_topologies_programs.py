@@ -10,6 +10,7 @@ import pytest
 
 import nodes.programs
 from topologies import ProgramError, TopologyError, loads, resolve_program, shipped_programs
+from topologies.importing import import_program
 
 MODULE = '''
 from __future__ import annotations
@@ -284,3 +285,107 @@ def test_each_group_is_told_about_its_program() -> None:
         (2, "machines.a.program"),
         (4, "machines.b.program"),
     ]
+
+
+# Files of programs
+
+FILE = '''
+from nodes.guest import Guest, Peers, Program, Trace
+
+def mine(guest: Guest, *, to: Peers = "others", rate_hz: float = 1.0) -> Program:
+    """Of somebody's own."""
+    yield
+
+def played(guest, *, file: Trace | None = None):
+    yield
+
+def _hidden(guest):
+    yield
+
+def helper():
+    return 1
+'''
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "of mine.py"
+    path.write_text(FILE)
+    return path
+
+
+def test_the_programs_of_a_file_can_be_named(file: Path) -> None:
+    topology = loads("[machines.a]\nprogram = 'mine'\nparameters = { rate_hz = 5 }", programs=[file])
+    (machine,) = topology.machines
+    assert machine.program == f"{file}:mine"
+    assert machine.parameters == {"to": (), "rate_hz": 5.0}
+    assert topology.groups[0].program == "mine"
+    assert loads("[machines.a]\nprogram = 'idle'", programs=[file]).machines[0].program == "idle"
+    # Whoever runs it finds the same function by that name.
+    assert import_program(machine.program) is import_program(machine.program)
+    assert import_program(machine.program).__name__ == "mine"
+    again = loads(f"[machines.a]\nprogram = '{file}:mine'")
+    assert again.machines[0].program == machine.program
+
+
+def test_a_file_is_found_from_the_current_directory_on(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent)
+    assert loads("[machines.a]\nprogram = 'mine'", programs=[file.name]).machines[0].program == f"{file}:mine"
+
+
+def test_import_program_brings_all_kinds(file: Path) -> None:
+    assert import_program("idle") is nodes.programs.idle
+    assert import_program("nodes.programs:idle") is nodes.programs.idle
+    assert import_program(f"{file}:helper")() == 1
+    with pytest.raises(ValueError, match="expected package"):
+        import_program("a:b:c")
+
+
+@pytest.mark.parametrize("name", ["_hidden", "helper", "Guest", "mien"])
+def test_what_a_file_does_not_offer(file: Path, name: str) -> None:
+    with pytest.raises(TopologyError) as caught:
+        loads(f"[machines.a]\nprogram = '{name}'", programs=[file])
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.key) == (2, "machines.a.program")
+    assert "mine, played" in problem.expected
+    assert name != "mien" or problem.hint == 'did you mean "mine"?'
+
+
+def test_no_file_is_taken_that_nobody_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent)
+    (file.parent / "mine.py").write_text("raise SystemExit('it was run')")
+    for name in ("mine", "mine.py:mine", "./mine.py:mine"):
+        with pytest.raises(TopologyError) as caught:
+            loads(f"[machines.a]\nprogram = '{name}'")
+        assert "it was run" not in str(caught.value)
+    assert "--program FILE" in caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("def (", "SyntaxError"),
+        ("raise RuntimeError('half')", "half"),
+        ("import no_such_thing", "no_such_thing"),
+        ("x = 1", "none"),
+        ("def storm(guest):\n    yield", "storm"),
+        ("import sys; sys.exit(3)", "SystemExit"),
+    ],
+)
+def test_files_that_hold_no_programs(tmp_path: Path, text: str, got: str) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(TopologyError) as caught:
+        loads("[machines.a]\nprogram = 'idle'", programs=[path])
+    (problem,) = caught.value.problems
+    assert (problem.file, got in problem.got) == (str(path), True)
+
+
+def test_two_files_do_not_offer_the_same_name(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    other.write_text("def mine(guest):\n    yield")
+    with pytest.raises(TopologyError, match="as in"):
+        loads("[machines.a]\nprogram = 'mine'", programs=[file, other])
+    assert loads("[machines.a]\nprogram = 'mine'", programs=[file, file])
+    with pytest.raises(TopologyError):
+        loads("[machines.a]\nprogram = 'idle'", programs=[tmp_path / "none.py"])

@@ -2,117 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-import msgspec
-
+from topologies.guests import Guests
+from topologies.model import Machines, Trace
 from topologies.positions import Path
-from topologies.problems import nearest, show
+from topologies.problems import show
 from topologies.programs import OFFSET, Parameter, Program
-from topologies.roster import Roster, Selection, UnknownNameError
+from topologies.settings import Settings
 from topologies.tables import Report
+from topologies.traces import TraceFile
 from topologies.values import MisfitError, convert, describe
 
-__all__ = ["MAX_EDGES", "Arguments", "Guests", "check_offsets", "read_arguments"]
-
-MAX_EDGES = 4 << 20
-"""So many (machine, peer) pairs may all parameters together name: 2048 machines, each to all."""
+__all__ = ["Arguments", "check_offsets", "read_arguments"]
 
 
-class Guests:
-    """Who can be named, and how many pairs of a machine and a named peer there are so far.
+class Chosen(Protocol):
+    """Machines that were named, as each of those who name them sees them."""
 
-    The pairs are counted as the groups are read, before any of them is made: a thousand groups that each
-    name 65536 machines stop at the first that is too many.
-    """
-
-    def __init__(self, roster: Roster, report: Report) -> None:
-        self.roster = roster
-        self.edges = 0
-        self._report = report
-
-    def select(self, value: object, path: Path) -> Selection | None:
-        """The machines that ``value`` names, None when that was reported; ``path`` leads to it."""
-        expected = 'the name of a group or machine, "others", "all", or an array of such names'
-        if self.edges > MAX_EDGES:
-            return None
-        try:
-            names = msgspec.convert(value, str | list[str], strict=True)
-            selection = self.roster.select(names)
-        except msgspec.ValidationError:
-            self._report.add(path, expected, show(value))
-            return None
-        except UnknownNameError as unknown:
-            place = () if isinstance(names, str) else (names.index(unknown.name),)
-            groups = ", ".join(list(self.roster.groups)[:8])
-            hint = nearest(unknown.name, self.roster.names) or f"the groups are {groups}"
-            self._report.add((*path, *place), expected, show(unknown.name), hint)
-            return None
-        group = str(path[1])
-        self.edges += len(selection.machines) * len(self.roster.groups[group])
-        if self.edges > MAX_EDGES:
-            expected = f"at most {MAX_EDGES} pairs of a machine and a peer it names, in all groups together"
-            self._report.add(path, expected, f"{self.edges} with this group")
-            return None
-        return selection
+    def seen_by(self, index: int) -> Machines: ...
 
 
 @dataclass(slots=True)
 class Arguments:
-    """The keyword arguments of one group: ``values`` are the same for all its machines."""
+    """The keyword arguments of machines with the same settings: ``values`` are the same for all of them."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    selections: dict[str, Selection] = field(default_factory=dict)
+    chosen: dict[str, Chosen] = field(default_factory=dict)
+    traces: dict[str, TraceFile] = field(default_factory=dict)
 
     def of(self, index: int) -> dict[str, Any]:
         """The arguments of the machine ``index``."""
-        return {**self.values, **{name: chosen.seen_by(index) for name, chosen in self.selections.items()}}
+        peers: dict[str, Machines] = {name: chosen.seen_by(index) for name, chosen in self.chosen.items()}
+        traces: dict[str, Trace] = {name: trace.of(index) for name, trace in self.traces.items()}
+        return {**self.values, **peers, **traces}
 
 
 def read_arguments(
-    program: Program, given: Mapping[str, object], group: Path, guests: Guests, report: Report
+    program: Program, settings: Settings, members: Sequence[int], guests: Guests, report: Report
 ) -> Arguments:
-    """``given``, the table ``parameters`` of the group at the path ``group``, as ``program`` wants it."""
-    path = (*group, "parameters")
+    """The parameters in ``settings``, as ``program`` wants them for the machines ``members``."""
+    given = settings.parameters
     known = {parameter.name: parameter for parameter in program.parameters}
     for key in given:
         if key not in known:
-            report.unknown_key((*path, key), known)
+            report.unknown_key(settings.parameter_at(key), known)
     arguments = Arguments()
     for parameter in program.parameters:
-        inner = (*path, parameter.name)
+        path = settings.parameter_at(parameter.name)
         if parameter.name in given:
-            _read_one(parameter, given[parameter.name], inner, arguments, guests=guests, report=report)
+            _read_one(parameter, given[parameter.name], path, arguments, members, guests=guests, report=report)
         elif parameter.required:
-            expected = "names of groups or machines" if parameter.names_peers else describe(parameter.annotation)
-            report.add(inner, expected, f"nothing, and {program.name} has no default for it")
+            report.add(path, _expected(parameter), f"nothing, and {program.name} has no default for it")
         elif parameter.names_peers and isinstance(parameter.default, str):
             # The default of the program's own signature: "others", or a name that this topology may lack.
-            _read_one(parameter, parameter.default, inner, arguments, guests=guests, report=report)
+            _read_one(parameter, parameter.default, path, arguments, members, guests=guests, report=report)
         else:
             arguments.values[parameter.name] = parameter.default
     return arguments
 
 
-def check_offsets(arguments: Mapping[str, Arguments], size_bytes: int, report: Report) -> None:
-    """Whether every offset leaves room for a 64-bit word in a shared memory of that size."""
-    for group, own in arguments.items():
+def check_offsets(
+    arguments: Iterable[tuple[Settings, Arguments]], size_bytes: Mapping[str, int], report: Report
+) -> None:
+    """Whether every offset leaves room for a 64-bit word in the shared memories of who is given it."""
+    for settings, own in arguments:
+        smallest = min((size_bytes[name] for name in settings.values["domains"] if name in size_bytes), default=2**63)
         for name, value in own.values.items():
-            if OFFSET.fullmatch(name) and isinstance(value, int) and value > size_bytes - 8:
-                expected = f"an offset of at most {size_bytes - 8}, in a memory of {size_bytes} bytes"
-                report.add(("machines", group, "parameters", name), expected, show(value))
+            if OFFSET.fullmatch(name) and isinstance(value, int) and value > smallest - 8:
+                expected = f"an offset of at most {smallest - 8}, in a memory of {smallest} bytes"
+                report.add(settings.parameter_at(name), expected, show(value))
+
+
+def _expected(parameter: Parameter) -> str:
+    if parameter.names_peers:
+        return "names of groups or machines"
+    return "the name of a trace's file" if parameter.reads_trace else describe(parameter.annotation)
 
 
 def _read_one(
-    parameter: Parameter, value: object, path: Path, arguments: Arguments, *, guests: Guests, report: Report
+    parameter: Parameter,
+    value: object,
+    path: Path,
+    arguments: Arguments,
+    members: Sequence[int],
+    *,
+    guests: Guests,
+    report: Report,
 ) -> None:
     """One argument, put into ``arguments`` when it fits and reported when not."""
     if parameter.names_peers:
-        selection = guests.select(value, path)
-        if selection is not None:
-            arguments.selections[parameter.name] = selection
+        chosen = guests.choose(value, path, members)
+        if chosen is not None:
+            arguments.chosen[parameter.name] = chosen
+        return
+    if parameter.reads_trace:
+        trace = guests.trace(value, path, members)
+        if trace is not None:
+            arguments.traces[parameter.name] = trace
         return
     try:
         converted = convert(value, parameter.annotation)

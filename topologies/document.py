@@ -16,11 +16,12 @@ from typing import Any
 from topologies.positions import Path, ScanError, positions, split_key
 from topologies.problems import Problem, TopologyError, nearest, show, show_key
 
-__all__ = ["MAX_FILE_BYTES", "MAX_LINE_BYTES", "Document", "parse", "read_text"]
+__all__ = ["MAX_FILE_BYTES", "MAX_LINE_BYTES", "Document", "override_value", "parse", "read_text"]
 
 MAX_FILE_BYTES = 1 << 20
 MAX_LINE_BYTES = 4096
 _TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
+_BY_NAME = {"machines": "a group", "domains": "a domain"}
 _UNQUOTED = re.compile(r"\s*[\w.-]+\s*=\s*([A-Za-z][\w.:-]*)\s*(#.*)?")
 
 
@@ -54,31 +55,31 @@ class Document:
         return Problem(name, line, key or show_key(path), expected, got, hint)
 
 
-def read_text(file: FilePath) -> str:
+def read_text(file: FilePath, expected: str = "a topology file", limit_bytes: int = MAX_FILE_BYTES) -> str:
     """The text of ``file``; raises `TopologyError` for anything but a readable, modest file of UTF-8."""
     name = str(file)
-    expected = "a topology file"
     try:
         if file.is_dir():
             raise _refused(name, expected, "a directory")
         if not file.exists():
-            raise _refused(name, expected, "no such file", "`ivsim list` shows the topologies that ship")
+            hint = "`ivsim list` shows the topologies that ship" if limit_bytes == MAX_FILE_BYTES else ""
+            raise _refused(name, expected, "no such file", hint)
         # A pipe or a device may never end, or never begin.
         if not file.is_file():
             raise _refused(name, expected, "something that is no regular file")
         with file.open("rb") as opened:
-            data = opened.read(MAX_FILE_BYTES + 1)
+            data = opened.read(limit_bytes + 1)
     except PermissionError:
         raise _refused(name, expected, "no permission to read it") from None
     except OSError as error:
         raise _refused(name, expected, error.strerror or type(error).__name__) from None
     except ValueError as error:
-        raise _refused(show(name), "the path of a topology file", str(error)) from None
-    if len(data) > MAX_FILE_BYTES:
-        raise _refused(name, f"a file of at most {MAX_FILE_BYTES} bytes", "a larger one")
+        raise _refused(show(name), f"the path of {expected}", str(error)) from None
+    if len(data) > limit_bytes:
+        raise _refused(name, f"a file of at most {limit_bytes} bytes", "a larger one")
     if b"\0" in data:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
-        raise TopologyError([Problem(name, line, "", "a text file of TOML", "a byte of value 0")])
+        raise TopologyError([Problem(name, line, "", "a text file", "a byte of value 0")])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -171,31 +172,39 @@ def _override(document: Document, key: str, value: str) -> Problem | None:
     """Put one override in; a fault of the override itself is returned, one of its meaning is found later."""
     written = f"--set {show(f'{key}={value}')[1:-1]}"
     try:
-        path = split_key(key)
+        parts = split_key(key)
     except ScanError as error:
         return Problem(written, 0, "", "a dotted key like machines.storm.count", error.got)
-    table = document.values
-    for place, part in enumerate(path[:-1], 1):
-        inner = table.get(part)
-        if inner is None and place == 2 and path[0] == "machines":
-            # An override changes machines, it does not invent them: this is a misspelling.
-            known = ", ".join(table) or "none"
-            return Problem(written, 0, show_key(path), f"a group of the file ({known})", part, nearest(part, table))
-        if inner is None:
-            inner = table[part] = {}
-            document.overridden[path[:place]] = written
-        if not isinstance(inner, dict):
-            return Problem(written, 0, show_key(path), f"{show_key(path[:place])} to be a table", show(inner))
-        table = inner
+    table: Any = document.values
+    path: Path = ()
+    for place, part in enumerate(parts, 1):
+        last = place == len(parts)
+        step: str | int = int(part) if isinstance(table, list) and part.isdecimal() and part.isascii() else part
+        if isinstance(table, list):
+            if not isinstance(step, int) or step >= len(table):
+                expected = f"a place from 0 to {len(table) - 1}" if table else "no place: there are none"
+                return Problem(written, 0, show_key((*path, part)), expected, show(part))
+        elif not isinstance(table, dict):
+            return Problem(written, 0, show_key(parts), f"{show_key(path)} to be a table", show(table))
+        elif not last and part not in table:
+            if place == 2 and path[0] in _BY_NAME:
+                # An override changes machines, it does not invent them: this is a misspelling.
+                expected = f"{_BY_NAME[str(path[0])]} of the file ({', '.join(table) or 'none'})"
+                return Problem(written, 0, show_key(parts), expected, part, nearest(part, table))
+            table[part] = {}
+            document.overridden[(*path, part)] = written
+        path = (*path, step)
+        if not last:
+            table = table[step]
     try:
-        table[path[-1]] = _override_value(value)
+        table[path[-1]] = override_value(value)
     except ValueError as error:
         return Problem(written, 0, show_key(path), "a TOML value or a plain word", show(value), str(error))
     document.overridden[path] = written
     return None
 
 
-def _override_value(value: str) -> object:
+def override_value(value: str) -> object:
     """``64``, ``true``, ``[1, 2]``, ``"x"`` as TOML; ``storm`` and ``4M`` as strings; raises ValueError."""
     if len(value) > MAX_LINE_BYTES or "\n" in value:
         raise ValueError(f"one line of at most {MAX_LINE_BYTES} characters")

@@ -5,48 +5,56 @@ Sums are checked before anything is made of them, so that ``count = 1000000000``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-from nodes.device.profiles import PROFILES
-from topologies.arguments import Arguments, Guests, check_offsets, read_arguments
+from topologies.arguments import Arguments, check_offsets, read_arguments
+from topologies.course import end_of, read_expectations, read_phases
+from topologies.crowd import Crowd, read_crowd
 from topologies.document import Document, parse, read_text
+from topologies.guests import Guests
 from topologies.language import File, parse_size, show_size
-from topologies.model import (
-    MAX_MACHINES,
-    MAX_NAME,
-    Domain,
-    Group,
-    Machine,
-    Memory,
-    RunSettings,
-    Topology,
-    machine_name,
-)
+from topologies.matrix import read_matrix, try_values
+from topologies.model import MAIN_DOMAIN, Domain, Group, Machine, Memory, RunSettings, Topology
+from topologies.positions import Path
 from topologies.problems import Problem, TopologyError, nearest, show
-from topologies.programs import Program, ProgramError, resolve_program
-from topologies.roster import RESERVED_NAMES, Roster
+from topologies.programs import ProgramFiles
+from topologies.settings import Settings
 from topologies.tables import Report, TooManyProblemsError, read_table
+from topologies.timeline import read_timeline
 
 __all__ = ["load", "loads", "shipped"]
 
 _SHIPPED_FOLDER = FilePath(__file__).parent
+_MAX_DOMAINS = 64
 
 
-def load(source: str | FilePath, overrides: Mapping[str, str] | None = None) -> Topology:
+def load(
+    source: str | FilePath, overrides: Mapping[str, str] | None = None, programs: Sequence[str | FilePath] = ()
+) -> Topology:
     """The topology in a file, or the shipped one of that name (``"ping_pong"``).
 
     ``overrides`` maps dotted keys to TOML values: ``{"machines.sender.count": "64"}``; a value that is
-    no TOML is taken as a string. Raises `TopologyError` with all problems.
+    no TOML is taken as a string. ``programs`` are files of Python whose generator functions the topology may name
+    like shipped ones: they are run, with full trust. Raises `TopologyError` with all problems.
     """
     file = _find(source)
-    return _build(parse(read_text(file), str(file), overrides))
+    known = ProgramFiles(programs)
+    return _build(parse(read_text(file), str(file), overrides), file.parent, known)
 
 
-def loads(text: str, name: str = "<string>", overrides: Mapping[str, str] | None = None) -> Topology:
-    """The topology in ``text``; ``name`` stands for the file's in messages. Raises `TopologyError`."""
-    return _build(parse(text, name, overrides))
+def loads(
+    text: str,
+    name: str = "<string>",
+    overrides: Mapping[str, str] | None = None,
+    programs: Sequence[str | FilePath] = (),
+) -> Topology:
+    """The topology in ``text``; ``name`` stands for the file's in messages. Raises `TopologyError`.
+
+    The files that it names are looked for from the current directory on.
+    """
+    return _build(parse(text, name, overrides), FilePath(), ProgramFiles(programs))
 
 
 def shipped() -> list[tuple[str, str]]:
@@ -77,143 +85,146 @@ def _find(source: str | FilePath) -> FilePath:
     raise TopologyError([Problem(show(source), 0, "", "a topology file or the name of a shipped one", "neither", hint)])
 
 
-def _build(document: Document) -> Topology:
+def _build(document: Document, folder: FilePath, programs: ProgramFiles) -> Topology:
     report = Report(document)
-    try:
-        topology = _read(document, report)
-    except TooManyProblemsError:
-        topology = None
+    topology = _read_all(document, folder, programs, report)
+    if topology is not None and topology.matrix and not report.problems:
+
+        def problems_of(cell: Document) -> Sequence[Problem]:
+            inner = Report(cell)
+            _read_all(cell, folder, programs, inner)
+            return inner.problems
+
+        try_values(topology.matrix, document, len(topology.machines), problems_of, report)
     if topology is None or report.problems:
         raise TopologyError(report.problems)
     return topology
 
 
-def _read(document: Document, report: Report) -> Topology | None:
+def _read_all(document: Document, folder: FilePath, programs: ProgramFiles, report: Report) -> Topology | None:
+    try:
+        return _read(document, folder, programs, report)
+    except TooManyProblemsError:
+        return None
+
+
+def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: Report) -> Topology | None:
     """The topology, or None when problems were reported."""
     fields = read_table(File, document.values, (), report)
-    title = fields.get("title", "")
-    if not title.isprintable():
+    if not (title := fields.get("title", "")).isprintable():
         report.add(("title",), "one line of printable characters", show(title))
-    memory = _memory(fields["memory"], report)
-    groups: dict[str, dict[str, Any]] = fields.get("machines", {})
-    _check_profiles(groups, report)
-    programs = _programs(groups, report)
-    counts = [(name, group.get("count", 1)) for name, group in groups.items()]
-    total = sum(count for _, count in counts)
-    if total > MAX_MACHINES:
-        report.add(("machines",), f"at most {MAX_MACHINES} machines in all groups together", str(total))
+    domains = _domains(fields, document, report)
+    given_run = document.values.get("run")
+    given_run = given_run if isinstance(given_run, dict) else {}
+    phases, run = read_phases(fields.get("phases", ()), fields["run"], given_run, report)
+    crowd = read_crowd(fields, list(domains), programs, report)
+    if crowd is None:
         return None
-    roster = Roster(counts)
-    _check_names(roster, report)
-    _settle_roles(groups, roster, report)
-    guests = Guests(roster, report)
-    arguments = {
-        name: read_arguments(program, groups[name].get("parameters", {}), ("machines", name), guests, report)
-        for name, program in programs.items()
-    }
-    if memory is not None:
-        check_offsets(arguments, memory.size_bytes, report)
-    if report.problems or memory is None:
+    seed = fields.get("seed", 1)
+    guests = Guests(crowd.roster, crowd.settings, seed=seed, folder=folder, report=report)
+    arguments = _arguments(crowd, guests, domains, report)
+    timeline = read_timeline(
+        fields.get("timeline", ()),
+        guests,
+        domains=list(domains),
+        end_s=end_of(run),
+        lines=lambda path: document.lines.get(path, 0),
+        report=report,
+    )
+    expectations = read_expectations(fields.get("expect", ()), guests, report)
+    matrix = read_matrix(fields.get("matrix", {}), report)
+    if report.problems:
         return None
-    made = tuple(Group(name=name, **group) for name, group in groups.items())
-    machines = tuple(machine for group in made for machine in _machines(group, roster, arguments[group.name]))
     return Topology(
         title=title or FilePath(document.name).stem,
-        seed=fields["seed"],
-        run=RunSettings(**fields["run"]),
-        domains=(Domain(memory=memory),),
-        groups=made,
-        machines=machines,
+        seed=seed,
+        run=RunSettings(**run),
+        domains=tuple(domain for domain in domains.values() if domain is not None),
+        groups=tuple(_group(name, fields["machines"][name], base) for name, base in crowd.bases.items()),
+        machines=tuple(_machine(crowd, index, arguments) for index in range(len(crowd.settings))),
+        phases=phases,
+        timeline=timeline,
+        expectations=expectations,
+        matrix=matrix,
+        files={name: str((folder / name).absolute()) for name in guests.traces},
         source_text=document.text,
         source_name=document.name,
         overrides=document.overrides,
     )
 
 
-def _memory(table: dict[str, Any], report: Report) -> Memory | None:
-    """The shared memory, or None when the size or the kind was reported."""
+def _domains(fields: Mapping[str, Any], document: Document, report: Report) -> dict[str, Domain | None]:
+    """The domains by name; None for one whose size or kind was reported."""
+    named = fields.get("domains", {})
+    if "domains" not in document.values:
+        return {MAIN_DOMAIN: _domain(MAIN_DOMAIN, fields.get("memory", {}), ("memory",), report)}
+    if "memory" in document.values:
+        report.add(("memory",), "no [memory] beside [domains]: each domain says its own", "both")
+    if len(named) > _MAX_DOMAINS:
+        report.add(("domains",), f"at most {_MAX_DOMAINS} domains", str(len(named)))
+        named = dict(list(named.items())[:_MAX_DOMAINS])
+    return {name: _domain(name, table, ("domains", name), report) for name, table in named.items()}
+
+
+def _domain(name: str, table: Mapping[str, Any], path: Path, report: Report) -> Domain | None:
     if "size" in table:
         size_bytes = parse_size(table["size"])
         expected = "a power of two, from 4096 bytes to 1024G"
         if not 4096 <= size_bytes <= 2**40 or size_bytes & (size_bytes - 1):
             below = 1 << max(12, min(39, size_bytes.bit_length() - 1))
             hint = f"{show_size(below)} and {show_size(2 * below)} are such"
-            report.add(("memory", "size"), expected, show(table["size"]), hint)
+            report.add((*path, "size"), expected, show(table["size"]), hint)
             return None
-    if len(table) < 2:
+    if not {"size", "kind"} <= table.keys():
         return None
-    return Memory(size_bytes=size_bytes, kind=table["kind"])
+    memory = Memory(size_bytes=size_bytes, kind=table["kind"])
+    return Domain(name=name, memory=memory, dialect=table.get("dialect", "v0"))
 
 
-def _check_profiles(groups: Mapping[str, Mapping[str, Any]], report: Report) -> None:
-    """Every device is one that `nodes.device.profiles` describes, with no more vectors than such a device has."""
-    for group, table in groups.items():
-        profile = PROFILES.get(name := table.get("profile", "qemu-doorbell"))
-        if profile is None:
-            expected = f"one of the profiles {', '.join(PROFILES)}"
-            report.add(("machines", group, "profile"), expected, show(name), nearest(name, PROFILES))
-        elif table.get("vectors", 1) > profile.msix_limit:
-            expected = f"at most {profile.msix_limit}, as {name} has"
-            report.add(("machines", group, "vectors"), expected, show(table["vectors"]))
+def _arguments(
+    crowd: Crowd, guests: Guests, domains: Mapping[str, Domain | None], report: Report
+) -> dict[int, Arguments]:
+    """The arguments for each settings, by its identity: machines that are alike share them."""
+    arguments: dict[int, Arguments] = {}
+    pairs = []
+    for members in crowd.members:
+        for settings, indices in members.kinds():
+            program = crowd.programs.get(settings.values.get("program", ""))
+            if program is not None:
+                own = read_arguments(program, settings, indices, guests, report)
+                arguments[id(settings)] = own
+                pairs.append((settings, own))
+    guests.check_traces()
+    sizes = {name: domain.memory.size_bytes for name, domain in domains.items() if domain is not None}
+    check_offsets(pairs, sizes, report)
+    return arguments
 
 
-def _settle_roles(groups: Mapping[str, dict[str, Any]], roster: Roster, report: Report) -> None:
-    """A group that does not say its role has its device's default; today's master must be the first to connect."""
-    for group, table in groups.items():
-        profile = PROFILES.get(table.get("profile", "qemu-doorbell"))
-        if profile is None:
-            continue  # reported
-        if table.get("role") is None:
-            table["role"] = profile.default_role
-        if table["role"] == "master" and profile.master_is_first and list(roster.groups[group]) != [0]:
-            expected = f"one machine, the first of the file ({profile.name} refuses a master that is not peer 0)"
-            report.add(("machines", group, "role"), expected, f'"master" for {len(roster.groups[group])} machines')
+def _group(name: str, table: Mapping[str, Any], base: Settings) -> Group:
+    keys = ("vectors", "role", "profile", "program")
+    return Group(
+        name=name,
+        count=table.get("count", 1),
+        pattern=table.get("name", ""),
+        parameters=base.parameters,
+        **{key: base.values[key] for key in keys},
+    )
 
 
-def _programs(groups: Mapping[str, Mapping[str, Any]], report: Report) -> dict[str, Program]:
-    """For each group whose program can be found: that program."""
-    found: dict[str, Program | ProgramError] = {}
-    programs: dict[str, Program] = {}
-    for group, table in groups.items():
-        name = table.get("program")
-        if name is None:
-            continue  # reported: missing, or no string
-        if name not in found:
-            try:
-                found[name] = resolve_program(name)
-            except ProgramError as error:
-                found[name] = error
-        answer = found[name]
-        if isinstance(answer, Program):
-            programs[group] = answer
-        else:
-            report.add(("machines", group, "program"), answer.expected, answer.got, answer.hint)
-    return programs
-
-
-def _check_names(roster: Roster, report: Report) -> None:
-    """Every machine is called by one name, and every name calls one machine or one group."""
-    for group, members in roster.groups.items():
-        longest = machine_name(group, len(members) - 1, len(members))
-        if group in RESERVED_NAMES:
-            report.add(("machines", group), "a name that has no meaning yet", show(group))
-        elif len(longest) > MAX_NAME:
-            expected = f"machine names of at most {MAX_NAME} characters"
-            report.add(("machines", group), expected, f"{show(longest)} of {len(longest)}")
-    for group, name in roster.clashes[:1]:
-        expected = "a name that no other machine or group has"
-        report.add(("machines", group), expected, f"a machine called {show(name)}")
-
-
-def _machines(group: Group, roster: Roster, arguments: Arguments) -> Iterator[Machine]:
-    for place, index in enumerate(roster.groups[group.name]):
-        yield Machine(
-            index=index,
-            name=machine_name(group.name, place, group.count),
-            group=group.name,
-            vectors=group.vectors,
-            role=group.role,
-            profile=group.profile,
-            program=group.program,
-            parameters=arguments.of(index),
-        )
+def _machine(crowd: Crowd, index: int, arguments: Mapping[int, Arguments]) -> Machine:
+    settings = crowd.settings[index]
+    values = settings.values
+    return Machine(
+        index=index,
+        name=crowd.roster.names_of[index],
+        group=crowd.group_of(index),
+        vectors=values["vectors"],
+        role=values["role"],
+        profile=values["profile"],
+        program=crowd.programs[values["program"]].name,
+        parameters=arguments[id(settings)].of(index),
+        domains=values["domains"],
+        present=not values["absent"],
+        scheduling=values["scheduling"],
+        blockers=values["blockers"],
+    )

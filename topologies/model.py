@@ -208,7 +208,7 @@ class Topology(Struct, frozen=True, kw_only=True):
 
     ``source_text`` is the file as given, for the run's directory; ``overrides`` (``--set``) are what
     else is needed to make the same topology again. ``matrix`` maps overrides to the values that a sweep gives them,
-    as ``--set`` would have them.
+    as ``--set`` would have them. ``files`` are those that the file names (traces): as named, and where they are.
     """
 
     title: str
@@ -224,6 +224,7 @@ class Topology(Struct, frozen=True, kw_only=True):
     source_text: str = ""
     source_name: str = ""
     overrides: dict[str, str] = {}
+    files: dict[str, str] = {}
 
     def __post_init__(self) -> None:
         for name, value, annotation in (("title", self.title, Title), ("seed", self.seed, Seed)):
@@ -252,6 +253,11 @@ class Topology(Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "phases", _plain_phases(self.run))
 
     @property
+    def has_own_phases(self) -> bool:
+        """Whether the file names phases; else there is a warm-up, and the time that is measured."""
+        return self.phases != _plain_phases(self.run)
+
+    @property
     def memory(self) -> Memory:
         """The shared memory of the first domain, which is most often the only one."""
         return self.domains[0].memory
@@ -275,8 +281,13 @@ def _plain_phases(run: RunSettings) -> tuple[Phase, ...]:
     return (Phase(name="warmup", duration_s=run.warmup_s, measured=False), measured) if run.warmup_s else (measured,)
 
 
-def machine_name(group: str, place: int, count: int) -> str:
-    """The name of a group's machine number ``place`` (from 0): ``storm-03``; ``hub`` when it is alone."""
+def machine_name(group: str, place: int, count: int, pattern: str = "") -> str:
+    """The name of a group's machine number ``place`` (from 0): ``storm-03``; ``hub`` when it is alone.
+
+    ``pattern`` is a checked one of the file: ``node-{n:03}``, ``{group}-{n}``.
+    """
+    if pattern:
+        return pattern.format(group=group, n=place)
     if count == 1:
         return group
     return f"{group}-{place:0{len(str(count - 1))}d}"

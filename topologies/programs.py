@@ -2,7 +2,8 @@
 
 A program is a generator function whose first parameter is the guest. Its keyword-only parameters are
 what a topology may set; each needs an annotation: int, float, str, bool, ``X | None``, ``Literal``,
-arrays of those, or `nodes.guest.Peers`. The name of a parameter says its unit, and with it its range:
+arrays of those, `nodes.guest.Peers` or `nodes.guest.Trace`. The name of a parameter says its unit, and
+with it its range:
 
     *_hz                      0.000001 .. 1e9
     *_s, *_ms, *_us, *_ns     0 .. a week
@@ -11,7 +12,8 @@ arrays of those, or `nodes.guest.Peers`. The name of a parameter says its unit, 
     vector                    0 .. 2047
     offset, *_offset          0 .. the last 64-bit word of the shared memory
 
-Naming a program of another package imports that package: its code runs, with full trust.
+Naming a program of another package imports that package, and so does a file of programs: their code runs, with full
+trust. Such a file is only ever one that the caller named; none is taken from beside the topology.
 """
 
 from __future__ import annotations
@@ -22,21 +24,31 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any
 
 import msgspec
 
+from nodes import programs
 from nodes.errors import UsageError
-from nodes.guest import Peers
-from topologies.problems import nearest, show
+from nodes.guest import Peers, Trace
+from topologies.importing import FILE_NAME, MODULE_NAME, import_file, import_program
+from topologies.problems import Problem, TopologyError, nearest, show
 
-__all__ = ["OFFSET", "Parameter", "Program", "ProgramError", "resolve_program", "shipped_programs"]
+__all__ = [
+    "OFFSET",
+    "Parameter",
+    "Program",
+    "ProgramError",
+    "ProgramFiles",
+    "import_program",
+    "resolve_program",
+    "shipped_programs",
+]
 
 _WEEK_S = 604_800
-_SHIPPED = "nodes.programs"
-_NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
 OFFSET = re.compile(r"(.*_|)offset")
 """Parameters that are places in the shared memory, in bytes; how large that is, only the topology knows."""
 
@@ -72,6 +84,7 @@ class Parameter:
     names_peers: bool
     required: bool
     default: Any = None
+    reads_trace: bool = False
 
     @property
     def range(self) -> tuple[float, float | None] | None:
@@ -96,8 +109,54 @@ class Program:
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
 
+class ProgramFiles:
+    """Files of Python whose generator functions can be named like shipped programs; their code runs, with full trust.
+
+    Raises `TopologyError`: a file that cannot be imported or that has no programs, a name that something else has.
+    """
+
+    def __init__(self, files: Iterable[str | FilePath] = ()) -> None:
+        self._names: dict[str, str] = {}
+        problems = []
+        for file in dict.fromkeys(str(FilePath(file).absolute()) for file in files):
+            try:
+                self._add(file)
+            except ProgramError as error:
+                problems.append(Problem(file, 0, "", error.expected, error.got, error.hint))
+        if problems:
+            raise TopologyError(problems)
+
+    def _add(self, file: str) -> None:
+        module = _module(file, lambda: import_file(file, again=True))
+        names = [
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_") and inspect.isgeneratorfunction(value) and value.__module__ == module.__name__
+        ]
+        if not names:
+            raise ProgramError("a file with generator functions: programs", "none")
+        for name in names:
+            if name in shipped_programs():
+                raise ProgramError("names that no shipped program has", name)
+            if name in self._names:
+                raise ProgramError("names that no other file of programs has", f"{name}, as in {self._names[name]}")
+            self._names[name] = f"{file}:{name}"
+
+    def find(self, name: str) -> Program:
+        """The program that a topology calls so; raises `ProgramError`."""
+        if name in self._names:
+            return resolve_program(self._names[name])
+        try:
+            return resolve_program(name)
+        except ProgramError as error:
+            if ":" in name or not self._names:
+                raise
+            expected = f"{error.expected}, {', '.join(self._names)}"
+            raise ProgramError(expected, error.got, nearest(name, self._names) or error.hint) from None
+
+
 def resolve_program(name: str) -> Program:
-    """The program called ``name``: a shipped one, or ``package.module:function``.
+    """The program called ``name``: a shipped one, ``package.module:function`` or ``/path/to/file.py:function``.
 
     Raises `ProgramError`, whatever goes wrong in the module that is imported.
     """
@@ -109,7 +168,7 @@ def resolve_program(name: str) -> Program:
 
 def shipped_programs() -> tuple[str, ...]:
     """The names of the programs that are shipped."""
-    return tuple(sorted(importlib.import_module(_SHIPPED).__all__))
+    return tuple(sorted(programs.__all__))
 
 
 def _shipped(name: str) -> object:
@@ -117,34 +176,40 @@ def _shipped(name: str) -> object:
     if name not in known:
         hint = nearest(name, known) or "a program of your own is written package.module:function"
         raise ProgramError(f"one of the programs {', '.join(known)}", show(name), hint)
-    return getattr(importlib.import_module(_SHIPPED), name)
+    return import_program(name)
 
 
 def _imported(name: str) -> object:
-    found = _NAME.fullmatch(name)
-    if found is None:
-        raise ProgramError("package.module:function", show(name))
-    module_name, function_name = found[1], found[2]
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = str(error.name)
-        if module_name == missing or module_name.startswith(missing + "."):
-            hint = "is it installed in the environment of ivsim?"
-            raise ProgramError("a module that can be imported", f"no module {missing}", hint) from None
-        raise ProgramError(
-            "a module that can be imported", f"{module_name}, which needs {missing}, which is not installed"
-        ) from None
-    except (Exception, SystemExit) as error:  # the module's own code: anything can come out of it
-        got = f"{module_name}, which fails: {type(error).__name__}: {show(str(error))[1:-1]}"
-        raise ProgramError("a module that can be imported", got) from None
+    in_file = FILE_NAME.fullmatch(name)
+    found = in_file or MODULE_NAME.fullmatch(name)
+    if found is None or (in_file is None and ".py:" in name):
+        hint = "a file of programs is named with --program FILE" if ".py:" in name else ""
+        raise ProgramError("package.module:function", show(name), hint)
+    place, function_name = found[1], found[2]
+    module = _module(place, lambda: import_file(place) if in_file else importlib.import_module(place))
     missing_marker = object()
     function = getattr(module, function_name, missing_marker)
     if function is missing_marker:
-        programs = [key for key, value in vars(module).items() if inspect.isgeneratorfunction(value)]
-        got = f"{module_name}, which has no {function_name}"
-        raise ProgramError("a generator function of the module", got, nearest(function_name, programs))
+        known = [key for key, value in vars(module).items() if inspect.isgeneratorfunction(value)]
+        got = f"{place}, which has no {function_name}"
+        raise ProgramError("a generator function of the module", got, nearest(function_name, known))
     return function
+
+
+def _module(name: str, bring: Callable[[], types.ModuleType]) -> types.ModuleType:
+    """The module that ``bring`` imports, called ``name`` in messages; raises `ProgramError`."""
+    expected = "a module that can be imported"
+    try:
+        return bring()
+    except ModuleNotFoundError as error:
+        missing = str(error.name)
+        if name == missing or name.startswith(missing + "."):
+            hint = "is it installed in the environment of ivsim?"
+            raise ProgramError(expected, f"no module {missing}", hint) from None
+        raise ProgramError(expected, f"{name}, which needs {missing}, which is not installed") from None
+    except (Exception, SystemExit) as error:  # the module's own code: anything can come out of it
+        got = f"{name}, which fails: {type(error).__name__}: {show(str(error))[1:-1]}"
+        raise ProgramError(expected, got) from None
 
 
 def _kind(value: object) -> str:
@@ -185,25 +250,26 @@ def _parameter(program: str, function: Callable[..., Any], parameter: inspect.Pa
     try:
         holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
         names = {**vars(builtins), **getattr(inspect.unwrap(function), "__globals__", {})}
-        hints = typing.get_type_hints(holder, globalns=names, localns={**names, "Peers": Peers}, include_extras=True)
+        known = {**names, "Peers": Peers, "Trace": Trace}
+        hints = typing.get_type_hints(holder, globalns=names, localns=known, include_extras=True)
         annotation = hints[parameter.name]
-        names_peers = _names_peers(parameter.annotation)
-        if not names_peers and not _can_be_filled(msgspec.inspect.type_info(annotation)):
+        names_peers, reads_trace = _mentions(parameter.annotation, Peers), _mentions(parameter.annotation, Trace)
+        if not (names_peers or reads_trace) and not _can_be_filled(msgspec.inspect.type_info(annotation)):
             raise TypeError("a topology cannot write such a value")
     except Exception as error:  # an annotation is an expression: evaluating it can raise anything
         raise ProgramError("a type that TOML can fill", f"{place}: {parameter.annotation}: {error}") from None
-    return Parameter(parameter.name, annotation, names_peers, required, default)
+    return Parameter(parameter.name, annotation, names_peers, required, default, reads_trace)
 
 
-def _names_peers(annotation: Any) -> bool:
-    """Whether an annotation, as written, is `Peers` or ``Peers | None``.
+def _mentions(annotation: Any, kind: Any) -> bool:
+    """Whether an annotation, as written, is `Peers` (or `Trace`), or that ``| None``.
 
-    An evaluated one no longer tells: it has become a ``tuple[int, ...]``, which is an array of numbers.
+    An evaluated one no longer tells: Peers has become a ``Sequence[int]``, which is an array of numbers.
     """
-    if any(part is Peers for part in (annotation, *typing.get_args(annotation))):
+    if any(part is kind for part in (annotation, *typing.get_args(annotation))):
         return True
     written = annotation if isinstance(annotation, str) else repr(annotation)
-    return re.search(r"\bPeers\b", written) is not None
+    return re.search(rf"\b{'Trace' if kind is Trace else 'Peers'}\b", written) is not None
 
 
 def _can_be_filled(shape: Any) -> bool:

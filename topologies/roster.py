@@ -40,22 +40,29 @@ class Selection:
 
 
 class Roster:
-    """Names to indices. ``groups`` are (name, count) in the file's order; ``clashes`` names used twice."""
+    """Names to indices. ``groups`` are (name, count, pattern of the machines' names, or "") in the file's order.
 
-    def __init__(self, groups: Iterable[tuple[str, int]]) -> None:
+    ``clashes`` are names used twice, each with the group that did.
+    """
+
+    def __init__(self, groups: Iterable[tuple[str, int, str]]) -> None:
         self.groups: dict[str, range] = {}
         self.machines: dict[str, int] = {}
+        self.names_of: list[str] = []
         self.clashes: list[tuple[str, str]] = []
+        patterns = {}
         total = 0
-        for group, count in groups:
+        for group, count, pattern in groups:
             self.groups[group] = range(total, total + count)
             total += count
+            patterns[group] = pattern
         # Each index is one object, whoever names it: a million pairs then cost 8 bytes each.
-        self._indices = Machines(range(total))
-        self._everyone = frozenset(self._indices)
+        self.everyone = Machines(range(total))
+        self._everyone = frozenset(self.everyone)
         for group, members in self.groups.items():
             for place, index in enumerate(members):
-                name = machine_name(group, place, len(members))
+                name = machine_name(group, place, len(members), patterns[group])
+                self.names_of.append(name)
                 if name in self.machines or (name != group and name in self.groups):
                     self.clashes.append((group, name))
                 self.machines.setdefault(name, index)
@@ -65,6 +72,15 @@ class Roster:
         """What may be named, for spelling hints: groups first, and not every machine of a large topology."""
         return [*islice(self.groups, 64), *RESERVED_NAMES, *islice(self.machines, 64)]
 
+    def members(self, name: str) -> Machines:
+        """The machines of a group, or the one machine, of that name; raises `UnknownNameError`."""
+        if name in self.groups:
+            indices = self.groups[name]
+            return Machines(self.everyone[indices.start : indices.stop])
+        if name in self.machines:
+            return Machines((self.everyone[self.machines[name]],))
+        raise UnknownNameError(name)
+
     def select(self, names: str | Sequence[str]) -> Selection:
         """Who is meant; raises `UnknownNameError`.
 
@@ -72,19 +88,11 @@ class Roster:
         """
         names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
         if names in (["all"], ["others"]):  # by far the most frequent, and the largest
-            return Selection(self._indices, self._everyone if names == ["all"] else frozenset())
+            return Selection(self.everyone, self._everyone if names == ["all"] else frozenset())
         machines: dict[int, None] = {}
         itself: set[int] = set()
         for name in names:
-            if name in RESERVED_NAMES:
-                found: tuple[int, ...] = self._indices
-            elif name in self.groups:
-                members = self.groups[name]
-                found = self._indices[members.start : members.stop]
-            elif name in self.machines:
-                found = (self._indices[self.machines[name]],)
-            else:
-                raise UnknownNameError(name)
+            found = self.everyone if name in RESERVED_NAMES else self.members(name)
             # A group of one bears its machine's name: whoever writes it there means that machine.
             if name in self.machines:
                 itself.update(found)

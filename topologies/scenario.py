@@ -62,7 +62,7 @@ ACTIONS: dict[str, tuple[str, frozenset[str]]] = {
 
 SERVER_ACTIONS = frozenset({"stop_server", "start_server"})
 
-GARBLES = ("version", "second_id", "peer_too_big", "eventfd_missing", "memory_twice", "half_message")
+GARBLES = ("bad_peer", "left_itself", "left_stranger", "memory_again", "half_message")
 """The malformed messages that ``garble`` can say."""
 
 FAULTS = ("target_dies", "source_dies", "server_gone", "cancel")

@@ -14,10 +14,14 @@ from topologies.positions import Path
 from topologies.problems import Problem, nearest, show, show_key
 from topologies.values import MisfitError, convert, describe
 
-__all__ = ["MAX_COLLECTED", "Report", "TooManyProblemsError", "read_table"]
+__all__ = ["MAX_COLLECTED", "Report", "Sparse", "TooManyProblemsError", "read_table"]
 
 MAX_COLLECTED = 300
 """After so many problems the rest of a file is not looked at: it is no topology."""
+
+
+class Sparse(Struct, frozen=True, kw_only=True):
+    """A table of which only the keys that are given are read: its defaults are somebody else's business."""
 
 
 class TooManyProblemsError(Exception):
@@ -30,10 +34,24 @@ class Report:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.problems: list[Problem] = list(document.problems)
+        self._seen = set(self.problems)
+        self._paths: set[Path] = set()
 
     def add(self, path: Path, expected: str, got: str, hint: str = "") -> None:
         """Raises `TooManyProblemsError` when there are more than anybody would read."""
-        self.problems.append(self.document.problem(path, expected, got, hint))
+        self._paths.add(path)
+        self.take(self.document.problem(path, expected, got, hint))
+
+    def has(self, path: Path) -> bool:
+        """Whether something was said about the value at ``path``: what is not there then is not missing."""
+        return path in self._paths
+
+    def take(self, problem: Problem) -> None:
+        """The same for a problem of another file. What several groups inherit is said once."""
+        if problem in self._seen:
+            return
+        self._seen.add(problem)
+        self.problems.append(problem)
         if len(self.problems) >= MAX_COLLECTED:
             raise TooManyProblemsError
 
@@ -56,7 +74,8 @@ def read_table(table: type[Struct], values: object, path: Path, report: Report) 
         if key not in known:
             report.unknown_key((*path, key), known)
     fields: dict[str, Any] = {}
-    for field in msgspec.structs.fields(table):
+    sparse = issubclass(table, Sparse)
+    for field in _fields_of(table):
         annotation, inner = known[field.name], (*path, field.name)
         if field.name in values:
             read_value(annotation, values[field.name], inner, fields, report)
@@ -64,8 +83,10 @@ def read_table(table: type[Struct], values: object, path: Path, report: Report) 
             named = _tables_by_name(annotation) is not None
             expected = _some_tables(inner) if named else describe(annotation)
             report.add(inner, expected, "nothing: this key is missing")
-        elif _is_table(annotation):
-            fields[field.name] = read_table(annotation, {}, inner, report)
+        elif sparse:
+            continue
+        elif (inner_table := _table(annotation)) is not None:
+            fields[field.name] = read_table(inner_table, {}, inner, report)
         elif field.default is not msgspec.NODEFAULT:
             fields[field.name] = field.default
         else:
@@ -77,15 +98,33 @@ def read_value(annotation: Any, value: object, path: Path, fields: dict[str, Any
     """One value, put into ``fields`` when it fits; tables become dicts, whatever they lack."""
     name = path[-1]
     assert isinstance(name, str)
-    if _is_table(annotation):
-        fields[name] = read_table(annotation, value, path, report)
+    if (table := _table(annotation)) is not None:
+        fields[name] = read_table(table, value, path, report)
+    elif (entry := _table_of_array(annotation)) is not None:
+        fields[name] = _read_array(entry, value, path, report)
     elif (tables := _tables_by_name(annotation)) is not None:
         fields[name] = _read_named(*tables, value, path, report)
+    elif (values := _values_by_name(annotation)) is not None and isinstance(value, dict):
+        fields[name] = {}
+        for key, inner in value.items():
+            try:
+                convert(key, values[0])
+                fields[name][key] = convert(inner, values[1])
+            except MisfitError as misfit:
+                report.add((*path, key), misfit.expected, show(inner), misfit.hint)
     else:
         try:
             fields[name] = convert(value, annotation)
         except MisfitError as misfit:
             report.add(path, misfit.expected, show(value), misfit.hint)
+
+
+def _read_array(table: type[Struct], values: object, path: Path, report: Report) -> list[dict[str, Any]]:
+    """An array of tables, such as ``[[phases]]``; each has its place, whatever it lacks."""
+    if not isinstance(values, list):
+        report.add(path, f"an array of tables [[{show_key(path)}]]", show(values))
+        return []
+    return [read_table(table, value, (*path, place), report) for place, value in enumerate(values)]
 
 
 def _read_named(key: Any, table: type[Struct], values: object, path: Path, report: Report) -> dict[str, dict[str, Any]]:
@@ -108,18 +147,45 @@ def _some_tables(path: Path) -> str:
     return f"at least one table [{show_key(path)}.NAME]"
 
 
-def _is_table(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Struct)
+def _table(annotation: Any) -> type[Struct] | None:
+    """The struct, when ``annotation`` is a table."""
+    annotation = _bare(annotation)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Struct) else None
+
+
+def _table_of_array(annotation: Any) -> type[Struct] | None:
+    """The struct, when ``annotation`` is an array of tables."""
+    annotation = _bare(annotation)
+    return _table(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
 
 
 def _tables_by_name(annotation: Any) -> tuple[Any, type[Struct]] | None:
     """(type of the names, table) when ``annotation`` is a dict of tables."""
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
+    annotation = _bare(annotation)
     if get_origin(annotation) is not dict:
         return None
     key, value = get_args(annotation)
-    return (key, value) if _is_table(value) else None
+    table = _table(value)
+    return None if table is None else (key, table)
+
+
+def _values_by_name(annotation: Any) -> tuple[Any, Any] | None:
+    """(type of the names, type of the values) when ``annotation`` is a dict of values that have a type."""
+    annotation = _bare(annotation)
+    if get_origin(annotation) is not dict or get_args(annotation)[1] is Any:
+        return None
+    key, value = get_args(annotation)
+    return key, value
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+@functools.cache
+def _fields_of(table: type[Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """msgspec looks at every annotation anew each time, which a file of many groups would pay for."""
+    return msgspec.structs.fields(table)
 
 
 @functools.cache

@@ -55,7 +55,7 @@ def describe(annotation: Any) -> str:
 def _describe(shape: shapes.Type) -> str:  # noqa: PLR0911 - one line for each kind of shape
     match shape:
         case shapes.Metadata():
-            return _describe(shape.type)
+            return str((shape.extra or {}).get("expected") or _describe(shape.type))
         case shapes.UnionType():
             named = [part for part in shape.types if not isinstance(part, shapes.NoneType)]
             return " or ".join(_describe(part) for part in named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,7 +14,16 @@ import click
 
 from topologies import Topology, TopologyError, json_schema, load, shipped, starter_text
 
-__all__ = ["COMMANDS", "BadTopology", "init", "list_shipped", "overrides_option", "schema", "validate"]
+__all__ = [
+    "COMMANDS",
+    "BadTopology",
+    "init",
+    "list_shipped",
+    "overrides_option",
+    "programs_option",
+    "schema",
+    "validate",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -53,17 +63,30 @@ def overrides_option(command: Command) -> Command:
     )(command)
 
 
+def programs_option(command: Command) -> Command:
+    """The option ``--program FILE``, which fills ``programs``, paths for `topologies.load`."""
+    return click.option(
+        "--program",
+        "programs",
+        multiple=True,
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A file of Python whose generator functions the topology may name; its code runs. Repeatable.",
+    )(command)
+
+
 @click.command("validate", short_help="Check a topology without running it.")
 @click.argument("topology")
 @overrides_option
+@programs_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def validate(topology: str, overrides: dict[str, str], as_json: bool) -> None:
+def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...], as_json: bool) -> None:
     """Check TOPOLOGY, a file or the name of a shipped one, and say what it asks of this host.
 
     All problems are shown at once; the exit code is then 2.
     """
     try:
-        loaded = load(topology, overrides)
+        loaded = load(topology, overrides, programs)
     except TopologyError as error:
         if as_json:
             problems = [asdict(problem) for problem in error.problems]
@@ -79,11 +102,36 @@ def validate(topology: str, overrides: dict[str, str], as_json: bool) -> None:
             "({descriptors} in all), "
             "{memory_bytes} bytes of {memory_kind}".format(**demand)
         )
+        click.echo(_course(loaded))
+
+
+def _course(topology: Topology) -> str:
+    """What a run of it goes through, in a line."""
+    run = topology.run
+    parts = [
+        f"{run.warmup_s + run.duration_s:g} s, {run.warmup_s:g} of them warm-up",
+        _counted(len(topology.domains), "domain"),
+        _counted(len(topology.phases), "phase"),
+        _counted(len(topology.timeline), "action"),
+        _counted(len(topology.expectations), "expectation"),
+    ]
+    if topology.matrix:
+        parts.append(f"a matrix of {math.prod(map(len, topology.matrix.values()))} cells")
+    return "    " + ", ".join(parts)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _demand(topology: Topology) -> dict[str, Any]:
-    """What a topology asks for; every machine and the server hold a descriptor of every vector."""
+    """What a topology asks for; the servers and every machine of a domain hold a descriptor of each vector in it."""
     processes = len(topology.machines) + 1
+    of_domain = {
+        domain.name: sum(machine.vectors for machine in topology.machines if domain.name in machine.domains)
+        for domain in topology.domains
+    }
+    held = [sum(of_domain[name] for name in machine.domains) for machine in topology.machines]
     return {
         "name": Path(topology.source_name).stem,
         "title": topology.title,
@@ -91,11 +139,17 @@ def _demand(topology: Topology) -> dict[str, Any]:
         "groups": {group.name: group.count for group in topology.groups},
         "vectors": topology.eventfds,
         "processes": processes,
-        "descriptors_per_process": topology.eventfds,
-        "descriptors": topology.eventfds * processes,
-        "memory_bytes": topology.memory.size_bytes,
-        "memory_kind": topology.memory.kind,
+        "descriptors_per_process": max(topology.eventfds, *held),
+        "descriptors": topology.eventfds + sum(held),
+        "memory_bytes": sum(domain.memory.size_bytes for domain in topology.domains),
+        "memory_kind": " and ".join(dict.fromkeys(domain.memory.kind for domain in topology.domains)),
+        "domains": [domain.name for domain in topology.domains],
+        "warmup_s": topology.run.warmup_s,
         "duration_s": topology.run.duration_s,
+        "phases": len(topology.phases),
+        "timeline": len(topology.timeline),
+        "expectations": len(topology.expectations),
+        "cells": math.prod(map(len, topology.matrix.values())),
     }
 
 

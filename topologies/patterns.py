@@ -1,0 +1,97 @@
+"""Who rings whom, given as a figure instead of a list: ``to = { ring = "storm" }``.
+
+A pattern is laid over the machines that it names, in the order named. Those who are among them have a place in it.
+Those who are not can still be paired with it, by their place in their own group, or draw from it at random; a ring
+and a star are only for those in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from topologies.model import Machines
+
+__all__ = ["DEGREE", "PATTERNS", "Laid", "Pattern", "draw", "lay"]
+
+DEGREE = "degree"
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """One kind: ``peers(place, size)`` are the places that the one at ``place`` rings."""
+
+    meaning: str
+    peers: Callable[[int, int], Sequence[int]]
+    for_others: bool
+
+
+def _ring(place: int, size: int) -> Sequence[int]:
+    return ((place + 1) % size,) if size > 1 else ()
+
+
+def _pairs(place: int, size: int) -> Sequence[int]:
+    return (place ^ 1,) if place ^ 1 < size else ()
+
+
+def _star(place: int, size: int) -> Sequence[int]:
+    return (0,) if place else range(1, size)
+
+
+PATTERNS: dict[str, Pattern | None] = {
+    "all": None,
+    "ring": Pattern("Each rings the next, the last one the first.", _ring, for_others=False),
+    "pairs": Pattern("0 and 1 ring each other, 2 and 3, and so on; an odd last one has none.", _pairs, for_others=True),
+    "star": Pattern("The first is the hub: it rings all, all ring it.", _star, for_others=False),
+    "random": None,
+}
+"""By the key that a topology says it with. ``all`` is the same as the plain name, ``random`` draws."""
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """A pattern that has been laid over machines: whom each of them rings."""
+
+    peers: Mapping[int, Machines]
+
+    def seen_by(self, index: int) -> Machines:
+        return self.peers[index]
+
+
+def lay(pattern: Pattern, machines: Machines, members: Sequence[tuple[int, int]]) -> Laid | None:
+    """Whom ``members``, each an (index, place in its group), ring; None when one has no place in the pattern."""
+    places = dict(zip(machines, count()))
+    peers = {}
+    for index, own_place in members:
+        place = places.get(index)
+        if place is not None:
+            peers[index] = Machines(machines[at] for at in pattern.peers(place, len(machines)))
+        elif pattern.for_others:
+            peers[index] = Machines(machines[own_place : own_place + 1])
+        else:
+            return None
+    return Laid(peers)
+
+
+def draw(machines: Machines, members: Sequence[tuple[int, int]], degree: int, seed: str) -> Laid | None:
+    """``degree`` different machines for each member, never itself; None when there are not so many.
+
+    The same seed draws the same, with any Python: the draws are the bytes of a hash.
+    """
+    places = dict(zip(machines, count()))
+    peers = {}
+    for index, _ in members:
+        own = places.get(index)
+        size = len(machines) - (own is not None)
+        if degree > size:
+            return None
+        data = hashlib.shake_128(f"{seed}/{index}".encode()).digest(8 * degree)
+        chosen: dict[int, None] = {}
+        # Floyd's way to draw without replacement.
+        for at, last in enumerate(range(size - degree, size)):
+            place = int.from_bytes(data[8 * at : 8 * at + 8], "little") % (last + 1)
+            chosen[last if place in chosen else place] = None
+        peers[index] = Machines(machines[at + (own is not None and at >= own)] for at in chosen)
+    return Laid(peers)
