@@ -13,10 +13,11 @@ __all__ = ["Recorder"]
 class Recorder:
     """Plain stores into a recording; implements ``nodes.doorbells.Ledger``. One writer: the worker itself.
 
-    When a section is full, what no longer fits is counted (``RINGS_REFUSED``, ``DRAINS_REFUSED``).
+    ``domain`` is the number of the domain that the device is in. When a section is full, what no longer fits is counted (``RINGS_REFUSED``, ``DRAINS_REFUSED``).
     """
 
-    def __init__(self, recording_: Recording) -> None:
+    def __init__(self, recording_: Recording, *, domain: int = 0) -> None:
+        self.domain = domain
         self.words = recording_.words
         self.layout = recording_.layout
         self._edges = 0
@@ -27,7 +28,7 @@ class Recorder:
         if index >= self.layout.edges:
             raise OverflowError(f"no room for the counts of a further doorbell: {self.layout.edges} are in use")
         self._edges = index + 1
-        self.words[self.layout.edges_at + 3 * index] = peer << 16 | vector
+        self.words[self.layout.edges_at + 3 * index] = self.domain << 32 | peer << 16 | vector
         self.words[recording.EDGES_USED] = index + 1
         return index
 
@@ -49,7 +50,7 @@ class Recorder:
             if used == end:
                 words[refused_at] += 1
                 return
-            words[at] = peer << 16 | vector
+            words[at] = self.domain << 32 | peer << 16 | vector
             words[at + 1] = intended_ns
             words[at + 2] = rung_ns
             at += 3

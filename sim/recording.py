@@ -9,8 +9,8 @@ All fields are native 64-bit words. An entry's words are stored before the count
     header    words[0:HEADER_WORDS], named by the constants below
     vectors   2 words for each own vector: doorbells delivered, interrupts (wake-ups that delivered them)
     edges     3 words for each (peer, vector) that this machine was ever connected to:
-              peer << 16 | vector, doorbells rung, doorbells refused
-    rings     3 words for each sampled doorbell rung:     peer << 16 | vector, intended_ns, rung_ns
+              domain << 32 | peer << 16 | vector, doorbells rung, doorbells refused
+    rings     3 words for each sampled doorbell rung:     key as of edges, intended_ns, rung_ns
     drains    3 words for each eventfd counter drained:   count << 16 | vector, delivered_ns, handled_ns
               (handled_ns is 0 while the program still handles it)
 
@@ -43,6 +43,9 @@ EDGES_USED, RINGS_USED, RINGS_REFUSED, DRAINS_USED, DRAINS_REFUSED = range(16, 2
 # ... and what belongs to no edge: doorbells rung at a peer or vector that was never connected (all refused),
 # doorbells drained while MSI-X could not deliver them: left pending in the PBA, or dropped by the device.
 RUNG_NOWHERE, PENDED, DROPPED = range(24, 27)
+# ... and whose recording it is, for devices that no topology counts: the machine, the how-manieth of its lives, and the
+# number of the domain that the device is in.
+OF_MACHINE, LIFE, DOMAIN = range(28, 31)
 # Where the time goes of a drain that there was no room for.
 SCRATCH = HEADER_WORDS - 1
 
@@ -104,8 +107,21 @@ class Recording:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, layout: Layout, *, machine: int, sample_every: int) -> Recording:
+    def create(
+        cls,
+        path: Path,
+        layout: Layout,
+        *,
+        machine: int,
+        sample_every: int,
+        of: int | None = None,
+        life: int = 1,
+        domain: int = 0,
+    ) -> Recording:
         """Make the file, reserve its blocks, write its header.
+
+        ``machine`` is the number of the recording; ``of`` the machine whose device in that ``domain`` it is, when that
+        is another: a further device, or a further ``life``.
 
         Raises ``HostError`` when the disk has no room for it.
         """
@@ -125,6 +141,7 @@ class Recording:
         words[VECTORS], words[EDGES] = layout.vectors, layout.edges
         words[RINGS], words[DRAINS] = layout.rings, layout.drains
         words[PEER] = NO_PEER
+        words[OF_MACHINE], words[LIFE], words[DOMAIN] = machine if of is None else of, life, domain
         words[MAGIC_AT] = MAGIC
         return recording
 

@@ -1,22 +1,35 @@
-"""What machines cost, seen from outside: the only module that imports psutil."""
+"""What machines and their host cost, seen from outside: the only module that imports psutil."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-__all__ = ["COORDINATOR", "Resources", "Sampler"]
+__all__ = ["COORDINATOR", "HOST", "Resources", "Sampler"]
 
 COORDINATOR = -1
+HOST = -2
+
+PRESSURE = Path("/proc/pressure")
+# Summing up the pages of a process takes some 150 us, all the rest together 100: so many processes have theirs
+# summed up at each look, taking turns.
+MEMORY_LOOKS = 32
 
 
 class Resources(NamedTuple):
-    """One process at one moment. ``machine`` is -1 for the coordinator; times are totals since its birth.
+    """One process at one moment. ``machine`` is -1 for the coordinator; times and counts are totals since birth.
 
     ``instrument_bytes`` is how much of ``uss_bytes`` are pages of its recording: the instrument's, not the
-    machine's.
+    machine's. None where it was not looked at this time, or where this kernel does not say.
+
+    Machine -2 is the whole host: its CPU times, memory in use as ``rss_bytes``, all its context switches as
+    voluntary ones; and what only a host has: time stolen by the hypervisor, the load of the last minute, how
+    long somebody waited for CPUs, memory or disks (/proc/pressure, "some"), and the CPU time that sampling has
+    taken so far.
     """
 
     machine: int
@@ -25,19 +38,30 @@ class Resources(NamedTuple):
     cpu_user_s: float
     cpu_system_s: float
     rss_bytes: int
-    uss_bytes: int
-    instrument_bytes: int
+    uss_bytes: int | None
+    instrument_bytes: int | None
     switches_voluntary: int
     switches_involuntary: int
-    descriptors: int
-    threads: int
+    descriptors: int | None
+    threads: int | None
+    pss_bytes: int | None = None
+    faults_minor: int | None = None
+    faults_major: int | None = None
+    steal_s: float | None = None
+    load_1: float | None = None
+    pressure_cpu_s: float | None = None
+    pressure_memory_s: float | None = None
+    pressure_io_s: float | None = None
+    sampling_s: float | None = None
 
 
 class Sampler:
-    """Looks at a set of processes; those that are gone are left out."""
+    """Looks at a set of processes and at the host; processes that are gone are left out."""
 
     def __init__(self) -> None:
         self._processes: dict[int, tuple[str, psutil.Process]] = {}
+        self._turn = 0
+        self._spent_ns = 0
 
     def watch(self, machine: int, name: str, pid: int) -> None:
         """Look at this process from now on."""
@@ -50,31 +74,102 @@ class Sampler:
         self._processes.pop(machine, None)
 
     def sample(self, instrument_bytes: dict[int, int]) -> list[Resources]:
-        """One row for each process that still lives. About 0.3 ms each, half of it the unique set size."""
+        """One row for each process that still lives, and one for the host.
+
+        About 0.1 ms each, and 0.15 ms more for those whose memory is summed up this time: up to 32 machines
+        all of them every time, of more of them 32 that have waited longest.
+        """
+        begin_ns = time.thread_time_ns()
+        watched = list(self._processes.items())
+        turns = range(self._turn, self._turn + min(MEMORY_LOOKS, len(watched)))
+        in_depth = {watched[turn % len(watched)][0] for turn in turns}
+        self._turn = turns.stop % max(1, len(watched))
         rows = []
-        for machine, (name, process) in list(self._processes.items()):
+        for machine, (name, process) in watched:
             try:
-                cpu, memory, switches = (
-                    process.cpu_times(),
-                    process.memory_full_info(),
-                    process.num_ctx_switches(),
-                )
-                rows.append(
-                    Resources(
-                        machine=machine,
-                        name=name,
-                        time_ns=time.monotonic_ns(),
-                        cpu_user_s=cpu.user,
-                        cpu_system_s=cpu.system,
-                        rss_bytes=memory.rss,
-                        uss_bytes=memory.uss,
-                        instrument_bytes=instrument_bytes.get(machine, 0),
-                        switches_voluntary=switches.voluntary,
-                        switches_involuntary=switches.involuntary,
-                        descriptors=process.num_fds(),
-                        threads=process.num_threads(),
-                    )
-                )
+                instrument = instrument_bytes.get(machine, 0)
+                rows.append(_look(machine, name, process, instrument, in_depth=machine in in_depth))
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 self.forget(machine)
+        self._spent_ns += time.thread_time_ns() - begin_ns
+        rows.append(_look_at_host(self._spent_ns / 1e9))
         return rows
+
+
+def _look(machine: int, name: str, process: psutil.Process, instrument_bytes: int, *, in_depth: bool) -> Resources:
+    cpu, switches = process.cpu_times(), process.num_ctx_switches()
+    if in_depth:
+        full = process.memory_full_info()
+        rss_bytes, uss_bytes, pss_bytes = full.rss, full.uss, full.pss
+    else:
+        rss_bytes, uss_bytes, pss_bytes = process.memory_info().rss, None, None
+    minor, major = _faults(process.pid)
+    return Resources(
+        machine=machine,
+        name=name,
+        time_ns=time.monotonic_ns(),
+        cpu_user_s=cpu.user,
+        cpu_system_s=cpu.system,
+        rss_bytes=rss_bytes,
+        uss_bytes=uss_bytes,
+        instrument_bytes=instrument_bytes if in_depth else None,
+        switches_voluntary=switches.voluntary,
+        switches_involuntary=switches.involuntary,
+        descriptors=process.num_fds(),
+        threads=process.num_threads(),
+        pss_bytes=pss_bytes,
+        faults_minor=minor,
+        faults_major=major,
+    )
+
+
+def _look_at_host(sampling_s: float) -> Resources:
+    cpu, memory = psutil.cpu_times(), psutil.virtual_memory()
+    return Resources(
+        machine=HOST,
+        name="host",
+        time_ns=time.monotonic_ns(),
+        cpu_user_s=cpu.user + cpu.nice,
+        cpu_system_s=cpu.system + cpu.irq + cpu.softirq,
+        rss_bytes=memory.total - memory.available,
+        uss_bytes=None,
+        instrument_bytes=None,
+        switches_voluntary=psutil.cpu_stats().ctx_switches,
+        switches_involuntary=0,
+        descriptors=None,
+        threads=None,
+        steal_s=cpu.steal,
+        load_1=psutil.getloadavg()[0],
+        pressure_cpu_s=_pressure_s("cpu"),
+        pressure_memory_s=_pressure_s("memory"),
+        pressure_io_s=_pressure_s("io"),
+        sampling_s=sampling_s,
+    )
+
+
+def _faults(pid: int) -> tuple[int | None, int | None]:
+    """Page faults without and with a wait for the disk (proc_pid_stat(5), fields 10 and 12); psutil has none.
+
+    Raises ``psutil.NoSuchProcess`` when it is gone.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except FileNotFoundError:
+        raise psutil.NoSuchProcess(pid) from None
+    except OSError:
+        return None, None
+    # The command, in parentheses, may itself hold spaces and parentheses: count from the last one.
+    fields = text.rpartition(b")")[2].split()
+    return int(fields[7]), int(fields[9])
+
+
+def _pressure_s(what: str) -> float | None:
+    """For how long somebody has waited for it since boot (Linux's Documentation/accounting/psi.rst).
+
+    None where the kernel keeps no account.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        first = (PRESSURE / what).read_text().splitlines()[0]
+        if first.startswith("some "):
+            return int(first.rpartition("total=")[2]) / 1e6
+    return None

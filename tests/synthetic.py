@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sim import recording
+from sim.floor import Floor
 from sim.recording import Layout, Recording, State
 from sim.results import Outcome, Run, RunDirectory
+from sim.results.manifest import Phase
 from topologies.model import Group, Machine, RunSettings, Topology
 
 SECOND_NS = 1_000_000_000
@@ -98,6 +100,8 @@ def finish(
     exits: Mapping[int, str | None] | None = None,
     status: str = "finished",
     foreign_pending: Mapping[tuple[int, int], int] | None = None,
+    phases: Sequence[Phase] = (),
+    floors: Sequence[Floor] = (),
 ) -> Run:
     """End a made-up run; nothing pends unless said otherwise."""
     return directory.finish(
@@ -107,6 +111,8 @@ def finish(
         measure_start_ns=MEASURE_NS,
         stop_ns=STOP_NS,
         foreign_pending=foreign_pending,
+        phases=phases,
+        floors=floors,
     )
 
 
@@ -125,6 +131,12 @@ def usage(machine: int, name: str, second: float, **changed: object) -> tuple[ob
         "switches_involuntary": round(2 * second),
         "descriptors": 12,
         "threads": 1,
+        "pss_bytes": 4 << 20,
+        "faults_minor": round(100 * second),
+        "faults_major": 0,
+        **dict.fromkeys(
+            ("steal_s", "load_1", "pressure_cpu_s", "pressure_memory_s", "pressure_io_s", "sampling_s"), None
+        ),
     }
     return tuple((row | changed).values())
 

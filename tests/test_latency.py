@@ -32,6 +32,12 @@ def test_order_of_rings_and_drains_does_not_matter():
     assert assigned([(0, 150), (1, 10), (0, 50)], [(0, 200), (1, 20), (0, 100)]) == [0, 1, 2]
 
 
+def test_drains_that_went_back_in_time_are_sorted():
+    """Two recordings of one machine, or a clock that is none: the first drain that is not earlier still counts."""
+    drains = [(1, 300), (0, 200), (-1, 5), (0, 100), (1, 50)]
+    assert assigned([(0, 60), (0, 150), (1, 20), (1, 60), (0, 250)], drains) == [3, 1, 4, 0, -1]
+
+
 def test_lines_that_nobody_knows_have_no_drain():
     assert assigned([(-1, 10), (4, 10), (99, 10)], [(-1, 20), (0, 20)]) == [-1, -1, -1]
 
@@ -83,11 +89,19 @@ def test_drains_with_more_samples_than_doorbells_are_counted():
 def test_percentiles_are_by_nearest_rank_and_exact(size):
     shuffled = np.random.default_rng(size).permutation(np.arange(1, size + 1) * 10)
     expected = {name: 10 * math.ceil(size * rank / 100_000) for name, rank in QUANTILES}
-    assert percentiles(shuffled) == expected | {"samples": size}
+    # What would be the maximum under another name is left out; the median is always given.
+    few = {name: None for name, value in expected.items() if value == 10 * size and name not in ("p50", "max")}
+    assert percentiles(shuffled) == expected | few | {"samples": size}
+
+
+@pytest.mark.parametrize(("name", "enough"), [("p90", 10), ("p99", 100), ("p99_9", 1000), ("p99_99", 10_000)])
+def test_how_many_samples_a_percentile_takes(name, enough):
+    assert percentiles(np.arange(enough))[name] == enough - 2
+    assert percentiles(np.arange(enough - 1))[name] is None
 
 
 def test_no_value_has_no_percentile():
-    expected = {"p50": None, "p90": None, "p99": None, "p99_9": None, "max": None, "samples": 0}
+    expected = dict.fromkeys(("p50", "p90", "p99", "p99_9", "p99_99", "max")) | {"samples": 0}
     assert percentiles(numbers()) == expected
 
 

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterator
 
 import matplotlib as mpl
+import numpy as np
 import pytest
-from synthetic import MEASURE_NS, finish, record, topology
+from synthetic import MEASURE_NS, START_NS, STOP_NS, finish, record, topology, usage
 
 from nodes.errors import UsageError
 from sim.results import Run, RunDirectory, plots
@@ -25,7 +26,13 @@ def run(tmp_path) -> Run:
     edges = {(1, 0): (RINGS // 2, 0), (1, 1): (RINGS // 2, 0)}
     record(directory, 0, vectors=[(0, 0)] * 2, edges=edges, rings=rings)
     record(directory, 1, vectors=[(RINGS // 2, RINGS // 2)] * 2, drains=drains)
-    return finish(directory)
+    for second in range(4):
+        directory.resources([usage(0, "from-0", second), usage(1, "to-0", second)])
+    made = finish(directory)
+    with (made.path / "events.jsonl").open("a") as file:
+        file.write(f'{{"time_ns": {START_NS}, "utc": "", "kind": "ready", "start_ns": {START_NS}}}\n')
+        file.write(f'{{"time_ns": {MEASURE_NS}, "utc": "", "kind": "action", "do": "kill"}}\n')
+    return made
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,6 +83,44 @@ def test_a_spread_has_a_column_for_each(run):
     assert axes.collections[-1].get_offsets().tolist() == [[0, 99_000], [1, 100_000]]
 
 
+def test_a_timeline_has_every_level_and_what_happened(run):
+    axes = plots.timeline(run)
+    labels = [line.get_label() for line in axes.get_lines()]
+    assert labels[:4] == ["max", "p99", "p90", "p50"]
+    assert max(np.nanmax(line.get_ydata()) for line in axes.get_lines()[:4]) == pytest.approx(100_000, rel=0.005)
+    assert [text.get_text() for text in axes.texts] == ["warm-up", "action"]
+    assert axes.get_xlim() == (0, (STOP_NS - START_NS) / 1e9)
+    axes.figure.canvas.draw()
+
+
+def test_rates_hold_every_doorbell(run):
+    doorbells, interrupts, _ = plots.rates(run).get_lines()
+    width_s = (STOP_NS - START_NS) / 1e9 / len(doorbells.get_ydata())
+    for line in (doorbells, interrupts):
+        assert sum(line.get_ydata()) * width_s == pytest.approx(RINGS)
+
+
+def test_who_rings_whom_is_in_its_square(run):
+    (image,) = plots.who_to_whom(run).get_images()
+    assert image.get_array().filled(0).tolist() == [[0, RINGS], [0, 0]]
+    axes = plots.who_to_whom(run, by="group")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["from", "to"]
+    axes.figure.canvas.draw()
+
+
+def test_drain_sizes_are_shares(run):
+    axes = plots.drain_sizes(run)
+    assert [bar.get_height() for bar in axes.patches] == [100, 100]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1"]
+
+
+def test_resources_are_a_line_for_each_group(run):
+    for what, value in (("cpu", 50), ("memory", 2)):
+        lines = plots.resources(run, what).get_lines()[:2]
+        assert [line.get_label() for line in lines] == ["from", "to"]
+        assert all(line.get_ydata() == pytest.approx(value) for line in lines)
+
+
 def test_pictures_go_where_they_are_asked_to(run):
     import matplotlib.pyplot as plt
 
@@ -92,9 +137,21 @@ def test_what_cannot_be_drawn_is_said(run, tmp_path, monkeypatch):
     empty = RunDirectory.create(tmp_path, topology({"alone": (1, 1)}), {})
     record(empty, 0, vectors=[(0, 0)])
     nothing = finish(empty)
-    for draw in (plots.histogram, plots.cumulative, plots.percentiles, plots.spread):
+    for draw in (plots.histogram, plots.cumulative, plots.percentiles, plots.spread, plots.timeline):
         with pytest.raises(UsageError, match="no samples"):
             draw(nothing)
+    for draw, said in (
+        (plots.rates, "no drains"),
+        (plots.drain_sizes, "no drains"),
+        (plots.who_to_whom, "no doorbells"),
+        (plots.resources, "nobody looked"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            draw(nothing)
+    with pytest.raises(UsageError, match="expected machine or group"):
+        plots.who_to_whom(run, by="color")
+    with pytest.raises(UsageError, match="expected cpu or memory"):
+        plots.resources(run, "mood")
     monkeypatch.setattr(plots, "SERIES_LIMIT", 1)
     with pytest.raises(UsageError, match="tangle"):
         plots.histogram(run, by="vector")

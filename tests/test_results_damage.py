@@ -20,7 +20,7 @@ from sim import recording
 from sim.results import Run, RunDirectory, gather, schemas
 from sim.results.stream import ResourceStream
 
-TABLES = ("samples", "drains", "edges", "vectors", "resources")
+TABLES = ("samples", "drains", "edges", "vectors", "resources", "histograms")
 
 
 @pytest.fixture
@@ -44,11 +44,36 @@ def read_everything(run: Run) -> list[str]:
     refused = []
     for name in ("manifest", "summary", "events", "machines", *TABLES):
         try:
-            getattr(run, name)
+            run.table(name) if name in TABLES else getattr(run, name)
         except UsageError as error:
             refused.append(str(error))
     _ = run.problems, run.status, run.reason, repr(run), run._repr_html_()
     return refused
+
+
+def test_a_run_of_an_older_version_says_what_it_does_not_have(path):
+    """Without the columns, the table and the fields that were added since: the rest reads as it always did."""
+    (path / "histograms.parquet").unlink()
+    table = pq.read_table(path / "resources.parquet")
+    pq.write_table(table.drop_columns(list(schemas.ADDED["resources"])), path / "resources.parquet")
+    summary = json.loads((path / "summary.json").read_text())
+    for name in ("drained", "phases", "resources", "cpu_ns_per_doorbell", "host", "floor", "clock_source", "warnings"):
+        del summary[name]
+    for its in (summary, *summary["groups"].values()):
+        del its["latency_ns"]["raw"]
+        for figures in its["latency_ns"].values():
+            del figures["p99_99"], figures["intervals"]
+    (path / "summary.json").write_text(json.dumps(summary))
+    run = sim.results.open(path)
+    assert read_everything(run) == [f"{path}: histograms.parquet is missing"]
+    older, missing = run.problems
+    assert older.startswith("resources.parquet is of an older version, without faults_major, faults_minor, load_1")
+    assert missing == "histograms.parquet is missing"
+    assert run.resources["pss_bytes"].null_count == run.resources.num_rows == 6
+    assert run.resources["uss_bytes"].null_count == 0
+    assert run.summary["latency_ns"]["raw"]["samples"] == 0
+    assert len(run.histogram("delivery")) == 1
+    assert "Made up" in run._repr_html_()
 
 
 def test_a_sound_run_has_nothing_to_say(path):
@@ -101,7 +126,7 @@ def test_runs_of_another_schema_are_named(path):
         sim.results.open(path)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "<script>", "a b", "", "x" * 99, "a\nb", "\x1b[31m"])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "<script>", "a b", "", "x" * 161, "a\nb", "\x1b[31m"])
 def test_names_that_could_do_harm_are_refused(path, name):
     machines = json.loads((path / "manifest.json").read_text())["machines"]
     machines[0]["name"] = name
@@ -177,7 +202,7 @@ def test_events_cut_at_every_byte_give_the_lines_before(path):
         assert [event["number"] for event in events] == list(range(len(events)))
 
 
-def test_resources_cut_at_every_byte_give_the_whole_batches(tmp_path):
+def test_resources_cut_anywhere_give_the_whole_batches(tmp_path):
     file = tmp_path / "resources.arrows"
     ends, stream = [], ResourceStream(file)
     for second in range(3):
@@ -185,7 +210,7 @@ def test_resources_cut_at_every_byte_give_the_whole_batches(tmp_path):
         ends.append(file.stat().st_size)
     stream.close()
     whole = file.read_bytes()
-    for cut in range(len(whole) + 1):
+    for cut in sorted({*range(0, len(whole), 7), *(end + beside for end in ends for beside in (-1, 0, 1)), len(whole)}):
         file.write_bytes(whole[:cut])
         table, wrong = schemas.read_stream(file)
         assert table.num_rows == 2 * sum(end <= cut for end in ends)

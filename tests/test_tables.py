@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
-from synthetic import MEASURE_NS, finish, pair, record, topology, usage
+from synthetic import MEASURE_NS, PENDING, finish, pair, record, topology, usage
 
 import sim.results
 from sim import recording
+from sim.floor import Floor
 from sim.results import Run, RunDirectory
-from sim.results.tables import human_count, human_ns, render
+from sim.results.tables import render
+from sim.results.units import human_count, human_interval, human_ns
 
 
 def printed(run: Run, width: int = 80, *, terminal: bool = False) -> str:
@@ -71,10 +74,16 @@ def test_a_run_as_people_see_it(tmp_path):
         ["echo", "(1)", "3", "2", "1", "0", "2", "1.00", "1.00"],
         ["all", "3", "2", "1", "0", "2", "1.00", "1.00"],
     ]
-    assert "total     9.00 us  9.00 us  9.00 us  9.00 us  9.00 us        1" in lines
+    total = next(line.split() for line in lines if line.startswith("total "))
+    assert total == ["total", "9.00", "us", "few", "few", "few", "few", "9.00", "us", "1"]
+    (head,) = [at for at, line in enumerate(lines) if line.startswith("latency")]
+    assert lines[head].split() == ["latency", "p50", "p90", "p99", "p99.9", "p99.99", "max", "samples"]
+    assert [line.split()[0] for line in lines[head + 1 : head + 6]] == ["lag", "delivery", "handling", "raw", "total"]
+    assert [line.split()[:4] for line in lines if line.startswith("(all 2")] == [["(all", "2", "together)", "100.0"]]
     assert [line.split()[1:] for line in lines if line.startswith("(coordinator)")] == [
         ["50.0", "%", "50.0", "%", "2.0", "MiB", "2.0", "MiB", "2.00"]
     ]
+    assert "few: too few samples for that percentile" in lines
     assert "! 1 of 3 samples are without a known delivery" in lines
     assert "rung 3 = delivered 2 + pending 1 + refused 0" in lines
     assert lines[-1] == f"run: {run.path}"
@@ -96,6 +105,61 @@ def test_nothing_is_cut_in_eighty_columns(tmp_path, width):
     assert "…" not in text
     assert f"{many // 2 * 3:,}" in text
     assert f"{many // 2 * 9:,}" in text
+
+
+def test_what_the_figures_are_held_against(tmp_path):
+    directory = pair(tmp_path)
+    for second in (0, 2):
+        rows = [usage(0, "ping-0", second), usage(1, "echo-0", second)]
+        rows += [usage(-2, "host", second, load_1=2.5, pressure_cpu_s=0.5 * second, sampling_s=0.01 * second)]
+        directory.resources(rows)
+    run = finish(directory, PENDING, floors=[Floor(3500, 7000, 1900, "where the kernel put them, on 2 CPUs", 41.5)])
+    lines = printed(run, 250).splitlines()
+    assert (
+        "floor: a bare wake-up takes 3.50 us here (p99 7.00 us; where the kernel put them, on 2 CPUs), "
+        "a look at the clock 42 ns; delivery has its p50 2.00 times that"
+    ) in lines
+    assert "cost: 1.00 s of CPU time for each doorbell rung, all machines together" in lines
+    (host,) = [line for line in lines if line.startswith("host: ")]
+    assert "load 2.5; of the time, somebody waited for CPUs 50 %; sampling took 1.0 % of a CPU" in host
+
+
+def test_intervals_and_shared_wake_ups_fit_into_eighty_columns(tmp_path):
+    directory = RunDirectory.create(tmp_path, topology({"storm": (1, 1)}), {})
+    took = np.random.default_rng(1).lognormal(13, 2.5, 40_000).astype(np.int64).tolist()
+    times = [MEASURE_NS + 40_000 * tick for tick in range(len(took))]
+    rings = [(0, 0, at, at + 100) for at in times]
+    ends = [at + 100 + its for at, its in zip(times, took, strict=True)]
+    drains = [(0, 1 + tick % 1234, at, at + 100) for tick, at in enumerate(ends)]
+    delivered = sum(count for _, count, *_ in drains)
+    record(
+        directory,
+        0,
+        vectors=[(delivered, len(drains))],
+        edges={(0, 0): (delivered, 0)},
+        rings=rings,
+        drains=drains,
+    )
+    lines = printed(finish(directory)).splitlines()
+    (head,) = [at for at, line in enumerate(lines) if line.startswith("95 % CI")]
+    assert lines[head].split() == ["95", "%", "CI", "p50", "p99", "p99.9", "p99.99"]
+    assert lines[head + 1].startswith("delivery ")
+    assert all(len(line) <= 80 for line in lines if not line.startswith(("run:", "!", "1 machines")))
+    (shared,) = [line.split() for line in lines if line.startswith("storm ") and line.endswith("40,000")]
+    assert shared == ["storm", "609", "1,109", "1,222", "1,233", "1,234", "1,234", "40,000"]
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        (None, "-"),
+        ((1200, 3400), "1.20 - 3.40 us"),
+        ((900, 3400), "900 ns - 3.40 us"),
+        ((5_000_000, None), "5.00 ms - open"),
+    ],
+)
+def test_intervals_for_people(interval, expected):
+    assert human_interval(interval) == expected
 
 
 def test_colours_are_for_terminals_only(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -18,7 +19,7 @@ from sim.results.balance import Line, balance, edge_sums
 from sim.results.ending import Ending
 from sim.results.gather import Records, read
 from sim.results.latency import Samples
-from sim.results.manifest import Manifest
+from sim.results.manifest import MACHINE_NAME_MAX, Machine, Manifest
 from sim.results.matching import Drains, Lines, match
 
 __all__ = ["Account", "account"]
@@ -55,11 +56,18 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
     """
     there = files.recordings(path)
     records = [_records(there, machine.index) for machine in manifest.machines]
+    later, manifest = _with_further(manifest, [read(file, row) for row, file in there.items() if row >= len(records)])
+    records += later
+    if ending is not None and ending.phases:
+        manifest = msgspec.structs.replace(manifest, phases=ending.phases)
     ending = ending or _inferred(path, manifest, records)
     problems = [problem for each in records for problem in each.problems]
-    numbers = Lines(manifest.machines, records)
+    numbers = Lines(manifest.machines, records, ending.identities)
     lines, edges = _lines(manifest, ending, records, numbers, problems)
     samples, drains, overfull = match(records, numbers, ending.measure_start_ns)
+    for phase in manifest.phases:
+        if not phase.measured:
+            samples.warmup[(samples.intended_ns >= phase.start_ns) & (samples.intended_ns < phase.end_ns)] = True
     resources, cut = schemas.read_stream(path / files.RESOURCE_STREAM)
     problems += [cut] if cut else []
     for what, refused in (
@@ -85,6 +93,22 @@ def _records(there: dict[int, Path], machine: int) -> Records:
     if machine in there:
         return read(there[machine], machine)
     return Records(machine, problems=[f"recording of machine {machine} is missing"])
+
+
+def _with_further(manifest: Manifest, records: Sequence[Records]) -> tuple[list[Records], Manifest]:
+    """The manifest with a row for each recording beyond its own: further lives, and further devices, of machines."""
+    sound: list[Records] = []
+    rows = list(manifest.machines)
+    for each in records:
+        if each.machine != len(rows) or each.of >= len(manifest.machines) or each.problems:
+            continue  # not one of ours, or so damaged that nobody can tell whose it is
+        of = manifest.machines[each.of]
+        name = of.name if each.life == 1 else f"{of.name}.{each.life}"
+        if each.domain != of.domain:
+            name += f".{manifest.domains[each.domain]}" if each.domain < len(manifest.domains) else f".{each.domain}"
+        rows.append(Machine(each.machine, name[:MACHINE_NAME_MAX], of.group, of.vectors, each.domain, each.of))
+        sound.append(each)
+    return sound, msgspec.structs.replace(manifest, machines=rows)
 
 
 def _inferred(path: Path, manifest: Manifest, records: Sequence[Records]) -> Ending:
@@ -130,8 +154,10 @@ def _lines(
     beyond = int(np.count_nonzero((target >= 0) & (line < 0)))
     if beyond:
         problems.append(f"{beyond} edges lead to vectors that their targets do not have")
-    foreign_keys, place = np.unique(rows[target < 0, 0], return_inverse=True)
-    line[target < 0] = numbers.count + place
+    # A foreign peer is known by its domain and its ID in one number, as `Line.peer` has it.
+    far = target < 0
+    foreign_keys, place = np.unique(rows[far, 0], return_inverse=True)
+    line[far] = numbers.count + place
     kept = line >= 0
     source, rows, target, line = source[kept], rows[kept], target[kept], line[kept]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from sim.results import files, schemas
 from sim.results.account import Account, account
+from sim.results.distribution import distribution
 from sim.results.ending import Ending
 from sim.results.figures import summarize
 from sim.results.manifest import Manifest
@@ -24,15 +27,28 @@ def conclude(path: Path, manifest: Manifest, ending: Ending | None) -> None:
     written; the recordings are kept then.
     """
     its = account(path, manifest, ending)
-    summary = summarize(its)
-    for name, columns in _columns(its).items():
-        schemas.write_table(path, name, _table(name, columns))
-    schemas.write_table(path, "resources", its.resources)
+    if its.manifest != manifest:
+        manifest = its.manifest
+        files.write_json(path / files.MANIFEST, manifest)
+    # Compressing takes as long as counting, and neither holds the interpreter: one beside the other.
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        written = beside.submit(_write, path, its)
+        latencies = distribution(its.samples, manifest)
+        summary = summarize(its, latencies)
+        written.result()
+    schemas.write_table(path, "histograms", _table("histograms", _histograms(latencies.histograms)))
     files.write_json(path / files.SUMMARY, summary)
     # The status last: whoever finds another one than running finds all the rest in place.
     files.write_status(path, summary.status, summary.reason)
     files.sync_directory(path)
     _clean(path)
+
+
+def _write(path: Path, its: Account) -> None:
+    """All tables but the histograms."""
+    for name, columns in _columns(its).items():
+        schemas.write_table(path, name, _table(name, columns))
+    schemas.write_table(path, "resources", its.resources)
 
 
 def _columns(its: Account) -> dict[str, dict[str, pa.Array]]:
@@ -60,7 +76,7 @@ def _columns(its: Account) -> dict[str, dict[str, pa.Array]]:
         },
         "edges": {
             "source": pa.array(edges[:, 0]),
-            "peer": pa.array(edges[:, 1] >> 16),
+            "peer": pa.array(edges[:, 1] >> 16 & 0xFFFF),
             "target": pa.array(edges[:, 2], mask=edges[:, 2] < 0),
             "vector": pa.array(edges[:, 1] & VECTOR_MASK),
             "rung": pa.array(edges[:, 3]),
@@ -70,6 +86,13 @@ def _columns(its: Account) -> dict[str, dict[str, pa.Array]]:
             name: pa.array([getattr(line, name) for line in own], pa.int64())
             for name in schemas.SCHEMAS["vectors"].names
         },
+    }
+
+
+def _histograms(columns: dict[str, Any]) -> dict[str, pa.Array]:
+    return {
+        name: pa.array(column, mask=column < 0) if name == "machine" else pa.array(column)
+        for name, column in columns.items()
     }
 
 

@@ -6,13 +6,14 @@ Nothing heavy is imported before the first batch of resources: the coordinator h
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,9 +21,10 @@ from typing import Any, Self
 import msgspec
 
 from nodes.errors import HostError, UsageError
+from sim.floor import Floor
 from sim.results import files
-from sim.results.ending import Ending, Outcome
-from sim.results.manifest import SCHEMA_VERSION, Group, Host, Machine, Manifest, Owner
+from sim.results.ending import Ending, FloorLook, Outcome
+from sim.results.manifest import SCHEMA_VERSION, Group, Host, Machine, Manifest, Owner, Phase
 from sim.results.run import Run
 from sim.results.stream import ResourceStream
 from topologies.model import Topology
@@ -90,11 +92,9 @@ class RunDirectory:
             self._events_written += 1
 
     def resources(self, rows: Iterable[tuple[object, ...]]) -> None:
-        """Append a batch of rows, in the order of the columns of ``resources`` (``sim.results.schemas``).
+        """Append a batch of ``sim.resources.Resources``, or rows in the order of the table ``resources``.
 
-        machine index or -1 for the coordinator, name, time_ns, cpu_user_s, cpu_system_s, rss_bytes,
-        uss_bytes, instrument_bytes, switches_voluntary, switches_involuntary, descriptors, threads; uss_bytes
-        and those that follow memory may be None where they were not looked at. Never raises for a full disk.
+        Never raises for a full disk.
         """
         self._resources.append(rows)
 
@@ -107,12 +107,16 @@ class RunDirectory:
         measure_start_ns: int,
         stop_ns: int,
         foreign_pending: Mapping[tuple[int, int], int] | None = None,
+        floors: Sequence[Floor] = (),
+        phases: Sequence[Phase] = (),
+        identities: Sequence[tuple[int, int, int]] = (),
     ) -> Run:
         """Turn the recordings into tables and a summary, and give the run.
 
         ``pending`` is what the coordinator found in its copies of the eventfds, by (machine, vector), and
-        ``foreign_pending`` the same by (peer, vector) for peers that are no machine of the topology. Times
-        are CLOCK_MONOTONIC, 0 when the run never started. Raises ``HostError`` when the disk is full: the
+        ``foreign_pending`` the same by (domain << 16 | peer, vector) for peers that are no machine of the topology.
+        Times are CLOCK_MONOTONIC, 0 when the run never started. ``floors`` are what ``sim.floor`` measured before and
+        after the run, where it did. Raises ``HostError`` when the disk is full: the
         recordings are kept then, and ``open`` on that directory finishes the job once there is room.
         """
         from sim.results.conclusion import conclude
@@ -129,6 +133,9 @@ class RunDirectory:
             stop_ns=stop_ns,
             refused_events=self.events_refused,
             refused_resources=self._resources.refused,
+            floors=[FloorLook(**dataclasses.asdict(floor)) for floor in floors],
+            phases=list(phases),
+            identities=list(identities),
         )
         try:
             files.write_json(self.path / files.ENDING, ending)
@@ -198,6 +205,7 @@ def _manifest(
         version = importlib.metadata.version("ivshmem-sim")
     except importlib.metadata.PackageNotFoundError:
         version = "unknown"
+    numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
     return Manifest(
         schema_version=SCHEMA_VERSION,
         version=version,
@@ -213,5 +221,9 @@ def _manifest(
         argv=list(sys.argv),
         arguments=msgspec.to_builtins(dict(arguments), enc_hook=str),
         groups=[Group(group.name, group.count, group.vectors, group.program) for group in topology.groups],
-        machines=[Machine(each.index, each.name, each.group, each.vectors) for each in topology.machines],
+        machines=[
+            Machine(each.index, each.name, each.group, each.vectors, numbers[each.domains[0]])
+            for each in topology.machines
+        ],
+        domains=[domain.name for domain in topology.domains],
     )

@@ -10,12 +10,15 @@ import msgspec
 from msgspec import Meta
 
 from sim.results.files import DIED, RUNNING, STATUSES
+from sim.results.manifest import Phase
 
-__all__ = ["Ending", "Outcome"]
+__all__ = ["Ending", "FloorLook", "Outcome"]
 
 Natural = Annotated[int, Meta(ge=0, le=1 << 62)]
 Count = Annotated[int, Meta(ge=0, le=1 << 44)]
 Index = Annotated[int, Meta(ge=0, lt=1 << 16)]
+ForeignPeer = Annotated[int, Meta(ge=0, lt=1 << 32)]
+"""The number of a domain, and the ID of a peer in it: ``domain << 16 | peer``."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +39,38 @@ class Outcome:
             raise ValueError(f"a coordinator cannot end as {self.status!r}")
 
 
+class FloorLook(msgspec.Struct, frozen=True):
+    """One measurement of the floor, as ``sim.floor`` made it."""
+
+    p50_ns: Natural
+    p99_ns: Natural
+    count: Natural
+    placement: Annotated[str, Meta(max_length=200)]
+    clock_ns: Annotated[float, Meta(ge=0, le=1e9)]
+
+
 class Ending(msgspec.Struct, frozen=True):
     """``ending.json``: all that the figures need and the recordings do not hold.
 
     Written first of all, so that whoever finds the directory later comes to the same figures. ``pending`` has
     (machine, vector, doorbells), ``foreign_pending`` (peer, vector, doorbells); None: nobody looked. Times
-    are CLOCK_MONOTONIC, 0 when the run never got there. ``refused_rows`` counts what the disk did not take.
+    are CLOCK_MONOTONIC, 0 when the run never got there. ``refused_...`` count what the disk did not take;
+    ``floors`` are what was measured before and after the run.
     """
 
     status: str
     reason: str
     deaths: dict[Index, str]
     pending: list[tuple[Index, Index, Count]] | None
-    foreign_pending: list[tuple[Index, Index, Count]]
+    foreign_pending: list[tuple[ForeignPeer, Index, Count]]
     start_ns: Natural
     measure_start_ns: Natural
     stop_ns: Natural
     refused_events: Natural = 0
     refused_resources: Natural = 0
+    floors: list[FloorLook] = []
+    phases: list[Phase] = []
+    identities: list[tuple[Index, Natural, Index]] = []
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES or self.status == RUNNING:

@@ -4,45 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from sim.results.account import Account
 from sim.results.balance import Line, totals
-from sim.results.latency import LATENCIES, Samples, grouped, values
+from sim.results.distribution import NOTHING, Distribution, percentiles_of
+from sim.results.ending import Ending
+from sim.results.flags import flags
+from sim.results.latency import grouped
 from sim.results.manifest import SCHEMA_VERSION
-from sim.results.profile import COORDINATOR, profile
-from sim.results.summary import Group, Latencies, Percentiles, Summary
+from sim.results.profile import COORDINATOR, host_use, profile
+from sim.results.summary import FloorFigures, Group, Latencies, Percentiles, Resources, Summary
 
 __all__ = ["summarize"]
-
-Table = npt.NDArray[np.int64]
 
 NOBODY, FOREIGN = "nobody", "foreign"
 
 
-def _latencies(samples: Samples, codes: Table, groups: int) -> list[Latencies]:
-    """The four latencies of the samples of each code, warm-up left out."""
-    columns = {}
-    for name in LATENCIES:
-        figures, there = values(samples, name)
-        there = there & ~samples.warmup & (codes >= 0)
-        columns[name] = grouped(codes[there], figures[there], groups)
-    return [
-        Latencies(**{name: Percentiles(**columns[name][code]) for name in LATENCIES})  # type: ignore[arg-type]
-        for code in range(groups)
-    ]
-
-
-def summarize(account: Account) -> Summary:
+def summarize(account: Account, latencies: Distribution) -> Summary:
     """Everything that ``summary.json`` says."""
+    figures = _summarize(account, latencies)
+    return msgspec.structs.replace(figures, warnings=list(flags(figures)))
+
+
+def _summarize(account: Account, latencies: Distribution) -> Summary:
     manifest, ending, records = account.manifest, account.ending, account.records
-    groups = _groups(account)
+    groups = _groups(account, latencies)
     sums = totals(account.lines)
     nowhere = sum(each.rung_nowhere for each in records)
     seconds = max(0, ending.stop_ns - ending.start_ns) / 1e9 if ending.start_ns else 0.0
-    ready = [each.ready_ns - manifest.started_ns for each in records]
+    # Whoever came while the run went on was not waited for.
+    first = [each.ready_ns for each in records if not ending.start_ns or each.ready_ns < ending.start_ns]
+    ready = [ready_ns - manifest.started_ns for ready_ns in first if ready_ns or not ending.start_ns]
     status, reason = _verdict(account)
+    machines = [machine.index for machine in manifest.machines]
+    used = profile(account.resources, machines, ending.start_ns, ending.stop_ns)
     return Summary(
         schema_version=SCHEMA_VERSION,
         version=manifest.version,
@@ -50,7 +47,7 @@ def summarize(account: Account) -> Summary:
         status=status,
         reason=reason,
         balanced=not any(line.missing for line in account.lines),
-        machines=len(manifest.machines),
+        machines=sum(machine.of is None for machine in manifest.machines),
         rung=sums["rung"] + nowhere,
         delivered=sums["delivered"],
         pending=sums["pending"],
@@ -74,7 +71,7 @@ def summarize(account: Account) -> Summary:
         doorbells_per_s=_ratio(sums["rung"] + nowhere, seconds, 1),
         interrupts_per_s=_ratio(sums["interrupts"], seconds, 1),
         cpus=manifest.host.cpus,
-        latency_ns=_latencies(account.samples, np.zeros(len(account.samples), np.int64), 1)[0],
+        latency_ns=latencies.all,
         groups=groups,
         coordinator=profile(account.resources, [COORDINATOR], ending.start_ns, ending.stop_ns),
         deaths={
@@ -83,18 +80,43 @@ def summarize(account: Account) -> Summary:
             if machine < len(manifest.machines)
         },
         problems=account.problems,
+        drained=percentiles_of(account.drains.count),
+        phases=latencies.phases,
+        resources=used,
+        cpu_ns_per_doorbell=_per_doorbell(used, sums["rung"] + nowhere, seconds),
+        host=host_use(account.resources, ending.start_ns, ending.stop_ns),
+        floor=_floor(ending, latencies.all.delivery),
+        clock_source=manifest.host.clock_source,
     )
 
 
-def _groups(account: Account) -> dict[str, Group]:
+def _per_doorbell(used: Resources | None, rung: int, seconds: float) -> float | None:
+    """CPU nanoseconds for each doorbell: of all machines, ringing, taking and handling together."""
+    if used is None or used.cpu_percent_sum is None or not rung:
+        return None
+    return round(used.cpu_percent_sum / 100 * seconds * 1e9 / rung, 1)
+
+
+def _floor(ending: Ending, delivery: Percentiles) -> FloorFigures | None:
+    """The quieter of the two looks at the floor, and what delivery took in its terms."""
+    if not ending.floors:
+        return None
+    its = min(ending.floors, key=lambda look: look.p50_ns)
+    pairs = {"p50": (delivery.p50, its.p50_ns), "p99": (delivery.p99, its.p99_ns)}
+    return FloorFigures(
+        **msgspec.structs.asdict(its),
+        times_floor={name: round(run / floor, 2) for name, (run, floor) in pairs.items() if run is not None and floor},
+    )
+
+
+def _groups(account: Account, latencies: Distribution) -> dict[str, Group]:
     """Figures of every group; of foreign peers, and of doorbells rung at nobody, when there are any."""
-    manifest, samples = account.manifest, account.samples
+    manifest, drains = account.manifest, account.drains
     names = [group.name for group in manifest.groups]
     foreign, nobody = _free(FOREIGN, names), _free(NOBODY, names)
     code_of = {name: code for code, name in enumerate(names)}
-    codes = np.array([code_of[machine.group] for machine in manifest.machines] + [len(names)], dtype=np.int64)
-    # Machine -1 picks the last entry: the foreign ones.
-    latencies = _latencies(samples, codes[samples.target], len(names) + 1)
+    codes = np.array([code_of[machine.group] for machine in manifest.machines], dtype=np.int64)
+    drained = grouped(codes[drains.machine], drains.count, len(names))
     sent = np.zeros(len(names) + 1, np.int64)
     np.add.at(sent, codes[account.edges[:, 0]], account.edges[:, 3])
     lines: dict[str, list[Line]] = {name: [] for name in [*names, foreign]}
@@ -105,14 +127,14 @@ def _groups(account: Account) -> dict[str, Group]:
         members = [machine.index for machine in manifest.machines if machine.group == name]
         own = [account.records[machine] for machine in members]
         rung = int(sent[code]) + sum(each.rung_nowhere for each in own)
-        groups[name] = _group(account, lines[name], latencies[code], sent=rung, members=members)
+        made = _group(account, lines[name], latencies.groups[code], sent=rung, members=members)
+        groups[name] = msgspec.structs.replace(made, drained=Percentiles(**drained[code]))  # type: ignore[arg-type]
     if lines[foreign]:
-        groups[foreign] = _group(account, lines[foreign], latencies[-1], sent=0, members=[])
+        groups[foreign] = _group(account, lines[foreign], latencies.groups[-1], sent=0, members=[])
     nowhere = sum(each.rung_nowhere for each in account.records)
     if nowhere:
         at_nobody = [Line(-1, -1, -1, rung=nowhere, refused=nowhere)]
-        none = _latencies(samples, np.full(len(samples), -1, np.int64), 1)[0]
-        groups[nobody] = _group(account, at_nobody, none, sent=0, members=[])
+        groups[nobody] = _group(account, at_nobody, NOTHING, sent=0, members=[])
     return groups
 
 
@@ -125,9 +147,14 @@ def _group(
     used = profile(account.resources, members, ending.start_ns, ending.stop_ns) if members else None
     own = [account.records[machine] for machine in members]
     return Group(
-        machines=len(members),
+        machines=sum(account.manifest.machines[machine].of is None for machine in members),
         sent=sent,
-        **sums,
+        rung=sums["rung"],
+        delivered=sums["delivered"],
+        pending=sums["pending"],
+        refused=sums["refused"],
+        settled=sums["settled"],
+        interrupts=sums["interrupts"],
         pended=sum(each.pended for each in own),
         dropped=sum(each.dropped for each in own),
         coalescing=_ratio(sums["delivered"], sums["interrupts"]),

@@ -6,6 +6,7 @@
     events.jsonl       appended as things happen         drains.parquet     each drained eventfd counter
     ending.json        what the coordinator knew last    edges.parquet      who rang whom
     raw/<machine>.rec  while the run lasts               vectors.parquet    what arrived
+                                                         histograms.parquet how long they took
                                                          summary.json       the figures
 
 A file is written beside its place, synced and renamed, so that a reader meets it whole or not at all. A name

@@ -10,16 +10,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
-from sim.results.latency import LATENCIES, QUANTILES, Samples, grouped, values
+from sim.results.histogram import bins_of
+from sim.results.intervals import SLICES, slice_of, sliced
+from sim.results.intervals import intervals as confidence
+from sim.results.latency import EVERY_LATENCY, QUANTILES, Samples, grouped, percentiles, values
 from sim.results.manifest import Manifest
+from sim.results.phases import phase_names, phases_of
 
-__all__ = ["frame", "latency", "numbered", "samples"]
+__all__ = ["frame", "latency", "numbered", "samples", "split"]
 
 Column = npt.NDArray[np.int64]
 
 # Up to here, counting all possible codes is quicker than sorting those that occur.
 TABLE_LIMIT = 1 << 22
-KEYS = ("group", "machine", "vector", "source")
+KEYS = ("group", "machine", "vector", "source", "phase")
+KINDS = {"vector": pa.uint16()} | dict.fromkeys(("latency", "group", "machine", "source", "phase"), pa.string())
 
 
 def samples(table: pa.Table) -> Samples:
@@ -44,15 +49,56 @@ def samples(table: pa.Table) -> Samples:
     )
 
 
-def latency(columns: Samples, manifest: Manifest, by: Sequence[str], latencies: Sequence[str] | None) -> pa.Table:
+def latency(
+    columns: Samples, manifest: Manifest, by: Sequence[str], latencies: Sequence[str] | None, *, intervals: bool
+) -> pa.Table:
     """See ``Run.latency``."""
-    wanted = tuple(LATENCIES if latencies is None else latencies)
-    wrong = sorted(set(wanted) - {*LATENCIES, "raw"})
+    wanted = tuple(EVERY_LATENCY if latencies is None else latencies)
+    wrong = sorted(set(wanted) - set(EVERY_LATENCY))
     if wrong:
-        raise UsageError(f"no latency {', '.join(wrong)}: expected {', '.join(LATENCIES)} or raw")
+        raise UsageError(f"no latency {', '.join(wrong)}: expected {', '.join(EVERY_LATENCY)}")
+    keys, labels, code = split(columns, manifest, by)
+    kept = ~columns.warmup if code is None else ~columns.warmup & (code >= 0)
+    slices = slice_of(columns.intended_ns) if intervals else None
+    bounded = [name for name, _ in QUANTILES if name != "max"] if intervals else []
+    titles = (
+        *keys,
+        "latency",
+        *(name for name, _ in QUANTILES),
+        "samples",
+        *(f"{name}_{end}" for name in bounded for end in ("low", "high")),
+    )
+    rows: dict[str, list[Any]] = {name: [] for name in titles}
+    for name in wanted:
+        figures, measured = values(columns, name)
+        measured &= kept
+        its, codes = figures[measured], None if code is None else code[measured]
+        found = [percentiles(its)] if codes is None else grouped(codes, its, len(labels))
+        if slices is not None:
+            cells = slices[measured] if codes is None else codes * SLICES + slices[measured]
+            cut = sliced(bins_of(its), cells, len(labels))
+            for percentile, part in zip(found, cut, strict=True):
+                known = confidence(part, percentile)
+                for quantile in bounded:
+                    percentile[f"{quantile}_low"], percentile[f"{quantile}_high"] = known.get(quantile, (None, None))
+        for label, percentile in zip(labels, found, strict=True):
+            for title, value in (*zip(keys, label, strict=True), ("latency", name), *percentile.items()):
+                rows[title].append(value)
+    return pa.table({name: pa.array(column, KINDS.get(name, pa.int64())) for name, column in rows.items()})
+
+
+def split(
+    columns: Samples, manifest: Manifest, by: Sequence[str]
+) -> tuple[list[str], list[tuple[Any, ...]], Column | None]:
+    """The samples split by ``by``: the keys, the labels of every part, and each sample's part (-1: none).
+
+    With an empty ``by`` there is one part, and no codes.
+    """
     keys = [key for name in by for key in (("source", "machine") if name == "edge" else (name,))]
     if set(keys) - set(KEYS) or len(set(keys)) < len(keys):
         raise UsageError(f"by {', '.join(by)}: expected each of {', '.join((*KEYS, 'edge'))} at most once")
+    if not keys:
+        return [], [()], None
     parts = [numbered(manifest, columns, key) for key in keys]
     code, size = np.zeros(len(columns), np.int64), 1
     for numbers, labels in parts:
@@ -64,20 +110,14 @@ def latency(columns: Samples, manifest: Manifest, by: Sequence[str], latencies: 
     known = code >= 0
     there, place = _occurring(code[known], size)
     code[known] = place
-    rows: dict[str, list[Any]] = {name: [] for name in (*keys, "latency", *(n for n, _ in QUANTILES), "samples")}
-    for name in wanted:
-        figures, measured = values(columns, name)
-        measured = measured & ~columns.warmup & (code >= 0)
-        for at, percentile in zip(there, grouped(code[measured], figures[measured], len(there)), strict=True):
-            rest = int(at)
-            for key, (_, labels) in zip(reversed(keys), reversed(parts), strict=True):
-                rest, its = divmod(rest, len(labels))
-                rows[key].append(labels[its])
-            rows["latency"].append(name)
-            for quantile, value in percentile.items():
-                rows[quantile].append(value)
-    kinds = {"vector": pa.uint16(), "latency": pa.string()} | dict.fromkeys(("group", "machine", "source"), pa.string())
-    return pa.table({name: pa.array(column, kinds.get(name, pa.int64())) for name, column in rows.items()})
+    occurring = []
+    for at in there.tolist():
+        label: list[Any] = []
+        for _, labels in reversed(parts):
+            at, its = divmod(at, len(labels))
+            label.append(labels[its])
+        occurring.append(tuple(reversed(label)))
+    return keys, occurring, code
 
 
 def _occurring(codes: Column, size: int) -> tuple[Column, Column]:
@@ -94,6 +134,8 @@ def numbered(manifest: Manifest, columns: Samples, key: str) -> tuple[Column, li
     """The number of each sample's label, -1 for none, and the labels."""
     if key == "vector":
         return columns.vector.astype(np.int64), list(range(int(columns.vector.max(initial=0)) + 1))
+    if key == "phase":
+        return phases_of(columns, manifest.phases), phase_names(manifest.phases)
     machines = manifest.machines
     if key == "group":
         labels = [group.name for group in manifest.groups]
@@ -131,6 +173,7 @@ def frame(table: pa.Table, manifest: Manifest) -> Any:
             ("lag_ns", "intended_ns", "rung_ns"),
             ("delivery_ns", "rung_ns", "delivered_ns"),
             ("handling_ns", "delivered_ns", "handled_ns"),
+            ("raw_ns", "rung_ns", "handled_ns"),
             ("total_ns", "intended_ns", "handled_ns"),
         ):
             result[name] = result[end] - result[start]

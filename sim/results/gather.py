@@ -23,7 +23,8 @@ Table = npt.NDArray[np.int64]
 # No edge rings 2^44 doorbells (50 days at 4 million a second): a larger count is damage, and sums stay in 64
 # bits.
 COUNT_LIMIT = 1 << 44
-KEY_LIMIT = 1 << 32
+DOMAINS_MAX = 1 << 10
+KEY_LIMIT = DOMAINS_MAX << 32
 TIME_LIMIT_NS = 1 << 62
 
 
@@ -32,10 +33,14 @@ class Records:
     """What one machine recorded. Tables have one row an entry, as ``sim.recording`` describes them.
 
     ``vectors`` (n, 2), ``edges`` (n, 3), ``rings`` (n, 3), ``drains`` (n, 3), all int64. ``clean``: the
-    worker stopped by itself, so its counters are final. ``problems`` says what could not be read.
+    worker stopped by itself, so its counters are final. ``of``, ``life`` and ``domain`` as ``Recording.create`` has
+    them. ``problems`` says what could not be read.
     """
 
     machine: int
+    of: int = 0
+    life: int = 1
+    domain: int = 0
     peer: int | None = None
     state: int = State.STARTING
     sample_every: int = 1
@@ -79,7 +84,8 @@ def read(path: Path, machine: int) -> Records:
         there = max(0, min(wanted, size, (len(words) - at) // width))
         if there < wanted:
             records.problems.append(f"recording of machine {machine}: {there} of {wanted} {name} are there")
-        table = np.array(words[at : at + width * there]) if there else np.zeros(0, np.uint64)
+        # A view of the file, not a copy: ten million samples are a quarter of a gigabyte.
+        table = np.asarray(words[at : at + width * there]) if there else np.zeros(0, np.uint64)
         setattr(records, name, table.view(np.int64).reshape(there, width))
     records.vectors = _within(records, "vectors", records.vectors, (COUNT_LIMIT, COUNT_LIMIT))
     records.edges = _within(records, "edges", records.edges, (KEY_LIMIT, COUNT_LIMIT, COUNT_LIMIT))
@@ -113,6 +119,8 @@ def _read_header(records: Records, words: npt.NDArray[np.uint64]) -> None:
     head = [int(word) for word in words[: recording.HEADER_WORDS]]
     peer = head[recording.PEER]
     records.peer = peer if peer < 1 << 16 else None
+    records.of, records.life = head[recording.OF_MACHINE], head[recording.LIFE]
+    records.domain = min(head[recording.DOMAIN], DOMAINS_MAX - 1)
     records.state = head[recording.STATE]
     records.sample_every = head[recording.SAMPLE_EVERY]
     for name in ("ready_ns", "started_ns", "stopped_ns"):

@@ -7,8 +7,9 @@ Four latencies of one doorbell, in nanoseconds of CLOCK_MONOTONIC:
     handling  handled - delivered    what the receiving program took
     total     handled - intended     what an open-loop sender waits for
 
-``total`` counts from the intended time, so that a sender that was held up does not hide the stall
-(coordinated omission); ``raw`` is the same from the ring on: handled - rung.
+``total`` counts from the intended time, so that a sender that was held up does not hide the stall: it is
+corrected for coordinated omission. ``raw`` is the same from the ring on, handled - rung, and stands beside it
+everywhere: where the two differ, the senders were late, and the raw one flatters.
 
 A doorbell belongs to the first drain of its (target, vector) that was stamped at or after its own stamp. The
 stamps are taken just before the eventfd write and just after the eventfd read, which leaves two windows:
@@ -29,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "EVERY_LATENCY",
     "LATENCIES",
     "QUANTILES",
     "Samples",
@@ -36,6 +38,7 @@ __all__ = [
     "grouped",
     "overfull",
     "percentiles",
+    "place_of",
     "values",
 ]
 
@@ -43,8 +46,16 @@ Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 LATENCIES = ("lag", "delivery", "handling", "total")
+EVERY_LATENCY = ("lag", "delivery", "handling", "raw", "total")
 # Name and rank in hundred-thousandths: ranks stay exact integers, whatever the number of samples.
-QUANTILES = (("p50", 50_000), ("p90", 90_000), ("p99", 99_000), ("p99_9", 99_900), ("max", 100_000))
+QUANTILES = (
+    ("p50", 50_000),
+    ("p90", 90_000),
+    ("p99", 99_000),
+    ("p99_9", 99_900),
+    ("p99_99", 99_990),
+    ("max", 100_000),
+)
 WHOLE = 100_000
 
 
@@ -79,14 +90,14 @@ def assign(
     A line is one (machine, vector), numbered 0 .. ``lines`` - 1; a ring with another number has no drain.
     Neither rings nor drains need to be in order. 10^7 rings take some seconds.
     """
-    order = np.lexsort((delivered_ns, drain_lines))
+    order, edges = _by_line(drain_lines, lines)
     at_ns = delivered_ns[order]
-    edges = np.searchsorted(drain_lines[order], np.arange(lines + 1))
-    # A stable sort of 16-bit numbers is a radix sort: ten times faster than one of the lines as they are.
-    known = np.where((ring_lines >= 0) & (ring_lines < lines), ring_lines, lines)
-    short = known.astype(np.uint16) if lines < 1 << 16 else known
-    by_line = np.argsort(short, kind="stable")
-    starts = np.concatenate(([0], np.cumsum(np.bincount(known, minlength=lines + 1))))
+    # Who drains stamps in order, so the drains of a line mostly are; where they are not, sort them.
+    back = np.flatnonzero(at_ns[1:] < at_ns[:-1]) + 1
+    if len(np.setdiff1d(back, edges)):
+        order = np.lexsort((delivered_ns, _known(drain_lines, lines)))
+        at_ns = delivered_ns[order]
+    by_line, starts = _by_line(ring_lines, lines)
     assigned = np.full(len(rung_ns), -1, dtype=np.int64)
     for line in range(lines):
         rings = by_line[starts[line] : starts[line + 1]]
@@ -97,6 +108,23 @@ def assign(
         found = place < end
         assigned[rings[found]] = order[place[found]]
     return assigned
+
+
+def _by_line(numbers: Integers, lines: int) -> tuple[Integers, Integers]:
+    """The order by line, otherwise as before, and where each line begins and the last one ends.
+
+    What is on no line comes last.
+    """
+    known = _known(numbers, lines)
+    # A stable sort of 16-bit numbers is a radix sort: ten times faster than one of the lines as they are.
+    short = known.astype(np.uint16) if lines < 1 << 16 else known
+    starts = np.concatenate(([0], np.cumsum(np.bincount(known, minlength=lines + 1))))
+    return np.argsort(short, kind="stable"), starts
+
+
+def _known(numbers: Integers, lines: int) -> Integers:
+    """The numbers of lines; what is none becomes ``lines``."""
+    return np.where((numbers >= 0) & (numbers < lines), numbers, lines)
 
 
 def overfull(assigned: Integers, counts: Integers) -> int:
@@ -121,24 +149,33 @@ def values(samples: Samples, latency: str) -> tuple[Integers, Mask]:
 
 
 def percentiles(values_ns: Integers) -> dict[str, int | None]:
-    """p50 to p99_9 and the maximum by nearest rank (values that were measured), and their number.
+    """p50 to p99_99 and the maximum by nearest rank (values that were measured), and their number.
 
-    The figures are None when there is no value.
+    A figure is None when there are too few values for it: when none of them lies above it, so that it would be
+    the maximum under another name. p99 takes 100 values, p99_99 takes 10,000; the median is always given.
     """
     size = len(values_ns)
-    if size == 0:
-        return {name: None for name, _ in QUANTILES} | {"samples": 0}
-    ranks = [-(-size * rank // WHOLE) - 1 for _, rank in QUANTILES]
-    ordered = np.partition(values_ns, sorted(set(ranks)))
+    places = {name: place for name, rank in QUANTILES if (place := place_of(size, name, rank)) is not None}
+    ordered = np.partition(values_ns, sorted(set(places.values()))) if places else values_ns
     figures: dict[str, int | None] = {
-        name: int(ordered[rank]) for (name, _), rank in zip(QUANTILES, ranks, strict=True)
+        name: int(ordered[places[name]]) if name in places else None for name, _ in QUANTILES
     }
     return figures | {"samples": size}
 
 
+def place_of(size: int, name: str, rank: int) -> int | None:
+    """Where in ``size`` ordered values the quantile stands, by nearest rank; None for too few values."""
+    place = -(-size * rank // WHOLE) - 1
+    if size == 0 or (place == size - 1 and name not in {"p50", "max"}):
+        return None
+    return place
+
+
 def grouped(codes: Integers, values_ns: Integers, groups: int) -> list[dict[str, int | None]]:
     """:func:`percentiles` of the values of each code 0 .. ``groups`` - 1, in that order."""
+    sizes = np.bincount(codes, minlength=groups)
     short = codes.astype(np.uint16) if groups <= 1 << 16 else codes
-    ordered = values_ns[np.argsort(short, kind="stable")]
-    starts = np.concatenate(([0], np.cumsum(np.bincount(codes, minlength=groups))))
+    # With all in one group there is nothing to sort.
+    ordered = values_ns[np.argsort(short, kind="stable")] if np.count_nonzero(sizes) > 1 else values_ns
+    starts = np.concatenate(([0], np.cumsum(sizes)))
     return [percentiles(ordered[starts[code] : starts[code + 1]]) for code in range(groups)]

@@ -11,14 +11,15 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-__all__ = ["SCHEMA_VERSION", "Group", "Host", "Machine", "Manifest", "Owner"]
+__all__ = ["MACHINE_NAME_MAX", "SCHEMA_VERSION", "Group", "Host", "Machine", "Manifest", "Owner", "Phase"]
 
 SCHEMA_VERSION = 1
 VECTORS_LIMIT = 1 << 22
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 Count = Annotated[int, Meta(ge=0, le=1 << 16)]
-MachineName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,80}\Z")]
+MACHINE_NAME_MAX = 160
+MachineName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,160}\Z")]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
@@ -89,10 +90,28 @@ class Machine(msgspec.Struct, frozen=True):
     name: MachineName
     group: Name
     vectors: Count
+    domain: Count = 0
+    of: Annotated[int, Meta(ge=0, lt=1 << 16)] | None = None
+    """The machine whose further life, or further device, this is; None: the machine itself."""
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """A part of the run with a name, between two moments of CLOCK_MONOTONIC; the second one is not in it.
+
+    What is not ``measured`` is left out of the latencies, as the warm-up is.
+    """
+
+    name: Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,80}\Z")]
+    start_ns: Annotated[int, Meta(ge=0, le=1 << 62)]
+    end_ns: Annotated[int, Meta(ge=0, le=1 << 62)]
+    measured: bool = True
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """``manifest.json``. ``started_ns`` is CLOCK_MONOTONIC, ``started`` the same moment as UTC."""
+    """``manifest.json``. ``started_ns`` is CLOCK_MONOTONIC, ``started`` the same moment as UTC.
+
+    Without ``phases`` (older runs have none) the time after the warm-up is one: measured.
+    """
 
     schema_version: int
     version: str
@@ -109,6 +128,8 @@ class Manifest(msgspec.Struct, frozen=True):
     arguments: dict[str, Any]
     groups: Annotated[list[Group], Meta(max_length=1 << 16)]
     machines: Annotated[list[Machine], Meta(max_length=1 << 16)]
+    phases: Annotated[list[Phase], Meta(max_length=1 << 10)] = []
+    domains: Annotated[list[Name], Meta(max_length=1 << 10)] = msgspec.field(default_factory=lambda: ["main"])
 
     def __post_init__(self) -> None:
         if sum(machine.vectors for machine in self.machines) > VECTORS_LIMIT:

@@ -1,9 +1,14 @@
-"""Pictures of a run's latencies: each function draws one and returns its matplotlib axes.
+"""Pictures of a run: each function draws one and returns its matplotlib axes.
 
     histogram    how often each latency occurs; logarithmic both ways, or nobody would see the tail
     cumulative   the share of doorbells that took no longer than that
     percentiles  the same turned round and stretched towards 100 %: p90, p99, p99.9 are equally far apart
-    spread       p50, p90, p99, p99.9 and the maximum side by side, for each vector, group or machine
+    spread       p50 to p99.99 and the maximum side by side, for each vector, group or machine
+    timeline     p50, p90, p99 and the maximum of delivery over time, and what happened meanwhile
+    rates        doorbells and interrupts a second over time, likewise
+    who_to_whom  doorbells from each machine to each, as colours
+    drain_sizes  how many doorbells one interrupt brought: the share of interrupts, and of doorbells
+    resources    CPU or memory of one machine of each group over time
 
 ``latency`` is one of ``sim.results.latency.LATENCIES`` or ``raw``; ``by`` splits it by group, machine, vector or
 source. The warm-up is left out. Needs matplotlib, from the extra ``ivshmem-sim[notebook]``; it is imported
@@ -19,11 +24,24 @@ import numpy as np
 import numpy.typing as npt
 
 from nodes.errors import UsageError
+from sim.report.digest import LEVELS, Digest, digest
+from sim.report.matrix import between_groups, between_machines
+from sim.report.usage import usage
 from sim.results import Run
 from sim.results.frames import numbered
 from sim.results.latency import LATENCIES, QUANTILES, values
 
-__all__ = ["cumulative", "histogram", "percentiles", "spread"]
+__all__ = [
+    "cumulative",
+    "drain_sizes",
+    "histogram",
+    "percentiles",
+    "rates",
+    "resources",
+    "spread",
+    "timeline",
+    "who_to_whom",
+]
 
 Values = npt.NDArray[np.int64]
 
@@ -105,7 +123,7 @@ def spread(run: Run, latency: str = "delivery", *, by: str = "vector", axes: Any
     places = np.arange(table.num_rows)
     columns = {name: table[name].cast("float64").to_numpy() for name, _ in QUANTILES}
     axes.vlines(places, columns["p50"], columns["max"], color="0.8", linewidth=4, zorder=1)
-    for marker, (name, column) in zip("oDs^v", columns.items(), strict=True):
+    for marker, (name, column) in zip("oDs^*v", columns.items(), strict=True):
         axes.scatter(places, np.maximum(column, 1), marker=marker, label=name.replace("_", "."), zorder=2)
     names = [str(name) for name in table[by].to_pylist()]
     axes.set_xticks(places, names, rotation=0 if max(map(len, names)) < 5 else 60)
@@ -117,6 +135,112 @@ def spread(run: Run, latency: str = "delivery", *, by: str = "vector", axes: Any
     # Beside the picture: wherever it stood inside, some column would be behind it.
     axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return axes
+
+
+def timeline(run: Run, *, axes: Any = None) -> Any:
+    """Percentiles of delivery of the doorbells rung in each moment, in seconds since the start."""
+    made = digest(run)
+    if not made.delivery_ns or not np.isfinite(made.delivery_ns["p50"]).any():
+        raise UsageError(f"{run.path}: no samples of delivery to draw")
+    axes = _axes(axes)
+    # The median last, on top of what would hide it.
+    for (level, _), style in zip(reversed(LEVELS), (":", "-", "--", "-"), strict=True):
+        axes.plot(made.latency_s, np.maximum(made.delivery_ns[level], 1), style, label=level, linewidth=1.3)
+    _latency_scale(axes, "y")
+    axes.set_ylabel("delivery")
+    return _over_time(axes, made)
+
+
+def rates(run: Run, *, axes: Any = None) -> Any:
+    """Doorbells delivered and interrupts a second, as the receivers logged them."""
+    made = digest(run)
+    if not made.delivered_per_s.any():
+        raise UsageError(f"{run.path}: no drains to draw")
+    axes = _axes(axes)
+    axes.plot(made.rates_s, made.delivered_per_s, label="doorbells", linewidth=1.3)
+    axes.plot(made.rates_s, made.interrupts_per_s, "--", label="interrupts", linewidth=1.3)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("per second")
+    return _over_time(axes, made)
+
+
+def who_to_whom(run: Run, *, by: str = "machine", axes: Any = None) -> Any:
+    """Doorbells rung from each row to each column; ``by`` machine (neighbours share a row beyond 64) or group."""
+    if by not in ("machine", "group"):
+        raise UsageError(f"by {by}: expected machine or group")
+    matrix = between_machines(run) if by == "machine" else between_groups(run)
+    if not matrix.rung.any():
+        raise UsageError(f"{run.path}: no doorbells to draw")
+    axes = _axes(axes)
+    image = axes.imshow(np.ma.masked_equal(matrix.rung, 0), cmap="viridis", aspect="equal")
+    image.set_clim(0, int(matrix.rung.max()))
+    for names, set_ticks, set_label, label in (
+        (matrix.sources, axes.set_yticks, axes.set_ylabel, "ringing"),
+        (matrix.targets, axes.set_xticks, axes.set_xlabel, "rung"),
+    ):
+        every = max(1, -(-len(names) // SERIES_LIMIT))
+        upright = label == "ringing" or max(map(len, names)) * len(names) < 60
+        set_ticks(range(0, len(names), every), names[::every], rotation=0 if upright else 60)
+        set_label(label)
+    axes.figure.colorbar(image, ax=axes, label="doorbells")
+    return axes
+
+
+def drain_sizes(run: Run, *, axes: Any = None) -> Any:
+    """The share of interrupts that brought so many doorbells, and of the doorbells that came with them."""
+    made = digest(run)
+    if not len(made.drain_sizes):
+        raise UsageError(f"{run.path}: no drains to draw")
+    axes = _axes(axes)
+    places = np.arange(len(made.drain_sizes))
+    for shift, counts, label in ((-0.2, made.drain_sizes, "interrupts"), (0.2, made.drained, "doorbells")):
+        axes.bar(places + shift, 100 * counts / max(1, counts.sum()), 0.4, label=label)
+    names = ["1", *(f"{2**place}-{2 ** (place + 1) - 1}" for place in places[1:].tolist())]
+    axes.set_xticks(places, names, rotation=0 if len(names) < 9 else 60)
+    axes.set_xlabel("doorbells that one interrupt brought")
+    axes.set_ylabel("share [%]")
+    return _finished(axes, None, 2)
+
+
+def resources(run: Run, what: str = "cpu", *, axes: Any = None) -> Any:
+    """``cpu`` (percent of one CPU) or ``memory`` (private MiB) of one machine of each group, over time."""
+    if what not in ("cpu", "memory"):
+        raise UsageError(f"no resource {what!r}: expected cpu or memory")
+    made = digest(run)
+    found = usage(run, made.start_ns, made.stop_ns)
+    if not found:
+        raise UsageError(f"{run.path}: nobody looked at the processes twice")
+    if len(found) > SERIES_LIMIT:
+        raise UsageError(f"{len(found)} lines are a tangle, {SERIES_LIMIT} the most: try run.frame('resources')")
+    axes = _axes(axes)
+    for its in found:
+        if what == "cpu":
+            axes.plot(its.cpu_time_s, its.cpu_percent, ".-", label=its.name, linewidth=1.3)
+        else:
+            axes.plot(its.memory_time_s, its.memory_bytes / 2**20, ".-", label=its.name, linewidth=1.3)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("CPU [% of one]" if what == "cpu" else "private memory [MiB]")
+    return _over_time(axes, made)
+
+
+def _over_time(axes: Any, made: Digest) -> Any:
+    """The axis of time, with phases and with what happened."""
+    for band in made.bands:
+        axes.axvspan(band.start, band.end, color="0.5" if band.shaded else "none", alpha=0.12, linewidth=0)
+        axes.annotate(band.name, (band.start, 1), xycoords=("data", "axes fraction"), va="top", fontsize="small")
+    for each in made.happenings[:SERIES_LIMIT]:
+        axes.axvline(each.time_s, color="0.4", linewidth=0.8, linestyle=":")
+        axes.annotate(
+            each.kind,
+            (each.time_s, 0.98),
+            xycoords=("data", "axes fraction"),
+            rotation=90,
+            va="top",
+            fontsize="x-small",
+        )
+    axes.set_xlim(0, max(made.duration_s, 1e-3))
+    axes.set_xlabel("time since the start [s]")
+    return _finished(axes, None, 2)
 
 
 def _axes(axes: Any) -> Any:

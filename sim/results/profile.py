@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sim.results.summary import Resources
+from sim.results.summary import HostUse, Resources
 
-__all__ = ["COORDINATOR", "profile"]
+__all__ = ["COORDINATOR", "HOST", "host_use", "profile"]
 
 COORDINATOR = -1
 """The coordinator's number in the column ``machine``."""
+HOST = -2
+"""The whole host's."""
 
 LAST_LOOK_NS = 500_000_000
 
@@ -48,22 +50,57 @@ def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: in
         peaks = np.fmax.reduceat(rows[name], starts)
         return peaks[~np.isnan(peaks)]
 
+    def mean_rate(name: str, digits: int = 1) -> float | None:
+        known = rate(name)
+        known = known[~np.isnan(known)]
+        return round(float(known.mean()), digits) if len(known) else None
+
     user, system = 100 * rate("cpu_user_s"), 100 * rate("cpu_system_s")
     cpu, used = user + system, float(user.sum() + system.sum())
-    private = peak("private_bytes")
+    private, pss = peak("private_bytes"), peak("pss_bytes")
     return Resources(
         cpu_percent=round(float(cpu.mean()), 2),
         cpu_percent_max=round(float(cpu.max()), 2),
+        cpu_percent_sum=round(float(cpu.sum()), 2),
         cpu_system_share=round(float(system.sum()) / used, 3) if used else 0.0,
         private_bytes=_mean(private),
         private_bytes_max=_max(private),
+        private_bytes_sum=_sum(private),
         uss_bytes=_mean(peak("uss_bytes")),
+        pss_bytes=_mean(pss),
+        pss_bytes_sum=_sum(pss),
         rss_bytes=_mean(peak("rss_bytes")) or 0,
         instrument_bytes=_mean(peak("instrument_bytes")),
-        switches_voluntary_per_s=round(float(rate("switches_voluntary").mean()), 1),
-        switches_involuntary_per_s=round(float(rate("switches_involuntary").mean()), 1),
+        switches_voluntary_per_s=mean_rate("switches_voluntary") or 0.0,
+        switches_involuntary_per_s=mean_rate("switches_involuntary") or 0.0,
+        faults_minor_per_s=mean_rate("faults_minor"),
+        faults_major_per_s=mean_rate("faults_major"),
         descriptors_max=_max(peak("descriptors")),
         threads_max=_max(peak("threads")),
+    )
+
+
+def host_use(table: pa.Table, start_ns: int, stop_ns: int) -> HostUse | None:
+    """What the host did between two moments of CLOCK_MONOTONIC; None without two looks at it."""
+    rows = _columns(table, [HOST], start_ns, stop_ns)
+    time_ns = rows["time_ns"]
+    if len(time_ns) < 2 or time_ns[-1] == time_ns[0]:
+        return None
+    elapsed_s = float(time_ns[-1] - time_ns[0]) / 1e9
+
+    def percent(name: str) -> float | None:
+        used = float(rows[name][-1] - rows[name][0])
+        return None if np.isnan(used) else round(100 * used / elapsed_s, 2)
+
+    loads = rows["load_1"][~np.isnan(rows["load_1"])]
+    return HostUse(
+        cpu_percent=round((percent("cpu_user_s") or 0.0) + (percent("cpu_system_s") or 0.0), 2),
+        steal_percent=percent("steal_s"),
+        load_max=round(float(loads.max()), 2) if len(loads) else None,
+        pressure_cpu_percent=percent("pressure_cpu_s"),
+        pressure_memory_percent=percent("pressure_memory_s"),
+        pressure_io_percent=percent("pressure_io_s"),
+        sampling_percent=percent("sampling_s"),
     )
 
 
@@ -94,3 +131,7 @@ def _mean(column: Column) -> int | None:
 
 def _max(column: Column) -> int | None:
     return int(column.max()) if len(column) else None
+
+
+def _sum(column: Column) -> int | None:
+    return int(column.sum()) if len(column) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from nodes.errors import UsageError
 from sim.results.files import at_once, private
 
-__all__ = ["RESOURCES", "SCHEMAS", "file_name", "read_stream", "read_table", "write_table"]
+__all__ = ["RESOURCES", "SCHEMAS", "file_name", "missing_columns", "read_stream", "read_table", "write_table"]
 
 # What a 2-core laptop can hold: some 5 GB of samples. A crafted file of constant columns could claim any
 # number.
@@ -41,6 +42,15 @@ RESOURCES = _schema(
     ("switches_involuntary", pa.int64(), ""),
     ("descriptors", pa.int32(), "null"),
     ("threads", pa.int32(), "null"),
+    ("pss_bytes", pa.int64(), "null"),
+    ("faults_minor", pa.int64(), "null"),
+    ("faults_major", pa.int64(), "null"),
+    ("steal_s", pa.float64(), "null"),
+    ("load_1", pa.float64(), "null"),
+    ("pressure_cpu_s", pa.float64(), "null"),
+    ("pressure_memory_s", pa.float64(), "null"),
+    ("pressure_io_s", pa.float64(), "null"),
+    ("sampling_s", pa.float64(), "null"),
 )
 
 SCHEMAS: dict[str, pa.Schema] = {
@@ -81,6 +91,30 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("settled", pa.int64(), ""),
     ),
     "resources": RESOURCES,
+    "histograms": _schema(
+        ("latency", pa.string(), ""),
+        ("phase", pa.string(), ""),
+        ("machine", pa.uint16(), "null"),
+        ("bin", pa.uint16(), ""),
+        ("low_ns", pa.int64(), ""),
+        ("high_ns", pa.int64(), ""),
+        ("count", pa.int64(), ""),
+    ),
+}
+
+# What runs of an earlier version do not have: such columns read as null, and the run says that they are missing.
+ADDED = {
+    "resources": (
+        "pss_bytes",
+        "faults_minor",
+        "faults_major",
+        "steal_s",
+        "load_1",
+        "pressure_cpu_s",
+        "pressure_memory_s",
+        "pressure_io_s",
+        "sampling_s",
+    ),
 }
 
 # Stamps grow slowly: differences take a third of the space that zstd alone leaves.
@@ -123,6 +157,8 @@ def write_table(directory: Path, name: str, table: pa.Table) -> None:
 def read_table(directory: Path, name: str, *, footer_only: bool = False) -> pa.Table:
     """One table, whole; with ``footer_only`` an empty one, once its footer has been found sound.
 
+    Columns that an older version did not write are null; an empty table does not have them.
+
     Raises ``UsageError`` when the file is missing, damaged, too long, or has other columns.
     """
     path = directory / file_name(name)
@@ -130,19 +166,34 @@ def read_table(directory: Path, name: str, *, footer_only: bool = False) -> pa.T
     try:
         with open(path, "rb", opener=at_once) as file:
             parquet = pq.ParquetFile(file)
-            _check(path.name, parquet.schema_arrow, schema)
+            missing = _check(path.name, parquet.schema_arrow, schema, ADDED.get(name, ()))
             if parquet.metadata.num_rows > ROW_LIMIT:
                 raise UsageError(f"{path.name} has {parquet.metadata.num_rows} rows, more than {ROW_LIMIT}")
             if footer_only:
-                return schema.empty_table()
+                return schema.empty_table().drop_columns(missing)
             table = parquet.read(use_threads=True)
             table.validate(full=True)
+            return _complete(table, schema)
     except FileNotFoundError:
         raise UsageError(f"{path.name} is missing") from None
     # A damaged Parquet file surfaces as any of these: Arrow's own errors derive from the builtin ones.
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, EOFError, MemoryError) as error:
         raise UsageError(f"{path.name} is damaged: {str(error).splitlines()[0][:200]}") from error
-    return table
+
+
+def missing_columns(directory: Path, name: str) -> None:
+    """Raise ``UsageError`` for columns that the version which wrote this table did not know."""
+    missing = sorted(set(SCHEMAS[name].names) - set(read_table(directory, name, footer_only=True).column_names))
+    if missing:
+        raise UsageError(f"{file_name(name)} is of an older version, without {', '.join(missing)}")
+
+
+def _complete(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``table`` with all columns of ``schema``: those that are missing are null."""
+    if table.column_names == schema.names:
+        return table
+    there = {column: table[column] for column in table.column_names}
+    return pa.table([there.get(kind.name, pa.nulls(table.num_rows, kind.type)) for kind in schema], schema=schema)
 
 
 def read_stream(path: Path) -> tuple[pa.Table, str]:
@@ -155,7 +206,7 @@ def read_stream(path: Path) -> tuple[pa.Table, str]:
     rows = 0
     try:
         with open(path, "rb", opener=at_once) as file, pa.ipc.open_stream(file) as reader:
-            _check(path.name, reader.schema, RESOURCES)
+            _check(path.name, reader.schema, RESOURCES, ADDED["resources"])
             for batch in reader:
                 batch.validate(full=True)
                 rows += batch.num_rows
@@ -167,10 +218,14 @@ def read_stream(path: Path) -> tuple[pa.Table, str]:
         wrong = ""
     except (pa.ArrowException, OSError, ValueError, TypeError, EOFError, MemoryError, UsageError) as error:
         wrong = f"{path.name} ends early, after {rows} rows: {(str(error).splitlines() or [''])[0][:200]}"
-    return pa.Table.from_batches(batches, RESOURCES), wrong
+    return _complete(pa.Table.from_batches(batches), RESOURCES) if batches else RESOURCES.empty_table(), wrong
 
 
-def _check(name: str, found: pa.Schema, expected: pa.Schema) -> None:
-    if not found.equals(expected, check_metadata=False):
+def _check(name: str, found: pa.Schema, expected: pa.Schema, added: Sequence[str] = ()) -> list[str]:
+    """The columns of ``added`` that are not there. Raises ``UsageError`` for any other difference."""
+    missing = [column for column in added if column not in found.names]
+    wanted = pa.schema([field for field in expected if field.name not in missing])
+    if not found.equals(wanted, check_metadata=False):
         names = [f"{field.name} {field.type}" for field in expected]
         raise UsageError(f"{name} has other columns than {', '.join(names)}")
+    return missing

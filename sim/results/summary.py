@@ -13,54 +13,104 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-__all__ = ["Group", "Latencies", "Percentiles", "Resources", "Summary"]
+__all__ = ["FloorFigures", "Group", "HostUse", "Latencies", "Percentiles", "Resources", "Summary", "Verdict"]
 
 Figures = Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)]
 
 
-class Percentiles(msgspec.Struct, frozen=True):
-    """Nearest-rank percentiles in nanoseconds, null when there is no sample."""
+class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Nearest-rank percentiles, in nanoseconds where nothing else is said; null with too few samples for it.
+
+    ``intervals`` has the 95 % confidence interval of each of them (``sim.results.intervals``), null at an end
+    that so few samples do not bound; it is empty where none were computed.
+    """
 
     p50: Figures | None
     p90: Figures | None
     p99: Figures | None
     p99_9: Figures | None
+    p99_99: Figures | None = None
     max: Figures | None
     samples: Figures
+    intervals: dict[str, tuple[Figures | None, Figures | None]] = {}
 
 
-class Latencies(msgspec.Struct, frozen=True):
-    """The four latencies of ``sim.results.latency``."""
+NONE = Percentiles(p50=None, p90=None, p99=None, p99_9=None, max=None, samples=0)
+
+
+class Latencies(msgspec.Struct, frozen=True, kw_only=True):
+    """The latencies of ``sim.results.latency``; ``total`` is corrected for coordinated omission, ``raw`` is not."""
 
     lag: Percentiles
     delivery: Percentiles
     handling: Percentiles
+    raw: Percentiles = NONE
     total: Percentiles
 
 
-class Resources(msgspec.Struct, frozen=True):
-    """What processes used between start and stop; means and maxima are over machines.
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What processes used between start and stop; means and maxima are over machines, sums over all of them.
 
     ``private_bytes``: memory that would come back if the process ended, without its share of the instrument's
-    own recording. Switches are per second.
+    own recording. ``pss_bytes`` counts shared pages in parts. Switches and faults are per second and machine.
     """
 
     cpu_percent: float
     cpu_percent_max: float
+    cpu_percent_sum: float | None = None
     cpu_system_share: float
     private_bytes: int | None
     private_bytes_max: int | None
+    private_bytes_sum: int | None = None
     uss_bytes: int | None
+    pss_bytes: int | None = None
+    pss_bytes_sum: int | None = None
     rss_bytes: int
     instrument_bytes: int | None
     switches_voluntary_per_s: float
     switches_involuntary_per_s: float
+    faults_minor_per_s: float | None = None
+    faults_major_per_s: float | None = None
     descriptors_max: int | None
     threads_max: int | None
 
 
+class HostUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What the whole host did meanwhile, others included; null where it does not say.
+
+    CPU in percent of one CPU, ``steal_percent`` what the hypervisor gave to others of what was asked for here.
+    Pressure: the share of time in which somebody waited for it (/proc/pressure, "some"). ``sampling_percent``:
+    what looking at the processes took of one CPU.
+    """
+
+    cpu_percent: float
+    steal_percent: float | None = None
+    load_max: float | None = None
+    pressure_cpu_percent: float | None = None
+    pressure_memory_percent: float | None = None
+    pressure_io_percent: float | None = None
+    sampling_percent: float | None = None
+
+
+class FloorFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The least that a wake-up costs here: bare eventfd and epoll between two processes (``sim.floor``).
+
+    The quieter one of what was measured before and after the run. ``times_floor`` is delivery's percentile of
+    the run divided by the floor's. ``clock_ns``: one look at the clock, of which a sample has three or four.
+    """
+
+    p50_ns: Figures
+    p99_ns: Figures
+    count: Figures
+    placement: str
+    clock_ns: float
+    times_floor: dict[str, float] = {}
+
+
 class Group(msgspec.Struct, frozen=True):
-    """One group's figures. ``coalescing`` is doorbells delivered for each interrupt."""
+    """One group's figures. ``coalescing`` is doorbells delivered for each interrupt, ``drained`` how they were
+    spread: doorbells for each logged drain.
+    """
 
     machines: Figures
     sent: Figures
@@ -79,6 +129,21 @@ class Group(msgspec.Struct, frozen=True):
     cpu_percent: float | None = None
     uss_bytes: int | None = None
     resources: Resources | None = None
+    drained: Percentiles = NONE
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What became of one expectation. ``got`` is None when the figure is not known, and ``why`` says what is wrong."""
+
+    figure: str
+    of: str
+    expected: str
+    got: float | None
+    met: bool
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.figure} {self.expected}" + (f" of {self.of}" if self.of else "")
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -88,6 +153,9 @@ class Summary(msgspec.Struct, frozen=True):
     at the end, their target died, or nobody recorded it), ``samples_refused`` for those the recordings had no
     room for. ``overfull_drains`` would be above 0 if stamps had been matched wrongly (``sim.results.latency``).
     ``pending_derived``: nobody looked into the counters at the end, so pending is what was left over.
+    ``cpu_ns_per_doorbell``: what all machines used of CPUs for each doorbell rung. ``warnings`` says in words
+    what a reader of the figures has to know about them. ``phases`` has the latencies of each phase, when there
+    are several. Fields with a default are missing in older runs.
     """
 
     schema_version: int
@@ -125,3 +193,12 @@ class Summary(msgspec.Struct, frozen=True):
     coordinator: Resources | None
     deaths: dict[str, str]
     problems: list[str]
+    drained: Percentiles = NONE
+    phases: dict[str, Latencies] = {}
+    resources: Resources | None = None
+    cpu_ns_per_doorbell: float | None = None
+    host: HostUse | None = None
+    floor: FloorFigures | None = None
+    clock_source: str = ""
+    warnings: list[str] = []
+    expectations: list[Verdict] = []

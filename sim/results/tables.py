@@ -1,4 +1,4 @@
-"""What `ivsim run` and `ivsim show` print of a run: doorbells, latencies, resources, warnings.
+"""What `ivsim run`, `ivsim show` and `ivsim compare` print: doorbells, latencies, resources, warnings.
 
 Plain columns without lines: readable in 80 columns, in a pipe, and by somebody who has only `less`.
 Everything that comes out of a run's files is printed as text, without markup and without control characters.
@@ -13,16 +13,17 @@ from rich.text import Text
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.latency import LATENCIES
+from sim.results.compare import Comparison
+from sim.results.flags import flags
+from sim.results.latency import EVERY_LATENCY, QUANTILES
 from sim.results.summary import Group, Percentiles, Resources, Summary
+from sim.results.thresholds import Verdict
+from sim.results.units import NOTHING, human_bytes, human_count, human_interval, human_ns
 
-__all__ = ["human_count", "human_ns", "render"]
+__all__ = ["human_count", "human_ns", "render", "render_comparison"]
 
 STATUS_STYLES = {"finished": "bold green", "degraded": "bold yellow", "interrupted": "bold yellow"}
-# Machines that take this share of all CPUs wait for each other (or for what else the host does), and
-# latencies say more about the scheduler than about the interrupt.
-SATURATED = 0.6
-NOTHING = "-"
+TOO_FEW = "few"
 
 Rows = Sequence[tuple[str, ...]]
 
@@ -38,45 +39,32 @@ def render(run: Run, console: Console) -> None:
         _place(run, console)
         return
     _title(run, figures, console)
-    for table in (_doorbells(figures), _latencies(figures), _resources(figures)):
+    tables = (_doorbells, _latencies, _certainty, _sharing, _resources)
+    for table in (make(figures) for make in tables):
         if len(table) > 1:
             console.print()
             _columns(table, console)
     console.print()
+    for fact in _setting(figures):
+        _line(console, fact)
     for warning in _warnings(run, figures):
         _line(console, "! ", warning, style="yellow")
     _balance(figures, console)
     _place(run, console)
 
 
-def human_ns(value_ns: int | None) -> str:
-    """Nanoseconds in three digits and the unit that fits: ns, us, ms or s."""
-    if value_ns is None:
-        return NOTHING
-    for size, unit in ((10**9, "s"), (10**6, "ms"), (10**3, "us")):
-        # 999,500 ns would round to "1000 us".
-        if abs(value_ns) >= size * 0.9995:
-            return f"{_three_digits(value_ns / size)} {unit}"
-    return f"{value_ns} ns"
-
-
-def human_count(value: float | None) -> str:
-    """A number in three digits and k, M or G."""
-    if value is None:
-        return NOTHING
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if abs(value) >= size * 0.9995:
-            return f"{_three_digits(value / size)} {unit}"
-    return _three_digits(value)
-
-
-def _three_digits(value: float) -> str:
-    decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:,.{decimals}f}"
-
-
-def _mebibytes(value_bytes: int | None) -> str:
-    return NOTHING if value_bytes is None else f"{value_bytes / 2**20:.1f} MiB"
+def render_comparison(comparison: Comparison, verdicts: Sequence[Verdict], console: Console) -> None:
+    """Print two runs side by side, what else differs, and how the thresholds fared."""
+    for name, run in (("A", comparison.a), ("B", comparison.b)):
+        console.print(Text(_plain(f"{name}: {run.figures.title}, {run.status}: {run.path}")), soft_wrap=True)
+    console.print()
+    _columns(comparison.rows(), console)
+    console.print()
+    for note in comparison.notes:
+        _line(console, "! ", note, style="yellow")
+    for verdict in verdicts:
+        word, style = ("met", "green") if verdict.met else ("missed", "bold red")
+        _line(console, f"{verdict.threshold}: {verdict.told}: ", word, style=style)
 
 
 def _plain(text: str) -> str:
@@ -135,24 +123,52 @@ def _doorbells(figures: Summary) -> Rows:
 
 
 def _latencies(figures: Summary) -> Rows:
-    """All groups together; then, where there are several, what was delivered to each."""
-    rows: list[tuple[str, ...]] = [("latency", "p50", "p90", "p99", "p99.9", "max", "samples")]
-    rows += [_latency(name, getattr(figures.latency_ns, name)) for name in LATENCIES]
-    groups = {name: its for name, its in figures.groups.items() if its.latency_ns.lag.samples}
-    for name, its in groups.items() if len(groups) > 1 else ():
-        rows.append(_latency(f"delivery {name}", its.latency_ns.delivery))
-        rows.append(_latency(f"total {name}", its.latency_ns.total))
+    """All groups together; then, where there are several, what was delivered to each, and what in each phase."""
+    rows: list[tuple[str, ...]] = [("latency", *(name.replace("_", ".") for name, _ in QUANTILES), "samples")]
+    rows += [_latency(name, getattr(figures.latency_ns, name)) for name in EVERY_LATENCY]
+    groups = {name: its.latency_ns for name, its in figures.groups.items() if its.latency_ns.lag.samples}
+    for parts in (groups, figures.phases):
+        for name, its in parts.items() if len(parts) > 1 else ():
+            rows.append(_latency(f"delivery {name}", its.delivery))
+            rows.append(_latency(f"total {name}", its.total))
     return rows
 
 
 def _latency(name: str, its: Percentiles) -> tuple[str, ...]:
-    figures = (human_ns(value) for value in (its.p50, its.p90, its.p99, its.p99_9, its.max))
-    return name, *figures, f"{its.samples:,}"
+    figures = (getattr(its, quantile) for quantile, _ in QUANTILES)
+    few = TOO_FEW if its.samples else NOTHING
+    return name, *(few if value is None else human_ns(value) for value in figures), f"{its.samples:,}"
+
+
+def _certainty(figures: Summary) -> Rows:
+    """The 95 % intervals of what people quote."""
+    # Without p90: five of them do not fit into 80 columns.
+    names = [name for name, _ in QUANTILES if name in figures.latency_ns.total.intervals and name != "p90"]
+    rows: list[tuple[str, ...]] = [("95 % CI", *(name.replace("_", ".") for name in names))]
+    for latency in ("delivery", "total") if names else ():
+        its: Percentiles = getattr(figures.latency_ns, latency)
+        rows.append((latency, *(human_interval(its.intervals.get(name)) for name in names)))
+    return rows
+
+
+def _sharing(figures: Summary) -> Rows:
+    """How many doorbells shared a wake-up, where any did."""
+    rows: list[tuple[str, ...]] = [("doorbells a wake", *(name.replace("_", ".") for name, _ in QUANTILES), "wakes")]
+    for name, its in figures.groups.items():
+        if (its.drained.max or 0) > 1:
+            counts = (getattr(its.drained, quantile) for quantile, _ in QUANTILES)
+            shown = (TOO_FEW if count is None else f"{count:,}" for count in counts)
+            rows.append((name, *shown, f"{its.drained.samples:,}"))
+    return rows
 
 
 def _resources(figures: Summary) -> Rows:
     rows: list[tuple[str, ...]] = [("each machine of", "CPU", "CPU max", "private", "private max", "preempted/s")]
     rows += [_usage(name, group.resources) for name, group in figures.groups.items() if group.resources]
+    if (its := figures.resources) and its.cpu_percent_sum is not None and figures.machines > 1:
+        preempted = human_count(figures.machines * its.switches_involuntary_per_s)
+        together = (f"{its.cpu_percent_sum:.1f} %", NOTHING, human_bytes(its.private_bytes_sum), NOTHING, preempted)
+        rows.append((f"(all {figures.machines} together)", *together))
     if figures.coordinator:
         rows.append(_usage("(coordinator)", figures.coordinator))
     return rows
@@ -163,55 +179,39 @@ def _usage(name: str, its: Resources) -> tuple[str, ...]:
         name,
         f"{its.cpu_percent:.1f} %",
         f"{its.cpu_percent_max:.1f} %",
-        _mebibytes(its.private_bytes),
-        _mebibytes(its.private_bytes_max),
+        human_bytes(its.private_bytes),
+        human_bytes(its.private_bytes_max),
         human_count(its.switches_involuntary_per_s),
     )
 
 
+def _setting(figures: Summary) -> Iterator[str]:
+    """What the figures are to be held against: the floor, the host, the price of a doorbell."""
+    if any(TOO_FEW in row for row in _latencies(figures)):
+        yield f"{TOO_FEW}: too few samples for that percentile"
+    if its := figures.floor:
+        times = ", ".join(f"its {name} {human_count(times)} times that" for name, times in its.times_floor.items())
+        yield (
+            f"floor: a bare wake-up takes {human_ns(its.p50_ns)} here (p99 {human_ns(its.p99_ns)}; {its.placement}), "
+            f"a look at the clock {human_ns(its.clock_ns)}{'; delivery has ' + times if times else ''}"
+        )
+    if figures.cpu_ns_per_doorbell is not None:
+        yield f"cost: {human_ns(figures.cpu_ns_per_doorbell)} of CPU time for each doorbell rung, all machines together"
+    if host := figures.host:
+        facts = [f"{host.cpu_percent:.0f} % of {figures.cpus} CPUs in use"] if host.cpu_percent else []
+        facts += [f"load {host.load_max:g}"] if host.load_max is not None else []
+        pressures = (("CPUs", "cpu"), ("memory", "memory"), ("disks", "io"))
+        waits = [(name, getattr(host, f"pressure_{field}_percent")) for name, field in pressures]
+        waited = ", ".join(f"{name} {share:.0f} %" for name, share in waits if share and share >= 0.5)
+        facts += [f"of the time, somebody waited for {waited}"] if waited else []
+        facts += [f"sampling took {host.sampling_percent:.1f} % of a CPU"] if host.sampling_percent is not None else []
+        yield f"host: {'; '.join(facts)}"
+
+
 def _warnings(run: Run, figures: Summary) -> Iterator[str]:
     """Everything that a reader of the figures has to know about them."""
-    for name, how in list(figures.deaths.items())[:8]:
-        yield f"{name} died: {how}"
-    if len(figures.deaths) > 8:
-        yield f"{len(figures.deaths) - 8} more machines died"
-    if figures.settled:
-        yield (
-            f"{figures.settled:,} doorbells are settled: whoever died (or is no machine of this topology) "
-            "had not put them on its books"
-        )
-    if figures.pending_derived:
-        yield "pending is what was left over: nobody looked into the counters at the end"
-    if figures.samples_refused or figures.drains_refused:
-        yield (
-            f"recordings were full: {figures.samples_refused:,} samples and {figures.drains_refused:,} "
-            "drains have no stamps, the latencies stand for the time before; a larger sample_every helps"
-        )
-    if figures.unmatched:
-        yield f"{figures.unmatched:,} of {figures.samples:,} samples are without a known delivery"
-    if figures.overfull_drains:
-        yield (
-            f"{figures.overfull_drains:,} of {figures.drains:,} drains got more samples than doorbells: "
-            "stamps taken across a preemption, off by one drain"
-        )
-    if figures.pended or figures.dropped:
-        yield (
-            f"without MSI-X: {figures.pended:,} delivered doorbells were left pending in the device, "
-            f"{figures.dropped:,} dropped"
-        )
-    yield from _oversubscription(figures)
+    yield from flags(figures)
     yield from run.problems
-
-
-def _oversubscription(figures: Summary) -> Iterator[str]:
-    used = [(group.machines, group.resources) for group in figures.groups.values() if group.resources]
-    busy = sum(machines * its.cpu_percent for machines, its in used) / 100
-    if figures.machines > figures.cpus and busy > SATURATED * figures.cpus:
-        preempted = sum(machines * its.switches_involuntary_per_s for machines, its in used)
-        yield (
-            f"oversubscribed: {figures.machines} machines kept {busy:.1f} of {figures.cpus} CPUs busy and "
-            f"were preempted {human_count(preempted)} times a second; latencies include waiting for a CPU"
-        )
 
 
 def _balance(figures: Summary, console: Console) -> None:

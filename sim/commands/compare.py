@@ -1,0 +1,72 @@
+"""`ivsim compare`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from nodes.errors import UsageError
+
+__all__ = ["compare"]
+
+MISSED = 99
+PICTURES = (".png", ".svg")
+
+
+@click.command("compare", short_help="Hold one run against another.")
+@click.argument("a", metavar="A", type=click.Path(path_type=Path))
+@click.argument("b", metavar="B", type=click.Path(path_type=Path))
+@click.option(
+    "--fail-if",
+    "limits",
+    multiple=True,
+    metavar="FIGURE:+LIMIT",
+    help="Exit 99 when B is worse than that: p99:+10%, delivery.p99:+5us, doorbells_per_s:-5%. Several times.",
+)
+@click.option("--json", "as_json", is_flag=True, help="All figures as JSON on standard output.")
+@click.option(
+    "--plot",
+    "picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw both into a file, .png or .svg (needs matplotlib).",
+)
+def compare(a: Path, b: Path, limits: tuple[str, ...], as_json: bool, picture: Path | None) -> None:
+    """Print what differs between the runs in the directories A (before) and B (after).
+
+    Percentiles have 95 % intervals; a change whose interval holds 0 is none. FIGURE is p50, p90, p99, p99.9,
+    p99.99 or max of total, or of another latency (delivery.p99), or any other name in the table.
+    """
+    from sim.results.compare import compare as compare_runs
+    from sim.results.tables import render_comparison
+    from sim.results.thresholds import Threshold
+
+    thresholds = [Threshold.parse(limit) for limit in limits]
+    if picture is not None and picture.suffix not in PICTURES:
+        raise UsageError(f"--plot {picture}: expected a file that ends in {' or '.join(PICTURES)}")
+    found = compare_runs(a, b)
+    verdicts = [threshold.judge(found) for threshold in thresholds]
+    if as_json:
+        content: dict[str, Any] = {
+            "a": str(found.a.path),
+            "b": str(found.b.path),
+            "notes": found.notes,
+            "figures": [dataclasses.asdict(figure) for figure in found.figures.values()],
+            "thresholds": [dataclasses.asdict(verdict) for verdict in verdicts],
+        }
+        click.echo(json.dumps(content, indent=2))
+    else:
+        render_comparison(found, verdicts, Console())
+    if picture is not None:
+        from sim.results.compare_picture import save
+
+        save(found, picture)
+    missed = [verdict for verdict in verdicts if not verdict.met]
+    for verdict in missed:
+        click.echo(f"ivsim: missed {verdict.threshold}: {verdict.told}", err=True)
+    if missed:
+        raise click.exceptions.Exit(MISSED)

@@ -1,0 +1,284 @@
+"""Two runs side by side: what changed, by how much, and whether that is more than chance.
+
+A percentile's change has an interval of its own: both runs are bootstrapped (``sim.results.intervals``), each
+resample of one is divided by one of the other, and 95 % of the quotients lie in it. Where it holds 0, the two
+runs show no difference. It knows what varied within the two runs, not what varies from run to run: a host that
+was busy throughout one of them looks like a change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nodes.errors import UsageError
+from sim.results.histogram import bins_of, lower_edges, upper_edges
+from sim.results.intervals import Interval, Slices, replicates, slice_of, sliced
+from sim.results.latency import EVERY_LATENCY, QUANTILES, values
+from sim.results.opening import open as open_run
+from sim.results.page import table_html
+from sim.results.run import Run
+from sim.results.summary import Percentiles, Summary
+from sim.results.units import NOTHING, human_bytes, human_count, human_ns
+
+__all__ = ["Comparison", "Figure", "compare"]
+
+TAIL = 0.025
+HUMAN = {"ns": human_ns, "bytes": human_bytes}
+Share = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of both runs, None where a run does not have it (too few samples, not looked at).
+
+    ``change`` is relative (0.1: B is a tenth above A), None when A is 0; intervals are of 95 %, None where there
+    are none, and an end is None where it is not bounded. ``overlap``: whether the intervals of A and B do.
+    """
+
+    name: str
+    unit: str
+    a: float | None
+    b: float | None
+    difference: float | None = None
+    change: float | None = None
+    change_interval: Share | None = None
+    a_interval: Interval | None = None
+    b_interval: Interval | None = None
+    overlap: bool | None = None
+
+    @property
+    def title(self) -> str:
+        """Its name as people write it: delivery.p99.9."""
+        return self.name.replace("9_", "9.")
+
+    def shown(self, value: float | None) -> str:
+        """A value of this figure for people."""
+        return HUMAN.get(self.unit, human_count)(value)
+
+    def verdict(self) -> str:
+        """same, lower or higher, as far as the interval of the change tells; empty where there is none."""
+        if self.change_interval is None:
+            return ""
+        low, high = self.change_interval
+        return "higher" if low is not None and low > 0 else "lower" if high is not None and high < 0 else "same"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All figures of two runs, by name: ``comparison["total.p99"]``. ``notes`` say what else differs."""
+
+    a: Run
+    b: Run
+    figures: dict[str, Figure]
+    notes: list[str]
+
+    def __getitem__(self, name: str) -> Figure:
+        """A figure: total.p99 (p99 alone means that), delivery.p99_9 or p99.9, doorbells_per_s, ..."""
+        wanted = name if name in self.figures else _full_name(name)
+        if wanted not in self.figures:
+            quantiles = ", ".join(quantile.replace("_", ".") for quantile, _ in QUANTILES)
+            others = [its for its in self.figures if its.partition(".")[0] not in EVERY_LATENCY]
+            raise UsageError(
+                f"no figure {name!r}: expected {quantiles}, of total or of another latency "
+                f"({', '.join(EVERY_LATENCY)}) as in delivery.p99, or one of {', '.join(others)}"
+            )
+        return self.figures[wanted]
+
+    def __repr__(self) -> str:
+        return f"<Comparison of {self.a.path.name} and {self.b.path.name}: {len(self.figures)} figures>"
+
+    def table(self) -> pa.Table:
+        """One row for each figure."""
+        ends = ("a_interval", "b_interval", "change_interval")
+        rows = []
+        for its in self.figures.values():
+            row = asdict(its)
+            for name in ends:
+                row[f"{name}_low"], row[f"{name}_high"] = row.pop(name) or (None, None)
+            rows.append(row)
+        kinds = {"name": pa.string(), "unit": pa.string(), "overlap": pa.bool_()}
+        return pa.table(
+            {name: pa.array([row[name] for row in rows], kinds.get(name, pa.float64())) for name in rows[0]}
+        )
+
+    def frame(self) -> Any:
+        """As a ``pandas.DataFrame`` by name. Raises ``UsageError`` without pandas."""
+        try:
+            import pandas  # noqa: F401
+        except ImportError as error:
+            raise UsageError("frames need pandas: pip install 'ivshmem-sim[notebook]'") from error
+        return self.table().to_pandas().set_index("name")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The figures as text, with a head; without those that neither run has, and raw where it is what total
+        is (in a closed loop)."""
+        rows: list[tuple[str, ...]] = [("figure", "A", "B", "change", "95 % of the change", "intervals")]
+        for its in self.figures.values():
+            same = self.figures.get(its.name.replace("raw.", "total."), its)
+            if (its.a or its.b) and (same is its or (same.a, same.b) != (its.a, its.b)):
+                rows.append((its.title, its.shown(its.a), its.shown(its.b), *_told(its)))
+        return rows
+
+    def _repr_html_(self) -> str:
+        return table_html(self.rows(), f"A: {self.a.path.name}; B: {self.b.path.name}", self.notes)
+
+
+def compare(a: Run | str | os.PathLike[str], b: Run | str | os.PathLike[str]) -> Comparison:
+    """What differs between two runs, opened or named by their directories; ``a`` is the one before.
+
+    Raises ``UsageError`` when one has no summary. Without its samples there are no intervals, and a note says so.
+    """
+    runs = [its if isinstance(its, Run) else open_run(its) for its in (a, b)]
+    before, after = runs
+    notes = list(_settings(before, after))
+    drawn: list[dict[str, Slices] | None] = []
+    for name, run in zip("AB", runs, strict=True):
+        try:
+            drawn.append(_slices(run))
+        except UsageError as error:
+            drawn.append(None)
+            notes.append(f"{name} without intervals: {error}")
+    figures = [*_latencies(before.figures, after.figures, *drawn), *_others(before.figures, after.figures)]
+    return Comparison(before, after, {figure.name: figure for figure in figures}, notes)
+
+
+def _full_name(name: str) -> str:
+    latency, dot, rest = name.partition(".")
+    if dot and latency in EVERY_LATENCY:
+        return f"{latency}.{rest.replace('.', '_')}"
+    return f"total.{name.replace('.', '_')}"
+
+
+def _slices(run: Run) -> dict[str, Slices]:
+    """Every latency of a run, cut into slices of time."""
+    columns, found = run.columns, {}
+    slices = slice_of(columns.intended_ns)
+    for name in EVERY_LATENCY:
+        numbers, there = values(columns, name)
+        there &= ~columns.warmup
+        (found[name],) = sliced(bins_of(numbers[there]), slices[there])
+    return found
+
+
+def _latencies(
+    a: Summary, b: Summary, a_slices: dict[str, Slices] | None, b_slices: dict[str, Slices] | None
+) -> Iterator[Figure]:
+    for latency in EVERY_LATENCY:
+        ours: Percentiles = getattr(a.latency_ns, latency)
+        theirs: Percentiles = getattr(b.latency_ns, latency)
+        changes: dict[str, npt.NDArray[np.float64]] = {}
+        if a_slices is not None and b_slices is not None:
+            changes = _changes(a_slices[latency], b_slices[latency])
+        for name, _ in QUANTILES:
+            before, after = getattr(ours, name), getattr(theirs, name)
+            intervals = ours.intervals.get(name), theirs.intervals.get(name)
+            yield Figure(
+                name=f"{latency}.{name}",
+                unit="ns",
+                a=before,
+                b=after,
+                difference=_difference(before, after),
+                change=_change(before, after),
+                change_interval=_share(changes.get(name), *intervals),
+                a_interval=intervals[0],
+                b_interval=intervals[1],
+                overlap=_overlap(*intervals),
+            )
+
+
+def _changes(a: Slices, b: Slices) -> dict[str, npt.NDArray[np.float64]]:
+    """The relative change of each percentile in each pair of resamples."""
+    found = {}
+    # Drawn apart: with one seed for both, the same slices would come up in both.
+    ours, theirs = replicates(a, seed=1), replicates(b, seed=2)
+    for name in ours.keys() & theirs.keys():
+        before, after = (
+            (lower_edges(its.bins[drawn]) + upper_edges(its.bins[drawn])) / 2
+            for its, drawn in ((a, ours[name]), (b, theirs[name]))
+        )
+        if before.all():
+            found[name] = after / before - 1
+    return found
+
+
+def _share(changes: npt.NDArray[np.float64] | None, a: Interval | None, b: Interval | None) -> Share | None:
+    """95 % of the changes; an end that rests on a percentile without an upper bound is open."""
+    if changes is None or a is None or b is None:
+        return None
+    low, high = (round(float(end), 4) for end in np.quantile(changes, (TAIL, 1 - TAIL)))
+    return (low if a[1] is not None else None), (high if b[1] is not None else None)
+
+
+def _overlap(a: Interval | None, b: Interval | None) -> bool | None:
+    if a is None or b is None or a[0] is None or b[0] is None:
+        return None
+    return (a[1] is None or b[0] <= a[1]) and (b[1] is None or a[0] <= b[1])
+
+
+def _others(a: Summary, b: Summary) -> Iterator[Figure]:
+    """What has no samples, and so no intervals."""
+    pairs: list[tuple[str, str, Any, Any]] = [
+        (name, unit, getattr(a, name), getattr(b, name))
+        for name, unit in (
+            ("doorbells_per_s", "/s"),
+            ("interrupts_per_s", "/s"),
+            ("coalescing", ""),
+            ("refused", ""),
+            ("cpu_ns_per_doorbell", "ns"),
+        )
+    ]
+    pairs += [
+        (name, unit, getattr(a.resources, name, None), getattr(b.resources, name, None))
+        for name, unit in (("cpu_percent_sum", "%"), ("private_bytes", "bytes"))
+    ]
+    for name, unit, before, after in pairs:
+        yield Figure(name, unit, before, after, _difference(before, after), _change(before, after))
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else round(b - a, 6)
+
+
+def _change(a: float | None, b: float | None) -> float | None:
+    return None if b is None or not a else round(b / a - 1, 6)
+
+
+def _told(its: Figure) -> Sequence[str]:
+    change = NOTHING if its.change is None else _percent(its.change)
+    if its.change_interval is None:
+        return change, NOTHING, NOTHING
+    low, high = its.change_interval
+    ends = f"{'open' if low is None else _percent(low)} to {'open' if high is None else _percent(high)}"
+    return change, ends, "overlap" if its.overlap else "apart"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+,.1f} %"
+
+
+def _settings(a: Run, b: Run) -> Iterator[str]:
+    """What the runs differ in besides their figures; and what either says of itself."""
+    for name in ("title", "machines", "cpus", "warmup_s", "seed", "version"):
+        ours, theirs = getattr(a.figures, name), getattr(b.figures, name)
+        if ours != theirs:
+            yield f"{name}: {ours} in A, {theirs} in B"
+    try:
+        for name in ("cpu_model", "kernel", "python"):
+            ours, theirs = getattr(a.origin.host, name), getattr(b.origin.host, name)
+            if ours != theirs:
+                yield f"{name}: {ours} in A, {theirs} in B"
+        if a.origin.sample_every != b.origin.sample_every:
+            yield f"sample_every: {a.origin.sample_every} in A, {b.origin.sample_every} in B"
+    except UsageError as error:
+        yield str(error)
+    for name, run in (("A", a), ("B", b)):
+        if run.status != "finished":
+            yield f"{name} is {run.status}"
+        yield from (f"{name}: {warning}" for warning in run.warnings)

@@ -1,0 +1,71 @@
+"""Looking at processes from outside: one row each, the host's, and memory by turns when there are many."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sim import resources
+from sim.resources import COORDINATOR, HOST, Resources, Sampler
+from sim.results.schemas import RESOURCES
+
+
+@pytest.fixture
+def own() -> Sampler:
+    sampler = Sampler()
+    sampler.watch(COORDINATOR, "coordinator", os.getpid())
+    return sampler
+
+
+def test_a_process_and_its_host(own):
+    mine, host = own.sample({COORDINATOR: 4096})
+    assert (mine.machine, mine.name, mine.instrument_bytes) == (COORDINATOR, "coordinator", 4096)
+    assert 0 < mine.uss_bytes <= mine.rss_bytes
+    assert 0 < mine.pss_bytes <= mine.rss_bytes
+    assert mine.descriptors >= 3
+    assert mine.threads >= 1
+    assert mine.faults_minor > 100
+    assert mine.faults_major >= 0
+    assert (host.machine, host.name, host.uss_bytes) == (HOST, "host", None)
+    assert host.cpu_user_s > mine.cpu_user_s
+    assert host.load_1 >= 0
+    assert host.switches_voluntary > mine.switches_voluntary
+    (_, later) = own.sample({})
+    assert later.sampling_s > host.sampling_s > 0
+    assert later.time_ns > host.time_ns
+
+
+def test_rows_are_those_of_the_table():
+    assert list(Resources._fields) == RESOURCES.names
+
+
+def test_the_memory_of_many_is_summed_up_by_turns(monkeypatch):
+    monkeypatch.setattr(resources, "MEMORY_LOOKS", 2)
+    sampler = Sampler()
+    for machine in range(5):
+        sampler.watch(machine, f"m-{machine}", os.getpid())
+    looked = [[row.machine for row in sampler.sample({}) if row.uss_bytes is not None] for _ in range(5)]
+    assert looked == [[0, 1], [2, 3], [0, 4], [1, 2], [3, 4]]
+    assert all(row.rss_bytes > 0 and row.faults_minor is not None for row in sampler.sample({}) if row.machine >= 0)
+
+
+def test_who_is_gone_is_left_out(own):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        own.watch(0, "child", child.pid)
+        assert [row.machine for row in own.sample({})] == [COORDINATOR, 0, HOST]
+        child.kill()
+    assert [row.machine for row in own.sample({})] == [COORDINATOR, HOST]
+    own.watch(1, "never", child.pid)
+    own.forget(COORDINATOR)
+    assert [row.machine for row in own.sample({})] == [HOST]
+
+
+def test_a_kernel_without_pressure_says_nothing(own, monkeypatch, tmp_path):
+    assert resources._pressure_s("no such thing") is None
+    (tmp_path / "cpu").write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=1500000\nfull avg10=0.00 total=7\n")
+    monkeypatch.setattr(resources, "PRESSURE", tmp_path)
+    (_, host) = own.sample({})
+    assert (host.pressure_cpu_s, host.pressure_io_s) == (1.5, None)
