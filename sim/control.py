@@ -12,21 +12,110 @@ from collections.abc import Callable
 
 import msgspec
 
-__all__ = ["Control", "Failed", "Ping", "Ready", "Start", "Stop", "Stopped", "Warned"]
+__all__ = [
+    "Control",
+    "Deafen",
+    "Expect",
+    "Failed",
+    "Known",
+    "Leave",
+    "Mask",
+    "Migrate",
+    "Moved",
+    "Moving",
+    "Order",
+    "Ping",
+    "Proceed",
+    "Ready",
+    "Reset",
+    "Slow",
+    "Start",
+    "Stayed",
+    "Stop",
+    "Stopped",
+    "Unplug",
+    "Warned",
+]
 
 TEXT_MAX = 16_384
 MESSAGE_BYTES_MAX = 65_536
 
 
+class Expect(msgspec.Struct, tag=True, frozen=True):
+    """To the worker, once the server has let it in: of each of its devices, how many eventfds its greeting names."""
+
+    eventfds: tuple[int, ...]
+
+
+class Known(msgspec.Struct, tag=True, frozen=True):
+    """To the worker: these machines (indices) have these IDs now, in the first domain that it shares with them.
+
+    ``anew``: and no others have any.
+    """
+
+    peers: dict[int, int]
+    anew: bool = False
+
+
 class Start(msgspec.Struct, tag=True, frozen=True):
-    """To the worker: begin the program at ``start_ns``; at ``stop_ns`` do as for Stop, without being told again."""
+    """To the worker: begin the program at ``start_ns``; at ``stop_ns`` do as for Stop, without being told again.
+
+    ``joined_ns`` is when a machine has come that was not there at ``start_ns``; 0 for the others.
+    """
 
     start_ns: int
     stop_ns: int
+    joined_ns: int = 0
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):
     """To the worker: end the program, leave what is pending where it is, say Stopped."""
+
+
+class Leave(msgspec.Struct, tag=True, frozen=True):
+    """To the worker: end the program, disconnect, say Stopped and end."""
+
+
+class Unplug(msgspec.Struct, tag=True, frozen=True):
+    """To the worker: its devices are taken away; it lives on without them until Stop."""
+
+
+class Reset(msgspec.Struct, tag=True, frozen=True):
+    """To the worker: its devices are reset, its driver probes them, its program begins anew."""
+
+
+class Mask(msgspec.Struct, tag=True, frozen=True):
+    """To the worker: set, or clear, the mask bit of these vectors of all its devices."""
+
+    vectors: tuple[int, ...]
+    masked: bool
+
+
+class Slow(msgspec.Struct, tag=True, frozen=True):
+    """To the worker: wait so long before each interrupt is taken."""
+
+    delay_ns: int
+
+
+class Migrate(msgspec.Struct, tag=True, frozen=True):
+    """To the worker: go on in a fresh process, with a device in the ``domain`` whose server is at that path.
+
+    An empty ``server``: the fresh process takes over the connection, and with it the ID. ``adopter`` is the process that
+    it will belong to. ``fault`` is what is to go wrong: see `topologies.scenario.FAULTS`.
+    """
+
+    server: str
+    domain: int
+    adopter: int
+    fault: str = ""
+
+
+class Proceed(msgspec.Struct, tag=True, frozen=True):
+    """To the fresh process of a migration: it is known whose it is, so it may connect."""
+
+
+class Deafen(msgspec.Struct, tag=True, frozen=True):
+    """To the worker: read no more of what the servers say."""
 
 
 class Ping(msgspec.Struct, tag=True, frozen=True):
@@ -40,7 +129,32 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
 
 class Stopped(msgspec.Struct, tag=True, frozen=True):
-    """From the worker: it rings and drains no more, and its counts are final."""
+    """From the worker: it rings and drains no more, and its counts are final; what its program counted itself."""
+
+    statistics: dict[str, int | float] = {}
+
+
+class Moving(msgspec.Struct, tag=True, frozen=True):
+    """From the worker: the process that it will go on in has been born; it reads the orders from now on."""
+
+    pid: int
+
+
+class Stayed(msgspec.Struct, tag=True, frozen=True):
+    """From the worker: the migration has come to nothing, and it goes on where it was; ``paused_ns`` it stood still."""
+
+    reason: str
+    paused_ns: int
+
+
+class Moved(msgspec.Struct, tag=True, frozen=True):
+    """From the fresh process: it is the machine now. ``downtime_ns`` from the pause to the program going on."""
+
+    peer: int
+    downtime_ns: int
+    state_bytes: int
+    memory_bytes: int
+    pending_vectors: int
 
 
 class Warned(msgspec.Struct, tag=True, frozen=True):
@@ -57,8 +171,8 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     traceback: str = ""
 
 
-Order = Start | Stop | Ping
-Report = Ready | Stopped | Warned | Failed
+Order = Expect | Known | Start | Stop | Leave | Unplug | Reset | Mask | Slow | Migrate | Proceed | Deafen | Ping
+Report = Ready | Stopped | Moving | Stayed | Moved | Warned | Failed
 
 # Made once, before workers are forked: what they need of msgspec is then shared.
 _encode = msgspec.msgpack.Encoder().encode

@@ -1,31 +1,31 @@
 """The coordinator of one run: it admits the machines, starts them at one moment, watches them, ends them.
 
-starting   workers are born and connect; the server lets them join in the order of the topology,
-           so that a machine's index is its ID
-running    from the moment that all are Ready and were told the same start, until the time is up
+starting   workers are born and connect; the servers let them join in the order of the topology
+running    from the moment that all are Ready and were told the same start, until the time is up; meanwhile the
+           timeline lets things happen
 stopping   every worker ends its program and says Stopped; what its counters still hold is pending
 done
 """
 
 from __future__ import annotations
 
-import os
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from nodes.errors import HostError
-from sim import control, recording
-from sim.crew import Hand
+from sim import control
+from sim.actions import Actions
+from sim.crew import Crew
+from sim.hand import Hand
 from sim.kernel.loop import Loop
-from sim.recording import WORD_BYTES
-from sim.resources import COORDINATOR, Resources, Sampler
-from sim.telemetry import Group, Publisher, Snapshot
-from sim.wire.server import Arrival, IvshmemServer, Peer
+from sim.live_domain import LiveDomain
+from sim.lookout import Lookout
+from sim.resources import Resources
+from sim.timeline import Timeline
+from sim.wire.server import Arrival, Peer
 from topologies import Topology
 
 __all__ = ["Coordinator", "Ending"]
@@ -35,22 +35,22 @@ START_LEAD_NS = 50_000_000
 START_PATIENCE_NS = 30 * SECOND_NS
 START_PATIENCE_EACH_NS = SECOND_NS // 10
 STOP_PATIENCE_NS = 3 * SECOND_NS
-HEARTBEAT_NS = SECOND_NS // 2
-PUBLISH_NS = SECOND_NS // 5
-LOOK_SHARE = 20
+KNOWN_AT_ONCE = 4096
 
 
 @dataclass
 class Ending:
-    """How the run ended, as the coordinator saw it."""
+    """How the run ended, as the coordinator saw it. ``pending`` is by (domain, peer, vector)."""
 
     status: str = "finished"
     reason: str = ""
-    pending: dict[tuple[int, int], int] = field(default_factory=dict)
+    pending: dict[tuple[int, int, int], int] = field(default_factory=dict)
     start_ns: int = 0
     measure_start_ns: int = 0
     stop_ns: int = 0
     ready_ns: int = 0
+    phases: list[tuple[str, int, int, bool]] = field(default_factory=list)
+    """Of each its name, beginning, end, and whether it is measured."""
 
 
 class Coordinator:
@@ -59,77 +59,107 @@ class Coordinator:
     def __init__(
         self,
         topology: Topology,
-        hands: list[Hand],
         *,
         runtime: Path,
         server_path: Path,
-        memory: int,
+        recording_path: Callable[[int], Path],
         event: Callable[..., None],
         resources: Callable[[list[Resources]], None],
         resources_every_s: float,
     ) -> None:
         self._topology = topology
-        self._hands = hands
         self._event = event
-        self._record_resources = resources
-        self._resources_every_ns = round(resources_every_s * SECOND_NS)
         self.ending = Ending()
         self.phase = "starting"
         self._born_ns = time.monotonic_ns()
         self._loop = Loop()
-        self._arrivals: dict[int, Arrival] = {}  # pid of a worker -> its connection, until all are there
-        self._strangers: list[Arrival] = []
-        self._everyone_joined = False
-        self._ping = 0
-        self._snapshots = 0
-        self.heartbeats_late = 0
-        self._sampler = Sampler()
-        self._server = IvshmemServer(
-            self._loop,
-            server_path,
-            memory,
-            vectors=max(machine.vectors for machine in topology.machines),
-            on_arrival=self._arrive,
-            on_leave=self._left,
-            retain_departed=True,
-        )
-        self._publisher = Publisher(runtime / "telemetry.zmq")
+        self.domains: list[LiveDomain] = []
+        self._crew: Crew | None = None
+        self._lookout: Lookout | None = None
+        try:
+            for number, domain in enumerate(topology.domains):
+                live = LiveDomain(
+                    domain,
+                    number,
+                    self._loop,
+                    server_path if number == 0 else server_path.with_name(f"{server_path.name}.{domain.name}"),
+                    on_join=self._joined,
+                    on_stranger=lambda arrival, name=domain.name: self._stranger(arrival, name),  # type: ignore[misc]
+                    on_leave=self._left,
+                    on_fault=lambda reason: self.stop("failed", reason),
+                )
+                self.domains.append(live)
+            paths = [domain.path for domain in self.domains]
+            self._crew = Crew(topology, runtime, recording_path, paths.__getitem__)
+            self._lookout = Lookout(
+                self._crew,
+                self,
+                self._loop,
+                runtime=runtime,
+                record=resources,
+                resources_every_s=resources_every_s,
+            )
+            for live in self.domains:
+                live.open(self._crew)
+        except BaseException:
+            self.close()
+            raise
+        actions = Actions(self._crew, self.domains, self._loop, bear=self.bear)
+        self.timeline = Timeline(self, self._loop, event, actions)
 
     @property
-    def telemetry(self) -> str:
-        """Where the snapshots are published."""
-        return self._publisher.endpoint
+    def topology(self) -> Topology:
+        return self._topology
+
+    @property
+    def crew(self) -> Crew:
+        assert self._crew is not None
+        return self._crew
+
+    @property
+    def lookout(self) -> Lookout:
+        assert self._lookout is not None
+        return self._lookout
+
+    @property
+    def start_ns(self) -> int:
+        return self.ending.start_ns
+
+    @property
+    def stop_ns(self) -> int:
+        return self.ending.stop_ns
 
     def close(self) -> None:
-        self._publisher.close()
-        self._server.close()
+        if self._lookout is not None:
+            self._lookout.close()
+        if self._crew is not None:
+            self._crew.close()
+        for domain in reversed(self.domains):
+            domain.close()
         self._loop.close()
 
     # The run
 
     def run(self) -> Ending:
         """Start everyone, wait for the end, collect what is pending. Returns however the run went."""
-        for hand in self._hands:
-            hand.start()
-            assert hand.process is not None
-            self._loop.add(hand.process.sentinel, lambda hand=hand: self._reap(hand))  # type: ignore[misc]
-            self._loop.add(hand.control, lambda hand=hand: self._listen(hand))  # type: ignore[misc]
-            self._sampler.watch(hand.machine, hand.name, hand.pid)
+        present = [hand for hand in self.crew.hands if hand.machine.present]
+        for hand in present:
+            self.bear(hand)
             # Those who have connected meanwhile need no answer yet, but their sockets must not fill the backlog.
             self._loop.step(time.monotonic_ns())
-        self._sampler.watch(COORDINATOR, "coordinator", os.getpid())
-        patience_ns = START_PATIENCE_NS + len(self._hands) * START_PATIENCE_EACH_NS
+        patience_ns = START_PATIENCE_NS + len(present) * START_PATIENCE_EACH_NS
         self._loop.at(self._born_ns + patience_ns, self._give_up_starting)
-        self._publish()
-        self._beat()
+        self.lookout.begin()
+        if not present and self.phase == "starting":
+            self._begin()
         while self.phase != "done":
             self._loop.step()
-        self._publish_now()
+        self.lookout.publish()
         self._event(
             "telemetry",
-            snapshots=self._publisher.published,
-            heartbeats=self._ping * len(self._hands),
-            heartbeats_late=self.heartbeats_late,
+            snapshots=self.lookout.published,
+            heartbeats=self.lookout.heartbeats,
+            heartbeats_late=self.lookout.heartbeats_late,
         )
         return self.ending
 
@@ -140,6 +170,13 @@ class Coordinator:
         self.ending.status, self.ending.reason = status, reason
         self._stop()
 
+    def bear(self, hand: Hand) -> None:
+        """Start the process of a life that has been made, and listen to it."""
+        self.crew.start(hand)
+        self._loop.add(hand.sentinel, lambda: self._reap(hand))
+        self._loop.add(hand.control, lambda: self._listen(hand))
+        self.lookout.watch(hand)
+
     def watch(self, file: Any, callback: Callable[[], None]) -> None:
         """Call back when ``file`` is readable, for as long as the run lasts."""
         self._loop.add(file, callback)
@@ -147,35 +184,29 @@ class Coordinator:
     def _give_up_starting(self) -> None:
         if self.phase != "starting":
             return
-        missing = [hand.name for hand in self._hands if not hand.ready]
+        missing = [hand.name for hand in self.crew.hands if hand.machine.present and not hand.ready]
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         self.stop("failed", f"not Ready in time: {shown}")
 
     # Machines that come
 
-    def _arrive(self, arrival: Arrival) -> None:
-        """Workers join together, in the order of the topology; whoever else connects joins after them."""
-        hand = next((hand for hand in self._hands if hand.lives and hand.pid == arrival.pid), None)
-        if hand is None or self.phase != "starting":
-            self._strangers.append(arrival)
-        else:
-            self._arrivals[arrival.pid] = arrival
-        if len(self._arrivals) == len(self._hands):
-            for hand in self._hands:
-                self._join(self._arrivals[hand.pid], hand.plan.vectors)
-            self._arrivals.clear()
-            self._everyone_joined = True
-        if self._everyone_joined:
-            for stranger in self._strangers:
-                self._event("foreign_peer_joined", pid=stranger.pid, uid=stranger.uid)
-                self._join(stranger, max(hand.plan.vectors for hand in self._hands))
-            self._strangers.clear()
+    def _joined(self, hand: Hand, place: int) -> None:
+        """A machine is in a domain. When it is in all of its own, it is told what greetings to wait for."""
+        if None not in hand.greetings:
+            hand.tell(control.Expect(tuple(count or 0 for count in hand.greetings)))
+        if self.phase == "running" and hand.moving is None:
+            self._make_known(hand, place)
 
-    def _join(self, arrival: Arrival, vectors: int) -> None:
-        try:
-            self._server.join(arrival, vectors)
-        except HostError as error:
-            self.stop("failed", str(error))
+    def _make_known(self, hand: Hand, place: int) -> None:
+        """Tell those who work with a machine which ID it has now."""
+        domain, peer = hand.rows[place].domain, hand.peers[place]
+        assert peer is not None
+        for other in self.crew.current:
+            if other.ready and _first_shared(other, hand) == domain and _names(other, hand.machine.index):
+                other.tell(control.Known({hand.machine.index: peer}))
+
+    def _stranger(self, arrival: Arrival, domain: str) -> None:
+        self._event("foreign_peer_joined", pid=arrival.pid, uid=arrival.uid, domain=domain)
 
     def _left(self, peer: Peer, reason: str) -> None:
         if self.phase == "running":
@@ -184,16 +215,48 @@ class Coordinator:
     def _begin(self) -> None:
         """Everyone is Ready: one start for all, on the clock that all share."""
         ending, settings = self.ending, self._topology.run
+        self.lookout.look_at_resources()  # before there is a start to be late for
         ending.ready_ns = time.monotonic_ns()
         ending.start_ns = ending.ready_ns + START_LEAD_NS
         ending.measure_start_ns = ending.start_ns + round(settings.warmup_s * SECOND_NS)
         ending.stop_ns = ending.measure_start_ns + round(settings.duration_s * SECOND_NS)
         self.phase = "running"
         self._event("ready", ready_s=(ending.ready_ns - self._born_ns) / SECOND_NS)
-        self._look_at_resources()
-        for hand in self._hands:
-            hand.control.send(control.Start(ending.start_ns, ending.stop_ns))
+        for hand in self.crew.current:
+            if hand.ready:
+                self._send_off(hand, joined_ns=0)
+        at_ns = ending.start_ns
+        for phase in self._topology.phases if self._topology.has_own_phases else ():
+            end_ns = at_ns + round(phase.duration_s * SECOND_NS)
+            ending.phases.append((phase.name, at_ns, end_ns, phase.measured))
+            at_ns = end_ns
+        self.timeline.begin(ending.start_ns, ending.stop_ns)
         self._loop.at(ending.stop_ns, self._stop)
+
+    def _send_off(self, hand: Hand, *, joined_ns: int) -> None:
+        """Tell a machine who is who, and when to start; ``joined_ns`` as in the order."""
+        self._introduce(hand, anew=False)
+        hand.tell(control.Start(self.ending.start_ns, self.ending.stop_ns, joined_ns))
+
+    def _introduce(self, hand: Hand, *, anew: bool) -> None:
+        """Tell a machine which IDs those have that it works with."""
+        ids: dict[int, int] = {}
+        alone = len(self.domains) == 1
+        for machine in sorted({each for machines in _named(hand) for each in machines}):
+            other = self.crew.current[machine]
+            if alone:
+                if other.peers[0] is not None:
+                    ids[machine] = other.peers[0]
+                continue
+            domain = _first_shared(hand, other)
+            peer = next((other.peers[place] for place, row in enumerate(other.rows) if row.domain == domain), None)
+            if peer is not None:
+                ids[machine] = peer
+        pairs = iter(ids.items())
+        if anew:
+            hand.tell(control.Known({}, anew=True))
+        while chunk := dict(itertools.islice(pairs, KNOWN_AT_ONCE)):
+            hand.tell(control.Known(chunk))
 
     # Machines that go
 
@@ -204,11 +267,22 @@ class Coordinator:
                 match report:
                     case control.Ready():
                         hand.ready = True
-                        if self.phase == "starting" and all(hand.ready for hand in self._hands):
+                        if self.phase == "running":
+                            self._event("machine_joined", machine=hand.name, peers=hand.peers)
+                            self._send_off(hand, joined_ns=max(time.monotonic_ns(), self.start_ns))
+                        elif self.phase == "starting" and self._all_ready():
                             self._begin()
-                    case control.Stopped():
+                    case control.Stopped(statistics):
                         hand.stopped = True
+                        if statistics:
+                            self._event("statistics", machine=hand.name, values=statistics)
                         self._check_stopped()
+                    case control.Moving(pid):
+                        self._moving(hand, pid)
+                    case control.Moved():
+                        self._moved(hand, report)
+                    case control.Stayed(reason, paused_ns):
+                        self._stayed(hand, reason, paused_ns)
                     case control.Warned(text):
                         self._event("warning", machine=hand.name, text=text)
                     case control.Failed(whose, summary, trace):
@@ -217,27 +291,85 @@ class Coordinator:
         except EOFError:
             self._loop.remove(hand.control)
 
+    def _all_ready(self) -> bool:
+        return all(hand.ready for hand in self.crew.hands if hand.machine.present)
+
+    # Machines that move
+
+    def _moving(self, hand: Hand, pid: int) -> None:
+        """The process is there that a machine is to go on in."""
+        try:
+            self.crew.adopt(hand, pid)
+        except ProcessLookupError:
+            return  # its source will say so
+        hand.tell(control.Proceed())
+
+    def _moved(self, hand: Hand, report: control.Moved) -> None:
+        """The machine has gone on in its new process; the one before it ends, or has ended."""
+        assert hand.moving is not None
+        before, domain = hand.rows[0].domain, hand.moving.domain
+        row, hand.moving = hand.rows[0], None
+        old_peer, hand.peers[0] = hand.peers[0], report.peer
+        hand.rows[0] = row._replace(domain=domain)
+        self._event(
+            "migrated",
+            machine=hand.name,
+            from_peer=old_peer,
+            to_peer=report.peer,
+            from_domain=self.domains[before].name,
+            to_domain=self.domains[domain].name,
+            downtime_ms=report.downtime_ns / 1e6,
+            state_bytes=report.state_bytes,
+            memory_bytes=report.memory_bytes,
+            pending_vectors=report.pending_vectors,
+        )
+        if (before, old_peer) != (domain, report.peer):
+            self._introduce(hand, anew=before != domain)
+            self._make_known(hand, 0)
+
+    def _stayed(self, hand: Hand, reason: str, paused_ns: int) -> None:
+        """A migration has come to nothing; whoever was to take over has ended."""
+        hand.moving = None
+        hand.lose_successor()
+        self._event("migration_failed", machine=hand.name, reason=reason, downtime_ms=paused_ns / 1e6)
+        if self.phase == "stopping":
+            hand.tell(control.Stop())  # the first one was read by the other process
+
     def _reap(self, hand: Hand) -> None:
         """A worker's process has ended."""
-        how = hand.reap()
-        if how is None:
+        if not hand.has_ended:
             return
-        assert hand.process is not None
-        self._loop.remove(hand.process.sentinel)
+        self._loop.remove(hand.sentinel)
+        if hand.succeed():
+            self._loop.add(hand.sentinel, lambda: self._reap(hand))
+            self.lookout.watch(hand)
+            return
+        how = hand.reap()
         self._listen(hand)
-        self._sampler.forget(hand.machine)
-        if how:
-            reason = f"{hand.name} died ({how})" + (f": {hand.failure}" if hand.failure else "")
-            self._event("machine_died", machine=hand.name, how=how, failure=hand.failure)
-            if self.phase in ("starting", "running"):
-                if self._topology.run.on_death == "fail" or self.phase == "starting":
-                    self.stop("failed", reason)
-                else:
-                    self.ending.status = "degraded"
-                    self.ending.reason = "; ".join(filter(None, (self.ending.reason, reason)))
-                    if not any(other.lives for other in self._hands):
-                        self._stop()
+        hand.moving = None
+        hand.lose_successor()
+        self.lookout.forget(hand)
+        if hand.ending is not None:
+            self._event("machine_left", machine=hand.name, how=how or "left", action=hand.ending)
+        elif how and hand.garbled:
+            self._event("machine_left", machine=hand.name, how=how, action="garble", failure=hand.failure)
+        elif how:
+            self._died(hand, how)
         self._check_stopped()
+
+    def _died(self, hand: Hand, how: str) -> None:
+        """A worker has ended that nobody had told to."""
+        reason = f"{hand.name} died ({how})" + (f": {hand.failure}" if hand.failure else "")
+        self._event("machine_died", machine=hand.name, how=how, failure=hand.failure)
+        if self.phase not in ("starting", "running"):
+            return
+        if self._topology.run.on_death == "fail" or self.phase == "starting":
+            self.stop("failed", reason)
+            return
+        self.ending.status = "degraded"
+        self.ending.reason = "; ".join(filter(None, (self.ending.reason, reason)))
+        if not any(other.lives for other in self.crew.hands):
+            self._stop()
 
     def _stop(self) -> None:
         """Tell everyone to end; those who do not are killed, and what they counted last stands."""
@@ -248,15 +380,16 @@ class Coordinator:
             self.ending.start_ns = self.ending.measure_start_ns = self.ending.stop_ns = now_ns
         # Machines stop by themselves when the time is up, however late the coordinator's own turn comes.
         self.ending.stop_ns = min(self.ending.stop_ns, now_ns)
-        self._look_at_resources()  # while they are all still there
+        self.lookout.look_at_resources()  # while they are all still there
+        self.timeline.end()
         self.phase = "stopping"
-        for hand in self._hands:
-            hand.control.send(control.Stop())
+        for hand in self.crew.hands:
+            hand.tell(control.Stop())
         self._loop.at(now_ns + STOP_PATIENCE_NS, self._kill_unstopped)
         self._check_stopped()
 
     def _kill_unstopped(self) -> None:
-        for hand in self._hands:
+        for hand in self.crew.hands:
             if hand.lives and not hand.stopped:
                 self._event("machine_killed", machine=hand.name, reason="its program did not let go when told to stop")
                 if self.ending.status == "finished":
@@ -269,88 +402,30 @@ class Coordinator:
     def kill_all(self) -> None:
         """At once, without waiting for anyone's last words."""
         self.stop("interrupted", "interrupted")
-        for hand in self._hands:
+        for hand in self.crew.hands:
             hand.kill()
 
     def _check_stopped(self) -> None:
-        if self.phase != "stopping" or any(hand.lives and not hand.stopped for hand in self._hands):
+        if self.phase != "stopping" or any(hand.lives and not hand.stopped for hand in self.crew.hands):
             return
         # Everyone's counts are final and nobody drains: what the counters hold now was rung and not delivered.
-        for peer in (*self._server.peers.values(), *self._server.departed):
-            for vector, eventfd in enumerate(peer.eventfds):
-                self.ending.pending[peer.peer, vector] = eventfd.take()
+        for domain in self.domains:
+            for peer in domain.peers():
+                for vector, eventfd in enumerate(peer.eventfds):
+                    self.ending.pending[domain.number, peer.peer, vector] = eventfd.take()
         self.phase = "done"
 
-    # What is seen meanwhile
 
-    def _beat(self) -> None:
-        """Ask every running machine for a sign of life; count those who still owe the last one."""
-        if self.phase in ("stopping", "done"):
-            return
-        if self.phase == "running":
-            for hand in self._hands:
-                if hand.lives:
-                    if self._ping and hand.book.words[recording.PING] != self._ping:
-                        self.heartbeats_late += 1
-                    hand.control.send(control.Ping(self._ping + 1))
-            self._ping += 1
-        self._loop.at(time.monotonic_ns() + HEARTBEAT_NS, self._beat)
-
-    def _look_at_resources(self) -> None:
-        if self.phase in ("stopping", "done") or not self._resources_every_ns:
-            return
-        begin_ns = time.thread_time_ns()
-        self._record_resources(self._sampler.sample({hand.machine: _instrument_bytes(hand) for hand in self._hands}))
-        self._again(self._look_at_resources, self._resources_every_ns, begin_ns)
-
-    def _publish(self) -> None:
-        begin_ns = time.thread_time_ns()
-        self._publish_now()
-        if self.phase != "done":
-            self._again(self._publish, PUBLISH_NS, begin_ns)
-
-    def _again(self, callback: Callable[[], None], every_ns: int, begin_ns: int) -> None:
-        """Call back in ``every_ns``, or as much later as keeps what it cost on a CPU a small part of the whole."""
-        cost_ns = time.thread_time_ns() - begin_ns
-        self._loop.at(time.monotonic_ns() + max(every_ns, LOOK_SHARE * cost_ns), callback)
-
-    def _publish_now(self) -> None:
-        groups: dict[str, list[int]] = {group.name: [0] * 6 for group in self._topology.groups}
-        for hand, machine in zip(self._hands, self._topology.machines, strict=True):
-            figures = (1, int(hand.ready and hand.lives), *_counts(hand))
-            groups[machine.group] = [a + b for a, b in zip(groups[machine.group], figures, strict=True)]
-        self._snapshots += 1
-        self._publisher.publish(
-            Snapshot(
-                number=self._snapshots,
-                time_ns=time.monotonic_ns(),
-                phase=self.phase,
-                machines=len(self._hands),
-                up=sum(hand.ready and hand.lives for hand in self._hands),
-                start_ns=self.ending.start_ns or None,
-                stop_ns=self.ending.stop_ns or None,
-                heartbeats_late=self.heartbeats_late,
-                groups={name: Group(*figures) for name, figures in groups.items()},
-            )
-        )
+def _named(hand: Hand) -> list[tuple[int, ...]]:
+    """The machines that a hand's program works with."""
+    return [*hand.plan.peers.values(), *(machines for machines, _ in hand.plan.traces.values())]
 
 
-def _counts(hand: Hand) -> tuple[int, int, int, int]:
-    """What a machine has rung, been delivered, been interrupted, been refused, as its recording says now."""
-    words, layout = np.frombuffer(hand.book.words, dtype=np.uint64), hand.book.layout
-    edges = words[layout.edges_at : layout.edges_at + 3 * int(words[recording.EDGES_USED])]
-    vectors = words[layout.vectors_at : layout.edges_at]
-    nowhere = int(words[recording.RUNG_NOWHERE])
-    return (
-        int(edges[1::3].sum()) + nowhere,
-        int(vectors[0::2].sum()),
-        int(vectors[1::2].sum()),
-        int(edges[2::3].sum()) + nowhere,
-    )
+def _names(hand: Hand, machine: int) -> bool:
+    return any(machine in machines for machines in _named(hand))
 
 
-def _instrument_bytes(hand: Hand) -> int:
-    """The pages of its recording that a machine has touched, in bytes; an estimate from how far it is filled."""
-    words, layout = hand.book.words, hand.book.layout
-    samples = 3 * (words[recording.RINGS_USED] + words[recording.DRAINS_USED])
-    return int(layout.rings_at + samples) * WORD_BYTES
+def _first_shared(hand: Hand, other: Hand) -> int | None:
+    """The first domain of ``hand`` that ``other`` is in, too."""
+    theirs = {row.domain for row in other.rows}
+    return next((row.domain for row in hand.rows if row.domain in theirs), None)

@@ -1,161 +1,130 @@
-"""The workers as their parent holds them: started from the fork server, watched, ended."""
+"""All machines of a run, in all their lives."""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import sys
-import types
-from collections.abc import Iterator
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerProcess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from sim import recording, worker
-from sim.control import Control
-from sim.kernel.signals import signals_ignored
-from sim.recording import Recording, State
-from sim.worker import WorkerPlan
+from sim.hand import Hand, Row
+from sim.plans import Layouts, make_plan
+from sim.recording import Recording
+from sim.worker_plan import DevicePlan
+from topologies import Machine, Topology
 
-__all__ = ["ForkServer", "Hand", "describe_exit"]
-
-
-class Hand:
-    """One worker: its process, its control socket, its recording. Owns all three."""
-
-    def __init__(self, plan: WorkerPlan, book: Recording) -> None:
-        self.plan = plan
-        self.machine = plan.machine
-        self.name = plan.name
-        self.book = book
-        self.control, self._theirs = Control.pair()
-        self.process: ForkServerProcess | None = None
-        self.ready = False
-        self.stopped = False
-        self.failure: str | None = None
-        self.exit: str | None = None
-
-    @property
-    def state(self) -> int:
-        return self.book.words[recording.STATE]
-
-    @property
-    def lives(self) -> bool:
-        return self.process is not None and self.exit is None
-
-    @property
-    def pid(self) -> int:
-        assert self.process is not None
-        assert self.process.pid is not None
-        return self.process.pid
-
-    def start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        self.process = context.Process(
-            target=worker.main, args=(self.plan, self._theirs), name=f"ivsim {self.name}", daemon=True
-        )
-        with _without_main():
-            self.process.start()
-        self._theirs.close()
-
-    def reap(self) -> str | None:
-        """If it has ended: how, in words; "" when it ended as it should. None while it lives."""
-        assert self.process is not None
-        self.process.join(0)
-        if self.process.exitcode is None:
-            return None
-        code = self.process.exitcode
-        self.exit = "" if code == 0 and self.state == State.STOPPED else describe_exit(code)
-        return self.exit
-
-    def kill(self) -> None:
-        if self.lives and self.process is not None:
-            self.process.kill()
-
-    def close(self) -> None:
-        """End the process if it has not ended, and let go of everything."""
-        self.kill()
-        self.control.close()
-        self._theirs.close()
-        if self.process is not None:
-            self.process.join()
-            self.process.close()
-        self.book.close()
+__all__ = ["Crew"]
 
 
-def describe_exit(code: int) -> str:
-    """An exit code in words: "SIGKILL", "exit 1"."""
-    if code >= 0:
-        return f"exit {code}"
-    with contextlib.suppress(ValueError):
-        return signal.Signals(-code).name
-    return f"signal {-code}"
+class Crew:
+    """All machines of a run, in all their lives. ``server(domain)`` is the path of a domain's server.
 
-
-class ForkServer:
-    """The process from which workers are forked, with all they need loaded and frozen. Ends with the run.
-
-    It is the standard library's, of which a process has one. If somebody in this process has started it before,
-    with other modules, it is left to them: workers are then slower to start, and otherwise the same. Its socket
-    lies in ``runtime``, with those of the run.
+    The first lives are made at once, with their recordings, but started by nobody yet; ``recruit`` makes a machine's
+    next one.
     """
 
-    def __init__(self, runtime: Path) -> None:
-        self._runtime = runtime
-
-    def __enter__(self) -> ForkServer:
-        # The standard library has no public name for what it runs, nor a way to end it before the interpreter ends.
-        server: Any = getattr(forkserver, "_forkserver")  # noqa: B009
-        self._server, self._ours = server, server._forkserver_pid is None
-        preloaded = server._preload_modules
-        server.set_forkserver_preload(["sim.zygote"])
+    def __init__(
+        self, topology: Topology, runtime: Path, recording_path: Callable[[int], Path], server: Callable[[int], Path]
+    ) -> None:
+        self.topology = topology
+        self._runtime, self._recording_path, self._server = runtime, recording_path, server
+        self._layouts = Layouts(topology)
+        self._numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
+        self.rows: list[Row] = first_rows(topology)
+        self.hands: list[Hand] = []
+        self.current: list[Hand] = []
+        """Of each machine, the life that it is in, or was in last."""
+        self._lives = [1] * len(topology.machines)
+        self._by_pid: dict[int, Hand] = {}
+        devices: dict[int, list[Row]] = {}
+        for row in self.rows:
+            devices.setdefault(row.machine, []).append(row)
         try:
-            with signals_ignored(), _importable(), _without_main(), _temporary_files_in(self._runtime):
-                server.ensure_running()
-        finally:
-            server.set_forkserver_preload(preloaded)
-        return self
+            for machine in topology.machines:
+                hand = self._make(machine, machine.name, devices[machine.index])
+                self.current.append(hand)
+        except BaseException:
+            self.close()
+            raise
 
-    def __exit__(self, *_: object) -> None:
-        if self._ours:
-            self._server._stop()
+    def start(self, hand: Hand) -> None:
+        """Give birth to a life that has been made."""
+        hand.start()
+        self._by_pid[hand.pid] = hand
+
+    def recruit(self, machine: int) -> Hand:
+        """The life in which a machine can join now: its first one if that has not begun, else one more."""
+        hand = self.current[machine]
+        if hand.process is None:
+            return hand
+        assert not hand.lives, f"{hand.name} is still there"
+        who = self.topology.machines[machine]
+        self._lives[machine] += 1
+        name = f"{who.name}.{self._lives[machine]}"
+        rows = [
+            Row(len(self.rows) + place, _device_name(name, domain, place), machine, self._numbers[domain])
+            for place, domain in enumerate(who.domains)
+        ]
+        self.rows += rows
+        self.current[machine] = hand = self._make(who, name, rows)
+        return hand
+
+    def adopt(self, hand: Hand, pid: int) -> None:
+        """Another process belongs to ``hand``, too: the one that its machine is about to go on in.
+
+        Raises ``ProcessLookupError`` when that has ended already.
+        """
+        hand.expect_successor(pid)
+        self._by_pid[pid] = hand
+
+    def with_pid(self, pid: int) -> Hand | None:
+        """Whose process that is, if it still lives."""
+        hand = self._by_pid.get(pid)
+        return hand if hand is not None and hand.lives else None
+
+    def close(self) -> None:
+        for hand in reversed(self.hands):
+            hand.close()
+
+    def _make(self, machine: Machine, name: str, rows: list[Row]) -> Hand:
+        books: list[Recording] = []
+        devices: list[DevicePlan] = []
+        layout = self._layouts.of(machine)
+        try:
+            for row in rows:
+                path = self._recording_path(row.row)
+                books.append(
+                    Recording.create(
+                        path,
+                        layout,
+                        machine=row.row,
+                        sample_every=self.topology.run.sample_every,
+                        of=row.machine,
+                        life=self._lives[row.machine],
+                        domain=row.domain,
+                    )
+                )
+                size_bytes = self.topology.domains[row.domain].memory.size_bytes
+                devices.append(DevicePlan(str(self._server(row.domain)), row.domain, size_bytes, str(path)))
+        except BaseException:
+            for book in books:
+                book.close()
+            raise
+        plan = make_plan(
+            self.topology, machine, name=name, row=rows[0].row, devices=tuple(devices), runtime=self._runtime
+        )
+        hand = Hand(machine, plan, rows, books)
+        self.hands.append(hand)
+        return hand
 
 
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Hide the ``__main__`` module: a worker would run the user's script again to have it, and needs nothing of it."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+def first_rows(topology: Topology) -> list[Row]:
+    """The rows of every machine's first life: the first devices in the order of the machines, then further ones."""
+    numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
+    rows = [Row(each.index, each.name, each.index, numbers[each.domains[0]]) for each in topology.machines]
+    for each in topology.machines:
+        for place, domain in enumerate(each.domains[1:], 1):
+            rows.append(Row(len(rows), _device_name(each.name, domain, place), each.index, numbers[domain]))
+    return rows
 
 
-@contextlib.contextmanager
-def _temporary_files_in(directory: Path) -> Iterator[None]:
-    """Let ``multiprocessing`` make its sockets here, where orphans clean up, and not in a directory of its own."""
-    config: dict[str, Any] = getattr(multiprocessing.current_process(), "_config")  # noqa: B009
-    previous = config.get("tempdir")
-    config["tempdir"] = str(directory)
-    try:
-        yield
-    finally:
-        config["tempdir"] = previous
-
-
-@contextlib.contextmanager
-def _importable() -> Iterator[None]:
-    """Let the fork server find what this process can import: it looks only at PYTHONPATH."""
-    previous = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    try:
-        yield
-    finally:
-        if previous is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = previous
+def _device_name(machine: str, domain: str, place: int) -> str:
+    return machine if place == 0 else f"{machine}.{domain}"

@@ -9,32 +9,28 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nodes.errors import HostError, UsageError
 from sim.coordinator import Coordinator, Ending
-from sim.crew import ForkServer, Hand
-from sim.kernel.memory import Region
+from sim.crew import Crew
+from sim.expectations import evaluate
+from sim.floor import Floor, floor_if_any
+from sim.fork_server import ForkServer
 from sim.kernel.signals import ENDING
-from sim.recording import Layout, Recording
-from sim.results import Outcome, Run, RunDirectory
-from sim.worker import WorkerPlan
-from topologies import Machine, Topology, load
+from sim.kernel.succession import adopting_orphans
+from sim.preflight import check
+from sim.results import Outcome, Run, RunDirectory, files
+from sim.results.manifest import Phase
+from topologies import Topology, load
 
 __all__ = ["Begun", "run"]
 
-# What a run may take of the disk for its recordings, and the most that one machine can make of it: nobody rings
-# or wakes more often than that.
-SAMPLES_BUDGET_BYTES = 1 << 28
-SAMPLE_BYTES = 24
-SAMPLES_MIN = 1 << 10
-SAMPLES_PER_S_MAX = 250_000
-# What the coordinator holds besides: its eventfds of every peer, and for each machine a socket, a control
-# socket, a sentinel and the pipe to the fork server.
-DESCRIPTORS_EACH = 5
-DESCRIPTORS_SPARE = 64
 RUNTIME_LENGTH_MAX = 64
 SIGNALS_TAKEN = 2
 
@@ -54,12 +50,14 @@ def run(
     resources_every_s: float = 0.5,
     socket_path: str | os.PathLike[str] | None = None,
     on_begin: Callable[[Begun], None] = lambda begun: None,
+    programs: Sequence[str | os.PathLike[str]] = (),
 ) -> Run:
     """Run a topology and return its results.
 
     ``topology`` is one, a file, or the name of one that is shipped; ``overrides`` are keys of the file and TOML
     values (``{"machines.storm.count": "4"}``). The run directory is made in ``runs``. Processes are looked at
-    every ``resources_every_s`` (0: never). ``socket_path`` puts the server's socket where others can find it: a
+    every ``resources_every_s`` (0: never). ``programs`` are files of Python whose generator functions the topology can
+    name; they run with full trust. ``socket_path`` puts the server's socket where others can find it: a
     real QEMU that connects there is one more peer.
 
     A run that fails still returns: ``run.status`` and ``run.reason`` say how. Interrupts (SIGINT, SIGTERM,
@@ -69,119 +67,79 @@ def run(
     carry it.
     """
     if not isinstance(topology, Topology):
-        topology = load(os.fspath(topology), overrides)
-    elif overrides:
-        raise UsageError("overrides go with a topology's file or name, not with one that is loaded already")
+        topology = load(os.fspath(topology), overrides, [os.fspath(each) for each in programs])
+    elif overrides or programs:
+        raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
+    check(topology, Path(runs))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_descriptors_for(topology))
+        stack.enter_context(_all_descriptors())
+        stack.enter_context(adopting_orphans())
         runtime = stack.enter_context(_runtime_directory())
         # Before anything else the helpers of the standard library: its fork server, its tracker of shared memory.
         stack.enter_context(ForkServer(runtime))
         server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
-        region = Region.create(topology.memory.size_bytes, kind=topology.memory.kind)
-        stack.callback(region.close)
         arguments: dict[str, Any] = {
-            "overrides": dict(overrides or {}),
+            "overrides": dict(topology.overrides),
             "resources_every_s": resources_every_s,
         }
         directory = stack.enter_context(RunDirectory.create(Path(runs), topology, arguments))
-        hands = [_hand(stack, topology, machine, directory, server_path, runtime) for machine in topology.machines]
+        floors = floor_if_any()
         coordinator = Coordinator(
             topology,
-            hands,
             runtime=runtime,
             server_path=server_path,
-            memory=region.descriptor,
+            recording_path=directory.recording_path,
             event=directory.event,
             resources=directory.resources,
             resources_every_s=resources_every_s,
         )
         stack.callback(coordinator.close)
-        on_begin(Begun(topology, directory.path, coordinator.telemetry, server_path))
+        on_begin(Begun(topology, directory.path, coordinator.lookout.telemetry, server_path))
         with _interrupts(coordinator):
             ending = coordinator.run()
-            exits = {hand.machine: hand.exit or None for hand in hands}
+            crew = coordinator.crew
             # Machines and descriptors go before the results are made: from here on nothing can be lost.
             stack.close()
-            return _finish(directory, topology, ending, exits)
+            floors += floor_if_any()
+            return _judge(topology, _finish(directory, crew, ending, floors))
 
 
-def _finish(directory: RunDirectory, topology: Topology, ending: Ending, exits: dict[int, str | None]) -> Run:
-    machines = range(len(topology.machines))
+def _finish(directory: RunDirectory, crew: Crew, ending: Ending, floors: Sequence[Floor]) -> Run:
+    rows = {(domain, peer): row for hand in crew.hands for row, domain, peer in hand.identities}
+    pending: Counter[tuple[int, int]] = Counter()
+    foreign: dict[tuple[int, int], int] = {}
+    for (domain, peer, vector), count in ending.pending.items():
+        row = rows.get((domain, peer))
+        if row is None:
+            foreign[domain << 16 | peer, vector] = count
+        else:  # whoever has migrated left a counter behind for each ID that it had
+            pending[row, vector] += count
     return directory.finish(
-        {at: count for at, count in ending.pending.items() if at[0] in machines},
-        Outcome(ending.status, ending.reason, exits),
+        pending,
+        Outcome(ending.status, ending.reason, {row.row: hand.exit or None for hand in crew.hands for row in hand.rows}),
         start_ns=ending.start_ns,
         measure_start_ns=ending.measure_start_ns,
         stop_ns=ending.stop_ns,
-        foreign_pending={at: count for at, count in ending.pending.items() if at[0] not in machines},
+        foreign_pending=foreign,
+        phases=[Phase(*phase) for phase in ending.phases],
+        identities=[identity for hand in crew.hands for identity in hand.identities],
+        floors=floors,
     )
 
 
-def _hand(
-    stack: contextlib.ExitStack,
-    topology: Topology,
-    machine: Machine,
-    directory: RunDirectory,
-    server_path: Path,
-    runtime: Path,
-) -> Hand:
-    """A worker that is ready to be started, with its recording."""
-    path = directory.recording_path(machine.index)
-    book = Recording.create(
-        path, _layout(topology, machine), machine=machine.index, sample_every=topology.run.sample_every
-    )
-    plan = WorkerPlan(
-        name=machine.name,
-        machine=machine.index,
-        vectors=machine.vectors,
-        role=machine.role,
-        memory_bytes=topology.memory.size_bytes,
-        profile=machine.profile,
-        program=machine.program,
-        parameters=machine.parameters,
-        seed=topology.seed,
-        sample_every=topology.run.sample_every,
-        server=str(server_path),
-        recording=str(path),
-        runtime=str(runtime),
-        expected=tuple(other.vectors for other in topology.machines),
-    )
-    hand = Hand(plan, book)
-    stack.callback(hand.close)
-    return hand
-
-
-def _layout(topology: Topology, machine: Machine) -> Layout:
-    """Room for the samples of one machine: the budget of the run is shared by all, drains get twice what rings get."""
-    share = SAMPLES_BUDGET_BYTES // SAMPLE_BYTES // len(topology.machines) // 3
-    most = round(SAMPLES_PER_S_MAX * (topology.run.warmup_s + topology.run.duration_s))
-    # Peers that come later, real ones among them, want a few edges too.
-    edges = sum(min(machine.vectors, other.vectors) for other in topology.machines) + 64 * machine.vectors
-    return Layout(
-        vectors=machine.vectors,
-        edges=edges,
-        rings=max(SAMPLES_MIN, min(most, share)) if topology.run.sample_every else 0,
-        drains=max(SAMPLES_MIN, min(most, 2 * share)),
-    )
+def _judge(topology: Topology, run: Run) -> Run:
+    """The run with what became of its expectations."""
+    if not topology.expectations:
+        return run
+    verdicts = evaluate(topology, run)
+    files.write_json(run.path / files.SUMMARY, msgspec.structs.replace(run.figures, expectations=verdicts))
+    return Run(run.path)
 
 
 @contextlib.contextmanager
-def _descriptors_for(topology: Topology) -> Iterator[None]:
-    """Refuse what this host has no descriptors for, before anything starts; else raise the soft limit to the hard one.
-
-    Workers inherit it; the caller gets its own back.
-    """
+def _all_descriptors() -> Iterator[None]:
+    """Raise the soft limit on descriptors to the hard one: workers inherit it, the caller gets its own back."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    machines = len(topology.machines)
-    others = DESCRIPTORS_SPARE + len(os.listdir("/proc/self/fd"))
-    needed = topology.eventfds + DESCRIPTORS_EACH * machines + others
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise HostError(
-            f"this topology needs {needed} descriptors in the coordinator ({topology.eventfds} eventfds, "
-            f"{DESCRIPTORS_EACH} for each of {machines} machines, {others} others); this host "
-            f"allows {hard} (ulimit -Hn). Take fewer machines or vectors, or raise the limit"
-        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         yield

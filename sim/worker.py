@@ -8,11 +8,8 @@ server (PR_SET_PDEATHSIG).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
-import importlib
 import os
-import random
 import select
 import signal as signals
 import socket
@@ -20,89 +17,55 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
 
-from nodes import programs
 from nodes.device import profiles
 from nodes.errors import GuestError, HostError, ProtocolError, UsageError
-from nodes.guest import Guest, Program
-from nodes.vm import Vm
+from nodes.load import Load
 from sim import control, recording
 from sim.control import Control
-from sim.kernel.eventfd import drain, signal
+from sim.delivery import drain_late, make_delivery, poll_until
+from sim.devices import AttachedDevice
+from sim.kernel.eventfd import drain
+from sim.kernel.process import schedule, tie_to_fork_server
 from sim.kernel.signals import ENDING
-from sim.recorder import Recorder
+from sim.kernel.succession import Source, fork_successor
+from sim.moving import Arrival, let_go
+from sim.program import BoundProgram
 from sim.recording import Recording, State
-from sim.wire.connection import Connection
+from sim.worker_plan import WorkerPlan
 
-__all__ = ["WorkerPlan", "main"]
+__all__ = ["main"]
 
-PR_SET_PDEATHSIG = 1
-PR_SET_TIMERSLACK = 29
-EVENTS_MAX = 64
-# Below this, epoll's whole milliseconds are too coarse, and select() on the epoll descriptor waits instead.
-FINE_WAIT_NS = 3_000_000
 SECOND_NS = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class WorkerPlan:
-    """All that a worker is told at its birth."""
-
-    name: str
-    machine: int
-    vectors: int
-    role: str
-    memory_bytes: int
-    profile: str
-    program: str
-    parameters: dict[str, Any]
-    seed: int
-    sample_every: int
-    server: str
-    recording: str
-    runtime: str
-    expected: tuple[int, ...]
-    """How many vectors each peer has that must be connected before this machine is Ready; index = peer."""
 
 
 def main(plan: WorkerPlan, control_socket: socket.socket) -> None:
     """The target of the process: run one machine from birth to Stop."""
     for number in ENDING:
         signals.signal(number, signals.SIG_IGN)
-    _tie_to_fork_server()
+    tie_to_fork_server()
     link = Control(control_socket)
     code = 1
     try:
-        with Recording.open(plan.recording) as book:
+        with contextlib.ExitStack() as stack:
+            books = [stack.enter_context(Recording.open(device.recording)) for device in plan.devices]
             try:
-                with contextlib.closing(_Worker(plan, link, book)) as worker:
+                schedule(plan.cpus, plan.policy, plan.priority, plan.nice)
+                with contextlib.closing(_Worker(plan, link, books)) as worker:
                     worker.run()
                 code = 0
             except EOFError:
                 _clean_up_orphaned(Path(plan.runtime))
             except BaseException as error:  # the last frame of the process: whatever it is, it must be told
-                book.words[recording.STATE] = State.FAILED
+                for book in books:
+                    book.words[recording.STATE] = State.FAILED
                 link.send(_explain(error))
     finally:
         # Straight out: a guest program may hold views of the memory, which would only make the exit complain.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _tie_to_fork_server() -> None:
-    """Die with the fork server, and let it die with the coordinator: it lives while anyone holds its pipe."""
-    prctl = ctypes.CDLL(None).prctl
-    prctl(PR_SET_PDEATHSIG, signals.SIGKILL)
-    prctl(PR_SET_TIMERSLACK, 1)
-    alive = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
-    if alive is not None:
-        os.close(alive)
-        forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
 
 
 def _explain(error: BaseException) -> control.Failed:
@@ -133,87 +96,166 @@ class _ProgramError(Exception):
 
 
 class _Stopped(Exception):  # noqa: N818  (no error)
-    """The time is up, or the coordinator said Stop before it was."""
+    """The time is up, or the coordinator said Stop or Leave before it was."""
+
+
+class _Moved(Exception):  # noqa: N818  (no error)
+    """The machine goes on in another process: this one is to end, and to say no more."""
 
 
 class _Worker:
     """One machine in this process: everything it holds, and the two loops it lives in."""
 
-    def __init__(self, plan: WorkerPlan, link: Control, book: Recording) -> None:
+    def __init__(self, plan: WorkerPlan, link: Control, books: list[Recording]) -> None:
         self._plan = plan
         self._link = link
-        self._book = book
-        self._recorder = Recorder(book)
+        self._books = books
         self._epoll = select.epoll()
         self._start_ns: int | None = None
-        self._stop_ns = 0
+        self._stop_ns = self._joined_ns = 0
         self._dismissed = False
+        self._plugged = True
+        self._may_proceed = False
+        self._take: Callable[[int], int] = drain
         self._alarm, self._alarm_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._own: dict[int, int] = {}  # own eventfd -> its vector, counted through all devices
+        self._servers: dict[int, AttachedDevice] = {}  # socket to a server -> the device that is connected to it
         profile = profiles.profile(plan.profile)
-        self._vm = Vm(
-            profile,
-            vectors=plan.vectors,
-            role=plan.role,
-            size_bytes=plan.memory_bytes if profile.memory_container else None,
-            signal=signal,
-            ledger=self._recorder,
-            clock=time.monotonic_ns,
-            random=random.Random(f"{plan.seed}/{plan.name}"),
-            sample_every=plan.sample_every,
-        )
-        self._connection = Connection(
-            plan.server,
-            self._vm,
-            on_own=lambda descriptor: self._epoll.register(descriptor, select.EPOLLIN),
-            warn=lambda text: link.send(control.Warned(text)),
-        )
+        self._devices: list[AttachedDevice] = []
+        for device_plan, book in zip(plan.devices, books, strict=True):
+            device = AttachedDevice(
+                device_plan,
+                book,
+                profile,
+                vectors=plan.vectors,
+                role=plan.role,
+                seed=plan.seed,
+                sample_every=plan.sample_every,
+                first=self._devices[0].vm if self._devices else None,
+                on_own=self._add_own,
+                warn=lambda text: link.send(control.Warned(text)),
+            )
+            self._devices.append(device)
+            self._servers[device.connection.fileno()] = device
+        self._vm = self._devices[0].vm
+        self._vm.guest.load = Load(plan.load)
 
     def run(self) -> None:
-        words = self._book.words
-        program = _load_program(self._plan)
+        self._program = BoundProgram(self._plan)
         self._epoll.register(self._link.fileno(), select.EPOLLIN)
-        self._epoll.register(self._connection.fileno(), select.EPOLLIN)
-        words[recording.STATE] = State.CONNECTED
+        for server in self._servers:
+            self._epoll.register(server, select.EPOLLIN)
+        self._enter(State.CONNECTED)
         try:
             self._meet_everyone()
-            words[recording.READY_NS] = time.monotonic_ns()
-            words[recording.STATE] = State.READY
+            self._enter(State.READY, recording.READY_NS)
             self._link.send(control.Ready())
             self._await_start()
-            words[recording.STARTED_NS] = time.monotonic_ns()
-            words[recording.STATE] = State.RUNNING
-            self._serve(program)
+            self._enter(State.RUNNING, recording.STARTED_NS)
+            self._serve()
         except _Stopped:
             self._stop()
+        except _Moved:
+            pass  # and all that this process still has are copies
 
     def close(self) -> None:
-        self._connection.close()
+        for device in self._devices:
+            device.connection.close()
         self._epoll.close()
         os.close(self._alarm)
         os.close(self._alarm_writer)
 
-    # The server
+    def _migrate(self, order: control.Migrate) -> None:
+        """Go on in a fresh process; returns in that one, or in this one when it came to nothing."""
+        paused_ns = time.monotonic_ns()
+        device = self._devices[0]
+        device.vm.doorbells.flush()
+        state = device.vm.device.save()
+        side = fork_successor()
+        if isinstance(side, Source):
+            self._link.send(control.Moving(side.pid))
+            reason = let_go(side, order.fault)
+            if not reason:
+                raise _Moved
+            self._link.send(control.Stayed(reason, time.monotonic_ns() - paused_ns))
+            return
+        try:
+            if order.fault == "target_dies":
+                os.kill(os.getpid(), signals.SIGKILL)
+            copied_bytes = self._go_on(device, order, state)
+            if not (side.stand_ready() and side.tie_to(order.adopter)):
+                os._exit(1)
+        except BaseException as error:  # whatever it is: the machine is still there, where it was
+            self._link.send(control.Warned(f"{self._plan.name} cannot go on in a new process: {error}"))
+            os._exit(1)
+        peer, guest = device.connection.peer, device.vm.guest
+        assert peer is not None
+        device.book.words[recording.PEER], device.book.words[recording.DOMAIN] = peer, order.domain
+        pending = sum(guest.pending(vector) for vector in range(guest.vectors))
+        self._set_alarm()
+        downtime_ns = time.monotonic_ns() - paused_ns
+        self._link.send(control.Moved(peer, downtime_ns, len(state), copied_bytes, pending))
+        device.vm.settle()
+
+    def _go_on(self, device: AttachedDevice, order: control.Migrate, state: bytes) -> int:
+        """In the fresh process: have everything anew that is not to be shared; how much memory was copied, in bytes."""
+        self._epoll.close()  # this copy of it: what is registered there is the source's business
+        self._epoll = select.epoll()
+        for descriptor in (self._alarm, self._alarm_writer):
+            os.close(descriptor)
+        self._alarm, self._alarm_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._epoll.register(self._link.fileno(), select.EPOLLIN)
+        self._may_proceed = False
+        while not self._may_proceed:
+            self._wait_and_attend()
+        if not order.server:
+            for descriptor in (*self._own, *self._servers):
+                self._epoll.register(descriptor, select.EPOLLIN)
+            return 0
+        self._own.clear()
+        self._servers.clear()
+        arrival = Arrival(device.vm, state, elsewhere=order.domain != device.recorder.domain)
+        device.move(order.server, order.domain, arrival.take)
+        self._servers[device.connection.fileno()] = device
+        self._epoll.register(device.connection.fileno(), select.EPOLLIN)
+        while not device.is_met:
+            self._wait_and_attend()
+        return arrival.memory_bytes
+
+    def _wait_and_attend(self) -> None:
+        for descriptor, _ in self._epoll.poll():
+            if descriptor not in self._own:
+                self._attend(descriptor)
+
+    def _enter(self, state: int, stamp: int | None = None) -> None:
+        for book in self._books:
+            if stamp is not None:
+                book.words[stamp] = time.monotonic_ns()
+            book.words[recording.STATE] = state
+
+    # The servers
+
+    def _add_own(self, descriptor: int, device: int) -> None:
+        """An own eventfd has come: from now on it is waited for."""
+        self._own[descriptor] = device * self._plan.vectors + self._devices[device].connection.own[descriptor]
+        self._epoll.register(descriptor, select.EPOLLIN)
 
     def _meet_everyone(self) -> None:
-        """Take in the greeting until every vector of every machine that should be there is connected."""
-        vectors = self._vm.guest.vectors
-        total = sum(min(count, vectors) for count in self._plan.expected)
-        # The quick look first: going through a thousand peers for each of a thousand messages takes minutes.
-        while self._connection.connected < total or not self._connection.knows(self._plan.expected):
-            for descriptor, _ in self._epoll.poll():
-                self._attend(descriptor)
-            if (peer := self._connection.peer) is not None:
-                self._book.words[recording.PEER] = peer
+        """Take in the greetings until everybody is connected who was there when this machine joined."""
+        while not all(device.is_met for device in self._devices):
+            self._wait_and_attend()
+            for device in self._devices:
+                if (peer := device.connection.peer) is not None:
+                    device.book.words[recording.PEER] = peer
 
     def _await_start(self) -> None:
         while self._start_ns is None:
-            for descriptor, _ in self._epoll.poll():
-                if descriptor not in self._connection.own:
-                    self._attend(descriptor)
-        self._vm.guest.start_ns = self._start_ns
+            self._wait_and_attend()
+        for guest in self._vm.guest.devices:
+            guest.start_ns, guest.joined_ns = self._start_ns, self._joined_ns
         self._set_alarm()
         while (left_ns := self._start_ns - time.monotonic_ns()) > 0:
-            time.sleep(left_ns / 1e9)
+            time.sleep(left_ns / SECOND_NS)
 
     def _set_alarm(self) -> None:
         """Have the wait end at the time to stop: by then, the coordinator may wait long for its turn on a CPU."""
@@ -222,52 +264,116 @@ class _Worker:
         signals.set_wakeup_fd(self._alarm_writer)
         signals.setitimer(signals.ITIMER_REAL, max(1, self._stop_ns - time.monotonic_ns()) / SECOND_NS)
 
-    def _read_server(self) -> None:
-        if not self._connection.read():
+    def _read_server(self, server: int) -> None:
+        if not self._servers[server].connection.read():
             # Doorbells and interrupts go on without a server; there is only no more news.
-            self._epoll.unregister(self._connection.fileno())
+            self._forget_server(server)
+
+    def _forget_server(self, server: int) -> None:
+        if self._servers.pop(server, None) is not None:
+            self._epoll.unregister(server)
 
     # The coordinator
 
     def _attend(self, descriptor: int) -> None:
         """Something other than an own eventfd is readable."""
         if descriptor == self._link.fileno():
-            self._read_orders()
+            while (order := self._link.receive()) is not None:
+                self._obey(order)
         elif descriptor == self._alarm:
             raise _Stopped
-        else:
-            self._read_server()
+        elif descriptor in self._servers:
+            self._read_server(descriptor)
 
-    def _read_orders(self) -> None:
-        while (order := self._link.receive()) is not None:
-            match order:
-                case control.Start(start_ns, stop_ns):
-                    self._start_ns, self._stop_ns = start_ns, stop_ns
-                case control.Ping(number):
-                    self._vm.doorbells.flush()
-                    self._book.words[recording.PING_NS] = time.monotonic_ns()
-                    self._book.words[recording.PING] = number
-                case control.Stop():
-                    self._dismissed = True
-                    raise _Stopped
-                case _:
-                    raise RuntimeError(f"not an order: {order}")
+    def _obey(self, order: control.Order | control.Report) -> None:
+        match order:
+            case control.Ping(number):
+                for device in self._devices:
+                    device.vm.doorbells.flush()
+                    device.book.words[recording.PING_NS] = time.monotonic_ns()
+                    device.book.words[recording.PING] = number
+            case control.Known(peers, anew):
+                self._program.learn(peers, anew=anew)
+                self._vm.guest.generation += 1
+            case control.Expect(eventfds):
+                for device, count in zip(self._devices, eventfds, strict=True):
+                    device.expected = count
+            case control.Start(start_ns, stop_ns, joined_ns):
+                self._start_ns, self._stop_ns, self._joined_ns = start_ns, stop_ns, joined_ns
+            case control.Stop():
+                self._dismissed = True
+                raise _Stopped
+            case control.Leave():
+                self._unplug()
+                self._dismissed = True
+                raise _Stopped
+            case control.Migrate():
+                self._migrate(order)
+            case control.Proceed():
+                self._may_proceed = True
+            case _:
+                with _blaming_program():
+                    self._suffer(order)
+
+    def _suffer(self, order: control.Order | control.Report) -> None:
+        """Something that the timeline does to the machine, and that its program may notice at once."""
+        match order:
+            case control.Unplug():
+                self._unplug()
+            case control.Reset():
+                if self._plugged:
+                    for device in reversed(self._devices):  # the first one last: with it, the program begins
+                        device.vm.reset(self._program)
+            case control.Mask(vectors, masked):
+                for device in self._devices:
+                    for vector in vectors or range(self._plan.vectors):
+                        device.vm.mask(vector, masked=masked)
+            case control.Slow(delay_ns):
+                self._take = functools.partial(drain_late, delay_ns / SECOND_NS) if delay_ns else drain
+            case control.Deafen():
+                for server in list(self._servers):
+                    self._forget_server(server)
+            case _:
+                raise RuntimeError(f"not an order: {order}")
+
+    def _unplug(self) -> None:
+        """The devices are gone, and with them their connections; what their counters hold stays there."""
+        self._plugged = False
+        for descriptor in self._own:
+            self._epoll.unregister(descriptor)
+        self._own.clear()
+        for server in list(self._servers):
+            self._forget_server(server)
+        with _blaming_program():
+            for device in self._devices:
+                device.vm.unplug()
+        for device in self._devices:
+            device.vm.doorbells.flush()
+            device.connection.close()
 
     def _stop(self) -> None:
         """No more rings, no more drains; the counts are final."""
-        words = self._book.words
         with _blaming_program():
-            self._vm.stop()
-        self._vm.doorbells.flush()
-        words[recording.STOPPED_NS] = time.monotonic_ns()
-        words[recording.STATE] = State.STOPPED
+            for device in self._devices:
+                device.vm.stop()
+        for device in self._devices:
+            device.vm.doorbells.flush()
+        self._enter(State.STOPPED, recording.STOPPED_NS)
         self._warn()
-        self._link.send(control.Stopped())
+        self._link.send(control.Stopped(self._statistics()))
         # Who stopped by the clock stays until it is told to go: the coordinator takes a last look at everybody.
         with contextlib.suppress(_Stopped):
             while not self._dismissed:
                 select.select([self._link], [], [])
-                self._read_orders()
+                self._attend(self._link.fileno())
+
+    def _statistics(self) -> dict[str, int | float]:
+        """What the program counted itself, as far as these are names and numbers."""
+        given = self._vm.guest.statistics
+        kept = {str(name): value for name, value in given.items() if type(value) in (int, float)}
+        if len(kept) < len(given):
+            self._link.send(control.Warned(f"{len(given) - len(kept)} statistics of the program are no numbers"))
+        return kept
 
     def _warn(self) -> None:
         while self._vm.warnings:
@@ -275,21 +381,24 @@ class _Worker:
 
     # The guest
 
-    def _serve(self, program: Callable[[Guest], Program]) -> None:
+    def _serve(self) -> None:
         """Run the program until Stop: wait as long as it says, and hand it what comes."""
-        vm, own, poll, clock = self._vm, self._connection.own, self._epoll.poll, time.monotonic_ns
-        deliver, warnings = vm.deliver, vm.warnings
-        drained, handled = self._recorder.make_drains()
+        vm, own, poll, clock, take = self._vm, self._own, self._epoll.poll, time.monotonic_ns, self._take
+        drained, deliver, handled = make_delivery(self._devices, self._plan.vectors)
+        warnings = vm.warnings
         events_max = len(own) + 3
         with _blaming_program():
-            wait = vm.start(program)
+            wait = vm.start(self._program)
         while True:
             if wait is None:
                 events = poll(-1, events_max)
             elif wait == 0:
                 events = poll(0, events_max)
             else:
-                events = self._poll_until(wait, events_max)
+                try:
+                    events = poll_until(self._epoll, wait, events_max)
+                except GuestError as error:
+                    raise _ProgramError from error
             if not events:
                 with _blaming_program():
                     wait = vm.expire()
@@ -298,9 +407,11 @@ class _Worker:
                 vector = own.get(descriptor)
                 if vector is None:
                     self._attend(descriptor)
+                    # What was attended to may have changed all of this, even the process.
+                    take, wait, poll, events_max = self._take, vm.wait, self._epoll.poll, len(own) + 3
                     continue
                 try:
-                    count = drain(descriptor)
+                    count = take(descriptor)
                 except BlockingIOError:
                     continue  # somebody else who holds it has drained it
                 drained(vector, count, clock())
@@ -312,25 +423,6 @@ class _Worker:
             if warnings:
                 self._warn()
 
-    def _poll_until(self, deadline_ns: int, events_max: int) -> list[tuple[int, int]]:
-        """Events, or none at the deadline. ``epoll`` waits whole milliseconds, so the last ones are select's."""
-        if type(deadline_ns) is not int:
-            raise _ProgramError from GuestError(
-                f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {deadline_ns!r}"
-            )
-        poll, epoll = self._epoll.poll, self._epoll.fileno()
-        while True:
-            left_ns = deadline_ns - time.monotonic_ns()
-            if left_ns <= 0:
-                return poll(0, events_max)
-            if left_ns > FINE_WAIT_NS:
-                events = poll((left_ns - FINE_WAIT_NS) // 1_000_000 / 1000, events_max)
-            else:
-                ready, _, _ = select.select([epoll], [], [], left_ns / 1e9)
-                events = poll(0, events_max) if ready else []
-            if events:
-                return events
-
 
 @contextlib.contextmanager
 def _blaming_program() -> Iterator[None]:
@@ -339,14 +431,3 @@ def _blaming_program() -> Iterator[None]:
         yield
     except Exception as error:
         raise _ProgramError from error
-
-
-def _load_program(plan: WorkerPlan) -> Callable[[Guest], Program]:
-    """The plan's program with its parameters bound; it needs only its guest."""
-    name, parameters = plan.program, plan.parameters
-    if ":" in name:
-        module, _, function = name.partition(":")
-        program = getattr(importlib.import_module(module), function)
-    else:
-        program = getattr(programs, name)
-    return functools.partial(program, **parameters)

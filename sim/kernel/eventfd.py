@@ -59,6 +59,14 @@ class EventFd:
         except BlockingIOError:
             return 0
 
+    def add(self, count: int) -> bool:
+        """Add to the counter at once what so many doorbells would; False when it has no room for them."""
+        try:
+            os.eventfd_write(self.descriptor, count)
+        except BlockingIOError:
+            return False
+        return True
+
     def close(self) -> None:
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:

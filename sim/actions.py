@@ -1,0 +1,246 @@
+"""What can happen to machines and servers in a run, each action a method; the timeline says when.
+
+An action that cannot be done where things stand (a machine to be killed is gone already) raises `Impossible` with
+the reason: the run goes on, and its events say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nodes.device import profiles
+from nodes.device.ivshmem import Ivshmem
+from nodes.device.migration import Blocker, Blockers, MigrationError
+from nodes.errors import HostError
+from sim import control
+from sim.crew import Crew
+from sim.hand import Hand, Moving
+from sim.kernel.eventfd import COUNTER_MAX, EventFd
+from sim.kernel.loop import Loop
+from sim.live_domain import LiveDomain
+from topologies import Action
+
+__all__ = ["Actions", "Impossible"]
+
+AT_ANY_TIME = frozenset({"kill", "leave", "stall", "resume"})
+STOPPED_STATE = "T"
+LOOK_NS = 1_000_000
+GATE_BYTES = 4096  # any size: what forbids a migration does not hang on it
+
+
+class Impossible(Exception):  # noqa: N818  (no error)
+    """It cannot be done now; the text says why."""
+
+
+class Actions:
+    """Does what the timeline says. ``bear(hand)`` starts the process of a life that has been made."""
+
+    def __init__(self, crew: Crew, domains: Sequence[LiveDomain], loop: Loop, *, bear: Callable[[Hand], None]) -> None:
+        self._crew, self._domains, self._loop, self._bear = crew, domains, loop, bear
+        self._over = False
+        self._filled: dict[Hand, list[tuple[EventFd, int]]] = {}
+        """Of each machine whose counters were filled: the eventfds, and what they had counted before."""
+
+    def do(self, action: Action, machine: int | None) -> dict[str, Any]:
+        """Do it, to a machine or to a server; gives what the event should say besides. Raises `Impossible`."""
+        if machine is None:
+            return self._to_server(action)
+        if action.do == "join":
+            return self._join(machine)
+        hand = self._crew.current[machine]
+        if not hand.lives:
+            raise Impossible("it is not there")
+        if hand.ending is not None:
+            raise Impossible(f"it is going: {hand.ending}")
+        if hand.moving is not None and action.do not in ("kill", "migrate", "unplug"):
+            raise Impossible("it is migrating")
+        if not hand.ready and action.do not in AT_ANY_TIME:
+            raise Impossible("it has not joined yet")
+        done: dict[str, Any] | None = getattr(self, f"_{action.do}")(hand, action)
+        return done or {}
+
+    def undo(self) -> None:
+        """Nothing more is begun; everybody goes on, so that everybody can end."""
+        self._over = True
+        for hand in self._crew.hands:
+            if hand.stalled:
+                self._let_go(hand)
+
+    # Machines
+
+    def _join(self, machine: int) -> dict[str, Any]:
+        current = self._crew.current[machine]
+        if current.lives and current.ending is None:
+            raise Impossible("it is there already")
+        if current.lives:
+            self._loop.at(time.monotonic_ns() + LOOK_NS, lambda: self._join_when_gone(machine))
+            return {"waits_until": f"{current.name} has gone"}
+        try:
+            hand = self._crew.recruit(machine)
+        except HostError as error:
+            raise Impossible(str(error)) from error
+        self._bear(hand)
+        return {"life": hand.name}
+
+    def _join_when_gone(self, machine: int) -> None:
+        if not self._over:
+            with contextlib.suppress(Impossible):
+                self._join(machine)
+
+    def _leave(self, hand: Hand, action: Action) -> None:
+        self._let_go(hand)
+        hand.ending = action.do
+        hand.tell(control.Leave())
+
+    def _kill(self, hand: Hand, action: Action) -> None:
+        hand.ending = action.do
+        self._empty(hand)
+        hand.kill()
+
+    def _stall(self, hand: Hand, _action: Action) -> None:
+        if hand.stalled:
+            raise Impossible("it stands still already")
+        hand.stalled = True
+        hand.signal(signal.SIGSTOP)
+
+    def _resume(self, hand: Hand, _action: Action) -> None:
+        if not hand.stalled:
+            raise Impossible("it does not stand still")
+        self._let_go(hand)
+
+    def _fill(self, hand: Hand, action: Action) -> None:
+        if not hand.stalled:
+            self._stall(hand, action)
+        self._filled.setdefault(hand, [])
+        self._fill_when_still(hand, action.vectors)
+
+    def _fill_when_still(self, hand: Hand, vectors: tuple[int, ...]) -> None:
+        """A machine that still runs would drain what is put into its counters: wait until it has stopped."""
+        if not hand.stalled or not hand.lives:
+            return
+        if not _has_stopped(hand.pid):
+            self._loop.at(time.monotonic_ns() + LOOK_NS, lambda: self._fill_when_still(hand, vectors))
+            return
+        for eventfd in self._eventfds(hand, vectors):
+            held = eventfd.take()
+            while not eventfd.add(COUNTER_MAX):  # somebody has rung meanwhile
+                held += eventfd.take()
+            self._filled[hand].append((eventfd, held))
+
+    def _let_go(self, hand: Hand) -> None:
+        """End a stall; counters that were filled hold again what was rung."""
+        self._empty(hand)
+        if hand.stalled:
+            hand.stalled = False
+            hand.signal(signal.SIGCONT)
+
+    def _empty(self, hand: Hand) -> None:
+        for eventfd, held in self._filled.pop(hand, ()):
+            eventfd.take()
+            if held:
+                eventfd.add(held)
+
+    def _eventfds(self, hand: Hand, vectors: tuple[int, ...]) -> list[EventFd]:
+        found: list[EventFd] = []
+        for row, peer in zip(hand.rows, hand.peers, strict=True):
+            if peer is not None:
+                eventfds = self._domains[row.domain].eventfds(peer)
+                found += [each for vector, each in enumerate(eventfds) if not vectors or vector in vectors]
+        return found
+
+    # Machines that are told
+
+    def _slow(self, hand: Hand, action: Action) -> dict[str, Any]:
+        hand.tell(control.Slow(round(action.delay_us * 1000)))
+        return {"delay_us": action.delay_us}
+
+    def _mask(self, hand: Hand, action: Action) -> dict[str, Any]:
+        hand.tell(control.Mask(action.vectors, masked=True))
+        return {"vectors": action.vectors}
+
+    def _unmask(self, hand: Hand, action: Action) -> dict[str, Any]:
+        hand.tell(control.Mask(action.vectors, masked=False))
+        return {"vectors": action.vectors}
+
+    def _reset(self, hand: Hand, _action: Action) -> None:
+        hand.tell(control.Reset())
+
+    def _unplug(self, hand: Hand, _action: Action) -> None:
+        if hand.moving is not None:
+            raise Impossible("device_del not allowed while migrating")
+        hand.unplugged = True
+        hand.tell(control.Unplug())
+
+    def _deafen(self, hand: Hand, _action: Action) -> None:
+        hand.tell(control.Deafen())
+
+    def _garble(self, hand: Hand, action: Action) -> dict[str, Any]:
+        peer = hand.peers[0]
+        if peer is None or not self._domains[hand.rows[0].domain].garble(peer, action.message):
+            raise Impossible("no server is connected to it")
+        hand.garbled = True
+        return {"message": action.message}
+
+    # Migration
+
+    def _migrate(self, hand: Hand, action: Action) -> dict[str, Any]:
+        """Raises `Impossible` where there is nothing to migrate; a refusal is QEMU's, and told with its words."""
+        if len(hand.rows) > 1:
+            raise Impossible("it has devices in several domains")
+        if hand.unplugged or hand.stalled:
+            raise Impossible("it has no device any more" if hand.unplugged else "it stands still")
+        here = hand.rows[0].domain
+        target = next((each for each in self._domains if each.name == action.to_domain), self._domains[here])
+        try:
+            _gate(hand).check()
+        except MigrationError as refusal:
+            return {"refused": str(refusal)}
+        server = "" if action.hand_over else str(target.path)
+        if action.fault == "server_gone":
+            server += ".gone"
+        if action.fault == "source_dies":
+            hand.ending = action.do
+        hand.moving = Moving(target.number, action.hand_over, action.fault)
+        hand.tell(control.Migrate(server, target.number, os.getpid(), action.fault))
+        return {"to_domain": target.name, "hand_over": action.hand_over, "fault": action.fault}
+
+    # Servers
+
+    def _to_server(self, action: Action) -> dict[str, Any]:
+        domain = next((each for each in self._domains if action.domain in ("", each.name)), None)
+        assert domain is not None
+        if (domain.server is None) == (action.do == "stop_server"):
+            raise Impossible("no server listens" if domain.server is None else "a server listens already")
+        if action.do == "stop_server":
+            domain.stop()
+        else:
+            domain.start()
+        return {"domain": domain.name}
+
+
+def _gate(hand: Hand) -> Blockers:
+    """The reasons of a machine not to migrate, as QEMU would have collected them."""
+    machine = hand.machine
+    profile = profiles.profile(machine.profile)
+    device = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=GATE_BYTES, ring=lambda *_: None)
+    blockers = Blockers(settled=profile.revision > 0)
+    blockers.plug(device)
+    for reason in machine.blockers:
+        blockers.add(Blocker(reason))
+    blockers.migrating = hand.moving is not None
+    return blockers
+
+
+def _has_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has taken effect (proc_pid_stat(5))."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] == STOPPED_STATE

@@ -1,0 +1,80 @@
+"""A machine goes on in a fresh process: what its worker does on either side of the fork.
+
+The source pauses the program, writes its books, saves the device's state and forks (`sim.kernel.succession`). The
+successor makes a new device that connects as any other does, puts the memory where the program knows it, loads the
+state; then the source lets go, and only then the program is resumed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+
+from nodes.device.ivshmem import Ivshmem
+from nodes.device.migration import RamMigration
+from nodes.errors import HostError
+from nodes.vm import Vm
+from sim.kernel.memory import map_region
+from sim.kernel.succession import Source, remap
+
+__all__ = ["Arrival", "let_go"]
+
+PATIENCE_S = 10.0
+
+
+def let_go(side: Source, fault: str) -> str:
+    """The source's part: wait until the other side is ready, and leave the machine to it.
+
+    "" when it has; else why not: the successor has then ended, and the machine goes on here. ``fault`` as in
+    `topologies.scenario.FAULTS`.
+    """
+    reason = "its new process did not get ready"
+    if side.await_ready(PATIENCE_S):
+        if fault == "source_dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        reason = "it was cancelled"
+        if fault != "cancel":
+            if side.commit():
+                return ""
+            reason = "its new process died"
+    side.cancel()
+    return reason
+
+
+class Arrival:
+    """The successor's part: a machine's new device, which takes the place of the one that was saved as ``state``.
+
+    ``take(peer, descriptor)`` is called with the memory when the server has sent it. ``memory_bytes`` is how much of it
+    had to be copied: all, when it is another domain's.
+    """
+
+    def __init__(self, vm: Vm, state: bytes, *, elsewhere: bool) -> None:
+        self._vm, self._state, self._elsewhere = vm, state, elsewhere
+        self._old = vm.device
+        self._memory = vm.guest.memory
+        self.memory_bytes = 0
+        size_bytes = len(self._memory) if self._old.profile.memory_container else None
+        self._device = Ivshmem(
+            self._old.profile,
+            vectors=vm.guest.vectors,
+            role=self._old.role,
+            size_bytes=size_bytes,
+            ring=vm.doorbells.ring,
+        )
+        vm.replace(self._device)
+
+    def take(self, peer: int, descriptor: int) -> None:
+        """Raises ``MigrationError`` when the memory, the state or the ID does not fit."""
+        mapping = self._memory.obj
+        if not isinstance(mapping, mmap.mmap):
+            raise HostError("this machine's memory is not one that can be moved")
+        there = memoryview(map_region(descriptor))
+        self._device.set_memory(there)
+        ram = RamMigration(self._old)
+        if self._elsewhere:
+            self.memory_bytes = ram.complete(self._device)
+        else:
+            ram.check(self._device)
+        remap(mapping, descriptor)
+        self._vm.arrive(peer, self._memory, self._state)
