@@ -22,6 +22,13 @@ __all__ = ["ivsim", "main"]
 COMMANDS = {
     "run": "sim.commands.run:run",
     "show": "sim.commands.run:show",
+    "sweep": "sim.commands.sweep:sweep",
+    "graph": "sim.commands.graph:graph",
+    "migrate": "sim.commands.migrate:migrate",
+    "compare": "sim.commands.compare:compare",
+    "report": "sim.commands.report:report",
+    "trace": "sim.commands.trace:trace",
+    "top": "sim.commands.top:top",
     "serve": "sim.commands.serve:serve",
     "attach": "sim.commands.attach:attach",
     "record": "sim.commands.session:record",

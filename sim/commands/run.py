@@ -11,10 +11,11 @@ from rich.console import Console
 
 from sim.commands.topology import BadTopology, overrides_option
 from sim.results import Run
-from topologies import TopologyError
+from topologies import TopologyError, load
 
 __all__ = ["run", "show"]
 
+EXPECTATION_MISSED = 99
 SIGNAL_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
 
 
@@ -44,6 +45,21 @@ SIGNAL_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
     metavar="SECONDS",
     help="How often processes are looked at; 0: never.",
 )
+@click.option(
+    "--program",
+    "programs",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    metavar="FILE",
+    help="A file of Python whose generator functions the topology can name; it runs with full trust. Repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what the run asks of this host, and start nothing.")
+@click.option(
+    "--junit",
+    "junit_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write what became of the expectations here, as JUnit XML.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output, and no progress.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def run(
@@ -53,12 +69,16 @@ def run(
     runs: Path,
     socket_path: Path | None,
     resources_every_s: float,
+    programs: tuple[Path, ...],
+    dry_run: bool,
+    junit_file: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Run TOPOLOGY, a file or the name of a shipped one (`ivsim list`), and print its result.
 
-    Ctrl-C ends it early and keeps what was measured; a second one does not wait for the machines.
+    Ctrl-C ends it early and keeps what was measured; a second one does not wait for the machines. The exit code is 99
+    when an expectation of the topology is not met.
     """
     from sim.commands.progress import Progress
     from sim.runner import Begun
@@ -67,6 +87,8 @@ def run(
     stderr = Console(stderr=True)
     if seed is not None:
         overrides = {**overrides, "seed": str(seed)}
+    if dry_run:
+        raise click.exceptions.Exit(_dry_run(topology, overrides, programs, runs, as_json=as_json))
     with contextlib.ExitStack() as stack:
 
         def begin(begun: Begun) -> None:
@@ -84,11 +106,32 @@ def run(
                 resources_every_s=resources_every_s,
                 socket_path=socket_path,
                 on_begin=begin,
+                programs=programs,
             )
         except TopologyError as error:
             raise BadTopology(error) from None
     _print(result, as_json)
+    if junit_file is not None:
+        _write_junit(result, junit_file)
     raise click.exceptions.Exit(_exit_code(result))
+
+
+def _dry_run(topology: str, overrides: dict[str, str], programs: tuple[Path, ...], runs: Path, *, as_json: bool) -> int:
+    from sim.commands.preflight import dry_run
+
+    try:
+        return dry_run(load(topology, overrides, programs), runs, as_json=as_json)
+    except TopologyError as error:
+        raise BadTopology(error) from None
+
+
+def _write_junit(result: Run, file: Path) -> None:
+    from sim.junit import junit
+
+    try:
+        file.write_text(junit(result.figures.expectations, result), encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be written: {error.strerror}") from None
 
 
 @click.command("show", short_help="Show the result of a run again.")
@@ -108,9 +151,12 @@ def _print(result: Run, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.summary, indent=2))
         return
+    from sim.expectations import render as render_expectations
     from sim.results.tables import render
 
-    render(result, Console())
+    console = Console()
+    render(result, console)
+    render_expectations(result.figures.expectations, console)
 
 
 def _exit_code(result: Run) -> int:
@@ -118,4 +164,6 @@ def _exit_code(result: Run) -> int:
         return SIGNAL_CODES.get(result.reason, 130)
     if result.status not in ("finished", "degraded") or not result.balanced:
         return 1
+    if any(not verdict.met for verdict in result.figures.expectations):
+        return EXPECTATION_MISSED
     return 0

@@ -1,0 +1,31 @@
+"""Rows of cells as plain columns: readable in a pipe, and never cut, for a figure that lost a digit would lie."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+__all__ = ["print_columns"]
+
+
+def print_columns(
+    rows: Sequence[Sequence[str]],
+    console: Console,
+    left: Collection[int] = (0,),
+    styles: Mapping[int, str] | None = None,
+) -> None:
+    """Print ``rows``, the first one in bold: columns in ``left`` to the left, others to the right.
+
+    ``styles`` are those of further rows. Where the width does not do, columns move closer.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    gap = "  " if sum(widths) + 2 * len(widths) - 2 <= console.width else " "
+    for place, row in enumerate(rows):
+        cells = (
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        plain = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in gap.join(cells))
+        console.print(Text(plain.rstrip(), "bold" if not place else (styles or {}).get(place, "")), soft_wrap=True)

@@ -1,0 +1,57 @@
+"""`ivsim graph`: a picture of a topology. Starts nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sim.commands.topology import BadTopology, overrides_option, programs_option
+from topologies import TopologyError, load
+
+__all__ = ["graph"]
+
+FORMATS = {".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot", ".svg": "svg"}
+
+
+@click.command("graph", short_help="Draw a topology: who is there, and who rings whom.")
+@click.argument("topology")
+@overrides_option
+@programs_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["mermaid", "dot", "svg"]),
+    help="mermaid by default, or what the name of FILE ends in.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write it there.")
+@click.option("--each", is_flag=True, help="Draw every machine, however many a group has.")
+def graph(
+    topology: str,
+    overrides: dict[str, str],
+    programs: tuple[Path, ...],
+    form: str | None,
+    output: Path | None,
+    each: bool,
+) -> None:
+    """Draw TOPOLOGY, a file or the name of a shipped one: its machines, domains, doorbells and timeline.
+
+    A group of more than eight machines is one node, unless --each is given. An SVG needs no other program to be
+    shown; Mermaid is drawn by what shows Markdown, DOT by Graphviz.
+    """
+    from sim.graph import dot, draw, mermaid, svg
+
+    try:
+        loaded = load(topology, overrides, programs)
+    except TopologyError as error:
+        raise BadTopology(error) from None
+    chosen = form or FORMATS.get(output.suffix if output else "", "mermaid")
+    text = {"mermaid": mermaid, "dot": dot, "svg": svg}[chosen](draw(loaded, each=each))
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"{output} cannot be written: {error.strerror}") from None
+    click.echo(f"{output} written", err=True)

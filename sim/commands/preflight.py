@@ -1,0 +1,32 @@
+"""`ivsim run --dry-run`: what a topology asks of this host, and whether it can be carried. Starts nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from topologies import Topology
+
+__all__ = ["dry_run"]
+
+
+def dry_run(topology: Topology, runs: Path, *, as_json: bool = False) -> int:
+    """Print the demand of ``topology`` and what of it this host does not have; the exit code: 0, or 3."""
+    from sim.preflight import preflight, render
+
+    demand = preflight(topology, runs)
+    if as_json:
+        plain = msgspec.to_builtins(demand)
+        sums = [{**each, "fits": it.fits} for each, it in zip(plain["sums"], demand.sums, strict=True)]
+        plain |= {"sums": sums, "fits": not demand.problems, "problems": demand.problems, "warnings": demand.warnings}
+        click.echo(json.dumps(plain, indent=2))
+    else:
+        console = Console()
+        render(demand, console)
+        if not demand.problems:
+            console.print("this host can carry it", highlight=False)
+    return 3 if demand.problems else 0

@@ -1,0 +1,214 @@
+"""What a picture of a topology shows: machines or whole groups of them, who rings whom, and what happens to them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from topologies import Action, Machine, Machines, Topology, Trace
+
+__all__ = ["Cluster", "Drawing", "Edge", "Node", "draw"]
+
+
+# So many machines of a group are drawn one by one, if so many fit into the picture.
+EACH_MAX = 8
+NODES_MAX = 24
+UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine, or a group of ``count``; ``absent`` of them are not there when the run begins."""
+
+    name: str
+    count: int
+    program: str
+    vectors: int
+    role: str
+    profile: str
+    domains: tuple[str, ...]
+    absent: int
+    notes: tuple[str, ...]
+    parameters: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} × {self.count}" if self.count > 1 else self.name
+
+    @property
+    def what(self) -> str:
+        """The program and the vectors."""
+        return f"{self.program}, {self.vectors} vector{'' if self.vectors == 1 else 's'}"
+
+    @property
+    def device(self) -> str:
+        """The profile, and the role where it is not the usual one."""
+        return f"{self.profile}, {self.role}" if self.role != "peer" else self.profile
+
+    @property
+    def later(self) -> str:
+        """Who joins later, in words; empty when everybody is there."""
+        if not self.absent:
+            return ""
+        return "joins later" if self.absent == self.count else f"{self.absent} of {self.count} join later"
+
+
+@dataclass(frozen=True)
+class Edge:
+    """``source`` rings ``target`` (places of nodes): its parameters that name them, and how many pairs of machines."""
+
+    source: int
+    target: int
+    parameters: tuple[str, ...]
+    pairs: int
+
+    @property
+    def label(self) -> str:
+        names = ", ".join(self.parameters)
+        return f"{names} × {self.pairs:,}" if self.pairs > 1 else names
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A domain: the nodes (places) that are in it and in no other, and what happens to its server."""
+
+    name: str
+    memory: str
+    nodes: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """``bridges`` are the nodes that are in several domains."""
+
+    title: str
+    subtitle: str
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    clusters: tuple[Cluster, ...]
+    bridges: tuple[int, ...]
+
+    @property
+    def description(self) -> str:
+        """The picture in words, for those who do not see it."""
+        said = [f"{node.title} ({node.what}{', ' + node.later if node.later else ''})" for node in self.nodes[:40]]
+        rings = [
+            f"{self.nodes[edge.source].title} rings {self.nodes[edge.target].title} ({edge.label})"
+            for edge in self.edges[:40]
+        ]
+        more = len(self.nodes) - len(said), len(self.edges) - len(rings)
+        said += [f"and {more[0]} more"] * bool(more[0])
+        rings += [f"and {more[1]} more"] * bool(more[1])
+        return f"Machines: {'; '.join(said)}. Doorbells: {'; '.join(rings) or 'nobody is named as a target'}."
+
+
+def draw(topology: Topology, *, each: bool = False) -> Drawing:
+    """What to draw of ``topology``: large groups as one node, unless ``each`` machine is asked for."""
+    singly = {group.name for group in topology.groups if each or group.count <= EACH_MAX}
+    if not each and sum(group.count if group.name in singly else 1 for group in topology.groups) > NODES_MAX:
+        singly = set()
+    members: dict[str, list[Machine]] = defaultdict(list)
+    for machine in topology.machines:
+        members[machine.name if machine.group in singly else machine.group].append(machine)
+    places = {machine.index: place for place, those in enumerate(members.values()) for machine in those}
+    notes, server_notes = _notes(topology, members)
+    nodes = tuple(_node(name, those, notes[place]) for place, (name, those) in enumerate(members.items()))
+    clusters = tuple(
+        Cluster(
+            domain.name,
+            f"{_size(domain.memory.size_bytes)} {domain.memory.kind.replace('_', ' ')}, {domain.dialect}",
+            tuple(place for place, node in enumerate(nodes) if node.domains == (domain.name,)),
+            tuple(server_notes[domain.name]),
+        )
+        for domain in topology.domains
+    )
+    bridges = tuple(place for place, node in enumerate(nodes) if len(node.domains) > 1)
+    duration_s = sum(phase.duration_s for phase in topology.phases)
+    count = len(topology.machines)
+    subtitle = f"{count:,} machine{'' if count == 1 else 's'}, {topology.eventfds:,} eventfds, {duration_s:g} s"
+    return Drawing(_printable(topology.title), subtitle, nodes, _edges(topology, places), clusters, bridges)
+
+
+def _node(name: str, machines: list[Machine], notes: list[str]) -> Node:
+    first = machines[0]
+    plain = {key: value for key, value in first.parameters.items() if not isinstance(value, Machines | Trace)}
+    return Node(
+        name=name,
+        count=len(machines),
+        program=_printable(first.program),
+        vectors=first.vectors,
+        role=first.role,
+        profile=first.profile,
+        domains=first.domains,
+        absent=sum(not machine.present for machine in machines),
+        notes=tuple(notes),
+        parameters=_printable(", ".join(f"{key} = {value}" for key, value in plain.items())),
+    )
+
+
+def _edges(topology: Topology, places: dict[int, int]) -> tuple[Edge, ...]:
+    pairs: Counter[tuple[int, int]] = Counter()
+    names: dict[tuple[int, int], dict[str, None]] = defaultdict(dict)
+    for machine in topology.machines:
+        source, rung = places[machine.index], set()
+        for parameter, targets in _named(machine):
+            for index in targets:
+                names[source, places[index]][_printable(parameter)] = None
+            rung |= set(targets)
+        pairs.update((source, places[index]) for index in rung)
+    return tuple(Edge(*at, tuple(names[at]), count) for at, count in sorted(pairs.items()))
+
+
+def _named(machine: Machine) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Each parameter of a machine that names others."""
+    for parameter, value in machine.parameters.items():
+        if isinstance(value, Machines):
+            yield parameter, value
+        elif isinstance(value, Trace):
+            yield parameter, value.machines
+
+
+def _notes(topology: Topology, members: dict[str, list[Machine]]) -> tuple[list[list[str]], dict[str, list[str]]]:
+    """The timeline, by node and by domain."""
+    by_node: list[list[str]] = [[] for _ in members]
+    by_domain: dict[str, list[str]] = defaultdict(list)
+    for action in topology.timeline:
+        if not action.machines:
+            by_domain[action.domain or topology.domains[0].name].append(_told(action, ""))
+            continue
+        concerned = set(action.machines)
+        for notes, those in zip(by_node, members.values(), strict=True):
+            its = sum(machine.index in concerned for machine in those)
+            if its:
+                whom = f" {its} of {len(those)}" if its < len(those) else ""
+                notes.append(_told(action, whom, those[0].index if len(those) == 1 else None))
+    return by_node, by_domain
+
+
+def _told(action: Action, whom: str, alone: int | None = None) -> str:
+    """One action in few words: kill 1 of 16 at 2 s, 3 times. A machine ``alone`` is told its own turn."""
+    at_s, every_s = action.at_s, action.every_s
+    if alone is not None and action.pick is None and action.when is None:
+        at_s, every_s = at_s + every_s * action.machines.index(alone), 0.0
+    if action.pick is not None:
+        whom = f" {action.pick} of{whom}" if whom else f" {action.pick}"
+    text = f"{action.do.replace('_', ' ')}{whom}"
+    if action.when is not None:
+        text += f" when {action.when}" + (f", from {at_s:g} s" if at_s else "")
+    else:
+        text += f" at {at_s:g} s"
+    if every_s:
+        text += f", one every {every_s:g} s"
+    return text + (f", {action.repeat} times {action.period_s:g} s apart" if action.repeat > 1 else "")
+
+
+def _size(value_bytes: int) -> str:
+    one, unit = next((each for each in UNITS if value_bytes >= each[0]), (1, "bytes"))
+    return f"{value_bytes / one:g} {unit}"
+
+
+def _printable(text: str) -> str:
+    """``text`` on one line, and without what could drive a terminal."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)

@@ -1,0 +1,170 @@
+"""What this host has left for a run: limits of this process, of its control group, of the kernel, of file systems."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from nodes.errors import HostError
+
+__all__ = ["Host", "Left"]
+
+CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_RESOURCE = 21, 23, 24
+SHM_DIRECTORY = "/dev/shm"
+
+
+class Left(NamedTuple):
+    """How much there is of something, and which limit says so."""
+
+    amount: int
+    limit: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """None: nothing limits it, or nobody knows. ``descriptors_open`` are this process's own."""
+
+    descriptors: Left | None
+    descriptors_open: int
+    in_flight: Left | None
+    files: Left | None
+    processes: Left | None
+    memory_bytes: Left | None
+    shm_bytes: Left | None
+    disk_bytes: Left | None
+    cpus: frozenset[int]
+    cpus_online: int
+    real_time_priority: int
+    nice: int
+
+    @classmethod
+    def here(cls, runs: Path) -> Host:
+        """This host; ``runs`` is where run directories are made, or will be."""
+        capabilities = _capabilities()
+        mighty = bool(capabilities & (1 << CAP_SYS_RESOURCE | 1 << CAP_SYS_ADMIN))
+        nimble = bool(capabilities & 1 << CAP_SYS_NICE)
+        return cls(
+            descriptors=_hard(resource.RLIMIT_NOFILE, "ulimit -Hn"),
+            descriptors_open=len(os.listdir("/proc/self/fd")),
+            in_flight=None if mighty else _hard(resource.RLIMIT_NOFILE, "ulimit -Hn, for all processes of a user"),
+            files=_files(),
+            processes=_least(*_processes(mighty)),
+            memory_bytes=_least(_available(), *_of_groups("memory")),
+            shm_bytes=_room(Path(SHM_DIRECTORY)),
+            disk_bytes=_room(runs),
+            cpus=frozenset(os.sched_getaffinity(0)),
+            cpus_online=os.cpu_count() or 1,
+            real_time_priority=99 if nimble else min(99, _finite(resource.RLIMIT_RTPRIO, 99)),
+            nice=-20 if nimble else min(os.getpriority(os.PRIO_PROCESS, 0), 20 - _finite(resource.RLIMIT_NICE, 40)),
+        )
+
+
+def _capabilities() -> int:
+    for line in _lines("/proc/self/status"):
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def _hard(limit: int, name: str) -> Left | None:
+    hard = resource.getrlimit(limit)[1]
+    return None if hard == resource.RLIM_INFINITY else Left(hard, name)
+
+
+def _finite(limit: int, unlimited: int) -> int:
+    soft = resource.getrlimit(limit)[0]
+    return unlimited if soft == resource.RLIM_INFINITY else soft
+
+
+def _least(*known: Left | None) -> Left | None:
+    return min((each for each in known if each is not None), default=None)
+
+
+def _files() -> Left | None:
+    """Open files that the kernel allows besides those that there are."""
+    words = "".join(_lines("/proc/sys/fs/file-nr")).split()
+    return Left(int(words[2]) - int(words[0]), "fs.file-max") if len(words) == 3 else None
+
+
+def _processes(mighty: bool) -> Iterator[Left | None]:
+    """Processes and threads beside those that there are."""
+    load = "".join(_lines("/proc/loadavg")).split()
+    tasks = int(load[3].partition("/")[2]) if len(load) > 3 else 0
+    for path, name in (("kernel/pid_max", "kernel.pid_max"), ("kernel/threads-max", "kernel.threads-max")):
+        if (most := _number(f"/proc/sys/{path}")) is not None:
+            yield Left(most - tasks, name)
+    soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if soft != resource.RLIM_INFINITY and not mighty:  # user_namespaces(7): who is capable is not counted
+        yield Left(soft - _own_tasks(), "ulimit -u")
+    yield from _of_groups("pids")
+
+
+def _own_tasks() -> int:
+    """Threads of all processes of this user."""
+    uid, count = os.getuid(), 0
+    for entry in os.scandir("/proc"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if entry.name.isdigit() and entry.stat().st_uid == uid:
+                count += len(os.listdir(f"/proc/{entry.name}/task"))
+    return count
+
+
+def _available() -> Left | None:
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return Left(int(line.split()[1]) << 10, "available memory")
+    return None
+
+
+def _of_groups(controller: str) -> Iterator[Left]:
+    """What control groups leave, of either version, from this process's own up to the root."""
+    names = {"memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"), "pids": ("pids.max", "pids.current")}
+    for line in _lines("/proc/self/cgroup"):
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            root, most, used = Path("/sys/fs/cgroup"), f"{controller}.max", f"{controller}.current"
+        elif controller in controllers.split(","):
+            root, (most, used) = Path("/sys/fs/cgroup") / controller, names[controller]
+        else:
+            continue
+        group = root / path.strip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            limit, now = _number(folder / most), _number(folder / used)
+            if limit is not None and now is not None:
+                yield Left(limit - now + (_cached(folder) if controller == "memory" else 0), f"control group, {most}")
+
+
+def _cached(group: Path) -> int:
+    """What the kernel would give back of a group's memory: the cache of files."""
+    words = (line.split() for line in _lines(group / "memory.stat"))
+    return sum(int(word[1]) for word in words if word[0] in ("active_file", "inactive_file"))
+
+
+def _room(path: Path) -> Left | None:
+    """Free bytes of the file system on which ``path`` is, or will be."""
+    for folder in (path.absolute(), *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            room = os.statvfs(folder)
+            return Left(room.f_bavail * room.f_frsize, f"free on the file system of {folder}")
+    raise HostError(f"{path}: no file system for it")
+
+
+def _lines(path: str | Path) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _number(path: str | Path) -> int | None:
+    """A file that holds one number; None when it does not ("max"), or is not there."""
+    lines = _lines(path)
+    return int(lines[0]) if lines and lines[0].strip().isdigit() else None

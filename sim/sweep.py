@@ -1,0 +1,332 @@
+"""A sweep: the same topology with every combination of some values, one run after the other, in one directory.
+
+    sweep.json      the plan (text, cells), and a row of figures for each cell that is done
+    sweep.parquet   those rows as a table
+    001, 002, ...   the run directory of each cell, by its place in the plan
+    unfinished/     runs that were interrupted; nothing reads them again
+
+A cell is done once its directory stands in its place. Of ``repeat`` runs of the same values, number r has the
+topology's seed + r: each draws another order, and every one of them can be run again alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import sim.results
+from nodes.errors import HostError, UsageError
+from sim.expectations import evaluate
+from sim.results import Run, files
+from topologies import Topology, load
+from topologies.matrix import MAX_CELLS
+
+__all__ = ["INTERRUPTED", "Cell", "Plan", "Row", "Sweep", "make_plan", "split_values"]
+
+SCHEMA_VERSION = 1
+PLAN, TABLE, UNFINISHED = "sweep.json", "sweep.parquet", "unfinished"
+INTERRUPTED = "interrupted"
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|.', re.DOTALL)
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One combination. ``place`` counts from 1, ``repeat`` from 0; ``overrides`` are all that make its topology."""
+
+    place: int
+    repeat: int
+    overrides: dict[str, str]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a sweep runs: a topology's file, its text as it was, and its cells in order.
+
+    ``varied`` are the keys that differ, ``programs`` files of Python that the topology's programs are in.
+    """
+
+    source_name: str
+    text: str
+    varied: list[str]
+    cells: list[Cell]
+    programs: list[str] = []
+
+    def topology(self, cell: Cell) -> Topology:
+        """Raises ``TopologyError``, and ``UsageError`` when the file has changed since the sweep began."""
+        topology = load(Path(self.source_name), cell.overrides, self.programs)
+        if topology.source_text != self.text:
+            raise UsageError(f"{self.source_name}: the topology has changed since this sweep began")
+        return topology
+
+    def difference(self, other: Plan) -> str:
+        """The first thing in which ``other`` differs, in words; empty when it is the same."""
+        if self.text != other.text:
+            return "the topology's text is another one"
+        if len(self.cells) != len(other.cells):
+            return f"it has {len(self.cells)} cells, not {len(other.cells)}"
+        for mine, theirs in zip(self.cells, other.cells, strict=True):
+            if mine != theirs:
+                return f"its cell {mine.place} is {_shown(mine.overrides)}, not {_shown(theirs.overrides)}"
+        return ""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of one cell; None: not known. Memory is that of a machine on average."""
+
+    place: int
+    repeat: int
+    seed: int
+    values: dict[str, str]
+    status: str
+    reason: str = ""
+    balanced: bool = False
+    rung_per_s: float | None = None
+    coalescing: float | None = None
+    delivery_p50_ns: int | None = None
+    delivery_p99_ns: int | None = None
+    total_p50_ns: int | None = None
+    total_p99_ns: int | None = None
+    uss_bytes: int | None = None
+    ready_s: float | None = None
+    expectations: int = 0
+    missed: list[str] = []
+
+    @property
+    def exit_code(self) -> int:
+        """As ``ivsim run`` would end: 0, 1, or 99 for expectations that were missed."""
+        if self.status not in ("finished", "degraded") or not self.balanced:
+            return 1
+        return 99 if self.missed else 0
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """``sweep.json``."""
+
+    schema_version: int
+    plan: Plan
+    rows: list[Row] = []
+
+
+def split_values(text: str) -> list[str]:
+    """``1,2,4`` to its parts; commas within quotes, brackets and braces part nothing.
+
+    Raises ``UsageError`` for an empty part, and for what is never closed.
+    """
+    parts, depth = [""], 0
+    for token in _TOKEN.findall(text):
+        depth += (token in "[{") - (token in "]}")
+        if depth < 0 or token in "\"'":
+            break
+        if token == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += token
+    else:
+        parts = [part.strip() for part in parts]
+        if depth == 0 and all(parts):
+            return parts
+    raise UsageError(f'expected values with commas between them, each whole (1,2 or [1,2],[3] or "a,b"), got {text!r}')
+
+
+def make_plan(
+    source: str,
+    fixed: Mapping[str, str],
+    axes: Mapping[str, Sequence[str]],
+    repeat: int = 1,
+    programs: Sequence[str | Path] = (),
+) -> Plan:
+    """All cells of the topology ``source``: the product of ``axes`` and of those in its ``[matrix]``.
+
+    An axis that is given takes the place of the file's of the same key, and so does a value in ``fixed``.
+
+    Raises ``TopologyError`` when one of them is no topology (its overrides are named), ``UsageError`` when nothing
+    varies, or too much does.
+    """
+    files = [str(Path(file).absolute()) for file in programs]
+    base = load(source, dict(fixed) | {key: values[0] for key, values in axes.items()}, files)
+    name = str(Path(base.source_name).absolute())
+    product: dict[str, Sequence[str]] = {key: values for key, values in base.matrix.items() if key not in fixed}
+    product |= axes
+    count = repeat
+    for values in product.values():
+        count *= len(values)
+    if count < 2:
+        raise UsageError("nothing varies: expected --set KEY=V1,V2, a [matrix] in the topology, or --repeat")
+    if count > MAX_CELLS:
+        raise UsageError(f"expected at most {MAX_CELLS} runs, got {count}")
+    cells = []
+    combinations = itertools.product(itertools.product(*product.values()), range(repeat))
+    for place, (values, number) in enumerate(combinations, start=1):
+        overrides = {**fixed, **dict(zip(product, values, strict=True))}
+        seed = load(Path(name), overrides, files).seed
+        if repeat > 1:
+            overrides["seed"] = str((seed + number) % 2**63)
+        cells.append(Cell(place, number, overrides))
+    return Plan(name, base.source_text, list(product), cells, files)
+
+
+class Sweep:
+    """A sweep in its directory ``path``: what is to be run, and what is done."""
+
+    def __init__(self, path: Path, plan: Plan, rows: Sequence[Row] = ()) -> None:
+        self.path, self.plan = path, plan
+        self._rows = {row.place: row for row in rows}
+
+    @classmethod
+    def create(cls, where: Path, plan: Plan) -> Sweep:
+        """Make a new directory under ``where``. Raises ``HostError`` when it cannot be made."""
+        title = plan.topology(plan.cells[0]).title
+        slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].rstrip("-") or "run"
+        started = datetime.datetime.now(datetime.UTC)
+        try:
+            where.mkdir(parents=True, exist_ok=True)
+            for number in itertools.count(1):
+                path = where / f"sweep-{slug}-{started:%Y%m%dT%H%M%SZ}-{number}"
+                if not path.exists():
+                    path.mkdir(mode=0o700)
+                    break
+            sweep = cls(path, plan)
+            sweep._write()
+        except OSError as error:
+            raise HostError(f"{where}: the sweep's directory cannot be made: {error.strerror or error}") from error
+        return sweep
+
+    @classmethod
+    def resume(cls, path: Path, plan: Plan | None = None) -> Sweep:
+        """An earlier one, to go on with.
+
+        Raises ``UsageError`` when there is none, when ``plan`` is another one than it began with, or when a run in it
+        is of another topology.
+        """
+        try:
+            record = files.read_json(path / PLAN, _Record)
+        except UsageError as error:
+            raise UsageError(f"{path}: no sweep to go on with: {error}") from None
+        if record.schema_version != SCHEMA_VERSION:
+            raise UsageError(f"{path}: a sweep of schema {record.schema_version}, this program has {SCHEMA_VERSION}")
+        if plan is not None and (difference := record.plan.difference(plan)):
+            raise UsageError(f"{path}: this is not the sweep that was begun: {difference}")
+        sweep = cls(path, record.plan)
+        for cell in sweep.plan.cells:
+            if sweep.run_path(cell).exists():
+                sweep._adopt(cell)
+        return sweep
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those of the cells that are done, by place."""
+        return [self._rows[place] for place in sorted(self._rows)]
+
+    @property
+    def left(self) -> list[Cell]:
+        """The cells that are not done."""
+        return [cell for cell in self.plan.cells if cell.place not in self._rows]
+
+    def run_path(self, cell: Cell) -> Path:
+        """Where the run of a cell is, once it is done."""
+        return self.path / f"{cell.place:0{max(3, len(str(len(self.plan.cells))))}d}"
+
+    def run(self, cell: Cell, run: Callable[[Topology, Path], Run]) -> tuple[Row, str]:
+        """Let ``run`` carry out one cell; its row, and the reason of an interruption ("" for none).
+
+        A run that was interrupted is no result: it is left in ``unfinished``, and the cell is not done.
+        """
+        topology = self.plan.topology(cell)
+        done = run(topology, self.path / UNFINISHED)
+        if done.status == INTERRUPTED:
+            return self._row(cell, topology, done), done.reason or INTERRUPTED
+        done.path.rename(self.run_path(cell))
+        row = self._row(cell, topology, sim.results.open(self.run_path(cell)))
+        self._rows[cell.place] = row
+        self._write()
+        return row, ""
+
+    def finish(self) -> None:
+        """Write the table of all that is done; an empty ``unfinished`` goes."""
+        import pyarrow.parquet as pq
+
+        buffer = io.BytesIO()
+        pq.write_table(_table(self.plan, self.rows), buffer)
+        files.replace(self.path / TABLE, buffer.getvalue())
+        self._write()
+        unfinished = self.path / UNFINISHED
+        if unfinished.is_dir() and not any(unfinished.iterdir()):
+            unfinished.rmdir()
+
+    def _adopt(self, cell: Cell) -> None:
+        """Take over a cell that was done before."""
+        topology, found = self.plan.topology(cell), sim.results.open(self.run_path(cell))
+        text = files.read_bytes(found.path / files.TOPOLOGY, 1 << 30).decode(errors="replace")
+        if text != self.plan.text or found.origin.seed != topology.seed:
+            raise UsageError(f"{found.path}: a run of another topology or seed than this sweep's; move it away")
+        self._rows[cell.place] = self._row(cell, topology, found)
+
+    def _write(self) -> None:
+        files.write_json(self.path / PLAN, _Record(SCHEMA_VERSION, self.plan, self.rows))
+
+    def _row(self, cell: Cell, topology: Topology, run: Run) -> Row:
+        known: dict[str, Any] = {}
+        try:
+            figures = run.figures
+            delivery, total = figures.latency_ns.delivery, figures.latency_ns.total
+            memory = [(group.uss_bytes, group.machines) for group in figures.groups.values()]
+            looked = [(used, machines) for used, machines in memory if used is not None]
+            machines = sum(those for _, those in looked)
+            known = {
+                "balanced": figures.balanced,
+                "rung_per_s": figures.doorbells_per_s,
+                "coalescing": figures.coalescing,
+                "delivery_p50_ns": delivery.p50,
+                "delivery_p99_ns": delivery.p99,
+                "total_p50_ns": total.p50,
+                "total_p99_ns": total.p99,
+                "uss_bytes": round(sum(used * those for used, those in looked) / machines) if machines else None,
+                "ready_s": figures.ready_s,
+            }
+        except UsageError as error:
+            known["reason"] = str(error)
+        verdicts = evaluate(topology, run)
+        return Row(
+            place=cell.place,
+            repeat=cell.repeat,
+            seed=topology.seed,
+            values={key: cell.overrides[key] for key in self.plan.varied},
+            status=run.status,
+            expectations=len(verdicts),
+            missed=[str(verdict) for verdict in verdicts if not verdict.met],
+            **({"reason": run.reason} | known),
+        )
+
+
+def _table(plan: Plan, rows: Sequence[Row]) -> Any:
+    """The rows as a pyarrow table: a column for each key that varies, numbers where all its values are."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {key: _typed([row.values[key] for row in rows]) for key in plan.varied}
+    kinds = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+    for field in msgspec.structs.fields(Row):
+        if field.name in ("values", "missed"):
+            continue
+        kind = next(kinds[each] for each in kinds if each.__name__ in str(field.type))
+        columns[field.name] = pa.array([getattr(row, field.name) for row in rows], kind)
+    columns["missed"] = pa.array([row.missed for row in rows], pa.list_(pa.string()))
+    return pa.table(columns)
+
+
+def _typed(values: Sequence[str]) -> list[int] | list[float] | list[str]:
+    for kind in (int, float):
+        try:
+            return [kind(value) for value in values]
+        except ValueError:
+            continue
+    return list(values)
+
+
+def _shown(overrides: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in overrides.items()) or "as the file has it"
