@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodes.errors import UsageError
-from sim.telemetry import MESSAGE_BYTES_MAX, Group, Publisher, Snapshot, Subscriber
+from sim.telemetry import MESSAGE_BYTES_MAX, Group, Happened, Publisher, Snapshot, Subscriber, running
 
 PATIENCE_S = 20.0
 
@@ -100,6 +100,19 @@ def encoded(**changes):
     return msgspec.msgpack.encode(msgspec.to_builtins(snapshot(1)) | changes)
 
 
+def test_what_an_older_or_a_newer_version_tells_is_understood(publisher, subscriber):
+    """Fields that are new have defaults, and those that one does not know are left out."""
+    told = msgspec.to_builtins(snapshot(1))
+    older = {key: told[key] for key in told if key not in ("title", "path", "happened", "latency_ns")}
+    publisher._socket.send(msgspec.msgpack.encode(older))
+    assert receive(subscriber) == snapshot(1)
+    newer = {"title": "A title", "happened": [{"time_ns": 1, "kind": "action", "text": "kill"}], "mood": "good"}
+    publisher._socket.send(encoded(number=2, **newer))
+    its = receive(subscriber)
+    assert (its.title, its.happened) == ("A title", (Happened(1, "action", "kill"),))
+    assert subscriber.malformed == 0
+
+
 NO_SNAPSHOTS = {
     "empty": b"",
     "garbage": b"\xc1\x00\xff" * 100,
@@ -109,7 +122,7 @@ NO_SNAPSHOTS = {
     "a field of another type": encoded(number="one"),
     "a group of another type": encoded(groups={"storm": 7}),
     "no text": encoded().replace(b"running", b"\xff\xfe\xfd\xfc\xfb\xfa\xf9"),
-    "deep": encoded()[:1].replace(b"\x89", b"\x8a") + b"\xa1x" + b"\x91" * 100_000,
+    "deep": bytes([encoded()[0] + 1]) + b"\xa1x" + b"\x91" * 100_000,
 }
 
 
@@ -198,3 +211,18 @@ def test_one_who_subscribes_before_there_is_anything_waits(path):
 def test_a_place_that_cannot_be_is_said(short_path, name):
     with pytest.raises(UsageError, match="cannot publish"):
         Publisher(short_path / name)
+
+
+def test_who_publishes_is_found_and_who_no_longer_does_is_not(path):
+    with Publisher(path) as publisher:
+        (found,) = running([path, path.parent / "." / path.name, path.parent / "none", path.parent])
+        assert found.endpoint == publisher.endpoint
+        assert found.held_by(os.getpid())
+        assert not found.held_by(os.getppid())
+    assert running([path]) == []
+
+
+def test_a_socket_of_somebody_else_is_not_looked_at(path, monkeypatch):
+    with Publisher(path):
+        monkeypatch.setattr(os, "getuid", lambda: 4242)
+        assert running([path]) == []

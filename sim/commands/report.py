@@ -1,0 +1,48 @@
+"""`ivsim report`: a run as one HTML page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from nodes.errors import UsageError
+
+__all__ = ["report"]
+
+
+@click.command("report", short_help="Write a run as one HTML page, to be sent to somebody.")
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="The file to write, or - for standard output.  [default: RUN/report.html]",
+)
+def report(run_directory: Path, output: Path | None) -> None:
+    """Write figures, curves, time lines and pictures of the run directory RUN to one HTML file.
+
+    The file needs nothing else: no network, no script, no fonts. What the run lacks - it was interrupted, it is
+    damaged, nothing was sampled - is said in its place.
+    """
+    from sim.report.page import page
+    from sim.results import open as open_run
+
+    content = page(open_run(run_directory))
+    if output is not None and os.fspath(output) == "-":
+        click.echo(content, nl=False)
+        return
+    output = output or run_directory / "report.html"
+    write_whole(output, content.encode())
+    click.echo(output)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all. Raises ``UsageError`` where it cannot be."""
+    from sim.results.files import replace
+
+    try:
+        replace(path, content)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,58 @@
+"""`ivsim trace`: a run for Perfetto."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import click
+
+from sim.commands.numbers import duration_ns
+from sim.commands.report import write_whole
+
+__all__ = ["trace"]
+
+
+@click.command("trace", short_help="Write a run as a trace that Perfetto opens.")
+@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="The file to write, compressed when it ends in .gz; or - for standard output.  [default: RUN/trace.json.gz]",
+)
+@click.option(
+    "--events",
+    type=click.IntRange(1, 10_000_000),
+    default=100_000,
+    show_default=True,
+    help="The most slices and flows to write, in order of time; what is cut is said.",
+)
+@click.option(
+    "--from",
+    "from_ns",
+    callback=duration_ns,
+    metavar="TIME",
+    help="Begin so long after the start (2s, 150ms).  [default: the end of the warm-up]",
+)
+def trace(run_directory: Path, output: Path | None, events: int, from_ns: int | None) -> None:
+    """Write the run directory RUN in the Trace Event Format, for https://ui.perfetto.dev or chrome://tracing.
+
+    A process for each machine: what it rang, and how it dealt with each vector; flows lead from a doorbell to the
+    interrupt that delivered it. Doorbells are those that were sampled (sample_every), interrupts are all.
+    """
+    from sim.report.trace import trace as make_trace
+    from sim.results import open as open_run
+
+    made = make_trace(open_run(run_directory), events, None if from_ns is None else from_ns / 1e9)
+    if made.cut:
+        click.echo(f"cut: {made.cut}; --events and --from choose others", err=True)
+    if output is not None and os.fspath(output) == "-":
+        click.echo(made.content(), nl=False)
+        return
+    output = output or run_directory / "trace.json.gz"
+    # The same run gives the same bytes: no time stamp in the header.
+    content = gzip.compress(made.content(), 6, mtime=0) if output.suffix == ".gz" else made.content()
+    write_whole(output, content)
+    click.echo(output)

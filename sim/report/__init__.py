@@ -1,0 +1,1 @@
+"""What one shows to others: a run as an HTML page (``page``), as a trace (``trace``), as metrics (``exposition``)."""

@@ -1,0 +1,79 @@
+"""What snapshots of a run say together: rates, and what is pending."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from sim.telemetry import Group, Snapshot
+
+__all__ = ["COUNTED", "Rates", "left_s", "pending", "plain", "ran_s"]
+
+COUNTED = ("rung", "delivered", "interrupts", "refused")
+WINDOW_NS = 1_000_000_000
+
+
+def pending(snapshot: Snapshot) -> int:
+    """Doorbells rung, not refused and not yet delivered.
+
+    Machines are looked at one after the other: one that is delivered between two looks may be counted there before
+    it is counted as rung. That is no debt, and reads as 0.
+    """
+    its = snapshot.groups.values()
+    return max(0, sum(each.rung - each.refused - each.delivered for each in its))
+
+
+def ran_s(snapshot: Snapshot) -> float | None:
+    """Seconds since the start; None before it."""
+    if snapshot.start_ns is None or snapshot.time_ns < snapshot.start_ns:
+        return None
+    return (snapshot.time_ns - snapshot.start_ns) / 1e9
+
+
+def left_s(snapshot: Snapshot) -> float | None:
+    """Seconds until the planned end; None when there is none to wait for."""
+    if snapshot.stop_ns is None or snapshot.phase != "running":
+        return None
+    return max(0.0, (snapshot.stop_ns - snapshot.time_ns) / 1e9)
+
+
+class Rates:
+    """How fast the counts of groups grow: over the last second, or what there is of it."""
+
+    def __init__(self) -> None:
+        self._seen: deque[Snapshot] = deque()
+
+    def update(self, snapshot: Snapshot) -> None:
+        seen = self._seen
+        if seen and snapshot.time_ns <= seen[-1].time_ns:
+            return
+        seen.append(snapshot)
+        # The oldest one that is kept is the last that lies a whole window back.
+        while len(seen) > 2 and seen[1].time_ns <= snapshot.time_ns - WINDOW_NS:
+            seen.popleft()
+
+    def of(self, group: str) -> dict[str, float] | None:
+        """Each of :data:`COUNTED` a second; None until two snapshots know the group."""
+        if len(self._seen) < 2:
+            return None
+        first, last = self._seen[0], self._seen[-1]
+        if group not in first.groups or group not in last.groups:
+            return None
+        passed_s = (last.time_ns - first.time_ns) / 1e9
+        return {name: self._grown(first.groups[group], last.groups[group], name) / passed_s for name in COUNTED}
+
+    @staticmethod
+    def _grown(first: Group, last: Group, name: str) -> int:
+        grown: int = getattr(last, name) - getattr(first, name)
+        return grown
+
+
+def plain(snapshot: Snapshot, rates: Rates, lost: int) -> dict[str, Any]:
+    """A snapshot with its rates as plain data, for JSON."""
+    said: dict[str, Any] = msgspec.to_builtins(snapshot)
+    for name, group in said["groups"].items():
+        its = rates.of(name) or dict.fromkeys(COUNTED)
+        group |= {f"{counted}_per_s": None if rate is None else round(rate, 1) for counted, rate in its.items()}
+    return said | {"pending": pending(snapshot), "ran_s": ran_s(snapshot), "left_s": left_s(snapshot), "lost": lost}

@@ -1,0 +1,85 @@
+"""Elements of SVG and HTML as text. All that is text or the value of an attribute is escaped here, nowhere else."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Markup", "block", "path", "picture", "tag", "text", "words"]
+
+Floats = npt.NDArray[np.float64]
+
+
+class Markup(str):
+    """Text that is markup already; whatever else is put into an element is escaped."""
+
+    __slots__ = ()
+
+
+def words(content: object) -> Markup:
+    """``content`` as it can stand in a page: itself when it is markup, escaped and printable otherwise."""
+    if isinstance(content, Markup):
+        return content
+    said = "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in str(content))
+    return Markup(html.escape(said))
+
+
+def tag(name: str, *content: object, **attributes: object) -> Markup:
+    """An element. ``class_`` is ``class``, ``aria_label`` is ``aria-label``; an attribute of None is left out."""
+    said = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(_attribute(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Markup(f"<{name}{said}>{''.join(map(words, content))}</{name}>")
+
+
+def _attribute(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}".removesuffix(".0")
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in str(value))
+
+
+def block(parts: Iterable[Markup]) -> Markup:
+    """Several elements, one after the other."""
+    return Markup("\n".join(parts))
+
+
+def text(x: float, y: float, content: object, class_: str = "tick", anchor: str | None = None) -> Markup:
+    """A piece of text in a picture; ``anchor``: middle or end."""
+    return tag("text", content, x=float(x), y=float(y), class_=class_, text_anchor=anchor)
+
+
+def path(xs: Floats, ys: Floats, class_: str) -> Markup:
+    """A line through points; where a value is no number it is interrupted."""
+    good = np.isfinite(xs) & np.isfinite(ys)
+    pieces = []
+    pen = "M"
+    for x, y, there in zip(xs.tolist(), ys.tolist(), good.tolist(), strict=True):
+        if there:
+            pieces.append(f"{pen}{x:.1f} {y:.1f}")
+        pen = "L" if there else "M"
+    # A point alone between two gaps has no length: round ends make it a dot.
+    drawn = "".join(pieces)
+    starts = drawn.split("M")[1:]
+    drawn = "".join(f"M{piece}" if "L" in piece else f"M{piece}h.1" for piece in starts)
+    return tag("path", d=drawn, class_=class_)
+
+
+def picture(
+    width: int, height: int, title: str, description: str, parts: Sequence[Markup], **attributes: object
+) -> Markup:
+    """An ``svg`` element with its title and its description for those who cannot see it."""
+    return tag(
+        "svg",
+        tag("title", title),
+        tag("desc", description),
+        *parts,
+        viewBox=f"0 0 {width} {height}",
+        role="img",
+        aria_label=f"{title}. {description}",
+        **attributes,
+    )
