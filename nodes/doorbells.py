@@ -149,6 +149,12 @@ class Doorbells:
             edge.line, edge.supply, edge.granted = None, iter(()), 0
             self._store(edge)
 
+    def move(self) -> None:
+        """Forget everybody, books and all, which stand where they were stored: the machine goes on among others."""
+        for peer in self.peers():
+            self.disconnect(peer)
+        self._edges.clear()
+
     def line(self, peer: int, vector: int) -> Line | None:
         """The line that a doorbell would signal, if there is one."""
         return self._lines[peer].get(vector) if peer in self._lines else None

@@ -137,6 +137,23 @@ class Vm:
             self.disconnect(peer)
         self.device.unplug()
 
+    def replace(self, device: Ivshmem) -> None:
+        """The machine has migrated: this is its device from now on, and its doorbells lead elsewhere."""
+        self.doorbells.move()
+        self.device = self.guest.device = device
+        self._fires = device.fires
+        self.guest.generation += 1
+
+    def arrive(self, peer: int, memory: memoryview, state: bytes) -> None:
+        """As `place`, after a migration: no driver starts, for the state that was saved has all that it did.
+
+        Raises `MigrationError` when this device cannot have that state or that ID.
+        """
+        self.device.set_peer(peer)
+        self.device.set_memory(memory)
+        self.device.load(state)
+        self.guest.place(peer, memory)
+
     @property
     def number_of_devices(self) -> int:
         return len(self.guest.devices)

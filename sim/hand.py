@@ -161,6 +161,11 @@ class Hand:
         return self.process.sentinel
 
     @property
+    def is_accident(self) -> bool:
+        """Whether its end, if it comes, is none that the timeline has brought about."""
+        return self.ending is None and not self.garbled
+
+    @property
     def has_ended(self) -> bool:
         """Whether the process that it is in has ended."""
         return self._exit_code() is not None

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from sim.actions import Actions, Impossible
 from sim.crew import Crew
+from sim.expectations import Moment, broken, live
 from sim.kernel.loop import Loop
 from sim.live_domain import LiveDomain
-from sim.lookout import Counts, Lookout
-from topologies import Action, Condition, Topology
+from sim.measures import Book, Whose, counts_so_far
+from topologies import Action, Topology
 
-__all__ = ["Stage", "Timeline", "live_figure"]
+__all__ = ["Stage", "Timeline"]
 
 SECOND_NS = 1_000_000_000
 LOOK_NS = 20_000_000
@@ -33,9 +34,6 @@ class Stage(Protocol):
 
     @property
     def domains(self) -> Sequence[LiveDomain]: ...
-
-    @property
-    def lookout(self) -> Lookout: ...
 
     def stop(self, status: str, reason: str) -> None: ...
 
@@ -104,21 +102,21 @@ class Timeline:
             self._event("action", do=action.do, machine=name, line=action.line, **done)
 
     def _look(self) -> None:
-        """Whether anything holds that something waits for, or does no longer hold that was expected."""
+        """Whether anything holds that something waits for, or is broken that was expected."""
         if self._over:
             return
         begin_ns = time.thread_time_ns()
-        counts = self._stage.lookout.counts()
         now_ns = time.monotonic_ns()
+        moment = self._moment(now_ns)
         for action in list(self._waiting):
             assert action.when is not None
             due = now_ns >= self._start_ns + round(action.at_s * SECOND_NS)
-            if due and action.when.holds(self._figure(action.when, counts, now_ns)):
+            if due and live(action.when, moment):
                 self._waiting.remove(action)
                 self._schedule(self._entries.index(action), action, now_ns)
         for expectation in self._guarded:
-            value = self._figure(expectation.that, counts, now_ns)
-            if not expectation.that.holds(value):
+            if broken(expectation.that, moment):
+                value = moment.value(expectation.that)
                 self._event("aborted", expected=str(expectation.that), got=value)
                 self._stage.stop("failed", f"expected {expectation.that}, got {value:g}")
                 return
@@ -126,33 +124,22 @@ class Timeline:
         if self._waiting or self._guarded:
             self._loop.at(now_ns + max(LOOK_NS, LOOK_SHARE * cost_ns), self._look)
 
-    def _figure(self, condition: Condition, counts: Mapping[int, Counts], now_ns: int) -> float:
-        topology, crew = self._stage.topology, self._stage.crew
-        chosen = [each.index for each in topology.machines if condition.of in ("", each.group, each.name)]
-        return live_figure(
-            condition.figure,
-            [counts.get(machine, (0, 0, 0, 0)) for machine in chosen],
-            up=sum(crew.current[machine].ready and crew.current[machine].lives for machine in chosen),
-            died=sum(bool(hand.exit) and hand.ending is None for hand in crew.hands if hand.machine.index in chosen),
+    def _moment(self, now_ns: int) -> Moment:
+        crew, machines = self._stage.crew, self._stage.topology.machines
+        machine_of: dict[int, dict[int, int]] = {}
+        for hand in crew.hands:
+            for _, domain, peer in hand.identities:
+                machine_of.setdefault(domain, {})[peer] = hand.machine.index
+        return Moment(
+            whose=Whose((machine.name, machine.group) for machine in machines),
+            counts=counts_so_far(
+                [
+                    Book(hand.machine.index, book, machine_of.get(row.domain, {}))
+                    for hand in crew.hands
+                    for row, book in zip(hand.rows, hand.books, strict=True)
+                ]
+            ),
+            up=frozenset(hand.machine.index for hand in crew.current if hand.ready and hand.lives),
+            died=tuple(hand.machine.index for hand in crew.hands if hand.exit and hand.is_accident),
             elapsed_s=(now_ns - self._start_ns) / SECOND_NS,
         )
-
-
-def live_figure(figure: str, counts: Sequence[Counts], *, up: int, died: int, elapsed_s: float) -> float:
-    """A figure of some machines while they run: `topologies.scenario.LIVE_FIGURES`.
-
-    ``rung`` and ``refused`` are what these machines rang; ``delivered`` and ``interrupts`` what they got.
-    """
-    rung, delivered, interrupts, refused = (sum(column) for column in zip(*counts, strict=True)) if counts else (0,) * 4
-    figures: dict[str, float] = {
-        "rung": rung,
-        "delivered": delivered,
-        "interrupts": interrupts,
-        "refused": refused,
-        "pending": rung - refused - delivered,
-        "coalescing": delivered / interrupts if interrupts else 1.0,
-        "up": up,
-        "died": died,
-        "elapsed_s": elapsed_s,
-    }
-    return figures[figure]

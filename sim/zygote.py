@@ -34,5 +34,6 @@ import sim.worker
 
 for number in sim.kernel.signals.ENDING:
     signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, sim.kernel.signals.ENDING)
 gc.freeze()
 gc.enable()

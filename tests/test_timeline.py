@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 import sim
-from sim.timeline import live_figure
 from topologies import loads
-from topologies.scenario import ACTIONS, LIVE_FIGURES
+from topologies.scenario import ACTIONS
 
 STORM = """
 title = "Timeline"
@@ -231,23 +230,6 @@ def test_nothing_happens_after_the_end(tmp_path: Path) -> None:
     )
     assert len(events(result, "action")) <= 8
     assert result.status == "finished"
-
-
-def test_live_figures_are_those_of_the_language() -> None:
-    counts = [(10, 6, 3, 1), (0, 2, 1, 0)]
-    values = {name: live_figure(name, counts, up=2, died=1, elapsed_s=0.5) for name in LIVE_FIGURES}
-    assert values == {
-        "rung": 10,
-        "delivered": 8,
-        "interrupts": 4,
-        "refused": 1,
-        "pending": 1,
-        "coalescing": 2.0,
-        "up": 2,
-        "died": 1,
-        "elapsed_s": 0.5,
-    }
-    assert live_figure("rung", [], up=0, died=0, elapsed_s=0.0) == 0
 
 
 def test_machines_run_where_and_how_the_topology_says(tmp_path: Path) -> None:

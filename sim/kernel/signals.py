@@ -22,9 +22,12 @@ def signals_ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # One that comes meanwhile waits until there is somebody to take it: blocked signals stay pending, ignored ones do not.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
