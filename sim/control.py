@@ -100,8 +100,8 @@ class Slow(msgspec.Struct, tag=True, frozen=True):
 class Migrate(msgspec.Struct, tag=True, frozen=True):
     """To the worker: go on in a fresh process, with a device in the ``domain`` whose server is at that path.
 
-    An empty ``server``: the fresh process takes over the connection, and with it the ID. ``adopter`` is the process that
-    it will belong to. ``fault`` is what is to go wrong: see `topologies.scenario.FAULTS`.
+    An empty ``server``: the fresh process takes over the connection, and with it the ID. ``adopter`` is the process
+    that it will belong to. ``fault`` is what is to go wrong: see `topologies.scenario.FAULTS`.
     """
 
     server: str

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from nodes.errors import HostError
 from sim.columns import print_columns
+from sim.coordination.plans import Layouts
 from sim.host import SHM_DIRECTORY, Host, Left
-from sim.plans import Layouts
 from sim.recording import WORD_BYTES
 from topologies import Machine, Topology
 

@@ -17,11 +17,11 @@ from typing import Any
 import msgspec
 
 from nodes.errors import HostError, UsageError
-from sim.coordinator import Coordinator, Ending
-from sim.crew import Crew
+from sim.coordination.coordinator import Coordinator, Ending
+from sim.coordination.crew import Crew
+from sim.coordination.fork_server import ForkServer
 from sim.expectations import evaluate
 from sim.floor import Floor, floor_if_any
-from sim.fork_server import ForkServer
 from sim.kernel.signals import ENDING
 from sim.kernel.succession import adopting_orphans
 from sim.preflight import check
@@ -92,6 +92,7 @@ def run(
             event=directory.event,
             resources=directory.resources,
             resources_every_s=resources_every_s,
+            path=directory.path,
         )
         stack.callback(coordinator.close)
         on_begin(Begun(topology, directory.path, coordinator.lookout.telemetry, server_path))

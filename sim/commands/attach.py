@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import click
 
 from nodes.errors import GuestError, UsageError
 from sim.commands.numbers import duration_ns, number
+from sim.commands.signals import INTERRUPTED, ended_by_signal
 from sim.kernel.loop import Loop
 from sim.wire.attachment import Attachment
 
@@ -22,7 +24,10 @@ __all__ = ["Seat", "attach"]
 VECTORS_MAX = 2048
 DUMP_BYTES = 256
 FORMATS: dict[str, Literal["B", "H", "I", "Q"]] = {"1": "B", "2": "H", "4": "I", "8": "Q"}
-ALIASES = {"int": "ring", "dump": "peers", "?": "help", "exit": "quit"}  # the first two are ivshmem-client's
+# The first two are ivshmem-client's.
+ALIASES = {"int": "ring", "dump": "peers", "who": "peers", "?": "help", "exit": "quit"}
+# Arguments that look like options are arguments: a number below 0 is told to be wrong as what it is.
+NUMBERS = {"ignore_unknown_options": True}
 
 
 class Seat:
@@ -59,7 +64,8 @@ class Seat:
         peer = self.attachment
         self.on_news(
             f"peer {peer.peer} of {self.path}: {_vectors(peer.own_vectors)}, {len(peer.memory)} bytes of memory, "
-            f"{len(peer.peers.keys() - {peer.peer})} others; `help` tells the commands"
+            f"{_count(len(peer.peers.keys() - {peer.peer}), 'other')}, dialect {_dialect(peer)}; "
+            f"`help` tells the commands"
         )
 
     def describe(self, time_ns: int, vector: int, doorbells: int) -> str:
@@ -81,7 +87,19 @@ class Seat:
         self.loop.close()
 
 
-@click.group("attach", invoke_without_command=True, short_help="Be a peer, at the keyboard or in a script.")
+class _Commands(click.Group):
+    """The commands by all their names."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
+        if found is None and not ctx.resilient_parsing:
+            raise UsageError(f"attach: expected one of {', '.join(self.commands)}, got {cmd_name!r}")
+        return found
+
+
+@click.group(
+    "attach", cls=_Commands, invoke_without_command=True, short_help="Be a peer, at the keyboard or in a script."
+)
 @click.option(
     "-S",
     "--socket",
@@ -107,8 +125,8 @@ def attach(context: click.Context, path: Path, vectors: int, reconnect: bool) ->
     Without a command, commands are read from standard input, with a prompt if it is a terminal; interrupts and
     who joins or leaves are shown as they come. Numbers are decimal or 0x...
 
-    The greeting of a server has no end. This peer takes it for complete when all its own vectors (-n) have come,
-    or one of them and then nothing for 50 ms; own vectors are sent after those of all others.
+    What the server speaks is recognised by its first messages. Its greeting has no end, but in dialect v0-shm-last:
+    this peer takes it for complete when all its own vectors (-n) have come, or one of them and then nothing for 50 ms.
     """
     seat = Seat(path, vectors, reconnect)
     context.obj = seat
@@ -131,17 +149,21 @@ def peers(seat: Seat, as_json: bool) -> None:
             "peer": peer.peer,
             "vectors": peer.own_vectors,
             "memory_bytes": len(peer.memory),
+            "dialect": peer.dialect and peer.dialect.name,
             "server": peer.served,
             "peers": [{"peer": other, "vectors": count} for other, count in others.items()],
         }
         click.echo(json.dumps(data))
         return
-    click.echo(f"peer {peer.peer}: {_vectors(peer.own_vectors)} (this one); {len(peer.memory)} bytes of memory")
+    click.echo(
+        f"peer {peer.peer}: {_vectors(peer.own_vectors)} (this one); {len(peer.memory)} bytes of memory, "
+        f"dialect {_dialect(peer)}"
+    )
     for other, count in others.items():
         click.echo(f"peer {other}: {_vectors(count)}")
 
 
-@attach.command("ring")
+@attach.command("ring", context_settings=NUMBERS)
 @click.argument("peer", metavar="PEER|all")
 @click.argument("vector", metavar="[VECTOR|all]", default="")
 @click.pass_obj
@@ -163,7 +185,7 @@ def ring(seat: Seat, peer: str, vector: str) -> None:
             rung += 1
             if not attachment.ring(target, each):
                 full.append(f"{target}:{each}")
-    click.echo(f"rang {'1 doorbell' if rung == 1 else f'{rung} doorbells'}", err=True)
+    click.echo(f"rang {_count(rung, 'doorbell')}{'' if targets else ': nobody else is there'}", err=True)
     if full:
         raise GuestError(f"refused, as their counters are full (peer:vector): {' '.join(full)}")
 
@@ -173,7 +195,7 @@ def ring(seat: Seat, peer: str, vector: str) -> None:
 @click.option("--timeout", "timeout_ns", callback=duration_ns, metavar="DURATION", help="At most so long: 5s, 250ms.")
 @click.pass_context
 def wait(context: click.Context, vector: int | None, timeout_ns: int | None) -> None:
-    """Wait for an interrupt of this peer. Exit code 0: it came; 1: the time is over.
+    """Wait for an interrupt of this peer. Exit code 0: it came; 1: the time is over; 130: Ctrl-C.
 
     One that came earlier counts, unless another `wait` has already taken it.
     """
@@ -182,11 +204,14 @@ def wait(context: click.Context, vector: int | None, timeout_ns: int | None) -> 
     _check_vector(attachment, vector)
     deadline_ns = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
     wanted = range(seat.vectors) if vector is None else (vector,)
-    while not (came := [each for each in wanted if attachment.unseen[each]]):
-        if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
-            click.echo("no interrupt came in time", err=True)
-            context.exit(1)
-        seat.loop.step(deadline_ns)
+    with ended_by_signal(seat.loop, [signal.SIGINT]) as interrupted:
+        while not (came := [each for each in wanted if attachment.unseen[each]]):
+            if interrupted():
+                context.exit(INTERRUPTED)
+            if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
+                click.echo("no interrupt came in time", err=True)
+                context.exit(1)
+            seat.loop.step(deadline_ns)
     for each in came:
         click.echo(f"interrupt vector {each}")
         del attachment.unseen[each]
@@ -196,9 +221,10 @@ def wait(context: click.Context, vector: int | None, timeout_ns: int | None) -> 
 @click.option("--count", type=click.IntRange(1), help="End after so many interrupts.")
 @click.option("--timeout", "timeout_ns", callback=duration_ns, metavar="DURATION", help="End after so long: 5s, 250ms.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.pass_obj
-def watch(seat: Seat, count: int | None, timeout_ns: int | None, as_json: bool) -> None:
+@click.pass_context
+def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_json: bool) -> None:
     """Show the interrupts of this peer as they come, with the seconds since the start; Ctrl-C ends it."""
+    seat: Seat = context.obj
     seen = 0
 
     def show(time_ns: int, vector: int, doorbells: int) -> None:
@@ -215,8 +241,11 @@ def watch(seat: Seat, count: int | None, timeout_ns: int | None, as_json: bool) 
     try:
         seat.attachment.unseen.clear()
         deadline_ns = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
-        while (count is None or seen < count) and (deadline_ns is None or time.monotonic_ns() < deadline_ns):
-            seat.loop.step(deadline_ns)
+        with ended_by_signal(seat.loop, [signal.SIGINT]) as interrupted:
+            while (count is None or seen < count) and (deadline_ns is None or time.monotonic_ns() < deadline_ns):
+                if interrupted():
+                    context.exit(INTERRUPTED)
+                seat.loop.step(deadline_ns)
     finally:
         seat.on_interrupt = previous
 
@@ -224,7 +253,7 @@ def watch(seat: Seat, count: int | None, timeout_ns: int | None, as_json: bool) 
 # Memory
 
 
-@attach.command("peek")
+@attach.command("peek", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("length", callback=number, required=False)
 @click.pass_obj
@@ -237,7 +266,7 @@ def peek(seat: Seat, offset: int, length: int | None) -> None:
         click.echo(line)
 
 
-@attach.command("poke")
+@attach.command("poke", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("value", callback=number)
 @click.argument("size", type=click.Choice(list(FORMATS)), default="4")
@@ -252,7 +281,7 @@ def poke(seat: Seat, offset: int, value: int, size: str) -> None:
     word[0] = int.from_bytes(value.to_bytes(size_bytes, "little"), sys.byteorder)
 
 
-@attach.command("fill")
+@attach.command("fill", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("length", callback=number)
 @click.argument("byte", callback=number)
@@ -265,7 +294,7 @@ def fill(seat: Seat, offset: int, length: int, byte: int) -> None:
     target[:] = bytes([byte]) * length
 
 
-@attach.command("load")
+@attach.command("load", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.pass_obj
@@ -282,14 +311,17 @@ def load(seat: Seat, offset: int, file: Path) -> None:
     click.echo(f"loaded {len(data)} bytes", err=True)
 
 
-@attach.command("save")
+@attach.command("save", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("length", callback=number)
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
 @click.pass_obj
 def save(seat: Seat, offset: int, length: int, file: Path) -> None:
-    """Copy LENGTH bytes of the memory at OFFSET into FILE, which is overwritten."""
+    """Copy LENGTH bytes of the memory at OFFSET into FILE, which is overwritten; - is standard output."""
     data = _slice(seat.attachment.memory, offset, length)
+    if str(file) == "-":
+        click.echo(bytes(data), nl=False)
+        return
     try:
         file.write_bytes(data)
     except OSError as error:
@@ -329,7 +361,15 @@ def _whole(given: str, expected: str) -> int:
 
 
 def _vectors(count: int) -> str:
-    return "1 vector" if count == 1 else f"{count} vectors"
+    return _count(count, "vector")
+
+
+def _count(count: int, noun: str) -> str:
+    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _dialect(peer: Attachment) -> str:
+    return peer.dialect.name if peer.dialect else "unknown"
 
 
 def _check_vector(attachment: Attachment, vector: int | None) -> None:

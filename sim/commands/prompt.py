@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import sys
 import termios
 import threading
@@ -15,6 +16,7 @@ from typing import Protocol
 import click
 
 from nodes.errors import IvshmemError, UsageError
+from sim.commands.signals import INTERRUPTED
 from sim.kernel.lines import Lines
 from sim.kernel.loop import Loop
 
@@ -22,6 +24,7 @@ __all__ = ["Conversation", "converse"]
 
 PROMPT = "ivsim> "
 CLEAR_LINE = "\r\x1b[K"
+USAGE_COLUMNS = 34
 
 
 class Conversation(Protocol):
@@ -85,7 +88,10 @@ def _obey(line: str, about: Conversation, group: click.Group, aliases: Mapping[s
     if name == "quit":
         return None
     try:
-        return 1 if words and _carry_out(name, words[1:], about, group, aliases) else 0
+        code = _carry_out(name, words[1:], about, group, aliases) if words else 0
+        if code == INTERRUPTED:  # by a key, which is how one of these ends
+            click.echo()
+        return 1 if code and code != INTERRUPTED else 0
     except click.ClickException as error:
         click.echo(f"ivsim: {name}: {error.format_message()}", err=True)
     except IvshmemError as error:
@@ -106,14 +112,26 @@ def _carry_out(
 
 
 def _help(group: click.Group, aliases: Mapping[str, str]) -> Iterator[str]:
+    room = max(30, shutil.get_terminal_size().columns - USAGE_COLUMNS - 1)
     for name, command in group.commands.items():
-        context = click.Context(command, info_name=name)
-        pieces = " ".join(command.collect_usage_pieces(context))
-        yield f"{name} {pieces.replace('[OPTIONS] ', '').replace('[OPTIONS]', '')}".ljust(
-            34
-        ) + command.get_short_help_str(90)
-    yield "quit".ljust(34) + "Leave; so does the end of the input."
+        usage = " ".join((name, *_options(command), *_arguments(command)))
+        if len(usage) >= USAGE_COLUMNS:
+            yield usage
+            usage = ""
+        yield usage.ljust(USAGE_COLUMNS) + command.get_short_help_str(room)
+    yield "quit".ljust(USAGE_COLUMNS) + "Leave; so does the end of the input."
     yield f"Also: {', '.join(f'{alias} is {name}' for alias, name in aliases.items())}. COMMAND --help tells more."
+
+
+def _options(command: click.Command) -> Iterator[str]:
+    for option in command.params:
+        if isinstance(option, click.Option):
+            yield f"[{option.opts[0]}]" if option.is_flag else f"[{option.opts[0]} {option.metavar or 'N'}]"
+
+
+def _arguments(command: click.Command) -> Iterator[str]:
+    context = click.Context(command)
+    yield from (piece for piece in command.collect_usage_pieces(context) if piece != "[OPTIONS]")
 
 
 class _Source:

@@ -53,6 +53,12 @@ SIGNAL_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
     metavar="FILE",
     help="A file of Python whose generator functions the topology can name; it runs with full trust. Repeatable.",
 )
+@click.option(
+    "--prometheus",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep the latest snapshot in FILE, in Prometheus' text format.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what the run asks of this host, and start nothing.")
 @click.option(
     "--junit",
@@ -70,6 +76,7 @@ def run(
     socket_path: Path | None,
     resources_every_s: float,
     programs: tuple[Path, ...],
+    prometheus: Path | None,
     dry_run: bool,
     junit_file: Path | None,
     as_json: bool,
@@ -95,6 +102,10 @@ def run(
             if not (as_json or quiet):
                 stderr.print(f"{begun.topology.title}: {begun.path}", markup=False, highlight=False, soft_wrap=True)
                 stack.enter_context(Progress(begun.telemetry, stderr))
+            if prometheus is not None:
+                from sim.report.exposition import Exporter
+
+                stack.enter_context(Exporter(begun.telemetry, prometheus))
             if socket_path is not None:
                 stderr.print(f"others may join at {begun.server}", markup=False, highlight=False, soft_wrap=True)
 

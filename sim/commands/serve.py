@@ -151,7 +151,7 @@ def serve(systemd_unit: bool, foreground: bool, pid_file: Path, group: str | Non
     foreground = foreground or os.environ.get("LISTEN_PID") == str(os.getpid())
     _check(given, foreground)
     if systemd_unit:
-        click.echo(units(given["path"], given["mode"], group, _unit_options(given)), nl=False)
+        click.echo(units(given["path"], given["mode"], group, _unit_options(given), given["directory"]), nl=False)
         return
     if given.pop("memfd") is False and given["directory"] is None:
         given["memory_name"] = given["memory_name"] or MEMORY_NAME

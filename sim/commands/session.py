@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
-import socket
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,8 +18,8 @@ from nodes.wire.explanation import Explained, Explanation, explain
 from nodes.wire.protocol import DIALECTS, V0
 from nodes.wire.session import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
 from sim.commands.numbers import duration_ns
+from sim.commands.signals import ended_by_signal
 from sim.kernel.loop import Loop
-from sim.kernel.signals import ENDING
 
 __all__ = ["explain_session", "record", "replay"]
 
@@ -29,30 +28,6 @@ ABOUT = """\
 # Recorded by `ivsim record`. Each line: seconds since the start, connection, who speaks, and what: a number with
 # the descriptors that came with it, or bytes that are no message. `ivsim explain` says what it means.
 """
-
-
-@contextlib.contextmanager
-def ended_by_signal(loop: Loop) -> Iterator[Callable[[], bool]]:
-    """Until one of the signals comes that end a program: then the loop wakes up, and the function says True."""
-    ended = False
-
-    def end() -> None:
-        nonlocal ended
-        ended = True
-
-    read_end, write_end = socket.socketpair()
-    with read_end, write_end:
-        write_end.setblocking(False)
-        previous = {number: signal.signal(number, lambda *_: None) for number in ENDING}
-        signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
-        loop.add(read_end, end)
-        try:
-            yield lambda: ended
-        finally:
-            loop.remove(read_end)
-            signal.set_wakeup_fd(-1)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 # Record
@@ -75,11 +50,17 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
     Clients connect to LISTEN instead of to the server. The file is text, one line for each message, and whole
     at every moment. SIGTERM or Ctrl-C ends it, and the connections with it.
     """
+    from sim.wire.listener import PATH_BYTES_MAX
     from sim.wire.proxy import Proxy
 
-    def write(entry: Entry) -> None:
+    if len(os.fsencode(server)) > PATH_BYTES_MAX:
+        raise UsageError(f"a socket's path may have {PATH_BYTES_MAX} bytes, {server} has {len(os.fsencode(server))}")
+    if server.resolve() == listen.resolve():
+        raise UsageError(f"expected a socket of its own for the clients (-L), got the server's: {listen}")
+
+    def write(text: str) -> None:
         try:
-            file.write(format_entry(entry) + "\n")
+            file.write(text + "\n")
             file.flush()
         except BrokenPipeError:
             raise
@@ -90,13 +71,16 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
         loop = Loop()
         stack.callback(loop.close)
         ended = stack.enter_context(ended_by_signal(loop))
+
+        def note(entry: Entry) -> None:
+            write(format_entry(entry))
+
         # The file first: clients are not to be let in when nothing can be written.
         file = stack.enter_context(_open_output(output, force))
         proxy = stack.enter_context(
-            Proxy(loop, server, listen, write, warn=lambda text: click.echo(f"ivsim: {text}", err=True))
+            Proxy(loop, server, listen, note, warn=lambda text: click.echo(f"ivsim: {text}", err=True))
         )
-        file.write(f"{HEADER}\n{ABOUT}")
-        file.flush()
+        write(f"{HEADER}\n{ABOUT}".rstrip())
         click.echo(f"recording clients of {listen}, on behalf of {server}", err=True)
         while not ended():
             loop.step()
@@ -114,8 +98,11 @@ def _open_output(output: Path, force: bool) -> Iterator[IO[str]]:
         raise UsageError(f"{output} exists: choose another file, or overwrite it with --force") from None
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from error
-    with file:
+    try:
         yield file
+    finally:
+        with contextlib.suppress(OSError):  # what could not be written was told
+            file.close()
 
 
 # Explain

@@ -1,6 +1,7 @@
 """A stream socket that carries ivshmem messages: the only module that calls ``sendmsg`` and ``recvmsg``.
 
-Descriptors are plain numbers here: those received belong to the caller, who closes them.
+One message at a time takes those; where many wait, ``sim.kernel.mmsg`` sends and receives them. Descriptors are
+plain numbers here: those received belong to the caller, who closes them.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import struct
 from collections import deque
 
 from nodes.errors import RemoteProtocolError
-from nodes.wire.protocol import Message
+from nodes.wire.protocol import MESSAGE_BYTES, Message
+from sim.kernel.mmsg import DESCRIPTORS_MAX, Arrived, Batch, ReceiveTable
 
 __all__ = ["Channel", "Outbox"]
 
-# SCM_MAX_FD, the most the kernel passes in one message (unix(7)): with room for all, nothing is cut off unseen.
-DESCRIPTORS_MAX = 253
+# With room for all that the kernel passes, nothing is cut off unseen.
 _ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
 # Plain numbers: the flags of the socket module are enumerations, and each "&" of one costs as much as a system call.
 _CLOSE_ON_EXEC, _CUT_OFF = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
@@ -32,6 +33,8 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.socket = sock
+        self._table: ReceiveTable | None = None
+        self._cut_off = False
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -42,6 +45,8 @@ class Channel:
         Raises ``RemoteProtocolError`` when descriptors were cut off (this process has no room for more): without
         its descriptor, "peer 7, vector 0" reads as "peer 7 left".
         """
+        if self._cut_off:
+            raise _cut_off()
         try:
             data, ancillary, flags, _ = self.socket.recvmsg(size_bytes, _ANCILLARY_BYTES, _CLOSE_ON_EXEC)
         except BlockingIOError:
@@ -66,14 +71,51 @@ class Channel:
         if flags & _CUT_OFF:
             for descriptor in descriptors:
                 os.close(descriptor)
-            raise RemoteProtocolError(
-                "descriptors were cut off on receipt: this process may open no more (see ulimit -n); "
-                "the messages that follow cannot be understood"
-            )
+            raise _cut_off()
         return data, list(descriptors)
+
+    def receive_many(self) -> Arrived | list[tuple[bytes, list[int]]] | None:
+        """What waits, up to a number of messages of 8 bytes: as ``receive`` would give them one by one.
+
+        Between messages only: from there on each is read by itself, for as long as whole ones come. Raises as
+        ``receive`` does, but what came before those that were cut off is not lost.
+        """
+        if self._cut_off:
+            raise _cut_off()
+        if self._table is None:
+            self._table = ReceiveTable()
+        try:
+            arrived = self._table.receive(self.socket.fileno())
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            return [(b"", [])]
+        if isinstance(arrived, Arrived):
+            return arrived
+        pieces = []
+        for at, (data, descriptors, cut_off) in enumerate(arrived):
+            if cut_off:
+                self._cut_off = True
+                for _, descriptors, _ in arrived[at:]:
+                    for descriptor in descriptors:
+                        os.close(descriptor)
+                break
+            pieces.append((data, descriptors))
+            if not data:
+                break
+        if not pieces:
+            raise _cut_off()
+        return pieces
 
     def close(self) -> None:
         self.socket.close()
+
+
+def _cut_off() -> RemoteProtocolError:
+    return RemoteProtocolError(
+        "descriptors were cut off on receipt: this process may open no more (see ulimit -n); "
+        "the messages that follow cannot be understood"
+    )
 
 
 class Outbox:
@@ -85,19 +127,34 @@ class Outbox:
 
     def __init__(self, sock: socket.socket, limit: int) -> None:
         self._socket = sock
-        self._limit = limit
-        self._waiting: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self.limit = limit
+        self._waiting: deque[Batch | tuple[bytes, tuple[int, ...]]] = deque()
+        self._count = 0
         self.throttled = False
         """The kernel holds too many descriptors of this user; trying again takes time, not room in the socket."""
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._count
 
     def put(self, message: Message[int]) -> bool:
         """Queue one message; False when the limit is reached, and then nothing was queued."""
-        if len(self._waiting) >= self._limit:
+        if self._count >= self.limit:
             return False
         self._waiting.append((message.encode(), message.descriptors))
+        self._count += 1
+        return True
+
+    def put_batch(self, batch: Batch) -> bool:
+        """Queue messages that are laid out already; False if not all find room, and then nothing was queued."""
+        table, start, stop = batch
+        if self._count + stop - start > self.limit:
+            return False
+        waiting = self._waiting
+        if waiting and isinstance(last := waiting[-1], Batch) and last.table is table and last.stop == start:
+            waiting[-1] = Batch(table, last.start, stop)
+        elif start < stop:
+            waiting.append(batch)
+        self._count += stop - start
         return True
 
     def flush(self) -> bool:
@@ -105,22 +162,44 @@ class Outbox:
 
         Raises ``OSError`` when the connection is broken.
         """
-        waiting, sendmsg = self._waiting, self._socket.sendmsg
         self.throttled = False
-        while waiting:
-            data, descriptors = waiting[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-            try:
-                sent = sendmsg([data], rights, _NO_SIGNAL)
-            except BlockingIOError:
-                return False
-            except OSError as error:
-                if error.errno != errno.ETOOMANYREFS:
-                    raise
-                self.throttled = True  # unix(7): the readers have to catch up
-                return False
-            if sent == len(data):
-                waiting.popleft()
-            else:
-                waiting[0] = (data[sent:], ())
+        try:
+            while self._waiting:
+                first = self._waiting[0]
+                if not isinstance(first, Batch):
+                    self._send(*first)
+                elif first.stop - first.start == 1:  # what is not many is sent sooner so
+                    self._send(*first.table.message(first.start))
+                else:
+                    self._send_batch(first)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            self.throttled = True  # unix(7): the readers have to catch up
+            return False
         return True
+
+    def _send(self, data: bytes, descriptors: tuple[int, ...]) -> None:
+        """The first that waits, by itself."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        sent = self._socket.sendmsg([data], rights, _NO_SIGNAL)
+        if sent == len(data):
+            self._waiting.popleft()
+            self._count -= 1
+        else:
+            self._waiting[0] = (data[sent:], ())
+
+    def _send_batch(self, batch: Batch) -> None:
+        """Of the batch that waits first, as much as can be."""
+        table, start, stop = batch
+        sent, last_bytes = table.send(self._socket.fileno(), start, stop)
+        self._waiting.popleft()
+        start += sent
+        self._count -= sent
+        if start < stop:
+            self._waiting.appendleft(Batch(table, start, stop))
+        if last_bytes < MESSAGE_BYTES:
+            self._waiting.appendleft((table.message(start - 1)[0][last_bytes:], ()))
+            self._count += 1

@@ -22,7 +22,7 @@ def signals_ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # One that comes meanwhile waits until there is somebody to take it: blocked signals stay pending, ignored ones do not.
+    # One that comes meanwhile waits until somebody takes it: blocked signals stay pending, ignored ones do not.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
     try:

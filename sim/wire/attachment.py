@@ -1,13 +1,15 @@
 """A peer in this process: a machine, its connection, and waiting for both; no worker, no coordinator.
 
-The greeting has no end marker. A server of dialect v0 sends a newcomer's own eventfds last, so once the first of
-them has come, all peers that were there before are known; how many own ones follow nobody says. ``meet`` waits
-for them until all the vectors that this peer can have are there, or nothing has come for ``GRACE_NS``.
+The greeting has no end marker, but where the memory comes last. A server of dialect v0 sends a newcomer's own
+eventfds last, so once the first of them has come, all peers that were there before are known; how many own ones
+follow nobody says. ``meet`` waits for them until all the vectors that this peer can have are there, or nothing has
+come for ``GRACE_NS``. A legacy server tells of all peers by ascending ID: after the own eventfds, others may follow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import time
 from collections import Counter
@@ -19,9 +21,11 @@ from nodes.doorbells import NoLedger
 from nodes.errors import GuestError, RemoteProtocolError, UsageError
 from nodes.guest import FOREVER, Guest, Program
 from nodes.vm import Vm
+from nodes.wire.protocol import V0, V0_SHM_LAST, Dialect
 from sim.kernel.eventfd import drain, signal
 from sim.kernel.loop import Loop
 from sim.wire.connection import Connection
+from sim.wire.listener import PATH_BYTES_MAX
 
 __all__ = ["GRACE_NS", "GREETING_NS", "Attachment"]
 
@@ -29,8 +33,21 @@ SECOND_NS = 1_000_000_000
 GRACE_NS = 50_000_000
 GREETING_NS = 10 * SECOND_NS
 RECONNECT_NS = SECOND_NS
+WARNINGS_MAX = 1000
 # A server that loses messages may never send the own eventfds (QEMU's does, beyond some 275): no longer than this.
 DEAF_NS = SECOND_NS
+
+
+class _Connection(Connection):
+    @property
+    def dialect(self) -> Dialect | None:
+        """What the server speaks, once that is known."""
+        return self._client.dialect
+
+    @property
+    def awaited(self) -> str:
+        """What the greeting lacks, in words."""
+        return self._client.awaited
 
 
 class Attachment:
@@ -38,8 +55,8 @@ class Attachment:
 
     ``vectors`` is how many it has, and how many eventfds of each other peer it keeps. ``on_interrupt(time_ns,
     vector, doorbells)`` and ``say(text)`` (who joins and leaves, what is odd) are called as things happen;
-    ``time_ns`` is CLOCK_MONOTONIC. With ``reconnect`` a server that is not there, or no longer, is tried again
-    every second.
+    ``time_ns`` is CLOCK_MONOTONIC. With ``reconnect`` a server that is not there, or no longer, or does not let this
+    peer in, is tried again every second.
 
     Raises ``UsageError`` when no server listens there (and ``reconnect`` is off); whatever the loop calls may
     raise ``RemoteProtocolError`` for a server that breaks the protocol.
@@ -57,11 +74,14 @@ class Attachment:
     ) -> None:
         self._loop, self._path, self._vectors, self._reconnect = loop, path, vectors, reconnect
         self._on_interrupt, self._say = on_interrupt, say
-        self._connection: Connection | None = None
+        if len(os.fsencode(path)) > PATH_BYTES_MAX:
+            raise UsageError(f"the socket's path may have {PATH_BYTES_MAX} bytes, {path} has {len(os.fsencode(path))}")
+        self._connection: _Connection | None = None
         self._connected_ns = self._news_ns = 0
         self._met = False
         self._refused = False
         self._closed = False
+        self._warned: set[str] = set()
         self._vm = self._make_machine()
         self.served = False
         """Whether the server is there; without it, doorbells and interrupts go on (ivshmem-spec, "Interrupts")."""
@@ -89,6 +109,11 @@ class Attachment:
     def peer(self) -> int | None:
         """The own ID, once there is one."""
         return None if self._connection is None else self._connection.peer
+
+    @property
+    def dialect(self) -> Dialect | None:
+        """What the server speaks, as its first messages told; None while there is none, or nobody can tell."""
+        return None if self._connection is None else self._connection.dialect
 
     @property
     def peers(self) -> dict[int, int]:
@@ -134,7 +159,7 @@ class Attachment:
         while (until_ns := self._met_at_ns()) is None or time.monotonic_ns() < until_ns:
             silent_ns = self._connected_ns + GREETING_NS if self.served and until_ns is None else None
             if silent_ns is not None and time.monotonic_ns() >= silent_ns:
-                missing = "an ID" if self.peer is None else "the shared memory"
+                missing = "a greeting" if self._connection is None else self._connection.awaited
                 raise RemoteProtocolError(
                     f"the server on {self._path} is silent: expected {missing} within {GREETING_NS // SECOND_NS} s, "
                     f"got nothing; is it an ivshmem server?"
@@ -148,7 +173,8 @@ class Attachment:
         """The time from which on everybody counts as met if nothing more comes; None while nobody can tell."""
         if not len(self.memory):
             return None
-        if self.own_vectors == self._vectors or not self.served:
+        complete = self.dialect is V0_SHM_LAST or (self.dialect is V0 and self.own_vectors == self._vectors)
+        if complete or not self.served:
             return self._news_ns
         return self._news_ns + (GRACE_NS if self.own_vectors else DEAF_NS)
 
@@ -156,7 +182,7 @@ class Attachment:
         if self._closed:
             return
         try:
-            connection = Connection(self._path, self._vm, on_own=self._watch_own, warn=self._say)
+            connection = _Connection(self._path, self._vm, on_own=self._watch_own, warn=self._warn)
         except UsageError as error:
             if not self._reconnect:
                 raise
@@ -170,21 +196,38 @@ class Attachment:
         self.served = True
         self._loop.add(connection, self._read)
 
+    def _warn(self, text: str) -> None:
+        """What is odd is told once: a peer with many more vectors than this one would fill the screen."""
+        if text not in self._warned and len(self._warned) < WARNINGS_MAX:
+            self._warned.add(text)
+            self._say(text)
+
     def _read(self) -> None:
         connection = self._connection
         assert connection is not None
         before = self.peers
-        going_on = connection.read()
+        try:
+            going_on = connection.read()
+        except RemoteProtocolError as error:
+            if not self._reconnect:
+                raise
+            self._try_again(str(error))
+            return
         self._news_ns = time.monotonic_ns()
         self._tell_changes(before)
         if going_on:
             return
+        if self._reconnect:
+            self._try_again("the server has closed the connection")
+            return
         self._loop.remove(connection)
         self.served = False
-        if not self._reconnect:
-            self._say("the server has closed the connection; doorbells and interrupts go on without it")
-            return
-        self._say("the server has closed the connection; trying again every second")
+        self._say("the server has closed the connection; doorbells and interrupts go on without it")
+
+    def _try_again(self, reason: str) -> None:
+        """Begin anew, in a while."""
+        tell = self._say if self.memory else self._warn  # one who was never let in hears of it once
+        tell(f"{reason}; trying again every second")
         self._drop()
         self._vm = self._make_machine()
         self._loop.at(time.monotonic_ns() + RECONNECT_NS, self._connect)
@@ -196,7 +239,7 @@ class Attachment:
         for peer in before.keys() - self.peers.keys():
             self._say(f"peer {peer} has left")
         while self._vm.warnings:
-            self._say(self._vm.warnings.popleft())
+            self._warn(self._vm.warnings.popleft())
 
     # Being interrupted
 

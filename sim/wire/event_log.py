@@ -29,6 +29,8 @@ class EventLog:
             self._poll = select.poll()
             self._poll.register(descriptor, select.POLLOUT)
         self.dropped = 0
+        self.failure = ""
+        """Why the last line could not be written, if that was not for lack of a reader's time."""
 
     def write(self, event: str, **details: object) -> None:
         """One line; ``details`` that are None are left out."""
@@ -47,10 +49,12 @@ class EventLog:
                 self.dropped += 1
                 return
             os.write(self._descriptor, f"{text}\n".encode())
-        except OSError:
+        except OSError as error:
             self.dropped += 1
+            self.failure = error.strerror or str(error)
         else:
             self.dropped = 0
+            self.failure = ""
 
     def close(self) -> None:
         if self._owned:

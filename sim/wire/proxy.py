@@ -176,6 +176,7 @@ class Proxy:
     def close(self) -> None:
         """End all connections; what was said until now has been handed to ``write``."""
         for link in list(self._links):
+            self._note_rest(link)
             self._finish(link)
         if self._listener.fileno() >= 0:
             self._loop.remove(self._listener)
@@ -315,9 +316,7 @@ class Proxy:
         if link.server.ended:
             self._finish(link)
             return
-        if link.rest:
-            self._note(link, "server", Bytes(bytes(link.rest), tuple(link.decoder.unclaimed())))
-            link.rest.clear()
+        self._note_rest(link)
         self._note(link, side, Closes(), reason)
         if side == "client" or not link.client.blocked:
             self._finish(link)
@@ -327,6 +326,12 @@ class Proxy:
         self._loop.remove(link.server.channel)
         link.server.close()
         self._watch(link)
+
+    def _note_rest(self, link: _Link) -> None:
+        """The bytes of a message that will never be whole."""
+        if link.rest:
+            self._note(link, "server", Bytes(bytes(link.rest), tuple(link.decoder.unclaimed())))
+            link.rest.clear()
 
     def _finish(self, link: _Link) -> None:
         link.closed = True

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import resource
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nodes.errors import HostError
+from nodes.errors import HostError, UsageError
+from nodes.wire.client import REFUSED
 from nodes.wire.protocol import LEGACY, PEERS_MAX, Dialect, Message
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
@@ -21,14 +20,14 @@ from sim.wire.daemon import PidFile
 from sim.wire.event_log import EventLog, open_log
 from sim.wire.listener import Listener
 from sim.wire.server import Arrival, IvshmemServer, Peer
+from sim.wire.unblocker import Unblocker
 
 __all__ = ["Settings", "run_service"]
 
 OWN_DESCRIPTORS = 32
 # A client that is not let in reads this where a version belongs, and says so: QEMU exits with "server sent version
 # -87, expecting 0". At the mere end of the connection it would wait for ever (hw/misc/ivshmem.c, ivshmem_recv_msg).
-REFUSAL: Message[int] = Message(-errno.EUSERS)
-UNBLOCK_AFTER_NS = (50_000_000, 500_000_000, 5_000_000_000)
+REFUSAL: Message[int] = Message(REFUSED)
 STANDARD_ERROR = 2
 
 
@@ -98,10 +97,11 @@ def run_service(settings: Settings, ready: Callable[[str], object]) -> None:
             on_pause=reporter.paused,
         )
         stack.enter_context(server)
-        unblocker = _Unblocker(loop, server)
+        unblocker = Unblocker(loop, server)
         reporter.listening(listener, clients_max)
         ready(
-            f"serving {settings.size_bytes} bytes ({settings.memory}) and {settings.vectors} vectors at {listener.path}"
+            f"serving {settings.size_bytes} bytes ({settings.memory}) and {settings.vectors} "
+            f"{'vector' if settings.vectors == 1 else 'vectors'} at {listener.path}"
         )
         while not ended():
             loop.step()
@@ -188,6 +188,8 @@ class _Reporter:
             vectors=self._settings.vectors,
             clients_max=clients_max,
         )
+        if self._log is not None and self._log.failure:
+            raise UsageError(f"cannot write the log {self._settings.log}: {self._log.failure}")
 
     def joined(self, peer: Peer) -> None:
         text = f"peer {peer.peer} joined (pid {peer.pid}, uid {peer.uid})"
@@ -206,32 +208,3 @@ class _Reporter:
 
     def ended(self, clients: int) -> None:
         self._tell(f"ended with {clients} clients", "ended", clients=clients)
-
-
-class _Unblocker:
-    """Makes eventfds non-blocking again once newcomers have had time to read them, and until all have."""
-
-    def __init__(self, loop: Loop, server: IvshmemServer) -> None:
-        self._loop, self._server = loop, server
-        self._looks = len(UNBLOCK_AFTER_NS)  # since the last newcomer
-        self._newest = 0
-
-    def start(self) -> None:
-        if self._looks:
-            self._looks = 0
-            self._newest += 1
-            self._wait()
-
-    def _wait(self) -> None:
-        after_ns = UNBLOCK_AFTER_NS[min(self._looks, len(UNBLOCK_AFTER_NS) - 1)]
-        newest = self._newest
-        self._loop.at(time.monotonic_ns() + after_ns, lambda: self._look(newest))
-
-    def _look(self, newest: int) -> None:
-        if newest != self._newest:
-            return  # a later newcomer's turn comes sooner
-        unread = self._server.is_unread
-        self._server.unblock()
-        self._looks += 1
-        if unread or self._looks < len(UNBLOCK_AFTER_NS):
-            self._wait()

@@ -13,7 +13,8 @@ __all__ = ["Recorder"]
 class Recorder:
     """Plain stores into a recording; implements ``nodes.doorbells.Ledger``. One writer: the worker itself.
 
-    ``domain`` is the number of the domain that the device is in. When a section is full, what no longer fits is counted (``RINGS_REFUSED``, ``DRAINS_REFUSED``).
+    ``domain`` is the number of the domain that the device is in. When a section is full, what no longer fits is counted
+    (``RINGS_REFUSED``, ``DRAINS_REFUSED``).
     """
 
     def __init__(self, recording_: Recording, *, domain: int = 0) -> None:

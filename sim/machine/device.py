@@ -9,10 +9,10 @@ from collections.abc import Callable
 from nodes.device.profiles import Profile
 from nodes.vm import Vm
 from sim.kernel.eventfd import signal
-from sim.recorder import Recorder
+from sim.machine.plan import DevicePlan
+from sim.machine.recorder import Recorder
 from sim.recording import Recording
 from sim.wire.connection import Connection
-from sim.worker_plan import DevicePlan
 
 __all__ = ["AttachedDevice"]
 

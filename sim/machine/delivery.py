@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from nodes.errors import GuestError
-from sim.devices import AttachedDevice
 from sim.kernel.eventfd import drain
+from sim.machine.device import AttachedDevice
 
 __all__ = ["drain_late", "make_delivery", "poll_until"]
 

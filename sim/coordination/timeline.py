@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from sim.actions import Actions, Impossible
-from sim.crew import Crew
+from sim.coordination.actions import Actions, Impossible
+from sim.coordination.crew import Crew
+from sim.coordination.domain import LiveDomain
 from sim.expectations import Moment, broken, live
 from sim.kernel.loop import Loop
-from sim.live_domain import LiveDomain
 from sim.measures import Book, Whose, counts_so_far
 from topologies import Action, Topology
 

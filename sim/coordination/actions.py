@@ -19,11 +19,11 @@ from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import Blocker, Blockers, MigrationError
 from nodes.errors import HostError
 from sim import control
-from sim.crew import Crew
-from sim.hand import Hand, Moving
+from sim.coordination.crew import Crew
+from sim.coordination.domain import LiveDomain
+from sim.coordination.hand import Hand, Moving
 from sim.kernel.eventfd import COUNTER_MAX, EventFd
 from sim.kernel.loop import Loop
-from sim.live_domain import LiveDomain
 from topologies import Action
 
 __all__ = ["Actions", "Impossible"]

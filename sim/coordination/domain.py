@@ -7,8 +7,8 @@ from pathlib import Path
 
 from nodes.errors import HostError
 from nodes.wire.protocol import DIALECTS, MEMORY, PEERS_MAX, Message
-from sim.crew import Crew
-from sim.hand import Hand
+from sim.coordination.crew import Crew
+from sim.coordination.hand import Hand
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from sim import control, recording
-from sim.crew import Crew
-from sim.hand import Hand
+from sim.coordination.crew import Crew
+from sim.coordination.hand import Hand
 from sim.kernel.loop import Loop
 from sim.recording import WORD_BYTES, Recording
 from sim.resources import COORDINATOR, Resources, Sampler
-from sim.telemetry import Group, Publisher, Snapshot
+from sim.telemetry import Group, Happened, Publisher, Snapshot
 
 __all__ = ["Counts", "Lookout", "Observed"]
 
@@ -24,6 +25,8 @@ SECOND_NS = 1_000_000_000
 HEARTBEAT_NS = SECOND_NS // 2
 PUBLISH_NS = SECOND_NS // 5
 LOOK_SHARE = 20
+HAPPENED_MAX = 8
+HAPPENED_LENGTH_MAX = 120
 
 Counts = tuple[int, int, int, int]
 """Rung, delivered, interrupts, refused."""
@@ -54,7 +57,10 @@ class Lookout:
         runtime: Path,
         record: Callable[[list[Resources]], None],
         resources_every_s: float,
+        path: Path,
     ) -> None:
+        self._path = path
+        self._happened: deque[Happened] = deque(maxlen=HAPPENED_MAX)
         self._crew, self._run, self._loop = crew, run, loop
         self._record = record
         self._resources_every_ns = round(resources_every_s * SECOND_NS)
@@ -91,6 +97,11 @@ class Lookout:
     def forget(self, hand: Hand) -> None:
         self._sampler.forget(hand.rows[0].row)
         self._pinged.pop(hand, None)
+
+    def note(self, kind: str, fields: Mapping[str, object]) -> None:
+        """Something has happened: whoever watches the run sees the latest few."""
+        text = ", ".join(f"{name} {value}" for name, value in fields.items() if value not in (None, "", False))
+        self._happened.append(Happened(time.monotonic_ns(), kind, text[:HAPPENED_LENGTH_MAX]))
 
     def counts(self) -> dict[int, Counts]:
         """What each machine has rung and got so far, in all its lives, by index."""
@@ -134,6 +145,9 @@ class Lookout:
                 stop_ns=self._run.stop_ns or None,
                 heartbeats_late=self.heartbeats_late,
                 groups={name: Group(*figures) for name, figures in groups.items()},
+                title=topology.title,
+                path=str(self._path),
+                happened=tuple(self._happened),
             )
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nodes.guest import Guest, Program, Trace
-from sim.worker_plan import WorkerPlan
+from sim.machine.plan import WorkerPlan
 from topologies.importing import import_program
 
 __all__ = ["BoundProgram"]

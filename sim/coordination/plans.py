@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from sim.machine.plan import DevicePlan, WorkerPlan
 from sim.recording import Layout
-from sim.worker_plan import DevicePlan, WorkerPlan
 from topologies import Machine, Machines, Topology, Trace
 
 __all__ = ["Layouts", "make_plan"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sim.hand import Hand, Row
-from sim.plans import Layouts, make_plan
+from sim.coordination.hand import Hand, Row
+from sim.coordination.plans import Layouts, make_plan
+from sim.machine.plan import DevicePlan
 from sim.recording import Recording
-from sim.worker_plan import DevicePlan
 from topologies import Machine, Topology
 
 __all__ = ["Crew"]

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from typing import NamedTuple
 
-from sim import recording, worker
+from sim import recording
 from sim.control import Control, Order
-from sim.fork_server import without_main
+from sim.coordination.fork_server import without_main
+from sim.machine import process
+from sim.machine.plan import WorkerPlan
 from sim.recording import Recording, State
-from sim.worker_plan import WorkerPlan
 from topologies import Machine
 
 __all__ = ["Hand", "Moving", "Row", "describe_exit"]
@@ -125,7 +126,7 @@ class Hand:
     def start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         self.process = context.Process(
-            target=worker.main, args=(self.plan, self._theirs), name=f"ivsim {self.name}", daemon=True
+            target=process.main, args=(self.plan, self._theirs), name=f"ivsim {self.name}", daemon=True
         )
         with without_main():
             self.process.start()

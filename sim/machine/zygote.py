@@ -30,7 +30,7 @@ import msgspec
 
 import nodes.programs
 import sim.kernel.signals
-import sim.worker
+import sim.machine.process
 
 for number in sim.kernel.signals.ENDING:
     signal.signal(number, signal.SIG_IGN)

@@ -9,7 +9,6 @@ done
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from sim import control
-from sim.actions import Actions
-from sim.crew import Crew
-from sim.hand import Hand
+from sim.coordination.actions import Actions
+from sim.coordination.crew import Crew
+from sim.coordination.domain import LiveDomain
+from sim.coordination.hand import Hand
+from sim.coordination.introductions import introduce, make_known
+from sim.coordination.lookout import Lookout
+from sim.coordination.timeline import Timeline
 from sim.kernel.loop import Loop
-from sim.live_domain import LiveDomain
-from sim.lookout import Lookout
 from sim.resources import Resources
-from sim.timeline import Timeline
 from sim.wire.server import Arrival, Peer
 from topologies import Topology
 
@@ -35,7 +35,10 @@ START_LEAD_NS = 50_000_000
 START_PATIENCE_NS = 30 * SECOND_NS
 START_PATIENCE_EACH_NS = SECOND_NS // 10
 STOP_PATIENCE_NS = 3 * SECOND_NS
-KNOWN_AT_ONCE = 4096
+TOLD = frozenset(
+    {"action", "machine_joined", "machine_left", "machine_died", "migrated", "migration_failed", "warning"}
+)
+"""The events that those are told who watch the run."""
 
 
 @dataclass
@@ -66,9 +69,10 @@ class Coordinator:
         event: Callable[..., None],
         resources: Callable[[list[Resources]], None],
         resources_every_s: float,
+        path: Path,
     ) -> None:
         self._topology = topology
-        self._event = event
+        self._record_event = event
         self.ending = Ending()
         self.phase = "starting"
         self._born_ns = time.monotonic_ns()
@@ -98,6 +102,7 @@ class Coordinator:
                 runtime=runtime,
                 record=resources,
                 resources_every_s=resources_every_s,
+                path=path,
             )
             for live in self.domains:
                 live.open(self._crew)
@@ -105,7 +110,12 @@ class Coordinator:
             self.close()
             raise
         actions = Actions(self._crew, self.domains, self._loop, bear=self.bear)
-        self.timeline = Timeline(self, self._loop, event, actions)
+        self.timeline = Timeline(self, self._loop, self._event, actions)
+
+    def _event(self, kind: str, **fields: Any) -> None:
+        self._record_event(kind, **fields)
+        if kind in TOLD:
+            self.lookout.note(kind, fields)
 
     @property
     def topology(self) -> Topology:
@@ -195,15 +205,7 @@ class Coordinator:
         if None not in hand.greetings:
             hand.tell(control.Expect(tuple(count or 0 for count in hand.greetings)))
         if self.phase == "running" and hand.moving is None:
-            self._make_known(hand, place)
-
-    def _make_known(self, hand: Hand, place: int) -> None:
-        """Tell those who work with a machine which ID it has now."""
-        domain, peer = hand.rows[place].domain, hand.peers[place]
-        assert peer is not None
-        for other in self.crew.current:
-            if other.ready and _first_shared(other, hand) == domain and _names(other, hand.machine.index):
-                other.tell(control.Known({hand.machine.index: peer}))
+            make_known(self.crew, hand, place)
 
     def _stranger(self, arrival: Arrival, domain: str) -> None:
         self._event("foreign_peer_joined", pid=arrival.pid, uid=arrival.uid, domain=domain)
@@ -221,7 +223,7 @@ class Coordinator:
         ending.measure_start_ns = ending.start_ns + round(settings.warmup_s * SECOND_NS)
         ending.stop_ns = ending.measure_start_ns + round(settings.duration_s * SECOND_NS)
         self.phase = "running"
-        self._event("ready", ready_s=(ending.ready_ns - self._born_ns) / SECOND_NS)
+        self._event("ready", ready_s=(ending.ready_ns - self._born_ns) / SECOND_NS, start_ns=ending.start_ns)
         for hand in self.crew.current:
             if hand.ready:
                 self._send_off(hand, joined_ns=0)
@@ -235,28 +237,8 @@ class Coordinator:
 
     def _send_off(self, hand: Hand, *, joined_ns: int) -> None:
         """Tell a machine who is who, and when to start; ``joined_ns`` as in the order."""
-        self._introduce(hand, anew=False)
+        introduce(self.crew, hand, anew=False)
         hand.tell(control.Start(self.ending.start_ns, self.ending.stop_ns, joined_ns))
-
-    def _introduce(self, hand: Hand, *, anew: bool) -> None:
-        """Tell a machine which IDs those have that it works with."""
-        ids: dict[int, int] = {}
-        alone = len(self.domains) == 1
-        for machine in sorted({each for machines in _named(hand) for each in machines}):
-            other = self.crew.current[machine]
-            if alone:
-                if other.peers[0] is not None:
-                    ids[machine] = other.peers[0]
-                continue
-            domain = _first_shared(hand, other)
-            peer = next((other.peers[place] for place, row in enumerate(other.rows) if row.domain == domain), None)
-            if peer is not None:
-                ids[machine] = peer
-        pairs = iter(ids.items())
-        if anew:
-            hand.tell(control.Known({}, anew=True))
-        while chunk := dict(itertools.islice(pairs, KNOWN_AT_ONCE)):
-            hand.tell(control.Known(chunk))
 
     # Machines that go
 
@@ -324,8 +306,8 @@ class Coordinator:
             pending_vectors=report.pending_vectors,
         )
         if (before, old_peer) != (domain, report.peer):
-            self._introduce(hand, anew=before != domain)
-            self._make_known(hand, 0)
+            introduce(self.crew, hand, anew=before != domain)
+            make_known(self.crew, hand, 0)
 
     def _stayed(self, hand: Hand, reason: str, paused_ns: int) -> None:
         """A migration has come to nothing; whoever was to take over has ended."""
@@ -414,18 +396,3 @@ class Coordinator:
                 for vector, eventfd in enumerate(peer.eventfds):
                     self.ending.pending[domain.number, peer.peer, vector] = eventfd.take()
         self.phase = "done"
-
-
-def _named(hand: Hand) -> list[tuple[int, ...]]:
-    """The machines that a hand's program works with."""
-    return [*hand.plan.peers.values(), *(machines for machines, _ in hand.plan.traces.values())]
-
-
-def _names(hand: Hand, machine: int) -> bool:
-    return any(machine in machines for machines in _named(hand))
-
-
-def _first_shared(hand: Hand, other: Hand) -> int | None:
-    """The first domain of ``hand`` that ``other`` is in, too."""
-    theirs = {row.domain for row in other.rows}
-    return next((row.domain for row in hand.rows if row.domain in theirs), None)

@@ -33,7 +33,7 @@ class ForkServer:
         server: Any = getattr(forkserver, "_forkserver")  # noqa: B009
         self._server, self._ours = server, server._forkserver_pid is None
         preloaded = server._preload_modules
-        server.set_forkserver_preload(["sim.zygote"])
+        server.set_forkserver_preload(["sim.machine.zygote"])
         try:
             with signals_ignored(), _importable(), without_main(), _temporary_files_in(self._runtime):
                 server.ensure_running()

@@ -1,8 +1,7 @@
-"""The process shell of one machine: its descriptors, its clock, its wait.
+"""The machine that lives in a worker's process: its descriptors, its clock, its wait.
 
-A worker lives between two words of the coordinator, Start and Stop, and never outlives it: the control socket
-ends when the coordinator dies, and should the program never let go, the kernel ends the worker with the fork
-server (PR_SET_PDEATHSIG).
+It lives between two words of the coordinator, Start and Stop; what else is said to it meanwhile happens to it between
+two events of its program.
 """
 
 from __future__ import annotations
@@ -12,86 +11,29 @@ import functools
 import os
 import select
 import signal as signals
-import socket
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from nodes.device import profiles
-from nodes.errors import GuestError, HostError, ProtocolError, UsageError
+from nodes.errors import GuestError
 from nodes.load import Load
 from sim import control, recording
 from sim.control import Control
-from sim.delivery import drain_late, make_delivery, poll_until
-from sim.devices import AttachedDevice
 from sim.kernel.eventfd import drain
-from sim.kernel.process import schedule, tie_to_fork_server
-from sim.kernel.signals import ENDING
 from sim.kernel.succession import Source, fork_successor
-from sim.moving import Arrival, let_go
-from sim.program import BoundProgram
+from sim.machine.delivery import drain_late, make_delivery, poll_until
+from sim.machine.device import AttachedDevice
+from sim.machine.moving import Arrival, let_go
+from sim.machine.plan import WorkerPlan
+from sim.machine.program import BoundProgram
 from sim.recording import Recording, State
-from sim.worker_plan import WorkerPlan
 
-__all__ = ["main"]
+__all__ = ["ProgramError", "Worker"]
 
 SECOND_NS = 1_000_000_000
 
 
-def main(plan: WorkerPlan, control_socket: socket.socket) -> None:
-    """The target of the process: run one machine from birth to Stop."""
-    for number in ENDING:
-        signals.signal(number, signals.SIG_IGN)
-    tie_to_fork_server()
-    link = Control(control_socket)
-    code = 1
-    try:
-        with contextlib.ExitStack() as stack:
-            books = [stack.enter_context(Recording.open(device.recording)) for device in plan.devices]
-            try:
-                schedule(plan.cpus, plan.policy, plan.priority, plan.nice)
-                with contextlib.closing(_Worker(plan, link, books)) as worker:
-                    worker.run()
-                code = 0
-            except EOFError:
-                _clean_up_orphaned(Path(plan.runtime))
-            except BaseException as error:  # the last frame of the process: whatever it is, it must be told
-                for book in books:
-                    book.words[recording.STATE] = State.FAILED
-                link.send(_explain(error))
-    finally:
-        # Straight out: a guest program may hold views of the memory, which would only make the exit complain.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _explain(error: BaseException) -> control.Failed:
-    """Whose fault it is, in one line, and the traceback where it helps to find it."""
-    whose, cause = "simulator", error
-    if isinstance(error, _ProgramError) and error.__cause__ is not None:
-        whose, cause = "program", error.__cause__
-    elif isinstance(error, ProtocolError | UsageError):
-        whose = "server"
-    elif isinstance(error, HostError):
-        whose = "host"
-    summary = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
-    trace = "".join(traceback.format_exception(cause)) if whose in ("program", "simulator") else ""
-    return control.Failed(whose, summary[: control.TEXT_MAX], trace[-control.TEXT_MAX :])
-
-
-def _clean_up_orphaned(runtime: Path) -> None:
-    """The coordinator is gone and can no longer remove its sockets: whoever notices does it, the last one all."""
-    with contextlib.suppress(OSError):
-        for entry in runtime.iterdir():
-            with contextlib.suppress(OSError):
-                entry.unlink()
-        runtime.rmdir()
-
-
-class _ProgramError(Exception):
+class ProgramError(Exception):
     """The guest program raised; the cause tells what."""
 
 
@@ -103,7 +45,7 @@ class _Moved(Exception):  # noqa: N818  (no error)
     """The machine goes on in another process: this one is to end, and to say no more."""
 
 
-class _Worker:
+class Worker:
     """One machine in this process: everything it holds, and the two loops it lives in."""
 
     def __init__(self, plan: WorkerPlan, link: Control, books: list[Recording]) -> None:
@@ -398,7 +340,7 @@ class _Worker:
                 try:
                     events = poll_until(self._epoll, wait, events_max)
                 except GuestError as error:
-                    raise _ProgramError from error
+                    raise ProgramError from error
             if not events:
                 with _blaming_program():
                     wait = vm.expire()
@@ -418,7 +360,7 @@ class _Worker:
                 try:
                     wait = deliver(vector, count)
                 except Exception as error:
-                    raise _ProgramError from error
+                    raise ProgramError from error
                 handled(clock())
             if warnings:
                 self._warn()
@@ -430,4 +372,4 @@ def _blaming_program() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise _ProgramError from error
+        raise ProgramError from error
