@@ -81,6 +81,7 @@ def run(
         arguments: dict[str, Any] = {
             "overrides": dict(topology.overrides),
             "resources_every_s": resources_every_s,
+            "programs": [os.fspath(each) for each in programs],
         }
         directory = stack.enter_context(RunDirectory.create(Path(runs), topology, arguments))
         floors = floor_if_any()

@@ -73,6 +73,7 @@ FOREIGN_IMPORTS = {
 }
 FOREIGN_CALLS = {
     r"sendmsg|recvmsg|recvmsg_into|send_fds|recv_fds": "sim/kernel/channel.py",
+    r"sendmmsg|recvmmsg": "sim/kernel/mmsg.py",
     r"eventfd|eventfd_read|eventfd_write|EFD_\w+": "sim/kernel/eventfd.py",
 }
 RUNS_WHAT_IT_READS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
@@ -129,7 +130,7 @@ def imports(path: Path) -> set[str]:
 
 def test_there_is_something_to_look_at():
     assert {module.split(".")[0] for module in MODULES} == set(LAYERS)
-    assert imports(ROOT / "sim" / "worker.py") >= {"nodes.vm", "sim.control", "os"}
+    assert imports(ROOT / "sim" / "machine" / "worker.py") >= {"nodes.load", "sim.control", "os"}
 
 
 def first_parts(path: Path) -> set[str]:

@@ -79,9 +79,9 @@ def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
     summary = json.loads(done.stdout)
     for key in ("schema_version", "machines", "rung", "delivered", "pending", "refused", "interrupts"):
         assert isinstance(summary[key], int)
-    assert set(summary["latency_ns"]) == {"lag", "delivery", "handling", "total"}
+    assert set(summary["latency_ns"]) == {"lag", "delivery", "handling", "raw", "total"}
     for figures in summary["latency_ns"].values():
-        assert set(figures) == {"p50", "p90", "p99", "p99_9", "max", "samples"}
+        assert set(figures) == {"p50", "p90", "p99", "p99_9", "p99_99", "max", "samples", "intervals"}
     assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"]
     assert summary["seed"] == 7
     assert set(summary["groups"]) == {"ping", "echo"}

@@ -135,7 +135,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
     """The machines of a run: the children of its fork server, oldest first."""
     for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.Error):
-            if "sim.zygote" in " ".join(child.cmdline()):
+            if "sim.machine.zygote" in " ".join(child.cmdline()):
                 return sorted(child.children(), key=lambda each: each.create_time())
     return []
 

@@ -94,7 +94,7 @@ def test_without_msix_there_is_nothing_to_mask():
 
 
 def test_an_interrupt_is_a_vector_and_a_number_of_doorbells():
-    assert Interrupt(2, 7) == (2, 7)
+    assert Interrupt(2, 7) == (2, 7, 0)
 
 
 def test_a_doorbell_written_to_the_register_that_reaches_nobody_is_on_the_books():

@@ -17,7 +17,7 @@ from rich.console import Console
 from nodes.errors import HostError
 from sim.commands.preflight import dry_run
 from sim.host import Host, Left
-from sim.plans import Layouts
+from sim.coordination.plans import Layouts
 from sim.preflight import Demand, Sum, check, preflight, render
 from sim.recording import WORD_BYTES
 from tests.synthetic import topology

@@ -78,7 +78,7 @@ class Machine:
                 assert self.connection.read(), "the server has gone"
 
     def meet(self, *vectors: int) -> None:
-        while not self.connection.knows(vectors):
+        while not (self.connection.is_set_up and self.connection.heard >= sum(vectors)):
             self.step()
 
     def close(self) -> None:

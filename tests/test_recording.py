@@ -1,4 +1,4 @@
-"""sim.recording and sim.recorder: plain stores that survive whoever made them."""
+"""sim.recording and sim.machine.recorder: plain stores that survive whoever made them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from nodes.doorbells import Ledger
 from nodes.errors import HostError, UsageError
 from sim import recording
-from sim.recorder import Recorder
+from sim.machine.recorder import Recorder
 from sim.recording import HEADER_WORDS, NO_PEER, WORD_BYTES, Layout, Recording, State
 
 LAYOUT = Layout(vectors=2, edges=3, rings=4, drains=5)

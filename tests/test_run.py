@@ -107,7 +107,7 @@ def test_the_run_directory_is_complete_and_private(tmp_path: Path) -> None:
 
 
 def test_every_process_is_looked_at(tmp_path: Path) -> None:
-    rows = run("ping_pong", tmp_path).resources.to_pylist()
+    rows = [row for row in run("ping_pong", tmp_path).resources.to_pylist() if row["machine"] >= -1]
     assert {row["name"] for row in rows} == {"ping", "echo", "coordinator"}
     for row in rows:
         assert row["rss_bytes"] >= row["uss_bytes"] > 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from nodes import programs
 from nodes.guest import Guest, Program, Trace
 from sim.machine.plan import WorkerPlan
-from topologies.importing import import_program
 
 __all__ = ["BoundProgram"]
 
@@ -24,7 +24,7 @@ class BoundProgram:
     """
 
     def __init__(self, plan: WorkerPlan) -> None:
-        self._function: Callable[..., Program] = import_program(plan.program)
+        self._function = _find(plan.program)
         self._ids: dict[int, int] = {}
         self._sequences: list[tuple[tuple[int, ...], list[int]]] = []
         self._places: list[tuple[tuple[int, ...], list[int]]] = []
@@ -49,3 +49,15 @@ class BoundProgram:
             sequence[:] = [self._ids[machine] for machine in machines if machine in self._ids]
         for machines, places in self._places:
             places[:] = [self._ids.get(machine, ABSENT) for machine in machines]
+
+
+def _find(name: str) -> Callable[..., Program]:
+    function: Callable[..., Program]
+    if ":" in name:
+        # Not sooner: the whole language comes with it, and costs each machine that loads it more than a megabyte.
+        from topologies.importing import import_program
+
+        function = import_program(name)
+    else:
+        function = getattr(programs, name)
+    return function

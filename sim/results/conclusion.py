@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 
 from sim.results import files, schemas
@@ -16,6 +17,7 @@ from sim.results.ending import Ending
 from sim.results.figures import summarize
 from sim.results.manifest import Manifest
 from sim.results.matching import VECTOR_MASK
+from sim.results.statistics import read_statistics
 
 __all__ = ["conclude"]
 
@@ -34,7 +36,7 @@ def conclude(path: Path, manifest: Manifest, ending: Ending | None) -> None:
     with ThreadPoolExecutor(max_workers=1) as beside:
         written = beside.submit(_write, path, its)
         latencies = distribution(its.samples, manifest)
-        summary = summarize(its, latencies)
+        summary = msgspec.structs.replace(summarize(its, latencies), statistics=read_statistics(path))
         written.result()
     schemas.write_table(path, "histograms", _table("histograms", _histograms(latencies.histograms)))
     files.write_json(path / files.SUMMARY, summary)

@@ -68,6 +68,8 @@ class RunDirectory:
             (path / files.RAW).mkdir(mode=0o700)
             manifest = _manifest(topology, arguments, started_ns, started)
             files.replace(path / files.TOPOLOGY, topology.source_text.encode())
+            for name, source in topology.files.items():
+                _copy(Path(source), path, Path(name))
             # The manifest before the status: a directory with a status always says whose it is.
             files.write_json(path / files.MANIFEST, manifest)
             files.write_status(path, files.RUNNING)
@@ -174,6 +176,18 @@ class RunDirectory:
             return os.write(self._events, line) == len(line)
         except OSError:
             return False
+
+
+def _copy(source: Path, directory: Path, name: Path) -> None:
+    """Put a file that the topology names beside it, so that it can be run again from here.
+
+    Under the name that it is called by; one that leads out of the topology's folder is kept by its last part.
+    """
+    leads_out = name.is_absolute() or ".." in name.parts
+    target = directory / (name.name if leads_out else name)
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not target.exists():
+        files.replace(target, source.read_bytes())
 
 
 def _take(path: Path) -> Path:

@@ -13,6 +13,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from sim.results.statistics import Statistics
+
 __all__ = ["FloorFigures", "Group", "HostUse", "Latencies", "Percentiles", "Resources", "Summary", "Verdict"]
 
 Figures = Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)]
@@ -155,7 +157,7 @@ class Summary(msgspec.Struct, frozen=True):
     ``pending_derived``: nobody looked into the counters at the end, so pending is what was left over.
     ``cpu_ns_per_doorbell``: what all machines used of CPUs for each doorbell rung. ``warnings`` says in words
     what a reader of the figures has to know about them. ``phases`` has the latencies of each phase, when there
-    are several. Fields with a default are missing in older runs.
+    are several; ``statistics`` are what programs counted. Fields with a default are missing in older runs.
     """
 
     schema_version: int
@@ -202,3 +204,4 @@ class Summary(msgspec.Struct, frozen=True):
     clock_source: str = ""
     warnings: list[str] = []
     expectations: list[Verdict] = []
+    statistics: Statistics = {}

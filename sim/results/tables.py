@@ -6,6 +6,7 @@ Everything that comes out of a run's files is printed as text, without markup an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
@@ -45,7 +46,7 @@ def render(run: Run, console: Console) -> None:
             console.print()
             _columns(table, console)
     console.print()
-    for fact in _setting(figures):
+    for fact in (*_setting(figures), *_counted(run, figures)):
         _line(console, fact)
     for warning in _warnings(run, figures):
         _line(console, "! ", warning, style="yellow")
@@ -76,6 +77,17 @@ def _line(console: Console, text: str, rest: str = "", style: str = "") -> None:
     line = Text(_plain(text))
     line.append(_plain(rest), style or None)
     console.print(line, soft_wrap=not console.is_terminal)
+
+
+def _counted(run: Run, figures: Summary) -> Iterator[str]:
+    """A line for each group whose programs counted something: the sums over its machines."""
+    group_of = {machine["name"]: machine["group"] for machine in run.machines}
+    sums: dict[str, Counter[str]] = {}
+    for machine, values in figures.statistics.items():
+        if machine in group_of:
+            sums.setdefault(group_of[machine], Counter()).update(values)
+    for group, total in sums.items():
+        yield f"{group} counted: " + ", ".join(f"{name} {value:,.10g}" for name, value in total.items())
 
 
 def _place(run: Run, console: Console) -> None:
