@@ -11,6 +11,7 @@ import pytest
 
 from nodes.errors import HostError
 from nodes.wire.protocol import PEERS_MAX
+from sim.kernel.eventfd import EventFd
 from tests.serving import PATIENCE_S, Reader, lines_of
 
 
@@ -20,6 +21,7 @@ class Throttled:
     def __init__(self, peer, script):
         self.real, self.script, self.calls = peer.outbox, list(script), 0
         self.throttled = False
+        self.limit = 0
         peer.outbox = self
 
     def __len__(self):
@@ -27,6 +29,9 @@ class Throttled:
 
     def put(self, message):
         return self.real.put(message)
+
+    def put_batch(self, batch):
+        return self.real.put_batch(batch)
 
     def flush(self):
         self.calls += 1
@@ -174,6 +179,67 @@ def test_one_who_left_before_he_was_let_in_is_no_peer(make_site, farewell):
     assert site.server.join(arrivals[0], 2) is None
     assert site.server.peers == {}
     assert site.server._server.next_peer == 0
+
+
+def test_who_join_together_are_told_as_if_they_had_come_one_after_the_other(make_site):
+    arrivals = []
+    site = make_site(on_arrival=arrivals.append)
+    early, *crowd = [Reader(site.raw()) for _ in range(5)]
+    for reader in (early, *crowd):
+        site.stack.callback(reader.close)
+    site.until(lambda: len(arrivals) == 5)
+    site.server.join(arrivals[0], 2)
+    crowd.pop(1).close()
+    site.until(lambda: len(site.server._waiting) == 3)
+    joined = site.server.join_all([(arrival, 3) for arrival in arrivals[1:]])
+    assert [peer and peer.peer for peer in joined] == [1, None, 2, 3]
+    site.catch_up(early, *crowd)
+    for reader in (early, *crowd):
+        assert list(reader.lines) == [(0, 0), (0, 1), *((peer, vector) for peer in (1, 2, 3) for vector in range(3))]
+        assert reader.memory is not None
+    assert [reader.client.peer for reader in crowd] == [1, 2, 3]
+
+
+def test_one_of_many_for_whom_there_are_no_eventfds_is_said_and_the_others_are_in(make_site, monkeypatch):
+    arrivals, refused = [], []
+    site = make_site(on_arrival=arrivals.append, on_refuse=lambda arrival, reason: refused.append(arrival))
+    crowd = [Reader(site.raw()) for _ in range(3)]
+    for reader in crowd:
+        site.stack.callback(reader.close)
+    site.until(lambda: len(arrivals) == 3)
+    real, made = EventFd.create, []
+
+    def create():
+        made.append(None)
+        if len(made) == 4:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real()
+
+    monkeypatch.setattr(EventFd, "create", create)
+    with pytest.raises(HostError, match="Too many open files"):
+        site.server.join_all([(arrival, 2) for arrival in arrivals])
+    assert refused == [arrivals[1]]
+    site.catch_up(crowd[0], crowd[2])
+    crowd[1].read()
+    assert crowd[1].ended
+    assert set(crowd[0].lines) == set(crowd[2].lines) == lines_of(0, 1)
+
+
+def test_who_leave_together_are_announced_together(make_site):
+    """One message for each all the same, but nobody who has left is told of another."""
+    site = make_site(vectors=1)
+    witness = site.join()
+    socks = [site.raw() for _ in range(20)]
+    site.until(lambda: len(site.server.peers) == 21)
+    site.idle()
+    sent = site.server._sent
+    for sock in socks:
+        sock.close()
+    site.until(lambda: len(site.gone) == 20)
+    site.idle()
+    assert site.server._sent == sent + 20
+    site.catch_up(witness)
+    assert sorted(witness.left) == list(range(1, 21))
 
 
 def test_join_and_leave_are_told_in_that_order(make_site):

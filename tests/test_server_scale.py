@@ -1,19 +1,26 @@
 """`ivsim serve` with sixty-four real QEMUs at once: where QEMU's own server loses eventfds, none is lost.
 
-By hand: IVSIM_TRIES=10 for ten tries, IVSIM_MUTE=100 for a hundred clients beside them that never read.
+By hand: IVSIM_TRIES=10 for ten tries, IVSIM_MUTE=100 for a hundred clients beside them that never read, and
+`python -m tests.test_server_scale` for what those cost the others.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
+import statistics
 import subprocess
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sim.kernel.channel import Channel
 from sim.oracle.qtest import DEFAULT_QEMU, find_qemu
 from tests.test_serve import serving
 
@@ -112,3 +119,73 @@ def test_a_qemu_that_is_not_let_in_says_why(short_path: Path) -> None:
         _, printed = refused.communicate(timeout=PATIENCE_S)
     assert refused.returncode == 1
     assert b"server sent version -87, expecting 0" in printed
+
+
+COMPANIES = ("none", "that read", "that never read")
+
+
+@contextlib.contextmanager
+def company(kind: str, count: int, path: Path) -> Iterator[None]:
+    """So many clients beside the QEMUs; those that read throw away what they are sent."""
+    over = threading.Event()
+    with contextlib.ExitStack() as stack:
+        channels = [Channel(stack.enter_context(socket.socket(socket.AF_UNIX))) for _ in range(count)]
+        for channel in channels:
+            channel.socket.setblocking(True)
+            channel.socket.connect(os.fspath(path))
+            channel.socket.setblocking(False)
+        if kind == "that read":
+            thread = threading.Thread(target=_read_all, args=(channels, over))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(over.set)
+        yield
+
+
+def _read_all(channels: list[Channel], over: threading.Event) -> None:
+    poll = select.poll()
+    for channel in channels:
+        poll.register(channel.fileno(), select.POLLIN)
+    by_number = {channel.fileno(): channel for channel in channels}
+    while not over.is_set():
+        for number, _ in poll.poll(50):
+            while received := by_number[number].receive(8):
+                for descriptor in received[1]:
+                    os.close(descriptor)
+                if not received[0]:
+                    poll.unregister(number)
+                    break
+
+
+def up_s(kind: str, count: int) -> float:
+    """How long all the QEMUs take, from the first one's start until each holds every eventfd."""
+    beside = 0 if kind == "none" else count
+    with tempfile.TemporaryDirectory(prefix="iv-") as directory, contextlib.ExitStack() as stack:
+        path = Path(directory, "s")
+        stack.enter_context(serving(path, "-n", str(VECTORS)))
+        stack.enter_context(company(kind, beside, path))
+        crowd = Crowd(stack, path)
+        started_s = time.monotonic()
+        crowd.start(MACHINES)
+        crowd.await_eventfds((MACHINES + beside) * VECTORS + OWN_EVENTFDS)
+        return time.monotonic() - started_s
+
+
+def main() -> None:
+    """What clients that never read cost those that do, in turns with none, and with as many that read."""
+    count = MUTE if "IVSIM_MUTE" in os.environ else 100
+    took_s: dict[str, list[float]] = {kind: [] for kind in COMPANIES}
+    for _ in range(max(TRIES, 3)):
+        for kind in COMPANIES:
+            took_s[kind].append(up_s(kind, count))
+    for kind, seconds in took_s.items():
+        beside = kind if kind == "none" else f"{count} {kind}"
+        print(f"{MACHINES} QEMUs beside {beside}: {', '.join(f'{one:.2f}' for one in sorted(seconds))} s")
+    # The host may be busy with other things: the least is what it costs, the median what it cost here.
+    for name, pick in (("least", min), ("median", statistics.median)):
+        none, read, never = (pick(took_s[kind]) for kind in COMPANIES)
+        print(f"{name}: never reading is {never / none:.2f} x none, {never / read:.2f} x reading")
+
+
+if __name__ == "__main__":
+    main()

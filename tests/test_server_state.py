@@ -153,3 +153,40 @@ def test_whatever_happens_only_the_present_are_told_and_ids_only_grow(happenings
             present.discard(happening)
             assert flat(messages) == [(to, happening) for to in sorted(present) if was_there]
     assert set(server.peers) == present
+
+
+def streams(messages):
+    """What each client is told, in order."""
+    told = defaultdict(list)
+    for peer, message in messages:
+        told[peer].append(message)
+    return told
+
+
+@given(
+    before=st.lists(st.one_of(st.just("join"), st.integers(0, 9)), max_size=12),
+    sizes=st.lists(st.integers(0, 4), min_size=1, max_size=6),
+    dialect=st.sampled_from([V0, LEGACY, V0_SHM_LAST]),
+    reuse=st.booleans(),
+)
+def test_who_are_greeted_together_are_told_what_they_would_be_told_one_by_one(before, sizes, dialect, reuse):
+    together, alone = (Server("memory", dialect=dialect, first_peer=3, reuse_peers=reuse) for _ in range(2))
+    for happening in before:
+        for server in (together, alone):
+            if happening == "join":
+                server.join([f"eventfd {len(server.peers)}.{vector}" for vector in range(2)])
+            else:
+                server.leave(happening)
+    crowd = [[f"eventfd {at}.{vector}" for vector in range(size)] for at, size in enumerate(sizes)]
+    expected, peers = [], []
+    for vectors in crowd:
+        peer, messages = alone.join(vectors)
+        peers.append(peer)
+        expected += messages
+    newcomers = [together.enter(vectors) for vectors in crowd]
+    assert newcomers == peers
+    said = together.greet(newcomers)
+    assert streams(together.spell_out(said)) == streams(expected)
+    assert together.peers == alone.peers
+    if dialect is V0:
+        assert len(said) == 3 * len(crowd) + (2 if len(crowd) > 1 else 3)  # however many there are

@@ -3,6 +3,17 @@
 Follows today's device (QEMU hw/misc/ivshmem.c: ivshmem_recv_setup, process_msg), but where that one dies or
 hangs, this one reports. What is merely odd is an ``Ignored`` event, as QEMU's line on stderr; what makes the
 connection useless raises ``RemoteProtocolError``.
+
+Which dialect the server speaks, unless the caller knows, is recognised by its first messages:
+
+    first alone   then                                                       dialect
+    0             0..65535 alone, and the memory before any own eventfd      v0
+    0             0..65535 alone, and an own eventfd before the memory       v0-shm-last
+    0..65535      -1 with the memory                                         legacy
+
+A number alone does not say whether it is a version or, as in 2012, an ID: the second message does, and until it
+comes there is neither ID nor error. Whose first two fit no row is judged by v0. Eventfds of others before the memory
+decide nothing; without own ones a server that sends the memory last cannot be told from v0, and is taken for that.
 """
 
 from __future__ import annotations
@@ -13,9 +24,23 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from nodes.errors import RemoteProtocolError
-from nodes.wire.protocol import MEMORY, PEERS_MAX, VERSION, Decoder, Message
+from nodes.wire.protocol import LEGACY, MEMORY, PEERS_MAX, V0, V0_SHM_LAST, VERSION, Decoder, Dialect, Message
 
-__all__ = ["Assigned", "Client", "Event", "Ignored", "MemoryShared", "PeerLeft", "VectorConnected"]
+__all__ = [
+    "REFUSED",
+    "Assigned",
+    "Client",
+    "Event",
+    "Ignored",
+    "MemoryShared",
+    "PeerLeft",
+    "VectorConnected",
+    "is_framed",
+]
+
+REFUSED = -87
+"""-EUSERS (errno(3)): what our server says instead of a version to a client that it does not let in."""
+FRAME_BYTES_MAX = 4096
 
 D = TypeVar("D")
 
@@ -65,16 +90,18 @@ class Client(Generic[D]):
     """One connection to a server, as a state machine: ``receive`` bytes and descriptors, get events.
 
     ``vectors`` is how many vectors the own device has: more eventfds than that for one peer are ignored, as the
-    device has nowhere to put them (ivshmem.c, process_msg_connect).
+    device has nowhere to put them (ivshmem.c, process_msg_connect). ``dialect`` is what the server is known to
+    speak; None: it is recognised, and is None until then.
 
     Every descriptor that is handed in comes out again in exactly one event, or from ``unclaimed``.
     """
 
-    def __init__(self, vectors: int) -> None:
+    def __init__(self, vectors: int, *, dialect: Dialect | None = None) -> None:
         self.vectors = vectors
+        self.dialect = dialect
         self.peer: int | None = None
         self.peers: dict[int, int] = {}
-        self._version_came = False
+        self._first: int | None = None  # the version, or an ID of 2012
         self._memory_came = False
         self._decoder: Decoder[D] = Decoder()
         self._messages: deque[Message[D]] = deque()
@@ -87,8 +114,21 @@ class Client(Generic[D]):
 
     @property
     def is_set_up(self) -> bool:
-        """True once version, ID and memory have come; eventfds may still follow."""
+        """True once ID and memory have come; eventfds may still follow."""
         return self._memory_came
+
+    @property
+    def awaited(self) -> str:
+        """What the greeting lacks first, in words, while it is not set up."""
+        if self.peer is not None:
+            return "the shared memory"
+        if self._first is None:
+            return "its ID" if self.dialect is LEGACY else "a version"
+        if self._first != VERSION:
+            return (
+                f"the shared memory after {self._first}, the ID of a server of 2012 or a version that is not {VERSION}"
+            )
+        return "its ID"
 
     def receive(self, data: bytes, descriptors: Sequence[D] = ()) -> Iterator[Event[D]]:
         """Yield what the messages completed by ``data`` mean.
@@ -116,8 +156,7 @@ class Client(Generic[D]):
         Later it is no error: doorbells and interrupts go on without a server (ivshmem-spec, "Interrupts").
         """
         if not self._memory_came:
-            expected = "the shared memory" if self.peer is not None else "its ID" if self._version_came else "a version"
-            raise RemoteProtocolError(f"the server closed the connection before it sent {expected}")
+            raise RemoteProtocolError(f"the server closed the connection before it sent {self.awaited}")
 
     def unclaimed(self) -> Iterator[D]:
         """Descriptors that no event carried, once nothing more will be received: they are the caller's to close.
@@ -140,17 +179,8 @@ class Client(Generic[D]):
 
     def _interpret(self, message: Message[D]) -> Iterator[Event[D]]:
         number, descriptors = message
-        if not self._version_came:
-            self._check_version(number, descriptors)
-            self._version_came = True
-        elif self.peer is None:
-            if descriptors or not 0 <= number < PEERS_MAX:
-                came = "a descriptor" if descriptors else str(number)
-                raise RemoteProtocolError(
-                    f"server sent invalid ID message: expected 0..{PEERS_MAX - 1} alone, got {came}"
-                )
-            self.peer = number
-            yield Assigned(number)
+        if self.peer is None:
+            yield from self._greet(number, descriptors)
         elif number == MEMORY:
             yield from self._memory(descriptors)
         elif not 0 <= number < PEERS_MAX:
@@ -162,12 +192,32 @@ class Client(Generic[D]):
         else:
             yield self._leave(number)
 
-    @staticmethod
-    def _check_version(number: int, descriptors: tuple[D, ...]) -> None:
-        if number != VERSION:
-            raise RemoteProtocolError(f"server sent version {number}, expecting {VERSION}")
-        if descriptors:
-            raise RemoteProtocolError("server sent invalid version message: it carries a descriptor")
+    def _greet(self, number: int, descriptors: tuple[D, ...]) -> Iterator[Event[D]]:
+        """What comes until the own ID is known."""
+        if self.dialect is LEGACY:
+            yield self._assign(number, descriptors)
+        elif self._first is None:
+            may_be_an_id = self.dialect is None and not descriptors and 0 <= number < PEERS_MAX
+            if number != VERSION and not may_be_an_id:
+                raise _wrong_version(number)
+            if descriptors:
+                raise RemoteProtocolError("server sent invalid version message: it carries a descriptor")
+            self._first = number
+        elif self.dialect is None and number == MEMORY and descriptors:
+            self.dialect = LEGACY
+            yield self._assign(self._first, ())
+            yield from self._memory(descriptors)
+        elif self._first != VERSION:
+            raise _wrong_version(self._first)
+        else:
+            yield self._assign(number, descriptors)
+
+    def _assign(self, number: int, descriptors: tuple[D, ...]) -> Event[D]:
+        if descriptors or not 0 <= number < PEERS_MAX:
+            came = "a descriptor" if descriptors else str(number)
+            raise RemoteProtocolError(f"server sent invalid ID message: expected 0..{PEERS_MAX - 1} alone, got {came}")
+        self.peer = number
+        return Assigned(number)
 
     def _memory(self, descriptors: tuple[D, ...]) -> Iterator[Event[D]]:
         if self._memory_came:
@@ -176,11 +226,14 @@ class Client(Generic[D]):
         if not descriptors:
             raise RemoteProtocolError("server sent the shared memory message without a descriptor")
         self._memory_came = True
+        self.dialect = self.dialect or V0
         yield MemoryShared(descriptors[0])
         if len(descriptors) > 1:
             yield Ignored("server sent more than one descriptor with the shared memory", descriptors[1:])
 
     def _connect(self, peer: int, descriptors: tuple[D, ...]) -> Iterator[Event[D]]:
+        if peer == self.peer and not self._memory_came:
+            self.dialect = self.dialect or V0_SHM_LAST
         vector = self.peers.get(peer, 0)
         if vector >= self.vectors:
             yield Ignored(f"too many eventfds for peer {peer}, the device has {self.vectors} vectors", descriptors)
@@ -198,3 +251,18 @@ class Client(Generic[D]):
         if self.peers.pop(peer, None) is None:
             return Ignored(f"peer {peer} left, but was never connected or had left before")
         return PeerLeft(peer)
+
+
+def is_framed(first: int) -> bool:
+    """Whether a server's first eight bytes are those of ivshmem v2: a type of 0, and a length."""
+    return not first & 0xFFFF_FFFF and 8 <= first >> 32 <= FRAME_BYTES_MAX
+
+
+def _wrong_version(number: int) -> RemoteProtocolError:
+    """QEMU's words, and what is known of such a server."""
+    known = ""
+    if number == REFUSED:
+        known = ": it lets no further client in, there are too many"
+    elif is_framed(number):
+        known = ": it speaks ivshmem v2 (framed messages), which is not spoken here"
+    return RemoteProtocolError(f"server sent version {number}, expecting {VERSION}{known}")

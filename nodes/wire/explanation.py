@@ -6,16 +6,17 @@ that device would have ended. What is only worth knowing is a note: nothing is w
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nodes.wire.protocol import LEGACY, MEMORY, PEERS_MAX, V0, V0_SHM_LAST, VERSION, Dialect, Step
-from nodes.wire.session import Bytes, Closes, Connects, Entry, Kind, Said
+from nodes.errors import RemoteProtocolError
+from nodes.wire.client import REFUSED, Client, is_framed
+from nodes.wire.protocol import LEGACY, MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
+from nodes.wire.session import SIZED, Bytes, Closes, Connects, Entry, Kind, Said
 from nodes.wire.verdicts import PAGE_BYTES, RULES, Rule
 
 __all__ = ["Explained", "Explanation", "Problem", "explain", "recognise"]
-
-V2_BODY_BYTES_MAX = 4096
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,27 @@ class Explanation:
 
 
 def recognise(entries: Iterable[Entry]) -> tuple[Dialect | None, str]:
-    """Which dialect a server speaks, from its first messages, and that in words."""
+    """Which dialect a server speaks, as a client recognises it by the first messages, and that in words."""
     said = [entry.act for entry in entries if isinstance(entry.act, Said)]
     if not said:
         return None, "unknown: the server has said nothing"
-    first = said[0].number
-    if first and not first & 0xFFFFFFFF and first >> 32 in range(8, V2_BODY_BYTES_MAX):
+    first, kinds = said[0].number, said[0].kinds
+    if is_framed(first):
         return None, "ivshmem v2 (framed messages; Siemens' proposal of 2019), which is not read here"
-    if not said[0].kinds and first >= 0 and len(said) > 1 and said[1].number == MEMORY and said[1].kinds:
-        return LEGACY, f"legacy ({LEGACY.source})"
-    if first != VERSION or said[0].kinds:
-        return None, f"unknown: it begins with neither version {VERSION} nor an ID and the memory"
-    memory = next((at for at, act in enumerate(said) if at > 1 and act.number == MEMORY), len(said))
-    if any(act.kinds and act.number == said[1].number for act in said[2:memory]):
-        return V0_SHM_LAST, f"v0-shm-last ({V0_SHM_LAST.source})"
-    return V0, f"v0 ({V0.source})"
+    if first == REFUSED and not kinds:
+        return None, f"unknown: {first} where a version belongs is how this server refuses a client"
+    client: Client[Kind] = Client(0)
+    with contextlib.suppress(RemoteProtocolError):
+        for act in said:
+            if client.dialect is not None:
+                break
+            list(client.receive(Message(act.number).encode(), act.kinds))
+    dialect = client.dialect
+    if dialect is None:
+        if first != VERSION or kinds:
+            return None, f"unknown: it begins with neither version {VERSION} nor an ID and the memory"
+        dialect = V0
+    return dialect, f"{dialect.name} ({dialect.source})"
 
 
 class _Device:
@@ -103,6 +110,8 @@ class _Device:
         broken = ["two-descriptors"] if len(kinds) > 1 else []
         if not self._version_came:
             self._version_came = True
+            if number == REFUSED and not kinds:
+                return "the client is not let in: -EUSERS, too many users", ["refused"]
             wrong = "version" if number != VERSION else "version-with-descriptor" if kinds else ""
             return f"protocol version {number}", [wrong] if wrong else []
         if not self._id_came:
@@ -129,7 +138,9 @@ class _Device:
         self.memory = kind = kinds[0]
         size_bytes = kind.size_bytes
         wrong = ""
-        if size_bytes == 0:
+        if kind.name not in SIZED:
+            wrong = "not-memory"
+        elif size_bytes == 0:
             wrong = "memory-empty"
         elif size_bytes % PAGE_BYTES:
             wrong = "memory-not-pages"
@@ -187,7 +198,7 @@ def explain(
     for entry in entries:
         meaning, broken = _explain_entry(entry, reader, judge)
         if entry is entries[-1] and not judge.memory and not isinstance(entry.act, Closes):
-            broken.append("silence-in-greeting")
+            broken.append("rest-in-greeting" if _is_rest(entry) else "silence-in-greeting")
         problems = []
         for name in broken if judging else []:
             problems.append(Problem(name, entry.line, _got(entry)))
@@ -203,7 +214,7 @@ def explain(
         reader.peer,
         reader.memory.size_bytes if reader.memory else None,
         tuple(explained),
-        tuple(_notes(entries, reader, judge)),
+        tuple(_notes(entries, reader, judge, recognised, dialect)),
     )
 
 
@@ -212,7 +223,7 @@ def _explain_entry(entry: Entry, reader: _Device, judge: _Device) -> tuple[str, 
         case Said(number, kinds):
             meaning, _ = reader.take(number, kinds)
             return meaning, judge.take(number, kinds)[1]
-        case Bytes(data) if entry.side == "server":
+        case Bytes(data) if _is_rest(entry):
             return f"{len(data)} bytes of a message that was never finished", ["rest"] if judge.memory else []
         case Bytes(data, kinds):
             brought = f" and {len(kinds)} descriptors" if kinds else ""
@@ -226,6 +237,10 @@ def _explain_entry(entry: Entry, reader: _Device, judge: _Device) -> tuple[str, 
             return "a client connects", []
 
 
+def _is_rest(entry: Entry) -> bool:
+    return isinstance(entry.act, Bytes) and entry.side == "server"
+
+
 def _got(entry: Entry) -> str:
     match entry.act:
         case Said(number, kinds):
@@ -236,7 +251,9 @@ def _got(entry: Entry) -> str:
             return "the end"
 
 
-def _notes(entries: Sequence[Entry], reader: _Device, judge: _Device) -> Iterable[str]:
+def _notes(
+    entries: Sequence[Entry], reader: _Device, judge: _Device, recognised: Dialect | None, judged_by: Dialect
+) -> Iterable[str]:
     acts = [(entry.side, entry.act) for entry in entries]
     if acts[-1] == ("client", Closes()) and not judge.memory:
         yield (
@@ -247,6 +264,11 @@ def _notes(entries: Sequence[Entry], reader: _Device, judge: _Device) -> Iterabl
         yield (
             "the client never got an eventfd of its own and cannot be interrupted: a server that ignores failed "
             "sends loses them, as QEMU's does beyond some 275 messages"
+        )
+    if recognised is not None and recognised is not judged_by:
+        yield (
+            f"the server speaks {recognised.name} and is judged by {judged_by.name}: "
+            f"--dialect {recognised.name} judges it by its own rules"
         )
     if reader.shared_eventfds:
         yield "one eventfd was sent for several vectors: who rings one of them rings the others too"

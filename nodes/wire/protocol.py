@@ -25,6 +25,7 @@ __all__ = [
     "DIALECTS",
     "LEGACY",
     "MEMORY",
+    "MESSAGE_BYTES",
     "PEERS_MAX",
     "V0",
     "V0_SHM_LAST",

@@ -8,15 +8,17 @@ who cannot take it.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from nodes.errors import LocalProtocolError
 from nodes.wire.protocol import MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
 
-__all__ = ["Outbound", "Server"]
+__all__ = ["Introduction", "Outbound", "Server"]
 
 D = TypeVar("D")
+
+_PRIVATE = {Step.VERSION, Step.ID, Step.MEMORY}
 
 
 class Outbound(NamedTuple, Generic[D]):
@@ -24,6 +26,13 @@ class Outbound(NamedTuple, Generic[D]):
 
     peer: int
     message: Message[D]
+
+
+class Introduction(NamedTuple):
+    """Each of ``to`` is told all vectors of each of ``peers``, in this order."""
+
+    to: Sequence[int]
+    peers: Sequence[int]
 
 
 class Server(Generic[D]):
@@ -47,11 +56,41 @@ class Server(Generic[D]):
 
         Raises ``LocalProtocolError`` when all 65536 IDs have been handed out.
         """
+        peer = self.enter(vectors)
+        return peer, self.spell_out(self.greet([peer]))
+
+    def enter(self, vectors: Sequence[D]) -> int:
+        """Admit a client and tell nobody yet; its ID. Raises as ``join`` does."""
         peer = self._next_peer()
-        own = tuple(Message(peer, (vector,)) for vector in vectors)
-        messages = [outbound for step in self.dialect.steps for outbound in self._take(step, peer, own)]
-        self.peers[peer] = own
-        return peer, messages
+        self.peers[peer] = tuple(Message(peer, (vector,)) for vector in vectors)
+        return peer
+
+    def greet(self, newcomers: Sequence[int]) -> list[Outbound[D] | Introduction]:
+        """What is said because of those who have entered last, in this order.
+
+        Everybody is told what he would be told if each of them had joined before the next one entered; who of
+        several is told first may differ.
+        """
+        present = list(self.peers)
+        before = present[: len(present) - len(newcomers)]
+        if len(newcomers) > 1 and self._tells_vectors_last(present):
+            said: list[Outbound[D] | Introduction] = []
+            for peer in newcomers:
+                said += [Outbound(peer, self._tell(step, peer)) for step in self.dialect.steps if step in _PRIVATE]
+            return [*said, Introduction(before, newcomers), Introduction(newcomers, present)]
+        return [said for at, peer in enumerate(newcomers) for said in self._greet(peer, present[: len(before) + at])]
+
+    def spell_out(self, said: Iterable[Outbound[D] | Introduction]) -> list[Outbound[D]]:
+        """The same, message by message."""
+        messages: list[Outbound[D]] = []
+        for each in said:
+            if isinstance(each, Introduction):
+                messages += [
+                    Outbound(to, message) for to in each.to for peer in each.peers for message in self.peers[peer]
+                ]
+            else:
+                messages.append(each)
+        return messages
 
     def leave(self, peer: int) -> list[Outbound[D]]:
         """Forget a peer; what the others are told. A peer that is not there is no news to anybody."""
@@ -71,20 +110,28 @@ class Server(Generic[D]):
         self.next_peer += 1
         return self.next_peer - 1
 
-    def _take(self, step: Step, peer: int, own: tuple[Message[D], ...]) -> Iterator[Outbound[D]]:
-        match step:
-            case Step.VERSION:
-                yield Outbound(peer, Message(VERSION))
-            case Step.ID:
-                yield Outbound(peer, Message(peer))
-            case Step.MEMORY:
-                yield Outbound(peer, self._memory)
-            case Step.ANNOUNCE:
-                yield from (Outbound(other, message) for other in self.peers for message in own)
-            case Step.PEERS:
-                yield from (Outbound(peer, message) for theirs in self.peers.values() for message in theirs)
-            case Step.PEERS_AND_OWN:
-                for _, theirs in sorted({**self.peers, peer: own}.items()):
-                    yield from (Outbound(peer, message) for message in theirs)
-            case Step.OWN:
-                yield from (Outbound(peer, message) for message in own)
+    def _tells_vectors_last(self, present: list[int]) -> bool:
+        """Whether a newcomer is told all vectors in the order of ``present`` and nothing after them: then his own
+        and those of who comes after him are told alike."""
+        steps = self.dialect.steps
+        told_at = min(steps.index(step) for step in (Step.PEERS, Step.PEERS_AND_OWN) if step in steps)
+        ordered = Step.PEERS_AND_OWN not in steps or present == sorted(present)
+        return ordered and not _PRIVATE & set(steps[told_at:])
+
+    def _greet(self, peer: int, others: list[int]) -> Iterator[Outbound[D] | Introduction]:
+        for step in self.dialect.steps:
+            match step:
+                case Step.ANNOUNCE:
+                    yield Introduction(others, [peer])
+                case Step.PEERS:
+                    yield Introduction([peer], others)
+                case Step.PEERS_AND_OWN:
+                    yield Introduction([peer], sorted([*others, peer]))
+                case Step.OWN:
+                    yield Introduction([peer], [peer])
+                case _:
+                    yield Outbound(peer, self._tell(step, peer))
+
+    def _tell(self, step: Step, peer: int) -> Message[D]:
+        """What a newcomer alone is told."""
+        return self._memory if step is Step.MEMORY else Message(VERSION if step is Step.VERSION else peer)

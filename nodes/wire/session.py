@@ -29,6 +29,7 @@ __all__ = [
     "KINDS",
     "LINE_CHARS_MAX",
     "NANOSECONDS",
+    "SIZED",
     "Bytes",
     "Closes",
     "Connects",

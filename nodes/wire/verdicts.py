@@ -39,6 +39,13 @@ RULES: dict[str, Rule] = {
         MALFORMED.format("version 1"),
         ends=True,
     ),
+    "refused": Rule(
+        f"protocol version {VERSION}; so `ivsim serve` refuses a client: there are too many, or no ID or descriptor "
+        "is left",
+        "exits with 1: server sent version -87, expecting 0; a server that only closed would leave it hanging",
+        "this server and QEMU 7.2.22 (tests/test_server_scale.py: test_a_qemu_that_is_not_let_in_says_why)",
+        ends=True,
+    ),
     "id": Rule(
         f"the client's own ID, 0..{PEERS_MAX - 1}, alone",
         "exits with 1: server sent invalid ID message",
@@ -57,7 +64,14 @@ RULES: dict[str, Rule] = {
     "memory-empty": Rule(
         f"memory of at least {PAGE_BYTES} bytes",
         "exits with 1: memory size 0x0 must be equal to or larger than page size 0x1000",
-        MALFORMED.format("shm size 0; eventfd passed as shm; /dev/null passed as shm"),
+        MALFORMED.format("shm size 0"),
+        ends=True,
+        seed="exits with 255: it is smaller than the device's size (row 67)",
+    ),
+    "not-memory": Rule(
+        "-1 with memory: a memfd, a segment of /dev/shm, a file",
+        "exits with 1: memory size 0x0 must be equal to or larger than page size 0x1000",
+        MALFORMED.format("eventfd passed as shm; /dev/null passed as shm"),
         ends=True,
         seed="exits with 255: it is smaller than the device's size (row 67)",
     ),
@@ -157,6 +171,13 @@ RULES: dict[str, Rule] = {
         "ignores the rest",
         MALFORMED.format("rt: short 3-byte message then close"),
     ),
+    "rest-in-greeting": Rule(
+        "whole messages, 8 bytes each (a server that sends numbers of 4 bytes is understood by nobody)",
+        "waits in realize for the rest, for as long as nothing more comes: there is no time limit",
+        MALFORMED.format("4-byte messages (native int)"),
+        ends=True,
+        seed="goes on without memory, IVPosition stays -1 (row 46)",
+    ),
     "close-in-greeting": Rule(
         "the shared memory before the end",
         "hangs for ever in realize, at 100 % CPU, without a word",
@@ -167,7 +188,7 @@ RULES: dict[str, Rule] = {
     "silence-in-greeting": Rule(
         "the shared memory before the end of the recording",
         "waits in realize for as long as nothing more comes: there is no time limit",
-        MALFORMED.format("silent after version; 4-byte messages"),
+        MALFORMED.format("silent: nothing sent; silent after version"),
         ends=True,
         seed="goes on without memory, IVPosition stays -1 (row 46)",
     ),

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.bench.bringup import measure_bringup
 from tests.bench.doorbells import measure_batch, measure_single
 from tests.bench.figure import Figure
+from tests.bench.greetings import measure_greetings
 from tests.bench.messages import measure_messages
 from tests.bench.placement import allowed_cpus
 from tests.bench.reference import NoCompilerError, built_reference
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "batch": measure_batch,
     "sampling": measure_sampling,
     "messages": measure_messages,
+    "greetings": measure_greetings,
     "same-core": measure_same_core,
     "cross-core": measure_cross_core,
     "storms": measure_storms,
@@ -39,6 +41,7 @@ TITLES = {
     "batch": "One doorbell of a batch / C write",
     "sampling": "One interrupt, from ring to handler, as the instrument sees it / without",
     "messages": "One message of the server / C sendmsg and recvmsg",
+    "greetings": "Until all know all / a server in C that greets one after the other",
     "same-core": "A round trip of two machines on one core / two processes in C",
     "cross-core": "A round trip of two machines on two cores / two processes in C",
     "storms": "All ring all on one core, per second of CPU / as many processes in C",

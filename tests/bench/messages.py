@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from nodes.wire.protocol import Message
 from sim.kernel.channel import Channel, Outbox
 from sim.kernel.eventfd import EventFd
+from sim.kernel.mmsg import Arrived, Roll
 from tests.bench.figure import Bar, Figure, alternate
 from tests.bench.placement import pinned
 from tests.bench.setting import Setting
@@ -22,7 +23,10 @@ BATCH = 128
 
 
 def measure_messages(setting: Setting) -> Iterator[Figure]:
-    """A greeting: 128 messages wait in an outbox, are sent, and are received one by one."""
+    """A greeting: 128 messages are laid out, wait in an outbox, are sent, and are received, each by itself.
+
+    A server lays them out once for all its clients; here, each time.
+    """
     batches, rounds = setting.size(4, 1), setting.size(201, 2)
     eventfd = EventFd.create()
     sender, receiver = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -50,18 +54,22 @@ def _pass_messages(
     def measure() -> float:
         spent_ns = 0
         for _ in range(batches):
-            received = []
+            numbers: list[int] = []
+            descriptors: list[int] = []
+            roll = Roll()
             begin_ns = time.thread_time_ns()
-            for message in messages:
-                outbox.put(message)
+            outbox.put_batch(roll.lay_out(messages))
             sent = outbox.flush()
-            for _ in messages:
-                received.append(channel.receive(8))
+            while len(numbers) < BATCH:
+                arrived = channel.receive_many()
+                assert isinstance(arrived, Arrived)
+                numbers += arrived.numbers
+                descriptors += arrived.descriptors
             spent_ns += time.thread_time_ns() - begin_ns
             assert sent
-            for data_and_descriptors in received:
-                assert data_and_descriptors is not None
-                os.close(data_and_descriptors[1][0])
+            assert numbers == list(range(BATCH))
+            for received in descriptors:
+                os.close(received)
         return spent_ns / (batches * BATCH)
 
     return measure

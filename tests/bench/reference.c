@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -334,4 +335,127 @@ int64_t pass_messages(int sender, int receiver, int descriptor, int batch, int b
             close(received[at]);
     }
     return spent_ns;
+}
+
+/* Bring-up */
+
+static int say(int sock, int64_t number)
+{
+    return send(sock, &number, sizeof number, MSG_NOSIGNAL) == sizeof number ? 0 : -1;
+}
+
+/* What clients tell of themselves; `left` are those that have not read everything. */
+struct crew {
+    int64_t left, cpu_ns;
+};
+
+/* One message; its descriptor is closed again. */
+static int take_message(int sock)
+{
+    int64_t number;
+    union ancillary ancillary;
+    struct iovec data = {.iov_base = &number, .iov_len = sizeof number};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = ancillary.bytes,
+                             .msg_controllen = sizeof ancillary.bytes};
+    struct cmsghdr *header;
+    int descriptor;
+    if (recvmsg(sock, &message, MSG_CMSG_CLOEXEC) != sizeof number || message.msg_flags & MSG_CTRUNC)
+        return -1;
+    if ((header = CMSG_FIRSTHDR(&message)) != NULL) {
+        memcpy(&descriptor, CMSG_DATA(header), sizeof descriptor);
+        close(descriptor);
+    }
+    return 0;
+}
+
+/* One client; it ends with `hold`. */
+static void read_greeting(struct crew *crew, const struct sockaddr_un *address, int64_t messages, int report, int hold)
+{
+    int64_t begin_ns = used_ns();
+    int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), failed;
+    char nothing;
+    failed = connect(sock, (const struct sockaddr *)address, sizeof *address) || write(report, "c", 1) != 1;
+    for (int64_t at = 0; at < messages && !failed; at++)
+        failed = take_message(sock);
+    __atomic_add_fetch(&crew->cpu_ns, used_ns() - begin_ns, __ATOMIC_SEQ_CST);
+    if (failed || (messages && __atomic_sub_fetch(&crew->left, 1, __ATOMIC_SEQ_CST) == 0))
+        if (write(report, failed ? "f" : "d", 1) != 1)
+            _exit(1);
+    while (read(hold, &nothing, 1) > 0)
+        ;
+    _exit(failed);
+}
+
+/* `clients` processes, each a client of the server on `path`: the first `deaf` never read, the others until each has
+ * had so many messages. A "c" is written to `report` for each that is connected, a "d" when all have read, an "f" if
+ * one fails. All end with the pipe `hold`. The process that has them as children; what they used goes to `crew`. */
+int64_t start_clients(struct crew *crew, const char *path, int clients, int deaf, int64_t messages, int report,
+                      const int *hold)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int result = 0;
+    pid_t child;
+    strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+    *crew = (struct crew){.left = clients - deaf};
+    if ((child = fork_tied()) != 0)
+        return child < 0 ? -errno : child;
+    close(hold[1]);
+    for (int at = 0; at < clients; at++) {
+        pid_t client = fork_tied();
+        if (client == 0)
+            read_greeting(crew, &address, at < deaf ? 0 : messages, report, hold[0]);
+        if (client < 0 && write(report, "f", 1))
+            result = 1;
+    }
+    while (wait(NULL) > 0 || errno == EINTR)
+        ;
+    _exit(result);
+}
+
+static int tell_vectors(int sock, int peer, const int *eventfds, int vectors)
+{
+    for (int vector = 0; vector < vectors; vector++)
+        if (send_message(sock, peer, eventfds[peer * vectors + vector]))
+            return -1;
+    return 0;
+}
+
+/* A server as the first ones were: it accepts one client, greets it, tells the others, then accepts the next one.
+ * Unlike them it waits for whoever does not read. Until `done` says that all have read everything. */
+int64_t serve_one_by_one(int listener, int memory, int clients, int vectors, int done)
+{
+    int *socks = malloc(clients * sizeof *socks), *eventfds = malloc(clients * vectors * sizeof *eventfds);
+    int64_t begin_ns = used_ns(), result = 0;
+    int joined = 0, made = 0;
+    char word;
+    if (socks == NULL || eventfds == NULL)
+        return -ENOMEM;
+    while (joined < clients && !result) {
+        int newcomer = accept4(listener, NULL, NULL, SOCK_CLOEXEC), failed = newcomer < 0;
+        if (failed) {
+            result = -errno;
+            break;
+        }
+        socks[joined++] = newcomer;
+        for (int vector = 0; vector < vectors && !failed; vector++, made++)
+            failed = (eventfds[made] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0;
+        failed = failed || say(newcomer, 0) || say(newcomer, joined - 1) || send_message(newcomer, -1, memory);
+        for (int other = 0; other < joined - 1 && !failed; other++)
+            failed = tell_vectors(socks[other], joined - 1, eventfds, vectors);
+        for (int peer = 0; peer < joined && !failed; peer++)
+            failed = tell_vectors(newcomer, peer, eventfds, vectors);
+        if (failed)
+            result = -errno;
+    }
+    if (!result && (read(done, &word, 1) != 1 || word != 'd'))
+        result = -EPIPE;
+    if (!result)
+        result = used_ns() - begin_ns;
+    while (joined-- > 0)
+        close(socks[joined]);
+    while (made-- > 0)
+        close(eventfds[made]);
+    free(socks);
+    free(eventfds);
+    return result;
 }

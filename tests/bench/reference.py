@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import mmap
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["NoCompilerError", "Reference", "built_reference"]
+__all__ = ["Crew", "NoCompilerError", "Reference", "built_reference"]
 
 SOURCE = Path(__file__).with_name("reference.c")
 FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
@@ -51,13 +54,26 @@ def find_compiler() -> list[str]:
     )
 
 
+@dataclass(frozen=True)
+class Crew:
+    """Clients; ``report`` can be read when they have read everything."""
+
+    report: BinaryIO
+    shared: ctypes.Array[ctypes.c_int64]
+
+    @property
+    def cpu_ns(self) -> int:
+        """What they have used of a CPU."""
+        return self.shared[1]
+
+
 class Reference:
     """What C does in the place of ours; all times in nanoseconds."""
 
     def __init__(self, library: ctypes.CDLL, compiler: str) -> None:
         self.compiler = compiler
         self._library = library
-        for name in ("write_doorbells", "ping_pong", "storm", "pass_messages"):
+        for name in ("write_doorbells", "ping_pong", "storm", "pass_messages", "start_clients", "serve_one_by_one"):
             getattr(library, name).restype = ctypes.c_int64
 
     def write_doorbells(self, lines: Sequence[int], doorbells: int) -> float:
@@ -80,6 +96,35 @@ class Reference:
     def pass_messages(self, sender: int, receiver: int, descriptor: int, batch: int, batches: int) -> float:
         """The time of one message with a descriptor, sent and received."""
         return self._call("pass_messages", sender, receiver, descriptor, batch, batches) / (batch * batches)
+
+    @contextlib.contextmanager
+    def clients(self, path: str, clients: int, deaf: int, messages: int) -> Iterator[Crew]:
+        """Processes that are connected to ``path``, each a client; the first ``deaf`` of them never read.
+
+        A "d" can be read when each of the others has had so many messages.
+        """
+        hold, ours = os.pipe()
+        told, theirs = os.pipe()
+        shared = (ctypes.c_int64 * 2).from_buffer(mmap.mmap(-1, mmap.PAGESIZE))
+        with open(told, "rb", buffering=0) as report:
+            child = None
+            try:
+                counts, pipe = (clients, deaf, ctypes.c_int64(messages)), (ctypes.c_int * 2)(hold, ours)
+                child = self._call("start_clients", shared, os.fsencode(path), *counts, theirs, pipe)
+                for descriptor in (theirs, hold):
+                    os.close(descriptor)
+                for _ in range(clients):
+                    if report.read(1) != b"c":
+                        raise OSError("the clients of the benchmark could not connect")
+                yield Crew(report, shared)
+            finally:
+                os.close(ours)
+                if child is not None:
+                    os.waitpid(child, 0)
+
+    def serve_one_by_one(self, listener: int, memory: int, clients: int, vectors: int, done: int) -> float:
+        """What it takes until all clients that wait have joined, one after the other, and ``done`` has a "d"."""
+        return self._call("serve_one_by_one", listener, memory, clients, vectors, done)
 
     def _call(self, name: str, *arguments: object) -> int:
         result: int = getattr(self._library, name)(*arguments)

@@ -1,0 +1,63 @@
+"""A client of the server, before and after it has joined: its socket, its eventfds, what it is still to be told."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import socket
+import struct
+import termios
+
+from sim.kernel.channel import Outbox
+from sim.kernel.eventfd import EventFd
+from sim.kernel.mmsg import Batch
+
+__all__ = ["Arrival", "Peer"]
+
+MESSAGE_BUFFER_BYTES = 768  # what a message takes in a socket, as tests/test_channel.py has it
+SOCKET_SHARE = 64
+_CREDENTIALS = struct.Struct("3i")
+_NUMBER = struct.Struct("i")
+
+
+class Arrival:
+    """A client that has connected and has not joined yet."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.pid, self.uid, self.gid = _CREDENTIALS.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        # Its socket takes only so much that many clients which do not read leave descriptors for those that do.
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        share_bytes = limit * MESSAGE_BUFFER_BYTES // SOCKET_SHARE
+        if share_bytes < sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, share_bytes // 2)  # which the kernel doubles
+
+
+class Peer:
+    """A client that has joined. Owns its socket; the server owns its eventfds for as long as anyone is told of them."""
+
+    def __init__(self, peer: int, arrival: Arrival, eventfds: list[EventFd], vectors: Batch) -> None:
+        self.peer = peer
+        self.socket = arrival.socket
+        self.pid, self.uid, self.gid = arrival.pid, arrival.uid, arrival.gid
+        self.eventfds = eventfds
+        self.vectors = vectors  # the messages that tell of them
+        self.outbox = Outbox(arrival.socket, 0)  # the server sets its limit
+        self.told_until = 0  # it waits for no eventfd of those who left before: their number
+
+    @property
+    def unread_bytes(self) -> int:
+        """What the kernel holds for it, with its own overhead: 0 when it has read all (unix(7), SIOCOUTQ)."""
+        return int(_NUMBER.unpack(fcntl.ioctl(self.socket, termios.TIOCOUTQ, _NUMBER.pack(0)))[0])
+
+    def unblock(self) -> None:
+        """Make its eventfds non-blocking again."""
+        for eventfd in self.eventfds:
+            os.set_blocking(eventfd.descriptor, False)
+
+    def close_eventfds(self) -> None:
+        for eventfd in self.eventfds:
+            eventfd.close()
