@@ -1,17 +1,13 @@
-"""`ivsim attach` as a process: one command, a script, and a terminal."""
+"""`ivsim attach` as a process: one command, and a script."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -21,10 +17,12 @@ SIZE_BYTES = 65536
 
 
 @contextlib.contextmanager
-def serving(path):
+def serving(path, *arguments):
     """`ivsim serve`, until the end of the block."""
     command = [sys.executable, "-m", "sim", "serve", "-F", "-S", str(path), "-n", str(VECTORS), "-l", str(SIZE_BYTES)]
-    with subprocess.Popen([*command, "-M", f"ivt-{path.parent.name}"], stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [*command, "-M", f"ivt-{path.parent.name}", *arguments], stderr=subprocess.PIPE, text=True
+    ) as server:
         try:
             assert "serving" in server.stderr.readline()
             yield server
@@ -88,14 +86,21 @@ def await_other(path):
 def test_who_is_there(path):
     told = attach(path, "peers")
     assert (told.returncode, told.stderr) == (0, "")
-    assert told.stdout == "peer 0: 2 vectors (this one); 65536 bytes of memory\n"
+    assert told.stdout == "peer 0: 2 vectors (this one); 65536 bytes of memory, dialect v0\n"
     with attached(path) as other:
-        read_until(other.stdout, r"^peer 1 of .*: 2 vectors, 65536 bytes of memory, 0 others")
+        read_until(other.stdout, r"^peer 1 of .*: 2 vectors, 65536 bytes of memory, 0 others, dialect v0;")
         data = json.loads(attach(path, "peers", "--json").stdout)
         others = [{"peer": 1, "vectors": VECTORS}]
-        expected = {"peer": 2, "vectors": VECTORS, "memory_bytes": SIZE_BYTES, "server": True, "peers": others}
-        assert data == expected
-        assert attach(path, "-n", "1", "peers").stdout.splitlines()[1] == "peer 1: 1 vector"
+        assert data == {
+            "peer": 2,
+            "vectors": VECTORS,
+            "memory_bytes": SIZE_BYTES,
+            "dialect": "v0",
+            "server": True,
+            "peers": others,
+        }
+        assert attach(path, "-n", "1", "who").stdout.splitlines()[1] == "peer 1: 1 vector"
+    assert attach(path, "ring", "all").stderr == "rang 0 doorbells: nobody else is there\n"
 
 
 def test_ring_and_wait(path):
@@ -152,6 +157,7 @@ def test_the_memory_is_read_and_written(path, tmp_path):
     assert "loaded 2048 bytes" in attach(path, "load", SIZE_BYTES - len(content), tmp_path / "in").stderr
     assert "saved 2049 bytes" in attach(path, "save", SIZE_BYTES - 2049, "2049", tmp_path / "out").stderr
     assert (tmp_path / "out").read_bytes() == b"\0" + content
+    assert attach(path, "save", "4096", "3", "-").stdout == "AAA"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +166,9 @@ def test_the_memory_is_read_and_written(path, tmp_path):
         (["ring", "9"], 1, "peer 9 is not there: expected one of 0"),
         (["ring", "0", "2"], 1, "peer 0 has no vector 2: expected 0..1"),
         (["ring", "x"], 2, "expected a peer's ID, or all, got 'x'"),
+        (["ring", "-1"], 2, "expected a peer's ID, or all, got '-1'"),
+        (["frobnicate"], 2, "attach: expected one of peers, ring, wait, watch, peek, poke, fill, load, save, got"),
+        (["peek", "-1"], 2, "expected a number, decimal or 0x..., got '-1'"),
         (["ring", "0", "1.5"], 2, "expected a vector, or all, got '1.5'"),
         (["wait", "--vector", "2"], 2, "expected one of the 2 vectors of this peer, got 2"),
         (["wait", "--timeout", "soon"], 2, "expected a duration such as 5s, 250ms or 2m, got 'soon'"),
@@ -222,7 +231,7 @@ def test_a_script(path, how, tmp_path):
     assert told.returncode == 1  # three lines could not be carried out
     lines = told.stdout.splitlines()
     assert lines[0].startswith("peer 0 of ")
-    assert lines[1] == "peer 0: 2 vectors (this one); 65536 bytes of memory"
+    assert lines[1] == "peer 0: 2 vectors (this one); 65536 bytes of memory, dialect v0"
     assert "interrupt vector 1" in lines
     assert "00000000  44 43 42 41                                       |DCBA|" in lines
     assert sum(line.startswith("{") for line in lines) == 1
@@ -278,11 +287,10 @@ def test_it_connects_again(short_path):
             read_until(peer.stdout, "^peer 0 of")
         read_until(peer.stdout, "the server has closed the connection; trying again every second")
         with serving(path), attached(path) as other:
-            read_until(other.stdout, "of .* others")
             peer.stdin.write("wait --timeout 30s\n")
-            while not other.poll():
+            while not other.poll():  # whoever of the two was first
                 other.stdin.write("ring all\n")
-                if "rang 2 doorbells\n" in read_until(other.stdout, "rang"):
+                if "rang 2 doorbells\n" in read_until(other.stdout, "rang|nobody"):
                     break
             read_until(peer.stdout, "interrupt vector")
 
@@ -298,85 +306,3 @@ def test_without_reconnect_the_end_of_the_server_is_told(short_path):
         assert '"server": false' in read_until(peer.stdout, "server")[-1]
         peer.stdin.write("quit\n")
         assert peer.wait(PATIENCE_S) == 0
-
-
-# At a terminal
-
-
-class Terminal:
-    """`ivsim attach` at a pseudo terminal: what it shows, and keys."""
-
-    def __init__(self, path):
-        self.descriptor, other_end = pty.openpty()
-        # As a login would: a session of its own, whose terminal this is, so that keys are signals.
-        code = (
-            "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-        )
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *command_line(path)],
-            stdin=other_end,
-            stdout=other_end,
-            stderr=other_end,
-            start_new_session=True,
-            env={**os.environ, "TERM": "dumb"},
-        )
-        os.close(other_end)
-        self.shown = ""
-
-    def type(self, keys):
-        os.write(self.descriptor, keys.encode())
-
-    def until(self, pattern):
-        """Read until ``pattern`` has been shown; what comes after it is kept for the next time."""
-        deadline_s = time.monotonic() + PATIENCE_S
-        while not (match := re.search(pattern, self.shown)):
-            ready, _, _ = select.select([self.descriptor], [], [], max(0, deadline_s - time.monotonic()))
-            assert ready, f"no {pattern!r} in {self.shown!r}"
-            self.shown += os.read(self.descriptor, 4096).decode()
-        self.shown = self.shown[match.end() :]
-        return match
-
-    def exit_code(self):
-        """Read to the end, and wait for it."""
-        with contextlib.suppress(OSError):  # EIO: nobody holds the other end any more
-            while os.read(self.descriptor, 4096):
-                pass
-        return self.process.wait(PATIENCE_S)
-
-
-@pytest.fixture
-def terminal(path):
-    terminal = Terminal(path)
-    yield terminal
-    terminal.process.kill()
-    terminal.process.wait()
-    os.close(terminal.descriptor)
-
-
-def test_at_a_terminal(path, terminal):
-    terminal.until(r"peer 0 of .* 0 others")
-    terminal.until("ivsim> ")
-    terminal.type("peers\n")
-    terminal.until(r"peer 0: 2 vectors \(this one\)")
-    terminal.until("ivsim> ")
-    terminal.type("pee")  # a line at hand, above which things are shown
-    terminal.until("pee")
-    with attached(path) as other:
-        other.stdin.write("ring 0 1\n")
-        terminal.until(r"peer 1 has joined\r\nivsim> pee")
-        terminal.until(r"\d\.\d{6} interrupt vector 1\r\nivsim> pee")
-    terminal.until(r"peer 1 has left\r\nivsim> pee")
-    terminal.type("k 0 1\n")
-    terminal.until(r"00000000  00 +\|\.\|")
-    terminal.until("ivsim> ")
-    terminal.type("nonsense\n")
-    terminal.until("expected one of peers")
-    terminal.type("quit\n")
-    assert terminal.exit_code() == 1
-
-
-@pytest.mark.parametrize(("key", "code"), [("\x04", 0), ("\x03", 130)], ids=["ctrl-d", "ctrl-c"])
-def test_a_key_ends_it(terminal, key, code):
-    terminal.until("ivsim> ")
-    terminal.type(key)
-    assert terminal.exit_code() == code

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from nodes.errors import GuestError, RemoteProtocolError, UsageError
-from nodes.wire.protocol import V0, V0_SHM_LAST, Message
+from nodes.wire.protocol import DIALECTS, LEGACY, Message
 from sim.kernel.channel import Outbox
 from sim.kernel.eventfd import COUNTER_MAX, signal
 from sim.kernel.loop import Loop
@@ -31,8 +31,8 @@ class Site:
         self.region = Region.create(4096, kind="memfd")
         self.stack.callback(self.region.close)
 
-    def serve(self, vectors=2, dialect=V0):
-        server = IvshmemServer(self.loop, self.path, self.region.descriptor, vectors=vectors, dialect=dialect)
+    def serve(self, vectors=2, **options):
+        server = IvshmemServer(self.loop, self.path, self.region.descriptor, vectors=vectors, **options)
         self.stack.callback(server.close)
         return server
 
@@ -70,7 +70,30 @@ def test_it_meets_everybody_and_shares_their_memory(site):
     assert set(server.peers) == {0, 1}
 
 
-@pytest.mark.parametrize("dialect", [V0, V0_SHM_LAST], ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=list(DIALECTS))
+@pytest.mark.parametrize("vectors", [1, 2, 3])  # fewer than the server's, as many, more
+def test_every_dialect_is_met_and_told(site, dialect, vectors):
+    site.serve(dialect=dialect)
+    kept = min(vectors, 2)
+    peers = [site.attach(vectors=vectors) for _ in range(3)]
+    assert [peer.dialect for peer in peers] == [dialect] * 3
+    assert [peer.peers for peer in peers[2:]] == [dict.fromkeys(range(3), kept)]  # at once
+    site.until(lambda: all(peer.peers == dict.fromkeys(range(3), kept) for peer in peers))
+    peers[0].memory[:5] = b"hello"
+    assert bytes(peers[2].memory[:5]) == b"hello"
+
+
+def test_legacy_with_others_behind_the_own_id(site):
+    """An ID that came back is in the middle: who is above it comes after the own eventfds."""
+    site.serve(dialect=LEGACY, reuse_peers=True)
+    peers = [site.attach(vectors=2) for _ in range(3)]
+    peers[1].close()
+    site.until(lambda: peers[2].peers == {0: 2, 2: 2})
+    again = site.attach(vectors=2)
+    assert (again.peer, again.peers) == (1, {0: 2, 1: 2, 2: 2})
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=list(DIALECTS))
 def test_it_rings_and_hears(site, dialect):
     site.serve(dialect=dialect)
     heard = []
@@ -109,8 +132,14 @@ def test_it_keeps_no_more_vectors_than_it_has(site):
     site.serve(vectors=5)
     peer = site.attach(vectors=2)
     assert peer.peers == {0: 2}
+    other = site.attach(vectors=5)
     site.until(lambda: len(site.said) == 3)
-    assert site.said == ["too many eventfds for peer 0, the device has 2 vectors"] * 3
+    assert sorted(site.said) == [  # three too many of each, each told of once
+        "peer 1 has joined",
+        "too many eventfds for peer 0, the device has 2 vectors",
+        "too many eventfds for peer 1, the device has 2 vectors",
+    ]
+    other.close()
 
 
 def test_who_joins_and_leaves_is_told(site):
@@ -158,6 +187,28 @@ def test_it_connects_again_when_asked_to(site, monkeypatch):
     site.until(lambda: peer.unseen)
 
 
+def test_who_is_not_let_in_tries_again_when_asked_to(site, monkeypatch):
+    monkeypatch.setattr(attachment_module, "RECONNECT_NS", 1_000_000)
+    server = site.serve(clients_max=1, refusal=Message(-87))
+    first, second = site.attach(), site.attach(reconnect=True, meet=False)
+    site.until(lambda: site.said)
+    tries = 0
+    refused, site.said[:] = site.said[0], []
+
+    def counted(original=second._connect):
+        nonlocal tries
+        tries += 1
+        original()
+
+    second._connect = counted
+    site.until(lambda: tries == 3)
+    assert "lets no further client in, there are too many; trying again every second" in refused
+    assert site.said == []  # told once
+    first.close()
+    second.meet()
+    assert (second.peer, second.peers, list(server.peers)) == (1, {1: 2}, [1])
+
+
 def test_closed_while_it_tries_again_it_does_not(site, monkeypatch):
     monkeypatch.setattr(attachment_module, "RECONNECT_NS", 1_000_000)
     peer = site.attach(reconnect=True, meet=False)
@@ -174,6 +225,12 @@ def test_closed_while_it_tries_again_it_does_not(site, monkeypatch):
 def test_no_server(site):
     with pytest.raises(UsageError, match="no server listens on"):
         site.attach()
+
+
+def test_a_path_that_no_socket_can_have(site):
+    site.path = site.path.parent / ("x" * 120)
+    with pytest.raises(UsageError, match="may have 107 bytes"):
+        site.attach(reconnect=True)
 
 
 def test_a_server_without_eventfds_for_us_is_not_waited_for_for_ever(site, monkeypatch):
@@ -204,7 +261,15 @@ def scripted(site):
     site.path.unlink()
 
 
-@pytest.mark.parametrize(("messages", "missing"), [([], "an ID"), ([0], "an ID"), ([0, 3], "the shared memory")])
+@pytest.mark.parametrize(
+    ("messages", "missing"),
+    [
+        ([], "a version"),
+        ([0], "its ID"),
+        ([0, 3], "the shared memory"),
+        ([3], "the shared memory after 3, the ID of a server of 2012 or a version that is not 0"),
+    ],
+)
 def test_a_silent_server_is_given_up(site, scripted, monkeypatch, messages, missing):
     monkeypatch.setattr(attachment_module, "GREETING_NS", 20_000_000)
     peer = site.attach(meet=False)
@@ -214,11 +279,15 @@ def test_a_silent_server_is_given_up(site, scripted, monkeypatch, messages, miss
 
 
 def test_a_server_that_errs_or_closes_in_its_greeting(site, scripted):
-    peer = site.attach(meet=False)
-    scripted(Message(1))
-    with pytest.raises(RemoteProtocolError, match="version 1, expecting 0"):
-        peer.meet()
-    peer.close()
+    for greeting, error in (
+        ([1, 2], "version 1, expecting 0"),
+        ([-87], "version -87, expecting 0: it lets no further"),
+    ):
+        peer = site.attach(meet=False)
+        scripted(*map(Message, greeting))
+        with pytest.raises(RemoteProtocolError, match=error):
+            peer.meet()
+        peer.close()
     peer = site.attach(meet=False)
     scripted(Message(0)).close()
     with pytest.raises(RemoteProtocolError, match="closed the connection before it sent its ID"):

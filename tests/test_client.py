@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from nodes.errors import RemoteProtocolError
 from nodes.wire.client import Assigned, Client, Ignored, MemoryShared, PeerLeft, VectorConnected
-from nodes.wire.protocol import Message
+from nodes.wire.protocol import DIALECTS, LEGACY, V0, V0_SHM_LAST, Message
 from tests.malformed import CASES, SCRIPTS
 
 
 class Reader:
     """A client and all that became of the descriptors handed to it."""
 
-    def __init__(self, vectors):
-        self.client = Client(vectors)
+    def __init__(self, vectors, dialect=None):
+        self.client = Client(vectors, dialect=dialect)
         self.events = []
         self.error = None
         self.given = itertools.count()
@@ -72,7 +72,7 @@ def test_every_case_seen_on_a_real_qemu_has_a_script():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_malformed_server(name):
     case = SCRIPTS[name]
-    reader = Reader(case.vectors)
+    reader = Reader(case.vectors, V0)
     for send in case.sends:
         reader.read_exactly(send.data, send.files)
     if case.close:
@@ -85,11 +85,35 @@ def test_a_malformed_server(name):
     reader.check_descriptors()
 
 
+# Where the dialect is not known: what may be an ID of 2012 is not a wrong version yet, and ID 0 with the memory is one.
+UNDECIDED = {"version 1", "version big-endian-ish 0x0100.."}
+OF_2012 = {"shm before id", "pre-2.5 protocol (no version: id, shm, efd)"}
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_malformed_server_read_in_one_piece(name):
-    """However much is read at once, there is a verdict, and every descriptor comes out."""
+def test_a_malformed_server_whose_dialect_is_not_known(name):
     case = SCRIPTS[name]
     reader = Reader(case.vectors)
+    for send in case.sends:
+        reader.read_exactly(send.data, send.files)
+    if case.close:
+        reader.close()
+    if name in UNDECIDED | OF_2012:
+        assert reader.error is None
+        assert reader.client.dialect is (LEGACY if name in OF_2012 else None)
+        assert reader.client.is_set_up == (name in OF_2012)
+    else:
+        assert re.search(case.error, str(reader.error))
+        assert (bool(reader.error), reader.count(Ignored)) == (bool(case.error), case.ignored)
+    reader.check_descriptors()
+
+
+@pytest.mark.parametrize("dialect", [None, *DIALECTS.values()], ids=["unknown", *DIALECTS])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_malformed_server_read_in_one_piece(name, dialect):
+    """However much is read at once, there is a verdict, and every descriptor comes out."""
+    case = SCRIPTS[name]
+    reader = Reader(case.vectors, dialect)
     reader.read(b"".join(send.data for send in case.sends), [name for send in case.sends for name in send.files])
     reader.close()
     reader.check_descriptors()
@@ -119,7 +143,7 @@ NUMBERS = st.one_of(st.sampled_from([0, 1, 2, -1, -2, 65535, 65536]), st.integer
 
 @given(st.data())
 def test_any_bytes_and_descriptors_end_in_events_or_the_declared_error(data):
-    reader = Reader(vectors=data.draw(st.integers(0, 3)))
+    reader = Reader(data.draw(st.integers(0, 3)), data.draw(st.sampled_from([None, *DIALECTS.values()])))
     greeted = data.draw(st.booleans())
     numbers = [0, 0, -1] * greeted + data.draw(st.lists(NUMBERS, max_size=12))
     stream = b"".join(Message(number).encode() for number in numbers)
@@ -171,3 +195,73 @@ def test_the_first_message_after_setup_that_is_odd_changes_nothing():
         assert isinstance(event, Ignored)
         assert str(number) in event.reason
     assert client.peers == before
+
+
+@pytest.mark.parametrize(
+    ("messages", "dialect", "peer"),
+    [
+        ([(0,)], None, None),
+        ([(5,)], None, None),
+        ([(0,), (5,)], None, 5),
+        ([(0,), (5,), (3, "e"), (3, "e")], None, 5),  # peers before the memory decide nothing
+        ([(0,), (5,), (3, "e"), (-1, "m")], V0, 5),
+        ([(0,), (5,), (-1, "m"), (5, "e")], V0, 5),
+        ([(0,), (0,), (-1, "m")], V0, 0),
+        ([(0,), (5,), (5, "e")], V0_SHM_LAST, 5),
+        ([(0,), (5,), (3, "e"), (5, "e"), (-1, "m")], V0_SHM_LAST, 5),
+        ([(0,), (-1, "m")], LEGACY, 0),
+        ([(7,), (-1, "m"), (6, "e"), (7, "e")], LEGACY, 7),
+        ([(65535,), (-1, "m")], LEGACY, 65535),
+        # The server of 2012 with the version of today before it, as a pull request of 2019 has it: v0.
+        ([(0,), (7,), (-1, "m"), (6, "e"), (7, "e")], V0, 7),
+    ],
+)
+def test_a_dialect_is_recognised_by_the_first_messages(messages, dialect, peer):
+    client = Client(2)
+    for number, *files in messages:
+        assert not any(isinstance(event, Ignored) for event in client.receive(Message(number).encode(), files))
+    assert (client.dialect, client.peer) == (dialect, peer)
+
+
+@pytest.mark.parametrize(
+    ("messages", "error"),
+    [
+        ([(5,), (3,)], "server sent version 5, expecting 0$"),
+        ([(5,), (-1,)], "server sent version 5, expecting 0$"),
+        ([(5,), (3, "e")], "server sent version 5, expecting 0$"),
+        ([(65536,)], "server sent version 65536, expecting 0$"),
+        ([(-1, "m")], "server sent version -1, expecting 0$"),
+        ([(5, "e")], "server sent version 5, expecting 0$"),
+        ([(0, "e")], "invalid version message"),
+        ([(0,), (-1,)], "invalid ID message"),
+        ([(-87,)], "expecting 0: it lets no further client in"),
+        ([(40 << 32, "m")], "expecting 0: it speaks ivshmem v2"),
+    ],
+)
+def test_what_is_no_dialect_is_judged_by_v0(messages, error):
+    reader = Reader(2)
+    for number, *files in messages:
+        assert reader.error is None
+        reader.read(Message(number).encode(), files)
+    assert re.search(error, str(reader.error))
+    reader.check_descriptors()
+
+
+@pytest.mark.parametrize(
+    ("dialect", "numbers", "missing"),
+    [
+        (None, [], "a version"),
+        (None, [0], "its ID"),
+        (None, [5], "the shared memory after 5, the ID of a server of 2012 or a version that is not 0"),
+        (None, [0, 5], "the shared memory"),
+        (LEGACY, [], "its ID"),
+        (LEGACY, [0], "the shared memory"),
+        (V0, [0], "its ID"),
+    ],
+)
+def test_what_is_missing_at_an_early_end(dialect, numbers, missing):
+    client = Client(1, dialect=dialect)
+    for number in numbers:
+        list(client.receive(Message(number).encode()))
+    with pytest.raises(RemoteProtocolError, match=f"before it sent {missing}$"):
+        client.end()

@@ -1,26 +1,34 @@
 """Seeded nonsense, both ways: hostile servers against our client, hostile clients against our server.
 
-IVSIM_FUZZ is how many messages each test sends; `--hypothesis-seed` repeats a session.
+IVSIM_FUZZ is how many messages each test sends at least, `-s` shows what came of them; `--hypothesis-seed` repeats a
+session. Among the hostile ones there are sound ones, and these are served: that is asserted all along.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import random
+import resource
 import socket
 import struct
+from collections import Counter
 
 import pytest
 
 from nodes.errors import RemoteProtocolError
 from nodes.wire.client import Client, Ignored, MemoryShared, PeerLeft, VectorConnected
+from nodes.wire.protocol import DIALECTS
+from nodes.wire.server import Server
 from sim.kernel.channel import Channel
-from sim.kernel.eventfd import EventFd
+from sim.kernel.eventfd import EventFd, signal
 from sim.kernel.memory import map_region
-from tests.serving import lines_of
+from tests.serving import Reader, Site, lines_of
 
 MESSAGES = int(os.environ.get("IVSIM_FUZZ", "3000"))
+pytestmark = pytest.mark.timeout(120 + MESSAGES // 250)
 NUMBERS = [0, 1, 2, 3, 65535, 65536, -1, -2, -(1 << 63), (1 << 63) - 1]
 
 
@@ -47,6 +55,7 @@ class Station:
     def __init__(self, sock):
         self.channel, self.client = Channel(sock), Client(2)
         self.lines = {}
+        self.memories = 0
 
     def read(self):
         while (received := self.channel.receive(self.client.missing_bytes)) is not None:
@@ -57,6 +66,7 @@ class Station:
                     case MemoryShared(descriptor):
                         try:
                             map_region(descriptor).close()
+                            self.memories += 1
                         finally:
                             os.close(descriptor)
                     case VectorConnected(peer, vector, descriptor):
@@ -77,15 +87,28 @@ class Station:
         self.channel.close()
 
 
-def script(rng):
-    """Numbers that a server might say, with kinds of descriptors: mostly right, and somewhere wrong."""
-    said = [(0, []), (rng.randrange(3), []), (-1, ["memory"])]
-    for _ in range(rng.randrange(12)):
-        said.append((rng.randrange(4), ["eventfd"] * (rng.random() < 0.8)))
-    for _ in range(rng.choice((0, 1, 1, 2, 5))):
+def sound_script(rng, dialect):
+    """What a server of this dialect says to a newcomer, and then of those who come and go, with kinds of descriptors;
+    and which lines lead to somebody in the end."""
+    server = Server("memory", dialect=dialect)
+    present = [server.join(["eventfd"] * 2)[0] for _ in range(rng.randrange(3))]
+    me, messages = server.join(["eventfd"] * 2)
+    for _ in range(rng.randrange(5)):
+        if present and rng.random() < 0.5:
+            messages += server.leave(present.pop(rng.randrange(len(present))))
+        else:
+            peer, more = server.join(["eventfd"] * 2)
+            present.append(peer)
+            messages += more
+    return [(message.number, list(message.descriptors)) for to, message in messages if to == me], lines_of(me, *present)
+
+
+def spoil(rng, said):
+    """Wrong in some places: other numbers, kinds, counts, or another order."""
+    for _ in range(rng.choice((1, 1, 2, 5))):
         at = rng.randrange(len(said))
         number, kinds = said[at]
-        match rng.randrange(5):
+        match rng.randrange(6):
             case 0:
                 said[at] = rng.choice(NUMBERS), kinds
             case 1:
@@ -95,6 +118,9 @@ def script(rng):
             case 3:
                 said.insert(at, said[rng.randrange(len(said))])
             case 4:
+                other = rng.randrange(len(said))
+                said[at], said[other] = said[other], said[at]
+            case 5:
                 del said[at]
                 said = said or [(0, [])]
     return said
@@ -110,39 +136,93 @@ def cut(rng, said):
         ends = ends[: rng.randrange(len(ends))]
     begin = 0
     for end in ends:
-        yield begin, data[begin:end], said[begin // 8][1] if begin % 8 == 0 or rng.random() < 0.2 else []
+        yield data[begin:end], said[begin // 8][1] if begin % 8 == 0 or rng.random() < 0.2 else []
         begin = end
 
 
-def test_a_hostile_server_gets_an_error_or_is_understood(seed):
-    rng = random.Random(seed)
-    sent = 0
-    while sent < MESSAGES:
-        said, meant, token = script(rng), {}, 0
-        ours, theirs = socket.socketpair()
-        station = Station(ours)
-        with theirs, contextlib.closing(station), contextlib.suppress(RemoteProtocolError):
-            for begin, data, kinds in cut(rng, said):
-                token += len(kinds)
-                descriptors = [make(kind, token) for kind in kinds]
-                meant[token] = said[begin // 8][0]
-                sent += 1
-                try:
-                    socket.send_fds(theirs, [data], descriptors)
-                finally:
-                    for descriptor in descriptors:
-                        os.close(descriptor)
-                if rng.random() < 0.5:
+def cut_soundly(rng, said):
+    """Each message in as many pieces as you like, its descriptor with the first."""
+    for number, kinds in said:
+        data = struct.pack("<q", number)
+        ends = [*sorted(rng.sample(range(1, 8), rng.choice((0, 0, 1, 2, 7)))), 8]
+        for begin, end in itertools.pairwise([0, *ends]):
+            yield data[begin:end], kinds if begin == 0 else []
+
+
+def send(sock, data, kinds, token=1):
+    descriptors = [make(kind, token) for kind in kinds]
+    try:
+        socket.send_fds(sock, [data], descriptors)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def few_descriptors(rng):
+    """This process may open hardly any more: what does not fit is cut off on receipt."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + rng.randrange(3), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def be_told(rng, pieces, outcomes):
+    """A station that has been told all this, and then the end; whatever it makes of it, it is closed."""
+    ours, theirs = socket.socketpair()
+    station = Station(ours)
+    crowded = outcomes["sessions"] % 10 == 0
+    outcomes["sessions"] += 1
+    with theirs, contextlib.closing(station):
+        try:
+            for data, kinds in pieces:
+                outcomes["messages"] += 1
+                send(theirs, data, kinds)
+                if crowded:
+                    with few_descriptors(rng):
+                        station.read()
+                elif rng.random() < 0.5:
                     station.read()
             theirs.close()
             station.read()
+        except RemoteProtocolError as error:
+            outcomes["cut off" if "cut off" in str(error) else "errors"] += 1
+        else:
+            outcomes["understood"] += 1
+
+
+def test_hostile_servers_get_an_error_or_are_understood(seed):
+    rng, outcomes = random.Random(seed), Counter()
+    held = len(os.listdir("/proc/self/fd"))
+    while outcomes["messages"] < MESSAGES:
+        dialect = rng.choice(list(DIALECTS.values()))
+        for _ in range(20):
+            be_told(rng, cut(rng, spoil(rng, sound_script(rng, dialect)[0])), outcomes)
+        # And a sound one, as if nothing had been.
+        ours, theirs = socket.socketpair()
+        station = Station(ours)
+        said, expected = sound_script(rng, dialect)
+        with theirs, contextlib.closing(station):
+            for data, kinds in cut_soundly(rng, said):
+                send(theirs, data, kinds)
+                if rng.random() < 0.5:
+                    station.read()
+            station.read()
+            assert (set(station.lines), station.memories, station.client.dialect) == (expected, 1, dialect)
+        outcomes["sound"] += 1
+        assert len(os.listdir("/proc/self/fd")) == held
+    print(f"hostile servers: {dict(outcomes)}")
+    assert all(outcomes[kind] for kind in ("errors", "understood", "cut off"))
 
 
 def test_the_right_peer_or_none(seed):
     """Whatever else comes, an eventfd is connected to the peer whose number it came with."""
-    rng = random.Random(seed + 1)
-    sent = 0
-    while sent < MESSAGES // 4:
+    rng, sent = random.Random(seed + 1), 0
+    while sent < MESSAGES:
         ours, theirs = socket.socketpair()
         station, meant = Station(ours), {}
         with theirs, contextlib.closing(station):
@@ -151,10 +231,7 @@ def test_the_right_peer_or_none(seed):
             for token, (number, kinds) in enumerate(said, 1):
                 meant[token] = number
                 data, at = struct.pack("<q", number), rng.randrange(1, 9)
-                descriptors = [make(kind, token) for kind in kinds]
-                socket.send_fds(theirs, [data[:at]], descriptors)
-                for descriptor in descriptors:
-                    os.close(descriptor)
+                send(theirs, data[:at], kinds, token)
                 theirs.sendall(data[at:])
                 sent += 1
                 if rng.random() < 0.3:
@@ -164,65 +241,133 @@ def test_the_right_peer_or_none(seed):
                 assert meant[eventfd.take()] == peer
 
 
-FAREWELLS = ["close", "byte", "much", "descriptors", "half", "both", "mute", "read a little"]
+IDS_MAX = 50_000  # of 65536: then the server is started anew
+TOO_MUCH = 3000  # comings and goings: more than the server keeps for one who does not read
+ATTACKS = ["close", "bytes", "much", "descriptors", "half", "both", "mute", "read a little"]
+EXPECTED = {errno.EAGAIN, errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETOOMANYREFS}
 
 
-def attack(rng, sock, null):
-    match rng.choice(FAREWELLS):
-        case "byte":
-            sock.send(b"\0")
+def attack(rng, sock, null, outcomes):
+    """What a client does that has connected; False if it then stays, and never reads."""
+    what = rng.choice(ATTACKS)
+    outcomes[what] += 1
+    match what:
+        case "bytes":
+            for _ in range(rng.randrange(1, 20)):
+                sock.send(rng.randbytes(rng.randrange(1, 9)))
+                outcomes["messages"] += 1
         case "much":
             sock.send(rng.randbytes(rng.randrange(1, 60_000)))
+            outcomes["messages"] += 1
         case "descriptors":
-            for _ in range(rng.randrange(1, 4)):
-                socket.send_fds(sock, [rng.randbytes(rng.randrange(1, 16))], [null] * rng.choice((1, 2, 253)))
+            for _ in range(rng.randrange(1, 10)):
+                socket.send_fds(sock, [rng.randbytes(rng.randrange(1, 16))], [null] * rng.choice((1, 1, 2, 253)))
+                outcomes["messages"] += 1
         case "half":
             sock.shutdown(socket.SHUT_WR)
         case "both":
             sock.shutdown(socket.SHUT_RDWR)
-        case "mute":
-            return False
         case "read a little":
             sock.recv(rng.randrange(1, 64))
-    return True
+    return what != "mute"
 
 
-def test_hostile_clients_hurt_nobody_else(seed, make_site):
-    rng = random.Random(seed)
-    site = make_site()
-    witness = site.join()
-    sent, mute = 0, []
-    with open("/dev/null", "rb") as null:
-        while sent < min(MESSAGES, 60_000):  # each costs an ID, and there are 65536
-            for _ in range(rng.randrange(1, 20)):
-                sock = socket.socket(socket.AF_UNIX)
-                sock.setblocking(False)
-                try:
-                    sock.connect(os.fspath(site.server.path))
-                    if rng.random() < 0.5:
-                        site.idle()
-                    with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-                        if not attack(rng, sock, null.fileno()):
-                            mute.append(sock)
-                except BlockingIOError:  # the backlog is full
-                    pass
-                if sock not in mute:
-                    sock.close()
-                sent += 1
-            while len(mute) > 20:
-                mute.pop(rng.randrange(len(mute))).close()
-            site.idle()
-            witness.read()
+class Siege:
+    """A server, two peers that were there before, and those who come to hurt."""
+
+    def __init__(self, path, rng, null, outcomes):
+        self.rng, self.null, self.outcomes = rng, null, outcomes
+        self.reuses = rng.random() < 0.3
+        self.site = Site(path, dialect=rng.choice(list(DIALECTS.values())), reuse_peers=self.reuses)
+        self.mute = []
+        self.joined = 0
+
+    def __enter__(self):
+        self.witnesses = self.site.join(2)
+        self.deaf = self.site.raw()  # from the beginning to the end it reads nothing
+        self.site.until(lambda: 2 in self.site.server.peers)
+        return self
+
+    def __exit__(self, *_):
+        for sock in self.mute:
+            sock.close()
+        self.site.stack.close()
+
+    def storm(self):
+        """Some connect at once and attack, now and then after the server has begun to greet them."""
+        rng, outcomes = self.rng, self.outcomes
+        for _ in range(rng.choice((1, 5, 20, 100))):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.setblocking(False)
+            stays = False
+            try:
+                sock.connect(os.fspath(self.site.server.path))
+                outcomes["connections"] += 1
+                if rng.random() < 0.3:
+                    self.site.idle()
+                stays = not attack(rng, sock, self.null, outcomes)
+            except OSError as error:  # gone already, or the kernel holds too many descriptors of ours
+                if error.errno not in EXPECTED:
+                    raise
+                outcomes[errno.errorcode[error.errno]] += 1
+            if stays:
+                self.mute.append(sock)
+            else:
+                sock.close()
+        while len(self.mute) > 20:
+            self.mute.pop(rng.randrange(len(self.mute))).close()
+
+    def serve_the_sound(self):
+        """One more joins amidst the storm, is told of everybody, rings a witness, and leaves."""
+        newcomer = Reader(self.site.raw())
+        self.storm()
+
+        def is_met():
+            newcomer.read()
+            assert not newcomer.ended
+            return lines_of(0, 1, newcomer.client.peer) <= set(newcomer.lines)
+
+        self.site.until(is_met)
+        signal(newcomer.lines[1, 1].descriptor, 1)
+        assert self.witnesses[1].lines[1, 1].take() == 1
+        newcomer.close()
+        self.outcomes["sound"] += 1
+
+    def settle(self):
+        """All the hostile ones go, and everything is as if they had never come."""
+        site, server = self.site, self.site.server
+        for sock in (*self.mute, self.deaf):
+            sock.close()
+        site.until(lambda: sorted(server.peers) == [0, 1] and not server._waiting)
+        site.read_all()
+        for witness in self.witnesses:
             assert not witness.ended
-    for sock in mute:
-        sock.close()
-    site.until(lambda: list(site.server.peers) == [0] and not site.server._waiting)
-    site.catch_up(witness)
-    assert sorted(witness.left) == list(range(1, site.server._server.next_peer))
-    assert set(witness.lines) == lines_of(0)
-    assert site.server.departed == []
-    newcomer = site.join()
-    assert len(newcomer.lines) == 4
+            assert set(witness.lines) == lines_of(0, 1)
+            if not self.reuses:
+                assert sorted(witness.left) == list(range(2, server._server.next_peer))
+        assert (server.departed, server.backlog) == ([], 0)
+        deaf = any("does not read" in reason for peer, reason in site.gone if peer == 2)
+        assert deaf or len(site.gone) < TOO_MUCH
+        self.outcomes["deaf"] += deaf
+        self.outcomes["servers"] += 1
+
+
+def test_hostile_clients_hurt_nobody_else(seed, short_path):
+    rng, outcomes = random.Random(seed), Counter()
+    with open("/dev/null", "rb") as null:
+        while outcomes["messages"] < MESSAGES:
+            begun = outcomes["connections"]
+            with Siege(short_path / "s", rng, null.fileno(), outcomes) as siege:
+                while outcomes["messages"] < MESSAGES and outcomes["connections"] - begun < IDS_MAX:
+                    for _ in range(rng.randrange(1, 8)):
+                        siege.storm()
+                        siege.site.idle()
+                        siege.site.read_all()
+                    siege.serve_the_sound()
+                siege.settle()
+    print(f"hostile clients: {dict(outcomes)}")
+    assert outcomes["sound"]
+    assert all(outcomes[what] for what in ATTACKS)
 
 
 @pytest.mark.parametrize("count", [300])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nodes.wire.client import Assigned, Client, Ignored, MemoryShared, PeerLeft, VectorConnected
-from nodes.wire.protocol import V0, V0_SHM_LAST
+from nodes.wire.protocol import DIALECTS, LEGACY, V0, V0_SHM_LAST
 from nodes.wire.server import Server
 from tests.fabric import Wire
 
@@ -19,8 +20,8 @@ VECTORS_MAX = 3
 class View:
     """One client and what it believes, fed from a stream that is cut anywhere."""
 
-    def __init__(self):
-        self.client = Client(VECTORS_MAX)
+    def __init__(self, dialect=None):
+        self.client = Client(VECTORS_MAX, dialect=dialect)
         self.wire = Wire()
         self.lines = {}
         self.events = []
@@ -46,6 +47,7 @@ class Pair(RuleBasedStateMachine):
     """Any sequence of joins, leaves and reads."""
 
     dialect = V0
+    """What the server speaks. Every second client knows, the others find out."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +63,7 @@ class Pair(RuleBasedStateMachine):
     def join(self, vectors):
         peer = self.server.next_peer
         eventfds = [f"{peer}.{vector}" for vector in range(vectors)]
-        self.views[peer] = View()
+        self.views[peer] = View(self.dialect if peer % 2 else None)
         self.eventfds[peer] = eventfds
         self.deliver(self.server.join(eventfds)[1])
 
@@ -93,28 +95,67 @@ class Pair(RuleBasedStateMachine):
             assert view.events.count(Assigned(peer)) == 1
             assert view.events.count(MemoryShared("memory")) == 1
             assert list(view.client.unclaimed()) == []
+            if self.eventfds[peer]:  # without own ones, memory that comes last does not show
+                assert view.client.dialect is self.dialect
 
 
 class PairShmLast(Pair):
     dialect = V0_SHM_LAST
 
 
+class PairLegacy(Pair):
+    dialect = LEGACY
+
+
 TestPair = Pair.TestCase
+TestPairLegacy = PairLegacy.TestCase
 TestPairShmLast = PairShmLast.TestCase
 
 
-@given(st.lists(st.integers(1, 9), min_size=1), st.sampled_from([V0, V0_SHM_LAST]))
-def test_a_greeting_in_pieces_of_any_size(sizes, dialect):
+def greeting(dialect, others, vectors):
+    """What a newcomer is told by a server that has so many peers with so many vectors each."""
     server = Server("memory", dialect=dialect)
-    server.join(["0.0", "0.1"])
-    peer, messages = server.join(["1.0", "1.1"])
+    for peer in range(others):
+        server.join([f"{peer}.{vector}" for vector in range(vectors)])
+    newcomer, messages = server.join([f"{others}.{vector}" for vector in range(vectors)])
+    return [message for to, message in messages if to == newcomer]
+
+
+def read_in_pieces(messages, sizes):
+    """A view that has read all of it, in pieces of these sizes, again and again."""
     view = View()
-    for to, message in messages:
-        if to == peer:
-            view.wire.send(message)
+    for message in messages:
+        view.wire.send(message)
     for size in itertools.cycle(sizes):
         if not view.wire.messages:
-            break
+            return view
         view.read(size)
-    assert view.lines == {(p, v): f"{p}.{v}" for p in (0, 1) for v in (0, 1)}
-    assert view.client.is_set_up
+    raise AssertionError("not reached")
+
+
+def check(view, dialect, others, vectors):
+    assert view.lines == {(p, v): f"{p}.{v}" for p in range(others + 1) for v in range(vectors)}
+    assert view.client.peers == dict.fromkeys(range(others + 1), vectors)
+    assert view.events.count(MemoryShared("memory")) == 1
+    assert (view.client.peer, view.client.is_set_up, view.client.dialect) == (others, True, dialect)
+    assert not any(isinstance(event, Ignored) for event in view.events)
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1),
+    st.sampled_from([*DIALECTS.values()]),
+    st.integers(0, 3),
+    st.integers(1, 3),
+)
+def test_a_greeting_in_pieces_of_any_size(sizes, dialect, others, vectors):
+    check(read_in_pieces(greeting(dialect, others, vectors), sizes), dialect, others, vectors)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=list(DIALECTS))
+def test_the_messages_that_decide_in_every_way_to_cut_them(dialect):
+    """The first two whole, or cut at any of their 15 places: all 32768 ways; then the rest in one piece."""
+    messages = greeting(dialect, 1, 1)
+    for cuts in range(1 << 15):
+        ends = [at for at in range(1, 16) if cuts >> at - 1 & 1] + [16]
+        sizes = [end - begin for begin, end in itertools.pairwise([0, *ends])]
+        check(read_in_pieces(messages, [*sizes, 1000]), dialect, 1, 1)

@@ -83,12 +83,16 @@ def test_wrong_use_is_told(short_path):
     for arguments, message in (
         ([*paths, "-o", file], f"{file} exists: choose another file, or overwrite it with --force"),
         ([*paths, "-o", "/nonexistent/f"], "cannot write /nonexistent/f: No such file or directory"),
+        ([*paths, "-L", "/tmp/../tmp/s", "-S", "/tmp/s", "-o", "-"], "expected a socket of its own for the clients"),
+        ([*paths, "-S", "/tmp/" + "x" * 120, "-o", "-"], "a socket's path may have 107 bytes"),
         (["-S", "s", "-L", file, "-o", short_path / "new"], f"{file} exists and is not a socket"),
         (["-S", "s", "-o", short_path / "other"], "Missing option '-L' / '--listen'"),
     ):
         result = told(*arguments)
         assert (result.returncode, message in result.stderr, "Traceback" in result.stderr) == (2, True, False), result
     assert file.read_text() == "kept"
+    full = told(*paths, "-o", "/dev/full", "--force")
+    assert (full.returncode, full.stderr) == (3, "ivsim: cannot write /dev/full: No space left on device\n")
     with recording(short_path, file, "--force"):
         assert file.read_text().startswith("ivshmem-session 1\n")
 

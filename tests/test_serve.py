@@ -127,6 +127,7 @@ def test_a_second_server_on_the_same_socket_is_refused_and_harms_nobody(short_pa
         (["--ids", "65536"], "65536 is not in the range 0<=x<=65535"),
         (["--dialect", "v3"], "'v3' is not one of"),
         (["--log", "/nonexistent/log"], "cannot write the log /nonexistent/log"),
+        (["--log", "/dev/full"], "cannot write the log /dev/full: No space left on device"),
         (["--reuse-memory"], "cannot be opened"),
     ],
 )
