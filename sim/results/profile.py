@@ -65,10 +65,10 @@ def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: in
         cpu_system_share=round(float(system.sum()) / used, 3) if used else 0.0,
         private_bytes=_mean(private),
         private_bytes_max=_max(private),
-        private_bytes_sum=_sum(private),
+        private_bytes_sum=_sum(private, len(starts)),
         uss_bytes=_mean(peak("uss_bytes")),
         pss_bytes=_mean(pss),
-        pss_bytes_sum=_sum(pss),
+        pss_bytes_sum=_sum(pss, len(starts)),
         rss_bytes=_mean(peak("rss_bytes")) or 0,
         instrument_bytes=_mean(peak("instrument_bytes")),
         switches_voluntary_per_s=mean_rate("switches_voluntary") or 0.0,
@@ -133,5 +133,6 @@ def _max(column: Column) -> int | None:
     return int(column.max()) if len(column) else None
 
 
-def _sum(column: Column) -> int | None:
-    return int(column.sum()) if len(column) else None
+def _sum(column: Column, machines: int) -> int | None:
+    """Of all ``machines``: those that were not looked at in depth are taken to be like those that were."""
+    return round(float(column.mean()) * machines) if len(column) else None

@@ -243,7 +243,8 @@ class IvshmemServer:
         try:
             done = peer.outbox.flush()
         except OSError as error:
-            self._leave(peer, error.strerror or "connection broken")
+            has_gone = error.errno in (errno.EPIPE, errno.ECONNRESET)
+            self._leave(peer, "left" if has_gone else error.strerror or "connection broken")
             return
         self._sent += waited - len(peer.outbox)
         if done:
