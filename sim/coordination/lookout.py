@@ -24,7 +24,7 @@ __all__ = ["Counts", "Lookout", "Observed"]
 SECOND_NS = 1_000_000_000
 HEARTBEAT_NS = SECOND_NS // 2
 PUBLISH_NS = SECOND_NS // 5
-LOOK_SHARE = 20
+LOOK_SHARE = 50
 HAPPENED_MAX = 8
 HAPPENED_LENGTH_MAX = 120
 
@@ -70,6 +70,8 @@ class Lookout:
         self._pinged: dict[Hand, int] = {}
         self.heartbeats = 0
         self.heartbeats_late = 0
+        self.spent_ns = 0
+        """What all this has cost on a CPU so far, in the coordinator."""
         self._snapshots = 0
         self._publisher = Publisher(runtime / "telemetry.zmq")
 
@@ -155,6 +157,7 @@ class Lookout:
         """Ask every running machine for a sign of life; count those who still owe the last one."""
         if self._run.phase in ("stopping", "done"):
             return
+        begin_ns = time.thread_time_ns()
         if self._run.phase == "running":
             self._ping += 1
             for hand in self._crew.current:
@@ -164,6 +167,7 @@ class Lookout:
                     if hand.tell(control.Ping(self._ping)):
                         self._pinged[hand] = self._ping
                         self.heartbeats += 1
+        self.spent_ns += time.thread_time_ns() - begin_ns
         self._loop.at(time.monotonic_ns() + HEARTBEAT_NS, self._beat)
 
     def _publish(self) -> None:
@@ -175,6 +179,7 @@ class Lookout:
     def _again(self, callback: Callable[[], None], every_ns: int, begin_ns: int) -> None:
         """Call back in ``every_ns``, or as much later as keeps what it cost on a CPU a small part of the whole."""
         cost_ns = time.thread_time_ns() - begin_ns
+        self.spent_ns += cost_ns
         self._loop.at(time.monotonic_ns() + max(every_ns, LOOK_SHARE * cost_ns), callback)
 
 

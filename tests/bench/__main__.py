@@ -21,6 +21,7 @@ from tests.bench.report import disturbance, header, line, write_json
 from tests.bench.sampling import measure_sampling
 from tests.bench.setting import Setting
 from tests.bench.storms import measure_storms
+from tests.bench.telemetry import measure_telemetry
 from tests.bench.wakes import measure_cross_core, measure_same_core
 
 __all__ = ["BENCHMARKS", "main", "measure"]
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "cross-core": measure_cross_core,
     "storms": measure_storms,
     "bringup": measure_bringup,
+    "telemetry": measure_telemetry,
 }
 TITLES = {
     "single": "One doorbell through guest, device and table / C write",
@@ -45,6 +47,7 @@ TITLES = {
     "same-core": "A round trip of two machines on one core / two processes in C",
     "cross-core": "A round trip of two machines on two cores / two processes in C",
     "storms": "All ring all on one core, per second of CPU / as many processes in C",
+    "telemetry": "Looking at a storm while it lasts (absolute: a share)",
     "bringup": "Sixty-four machines (absolute: no reference)",
 }
 
