@@ -183,7 +183,7 @@ class ActionTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True)
     when: Annotated[Comparison, Meta(description="Or when this first holds: a live figure compared to a number.")] = ""
     of: Of = ""
     machines: Whom = ()
-    pick: Annotated[int, Meta(ge=1, le=65536, description="So many of the machines, drawn anew each time.")] = 1
+    pick: Annotated[int, Meta(ge=1, le=65536, description="So many of those that are there, drawn anew each time.")] = 1
     every_s: Annotated[Seconds, Meta(description="The next machine's turn comes so much later.")] = 0.0
     repeat: Annotated[int, Meta(ge=1, le=100_000, description="How often the whole is done.")] = 1
     period_s: Annotated[Seconds, Meta(description="How far apart the repetitions begin.")] = 0.0

@@ -124,8 +124,8 @@ class Action(Checked, frozen=True, kw_only=True):
 
     ``at_s`` counts from the start of the programs, warm-up included; ``when`` is asked from then on. With several
     ``machines`` (indices) the next one's turn comes ``every_s`` later. The whole is done ``repeat`` times,
-    ``period_s`` apart. ``pick`` chooses so many of the machines each time, by the seed. ``line`` is the action's
-    place in the file.
+    ``period_s`` apart. ``pick`` chooses so many each time, by the seed, of those that are there (to join: that are
+    not). ``line`` is the action's place in the file.
     """
 
     do: Do

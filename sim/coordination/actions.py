@@ -65,6 +65,11 @@ class Actions:
         done: dict[str, Any] | None = getattr(self, f"_{action.do}")(hand, action)
         return done or {}
 
+    def is_there(self, machine: int) -> bool:
+        """Whether a machine is there and stays, as far as is known."""
+        hand = self._crew.current[machine]
+        return hand.lives and hand.ending is None
+
     def undo(self) -> None:
         """Nothing more is begun; everybody goes on, so that everybody can end."""
         self._over = True
@@ -197,6 +202,8 @@ class Actions:
             raise Impossible("it has no device any more" if hand.unplugged else "it stands still")
         here = hand.rows[0].domain
         target = next((each for each in self._domains if each.name == action.to_domain), self._domains[here])
+        if action.hand_over and target.number != here:
+            raise Impossible("a connection that is handed over leads where it led before: leave out to_domain")
         try:
             _gate(hand).check()
         except MigrationError as refusal:
@@ -204,10 +211,11 @@ class Actions:
         server = "" if action.hand_over else str(target.path)
         if action.fault == "server_gone":
             server += ".gone"
+        if not hand.tell(control.Migrate(server, target.number, os.getpid(), action.fault)):
+            raise Impossible("it does not read what it is told")
         if action.fault == "source_dies":
             hand.ending = action.do
         hand.moving = Moving(target.number, action.hand_over, action.fault)
-        hand.tell(control.Migrate(server, target.number, os.getpid(), action.fault))
         return {"to_domain": target.name, "hand_over": action.hand_over, "fault": action.fault}
 
     # Servers
@@ -230,9 +238,9 @@ def _gate(hand: Hand) -> Blockers:
     profile = profiles.profile(machine.profile)
     device = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=GATE_BYTES, ring=lambda *_: None)
     blockers = Blockers(settled=profile.revision > 0)
-    blockers.plug(device)
-    for reason in machine.blockers:
+    for reason in machine.blockers:  # older than the device's, as in topologies.planner
         blockers.add(Blocker(reason))
+    blockers.plug(device)
     blockers.migrating = hand.moving is not None
     return blockers
 

@@ -80,7 +80,13 @@ class Timeline:
             self._loop.at(next_ns, partial(self._turn, place, action, next_ns, left - 1))
         machines: Sequence[int] = action.machines
         if action.pick is not None:
-            machines = sorted(self._chance[place].sample(machines, min(action.pick, len(machines))))
+            # Among those it can happen to: who is gone cannot be killed again, who is there cannot join.
+            wanted = action.do != "join"
+            able = [machine for machine in machines if self._actions.is_there(machine) == wanted]
+            machines = sorted(self._chance[place].sample(able, min(action.pick, len(able))))
+            if not able:
+                self._event("action", do=action.do, machine=None, line=action.line, skipped="there is nobody to pick")
+                return
         every_ns = round(action.every_s * SECOND_NS)
         if not machines:
             self._act(action, None)

@@ -33,7 +33,7 @@ LATENCY_COLUMNS = ("intended_ns", "rung_ns", "delivered_ns", "handled_ns", "warm
 LEVELS = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
 # The coordinator tells everybody the start this much ahead; older runs do not say when that was.
 START_LEAD_NS = 50_000_000
-NO_PART_OF_IT = {"ready", "telemetry"}
+NO_PART_OF_IT = {"ready", "statistics", "telemetry"}
 
 
 @dataclass(frozen=True)
