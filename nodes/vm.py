@@ -33,6 +33,10 @@ class Vm:
     ``signal(line, 1)`` rings a line (``BlockingIOError``: its counter is full). ``warnings`` collects what a
     real machine would print on stderr; the engine empties it.
 
+    An engine that keeps books counts an interrupt for each drain that it delivers. ``on_left(vector, pended, lost)``
+    tells it that there was none, for the doorbells just drained were left pending or lost; ``on_fired(vector)`` that
+    there was one without a drain, when what was pending fired.
+
     A machine with several devices has a ``Vm`` for each; all but the first are told of that ``first`` one, whose
     program takes their interrupts too.
     """
@@ -60,6 +64,8 @@ class Vm:
             first.guest.devices = (*first.guest.devices, self.guest)
         self.warnings: deque[str] = deque() if first is None else first.warnings
         self.interrupts = [0] * vectors
+        self.on_left: Callable[[int, int, int], None] = lambda vector, pended, lost: None
+        self.on_fired: Callable[[int], None] = lambda vector: None
         self._program: Program | None = None
         self._wait: int | None = FOREVER  # what the program yielded last
         self._carrying_out = False
@@ -106,8 +112,12 @@ class Vm:
         if self._fires[vector]:
             self.interrupts[vector] += 1
             return self._resume(self._singles[vector] if count == 1 else Interrupt(vector, count, self.number))
-        self.device.interrupt(vector, count)
-        self._carry_out(count)
+        device = self.device
+        pended, lost = device.pended_doorbells, device.lost_doorbells
+        device.interrupt(vector, count)
+        if not device.effects:
+            self.on_left(vector, device.pended_doorbells - pended, device.lost_doorbells - lost)
+        self._carry_out(count, drained=True)
         return self._wait
 
     def mask(self, vector: int, *, masked: bool) -> int | None:
@@ -189,10 +199,10 @@ class Vm:
         self.settle()
         return wait
 
-    def _carry_out(self, count: int) -> None:
+    def _carry_out(self, count: int, *, drained: bool = False) -> None:
         """What the device did: messages and levels become interrupts of the guest, which may cause the next ones.
 
-        Only the first of them stands for the ``count`` doorbells just drained.
+        Only the first of them stands for the ``count`` doorbells just ``drained``.
         """
         effects = self.device.effects
         self._carrying_out = True
@@ -200,19 +210,24 @@ class Vm:
             while effects:
                 match effects.popleft():
                     case Message(vector=vector):
-                        self.interrupts[vector] += 1
+                        self._count_interrupt(vector, drained=drained)
                         self._resume(Interrupt(vector, count, self.number))
-                        count = 1
+                        count, drained = 1, False
                     case IntxLevel(asserted=True):
                         # A driver's first act: reading IntrStatus clears it and lets the line go.
                         self.device.bar_read(0, INTR_STATUS, 4)
-                        self.interrupts[0] += 1
+                        self._count_interrupt(0, drained=drained)
                         self._resume(Interrupt(0, count, self.number))
-                        count = 1
+                        count, drained = 1, False
                     case Warning_(text=text):
                         self.warnings.append(text)
         finally:
             self._carrying_out = False
+
+    def _count_interrupt(self, vector: int, *, drained: bool) -> None:
+        self.interrupts[vector] += 1
+        if not drained:
+            self.on_fired(vector)
 
     # The driver
 

@@ -1,13 +1,14 @@
 """The `ivsim` command.
 
-Exit codes: 0 fine; 1 the run failed or did not balance; 2 wrong use or a wrong topology; 3 this host is too
-small; 130, 143, 129 interrupted (SIGINT, SIGTERM, SIGHUP), with what was measured kept. Data goes to standard
-output, everything else to standard error.
+Exit codes: 0 fine; 1 the run failed or did not balance; 2 wrong use or a wrong topology; 3 this host is too small;
+99 an expectation or a threshold was missed; 130, 143, 129 interrupted (SIGINT, SIGTERM, SIGHUP), with what was measured
+kept. Data goes to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from typing import Any
@@ -75,7 +76,15 @@ def main(arguments: list[str] | None = None) -> Any:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
+        click.echo("ivsim: interrupted before there was anything to keep", err=True)
         code = 130
+    except BrokenPipeError:
+        # Whoever read has read enough; what is still in the buffer has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except OSError as error:
+        click.echo(f"ivsim: cannot go on: {error}", err=True)
+        code = 3
     except UsageError as error:
         click.echo(f"ivsim: {error}", err=True)
         code = 2

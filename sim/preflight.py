@@ -276,8 +276,8 @@ def _cpus(topology: Topology, host: Host) -> Iterator[str]:
         if missing:
             shown = ", ".join(map(str, missing[:8])) + (" and more" if len(missing) > 8 else "")
             yield (
-                f"{name}: CPU {shown} is not there for this process: this host has {host.cpus_online} CPUs, "
-                f"allowed are {_ranges(host.cpus)}. Take others in scheduling.cpus, or allow more (taskset, cpuset)"
+                f"{name}: no CPU {shown} for this process: this host has {host.cpus_online} CPUs, "
+                f"allowed are {_ranges(host.cpus)}. Name others in `cpus`, or allow more (taskset, cpuset)"
             )
 
 

@@ -12,7 +12,7 @@ All fields are native 64-bit words. An entry's words are stored before the count
               domain << 32 | peer << 16 | vector, doorbells rung, doorbells refused
     rings     3 words for each sampled doorbell rung:     key as of edges, intended_ns, rung_ns
     drains    3 words for each eventfd counter drained:   count << 16 | vector, delivered_ns, handled_ns
-              (handled_ns is 0 while the program still handles it)
+              (handled_ns is 0 while the program still handles it, and for what was left pending or lost)
 
 Times are CLOCK_MONOTONIC nanoseconds. This module imports nothing heavy: workers load it.
 """

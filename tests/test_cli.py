@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -10,8 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from sim.cli import COMMANDS
+from sim.commands import progress
+from sim.telemetry import Group, Snapshot
 
 QUICK = ["--set", "run.duration_s=0.3", "--set", "run.warmup_s=0.1"]
 
@@ -34,6 +38,40 @@ def test_help_names_every_command() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(name: str) -> None:
     assert "Usage: ivsim" in ivsim(name, "--help").stdout
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) -> None:
+    done = ivsim(
+        "run", "ping_pong", "--runs", str(tmp_path / "runs"), "--junit", str(tmp_path / "no" / "j.xml"), code=2
+    )
+    assert f"there is no directory {tmp_path / 'no'}" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_progress_hides_no_figure_on_a_narrow_terminal(width: int) -> None:
+    first, then = (
+        Snapshot(
+            number=number,
+            time_ns=number * 1_000_000_000,
+            phase="running",
+            machines=64,
+            up=64,
+            start_ns=1,
+            stop_ns=9_000_000_000,
+            heartbeats_late=0,
+            groups={"storm": Group(64, 64, rung, 0, interrupts, 0)},
+        )
+        for number, rung, interrupts in ((1, 0, 0), (2, 1_234_567, 234_567))
+    )
+    rates = progress._Rates()
+    rates.update(first)
+    rates.update(then)
+    file = io.StringIO()
+    Console(file=file, width=width).print(progress._show(then, rates, width))
+    words = " ".join(file.getvalue().split())
+    assert "1,234,567 doorbells/s" in words
+    assert "234,567 interrupts/s 7.0 s left" in words
 
 
 def test_run_shows_progress_on_stderr_and_the_result_on_stdout(tmp_path: Path) -> None:

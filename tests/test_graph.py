@@ -323,4 +323,6 @@ def test_the_command_draws_what_the_name_of_the_file_says(tmp_path: Path) -> Non
 
 def test_wrong_use_is_one_clear_error(tmp_path: Path) -> None:
     assert "neither" in ivsim("no_such_topology", code=2).stderr
+    assert "expected a name that ends in .mmd" in ivsim("ping_pong", "-o", str(tmp_path / "a.png"), code=2).stderr
+    assert not (tmp_path / "a.png").exists()
     assert "cannot be written" in ivsim("ping_pong", "-o", str(tmp_path / "no" / "x.svg"), code=2).stderr

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from nodes.errors import HostError
 from sim.commands.preflight import dry_run
-from sim.host import Host, Left
 from sim.coordination.plans import Layouts
+from sim.host import Host, Left
 from sim.preflight import Demand, Sum, check, preflight, render
 from sim.recording import WORD_BYTES
 from tests.synthetic import topology
@@ -153,7 +153,10 @@ def test_the_error_says_every_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("scheduling", "said"),
     [
-        (Scheduling(cpus=(0, 6, 9)), "CPU 6, 9 is not there for this process: this host has 8 CPUs, allowed are 0-1,5"),
+        (
+            Scheduling(cpus=(0, 6, 9)),
+            "no CPU 6, 9 for this process: this host has 8 CPUs, allowed are 0-1,5. Name others in `cpus`",
+        ),
         (Scheduling(policy="fifo", priority=10), "policy fifo with priority 10 is not permitted: at most 0 is"),
         (Scheduling(nice=-5), "nice -5 is not permitted: at least 0 is"),
     ],

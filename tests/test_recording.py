@@ -151,7 +151,7 @@ def test_what_was_stored_survives_a_sigkill(path):
         book = Recording.open(path)
         recorder = Recorder(book)
         recorder.sample(3, 1, 10, 20)
-        drained, _ = recorder.make_drains()
+        drained = recorder.make_drains().drained
         drained(1, 5, 30)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -206,7 +206,7 @@ def test_samples_without_room_are_counted_and_touch_nothing_else(book, count):
 
 @pytest.mark.parametrize("count", [0, 4, 5, 6, 50])
 def test_drains_without_room_still_count(book, count):
-    drained, handled = Recorder(book).make_drains()
+    drained, handled, _, _ = Recorder(book).make_drains()
     for at in range(count):
         drained(at % 2, 3, 100 + at)
         handled(200 + at)
@@ -221,7 +221,7 @@ def test_without_sections_nothing_is_stored_but_everything_counted(tmp_path):
     with Recording.create(tmp_path / "r", Layout(1, 1, 0, 0), machine=0, sample_every=0) as book:
         recorder = Recorder(book)
         recorder.sample(1, 0, 1, 1)
-        drained, handled = recorder.make_drains()
+        drained, handled, _, _ = recorder.make_drains()
         drained(0, 1, 1)
         handled(2)
         assert book.words[recording.RINGS_REFUSED] == book.words[recording.DRAINS_REFUSED] == 1
@@ -238,7 +238,7 @@ class Model(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         self.book = Recording.create(Path(self.directory.name, "r"), LAYOUT, machine=0, sample_every=1)
         self.recorder = Recorder(self.book)
-        self.drained, self.handled = self.recorder.make_drains()
+        self.drained, self.handled, _, _ = self.recorder.make_drains()
         self.rings, self.drains, self.edges = [], [], []
 
     @rule(peer=st.integers(0, 65535), vector=st.integers(0, 65535), at=WORD)

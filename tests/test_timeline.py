@@ -67,7 +67,7 @@ def edges(result: sim.Run, source: str, target: str) -> int:
 
 
 def test_every_action_of_the_language_can_be_done() -> None:
-    from sim.actions import Actions
+    from sim.coordination.actions import Actions
 
     servers = {"stop_server", "start_server"}
     assert {name for name in ACTIONS if not hasattr(Actions, f"_{name}")} == servers
@@ -168,6 +168,40 @@ def test_masked_vectors_take_doorbells_and_interrupt_nobody(tmp_path: Path) -> N
     )
     (said,) = events(unmasked, "statistics")
     assert said["values"]["interrupts"] > 100
+
+
+def test_what_is_left_pending_is_handled_by_nobody_and_no_interrupt(tmp_path: Path) -> None:
+    programs = '[machines.counter]\nvectors = 2\nprogram = "tests.examples.counting:count"\n'
+    ring = {"machines.storm.parameters.to": "counter", "run.sample_every": "1"}
+    result = run(tmp_path, programs, entry("mask", 0.3, "counter"), entry("unmask", 0.6, "counter"), **ring)
+    (said,) = events(result, "statistics")
+    counter = result.summary["groups"]["counter"]
+    assert counter["interrupts"] == said["values"]["interrupts"]
+    assert counter["pended"] > 0
+    assert counter["dropped"] == 0
+    unhandled = sum(row["count"] for row in result.drains.to_pylist() if row["handled_ns"] is None)
+    assert unhandled == counter["pended"]
+
+
+def test_256_doorbells_at_once_are_lost_by_the_device_of_2012(tmp_path: Path) -> None:
+    text = """
+        title = "Lost"
+        [run]
+        duration_s = 0.6
+        warmup_s = 0.0
+        [machines.receiver]
+        profile = "qemu-1.1-intx"
+        program = "idle"
+        [machines.sender]
+        profile = "qemu-1.1-intx"
+        program = "storm"
+        parameters = { to = "receiver", rate_hz = 12800.0, arrivals = "bursts", burst = 256 }
+    """
+    lost = run(tmp_path, entry("slow", 0.0, "receiver", delay_us=5000.0), text=text).summary
+    assert lost["dropped"] > 0
+    assert lost["dropped"] % 256 == 0
+    kept = run(tmp_path, text=text, **{"machines.sender.parameters.burst": "255"}).summary
+    assert kept["dropped"] == 0
 
 
 def test_a_reset_begins_the_program_anew(tmp_path: Path) -> None:

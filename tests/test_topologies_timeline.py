@@ -196,6 +196,7 @@ def action(text: str) -> str:
         ("at_s = 1\ndo = 'stop_server'\ndomain = 'left'", 4, "domain"),
         ("at_s = 1\ndo = 'join'\nmachines = 'a'", 4, "machines"),
         ("at_s = 1\ndo = 'kill'\nmachines = 'away'", 4, "machines"),
+        ("at_s = 1\ndo = 'slow'\nmachines = 'a'", 1, "delay_us"),
     ],
 )
 def test_actions_that_make_no_sense(text: str, line: int, key: str) -> None:
@@ -203,7 +204,7 @@ def test_actions_that_make_no_sense(text: str, line: int, key: str) -> None:
 
 
 def test_what_an_action_takes_is_said() -> None:
-    (problem,) = refused(action("at_s = 1\ndo = 'slow'\nmachines = 'a'\nvectors = [0]"))
+    (problem,) = refused(action("at_s = 1\ndo = 'slow'\nmachines = 'a'\ndelay_us = 1\nvectors = [0]"))
     assert problem.expected == "for slow: do, at_s, when, of, repeat, period_s, machines, pick, every_s, delay_us"
     for do in ACTIONS:
         assert ("machines" in keys_of(do)) == (do not in SERVER_ACTIONS)

@@ -171,7 +171,7 @@ def test_an_empty_run_has_no_trace(tmp_path):
 def test_the_command_writes_what_it_names(run, tmp_path):
     done = CliRunner().invoke(command, [str(run.path), "--events", "100"])
     assert (done.exit_code, done.stdout) == (0, f"{run.path / 'trace.json.gz'}\n")
-    assert done.stderr.startswith("cut: ")
+    assert done.stderr.startswith("cut to ")
     packed = (run.path / "trace.json.gz").read_bytes()
     plain = tmp_path / "trace.json"
     assert CliRunner().invoke(command, [str(run.path), "--events", "100", "-o", str(plain)]).exit_code == 0

@@ -56,6 +56,9 @@ class Timeline:
         if do not in SERVER_ACTIONS:
             machines = self._machines(do, table, path)
         self._words(do, table, path)
+        if do == "slow" and "delay_us" not in table:
+            expected = "how much later interrupts are taken, in microseconds; 0 makes a machine fast again"
+            self.report.add((*path, "delay_us"), expected, "nothing: this key is missing")
         if len(self.report.problems) > before:
             return None
         plain = {key: table[key] for key in table if key not in ("when", "of", "machines")}

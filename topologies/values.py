@@ -83,6 +83,8 @@ def _describe_string(shape: shapes.StrType) -> str:
     if shape.pattern is not None:
         if "A-Z" in shape.pattern:
             return "a name of 1 to 64 letters, digits, '_', '.' or '-', not beginning with '.' or '-'"
+        if "[KMG]" in shape.pattern:
+            return 'a string like "64K", "4M" or "1G"'
         return f"a string like {shape.pattern}"
     text = "a string"
     if shape.min_length:

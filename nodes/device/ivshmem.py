@@ -416,5 +416,8 @@ class Ivshmem:
         if not self.profile.intx:
             self.lost_doorbells += count
             return
-        self.registers.values[INTR_STATUS] = count & 0xFF if self.profile.has(Quirk.STATUS_LOW_BYTE) else 1
+        status = count & 0xFF if self.profile.has(Quirk.STATUS_LOW_BYTE) else 1
+        if not status:
+            self.lost_doorbells += count  # 256 of them, and the guest sees none
+        self.registers.values[INTR_STATUS] = status
         self._update_intx()

@@ -41,11 +41,13 @@ def graph(
     """
     from sim.graph import dot, draw, mermaid, svg
 
+    if form is None and output is not None and output.suffix not in FORMATS:
+        raise click.UsageError(f"{output}: expected a name that ends in {', '.join(FORMATS)}, or --format")
     try:
         loaded = load(topology, overrides, programs)
     except TopologyError as error:
         raise BadTopology(error) from None
-    chosen = form or FORMATS.get(output.suffix if output else "", "mermaid")
+    chosen = form or (FORMATS[output.suffix] if output else "mermaid")
     text = {"mermaid": mermaid, "dot": dot, "svg": svg}[chosen](draw(loaded, each=each))
     if output is None:
         click.echo(text, nl=False)

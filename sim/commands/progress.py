@@ -17,6 +17,7 @@ __all__ = ["Progress"]
 
 PLAIN_EVERY_NS = 1_000_000_000
 POLL_S = 0.1
+BAR_WIDTH = 24
 
 
 class Progress:
@@ -56,7 +57,7 @@ class Progress:
                 snapshot = subscriber.receive(POLL_S)
                 if snapshot is not None:
                     rates.update(snapshot)
-                    live.update(_render(snapshot, rates), refresh=True)
+                    live.update(_show(snapshot, rates, self._console.width), refresh=True)
 
     def _follow_plainly(self, subscriber: Subscriber) -> None:
         rates = _Rates()
@@ -106,9 +107,17 @@ def _render(snapshot: Snapshot, rates: _Rates) -> Table:
     if snapshot.start_ns and snapshot.stop_ns and snapshot.phase == "running":
         total = snapshot.stop_ns - snapshot.start_ns
         done = snapshot.time_ns - snapshot.start_ns
-    bar = ProgressBar(total=total, completed=max(0, min(done, total)), width=24)
-    grid.add_row(bar, *(Text(word) for word in _words(snapshot, rates)))
+    bar = ProgressBar(total=total, completed=max(0, min(done, total)), width=BAR_WIDTH)
+    grid.add_row(bar, *(Text(word, no_wrap=True) for word in _words(snapshot, rates)))
     return grid
+
+
+def _show(snapshot: Snapshot, rates: _Rates, width: int) -> Table | Text:
+    """The bar and the words; without the bar, and wrapped, where a line has no room for all."""
+    words = _words(snapshot, rates)
+    if sum(map(len, words)) + len(words) + BAR_WIDTH <= width:
+        return _render(snapshot, rates)
+    return Text(" ".join(" ".join(words).split()))
 
 
 def _left_s(snapshot: Snapshot) -> float:

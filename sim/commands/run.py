@@ -51,7 +51,8 @@ SIGNAL_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
     type=click.Path(path_type=Path, dir_okay=False),
     multiple=True,
     metavar="FILE",
-    help="A file of Python whose generator functions the topology can name; it runs with full trust. Repeatable.",
+    help="A file of Python whose generator functions the topology names plainly, as it names shipped programs; it runs "
+    "with full trust. Repeatable.",
 )
 @click.option(
     "--prometheus",
@@ -94,6 +95,8 @@ def run(
     stderr = Console(stderr=True)
     if seed is not None:
         overrides = {**overrides, "seed": str(seed)}
+    if junit_file is not None and not junit_file.parent.is_dir():
+        raise click.UsageError(f"{junit_file} cannot be written: there is no directory {junit_file.parent}")
     if dry_run:
         raise click.exceptions.Exit(_dry_run(topology, overrides, programs, runs, as_json=as_json))
     with contextlib.ExitStack() as stack:
@@ -173,6 +176,8 @@ def _print(result: Run, as_json: bool) -> None:
 def _exit_code(result: Run) -> int:
     if result.status == "interrupted":
         return SIGNAL_CODES.get(result.reason, 130)
+    if any(event["kind"] == "aborted" for event in result.events) and result.balanced:
+        return EXPECTATION_MISSED
     if result.status not in ("finished", "degraded") or not result.balanced:
         return 1
     if any(not verdict.met for verdict in result.figures.expectations):

@@ -21,13 +21,13 @@ def make_delivery(
     devices: list[AttachedDevice], vectors: int
 ) -> tuple[Callable[[int, int, int], None], Callable[[int, int], int | None], Callable[[int], None]]:
     """What is done with a drained counter: ``drained``, ``deliver``, ``handled``; vectors count through all devices."""
-    first = devices[0]
-    if len(devices) == 1:
-        drained_first, handled_first = first.recorder.make_drains()
-        return drained_first, first.vm.deliver, handled_first
     makers = [device.recorder.make_drains() for device in devices]
     vms = [device.vm for device in devices]
-    handled_now = makers[0][1]
+    for vm, maker in zip(vms, makers, strict=True):
+        vm.on_left, vm.on_fired = maker.left, maker.fired
+    if len(devices) == 1:
+        return makers[0].drained, vms[0].deliver, makers[0].handled
+    handled_now = makers[0].handled
 
     def deliver(flat: int, count: int) -> int | None:
         number, vector = divmod(flat, vectors)
@@ -39,8 +39,8 @@ def make_delivery(
     def drained(flat: int, count: int, delivered_ns: int) -> None:
         nonlocal handled_now
         number, vector = divmod(flat, vectors)
-        handled_now = makers[number][1]
-        makers[number][0](vector, count, delivered_ns)
+        handled_now = makers[number].handled
+        makers[number].drained(vector, count, delivered_ns)
 
     def handled(handled_ns: int) -> None:
         handled_now(handled_ns)

@@ -64,6 +64,8 @@ def _explain(error: BaseException) -> control.Failed:
     elif isinstance(error, HostError):
         whose = "host"
     summary = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    if whose == "program" and (frames := traceback.extract_tb(cause.__traceback__)):
+        summary += f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
     trace = "".join(traceback.format_exception(cause)) if whose in ("program", "simulator") else ""
     return control.Failed(whose, summary[: control.TEXT_MAX], trace[-control.TEXT_MAX :])
 

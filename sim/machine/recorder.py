@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from sim import recording
 from sim.recording import Recording
 
-__all__ = ["Recorder"]
+__all__ = ["Drains", "Recorder"]
+
+
+class Drains(NamedTuple):
+    """``drained(vector, count, delivered_ns)``, then ``handled(handled_ns)``; ``left`` and ``fired`` as `nodes.vm.Vm`
+    calls them: a drain that interrupted nobody, an interrupt without a drain.
+    """
+
+    drained: Callable[[int, int, int], None]
+    handled: Callable[[int], None]
+    left: Callable[[int, int, int], None]
+    fired: Callable[[int], None]
 
 
 class Recorder:
@@ -60,11 +72,11 @@ class Recorder:
 
         return sample
 
-    def make_drains(self) -> tuple[Callable[[int, int, int], None], Callable[[int], None]]:
-        """Two closures for the hot path: ``drained(vector, count, delivered_ns)``, then ``handled(handled_ns)``.
+    def make_drains(self) -> Drains:
+        """The closures for the hot path, and what they need when a drain is no interrupt.
 
-        The first one stores before the program sees the interrupt, so that a machine that is killed by it still
-        has it on the books; the second one completes the entry.
+        ``drained`` stores before the program sees the interrupt, so that a machine that is killed by it still has it
+        on the books; ``handled`` completes the entry.
         """
         words, layout = self.words, self.layout
         at, used, end = layout.drains_at, 0, layout.drains
@@ -94,4 +106,15 @@ class Recorder:
         def handled(handled_ns: int) -> None:
             words[handled_at] = handled_ns
 
-        return drained, handled
+        def left(vector: int, pended: int, lost: int) -> None:
+            nonlocal handled_at
+            handled_at = recording.SCRATCH  # nobody has dealt with it
+            words[recording.PENDED] += pended
+            words[recording.DROPPED] += lost
+            fired(vector, -1)
+
+        def fired(vector: int, interrupts: int = 1) -> None:
+            wakes[vector] = times = wakes[vector] + interrupts
+            words[vectors_at + 2 * vector + 1] = times
+
+        return Drains(drained, handled, left, fired)

@@ -168,7 +168,10 @@ class RunDirectory:
         if error is not None and not self._finished:
             # Not "running" for as long as this process lives on: whoever opens the run may conclude it now.
             with contextlib.suppress(OSError):
-                files.write_status(self.path, "failed", f"{type(error).__name__}: {error}")
+                if isinstance(error, KeyboardInterrupt):
+                    files.write_status(self.path, "interrupted", "before its machines were told anything")
+                else:
+                    files.write_status(self.path, "failed", f"{type(error).__name__}: {error}")
         self.close()
 
     def _append(self, line: bytes) -> bool:

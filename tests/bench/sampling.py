@@ -50,7 +50,7 @@ def _interrupt(wired: Wired, interrupts: int) -> Callable[[], float]:
     """The body of ``sim.machine.worker``'s loop, line by line."""
     vm, own = wired.vm, {wired.lines[0, 0]: 0}
     ring, deliver, clock = vm.guest.ring, vm.deliver, time.monotonic_ns
-    drained, handled = wired.recorder.make_drains()
+    drained, handled, _, _ = wired.recorder.make_drains()
     vm.start(programs.idle)
 
     def measure() -> float:
