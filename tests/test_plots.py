@@ -83,6 +83,24 @@ def test_a_spread_has_a_column_for_each(run):
     assert axes.collections[-1].get_offsets().tolist() == [[0, 99_000], [1, 100_000]]
 
 
+def test_confidence_holds_every_percentile_and_leaves_open_what_nobody_knows(run):
+    (row,) = run.latency(latencies=("delivery",), intervals=True).to_pylist()
+    assert row["p90_high"] is not None
+    assert row["p99_high"] is None
+    axes = plots.confidence({"one": run, "the other": run})
+    both = [bars for bars in axes.containers if bars.get_label() in ("one", "the other")]
+    for bars in both:
+        points, _, (lines,) = bars
+        assert points.get_ydata().tolist() == [row[name] for name in ("p50", "p90", "p99")]
+        ends = [segment[:, 1].tolist() for segment in lines.get_segments()]
+        assert ends[:2] == [[row[f"{name}_low"], row[f"{name}_high"]] for name in ("p50", "p90")]
+        assert ends[2] == [row["p99_low"], row["p99"]]
+    assert len(axes.containers) == 4, "an arrow for p99 of each"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "the other"]
+    axes.figure.canvas.draw()
+    assert len(plots.confidence(run).containers) == 2
+
+
 def test_a_timeline_has_every_level_and_what_happened(run):
     axes = plots.timeline(run)
     labels = [line.get_label() for line in axes.get_lines()]
@@ -137,7 +155,7 @@ def test_what_cannot_be_drawn_is_said(run, tmp_path, monkeypatch):
     empty = RunDirectory.create(tmp_path, topology({"alone": (1, 1)}), {})
     record(empty, 0, vectors=[(0, 0)])
     nothing = finish(empty)
-    for draw in (plots.histogram, plots.cumulative, plots.percentiles, plots.spread, plots.timeline):
+    for draw in (plots.histogram, plots.cumulative, plots.percentiles, plots.spread, plots.timeline, plots.confidence):
         with pytest.raises(UsageError, match="no samples"):
             draw(nothing)
     for draw, said in (
@@ -150,6 +168,8 @@ def test_what_cannot_be_drawn_is_said(run, tmp_path, monkeypatch):
             draw(nothing)
     with pytest.raises(UsageError, match="expected machine or group"):
         plots.who_to_whom(run, by="color")
+    with pytest.raises(UsageError, match="0 runs to draw"):
+        plots.confidence({})
     with pytest.raises(UsageError, match="expected cpu or memory"):
         plots.resources(run, "mood")
     monkeypatch.setattr(plots, "SERIES_LIMIT", 1)

@@ -50,7 +50,8 @@ def usage(run: Run, start_ns: int, stop_ns: int) -> list[Usage]:
     machine, time_ns = machine[order], time_ns[order]
     cpu_s = (columns["cpu_user_s"] + columns["cpu_system_s"])[order]
     private = np.fmax(columns["uss_bytes"] - np.nan_to_num(columns["instrument_bytes"]), 0)
-    memory = np.where(np.isnan(columns["uss_bytes"]), columns["rss_bytes"], private)[order]
+    # Of a machine whose memory was never summed up there is only the other figure; never one now and the other then.
+    memory = (columns["rss_bytes"] if np.isnan(private).all() else private)[order]
     time_s = (time_ns - start_ns) / 1e9
     span_s = (stop_ns - start_ns) / 1e9
     groups = [(COORDINATOR_NAME, [COORDINATOR])]
@@ -67,7 +68,9 @@ def usage(run: Run, start_ns: int, stop_ns: int) -> list[Usage]:
         percent = 100 * np.diff(cpu_s[its])[same] / step_s[same]
         middle_s = ((its_s[1:] + its_s[:-1]) / 2)[same]
         every_s = max(float(np.median(step_s[same])), span_s / BINS_MAX, 1e-3)
-        found.append(Usage(name, *_averaged(middle_s, percent, every_s), *_averaged(its_s, memory[its], every_s)))
+        summed_up = ~np.isnan(memory[its])
+        sizes = _averaged(its_s[summed_up], memory[its][summed_up], every_s)
+        found.append(Usage(name, *_averaged(middle_s, percent, every_s), *sizes))
     return found
 
 

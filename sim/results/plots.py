@@ -4,6 +4,7 @@
     cumulative   the share of doorbells that took no longer than that
     percentiles  the same turned round and stretched towards 100 %: p90, p99, p99.9 are equally far apart
     spread       p50 to p99.99 and the maximum side by side, for each vector, group or machine
+    confidence   every percentile with its 95 % interval, of one run or of several side by side
     timeline     p50, p90, p99 and the maximum of delivery over time, and what happened meanwhile
     rates        doorbells and interrupts a second over time, likewise
     who_to_whom  doorbells from each machine to each, as colours
@@ -17,7 +18,7 @@ when the first picture is drawn. Whatever cannot be drawn raises ``UsageError``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from sim.results.frames import numbered
 from sim.results.latency import LATENCIES, QUANTILES, values
 
 __all__ = [
+    "confidence",
     "cumulative",
     "drain_sizes",
     "histogram",
@@ -107,6 +109,7 @@ def percentiles(
     nines = [10.0**power for power in range(int(np.log10(most)) + 1)]
     labels = [f"{100 - 100 / nine:.{max(0, place - 2)}f} %" for place, nine in enumerate(nines)]
     axes.set_xticks([1, 2, *nines[1:]], ["min", "50 %", *labels[1:]])
+    axes.get_xticklabels()[0].set_horizontalalignment("right")  # or it would touch the next one
     axes.tick_params(axis="x", which="minor", bottom=False)
     axes.set_xlabel("percentile")
     _latency_scale(axes, "y")
@@ -134,6 +137,39 @@ def spread(run: Run, latency: str = "delivery", *, by: str = "vector", axes: Any
     _finished(axes, None, len(columns))
     # Beside the picture: wherever it stood inside, some column would be behind it.
     axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return axes
+
+
+def confidence(runs: Run | Mapping[str, Run], latency: str = "delivery", *, axes: Any = None) -> Any:
+    """Every percentile with its 95 % confidence interval; several runs, by what they are called, side by side.
+
+    An arrow upwards: so few samples do not say how much higher the percentile may be.
+    """
+    named = {"": runs} if isinstance(runs, Run) else dict(runs)
+    if not named or len(named) > SERIES_LIMIT:
+        raise UsageError(f"{len(named)} runs to draw: expected 1 to {SERIES_LIMIT}")
+    axes = _axes(axes)
+    names = [name for name, _ in QUANTILES if name != "max"]
+    for index, (label, run) in enumerate(named.items()):
+        (row,) = run.latency(latencies=(latency,), intervals=True).to_pylist()
+        if not row["samples"]:
+            raise UsageError(f"{run.path}: no samples of {latency} to draw")
+        known = [(place, name) for place, name in enumerate(names) if row[f"{name}_low"] is not None]
+        at = np.array([place for place, _ in known]) + (index - (len(named) - 1) / 2) * 0.7 / len(named)
+        levels = np.array([row[name] for _, name in known])
+        low = levels - [row[f"{name}_low"] for _, name in known]
+        high = np.array([row[f"{name}_high"] or np.nan for _, name in known]) - levels
+        bars = axes.errorbar(at, levels, (low, np.nan_to_num(high)), fmt="o", label=label, capsize=3, markersize=5)
+        for place in np.flatnonzero(np.isnan(high)):
+            # No upper end: the length is only the arrow's.
+            color = bars.lines[0].get_color()
+            axes.errorbar(at[place], levels[place], levels[place] / 2, fmt="none", lolims=True, ecolor=color)
+    axes.set_xticks(range(len(names)), [name.replace("_", ".") for name in names])
+    axes.set_xlabel("percentile, with its 95 % interval")
+    _latency_scale(axes, "y")
+    axes.set_ylabel(latency)
+    _finished(axes, None, len(named))
+    axes.grid(visible=False, axis="x")
     return axes
 
 
@@ -180,7 +216,8 @@ def who_to_whom(run: Run, *, by: str = "machine", axes: Any = None) -> Any:
     ):
         every = max(1, -(-len(names) // SERIES_LIMIT))
         upright = label == "ringing" or max(map(len, names)) * len(names) < 60
-        set_ticks(range(0, len(names), every), names[::every], rotation=0 if upright else 60)
+        slanted = {} if upright else {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+        set_ticks(range(0, len(names), every), names[::every], **slanted)
         set_label(label)
     axes.figure.colorbar(image, ax=axes, label="doorbells")
     return axes
@@ -291,6 +328,9 @@ def _latency_scale(axes: Any, which: str) -> None:
     if top < 100 * bottom:
         # Less than two decades: the powers of ten alone might label nothing.
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    elif top > 1e6 * bottom:
+        # So many powers of ten have no room beside each other.
+        axis.set_major_locator(LogLocator(numticks=6))
     axis.set_major_formatter(FuncFormatter(lambda value_ns, _: _human(value_ns)))
     axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
 

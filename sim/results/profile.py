@@ -18,6 +18,7 @@ HOST = -2
 """The whole host's."""
 
 LAST_LOOK_NS = 500_000_000
+SPAN_S_MIN = 0.05
 
 Column = npt.NDArray[np.float64]
 
@@ -37,7 +38,8 @@ def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: in
     starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]])
     ends = np.r_[starts[1:], len(numbers)] - 1
     elapsed_s = (rows["time_ns"][ends] - rows["time_ns"][starts]) / 1e9
-    measured = elapsed_s > 0
+    # Two looks that nearly coincide say nothing about what was used in between.
+    measured = elapsed_s >= SPAN_S_MIN
     if not measured.any():
         return None
 
