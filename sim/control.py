@@ -135,7 +135,7 @@ class Stopped(msgspec.Struct, tag=True, frozen=True):
 
 
 class Moving(msgspec.Struct, tag=True, frozen=True):
-    """From the worker: the process that it will go on in has been born; it reads the orders from now on."""
+    """From the fresh process of a migration: it has been born, and reads the orders from now on."""
 
     pid: int
 

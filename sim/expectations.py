@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from sim.measures import COUNTED, Counts, Scope, UnknownFigureError, Whose
 from sim.results import Run
 from sim.results.latency import percentiles, values
 from sim.results.manifest import Machine
-from sim.results.summary import Verdict
+from sim.results.summary import Migration, Verdict
 from topologies import Condition, Expectation, Topology
 from topologies.figures import UNITS_NS, parse_figure
 from topologies.values import MisfitError
@@ -130,6 +130,8 @@ class _Finished:
         self._whose = Whose((machine.name, machine.group) for machine in topology.machines)
         self._known: dict[str, Callable[[Scope], float]] = {
             **{name: functools.partial(self._count, name) for name in (*COUNTED, "coalescing", "lost")},
+            "pended": functools.partial(self._undelivered, "pended"),
+            "dropped": functools.partial(self._undelivered, "dropped"),
             "died": lambda scope: float(len(self._deaths(scope))),
             "up": self._up,
             "rate_hz": self._rate_hz,
@@ -138,6 +140,10 @@ class _Finished:
             "elapsed_s": lambda scope: run.figures.duration_s,
             "uss_mib": lambda scope: self._most(("uss_bytes",), "machine", scope) / MEBIBYTE,
             "rss_mib": lambda scope: self._most(("rss_bytes",), "machine", scope) / MEBIBYTE,
+            "migrated": functools.partial(self._migrations, "moved"),
+            "migrations_refused": functools.partial(self._migrations, "refused"),
+            "migrations_failed": functools.partial(self._migrations, "failed"),
+            "downtime_ms": self._downtime_ms,
             "cpu_s": lambda scope: self._most(("cpu_user_s", "cpu_system_s"), "life", scope),
         }
 
@@ -177,6 +183,14 @@ class _Finished:
         except (UnknownFigureError, UsageError) as error:
             got, why = None, str(error)
         return Verdict(condition.figure, condition.of, expected, got, got is not None and condition.holds(got), why)
+
+    def _undelivered(self, name: str, scope: Scope) -> float:
+        if scope.whole:
+            return float(getattr(self._run.figures, name))
+        for group in self._topology.groups:
+            if scope.machines == {machine.index for machine in self._topology.members(group.name)}:
+                return float(getattr(self._run.figures.groups[group.name], name))
+        raise UnknownFigureError("it is known of the whole run and of groups only")
 
     def _value(self, figure: str, scope: Scope) -> float:
         if figure in self._known:
@@ -304,6 +318,23 @@ class _Finished:
         most = np.zeros(len(keys))
         np.maximum.at(most, place, looks[its])
         return float(most.sum())
+
+    # Machines that move
+
+    def _of_migrations(self, scope: Scope) -> Iterator[Migration]:
+        for each in self._run.figures.migrations:
+            if self._by_name.get(each.machine, self._by_name.get(each.machine.rpartition(".")[0])) in scope.machines:
+                yield each
+
+    def _migrations(self, verdict: str, scope: Scope) -> float:
+        return float(sum(each.verdict == verdict for each in self._of_migrations(scope)))
+
+    def _downtime_ms(self, scope: Scope) -> float:
+        """The longest that any of them stood still, in migrations that came to nothing too."""
+        its = [each.downtime_ms for each in self._of_migrations(scope) if each.downtime_ms is not None]
+        if not its:
+            raise UnknownFigureError(f"nothing has migrated{self._explained(scope)}")
+        return max(its)
 
     # What programs said
 

@@ -139,7 +139,10 @@ class Counts:
 
 
 class Book(NamedTuple):
-    """A recording that is still written: of which machine, and which machine has which ID in its domain."""
+    """A recording that is still written: of which machine, and which machine has which ID.
+
+    IDs are ``domain << 16 | peer``: a machine that has migrated has rung in several domains.
+    """
 
     machine: int
     recording: Recording
@@ -158,7 +161,8 @@ def counts_so_far(books: Sequence[Book]) -> Counts:
         used = int(words[recording.EDGES_USED])
         rang = words[layout.edges_at : layout.edges_at + 3 * used].astype(np.int64).reshape(used, 3)
         took = words[layout.vectors_at : layout.edges_at].astype(np.int64).reshape(layout.vectors, 2)
-        targets = of_peer[id(book.machine_of)][rang[:, 0] >> 16]
+        known = of_peer[id(book.machine_of)]
+        targets = known[np.minimum(rang[:, 0] >> 16, len(known) - 1)]
         mine = np.full(used, book.machine, np.int64)
         edges.append(np.column_stack((mine, targets, rang[:, 0] & 0xFFFF, rang[:, 1:])))
         vectors = np.arange(layout.vectors)
@@ -170,8 +174,8 @@ def counts_so_far(books: Sequence[Book]) -> Counts:
 
 
 def _looked_up(machine_of: Mapping[int, int]) -> Integers:
-    """The machine of each ID that a peer can have, -1 for none."""
-    machines = np.full(PEERS, -1, np.int64)
+    """The machine of each ID that a peer can have, -1 for none, as the last one has of all beyond."""
+    machines = np.full((max(machine_of, default=0) // PEERS + 1) * PEERS + 1, -1, np.int64)
     machines[list(machine_of)] = list(machine_of.values())
     return machines
 

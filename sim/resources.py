@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -60,18 +60,24 @@ class Sampler:
 
     def __init__(self) -> None:
         self._processes: dict[int, tuple[str, psutil.Process]] = {}
+        self._last: dict[int, Resources] = {}
+        self._carried: dict[int, Resources] = {}
+        """Of a machine that has gone on in another process: what it had used by the last look at those before."""
         self._turn = 0
         self._spent_ns = 0
 
     def watch(self, machine: int, name: str, pid: int) -> None:
-        """Look at this process from now on."""
+        """Look at this process from now on; what its machine has used in another one before counts on."""
+        if machine in self._last:
+            self._carried[machine] = self._last[machine]
         try:
             self._processes[machine] = name, psutil.Process(pid)
         except psutil.NoSuchProcess:
             self._processes.pop(machine, None)
 
     def forget(self, machine: int) -> None:
-        self._processes.pop(machine, None)
+        for known in (self._processes, self._last, self._carried):
+            known.pop(machine, None)
 
     def sample(self, instrument_bytes: dict[int, int]) -> list[Resources]:
         """One row for each process that still lives, and one for the host.
@@ -89,7 +95,11 @@ class Sampler:
         for machine, (name, process) in watched:
             try:
                 instrument = instrument_bytes.get(machine, 0)
-                rows.append(_look(machine, name, process, instrument, in_depth=machine in in_depth))
+                row = _look(machine, name, process, instrument, in_depth=machine in in_depth)
+                if machine in self._carried:
+                    row = _added(row, self._carried[machine])
+                self._last[machine] = row
+                rows.append(row)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 self.forget(machine)
         self._spent_ns += time.thread_time_ns() - begin_ns
@@ -122,6 +132,16 @@ def _look(machine: int, name: str, process: psutil.Process, instrument_bytes: in
         faults_minor=minor,
         faults_major=major,
     )
+
+
+def _added(row: Resources, before: Resources) -> Resources:
+    """The counters of a process, on top of those of the machine's process before it."""
+    counters = ("cpu_user_s", "cpu_system_s", "switches_voluntary", "switches_involuntary")
+    sums: dict[str, Any] = {name: getattr(row, name) + getattr(before, name) for name in counters}
+    for name in ("faults_minor", "faults_major"):
+        known = getattr(row, name), getattr(before, name)
+        sums[name] = None if None in known else sum(known)
+    return row._replace(**sums)
 
 
 def _look_at_host(sampling_s: float) -> Resources:

@@ -125,6 +125,7 @@ def _finish(directory: RunDirectory, crew: Crew, ending: Ending, floors: Sequenc
         foreign_pending=foreign,
         phases=[Phase(*phase) for phase in ending.phases],
         identities=[identity for hand in crew.hands for identity in hand.identities],
+        moves=[move for hand in crew.hands for move in hand.moves],
         floors=floors,
     )
 

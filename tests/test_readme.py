@@ -77,11 +77,11 @@ def test_the_topology_is_one(tmp_path: Path) -> None:
 
 
 def test_the_programs_of_the_readme_are_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = next(block for block in blocks("python") if "def relay" in block)
+    program = next(block for block in blocks("python") if "def forward" in block)
     module = types.ModuleType("readme_program")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(program, "README.md", "exec"), module.__dict__)
-    resolved = resolve_program("readme_program:relay")
+    resolved = resolve_program("readme_program:forward")
     assert [parameter.name for parameter in resolved.parameters] == ["to", "offset"]
     for name in re.findall(r"`(\w+)`", re.search(r"Shipped are (.*?)\n\(", README, re.DOTALL)[1]):
         assert resolve_program(name)

@@ -138,7 +138,7 @@ class Timeline:
             first, last = action.at_s, math.inf
             if action.when is None:
                 last = action.at_s + (action.repeat - 1) * action.period_s + len(action.machines) * action.every_s
-            if action.do == "join" or action.do in _REMOVE:
+            if action.do == "join" or action.do in _REMOVE or action.fault == "source_dies":
                 steps.append((first, place, 0))
             if action.machines:
                 steps.append((last, place, 1))

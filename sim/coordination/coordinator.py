@@ -22,6 +22,7 @@ from sim.coordination.domain import LiveDomain
 from sim.coordination.hand import Hand
 from sim.coordination.introductions import introduce, make_known
 from sim.coordination.lookout import Lookout
+from sim.coordination.moves import Moves
 from sim.coordination.timeline import Timeline
 from sim.kernel.loop import Loop
 from sim.resources import Resources
@@ -35,6 +36,7 @@ START_LEAD_NS = 50_000_000
 START_PATIENCE_NS = 30 * SECOND_NS
 START_PATIENCE_EACH_NS = SECOND_NS // 10
 STOP_PATIENCE_NS = 3 * SECOND_NS
+STOP_PATIENCE_EACH_NS = SECOND_NS // 50
 TOLD = frozenset(
     {"action", "machine_joined", "machine_left", "machine_died", "migrated", "migration_failed", "warning"}
 )
@@ -109,6 +111,7 @@ class Coordinator:
         except BaseException:
             self.close()
             raise
+        self._moves = Moves(self._crew, self.domains, self._event)
         actions = Actions(self._crew, self.domains, self._loop, bear=self.bear)
         self.timeline = Timeline(self, self._loop, self._event, actions)
 
@@ -170,6 +173,7 @@ class Coordinator:
             snapshots=self.lookout.published,
             heartbeats=self.lookout.heartbeats,
             heartbeats_late=self.lookout.heartbeats_late,
+            spent_ms=self.lookout.spent_ns / 1e6,
         )
         return self.ending
 
@@ -260,11 +264,11 @@ class Coordinator:
                             self._event("statistics", machine=hand.name, values=statistics)
                         self._check_stopped()
                     case control.Moving(pid):
-                        self._moving(hand, pid)
+                        self._moves.begin(hand, pid)
                     case control.Moved():
-                        self._moved(hand, report)
+                        self._moves.moved(hand, report)
                     case control.Stayed(reason, paused_ns):
-                        self._stayed(hand, reason, paused_ns)
+                        self._moves.stayed(hand, reason, paused_ns, stopping=self.phase == "stopping")
                     case control.Warned(text):
                         self._event("warning", machine=hand.name, text=text)
                     case control.Failed(whose, summary, trace):
@@ -275,47 +279,6 @@ class Coordinator:
 
     def _all_ready(self) -> bool:
         return all(hand.ready for hand in self.crew.hands if hand.machine.present)
-
-    # Machines that move
-
-    def _moving(self, hand: Hand, pid: int) -> None:
-        """The process is there that a machine is to go on in."""
-        try:
-            self.crew.adopt(hand, pid)
-        except ProcessLookupError:
-            return  # its source will say so
-        hand.tell(control.Proceed())
-
-    def _moved(self, hand: Hand, report: control.Moved) -> None:
-        """The machine has gone on in its new process; the one before it ends, or has ended."""
-        assert hand.moving is not None
-        before, domain = hand.rows[0].domain, hand.moving.domain
-        row, hand.moving = hand.rows[0], None
-        old_peer, hand.peers[0] = hand.peers[0], report.peer
-        hand.rows[0] = row._replace(domain=domain)
-        self._event(
-            "migrated",
-            machine=hand.name,
-            from_peer=old_peer,
-            to_peer=report.peer,
-            from_domain=self.domains[before].name,
-            to_domain=self.domains[domain].name,
-            downtime_ms=report.downtime_ns / 1e6,
-            state_bytes=report.state_bytes,
-            memory_bytes=report.memory_bytes,
-            pending_vectors=report.pending_vectors,
-        )
-        if (before, old_peer) != (domain, report.peer):
-            introduce(self.crew, hand, anew=before != domain)
-            make_known(self.crew, hand, 0)
-
-    def _stayed(self, hand: Hand, reason: str, paused_ns: int) -> None:
-        """A migration has come to nothing; whoever was to take over has ended."""
-        hand.moving = None
-        hand.lose_successor()
-        self._event("migration_failed", machine=hand.name, reason=reason, downtime_ms=paused_ns / 1e6)
-        if self.phase == "stopping":
-            hand.tell(control.Stop())  # the first one was read by the other process
 
     def _reap(self, hand: Hand) -> None:
         """A worker's process has ended."""
@@ -367,7 +330,8 @@ class Coordinator:
         self.phase = "stopping"
         for hand in self.crew.hands:
             hand.tell(control.Stop())
-        self._loop.at(now_ns + STOP_PATIENCE_NS, self._kill_unstopped)
+        patience_ns = STOP_PATIENCE_NS + len(self.crew.current) * STOP_PATIENCE_EACH_NS
+        self._loop.at(now_ns + patience_ns, self._kill_unstopped)
         self._check_stopped()
 
     def _kill_unstopped(self) -> None:
@@ -395,4 +359,5 @@ class Coordinator:
             for peer in domain.peers():
                 for vector, eventfd in enumerate(peer.eventfds):
                     self.ending.pending[domain.number, peer.peer, vector] = eventfd.take()
+        self._moves.look_back(self.ending.pending)
         self.phase = "done"

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+from collections import deque
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from typing import NamedTuple
@@ -103,8 +104,12 @@ class Hand:
         """The migration that it is in."""
         self.identities: list[tuple[int, int, int]] = []
         """Every (row, domain, peer) that a server has known it as, migrations included."""
+        self.moves: list[tuple[int, int, int, int]] = []
+        """Every (row, domain, peer, ns) of those that a migration has given it, and since when."""
         self.unplugged = False
         self._coming: _Successor | None = None
+        self._ahead: deque[_Successor] = deque()
+        """Those that it has moved on to while the end of the one before is not known yet, the latest last."""
         self._successor: _Successor | None = None
 
     @property
@@ -117,8 +122,9 @@ class Hand:
 
     @property
     def pid(self) -> int:
-        if self._successor is not None:
-            return self._successor.pid
+        latest = self._ahead[-1] if self._ahead else self._successor
+        if latest is not None:
+            return latest.pid
         assert self.process is not None
         assert self.process.pid is not None
         return self.process.pid
@@ -147,9 +153,16 @@ class Hand:
         """It is about to go on in this process; raises ``ProcessLookupError`` when that has ended already."""
         self._coming = _Successor(pid)
 
-    def lose_successor(self) -> None:
-        """The process that it was to go on in has ended, and it goes on where it was."""
+    def arrive(self) -> None:
+        """It goes on in the process that was to be its next one."""
         if self._coming is not None:
+            self._ahead.append(self._coming)
+            self._coming = None
+
+    def lose_successor(self) -> None:
+        """It does not go on in the process that was to be its next one; whatever that still waits for, it ends."""
+        if self._coming is not None:
+            self._coming.kill()
             self._coming.close()
             self._coming = None
 
@@ -173,11 +186,13 @@ class Hand:
 
     def succeed(self) -> bool:
         """Whether its process has ended only because the machine has left it; it is in the next one then."""
-        if self._coming is None or self._exit_code() != 0:
+        if not self._ahead and self._exit_code() == 0:
+            self.arrive()  # the new one has not said a word yet, but the old one has let go
+        if not self._ahead:
             return False
         if self._successor is not None:
             self._successor.close()
-        self._successor, self._coming = self._coming, None
+        self._successor = self._ahead.popleft()
         return True
 
     def reap(self) -> str:
@@ -188,7 +203,7 @@ class Hand:
         return self.exit
 
     def kill(self) -> None:
-        for successor in (self._coming, self._successor):
+        for successor in (self._coming, *self._ahead, self._successor):
             if successor is not None:
                 successor.kill()
         if self.lives and self.process is not None:
@@ -202,7 +217,7 @@ class Hand:
         if self.process is not None:
             self.process.join()
             self.process.close()
-        for successor in (self._coming, self._successor):
+        for successor in (self._coming, *self._ahead, self._successor):
             if successor is not None:
                 successor.close()
         for book in self.books:

@@ -74,12 +74,20 @@ class Layouts:
             if action.do in ("join", "migrate"):
                 lives.update(dict.fromkeys(action.machines, action.repeat))
         self._peers: Counter[int] = Counter()
+        self._peers_at_once = Counter(each.vectors for each in topology.machines)
         for each in topology.machines:
             self._peers[each.vectors] += lives[each.index]
+        # Who moves opens its books anew each time.
+        self._moves: Counter[int] = Counter()
+        for action in topology.timeline:
+            if action.do == "migrate":
+                self._moves.update(dict.fromkeys(action.machines, action.repeat))
 
     def of(self, machine: Machine) -> Layout:
         """The layout for one device of ``machine``; real peers that come later want a few edges too."""
         edges = sum(min(machine.vectors, vectors) * count for vectors, count in self._peers.items())
+        at_once = sum(min(machine.vectors, vectors) * count for vectors, count in self._peers_at_once.items())
+        edges += self._moves[machine.index] * at_once
         return Layout(
             vectors=machine.vectors, edges=edges + 64 * machine.vectors, rings=self._rings, drains=self._drains
         )

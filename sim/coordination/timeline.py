@@ -132,18 +132,14 @@ class Timeline:
 
     def _moment(self, now_ns: int) -> Moment:
         crew, machines = self._stage.crew, self._stage.topology.machines
-        machine_of: dict[int, dict[int, int]] = {}
+        machine_of: dict[int, int] = {}
         for hand in crew.hands:
             for _, domain, peer in hand.identities:
-                machine_of.setdefault(domain, {})[peer] = hand.machine.index
+                machine_of[domain << 16 | peer] = hand.machine.index
         return Moment(
             whose=Whose((machine.name, machine.group) for machine in machines),
             counts=counts_so_far(
-                [
-                    Book(hand.machine.index, book, machine_of.get(row.domain, {}))
-                    for hand in crew.hands
-                    for row, book in zip(hand.rows, hand.books, strict=True)
-                ]
+                [Book(hand.machine.index, book, machine_of) for hand in crew.hands for book in hand.books]
             ),
             up=frozenset(hand.machine.index for hand in crew.current if hand.ready and hand.lives),
             died=tuple(hand.machine.index for hand in crew.hands if hand.exit and hand.is_accident),

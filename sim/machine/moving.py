@@ -7,9 +7,11 @@ state; then the source lets go, and only then the program is resumed.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
+import time
 
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import RamMigration
@@ -18,9 +20,10 @@ from nodes.vm import Vm
 from sim.kernel.memory import map_region
 from sim.kernel.succession import Source, remap
 
-__all__ = ["Arrival", "let_go"]
+__all__ = ["Arrival", "Excuse", "let_go"]
 
 PATIENCE_S = 10.0
+EXCUSE_BYTES_MAX = 2048  # less than a pipe takes in one piece
 
 
 def let_go(side: Source, fault: str) -> str:
@@ -29,7 +32,7 @@ def let_go(side: Source, fault: str) -> str:
     "" when it has; else why not: the successor has then ended, and the machine goes on here. ``fault`` as in
     `topologies.scenario.FAULTS`.
     """
-    reason = "its new process did not get ready"
+    begin = time.monotonic()
     if side.await_ready(PATIENCE_S):
         if fault == "source_dies":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -38,8 +41,32 @@ def let_go(side: Source, fault: str) -> str:
             if side.commit():
                 return ""
             reason = "its new process died"
+    elif time.monotonic() - begin < PATIENCE_S:
+        reason = "its new process died"
+    else:
+        reason = f"its new process was not ready within {PATIENCE_S:g} s"
     side.cancel()
     return reason
+
+
+class Excuse:
+    """A pipe, made before the fork: in it the successor says why it does not come, and its source looks for that."""
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def give(self, reason: str) -> None:
+        os.write(self._writing, reason.encode(errors="backslashreplace")[:EXCUSE_BYTES_MAX])
+
+    def take(self) -> str:
+        """What it said; "" when it ended without a word."""
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._reading, EXCUSE_BYTES_MAX).decode(errors="replace")
+        return ""
+
+    def close(self) -> None:
+        os.close(self._reading)
+        os.close(self._writing)
 
 
 class Arrival:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from nodes.device import profiles
-from nodes.errors import GuestError
+from nodes.errors import GuestError, HostError
 from nodes.load import Load
 from sim import control, recording
 from sim.control import Control
@@ -23,7 +23,7 @@ from sim.kernel.eventfd import drain
 from sim.kernel.succession import Source, fork_successor
 from sim.machine.delivery import drain_late, make_delivery, poll_until
 from sim.machine.device import AttachedDevice
-from sim.machine.moving import Arrival, let_go
+from sim.machine.moving import Arrival, Excuse, let_go
 from sim.machine.plan import WorkerPlan
 from sim.machine.program import BoundProgram
 from sim.recording import Recording, State
@@ -113,23 +113,30 @@ class Worker:
         device = self._devices[0]
         device.vm.doorbells.flush()
         state = device.vm.device.save()
+        excuse = Excuse()
         side = fork_successor()
         if isinstance(side, Source):
-            self._link.send(control.Moving(side.pid))
             reason = let_go(side, order.fault)
             if not reason:
                 raise _Moved
-            self._link.send(control.Stayed(reason, time.monotonic_ns() - paused_ns))
+            self._link.send(control.Stayed(excuse.take() or reason, time.monotonic_ns() - paused_ns))
+            excuse.close()
             return
+        # Not said by the source: should that be killed now, the coordinator would not know of this process.
+        self._link.send(control.Moving(os.getpid()))
         try:
             if order.fault == "target_dies":
                 os.kill(os.getpid(), signals.SIGKILL)
             copied_bytes = self._go_on(device, order, state)
             if not (side.stand_ready() and side.tie_to(order.adopter)):
                 os._exit(1)
-        except BaseException as error:  # whatever it is: the machine is still there, where it was
-            self._link.send(control.Warned(f"{self._plan.name} cannot go on in a new process: {error}"))
+        except _Stopped:
+            excuse.give("the run is over")
             os._exit(1)
+        except BaseException as error:  # whatever it is: the machine is still there, where it was
+            excuse.give(str(error) or type(error).__name__)
+            os._exit(1)
+        excuse.close()
         peer, guest = device.connection.peer, device.vm.guest
         assert peer is not None
         device.book.words[recording.PEER], device.book.words[recording.DOMAIN] = peer, order.domain
@@ -161,6 +168,8 @@ class Worker:
         self._servers[device.connection.fileno()] = device
         self._epoll.register(device.connection.fileno(), select.EPOLLIN)
         while not device.is_met:
+            if not self._servers:
+                raise HostError("the server has gone")
             self._wait_and_attend()
         return arrival.memory_bytes
 
@@ -201,7 +210,8 @@ class Worker:
 
     def _set_alarm(self) -> None:
         """Have the wait end at the time to stop: by then, the coordinator may wait long for its turn on a CPU."""
-        self._epoll.register(self._alarm, select.EPOLLIN)
+        with contextlib.suppress(FileExistsError):  # a machine that has migrated before it began has it already
+            self._epoll.register(self._alarm, select.EPOLLIN)
         signals.signal(signals.SIGALRM, lambda *_: None)
         signals.set_wakeup_fd(self._alarm_writer)
         signals.setitimer(signals.ITIMER_REAL, max(1, self._stop_ns - time.monotonic_ns()) / SECOND_NS)
@@ -359,7 +369,7 @@ class Worker:
                 drained(vector, count, clock())
                 try:
                     wait = deliver(vector, count)
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     raise ProgramError from error
                 handled(clock())
             if warnings:
@@ -371,5 +381,5 @@ def _blaming_program() -> Iterator[None]:
     """What goes wrong in here is the guest program's."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ProgramError from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,11 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
     """
     there = files.recordings(path)
     records = [_records(there, machine.index) for machine in manifest.machines]
-    later, manifest = _with_further(manifest, [read(file, row) for row, file in there.items() if row >= len(records)])
+    born: dict[int, int] = {}
+    for row, domain, _ in ending.identities if ending is not None else ():
+        born.setdefault(row, domain)  # a life that has migrated keeps the name that it was born with
+    further = [read(file, row) for row, file in there.items() if row >= len(records)]
+    later, manifest = _with_further(manifest, further, born)
     records += later
     if ending is not None and ending.phases:
         manifest = msgspec.structs.replace(manifest, phases=ending.phases)
@@ -64,7 +68,7 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
     problems = [problem for each in records for problem in each.problems]
     numbers = Lines(manifest.machines, records, ending.identities)
     lines, edges = _lines(manifest, ending, records, numbers, problems)
-    samples, drains, overfull = match(records, numbers, ending.measure_start_ns)
+    samples, drains, overfull = match(records, numbers, ending.measure_start_ns, ending.moves)
     for phase in manifest.phases:
         if not phase.measured:
             samples.warmup[(samples.intended_ns >= phase.start_ns) & (samples.intended_ns < phase.end_ns)] = True
@@ -95,7 +99,9 @@ def _records(there: dict[int, Path], machine: int) -> Records:
     return Records(machine, problems=[f"recording of machine {machine} is missing"])
 
 
-def _with_further(manifest: Manifest, records: Sequence[Records]) -> tuple[list[Records], Manifest]:
+def _with_further(
+    manifest: Manifest, records: Sequence[Records], born: Mapping[int, int]
+) -> tuple[list[Records], Manifest]:
     """The manifest with a row for each recording beyond its own: further lives, and further devices, of machines."""
     sound: list[Records] = []
     rows = list(manifest.machines)
@@ -104,9 +110,10 @@ def _with_further(manifest: Manifest, records: Sequence[Records]) -> tuple[list[
             continue  # not one of ours, or so damaged that nobody can tell whose it is
         of = manifest.machines[each.of]
         name = of.name if each.life == 1 else f"{of.name}.{each.life}"
-        if each.domain != of.domain:
-            name += f".{manifest.domains[each.domain]}" if each.domain < len(manifest.domains) else f".{each.domain}"
-        rows.append(Machine(each.machine, name[:MACHINE_NAME_MAX], of.group, of.vectors, each.domain, each.of))
+        domain = born.get(each.machine, each.domain)
+        if domain != of.domain:
+            name += f".{manifest.domains[domain]}" if domain < len(manifest.domains) else f".{domain}"
+        rows.append(Machine(each.machine, name[:MACHINE_NAME_MAX], of.group, of.vectors, domain, each.of))
         sound.append(each)
     return sound, msgspec.structs.replace(manifest, machines=rows)
 

@@ -17,6 +17,7 @@ from sim.results.ending import Ending
 from sim.results.figures import summarize
 from sim.results.manifest import Manifest
 from sim.results.matching import VECTOR_MASK
+from sim.results.migrations import migrations
 from sim.results.statistics import read_statistics
 
 __all__ = ["conclude"]
@@ -36,7 +37,9 @@ def conclude(path: Path, manifest: Manifest, ending: Ending | None) -> None:
     with ThreadPoolExecutor(max_workers=1) as beside:
         written = beside.submit(_write, path, its)
         latencies = distribution(its.samples, manifest)
-        summary = msgspec.structs.replace(summarize(its, latencies), statistics=read_statistics(path))
+        summary = msgspec.structs.replace(
+            summarize(its, latencies), statistics=read_statistics(path), migrations=migrations(path, its)
+        )
         written.result()
     schemas.write_table(path, "histograms", _table("histograms", _histograms(latencies.histograms)))
     files.write_json(path / files.SUMMARY, summary)

@@ -112,6 +112,7 @@ class RunDirectory:
         floors: Sequence[Floor] = (),
         phases: Sequence[Phase] = (),
         identities: Sequence[tuple[int, int, int]] = (),
+        moves: Sequence[tuple[int, int, int, int]] = (),
     ) -> Run:
         """Turn the recordings into tables and a summary, and give the run.
 
@@ -138,6 +139,7 @@ class RunDirectory:
             floors=[FloorLook(**dataclasses.asdict(floor)) for floor in floors],
             phases=list(phases),
             identities=list(identities),
+            moves=list(moves),
         )
         try:
             files.write_json(self.path / files.ENDING, ending)

@@ -71,6 +71,7 @@ class Ending(msgspec.Struct, frozen=True):
     floors: list[FloorLook] = []
     phases: list[Phase] = []
     identities: list[tuple[Index, Natural, Index]] = []
+    moves: list[tuple[Index, Natural, Index, Natural]] = []
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES or self.status == RUNNING:

@@ -74,11 +74,17 @@ class Drains:
     handled_ns: Column
 
 
-def match(records: Sequence[Records], lines: Lines, measure_start_ns: int) -> tuple[Samples, Drains, int]:
-    """Samples, drains, and how many drains are given more samples than their count (0: a sound match)."""
+def match(
+    records: Sequence[Records], lines: Lines, measure_start_ns: int, moves: Sequence[tuple[int, int, int, int]] = ()
+) -> tuple[Samples, Drains, int]:
+    """Samples, drains, and how many drains are given more samples than their count (0: a sound match).
+
+    ``moves`` are (machine, domain, peer, ns): since when a machine that has migrated drains the eventfds of that ID.
+    """
     source, target, vector, ring_line, intended_ns, rung_ns = _rings(records, lines)
     drains, drain_line = _drains(records, lines)
-    assigned = assign(ring_line, rung_ns, drain_line, drains.delivered_ns, lines.count)
+    apart = _part(records, lines, moves, ring_line, drain_line, drains)
+    assigned = assign(ring_line, rung_ns, drain_line, drains.delivered_ns, apart)
     lost = np.flatnonzero(assigned < 0)
 
     def of_drain(column: Column) -> Column:
@@ -100,6 +106,31 @@ def match(records: Sequence[Records], lines: Lines, measure_start_ns: int) -> tu
         warmup=intended_ns < measure_start_ns,
     )
     return samples, drains, overfull(assigned, drains.count)
+
+
+def _part(
+    records: Sequence[Records],
+    lines: Lines,
+    moves: Sequence[tuple[int, int, int, int]],
+    ring_line: Column,
+    drain_line: Column,
+    drains: Drains,
+) -> int:
+    """Give the eventfds of each further ID of a machine lines of their own, in place; how many lines there are then.
+
+    A doorbell that was left behind at the ID before is not delivered by the first drain under the next one.
+    """
+    count = lines.count
+    if not moves:
+        return count
+    identity = np.concatenate([each.rings[:, 0] >> 16 for each in records])
+    for machine, domain, peer, since_ns in sorted(moves, key=lambda move: move[3]):
+        rung = (identity == (domain << 16 | peer)) & (ring_line >= 0)
+        ring_line[rung] += count - int(lines.first[machine])
+        drained = (drains.machine == machine) & (drains.delivered_ns >= since_ns) & (drain_line >= 0)
+        drain_line[drained] = count + drains.vector[drained]
+        count += int(lines.vectors[machine])
+    return count
 
 
 def _rings(records: Sequence[Records], lines: Lines) -> tuple[Column, ...]:

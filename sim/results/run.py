@@ -13,7 +13,7 @@ from sim.results import files
 from sim.results.flags import flags
 from sim.results.manifest import SCHEMA_VERSION, Manifest
 from sim.results.page import note_html, summary_html
-from sim.results.summary import Summary
+from sim.results.summary import Migration, Summary
 
 __all__ = ["Run"]
 
@@ -135,6 +135,14 @@ class Run:
     def resources(self) -> Any:
         """What processes used, as it was sampled; machine -1 is the coordinator."""
         return self.table("resources")
+
+    @property
+    def migrations(self) -> Any:
+        """What became of each migration, as a ``pyarrow.Table`` (its columns: ``sim.results.summary.Migration``)."""
+        import pyarrow as pa
+
+        rows = [_plain(each) for each in self.figures.migrations]
+        return pa.table({name: [row[name] for row in rows] for name in Migration.__struct_fields__})
 
     def table(self, name: str) -> Any:
         """One of samples, drains, edges, vectors, resources, histograms as a ``pyarrow.Table``."""

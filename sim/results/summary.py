@@ -8,14 +8,24 @@ machine.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from sim.results.statistics import Statistics
 
-__all__ = ["FloorFigures", "Group", "HostUse", "Latencies", "Percentiles", "Resources", "Summary", "Verdict"]
+__all__ = [
+    "FloorFigures",
+    "Group",
+    "HostUse",
+    "Latencies",
+    "Migration",
+    "Percentiles",
+    "Resources",
+    "Summary",
+    "Verdict",
+]
 
 Figures = Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)]
 
@@ -148,6 +158,37 @@ class Verdict(msgspec.Struct, frozen=True):
         return f"{self.figure} {self.expected}" + (f" of {self.of}" if self.of else "")
 
 
+class Migration(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one migration; ``machine`` is the life of a machine, ``reason`` why it did not come about.
+
+    ``downtime_ms``: how long the machine stood still, in a migration that failed too. ``pending_vectors`` had their
+    pending bit set, and took it along. ``left_behind``: doorbells in the counters of the ID that it had before, at
+    the end of the run; its peers went on ringing that until they had heard. ``delivered_before`` and
+    ``delivered_after`` are doorbells since the pause before this one, and until the next one; null when not all
+    drains were logged. ``sampled_during``: doorbells with a stamp that were rung at it while it stood still.
+    """
+
+    machine: str
+    group: str
+    verdict: Literal["moved", "refused", "failed"]
+    reason: str = ""
+    at_s: float = 0.0
+    hand_over: bool = False
+    fault: str = ""
+    from_domain: str = ""
+    to_domain: str = ""
+    from_peer: Figures | None = None
+    to_peer: Figures | None = None
+    downtime_ms: float | None = None
+    state_bytes: Figures = 0
+    memory_bytes: Figures = 0
+    pending_vectors: Figures = 0
+    left_behind: Figures | None = None
+    delivered_before: Figures | None = None
+    delivered_after: Figures | None = None
+    sampled_during: Figures | None = None
+
+
 class Summary(msgspec.Struct, frozen=True):
     """``summary.json``.
 
@@ -204,4 +245,5 @@ class Summary(msgspec.Struct, frozen=True):
     clock_source: str = ""
     warnings: list[str] = []
     expectations: list[Verdict] = []
+    migrations: list[Migration] = []
     statistics: Statistics = {}
