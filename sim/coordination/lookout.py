@@ -13,6 +13,7 @@ import numpy as np
 
 from sim import control, recording
 from sim.coordination.crew import Crew
+from sim.coordination.glimpse import recent_delivery_ns
 from sim.coordination.hand import Hand
 from sim.kernel.loop import Loop
 from sim.recording import WORD_BYTES, Recording
@@ -25,6 +26,7 @@ SECOND_NS = 1_000_000_000
 HEARTBEAT_NS = SECOND_NS // 2
 PUBLISH_NS = SECOND_NS // 5
 LOOK_SHARE = 50
+GLIMPSE_EVERY = 5
 HAPPENED_MAX = 8
 HAPPENED_LENGTH_MAX = 120
 
@@ -73,6 +75,7 @@ class Lookout:
         self.spent_ns = 0
         """What all this has cost on a CPU so far, in the coordinator."""
         self._snapshots = 0
+        self._latency_ns: dict[str, int] = {}
         self._publisher = Publisher(runtime / "telemetry.zmq")
 
     @property
@@ -135,6 +138,10 @@ class Lookout:
             figures[1] += hand.ready and hand.lives
             for place, count in enumerate(counts, 2):
                 figures[place] += count
+        if self._snapshots % GLIMPSE_EVERY == 0 and self._run.phase == "running":
+            rows = {row.row: book for hand in crew.hands for row, book in zip(hand.rows, hand.books, strict=True)}
+            row_of = {(domain, peer): row for hand in crew.hands for row, domain, peer in hand.identities}
+            self._latency_ns = recent_delivery_ns(rows, row_of, time.monotonic_ns())
         self._snapshots += 1
         self._publisher.publish(
             Snapshot(
@@ -150,6 +157,7 @@ class Lookout:
                 title=topology.title,
                 path=str(self._path),
                 happened=tuple(self._happened),
+                latency_ns=self._latency_ns,
             )
         )
 

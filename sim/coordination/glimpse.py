@@ -1,0 +1,71 @@
+"""The latency of the last moments, as far as the recordings of a run that goes on show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sim import recording
+from sim.recording import Recording
+
+__all__ = ["recent_delivery_ns"]
+
+Integers = npt.NDArray[np.int64]
+
+WINDOW_NS = 1_000_000_000
+RINGS_EACH, DRAINS_EACH = 64, 256
+SAMPLES_MIN = 20
+VECTOR_MASK = 0xFFFF
+# In one number: a row, a vector (of which no device has more than 2048) and a time within the window.
+VECTOR_BITS, TIME_BITS = 11, 31
+PERCENTILES = {"p50": 50, "p99": 99}
+
+
+def recent_delivery_ns(
+    books: Mapping[int, Recording], row_of: Mapping[tuple[int, int], int], now_ns: int
+) -> dict[str, int]:
+    """Percentiles of delivery over the last second; none when too little was sampled in it.
+
+    ``books`` are recordings by row, ``row_of`` says which row has an ID (domain, peer). Of each recording only its
+    latest entries are looked at, so this is a glimpse, and what a run's result says is another thing.
+    """
+    begin_ns = now_ns - WINDOW_NS
+    rung: list[Integers] = []
+    taken: list[Integers] = []
+    for row, book in books.items():
+        layout, words = book.layout, np.frombuffer(book.words, np.uint64)
+        rings = _latest(words, layout.rings_at, int(words[recording.RINGS_USED]), RINGS_EACH)
+        for key, _, rung_ns in rings[rings[:, 2] >= begin_ns].tolist():
+            target = row_of.get((key >> 32, key >> 16 & 0xFFFF))
+            if target is not None:
+                rung.append(_key(target, key & VECTOR_MASK, rung_ns - begin_ns))
+        drains = _latest(words, layout.drains_at, int(words[recording.DRAINS_USED]), DRAINS_EACH)
+        drains = drains[drains[:, 1] >= begin_ns]
+        taken.append(_key(row, drains[:, 0] & VECTOR_MASK, drains[:, 1] - begin_ns))
+    found = _spans(np.array(rung, np.int64), np.sort(np.concatenate([np.zeros(0, np.int64), *taken])))
+    if len(found) < SAMPLES_MIN:
+        return {}
+    return {name: int(np.percentile(found, level)) for name, level in PERCENTILES.items()}
+
+
+def _latest(words: npt.NDArray[np.uint64], at: int, used: int, most: int) -> Integers:
+    first = max(0, used - most)
+    return words[at + 3 * first : at + 3 * used].astype(np.int64).reshape(used - first, 3)
+
+
+def _key(row: int, vector: int | Integers, time_ns: int | Integers) -> Integers:
+    """A line and a moment in one number that sorts by both."""
+    return np.asarray((row << VECTOR_BITS | vector % (1 << VECTOR_BITS)) << TIME_BITS | time_ns, np.int64)
+
+
+def _spans(rung: Integers, taken: Sequence[int] | Integers) -> Integers:
+    """From each doorbell to the first drain of its line that is not earlier; those without one are left out."""
+    taken = np.asarray(taken, np.int64)
+    place = np.searchsorted(taken, rung)
+    there = place < len(taken)
+    spans = taken[place[there]] - rung[there]
+    same_line = taken[place[there]] >> TIME_BITS == rung[there] >> TIME_BITS
+    kept: Integers = spans[same_line]
+    return kept
