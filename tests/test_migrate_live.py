@@ -355,7 +355,9 @@ def test_the_end_of_the_run_in_the_middle(before_ms: int, tmp_path: Path) -> Non
     moves = entry("migrate", 0.6 - before_ms / 1e3, "old", to_domain="there")
     result = go(tmp_path, OLD, moves, **{"run.duration_s": "0.5"})
     assert result.status == "finished"
-    assert len(verdicts(result)) == 4
+    # Whoever was told before the end has a verdict; of the others nothing was begun.
+    told = [each for each in events(result, "action") if each["do"] == "migrate" and "skipped" not in each]
+    assert len(verdicts(result)) == len(told) <= 4
     assert len(events(result, "statistics")) == 4
 
 

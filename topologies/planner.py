@@ -191,7 +191,8 @@ def _steps(judged: Collection[_Judged], movers: Collection[str], domains: Mappin
         if leaving:
             yield Step("detach", leaving, name)
     following = []
-    for each in judged:
+    # In the order in which they connected: a master of today has to be the first again.
+    for each in sorted(judged, key=lambda each: not each.machine.present):
         if each.name not in movers:
             continue
         if not each.masters():
