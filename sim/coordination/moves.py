@@ -70,7 +70,14 @@ class Moves:
             hand.tell(control.Stop())
 
     def look_back(self, pending: Mapping[tuple[int, int, int], int]) -> None:
-        """Tell what lies in the counters of IDs that nobody has any more; ``pending`` by (domain, peer, vector)."""
+        """Tell what lies in the counters of IDs that nobody has any more; ``pending`` by (domain, peer, vector).
+
+        And of whom the end came before the migration that he had just been told of.
+        """
+        for hand in self._crew.hands:
+            if hand.moving is not None and hand.exit is None:
+                hand.moving = None
+                self._event("migration_failed", machine=hand.name, reason="the run is over", downtime_ms=0.0)
         held: Counter[tuple[int, int]] = Counter()
         for (domain, peer, _), doorbells in pending.items():
             held[domain, peer] += doorbells
