@@ -21,7 +21,7 @@ from pathlib import Path
 
 from nodes.errors import HostError
 from sim.kernel.eventfd import EventFd, drain, signal
-from sim.kernel.signals import signals_ignored
+from sim.kernel.signals import signals_held
 
 __all__ = ["Floor", "clock_cost_ns", "floor_if_any", "measure_floor", "partner"]
 
@@ -142,7 +142,7 @@ def _await_partner(started: subprocess.Popen[bytes], answer: int, wait: Callable
 
 def partner(ring: int, answer: int, cpu: int) -> None:
     """The other process: answer every ring until standard input ends, then write all stamps to standard output."""
-    with signals_ignored(), select.epoll() as epoll:
+    with signals_held(), select.epoll() as epoll:
         if cpu >= 0:
             os.sched_setaffinity(0, {cpu})
         epoll.register(ring, select.EPOLLIN)
@@ -171,7 +171,7 @@ def _started(rings: EventFd, answers: EventFd, cpu: int) -> Iterator[subprocess.
     code = f"import sys; sys.path.append({root!r}); from sim.floor import partner; partner(*{(*descriptors, cpu)})"
     try:
         # Who presses Ctrl-C means the run: whatever is ignored when the partner starts, it ignores for ever.
-        with signals_ignored():
+        with signals_held():
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", code],
                 stdin=subprocess.PIPE,

@@ -12,7 +12,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from sim.kernel.signals import signals_ignored
+from sim.kernel.signals import signals_held
 
 __all__ = ["ForkServer", "without_main"]
 
@@ -35,7 +35,7 @@ class ForkServer:
         preloaded = server._preload_modules
         server.set_forkserver_preload(["sim.machine.zygote"])
         try:
-            with signals_ignored(), _importable(), without_main(), _temporary_files_in(self._runtime):
+            with signals_held(), _importable(), without_main(), _temporary_files_in(self._runtime):
                 server.ensure_running()
         finally:
             server.set_forkserver_preload(preloaded)

@@ -15,7 +15,7 @@ from nodes.wire.client import REFUSED
 from nodes.wire.protocol import LEGACY, PEERS_MAX, Dialect, Message
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
-from sim.kernel.signals import ENDING, signals_ignored
+from sim.kernel.signals import ENDING, signals_held
 from sim.wire.daemon import PidFile
 from sim.wire.event_log import EventLog, open_log
 from sim.wire.listener import Listener
@@ -69,7 +69,7 @@ def run_service(settings: Settings, ready: Callable[[str], object]) -> None:
         reporter = _Reporter(stack, settings)
         if settings.pid_file is not None:
             stack.enter_context(PidFile(settings.pid_file))
-        with signals_ignored():  # the standard library's tracker of shared memory is started here
+        with signals_held():  # the standard library's tracker of shared memory is started here
             region = _region(settings)
         stack.callback(region.close)
         listener = Listener.from_systemd()
