@@ -8,7 +8,7 @@ import os
 import sys
 import types
 from collections.abc import Iterator
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class ForkServer:
         preloaded = server._preload_modules
         server.set_forkserver_preload(["sim.machine.zygote"])
         try:
+            with signals_held():
+                resource_tracker.ensure_running()  # alone: it lets signals through again when it has started
             with signals_held(), _importable(), without_main(), _temporary_files_in(self._runtime):
                 server.ensure_running()
         finally:
