@@ -71,7 +71,7 @@ def run(
     elif overrides or programs:
         raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
     check(topology, Path(runs))
-    with contextlib.ExitStack() as stack:
+    with _Interrupts() as interrupts, contextlib.ExitStack() as stack:
         stack.enter_context(_all_descriptors())
         stack.enter_context(adopting_orphans())
         runtime = stack.enter_context(_runtime_directory())
@@ -97,13 +97,13 @@ def run(
         )
         stack.callback(coordinator.close)
         on_begin(Begun(topology, directory.path, coordinator.lookout.telemetry, server_path))
-        with _interrupts(coordinator):
-            ending = coordinator.run()
-            crew = coordinator.crew
-            # Machines and descriptors go before the results are made: from here on nothing can be lost.
-            stack.close()
-            floors += floor_if_any()
-            return _judge(topology, _finish(directory, crew, ending, floors))
+        interrupts.tell(coordinator)
+        ending = coordinator.run()
+        crew = coordinator.crew
+        # Machines and descriptors go before the results are made: from here on nothing can be lost.
+        stack.close()
+        floors += floor_if_any()
+        return _judge(topology, _finish(directory, crew, ending, floors))
 
 
 def _finish(directory: RunDirectory, crew: Crew, ending: Ending, floors: Sequence[Floor]) -> Run:
@@ -164,41 +164,50 @@ def _runtime_directory() -> Iterator[Path]:
         yield Path(path)
 
 
-@contextlib.contextmanager
-def _interrupts(coordinator: Coordinator) -> Iterator[None]:
-    """While this lasts, a signal ends the run: the first one gently, the second one at once.
+class _Interrupts:
+    """While this lasts, signals are noted; once there is a coordinator to tell, they end its run.
 
-    Results are written in here too, so that nobody loses them to impatience; the third signal gives up on them.
+    The first one gently, the second one at once. Results are written in here too, so that nobody loses them to
+    impatience; the third signal gives up on them. Nothing is interrupted while it is being made: a half-made thing
+    that nobody owns yet could not be unmade either. Outside the main thread this does nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    seen = 0
-    read_end, write_end = socket.socketpair()
-    read_end.setblocking(False)
-    write_end.setblocking(False)
 
-    def arrived(number: int, _frame: object) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > SIGNALS_TAKEN:
+    def __init__(self) -> None:
+        self._seen = 0
+        self._restore = contextlib.ExitStack()
+        self._arrivals: socket.socket | None = None
+
+    def __enter__(self) -> _Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._arrivals, told = socket.socketpair()
+            for end in (self._arrivals, told):
+                end.setblocking(False)
+                self._restore.callback(end.close)
+            previous = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+            self._restore.callback(signal.set_wakeup_fd, previous)
+            for number in ENDING:
+                self._restore.callback(signal.signal, number, signal.signal(number, self._arrived))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore.close()
+
+    def tell(self, coordinator: Coordinator) -> None:
+        """From now on they are told to this one, those first that have come already."""
+        arrivals = self._arrivals
+        if arrivals is None:
+            return
+
+        def interrupted() -> None:
+            for number in arrivals.recv(64):
+                if coordinator.phase in ("starting", "running"):
+                    coordinator.stop("interrupted", signal.Signals(number).name)
+                else:
+                    coordinator.kill_all()
+
+        coordinator.watch(arrivals, interrupted)
+
+    def _arrived(self, _number: int, _frame: object) -> None:
+        self._seen += 1
+        if self._seen > SIGNALS_TAKEN:
             raise KeyboardInterrupt
-
-    def interrupted() -> None:
-        for number in read_end.recv(64):
-            if coordinator.phase in ("starting", "running"):
-                coordinator.stop("interrupted", signal.Signals(number).name)
-            else:
-                coordinator.kill_all()
-
-    coordinator.watch(read_end, interrupted)
-    previous_wakeup = signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, arrived) for number in ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(previous_wakeup)
-        read_end.close()
-        write_end.close()

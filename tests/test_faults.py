@@ -318,6 +318,17 @@ def test_a_signal_at_any_moment_leaves_nothing_and_no_traceback(runtime: Path, t
             assert (ivsim.process.returncode, "Traceback" in stderr) == (130, False), (stdout, stderr)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_machine_is_born_is_noted(number: int, tmp_path: Path) -> None:
+    topology = Path("topologies/doorbell_storm.toml")
+    result = sim.run(
+        topology, runs=tmp_path, overrides={"run.duration_s": "60.0"}, on_begin=lambda _: os.kill(os.getpid(), number)
+    )
+    assert (result.status, result.reason) == ("interrupted", signal.Signals(number).name)
+    assert balances(result)
+    assert not [event for event in result.events if event["kind"] in ("ready", "machine_killed", "machine_died")]
+
+
 def test_the_server_socket_takes_no_place_that_is_taken(tmp_path: Path) -> None:
     taken = tmp_path / "file"
     taken.write_text("mine")

@@ -157,6 +157,8 @@ class Coordinator:
         """Start everyone, wait for the end, collect what is pending. Returns however the run went."""
         present = [hand for hand in self.crew.hands if hand.machine.present]
         for hand in present:
+            if self.phase != "starting":
+                break  # it is over before it began
             self.bear(hand)
             # Those who have connected meanwhile need no answer yet, but their sockets must not fill the backlog.
             self._loop.step(time.monotonic_ns())
