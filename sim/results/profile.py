@@ -17,7 +17,6 @@ COORDINATOR = -1
 HOST = -2
 """The whole host's."""
 
-LAST_LOOK_NS = 500_000_000
 SPAN_S_MIN = 0.05
 
 Column = npt.NDArray[np.float64]
@@ -26,7 +25,8 @@ Column = npt.NDArray[np.float64]
 def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> Resources | None:
     """What ``machines`` used between two moments of CLOCK_MONOTONIC; None without two rows of any of them.
 
-    The last look is taken when the machines are told to stop, a little after that moment at the latest.
+    Machines stop by themselves when it is time. The first look after that is the last that counts, however late
+    a busy host lets it come: what they used until then they had used before.
 
     CPU and switches are differences between the first and the last row of that time, memory the largest
     value: a machine's peak is what has to fit. The time before the start is bring-up and is left out.
@@ -37,7 +37,7 @@ def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: in
         return None
     starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]])
     ends = np.r_[starts[1:], len(numbers)] - 1
-    elapsed_s = (rows["time_ns"][ends] - rows["time_ns"][starts]) / 1e9
+    elapsed_s = (np.minimum(rows["time_ns"][ends], stop_ns) - rows["time_ns"][starts]) / 1e9
     # Two looks that nearly coincide say nothing about what was used in between.
     measured = elapsed_s >= SPAN_S_MIN
     if not measured.any():
@@ -107,15 +107,17 @@ def host_use(table: pa.Table, start_ns: int, stop_ns: int) -> HostUse | None:
 
 
 def _columns(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> dict[str, Column]:
-    """The rows of ``machines`` in that time as numbers (null: NaN), by machine and time.
+    """The rows of ``machines`` in that time, and the first after it, as numbers (null: NaN), by machine and time.
 
-    A machine with fewer than two rows in that time (a run shorter than two ticks of the sampler) also gets
-    the last one before it.
+    A machine with fewer than two of them (a run shorter than two ticks of the sampler) also gets the last one
+    before that time.
     """
     number, time_ns = table["machine"].to_numpy(), table["time_ns"].to_numpy()
     order = np.lexsort((time_ns, number))
-    in_time = time_ns[order] <= stop_ns + LAST_LOOK_NS
-    order = order[np.isin(number[order], np.array(machines, dtype=number.dtype)) & in_time]
+    order = order[np.isin(number[order], np.array(machines, dtype=number.dtype))]
+    over = time_ns[order] >= stop_ns
+    again = over & np.r_[False, over[:-1] & (number[order][1:] == number[order][:-1])][: len(order)]
+    order = order[~again]
     number, inside = number[order], time_ns[order] >= start_ns
     enough = np.isin(number, [machine for machine in machines if np.count_nonzero(inside & (number == machine)) > 1])
     last_before = ~inside & np.r_[(number[1:] != number[:-1]) | inside[1:], True][: len(number)]
