@@ -213,6 +213,22 @@ def test_a_run_shorter_than_two_ticks_uses_the_one_before(tmp_path):
     assert finish(directory, PENDING).summary["groups"]["ping"]["cpu_percent"] == 100.0
 
 
+def test_the_look_after_the_stop_counts_however_late_it_comes(tmp_path):
+    directory = pair(tmp_path)
+    for second, used_s in ((-1, 0.0), (7, 3.0), (8, 9.0)):
+        directory.resources([usage(0, "ping-0", second, cpu_user_s=used_s, cpu_system_s=0.0)])
+    # From a second before the start to the stop, three seconds after it: 3 s of CPU in 4.
+    assert finish(directory, PENDING).summary["groups"]["ping"]["cpu_percent"] == 75.0
+
+
+def test_what_the_timeline_did_not_do_is_a_warning(tmp_path):
+    directory = pair(tmp_path)
+    directory.event("action", do="kill", machine="echo-0", line=9)
+    directory.event("action", do="reset", machine="ping-0", line=12, skipped="it is gone")
+    said = "1 of 2 actions of the timeline were not done; the first is reset ping-0 (line 12): it is gone"
+    assert finish(directory, PENDING).summary["warnings"][-1] == said
+
+
 def test_without_resources_there_are_no_figures_of_them(tmp_path):
     figures = finish(pair(tmp_path), PENDING).summary
     assert (figures["coordinator"], figures["groups"]["ping"]["resources"]) == (None, None)

@@ -10,15 +10,17 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from nodes.errors import UsageError
 from sim.results import files, schemas
 from sim.results.account import Account, account
 from sim.results.distribution import distribution
 from sim.results.ending import Ending
+from sim.results.events import Event, read_events, statistics_of, undone
 from sim.results.figures import summarize
 from sim.results.manifest import Manifest
 from sim.results.matching import VECTOR_MASK
 from sim.results.migrations import migrations
-from sim.results.statistics import read_statistics
+from sim.results.summary import Summary
 
 __all__ = ["conclude"]
 
@@ -37,9 +39,7 @@ def conclude(path: Path, manifest: Manifest, ending: Ending | None) -> None:
     with ThreadPoolExecutor(max_workers=1) as beside:
         written = beside.submit(_write, path, its)
         latencies = distribution(its.samples, manifest)
-        summary = msgspec.structs.replace(
-            summarize(its, latencies), statistics=read_statistics(path), migrations=migrations(path, its)
-        )
+        summary = _with_events(summarize(its, latencies), its, _events(path))
         written.result()
     schemas.write_table(path, "histograms", _table("histograms", _histograms(latencies.histograms)))
     files.write_json(path / files.SUMMARY, summary)
@@ -47,6 +47,21 @@ def conclude(path: Path, manifest: Manifest, ending: Ending | None) -> None:
     files.write_status(path, summary.status, summary.reason)
     files.sync_directory(path)
     _clean(path)
+
+
+def _events(path: Path) -> list[Event]:
+    with contextlib.suppress(UsageError):  # a run whose events are gone says so when it is opened
+        return read_events(path)[0]
+    return []
+
+
+def _with_events(summary: Summary, its: Account, events: list[Event]) -> Summary:
+    return msgspec.structs.replace(
+        summary,
+        statistics=statistics_of(events),
+        migrations=migrations(events, its),
+        warnings=[*summary.warnings, *undone(events)],
+    )
 
 
 def _write(path: Path, its: Account) -> None:

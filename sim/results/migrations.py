@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from nodes.errors import UsageError
-from sim.results import files
 from sim.results.account import Account
+from sim.results.events import Event
 from sim.results.summary import Migration
 
 __all__ = ["migrations"]
 
-EVENTS_LIMIT_BYTES = 1 << 30
-WORDS = (b"migrat", b"left_behind", b"machine_left", b"machine_died")
+KINDS = frozenset({"action", "migrated", "migration_failed", "left_behind", "machine_left", "machine_died"})
 
 
-class _Event(msgspec.Struct):
+class _Told(msgspec.Struct):
     """Any of the events that tell of migrations; what is not in it has its default."""
 
     kind: str
@@ -55,19 +52,15 @@ class _Attempt:
     """One migration that was begun, and the event that it ended with."""
 
     machine: str
-    begun: _Event
-    ended: _Event
+    begun: _Told
+    ended: _Told
 
 
-def migrations(path: Path, account: Account) -> list[Migration]:
-    """The migrations of the run directory ``path``, in their order; those that were skipped are none."""
-    try:
-        content = files.read_bytes(path / files.EVENTS, EVENTS_LIMIT_BYTES)
-    except UsageError:
-        return []
-    events = list(_events(content))
-    attempts = list(_attempts(events))
-    behind = {(each.machine, each.domain, each.peer): each.doorbells for each in events if each.kind == "left_behind"}
+def migrations(events: Iterable[Event], account: Account) -> list[Migration]:
+    """The migrations among the events of a run, in their order; those that were skipped are none."""
+    told = list(_told(events))
+    attempts = list(_attempts(told))
+    behind = {(each.machine, each.domain, each.peer): each.doorbells for each in told if each.kind == "left_behind"}
     rows = _rows(account)
     found = []
     for attempt in attempts:
@@ -87,19 +80,18 @@ def _rows(account: Account) -> dict[str, int]:
     return rows
 
 
-def _events(content: bytes) -> Iterator[_Event]:
-    decoder = msgspec.json.Decoder(_Event)
-    for line in content.splitlines():
-        if any(word in line for word in WORDS):
+def _told(events: Iterable[Event]) -> Iterator[_Told]:
+    for event in events:
+        if event.get("kind") in KINDS:
             try:
-                yield decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                continue  # damaged, or of something else: a run says so in its problems
+                yield msgspec.convert(event, _Told)
+            except msgspec.ValidationError:
+                continue  # damaged, or of something else
 
 
-def _attempts(events: Iterable[_Event]) -> Iterator[_Attempt]:
+def _attempts(events: Iterable[_Told]) -> Iterator[_Attempt]:
     """What was begun, with what came of it. An action names the machine, what follows the life that it is in."""
-    begun: dict[str, _Event] = {}
+    begun: dict[str, _Told] = {}
     for event in events:
         if event.kind == "action" and event.do == "migrate" and not event.skipped:
             if event.refused:
@@ -111,15 +103,15 @@ def _attempts(events: Iterable[_Event]) -> Iterator[_Attempt]:
             if name in begun:
                 yield _Attempt(event.machine, begun.pop(name), event)
     for name, event in begun.items():
-        yield _Attempt(name, event, _Event("migration_failed", reason="it had come to no end when the run did"))
+        yield _Attempt(name, event, _Told("migration_failed", reason="it had come to no end when the run did"))
 
 
-def _paused_ns(ended: _Event) -> int:
+def _paused_ns(ended: _Told) -> int:
     return ended.time_ns - round((ended.downtime_ms or 0.0) * 1e6)
 
 
 def _around(
-    account: Account, row: int | None, paused: list[int], ended: _Event
+    account: Account, row: int | None, paused: list[int], ended: _Told
 ) -> tuple[int | None, int | None, int | None]:
     """Doorbells delivered since the pause before this one, and until the next one; of the samples, those rung in it."""
     if row is None or not ended.downtime_ms:

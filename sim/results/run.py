@@ -10,6 +10,7 @@ import msgspec
 
 from nodes.errors import UsageError
 from sim.results import files
+from sim.results.events import read_events
 from sim.results.flags import flags
 from sim.results.manifest import SCHEMA_VERSION, Manifest
 from sim.results.page import note_html, summary_html
@@ -17,7 +18,6 @@ from sim.results.summary import Migration, Summary
 
 __all__ = ["Run"]
 
-EVENTS_LIMIT_BYTES = 1 << 30
 TABLES = ("samples", "drains", "edges", "vectors", "resources", "histograms")
 
 T = TypeVar("T")
@@ -177,17 +177,9 @@ class Run:
     def _events(self) -> tuple[list[dict[str, Any]], int]:
         """The events, and how many lines are none."""
         try:
-            content = files.read_bytes(self.path / files.EVENTS, EVENTS_LIMIT_BYTES)
+            return read_events(self.path)
         except UsageError as error:
             raise self._named(error) from error
-        events, skipped = [], 0
-        decoder = msgspec.json.Decoder(dict[str, Any])
-        for line in content.splitlines():
-            try:
-                events.append(decoder.decode(line))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                skipped += 1
-        return events, skipped
 
     @property
     def problems(self) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from sim.results.statistics import Statistics
+from sim.results.events import Statistics
 
 __all__ = [
     "FloorFigures",
