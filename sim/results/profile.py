@@ -25,11 +25,11 @@ Column = npt.NDArray[np.float64]
 def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> Resources | None:
     """What ``machines`` used between two moments of CLOCK_MONOTONIC; None without two rows of any of them.
 
-    Machines stop by themselves when it is time. The first look after that is the last that counts, however late
-    a busy host lets it come: what they used until then they had used before.
+    Machines wait for the start and stop by themselves. So the last look before the start and the first one after the
+    stop count as if taken at these moments, however early or late a busy host lets them come.
 
-    CPU and switches are differences between the first and the last row of that time, memory the largest
-    value: a machine's peak is what has to fit. The time before the start is bring-up and is left out.
+    CPU and switches are differences between these two, memory the largest value: a machine's peak is what has to
+    fit. The time before is bring-up and is left out.
     """
     rows = _columns(table, machines, start_ns, stop_ns)
     numbers = rows["machine"]
@@ -37,7 +37,7 @@ def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: in
         return None
     starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]])
     ends = np.r_[starts[1:], len(numbers)] - 1
-    elapsed_s = (np.minimum(rows["time_ns"][ends], stop_ns) - rows["time_ns"][starts]) / 1e9
+    elapsed_s = (np.minimum(rows["time_ns"][ends], stop_ns) - np.maximum(rows["time_ns"][starts], start_ns)) / 1e9
     # Two looks that nearly coincide say nothing about what was used in between.
     measured = elapsed_s >= SPAN_S_MIN
     if not measured.any():
@@ -107,21 +107,18 @@ def host_use(table: pa.Table, start_ns: int, stop_ns: int) -> HostUse | None:
 
 
 def _columns(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> dict[str, Column]:
-    """The rows of ``machines`` in that time, and the first after it, as numbers (null: NaN), by machine and time.
+    """The rows of ``machines`` in that time, the last before it and the first after it, by machine and time.
 
-    A machine with fewer than two of them (a run shorter than two ticks of the sampler) also gets the last one
-    before that time.
+    As numbers; null is NaN.
     """
     number, time_ns = table["machine"].to_numpy(), table["time_ns"].to_numpy()
     order = np.lexsort((time_ns, number))
     order = order[np.isin(number[order], np.array(machines, dtype=number.dtype))]
-    over = time_ns[order] >= stop_ns
-    again = over & np.r_[False, over[:-1] & (number[order][1:] == number[order][:-1])][: len(order)]
-    order = order[~again]
-    number, inside = number[order], time_ns[order] >= start_ns
-    enough = np.isin(number, [machine for machine in machines if np.count_nonzero(inside & (number == machine)) > 1])
-    last_before = ~inside & np.r_[(number[1:] != number[:-1]) | inside[1:], True][: len(number)]
-    chosen = order[inside | (last_before & ~enough)]
+    number, time_ns = number[order], time_ns[order]
+    same = number[1:] == number[:-1]
+    superseded = np.r_[same & (time_ns[1:] <= start_ns), False][: len(order)]
+    surplus = np.r_[False, same & (time_ns[:-1] >= stop_ns)][: len(order)]
+    chosen = order[~(superseded | surplus)]
     names = [name for name in table.column_names if name != "name"]
     rows = {name: table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)[chosen] for name in names}
     instrument = np.nan_to_num(rows["instrument_bytes"])
