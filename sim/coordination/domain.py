@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -129,6 +130,9 @@ class LiveDomain:
 
     def _arrive(self, arrival: Arrival) -> None:
         assert self._crew is not None
+        if _has_gone(arrival):
+            # Nobody's now, whosever it was: a process that died as it was to take a machine over is not that machine.
+            return
         hand = self._crew.with_pid(arrival.pid)
         if hand is not None and hand.machine.index in self._awaited:
             self._awaited[hand.machine.index] = hand, arrival
@@ -143,8 +147,9 @@ class LiveDomain:
             self._strangers.append(arrival)
         if not self._awaited:
             for stranger in self._strangers:
+                if not any(self._join([(stranger, self._vectors)])):
+                    continue  # it has gone while it waited
                 self._on_stranger(stranger)
-                self._join([(stranger, self._vectors)])
                 # A real QEMU clears the flag on every eventfd, and whoever rings a full counter would wait for ever.
                 assert self._unblocker is not None
                 self._unblocker.start()
@@ -181,3 +186,14 @@ class LiveDomain:
         if hand.moving is not None:
             return 0 if hand.moving.domain == self.number else None
         return next((place for place, row in enumerate(hand.rows) if row.domain == self.number), None)
+
+
+def _has_gone(arrival: Arrival) -> bool:
+    """Whether a client has left before it could join; a byte from it means that, too. Its server then forgets it."""
+    try:
+        arrival.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
