@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sim import cli
 from topologies import load, shipped
 
 NAMES = [name for name, _ in shipped()]
@@ -30,6 +35,17 @@ SMALL = {
     "lost_intx": {"run.duration_s": "1.5"},
 }
 """What makes them quick; where the timeline says when what happens, they run as they are."""
+
+
+SEEN: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "hotspot": lambda its: its["first"]["rung"] > 6 * its["last"]["rung"],
+    "slow_reader": lambda its: its["slow"]["interrupts"] < its["quick"]["interrupts"] / 2,
+    "stuck_peer": lambda its: [name for name, group in its.items() if group["refused"]] == ["stuck"],
+    "lost_intx": lambda its: its["receiver"]["interrupts"] < its["receiver"]["drained"]["samples"],
+    "migrate_master_under_storm": lambda its: its["kept"]["latency_ns"]["delivery"]["max"] > 1e6,
+    "peer_churn": lambda its: [name for name, group in its.items() if group["refused"]] == ["guest"],
+}
+"""What a comment says that the rows of the result's groups show, beyond what the scenario itself expects."""
 
 
 def ivsim(name: str, runs: Path) -> subprocess.CompletedProcess[str]:
@@ -56,6 +72,30 @@ def test_it_runs_balances_and_meets_its_expectations(
     assert summary["status"] in ("finished", "degraded")
     assert summary["balanced"]
     assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"] > 0
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_what_to_look_at_is_a_row_of_the_result(
+    name: str, results: dict[str, subprocess.CompletedProcess[str]]
+) -> None:
+    groups = json.loads(results[name].stdout)["groups"]
+    assert set(groups) >= {group.name for group in load(name).groups}
+    assert SEEN[name](groups), groups
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_its_comment_says_to_do_can_be_done(name: str) -> None:
+    comment = "\n".join(line for line in load(name).source_text.splitlines() if line.startswith("#"))
+    commands = [*re.findall(r"(?m)^#   (ivsim .*)", comment), *re.findall(r"`(ivsim [^`]*)`", comment)]
+    for command in commands:
+        said, _, _ = command.partition("   ")
+        _, verb, *arguments = shlex.split(said.replace("\n# ", " "))
+        assert verb in cli.COMMANDS
+        if verb in ("run", "migrate"):
+            (target,) = (each for each in arguments if each in NAMES)
+            assert target == name
+            settings = [value for option, value in itertools.pairwise(arguments) if option == "--set"]
+            load(name, dict(setting.split("=", 1) for setting in settings))
 
 
 @pytest.mark.parametrize("name", NAMES)
