@@ -210,6 +210,28 @@ def test_what_an_action_takes_is_said() -> None:
         assert ("machines" in keys_of(do)) == (do not in SERVER_ACTIONS)
 
 
+BRIDGED = """
+[domains.l]
+[domains.r]
+[machines.a]
+program = 'idle'
+domains = ['l']
+[machines.bridge]
+program = 'idle'
+domains = ['l', 'r']
+"""
+
+
+def test_migrations_that_could_never_begin() -> None:
+    text = BRIDGED + "[[timeline]]\nat_s = 1\ndo = 'migrate'\n"
+    assert where(refused(text + "machines = 'all'")) == [(13, "timeline[0].machines")]
+    handed = text + "machines = 'a'\nto_domain = 'r'\nhand_over = true\n"
+    assert where(refused(handed)) == [(14, "timeline[0].to_domain")]
+    loads(handed.replace("'r'\nhand", "'l'\nhand"))
+    # It may have moved there before.
+    loads(handed + "[[timeline]]\nat_s = 0.5\ndo = 'migrate'\nmachines = 'a'\nto_domain = 'r'\n")
+
+
 def test_a_server_of_several_domains_must_be_named() -> None:
     text = "[domains.l]\n[domains.r]\n[machines.a]\nprogram = 'idle'\ndomains = ['l']\n[[timeline]]\nat_s = 1\n"
     assert where(refused(text + "do = 'stop_server'")) == [(6, "timeline[0].domain")]

@@ -55,7 +55,8 @@ def read_arguments(
         if parameter.name in given:
             _read_one(parameter, given[parameter.name], path, arguments, members, guests=guests, report=report)
         elif parameter.required:
-            report.add(path, _expected(parameter), f"nothing, and {program.name} has no default for it")
+            if not report.has(path):
+                report.add(path, _expected(parameter), f"nothing, and {program.name} has no default for it")
         elif parameter.names_peers and isinstance(parameter.default, str):
             # The default of the program's own signature: "others", or a name that this topology may lack.
             _read_one(parameter, parameter.default, path, arguments, members, guests=guests, report=report)

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from nodes.errors import UsageError
 
-__all__ = ["NAME_PATTERN", "Checked", "Name"]
+__all__ = ["NAME_PATTERN", "Checked", "Name", "Sparse"]
 
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z"
 """Names become parts of file names and of table cells: no separators, no leading dot or dash."""
@@ -28,6 +28,10 @@ class Checked(Struct, frozen=True, kw_only=True):
                 msgspec.convert(value, annotation, strict=True)
             except msgspec.ValidationError as error:
                 raise UsageError(f"{type(self).__name__}.{name}: {error}") from None
+
+
+class Sparse(Struct, frozen=True, kw_only=True):
+    """A table of which only the keys that are given are read: its defaults are somebody else's business."""
 
 
 @functools.cache

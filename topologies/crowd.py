@@ -148,7 +148,8 @@ def _settle_scheduling(settings: Settings, report: Report) -> None:
     if any(settings.faulty(key, report) for key in ("policy", "priority", "nice")):
         return
     if policy in _REALTIME and not priority:
-        report.add(settings.at("priority"), f"a priority from 1 to 99, for the policy {policy}", show(priority))
+        got = show(priority) if settings.says("priority") else "nothing: this key is missing"
+        report.add(settings.at("priority"), f"a priority from 1 to 99, for the policy {policy}", got)
     elif policy not in _REALTIME and priority:
         report.add(settings.at("priority"), f"no priority, for the policy {policy}", show(priority), "or fifo, or rr")
     elif policy not in ("other", "batch") and values["nice"]:
@@ -217,7 +218,9 @@ def _check_masters(crowd: Crowd, domains: Sequence[str], report: Report) -> None
             continue
         if len(indices) > 1 or any(first.get(name) != indices[0] for name in settings.values["domains"]):
             expected = f"one machine, the first {where} ({profile.name} refuses a master that is not peer 0)"
-            report.add(settings.at("role"), expected, f'"master" for {len(indices)} machines')
+            names = [crowd.roster.names_of[index] for index in indices]
+            got = f"{len(names)} machines" if len(names) > 1 else f"{names[0]}, which is not"
+            report.add(settings.at("role"), expected, f'"master" for {got}')
 
 
 def _find_programs(crowd: Crowd, programs: ProgramFiles, report: Report) -> None:
@@ -226,7 +229,7 @@ def _find_programs(crowd: Crowd, programs: ProgramFiles, report: Report) -> None
     for settings, _ in crowd.kinds():
         name = settings.values.get("program")
         if name is None:
-            if not settings.faulty("program", report):
+            if not settings.faulty("program", report) and not report.has(("machines", settings.path[1])):
                 path: Path = ("machines", settings.path[1], "program")
                 report.add(path, describe(ProgramName), "nothing: this key is missing")
             continue

@@ -6,6 +6,7 @@ nesting, its syntax. What the values mean is the loader's.
 
 from __future__ import annotations
 
+import codecs
 import re
 import tomllib
 from collections.abc import Mapping
@@ -14,15 +15,16 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from topologies.positions import Path, ScanError, positions, split_key
-from topologies.problems import Problem, TopologyError, nearest, show, show_key
+from topologies.problems import Problem, TopologyError, nearest, printable, show, show_key
+from topologies.syntax import hint_at
 
 __all__ = ["MAX_FILE_BYTES", "MAX_LINE_BYTES", "Document", "override_value", "parse", "read_text"]
 
 MAX_FILE_BYTES = 1 << 20
 MAX_LINE_BYTES = 4096
 _TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
+_SHOWN_CHARACTERS = 80
 _BY_NAME = {"machines": "a group", "domains": "a domain"}
-_UNQUOTED = re.compile(r"\s*[\w.-]+\s*=\s*([A-Za-z][\w.:-]*)\s*(#.*)?")
 
 
 @dataclass(slots=True)
@@ -77,6 +79,8 @@ def read_text(file: FilePath, expected: str = "a topology file", limit_bytes: in
         raise _refused(show(name), f"the path of {expected}", str(error)) from None
     if len(data) > limit_bytes:
         raise _refused(name, f"a file of at most {limit_bytes} bytes", "a larger one")
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise TopologyError([Problem(name, 1, "", "text in UTF-8", "text in UTF-16", "save it as UTF-8")])
     if b"\0" in data:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
         raise TopologyError([Problem(name, line, "", "a text file", "a byte of value 0")])
@@ -94,6 +98,7 @@ def parse(text: str, name: str, overrides: Mapping[str, str] | None = None) -> D
     ``overrides`` maps dotted keys to TOML values; what is no TOML value is taken as a string. One that
     cannot be put in is left for the loader, in ``problems``.
     """
+    text = text.removeprefix("\ufeff")
     _check_sizes(text, name)
     problem = None
     try:
@@ -159,13 +164,10 @@ def _toml_problem(text: str, name: str, error: tomllib.TOMLDecodeError) -> Probl
         if place[1] is not None:
             line = int(place[1])
             got += f" at column {place[2]}"
-    return Problem(name, line, "", "TOML", got, _syntax_hint(text, line))
-
-
-def _syntax_hint(text: str, line: int) -> str:
-    """The mistake that most often makes a line no TOML: a word without quotes."""
-    found = _UNQUOTED.fullmatch(text.split("\n")[line - 1])
-    return f'strings need quotes: "{found[1]}"' if found else ""
+    faulty = text.split("\n")[line - 1].strip()
+    if faulty:
+        got += f", in: {printable(faulty)[:_SHOWN_CHARACTERS]}"
+    return Problem(name, line, "", "TOML", got, hint_at(text, line, message))
 
 
 def _override(document: Document, key: str, value: str) -> Problem | None:

@@ -101,7 +101,8 @@ def parse_figure(name: str) -> Figure:
     if _STATISTIC.fullmatch(name):
         return Figure(name, "", "what programs count under this name")
     counts = [known for known in FIGURES if "." not in known]
-    expected = f"one of the figures {', '.join(counts)}, statistics.NAME, or a latency such as delivery.p99_us"
+    latencies = f"a latency such as delivery.p99_us (of {', '.join(LATENCIES)}; {', '.join(POINTS)})"
+    expected = f"one of the figures {', '.join(counts)}, statistics.NAME, or {latencies}"
     bare = [known.partition(".")[2] for known in FIGURES if known.startswith("total.")]
     raise MisfitError(expected, nearest(name, [*FIGURES, *bare]))
 
@@ -136,8 +137,10 @@ def check_of(condition: Condition, of: str, guests: Guests) -> Condition:
     figure, edge, roster = parse_figure(condition.figure), parse_edge(of), guests.roster
     for name in (of.strip(),) if edge is None else edge[:2]:
         if name not in roster.groups and name not in roster.machines:
-            known = [known for known in roster.names if known not in RESERVED_NAMES]
-            raise MisfitError('a group, a machine, or an edge like "a -> b" or "a -> b:2"', nearest(name, known))
+            if guests.is_missing(name):
+                return condition
+            hint = "without `of` it is all of them" if name in RESERVED_NAMES else guests.hint_of(name)
+            raise MisfitError('a group, a machine, or an edge like "a -> b" or "a -> b:2"', hint)
     if (MACHINES if edge is None else EDGES) not in figure.of:
         raise MisfitError(f"nothing else: {figure.name} is a figure of {' and of '.join(figure.of)}")
     if edge is not None and edge[2] is not None and edge[2] >= (known_vectors := guests.most_vectors(edge[1])):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 import msgspec
 
-from topologies.model import Machines
+from topologies.model import MAX_NAME, Machines
 from topologies.patterns import DEGREE, PATTERNS, Laid, draw, lay
 from topologies.positions import Path
 from topologies.problems import TopologyError, nearest, printable, show
@@ -25,6 +26,7 @@ MAX_EDGES = 4 << 20
 MAX_TRACES = 16
 
 _NAMES = 'the name of a group or machine, "others", "all", or an array of such names'
+_NUMBERED = re.compile(r"(.*?)[-_. ]?[0-9]+")
 _FIXED_NAMES = 'the name of a group or machine, "all", or an array of such names'
 
 
@@ -111,11 +113,34 @@ class Guests:
             return None
         except UnknownNameError as unknown:
             place = () if isinstance(names, str) else (names.index(unknown.name),)
-            groups = ", ".join(list(self.roster.groups)[:8])
-            hint = nearest(unknown.name, [name for name in self.roster.names if name != unknown.name])
-            self._report.add((*path, *place), expected, show(unknown.name), hint or f"the groups are {groups}")
+            if not self.is_missing(unknown.name):
+                self._report.add((*path, *place), expected, show(unknown.name), self.hint_of(unknown.name))
             return None
         return selection if self._count(len(selection.machines) * times, path) else None
+
+    def hint_of(self, name: str) -> str:
+        """What was probably meant by a name that nobody has."""
+        numbered = _NUMBERED.fullmatch(name[:MAX_NAME])
+        members = self.roster.groups.get(numbered[1], range(0)) if numbered else range(0)
+        if numbered and len(members) > 1:
+            first, last = (self.roster.names_of[index] for index in (members[0], members[-1]))
+            return f"the machines of {numbered[1]} are {first} to {last}"
+        known = [known for known in self.roster.names if known != name]
+        return nearest(name, known) or f"the groups are {', '.join(list(self.roster.groups)[:8])}"
+
+    def is_missing(self, name: str) -> bool:
+        """Whether nobody has this name because what was said of him was reported: a group, or how many it has."""
+        document = self._report.document
+        if self._report.has(("machines",)):
+            return True
+        numbered = _NUMBERED.fullmatch(name[:MAX_NAME])
+        group = numbered[1] if numbered else name
+        if self._report.has(("machines", group)) or self._report.has(("machines", group, "count")):
+            return True
+        unread = [key for key in document.values if self._report.has((key,))]
+        return any(
+            name in (key, *table) or group in (key, *table) for key in unread if (table := _keys(document.values[key]))
+        )
 
     def _count(self, pairs: int, path: Path) -> bool:
         self.edges += pairs
@@ -220,3 +245,7 @@ class Guests:
                     trace.report(line, "a source that plays this trace", show(name), "source")
                     self._report.take(trace.problems[-1])
                     break
+
+
+def _keys(value: object) -> list[str]:
+    return list(value) if isinstance(value, dict) else []

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from topologies.checked import NAME_PATTERN, Name
+from topologies.checked import NAME_PATTERN, Name, Sparse
 from topologies.model import (
     Blockers,
     Count,
@@ -29,8 +29,7 @@ from topologies.model import (
     Title,
     Vectors,
 )
-from topologies.scenario import Do, Load, Seconds
-from topologies.tables import Sparse
+from topologies.scenario import COMPARISONS, Do, Load, Seconds
 
 __all__ = [
     "CPU_LIST",
@@ -43,6 +42,7 @@ __all__ = [
     "MemoryTable",
     "PhaseTable",
     "Size",
+    "other_tables_with",
     "parse_cpus",
     "parse_size",
     "show_size",
@@ -76,14 +76,25 @@ NamePattern = Annotated[
 ]
 Whom = Annotated[
     str | tuple[str, ...],
-    Meta(description='Whom it happens to: a group, a machine, an array of such names, or "all".'),
+    Meta(
+        description='Whom it happens to: a group, a machine, an array of such names, or "all".',
+        extra={"expected": 'the name of a group or machine, "all", or an array of such names'},
+    ),
 ]
 Comparison = Annotated[
     str,
     Meta(
         max_length=200,
         pattern=r"^[ \t]*[A-Za-z_][A-Za-z0-9_.]*[ \t]*(<=|>=|==|!=|<|>)[ \t]*[+-]?[0-9_.]+([eE][+-]?[0-9]+)?[ \t]*\Z",
-        extra={"expected": 'a figure compared to a number, like "p99_us < 500" or "refused == 0"'},
+        extra={
+            "expected": 'a figure compared to a number, like "p99_us < 500" or "refused == 0"',
+            "hints": (
+                (r"\b(and|or)\b|[,;]|&&|\|\|", "one comparison each: the next one is another entry"),
+                (r"(?<![<>=!])=(?!=)|=>|=<|===|<>", f"the comparisons are {', '.join(COMPARISONS)}"),
+                (r"\A\s*[-+.0-9]", "the figure stands first, then the number"),
+                (r"[0-9]\s*[A-Za-z%]+\s*\Z", "a number without a unit: the figure's name says it"),
+            ),
+        },
     ),
 ]
 Of = Annotated[
@@ -227,9 +238,17 @@ class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeline: Annotated[tuple[ActionTable, ...], Meta(description="What happens meanwhile.")] = ()
     expect: Annotated[tuple[ExpectTable, ...], Meta(description="What must hold at the end.")] = ()
     matrix: Annotated[
-        dict[MatrixKey, Annotated[list[Any], Meta(min_length=1)]],
+        dict[MatrixKey, Annotated[list[Any], Meta(min_length=1, extra={"expected": "an array of values"})]],
         Meta(description="For sweeps: dotted keys, in quotes, and the values that each of them takes."),
     ] = {}
+
+
+def other_tables_with(key: str) -> str:
+    """A hint for a key that is unknown where it stands: where it would be known; "" when nowhere."""
+    if key in ("title", "seed"):
+        return f"{key} stands before the first table of the file"
+    tables = [name for name, table in _TABLES.items() if key in table.__struct_fields__]
+    return f"{' and '.join(tables)} can have that key" if tables else ""
 
 
 def parse_size(size: int | str) -> int:
@@ -264,5 +283,13 @@ def parse_cpus(cpus: tuple[int, ...] | str) -> tuple[int, ...] | None:
     return tuple(sorted(found))
 
 
+_TABLES: dict[str, type[Struct]] = {
+    "[run]": RunSettings,
+    "[memory]": MemoryTable,
+    "[machines.NAME]": GroupTable,
+    "[[phases]]": PhaseTable,
+    "[[timeline]]": ActionTable,
+    "[[expect]]": ExpectTable,
+}
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LAST_CPU = 8191

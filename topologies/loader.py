@@ -70,18 +70,16 @@ def _find(source: str | FilePath) -> FilePath:
     """A bare word is a shipped topology first, then a file; anything else is a path."""
     if isinstance(source, FilePath):
         return source
-    if "/" in source or source.endswith(".toml"):
-        return FilePath(source)
     names = [file.stem for file in _SHIPPED_FOLDER.glob("*.toml")]
     if source in names:
         return _SHIPPED_FOLDER / f"{source}.toml"
-    file = FilePath(source)
+    file, is_path = FilePath(source), "/" in source or source.endswith(".toml")
     try:
-        if file.is_file():
+        if file.exists() or (is_path and file.stem not in names):
             return file
-    except ValueError:
-        pass  # a path with a NUL in it: there is no such file
-    hint = nearest(source, names) or "`ivsim list` shows the topologies that ship"
+    except (OSError, ValueError):
+        return file  # whoever reads it says what is wrong with that path
+    hint = nearest(file.stem if is_path else source, names) or "`ivsim list` shows the topologies that ship"
     raise TopologyError([Problem(show(source), 0, "", "a topology file or the name of a shipped one", "neither", hint)])
 
 
@@ -110,6 +108,9 @@ def _read_all(document: Document, folder: FilePath, programs: ProgramFiles, repo
 
 def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: Report) -> Topology | None:
     """The topology, or None when problems were reported."""
+    if not document.values:
+        report.add((), "a topology", "no table and no key", "`ivsim init` writes one to start from")
+        return None
     fields = read_table(File, document.values, (), report)
     if not (title := fields.get("title", "")).isprintable():
         report.add(("title",), "one line of printable characters", show(title))

@@ -59,6 +59,7 @@ def try_values(
     """
     cost = machines + len(document.text) // _PER_MACHINE
     left = max(len(matrix), _EFFORT // cost)
+    said: set[tuple[str, str, str]] = set()
     for place, row in enumerate(zip_longest(*matrix.values())):
         for key, text in zip(matrix, row, strict=True):
             if text is None:
@@ -72,7 +73,9 @@ def try_values(
                 problems = error.problems
             for problem in problems[:1]:
                 expected = problem.expected if problem.key in ("", key) else f"{problem.key} to be {problem.expected}"
-                report.add(("matrix", key, place), expected, problem.got, problem.hint)
+                if (key, expected, problem.got) not in said:  # a key that is wrong is so with each of its values
+                    report.add(("matrix", key, place), expected, problem.got, problem.hint)
+                said.add((key, expected, problem.got))
 
 
 def _as_override(value: object) -> str:

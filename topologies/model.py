@@ -64,6 +64,7 @@ ProgramName = Annotated[
         min_length=1,
         max_length=256,
         description="What the guest runs: the name of a shipped program or `package.module:function`.",
+        extra={"expected": "the name of a program: a shipped one, or package.module:function"},
     ),
 ]
 SizeBytes = Annotated[int, Meta(ge=4096, le=2**40)]

@@ -8,8 +8,10 @@ with the memory, and the peers come back to the new server under new IDs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from nodes.device.ivshmem import Ivshmem
@@ -23,11 +25,15 @@ __all__ = ["MigrationPlan", "PlannedDevice", "PlannedMachine", "Step", "plan_mig
 Fate = Literal["moves", "moves without its peers' devices", "stays", "does not start"]
 
 REGISTERS = {"status": "IntrStatus", "mask": "IntrMask"}
+_NAMES_SHOWN, _KINDS_SHOWN = 3, 8
+_LAST_NUMBER = re.compile(r"[0-9]+(?=[^0-9]*\Z)")
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedDevice:
-    """One device of a machine: its ID now (None: it joins later) and what its state would weigh in a stream."""
+    """One device of a machine: its ID now (None: it joins later, or is one that has no server) and the size of its
+    state in a stream.
+    """
 
     domain: str
     profile: str
@@ -41,11 +47,12 @@ class PlannedDevice:
 class PlannedMachine:
     """One machine. ``blockers``, the newest first, and ``refusal`` are what QEMU would say if it were to move as it is.
 
-    ``reason`` is why it stays, or does not start.
+    ``present``: it is there from the beginning, and need not join first. ``reason`` is why it stays, or does not start.
     """
 
     name: str
     group: str
+    present: bool
     devices: tuple[PlannedDevice, ...]
     blockers: tuple[str, ...]
     refusal: str
@@ -55,7 +62,7 @@ class PlannedMachine:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: machines in their order; ``peers`` are the IDs that they get on the domain's fresh server."""
+    """One step: machines in their order; ``peers`` are the IDs that they get on the domain's fresh server, if any."""
 
     do: Literal["detach", "move", "reattach"]
     machines: tuple[str, ...]
@@ -67,7 +74,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class MigrationPlan:
-    """Everything about it; ``memory_bytes`` are copied to another host, and none where the memory is the same."""
+    """Everything about it; ``memory_bytes`` is the sum over all masters, of which each brings the whole memory."""
 
     machines: tuple[PlannedMachine, ...]
     steps: tuple[Step, ...]
@@ -141,7 +148,7 @@ def _judge(
             made = Ivshmem(profile, vectors=machine.vectors, ring=_nobody, role=machine.role, size_bytes=size_bytes)
             made.set_peer(peer)
             state_bytes = len(made.save()) if profile.stream else 0
-            shown = peer if machine.present else None
+            shown = peer if machine.present and profile.server else None
             devices.append(PlannedDevice(name, profile.name, made.role, shown, made.master, state_bytes))
             blockers.plug(made)
     except UsageError as error:
@@ -180,19 +187,20 @@ def _planned(each: _Judged, movers: Collection[str], reasons: Mapping[str, str])
     elif each.name in movers:
         fate = "moves" if all(device.master for device in each.devices) else "moves without its peers' devices"
     reason = reasons.get(each.name, "")
-    return PlannedMachine(each.name, each.machine.group, each.devices, each.blockers, each.refusal, fate, reason)
+    who = each.machine
+    return PlannedMachine(who.name, who.group, who.present, each.devices, each.blockers, each.refusal, fate, reason)
 
 
 def _steps(judged: Collection[_Judged], movers: Collection[str], domains: Mapping[str, Domain]) -> Iterator[Step]:
     """Peers let go, masters move with the memory, the others follow, and come back in their order."""
-    carried = [name for name in domains if any(each.name in movers and name in each.masters() for each in judged)]
+    landings = {name: _landing(judged, movers, name) for name in domains}
+    carried = [name for name, landing in landings.items() if landing]
     for name in carried:
         leaving = tuple(each.name for each in judged if _is_peer(each, name))
         if leaving:
             yield Step("detach", leaving, name)
     following = []
-    # In the order in which they connected: a master of today has to be the first again.
-    for each in sorted(judged, key=lambda each: not each.machine.present):
+    for each in _in_order(judged):
         if each.name not in movers:
             continue
         if not each.masters():
@@ -204,10 +212,22 @@ def _steps(judged: Collection[_Judged], movers: Collection[str], domains: Mappin
     if following:
         yield Step("move", tuple(following))
     for name in carried:
-        landed = sum(each.name in movers and name in each.masters() for each in judged)
-        back = tuple(each.name for each in judged if each.name in movers and _is_peer(each, name))
-        if back:
-            yield Step("reattach", back, name, tuple(range(landed, landed + len(back))))
+        back = [each for each in judged if each.name in movers and _is_peer(each, name)]
+        for served, its in groupby(back, key=lambda each: PROFILES[each.machine.profile].server):
+            names = tuple(each.name for each in its)
+            yield Step("reattach", names, name, tuple(landings[name][each] for each in names) if served else ())
+
+
+def _in_order(judged: Collection[_Judged]) -> list[_Judged]:
+    """In the order in which they connected: a master of today has to be the first again."""
+    return sorted(judged, key=lambda each: not each.machine.present)
+
+
+def _landing(judged: Collection[_Judged], movers: Collection[str], domain: str) -> dict[str, int]:
+    """The places on a domain's fresh server by machine: masters, then who comes back. Empty when no master moves."""
+    masters = [each.name for each in _in_order(judged) if each.name in movers and domain in each.masters()]
+    back = [each.name for each in judged if each.name in movers and _is_peer(each, domain)] if masters else []
+    return {name: place for place, name in enumerate([*masters, *back])}
 
 
 def _is_peer(each: _Judged, domain: str) -> bool:
@@ -217,29 +237,54 @@ def _is_peer(each: _Judged, domain: str) -> bool:
 
 def _losses(judged: Collection[_Judged], movers: Collection[str], domains: Mapping[str, Domain]) -> Iterator[str]:
     for name in domains:
-        here = [each for each in judged if name in each.machine.domains and not each.start_error]
-        masters = [each.name for each in here if each.name in movers and name in each.masters()]
-        if not masters:
+        landing = _landing(judged, movers, name)
+        if not landing:
             continue
+        here = [each for each in judged if name in each.machine.domains and not each.start_error]
         eventfds = sum(each.machine.vectors for each in here if PROFILES[each.machine.profile].server)
         if eventfds:
             yield f"domain {name}: doorbells that wait in its {eventfds} eventfds, for a fresh server makes new ones"
-            yield f"domain {name}: its IDs, for whoever rings one of the old server reaches nobody"
+        peers = {each.name: device.peer for each in here for device in each.devices if device.domain == name}
+        others = [each for each, peer in peers.items() if peer is not None and landing.get(each, peer) != peer]
+        if others:
+            yield (
+                f"domain {name}: the IDs of {several(others)}: the fresh server gives out others, and whoever kept a "
+                "former one rings somebody else, or nobody"
+            )
+        masters = [each.name for each in _in_order(here) if each.name in landing and name in each.masters()]
         if len(masters) > 1:
-            yield f"domain {name}: {len(masters)} masters each bring the memory, and the last one's copy stands"
+            yield (
+                f"domain {name}: what has been written there before {masters[-1]} comes: each of its {len(masters)} "
+                "masters brings a copy of the whole memory, and the last one stands"
+            )
         left = [each.name for each in here if each.name not in movers]
         if left:
-            yield f"domain {name}: the memory, for those who stay behind without their device: {several(left)}"
-        back = [each.name for each in here if each.name in movers and _is_peer(each, name)]
-        if back:
-            yield f"domain {name}: MSI-X table, masks and registers of those who come back with a new device"
+            yield f"domain {name}: what is shared with those who stay behind: {several(left)}"
+        yield from _lost_devices(name, [each for each in here if each.name in movers and _is_peer(each, name)])
     for profile in PROFILES.values():
         lost = [REGISTERS[part] for part in REGISTERS if part not in profile.stream]
-        moved = [each.name for each in judged if each.machine.profile == profile.name and each.name in movers]
+        carried = [each for each in judged if each.machine.profile == profile.name and each.masters()]
+        moved = [each.name for each in carried if each.name in movers]
         if lost and moved and profile.stream:
             yield f"{' and '.join(lost)} of {several(moved)}: not in the stream of {profile.name}"
 
 
+def _lost_devices(domain: str, back: Collection[_Judged]) -> Iterator[str]:
+    """What those have no more who come back with a new device."""
+    for msix, its in groupby(
+        sorted(back, key=lambda each: not PROFILES[each.machine.profile].msix),
+        key=lambda each: PROFILES[each.machine.profile].msix,
+    ):
+        state = "MSI-X table, pending bits and registers" if msix else "registers"
+        names = several([each.name for each in its])
+        yield f"domain {domain}: {state} of the devices that are detached and plugged anew: {names}"
+
+
 def several(names: Sequence[str]) -> str:
-    """Names in a row for a reader: all of a few, of many the first, the last and how many."""
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]} ... {names[-1]} ({len(names)})"
+    """Names in a row for a reader: all of a few, of many that differ in a number the first, the last and how many."""
+    if len(names) <= _NAMES_SHOWN:
+        return ", ".join(names)
+    alike = [list(its) for _, its in groupby(names, key=lambda name: _LAST_NUMBER.sub("", name))]
+    if len(alike) > _KINDS_SHOWN:
+        return f"{', '.join(names[:_NAMES_SHOWN])} and {len(names) - _NAMES_SHOWN} others"
+    return ", ".join(f"{its[0]} ... {its[-1]} ({len(its)})" if len(its) > 2 else ", ".join(its) for its in alike)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nodes.errors import UsageError
 
-__all__ = ["MAX_PROBLEMS", "Problem", "TopologyError", "nearest", "printable", "show", "show_key"]
+__all__ = ["MAX_PROBLEMS", "Problem", "TopologyError", "meant_by", "nearest", "printable", "show", "show_key"]
 
 MAX_PROBLEMS = 100
 """So many problems of one file are printed; the rest is counted."""
@@ -76,7 +76,8 @@ def show(value: object) -> str:
         case dict():
             shown = "a table" if value else "an empty table"
         case list():
-            shown = f"an array of {len(value)} values"
+            kind = "table" if value and all(isinstance(item, dict) for item in value) else "value"
+            shown = f"an array of {len(value)} {kind}{'' if len(value) == 1 else 's'}"
             if len(value) <= 8 and all(isinstance(item, str | int | float) for item in value):
                 shown = "[" + ", ".join(show(item) for item in value) + "]"
         case _:
@@ -99,12 +100,19 @@ def show_key(path: Sequence[str | int]) -> str:
 
 def nearest(word: object, known: Iterable[str]) -> str:
     """A hint that names the spelling in ``known`` that ``word`` was probably meant to be, or nothing."""
+    meant = meant_by(word, known)
+    return f'did you mean "{meant}"?' if meant else ""
+
+
+def meant_by(word: object, known: Iterable[str]) -> str:
+    """The one of ``known`` that ``word`` is probably a misspelling of, "" when there is none."""
     if not isinstance(word, str):
         return ""
     # The comparison is quadratic in the length; no name of the language is longer than 64.
     spelled = {item.lower(): item for item in known}
-    close = difflib.get_close_matches(word[:64].lower(), spelled, n=1)
-    return f'did you mean "{spelled[close[0]]}"?' if close else ""
+    said = word[:64].strip().lower()
+    close = difflib.get_close_matches(said, spelled, n=1) or [name for name in spelled if said in name.split("_")][:1]
+    return spelled[close[0]] if close else ""
 
 
 def printable(text: str) -> str:

@@ -36,6 +36,10 @@ class Settings:
         """Where ``key`` was said, or would have been."""
         return self._places.get(key, (*self.path, key))
 
+    def says(self, key: str) -> bool:
+        """Whether anybody has said ``key``."""
+        return key in self._places
+
     def faulty(self, key: str, report: Report) -> bool:
         """Whether ``key`` is as it is because what was said of it was reported."""
         return any(report.has((*path, key)) for path in (self.path, *self.above))

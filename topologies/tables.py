@@ -9,19 +9,17 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Struct
 
+from topologies.checked import Sparse
 from topologies.document import Document
+from topologies.language import GroupTable, other_tables_with
 from topologies.positions import Path
-from topologies.problems import Problem, nearest, show, show_key
+from topologies.problems import Problem, meant_by, nearest, show, show_key
 from topologies.values import MisfitError, convert, describe
 
-__all__ = ["MAX_COLLECTED", "Report", "Sparse", "TooManyProblemsError", "read_table"]
+__all__ = ["MAX_COLLECTED", "Report", "TooManyProblemsError", "read_table"]
 
 MAX_COLLECTED = 300
 """After so many problems the rest of a file is not looked at: it is no topology."""
-
-
-class Sparse(Struct, frozen=True, kw_only=True):
-    """A table of which only the keys that are given are read: its defaults are somebody else's business."""
 
 
 class TooManyProblemsError(Exception):
@@ -56,9 +54,20 @@ class Report:
             raise TooManyProblemsError
 
     def unknown_key(self, path: Path, known: Iterable[str]) -> None:
-        known = list(known)
+        """A key that there is not. The one that was probably meant is not missing then."""
+        known, key = list(known), str(path[-1])
         expected = f"one of {', '.join(known)}" if known else "no keys here"
-        self.add(path, expected, "an unknown key", nearest(path[-1], known))
+        self.add(path, expected, "an unknown key", nearest(key, known) or self._elsewhere(path))
+        if meant := meant_by(key, known):
+            self._paths.add((*path[:-1], meant))
+
+    def _elsewhere(self, path: Path) -> str:
+        """Where a key would be known, that is not where it stands."""
+        key = str(path[-1])
+        value = self.document.values.get(key) if len(path) == 1 else None
+        if isinstance(value, dict) and not annotations_of(GroupTable).keys().isdisjoint(value):
+            return f"a group of machines is [machines.{key}]"
+        return other_tables_with(key)
 
 
 def read_table(table: type[Struct], values: object, path: Path, report: Report) -> dict[str, Any]:
@@ -67,7 +76,8 @@ def read_table(table: type[Struct], values: object, path: Path, report: Report) 
     A field whose value does not fit is reported and left out; so is a required one that is missing.
     """
     if not isinstance(values, dict):
-        report.add(path, "a table", show(values))
+        brackets = f", [{show_key(path)}] in single brackets" if _is_array_of_tables(values) else ""
+        report.add(path, f"a table{brackets}", show(values))
         return {}
     known = annotations_of(table)
     for key in values:
@@ -79,6 +89,8 @@ def read_table(table: type[Struct], values: object, path: Path, report: Report) 
         annotation, inner = known[field.name], (*path, field.name)
         if field.name in values:
             read_value(annotation, values[field.name], inner, fields, report)
+        elif field.required and report.has(inner):
+            continue
         elif field.required:
             named = _tables_by_name(annotation) is not None
             expected = _some_tables(inner) if named else describe(annotation)
@@ -111,7 +123,8 @@ def read_value(annotation: Any, value: object, path: Path, fields: dict[str, Any
                 convert(key, values[0])
                 fields[name][key] = convert(inner, values[1])
             except MisfitError as misfit:
-                report.add((*path, key), misfit.expected, show(inner), misfit.hint)
+                hint = f"in quotes: {show(_dotted(key, inner))}" if isinstance(inner, dict) else misfit.hint
+                report.add((*path, key), misfit.expected, show(inner), hint)
     else:
         try:
             fields[name] = convert(value, annotation)
@@ -141,6 +154,18 @@ def _read_named(key: Any, table: type[Struct], values: object, path: Path, repor
         else:
             found[name] = read_table(table, value, (*path, name), report)
     return found
+
+
+def _dotted(key: str, value: object) -> str:
+    """The dotted key that the first value in some tables has."""
+    while isinstance(value, dict) and value:
+        step, value = next(iter(value.items()))
+        key += f".{step}"
+    return key
+
+
+def _is_array_of_tables(values: object) -> bool:
+    return isinstance(values, list) and bool(values) and all(isinstance(value, dict) for value in values)
 
 
 def _some_tables(path: Path) -> str:

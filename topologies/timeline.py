@@ -56,7 +56,7 @@ class Timeline:
         if do not in SERVER_ACTIONS:
             machines = self._machines(do, table, path)
         self._words(do, table, path)
-        if do == "slow" and "delay_us" not in table:
+        if do == "slow" and "delay_us" not in table and not self.report.has((*path, "delay_us")):
             expected = "how much later interrupts are taken, in microseconds; 0 makes a machine fast again"
             self.report.add((*path, "delay_us"), expected, "nothing: this key is missing")
         if len(self.report.problems) > before:
@@ -159,6 +159,23 @@ class Timeline:
                 hint = "`absent = true` lets it begin without" if joins else '`do = "join"` brings it'
                 self.report.add((*paths[place], "machines"), expected, got, hint)
 
+    def check_migrations(self, actions: Sequence[Action], paths: Sequence[Path]) -> None:
+        """Migrations that can never begin. One that is refused, or fails, may be what the run is to show."""
+        moves = [(action, path) for action, path in zip(actions, paths, strict=True) if action.do == "migrate"]
+        reached = {action.to_domain for action, _ in moves if not action.hand_over}
+        for action, path in moves:
+            domains = {index: self.guests.settings[index].values["domains"] for index in action.machines}
+            if (bridge := next((index for index, its in domains.items() if len(its) > 1), None)) is not None:
+                its = " and ".join(map(show, domains[bridge]))
+                got = f"{self.guests.roster.names_of[bridge]}, which has devices in {its}"
+                self.report.add((*path, "machines"), "machines with a device in one domain", got)
+            elif action.hand_over and action.to_domain and action.to_domain not in reached:
+                others = [its[0] for its in domains.values() if its[0] != action.to_domain]
+                if others:
+                    expected = f"none but {show(others[0])}: a connection that is handed over leads where it led before"
+                    hint = "leave out to_domain, or hand_over"
+                    self.report.add((*path, "to_domain"), expected, show(action.to_domain), hint)
+
 
 def read_timeline(
     tables: Sequence[Mapping[str, Any]],
@@ -187,6 +204,7 @@ def read_timeline(
         actions.append(action)
         paths.append(path)
     timeline.check_presence(actions, paths)
+    timeline.check_migrations(actions, paths)
     return tuple(actions)
 
 

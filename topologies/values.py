@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 from msgspec import inspect as shapes
 
-from topologies.problems import nearest
+from topologies.problems import nearest, show
 
 __all__ = ["MisfitError", "convert", "describe"]
 
 _INTEGER_LIMIT = 2**63
+_GUESSED_CHARACTERS = 18
+_TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_PLACE = re.compile(r"at `\$(\[\d+\])")
+_SIZE = re.compile(r"\s*(\d+)\s*([KMG]?)(?:I?B|BYTES)?\s*")
+_QUANTITY = re.compile(r"\s*[+-]?\d[\d_.]*\s*[A-Za-z%\u00b5]+\s*")
 
 
 class MisfitError(Exception):
@@ -32,11 +40,7 @@ def convert(value: object, annotation: Any) -> Any:
     try:
         converted = msgspec.convert(value, annotation, strict=True)
     except msgspec.ValidationError as error:
-        choices = [choice for choice in _choices(shapes.type_info(annotation)) if isinstance(choice, str)]
-        hint = nearest(value, choices)
-        # For a plain value the description says it all; inside an array the place helps.
-        detail = str(error) if "`$[" in str(error) or "`$." in str(error) else ""
-        raise MisfitError(describe(annotation), hint or detail) from None
+        raise MisfitError(describe(annotation), _hint(value, annotation, error)) from None
     if isinstance(converted, dict):
         return converted  # a program's parameters: each meets its own annotation
     for number in _numbers(converted):
@@ -45,6 +49,53 @@ def convert(value: object, annotation: Any) -> Any:
         if isinstance(number, int) and abs(number) >= _INTEGER_LIMIT:
             raise MisfitError(describe(annotation), "the number must fit into 64 bits")
     return converted
+
+
+def _hint(value: object, annotation: Any, error: msgspec.ValidationError) -> str:
+    """What was probably meant by a value that does not fit, or which one of several it is."""
+    shape = shapes.type_info(annotation)
+    if isinstance(value, str) and isinstance(shape, shapes.Metadata):
+        for pattern, hint in (shape.extra or {}).get("hints", ()):
+            if re.search(pattern, value):
+                return str(hint)
+    if hint := nearest(value, [choice for choice in _choices(shape) if isinstance(choice, str)]):
+        return hint
+    for meant in _meant_by(value):
+        with contextlib.suppress(msgspec.ValidationError):
+            msgspec.convert(meant, annotation, strict=True)
+            return f"did you mean {show(meant)}?"
+    if isinstance(value, str) and _QUANTITY.fullmatch(value) and _takes_number(shape):
+        return "a number without a unit: the key's name says it"
+    place = _PLACE.search(str(error))
+    return f"it is the value at {place[1]}" if place else ""
+
+
+def _meant_by(value: object) -> Iterator[object]:
+    """What people write ``value`` for: a number in quotes, "4MB", "yes", one name instead of an array of one."""
+    if isinstance(value, str) and len(value) <= _GUESSED_CHARACTERS:
+        for number in (int, float):
+            with contextlib.suppress(ValueError):
+                if math.isfinite(read := number(value)):
+                    yield read
+        if (truth := _TRUTHS.get(value.strip().lower())) is not None:
+            yield truth
+        if (size := _SIZE.fullmatch(value.upper())) is not None:
+            yield size[1] + size[2]
+        yield value.strip()
+    elif isinstance(value, float) and value.is_integer():
+        yield int(value)
+    if not isinstance(value, list | dict):
+        yield [value]
+
+
+def _takes_number(shape: shapes.Type) -> bool:
+    match shape:
+        case shapes.Metadata():
+            return _takes_number(shape.type)
+        case shapes.UnionType():
+            return all(isinstance(part, shapes.NoneType) or _takes_number(part) for part in shape.types)
+        case _:
+            return isinstance(shape, shapes.IntType | shapes.FloatType)
 
 
 def describe(annotation: Any) -> str:
@@ -95,8 +146,10 @@ def _describe_string(shape: shapes.StrType) -> str:
 
 
 def _range(shape: shapes.IntType | shapes.FloatType) -> str:
-    low = shape.ge if shape.ge is not None else shape.gt
-    high = shape.le if shape.le is not None else shape.lt
+    low, high = (
+        int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+        for limit in (shape.ge if shape.ge is not None else shape.gt, shape.le if shape.le is not None else shape.lt)
+    )
     if low is not None and high is not None and shape.gt is None and shape.lt is None:
         return f" from {low} to {high}"
     parts = []

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 
 import click
 
-from sim.commands.topology import BadTopology, overrides_option
+from sim.commands.options import BadTopology, overrides_option, programs_option
 from topologies import TopologyError, load
+from topologies.foresight import Foreseen, foresee
 from topologies.planner import MigrationPlan, PlannedMachine, Step, plan_migration, several
 
 __all__ = ["migrate"]
@@ -20,8 +22,9 @@ __all__ = ["migrate"]
 @click.argument("topology")
 @click.option("--plan", "planned", is_flag=True, help="Say who may move, in which order, what is copied and lost.")
 @overrides_option
+@programs_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def migrate(topology: str, planned: bool, overrides: dict[str, str], as_json: bool) -> None:
+def migrate(topology: str, planned: bool, overrides: dict[str, str], programs: tuple[Path, ...], as_json: bool) -> None:
     """Plan how the machines of TOPOLOGY, a file or the name of a shipped one, could move to another host.
 
     Who stays is told why, in QEMU's words where QEMU has them. In a run, machines move by the timeline's
@@ -30,14 +33,14 @@ def migrate(topology: str, planned: bool, overrides: dict[str, str], as_json: bo
     if not planned:
         raise click.UsageError('expected --plan; in a run, machines move by [[timeline]] with do = "migrate"')
     try:
-        loaded = load(topology, overrides)
+        loaded = load(topology, overrides, programs)
     except TopologyError as error:
         raise BadTopology(error) from None
-    plan = plan_migration(loaded)
+    plan, foreseen = plan_migration(loaded), foresee(loaded)
     if as_json:
-        click.echo(json.dumps(asdict(plan), indent=2))
+        click.echo(json.dumps({**asdict(plan), "timeline": [asdict(each) for each in foreseen]}, indent=2))
     else:
-        click.echo("\n".join(_text(plan)))
+        click.echo("\n".join([*_text(plan), *_timeline(foreseen)]))
 
 
 def _text(plan: MigrationPlan) -> Iterator[str]:
@@ -49,15 +52,25 @@ def _text(plan: MigrationPlan) -> Iterator[str]:
     if not plan.steps:
         yield "nothing can move"
         return
+    later = [each.name for each in plan.machines if not each.present]
+    yield "to another host, with a fresh server for each domain" + (
+        f", once {several(later)} {'has' if len(later) == 1 else 'have'} joined:" if later else ":"
+    )
     for number, step in enumerate(plan.steps, 1):
         yield f"{number:>3}. {_step(step)}"
     yield ""
-    yield (
-        f"copied: {plan.state_bytes:,} bytes of devices' state, and {plan.memory_bytes:,} bytes of memory "
-        "to another host (none where it is the same)"
-    )
+    yield f"copied: {plan.state_bytes:,} bytes of devices' state, {plan.memory_bytes:,} bytes of memory"
     for loss in plan.losses:
         yield f"lost: {loss}"
+
+
+def _timeline(foreseen: Sequence[Foreseen]) -> Iterator[str]:
+    """What a run will show, where its timeline has machines migrate who cannot."""
+    if foreseen:
+        yield ""
+        yield "in a run, as its timeline has it:"
+    for each in foreseen:
+        yield f"  {each}"
 
 
 def _rows(machines: Sequence[PlannedMachine]) -> Iterator[tuple[str, str, str, str]]:
@@ -72,20 +85,26 @@ def _rows(machines: Sequence[PlannedMachine]) -> Iterator[tuple[str, str, str, s
 
 def _peers(first: PlannedMachine, last: PlannedMachine) -> str:
     def shown(machine: PlannedMachine) -> str:
-        return "/".join("later" if device.peer is None else str(device.peer) for device in machine.devices)
+        return "/".join(
+            str(device.peer) if device.peer is not None else "-" if machine.present else "later"
+            for device in machine.devices
+        )
 
-    return shown(first) if first is last else f"{shown(first)} ... {shown(last)}"
+    ends = dict.fromkeys((shown(first), shown(last)))
+    return " ... ".join(ends)
 
 
 def _fate(machine: PlannedMachine) -> str:
     match machine.fate:
         case "moves":
-            return "moves with its device"
+            return "moves with its device" + ("s" if len(machine.devices) > 1 else "")
         case "stays" if machine.refusal not in ("", machine.reason):
             return f"stays: {machine.reason}; by itself: {machine.refusal}"
         case "stays" | "does not start":
             return f"{machine.fate}: {machine.reason}"
-    return f"moves when it has let go of its device: {machine.refusal}"
+    peers = [device.domain for device in machine.devices if not device.master]
+    which = "" if len(machine.devices) == 1 else f" in {', '.join(peers)}"
+    return f"moves when it has let go of its device{which}: {machine.refusal}"
 
 
 def _step(step: Step) -> str:
@@ -95,8 +114,10 @@ def _step(step: Step) -> str:
             return f"detach {names} from domain {step.domain}"
         case "move" if step.state_bytes:
             copied = f"{step.state_bytes:,} bytes of state, {step.memory_bytes:,} bytes of memory"
-            return f"move {names} to a fresh server: {copied}"
+            return f"move {names}: {copied}"
         case "move":
             return f"move {names}, without a device"
+    if not step.peers:
+        return f"reattach {names} to domain {step.domain}"
     peers = f"peer {step.peers[0]}" if len(step.peers) == 1 else f"peers {step.peers[0]} to {step.peers[-1]}"
     return f"reattach {names} to domain {step.domain}, as {peers}"
