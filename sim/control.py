@@ -194,15 +194,11 @@ def _fit(message: Order | Report) -> Order | Report:
 
 
 class Control:
-    """One end of the pair. ``receive`` gives None when nothing waits, and raises ``EOFError`` at the end.
-
-    What is neither an order nor a report is skipped, and counted in ``malformed``.
-    """
+    """One end of the pair."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.socket = sock
-        self.malformed = 0
 
     @classmethod
     def pair(cls) -> tuple[Control, socket.socket]:
@@ -220,19 +216,19 @@ class Control:
         return False
 
     def receive(self) -> Order | Report | None:
-        while True:
-            try:
-                data = self.socket.recv(MESSAGE_BYTES_MAX)
-            except BlockingIOError:
-                return None
-            except ConnectionError as error:
-                raise EOFError from error
-            if not data:
-                raise EOFError
-            try:
-                return _decode(data)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                self.malformed += 1
+        """What comes next, a warning of what is no message; None when nothing waits. Raises ``EOFError`` at the end."""
+        try:
+            data = self.socket.recv(MESSAGE_BYTES_MAX)
+        except BlockingIOError:
+            return None
+        except ConnectionError as error:
+            raise EOFError from error
+        if not data:
+            raise EOFError
+        try:
+            return _decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return Warned(f"{len(data)} bytes on the control socket are no message of ours: {error}")
 
     def close(self) -> None:
         self.socket.close()

@@ -41,6 +41,7 @@ from sim.oracle.operations import (
 )
 from sim.oracle.qtest import DEFAULT_QEMU, Qemu, find_qemu
 from sim.oracle.scripted_server import ScriptedServer
+from tests.real_qemu import read_block
 
 pytestmark = pytest.mark.qemu
 
@@ -293,11 +294,11 @@ def test_case_pair_real(qemu: str) -> None:
         first, second = pair_of_real(qemu, host.region)
         with first, second:
             host.memory[:] = b"\x42" * MIB
-            assert first.read_block(MEMORY, MIB) == second.read_block(MEMORY, MIB) == bytes(host.memory)
+            assert read_block(first, MEMORY, MIB) == read_block(second, MEMORY, MIB) == bytes(host.memory)
             first.fill(MEMORY, MIB, 0x43)
-            assert second.read_block(MEMORY, MIB) == b"\x43" * MIB
+            assert read_block(second, MEMORY, MIB) == b"\x43" * MIB
             second.fill(MEMORY, MIB, 0x44)
-            assert first.read_block(MEMORY, MIB) == b"\x44" * MIB
+            assert read_block(first, MEMORY, MIB) == b"\x44" * MIB
 
 
 def test_case_pair_simulated() -> None:

@@ -345,7 +345,7 @@ class Siege:
             assert set(witness.lines) == lines_of(0, 1)
             if not self.reuses:
                 assert sorted(witness.left) == list(range(2, server._server.next_peer))
-        assert (server.departed, server.backlog) == ([], 0)
+        assert (server.departed, server._stuck) == ([], {})
         deaf = any("does not read" in reason for peer, reason in site.gone if peer == 2)
         assert deaf or len(site.gone) < TOO_MUCH
         self.outcomes["deaf"] += deaf

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nodes.errors import HostError
-from sim.oracle.qmp import Qmp, QmpError
+from tests.real_qemu import Qmp, QmpError
 
 Answer = dict[str, Any]
 GREETING: Answer = {"QMP": {"version": {}, "capabilities": []}}

@@ -22,8 +22,8 @@ from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import FIELDS, Blocker, Blockers, MigrationError
 from nodes.device.profiles import profile
 from nodes.errors import HostError, UsageError
-from sim.oracle.qmp import Qmp, QmpError, monitor
 from sim.oracle.qtest import DEFAULT_QEMU, Qemu
+from tests.real_qemu import Qmp, QmpError, monitor, read_block
 from tests.test_ivshmem_state import PEER_MODE, device
 from tests.test_migration import STREAMS, everything, written
 
@@ -432,9 +432,9 @@ def test_master_moves_to_a_second_qemu_on_a_fresh_server(
             assert arriving.settled()["status"] == "completed"
             config = bytes(target.config_read(SLOT, at, 1) for at in range(256))
             registers = [target.read(BARS[0], 4), target.read(BARS[0] + 4, 4), target.read(BARS[0] + 8, 4)]
-            table = target.read_block(BARS[1], 32)
+            table = read_block(target, BARS[1], 32)
             pending = target.read(BARS[1] + 0x800, 4)
-            assert target.read_block(BARS[2], 16) == b"\x5a" * 16
+            assert read_block(target, BARS[2], 16) == b"\x5a" * 16
     (short_path / "migration").unlink(missing_ok=True)
     ours = written("qemu-doorbell", plain=True)
     ours.load(written("qemu-doorbell").save())

@@ -51,7 +51,6 @@ class _Table:
 
     def __init__(self, size: int, control_bytes: int) -> None:
         self.size = size
-        self._stride_bytes = control_bytes
         pieces_at = size * _HEADER.size
         numbers_at = pieces_at + size * _PIECE.size
         control_at = numbers_at + size * MESSAGE_BYTES

@@ -26,7 +26,7 @@ __all__ = ["Source", "Successor", "adopting_orphans", "fork_successor", "remap"]
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 1, 36, 37
 MAP_FIXED = 0x10
-READY, COMMIT, CANCEL = b"r", b"c", b"x"
+READY, COMMIT = b"r", b"c"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p

@@ -188,10 +188,6 @@ class Qemu:
         """Physical memory, 1, 2, 4 or 8 bytes, as a processor's store."""
         self.ask([f"write{SUFFIX[size_bytes]} {address:#x} {value:#x}"])
 
-    def read_block(self, address: int, size_bytes: int) -> bytes:
-        """Any number of bytes of physical memory."""
-        return bytes.fromhex(self.ask([f"read {address:#x} {size_bytes:#x}"])[0].removeprefix("0x"))
-
     def fill(self, address: int, size_bytes: int, byte: int) -> None:
         """Set bytes of physical memory."""
         self.ask([f"memset {address:#x} {size_bytes:#x} {byte:#x}"])

@@ -340,11 +340,6 @@ class IvshmemServer:
         """Whether anybody has not read everything yet: it waits here, or in his socket."""
         return bool(self._stuck) or any(peer.unread_bytes for peer in self.peers.values())
 
-    @property
-    def backlog(self) -> int:
-        """Messages that wait for clients to read."""
-        return sum(len(self.peers[number].outbox) for number in self._stuck)
-
     def tell(self, peer: int, message: Message[int]) -> bool:
         """Say something out of turn to one peer; False when it is not there. What it makes of it is its business."""
         told = self.peers.get(peer)

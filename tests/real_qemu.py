@@ -1,4 +1,4 @@
-"""QMP, QEMU's management protocol, over an inherited socket, and what migration says there.
+"""What the tests ask of a real QEMU beside what `sim.oracle` does: QMP, what migration says there, and its memory.
 
 JSON objects, one a line: commands one way; answers, errors and events the other (QEMU, docs/interop/qmp-spec).
 :func:`monitor` gives a QEMU a monitor of its own, beside the one that :class:`sim.oracle.qtest.Qemu` keeps.
@@ -17,8 +17,6 @@ from typing import Any
 
 from nodes.errors import HostError
 from sim.oracle.qtest import TIMEOUT_SECONDS, Lines, Qemu
-
-__all__ = ["Qmp", "QmpError", "monitor"]
 
 POLL_SECONDS = 0.005
 
@@ -134,3 +132,8 @@ def monitor(path: str, arguments: Sequence[str]) -> Iterator[tuple[Qemu, Qmp]]:
         machine = stack.enter_context(Qemu(path, [*chardev, *arguments], [number]))
         far.close()  # QEMU's end is QEMU's: when it dies, this one says so
         yield machine, stack.enter_context(Qmp(near))
+
+
+def read_block(machine: Qemu, address: int, size_bytes: int) -> bytes:
+    """Any number of bytes of its physical memory."""
+    return bytes.fromhex(machine.ask([f"read {address:#x} {size_bytes:#x}"])[0].removeprefix("0x"))
