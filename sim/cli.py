@@ -1,9 +1,4 @@
-"""The `ivsim` command.
-
-Exit codes: 0 fine; 1 the run failed or did not balance; 2 wrong use or a wrong topology; 3 this host is too small;
-99 an expectation or a threshold was missed; 130, 143, 129 interrupted (SIGINT, SIGTERM, SIGHUP), with what was measured
-kept. Data goes to standard output, everything else to standard error.
-"""
+"""The `ivsim` command. Data goes to standard output, everything else to standard error; `sim.exits` has the codes."""
 
 from __future__ import annotations
 
@@ -15,7 +10,8 @@ from typing import Any
 
 import click
 
-from nodes.errors import HostError, IvshmemError, UsageError
+from nodes.errors import IvshmemError
+from sim.exits import BROKEN_PIPE, HOST_TOO_SMALL, INTERRUPTED, of_error
 
 __all__ = ["ivsim", "main"]
 
@@ -77,23 +73,17 @@ def main(arguments: list[str] | None = None) -> Any:
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("ivsim: interrupted before there was anything to keep", err=True)
-        code = 130
+        code = INTERRUPTED
     except BrokenPipeError:
         # Whoever read has read enough; what is still in the buffer has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        code = BROKEN_PIPE
     except OSError as error:
         click.echo(f"ivsim: cannot go on: {error}", err=True)
-        code = 3
-    except UsageError as error:
-        click.echo(f"ivsim: {error}", err=True)
-        code = 2
-    except HostError as error:
-        click.echo(f"ivsim: {error}", err=True)
-        code = 3
+        code = HOST_TOO_SMALL
     except IvshmemError as error:
         click.echo(f"ivsim: {error}", err=True)
-        code = 1
+        code = of_error(error)
     # All is said and written; an interrupt that comes now comes too late to change how this ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)

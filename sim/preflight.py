@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None =
     count = _Count.of(topology)
     sums = [*_descriptors(topology, count, there), *_processes(count, there), *_server(count, there)]
     sums += [*_memory(topology, count, there), *_time(count, there)]
-    return Demand(sums=sums, refused=[*_cpus(topology, there), *_policies(topology, there)])
+    return Demand(sums=sums, refused=[*_place(runs), *_cpus(topology, there), *_policies(topology, there)])
 
 
 def check(topology: Topology, runs: Path) -> None:
@@ -267,6 +268,16 @@ def _sum(
         advice=advice,
         binding=binding,
     )
+
+
+def _place(runs: Path) -> Iterator[str]:
+    """Whether a directory can be made in ``runs``, or first of all ``runs`` itself in what there is of its path."""
+    whole = runs.absolute()
+    there = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        yield f"{runs}: no run directory can be made there: {there} is no directory. Name another one with --runs"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield f"{runs}: no run directory can be made there: {there} cannot be written. Name another one with --runs"
 
 
 def _cpus(topology: Topology, host: Host) -> Iterator[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
+import shutil
 import signal
 import socket
+import stat
 import tempfile
 import threading
 from collections import Counter
@@ -32,6 +35,7 @@ from topologies import Topology, load
 __all__ = ["Begun", "run"]
 
 RUNTIME_LENGTH_MAX = 64
+OWNER = "owner.pid"
 SIGNALS_TAKEN = 2
 
 
@@ -71,7 +75,7 @@ def run(
     elif overrides or programs:
         raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
     check(topology, Path(runs))
-    with _Interrupts() as interrupts, contextlib.ExitStack() as stack:
+    with _Interrupts() as interrupts, contextlib.ExitStack() as whole, contextlib.ExitStack() as stack:
         stack.enter_context(_all_descriptors())
         stack.enter_context(adopting_orphans())
         runtime = stack.enter_context(_runtime_directory())
@@ -83,7 +87,7 @@ def run(
             "resources_every_s": resources_every_s,
             "programs": [os.fspath(each) for each in programs],
         }
-        directory = stack.enter_context(RunDirectory.create(Path(runs), topology, arguments))
+        directory = whole.enter_context(RunDirectory.create(Path(runs), topology, arguments))
         floors = floor_if_any()
         coordinator = Coordinator(
             topology,
@@ -160,8 +164,24 @@ def _runtime_directory() -> Iterator[Path]:
     parent = next(usable, None)
     if parent is None:
         raise HostError(f"no directory for sockets: none of {candidates} is short enough and can be written")
-    with tempfile.TemporaryDirectory(prefix="ivsim-", dir=parent) as path:
+    _remove_orphaned(Path(parent))
+    with tempfile.TemporaryDirectory(prefix="ivsim-", dir=parent) as path, Path(path, OWNER).open("x") as owner:
+        # Said only under the lock, which lasts as long as this process: said and not locked, its owner is dead.
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        print(os.getpid(), file=owner, flush=True)
         yield Path(path)
+
+
+def _remove_orphaned(parent: Path) -> None:
+    """Remove directories whose owner was killed before he had machines to clean up after him."""
+    for owner in parent.glob(f"ivsim-*/{OWNER}"):
+        with contextlib.suppress(OSError):  # somebody else's, in use, or just gone
+            status = owner.parent.lstat()
+            if status.st_mode == stat.S_IFDIR | 0o700 and status.st_uid == os.getuid():
+                with owner.open() as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if file.read(1):
+                        shutil.rmtree(owner.parent)
 
 
 class _Interrupts:

@@ -23,6 +23,7 @@ import msgspec
 
 import sim.results
 from nodes.errors import HostError, UsageError
+from sim.exits import of_run
 from sim.expectations import evaluate
 from sim.results import Run, files
 from topologies import Topology, load
@@ -61,18 +62,24 @@ class Plan(msgspec.Struct, frozen=True):
         """Raises ``TopologyError``, and ``UsageError`` when the file has changed since the sweep began."""
         topology = load(Path(self.source_name), cell.overrides, self.programs)
         if topology.source_text != self.text:
-            raise UsageError(f"{self.source_name}: the topology has changed since this sweep began")
+            raise UsageError(
+                f"{self.source_name}: the topology has changed since this sweep began. To go on, put back what it was "
+                f"(each run that is done has a copy, {files.TOPOLOGY}); or begin another sweep"
+            )
         return topology
 
     def difference(self, other: Plan) -> str:
-        """The first thing in which ``other`` differs, in words; empty when it is the same."""
+        """The first thing in which ``other`` differs, what it is here and what there; empty when it is the same."""
         if self.text != other.text:
-            return "the topology's text is another one"
+            return f"expected the topology {self.source_name}, got {other.source_name}"
+        if self.programs != other.programs:
+            mine, theirs = (" ".join(each.programs) or "none" for each in (self, other))
+            return f"expected the programs {mine}, got {theirs}"
         if len(self.cells) != len(other.cells):
-            return f"it has {len(self.cells)} cells, not {len(other.cells)}"
-        for mine, theirs in zip(self.cells, other.cells, strict=True):
-            if mine != theirs:
-                return f"its cell {mine.place} is {_shown(mine.overrides)}, not {_shown(theirs.overrides)}"
+            return f"expected {len(self.cells)} runs, got {len(other.cells)}"
+        for cell, its in zip(self.cells, other.cells, strict=True):
+            if cell != its:
+                return f"expected {_shown(cell.overrides)} in run {cell.place}, got {_shown(its.overrides)}"
         return ""
 
 
@@ -86,6 +93,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     reason: str = ""
     balanced: bool = False
+    aborted: bool = False
     rung_per_s: float | None = None
     coalescing: float | None = None
     delivery_p50_ns: int | None = None
@@ -100,9 +108,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def exit_code(self) -> int:
         """As ``ivsim run`` would end: 0, 1, or 99 for expectations that were missed."""
-        if self.status not in ("finished", "degraded") or not self.balanced:
-            return 1
-        return 99 if self.missed else 0
+        return of_run(self.status, self.reason, balanced=self.balanced, aborted=self.aborted, missed=bool(self.missed))
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -201,8 +207,8 @@ class Sweep:
     def resume(cls, path: Path, plan: Plan | None = None) -> Sweep:
         """An earlier one, to go on with.
 
-        Raises ``UsageError`` when there is none, when ``plan`` is another one than it began with, or when a run in it
-        is of another topology.
+        Raises ``UsageError`` when there is none, when its topology has changed or ``plan`` is another one than it began
+        with, or when a run in it is of another topology.
         """
         try:
             record = files.read_json(path / PLAN, _Record)
@@ -210,8 +216,12 @@ class Sweep:
             raise UsageError(f"{path}: no sweep to go on with: {error}") from None
         if record.schema_version != SCHEMA_VERSION:
             raise UsageError(f"{path}: a sweep of schema {record.schema_version}, this program has {SCHEMA_VERSION}")
+        record.plan.topology(record.plan.cells[0])
         if plan is not None and (difference := record.plan.difference(plan)):
-            raise UsageError(f"{path}: this is not the sweep that was begun: {difference}")
+            raise UsageError(
+                f"{path}: another sweep was begun there: {difference}. To go on with that one, leave out the topology "
+                "and what goes with it; to run this one, leave out --resume"
+            )
         sweep = cls(path, record.plan)
         for cell in sweep.plan.cells:
             if sweep.run_path(cell).exists():
@@ -280,6 +290,7 @@ class Sweep:
             machines = sum(those for _, those in looked)
             known = {
                 "balanced": figures.balanced,
+                "aborted": run.aborted,
                 "rung_per_s": figures.doorbells_per_s,
                 "coalescing": figures.coalescing,
                 "delivery_p50_ns": delivery.p50,

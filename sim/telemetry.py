@@ -11,7 +11,8 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -21,11 +22,23 @@ import zmq
 
 from nodes.errors import UsageError
 
-__all__ = ["SOCKET", "Found", "Group", "Happened", "Publisher", "Snapshot", "Subscriber", "places", "running"]
+__all__ = [
+    "SOCKET",
+    "Found",
+    "Group",
+    "Happened",
+    "Publisher",
+    "Snapshot",
+    "Subscriber",
+    "following",
+    "places",
+    "running",
+]
 
 MESSAGE_BYTES_MAX = 1 << 20
 SOCKET = "telemetry.zmq"
 """What the socket is called, in the private directory of a run (``ivsim-*``)."""
+POLL_S = 0.1
 LISTENS = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
 
 
@@ -169,7 +182,7 @@ class Publisher:
 
 
 class Subscriber:
-    """Anybody's end. ``lost`` counts snapshots that never came, ``malformed`` frames that were none."""
+    """Anybody's end. ``lost`` counts snapshots that never came, or came as no snapshot: the next one's number tells."""
 
     def __init__(self, endpoint: str) -> None:
         self._context = zmq.Context()
@@ -182,16 +195,14 @@ class Subscriber:
         self._decode = msgspec.msgpack.Decoder(Snapshot).decode
         self._last = -1
         self.lost = 0
-        self.malformed = 0
 
     def receive(self, timeout_s: float) -> Snapshot | None:
-        """The next snapshot, or None when none came in time."""
+        """The next snapshot; None when none came in time, or what came is none."""
         if not self._socket.poll(round(timeout_s * 1000)):
             return None
         try:
             snapshot = self._decode(self._socket.recv())
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self.malformed += 1
             return None
         if self._last >= 0:
             self.lost += max(0, snapshot.number - self._last - 1)
@@ -207,3 +218,31 @@ class Subscriber:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def following(endpoint: str, take: Callable[[Snapshot, int], object]) -> Iterator[None]:
+    """Hand ``take`` every snapshot and how many never came, until this is left.
+
+    In a thread of its own, so that nothing it does delays the coordinator. What has come by the end is still handed
+    on: the last one says how the run ended.
+    """
+    done = threading.Event()
+
+    def follow() -> None:
+        with Subscriber(endpoint) as subscriber:
+            while True:
+                last = done.is_set()
+                snapshot = subscriber.receive(0 if last else POLL_S)
+                if snapshot is not None:
+                    take(snapshot, subscriber.lost)
+                elif last:
+                    return
+
+    thread = threading.Thread(target=follow, name="ivsim telemetry")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from sim.cli import COMMANDS
 from sim.commands import progress
+from sim.report.live import Rates
 from sim.telemetry import Group, Snapshot
 
 QUICK = ["--set", "run.duration_s=0.3", "--set", "run.warmup_s=0.1"]
@@ -40,10 +41,24 @@ def test_every_command_explains_itself(name: str) -> None:
     assert "Usage: ivsim" in ivsim(name, "--help").stdout
 
 
-def test_a_report_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) -> None:
-    done = ivsim(
-        "run", "ping_pong", "--runs", str(tmp_path / "runs"), "--junit", str(tmp_path / "no" / "j.xml"), code=2
-    )
+@pytest.mark.parametrize("command", ["validate", "graph", "migrate", "run", "sweep"])
+def test_whoever_loads_a_topology_takes_programs_and_says_whom_they_may_hurt(command: str) -> None:
+    told = " ".join(ivsim(command, "--help").stdout.split())
+    assert "--program FILE" in told
+    assert "its code runs with full trust" in told
+
+
+def test_a_plan_of_migration_knows_programs_of_a_file(tmp_path: Path) -> None:
+    topology, programs = tmp_path / "t.toml", tmp_path / "mine.py"
+    topology.write_text("[machines.a]\nprogram = 'mine'\n")
+    programs.write_text("def mine(guest):\n    yield\n")
+    ivsim("migrate", "--plan", str(topology), code=2)
+    assert "moves" in ivsim("migrate", "--plan", str(topology), "--program", str(programs)).stdout
+
+
+@pytest.mark.parametrize("option", ["--junit", "--prometheus"])
+def test_a_report_that_cannot_be_written_is_told_before_the_run(option: str, tmp_path: Path) -> None:
+    done = ivsim("run", "ping_pong", "--runs", str(tmp_path / "runs"), option, str(tmp_path / "no" / "it"), code=2)
     assert f"there is no directory {tmp_path / 'no'}" in done.stderr
     assert not (tmp_path / "runs").exists()
 
@@ -64,7 +79,7 @@ def test_progress_hides_no_figure_on_a_narrow_terminal(width: int) -> None:
         )
         for number, rung, interrupts in ((1, 0, 0), (2, 1_234_567, 234_567))
     )
-    rates = progress._Rates()
+    rates = Rates()
     rates.update(first)
     rates.update(then)
     file = io.StringIO()

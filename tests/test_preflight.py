@@ -20,6 +20,7 @@ from sim.coordination.plans import Layouts
 from sim.host import Host, Left
 from sim.preflight import Demand, Sum, check, preflight, render
 from sim.recording import WORD_BYTES
+from sim.results import RunDirectory
 from tests.synthetic import topology
 from topologies import Action, Domain, Memory, Scheduling, Topology
 
@@ -145,6 +146,31 @@ def test_the_error_says_every_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "this host allows 3 (ulimit -Hn). Take fewer machines or vectors, or raise the limit"
     )
     assert lines[2].endswith("this host allows 4.0 KiB (available memory). Take fewer machines or a smaller memory")
+
+
+@pytest.mark.parametrize("below", [".", "further", "further/down"])
+def test_where_no_run_directory_can_be_made_is_said_as_the_run_would(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        runs = tmp_path / name / below
+        (problem,) = preflight(topology(GROUPS), runs, HOST).problems
+        assert problem == (
+            f"{runs}: no run directory can be made there: {tmp_path / name} is no directory. "
+            "Name another one with --runs"
+        )
+        with pytest.raises(HostError, match="run directory cannot be made"):
+            RunDirectory.create(runs, topology(GROUPS), {})
+        assert dry_run(topology(GROUPS), runs) == 3
+    assert preflight(topology(GROUPS), tmp_path / "new" / below, HOST).problems == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    (problem,) = preflight(topology(GROUPS), tmp_path / "runs", HOST).problems
+    tmp_path.chmod(0o700)
+    assert f"{tmp_path} cannot be written" in problem
 
 
 # Scheduling

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes.errors import UsageError
-from sim.report.exposition import Exporter, MetricsFile, exposition
+from sim.report.exposition import MetricsFile, exporting, exposition
 from sim.telemetry import Group, Publisher, Snapshot
 
 PATIENCE_S = 20.0
@@ -133,17 +133,15 @@ def test_no_reader_meets_half_a_file(tmp_path):
 def test_a_place_that_cannot_be_is_said(tmp_path):
     with pytest.raises(UsageError, match="metrics cannot be written"):
         MetricsFile(tmp_path / "none" / "ivsim.prom").write(snapshot(), 0)
-    with pytest.raises(UsageError, match="is no directory"):
-        Exporter("ipc:///nowhere", tmp_path / "none" / "ivsim.prom")
     (tmp_path / "taken.prom").mkdir()
     with pytest.raises(UsageError, match="metrics cannot be written"):
         MetricsFile(tmp_path / "taken.prom").write(snapshot(), 0)
     assert os.listdir(tmp_path) == ["taken.prom"]
 
 
-def test_an_exporter_writes_down_to_the_last_snapshot(short_path):
-    path = short_path / "ivsim.prom"
-    with Publisher(short_path / "telemetry") as publisher, Exporter(publisher.endpoint, path) as exporter:
+def test_what_is_exported_is_the_last_snapshot(short_path):
+    path, said = short_path / "ivsim.prom", []
+    with Publisher(short_path / "telemetry") as publisher, exporting(publisher.endpoint, path, said.append):
         deadline = time.monotonic() + PATIENCE_S
         while not path.exists():
             assert time.monotonic() < deadline
@@ -153,5 +151,18 @@ def test_an_exporter_writes_down_to_the_last_snapshot(short_path):
         while parsed(path.read_text())["ivsim_snapshots_total"][1][""] != 7:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-    assert exporter.failed == 0
+    assert said == []
     assert parsed(path.read_text())["ivsim_phase"][1]['phase="done"'] == 1
+
+
+def test_metrics_that_cannot_be_written_end_nothing_and_are_said_once(short_path, monkeypatch):
+    path, said, tried, write = short_path / "taken.prom", [], [], MetricsFile.write
+    path.mkdir()
+    monkeypatch.setattr(MetricsFile, "write", lambda *given: (tried.append(given), write(*given)))
+    with Publisher(short_path / "telemetry") as publisher, exporting(publisher.endpoint, path, said.append):
+        deadline = time.monotonic() + PATIENCE_S
+        while len(tried) < 3:
+            assert time.monotonic() < deadline
+            publisher.publish(snapshot(1))
+            time.sleep(0.001)
+    assert said == [f"{path}: metrics cannot be written: Is a directory ({len(tried)} times)"]

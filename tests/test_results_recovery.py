@@ -58,7 +58,7 @@ def test_a_run_whose_coordinator_died_is_recovered(tmp_path):
     assert account(run.summary) == (3, 2, 1, 0, 0)
     assert run.summary["pending_derived"]
     assert run.summary["latency_ns"]["total"]["p50"] == 9000
-    assert (run.resources.num_rows, len(run.events), run.summary["duration_s"]) == (3, 1, 3.0)
+    assert (run.resources().num_rows, len(run.events()), run.summary["duration_s"]) == (3, 1, 3.0)
     assert not (run.path / "raw").exists()
     # Once recovered it stays as it is.
     assert sim.results.open(run.path).summary == run.summary
@@ -71,6 +71,32 @@ def test_a_coordinator_that_failed_leaves_a_run_to_open(tmp_path):
     assert (run.status, run.reason) == ("failed", "ZeroDivisionError: division by zero")
     assert account(run.summary) == (3, 2, 1, 0, 0)
     assert run.summary["pending_derived"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_who_gives_up_on_the_results_leaves_them_to_be_made(tmp_path, monkeypatch, error):
+    """This process lives on: the directory must not say that it still runs."""
+    directory = pair(tmp_path)
+
+    def give_up(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conclusion, "account", give_up)
+        with pytest.raises(error), directory:
+            finish(directory, PENDING)
+    said = {KeyboardInterrupt: "interrupted\ngiven up before", ZeroDivisionError: "failed\nZeroDivisionError"}[error]
+    assert (directory.path / "status").read_text().startswith(said)
+    run = sim.results.open(directory.path)
+    assert (run.status, account(run.summary)) == ("finished", (3, 2, 1, 0, 0))
+
+
+def test_who_is_interrupted_before_the_end_says_so(tmp_path):
+    with pytest.raises(KeyboardInterrupt), pair(tmp_path) as directory:
+        raise KeyboardInterrupt
+    run = sim.results.open(directory.path)
+    assert (run.status, run.reason) == ("interrupted", "given up before its results were written")
+    assert account(run.summary) == (3, 2, 1, 0, 0)
 
 
 def test_recovery_takes_deaths_from_the_recordings(tmp_path):
@@ -109,7 +135,7 @@ def test_a_full_disk_keeps_the_recordings_and_a_later_open_finishes(tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(conclusion.schemas if failing == "write_table" else conclusion.files, failing, refuse)
-        with pytest.raises(HostError, match="No space left"):
+        with pytest.raises(HostError, match="No space left"), directory:
             finish(directory, PENDING, status="degraded")
     assert len(list((directory.path / "raw").iterdir())) == 2
     if failing == "write_status":

@@ -195,15 +195,27 @@ def test_another_sweep_is_not_gone_on_with(file: Path, tmp_path: Path) -> None:
         return make_plan(str(file), {}, {"run.sample_every": list(values)})
 
     sweep = Sweep.create(tmp_path / "sweeps", plan("1", "2"))
-    for other, difference in [(plan("1", "2", "3"), "3 cells|2 cells"), (plan("1", "4"), "cell 2 is run.sample_every")]:
-        with pytest.raises(UsageError, match=difference):
+    program, second = tmp_path / "p.py", tmp_path / "second.toml"
+    program.write_text("def nothing(guest):\n    yield None\n")
+    second.write_text(FILE + "# another\n")
+    axes = {"run.sample_every": ["1", "2"]}
+    for other, difference in [
+        (plan("1", "2", "3"), "expected 2 runs, got 3"),
+        (plan("1", "4"), "expected run.sample_every=2 in run 2, got run.sample_every=4"),
+        (make_plan(str(file), {}, axes, programs=[program]), f"expected the programs none, got {program}"),
+        (make_plan(str(second), {}, axes), f"expected the topology {file}, got {second}"),
+    ]:
+        with pytest.raises(UsageError) as refused:
             Sweep.resume(sweep.path, other)
+        assert str(refused.value) == (
+            f"{sweep.path}: another sweep was begun there: {difference}. To go on with that one, leave out the "
+            "topology and what goes with it; to run this one, leave out --resume"
+        )
+    assert len(Sweep.resume(sweep.path, plan("1", "2")).left) == 2
     file.write_text(FILE + "# changed\n")
-    with pytest.raises(UsageError, match="text is another one"):
-        Sweep.resume(sweep.path, plan("1", "2"))
-    again = Sweep.resume(sweep.path)
-    with pytest.raises(UsageError, match="has changed since"):
-        again.plan.topology(again.left[0])
+    for same in (None, plan("1", "2")):
+        with pytest.raises(UsageError, match=f"{file}: the topology has changed since .* put back what it was"):
+            Sweep.resume(sweep.path, same)
 
 
 def test_a_run_of_something_else_is_not_taken_for_a_cell(file: Path, tmp_path: Path) -> None:
@@ -225,17 +237,18 @@ def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "balanced", "missed", "code"),
+    ("its", "code"),
     [
-        ("finished", True, [], 0),
-        ("degraded", True, [], 0),
-        ("finished", True, ["rung > 5"], 99),
-        ("finished", False, ["rung > 5"], 1),
-        ("failed", True, [], 1),
+        ({"status": "finished"}, 0),
+        ({"status": "degraded"}, 0),
+        ({"status": "finished", "missed": ["rung > 5"]}, 99),
+        ({"status": "failed", "missed": ["rung > 5"], "aborted": True}, 99),
+        ({"status": "finished", "missed": ["rung > 5"], "balanced": False}, 1),
+        ({"status": "failed"}, 1),
     ],
 )
-def test_a_rows_code_is_that_of_the_run(status: str, balanced: bool, missed: list[str], code: int) -> None:
-    row = Row(place=1, repeat=0, seed=1, values={}, status=status, balanced=balanced, missed=missed)
+def test_a_rows_code_is_that_of_the_run(its: dict[str, Any], code: int) -> None:
+    row = Row(**{"place": 1, "repeat": 0, "seed": 1, "values": {}, "balanced": True} | its)
     assert row.exit_code == code
 
 
@@ -323,7 +336,8 @@ def test_what_goes_wrong_between_runs_says_how_to_go_on(
     ("arguments", "code", "said"),
     [
         ([], 2, "TOPOLOGY is missing"),
-        (["--resume", "x", "--repeat", "2"], 2, "--set and --repeat go with it"),
+        (["--resume", "x", "--repeat", "2"], 2, "--set, --repeat and --program go with it"),
+        (["--resume", "x", "--program", "FILE"], 2, "--set, --repeat and --program go with it"),
         (["FILE", "--set", "run.sample_every=1,,2"], 2, "each whole"),
         (["FILE", "--set", "run.sample_every"], 2, "expected KEY=VALUE,VALUE"),
         (["FILE"], 2, "nothing varies"),
@@ -344,5 +358,9 @@ def test_what_does_not_fit_is_said_before_the_first_run(file: Path, tmp_path: Pa
     assert "run 2 (count=600): this topology needs 120" in done.stderr
     assert "run 1" not in done.stderr
     assert not (tmp_path / "r").exists()
+    (tmp_path / "file").touch()
+    elsewhere = ivsim(str(file), "--repeat", "3", "--runs", str(tmp_path / "file"), code=3)
+    assert "ivsim: run 1 (#0) and 2 more: " in elsewhere.stderr
+    assert f"{tmp_path / 'file'} is no directory" in elsewhere.stderr
     dry = ivsim(*arguments, "--dry-run", code=3)
     assert dry.stdout.splitlines()[1].split() == ["1", "count=1", "2", "2001", "0.07", "s"]

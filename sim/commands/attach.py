@@ -15,7 +15,8 @@ import click
 
 from nodes.errors import GuestError, UsageError
 from sim.commands.numbers import duration_ns, number
-from sim.commands.signals import INTERRUPTED, ended_by_signal
+from sim.commands.signals import ended_by_signal
+from sim.exits import INTERRUPTED
 from sim.kernel.loop import Loop
 from sim.wire.attachment import Attachment
 

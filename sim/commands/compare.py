@@ -11,10 +11,10 @@ import click
 from rich.console import Console
 
 from nodes.errors import UsageError
+from sim.exits import MISSED
 
 __all__ = ["compare"]
 
-MISSED = 99
 PICTURES = (".png", ".svg")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sim.commands.topology import BadTopology, overrides_option, programs_option
+from sim.commands.options import BadTopology, overrides_option, programs_option
 from topologies import TopologyError, load
 
 __all__ = ["graph"]

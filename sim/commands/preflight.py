@@ -9,6 +9,7 @@ import click
 import msgspec
 from rich.console import Console
 
+from sim.exits import HOST_TOO_SMALL
 from topologies import Topology
 
 __all__ = ["dry_run"]
@@ -29,4 +30,4 @@ def dry_run(topology: Topology, runs: Path, *, as_json: bool = False) -> int:
         render(demand, console)
         if not demand.problems:
             console.print("this host can carry it", highlight=False)
-    return 3 if demand.problems else 0
+    return HOST_TOO_SMALL if demand.problems else 0

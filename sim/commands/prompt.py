@@ -16,7 +16,7 @@ from typing import Protocol
 import click
 
 from nodes.errors import IvshmemError, UsageError
-from sim.commands.signals import INTERRUPTED
+from sim.exits import INTERRUPTED
 from sim.kernel.lines import Lines
 from sim.kernel.loop import Loop
 

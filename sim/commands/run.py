@@ -4,56 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from sim.commands.topology import BadTopology, overrides_option
+from sim.commands.options import BadTopology, overrides_option, programs_option, resources_every_option, runs_option
+from sim.exits import INTERRUPTED, of_run
 from sim.results import Run
 from topologies import TopologyError, load
 
 __all__ = ["run", "show"]
-
-EXPECTATION_MISSED = 99
-SIGNAL_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
 
 
 @click.command("run", short_help="Run a topology and show what came of it.")
 @click.argument("topology")
 @overrides_option
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same as --set seed=N.")
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Where run directories are made.",
-)
+@runs_option
 @click.option(
     "--socket",
     "socket_path",
     type=click.Path(path_type=Path),
     help="Put the server's socket here, for others to join (a real QEMU, `ivsim` tools).",
 )
-@click.option(
-    "--resources-every",
-    "resources_every_s",
-    type=click.FloatRange(0, 3600),
-    default=0.5,
-    show_default=True,
-    metavar="SECONDS",
-    help="How often processes are looked at; 0: never.",
-)
-@click.option(
-    "--program",
-    "programs",
-    type=click.Path(path_type=Path, dir_okay=False),
-    multiple=True,
-    metavar="FILE",
-    help="A file of Python whose generator functions the topology names plainly, as it names shipped programs; it runs "
-    "with full trust. Repeatable.",
-)
+@resources_every_option
+@programs_option
 @click.option(
     "--prometheus",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -88,27 +66,29 @@ def run(
     Ctrl-C ends it early and keeps what was measured; a second one does not wait for the machines. The exit code is 99
     when an expectation of the topology is not met.
     """
-    from sim.commands.progress import Progress
+    from sim.commands.progress import progress
     from sim.runner import Begun
     from sim.runner import run as run_topology
 
     stderr = Console(stderr=True)
     if seed is not None:
         overrides = {**overrides, "seed": str(seed)}
-    if junit_file is not None and not junit_file.parent.is_dir():
-        raise click.UsageError(f"{junit_file} cannot be written: there is no directory {junit_file.parent}")
+    for file in (junit_file, prometheus):
+        if file is not None and not file.parent.is_dir():
+            raise click.UsageError(f"{file} cannot be written: there is no directory {file.parent}")
     if dry_run:
         raise click.exceptions.Exit(_dry_run(topology, overrides, programs, runs, as_json=as_json))
     with contextlib.ExitStack() as stack:
 
         def begin(begun: Begun) -> None:
+            stack.enter_context(_kept(begun.path))
             if not (as_json or quiet):
                 stderr.print(f"{begun.topology.title}: {begun.path}", markup=False, highlight=False, soft_wrap=True)
-                stack.enter_context(Progress(begun.telemetry, stderr))
+                stack.enter_context(progress(begun.telemetry, stderr))
             if prometheus is not None:
-                from sim.report.exposition import Exporter
+                from sim.report.exposition import exporting
 
-                stack.enter_context(Exporter(begun.telemetry, prometheus))
+                stack.enter_context(exporting(begun.telemetry, prometheus, partial(click.echo, err=True)))
             if socket_path is not None:
                 stderr.print(f"others may join at {begun.server}", markup=False, highlight=False, soft_wrap=True)
 
@@ -128,6 +108,16 @@ def run(
     if junit_file is not None:
         _write_junit(result, junit_file)
     raise click.exceptions.Exit(_exit_code(result))
+
+
+@contextlib.contextmanager
+def _kept(path: Path) -> Iterator[None]:
+    """Whoever gives up on a run that has begun, by a third signal, is told how to have its results all the same."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"ivsim: given up; its results are made of what was recorded by: ivsim show {path}", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from None
 
 
 def _dry_run(topology: str, overrides: dict[str, str], programs: tuple[Path, ...], runs: Path, *, as_json: bool) -> int:
@@ -174,12 +164,10 @@ def _print(result: Run, as_json: bool) -> None:
 
 
 def _exit_code(result: Run) -> int:
-    if result.status == "interrupted":
-        return SIGNAL_CODES.get(result.reason, 130)
-    if any(event["kind"] == "aborted" for event in result.events) and result.balanced:
-        return EXPECTATION_MISSED
-    if result.status not in ("finished", "degraded") or not result.balanced:
-        return 1
-    if any(not verdict.met for verdict in result.figures.expectations):
-        return EXPECTATION_MISSED
-    return 0
+    return of_run(
+        result.status,
+        result.reason,
+        balanced=result.balanced,
+        aborted=result.aborted,
+        missed=any(not verdict.met for verdict in result.figures.expectations),
+    )

@@ -13,6 +13,7 @@ import click
 from nodes.errors import HostError, UsageError
 from nodes.wire.protocol import DIALECTS, PEERS_MAX, V0
 from sim.commands.systemd import units
+from sim.exits import FAILED, of_error
 from sim.wire.daemon import detach
 from sim.wire.listener import group_number
 from sim.wire.service import Settings, run_service
@@ -202,8 +203,8 @@ def _serve_as_daemon(settings: Settings) -> None:
     try:
         run_service(settings, lambda _: starter.ready())
     except (UsageError, HostError) as error:
-        starter.failed(2 if isinstance(error, UsageError) else 3, f"ivsim: {error}\n")
+        starter.failed(of_error(error), f"ivsim: {error}\n")
         raise
     except BaseException:
-        starter.failed(1, traceback.format_exc())
+        starter.failed(FAILED, traceback.format_exc())
         raise

@@ -10,10 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from sim.kernel.loop import Loop
 from sim.kernel.signals import ENDING
 
-__all__ = ["INTERRUPTED", "ended_by_signal"]
-
-INTERRUPTED = 130
-"""The exit code of what Ctrl-C has ended."""
+__all__ = ["ended_by_signal"]
 
 
 @contextlib.contextmanager

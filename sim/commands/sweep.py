@@ -12,15 +12,13 @@ from rich.text import Text
 
 from nodes.errors import HostError, IvshmemError, UsageError
 from sim.columns import print_columns
-from sim.commands.topology import BadTopology, programs_option
+from sim.commands.options import BadTopology, programs_option, resources_every_option, runs_option
+from sim.exits import FAILED, HOST_TOO_SMALL, MISSED, of_signal
 from sim.results.tables import human_count, human_ns
 from sim.sweep import Cell, Plan, Sweep, make_plan, split_values
 from topologies import Topology, TopologyError
 
 __all__ = ["sweep"]
-
-SIGNAL_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
-INTERRUPTED = 130
 
 
 def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, list[str]]:
@@ -57,22 +55,8 @@ def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, .
     metavar="DIR",
     help="Go on with a sweep that was interrupted: what is done there is not run again.",
 )
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Where the sweep's directory is made.",
-)
-@click.option(
-    "--resources-every",
-    "resources_every_s",
-    type=click.FloatRange(0, 3600),
-    default=0.5,
-    show_default=True,
-    metavar="SECONDS",
-    help="How often processes are looked at; 0: never.",
-)
+@runs_option
+@resources_every_option
 @programs_option
 @click.option("--dry-run", is_flag=True, help="Say what would be run, and whether this host can carry it.")
 @click.option("--json", "as_json", is_flag=True, help="sweep.json on standard output, and no progress.")
@@ -103,8 +87,10 @@ def sweep(
     Ctrl-C ends the run that goes on and says how to resume. The exit code is the worst of the runs: 1 when one
     failed or did not balance, else 99 when an expectation was missed, else 0.
     """
-    if topology is None and (directory is None or axes or repeat > 1):
-        raise click.UsageError("TOPOLOGY is missing" + (": --set and --repeat go with it" if directory else ""))
+    if topology is None and (directory is None or axes or repeat > 1 or programs):
+        raise click.UsageError(
+            "TOPOLOGY is missing" + (": --set, --repeat and --program go with it" if directory else "")
+        )
     plan = _plan(topology, axes, repeat, programs) if topology is not None else None
     its = Sweep.resume(directory, plan) if directory is not None else None
     if its is None:
@@ -124,7 +110,7 @@ def sweep(
     else:
         _render(its, Console())
     codes = {row.exit_code for row in its.rows}
-    raise click.exceptions.Exit(stopped or next((code for code in (1, 99) if code in codes), 0))
+    raise click.exceptions.Exit(stopped or next((code for code in (FAILED, MISSED) if code in codes), 0))
 
 
 def _plan(topology: str, axes: dict[str, list[str]], repeat: int, programs: tuple[Path, ...]) -> Plan:
@@ -137,13 +123,16 @@ def _plan(topology: str, axes: dict[str, list[str]], repeat: int, programs: tupl
 
 
 def _problems(its: Sweep, runs: Path) -> list[str]:
-    """Why this host cannot carry cells that are still to be run."""
+    """Why this host cannot carry cells that are still to be run: each reason once, with the first cell that has it."""
     from sim.preflight import preflight
 
+    cells: dict[str, list[Cell]] = {}
+    for cell in its.left:
+        for problem in preflight(its.plan.topology(cell), runs).problems:
+            cells.setdefault(problem, []).append(cell)
     return [
-        f"run {cell.place} ({_values(its, cell)}): {problem}"
-        for cell in its.left
-        for problem in preflight(its.plan.topology(cell), runs).problems
+        f"run {first.place} ({_values(its, first)})" + (f" and {len(more)} more" if more else "") + f": {problem}"
+        for problem, (first, *more) in cells.items()
     ]
 
 
@@ -162,7 +151,7 @@ def _dry_run(its: Sweep, runs: Path) -> int:
     problems = _problems(its, runs)
     for problem in problems:
         console.print(Text(f"! {problem}", "yellow"), soft_wrap=True)
-    return 3 if problems else 0
+    return HOST_TOO_SMALL if problems else 0
 
 
 def _run_all(its: Sweep, stderr: Console, resources_every_s: float) -> int:
@@ -176,9 +165,9 @@ def _run_all(its: Sweep, stderr: Console, resources_every_s: float) -> int:
 
                 def begin(begun: Any, stack: contextlib.ExitStack = stack) -> None:
                     if stderr.is_terminal and not stderr.quiet:
-                        from sim.commands.progress import Progress
+                        from sim.commands.progress import progress
 
-                        stack.enter_context(Progress(begun.telemetry, stderr))
+                        stack.enter_context(progress(begun.telemetry, stderr))
 
                 def run(topology: Topology, runs: Path, begin: Any = begin) -> sim.Run:
                     return sim.run(topology, runs=runs, resources_every_s=resources_every_s, on_begin=begin)
@@ -196,7 +185,7 @@ def _run_all(its: Sweep, stderr: Console, resources_every_s: float) -> int:
         raise
     if stopped:
         _say_how_to_resume(its, stopped)
-        return SIGNAL_CODES.get(stopped, INTERRUPTED)
+        return of_signal(stopped)
     return 0
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -53,15 +54,17 @@ def top(run: Path | None, once: bool, as_json: bool, quiet: bool, prometheus: Pa
     metrics = None if prometheus is None else MetricsFile(prometheus)
     console = Console()
     with contextlib.suppress(KeyboardInterrupt), Subscriber(found.endpoint) as subscriber:
+        seen, tell = _Seen(found, subscriber, metrics), _Lines()
         if once or as_json:
-            _show_once(_Seen(found, subscriber, metrics), as_json)
-        elif quiet:
-            _follow(_Seen(found, subscriber, metrics), lambda seen: None)
-        elif console.is_terminal:
+            _show_once(seen, as_json)
+        elif console.is_terminal and not quiet:
             with Live(console=console, auto_refresh=False) as live:
-                _follow(_Seen(found, subscriber, metrics), lambda seen: live.update(_table(seen), refresh=True))
+                for now in seen.follow():
+                    live.update(_table(now), refresh=True)
         else:
-            _follow(_Seen(found, subscriber, metrics), _Lines())
+            for now in seen.follow():
+                if not quiet:
+                    tell(now)
 
 
 def _find(run: Path | None) -> Found:
@@ -69,8 +72,7 @@ def _find(run: Path | None) -> Found:
     if run is None:
         found = running()
         if not found:
-            where = ", ".join(map(str, places()))
-            raise UsageError(f"no run of yours goes on: no ivsim-*/{SOCKET} that is listened at in {where}")
+            raise UsageError(f"no run of yours goes on: no ivsim-*/{SOCKET} that is listened at in {_places()}")
         if len(found) > 1:
             others = ", ".join(str(each.path) for each in found[1:])
             click.echo(f"watching the latest of {len(found)} runs, {found[0].path}; others: {others}", err=True)
@@ -95,12 +97,18 @@ def _of_directory(path: Path) -> Found:
         for each in running():
             if each.held_by(owner.pid):
                 return each
-        raise UsageError(f"{path}: runs in process {owner.pid}, whose telemetry socket is not in {places()}")
+        raise UsageError(f"{path}: runs in process {owner.pid}, whose telemetry socket is not in {_places()}")
     raise UsageError(f"{path}: goes on no more ({run.status}); ivsim show tells how it went")
 
 
+def _places() -> str:
+    return ", ".join(map(str, places()))
+
+
 class _Seen:
-    """What has come of a run: the last snapshot, rates, how many never came."""
+    """What has come of a run: the last snapshot (there is none before :meth:`follow`), rates, how many never came."""
+
+    snapshot: Snapshot
 
     def __init__(self, found: Found, subscriber: Subscriber, metrics: MetricsFile | None) -> None:
         self.found = found
@@ -109,18 +117,22 @@ class _Seen:
         self._subscriber = subscriber
         self._metrics = metrics
 
-    def snapshots(self) -> Iterator[Snapshot]:
-        """Every one that comes, until the run is over. Raises ``UsageError`` when it never says anything."""
+    def follow(self) -> Iterator[_Seen]:
+        """Itself with every snapshot that comes, until the run is over.
+
+        Raises ``UsageError`` when it never says anything.
+        """
         deadline = time.monotonic() + PATIENCE_S
         came = False
         while True:
             snapshot = self._subscriber.receive(POLL_S)
             if snapshot is not None:
                 came, self.lost = True, self._subscriber.lost
+                self.snapshot = snapshot
                 self.rates.update(snapshot)
                 if self._metrics is not None:
                     self._metrics.write(snapshot, self.lost)
-                yield snapshot
+                yield self
                 if snapshot.phase == "done":
                     return
             elif not running([self.found.path]):
@@ -130,26 +142,9 @@ class _Seen:
                 raise UsageError(f"{self.found.path}: nothing came in {PATIENCE_S:g} s: is that a run's telemetry?")
 
 
-class _Now:
-    """One snapshot with what is known around it."""
-
-    def __init__(self, seen: _Seen, snapshot: Snapshot) -> None:
-        self.snapshot, self.rates, self.lost = snapshot, seen.rates, seen.lost
-
-
-def _follow(seen: _Seen, show: Callable[[_Now], None]) -> None:
-    for snapshot in seen.snapshots():
-        show(_Now(seen, snapshot))
-
-
 def _show_once(seen: _Seen, as_json: bool) -> None:
     """The second snapshot, for rates take two; the first where no other follows."""
-    now = None
-    for number, snapshot in enumerate(seen.snapshots()):
-        now = _Now(seen, snapshot)
-        if number:
-            break
-    assert now is not None, "without a snapshot there was an error"
+    *_, now = islice(seen.follow(), 2)
     if as_json:
         click.echo(json.dumps(plain(now.snapshot, now.rates, now.lost)))
         return
@@ -165,7 +160,7 @@ class _Lines:
         self._shown_ns = 0
         self._told_ns = 0
 
-    def __call__(self, now: _Now) -> None:
+    def __call__(self, now: _Seen) -> None:
         snapshot = now.snapshot
         for event in snapshot.happened:
             if event.time_ns > self._told_ns:
@@ -178,7 +173,7 @@ class _Lines:
             click.echo(_printable("  ".join(_summary(now))))
 
 
-def _summary(now: _Now) -> list[str]:
+def _summary(now: _Seen) -> list[str]:
     """A run in a few words, everything together."""
     snapshot = now.snapshot
     words = [f"{snapshot.phase:8}", f"{snapshot.up}/{snapshot.machines} up"]
@@ -204,7 +199,7 @@ def _latencies(snapshot: Snapshot) -> str:
 HEAD = ("group", "up", "rung/s", "delivered/s", "interrupts/s", "per int.", "rung", "delivered", "refused")
 
 
-def _rows(now: _Now) -> Iterator[tuple[str, ...]]:
+def _rows(now: _Seen) -> Iterator[tuple[str, ...]]:
     for name, its in now.snapshot.groups.items():
         rates = now.rates.of(name)
         fast = [NOTHING] * 4
@@ -220,11 +215,11 @@ def _happened(snapshot: Snapshot) -> Iterator[str]:
         yield f"{at_s:9.3f} s  {event.kind}  {event.text}"
 
 
-def _title(now: _Now) -> str:
+def _title(now: _Seen) -> str:
     return "  ".join(filter(None, (now.snapshot.title, now.snapshot.path)))
 
 
-def _lines(now: _Now) -> Iterator[str]:
+def _lines(now: _Seen) -> Iterator[str]:
     """Everything, as plain columns."""
     if _title(now):
         yield _title(now)
@@ -237,7 +232,7 @@ def _lines(now: _Now) -> Iterator[str]:
     yield from _happened(now.snapshot)
 
 
-def _table(now: _Now) -> Group:
+def _table(now: _Seen) -> Group:
     """The same for a terminal."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for place, name in enumerate(HEAD):

@@ -5,74 +5,16 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from sim.commands.options import BadTopology, overrides_option, programs_option
 from topologies import Topology, TopologyError, json_schema, load, shipped, starter_text
 
-__all__ = [
-    "COMMANDS",
-    "BadTopology",
-    "init",
-    "list_shipped",
-    "overrides_option",
-    "programs_option",
-    "schema",
-    "validate",
-]
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class BadTopology(click.ClickException):
-    """A topology that cannot be run: its problems on standard error, exit code 2."""
-
-    exit_code = 2
-
-    def __init__(self, error: TopologyError) -> None:
-        super().__init__(str(error))
-
-    def show(self, file: Any = None) -> None:
-        click.echo(self.message, err=True)
-
-
-def _pairs(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    """``KEY=VALUE`` to a dict; given twice, the last one counts."""
-    overrides = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise click.BadParameter(f"expected KEY=VALUE, for instance machines.storm.count=64, got {text!r}")
-        overrides[key.strip()] = value.strip()
-    return overrides
-
-
-def overrides_option(command: Command) -> Command:
-    """The option ``--set KEY=VALUE``, which fills ``overrides``, a dict for `topologies.load`."""
-    return click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        callback=_pairs,
-        help="Change one value of the topology, such as machines.storm.count=64. Repeatable.",
-    )(command)
-
-
-def programs_option(command: Command) -> Command:
-    """The option ``--program FILE``, which fills ``programs``, paths for `topologies.load`."""
-    return click.option(
-        "--program",
-        "programs",
-        multiple=True,
-        metavar="FILE",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="A file of Python whose generator functions the topology may name; its code runs. Repeatable.",
-    )(command)
+__all__ = ["COMMANDS", "init", "list_shipped", "schema", "validate"]
 
 
 @click.command("validate", short_help="Check a topology without running it.")

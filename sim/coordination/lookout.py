@@ -20,7 +20,7 @@ from sim.recording import WORD_BYTES, Recording
 from sim.resources import COORDINATOR, Resources, Sampler
 from sim.telemetry import Group, Happened, Publisher, Snapshot
 
-__all__ = ["Counts", "Lookout", "Observed"]
+__all__ = ["Counts", "Lookout", "Observed", "in_words"]
 
 SECOND_NS = 1_000_000_000
 HEARTBEAT_NS = SECOND_NS // 2
@@ -45,6 +45,24 @@ class Observed(Protocol):
 
     @property
     def stop_ns(self) -> int: ...
+
+
+def in_words(fields: Mapping[str, object]) -> str:
+    """The fields of an event in a line, without those that say nothing. No vectors in particular are all of them."""
+    words = []
+    for name, value in fields.items():
+        match value:
+            case None | "" | False:
+                continue
+            case True:
+                words.append(name)
+            case float():
+                words.append(f"{name} {value:g}")
+            case list() | tuple():
+                words.append(f"{name} {' '.join(map(str, value)) or 'all'}")
+            case _:
+                words.append(f"{name} {value}")
+    return ", ".join(words)
 
 
 class Lookout:
@@ -105,8 +123,7 @@ class Lookout:
 
     def note(self, kind: str, fields: Mapping[str, object]) -> None:
         """Something has happened: whoever watches the run sees the latest few."""
-        text = ", ".join(f"{name} {value}" for name, value in fields.items() if value not in (None, "", False))
-        self._happened.append(Happened(time.monotonic_ns(), kind, text[:HAPPENED_LENGTH_MAX]))
+        self._happened.append(Happened(time.monotonic_ns(), kind, in_words(fields)[:HAPPENED_LENGTH_MAX]))
 
     def counts(self) -> dict[int, Counts]:
         """What each machine has rung and got so far, in all its lives, by index."""

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 
 from nodes.errors import UsageError
 from sim.report.live import pending
-from sim.telemetry import Snapshot, Subscriber
+from sim.telemetry import Snapshot, following
 
-__all__ = ["Exporter", "MetricsFile", "exposition"]
+__all__ = ["MetricsFile", "exporting", "exposition"]
 
-POLL_S = 0.1
 PHASES = ("starting", "running", "stopping", "done")
 
 Labels = Mapping[str, str]
@@ -110,40 +108,21 @@ class MetricsFile:
             raise UsageError(f"{self.path}: metrics cannot be written: {error.strerror or error}") from error
 
 
-class Exporter:
-    """Writes every snapshot of a run to a file until it is left, in a thread of its own.
+@contextlib.contextmanager
+def exporting(endpoint: str, path: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Write every snapshot of a run to a file until this is left; the file stays, and tells how the run ended.
 
-    ``failed`` counts those that could not be written: metrics never end a run. The file stays, and tells how the run
-    ended.
+    Metrics never end a run: how often they could not be written is said at the end.
     """
+    file, failed = MetricsFile(path), Counter[str]()
 
-    def __init__(self, endpoint: str, path: Path) -> None:
-        if not path.parent.is_dir():
-            raise UsageError(f"{path}: metrics cannot be written: {path.parent} is no directory")
-        self._endpoint = endpoint
-        self._file = MetricsFile(path)
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="ivsim metrics")
-        self.failed = 0
+    def write(snapshot: Snapshot, lost: int) -> None:
+        try:
+            file.write(snapshot, lost)
+        except UsageError as error:
+            failed[str(error)] += 1
 
-    def __enter__(self) -> Exporter:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        with Subscriber(self._endpoint) as subscriber:
-            while True:
-                # Once told to end, what has come already is still written: the last one says how it ended.
-                last = self._done.is_set()
-                snapshot = subscriber.receive(0 if last else POLL_S)
-                if snapshot is not None:
-                    try:
-                        self._file.write(snapshot, subscriber.lost)
-                    except UsageError:
-                        self.failed += 1
-                elif last:
-                    return
+    with following(endpoint, write):
+        yield
+    for reason, times in failed.items():
+        say(f"{reason} ({times} times)")

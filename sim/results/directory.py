@@ -39,8 +39,8 @@ EVENTS_LIMIT = 1_000_000
 class RunDirectory:
     """A run directory that this process owns and writes.
 
-    A context manager: leaving it closes its files, leaving it by an exception also says ``failed``. ``path`` is
-    the directory, ``manifest`` what its manifest says.
+    A context manager: leaving it closes its files; leaving it by an exception also says why there are no results.
+    ``path`` is the directory, ``manifest`` what its manifest says.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -145,8 +145,6 @@ class RunDirectory:
             files.write_json(self.path / files.ENDING, ending)
             conclude(self.path, self.manifest, ending)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                files.write_status(self.path, "failed", f"the results could not be written: {error}")
             raise HostError(
                 f"{self.path}: the results could not be written: {error.strerror or error}; the recordings "
                 f"are kept in {files.RAW}/, opening the run again finishes the job"
@@ -171,7 +169,7 @@ class RunDirectory:
             # Not "running" for as long as this process lives on: whoever opens the run may conclude it now.
             with contextlib.suppress(OSError):
                 if isinstance(error, KeyboardInterrupt):
-                    files.write_status(self.path, "interrupted", "before its machines were told anything")
+                    files.write_status(self.path, "interrupted", "given up before its results were written")
                 else:
                     files.write_status(self.path, "failed", f"{type(error).__name__}: {error}")
         self.close()

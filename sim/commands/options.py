@@ -1,0 +1,88 @@
+"""The options that several commands have, and the error of a topology that they load with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from sim.exits import WRONG_USE
+from topologies import TopologyError
+
+__all__ = ["BadTopology", "overrides_option", "programs_option", "resources_every_option", "runs_option"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class BadTopology(click.ClickException):
+    """A topology that cannot be run: its problems, each as FILE:LINE: ..., and nothing else on standard error."""
+
+    exit_code = WRONG_USE
+
+    def __init__(self, error: TopologyError) -> None:
+        super().__init__(str(error))
+
+    def show(self, file: Any = None) -> None:
+        click.echo(self.message, err=True)
+
+
+def _pairs(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """``KEY=VALUE`` to a dict; given twice, the last one counts."""
+    overrides = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise click.BadParameter(f"expected KEY=VALUE, for instance machines.storm.count=64, got {text!r}")
+        overrides[key.strip()] = value.strip()
+    return overrides
+
+
+def overrides_option(command: Command) -> Command:
+    """The option ``--set KEY=VALUE``, which fills ``overrides``, a dict for `topologies.load`."""
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_pairs,
+        help="Change one value of the topology, such as machines.storm.count=64. Repeatable.",
+    )(command)
+
+
+def programs_option(command: Command) -> Command:
+    """The option ``--program FILE``, which fills ``programs``, paths for `topologies.load`."""
+    return click.option(
+        "--program",
+        "programs",
+        multiple=True,
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A file of Python whose generator functions the topology names plainly, as it names shipped programs; "
+        "its code runs with full trust. Repeatable.",
+    )(command)
+
+
+def runs_option(command: Command) -> Command:
+    """The option ``--runs DIRECTORY``, which fills ``runs``."""
+    return click.option(
+        "--runs",
+        type=click.Path(path_type=Path),
+        default=Path("runs"),
+        show_default=True,
+        help="The directory to make a new one in, for the results.",
+    )(command)
+
+
+def resources_every_option(command: Command) -> Command:
+    """The option ``--resources-every SECONDS``, which fills ``resources_every_s``."""
+    return click.option(
+        "--resources-every",
+        "resources_every_s",
+        type=click.FloatRange(0, 3600),
+        default=0.5,
+        show_default=True,
+        metavar="SECONDS",
+        help="How often processes are looked at; 0: never.",
+    )(command)
