@@ -229,8 +229,8 @@ class _Finished:
             rows = {name: self._machines(found[name]) for name in names if name in ("machine", "source", "target")}
             return found | rows
 
-        edges = columns(self._run.edges, ("source", "target", "vector", "rung", "refused"))
-        return Counts(columns(self._run.vectors, ("machine", "vector", *COUNTED)), edges)
+        edges = columns(self._run.edges(), ("source", "target", "vector", "rung", "refused"))
+        return Counts(columns(self._run.vectors(), ("machine", "vector", *COUNTED)), edges)
 
     def _rate_hz(self, scope: Scope) -> float:
         duration_s = self._run.figures.duration_s
@@ -260,10 +260,10 @@ class _Finished:
 
     def _deaths(self, scope: Scope) -> list[str]:
         """How the machines died, in words, once for each life; what the timeline did to them is no death."""
-        planned = {str(event.get("machine")) for event in self._run.events if event.get("kind") == LEFT}
+        planned = {str(event.get("machine")) for event in self._run.events() if event.get("kind") == LEFT}
         deaths = dict(self._run.figures.deaths)
         deaths |= {
-            str(each.get("machine")): str(each.get("how")) for each in self._run.events if each.get("kind") == DIED
+            str(each.get("machine")): str(each.get("how")) for each in self._run.events() if each.get("kind") == DIED
         }
         devices = {row.name for row in self._run.origin.machines if row.domain != self._first_domain(row)}
         return [
@@ -284,7 +284,7 @@ class _Finished:
     def _up(self, scope: Scope) -> float:
         """Machines that were there when the run was told to stop."""
         up: set[int] = set()
-        for event in self._run.events:
+        for event in self._run.events():
             machine = self._by_name.get(str(event.get("machine")), -1)
             match event.get("kind"):
                 case "ready":
@@ -307,7 +307,7 @@ class _Finished:
         """The most that each machine, or each ``life`` of one, was seen with, added up."""
         if scope.is_edge:
             raise UnknownFigureError("it is known of machines, not of an edge")
-        table = self._run.resources
+        table = self._run.resources()
         rows = table["machine"].to_numpy()
         machines = self._machines(rows)
         looks = sum(table[name].cast("float64").to_numpy(zero_copy_only=False) for name in columns)
@@ -356,7 +356,7 @@ class _Finished:
     def _said(self, name: str) -> dict[str, float]:
         """What each life of a machine said last."""
         said = {}
-        for event in self._run.events:
+        for event in self._run.events():
             if event.get("kind") == STATISTICS and isinstance(event.get("values"), dict):
                 number, life = event["values"].get(name), str(event.get("machine"))
                 if isinstance(number, int | float) and not isinstance(number, bool) and life in self._by_name:
@@ -366,6 +366,6 @@ class _Finished:
     def _broken(self) -> dict[str, float]:
         return {
             str(event.get("expected")): float(event["got"])
-            for event in self._run.events
+            for event in self._run.events()
             if event.get("kind") == BROKEN and isinstance(event.get("got"), int | float)
         }

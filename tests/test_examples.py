@@ -114,7 +114,7 @@ def test_the_ring_buffer_between_real_processes(tmp_path: Path) -> None:
     )
     run = sim.run(topology, runs=tmp_path, resources_every_s=0)  # looking at processes takes its time on a busy host
     assert (run.status, run.reason, run.balanced) == ("finished", "", True)
-    given = {event["machine"]: event["values"] for event in run.events if event["kind"] == "statistics"}
+    given = {event["machine"]: event["values"] for event in run.events() if event["kind"] == "statistics"}
     sent, taken = given["producer"], given["consumer"]
     assert 0 < taken["messages"] <= sent["messages"] <= 1000
     assert taken["wrong_checksums"] == 0

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 import sim
 from nodes.errors import UsageError
 from sim import recording
+from sim.cli import main
 from sim.recording import Recording, State
 from sim.runner import Begun
 
@@ -105,7 +107,7 @@ def test_a_program_that_dies_fails_the_run_and_says_why(
     assert result.status == "failed"
     assert re.search(reason, result.reason), result.reason
     assert balances(result)
-    failures = [event for event in result.events if event["kind"] == "failure"]
+    failures = [event for event in result.events() if event["kind"] == "failure"]
     if program != "kills_itself":
         assert "fault_programs.py" in failures[0]["traceback"] or program == "yields_nonsense"
 
@@ -114,7 +116,7 @@ def test_a_machine_that_dies_degrades_the_run_if_asked(programs: None, tmp_path:
     result = sim.run(topology(tmp_path, "kills_itself", on_death="degrade"), runs=tmp_path / "runs")
     assert result.status == "degraded"
     assert balances(result)
-    assert [event["kind"] for event in result.events].count("peer_left") == 1
+    assert [event["kind"] for event in result.events()].count("peer_left") == 1
     # The others went on ringing whoever was still there until the end.
     assert result.summary["duration_s"] >= 0.5
 
@@ -181,7 +183,7 @@ def test_a_worker_that_is_killed_at_any_moment_is_announced_and_settled(delay_s:
     assert result.status == "failed"
     assert "died (SIGKILL)" in result.reason
     assert balances(result)
-    exits = [event for event in result.events if event["kind"] == "machine_died"]
+    exits = [event for event in result.events() if event["kind"] == "machine_died"]
     assert [event["how"] for event in exits] == ["SIGKILL"]
 
 
@@ -269,6 +271,40 @@ def test_the_coordinator_is_killed(with_spinner: bool, programs: None, runtime: 
     assert recovered.summary["pending_derived"]
 
 
+def test_what_a_coordinator_leaves_that_is_killed_at_its_birth_goes_with_the_next_run(
+    runtime: Path, tmp_path: Path
+) -> None:
+    """Nobody is there yet who could clean up after it; a run that goes on, and what no run has signed, stay."""
+    code = "import os, sys, sim; sim.run('ping_pong', runs=sys.argv[1], on_begin=lambda _: os.kill(os.getpid(), 9))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], check=False, timeout=PATIENCE_S)
+    (orphaned,) = runtime.iterdir()
+    for name, signed in (("ivsim-empty", None), ("ivsim-unsigned", ""), ("ivsim-open", "1")):
+        (runtime / name).mkdir(mode=0o700)
+        if signed is not None:
+            (runtime / name / "owner.pid").write_text(signed)
+    (runtime / "ivsim-open").chmod(0o770)
+    (runtime / "ivsim-link").symlink_to(orphaned)
+    strangers = sorted(path.name for path in runtime.iterdir() if path != orphaned)
+
+    def begin(begun: Begun) -> None:
+        (own,) = (path for path in runtime.iterdir() if path.name not in strangers)
+        with pytest.raises(RuntimeError, match="second"):
+            sim.run("ping_pong", runs=tmp_path, on_begin=lambda _: refuse("second"))
+        assert own.is_dir()
+        assert (own / "owner.pid").read_text() == f"{os.getpid()}\n"
+        refuse("first")
+
+    def refuse(which: str) -> None:
+        raise RuntimeError(which)
+
+    with pytest.raises(RuntimeError, match="first"):
+        sim.run("ping_pong", runs=tmp_path, on_begin=begin)
+    assert sorted(path.name for path in runtime.iterdir()) == strangers
+    for name in strangers:
+        path = runtime / name
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_run_with_what_was_measured(
     number: signal.Signals, code: int, runtime: Path, tmp_path: Path
@@ -303,6 +339,28 @@ def test_a_second_signal_does_not_wait(programs: None, runtime: Path, tmp_path: 
     assert balances(result)
 
 
+def test_a_third_signal_gives_up_and_says_what_is_kept(
+    runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def account(*_: object) -> None:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the third one was taken, too")
+
+    before = signal.getsignal(signal.SIGINT)  # `main` ends with the interrupt ignored
+    monkeypatch.setattr("sim.results.conclusion.account", account)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "ping_pong", "--set", "run.duration_s=0.2", "--runs", str(tmp_path), "-q"])
+    monkeypatch.undo()
+    signal.signal(signal.SIGINT, before)
+    (path,) = tmp_path.iterdir()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.endswith(f"by: ivsim show {path}\n")
+    result = sim.open(path)
+    assert result.status == "finished"
+    assert balances(result)
+
+
 def test_a_signal_at_any_moment_leaves_nothing_and_no_traceback(runtime: Path, tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -326,7 +384,7 @@ def test_a_signal_before_the_first_machine_is_born_is_noted(number: int, tmp_pat
     )
     assert (result.status, result.reason) == ("interrupted", signal.Signals(number).name)
     assert balances(result)
-    assert not [event for event in result.events if event["kind"] in ("ready", "machine_killed", "machine_died")]
+    assert not [event for event in result.events() if event["kind"] in ("ready", "machine_killed", "machine_died")]
 
 
 def test_the_server_socket_takes_no_place_that_is_taken(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from sim.runner import Begun
 from tests.test_ivshmem_state import PEER_MODE
 from tests.test_timeline import entry, events
 from topologies import loads
+from topologies.foresight import foresee
 
 MIGRATIONS = int(os.environ.get("IVSIM_MIGRATIONS", "24"))
 A_RUN = 24
@@ -87,7 +88,7 @@ def assert_sound(result: sim.Run) -> None:
     # Without the domain that a life has moved to.
     rows = {machine["index"]: ".".join(machine["name"].split(".")[:2]) for machine in result.machines}
     interrupts: Counter[str] = Counter()
-    for row in result.vectors.to_pylist():
+    for row in result.vectors().to_pylist():
         interrupts[rows[row["machine"]]] += row["interrupts"]
     said = [each for each in events(result, "statistics") if "interrupts" in each["values"]]
     assert len({each["machine"] for each in said}) == len(said)
@@ -101,7 +102,7 @@ def assert_one_process(result: sim.Run) -> None:
     """Each migration ends before the machine's next one, and each begins with the ID that the last one left it."""
     peers: dict[str, int] = {}
     moving: set[str] = set()
-    for event in result.events:
+    for event in result.events():
         name = str(event.get("machine")).split(".")[0]
         match event["kind"]:
             case "action" if event["do"] == "migrate" and not {"refused", "skipped"} & event.keys():
@@ -122,7 +123,7 @@ def assert_one_process(result: sim.Run) -> None:
 
 
 def verdicts(result: sim.Run) -> list[tuple[str, str, str]]:
-    return [(each["machine"], each["verdict"], each["reason"]) for each in result.migrations.to_pylist()]
+    return [(each["machine"], each["verdict"], each["reason"]) for each in result.migrations().to_pylist()]
 
 
 def said(result: sim.Run, machine: str) -> dict[str, float]:
@@ -141,20 +142,20 @@ def test_a_master_takes_its_memory_to_another_domain(tmp_path: Path) -> None:
     """What the program had cached shows the other memory: who is there sees it count on."""
     seer = group("seer", domains=["there"], program="tests.examples.travelling:watch")
     result = go(tmp_path, OLD, seer, entry("migrate", 0.4, "old-1", to_domain="there"))
-    (its,) = result.migrations.to_pylist()
+    (its,) = result.migrations().to_pylist()
     assert (its["verdict"], its["from_domain"], its["to_domain"]) == ("moved", "here", "there")
     assert (its["from_peer"], its["to_peer"], its["memory_bytes"]) == (1, 1, 1 << 20)
     seen = said(result, "seer")
     assert seen["last"] > seen["first"] > 0
     before, after = its["delivered_before"], its["delivered_after"]
-    row = sum(each["delivered"] for each in result.vectors.to_pylist() if each["machine"] == 1)
+    row = sum(each["delivered"] for each in result.vectors().to_pylist() if each["machine"] == 1)
     assert before > 0
     assert (after, before + after) == (0, row)  # nobody rings it there
 
 
 def test_to_a_new_id_on_its_own_server(tmp_path: Path) -> None:
     result = go(tmp_path, OLD, entry("migrate", 0.4, "old-1"))
-    (its,) = result.migrations.to_pylist()
+    (its,) = result.migrations().to_pylist()
     assert (its["from_peer"], its["to_peer"], its["memory_bytes"]) == (1, 4, 0)
     assert its["delivered_after"] > 0
     (left,) = events(result, "left_behind")
@@ -169,7 +170,7 @@ def test_handed_over_nobody_notices(tmp_path: Path) -> None:
     assert result.summary["refused"] == 0
     assert not events(result, "peer_left")
     assert not events(result, "left_behind")
-    assert {each["left_behind"] for each in result.migrations.to_pylist()} == {0}
+    assert {each["left_behind"] for each in result.migrations().to_pylist()} == {0}
 
 
 def test_pending_and_masked_vectors_travel(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_pending_and_masked_vectors_travel(tmp_path: Path) -> None:
         entry("migrate", 0.5, "hears", to_domain="there"),
         entry("unmask", 0.7, "hears", vectors=[1]),
     )
-    (its,) = result.migrations.to_pylist()
+    (its,) = result.migrations().to_pylist()
     assert (its["verdict"], its["pending_vectors"]) == ("moved", 1)
     assert said(result, "hears")["v0"] > 1
     assert said(result, "hears")["v1"] == 1
@@ -200,7 +201,7 @@ def test_many_moves_of_one_machine(tmp_path: Path) -> None:
 
 def test_a_machine_that_joins_may_move_before_it_begins(tmp_path: Path) -> None:
     late = group("late", absent=True, count=2, parameters={"to": "old"})
-    moves = entry("migrate", 0.2, "late", repeat=200, period_s=0.001)
+    moves = entry("migrate", 0.2, "late", repeat=600, period_s=0.001)
     result = go(tmp_path, OLD, late, entry("join", 0.2, "late"), moves)
     assert sum(verdict == "moved" for _, verdict, _ in verdicts(result)) > 2  # and one as soon as the other is over
     assert said(result, "late-1")["starts"] == 1
@@ -217,7 +218,7 @@ def test_who_has_moved_can_leave_and_come_back(tmp_path: Path) -> None:
     )
     assert [(each["machine"], each["how"]) for each in events(result, "machine_left")] == [("old-1", "left")]
     assert [each[:2] for each in verdicts(result)] == [("old-1", "moved"), ("old-1.2", "moved")]
-    moved = result.migrations.to_pylist()[1]
+    moved = result.migrations().to_pylist()[1]
     assert (moved["from_domain"], moved["from_peer"], moved["to_peer"]) == ("here", 4, 5)
 
 
@@ -259,6 +260,7 @@ def test_what_cannot_migrate_at_all_says_why(tmp_path: Path) -> None:
         entry("unplug", 0.3, "old-2"),
         entry("migrate", 0.35, "old-2"),
         entry("migrate", 0.4, "old-3", to_domain="there", hand_over=True),
+        entry("migrate", 0.4, "old-3", to_domain="there", when="delivered > 1e9"),
     )
     assert [why.partition(":")[0] for _, why in skipped(result)] == [
         "it stands still",
@@ -284,7 +286,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
         (f"old-{place}", "failed", why[fault]) for place, (fault, _) in enumerate(cases) for _ in range(2)
     )
     assert result.summary["refused"] == 0
-    assert all(each["delivered_after"] > 0 for each in result.migrations.to_pylist())
+    assert all(each["delivered_after"] > 0 for each in result.migrations().to_pylist())
 
 
 def test_no_server_where_it_was_to_go(tmp_path: Path) -> None:
@@ -338,6 +340,23 @@ def test_two_masters_cannot_land_on_one_server(tmp_path: Path) -> None:
     )
     not_first = "master must connect to the server before any peers: it is peer 1"
     assert verdicts(result) == [("master", "moved", ""), ("other", "failed", not_first)]
+
+
+def test_what_is_foreseen_comes(tmp_path: Path) -> None:
+    text = HEAD + '[domains.wide]\nsize = "2M"\n[domains.narrow]\nsize = "512K"\n' + MASTER + PEER + OLD
+    text += entry("migrate", 0.2, "peer") + entry("migrate", 0.25, "master") + entry("migrate", 0.3, "old-0")
+    text += entry("migrate", 0.35, "master", to_domain="wide") + entry("migrate", 0.4, "old-1", to_domain="narrow")
+    text += entry("migrate", 0.45, "old-2", to_domain="wide")
+    text += entry("migrate", 0.5, "master", to_domain="there", repeat=2, period_s=0.1)
+    topology = loads(text)
+    told = [(*each.machines, each.verdict, each.reason.partition(", from")[0]) for each in foresee(topology)]
+    result = sim.run(topology, runs=tmp_path, resources_every_s=0)
+    assert_sound(result)
+    found = [each for each in verdicts(result) if each[1] != "moved"]
+    assert [(name, verdict[:4], reason.partition(": it is peer")[0]) for name, verdict, reason in found] == [
+        (name, verdict[:4], reason) for name, verdict, reason in told
+    ]
+    assert len(told) == 5
 
 
 # Somebody comes in between
@@ -397,7 +416,7 @@ def test_who_joins_while_a_migration_fails_is_known_afterwards(tmp_path: Path) -
     moves = entry("migrate", 0.2, "old-1", fault="cancel", repeat=60, period_s=0.005)
     ring = {"machines.old.parameters.to": "late"}
     result = go(tmp_path, OLD, late, moves, entry("join", 0.25, "late"), **ring)
-    rung = {row["source"] for row in result.edges.to_pylist() if row["rung"] and row["target"] == 4}
+    rung = {row["source"] for row in result.edges().to_pylist() if row["rung"] and row["target"] == 4}
     assert rung == {0, 1, 2, 3}
 
 
@@ -432,7 +451,7 @@ def test_migrations_are_in_the_table_and_those_that_failed_say_why(tmp_path: Pat
     quiet = go(tmp_path, MASTER, PEER, **{"run.duration_s": "0.2"})
     render(quiet, console)
     assert "verdict" not in console.export_text()
-    assert quiet.migrations.num_rows == 0
+    assert quiet.migrations().num_rows == 0
 
 
 def test_figures_of_expectations(tmp_path: Path) -> None:

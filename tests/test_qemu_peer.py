@@ -26,6 +26,7 @@ from sim.kernel.eventfd import drain
 from sim.kernel.eventfd import signal as signal_line
 from sim.oracle.qtest import DEFAULT_QEMU, Qemu, find_qemu
 from sim.wire.connection import Connection
+from tests.real_qemu import read_block
 
 pytestmark = pytest.mark.qemu
 
@@ -176,7 +177,7 @@ def test_qemu_and_a_simulated_machine_ring_each_other_on_every_vector(qemu: str,
             memory = simulated.vm.guest.memory
             for offset in (0, len(memory) - 8):
                 memory[offset : offset + 8] = b"by the s"
-                assert real.read_block(BARS[2] + offset, 8) == b"by the s"
+                assert read_block(real, BARS[2] + offset, 8) == b"by the s"
                 real.fill(BARS[2] + offset, 8, 0x42)
                 assert bytes(memory[offset : offset + 8]) == b"\x42" * 8
         while 1 in simulated.vm.guest.peers:  # it has left, and is announced
@@ -212,7 +213,7 @@ def test_qemu_joins_a_run_and_its_doorbells_are_on_the_books(qemu: str, director
     assert seen == [2]  # after the two machines of the topology
     assert result.status == "finished"
     assert result.balanced
-    assert any(event["kind"] == "foreign_peer_joined" for event in result.events)
+    assert any(event["kind"] == "foreign_peer_joined" for event in result.events())
     # Nobody keeps QEMU's own books: what the machine took beyond what the others rang is settled as QEMU's.
     assert result.summary["settled"] == rung
 

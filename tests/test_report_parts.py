@@ -190,7 +190,7 @@ def test_batches_are_the_table(tmp_path, monkeypatch):
     parts = list(reading.batches(run.path, "samples", ("rung_ns", "delivered_ns", "warmup")))
     assert [len(part["rung_ns"]) for part in parts] == [2, 1]
     together = np.concatenate([part["delivered_ns"] for part in parts])
-    assert together.tolist() == run.samples["delivered_ns"].fill_null(0).to_pylist()
+    assert together.tolist() == run.samples()["delivered_ns"].fill_null(0).to_pylist()
     assert reading.extent(run.path, "samples", "rung_ns") == (START_NS + 1000, MEASURE_NS + 1300)
     assert reading.extent(run.path, "resources", "time_ns") is None
     with pytest.raises(UsageError, match="no column name of numbers"):

@@ -67,14 +67,14 @@ def test_groups_balance_by_what_was_rung_at_them(tmp_path):
 def test_the_tables_hold_every_sample_drain_edge_and_vector(tmp_path):
     run = finish(pair(tmp_path), PENDING)
     early, late = START_NS + 1000, MEASURE_NS + 1000
-    rows = [tuple(row.values()) for row in run.samples.to_pylist()]
+    rows = [tuple(row.values()) for row in run.samples().to_pylist()]
     assert rows == [
         (0, 1, 0, early - 100_000, early, early + 5000, early + 6000, 1, True),
         (0, 1, 0, late, late, late + 7000, late + 9000, 1, False),
         (0, 1, 1, late, late + 300, None, None, None, False),
     ]
-    assert [tuple(row.values())[:3] for row in run.drains.to_pylist()] == [(1, 0, 1), (1, 0, 1)]
-    assert run.edges.to_pylist()[0] == {
+    assert [tuple(row.values())[:3] for row in run.drains().to_pylist()] == [(1, 0, 1), (1, 0, 1)]
+    assert run.edges().to_pylist()[0] == {
         "source": 0,
         "peer": 1,
         "target": 1,
@@ -82,7 +82,7 @@ def test_the_tables_hold_every_sample_drain_edge_and_vector(tmp_path):
         "rung": 2,
         "refused": 0,
     }
-    assert [(row["machine"], row["vector"], row["delivered"], row["pending"]) for row in run.vectors.to_pylist()] == [
+    assert [(row["machine"], row["vector"], row["delivered"], row["pending"]) for row in run.vectors().to_pylist()] == [
         (0, 0, 0, 0),
         (0, 1, 0, 0),
         (1, 0, 2, 0),
@@ -144,7 +144,7 @@ def test_coalesced_doorbells_share_their_drain(tmp_path):
         rings = [(0, 0, at + offset, at + offset), (0, 0, at + 500, at + offset + 500), (0, 0, at, at + 1001)]
         record(directory, sender, vectors=[(0, 0)], edges={(0, 0): (3, 0)}, rings=rings)
     run = finish(directory)
-    assert run.samples["count"].to_pylist() == [4, 4, 2, 4, 4, 2]
+    assert run.samples()["count"].to_pylist() == [4, 4, 2, 4, 4, 2]
     assert run.summary["coalescing"] == 3.0
     latency = run.summary["latency_ns"]
     assert (latency["delivery"]["samples"], latency["handling"]["samples"]) == (6, 4)
@@ -179,7 +179,7 @@ def test_warm_up_is_what_was_intended_before_the_measured_time(tmp_path):
     record(directory, 0, vectors=[(0, 0)], edges={(1, 0): (2, 0)}, rings=rings)
     record(directory, 1, vectors=[(2, 1)], drains=[(0, 2, MEASURE_NS + 30, MEASURE_NS + 40)])
     run = finish(directory)
-    assert run.samples["warmup"].to_pylist() == [True, False]
+    assert run.samples()["warmup"].to_pylist() == [True, False]
     assert run.summary["latency_ns"]["lag"]["max"] == 20
 
 
@@ -202,7 +202,7 @@ def test_resources_are_summed_up_over_the_run_proper(tmp_path):
     assert (its["private_bytes"], its["cpu_system_share"]) == (2 << 20, 0.2)
     assert (its["switches_voluntary_per_s"], its["switches_involuntary_per_s"]) == (10.0, 2.0)
     assert run.summary["coordinator"]["private_bytes"] == 30 << 20
-    assert run.resources.num_rows == 15
+    assert run.resources().num_rows == 15
     assert run.problems == []
 
 
@@ -231,7 +231,7 @@ def test_events_come_back_in_order(tmp_path):
     directory = pair(tmp_path)
     directory.event("ready", ready_s=0.25)
     directory.event("died", machine=1, how="SIGKILL", where=Path("x"))
-    first, second = finish(directory, PENDING).events
+    first, second = finish(directory, PENDING).events()
     assert (first["kind"], first["ready_s"], second["how"], second["where"]) == (
         "ready",
         0.25,
@@ -307,9 +307,9 @@ def test_a_notebook_shows_it_without_running_what_it_shows(tmp_path):
 def test_reading_leaves_no_descriptor(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     run = finish(pair(tmp_path), PENDING)
-    _ = run.samples, run.events, run.problems, run.latency()
+    _ = run.samples(), run.events(), run.problems, run.latency()
     again = sim.results.open(run.path)
-    _ = again.summary, again.resources
+    _ = again.summary, again.resources()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -320,5 +320,5 @@ def test_large_figures_stay_exact(tmp_path):
     record(directory, 1, vectors=[(many, 1)])
     run = finish(directory)
     assert account(run.summary) == (many, many, 0, 0, 0)
-    assert run.vectors["delivered"].type == pa.int64()
+    assert run.vectors()["delivered"].type == pa.int64()
     assert STOP_NS - START_NS == 3 * SECOND_NS

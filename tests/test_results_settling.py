@@ -35,8 +35,8 @@ def test_a_dead_senders_lost_count_is_settled(tmp_path):
     assert account(run.summary) == (11, 10, 1, 0, 7)
     assert run.balanced
     # Its own edge says what its own words said.
-    assert run.edges["rung"].to_pylist() == [4]
-    assert run.vectors["rung"].to_pylist() == [0, 11]
+    assert run.edges()["rung"].to_pylist() == [4]
+    assert run.vectors()["rung"].to_pylist() == [0, 11]
 
 
 def test_a_dead_sender_may_have_counted_what_it_never_wrote(tmp_path):
@@ -97,8 +97,8 @@ def test_foreign_peers_have_an_account_of_their_own(tmp_path):
     assert account(run.summary["groups"]["foreign"]) == (3, 3, 0, 0, 3)
     assert account(run.summary) == (9, 7, 2, 0, 7)
     assert run.balanced
-    assert run.edges["target"].to_pylist() == [None]
-    assert run.samples["target"].to_pylist() == [None]
+    assert run.edges()["target"].to_pylist() == [None]
+    assert run.samples()["target"].to_pylist() == [None]
     assert run.latency(by="group").num_rows == 0
 
 
@@ -108,7 +108,7 @@ def test_peers_need_not_be_in_the_order_of_machines(tmp_path):
     record(directory, 0, peer=9, vectors=[(0, 0)], edges={(4, 0): (1, 0)}, rings=[(4, 0, at, at)])
     record(directory, 1, peer=4, vectors=[(1, 1)], drains=[(0, 1, at + 50, at + 60)])
     run = finish(directory)
-    assert (run.balanced, run.samples["target"].to_pylist()) == (True, [1])
+    assert (run.balanced, run.samples()["target"].to_pylist()) == (True, [1])
 
 
 def test_full_logs_leave_samples_unmatched_and_never_wrong(tmp_path):
@@ -120,7 +120,7 @@ def test_full_logs_leave_samples_unmatched_and_never_wrong(tmp_path):
     refused = {recording.DRAINS_REFUSED: 7}
     record(directory, 1, vectors=[(8, 8)], drains=[(0, 1, at + 50, at + 60)], header=refused)
     run = finish(directory)
-    assert run.samples["delivered_ns"].to_pylist() == [at + 50, None, None]
+    assert run.samples()["delivered_ns"].to_pylist() == [at + 50, None, None]
     figures = run.summary
     assert (figures["samples_refused"], figures["drains_refused"], figures["unmatched"]) == (5, 7, 2)
     assert run.balanced

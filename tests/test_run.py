@@ -63,7 +63,7 @@ def test_fan_in_counts_at_the_receiver(tmp_path: Path) -> None:
 
 def test_every_edge_of_a_storm_is_rung_and_sampled(tmp_path: Path) -> None:
     result = run("doorbell_storm", tmp_path, **{"machines.storm.count": "4", "run.sample_every": "4"})
-    edges = result.edges.to_pylist()
+    edges = result.edges().to_pylist()
     assert {(edge["source"], edge["target"], edge["vector"]) for edge in edges if edge["rung"]} == {
         (source, target, vector)
         for source in range(4)
@@ -71,7 +71,7 @@ def test_every_edge_of_a_storm_is_rung_and_sampled(tmp_path: Path) -> None:
         for vector in range(4)
         if source != target
     }
-    samples = result.samples.to_pylist()
+    samples = result.samples().to_pylist()
     assert len({(each["source"], each["target"], each["vector"]) for each in samples}) == 4 * 3 * 4
 
 
@@ -79,7 +79,7 @@ def test_an_open_loop_keeps_its_rate_and_its_intended_times(tmp_path: Path) -> N
     result = run(
         "ping_pong", tmp_path, **{"machines.ping.program": "storm", "machines.ping.parameters.rate_hz": "1000.0"}
     )
-    samples = [each for each in result.samples.to_pylist() if each["source"] == 0]
+    samples = [each for each in result.samples().to_pylist() if each["source"] == 0]
     intended = [each["intended_ns"] for each in samples]
     every = result.manifest["sample_every"]
     assert {after - before for before, after in itertools.pairwise(intended)} <= {1_000_000 * every}
@@ -89,7 +89,7 @@ def test_an_open_loop_keeps_its_rate_and_its_intended_times(tmp_path: Path) -> N
 def test_the_same_seed_gives_the_same_order(tmp_path: Path) -> None:
     def order(seed: str) -> list[tuple[int, int]]:
         rate = {"machines.storm.parameters.rate_hz": "2000.0", "machines.storm.count": "3", "run.sample_every": "1"}
-        samples = run("doorbell_storm", tmp_path, seed=seed, **rate).samples.to_pylist()
+        samples = run("doorbell_storm", tmp_path, seed=seed, **rate).samples().to_pylist()
         return [(each["target"], each["vector"]) for each in samples if each["source"] == 0][:16]
 
     assert order("7") == order("7") != order("8")
@@ -107,7 +107,7 @@ def test_the_run_directory_is_complete_and_private(tmp_path: Path) -> None:
 
 
 def test_every_process_is_looked_at(tmp_path: Path) -> None:
-    rows = [row for row in run("ping_pong", tmp_path).resources.to_pylist() if row["machine"] >= -1]
+    rows = [row for row in run("ping_pong", tmp_path).resources().to_pylist() if row["machine"] >= -1]
     assert {row["name"] for row in rows} == {"ping", "echo", "coordinator"}
     for row in rows:
         assert row["rss_bytes"] >= row["uss_bytes"] > 0
@@ -128,7 +128,7 @@ def test_telemetry_tells_every_phase_and_no_snapshot_is_lost(tmp_path: Path) -> 
         while (snapshot := subscriber.receive(0.2)) is not None:
             snapshots.append(snapshot)
         assert subscriber.lost == 0
-    (told,) = [event for event in run.events if event["kind"] == "telemetry"]
+    (told,) = [event for event in run.events() if event["kind"] == "telemetry"]
     assert told["snapshots"] == len(snapshots)
     assert 0 <= told["heartbeats_late"] <= told["heartbeats"]
     phases = [snapshot.phase for snapshot in snapshots]

@@ -51,7 +51,7 @@ def run(tmp_path: Path, *entries: str, text: str = STORM, **overrides: str) -> s
 
 
 def events(result: sim.Run, kind: str) -> list[dict[str, Any]]:
-    return [event for event in result.events if event["kind"] == kind]
+    return [event for event in result.events() if event["kind"] == kind]
 
 
 def done(result: sim.Run) -> list[tuple[str, str | None]]:
@@ -62,7 +62,7 @@ def done(result: sim.Run) -> list[tuple[str, str | None]]:
 def edges(result: sim.Run, source: str, target: str) -> int:
     """What one machine rang at another, over all vectors."""
     index = {machine["name"]: machine["index"] for machine in result.manifest["machines"]}
-    rows = result.edges.to_pylist()
+    rows = result.edges().to_pylist()
     return sum(row["rung"] for row in rows if (row["source"], row["target"]) == (index[source], index[target]))
 
 
@@ -85,7 +85,7 @@ def test_machines_join_later_and_ring_and_are_rung(tmp_path: Path) -> None:
 
 def test_a_machine_that_joins_late_rings_nothing_that_was_due_before(tmp_path: Path) -> None:
     result = run(tmp_path, entry("join", 0.4, "late"), **{"run.sample_every": "1"})
-    late = [row for row in result.samples.to_pylist() if row["source"] >= 3]
+    late = [row for row in result.samples().to_pylist() if row["source"] >= 3]
     joined_ns = min(each["time_ns"] for each in events(result, "machine_joined"))
     assert late
     assert all(row["intended_ns"] >= joined_ns - 1_000_000 for row in late)
@@ -123,7 +123,7 @@ def test_what_cannot_be_done_is_skipped_and_says_why(tmp_path: Path) -> None:
 
 def test_a_stall_is_lag_for_what_was_due_meanwhile(tmp_path: Path) -> None:
     result = run(tmp_path, entry("stall", 0.4, "storm-0"), entry("resume", 0.7, "storm-0"), **{"run.sample_every": "1"})
-    lags = {row["rung_ns"] - row["intended_ns"] for row in result.samples.to_pylist() if row["source"] == 0}
+    lags = {row["rung_ns"] - row["intended_ns"] for row in result.samples().to_pylist() if row["source"] == 0}
     assert max(lags) > 150_000_000
 
 
@@ -138,7 +138,7 @@ def test_a_full_counter_refuses_and_holds_again_what_it_held(resumed: bool, tmp_
     entries = [entry("fill", 0.4, "storm-1", vectors=[1])]
     entries += [entry("resume", 0.7, "storm-1")] if resumed else []
     result = run(tmp_path, *entries)
-    refused = {(row["target"], row["vector"]): row["refused"] for row in result.edges.to_pylist() if row["refused"]}
+    refused = {(row["target"], row["vector"]): row["refused"] for row in result.edges().to_pylist() if row["refused"]}
     assert set(refused) == {(1, 1)}
     assert result.summary["settled"] == 0
 
@@ -146,7 +146,7 @@ def test_a_full_counter_refuses_and_holds_again_what_it_held(resumed: bool, tmp_
 def test_a_slow_machine_finds_more_doorbells_in_each_counter(tmp_path: Path) -> None:
     result = run(tmp_path, entry("slow", 0.0, "storm-0", delay_us=3000.0))
     per_machine: dict[int, list[int]] = {}
-    for row in result.vectors.to_pylist():
+    for row in result.vectors().to_pylist():
         counts = per_machine.setdefault(row["machine"], [0, 0])
         counts[0] += row["delivered"]
         counts[1] += row["interrupts"]
@@ -179,7 +179,7 @@ def test_what_is_left_pending_is_handled_by_nobody_and_no_interrupt(tmp_path: Pa
     assert counter["interrupts"] == said["values"]["interrupts"]
     assert counter["pended"] > 0
     assert counter["dropped"] == 0
-    unhandled = sum(row["count"] for row in result.drains.to_pylist() if row["handled_ns"] is None)
+    unhandled = sum(row["count"] for row in result.drains().to_pylist() if row["handled_ns"] is None)
     assert unhandled == counter["pended"]
 
 
@@ -237,7 +237,7 @@ def test_doorbells_go_on_without_a_server_and_a_new_one_knows_only_new_peers(tmp
     assert done(result)[:2] == [("stop_server", None), ("start_server", None)]
     assert edges(result, "late-0", "late-1") == 0  # they ring the storm, which they do not know
     assert edges(result, "storm-0", "late-0") == 0
-    stamps = [row["rung_ns"] for row in result.samples.to_pylist() if row["source"] == 0]
+    stamps = [row["rung_ns"] for row in result.samples().to_pylist() if row["source"] == 0]
     stopped_ns = events(result, "action")[0]["time_ns"]
     assert max(stamps) > stopped_ns + 500_000_000
 

@@ -109,7 +109,7 @@ def span(run: Run) -> tuple[int, int]:
             continue
     there = [each for each in stamps if each]
     try:
-        ready = next((event for event in run.events if event.get("kind") == "ready"), {})
+        ready = next((event for event in run.events() if event.get("kind") == "ready"), {})
     except UsageError:
         ready = {}
     told, ready_ns = ready.get("start_ns"), ready.get("time_ns")
@@ -231,7 +231,7 @@ def _drains(run: Run, made: Digest) -> None:
 
 
 def _happenings(run: Run, made: Digest) -> None:
-    for event in run.events:
+    for event in run.events():
         time_ns, kind = event.get("time_ns"), event.get("kind")
         if not isinstance(time_ns, int) or not isinstance(kind, str) or kind in NO_PART_OF_IT:
             continue

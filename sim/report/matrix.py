@@ -49,7 +49,7 @@ def between_groups(run: Run) -> Matrix:
 
 def _summed(run: Run, place_of: list[int], labels: list[str], each: int) -> Matrix:
     """Raises ``UsageError`` when the table or the manifest is missing, or they are of different runs."""
-    edges, size = run.edges, len(labels)
+    edges, size = run.edges(), len(labels)
     source = edges["source"].cast("int64").to_numpy()
     target = edges["target"].cast("int64").fill_null(len(place_of)).to_numpy()
     if max(source.max(initial=-1), target.max(initial=0) - 1) >= len(place_of):

@@ -39,7 +39,7 @@ def usage(run: Run, start_ns: int, stop_ns: int) -> list[Usage]:
 
     Raises ``UsageError`` when the table or the manifest is missing.
     """
-    table, manifest = run.resources, run.origin
+    table, manifest = run.resources(), run.origin
     names = [group.name for group in manifest.groups]
     columns = {
         name: table[name].cast("float64").to_numpy(zero_copy_only=False)

@@ -26,9 +26,9 @@ T = TypeVar("T")
 class Run:
     """What a run measured; files are read when they are first asked for, and then kept.
 
-    Tables are ``pyarrow.Table`` with the columns of ``sim.results.schemas``; ``summary`` and ``manifest`` are
-    plain dictionaries. What is missing or damaged raises ``UsageError`` when it is asked for, and stands in
-    ``problems`` from the start.
+    Tables and events are called (a table is a ``pyarrow.Table`` with the columns of ``sim.results.schemas``), facts are
+    not (``summary`` and ``manifest`` are plain dictionaries). What is missing or damaged raises ``UsageError`` when it
+    is asked for, and stands in ``problems`` from the start.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,32 +111,26 @@ class Run:
         """Whether rung = delivered + pending + refused held on every line."""
         return self.figures.balanced
 
-    @property
     def samples(self) -> Any:
         """Each sampled doorbell; machines are indices."""
         return self.table("samples")
 
-    @property
     def drains(self) -> Any:
         """Each logged drain of an eventfd counter."""
         return self.table("drains")
 
-    @property
     def edges(self) -> Any:
         """Doorbells rung and refused by (source, peer, vector), as the senders counted them."""
         return self.table("edges")
 
-    @property
     def vectors(self) -> Any:
         """The account of every vector of every machine, settled where a death left it open."""
         return self.table("vectors")
 
-    @property
     def resources(self) -> Any:
         """What processes used, as it was sampled; machine -1 is the coordinator."""
         return self.table("resources")
 
-    @property
     def migrations(self) -> Any:
         """What became of each migration, as a ``pyarrow.Table`` (its columns: ``sim.results.summary.Migration``)."""
         import pyarrow as pa
@@ -165,11 +159,10 @@ class Run:
         def load() -> Any:
             from sim.results.frames import samples
 
-            return samples(self.samples)
+            return samples(self.samples())
 
         return self._once("columns", load)
 
-    @property
     def events(self) -> list[dict[str, Any]]:
         """What happened, in order: ``time_ns``, ``utc``, ``kind`` and more; damaged lines are left out."""
         return self._once("events", self._events)[0]
@@ -209,12 +202,17 @@ class Run:
     @property
     def warnings(self) -> list[str]:
         """What a reader of the figures has to know about them, in words."""
-        return list(flags(self.figures))
+        figures = self.figures
+        return figures.warnings or list(flags(figures))
 
     @property
+    def aborted(self) -> bool:
+        """Whether an expectation with ``abort = true`` ended it."""
+        return any(event.get("kind") == "aborted" for event in self.events())
+
     def actions(self) -> list[dict[str, Any]]:
         """Those of the events that the scenario had planned."""
-        return [event for event in self.events if event.get("kind") == "action"]
+        return [event for event in self.events() if event.get("kind") == "action"]
 
     def frame(self, name: str = "samples") -> Any:
         """A table as a ``pandas.DataFrame``; whole numbers stay whole, what is missing is ``<NA>``.
@@ -262,7 +260,7 @@ class Run:
         """
         from sim.results.flows import flows
 
-        return flows(self.edges, self.vectors, self.origin, by)
+        return flows(self.edges(), self.vectors(), self.origin, by)
 
     def matrix(self, by: str = "group", what: str = "rung") -> Any:
         """Senders down, receivers across, as ``sim.results.flows.Matrix``: ``by`` machine or group.
@@ -284,7 +282,7 @@ class Run:
         """
         from sim.results.flows import coalescing
 
-        return coalescing(self.drains, self.origin, by)
+        return coalescing(self.drains(), self.origin, by)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: counts, latencies, warnings. All that came from a file is escaped."""

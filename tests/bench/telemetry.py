@@ -20,7 +20,7 @@ def measure_telemetry(setting: Setting) -> Iterator[Figure]:
         overrides["machines.storm.count"] = "3"
     for _ in range(setting.size(3, 1)):
         run = setting.run("doorbell_storm", overrides=overrides, resources_every_s=setting.size(0.5, 0.1))
-        (told,) = (event for event in run.events if event["kind"] == "telemetry")
+        (told,) = (event for event in run.events() if event["kind"] == "telemetry")
         used = run.figures.resources
         assert used is not None
         assert used.cpu_percent_sum is not None

@@ -75,7 +75,7 @@ def _ours(setting: Setting, program: str, cpu: int, other_cpu: int) -> Callable[
 
     def measure() -> float:
         with pinned(cpu):
-            drains = setting.run(loads(text)).drains
+            drains = setting.run(loads(text)).drains()
         stamps = drains["delivered_ns"].to_numpy()[drains["machine"].to_numpy() == 0]
         return float(np.median(np.diff(stamps[len(stamps) // 8 :])))
 
