@@ -48,7 +48,7 @@ def test_a_quiet_run_has_none(quiet):
         ({"drains_refused": 6}, "and 6 drains have no stamps"),
         ({"unmatched": 1}, "1 of 3 samples are without a known delivery"),
         ({"overfull_drains": 2}, "2 of 2 drains got more samples than doorbells"),
-        ({"dropped": 2}, "and has lost 2"),
+        ({"dropped": 2}, "and lost 2"),
         ({"clock_source": "hpet"}, "the clock is hpet, a slow one"),
         ({"cpus": 1}, "oversubscribed: 2 machines kept 1.0 of 1 CPUs busy"),
         ({"host_steal_percent": 6.25}, "the hypervisor gave 6.2 % of a CPU to others"),

@@ -184,7 +184,7 @@ def test_what_a_reader_must_know_is_said(tmp_path):
         "! 3 doorbells are settled",
         "! recordings were full: 5 samples and 0 drains",
         "! 1 of 1 drains got more samples than doorbells",
-        "! of the delivered doorbells, the device holds 3 pending, whose vectors were masked, and has lost 4",
+        "! of the delivered doorbells, the device kept 3 pending, whose vectors were masked then, and lost 4",
         "nobody",
         "rung 11 = delivered 9 + pending 0 + refused 2",
     ):

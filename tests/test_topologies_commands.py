@@ -33,6 +33,13 @@ def test_validate_says_in_one_line_what_is_asked_for() -> None:
     )
 
 
+def test_validate_notes_what_is_bound_to_fail() -> None:
+    assert "\n    note: line 40: migrate stays: refused: Migration is disabled" in invoke("validate", "evacuate").stdout
+    (foreseen,) = json.loads(invoke("validate", "evacuate", "--json").stdout)["foreseen"]
+    assert (foreseen["line"], foreseen["machines"], foreseen["verdict"]) == (40, ["stays"], "refused")
+    assert json.loads(invoke("validate", "ping_pong", "--json").stdout)["foreseen"] == []
+
+
 def test_validate_for_machines() -> None:
     result = invoke("validate", "fan_in", "--json", "--set", "machines.sender.count=3", "--set", "run.duration_s=1")
     assert result.exit_code == 0

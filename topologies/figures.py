@@ -31,7 +31,7 @@ __all__ = [
     "parse_figure",
 ]
 
-LATENCIES = ("lag", "delivery", "handling", "total")
+LATENCIES = ("lag", "delivery", "handling", "raw", "total")
 POINTS = ("p50", "p90", "p99", "p99_9", "p99_99", "max", "mean")
 UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000}
 

@@ -13,7 +13,7 @@ def relay(guest: Guest) -> Program:
     Peers without that vector are passed over. Statistics: how many doorbells were passed ``on``.
     """
     turns = [0] * len(guest.devices)
-    guest.statistics["on"] = 0
+    guest.statistics["relayed"] = 0
     while True:
         interrupt = yield FOREVER
         if interrupt is None:
@@ -25,4 +25,4 @@ def relay(guest: Guest) -> Program:
             if able:
                 device.ring(able[turns[number] % len(able)], interrupt.vector)
                 turns[number] += 1
-                guest.statistics["on"] += 1
+                guest.statistics["relayed"] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from sim.exits import HOST_TOO_SMALL
 from topologies import Topology
+from topologies.foresight import foresee
 
 __all__ = ["dry_run"]
 
@@ -19,15 +21,18 @@ def dry_run(topology: Topology, runs: Path, *, as_json: bool = False) -> int:
     """Print the demand of ``topology`` and what of it this host does not have; the exit code: 0, or 3."""
     from sim.preflight import preflight, render
 
-    demand = preflight(topology, runs)
+    demand, foreseen = preflight(topology, runs), foresee(topology)
     if as_json:
         plain = msgspec.to_builtins(demand)
         sums = [{**each, "fits": it.fits} for each, it in zip(plain["sums"], demand.sums, strict=True)]
         plain |= {"sums": sums, "fits": not demand.problems, "problems": demand.problems, "warnings": demand.warnings}
+        plain["foreseen"] = [asdict(each) for each in foreseen]
         click.echo(json.dumps(plain, indent=2))
     else:
         console = Console()
         render(demand, console)
+        for each in foreseen:
+            console.print(f"note: {each}", markup=False, highlight=False, soft_wrap=True)
         if not demand.problems:
             console.print("this host can carry it", highlight=False)
     return HOST_TOO_SMALL if demand.problems else 0

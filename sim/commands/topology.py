@@ -13,6 +13,7 @@ import click
 
 from sim.commands.options import BadTopology, overrides_option, programs_option
 from topologies import Topology, TopologyError, json_schema, load, shipped, starter_text
+from topologies.foresight import foresee
 
 __all__ = ["COMMANDS", "init", "list_shipped", "schema", "validate"]
 
@@ -25,7 +26,8 @@ __all__ = ["COMMANDS", "init", "list_shipped", "schema", "validate"]
 def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...], as_json: bool) -> None:
     """Check TOPOLOGY, a file or the name of a shipped one, and say what it asks of this host.
 
-    All problems are shown at once; the exit code is then 2.
+    All problems are shown at once; the exit code is then 2. What is valid and bound to fail, such as the migration of
+    a machine that a blocker holds, is noted: it may be what the run is to show.
     """
     try:
         loaded = load(topology, overrides, programs)
@@ -34,9 +36,10 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             problems = [asdict(problem) for problem in error.problems]
             click.echo(json.dumps({"valid": False, "problems": problems}, indent=2))
         raise BadTopology(error) from None
-    demand = _demand(loaded)
+    demand, foreseen = _demand(loaded), foresee(loaded)
     if as_json:
-        click.echo(json.dumps({"valid": True, **demand}, indent=2))
+        plain = {"valid": True, **demand, "foreseen": [asdict(each) for each in foreseen]}
+        click.echo(json.dumps(plain, indent=2))
     else:
         click.echo(
             "{name}: {machines} machines, {vectors} vectors, "
@@ -45,6 +48,8 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             "{memory_bytes} bytes of {memory_kind}".format(**demand)
         )
         click.echo(_course(loaded))
+        for each in foreseen:
+            click.echo(f"    note: {each}")
 
 
 def _course(topology: Topology) -> str:

@@ -49,8 +49,8 @@ def _doorbells(figures: Summary) -> Iterator[str]:
         yield "pending is what was left over: nobody looked into the counters at the end"
     if figures.pended or figures.dropped:
         yield (
-            f"of the delivered doorbells, the device holds {figures.pended:,} pending, whose vectors were masked, "
-            f"and has lost {figures.dropped:,}"
+            f"of the delivered doorbells, the device kept {figures.pended:,} pending, whose vectors were masked then, "
+            f"and lost {figures.dropped:,}"
         )
 
 
