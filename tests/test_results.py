@@ -222,6 +222,18 @@ def test_what_the_timeline_did_not_do_is_a_warning(tmp_path):
     assert finish(directory, PENDING).summary["warnings"][-1] == said
 
 
+def test_what_machines_warned_of_is_said_once_for_all_that_are_alike(tmp_path):
+    directory = pair(tmp_path)
+    for peer in (3, 4, 17):
+        directory.event("warning", machine="ping-0", text=f"too many eventfds for peer {peer}")
+    for letter in "abcdef":
+        directory.event("warning", machine="echo-0", text=f"it says {letter}")
+    *_, first, a, _, _, d, more = finish(directory, PENDING).summary["warnings"]
+    assert first == "ping-0: too many eventfds for peer 3 (and 2 like it)"
+    assert (a, d) == ("echo-0: it says a", "echo-0: it says d")
+    assert more == "2 more kinds of warnings of machines stand in the events"
+
+
 def test_without_resources_there_are_no_figures_of_them(tmp_path):
     figures = finish(pair(tmp_path), PENDING).summary
     assert (figures["coordinator"], figures["groups"]["ping"]["resources"]) == (None, None)

@@ -29,7 +29,7 @@ def test_validate_says_in_one_line_what_is_asked_for() -> None:
     assert result.stdout == (
         "doorbell_storm: 32 machines, 128 vectors, 128 eventfd descriptors in each of 33 processes "
         "(4224 in all), 4194304 bytes of shared_memory\n"
-        "    5.5 s, 0.5 of them warm-up, 1 domain, 2 phases, 0 actions, 0 expectations\n"
+        "    5.5 s, 0.5 of them warm-up, 1 domain, 2 phases, 0 actions, 2 expectations\n"
     )
 
 

@@ -15,7 +15,7 @@ from sim.results import files, schemas
 from sim.results.account import Account, account
 from sim.results.distribution import distribution
 from sim.results.ending import Ending
-from sim.results.events import Event, read_events, statistics_of, undone
+from sim.results.events import Event, read_events, remarks, statistics_of
 from sim.results.figures import summarize
 from sim.results.manifest import Manifest
 from sim.results.matching import VECTOR_MASK
@@ -60,7 +60,7 @@ def _with_events(summary: Summary, its: Account, events: list[Event]) -> Summary
         summary,
         statistics=statistics_of(events),
         migrations=migrations(events, its),
-        warnings=[*summary.warnings, *undone(events)],
+        warnings=[*summary.warnings, *remarks(events)],
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,13 +14,15 @@ from msgspec import Meta
 from sim.results import files
 from sim.results.manifest import MachineName
 
-__all__ = ["Event", "Statistics", "read_events", "statistics_of", "undone"]
+__all__ = ["Event", "Statistics", "read_events", "remarks", "statistics_of"]
 
 Event = dict[str, Any]
 Statistics = dict[str, dict[str, int | float]]
 """By machine (a life of its own each), then by the name that the program gave."""
 
 LIMIT_BYTES = 1 << 30
+REMARKS_SHOWN = 5
+_NUMBER = re.compile(r"[0-9]+")
 
 
 class _Said(msgspec.Struct):
@@ -53,8 +57,8 @@ def statistics_of(events: Iterable[Event]) -> Statistics:
     return found
 
 
-def undone(events: Sequence[Event]) -> Iterator[str]:
-    """In words, what of the timeline was not done."""
+def remarks(events: Sequence[Event]) -> Iterator[str]:
+    """In words, what of the timeline was not done, and what machines had to say (a malformed message, for instance)."""
     actions = [event for event in events if event.get("kind") == "action"]
     skipped = [event for event in actions if event.get("skipped")]
     if skipped:
@@ -64,3 +68,12 @@ def undone(events: Sequence[Event]) -> Iterator[str]:
             f"{len(skipped)} of {len(actions)} actions of the timeline were not done; the first is "
             f"{first.get('do')}{whom} (line {first.get('line')}): {first['skipped']}"
         )
+    alike: dict[str, list[str]] = {}
+    for event in events:
+        if event.get("kind") == "warning":
+            said = f"{event.get('machine')}: {event.get('text')}"
+            alike.setdefault(_NUMBER.sub("", said), []).append(said)
+    for sayings in islice(alike.values(), REMARKS_SHOWN):
+        yield sayings[0] + (f" (and {len(sayings) - 1} like it)" if len(sayings) > 1 else "")
+    if len(alike) > REMARKS_SHOWN:
+        yield f"{len(alike) - REMARKS_SHOWN} more kinds of warnings of machines stand in the events"
