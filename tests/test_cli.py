@@ -96,7 +96,7 @@ def test_run_shows_progress_on_stderr_and_the_result_on_stdout(tmp_path: Path) -
     assert "s left" in done.stderr
     assert done.stdout.startswith("Ping and echo: the price of one interrupt: finished\n")
     (directory,) = tmp_path.iterdir()
-    assert done.stdout.rstrip().endswith(f"run: {directory}")
+    assert f"\nrun: {directory}\n" in done.stdout
     assert ivsim("show", str(directory)).stdout == done.stdout
 
 
