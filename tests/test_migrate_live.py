@@ -447,7 +447,8 @@ def test_migrations_are_in_the_table_and_those_that_failed_say_why(tmp_path: Pat
     render(result, console)
     shown = console.export_text()
     assert f"refused: peer: {PEER_MODE}" in shown
-    assert any(line.split()[:4] == ["master", "handed", "over", "1"] for line in shown.splitlines())
+    assert any(line.split()[:3] == ["master", "moved", "1"] for line in shown.splitlines())
+    assert "handed over, connection and ID: master" in shown
     quiet = go(tmp_path, MASTER, PEER, **{"run.duration_s": "0.2"})
     render(quiet, console)
     assert "verdict" not in console.export_text()

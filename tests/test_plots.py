@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import sys
 from collections.abc import Iterator
 
@@ -31,7 +33,7 @@ def run(tmp_path) -> Run:
     made = finish(directory)
     with (made.path / "events.jsonl").open("a") as file:
         file.write(f'{{"time_ns": {START_NS}, "utc": "", "kind": "ready", "start_ns": {START_NS}}}\n')
-        file.write(f'{{"time_ns": {MEASURE_NS}, "utc": "", "kind": "action", "do": "kill"}}\n')
+        file.write(f'{{"time_ns": {MEASURE_NS}, "utc": "", "kind": "action", "do": "kill", "machine": "to-0"}}\n')
     return made
 
 
@@ -106,9 +108,37 @@ def test_a_timeline_has_every_level_and_what_happened(run):
     labels = [line.get_label() for line in axes.get_lines()]
     assert labels[:4] == ["max", "p99", "p90", "p50"]
     assert max(np.nanmax(line.get_ydata()) for line in axes.get_lines()[:4]) == pytest.approx(100_000, rel=0.005)
-    assert [text.get_text() for text in axes.texts] == ["warm-up", "action"]
+    assert [text.get_text() for text in axes.texts] == ["warm-up", "1"]
+    assert axes.get_xlabel().splitlines() == [
+        "time since the start [s]",
+        "1\N{NO-BREAK SPACE}kill\N{NO-BREAK SPACE}to-0",
+    ]
     assert axes.get_xlim() == (0, (STOP_NS - START_NS) / 1e9)
     axes.figure.canvas.draw()
+
+
+def test_marks_and_names_stay_readable_however_close_they_are(run):
+    with (run.path / "events.jsonl").open("a") as file:
+        for place in range(40):
+            at = MEASURE_NS + place // 2 * 80_000_000 + place % 2 * 1_000_000
+            file.write(
+                f'{{"time_ns": {at}, "kind": "machine_joined", "machine": "late-{place}", "peers": [{place}]}}\n'
+            )
+    manifest = run.path / "manifest.json"
+    phases = [{"name": "a phase of many words", "start_ns": STOP_NS - 10_000_000, "end_ns": STOP_NS}]
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"phases": phases}))
+    axes = plots.rates(Run(run.path))
+    axes.figure.canvas.draw()
+    frame = axes.get_window_extent()
+    names, badges = axes.texts[:1], axes.texts[1:]
+    assert [text.get_text() for text in names] == ["warm-up"], "what does not fit into its band is left out"
+    boxes = [text.get_window_extent() for text in badges]
+    assert len(boxes) > 4
+    assert not [one for one, other in itertools.pairwise(boxes) if one.x1 > other.x0], "badges touch"
+    assert frame.x0 < names[0].get_window_extent().x0 < names[0].get_window_extent().x1 < frame.x1
+    below = axes.get_xlabel().replace("\N{NO-BREAK SPACE}", " ").replace("\n", " ")
+    assert "2 late-0 joined" in below
+    assert below.endswith("and 25 more events")
 
 
 def test_rates_hold_every_doorbell(run):

@@ -76,7 +76,7 @@ def add_event(path: Path, second: float, kind: str, **fields: object) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     made = finish(busy(tmp_path))
-    add_event(made.path, 1.5, "action", do="kill", machines=["sender-0"])
+    add_event(made.path, 1.5, "action", do="kill", machine="sender-0", line=14)
     return sim.results.open(made.path)
 
 
@@ -89,7 +89,7 @@ def test_a_page_has_every_part(run):
         "total, corrected",
         "total, raw",
         "warm-up",
-        "do kill, machines sender-0",
+        "kill sender-0 (line 14)",
         "sender",
         "receiver",
     ):
@@ -228,6 +228,46 @@ def test_expectations_are_shown_with_their_verdict(run, monkeypatch):
     assert "✗ missed" in text
     assert "<nobody knows>" in text
     assert "1 of 2 missed" in text
+
+
+def tiles(run: Run) -> dict[str, str]:
+    shown = re.search(r"<dl.*?</dl>", page(run), re.DOTALL)
+    assert shown is not None
+    return dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", shown[0]))
+
+
+def test_where_senders_were_late_the_tiles_have_the_total_too(run, tmp_path):
+    late = tiles(run)
+    assert (late["delivery, p99"], late["total, corrected, p99"]) == ("20 µs", "32 µs")
+    directory = RunDirectory.create(tmp_path, topology({"alone": (1, 1)}), {})
+    stamps = [MEASURE_NS + place * 1_000_000 for place in range(100)]
+    record(
+        directory,
+        0,
+        vectors=[(100, 100)],
+        edges={(0, 0): (100, 0)},
+        rings=[(0, 0, at, at) for at in stamps],
+        drains=[(0, 1, at + 20_000, at + 22_000) for at in stamps],
+    )
+    never_late = tiles(finish(directory))
+    assert list(never_late) == [name for name in late if not name.startswith("total")]
+
+
+def test_what_processes_used_can_be_unfolded(run):
+    _, _, rest = page(run).partition("Details of the processes")
+    cells = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", rest)[:3]]
+    head, sender, _ = (dict(zip(cells[0], row, strict=True)) for row in cells)
+    assert list(head)[:6] == ["each machine of", "CPU user", "CPU system", "RSS", "USS", "PSS"]
+    assert (sender["each machine of"], sender["CPU user"], sender["CPU system"]) == ("sender", "40.0 %", "10.0 %")
+    assert (sender["RSS"], sender["USS"], sender["of it recording"]) == ("9 MiB", "3 MiB", "1 MiB")
+
+
+def test_what_scrolls_casts_a_shadow_where_there_is_more(run):
+    content = page(run)
+    (rule,) = re.findall(r"^\.scroll \{(.*?)\}", content, re.DOTALL | re.MULTILINE)
+    # The covers go along with what scrolls, the shadows stay.
+    assert (rule.count("no-repeat local"), rule.count("no-repeat scroll")) == (2, 2)
+    assert content.count("--more:") == 2, "one for light pages, one for dark ones"
 
 
 def test_a_better_picture_takes_the_place_of_ours(run):

@@ -145,12 +145,12 @@ def test_what_happened_is_told_in_a_line_each(tmp_path):
     run = finish(pair(tmp_path), {(1, 1): 1})
     at = START_NS + SECOND_NS
     (run.path / "events.jsonl").write_text(
-        f'{{"time_ns": {at}, "utc": "x", "kind": "action", "do": "kill", "machines": ["a", "b"], "traceback": "t"}}\n'
+        f'{{"time_ns": {at}, "utc": "x", "kind": "action", "do": "kill", "machine": "a", "line": 7}}\n'
         f'{{"time_ns": "soon", "kind": "action"}}\n{{"kind": 7}}\n{{"time_ns": {at * 9}, "kind": "late"}}\n'
         f'{{"time_ns": {at}, "kind": "telemetry"}}\n'
     )
     (happening,) = digest(run).happenings
-    assert (happening.kind, happening.text) == ("action", "do kill, machines a b")
+    assert (happening.brief, happening.text) == ("kill a", "kill a (line 7)")
     assert happening.time_s == pytest.approx(1.0, abs=0.01)
 
 

@@ -84,7 +84,7 @@ def test_a_run_as_people_see_it(tmp_path):
         ["50.0", "%", "50.0", "%", "2.0", "MiB", "2.0", "MiB", "2.00"]
     ]
     assert "few: too few samples for that percentile" in lines
-    assert "! 1 of 3 samples are without a known delivery" in lines
+    assert "! 1 of 3 samples are without a known delivery: only the percentiles of lag have them" in lines
     assert "rung 3 = delivered 2 + pending 1 + refused 0" in lines
     assert lines[-1] == f"run: {run.path}"
 
@@ -184,7 +184,8 @@ def test_what_a_reader_must_know_is_said(tmp_path):
         "! 3 doorbells are settled",
         "! recordings were full: 5 samples and 0 drains",
         "! 1 of 1 drains got more samples than doorbells",
-        "! of the delivered doorbells, the device kept 3 pending, whose vectors were masked then, and lost 4",
+        "! of the delivered doorbells, 3 came while their vector was masked: however many, a vector keeps one bit",
+        "! of the delivered doorbells, the device lost 4",
         "nobody",
         "rung 11 = delivered 9 + pending 0 + refused 2",
     ):

@@ -176,6 +176,11 @@ def test_a_run_directory_names_its_process(place, tmp_path):
         assert "telemetry socket is not" in str(call(str(directory.path), "--once").exception)
         with goes_on(place / "ivsim-a", title="mine"):
             assert call(str(directory.path), "--once").stdout.startswith("mine\n")
+        # The last that a coordinator says: its socket is gone, what comes of it is not there yet.
+        directory.event("telemetry", snapshots=1)
+        error = call(str(directory.path), "--once").exception
+        assert isinstance(error, UsageError)
+        assert str(error).endswith(f"is being put together; `ivsim show {directory.path}` will tell how it went")
     finally:
         directory.close()
     over = finish(pair(tmp_path), {(1, 1): 1})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import Counter
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from synthetic import MEASURE_NS, START_NS, finish, pair, record, topology
+from synthetic import MEASURE_NS, START_NS, STOP_NS, finish, pair, record, topology
 
 import sim.results
 from nodes.errors import UsageError
@@ -33,7 +34,12 @@ def run(tmp_path) -> Run:
     record(directory, 1, vectors=[(RINGS // 2, RINGS // 2)] * 2, drains=drains)
     made = finish(directory)
     with (made.path / "events.jsonl").open("a") as file:
-        file.write(json.dumps({"time_ns": MEASURE_NS, "utc": "", "kind": "action", "do": "pause"}) + "\n")
+        file.write(
+            json.dumps(
+                {"time_ns": MEASURE_NS, "utc": "", "kind": "action", "do": "stall", "machine": "to-0", "line": 14}
+            )
+            + "\n"
+        )
     return sim.results.open(made.path)
 
 
@@ -121,7 +127,7 @@ def test_a_ring_and_its_drain_are_where_and_when_they_were(run):
     # Handling takes 15 ms, the next drain of that vector comes after 10: the slice is cut there.
     assert drain["dur"] == pytest.approx(2 * STEP_NS / 1e3)
     instant = next(event for event in events if event["ph"] == "i")
-    assert (instant["name"], instant["args"]["what"]) == ("action", "do pause")
+    assert (instant["name"], instant["args"]["what"]) == ("stall to-0", "stall to-0 (line 14)")
 
 
 def test_counters_cover_the_run(run):
@@ -141,6 +147,37 @@ def test_a_cut_trace_is_whole_and_says_so(run, most):
     assert 0 < len(kept) == made.events <= max(most, 3)
     assert f"of {2 * RINGS} doorbells and interrupts" in made.cut
     assert json.loads(made.content())["otherData"]["cut"] == made.cut
+
+
+def test_times_have_three_digits(run):
+    with (run.path / "events.jsonl").open("a") as file:
+        for place in range(50):
+            event = {"time_ns": MEASURE_NS + 1 + place * 9_999_991, "kind": "action", "do": "stall"}
+            file.write(json.dumps(event) + "\n")
+    times = re.findall(rb'"(?:ts|dur)":([0-9.e+-]+)', trace(sim.results.open(run.path), from_s=0.0).content())
+    assert len(times) > 4 * RINGS + 50
+    assert not [each for each in times if not re.fullmatch(rb"[0-9]+(\.[0-9]{1,3})?", each)]
+
+
+def test_a_warm_up_that_is_left_out_is_no_cut(tmp_path):
+    directory = RunDirectory.create(tmp_path, topology({"alone": (1, 1)}), {})
+    stamps = [START_NS + place * 10_000_000 for place in range(RINGS)]
+    rings = [(0, 0, at, at) for at in stamps]
+    drains = [(0, 1, at + 30_000, at + 40_000) for at in stamps]
+    # One that is dealt with when the time is up is no cut either.
+    rings, drains = [*rings, (0, 0, STOP_NS - 1, STOP_NS - 1)], [*drains, (0, 1, STOP_NS + 5000, STOP_NS + 6000)]
+    edges = {(0, 0): (RINGS + 1, 0)}
+    record(directory, 0, vectors=[(RINGS + 1, RINGS + 1)], edges=edges, rings=rings, drains=drains)
+    made = finish(directory)
+    whole = trace(made)
+    assert whole.cut == ""
+    assert re.fullmatch(r"the warm-up, the first 1 s with 200 doorbells and interrupts", whole.before)
+    assert (whole.events, trace(made, from_s=0.0).before) == (2 * 202, "")
+    cut = trace(made, 40)
+    assert "of 202 doorbells and interrupts, from 1 s to " in cut.cut
+    assert cut.before == whole.before
+    done = CliRunner().invoke(command, [str(made.path)])
+    assert done.stderr == f"without {whole.before}; --from 0s has them too\n"
 
 
 def test_a_trace_begins_where_it_is_told_to(run):

@@ -48,6 +48,8 @@ def trace(run_directory: Path, output: Path | None, events: int, from_ns: int | 
     made = make_trace(open_run(run_directory), events, None if from_ns is None else from_ns / 1e9)
     if made.cut:
         click.echo(f"cut to {made.cut}; --events and --from choose others", err=True)
+    if made.before and from_ns is None:
+        click.echo(f"without {made.before}; --from 0s has them too", err=True)
     if output is not None and os.fspath(output) == "-":
         click.echo(made.content(), nl=False)
         return

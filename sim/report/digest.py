@@ -7,7 +7,6 @@ damaged, nothing was sampled) is left empty, and said in ``Digest.missing``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from nodes.errors import UsageError
 from sim.report.distribution import Distribution, middles
 from sim.report.lines import Band
 from sim.report.reading import Column, batches, extent
+from sim.report.wording import brief, sentence
 from sim.results import Run
 from sim.results.histogram import BINS as VALUE_BINS
 from sim.results.histogram import bins_of
@@ -38,10 +38,10 @@ NO_PART_OF_IT = {"ready", "statistics", "telemetry"}
 
 @dataclass(frozen=True)
 class Happening:
-    """Something that happened while the machines ran: what is drawn across the time lines."""
+    """Something that happened while the machines ran: what is drawn across the time lines, in few words and in all."""
 
     time_s: float
-    kind: str
+    brief: str
     text: str
 
 
@@ -237,15 +237,4 @@ def _happenings(run: Run, made: Digest) -> None:
             continue
         at_s = (time_ns - made.start_ns) / 1e9
         if made.start_ns and -1e-3 <= at_s <= made.duration_s + 1e-3:
-            made.happenings.append(Happening(max(0.0, at_s), kind, _told(event)))
-
-
-def _told(event: dict[str, Any]) -> str:
-    """What an event says beyond its time and kind, on one line."""
-    rest = {key: value for key, value in event.items() if key not in ("time_ns", "utc", "kind", "traceback")}
-    words = [f"{key} {_listed(value)}" for key, value in rest.items() if value not in (None, "", [], {})]
-    return ", ".join(words)[:200]
-
-
-def _listed(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            made.happenings.append(Happening(max(0.0, at_s), brief(event), sentence(event)))

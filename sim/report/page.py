@@ -22,6 +22,7 @@ from sim.report.svg import Markup, block, tag
 from sim.report.usage import usage
 from sim.results import Run, files
 from sim.results.flags import flags
+from sim.results.outcomes import outcomes, reasons
 
 __all__ = ["page"]
 
@@ -49,9 +50,10 @@ def page(run: Run, picture: str | None = None) -> str:
     parts += [
         _section("Latency", "latency", lambda: _latency(summary, made)),
         _section("Over time", "time", lambda: _over_time(made, marks, marked)),
+        *_migrations(run),
         _section("Who rings whom", "topology", lambda: _topology(run, summary, picture)),
         _section("Coalescing", "coalescing", lambda: _coalescing(summary, made)),
-        _section("Resources", "resources", lambda: _resources(run, summary, made, marks)),
+        _section("Resources", "resources", lambda: [*_resources(run, summary, made, marks), *tables.usage(summary)]),
         _section("Host and run", "host", lambda: _host(run, summary)),
     ]
     return _document(title, parts)
@@ -117,8 +119,8 @@ def _balance(summary: Mapping[str, Any]) -> Markup:
 
 
 def _tiles(summary: Mapping[str, Any]) -> Markup:
-    delivery = summary["latency_ns"]["delivery"]
-    each = summary["coalescing"]
+    its = summary["latency_ns"]
+    delivery, total, each = its["delivery"], its["total"], summary["coalescing"]
     figures = [
         ("doorbells a second", summary["doorbells_per_s"], scales.count),
         ("interrupts a second", summary["interrupts_per_s"], scales.count),
@@ -127,11 +129,15 @@ def _tiles(summary: Mapping[str, Any]) -> Markup:
         ("delivery, p99", delivery["p99"], scales.time),
         ("delivery, p99.9", delivery["p99_9"], scales.time),
     ]
+    late = bool(its["lag"]["max"])
+    if late:  # delivery alone would hide how long the doorbells waited to be rung
+        figures.append(("total, corrected, p99", total["p99"], scales.time))
+        figures.append(("total, corrected, p99.9", total["p99_9"], scales.time))
     shown = [
         tag("div", tag("dt", name), tag("dd", tables.NOTHING if value is None else word(value)))
         for name, value, word in figures
     ]
-    return tag("dl", *shown, class_="tiles")
+    return tag("dl", *shown, class_="tiles eight" if late else "tiles")
 
 
 def _expected(summary: Mapping[str, Any]) -> Markup:
@@ -210,11 +216,25 @@ def _over_time(made: Digest, marks: list[Mark], marked: list[tuple[str, Happenin
     if not parts:
         parts.append(tag("p", "Nothing was delivered, or nobody logged it.", class_="note"))
     if marked:
-        rows = [(number, scales.seconds(each.time_s), each.kind, each.text) for number, each in marked[:LISTED]]
+        rows = [(number, scales.seconds(each.time_s), each.text) for number, each in marked[:LISTED]]
         more = len(marked) - len(rows)
         caption = "What happened meanwhile" + (f"; {more:,} more events are in the run's events.jsonl" if more else "")
-        parts.append(tables.table(caption, ("", "at", "event", "what"), rows, texts=4))
+        parts.append(tables.table(caption, ("", "at", "what happened"), rows, texts=3))
     return parts
+
+
+def _migrations(run: Run) -> list[Markup]:
+    """What became of migrations, as `ivsim show` has it; nothing where there were none."""
+    try:
+        figures = run.figures
+    except UsageError:
+        return []
+    head, *rows = outcomes(figures, LISTED)
+    if not rows:
+        return []
+    notes = [tag("p", each, class_="note") for each in reasons(figures, LISTED)]
+    caption = "Downtime is the longest of each row, what was copied and left behind its sum"
+    return [_section("Migrations", "migrations", lambda: [tables.table(caption, head, rows, texts=2), *notes])]
 
 
 def _topology(run: Run, summary: Mapping[str, Any] | None, picture: str | None) -> list[Markup]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sim.report import scales
 from sim.report.svg import Markup, tag
 
-__all__ = ["doorbells", "expectations", "facts", "latencies", "resources", "surroundings", "table"]
+__all__ = ["doorbells", "expectations", "facts", "latencies", "resources", "surroundings", "table", "usage"]
 
 LATENCIES = {
     "lag": "meant to ring → rang",
@@ -19,6 +19,32 @@ LATENCIES = {
 }
 PERCENTILES = ("p50", "p90", "p99", "p99_9", "p99_99", "max")
 NOTHING = "–"
+# Of the processes: how a figure is said, and the figures (``sim.results.summary.Resources``).
+USAGE: Mapping[Callable[[float], str], tuple[str, ...]] = {
+    scales.size: ("rss_bytes", "uss_bytes", "pss_bytes", "instrument_bytes"),
+    scales.count: (
+        "switches_voluntary_per_s",
+        "switches_involuntary_per_s",
+        "faults_minor_per_s",
+        "faults_major_per_s",
+    ),
+    str: ("descriptors_max", "threads_max"),
+}
+HEAD = (
+    "each machine of",
+    "CPU user",
+    "CPU system",
+    "RSS",
+    "USS",
+    "PSS",
+    "of it recording",
+    "waits/s",
+    "preempted/s",
+    "minor faults/s",
+    "major faults/s",
+    "descriptors, most",
+    "threads, most",
+)
 
 
 def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]], texts: int = 1) -> Markup:
@@ -135,6 +161,27 @@ def resources(summary: Mapping[str, Any]) -> Markup | None:
         rows.append((name, *cpu, *memory, *map(scales.count, switches)))
     head = ("each machine of", "CPU", "CPU, most", "private", "private, most", "waits/s", "preempted/s")
     return table("Resources between start and stop", head, rows)
+
+
+def usage(summary: Mapping[str, Any] | None) -> list[Markup]:
+    """The rest of what is known of the processes of each group, to be unfolded; nothing when nobody looked."""
+    used = {name: its["resources"] for name, its in summary["groups"].items()} if summary else {}
+    used |= {"(coordinator)": summary.get("coordinator")} if summary else {}
+    rows = []
+    for name, its in used.items():
+        if its:
+            percent, system = its["cpu_percent"], its["cpu_system_share"]
+            cpu = [f"{percent * share:.1f} %" for share in (1 - system, system)]
+            figures = [
+                NOTHING if its.get(key) is None else word(its[key]) for word, keys in USAGE.items() for key in keys
+            ]
+            rows.append((name, *cpu, *figures))
+    if not rows:
+        return []
+    inner = table(
+        "CPU, memory and the kernel's counts of one machine of each group: means, most where it says", HEAD, rows
+    )
+    return [tag("details", tag("summary", "Details of the processes"), inner)]
 
 
 def expectations(found: Sequence[Mapping[str, Any]]) -> Markup:

@@ -32,6 +32,7 @@ RINGS = 1
 # A slice that is to be seen has a length; how long a ring took is not recorded.
 RING_NS = 1_000
 WINDOW_BINS = 1 << 16
+FOREVER = np.iinfo(np.int64).max
 SAMPLE_COLUMNS = ("source", "target", "vector", "intended_ns", "rung_ns", "delivered_ns", "count")
 DRAIN_COLUMNS = ("machine", "vector", "count", "delivered_ns", "handled_ns")
 # A ring is a slice and both ends of a flow, a drain is a slice.
@@ -42,11 +43,15 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trace:
-    """The lines of a JSON file, and what of the run is in it: ``cut`` in words, empty when all is."""
+    """The lines of a JSON file, and in words what it leaves out: ``cut`` for want of room, ``before`` it begins.
+
+    Each is empty where nothing is left out.
+    """
 
     lines: list[str]
     events: int
     cut: str
+    before: str
 
     def content(self) -> bytes:
         return ("\n".join(self.lines) + "\n").encode()
@@ -64,7 +69,7 @@ def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Tr
         raise UsageError(f"{run.path}: nothing was rung or drained, there is nothing to trace")
     begin_ns = made.start_ns + round(from_s * 1e9) if from_s is not None else max(made.start_ns, made.measured_ns)
     begin_s = (begin_ns - made.start_ns) / 1e9
-    end_ns, rows = _window(run, begin_ns, made.stop_ns, events_max)
+    end_ns, rows, earlier = _window(run, begin_ns, made.stop_ns, events_max)
     samples = _rows(run, "samples", SAMPLE_COLUMNS, "rung_ns", begin_ns, end_ns)
     drains = _rows(run, "drains", DRAIN_COLUMNS, "delivered_ns", begin_ns, end_ns)
     slices = [*_drains(drains, made.start_ns, manifest), *_rings(samples, made.start_ns, manifest)]
@@ -74,14 +79,16 @@ def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Tr
     slices.sort(key=lambda pair: pair[0])
     kept = [group for _, group in slices[: _room(slices, events_max)]]
     last_us = kept[-1][0]["ts"]
+    cut = before = ""
     if len(kept) < len(slices) or end_ns < made.stop_ns:
         # A flow ends in the slice of its drain: where that is cut off, it goes with it.
         kept = [group if group[-1]["ts"] < last_us else group[:1] for group in kept]
-    there = sum(map(len, kept))
-    cut = ""
-    if len(kept) < rows:
         cut = f"{len(kept):,} of {rows:,} doorbells and interrupts, "
         cut += f"from {begin_s:.6g} s to {last_us / 1e6:.6g} s of {made.duration_s:.6g} s"
+    if earlier:
+        what = "the warm-up, " if from_s is None else ""
+        before = f"{what}the first {begin_s:.6g} s with {earlier:,} doorbells and interrupts"
+    there = sum(map(len, kept))
     others = [*_names(manifest), *_happenings(made.happenings), *_counters(made)]
     about = {
         "title": manifest.title,
@@ -91,12 +98,13 @@ def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Tr
         "sample_every": manifest.sample_every,
         "events": there,
         "cut": cut,
+        "left_out": before,
         "rings": f"drawn {RING_NS} ns long to be seen; how long a ring took is not recorded",
     }
     events = [*others, *(event for group in kept for event in group)]
     lines = ['{"displayTimeUnit": "ns", "otherData": ' + _json(about) + ', "traceEvents": [']
     lines += [_json(event) + "," for event in events[:-1]] + [_json(events[-1]), "]}"]
-    return Trace(lines, there, cut)
+    return Trace(lines, there, cut, before)
 
 
 def _json(value: object) -> str:
@@ -108,20 +116,23 @@ def _room(slices: list[tuple[int, list[Event]]], events_max: int) -> int:
     return max(1, int(np.searchsorted(sizes, events_max, side="right")))
 
 
-def _window(run: Run, begin_ns: int, stop_ns: int, events_max: int) -> tuple[int, int]:
-    """Until when rings and drains fit, and how many of them the run has."""
+def _window(run: Run, begin_ns: int, stop_ns: int, events_max: int) -> tuple[int, int, int]:
+    """Until when rings and drains fit, how many of them the run has from ``begin_ns`` on, and how many before."""
     span = max(1, stop_ns - begin_ns)
     counts = np.zeros(WINDOW_BINS, np.int64)
-    rows = 0
+    rows = earlier = 0
     for name, column, events in (("samples", "rung_ns", SAMPLE_EVENTS), ("drains", "delivered_ns", DRAIN_EVENTS)):
         for batch in batches(run.path, name, (column,)):
             # Seconds as floats: nanoseconds times bins would not fit 64 bits in a long run.
             place = ((batch[column] - begin_ns) * (WINDOW_BINS / span)).astype(np.int64)
             inside = (place >= 0) & (place < WINDOW_BINS)
             counts += events * np.bincount(place[inside], minlength=WINDOW_BINS)
-            rows += len(place)
+            before = int(np.count_nonzero(batch[column] < begin_ns))
+            rows, earlier = rows + len(place) - before, earlier + before
+    if counts.sum() <= events_max:
+        return FOREVER, rows, earlier  # the last drains may be dealt with when the time is up
     end = int(np.searchsorted(np.cumsum(counts), events_max, side="right")) + 1
-    return begin_ns + min(span, -(-end * span // WINDOW_BINS)) + 1, rows
+    return begin_ns + min(span, -(-end * span // WINDOW_BINS)) + 1, rows, earlier
 
 
 def _rows(run: Run, name: str, columns: tuple[str, ...], at: str, begin_ns: int, end_ns: int) -> dict[str, Column]:
@@ -213,7 +224,7 @@ def _names(manifest: Manifest) -> Iterator[Event]:
 
 def _happenings(happenings: list[Happening]) -> Iterator[Event]:
     for each in happenings:
-        event: Event = {"name": each.kind, "cat": "event", "ph": "i", "s": "g", "ts": each.time_s * 1e6}
+        event: Event = {"name": each.brief, "cat": "event", "ph": "i", "s": "g", "ts": round(each.time_s * 1e6, 3)}
         yield event | {"pid": RUN, "tid": RUN_THREAD, "args": {"what": each.text}}
 
 
@@ -227,5 +238,5 @@ def _counters(made: Digest) -> Iterator[Event]:
     for name, values in series:
         width_us = made.duration_s * 1e6 / max(1, len(values))
         for place, value in enumerate(values.tolist()):
-            event: Event = {"name": name, "ph": "C", "ts": place * width_us, "pid": RUN, "tid": RUN_THREAD}
+            event: Event = {"name": name, "ph": "C", "ts": round(place * width_us, 3), "pid": RUN, "tid": RUN_THREAD}
             yield event | {"args": {"value": round(value, 1)}}

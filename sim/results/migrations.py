@@ -57,7 +57,9 @@ class _Attempt:
 
 
 def migrations(events: Iterable[Event], account: Account) -> list[Migration]:
-    """The migrations among the events of a run, in their order; those that were skipped are none."""
+    """The migrations among the events of a run, in the order in which they began; those that were
+    skipped are none.
+    """
     told = list(_told(events))
     attempts = list(_attempts(told))
     behind = {(each.machine, each.domain, each.peer): each.doorbells for each in told if each.kind == "left_behind"}
@@ -66,8 +68,8 @@ def migrations(events: Iterable[Event], account: Account) -> list[Migration]:
     for attempt in attempts:
         its = [other.ended for other in attempts if other.machine == attempt.machine and other.ended.downtime_ms]
         parted = _around(account, rows.get(attempt.machine), [_paused_ns(each) for each in its], attempt.ended)
-        found.append(_migration(account, attempt, behind, parted))
-    return found
+        found.append(_migration(account, attempt, behind, parted, _whereabouts(account, attempt, rows)))
+    return sorted(found, key=lambda each: each.at_s)
 
 
 def _rows(account: Account) -> dict[str, int]:
@@ -132,11 +134,28 @@ def _around(
     return int(before), int(after), during
 
 
+def _whereabouts(account: Account, attempt: _Attempt, rows: dict[str, int]) -> tuple[str, int | None]:
+    """The domain and the ID that a machine had when its migration began; ("", None) where nobody noted them."""
+    at_ns = attempt.begun.time_ns
+    row = rows.get(attempt.machine)
+    if attempt.ended.refused:  # which names the machine: it is the life that had begun last
+        lives = [its for name, its in rows.items() if attempt.machine in (name, name.rpartition(".")[0])]
+        begun = [its for its in lives if account.records[its].ready_ns <= at_ns]
+        row = max(begun, key=lambda its: account.records[its].ready_ns, default=row)
+    born = [(domain, peer) for of, domain, peer in account.ending.identities if of == row]
+    moves = [(domain, peer) for of, domain, peer, since_ns in account.ending.moves if of == row and since_ns <= at_ns]
+    for number, peer in [*born[:1], *moves][-1:]:
+        domains = account.manifest.domains
+        return domains[number] if number < len(domains) else "", peer
+    return "", None
+
+
 def _migration(
     account: Account,
     attempt: _Attempt,
     behind: dict[tuple[str, str, int], int],
     parted: tuple[int | None, int | None, int | None],
+    whereabouts: tuple[str, int | None],
 ) -> Migration:
     begun, ended = attempt.begun, attempt.ended
     groups = {machine.name: machine.group for machine in account.manifest.machines}
@@ -157,9 +176,9 @@ def _migration(
         at_s=round((begun.time_ns - account.ending.start_ns) / 1e9, 6),
         hand_over=begun.hand_over,
         fault=begun.fault,
-        from_domain=ended.from_domain,
+        from_domain=ended.from_domain or whereabouts[0],
         to_domain=ended.to_domain or begun.to_domain,
-        from_peer=ended.from_peer,
+        from_peer=whereabouts[1] if ended.from_peer is None else ended.from_peer,
         to_peer=ended.to_peer,
         downtime_ms=ended.downtime_ms,
         state_bytes=ended.state_bytes,

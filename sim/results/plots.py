@@ -18,14 +18,15 @@ when the first picture is drawn. Whatever cannot be drawn raises ``UsageError``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nodes.errors import UsageError
-from sim.report.digest import LEVELS, Digest, digest
+from sim.report.digest import LEVELS, Digest, Happening, digest
 from sim.report.matrix import between_groups, between_machines
 from sim.report.usage import usage
 from sim.results import Run
@@ -49,6 +50,8 @@ Values = npt.NDArray[np.int64]
 
 # More lines than this are a tangle.
 SERIES_LIMIT = 16
+HAPPENINGS_TOLD = 16
+LETTER, BADGE = 5.2, 28.0  # points: a letter of a small font, and what a mark's number needs
 UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
 
 
@@ -261,23 +264,43 @@ def resources(run: Run, what: str = "cpu", *, axes: Any = None) -> Any:
 
 
 def _over_time(axes: Any, made: Digest) -> Any:
-    """The axis of time, with phases and with what happened."""
+    """The axis of time, with phases and with what happened: numbered marks, told below."""
+    span_s = max(made.duration_s, 1e-3)
+    wide = axes.get_window_extent().width / axes.figure.dpi * 72  # points
     for band in made.bands:
         axes.axvspan(band.start, band.end, color="0.5" if band.shaded else "none", alpha=0.12, linewidth=0)
-        axes.annotate(band.name, (band.start, 1), xycoords=("data", "axes fraction"), va="top", fontsize="small")
-    for each in made.happenings[:SERIES_LIMIT]:
-        axes.axvline(each.time_s, color="0.4", linewidth=0.8, linestyle=":")
+        if len(band.name) * LETTER < (band.end - band.start) / span_s * wide:
+            place = {"xytext": (2, -2), "textcoords": "offset points"}
+            axes.annotate(
+                band.name, (band.start, 1), xycoords=("data", "axes fraction"), **place, va="top", fontsize="small"
+            )
+    shown = made.happenings[:HAPPENINGS_TOLD]
+    for first, last, at_s in _together(made.happenings, BADGE / wide * span_s):
+        name = f"{first}" if first == last else f"{first}\N{EN DASH}{last}"
+        box = {"boxstyle": "round,pad=0.2", "facecolor": "0.25", "edgecolor": "none"}
         axes.annotate(
-            each.kind,
-            (each.time_s, 0.98),
-            xycoords=("data", "axes fraction"),
-            rotation=90,
-            va="top",
-            fontsize="x-small",
-        )
-    axes.set_xlim(0, max(made.duration_s, 1e-3))
-    axes.set_xlabel("time since the start [s]")
+            name, (at_s, 1), xycoords=("data", "axes fraction"), ha="center", va="center", color="1", bbox=box,
+            fontsize="x-small", annotation_clip=False,
+        )  # fmt: skip
+    for each in made.happenings:
+        axes.axvline(each.time_s, color="0.4", linewidth=0.8, linestyle=":")
+    axes.set_xlim(0, span_s)
+    told = [f"{number} {each.brief}".replace(" ", "\N{NO-BREAK SPACE}") for number, each in enumerate(shown, start=1)]
+    more = len(made.happenings) - len(shown)
+    told += [f"and {more:,} more events".replace(" ", "\N{NO-BREAK SPACE}")] if more else []
+    lines = textwrap.wrap(" \N{MIDDLE DOT} ".join(told), max(40, int(wide / LETTER)))
+    axes.set_xlabel("\n".join(["time since the start [s]", *lines]))
     return _finished(axes, None, 2)
+
+
+def _together(happenings: Sequence[Happening], least_s: float) -> Iterator[tuple[int, int, float]]:
+    """The numbers of those that share a badge, for want of room, and where it is: first, last, seconds."""
+    firsts: list[int] = []
+    for place, each in enumerate(happenings):
+        if not firsts or each.time_s - happenings[firsts[-1]].time_s >= least_s:
+            firsts.append(place)
+    for first, following in zip(firsts, [*firsts[1:], len(happenings)], strict=True):
+        yield first + 1, following, happenings[first].time_s
 
 
 def _axes(axes: Any) -> Any:

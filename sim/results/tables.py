@@ -17,7 +17,8 @@ from sim.results import Run
 from sim.results.compare import Comparison
 from sim.results.flags import flags
 from sim.results.latency import EVERY_LATENCY, QUANTILES
-from sim.results.summary import Group, Migration, Percentiles, Resources, Summary
+from sim.results.outcomes import outcomes, reasons
+from sim.results.summary import Group, Percentiles, Resources, Summary
 from sim.results.thresholds import Verdict
 from sim.results.units import NOTHING, human_bytes, human_count, human_interval, human_ns
 
@@ -25,7 +26,6 @@ __all__ = ["human_count", "human_ns", "render", "render_comparison"]
 
 STATUS_STYLES = {"finished": "bold green", "degraded": "bold yellow", "interrupted": "bold yellow"}
 TOO_FEW = "few"
-MIGRATIONS_SHOWN = 16
 
 Rows = Sequence[tuple[str, ...]]
 
@@ -41,7 +41,7 @@ def render(run: Run, console: Console) -> None:
         _place(run, console)
         return
     _title(run, figures, console)
-    tables = (_doorbells, _latencies, _certainty, _sharing, _migrations, _resources)
+    tables = (_doorbells, _latencies, _certainty, _sharing, outcomes, _resources)
     for table in (make(figures) for make in tables):
         if len(table) > 1:
             console.print()
@@ -175,44 +175,6 @@ def _sharing(figures: Summary) -> Rows:
     return rows
 
 
-def _migrations(figures: Summary) -> Rows:
-    """What became of each machine's migrations; those with one outcome are one row."""
-    rows: list[tuple[str, ...]] = [("migration", "verdict", "times", "from", "to", "downtime", "copied", "left behind")]
-    found: dict[tuple[object, ...], list[Migration]] = {}
-    for each in figures.migrations:
-        found.setdefault((each.machine, each.verdict, each.reason, each.hand_over, each.to_domain), []).append(each)
-    for its in list(found.values())[:MIGRATIONS_SHOWN]:
-        first, last = its[0], its[-1]
-        downtimes = [each.downtime_ms for each in its if each.downtime_ms is not None]
-        behind = [each.left_behind for each in its if each.left_behind is not None]
-        memory_bytes, state_bytes = sum(each.memory_bytes for each in its), sum(each.state_bytes for each in its)
-        rows.append(
-            (
-                first.machine,
-                "handed over" if first.verdict == "moved" and first.hand_over else first.verdict,
-                f"{len(its)}",
-                NOTHING if first.from_peer is None else f"{first.from_domain} {first.from_peer}",
-                NOTHING if last.to_peer is None else f"{last.to_domain} {last.to_peer}",
-                human_ns(max(downtimes) * 1e6) if downtimes else NOTHING,
-                human_bytes(memory_bytes) if memory_bytes else f"{state_bytes:,} B" if state_bytes else NOTHING,
-                f"{sum(behind):,}" if behind else NOTHING,
-            )
-        )
-    return rows
-
-
-def _reasons(figures: Summary) -> Iterator[str]:
-    """Why machines did not migrate, once for each reason."""
-    names: dict[tuple[str, str], dict[str, None]] = {}
-    for each in figures.migrations:
-        if each.reason:
-            names.setdefault((each.verdict, each.reason), {})[each.machine] = None
-    for (verdict, reason), machines in names.items():
-        few = [*machines][:3]
-        more = f" and {len(machines) - len(few)} more" if len(machines) > len(few) else ""
-        yield f"{verdict}: {', '.join(few)}{more}: {reason}"
-
-
 def _resources(figures: Summary) -> Rows:
     rows: list[tuple[str, ...]] = [("each machine of", "CPU", "CPU max", "private", "private max", "preempted/s")]
     rows += [_usage(name, group.resources) for name, group in figures.groups.items() if group.resources]
@@ -238,7 +200,7 @@ def _usage(name: str, its: Resources) -> tuple[str, ...]:
 
 def _setting(figures: Summary) -> Iterator[str]:
     """What the figures are to be held against: the floor, the host, the price of a doorbell."""
-    yield from _reasons(figures)
+    yield from reasons(figures)
     if any(TOO_FEW in row for row in _latencies(figures)):
         yield f"{TOO_FEW}: too few samples for that percentile"
     if its := figures.floor:
