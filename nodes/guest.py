@@ -16,6 +16,7 @@ on its machine: a program is its guest's only processor.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from math import inf
 from typing import NamedTuple, Protocol, cast
 
 from nodes.device.ivshmem import Ivshmem
@@ -85,9 +86,10 @@ class Guest:
 
     ``start_ns`` is when the run began on ``clock()``; ``load`` is what the rates of open-loop programs are multiplied
     by, over the time since then. ``joined_ns`` is when the own program was to begin, should that be later: an open loop
-    leaves out what was due before. ``generation`` grows whenever peers or their vectors come or go. What a program puts
-    into ``statistics`` is in the run's result, by machine. ``devices`` are this guest and, on a machine with devices in
-    several domains, one for each further device: every one with its own ID, peers, memory and doorbells.
+    leaves out what was due before; nothing is due from ``stop_ns`` on, the run's end. ``generation`` grows whenever
+    peers or their vectors come or go. What a program puts into ``statistics`` is in the run's result, by machine.
+    ``devices`` are this guest and, on a machine with devices in several domains, one for each further device: every one
+    with its own ID, peers, memory and doorbells.
     """
 
     def __init__(
@@ -104,6 +106,9 @@ class Guest:
         self.random = random
         self.start_ns = start_ns
         self.joined_ns = 0
+        self.stop_ns = inf
+        self.unrung = 0
+        self.unrung_oldest_ns = 0
         self.held: set[int] = set()
         self.ring = doorbells.ring
         self.memory = memoryview(bytearray())
@@ -117,6 +122,20 @@ class Guest:
     def place(self, peer: int, memory: memoryview) -> None:
         """Called once by the machine, when the server has said who this guest is and what it shares."""
         self._peer, self.memory = peer, memory
+
+    @property
+    def end_ns(self) -> int:
+        """For a program that is being ended: what was due before that was to be rung."""
+        return round(min(self.clock(), self.stop_ns))
+
+    def owe(self, doorbells: int, due_ns: int) -> None:
+        """So many were due, the first of them at ``due_ns``, and are not rung, for the program ends.
+
+        Added up in ``unrung``; ``unrung_oldest_ns`` is how long the oldest of all waited. What an open loop does not
+        say here is missing from every figure, as if it had never been due.
+        """
+        self.unrung += doorbells
+        self.unrung_oldest_ns = max(self.unrung_oldest_ns, self.end_ns - due_ns)
 
     @property
     def peer(self) -> int:

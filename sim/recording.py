@@ -46,6 +46,8 @@ RUNG_NOWHERE, PENDED, DROPPED = range(24, 27)
 # ... and whose recording it is, for devices that no topology counts: the machine, the how-manieth of its lives, and the
 # number of the domain that the device is in.
 OF_MACHINE, LIFE, DOMAIN = range(28, 31)
+# ... and the doorbells that a program which rings in time owed at its end, and how long the oldest of them had waited.
+UNRUNG, UNRUNG_OLDEST_NS = range(32, 34)
 # Where the time goes of a drain that there was no room for.
 SCRATCH = HEADER_WORDS - 1
 

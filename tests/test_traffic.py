@@ -15,6 +15,7 @@ from nodes import programs
 from nodes.errors import GuestError
 from nodes.guest import Trace
 from nodes.load import STEADY, Load
+from nodes.programs.pace import due_times
 from nodes.programs.targets import Targets
 from tests.test_programs import SEEDS, fabric_of, rings, with_
 
@@ -443,3 +444,127 @@ def test_a_late_trace_lets_its_own_interrupts_have_their_turn():
     fabric, (machine, _) = fabric_of(1, trace_of(*[(10, 0, 0)] * 200, peers=[1]), programs.idle)
     fabric.run_for(0.001)
     assert list(Counter(rung_ns for *_, rung_ns in machine.books.samples).values()) == [64, 64, 64, 8]
+
+
+# What was due and is not rung
+
+
+def stand_still(machine):
+    """Take a machine's processor away, as a stop signal does."""
+    machine._turn = -1
+
+
+def owed(machine):
+    return machine.vm.guest.unrung, machine.vm.guest.unrung_oldest_ns
+
+
+@given(
+    seed=SEEDS,
+    arrivals=st.sampled_from(["regular", "bursts"]),
+    rate_hz=st.sampled_from([10_000.0, 33_333.0, 250_000.0]),
+    load=st.sampled_from([STEADY, RAMP]),
+    at_ns=st.integers(1, 4 * MILLISECOND_NS),
+    stop_ns=st.integers(0, 6 * MILLISECOND_NS),
+)
+def test_a_storm_that_stood_still_to_the_end_says_what_it_owes(seed, arrivals, rate_hz, load, at_ns, stop_ns):
+    storm = with_(programs.storm, 1, rate_hz=rate_hz, arrivals=arrivals, burst=4)
+    fabric, (machine, _) = fabric_of(seed, storm, programs.idle, load=load)
+    guest = machine.vm.guest
+    fabric.run_for(at_ns / 1e9)
+    stand_still(machine)
+    fabric.run_for(0.006)
+    guest.stop_ns = guest.start_ns + stop_ns
+    rung = len(rings(machine))
+    machine.vm.stop()
+    group = 4 if arrivals == "bursts" else 1
+    due = list(
+        itertools.takewhile(
+            lambda due_ns: due_ns < guest.stop_ns, due_times(guest, 1e9 * group / rate_hz, guest.start_ns)
+        )
+    )
+    missing = due[rung // group :]
+    unrung, oldest_ns = owed(machine)
+    # Times are whole nanoseconds: one that falls due in that of the stop may be counted or not.
+    assert abs(unrung - group * len(missing)) <= (group if missing else 0)
+    if missing:
+        assert oldest_ns == guest.stop_ns - missing[0]
+    else:
+        assert oldest_ns == 0
+
+
+@pytest.mark.parametrize("arrivals", ARRIVALS)
+def test_a_storm_that_kept_its_times_owes_nothing(arrivals):
+    storm = with_(programs.storm, 1, rate_hz=50_000.0, arrivals=arrivals, burst=4)
+    fabric, (machine, _) = fabric_of(4, storm, programs.idle)
+    fabric.run_for(0.003)
+    machine.vm.stop()
+    assert owed(machine) == (0, 0)
+
+
+def test_of_a_poisson_process_it_is_what_falls_due_on_average():
+    storm = with_(programs.storm, 1, rate_hz=1_000_000.0, arrivals="poisson")
+    fabric, (machine, _) = fabric_of(4, storm, programs.idle)
+    fabric.run_for(0.001)
+    stand_still(machine)
+    fabric.run_for(0.1)
+    machine.vm.stop()
+    assert owed(machine)[0] == pytest.approx(100_000, abs=20)
+    assert owed(machine)[1] == pytest.approx(100 * MILLISECOND_NS, abs=20_000)
+
+
+@pytest.mark.parametrize("rate_hz", [10_000.0, 30_000.0, 70_000.0])
+def test_what_is_due_at_the_end_itself_is_not_owed(rate_hz):
+    fabric, (machine, _) = fabric_of(4, with_(programs.storm, 1, rate_hz=rate_hz), programs.idle)
+    stand_still(machine)
+    guest = machine.vm.guest
+    fabric.run_for(0.02)
+    guest.stop_ns = guest.start_ns + 10 * MILLISECOND_NS
+    machine.vm.stop()
+    assert owed(machine)[0] == rate_hz / 100 - 1
+
+
+def test_a_storm_as_fast_as_it_goes_owes_nothing():
+    fabric, (machine, _) = fabric_of(4, with_(programs.storm, 1), programs.idle)
+    fabric.run_for(0.0002)
+    stand_still(machine)
+    fabric.run_for(0.01)
+    machine.vm.stop()
+    assert owed(machine) == (0, 0)
+
+
+def test_what_falls_due_while_there_is_nobody_to_ring_is_not_owed():
+    fabric, (machine,) = fabric_of(0, functools.partial(programs.storm, to=(), rate_hz=100_000.0))
+    fabric.run_for(0.01)
+    machine.vm.stop()
+    assert owed(machine) == (0, 0)
+
+
+def test_after_the_last_load_nothing_is_owed():
+    storm = with_(programs.storm, 1, rate_hz=100_000.0)
+    load = Load([(MILLISECOND_NS, 1.0, 1.0), (MILLISECOND_NS, 0.0, 0.0)])
+    fabric, (machine, _) = fabric_of(0, storm, programs.idle, load=load)
+    fabric.run_for(0.01)
+    machine.vm.stop()
+    assert owed(machine) == (0, 0)
+
+
+@pytest.mark.parametrize(("stop_ns", "unrung"), [(4_000_001, 2), (4_000_000, 1), (3_000_000, 0), (99_000_000, 4)])
+def test_a_trace_says_what_it_owes(stop_ns, unrung):
+    doorbells = tuple((each * MILLISECOND_NS, 0, 0) for each in (1, 2, 3, 4, 5, 6, 200))
+    fabric, (machine, _) = fabric_of(6, functools.partial(programs.trace, file=Trace([1], doorbells)), programs.idle)
+    fabric.run_for(0.0025)
+    stand_still(machine)
+    fabric.run_for(0.1)
+    guest = machine.vm.guest
+    guest.stop_ns = guest.start_ns + stop_ns
+    machine.vm.stop()
+    assert len(rings(machine)) == 2
+    assert owed(machine) == (unrung, stop_ns - 3 * MILLISECOND_NS if unrung else 0)
+
+
+def test_a_trace_at_its_end_owes_nothing():
+    doorbells = ((1000, 0, 0), (1000, 0, 0))
+    fabric, (machine, _) = fabric_of(6, functools.partial(programs.trace, file=Trace([1], doorbells)), programs.idle)
+    fabric.run_for(0.01)
+    machine.vm.stop()
+    assert owed(machine) == (0, 0)

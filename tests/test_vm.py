@@ -306,3 +306,20 @@ def test_a_vector_that_the_device_has_no_room_for_cannot_be_rung(bench):
     bench.guest.ring(1, 2)
     assert bench.rung == []
     assert list(bench.vm.warnings) == ["Too many eventfd received, device has 2 vectors"]
+
+
+def test_a_program_that_is_ended_by_a_reset_or_without_its_device_says_what_it_owes(bench):
+    def program(guest):
+        due_ns = guest.clock()
+        try:
+            yield FOREVER
+        finally:
+            guest.owe(1, due_ns)
+
+    bench.vm.start(program)
+    bench.now_ns += 500
+    bench.vm.reset(program)
+    assert (bench.guest.unrung, bench.guest.unrung_oldest_ns) == (1, 500)
+    bench.now_ns += 70
+    bench.vm.unplug()
+    assert (bench.guest.unrung, bench.guest.unrung_oldest_ns) == (2, 500)

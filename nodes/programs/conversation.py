@@ -6,7 +6,7 @@ from math import inf
 from operator import itemgetter
 
 from nodes.guest import FOREVER, OTHERS, Guest, Peers, Program
-from nodes.programs.pace import SECOND_NS, begin_ns, due_times, rest, wait_until
+from nodes.programs.pace import SECOND_NS, begin_ns, due_times, owe, rest, wait_until
 from nodes.programs.targets import Targets
 
 __all__ = ["echo", "ping"]
@@ -33,25 +33,28 @@ def ping(
     turns: list[tuple[int, int]] = []
     waited = yield from targets.wait()
     if rate_hz is not None:
-        due = due_times(guest, SECOND_NS / rate_hz, clock() if waited else begin_ns(guest))
-    while True:
-        if targets.generation != guest.generation or not turns:
-            yield from targets.wait()
-            # Every peer's first vector, then every peer's second one.
-            turns = sorted((pair for row in targets.rows for pair in row), key=itemgetter(1))
-        for peer, each in turns:
-            if rate_hz is None:
-                if look_ns < inf and clock() >= look_ns:
-                    look_ns = yield from rest(guest)
-                ring(peer, each)
-            else:
-                due_ns = next(due, None)
-                if due_ns is None:
-                    yield from wait_until(guest, inf)
-                    return
-                yield from wait_until(guest, due_ns)
-                ring(peer, each, due_ns)
-            yield clock() + timeout_ns
+        mean_ns = SECOND_NS / rate_hz
+        due = due_times(guest, mean_ns, clock() if waited else begin_ns(guest))
+        due_ns = next(due, 0)
+    try:
+        while True:
+            if targets.generation != guest.generation or not turns:
+                yield from targets.wait()
+                # Every peer's first vector, then every peer's second one.
+                turns = sorted((pair for row in targets.rows for pair in row), key=itemgetter(1))
+            for peer, each in turns:
+                if rate_hz is None:
+                    if look_ns < inf and clock() >= look_ns:
+                        look_ns = yield from rest(guest)
+                    ring(peer, each)
+                else:
+                    yield from wait_until(guest, due_ns or inf)
+                    ring(peer, each, due_ns)
+                    due_ns = next(due, 0)
+                yield clock() + timeout_ns
+    finally:
+        if rate_hz is not None:
+            owe(guest, due_ns, mean_ns)
 
 
 def echo(guest: Guest, *, to: Peers = OTHERS) -> Program:

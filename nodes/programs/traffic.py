@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from bisect import bisect
+from bisect import bisect, bisect_left
 from collections.abc import Iterator
 from itertools import accumulate, cycle, islice
 from math import inf
+from operator import itemgetter, length_hint
 from typing import Literal
 
 from nodes.errors import GuestError
 from nodes.guest import NOW, OTHERS, Guest, Peers, Program, Trace
-from nodes.programs.pace import SECOND_NS, begin_ns, due_times, rest, wait_until
+from nodes.programs.pace import SECOND_NS, begin_ns, due_times, owe, rest, wait_until
 from nodes.programs.targets import Targets
 
 __all__ = ["storm", "trace"]
@@ -110,31 +111,36 @@ def _storm_at_will(guest: Guest, order: _Order, burst: int) -> Program:
 
 def _storm_in_time(guest: Guest, order: _Order, burst: int, group: int, mean_ns: float, *, poisson: bool) -> Program:
     clock, ring, targets = guest.clock, guest.ring, order.targets
-    in_one_go = 0
-    while True:
-        waited = yield from targets.wait()
-        turns = order.turns()
-        # What fell due before there was anybody to ring is left out.
-        for due_ns in due_times(guest, mean_ns, clock() if waited else begin_ns(guest), poisson=poisson):
-            if in_one_go >= burst:  # late, and yet the own interrupts have their turn
-                yield NOW
-                in_one_go = 0
-            while clock() < due_ns:
-                yield due_ns
-                in_one_go = 0
-            if targets.generation != guest.generation and targets.look():
-                if not any(targets.rows):
-                    break
-                turns = order.turns()
-            if group == 1:
-                peer, vector = next(turns)
-                ring(peer, vector, due_ns)
-            else:
-                for peer, vector in islice(turns, group):
+    in_one_go = due_ns = 0
+    try:
+        while True:
+            waited = yield from targets.wait()
+            turns = order.turns()
+            # What fell due before there was anybody to ring is left out.
+            for due_ns in due_times(guest, mean_ns, clock() if waited else begin_ns(guest), poisson=poisson):
+                if in_one_go >= burst:  # late, and yet the own interrupts have their turn
+                    yield NOW
+                    in_one_go = 0
+                while clock() < due_ns:
+                    yield due_ns
+                    in_one_go = 0
+                if targets.generation != guest.generation and targets.look():
+                    if not any(targets.rows):
+                        break
+                    turns = order.turns()
+                if group == 1:
+                    peer, vector = next(turns)
                     ring(peer, vector, due_ns)
-            in_one_go += group
-        else:
-            yield from wait_until(guest, inf)
+                else:
+                    for peer, vector in islice(turns, group):
+                        ring(peer, vector, due_ns)
+                in_one_go += group
+            else:
+                due_ns = 0
+                yield from wait_until(guest, inf)
+            due_ns = 0
+    finally:
+        owe(guest, due_ns, mean_ns, group)
 
 
 def trace(guest: Guest, *, file: Trace) -> Program:
@@ -147,18 +153,26 @@ def trace(guest: Guest, *, file: Trace) -> Program:
     clock, ring, peers, begin = guest.clock, guest.ring, file.peers, begin_ns(guest)
     in_one_go = 0
     guest.statistics["absent"] = 0
-    for after_ns, place, vector in file.doorbells:
-        due_ns = guest.start_ns + after_ns
-        if due_ns < begin:
-            continue
-        if in_one_go >= TRACE_BURST:
-            yield NOW
-            in_one_go = 0
-        while clock() < due_ns:
-            yield due_ns
-            in_one_go = 0
-        in_one_go += 1
-        if place < len(peers) and peers[place] >= 0:
-            ring(peers[place], vector, due_ns)
-        else:
-            guest.statistics["absent"] += 1
+    left = iter(file.doorbells)
+    try:
+        for after_ns, place, vector in left:
+            due_ns = guest.start_ns + after_ns
+            if due_ns < begin:
+                continue
+            if in_one_go >= TRACE_BURST:
+                yield NOW
+                in_one_go = 0
+            while clock() < due_ns:
+                yield due_ns
+                in_one_go = 0
+            in_one_go += 1
+            if place < len(peers) and peers[place] >= 0:
+                ring(peers[place], vector, due_ns)
+            else:
+                guest.statistics["absent"] += 1
+    except GeneratorExit:
+        rung = len(file.doorbells) - length_hint(left) - 1
+        due = bisect_left(file.doorbells, guest.end_ns - guest.start_ns, rung, key=itemgetter(0)) - rung
+        if due:
+            guest.owe(due, due_ns)
+        raise

@@ -12,8 +12,9 @@ from sim.machine.device import AttachedDevice
 
 __all__ = ["drain_late", "make_delivery", "poll_until"]
 
-# Below this, epoll's whole milliseconds are too coarse, and select() on the epoll descriptor waits instead.
+# The last of a wait, for which epoll's whole milliseconds are too coarse: select() on the epoll descriptor waits.
 FINE_WAIT_NS = 3_000_000
+MILLISECOND_NS = 1_000_000
 SECOND_NS = 1_000_000_000
 
 
@@ -57,8 +58,9 @@ def poll_until(epoll: select.epoll, deadline_ns: int, events_max: int) -> list[t
         left_ns = deadline_ns - time.monotonic_ns()
         if left_ns <= 0:
             return poll(0, events_max)
-        if left_ns > FINE_WAIT_NS:
-            events = poll((left_ns - FINE_WAIT_NS) // 1_000_000 / 1000, events_max)
+        # Less than a whole millisecond beyond the fine wait would be none for epoll: a loop without a wait.
+        if left_ns >= FINE_WAIT_NS + MILLISECOND_NS:
+            events = poll((left_ns - FINE_WAIT_NS) // MILLISECOND_NS / 1000, events_max)
         else:
             ready, _, _ = select.select([descriptor], [], [], left_ns / SECOND_NS)
             events = poll(0, events_max) if ready else []

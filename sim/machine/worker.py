@@ -203,7 +203,7 @@ class Worker:
         while self._start_ns is None:
             self._wait_and_attend()
         for guest in self._vm.guest.devices:
-            guest.start_ns, guest.joined_ns = self._start_ns, self._joined_ns
+            guest.start_ns, guest.joined_ns, guest.stop_ns = self._start_ns, self._joined_ns, self._stop_ns
         self._set_alarm()
         while (left_ns := self._start_ns - time.monotonic_ns()) > 0:
             time.sleep(left_ns / SECOND_NS)
@@ -310,6 +310,8 @@ class Worker:
                 device.vm.stop()
         for device in self._devices:
             device.vm.doorbells.flush()
+        guest, words = self._vm.guest, self._books[0].words
+        words[recording.UNRUNG], words[recording.UNRUNG_OLDEST_NS] = guest.unrung, guest.unrung_oldest_ns
         self._enter(State.STOPPED, recording.STOPPED_NS)
         self._warn()
         self._link.send(control.Stopped(self._statistics()))

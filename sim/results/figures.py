@@ -12,7 +12,7 @@ from sim.results.balance import Line, totals
 from sim.results.distribution import NOTHING, Distribution, percentiles_of
 from sim.results.ending import Ending
 from sim.results.flags import flags
-from sim.results.latency import grouped
+from sim.results.latency import grouped, short
 from sim.results.manifest import SCHEMA_VERSION
 from sim.results.profile import COORDINATOR, host_use, profile
 from sim.results.summary import FloorFigures, Group, Latencies, Percentiles, Resources, Summary
@@ -40,6 +40,7 @@ def _summarize(account: Account, latencies: Distribution) -> Summary:
     status, reason = _verdict(account)
     machines = [machine.index for machine in manifest.machines]
     used = profile(account.resources, machines, ending.start_ns, ending.stop_ns)
+    floor = _floor(ending, latencies.all.delivery)
     return Summary(
         schema_version=SCHEMA_VERSION,
         version=manifest.version,
@@ -85,8 +86,11 @@ def _summarize(account: Account, latencies: Distribution) -> Summary:
         resources=used,
         cpu_ns_per_doorbell=_per_doorbell(used, sums["rung"] + nowhere, seconds),
         host=host_use(account.resources, ending.start_ns, ending.stop_ns),
-        floor=_floor(ending, latencies.all.delivery),
+        floor=floor,
         clock_source=manifest.host.clock_source,
+        unrung=sum(each.unrung for each in records),
+        unrung_oldest_ns=max((each.unrung_oldest_ns for each in records), default=0),
+        short_deliveries=short(account.samples, floor.p50_ns) if floor else 0,
     )
 
 
@@ -164,6 +168,7 @@ def _group(
         cpu_percent=used.cpu_percent if used else None,
         uss_bytes=used.uss_bytes if used else None,
         resources=used,
+        unrung=sum(each.unrung for each in own),
     )
 
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sim.results.summary import Summary
+from sim.results.units import human_ns
 
 __all__ = ["flags"]
 
 DEATHS_SHOWN = 8
+# Fewer doorbells that were not rung than this share are beyond the percentiles.
+FEW = 0.001
+# Of deliveries that took no wake-up every run has some.
+SHORT_SHARE = 0.01
+# Whoever is this late when the run ends is late as everybody is now and then.
+LATE_NS = 1_000_000
 # Machines that take this share of all CPUs wait for each other (or for what else the host does), and
 # latencies say more about the scheduler than about the interrupt.
 SATURATED = 0.6
@@ -47,10 +54,19 @@ def _doorbells(figures: Summary) -> Iterator[str]:
         )
     if figures.pending_derived:
         yield "pending is what was left over: nobody looked into the counters at the end"
-    if figures.pended or figures.dropped:
+    if figures.pended:
         yield (
-            f"of the delivered doorbells, the device kept {figures.pended:,} pending, whose vectors were masked then, "
-            f"and lost {figures.dropped:,}"
+            f"of the delivered doorbells, {figures.pended:,} came while their vector was masked: however many, a "
+            "vector keeps one bit of them, which is one interrupt at most when it is unmasked"
+        )
+    if figures.dropped:
+        yield f"of the delivered doorbells, the device lost {figures.dropped:,}: nobody was interrupted for them"
+    # Few and not later than others were is what every end looks like.
+    many = figures.unrung > FEW * (figures.rung + figures.unrung)
+    if figures.unrung_oldest_ns >= LATE_NS and (many or figures.unrung_oldest_ns > (figures.latency_ns.lag.max or 0)):
+        yield (
+            f"{figures.unrung:,} doorbells were due and never rung, the oldest for "
+            f"{human_ns(figures.unrung_oldest_ns)}: lag and total do not have them, and read too short"
         )
 
 
@@ -61,11 +77,21 @@ def _samples(figures: Summary) -> Iterator[str]:
             "drains have no stamps, the latencies stand for the time before; a larger sample_every helps"
         )
     if figures.unmatched:
-        yield f"{figures.unmatched:,} of {figures.samples:,} samples are without a known delivery"
+        yield (
+            f"{figures.unmatched:,} of {figures.samples:,} samples are without a known delivery: only the percentiles "
+            "of lag have them"
+        )
     if figures.overfull_drains:
         yield (
             f"{figures.overfull_drains:,} of {figures.drains:,} drains got more samples than doorbells: "
             "stamps taken across a preemption, off by one drain"
+        )
+    deliveries = figures.latency_ns.delivery.samples
+    if figures.floor and figures.short_deliveries > SHORT_SHARE * deliveries:
+        yield (
+            f"{figures.short_deliveries:,} of {deliveries:,} deliveries took less than a quarter of the floor's "
+            f"{human_ns(figures.floor.p50_ns)}: rung at a machine that was draining just then, and taken without a "
+            "wake-up, or rung between a drain and its stamp and in truth left to the next one"
         )
     if figures.clock_source not in QUICK_CLOCKS:
         cost = f" ({figures.floor.clock_ns:.0f} ns a look)" if figures.floor else ""

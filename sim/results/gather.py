@@ -52,6 +52,8 @@ class Records:
     rung_nowhere: int = 0
     pended: int = 0
     dropped: int = 0
+    unrung: int = 0
+    unrung_oldest_ns: int = 0
     vectors: Table = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     edges: Table = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     rings: Table = field(default_factory=lambda: np.zeros((0, 3), np.int64))
@@ -123,10 +125,10 @@ def _read_header(records: Records, words: npt.NDArray[np.uint64]) -> None:
     records.domain = min(head[recording.DOMAIN], DOMAINS_MAX - 1)
     records.state = head[recording.STATE]
     records.sample_every = head[recording.SAMPLE_EVERY]
-    for name in ("ready_ns", "started_ns", "stopped_ns"):
+    for name in ("ready_ns", "started_ns", "stopped_ns", "unrung_oldest_ns"):
         value = head[getattr(recording, name.upper())]
         setattr(records, name, value if value < TIME_LIMIT_NS else 0)
-    for name in ("rings_refused", "drains_refused", "rung_nowhere", "pended", "dropped"):
+    for name in ("rings_refused", "drains_refused", "rung_nowhere", "pended", "dropped", "unrung"):
         value = head[getattr(recording, name.upper())]
         if value >= COUNT_LIMIT:
             records.problems.append(f"recording of machine {records.machine}: {name} reads {value}")

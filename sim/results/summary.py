@@ -121,7 +121,7 @@ class FloorFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 class Group(msgspec.Struct, frozen=True):
     """One group's figures. ``coalescing`` is doorbells delivered for each interrupt, ``drained`` how they were
-    spread: doorbells for each logged drain.
+    spread: doorbells for each logged drain. ``unrung`` as in ``Summary``, of what its machines were to ring.
     """
 
     machines: Figures
@@ -142,6 +142,7 @@ class Group(msgspec.Struct, frozen=True):
     uss_bytes: int | None = None
     resources: Resources | None = None
     drained: Percentiles = NONE
+    unrung: Figures = 0
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -194,7 +195,9 @@ class Summary(msgspec.Struct, frozen=True):
 
     ``samples`` stands for all sampled doorbells, ``unmatched`` for those of which no drain is known (pending
     at the end, their target died, or nobody recorded it), ``samples_refused`` for those the recordings had no
-    room for. ``overfull_drains`` would be above 0 if stamps had been matched wrongly (``sim.results.latency``).
+    room for. ``overfull_drains`` is above 0 if stamps were matched wrongly; ``short_deliveries``, below a quarter of
+    the floor's median, are those that may have been (``sim.results.latency``). ``unrung`` doorbells were due when their
+    program ended, and no figure has them; ``unrung_oldest_ns`` is how long the oldest had waited.
     ``pending_derived``: nobody looked into the counters at the end, so pending is what was left over.
     ``cpu_ns_per_doorbell``: what all machines used of CPUs for each doorbell rung. ``warnings`` says in words
     what a reader of the figures has to know about them. ``phases`` has the latencies of each phase, when there
@@ -247,3 +250,6 @@ class Summary(msgspec.Struct, frozen=True):
     expectations: list[Verdict] = []
     migrations: list[Migration] = []
     statistics: Statistics = {}
+    unrung: Figures = 0
+    unrung_oldest_ns: Figures = 0
+    short_deliveries: Figures = 0
