@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None) -> Any:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("ivsim: interrupted before there was anything to keep", err=True)
+        runs = (sys.argv[1:] if arguments is None else arguments)[:1] in (["run"], ["sweep"])
+        click.echo(f"ivsim: interrupted{' before there was anything to keep' * runs}", err=True)
         code = INTERRUPTED
     except BrokenPipeError:
         # Whoever read has read enough; what is still in the buffer has nowhere to go.

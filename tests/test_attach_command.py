@@ -76,6 +76,10 @@ def read_until(stream, pattern):
     return lines
 
 
+def introduction(path, peer):
+    return f"peer {peer} of {path}: 2 vectors, 65536 bytes of memory, 0 others, dialect v0"
+
+
 def await_other(path):
     """The ID of the one who has been started, once it is there."""
     while not (others := json.loads(attach(path, "peers", "--json").stdout)["peers"]):
@@ -114,18 +118,44 @@ def test_ring_and_wait(path):
 
 def test_a_wait_that_ends_without_an_interrupt(path):
     told = attach(path, "wait", "--vector", "1", "--timeout", "20ms")
-    assert (told.returncode, told.stdout, told.stderr) == (1, "", "no interrupt came in time\n")
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr == f"{introduction(path, 0)}\nno interrupt came in time\n"
+
+
+def test_a_script_that_watches_says_whom_to_ring(path):
+    for command in (["wait", "--timeout", "30s"], ["watch", "--count", "1"]):
+        with attached(path, *command) as watching:
+            (line,) = read_until(watching.stdout, "")
+            told = re.fullmatch(r"peer (\d+) of .*: 2 vectors, 65536 bytes of memory, 0 others, dialect v0\n", line)
+            assert attach(path, "ring", told[1], "1").returncode == 0
+            assert "interrupt vector 1" in read_until(watching.stdout, "interrupt")[-1]
+            assert watching.wait(PATIENCE_S) == 0
+
+
+def test_a_script_that_watches_learns_its_new_id(short_path):
+    path = short_path / "s"
+    with attached(path, "--reconnect", "watch", "--json", "--count", "1") as watching:
+        for first in ("0", "5"):
+            with serving(path, "--ids", first):
+                assert read_until(watching.stdout, r"^\{")[-1] == f'{{"peer": {first}}}\n'
+        with serving(path, "--ids", "9"):
+            read_until(watching.stdout, '"peer": 9')
+            attach(path, "ring", "9")
+            assert '"vector": 0' in read_until(watching.stdout, r"^\{")[-1]
+            assert watching.wait(PATIENCE_S) == 0
 
 
 def test_watching(path):
     with attached(path, "watch", "--count", "3", "--json") as watching:
-        for doorbell in ([await_other(path), "all"], ["all"]):
+        peer = await_other(path)
+        for doorbell in ([peer, "all"], ["all"]):
             assert attach(path, "ring", *doorbell).stderr == "rang 2 doorbells\n"
         lines = []
-        while sum(line.startswith("{") for line in lines) < 3:
+        while sum(line.startswith("{") for line in lines) < 4:
             lines += read_until(watching.stdout, "")
         assert watching.wait(PATIENCE_S) == 0
-    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    first, *rows = [json.loads(line) for line in lines if line.startswith("{")]
+    assert first == {"peer": peer}
     assert {row["vector"] for row in rows} == {0, 1}
     assert all(row["doorbells"] == 1 for row in rows)
     stamps = [row["time_ns"] for row in rows]
@@ -160,6 +190,20 @@ def test_the_memory_is_read_and_written(path, tmp_path):
     assert attach(path, "save", "4096", "3", "-").stdout == "AAA"
 
 
+def test_a_file_that_is_too_long_is_told_its_size(path, tmp_path):
+    (tmp_path / "big").write_bytes(bytes(70000))
+    told = attach(path, "load", "0", tmp_path / "big")
+    assert (told.returncode, "65536 bytes, as many as the memory has, got 70000\n" in told.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("lines", ["commands", "help"])
+def test_no_summary_of_a_command_is_cut(path, lines):
+    told = attach(path, "--help") if lines == "commands" else attach(path, stdin="help\n")
+    summaries = told.stdout.partition("Commands:" if lines == "commands" else "\n")[2]
+    assert "peek" in summaries
+    assert "..." not in summaries
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -181,7 +225,7 @@ def test_the_memory_is_read_and_written(path, tmp_path):
         (["poke", "0", "1", "3"], 2, "'3' is not one of '1', '2', '4', '8'"),
         (["poke", "65533", "1"], 2, "got 4 at offset 0xfffd"),
         (["load", "0", "/nonexistent"], 2, "cannot read /nonexistent: No such file"),
-        (["load", "0", "/dev/zero"], 2, "got 65537 at offset 0x0"),
+        (["load", "0", "/dev/zero"], 2, "expected a file of up to 65536 bytes, as many as the memory has, got more"),
         (["save", "0", "1", "/nonexistent/file"], 2, "cannot write /nonexistent/file: No such file"),
         (["-n", "0", "peers"], 2, "0 is not in the range 1<=x<=2048"),
     ],
@@ -287,6 +331,7 @@ def test_it_connects_again(short_path):
             read_until(peer.stdout, "^peer 0 of")
         read_until(peer.stdout, "the server has closed the connection; trying again every second")
         with serving(path), attached(path) as other:
+            read_until(peer.stdout, r"^peer [01] of .*, dialect v0$")
             peer.stdin.write("wait --timeout 30s\n")
             while not other.poll():  # whoever of the two was first
                 other.stdin.write("ring all\n")

@@ -38,7 +38,7 @@ def test_who_is_not_let_in_is_told_why(short_path):
         told = attach(path, "peers")
     assert (told.returncode, told.stdout) == (1, "")
     assert told.stderr == (
-        "ivsim: server sent version -87, expecting 0: it lets no further client in, there are too many\n"
+        "ivsim: server sent version -87, expecting 0: it does not let this client in (too many, or not its user)\n"
     )
 
 

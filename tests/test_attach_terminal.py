@@ -26,14 +26,14 @@ def path(short_path):
 class Terminal:
     """`ivsim attach` at a pseudo terminal: what it shows, and keys."""
 
-    def __init__(self, path):
+    def __init__(self, path, *arguments):
         self.descriptor, other_end = pty.openpty()
         # As a login would: a session of its own, whose terminal this is, so that keys are signals.
         code = (
             "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
         )
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *command_line(path)],
+            [sys.executable, "-c", code, *command_line(path, *arguments)],
             stdin=other_end,
             stdout=other_end,
             stderr=other_end,
@@ -59,18 +59,20 @@ class Terminal:
     def exit_code(self):
         """Read to the end, and wait for it."""
         with contextlib.suppress(OSError):  # EIO: nobody holds the other end any more
-            while os.read(self.descriptor, 4096):
-                pass
+            while said := os.read(self.descriptor, 4096):
+                self.shown += said.decode()
         return self.process.wait(PATIENCE_S)
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.descriptor)
 
 
 @pytest.fixture
 def terminal(path):
-    terminal = Terminal(path)
-    yield terminal
-    terminal.process.kill()
-    terminal.process.wait()
-    os.close(terminal.descriptor)
+    with contextlib.closing(Terminal(path)) as terminal:
+        yield terminal
 
 
 def test_at_a_terminal(path, terminal):
@@ -109,8 +111,33 @@ def test_a_key_ends_what_is_watched_and_no_more(path, terminal):
     assert terminal.exit_code() == 0
 
 
-@pytest.mark.parametrize(("key", "code"), [("\x04", 0), ("\x03", 130)], ids=["ctrl-d", "ctrl-c"])
-def test_a_key_ends_it(terminal, key, code):
+@pytest.mark.parametrize(
+    ("key", "code", "last"), [("\x04", 0, ""), ("\x03", 130, "ivsim: interrupted\r\n")], ids=["ctrl-d", "ctrl-c"]
+)
+def test_a_key_ends_it(terminal, key, code, last):
+    """And what is shown next, by the shell if not by us, is not shown behind the prompt."""
     terminal.until("ivsim> ")
     terminal.type(key)
     assert terminal.exit_code() == code
+    shown = terminal.shown.replace("\x1b[?2004l", "").replace("^C", "").replace("^D", "").replace("\b", "")
+    assert shown.lstrip("\r") == f"\n{last}"
+
+
+def test_while_there_is_no_server_every_command_says_so(short_path):
+    path = short_path / "s"
+    with contextlib.ExitStack() as stack:
+        with serving(path):
+            terminal = stack.enter_context(contextlib.closing(Terminal(path, "--reconnect")))
+            terminal.until(r"peer 0 of .*: 2 vectors, 65536 bytes of memory, 0 others, dialect v0; `help`")
+            terminal.until("ivsim> ")
+        terminal.until("the server has closed the connection; trying again every second")
+        for command in ("peers", "peek 0 16", "ring 0", "poke 0 1", "wait --vector 0", "watch"):
+            terminal.type(f"{command}\n")
+            name = command.split()[0]
+            terminal.until(rf"ivsim: {name}: not connected: waiting for a server at {path}\r\n")
+        with serving(path, "--ids", "7"):  # another server, another ID
+            terminal.until(r"peer 7 of .*: 2 vectors, 65536 bytes of memory, 0 others, dialect v0\r\n")
+            terminal.type("peers\n")
+            terminal.until(r"peer 7: 2 vectors \(this one\)")
+            terminal.type("quit\n")
+            assert terminal.exit_code() == 1

@@ -202,7 +202,7 @@ def test_who_is_not_let_in_tries_again_when_asked_to(site, monkeypatch):
 
     second._connect = counted
     site.until(lambda: tries == 3)
-    assert "lets no further client in, there are too many; trying again every second" in refused
+    assert "does not let this client in (too many, or not its user); trying again every second" in refused
     assert site.said == []  # told once
     first.close()
     second.meet()
@@ -281,7 +281,7 @@ def test_a_silent_server_is_given_up(site, scripted, monkeypatch, messages, miss
 def test_a_server_that_errs_or_closes_in_its_greeting(site, scripted):
     for greeting, error in (
         ([1, 2], "version 1, expecting 0"),
-        ([-87], "version -87, expecting 0: it lets no further"),
+        ([-87], "version -87, expecting 0: it does not let"),
     ):
         peer = site.attach(meet=False)
         scripted(*map(Message, greeting))

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sim import cli
 from sim.cli import COMMANDS
 from sim.commands import progress
+from sim.exits import INTERRUPTED
 from sim.report.live import Rates
 from sim.telemetry import Group, Snapshot
 
@@ -179,3 +181,19 @@ def test_a_reader_that_has_seen_enough_sees_no_traceback(tmp_path: Path) -> None
     )
     os.close(write_end)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupt_speaks_of_results_where_there_would_be_some(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.ivsim, "main", interrupted)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # this process goes on
+    with pytest.raises(SystemExit) as ending:
+        cli.main([command, "--anything"])
+    assert ending.value.code == INTERRUPTED
+    what = " before there was anything to keep" if command in ("run", "sweep") else ""
+    assert capsys.readouterr().err == f"ivsim: interrupted{what}\n"

@@ -197,6 +197,20 @@ def test_the_first_message_after_setup_that_is_odd_changes_nothing():
     assert client.peers == before
 
 
+def test_too_many_eventfds_are_told_once_of_each_peer():
+    client = Client(1)
+    for number, *files in [(0,), (3,), (-1, "m"), (3, "c"), (4, "d"), (5, "e")]:
+        list(client.receive(Message(number).encode(), files))
+    told = []
+    for number, *files in [(4, "f"), (4, "g"), (5, "h"), (4, "i"), (4,), (4, "j"), (4, "k"), (4, "l")]:
+        (event,) = client.receive(Message(number).encode(), files)
+        if isinstance(event, Ignored):
+            assert event.descriptors == tuple(files)  # the receiver's to close, each of them
+            told.append((event.reason.partition(",")[0], event.repeated))
+    four, five = (f"too many eventfds for peer {peer}" for peer in (4, 5))
+    assert told == [(four, False), (four, True), (five, False), (four, True), (four, False), (four, True)]
+
+
 @pytest.mark.parametrize(
     ("messages", "dialect", "peer"),
     [
@@ -234,7 +248,7 @@ def test_a_dialect_is_recognised_by_the_first_messages(messages, dialect, peer):
         ([(5, "e")], "server sent version 5, expecting 0$"),
         ([(0, "e")], "invalid version message"),
         ([(0,), (-1,)], "invalid ID message"),
-        ([(-87,)], "expecting 0: it lets no further client in"),
+        ([(-87,)], "expecting 0: it does not let this client in"),
         ([(40 << 32, "m")], "expecting 0: it speaks ivshmem v2"),
     ],
 )

@@ -21,6 +21,9 @@ from sim.wire.connection import Connection
 from tests.malformed import BOTH, SCRIPTS, Case, Send, cut, eventfd, joined, number
 from tests.test_client import OF_2012, UNDECIDED
 
+TOLD_ONCE = ("rt: too many vectors for a peer (2 + 3)", "rt: connect same id twice without disconnect")
+"""Several eventfds too many, of the same peer."""
+
 
 class Station:
     """One machine connected to a server that says what it is told to say."""
@@ -114,7 +117,7 @@ def test_a_malformed_server_has_a_verdict_and_leaks_nothing(station, name):
     assert bool(error) == bool(expected)
     assert re.search(expected, error)
     if not expected:
-        assert (len(built.odd), built.left) == (case.ignored, case.left)
+        assert (len(built.odd), built.left) == (1 if name in TOLD_ONCE else case.ignored, case.left)
         assert built.connection.is_set_up == case.up
 
 
@@ -142,7 +145,7 @@ def test_own_vectors_are_told_as_they_come(station):
 def test_vectors_mean_the_same_whether_they_come_together_or_not(station, together, trusted):
     built = station(2)
     built.connection._trusted = trusted
-    sends = [*eventfd(7, 2), *eventfd(65535), *eventfd(7), number(7), *eventfd(9), *eventfd(1, 2)]
+    sends = [*eventfd(7, 2), *eventfd(65535), *eventfd(7, 3), number(7), *eventfd(9), *eventfd(1, 2)]
     built.say(Case(BOTH, vectors=2))
     for send in sends:
         descriptors = [make(kind) for kind in send.files]

@@ -97,6 +97,29 @@ def test_wrong_use_is_told(short_path):
         assert file.read_text().startswith("ivshmem-session 1\n")
 
 
+def test_a_server_that_is_not_there_is_told_at_once_and_nothing_recorded_is_not_clean(short_path):
+    file = short_path / "session"
+    with recording(short_path, file) as recorder:
+        assert (
+            recorder.stderr.readline()
+            == f"ivsim: no server listens on {short_path / 's'} yet: No such file or directory\n"
+        )
+    told = subprocess.run(
+        [sys.executable, "-m", "sim", "explain", str(file)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (told.returncode, told.stdout, told.stderr) == (0, "no connection was recorded\n", "")
+    with contextlib.ExitStack() as stack:  # one that is there hears nothing of being looked for
+        loop = stack.enter_context(contextlib.closing(Loop()))
+        region = stack.enter_context(contextlib.closing(Region.create(4096, kind="memfd")))
+        server = stack.enter_context(IvshmemServer(loop, short_path / "s", region.descriptor, vectors=1))
+        with recording(short_path, file, "--force") as recorder:
+            peer = stack.enter_context(contextlib.closing(Attachment(loop, short_path / "p", vectors=1)))
+            peer.meet()
+            assert (peer.peer, list(server.peers)) == (0, [0])
+            recorder.send_signal(signal.SIGTERM)
+            assert recorder.stderr.readline() == "recorded 1 connections\n"
+
+
 @pytest.mark.qemu
 def test_a_real_qemu_joins_through_it_and_its_session_is_clean(short_path):
     qemu = find_qemu(DEFAULT_QEMU)

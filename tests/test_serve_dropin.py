@@ -326,3 +326,27 @@ def test_a_log_that_nobody_reads_costs_lines_and_no_time() -> None:
     log.write("left", peer=4)  # nobody will ever read it
     assert log.dropped == 1
     log.close()
+
+
+def test_who_is_not_the_user_is_refused_and_logged(short_path: Path) -> None:
+    path, log = short_path / "s", short_path / "log"
+    other = os.getuid() + 1
+    with serving(path, "--uid", str(other), "--log", str(log)), socket.socket(socket.AF_UNIX) as refused:
+        refused.connect(os.fspath(path))
+        refused.settimeout(PATIENCE_S)
+        assert int.from_bytes(refused.recv(8), "little", signed=True) == -87
+        assert refused.recv(8) == b""
+    event = json.loads(log.read_text().splitlines()[1])
+    log.unlink()
+    assert (event["event"], event["reason"]) == ("refused", f"expected a process of user {other}")
+    assert (event["pid"], event["uid"]) == (os.getpid(), os.getuid())
+
+
+def test_the_log_tells_who_spoke(short_path: Path) -> None:
+    path, log = short_path / "s", short_path / "log"
+    with serving(path, "--log", str(log)), contextlib.closing(Visitor(path, 1)) as visitor:
+        visitor.channel.socket.send(b"hello")
+        until(lambda: '"left"' in log.read_text())
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    log.unlink()
+    assert [event["reason"] for event in events if event["event"] == "left"] == ["spoke"]

@@ -9,10 +9,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from sim.commands.systemd import hidden_program
 from sim.wire.listener import Listener
 from tests.test_serve import PATIENCE_S
 from tests.test_serve_dropin import start
@@ -93,6 +95,34 @@ def test_the_units_say_what_was_asked_for() -> None:
     refused = start("--systemd-unit", "-S", "/run/i\nExecStartPre=/bin/false")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "expected a name that a unit file can hold" in refused.stderr
+
+
+def test_a_program_that_a_service_cannot_find_is_told() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        shutil.copy("/bin/true", Path(place, "ivsim"))
+        printed = start("--systemd-unit", environment={"PATH": place})
+    warning = f"{place}/ivsim lies below /tmp, where a service may not find or read it"
+    assert f"[Service]\n# {warning}" in printed.stdout
+    assert f"\nExecStart={place}/ivsim serve" in printed.stdout
+    assert "ProtectHome=read-only\n" in printed.stdout
+    assert (printed.returncode, printed.stderr.startswith(f"ivsim: {warning}")) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("program", "below"),
+    [
+        ("/home/me/src/.venv/bin/ivsim", "/home"),
+        ("/var/tmp/ivsim", "/var/tmp"),
+        ("/run/user/1000/ivsim", "/run/user"),
+        ("/homestead/ivsim", ""),
+        ("/usr/local/bin/ivsim", ""),
+    ],
+)
+def test_where_a_service_finds_no_program(program: str, below: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: program)
+    told = hidden_program()
+    assert told.startswith(f"{program} lies below {below}, " if below else "")
+    assert bool(told) == bool(below)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")

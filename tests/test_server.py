@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from nodes.wire.protocol import LEGACY, V0_SHM_LAST
+from nodes.wire.protocol import LEGACY, V0_SHM_LAST, Message
 from sim.kernel.eventfd import drain, signal
 from sim.wire import server as server_module
-from tests.serving import PATIENCE_S, Reader, lines_of
+from tests.serving import PATIENCE_S, Reader, Site, lines_of
 
 # Clients that behave
 
@@ -87,22 +87,22 @@ def test_ids_are_not_given_again(site):
 
 
 @pytest.mark.parametrize(
-    "farewell",
+    ("farewell", "reason"),
     [
-        lambda sock: sock.send(b"x"),
-        lambda sock: sock.send(b"x" * 100_000),
-        lambda sock: sock.shutdown(socket.SHUT_WR),
-        lambda sock: sock.shutdown(socket.SHUT_RDWR),
-        lambda sock: sock.close(),
+        (lambda sock: sock.send(b"x"), "spoke"),
+        (lambda sock: sock.send(b"x" * 100_000), "spoke"),
+        (lambda sock: sock.shutdown(socket.SHUT_WR), "left"),
+        (lambda sock: sock.shutdown(socket.SHUT_RDWR), "left"),
+        (lambda sock: sock.close(), "left"),
     ],
     ids=["a byte", "many bytes", "half closed", "shut down", "closed"],
 )
-def test_a_client_that_says_anything_at_all_has_left(site, farewell):
+def test_a_client_that_says_anything_at_all_has_left(site, farewell, reason):
     witness = site.join()
     sock = site.raw()
     site.until(lambda: 1 in site.server.peers)
     farewell(sock)
-    site.until(lambda: site.gone == [(1, "left")])
+    site.until(lambda: site.gone == [(1, reason)])
     witness.read()
     assert witness.left == [1]
     if sock.fileno() >= 0:
@@ -278,3 +278,32 @@ def test_a_storm_of_connections_from_another_thread(site):
     site.catch_up(witness)
     assert sorted(witness.left) == list(range(1, count + 1))
     assert set(witness.lines) == lines_of(0)
+
+
+def test_who_spoke_is_told_from_who_left(site):
+    files = sorted(os.listdir("/proc/self/fd"))
+    silent, speaker, sender = site.join(3)
+    speaker.channel.socket.send(b"x")
+    with contextlib.closing(speaker), contextlib.closing(sender):
+        socket.send_fds(sender.channel.socket, [b"y"], [0, 1, 2])
+    site.until(lambda: len(site.gone) == 2)
+    assert sorted(site.gone) == [(1, "spoke"), (2, "spoke")]
+    silent.close()
+    site.until(lambda: (0, "left") in site.gone)
+    assert sorted(os.listdir("/proc/self/fd")) == files
+
+
+@pytest.mark.parametrize("admits", [True, False])
+def test_only_certain_users_are_let_in(short_path, admits):
+    refused = []
+    uids = (os.getuid() + 1, os.getuid() + 2, *[os.getuid()] * admits)
+    options = {"uids": uids, "refusal": Message(-87), "on_refuse": lambda arrival, why: refused.append(why)}
+    site = Site(short_path / "s", **options)
+    with site.stack:
+        if admits:
+            assert site.join().client.peer == 0
+            return
+        visitor = site.raw()
+        site.until(lambda: refused)
+        assert visitor.recv(16) == Message(-87).encode()
+        assert refused == [f"expected a process of user {uids[0]} or {uids[1]}"]

@@ -1,5 +1,8 @@
 """How the 2012 device hears its server: no version, no fixed order, hardly a check (ivshmem.c, ivshmem_read).
 
+A model for the record: it carries rows of ``tests/golden/seed_rows.toml``, whose tests are all that drives it. Machines
+of a run, whatever their device's age, hear their server through ``nodes.wire.client``.
+
 One message is a native ``long`` and perhaps one descriptor. A number with a descriptor is a peer's next
 vector, -1 with one the shared memory; a number without one is the own ID, or a peer that left. What touches
 the system is handed in (:class:`Host`); descriptors are opaque numbers here. Where a profile repairs a

@@ -77,10 +77,12 @@ class PeerLeft:
 
 @dataclass(frozen=True, slots=True)
 class Ignored(Generic[D]):
-    """Something odd that changes nothing. ``descriptors`` are the receiver's to close."""
+    """Something odd that changes nothing. ``descriptors`` are the receiver's to close. ``repeated``: it has been told
+    before, of the same peer."""
 
     reason: str
     descriptors: tuple[D, ...] = ()
+    repeated: bool = False
 
 
 Event = Assigned | MemoryShared[D] | VectorConnected[D] | PeerLeft | Ignored[D]
@@ -101,6 +103,7 @@ class Client(Generic[D]):
         self.dialect = dialect
         self.peer: int | None = None
         self.peers: dict[int, int] = {}
+        self._surplus: set[int] = set()  # peers that were told to have too many eventfds
         self._first: int | None = None  # the version, or an ID of 2012
         self._memory_came = False
         self._decoder: Decoder[D] = Decoder()
@@ -236,7 +239,9 @@ class Client(Generic[D]):
             self.dialect = self.dialect or V0_SHM_LAST
         vector = self.peers.get(peer, 0)
         if vector >= self.vectors:
-            yield Ignored(f"too many eventfds for peer {peer}, the device has {self.vectors} vectors", descriptors)
+            reason = f"too many eventfds for peer {peer}, the device has {self.vectors} vectors"
+            yield Ignored(reason, descriptors, repeated=peer in self._surplus)
+            self._surplus.add(peer)
             return
         self.peers[peer] = vector + 1
         yield VectorConnected(peer, vector, descriptors[0])
@@ -248,6 +253,7 @@ class Client(Generic[D]):
             if not self._memory_came:
                 raise RemoteProtocolError(f"invalid peer {peer}: the server says that this client has left")
             return Ignored(f"invalid peer {peer}: the server says that this client has left")
+        self._surplus.discard(peer)
         if self.peers.pop(peer, None) is None:
             return Ignored(f"peer {peer} left, but was never connected or had left before")
         return PeerLeft(peer)
@@ -262,7 +268,7 @@ def _wrong_version(number: int) -> RemoteProtocolError:
     """QEMU's words, and what is known of such a server."""
     known = ""
     if number == REFUSED:
-        known = ": it lets no further client in, there are too many"
+        known = ": it does not let this client in (too many, or not its user)"
     elif is_framed(number):
         known = ": it speaks ivshmem v2 (framed messages), which is not spoken here"
     return RemoteProtocolError(f"server sent version {number}, expecting {VERSION}{known}")

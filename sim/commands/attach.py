@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +15,12 @@ import click
 
 from nodes.errors import GuestError, UsageError
 from sim.commands.numbers import duration_ns, number
+from sim.commands.seat import Seat, count_in_words, dialect_of, vectors_in_words
 from sim.commands.signals import ended_by_signal
 from sim.exits import INTERRUPTED
-from sim.kernel.loop import Loop
 from sim.wire.attachment import Attachment
 
-__all__ = ["Seat", "attach"]
+__all__ = ["attach"]
 
 VECTORS_MAX = 2048
 DUMP_BYTES = 256
@@ -29,63 +29,6 @@ FORMATS: dict[str, Literal["B", "H", "I", "Q"]] = {"1": "B", "2": "H", "4": "I",
 ALIASES = {"int": "ring", "dump": "peers", "who": "peers", "?": "help", "exit": "quit"}
 # Arguments that look like options are arguments: a number below 0 is told to be wrong as what it is.
 NUMBERS = {"ignore_unknown_options": True}
-
-
-class Seat:
-    """What the commands share: the loop, the peer (it attaches when it is first needed), and where things are told.
-
-    ``on_interrupt`` is whoever wants to hear of interrupts just now.
-    """
-
-    def __init__(self, path: Path, vectors: int, reconnect: bool) -> None:
-        self.path, self.vectors, self.reconnect = path, vectors, reconnect
-        self.loop = Loop()
-        self.on_interrupt: Callable[[int, int, int], object] = lambda time_ns, vector, doorbells: None
-        self.on_news: Callable[[str], object] = lambda text: click.echo(text, err=True)
-        self.began_ns = time.monotonic_ns()
-        self._attachment: Attachment | None = None
-
-    @property
-    def attachment(self) -> Attachment:
-        """The peer, once everybody has been met."""
-        if self._attachment is None:
-            self._attachment = Attachment(
-                self.loop,
-                self.path,
-                vectors=self.vectors,
-                reconnect=self.reconnect,
-                on_interrupt=self._pass_interrupt,
-                say=self._pass_news,
-            )
-            self._attachment.meet()
-        return self._attachment
-
-    def begin(self) -> None:
-        """Attach, and say where."""
-        peer = self.attachment
-        self.on_news(
-            f"peer {peer.peer} of {self.path}: {_vectors(peer.own_vectors)}, {len(peer.memory)} bytes of memory, "
-            f"{_count(len(peer.peers.keys() - {peer.peer}), 'other')}, dialect {_dialect(peer)}; "
-            f"`help` tells the commands"
-        )
-
-    def describe(self, time_ns: int, vector: int, doorbells: int) -> str:
-        """An interrupt in words, with the seconds since this command began."""
-        coalesced = f" ({doorbells} doorbells)" if doorbells > 1 else ""
-        return f"{(time_ns - self.began_ns) / 1e9:.6f} interrupt vector {vector}{coalesced}"
-
-    # Whoever listens now, not whoever did when this peer attached.
-
-    def _pass_interrupt(self, time_ns: int, vector: int, doorbells: int) -> None:
-        self.on_interrupt(time_ns, vector, doorbells)
-
-    def _pass_news(self, text: str) -> None:
-        self.on_news(text)
-
-    def close(self) -> None:
-        if self._attachment is not None:
-            self._attachment.close()
-        self.loop.close()
 
 
 class _Commands(click.Group):
@@ -138,7 +81,7 @@ def attach(context: click.Context, path: Path, vectors: int, reconnect: bool) ->
         context.exit(converse(seat, attach, ALIASES))
 
 
-@attach.command("peers")
+@attach.command("peers", short_help="Who is there.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
 def peers(seat: Seat, as_json: bool) -> None:
@@ -157,14 +100,14 @@ def peers(seat: Seat, as_json: bool) -> None:
         click.echo(json.dumps(data))
         return
     click.echo(
-        f"peer {peer.peer}: {_vectors(peer.own_vectors)} (this one); {len(peer.memory)} bytes of memory, "
-        f"dialect {_dialect(peer)}"
+        f"peer {peer.peer}: {vectors_in_words(peer.own_vectors)} (this one); {len(peer.memory)} bytes of memory, "
+        f"dialect {dialect_of(peer)}"
     )
     for other, count in others.items():
-        click.echo(f"peer {other}: {_vectors(count)}")
+        click.echo(f"peer {other}: {vectors_in_words(count)}")
 
 
-@attach.command("ring", context_settings=NUMBERS)
+@attach.command("ring", short_help="Ring vectors of peers.", context_settings=NUMBERS)
 @click.argument("peer", metavar="PEER|all")
 @click.argument("vector", metavar="[VECTOR|all]", default="")
 @click.pass_obj
@@ -186,12 +129,12 @@ def ring(seat: Seat, peer: str, vector: str) -> None:
             rung += 1
             if not attachment.ring(target, each):
                 full.append(f"{target}:{each}")
-    click.echo(f"rang {_count(rung, 'doorbell')}{'' if targets else ': nobody else is there'}", err=True)
+    click.echo(f"rang {count_in_words(rung, 'doorbell')}{'' if targets else ': nobody else is there'}", err=True)
     if full:
         raise GuestError(f"refused, as their counters are full (peer:vector): {' '.join(full)}")
 
 
-@attach.command("wait")
+@attach.command("wait", short_help="Wait for an interrupt.")
 @click.option("--vector", callback=number, metavar="VECTOR", help="Wait for this vector. Default: any.")
 @click.option("--timeout", "timeout_ns", callback=duration_ns, metavar="DURATION", help="At most so long: 5s, 250ms.")
 @click.pass_context
@@ -203,6 +146,7 @@ def wait(context: click.Context, vector: int | None, timeout_ns: int | None) -> 
     seat: Seat = context.obj
     attachment = seat.attachment
     _check_vector(attachment, vector)
+    seat.introduce()
     deadline_ns = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
     wanted = range(seat.vectors) if vector is None else (vector,)
     with ended_by_signal(seat.loop, [signal.SIGINT]) as interrupted:
@@ -218,14 +162,18 @@ def wait(context: click.Context, vector: int | None, timeout_ns: int | None) -> 
         del attachment.unseen[each]
 
 
-@attach.command("watch")
+@attach.command("watch", short_help="Show interrupts as they come.")
 @click.option("--count", type=click.IntRange(1), help="End after so many interrupts.")
 @click.option("--timeout", "timeout_ns", callback=duration_ns, metavar="DURATION", help="End after so long: 5s, 250ms.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.pass_context
 def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_json: bool) -> None:
-    """Show the interrupts of this peer as they come, with the seconds since the start; Ctrl-C ends it."""
+    """Show the interrupts of this peer as they come, with the seconds since the start; Ctrl-C ends it.
+
+    The first line of --json is {"peer": ID}, again after each --reconnect.
+    """
     seat: Seat = context.obj
+    early: list[tuple[int, int, int]] = []
     seen = 0
 
     def show(time_ns: int, vector: int, doorbells: int) -> None:
@@ -238,9 +186,19 @@ def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_
         else:
             click.echo(seat.describe(time_ns, vector, doorbells))
 
-    previous, seat.on_interrupt = seat.on_interrupt, show
+    def introduce() -> None:
+        click.echo(json.dumps({"peer": seat.attachment.peer}))
+
+    previous = seat.on_interrupt, seat.on_return
+    seat.on_interrupt = lambda *happened: early.append(happened)  # before this peer can say who it is
+    if as_json:
+        seat.on_return = introduce
     try:
         seat.attachment.unseen.clear()
+        introduce() if as_json else seat.introduce()
+        seat.on_interrupt = show
+        for happened in early:
+            show(*happened)
         deadline_ns = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
         with ended_by_signal(seat.loop, [signal.SIGINT]) as interrupted:
             while (count is None or seen < count) and (deadline_ns is None or time.monotonic_ns() < deadline_ns):
@@ -248,13 +206,13 @@ def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_
                     context.exit(INTERRUPTED)
                 seat.loop.step(deadline_ns)
     finally:
-        seat.on_interrupt = previous
+        seat.on_interrupt, seat.on_return = previous
 
 
 # Memory
 
 
-@attach.command("peek", context_settings=NUMBERS)
+@attach.command("peek", short_help="Show memory in hexadecimal.", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("length", callback=number, required=False)
 @click.pass_obj
@@ -267,7 +225,7 @@ def peek(seat: Seat, offset: int, length: int | None) -> None:
         click.echo(line)
 
 
-@attach.command("poke", context_settings=NUMBERS)
+@attach.command("poke", short_help="Store a number in memory.", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("value", callback=number)
 @click.argument("size", type=click.Choice(list(FORMATS)), default="4")
@@ -282,7 +240,7 @@ def poke(seat: Seat, offset: int, value: int, size: str) -> None:
     word[0] = int.from_bytes(value.to_bytes(size_bytes, "little"), sys.byteorder)
 
 
-@attach.command("fill", context_settings=NUMBERS)
+@attach.command("fill", short_help="Set memory to one byte.", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("length", callback=number)
 @click.argument("byte", callback=number)
@@ -295,7 +253,7 @@ def fill(seat: Seat, offset: int, length: int, byte: int) -> None:
     target[:] = bytes([byte]) * length
 
 
-@attach.command("load", context_settings=NUMBERS)
+@attach.command("load", short_help="Copy a file into memory.", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.pass_obj
@@ -307,12 +265,16 @@ def load(seat: Seat, offset: int, file: Path) -> None:
             data = opened.read(len(memory) + 1)  # no more of it than could ever fit
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from error
+    if len(data) > len(memory):
+        size_bytes = file.stat().st_size  # 0 for what has no end
+        got = size_bytes if size_bytes > len(memory) else "more"
+        raise UsageError(f"expected a file of up to {len(memory)} bytes, as many as the memory has, got {got}")
     if data:
         _slice(memory, offset, len(data))[:] = data
     click.echo(f"loaded {len(data)} bytes", err=True)
 
 
-@attach.command("save", context_settings=NUMBERS)
+@attach.command("save", short_help="Copy memory into a file.", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("length", callback=number)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
@@ -361,18 +323,6 @@ def _whole(given: str, expected: str) -> int:
     return int(given, 16 if given[:2] in ("0x", "0X") else 10)
 
 
-def _vectors(count: int) -> str:
-    return _count(count, "vector")
-
-
-def _count(count: int, noun: str) -> str:
-    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _dialect(peer: Attachment) -> str:
-    return peer.dialect.name if peer.dialect else "unknown"
-
-
 def _check_vector(attachment: Attachment, vector: int | None) -> None:
     if vector is not None and vector >= attachment.own_vectors:
-        raise UsageError(f"expected one of the {_vectors(attachment.own_vectors)} of this peer, got {vector}")
+        raise UsageError(f"expected one of the {vectors_in_words(attachment.own_vectors)} of this peer, got {vector}")

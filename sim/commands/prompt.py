@@ -6,6 +6,8 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
+import socket
 import sys
 import termios
 import threading
@@ -59,6 +61,9 @@ def converse(about: Conversation, group: click.Group, aliases: Mapping[str, str]
             code = code or outcome
             source.ready()
 
+    def woken() -> None:
+        read_end.recv(1)
+
     with contextlib.ExitStack() as stack:
         if sys.stdin is None:
             raise UsageError("standard input is closed: expected commands there, or one on the command line")
@@ -71,8 +76,15 @@ def converse(about: Conversation, group: click.Group, aliases: Mapping[str, str]
         about.begin()
         lines = Lines(about.loop, source.descriptor, take)
         stack.callback(lines.close)
+        # A Ctrl-C that comes just before the loop waits, or that the other thread takes, is to wake it up too.
+        read_end, write_end = (stack.enter_context(end) for end in socket.socketpair())
+        write_end.setblocking(False)
+        about.loop.add(read_end, woken)
+        stack.callback(about.loop.remove, read_end)
+        stack.callback(signal.set_wakeup_fd, -1)
         source.ready()
         while not ended:
+            signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)  # each time: a command may have its own
             about.loop.step()
     return code
 
@@ -166,8 +178,10 @@ class _Terminal(_Source):
         threading.Thread(target=self._read, name="readline", daemon=True).start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         termios.tcsetattr(0, termios.TCSADRAIN, self._attributes)
+        if self._prompting and kind is not KeyboardInterrupt:  # click ends the line of that
+            click.echo()
         os.close(self.descriptor)
         # The thread may still write to the other end, which ends with this process.
 

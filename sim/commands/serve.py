@@ -12,7 +12,7 @@ import click
 
 from nodes.errors import HostError, UsageError
 from nodes.wire.protocol import DIALECTS, PEERS_MAX, V0
-from sim.commands.systemd import units
+from sim.commands.systemd import hidden_program, units
 from sim.exits import FAILED, of_error
 from sim.wire.daemon import detach
 from sim.wire.listener import group_number
@@ -24,6 +24,7 @@ SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 SIZE_MIN = 4096
 SIZE_MAX = 1 << 40
 VECTORS_MAX = 2048
+UID_MAX = (1 << 32) - 2  # the last one means nobody (chown(2))
 MEMORY_NAME = "ivshmem"
 """ivshmem-server's default."""
 
@@ -131,7 +132,7 @@ that is too small with 3.
     type=click.IntRange(0, PEERS_MAX - 1),
     default=0,
     show_default=True,
-    help=f"The first client's ID. Each is given once; after {PEERS_MAX - 1} clients are refused.",
+    help=f"The first client's ID. Each is given once; after ID {PEERS_MAX - 1}, clients are refused.",
 )
 @click.option(
     "--reuse-ids",
@@ -141,6 +142,15 @@ that is too small with 3.
 )
 @click.option(
     "--max-clients", "clients_max", type=click.IntRange(1, PEERS_MAX), help="Refuse more than that many at once."
+)
+@click.option(
+    "--uid",
+    "uids",
+    type=click.IntRange(0, UID_MAX),
+    multiple=True,
+    metavar="UID",
+    help="Refuse whoever is not this user, as the kernel tells (SO_PEERCRED); may be given several times.  "
+    "[default: the socket's mode decides]",
 )
 @click.option("--log", metavar="FILE", help="Append what happens to a file, one JSON object a line; - is stdout.")
 @click.option("--systemd-unit", is_flag=True, help="Print a socket unit and a service for these options, and end.")
@@ -153,6 +163,8 @@ def serve(systemd_unit: bool, foreground: bool, pid_file: Path, group: str | Non
     _check(given, foreground)
     if systemd_unit:
         click.echo(units(given["path"], given["mode"], group, _unit_options(given), given["directory"]), nl=False)
+        if warning := hidden_program():
+            click.echo(f"ivsim: {warning}", err=True)
         return
     if given.pop("memfd") is False and given["directory"] is None:
         given["memory_name"] = given["memory_name"] or MEMORY_NAME
@@ -185,6 +197,8 @@ def _unit_options(given: dict[str, Any]) -> list[str]:
     options += ["--ids", str(given["first_peer"])]
     if given["clients_max"] is not None:
         options += ["--max-clients", str(given["clients_max"])]
+    for uid in given["uids"]:
+        options += ["--uid", str(uid)]
     if given["reuse_peers"]:
         options.append("--reuse-ids")
     if given["directory"] is not None:

@@ -50,7 +50,7 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
     Clients connect to LISTEN instead of to the server. The file is text, one line for each message, and whole
     at every moment. SIGTERM or Ctrl-C ends it, and the connections with it.
     """
-    from sim.wire.listener import PATH_BYTES_MAX
+    from sim.wire.listener import LIVES, PATH_BYTES_MAX, probe
     from sim.wire.proxy import Proxy
 
     if len(os.fsencode(server)) > PATH_BYTES_MAX:
@@ -82,6 +82,8 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
         )
         write(f"{HEADER}\n{ABOUT}".rstrip())
         click.echo(f"recording clients of {listen}, on behalf of {server}", err=True)
+        if (code := probe(server)) not in LIVES:
+            click.echo(f"ivsim: no server listens on {server} yet: {os.strerror(code)}", err=True)
         while not ended():
             loop.step()
         click.echo(f"recorded {proxy.connections} connections", err=True)
@@ -162,7 +164,8 @@ def explain_session(context: click.Context, file: Path, dialect: str, vectors: i
         for explanation in found:
             click.echo("\n".join(_as_text(explanation)) + "\n")
         count = "1 connection" if len(found) == 1 else f"{len(found)} connections"
-        click.echo(f"{count}: " + ("clean" if clean else "something is wrong, see above"))
+        verdict = f"{count}: " + ("clean" if clean else "something is wrong, see above")
+        click.echo(verdict if found else "no connection was recorded")
     if not clean:
         context.exit(1)
 

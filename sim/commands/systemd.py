@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from nodes.errors import UsageError
 
-__all__ = ["units"]
+__all__ = ["hidden_program", "units"]
+
+# What a user of systemd's making (DynamicUser) may not look into, or has one of his own instead of (PrivateTmp).
+HIDDEN = ("/home", "/root", "/tmp", "/var/tmp", "/run/user")
 
 UNITS = """\
 # /etc/systemd/system/ivsim-serve.socket
@@ -29,12 +33,12 @@ Requires=ivsim-serve.socket
 After=ivsim-serve.socket
 
 [Service]
-ExecStart={command}
+{warning}ExecStart={command}
 DynamicUser=yes
 LimitNOFILE=524288
 NoNewPrivileges=yes
 ProtectSystem=strict
-ProtectHome=yes
+ProtectHome=read-only
 PrivateNetwork=yes
 RestrictAddressFamilies=AF_UNIX
 SystemCallArchitectures=native
@@ -48,14 +52,33 @@ def units(path: Path, mode: int, group: str | None, options: list[str], director
     ``directory`` is where the memory is made, if that has to be let through. Raises ``UsageError`` for a name that
     no line of a unit can hold.
     """
-    program = shutil.which("ivsim") or "/usr/local/bin/ivsim"
-    command = [program, "serve", "-F", *options, "--log", "-"]
+    command = [_program(), "serve", "-F", *options, "--log", "-"]
+    warning = hidden_program()
     return UNITS.format(
+        warning=f"# {_literal(warning)}\n" if warning else "",
         path=_literal(str(path.absolute())),
         mode=mode,
         group=f"SocketGroup={_literal(group)}\n" if group else "",
         command=" ".join(_quoted(word).replace("$", "$$") for word in command),
         writable=f"ReadWritePaths={_quoted(str(directory.absolute()))}\n" if directory else "",
+    )
+
+
+def _program() -> str:
+    """The `ivsim` that is running, or where one is usually installed."""
+    beside = Path(sys.executable).with_name("ivsim")
+    return shutil.which("ivsim") or (str(beside) if beside.exists() else "/usr/local/bin/ivsim")
+
+
+def hidden_program() -> str:
+    """What is wrong with where the program lies, if a service cannot start it from there; else nothing."""
+    path = Path(_program()).absolute()
+    where = next((each for each in HIDDEN if path.is_relative_to(each)), None)
+    if where is None:
+        return ""
+    return (
+        f"{path} lies below {where}, where a service may not find or read it (DynamicUser=, PrivateTmp=): "
+        f"install it elsewhere, as in /opt or /usr/local, and say so in ExecStart="
     )
 
 

@@ -56,7 +56,7 @@ class Attachment:
     ``vectors`` is how many it has, and how many eventfds of each other peer it keeps. ``on_interrupt(time_ns,
     vector, doorbells)`` and ``say(text)`` (who joins and leaves, what is odd) are called as things happen;
     ``time_ns`` is CLOCK_MONOTONIC. With ``reconnect`` a server that is not there, or no longer, or does not let this
-    peer in, is tried again every second.
+    peer in, is tried again every second; ``on_return()`` is called when, once more, everybody has been met.
 
     Raises ``UsageError`` when no server listens there (and ``reconnect`` is off); whatever the loop calls may
     raise ``RemoteProtocolError`` for a server that breaks the protocol.
@@ -71,14 +71,17 @@ class Attachment:
         reconnect: bool = False,
         on_interrupt: Callable[[int, int, int], object] = lambda time_ns, vector, doorbells: None,
         say: Callable[[str], object] = lambda text: None,
+        on_return: Callable[[], object] = lambda: None,
     ) -> None:
         self._loop, self._path, self._vectors, self._reconnect = loop, path, vectors, reconnect
-        self._on_interrupt, self._say = on_interrupt, say
+        self._on_interrupt, self._say, self._on_return = on_interrupt, say, on_return
         if len(os.fsencode(path)) > PATH_BYTES_MAX:
             raise UsageError(f"the socket's path may have {PATH_BYTES_MAX} bytes, {path} has {len(os.fsencode(path))}")
         self._connection: _Connection | None = None
         self._connected_ns = self._news_ns = 0
-        self._met = False
+        self.met = False
+        """Whether everybody has been met. Not any more once a server that is tried again has gone."""
+        self._returns = False  # everybody has been met before
         self._refused = False
         self._closed = False
         self._warned: set[str] = set()
@@ -165,9 +168,25 @@ class Attachment:
                     f"got nothing; is it an ivshmem server?"
                 )
             self._loop.step(until_ns or silent_ns)
-        self._met = True
+        self._returns = True
+        self._be_met()
+
+    def _be_met(self) -> None:
+        self.met = True
         if not self.own_vectors:
             self._say("no eventfds of its own have come: nobody can interrupt this peer")
+
+    def _meet_again(self, connection: _Connection) -> None:
+        """What ``meet`` waits for, beside everything else that the loop does."""
+        if connection is not self._connection:
+            return
+        now_ns = time.monotonic_ns()
+        until_ns = self._met_at_ns()
+        if until_ns is None or now_ns < until_ns:
+            self._loop.at(until_ns or now_ns + GRACE_NS, lambda: self._meet_again(connection))
+            return
+        self._be_met()
+        self._on_return()
 
     def _met_at_ns(self) -> int | None:
         """The time from which on everybody counts as met if nothing more comes; None while nobody can tell."""
@@ -192,9 +211,10 @@ class Attachment:
             return
         self._connection = connection
         self._connected_ns = self._news_ns = time.monotonic_ns()
-        self._met = False
         self.served = True
         self._loop.add(connection, self._read)
+        if self._returns:
+            self._meet_again(connection)
 
     def _warn(self, text: str) -> None:
         """What is odd is told once: a peer with many more vectors than this one would fill the screen."""
@@ -228,12 +248,13 @@ class Attachment:
         """Begin anew, in a while."""
         tell = self._say if self.memory else self._warn  # one who was never let in hears of it once
         tell(f"{reason}; trying again every second")
+        self.met = False
         self._drop()
         self._vm = self._make_machine()
         self._loop.at(time.monotonic_ns() + RECONNECT_NS, self._connect)
 
     def _tell_changes(self, before: dict[int, int]) -> None:
-        if self._met or before:
+        if self.met or before:
             for peer in self.peers.keys() - before.keys() - {self.peer}:
                 self._say(f"peer {peer} has joined")
         for peer in before.keys() - self.peers.keys():

@@ -6,7 +6,6 @@ import errno
 import multiprocessing
 import os
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable
 
@@ -18,10 +17,9 @@ from sim.kernel.channel import Channel
 from sim.kernel.eventfd import EventFd
 from sim.kernel.memory import map_region
 from sim.kernel.mmsg import Arrived
+from sim.wire.credentials import credentials_of
 
 __all__ = ["Connection"]
-
-_CREDENTIALS = struct.Struct("3i")
 
 
 class Connection:
@@ -61,11 +59,8 @@ class Connection:
                 raise HostError(f"no descriptor for a connection to {path}: {error.strerror}") from error
             raise UsageError(f"no server listens on {path}: {error.strerror}") from error
         # What our own parent sends needs no second look: whose process listens is the kernel's word.
-        server_pid, _, _ = _CREDENTIALS.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
         parent = multiprocessing.parent_process()
-        self._trusted = parent is not None and parent.pid == server_pid
+        self._trusted = parent is not None and parent.pid == credentials_of(sock).pid
         self._channel = Channel(sock)
 
     def fileno(self) -> int:
@@ -137,11 +132,11 @@ class Connection:
             case PeerLeft(peer):
                 self._vm.disconnect(peer)
                 self._disconnect(peer)
-            case Ignored(reason, descriptors):
+            case Ignored(reason, descriptors, repeated):
                 self.heard += len(descriptors)
                 for descriptor in descriptors:
                     os.close(descriptor)
-                if self._vm.device.profile.server:  # a plain device would not have connected at all
+                if self._vm.device.profile.server and not repeated:  # a plain device would not have connected at all
                     self._warn(reason)
 
     def _place(self, peer: int, descriptor: int) -> None:

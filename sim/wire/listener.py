@@ -18,13 +18,14 @@ from pathlib import Path
 
 from nodes.errors import UsageError
 
-__all__ = ["PATH_BYTES_MAX", "Listener", "group_number"]
+__all__ = ["LIVES", "PATH_BYTES_MAX", "Listener", "group_number", "probe"]
 
 PATH_BYTES_MAX = 107  # sun_path less its end, unix(7)
 PRIVATE = 0o600
 ACTIVATED = 3  # SD_LISTEN_FDS_START
 FLAGS = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
 LOCK_PATIENCE_S = 2.0
+LIVES = (0, errno.EPROTOTYPE)
 
 
 class Listener:
@@ -128,6 +129,16 @@ def group_number(name: str) -> int:
         raise UsageError(f"there is no group {name!r}") from None
 
 
+def probe(path: Path) -> int:
+    """What becomes of connecting to ``path``, without doing it: an error number, one of ``LIVES`` if somebody has it.
+
+    A datagram socket cannot connect to a stream: refused when nobody has it, otherwise told so, and the server
+    that lives notices nothing and spends no ID on it (net/unix/af_unix.c, unix_find_bsd).
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        return sock.connect_ex(os.fspath(path))
+
+
 def _give(path: Path, mode: int, group: int | None) -> tuple[int, int]:
     """Set the rights of the socket just bound, whatever becomes of its name; its identity."""
     descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -179,13 +190,10 @@ def _remove_stale(path: Path) -> None:
         return
     if path.is_symlink() or not path.is_socket():
         raise UsageError(f"{path} exists and is not a socket: choose another path or remove it")
-    # A datagram socket cannot connect to a stream: refused when nobody has it, otherwise told so, and the server
-    # that lives notices nothing and spends no ID on it (net/unix/af_unix.c, unix_find_bsd).
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-        code = probe.connect_ex(os.fspath(path))
+    code = probe(path)
     if code == errno.ECONNREFUSED:
         path.unlink()
-    elif code in (0, errno.EPROTOTYPE):
+    elif code in LIVES:
         raise UsageError(f"{path}: another server is listening there, or has it and does not answer")
     else:
         raise UsageError(f"{path} cannot be looked at: {os.strerror(code)}")

@@ -12,12 +12,12 @@ import termios
 from sim.kernel.channel import Outbox
 from sim.kernel.eventfd import EventFd
 from sim.kernel.mmsg import Batch
+from sim.wire.credentials import credentials_of
 
 __all__ = ["Arrival", "Peer"]
 
 MESSAGE_BUFFER_BYTES = 768  # what a message takes in a socket, as tests/test_channel.py has it
 SOCKET_SHARE = 64
-_CREDENTIALS = struct.Struct("3i")
 _NUMBER = struct.Struct("i")
 
 
@@ -26,9 +26,7 @@ class Arrival:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        self.pid, self.uid, self.gid = _CREDENTIALS.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+        self.pid, self.uid, self.gid = credentials_of(sock)
         # Its socket takes only so much that many clients which do not read leave descriptors for those that do.
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         share_bytes = limit * MESSAGE_BUFFER_BYTES // SOCKET_SHARE
@@ -52,6 +50,15 @@ class Peer:
     def unread_bytes(self) -> int:
         """What the kernel holds for it, with its own overhead: 0 when it has read all (unix(7), SIOCOUTQ)."""
         return int(_NUMBER.unpack(fcntl.ioctl(self.socket, termios.TIOCOUTQ, _NUMBER.pack(0)))[0])
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether something waits to be read from it: a client of this protocol never sends anything."""
+        try:
+            # Descriptors that came with it stay in the socket, and are closed with it.
+            return bool(self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
 
     def unblock(self) -> None:
         """Make its eventfds non-blocking again."""

@@ -17,7 +17,7 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from nodes.errors import HostError, LocalProtocolError
@@ -44,8 +44,9 @@ class IvshmemServer:
 
     ``on_arrival`` decides about each client that connects (it calls ``join`` or ``join_all``, at once or later); by
     default all that wait join at once with ``vectors`` eventfds. ``on_join`` and ``on_leave`` tell what has happened,
-    ``on_refuse`` who was not let in and why: beyond ``clients_max``, without IDs or descriptors. Such a one is
-    told ``refusal``, if given: a real QEMU waits for ever for a server that closes without a word.
+    ``on_refuse`` who was not let in and why: beyond ``clients_max``, of none of the users ``uids`` (if there are
+    any), without IDs or descriptors. Such a one is told ``refusal``, if given: a real QEMU waits for ever for a
+    server that closes without a word.
     ``on_pause`` tells that accepting pauses for lack of descriptors.
     With ``retain_departed`` the eventfds of peers that have left stay open, in ``departed``, for whoever counts
     what nobody took. A context manager: leaving it disconnects everybody and removes the socket.
@@ -62,6 +63,7 @@ class IvshmemServer:
         first_peer: int = 0,
         reuse_peers: bool = False,
         clients_max: int | None = None,
+        uids: Collection[int] = (),
         refusal: Message[int] | None = None,
         on_arrival: Callable[[Arrival], None] | None = None,
         on_join: Callable[[Peer], None] = lambda peer: None,
@@ -73,7 +75,7 @@ class IvshmemServer:
         self._loop = loop
         self._vectors = vectors
         self._server: Server[int] = Server(memory, dialect=dialect, first_peer=first_peer, reuse_peers=reuse_peers)
-        self._clients_max, self._refusal = clients_max, refusal
+        self._clients_max, self._uids, self._refusal = clients_max, uids, refusal
         self.peers: dict[int, Peer] = {}
         self._waiting: dict[int, Arrival] = {}  # socket number -> not joined yet
         self.departed: list[Peer] = []
@@ -121,6 +123,9 @@ class IvshmemServer:
             arrival = Arrival(sock)
             if self._clients_max is not None and len(self.peers) + len(self._waiting) >= self._clients_max:
                 self._refuse(arrival, f"there are {self._clients_max} clients already")
+                continue
+            if self._uids and arrival.uid not in self._uids:
+                self._refuse(arrival, f"expected a process of user {' or '.join(map(str, self._uids))}")
                 continue
             self._waiting[sock.fileno()] = arrival
             # One who leaves before he has joined is noticed too.
@@ -202,7 +207,7 @@ class IvshmemServer:
         peer.told_until = self._released + len(self.departed)
         self.peers[number] = peer
         self._eventfds += vectors
-        self._loop.add(peer.socket, lambda: self._leave(peer, "left"))
+        self._loop.add(peer.socket, lambda: self._lose(peer))
         return peer
 
     # Messages that go
@@ -243,14 +248,16 @@ class IvshmemServer:
         try:
             done = peer.outbox.flush()
         except OSError as error:
-            has_gone = error.errno in (errno.EPIPE, errno.ECONNRESET)
-            self._leave(peer, "left" if has_gone else error.strerror or "connection broken")
+            if error.errno in (errno.EPIPE, errno.ECONNRESET):
+                self._lose(peer)
+            else:
+                self._leave(peer, error.strerror or "connection broken")
             return
         self._sent += waited - len(peer.outbox)
         if done:
             peer.told_until = self._released + len(self.departed)
             if self._stuck.pop(peer.peer, None):
-                self._loop.add(peer.socket, lambda: self._leave(peer, "left"))
+                self._loop.add(peer.socket, lambda: self._lose(peer))
                 self._release_departed()
             return
         cause = "throttled" if peer.outbox.throttled else "full"
@@ -258,10 +265,10 @@ class IvshmemServer:
             return
         self._stuck[peer.peer] = cause
         if cause == "full":
-            self._loop.add(peer.socket, lambda: self._leave(peer, "left"), writable=lambda: self._flush(peer))
+            self._loop.add(peer.socket, lambda: self._lose(peer), writable=lambda: self._flush(peer))
             return
         # There may be room in the socket: being told so again and again would help nobody.
-        self._loop.add(peer.socket, lambda: self._leave(peer, "left"))
+        self._loop.add(peer.socket, lambda: self._lose(peer))
         if self._stall is None:
             now_ns = time.monotonic_ns()
             self._stall = self._sent, now_ns
@@ -293,6 +300,10 @@ class IvshmemServer:
         if unread_bytes:  # else they are some other program's descriptors
             reason = f"does not read: {unread_bytes} bytes wait in its socket, and too many descriptors are under way"
             self._leave(self.peers[number], reason)
+
+    def _lose(self, peer: Peer) -> None:
+        """The connection has ended, or there is something to read, which ends it."""
+        self._leave(peer, "spoke" if peer.has_spoken else "left")
 
     def _leave(self, peer: Peer, reason: str) -> None:
         if self.peers.pop(peer.peer, None) is None:

@@ -47,6 +47,7 @@ class Settings:
     first_peer: int
     reuse_peers: bool
     clients_max: int | None
+    uids: tuple[int, ...]
     pid_file: Path | None
     log: str | None
     verbose: bool
@@ -90,6 +91,7 @@ def run_service(settings: Settings, ready: Callable[[str], object]) -> None:
             first_peer=settings.first_peer,
             reuse_peers=settings.reuse_peers,
             clients_max=clients_max,
+            uids=settings.uids,
             refusal=None if settings.dialect is LEGACY else REFUSAL,  # which has no version
             on_join=joined,
             on_leave=reporter.left,

@@ -1,0 +1,102 @@
+"""What the commands of `ivsim attach` share: one peer, and where things are told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from nodes.errors import GuestError
+from sim.kernel.loop import Loop
+from sim.wire.attachment import Attachment
+
+__all__ = ["Seat", "count_in_words", "dialect_of", "vectors_in_words"]
+
+
+class Seat:
+    """What the commands share: the loop, the peer (it attaches when it is first needed), and where things are told.
+
+    ``on_interrupt`` is whoever wants to hear of interrupts just now.
+    """
+
+    def __init__(self, path: Path, vectors: int, reconnect: bool) -> None:
+        self.path, self.vectors, self.reconnect = path, vectors, reconnect
+        self.loop = Loop()
+        self.on_interrupt: Callable[[int, int, int], object] = lambda time_ns, vector, doorbells: None
+        self.on_news: Callable[[str], object] = lambda text: click.echo(text, err=True)
+        self.on_return: Callable[[], object] = lambda: self.on_news(self.greeting())
+        self.began_ns = time.monotonic_ns()
+        self._attachment: Attachment | None = None
+        self._introduced = False
+
+    @property
+    def attachment(self) -> Attachment:
+        """The peer, once everybody has been met. Raises ``GuestError`` while a server that has gone is waited for."""
+        if self._attachment is None:
+            self._attachment = Attachment(
+                self.loop,
+                self.path,
+                vectors=self.vectors,
+                reconnect=self.reconnect,
+                on_interrupt=self._pass_interrupt,
+                say=self._pass_news,
+                on_return=self._return,
+            )
+            self._attachment.meet()
+        elif not self._attachment.met:
+            raise GuestError(f"not connected: waiting for a server at {self.path}")
+        return self._attachment
+
+    def begin(self) -> None:
+        """Attach, and say where."""
+        self.introduce(f"{self.greeting()}; `help` tells the commands")
+
+    def introduce(self, text: str | None = None) -> None:
+        """Say who this peer is, once: whoever is to ring it has to know."""
+        if not self._introduced:
+            self._introduced = True
+            self.on_news(text or self.greeting())
+
+    def greeting(self) -> str:
+        """Who this peer is, and whom it has met."""
+        peer = self.attachment
+        return (
+            f"peer {peer.peer} of {self.path}: {vectors_in_words(peer.own_vectors)}, "
+            f"{len(peer.memory)} bytes of memory, "
+            f"{count_in_words(len(peer.peers.keys() - {peer.peer}), 'other')}, dialect {dialect_of(peer)}"
+        )
+
+    def describe(self, time_ns: int, vector: int, doorbells: int) -> str:
+        """An interrupt in words, with the seconds since this command began."""
+        coalesced = f" ({doorbells} doorbells)" if doorbells > 1 else ""
+        return f"{(time_ns - self.began_ns) / 1e9:.6f} interrupt vector {vector}{coalesced}"
+
+    # Whoever listens now, not whoever did when this peer attached.
+
+    def _pass_interrupt(self, time_ns: int, vector: int, doorbells: int) -> None:
+        self.on_interrupt(time_ns, vector, doorbells)
+
+    def _pass_news(self, text: str) -> None:
+        self.on_news(text)
+
+    def _return(self) -> None:
+        self.on_return()
+
+    def close(self) -> None:
+        if self._attachment is not None:
+            self._attachment.close()
+        self.loop.close()
+
+
+def vectors_in_words(count: int) -> str:
+    return count_in_words(count, "vector")
+
+
+def count_in_words(count: int, noun: str) -> str:
+    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def dialect_of(peer: Attachment) -> str:
+    return peer.dialect.name if peer.dialect else "unknown"

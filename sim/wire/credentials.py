@@ -1,0 +1,23 @@
+"""Who is at the other end of a unix socket: the kernel's word, not his."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import NamedTuple
+
+__all__ = ["Credentials", "credentials_of"]
+
+_LAYOUT = struct.Struct("iII")  # struct ucred
+
+
+class Credentials(NamedTuple):
+    """A process, as it was when it connected or listened (unix(7), SO_PEERCRED)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def credentials_of(sock: socket.socket) -> Credentials:
+    return Credentials(*_LAYOUT.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _LAYOUT.size)))
