@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +17,18 @@ COORDINATOR = -1
 HOST = -2
 
 PRESSURE = Path("/proc/pressure")
-# Summing up the pages of a process takes some 150 us, all the rest together 100: so many processes have theirs
+# Summing up the pages of a process takes some 2 ms, all the rest together 0.1: so many processes have theirs
 # summed up at each look, taking turns.
-MEMORY_LOOKS = 4
+MEMORY_LOOKS = 2
+
+
+PRIVATE = re.compile(rb"^Private_(?:Clean|Dirty): +([0-9]+) kB$", re.MULTILINE)
 
 
 class Resources(NamedTuple):
     """One process at one moment. ``machine`` is -1 for the coordinator; times and counts are totals since birth.
 
-    ``instrument_bytes`` is how much of ``uss_bytes`` are pages of its recording: the instrument's, not the
+    ``instrument_bytes`` is how much of ``uss_bytes`` are pages of its recordings: the instrument's, not the
     machine's. None where it was not looked at this time, or where this kernel does not say.
 
     Machine -2 is the whole host: its CPU times, memory in use as ``rss_bytes``, all its context switches as
@@ -58,7 +63,9 @@ class Resources(NamedTuple):
 class Sampler:
     """Looks at a set of processes and at the host; processes that are gone are left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Path) -> None:
+        """``run``: the run directory; what a machine has mapped of it are its recordings."""
+        self._mapped = b" " + os.fsencode(run.resolve()) + b"/"
         self._processes: dict[int, tuple[str, psutil.Process]] = {}
         self._last: dict[int, Resources] = {}
         self._carried: dict[int, Resources] = {}
@@ -79,10 +86,10 @@ class Sampler:
         for known in (self._processes, self._last, self._carried):
             known.pop(machine, None)
 
-    def sample(self, instrument_bytes: dict[int, int]) -> list[Resources]:
+    def sample(self) -> list[Resources]:
         """One row for each process that still lives, and one for the host.
 
-        About 0.1 ms each, and 0.15 ms more for those whose memory is summed up and whose descriptors are counted
+        About 0.1 ms each, and 2 ms more for those whose memory is summed up and whose descriptors are counted
         this time (with thousands of descriptors, 5 ms more): those that have waited longest, so many that it
         stays a small part of what they use themselves.
         """
@@ -94,8 +101,7 @@ class Sampler:
         rows = []
         for machine, (name, process) in watched:
             try:
-                instrument = instrument_bytes.get(machine, 0)
-                row = _look(machine, name, process, instrument, in_depth=machine in in_depth)
+                row = _look(machine, name, process, self._mapped if machine in in_depth else None)
                 if machine in self._carried:
                     row = _added(row, self._carried[machine])
                 self._last[machine] = row
@@ -107,9 +113,10 @@ class Sampler:
         return rows
 
 
-def _look(machine: int, name: str, process: psutil.Process, instrument_bytes: int, *, in_depth: bool) -> Resources:
+def _look(machine: int, name: str, process: psutil.Process, mapped: bytes | None) -> Resources:
+    """With ``mapped``, how what is the instrument's begins in the list of its mappings, in depth."""
     cpu, switches = process.cpu_times(), process.num_ctx_switches()
-    if in_depth:
+    if mapped is not None:
         full = process.memory_full_info()
         rss_bytes, uss_bytes, pss_bytes = full.rss, full.uss, full.pss
     else:
@@ -123,10 +130,10 @@ def _look(machine: int, name: str, process: psutil.Process, instrument_bytes: in
         cpu_system_s=cpu.system,
         rss_bytes=rss_bytes,
         uss_bytes=uss_bytes,
-        instrument_bytes=instrument_bytes if in_depth else None,
+        instrument_bytes=_private_bytes(process.pid, mapped) if mapped is not None and machine >= 0 else None,
         switches_voluntary=switches.voluntary,
         switches_involuntary=switches.involuntary,
-        descriptors=process.num_fds() if in_depth else None,
+        descriptors=process.num_fds() if mapped is not None else None,
         threads=process.num_threads(),
         pss_bytes=pss_bytes,
         faults_minor=minor,
@@ -166,6 +173,21 @@ def _look_at_host(sampling_s: float) -> Resources:
         pressure_io_s=_pressure_s("io"),
         sampling_s=sampling_s,
     )
+
+
+def _private_bytes(pid: int, mapped: bytes) -> int | None:
+    """The pages of such mappings that only this process has (proc_pid_smaps(5)); psutil has them by path, and dear.
+
+    None where the kernel does not say. Raises ``psutil.NoSuchProcess`` when it is gone.
+    """
+    try:
+        text = Path(f"/proc/{pid}/smaps").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(pid) from None
+    except OSError:
+        return None
+    _, *mappings = text.split(mapped)
+    return 1024 * sum(int(size) for each in mappings for size in PRIVATE.findall(each)[:2])
 
 
 def _faults(pid: int) -> tuple[int | None, int | None]:

@@ -12,19 +12,22 @@ from sim.recording import Layout, Recording
 NOW_NS = 50_000_000_000
 
 
-def look(tmp_path: Path, doorbells: int, *, after_ns: int, age_ns: int = 0, vector: int = 1) -> dict[str, int]:
+def look(
+    tmp_path: Path, doorbells: int, *, after_ns: int, age_ns: int = 0, vector: int = 1, sample_every: int = 1
+) -> dict[str, int]:
     """Machine 0 rings machine 1, whose ID is 7, every so often; each doorbell is taken ``after_ns`` later."""
     with ExitStack() as stack:
         books = {
             row: stack.enter_context(
-                Recording.create(tmp_path / f"{row}.rec", Layout(2, 4, 512, 512), machine=row, sample_every=1)
+                Recording.create(tmp_path / f"{row}.rec", Layout(2, 4, 1024, 1024), machine=row, sample_every=1)
             )
             for row in (0, 1)
         }
         ringer, drains = Recorder(books[0]), Recorder(books[1]).make_drains()
         for number in range(doorbells):
             rung_ns = NOW_NS - age_ns - 1_000_000 * (doorbells - number)
-            ringer.sample(7, 1, rung_ns, rung_ns)
+            if number % sample_every == 0:
+                ringer.sample(7, 1, rung_ns, rung_ns)
             drains.drained(vector, 1, rung_ns + after_ns)
             drains.handled(rung_ns + 2 * after_ns)
         return recent_delivery_ns(books, {(0, 3): 0, (0, 7): 1}, NOW_NS)
@@ -44,3 +47,7 @@ def test_what_is_long_ago_does_not_count(tmp_path: Path) -> None:
 
 def test_another_vectors_drain_is_not_its_own(tmp_path: Path) -> None:
     assert look(tmp_path, 50, after_ns=1500, vector=0) == {}
+
+
+def test_what_was_taken_before_the_drains_that_are_looked_at_does_not_count(tmp_path: Path) -> None:
+    assert look(tmp_path, 900, after_ns=1500, sample_every=10) == {"p50": 1500, "p99": 1500}

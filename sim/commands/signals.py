@@ -29,12 +29,12 @@ def ended_by_signal(loop: Loop, numbers: Iterable[signal.Signals] = ENDING) -> I
     with read_end, write_end:
         write_end.setblocking(False)
         previous = {number: signal.signal(number, lambda *_: None) for number in numbers}
-        signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
+        previous_fd = signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
         loop.add(read_end, end)
         try:
             yield lambda: ended
         finally:
             loop.remove(read_end)
-            signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(previous_fd)
             for number, handler in previous.items():
                 signal.signal(number, handler)

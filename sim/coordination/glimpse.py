@@ -34,25 +34,31 @@ def recent_delivery_ns(
     begin_ns = now_ns - WINDOW_NS
     rung: list[Integers] = []
     taken: list[Integers] = []
+    known_ns: dict[int, int] = {}
+    """By row: since when each drain of it is among those that are looked at."""
     for row, book in books.items():
-        layout, words = book.layout, np.frombuffer(book.words, np.uint64)
-        rings = _latest(words, layout.rings_at, int(words[recording.RINGS_USED]), RINGS_EACH)
-        for key, _, rung_ns in rings[rings[:, 2] >= begin_ns].tolist():
-            target = row_of.get((key >> 32, key >> 16 & 0xFFFF))
-            if target is not None:
-                rung.append(_key(target, key & VECTOR_MASK, rung_ns - begin_ns))
-        drains = _latest(words, layout.drains_at, int(words[recording.DRAINS_USED]), DRAINS_EACH)
+        used = book.words[recording.DRAINS_USED]
+        drains = _latest(book, book.layout.drains_at, used, DRAINS_EACH)
+        known_ns[row] = int(drains[0, 1]) if used > DRAINS_EACH else begin_ns
         drains = drains[drains[:, 1] >= begin_ns]
         taken.append(_key(row, drains[:, 0] & VECTOR_MASK, drains[:, 1] - begin_ns))
+    for book in books.values():
+        rings = _latest(book, book.layout.rings_at, book.words[recording.RINGS_USED], RINGS_EACH)
+        for key, _, rung_ns in rings[rings[:, 2] >= begin_ns].tolist():
+            target = row_of.get((key >> 32, key >> 16 & 0xFFFF))
+            # Whoever rang earlier may have been taken by a drain that is not looked at.
+            if target is not None and rung_ns >= known_ns.get(target, now_ns):
+                rung.append(_key(target, key & VECTOR_MASK, rung_ns - begin_ns))
     found = _spans(np.array(rung, np.int64), np.sort(np.concatenate([np.zeros(0, np.int64), *taken])))
     if len(found) < SAMPLES_MIN:
         return {}
     return {name: int(np.percentile(found, level)) for name, level in PERCENTILES.items()}
 
 
-def _latest(words: npt.NDArray[np.uint64], at: int, used: int, most: int) -> Integers:
+def _latest(book: Recording, at: int, used: int, most: int) -> Integers:
     first = max(0, used - most)
-    return words[at + 3 * first : at + 3 * used].astype(np.int64).reshape(used - first, 3)
+    words = np.frombuffer(book.words, np.uint64)[at + 3 * first : at + 3 * used]
+    return words.astype(np.int64).reshape(used - first, 3)
 
 
 def _key(row: int, vector: int | Integers, time_ns: int | Integers) -> Integers:

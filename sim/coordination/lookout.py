@@ -16,7 +16,7 @@ from sim.coordination.crew import Crew
 from sim.coordination.glimpse import recent_delivery_ns
 from sim.coordination.hand import Hand
 from sim.kernel.loop import Loop
-from sim.recording import WORD_BYTES, Recording
+from sim.recording import Recording
 from sim.resources import COORDINATOR, Resources, Sampler
 from sim.telemetry import Group, Happened, Publisher, Snapshot
 
@@ -84,7 +84,7 @@ class Lookout:
         self._crew, self._run, self._loop = crew, run, loop
         self._record = record
         self._resources_every_ns = round(resources_every_s * SECOND_NS)
-        self._sampler = Sampler()
+        self._sampler = Sampler(path)
         self._sampler.watch(COORDINATOR, "coordinator", os.getpid())
         self._ping = 0
         self._pinged: dict[Hand, int] = {}
@@ -141,9 +141,12 @@ class Lookout:
         if self._run.phase in ("stopping", "done") or not self._resources_every_ns:
             return
         begin_ns = time.thread_time_ns()
-        instruments = {hand.rows[0].row: sum(map(_instrument_bytes, hand.books)) for hand in self._crew.hands}
-        self._record(self._sampler.sample(instruments))
-        self._again(self.look_at_resources, self._resources_every_ns, begin_ns)
+        rows = self._sampler.sample()
+        looked_ns = time.thread_time_ns()
+        self._record(rows)
+        # What the first record loads is no part of what looking costs.
+        self.spent_ns += time.thread_time_ns() - looked_ns
+        self._again(self.look_at_resources, self._resources_every_ns, looked_ns - begin_ns)
 
     def publish(self) -> None:
         """Publish how it stands."""
@@ -199,11 +202,10 @@ class Lookout:
         begin_ns = time.thread_time_ns()
         self.publish()
         if self._run.phase != "done":
-            self._again(self._publish, PUBLISH_NS, begin_ns)
+            self._again(self._publish, PUBLISH_NS, time.thread_time_ns() - begin_ns)
 
-    def _again(self, callback: Callable[[], None], every_ns: int, begin_ns: int) -> None:
-        """Call back in ``every_ns``, or as much later as keeps what it cost on a CPU a small part of the whole."""
-        cost_ns = time.thread_time_ns() - begin_ns
+    def _again(self, callback: Callable[[], None], every_ns: int, cost_ns: int) -> None:
+        """Call back in ``every_ns``, or as much later as keeps what it costs on a CPU a small part of the whole."""
         self.spent_ns += cost_ns
         self._loop.at(time.monotonic_ns() + max(every_ns, LOOK_SHARE * cost_ns), callback)
 
@@ -220,10 +222,3 @@ def _counts(book: Recording) -> Counts:
         int(vectors[1::2].sum()),
         int(edges[2::3].sum()) + nowhere,
     )
-
-
-def _instrument_bytes(book: Recording) -> int:
-    """The pages of a recording that have been touched, in bytes; an estimate from how far it is filled."""
-    words, layout = book.words, book.layout
-    samples = 3 * (words[recording.RINGS_USED] + words[recording.DRAINS_USED])
-    return int(layout.rings_at + samples) * WORD_BYTES

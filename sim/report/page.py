@@ -272,6 +272,8 @@ def _resources(run: Run, summary: Mapping[str, Any] | None, made: Digest, marks:
     note = "the mean of a group's machines"
     parts = [tag("div", *(_figure(chart, note, HALF) for chart in charts), class_="pair-of")] if charts else []
     listed = tables.resources(summary) if summary else None
+    if listed and not charts:
+        parts.append(tag("p", "Too few looks at each process for its use over time.", class_="note"))
     parts += [listed] if listed else []
     return parts or [tag("p", "Nobody looked at the processes.", class_="note")]
 
