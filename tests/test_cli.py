@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import sim
 from sim import cli
 from sim.cli import COMMANDS
 from sim.commands import progress
@@ -127,6 +128,14 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 4096)
     except OSError:  # EIO: the other end of the terminal is closed
         return b""
+
+
+def test_a_process_of_its_own_looks_at_resources_from_the_start(tmp_path: Path) -> None:
+    """Whatever has to be loaded for the first look: it does not put off the next ones."""
+    settings = ("--set", "run.duration_s=1.5", "--resources-every", "0.2")
+    ivsim("run", "ping_pong", "--quiet", "--runs", str(tmp_path), *settings)
+    (directory,) = tmp_path.iterdir()
+    assert sim.open(directory).resources()["machine"].to_pylist().count(0) >= 4
 
 
 def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
