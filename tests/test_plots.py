@@ -117,6 +117,15 @@ def test_a_timeline_has_every_level_and_what_happened(run):
     axes.figure.canvas.draw()
 
 
+def test_a_run_in_which_nothing_happened_has_no_marks(tmp_path):
+    directory = RunDirectory.create(tmp_path, topology({"from": (1, 1), "to": (1, 1)}), {})
+    record(directory, 0, vectors=[(0, 0)], edges={(1, 0): (1, 0)}, rings=[(1, 0, MEASURE_NS, MEASURE_NS)])
+    record(directory, 1, vectors=[(1, 1)], drains=[(0, 1, MEASURE_NS + 5, MEASURE_NS + 6)])
+    axes = plots.timeline(finish(directory))
+    assert axes.get_xlabel() == "time since the start [s]"
+    assert [each.get_text() for each in axes.texts] in ([], ["warm-up"])
+
+
 def test_marks_and_names_stay_readable_however_close_they_are(run):
     with (run.path / "events.jsonl").open("a") as file:
         for place in range(40):

@@ -18,6 +18,7 @@ when the first picture is drawn. Whatever cannot be drawn raises ``UsageError``.
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -299,7 +300,7 @@ def _together(happenings: Sequence[Happening], least_s: float) -> Iterator[tuple
     for place, each in enumerate(happenings):
         if not firsts or each.time_s - happenings[firsts[-1]].time_s >= least_s:
             firsts.append(place)
-    for first, following in zip(firsts, [*firsts[1:], len(happenings)], strict=True):
+    for first, following in itertools.pairwise([*firsts, len(happenings)]):
         yield first + 1, following, happenings[first].time_s
 
 
