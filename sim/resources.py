@@ -21,7 +21,6 @@ PRESSURE = Path("/proc/pressure")
 # summed up at each look, taking turns.
 MEMORY_LOOKS = 2
 
-
 PRIVATE = re.compile(rb"^Private_(?:Clean|Dirty): +([0-9]+) kB$", re.MULTILINE)
 
 
@@ -178,7 +177,7 @@ def _look_at_host(sampling_s: float) -> Resources:
 def _private_bytes(pid: int, mapped: bytes) -> int | None:
     """The pages of such mappings that only this process has (proc_pid_smaps(5)); psutil has them by path, and dear.
 
-    None where the kernel does not say. Raises ``psutil.NoSuchProcess`` when it is gone.
+    None where there are no such mappings (yet), or the kernel does not say. Raises ``psutil.NoSuchProcess`` when it is gone.
     """
     try:
         text = Path(f"/proc/{pid}/smaps").read_bytes()
@@ -187,6 +186,9 @@ def _private_bytes(pid: int, mapped: bytes) -> int | None:
     except OSError:
         return None
     _, *mappings = text.split(mapped)
+    if not mappings:
+        return None
+    # Each but the first piece begins within the line of such a mapping: its own two figures come first.
     return 1024 * sum(int(size) for each in mappings for size in PRIVATE.findall(each)[:2])
 
 

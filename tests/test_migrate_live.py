@@ -21,6 +21,7 @@ import pytest
 
 import sim
 from nodes.device.migration import MigrationError
+from nodes.device.profiles import PROFILES
 from sim.coordination.hand import Hand
 from sim.results.tables import render
 from sim.runner import Begun
@@ -28,10 +29,10 @@ from tests.test_ivshmem_state import PEER_MODE
 from tests.test_timeline import entry, events
 from topologies import loads
 from topologies.foresight import foresee
+from topologies.scenario import FAULTS
 
 MIGRATIONS = int(os.environ.get("IVSIM_MIGRATIONS", "24"))
 A_RUN = 24
-FAULTS = ("target_dies", "source_dies", "server_gone", "cancel")
 IN_PROGRESS = "There's a migration process in progress"
 
 HEAD = """
@@ -163,6 +164,16 @@ def test_to_a_new_id_on_its_own_server(tmp_path: Path) -> None:
     assert its["left_behind"] <= result.summary["pending"]
 
 
+@pytest.mark.parametrize("profile", [each.name for each in PROFILES.values() if each.stream and not each.msix])
+def test_a_device_without_msix_moves(profile: str, tmp_path: Path) -> None:
+    """There are no pending bits that could travel."""
+    one = group("one", profile=profile, role="master", program="idle", parameters={})
+    moves = entry("migrate", 0.3, "one", hand_over=True) + entry("migrate", 0.5, "one", to_domain="there")
+    result = go(tmp_path, one, OLD, moves)
+    assert verdicts(result) == [("one", "moved", "")] * 2
+    assert {each["pending_vectors"] for each in result.migrations().to_pylist()} == {0}
+
+
 def test_handed_over_nobody_notices(tmp_path: Path) -> None:
     move = entry("migrate", 0.3, "master", hand_over=True, repeat=4, period_s=0.15)
     result = go(tmp_path, MASTER, PEER, move)
@@ -231,6 +242,32 @@ def test_a_peer_is_refused_in_the_words_of_qemu(tmp_path: Path) -> None:
     assert result.summary["refused"] == 0
 
 
+def test_a_role_that_is_left_to_the_id(tmp_path: Path) -> None:
+    """Peer 0 is a master, where it lands as another one it would be a peer; the others are peers from the beginning."""
+    auto = group("auto", count=2, profile="qemu-doorbell", role="auto")
+    memory_only = {"profile": "qemu-plain", "vectors": 0, "program": "idle", "parameters": {}}
+    plain = group("plain", role="auto", **memory_only)
+    result = go(
+        tmp_path,
+        auto,
+        PEER,
+        plain,
+        entry("migrate", 0.2, "auto-1"),
+        entry("migrate", 0.25, "auto-0"),
+        entry("migrate", 0.3, "auto-0", hand_over=True),
+        entry("migrate", 0.4, "auto-0", to_domain="there"),
+        entry("migrate", 0.45, "plain"),
+    )
+    assert verdicts(result) == [
+        ("auto-1", "refused", PEER_MODE),
+        ("auto-0", "failed", "'peer' devices are not migratable"),
+        ("auto-0", "moved", ""),
+        ("auto-0", "moved", ""),
+        ("plain", "moved", ""),
+    ]
+    assert [each["to_peer"] for each in result.migrations().to_pylist()][2:4] == [0, 0]
+
+
 def test_the_newest_blocker_is_named(tmp_path: Path) -> None:
     blocked = group("master", profile="qemu-doorbell", role="master", blockers=["an older one", "a disk"])
     result = go(tmp_path, blocked, PEER, entry("migrate", 0.4, "master"))
@@ -297,6 +334,20 @@ def test_no_server_where_it_was_to_go(tmp_path: Path) -> None:
     assert result.summary["refused"] == 0
 
 
+@pytest.mark.parametrize("to_domain", ["here", "there"])
+@pytest.mark.parametrize("profile", ["qemu-1.1", "qemu-1.1-intx"])
+def test_the_state_comes_before_the_memory(profile: str, to_domain: str, tmp_path: Path) -> None:
+    """Row 102, at the target: QEMU's words for a block that one side has and the other lacks."""
+    old = group("old", count=4, profile=profile)
+    move = entry("migrate", 0.3, "old-1", fault="late_memory", to_domain=to_domain, repeat=2, period_s=0.2)
+    result = go(tmp_path, old, move)
+    unknown = 'Unknown ramblock "ivshmem.bar2", cannot accept migration'
+    assert verdicts(result) == [("old-1", "failed", unknown)] * 2
+    assert result.summary["refused"] == 0
+    assert all(each["delivered_after"] > 0 for each in result.migrations().to_pylist())
+    assert said(result, "old-1")["starts"] == 1
+
+
 def test_a_source_that_dies_takes_the_machine_with_it(tmp_path: Path) -> None:
     dies = entry("migrate", 0.3, "old-1", fault="source_dies")
     result = go(tmp_path, OLD, dies, entry("kill", 0.5, "old-1"), entry("join", 0.5, "old-1"))
@@ -324,6 +375,14 @@ def test_memory_of_another_size(tmp_path: Path) -> None:
     assert verdicts(result) == [
         ("master", "failed", "Size mismatch: ivshmem.bar2: 0x100000 != 0x200000: Invalid argument")
     ]
+    assert result.summary["refused"] == 0
+
+
+def test_memory_that_is_smaller_than_a_device_of_2012(tmp_path: Path) -> None:
+    move = entry("migrate", 0.4, "old-1", to_domain="there")
+    result = go(tmp_path, OLD, move, **{"domains.there.size": "512K"})
+    too_small = "IVSHMEM ERROR: Requested memory size greater than shared object size (1048576 > 524288)"
+    assert verdicts(result) == [("old-1", "failed", too_small)]
     assert result.summary["refused"] == 0
 
 
@@ -488,8 +547,9 @@ def roaming(seed: int) -> str:
     parts = [HEAD, group("old", count=5, parameters={"to": "old", "rate_hz": 1000.0})]
     for number in range(A_RUN):
         at_s, name = 0.2 + 0.06 * number, f"old-{chance.randrange(5)}"
-        fault = {"fault": FAULTS[chance.randrange(4)]} if number % 2 else {}
-        where = {"hand_over": True} if chance.random() < 0.3 else {"to_domain": chance.choice(["here", "there"])}
+        fault = {"fault": chance.choice(FAULTS)} if number % 2 else {}
+        hand_over = chance.random() < 0.3 and fault.get("fault") != "late_memory"
+        where = {"hand_over": True} if hand_over else {"to_domain": chance.choice(["here", "there"])}
         parts.append(entry("migrate", at_s, name, **where, **fault))
         if fault.get("fault") == "source_dies":
             parts.append(entry("kill", at_s + 0.05, name))  # should it not have come to that

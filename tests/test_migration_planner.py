@@ -191,6 +191,24 @@ def test_a_device_without_a_server_has_no_id() -> None:
     )
 
 
+def test_a_role_that_is_left_to_the_id() -> None:
+    """One is the master, as peer 0; who comes back as another one is a peer. Without a server, each has an ID 0."""
+    plan = plan_migration(topology(machine(0, role="auto"), machine(1, role="auto"), machine(2)))
+    assert [(each.devices[0].role, each.devices[0].master) for each in plan.machines[:2]] == [
+        ("auto", True),
+        ("auto", False),
+    ]
+    assert [each.refusal for each in plan.machines] == ["", PEER_MODE, PEER_MODE]
+    assert [(step.do, step.machines, step.peers) for step in plan.steps] == [
+        ("detach", ("m1", "m2"), ()),
+        ("move", ("m0",), ()),
+        ("move", ("m1", "m2"), ()),
+        ("reattach", ("m1", "m2"), (1, 2)),
+    ]
+    plan = plan_migration(topology(*(machine(at, role="auto", profile="qemu-plain", vectors=0) for at in range(2))))
+    assert [each.fate for each in plan.machines] == ["moves", "moves"]
+
+
 def test_who_joins_later_has_no_id_yet() -> None:
     plan = plan_migration(topology(machine(0, role="master"), machine(1, present=False), machine(2)))
     assert [each.devices[0].peer for each in plan.machines] == [0, None, 1]
@@ -201,7 +219,7 @@ MACHINES = st.lists(
     st.fixed_dictionaries(
         {
             "profile": st.sampled_from(sorted(PROFILES)),
-            "role": st.sampled_from(["peer", "master"]),
+            "role": st.sampled_from(["peer", "master", "auto"]),
             "blockers": st.sampled_from([(), (), (), ("a disk",)]),
             "domains": st.sampled_from([("a",), ("b",), ("a", "b")]),
             "present": st.sampled_from([True, True, True, False]),
@@ -262,6 +280,7 @@ def fresh(each: Machine, peer: int) -> Ivshmem:
     size_bytes = 4096 if profile.memory_container else None
     made = Ivshmem(profile, vectors=each.vectors, ring=lambda peer, vector: None, role=each.role, size_bytes=size_bytes)
     made.set_peer(peer)
+    made.set_memory(memoryview(bytearray(4096)))
     return made
 
 
@@ -299,7 +318,7 @@ def test_text_of_a_plan(tmp_path: Path) -> None:
     assert "  1. detach leaf-0, leaf-1, bridge from domain left" in lines
     assert "to another host, with a fresh server for each domain:" in lines
     assert "  2. move hub: 342 bytes of state, 1,048,576 bytes of memory" in lines
-    assert "  4. reattach leaf-0, leaf-1 to domain left, as peers 1 to 2" in lines
+    assert "  4. reattach leaf-0, leaf-1 to domain left, as peers 1 and 2" in lines
     assert "copied: 342 bytes of devices' state, 1,048,576 bytes of memory" in lines
     assert [line.partition(": ")[2].partition(": ")[2] for line in lines if line.startswith("lost: ")] == [
         "doorbells that wait in its 5 eventfds, for a fresh server makes new ones",
@@ -342,6 +361,15 @@ def test_plan_for_machines_says_all_of_it() -> None:
     assert told["timeline"] == []
     (foretold,) = json.loads(invoke("--plan", "evacuate", "--json").stdout)["timeline"]
     assert (foretold["machines"], foretold["verdict"], foretold["reason"]) == (["stays"], "refused", PEER_MODE)
+
+
+def test_text_counts_one_as_one(tmp_path: Path) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text('[machines.hub]\nrole = "master"\nprogram = "idle"\n')
+    lines = invoke("--plan", str(file)).stdout.splitlines()
+    assert lines[-1] == (
+        "lost: domain main: doorbells that wait in its only eventfd, for a fresh server makes new ones"
+    )
 
 
 def test_nothing_can_move() -> None:

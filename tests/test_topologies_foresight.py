@@ -76,12 +76,42 @@ def test_a_blocker_refuses_whatever_else_is_asked() -> None:
     assert (device.machines, device.reason) == (refused, PEER_MODE)
 
 
+def test_a_role_that_is_left_to_the_id() -> None:
+    """A master as long as it is peer 0, and a peer where it would land as another one."""
+    auto = TEXT.replace('role = "master"', 'role = "auto"').replace("count = 4", 'count = 4\nrole = "auto"')
+    auto = auto.replace("absent = true", 'absent = true\nrole = "auto"')
+    peers = ("peer-0", "peer-1", "peer-2", "peer-3")
+
+    def told(*entries: str) -> list[tuple[tuple[str, ...], str, str]]:
+        return [(each.machines, each.verdict, each.reason) for each in foresee(loads(auto + "".join(entries)))]
+
+    assert told(migrate("['master', 'peer']", "to_domain = 'there'")) == [(peers, "refused", PEER_MODE)]
+    assert told(migrate("'master'", "to_domain = 'busy'")) == [
+        (("master",), "fails", "'peer' devices are not migratable")
+    ]
+    assert told(migrate("'master'")) == [(("master",), "fails", "'peer' devices are not migratable")]
+    assert told(migrate("'master'", "hand_over = true")) == []
+    join = "[[timeline]]\nat_s = 1.5\ndo = 'join'\nmachines = 'late'\n"
+    late = migrate("'late'", "hand_over = true", at_s=2.0)
+    assert told(join, late) == []
+    assert told(migrate("'old-0'", "to_domain = 'there'"), join, late) == [(("late",), "refused", PEER_MODE)]
+
+
+def test_a_plain_device_needs_no_id_to_be_a_master() -> None:
+    text = TEXT.replace("count = 4", 'count = 4\nrole = "auto"\nprofile = "qemu-plain"')
+    assert foresee(loads(text + migrate("'peer'", "to_domain = 'busy'"))) == ()
+
+
 @pytest.mark.parametrize(
     ("machines", "size", "reason"),
     [
         ("'master'", "8M", "Size mismatch: ivshmem.bar2: 0x400000 != 0x800000: Invalid argument"),
         ("'master'", "1M", "Size mismatch: ivshmem.bar2: 0x400000 != 0x100000: Invalid argument"),
-        ("'old-0'", "1M", "shared memory of 1048576 bytes: BAR2 has 4194304"),
+        (
+            "'old-0'",
+            "1M",
+            "IVSHMEM ERROR: Requested memory size greater than shared object size (4194304 > 1048576)",
+        ),
         ("'old-0'", "8M", ""),
     ],
 )

@@ -333,7 +333,29 @@ def test_a_master_is_the_first_of_each_of_its_domains() -> None:
     # With an override, one machine of a group can be it.
     group = "[machines.a]\ncount = 3\nprogram = 'idle'\n"
     assert masters(group + "[machines.a.override.0]\nrole = 'master'") == ["a-0"]
-    assert only(group + "[machines.a.override.1]\nrole = 'master'").key == "machines.a.override.1.role"
+    problem = only(group + "[machines.a.override.1]\nrole = 'master'")
+    assert problem.key == "machines.a.override.1.role"
+    told = "one machine, the first of the file (master must connect to the server before any peers)"
+    assert (problem.expected, problem.hint) == (told, "")
+    plain = "[machines.p]\nprogram = 'idle'\nprofile = 'qemu-plain'\n"
+    assert "those without a server connect too" in only(plain + MACHINE + "role = 'master'").hint
+
+
+def test_a_role_that_is_left_to_the_id() -> None:
+    assert [each.role for each in loads(MACHINE + "count = 2\nrole = 'auto'").machines] == ["auto", "auto"]
+    assert loads(MACHINE + "profile = 'qemu-plain'\nrole = 'auto'").machines[0].role == "auto"
+    for profile in ("qemu-1.1", "qemu-1.1-shm"):
+        problem = only(MACHINE + f"profile = '{profile}'\nrole = 'auto'")
+        assert (problem.key, problem.got) == ("machines.a.role", '"auto"')
+        assert "'role' must be 'peer' or 'master'" in problem.expected
+    assert only(MACHINE + "profile = 'acrn'\nrole = 'auto'").expected.startswith('"peer" or "master": acrn')
+    run = "[run]\nonly_migratable = true\n"
+    assert loads(run + MACHINE + "role = 'auto'").run.only_migratable
+    assert loads(run + MACHINE + "count = 2\nprofile = 'qemu-plain'\nrole = 'auto'").run.only_migratable
+    problem = only(run + MACHINE + "count = 2\nrole = 'auto'")
+    assert "'peer mode' in device 'ivshmem'" in problem.got
+    absent = "[machines.b]\nprogram = 'idle'\nrole = 'auto'\nabsent = true\n"
+    assert only(run + MACHINE + "role = 'master'\n" + absent).key == "machines.b.role"
 
 
 def test_only_migratable_refuses_as_qemu_does() -> None:

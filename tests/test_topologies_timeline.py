@@ -135,6 +135,26 @@ def test_an_action_of_every_kind_is_read() -> None:
     assert (found["stop_server"].domain, found["stop_server"].machines) == ("main", ())
 
 
+@pytest.mark.parametrize(
+    ("profile", "why"),
+    [
+        ("qemu-1.1", ""),
+        ("qemu-1.1-intx", ""),
+        ("qemu-1.1-shm", "gets none from a server"),
+        ("qemu-plain", "gets none from a server"),
+        ("qemu-doorbell", "waits for it"),
+    ],
+)
+def test_memory_is_late_for_devices_of_2012_only(profile: str, why: str) -> None:
+    text = f"[machines.m]\nprogram = 'idle'\nprofile = '{profile}'\n"
+    text += "[[timeline]]\nat_s = 1\ndo = 'migrate'\nmachines = 'm'\nfault = 'late_memory'\n"
+    if why:
+        (problem,) = refused(text)
+        assert problem.got.endswith(why)
+    else:
+        assert loads(text).timeline[0].fault == "late_memory"
+
+
 def test_when_and_how_often() -> None:
     (action,) = loads(
         GROUPS + "[[timeline]]\nat_s=0.5\nwhen='delivered >= 1_000'\nof='a'\ndo='kill'\n"
@@ -191,6 +211,8 @@ def action(text: str) -> str:
         ("at_s = 1\ndo = 'fill'\nmachines = 'a'\nvectors = 3", 5, "vectors"),
         ("at_s = 1\ndo = 'garble'\nmachines = 'a'\nmessage = 'hello'", 5, "message"),
         ("at_s = 1\ndo = 'migrate'\nmachines = 'a'\nfault = 'fire'", 5, "fault"),
+        ("at_s = 1\ndo = 'migrate'\nmachines = 'a'\nfault = 'late_memory'", 4, "machines"),
+        ("at_s = 1\ndo = 'migrate'\nmachines = 'a'\nfault = 'late_memory'\nhand_over = true", 5, "fault"),
         ("at_s = 1\ndo = 'migrate'\nmachines = 'a'\nto_domain = 'left'", 5, "to_domain"),
         ("at_s = 1\ndo = 'stop_server'\nmachines = 'a'", 4, "machines"),
         ("at_s = 1\ndo = 'stop_server'\ndomain = 'left'", 4, "domain"),

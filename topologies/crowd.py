@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import Blocker, Blockers, MigrationError
-from nodes.device.profiles import PROFILES
+from nodes.device.profiles import PROFILES, Profile
+from nodes.errors import UsageError
 from topologies.checked import NAME_PATTERN
 from topologies.language import parse_cpus
 from topologies.model import MAX_MACHINES, MAX_NAME, ProgramName, Scheduling, machine_name
@@ -24,6 +26,7 @@ from topologies.values import describe
 __all__ = ["Crowd", "read_crowd"]
 
 _REALTIME = ("fifo", "rr")
+_SERVERLESS = frozenset(profile.name for profile in PROFILES.values() if not profile.server)
 
 
 @dataclass(slots=True)
@@ -73,7 +76,10 @@ def read_crowd(
         _settle_device(settings, report)
         if only_migratable:
             _check_migratable(settings, report)
-    _check_masters(crowd, domains, report)
+    first = _first(crowd)
+    _check_masters(crowd, domains, first, report)
+    if only_migratable:
+        _check_autos(crowd, first, report)
     _find_programs(crowd, programs, report)
     return crowd
 
@@ -177,6 +183,11 @@ def _settle_device(settings: Settings, report: Report) -> None:
         report.add(settings.at("vectors"), f"at least 1: {name} has MSI-X, and that at least one vector", "0", hint)
     if values["role"] is None:
         values["role"] = profile.default_role
+    elif values["role"] == "auto" and (profile.revision == 0 or not profile.stream):
+        expected = f'"peer" or "master": {name} does not choose by its ID'
+        if profile.revision == 0:
+            expected += " (ivshmem: 'role' must be 'peer' or 'master')"  # nodes.device.properties
+        report.add(settings.at("role"), expected, '"auto"')
 
 
 def _check_migratable(settings: Settings, report: Report) -> None:
@@ -204,23 +215,53 @@ def _refuse(settings: Settings, key: str, blocker: Blocker, report: Report) -> N
         report.add(settings.at(key), "machines that can migrate, for run.only_migratable", str(error), hint)
 
 
-def _check_masters(crowd: Crowd, domains: Sequence[str], report: Report) -> None:
-    """Today's master must be the first to connect, in each of its domains."""
+def _first(crowd: Crowd) -> dict[str, int]:
+    """Who gets the ID 0 of each domain, as far as anybody is there from the beginning.
+
+    In a run that may be a device without a server, too: its memory comes over a connection as everybody's does.
+    """
     first: dict[str, int] = {}
     for index, settings in enumerate(crowd.settings):
         if not settings.values["absent"]:
             for name in settings.values["domains"]:
                 first.setdefault(name, index)
+    return first
+
+
+def _check_autos(crowd: Crowd, first: Mapping[str, int], report: Report) -> None:
+    """Who is to be a master if its ID is 0, and gets another one, is a peer."""
+    for settings, indices in crowd.kinds():
+        profile = PROFILES.get(settings.values["profile"])
+        if profile is None or settings.values["role"] != "auto" or not profile.server:
+            continue
+        if any(first.get(name, indices[0]) != index for index in indices for name in settings.values["domains"]):
+            _refuse(settings, "role", Blocker("peer mode", "ivshmem"), report)
+
+
+def _check_masters(crowd: Crowd, domains: Sequence[str], first: Mapping[str, int], report: Report) -> None:
+    """Today's master must be the first to connect, in each of its domains."""
     where = "of the file" if len(domains) == 1 else "of each of its domains"
     for settings, indices in crowd.kinds():
         profile = PROFILES.get(settings.values["profile"])
         if profile is None or settings.values["role"] != "master" or not profile.master_is_first:
             continue
         if len(indices) > 1 or any(first.get(name) != indices[0] for name in settings.values["domains"]):
-            expected = f"one machine, the first {where} ({profile.name} refuses a master that is not peer 0)"
+            expected = f"one machine, the first {where} ({_refusal_of_second(profile)})"
             names = [crowd.roster.names_of[index] for index in indices]
             got = f"{len(names)} machines" if len(names) > 1 else f"{names[0]}, which is not"
-            report.add(settings.at("role"), expected, f'"master" for {got}')
+            ahead = {first[name] for name in settings.values["domains"] if name in first} - set(indices)
+            plain = [each for each in ahead if crowd.settings[each].values["profile"] in _SERVERLESS]
+            hint = "in a run those without a server connect too, for their memory: name the master first"
+            report.add(settings.at("role"), expected, f'"master" for {got}', hint if plain else "")
+
+
+def _refusal_of_second(profile: Profile) -> str:
+    """What the device says to a master that is not peer 0."""
+    try:
+        Ivshmem(profile, role="master", ring=lambda *_: None).set_peer(1)
+    except UsageError as error:
+        return str(error).partition(": it is peer")[0]
+    return ""
 
 
 def _find_programs(crowd: Crowd, programs: ProgramFiles, report: Report) -> None:

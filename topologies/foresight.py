@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import Blocker, Blockers, MigrationError, RamMigration
 from nodes.device.profiles import PROFILES
+from nodes.device.shared_object import check_size
 from nodes.errors import UsageError
 from topologies.model import Machine, Topology
-from topologies.planner import several
+from topologies.planner import make_device, several
 from topologies.scenario import Action
 
 __all__ = ["Foreseen", "foresee"]
@@ -59,6 +59,9 @@ def foresee(topology: Topology) -> tuple[Foreseen, ...]:
     sizes = {domain.name: domain.memory.size_bytes for domain in topology.domains}
     # A server gives out each ID once: who is the second in a domain, whoever the first was, is not peer 0.
     begun = {name for machine in topology.machines if machine.present for name in machine.domains}
+    # Who may be peer 0: all that a role which is left to the ID asks for.
+    firsts = {machine.index for machine in topology.machines if not machine.present}
+    firsts |= {machine.index for machine in _first(topology)}
     refusals: dict[tuple[object, ...], str] = {}
     found: dict[tuple[int, str, str, str], dict[str, None]] = {}
     places = {id(action): place for place, action in enumerate(topology.timeline)}
@@ -66,11 +69,14 @@ def foresee(topology: Topology) -> tuple[Foreseen, ...]:
         action, machine = step.action, step.machine
         is_certain = action.when is None and action.pick is None
         if action.do == "join":
+            firsts.add(machine.index)
+            if begun.issuperset(machine.domains):
+                firsts.remove(machine.index)
             begun.update(machine.domains if is_certain else ())
             continue
-        kind = (machine.profile, machine.role, machine.blockers)
+        kind = (machine.profile, machine.role, machine.blockers, machine.index in firsts)
         if kind not in refusals:
-            refusals[kind] = _refusal(machine)
+            refusals[kind] = _refusal(machine, 0 if machine.index in firsts else 1)
         verdict, reason, hint = "refused", refusals[kind], ""
         if not reason:
             verdict = "fails"
@@ -102,12 +108,25 @@ def _steps(topology: Topology) -> Iterator[_Step]:
         yield step
 
 
-def _refusal(machine: Machine) -> str:
+def _first(topology: Topology) -> Iterator[Machine]:
+    """The first in each domain of those that are there from the beginning; of machines with one domain."""
+    begun: set[str] = set()
+    for machine in topology.machines:
+        if machine.present:
+            if not begun.issuperset(machine.domains):
+                yield machine
+            begun.update(machine.domains)
+
+
+def _refusal(machine: Machine, peer: int) -> str:
     """The newest reason not to migrate, as QEMU words it; "" when there is none."""
     blockers = Blockers(settled=PROFILES[machine.profile].revision > 0)
     for reason in machine.blockers:
         blockers.add(Blocker(reason))
-    blockers.plug(_device(machine, _PAGE_BYTES))  # any size: what forbids a migration does not hang on it
+    made = make_device(machine, _PAGE_BYTES)  # any size: what forbids a migration does not hang on it
+    if machine.role == "auto":
+        made.set_peer(peer)
+    blockers.plug(made)
     try:
         blockers.check()
     except MigrationError as error:
@@ -121,36 +140,25 @@ def _failure(action: Action, machine: Machine, begun: set[str], sizes: dict[str,
         return "", ""
     target = action.to_domain or machine.domains[0]
     here, there = sizes[machine.domains[0]], sizes[target]
-    if PROFILES[machine.profile].memory_container:  # it has the size of its device, and is a part of what is there
-        if there < here:
-            return f"shared memory of {there} bytes: BAR2 has {here}", ""
-        there = here
-    source, destination = _device(machine, here), _device(machine, there)
     try:
+        if PROFILES[machine.profile].memory_container:  # it has the size of its device, and is a part of what is there
+            check_size(here, there)
+            there = here
+        source, destination = make_device(machine, here), make_device(machine, there)
         RamMigration(source).check(destination)
-    except MigrationError as error:
+    except UsageError as error:
         return str(error), ""
     if action.to_domain and target not in begun:
         return "", ""
     try:
         destination.set_peer(1)
+        if machine.role == "auto":  # no other role hangs on the ID
+            destination.load(source.save())
     except UsageError as error:
-        reason = str(error).rpartition(":")[0]
+        reason = str(error).partition(": it is peer")[0]
         hint = (
             f"peer 0 of domain {target} has been given out, and is not again; "
             "to_domain = one in which nobody has been works, or hand_over = true"
         )
         return reason, hint
     return "", ""
-
-
-def _device(machine: Machine, size_bytes: int) -> Ivshmem:
-    """The machine's device, with a memory of that size, of which nothing but the size can be asked."""
-    profile = PROFILES[machine.profile]
-    made = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=size_bytes, ring=_nobody)
-    made.memory = memoryview(b"")
-    return made
-
-
-def _nobody(peer: int, vector: int) -> None:
-    """A device of which only a question is asked rings nobody."""

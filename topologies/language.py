@@ -136,7 +136,12 @@ class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True
     vectors: Vectors = 1
     role: Annotated[
         Role | None,
-        Meta(description="A `master` migrates with its memory, a `peer` cannot; if absent, the device decides."),
+        Meta(
+            description=(
+                "A `master` migrates with its memory, a `peer` cannot, `auto` is master if its ID is 0; "
+                "if absent, the device decides."
+            )
+        ),
     ] = None
     profile: Profile = "qemu-doorbell"
     parameters: Annotated[
@@ -209,7 +214,15 @@ class ActionTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True)
     hand_over: Annotated[bool, Meta(description="Whether the new process takes over the connection of the old.")] = (
         False
     )
-    fault: Annotated[str, Meta(description="What goes wrong in the migration.")] = ""
+    fault: Annotated[
+        str,
+        Meta(
+            description=(
+                "What goes wrong in the migration. `late_memory`: the state comes before the memory does, "
+                "which only devices of 2012 let happen."
+            )
+        ),
+    ] = ""
 
 
 class ExpectTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

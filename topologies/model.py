@@ -54,8 +54,13 @@ Vectors = Annotated[
     int, Meta(ge=0, le=2048, description="MSI-X vectors of each machine: eventfds the server gives it; 0: memory only.")
 ]
 Role = Annotated[
-    Literal["peer", "master"],
-    Meta(description="A `master` migrates with its memory; a `peer` cannot migrate with its device."),
+    Literal["peer", "master", "auto"],
+    Meta(
+        description=(
+            "A `master` migrates with its memory; a `peer` cannot migrate with its device; `auto` is a master if its "
+            "ID is 0, else a peer."
+        )
+    ),
 ]
 Profile = Annotated[str, Meta(pattern=NAME_PATTERN, description="Which device of the field each machine has.")]
 ProgramName = Annotated[
@@ -194,7 +199,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     name: str
     group: str
     vectors: int
-    role: Literal["peer", "master"]
+    role: Literal["peer", "master", "auto"]
     profile: str
     program: str
     parameters: dict[str, Any]

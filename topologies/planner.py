@@ -20,7 +20,7 @@ from nodes.device.profiles import PROFILES
 from nodes.errors import UsageError
 from topologies.model import Domain, Machine, Topology
 
-__all__ = ["MigrationPlan", "PlannedDevice", "PlannedMachine", "Step", "plan_migration", "several"]
+__all__ = ["MigrationPlan", "PlannedDevice", "PlannedMachine", "Step", "make_device", "plan_migration", "several"]
 
 Fate = Literal["moves", "moves without its peers' devices", "stays", "does not start"]
 
@@ -123,7 +123,10 @@ def plan_migration(topology: Topology) -> MigrationPlan:
 
 
 def _peers(topology: Topology) -> dict[str, dict[int, int]]:
-    """The IDs that each domain's server hands out, domain -> machine -> ID: to those there, then to those who join."""
+    """The IDs that each domain's server hands out, domain -> machine -> ID: to those there, then to those who join.
+
+    As in a run, where a device without a server takes one too, which it does not show: its memory comes with it.
+    """
     peers: dict[str, dict[int, int]] = {domain.name: {} for domain in topology.domains}
     for machine in sorted(topology.machines, key=lambda machine: not machine.present):
         for name in machine.domains:
@@ -144,8 +147,7 @@ def _judge(
             blockers.add(Blocker(reason))
         for name in machine.domains:
             peer = peers[name][machine.index]
-            size_bytes = domains[name].memory.size_bytes if profile.memory_container else None
-            made = Ivshmem(profile, vectors=machine.vectors, ring=_nobody, role=machine.role, size_bytes=size_bytes)
+            made = make_device(machine, domains[name].memory.size_bytes)
             made.set_peer(peer)
             state_bytes = len(made.save()) if profile.stream else 0
             shown = peer if machine.present and profile.server else None
@@ -161,8 +163,18 @@ def _judge(
     return _Judged(machine, tuple(devices), tuple(found.text for found in blockers), refusal, start_error, anchored)
 
 
+def make_device(machine: Machine, size_bytes: int) -> Ivshmem:
+    """A machine's device before it has an ID, with a memory of that size of which nothing but the size can be asked."""
+    profile = PROFILES[machine.profile]
+    made = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=size_bytes, ring=_nobody)
+    made.memory = memoryview(b"")
+    if not profile.server:
+        made.peer = 0  # and so a master, if its role is left to its ID
+    return made
+
+
 def _nobody(peer: int, vector: int) -> None:
-    """A device in a plan rings nobody."""
+    """A device of which only a question is asked rings nobody."""
 
 
 def _movers(judged: Collection[_Judged]) -> tuple[set[str], dict[str, str]]:
@@ -243,7 +255,8 @@ def _losses(judged: Collection[_Judged], movers: Collection[str], domains: Mappi
         here = [each for each in judged if name in each.machine.domains and not each.start_error]
         eventfds = sum(each.machine.vectors for each in here if PROFILES[each.machine.profile].server)
         if eventfds:
-            yield f"domain {name}: doorbells that wait in its {eventfds} eventfds, for a fresh server makes new ones"
+            these = "its only eventfd" if eventfds == 1 else f"its {eventfds} eventfds"
+            yield f"domain {name}: doorbells that wait in {these}, for a fresh server makes new ones"
         peers = {each.name: device.peer for each in here for device in each.devices if device.domain == name}
         others = [each for each, peer in peers.items() if peer is not None and landing.get(each, peer) != peer]
         if others:

@@ -13,8 +13,10 @@ from topologies.checked import Checked, Name
 __all__ = [
     "ACTIONS",
     "COMPARISONS",
+    "FAULTS",
     "GARBLES",
     "LIVE_FIGURES",
+    "SERVER_ACTIONS",
     "Action",
     "Condition",
     "Expectation",
@@ -65,7 +67,7 @@ SERVER_ACTIONS = frozenset({"stop_server", "start_server"})
 GARBLES = ("bad_peer", "left_itself", "left_stranger", "memory_again", "half_message")
 """The malformed messages that ``garble`` can say."""
 
-FAULTS = ("target_dies", "source_dies", "server_gone", "cancel")
+FAULTS = ("target_dies", "source_dies", "server_gone", "late_memory", "cancel")
 """What can be made to go wrong in a migration."""
 
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {

@@ -38,7 +38,7 @@ kind = "shared_memory"          # host programs can open it by name; or "memfd",
 [machines.receiver]
 count = 1
 vectors = 4                     # MSI-X vectors, one eventfd each: 1 to 2048; 0 for a device without interrupts
-role = "peer"                   # or "master", which can migrate
+role = "peer"                   # or "master", which can migrate, or "auto": master if its ID is 0
 profile = "qemu-doorbell"       # which device of the field it has
 program = "idle"                # takes every interrupt and does nothing
 # cpus = "0-3"                  # where its processes may run; also policy, priority, nice

@@ -175,6 +175,23 @@ class Timeline:
                     expected = f"none but {show(others[0])}: a connection that is handed over leads where it led before"
                     hint = "leave out to_domain, or hand_over"
                     self.report.add((*path, "to_domain"), expected, show(action.to_domain), hint)
+            if action.fault == "late_memory":
+                self._check_late_memory(action, path)
+
+    def _check_late_memory(self, action: Action, path: Path) -> None:
+        """Only the device of 2012 goes on before the server has sent the memory (QEMU 3a55fc0f24 waits for it)."""
+        if action.hand_over:
+            got = "late_memory with hand_over"
+            self.report.add((*path, "fault"), "another fault: who is handed over has its memory already", got)
+            return
+        for index in action.machines:
+            profile = PROFILES.get(self.guests.settings[index].values["profile"])
+            if profile is not None and (profile.revision > 0 or not profile.server):
+                expected = "machines that go on before their server has sent the memory: qemu-1.1, qemu-1.1-intx"
+                why = "which waits for it" if profile.server else "which gets none from a server"
+                got = f"{self.guests.roster.names_of[index]}, a {profile.name}, {why}"
+                self.report.add((*path, "machines"), expected, got)
+                return
 
 
 def read_timeline(

@@ -26,7 +26,8 @@ PICTURES = (".png", ".svg")
     "limits",
     multiple=True,
     metavar="FIGURE:+LIMIT",
-    help="Exit 99 when B is worse than that: p99:+10%, delivery.p99:+5us, doorbells_per_s:-5%. Several times.",
+    help="Exit 99 when B is worse than that: p99:+10%, delivery.p99:+5us, doorbells_per_s:-5%. Several times. Judged are "
+    "the figures, not their intervals: one that is unclear may miss it by chance.",
 )
 @click.option("--json", "as_json", is_flag=True, help="All figures as JSON on standard output.")
 @click.option(
@@ -38,7 +39,8 @@ PICTURES = (".png", ".svg")
 def compare(a: Path, b: Path, limits: tuple[str, ...], as_json: bool, picture: Path | None) -> None:
     """Print what differs between the runs in the directories A (before) and B (after).
 
-    Percentiles have 95 % intervals; a change whose interval holds 0 is none. FIGURE is p50, p90, p99, p99.9,
+    A percentile's change has a 95 % interval. Where it holds 0 the change is unclear: there may be none, or the
+    runs are too short to tell. FIGURE is p50, p90, p99, p99.9,
     p99.99 or max of total, or of another latency (delivery.p99), or any other name in the table.
     """
     from sim.results.compare import compare as compare_runs
@@ -55,7 +57,7 @@ def compare(a: Path, b: Path, limits: tuple[str, ...], as_json: bool, picture: P
             "a": str(found.a.path),
             "b": str(found.b.path),
             "notes": found.notes,
-            "figures": [dataclasses.asdict(figure) for figure in found.figures.values()],
+            "figures": [figure.row() for figure in found.figures.values()],
             "thresholds": [dataclasses.asdict(verdict) for verdict in verdicts],
         }
         click.echo(json.dumps(content, indent=2))

@@ -119,5 +119,7 @@ def _step(step: Step) -> str:
             return f"move {names}, without a device"
     if not step.peers:
         return f"reattach {names} to domain {step.domain}"
-    peers = f"peer {step.peers[0]}" if len(step.peers) == 1 else f"peers {step.peers[0]} to {step.peers[-1]}"
+    first, last = step.peers[0], step.peers[-1]
+    between = "and" if last == first + 1 else "to"
+    peers = f"peer {first}" if first == last else f"peers {first} {between} {last}"
     return f"reattach {names} to domain {step.domain}, as {peers}"

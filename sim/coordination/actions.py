@@ -237,6 +237,7 @@ def _gate(hand: Hand) -> Blockers:
     machine = hand.machine
     profile = profiles.profile(machine.profile)
     device = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=GATE_BYTES, ring=lambda *_: None)
+    device.peer = hand.peers[0] if profile.server else 0  # a role may be left to it
     blockers = Blockers(settled=profile.revision > 0)
     for reason in machine.blockers:  # older than the device's, as in topologies.planner
         blockers.add(Blocker(reason))

@@ -16,6 +16,8 @@ Integers = npt.NDArray[np.int64]
 
 WINDOW_NS = 1_000_000_000
 RINGS_EACH, DRAINS_EACH = 64, 256
+# A receiver is drained for all who ring it: of few recordings more is looked at.
+DRAINS_TOGETHER = 8192
 SAMPLES_MIN = 20
 VECTOR_MASK = 0xFFFF
 # In one number: a row, a vector (of which no device has more than 2048) and a time within the window.
@@ -34,12 +36,13 @@ def recent_delivery_ns(
     begin_ns = now_ns - WINDOW_NS
     rung: list[Integers] = []
     taken: list[Integers] = []
+    drains_each = max(DRAINS_EACH, DRAINS_TOGETHER // max(1, len(books)))
     known_ns: dict[int, int] = {}
     """By row: since when each drain of it is among those that are looked at."""
     for row, book in books.items():
         used = book.words[recording.DRAINS_USED]
-        drains = _latest(book, book.layout.drains_at, used, DRAINS_EACH)
-        known_ns[row] = int(drains[0, 1]) if used > DRAINS_EACH else begin_ns
+        drains = _latest(book, book.layout.drains_at, used, drains_each)
+        known_ns[row] = int(drains[0, 1]) if used > drains_each else begin_ns
         drains = drains[drains[:, 1] >= begin_ns]
         taken.append(_key(row, drains[:, 0] & VECTOR_MASK, drains[:, 1] - begin_ns))
     for book in books.values():

@@ -15,6 +15,7 @@ import time
 
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import RamMigration
+from nodes.device.shared_object import check_size
 from nodes.errors import HostError
 from nodes.vm import Vm
 from sim.kernel.memory import map_region
@@ -73,12 +74,13 @@ class Arrival:
     """The successor's part: a machine's new device, which takes the place of the one that was saved as ``state``.
 
     ``take(peer, descriptor)`` is called with the memory when the server has sent it. ``memory_bytes`` is how much of it
-    had to be copied: all, when it is another domain's.
+    had to be copied: all, when it is another domain's. ``fault``: with "late_memory", the state has come before it.
     """
 
-    def __init__(self, vm: Vm, state: bytes, *, elsewhere: bool) -> None:
-        self._vm, self._state, self._elsewhere = vm, state, elsewhere
+    def __init__(self, vm: Vm, state: bytes, *, elsewhere: bool, fault: str) -> None:
+        self._vm, self._state, self._elsewhere, self._fault = vm, state, elsewhere, fault
         self._old = vm.device
+        self._ram = RamMigration(self._old)
         self._memory = vm.guest.memory
         self.memory_bytes = 0
         size_bytes = len(self._memory) if self._old.profile.memory_container else None
@@ -92,16 +94,18 @@ class Arrival:
         vm.replace(self._device)
 
     def take(self, peer: int, descriptor: int) -> None:
-        """Raises ``MigrationError`` when the memory, the state or the ID does not fit."""
+        """Raises ``UsageError`` when the memory, the state or the ID does not fit."""
         mapping = self._memory.obj
         if not isinstance(mapping, mmap.mmap):
             raise HostError("this machine's memory is not one that can be moved")
         there = memoryview(map_region(descriptor))
-        self._device.set_memory(there)
-        ram = RamMigration(self._old)
+        if self._old.profile.memory_container:
+            check_size(len(self._memory), len(there))
+        if self._fault != "late_memory":
+            self._device.set_memory(there)
         if self._elsewhere:
-            self.memory_bytes = ram.complete(self._device)
+            self.memory_bytes = self._ram.complete(self._device)
         else:
-            ram.check(self._device)
+            self._ram.check(self._device)
         remap(mapping, descriptor)
         self._vm.arrive(peer, self._memory, self._state)

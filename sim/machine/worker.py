@@ -140,7 +140,7 @@ class Worker:
         peer, guest = device.connection.peer, device.vm.guest
         assert peer is not None
         device.book.words[recording.PEER], device.book.words[recording.DOMAIN] = peer, order.domain
-        pending = sum(guest.pending(vector) for vector in range(guest.vectors))
+        pending = sum(guest.pending(vector) for vector in range(guest.vectors)) if device.vm.device.msix else 0
         self._set_alarm()
         downtime_ns = time.monotonic_ns() - paused_ns
         self._link.send(control.Moved(peer, downtime_ns, len(state), copied_bytes, pending))
@@ -163,7 +163,8 @@ class Worker:
             return 0
         self._own.clear()
         self._servers.clear()
-        arrival = Arrival(device.vm, state, elsewhere=order.domain != device.recorder.domain)
+        elsewhere = order.domain != device.recorder.domain
+        arrival = Arrival(device.vm, state, elsewhere=elsewhere, fault=order.fault)
         device.move(order.server, order.domain, arrival.take)
         self._servers[device.connection.fileno()] = device
         self._epoll.register(device.connection.fileno(), select.EPOLLIN)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.results import Run
-from sim.results.profile import COORDINATOR
+from sim.results.profile import COORDINATOR, private_bytes
 
 __all__ = ["COORDINATOR_NAME", "Usage", "usage"]
 
@@ -49,7 +49,7 @@ def usage(run: Run, start_ns: int, stop_ns: int) -> list[Usage]:
     order = np.lexsort((time_ns, machine))
     machine, time_ns = machine[order], time_ns[order]
     cpu_s = (columns["cpu_user_s"] + columns["cpu_system_s"])[order]
-    private = np.fmax(columns["uss_bytes"] - np.nan_to_num(columns["instrument_bytes"]), 0)
+    private = private_bytes(table["machine"].to_numpy(), columns["uss_bytes"], columns["instrument_bytes"])
     # Of a machine whose memory was never summed up there is only the other figure; never one now and the other then.
     memory = (columns["rss_bytes"] if np.isnan(private).all() else private)[order]
     time_s = (time_ns - start_ns) / 1e9

@@ -2,8 +2,9 @@
 
 A percentile's change has an interval of its own: both runs are bootstrapped (``sim.results.intervals``), each
 resample of one is divided by one of the other, and 95 % of the quotients lie in it. Where it holds 0, the two
-runs show no difference. It knows what varied within the two runs, not what varies from run to run: a host that
-was busy throughout one of them looks like a change.
+runs do not show a difference: there may be none, or they are too short to tell it, which is called unclear. It
+knows what varied within the two runs, not what varies from run to run: a host that was busy throughout one of them
+looks like a change.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from nodes.errors import UsageError
 from sim.results.histogram import bins_of, lower_edges, upper_edges
-from sim.results.intervals import Interval, Slices, replicates, slice_of, sliced
+from sim.results.intervals import FEWEST, SLICES, Interval, Slices, measured_slices, replicates, sliced
 from sim.results.latency import EVERY_LATENCY, QUANTILES, values
 from sim.results.opening import open as open_run
 from sim.results.page import table_html
@@ -27,9 +28,10 @@ from sim.results.run import Run
 from sim.results.summary import Percentiles, Summary
 from sim.results.units import NOTHING, human_bytes, human_count, human_ns
 
-__all__ = ["Comparison", "Figure", "compare"]
+__all__ = ["UNCLEAR", "Comparison", "Figure", "compare"]
 
 TAIL = 0.025
+UNCLEAR = "unclear"
 HUMAN = {"ns": human_ns, "bytes": human_bytes}
 Share = tuple[float | None, float | None]
 
@@ -39,7 +41,7 @@ class Figure:
     """One figure of both runs, None where a run does not have it (too few samples, not looked at).
 
     ``change`` is relative (0.1: B is a tenth above A), None when A is 0; intervals are of 95 %, None where there
-    are none, and an end is None where it is not bounded. ``overlap``: whether the intervals of A and B do.
+    are none, and an end is None where it is not bounded.
     """
 
     name: str
@@ -51,7 +53,6 @@ class Figure:
     change_interval: Share | None = None
     a_interval: Interval | None = None
     b_interval: Interval | None = None
-    overlap: bool | None = None
 
     @property
     def title(self) -> str:
@@ -63,11 +64,15 @@ class Figure:
         return HUMAN.get(self.unit, human_count)(value)
 
     def verdict(self) -> str:
-        """same, lower or higher, as far as the interval of the change tells; empty where there is none."""
+        """higher or lower where the interval of the change says so, unclear where it holds 0; empty without one."""
         if self.change_interval is None:
             return ""
         low, high = self.change_interval
-        return "higher" if low is not None and low > 0 else "lower" if high is not None and high < 0 else "same"
+        return "higher" if low is not None and low > 0 else "lower" if high is not None and high < 0 else UNCLEAR
+
+    def row(self) -> dict[str, Any]:
+        """Everything known of it, the verdict among it."""
+        return asdict(self) | {"verdict": self.verdict()}
 
 
 @dataclass(frozen=True)
@@ -99,11 +104,11 @@ class Comparison:
         ends = ("a_interval", "b_interval", "change_interval")
         rows = []
         for its in self.figures.values():
-            row = asdict(its)
+            row = its.row()
             for name in ends:
                 row[f"{name}_low"], row[f"{name}_high"] = row.pop(name) or (None, None)
             rows.append(row)
-        kinds = {"name": pa.string(), "unit": pa.string(), "overlap": pa.bool_()}
+        kinds = {"name": pa.string(), "unit": pa.string(), "verdict": pa.string()}
         return pa.table(
             {name: pa.array([row[name] for row in rows], kinds.get(name, pa.float64())) for name in rows[0]}
         )
@@ -119,7 +124,7 @@ class Comparison:
     def rows(self) -> list[tuple[str, ...]]:
         """The figures as text, with a head; without those that neither run has, and raw where it is what total
         is (in a closed loop)."""
-        rows: list[tuple[str, ...]] = [("figure", "A", "B", "change", "95 % of the change", "intervals")]
+        rows: list[tuple[str, ...]] = [("figure", "A", "B", "change", "95 % of the change", "verdict")]
         for its in self.figures.values():
             same = self.figures.get(its.name.replace("raw.", "total."), its)
             if (its.a or its.b) and (same is its or (same.a, same.b) != (its.a, its.b)):
@@ -141,7 +146,12 @@ def compare(a: Run | str | os.PathLike[str], b: Run | str | os.PathLike[str]) ->
     drawn: list[dict[str, Slices] | None] = []
     for name, run in zip("AB", runs, strict=True):
         try:
-            drawn.append(_slices(run))
+            drawn.append(cut := _slices(run))
+            if 0 < (filled := cut["total"].filled) < FEWEST:
+                notes.append(
+                    f"{name} without intervals: its samples lie in {filled} of {SLICES} slices of its time, "
+                    f"which takes {FEWEST}"
+                )
         except UsageError as error:
             drawn.append(None)
             notes.append(f"{name} without intervals: {error}")
@@ -159,7 +169,7 @@ def _full_name(name: str) -> str:
 def _slices(run: Run) -> dict[str, Slices]:
     """Every latency of a run, cut into slices of time."""
     columns, found = run.columns, {}
-    slices = slice_of(columns.intended_ns)
+    slices = measured_slices(columns)
     for name in EVERY_LATENCY:
         numbers, there = values(columns, name)
         there &= ~columns.warmup
@@ -189,7 +199,6 @@ def _latencies(
                 change_interval=_share(changes.get(name), *intervals),
                 a_interval=intervals[0],
                 b_interval=intervals[1],
-                overlap=_overlap(*intervals),
             )
 
 
@@ -214,12 +223,6 @@ def _share(changes: npt.NDArray[np.float64] | None, a: Interval | None, b: Inter
         return None
     low, high = (round(float(end), 4) for end in np.quantile(changes, (TAIL, 1 - TAIL)))
     return (low if a[1] is not None else None), (high if b[1] is not None else None)
-
-
-def _overlap(a: Interval | None, b: Interval | None) -> bool | None:
-    if a is None or b is None or a[0] is None or b[0] is None:
-        return None
-    return (a[1] is None or b[0] <= a[1]) and (b[1] is None or a[0] <= b[1])
 
 
 def _others(a: Summary, b: Summary) -> Iterator[Figure]:
@@ -256,7 +259,7 @@ def _told(its: Figure) -> Sequence[str]:
         return change, NOTHING, NOTHING
     low, high = its.change_interval
     ends = f"{'open' if low is None else _percent(low)} to {'open' if high is None else _percent(high)}"
-    return change, ends, "overlap" if its.overlap else "apart"
+    return change, ends, its.verdict()
 
 
 def _percent(share: float) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.results.histogram import BINS, bins_of, counted, lower_edges, upper_edges
-from sim.results.intervals import SLICES, Slices, intervals, slice_of, sliced
+from sim.results.intervals import SLICES, Slices, intervals, measured_slices, sliced
 from sim.results.latency import EVERY_LATENCY, Samples, grouped, percentiles, values
 from sim.results.manifest import Manifest
 from sim.results.phases import phase_names, phases_of
@@ -58,8 +58,7 @@ def distribution(samples: Samples, manifest: Manifest) -> Distribution:
     # Machine -1 picks the last entry: the foreign ones.
     of_machine = np.array([places[machine.group] for machine in manifest.machines] + [len(names)], np.int64)
     phases, phase = phase_names(manifest.phases), phases_of(samples, manifest.phases)
-    cells = of_machine[samples.target] * SLICES
-    cells[~samples.warmup] += slice_of(samples.intended_ns[~samples.warmup])
+    cells = of_machine[samples.target] * SLICES + measured_slices(samples)
     # By phase and machine; what is in no phase comes behind the last one, and is not kept.
     machines = len(manifest.machines) + 1
     at = np.where(phase < 0, len(phases), phase) * machines + samples.target + 1

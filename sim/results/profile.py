@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sim.results.summary import HostUse, Resources
 
-__all__ = ["COORDINATOR", "HOST", "host_use", "profile"]
+__all__ = ["COORDINATOR", "HOST", "host_use", "private_bytes", "profile"]
 
 COORDINATOR = -1
 """The coordinator's number in the column ``machine``."""
@@ -106,6 +106,16 @@ def host_use(table: pa.Table, start_ns: int, stop_ns: int) -> HostUse | None:
     )
 
 
+def private_bytes(machine: Column, uss_bytes: Column, instrument_bytes: Column) -> Column:
+    """What is private of each row without the instrument's share; NaN where either is not known.
+
+    Only machines have such a share. One larger than the whole stands in tables of old, which have it estimated: what
+    is left is not known there.
+    """
+    left = uss_bytes - np.where(machine < 0, 0, instrument_bytes)
+    return np.where(left >= 0, left, np.nan)
+
+
 def _columns(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> dict[str, Column]:
     """The rows of ``machines`` in that time, the last before it and the first after it, by machine and time.
 
@@ -121,8 +131,7 @@ def _columns(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: i
     chosen = order[~(superseded | surplus)]
     names = [name for name in table.column_names if name != "name"]
     rows = {name: table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)[chosen] for name in names}
-    instrument = np.nan_to_num(rows["instrument_bytes"])
-    rows["private_bytes"] = np.fmax(rows["uss_bytes"] - instrument, np.where(np.isnan(rows["uss_bytes"]), np.nan, 0))
+    rows["private_bytes"] = private_bytes(rows["machine"], rows["uss_bytes"], rows["instrument_bytes"])
     return rows
 
 

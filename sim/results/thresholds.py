@@ -1,4 +1,8 @@
-"""How much worse a run may be than the one before: ``p99:+10%``, read and held against a comparison. Pure."""
+"""How much worse a run may be than the one before: ``p99:+10%``, read and held against a comparison. Pure.
+
+What is judged is the figure itself, not its interval: were a threshold missed only beyond doubt, a run so short that
+all its intervals are open would miss none. Where the interval of the change holds 0, the verdict says so.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from nodes.errors import UsageError
-from sim.results.compare import Comparison
+from sim.results.compare import UNCLEAR, Comparison
 
 __all__ = ["Threshold", "Verdict"]
 
@@ -48,14 +52,16 @@ class Threshold:
         if self.unit in UNITS_NS and its.unit != "ns":
             raise UsageError(f"{self.text}: {its.name} is no time, {EXPECTED}")
         if its.a is None or its.b is None:
-            which = " and ".join(name for name, value in (("A", its.a), ("B", its.b)) if value is None)
-            return Verdict(self.text, False, f"{its.title}: {which} has too few samples, or did not look at it")
+            lacking = [name for name, value in (("A", its.a), ("B", its.b)) if value is None]
+            which = f"{' and '.join(lacking)} {'has' if len(lacking) == 1 else 'have'}"
+            return Verdict(self.text, False, f"{its.title}: {which} too few samples, or did not look at it")
         limit = abs(its.a) * self.limit / 100 if self.unit == "%" else self.limit * UNITS_NS.get(self.unit, 1.0)
         beyond = self.sign * (its.b - its.a)
         change = "" if its.change is None else f" ({100 * its.change:+,.1f} %)"
+        doubt = " (the interval of the change holds 0)" if its.verdict() == UNCLEAR else ""
         allowed = f"{self.limit:g}{' ' if self.unit else ''}{self.unit} {'higher' if self.sign > 0 else 'lower'}"
         return Verdict(
             self.text,
             beyond <= limit,
-            f"{its.title}: {its.shown(its.a)} to {its.shown(its.b)}{change}, at most {allowed} allowed",
+            f"{its.title}: {its.shown(its.a)} to {its.shown(its.b)}{change}, at most {allowed} allowed{doubt}",
         )
