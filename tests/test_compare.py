@@ -9,22 +9,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from synthetic import MEASURE_NS, finish, pair, record, topology
+from synthetic import MEASURE_NS, START_NS, finish, pair, record, topology
 
 import sim
 from nodes.errors import UsageError
 from sim.commands.compare import compare as command
 from sim.results import Run, RunDirectory
+from sim.results.compare import Figure
 from sim.results.thresholds import Threshold
 
 TICKS = 5000
 
 
-def made(parent: Path, seed: int, slower: float = 1.0, title: str = "Made up", ticks: int = TICKS) -> Run:
-    """A closed loop whose deliveries are drawn from one distribution, times ``slower``."""
+def made(
+    parent: Path,
+    seed: int,
+    slower: float = 1.0,
+    title: str = "Made up",
+    ticks: int = TICKS,
+    period_ns: int = 400_000,
+    warmup: bool = False,
+) -> Run:
+    """A closed loop whose deliveries are drawn from one distribution, times ``slower``; with a doorbell at the start
+    of the warm-up, or none in it."""
     took = (slower * np.random.default_rng(seed).lognormal(9, 0.3, ticks)).astype(np.int64).tolist()
     directory = RunDirectory.create(parent, topology({"from": (1, 1), "to": (1, 1)}, title), {})
-    times = [MEASURE_NS + tick * 400_000 for tick in range(ticks)]
+    times = [MEASURE_NS + tick * period_ns for tick in range(ticks)]
+    if warmup:
+        times, took, ticks = [START_NS, *times], [5000, *took], ticks + 1
     record(directory, 0, vectors=[(0, 0)], edges={(1, 0): (ticks, 0)}, rings=[(1, 0, at, at) for at in times])
     drains = [(0, 1, at + its, at + its + 500) for at, its in zip(times, took, strict=True)]
     record(directory, 1, vectors=[(ticks, ticks)], drains=drains)
@@ -52,23 +64,23 @@ def test_a_fifth_slower_is_seen(runs):
     assert its.change == pytest.approx(0.2, abs=0.03)
     low, high = its.change_interval
     assert 0.1 < low < 0.2 < high < 0.3
-    assert (its.overlap, its.verdict()) == (False, "higher")
+    assert its.verdict() == "higher"
     assert sim.compare(runs["slower"], runs["a"])["delivery.p50"].verdict() == "lower"
 
 
-def test_the_same_again_is_no_difference(runs):
+def test_the_same_again_is_unclear(runs):
     comparison = sim.compare(runs["a"].path, str(runs["same"].path))
     its = comparison["delivery.p50"]
     low, high = its.change_interval
     assert low < 0 < high
-    assert (its.overlap, its.verdict()) == (True, "same")
+    assert its.verdict() == "unclear"
     assert comparison.notes == []
 
 
 def test_a_run_is_what_it_is(runs):
     comparison = sim.compare(runs["a"], runs["a"])
     assert {its.change for its in comparison.figures.values() if its.a} == {0.0}
-    assert all(its.overlap for its in comparison.figures.values() if its.a_interval)
+    assert {its.verdict() for its in comparison.figures.values() if its.change_interval} == {"unclear"}
 
 
 def test_open_ends_and_what_is_not_there(runs):
@@ -81,6 +93,24 @@ def test_open_ends_and_what_is_not_there(runs):
     assert comparison["p50"] is comparison["total.p50"]
     with pytest.raises(UsageError, match="expected p50, p90"):
         _ = comparison["p98"]
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        (None, ""),
+        ((-0.97, 5.41), "unclear"),
+        ((None, None), "unclear"),
+        ((None, 0.2), "unclear"),
+        ((0.0, 0.0), "unclear"),
+        ((0.01, None), "higher"),
+        ((None, -0.01), "lower"),
+    ],
+)
+def test_the_interval_of_the_change_decides(interval, verdict):
+    """Whether the intervals of A and B touch does not."""
+    its = Figure("delivery.p99", "ns", 100, 110, 10, 0.1, interval, (90, 120), (95, 130))
+    assert its.verdict() == its.row()["verdict"] == verdict
 
 
 def test_as_a_table_a_frame_and_a_page(runs):
@@ -129,6 +159,39 @@ def test_thresholds(runs, text, met):
     assert Threshold.parse(text).judge(sim.compare(runs["a"], runs["slower"])).met == met
 
 
+def test_a_verdict_says_where_the_change_may_be_none(runs):
+    doubt = "(the interval of the change holds 0)"
+    same, slower = (sim.compare(runs["a"], runs[name]) for name in ("same", "slower"))
+    assert Threshold.parse("delivery.p50:+50%").judge(same).told.endswith(f"allowed {doubt}")
+    assert doubt not in Threshold.parse("delivery.p50:+50%").judge(slower).told
+    assert doubt not in Threshold.parse("doorbells_per_s:-5%").judge(same).told, "it has no interval"
+
+
+def test_too_few_samples_in_one_run_or_in_both(runs, tmp_path):
+    few, limit = made(tmp_path, 5, ticks=50), Threshold.parse("p99:+10%")
+    assert "total.p99: B has too few samples" in limit.judge(sim.compare(runs["a"], few)).told
+    assert "total.p99: A and B have too few samples" in limit.judge(sim.compare(few, few)).told
+
+
+def test_runs_of_one_burst_have_no_intervals_and_it_is_said(runs, tmp_path):
+    comparison = sim.compare(made(tmp_path, 6, period_ns=0), runs["a"])
+    assert comparison["delivery.p50"].a_interval is comparison["delivery.p50"].change_interval is None
+    assert "A without intervals: its samples lie in 1 of 32 slices of its time, which takes 6" in comparison.notes
+    assert not [note for note in comparison.notes if note.startswith("B without")]
+
+
+def test_slices_are_cut_without_the_warm_up(runs, tmp_path):
+    """As the summary's are: a doorbell long before the measurement moves no interval."""
+    early = made(tmp_path, 1, warmup=True)
+    (one, other) = (sim.compare(its, runs["slower"]) for its in (runs["a"], early))
+    assert early.columns.warmup.sum() == 1
+    for name in ("delivery.p50", "delivery.p99"):
+        assert (one[name].a_interval, one[name].change_interval) == (
+            other[name].a_interval,
+            other[name].change_interval,
+        )
+
+
 def test_a_figure_may_be_wanted_high(runs):
     verdict = Threshold.parse("p50:-10%").judge(sim.compare(runs["slower"], runs["a"]))
     assert not verdict.met
@@ -161,7 +224,7 @@ def test_the_command_shows_both(runs):
     code, text, errors = ivsim_compare(runs["a"].path, runs["slower"].path)
     assert (code, errors) == (0, "")
     (row,) = [line.split() for line in text.splitlines() if line.startswith("delivery.p50 ")]
-    assert row[-1] == "apart"
+    assert row[-1] == "higher"
     assert str(runs["a"].path) in text.replace("\n", "")
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from sim.coordination.glimpse import SAMPLES_MIN, WINDOW_NS, recent_delivery_ns
+import pytest
+
+from sim.coordination import glimpse
+from sim.coordination.glimpse import DRAINS_EACH, SAMPLES_MIN, WINDOW_NS, recent_delivery_ns
 from sim.machine.recorder import Recorder
 from sim.recording import Layout, Recording
 
@@ -49,5 +52,22 @@ def test_another_vectors_drain_is_not_its_own(tmp_path: Path) -> None:
     assert look(tmp_path, 50, after_ns=1500, vector=0) == {}
 
 
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a run of many machines: of each recording no more is looked at than has to be."""
+    monkeypatch.setattr(glimpse, "DRAINS_TOGETHER", 0)
+
+
+@pytest.mark.usefixtures("many")
 def test_what_was_taken_before_the_drains_that_are_looked_at_does_not_count(tmp_path: Path) -> None:
     assert look(tmp_path, 900, after_ns=1500, sample_every=10) == {"p50": 1500, "p99": 1500}
+
+
+@pytest.mark.usefixtures("many")
+def test_nothing_is_said_when_too_few_of_them_were_taken_by_the_drains_that_are_looked_at(tmp_path: Path) -> None:
+    assert DRAINS_EACH // 15 < SAMPLES_MIN
+    assert look(tmp_path, 900, after_ns=1500, sample_every=15) == {}
+
+
+def test_of_few_recordings_more_drains_are_looked_at(tmp_path: Path) -> None:
+    assert look(tmp_path, 900, after_ns=1500, sample_every=15) == {"p50": 1500, "p99": 1500}

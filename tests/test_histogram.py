@@ -71,6 +71,12 @@ def test_quantiles_of_any_share():
         its.quantile(1.5)
 
 
+def test_the_maximum_is_the_middle_of_its_bin_too():
+    its = Histogram.of(np.array([10_000]))
+    assert its.percentiles()["max"] == its.percentiles()["p50"] == 10_015
+    assert its.columns()["low"][0] <= 10_000 <= its.columns()["high"][0]
+
+
 def test_counting_by_cell_is_the_same_with_a_table_and_without(monkeypatch):
     rng = np.random.default_rng(5)
     cells, bins = rng.integers(0, 4, 1000), rng.integers(0, 50, 1000)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sim.results.histogram import bins_of
-from sim.results.intervals import SLICES, Slices, bounded_above, intervals, slice_of, sliced
+from sim.results.intervals import FEWEST, SLICES, Slices, bounded_above, intervals, replicates, slice_of, sliced
 from sim.results.latency import percentiles
 
 SECOND_NS = 1_000_000_000
@@ -57,11 +57,38 @@ def test_how_many_samples_bound_a_percentile_from_above(rank, enough):
 
 
 def test_too_few_samples_leave_the_upper_end_open():
-    found = interval_of(np.arange(200), np.arange(200))
+    # Scattered: in order of size, the highest tenth would lie in the last few slices.
+    times = np.random.default_rng(2).permutation(200)
+    found = interval_of(np.arange(200), times)
     assert found["p99"][1] is None
     assert found["p90"][1] is not None
     assert "p99_9" not in found
     assert interval_of(np.zeros(0, np.int64), np.zeros(0, np.int64)) == {}
+
+
+@pytest.mark.parametrize("bursts", [1, 2, FEWEST - 1, FEWEST])
+def test_samples_in_few_slices_have_no_interval_rather_than_one_without_width(bursts):
+    values = np.random.default_rng(9).lognormal(10, 1, 100 * bursts).astype(np.int64)
+    times = np.repeat(np.arange(bursts) * (SECOND_NS // SLICES) * 3, 100)
+    (its,) = sliced(bins_of(values), slice_of(times))
+    assert its.filled == bursts
+    assert bool(intervals(its, percentiles(values))) == bool(replicates(its)) == (bursts >= FEWEST)
+
+
+@pytest.mark.parametrize("stalls", [1, FEWEST - 1, FEWEST])
+def test_one_stall_is_one_however_many_samples_it_holds_up(stalls):
+    """4,000 samples, 2 % of them slow: enough for p99 if they were independent, not in so few stretches of time."""
+    values, times = np.random.default_rng(6).integers(1000, 2000, 4000), np.arange(4000)
+    for stall in range(stalls):
+        first = (2 + 4 * stall) * 125  # a slice has 125 samples
+        values[first : first + 80 // stalls] = 10**6 + stall
+    p99 = interval_of(values, times)["p99"]
+    assert (p99[1] is not None) == (stalls >= FEWEST)
+
+
+def test_an_end_is_open_with_few_samples_though_all_are_alike():
+    assert interval_of(np.full(200, 5000), np.arange(200))["p99"][1] is None
+    assert interval_of(np.full(400, 5000), np.arange(400))["p99"][1] is not None
 
 
 def test_slices_are_of_equal_time_and_hold_everything():

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from sim.coordination.lookout import in_words
+from sim.coordination.lookout import LOOK_SHARE, Lookout, in_words
+from sim.resources import Resources
 
 
 @pytest.mark.parametrize(
@@ -25,3 +32,35 @@ from sim.coordination.lookout import in_words
 )
 def test_an_event_is_told_as_one_would_read_it(fields: dict[str, object], words: str) -> None:
     assert in_words(fields) == words
+
+
+class Planned:
+    """A loop that only keeps what is due when."""
+
+    def __init__(self) -> None:
+        self.moments_ns: list[int] = []
+
+    def at(self, moment_ns: int, callback: Callable[[], None]) -> None:
+        self.moments_ns.append(moment_ns)
+
+
+def test_what_recording_a_look_loads_does_not_put_off_the_next_look(tmp_path: Path) -> None:
+    """The first record loads what is heavy; were it paused for like a look, short runs had one look in all."""
+    loading_ns, loop = 200_000_000, Planned()
+
+    def record(rows: list[Resources]) -> None:
+        until_ns = time.thread_time_ns() + loading_ns
+        while time.thread_time_ns() < until_ns:
+            pass
+
+    run: Any = SimpleNamespace(phase="running")
+    crew: Any = SimpleNamespace(hands=[])
+    planned: Any = loop
+    lookout = Lookout(crew, run, planned, runtime=tmp_path, record=record, resources_every_s=0.2, path=tmp_path)
+    try:
+        lookout.look_at_resources()
+        (next_ns,) = loop.moments_ns
+        assert next_ns < time.monotonic_ns() + LOOK_SHARE * loading_ns
+        assert lookout.spent_ns >= loading_ns
+    finally:
+        lookout.close()

@@ -17,6 +17,7 @@ from sim.report.digest import digest, span
 from sim.report.distribution import Distribution
 from sim.report.lines import thinned
 from sim.report.matrix import OTHERS, between_groups, between_machines
+from sim.report.page import page
 from sim.report.shapes import heat_level
 from sim.report.svg import Markup, tag, words
 from sim.report.usage import usage as usage_of
@@ -182,6 +183,31 @@ def test_usage_is_the_difference_between_looks(tmp_path):
     assert ping.cpu_time_s.tolist() == [0.5, 1.5, 2.5]
     assert ping.cpu_percent == pytest.approx([50, 50, 50])
     assert set(ping.memory_bytes.tolist()) == {2 << 20}
+
+
+def test_memory_that_is_not_known_is_not_drawn(tmp_path):
+    """Neither where the instrument's share is not known, nor where, in a table of old, it is more than the whole."""
+    directory = pair(tmp_path)
+    for second in range(4):
+        share = {1: {"instrument_bytes": None}, 2: {"instrument_bytes": 4 << 20}}.get(second, {})
+        rows = [usage(0, "ping-0", second, **share), usage(1, "echo-0", second, instrument_bytes=None)]
+        directory.resources([*rows, usage(-1, "coordinator", second, instrument_bytes=None)])
+    run = finish(directory, {(1, 1): 1})
+    ping, echo, coordinator = usage_of(run, START_NS, STOP_NS)
+    assert ping.memory_time_s.tolist() == [0, 3]
+    assert set(ping.memory_bytes.tolist()) == {2 << 20}
+    assert (len(echo.memory_time_s), len(echo.cpu_time_s)) == (0, 3)
+    assert set(coordinator.memory_bytes.tolist()) == {3 << 20}
+    assert "Too few looks at echo for its use over time." in page(run)
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_too_few_looks_for_a_curve_are_said(tmp_path, looks):
+    directory = pair(tmp_path)
+    for second in range(looks):
+        directory.resources([usage(0, "ping-0", second)])
+    said = "Too few looks at each process for its use over time."
+    assert (said in page(finish(directory, {(1, 1): 1}))) == (looks == 2)
 
 
 def test_batches_are_the_table(tmp_path, monkeypatch):

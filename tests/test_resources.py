@@ -54,6 +54,32 @@ def test_the_pages_of_recordings_are_the_instruments(tmp_path):
         assert mine.uss_bytes > mine.instrument_bytes
 
 
+def test_without_a_recording_the_instruments_share_is_not_known(tmp_path):
+    sampler = Sampler(tmp_path)
+    sampler.watch(0, "machine", os.getpid())
+    (mine, _) = sampler.sample()
+    assert mine.uss_bytes > 0
+    assert mine.instrument_bytes is None
+
+
+def test_pages_that_another_process_has_too_are_not_private(tmp_path):
+    sampler, layout = Sampler(tmp_path), Layout(1, 1, 100_000, 1)
+    sampler.watch(0, "machine", os.getpid())
+    with Recording.create(tmp_path / "0.rec", layout, machine=0, sample_every=1) as book:
+        for word in range(layout.rings_at, layout.rings_at + 200_000):
+            book.words[word] = 1
+        (alone, _) = sampler.sample()
+        reads = "import mmap, os, sys; m = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 0); m[::4096]; print(); input()"
+        command = [sys.executable, "-c", reads, str(book.path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout.readline() == b"\n"
+            (shared, _) = sampler.sample()
+            child.kill()
+    assert alone.instrument_bytes - shared.instrument_bytes >= 8 * 200_000 - 8192
+    assert shared.instrument_bytes >= 0
+    assert shared.uss_bytes > shared.instrument_bytes
+
+
 def test_rows_are_those_of_the_table():
     assert list(Resources._fields) == RESOURCES.names
 

@@ -206,6 +206,18 @@ def test_resources_are_summed_up_over_the_run_proper(tmp_path):
     assert run.problems == []
 
 
+def test_private_memory_is_not_known_without_the_instruments_share(tmp_path):
+    """Or where, in a table of old, that share is more than the whole: it was estimated then."""
+    directory = pair(tmp_path)
+    for second, share in enumerate((1 << 20, None, 6 << 20, 1 << 20)):
+        rows = [usage(0, "ping-0", second, uss_bytes=(3 + second % 3) << 20, instrument_bytes=share)]
+        directory.resources([*rows, usage(1, "echo-0", second, instrument_bytes=4 << 20)])
+    groups = finish(directory, PENDING).summary["groups"]
+    ping, echo = groups["ping"]["resources"], groups["echo"]["resources"]
+    assert (ping["private_bytes"], ping["private_bytes_max"]) == (2 << 20, 2 << 20)
+    assert (echo["private_bytes"], echo["private_bytes_sum"], echo["uss_bytes"]) == (None, None, 3 << 20)
+
+
 def test_the_looks_around_the_run_count_however_early_or_late_they_come(tmp_path):
     """Also when those in between nearly coincide with the last: that was the whole of a short run on a busy host."""
     directory = pair(tmp_path)

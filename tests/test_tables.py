@@ -81,7 +81,7 @@ def test_a_run_as_people_see_it(tmp_path):
     assert [line.split()[0] for line in lines[head + 1 : head + 6]] == ["lag", "delivery", "handling", "raw", "total"]
     assert [line.split()[:4] for line in lines if line.startswith("(all 2")] == [["(all", "2", "together)", "100.0"]]
     assert [line.split()[1:] for line in lines if line.startswith("(coordinator)")] == [
-        ["50.0", "%", "50.0", "%", "2.0", "MiB", "2.0", "MiB", "2.00"]
+        ["50.0", "%", "50.0", "%", "3.0", "MiB", "3.0", "MiB", "2.00"]
     ]
     assert "few: too few samples for that percentile" in lines
     assert "! 1 of 3 samples are without a known delivery: only the percentiles of lag have them" in lines

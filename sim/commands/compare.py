@@ -26,8 +26,8 @@ PICTURES = (".png", ".svg")
     "limits",
     multiple=True,
     metavar="FIGURE:+LIMIT",
-    help="Exit 99 when B is worse than that: p99:+10%, delivery.p99:+5us, doorbells_per_s:-5%. Several times. Judged are "
-    "the figures, not their intervals: one that is unclear may miss it by chance.",
+    help="Exit 99 when B is worse than that: p99:+10%, delivery.p99:+5us, doorbells_per_s:-5%. Several times. "
+    "Judged are the figures, not their intervals: one whose change is unclear may miss it by chance.",
 )
 @click.option("--json", "as_json", is_flag=True, help="All figures as JSON on standard output.")
 @click.option(

@@ -267,13 +267,18 @@ def _coalescing(summary: Mapping[str, Any] | None, made: Digest) -> list[Markup]
 
 
 def _resources(run: Run, summary: Mapping[str, Any] | None, made: Digest, marks: list[Mark]) -> list[Markup]:
-    found = [each for each in usage(run, made.start_ns, made.stop_ns) if len(each.cpu_time_s) > 1]
+    looked_at = usage(run, made.start_ns, made.stop_ns)
+    # A group whose memory was never summed up has nothing for the second curve.
+    found = [each for each in looked_at if len(each.cpu_time_s) > 1 and len(each.memory_time_s)]
     charts = curves.usage_charts(found, made, marks)
     note = "the mean of a group's machines"
     parts = [tag("div", *(_figure(chart, note, HALF) for chart in charts), class_="pair-of")] if charts else []
     listed = tables.resources(summary) if summary else None
-    if listed and not charts:
-        parts.append(tag("p", "Too few looks at each process for its use over time.", class_="note"))
+    names = {each.name for each in found}
+    left_out = [each.name for each in looked_at if each.name not in names] if charts else ["each process"]
+    if listed and left_out:
+        said = f"Too few looks at {', '.join(left_out)} for its use over time."
+        parts.append(tag("p", said, class_="note"))
     parts += [listed] if listed else []
     return parts or [tag("p", "Nobody looked at the processes.", class_="note")]
 

@@ -50,7 +50,7 @@ def usage(run: Run, start_ns: int, stop_ns: int) -> list[Usage]:
     machine, time_ns = machine[order], time_ns[order]
     cpu_s = (columns["cpu_user_s"] + columns["cpu_system_s"])[order]
     private = private_bytes(table["machine"].to_numpy(), columns["uss_bytes"], columns["instrument_bytes"])
-    # Of a machine whose memory was never summed up there is only the other figure; never one now and the other then.
+    # Where no memory was ever summed up there is only the other figure; never one now and the other then.
     memory = (columns["rss_bytes"] if np.isnan(private).all() else private)[order]
     time_s = (time_ns - start_ns) / 1e9
     span_s = (stop_ns - start_ns) / 1e9
