@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from nodes.errors import UsageError
 from sim.results.histogram import bins_of
-from sim.results.intervals import SLICES, slice_of, sliced
+from sim.results.intervals import SLICES, measured_slices, sliced
 from sim.results.intervals import intervals as confidence
 from sim.results.latency import EVERY_LATENCY, QUANTILES, Samples, grouped, percentiles, values
 from sim.results.manifest import Manifest
@@ -59,7 +59,7 @@ def latency(
         raise UsageError(f"no latency {', '.join(wrong)}: expected {', '.join(EVERY_LATENCY)}")
     keys, labels, code = split(columns, manifest, by)
     kept = ~columns.warmup if code is None else ~columns.warmup & (code >= 0)
-    slices = slice_of(columns.intended_ns) if intervals else None
+    slices = measured_slices(columns) if intervals else None
     bounded = [name for name, _ in QUANTILES if name != "max"] if intervals else []
     titles = (
         *keys,

@@ -158,6 +158,8 @@ def confidence(runs: Run | Mapping[str, Run], latency: str = "delivery", *, axes
         (row,) = run.latency(latencies=(latency,), intervals=True).to_pylist()
         if not row["samples"]:
             raise UsageError(f"{run.path}: no samples of {latency} to draw")
+        if row["p50_low"] is None:
+            raise UsageError(f"{run.path}: samples of {latency} in too few slices of time for intervals")
         known = [(place, name) for place, name in enumerate(names) if row[f"{name}_low"] is not None]
         at = np.array([place for place, _ in known]) + (index - (len(named) - 1) / 2) * 0.7 / len(named)
         levels = np.array([row[name] for _, name in known])

@@ -34,7 +34,7 @@ class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
     """Nearest-rank percentiles, in nanoseconds where nothing else is said; null with too few samples for it.
 
     ``intervals`` has the 95 % confidence interval of each of them (``sim.results.intervals``), null at an end
-    that so few samples do not bound; it is empty where none were computed.
+    that so few samples do not bound; it is empty where samples lie in too few slices of time.
     """
 
     p50: Figures | None

@@ -16,6 +16,7 @@ from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.compare import Comparison
 from sim.results.flags import flags
+from sim.results.intervals import FEWEST, SLICES
 from sim.results.latency import EVERY_LATENCY, QUANTILES
 from sim.results.outcomes import outcomes, reasons
 from sim.results.summary import Group, Percentiles, Resources, Summary
@@ -203,6 +204,8 @@ def _setting(figures: Summary) -> Iterator[str]:
     yield from reasons(figures)
     if any(TOO_FEW in row for row in _latencies(figures)):
         yield f"{TOO_FEW}: too few samples for that percentile"
+    if figures.latency_ns.delivery.p50 is not None and not figures.latency_ns.delivery.intervals:
+        yield f"no 95 % CI: samples in fewer than {FEWEST} of {SLICES} slices of the run's time"
     if its := figures.floor:
         times = ", ".join(f"its {name} {human_count(times)} times that" for name, times in its.times_floor.items())
         yield (
