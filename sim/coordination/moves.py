@@ -61,9 +61,10 @@ class Moves:
         """A migration has come to nothing; whoever was to take over has ended."""
         if hand.ending == "migrate":
             hand.ending = None  # it was to die, but not as early as this
+        if hand.moving is not None:  # or the end was before him, and has told so
+            self._event("migration_failed", machine=hand.name, reason=reason, downtime_ms=paused_ns / 1e6)
         hand.moving = None
         hand.lose_successor()
-        self._event("migration_failed", machine=hand.name, reason=reason, downtime_ms=paused_ns / 1e6)
         # What was said meanwhile was said to the other process: who has come, and that it is over.
         introduce(self._crew, hand, anew=False)
         if stopping:
