@@ -1,4 +1,4 @@
-"""The `ivsim` command. Data goes to standard output, everything else to standard error; `sim.exits` has the codes."""
+"""The `ivsim` command. Data goes to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nodes.errors import IvshmemError
-from sim.exits import BROKEN_PIPE, HOST_TOO_SMALL, INTERRUPTED, of_error
+from sim.exit_codes import BROKEN_PIPE, HOST_TOO_SMALL, INTERRUPTED, of_error
 
 __all__ = ["ivsim", "main"]
 
@@ -28,9 +28,9 @@ COMMANDS = {
     "top": "sim.commands.top:top",
     "serve": "sim.commands.serve:serve",
     "attach": "sim.commands.attach:attach",
-    "record": "sim.commands.session:record",
-    "replay": "sim.commands.session:replay",
-    "explain": "sim.commands.session:explain_session",
+    "record": "sim.commands.capture:record",
+    "replay": "sim.commands.capture:replay",
+    "explain": "sim.commands.capture:explain_session",
     "validate": "sim.commands.topology:validate",
     "list": "sim.commands.topology:list_shipped",
     "init": "sim.commands.topology:init",

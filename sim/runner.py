@@ -21,15 +21,16 @@ import msgspec
 
 from nodes.errors import HostError, UsageError
 from sim.coordination.coordinator import Coordinator, Ending
-from sim.coordination.crew import Crew
-from sim.coordination.fork_server import ForkServer
-from sim.expectations import evaluate
-from sim.floor import Floor, floor_if_any
+from sim.coordination.machines import Crew
+from sim.engines.process.fork_server import ForkServer
+from sim.host.preflight import check
+from sim.host.wake_up_baseline import Floor, floor_if_any
+from sim.kernel.fork_handover import adopting_orphans
 from sim.kernel.signals import ENDING
-from sim.kernel.succession import adopting_orphans
-from sim.preflight import check
-from sim.results import Outcome, Run, RunDirectory, files
-from sim.results.manifest import Phase
+from sim.results import Outcome, Run, RunDirectory
+from sim.results.expectations import evaluate
+from sim.results.store import files
+from sim.results.store.manifest import Phase
 from topologies import Topology, load
 
 __all__ = ["Begun", "run"]

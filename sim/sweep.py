@@ -23,11 +23,12 @@ import msgspec
 
 import sim.results
 from nodes.errors import HostError, UsageError
-from sim.exits import of_run
-from sim.expectations import evaluate
-from sim.results import Run, files
+from sim.exit_codes import of_run
+from sim.results import Run
+from sim.results.expectations import evaluate
+from sim.results.store import files
 from topologies import Topology, load
-from topologies.matrix import MAX_CELLS
+from topologies.language.matrix import MAX_CELLS
 
 __all__ = ["INTERRUPTED", "Cell", "Plan", "Row", "Sweep", "make_plan", "split_values"]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sim import recording
-from sim.floor import Floor
+from sim.host.wake_up_baseline import Floor
 from sim.recording import Layout, Recording, State
 from sim.results import Outcome, Run, RunDirectory
-from sim.results.manifest import Phase
+from sim.results.store.manifest import Phase
 from topologies.model import Group, Machine, RunSettings, Topology
 
 SECOND_NS = 1_000_000_000

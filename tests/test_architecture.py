@@ -69,7 +69,7 @@ NO_DATA_READER_NEEDS = {
 }
 FOREIGN_IMPORTS = {
     "zmq": "sim/telemetry.py",
-    "psutil": "sim/resources.py",
+    "psutil": "sim/host/resources.py",
 }
 FOREIGN_CALLS = {
     r"sendmsg|recvmsg|recvmsg_into|send_fds|recv_fds": "sim/kernel/channel.py",
@@ -130,7 +130,7 @@ def imports(path: Path) -> set[str]:
 
 def test_there_is_something_to_look_at():
     assert {module.split(".")[0] for module in MODULES} == set(LAYERS)
-    assert imports(ROOT / "sim" / "machine" / "worker.py") >= {"nodes.load", "sim.control", "os"}
+    assert imports(ROOT / "sim" / "machine" / "worker.py") >= {"nodes.load", "sim.engines.process.control", "os"}
 
 
 def first_parts(path: Path) -> set[str]:

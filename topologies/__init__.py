@@ -1,12 +1,12 @@
 """Topologies: which machines exist, what they run, for how long - read from TOML, checked, frozen."""
 
+from topologies.language.problems import Problem, TopologyError
+from topologies.language.schema import json_schema
+from topologies.language.starter import starter_text
 from topologies.loader import load, loads, shipped
 from topologies.model import Domain, Group, Machine, Machines, Memory, RunSettings, Scheduling, Topology, Trace
-from topologies.problems import Problem, TopologyError
-from topologies.programs import Parameter, Program, ProgramError, resolve_program, shipped_programs
-from topologies.scenario import Action, Condition, Expectation, Phase
-from topologies.schema import json_schema
-from topologies.starter import starter_text
+from topologies.resolve.programs import Parameter, Program, ProgramError, resolve_program, shipped_programs
+from topologies.schedule import Action, Condition, Expectation, Phase
 
 __all__ = [
     "Action",

@@ -9,24 +9,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-from topologies.arguments import Arguments, check_offsets, read_arguments
-from topologies.course import end_of, read_expectations, read_phases
-from topologies.crowd import Crowd, read_crowd
-from topologies.document import Document, parse, read_text
-from topologies.guests import Guests
-from topologies.language import File, parse_size, show_size
-from topologies.matrix import read_matrix, try_values
+from topologies.language.document import Document, parse, read_text
+from topologies.language.matrix import read_matrix, try_values
+from topologies.language.problems import Problem, TopologyError, nearest, show
+from topologies.language.reader import Report, TooManyProblemsError, read_table
+from topologies.language.settings import Settings
+from topologies.language.tables import File, parse_size, show_size
+from topologies.language.toml_positions import Path
 from topologies.model import MAIN_DOMAIN, Domain, Group, Machine, Memory, RunSettings, Topology
-from topologies.positions import Path
-from topologies.problems import Problem, TopologyError, nearest, show
-from topologies.programs import ProgramFiles
-from topologies.settings import Settings
-from topologies.tables import Report, TooManyProblemsError, read_table
-from topologies.timeline import read_timeline
+from topologies.resolve.arguments import Arguments, check_offsets, read_arguments
+from topologies.resolve.machines import Crowd, read_crowd
+from topologies.resolve.phases import end_of, read_expectations, read_phases
+from topologies.resolve.programs import ProgramFiles
+from topologies.resolve.references import Guests
+from topologies.resolve.timeline import read_timeline
 
 __all__ = ["load", "loads", "shipped"]
 
-_SHIPPED_FOLDER = FilePath(__file__).parent
+_SHIPPED_FOLDER = FilePath(__file__).parent / "scenarios"
 _MAX_DOMAINS = 64
 
 

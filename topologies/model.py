@@ -2,12 +2,12 @@
 
     Topology
     ├── RunSettings   how long, how much is sampled, what a death does
-    ├── Phase         a part of that time, with a load of its own        (topologies.scenario)
+    ├── Phase         a part of that time, with a load of its own        (topologies.schedule)
     ├── Domain        a shared memory with its own server
     ├── Group         machines that are alike, as the file has them
     ├── Machine       one simulated VM, with a place, a name and resolved parameters
-    ├── Action        what happens to machines and servers meanwhile     (topologies.scenario)
-    └── Expectation   what the run must have shown at its end            (topologies.scenario)
+    ├── Action        what happens to machines and servers meanwhile     (topologies.schedule)
+    └── Expectation   what the run must have shown at its end            (topologies.schedule)
 
 All are frozen, and none can be made with values out of range: a constructor raises `UsageError`. The
 limits stand in the annotations, once; the loader's messages and the JSON Schema are made from them.
@@ -21,8 +21,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from nodes.errors import UsageError
-from topologies.checked import NAME_PATTERN, Checked, Name
-from topologies.scenario import Action, Expectation, Phase
+from topologies.language.validated import NAME_PATTERN, Checked, Name
+from topologies.schedule import Action, Expectation, Phase
 
 __all__ = [
     "MAX_MACHINES",

@@ -6,9 +6,9 @@ the keys of ``parameters`` in the topology; their annotations are checked there.
 
 from __future__ import annotations
 
-from nodes.programs.bridge import relay
-from nodes.programs.conversation import echo, ping
-from nodes.programs.driver import idle, moderate, poll
+from nodes.programs.interrupt_handling import idle, moderate, poll
+from nodes.programs.ping_echo import echo, ping
+from nodes.programs.relay import relay
 from nodes.programs.traffic import storm, trace
 
 __all__ = ["echo", "idle", "moderate", "ping", "poll", "relay", "storm", "trace"]

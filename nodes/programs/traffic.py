@@ -11,7 +11,7 @@ from typing import Literal
 
 from nodes.errors import GuestError
 from nodes.guest import NOW, OTHERS, Guest, Peers, Program, Trace
-from nodes.programs.pace import SECOND_NS, begin_ns, due_times, owe, rest, wait_until
+from nodes.programs.arrivals import SECOND_NS, begin_ns, due_times, owe, rest, wait_until
 from nodes.programs.targets import Targets
 
 __all__ = ["storm", "trace"]

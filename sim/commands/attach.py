@@ -14,10 +14,10 @@ from typing import Literal
 import click
 
 from nodes.errors import GuestError, UsageError
+from sim.commands.attach_session import Seat, count_in_words, dialect_of, vectors_in_words
 from sim.commands.numbers import duration_ns, number
-from sim.commands.seat import Seat, count_in_words, dialect_of, vectors_in_words
 from sim.commands.signals import ended_by_signal
-from sim.exits import INTERRUPTED
+from sim.exit_codes import INTERRUPTED
 from sim.wire.attachment import Attachment
 
 __all__ = ["attach"]

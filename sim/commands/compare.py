@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from nodes.errors import UsageError
-from sim.exits import MISSED
+from sim.exit_codes import MISSED
 
 __all__ = ["compare"]
 
@@ -44,8 +44,8 @@ def compare(a: Path, b: Path, limits: tuple[str, ...], as_json: bool, picture: P
     p99.99 or max of total, or of another latency (delivery.p99), or any other name in the table.
     """
     from sim.results.compare import compare as compare_runs
-    from sim.results.tables import render_comparison
     from sim.results.thresholds import Threshold
+    from sim.views.terminal import render_comparison
 
     thresholds = [Threshold.parse(limit) for limit in limits]
     if picture is not None and picture.suffix not in PICTURES:
@@ -64,7 +64,7 @@ def compare(a: Path, b: Path, limits: tuple[str, ...], as_json: bool, picture: P
     else:
         render_comparison(found, verdicts, Console())
     if picture is not None:
-        from sim.results.compare_picture import save
+        from sim.views.compare_plot import save
 
         save(found, picture)
     missed = [verdict for verdict in verdicts if not verdict.met]

@@ -19,7 +19,7 @@ def device() -> None:
 @device.command("list")
 def list_profiles() -> None:
     """The device profiles, one line each."""
-    from sim.commands.datasheet import summary
+    from sim.views.datasheet import summary
 
     click.echo(summary(PROFILES.values()))
 
@@ -30,7 +30,7 @@ def list_profiles() -> None:
 @click.option("--memory-bytes", type=click.IntRange(min=1), help="Size of the shared memory, a power of two.")
 def show(name: str, vectors: int, memory_bytes: int | None) -> None:
     """The datasheet of PROFILE: registers, configuration space, MSI-X, behaviour and where each fact is from."""
-    from sim.commands.datasheet import datasheet
+    from sim.views.datasheet import datasheet
 
     click.echo(datasheet(profile(name), vectors=vectors, memory_bytes=memory_bytes), nl=False)
 

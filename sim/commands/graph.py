@@ -39,7 +39,7 @@ def graph(
     A group of more than eight machines is one node, unless --each is given. An SVG needs no other program to be
     shown; Mermaid is drawn by what shows Markdown, DOT by Graphviz.
     """
-    from sim.graph import dot, draw, mermaid, svg
+    from sim.views.graph import dot, draw, mermaid, svg
 
     if form is None and output is not None and output.suffix not in FORMATS:
         raise click.UsageError(f"{output}: expected a name that ends in {', '.join(FORMATS)}, or --format")

@@ -12,8 +12,8 @@ import click
 
 from sim.commands.options import BadTopology, overrides_option, programs_option
 from topologies import TopologyError, load
-from topologies.foresight import Foreseen, foresee
-from topologies.planner import MigrationPlan, PlannedMachine, Step, plan_migration, several
+from topologies.migration_check import Foreseen, foresee
+from topologies.migration_plan import MigrationPlan, PlannedMachine, Step, plan_migration, several
 
 __all__ = ["migrate"]
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from sim.exits import WRONG_USE
+from sim.exit_codes import WRONG_USE
 from topologies import TopologyError
 
 __all__ = ["BadTopology", "overrides_option", "programs_option", "resources_every_option", "runs_option"]

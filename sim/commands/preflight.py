@@ -10,16 +10,16 @@ import click
 import msgspec
 from rich.console import Console
 
-from sim.exits import HOST_TOO_SMALL
+from sim.exit_codes import HOST_TOO_SMALL
 from topologies import Topology
-from topologies.foresight import foresee
+from topologies.migration_check import foresee
 
 __all__ = ["dry_run"]
 
 
 def dry_run(topology: Topology, runs: Path, *, as_json: bool = False) -> int:
     """Print the demand of ``topology`` and what of it this host does not have; the exit code: 0, or 3."""
-    from sim.preflight import preflight, render
+    from sim.host.preflight import preflight, render
 
     demand, foreseen = preflight(topology, runs), foresee(topology)
     if as_json:

@@ -11,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sim.report.live import Rates, left_s
 from sim.telemetry import Snapshot, following
+from sim.views.rates import Rates, left_s
 
 __all__ = ["progress"]
 

@@ -18,8 +18,8 @@ from typing import Protocol
 import click
 
 from nodes.errors import IvshmemError, UsageError
-from sim.exits import INTERRUPTED
-from sim.kernel.lines import Lines
+from sim.exit_codes import INTERRUPTED
+from sim.kernel.line_reader import Lines
 from sim.kernel.loop import Loop
 
 __all__ = ["Conversation", "converse"]

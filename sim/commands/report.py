@@ -26,8 +26,8 @@ def report(run_directory: Path, output: Path | None) -> None:
     The file needs nothing else: no network, no script, no fonts. What the run lacks - it was interrupted, it is
     damaged, nothing was sampled - is said in its place.
     """
-    from sim.report.page import page
     from sim.results import open as open_run
+    from sim.views.html.page import page
 
     content = page(open_run(run_directory))
     if output is not None and os.fspath(output) == "-":
@@ -40,7 +40,7 @@ def report(run_directory: Path, output: Path | None) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all. Raises ``UsageError`` where it cannot be."""
-    from sim.results.files import replace
+    from sim.results.store.files import replace
 
     try:
         replace(path, content)

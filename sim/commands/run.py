@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from sim.commands.options import BadTopology, overrides_option, programs_option, resources_every_option, runs_option
-from sim.exits import INTERRUPTED, of_run
+from sim.exit_codes import INTERRUPTED, of_run
 from sim.results import Run
 from topologies import TopologyError, load
 
@@ -86,7 +86,7 @@ def run(
                 stderr.print(f"{begun.topology.title}: {begun.path}", markup=False, highlight=False, soft_wrap=True)
                 stack.enter_context(progress(begun.telemetry, stderr))
             if prometheus is not None:
-                from sim.report.exposition import exporting
+                from sim.views.prometheus import exporting
 
                 stack.enter_context(exporting(begun.telemetry, prometheus, partial(click.echo, err=True)))
             if socket_path is not None:
@@ -130,7 +130,7 @@ def _dry_run(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
 
 
 def _write_junit(result: Run, file: Path) -> None:
-    from sim.junit import junit
+    from sim.views.junit import junit
 
     try:
         file.write_text(junit(result.figures.expectations, result), encoding="utf-8")
@@ -155,8 +155,8 @@ def _print(result: Run, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.summary, indent=2))
         return
-    from sim.expectations import render as render_expectations
-    from sim.results.tables import render
+    from sim.results.expectations import render as render_expectations
+    from sim.views.terminal import render
 
     console = Console()
     render(result, console)

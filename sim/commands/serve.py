@@ -13,7 +13,7 @@ import click
 from nodes.errors import HostError, UsageError
 from nodes.wire.protocol import DIALECTS, PEERS_MAX, V0
 from sim.commands.systemd import hidden_program, units
-from sim.exits import FAILED, of_error
+from sim.exit_codes import FAILED, of_error
 from sim.wire.daemon import detach
 from sim.wire.listener import group_number
 from sim.wire.service import Settings, run_service

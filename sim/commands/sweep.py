@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.text import Text
 
 from nodes.errors import HostError, IvshmemError, UsageError
-from sim.columns import print_columns
 from sim.commands.options import BadTopology, programs_option, resources_every_option, runs_option
-from sim.exits import FAILED, HOST_TOO_SMALL, MISSED, of_signal
-from sim.results.tables import human_count, human_ns
+from sim.exit_codes import FAILED, HOST_TOO_SMALL, MISSED, of_signal
 from sim.sweep import Cell, Plan, Sweep, make_plan, split_values
+from sim.views.columns import print_columns
+from sim.views.terminal import human_count, human_ns
 from topologies import Topology, TopologyError
 
 __all__ = ["sweep"]
@@ -124,7 +124,7 @@ def _plan(topology: str, axes: dict[str, list[str]], repeat: int, programs: tupl
 
 def _problems(its: Sweep, runs: Path) -> list[str]:
     """Why this host cannot carry cells that are still to be run: each reason once, with the first cell that has it."""
-    from sim.preflight import preflight
+    from sim.host.preflight import preflight
 
     cells: dict[str, list[Cell]] = {}
     for cell in its.left:

@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nodes.errors import UsageError
-from sim.report.exposition import MetricsFile
-from sim.report.live import Rates, left_s, pending, plain, ran_s
-from sim.report.scales import count, seconds
-from sim.report.scales import time as duration
 from sim.telemetry import SOCKET, Found, Snapshot, Subscriber, places, running
+from sim.views.html.scales import count, seconds
+from sim.views.html.scales import time as duration
+from sim.views.prometheus import MetricsFile
+from sim.views.rates import Rates, left_s, pending, plain, ran_s
 
 __all__ = ["top"]
 

@@ -13,7 +13,7 @@ import click
 
 from sim.commands.options import BadTopology, overrides_option, programs_option
 from topologies import Topology, TopologyError, json_schema, load, shipped, starter_text
-from topologies.foresight import foresee
+from topologies.migration_check import foresee
 
 __all__ = ["COMMANDS", "init", "list_shipped", "schema", "validate"]
 

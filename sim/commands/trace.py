@@ -42,8 +42,8 @@ def trace(run_directory: Path, output: Path | None, events: int, from_ns: int | 
     A process for each machine: what it rang, and how it dealt with each vector; flows lead from a doorbell to the
     interrupt that delivered it. Doorbells are those that were sampled (sample_every), interrupts are all.
     """
-    from sim.report.trace import trace as make_trace
     from sim.results import open as open_run
+    from sim.views.perfetto import trace as make_trace
 
     made = make_trace(open_run(run_directory), events, None if from_ns is None else from_ns / 1e9)
     if made.cut:

@@ -18,10 +18,10 @@ from nodes.device import profiles
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import Blocker, Blockers, MigrationError
 from nodes.errors import HostError
-from sim import control
-from sim.coordination.crew import Crew
 from sim.coordination.domain import LiveDomain
-from sim.coordination.hand import Hand, Moving
+from sim.coordination.machines import Crew
+from sim.engines.process import control
+from sim.engines.process.handle import Hand, Moving
 from sim.kernel.eventfd import COUNTER_MAX, EventFd
 from sim.kernel.loop import Loop
 from topologies import Action
@@ -239,7 +239,7 @@ def _gate(hand: Hand) -> Blockers:
     device = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=GATE_BYTES, ring=lambda *_: None)
     device.peer = hand.peers[0] if profile.server else 0  # a role may be left to it
     blockers = Blockers(settled=profile.revision > 0)
-    for reason in machine.blockers:  # older than the device's, as in topologies.planner
+    for reason in machine.blockers:  # older than the device's, as in topologies.migration_plan
         blockers.add(Blocker(reason))
     blockers.plug(device)
     blockers.migrating = hand.moving is not None

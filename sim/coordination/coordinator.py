@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sim import control
 from sim.coordination.actions import Actions
-from sim.coordination.crew import Crew
 from sim.coordination.domain import LiveDomain
-from sim.coordination.hand import Hand
-from sim.coordination.introductions import introduce, make_known
-from sim.coordination.lookout import Lookout
-from sim.coordination.moves import Moves
+from sim.coordination.machines import Crew
+from sim.coordination.migrations import Moves
+from sim.coordination.monitor import Lookout
+from sim.coordination.peer_ids import introduce, make_known
 from sim.coordination.timeline import Timeline
+from sim.engines.process import control
+from sim.engines.process.handle import Hand
+from sim.host.resources import Resources
 from sim.kernel.loop import Loop
-from sim.resources import Resources
 from sim.wire.server import Arrival, Peer
 from topologies import Topology
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from nodes.errors import HostError
 from nodes.wire.protocol import DIALECTS, MEMORY, PEERS_MAX, Message
-from sim.coordination.crew import Crew
-from sim.coordination.hand import Hand
+from sim.coordination.machines import Crew
+from sim.engines.process.handle import Hand
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
+from sim.wire.nonblocking_guard import Unblocker
 from sim.wire.server import Arrival, IvshmemServer, Peer
-from sim.wire.unblocker import Unblocker
 from topologies import Domain
 
 __all__ = ["LiveDomain"]
@@ -27,7 +27,7 @@ class _Half(Message[int]):
         return super().encode()[:4]
 
 
-# What a server must not say, by the names of topologies.scenario.GARBLES.
+# What a server must not say, by the names of topologies.schedule.GARBLES.
 _GARBLED: dict[str, Callable[[int, int], Message[int]]] = {
     "bad_peer": lambda _peer, _memory: Message(PEERS_MAX),
     "left_itself": lambda peer, _memory: Message(peer),

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Protocol
 
 from sim.coordination.actions import Actions, Impossible
-from sim.coordination.crew import Crew
 from sim.coordination.domain import LiveDomain
-from sim.expectations import Moment, broken, live
+from sim.coordination.machines import Crew
 from sim.kernel.loop import Loop
-from sim.measures import Book, Whose, counts_so_far
+from sim.results.expectations import Moment, broken, live
+from sim.results.measures import Book, Whose, counts_so_far
 from topologies import Action, Topology
 
 __all__ = ["Stage", "Timeline"]

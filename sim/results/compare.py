@@ -1,6 +1,6 @@
 """Two runs side by side: what changed, by how much, and whether that is more than chance.
 
-A percentile's change has an interval of its own: both runs are bootstrapped (``sim.results.intervals``), each
+A percentile's change has an interval of its own: both runs are bootstrapped (``sim.results.analysis.intervals``), each
 resample of one is divided by one of the other, and 95 % of the quotients lie in it. Where it holds 0, the two
 runs do not show a difference: there may be none, or they are too short to tell it, which is called unclear. It
 knows what varied within the two runs, not what varies from run to run: a host that was busy throughout one of them
@@ -19,14 +19,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
-from sim.results.histogram import bins_of, lower_edges, upper_edges
-from sim.results.intervals import FEWEST, SLICES, Interval, Slices, measured_slices, replicates, sliced
-from sim.results.latency import EVERY_LATENCY, QUANTILES, values
-from sim.results.opening import open as open_run
-from sim.results.page import table_html
+from sim.results.analysis.histogram import bins_of, lower_edges, upper_edges
+from sim.results.analysis.intervals import FEWEST, SLICES, Interval, Slices, measured_slices, replicates, sliced
+from sim.results.analysis.latency import EVERY_LATENCY, QUANTILES, values
 from sim.results.run import Run
+from sim.results.store.opening import open as open_run
 from sim.results.summary import Percentiles, Summary
-from sim.results.units import NOTHING, human_bytes, human_count, human_ns
+from sim.views.notebook import table_html
+from sim.views.units import NOTHING, human_bytes, human_count, human_ns
 
 __all__ = ["UNCLEAR", "Comparison", "Figure", "compare"]
 

@@ -9,8 +9,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from sim.results.files import DIED, RUNNING, STATUSES
-from sim.results.manifest import Phase
+from sim.results.store.files import DIED, RUNNING, STATUSES
+from sim.results.store.manifest import Phase
 
 __all__ = ["Ending", "FloorLook", "Outcome"]
 
@@ -40,7 +40,7 @@ class Outcome:
 
 
 class FloorLook(msgspec.Struct, frozen=True):
-    """One measurement of the floor, as ``sim.floor`` made it."""
+    """One measurement of the floor, as ``sim.host.wake_up_baseline`` made it."""
 
     p50_ns: Natural
     p99_ns: Natural

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
-from sim.results.histogram import bins_of
-from sim.results.intervals import SLICES, measured_slices, sliced
-from sim.results.intervals import intervals as confidence
-from sim.results.latency import EVERY_LATENCY, QUANTILES, Samples, grouped, percentiles, values
-from sim.results.manifest import Manifest
-from sim.results.phases import phase_names, phases_of
+from sim.results.analysis.histogram import bins_of
+from sim.results.analysis.intervals import SLICES, measured_slices, sliced
+from sim.results.analysis.intervals import intervals as confidence
+from sim.results.analysis.latency import EVERY_LATENCY, QUANTILES, Samples, grouped, percentiles, values
+from sim.results.analysis.phases import phase_names, phases_of
+from sim.results.store.manifest import Manifest
 
 __all__ = ["frame", "latency", "numbered", "samples", "split"]
 

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from nodes.errors import UsageError
-from sim.results import files
-from sim.results.events import read_events
-from sim.results.flags import flags
-from sim.results.manifest import SCHEMA_VERSION, Manifest
-from sim.results.page import note_html, summary_html
+from sim.results.analysis.flags import flags
+from sim.results.store import files
+from sim.results.store.events import read_events
+from sim.results.store.manifest import SCHEMA_VERSION, Manifest
 from sim.results.summary import Migration, Summary
+from sim.views.notebook import note_html, summary_html
 
 __all__ = ["Run"]
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 class Run:
     """What a run measured; files are read when they are first asked for, and then kept.
 
-    Tables and events are called (a table is a ``pyarrow.Table`` with the columns of ``sim.results.schemas``), facts are
+    Tables and events are called (a table is a ``pyarrow.Table`` with the columns of ``store.schemas``), facts are
     not (``summary`` and ``manifest`` are plain dictionaries). What is missing or damaged raises ``UsageError`` when it
     is asked for, and stands in ``problems`` from the start.
     """
@@ -142,7 +142,7 @@ class Run:
         """One of samples, drains, edges, vectors, resources, histograms as a ``pyarrow.Table``."""
 
         def load() -> Any:
-            from sim.results.schemas import file_name, read_table
+            from sim.results.store.schemas import file_name, read_table
 
             try:
                 file_name(name)
@@ -154,7 +154,7 @@ class Run:
 
     @property
     def columns(self) -> Any:
-        """The samples as ``sim.results.latency.Samples``: numpy columns, nothing nullable."""
+        """The samples as ``sim.results.analysis.latency.Samples``: numpy columns, nothing nullable."""
 
         def load() -> Any:
             from sim.results.frames import samples
@@ -180,7 +180,7 @@ class Run:
         return self._once("problems", self._problems)
 
     def _problems(self) -> list[str]:
-        from sim.results.schemas import missing_columns
+        from sim.results.store.schemas import missing_columns
 
         def skipped_events() -> None:
             skipped = self._once("events", self._events)[1]
@@ -234,7 +234,7 @@ class Run:
         phase. ``latencies``: any of lag, delivery, handling, raw and total; all by default. total counts from
         the intended time (corrected for coordinated omission), raw from the ring. Columns: those of ``by``,
         latency, p50, p90, p99, p99_9, p99_99 (null: too few samples), max, samples; with ``intervals`` also
-        p50_low, p50_high, ...: 95 % confidence (``sim.results.intervals``). The warm-up is left out; so are
+        p50_low, p50_high, ...: 95 % confidence (``sim.results.analysis.intervals``). The warm-up is left out; so are
         doorbells rung at peers outside the topology, unless ``by`` is empty.
         """
         from sim.results.frames import latency
@@ -243,12 +243,12 @@ class Run:
         return latency(self.columns, self.origin, by, latencies, intervals=intervals)
 
     def histogram(self, what: str = "delivery", by: str | None = None) -> Any:
-        """How often each latency occurred, as a ``sim.results.histogram.Histogram``, 0.4 % at the most off.
+        """How often each latency occurred, as a ``sim.results.analysis.histogram.Histogram``, 0.4 % at the most off.
 
         ``what`` is a latency, or drained: doorbells for each logged drain. With ``by`` (group, machine, phase;
         vector of drained) a dictionary of them by name. They add up: ``a.histogram() + b.histogram()``.
         """
-        from sim.results.spread import histogram
+        from sim.results.analysis.stored_histograms import histogram
 
         return histogram(self, what, by)
 
@@ -256,18 +256,18 @@ class Run:
         """Who rang whom, by names, as a ``pyarrow.Table``: source, target, rung, refused, delivered, pending.
 
         ``by``: edge (with vector and groups), machine or group. delivered and pending are null where nobody
-        can know them (``sim.results.flows``).
+        can know them (``sim.results.analysis.flows``).
         """
-        from sim.results.flows import flows
+        from sim.results.analysis.flows import flows
 
         return flows(self.edges(), self.vectors(), self.origin, by)
 
     def matrix(self, by: str = "group", what: str = "rung") -> Any:
-        """Senders down, receivers across, as ``sim.results.flows.Matrix``: ``by`` machine or group.
+        """Senders down, receivers across, as ``sim.results.analysis.flows.Matrix``: ``by`` machine or group.
 
         ``what``: rung, refused, delivered or pending.
         """
-        from sim.results.flows import matrix
+        from sim.results.analysis.flows import matrix
 
         if by not in ("machine", "group"):
             raise UsageError(f"a matrix by {by!r}: expected machine or group")
@@ -280,7 +280,7 @@ class Run:
 
         doorbells, wakes, mean, and percentiles of the doorbells for each wake; ``by`` group, machine, vector.
         """
-        from sim.results.flows import coalescing
+        from sim.results.analysis.flows import coalescing
 
         return coalescing(self.drains(), self.origin, by)
 

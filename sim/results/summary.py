@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from sim.results.events import Statistics
+from sim.results.store.events import Statistics
 
 __all__ = [
     "FloorFigures",
@@ -33,7 +33,7 @@ Figures = Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)]
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
     """Nearest-rank percentiles, in nanoseconds where nothing else is said; null with too few samples for it.
 
-    ``intervals`` has the 95 % confidence interval of each of them (``sim.results.intervals``), null at an end
+    ``intervals`` has the 95 % confidence interval of each of them (``sim.results.analysis.intervals``), null at an end
     that so few samples do not bound; it is empty where samples lie in too few slices of time.
     """
 
@@ -51,7 +51,7 @@ NONE = Percentiles(p50=None, p90=None, p99=None, p99_9=None, max=None, samples=0
 
 
 class Latencies(msgspec.Struct, frozen=True, kw_only=True):
-    """The latencies of ``sim.results.latency``; ``total`` is corrected for coordinated omission, ``raw`` is not."""
+    """The latencies of ``analysis.latency``; ``total`` is corrected for coordinated omission, ``raw`` is not."""
 
     lag: Percentiles
     delivery: Percentiles
@@ -105,7 +105,7 @@ class HostUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FloorFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The least that a wake-up costs here: bare eventfd and epoll between two processes (``sim.floor``).
+    """The least that a wake-up costs here: bare eventfd and epoll between two processes (``wake_up_baseline``).
 
     The quieter one of what was measured before and after the run. ``times_floor`` is delivery's percentile of
     the run divided by the floor's. ``clock_ns``: one look at the clock, of which a sample has three or four.
@@ -196,7 +196,7 @@ class Summary(msgspec.Struct, frozen=True):
     ``samples`` stands for all sampled doorbells, ``unmatched`` for those of which no drain is known (pending
     at the end, their target died, or nobody recorded it), ``samples_refused`` for those the recordings had no
     room for. ``overfull_drains`` is above 0 if stamps were matched wrongly; ``short_deliveries``, below a quarter of
-    the floor's median, are those that may have been (``sim.results.latency``). ``unrung`` doorbells were due when their
+    the floor's median, are those that may have been (``analysis.latency``). ``unrung`` doorbells were due when their
     program ended, and no figure has them; ``unrung_oldest_ns`` is how long the oldest had waited.
     ``pending_derived``: nobody looked into the counters at the end, so pending is what was left over.
     ``cpu_ns_per_doorbell``: what all machines used of CPUs for each doorbell rung. ``warnings`` says in words

@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nodes.errors import RemoteProtocolError
+from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, Said
 from nodes.wire.protocol import Decoder, Message
-from nodes.wire.session import Bytes, Closes, Connects, Entry, Kind, Said
 from sim.kernel.channel import Channel, Outbox
 from sim.kernel.loop import Loop
 from sim.wire.listener import Listener

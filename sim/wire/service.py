@@ -19,8 +19,8 @@ from sim.kernel.signals import ENDING, signals_held
 from sim.wire.daemon import PidFile
 from sim.wire.event_log import EventLog, open_log
 from sim.wire.listener import Listener
+from sim.wire.nonblocking_guard import Unblocker
 from sim.wire.server import Arrival, IvshmemServer, Peer
-from sim.wire.unblocker import Unblocker
 
 __all__ = ["Settings", "run_service"]
 

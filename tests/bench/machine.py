@@ -11,8 +11,8 @@ from pathlib import Path
 
 from nodes.device import profiles
 from nodes.vm import Vm
+from sim.engines.process.recorder import Recorder
 from sim.kernel.eventfd import EventFd, signal
-from sim.machine.recorder import Recorder
 from sim.recording import Layout, Recording
 
 __all__ = ["Wired", "wired_machine"]

@@ -47,7 +47,7 @@ def _compare(setting: Setting, interrupts: int, rounds: int, sample_every: int) 
 
 
 def _interrupt(wired: Wired, interrupts: int) -> Callable[[], float]:
-    """The body of ``sim.machine.worker``'s loop, line by line."""
+    """The body of ``sim.engines.process.worker``'s loop, line by line."""
     vm, own = wired.vm, {wired.lines[0, 0]: 0}
     ring, deliver, clock = vm.guest.ring, vm.deliver, time.monotonic_ns
     drained, handled, _, _ = wired.recorder.make_drains()

@@ -1,0 +1,249 @@
+"""How the 2012 device hears its server: no version, no fixed order, hardly a check (ivshmem.c, ivshmem_read).
+
+A model for the record: it carries rows of ``tests/golden/seed_rows.toml``, whose tests are all that drives it. Machines
+of a run, whatever their device's age, hear their server through ``nodes.wire.client``.
+
+One message is a native ``long`` and perhaps one descriptor. A number with a descriptor is a peer's next
+vector, -1 with one the shared memory; a number without one is the own ID, or a peer that left. What touches
+the system is handed in (:class:`Host`); descriptors are opaque numbers here. Where a profile repairs a
+defect, the sane thing happens instead: a warning, and the message's descriptor is closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from nodes.device.ivshmem import DOORBELL_OFFSET, PEER_LIMIT, REGISTERS_BAR, Ivshmem, Warning_
+from nodes.device.profiles import Quirk
+from nodes.device.qemu_1_1.properties import DeviceExitError
+from nodes.device.qemu_1_1.shared_object import MappingHost, check_size, map_checked
+from nodes.errors import ModelledFault
+
+__all__ = ["FIRST_SLOTS", "Host", "SeedClient"]
+
+FIRST_SLOTS = 16
+MEMORY = -1
+INT_DOUBLING_LIMIT = 1 << 30  # doubling a 32-bit int beyond this overflows
+
+
+class Host(MappingHost, Protocol):
+    """What the client needs of a system."""
+
+    def duplicate(self, descriptor: int) -> int | None:
+        """A second descriptor for the same thing; None: there are none left."""
+
+    def close(self, descriptor: int) -> None:
+        """Close it."""
+
+    def watch(self, vector: int, descriptor: int) -> bool:
+        """Call the device when this own eventfd is rung; False: it cannot be watched."""
+
+    def bind(self, address: int, value: int, descriptor: int) -> bool:
+        """Have a 4-byte write of ``value`` to guest-physical ``address`` ring it (ioeventfd)."""
+
+    def unbind(self, address: int, value: int, descriptor: int) -> None:
+        """Take that back."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A peer's place: ``allocated`` once it ever had a vector, ``freed`` since it left."""
+
+    descriptors: list[int] = field(default_factory=list)
+    allocated: bool = False
+    freed: bool = False
+
+
+class SeedClient:
+    """The client side of the 2012 device; it drives ``device`` directly.
+
+    ``word_bytes`` is the size of the host's ``long``: 8 (LP64) or 4 (ILP32).
+    """
+
+    def __init__(self, device: Ivshmem, host: Host, *, ioeventfd: bool = False, word_bytes: int = 8) -> None:
+        self.device = device
+        self.slots = FIRST_SLOTS
+        self.max_peer = 0
+        self.memory_descriptor = 0
+        self._host = host
+        self._profile = device.profile
+        self._ioeventfd = ioeventfd
+        self._word_bytes = word_bytes
+        self._peers: dict[int, _Slot] = {}
+        self._read_buffer = b"\0" * 8
+        self._unread = b""
+        self._unclaimed: int | None = None
+
+    # From bytes to messages.
+
+    def read(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
+        """One read from the server's socket: up to 8 bytes, and what came with them.
+
+        Of several descriptors the last one stays, the others are closed. A read is taken for one whole message
+        whatever its length: what it lacks is left over from the read before.
+        """
+        for descriptor in descriptors:
+            if self._unclaimed is not None:
+                self._host.close(self._unclaimed)
+            self._unclaimed = descriptor
+        if self._profile.has(Quirk.SHORT_READ):
+            self._read_buffer = data[:8] + self._read_buffer[len(data[:8]) :]
+            self._message(self._read_buffer)
+            return
+        self._unread += data
+        while len(self._unread) >= self._word_bytes:
+            message, self._unread = self._unread[: self._word_bytes], self._unread[self._word_bytes :]
+            self._message(message)
+
+    def _message(self, data: bytes) -> None:
+        value = int.from_bytes(data[: self._word_bytes], "little", signed=True)
+        descriptor, self._unclaimed = self._unclaimed, None
+        self.receive(value, descriptor)
+
+    def server_closed(self) -> None:
+        """The server's end of the connection closed: the device does not look (ivshmem_event)."""
+
+    # Messages.
+
+    def receive(self, value: int, descriptor: int | None) -> None:
+        """One message.
+
+        Raises:
+            DeviceExitError: the real device would have ended its process.
+            ModelledFault: it would have corrupted its memory or hung.
+        """
+        if not self._in_bounds(value, descriptor):
+            return
+        if descriptor is None:
+            self._without_descriptor(value)
+        else:
+            self._with_descriptor(value, descriptor)
+        self._publish_lines()
+
+    def _in_bounds(self, value: int, descriptor: int | None) -> bool:
+        if self._profile.has(Quirk.PEER_UNBOUNDED):
+            if value < MEMORY or value >= INT_DOUBLING_LIMIT:
+                raise ModelledFault(Quirk.PEER_UNBOUNDED, f"peer {value}: outside any table that can be made")
+        elif not MEMORY <= value < PEER_LIMIT:
+            self._refuse(f"server sent invalid message {value}", descriptor)
+            return False
+        while value >= self.slots:
+            self.slots *= 2
+        return True
+
+    def _refuse(self, text: str, descriptor: int | None) -> None:
+        self.device.effects.append(Warning_(text))
+        if descriptor is not None:
+            self._host.close(descriptor)
+
+    def _without_descriptor(self, value: int) -> None:
+        if value == MEMORY:
+            if self._profile.has(Quirk.MINUS_ONE_UNCHECKED):
+                raise ModelledFault(Quirk.MINUS_ONE_UNCHECKED, "-1 without a descriptor: slot -1")
+            self._refuse("server sent -1 without a descriptor", None)
+            return
+        slot = self._peers.get(value)
+        if slot is None or not slot.allocated:
+            if self.device.memory is None or self._profile.has(Quirk.LEAVE_RENAMES):
+                self.device.peer = value
+            return
+        if self.device.peer is None and not self._profile.has(Quirk.EARLY_OWN_VECTORS):
+            self.device.peer = value
+            for vector, descriptor in enumerate(slot.descriptors):
+                self._watch(vector, descriptor)
+            return
+        self._leave(value, slot)
+
+    def _leave(self, peer: int, slot: _Slot) -> None:
+        if slot.freed:
+            if self._profile.has(Quirk.LEAVE_TWICE_FAULT):
+                raise ModelledFault(Quirk.LEAVE_TWICE_FAULT, f"peer {peer} left twice: freed again")
+            return
+        for vector, descriptor in enumerate(slot.descriptors):
+            self._host.unbind(self._doorbell_address(), peer << 16 | vector, descriptor)
+            self._host.close(descriptor)
+        slot.descriptors.clear()
+        slot.freed = True
+
+    def _with_descriptor(self, value: int, received: int) -> None:
+        descriptor = self._host.duplicate(received)
+        if descriptor is None:
+            self.device.effects.append(Warning_("could not allocate file descriptor"))
+            return
+        if not self._profile.has(Quirk.DESCRIPTOR_LEAK):
+            self._host.close(received)
+        if value == MEMORY:
+            self._memory(descriptor)
+        else:
+            self._vector(value, descriptor)
+
+    def _memory(self, descriptor: int) -> None:
+        if self.device.memory is not None and not self._profile.has(Quirk.MEMORY_REMAP):
+            self._refuse("server sent shared memory twice", descriptor)
+            return
+        self.max_peer = 0
+        size_bytes = self.memory_bytes
+        check_size(size_bytes, self._host.size_bytes(descriptor))
+        self.device.set_memory(map_checked(self._host, self._profile, descriptor, size_bytes))
+        self.memory_descriptor = descriptor
+        self.device.position_hidden = descriptor == 0 and self._profile.has(Quirk.DESCRIPTOR_ZERO_UNMAPPED)
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much of the shared object the device maps: its ``size`` property."""
+        bar = self.device.config.bars.get(2)
+        return bar.size_bytes if bar else 0
+
+    def _vector(self, peer: int, descriptor: int) -> None:
+        slot = self._peers.setdefault(peer, _Slot())
+        vector = len(slot.descriptors)
+        if vector >= self.device.vectors:
+            if self._profile.has(Quirk.VECTOR_OVERFLOW):
+                raise ModelledFault(Quirk.VECTOR_OVERFLOW, f"peer {peer}: more than {self.device.vectors} vectors")
+            self._refuse(f"Too many eventfd received, device has {self.device.vectors} vectors", descriptor)
+            return
+        slot.allocated, slot.freed = True, False
+        slot.descriptors.append(descriptor)
+        self.max_peer = max(self.max_peer, peer)
+        if peer == self.device.peer:
+            self._watch(vector, descriptor)
+        if self._ioeventfd and not self._host.bind(self._doorbell_address(), peer << 16 | vector, descriptor):
+            self.device.effects.append(Warning_("ivshmem: ioeventfd not available"))
+
+    def _watch(self, vector: int, descriptor: int) -> None:
+        if not self._host.watch(vector, descriptor):
+            raise DeviceExitError(255, f"creating eventfd for eventfd {descriptor} failed")
+
+    def _doorbell_address(self) -> int:
+        """Where a doorbell is bound: nothing ever assigns the base that the device of 2012 adds."""
+        if self._profile.has(Quirk.IOEVENTFD_UNBOUND):
+            return DOORBELL_OFFSET
+        return (self.device.config.bar_address(REGISTERS_BAR) or 0) + DOORBELL_OFFSET
+
+    def _publish_lines(self) -> None:
+        """What the doorbell can ring: vectors of peers up to the largest ID seen since the memory came."""
+        self.device.lines.clear()
+        for peer, slot in self._peers.items():
+            if peer <= min(self.max_peer, PEER_LIMIT - 1):
+                self.device.lines.update(peer << 16 | vector for vector in range(len(slot.descriptors)))
+
+    # The end.
+
+    def unplug(self) -> tuple[int, ...]:
+        """The device is removed; the descriptors that nobody closes.
+
+        Raises:
+            ModelledFault: the memory has not arrived, and its region is torn down all the same.
+        """
+        if self.device.memory is None and self._profile.has(Quirk.UNPLUG_EARLY_FAULT):
+            raise ModelledFault(Quirk.UNPLUG_EARLY_FAULT, "unplugged before the memory arrived")
+        held = [descriptor for slot in self._peers.values() for descriptor in slot.descriptors]
+        if self.device.memory is not None:
+            held.append(self.memory_descriptor)
+        if self._profile.has(Quirk.UNPLUG_LEAK):
+            return tuple(held)
+        for descriptor in held:
+            self._host.close(descriptor)
+        return ()

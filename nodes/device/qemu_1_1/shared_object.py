@@ -1,0 +1,100 @@
+"""Shared memory without a server: how the 2012 device opens its named object (ivshmem.c, pci_ivshmem_init).
+
+The first device creates the object and gives it its size, all others take what they find. Nothing ever
+unlinks it. What touches the system is handed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from nodes.device.profiles import Profile, Quirk
+from nodes.device.qemu_1_1.properties import DeviceExitError
+from nodes.errors import ModelledFault
+
+__all__ = ["OBJECT_MODE", "ObjectHost", "SharedObject", "check_size", "map_checked", "open_object"]
+
+OBJECT_MODE = 0o777  # before the umask
+
+
+class MappingHost(Protocol):
+    """What mapping a descriptor needs of a system."""
+
+    def size_bytes(self, descriptor: int) -> int:
+        """The size of what the descriptor is open on."""
+
+    def map(self, descriptor: int, size_bytes: int) -> memoryview | None:
+        """Map that many bytes, readable and writable; None: it cannot be done."""
+
+
+class ObjectHost(MappingHost, Protocol):
+    """What opening a named object needs of a system; a negative descriptor is a failure."""
+
+    def create(self, name: str, mode: int) -> int:
+        """Create an object that must not exist (O_CREAT, O_EXCL)."""
+
+    def open(self, name: str, mode: int) -> int:
+        """Open an object, creating it if need be (O_CREAT)."""
+
+    def truncate(self, descriptor: int, size_bytes: int) -> bool:
+        """Give the object its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedObject:
+    """An open object: its descriptor, the bytes that BAR2 shows, and what was printed on the way."""
+
+    descriptor: int
+    memory: memoryview
+    warnings: tuple[str, ...]
+
+
+def check_size(size_bytes: int, object_bytes: int) -> None:
+    """The object must hold at least the device's size; a larger one is fine.
+
+    Raises:
+        DeviceExitError: it is smaller (check_shm_size).
+    """
+    if size_bytes > object_bytes:
+        raise DeviceExitError(
+            255,
+            f"IVSHMEM ERROR: Requested memory size greater than shared object size ({size_bytes} > {object_bytes})",
+        )
+
+
+def map_checked(host: MappingHost, profile: Profile, descriptor: int, size_bytes: int) -> memoryview:
+    """Map the first ``size_bytes``.
+
+    Raises:
+        ModelledFault: mapping failed, and the device does not look.
+        DeviceExitError: mapping failed, and it does.
+    """
+    memory = host.map(descriptor, size_bytes)
+    if memory is None:
+        if profile.has(Quirk.MAPPING_UNCHECKED):
+            raise ModelledFault(Quirk.MAPPING_UNCHECKED, "mapping failed, and BAR2 shows what is not mapped")
+        raise DeviceExitError(255, "ivshmem: could not map shared memory")
+    return memory
+
+
+def open_object(host: ObjectHost, profile: Profile, name: str | None, size_bytes: int) -> SharedObject:
+    """Create or open the object ``name`` and map ``size_bytes`` of it.
+
+    Raises:
+        DeviceExitError: it cannot be opened, or is too small.
+        ModelledFault: there is no name, or mapping failed unseen.
+    """
+    if name is None:
+        raise ModelledFault(Quirk.MODE_UNCHECKED, "neither chardev nor shm: opens an object without a name")
+    warnings: tuple[str, ...] = ()
+    descriptor = host.create(name, OBJECT_MODE)
+    if descriptor > 0:  # descriptor 0 counts as a failure
+        if not host.truncate(descriptor, size_bytes):
+            warnings = ("ivshmem: could not truncate shared file",)
+    else:
+        descriptor = host.open(name, OBJECT_MODE)
+        if descriptor < 0:
+            raise DeviceExitError(255, "ivshmem: could not open shared file")
+    check_size(size_bytes, host.size_bytes(descriptor))
+    return SharedObject(descriptor, map_checked(host, profile, descriptor, size_bytes), warnings)

@@ -1,0 +1,60 @@
+"""Programs that show what a driver does with interrupts: nothing, without them, or fewer of them."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from nodes.guest import FOREVER, NOW, OTHERS, Guest, Peers, Program
+from nodes.programs.arrivals import SECOND_NS
+
+__all__ = ["idle", "moderate", "poll"]
+
+MICROSECOND_NS = 1_000
+
+
+def idle(guest: Guest) -> Program:
+    """Take every interrupt and do nothing."""
+    while True:
+        yield FOREVER
+
+
+def poll(guest: Guest, *, to: Peers = OTHERS, offset: int = 0, interval_s: float = 0.0) -> Program:
+    """Watch a 64-bit word of the shared memory instead of waiting for interrupts; answer a change by a doorbell.
+
+    With ``interval_s`` it looks that often, without it always: a core is then this machine's alone.
+    """
+    word = guest.memory[offset : offset + 8].cast("Q")
+    seen = word[0]
+    while True:
+        if word[0] != seen:
+            seen = word[0]
+            for peer in to:
+                guest.ring(peer)
+        yield guest.clock() + round(interval_s * SECOND_NS) if interval_s else NOW
+
+
+def moderate(guest: Guest, *, window_us: float = 100.0) -> Program:
+    """Mask a vector at each of its interrupts and unmask it ``window_us`` later, as NAPI and network cards do.
+
+    However often such a vector is rung, it interrupts once in a window at most, and nothing is lost: a doorbell in
+    between is pending, and fires when the mask is cleared. Statistics: ``windows``, and how many of them ended with
+    something pending.
+    """
+    window_ns = round(window_us * MICROSECOND_NS)
+    masked: dict[tuple[int, int], None] = {}
+    ends: deque[tuple[int, int, int]] = deque()  # windows are of one length: the first to begin is the first to end
+    windows = pending = 0
+    while True:
+        guest.statistics.update(windows=windows, pending=pending)
+        interrupt = yield ends[0][0] if ends else FOREVER
+        now_ns = guest.clock()
+        if interrupt is not None and (interrupt.device, interrupt.vector) not in masked:
+            guest.devices[interrupt.device].mask(interrupt.vector)
+            masked[interrupt.device, interrupt.vector] = None
+            ends.append((now_ns + window_ns, interrupt.device, interrupt.vector))
+        while ends and ends[0][0] <= now_ns:
+            _, device, vector = ends.popleft()
+            del masked[device, vector]
+            windows += 1
+            pending += guest.devices[device].pending(vector)
+            guest.devices[device].unmask(vector)

@@ -1,0 +1,274 @@
+"""What a recorded session means, message by message, and what a real QEMU makes of it.
+
+``explain`` walks along a connection as a device would, by the rules of ``nodes.wire.rules``, and stops judging where
+that device would have ended. What is only worth knowing is a note: nothing is wrong with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from nodes.errors import RemoteProtocolError
+from nodes.wire.capture import SIZED, Bytes, Closes, Connects, Entry, Kind, Said
+from nodes.wire.client import REFUSED, Client, is_framed
+from nodes.wire.protocol import LEGACY, MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
+from nodes.wire.rules import PAGE_BYTES, RULES, Rule
+
+__all__ = ["Explained", "Explanation", "Problem", "explain", "recognise"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A rule that an entry breaks."""
+
+    name: str
+    line: int
+    got: str
+
+    @property
+    def rule(self) -> Rule:
+        return RULES[self.name]
+
+    def is_seeds(self, dialect: Dialect) -> bool:
+        """Whether ``outcome`` tells of the device of 2012: it speaks that dialect, and is known to differ."""
+        return dialect is LEGACY and bool(self.rule.seed)
+
+    def outcome(self, dialect: Dialect) -> str:
+        """What the device that speaks ``dialect`` does then."""
+        return self.rule.seed if self.is_seeds(dialect) else self.rule.qemu
+
+
+@dataclass(frozen=True)
+class Explained:
+    entry: Entry
+    meaning: str
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One connection. ``dialect`` is None when nothing known was recognised; ``named`` says it in words."""
+
+    connection: int
+    dialect: Dialect | None
+    named: str
+    judged_by: Dialect
+    peer: int | None
+    memory_bytes: int | None
+    entries: tuple[Explained, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [problem for explained in self.entries for problem in explained.problems]
+
+
+def recognise(entries: Iterable[Entry]) -> tuple[Dialect | None, str]:
+    """Which dialect a server speaks, as a client recognises it by the first messages, and that in words."""
+    said = [entry.act for entry in entries if isinstance(entry.act, Said)]
+    if not said:
+        return None, "unknown: the server has said nothing"
+    first, kinds = said[0].number, said[0].kinds
+    if is_framed(first):
+        return None, "ivshmem v2 (framed messages; Siemens' proposal of 2019), which is not read here"
+    if first == REFUSED and not kinds:
+        return None, f"unknown: {first} where a version belongs is how this server refuses a client"
+    client: Client[Kind] = Client(0)
+    with contextlib.suppress(RemoteProtocolError):
+        for act in said:
+            if client.dialect is not None:
+                break
+            list(client.receive(Message(act.number).encode(), act.kinds))
+    dialect = client.dialect
+    if dialect is None:
+        if first != VERSION or kinds:
+            return None, f"unknown: it begins with neither version {VERSION} nor an ID and the memory"
+        dialect = V0
+    return dialect, f"{dialect.name} ({dialect.source})"
+
+
+class _Device:
+    """Follows a server's messages: what each means in ``dialect``, and which rules it breaks."""
+
+    def __init__(self, dialect: Dialect, vectors: int | None) -> None:
+        steps = dialect.steps
+        self._vectors = vectors
+        self._memory_last = Step.OWN in steps and steps.index(Step.MEMORY) > steps.index(Step.OWN)
+        self._version_came = Step.VERSION not in steps
+        self._id_came = False
+        self.peer: int | None = None
+        self.memory: Kind | None = None
+        self.peers: dict[int, int] = {}
+        self._left: set[int] = set()
+        self._eventfds: dict[int, set[int]] = {}  # peer -> the kernel's numbers; free again when it has left
+        self.shared_eventfds = False
+
+    def take(self, number: int, kinds: tuple[Kind, ...]) -> tuple[str, list[str]]:
+        """The meaning of a message and the names of the rules that it breaks."""
+        broken = ["two-descriptors"] if len(kinds) > 1 else []
+        if not self._version_came:
+            self._version_came = True
+            if number == REFUSED and not kinds:
+                return "the client is not let in: -EUSERS, too many users", ["refused"]
+            wrong = "version" if number != VERSION else "version-with-descriptor" if kinds else ""
+            return f"protocol version {number}", [wrong] if wrong else []
+        if not self._id_came:
+            self._id_came = True
+            if kinds or not 0 <= number < PEERS_MAX:
+                return "what should be the client's own ID", ["id"]
+            self.peer = number
+            return f"the client's own ID: {number}", []
+        if number == MEMORY:
+            meaning, more = self._take_memory(kinds)
+        elif not 0 <= number < PEERS_MAX:
+            meaning, more = "nothing", ["number" if self.memory else "number-in-greeting"]
+        elif kinds:
+            meaning, more = self._connect(number, kinds[0])
+        else:
+            meaning, more = self._leave(number)
+        return meaning, more + broken
+
+    def _take_memory(self, kinds: tuple[Kind, ...]) -> tuple[str, list[str]]:
+        if self.memory:
+            return "the shared memory again", ["memory-again"]
+        if not kinds:
+            return "the shared memory, but nothing came with it", ["memory-without-descriptor"]
+        self.memory = kind = kinds[0]
+        size_bytes = kind.size_bytes
+        wrong = ""
+        if kind.name not in SIZED:
+            wrong = "not-memory"
+        elif size_bytes == 0:
+            wrong = "memory-empty"
+        elif size_bytes % PAGE_BYTES:
+            wrong = "memory-not-pages"
+        elif kind.read_only:
+            wrong = "memory-read-only"
+        elif size_bytes & (size_bytes - 1):
+            wrong = "memory-not-power-of-two"
+        return f"the shared memory: {size_bytes} bytes ({kind.name})", [wrong] if wrong else []
+
+    def _connect(self, peer: int, kind: Kind) -> tuple[str, list[str]]:
+        vector = self.peers.get(peer, 0)
+        self.peers[peer] = vector + 1
+        broken = []
+        if peer in self._left:
+            self._left.discard(peer)
+            broken.append("id-again")
+        if peer == self.peer and not (self.memory or self._memory_last):
+            broken.append("own-vector-before-memory")
+        if self._vectors is not None and vector >= self._vectors:
+            broken.append("too-many-vectors")
+        if kind.name != "eventfd":
+            broken.append("not-an-eventfd")
+        elif kind.number is not None:
+            self.shared_eventfds |= any(kind.number in numbers for numbers in self._eventfds.values())
+            self._eventfds.setdefault(peer, set()).add(kind.number)
+        if peer == self.peer:
+            return f"the client's own vector {vector}: to be waited for", broken
+        return f"peer {peer} vector {vector}: to be rung", broken
+
+    def _leave(self, peer: int) -> tuple[str, list[str]]:
+        meaning = f"peer {peer} has left"
+        if peer == self.peer:
+            return "the client itself has left", ["own-leave" if self.memory else "own-leave-in-greeting"]
+        if peer in self._left:
+            return f"{meaning}, again", ["leave-twice"]
+        self._left.add(peer)
+        self._eventfds.pop(peer, None)
+        if self.peers.pop(peer, None) is None:
+            return f"{meaning}, who was never announced", ["leave-unknown"]
+        return meaning, []
+
+
+def explain(
+    connection: int, entries: Sequence[Entry], *, dialect: Dialect = V0, vectors: int | None = None
+) -> Explanation:
+    """Explain one connection, and judge it as a device that speaks ``dialect`` and has so many ``vectors``.
+
+    The meaning is that of the dialect recognised, so that a foreign server's messages are named for what they
+    are; the judgement ends with the first rule whose breach ends the device.
+    """
+    recognised, named = recognise(entries)
+    reader, judge = _Device(recognised or dialect, vectors), _Device(dialect, vectors)
+    explained = []
+    judging = True
+    for entry in entries:
+        meaning, broken = _explain_entry(entry, reader, judge)
+        if entry is entries[-1] and not judge.memory and not isinstance(entry.act, Closes):
+            broken.append("rest-in-greeting" if _is_rest(entry) else "silence-in-greeting")
+        problems = []
+        for name in broken if judging else []:
+            problems.append(Problem(name, entry.line, _got(entry)))
+            if RULES[name].ends:
+                judging = False
+                break
+        explained.append(Explained(entry, meaning, tuple(problems)))
+    return Explanation(
+        connection,
+        recognised,
+        named,
+        dialect,
+        reader.peer,
+        reader.memory.size_bytes if reader.memory else None,
+        tuple(explained),
+        tuple(_notes(entries, reader, judge, recognised, dialect)),
+    )
+
+
+def _explain_entry(entry: Entry, reader: _Device, judge: _Device) -> tuple[str, list[str]]:
+    match entry.act:
+        case Said(number, kinds):
+            meaning, _ = reader.take(number, kinds)
+            return meaning, judge.take(number, kinds)[1]
+        case Bytes(data) if _is_rest(entry):
+            return f"{len(data)} bytes of a message that was never finished", ["rest"] if judge.memory else []
+        case Bytes(data, kinds):
+            brought = f" and {len(kinds)} descriptors" if kinds else ""
+            return f"the client sends {len(data)} bytes{brought}", ["client-speaks"]
+        case Closes() if entry.side == "client":
+            return "the client leaves", []
+        case Closes():
+            kept = "; the eventfds it gave go on working" if judge.memory else ""
+            return f"the server ends the connection{kept}", [] if judge.memory else ["close-in-greeting"]
+        case Connects():
+            return "a client connects", []
+
+
+def _is_rest(entry: Entry) -> bool:
+    return isinstance(entry.act, Bytes) and entry.side == "server"
+
+
+def _got(entry: Entry) -> str:
+    match entry.act:
+        case Said(number, kinds):
+            return f"{number} with {' '.join(map(str, kinds))}" if kinds else f"{number} alone"
+        case Bytes(data):
+            return f"{len(data)} bytes"
+        case _:
+            return "the end"
+
+
+def _notes(
+    entries: Sequence[Entry], reader: _Device, judge: _Device, recognised: Dialect | None, judged_by: Dialect
+) -> Iterable[str]:
+    acts = [(entry.side, entry.act) for entry in entries]
+    if acts[-1] == ("client", Closes()) and not judge.memory:
+        yield (
+            "the client left within its greeting: QEMU 7.2's own ivshmem-server ends then, for everybody "
+            "(ivshmem_server_handle_fds() failed)"
+        )
+    elif reader.memory and reader.peer is not None and not reader.peers.get(reader.peer):
+        yield (
+            "the client never got an eventfd of its own and cannot be interrupted: a server that ignores failed "
+            "sends loses them, as QEMU's does beyond some 275 messages"
+        )
+    if recognised is not None and recognised is not judged_by:
+        yield (
+            f"the server speaks {recognised.name} and is judged by {judged_by.name}: "
+            f"--dialect {recognised.name} judges it by its own rules"
+        )
+    if reader.shared_eventfds:
+        yield "one eventfd was sent for several vectors: who rings one of them rings the others too"

@@ -1,0 +1,319 @@
+"""`ivsim record`, `ivsim explain` and `ivsim replay`: what a server and its clients say, kept and looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from nodes.errors import HostError, UsageError
+from nodes.wire.analyzer import Explained, Explanation, explain
+from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
+from nodes.wire.protocol import DIALECTS, V0
+from sim.commands.numbers import duration_ns
+from sim.commands.signals import ended_by_signal
+from sim.kernel.loop import Loop
+
+__all__ = ["explain_session", "record", "replay"]
+
+SOCKET = click.Path(path_type=Path)
+ABOUT = """\
+# Recorded by `ivsim record`. Each line: seconds since the start, connection, who speaks, and what: a number with
+# the descriptors that came with it, or bytes that are no message. `ivsim explain` says what it means.
+"""
+
+
+# Record
+
+
+@click.command("record", short_help="Stand between a server and its clients, and write down what is said.")
+@click.option("-S", "--server", required=True, type=SOCKET, help="The server's socket.")
+@click.option("-L", "--listen", required=True, type=SOCKET, help="The socket for clients to connect to instead.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="The session file; - is standard output.",
+)
+@click.option("--force", is_flag=True, help="Overwrite the session file.")
+def record(server: Path, listen: Path, output: Path, force: bool) -> None:
+    """Pass everything on between the SERVER and its clients, descriptors and all, and write a session file.
+
+    Clients connect to LISTEN instead of to the server. The file is text, one line for each message, and whole
+    at every moment. SIGTERM or Ctrl-C ends it, and the connections with it.
+    """
+    from sim.wire.listener import LIVES, PATH_BYTES_MAX, probe
+    from sim.wire.proxy import Proxy
+
+    if len(os.fsencode(server)) > PATH_BYTES_MAX:
+        raise UsageError(f"a socket's path may have {PATH_BYTES_MAX} bytes, {server} has {len(os.fsencode(server))}")
+    if server.resolve() == listen.resolve():
+        raise UsageError(f"expected a socket of its own for the clients (-L), got the server's: {listen}")
+
+    def write(text: str) -> None:
+        try:
+            file.write(text + "\n")
+            file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise HostError(f"cannot write {output}: {error.strerror}") from error
+
+    with contextlib.ExitStack() as stack:
+        loop = Loop()
+        stack.callback(loop.close)
+        ended = stack.enter_context(ended_by_signal(loop))
+
+        def note(entry: Entry) -> None:
+            write(format_entry(entry))
+
+        # The file first: clients are not to be let in when nothing can be written.
+        file = stack.enter_context(_open_output(output, force))
+        proxy = stack.enter_context(
+            Proxy(loop, server, listen, note, warn=lambda text: click.echo(f"ivsim: {text}", err=True))
+        )
+        write(f"{HEADER}\n{ABOUT}".rstrip())
+        click.echo(f"recording clients of {listen}, on behalf of {server}", err=True)
+        if (code := probe(server)) not in LIVES:
+            click.echo(f"ivsim: no server listens on {server} yet: {os.strerror(code)}", err=True)
+        while not ended():
+            loop.step()
+        click.echo(f"recorded {proxy.connections} connections", err=True)
+
+
+@contextlib.contextmanager
+def _open_output(output: Path, force: bool) -> Iterator[IO[str]]:
+    if str(output) == "-":
+        yield sys.stdout
+        return
+    try:
+        file = output.open("w" if force else "x", encoding="utf-8")
+    except FileExistsError:
+        raise UsageError(f"{output} exists: choose another file, or overwrite it with --force") from None
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror}") from error
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):  # what could not be written was told
+            file.close()
+
+
+# Explain
+
+
+def read_session(file: Path) -> Session:
+    """Raises ``UsageError`` for what is no session file, with the line that is wrong."""
+    try:
+        if str(file) == "-":
+            return parse(_lines(sys.stdin))
+        with file.open(encoding="utf-8", errors="replace", newline="\n") as opened:
+            return parse(_lines(opened))
+    except SessionError as error:
+        raise UsageError(f"{file}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _lines(opened: IO[str]) -> Iterator[str]:
+    while line := opened.readline(LINE_CHARS_MAX + 1):
+        yield line
+
+
+@click.command("explain", short_help="Say what a recorded session means, and what is wrong with it.")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+@click.option(
+    "--dialect",
+    type=click.Choice(list(DIALECTS)),
+    default=V0.name,
+    show_default=True,
+    help="Judge by this dialect's rules; v0 is what QEMU understands since 2.5.",
+)
+@click.option(
+    "-n",
+    "--vectors",
+    type=click.IntRange(1, 2048),
+    help="How many vectors the client's device has: more eventfds of a peer are then wrong.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_context
+def explain_session(context: click.Context, file: Path, dialect: str, vectors: int | None, as_json: bool) -> None:
+    """Go through a session file, connection by connection.
+
+    The dialect is recognised by the first messages. The first wrong message is pointed at, with what a real
+    QEMU does when it hears it. Exit code 0: clean; 1: something is wrong; 2: not a session file.
+    """
+    session = read_session(file)
+    found = [
+        explain(number, entries, dialect=DIALECTS[dialect], vectors=vectors)
+        for number, entries in session.connections.items()
+    ]
+    clean = not any(explanation.problems for explanation in found)
+    if as_json:
+        rows = [_as_data(explanation) for explanation in found]
+        click.echo(json.dumps({"clean": clean, "connections": rows}, indent=2))
+    else:
+        for explanation in found:
+            click.echo("\n".join(_as_text(explanation)) + "\n")
+        count = "1 connection" if len(found) == 1 else f"{len(found)} connections"
+        verdict = f"{count}: " + ("clean" if clean else "something is wrong, see above")
+        click.echo(verdict if found else "no connection was recorded")
+    if not clean:
+        context.exit(1)
+
+
+def _as_text(explanation: Explanation) -> Iterator[str]:
+    problems = explanation.problems
+    identity = [] if explanation.peer is None else [f"ID {explanation.peer}"]
+    if explanation.memory_bytes is not None:
+        identity.append(f"{explanation.memory_bytes} bytes of memory")
+    verdict = f"wrong, first in line {problems[0].line}" if problems else "clean"
+    yield f"connection {explanation.connection}: {', '.join([*identity, verdict])}"
+    yield f"  dialect: {explanation.named}"
+    for explained in explanation.entries:
+        entry = explained.entry
+        _, _, side, *act = format_entry(entry).split("  #")[0].split(" ")
+        words = " ".join(act)
+        words = words if len(words) <= 28 else words[:25] + "..."
+        yield f"  {entry.line:>5} {entry.time_ns / NANOSECONDS:>12.6f}  {side:6} {words:28} {explained.meaning}"
+        for problem in explained.problems:
+            device = "The device of 2012" if problem.is_seeds(explanation.judged_by) else "QEMU"
+            yield f"        {'^ first wrong' if problem is problems[0] else '^ wrong'}: {problem.name}"
+            yield f"          expected {problem.rule.expected}; got {problem.got}"
+            yield f"          {device} {problem.outcome(explanation.judged_by)}"
+            yield f"          Source: {problem.rule.source}"
+    for note in explanation.notes:
+        yield f"  note: {note}"
+
+
+def _as_data(explanation: Explanation) -> dict[str, Any]:
+    problems = explanation.problems
+    return {
+        "connection": explanation.connection,
+        "clean": not problems,
+        "dialect": explanation.dialect.name if explanation.dialect else None,
+        "dialect_in_words": explanation.named,
+        "judged_by": explanation.judged_by.name,
+        "peer": explanation.peer,
+        "memory_bytes": explanation.memory_bytes,
+        "first_wrong_line": problems[0].line if problems else None,
+        "entries": [_entry_as_data(explained, explanation) for explained in explanation.entries],
+        "notes": list(explanation.notes),
+    }
+
+
+def _entry_as_data(explained: Explained, explanation: Explanation) -> dict[str, Any]:
+    entry = explained.entry
+    return {
+        "line": entry.line,
+        "time_ns": entry.time_ns,
+        "text": format_entry(entry).split("  #")[0],
+        "meaning": explained.meaning,
+        "problems": [
+            {
+                "name": problem.name,
+                "expected": problem.rule.expected,
+                "got": problem.got,
+                "outcome": problem.outcome(explanation.judged_by),
+                "ends": problem.rule.ends,
+                "source": problem.rule.source,
+            }
+            for problem in explained.problems
+        ],
+    }
+
+
+# Replay
+
+
+@click.command("replay", short_help="Play a recorded server to a client under test.")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("-S", "--socket", "path", required=True, type=SOCKET, help="The socket for the client to connect to.")
+@click.option("--connection", type=click.IntRange(1), help="Which connection to play. Default: the first.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(0, 1e9),
+    default=1.0,
+    show_default=True,
+    help="How many times faster than it was recorded; 0: at once.",
+)
+@click.option("--step", is_flag=True, help="One message for each line of standard input (Enter).")
+@click.option(
+    "--timeout", "timeout_ns", callback=duration_ns, metavar="DURATION", help="End after this long. Default: never."
+)
+def replay(file: Path, path: Path, connection: int | None, speed: float, step: bool, timeout_ns: int | None) -> None:
+    """Play the server's side of a recorded connection to the first client that connects.
+
+    Descriptors of the recorded kinds are made anew: eventfds, memory of that size. What the client does is told
+    on standard output. It ends when the client leaves, or the recorded server does. Exit code 0: everything
+    was sent; 1: not all of it.
+    """
+    from sim.kernel.line_reader import Lines
+    from sim.wire.listener import Listener
+    from sim.wire.replayer import Player
+
+    if step and sys.stdin is None:
+        raise UsageError("standard input is closed: expected a line there for each message (--step)")
+    entries = _choose(read_session(file), file, connection)
+    meanings = {explained.entry.line: explained.meaning for explained in explain(0, entries).entries}
+    input_ended = False
+
+    def say(time_ns: int, text: str) -> None:
+        click.echo(f"{time_ns / NANOSECONDS:.6f} {text}")
+
+    def announce() -> None:
+        if entry := player.upcoming:
+            act = format_entry(entry).split("  #")[0].split(" ", 3)[3]
+            click.echo(f"next: {act} ({meanings[entry.line]}); Enter sends it", err=True)
+
+    def take(line: str | None) -> None:
+        nonlocal input_ended
+        if line is None:
+            input_ended = True
+            return
+        player.step()
+        announce()
+
+    with contextlib.ExitStack() as stack:
+        loop = Loop()
+        stack.callback(loop.close)
+        ended = stack.enter_context(ended_by_signal(loop))
+        listener = stack.enter_context(Listener(path))
+        player = stack.enter_context(Player(loop, listener, entries, speed=speed, stepwise=step, tell=say))
+        click.echo(f"waiting for a client at {path}", err=True)
+        deadline_ns = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
+        lines: Lines | None = None
+        while not (player.done or ended() or input_ended):
+            if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
+                click.echo("ivsim: the time is over", err=True)
+                break
+            loop.step(deadline_ns)
+            if step and lines is None and player.connected:
+                announce()
+                lines = Lines(loop, sys.stdin.fileno(), take)
+                stack.callback(lines.close)
+        played = player.result()
+    for (peer, vector), count in played.rung.items():
+        click.echo(f"client rang peer {peer} vector {vector}: {count}")
+    click.echo(f"sent {played.sent} of {played.total}")
+    if not played.complete:
+        click.get_current_context().exit(1)
+
+
+def _choose(session: Session, file: Path, connection: int | None) -> tuple[Entry, ...]:
+    connections = session.connections
+    if not connections:
+        raise UsageError(f"{file}: expected at least one connection, got none")
+    number = next(iter(connections)) if connection is None else connection
+    if number not in connections:
+        numbers = ", ".join(map(str, list(connections)[:20]))
+        raise UsageError(f"{file}: expected one of its connections ({numbers}), got --connection {number}")
+    return connections[number]

@@ -1,0 +1,225 @@
+"""What is seen of a run while it lasts: signs of life, what processes cost, and the snapshots of it all."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from sim import recording
+from sim.coordination.live_latency import recent_delivery_ns
+from sim.coordination.machines import Crew
+from sim.engines.process import control
+from sim.engines.process.handle import Hand
+from sim.host.resources import COORDINATOR, Resources, Sampler
+from sim.kernel.loop import Loop
+from sim.recording import Recording
+from sim.telemetry import Group, Happened, Publisher, Snapshot
+
+__all__ = ["Counts", "Lookout", "Observed", "in_words"]
+
+SECOND_NS = 1_000_000_000
+HEARTBEAT_NS = SECOND_NS // 2
+PUBLISH_NS = SECOND_NS // 5
+LOOK_SHARE = 50
+GLIMPSE_EVERY = 5
+HAPPENED_MAX = 8
+HAPPENED_LENGTH_MAX = 120
+
+Counts = tuple[int, int, int, int]
+"""Rung, delivered, interrupts, refused."""
+
+
+class Observed(Protocol):
+    """What there is to know of the run itself."""
+
+    @property
+    def phase(self) -> str: ...
+
+    @property
+    def start_ns(self) -> int: ...
+
+    @property
+    def stop_ns(self) -> int: ...
+
+
+def in_words(fields: Mapping[str, object]) -> str:
+    """The fields of an event in a line, without those that say nothing. No vectors in particular are all of them."""
+    words = []
+    for name, value in fields.items():
+        match value:
+            case None | "" | False:
+                continue
+            case True:
+                words.append(name)
+            case float():
+                words.append(f"{name} {value:g}")
+            case list() | tuple():
+                words.append(f"{name} {' '.join(map(str, value)) or 'all'}")
+            case _:
+                words.append(f"{name} {value}")
+    return ", ".join(words)
+
+
+class Lookout:
+    """Looks at a crew for as long as it is told to; owns the socket that snapshots are published on."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        run: Observed,
+        loop: Loop,
+        *,
+        runtime: Path,
+        record: Callable[[list[Resources]], None],
+        resources_every_s: float,
+        path: Path,
+    ) -> None:
+        self._path = path
+        self._happened: deque[Happened] = deque(maxlen=HAPPENED_MAX)
+        self._crew, self._run, self._loop = crew, run, loop
+        self._record = record
+        self._resources_every_ns = round(resources_every_s * SECOND_NS)
+        self._sampler = Sampler(path)
+        self._sampler.watch(COORDINATOR, "coordinator", os.getpid())
+        self._ping = 0
+        self._pinged: dict[Hand, int] = {}
+        self.heartbeats = 0
+        self.heartbeats_late = 0
+        self.spent_ns = 0
+        """What all this has cost on a CPU so far, in the coordinator."""
+        self._snapshots = 0
+        self._latency_ns: dict[str, int] = {}
+        self._publisher = Publisher(runtime / "telemetry.zmq")
+
+    @property
+    def telemetry(self) -> str:
+        """Where the snapshots are published."""
+        return self._publisher.endpoint
+
+    @property
+    def published(self) -> int:
+        return self._publisher.published
+
+    def close(self) -> None:
+        self._publisher.close()
+
+    def begin(self) -> None:
+        """Publish from now on, and ask everybody for signs of life."""
+        self._publish()
+        self._beat()
+
+    def watch(self, hand: Hand) -> None:
+        """A process has been born: it is looked at, too."""
+        self._sampler.watch(hand.rows[0].row, hand.name, hand.pid)
+
+    def forget(self, hand: Hand) -> None:
+        self._sampler.forget(hand.rows[0].row)
+        self._pinged.pop(hand, None)
+
+    def note(self, kind: str, fields: Mapping[str, object]) -> None:
+        """Something has happened: whoever watches the run sees the latest few."""
+        self._happened.append(Happened(time.monotonic_ns(), kind, in_words(fields)[:HAPPENED_LENGTH_MAX]))
+
+    def counts(self) -> dict[int, Counts]:
+        """What each machine has rung and got so far, in all its lives, by index."""
+        sums: dict[int, Counts] = {}
+        for hand in self._crew.hands:
+            machine = hand.machine.index
+            for book in hand.books:
+                a, b, c, d = sums.get(machine, (0, 0, 0, 0))
+                rung, delivered, interrupts, refused = _counts(book)
+                sums[machine] = a + rung, b + delivered, c + interrupts, d + refused
+        return sums
+
+    def look_at_resources(self) -> None:
+        """Look at all processes, now and again and again."""
+        if self._run.phase in ("stopping", "done") or not self._resources_every_ns:
+            return
+        begin_ns = time.thread_time_ns()
+        rows = self._sampler.sample()
+        looked_ns = time.thread_time_ns()
+        self._record(rows)
+        # What the first record loads is no part of what looking costs.
+        self.spent_ns += time.thread_time_ns() - looked_ns
+        self._again(self.look_at_resources, self._resources_every_ns, looked_ns - begin_ns)
+
+    def publish(self) -> None:
+        """Publish how it stands."""
+        crew, topology = self._crew, self._crew.topology
+        groups: dict[str, list[int]] = {group.name: [group.count, 0, 0, 0, 0, 0] for group in topology.groups}
+        for machine, counts in self.counts().items():
+            figures = groups[topology.machines[machine].group]
+            hand = crew.current[machine]
+            figures[1] += hand.ready and hand.lives
+            for place, count in enumerate(counts, 2):
+                figures[place] += count
+        if self._snapshots % GLIMPSE_EVERY == 0 and self._run.phase == "running":
+            rows = {row.row: book for hand in crew.hands for row, book in zip(hand.rows, hand.books, strict=True)}
+            row_of = {(domain, peer): row for hand in crew.hands for row, domain, peer in hand.identities}
+            self._latency_ns = recent_delivery_ns(rows, row_of, time.monotonic_ns())
+        self._snapshots += 1
+        self._publisher.publish(
+            Snapshot(
+                number=self._snapshots,
+                time_ns=time.monotonic_ns(),
+                phase=self._run.phase,
+                machines=len(crew.current),
+                up=sum(hand.ready and hand.lives for hand in crew.current),
+                start_ns=self._run.start_ns or None,
+                stop_ns=self._run.stop_ns or None,
+                heartbeats_late=self.heartbeats_late,
+                groups={name: Group(*figures) for name, figures in groups.items()},
+                title=topology.title,
+                path=str(self._path),
+                happened=tuple(self._happened),
+                latency_ns=self._latency_ns,
+            )
+        )
+
+    def _beat(self) -> None:
+        """Ask every running machine for a sign of life; count those who still owe the last one."""
+        if self._run.phase in ("stopping", "done"):
+            return
+        begin_ns = time.thread_time_ns()
+        if self._run.phase == "running":
+            self._ping += 1
+            for hand in self._crew.current:
+                if hand.lives and hand.ready:
+                    last = self._pinged.get(hand, 0)
+                    self.heartbeats_late += hand.books[0].words[recording.PING] != last
+                    if hand.tell(control.Ping(self._ping)):
+                        self._pinged[hand] = self._ping
+                        self.heartbeats += 1
+        self.spent_ns += time.thread_time_ns() - begin_ns
+        self._loop.at(time.monotonic_ns() + HEARTBEAT_NS, self._beat)
+
+    def _publish(self) -> None:
+        begin_ns = time.thread_time_ns()
+        self.publish()
+        if self._run.phase != "done":
+            self._again(self._publish, PUBLISH_NS, time.thread_time_ns() - begin_ns)
+
+    def _again(self, callback: Callable[[], None], every_ns: int, cost_ns: int) -> None:
+        """Call back in ``every_ns``, or as much later as keeps what it costs on a CPU a small part of the whole."""
+        self.spent_ns += cost_ns
+        self._loop.at(time.monotonic_ns() + max(every_ns, LOOK_SHARE * cost_ns), callback)
+
+
+def _counts(book: Recording) -> Counts:
+    """What a device has rung, been delivered, been interrupted, been refused, as its recording says now."""
+    words, layout = np.frombuffer(book.words, dtype=np.uint64), book.layout
+    edges = words[layout.edges_at : layout.edges_at + 3 * int(words[recording.EDGES_USED])]
+    vectors = words[layout.vectors_at : layout.edges_at]
+    nowhere = int(words[recording.RUNG_NOWHERE])
+    return (
+        int(edges[1::3].sum()) + nowhere,
+        int(vectors[0::2].sum()),
+        int(vectors[1::2].sum()),
+        int(edges[2::3].sum()) + nowhere,
+    )

@@ -1,0 +1,1 @@
+"""What runs machines. ``process``: each machine is a process of this host."""

@@ -1,0 +1,1 @@
+"""Machines as processes of this host: a worker, its handle in the parent, and the messages between them."""

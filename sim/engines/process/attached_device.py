@@ -1,0 +1,79 @@
+"""One device of a machine in its process: the device itself, its connection to a server, its recording."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from nodes.device.profiles import Profile
+from nodes.vm import Vm
+from sim.engines.process.configuration import DevicePlan
+from sim.engines.process.recorder import Recorder
+from sim.kernel.eventfd import signal
+from sim.recording import Recording
+from sim.wire.connection import Connection
+
+__all__ = ["AttachedDevice"]
+
+
+class AttachedDevice:
+    """Owns the connection and the recording. ``first`` is the machine's first device, None for that itself."""
+
+    def __init__(
+        self,
+        plan: DevicePlan,
+        book: Recording,
+        profile: Profile,
+        *,
+        vectors: int,
+        role: str,
+        seed: str,
+        sample_every: int,
+        first: Vm | None,
+        on_own: Callable[[int, int], None],
+        warn: Callable[[str], object],
+    ) -> None:
+        self.book = book
+        self.recorder = Recorder(book, domain=plan.domain)
+        self.vm = Vm(
+            profile,
+            vectors=vectors,
+            role=role,
+            size_bytes=plan.memory_bytes if profile.memory_container else None,
+            signal=signal,
+            ledger=self.recorder,
+            clock=time.monotonic_ns,
+            random=random.Random(seed),
+            sample_every=sample_every,
+            first=first,
+        )
+        self._on_own, self._warn = on_own, warn
+        self.expected: int | None = None
+        """How many eventfds the server's greeting names, once the coordinator has said so."""
+        self.connection = self._connect(plan.server)
+
+    @property
+    def is_met(self) -> bool:
+        """Whether everybody is known who was there when this device joined."""
+        return self.expected is not None and self.connection.heard >= self.expected and self.connection.is_set_up
+
+    def move(self, server: str, domain: int, on_memory: Callable[[int, int], None]) -> None:
+        """Close this process's copies of the connection and of its eventfds, and connect elsewhere."""
+        self.connection.close()
+        self.expected = None
+        self.recorder.domain = domain
+        self.connection = self._connect(server, on_memory)
+
+    def _connect(self, server: str, on_memory: Callable[[int, int], None] | None = None) -> Connection:
+        return Connection(
+            server,
+            self.vm,
+            on_own=lambda descriptor: self._on_own(descriptor, self.vm.number),
+            warn=self._warn,
+            on_memory=on_memory,
+        )
+
+    def close(self) -> None:
+        self.connection.close()
+        self.book.close()

@@ -1,0 +1,63 @@
+"""The program of a machine in its process: found by its name, its parameters bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nodes import programs
+from nodes.guest import Guest, Program, Trace
+from sim.engines.process.configuration import WorkerPlan
+
+__all__ = ["BoundProgram"]
+
+
+ABSENT = -1
+"""Stands in a trace for a machine that has no ID yet: the others keep their places."""
+
+
+class BoundProgram:
+    """A plan's program with its parameters; called with its guest, it begins.
+
+    Parameters that are machines become sequences of their IDs, which are refilled where they are whenever one of
+    those machines has a new one.
+    """
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        self._function = _find(plan.program)
+        self._ids: dict[int, int] = {}
+        self._sequences: list[tuple[tuple[int, ...], list[int]]] = []
+        self._places: list[tuple[tuple[int, ...], list[int]]] = []
+        self._arguments: dict[str, Any] = dict(plan.parameters)
+        for parameter, machines in plan.peers.items():
+            self._arguments[parameter] = sequence = list[int]()
+            self._sequences.append((machines, sequence))
+        for parameter, (machines, doorbells) in plan.traces.items():
+            places = [ABSENT] * len(machines)
+            self._arguments[parameter] = Trace(places, doorbells)
+            self._places.append((machines, places))
+
+    def __call__(self, guest: Guest) -> Program:
+        return self._function(guest, **self._arguments)
+
+    def learn(self, peers: dict[int, int], *, anew: bool) -> None:
+        """These machines have these IDs now; with ``anew``, no others have any."""
+        if anew:
+            self._ids.clear()
+        self._ids.update(peers)
+        for machines, sequence in self._sequences:
+            sequence[:] = [self._ids[machine] for machine in machines if machine in self._ids]
+        for machines, places in self._places:
+            places[:] = [self._ids.get(machine, ABSENT) for machine in machines]
+
+
+def _find(name: str) -> Callable[..., Program]:
+    function: Callable[..., Program]
+    if ":" in name:
+        # Not sooner: the whole language comes with it, and costs each machine that loads it more than a megabyte.
+        from topologies.resolve.importing import import_program
+
+        function = import_program(name)
+    else:
+        function = getattr(programs, name)
+    return function

@@ -1,0 +1,74 @@
+"""Between an eventfd and the program: waiting for it, taking what it has counted, putting it on the books."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable
+
+from nodes.errors import GuestError
+from sim.engines.process.attached_device import AttachedDevice
+from sim.kernel.eventfd import drain
+
+__all__ = ["drain_late", "make_delivery", "poll_until"]
+
+# The last of a wait, for which epoll's whole milliseconds are too coarse: select() on the epoll descriptor waits.
+FINE_WAIT_NS = 3_000_000
+MILLISECOND_NS = 1_000_000
+SECOND_NS = 1_000_000_000
+
+
+def make_delivery(
+    devices: list[AttachedDevice], vectors: int
+) -> tuple[Callable[[int, int, int], None], Callable[[int, int], int | None], Callable[[int], None]]:
+    """What is done with a drained counter: ``drained``, ``deliver``, ``handled``; vectors count through all devices."""
+    makers = [device.recorder.make_drains() for device in devices]
+    vms = [device.vm for device in devices]
+    for vm, maker in zip(vms, makers, strict=True):
+        vm.on_left, vm.on_fired = maker.left, maker.fired
+    if len(devices) == 1:
+        return makers[0].drained, vms[0].deliver, makers[0].handled
+    handled_now = makers[0].handled
+
+    def deliver(flat: int, count: int) -> int | None:
+        number, vector = divmod(flat, vectors)
+        vms[number].deliver(vector, count)
+        for vm in vms:
+            vm.settle()
+        return vms[0].wait
+
+    def drained(flat: int, count: int, delivered_ns: int) -> None:
+        nonlocal handled_now
+        number, vector = divmod(flat, vectors)
+        handled_now = makers[number].handled
+        makers[number].drained(vector, count, delivered_ns)
+
+    def handled(handled_ns: int) -> None:
+        handled_now(handled_ns)
+
+    return drained, deliver, handled
+
+
+def poll_until(epoll: select.epoll, deadline_ns: int, events_max: int) -> list[tuple[int, int]]:
+    """Events, or none at the deadline. ``epoll`` waits whole milliseconds, so the last ones are select's."""
+    if type(deadline_ns) is not int:
+        raise GuestError(f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {deadline_ns!r}")
+    poll, descriptor = epoll.poll, epoll.fileno()
+    while True:
+        left_ns = deadline_ns - time.monotonic_ns()
+        if left_ns <= 0:
+            return poll(0, events_max)
+        # Less than a whole millisecond beyond the fine wait would be none for epoll: a loop without a wait.
+        if left_ns >= FINE_WAIT_NS + MILLISECOND_NS:
+            events = poll((left_ns - FINE_WAIT_NS) // MILLISECOND_NS / 1000, events_max)
+        else:
+            ready, _, _ = select.select([descriptor], [], [], left_ns / SECOND_NS)
+            events = poll(0, events_max) if ready else []
+        if events:
+            return events
+
+
+def drain_late(delay_s: float, descriptor: int) -> int:
+    """Take an interrupt as a slow machine does: whatever comes in the meantime is taken with it."""
+    time.sleep(delay_s)
+    return drain(descriptor)

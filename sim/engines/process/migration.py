@@ -1,0 +1,111 @@
+"""A machine goes on in a fresh process: what its worker does on either side of the fork.
+
+The source pauses the program, writes its books, saves the device's state and forks (`sim.kernel.fork_handover`). The
+successor makes a new device that connects as any other does, puts the memory where the program knows it, loads the
+state; then the source lets go, and only then the program is resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import time
+
+from nodes.device.ivshmem import Ivshmem
+from nodes.device.migration import RamMigration
+from nodes.device.qemu_1_1.shared_object import check_size
+from nodes.errors import HostError
+from nodes.vm import Vm
+from sim.kernel.fork_handover import Source, remap
+from sim.kernel.memory import map_region
+
+__all__ = ["Arrival", "Excuse", "let_go"]
+
+PATIENCE_S = 10.0
+EXCUSE_BYTES_MAX = 2048  # less than a pipe takes in one piece
+
+
+def let_go(side: Source, fault: str) -> str:
+    """The source's part: wait until the other side is ready, and leave the machine to it.
+
+    "" when it has; else why not: the successor has then ended, and the machine goes on here. ``fault`` as in
+    `topologies.schedule.FAULTS`.
+    """
+    begin = time.monotonic()
+    if side.await_ready(PATIENCE_S):
+        if fault == "source_dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        reason = "it was cancelled"
+        if fault != "cancel":
+            if side.commit():
+                return ""
+            reason = "its new process died"
+    elif time.monotonic() - begin < PATIENCE_S:
+        reason = "its new process died"
+    else:
+        reason = f"its new process was not ready within {PATIENCE_S:g} s"
+    side.cancel()
+    return reason
+
+
+class Excuse:
+    """A pipe, made before the fork: in it the successor says why it does not come, and its source looks for that."""
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def give(self, reason: str) -> None:
+        os.write(self._writing, reason.encode(errors="backslashreplace")[:EXCUSE_BYTES_MAX])
+
+    def take(self) -> str:
+        """What it said; "" when it ended without a word."""
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._reading, EXCUSE_BYTES_MAX).decode(errors="replace")
+        return ""
+
+    def close(self) -> None:
+        os.close(self._reading)
+        os.close(self._writing)
+
+
+class Arrival:
+    """The successor's part: a machine's new device, which takes the place of the one that was saved as ``state``.
+
+    ``take(peer, descriptor)`` is called with the memory when the server has sent it. ``memory_bytes`` is how much of it
+    had to be copied: all, when it is another domain's. ``fault``: with "late_memory", the state has come before it.
+    """
+
+    def __init__(self, vm: Vm, state: bytes, *, elsewhere: bool, fault: str) -> None:
+        self._vm, self._state, self._elsewhere, self._fault = vm, state, elsewhere, fault
+        self._old = vm.device
+        self._ram = RamMigration(self._old)
+        self._memory = vm.guest.memory
+        self.memory_bytes = 0
+        size_bytes = len(self._memory) if self._old.profile.memory_container else None
+        self._device = Ivshmem(
+            self._old.profile,
+            vectors=vm.guest.vectors,
+            role=self._old.role,
+            size_bytes=size_bytes,
+            ring=vm.doorbells.ring,
+        )
+        vm.replace(self._device)
+
+    def take(self, peer: int, descriptor: int) -> None:
+        """Raises ``UsageError`` when the memory, the state or the ID does not fit."""
+        mapping = self._memory.obj
+        if not isinstance(mapping, mmap.mmap):
+            raise HostError("this machine's memory is not one that can be moved")
+        there = memoryview(map_region(descriptor))
+        if self._old.profile.memory_container:
+            check_size(len(self._memory), len(there))
+        if self._fault != "late_memory":
+            self._device.set_memory(there)
+        if self._elsewhere:
+            self.memory_bytes = self._ram.complete(self._device)
+        else:
+            self._ram.check(self._device)
+        remap(mapping, descriptor)
+        self._vm.arrive(peer, self._memory, self._state)

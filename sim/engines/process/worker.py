@@ -1,0 +1,389 @@
+"""The machine that lives in a worker's process: its descriptors, its clock, its wait.
+
+It lives between two words of the coordinator, Start and Stop; what else is said to it meanwhile happens to it between
+two events of its program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import signal as signals
+import time
+from collections.abc import Callable, Iterator
+
+from nodes.device import profiles
+from nodes.errors import GuestError, HostError
+from nodes.load import Load
+from sim import recording
+from sim.engines.process import control
+from sim.engines.process.attached_device import AttachedDevice
+from sim.engines.process.bound_program import BoundProgram
+from sim.engines.process.configuration import WorkerPlan
+from sim.engines.process.control import Control
+from sim.engines.process.delivery import drain_late, make_delivery, poll_until
+from sim.engines.process.migration import Arrival, Excuse, let_go
+from sim.kernel.eventfd import drain
+from sim.kernel.fork_handover import Source, fork_successor
+from sim.recording import Recording, State
+
+__all__ = ["ProgramError", "Worker"]
+
+SECOND_NS = 1_000_000_000
+
+
+class ProgramError(Exception):
+    """The guest program raised; the cause tells what."""
+
+
+class _Stopped(Exception):  # noqa: N818  (no error)
+    """The time is up, or the coordinator said Stop or Leave before it was."""
+
+
+class _Moved(Exception):  # noqa: N818  (no error)
+    """The machine goes on in another process: this one is to end, and to say no more."""
+
+
+class Worker:
+    """One machine in this process: everything it holds, and the two loops it lives in."""
+
+    def __init__(self, plan: WorkerPlan, link: Control, books: list[Recording]) -> None:
+        self._plan = plan
+        self._link = link
+        self._books = books
+        self._epoll = select.epoll()
+        self._start_ns: int | None = None
+        self._stop_ns = self._joined_ns = 0
+        self._dismissed = False
+        self._plugged = True
+        self._may_proceed = False
+        self._take: Callable[[int], int] = drain
+        self._alarm, self._alarm_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._own: dict[int, int] = {}  # own eventfd -> its vector, counted through all devices
+        self._servers: dict[int, AttachedDevice] = {}  # socket to a server -> the device that is connected to it
+        profile = profiles.profile(plan.profile)
+        self._devices: list[AttachedDevice] = []
+        for device_plan, book in zip(plan.devices, books, strict=True):
+            device = AttachedDevice(
+                device_plan,
+                book,
+                profile,
+                vectors=plan.vectors,
+                role=plan.role,
+                seed=plan.seed,
+                sample_every=plan.sample_every,
+                first=self._devices[0].vm if self._devices else None,
+                on_own=self._add_own,
+                warn=lambda text: link.send(control.Warned(text)),
+            )
+            self._devices.append(device)
+            self._servers[device.connection.fileno()] = device
+        self._vm = self._devices[0].vm
+        self._vm.guest.load = Load(plan.load)
+
+    def run(self) -> None:
+        self._program = BoundProgram(self._plan)
+        self._epoll.register(self._link.fileno(), select.EPOLLIN)
+        for server in self._servers:
+            self._epoll.register(server, select.EPOLLIN)
+        self._enter(State.CONNECTED)
+        try:
+            self._meet_everyone()
+            self._enter(State.READY, recording.READY_NS)
+            self._link.send(control.Ready())
+            self._await_start()
+            self._enter(State.RUNNING, recording.STARTED_NS)
+            self._serve()
+        except _Stopped:
+            self._stop()
+        except _Moved:
+            pass  # and all that this process still has are copies
+
+    def close(self) -> None:
+        for device in self._devices:
+            device.connection.close()
+        self._epoll.close()
+        os.close(self._alarm)
+        os.close(self._alarm_writer)
+
+    def _migrate(self, order: control.Migrate) -> None:
+        """Go on in a fresh process; returns in that one, or in this one when it came to nothing."""
+        paused_ns = time.monotonic_ns()
+        device = self._devices[0]
+        device.vm.doorbells.flush()
+        state = device.vm.device.save()
+        excuse = Excuse()
+        side = fork_successor()
+        if isinstance(side, Source):
+            reason = let_go(side, order.fault)
+            if not reason:
+                raise _Moved
+            self._link.send(control.Stayed(excuse.take() or reason, time.monotonic_ns() - paused_ns))
+            excuse.close()
+            return
+        # Not said by the source: should that be killed now, the coordinator would not know of this process.
+        self._link.send(control.Moving(os.getpid()))
+        try:
+            if order.fault == "target_dies":
+                os.kill(os.getpid(), signals.SIGKILL)
+            copied_bytes = self._go_on(device, order, state)
+            if not (side.stand_ready() and side.tie_to(order.adopter)):
+                os._exit(1)
+        except _Stopped:
+            excuse.give("the run is over")
+            os._exit(1)
+        except BaseException as error:  # whatever it is: the machine is still there, where it was
+            excuse.give(str(error) or type(error).__name__)
+            os._exit(1)
+        excuse.close()
+        peer, guest = device.connection.peer, device.vm.guest
+        assert peer is not None
+        device.book.words[recording.PEER], device.book.words[recording.DOMAIN] = peer, order.domain
+        pending = sum(guest.pending(vector) for vector in range(guest.vectors)) if device.vm.device.msix else 0
+        self._set_alarm()
+        downtime_ns = time.monotonic_ns() - paused_ns
+        self._link.send(control.Moved(peer, downtime_ns, len(state), copied_bytes, pending))
+        device.vm.settle()
+
+    def _go_on(self, device: AttachedDevice, order: control.Migrate, state: bytes) -> int:
+        """In the fresh process: have everything anew that is not to be shared; how much memory was copied, in bytes."""
+        self._epoll.close()  # this copy of it: what is registered there is the source's business
+        self._epoll = select.epoll()
+        for descriptor in (self._alarm, self._alarm_writer):
+            os.close(descriptor)
+        self._alarm, self._alarm_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._epoll.register(self._link.fileno(), select.EPOLLIN)
+        self._may_proceed = False
+        while not self._may_proceed:
+            self._wait_and_attend()
+        if not order.server:
+            for descriptor in (*self._own, *self._servers):
+                self._epoll.register(descriptor, select.EPOLLIN)
+            return 0
+        self._own.clear()
+        self._servers.clear()
+        elsewhere = order.domain != device.recorder.domain
+        arrival = Arrival(device.vm, state, elsewhere=elsewhere, fault=order.fault)
+        device.move(order.server, order.domain, arrival.take)
+        self._servers[device.connection.fileno()] = device
+        self._epoll.register(device.connection.fileno(), select.EPOLLIN)
+        while not device.is_met:
+            if not self._servers:
+                raise HostError("the server has gone")
+            self._wait_and_attend()
+        return arrival.memory_bytes
+
+    def _wait_and_attend(self) -> None:
+        for descriptor, _ in self._epoll.poll():
+            if descriptor not in self._own:
+                self._attend(descriptor)
+
+    def _enter(self, state: int, stamp: int | None = None) -> None:
+        for book in self._books:
+            if stamp is not None:
+                book.words[stamp] = time.monotonic_ns()
+            book.words[recording.STATE] = state
+
+    # The servers
+
+    def _add_own(self, descriptor: int, device: int) -> None:
+        """An own eventfd has come: from now on it is waited for."""
+        self._own[descriptor] = device * self._plan.vectors + self._devices[device].connection.own[descriptor]
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    def _meet_everyone(self) -> None:
+        """Take in the greetings until everybody is connected who was there when this machine joined."""
+        while not all(device.is_met for device in self._devices):
+            self._wait_and_attend()
+            for device in self._devices:
+                if (peer := device.connection.peer) is not None:
+                    device.book.words[recording.PEER] = peer
+
+    def _await_start(self) -> None:
+        while self._start_ns is None:
+            self._wait_and_attend()
+        for guest in self._vm.guest.devices:
+            guest.start_ns, guest.joined_ns, guest.stop_ns = self._start_ns, self._joined_ns, self._stop_ns
+        self._set_alarm()
+        while (left_ns := self._start_ns - time.monotonic_ns()) > 0:
+            time.sleep(left_ns / SECOND_NS)
+
+    def _set_alarm(self) -> None:
+        """Have the wait end at the time to stop: by then, the coordinator may wait long for its turn on a CPU."""
+        with contextlib.suppress(FileExistsError):  # a machine that has migrated before it began has it already
+            self._epoll.register(self._alarm, select.EPOLLIN)
+        signals.signal(signals.SIGALRM, lambda *_: None)
+        signals.set_wakeup_fd(self._alarm_writer)
+        signals.setitimer(signals.ITIMER_REAL, max(1, self._stop_ns - time.monotonic_ns()) / SECOND_NS)
+
+    def _read_server(self, server: int) -> None:
+        if not self._servers[server].connection.read():
+            # Doorbells and interrupts go on without a server; there is only no more news.
+            self._forget_server(server)
+
+    def _forget_server(self, server: int) -> None:
+        if self._servers.pop(server, None) is not None:
+            self._epoll.unregister(server)
+
+    # The coordinator
+
+    def _attend(self, descriptor: int) -> None:
+        """Something other than an own eventfd is readable."""
+        if descriptor == self._link.fileno():
+            while (order := self._link.receive()) is not None:
+                self._obey(order)
+        elif descriptor == self._alarm:
+            raise _Stopped
+        elif descriptor in self._servers:
+            self._read_server(descriptor)
+
+    def _obey(self, order: control.Order | control.Report) -> None:
+        match order:
+            case control.Ping(number):
+                for device in self._devices:
+                    device.vm.doorbells.flush()
+                    device.book.words[recording.PING_NS] = time.monotonic_ns()
+                    device.book.words[recording.PING] = number
+            case control.Known(peers, anew):
+                self._program.learn(peers, anew=anew)
+                self._vm.guest.generation += 1
+            case control.Expect(eventfds):
+                for device, count in zip(self._devices, eventfds, strict=True):
+                    device.expected = count
+            case control.Start(start_ns, stop_ns, joined_ns):
+                self._start_ns, self._stop_ns, self._joined_ns = start_ns, stop_ns, joined_ns
+            case control.Stop():
+                self._dismissed = True
+                raise _Stopped
+            case control.Leave():
+                self._unplug()
+                self._dismissed = True
+                raise _Stopped
+            case control.Migrate():
+                self._migrate(order)
+            case control.Proceed():
+                self._may_proceed = True
+            case _:
+                with _blaming_program():
+                    self._suffer(order)
+
+    def _suffer(self, order: control.Order | control.Report) -> None:
+        """Something that the timeline does to the machine, and that its program may notice at once."""
+        match order:
+            case control.Unplug():
+                self._unplug()
+            case control.Reset():
+                if self._plugged:
+                    for device in reversed(self._devices):  # the first one last: with it, the program begins
+                        device.vm.reset(self._program)
+            case control.Mask(vectors, masked):
+                for device in self._devices:
+                    for vector in vectors or range(self._plan.vectors):
+                        device.vm.mask(vector, masked=masked)
+            case control.Slow(delay_ns):
+                self._take = functools.partial(drain_late, delay_ns / SECOND_NS) if delay_ns else drain
+            case control.Deafen():
+                for server in list(self._servers):
+                    self._forget_server(server)
+            case _:
+                raise RuntimeError(f"not an order: {order}")
+
+    def _unplug(self) -> None:
+        """The devices are gone, and with them their connections; what their counters hold stays there."""
+        self._plugged = False
+        for descriptor in self._own:
+            self._epoll.unregister(descriptor)
+        self._own.clear()
+        for server in list(self._servers):
+            self._forget_server(server)
+        with _blaming_program():
+            for device in self._devices:
+                device.vm.unplug()
+        for device in self._devices:
+            device.vm.doorbells.flush()
+            device.connection.close()
+
+    def _stop(self) -> None:
+        """No more rings, no more drains; the counts are final."""
+        with _blaming_program():
+            for device in self._devices:
+                device.vm.stop()
+        for device in self._devices:
+            device.vm.doorbells.flush()
+        guest, words = self._vm.guest, self._books[0].words
+        words[recording.UNRUNG], words[recording.UNRUNG_OLDEST_NS] = guest.unrung, guest.unrung_oldest_ns
+        self._enter(State.STOPPED, recording.STOPPED_NS)
+        self._warn()
+        self._link.send(control.Stopped(self._statistics()))
+        # Who stopped by the clock stays until it is told to go: the coordinator takes a last look at everybody.
+        with contextlib.suppress(_Stopped):
+            while not self._dismissed:
+                select.select([self._link], [], [])
+                self._attend(self._link.fileno())
+
+    def _statistics(self) -> dict[str, int | float]:
+        """What the program counted itself, as far as these are names and numbers."""
+        given = self._vm.guest.statistics
+        kept = {str(name): value for name, value in given.items() if type(value) in (int, float)}
+        if len(kept) < len(given):
+            self._link.send(control.Warned(f"{len(given) - len(kept)} statistics of the program are no numbers"))
+        return kept
+
+    def _warn(self) -> None:
+        while self._vm.warnings:
+            self._link.send(control.Warned(self._vm.warnings.popleft()))
+
+    # The guest
+
+    def _serve(self) -> None:
+        """Run the program until Stop: wait as long as it says, and hand it what comes."""
+        vm, own, poll, clock, take = self._vm, self._own, self._epoll.poll, time.monotonic_ns, self._take
+        drained, deliver, handled = make_delivery(self._devices, self._plan.vectors)
+        warnings = vm.warnings
+        events_max = len(own) + 3
+        with _blaming_program():
+            wait = vm.start(self._program)
+        while True:
+            if wait is None:
+                events = poll(-1, events_max)
+            elif wait == 0:
+                events = poll(0, events_max)
+            else:
+                try:
+                    events = poll_until(self._epoll, wait, events_max)
+                except GuestError as error:
+                    raise ProgramError from error
+            if not events:
+                with _blaming_program():
+                    wait = vm.expire()
+                continue
+            for descriptor, _ in events:
+                vector = own.get(descriptor)
+                if vector is None:
+                    self._attend(descriptor)
+                    # What was attended to may have changed all of this, even the process.
+                    take, wait, poll, events_max = self._take, vm.wait, self._epoll.poll, len(own) + 3
+                    continue
+                try:
+                    count = take(descriptor)
+                except BlockingIOError:
+                    continue  # somebody else who holds it has drained it
+                drained(vector, count, clock())
+                try:
+                    wait = deliver(vector, count)
+                except (Exception, SystemExit) as error:
+                    raise ProgramError from error
+                handled(clock())
+            if warnings:
+                self._warn()
+
+
+@contextlib.contextmanager
+def _blaming_program() -> Iterator[None]:
+    """What goes wrong in here is the guest program's."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise ProgramError from error

@@ -1,0 +1,339 @@
+"""What a topology asks of this host, each sum with what it is made of, before any process is started."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from nodes.errors import HostError
+from sim.engines.process.configure import Layouts
+from sim.host.limits import SHM_DIRECTORY, Host, Left
+from sim.recording import WORD_BYTES
+from sim.views.columns import print_columns
+from topologies import Machine, Topology
+
+__all__ = ["Demand", "Sum", "check", "preflight", "render"]
+
+# What the coordinator holds for each machine: a socket, a control socket, a sentinel, the pipe to the fork server
+# and a spare; what it holds besides; and what a worker holds, counted in /proc/PID/fd.
+DESCRIPTORS_EACH = 5
+DESCRIPTORS_SPARE = 64
+WORKER_DESCRIPTORS = 14
+DEVICE_DESCRIPTORS = 3
+# The fork server, the tracker of shared memory, and threads of this process: ZeroMQ's two and the progress.
+HELPERS = 5
+# A socket's buffer holds so many messages that nobody reads (212,992 bytes of net.core.wmem_default).
+UNREAD_MESSAGES = 278
+GREETING_MESSAGES = 3
+# Measured: private memory of a worker, and of the kernel for an eventfd.
+PRIVATE_BYTES = round(3.9 * 2**20)
+EVENTFD_BYTES = 200
+# Measured, on two CPUs that nobody else used: a run of two machines, a process more, a message more.
+BASE_S, PROCESS_S, MESSAGE_S = 0.2, 0.010, 4e-6
+PATIENCE_S, PATIENCE_EACH_S = 30.0, 0.1
+
+T = TypeVar("T")
+
+
+class Sum(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that is needed: so much, made of that, of so much that there is.
+
+    ``limit`` is None where nothing limits it. What does not fit refuses the run, unless ``binding`` is False: an
+    estimate, or what only makes others wait.
+    """
+
+    what: str
+    needed: float
+    unit: Literal["", "bytes", "s"] = ""
+    made_of: str = ""
+    limit: float | None = None
+    limit_name: str = ""
+    advice: str = ""
+    binding: bool = True
+
+    @property
+    def fits(self) -> bool:
+        return self.limit is None or self.needed <= self.limit
+
+    def __str__(self) -> str:
+        """The sentence of an error."""
+        made_of = f" ({self.made_of})" if self.made_of else ""
+        limit = "any number" if self.limit is None else f"{_amount(self.limit, self.unit)} ({self.limit_name})"
+        needs = f"this topology needs {_amount(self.needed, self.unit)} {self.what}{made_of}"
+        return f"{needs}; this host allows {limit}. {self.advice}".rstrip()
+
+
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a topology asks for. ``refused`` are wishes that this host does not grant at all."""
+
+    sums: list[Sum]
+    refused: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """Why this host cannot carry it; empty when it can."""
+        return [str(each) for each in self.sums if each.binding and not each.fits] + self.refused
+
+    @property
+    def warnings(self) -> list[str]:
+        return [str(each) for each in self.sums if not each.binding and not each.fits]
+
+
+def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None = None) -> Demand:
+    """The demand of ``topology`` beside what there is; run directories are made in ``runs``."""
+    there = host or Host.here(runs)
+    count = _Count.of(topology)
+    sums = [*_descriptors(topology, count, there), *_processes(count, there), *_server(count, there)]
+    sums += [*_memory(topology, count, there), *_time(count, there)]
+    return Demand(sums=sums, refused=[*_place(runs), *_cpus(topology, there), *_policies(topology, there)])
+
+
+def check(topology: Topology, runs: Path) -> None:
+    """Raise ``HostError`` with every sum that does not fit."""
+    problems = preflight(topology, runs).problems
+    if problems:
+        raise HostError("\n".join(problems))
+
+
+def render(demand: Demand, console: Console) -> None:
+    """Print a line for each sum, then what is wrong."""
+    rows = [("", "needed", "allowed", "by")]
+    for each in demand.sums:
+        amounts = (each.needed, each.limit)
+        needed, allowed = (
+            "" if it is None else _amount(it, each.unit) if each.unit else f"{it:,.0f}" for it in amounts
+        )
+        rows.append((each.what, needed, allowed, each.limit_name))
+    wrong = {place: "bold red" for place, each in enumerate(demand.sums, start=1) if not each.fits}
+    print_columns(rows, console, left=(0, 3), styles=wrong)
+    for text in (*demand.warnings, *demand.problems):
+        console.print(Text(f"! {text}", "yellow"), soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _Count:
+    """How many there are of what everything else is made of."""
+
+    machines: int
+    connections: int
+    eventfds: int
+    messages: int
+    migrations: int
+    lives: Mapping[int, int]
+
+    @classmethod
+    def of(cls, topology: Topology) -> _Count:
+        """Who comes back has another ID, and each of its vectors one eventfd more."""
+        lives = Counter({machine.index: int(machine.present) for machine in topology.machines})
+        migrations = 0
+        for action in topology.timeline:
+            if action.do in ("join", "migrate"):
+                lives.update(dict.fromkeys(action.machines, action.repeat))
+            migrations += action.do == "migrate"
+        connections = eventfds = messages = 0
+        for domain in topology.domains:
+            members = [machine for machine in topology.machines if domain.name in machine.domains]
+            own = sum(machine.vectors * max(1, lives[machine.index]) for machine in members)
+            heads = sum(max(1, lives[machine.index]) for machine in members)
+            connections, eventfds = connections + heads, eventfds + own
+            # A newcomer is told everybody's eventfds and its own, everybody else the newcomer's.
+            messages += heads * (GREETING_MESSAGES + own)
+        return cls(len(topology.machines), connections, eventfds, messages, migrations, lives)
+
+
+def _descriptors(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
+    others = DESCRIPTORS_SPARE + host.descriptors_open + count.connections - count.machines
+    advice = "Take fewer machines or vectors, or raise the limit"
+    yield _sum(
+        "descriptors in the coordinator",
+        count.eventfds + DESCRIPTORS_EACH * count.machines + others,
+        host.descriptors,
+        f"{count.eventfds} eventfds, {DESCRIPTORS_EACH} for each of {count.machines} machines, {others} others",
+        advice,
+    )
+    eventfds, machine = max(((_worker_eventfds(topology, each), each) for each in _kinds(topology)), key=_first)
+    fixed = WORKER_DESCRIPTORS + DEVICE_DESCRIPTORS * (len(machine.domains) - 1)
+    yield _sum(
+        "descriptors in a machine",
+        eventfds + fixed,
+        host.descriptors,
+        f"{eventfds} eventfds in {machine.name}, {fixed} others",
+        advice,
+    )
+    yield _sum(
+        "open files on this host",
+        count.eventfds + (DESCRIPTORS_EACH + WORKER_DESCRIPTORS) * count.machines,
+        host.files,
+        f"{count.eventfds} eventfds, {DESCRIPTORS_EACH + WORKER_DESCRIPTORS} for each of {count.machines} machines",
+        advice,
+    )
+
+
+def _first(pair: tuple[int, Machine]) -> int:
+    return pair[0]
+
+
+def _kinds(topology: Topology) -> list[Machine]:
+    """One machine for each number of vectors and set of domains: all others need what one of them needs."""
+    return list({(machine.domains, machine.vectors): machine for machine in reversed(topology.machines)}.values())
+
+
+def _worker_eventfds(topology: Topology, machine: Machine) -> int:
+    """A device keeps no more eventfds of a peer than it has vectors itself."""
+    total = 0
+    for domain in machine.domains:
+        sizes = Counter(other.vectors for other in topology.machines if domain in other.domains)
+        total += sum(min(machine.vectors, vectors) * those for vectors, those in sizes.items())
+    return total
+
+
+def _processes(count: _Count, host: Host) -> Iterator[Sum]:
+    moving = 1 if count.migrations else 0
+    made_of = f"{count.machines} machines, {HELPERS} helpers" + (", 1 that another moves to" if moving else "")
+    needed = count.machines + moving + HELPERS
+    yield _sum("processes and threads", needed, host.processes, made_of, "Take fewer machines, or raise the limit")
+
+
+def _server(count: _Count, host: Host) -> Iterator[Sum]:
+    made_of = f"{count.connections} connections, each told of {count.eventfds} eventfds at most"
+    yield _sum("messages of the server", count.messages, None, made_of)
+    in_flight = min(count.messages, UNREAD_MESSAGES * count.connections)
+    advice = "The server waits until they are read: coming up takes longer"
+    made_of = f"at most {UNREAD_MESSAGES} unread messages for each of {count.connections} connections"
+    yield _sum("descriptors in flight", in_flight, host.in_flight, made_of, advice, binding=False)
+
+
+def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
+    by_kind: Counter[str] = Counter()
+    for domain in topology.domains:
+        by_kind[domain.memory.kind] += domain.memory.size_bytes
+    layouts = Layouts(topology)
+    each = {machine.vectors: layouts.of(machine).words * WORD_BYTES for machine in _kinds(topology)}
+    recordings = sum(
+        each[machine.vectors] * len(machine.domains) * max(1, count.lives[machine.index])
+        for machine in topology.machines
+    )
+    shared, private = sum(by_kind.values()), PRIVATE_BYTES * count.machines + EVENTFD_BYTES * count.eventfds
+    made_of = (
+        f"{_amount(shared, 'bytes')} shared, {_amount(recordings, 'bytes')} of recordings, "
+        f"{_amount(PRIVATE_BYTES, 'bytes')} for each of {count.machines} machines"
+    )
+    advice = "Take fewer machines or a smaller memory"
+    yield _sum("of memory", shared + recordings + private, host.memory_bytes, made_of, advice, unit="bytes")
+    if named := by_kind["shared_memory"]:
+        advice = 'Take a smaller memory or kind = "memfd", or mount a larger file system there'
+        yield _sum(f"of shared memory in {SHM_DIRECTORY}", named, host.shm_bytes, "", advice, unit="bytes")
+    if nameless := by_kind["memfd"]:
+        yield _sum("of nameless memory", nameless, host.memory_bytes, "", "Take a smaller memory", unit="bytes")
+    advice = "Take a shorter run, run.sample_every = 0, or another directory with --runs"
+    made_of = f"recordings of {count.machines} machines"
+    yield _sum("of disk for recordings", recordings, host.disk_bytes, made_of, advice, unit="bytes")
+
+
+def _time(count: _Count, host: Host) -> Iterator[Sum]:
+    alone = 2 if len(host.cpus) == 1 else 1
+    needed = BASE_S + alone * (PROCESS_S * count.machines + MESSAGE_S * count.messages)
+    patience = Left(round(PATIENCE_S + PATIENCE_EACH_S * count.machines), "the coordinator's patience")
+    made_of = f"an estimate from {count.machines} processes and {count.messages} messages"
+    advice = "It may be given up before all machines are Ready"
+    yield _sum("to come up", round(needed, 2), patience, made_of, advice, unit="s", binding=False)
+
+
+def _sum(
+    what: str,
+    needed: float,
+    left: Left | None,
+    made_of: str,
+    advice: str = "",
+    *,
+    unit: Literal["", "bytes", "s"] = "",
+    binding: bool = True,
+) -> Sum:
+    limit, name = (None, "") if left is None else left
+    return Sum(
+        what=what,
+        needed=needed,
+        unit=unit,
+        made_of=made_of,
+        limit=limit,
+        limit_name=name,
+        advice=advice,
+        binding=binding,
+    )
+
+
+def _place(runs: Path) -> Iterator[str]:
+    """Whether a directory can be made in ``runs``, or first of all ``runs`` itself in what there is of its path."""
+    whole = runs.absolute()
+    there = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        yield f"{runs}: no run directory can be made there: {there} is no directory. Name another one with --runs"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield f"{runs}: no run directory can be made there: {there} cannot be written. Name another one with --runs"
+
+
+def _cpus(topology: Topology, host: Host) -> Iterator[str]:
+    """CPUs that machines ask for and cannot have."""
+    for name, cpus in _wishes(topology, lambda machine: machine.scheduling.cpus):
+        missing = sorted(set(cpus) - host.cpus)
+        if missing:
+            shown = ", ".join(map(str, missing[:8])) + (" and more" if len(missing) > 8 else "")
+            yield (
+                f"{name}: no CPU {shown} for this process: this host has {host.cpus_online} CPUs, "
+                f"allowed are {_ranges(host.cpus)}. Name others in `cpus`, or allow more (taskset, cpuset)"
+            )
+
+
+def _policies(topology: Topology, host: Host) -> Iterator[str]:
+    """Scheduling that this process has no permission for."""
+    for name, (policy, priority) in _wishes(topology, lambda each: (each.scheduling.policy, each.scheduling.priority)):
+        if priority > host.real_time_priority:
+            yield (
+                f"{name}: policy {policy} with priority {priority} is not permitted: at most "
+                f"{host.real_time_priority} is (ulimit -r). Raise the limit, or run with CAP_SYS_NICE"
+            )
+    for name, nice in _wishes(topology, lambda machine: machine.scheduling.nice):
+        if nice < host.nice:
+            yield (
+                f"{name}: nice {nice} is not permitted: at least {host.nice} is (ulimit -e). "
+                "Raise the limit, or run with CAP_SYS_NICE"
+            )
+
+
+def _wishes(topology: Topology, of: Callable[[Machine], T]) -> Iterator[tuple[str, T]]:
+    """What machines wish for, each wish once, and the first who has it (with how many)."""
+    holders: dict[T, list[str]] = {}
+    for machine in topology.machines:
+        holders.setdefault(of(machine), []).append(machine.name)
+    for wish, names in holders.items():
+        yield names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""), wish
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == "s":
+        return f"{value:,.1f} s"
+    if unit == "bytes":
+        for power, name in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+            if value >= 2**power:
+                return f"{value / 2**power:,.1f} {name}"
+        return f"{value:.0f} bytes"
+    return f"{value:.0f}"
+
+
+def _ranges(numbers: frozenset[int]) -> str:
+    """0-3,8: as the kernel writes a set of CPUs."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and parts[-1][1] == number - 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)

@@ -1,0 +1,209 @@
+"""The floor: the least that a wake-up and a time stamp cost on this host, before anything of ours is added.
+
+Two bare processes ring each other through eventfds and wait with epoll, and look at the clock where a run does:
+just before the write, just after the read. What a run's delivery takes beyond that is the machines' own doing, or
+that of their number. Measured in some 0.1 s; the partner is gone when the figures are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+
+from nodes.errors import HostError
+from sim.kernel.eventfd import EventFd, drain, signal
+from sim.kernel.signals import signals_held
+
+__all__ = ["Floor", "clock_cost_ns", "floor_if_any", "measure_floor", "partner"]
+
+ROUNDS_MAX = 1000
+WARM_UP = 50
+ENOUGH_NS = 80_000_000
+PATIENCE_S = 5.0
+LOOKS = 2000
+STDIN = 0
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Eventfd write to eventfd read, between two processes: percentiles of ``count`` wake-ups, in nanoseconds.
+
+    ``placement`` says in words where they ran, ``clock_ns`` what one look at the clock costs.
+    """
+
+    p50_ns: int
+    p99_ns: int
+    count: int
+    placement: str
+    clock_ns: float
+
+
+def clock_cost_ns() -> float:
+    """What one look at CLOCK_MONOTONIC takes from Python, in nanoseconds: the best of five rounds of 2000."""
+    clock = time.monotonic_ns
+    best_ns = 1 << 62
+    for _ in range(5):
+        begin_ns = clock()
+        for _ in repeat(None, LOOKS):
+            clock()
+        best_ns = min(best_ns, clock() - begin_ns)
+    return round(best_ns / LOOKS, 1)
+
+
+def floor_if_any(cpus: tuple[int, int] | None = None) -> list[Floor]:
+    """The floor, or nothing where it cannot be measured: a run goes on without it."""
+    with contextlib.suppress(HostError):
+        return [measure_floor(cpus)]
+    return []
+
+
+def measure_floor(cpus: tuple[int, int] | None = None) -> Floor:
+    """The floor here and now; with ``cpus`` this thread and the partner are pinned to them while it lasts.
+
+    Without, both run where the kernel puts them, on the CPUs that this process may use: as machines do that
+    nobody pinned. Raises ``HostError`` when no partner can be started, or when it dies or does not answer.
+    """
+    clock_ns = clock_cost_ns()
+    with contextlib.ExitStack() as stack:
+        rings, answers = EventFd.create(), EventFd.create()
+        stack.callback(rings.close)
+        stack.callback(answers.close)
+        if cpus is not None:
+            stack.enter_context(_pinned(cpus[0]))
+        started = stack.enter_context(_started(rings, answers, -1 if cpus is None else cpus[1]))
+        epoll = stack.enter_context(select.epoll())
+        epoll.register(answers.descriptor, select.EPOLLIN)
+        ours = _ping(started, epoll, rings.descriptor, answers.descriptor)
+        theirs = array("q")
+        try:
+            theirs.frombytes(started.communicate(timeout=PATIENCE_S)[0])
+        except (subprocess.TimeoutExpired, ValueError) as error:
+            raise HostError(f"the floor cannot be measured: the partner does not give its stamps: {error}") from error
+    if len(theirs) != len(ours):
+        raise HostError(f"the floor cannot be measured: {len(theirs)} stamps of the partner, {len(ours)} here")
+    there = [delivered - rung for delivered, rung in zip(theirs[::2], ours[::2], strict=True)]
+    back = [delivered - rung for delivered, rung in zip(ours[1::2], theirs[1::2], strict=True)]
+    latencies = sorted(there[WARM_UP:] + back[WARM_UP:])
+    if not latencies:
+        raise HostError(f"the floor cannot be measured: {len(there)} rounds in {ENOUGH_NS / 1e9:g} s")
+    return Floor(
+        p50_ns=latencies[-(-len(latencies) // 2) - 1],
+        p99_ns=latencies[-(-len(latencies) * 99 // 100) - 1],
+        count=len(latencies),
+        placement=_placement(cpus),
+        clock_ns=clock_ns,
+    )
+
+
+def _ping(started: subprocess.Popen[bytes], epoll: select.epoll, ring: int, answer: int) -> list[int]:
+    """Ring the partner and wait for its answer, again and again: when rung and when delivered, by turns."""
+    poll, clock = epoll.poll, time.monotonic_ns
+    stamps: list[int] = []
+
+    def wait() -> None:
+        if not poll(PATIENCE_S, 1):
+            raise HostError("the floor cannot be measured: the partner does not answer")
+
+    _await_partner(started, answer, wait)
+    drain(answer)
+    end_ns = clock() + ENOUGH_NS
+    while len(stamps) < 2 * ROUNDS_MAX:
+        rung_ns = clock()
+        if rung_ns > end_ns:
+            break
+        signal(ring, 1)
+        wait()
+        drain(answer)
+        delivered_ns = clock()
+        stamps += (rung_ns, delivered_ns)
+    return stamps
+
+
+def _await_partner(started: subprocess.Popen[bytes], answer: int, wait: Callable[[], None]) -> None:
+    """Return when it has answered for the first time; a partner that dies before that is noticed at once."""
+    life = os.pidfd_open(started.pid)
+    try:
+        select.select([answer, life], [], [], PATIENCE_S)
+        if select.select([life], [], [], 0)[0]:
+            raise HostError(f"the floor cannot be measured: the partner ended ({started.wait()})")
+        wait()
+    finally:
+        os.close(life)
+
+
+def partner(ring: int, answer: int, cpu: int) -> None:
+    """The other process: answer every ring until standard input ends, then write all stamps to standard output."""
+    with signals_held(), select.epoll() as epoll:
+        if cpu >= 0:
+            os.sched_setaffinity(0, {cpu})
+        epoll.register(ring, select.EPOLLIN)
+        epoll.register(STDIN, select.EPOLLIN)
+        poll, clock, stamps = epoll.poll, time.monotonic_ns, array("q")
+        signal(answer, 1)
+        while True:
+            ((descriptor, _),) = poll(-1, 1)
+            if descriptor == STDIN:
+                break
+            drain(ring)
+            delivered_ns = clock()
+            stamps.append(delivered_ns)
+            rung_ns = clock()
+            signal(answer, 1)
+            stamps.append(rung_ns)
+        sys.stdout.buffer.write(stamps.tobytes())
+        sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _started(rings: EventFd, answers: EventFd, cpu: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The partner: a bare interpreter without site packages. Ends with this, or when this process does."""
+    root = str(Path(__file__).parents[2])
+    descriptors = (rings.descriptor, answers.descriptor)
+    call = f"from sim.host.wake_up_baseline import partner; partner(*{(*descriptors, cpu)})"
+    code = f"import sys; sys.path.append({root!r}); {call}"
+    try:
+        # Who presses Ctrl-C means the run: whatever is ignored when the partner starts, it ignores for ever.
+        with signals_held():
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=descriptors,
+            )
+    except OSError as error:
+        raise HostError(f"the floor cannot be measured: no partner: {error}") from error
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def _pinned(cpu: int) -> Iterator[None]:
+    """This thread on one CPU while it lasts."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except OSError as error:
+        raise HostError(f"the floor cannot be measured on CPU {cpu}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _placement(cpus: tuple[int, int] | None) -> str:
+    if cpus is not None:
+        return f"CPU {cpus[0]} and CPU {cpus[1]}, pinned"
+    return f"where the kernel put them, on {len(os.sched_getaffinity(0))} CPUs"

@@ -1,0 +1,1 @@
+"""From recordings to figures: matching, latencies, intervals, histograms, flows, balance. Pure."""

@@ -1,0 +1,201 @@
+"""All that is known of a run, brought together: recordings, the coordinator's last words, resources."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nodes.errors import UsageError
+from sim.recording import State
+from sim.results.analysis.balance import Line, balance, edge_sums
+from sim.results.analysis.gather import Records, read
+from sim.results.analysis.latency import Samples
+from sim.results.analysis.matching import Drains, Lines, match
+from sim.results.ending import Ending
+from sim.results.store import files, schemas
+from sim.results.store.manifest import MACHINE_NAME_MAX, Machine, Manifest
+
+__all__ = ["Account", "account"]
+
+Table = npt.NDArray[np.int64]
+
+
+@dataclass
+class Account:
+    """A run on its way to the summary.
+
+    ``records`` by machine; ``lines`` balanced, own ones in the order of machines and vectors, then foreign
+    ones; ``edges`` has a row (source, key, target, rung, refused) for each edge, key = peer << 16 | vector,
+    target -1 for a foreign peer; ``overfull`` as in ``sim.results.analysis.latency``; ``problems`` in words.
+    """
+
+    manifest: Manifest
+    ending: Ending
+    records: list[Records]
+    lines: list[Line]
+    edges: Table
+    samples: Samples
+    drains: Drains
+    overfull: int
+    resources: pa.Table
+    problems: list[str]
+
+
+def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
+    """The account of the run directory ``path``, balanced and matched.
+
+    Without an ``ending`` the coordinator died before it could say anything, and what it would have said is
+    read off the recordings and the status.
+    """
+    there = files.recordings(path)
+    records = [_records(there, machine.index) for machine in manifest.machines]
+    born: dict[int, int] = {}
+    for row, domain, _ in ending.identities if ending is not None else ():
+        born.setdefault(row, domain)  # a life that has migrated keeps the name that it was born with
+    further = [read(file, row) for row, file in there.items() if row >= len(records)]
+    later, manifest = _with_further(manifest, further, born)
+    records += later
+    if ending is not None and ending.phases:
+        manifest = msgspec.structs.replace(manifest, phases=ending.phases)
+    ending = ending or _inferred(path, manifest, records)
+    problems = [problem for each in records for problem in each.problems]
+    numbers = Lines(manifest.machines, records, ending.identities)
+    lines, edges = _lines(manifest, ending, records, numbers, problems)
+    samples, drains, overfull = match(records, numbers, ending.measure_start_ns, ending.moves)
+    for phase in manifest.phases:
+        if not phase.measured:
+            samples.warmup[(samples.intended_ns >= phase.start_ns) & (samples.intended_ns < phase.end_ns)] = True
+    resources, cut = schemas.read_stream(path / files.RESOURCE_STREAM)
+    problems += [cut] if cut else []
+    for what, refused in (
+        ("events", ending.refused_events),
+        ("rows of resources", ending.refused_resources),
+    ):
+        problems += [f"{refused} {what} could not be written"] if refused else []
+    return Account(
+        manifest=manifest,
+        ending=ending,
+        records=records,
+        lines=lines,
+        edges=edges,
+        samples=samples,
+        drains=drains,
+        overfull=overfull,
+        resources=resources,
+        problems=problems,
+    )
+
+
+def _records(there: dict[int, Path], machine: int) -> Records:
+    if machine in there:
+        return read(there[machine], machine)
+    return Records(machine, problems=[f"recording of machine {machine} is missing"])
+
+
+def _with_further(
+    manifest: Manifest, records: Sequence[Records], born: Mapping[int, int]
+) -> tuple[list[Records], Manifest]:
+    """The manifest with a row for each recording beyond its own: further lives, and further devices, of machines."""
+    sound: list[Records] = []
+    rows = list(manifest.machines)
+    for each in records:
+        if each.machine != len(rows) or each.of >= len(manifest.machines) or each.problems:
+            continue  # not one of ours, or so damaged that nobody can tell whose it is
+        of = manifest.machines[each.of]
+        name = of.name if each.life == 1 else f"{of.name}.{each.life}"
+        domain = born.get(each.machine, each.domain)
+        if domain != of.domain:
+            name += f".{manifest.domains[domain]}" if domain < len(manifest.domains) else f".{domain}"
+        rows.append(Machine(each.machine, name[:MACHINE_NAME_MAX], of.group, of.vectors, domain, each.of))
+        sound.append(each)
+    return sound, msgspec.structs.replace(manifest, machines=rows)
+
+
+def _inferred(path: Path, manifest: Manifest, records: Sequence[Records]) -> Ending:
+    """The ending of a run whose coordinator died or failed, from the stamps and states in its recordings."""
+    status, reason = files.DIED, f"the coordinator (process {manifest.owner.pid}) died"
+    with contextlib.suppress(UsageError):
+        last_status, last_reason = files.read_status(path)
+        if last_status != files.RUNNING:
+            status, reason = last_status, last_reason
+    names = dict(enumerate(State.NAMES))
+    started = [each.started_ns for each in records if each.started_ns]
+    stamps = [int(each.rings[:, 2].max()) for each in records if len(each.rings)]
+    stamps += [int(each.drains[:, 1:].max()) for each in records if len(each.drains)]
+    start_ns = min(started, default=0)
+    return Ending(
+        status=status,
+        reason=reason,
+        deaths={
+            each.machine: f"last seen {names.get(each.state, 'in no known state')}"
+            for each in records
+            if not each.clean
+        },
+        pending=None,
+        foreign_pending=[],
+        start_ns=start_ns,
+        measure_start_ns=start_ns + round(manifest.warmup_s * 1e9) if start_ns else 0,
+        stop_ns=max([start_ns, *stamps, *(each.stopped_ns for each in records)]),
+    )
+
+
+def _lines(
+    manifest: Manifest,
+    ending: Ending,
+    records: Sequence[Records],
+    numbers: Lines,
+    problems: list[str],
+) -> tuple[list[Line], Table]:
+    """``Account.lines`` and ``Account.edges``."""
+    sizes = [len(each.edges) for each in records]
+    source = np.repeat(np.array([each.machine for each in records], np.int64), sizes)
+    rows = np.concatenate([np.zeros((0, 3), np.int64), *(each.edges for each in records)])
+    target, _, line = numbers.of_keys(rows[:, 0])
+    beyond = int(np.count_nonzero((target >= 0) & (line < 0)))
+    if beyond:
+        problems.append(f"{beyond} edges lead to vectors that their targets do not have")
+    # A foreign peer is known by its domain and its ID in one number, as `Line.peer` has it.
+    far = target < 0
+    foreign_keys, place = np.unique(rows[far, 0], return_inverse=True)
+    line[far] = numbers.count + place
+    kept = line >= 0
+    source, rows, target, line = source[kept], rows[kept], target[kept], line[kept]
+
+    lines = [Line(machine.index, -1, vector) for machine in manifest.machines for vector in range(machine.vectors)]
+    lines += [Line(-1, int(key) >> 16, int(key) & 0xFFFF) for key in foreign_keys]
+    rung, refused = edge_sums(np.column_stack((line, rows[:, 1:])), len(lines))
+    for its, its_rung, its_refused in zip(lines, rung.tolist(), refused.tolist(), strict=True):
+        its.rung, its.refused = its_rung, its_refused
+    for sender, at in zip(source.tolist(), line.tolist(), strict=True):
+        lines[at].senders.add(sender)
+    for each in records:
+        first, has = int(numbers.first[each.machine]), int(numbers.vectors[each.machine])
+        for vector, (delivered, interrupts) in enumerate(each.vectors[:has].tolist()):
+            lines[first + vector].delivered = delivered
+            lines[first + vector].interrupts = interrupts
+    _put_pending(lines, ending, problems)
+    balance(
+        lines,
+        dead={*ending.deaths, *(each.machine for each in records if each.problems)},
+        strangers=len(foreign_keys) > 0 or any(each.problems for each in records),
+        pending_known=ending.pending is not None,
+    )
+    return lines, np.column_stack((source, rows[:, 0], target, rows[:, 1:]))
+
+
+def _put_pending(lines: Sequence[Line], ending: Ending, problems: list[str]) -> None:
+    own = {(line.machine, line.vector): line for line in lines if line.machine >= 0}
+    foreign = {(line.peer, line.vector): line for line in lines if line.machine < 0}
+    for known, rows in ((own, ending.pending or []), (foreign, ending.foreign_pending)):
+        for number, vector, pending in rows:
+            if (number, vector) in known:
+                known[number, vector].pending = pending
+            elif pending:
+                problems.append(f"{pending} doorbells pend at {number}, vector {vector}, which nobody knows")

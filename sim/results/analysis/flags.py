@@ -1,0 +1,135 @@
+"""What a reader of the figures has to know about them, in words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sim.results.summary import Summary
+from sim.views.units import human_ns
+
+__all__ = ["flags"]
+
+DEATHS_SHOWN = 8
+# Fewer doorbells that were not rung than this share are beyond the percentiles.
+FEW = 0.001
+# Of deliveries that took no wake-up every run has some.
+SHORT_SHARE = 0.01
+# Whoever is this late when the run ends is late as everybody is now and then.
+LATE_NS = 1_000_000
+# Machines that take this share of all CPUs wait for each other (or for what else the host does), and
+# latencies say more about the scheduler than about the interrupt.
+SATURATED = 0.6
+# A hypervisor that takes more than this, of one CPU, shows in the tail.
+STEAL_PERCENT = 0.5
+# Preempted this often beyond what its interrupts explain, a machine has lost its CPU to somebody.
+PREEMPTED_PER_S = 100.0
+# What others take of each CPU: above that, the host was not quiet.
+OTHERS_PERCENT = 15.0
+# Looking at processes takes CPUs from them: more than this share is no longer looking from outside.
+SAMPLING_PERCENT = 5.0
+# Clocks that are read without a system call (clock_gettime(2), vdso(7)).
+QUICK_CLOCKS = ("", "tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page", "riscv_clocksource")
+
+
+def flags(figures: Summary) -> Iterator[str]:
+    """One sentence for each thing that makes the figures mean something else than they seem to."""
+    yield from _deaths(figures)
+    yield from _doorbells(figures)
+    yield from _samples(figures)
+    yield from _host(figures)
+
+
+def _deaths(figures: Summary) -> Iterator[str]:
+    for name, how in list(figures.deaths.items())[:DEATHS_SHOWN]:
+        yield f"{name} died: {how}"
+    if len(figures.deaths) > DEATHS_SHOWN:
+        yield f"{len(figures.deaths) - DEATHS_SHOWN} more machines died"
+
+
+def _doorbells(figures: Summary) -> Iterator[str]:
+    if figures.settled:
+        yield (
+            f"{figures.settled:,} doorbells are settled: whoever died (or is no machine of this topology) "
+            "had not put them on its books"
+        )
+    if figures.pending_derived:
+        yield "pending is what was left over: nobody looked into the counters at the end"
+    if figures.pended:
+        yield (
+            f"of the delivered doorbells, {figures.pended:,} came while their vector was masked: however many, a "
+            "vector keeps one bit of them, which is one interrupt at most when it is unmasked"
+        )
+    if figures.dropped:
+        yield f"of the delivered doorbells, the device lost {figures.dropped:,}: nobody was interrupted for them"
+    # Few and not later than others were is what every end looks like.
+    many = figures.unrung > FEW * (figures.rung + figures.unrung)
+    if figures.unrung_oldest_ns >= LATE_NS and (many or figures.unrung_oldest_ns > (figures.latency_ns.lag.max or 0)):
+        yield (
+            f"{figures.unrung:,} doorbells were due and never rung, the oldest for "
+            f"{human_ns(figures.unrung_oldest_ns)}: lag and total do not have them, and read too short"
+        )
+
+
+def _samples(figures: Summary) -> Iterator[str]:
+    if figures.samples_refused or figures.drains_refused:
+        yield (
+            f"recordings were full: {figures.samples_refused:,} samples and {figures.drains_refused:,} "
+            "drains have no stamps, the latencies stand for the time before; a larger sample_every helps"
+        )
+    if figures.unmatched:
+        yield (
+            f"{figures.unmatched:,} of {figures.samples:,} samples are without a known delivery: only the percentiles "
+            "of lag have them"
+        )
+    if figures.overfull_drains:
+        yield (
+            f"{figures.overfull_drains:,} of {figures.drains:,} drains got more samples than doorbells: "
+            "stamps taken across a preemption, off by one drain"
+        )
+    deliveries = figures.latency_ns.delivery.samples
+    if figures.floor and figures.short_deliveries > SHORT_SHARE * deliveries:
+        yield (
+            f"{figures.short_deliveries:,} of {deliveries:,} deliveries took less than a quarter of the floor's "
+            f"{human_ns(figures.floor.p50_ns)}: rung at a machine that was draining just then, and taken without a "
+            "wake-up, or rung between a drain and its stamp and in truth left to the next one"
+        )
+    if figures.clock_source not in QUICK_CLOCKS:
+        cost = f" ({figures.floor.clock_ns:.0f} ns a look)" if figures.floor else ""
+        yield f"the clock is {figures.clock_source}, a slow one{cost}: every sample costs several looks at it"
+
+
+def _host(figures: Summary) -> Iterator[str]:
+    used = [(group.machines, group.resources) for group in figures.groups.values() if group.resources]
+    busy = sum(machines * its.cpu_percent for machines, its in used) / 100
+    preempted = sum(machines * its.switches_involuntary_per_s for machines, its in used)
+    if figures.machines > figures.cpus and busy > SATURATED * figures.cpus:
+        yield (
+            f"oversubscribed: {figures.machines} machines kept {busy:.1f} of {figures.cpus} CPUs busy and "
+            f"were preempted {preempted:,.0f} times a second; latencies include waiting for a CPU"
+        )
+    elif preempted > PREEMPTED_PER_S * figures.machines + (figures.interrupts_per_s or 0.0):
+        # Whoever rings a peer on the same CPU may make way for it: once an interrupt is the game itself.
+        yield (
+            f"machines were preempted {preempted:,.0f} times a second, more often than interrupted; latencies "
+            "include waiting for a CPU"
+        )
+    host = figures.host
+    if host is None:
+        return
+    if host.steal_percent is not None and host.steal_percent > STEAL_PERCENT:
+        yield (
+            f"the hypervisor gave {host.steal_percent:.1f} % of a CPU to others while this ran (steal time); "
+            "the tail may be theirs"
+        )
+    own = (figures.resources, figures.coordinator)
+    others = host.cpu_percent - sum(its.cpu_percent_sum or 0.0 for its in own if its)
+    if figures.resources and others > OTHERS_PERCENT * figures.cpus:
+        yield (
+            f"other processes used {others:.0f} % of a CPU on this host while this ran; latencies include waiting "
+            "for them"
+        )
+    if host.sampling_percent is not None and host.sampling_percent > SAMPLING_PERCENT:
+        yield (
+            f"looking at the processes took {host.sampling_percent:.1f} % of a CPU; a larger --resources-every "
+            "disturbs less"
+        )

@@ -1,0 +1,179 @@
+"""Who rang whom, and how doorbells shared their wake-ups: from the counts of edges, vectors and drains. Pure.
+
+An eventfd does not say who rang it. What of an edge's doorbells was delivered and what still pends is therefore
+known where nothing pends on the line any more, and where only one rang it; elsewhere it is left open (null, NaN)
+and not guessed. The same where a dead machine's counts had to be settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nodes.errors import UsageError
+from sim.results.analysis.latency import grouped
+from sim.results.store.manifest import Manifest
+from sim.views.notebook import table_html
+
+__all__ = ["BY", "COUNTS", "Matrix", "coalescing", "drain_codes", "flows", "matrix"]
+
+Integers = npt.NDArray[np.int64]
+
+BY = ("edge", "machine", "group")
+COUNTS = ("rung", "refused", "delivered", "pending")
+FOREIGN = "(foreign)"
+UNKNOWN = -1
+LABELS_SHOWN = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """``values[row, column]``: what ``rows[row]`` sent to ``columns[column]``; NaN where nobody can know.
+
+    Indexed by names: ``matrix["sender-0", "receiver-0"]``.
+    """
+
+    what: str
+    rows: list[str]
+    columns: list[str]
+    values: npt.NDArray[Any]
+
+    def __getitem__(self, at: tuple[str, str]) -> Any:
+        try:
+            return self.values[self.rows.index(at[0]), self.columns.index(at[1])]
+        except ValueError:
+            raise UsageError(f"no {at[0]} to {at[1]}: expected one of {self.rows} to one of {self.columns}") from None
+
+    def __repr__(self) -> str:
+        return f"<Matrix of {self.what}: {len(self.rows)} x {len(self.columns)}>"
+
+    def frame(self) -> Any:
+        """As a ``pandas.DataFrame``: senders down, receivers across. Raises ``UsageError`` without pandas."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise UsageError("frames need pandas: pip install 'ivshmem-sim[notebook]'") from error
+        return pd.DataFrame(self.values, index=self.rows, columns=self.columns)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; of more than 32 names the first ones."""
+        shown = [[f"{self.what}: from ↓ to →", *self.columns[:LABELS_SHOWN]]]
+        for name, row in zip(self.rows[:LABELS_SHOWN], self.values, strict=False):
+            shown.append([name, *("" if np.isnan(value) else f"{value:,.0f}" for value in row[:LABELS_SHOWN])])
+        more = max(len(self.rows), len(self.columns)) - LABELS_SHOWN
+        return table_html(shown, f"and {more} more" if more > 0 else "")
+
+
+def flows(edges: pa.Table, vectors: pa.Table, manifest: Manifest, by: str) -> pa.Table:
+    """See ``Run.flows``."""
+    if by not in BY:
+        raise UsageError(f"flows by {by!r}: expected one of {', '.join(BY)}")
+    source, target, vector = (
+        edges[name].cast(pa.int64()).fill_null(-1).to_numpy() for name in ("source", "target", "vector")
+    )
+    machines = len(manifest.machines)
+    if len(source) and (int(source.max()) >= machines or int(target.max()) >= machines):
+        raise UsageError(f"edges name machine {max(int(source.max()), int(target.max()))}, the manifest has {machines}")
+    groups = [group.name for group in manifest.groups]
+    of_machine = np.array([groups.index(machine.group) for machine in manifest.machines] + [len(groups)], np.int64)
+    sender = of_machine[source] if by == "group" else source
+    # One row for each sender of each line; foreign lines have the number 2^32 and more.
+    peer = edges["peer"].cast(pa.int64()).to_numpy()
+    line = np.where(target < 0, (1 << 16 | peer) << 16, target << 16) | vector
+    pairs, place = np.unique(np.stack((sender, line)), axis=1, return_inverse=True)
+    place = place.reshape(-1)
+    sums = {name: np.zeros(pairs.shape[1], np.int64) for name in ("rung", "refused")}
+    for name, column in sums.items():
+        np.add.at(column, place, edges[name].to_numpy())
+    delivered, pending = _delivered(pairs[1], sums["rung"], sums["refused"], vectors)
+
+    sender, at_machine = pairs[0], np.where(pairs[1] >> 32, -1, pairs[1] >> 16)
+    at = of_machine[at_machine] if by == "group" else at_machine
+    by_edge = by == "edge"
+    keys, place = np.unique(
+        np.stack((sender, at, pairs[1] if by_edge else np.zeros_like(at))), axis=1, return_inverse=True
+    )
+    place = place.reshape(-1)
+    columns = {}
+    for name, column in (*sums.items(), ("delivered", delivered), ("pending", pending)):
+        total = np.zeros(keys.shape[1], np.int64)
+        np.add.at(total, place, column)
+        unknown = np.zeros(keys.shape[1], np.bool_)
+        unknown[place[column == UNKNOWN]] = True
+        columns[name] = pa.array(total, mask=unknown)
+    names = [*groups, FOREIGN] if by == "group" else [*(machine.name for machine in manifest.machines), FOREIGN]
+    ends = {"source": [names[index] for index in keys[0]], "target": [names[index] for index in keys[1]]}
+    if by_edge:
+        ends |= {
+            "source_group": [[*groups, FOREIGN][of_machine[index]] for index in keys[0]],
+            "target_group": [[*groups, FOREIGN][of_machine[index]] for index in keys[1]],
+        }
+    text = {name: pa.array(column, pa.string()) for name, column in ends.items()}
+    numbers = {"vector": pa.array(keys[2] & 0xFFFF, pa.uint16())} if by_edge else {}
+    return pa.table({**text, **numbers, **columns})
+
+
+def _delivered(lines: Integers, rung: Integers, refused: Integers, vectors: pa.Table) -> tuple[Integers, Integers]:
+    """Delivered and pending of each sender at a line, ``UNKNOWN`` where the line's counts do not tell."""
+    its = {name: vectors[name].to_numpy() for name in ("delivered", "pending", "settled")}
+    numbers = vectors["machine"].to_numpy().astype(np.int64) << 16 | vectors["vector"].to_numpy()
+    order = np.argsort(numbers)
+    found = order[np.minimum(np.searchsorted(numbers[order], lines), max(0, len(order) - 1))] if len(order) else None
+    arrived = rung - refused
+    if found is None:
+        return np.full_like(rung, UNKNOWN), np.full_like(rung, UNKNOWN)
+    sound = (numbers[found] == lines) & (its["settled"][found] == 0)
+    silent = arrived == 0
+    _, place = np.unique(lines, return_inverse=True)
+    alone = np.bincount(place.reshape(-1), weights=~silent)[place.reshape(-1)] == 1
+    empty = its["pending"][found] == 0
+    known = sound & (empty | silent | alone)
+    pending = np.where(empty | silent, 0, its["pending"][found])
+    return np.where(known, arrived - pending, UNKNOWN), np.where(known, pending, UNKNOWN)
+
+
+def matrix(table: pa.Table, names: Sequence[str], what: str) -> Matrix:
+    """The flows by machine or by group as a matrix; ``names`` gives the order of rows and columns."""
+    if what not in COUNTS:
+        raise UsageError(f"a matrix of {what!r}: expected one of {', '.join(COUNTS)}")
+    columns = [*names, *([FOREIGN] if FOREIGN in table["target"].to_pylist() else [])]
+    places = {name: place for place, name in enumerate(columns)}
+    counts = table[what].to_numpy(zero_copy_only=False)
+    values = np.zeros((len(names), len(columns)), np.float64 if table[what].null_count else np.int64)
+    rows = [places[name] for name in table["source"].to_pylist()]
+    values[rows, [places[name] for name in table["target"].to_pylist()]] = counts
+    return Matrix(what, list(names), columns, values)
+
+
+def drain_codes(drains: pa.Table, manifest: Manifest, by: str) -> tuple[list[Any], Integers]:
+    """Labels, and the label of each drain, by machine, group or vector."""
+    machine, vector = drains["machine"].to_numpy().astype(np.int64), drains["vector"].to_numpy().astype(np.int64)
+    if len(machine) and int(machine.max()) >= len(manifest.machines):
+        raise UsageError(f"drains name machine {int(machine.max())}, the manifest has {len(manifest.machines)}")
+    groups = [group.name for group in manifest.groups]
+    if by == "machine":
+        return [each.name for each in manifest.machines], machine
+    if by == "group":
+        of_machine = np.array([groups.index(each.group) for each in manifest.machines], np.int64)
+        return groups, of_machine[machine]
+    if by == "vector":
+        return list(range(int(vector.max(initial=0)) + 1)), vector
+    raise UsageError(f"drains by {by!r}: expected machine, group or vector")
+
+
+def coalescing(drains: pa.Table, manifest: Manifest, by: str | None) -> pa.Table:
+    """See ``Run.coalescing``."""
+    count = drains["count"].to_numpy()
+    labels, codes = ([""], np.zeros(len(count), np.int64)) if by is None else drain_codes(drains, manifest, by)
+    rows = []
+    doorbells = np.bincount(codes, weights=count, minlength=len(labels))
+    for label, total, its in zip(labels, doorbells.tolist(), grouped(codes, count, len(labels)), strict=True):
+        wakes = its.pop("samples") or 0
+        row = {} if by is None else {by: label}
+        rows.append(row | {"doorbells": int(total), "wakes": wakes, "mean": total / wakes if wakes else None} | its)
+    return pa.Table.from_pylist(rows)

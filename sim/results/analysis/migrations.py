@@ -1,0 +1,191 @@
+"""The migrations of a run, from its events: the verdict on each, how long it took, what it carried and left.
+
+The coordinator notes the time when a machine says that it goes on. It stood still before that, for as long as it says
+itself: no drain of its own falls into the pause, so that the drains before and after it can be told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from sim.results.analysis.account import Account
+from sim.results.store.events import Event
+from sim.results.summary import Migration
+
+__all__ = ["migrations"]
+
+KINDS = frozenset({"action", "migrated", "migration_failed", "left_behind", "machine_left", "machine_died"})
+
+
+class _Told(msgspec.Struct):
+    """Any of the events that tell of migrations; what is not in it has its default."""
+
+    kind: str
+    machine: str = ""
+    time_ns: int = 0
+    do: str = ""
+    refused: str = ""
+    skipped: str = ""
+    fault: str = ""
+    hand_over: bool = False
+    from_peer: int | None = None
+    to_peer: int | None = None
+    from_domain: str = ""
+    to_domain: str = ""
+    downtime_ms: float | None = None
+    state_bytes: int = 0
+    memory_bytes: int = 0
+    pending_vectors: int = 0
+    reason: str = ""
+    how: str | None = None
+    peer: int = -1
+    domain: str = ""
+    doorbells: int = 0
+
+
+@dataclass
+class _Attempt:
+    """One migration that was begun, and the event that it ended with."""
+
+    machine: str
+    begun: _Told
+    ended: _Told
+
+
+def migrations(events: Iterable[Event], account: Account) -> list[Migration]:
+    """The migrations among the events of a run, in the order in which they began; those that were
+    skipped are none.
+    """
+    told = list(_told(events))
+    attempts = list(_attempts(told))
+    behind = {(each.machine, each.domain, each.peer): each.doorbells for each in told if each.kind == "left_behind"}
+    rows = _rows(account)
+    found = []
+    for attempt in attempts:
+        its = [other.ended for other in attempts if other.machine == attempt.machine and other.ended.downtime_ms]
+        parted = _around(account, rows.get(attempt.machine), [_paused_ns(each) for each in its], attempt.ended)
+        found.append(_migration(account, attempt, behind, parted, _whereabouts(account, attempt, rows)))
+    return sorted(found, key=lambda each: each.at_s)
+
+
+def _rows(account: Account) -> dict[str, int]:
+    """The row of each life of a machine, by the name that events have for it."""
+    names = [machine.name for machine in account.manifest.machines]
+    rows: dict[str, int] = {}
+    for each in account.records:
+        of = each.of if each.of < len(names) else each.machine
+        rows.setdefault(names[of] if each.life == 1 else f"{names[of]}.{each.life}", each.machine)
+    return rows
+
+
+def _told(events: Iterable[Event]) -> Iterator[_Told]:
+    for event in events:
+        if event.get("kind") in KINDS:
+            try:
+                yield msgspec.convert(event, _Told)
+            except msgspec.ValidationError:
+                continue  # damaged, or of something else
+
+
+def _attempts(events: Iterable[_Told]) -> Iterator[_Attempt]:
+    """What was begun, with what came of it. An action names the machine, what follows the life that it is in."""
+    begun: dict[str, _Told] = {}
+    for event in events:
+        if event.kind == "action" and event.do == "migrate" and not event.skipped:
+            if event.refused:
+                yield _Attempt(event.machine, event, event)
+            else:
+                begun[event.machine] = event
+        elif event.kind in ("migrated", "migration_failed", "machine_left", "machine_died"):
+            name = event.machine if event.machine in begun else event.machine.rpartition(".")[0]
+            if name in begun:
+                yield _Attempt(event.machine, begun.pop(name), event)
+    for name, event in begun.items():
+        yield _Attempt(name, event, _Told("migration_failed", reason="it had come to no end when the run did"))
+
+
+def _paused_ns(ended: _Told) -> int:
+    return ended.time_ns - round((ended.downtime_ms or 0.0) * 1e6)
+
+
+def _around(
+    account: Account, row: int | None, paused: list[int], ended: _Told
+) -> tuple[int | None, int | None, int | None]:
+    """Doorbells delivered since the pause before this one, and until the next one; of the samples, those rung in it."""
+    if row is None or not ended.downtime_ms:
+        return None, None, None
+    at_ns = _paused_ns(ended)
+    its = account.samples.target == row
+    rung_ns = account.samples.rung_ns[its]
+    during = int(np.count_nonzero((rung_ns >= at_ns) & (rung_ns < ended.time_ns)))
+    if account.records[row].drains_refused:
+        return None, None, during
+    drains = account.drains
+    own = drains.machine == row
+    times, counts = drains.delivered_ns[own], drains.count[own]
+    begin_ns = max((each for each in paused if each < at_ns), default=0)
+    end_ns = min((each for each in paused if each > at_ns), default=1 << 62)
+    before = counts[(times >= begin_ns) & (times < at_ns)].sum()
+    after = counts[(times >= at_ns) & (times < end_ns)].sum()
+    return int(before), int(after), during
+
+
+def _whereabouts(account: Account, attempt: _Attempt, rows: dict[str, int]) -> tuple[str, int | None]:
+    """The domain and the ID that a machine had when its migration began; ("", None) where nobody noted them."""
+    at_ns = attempt.begun.time_ns
+    row = rows.get(attempt.machine)
+    if attempt.ended.refused:  # which names the machine: it is the life that had begun last
+        lives = [its for name, its in rows.items() if attempt.machine in (name, name.rpartition(".")[0])]
+        begun = [its for its in lives if account.records[its].ready_ns <= at_ns]
+        row = max(begun, key=lambda its: account.records[its].ready_ns, default=row)
+    born = [(domain, peer) for of, domain, peer in account.ending.identities if of == row]
+    moves = [(domain, peer) for of, domain, peer, since_ns in account.ending.moves if of == row and since_ns <= at_ns]
+    for number, peer in [*born[:1], *moves][-1:]:
+        domains = account.manifest.domains
+        return domains[number] if number < len(domains) else "", peer
+    return "", None
+
+
+def _migration(
+    account: Account,
+    attempt: _Attempt,
+    behind: dict[tuple[str, str, int], int],
+    parted: tuple[int | None, int | None, int | None],
+    whereabouts: tuple[str, int | None],
+) -> Migration:
+    begun, ended = attempt.begun, attempt.ended
+    groups = {machine.name: machine.group for machine in account.manifest.machines}
+    moved = ended.kind == "migrated"
+    reason = ended.refused or ended.reason
+    if ended.kind in ("machine_left", "machine_died"):
+        reason = f"its process ended meanwhile ({ended.how or 'left'})"
+    left: int | None = None
+    if moved and ended.from_peer is not None:
+        same = (ended.from_domain, ended.from_peer) == (ended.to_domain, ended.to_peer)
+        left = 0 if same else behind.get((attempt.machine, ended.from_domain, ended.from_peer))
+    before, after, during = parted
+    return Migration(
+        machine=attempt.machine,
+        group=groups.get(begun.machine, ""),
+        verdict="moved" if moved else "refused" if ended.refused else "failed",
+        reason=reason,
+        at_s=round((begun.time_ns - account.ending.start_ns) / 1e9, 6),
+        hand_over=begun.hand_over,
+        fault=begun.fault,
+        from_domain=ended.from_domain or whereabouts[0],
+        to_domain=ended.to_domain or begun.to_domain,
+        from_peer=whereabouts[1] if ended.from_peer is None else ended.from_peer,
+        to_peer=ended.to_peer,
+        downtime_ms=ended.downtime_ms,
+        state_bytes=ended.state_bytes,
+        memory_bytes=ended.memory_bytes,
+        pending_vectors=ended.pending_vectors,
+        left_behind=left,
+        delivered_before=before,
+        delivered_after=after,
+        sampled_during=during,
+    )

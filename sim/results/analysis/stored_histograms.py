@@ -1,0 +1,96 @@
+"""Histograms of a run: read from what was kept when it ended, or made from its samples where that is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nodes.errors import UsageError
+from sim.results.analysis.flows import drain_codes
+from sim.results.analysis.histogram import BINS, Histogram, bins_of
+from sim.results.analysis.latency import EVERY_LATENCY, values
+from sim.results.analysis.phases import phase_names
+from sim.results.frames import split
+from sim.results.store.manifest import Manifest
+
+__all__ = ["histogram"]
+
+DRAINED = "drained"
+BY = ("group", "machine", "phase")
+
+
+class Source(Protocol):
+    """What is asked of a run."""
+
+    path: Path
+
+    @property
+    def origin(self) -> Manifest: ...
+
+    @property
+    def columns(self) -> Any: ...
+
+    def table(self, name: str) -> Any: ...
+
+
+def histogram(run: Source, what: str, by: str | None) -> Histogram | dict[Any, Histogram]:
+    """See ``Run.histogram``."""
+    if what == DRAINED:
+        return _drained(run, by)
+    if what not in EVERY_LATENCY:
+        raise UsageError(f"no histogram of {what!r}: expected {', '.join(EVERY_LATENCY)} or {DRAINED}")
+    if by is not None and by not in BY:
+        raise UsageError(f"a histogram by {by!r}: expected {', '.join(BY)}")
+    try:
+        kept = run.table("histograms")
+    except UsageError:
+        return _of_samples(run, what, by)
+    kept = kept.filter(pc.equal(kept["latency"], what))
+    bins, counts = kept["bin"].to_numpy().astype(np.int64), kept["count"].to_numpy()
+    if len(bins) and int(bins.max()) >= BINS:
+        raise UsageError(f"{run.path}: histograms.parquet has a bin {int(bins.max())}, there are {BINS}")
+    if by is None:
+        return Histogram.sparse(bins, counts)
+    labels, of = _labels(kept, run.origin, by)
+    found = {label: Histogram.sparse(bins[of == place], counts[of == place]) for place, label in enumerate(labels)}
+    return {label: its for label, its in found.items() if len(its)}
+
+
+def _labels(kept: pa.Table, manifest: Manifest, by: str) -> tuple[list[str], Any]:
+    """Labels, and the number of the label of each row; -1 for none."""
+    if by == "phase":
+        labels = phase_names(manifest.phases)
+        return labels, np.array([labels.index(name) if name in labels else -1 for name in kept["phase"].to_pylist()])
+    machine = kept["machine"].cast(pa.int64()).fill_null(-1).to_numpy()
+    if len(machine) and int(machine.max()) >= len(manifest.machines):
+        raise UsageError(f"histograms name machine {int(machine.max())}, the manifest has {len(manifest.machines)}")
+    if by == "machine":
+        return [each.name for each in manifest.machines], machine
+    groups = [group.name for group in manifest.groups]
+    of_machine = np.array([groups.index(each.group) for each in manifest.machines] + [-1], np.int64)
+    return groups, of_machine[machine]
+
+
+def _of_samples(run: Source, what: str, by: str | None) -> Histogram | dict[Any, Histogram]:
+    """For runs of a version that kept no histograms."""
+    columns = run.columns
+    figures, there = values(columns, what)
+    there &= ~columns.warmup
+    if by is None:
+        return Histogram.of(figures[there])
+    _, labels, codes = split(columns, run.origin, (by,))
+    return {label[0]: Histogram.of(figures[there & (codes == place)]) for place, label in enumerate(labels)}
+
+
+def _drained(run: Source, by: str | None) -> Histogram | dict[Any, Histogram]:
+    count = run.table("drains")["count"].to_numpy()
+    if by is None:
+        return Histogram.of(count)
+    labels, codes = drain_codes(run.table("drains"), run.origin, by)
+    bins = bins_of(count)
+    found = {label: Histogram(np.bincount(bins[codes == at], minlength=BINS)) for at, label in enumerate(labels)}
+    return {label: its for label, its in found.items() if len(its)}

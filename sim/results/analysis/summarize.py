@@ -1,0 +1,199 @@
+"""From the account of a run to its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from sim.results.analysis.account import Account
+from sim.results.analysis.balance import Line, totals
+from sim.results.analysis.distribution import NOTHING, Distribution, percentiles_of
+from sim.results.analysis.flags import flags
+from sim.results.analysis.latency import grouped, short
+from sim.results.analysis.resource_usage import COORDINATOR, host_use, profile
+from sim.results.ending import Ending
+from sim.results.store.manifest import SCHEMA_VERSION
+from sim.results.summary import FloorFigures, Group, Latencies, Percentiles, Resources, Summary
+
+__all__ = ["summarize"]
+
+NOBODY, FOREIGN = "nobody", "foreign"
+
+
+def summarize(account: Account, latencies: Distribution) -> Summary:
+    """Everything that ``summary.json`` says."""
+    figures = _summarize(account, latencies)
+    return msgspec.structs.replace(figures, warnings=list(flags(figures)))
+
+
+def _summarize(account: Account, latencies: Distribution) -> Summary:
+    manifest, ending, records = account.manifest, account.ending, account.records
+    groups = _groups(account, latencies)
+    sums = totals(account.lines)
+    nowhere = sum(each.rung_nowhere for each in records)
+    seconds = max(0, ending.stop_ns - ending.start_ns) / 1e9 if ending.start_ns else 0.0
+    # Whoever came while the run went on was not waited for.
+    first = [each.ready_ns for each in records if not ending.start_ns or each.ready_ns < ending.start_ns]
+    ready = [ready_ns - manifest.started_ns for ready_ns in first if ready_ns or not ending.start_ns]
+    status, reason = _verdict(account)
+    machines = [machine.index for machine in manifest.machines]
+    used = profile(account.resources, machines, ending.start_ns, ending.stop_ns)
+    floor = _floor(ending, latencies.all.delivery)
+    return Summary(
+        schema_version=SCHEMA_VERSION,
+        version=manifest.version,
+        title=manifest.title,
+        status=status,
+        reason=reason,
+        balanced=not any(line.missing for line in account.lines),
+        machines=sum(machine.of is None for machine in manifest.machines),
+        rung=sums["rung"] + nowhere,
+        delivered=sums["delivered"],
+        pending=sums["pending"],
+        refused=sums["refused"] + nowhere,
+        interrupts=sums["interrupts"],
+        settled=sums["settled"],
+        samples=len(account.samples),
+        samples_refused=sum(each.rings_refused for each in records),
+        unmatched=int(np.count_nonzero(account.samples.delivered_ns == 0)),
+        drains=len(account.drains.machine),
+        drains_refused=sum(each.drains_refused for each in records),
+        overfull_drains=account.overfull,
+        pending_derived=ending.pending is None,
+        pended=sum(each.pended for each in records),
+        dropped=sum(each.dropped for each in records),
+        seed=manifest.seed,
+        duration_s=round(seconds, 6),
+        warmup_s=manifest.warmup_s,
+        ready_s=round(max(ready) / 1e9, 6) if min(ready, default=0) > 0 else None,
+        coalescing=_ratio(sums["delivered"], sums["interrupts"]),
+        doorbells_per_s=_ratio(sums["rung"] + nowhere, seconds, 1),
+        interrupts_per_s=_ratio(sums["interrupts"], seconds, 1),
+        cpus=manifest.host.cpus,
+        latency_ns=latencies.all,
+        groups=groups,
+        coordinator=profile(account.resources, [COORDINATOR], ending.start_ns, ending.stop_ns),
+        deaths={
+            manifest.machines[machine].name: how
+            for machine, how in sorted(ending.deaths.items())
+            if machine < len(manifest.machines)
+        },
+        problems=account.problems,
+        drained=percentiles_of(account.drains.count),
+        phases=latencies.phases,
+        resources=used,
+        cpu_ns_per_doorbell=_per_doorbell(used, sums["rung"] + nowhere, seconds),
+        host=host_use(account.resources, ending.start_ns, ending.stop_ns),
+        floor=floor,
+        clock_source=manifest.host.clock_source,
+        unrung=sum(each.unrung for each in records),
+        unrung_oldest_ns=max((each.unrung_oldest_ns for each in records), default=0),
+        short_deliveries=short(account.samples, floor.p50_ns) if floor else 0,
+    )
+
+
+def _per_doorbell(used: Resources | None, rung: int, seconds: float) -> float | None:
+    """CPU nanoseconds for each doorbell: of all machines, ringing, taking and handling together."""
+    if used is None or used.cpu_percent_sum is None or not rung:
+        return None
+    return round(used.cpu_percent_sum / 100 * seconds * 1e9 / rung, 1)
+
+
+def _floor(ending: Ending, delivery: Percentiles) -> FloorFigures | None:
+    """The quieter of the two looks at the floor, and what delivery took in its terms."""
+    if not ending.floors:
+        return None
+    its = min(ending.floors, key=lambda look: look.p50_ns)
+    pairs = {"p50": (delivery.p50, its.p50_ns), "p99": (delivery.p99, its.p99_ns)}
+    return FloorFigures(
+        **msgspec.structs.asdict(its),
+        times_floor={name: round(run / floor, 2) for name, (run, floor) in pairs.items() if run is not None and floor},
+    )
+
+
+def _groups(account: Account, latencies: Distribution) -> dict[str, Group]:
+    """Figures of every group; of foreign peers, and of doorbells rung at nobody, when there are any."""
+    manifest, drains = account.manifest, account.drains
+    names = [group.name for group in manifest.groups]
+    foreign, nobody = _free(FOREIGN, names), _free(NOBODY, names)
+    code_of = {name: code for code, name in enumerate(names)}
+    codes = np.array([code_of[machine.group] for machine in manifest.machines], dtype=np.int64)
+    drained = grouped(codes[drains.machine], drains.count, len(names))
+    sent = np.zeros(len(names) + 1, np.int64)
+    np.add.at(sent, codes[account.edges[:, 0]], account.edges[:, 3])
+    lines: dict[str, list[Line]] = {name: [] for name in [*names, foreign]}
+    for line in account.lines:
+        lines[manifest.machines[line.machine].group if line.machine >= 0 else foreign].append(line)
+    groups = {}
+    for code, name in enumerate(names):
+        members = [machine.index for machine in manifest.machines if machine.group == name]
+        own = [account.records[machine] for machine in members]
+        rung = int(sent[code]) + sum(each.rung_nowhere for each in own)
+        made = _group(account, lines[name], latencies.groups[code], sent=rung, members=members)
+        groups[name] = msgspec.structs.replace(made, drained=Percentiles(**drained[code]))  # type: ignore[arg-type]
+    if lines[foreign]:
+        groups[foreign] = _group(account, lines[foreign], latencies.groups[-1], sent=0, members=[])
+    nowhere = sum(each.rung_nowhere for each in account.records)
+    if nowhere:
+        at_nobody = [Line(-1, -1, -1, rung=nowhere, refused=nowhere)]
+        groups[nobody] = _group(account, at_nobody, NOTHING, sent=0, members=[])
+    return groups
+
+
+def _group(
+    account: Account, lines: Sequence[Line], latency_ns: Latencies, *, sent: int, members: Sequence[int]
+) -> Group:
+    sums = totals(lines)
+    ending = account.ending
+    seconds = max(0, ending.stop_ns - ending.start_ns) / 1e9 if ending.start_ns else 0.0
+    used = profile(account.resources, members, ending.start_ns, ending.stop_ns) if members else None
+    own = [account.records[machine] for machine in members]
+    return Group(
+        machines=sum(account.manifest.machines[machine].of is None for machine in members),
+        sent=sent,
+        rung=sums["rung"],
+        delivered=sums["delivered"],
+        pending=sums["pending"],
+        refused=sums["refused"],
+        settled=sums["settled"],
+        interrupts=sums["interrupts"],
+        pended=sum(each.pended for each in own),
+        dropped=sum(each.dropped for each in own),
+        coalescing=_ratio(sums["delivered"], sums["interrupts"]),
+        doorbells_per_s=_ratio(sums["rung"], seconds, 1),
+        interrupts_per_s=_ratio(sums["interrupts"], seconds, 1),
+        latency_ns=latency_ns,
+        cpu_percent=used.cpu_percent if used else None,
+        uss_bytes=used.uss_bytes if used else None,
+        resources=used,
+        unrung=sum(each.unrung for each in own),
+    )
+
+
+def _verdict(account: Account) -> tuple[str, str]:
+    """Status and reason: a run that does not balance has failed, whatever else it was."""
+    status, reason = account.ending.status, account.ending.reason
+    wrong = [line for line in account.lines if line.missing]
+    if not wrong:
+        return status, reason
+    line = wrong[0]
+    at = account.manifest.machines[line.machine].name if line.machine >= 0 else f"foreign peer {line.peer}"
+    said = (
+        f"the counts do not balance on {len(wrong)} of {len(account.lines)} lines; the first is {at}, vector "
+        f"{line.vector}: rung {line.rung}, delivered {line.delivered}, pending {line.pending}, "
+        f"refused {line.refused}"
+    )
+    return ("failed" if status in {"finished", "degraded"} else status), "; ".join(filter(None, (reason, said)))
+
+
+def _ratio(count: int, of: float, digits: int = 4) -> float | None:
+    return round(count / of, digits) if of else None
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    """``name``, set apart from a group of the topology that is called so."""
+    while name in taken:
+        name += "_"
+    return name

@@ -1,0 +1,240 @@
+"""What the pictures of a run are drawn from: its large tables gone through once, and never held.
+
+Times are seconds since the start of the run, where the warm-up begins. Whatever a run lacks (it failed, it is
+damaged, nothing was sampled) is left empty, and said in ``Digest.missing``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from nodes.errors import UsageError
+from sim.results import Run
+from sim.results.analysis.growing_histogram import Distribution, middles
+from sim.results.analysis.histogram import BINS as VALUE_BINS
+from sim.results.analysis.histogram import bins_of
+from sim.results.store.batches import Column, batches, extent
+from sim.views.event_text import brief, sentence
+from sim.views.html.lines import Band
+
+__all__ = ["BINS", "LEVELS", "Digest", "Happening", "digest", "span"]
+
+Floats = npt.NDArray[np.float64]
+
+BINS = 240
+BINS_TOGETHER = (1, 2, 3, 4, 5, 6, 8, 10, 12)
+SAMPLES_EACH = 100
+DRAINS_EACH = 20
+SIZE_BITS = 40
+LATENCY_COLUMNS = ("intended_ns", "rung_ns", "delivered_ns", "handled_ns", "warmup")
+LEVELS = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
+# The coordinator tells everybody the start this much ahead; older runs do not say when that was.
+START_LEAD_NS = 50_000_000
+NO_PART_OF_IT = {"ready", "statistics", "telemetry"}
+
+
+@dataclass(frozen=True)
+class Happening:
+    """Something that happened while the machines ran: what is drawn across the time lines, in few words and in all."""
+
+    time_s: float
+    brief: str
+    text: str
+
+
+@dataclass
+class Digest:
+    """Everything that grows with a run, made small.
+
+    ``measured_ns``: when the first sample was due that counts. ``bands``: the warm-up and the phases of the scenario.
+    ``latencies``: the distribution in nanoseconds of lag, delivery, handling, total and raw, without the warm-up.
+    ``time_s``: the middle of each bin of time; ``pending``: doorbells on their way at its end, estimated from the
+    sampled ones. ``delivered_per_s`` and ``interrupts_per_s``: doorbells and wake-ups around ``rates_s``.
+    ``delivery_ns`` and ``total_ns``: for each of ``LEVELS`` that percentile of those rung, or meant to be rung, around
+    ``latency_s``; NaN where none were.
+    ``drain_sizes``: drains by the power of two that their doorbells reach (1, 2-3, 4-7, ...), and ``drained``: the
+    doorbells of those.
+    """
+
+    start_ns: int = 0
+    measured_ns: int = 0
+    stop_ns: int = 0
+    bands: list[Band] = field(default_factory=list)
+    latencies: dict[str, Distribution] = field(default_factory=dict)
+    time_s: Floats = field(default_factory=lambda: np.zeros(0))
+    rates_s: Floats = field(default_factory=lambda: np.zeros(0))
+    delivered_per_s: Floats = field(default_factory=lambda: np.zeros(0))
+    interrupts_per_s: Floats = field(default_factory=lambda: np.zeros(0))
+    latency_s: Floats = field(default_factory=lambda: np.zeros(0))
+    delivery_ns: dict[str, Floats] = field(default_factory=dict)
+    total_ns: dict[str, Floats] = field(default_factory=dict)
+    pending: Floats = field(default_factory=lambda: np.zeros(0))
+    drain_sizes: Column = field(default_factory=lambda: np.zeros(0, np.int64))
+    drained: Column = field(default_factory=lambda: np.zeros(0, np.int64))
+    happenings: list[Happening] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def duration_s(self) -> float:
+        return (self.stop_ns - self.start_ns) / 1e9
+
+
+def digest(run: Run) -> Digest:
+    """Go through the tables of ``run`` once. Never raises for what it lacks: see ``Digest.missing``."""
+    made = Digest()
+    made.start_ns, made.stop_ns = span(run)
+    made.time_s = (np.arange(BINS) + 0.5) * made.duration_s / BINS
+    for part in (_samples, _drains, _bands, _happenings):
+        try:
+            part(run, made)
+        except UsageError as error:
+            _miss(made, error)
+    return made
+
+
+def _miss(made: Digest, error: UsageError) -> None:
+    made.missing.append(str(error))
+
+
+def span(run: Run) -> tuple[int, int]:
+    """When the machines were started and stopped, CLOCK_MONOTONIC; (0, 0) when the run tells nothing of that."""
+    stamps = []
+    for name, column in (("samples", "intended_ns"), ("samples", "rung_ns"), ("drains", "delivered_ns")):
+        try:
+            stamps.append(extent(run.path, name, column))
+        except UsageError:
+            continue
+    there = [each for each in stamps if each]
+    try:
+        ready = next((event for event in run.events() if event.get("kind") == "ready"), {})
+    except UsageError:
+        ready = {}
+    told, ready_ns = ready.get("start_ns"), ready.get("time_ns")
+    firsts = [first for first, _ in there] + ([ready_ns + START_LEAD_NS] if isinstance(ready_ns, int) else [])
+    if not firsts:
+        return 0, 0
+    start_ns = told if isinstance(told, int) else min(firsts)
+    try:
+        lasts = [start_ns + round(run.figures.duration_s * 1e9)]
+    except UsageError:
+        lasts = [last for _, last in there]
+    return start_ns, max([start_ns + 1, *lasts])
+
+
+def _bands(run: Run, made: Digest) -> None:
+    warmup_s = min(run.origin.warmup_s, made.duration_s)
+    if made.measured_ns:
+        # Where nobody says when the run began, its first stamp is taken for that, and may lie in the warm-up or after.
+        warmup_s = min(warmup_s, (made.measured_ns - made.start_ns) / 1e9)
+    if warmup_s > 0:
+        made.bands.append(Band(0.0, warmup_s, "warm-up", shaded=True))
+    for phase in run.origin.phases:
+        start_s, end_s = ((at - made.start_ns) / 1e9 for at in (phase.start_ns, phase.end_ns))
+        if start_s < made.duration_s and end_s > 0:
+            made.bands.append(Band(max(0.0, start_s), min(made.duration_s, end_s), phase.name))
+
+
+def _bin_of(made: Digest, time_ns: Column) -> Column:
+    """The bin of each moment, -1 for those outside."""
+    place = (time_ns - made.start_ns) * BINS // max(1, made.stop_ns - made.start_ns)
+    return np.where((place >= 0) & (place < BINS), place, -1)
+
+
+def _samples(run: Run, made: Digest) -> None:
+    made.latencies = {name: Distribution() for name in ("lag", "delivery", "handling", "total", "raw")}
+    delivery, total = np.zeros((BINS, VALUE_BINS), np.int64), np.zeros((BINS, VALUE_BINS), np.int64)
+    pending = np.zeros(BINS, np.int64)
+    for batch in batches(run.path, "samples", LATENCY_COLUMNS):
+        _add_latencies(made, batch)
+        _add_over_time(made, delivery, batch["rung_ns"], batch["delivered_ns"])
+        _add_over_time(made, total, batch["intended_ns"], batch["handled_ns"])
+        rung, came = (_bin_of(made, batch[name]) for name in ("rung_ns", "delivered_ns"))
+        pending += np.bincount(rung[rung >= 0], minlength=BINS) - np.bincount(came[came >= 0], minlength=BINS)
+    made.pending = np.maximum(0.0, np.cumsum(pending)) * run.origin.sample_every
+    # With few samples, percentiles of many bins would be noise.
+    together = _together(int(delivery.sum()), SAMPLES_EACH)
+    made.latency_s = made.time_s.reshape(-1, together).mean(axis=1)
+    made.delivery_ns, made.total_ns = (
+        _levels(counts.reshape(-1, together, VALUE_BINS).sum(axis=1)) for counts in (delivery, total)
+    )
+
+
+def _add_over_time(made: Digest, counts: Column, begin_ns: Column, end_ns: Column) -> None:
+    """Count the time from ``begin_ns`` to ``end_ns`` (0: never) in the bin of its beginning."""
+    at = _bin_of(made, begin_ns)
+    known = (end_ns > 0) & (at >= 0)
+    cells = at[known] * VALUE_BINS + bins_of(end_ns[known] - begin_ns[known])
+    counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
+
+
+def _together(count: int, each: int) -> int:
+    """How many bins of time are to be one, so that ``count`` things leave about ``each`` in every bin."""
+    wanted = -(-each * BINS // max(1, count))
+    return next((width for width in BINS_TOGETHER if width >= wanted), BINS_TOGETHER[-1])
+
+
+def _add_latencies(made: Digest, batch: dict[str, Column]) -> None:
+    intended, rung, delivered, handled, warmup = (batch[name] for name in LATENCY_COLUMNS)
+    counts = warmup == 0
+    if counts.any():
+        first_ns = int(intended[counts].min())
+        made.measured_ns = min(made.measured_ns or first_ns, first_ns)
+    ends = {"lag": counts, "delivery": counts & (delivered > 0), "handling": counts & (handled > 0)}
+    ends |= {"total": ends["handling"], "raw": ends["handling"]}
+    pairs = {
+        "lag": (intended, rung),
+        "delivery": (rung, delivered),
+        "handling": (delivered, handled),
+        "total": (intended, handled),
+        "raw": (rung, handled),
+    }
+    for name, (start, end) in pairs.items():
+        made.latencies[name].add((end - start)[ends[name]])
+
+
+def _levels(over_time: Column) -> dict[str, Floats]:
+    """Percentiles of every row of counts; NaN for a row of none."""
+    sums = np.cumsum(over_time, axis=1)
+    total = sums[:, -1]
+    levels = {}
+    for name, share in LEVELS:
+        rank = np.maximum(1, np.ceil(share * total))
+        place = np.argmax(sums >= rank[:, None], axis=1)
+        levels[name] = np.where(total > 0, middles(place), np.nan)
+    return levels
+
+
+def _drains(run: Run, made: Digest) -> None:
+    doorbells, wakes = np.zeros(BINS), np.zeros(BINS)
+    sizes, drained = np.zeros(SIZE_BITS, np.int64), np.zeros(SIZE_BITS, np.int64)
+    for batch in batches(run.path, "drains", ("count", "delivered_ns")):
+        count = batch["count"]
+        at = _bin_of(made, batch["delivered_ns"])
+        known = at >= 0
+        doorbells += np.bincount(at[known], weights=count[known].astype(np.float64), minlength=BINS)
+        wakes += np.bincount(at[known], minlength=BINS)
+        # frexp's exponent is the number of bits; 2^53 and more doorbells in one drain are nobody's.
+        bits = np.clip(np.frexp(count.astype(np.float64))[1] - 1, 0, SIZE_BITS - 1)
+        sizes += np.bincount(bits, minlength=SIZE_BITS)
+        drained += np.bincount(bits, weights=count.astype(np.float64), minlength=SIZE_BITS).astype(np.int64)
+    used = int(np.flatnonzero(sizes).max(initial=-1)) + 1
+    made.drain_sizes, made.drained = sizes[:used], drained[:used]
+    together = _together(int(wakes.sum()), DRAINS_EACH)
+    width_s = max(made.duration_s, 1e-9) / BINS * together
+    made.rates_s = made.time_s.reshape(-1, together).mean(axis=1)
+    made.delivered_per_s, made.interrupts_per_s = (
+        counts.reshape(-1, together).sum(axis=1) / width_s for counts in (doorbells, wakes)
+    )
+
+
+def _happenings(run: Run, made: Digest) -> None:
+    for event in run.events():
+        time_ns, kind = event.get("time_ns"), event.get("kind")
+        if not isinstance(time_ns, int) or not isinstance(kind, str) or kind in NO_PART_OF_IT:
+            continue
+        at_s = (time_ns - made.start_ns) / 1e9
+        if made.start_ns and -1e-3 <= at_s <= made.duration_s + 1e-3:
+            made.happenings.append(Happening(max(0.0, at_s), brief(event), sentence(event)))

@@ -1,0 +1,371 @@
+"""Whether a run showed what was expected of it: verdicts at its end, and conditions while it goes on.
+
+A figure that cannot be known is not met, and the verdict says why. Counts are those of the whole run, latencies
+leave the warm-up out. Memory (the most that each machine was seen with), CPU time and what programs put into
+``guest.statistics`` are sums. A machine that came back is one machine, in all its lives.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.text import Text
+
+from nodes.errors import UsageError
+from sim.results import Run
+from sim.results.analysis.latency import percentiles, values
+from sim.results.measures import COUNTED, Counts, Scope, UnknownFigureError, Whose
+from sim.results.store.manifest import Machine
+from sim.results.summary import Migration, Verdict
+from topologies import Condition, Expectation, Topology
+from topologies.language.values import MisfitError
+from topologies.metrics import UNITS_NS, parse_figure
+
+__all__ = ["BROKEN", "Moment", "Verdict", "broken", "evaluate", "live", "missed", "render"]
+
+Integers = npt.NDArray[np.int64]
+
+BROKEN = "aborted"
+"""The event of an expectation that ended the run: ``expected`` (the condition as text) and ``got``."""
+STATISTICS = "statistics"
+JOINED, LEFT, DIED = "machine_joined", "machine_left", "machine_died"
+
+MEBIBYTE = 1 << 20
+# What only grows while a run goes on: once above its bound, it never comes back.
+GROWING = frozenset({"rung", "delivered", "interrupts", "refused", "died", "elapsed_s"})
+
+
+def evaluate(topology: Topology, run: Run) -> list[Verdict]:
+    """A verdict for each expectation of ``topology``, in order, from the tables of the finished ``run``."""
+    if not topology.expectations:
+        return []
+    finished = _Finished(topology, run)
+    return [finished.verdict(expectation) for expectation in topology.expectations]
+
+
+def missed(verdicts: Iterable[Verdict]) -> int:
+    """How many expectations were not met: above 0, the exit code is 99."""
+    return sum(not verdict.met for verdict in verdicts)
+
+
+def render(verdicts: Sequence[Verdict], console: Console) -> None:
+    """Print a line for each verdict; nothing for none."""
+    if not verdicts:
+        return
+    console.print(Text("expectations", "bold"))
+    width = max(len(str(verdict)) for verdict in verdicts)
+    for verdict in verdicts:
+        line = Text("met     " if verdict.met else "MISSED  ", "green" if verdict.met else "bold red")
+        line.append(f"{str(verdict).ljust(width)}  {_shown(verdict.got)}", "default")
+        line.append(f": {verdict.why}" if verdict.why else "", "default")
+        console.print(line, soft_wrap=True)
+
+
+def _shown(got: float | None) -> str:
+    if got is None:
+        return "not known"
+    return f"got {got:,.0f}" if got.is_integer() else f"got {got:,.6g}"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A run as it stands while it goes on. ``up`` are machines by index, ``died`` the same, once for each life that
+    ended by accident; ``counts`` by ``measures.counts_so_far``; ``elapsed_s`` since the start of the programs.
+    """
+
+    whose: Whose
+    counts: Counts
+    up: frozenset[int]
+    died: tuple[int, ...]
+    elapsed_s: float
+
+    def value(self, condition: Condition) -> float:
+        """The figure now. Raises ``UnknownFigureError``, or ``UsageError`` for a figure of finished runs only."""
+        scope = self.whose[condition.of]
+        match condition.figure:
+            case "elapsed_s":
+                return self.elapsed_s
+            case "up":
+                return float(len(self.up & scope.machines))
+            case "died":
+                return float(sum(machine in scope.machines for machine in self.died))
+            case figure if figure in COUNTED or figure == "coalescing":
+                return self.counts.value(figure, scope)
+        raise UsageError(f"{condition.figure} is known at the end of a run only")
+
+
+def live(condition: Condition, moment: Moment) -> bool:
+    """Whether ``condition`` holds now; what is not known yet does not hold."""
+    try:
+        return condition.holds(moment.value(condition))
+    except UnknownFigureError:
+        return False
+
+
+def broken(condition: Condition, moment: Moment) -> bool:
+    """Whether ``condition`` is broken for good: counts only grow, so ``delivered > 1000`` is not, before the end."""
+    try:
+        value = moment.value(condition)
+    except UnknownFigureError:
+        return False
+    if condition.holds(value):
+        return False
+    if condition.figure not in GROWING:
+        return True
+    return condition.comparison in ("<", "<=") or (condition.comparison == "==" and value > condition.bound)
+
+
+class _Finished:
+    """The figures of one finished run, whose tables have a row for each device of each life of a machine."""
+
+    def __init__(self, topology: Topology, run: Run) -> None:
+        self._topology, self._run = topology, run
+        self._whose = Whose((machine.name, machine.group) for machine in topology.machines)
+        self._known: dict[str, Callable[[Scope], float]] = {
+            **{name: functools.partial(self._count, name) for name in (*COUNTED, "coalescing", "lost")},
+            "pended": functools.partial(self._undelivered, "pended"),
+            "dropped": functools.partial(self._undelivered, "dropped"),
+            "died": lambda scope: float(len(self._deaths(scope))),
+            "up": self._up,
+            "rate_hz": self._rate_hz,
+            "ready_s": self._ready_s,
+            "duration_s": lambda scope: run.figures.duration_s,
+            "elapsed_s": lambda scope: run.figures.duration_s,
+            "uss_mib": lambda scope: self._most(("uss_bytes",), "machine", scope) / MEBIBYTE,
+            "rss_mib": lambda scope: self._most(("rss_bytes",), "machine", scope) / MEBIBYTE,
+            "migrated": functools.partial(self._migrations, "moved"),
+            "migrations_refused": functools.partial(self._migrations, "refused"),
+            "migrations_failed": functools.partial(self._migrations, "failed"),
+            "downtime_ms": self._downtime_ms,
+            "cpu_s": lambda scope: self._most(("cpu_user_s", "cpu_system_s"), "life", scope),
+        }
+
+    @functools.cached_property
+    def _machine_of(self) -> Integers:
+        """The machine of each row of the tables; the last entry, for row -1, is nobody."""
+        rows = self._run.origin.machines
+        return np.array([row.index if row.of is None else row.of for row in rows] + [-1], np.int64)
+
+    def _machines(self, rows: npt.NDArray[np.integer[Any]]) -> Integers:
+        """The machines of rows, -1 for those that are of none."""
+        numbers = rows.astype(np.int64)
+        most = int(numbers.max(initial=-1))
+        if most >= len(self._machine_of) - 1:
+            raise UsageError(f"a table names machine {most}, the manifest has {len(self._machine_of) - 1}")
+        return self._machine_of[np.maximum(numbers, -1)]
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, int]:
+        """The machine of each name that events and deaths have: those of further lives, and of further devices."""
+        names = {row.name: int(self._machine_of[row.index]) for row in self._run.origin.machines}
+        return names | {machine.name: machine.index for machine in self._topology.machines}
+
+    def verdict(self, expectation: Expectation) -> Verdict:
+        """What became of it; what was broken while the run went on stays broken."""
+        condition = expectation.that
+        expected = f"{condition.comparison} {condition.bound:.15g}"
+        got, why = None, ""
+        try:
+            broken_by = self._broken().get(str(condition)) if expectation.abort else None
+            if broken_by is not None:
+                return Verdict(condition.figure, condition.of, expected, broken_by, False, "it ended the run")
+            # 15 digits are what people write: 0.7500000000000001 is 0.75.
+            got = float(f"{self._value(condition.figure, self._whose[condition.of]):.15g}")
+            if not math.isfinite(got):
+                got, why = None, "it is no finite number"
+        except (UnknownFigureError, UsageError) as error:
+            got, why = None, str(error)
+        return Verdict(condition.figure, condition.of, expected, got, got is not None and condition.holds(got), why)
+
+    def _undelivered(self, name: str, scope: Scope) -> float:
+        if scope.whole:
+            return float(getattr(self._run.figures, name))
+        for group in self._topology.groups:
+            if scope.machines == {machine.index for machine in self._topology.members(group.name)}:
+                return float(getattr(self._run.figures.groups[group.name], name))
+        raise UnknownFigureError("it is known of the whole run and of groups only")
+
+    def _value(self, figure: str, scope: Scope) -> float:
+        if figure in self._known:
+            return self._known[figure](scope)
+        try:
+            name = parse_figure(figure).name
+        except MisfitError as error:
+            raise UsageError(f"there is no figure {figure!r}: expected {error.expected}") from None
+        group, _, level = name.partition(".")
+        if group == STATISTICS:
+            return self._statistic(level, scope)
+        point, _, unit = level.rpartition("_")
+        found = self._latency(group, scope).get(point)
+        if found is None:
+            raise UnknownFigureError(f"too few samples for it{self._explained(scope)}")
+        return found / UNITS_NS[unit]
+
+    # Doorbells
+
+    def _count(self, figure: str, scope: Scope) -> float:
+        if not scope.whole:
+            return self._counts.value(figure, scope)
+        its = self._run.figures
+        if figure == "coalescing":
+            if its.coalescing is None:
+                raise UnknownFigureError("there was no interrupt")
+            return its.delivered / its.interrupts
+        if figure == "lost":
+            return float(its.rung - its.delivered - its.pending - its.refused)
+        return float(getattr(its, figure))
+
+    @functools.cached_property
+    def _counts(self) -> Counts:
+        def columns(table: Any, names: Sequence[str]) -> dict[str, Integers]:
+            found = {name: table[name].cast("int64").fill_null(-1).to_numpy() for name in names}
+            rows = {name: self._machines(found[name]) for name in names if name in ("machine", "source", "target")}
+            return found | rows
+
+        edges = columns(self._run.edges(), ("source", "target", "vector", "rung", "refused"))
+        return Counts(columns(self._run.vectors(), ("machine", "vector", *COUNTED)), edges)
+
+    def _rate_hz(self, scope: Scope) -> float:
+        duration_s = self._run.figures.duration_s
+        if not duration_s:
+            raise UnknownFigureError("the run never started")
+        return self._count("rung", scope) / duration_s
+
+    # Latencies
+
+    def _latency(self, name: str, scope: Scope) -> dict[str, float | None]:
+        """The percentiles and the mean in nanoseconds, None where there are too few samples."""
+        samples = self._run.columns
+        figures, there = values(samples, name)
+        there = there & ~samples.warmup
+        if not scope.whole:
+            there &= np.isin(self._machines(samples.target), list(scope.machines))
+        if scope.sources is not None:
+            there &= np.isin(self._machines(samples.source), list(scope.sources))
+        if scope.vector is not None:
+            there &= samples.vector == scope.vector
+        its = figures[there]
+        if not len(its):
+            raise UnknownFigureError(f"there is no sample of it{self._explained(scope)}")
+        return {**percentiles(its), "mean": float(its.mean())}
+
+    # Machines
+
+    def _deaths(self, scope: Scope) -> list[str]:
+        """How the machines died, in words, once for each life; what the timeline did to them is no death."""
+        planned = {str(event.get("machine")) for event in self._run.events() if event.get("kind") == LEFT}
+        deaths = dict(self._run.figures.deaths)
+        deaths |= {
+            str(each.get("machine")): str(each.get("how")) for each in self._run.events() if each.get("kind") == DIED
+        }
+        devices = {row.name for row in self._run.origin.machines if row.domain != self._first_domain(row)}
+        return [
+            f"{name} died ({how})"
+            for name, how in deaths.items()
+            if name not in planned and name not in devices and self._by_name.get(name) in scope.machines
+        ]
+
+    def _first_domain(self, row: Machine) -> int:
+        return row.domain if row.of is None else self._run.origin.machines[row.of].domain
+
+    def _explained(self, scope: Scope) -> str:
+        """Who died of those that are meant, for the end of a sentence."""
+        deaths = self._deaths(scope)
+        shown = ", ".join(deaths[:3]) + (f" and {len(deaths) - 3} more" if len(deaths) > 3 else "")
+        return f": {shown}" if shown else ""
+
+    def _up(self, scope: Scope) -> float:
+        """Machines that were there when the run was told to stop."""
+        up: set[int] = set()
+        for event in self._run.events():
+            machine = self._by_name.get(str(event.get("machine")), -1)
+            match event.get("kind"):
+                case "ready":
+                    up |= {each.index for each in self._topology.machines if each.present}
+                case kind if kind == JOINED:
+                    up.add(machine)
+                case kind if kind in (LEFT, DIED):
+                    up.discard(machine)
+        return float(len(up & scope.machines))
+
+    def _ready_s(self, scope: Scope) -> float:
+        ready_s = self._run.figures.ready_s
+        if not scope.whole:
+            raise UnknownFigureError("it is known of the whole run only")
+        if ready_s is None:
+            raise UnknownFigureError(f"not all machines were ready{self._explained(scope)}")
+        return ready_s
+
+    def _most(self, columns: Sequence[str], each: str, scope: Scope) -> float:
+        """The most that each machine, or each ``life`` of one, was seen with, added up."""
+        if scope.is_edge:
+            raise UnknownFigureError("it is known of machines, not of an edge")
+        table = self._run.resources()
+        rows = table["machine"].to_numpy()
+        machines = self._machines(rows)
+        looks = sum(table[name].cast("float64").to_numpy(zero_copy_only=False) for name in columns)
+        its = np.isin(machines, list(scope.machines)) & ~np.isnan(looks)
+        if not its.any():
+            raise UnknownFigureError(f"nobody looked at it{self._explained(scope)}")
+        keys, place = np.unique((rows if each == "life" else machines)[its], return_inverse=True)
+        most = np.zeros(len(keys))
+        np.maximum.at(most, place, looks[its])
+        return float(most.sum())
+
+    # Machines that move
+
+    def _of_migrations(self, scope: Scope) -> Iterator[Migration]:
+        for each in self._run.figures.migrations:
+            if self._by_name.get(each.machine, self._by_name.get(each.machine.rpartition(".")[0])) in scope.machines:
+                yield each
+
+    def _migrations(self, verdict: str, scope: Scope) -> float:
+        return float(sum(each.verdict == verdict for each in self._of_migrations(scope)))
+
+    def _downtime_ms(self, scope: Scope) -> float:
+        """The longest that any of them stood still, in migrations that came to nothing too."""
+        its = [each.downtime_ms for each in self._of_migrations(scope) if each.downtime_ms is not None]
+        if not its:
+            raise UnknownFigureError(f"nothing has migrated{self._explained(scope)}")
+        return max(its)
+
+    # What programs said
+
+    def _statistic(self, name: str, scope: Scope) -> float:
+        """The sum of what the machines said. One that died without a word, where its like did speak, is missed."""
+        if scope.is_edge:
+            raise UnknownFigureError("it is known of machines, not of an edge")
+        said = self._said(name)
+        speaking = {self._topology.machines[self._by_name[life]].group for life in said}
+        for death in self._deaths(scope):
+            life = death.partition(" ")[0]
+            if life not in said and self._topology.machines[self._by_name[life]].group in speaking:
+                raise UnknownFigureError(f"{death} and left none")
+        there = [number for life, number in said.items() if self._by_name[life] in scope.machines]
+        if not there:
+            raise UnknownFigureError(f"no program left it in its statistics{self._explained(scope)}")
+        return sum(there)
+
+    def _said(self, name: str) -> dict[str, float]:
+        """What each life of a machine said last."""
+        said = {}
+        for event in self._run.events():
+            if event.get("kind") == STATISTICS and isinstance(event.get("values"), dict):
+                number, life = event["values"].get(name), str(event.get("machine"))
+                if isinstance(number, int | float) and not isinstance(number, bool) and life in self._by_name:
+                    said[life] = float(number)
+        return said
+
+    def _broken(self) -> dict[str, float]:
+        return {
+            str(event.get("expected")): float(event["got"])
+            for event in self._run.events()
+            if event.get("kind") == BROKEN and isinstance(event.get("got"), int | float)
+        }

@@ -1,0 +1,209 @@
+"""What a figure that somebody asks for is worth, and whose: of a run that is over, or of one that goes on.
+
+Doorbells are counted where they are rung at: the ``rung`` of a group are those rung at its machines, as in every
+table of a run. Of an edge, what was rung and refused is known, and latencies are; what became of the rest only
+where nobody else rang the same vectors, for a counter does not know who added to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from nodes.errors import UsageError
+from sim import recording
+from sim.recording import Recording
+from topologies.metrics import parse_edge
+
+__all__ = ["COUNTED", "Book", "Counts", "Scope", "UnknownFigureError", "Whose", "counts_so_far"]
+
+Integers = npt.NDArray[np.int64]
+
+COUNTED = ("rung", "delivered", "interrupts", "refused", "pending", "settled")
+"""What stands on the books."""
+
+
+PEERS = 1 << 16
+
+
+class UnknownFigureError(Exception):
+    """A figure that cannot be known; the text says why."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Whose figure is meant: machines; of an edge, those that are rung, by whom, and at which vector."""
+
+    machines: frozenset[int]
+    sources: frozenset[int] | None = None
+    vector: int | None = None
+    whole: bool = False
+
+    @property
+    def is_edge(self) -> bool:
+        return self.sources is not None
+
+
+class Whose:
+    """Finds who is meant by a name: "" for everybody, a group, a machine, an edge ``a -> b`` or ``a -> b:2``."""
+
+    def __init__(self, machines: Iterable[tuple[str, str]]) -> None:
+        """``machines``: name and group of each, by index."""
+        self.names: list[str] = []
+        self._members: dict[str, frozenset[int]] = {}
+        groups: dict[str, list[int]] = {}
+        for index, (name, group) in enumerate(machines):
+            self.names.append(name)
+            self._members[name] = frozenset((index,))
+            groups.setdefault(group, []).append(index)
+        self._members |= {group: frozenset(members) for group, members in groups.items()}
+
+    def __getitem__(self, of: str) -> Scope:
+        """Raises ``UsageError`` for what is no name of this topology."""
+        if not of:
+            return Scope(frozenset(range(len(self.names))), whole=True)
+        edge = parse_edge(of)
+        if edge is None:
+            return Scope(self._named(of.strip()))
+        source, target, vector = edge
+        return Scope(self._named(target), self._named(source), vector)
+
+    def _named(self, name: str) -> frozenset[int]:
+        found = self._members.get(name)
+        if found is None:
+            raise UsageError(f"expected a group, a machine or an edge a -> b of the topology, got {name!r}")
+        return found
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The books: columns of one length by (machine, vector), and others by (source, target, vector).
+
+    ``lines`` has machine, vector and all of ``COUNTED``; ``edges`` source, target (-1: no machine), vector, rung and
+    refused. ``nowhere`` are doorbells that machines rang at nobody: refused, and on no line.
+    """
+
+    lines: Mapping[str, Integers]
+    edges: Mapping[str, Integers]
+    nowhere: int = 0
+
+    def count(self, figure: str, scope: Scope) -> int:
+        """One of ``COUNTED``. Raises ``UnknownFigureError`` for what an edge does not know."""
+        if not scope.is_edge:
+            its = np.isin(self.lines["machine"], _array(scope.machines))
+            everywhere = self.nowhere if scope.whole and figure in ("rung", "refused") else 0
+            return int(self.lines[figure][its].sum()) + everywhere
+        mine = self._edge(scope)
+        if figure in ("rung", "refused"):
+            return int(self.edges[figure][mine].sum())
+        its = np.isin(self.lines["machine"], _array(scope.machines))
+        if scope.vector is not None:
+            its &= self.lines["vector"] == scope.vector
+        if int(self.edges["rung"][mine].sum()) != int(self.lines["rung"][its].sum()):
+            raise UnknownFigureError("others rang the same vectors, and a counter does not know who added to it")
+        return int(self.lines[figure][its].sum())
+
+    def _edge(self, scope: Scope) -> npt.NDArray[np.bool_]:
+        mine = np.isin(self.edges["target"], _array(scope.machines))
+        mine &= np.isin(self.edges["source"], _array(scope.sources or ()))
+        if scope.vector is not None:
+            mine &= self.edges["vector"] == scope.vector
+        return mine
+
+    def value(self, figure: str, scope: Scope) -> float:
+        """One of ``COUNTED``, or what follows from them: coalescing, lost.
+
+        Raises ``UnknownFigureError`` for what is not known, ``KeyError`` for another figure.
+        """
+        derived: dict[str, Callable[[Scope], float]] = {"coalescing": self._coalescing, "lost": self._lost}
+        if figure in derived:
+            return derived[figure](scope)
+        if figure not in COUNTED:
+            raise KeyError(figure)
+        return float(self.count(figure, scope))
+
+    def _coalescing(self, scope: Scope) -> float:
+        interrupts = self.count("interrupts", scope)
+        if not interrupts:
+            raise UnknownFigureError("there was no interrupt")
+        return self.count("delivered", scope) / interrupts
+
+    def _lost(self, scope: Scope) -> float:
+        """Rung, and neither delivered nor pending nor refused."""
+        known = (self.count(name, scope) for name in ("delivered", "pending", "refused"))
+        return float(self.count("rung", scope) - sum(known))
+
+
+class Book(NamedTuple):
+    """A recording that is still written: of which machine, and which machine has which ID.
+
+    IDs are ``domain << 16 | peer``: a machine that has migrated has rung in several domains.
+    """
+
+    machine: int
+    recording: Recording
+    machine_of: Mapping[int, int]
+
+
+def counts_so_far(books: Sequence[Book]) -> Counts:
+    """The books of a run that goes on, as its recordings have them now; nothing of them is held.
+
+    Everybody stores while this looks: what is pending is what was rung by then and not delivered yet, never below 0.
+    """
+    edges, lines, nowhere = [], [], 0
+    of_peer = {id(book.machine_of): _looked_up(book.machine_of) for book in books}
+    for book in books:
+        words, layout = np.frombuffer(book.recording.words, np.uint64), book.recording.layout
+        used = int(words[recording.EDGES_USED])
+        rang = words[layout.edges_at : layout.edges_at + 3 * used].astype(np.int64).reshape(used, 3)
+        took = words[layout.vectors_at : layout.edges_at].astype(np.int64).reshape(layout.vectors, 2)
+        known = of_peer[id(book.machine_of)]
+        targets = known[np.minimum(rang[:, 0] >> 16, len(known) - 1)]
+        mine = np.full(used, book.machine, np.int64)
+        edges.append(np.column_stack((mine, targets, rang[:, 0] & 0xFFFF, rang[:, 1:])))
+        vectors = np.arange(layout.vectors)
+        lines.append(np.column_stack((np.full(layout.vectors, book.machine, np.int64), vectors, took)))
+        nowhere += int(words[recording.RUNG_NOWHERE])
+    rung_at, arrived = np.vstack([*edges, np.zeros((0, 5), np.int64)]), np.vstack([*lines, np.zeros((0, 4), np.int64)])
+    columns = dict(zip(("source", "target", "vector", "rung", "refused"), rung_at.T, strict=True))
+    return Counts(_lines(columns, arrived), columns, nowhere)
+
+
+def _looked_up(machine_of: Mapping[int, int]) -> Integers:
+    """The machine of each ID that a peer can have, -1 for none, as the last one has of all beyond."""
+    machines = np.full((max(machine_of, default=0) // PEERS + 1) * PEERS + 1, -1, np.int64)
+    machines[list(machine_of)] = list(machine_of.values())
+    return machines
+
+
+def _lines(edges: Mapping[str, Integers], arrived: Integers) -> dict[str, Integers]:
+    """What was rung by line, from the edges, beside what arrived there."""
+    keys = np.concatenate((arrived[:, 0] << 16 | arrived[:, 1], edges["target"] << 16 | edges["vector"]))
+    there, place = np.unique(keys, return_inverse=True)
+    at_line, at_edge = place[: len(arrived)], place[len(arrived) :]
+
+    def summed(places: Integers, column: Integers) -> Integers:
+        sums = np.zeros(len(there), np.int64)
+        np.add.at(sums, places, column)
+        return sums
+
+    rung, refused = summed(at_edge, edges["rung"]), summed(at_edge, edges["refused"])
+    delivered, interrupts = summed(at_line, arrived[:, 2]), summed(at_line, arrived[:, 3])
+    return {
+        "machine": there >> 16,
+        "vector": there & 0xFFFF,
+        "rung": rung,
+        "refused": refused,
+        "delivered": delivered,
+        "interrupts": interrupts,
+        "pending": np.maximum(0, rung - refused - delivered),
+        "settled": np.zeros(len(there), np.int64),
+    }
+
+
+def _array(machines: Collection[int]) -> Integers:
+    return np.fromiter(machines, np.int64, len(machines))

@@ -1,0 +1,1 @@
+"""The run directory on disk: files, schemas, streams, the manifest, events."""

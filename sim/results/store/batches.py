@@ -1,0 +1,93 @@
+"""A run's large tables in batches of a few columns: ten million rows are never in memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nodes.errors import UsageError
+from sim.results.store.files import at_once
+from sim.results.store.schemas import file_name
+
+__all__ = ["Column", "batches", "extent", "rows"]
+
+Column = npt.NDArray[np.int64]
+
+BATCH_ROWS = 1 << 20
+# What Arrow raises for a damaged file: its own errors derive from the builtin ones.
+DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, EOFError, MemoryError)
+
+
+def _damaged(path: Path, error: BaseException) -> UsageError:
+    if isinstance(error, FileNotFoundError):
+        return UsageError(f"{path.name} is missing")
+    return UsageError(f"{path.name} is damaged: {(str(error).splitlines() or [''])[0][:200]}")
+
+
+def batches(directory: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Column]]:
+    """The named columns of a table as int64, a million rows at a time; what is null is 0, or -1 for ``target``.
+
+    Raises ``UsageError`` when the file is missing or damaged, or has no such columns of numbers.
+    """
+    path = directory / file_name(name)
+    try:
+        with open(path, "rb", opener=at_once) as file:
+            parquet = pq.ParquetFile(file)
+            _check(path, parquet.schema_arrow, columns)
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=list(columns)):
+                batch.validate(full=True)
+                yield {column: _numbers(batch.column(column), -1 if column == "target" else 0) for column in columns}
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _check(path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
+    for column in columns:
+        kind = schema.field(column).type if column in schema.names else None
+        if kind is None or not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+            raise UsageError(f"{path.name} has no column {column} of numbers")
+
+
+def _numbers(column: pa.Array, missing: int) -> Column:
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    if column.type != pa.int64():
+        column = column.cast(pa.int64())
+    if column.null_count:
+        column = column.fill_null(missing)
+    numbers: Column = column.to_numpy(zero_copy_only=False)
+    return numbers
+
+
+def rows(directory: Path, name: str) -> int:
+    """How many rows a table has. Raises ``UsageError`` when it is missing or damaged."""
+    path = directory / file_name(name)
+    try:
+        with open(path, "rb", opener=at_once) as file:
+            count: int = pq.ParquetFile(file).metadata.num_rows
+            return count
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def extent(directory: Path, name: str, column: str) -> tuple[int, int] | None:
+    """The smallest and the largest value of a column, as the footer tells; None when the table is empty.
+
+    Raises ``UsageError`` when the table is missing or damaged.
+    """
+    path = directory / file_name(name)
+    try:
+        with open(path, "rb", opener=at_once) as file:
+            parquet = pq.ParquetFile(file)
+            _check(path, parquet.schema_arrow, (column,))
+            at = parquet.schema_arrow.names.index(column)
+            groups = (parquet.metadata.row_group(each).column(at) for each in range(parquet.metadata.num_row_groups))
+            known = [group.statistics for group in groups if group.statistics and group.statistics.has_min_max]
+            return (min(each.min for each in known), max(each.max for each in known)) if known else None
+    except DAMAGE as error:
+        raise _damaged(path, error) from error

@@ -1,0 +1,246 @@
+"""The run directory while its run lasts: made, appended to, and finished.
+
+Nothing heavy is imported before the first batch of resources: the coordinator has machines to start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from nodes.errors import HostError, UsageError
+from sim.host.wake_up_baseline import Floor
+from sim.results.ending import Ending, FloorLook, Outcome
+from sim.results.run import Run
+from sim.results.store import files
+from sim.results.store.manifest import SCHEMA_VERSION, Group, Host, Machine, Manifest, Owner, Phase
+from sim.results.store.stream import ResourceStream
+from topologies.model import Topology
+
+__all__ = ["RunDirectory"]
+
+# An event is a line that somebody reads: more of them is a fault of whoever makes them, and would fill the
+# disk.
+EVENTS_LIMIT = 1_000_000
+
+
+class RunDirectory:
+    """A run directory that this process owns and writes.
+
+    A context manager: leaving it closes its files; leaving it by an exception also says why there are no results.
+    ``path`` is the directory, ``manifest`` what its manifest says.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.events_refused = 0
+        self._finished = False
+        self._events_written = 0
+        self._encoder = msgspec.json.Encoder(enc_hook=str)
+        self._events = os.open(
+            path / files.EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        self._resources = ResourceStream(path / files.RESOURCE_STREAM)
+
+    @classmethod
+    def create(cls, where: Path, topology: Topology, arguments: Mapping[str, Any], *, exact: bool = False) -> Self:
+        """Make the directory, mode 0700, under ``where``: title, UTC time and the first free number.
+
+        With ``exact`` it is ``where`` itself, which must not exist or be empty. Raises ``UsageError`` when it
+        is not, ``HostError`` when the disk refuses.
+        """
+        started_ns, started = time.monotonic_ns(), datetime.datetime.now(datetime.UTC)
+        try:
+            path = _take(where) if exact else _next_free(where, topology.title, started)
+            (path / files.RAW).mkdir(mode=0o700)
+            manifest = _manifest(topology, arguments, started_ns, started)
+            files.replace(path / files.TOPOLOGY, topology.source_text.encode())
+            for name, source in topology.files.items():
+                _copy(Path(source), path, Path(name))
+            # The manifest before the status: a directory with a status always says whose it is.
+            files.write_json(path / files.MANIFEST, manifest)
+            files.write_status(path, files.RUNNING)
+            return cls(path, manifest)
+        except OSError as error:
+            raise HostError(f"{where}: the run directory cannot be made: {error.strerror or error}") from error
+
+    def recording_path(self, machine: int) -> Path:
+        """Where the recording of the machine with that index belongs."""
+        return self.path / files.RAW / f"{machine}.rec"
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append an event: its kind, CLOCK_MONOTONIC as ``time_ns``, UTC as ``utc``, and ``fields``.
+
+        Never raises for a full disk: what cannot be written is counted, and the summary says how many.
+        """
+        utc = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        line = self._encoder.encode({"time_ns": time.monotonic_ns(), "utc": utc, "kind": kind, **fields}) + b"\n"
+        if self._events_written >= EVENTS_LIMIT or not self._append(line):
+            self.events_refused += 1
+        else:
+            self._events_written += 1
+
+    def resources(self, rows: Iterable[tuple[object, ...]]) -> None:
+        """Append a batch of ``sim.host.resources.Resources``, or rows in the order of the table ``resources``.
+
+        Never raises for a full disk.
+        """
+        self._resources.append(rows)
+
+    def finish(
+        self,
+        pending: Mapping[tuple[int, int], int] | None,
+        outcome: Outcome,
+        *,
+        start_ns: int,
+        measure_start_ns: int,
+        stop_ns: int,
+        foreign_pending: Mapping[tuple[int, int], int] | None = None,
+        floors: Sequence[Floor] = (),
+        phases: Sequence[Phase] = (),
+        identities: Sequence[tuple[int, int, int]] = (),
+        moves: Sequence[tuple[int, int, int, int]] = (),
+    ) -> Run:
+        """Turn the recordings into tables and a summary, and give the run.
+
+        ``pending`` is what the coordinator found in its copies of the eventfds, by (machine, vector), and
+        ``foreign_pending`` the same by (domain << 16 | peer, vector) for peers that are no machine of the topology.
+        Times are CLOCK_MONOTONIC, 0 when the run never started. ``floors`` are what ``wake_up_baseline`` measured
+        before and after the run, where it did. Raises ``HostError`` when the disk is full: the
+        recordings are kept then, and ``open`` on that directory finishes the job once there is room.
+        """
+        from sim.results.finalize import conclude
+
+        self.close()
+        ending = Ending(
+            status=outcome.status,
+            reason=outcome.reason,
+            deaths={machine: how for machine, how in outcome.exits.items() if how is not None},
+            pending=None if pending is None else [(*at, count) for at, count in pending.items()],
+            foreign_pending=[(*at, count) for at, count in (foreign_pending or {}).items()],
+            start_ns=start_ns,
+            measure_start_ns=measure_start_ns,
+            stop_ns=stop_ns,
+            refused_events=self.events_refused,
+            refused_resources=self._resources.refused,
+            floors=[FloorLook(**dataclasses.asdict(floor)) for floor in floors],
+            phases=list(phases),
+            identities=list(identities),
+            moves=list(moves),
+        )
+        try:
+            files.write_json(self.path / files.ENDING, ending)
+            conclude(self.path, self.manifest, ending)
+        except OSError as error:
+            raise HostError(
+                f"{self.path}: the results could not be written: {error.strerror or error}; the recordings "
+                f"are kept in {files.RAW}/, opening the run again finishes the job"
+            ) from error
+        self._finished = True
+        return Run(self.path)
+
+    def close(self) -> None:
+        """Close the files that grow; a directory that is not finished stays for ``open`` to recover."""
+        if self._events >= 0:
+            os.close(self._events)
+            self._events = -1
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not self._finished:
+            # Not "running" for as long as this process lives on: whoever opens the run may conclude it now.
+            with contextlib.suppress(OSError):
+                if isinstance(error, KeyboardInterrupt):
+                    files.write_status(self.path, "interrupted", "given up before its results were written")
+                else:
+                    files.write_status(self.path, "failed", f"{type(error).__name__}: {error}")
+        self.close()
+
+    def _append(self, line: bytes) -> bool:
+        try:
+            return os.write(self._events, line) == len(line)
+        except OSError:
+            return False
+
+
+def _copy(source: Path, directory: Path, name: Path) -> None:
+    """Put a file that the topology names beside it, so that it can be run again from here.
+
+    Under the name that it is called by; one that leads out of the topology's folder is kept by its last part.
+    """
+    leads_out = name.is_absolute() or ".." in name.parts
+    target = directory / (name.name if leads_out else name)
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not target.exists():
+        files.replace(target, source.read_bytes())
+
+
+def _take(path: Path) -> Path:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise UsageError(f"{path}: expected a new or empty directory for the run")
+    path.chmod(0o700)
+    return path
+
+
+def _next_free(parent: Path, title: str, started: datetime.datetime) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].rstrip("-") or "run"
+    number = 1
+    while True:
+        path = parent / f"{slug}-{started:%Y%m%dT%H%M%SZ}-{number}"
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _manifest(
+    topology: Topology, arguments: Mapping[str, Any], started_ns: int, started: datetime.datetime
+) -> Manifest:
+    try:
+        version = importlib.metadata.version("ivshmem-sim")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        version=version,
+        title=topology.title,
+        seed=topology.seed,
+        started=started.isoformat(timespec="milliseconds"),
+        started_ns=started_ns,
+        duration_s=topology.run.duration_s,
+        warmup_s=topology.run.warmup_s,
+        sample_every=topology.run.sample_every,
+        owner=Owner.this(),
+        host=Host.this(),
+        argv=list(sys.argv),
+        arguments=msgspec.to_builtins(dict(arguments), enc_hook=str),
+        groups=[Group(group.name, group.count, group.vectors, group.program) for group in topology.groups],
+        machines=[
+            Machine(each.index, each.name, each.group, each.vectors, numbers[each.domains[0]])
+            for each in topology.machines
+        ],
+        domains=[domain.name for domain in topology.domains],
+    )

@@ -1,0 +1,189 @@
+"""The charts of a run: what is on their axes and lines, made of its digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.results.analysis.time_series import LEVELS, Digest
+from sim.views.html.lines import Axis, Chart, Line, Mark
+from sim.views.html.scales import count, decades, percentile_name, round_ticks, seconds, size, time
+from sim.views.html.usage import COORDINATOR_NAME, Usage
+
+__all__ = ["cumulative", "delivery_over_time", "late", "percentiles", "rates", "total_over_time", "usage_charts"]
+
+Floats = npt.NDArray[np.float64]
+
+POINTS = 240
+LEAST_SHARE = 0.002
+# What is drawn of latencies, and what it is called in words.
+# Where handling is short, total and delivery nearly coincide: the dashes of the later one let both be seen.
+CURVES = (
+    ("total", "total, corrected", 2),
+    ("raw", "total, raw", 4),
+    ("delivery", "delivery", 10),
+    ("handling", "handling", 3),
+)
+# One of groups is a colour and a dash; the coordinator is grey.
+GROUP_STYLES = (1, 2, 3, 4, 7, 8, 6)
+COORDINATOR_STYLE = 9
+
+
+def late(made: Digest) -> bool:
+    """Whether a sender ever was behind its schedule, so that corrected and raw latencies differ."""
+    return "lag" in made.latencies and made.latencies["lag"].max > 0
+
+
+def _shown(made: Digest) -> list[tuple[str, str, int]]:
+    """The latencies that have samples; raw only where it differs from corrected."""
+    names = [each for each in CURVES if each[0] in made.latencies and made.latencies[each[0]].max > 0]
+    if late(made):
+        return names
+    return [(name, name, style) for name, _, style in names if name != "raw"]
+
+
+def percentiles(made: Digest) -> Chart | None:
+    """Latency over percentile, the percentiles by their nines; None without samples."""
+    lines, most, low, high = [], 10, np.inf, 0.0
+    for name, said, style in _shown(made):
+        its = made.latencies[name]
+        shares = 1 - np.geomspace(1, 1 / its.size, POINTS)
+        levels = its.quantiles(shares)
+        levels[-1] = its.max
+        lines.append(Line(said, 1 / (1 - shares), np.maximum(levels, 1), style))
+        # What hardly any doorbell was quicker than is where the picture begins.
+        quick = float(its.quantiles(np.array([LEAST_SHARE]))[0])
+        most, low, high = max(most, its.size), min(low, quick), max(high, float(its.max))
+    if not lines:
+        return None
+    lines = [Line(line.name, line.xs, np.where(line.ys >= low, line.ys, np.nan), line.style) for line in lines]
+    nines = int(np.log10(most) + 1e-9)
+    ticks = [(2.0, "p50"), *((10.0**place, percentile_name(place)) for place in range(1, nines + 1))]
+    x = Axis("percentile, by its nines", 1, float(most), lambda _: ticks, _rarity_word, logarithmic=True)
+    said = ", ".join(f"{line.name} reaches {time(float(line.ys[-1]))}" for line in lines)
+    description = f"Latency over percentile, both logarithmic. At the maximum {said}."
+    return Chart("Latency by percentile", description, x, _latency_axis(low, high), lines)
+
+
+def _rarity_word(rarity: float) -> str:
+    share = 100 - 100 / max(rarity, 1)
+    return f"p{share:.{max(0, int(np.log10(max(rarity, 1))) - 1)}f}"
+
+
+def cumulative(made: Digest) -> Chart | None:
+    """The share of doorbells that took no longer; None without samples."""
+    shares = np.unique(np.r_[np.linspace(0, 1, POINTS), 0.995, 0.999])
+    lines, low, high, medians = [], np.inf, 0.0, []
+    for name, said, style in _shown(made):
+        levels = np.maximum(made.latencies[name].quantiles(shares), 1)
+        lines.append(Line(said, levels, 100 * shares, style))
+        low, high = min(low, float(levels[shares >= LEAST_SHARE][0])), max(high, float(levels[shares <= 0.999][-1]))
+        medians.append(f"{said} {time(float(np.interp(0.5, shares, levels)))}")
+    if not lines:
+        return None
+    its = _latency_axis(low, high)
+    x = Axis("latency, up to p99.9", its.low, its.high, its.ticks, its.word, logarithmic=True)
+    y = Axis("doorbells", 0, 100, lambda most: round_ticks(0, 100, min(most, 5), _percent), _percent)
+    # A line that ended outside would be drawn over the margin.
+    lines = [
+        Line(line.name, np.where((line.xs >= low) & (line.xs <= x.high), line.xs, np.nan), line.ys, line.style)
+        for line in lines
+    ]
+    return Chart("Cumulative distribution", f"Half of all doorbells: {', '.join(medians)}.", x, y, lines)
+
+
+def _percent(value: float) -> str:
+    return f"{value:.3g} %"
+
+
+def _latency_axis(low: float, high: float) -> Axis:
+    low, high = max(1.0, low) / 1.15, max(2.0, high) * 1.15
+    return Axis("latency", low, high, lambda most: decades(low, high, most, time), time, logarithmic=True)
+
+
+def _time_axis(made: Digest) -> Axis:
+    end_s = made.duration_s
+    return Axis("time since the start", 0, end_s, lambda most: round_ticks(0, end_s, most, seconds), seconds)
+
+
+def delivery_over_time(made: Digest, marks: Sequence[Mark]) -> Chart | None:
+    """Percentiles of delivery of what was rung in each moment."""
+    return _levels_over_time("Delivery over time", made.delivery_ns, made, marks)
+
+
+def total_over_time(made: Digest, marks: Sequence[Mark]) -> Chart | None:
+    """Percentiles of the corrected total of what was meant to be rung in each moment; None when nobody was late."""
+    return _levels_over_time("Total over time, corrected", made.total_ns, made, marks) if late(made) else None
+
+
+def _levels_over_time(title: str, levels: Mapping[str, Floats], made: Digest, marks: Sequence[Mark]) -> Chart | None:
+    if not levels or not np.isfinite(levels["p50"]).any():
+        return None
+    # The median last, on top of what would hide it.
+    styles = reversed([*enumerate(LEVELS, start=5)])
+    lines = [Line(name, made.latency_s, np.maximum(levels[name], 1), style) for style, (name, _) in styles]
+    low, high = float(np.nanmin(levels["p50"])), float(np.nanmax(levels["max"]))
+    typical, worst = float(np.nanmedian(levels["p50"])), int(np.nanargmax(levels["max"]))
+    description = (
+        f"The median is {time(typical)} in a typical moment; the longest, {time(high)}, began at "
+        f"{seconds(float(made.latency_s[worst]))}."
+    )
+    y = _latency_axis(low, high)
+    return Chart(title, description, _time_axis(made), y, lines, marks, made.bands)
+
+
+def rates(made: Digest, marks: Sequence[Mark]) -> Chart | None:
+    """Doorbells and wake-ups in each moment, as the receivers logged them."""
+    if not made.delivered_per_s.any():
+        return None
+    lines = [Line("doorbells delivered", made.rates_s, made.delivered_per_s, 1)]
+    lines.append(Line("interrupts", made.rates_s, made.interrupts_per_s, 11))
+    # Many doorbells for each interrupt: on a linear scale one of the two would lie on the axis.
+    there = made.interrupts_per_s[made.interrupts_per_s > 0]
+    top = float(made.delivered_per_s.max()) * 1.1
+    apart = float(np.median(made.delivered_per_s[made.interrupts_per_s > 0])) > 8 * float(np.median(there))
+    if apart:
+        low = max(1.0, float(np.percentile(there, 2)) / 3)
+        lines = [Line(line.name, line.xs, np.where(line.ys >= low, line.ys, np.nan), line.style) for line in lines]
+        y = Axis("per second", low, top * 1.5, lambda most: decades(low, top * 1.5, most, count), count, True)
+    else:
+        y = Axis("per second", 0, top, lambda most: round_ticks(0, top, most, count), count)
+    mean = [count(float(its.mean())) for its in (made.delivered_per_s, made.interrupts_per_s)]
+    description = f"On average {mean[0]} doorbells and {mean[1]} interrupts a second."
+    return Chart("Rates over time", description, _time_axis(made), y, lines, marks, made.bands)
+
+
+def usage_charts(found: Sequence[Usage], made: Digest, marks: Sequence[Mark]) -> list[Chart]:
+    """CPU and memory of one machine of each group over time; of many groups, the busiest."""
+    groups = [each for each in found if each.name != COORDINATOR_NAME]
+    busiest = sorted(groups, key=lambda each: -float(each.cpu_percent.mean()))[: len(GROUP_STYLES)]
+    drawn = [each for each in found if each in busiest or each.name == COORDINATOR_NAME]
+    if not drawn:
+        return []
+    places = iter(GROUP_STYLES)
+    styles = [COORDINATOR_STYLE if each.name == COORDINATOR_NAME else next(places) for each in drawn]
+    x = _time_axis(made)
+    charts = []
+    for title, what, xs, ys, word in (
+        ("CPU over time", "% of one CPU, each machine", "cpu_time_s", "cpu_percent", _percent),
+        ("Memory over time", "private memory, each machine", "memory_time_s", "memory_bytes", size),
+    ):
+        lines = [
+            Line(each.name, getattr(each, xs), getattr(each, ys), style)
+            for each, style in zip(drawn, styles, strict=True)
+        ]
+        top = max(float(line.ys.max()) for line in lines) * 1.1 or 1.0
+        step = partial(_binary_ticks if word is size else round_ticks, 0.0, top)
+        y = Axis(what, 0, top, lambda most, step=step, word=word: step(most, word), word)  # type: ignore[misc]
+        means = ", ".join(f"{line.name} {word(float(line.ys.mean()))}" for line in lines)
+        charts.append(Chart(title, f"On average: {means}.", x, y, lines, marks, made.bands))
+    return charts
+
+
+def _binary_ticks(low: float, high: float, most: int, word: object) -> list[tuple[float, str]]:
+    """Round in the unit that is shown: 512 KiB and 2 MiB are, 2,000,000 bytes are not."""
+    unit = next(2.0**power for power in (40, 30, 20, 10, 0) if high >= 2**power)
+    return [(value * unit, size(value * unit)) for value, _ in round_ticks(low / unit, high / unit, most, str)]

@@ -1,0 +1,179 @@
+"""Line charts: one description, drawn for a wide page and for a narrow one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.views.html.scales import Scale
+from sim.views.html.svg import Markup, path, picture, tag, text
+
+__all__ = ["Axis", "Band", "Chart", "Line", "Mark", "axes", "thinned"]
+
+Floats = npt.NDArray[np.float64]
+
+CHARACTER = 6.7  # pixels, of the ticks' font, on the safe side
+TOP, BOTTOM, RIGHT = 30, 44, 14
+BADGE = 24.0
+HOVER_EVERY = 6  # pixels
+
+
+@dataclass(frozen=True)
+class Axis:
+    """``ticks`` gives values and words for at most so many; ``word`` says any value."""
+
+    label: str
+    low: float
+    high: float
+    ticks: Callable[[int], list[tuple[float, str]]]
+    word: Callable[[float], str]
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line; ``style`` counts from 1 and is a colour and a dash. A value that is no number interrupts it."""
+
+    name: str
+    xs: Floats
+    ys: Floats
+    style: int
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment that is drawn across the chart, with a number that is explained beside it."""
+
+    x: float
+    name: str
+
+
+@dataclass(frozen=True)
+class Band:
+    """A part of the x axis with a name; ``shaded`` when it counts less than the rest (a warm-up)."""
+
+    start: float
+    end: float
+    name: str
+    shaded: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn, whatever its size."""
+
+    title: str
+    description: str
+    x: Axis
+    y: Axis
+    lines: Sequence[Line]
+    marks: Sequence[Mark] = ()
+    bands: Sequence[Band] = ()
+
+    def draw(self, width: int, height: int, class_: str) -> Markup:
+        """The chart as an ``svg`` element of that size."""
+        y_ticks = self.y.ticks(max(3, (height - TOP - BOTTOM) // 34))
+        left = 10 + CHARACTER * max(len(word) for _, word in y_ticks)
+        x = Scale(self.x.low, self.x.high, left, width - RIGHT, self.x.logarithmic)
+        y = Scale(self.y.low, self.y.high, height - BOTTOM, TOP, self.y.logarithmic)
+        x_ticks = self.x.ticks(max(3, int(width - left) // 75))
+        behind, before = self._bands(x, y)
+        parts = [*behind, *axes(x, y, x_ticks, y_ticks, self.x.label, self.y.label)]
+        parts += self._marks(x, y)
+        parts += [path(x(line.xs), y(line.ys), f"line s{line.style}") for line in self.lines]
+        parts += before
+        hover = self._hover(x, y) if class_ != "narrow" else None
+        return picture(width, height, self.title, self.description, parts, class_=class_, data_hover=hover)
+
+    def _bands(self, x: Scale, y: Scale) -> tuple[list[Markup], list[Markup]]:
+        """What lies behind the lines, and the names that stand before them."""
+        behind, before = [], []
+        for band in self.bands:
+            start, end = (x.at(min(max(at, self.x.low), self.x.high)) for at in (band.start, band.end))
+            box = {"x": start, "y": y.end, "width": end - start, "height": y.start - y.end}
+            behind.append(tag("rect", **box, class_="shade" if band.shaded else "band"))
+            if end - start > (len(band.name) + 1) * CHARACTER:
+                before.append(text(start + 5, y.end + 15, band.name, "soft"))
+        return behind, before
+
+    def _marks(self, x: Scale, y: Scale) -> list[Markup]:
+        """Lines across; those that are too close for a badge each share one, from the first to the last of them."""
+        parts: list[Markup] = []
+        together: list[tuple[float, float, str, str]] = []
+        for mark in sorted(self.marks, key=lambda each: each.x):
+            at = x.at(mark.x)
+            parts.append(tag("line", x1=at, x2=at, y1=y.end, y2=y.start, class_="mark"))
+            if together and at - together[-1][1] < BADGE:
+                first_at, _, first, _ = together.pop()
+                together.append((first_at, at, first, mark.name))
+            else:
+                together.append((at, at, mark.name, mark.name))
+        for first_at, last_at, first, last in together:
+            name = first if first == last else f"{first}–{last}"
+            half, at = (len(name) * CHARACTER + 8) / 2, (first_at + last_at) / 2
+            box = {"x": at - half, "y": y.end - 8.0, "width": 2 * half, "height": 16.0, "rx": 8.0}
+            parts += [tag("rect", **box, class_="badge"), text(at, y.end + 4, name, "badge-text", "middle")]
+        return parts
+
+    def _hover(self, x: Scale, y: Scale) -> str | None:
+        """What stands under each column of pixels, for the script that shows it; the page is whole without."""
+        columns = np.arange(x.start, x.end + 1, HOVER_EVERY)
+        at = x.low + (columns - x.start) / (x.end - x.start) * (x.high - x.low)
+        if x.logarithmic:
+            at = x.low * (x.high / x.low) ** ((columns - x.start) / (x.end - x.start))
+        lines = []
+        for line in self.lines:
+            good = np.isfinite(line.ys)
+            if good.sum() < 2:
+                continue
+            values = np.interp(x(at), x(line.xs[good]), line.ys[good], left=np.nan, right=np.nan)
+            there = np.isfinite(values)
+            places = np.where(there, y(np.where(there, values, y.low)), -1).round().astype(int).tolist()
+            said = [self.y.word(value) if its else "" for value, its in zip(values.tolist(), there, strict=True)]
+            lines.append({"name": line.name, "style": line.style, "y": places, "words": said})
+        if not lines:
+            return None
+        said_x = [self.x.word(value) for value in at.tolist()]
+        facts = {"from": x.start, "every": HOVER_EVERY, "top": y.end, "bottom": y.start, "x": said_x, "lines": lines}
+        return json.dumps(facts, separators=(",", ":"))
+
+
+def axes(
+    x: Scale,
+    y: Scale,
+    x_ticks: Sequence[tuple[float, str]],
+    y_ticks: Sequence[tuple[float, str]],
+    x_label: str,
+    y_label: str,
+) -> list[Markup]:
+    """Grid, ticks and labels."""
+    parts = []
+    for value, word in y_ticks:
+        at = y.at(value)
+        parts.append(tag("line", x1=x.start, x2=x.end, y1=at, y2=at, class_="grid"))
+        parts.append(text(x.start - 6, at + 4, word, anchor="end"))
+    placed = [(x.at(value), word) for value, word in x_ticks]
+    for at, _ in placed:
+        parts.append(tag("line", x1=at, x2=at, y1=y.end, y2=y.start, class_="grid"))
+    for at, word in thinned(placed):
+        inside = min(at, x.end + RIGHT - CHARACTER * len(word) / 2)
+        parts.append(text(inside, y.start + 17, word, anchor="middle"))
+    parts.append(tag("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"))
+    parts.append(text((x.start + x.end) / 2, y.start + 36, x_label, "label", "middle"))
+    parts.append(text(2, 12, y_label, "label"))
+    return parts
+
+
+def thinned(placed: Sequence[tuple[float, str]], gap: float = 8) -> list[tuple[float, str]]:
+    """The words that can stand side by side without touching."""
+    kept, free = [], -np.inf
+    for at, word in placed:
+        half = len(word) * CHARACTER / 2
+        if at - half >= free:
+            kept.append((at, word))
+            free = at + half + gap
+    return kept

@@ -1,0 +1,314 @@
+"""A run as one HTML page that needs nothing else: no network, no script, no font that is not there.
+
+Everything that comes out of a run's files is escaped (``sim.views.html.svg``); what is missing or damaged is said in
+its place, and the rest is shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.resources
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nodes.errors import UsageError
+from sim.results import Run
+from sim.results.analysis.flags import flags
+from sim.results.analysis.time_series import Digest, Happening, digest
+from sim.results.store import files
+from sim.views.html import curves, scales, tables, topology
+from sim.views.html.lines import Chart, Mark
+from sim.views.html.shapes import bars
+from sim.views.html.svg import Markup, block, tag
+from sim.views.html.usage import usage
+from sim.views.migration_outcomes import outcomes, reasons
+
+__all__ = ["page"]
+
+WIDE, HALF, NARROW = 1000, 490, 360
+MARKS_DRAWN, LISTED = 40, 60
+SOURCE_LIMIT_BYTES = 1 << 20
+
+
+def page(run: Run, picture: str | None = None) -> str:
+    """The report of ``run``; ``picture`` is an SVG of its topology, for the place of the one drawn here."""
+    made = digest(run)
+    try:
+        summary: dict[str, Any] | None = run.summary
+    except UsageError:
+        summary = None
+    try:
+        title = run.origin.title
+    except UsageError:
+        title = summary["title"] if summary else run.path.name
+    marks, marked = _marks(made.happenings)
+    parts = [_header(run, title, summary)]
+    if summary:
+        parts += [_balance(summary), _tiles(summary), _expected(summary)]
+    parts.append(_notices(run, summary, made))
+    parts += [
+        _section("Latency", "latency", lambda: _latency(summary, made)),
+        _section("Over time", "time", lambda: _over_time(made, marks, marked)),
+        *_migrations(run),
+        _section("Who rings whom", "topology", lambda: _topology(run, summary, picture)),
+        _section("Coalescing", "coalescing", lambda: _coalescing(summary, made)),
+        _section("Resources", "resources", lambda: [*_resources(run, summary, made, marks), *tables.usage(summary)]),
+        _section("Host and run", "host", lambda: _host(run, summary)),
+    ]
+    return _document(title, parts)
+
+
+def _document(title: str, parts: Sequence[Markup]) -> str:
+    here = importlib.resources.files("sim.views.html")
+    style, script = (Markup((here / name).read_text("utf-8")) for name in ("report.css", "report.js"))
+    head = tag(
+        "head",
+        Markup('<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
+        Markup('<meta name="color-scheme" content="light dark">\n<meta name="generator" content="ivsim report">\n'),
+        Markup(
+            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        ),
+        Markup("script-src 'unsafe-inline'; img-src data:\">\n"),
+        tag("title", f"{title} – ivsim"),
+        tag("style", style),
+    )
+    body = tag("body", tag("main", block(parts)), tag("script", script))
+    return "<!DOCTYPE html>\n" + tag("html", head, body, lang="en") + "\n"
+
+
+def _section(title: str, name: str, make: Callable[[], list[Markup]]) -> Markup:
+    """A section, or the sentence that says why there is none."""
+    try:
+        inner = make()
+    except UsageError as error:
+        inner = [tag("p", f"Not shown: {error}", class_="note")]
+    heading = tag("h2", title, id=name)
+    return tag("section", heading, block(inner), aria_labelledby=name)
+
+
+def _header(run: Run, title: str, summary: Mapping[str, Any] | None) -> Markup:
+    status = tag("span", run.status, class_=f"status {run.status}")
+    facts = []
+    if summary:
+        ready = summary["ready_s"]
+        facts = [
+            f"{summary['machines']} machines on {summary['cpus']} CPUs",
+            *([] if ready is None else [f"all ready after {scales.seconds(ready)}"]),
+            f"ran {scales.seconds(summary['duration_s'])}, the first {scales.seconds(summary['warmup_s'])} warm-up",
+            f"seed {summary['seed']}",
+        ]
+    with contextlib.suppress(UsageError):
+        facts.append(run.origin.started[:19].replace("T", " ") + " UTC")
+    lines = [tag("p", " · ".join(facts), class_="meta")] if facts else []
+    if run.reason:
+        lines.append(tag("p", run.reason, class_="reason"))
+    return tag("header", tag("h1", title, " ", status), *lines)
+
+
+def _balance(summary: Mapping[str, Any]) -> Markup:
+    """rung = delivered + pending + refused, or not."""
+    holds = summary["balanced"] and summary["rung"] == sum(summary[key] for key in ("delivered", "pending", "refused"))
+    terms = []
+    for sign, key in (("", "rung"), ("=" if holds else "≠", "delivered"), ("+", "pending"), ("+", "refused")):
+        said = tag("span", sign, class_="sign") if sign else ""
+        figure = tag("span", tag("b", f"{summary[key]:,}"), tag("small", key), class_="term")
+        terms.append(tag("span", said, figure, class_="pair"))
+    verdict = tag("span", "balances" if holds else "does not balance", class_="met" if holds else "missed")
+    return tag("p", *terms, verdict, class_="balance")
+
+
+def _tiles(summary: Mapping[str, Any]) -> Markup:
+    its = summary["latency_ns"]
+    delivery, total, each = its["delivery"], its["total"], summary["coalescing"]
+    figures = [
+        ("doorbells a second", summary["doorbells_per_s"], scales.count),
+        ("interrupts a second", summary["interrupts_per_s"], scales.count),
+        ("doorbells per interrupt", each, lambda value: f"{value:,.2f}"),
+        ("delivery, median", delivery["p50"], scales.time),
+        ("delivery, p99", delivery["p99"], scales.time),
+        ("delivery, p99.9", delivery["p99_9"], scales.time),
+    ]
+    late = bool(its["lag"]["max"])
+    if late:  # delivery alone would hide how long the doorbells waited to be rung
+        figures.append(("total, corrected, p99", total["p99"], scales.time))
+        figures.append(("total, corrected, p99.9", total["p99_9"], scales.time))
+    shown = [
+        tag("div", tag("dt", name), tag("dd", tables.NOTHING if value is None else word(value)))
+        for name, value, word in figures
+    ]
+    return tag("dl", *shown, class_="tiles eight" if late else "tiles")
+
+
+def _expected(summary: Mapping[str, Any]) -> Markup:
+    found = summary.get("expectations") or []
+    return tag("section", tag("h2", "Expectations"), tables.expectations(found)) if found else Markup()
+
+
+def _notices(run: Run, summary: Mapping[str, Any] | None, made: Digest) -> Markup:
+    """Warnings, what is damaged, what is missing."""
+    said = list(summary.get("warnings") or flags(run.figures)) if summary else []
+    said += run.problems
+    said += [each.removeprefix(f"{run.path}: ") for each in made.missing]
+    lines = [tag("li", each) for each in dict.fromkeys(said)]
+    if not lines:
+        return Markup()
+    return tag("aside", tag("h2", "To know about these figures"), tag("ul", *lines), class_="notices")
+
+
+def _figure(chart: Chart, note: str, wide: int = WIDE) -> Markup:
+    """A chart with its legend, drawn for wide pages and for narrow ones."""
+    keys = [
+        tag("li", tag("svg", tag("path", d="M1 5H25", class_=f"line s{line.style}"), viewBox="0 0 26 10"), line.name)
+        for line in chart.lines
+    ]
+    legend = tag("ul", *keys, class_="legend") if len(keys) > 1 else Markup()
+    caption = tag("figcaption", tag("h3", chart.title), tag("p", note))
+    height = 320 if wide == WIDE else 290
+    return tag("figure", caption, legend, chart.draw(wide, height, "wide"), chart.draw(NARROW, 275, "narrow"))
+
+
+def _latency(summary: Mapping[str, Any] | None, made: Digest) -> list[Markup]:
+    parts = []
+    nines, shares = curves.percentiles(made), curves.cumulative(made)
+    if nines is None or shares is None:
+        parts.append(tag("p", "Nothing was sampled, so that there is nothing to draw.", class_="note"))
+    else:
+        note = "the tail; every step to the right is one doorbell in ten times as many"
+        pair = [_figure(nines, note, HALF), _figure(shares, "the bulk; how many took no longer", HALF)]
+        parts.append(tag("div", *pair, class_="pair-of"))
+        late = (
+            "Corrected latencies count from the moment the doorbell was meant to ring, raw ones from the moment it "
+            "rang: where they differ, the senders were late, and the raw ones flatter."
+            if curves.late(made)
+            else "No sender was late: corrected and raw latencies are the same."
+        )
+        parts.append(tag("p", late, class_="note"))
+    if summary:
+        parts += tables.latencies(summary, _raw(made))
+    return parts
+
+
+def _raw(made: Digest) -> dict[str, int | None] | None:
+    its = made.latencies.get("raw")
+    if its is None or not its.size:
+        return None
+    figures: dict[str, int | None] = {"max": its.max, "samples": its.size}
+    for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99_9", 0.999), ("p99_99", 0.9999)):
+        enough = name == "p50" or its.size * (1 - share) >= 1
+        figures[name] = round(float(its.quantiles(np.array([share]))[0])) if enough else None
+    return figures
+
+
+def _marks(happenings: Sequence[Happening]) -> tuple[list[Mark], list[tuple[str, Happening]]]:
+    """Numbered lines for the charts, and what the numbers mean."""
+    marked = [(str(number), each) for number, each in enumerate(happenings, start=1)]
+    return [Mark(each.time_s, number) for number, each in marked[:MARKS_DRAWN]], marked
+
+
+def _over_time(made: Digest, marks: list[Mark], marked: list[tuple[str, Happening]]) -> list[Markup]:
+    charts = (
+        (curves.total_over_time(made, marks), "of the doorbells meant to be rung in each moment"),
+        (curves.delivery_over_time(made, marks), "of the doorbells rung in each moment"),
+        (curves.rates(made, marks), "as the receivers logged them"),
+    )
+    parts = [_figure(chart, note) for chart, note in charts if chart is not None]
+    if not parts:
+        parts.append(tag("p", "Nothing was delivered, or nobody logged it.", class_="note"))
+    if marked:
+        rows = [(number, scales.seconds(each.time_s), each.text) for number, each in marked[:LISTED]]
+        more = len(marked) - len(rows)
+        caption = "What happened meanwhile" + (f"; {more:,} more events are in the run's events.jsonl" if more else "")
+        parts.append(tables.table(caption, ("", "at", "what happened"), rows, texts=3))
+    return parts
+
+
+def _migrations(run: Run) -> list[Markup]:
+    """What became of migrations, as `ivsim show` has it; nothing where there were none."""
+    try:
+        figures = run.figures
+    except UsageError:
+        return []
+    head, *rows = outcomes(figures, LISTED)
+    if not rows:
+        return []
+    notes = [tag("p", each, class_="note") for each in reasons(figures, LISTED)]
+    caption = "Downtime is the longest of each row, what was copied and left behind its sum"
+    return [_section("Migrations", "migrations", lambda: [tables.table(caption, head, rows, texts=2), *notes])]
+
+
+def _topology(run: Run, summary: Mapping[str, Any] | None, picture: str | None) -> list[Markup]:
+    parts = [tables.doorbells(summary)] if summary else []
+    figures = topology.pictures(run, summary["duration_s"] if summary else 0.0, Markup(picture) if picture else None)
+    *drawn, listed = figures
+    return [*([tag("div", *drawn, class_="pair-of")] if drawn else []), *parts, listed]
+
+
+def _coalescing(summary: Mapping[str, Any] | None, made: Digest) -> list[Markup]:
+    sizes, drained = made.drain_sizes, made.drained
+    if not len(sizes):
+        return [tag("p", "Nothing was drained, or nobody logged it.", class_="note")]
+    if len(sizes) == 1:
+        return [tag("p", f"Each of {int(sizes[0]):,} interrupts brought one doorbell.", class_="note")]
+    names = ["1", *(f"{2**place}–{2 ** (place + 1) - 1}" for place in range(1, min(len(sizes), 7)))]
+    names += [f"{2**place}+" for place in range(7, len(sizes))]
+    series = {"of interrupts": 100 * sizes / sizes.sum(), "of doorbells": 100 * drained / max(1, drained.sum())}
+    alone = float(series["of interrupts"][0])
+    description = f"{alone:.3g} % of all interrupts brought one doorbell alone; the most that one brought is "
+    description += f"{names[-1]}."
+    labels = ("doorbells that one interrupt brought", "share")
+    frames = ((WIDE, 280, "wide"), (NARROW, 250, "narrow"))
+    drawn = [bars(names, series, labels, "Doorbells for each interrupt", description, frame) for frame in frames]
+    keys = [tag("li", tag("i", class_=f"swatch f{place}"), name) for place, name in enumerate(series, start=1)]
+    each = summary["coalescing"] if summary else None
+    mean = "" if each is None else f"; {each:,.2f} on average"
+    caption = tag("figcaption", tag("h3", "Doorbells for each interrupt"), tag("p", f"an eventfd counts{mean}"))
+    return [tag("figure", caption, tag("ul", *keys, class_="legend"), *drawn)]
+
+
+def _resources(run: Run, summary: Mapping[str, Any] | None, made: Digest, marks: list[Mark]) -> list[Markup]:
+    looked_at = usage(run, made.start_ns, made.stop_ns)
+    # A group whose memory was never summed up has nothing for the second curve.
+    found = [each for each in looked_at if len(each.cpu_time_s) > 1 and len(each.memory_time_s)]
+    charts = curves.usage_charts(found, made, marks)
+    note = "the mean of a group's machines"
+    parts = [tag("div", *(_figure(chart, note, HALF) for chart in charts), class_="pair-of")] if charts else []
+    listed = tables.resources(summary) if summary else None
+    names = {each.name for each in found}
+    left_out = [each.name for each in looked_at if each.name not in names] if charts else ["each process"]
+    if listed and left_out:
+        said = f"Too few looks at {', '.join(left_out)} for its use over time."
+        parts.append(tag("p", said, class_="note"))
+    parts += [listed] if listed else []
+    return parts or [tag("p", "Nobody looked at the processes.", class_="note")]
+
+
+def _host(run: Run, summary: Mapping[str, Any] | None) -> list[Markup]:
+    origin = run.origin
+    host = origin.host
+    limits = ", ".join(f"{name.removesuffix('_bytes')} {_limit(name, its)}" for name, its in host.limits.items())
+    command = " ".join(["ivsim", *origin.argv[1:]]) if origin.argv else tables.NOTHING
+    rows: list[tuple[str, object]] = [
+        ("CPU", f"{host.cpu_model or 'unknown'}; {host.cpus} of {host.cpus_online} used"),
+        ("memory", scales.size(host.memory_bytes)),
+        ("kernel", f"Linux {host.kernel} ({host.machine}), clock {host.clock_source or 'unknown'}"),
+        ("software", f"ivsim {origin.version}, {host.python}"),
+        ("limits", limits),
+        *(tables.surroundings(summary) if summary else ()),
+        ("sampling", f"one doorbell in {origin.sample_every}" if origin.sample_every else "none"),
+        ("command", tag("code", command)),
+        ("run", tag("code", run.path.name)),
+    ]
+    parts = [tables.facts("What the figures depend on", rows)]
+    try:
+        source = files.read_bytes(run.path / files.TOPOLOGY, SOURCE_LIMIT_BYTES).decode(errors="replace")
+    except UsageError as error:
+        return [*parts, tag("p", str(error), class_="note")]
+    return [*parts, tag("details", tag("summary", "The topology as given"), tag("pre", source))]
+
+
+def _limit(name: str, value: int | None) -> str:
+    if value is None:
+        return "unlimited"
+    return scales.size(value) if name.endswith("_bytes") else f"{value:,}"

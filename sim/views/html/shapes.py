@@ -1,0 +1,165 @@
+"""Pictures that are no lines: bars, a heat map, and groups with arrows between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.views.html.lines import BOTTOM, CHARACTER, RIGHT, TOP, axes, thinned
+from sim.views.html.matrix import Matrix
+from sim.views.html.scales import Scale, count, round_ticks
+from sim.views.html.svg import Markup, picture, tag, text
+
+__all__ = ["HEAT_LEVELS", "bars", "graph", "heat", "heat_level"]
+
+Floats = npt.NDArray[np.float64]
+
+HEAT_LEVELS = 9
+HEAT_WIDTH = 460
+NODE_WIDTH, NODE_HEIGHT = 128.0, 46.0
+GRAPH_WIDTH, LOOP = 460, 30.0
+
+
+def bars(
+    names: Sequence[str],
+    series: Mapping[str, Floats],
+    labels: tuple[str, str],
+    title: str,
+    description: str,
+    frame: tuple[int, int, str],
+) -> Markup:
+    """Bars in percent, side by side for each name; ``labels`` of x and y, ``frame``: width, height, class."""
+    width, height, class_ = frame
+    high = max(float(its.max(initial=0)) for its in series.values()) * 1.08
+    y_ticks = round_ticks(0, high, 5, lambda value: f"{value:g} %")
+    left = 10 + CHARACTER * max(len(word) for _, word in y_ticks)
+    x = Scale(0, len(names), left, width - RIGHT)
+    y = Scale(0, high, height - BOTTOM, TOP)
+    step = (x.end - x.start) / len(names)
+    wide = min(26.0, 0.76 * step / len(series))
+    parts = axes(x, y, [], y_ticks, *labels)
+    for place, name in enumerate(names):
+        for number, (said, its) in enumerate(series.items()):
+            tall = max(y.start - y.at(float(its[place])), 1.0 if its[place] else 0.0)
+            at = x.start + (place + 0.5) * step + (number - len(series) / 2) * wide
+            tip = tag("title", f"{name}: {its[place]:.3g} % {said}")
+            box = {"x": at, "y": y.start - tall, "width": wide - 1, "height": tall}
+            parts.append(tag("rect", tip, **box, class_=f"bar f{number + 1}"))
+    middles = [(x.start + (place + 0.5) * step, name) for place, name in enumerate(names)]
+    parts += [text(at, y.start + 17, name, anchor="middle") for at, name in thinned(middles, 5)]
+    return picture(width, height, title, description, parts, class_=class_)
+
+
+def heat_level(value: int, most: int) -> int:
+    """0 for nothing, else 1 to ``HEAT_LEVELS`` - 1 by the share of the most that it is."""
+    if value <= 0:
+        return 0
+    return 1 + min(HEAT_LEVELS - 2, value * (HEAT_LEVELS - 1) // max(1, most))
+
+
+def heat(matrix: Matrix, title: str, description: str) -> Markup:
+    """Sources down, targets across; the colour is the count."""
+    rows, columns = matrix.rung.shape
+    longest = max(map(len, [*matrix.sources, *matrix.targets]))
+    left = min(130.0, 12 + CHARACTER * longest)
+    cell = min(44.0, (HEAT_WIDTH - left - 8) / columns)
+    top, most = 24.0, int(matrix.rung.max(initial=0))
+    bottom = top + cell * rows
+    parts = []
+    for (source, target), value in np.ndenumerate(matrix.rung):
+        said = f"{matrix.sources[source]} to {matrix.targets[target]}: {value:,}"
+        refused = int(matrix.refused[source, target])
+        said += f", {refused:,} of them refused" if refused else ""
+        box = {"x": left + target * cell, "y": top + source * cell, "width": cell, "height": cell}
+        class_ = f"cell h{heat_level(int(value), most)}" + (" refused" if refused else "")
+        parts.append(tag("rect", tag("title", said), **box, class_=class_))
+    limit = round((left - 12) / CHARACTER)
+    every = max(1, math.ceil(15 / cell))
+    for place in range(0, rows, every):
+        parts.append(text(left - 6, top + (place + 0.5) * cell + 4, _cut(matrix.sources[place], limit), anchor="end"))
+    middles = [(left + (place + 0.5) * cell, name) for place, name in enumerate(matrix.targets)]
+    half = CHARACTER * longest / 2
+    inside = [(min(max(at, half), HEAT_WIDTH - half), name) for at, name in middles]
+    parts += [text(at, bottom + 17, name, anchor="middle") for at, name in thinned(inside)]
+    parts.append(text(2, 12, "ringing, down; rung, across", "label"))
+    return picture(HEAT_WIDTH, round(bottom + 28), title, description, parts, class_="square")
+
+
+def _cut(name: str, most: int) -> str:
+    return name if len(name) <= most else name[: max(1, most - 1)] + "…"
+
+
+Point = tuple[float, float]
+
+
+def graph(matrix: Matrix, captions: Mapping[str, str], seconds: float, title: str, description: str) -> Markup:
+    """Groups as boxes, who rings whom as arrows, as wide as what they carry (by its logarithm)."""
+    size = len(matrix.sources)
+    radius = 0.0 if size == 1 else 85.0 if size == 2 else 60.0 + 22 * size
+    middle = (GRAPH_WIDTH / 2, radius + NODE_HEIGHT / 2 + LOOP + 18)
+    height = 2 * middle[1] if size > 1 else 2 * middle[1] - LOOP - 14
+    across = GRAPH_WIDTH / 2 - NODE_WIDTH / 2 - 4
+    angles = [2 * math.pi * place / size - math.pi / 2 for place in range(size)]
+    at = [(middle[0] + min(across, 1.2 * radius) * math.cos(a), middle[1] + radius * math.sin(a)) for a in angles]
+    most = int(matrix.rung.max(initial=0))
+    arrows, labels = [], []
+    for (source, target), value in np.ndenumerate(matrix.rung[:, :size]):
+        if value <= 0:
+            continue
+        width = 1.2 + 3.3 * math.log1p(int(value)) / math.log1p(most)
+        said = count(int(value) / seconds) + "/s" if seconds > 0 else count(int(value))
+        route, place = (
+            _loop(at[source], at[source][1] > middle[1]) if source == target else _arc(at[source], at[target])
+        )
+        tip = tag("title", f"{matrix.sources[source]} rang {matrix.targets[target]} {value:,} times")
+        arrows.append(tag("path", tip, d=route, class_="arrow", stroke_width=width, marker_end="url(#arrowhead)"))
+        labels.append(text(place[0], place[1] + 4, said, "flow", "middle"))
+    boxes = []
+    for name, (x, y) in zip(matrix.sources, at, strict=True):
+        box = {"x": x - NODE_WIDTH / 2, "y": y - NODE_HEIGHT / 2, "width": NODE_WIDTH, "height": NODE_HEIGHT}
+        boxes.append(tag("rect", **box, rx=8, class_="node"))
+        boxes.append(text(x, y - 3, _cut(name, 17), "node-name", "middle"))
+        boxes.append(text(x, y + 13, _cut(captions.get(name, ""), 22), "node-note", "middle"))
+    head = tag("path", d="M0 0L8 4L0 8z", class_="arrowhead")
+    form = {"viewBox": "0 0 8 8", "refX": "7", "refY": "4", "markerWidth": "11", "markerHeight": "11"}
+    marker = tag("marker", head, id="arrowhead", **form, orient="auto", markerUnits="userSpaceOnUse")
+    parts = [tag("defs", marker), *arrows, *boxes, *labels]
+    return picture(GRAPH_WIDTH, round(height), title, description, parts, class_="square")
+
+
+def _loop(at: Point, below: bool) -> tuple[str, Point]:
+    """An arrow from a box to itself, above it or below: its path, and the place of its label."""
+    x, y = at
+    way = 1 if below else -1
+    edge, far = y + way * NODE_HEIGHT / 2, y + way * (NODE_HEIGHT / 2 + LOOP)
+    return f"M{x - 24:.1f} {edge:.1f}C{x - 30:.1f} {far:.1f} {x + 30:.1f} {far:.1f} {x + 24:.1f} {edge:.1f}", (
+        x,
+        edge + way * (0.75 * LOOP + 11),
+    )
+
+
+def _arc(start: Point, end: Point) -> tuple[str, Point]:
+    """A bent arrow between two boxes; the way back bends to the other side."""
+    (x1, y1), (x2, y2) = start, end
+    bend = (x1 + x2) / 2 - (y2 - y1) * 0.16, (y1 + y2) / 2 + (x2 - x1) * 0.16
+    a, b = _border(start, bend), _border(end, bend)
+    route = f"M{a[0]:.1f} {a[1]:.1f}Q{bend[0]:.1f} {bend[1]:.1f} {b[0]:.1f} {b[1]:.1f}"
+    # Outside the bend: a label on a short arrow would hide it, and the two of a pair would meet.
+    middle = (a[0] + 2 * bend[0] + b[0]) / 4, (a[1] + 2 * bend[1] + b[1]) / 4
+    outwards = bend[0] - (x1 + x2) / 2, bend[1] - (y1 + y2) / 2
+    length = math.hypot(*outwards) or 1.0
+    return route, (middle[0] + 14 * outwards[0] / length, middle[1] + 12 * outwards[1] / length)
+
+
+def _border(box: Point, towards: Point) -> Point:
+    """Where the line from the middle of a box to a point leaves the box."""
+    dx, dy = towards[0] - box[0], towards[1] - box[1]
+    factor = min(
+        (NODE_WIDTH / 2 + 2) / abs(dx) if dx else math.inf,
+        (NODE_HEIGHT / 2 + 2) / abs(dy) if dy else math.inf,
+        1.0,
+    )
+    return box[0] + dx * factor, box[1] + dy * factor

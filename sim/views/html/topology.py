@@ -1,0 +1,84 @@
+"""Who rings whom, as two pictures and a table: groups with arrows, machines in squares."""
+
+from __future__ import annotations
+
+from sim.results import Run
+from sim.views.html import scales
+from sim.views.html.matrix import Matrix, between_groups, between_machines
+from sim.views.html.shapes import HEAT_LEVELS, graph, heat
+from sim.views.html.svg import Markup, tag
+from sim.views.html.tables import table
+
+__all__ = ["pictures"]
+
+GROUPS_DRAWN = 8
+PAIRS_LISTED = 20
+
+
+def pictures(run: Run, seconds: float, drawn: Markup | None) -> list[Markup]:
+    """The figures; ``drawn`` is a picture of the topology that somebody made better, to stand in its place.
+
+    Raises ``UsageError`` when the edges or the manifest are missing.
+    """
+    machines, groups = between_machines(run), between_groups(run)
+    parts = []
+    # One group that rings itself is said by its name.
+    if drawn is None and 1 < len(groups.sources) <= GROUPS_DRAWN and groups.rung.any():
+        drawn = graph(groups, _captions(run), seconds, "Topology", _description(groups))
+    if drawn is not None:
+        caption = tag("figcaption", tag("h3", "Topology"), tag("p", "Groups of machines, and doorbells a second"))
+        parts.append(tag("figure", caption, drawn))
+    # Of two there is nothing that the arrows do not tell.
+    if machines.rung.any() and (len(machines.sources) > 2 or drawn is None):
+        parts.append(_heat(machines))
+    if machines.rung.any():
+        parts.append(tag("details", tag("summary", "Who rang whom, as a table"), _pairs(machines)))
+    else:
+        parts.append(tag("p", "Nobody rang anybody.", class_="note"))
+    return parts
+
+
+def _captions(run: Run) -> dict[str, str]:
+    said = {}
+    for group in run.origin.groups:
+        vectors = f"{group.vectors} vector" + ("" if group.vectors == 1 else "s")
+        said[group.name] = f"{group.count} × {group.program or 'machine'}, {vectors}"
+    return said
+
+
+def _description(groups: Matrix) -> str:
+    arrows = [
+        f"{source} rings {target}"
+        for row, source in enumerate(groups.sources)
+        for column, target in enumerate(groups.targets)
+        if groups.rung[row, column]
+    ]
+    return "; ".join(arrows) + "." if arrows else "Nobody rang anybody."
+
+
+def _heat(machines: Matrix) -> Markup:
+    most = int(machines.rung.max(initial=0))
+    source, target = divmod(int(machines.rung.argmax()), machines.rung.shape[1])
+    description = f"The most: {machines.sources[source]} to {machines.targets[target]}, {most:,} doorbells."
+    note = "Doorbells rung" if machines.each == 1 else f"Doorbells rung; {machines.each} machines share a row"
+    note += "; outlined where some were refused" if machines.refused.any() else ""
+    steps = [tag("i", class_=f"swatch h{level}") for level in range(HEAT_LEVELS)]
+    key = tag("p", tag("span", "0"), *steps, tag("span", scales.count(most)), class_="ramp")
+    caption = tag("figcaption", tag("h3", "Machine by machine"), tag("p", note))
+    return tag("figure", caption, key, heat(machines, "Who rang whom", description))
+
+
+def _pairs(machines: Matrix) -> Markup:
+    """The pairs that rang most."""
+    rung = machines.rung
+    width = max(1, rung.shape[1])
+    order = (-rung).ravel().argsort(kind="stable")[:PAIRS_LISTED]
+    rows = []
+    for place in order.tolist():
+        source, target = divmod(place, width)
+        count, refused = int(rung[source, target]), int(machines.refused[source, target])
+        if count:
+            rows.append((machines.sources[source], machines.targets[target], f"{count:,}", f"{refused:,}"))
+    silent = int((rung > 0).sum()) - len(rows)
+    caption = "Doorbells by sender and receiver" + (f"; {silent:,} more pairs rang less" if silent > 0 else "")
+    return table(caption, ("from", "to", "rung", "refused"), rows, texts=2)

@@ -1,0 +1,66 @@
+"""Verdicts as JUnit XML, which continuous integration servers show as tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from xml.etree import ElementTree
+
+from nodes.errors import UsageError
+from sim.results import Run
+from sim.results.expectations import Verdict
+
+__all__ = ["junit"]
+
+FINE = ("finished", "degraded")
+
+
+def junit(verdicts: Sequence[Verdict], run: Run) -> str:
+    """One test suite: that the run finished, that its books balance, and each expectation."""
+    title, duration_s = run.path.name, 0.0
+    try:
+        figures = run.figures
+        title, duration_s = figures.title, figures.duration_s
+        sums = (
+            f"rung {figures.rung}, delivered {figures.delivered}, pending {figures.pending}, refused {figures.refused}"
+        )
+        balance = "" if run.balanced else f"the books do not balance: {sums}"
+    except UsageError as error:
+        balance = str(error)
+    cases = [
+        ("the run finished", "" if run.status in FINE else f"{run.status}: {run.reason}"),
+        ("the books balance", balance),
+        *((str(verdict), "" if verdict.met else _failure(verdict)) for verdict in verdicts),
+    ]
+    failures = str(sum(bool(failure) for _, failure in cases))
+    counts = {"tests": str(len(cases)), "failures": failures, "errors": "0", "skipped": "0"}
+    suites = ElementTree.Element("testsuites", counts, time=f"{duration_s:.3f}")
+    suite = ElementTree.SubElement(
+        suites, "testsuite", counts, name=_printable(title), time=f"{duration_s:.3f}", timestamp=_timestamp(run)
+    )
+    for name, failure in cases:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=_printable(title), name=_printable(name), time=f"{duration_s:.3f}"
+        )
+        if failure:
+            told = ElementTree.SubElement(case, "failure", message=_printable(failure), type="expectation")
+            told.text = _printable(f"{name}\n{failure}\nrun: {run.path}")
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _failure(verdict: Verdict) -> str:
+    got = "not known" if verdict.got is None else f"{verdict.got:.15g}"
+    said = f"expected {verdict.figure} {verdict.expected}, got {got}"
+    return f"{said}: {verdict.why}" if verdict.why else said
+
+
+def _timestamp(run: Run) -> str:
+    try:
+        return _printable(run.origin.started)
+    except UsageError:
+        return ""
+
+
+def _printable(text: str) -> str:
+    """``text`` without what XML 1.0 cannot hold, escaped or not."""
+    return "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)

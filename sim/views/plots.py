@@ -1,0 +1,374 @@
+"""Pictures of a run: each function draws one and returns its matplotlib axes.
+
+    histogram    how often each latency occurs; logarithmic both ways, or nobody would see the tail
+    cumulative   the share of doorbells that took no longer than that
+    percentiles  the same turned round and stretched towards 100 %: p90, p99, p99.9 are equally far apart
+    spread       p50 to p99.99 and the maximum side by side, for each vector, group or machine
+    confidence   every percentile with its 95 % interval, of one run or of several side by side
+    timeline     p50, p90, p99 and the maximum of delivery over time, and what happened meanwhile
+    rates        doorbells and interrupts a second over time, likewise
+    who_to_whom  doorbells from each machine to each, as colours
+    drain_sizes  how many doorbells one interrupt brought: the share of interrupts, and of doorbells
+    resources    CPU or memory of one machine of each group over time
+
+``latency`` is one of ``analysis.latency.LATENCIES`` or ``raw``; ``by`` splits it by group, machine, vector or
+source. The warm-up is left out. Needs matplotlib, from the extra ``ivshmem-sim[notebook]``; it is imported
+when the first picture is drawn. Whatever cannot be drawn raises ``UsageError``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nodes.errors import UsageError
+from sim.results import Run
+from sim.results.analysis.latency import LATENCIES, QUANTILES, values
+from sim.results.analysis.time_series import LEVELS, Digest, Happening, digest
+from sim.results.frames import numbered
+from sim.views.html.matrix import between_groups, between_machines
+from sim.views.html.usage import usage
+
+__all__ = [
+    "confidence",
+    "cumulative",
+    "drain_sizes",
+    "histogram",
+    "percentiles",
+    "rates",
+    "resources",
+    "spread",
+    "timeline",
+    "who_to_whom",
+]
+
+Values = npt.NDArray[np.int64]
+
+# More lines than this are a tangle.
+SERIES_LIMIT = 16
+HAPPENINGS_TOLD = 16
+LETTER, BADGE = 5.2, 28.0  # points: a letter of a small font, and what a mark's number needs
+UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
+
+
+def histogram(run: Run, latency: str = "delivery", *, by: str | None = None, axes: Any = None, bins: int = 120) -> Any:
+    """How often each latency occurs, in ``bins`` of equal width on a logarithmic scale."""
+    axes = _axes(axes)
+    series = _series(run, latency, by)
+    top = max(int(its.max()) for _, its in series)
+    bottom = min(int(its.min()) for _, its in series)
+    edges = np.geomspace(max(1, bottom) * 0.95, max(2, top) * 1.05, bins + 1)
+    for label, its in series:
+        counts, _ = np.histogram(np.maximum(its, 1), edges)
+        axes.stairs(counts, edges, label=label, linewidth=1.2, fill=len(series) == 1, alpha=0.85)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
+    axes.set_ylabel("doorbells")
+    _latency_scale(axes, "x")
+    axes.set_xlabel(latency)
+    return _finished(axes, by, len(series))
+
+
+def cumulative(run: Run, latency: str = "delivery", *, by: str | None = None, axes: Any = None) -> Any:
+    """The share of doorbells, in percent, that took no longer than that."""
+    axes = _axes(axes)
+    series = _series(run, latency, by)
+    for label, its in series:
+        shares = np.unique(np.r_[np.linspace(0, 1, 512), 1 - np.geomspace(1e-6, 1, 256)])
+        axes.plot(np.maximum(_quantiles(its, shares), 1), 100 * shares, label=label, linewidth=1.5)
+    axes.set_ylabel("doorbells [%]")
+    axes.set_ylim(0, 101)
+    _latency_scale(axes, "x")
+    axes.set_xlabel(latency)
+    return _finished(axes, by, len(series))
+
+
+def percentiles(
+    run: Run, latencies: str | Sequence[str] = LATENCIES, *, by: str | None = None, axes: Any = None
+) -> Any:
+    """Latency over percentile, the percentiles by their nines; several latencies in one picture."""
+    axes = _axes(axes)
+    wanted = (latencies,) if isinstance(latencies, str) else tuple(latencies)
+    drawn, most = 0, 10
+    for latency in wanted:
+        for label, its in _series(run, latency, by):
+            if not its.any():
+                # A closed loop is never late: its lag is 0 throughout, which no logarithm can show.
+                continue
+            most = max(most, len(its))
+            shares = 1 - np.geomspace(1, 1 / len(its), 400)
+            name = " ".join(filter(None, (latency if len(wanted) > 1 else "", label)))
+            # Latencies that nearly coincide (total and delivery, where handling is short) stay both visible.
+            style = ("-", "--", "-.", ":")[wanted.index(latency) % 4]
+            levels = np.maximum(_quantiles(its, shares), 1)
+            levels[-1] = its.max()
+            axes.plot(1 / (1 - shares), levels, style, label=name, linewidth=1.5)
+            drawn += 1
+    axes.set_xscale("log")
+    nines = [10.0**power for power in range(int(np.log10(most)) + 1)]
+    labels = [f"{100 - 100 / nine:.{max(0, place - 2)}f} %" for place, nine in enumerate(nines)]
+    axes.set_xticks([1, 2, *nines[1:]], ["min", "50 %", *labels[1:]])
+    axes.get_xticklabels()[0].set_horizontalalignment("right")  # or it would touch the next one
+    axes.tick_params(axis="x", which="minor", bottom=False)
+    axes.set_xlabel("percentile")
+    _latency_scale(axes, "y")
+    axes.set_ylabel(wanted[0] if len(wanted) == 1 else "latency")
+    return _finished(axes, by, drawn)
+
+
+def spread(run: Run, latency: str = "delivery", *, by: str = "vector", axes: Any = None) -> Any:
+    """p50 to the maximum of each vector, group, machine or source, one column each."""
+    axes = _axes(axes)
+    table = run.latency(by=by, latencies=(latency,))
+    if table.num_rows == 0:
+        raise UsageError(f"{run.path}: no samples of {latency} to draw")
+    places = np.arange(table.num_rows)
+    columns = {name: table[name].cast("float64").to_numpy() for name, _ in QUANTILES}
+    axes.vlines(places, columns["p50"], columns["max"], color="0.8", linewidth=4, zorder=1)
+    for marker, (name, column) in zip("oDs^*v", columns.items(), strict=True):
+        axes.scatter(places, np.maximum(column, 1), marker=marker, label=name.replace("_", "."), zorder=2)
+    names = [str(name) for name in table[by].to_pylist()]
+    axes.set_xticks(places, names, rotation=0 if max(map(len, names)) < 5 else 60)
+    axes.set_xlim(-0.7, len(places) - 0.3)
+    axes.set_xlabel(by)
+    _latency_scale(axes, "y")
+    axes.set_ylabel(latency)
+    _finished(axes, None, len(columns))
+    # Beside the picture: wherever it stood inside, some column would be behind it.
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return axes
+
+
+def confidence(runs: Run | Mapping[str, Run], latency: str = "delivery", *, axes: Any = None) -> Any:
+    """Every percentile with its 95 % confidence interval; several runs, by what they are called, side by side.
+
+    An arrow upwards: so few samples do not say how much higher the percentile may be.
+    """
+    named = {"": runs} if isinstance(runs, Run) else dict(runs)
+    if not named or len(named) > SERIES_LIMIT:
+        raise UsageError(f"{len(named)} runs to draw: expected 1 to {SERIES_LIMIT}")
+    axes = _axes(axes)
+    names = [name for name, _ in QUANTILES if name != "max"]
+    for index, (label, run) in enumerate(named.items()):
+        (row,) = run.latency(latencies=(latency,), intervals=True).to_pylist()
+        if not row["samples"]:
+            raise UsageError(f"{run.path}: no samples of {latency} to draw")
+        if row["p50_low"] is None:
+            raise UsageError(f"{run.path}: samples of {latency} in too few slices of time for intervals")
+        known = [(place, name) for place, name in enumerate(names) if row[f"{name}_low"] is not None]
+        at = np.array([place for place, _ in known]) + (index - (len(named) - 1) / 2) * 0.7 / len(named)
+        levels = np.array([row[name] for _, name in known])
+        low = levels - [row[f"{name}_low"] for _, name in known]
+        high = np.array([row[f"{name}_high"] or np.nan for _, name in known]) - levels
+        bars = axes.errorbar(at, levels, (low, np.nan_to_num(high)), fmt="o", label=label, capsize=3, markersize=5)
+        for place in np.flatnonzero(np.isnan(high)):
+            # No upper end: the length is only the arrow's.
+            color = bars.lines[0].get_color()
+            axes.errorbar(at[place], levels[place], levels[place] / 2, fmt="none", lolims=True, ecolor=color)
+    axes.set_xticks(range(len(names)), [name.replace("_", ".") for name in names])
+    axes.set_xlabel("percentile, with its 95 % interval")
+    _latency_scale(axes, "y")
+    axes.set_ylabel(latency)
+    _finished(axes, None, len(named))
+    axes.grid(visible=False, axis="x")
+    return axes
+
+
+def timeline(run: Run, *, axes: Any = None) -> Any:
+    """Percentiles of delivery of the doorbells rung in each moment, in seconds since the start."""
+    made = digest(run)
+    if not made.delivery_ns or not np.isfinite(made.delivery_ns["p50"]).any():
+        raise UsageError(f"{run.path}: no samples of delivery to draw")
+    axes = _axes(axes)
+    # The median last, on top of what would hide it.
+    for (level, _), style in zip(reversed(LEVELS), (":", "-", "--", "-"), strict=True):
+        axes.plot(made.latency_s, np.maximum(made.delivery_ns[level], 1), style, label=level, linewidth=1.3)
+    _latency_scale(axes, "y")
+    axes.set_ylabel("delivery")
+    return _over_time(axes, made)
+
+
+def rates(run: Run, *, axes: Any = None) -> Any:
+    """Doorbells delivered and interrupts a second, as the receivers logged them."""
+    made = digest(run)
+    if not made.delivered_per_s.any():
+        raise UsageError(f"{run.path}: no drains to draw")
+    axes = _axes(axes)
+    axes.plot(made.rates_s, made.delivered_per_s, label="doorbells", linewidth=1.3)
+    axes.plot(made.rates_s, made.interrupts_per_s, "--", label="interrupts", linewidth=1.3)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("per second")
+    return _over_time(axes, made)
+
+
+def who_to_whom(run: Run, *, by: str = "machine", axes: Any = None) -> Any:
+    """Doorbells rung from each row to each column; ``by`` machine (neighbours share a row beyond 64) or group."""
+    if by not in ("machine", "group"):
+        raise UsageError(f"by {by}: expected machine or group")
+    matrix = between_machines(run) if by == "machine" else between_groups(run)
+    if not matrix.rung.any():
+        raise UsageError(f"{run.path}: no doorbells to draw")
+    axes = _axes(axes)
+    image = axes.imshow(np.ma.masked_equal(matrix.rung, 0), cmap="viridis", aspect="equal")
+    image.set_clim(0, int(matrix.rung.max()))
+    for names, set_ticks, set_label, label in (
+        (matrix.sources, axes.set_yticks, axes.set_ylabel, "ringing"),
+        (matrix.targets, axes.set_xticks, axes.set_xlabel, "rung"),
+    ):
+        every = max(1, -(-len(names) // SERIES_LIMIT))
+        upright = label == "ringing" or max(map(len, names)) * len(names) < 60
+        slanted = {} if upright else {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+        set_ticks(range(0, len(names), every), names[::every], **slanted)
+        set_label(label)
+    axes.figure.colorbar(image, ax=axes, label="doorbells")
+    return axes
+
+
+def drain_sizes(run: Run, *, axes: Any = None) -> Any:
+    """The share of interrupts that brought so many doorbells, and of the doorbells that came with them."""
+    made = digest(run)
+    if not len(made.drain_sizes):
+        raise UsageError(f"{run.path}: no drains to draw")
+    axes = _axes(axes)
+    places = np.arange(len(made.drain_sizes))
+    for shift, counts, label in ((-0.2, made.drain_sizes, "interrupts"), (0.2, made.drained, "doorbells")):
+        axes.bar(places + shift, 100 * counts / max(1, counts.sum()), 0.4, label=label)
+    names = ["1", *(f"{2**place}-{2 ** (place + 1) - 1}" for place in places[1:].tolist())]
+    axes.set_xticks(places, names, rotation=0 if len(names) < 9 else 60)
+    axes.set_xlabel("doorbells that one interrupt brought")
+    axes.set_ylabel("share [%]")
+    return _finished(axes, None, 2)
+
+
+def resources(run: Run, what: str = "cpu", *, axes: Any = None) -> Any:
+    """``cpu`` (percent of one CPU) or ``memory`` (private MiB) of one machine of each group, over time."""
+    if what not in ("cpu", "memory"):
+        raise UsageError(f"no resource {what!r}: expected cpu or memory")
+    made = digest(run)
+    found = usage(run, made.start_ns, made.stop_ns)
+    if not found:
+        raise UsageError(f"{run.path}: nobody looked at the processes twice")
+    if len(found) > SERIES_LIMIT:
+        raise UsageError(f"{len(found)} lines are a tangle, {SERIES_LIMIT} the most: try run.frame('resources')")
+    axes = _axes(axes)
+    for its in found:
+        if what == "cpu":
+            axes.plot(its.cpu_time_s, its.cpu_percent, ".-", label=its.name, linewidth=1.3)
+        else:
+            axes.plot(its.memory_time_s, its.memory_bytes / 2**20, ".-", label=its.name, linewidth=1.3)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("CPU [% of one]" if what == "cpu" else "private memory [MiB]")
+    return _over_time(axes, made)
+
+
+def _over_time(axes: Any, made: Digest) -> Any:
+    """The axis of time, with phases and with what happened: numbered marks, told below."""
+    span_s = max(made.duration_s, 1e-3)
+    wide = axes.get_window_extent().width / axes.figure.dpi * 72  # points
+    for band in made.bands:
+        axes.axvspan(band.start, band.end, color="0.5" if band.shaded else "none", alpha=0.12, linewidth=0)
+        if len(band.name) * LETTER < (band.end - band.start) / span_s * wide:
+            place = {"xytext": (2, -2), "textcoords": "offset points"}
+            axes.annotate(
+                band.name, (band.start, 1), xycoords=("data", "axes fraction"), **place, va="top", fontsize="small"
+            )
+    shown = made.happenings[:HAPPENINGS_TOLD]
+    for first, last, at_s in _together(made.happenings, BADGE / wide * span_s):
+        name = f"{first}" if first == last else f"{first}\N{EN DASH}{last}"
+        box = {"boxstyle": "round,pad=0.2", "facecolor": "0.25", "edgecolor": "none"}
+        axes.annotate(
+            name, (at_s, 1), xycoords=("data", "axes fraction"), ha="center", va="center", color="1", bbox=box,
+            fontsize="x-small", annotation_clip=False,
+        )  # fmt: skip
+    for each in made.happenings:
+        axes.axvline(each.time_s, color="0.4", linewidth=0.8, linestyle=":")
+    axes.set_xlim(0, span_s)
+    told = [f"{number} {each.brief}".replace(" ", "\N{NO-BREAK SPACE}") for number, each in enumerate(shown, start=1)]
+    more = len(made.happenings) - len(shown)
+    told += [f"and {more:,} more events".replace(" ", "\N{NO-BREAK SPACE}")] if more else []
+    lines = textwrap.wrap(" \N{MIDDLE DOT} ".join(told), max(40, int(wide / LETTER)))
+    axes.set_xlabel("\n".join(["time since the start [s]", *lines]))
+    return _finished(axes, None, 2)
+
+
+def _together(happenings: Sequence[Happening], least_s: float) -> Iterator[tuple[int, int, float]]:
+    """The numbers of those that share a badge, for want of room, and where it is: first, last, seconds."""
+    firsts: list[int] = []
+    for place, each in enumerate(happenings):
+        if not firsts or each.time_s - happenings[firsts[-1]].time_s >= least_s:
+            firsts.append(place)
+    for first, following in itertools.pairwise([*firsts, len(happenings)]):
+        yield first + 1, following, happenings[first].time_s
+
+
+def _axes(axes: Any) -> Any:
+    if axes is not None:
+        return axes
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise UsageError("pictures need matplotlib: pip install 'ivshmem-sim[notebook]'") from error
+    return plt.subplots(figsize=(7.5, 3.6), layout="constrained")[1]
+
+
+def _series(run: Run, latency: str, by: str | None) -> list[tuple[str, Values]]:
+    """One latency of all samples, or of those of each label: (label, values in ns), without empty ones."""
+    columns = run.columns
+    try:
+        figures, there = values(columns, latency)
+    except KeyError:
+        raise UsageError(f"no latency {latency!r}: expected {', '.join(LATENCIES)} or raw") from None
+    there = there & ~columns.warmup
+    if by is None:
+        series = [("", figures[there])]
+    else:
+        numbers, labels = numbered(run.origin, columns, by)
+        series = [(str(label), figures[there & (numbers == place)]) for place, label in enumerate(labels)]
+    series = [(label, its) for label, its in series if len(its)]
+    if not series:
+        raise UsageError(f"{run.path}: no samples of {latency} to draw")
+    if len(series) > SERIES_LIMIT:
+        raise UsageError(f"{len(series)} lines by {by} are a tangle, {SERIES_LIMIT} the most: try spread()")
+    return series
+
+
+def _quantiles(its: Values, shares: npt.NDArray[np.float64]) -> Values:
+    """Nearest-rank quantiles, as in the tables."""
+    ordered = np.sort(its)
+    ranks = np.ceil(shares * len(its)).astype(np.int64) - 1
+    return ordered[np.clip(ranks, 0, len(its) - 1)]
+
+
+def _latency_scale(axes: Any, which: str) -> None:
+    """A logarithmic axis of nanoseconds, labelled in the unit that fits."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    bottom, top = axis.get_data_interval()
+    if top < 100 * bottom:
+        # Less than two decades: the powers of ten alone might label nothing.
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    elif top > 1e6 * bottom:
+        # So many powers of ten have no room beside each other.
+        axis.set_major_locator(LogLocator(numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda value_ns, _: _human(value_ns)))
+    axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+
+
+def _human(value_ns: float) -> str:
+    size, unit = next(((size, unit) for size, unit in UNITS if value_ns >= size), UNITS[-1])
+    return f"{value_ns / size:g} {unit}"
+
+
+def _finished(axes: Any, by: str | None, series: int) -> Any:
+    axes.grid(visible=True, which="major", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if series > 1:
+        axes.legend(title=by, frameon=False, fontsize="small")
+    return axes

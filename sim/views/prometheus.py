@@ -1,0 +1,128 @@
+"""The state of a run for Prometheus: the text exposition format, in a file as node_exporter's textfile collector
+reads it, put in place whole on every snapshot.
+
+The format: https://prometheus.io/docs/instrumenting/exposition_formats/ (version 0.0.4).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from nodes.errors import UsageError
+from sim.telemetry import Snapshot, following
+from sim.views.rates import pending
+
+__all__ = ["MetricsFile", "exporting", "exposition"]
+
+PHASES = ("starting", "running", "stopping", "done")
+
+Labels = Mapping[str, str]
+
+
+def exposition(snapshot: Snapshot, lost: int = 0) -> str:
+    """Every figure of a snapshot, with its help and type; ``lost``: snapshots that never came."""
+    groups = snapshot.groups
+    run = {"title": snapshot.title, "path": snapshot.path}
+    phases = dict.fromkeys((*PHASES, snapshot.phase))
+    families: list[tuple[str, str, str, Iterable[tuple[Labels, float]]]] = [
+        ("ivsim_run_info", "gauge", "The run that is told of.", [(run, 1)]),
+        (
+            "ivsim_phase",
+            "gauge",
+            "1 for the phase that the run is in.",
+            [({"phase": phase}, float(phase == snapshot.phase)) for phase in phases],
+        ),
+        (
+            "ivsim_doorbells_pending",
+            "gauge",
+            "Doorbells rung, not refused and not yet delivered.",
+            [({}, pending(snapshot))],
+        ),
+        (
+            "ivsim_heartbeats_late_total",
+            "counter",
+            "Pings still unanswered at the next.",
+            [({}, snapshot.heartbeats_late)],
+        ),
+        ("ivsim_snapshots_total", "counter", "Snapshots published by the run.", [({}, snapshot.number)]),
+        ("ivsim_snapshots_lost_total", "counter", "Snapshots that never came here.", [({}, lost)]),
+        (
+            "ivsim_snapshot_monotonic_seconds",
+            "gauge",
+            "CLOCK_MONOTONIC at the snapshot.",
+            [({}, snapshot.time_ns / 1e9)],
+        ),
+    ]
+    for name, kind, said, field in (
+        ("ivsim_machines", "gauge", "Machines of the group.", "machines"),
+        ("ivsim_machines_up", "gauge", "Machines of the group that are ready and alive.", "up"),
+        ("ivsim_doorbells_rung_total", "counter", "Doorbells that machines of the group rang.", "rung"),
+        ("ivsim_doorbells_delivered_total", "counter", "Doorbells delivered to the group.", "delivered"),
+        ("ivsim_doorbells_refused_total", "counter", "Doorbells of the group that were refused.", "refused"),
+        ("ivsim_interrupts_total", "counter", "Interrupts that machines of the group took.", "interrupts"),
+    ):
+        families.append((name, kind, said, [({"group": each}, getattr(its, field)) for each, its in groups.items()]))
+    if snapshot.latency_ns:
+        levels = [({"percentile": level}, value / 1e9) for level, value in snapshot.latency_ns.items()]
+        families.append(("ivsim_delivery_seconds", "gauge", "Delivery in the last moments, by percentile.", levels))
+    return "".join(_family(*family) for family in families)
+
+
+def _family(name: str, kind: str, said: str, values: Iterable[tuple[Labels, float]]) -> str:
+    lines = [f"# HELP {name} {_escaped(said)}", f"# TYPE {name} {kind}"]
+    for labels, value in values:
+        named = ",".join(f'{key}="{_escaped(text, quoted=True)}"' for key, text in labels.items())
+        lines.append(f"{name}{{{named}}} {value!r}" if named else f"{name} {value!r}")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str, *, quoted: bool = False) -> str:
+    """Backslash and line feed in help, the double quote as well in the value of a label."""
+    text = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return text.replace('"', '\\"') if quoted else text
+
+
+class MetricsFile:
+    """A file that whoever scrapes may read at any moment: it is written beside its place and renamed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # The collector takes what ends in .prom: this does not.
+        self._beside = path.with_name(f".{path.name}.{os.getpid()}")
+
+    def write(self, snapshot: Snapshot, lost: int = 0) -> None:
+        """Raises ``UsageError`` where that cannot be."""
+        try:
+            # Readable for the collector, which is another user; never through a link that somebody left there.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+            with open(self._beside, "w", encoding="utf-8", opener=lambda at, _: os.open(at, flags, 0o644)) as file:
+                file.write(exposition(snapshot, lost))
+            self._beside.rename(self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._beside.unlink()
+            raise UsageError(f"{self.path}: metrics cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def exporting(endpoint: str, path: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Write every snapshot of a run to a file until this is left; the file stays, and tells how the run ended.
+
+    Metrics never end a run: how often they could not be written is said at the end.
+    """
+    file, failed = MetricsFile(path), Counter[str]()
+
+    def write(snapshot: Snapshot, lost: int) -> None:
+        try:
+            file.write(snapshot, lost)
+        except UsageError as error:
+            failed[str(error)] += 1
+
+    with following(endpoint, write):
+        yield
+    for reason, times in failed.items():
+        say(f"{reason} ({times} times)")

@@ -1,0 +1,276 @@
+"""Plays the server's side of a recorded connection to a client under test, with real descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from nodes.errors import HostError, RemoteProtocolError
+from nodes.wire.analyzer import explain
+from nodes.wire.capture import Bytes, Closes, Entry, Kind, Said
+from nodes.wire.protocol import Message
+from sim.kernel.channel import Channel, Outbox
+from sim.kernel.eventfd import EventFd
+from sim.kernel.loop import Loop
+from sim.wire.listener import Listener
+from sim.wire.proxy import Piece
+
+__all__ = ["Played", "Player"]
+
+QUEUE_MAX = 1 << 20  # only of those who step on and on though the client does not read
+READ_BYTES = 4096
+READS_MAX = 64
+RETRY_NS = 2_000_000
+SHM_DIRECTORY = "/dev/shm"
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of it. ``rung``: (peer, vector) -> how often the client rang it; its own vectors excepted."""
+
+    sent: int
+    total: int
+    rung: dict[tuple[int, int], int]
+
+    @property
+    def complete(self) -> bool:
+        return self.sent == self.total
+
+
+class Player:
+    """Waits on ``listener`` for one client, and plays ``entries`` (of one connection) to it.
+
+    ``speed`` divides the recorded times; 0 sends everything at once. With ``stepwise`` nothing is sent but by
+    ``step``. ``tell(time_ns, text)`` hears what happens, in time since the client connected. ``done`` turns true
+    when there is nothing left to do: the client has gone, or the recorded server has closed. A context manager.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        listener: Listener,
+        entries: Sequence[Entry],
+        *,
+        speed: float = 1.0,
+        stepwise: bool = False,
+        tell: Callable[[int, str], object] = lambda time_ns, text: None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._loop, self._listener, self._tell, self._clock = loop, listener, tell, clock
+        self._speed, self._stepwise = speed, stepwise
+        self._recorded_ns = entries[0].time_ns
+        self._peer = explain(entries[0].connection, entries).peer
+        self._entries = [entry for entry in entries if entry.side == "server"]
+        self._next = 0  # the first entry that has not been handed to the outbox
+        self._unsent = 0  # of those handed over: what the client has not been sent yet
+        self._start_ns = 0
+        self._client: Channel | None = None
+        self._outbox: Outbox | None = None
+        self._numbered: dict[int, EventFd] = {}  # by the kernel's number in the recording
+        self._vectors: dict[int, list[EventFd]] = {}
+        self._stack = contextlib.ExitStack()
+        self.done = False
+        loop.add(listener, self._accept)
+
+    def __enter__(self) -> Player:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def connected(self) -> bool:
+        return self._client is not None
+
+    @property
+    def upcoming(self) -> Entry | None:
+        """What is sent next."""
+        return self._entries[self._next] if self._next < len(self._entries) else None
+
+    def _elapsed_ns(self) -> int:
+        return self._clock() - self._start_ns
+
+    # What is sent
+
+    def _accept(self) -> None:
+        try:
+            sock = self._listener.accept()
+        except OSError as error:
+            raise HostError(f"no descriptor for the client: {error.strerror}") from error
+        if sock is None:
+            return
+        self._loop.remove(self._listener)
+        self._client = Channel(sock)
+        self._stack.callback(self._client.close)
+        self._outbox = Outbox(sock, QUEUE_MAX)
+        self._start_ns = self._clock()
+        self._tell(0, "client connected")
+        self._loop.add(self._client, self._read)
+        if not self._stepwise:
+            self._play()
+
+    def _play(self) -> None:
+        """Send what is due, and come back for the next."""
+        while not self.done and (entry := self.upcoming):
+            if self._unsent:  # the client does not read: it gets the rest when it does
+                self._loop.at(self._clock() + RETRY_NS, self._play)
+                return
+            if self._speed:
+                due_ns = self._start_ns + round((entry.time_ns - self._recorded_ns) / self._speed)
+                if due_ns > self._clock():
+                    self._loop.at(due_ns, self._play)
+                    return
+            self.step()
+
+    def step(self) -> None:
+        """Send the next message now; after the last one, or without a client, do nothing."""
+        entry = self.upcoming
+        if entry is None or self.done or self._outbox is None:
+            return
+        match entry.act:
+            case Said(number, kinds):
+                room = self._outbox.put(Message(number, self._make_all(number, kinds)))
+            case Bytes(data, kinds):
+                room = self._outbox.put(Piece.of(data, self._make_all(None, kinds)))
+            case _:
+                room = True  # Closes: as soon as all before it has been sent
+        if not room:
+            raise HostError(f"{QUEUE_MAX} messages wait for the client, which does not read")
+        self._next += 1
+        self._flush()
+
+    def _flush(self) -> None:
+        if self.done or self._outbox is None or self._client is None:
+            return
+        try:
+            sent = self._outbox.flush()
+        except OSError:
+            self._unsent = len(self._outbox)
+            self._read()  # which finds the end
+            return
+        self._unsent = len(self._outbox)
+        if not sent:
+            self._loop.at(self._clock() + RETRY_NS, self._flush)
+        elif self._next and isinstance(self._entries[self._next - 1].act, Closes):
+            self._tell(self._elapsed_ns(), "the recorded server closed, and so the connection was closed")
+            self._finish()
+
+    # What the client does
+
+    def _read(self) -> None:
+        assert self._client is not None
+        for _ in range(READS_MAX):
+            if self.done:
+                return
+            try:
+                received = self._client.receive(READ_BYTES)
+            except RemoteProtocolError as error:
+                raise HostError(str(error)) from error
+            if received is None:
+                return
+            data, descriptors = received
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if data:
+                brought = f" with {len(descriptors)} descriptors" if descriptors else ""
+                shown = data[:32].hex() + ("..." if len(data) > 32 else "")
+                self._tell(self._elapsed_ns(), f"client sent {len(data)} bytes{brought}: {shown}")
+            else:
+                sent, total = self._next - self._unsent, len(self._entries)
+                self._tell(self._elapsed_ns(), f"client closed, after {sent} of {total}")
+                self._finish()
+
+    def _finish(self) -> None:
+        self.done = True
+        if self._client is not None and self._client.fileno() >= 0:
+            self._loop.remove(self._client)
+            self._client.close()
+
+    def result(self) -> Played:
+        """What was sent and what the client rang, until now; counters that are looked at are emptied."""
+        rung = {
+            (peer, vector): count
+            for peer, eventfds in self._vectors.items()
+            if peer != self._peer
+            for vector, eventfd in enumerate(eventfds)
+            if (count := _take(eventfd))
+        }
+        return Played(self._next - self._unsent, len(self._entries), rung)
+
+    def close(self) -> None:
+        self._finish()
+        self._loop.remove(self._listener)
+        self._stack.close()
+
+    # Descriptors
+
+    def _make_all(self, number: int | None, kinds: Sequence[Kind]) -> tuple[int, ...]:
+        """Descriptors of the recorded kinds, kept until the end."""
+        if number in self._vectors and not kinds:  # it has left: the kernel may give its numbers to others
+            gone = self._vectors[number]
+            self._numbered = {at: eventfd for at, eventfd in self._numbered.items() if eventfd not in gone}
+        try:
+            return tuple(self._make(number, kind) for kind in kinds)
+        except OSError as error:
+            raise HostError(f"cannot make a descriptor to send ({' '.join(map(str, kinds))}): {error}") from error
+
+    def _make(self, number: int | None, kind: Kind) -> int:
+        if kind.name != "eventfd":
+            descriptor = _open(kind)
+            self._stack.callback(os.close, descriptor)
+            return descriptor
+        eventfd = self._numbered.get(kind.number) if kind.number is not None else None
+        if eventfd is None:
+            eventfd = EventFd.create()
+            self._stack.callback(eventfd.close)
+            if kind.number is not None:
+                self._numbered[kind.number] = eventfd
+        if number is not None:
+            self._vectors.setdefault(number, []).append(eventfd)
+        return eventfd.descriptor
+
+
+def _take(eventfd: EventFd) -> int:
+    # A client may have cleared the flag, which belongs to all who hold the eventfd: QEMU does.
+    flags = fcntl.fcntl(eventfd.descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(eventfd.descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+    return eventfd.take()
+
+
+def _open(kind: Kind) -> int:
+    """A new descriptor of this kind; what cannot be made here (a block device, say) is /dev/null instead."""
+    match kind.name:
+        case "memfd" | "shm" | "file":
+            return _open_sized(kind)
+        case "socket":
+            near, far = socket.socketpair()
+            near.close()
+            return far.detach()
+        case "pipe":
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            os.close(write_end)
+            return read_end
+        case "directory":
+            return os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        case _:
+            return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def _open_sized(kind: Kind) -> int:
+    if kind.name == "memfd":
+        descriptor = os.memfd_create("ivshmem", os.MFD_CLOEXEC)
+    else:
+        directory = SHM_DIRECTORY if kind.name == "shm" else tempfile.gettempdir()
+        descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, kind.size_bytes)
+        # As F_DUPFD would not do: it shares the way in which the file was opened.
+        return os.open(f"/proc/self/fd/{descriptor}", (os.O_RDONLY if kind.read_only else os.O_RDWR) | os.O_CLOEXEC)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,125 @@
+"""sim.coordination.domain: who is let in as whom, and who is not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from sim.coordination.domain import LiveDomain
+from sim.engines.process.handle import Moving, Row
+from sim.kernel.loop import Loop
+from topologies import Domain, Memory
+
+
+class Site:
+    """A domain that runs, and a crew of one machine: it is there already, as peer 7, in another process."""
+
+    def __init__(self, stack: contextlib.ExitStack, path) -> None:
+        self.stack = stack
+        self.loop = stack.enter_context(contextlib.closing(Loop()))
+        self.events = []
+        self.hand = SimpleNamespace(
+            machine=SimpleNamespace(index=0, present=False),
+            plan=SimpleNamespace(vectors=2),
+            rows=[Row(0, "m", 0, 0)],
+            peers=[7],
+            greetings=[0],
+            identities=[],
+            moving=None,
+        )
+        self.domain = LiveDomain(
+            Domain(name="main", memory=Memory(size_bytes=4096)),
+            0,
+            self.loop,
+            path,
+            on_join=lambda hand, _place: self.events.append(("joined", hand)),
+            on_stranger=lambda arrival: self.events.append(("stranger", arrival.pid)),
+            on_leave=lambda peer, reason: self.events.append((reason, peer.peer)),
+            on_fault=self.events.append,
+        )
+        stack.enter_context(contextlib.closing(self.domain))
+        self.knows = True
+        known = {os.getpid(): self.hand}
+        self.domain.open(
+            SimpleNamespace(current=[self.hand], with_pid=lambda pid: known.get(pid) if self.knows else None)
+        )
+
+    def connect(self) -> socket.socket:
+        client = self.stack.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(str(self.domain.path))
+        return client
+
+    def accept(self) -> None:
+        """Let the server look at whoever waits, and at who has gone."""
+        for _ in range(3):
+            self.loop.step(time.monotonic_ns())
+
+    @property
+    def peers(self) -> list[int]:
+        return [each.peer for each in self.domain.peers()]
+
+
+@pytest.fixture
+def site(tmp_path):
+    with contextlib.ExitStack() as stack:
+        yield Site(stack, tmp_path / "s")
+
+
+def test_a_successor_joins_without_being_taken_for_the_machine_yet(site):
+    site.hand.moving = Moving(0, hand_over=False, fault="")
+    site.connect()
+    site.accept()
+    assert (site.hand.moving.peer, site.hand.peers) == (0, [7])
+    assert site.events == [("joined", site.hand)]
+
+
+def test_a_successor_that_died_before_it_was_let_in_is_nobody(site):
+    """Its machine has been told that it stays, as the peer that it is: the dead one's ID would be wrong for ever."""
+    site.connect().close()
+    site.accept()
+    assert (site.hand.peers, site.hand.identities, site.peers, site.events) == ([7], [], [], [])
+
+
+def test_an_earlier_successor_that_died_is_not_the_next_one(site):
+    site.hand.moving = Moving(0, hand_over=False, fault="")
+    site.connect().close()
+    site.accept()
+    assert (site.hand.moving.peer, site.events) == (None, [])
+    site.connect()
+    site.accept()
+    assert (site.hand.moving.peer, site.peers) == (0, [0])
+
+
+def test_a_process_of_the_crew_that_died_is_no_stranger(site):
+    site.knows = False
+    site.connect().close()
+    site.accept()
+    assert (site.peers, site.events) == ([], [])
+    site.connect()
+    site.accept()
+    assert (site.peers, site.events) == ([0], [("stranger", os.getpid())])
+
+
+def test_who_speaks_before_it_is_let_in_has_left(site):
+    site.connect().sendall(b"x")
+    site.accept()
+    assert (site.hand.peers, site.peers, site.events) == ([7], [], [])
+
+
+def test_a_stranger_who_goes_while_it_waits_for_the_machines_is_not_announced(site):
+    site.knows = False
+    site.domain._awaited[0] = site.hand, None
+    stranger = site.connect()
+    site.accept()
+    assert (site.peers, site.events) == ([], [])
+    stranger.close()
+    site.accept()
+    site.domain._awaited.clear()
+    site.connect()
+    site.accept()
+    assert (site.peers, len(site.events)) == ([0], 1)

@@ -1,0 +1,73 @@
+"""What a run that goes on shows of its latency."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from sim.coordination import live_latency
+from sim.coordination.live_latency import DRAINS_EACH, SAMPLES_MIN, WINDOW_NS, recent_delivery_ns
+from sim.engines.process.recorder import Recorder
+from sim.recording import Layout, Recording
+
+NOW_NS = 50_000_000_000
+
+
+def look(
+    tmp_path: Path, doorbells: int, *, after_ns: int, age_ns: int = 0, vector: int = 1, sample_every: int = 1
+) -> dict[str, int]:
+    """Machine 0 rings machine 1, whose ID is 7, every so often; each doorbell is taken ``after_ns`` later."""
+    with ExitStack() as stack:
+        books = {
+            row: stack.enter_context(
+                Recording.create(tmp_path / f"{row}.rec", Layout(2, 4, 1024, 1024), machine=row, sample_every=1)
+            )
+            for row in (0, 1)
+        }
+        ringer, drains = Recorder(books[0]), Recorder(books[1]).make_drains()
+        for number in range(doorbells):
+            rung_ns = NOW_NS - age_ns - 1_000_000 * (doorbells - number)
+            if number % sample_every == 0:
+                ringer.sample(7, 1, rung_ns, rung_ns)
+            drains.drained(vector, 1, rung_ns + after_ns)
+            drains.handled(rung_ns + 2 * after_ns)
+        return recent_delivery_ns(books, {(0, 3): 0, (0, 7): 1}, NOW_NS)
+
+
+def test_it_is_from_the_ring_to_the_first_drain_of_that_vector(tmp_path: Path) -> None:
+    assert look(tmp_path, 50, after_ns=1500) == {"p50": 1500, "p99": 1500}
+
+
+def test_of_little_nothing_is_said(tmp_path: Path) -> None:
+    assert look(tmp_path, SAMPLES_MIN - 1, after_ns=1500) == {}
+
+
+def test_what_is_long_ago_does_not_count(tmp_path: Path) -> None:
+    assert look(tmp_path, 50, after_ns=1500, age_ns=2 * WINDOW_NS) == {}
+
+
+def test_another_vectors_drain_is_not_its_own(tmp_path: Path) -> None:
+    assert look(tmp_path, 50, after_ns=1500, vector=0) == {}
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a run of many machines: of each recording no more is looked at than has to be."""
+    monkeypatch.setattr(live_latency, "DRAINS_TOGETHER", 0)
+
+
+@pytest.mark.usefixtures("many")
+def test_what_was_taken_before_the_drains_that_are_looked_at_does_not_count(tmp_path: Path) -> None:
+    assert look(tmp_path, 900, after_ns=1500, sample_every=10) == {"p50": 1500, "p99": 1500}
+
+
+@pytest.mark.usefixtures("many")
+def test_nothing_is_said_when_too_few_of_them_were_taken_by_the_drains_that_are_looked_at(tmp_path: Path) -> None:
+    assert DRAINS_EACH // 15 < SAMPLES_MIN
+    assert look(tmp_path, 900, after_ns=1500, sample_every=15) == {}
+
+
+def test_of_few_recordings_more_drains_are_looked_at(tmp_path: Path) -> None:
+    assert look(tmp_path, 900, after_ns=1500, sample_every=15) == {"p50": 1500, "p99": 1500}

@@ -1,0 +1,273 @@
+"""sim.recording and sim.engines.process.recorder: plain stores that survive whoever made them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import struct
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+from nodes.doorbells import Ledger
+from nodes.errors import HostError, UsageError
+from sim import recording
+from sim.engines.process.recorder import Recorder
+from sim.recording import HEADER_WORDS, NO_PEER, WORD_BYTES, Layout, Recording, State
+
+LAYOUT = Layout(vectors=2, edges=3, rings=4, drains=5)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "machine.rec"
+
+
+@pytest.fixture
+def book(path):
+    with Recording.create(path, LAYOUT, machine=7, sample_every=16) as made:
+        yield made
+
+
+def section(book, name):
+    """The words of one section, entry by entry."""
+    layout = book.layout
+    starts = {
+        "vectors": (layout.vectors_at, layout.vectors, 2),
+        "edges": (layout.edges_at, layout.edges, 3),
+        "rings": (layout.rings_at, layout.rings, 3),
+        "drains": (layout.drains_at, layout.drains, 3),
+    }
+    at, count, width = starts[name]
+    return [tuple(book.words[at + width * entry : at + width * (entry + 1)]) for entry in range(count)]
+
+
+# The file
+
+
+@given(st.builds(Layout, *[st.integers(0, 1000)] * 4))
+def test_sections_follow_each_other_without_gap_or_overlap(layout):
+    ends = [
+        (HEADER_WORDS, layout.vectors_at),
+        (layout.vectors_at + 2 * layout.vectors, layout.edges_at),
+        (layout.edges_at + 3 * layout.edges, layout.rings_at),
+        (layout.rings_at + 3 * layout.rings, layout.drains_at),
+        (layout.drains_at + 3 * layout.drains, layout.words),
+    ]
+    assert all(end == start for end, start in ends)
+
+
+def test_a_new_recording_says_what_it_is_and_is_reserved(book, path):
+    words = book.words
+    assert words[recording.MACHINE] == 7
+    assert words[recording.SAMPLE_EVERY] == 16
+    assert words[recording.PEER] == NO_PEER
+    assert words[recording.STATE] == State.STARTING
+    assert path.read_bytes()[:8] == b"IVSIMREC"
+    status = path.stat()
+    assert status.st_size == LAYOUT.words * WORD_BYTES
+    assert status.st_blocks * 512 >= status.st_size
+    assert stat.S_IMODE(status.st_mode) == 0o600
+
+
+def test_header_words_are_all_different():
+    names = "MAGIC_AT VERSION_AT MACHINE VECTORS EDGES RINGS DRAINS SAMPLE_EVERY STATE PEER PING PING_NS READY_NS"
+    names += " STARTED_NS STOPPED_NS EDGES_USED RINGS_USED RINGS_REFUSED DRAINS_USED DRAINS_REFUSED RUNG_NOWHERE"
+    names += " PENDED DROPPED SCRATCH"
+    words = [getattr(recording, name) for name in names.split()]
+    assert len(set(words)) == len(words)
+    assert max(words) < HEADER_WORDS
+
+
+def test_what_one_stores_another_sees_at_once(book, path):
+    with Recording.open(path) as other:
+        assert other.layout == LAYOUT
+        book.words[recording.PING] = 3
+        assert other.words[recording.PING] == 3
+
+
+def test_a_file_that_exists_is_not_overwritten(book, path):
+    with pytest.raises(FileExistsError):
+        Recording.create(path, LAYOUT, machine=0, sample_every=1)
+    assert book.words[recording.MACHINE] == 7
+
+
+def test_a_full_disk_is_found_when_the_recording_is_made(path, monkeypatch):
+    def full(descriptor, offset, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(HostError, match=r"MiB for samples cannot be reserved: No space left"):
+        Recording.create(path, LAYOUT, machine=0, sample_every=1)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[: HEADER_WORDS * WORD_BYTES - 1],
+        lambda data: b"X" + data[1:],
+        lambda data: data[:8] + struct.pack("=Q", 99) + data[16:],
+        lambda data: data[:-1],
+        lambda data: data[:-8],
+        lambda data: data[:24] + b"\xff" * 32 + data[56:],
+    ],
+    ids=["empty", "no header", "magic", "version", "a byte short", "a word short", "huge sections"],
+)
+def test_what_is_no_recording_is_refused(book, path, damage):
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UsageError, match="not a recording"):
+        Recording.open(path)
+
+
+def test_a_recording_cut_at_any_byte_is_refused_and_nothing_leaks(book, path, tmp_path):
+    data = path.read_bytes()
+    cut = tmp_path / "cut"
+    for size in range(len(data)):
+        cut.write_bytes(data[:size])
+        with pytest.raises(UsageError):
+            Recording.open(cut)
+
+
+@pytest.mark.parametrize("extra", [1, 7, 8, 4096])
+def test_bytes_behind_the_end_do_no_harm(book, path, tmp_path, extra):
+    longer = tmp_path / "longer"
+    longer.write_bytes(path.read_bytes() + bytes(extra))
+    with Recording.open(longer) as opened:
+        assert opened.layout == LAYOUT
+
+
+def test_what_was_stored_survives_a_sigkill(path):
+    Recording.create(path, LAYOUT, machine=1, sample_every=1).close()
+    pid = os.fork()
+    if pid == 0:
+        book = Recording.open(path)
+        recorder = Recorder(book)
+        recorder.sample(3, 1, 10, 20)
+        drained = recorder.make_drains().drained
+        drained(1, 5, 30)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with Recording.open(path) as book:
+        assert book.words[recording.RINGS_USED] == 1
+        assert section(book, "rings")[0] == (3 << 16 | 1, 10, 20)
+        assert section(book, "drains")[0] == (5 << 16 | 1, 30, 0)  # still being handled
+        assert section(book, "vectors")[1] == (5, 1)
+
+
+# The recorder
+
+
+def test_a_recorder_is_a_ledger(book):
+    ledger: Ledger = Recorder(book)
+    edge = ledger.open_edge(3, 1)
+    ledger.store_edge(edge, 100, 7)
+    ledger.store_nowhere(4)
+    assert section(book, "edges")[edge] == (3 << 16 | 1, 100, 7)
+    assert book.words[recording.EDGES_USED] == 1
+    assert book.words[recording.RUNG_NOWHERE] == 4
+
+
+def test_the_highest_doorbell_fits(book):
+    recorder = Recorder(book)
+    recorder.open_edge(65535, 65535)
+    recorder.store_edge(0, (1 << 64) - 1, (1 << 64) - 1)
+    assert section(book, "edges")[0] == (0xFFFF_FFFF, (1 << 64) - 1, (1 << 64) - 1)
+
+
+def test_one_edge_too_many_is_an_error_that_changes_nothing(book):
+    recorder = Recorder(book)
+    for edge in range(LAYOUT.edges):
+        assert recorder.open_edge(edge, 0) == edge
+    before = bytes(book.words)
+    with pytest.raises(OverflowError, match="3 are in use"):
+        recorder.open_edge(9, 0)
+    assert bytes(book.words) == before
+
+
+@pytest.mark.parametrize("count", [0, 3, 4, 5, 50])
+def test_samples_without_room_are_counted_and_touch_nothing_else(book, count):
+    recorder = Recorder(book)
+    for at in range(count):
+        recorder.sample(at, 0, at + 100, at + 200)
+    stored = min(count, LAYOUT.rings)
+    assert book.words[recording.RINGS_USED] == stored
+    assert book.words[recording.RINGS_REFUSED] == count - stored
+    assert section(book, "rings")[:stored] == [(at << 16, at + 100, at + 200) for at in range(stored)]
+    assert section(book, "drains") == [(0, 0, 0)] * LAYOUT.drains
+
+
+@pytest.mark.parametrize("count", [0, 4, 5, 6, 50])
+def test_drains_without_room_still_count(book, count):
+    drained, handled, _, _ = Recorder(book).make_drains()
+    for at in range(count):
+        drained(at % 2, 3, 100 + at)
+        handled(200 + at)
+    stored = min(count, LAYOUT.drains)
+    assert book.words[recording.DRAINS_USED] == stored
+    assert book.words[recording.DRAINS_REFUSED] == count - stored
+    assert section(book, "drains")[:stored] == [(3 << 16 | at % 2, 100 + at, 200 + at) for at in range(stored)]
+    assert section(book, "vectors") == [(3 * ((count + 1) // 2), (count + 1) // 2), (3 * (count // 2), count // 2)]
+
+
+def test_without_sections_nothing_is_stored_but_everything_counted(tmp_path):
+    with Recording.create(tmp_path / "r", Layout(1, 1, 0, 0), machine=0, sample_every=0) as book:
+        recorder = Recorder(book)
+        recorder.sample(1, 0, 1, 1)
+        drained, handled, _, _ = recorder.make_drains()
+        drained(0, 1, 1)
+        handled(2)
+        assert book.words[recording.RINGS_REFUSED] == book.words[recording.DRAINS_REFUSED] == 1
+        assert section(book, "vectors") == [(1, 1)]
+
+
+class Model(RuleBasedStateMachine):
+    """A recorder against lists, whatever is recorded in whatever order."""
+
+    WORD = st.integers(0, (1 << 63) - 1)
+
+    def __init__(self):
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        self.book = Recording.create(Path(self.directory.name, "r"), LAYOUT, machine=0, sample_every=1)
+        self.recorder = Recorder(self.book)
+        self.drained, self.handled, _, _ = self.recorder.make_drains()
+        self.rings, self.drains, self.edges = [], [], []
+
+    @rule(peer=st.integers(0, 65535), vector=st.integers(0, 65535), at=WORD)
+    def ring(self, peer, vector, at):
+        self.recorder.sample(peer, vector, at, at)
+        self.rings.append((peer << 16 | vector, at, at))
+
+    @rule(vector=st.integers(0, 1), count=st.integers(1, 1 << 40), at=WORD)
+    def drain(self, vector, count, at):
+        self.drained(vector, count, at)
+        self.handled(at)
+        self.drains.append((count << 16 | vector, at, at))
+
+    @rule(peer=st.integers(0, 65535), rung=WORD)
+    def edge(self, peer, rung):
+        if len(self.edges) < LAYOUT.edges:
+            self.recorder.store_edge(self.recorder.open_edge(peer, 0), rung, 0)
+            self.edges.append((peer << 16, rung, 0))
+
+    def teardown(self):
+        words = self.book.words
+        assert section(self.book, "rings")[: words[recording.RINGS_USED]] == self.rings[: LAYOUT.rings]
+        assert section(self.book, "drains")[: words[recording.DRAINS_USED]] == self.drains[: LAYOUT.drains]
+        assert section(self.book, "edges")[: words[recording.EDGES_USED]] == self.edges
+        assert words[recording.RINGS_USED] + words[recording.RINGS_REFUSED] == len(self.rings)
+        assert words[recording.DRAINS_USED] + words[recording.DRAINS_REFUSED] == len(self.drains)
+        self.book.close()
+        self.directory.cleanup()
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=30)

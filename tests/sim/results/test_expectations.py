@@ -1,0 +1,369 @@
+"""Expectations: every figure of every scope from runs with known stamps; what is unknown; what is broken meanwhile."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from nodes.errors import UsageError
+from sim import recording
+from sim.recording import Layout, Recording
+from sim.results import Run, RunDirectory
+from sim.results.expectations import BROKEN, Moment, Verdict, broken, evaluate, live, missed, render
+from sim.results.measures import Book, Whose, counts_so_far
+from sim.results.store.manifest import Machine
+from sim.views.junit import junit
+from tests.synthetic import PENDING, finish, pair, record, topology, usage
+from topologies import Condition, Expectation, Topology
+
+GROUPS = {"ping": (1, 2), "echo": (1, 2)}
+
+
+def expecting(*texts: str, abort: bool = False, groups: dict[str, tuple[int, int]] = GROUPS) -> Topology:
+    """A topology that expects such as "rung == 3 of echo-0"."""
+    made = topology(groups)
+    expectations = []
+    for text in texts:
+        rest, _, of = text.partition(" of ")
+        figure, comparison, bound = rest.split()
+        that = Condition(figure=figure, comparison=comparison, bound=float(bound), of=of)  # type: ignore[arg-type]
+        expectations.append(Expectation(that=that, abort=abort))
+    return msgspec.structs.replace(made, expectations=tuple(expectations))
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Run:
+    directory = pair(tmp_path)
+    directory.event("ready", ready_s=1.0)
+    directory.event("statistics", machine="ping-0", values={"retries": 2, "best": 0.5, "word": "no"})
+    directory.event("statistics", machine="echo-0", values={"retries": 3})
+    directory.resources([usage(0, "ping-0", 0.5), usage(0, "ping-0", 1.5), usage(1, "echo-0", 1.5, uss_bytes=5 << 20)])
+    return finish(directory, PENDING)
+
+
+def judge(run: Run, text: str) -> Verdict:
+    (verdict,) = evaluate(expecting(text), run)
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("rung == 3", 3),
+        ("delivered == 2", 2),
+        ("interrupts == 2", 2),
+        ("pending == 1", 1),
+        ("refused == 0", 0),
+        ("settled == 0", 0),
+        ("lost == 0", 0),
+        ("died == 0", 0),
+        ("up == 2", 2),
+        ("coalescing == 1", 1),
+        ("rate_hz == 1", 1),  # three in three seconds
+        ("duration_s == 3", 3),
+        ("rung == 3 of echo", 3),
+        ("rung == 0 of ping", 0),
+        ("rung == 3 of echo-0", 3),
+        ("up == 1 of echo", 1),
+        ("pending == 1 of echo", 1),
+        ("rung == 3 of ping -> echo", 3),
+        ("rung == 2 of ping->echo-0:0", 2),
+        ("delivered == 2 of ping -> echo", 2),
+        ("pending == 1 of ping-0 -> echo-0:1", 1),
+        ("coalescing == 1 of ping -> echo:0", 1),
+        ("rung == 0 of echo -> ping", 0),
+        ("delivery.max_ns == 7000", 7000),
+        ("delivery.p50_us == 7", 7),
+        ("total.mean_us == 9", 9),
+        ("p50_us == 9", 9),
+        ("handling.max_us == 2 of echo", 2),
+        ("handling.max_ms == 0.002 of ping -> echo:0", 0.002),
+        ("lag.max_ns == 300 of ping -> echo:1", 300),
+        ("uss_mib == 8", 8),
+        ("uss_mib == 3 of ping", 3),
+        ("rss_mib == 9 of echo-0", 9),
+        ("cpu_s == 0.75 of ping", 0.75),
+        ("cpu_s == 1.5", 1.5),
+        ("statistics.retries == 5", 5),
+        ("statistics.retries == 3 of echo", 3),
+        ("statistics.best == 0.5 of ping-0", 0.5),
+    ],
+)
+def test_every_figure_is_what_the_run_was(finished: Run, text: str, got: float) -> None:
+    verdict = judge(finished, text)
+    assert verdict.got == pytest.approx(got)
+    assert verdict.met, verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("p99_us < 1000", "too few samples"),
+        ("delivery.p50_us < 1 of ping", "no sample"),
+        ("delivery.p50_us < 1 of echo -> ping", "no sample"),
+        ("ready_s < 9 of echo", "whole run only"),
+        ("coalescing < 9 of ping", "no interrupt"),
+        ("uss_mib < 9 of ping -> echo", "not of an edge"),
+        ("statistics.best < 9 of echo", "no program"),
+        ("statistics.word < 9", "no program"),
+        ("bogus < 9", "no figure 'bogus'"),
+        ("rung < 9 of nobody", "got 'nobody'"),
+    ],
+)
+def test_what_is_not_known_is_not_met_and_says_why(finished: Run, text: str, why: str) -> None:
+    verdict = judge(finished, text)
+    assert verdict.got is None
+    assert not verdict.met
+    assert why in verdict.why
+
+
+def test_a_bound_that_is_missed_is_not_met(finished: Run) -> None:
+    verdict = judge(finished, "rung > 3")
+    assert (verdict.got, verdict.met, verdict.expected) == (3, False, "> 3")
+    assert missed([verdict, judge(finished, "rung > 2")]) == 1
+
+
+def test_verdicts_are_json(finished: Run) -> None:
+    verdicts = evaluate(expecting("rung == 3", "p99_us < 1 of echo"), finished)
+    assert msgspec.json.decode(msgspec.json.encode(verdicts), type=list[Verdict]) == verdicts
+
+
+def test_of_an_edge_that_is_not_alone_only_what_was_rung_is_known(tmp_path: Path) -> None:
+    groups = {"sender": (2, 1), "receiver": (1, 1)}
+    with RunDirectory.create(tmp_path, topology(groups), {}) as directory:
+        record(directory, 0, vectors=[(0, 0)], edges={(2, 0): (4, 1)})
+        record(directory, 1, vectors=[(0, 0)], edges={(2, 0): (2, 0)})
+        record(directory, 2, vectors=[(5, 1)])
+        run = finish(directory)
+    wanted = ("rung == 4 of sender-0 -> receiver", "refused == 1 of sender-0 -> receiver:0")
+    wanted += ("delivered == 3 of sender-0 -> receiver", "delivered == 5 of sender -> receiver")
+    verdicts = evaluate(expecting(*wanted, groups=groups), run)
+    assert [verdict.met for verdict in verdicts] == [True, True, False, True]
+    assert "others rang the same vectors" in verdicts[2].why
+
+
+def test_a_machine_that_died_is_named_where_its_figure_is_missing(tmp_path: Path) -> None:
+    directory = pair(tmp_path)
+    directory.event("ready")
+    directory.event("machine_died", machine="echo-0", how="SIGKILL")
+    directory.event("machine_left", machine="ping-0")
+    run = finish(directory, PENDING, exits={1: "SIGKILL"}, status="degraded")
+    verdicts = evaluate(expecting("uss_mib < 9 of echo", "died == 1", "up == 0", "died == 0 of ping"), run)
+    assert verdicts[0].why.endswith("echo-0 died (SIGKILL)")
+    assert [verdict.met for verdict in verdicts] == [False, True, True, True]
+
+
+def test_who_died_before_it_said_is_missed_in_a_sum(tmp_path: Path) -> None:
+    groups = {"ping": (2, 1)}
+    with RunDirectory.create(tmp_path, topology(groups), {}) as directory:
+        for machine in range(2):
+            record(directory, machine, vectors=[(0, 0)])
+        directory.event("statistics", machine="ping-0", values={"done": 4})
+        run = finish(directory, exits={1: "SIGKILL"}, status="degraded")
+    verdicts = evaluate(expecting("statistics.done == 4", "statistics.done == 4 of ping-0", groups=groups), run)
+    assert verdicts[0].why == "ping-1 died (SIGKILL) and left none"
+    assert verdicts[1].met
+
+
+def test_what_ended_the_run_stays_broken(tmp_path: Path) -> None:
+    directory = pair(tmp_path)
+    directory.event(BROKEN, expected="pending < 5", got=7)
+    run = finish(directory, PENDING)
+    (verdict,) = evaluate(expecting("pending < 5", abort=True), run)
+    assert (verdict.got, verdict.met, verdict.why) == (7, False, "it ended the run")
+    assert judge(run, "pending < 5").met  # at its end it was met, and that one was not asked to end the run
+
+
+def test_a_machine_is_one_in_all_its_lives_and_with_all_its_devices(tmp_path: Path) -> None:
+    """Row 2 is machine 0's second device, row 3 machine 1's second life; manifests have further rows like that."""
+    rows = {"a": (1, 1), "b": (1, 1)}
+    with RunDirectory.create(tmp_path, topology(rows), {}) as directory:
+        record(directory, 0, vectors=[(1, 1)], edges={(1, 0): (4, 0)})
+        record(directory, 1, vectors=[(3, 2)], edges={(0, 0): (1, 0)})
+        directory.event("ready")
+        for kind, machine in (("machine_died", "b-0"), ("machine_joined", "b-0.2"), ("machine_left", "a-0")):
+            directory.event(kind, machine=machine, how="SIGKILL")
+        directory.event("statistics", machine="b-0.2", values={"done": 2})
+        looks = [usage(0, "a-0", 1.0), usage(1, "b-0", 1.0), usage(3, "b-0.2", 2.0, uss_bytes=7 << 20)]
+        directory.resources(looks)
+        run = finish(directory, {(1, 0): 1})
+    manifest = run.origin
+    further = (
+        Machine(2, "a-0.far", "a", 1, 1, 0),
+        Machine(3, "b-0.2", "b", 1, 0, 1),
+    )
+    changed = msgspec.structs.replace(manifest, machines=[*manifest.machines, *further], domains=["main", "far"])
+    (run.path / "manifest.json").write_bytes(msgspec.json.encode(changed))
+    wanted = ("rung == 4 of b", "delivered == 3 of a -> b", "died == 1", "up == 1", "up == 1 of b", "died == 0 of a")
+    wanted += ("uss_mib == 7 of b", "cpu_s == 1.5 of b", "statistics.done == 2 of b-0")
+    verdicts = evaluate(expecting(*wanted, groups=rows), Run(run.path))
+    assert [str(verdict) for verdict in verdicts if not verdict.met] == ["statistics.done == 2 of b-0"]
+    assert verdicts[-1].why == "b-0 died (SIGKILL) and left none"  # its second life did
+
+
+def test_no_expectation_reads_nothing(tmp_path: Path) -> None:
+    assert evaluate(topology(GROUPS), Run(tmp_path)) == []
+
+
+def test_a_damaged_run_meets_nothing_and_says_why(finished: Run) -> None:
+    (finished.path / "summary.json").unlink()
+    (finished.path / "samples.parquet").write_bytes(b"no")
+    verdicts = evaluate(expecting("rung == 3", "p50_us < 99"), Run(finished.path))
+    assert ["summary.json is missing" in verdicts[0].why, "samples.parquet is damaged" in verdicts[1].why] == [True] * 2
+
+
+def test_verdicts_are_printed_each_on_a_line(finished: Run) -> None:
+    console = Console(file=io.StringIO(), width=60)
+    render(evaluate(expecting("rung == 3", "delivery.p50_us < 5 of echo", "p99_us < 1"), finished), console)
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "expectations",
+        "met     rung == 3                    got 3",
+        "MISSED  delivery.p50_us < 5 of echo  got 7",
+        "MISSED  p99_us < 1                   not known: too few samples for it",
+    ]
+
+
+# JUnit
+
+
+def cases(text: str) -> dict[str, str | None]:
+    root = ElementTree.fromstring(text)
+    found: dict[str, str | None] = {}
+    for case in root.iter("testcase"):
+        failure = case.find("failure")
+        found[case.attrib["name"]] = None if failure is None else failure.attrib["message"]
+    assert root.attrib["tests"] == str(len(found))
+    assert root.attrib["failures"] == str(sum(failure is not None for failure in found.values()))
+    return found
+
+
+def test_junit_has_a_case_for_each_expectation_and_two_for_the_run(finished: Run) -> None:
+    verdicts = evaluate(expecting("rung == 3", "delivery.p50_us < 5 of ping -> echo"), finished)
+    assert cases(junit(verdicts, finished)) == {
+        "the run finished": None,
+        "the books balance": None,
+        "rung == 3": None,
+        "delivery.p50_us < 5 of ping -> echo": "expected delivery.p50_us < 5, got 7",
+    }
+
+
+def test_junit_of_a_run_that_failed_and_has_a_title_no_xml_could_hold(tmp_path: Path) -> None:
+    directory = pair(tmp_path, title="a\x00<b>\x1b[31m & \uffff")
+    run = finish(directory, {(1, 1): 3}, status="failed")
+    found = cases(junit([], run))
+    assert found["the run finished"] is not None
+    assert found["the books balance"] is not None
+    assert "rung 3" in found["the books balance"]
+
+
+def test_junit_of_a_damaged_run(finished: Run) -> None:
+    (finished.path / "summary.json").unlink()
+    assert "summary.json is missing" in str(cases(junit([], Run(finished.path)))["the books balance"])
+
+
+# While the run goes on
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Iterator[list[Book]]:
+    """Two machines with two vectors; 0 rang 1 seven times (one refused), and twice at nobody."""
+    made = []
+    for machine, (edges, arrived) in enumerate([({(9, 0): (5, 0), (9, 1): (2, 1)}, [0, 0, 0, 0]), ({}, [3, 2, 1, 1])]):
+        book = Recording.create(tmp_path / f"{machine}.rec", Layout(2, 4, 0, 0), machine=machine, sample_every=1)
+        words, layout = book.words, book.layout
+        for place, ((peer, vector), counts) in enumerate(edges.items()):
+            for offset, word in enumerate((peer << 16 | vector, *counts)):
+                words[layout.edges_at + 3 * place + offset] = word
+        for offset, word in enumerate(arrived):
+            words[layout.vectors_at + offset] = word
+        words[recording.EDGES_USED] = len(edges)
+        words[recording.RUNG_NOWHERE] = 2 if machine == 0 else 0
+        made.append(Book(machine, book, {8: 0, 9: 1}))
+    yield made
+    for each in made:
+        with each.recording:
+            pass
+
+
+def moment(books: list[Book], **changed: Any) -> Moment:
+    whose = Whose([("a-0", "a"), ("b-0", "b")])
+    told: dict[str, Any] = {"up": frozenset({0, 1}), "died": (), "elapsed_s": 1.5}
+    return Moment(whose, counts_so_far(books), **(told | changed))
+
+
+def condition(text: str) -> Condition:
+    return expecting(text).expectations[0].that
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("rung == 0", 9),
+        ("refused == 0", 3),
+        ("rung == 0 of b", 7),
+        ("rung == 0 of a", 0),
+        ("rung == 0 of a-0 -> b-0:1", 2),
+        ("delivered == 0 of a -> b:0", 3),
+        ("delivered == 0", 4),
+        ("interrupts == 0", 3),
+        ("pending == 0 of b", 2),
+        ("coalescing == 0 of b", 4 / 3),
+        ("up == 0", 2),
+        ("up == 0 of b", 1),
+        ("died == 9 of b", 0),
+        ("elapsed_s == 0", 1.5),
+    ],
+)
+def test_the_books_can_be_read_while_they_are_written(books: list[Book], text: str, value: float) -> None:
+    now, wanted = moment(books), condition(text)
+    assert now.value(wanted) == pytest.approx(value)
+    assert live(wanted, now) == wanted.holds(value)
+
+
+def test_what_is_not_known_yet_neither_holds_nor_is_broken(books: list[Book]) -> None:
+    wanted = condition("coalescing < 4 of a")
+    assert not live(wanted, moment(books))
+    assert not broken(wanted, moment(books))
+
+
+def test_latencies_are_for_the_end(books: list[Book]) -> None:
+    with pytest.raises(UsageError, match="end of a run"):
+        live(condition("p99_us < 4"), moment(books))
+
+
+@pytest.mark.parametrize(
+    ("text", "for_good"),
+    [
+        ("rung < 9", True),
+        ("rung < 10", False),
+        ("delivered > 1000", False),  # it may still come
+        ("rung == 10", False),
+        ("rung == 8", True),
+        ("rung != 9", False),
+        ("pending < 2 of b", True),
+        ("up >= 3", True),
+        ("up >= 2", False),
+    ],
+)
+def test_broken_is_what_cannot_be_met_any_more(books: list[Book], text: str, for_good: bool) -> None:
+    assert broken(condition(text), moment(books)) is for_good
+
+
+def test_a_look_holds_nothing_of_a_recording(books: list[Book]) -> None:
+    now = moment(books)
+    for each in books:
+        each.recording.words[recording.RUNG_NOWHERE] = 50
+    assert now.value(condition("rung == 9")) == 9
+
+
+def test_machines_cannot_be_confused_with_edges() -> None:
+    with pytest.raises(UsageError, match="got 'x'"):
+        Whose([("a-0", "a")])["a -> x"]
+    assert Whose([("a-0", "a")])["a -> a-0:7"].vector == 7

@@ -1,0 +1,168 @@
+"""Runs whose coordinator died, failed or met a full disk: opened all the same, and marked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+import sim.results
+from nodes.errors import HostError, UsageError
+from sim import recording
+from sim.recording import State
+from sim.results import Outcome, RunDirectory, finalize
+from sim.results.store.manifest import Owner
+from tests.synthetic import (
+    PENDING,
+    account,
+    finish,
+    orphan,
+    pair,
+    record,
+    topology,
+    usage,
+)
+
+
+def test_a_run_that_goes_on_is_not_opened(tmp_path):
+    with (
+        pair(tmp_path) as directory,
+        pytest.raises(UsageError, match=f"still running, in process {os.getpid()}"),
+    ):
+        sim.results.open(directory.path)
+
+
+def test_an_owner_is_told_from_a_later_process_with_its_number():
+    me = Owner.this()
+    assert me.lives()
+    assert not msgspec.structs.replace(me, start_ticks=me.start_ticks + 1).lives()
+    assert not msgspec.structs.replace(me, boot="another").lives()
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        # A zombie: it has ended, and nobody has asked how.
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not Owner(child.pid, 0, me.boot).lives()
+    assert not Owner(child.pid, 0, me.boot).lives()
+
+
+def test_a_run_whose_coordinator_died_is_recovered(tmp_path):
+    directory = pair(tmp_path)
+    for second in (0, 1, 2):
+        directory.resources([usage(0, "ping-0", second)])
+    directory.event("started")
+    run = sim.results.open(orphan(directory))
+    assert run.status == "died"
+    assert run.reason == f"the coordinator (process {os.getpid()}) died"
+    assert account(run.summary) == (3, 2, 1, 0, 0)
+    assert run.summary["pending_derived"]
+    assert run.summary["latency_ns"]["total"]["p50"] == 9000
+    assert (run.resources().num_rows, len(run.events()), run.summary["duration_s"]) == (3, 1, 3.0)
+    assert not (run.path / "raw").exists()
+    # Once recovered it stays as it is.
+    assert sim.results.open(run.path).summary == run.summary
+
+
+def test_a_coordinator_that_failed_leaves_a_run_to_open(tmp_path):
+    with pytest.raises(ZeroDivisionError), pair(tmp_path) as directory:
+        _ = 1 / 0
+    run = sim.results.open(directory.path)
+    assert (run.status, run.reason) == ("failed", "ZeroDivisionError: division by zero")
+    assert account(run.summary) == (3, 2, 1, 0, 0)
+    assert run.summary["pending_derived"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_who_gives_up_on_the_results_leaves_them_to_be_made(tmp_path, monkeypatch, error):
+    """This process lives on: the directory must not say that it still runs."""
+    directory = pair(tmp_path)
+
+    def give_up(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finalize, "account", give_up)
+        with pytest.raises(error), directory:
+            finish(directory, PENDING)
+    said = {KeyboardInterrupt: "interrupted\ngiven up before", ZeroDivisionError: "failed\nZeroDivisionError"}[error]
+    assert (directory.path / "status").read_text().startswith(said)
+    run = sim.results.open(directory.path)
+    assert (run.status, account(run.summary)) == ("finished", (3, 2, 1, 0, 0))
+
+
+def test_who_is_interrupted_before_the_end_says_so(tmp_path):
+    with pytest.raises(KeyboardInterrupt), pair(tmp_path) as directory:
+        raise KeyboardInterrupt
+    run = sim.results.open(directory.path)
+    assert (run.status, run.reason) == ("interrupted", "given up before its results were written")
+    assert account(run.summary) == (3, 2, 1, 0, 0)
+
+
+def test_recovery_takes_deaths_from_the_recordings(tmp_path):
+    directory = RunDirectory.create(tmp_path, topology({"from": (1, 1), "to": (1, 1)}), {})
+    record(directory, 0, vectors=[(0, 0)], edges={(1, 0): (4, 0)}, state=State.RUNNING)
+    record(directory, 1, vectors=[(10, 10)])
+    run = sim.results.open(orphan(directory))
+    assert account(run.summary) == (10, 10, 0, 0, 6)
+    assert run.summary["deaths"] == {"from-0": "last seen running"}
+
+
+def test_recovery_without_recordings(tmp_path):
+    directory = RunDirectory.create(tmp_path, topology({"alone": (2, 2)}), {})
+    run = sim.results.open(orphan(directory))
+    assert (run.status, account(run.summary)) == ("died", (0, 0, 0, 0, 0))
+    assert "recording of machine 0 is missing" in run.problems
+
+
+def test_recovery_needs_a_directory_that_can_be_written(tmp_path, monkeypatch):
+    path = orphan(pair(tmp_path))
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(finalize.schemas, "write_table", refuse)
+    with pytest.raises(UsageError, match="Read-only file system"):
+        sim.results.open(path)
+
+
+@pytest.mark.parametrize("failing", ["write_table", "write_json", "write_status"])
+def test_a_full_disk_keeps_the_recordings_and_a_later_open_finishes(tmp_path, monkeypatch, failing):
+    directory = pair(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finalize.schemas if failing == "write_table" else finalize.files, failing, refuse)
+        with pytest.raises(HostError, match="No space left"), directory:
+            finish(directory, PENDING, status="degraded")
+    assert len(list((directory.path / "raw").iterdir())) == 2
+    if failing == "write_status":
+        # It still says running: the owner has to die before anybody else may conclude.
+        orphan(directory)
+    run = sim.results.open(directory.path)
+    assert account(run.summary) == (3, 2, 1, 0, 0)
+    # The coordinator's last words are used where they could be written.
+    assert (run.status, run.summary["pending_derived"]) == {
+        "write_table": ("degraded", False),
+        "write_json": ("failed", True),
+        "write_status": ("degraded", False),
+    }[failing]
+
+
+def test_a_run_that_never_started_has_figures_all_the_same(tmp_path):
+    directory = RunDirectory.create(tmp_path, topology({"alone": (1, 1)}), {})
+    record(directory, 0, vectors=[(0, 0)], state=State.CONNECTED, header={recording.READY_NS: 0})
+    run = directory.finish(
+        {}, Outcome("failed", "not all were ready", {0: "exit 1"}), start_ns=0, measure_start_ns=0, stop_ns=0
+    )
+    figures = run.summary
+    assert (run.status, run.reason) == ("failed", "not all were ready")
+    assert (figures["duration_s"], figures["doorbells_per_s"], figures["ready_s"]) == (0.0, None, None)
+
+
+def test_only_a_coordinators_words_end_a_run():
+    for word in ("running", "died", "fine"):
+        with pytest.raises(ValueError, match=word):
+            Outcome(word)

@@ -1,0 +1,208 @@
+"""The `ivsim` command: help, exit codes, what goes where."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import sim
+from sim import cli
+from sim.cli import COMMANDS
+from sim.commands import progress
+from sim.exit_codes import INTERRUPTED
+from sim.telemetry import Group, Snapshot
+from sim.views.rates import Rates
+
+QUICK = ["--set", "run.duration_s=0.3", "--set", "run.warmup_s=0.1"]
+
+
+def ivsim(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "sim", *arguments], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_help_names_every_command() -> None:
+    help_text = ivsim("-h").stdout
+    for name in COMMANDS:
+        assert f"\n  {name}" in help_text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str) -> None:
+    assert "Usage: ivsim" in ivsim(name, "--help").stdout
+
+
+@pytest.mark.parametrize("command", ["validate", "graph", "migrate", "run", "sweep"])
+def test_whoever_loads_a_topology_takes_programs_and_says_whom_they_may_hurt(command: str) -> None:
+    told = " ".join(ivsim(command, "--help").stdout.split())
+    assert "--program FILE" in told
+    assert "its code runs with full trust" in told
+
+
+def test_a_plan_of_migration_knows_programs_of_a_file(tmp_path: Path) -> None:
+    topology, programs = tmp_path / "t.toml", tmp_path / "mine.py"
+    topology.write_text("[machines.a]\nprogram = 'mine'\n")
+    programs.write_text("def mine(guest):\n    yield\n")
+    ivsim("migrate", "--plan", str(topology), code=2)
+    assert "moves" in ivsim("migrate", "--plan", str(topology), "--program", str(programs)).stdout
+
+
+@pytest.mark.parametrize("option", ["--junit", "--prometheus"])
+def test_a_report_that_cannot_be_written_is_told_before_the_run(option: str, tmp_path: Path) -> None:
+    done = ivsim("run", "ping_pong", "--runs", str(tmp_path / "runs"), option, str(tmp_path / "no" / "it"), code=2)
+    assert f"there is no directory {tmp_path / 'no'}" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_progress_hides_no_figure_on_a_narrow_terminal(width: int) -> None:
+    first, then = (
+        Snapshot(
+            number=number,
+            time_ns=number * 1_000_000_000,
+            phase="running",
+            machines=64,
+            up=64,
+            start_ns=1,
+            stop_ns=9_000_000_000,
+            heartbeats_late=0,
+            groups={"storm": Group(64, 64, rung, 0, interrupts, 0)},
+        )
+        for number, rung, interrupts in ((1, 0, 0), (2, 1_234_567, 234_567))
+    )
+    rates = Rates()
+    rates.update(first)
+    rates.update(then)
+    file = io.StringIO()
+    Console(file=file, width=width).print(progress._show(then, rates, width))
+    words = " ".join(file.getvalue().split())
+    assert "1,234,567 doorbells/s" in words
+    assert "234,567 interrupts/s 7.0 s left" in words
+
+
+def test_run_shows_progress_on_stderr_and_the_result_on_stdout(tmp_path: Path) -> None:
+    done = ivsim("run", "ping_pong", "--runs", str(tmp_path), "--set", "run.duration_s=1.5")
+    assert "machines up" in done.stderr
+    assert "doorbells/s" in done.stderr
+    assert "s left" in done.stderr
+    assert done.stdout.startswith("Ping and echo: the price of one interrupt: finished\n")
+    (directory,) = tmp_path.iterdir()
+    assert f"\nrun: {directory}\n" in done.stdout
+    assert ivsim("show", str(directory)).stdout == done.stdout
+
+
+def test_a_terminal_gets_a_bar_that_leaves_nothing(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "sim", "run", "ping_pong", "--runs", str(tmp_path), *QUICK],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    ) as run:
+        os.close(theirs)
+        shown = b""
+        with os.fdopen(ours, "rb", buffering=0) as terminal:
+            while chunk := _read(terminal.fileno()):
+                shown += chunk
+        run.communicate(timeout=60)
+    assert run.returncode == 0
+    assert b"machines up" in shown
+    assert "━".encode() in shown
+    assert b"\x1b[2K" in shown  # the bar is erased
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # EIO: the other end of the terminal is closed
+        return b""
+
+
+def test_a_process_of_its_own_looks_at_resources_from_the_start(tmp_path: Path) -> None:
+    """Whatever has to be loaded for the first look: it does not put off the next ones."""
+    settings = ("--set", "run.duration_s=1.5", "--resources-every", "0.2")
+    ivsim("run", "ping_pong", "--quiet", "--runs", str(tmp_path), *settings)
+    (directory,) = tmp_path.iterdir()
+    assert sim.open(directory).resources()["machine"].to_pylist().count(0) >= 4
+
+
+def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
+    done = ivsim("run", "ping_pong", "--json", "--seed", "7", "--runs", str(tmp_path), *QUICK)
+    summary = json.loads(done.stdout)
+    for key in ("schema_version", "machines", "rung", "delivered", "pending", "refused", "interrupts"):
+        assert isinstance(summary[key], int)
+    assert set(summary["latency_ns"]) == {"lag", "delivery", "handling", "raw", "total"}
+    for figures in summary["latency_ns"].values():
+        assert set(figures) == {"p50", "p90", "p99", "p99_9", "p99_99", "max", "samples", "intervals"}
+    assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"]
+    assert summary["seed"] == 7
+    assert set(summary["groups"]) == {"ping", "echo"}
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "no_such_topology"], 2, "no_such_topology"),
+        (["run", "ping_pong", "--set", "machines.ping.vectors=0"], 2, "machines.ping.vectors"),
+        (["run", "ping_pong", "--seed", "-1"], 2, "--seed"),
+        (
+            ["run", "ping_pong", "--set", "machines.echo.count=9000", "--set", "machines.echo.vectors=2048"],
+            3,
+            "descriptors",
+        ),
+        (["show", "no/such/run"], 2, "no such run directory"),
+        (["show", "."], 2, "not a run directory"),
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+        ([], 2, "Usage"),
+    ],
+)
+def test_mistakes_are_explained(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    if arguments[:1] == ["run"]:
+        arguments = [*arguments, "--runs", str(tmp_path / "runs")]
+    done = ivsim(*arguments, code=code)
+    assert message in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_reader_that_has_seen_enough_sees_no_traceback(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "sim", "list"],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(write_end)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interrupt_speaks_of_results_where_there_would_be_some(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.ivsim, "main", interrupted)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # this process goes on
+    with pytest.raises(SystemExit) as ending:
+        cli.main([command, "--anything"])
+    assert ending.value.code == INTERRUPTED
+    what = " before there was anything to keep" if command in ("run", "sweep") else ""
+    assert capsys.readouterr().err == f"ivsim: interrupted{what}\n"

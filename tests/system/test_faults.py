@@ -1,0 +1,423 @@
+"""Everybody is killed, interrupted or wedged, at every stage: what was measured is kept, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import sim
+from nodes.errors import UsageError
+from sim import recording
+from sim.cli import main
+from sim.recording import Recording, State
+from sim.runner import Begun
+
+PATIENCE_S = 30.0
+
+PROGRAMS = """
+import os, signal
+
+def raises(guest):
+    yield guest.clock() + 10_000_000
+    raise ValueError("boom")
+
+def spins(guest):
+    yield 0
+    open(__file__ + ".spins", "w").close()
+    while True:
+        pass
+
+def yields_nonsense(guest):
+    yield 1.5
+
+def ends(guest):
+    yield 0
+
+def kills_itself(guest):
+    yield guest.clock() + 50_000_000
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def never_starts(guest):
+    raise KeyError("no")
+    yield
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "fault_programs.py").write_text(PROGRAMS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    yield
+    sys.modules.pop("fault_programs", None)
+
+
+def topology(tmp_path: Path, program: str, *, on_death: str = "fail", duration_s: float = 0.5) -> Path:
+    """Two machines that storm each other, and one with the program under test."""
+    path = tmp_path / "faulty.toml"
+    path.write_text(
+        f"""
+        title = "Faulty"
+        [run]
+        duration_s = {duration_s}
+        warmup_s = 0.0
+        on_death = "{on_death}"
+        [machines.storm]
+        count = 2
+        program = "storm"
+        [machines.faulty]
+        program = "fault_programs:{program}"
+        """
+    )
+    return path
+
+
+def balances(result: sim.Run) -> bool:
+    summary = result.summary
+    return bool(summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"])
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("raises", r"faulty died \(exit 1\): its program failed: ValueError: boom"),
+        ("yields_nonsense", r"its program failed: GuestError: a program yields .*, not 1\.5"),
+        ("never_starts", r"its program failed: KeyError: 'no'"),
+        ("kills_itself", r"faulty died \(SIGKILL\)"),
+    ],
+)
+def test_a_program_that_dies_fails_the_run_and_says_why(
+    program: str, reason: str, programs: None, tmp_path: Path
+) -> None:
+    result = sim.run(topology(tmp_path, program, duration_s=20), runs=tmp_path / "runs")
+    assert result.status == "failed"
+    assert re.search(reason, result.reason), result.reason
+    assert balances(result)
+    failures = [event for event in result.events() if event["kind"] == "failure"]
+    if program != "kills_itself":
+        assert "fault_programs.py" in failures[0]["traceback"] or program == "yields_nonsense"
+
+
+def test_a_machine_that_dies_degrades_the_run_if_asked(programs: None, tmp_path: Path) -> None:
+    result = sim.run(topology(tmp_path, "kills_itself", on_death="degrade"), runs=tmp_path / "runs")
+    assert result.status == "degraded"
+    assert balances(result)
+    assert [event["kind"] for event in result.events()].count("peer_left") == 1
+    # The others went on ringing whoever was still there until the end.
+    assert result.summary["duration_s"] >= 0.5
+
+
+def test_a_program_that_never_lets_go_is_killed_and_named(programs: None, tmp_path: Path) -> None:
+    result = sim.run(topology(tmp_path, "spins"), runs=tmp_path / "runs")
+    assert result.status == "failed"
+    assert "faulty did not stop: its program never yields" in result.reason
+    assert balances(result)
+
+
+def test_a_program_that_ends_leaves_an_idle_machine(programs: None, tmp_path: Path) -> None:
+    result = sim.run(topology(tmp_path, "ends"), runs=tmp_path / "runs")
+    assert (result.status, balances(result)) == ("finished", True)
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The machines of a run: the children of its fork server, oldest first."""
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):
+            if "sim.engines.process.zygote" in " ".join(child.cmdline()):
+                return sorted(child.children(), key=lambda each: each.create_time())
+    return []
+
+
+@contextlib.contextmanager
+def when(condition: Callable[[], bool], action: Callable[[], None]) -> Iterator[None]:
+    """In a thread: wait until ``condition`` holds, then act; the run goes on in this one."""
+
+    def watch() -> None:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline_s:
+            with contextlib.suppress(psutil.Error):
+                if condition():
+                    action()
+                    return
+            stop.wait(0.01)
+
+    stop = threading.Event()
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.3])
+def test_a_worker_that_is_killed_at_any_moment_is_announced_and_settled(delay_s: float, tmp_path: Path) -> None:
+    """From its birth on; its recording is what it had measured."""
+    count = 4
+
+    def kill() -> None:
+        threading.Event().wait(delay_s)
+        workers_of(os.getpid())[-1].kill()
+
+    with when(lambda: len(workers_of(os.getpid())) == count, kill):
+        result = sim.run(
+            "doorbell_storm",
+            runs=tmp_path,
+            overrides={"machines.storm.count": str(count), "run.duration_s": "20.0"},
+        )
+    assert result.status == "failed"
+    assert "died (SIGKILL)" in result.reason
+    assert balances(result)
+    exits = [event for event in result.events() if event["kind"] == "machine_died"]
+    assert [event["how"] for event in exits] == ["SIGKILL"]
+
+
+def wait_for(path: Path) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert time.monotonic() < deadline_s, f"no {path}"
+        threading.Event().wait(0.01)
+
+
+class Ivsim:
+    """`ivsim run` as a process of its own, in a session of its own."""
+
+    def __init__(self, tmp_path: Path, *arguments: str) -> None:
+        self.runs = tmp_path / "runs"
+        command = [sys.executable, "-m", "sim", "run", *arguments, "--runs", str(self.runs)]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for_machines(self, count: int) -> list[psutil.Process]:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline_s:
+            with contextlib.suppress(psutil.Error):
+                workers = workers_of(self.process.pid)
+                if len(workers) == count and self.is_running():
+                    return workers
+            assert self.process.poll() is None, self.process.communicate()
+            threading.Event().wait(0.01)
+        raise AssertionError("the run did not begin")
+
+    def is_running(self) -> bool:
+        """The storm has begun, and something of it is on the books."""
+        for path in self.runs.glob("*/raw/0.rec"):
+            with contextlib.suppress(UsageError), Recording.open(path) as book:
+                rung_at = range(book.layout.edges_at + 1, book.layout.rings_at, 3)
+                return any(book.words[at] for at in rung_at)
+        return False
+
+    @property
+    def directory(self) -> Path:
+        (path,) = self.runs.iterdir()
+        return path
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    """Within two seconds, as promised; a zombie is gone, and its parent's to bury."""
+    _, alive = psutil.wait_procs(processes, timeout=2.0)
+    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive if process.is_running())
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where runs make their sockets; nothing stays there."""
+    with tempfile.TemporaryDirectory(prefix="iv-", dir="/tmp") as path:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", path)
+        yield Path(path)
+        assert os.listdir(path) == []
+
+
+@pytest.mark.parametrize("with_spinner", [False, True])
+def test_the_coordinator_is_killed(with_spinner: bool, programs: None, runtime: Path, tmp_path: Path) -> None:
+    """All of it ends within two seconds, and what the machines recorded is put together by whoever looks."""
+    if with_spinner:
+        ivsim = Ivsim(tmp_path, str(topology(tmp_path, "spins", duration_s=30)))
+        family = ivsim.wait_for_machines(3)
+        wait_for(tmp_path / "fault_programs.py.spins")
+    else:
+        ivsim = Ivsim(tmp_path, "doorbell_storm", "--set", "machines.storm.count=4", "--set", "run.duration_s=30")
+        family = ivsim.wait_for_machines(4)
+    family += psutil.Process(ivsim.process.pid).children()
+    with pytest.raises(UsageError, match="running"):
+        sim.open(ivsim.directory)
+    ivsim.process.kill()
+    ivsim.process.communicate()
+    assert all_gone(family)
+    recovered = sim.open(ivsim.directory)
+    assert recovered.status == "died"
+    assert balances(recovered)
+    assert recovered.summary["rung"] > 0
+    assert recovered.summary["pending_derived"]
+
+
+def test_what_a_coordinator_leaves_that_is_killed_at_its_birth_goes_with_the_next_run(
+    runtime: Path, tmp_path: Path
+) -> None:
+    """Nobody is there yet who could clean up after it; a run that goes on, and what no run has signed, stay."""
+    code = "import os, sys, sim; sim.run('ping_pong', runs=sys.argv[1], on_begin=lambda _: os.kill(os.getpid(), 9))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], check=False, timeout=PATIENCE_S)
+    (orphaned,) = runtime.iterdir()
+    for name, signed in (("ivsim-empty", None), ("ivsim-unsigned", ""), ("ivsim-open", "1")):
+        (runtime / name).mkdir(mode=0o700)
+        if signed is not None:
+            (runtime / name / "owner.pid").write_text(signed)
+    (runtime / "ivsim-open").chmod(0o770)
+    (runtime / "ivsim-link").symlink_to(orphaned)
+    strangers = sorted(path.name for path in runtime.iterdir() if path != orphaned)
+
+    def begin(begun: Begun) -> None:
+        (own,) = (path for path in runtime.iterdir() if path.name not in strangers)
+        with pytest.raises(RuntimeError, match="second"):
+            sim.run("ping_pong", runs=tmp_path, on_begin=lambda _: refuse("second"))
+        assert own.is_dir()
+        assert (own / "owner.pid").read_text() == f"{os.getpid()}\n"
+        refuse("first")
+
+    def refuse(which: str) -> None:
+        raise RuntimeError(which)
+
+    with pytest.raises(RuntimeError, match="first"):
+        sim.run("ping_pong", runs=tmp_path, on_begin=begin)
+    assert sorted(path.name for path in runtime.iterdir()) == strangers
+    for name in strangers:
+        path = runtime / name
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_run_with_what_was_measured(
+    number: signal.Signals, code: int, runtime: Path, tmp_path: Path
+) -> None:
+    ivsim = Ivsim(tmp_path, "doorbell_storm", "--set", "machines.storm.count=4", "--set", "run.duration_s=30")
+    family = ivsim.wait_for_machines(4)
+    os.killpg(ivsim.process.pid, number)
+    stdout, stderr = ivsim.process.communicate(timeout=PATIENCE_S)
+    assert ivsim.process.returncode == code, stderr
+    assert all_gone(family)
+    assert "Traceback" not in stderr + stdout
+    result = sim.open(ivsim.directory)
+    assert (result.status, result.reason) == ("interrupted", number.name)
+    assert balances(result)
+    assert result.summary["settled"] == 0
+    assert result.summary["rung"] > 0
+
+
+def test_a_second_signal_does_not_wait(programs: None, runtime: Path, tmp_path: Path) -> None:
+    ivsim = Ivsim(tmp_path, str(topology(tmp_path, "spins", duration_s=30)))
+    family = ivsim.wait_for_machines(3)
+    wait_for(tmp_path / "fault_programs.py.spins")
+    os.killpg(ivsim.process.pid, signal.SIGINT)
+    threading.Event().wait(0.2)  # two signals at once are one
+    os.killpg(ivsim.process.pid, signal.SIGINT)
+    _, stderr = ivsim.process.communicate(timeout=PATIENCE_S)
+    assert ivsim.process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert all_gone(family)
+    result = sim.open(ivsim.directory)
+    assert result.status == "interrupted"
+    assert balances(result)
+
+
+def test_a_third_signal_gives_up_and_says_what_is_kept(
+    runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def account(*_: object) -> None:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the third one was taken, too")
+
+    before = signal.getsignal(signal.SIGINT)  # `main` ends with the interrupt ignored
+    monkeypatch.setattr("sim.results.finalize.account", account)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "ping_pong", "--set", "run.duration_s=0.2", "--runs", str(tmp_path), "-q"])
+    monkeypatch.undo()
+    signal.signal(signal.SIGINT, before)
+    (path,) = tmp_path.iterdir()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.endswith(f"by: ivsim show {path}\n")
+    result = sim.open(path)
+    assert result.status == "finished"
+    assert balances(result)
+
+
+def test_a_signal_at_any_moment_leaves_nothing_and_no_traceback(runtime: Path, tmp_path: Path) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    for number in range(6):
+        ivsim = Ivsim(tmp_path / str(number), "ping_pong", "--set", "run.duration_s=20")
+        threading.Event().wait(moments.random() * 1.2)
+        os.killpg(ivsim.process.pid, signal.SIGINT)
+        stdout, stderr = ivsim.process.communicate(timeout=PATIENCE_S)
+        assert ivsim.process.returncode != 0
+        # Before its first line runs, an interpreter that is interrupted says so in its own way.
+        if ivsim.runs.exists():
+            assert (ivsim.process.returncode, "Traceback" in stderr) == (130, False), (stdout, stderr)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_machine_is_born_is_noted(number: int, tmp_path: Path) -> None:
+    topology = Path("topologies/scenarios/doorbell_storm.toml")
+    result = sim.run(
+        topology, runs=tmp_path, overrides={"run.duration_s": "60.0"}, on_begin=lambda _: os.kill(os.getpid(), number)
+    )
+    assert (result.status, result.reason) == ("interrupted", signal.Signals(number).name)
+    assert balances(result)
+    assert not [event for event in result.events() if event["kind"] in ("ready", "machine_killed", "machine_died")]
+
+
+def test_the_server_socket_takes_no_place_that_is_taken(tmp_path: Path) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("mine")
+    with pytest.raises(UsageError, match="is not a socket"):
+        sim.run("ping_pong", runs=tmp_path / "runs", socket_path=taken)
+    assert taken.read_text() == "mine"
+
+
+def test_a_caller_whose_callback_fails_gets_its_error_and_nothing_is_left(tmp_path: Path) -> None:
+    def begin(begun: Begun) -> None:
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        sim.run("ping_pong", runs=tmp_path, on_begin=begin)
+
+
+def test_machines_stop_in_time_while_the_coordinator_sleeps(runtime: Path, tmp_path: Path) -> None:
+    """What ends a run is its time, not the coordinator's turn on a CPU."""
+    ivsim = Ivsim(tmp_path, "doorbell_storm", "--set", "machines.storm.count=3", "--set", "run.duration_s=1.5")
+    ivsim.wait_for_machines(3)
+    ivsim.process.send_signal(signal.SIGSTOP)
+    deadline_s = time.monotonic() + PATIENCE_S
+    for path in ivsim.runs.glob("*/raw/*.rec"):
+        with Recording.open(path) as book:
+            while book.words[recording.STATE] != State.STOPPED:
+                assert time.monotonic() < deadline_s, "still running"
+                threading.Event().wait(0.01)
+    ivsim.process.send_signal(signal.SIGCONT)
+    _, stderr = ivsim.process.communicate(timeout=PATIENCE_S)
+    assert ivsim.process.returncode == 0, stderr
+    result = sim.open(ivsim.directory)
+    assert balances(result)
+    assert result.summary["settled"] == 0
+    assert result.summary["duration_s"] == pytest.approx(2.0, abs=0.001)

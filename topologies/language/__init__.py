@@ -1,0 +1,1 @@
+"""The topology file: its tables, the values they take, where each stands, and what is wrong with them."""

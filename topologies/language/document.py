@@ -1,0 +1,220 @@
+"""A topology's text, read safely: plain TOML values, and for each of them the place it came from.
+
+Everything that a hostile or broken file can do to a reader is met here: its size, its encoding, its
+nesting, its syntax. What the values mean is the loader's.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from topologies.language.problems import Problem, TopologyError, nearest, printable, show, show_key
+from topologies.language.syntax_hints import hint_at
+from topologies.language.toml_positions import Path, ScanError, positions, split_key
+
+__all__ = ["MAX_FILE_BYTES", "MAX_LINE_BYTES", "Document", "override_value", "parse", "read_text"]
+
+MAX_FILE_BYTES = 1 << 20
+MAX_LINE_BYTES = 4096
+_TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)\Z")
+_SHOWN_CHARACTERS = 80
+_BY_NAME = {"machines": "a group", "domains": "a domain"}
+
+
+@dataclass(slots=True)
+class Document:
+    """The values of one text and where they stand; overrides have been put in already."""
+
+    name: str
+    text: str
+    values: dict[str, Any]
+    lines: dict[Path, int]
+    overridden: dict[Path, str] = field(default_factory=dict)
+    """For each path that an override set: how the override was written."""
+    overrides: dict[str, str] = field(default_factory=dict)
+    """All overrides as they were given."""
+    problems: list[Problem] = field(default_factory=list)
+    """Overrides that cannot be put in; the file itself is read all the same."""
+
+    def problem(self, path: Path, expected: str, got: str, hint: str = "", *, key: str = "") -> Problem:
+        """A `Problem` at the place of ``path``, or of the nearest thing around it that has a place."""
+        name, line = self.name, 0
+        for length in range(len(path), -1, -1):
+            if (override := self.overridden.get(path[:length])) is not None:
+                name = override
+                break
+            if (found := self.lines.get(path[:length])) is not None:
+                line = found
+                break
+        else:
+            line = 1
+        return Problem(name, line, key or show_key(path), expected, got, hint)
+
+
+def read_text(file: FilePath, expected: str = "a topology file", limit_bytes: int = MAX_FILE_BYTES) -> str:
+    """The text of ``file``; raises `TopologyError` for anything but a readable, modest file of UTF-8."""
+    name = str(file)
+    try:
+        if file.is_dir():
+            raise _refused(name, expected, "a directory")
+        if not file.exists():
+            hint = "`ivsim list` shows the topologies that ship" if limit_bytes == MAX_FILE_BYTES else ""
+            raise _refused(name, expected, "no such file", hint)
+        # A pipe or a device may never end, or never begin.
+        if not file.is_file():
+            raise _refused(name, expected, "something that is no regular file")
+        with file.open("rb") as opened:
+            data = opened.read(limit_bytes + 1)
+    except PermissionError:
+        raise _refused(name, expected, "no permission to read it") from None
+    except OSError as error:
+        raise _refused(name, expected, error.strerror or type(error).__name__) from None
+    except ValueError as error:
+        raise _refused(show(name), f"the path of {expected}", str(error)) from None
+    if len(data) > limit_bytes:
+        raise _refused(name, f"a file of at most {limit_bytes} bytes", "a larger one")
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise TopologyError([Problem(name, 1, "", "text in UTF-8", "text in UTF-16", "save it as UTF-8")])
+    if b"\0" in data:
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise TopologyError([Problem(name, line, "", "a text file", "a byte of value 0")])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        got = f"the byte {data[error.start]:#04x} that is none"
+        raise TopologyError([Problem(name, line, "", "text in UTF-8", got)]) from None
+
+
+def parse(text: str, name: str, overrides: Mapping[str, str] | None = None) -> Document:
+    """``text`` as a `Document`; raises `TopologyError` when it is too large or no TOML.
+
+    ``overrides`` maps dotted keys to TOML values; what is no TOML value is taken as a string. One that
+    cannot be put in is left for the loader, in ``problems``.
+    """
+    text = text.removeprefix("\ufeff")
+    _check_sizes(text, name)
+    problem = None
+    try:
+        lines = positions(text)
+        values = tomllib.loads(text)
+    except ScanError as error:
+        problem = _syntax_problem(text, name, error)
+    except tomllib.TOMLDecodeError as error:
+        problem = _toml_problem(text, name, error)
+    except (ValueError, RecursionError) as error:
+        # tomllib lets both escape: an impossible date, an integer of too many digits, deep nesting.
+        problem = Problem(name, 1, "", "TOML", show(str(error)))
+    if problem is not None:
+        raise TopologyError([problem])
+    document = Document(name, text, values, lines, overrides=dict(overrides or {}))
+    found = [_override(document, key, value) for key, value in (overrides or {}).items()]
+    document.problems = [problem for problem in found if problem is not None]
+    return document
+
+
+def _refused(name: str, expected: str, got: str, hint: str = "") -> TopologyError:
+    return TopologyError([Problem(name, 0, "", expected, got, hint)])
+
+
+def _check_sizes(text: str, name: str) -> None:
+    try:
+        size_bytes = len(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        line = text.count("\n", 0, error.start) + 1
+        raise TopologyError([Problem(name, line, "", "text in UTF-8", "half of a surrogate pair")]) from None
+    if size_bytes > MAX_FILE_BYTES:
+        raise _refused(name, f"at most {MAX_FILE_BYTES} bytes", f"{size_bytes} bytes")
+    problems = [
+        Problem(name, number, "", f"a line of at most {MAX_LINE_BYTES} bytes", f"one of {length} bytes")
+        for number, line in enumerate(text.split("\n"), 1)
+        if len(line) * 4 > MAX_LINE_BYTES and (length := len(line.encode("utf-8"))) > MAX_LINE_BYTES
+    ]
+    if problems:
+        raise TopologyError(problems)
+
+
+def _syntax_problem(text: str, name: str, error: ScanError) -> Problem:
+    """What the scanner stumbled over, in `tomllib`'s words where it agrees (those name the mistake)."""
+    if not error.limit:
+        # Only what the scanner has walked through is known to be harmless for tomllib.
+        walked = "\n".join(text.split("\n")[: error.line])
+        try:
+            tomllib.loads(walked)
+        except tomllib.TOMLDecodeError as fault:
+            return _toml_problem(walked, name, fault)
+        except (ValueError, RecursionError) as fault:
+            return Problem(name, error.line, "", "TOML", show(str(fault)))
+    return Problem(name, error.line, "", error.expected, error.got)
+
+
+def _toml_problem(text: str, name: str, error: tomllib.TOMLDecodeError) -> Problem:
+    message = str(error)
+    place = _TOML_PLACE.search(message)
+    line = text.count("\n") + 1
+    got = message
+    if place is not None:
+        got = message[: place.start()]
+        if place[1] is not None:
+            line = int(place[1])
+            got += f" at column {place[2]}"
+    faulty = text.split("\n")[line - 1].strip()
+    if faulty:
+        got += f", in: {printable(faulty)[:_SHOWN_CHARACTERS]}"
+    return Problem(name, line, "", "TOML", got, hint_at(text, line, message))
+
+
+def _override(document: Document, key: str, value: str) -> Problem | None:
+    """Put one override in; a fault of the override itself is returned, one of its meaning is found later."""
+    written = f"--set {show(f'{key}={value}')[1:-1]}"
+    try:
+        parts = split_key(key)
+    except ScanError as error:
+        return Problem(written, 0, "", "a dotted key like machines.storm.count", error.got)
+    table: Any = document.values
+    path: Path = ()
+    for place, part in enumerate(parts, 1):
+        last = place == len(parts)
+        step: str | int = int(part) if isinstance(table, list) and part.isdecimal() and part.isascii() else part
+        if isinstance(table, list):
+            if not isinstance(step, int) or step >= len(table):
+                expected = f"a place from 0 to {len(table) - 1}" if table else "no place: there are none"
+                return Problem(written, 0, show_key((*path, part)), expected, show(part))
+        elif not isinstance(table, dict):
+            return Problem(written, 0, show_key(parts), f"{show_key(path)} to be a table", show(table))
+        elif not last and part not in table:
+            if place == 2 and path[0] in _BY_NAME:
+                # An override changes machines, it does not invent them: this is a misspelling.
+                expected = f"{_BY_NAME[str(path[0])]} of the file ({', '.join(table) or 'none'})"
+                return Problem(written, 0, show_key(parts), expected, part, nearest(part, table))
+            table[part] = {}
+            document.overridden[(*path, part)] = written
+        path = (*path, step)
+        if not last:
+            table = table[step]
+    try:
+        table[path[-1]] = override_value(value)
+    except ValueError as error:
+        return Problem(written, 0, show_key(path), "a TOML value or a plain word", show(value), str(error))
+    document.overridden[path] = written
+    return None
+
+
+def override_value(value: str) -> object:
+    """``64``, ``true``, ``[1, 2]``, ``"x"`` as TOML; ``storm`` and ``4M`` as strings; raises ValueError."""
+    if len(value) > MAX_LINE_BYTES or "\n" in value:
+        raise ValueError(f"one line of at most {MAX_LINE_BYTES} characters")
+    text = f"v = {value}"
+    try:
+        positions(text)
+        return tomllib.loads(text)["v"]
+    except (ScanError, ValueError, RecursionError) as error:
+        if value.lstrip()[:1] in ('"', "'", "[", "{"):
+            raise ValueError(_TOML_PLACE.sub("", str(error))) from None
+        return value

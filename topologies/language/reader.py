@@ -1,0 +1,219 @@
+"""Reading one table of a document against its struct: every fault is reported, none stops the reading."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Struct
+
+from topologies.language.document import Document
+from topologies.language.problems import Problem, meant_by, nearest, show, show_key
+from topologies.language.tables import GroupTable, other_tables_with
+from topologies.language.toml_positions import Path
+from topologies.language.validated import Sparse
+from topologies.language.values import MisfitError, convert, describe
+
+__all__ = ["MAX_COLLECTED", "Report", "TooManyProblemsError", "read_table"]
+
+MAX_COLLECTED = 300
+"""After so many problems the rest of a file is not looked at: it is no topology."""
+
+
+class TooManyProblemsError(Exception):
+    """The report is full."""
+
+
+class Report:
+    """Collects the problems of one document."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.problems: list[Problem] = list(document.problems)
+        self._seen = set(self.problems)
+        self._paths: set[Path] = set()
+
+    def add(self, path: Path, expected: str, got: str, hint: str = "") -> None:
+        """Raises `TooManyProblemsError` when there are more than anybody would read."""
+        self._paths.add(path)
+        self.take(self.document.problem(path, expected, got, hint))
+
+    def has(self, path: Path) -> bool:
+        """Whether something was said about the value at ``path``: what is not there then is not missing."""
+        return path in self._paths
+
+    def take(self, problem: Problem) -> None:
+        """The same for a problem of another file. What several groups inherit is said once."""
+        if problem in self._seen:
+            return
+        self._seen.add(problem)
+        self.problems.append(problem)
+        if len(self.problems) >= MAX_COLLECTED:
+            raise TooManyProblemsError
+
+    def unknown_key(self, path: Path, known: Iterable[str]) -> None:
+        """A key that there is not. The one that was probably meant is not missing then."""
+        known, key = list(known), str(path[-1])
+        expected = f"one of {', '.join(known)}" if known else "no keys here"
+        self.add(path, expected, "an unknown key", nearest(key, known) or self._elsewhere(path))
+        if meant := meant_by(key, known):
+            self._paths.add((*path[:-1], meant))
+
+    def _elsewhere(self, path: Path) -> str:
+        """Where a key would be known, that is not where it stands."""
+        key = str(path[-1])
+        value = self.document.values.get(key) if len(path) == 1 else None
+        if isinstance(value, dict) and not annotations_of(GroupTable).keys().isdisjoint(value):
+            return f"a group of machines is [machines.{key}]"
+        return other_tables_with(key)
+
+
+def read_table(table: type[Struct], values: object, path: Path, report: Report) -> dict[str, Any]:
+    """The fields of ``table`` found in ``values``, converted, defaults filled in.
+
+    A field whose value does not fit is reported and left out; so is a required one that is missing.
+    """
+    if not isinstance(values, dict):
+        brackets = f", [{show_key(path)}] in single brackets" if _is_array_of_tables(values) else ""
+        report.add(path, f"a table{brackets}", show(values))
+        return {}
+    known = annotations_of(table)
+    for key in values:
+        if key not in known:
+            report.unknown_key((*path, key), known)
+    fields: dict[str, Any] = {}
+    sparse = issubclass(table, Sparse)
+    for field in _fields_of(table):
+        annotation, inner = known[field.name], (*path, field.name)
+        if field.name in values:
+            read_value(annotation, values[field.name], inner, fields, report)
+        elif field.required and report.has(inner):
+            continue
+        elif field.required:
+            named = _tables_by_name(annotation) is not None
+            expected = _some_tables(inner) if named else describe(annotation)
+            report.add(inner, expected, "nothing: this key is missing")
+        elif sparse:
+            continue
+        elif (inner_table := _table(annotation)) is not None:
+            fields[field.name] = read_table(inner_table, {}, inner, report)
+        elif field.default is not msgspec.NODEFAULT:
+            fields[field.name] = field.default
+        else:
+            fields[field.name] = field.default_factory()
+    return fields
+
+
+def read_value(annotation: Any, value: object, path: Path, fields: dict[str, Any], report: Report) -> None:
+    """One value, put into ``fields`` when it fits; tables become dicts, whatever they lack."""
+    name = path[-1]
+    assert isinstance(name, str)
+    if (table := _table(annotation)) is not None:
+        fields[name] = read_table(table, value, path, report)
+    elif (entry := _table_of_array(annotation)) is not None:
+        fields[name] = _read_array(entry, value, path, report)
+    elif (tables := _tables_by_name(annotation)) is not None:
+        fields[name] = _read_named(*tables, value, path, report)
+    elif (values := _values_by_name(annotation)) is not None and isinstance(value, dict):
+        fields[name] = {}
+        for key, inner in value.items():
+            try:
+                convert(key, values[0])
+                fields[name][key] = convert(inner, values[1])
+            except MisfitError as misfit:
+                hint = f"in quotes: {show(_dotted(key, inner))}" if isinstance(inner, dict) else misfit.hint
+                report.add((*path, key), misfit.expected, show(inner), hint)
+    else:
+        try:
+            fields[name] = convert(value, annotation)
+        except MisfitError as misfit:
+            report.add(path, misfit.expected, show(value), misfit.hint)
+
+
+def _read_array(table: type[Struct], values: object, path: Path, report: Report) -> list[dict[str, Any]]:
+    """An array of tables, such as ``[[phases]]``; each has its place, whatever it lacks."""
+    if not isinstance(values, list):
+        report.add(path, f"an array of tables [[{show_key(path)}]]", show(values))
+        return []
+    return [read_table(table, value, (*path, place), report) for place, value in enumerate(values)]
+
+
+def _read_named(key: Any, table: type[Struct], values: object, path: Path, report: Report) -> dict[str, dict[str, Any]]:
+    """Tables by name, such as ``[machines.storm]``; those whose name does not fit are reported only."""
+    found: dict[str, dict[str, Any]] = {}
+    if not isinstance(values, dict) or not values:
+        report.add(path, _some_tables(path), show(values))
+        return found
+    for name, value in values.items():
+        try:
+            convert(name, key)
+        except MisfitError as misfit:
+            report.add((*path, name), misfit.expected, show(name), misfit.hint)
+        else:
+            found[name] = read_table(table, value, (*path, name), report)
+    return found
+
+
+def _dotted(key: str, value: object) -> str:
+    """The dotted key that the first value in some tables has."""
+    while isinstance(value, dict) and value:
+        step, value = next(iter(value.items()))
+        key += f".{step}"
+    return key
+
+
+def _is_array_of_tables(values: object) -> bool:
+    return isinstance(values, list) and bool(values) and all(isinstance(value, dict) for value in values)
+
+
+def _some_tables(path: Path) -> str:
+    return f"at least one table [{show_key(path)}.NAME]"
+
+
+def _table(annotation: Any) -> type[Struct] | None:
+    """The struct, when ``annotation`` is a table."""
+    annotation = _bare(annotation)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Struct) else None
+
+
+def _table_of_array(annotation: Any) -> type[Struct] | None:
+    """The struct, when ``annotation`` is an array of tables."""
+    annotation = _bare(annotation)
+    return _table(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
+
+
+def _tables_by_name(annotation: Any) -> tuple[Any, type[Struct]] | None:
+    """(type of the names, table) when ``annotation`` is a dict of tables."""
+    annotation = _bare(annotation)
+    if get_origin(annotation) is not dict:
+        return None
+    key, value = get_args(annotation)
+    table = _table(value)
+    return None if table is None else (key, table)
+
+
+def _values_by_name(annotation: Any) -> tuple[Any, Any] | None:
+    """(type of the names, type of the values) when ``annotation`` is a dict of values that have a type."""
+    annotation = _bare(annotation)
+    if get_origin(annotation) is not dict or get_args(annotation)[1] is Any:
+        return None
+    key, value = get_args(annotation)
+    return key, value
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+@functools.cache
+def _fields_of(table: type[Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """msgspec looks at every annotation anew each time, which a file of many groups would pay for."""
+    return msgspec.structs.fields(table)
+
+
+@functools.cache
+def annotations_of(table: type[Struct]) -> Mapping[str, Any]:
+    """Field names to their full annotations, in order."""
+    return get_type_hints(table, include_extras=True)

@@ -1,0 +1,185 @@
+"""The JSON Schema (draft 2020-12) of the topology language, from which editors complete and check."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from nodes.device.profiles import PROFILES
+from topologies.language.tables import CPU_LIST, File
+from topologies.metrics import FIGURES, LATENCIES, POINTS, UNITS_NS
+from topologies.resolve.patterns import DEGREE, PATTERNS
+from topologies.resolve.programs import Parameter, Program, resolve_program, shipped_programs
+from topologies.resolve.timeline import keys_of
+from topologies.schedule import ACTIONS, FAULTS, GARBLES, LIVE_FIGURES, SERVER_ACTIONS
+
+__all__ = ["json_schema"]
+
+_NAMES: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
+
+def json_schema() -> dict[str, Any]:
+    """A new dictionary on each call; what it accepts may still be refused by the loader's cross-checks."""
+    # Through JSON, so that it is what it will be when it is printed: arrays, not tuples.
+    schema: dict[str, Any] = json.loads(json.dumps(msgspec.json.schema(File, ref_template="#/$defs/{name}")))
+    schema = _for_editors(schema)
+    definitions = schema["$defs"]
+    for name in ("GroupTable", "MachineTable"):
+        _machines(definitions[name])
+    _file(definitions["File"])
+    _timeline(definitions["ActionTable"])
+    _expectations(definitions["ExpectTable"])
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _file(file: dict[str, Any]) -> None:
+    """What the tables of a file have to do with each other."""
+    timed = {"required": ["run"], "properties": {"run": {"anyOf": _require("duration_s", "warmup_s")}}}
+    file["allOf"] = [
+        {"not": {"required": ["memory", "domains"]}},
+        {"if": {"required": ["phases"], "properties": {"phases": {"minItems": 1}}}, "then": {"not": timed}},
+        {
+            "anyOf": [
+                {"required": ["defaults"], "properties": {"defaults": {"required": ["program"]}}},
+                {"properties": {"machines": {"additionalProperties": {"required": ["program"]}}}},
+            ]
+        },
+    ]
+
+
+def _machines(table: dict[str, Any]) -> None:
+    """Devices and programs by name; a program's parameters, where its name stands beside them."""
+    programs = [resolve_program(name) for name in shipped_programs()]
+    properties = table["properties"]
+    properties["profile"]["enum"] = list(PROFILES)
+    properties["cpus"]["anyOf"][1]["pattern"] = CPU_LIST
+    properties["program"].pop("default", None)
+    properties["program"] |= {
+        "anyOf": [
+            *({"const": program.name, "description": program.summary} for program in programs),
+            {"pattern": r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"},
+            {"pattern": r"^/.*\.py:[A-Za-z_][A-Za-z0-9_]*$"},
+        ]
+    }
+    table["allOf"] = [_of_program(program) for program in programs]
+
+
+def _of_program(program: Program) -> dict[str, Any]:
+    """Where this program is named, the parameters are its own; some may come from elsewhere, so none is required."""
+    parameters = {
+        "type": "object",
+        "properties": {parameter.name: _of_parameter(parameter) for parameter in program.parameters},
+        "additionalProperties": False,
+    }
+    return {
+        "if": {"properties": {"program": {"const": program.name}}, "required": ["program"]},
+        "then": {"properties": {"parameters": parameters}},
+    }
+
+
+def _of_parameter(parameter: Parameter) -> dict[str, Any]:
+    if parameter.names_peers:
+        schema: dict[str, Any] = _peers()
+    elif parameter.reads_trace:
+        schema = {"type": "string", "description": "A CSV file beside this one: time_s,source,target,vector."}
+    else:
+        schema = _without_null(msgspec.json.schema(parameter.annotation))
+        low, high = parameter.range or (None, None)
+        if low is not None and schema.get("type") in ("integer", "number"):
+            schema["minimum"] = low
+        if high is not None and schema.get("type") in ("integer", "number"):
+            schema["maximum"] = high
+    if not parameter.required and parameter.default is not None:
+        schema["default"] = parameter.default
+    return schema
+
+
+def _peers() -> dict[str, Any]:
+    """Names, or a pattern over names."""
+    patterns = []
+    for kind, pattern in PATTERNS.items():
+        named = {**_NAMES, **({"description": pattern.meaning} if pattern else {})}
+        properties = {kind: named}
+        if kind == "random":
+            properties[DEGREE] = {"type": "integer", "minimum": 1}
+        patterns.append(
+            {
+                "type": "object",
+                "properties": properties,
+                "required": list(properties),
+                "additionalProperties": False,
+            }
+        )
+    return {
+        "anyOf": [*_NAMES["anyOf"], *patterns],
+        "description": (
+            'A group, a machine, an array of such names, "others" or "all" (itself included); '
+            f"or a pattern: a table with one of {', '.join(PATTERNS)}."
+        ),
+    }
+
+
+def _timeline(table: dict[str, Any]) -> None:
+    """Each action takes the keys that `ACTIONS` gives it."""
+    properties = table["properties"]
+    for key in ("when", "message", "domain", "to_domain", "fault", "vectors", "machines", "pick"):
+        properties[key].pop("default", None)  # what a key that is absent means, its description says
+    properties["message"]["enum"] = list(GARBLES)
+    properties["fault"]["enum"] = list(FAULTS)
+    properties["do"] = {
+        "anyOf": [{"const": do, "description": meaning} for do, (meaning, _) in ACTIONS.items()],
+        "description": "What happens.",
+    }
+    properties["when"]["pattern"] = _condition(LIVE_FIGURES)
+    table["anyOf"] = _require("at_s", "when")
+    table["allOf"] = [
+        {
+            "if": {"properties": {"do": {"const": do}}, "required": ["do"]},
+            "then": {
+                "propertyNames": {"enum": keys_of(do)},
+                "required": [] if do in SERVER_ACTIONS else ["machines"],
+            },
+        }
+        for do in ACTIONS
+    ]
+
+
+def _expectations(table: dict[str, Any]) -> None:
+    counts = [re.escape(name) for name in FIGURES if "." not in name]
+    latency = rf"(({'|'.join(LATENCIES)})\.)?({'|'.join(POINTS)})_({'|'.join(UNITS_NS)})"
+    table["properties"]["that"]["pattern"] = _condition(
+        [*counts, latency, r"statistics\.[A-Za-z_][A-Za-z0-9_]*"],
+    )
+    table["if"] = {"properties": {"abort": {"const": True}}, "required": ["abort"]}
+    table["then"] = {"properties": {"that": {"pattern": _condition(LIVE_FIGURES)}}}
+
+
+def _condition(figures: Iterable[str]) -> str:
+    """The regular expression of a comparison of one of these figures, each a regular expression itself."""
+    return rf"^[ \t]*({'|'.join(figures)})[ \t]*(<=|>=|==|!=|<|>)[ \t]*[+-]?[0-9_.]+([eE][+-]?[0-9]+)?[ \t]*$"
+
+
+def _require(*keys: str) -> list[dict[str, Any]]:
+    return [{"required": [key]} for key in keys]
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: an optional parameter is one that is not there."""
+    choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
+    return dict(choices[0]) if len(choices) == 1 else schema
+
+
+def _for_editors(node: Any) -> Any:
+    r"""Regular expressions in ECMA's spelling, which has no ``\Z``."""
+    if isinstance(node, dict):
+        return {
+            key: re.sub(r"\\Z\Z", "$", value) if key == "pattern" and isinstance(value, str) else _for_editors(value)
+            for key, value in node.items()
+        }
+    if isinstance(node, list):
+        return [_for_editors(item) for item in node]
+    return node

@@ -1,0 +1,124 @@
+"""What holds for a machine: its own override over its group over ``[defaults]``, and where each value was said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from topologies.language.problems import nearest, show
+from topologies.language.reader import Report
+from topologies.language.tables import MachineTable
+from topologies.language.toml_positions import Path
+from topologies.resolve.names import Roster
+
+__all__ = ["Members", "Settings", "base_settings", "group_settings"]
+
+_OF_GROUPS = ("count", "name", "override")
+_BASE = {name: value.default for name, value in ((f.name, f) for f in msgspec.structs.fields(MachineTable))}
+del _BASE["program"], _BASE["parameters"]
+
+
+@dataclass(slots=True)
+class Settings:
+    """What holds for the machines of the table at ``path``; ``program`` is only there when somebody said it."""
+
+    path: Path
+    above: tuple[Path, ...] = ()
+    values: dict[str, Any] = field(default_factory=lambda: dict(_BASE))
+    parameters: dict[str, object] = field(default_factory=dict)
+    _places: dict[str, Path] = field(default_factory=dict)
+    _parameter_places: dict[str, Path] = field(default_factory=dict)
+
+    def at(self, key: str) -> Path:
+        """Where ``key`` was said, or would have been."""
+        return self._places.get(key, (*self.path, key))
+
+    def says(self, key: str) -> bool:
+        """Whether anybody has said ``key``."""
+        return key in self._places
+
+    def faulty(self, key: str, report: Report) -> bool:
+        """Whether ``key`` is as it is because what was said of it was reported."""
+        return any(report.has((*path, key)) for path in (self.path, *self.above))
+
+    def parameter_at(self, name: str) -> Path:
+        """The same for one of the program's parameters."""
+        return self._parameter_places.get(name, (*self.path, "parameters", name))
+
+    def under(self, path: Path, table: Mapping[str, Any]) -> Settings:
+        """These settings with those of ``table``, which stands at ``path``, on top.
+
+        Parameters are merged one by one, unless the table names another program: those of the one are nothing to
+        the other.
+        """
+        own = {key: value for key, value in table.items() if key not in _OF_GROUPS and key != "parameters"}
+        stays = own.get("program") in (None, self.values.get("program"))
+        parameters = table.get("parameters", {})
+        return Settings(
+            path,
+            (*self.above, self.path),
+            {**self.values, **own},
+            {**(self.parameters if stays else {}), **parameters},
+            {**self._places, **{key: (*path, key) for key in own}},
+            {
+                **(self._parameter_places if stays else {}),
+                **{name: (*path, "parameters", name) for name in parameters},
+            },
+        )
+
+
+@dataclass(slots=True)
+class Members:
+    """One group as the file has it: what holds for all, and for those that are different, by their place."""
+
+    name: str
+    indices: range
+    base: Settings
+    different: dict[int, Settings] = field(default_factory=dict)
+
+    def of(self, place: int) -> Settings:
+        return self.different.get(place, self.base)
+
+    def kinds(self) -> Iterator[tuple[Settings, list[int] | range]]:
+        """Each settings of the group, with the indices of the machines that it holds for; none that hold for nobody."""
+        if len(self.different) < len(self.indices):
+            same = [index for place, index in enumerate(self.indices) if place not in self.different]
+            yield self.base, same if self.different else self.indices
+        for place, settings in self.different.items():
+            yield settings, [self.indices[place]]
+
+
+def base_settings(defaults: Mapping[str, Any]) -> Settings:
+    """What holds when a group says nothing."""
+    return Settings(("defaults",)).under(("defaults",), defaults)
+
+
+def group_settings(name: str, table: Mapping[str, Any], defaults: Settings, roster: Roster, report: Report) -> Members:
+    """The settings of one group; what is wrong with its overrides is reported."""
+    path: Path = ("machines", name)
+    members = Members(name, roster.groups[name], defaults.under(path, table))
+    for key, own in table.get("override", {}).items():
+        inner = (*path, "override", key)
+        place = _place(key, members.indices, roster)
+        if place is None:
+            if not report.has((*path, "count")):
+                expected = f"a place from 0 to {len(members.indices) - 1}, or the name of a machine of the group"
+                names = [roster.names_of[index] for index in members.indices[:64]]
+                report.add(inner, expected, show(key), nearest(key, names))
+        elif place in members.different:
+            report.add(inner, "each machine once", f"{show(roster.names_of[members.indices[place]])} again")
+        else:
+            members.different[place] = members.base.under(inner, own)
+    return members
+
+
+def _place(key: str, indices: range, roster: Roster) -> int | None:
+    index = roster.machines.get(key)
+    if index is not None and index in indices:
+        return index - indices.start
+    if key.isascii() and key.isdigit() and int(key) < len(indices):
+        return int(key)
+    return None

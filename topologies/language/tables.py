@@ -1,0 +1,308 @@
+"""What a topology file may say: one struct for each of its tables.
+
+The loader checks a file against these, `topologies.language.schema` makes the editors' JSON Schema of them. A
+new table or key of the language begins here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from topologies.language.validated import NAME_PATTERN, Name, Sparse
+from topologies.model import (
+    Blockers,
+    Count,
+    Cpus,
+    Dialect,
+    MemoryKind,
+    Nice,
+    Policy,
+    Priority,
+    Profile,
+    ProgramName,
+    Role,
+    RunSettings,
+    Seed,
+    Title,
+    Vectors,
+)
+from topologies.schedule import COMPARISONS, Do, Load, Seconds
+
+__all__ = [
+    "CPU_LIST",
+    "ActionTable",
+    "DomainTable",
+    "ExpectTable",
+    "File",
+    "GroupTable",
+    "MachineTable",
+    "MemoryTable",
+    "PhaseTable",
+    "Size",
+    "other_tables_with",
+    "parse_cpus",
+    "parse_size",
+    "show_size",
+]
+
+Size = Annotated[
+    Annotated[int, Meta(ge=4096, le=2**40)] | Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,12}[KMG]?\Z")],
+    Meta(
+        description="Bytes, or a number with K, M or G; a power of two, at least 4096.",
+        examples=["4M", 65536],
+    ),
+]
+CPU_LIST = r"^[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?){0,63}$"
+# The string has no pattern here: msgspec 0.22 crashes on a limited string or an array.
+CpuList = Annotated[
+    Cpus | str,
+    Meta(
+        description="The CPUs that the machines may run on: an array, or a list as taskset takes it.",
+        examples=["0-3,6", [0, 1]],
+        extra={"expected": 'an array of CPU numbers from 0 to 8191, or a list like "0-3,6"'},
+    ),
+]
+NamePattern = Annotated[
+    str,
+    Meta(
+        pattern=r"^([A-Za-z0-9_.-]|\{group\}|\{n(:0[1-9])?\}){1,128}\Z",
+        description="What the machines are called: {n} is the place in the group from 0, {n:03} the same in 3 digits.",
+        examples=["node-{n}", "{group}-{n:03}"],
+        extra={"expected": 'a pattern like "node-{n}", "node-{n:03}" or "{group}-{n}"'},
+    ),
+]
+Whom = Annotated[
+    str | tuple[str, ...],
+    Meta(
+        description='Whom it happens to: a group, a machine, an array of such names, or "all".',
+        extra={"expected": 'the name of a group or machine, "all", or an array of such names'},
+    ),
+]
+Comparison = Annotated[
+    str,
+    Meta(
+        max_length=200,
+        pattern=r"^[ \t]*[A-Za-z_][A-Za-z0-9_.]*[ \t]*(<=|>=|==|!=|<|>)[ \t]*[+-]?[0-9_.]+([eE][+-]?[0-9]+)?[ \t]*\Z",
+        extra={
+            "expected": 'a figure compared to a number, like "p99_us < 500" or "refused == 0"',
+            "hints": (
+                (r"\b(and|or)\b|[,;]|&&|\|\|", "one comparison each: the next one is another entry"),
+                (r"(?<![<>=!])=(?!=)|=>|=<|===|<>", f"the comparisons are {', '.join(COMPARISONS)}"),
+                (r"\A\s*[-+.0-9]", "the figure stands first, then the number"),
+                (r"[0-9]\s*[A-Za-z%]+\s*\Z", "a number without a unit: the figure's name says it"),
+            ),
+        },
+    ),
+]
+Of = Annotated[
+    str,
+    Meta(
+        max_length=200,
+        description='Whose figure: a group, a machine, or an edge "a -> b" or "a -> b:2" (vector 2); if absent, all.',
+    ),
+]
+MatrixKey = Annotated[
+    str, Meta(min_length=1, max_length=200, extra={"expected": "a dotted key of 1 to 200 characters"})
+]
+OverrideKey = Annotated[
+    str,
+    Meta(
+        pattern=NAME_PATTERN,
+        description="A machine of the group: its place, from 0, or its name.",
+    ),
+]
+
+
+class MemoryTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shared memory of all machines: the table ``[memory]``."""
+
+    size: Size = "4M"
+    kind: MemoryKind = "shared_memory"
+
+
+class DomainTable(MemoryTable, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A shared memory with a server of its own: a table ``[domains.NAME]``."""
+
+    dialect: Dialect = "v0"
+
+
+class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What can be said of machines; what a group does not say, ``[defaults]`` says."""
+
+    program: ProgramName = ""
+    vectors: Vectors = 1
+    role: Annotated[
+        Role | None,
+        Meta(
+            description=(
+                "A `master` migrates with its memory, a `peer` cannot, `auto` is master if its ID is 0; "
+                "if absent, the device decides."
+            )
+        ),
+    ] = None
+    profile: Profile = "qemu-doorbell"
+    parameters: Annotated[
+        dict[str, Any],
+        Meta(description="The program's keyword parameters; machines are named by group or machine name."),
+    ] = {}  # noqa: RUF012 - msgspec copies an empty default
+    domains: Annotated[
+        tuple[Name, ...],
+        Meta(min_length=1, max_length=64, description="The domains in which each machine has a device; one of each."),
+    ] = ()
+    absent: Annotated[
+        bool, Meta(description="The machines are not there when the run begins: the timeline lets them join.")
+    ] = False
+    cpus: CpuList = ()
+    policy: Policy = "other"
+    priority: Priority = 0
+    nice: Nice = 0
+    blockers: Blockers = ()
+
+
+class GroupTable(MachineTable, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of machines that are alike: a table ``[machines.NAME]``."""
+
+    count: Count = 1
+    name: NamePattern = ""
+    override: Annotated[
+        dict[OverrideKey, MachineTable],
+        Meta(description="What is different for one machine of the group, by its place or its name."),
+    ] = {}  # noqa: RUF012 - msgspec copies an empty default
+
+
+class PhaseTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the run: an entry of ``[[phases]]``."""
+
+    name: Annotated[Name, Meta(description="What the results call it; no other phase has this name.")]
+    duration_s: Annotated[float, Meta(gt=0, le=604_800, description="How long it lasts, in seconds.")]
+    # Not tuple[Load, Load]: msgspec 0.22 crashes on a limited number or an array of fixed length.
+    load: Annotated[
+        Load | Annotated[tuple[Load, ...], Meta(min_length=2, max_length=2)],
+        Meta(
+            description="What the rates of open-loop programs are multiplied by: a number, or [at begin, at end].",
+            extra={"expected": "a number from 0 to 1000, or an array of two: [at the begin, at the end]"},
+        ),
+    ] = 1.0
+    measured: Annotated[bool, Meta(description="Whether its latencies count; leading phases that do not: warm-up.")] = (
+        True
+    )
+
+
+class ActionTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Something that happens to machines or to a server: an entry of ``[[timeline]]``."""
+
+    do: Annotated[Do, Meta(description="What happens.")]
+    at_s: Annotated[Seconds, Meta(description="When, in seconds after the start of the programs.")] = 0.0
+    when: Annotated[Comparison, Meta(description="Or when this first holds: a live figure compared to a number.")] = ""
+    of: Of = ""
+    machines: Whom = ()
+    pick: Annotated[int, Meta(ge=1, le=65536, description="So many of those that are there, drawn anew each time.")] = 1
+    every_s: Annotated[Seconds, Meta(description="The next machine's turn comes so much later.")] = 0.0
+    repeat: Annotated[int, Meta(ge=1, le=100_000, description="How often the whole is done.")] = 1
+    period_s: Annotated[Seconds, Meta(description="How far apart the repetitions begin.")] = 0.0
+    vectors: Annotated[
+        tuple[Annotated[int, Meta(ge=0, le=2047)], ...],
+        Meta(min_length=1, max_length=2048, description="Which vectors; if absent, all."),
+    ] = ()
+    delay_us: Annotated[float, Meta(ge=0, le=1e9, description="How much later an interrupt is taken.")] = 0.0
+    message: Annotated[str, Meta(description="What is malformed in what the server says.")] = ""
+    domain: Annotated[Name, Meta(description="Whose server; if absent, that of the only domain.")] = ""
+    to_domain: Annotated[Name, Meta(description="Where the machine migrates to; if absent, it stays.")] = ""
+    hand_over: Annotated[bool, Meta(description="Whether the new process takes over the connection of the old.")] = (
+        False
+    )
+    fault: Annotated[
+        str,
+        Meta(
+            description=(
+                "What goes wrong in the migration. `late_memory`: the state comes before the memory does, "
+                "which only devices of 2012 let happen."
+            )
+        ),
+    ] = ""
+
+
+class ExpectTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the run must have shown at its end: an entry of ``[[expect]]``."""
+
+    that: Annotated[Comparison, Meta(description="A figure compared to a number.")]
+    of: Of = ""
+    abort: Annotated[bool, Meta(description="End the run as soon as it is broken; for live figures.")] = False
+
+
+class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A topology: which machines share a memory, what they run, what happens to them, for how long."""
+
+    machines: Annotated[dict[Name, GroupTable], Meta(min_length=1, description="The groups of machines, by name.")]
+    title: Title = ""
+    seed: Seed = 1
+    run: RunSettings = RunSettings()
+    memory: MemoryTable = MemoryTable()
+    domains: Annotated[
+        dict[Name, DomainTable], Meta(max_length=64, description="Several shared memories, each with its own server.")
+    ] = {}
+    defaults: Annotated[
+        MachineTable, Meta(description="What holds for all machines whose group says nothing else.")
+    ] = MachineTable()
+    phases: Annotated[tuple[PhaseTable, ...], Meta(description="The parts of the run, in order.")] = ()
+    timeline: Annotated[tuple[ActionTable, ...], Meta(description="What happens meanwhile.")] = ()
+    expect: Annotated[tuple[ExpectTable, ...], Meta(description="What must hold at the end.")] = ()
+    matrix: Annotated[
+        dict[MatrixKey, Annotated[list[Any], Meta(min_length=1, extra={"expected": "an array of values"})]],
+        Meta(description="For sweeps: dotted keys, in quotes, and the values that each of them takes."),
+    ] = {}
+
+
+def other_tables_with(key: str) -> str:
+    """A hint for a key that is unknown where it stands: where it would be known; "" when nowhere."""
+    if key in ("title", "seed"):
+        return f"{key} stands before the first table of the file"
+    tables = [name for name, table in _TABLES.items() if key in table.__struct_fields__]
+    return f"{' and '.join(tables)} can have that key" if tables else ""
+
+
+def parse_size(size: int | str) -> int:
+    """A checked `Size` in bytes: ``"4M"`` is 4194304."""
+    if isinstance(size, int):
+        return size
+    unit = _UNITS.get(size[-1])
+    return int(size) if unit is None else int(size[:-1]) * unit
+
+
+def show_size(size_bytes: int) -> str:
+    """Bytes as a topology spells them: 4194304 is ``4M``, 5000 is ``5000``."""
+    for unit, factor in reversed(_UNITS.items()):
+        if size_bytes >= factor and size_bytes % factor == 0:
+            return f"{size_bytes // factor}{unit}"
+    return str(size_bytes)
+
+
+def parse_cpus(cpus: tuple[int, ...] | str) -> tuple[int, ...] | None:
+    """The numbers of a `CpuList`, in order, each once; None when it is none, or a range runs backwards."""
+    if not isinstance(cpus, str):
+        return tuple(sorted(set(cpus)))
+    if re.fullmatch(CPU_LIST, cpus, re.ASCII) is None:
+        return None
+    found: set[int] = set()
+    for part in cpus.split(","):
+        first, _, last = part.partition("-")
+        low, high = int(first), int(last or first)
+        if not low <= high <= _LAST_CPU:
+            return None
+        found.update(range(low, high + 1))
+    return tuple(sorted(found))
+
+
+_TABLES: dict[str, type[Struct]] = {
+    "[run]": RunSettings,
+    "[memory]": MemoryTable,
+    "[machines.NAME]": GroupTable,
+    "[[phases]]": PhaseTable,
+    "[[timeline]]": ActionTable,
+    "[[expect]]": ExpectTable,
+}
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_LAST_CPU = 8191

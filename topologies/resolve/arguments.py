@@ -1,0 +1,120 @@
+"""What a group's machines hand to their program: each keyword typed, checked, and names made indices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from topologies.language.problems import show
+from topologies.language.reader import Report
+from topologies.language.settings import Settings
+from topologies.language.toml_positions import Path
+from topologies.language.values import MisfitError, convert, describe
+from topologies.model import Machines, Trace
+from topologies.resolve.programs import OFFSET, Parameter, Program
+from topologies.resolve.references import Guests
+from topologies.resolve.traces import TraceFile
+
+__all__ = ["Arguments", "check_offsets", "read_arguments"]
+
+
+class Chosen(Protocol):
+    """Machines that were named, as each of those who name them sees them."""
+
+    def seen_by(self, index: int) -> Machines: ...
+
+
+@dataclass(slots=True)
+class Arguments:
+    """The keyword arguments of machines with the same settings: ``values`` are the same for all of them."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, Chosen] = field(default_factory=dict)
+    traces: dict[str, TraceFile] = field(default_factory=dict)
+
+    def of(self, index: int) -> dict[str, Any]:
+        """The arguments of the machine ``index``."""
+        peers: dict[str, Machines] = {name: chosen.seen_by(index) for name, chosen in self.chosen.items()}
+        traces: dict[str, Trace] = {name: trace.of(index) for name, trace in self.traces.items()}
+        return {**self.values, **peers, **traces}
+
+
+def read_arguments(
+    program: Program, settings: Settings, members: Sequence[int], guests: Guests, report: Report
+) -> Arguments:
+    """The parameters in ``settings``, as ``program`` wants them for the machines ``members``."""
+    given = settings.parameters
+    known = {parameter.name: parameter for parameter in program.parameters}
+    for key in given:
+        if key not in known:
+            report.unknown_key(settings.parameter_at(key), known)
+    arguments = Arguments()
+    for parameter in program.parameters:
+        path = settings.parameter_at(parameter.name)
+        if parameter.name in given:
+            _read_one(parameter, given[parameter.name], path, arguments, members, guests=guests, report=report)
+        elif parameter.required:
+            if not report.has(path):
+                report.add(path, _expected(parameter), f"nothing, and {program.name} has no default for it")
+        elif parameter.names_peers and isinstance(parameter.default, str):
+            # The default of the program's own signature: "others", or a name that this topology may lack.
+            _read_one(parameter, parameter.default, path, arguments, members, guests=guests, report=report)
+        else:
+            arguments.values[parameter.name] = parameter.default
+    return arguments
+
+
+def check_offsets(
+    arguments: Iterable[tuple[Settings, Arguments]], size_bytes: Mapping[str, int], report: Report
+) -> None:
+    """Whether every offset leaves room for a 64-bit word in the shared memories of who is given it."""
+    for settings, own in arguments:
+        smallest = min((size_bytes[name] for name in settings.values["domains"] if name in size_bytes), default=2**63)
+        for name, value in own.values.items():
+            if OFFSET.fullmatch(name) and isinstance(value, int) and value > smallest - 8:
+                expected = f"an offset of at most {smallest - 8}, in a memory of {smallest} bytes"
+                report.add(settings.parameter_at(name), expected, show(value))
+
+
+def _expected(parameter: Parameter) -> str:
+    if parameter.names_peers:
+        return "names of groups or machines"
+    return "the name of a trace's file" if parameter.reads_trace else describe(parameter.annotation)
+
+
+def _read_one(
+    parameter: Parameter,
+    value: object,
+    path: Path,
+    arguments: Arguments,
+    members: Sequence[int],
+    *,
+    guests: Guests,
+    report: Report,
+) -> None:
+    """One argument, put into ``arguments`` when it fits and reported when not."""
+    if parameter.names_peers:
+        chosen = guests.choose(value, path, members)
+        if chosen is not None:
+            arguments.chosen[parameter.name] = chosen
+        return
+    if parameter.reads_trace:
+        trace = guests.trace(value, path, members)
+        if trace is not None:
+            arguments.traces[parameter.name] = trace
+        return
+    try:
+        converted = convert(value, parameter.annotation)
+    except MisfitError as misfit:
+        report.add(path, misfit.expected, show(value), misfit.hint)
+        return
+    low, high = parameter.range or (None, None)
+    if isinstance(converted, int | float) and not isinstance(converted, bool):
+        # Written positively, so that nothing that compares oddly slips through.
+        fits = (low is None or converted >= low) and (high is None or converted <= high)
+        if not fits:
+            limits = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+            report.add(path, f"a number {limits}", show(value), "the name says its unit, and that its range")
+            return
+    arguments.values[parameter.name] = converted

@@ -1,0 +1,283 @@
+"""All machines of a file with what holds for each of them, checked against their devices and against each other."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nodes.device.ivshmem import Ivshmem
+from nodes.device.migration import Blocker, Blockers, MigrationError
+from nodes.device.profiles import PROFILES, Profile
+from nodes.errors import UsageError
+from topologies.language.problems import nearest, show
+from topologies.language.reader import Report
+from topologies.language.settings import Members, Settings, base_settings, group_settings
+from topologies.language.tables import parse_cpus
+from topologies.language.toml_positions import Path
+from topologies.language.validated import NAME_PATTERN
+from topologies.language.values import describe
+from topologies.model import MAX_MACHINES, MAX_NAME, ProgramName, Scheduling, machine_name
+from topologies.resolve.names import RESERVED_NAMES, Roster
+from topologies.resolve.programs import Program, ProgramError, ProgramFiles
+
+__all__ = ["Crowd", "read_crowd"]
+
+_REALTIME = ("fifo", "rr")
+_SERVERLESS = frozenset(profile.name for profile in PROFILES.values() if not profile.server)
+
+
+@dataclass(slots=True)
+class Crowd:
+    """The groups; ``settings`` are those of each machine, by its index. ``programs`` by the name in the file."""
+
+    roster: Roster
+    members: list[Members]
+    settings: list[Settings]
+    programs: dict[str, Program] = field(default_factory=dict)
+
+    @property
+    def bases(self) -> dict[str, Settings]:
+        """What holds for a group where nothing else is said of one of its machines; or for its first one."""
+        return {members.name: next(members.kinds())[0] for members in self.members}
+
+    def group_of(self, index: int) -> str:
+        """The name of the group of a machine."""
+        place = bisect_right(self.members, index, key=lambda members: members.indices.start) - 1
+        return self.members[place].name
+
+    def kinds(self) -> Iterator[tuple[Settings, Sequence[int]]]:
+        """Each settings, with the indices of the machines that it holds for."""
+        for members in self.members:
+            yield from members.kinds()
+
+
+def read_crowd(
+    fields: Mapping[str, Any], domains: Sequence[str], programs: ProgramFiles, report: Report
+) -> Crowd | None:
+    """The machines of a file; None when there are too many of them to look at."""
+    groups: dict[str, dict[str, Any]] = fields.get("machines", {})
+    counts = [(name, group.get("count", 1), _pattern(name, group, report)) for name, group in groups.items()]
+    total = sum(count for _, count, _ in counts)
+    if total > MAX_MACHINES:
+        report.add(("machines",), f"at most {MAX_MACHINES} machines in all groups together", str(total))
+        return None
+    roster = Roster(counts)
+    _check_names(roster, {name: pattern for name, _, pattern in counts}, report)
+    defaults = base_settings(fields.get("defaults", {}))
+    members = [group_settings(name, group, defaults, roster, report) for name, group in groups.items()]
+    crowd = Crowd(roster, members, [each.of(place) for each in members for place in range(len(each.indices))])
+    only_migratable = fields.get("run", {}).get("only_migratable", False)
+    for settings, _ in crowd.kinds():
+        _settle_domains(settings, domains, report)
+        _settle_scheduling(settings, report)
+        _settle_device(settings, report)
+        if only_migratable:
+            _check_migratable(settings, report)
+    first = _first(crowd)
+    _check_masters(crowd, domains, first, report)
+    if only_migratable:
+        _check_autos(crowd, first, report)
+    _find_programs(crowd, programs, report)
+    return crowd
+
+
+# Names
+
+
+def _pattern(group: str, table: Mapping[str, Any], report: Report) -> str:
+    """The pattern of the names of a group's machines, or "" when there is none that can be used."""
+    pattern: str = table.get("name", "")
+    count = table.get("count", 1)
+    if not pattern:
+        return ""
+    if "{n" not in pattern and count > 1:
+        report.add(("machines", group, "name"), f"a pattern with {{n}}, to tell {count} machines apart", show(pattern))
+        return ""
+    for place in (0, count - 1):
+        name = machine_name(group, place, count, pattern)
+        if len(name) <= MAX_NAME and not re.match(NAME_PATTERN, name):
+            report.add(("machines", group, "name"), "a pattern that makes names of machines", show(name))
+            return ""
+    return pattern
+
+
+def _check_names(roster: Roster, patterns: Mapping[str, str], report: Report) -> None:
+    """Every machine is called by one name, and every name calls one machine or one group."""
+    for group, members in roster.groups.items():
+        key = ("machines", group, "name") if patterns[group] else ("machines", group)
+        longest = roster.names_of[members[-1]]
+        reserved = next(
+            (name for name in (group, longest, roster.names_of[members[0]]) if name in RESERVED_NAMES), None
+        )
+        if reserved is not None:
+            report.add(key, "a name that has no meaning yet", show(reserved))
+        elif len(longest) > MAX_NAME:
+            expected = f"machine names of at most {MAX_NAME} characters"
+            report.add(key, expected, f"{show(longest)} of {len(longest)}")
+    for group, name in roster.clashes[:1]:
+        key = ("machines", group, "name") if patterns[group] else ("machines", group)
+        expected = "a name that no other machine or group has"
+        report.add(key, expected, f"a machine called {show(name)}")
+
+
+# What holds for each machine
+
+
+def _settle_domains(settings: Settings, domains: Sequence[str], report: Report) -> None:
+    """The domains of a machine: those it says, or the only one that there is."""
+    names, path = settings.values["domains"], settings.at("domains")
+    known = ", ".join(show(name) for name in domains)
+    if not names:
+        if len(domains) > 1:
+            report.add(path, f"an array of the domains {known}", "nothing: this key is missing")
+        settings.values["domains"] = tuple(domains[:1])
+        return
+    for place, name in enumerate(names):
+        if name not in domains:
+            report.add((*path, place), f"one of the domains {known}", show(name), nearest(name, domains))
+        elif name in names[:place]:
+            report.add((*path, place), "each domain once", f"{show(name)} again")
+    # What was reported is left out, so that the rest can be judged.
+    settings.values["domains"] = tuple(dict.fromkeys(name for name in names if name in domains)) or tuple(domains[:1])
+
+
+def _settle_scheduling(settings: Settings, report: Report) -> None:
+    values = settings.values
+    cpus = parse_cpus(values["cpus"])
+    if cpus is None:
+        expected = 'an array of CPU numbers from 0 to 8191, or a list like "0-3,6" whose ranges run upwards'
+        report.add(settings.at("cpus"), expected, show(values["cpus"]))
+    policy, priority = values["policy"], values["priority"]
+    if any(settings.faulty(key, report) for key in ("policy", "priority", "nice")):
+        return
+    if policy in _REALTIME and not priority:
+        got = show(priority) if settings.says("priority") else "nothing: this key is missing"
+        report.add(settings.at("priority"), f"a priority from 1 to 99, for the policy {policy}", got)
+    elif policy not in _REALTIME and priority:
+        report.add(settings.at("priority"), f"no priority, for the policy {policy}", show(priority), "or fifo, or rr")
+    elif policy not in ("other", "batch") and values["nice"]:
+        report.add(settings.at("nice"), f"no niceness, for the policy {policy}", show(values["nice"]))
+    else:
+        values["scheduling"] = Scheduling(cpus=cpus or (), policy=policy, priority=priority, nice=values["nice"])
+
+
+def _settle_device(settings: Settings, report: Report) -> None:
+    """The device is one that `nodes.device.profiles` describes, with as many vectors as such a device can have.
+
+    Who does not say its role has its device's default.
+    """
+    values = settings.values
+    name, vectors = values["profile"], values["vectors"]
+    profile = PROFILES.get(name)
+    if profile is None:
+        expected = f"one of the profiles {', '.join(PROFILES)}"
+        report.add(settings.at("profile"), expected, show(name), nearest(name, PROFILES))
+        return
+    if vectors > profile.msix_limit:
+        report.add(settings.at("vectors"), f"at most {profile.msix_limit}, as {name} has", show(vectors))
+    elif vectors == 0 and profile.msix:
+        hint = 'profile = "qemu-plain" is memory without interrupts'
+        report.add(settings.at("vectors"), f"at least 1: {name} has MSI-X, and that at least one vector", "0", hint)
+    if values["role"] is None:
+        values["role"] = profile.default_role
+    elif values["role"] == "auto" and (profile.revision == 0 or not profile.stream):
+        expected = f'"peer" or "master": {name} does not choose by its ID'
+        if profile.revision == 0:
+            expected += " (ivshmem: 'role' must be 'peer' or 'master')"  # nodes.device.qemu_1_1.properties
+        report.add(settings.at("role"), expected, '"auto"')
+
+
+def _check_migratable(settings: Settings, report: Report) -> None:
+    """What QEMU says to such a machine when it is begun with --only-migratable (reference: migration.json)."""
+    values = settings.values
+    profile = PROFILES.get(values["profile"])
+    expected = "machines that can migrate, for run.only_migratable"
+    if profile is not None and not profile.stream:
+        report.add(
+            settings.at("profile"),
+            expected,
+            f"Device {profile.name} is not migratable, but --only-migratable was specified",
+        )
+    elif values["role"] == "peer":
+        _refuse(settings, "role", Blocker("peer mode", "ivshmem"), report)
+    for reason in values["blockers"][:1]:
+        _refuse(settings, "blockers", Blocker(reason), report)
+
+
+def _refuse(settings: Settings, key: str, blocker: Blocker, report: Report) -> None:
+    try:
+        Blockers(only_migratable=True).add(blocker)
+    except MigrationError as error:
+        hint = 'role = "master" can migrate' if key == "role" else ""
+        report.add(settings.at(key), "machines that can migrate, for run.only_migratable", str(error), hint)
+
+
+def _first(crowd: Crowd) -> dict[str, int]:
+    """Who gets the ID 0 of each domain, as far as anybody is there from the beginning.
+
+    In a run that may be a device without a server, too: its memory comes over a connection as everybody's does.
+    """
+    first: dict[str, int] = {}
+    for index, settings in enumerate(crowd.settings):
+        if not settings.values["absent"]:
+            for name in settings.values["domains"]:
+                first.setdefault(name, index)
+    return first
+
+
+def _check_autos(crowd: Crowd, first: Mapping[str, int], report: Report) -> None:
+    """Who is to be a master if its ID is 0, and gets another one, is a peer."""
+    for settings, indices in crowd.kinds():
+        profile = PROFILES.get(settings.values["profile"])
+        if profile is None or settings.values["role"] != "auto" or not profile.server:
+            continue
+        if any(first.get(name, indices[0]) != index for index in indices for name in settings.values["domains"]):
+            _refuse(settings, "role", Blocker("peer mode", "ivshmem"), report)
+
+
+def _check_masters(crowd: Crowd, domains: Sequence[str], first: Mapping[str, int], report: Report) -> None:
+    """Today's master must be the first to connect, in each of its domains."""
+    where = "of the file" if len(domains) == 1 else "of each of its domains"
+    for settings, indices in crowd.kinds():
+        profile = PROFILES.get(settings.values["profile"])
+        if profile is None or settings.values["role"] != "master" or not profile.master_is_first:
+            continue
+        if len(indices) > 1 or any(first.get(name) != indices[0] for name in settings.values["domains"]):
+            expected = f"one machine, the first {where} ({_refusal_of_second(profile)})"
+            names = [crowd.roster.names_of[index] for index in indices]
+            got = f"{len(names)} machines" if len(names) > 1 else f"{names[0]}, which is not"
+            ahead = {first[name] for name in settings.values["domains"] if name in first} - set(indices)
+            plain = [each for each in ahead if crowd.settings[each].values["profile"] in _SERVERLESS]
+            hint = "in a run those without a server connect too, for their memory: name the master first"
+            report.add(settings.at("role"), expected, f'"master" for {got}', hint if plain else "")
+
+
+def _refusal_of_second(profile: Profile) -> str:
+    """What the device says to a master that is not peer 0."""
+    try:
+        Ivshmem(profile, role="master", ring=lambda *_: None).set_peer(1)
+    except UsageError as error:
+        return str(error).partition(": it is peer")[0]
+    return ""
+
+
+def _find_programs(crowd: Crowd, programs: ProgramFiles, report: Report) -> None:
+    """Each program that is named, once; who names none has said so nowhere."""
+    failed: dict[str, ProgramError] = {}
+    for settings, _ in crowd.kinds():
+        name = settings.values.get("program")
+        if name is None:
+            if not settings.faulty("program", report) and not report.has(("machines", settings.path[1])):
+                path: Path = ("machines", settings.path[1], "program")
+                report.add(path, describe(ProgramName), "nothing: this key is missing")
+            continue
+        if name not in crowd.programs and name not in failed:
+            try:
+                crowd.programs[name] = programs.find(name)
+            except ProgramError as error:
+                failed[name] = error
+        if (fault := failed.get(name)) is not None:
+            report.add(settings.at("program"), fault.expected, fault.got, fault.hint)

@@ -1,0 +1,251 @@
+"""Who can be named, by the parameters of programs and by the timeline, and how many have been so far."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+import msgspec
+
+from topologies.language.problems import TopologyError, nearest, printable, show
+from topologies.language.reader import Report
+from topologies.language.settings import Settings
+from topologies.language.toml_positions import Path
+from topologies.model import MAX_NAME, Machines
+from topologies.resolve.names import RESERVED_NAMES, Roster, Selection, UnknownNameError
+from topologies.resolve.patterns import DEGREE, PATTERNS, Laid, draw, lay
+from topologies.resolve.traces import TraceFile, read_trace
+
+__all__ = ["MAX_EDGES", "Guests", "Reached"]
+
+MAX_EDGES = 4 << 20
+"""So many (machine, peer) pairs may all parameters together name: 2048 machines, each to all."""
+
+MAX_TRACES = 16
+
+_NAMES = 'the name of a group or machine, "others", "all", or an array of such names'
+_NUMBERED = re.compile(r"(.*?)[-_. ]?[0-9]+")
+_FIXED_NAMES = 'the name of a group or machine, "all", or an array of such names'
+
+
+class Reach:
+    """Who shares a domain with whom. Machines of the same domains are of one class, and judged together."""
+
+    def __init__(self, settings: Sequence[Settings]) -> None:
+        classes: dict[tuple[str, ...], int] = {}
+        self.class_of = [classes.setdefault(each.values["domains"], len(classes)) for each in settings]
+        self._reached = [
+            frozenset(other for names, other in classes.items() if not set(own).isdisjoint(names)) for own in classes
+        ]
+        self.is_total = len(classes) <= 1
+
+    def seen_by(self, index: int, machines: Machines) -> Machines:
+        """Those of ``machines`` who share a domain with the machine ``index``."""
+        reached, class_of = self._reached[self.class_of[index]], self.class_of
+        return Machines(other for other in machines if class_of[other] in reached)
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """Those of a selection who share a domain with whoever asks."""
+
+    selection: Selection | Laid
+    reach: Reach
+
+    def seen_by(self, index: int) -> Machines:
+        return self.reach.seen_by(index, self.selection.seen_by(index))
+
+
+class Guests:
+    """Whom values name. ``settings`` are those of each machine, by its index.
+
+    The pairs of a machine and a peer that it names are counted as the groups are read, before any of them is made:
+    a thousand groups that each name 65536 machines stop at the first that is too many.
+    """
+
+    def __init__(
+        self, roster: Roster, settings: Sequence[Settings], *, seed: int, folder: FilePath, report: Report
+    ) -> None:
+        self.roster = roster
+        self.settings = settings
+        self.edges = 0
+        self.traces: dict[str, TraceFile] = {}
+        self._players: dict[str, set[int]] = {}
+        self._most_vectors: dict[str, int] = {}
+        self._seed, self._folder, self._report = seed, folder, report
+        self._reach = Reach(settings)
+        first = {group: members.start for group, members in roster.groups.items()}
+        self._places = [index - first[group] for group, members in roster.groups.items() for index in members]
+
+    def choose(self, value: object, path: Path, members: Sequence[int]) -> Selection | Laid | Reached | None:
+        """The machines that ``value``, of a parameter of ``members``, names; None when that was reported.
+
+        Where there are several domains, those are left out whom a machine shares none with.
+        """
+        found: Selection | Laid | None
+        if isinstance(value, dict):
+            found = self._pattern(value, path, members)
+        else:
+            found = self.select(value, path, len(members), _NAMES)
+        if found is None or self._reach.is_total:
+            return found
+        if isinstance(found, Selection) and found.machines and value not in RESERVED_NAMES:
+            for index in {self._reach.class_of[index]: index for index in members}.values():
+                if not self._reach.seen_by(index, found.machines):
+                    name = self.roster.names_of[index]
+                    self._report.add(path, f"machines that share a domain with {name}", show(value))
+                    return None
+        return Reached(found, self._reach)
+
+    def select(self, value: object, path: Path, times: int, expected: str = _FIXED_NAMES) -> Selection | None:
+        """The machines that ``value`` names, ``times`` times; None when that was reported."""
+        if self.edges > MAX_EDGES:
+            return None
+        try:
+            names = msgspec.convert(value, str | list[str], strict=True)
+            if expected is _FIXED_NAMES and "others" in ([names] if isinstance(names, str) else names):
+                raise UnknownNameError("others")
+            selection = self.roster.select(names)
+        except msgspec.ValidationError:
+            self._report.add(path, expected, show(value))
+            return None
+        except UnknownNameError as unknown:
+            place = () if isinstance(names, str) else (names.index(unknown.name),)
+            if not self.is_missing(unknown.name):
+                self._report.add((*path, *place), expected, show(unknown.name), self.hint_of(unknown.name))
+            return None
+        return selection if self._count(len(selection.machines) * times, path) else None
+
+    def hint_of(self, name: str) -> str:
+        """What was probably meant by a name that nobody has."""
+        numbered = _NUMBERED.fullmatch(name[:MAX_NAME])
+        members = self.roster.groups.get(numbered[1], range(0)) if numbered else range(0)
+        if numbered and len(members) > 1:
+            first, last = (self.roster.names_of[index] for index in (members[0], members[-1]))
+            return f"the machines of {numbered[1]} are {first} to {last}"
+        known = [known for known in self.roster.names if known != name]
+        return nearest(name, known) or f"the groups are {', '.join(list(self.roster.groups)[:8])}"
+
+    def is_missing(self, name: str) -> bool:
+        """Whether nobody has this name because what was said of him was reported: a group, or how many it has."""
+        document = self._report.document
+        if self._report.has(("machines",)):
+            return True
+        numbered = _NUMBERED.fullmatch(name[:MAX_NAME])
+        group = numbered[1] if numbered else name
+        if self._report.has(("machines", group)) or self._report.has(("machines", group, "count")):
+            return True
+        unread = [key for key in document.values if self._report.has((key,))]
+        return any(
+            name in (key, *table) or group in (key, *table) for key in unread if (table := _keys(document.values[key]))
+        )
+
+    def _count(self, pairs: int, path: Path) -> bool:
+        self.edges += pairs
+        if self.edges > MAX_EDGES:
+            expected = f"at most {MAX_EDGES} pairs of a machine and a peer it names, in all of the file together"
+            self._report.add(path, expected, f"{self.edges} with this")
+            return False
+        return True
+
+    def _pattern(self, value: dict[str, object], path: Path, members: Sequence[int]) -> Selection | Laid | None:
+        kinds = [key for key in value if key in PATTERNS]
+        for key in value if kinds else ():
+            if key not in PATTERNS and not (key == DEGREE and "random" in kinds):
+                self._report.unknown_key((*path, key), [*PATTERNS, *((DEGREE,) if "random" in kinds else ())])
+        if len(kinds) != 1:
+            expected = f"a table with one of the keys {', '.join(PATTERNS)}"
+            self._report.add(path, expected, " and ".join(kinds) or "none of them")
+            return None
+        kind, inner = kinds[0], (*path, kinds[0])
+        if kind == "all":
+            return self.select(value[kind], inner, len(members), _NAMES)
+        chosen = self.select(value[kind], inner, 1)
+        if chosen is None:
+            return None
+        placed = [(index, self._places[index]) for index in members]
+        if kind == "random":
+            return self._draw(value, path, chosen.machines, placed)
+        # A star's hub rings all the others; every one else in a pattern rings one.
+        if not self._count(len(members) + len(chosen.machines), inner):
+            return None
+        pattern = PATTERNS[kind]
+        assert pattern is not None
+        laid = lay(pattern, chosen.machines, placed)
+        if laid is None:
+            outside = next(index for index in members if index not in set(chosen.machines))
+            expected = f"machines of which each that runs this is one: a {kind} is for those who are in it"
+            self._report.add(inner, expected, f"{show(value[kind])}, without {self.roster.names_of[outside]}")
+        return laid
+
+    def _draw(
+        self, value: dict[str, object], path: Path, machines: Machines, members: list[tuple[int, int]]
+    ) -> Laid | None:
+        degree, inner = value.get(DEGREE), (*path, DEGREE)
+        expected = "a whole number from 1 to the number of other machines that are named"
+        if isinstance(degree, bool) or not isinstance(degree, int) or not 1 <= degree <= len(machines):
+            self._report.add(inner, expected, "nothing: this key is missing" if degree is None else show(degree))
+            return None
+        if not self._count(degree * len(members), inner):
+            return None
+        laid = draw(machines, members, degree, f"{self._seed}/{path[-1]}")
+        if laid is None:
+            self._report.add(inner, expected, f"{degree} of {len(machines) - 1}")
+        return laid
+
+    def trace(self, value: object, path: Path, members: Sequence[int]) -> TraceFile | None:
+        """The trace in the file that ``value`` names, None when that was reported."""
+        if not isinstance(value, str) or not 1 <= len(value) <= 1024:
+            self._report.add(path, "the name of a trace's file, relative to this file", show(value))
+            return None
+        trace = self.traces.get(value)
+        if trace is None:
+            if len(self.traces) >= MAX_TRACES:
+                self._report.add(path, f"at most {MAX_TRACES} files of traces", "another one")
+                return None
+            try:
+                trace = read_trace(
+                    self._folder / value,
+                    self.roster.machines,
+                    self._vectors_between,
+                )
+            except TopologyError as error:
+                (problem,) = error.problems
+                name = printable(problem.file)
+                hint = f"in {name}, line {problem.line}" if problem.line else f"looked for as {name}"
+                self._report.add(path, problem.expected, problem.got, hint)
+                return None
+            self.traces[value] = trace
+            for problem in trace.problems:
+                self._report.take(problem)
+        self._players.setdefault(value, set()).update(members)
+        return trace
+
+    def _vectors_between(self, source: int, target: int) -> int:
+        """How many vectors two machines can ring each other with: a device knows no more than it has itself."""
+        if not self._reach.seen_by(source, Machines((target,))):
+            return 0
+        return min(int(self.settings[index].values["vectors"]) for index in (source, target))
+
+    def most_vectors(self, name: str) -> int:
+        """The most vectors that a machine of a group, or the machine, of that name has."""
+        if name not in self._most_vectors:
+            members = self.roster.members(name)
+            self._most_vectors[name] = max(int(self.settings[index].values["vectors"]) for index in members)
+        return self._most_vectors[name]
+
+    def check_traces(self) -> None:
+        """Whether every row is somebody's who plays the trace; once all groups have been read."""
+        for value, trace in self.traces.items():
+            for index, line in trace.first_line.items():
+                if index not in self._players[value]:
+                    name = self.roster.names_of[index]
+                    trace.report(line, "a source that plays this trace", show(name), "source")
+                    self._report.take(trace.problems[-1])
+                    break
+
+
+def _keys(value: object) -> list[str]:
+    return list(value) if isinstance(value, dict) else []
