@@ -21,10 +21,10 @@ import msgspec
 
 from nodes.errors import HostError, UsageError
 from sim.coordination.coordinator import Coordinator, Ending
-from sim.coordination.machines import Crew
+from sim.coordination.machines import LiveMachines
 from sim.engines.process.fork_server import ForkServer
 from sim.host.preflight import check
-from sim.host.wake_up_baseline import Floor, floor_if_any
+from sim.host.wake_up_baseline import WakeUpBaseline, baseline_if_any
 from sim.kernel.fork_handover import adopting_orphans
 from sim.kernel.signals import ENDING
 from sim.results import Outcome, Run, RunDirectory
@@ -89,7 +89,7 @@ def run(
             "programs": [os.fspath(each) for each in programs],
         }
         directory = whole.enter_context(RunDirectory.create(Path(runs), topology, arguments))
-        floors = floor_if_any()
+        floors = baseline_if_any()
         coordinator = Coordinator(
             topology,
             runtime=runtime,
@@ -101,18 +101,18 @@ def run(
             path=directory.path,
         )
         stack.callback(coordinator.close)
-        on_begin(Begun(topology, directory.path, coordinator.lookout.telemetry, server_path))
+        on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, server_path))
         interrupts.tell(coordinator)
         ending = coordinator.run()
-        crew = coordinator.crew
+        machines = coordinator.machines
         # Machines and descriptors go before the results are made: from here on nothing can be lost.
         stack.close()
-        floors += floor_if_any()
-        return _judge(topology, _finish(directory, crew, ending, floors))
+        floors += baseline_if_any()
+        return _judge(topology, _finish(directory, machines, ending, floors))
 
 
-def _finish(directory: RunDirectory, crew: Crew, ending: Ending, floors: Sequence[Floor]) -> Run:
-    rows = {(domain, peer): row for hand in crew.hands for row, domain, peer in hand.identities}
+def _finish(directory: RunDirectory, machines: LiveMachines, ending: Ending, floors: Sequence[WakeUpBaseline]) -> Run:
+    rows = {(domain, peer): row for handle in machines.handles for row, domain, peer in handle.identities}
     pending: Counter[tuple[int, int]] = Counter()
     foreign: dict[tuple[int, int], int] = {}
     for (domain, peer, vector), count in ending.pending.items():
@@ -123,14 +123,18 @@ def _finish(directory: RunDirectory, crew: Crew, ending: Ending, floors: Sequenc
             pending[row, vector] += count
     return directory.finish(
         pending,
-        Outcome(ending.status, ending.reason, {row.row: hand.exit or None for hand in crew.hands for row in hand.rows}),
+        Outcome(
+            ending.status,
+            ending.reason,
+            {row.row: handle.exit or None for handle in machines.handles for row in handle.rows},
+        ),
         start_ns=ending.start_ns,
         measure_start_ns=ending.measure_start_ns,
         stop_ns=ending.stop_ns,
         foreign_pending=foreign,
         phases=[Phase(*phase) for phase in ending.phases],
-        identities=[identity for hand in crew.hands for identity in hand.identities],
-        moves=[move for hand in crew.hands for move in hand.moves],
+        identities=[identity for handle in machines.handles for identity in handle.identities],
+        moves=[move for handle in machines.handles for move in handle.moves],
         floors=floors,
     )
 

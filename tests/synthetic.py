@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sim import recording
-from sim.host.wake_up_baseline import Floor
+from sim.host.wake_up_baseline import WakeUpBaseline
 from sim.recording import Layout, Recording, State
 from sim.results import Outcome, Run, RunDirectory
 from sim.results.store.manifest import Phase
@@ -101,7 +101,7 @@ def finish(
     status: str = "finished",
     foreign_pending: Mapping[tuple[int, int], int] | None = None,
     phases: Sequence[Phase] = (),
-    floors: Sequence[Floor] = (),
+    floors: Sequence[WakeUpBaseline] = (),
 ) -> Run:
     """End a made-up run; nothing pends unless said otherwise."""
     return directory.finish(

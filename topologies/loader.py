@@ -18,7 +18,7 @@ from topologies.language.tables import File, parse_size, show_size
 from topologies.language.toml_positions import Path
 from topologies.model import MAIN_DOMAIN, Domain, Group, Machine, Memory, RunSettings, Topology
 from topologies.resolve.arguments import Arguments, check_offsets, read_arguments
-from topologies.resolve.machines import Crowd, read_crowd
+from topologies.resolve.machines import ResolvedMachines, read_crowd
 from topologies.resolve.phases import end_of, read_expectations, read_phases
 from topologies.resolve.programs import ProgramFiles
 from topologies.resolve.references import Guests
@@ -183,7 +183,7 @@ def _domain(name: str, table: Mapping[str, Any], path: Path, report: Report) -> 
 
 
 def _arguments(
-    crowd: Crowd, guests: Guests, domains: Mapping[str, Domain | None], report: Report
+    crowd: ResolvedMachines, guests: Guests, domains: Mapping[str, Domain | None], report: Report
 ) -> dict[int, Arguments]:
     """The arguments for each settings, by its identity: machines that are alike share them."""
     arguments: dict[int, Arguments] = {}
@@ -212,7 +212,7 @@ def _group(name: str, table: Mapping[str, Any], base: Settings) -> Group:
     )
 
 
-def _machine(crowd: Crowd, index: int, arguments: Mapping[int, Arguments]) -> Machine:
+def _machine(crowd: ResolvedMachines, index: int, arguments: Mapping[int, Arguments]) -> Machine:
     settings = crowd.settings[index]
     values = settings.values
     return Machine(

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from nodes.errors import UsageError
-from topologies.language.validated import NAME_PATTERN, Checked, Name
+from topologies.language.validated import NAME_PATTERN, Name, Validated
 from topologies.schedule import Action, Expectation, Phase
 
 __all__ = [
@@ -113,7 +113,7 @@ class Trace(Struct, frozen=True, kw_only=True):
     doorbells: tuple[tuple[int, int, int], ...]
 
 
-class RunSettings(Checked, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RunSettings(Validated, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one run goes: the table ``[run]``."""
 
     duration_s: Annotated[float, Meta(gt=0, le=604800, description="Measured time after the warm-up, in seconds.")] = (
@@ -138,19 +138,19 @@ class RunSettings(Checked, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = False
 
 
-class Memory(Checked, frozen=True, kw_only=True):
+class Memory(Validated, frozen=True, kw_only=True):
     """The region behind BAR2 of every machine; ``size_bytes`` is a power of two, at least one page."""
 
     size_bytes: SizeBytes = 4 << 20
     kind: MemoryKind = "shared_memory"
 
     def __post_init__(self) -> None:
-        Checked.__post_init__(self)
+        Validated.__post_init__(self)
         if self.size_bytes & (self.size_bytes - 1):
             raise UsageError(f"Memory.size_bytes: expected a power of two, got {self.size_bytes}")
 
 
-class Domain(Checked, frozen=True, kw_only=True):
+class Domain(Validated, frozen=True, kw_only=True):
     """A shared memory with a server of its own; most topologies have one, called ``main``."""
 
     name: Name = MAIN_DOMAIN
@@ -158,7 +158,7 @@ class Domain(Checked, frozen=True, kw_only=True):
     dialect: Dialect = "v0"
 
 
-class Scheduling(Checked, frozen=True, kw_only=True):
+class Scheduling(Validated, frozen=True, kw_only=True):
     """Where and how the kernel runs a machine's process; no ``cpus``: wherever the coordinator may run."""
 
     cpus: Cpus = ()
@@ -167,12 +167,12 @@ class Scheduling(Checked, frozen=True, kw_only=True):
     nice: Nice = 0
 
     def __post_init__(self) -> None:
-        Checked.__post_init__(self)
+        Validated.__post_init__(self)
         if (self.policy in ("fifo", "rr")) != (self.priority > 0):
             raise UsageError("Scheduling.priority: expected 1 to 99 for the policies fifo and rr, 0 for others")
 
 
-class Group(Checked, frozen=True, kw_only=True):
+class Group(Validated, frozen=True, kw_only=True):
     """Machines that are alike; ``parameters`` as the file gives them (names of machines not resolved)."""
 
     name: Name

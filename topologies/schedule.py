@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from topologies.language.validated import Checked, Name
+from topologies.language.validated import Name, Validated
 
 __all__ = [
     "ACTIONS",
@@ -86,7 +86,7 @@ Seconds = Annotated[float, Meta(ge=0, le=604_800)]
 Load = Annotated[float, Meta(ge=0, le=1000)]
 
 
-class Condition(Checked, frozen=True, kw_only=True):
+class Condition(Validated, frozen=True, kw_only=True):
     """A figure compared to a number: ``delivery.p99_us < 500``.
 
     ``of`` is whose figure it is: "" for the whole run, a group, a machine, or an edge ``a -> b`` or ``a -> b:2``.
@@ -105,14 +105,14 @@ class Condition(Checked, frozen=True, kw_only=True):
         return f"{self.figure} {self.comparison} {self.bound:g}" + (f" of {self.of}" if self.of else "")
 
 
-class Expectation(Checked, frozen=True, kw_only=True):
+class Expectation(Validated, frozen=True, kw_only=True):
     """A condition that the run must meet at its end; with ``abort``, one that ends it when it is broken before."""
 
     that: Condition
     abort: bool = False
 
 
-class Phase(Checked, frozen=True, kw_only=True):
+class Phase(Validated, frozen=True, kw_only=True):
     """A part of the run. ``load`` is what the programs' rates are multiplied by at its beginning and at its end."""
 
     name: Name
@@ -121,7 +121,7 @@ class Phase(Checked, frozen=True, kw_only=True):
     measured: bool = True
 
 
-class Action(Checked, frozen=True, kw_only=True):
+class Action(Validated, frozen=True, kw_only=True):
     """Something that happens to machines, or to a server, at a time or when a condition first holds.
 
     ``at_s`` counts from the start of the programs, warm-up included; ``when`` is asked from then on. With several

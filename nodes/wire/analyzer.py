@@ -16,7 +16,7 @@ from nodes.wire.client import REFUSED, Client, is_framed
 from nodes.wire.protocol import LEGACY, MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
 from nodes.wire.rules import PAGE_BYTES, RULES, Rule
 
-__all__ = ["Explained", "Explanation", "Problem", "explain", "recognise"]
+__all__ = ["Analysis", "Explained", "Problem", "explain", "recognise"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Explained:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Analysis:
     """One connection. ``dialect`` is None when nothing known was recognised; ``named`` says it in words."""
 
     connection: int
@@ -185,7 +185,7 @@ class _Device:
 
 def explain(
     connection: int, entries: Sequence[Entry], *, dialect: Dialect = V0, vectors: int | None = None
-) -> Explanation:
+) -> Analysis:
     """Explain one connection, and judge it as a device that speaks ``dialect`` and has so many ``vectors``.
 
     The meaning is that of the dialect recognised, so that a foreign server's messages are named for what they
@@ -206,7 +206,7 @@ def explain(
                 judging = False
                 break
         explained.append(Explained(entry, meaning, tuple(problems)))
-    return Explanation(
+    return Analysis(
         connection,
         recognised,
         named,

@@ -14,7 +14,7 @@ from typing import Literal
 import click
 
 from nodes.errors import GuestError, UsageError
-from sim.commands.attach_session import Seat, count_in_words, dialect_of, vectors_in_words
+from sim.commands.attach_session import AttachSession, count_in_words, dialect_of, vectors_in_words
 from sim.commands.numbers import duration_ns, number
 from sim.commands.signals import ended_by_signal
 from sim.exit_codes import INTERRUPTED
@@ -72,7 +72,7 @@ def attach(context: click.Context, path: Path, vectors: int, reconnect: bool) ->
     What the server speaks is recognised by its first messages. Its greeting has no end, but in dialect v0-shm-last:
     this peer takes it for complete when all its own vectors (-n) have come, or one of them and then nothing for 50 ms.
     """
-    seat = Seat(path, vectors, reconnect)
+    seat = AttachSession(path, vectors, reconnect)
     context.obj = seat
     context.call_on_close(seat.close)
     if context.invoked_subcommand is None:
@@ -84,7 +84,7 @@ def attach(context: click.Context, path: Path, vectors: int, reconnect: bool) ->
 @attach.command("peers", short_help="Who is there.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
-def peers(seat: Seat, as_json: bool) -> None:
+def peers(seat: AttachSession, as_json: bool) -> None:
     """Who is there: own ID, memory, peers and their vectors."""
     peer = seat.attachment
     others = {other: count for other, count in sorted(peer.peers.items()) if other != peer.peer}
@@ -111,7 +111,7 @@ def peers(seat: Seat, as_json: bool) -> None:
 @click.argument("peer", metavar="PEER|all")
 @click.argument("vector", metavar="[VECTOR|all]", default="")
 @click.pass_obj
-def ring(seat: Seat, peer: str, vector: str) -> None:
+def ring(seat: AttachSession, peer: str, vector: str) -> None:
     """Ring a VECTOR of a PEER (0 if none is given), all its vectors, or all vectors of all others."""
     attachment = seat.attachment
     there = attachment.peers
@@ -143,7 +143,7 @@ def wait(context: click.Context, vector: int | None, timeout_ns: int | None) -> 
 
     One that came earlier counts, unless another `wait` has already taken it.
     """
-    seat: Seat = context.obj
+    seat: AttachSession = context.obj
     attachment = seat.attachment
     _check_vector(attachment, vector)
     seat.introduce()
@@ -172,7 +172,7 @@ def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_
 
     The first line of --json is {"peer": ID}, again after each --reconnect.
     """
-    seat: Seat = context.obj
+    seat: AttachSession = context.obj
     early: list[tuple[int, int, int]] = []
     seen = 0
 
@@ -216,7 +216,7 @@ def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_
 @click.argument("offset", callback=number)
 @click.argument("length", callback=number, required=False)
 @click.pass_obj
-def peek(seat: Seat, offset: int, length: int | None) -> None:
+def peek(seat: AttachSession, offset: int, length: int | None) -> None:
     """Show LENGTH bytes (256 if not given) of the memory at OFFSET, in hexadecimal."""
     memory = seat.attachment.memory
     if length is None:
@@ -230,7 +230,7 @@ def peek(seat: Seat, offset: int, length: int | None) -> None:
 @click.argument("value", callback=number)
 @click.argument("size", type=click.Choice(list(FORMATS)), default="4")
 @click.pass_obj
-def poke(seat: Seat, offset: int, value: int, size: str) -> None:
+def poke(seat: AttachSession, offset: int, value: int, size: str) -> None:
     """Store VALUE at OFFSET, little-endian in SIZE bytes (4 if not given)."""
     size_bytes = int(size)
     if value >> 8 * size_bytes:
@@ -245,7 +245,7 @@ def poke(seat: Seat, offset: int, value: int, size: str) -> None:
 @click.argument("length", callback=number)
 @click.argument("byte", callback=number)
 @click.pass_obj
-def fill(seat: Seat, offset: int, length: int, byte: int) -> None:
+def fill(seat: AttachSession, offset: int, length: int, byte: int) -> None:
     """Set LENGTH bytes at OFFSET to BYTE."""
     if byte > 0xFF:
         raise UsageError(f"expected a byte, 0..255, got {byte}")
@@ -257,7 +257,7 @@ def fill(seat: Seat, offset: int, length: int, byte: int) -> None:
 @click.argument("offset", callback=number)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.pass_obj
-def load(seat: Seat, offset: int, file: Path) -> None:
+def load(seat: AttachSession, offset: int, file: Path) -> None:
     """Copy FILE into the memory at OFFSET."""
     memory = seat.attachment.memory
     try:
@@ -279,7 +279,7 @@ def load(seat: Seat, offset: int, file: Path) -> None:
 @click.argument("length", callback=number)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
 @click.pass_obj
-def save(seat: Seat, offset: int, length: int, file: Path) -> None:
+def save(seat: AttachSession, offset: int, length: int, file: Path) -> None:
     """Copy LENGTH bytes of the memory at OFFSET into FILE, which is overwritten; - is standard output."""
     data = _slice(seat.attachment.memory, offset, length)
     if str(file) == "-":

@@ -12,10 +12,10 @@ from nodes.errors import GuestError
 from sim.kernel.loop import Loop
 from sim.wire.attachment import Attachment
 
-__all__ = ["Seat", "count_in_words", "dialect_of", "vectors_in_words"]
+__all__ = ["AttachSession", "count_in_words", "dialect_of", "vectors_in_words"]
 
 
-class Seat:
+class AttachSession:
     """What the commands share: the loop, the peer (it attaches when it is first needed), and where things are told.
 
     ``on_interrupt`` is whoever wants to hear of interrupts just now.

@@ -14,7 +14,7 @@ from typing import IO, Any
 import click
 
 from nodes.errors import HostError, UsageError
-from nodes.wire.analyzer import Explained, Explanation, explain
+from nodes.wire.analyzer import Analysis, Explained, explain
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
 from nodes.wire.protocol import DIALECTS, V0
 from sim.commands.numbers import duration_ns
@@ -170,7 +170,7 @@ def explain_session(context: click.Context, file: Path, dialect: str, vectors: i
         context.exit(1)
 
 
-def _as_text(explanation: Explanation) -> Iterator[str]:
+def _as_text(explanation: Analysis) -> Iterator[str]:
     problems = explanation.problems
     identity = [] if explanation.peer is None else [f"ID {explanation.peer}"]
     if explanation.memory_bytes is not None:
@@ -194,7 +194,7 @@ def _as_text(explanation: Explanation) -> Iterator[str]:
         yield f"  note: {note}"
 
 
-def _as_data(explanation: Explanation) -> dict[str, Any]:
+def _as_data(explanation: Analysis) -> dict[str, Any]:
     problems = explanation.problems
     return {
         "connection": explanation.connection,
@@ -210,7 +210,7 @@ def _as_data(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def _entry_as_data(explained: Explained, explanation: Explanation) -> dict[str, Any]:
+def _entry_as_data(explained: Explained, explanation: Analysis) -> dict[str, Any]:
     entry = explained.entry
     return {
         "line": entry.line,
@@ -258,7 +258,7 @@ def replay(file: Path, path: Path, connection: int | None, speed: float, step: b
     """
     from sim.kernel.line_reader import Lines
     from sim.wire.listener import Listener
-    from sim.wire.replayer import Player
+    from sim.wire.replayer import Replayer
 
     if step and sys.stdin is None:
         raise UsageError("standard input is closed: expected a line there for each message (--step)")
@@ -287,7 +287,7 @@ def replay(file: Path, path: Path, connection: int | None, speed: float, step: b
         stack.callback(loop.close)
         ended = stack.enter_context(ended_by_signal(loop))
         listener = stack.enter_context(Listener(path))
-        player = stack.enter_context(Player(loop, listener, entries, speed=speed, stepwise=step, tell=say))
+        player = stack.enter_context(Replayer(loop, listener, entries, speed=speed, stepwise=step, tell=say))
         click.echo(f"waiting for a client at {path}", err=True)
         deadline_ns = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
         lines: Lines | None = None

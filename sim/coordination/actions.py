@@ -19,9 +19,9 @@ from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import Blocker, Blockers, MigrationError
 from nodes.errors import HostError
 from sim.coordination.domain import LiveDomain
-from sim.coordination.machines import Crew
+from sim.coordination.machines import LiveMachines
 from sim.engines.process import control
-from sim.engines.process.handle import Hand, Moving
+from sim.engines.process.handle import Moving, WorkerHandle
 from sim.kernel.eventfd import COUNTER_MAX, EventFd
 from sim.kernel.loop import Loop
 from topologies import Action
@@ -41,10 +41,17 @@ class Impossible(Exception):  # noqa: N818  (no error)
 class Actions:
     """Does what the timeline says. ``bear(hand)`` starts the process of a life that has been made."""
 
-    def __init__(self, crew: Crew, domains: Sequence[LiveDomain], loop: Loop, *, bear: Callable[[Hand], None]) -> None:
-        self._crew, self._domains, self._loop, self._bear = crew, domains, loop, bear
+    def __init__(
+        self,
+        machines: LiveMachines,
+        domains: Sequence[LiveDomain],
+        loop: Loop,
+        *,
+        spawn: Callable[[WorkerHandle], None],
+    ) -> None:
+        self._machines, self._domains, self._loop, self._spawn = machines, domains, loop, spawn
         self._over = False
-        self._filled: dict[Hand, list[tuple[EventFd, int]]] = {}
+        self._filled: dict[WorkerHandle, list[tuple[EventFd, int]]] = {}
         """Of each machine whose counters were filled: the eventfds, and what they had counted before."""
 
     def do(self, action: Action, machine: int | None) -> dict[str, Any]:
@@ -53,107 +60,107 @@ class Actions:
             return self._to_server(action)
         if action.do == "join":
             return self._join(machine)
-        hand = self._crew.current[machine]
-        if not hand.lives:
+        handle = self._machines.current[machine]
+        if not handle.lives:
             raise Impossible("it is not there")
-        if hand.ending is not None:
-            raise Impossible(f"it is going: {hand.ending}")
-        if hand.moving is not None and action.do not in ("kill", "migrate", "unplug"):
+        if handle.ending is not None:
+            raise Impossible(f"it is going: {handle.ending}")
+        if handle.moving is not None and action.do not in ("kill", "migrate", "unplug"):
             raise Impossible("it is migrating")
-        if not hand.ready and action.do not in AT_ANY_TIME:
+        if not handle.ready and action.do not in AT_ANY_TIME:
             raise Impossible("it has not joined yet")
-        done: dict[str, Any] | None = getattr(self, f"_{action.do}")(hand, action)
+        done: dict[str, Any] | None = getattr(self, f"_{action.do}")(handle, action)
         return done or {}
 
     def is_there(self, machine: int) -> bool:
         """Whether a machine is there and stays, as far as is known."""
-        hand = self._crew.current[machine]
-        return hand.lives and hand.ending is None
+        handle = self._machines.current[machine]
+        return handle.lives and handle.ending is None
 
     def undo(self) -> None:
         """Nothing more is begun; everybody goes on, so that everybody can end."""
         self._over = True
-        for hand in self._crew.hands:
-            if hand.stalled:
-                self._let_go(hand)
+        for handle in self._machines.handles:
+            if handle.stalled:
+                self._let_go(handle)
 
     # Machines
 
     def _join(self, machine: int) -> dict[str, Any]:
-        current = self._crew.current[machine]
+        current = self._machines.current[machine]
         if current.lives and current.ending is None:
             raise Impossible("it is there already")
         if current.lives:
             self._loop.at(time.monotonic_ns() + LOOK_NS, lambda: self._join_when_gone(machine))
             return {"waits_until": f"{current.name} has gone"}
         try:
-            hand = self._crew.recruit(machine)
+            handle = self._machines.new_incarnation(machine)
         except HostError as error:
             raise Impossible(str(error)) from error
-        self._bear(hand)
-        return {"life": hand.name}
+        self._spawn(handle)
+        return {"life": handle.name}
 
     def _join_when_gone(self, machine: int) -> None:
         if not self._over:
             with contextlib.suppress(Impossible):
                 self._join(machine)
 
-    def _leave(self, hand: Hand, action: Action) -> None:
-        self._let_go(hand)
-        hand.ending = action.do
-        hand.tell(control.Leave())
+    def _leave(self, handle: WorkerHandle, action: Action) -> None:
+        self._let_go(handle)
+        handle.ending = action.do
+        handle.tell(control.Leave())
 
-    def _kill(self, hand: Hand, action: Action) -> None:
-        hand.ending = action.do
-        self._empty(hand)
-        hand.kill()
+    def _kill(self, handle: WorkerHandle, action: Action) -> None:
+        handle.ending = action.do
+        self._empty(handle)
+        handle.kill()
 
-    def _stall(self, hand: Hand, _action: Action) -> None:
-        if hand.stalled:
+    def _stall(self, handle: WorkerHandle, _action: Action) -> None:
+        if handle.stalled:
             raise Impossible("it stands still already")
-        hand.stalled = True
-        hand.signal(signal.SIGSTOP)
+        handle.stalled = True
+        handle.signal(signal.SIGSTOP)
 
-    def _resume(self, hand: Hand, _action: Action) -> None:
-        if not hand.stalled:
+    def _resume(self, handle: WorkerHandle, _action: Action) -> None:
+        if not handle.stalled:
             raise Impossible("it does not stand still")
-        self._let_go(hand)
+        self._let_go(handle)
 
-    def _fill(self, hand: Hand, action: Action) -> None:
-        if not hand.stalled:
-            self._stall(hand, action)
-        self._filled.setdefault(hand, [])
-        self._fill_when_still(hand, action.vectors)
+    def _fill(self, handle: WorkerHandle, action: Action) -> None:
+        if not handle.stalled:
+            self._stall(handle, action)
+        self._filled.setdefault(handle, [])
+        self._fill_when_still(handle, action.vectors)
 
-    def _fill_when_still(self, hand: Hand, vectors: tuple[int, ...]) -> None:
+    def _fill_when_still(self, handle: WorkerHandle, vectors: tuple[int, ...]) -> None:
         """A machine that still runs would drain what is put into its counters: wait until it has stopped."""
-        if not hand.stalled or not hand.lives:
+        if not handle.stalled or not handle.lives:
             return
-        if not _has_stopped(hand.pid):
-            self._loop.at(time.monotonic_ns() + LOOK_NS, lambda: self._fill_when_still(hand, vectors))
+        if not _has_stopped(handle.pid):
+            self._loop.at(time.monotonic_ns() + LOOK_NS, lambda: self._fill_when_still(handle, vectors))
             return
-        for eventfd in self._eventfds(hand, vectors):
+        for eventfd in self._eventfds(handle, vectors):
             held = eventfd.take()
             while not eventfd.add(COUNTER_MAX):  # somebody has rung meanwhile
                 held += eventfd.take()
-            self._filled[hand].append((eventfd, held))
+            self._filled[handle].append((eventfd, held))
 
-    def _let_go(self, hand: Hand) -> None:
+    def _let_go(self, handle: WorkerHandle) -> None:
         """End a stall; counters that were filled hold again what was rung."""
-        self._empty(hand)
-        if hand.stalled:
-            hand.stalled = False
-            hand.signal(signal.SIGCONT)
+        self._empty(handle)
+        if handle.stalled:
+            handle.stalled = False
+            handle.signal(signal.SIGCONT)
 
-    def _empty(self, hand: Hand) -> None:
-        for eventfd, held in self._filled.pop(hand, ()):
+    def _empty(self, handle: WorkerHandle) -> None:
+        for eventfd, held in self._filled.pop(handle, ()):
             eventfd.take()
             if held:
                 eventfd.add(held)
 
-    def _eventfds(self, hand: Hand, vectors: tuple[int, ...]) -> list[EventFd]:
+    def _eventfds(self, handle: WorkerHandle, vectors: tuple[int, ...]) -> list[EventFd]:
         found: list[EventFd] = []
-        for row, peer in zip(hand.rows, hand.peers, strict=True):
+        for row, peer in zip(handle.rows, handle.peers, strict=True):
             if peer is not None:
                 eventfds = self._domains[row.domain].eventfds(peer)
                 found += [each for vector, each in enumerate(eventfds) if not vectors or vector in vectors]
@@ -161,61 +168,61 @@ class Actions:
 
     # Machines that are told
 
-    def _slow(self, hand: Hand, action: Action) -> dict[str, Any]:
-        hand.tell(control.Slow(round(action.delay_us * 1000)))
+    def _slow(self, handle: WorkerHandle, action: Action) -> dict[str, Any]:
+        handle.tell(control.Slow(round(action.delay_us * 1000)))
         return {"delay_us": action.delay_us}
 
-    def _mask(self, hand: Hand, action: Action) -> dict[str, Any]:
-        hand.tell(control.Mask(action.vectors, masked=True))
+    def _mask(self, handle: WorkerHandle, action: Action) -> dict[str, Any]:
+        handle.tell(control.Mask(action.vectors, masked=True))
         return {"vectors": action.vectors}
 
-    def _unmask(self, hand: Hand, action: Action) -> dict[str, Any]:
-        hand.tell(control.Mask(action.vectors, masked=False))
+    def _unmask(self, handle: WorkerHandle, action: Action) -> dict[str, Any]:
+        handle.tell(control.Mask(action.vectors, masked=False))
         return {"vectors": action.vectors}
 
-    def _reset(self, hand: Hand, _action: Action) -> None:
-        hand.tell(control.Reset())
+    def _reset(self, handle: WorkerHandle, _action: Action) -> None:
+        handle.tell(control.Reset())
 
-    def _unplug(self, hand: Hand, _action: Action) -> None:
-        if hand.moving is not None:
+    def _unplug(self, handle: WorkerHandle, _action: Action) -> None:
+        if handle.moving is not None:
             raise Impossible("device_del not allowed while migrating")
-        hand.unplugged = True
-        hand.tell(control.Unplug())
+        handle.unplugged = True
+        handle.tell(control.Unplug())
 
-    def _deafen(self, hand: Hand, _action: Action) -> None:
-        hand.tell(control.Deafen())
+    def _deafen(self, handle: WorkerHandle, _action: Action) -> None:
+        handle.tell(control.Deafen())
 
-    def _garble(self, hand: Hand, action: Action) -> dict[str, Any]:
-        peer = hand.peers[0]
-        if peer is None or not self._domains[hand.rows[0].domain].garble(peer, action.message):
+    def _garble(self, handle: WorkerHandle, action: Action) -> dict[str, Any]:
+        peer = handle.peers[0]
+        if peer is None or not self._domains[handle.rows[0].domain].garble(peer, action.message):
             raise Impossible("no server is connected to it")
-        hand.garbled = True
+        handle.garbled = True
         return {"message": action.message}
 
     # Migration
 
-    def _migrate(self, hand: Hand, action: Action) -> dict[str, Any]:
+    def _migrate(self, handle: WorkerHandle, action: Action) -> dict[str, Any]:
         """Raises `Impossible` where there is nothing to migrate; a refusal is QEMU's, and told with its words."""
-        if len(hand.rows) > 1:
+        if len(handle.rows) > 1:
             raise Impossible("it has devices in several domains")
-        if hand.unplugged or hand.stalled:
-            raise Impossible("it has no device any more" if hand.unplugged else "it stands still")
-        here = hand.rows[0].domain
+        if handle.unplugged or handle.stalled:
+            raise Impossible("it has no device any more" if handle.unplugged else "it stands still")
+        here = handle.rows[0].domain
         target = next((each for each in self._domains if each.name == action.to_domain), self._domains[here])
         if action.hand_over and target.number != here:
             raise Impossible("a connection that is handed over leads where it led before: leave out to_domain")
         try:
-            _gate(hand).check()
+            _gate(handle).check()
         except MigrationError as refusal:
             return {"refused": str(refusal)}
         server = "" if action.hand_over else str(target.path)
         if action.fault == "server_gone":
             server += ".gone"
-        if not hand.tell(control.Migrate(server, target.number, os.getpid(), action.fault)):
+        if not handle.tell(control.Migrate(server, target.number, os.getpid(), action.fault)):
             raise Impossible("it does not read what it is told")
         if action.fault == "source_dies":
-            hand.ending = action.do
-        hand.moving = Moving(target.number, action.hand_over, action.fault)
+            handle.ending = action.do
+        handle.moving = Moving(target.number, action.hand_over, action.fault)
         return {"to_domain": target.name, "hand_over": action.hand_over, "fault": action.fault}
 
     # Servers
@@ -232,17 +239,17 @@ class Actions:
         return {"domain": domain.name}
 
 
-def _gate(hand: Hand) -> Blockers:
+def _gate(handle: WorkerHandle) -> Blockers:
     """The reasons of a machine not to migrate, as QEMU would have collected them."""
-    machine = hand.machine
+    machine = handle.machine
     profile = profiles.profile(machine.profile)
     device = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=GATE_BYTES, ring=lambda *_: None)
-    device.peer = hand.peers[0] if profile.server else 0  # a role may be left to it
+    device.peer = handle.peers[0] if profile.server else 0  # a role may be left to it
     blockers = Blockers(settled=profile.revision > 0)
     for reason in machine.blockers:  # older than the device's, as in topologies.migration_plan
         blockers.add(Blocker(reason))
     blockers.plug(device)
-    blockers.migrating = hand.moving is not None
+    blockers.migrating = handle.moving is not None
     return blockers
 
 

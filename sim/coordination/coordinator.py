@@ -17,13 +17,13 @@ from typing import Any
 
 from sim.coordination.actions import Actions
 from sim.coordination.domain import LiveDomain
-from sim.coordination.machines import Crew
-from sim.coordination.migrations import Moves
-from sim.coordination.monitor import Lookout
+from sim.coordination.machines import LiveMachines
+from sim.coordination.migrations import Migrations
+from sim.coordination.monitor import Monitor
 from sim.coordination.peer_ids import introduce, make_known
 from sim.coordination.timeline import Timeline
 from sim.engines.process import control
-from sim.engines.process.handle import Hand
+from sim.engines.process.handle import WorkerHandle
 from sim.host.resources import Resources
 from sim.kernel.loop import Loop
 from sim.wire.server import Arrival, Peer
@@ -80,8 +80,8 @@ class Coordinator:
         self._born_ns = time.monotonic_ns()
         self._loop = Loop()
         self.domains: list[LiveDomain] = []
-        self._crew: Crew | None = None
-        self._lookout: Lookout | None = None
+        self._machines: LiveMachines | None = None
+        self._monitor: Monitor | None = None
         try:
             for number, domain in enumerate(topology.domains):
                 live = LiveDomain(
@@ -96,9 +96,9 @@ class Coordinator:
                 )
                 self.domains.append(live)
             paths = [domain.path for domain in self.domains]
-            self._crew = Crew(topology, runtime, recording_path, paths.__getitem__)
-            self._lookout = Lookout(
-                self._crew,
+            self._machines = LiveMachines(topology, runtime, recording_path, paths.__getitem__)
+            self._monitor = Monitor(
+                self._machines,
                 self,
                 self._loop,
                 runtime=runtime,
@@ -107,32 +107,32 @@ class Coordinator:
                 path=path,
             )
             for live in self.domains:
-                live.open(self._crew)
+                live.open(self._machines)
         except BaseException:
             self.close()
             raise
-        self._moves = Moves(self._crew, self.domains, self._event)
-        actions = Actions(self._crew, self.domains, self._loop, bear=self.bear)
+        self._moves = Migrations(self._machines, self.domains, self._event)
+        actions = Actions(self._machines, self.domains, self._loop, spawn=self.spawn)
         self.timeline = Timeline(self, self._loop, self._event, actions)
 
     def _event(self, kind: str, **fields: Any) -> None:
         self._record_event(kind, **fields)
         if kind in TOLD:
-            self.lookout.note(kind, fields)
+            self.monitor.note(kind, fields)
 
     @property
     def topology(self) -> Topology:
         return self._topology
 
     @property
-    def crew(self) -> Crew:
-        assert self._crew is not None
-        return self._crew
+    def machines(self) -> LiveMachines:
+        assert self._machines is not None
+        return self._machines
 
     @property
-    def lookout(self) -> Lookout:
-        assert self._lookout is not None
-        return self._lookout
+    def monitor(self) -> Monitor:
+        assert self._monitor is not None
+        return self._monitor
 
     @property
     def start_ns(self) -> int:
@@ -143,10 +143,10 @@ class Coordinator:
         return self.ending.stop_ns
 
     def close(self) -> None:
-        if self._lookout is not None:
-            self._lookout.close()
-        if self._crew is not None:
-            self._crew.close()
+        if self._monitor is not None:
+            self._monitor.close()
+        if self._machines is not None:
+            self._machines.close()
         for domain in reversed(self.domains):
             domain.close()
         self._loop.close()
@@ -155,27 +155,27 @@ class Coordinator:
 
     def run(self) -> Ending:
         """Start everyone, wait for the end, collect what is pending. Returns however the run went."""
-        present = [hand for hand in self.crew.hands if hand.machine.present]
-        for hand in present:
+        present = [handle for handle in self.machines.handles if handle.machine.present]
+        for handle in present:
             if self.phase != "starting":
                 break  # it is over before it began
-            self.bear(hand)
+            self.spawn(handle)
             # Those who have connected meanwhile need no answer yet, but their sockets must not fill the backlog.
             self._loop.step(time.monotonic_ns())
         patience_ns = START_PATIENCE_NS + len(present) * START_PATIENCE_EACH_NS
         self._loop.at(self._born_ns + patience_ns, self._give_up_starting)
-        self.lookout.begin()
+        self.monitor.begin()
         if not present and self.phase == "starting":
             self._begin()
         while self.phase != "done":
             self._loop.step()
-        self.lookout.publish()
+        self.monitor.publish()
         self._event(
             "telemetry",
-            snapshots=self.lookout.published,
-            heartbeats=self.lookout.heartbeats,
-            heartbeats_late=self.lookout.heartbeats_late,
-            spent_ms=self.lookout.spent_ns / 1e6,
+            snapshots=self.monitor.published,
+            heartbeats=self.monitor.heartbeats,
+            heartbeats_late=self.monitor.heartbeats_late,
+            spent_ms=self.monitor.spent_ns / 1e6,
         )
         return self.ending
 
@@ -186,12 +186,12 @@ class Coordinator:
         self.ending.status, self.ending.reason = status, reason
         self._stop()
 
-    def bear(self, hand: Hand) -> None:
+    def spawn(self, handle: WorkerHandle) -> None:
         """Start the process of a life that has been made, and listen to it."""
-        self.crew.start(hand)
-        self._loop.add(hand.sentinel, lambda: self._reap(hand))
-        self._loop.add(hand.control, lambda: self._listen(hand))
-        self.lookout.watch(hand)
+        self.machines.start(handle)
+        self._loop.add(handle.sentinel, lambda: self._collect_exit(handle))
+        self._loop.add(handle.control, lambda: self._listen(handle))
+        self.monitor.watch(handle)
 
     def watch(self, file: Any, callback: Callable[[], None]) -> None:
         """Call back when ``file`` is readable, for as long as the run lasts."""
@@ -200,18 +200,18 @@ class Coordinator:
     def _give_up_starting(self) -> None:
         if self.phase != "starting":
             return
-        missing = [hand.name for hand in self.crew.hands if hand.machine.present and not hand.ready]
+        missing = [handle.name for handle in self.machines.handles if handle.machine.present and not handle.ready]
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         self.stop("failed", f"not Ready in time: {shown}")
 
     # Machines that come
 
-    def _joined(self, hand: Hand, place: int) -> None:
+    def _joined(self, handle: WorkerHandle, place: int) -> None:
         """A machine is in a domain. When it is in all of its own, it is told what greetings to wait for."""
-        if None not in hand.greetings:
-            hand.tell(control.Expect(tuple(count or 0 for count in hand.greetings)))
-        if self.phase == "running" and hand.moving is None:
-            make_known(self.crew, hand, place)
+        if None not in handle.greetings:
+            handle.tell(control.Expect(tuple(count or 0 for count in handle.greetings)))
+        if self.phase == "running" and handle.moving is None:
+            make_known(self.machines, handle, place)
 
     def _stranger(self, arrival: Arrival, domain: str) -> None:
         self._event("foreign_peer_joined", pid=arrival.pid, uid=arrival.uid, domain=domain)
@@ -223,16 +223,16 @@ class Coordinator:
     def _begin(self) -> None:
         """Everyone is Ready: one start for all, on the clock that all share."""
         ending, settings = self.ending, self._topology.run
-        self.lookout.look_at_resources()  # before there is a start to be late for
+        self.monitor.look_at_resources()  # before there is a start to be late for
         ending.ready_ns = time.monotonic_ns()
         ending.start_ns = ending.ready_ns + START_LEAD_NS
         ending.measure_start_ns = ending.start_ns + round(settings.warmup_s * SECOND_NS)
         ending.stop_ns = ending.measure_start_ns + round(settings.duration_s * SECOND_NS)
         self.phase = "running"
         self._event("ready", ready_s=(ending.ready_ns - self._born_ns) / SECOND_NS, start_ns=ending.start_ns)
-        for hand in self.crew.current:
-            if hand.ready:
-                self._send_off(hand, joined_ns=0)
+        for handle in self.machines.current:
+            if handle.ready:
+                self._start_program(handle, joined_ns=0)
         at_ns = ending.start_ns
         for phase in self._topology.phases if self._topology.has_own_phases else ():
             end_ns = at_ns + round(phase.duration_s * SECOND_NS)
@@ -241,73 +241,73 @@ class Coordinator:
         self.timeline.begin(ending.start_ns, ending.stop_ns)
         self._loop.at(ending.stop_ns, self._stop)
 
-    def _send_off(self, hand: Hand, *, joined_ns: int) -> None:
+    def _start_program(self, handle: WorkerHandle, *, joined_ns: int) -> None:
         """Tell a machine who is who, and when to start; ``joined_ns`` as in the order."""
-        introduce(self.crew, hand, anew=False)
-        hand.tell(control.Start(self.ending.start_ns, self.ending.stop_ns, joined_ns))
+        introduce(self.machines, handle, anew=False)
+        handle.tell(control.Start(self.ending.start_ns, self.ending.stop_ns, joined_ns))
 
     # Machines that go
 
-    def _listen(self, hand: Hand) -> None:
+    def _listen(self, handle: WorkerHandle) -> None:
         """What a worker says."""
         try:
-            while (report := hand.control.receive()) is not None:
+            while (report := handle.control.receive()) is not None:
                 match report:
                     case control.Ready():
-                        hand.ready = True
+                        handle.ready = True
                         if self.phase == "running":
-                            self._event("machine_joined", machine=hand.name, peers=hand.peers)
-                            self._send_off(hand, joined_ns=max(time.monotonic_ns(), self.start_ns))
+                            self._event("machine_joined", machine=handle.name, peers=handle.peers)
+                            self._start_program(handle, joined_ns=max(time.monotonic_ns(), self.start_ns))
                         elif self.phase == "starting" and self._all_ready():
                             self._begin()
                     case control.Stopped(statistics):
-                        hand.stopped = True
+                        handle.stopped = True
                         if statistics:
-                            self._event("statistics", machine=hand.name, values=statistics)
+                            self._event("statistics", machine=handle.name, values=statistics)
                         self._check_stopped()
                     case control.Moving(pid):
-                        self._moves.begin(hand, pid)
+                        self._moves.begin(handle, pid)
                     case control.Moved():
-                        self._moves.moved(hand, report)
+                        self._moves.moved(handle, report)
                     case control.Stayed(reason, paused_ns):
-                        self._moves.stayed(hand, reason, paused_ns, stopping=self.phase == "stopping")
+                        self._moves.stayed(handle, reason, paused_ns, stopping=self.phase == "stopping")
                     case control.Warned(text):
-                        self._event("warning", machine=hand.name, text=text)
+                        self._event("warning", machine=handle.name, text=text)
                     case control.Failed(whose, summary, trace):
-                        hand.failure = f"its {whose} failed: {summary}"
-                        self._event("failure", machine=hand.name, whose=whose, summary=summary, traceback=trace)
+                        handle.failure = f"its {whose} failed: {summary}"
+                        self._event("failure", machine=handle.name, whose=whose, summary=summary, traceback=trace)
         except EOFError:
-            self._loop.remove(hand.control)
+            self._loop.remove(handle.control)
 
     def _all_ready(self) -> bool:
-        return all(hand.ready for hand in self.crew.hands if hand.machine.present)
+        return all(handle.ready for handle in self.machines.handles if handle.machine.present)
 
-    def _reap(self, hand: Hand) -> None:
+    def _collect_exit(self, handle: WorkerHandle) -> None:
         """A worker's process has ended."""
-        if not hand.has_ended:
+        if not handle.has_ended:
             return
-        self._loop.remove(hand.sentinel)
-        if hand.succeed():
-            self._loop.add(hand.sentinel, lambda: self._reap(hand))
-            self.lookout.watch(hand)
+        self._loop.remove(handle.sentinel)
+        if handle.succeed():
+            self._loop.add(handle.sentinel, lambda: self._collect_exit(handle))
+            self.monitor.watch(handle)
             return
-        how = hand.reap()
-        self._listen(hand)
-        hand.moving = None
-        hand.lose_successor()
-        self.lookout.forget(hand)
-        if hand.ending is not None:
-            self._event("machine_left", machine=hand.name, how=how or "left", action=hand.ending)
-        elif how and hand.garbled:
-            self._event("machine_left", machine=hand.name, how=how, action="garble", failure=hand.failure)
+        how = handle.collect_exit()
+        self._listen(handle)
+        handle.moving = None
+        handle.lose_successor()
+        self.monitor.forget(handle)
+        if handle.ending is not None:
+            self._event("machine_left", machine=handle.name, how=how or "left", action=handle.ending)
+        elif how and handle.garbled:
+            self._event("machine_left", machine=handle.name, how=how, action="garble", failure=handle.failure)
         elif how:
-            self._died(hand, how)
+            self._died(handle, how)
         self._check_stopped()
 
-    def _died(self, hand: Hand, how: str) -> None:
+    def _died(self, handle: WorkerHandle, how: str) -> None:
         """A worker has ended that nobody had told to."""
-        reason = f"{hand.name} died ({how})" + (f": {hand.failure}" if hand.failure else "")
-        self._event("machine_died", machine=hand.name, how=how, failure=hand.failure)
+        reason = f"{handle.name} died ({how})" + (f": {handle.failure}" if handle.failure else "")
+        self._event("machine_died", machine=handle.name, how=how, failure=handle.failure)
         if self.phase not in ("starting", "running"):
             return
         if self._topology.run.on_death == "fail" or self.phase == "starting":
@@ -315,7 +315,7 @@ class Coordinator:
             return
         self.ending.status = "degraded"
         self.ending.reason = "; ".join(filter(None, (self.ending.reason, reason)))
-        if not any(other.lives for other in self.crew.hands):
+        if not any(other.lives for other in self.machines.handles):
             self._stop()
 
     def _stop(self) -> None:
@@ -327,34 +327,36 @@ class Coordinator:
             self.ending.start_ns = self.ending.measure_start_ns = self.ending.stop_ns = now_ns
         # Machines stop by themselves when the time is up, however late the coordinator's own turn comes.
         self.ending.stop_ns = min(self.ending.stop_ns, now_ns)
-        self.lookout.look_at_resources()  # while they are all still there
+        self.monitor.look_at_resources()  # while they are all still there
         self.timeline.end()
         self.phase = "stopping"
-        for hand in self.crew.hands:
-            hand.tell(control.Stop())
-        patience_ns = STOP_PATIENCE_NS + len(self.crew.current) * STOP_PATIENCE_EACH_NS
+        for handle in self.machines.handles:
+            handle.tell(control.Stop())
+        patience_ns = STOP_PATIENCE_NS + len(self.machines.current) * STOP_PATIENCE_EACH_NS
         self._loop.at(now_ns + patience_ns, self._kill_unstopped)
         self._check_stopped()
 
     def _kill_unstopped(self) -> None:
-        for hand in self.crew.hands:
-            if hand.lives and not hand.stopped:
-                self._event("machine_killed", machine=hand.name, reason="its program did not let go when told to stop")
+        for handle in self.machines.handles:
+            if handle.lives and not handle.stopped:
+                self._event(
+                    "machine_killed", machine=handle.name, reason="its program did not let go when told to stop"
+                )
                 if self.ending.status == "finished":
                     self.ending.status, self.ending.reason = (
                         "failed",
-                        f"{hand.name} did not stop: its program never yields",
+                        f"{handle.name} did not stop: its program never yields",
                     )
-                hand.kill()
+                handle.kill()
 
     def kill_all(self) -> None:
         """At once, without waiting for anyone's last words."""
         self.stop("interrupted", "interrupted")
-        for hand in self.crew.hands:
-            hand.kill()
+        for handle in self.machines.handles:
+            handle.kill()
 
     def _check_stopped(self) -> None:
-        if self.phase != "stopping" or any(hand.lives and not hand.stopped for hand in self.crew.hands):
+        if self.phase != "stopping" or any(handle.lives and not handle.stopped for handle in self.machines.handles):
             return
         # Everyone's counts are final and nobody drains: what the counters hold now was rung and not delivered.
         for domain in self.domains:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from nodes.errors import HostError
 from nodes.wire.protocol import DIALECTS, MEMORY, PEERS_MAX, Message
-from sim.coordination.machines import Crew
-from sim.engines.process.handle import Hand
+from sim.coordination.machines import LiveMachines
+from sim.engines.process.handle import WorkerHandle
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
-from sim.wire.nonblocking_guard import Unblocker
+from sim.wire.nonblocking_guard import NonBlockingGuard
 from sim.wire.server import Arrival, IvshmemServer, Peer
 from topologies import Domain
 
@@ -55,7 +55,7 @@ class LiveDomain:
         loop: Loop,
         path: Path,
         *,
-        on_join: Callable[[Hand, int], None],
+        on_join: Callable[[WorkerHandle, int], None],
         on_stranger: Callable[[Arrival], None],
         on_leave: Callable[[Peer, str], None],
         on_fault: Callable[[str], None],
@@ -64,23 +64,23 @@ class LiveDomain:
         self._loop = loop
         self._dialect = DIALECTS[domain.dialect]
         self._on_join, self._on_stranger, self._on_leave, self._on_fault = on_join, on_stranger, on_leave, on_fault
-        self._crew: Crew | None = None
-        self._awaited: dict[int, tuple[Hand, Arrival | None]] = {}  # machine -> who has come, until all are there
+        self._machines: LiveMachines | None = None
+        self._awaited: dict[int, tuple[WorkerHandle, Arrival | None]] = {}
         self._missing = 0
         self._strangers: list[Arrival] = []
         self._vectors = 1
         self._gone: list[Peer] = []  # of servers that were stopped: their counters still belong to the books
         self._next_peer = 0
         self.server: IvshmemServer | None = None
-        self._unblocker: Unblocker | None = None
+        self._guard: NonBlockingGuard | None = None
         self.region = Region.create(domain.memory.size_bytes, kind=domain.memory.kind)
 
-    def open(self, crew: Crew) -> None:
+    def open(self, machines: LiveMachines) -> None:
         """Listen. The machines of ``crew`` that are present are waited for."""
-        self._crew = crew
-        mine = [hand for hand in crew.current if any(row.domain == self.number for row in hand.rows)]
-        self._vectors = max((hand.plan.vectors for hand in mine), default=1)
-        self._awaited = {hand.machine.index: (hand, None) for hand in mine if hand.machine.present}
+        self._machines = machines
+        mine = [handle for handle in machines.current if any(row.domain == self.number for row in handle.rows)]
+        self._vectors = max((handle.plan.vectors for handle in mine), default=1)
+        self._awaited = {handle.machine.index: (handle, None) for handle in mine if handle.machine.present}
         self._missing = len(self._awaited)
         self.start()
 
@@ -97,7 +97,7 @@ class LiveDomain:
             on_leave=self._on_leave,
             retain_departed=True,
         )
-        self._unblocker = Unblocker(self._loop, self.server)
+        self._guard = NonBlockingGuard(self._loop, self.server)
 
     def stop(self) -> None:
         """Close every connection and the socket; eventfds stay, for the books and for those who hold them."""
@@ -129,20 +129,20 @@ class LiveDomain:
         self.region.close()
 
     def _arrive(self, arrival: Arrival) -> None:
-        assert self._crew is not None
+        assert self._machines is not None
         if _has_gone(arrival):
             # Nobody's now, whosever it was: a process that died as it was to take a machine over is not that machine.
             return
-        hand = self._crew.with_pid(arrival.pid)
-        if hand is not None and hand.machine.index in self._awaited:
-            self._awaited[hand.machine.index] = hand, arrival
+        handle = self._machines.with_pid(arrival.pid)
+        if handle is not None and handle.machine.index in self._awaited:
+            self._awaited[handle.machine.index] = handle, arrival
             self._missing -= 1
             if not self._missing:
-                there = [(hand, arrival) for hand, arrival in self._awaited.values() if arrival is not None]
+                there = [(handle, arrival) for handle, arrival in self._awaited.values() if arrival is not None]
                 self._awaited.clear()
                 self._let_in(there)
-        elif hand is not None and self._place(hand) is not None:
-            self._let_in([(hand, arrival)])
+        elif handle is not None and self._place(handle) is not None:
+            self._let_in([(handle, arrival)])
         else:
             self._strangers.append(arrival)
         if not self._awaited:
@@ -151,25 +151,25 @@ class LiveDomain:
                     continue  # it has gone while it waited
                 self._on_stranger(stranger)
                 # A real QEMU clears the flag on every eventfd, and whoever rings a full counter would wait for ever.
-                assert self._unblocker is not None
-                self._unblocker.start()
+                assert self._guard is not None
+                self._guard.start()
             self._strangers.clear()
 
-    def _let_in(self, hands: list[tuple[Hand, Arrival]]) -> None:
+    def _let_in(self, handles: list[tuple[WorkerHandle, Arrival]]) -> None:
         """They join, and are told of everybody who is then there."""
         assert self.server is not None
-        joined = self._join([(arrival, hand.plan.vectors) for hand, arrival in hands])
+        joined = self._join([(arrival, handle.plan.vectors) for handle, arrival in handles])
         eventfds = sum(len(peer.eventfds) for peer in self.server.peers.values())
-        for (hand, _), peer in zip(hands, joined, strict=False):
-            place = self._place(hand)
+        for (handle, _), peer in zip(handles, joined, strict=False):
+            place = self._place(handle)
             if place is not None and peer is not None:
-                hand.identities.append((hand.rows[place].row, self.number, peer.peer))
-                if hand.moving is None:
-                    hand.peers[place] = peer.peer
+                handle.identities.append((handle.rows[place].row, self.number, peer.peer))
+                if handle.moving is None:
+                    handle.peers[place] = peer.peer
                 else:  # nobody is told that it is there before it is
-                    hand.moving.peer = peer.peer
-                hand.greetings[place] = eventfds
-                self._on_join(hand, place)
+                    handle.moving.peer = peer.peer
+                handle.greetings[place] = eventfds
+                self._on_join(handle, place)
 
     def _join(self, arrivals: list[tuple[Arrival, int]]) -> list[Peer | None]:
         assert self.server is not None
@@ -181,11 +181,11 @@ class LiveDomain:
         self._next_peer = max([self._next_peer, *(peer.peer + 1 for peer in joined if peer is not None)])
         return joined
 
-    def _place(self, hand: Hand) -> int | None:
+    def _place(self, handle: WorkerHandle) -> int | None:
         """With which of its devices a machine joins here; None if it has none in this domain."""
-        if hand.moving is not None:
-            return 0 if hand.moving.domain == self.number else None
-        return next((place for place, row in enumerate(hand.rows) if row.domain == self.number), None)
+        if handle.moving is not None:
+            return 0 if handle.moving.domain == self.number else None
+        return next((place for place, row in enumerate(handle.rows) if row.domain == self.number), None)
 
 
 def _has_gone(arrival: Arrival) -> bool:

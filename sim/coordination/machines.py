@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sim.engines.process.configuration import DevicePlan
-from sim.engines.process.configure import Layouts, make_plan
-from sim.engines.process.handle import Hand, Row
+from sim.engines.process.configuration import DeviceConfiguration
+from sim.engines.process.configure import Layouts, configure_worker
+from sim.engines.process.handle import Row, WorkerHandle
 from sim.recording import Recording
 from topologies import Machine, Topology
 
-__all__ = ["Crew"]
+__all__ = ["LiveMachines"]
 
 
-class Crew:
+class LiveMachines:
     """All machines of a run, in all their lives. ``server(domain)`` is the path of a domain's server.
 
     The first lives are made at once, with their recordings, but started by nobody yet; ``recruit`` makes a machine's
@@ -29,33 +29,33 @@ class Crew:
         self._layouts = Layouts(topology)
         self._numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
         self.rows: list[Row] = first_rows(topology)
-        self.hands: list[Hand] = []
-        self.current: list[Hand] = []
+        self.handles: list[WorkerHandle] = []
+        self.current: list[WorkerHandle] = []
         """Of each machine, the life that it is in, or was in last."""
         self._lives = [1] * len(topology.machines)
-        self._by_pid: dict[int, Hand] = {}
+        self._by_pid: dict[int, WorkerHandle] = {}
         devices: dict[int, list[Row]] = {}
         for row in self.rows:
             devices.setdefault(row.machine, []).append(row)
         try:
             for machine in topology.machines:
-                hand = self._make(machine, machine.name, devices[machine.index])
-                self.current.append(hand)
+                handle = self._make(machine, machine.name, devices[machine.index])
+                self.current.append(handle)
         except BaseException:
             self.close()
             raise
 
-    def start(self, hand: Hand) -> None:
+    def start(self, handle: WorkerHandle) -> None:
         """Give birth to a life that has been made."""
-        hand.start()
-        self._by_pid[hand.pid] = hand
+        handle.start()
+        self._by_pid[handle.pid] = handle
 
-    def recruit(self, machine: int) -> Hand:
+    def new_incarnation(self, machine: int) -> WorkerHandle:
         """The life in which a machine can join now: its first one if that has not begun, else one more."""
-        hand = self.current[machine]
-        if hand.process is None:
-            return hand
-        assert not hand.lives, f"{hand.name} is still there"
+        handle = self.current[machine]
+        if handle.process is None:
+            return handle
+        assert not handle.lives, f"{handle.name} is still there"
         who = self.topology.machines[machine]
         self._lives[machine] += 1
         name = f"{who.name}.{self._lives[machine]}"
@@ -64,29 +64,29 @@ class Crew:
             for place, domain in enumerate(who.domains)
         ]
         self.rows += rows
-        self.current[machine] = hand = self._make(who, name, rows)
-        return hand
+        self.current[machine] = handle = self._make(who, name, rows)
+        return handle
 
-    def adopt(self, hand: Hand, pid: int) -> None:
+    def adopt(self, handle: WorkerHandle, pid: int) -> None:
         """Another process belongs to ``hand``, too: the one that its machine is about to go on in.
 
         Raises ``ProcessLookupError`` when that has ended already.
         """
-        hand.expect_successor(pid)
-        self._by_pid[pid] = hand
+        handle.expect_successor(pid)
+        self._by_pid[pid] = handle
 
-    def with_pid(self, pid: int) -> Hand | None:
+    def with_pid(self, pid: int) -> WorkerHandle | None:
         """Whose process that is, if it still lives."""
-        hand = self._by_pid.get(pid)
-        return hand if hand is not None and hand.lives else None
+        handle = self._by_pid.get(pid)
+        return handle if handle is not None and handle.lives else None
 
     def close(self) -> None:
-        for hand in reversed(self.hands):
-            hand.close()
+        for handle in reversed(self.handles):
+            handle.close()
 
-    def _make(self, machine: Machine, name: str, rows: list[Row]) -> Hand:
+    def _make(self, machine: Machine, name: str, rows: list[Row]) -> WorkerHandle:
         books: list[Recording] = []
-        devices: list[DevicePlan] = []
+        devices: list[DeviceConfiguration] = []
         layout = self._layouts.of(machine)
         try:
             for row in rows:
@@ -103,17 +103,17 @@ class Crew:
                     )
                 )
                 size_bytes = self.topology.domains[row.domain].memory.size_bytes
-                devices.append(DevicePlan(str(self._server(row.domain)), row.domain, size_bytes, str(path)))
+                devices.append(DeviceConfiguration(str(self._server(row.domain)), row.domain, size_bytes, str(path)))
         except BaseException:
             for book in books:
                 book.close()
             raise
-        plan = make_plan(
+        plan = configure_worker(
             self.topology, machine, name=name, row=rows[0].row, devices=tuple(devices), runtime=self._runtime
         )
-        hand = Hand(machine, plan, rows, books)
-        self.hands.append(hand)
-        return hand
+        handle = WorkerHandle(machine, plan, rows, books)
+        self.handles.append(handle)
+        return handle
 
 
 def first_rows(topology: Topology) -> list[Row]:

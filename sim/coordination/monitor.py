@@ -13,15 +13,15 @@ import numpy as np
 
 from sim import recording
 from sim.coordination.live_latency import recent_delivery_ns
-from sim.coordination.machines import Crew
+from sim.coordination.machines import LiveMachines
 from sim.engines.process import control
-from sim.engines.process.handle import Hand
+from sim.engines.process.handle import WorkerHandle
 from sim.host.resources import COORDINATOR, Resources, Sampler
 from sim.kernel.loop import Loop
 from sim.recording import Recording
 from sim.telemetry import Group, Happened, Publisher, Snapshot
 
-__all__ = ["Counts", "Lookout", "Observed", "in_words"]
+__all__ = ["Counts", "Monitor", "Observed", "in_words"]
 
 SECOND_NS = 1_000_000_000
 HEARTBEAT_NS = SECOND_NS // 2
@@ -66,12 +66,12 @@ def in_words(fields: Mapping[str, object]) -> str:
     return ", ".join(words)
 
 
-class Lookout:
+class Monitor:
     """Looks at a crew for as long as it is told to; owns the socket that snapshots are published on."""
 
     def __init__(
         self,
-        crew: Crew,
+        machines: LiveMachines,
         run: Observed,
         loop: Loop,
         *,
@@ -82,13 +82,13 @@ class Lookout:
     ) -> None:
         self._path = path
         self._happened: deque[Happened] = deque(maxlen=HAPPENED_MAX)
-        self._crew, self._run, self._loop = crew, run, loop
+        self._machines, self._run, self._loop = machines, run, loop
         self._record = record
         self._resources_every_ns = round(resources_every_s * SECOND_NS)
         self._sampler = Sampler(path)
         self._sampler.watch(COORDINATOR, "coordinator", os.getpid())
         self._ping = 0
-        self._pinged: dict[Hand, int] = {}
+        self._pinged: dict[WorkerHandle, int] = {}
         self.heartbeats = 0
         self.heartbeats_late = 0
         self.spent_ns = 0
@@ -114,13 +114,13 @@ class Lookout:
         self._publish()
         self._beat()
 
-    def watch(self, hand: Hand) -> None:
+    def watch(self, handle: WorkerHandle) -> None:
         """A process has been born: it is looked at, too."""
-        self._sampler.watch(hand.rows[0].row, hand.name, hand.pid)
+        self._sampler.watch(handle.rows[0].row, handle.name, handle.pid)
 
-    def forget(self, hand: Hand) -> None:
-        self._sampler.forget(hand.rows[0].row)
-        self._pinged.pop(hand, None)
+    def forget(self, handle: WorkerHandle) -> None:
+        self._sampler.forget(handle.rows[0].row)
+        self._pinged.pop(handle, None)
 
     def note(self, kind: str, fields: Mapping[str, object]) -> None:
         """Something has happened: whoever watches the run sees the latest few."""
@@ -129,9 +129,9 @@ class Lookout:
     def counts(self) -> dict[int, Counts]:
         """What each machine has rung and got so far, in all its lives, by index."""
         sums: dict[int, Counts] = {}
-        for hand in self._crew.hands:
-            machine = hand.machine.index
-            for book in hand.books:
+        for handle in self._machines.handles:
+            machine = handle.machine.index
+            for book in handle.books:
                 a, b, c, d = sums.get(machine, (0, 0, 0, 0))
                 rung, delivered, interrupts, refused = _counts(book)
                 sums[machine] = a + rung, b + delivered, c + interrupts, d + refused
@@ -151,17 +151,21 @@ class Lookout:
 
     def publish(self) -> None:
         """Publish how it stands."""
-        crew, topology = self._crew, self._crew.topology
+        machines, topology = self._machines, self._machines.topology
         groups: dict[str, list[int]] = {group.name: [group.count, 0, 0, 0, 0, 0] for group in topology.groups}
         for machine, counts in self.counts().items():
             figures = groups[topology.machines[machine].group]
-            hand = crew.current[machine]
-            figures[1] += hand.ready and hand.lives
+            handle = machines.current[machine]
+            figures[1] += handle.ready and handle.lives
             for place, count in enumerate(counts, 2):
                 figures[place] += count
         if self._snapshots % GLIMPSE_EVERY == 0 and self._run.phase == "running":
-            rows = {row.row: book for hand in crew.hands for row, book in zip(hand.rows, hand.books, strict=True)}
-            row_of = {(domain, peer): row for hand in crew.hands for row, domain, peer in hand.identities}
+            rows = {
+                row.row: book
+                for handle in machines.handles
+                for row, book in zip(handle.rows, handle.books, strict=True)
+            }
+            row_of = {(domain, peer): row for handle in machines.handles for row, domain, peer in handle.identities}
             self._latency_ns = recent_delivery_ns(rows, row_of, time.monotonic_ns())
         self._snapshots += 1
         self._publisher.publish(
@@ -169,8 +173,8 @@ class Lookout:
                 number=self._snapshots,
                 time_ns=time.monotonic_ns(),
                 phase=self._run.phase,
-                machines=len(crew.current),
-                up=sum(hand.ready and hand.lives for hand in crew.current),
+                machines=len(machines.current),
+                up=sum(handle.ready and handle.lives for handle in machines.current),
                 start_ns=self._run.start_ns or None,
                 stop_ns=self._run.stop_ns or None,
                 heartbeats_late=self.heartbeats_late,
@@ -189,12 +193,12 @@ class Lookout:
         begin_ns = time.thread_time_ns()
         if self._run.phase == "running":
             self._ping += 1
-            for hand in self._crew.current:
-                if hand.lives and hand.ready:
-                    last = self._pinged.get(hand, 0)
-                    self.heartbeats_late += hand.books[0].words[recording.PING] != last
-                    if hand.tell(control.Ping(self._ping)):
-                        self._pinged[hand] = self._ping
+            for handle in self._machines.current:
+                if handle.lives and handle.ready:
+                    last = self._pinged.get(handle, 0)
+                    self.heartbeats_late += handle.books[0].words[recording.PING] != last
+                    if handle.tell(control.Ping(self._ping)):
+                        self._pinged[handle] = self._ping
                         self.heartbeats += 1
         self.spent_ns += time.thread_time_ns() - begin_ns
         self._loop.at(time.monotonic_ns() + HEARTBEAT_NS, self._beat)

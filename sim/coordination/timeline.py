@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sim.coordination.actions import Actions, Impossible
 from sim.coordination.domain import LiveDomain
-from sim.coordination.machines import Crew
+from sim.coordination.machines import LiveMachines
 from sim.kernel.loop import Loop
 from sim.results.expectations import Moment, broken, live
 from sim.results.measures import Book, Whose, counts_so_far
@@ -30,7 +30,7 @@ class Stage(Protocol):
     def topology(self) -> Topology: ...
 
     @property
-    def crew(self) -> Crew: ...
+    def machines(self) -> LiveMachines: ...
 
     @property
     def domains(self) -> Sequence[LiveDomain]: ...
@@ -131,17 +131,17 @@ class Timeline:
             self._loop.at(now_ns + max(LOOK_NS, LOOK_SHARE * cost_ns), self._look)
 
     def _moment(self, now_ns: int) -> Moment:
-        crew, machines = self._stage.crew, self._stage.topology.machines
+        live, machines = self._stage.machines, self._stage.topology.machines
         machine_of: dict[int, int] = {}
-        for hand in crew.hands:
-            for _, domain, peer in hand.identities:
-                machine_of[domain << 16 | peer] = hand.machine.index
+        for handle in live.handles:
+            for _, domain, peer in handle.identities:
+                machine_of[domain << 16 | peer] = handle.machine.index
         return Moment(
             whose=Whose((machine.name, machine.group) for machine in machines),
             counts=counts_so_far(
-                [Book(hand.machine.index, book, machine_of) for hand in crew.hands for book in hand.books]
+                [Book(handle.machine.index, book, machine_of) for handle in live.handles for book in handle.books]
             ),
-            up=frozenset(hand.machine.index for hand in crew.current if hand.ready and hand.lives),
-            died=tuple(hand.machine.index for hand in crew.hands if hand.exit and hand.is_accident),
+            up=frozenset(handle.machine.index for handle in live.current if handle.ready and handle.lives),
+            died=tuple(handle.machine.index for handle in live.handles if handle.exit and handle.is_accident),
             elapsed_s=(now_ns - self._start_ns) / SECOND_NS,
         )

@@ -23,7 +23,7 @@ from nodes.errors import HostError
 from sim.kernel.eventfd import EventFd, drain, signal
 from sim.kernel.signals import signals_held
 
-__all__ = ["Floor", "clock_cost_ns", "floor_if_any", "measure_floor", "partner"]
+__all__ = ["WakeUpBaseline", "baseline_if_any", "clock_cost_ns", "measure_floor", "partner"]
 
 ROUNDS_MAX = 1000
 WARM_UP = 50
@@ -34,7 +34,7 @@ STDIN = 0
 
 
 @dataclass(frozen=True)
-class Floor:
+class WakeUpBaseline:
     """Eventfd write to eventfd read, between two processes: percentiles of ``count`` wake-ups, in nanoseconds.
 
     ``placement`` says in words where they ran, ``clock_ns`` what one look at the clock costs.
@@ -59,14 +59,14 @@ def clock_cost_ns() -> float:
     return round(best_ns / LOOKS, 1)
 
 
-def floor_if_any(cpus: tuple[int, int] | None = None) -> list[Floor]:
+def baseline_if_any(cpus: tuple[int, int] | None = None) -> list[WakeUpBaseline]:
     """The floor, or nothing where it cannot be measured: a run goes on without it."""
     with contextlib.suppress(HostError):
         return [measure_floor(cpus)]
     return []
 
 
-def measure_floor(cpus: tuple[int, int] | None = None) -> Floor:
+def measure_floor(cpus: tuple[int, int] | None = None) -> WakeUpBaseline:
     """The floor here and now; with ``cpus`` this thread and the partner are pinned to them while it lasts.
 
     Without, both run where the kernel puts them, on the CPUs that this process may use: as machines do that
@@ -95,7 +95,7 @@ def measure_floor(cpus: tuple[int, int] | None = None) -> Floor:
     latencies = sorted(there[WARM_UP:] + back[WARM_UP:])
     if not latencies:
         raise HostError(f"the floor cannot be measured: {len(there)} rounds in {ENOUGH_NS / 1e9:g} s")
-    return Floor(
+    return WakeUpBaseline(
         p50_ns=latencies[-(-len(latencies) // 2) - 1],
         p99_ns=latencies[-(-len(latencies) * 99 // 100) - 1],
         count=len(latencies),

@@ -12,7 +12,7 @@ from msgspec import Meta
 from sim.results.store.files import DIED, RUNNING, STATUSES
 from sim.results.store.manifest import Phase
 
-__all__ = ["Ending", "FloorLook", "Outcome"]
+__all__ = ["BaselineLook", "Ending", "Outcome"]
 
 Natural = Annotated[int, Meta(ge=0, le=1 << 62)]
 Count = Annotated[int, Meta(ge=0, le=1 << 44)]
@@ -39,7 +39,7 @@ class Outcome:
             raise ValueError(f"a coordinator cannot end as {self.status!r}")
 
 
-class FloorLook(msgspec.Struct, frozen=True):
+class BaselineLook(msgspec.Struct, frozen=True):
     """One measurement of the floor, as ``sim.host.wake_up_baseline`` made it."""
 
     p50_ns: Natural
@@ -68,7 +68,7 @@ class Ending(msgspec.Struct, frozen=True):
     stop_ns: Natural
     refused_events: Natural = 0
     refused_resources: Natural = 0
-    floors: list[FloorLook] = []
+    floors: list[BaselineLook] = []
     phases: list[Phase] = []
     identities: list[tuple[Index, Natural, Index]] = []
     moves: list[tuple[Index, Natural, Index, Natural]] = []

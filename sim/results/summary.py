@@ -16,7 +16,7 @@ from msgspec import Meta
 from sim.results.store.events import Statistics
 
 __all__ = [
-    "FloorFigures",
+    "BaselineFigures",
     "Group",
     "HostUse",
     "Latencies",
@@ -104,7 +104,7 @@ class HostUse(msgspec.Struct, frozen=True, kw_only=True):
     sampling_percent: float | None = None
 
 
-class FloorFigures(msgspec.Struct, frozen=True, kw_only=True):
+class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The least that a wake-up costs here: bare eventfd and epoll between two processes (``wake_up_baseline``).
 
     The quieter one of what was measured before and after the run. ``times_floor`` is delivery's percentile of
@@ -244,7 +244,7 @@ class Summary(msgspec.Struct, frozen=True):
     resources: Resources | None = None
     cpu_ns_per_doorbell: float | None = None
     host: HostUse | None = None
-    floor: FloorFigures | None = None
+    floor: BaselineFigures | None = None
     clock_source: str = ""
     warnings: list[str] = []
     expectations: list[Verdict] = []

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.analysis.time_series import Digest, Happening, digest
+from sim.results.analysis.time_series import Happening, TimeSeries, digest
 from sim.results.store.batches import Column, batches
 from sim.results.store.manifest import Manifest
 
@@ -228,7 +228,7 @@ def _happenings(happenings: list[Happening]) -> Iterator[Event]:
         yield event | {"pid": RUN, "tid": RUN_THREAD, "args": {"what": each.text}}
 
 
-def _counters(made: Digest) -> Iterator[Event]:
+def _counters(made: TimeSeries) -> Iterator[Event]:
     """Rates of the whole run, and how many doorbells were on their way, from the stamps of samples."""
     series = (
         ("doorbells delivered/s", made.delivered_per_s),

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.latency import LATENCIES, QUANTILES, values
-from sim.results.analysis.time_series import LEVELS, Digest, Happening, digest
+from sim.results.analysis.time_series import LEVELS, Happening, TimeSeries, digest
 from sim.results.frames import numbered
 from sim.views.html.matrix import between_groups, between_machines
 from sim.views.html.usage import usage
@@ -266,7 +266,7 @@ def resources(run: Run, what: str = "cpu", *, axes: Any = None) -> Any:
     return _over_time(axes, made)
 
 
-def _over_time(axes: Any, made: Digest) -> Any:
+def _over_time(axes: Any, made: TimeSeries) -> Any:
     """The axis of time, with phases and with what happened: numbered marks, told below."""
     span_s = max(made.duration_s, 1e-3)
     wide = axes.get_window_extent().width / axes.figure.dpi * 72  # points

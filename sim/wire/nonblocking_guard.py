@@ -7,12 +7,12 @@ import time
 from sim.kernel.loop import Loop
 from sim.wire.server import IvshmemServer
 
-__all__ = ["Unblocker"]
+__all__ = ["NonBlockingGuard"]
 
 UNBLOCK_AFTER_NS = (50_000_000, 500_000_000, 5_000_000_000)
 
 
-class Unblocker:
+class NonBlockingGuard:
     """Makes eventfds non-blocking again once newcomers have had time to read them, and until all have.
 
     Call ``start`` for each that comes and may be a real QEMU (see ``IvshmemServer.unblock``).

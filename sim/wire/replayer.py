@@ -21,7 +21,7 @@ from sim.kernel.loop import Loop
 from sim.wire.listener import Listener
 from sim.wire.proxy import Piece
 
-__all__ = ["Played", "Player"]
+__all__ = ["Played", "Replayer"]
 
 QUEUE_MAX = 1 << 20  # only of those who step on and on though the client does not read
 READ_BYTES = 4096
@@ -43,7 +43,7 @@ class Played:
         return self.sent == self.total
 
 
-class Player:
+class Replayer:
     """Waits on ``listener`` for one client, and plays ``entries`` (of one connection) to it.
 
     ``speed`` divides the recorded times; 0 sends everything at once. With ``stepwise`` nothing is sent but by
@@ -78,7 +78,7 @@ class Player:
         self.done = False
         loop.add(listener, self._accept)
 
-    def __enter__(self) -> Player:
+    def __enter__(self) -> Replayer:
         return self
 
     def __exit__(self, *_: object) -> None:

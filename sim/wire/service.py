@@ -19,7 +19,7 @@ from sim.kernel.signals import ENDING, signals_held
 from sim.wire.daemon import PidFile
 from sim.wire.event_log import EventLog, open_log
 from sim.wire.listener import Listener
-from sim.wire.nonblocking_guard import Unblocker
+from sim.wire.nonblocking_guard import NonBlockingGuard
 from sim.wire.server import Arrival, IvshmemServer, Peer
 
 __all__ = ["Settings", "run_service"]
@@ -80,7 +80,7 @@ def run_service(settings: Settings, ready: Callable[[str], object]) -> None:
 
         def joined(peer: Peer) -> None:
             reporter.joined(peer)
-            unblocker.start()
+            guard.start()
 
         server = IvshmemServer(
             loop,
@@ -99,7 +99,7 @@ def run_service(settings: Settings, ready: Callable[[str], object]) -> None:
             on_pause=reporter.paused,
         )
         stack.enter_context(server)
-        unblocker = Unblocker(loop, server)
+        guard = NonBlockingGuard(loop, server)
         reporter.listening(listener, clients_max)
         ready(
             f"serving {settings.size_bytes} bytes ({settings.memory}) and {settings.vectors} "

@@ -33,7 +33,7 @@ TRIES = int(os.environ.get("IVSIM_TRIES", "1"))
 MUTE = int(os.environ.get("IVSIM_MUTE", "10"))
 
 
-class Crowd:
+class ResolvedMachines:
     """QEMUs without a guest, and nothing to drive them with: each holds what the server sent it."""
 
     def __init__(self, stack: contextlib.ExitStack, path: Path) -> None:
@@ -96,7 +96,7 @@ def test_every_one_of_64_qemus_holds_every_eventfd(attempt: int, mute: int, shor
     with serving(path, "-n", str(VECTORS)) as server, contextlib.ExitStack() as stack:
         for _ in range(mute):
             stack.enter_context(socket.socket(socket.AF_UNIX)).connect(os.fspath(path))
-        crowd = Crowd(stack, path)
+        crowd = ResolvedMachines(stack, path)
         started_s = time.monotonic()
         crowd.start(MACHINES)
         crowd.await_eventfds(expected)
@@ -112,7 +112,7 @@ def test_every_one_of_64_qemus_holds_every_eventfd(attempt: int, mute: int, shor
 def test_a_qemu_that_is_not_let_in_says_why(short_path: Path) -> None:
     path = short_path / "s"
     with serving(path, "--max-clients", "1"), contextlib.ExitStack() as stack:
-        crowd = Crowd(stack, path)
+        crowd = ResolvedMachines(stack, path)
         stack.enter_context(socket.socket(socket.AF_UNIX)).connect(os.fspath(path))
         crowd.start(1)
         refused = crowd.machines[0]
@@ -164,7 +164,7 @@ def up_s(kind: str, count: int) -> float:
         path = Path(directory, "s")
         stack.enter_context(serving(path, "-n", str(VECTORS)))
         stack.enter_context(company(kind, beside, path))
-        crowd = Crowd(stack, path)
+        crowd = ResolvedMachines(stack, path)
         started_s = time.monotonic()
         crowd.start(MACHINES)
         crowd.await_eventfds((MACHINES + beside) * VECTORS + OWN_EVENTFDS)

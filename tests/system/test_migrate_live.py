@@ -22,7 +22,7 @@ import pytest
 import sim
 from nodes.device.migration import MigrationError
 from nodes.device.profiles import PROFILES
-from sim.engines.process.handle import Hand
+from sim.engines.process.handle import WorkerHandle
 from sim.runner import Begun
 from sim.views.terminal import render
 from tests.nodes.device.test_ivshmem_state import PEER_MODE
@@ -483,15 +483,15 @@ def test_a_successor_that_still_waits_is_ended(tmp_path: Path) -> None:
     """Nobody else would: its source has been killed, and what it waits for is the coordinator itself."""
     process = subprocess.Popen(["sleep", "60"])
     plan: Any = SimpleNamespace(name="somebody")
-    hand = Hand(cast(Any, None), plan, [], [])
+    handle = WorkerHandle(cast(Any, None), plan, [], [])
     try:
-        hand.expect_successor(process.pid)
-        waiting = hand._coming
+        handle.expect_successor(process.pid)
+        waiting = handle._coming
         assert waiting is not None
-        hand.lose_successor()
+        handle.lose_successor()
         assert waiting.exit_code() == -signal.SIGKILL
     finally:
-        hand.close()
+        handle.close()
         process.wait()
 
 

@@ -256,7 +256,7 @@ def test_overrides_and_the_file_are_judged_together() -> None:
 def test_what_ships_loads_and_says_what_it_is() -> None:
     found = dict(shipped())
     assert set(found) >= {"ping_pong", "doorbell_storm", "fan_in", "storm_64"}
-    folder = Path(shipped.__code__.co_filename).parent
+    folder = Path(shipped.__code__.co_filename).parent / "scenarios"
     for name, title in found.items():
         topology = load(name)
         assert topology.title == title

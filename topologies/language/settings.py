@@ -12,7 +12,7 @@ from topologies.language.problems import nearest, show
 from topologies.language.reader import Report
 from topologies.language.tables import MachineTable
 from topologies.language.toml_positions import Path
-from topologies.resolve.names import Roster
+from topologies.resolve.names import Names
 
 __all__ = ["Members", "Settings", "base_settings", "group_settings"]
 
@@ -96,7 +96,7 @@ def base_settings(defaults: Mapping[str, Any]) -> Settings:
     return Settings(("defaults",)).under(("defaults",), defaults)
 
 
-def group_settings(name: str, table: Mapping[str, Any], defaults: Settings, roster: Roster, report: Report) -> Members:
+def group_settings(name: str, table: Mapping[str, Any], defaults: Settings, roster: Names, report: Report) -> Members:
     """The settings of one group; what is wrong with its overrides is reported."""
     path: Path = ("machines", name)
     members = Members(name, roster.groups[name], defaults.under(path, table))
@@ -115,7 +115,7 @@ def group_settings(name: str, table: Mapping[str, Any], defaults: Settings, rost
     return members
 
 
-def _place(key: str, indices: range, roster: Roster) -> int | None:
+def _place(key: str, indices: range, roster: Names) -> int | None:
     index = roster.machines.get(key)
     if index is not None and index in indices:
         return index - indices.start

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from nodes.errors import UsageError
 
-__all__ = ["NAME_PATTERN", "Checked", "Name", "Sparse"]
+__all__ = ["NAME_PATTERN", "Name", "Sparse", "Validated"]
 
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z"
 """Names become parts of file names and of table cells: no separators, no leading dot or dash."""
@@ -18,7 +18,7 @@ NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z"
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 
 
-class Checked(Struct, frozen=True, kw_only=True):
+class Validated(Struct, frozen=True, kw_only=True):
     """A struct whose fields are what their annotations say, however it was made."""
 
     def __post_init__(self) -> None:

@@ -20,20 +20,20 @@ from topologies.language.toml_positions import Path
 from topologies.language.validated import NAME_PATTERN
 from topologies.language.values import describe
 from topologies.model import MAX_MACHINES, MAX_NAME, ProgramName, Scheduling, machine_name
-from topologies.resolve.names import RESERVED_NAMES, Roster
+from topologies.resolve.names import RESERVED_NAMES, Names
 from topologies.resolve.programs import Program, ProgramError, ProgramFiles
 
-__all__ = ["Crowd", "read_crowd"]
+__all__ = ["ResolvedMachines", "read_crowd"]
 
 _REALTIME = ("fifo", "rr")
 _SERVERLESS = frozenset(profile.name for profile in PROFILES.values() if not profile.server)
 
 
 @dataclass(slots=True)
-class Crowd:
+class ResolvedMachines:
     """The groups; ``settings`` are those of each machine, by its index. ``programs`` by the name in the file."""
 
-    roster: Roster
+    roster: Names
     members: list[Members]
     settings: list[Settings]
     programs: dict[str, Program] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Crowd:
 
 def read_crowd(
     fields: Mapping[str, Any], domains: Sequence[str], programs: ProgramFiles, report: Report
-) -> Crowd | None:
+) -> ResolvedMachines | None:
     """The machines of a file; None when there are too many of them to look at."""
     groups: dict[str, dict[str, Any]] = fields.get("machines", {})
     counts = [(name, group.get("count", 1), _pattern(name, group, report)) for name, group in groups.items()]
@@ -64,11 +64,13 @@ def read_crowd(
     if total > MAX_MACHINES:
         report.add(("machines",), f"at most {MAX_MACHINES} machines in all groups together", str(total))
         return None
-    roster = Roster(counts)
+    roster = Names(counts)
     _check_names(roster, {name: pattern for name, _, pattern in counts}, report)
     defaults = base_settings(fields.get("defaults", {}))
     members = [group_settings(name, group, defaults, roster, report) for name, group in groups.items()]
-    crowd = Crowd(roster, members, [each.of(place) for each in members for place in range(len(each.indices))])
+    crowd = ResolvedMachines(
+        roster, members, [each.of(place) for each in members for place in range(len(each.indices))]
+    )
     only_migratable = fields.get("run", {}).get("only_migratable", False)
     for settings, _ in crowd.kinds():
         _settle_domains(settings, domains, report)
@@ -104,7 +106,7 @@ def _pattern(group: str, table: Mapping[str, Any], report: Report) -> str:
     return pattern
 
 
-def _check_names(roster: Roster, patterns: Mapping[str, str], report: Report) -> None:
+def _check_names(roster: Names, patterns: Mapping[str, str], report: Report) -> None:
     """Every machine is called by one name, and every name calls one machine or one group."""
     for group, members in roster.groups.items():
         key = ("machines", group, "name") if patterns[group] else ("machines", group)
@@ -215,7 +217,7 @@ def _refuse(settings: Settings, key: str, blocker: Blocker, report: Report) -> N
         report.add(settings.at(key), "machines that can migrate, for run.only_migratable", str(error), hint)
 
 
-def _first(crowd: Crowd) -> dict[str, int]:
+def _first(crowd: ResolvedMachines) -> dict[str, int]:
     """Who gets the ID 0 of each domain, as far as anybody is there from the beginning.
 
     In a run that may be a device without a server, too: its memory comes over a connection as everybody's does.
@@ -228,7 +230,7 @@ def _first(crowd: Crowd) -> dict[str, int]:
     return first
 
 
-def _check_autos(crowd: Crowd, first: Mapping[str, int], report: Report) -> None:
+def _check_autos(crowd: ResolvedMachines, first: Mapping[str, int], report: Report) -> None:
     """Who is to be a master if its ID is 0, and gets another one, is a peer."""
     for settings, indices in crowd.kinds():
         profile = PROFILES.get(settings.values["profile"])
@@ -238,7 +240,7 @@ def _check_autos(crowd: Crowd, first: Mapping[str, int], report: Report) -> None
             _refuse(settings, "role", Blocker("peer mode", "ivshmem"), report)
 
 
-def _check_masters(crowd: Crowd, domains: Sequence[str], first: Mapping[str, int], report: Report) -> None:
+def _check_masters(crowd: ResolvedMachines, domains: Sequence[str], first: Mapping[str, int], report: Report) -> None:
     """Today's master must be the first to connect, in each of its domains."""
     where = "of the file" if len(domains) == 1 else "of each of its domains"
     for settings, indices in crowd.kinds():
@@ -264,7 +266,7 @@ def _refusal_of_second(profile: Profile) -> str:
     return ""
 
 
-def _find_programs(crowd: Crowd, programs: ProgramFiles, report: Report) -> None:
+def _find_programs(crowd: ResolvedMachines, programs: ProgramFiles, report: Report) -> None:
     """Each program that is named, once; who names none has said so nowhere."""
     failed: dict[str, ProgramError] = {}
     for settings, _ in crowd.kinds():

@@ -8,7 +8,7 @@ from itertools import islice
 
 from topologies.model import Machines, machine_name
 
-__all__ = ["RESERVED_NAMES", "Roster", "Selection", "UnknownNameError"]
+__all__ = ["RESERVED_NAMES", "Names", "Selection", "UnknownNameError"]
 
 RESERVED_NAMES = ("all", "others")
 
@@ -39,7 +39,7 @@ class Selection:
         return Machines(self.machines[:place] + self.machines[place + 1 :])
 
 
-class Roster:
+class Names:
     """Names to indices. ``groups`` are (name, count, pattern of the machines' names, or "") in the file's order.
 
     ``clashes`` are names used twice, each with the group that did.

@@ -14,7 +14,7 @@ from topologies.language.reader import Report
 from topologies.language.settings import Settings
 from topologies.language.toml_positions import Path
 from topologies.model import MAX_NAME, Machines
-from topologies.resolve.names import RESERVED_NAMES, Roster, Selection, UnknownNameError
+from topologies.resolve.names import RESERVED_NAMES, Names, Selection, UnknownNameError
 from topologies.resolve.patterns import DEGREE, PATTERNS, Laid, draw, lay
 from topologies.resolve.traces import TraceFile, read_trace
 
@@ -66,7 +66,7 @@ class Guests:
     """
 
     def __init__(
-        self, roster: Roster, settings: Sequence[Settings], *, seed: int, folder: FilePath, report: Report
+        self, roster: Names, settings: Sequence[Settings], *, seed: int, folder: FilePath, report: Report
     ) -> None:
         self.roster = roster
         self.settings = settings

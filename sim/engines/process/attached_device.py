@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from nodes.device.profiles import Profile
 from nodes.vm import Vm
-from sim.engines.process.configuration import DevicePlan
+from sim.engines.process.configuration import DeviceConfiguration
 from sim.engines.process.recorder import Recorder
 from sim.kernel.eventfd import signal
 from sim.recording import Recording
@@ -22,7 +22,7 @@ class AttachedDevice:
 
     def __init__(
         self,
-        plan: DevicePlan,
+        plan: DeviceConfiguration,
         book: Recording,
         profile: Profile,
         *,

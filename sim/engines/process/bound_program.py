@@ -7,7 +7,7 @@ from typing import Any
 
 from nodes import programs
 from nodes.guest import Guest, Program, Trace
-from sim.engines.process.configuration import WorkerPlan
+from sim.engines.process.configuration import WorkerConfiguration
 
 __all__ = ["BoundProgram"]
 
@@ -23,7 +23,7 @@ class BoundProgram:
     those machines has a new one.
     """
 
-    def __init__(self, plan: WorkerPlan) -> None:
+    def __init__(self, plan: WorkerConfiguration) -> None:
         self._function = _find(plan.program)
         self._ids: dict[int, int] = {}
         self._sequences: list[tuple[tuple[int, ...], list[int]]] = []

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DevicePlan", "WorkerPlan"]
+__all__ = ["DeviceConfiguration", "WorkerConfiguration"]
 
 
 @dataclass(frozen=True)
-class DevicePlan:
+class DeviceConfiguration:
     """Where a device of a machine connects, and what it writes to."""
 
     server: str
@@ -19,7 +19,7 @@ class DevicePlan:
 
 
 @dataclass(frozen=True)
-class WorkerPlan:
+class WorkerConfiguration:
     """All that a worker is told at its birth.
 
     ``peers`` and ``traces`` are parameters too, with machines by their indices: which IDs these have comes later.
@@ -42,5 +42,5 @@ class WorkerPlan:
     policy: str
     priority: int
     nice: int
-    devices: tuple[DevicePlan, ...]
+    devices: tuple[DeviceConfiguration, ...]
     runtime: str

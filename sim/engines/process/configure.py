@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from sim.engines.process.configuration import DevicePlan, WorkerPlan
+from sim.engines.process.configuration import DeviceConfiguration, WorkerConfiguration
 from sim.recording import Layout
 from topologies import Machine, Machines, Topology, Trace
 
-__all__ = ["Layouts", "make_plan"]
+__all__ = ["Layouts", "configure_worker"]
 
 # What a run may take of the disk for its recordings, and the most that one machine can make of it: nobody rings
 # or wakes more often than that.
@@ -20,9 +20,15 @@ SAMPLES_PER_S_MAX = 250_000
 SECOND_NS = 1_000_000_000
 
 
-def make_plan(
-    topology: Topology, machine: Machine, *, name: str, row: int, devices: tuple[DevicePlan, ...], runtime: Path
-) -> WorkerPlan:
+def configure_worker(
+    topology: Topology,
+    machine: Machine,
+    *,
+    name: str,
+    row: int,
+    devices: tuple[DeviceConfiguration, ...],
+    runtime: Path,
+) -> WorkerConfiguration:
     """The plan of one life of ``machine``, whose first device writes the recording number ``row``."""
     plain, peers, traces = {}, {}, {}
     for parameter, value in machine.parameters.items():
@@ -34,7 +40,7 @@ def make_plan(
             case _:
                 plain[parameter] = value
     scheduling = machine.scheduling
-    return WorkerPlan(
+    return WorkerConfiguration(
         name=name,
         machine=row,
         vectors=machine.vectors,

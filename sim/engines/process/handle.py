@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from sim import recording
 from sim.engines.process import main
-from sim.engines.process.configuration import WorkerPlan
+from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.control import Control, Order
 from sim.engines.process.fork_server import without_main
 from sim.recording import Recording, State
 from topologies import Machine
 
-__all__ = ["Hand", "Moving", "Row", "describe_exit"]
+__all__ = ["Moving", "Row", "WorkerHandle", "describe_exit"]
 
 
 class Row(NamedTuple):
@@ -75,10 +75,10 @@ class _Successor:
                     self._code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
-class Hand:
+class WorkerHandle:
     """One life of a machine: its process, its control socket, its recordings. Owns all three."""
 
-    def __init__(self, machine: Machine, plan: WorkerPlan, rows: list[Row], books: list[Recording]) -> None:
+    def __init__(self, machine: Machine, plan: WorkerConfiguration, rows: list[Row], books: list[Recording]) -> None:
         self.machine = machine
         self.plan = plan
         self.name = plan.name
@@ -195,7 +195,7 @@ class Hand:
         self._successor = self._ahead.popleft()
         return True
 
-    def reap(self) -> str:
+    def collect_exit(self) -> str:
         """How it has ended, in words; "" when it ended as it should."""
         code = self._exit_code()
         assert code is not None

@@ -17,7 +17,7 @@ from pathlib import Path
 from nodes.errors import HostError, ProtocolError, UsageError
 from sim import recording
 from sim.engines.process import control
-from sim.engines.process.configuration import WorkerPlan
+from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.control import Control
 from sim.engines.process.worker import ProgramError, Worker
 from sim.kernel.processes import schedule, tie_to_fork_server
@@ -27,7 +27,7 @@ from sim.recording import Recording, State
 __all__ = ["main"]
 
 
-def main(plan: WorkerPlan, control_socket: socket.socket) -> None:
+def main(plan: WorkerConfiguration, control_socket: socket.socket) -> None:
     """The target of the process: run one machine from birth to Stop."""
     for number in ENDING:
         signals.signal(number, signals.SIG_IGN)

@@ -21,7 +21,7 @@ from nodes.vm import Vm
 from sim.kernel.fork_handover import Source, remap
 from sim.kernel.memory import map_region
 
-__all__ = ["Arrival", "Excuse", "let_go"]
+__all__ = ["Arrival", "FailurePipe", "let_go"]
 
 PATIENCE_S = 10.0
 EXCUSE_BYTES_MAX = 2048  # less than a pipe takes in one piece
@@ -50,7 +50,7 @@ def let_go(side: Source, fault: str) -> str:
     return reason
 
 
-class Excuse:
+class FailurePipe:
     """A pipe, made before the fork: in it the successor says why it does not come, and its source looks for that."""
 
     def __init__(self) -> None:

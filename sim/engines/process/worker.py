@@ -21,10 +21,10 @@ from sim import recording
 from sim.engines.process import control
 from sim.engines.process.attached_device import AttachedDevice
 from sim.engines.process.bound_program import BoundProgram
-from sim.engines.process.configuration import WorkerPlan
+from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.control import Control
 from sim.engines.process.delivery import drain_late, make_delivery, poll_until
-from sim.engines.process.migration import Arrival, Excuse, let_go
+from sim.engines.process.migration import Arrival, FailurePipe, let_go
 from sim.kernel.eventfd import drain
 from sim.kernel.fork_handover import Source, fork_successor
 from sim.recording import Recording, State
@@ -49,7 +49,7 @@ class _Moved(Exception):  # noqa: N818  (no error)
 class Worker:
     """One machine in this process: everything it holds, and the two loops it lives in."""
 
-    def __init__(self, plan: WorkerPlan, link: Control, books: list[Recording]) -> None:
+    def __init__(self, plan: WorkerConfiguration, link: Control, books: list[Recording]) -> None:
         self._plan = plan
         self._link = link
         self._books = books
@@ -114,7 +114,7 @@ class Worker:
         device = self._devices[0]
         device.vm.doorbells.flush()
         state = device.vm.device.save()
-        excuse = Excuse()
+        excuse = FailurePipe()
         side = fork_successor()
         if isinstance(side, Source):
             reason = let_go(side, order.fault)

@@ -15,7 +15,7 @@ from sim.results.analysis.latency import grouped, short
 from sim.results.analysis.resource_usage import COORDINATOR, host_use, profile
 from sim.results.ending import Ending
 from sim.results.store.manifest import SCHEMA_VERSION
-from sim.results.summary import FloorFigures, Group, Latencies, Percentiles, Resources, Summary
+from sim.results.summary import BaselineFigures, Group, Latencies, Percentiles, Resources, Summary
 
 __all__ = ["summarize"]
 
@@ -101,13 +101,13 @@ def _per_doorbell(used: Resources | None, rung: int, seconds: float) -> float | 
     return round(used.cpu_percent_sum / 100 * seconds * 1e9 / rung, 1)
 
 
-def _floor(ending: Ending, delivery: Percentiles) -> FloorFigures | None:
+def _floor(ending: Ending, delivery: Percentiles) -> BaselineFigures | None:
     """The quieter of the two looks at the floor, and what delivery took in its terms."""
     if not ending.floors:
         return None
     its = min(ending.floors, key=lambda look: look.p50_ns)
     pairs = {"p50": (delivery.p50, its.p50_ns), "p99": (delivery.p99, its.p99_ns)}
-    return FloorFigures(
+    return BaselineFigures(
         **msgspec.structs.asdict(its),
         times_floor={name: round(run / floor, 2) for name, (run, floor) in pairs.items() if run is not None and floor},
     )

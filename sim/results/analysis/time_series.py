@@ -20,7 +20,7 @@ from sim.results.store.batches import Column, batches, extent
 from sim.views.event_text import brief, sentence
 from sim.views.html.lines import Band
 
-__all__ = ["BINS", "LEVELS", "Digest", "Happening", "digest", "span"]
+__all__ = ["BINS", "LEVELS", "Happening", "TimeSeries", "digest", "span"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,7 +46,7 @@ class Happening:
 
 
 @dataclass
-class Digest:
+class TimeSeries:
     """Everything that grows with a run, made small.
 
     ``measured_ns``: when the first sample was due that counts. ``bands``: the warm-up and the phases of the scenario.
@@ -82,9 +82,9 @@ class Digest:
         return (self.stop_ns - self.start_ns) / 1e9
 
 
-def digest(run: Run) -> Digest:
+def digest(run: Run) -> TimeSeries:
     """Go through the tables of ``run`` once. Never raises for what it lacks: see ``Digest.missing``."""
-    made = Digest()
+    made = TimeSeries()
     made.start_ns, made.stop_ns = span(run)
     made.time_s = (np.arange(BINS) + 0.5) * made.duration_s / BINS
     for part in (_samples, _drains, _bands, _happenings):
@@ -95,7 +95,7 @@ def digest(run: Run) -> Digest:
     return made
 
 
-def _miss(made: Digest, error: UsageError) -> None:
+def _miss(made: TimeSeries, error: UsageError) -> None:
     made.missing.append(str(error))
 
 
@@ -124,7 +124,7 @@ def span(run: Run) -> tuple[int, int]:
     return start_ns, max([start_ns + 1, *lasts])
 
 
-def _bands(run: Run, made: Digest) -> None:
+def _bands(run: Run, made: TimeSeries) -> None:
     warmup_s = min(run.origin.warmup_s, made.duration_s)
     if made.measured_ns:
         # Where nobody says when the run began, its first stamp is taken for that, and may lie in the warm-up or after.
@@ -137,13 +137,13 @@ def _bands(run: Run, made: Digest) -> None:
             made.bands.append(Band(max(0.0, start_s), min(made.duration_s, end_s), phase.name))
 
 
-def _bin_of(made: Digest, time_ns: Column) -> Column:
+def _bin_of(made: TimeSeries, time_ns: Column) -> Column:
     """The bin of each moment, -1 for those outside."""
     place = (time_ns - made.start_ns) * BINS // max(1, made.stop_ns - made.start_ns)
     return np.where((place >= 0) & (place < BINS), place, -1)
 
 
-def _samples(run: Run, made: Digest) -> None:
+def _samples(run: Run, made: TimeSeries) -> None:
     made.latencies = {name: Distribution() for name in ("lag", "delivery", "handling", "total", "raw")}
     delivery, total = np.zeros((BINS, VALUE_BINS), np.int64), np.zeros((BINS, VALUE_BINS), np.int64)
     pending = np.zeros(BINS, np.int64)
@@ -162,7 +162,7 @@ def _samples(run: Run, made: Digest) -> None:
     )
 
 
-def _add_over_time(made: Digest, counts: Column, begin_ns: Column, end_ns: Column) -> None:
+def _add_over_time(made: TimeSeries, counts: Column, begin_ns: Column, end_ns: Column) -> None:
     """Count the time from ``begin_ns`` to ``end_ns`` (0: never) in the bin of its beginning."""
     at = _bin_of(made, begin_ns)
     known = (end_ns > 0) & (at >= 0)
@@ -176,7 +176,7 @@ def _together(count: int, each: int) -> int:
     return next((width for width in BINS_TOGETHER if width >= wanted), BINS_TOGETHER[-1])
 
 
-def _add_latencies(made: Digest, batch: dict[str, Column]) -> None:
+def _add_latencies(made: TimeSeries, batch: dict[str, Column]) -> None:
     intended, rung, delivered, handled, warmup = (batch[name] for name in LATENCY_COLUMNS)
     counts = warmup == 0
     if counts.any():
@@ -207,7 +207,7 @@ def _levels(over_time: Column) -> dict[str, Floats]:
     return levels
 
 
-def _drains(run: Run, made: Digest) -> None:
+def _drains(run: Run, made: TimeSeries) -> None:
     doorbells, wakes = np.zeros(BINS), np.zeros(BINS)
     sizes, drained = np.zeros(SIZE_BITS, np.int64), np.zeros(SIZE_BITS, np.int64)
     for batch in batches(run.path, "drains", ("count", "delivered_ns")):
@@ -230,7 +230,7 @@ def _drains(run: Run, made: Digest) -> None:
     )
 
 
-def _happenings(run: Run, made: Digest) -> None:
+def _happenings(run: Run, made: TimeSeries) -> None:
     for event in run.events():
         time_ns, kind = event.get("time_ns"), event.get("kind")
         if not isinstance(time_ns, int) or not isinstance(kind, str) or kind in NO_PART_OF_IT:

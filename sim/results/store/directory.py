@@ -21,8 +21,8 @@ from typing import Any, Self
 import msgspec
 
 from nodes.errors import HostError, UsageError
-from sim.host.wake_up_baseline import Floor
-from sim.results.ending import Ending, FloorLook, Outcome
+from sim.host.wake_up_baseline import WakeUpBaseline
+from sim.results.ending import BaselineLook, Ending, Outcome
 from sim.results.run import Run
 from sim.results.store import files
 from sim.results.store.manifest import SCHEMA_VERSION, Group, Host, Machine, Manifest, Owner, Phase
@@ -109,7 +109,7 @@ class RunDirectory:
         measure_start_ns: int,
         stop_ns: int,
         foreign_pending: Mapping[tuple[int, int], int] | None = None,
-        floors: Sequence[Floor] = (),
+        floors: Sequence[WakeUpBaseline] = (),
         phases: Sequence[Phase] = (),
         identities: Sequence[tuple[int, int, int]] = (),
         moves: Sequence[tuple[int, int, int, int]] = (),
@@ -136,7 +136,7 @@ class RunDirectory:
             stop_ns=stop_ns,
             refused_events=self.events_refused,
             refused_resources=self._resources.refused,
-            floors=[FloorLook(**dataclasses.asdict(floor)) for floor in floors],
+            floors=[BaselineLook(**dataclasses.asdict(floor)) for floor in floors],
             phases=list(phases),
             identities=list(identities),
             moves=list(moves),

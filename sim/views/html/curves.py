@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from sim.results.analysis.time_series import LEVELS, Digest
+from sim.results.analysis.time_series import LEVELS, TimeSeries
 from sim.views.html.lines import Axis, Chart, Line, Mark
 from sim.views.html.scales import count, decades, percentile_name, round_ticks, seconds, size, time
 from sim.views.html.usage import COORDINATOR_NAME, Usage
@@ -32,12 +32,12 @@ GROUP_STYLES = (1, 2, 3, 4, 7, 8, 6)
 COORDINATOR_STYLE = 9
 
 
-def late(made: Digest) -> bool:
+def late(made: TimeSeries) -> bool:
     """Whether a sender ever was behind its schedule, so that corrected and raw latencies differ."""
     return "lag" in made.latencies and made.latencies["lag"].max > 0
 
 
-def _shown(made: Digest) -> list[tuple[str, str, int]]:
+def _shown(made: TimeSeries) -> list[tuple[str, str, int]]:
     """The latencies that have samples; raw only where it differs from corrected."""
     names = [each for each in CURVES if each[0] in made.latencies and made.latencies[each[0]].max > 0]
     if late(made):
@@ -45,7 +45,7 @@ def _shown(made: Digest) -> list[tuple[str, str, int]]:
     return [(name, name, style) for name, _, style in names if name != "raw"]
 
 
-def percentiles(made: Digest) -> Chart | None:
+def percentiles(made: TimeSeries) -> Chart | None:
     """Latency over percentile, the percentiles by their nines; None without samples."""
     lines, most, low, high = [], 10, np.inf, 0.0
     for name, said, style in _shown(made):
@@ -73,7 +73,7 @@ def _rarity_word(rarity: float) -> str:
     return f"p{share:.{max(0, int(np.log10(max(rarity, 1))) - 1)}f}"
 
 
-def cumulative(made: Digest) -> Chart | None:
+def cumulative(made: TimeSeries) -> Chart | None:
     """The share of doorbells that took no longer; None without samples."""
     shares = np.unique(np.r_[np.linspace(0, 1, POINTS), 0.995, 0.999])
     lines, low, high, medians = [], np.inf, 0.0, []
@@ -104,22 +104,24 @@ def _latency_axis(low: float, high: float) -> Axis:
     return Axis("latency", low, high, lambda most: decades(low, high, most, time), time, logarithmic=True)
 
 
-def _time_axis(made: Digest) -> Axis:
+def _time_axis(made: TimeSeries) -> Axis:
     end_s = made.duration_s
     return Axis("time since the start", 0, end_s, lambda most: round_ticks(0, end_s, most, seconds), seconds)
 
 
-def delivery_over_time(made: Digest, marks: Sequence[Mark]) -> Chart | None:
+def delivery_over_time(made: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
     """Percentiles of delivery of what was rung in each moment."""
     return _levels_over_time("Delivery over time", made.delivery_ns, made, marks)
 
 
-def total_over_time(made: Digest, marks: Sequence[Mark]) -> Chart | None:
+def total_over_time(made: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
     """Percentiles of the corrected total of what was meant to be rung in each moment; None when nobody was late."""
     return _levels_over_time("Total over time, corrected", made.total_ns, made, marks) if late(made) else None
 
 
-def _levels_over_time(title: str, levels: Mapping[str, Floats], made: Digest, marks: Sequence[Mark]) -> Chart | None:
+def _levels_over_time(
+    title: str, levels: Mapping[str, Floats], made: TimeSeries, marks: Sequence[Mark]
+) -> Chart | None:
     if not levels or not np.isfinite(levels["p50"]).any():
         return None
     # The median last, on top of what would hide it.
@@ -135,7 +137,7 @@ def _levels_over_time(title: str, levels: Mapping[str, Floats], made: Digest, ma
     return Chart(title, description, _time_axis(made), y, lines, marks, made.bands)
 
 
-def rates(made: Digest, marks: Sequence[Mark]) -> Chart | None:
+def rates(made: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
     """Doorbells and wake-ups in each moment, as the receivers logged them."""
     if not made.delivered_per_s.any():
         return None
@@ -156,7 +158,7 @@ def rates(made: Digest, marks: Sequence[Mark]) -> Chart | None:
     return Chart("Rates over time", description, _time_axis(made), y, lines, marks, made.bands)
 
 
-def usage_charts(found: Sequence[Usage], made: Digest, marks: Sequence[Mark]) -> list[Chart]:
+def usage_charts(found: Sequence[Usage], made: TimeSeries, marks: Sequence[Mark]) -> list[Chart]:
     """CPU and memory of one machine of each group over time; of many groups, the busiest."""
     groups = [each for each in found if each.name != COORDINATOR_NAME]
     busiest = sorted(groups, key=lambda each: -float(each.cpu_percent.mean()))[: len(GROUP_STYLES)]

@@ -16,7 +16,7 @@ import numpy as np
 from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.flags import flags
-from sim.results.analysis.time_series import Digest, Happening, digest
+from sim.results.analysis.time_series import Happening, TimeSeries, digest
 from sim.results.store import files
 from sim.views.html import curves, scales, tables, topology
 from sim.views.html.lines import Chart, Mark
@@ -146,7 +146,7 @@ def _expected(summary: Mapping[str, Any]) -> Markup:
     return tag("section", tag("h2", "Expectations"), tables.expectations(found)) if found else Markup()
 
 
-def _notices(run: Run, summary: Mapping[str, Any] | None, made: Digest) -> Markup:
+def _notices(run: Run, summary: Mapping[str, Any] | None, made: TimeSeries) -> Markup:
     """Warnings, what is damaged, what is missing."""
     said = list(summary.get("warnings") or flags(run.figures)) if summary else []
     said += run.problems
@@ -169,7 +169,7 @@ def _figure(chart: Chart, note: str, wide: int = WIDE) -> Markup:
     return tag("figure", caption, legend, chart.draw(wide, height, "wide"), chart.draw(NARROW, 275, "narrow"))
 
 
-def _latency(summary: Mapping[str, Any] | None, made: Digest) -> list[Markup]:
+def _latency(summary: Mapping[str, Any] | None, made: TimeSeries) -> list[Markup]:
     parts = []
     nines, shares = curves.percentiles(made), curves.cumulative(made)
     if nines is None or shares is None:
@@ -190,7 +190,7 @@ def _latency(summary: Mapping[str, Any] | None, made: Digest) -> list[Markup]:
     return parts
 
 
-def _raw(made: Digest) -> dict[str, int | None] | None:
+def _raw(made: TimeSeries) -> dict[str, int | None] | None:
     its = made.latencies.get("raw")
     if its is None or not its.size:
         return None
@@ -207,7 +207,7 @@ def _marks(happenings: Sequence[Happening]) -> tuple[list[Mark], list[tuple[str,
     return [Mark(each.time_s, number) for number, each in marked[:MARKS_DRAWN]], marked
 
 
-def _over_time(made: Digest, marks: list[Mark], marked: list[tuple[str, Happening]]) -> list[Markup]:
+def _over_time(made: TimeSeries, marks: list[Mark], marked: list[tuple[str, Happening]]) -> list[Markup]:
     charts = (
         (curves.total_over_time(made, marks), "of the doorbells meant to be rung in each moment"),
         (curves.delivery_over_time(made, marks), "of the doorbells rung in each moment"),
@@ -245,7 +245,7 @@ def _topology(run: Run, summary: Mapping[str, Any] | None, picture: str | None) 
     return [*([tag("div", *drawn, class_="pair-of")] if drawn else []), *parts, listed]
 
 
-def _coalescing(summary: Mapping[str, Any] | None, made: Digest) -> list[Markup]:
+def _coalescing(summary: Mapping[str, Any] | None, made: TimeSeries) -> list[Markup]:
     sizes, drained = made.drain_sizes, made.drained
     if not len(sizes):
         return [tag("p", "Nothing was drained, or nobody logged it.", class_="note")]
@@ -267,7 +267,7 @@ def _coalescing(summary: Mapping[str, Any] | None, made: Digest) -> list[Markup]
     return [tag("figure", caption, tag("ul", *keys, class_="legend"), *drawn)]
 
 
-def _resources(run: Run, summary: Mapping[str, Any] | None, made: Digest, marks: list[Mark]) -> list[Markup]:
+def _resources(run: Run, summary: Mapping[str, Any] | None, made: TimeSeries, marks: list[Mark]) -> list[Markup]:
     looked_at = usage(run, made.start_ns, made.stop_ns)
     # A group whose memory was never summed up has nothing for the second curve.
     found = [each for each in looked_at if len(each.cpu_time_s) > 1 and len(each.memory_time_s)]

@@ -64,13 +64,16 @@ def test_quirk_is_tested_on_and_off(quirk: Quirk) -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        {"code": "nodes.device.ivshmem:Ivshmem.nothing", "tests": ["test_seed_rows.py::test_all_rows_are_there"]},
-        {"code": "nodes.nowhere:Thing", "tests": ["test_seed_rows.py::test_all_rows_are_there"]},
-        {"code": "", "tests": ["test_seed_rows.py::test_all_rows_are_there"]},
+        {
+            "code": "nodes.device.ivshmem:Ivshmem.nothing",
+            "tests": ["nodes/device/test_seed_rows.py::test_all_rows_are_there"],
+        },
+        {"code": "nodes.nowhere:Thing", "tests": ["nodes/device/test_seed_rows.py::test_all_rows_are_there"]},
+        {"code": "", "tests": ["nodes/device/test_seed_rows.py::test_all_rows_are_there"]},
         {"code": "nodes.device.ivshmem:Ivshmem", "tests": []},
-        {"code": "nodes.device.ivshmem:Ivshmem", "tests": ["test_seed_rows.py::test_nothing"]},
-        {"code": "nodes.device.ivshmem:Ivshmem", "tests": ["test_nowhere.py::test_all_rows_are_there"]},
-        {"code": "nodes.device.ivshmem:Ivshmem", "tests": ["test_seed_rows.py::problems"]},
+        {"code": "nodes.device.ivshmem:Ivshmem", "tests": ["nodes/device/test_seed_rows.py::test_nothing"]},
+        {"code": "nodes.device.ivshmem:Ivshmem", "tests": ["nodes/device/test_nowhere.py::test_all_rows_are_there"]},
+        {"code": "nodes.device.ivshmem:Ivshmem", "tests": ["nodes/device/test_seed_rows.py::problems"]},
     ],
 )
 def test_a_bad_row_is_seen(row: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ class Site:
         self.stack = stack
         self.loop = stack.enter_context(contextlib.closing(Loop()))
         self.events = []
-        self.hand = SimpleNamespace(
+        self.handle = SimpleNamespace(
             machine=SimpleNamespace(index=0, present=False),
             plan=SimpleNamespace(vectors=2),
             rows=[Row(0, "m", 0, 0)],
@@ -37,16 +37,16 @@ class Site:
             0,
             self.loop,
             path,
-            on_join=lambda hand, _place: self.events.append(("joined", hand)),
+            on_join=lambda handle, _place: self.events.append(("joined", handle)),
             on_stranger=lambda arrival: self.events.append(("stranger", arrival.pid)),
             on_leave=lambda peer, reason: self.events.append((reason, peer.peer)),
             on_fault=self.events.append,
         )
         stack.enter_context(contextlib.closing(self.domain))
         self.knows = True
-        known = {os.getpid(): self.hand}
+        known = {os.getpid(): self.handle}
         self.domain.open(
-            SimpleNamespace(current=[self.hand], with_pid=lambda pid: known.get(pid) if self.knows else None)
+            SimpleNamespace(current=[self.handle], with_pid=lambda pid: known.get(pid) if self.knows else None)
         )
 
     def connect(self) -> socket.socket:
@@ -71,28 +71,28 @@ def site(tmp_path):
 
 
 def test_a_successor_joins_without_being_taken_for_the_machine_yet(site):
-    site.hand.moving = Moving(0, hand_over=False, fault="")
+    site.handle.moving = Moving(0, hand_over=False, fault="")
     site.connect()
     site.accept()
-    assert (site.hand.moving.peer, site.hand.peers) == (0, [7])
-    assert site.events == [("joined", site.hand)]
+    assert (site.handle.moving.peer, site.handle.peers) == (0, [7])
+    assert site.events == [("joined", site.handle)]
 
 
 def test_a_successor_that_died_before_it_was_let_in_is_nobody(site):
     """Its machine has been told that it stays, as the peer that it is: the dead one's ID would be wrong for ever."""
     site.connect().close()
     site.accept()
-    assert (site.hand.peers, site.hand.identities, site.peers, site.events) == ([7], [], [], [])
+    assert (site.handle.peers, site.handle.identities, site.peers, site.events) == ([7], [], [], [])
 
 
 def test_an_earlier_successor_that_died_is_not_the_next_one(site):
-    site.hand.moving = Moving(0, hand_over=False, fault="")
+    site.handle.moving = Moving(0, hand_over=False, fault="")
     site.connect().close()
     site.accept()
-    assert (site.hand.moving.peer, site.events) == (None, [])
+    assert (site.handle.moving.peer, site.events) == (None, [])
     site.connect()
     site.accept()
-    assert (site.hand.moving.peer, site.peers) == (0, [0])
+    assert (site.handle.moving.peer, site.peers) == (0, [0])
 
 
 def test_a_process_of_the_crew_that_died_is_no_stranger(site):
@@ -108,12 +108,12 @@ def test_a_process_of_the_crew_that_died_is_no_stranger(site):
 def test_who_speaks_before_it_is_let_in_has_left(site):
     site.connect().sendall(b"x")
     site.accept()
-    assert (site.hand.peers, site.peers, site.events) == ([7], [], [])
+    assert (site.handle.peers, site.peers, site.events) == ([7], [], [])
 
 
 def test_a_stranger_who_goes_while_it_waits_for_the_machines_is_not_announced(site):
     site.knows = False
-    site.domain._awaited[0] = site.hand, None
+    site.domain._awaited[0] = site.handle, None
     stranger = site.connect()
     site.accept()
     assert (site.peers, site.events) == ([], [])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sim.coordination.monitor import LOOK_SHARE, Lookout, in_words
+from sim.coordination.monitor import LOOK_SHARE, Monitor, in_words
 from sim.host.resources import Resources
 
 
@@ -54,13 +54,13 @@ def test_what_recording_a_look_loads_does_not_put_off_the_next_look(tmp_path: Pa
             pass
 
     run: Any = SimpleNamespace(phase="running")
-    crew: Any = SimpleNamespace(hands=[])
+    machines: Any = SimpleNamespace(handles=[])
     planned: Any = loop
-    lookout = Lookout(crew, run, planned, runtime=tmp_path, record=record, resources_every_s=0.2, path=tmp_path)
+    monitor = Monitor(machines, run, planned, runtime=tmp_path, record=record, resources_every_s=0.2, path=tmp_path)
     try:
-        lookout.look_at_resources()
+        monitor.look_at_resources()
         (next_ns,) = loop.moments_ns
         assert next_ns < time.monotonic_ns() + LOOK_SHARE * loading_ns
-        assert lookout.spent_ns >= loading_ns
+        assert monitor.spent_ns >= loading_ns
     finally:
-        lookout.close()
+        monitor.close()

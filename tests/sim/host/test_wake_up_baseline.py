@@ -9,11 +9,11 @@ import pytest
 
 from nodes.errors import HostError
 from sim.host import wake_up_baseline
-from sim.host.wake_up_baseline import clock_cost_ns, floor_if_any, measure_floor
+from sim.host.wake_up_baseline import baseline_if_any, clock_cost_ns, measure_floor
 
 
 def test_the_floor_is_measured_and_the_partner_gone():
-    (its,) = floor_if_any()
+    (its,) = baseline_if_any()
     assert 0 < its.p50_ns <= its.p99_ns
     assert 0 < its.count <= 2 * (wake_up_baseline.ROUNDS_MAX - wake_up_baseline.WARM_UP)
     assert its.clock_ns > 0
@@ -40,7 +40,7 @@ def test_a_partner_that_cannot_start_or_dies_is_said(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(HostError, match="no partner"):
         measure_floor()
-    assert floor_if_any() == []
+    assert baseline_if_any() == []
     monkeypatch.setattr(sys, "executable", "/bin/true")
     with pytest.raises(HostError, match=r"the partner ended \(0\)"):
         measure_floor()

@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from sim.host.wake_up_baseline import Floor
+from sim.host.wake_up_baseline import WakeUpBaseline
 from sim.results.analysis.flags import flags
-from sim.results.summary import FloorFigures, Summary
+from sim.results.summary import BaselineFigures, Summary
 from tests.synthetic import PENDING, finish, pair, usage
 
 BUSY = {"cpu_user_s": 0.9, "cpu_system_s": 0.0, "switches_involuntary": 50}
-FLOOR = FloorFigures(p50_ns=4000, p99_ns=5000, count=9, placement="here", clock_ns=40.0)
+FLOOR = BaselineFigures(p50_ns=4000, p99_ns=5000, count=9, placement="here", clock_ns=40.0)
 HOST = {"steal_s": 0.0, "load_1": 0.5, "pressure_cpu_s": 0.0, "sampling_s": 0.0, "cpu_system_s": 0.0}
 
 
@@ -102,7 +102,7 @@ def test_deliveries_without_a_wake_up_are_said_when_they_are_more_than_one_in_a_
 @pytest.mark.parametrize(("floor_ns", "short"), [(28_000, 0), (28_001, 1)])
 def test_a_short_delivery_is_one_below_a_quarter_of_the_floor(tmp_path, floor_ns, short):
     # One delivery is measured, of 7 us; the other one is of the warm-up.
-    run = finish(pair(tmp_path), PENDING, floors=[Floor(floor_ns, 40_000, 1900, "here", 50.0)])
+    run = finish(pair(tmp_path), PENDING, floors=[WakeUpBaseline(floor_ns, 40_000, 1900, "here", 50.0)])
     assert run.figures.short_deliveries == short
     assert ["1 of 1 deliveries" in its for its in run.warnings if "floor" in its] == [True] * short
 
@@ -124,7 +124,7 @@ def test_the_summary_holds_them_and_what_they_rest_on(tmp_path):
         directory.resources([usage(0, "ping-0", second), usage(1, "echo-0", second)])
         host = {**HOST, "steal_s": 0.5 * second, "load_1": second, "pressure_cpu_s": 0.25 * second, "sampling_s": 0.0}
         directory.resources([usage(-2, "host", second, **host, cpu_user_s=1.5 * second)])
-    floors = [Floor(2000, 4000, 1900, "here", 50.0), Floor(1000, 5000, 1900, "here", 40.0)]
+    floors = [WakeUpBaseline(2000, 4000, 1900, "here", 50.0), WakeUpBaseline(1000, 5000, 1900, "here", 40.0)]
     run = finish(directory, PENDING, floors=floors)
     summary = run.summary
     assert run.warnings == summary["warnings"]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import sim.results
 from sim import recording
-from sim.host.wake_up_baseline import Floor
+from sim.host.wake_up_baseline import WakeUpBaseline
 from sim.results import Run, RunDirectory
 from sim.views.terminal import render
 from sim.views.units import human_count, human_interval, human_ns
@@ -113,7 +113,9 @@ def test_what_the_figures_are_held_against(tmp_path):
         rows = [usage(0, "ping-0", second), usage(1, "echo-0", second)]
         rows += [usage(-2, "host", second, load_1=2.5, pressure_cpu_s=0.5 * second, sampling_s=0.01 * second)]
         directory.resources(rows)
-    run = finish(directory, PENDING, floors=[Floor(3500, 7000, 1900, "where the kernel put them, on 2 CPUs", 41.5)])
+    run = finish(
+        directory, PENDING, floors=[WakeUpBaseline(3500, 7000, 1900, "where the kernel put them, on 2 CPUs", 41.5)]
+    )
     lines = printed(run, 250).splitlines()
     assert (
         "floor: a bare wake-up takes 3.50 us here (p99 7.00 us; where the kernel put them, on 2 CPUs), "

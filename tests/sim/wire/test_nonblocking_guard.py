@@ -12,7 +12,7 @@ import pytest
 from sim.kernel.eventfd import COUNTER_MAX, signal
 from sim.oracle.qtest import DEFAULT_QEMU, find_qemu
 from sim.wire import nonblocking_guard
-from sim.wire.nonblocking_guard import Unblocker
+from sim.wire.nonblocking_guard import NonBlockingGuard
 from tests.qemu.test_server_scale import OWN_EVENTFDS, eventfds
 
 pytestmark = pytest.mark.qemu
@@ -53,7 +53,7 @@ def test_what_a_qemu_left_blocking_is_made_non_blocking_again(make_site, monkeyp
         kept = [False] * KEPT + [True] * (SENT - KEPT)
         site.until(lambda: (blocking(0), blocking(1)) == (kept, kept))
 
-        Unblocker(site.loop, site.server).start()
+        NonBlockingGuard(site.loop, site.server).start()
         site.until(lambda: (blocking(0), blocking(1)) == ([False] * SENT, [False] * SENT))
         # A ring at a full counter is refused again, where it would have blocked for ever.
         line = witness.lines[0, SENT - 1].descriptor

@@ -25,7 +25,7 @@ from sim.oracle.qtest import DEFAULT_QEMU, find_qemu
 from sim.wire.attachment import Attachment
 from sim.wire.listener import Listener
 from sim.wire.proxy import kind_of
-from sim.wire.replayer import Played, Player
+from sim.wire.replayer import Played, Replayer
 
 PATIENCE_S = 30.0
 
@@ -55,7 +55,7 @@ class Stage:
     def play(self, text, **options):
         entries = parse([HEADER, *text.splitlines()]).entries
         listener = self.stack.enter_context(Listener(self.path))
-        player = Player(self.loop, listener, entries, tell=lambda _, text: self.told.append(text), **options)
+        player = Replayer(self.loop, listener, entries, tell=lambda _, text: self.told.append(text), **options)
         return self.stack.enter_context(player)
 
     def connect(self):
