@@ -14,8 +14,16 @@ from topologies.language.matrix import read_matrix, try_values
 from topologies.language.problems import Problem, TopologyError, nearest, show
 from topologies.language.reader import Report, TooManyProblemsError, read_table
 from topologies.language.settings import Settings
-from topologies.language.tables import File, parse_size, show_size
+from topologies.language.sizes import (
+    MEMORY_SIZE_MAX_BYTES,
+    MEMORY_SIZE_MIN_BYTES,
+    parse_size,
+    power_of_two,
+    show_size,
+)
+from topologies.language.tables import File, Size
 from topologies.language.toml_positions import Path
+from topologies.language.values import describe
 from topologies.model import MAIN_DOMAIN, Domain, Group, Machine, Memory, RunSettings, Topology
 from topologies.resolve.arguments import Arguments, check_offsets, read_arguments
 from topologies.resolve.machines import ResolvedMachines, read_crowd
@@ -164,21 +172,32 @@ def _domains(fields: Mapping[str, Any], document: Document, report: Report) -> d
     if len(named) > _MAX_DOMAINS:
         report.add(("domains",), f"at most {_MAX_DOMAINS} domains", str(len(named)))
         named = dict(list(named.items())[:_MAX_DOMAINS])
-    return {name: _domain(name, table, ("domains", name), report) for name, table in named.items()}
+    segments: dict[str, str] = {}
+    for name, table in named.items():
+        segment = table.get("name", "")
+        if segment and segment in segments:
+            got = f"{show(segment)}, as domain {segments[segment]} has"
+            report.add(("domains", name, "name"), "a segment of its own for each domain", got)
+        segments[segment] = name
+    # Where all of them were reported, the rest of the file is still read: as one with a single domain.
+    return {name: _domain(name, table, ("domains", name), report) for name, table in named.items()} or {
+        MAIN_DOMAIN: None
+    }
 
 
 def _domain(name: str, table: Mapping[str, Any], path: Path, report: Report) -> Domain | None:
+    if table.get("name") and table.get("kind") == "memfd":
+        hint = 'kind = "shared_memory" has a name'
+        report.add((*path, "name"), 'no name for kind = "memfd", which has none', show(table["name"]), hint)
     if "size" in table:
         size_bytes = parse_size(table["size"])
-        expected = "a power of two, from 4096 bytes to 1024G"
-        if not 4096 <= size_bytes <= 2**40 or size_bytes & (size_bytes - 1):
-            below = 1 << max(12, min(39, size_bytes.bit_length() - 1))
-            hint = f"{show_size(below)} and {show_size(2 * below)} are such"
-            report.add((*path, "size"), expected, show(table["size"]), hint)
+        fitting = min(max(MEMORY_SIZE_MIN_BYTES, power_of_two(size_bytes)), MEMORY_SIZE_MAX_BYTES)
+        if size_bytes != fitting:
+            report.add((*path, "size"), describe(Size), show(table["size"]), f"take {show_size(fitting)}")
             return None
-    if not {"size", "kind"} <= table.keys():
+    if not {"size", "kind", "name"} <= table.keys() or report.has((*path, "name")):
         return None
-    memory = Memory(size_bytes=size_bytes, kind=table["kind"])
+    memory = Memory(size_bytes=size_bytes, kind=table["kind"], name=table["name"])
     return Domain(name=name, memory=memory, dialect=table.get("dialect", "v0"))
 
 

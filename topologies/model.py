@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from nodes.errors import UsageError
+from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES
 from topologies.language.validated import NAME_PATTERN, Name, Validated
 from topologies.schedule import Action, Expectation, Phase
 
@@ -72,7 +73,7 @@ ProgramName = Annotated[
         extra={"expected": "the name of a program: a shipped one, or package.module:function"},
     ),
 ]
-SizeBytes = Annotated[int, Meta(ge=4096, le=2**40)]
+SizeBytes = Annotated[int, Meta(ge=MEMORY_SIZE_MIN_BYTES, le=MEMORY_SIZE_MAX_BYTES)]
 MemoryKind = Annotated[
     Literal["shared_memory", "memfd"],
     Meta(description="`shared_memory`: host programs can open it by name; `memfd`: sealed against shrinking."),
@@ -139,15 +140,21 @@ class RunSettings(Validated, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Memory(Validated, frozen=True, kw_only=True):
-    """The region behind BAR2 of every machine; ``size_bytes`` is a power of two, at least one page."""
+    """The region behind BAR2 of every machine; ``size_bytes`` is a power of two, at least one page.
+
+    ``name`` is that of the segment in /dev/shm, for ``shared_memory`` only; "" leaves the choice to the run.
+    """
 
     size_bytes: SizeBytes = 4 << 20
     kind: MemoryKind = "shared_memory"
+    name: Annotated[str, Meta(pattern=rf"{NAME_PATTERN}|^\Z")] = ""
 
     def __post_init__(self) -> None:
         Validated.__post_init__(self)
         if self.size_bytes & (self.size_bytes - 1):
             raise UsageError(f"Memory.size_bytes: expected a power of two, got {self.size_bytes}")
+        if self.name and self.kind != "shared_memory":
+            raise UsageError(f"Memory.name: expected none for the kind {self.kind}, got {self.name!r}")
 
 
 class Domain(Validated, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from topologies import Problem, Topology, TopologyError, load, loads, starter_text
+from topologies.language.problems import show_key
 from topologies.language.reader import annotations_of
 from topologies.language.tables import (
     ActionTable,
@@ -25,6 +26,7 @@ from topologies.language.tables import (
     MemoryTable,
     PhaseTable,
 )
+from topologies.language.toml_positions import positions
 from topologies.model import RunSettings
 from topologies.schedule import ACTIONS
 
@@ -149,6 +151,49 @@ def test_another_value_loads_or_is_refused_with_lines(place: tuple[int, str], va
     event("refused" if problems else "loads")
     if problems and problems[0].key == "":
         assert problems[0].line in (number, number + 1, len(lines))
+
+
+BARE = """
+[run]
+[defaults]
+program = "storm"
+parameters = { to = "all" }
+[machines.a]
+count = 2
+override.0 = { vectors = 2 }
+[machines.b]
+parameters = { to = { random = "all", degree = 1 } }
+[[timeline]]
+at_s = 0.1
+do = "stop_server"
+[[timeline]]
+when = "rung > 1"
+of = "a -> b:0"
+do = "migrate"
+machines = "all"
+[[expect]]
+that = "rung > 1"
+of = "a -> b:0"
+"""
+"""A file that leaves out what may be left out: its single elements are taken for granted."""
+EMPTY = ("{}", "[]", '""')
+
+
+@pytest.mark.parametrize("text", [BARE, TEXT], ids=["bare", "everything"])
+def test_empty_tables_arrays_and_texts_load_or_are_refused(text: str) -> None:
+    keys = {show_key(path).replace("[", ".").replace("]", "") for path in positions(text) if path}
+    tables = ("domains", "memory", "machines", "defaults", "phases", "timeline", "expect", "matrix", "run")
+    for overrides in (
+        *({key: empty} for key in keys for empty in EMPTY),
+        *({one: "{}", other: empty} for one in tables for other in tables for empty in EMPTY),
+    ):
+        with no_process(), contextlib.suppress(TopologyError):
+            assert isinstance(loads(text, "generated.toml", overrides), Topology)
+
+
+def test_a_table_that_names_no_domain_is_a_problem() -> None:
+    (problem,) = problems_of("[domains]\n" + BARE)
+    assert (problem.line, problem.key, problem.expected) == (1, "domains", "at least one table [domains.NAME]")
 
 
 WORDS = '[ ] { } = . , # \\ _ - [[ ]] \' " """ nan é machines parameters others override -> : timeline expect phases'

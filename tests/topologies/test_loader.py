@@ -23,6 +23,7 @@ from topologies import (
     shipped,
     starter_text,
 )
+from topologies.language.sizes import parse_size, show_size
 
 MINIMAL = '[machines.a]\nprogram = "idle"\n'
 
@@ -98,6 +99,13 @@ def test_everything_that_can_be_said_is_read() -> None:
         ('"1M"', 1 << 20),
         ('"1024G"', 1 << 40),
         ("1048576", 1 << 20),
+        ("0x400000", 4 << 20),
+        ('"0x400000"', 4 << 20),
+        ('"4m"', 4 << 20),
+        ('"4k"', 4096),
+        ('"1T"', 1 << 40),
+        ('"0.5M"', 1 << 19),
+        ('"4096b"', 4096),
     ],
 )
 def test_sizes(size: str, size_bytes: int) -> None:
@@ -114,8 +122,10 @@ def test_sizes(size: str, size_bytes: int) -> None:
         '"2048G"',
         '"4 M"',
         '"4MB"',
-        '"4m"',
         '"-4M"',
+        '"0x4M"',
+        '"4096.5"',
+        '"1P"',
         '"0"',
         '""',
         '"M"',
@@ -126,6 +136,68 @@ def test_sizes_that_no_bar_can_have(size: str) -> None:
     with pytest.raises(TopologyError) as caught:
         loads(f"[memory]\nsize = {size}\n{MINIMAL}")
     assert [(problem.line, problem.key) for problem in caught.value.problems] == [(2, "memory.size")]
+
+
+@pytest.mark.parametrize(
+    ("size", "hint"),
+    [
+        ('"1.5M"', "take 2M"),
+        ('"31.25M"', "take 32M"),
+        ("5000", "take 8K"),
+        ('"2K"', "take 4K"),
+        ('"2T"', "take 1T"),
+        ('"4MB"', 'did you mean "4M"?'),
+        ('"1.5 MiB"', 'did you mean "1.5M"?'),
+    ],
+)
+def test_a_size_that_is_refused_names_one_that_is_taken(size: str, hint: str) -> None:
+    with pytest.raises(TopologyError) as caught:
+        loads(f"[memory]\nsize = {size}\n{MINIMAL}")
+    assert [problem.hint for problem in caught.value.problems] == [hint]
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [("31.25M", 32_768_000), ("1.k", 1024), ("0x1b", 27), ("7", 7), ("1E", 1 << 60), ("0.0001k", 0), ("3b", 3)],
+)
+def test_sizes_are_read_as_qemu_reads_them(text: str, size_bytes: int) -> None:
+    """util/cutils.c, qemu_strtosz: the b of 0x1b is a digit."""
+    assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "M", "1.5", "1.5B", "0x4M", "-1", "1 M", "4MB", "4K\n", "\u0664K", "1e6"])
+def test_a_text_that_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="expected a size such as"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(("size_bytes", "text"), [(0, "0"), (5000, "5000"), (1 << 20, "1M"), (1 << 40, "1T")])
+def test_a_size_is_shown_as_it_is_written(size_bytes: int, text: str) -> None:
+    assert show_size(size_bytes) == text
+    assert parse_size(text) == size_bytes
+
+
+def test_the_memory_has_a_name_if_the_file_gives_it_one() -> None:
+    assert loads(MINIMAL).memory.name == ""
+    assert loads(f"[memory]\nname = 'shm-7'\n{MINIMAL}").memory.name == "shm-7"
+    two = loads(f"[domains.x]\nname = 'left'\n[domains.y]\n{MINIMAL}domains = ['x']\n")
+    assert [domain.memory.name for domain in two.domains] == ["left", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "got"),
+    [
+        ("[memory]\nname = 'a/b'\n", "memory.name", '"a/b"'),
+        ("[memory]\nname = '..'\n", "memory.name", '".."'),
+        ("[memory]\nname = ''\n", "memory.name", '""'),
+        ("[memory]\nname = 'a'\nkind = 'memfd'\n", "memory.name", '"a"'),
+        ("[domains.x]\nname = 'a'\n[domains.y]\nname = 'a'\n", "domains.y.name", '"a", as domain x has'),
+    ],
+)
+def test_names_that_no_memory_can_have(text: str, key: str, got: str) -> None:
+    with pytest.raises(TopologyError) as caught:
+        loads(text + MINIMAL + ("domains = ['x']\n" if "domains" in text else ""))
+    assert [(problem.key, problem.got) for problem in caught.value.problems] == [(key, got)]
 
 
 def test_names_and_indices_follow_the_file() -> None:
@@ -337,6 +409,8 @@ def test_a_topology_travels_between_processes_and_cannot_be_changed() -> None:
         lambda: RunSettings(on_death="explode"),  # type: ignore[arg-type]
         lambda: Memory(size_bytes=4097),
         lambda: Memory(size_bytes=2048),
+        lambda: Memory(kind="memfd", name="a"),
+        lambda: Memory(name="a/b"),
         lambda: Memory(kind="file"),  # type: ignore[arg-type]
         lambda: Group(name="a/b", program="idle"),
         lambda: Group(name="a", program="idle", count=0),

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES, SIZE_PATTERN
 from topologies.language.validated import NAME_PATTERN, Name, Sparse
 from topologies.model import (
     Blockers,
@@ -44,15 +45,24 @@ __all__ = [
     "Size",
     "other_tables_with",
     "parse_cpus",
-    "parse_size",
-    "show_size",
 ]
 
 Size = Annotated[
-    Annotated[int, Meta(ge=4096, le=2**40)] | Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,12}[KMG]?\Z")],
+    Annotated[int, Meta(ge=MEMORY_SIZE_MIN_BYTES, le=MEMORY_SIZE_MAX_BYTES)]
+    | Annotated[str, Meta(pattern=SIZE_PATTERN)],
     Meta(
-        description="Bytes, or a number with K, M or G; a power of two, at least 4096.",
-        examples=["4M", 65536],
+        description="Bytes, or a number with a suffix K, M, G or T, or 0x...; a power of two from 4K to 1T.",
+        examples=["4M", "64k", "0x10000", 65536],
+        extra={"expected": 'a power of two from 4K to 1T: bytes, or a string such as "64K", "4M" or "0x400000"'},
+    ),
+]
+MemoryName = Annotated[
+    Name,
+    Meta(
+        description=(
+            "The name of the segment in /dev/shm, which other programs open with shm_open(3); "
+            "if absent, each run takes a new one. Only for shared_memory."
+        )
     ),
 ]
 CPU_LIST = r"^[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?){0,63}$"
@@ -121,6 +131,7 @@ class MemoryTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     size: Size = "4M"
     kind: MemoryKind = "shared_memory"
+    name: MemoryName = ""
 
 
 class DomainTable(MemoryTable, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -264,22 +275,6 @@ def other_tables_with(key: str) -> str:
     return f"{' and '.join(tables)} can have that key" if tables else ""
 
 
-def parse_size(size: int | str) -> int:
-    """A checked `Size` in bytes: ``"4M"`` is 4194304."""
-    if isinstance(size, int):
-        return size
-    unit = _UNITS.get(size[-1])
-    return int(size) if unit is None else int(size[:-1]) * unit
-
-
-def show_size(size_bytes: int) -> str:
-    """Bytes as a topology spells them: 4194304 is ``4M``, 5000 is ``5000``."""
-    for unit, factor in reversed(_UNITS.items()):
-        if size_bytes >= factor and size_bytes % factor == 0:
-            return f"{size_bytes // factor}{unit}"
-    return str(size_bytes)
-
-
 def parse_cpus(cpus: tuple[int, ...] | str) -> tuple[int, ...] | None:
     """The numbers of a `CpuList`, in order, each once; None when it is none, or a range runs backwards."""
     if not isinstance(cpus, str):
@@ -304,5 +299,4 @@ _TABLES: dict[str, type[Struct]] = {
     "[[timeline]]": ActionTable,
     "[[expect]]": ExpectTable,
 }
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LAST_CPU = 8191

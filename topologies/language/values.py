@@ -19,7 +19,7 @@ _INTEGER_LIMIT = 2**63
 _GUESSED_CHARACTERS = 18
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _PLACE = re.compile(r"at `\$(\[\d+\])")
-_SIZE = re.compile(r"\s*(\d+)\s*([KMG]?)(?:I?B|BYTES)?\s*")
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([KMGTPE]?)(?:I?B|BYTES)?\s*")
 _QUANTITY = re.compile(r"\s*[+-]?\d[\d_.]*\s*[A-Za-z%\u00b5]+\s*")
 
 
@@ -134,8 +134,6 @@ def _describe_string(shape: shapes.StrType) -> str:
     if shape.pattern is not None:
         if "A-Z" in shape.pattern:
             return "a name of 1 to 64 letters, digits, '_', '.' or '-', not beginning with '.' or '-'"
-        if "[KMG]" in shape.pattern:
-            return 'a string like "64K", "4M" or "1G"'
         return f"a string like {shape.pattern}"
     text = "a string"
     if shape.min_length:
