@@ -1,6 +1,8 @@
-"""From the name of a program to its function, however it is named: what a machine's own process needs of this layer.
+"""Find the function that a program's name stands for: all that a machine's own process needs of this layer.
 
-Naming a program of somebody else's imports its code: it runs, with full trust.
+``package.module:function`` is found as Python finds any module: installed, or in a folder that PYTHONPATH names. The
+current directory is not searched; a file there is named with ``--program FILE``. A program that is named is imported:
+its code runs with full trust.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ FILE_NAME = re.compile(r"(/.*\.py):([A-Za-z_]\w*)", re.ASCII | re.DOTALL)
 
 
 def import_program(name: str) -> Any:
-    """What ``name`` stands for: a shipped program, ``package.module:function`` or ``/path/file.py:function``.
+    """Return the function ``name``: a shipped program, ``package.module:function`` or ``/path/file.py:function``.
 
-    Raises whatever importing raises; a name of another form is a `ValueError`.
+    Raises:
+        ValueError: The name has another form.
+        Exception: Whatever the imported code raises.
     """
     if ":" not in name:
         return getattr(importlib.import_module(SHIPPED), name)
@@ -35,9 +39,17 @@ def import_program(name: str) -> Any:
 
 
 def import_file(path: str, *, again: bool = False) -> ModuleType:
-    """The module in a file, an absolute path; imported once, under a name that is the same in every process.
+    """Import the file ``path``, absolute, once, under a name that is the same in every process.
 
-    ``again``: as the file is now, whatever was imported before.
+    The file may import what lies beside it: its folder is put last on the import path, where it hides no module that
+    is found elsewhere.
+
+    Args:
+        path: The file.
+        again: Execute the file as it is now, even if it has been imported before.
+
+    Raises:
+        ImportError: The file is not Python; or whatever its code raises.
     """
     stem = re.sub(r"\W", "_", path.rpartition("/")[2].removesuffix(".py"), flags=re.ASCII)
     name = f"ivsim_program_{stem}_{zlib.crc32(path.encode('utf-8', 'surrogateescape')):08x}"
@@ -46,6 +58,8 @@ def import_file(path: str, *, again: bool = False) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no file of Python")
+    if (folder := path.rpartition("/")[0] or "/") not in sys.path:
+        sys.path.append(folder)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

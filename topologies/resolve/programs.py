@@ -204,7 +204,7 @@ def _module(name: str, bring: Callable[[], types.ModuleType]) -> types.ModuleTyp
     except ModuleNotFoundError as error:
         missing = str(error.name)
         if name == missing or name.startswith(missing + "."):
-            hint = "is it installed in the environment of ivsim?"
+            hint = "install it, name its folder in PYTHONPATH, or give its file with --program FILE"
             raise ProgramError(expected, f"no module {missing}", hint) from None
         raise ProgramError(expected, f"{name}, which needs {missing}, which is not installed") from None
     except (Exception, SystemExit) as error:  # the module's own code: anything can come out of it

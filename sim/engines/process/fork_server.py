@@ -8,7 +8,7 @@ import os
 import sys
 import types
 from collections.abc import Iterator
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ class ForkServer:
         preloaded = server._preload_modules
         server.set_forkserver_preload(["sim.engines.process.zygote"])
         try:
-            with signals_held():
+            with signals_held(), _safe_path():
                 resource_tracker.ensure_running()  # alone: it lets signals through again when it has started
-            with signals_held(), _importable(), without_main(), _temporary_files_in(self._runtime):
+            with signals_held(), _safe_path(), _importable(), without_main(), _temporary_files_in(self._runtime):
                 server.ensure_running()
         finally:
             server.set_forkserver_preload(preloaded)
@@ -72,10 +72,32 @@ def _temporary_files_in(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Start helpers with ``-P``: ``python -c``, which they are, otherwise imports from the current directory first."""
+    name = "_args_from_interpreter_flags"
+    flags = getattr(util, name)
+    setattr(util, name, lambda: [*flags(), "-P"])
+    try:
+        yield
+    finally:
+        setattr(util, name, flags)
+
+
+@contextlib.contextmanager
 def _importable() -> Iterator[None]:
-    """Let the fork server find what this process can import: it looks only at PYTHONPATH."""
+    """Let the fork server find what this process finds, except in the current directory.
+
+    It looks only at PYTHONPATH. A worker gets the whole path of this process, current directory included, after the
+    fork (``multiprocessing.spawn.prepare``): a program that only the caller's script can import is found there.
+    """
+    root = Path(__file__).parents[3]
+    first, *others = sys.path or [""]  # the first entry is where the script lies, or the current directory
+    entries = [first] if first and not _is_one_of(first, Path(), root) else []
+    entries += [entry for entry in others if entry and (_is_one_of(entry, root) or not _is_one_of(entry, Path()))]
+    if not any(_is_one_of(entry, root) for entry in entries):
+        entries.append(str(root))  # a checkout that is not installed
     previous = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    os.environ["PYTHONPATH"] = os.pathsep.join(entries)
     try:
         yield
     finally:
@@ -83,3 +105,10 @@ def _importable() -> Iterator[None]:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = previous
+
+
+def _is_one_of(entry: str, *folders: Path) -> bool:
+    """Whether a path names one of these folders; one that does not exist (any more) names none."""
+    with contextlib.suppress(OSError):
+        return any(os.path.samefile(entry, folder) for folder in folders)
+    return False
