@@ -5,16 +5,28 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test bench notebooks clean
+.PHONY: run check test faults bench notebooks clean
 
 run: .venv/installed-run
 	$(BIN)/ivsim run doorbell_storm
 
+# Lint, types, and the tests that start no process: for every save.
+check: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 tests/nodes tests/topologies tests/test_architecture.py
+
+# Tests of real processes wait more than they compute: three at a time on two CPUs.
 test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist worksteal
+
+# The fault matrix with its full figures, and the table of it: some forty minutes.
+faults: .venv/installed-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal --faults full
 
 bench: .venv/installed-test
 	$(BIN)/python -m tests.bench --json runs/bench.json

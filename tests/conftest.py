@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests.fault_matrix"]
+
 PATIENCE_S = 5.0  # for what is on its way out already: never waited for when all is well
 PR_SET_CHILD_SUBREAPER = 36
 SEED_OPTION = "hypothesis_seed"
@@ -45,6 +47,8 @@ settings.register_profile(
     suppress_health_check=SLOW,
 )
 
+ROOT = Path(__file__).parent
+
 # Sockets and temporary files of the tests and of everything they start lie here: short, and nobody else's.
 TEMPORARY = Path(tempfile.mkdtemp(prefix="ivt-", dir="/tmp"))
 
@@ -59,6 +63,14 @@ def pytest_configure(config: pytest.Config) -> None:
     atexit.register(shutil.rmtree, TEMPORARY, ignore_errors=True)
     # Orphans become ours and are seen by the leak check, instead of disappearing to init.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The folder of a test is its marker: tests/system, tests/qemu."""
+    for item in items:
+        folder = item.path.relative_to(ROOT).parts[0]
+        if folder in ("system", "qemu"):
+            item.add_marker(folder)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -114,18 +114,17 @@ SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py
 MODULES = {module_of(path): path for path in SOURCES}
 
 
-def imports(path: Path) -> set[str]:
-    """Every module that a file imports, wherever it does: the modules themselves, not the names in them."""
-    found = set()
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name_of(path)}:{node.lineno}: a relative import"
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                found.add(inner if inner in MODULES else str(node.module))
-    return found
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
+    """Every module that a file imports, at any level: the modules themselves, not the names in them."""
+    nodes = nodes_by_kind(path)
+    found = {alias.name for node in nodes.get(ast.Import, ()) for alias in node.names}
+    for node in nodes.get(ast.ImportFrom, ()):
+        assert node.level == 0, f"{name_of(path)}:{node.lineno}: a relative import"
+        for alias in node.names:
+            inner = f"{node.module}.{alias.name}"
+            found.add(inner if inner in MODULES else str(node.module))
+    return frozenset(found)
 
 
 def test_there_is_something_to_look_at():
@@ -145,12 +144,20 @@ def layer(name: str) -> list[Path]:
     return [path for path in SOURCES if path.relative_to(ROOT).parts[0] == name]
 
 
+@functools.cache
+def nodes_by_kind(path: Path) -> dict[type[ast.AST], list[Any]]:
+    """The nodes of a file by their type: each file is walked once for all rules."""
+    found: dict[type[ast.AST], list[Any]] = {}
+    for node in ast.walk(tree(path)):
+        found.setdefault(type(node), []).append(node)
+    return found
+
+
 def nodes_of(kind: type[ast.AST], paths: list[Path] = SOURCES) -> Iterator[tuple[str, Any]]:
-    """Every such node, with the place it stands at."""
+    """Every node of that type, with its file and line."""
     for path in paths:
-        for node in ast.walk(tree(path)):
-            if isinstance(node, kind):
-                yield f"{name_of(path)}:{getattr(node, 'lineno', 1)}", node
+        for node in nodes_by_kind(path).get(kind, ()):
+            yield f"{name_of(path)}:{getattr(node, 'lineno', 1)}", node
 
 
 # Layers
@@ -224,10 +231,15 @@ def test_nothing_that_is_read_is_run():
 # Shape
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=name_of)
-def test_a_package_only_re_exports(path):
+def test_a_package_only_re_exports():
+    for path in SOURCES:
+        if path.name == "__init__.py":
+            check_re_exports(path)
+
+
+def check_re_exports(path: Path) -> None:
     body = tree(path).body
-    assert ast.get_docstring(tree(path)), "a package says what it is"
+    assert ast.get_docstring(tree(path)), f"{name_of(path)}: a package says what it contains"
     lazy = name_of(path) == "sim/__init__.py"  # a worker imports it and needs nothing of it
     for node in body[1:]:
         match node:
@@ -240,7 +252,7 @@ def test_a_package_only_re_exports(path):
         pytest.fail(f"{name_of(path)}:{node.lineno}: {ast.unparse(node)[:80]}")
     imported = [alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
     exported = _all(path)
-    assert set(imported) - {"annotations"} <= set(exported or [])
+    assert set(imported) - {"annotations"} <= set(exported or []), name_of(path)
 
 
 def _all(path: Path) -> list[str] | None:
@@ -251,19 +263,23 @@ def _all(path: Path) -> list[str] | None:
     return None
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if _all(path) is not None], ids=name_of)
-def test_what_a_module_exports_it_has(path):
-    if name_of(path) == "sim/__init__.py":
-        return  # its names are loaded when they are used; test_run uses them
-    exported, defined = _all(path), set()
+def test_what_a_module_exports_it_has():
+    for path in SOURCES:
+        # The names of sim/__init__.py are loaded when they are used; test_run uses them.
+        if name_of(path) != "sim/__init__.py":
+            check_exports(path, _all(path) or [])
+
+
+def check_exports(path: Path, exported: list[str]) -> None:
+    defined = set()
     for node in ast.walk(tree(path)):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
                 defined.add(name)
             case ast.ImportFrom(names=names) | ast.Import(names=names):
                 defined |= {alias.asname or alias.name for alias in names}
-    assert set(exported) <= defined
-    assert len(exported) == len(set(exported))
+    assert set(exported) <= defined, name_of(path)
+    assert len(exported) == len(set(exported)), name_of(path)
 
 
 def test_a_file_can_be_seen_at_once():

@@ -387,6 +387,6 @@ def test_vectors_above_255_are_rung_by_exact_match(qemu: str) -> None:
 def test_golden_files_are_the_ones_used() -> None:
     """Every recording in tests/golden is looked at by some test."""
     tests = Path(__file__).parents[1]
-    sources = "".join(path.read_text() for path in tests.glob("test_*.py"))
+    sources = "".join(path.read_text() for path in tests.rglob("*.py"))
     for recording in (tests / "golden").glob("*.json"):
         assert recording.stem in sources, recording.name

@@ -123,7 +123,7 @@ def test_telemetry_tells_every_phase_and_no_snapshot_is_lost(tmp_path: Path) -> 
     def begin(begun: Begun) -> None:
         subscribers.append(Subscriber(begun.telemetry))
 
-    topology = loads((Path("topologies") / "ping_pong.toml").read_text(), overrides=SHORT)
+    topology = loads((Path("topologies/scenarios") / "ping_pong.toml").read_text(), overrides=SHORT)
     run = sim.run(topology, runs=tmp_path, on_begin=begin)
     with subscribers[0] as subscriber:
         while (snapshot := subscriber.receive(0.2)) is not None:

@@ -109,14 +109,13 @@ def test_a_malformed_server_whose_dialect_is_not_known(name):
 
 
 @pytest.mark.parametrize("dialect", [None, *DIALECTS.values()], ids=["unknown", *DIALECTS])
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_malformed_server_read_in_one_piece(name, dialect):
-    """However much is read at once, there is a verdict, and every descriptor comes out."""
-    case = SCRIPTS[name]
-    reader = Reader(case.vectors, dialect)
-    reader.read(b"".join(send.data for send in case.sends), [name for send in case.sends for name in send.files])
-    reader.close()
-    reader.check_descriptors()
+def test_a_malformed_server_read_in_one_piece(dialect):
+    """A verdict does not depend on how much is read at once, and every descriptor comes out."""
+    for case in SCRIPTS.values():
+        reader = Reader(case.vectors, dialect)
+        reader.read(b"".join(send.data for send in case.sends), [name for send in case.sends for name in send.files])
+        reader.close()
+        reader.check_descriptors()
 
 
 @pytest.mark.parametrize(
