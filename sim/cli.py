@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 from typing import Any
 
@@ -12,6 +11,7 @@ import click
 
 from nodes.errors import IvshmemError
 from sim.exit_codes import BROKEN_PIPE, HOST_TOO_SMALL, INTERRUPTED, of_error
+from sim.kernel.signals import signals_too_late
 
 __all__ = ["ivsim", "main"]
 
@@ -85,6 +85,5 @@ def main(arguments: list[str] | None = None) -> Any:
     except IvshmemError as error:
         click.echo(f"ivsim: {error}", err=True)
         code = of_error(error)
-    # All is said and written; an interrupt that comes now comes too late to change how this ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals_too_late()  # all is said and written
     sys.exit(code)

@@ -26,7 +26,8 @@ from sim.engines.process.fork_server import ForkServer
 from sim.host.preflight import check
 from sim.host.wake_up_baseline import WakeUpBaseline, baseline_if_any
 from sim.kernel.fork_handover import adopting_orphans
-from sim.kernel.signals import ENDING
+from sim.kernel.memory import remove_orphaned
+from sim.kernel.signals import signals_taken
 from sim.results import Outcome, Run, RunDirectory
 from sim.results.expectations import evaluate
 from sim.results.store import files
@@ -170,6 +171,7 @@ def _runtime_directory() -> Iterator[Path]:
     if parent is None:
         raise HostError(f"no directory for sockets: none of {candidates} is short enough and can be written")
     _remove_orphaned(Path(parent))
+    remove_orphaned()
     with tempfile.TemporaryDirectory(prefix="ivsim-", dir=parent) as path, Path(path, OWNER).open("x") as owner:
         # Said only under the lock, which lasts as long as this process: said and not locked, its owner is dead.
         fcntl.flock(owner, fcntl.LOCK_EX)
@@ -210,7 +212,7 @@ class _Interrupts:
                 self._restore.callback(end.close)
             previous = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
             self._restore.callback(signal.set_wakeup_fd, previous)
-            for number in ENDING:
+            for number in signals_taken():
                 self._restore.callback(signal.signal, number, signal.signal(number, self._arrived))
         return self
 

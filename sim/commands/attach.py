@@ -16,8 +16,8 @@ import click
 from nodes.errors import GuestError, UsageError
 from sim.commands.attach_session import AttachSession, count_in_words, dialect_of, vectors_in_words
 from sim.commands.numbers import duration_ns, number
-from sim.commands.signals import ended_by_signal
 from sim.exit_codes import INTERRUPTED
+from sim.kernel.signals import ended_by_signal
 from sim.wire.attachment import Attachment
 
 __all__ = ["attach"]

@@ -18,8 +18,8 @@ from nodes.wire.analyzer import Analysis, Explained, explain
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
 from nodes.wire.protocol import DIALECTS, V0
 from sim.commands.numbers import duration_ns
-from sim.commands.signals import ended_by_signal
 from sim.kernel.loop import Loop
+from sim.kernel.signals import ended_by_signal
 
 __all__ = ["explain_session", "record", "replay"]
 

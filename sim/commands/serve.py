@@ -16,7 +16,7 @@ from sim.commands.systemd import hidden_program, units
 from sim.exit_codes import FAILED, of_error
 from sim.wire.daemon import detach
 from sim.wire.listener import group_number
-from sim.wire.service import Settings, run_service
+from sim.wire.service import Served, Settings, run_service
 
 __all__ = ["serve"]
 
@@ -208,14 +208,29 @@ def _unit_options(given: dict[str, Any]) -> list[str]:
     return [*options, "--memfd"]
 
 
+def _warn(text: str) -> None:
+    click.echo(f"ivsim: {text}", err=True)
+
+
 def _serve_in_foreground(settings: Settings) -> None:
-    run_service(settings, lambda text: click.echo(text, err=True))
+    def ready(served: Served) -> None:
+        click.echo(served.text, err=True)
+        for warning in served.warnings:
+            _warn(warning)
+        if served.qemu_options:
+            click.echo(f"for QEMU: {served.qemu_options}", err=True)
+
+    run_service(settings, ready, _warn)
 
 
 def _serve_as_daemon(settings: Settings) -> None:
     starter = detach(lambda text: click.echo(text, err=True, nl=False))
     try:
-        run_service(settings, lambda _: starter.ready())
+        run_service(
+            settings,
+            lambda served: starter.ready("".join(f"ivsim: {warning}\n" for warning in served.warnings)),
+            lambda warning: None,  # a daemon has no terminal, its log has it
+        )
     except (UsageError, HostError) as error:
         starter.failed(of_error(error), f"ivsim: {error}\n")
         raise

@@ -1,23 +1,68 @@
-"""The signals by which somebody ends a program, and who listens to them: the coordinator, nobody else."""
+"""The signals that end a program: how a loop is told of them, and how they are held back from helper processes."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["ENDING", "signals_held"]
+from sim.kernel.loop import Loop
+
+__all__ = ["ENDING", "ended_by_signal", "signals_held", "signals_taken", "signals_too_late"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def signals_taken() -> list[signal.Signals]:
+    """The signals that end this program: all but SIGHUP when it is ignored, which is what nohup(1) asks for."""
+    return [number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def ended_by_signal(loop: Loop, numbers: Iterable[signal.Signals] = ()) -> Iterator[Callable[[], bool]]:
+    """Wake up the loop when one of these signals comes; the function then returns True.
+
+    Without ``numbers`` it takes the signals that end a program, and the end of the block is the end of the program: a
+    further signal does not interrupt the clean-up. With ``numbers``, the handlers from before are restored.
+    """
+    ended = False
+
+    def end() -> None:
+        nonlocal ended
+        ended = True
+
+    read_end, write_end = socket.socketpair()
+    with read_end, write_end:
+        write_end.setblocking(False)
+        previous = {number: signal.signal(number, lambda *_: None) for number in numbers or signals_taken()}
+        previous_fd = signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
+        loop.add(read_end, end)
+        try:
+            yield lambda: ended
+        finally:
+            loop.remove(read_end)
+            signal.set_wakeup_fd(previous_fd)
+            if numbers:
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
+            else:
+                signals_too_late()
+
+
+def signals_too_late() -> None:
+    """Ignore the signals that end a program, which ends by itself: they change nothing about how."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold them back for as long as it takes to start a helper process, which then never sees them.
+    """Block the signals that end a program while a helper process is started, which then never gets them.
 
-    A terminal or a supervisor sends them to the whole group; what is blocked when a program is started stays blocked in
-    it. Here, one that comes meanwhile is delivered afterwards. Ignoring them instead would lose it: a thread of some
-    library that does not block it takes it, and by what is then in force, it is nothing.
+    A terminal or a supervisor sends them to the whole group. What is blocked when a program is started stays blocked in
+    it. A signal that comes meanwhile is delivered here afterwards. To ignore the signals instead would lose it: a
+    library's thread that does not block it takes it and, as it is ignored then, drops it.
     """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:

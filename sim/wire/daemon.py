@@ -25,8 +25,9 @@ class Starter:
     def __init__(self, report: int) -> None:
         self._report = report
 
-    def ready(self) -> None:
-        self._say(READY)
+    def ready(self, text: str = "") -> None:
+        """It has; ``text`` is for standard error."""
+        self._say(READY + text.encode(errors="replace"))
 
     def failed(self, code: int, text: str) -> None:
         """It has not: ``text`` is for standard error, ``code`` for the exit."""

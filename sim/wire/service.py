@@ -1,34 +1,36 @@
-"""A server as a service: everything around it, from the limits of the host to the signal that ends it."""
+"""A server as a service: its limits, memory, socket, pid file, log, and the signal that ends it."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
-import signal
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from nodes.errors import HostError, UsageError
 from nodes.wire.client import REFUSED
-from nodes.wire.protocol import LEGACY, PEERS_MAX, Dialect, Message
+from nodes.wire.protocol import LEGACY, PEERS_MAX, V0, Dialect, Message
 from sim.kernel.loop import Loop
-from sim.kernel.memory import Region
-from sim.kernel.signals import ENDING, signals_held
+from sim.kernel.memory import Region, mappings
+from sim.kernel.signals import ended_by_signal
 from sim.wire.daemon import PidFile
 from sim.wire.event_log import EventLog, open_log
 from sim.wire.listener import Listener
 from sim.wire.nonblocking_guard import NonBlockingGuard
+from sim.wire.qemu_options import qemu_options
 from sim.wire.server import Arrival, IvshmemServer, Peer
 
-__all__ = ["Settings", "run_service"]
+__all__ = ["Served", "Settings", "run_service"]
 
 OWN_DESCRIPTORS = 32
 # A client that is not let in reads this where a version belongs, and says so: QEMU exits with "server sent version
 # -87, expecting 0". At the mere end of the connection it would wait for ever (hw/misc/ivshmem.c, ivshmem_recv_msg).
 REFUSAL: Message[int] = Message(REFUSED)
 STANDARD_ERROR = 2
+PEERS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -57,26 +59,34 @@ class Settings:
         return self.memory_name or (f"a file in {self.directory}" if self.directory else "memfd")
 
 
-def run_service(settings: Settings, ready: Callable[[str], object]) -> None:
-    """Serve until a signal comes that ends a program; then nothing of it is left.
+class Served(NamedTuple):
+    """What a server that is ready tells its operator: what it serves, how a QEMU joins, what to be aware of."""
 
-    ``ready`` is told what is served once clients can connect. Raises ``UsageError`` or ``HostError`` before.
+    text: str
+    qemu_options: str
+    warnings: list[str]
+
+
+def run_service(settings: Settings, ready: Callable[[Served], object], warn: Callable[[str], object]) -> None:
+    """Serve until a signal comes that ends a program; then nothing of the server is left.
+
+    ``ready`` is called once clients can connect, ``warn`` with what an operator has to know afterwards. Raises
+    ``UsageError`` or ``HostError`` before, and then nothing of the server is left either.
     """
     with contextlib.ExitStack() as stack:
         loop = Loop()
         stack.callback(loop.close)
-        ended = stack.enter_context(_ended_by_signal(loop))
+        ended = stack.enter_context(ended_by_signal(loop))
         clients_max = _clients_max(settings)
-        reporter = _Reporter(stack, settings)
         if settings.pid_file is not None:
             stack.enter_context(PidFile(settings.pid_file))
-        with signals_held():  # the standard library's tracker of shared memory is started here
-            region = _region(settings)
+        region = _region(settings)
         stack.callback(region.close)
         listener = Listener.from_systemd()
         if listener is None:
             listener = Listener(settings.path, mode=settings.mode, group=settings.group)
         stack.enter_context(listener)
+        reporter = _Reporter(stack, settings, warn)
 
         def joined(peer: Peer) -> None:
             reporter.joined(peer)
@@ -100,37 +110,40 @@ def run_service(settings: Settings, ready: Callable[[str], object]) -> None:
         )
         stack.enter_context(server)
         guard = NonBlockingGuard(loop, server)
-        reporter.listening(listener, clients_max)
+        warnings = _warnings(settings, region)
+        reporter.listening(listener, clients_max, warnings)
         ready(
-            f"serving {settings.size_bytes} bytes ({settings.memory}) and {settings.vectors} "
-            f"{'vector' if settings.vectors == 1 else 'vectors'} at {listener.path}"
+            Served(
+                f"serving {settings.size_bytes} bytes ({settings.memory}) and {settings.vectors} "
+                f"{'vector' if settings.vectors == 1 else 'vectors'} at {listener.path}",
+                qemu_options(listener.path, settings.vectors) if settings.dialect is V0 else "",
+                warnings,
+            )
         )
         while not ended():
             loop.step()
-        reporter.ended(len(server.peers))
+        reporter.ended(server)
 
 
-@contextlib.contextmanager
-def _ended_by_signal(loop: Loop) -> Iterator[Callable[[], bool]]:
-    """Until one of the signals comes that end a program: then the loop wakes up, and the function says True."""
-    ended = False
-
-    def end() -> None:
-        nonlocal ended
-        ended = True
-
-    read_end, write_end = socket.socketpair()
-    with read_end, write_end:
-        write_end.setblocking(False)
-        for number in ENDING:
-            signal.signal(number, lambda *_: None)
-        signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
-        loop.add(read_end, end)
-        try:
-            yield lambda: ended
-        finally:  # the handlers stay: a second signal does not interrupt the clean-up
-            loop.remove(read_end)
-            signal.set_wakeup_fd(-1)
+def _warnings(settings: Settings, region: Region) -> list[str]:
+    """Which processes have memory of an earlier server under this name: this server does not know them."""
+    name = settings.memory_name
+    if name is None:
+        return []
+    others = [each for each in mappings(name) if each.pid != os.getpid()]
+    unknown = "this server does not know them, and no client can ring them until they connect to it"
+    warnings = []
+    if region.adopted:
+        who = ", ".join(str(each) for each in others if each.current) or "processes of other users"
+        warnings.append(
+            f"memory {name!r} is shared, with its content, with clients of a server that was killed ({who}): {unknown}"
+        )
+    if former := [str(each) for each in others if not each.current]:
+        warnings.append(
+            f"memory {name!r} is new: clients of an earlier server have another memory of that name "
+            f"({', '.join(former)}); {unknown}"
+        )
+    return warnings
 
 
 def _clients_max(settings: Settings) -> int:
@@ -158,14 +171,16 @@ def _region(settings: Settings) -> Region:
         return Region.create(settings.size_bytes, kind="memfd")
     if settings.reuse_memory:
         return Region.open(settings.memory_name, settings.size_bytes)
-    return Region.create_owned(settings.size_bytes, settings.memory_name)
+    return Region.create(
+        settings.size_bytes, name=settings.memory_name, mode=settings.mode, group=settings.group, adopt=True
+    )
 
 
 class _Reporter:
-    """Tells the log, and standard error if asked, what happens."""
+    """Writes what happens to the log, and to standard error with ``verbose``."""
 
-    def __init__(self, stack: contextlib.ExitStack, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, stack: contextlib.ExitStack, settings: Settings, warn: Callable[[str], object]) -> None:
+        self._settings, self._warn = settings, warn
         self._log: EventLog | None = None
         if settings.log is not None:
             self._log = open_log(settings.log)
@@ -178,7 +193,7 @@ class _Reporter:
         if self._console is not None and text is not None:
             self._console.put(text)
 
-    def listening(self, listener: Listener, clients_max: int) -> None:
+    def listening(self, listener: Listener, clients_max: int, warnings: list[str]) -> None:
         self._tell(
             None,  # standard error has it already
             "listening",
@@ -189,6 +204,7 @@ class _Reporter:
             size_bytes=self._settings.size_bytes,
             vectors=self._settings.vectors,
             clients_max=clients_max,
+            warnings=warnings or None,
         )
         if self._log is not None and self._log.failure:
             raise UsageError(f"cannot write the log {self._settings.log}: {self._log.failure}")
@@ -208,5 +224,16 @@ class _Reporter:
     def paused(self, reason: str) -> None:
         self._tell(f"accepting pauses: {reason}", "paused", reason=reason)
 
-    def ended(self, clients: int) -> None:
-        self._tell(f"ended with {clients} clients", "ended", clients=clients)
+    def ended(self, server: IvshmemServer) -> None:
+        """Clients that stay keep the memory, but a server that is started later does not have them."""
+        peers = [*server.peers.values()]
+        warning = None
+        if peers:
+            shown = ", ".join(f"{peer.peer} (pid {peer.pid})" for peer in peers[:PEERS_SHOWN])
+            more = f" and {len(peers) - PEERS_SHOWN} more" if len(peers) > PEERS_SHOWN else ""
+            warning = (
+                f"still connected: peer{'s' if peers[1:] else ''} {shown}{more}. They keep this memory, and a server "
+                "that is started later does not know them"
+            )
+            self._warn(warning)
+        self._tell(f"ended with {len(peers)} clients", "ended", clients=len(peers), warning=warning)

@@ -239,6 +239,11 @@ def all_gone(processes: list[psutil.Process]) -> bool:
     return all(process.status() == psutil.STATUS_ZOMBIE for process in alive if process.is_running())
 
 
+def segments_of(pid: int) -> list[str]:
+    """The names of the memory of runs of this process."""
+    return [name for name in os.listdir("/dev/shm") if name.startswith(f"ivsim-{pid}-")]
+
+
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where runs make their sockets; nothing stays there."""
@@ -264,6 +269,7 @@ def test_the_coordinator_is_killed(with_spinner: bool, programs: None, runtime: 
     ivsim.process.kill()
     ivsim.process.communicate()
     assert all_gone(family)
+    assert segments_of(ivsim.process.pid) == []
     recovered = sim.open(ivsim.directory)
     assert recovered.status == "died"
     assert balances(recovered)
@@ -276,7 +282,9 @@ def test_what_a_coordinator_leaves_that_is_killed_at_its_birth_goes_with_the_nex
 ) -> None:
     """Nobody is there yet who could clean up after it; a run that goes on, and what no run has signed, stay."""
     code = "import os, sys, sim; sim.run('ping_pong', runs=sys.argv[1], on_begin=lambda _: os.kill(os.getpid(), 9))"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], check=False, timeout=PATIENCE_S)
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")]) as killed:
+        killed.wait(PATIENCE_S)
+    assert len(segments_of(killed.pid)) == 1
     (orphaned,) = runtime.iterdir()
     for name, signed in (("ivsim-empty", None), ("ivsim-unsigned", ""), ("ivsim-open", "1")):
         (runtime / name).mkdir(mode=0o700)
@@ -299,6 +307,7 @@ def test_what_a_coordinator_leaves_that_is_killed_at_its_birth_goes_with_the_nex
 
     with pytest.raises(RuntimeError, match="first"):
         sim.run("ping_pong", runs=tmp_path, on_begin=begin)
+    assert segments_of(killed.pid) == []
     assert sorted(path.name for path in runtime.iterdir()) == strangers
     for name in strangers:
         path = runtime / name

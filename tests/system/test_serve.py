@@ -55,6 +55,11 @@ class Visitor:
             assert received is not None
             self.events += self.client.receive(*received)
 
+    @property
+    def memory(self) -> int:
+        (descriptor,) = [event.descriptor for event in self.events if isinstance(event, MemoryShared)]
+        return descriptor
+
     def close(self) -> None:
         for event in self.events:
             if isinstance(event, MemoryShared | VectorConnected):
@@ -80,7 +85,10 @@ def test_a_signal_ends_it_and_leaves_nothing(number: signal.Signals, short_path:
         server.send_signal(number)
         assert server.wait(PATIENCE_S) == 0
         assert server.stderr is not None
-        assert server.stderr.read() == ""
+        qemu, ending = server.stderr.read().splitlines()
+        options = f"-chardev socket,path={path},id=ivshmem -device ivshmem-doorbell,chardev=ivshmem,vectors=1"
+        assert qemu == f"for QEMU: {options}"
+        assert ending.startswith(f"ivsim: still connected: peer 0 (pid {os.getpid()}). They keep this memory")
         assert visitor.channel.receive(8) == (b"", [])
     assert list(short_path.iterdir()) == []
     assert not Path("/dev/shm", short_path.name).exists()
@@ -90,6 +98,7 @@ def test_it_says_who_comes_and_goes_if_asked(short_path: Path) -> None:
     path = short_path / "s"
     with serving(path, "-v") as server:
         assert server.stderr is not None
+        assert server.stderr.readline().startswith("for QEMU: ")
         Visitor(path, 1).close()
         assert server.stderr.readline() == f"peer 0 joined (pid {os.getpid()}, uid {os.getuid()})\n"
         assert server.stderr.readline() == "peer 0 left: left\n"

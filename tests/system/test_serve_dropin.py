@@ -19,8 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from nodes.errors import UsageError
-from sim.kernel.memory import Region
+from sim.kernel.memory import Region, map_region
 from sim.wire.event_log import EventLog
 from tests.system.test_serve import PATIENCE_S, Visitor, serve, serving
 
@@ -162,7 +161,7 @@ def test_memory_of_unknown_origin_stays_or_is_shared(short_path: Path) -> None:
     try:
         refused = start("-F", "-S", str(short_path / "s"), "-M", short_path.name, "-l", "8K")
         assert refused.returncode == 2
-        assert "who made it is not known" in refused.stderr
+        assert "it is not known who made it" in refused.stderr
         refused = start("-F", "-S", str(short_path / "s"), "-M", short_path.name, "-l", "4K", "--reuse-memory")
         assert refused.returncode == 2
         assert "has 8192 bytes, expected 4096" in refused.stderr
@@ -192,23 +191,47 @@ def test_memory_without_a_name(kind: str, short_path: Path) -> None:
         server.terminate()
 
 
-def test_a_client_that_holds_the_memory_does_not_keep_it_from_being_recovered(short_path: Path) -> None:
-    """A lock belongs to the open file: clients have the same file, and not the same opening of it."""
-    name = f"ivsim-{os.getpid()}-owned"
-    region = Region.create_owned(4096, name)
-    with pytest.raises(UsageError, match="another server uses it"):
-        Region.create_owned(4096, name)
-    held = os.dup(region.descriptor)
-    os.close(region._lock)  # as at the death of its owner
-    region._lock = -1
-    successor = Region.create_owned(8192, name)
-    assert (SHM / name).stat().st_size == 8192
-    assert stat.S_IMODE((SHM / name).stat().st_mode) == 0o1600
-    os.close(held)
-    successor.close()
-    assert not (SHM / name).exists()
-    region._segment.unlink = lambda: None  # type: ignore[method-assign, union-attr]
-    region.close()
+def test_memory_outlives_a_killed_server_with_its_clients(short_path: Path) -> None:
+    """The client lives on with the memory; the next server shares it, and says so."""
+    path, name = short_path / "s", short_path.name
+    with contextlib.ExitStack() as stack:
+        with serve("-F", "-S", str(path), "-M", name, "-l", "64K") as server:
+            assert server.stderr is not None
+            assert server.stderr.readline().startswith("serving")
+            old = stack.enter_context(contextlib.closing(Visitor(path, 1)))
+            memory = stack.enter_context(map_region(old.memory))
+            memory[0:4] = b"kept"
+            server.kill()
+        assert (SHM / name).exists()
+        with serve("-F", "-S", str(path), "-M", name, "-l", "128K") as server:
+            _, told = server.communicate(timeout=PATIENCE_S)
+            assert server.returncode == 2
+            assert "has 65536 bytes, and clients of a server that was killed still use it" in told
+            assert f"(pid {os.getpid()})): share it with -l 65536" in told
+        with serve("-F", "-S", str(path), "-M", name, "-l", "64K") as server:
+            assert server.stderr is not None
+            assert server.stderr.readline().startswith("serving 65536 bytes")
+            warning = server.stderr.readline()
+            assert f"memory '{name}' is shared, with its content, with clients of a server that was killed" in warning
+            assert f"(pid {os.getpid()})" in warning
+            with contextlib.closing(Visitor(path, 1)) as new, map_region(new.memory) as same:
+                assert same[0:4] == b"kept"
+            server.terminate()
+        assert not (SHM / name).exists()
+        # Now the name is gone with its server; a new one has other memory, and says so.
+        with serving(path, "-l", "64K") as server:
+            assert server.stderr is not None
+            assert f"memory '{name}' is new: clients of an earlier server have another" in server.stderr.readline()
+
+
+def test_a_daemon_tells_the_shell_who_has_other_memory(options: list[str]) -> None:
+    region = Region.create(4096, name=options[5])
+    with map_region(region.descriptor):
+        region.close()
+        started = start(*options)
+        end(int(Path(options[3]).read_text()))
+    assert started.returncode == 0
+    assert f"ivsim: memory '{options[5]}' is new" in started.stderr
 
 
 # The socket
@@ -221,6 +244,9 @@ def test_the_sockets_rights_are_there_before_anyone_can_connect(short_path: Path
         found = path.stat()
         assert stat.S_IMODE(found.st_mode) == 0o660
         assert found.st_gid == os.getgid()
+        memory = (SHM / short_path.name).stat()  # who may connect may map it by name too
+        assert stat.S_IMODE(memory.st_mode) & 0o777 == 0o660
+        assert memory.st_gid == os.getgid()
 
 
 def test_one_after_the_other_when_two_look_for_a_stale_socket(short_path: Path) -> None:

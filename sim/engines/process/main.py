@@ -20,6 +20,7 @@ from sim.engines.process import control
 from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.control import Control
 from sim.engines.process.worker import ProgramError, Worker
+from sim.kernel.memory import remove_orphaned
 from sim.kernel.processes import schedule, tie_to_fork_server
 from sim.kernel.signals import ENDING
 from sim.recording import Recording, State
@@ -72,7 +73,8 @@ def _explain(error: BaseException) -> control.Failed:
 
 
 def _clean_up_orphaned(runtime: Path) -> None:
-    """The coordinator is gone and can no longer remove its sockets: whoever notices does it, the last one all."""
+    """Remove what a killed coordinator left: its memory and its sockets. The last worker removes the directory."""
+    remove_orphaned()
     with contextlib.suppress(OSError):
         for entry in runtime.iterdir():
             with contextlib.suppress(OSError):

@@ -1,19 +1,21 @@
-"""sim.kernel.memory: the region and its owner, and what nobody should map."""
+"""sim.kernel.memory: the region, its owner and its users, and descriptors that cannot be mapped."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import secrets
 import stat
+from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
 
 from nodes.errors import HostError, RemoteProtocolError, UsageError
-from sim.kernel.memory import Region, map_region
+from sim.kernel.memory import Region, made_smaller, map_region, mappings, remove_orphaned
 
 SHM = Path("/dev/shm")
 KINDS = ["shared_memory", "memfd"]
@@ -61,8 +63,8 @@ def test_a_named_segment_is_there_for_others_until_it_is_closed(name):
     region = Region.create(8192, name=name)
     try:
         assert region.name == name
-        assert stat.S_IMODE((SHM / name).stat().st_mode) == 0o600
-        with pytest.raises(UsageError, match=rf"{name}.*exists already.*remove /dev/shm/{name}"):
+        assert stat.S_IMODE((SHM / name).stat().st_mode) == 0o1600
+        with pytest.raises(UsageError, match=rf"{name}.*exists already: another server uses it"):
             Region.create(4096, name=name)
         assert (SHM / name).stat().st_size == 8192  # the one that was there is untouched
     finally:
@@ -102,7 +104,7 @@ def test_more_memory_than_there_is_is_the_hosts_limit(kind, size_bytes, name):
     with pytest.raises(HostError, match=str(size_bytes)):
         Region.create(size_bytes, kind=kind, name=name)
     assert not (SHM / name).exists()
-    assert len(os.listdir("/proc/self/fd")) <= len(before) + 1  # the resource tracker's pipe
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -209,7 +211,7 @@ def test_the_descriptor_stays_the_callers(memfd):
     os.fstat(descriptor)
 
 
-def test_a_guest_program_can_open_a_named_region_from_outside(name):
+def test_a_host_program_can_open_a_named_region(name):
     region = Region.create(4096, name=name)
     try:
         other = SharedMemory(name)
@@ -217,5 +219,145 @@ def test_a_guest_program_can_open_a_named_region_from_outside(name):
         with map_region(region.descriptor) as memory:
             assert memory[0] == 42
         other.close()
+        resource_tracker.unregister(f"/{name}", "shared_memory")  # or it removes the name when this process ends
+    finally:
+        region.close()
+
+
+# Owners that were killed
+
+
+@pytest.fixture
+def killed(name):
+    """Makes a region whose owner was killed: its lock is free, its name is still there. Returns what a client has."""
+    kept = []
+
+    def make(size_bytes, *, used, segment=name):
+        region = Region.create(size_bytes, name=segment)
+        mapping = map_region(region.descriptor)
+        mapping[0:4] = b"kept"
+        os.close(region.descriptor)
+        os.close(region._lock)
+        if not used:
+            mapping.close()
+        kept.append(segment)
+        return mapping
+
+    yield make
+    for segment in kept:
+        (SHM / segment).unlink(missing_ok=True)
+
+
+def test_memory_that_clients_of_a_killed_owner_use_is_adopted(name, killed):
+    theirs = killed(8192, used=True)
+    assert [(each.pid, each.current) for each in mappings(name)] == [(os.getpid(), True)]
+    region = Region.create(8192, name=name, adopt=True, mode=0o660)
+    assert region.adopted
+    assert stat.S_IMODE((SHM / name).stat().st_mode) == 0o1660
+    with map_region(region.descriptor) as ours:
+        assert ours[0:4] == b"kept"
+        ours[0:4] = b"both"
+        assert theirs[0:4] == b"both"
+    with pytest.raises(UsageError, match="another server uses it"):
+        Region.create(8192, name=name, adopt=True)
+    region.close()
+    assert not (SHM / name).exists()
+    theirs.close()
+
+
+def test_memory_that_clients_use_is_never_replaced(name, killed):
+    theirs = killed(8192, used=True)
+    with pytest.raises(UsageError, match=rf"clients of a server that was killed still use it \(.*pid {os.getpid()}\)"):
+        Region.create(8192, name=name)
+    with pytest.raises(UsageError, match=r"has 8192 bytes.*share it with -l 8192"):
+        Region.create(4096, name=name, adopt=True)
+    assert (SHM / name).stat().st_size == 8192
+    theirs.close()
+    assert not Region.create(4096, name=name, adopt=True).close()
+
+
+def test_memory_that_no_process_uses_any_more_is_replaced(name, killed):
+    killed(8192, used=False)
+    region = Region.create(4096, name=name, adopt=True)
+    assert not region.adopted
+    with map_region(region.descriptor) as memory:
+        assert memory[:] == bytes(4096)
+    region.close()
+    assert not (SHM / name).exists()
+
+
+def test_a_descriptor_alone_counts_as_use(name):
+    region = Region.create(4096, name=name)
+    sent = os.dup(region.descriptor)
+    os.close(region.descriptor)
+    os.close(region._lock)
+    adopted = Region.create(4096, name=name, adopt=True)
+    assert adopted.adopted
+    os.close(sent)
+    adopted.close()
+
+
+def test_memory_of_unknown_origin_is_left_alone(name):
+    (SHM / name).write_bytes(bytes(4096))
+    try:
+        with pytest.raises(UsageError, match=f"it is not known who made it: use another name, remove /dev/shm/{name}"):
+            Region.create(4096, name=name, adopt=True)
+    finally:
+        (SHM / name).unlink()
+
+
+def test_only_generated_names_without_an_owner_are_removed(name, killed):
+    killed(4096, used=False)
+    killed(4096, used=False, segment=f"named-{name}")
+    with contextlib.closing(Region.create(4096)) as alive:
+        removed = remove_orphaned()
+        assert name in removed
+        assert alive.name not in removed
+        assert (SHM / alive.name).exists()
+    assert not (SHM / name).exists()
+    assert (SHM / f"named-{name}").exists()
+
+
+def test_a_name_that_another_process_has_taken_over_stays(name):
+    region = Region.create(4096, name=name)
+    (SHM / name).unlink()
+    with contextlib.closing(Region.create(8192, name=name)):
+        region.close()
+        assert (SHM / name).stat().st_size == 8192
+
+
+def test_who_has_an_earlier_memory_of_a_name(name):
+    region = Region.create(4096, name=name)
+    with map_region(region.descriptor):
+        region.close()
+        with contextlib.closing(Region.create(4096, name=name)):
+            (mapping,) = mappings(name)
+        assert (mapping.pid, mapping.current) == (os.getpid(), False)
+
+
+def test_rights_are_there_before_the_name(name, monkeypatch):
+    seen = []
+    real = os.link
+
+    def link(source, target, **options):
+        real(source, target, **options)
+        seen.append((stat.S_IMODE((SHM / name).stat().st_mode), (SHM / name).stat().st_size))
+
+    monkeypatch.setattr(os, "link", link)
+    Region.create(4096, name=name, mode=0o640).close()
+    assert seen == [(0o1640, 4096)]
+
+
+# Memory that was made smaller
+
+
+def test_memory_that_was_made_smaller_is_explained(name):
+    region = Region.create(1 << 20, name=name)
+    try:
+        assert made_smaller(region.descriptor, region.size_bytes) == ""
+        os.truncate(SHM / name, 4096)
+        told = made_smaller(region.descriptor, region.size_bytes)
+        assert told.startswith("the shared memory was made smaller, from 1048576 to 4096 bytes: ")
+        assert "memfd" in told
     finally:
         region.close()
