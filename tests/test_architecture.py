@@ -68,7 +68,7 @@ NO_DATA_READER_NEEDS = {
     "zmq",
 }
 FOREIGN_IMPORTS = {
-    "zmq": "sim/telemetry.py",
+    "zmq": "sim/telemetry/subscriber.py",
     "psutil": "sim/host/resources.py",
 }
 FOREIGN_CALLS = {

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
 
 import msgspec
 import pytest
+import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodes.errors import UsageError
-from sim.telemetry import MESSAGE_BYTES_MAX, Group, Happened, Publisher, Snapshot, Subscriber, following, running
+from sim.telemetry import Group, Happened, Publisher, Snapshot, Subscriber, following, running
+from sim.telemetry.publisher import GREETING, READY, RECEIVED_BYTES_MAX, SUBSCRIBERS_MAX
+from sim.telemetry.subscriber import MESSAGE_BYTES_MAX
 
 PATIENCE_S = 20.0
 
@@ -47,7 +52,7 @@ def subscribe(publisher):
     deadline = time.monotonic() + PATIENCE_S
     while subscriber.receive(0.01) is None:
         assert time.monotonic() < deadline, "nothing ever came"
-        publisher._socket.send(publisher._encode(snapshot(0)))
+        publisher.send(publisher._encode(snapshot(0)))
     while subscriber.receive(0.05) is not None:
         pass
     return subscriber
@@ -102,10 +107,10 @@ def test_what_an_older_or_a_newer_version_tells_is_understood(publisher, subscri
     """Fields that are new have defaults, and those that one does not know are left out."""
     told = msgspec.to_builtins(snapshot(1))
     older = {key: told[key] for key in told if key not in ("title", "path", "happened", "latency_ns")}
-    publisher._socket.send(msgspec.msgpack.encode(older))
+    publisher.send(msgspec.msgpack.encode(older))
     assert receive(subscriber) == snapshot(1)
     newer = {"title": "A title", "happened": [{"time_ns": 1, "kind": "action", "text": "kill"}], "mood": "good"}
-    publisher._socket.send(encoded(number=2, **newer))
+    publisher.send(encoded(number=2, **newer))
     its = receive(subscriber)
     assert (its.title, its.happened) == ("A title", (Happened(1, "action", "kill"),))
 
@@ -126,7 +131,7 @@ NO_SNAPSHOTS = {
 @pytest.mark.parametrize("kind", NO_SNAPSHOTS)
 def test_what_is_no_snapshot_is_lost_and_does_no_harm(publisher, subscriber, kind):
     publisher.publish(snapshot(1))
-    publisher._socket.send(NO_SNAPSHOTS[kind])
+    publisher.send(NO_SNAPSHOTS[kind])
     publisher.publish(snapshot(3))
     assert [receive(subscriber).number for _ in range(2)] == [1, 3]
     assert subscriber.lost == 1
@@ -153,7 +158,7 @@ def test_no_frame_whatever_brings_the_reader_down(frame):
 
 def test_a_frame_that_is_too_large_is_not_even_taken_in(publisher, subscriber):
     """The library ends that connection for it; who published it, and whoever else looks, notices nothing."""
-    publisher._socket.send(bytes(MESSAGE_BYTES_MAX + 1))
+    publisher.send(bytes(MESSAGE_BYTES_MAX + 1))
     assert subscriber.receive(0.1) is None
     with subscribe(publisher) as second:
         publisher.publish(snapshot(2))
@@ -245,3 +250,95 @@ def test_a_socket_of_somebody_else_is_not_looked_at(path, monkeypatch):
     with Publisher(path):
         monkeypatch.setattr(os, "getuid", lambda: 4242)
         assert running([path]) == []
+
+
+# Subscribers that mean no good
+
+
+def connect(publisher):
+    made = socket.socket(socket.AF_UNIX)
+    made.connect(publisher.endpoint.removeprefix("ipc://"))
+    return made
+
+
+def everything(connection):
+    """All that has come so far, and whether the publisher has closed the connection."""
+    connection.setblocking(False)
+    data = b""
+    with contextlib.suppress(BlockingIOError, ConnectionResetError):
+        while chunk := connection.recv(1 << 16):
+            data += chunk
+        return data, True
+    return data, False
+
+
+PEER = GREETING + READY.replace(b"PUB", b"SUB")
+
+
+@pytest.mark.parametrize("step", [1, 7, 63, 64, 65, len(PEER)])
+def test_nothing_is_published_to_one_who_has_not_introduced_himself(publisher, step):
+    with connect(publisher) as connection:
+        for at in range(0, len(PEER), step):
+            publisher.publish(snapshot(1))
+            assert everything(connection)[0] in (b"", GREETING + READY)
+            connection.send(PEER[at : at + step])
+        publisher.publish(snapshot(2))
+        assert everything(connection)[0].endswith(msgspec.msgpack.encode(snapshot(2)))
+
+
+def test_a_flood_of_subscriptions_ends_the_subscriber_and_nothing_else(publisher, subscriber):
+    """Case 36: what a subscriber can make the publisher read and keep is bounded."""
+    with zmq.Context() as context, context.socket(zmq.XSUB) as flood:
+        flood.setsockopt(zmq.LINGER, 0)
+        flood.connect(publisher.endpoint)
+        sent = 0
+        while sent < 20_000:
+            with contextlib.suppress(zmq.Again):
+                while sent < 20_000:
+                    flood.send(b"\x01" + sent.to_bytes(4, "big") * 50, zmq.NOBLOCK)
+                    sent += 1
+            publisher.publish(snapshot(1))
+            assert sum(len(each._received) for each in publisher._subscribers) <= 2 * RECEIVED_BYTES_MAX
+            sent += 1  # one that was cut off takes no more
+    publisher.publish(snapshot(2))
+    while (received := receive(subscriber)).number != 2:
+        pass
+    assert received == snapshot(2)
+
+
+def test_one_who_sends_too_much_is_disconnected(publisher, subscriber):
+    with connect(publisher) as connection:
+        connection.send(PEER + bytes(RECEIVED_BYTES_MAX - len(PEER)))
+        publisher.publish(snapshot(1))
+        assert not everything(connection)[1]
+        connection.send(b"\0")
+        publisher.publish(snapshot(2))
+        publisher.publish(snapshot(3))
+        with pytest.raises(OSError):  # noqa: PT011  (reset, or a pipe without a reader)
+            connection.send(b"\0")
+    assert [receive(subscriber).number for _ in range(3)] == [1, 2, 3]
+
+
+def test_more_than_it_takes_are_disconnected_and_one_that_leaves_makes_room(publisher, subscriber):
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for _ in range(2 * SUBSCRIBERS_MAX):
+            connections.append(stack.enter_context(connect(publisher)))
+            publisher.publish(snapshot(1))
+        closed = [everything(connection)[1] for connection in connections]
+        assert closed == [False] * (SUBSCRIBERS_MAX - 1) + [True] * (SUBSCRIBERS_MAX + 1)
+        connections[0].close()
+        publisher.publish(snapshot(2))
+        late = stack.enter_context(connect(publisher))
+        publisher.publish(snapshot(3))
+        assert everything(late) == (GREETING + READY, False)
+
+
+def test_one_that_does_not_read_is_kept_one_snapshot_and_no_more(publisher):
+    message = bytes(1 << 20)
+    with connect(publisher) as connection:
+        connection.send(PEER)
+        for _ in range(5):
+            publisher.send(message)
+        (held,) = (len(each._unsent) for each in publisher._subscribers)
+        assert 0 < held <= len(message) + 9

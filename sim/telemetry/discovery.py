@@ -1,0 +1,79 @@
+"""The runs of this user that go on now, found by the sockets at which they publish."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["SOCKET", "Found", "places", "running"]
+
+SOCKET = "telemetry.zmq"
+"""What the socket is called, in the private directory of a run (``ivsim-*``)."""
+LISTENS = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
+
+
+class Found(NamedTuple):
+    """A run of this user that goes on: where it publishes, since when (seconds since 1970), and its socket's inode."""
+
+    path: Path
+    since_s: float
+    inode: int
+
+    @property
+    def endpoint(self) -> str:
+        return f"ipc://{self.path}"
+
+    def held_by(self, pid: int) -> bool:
+        """Whether that process has the socket."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{name}") == f"socket:[{self.inode}]":
+                        return True
+        return False
+
+
+def places() -> list[Path]:
+    """Where runs make their private directories."""
+    named = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
+    return [Path(path) for path in dict.fromkeys(named) if path]
+
+
+def running(candidates: Iterable[Path] | None = None) -> list[Found]:
+    """The sockets at which somebody publishes now, the latest first.
+
+    ``candidates`` are files; by default those in the :func:`places`. Only what belongs to this user counts, and what
+    a living process listens at: looking connects to nothing, so that no run is disturbed.
+    """
+    if candidates is None:
+        candidates = [path for place in places() for path in place.glob(f"ivsim-*/{SOCKET}")]
+    listening = _listening()
+    found = {}
+    for path in candidates:
+        with contextlib.suppress(OSError):
+            whole = path.resolve()
+            status = whole.lstat()
+            own = stat.S_ISSOCK(status.st_mode) and status.st_uid == os.getuid()
+            if own and str(whole) in listening:
+                found[whole] = Found(whole, status.st_mtime, listening[str(whole)])
+    return sorted(found.values(), key=lambda each: -each.since_s)
+
+
+def _listening() -> dict[str, int]:
+    """The unix sockets of this host that are listened at: path to inode."""
+    found = {}
+    try:
+        lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]
+    except OSError:
+        return {}
+    for line in lines:
+        # Num RefCount Protocol Flags Type St Inode Path
+        fields = line.split(maxsplit=7)
+        if len(fields) == 8 and int(fields[3], 16) & LISTENS:
+            found[fields[7]] = int(fields[6])
+    return found

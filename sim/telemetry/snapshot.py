@@ -1,0 +1,49 @@
+"""The state of a run at one moment, as it is published."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Group", "Happened", "Snapshot"]
+
+
+class Group(msgspec.Struct, frozen=True):
+    """The machines of one group together, since the start."""
+
+    machines: int
+    up: int
+    rung: int
+    delivered: int
+    interrupts: int
+    refused: int
+
+
+class Happened(msgspec.Struct, frozen=True):
+    """An event of the run, in one line."""
+
+    time_ns: int
+    kind: str
+    text: str = ""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The state of a run. Times are nanoseconds of CLOCK_MONOTONIC on this host.
+
+    ``heartbeats_late`` counts the times that a machine had not answered a ping when the next one was due.
+    What has a default is not told by every version: ``title`` and ``path`` of the run, ``happened`` (the latest
+    events, oldest first), ``latency_ns`` (percentiles of delivery in the last moments, by name).
+    """
+
+    number: int
+    time_ns: int
+    phase: str
+    machines: int
+    up: int
+    start_ns: int | None
+    stop_ns: int | None
+    heartbeats_late: int
+    groups: dict[str, Group]
+    title: str = ""
+    path: str = ""
+    happened: tuple[Happened, ...] = ()
+    latency_ns: dict[str, int] = {}
