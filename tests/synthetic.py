@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sim import recording
 from sim.host.wake_up_baseline import WakeUpBaseline
-from sim.recording import Layout, Recording, State
+from sim.recording import Recording, RecordingLayout, State, header
 from sim.results import Outcome, Run, RunDirectory
 from sim.results.store.manifest import Phase
 from topologies.model import Group, Machine, RunSettings, Topology
@@ -61,16 +60,16 @@ def record(
     rings: Iterable[tuple[int, int, int, int]] = (),
     drains: Iterable[tuple[int, int, int, int]] = (),
     sample_every: int = 1,
-    header: Mapping[int, int] | None = None,
+    further: Mapping[int, int] | None = None,
 ) -> None:
     """Write the recording of one machine.
 
     ``vectors``: (delivered, interrupts) of each; ``edges``: (peer, vector) -> (rung, refused); ``rings``:
-    (peer, vector, intended_ns, rung_ns); ``drains``: (vector, count, delivered_ns, handled_ns); ``header``:
-    further words by their place.
+    (peer, vector, intended_ns, rung_ns); ``drains``: (vector, count, delivered_ns, handled_ns); ``further``:
+    words of the header by their place.
     """
     vectors, rings, drains, edges = list(vectors), list(rings), list(drains), edges or {}
-    layout = Layout(len(vectors), len(edges) + 1, len(rings) + 1, len(drains) + 1)
+    layout = RecordingLayout(len(vectors), len(edges) + 1, len(rings) + 1, len(drains) + 1)
     path = directory.recording_path(machine)
     with Recording.create(path, layout, machine=machine, sample_every=sample_every) as made:
         words = made.words
@@ -83,13 +82,13 @@ def record(
         for at, rows in sections:
             for offset, word in enumerate(word for row in rows for word in row):
                 words[at + offset] = word
-        words[recording.EDGES_USED], words[recording.RINGS_USED] = len(edges), len(rings)
-        words[recording.DRAINS_USED] = len(drains)
-        words[recording.PEER] = machine if peer is None else peer
-        words[recording.STATE] = state
-        words[recording.READY_NS], words[recording.STARTED_NS] = START_NS - SECOND_NS, START_NS
-        words[recording.STOPPED_NS] = STOP_NS if state == State.STOPPED else 0
-        for at, word in (header or {}).items():
+        words[header.EDGES_USED], words[header.RINGS_USED] = len(edges), len(rings)
+        words[header.DRAINS_USED] = len(drains)
+        words[header.PEER] = machine if peer is None else peer
+        words[header.STATE] = state
+        words[header.READY_NS], words[header.STARTED_NS] = START_NS - SECOND_NS, START_NS
+        words[header.STOPPED_NS] = STOP_NS if state == State.STOPPED else 0
+        for at, word in (further or {}).items():
             words[at] = word
 
 

@@ -57,7 +57,7 @@ def _figures() -> dict[str, Figure]:
         ("interrupts", "interrupts", "wake-ups that took one doorbell or more", (RUN, MACHINES)),
         ("refused", "doorbells", "that reached nobody, or found a counter full", _EVERYWHERE),
         ("pending", "doorbells", "still in a counter at the end", _EVERYWHERE),
-        ("pended", "doorbells", "taken while their vector was masked, and left pending", (RUN, MACHINES)),
+        ("pba_pending", "doorbells", "taken while their vector was masked, and left pending", (RUN, MACHINES)),
         ("dropped", "doorbells", "taken, and lost by the device", (RUN, MACHINES)),
         ("settled", "doorbells", "whose ringer's own books were lost", (RUN, MACHINES)),
         ("lost", "doorbells", "neither delivered nor pending nor refused; 0 when the books balance", _EVERYWHERE),

@@ -1,4 +1,4 @@
-"""The latency of the last moments, as far as the recordings of a run that goes on show it."""
+"""The latency of the last second of a run in progress, estimated from its recordings."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sim import recording
-from sim.recording import Recording
+from sim.recording import Recording, header
+from sim.recording.reader import VECTOR_MASK, domain_and_peer, latest_drains, latest_rings
 
 __all__ = ["recent_delivery_ns"]
 
@@ -16,10 +16,9 @@ Integers = npt.NDArray[np.int64]
 
 WINDOW_NS = 1_000_000_000
 RINGS_EACH, DRAINS_EACH = 64, 256
-# A receiver is drained for all who ring it: of few recordings more is looked at.
+# A receiver drains the doorbells of all its senders: of few recordings, more entries are read.
 DRAINS_TOGETHER = 8192
 SAMPLES_MIN = 20
-VECTOR_MASK = 0xFFFF
 # In one number: a row, a vector (of which no device has more than 2048) and a time within the window.
 VECTOR_BITS, TIME_BITS = 11, 31
 PERCENTILES = {"p50": 50, "p99": 99}
@@ -28,40 +27,41 @@ PERCENTILES = {"p50": 50, "p99": 99}
 def recent_delivery_ns(
     books: Mapping[int, Recording], row_of: Mapping[tuple[int, int], int], now_ns: int
 ) -> dict[str, int]:
-    """Percentiles of delivery over the last second; none when too little was sampled in it.
+    """Percentiles of delivery over the last second; none if too few doorbells were sampled in it.
 
-    ``books`` are recordings by row, ``row_of`` says which row has an ID (domain, peer). Of each recording only its
-    latest entries are looked at, so this is a glimpse, and what a run's result says is another thing.
+    Only the latest entries of each recording are read, so these figures are an estimate and not those of the result.
+
+    Args:
+        books: the recordings by row.
+        row_of: the row that has an ID (domain, peer).
+        now_ns: CLOCK_MONOTONIC.
+
+    Returns:
+        p50 and p99 in nanoseconds.
     """
     begin_ns = now_ns - WINDOW_NS
     rung: list[Integers] = []
     taken: list[Integers] = []
     drains_each = max(DRAINS_EACH, DRAINS_TOGETHER // max(1, len(books)))
     known_ns: dict[int, int] = {}
-    """By row: since when each drain of it is among those that are looked at."""
+    """By row: the time since which every drain of it is among those that are read."""
     for row, book in books.items():
-        used = book.words[recording.DRAINS_USED]
-        drains = _latest(book, book.layout.drains_at, used, drains_each)
+        used = book.words[header.DRAINS_USED]
+        drains = latest_drains(book, drains_each)
         known_ns[row] = int(drains[0, 1]) if used > drains_each else begin_ns
         drains = drains[drains[:, 1] >= begin_ns]
         taken.append(_key(row, drains[:, 0] & VECTOR_MASK, drains[:, 1] - begin_ns))
     for book in books.values():
-        rings = _latest(book, book.layout.rings_at, book.words[recording.RINGS_USED], RINGS_EACH)
+        rings = latest_rings(book, RINGS_EACH)
         for key, _, rung_ns in rings[rings[:, 2] >= begin_ns].tolist():
-            target = row_of.get((key >> 32, key >> 16 & 0xFFFF))
-            # Whoever rang earlier may have been taken by a drain that is not looked at.
+            target = row_of.get(domain_and_peer(key))
+            # A drain that is not read may have taken an earlier doorbell.
             if target is not None and rung_ns >= known_ns.get(target, now_ns):
                 rung.append(_key(target, key & VECTOR_MASK, rung_ns - begin_ns))
     found = _spans(np.array(rung, np.int64), np.sort(np.concatenate([np.zeros(0, np.int64), *taken])))
     if len(found) < SAMPLES_MIN:
         return {}
     return {name: int(np.percentile(found, level)) for name, level in PERCENTILES.items()}
-
-
-def _latest(book: Recording, at: int, used: int, most: int) -> Integers:
-    first = max(0, used - most)
-    words = np.frombuffer(book.words, np.uint64)[at + 3 * first : at + 3 * used]
-    return words.astype(np.int64).reshape(used - first, 3)
 
 
 def _key(row: int, vector: int | Integers, time_ns: int | Integers) -> Integers:

@@ -9,16 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
-from sim import recording
 from sim.coordination.live_latency import recent_delivery_ns
 from sim.coordination.machines import LiveMachines
 from sim.engines.process import control
 from sim.engines.process.handle import WorkerHandle
 from sim.host.resources import COORDINATOR, Resources, Sampler
 from sim.kernel.loop import Loop
-from sim.recording import Recording
+from sim.recording import header
+from sim.recording.reader import totals_so_far
 from sim.telemetry import Group, Happened, Publisher, Snapshot
 
 __all__ = ["Counts", "Monitor", "Observed", "in_words"]
@@ -133,7 +131,7 @@ class Monitor:
             machine = handle.machine.index
             for book in handle.books:
                 a, b, c, d = sums.get(machine, (0, 0, 0, 0))
-                rung, delivered, interrupts, refused = _counts(book)
+                rung, delivered, interrupts, refused = totals_so_far(book)
                 sums[machine] = a + rung, b + delivered, c + interrupts, d + refused
         return sums
 
@@ -196,7 +194,7 @@ class Monitor:
             for handle in self._machines.current:
                 if handle.lives and handle.ready:
                     last = self._pinged.get(handle, 0)
-                    self.heartbeats_late += handle.books[0].words[recording.PING] != last
+                    self.heartbeats_late += handle.books[0].words[header.PING] != last
                     if handle.tell(control.Ping(self._ping)):
                         self._pinged[handle] = self._ping
                         self.heartbeats += 1
@@ -213,17 +211,3 @@ class Monitor:
         """Call back in ``every_ns``, or as much later as keeps what it costs on a CPU a small part of the whole."""
         self.spent_ns += cost_ns
         self._loop.at(time.monotonic_ns() + max(every_ns, LOOK_SHARE * cost_ns), callback)
-
-
-def _counts(book: Recording) -> Counts:
-    """What a device has rung, been delivered, been interrupted, been refused, as its recording says now."""
-    words, layout = np.frombuffer(book.words, dtype=np.uint64), book.layout
-    edges = words[layout.edges_at : layout.edges_at + 3 * int(words[recording.EDGES_USED])]
-    vectors = words[layout.vectors_at : layout.edges_at]
-    nowhere = int(words[recording.RUNG_NOWHERE])
-    return (
-        int(edges[1::3].sum()) + nowhere,
-        int(vectors[0::2].sum()),
-        int(vectors[1::2].sum()),
-        int(edges[2::3].sum()) + nowhere,
-    )

@@ -16,7 +16,7 @@ from rich.text import Text
 from nodes.errors import HostError
 from sim.engines.process.configure import Layouts
 from sim.host.limits import SHM_DIRECTORY, Host, Left
-from sim.recording import WORD_BYTES
+from sim.recording.header import WORD_BYTES
 from sim.views.columns import print_columns
 from topologies import Machine, Topology
 

@@ -130,7 +130,7 @@ class _Finished:
         self._whose = Whose((machine.name, machine.group) for machine in topology.machines)
         self._known: dict[str, Callable[[Scope], float]] = {
             **{name: functools.partial(self._count, name) for name in (*COUNTED, "coalescing", "lost")},
-            "pended": functools.partial(self._undelivered, "pended"),
+            "pba_pending": functools.partial(self._undelivered, "pba_pending"),
             "dropped": functools.partial(self._undelivered, "dropped"),
             "died": lambda scope: float(len(self._deaths(scope))),
             "up": self._up,

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nodes.errors import UsageError
-from sim import recording
 from sim.recording import Recording
+from sim.recording.header import COUNTER_AT
+from sim.recording.reader import PEERS, VECTOR_MASK, edges_so_far, vectors_so_far
 from topologies.metrics import parse_edge
 
 __all__ = ["COUNTED", "Book", "Counts", "Scope", "UnknownFigureError", "Whose", "counts_so_far"]
@@ -25,9 +26,6 @@ Integers = npt.NDArray[np.int64]
 
 COUNTED = ("rung", "delivered", "interrupts", "refused", "pending", "settled")
 """What stands on the books."""
-
-
-PEERS = 1 << 16
 
 
 class UnknownFigureError(Exception):
@@ -157,17 +155,13 @@ def counts_so_far(books: Sequence[Book]) -> Counts:
     edges, lines, nowhere = [], [], 0
     of_peer = {id(book.machine_of): _looked_up(book.machine_of) for book in books}
     for book in books:
-        words, layout = np.frombuffer(book.recording.words, np.uint64), book.recording.layout
-        used = int(words[recording.EDGES_USED])
-        rang = words[layout.edges_at : layout.edges_at + 3 * used].astype(np.int64).reshape(used, 3)
-        took = words[layout.vectors_at : layout.edges_at].astype(np.int64).reshape(layout.vectors, 2)
+        rang, took = edges_so_far(book.recording), vectors_so_far(book.recording)
         known = of_peer[id(book.machine_of)]
         targets = known[np.minimum(rang[:, 0] >> 16, len(known) - 1)]
-        mine = np.full(used, book.machine, np.int64)
-        edges.append(np.column_stack((mine, targets, rang[:, 0] & 0xFFFF, rang[:, 1:])))
-        vectors = np.arange(layout.vectors)
-        lines.append(np.column_stack((np.full(layout.vectors, book.machine, np.int64), vectors, took)))
-        nowhere += int(words[recording.RUNG_NOWHERE])
+        mine = np.full(len(rang), book.machine, np.int64)
+        edges.append(np.column_stack((mine, targets, rang[:, 0] & VECTOR_MASK, rang[:, 1:])))
+        lines.append(np.column_stack((np.full(len(took), book.machine, np.int64), np.arange(len(took)), took)))
+        nowhere += book.recording.words[COUNTER_AT["rung_nowhere"]]
     rung_at, arrived = np.vstack([*edges, np.zeros((0, 5), np.int64)]), np.vstack([*lines, np.zeros((0, 4), np.int64)])
     columns = dict(zip(("source", "target", "vector", "rung", "refused"), rung_at.T, strict=True))
     return Counts(_lines(columns, arrived), columns, nowhere)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from sim.recording import Counters
 from sim.results.store.events import Statistics
 
 __all__ = [
@@ -119,9 +120,9 @@ class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
     times_floor: dict[str, float] = {}
 
 
-class Group(msgspec.Struct, frozen=True):
+class Group(Counters, frozen=True):
     """One group's figures. ``coalescing`` is doorbells delivered for each interrupt, ``drained`` how they were
-    spread: doorbells for each logged drain. ``unrung`` as in ``Summary``, of what its machines were to ring.
+    spread: doorbells for each logged drain. The counters are those that its own machines recorded.
     """
 
     machines: Figures
@@ -132,8 +133,6 @@ class Group(msgspec.Struct, frozen=True):
     refused: Figures
     settled: Figures
     interrupts: Figures
-    pended: Figures
-    dropped: Figures
     coalescing: float | None
     doorbells_per_s: float | None
     interrupts_per_s: float | None
@@ -142,7 +141,6 @@ class Group(msgspec.Struct, frozen=True):
     uss_bytes: int | None = None
     resources: Resources | None = None
     drained: Percentiles = NONE
-    unrung: Figures = 0
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -190,14 +188,14 @@ class Migration(msgspec.Struct, frozen=True, kw_only=True):
     sampled_during: Figures | None = None
 
 
-class Summary(msgspec.Struct, frozen=True):
+class Summary(Counters, frozen=True):
     """``summary.json``.
 
     ``samples`` stands for all sampled doorbells, ``unmatched`` for those of which no drain is known (pending
     at the end, their target died, or nobody recorded it), ``samples_refused`` for those the recordings had no
     room for. ``overfull_drains`` is above 0 if stamps were matched wrongly; ``short_deliveries``, below a quarter of
-    the floor's median, are those that may have been (``analysis.latency``). ``unrung`` doorbells were due when their
-    program ended, and no figure has them; ``unrung_oldest_ns`` is how long the oldest had waited.
+    the floor's median, are those that may have been (``analysis.latency``). ``missed`` doorbells were due when their
+    program ended, and are in no figure; ``missed_oldest_ns`` is how long the oldest had been due.
     ``pending_derived``: nobody looked into the counters at the end, so pending is what was left over.
     ``cpu_ns_per_doorbell``: what all machines used of CPUs for each doorbell rung. ``warnings`` says in words
     what a reader of the figures has to know about them. ``phases`` has the latencies of each phase, when there
@@ -218,14 +216,10 @@ class Summary(msgspec.Struct, frozen=True):
     interrupts: Figures
     settled: Figures
     samples: Figures
-    samples_refused: Figures
     unmatched: Figures
     drains: Figures
-    drains_refused: Figures
     overfull_drains: Figures
     pending_derived: bool
-    pended: Figures
-    dropped: Figures
     seed: int
     duration_s: float
     warmup_s: float
@@ -240,16 +234,15 @@ class Summary(msgspec.Struct, frozen=True):
     deaths: dict[str, str]
     problems: list[str]
     drained: Percentiles = NONE
-    phases: dict[str, Latencies] = {}
+    phases: dict[str, Latencies] = msgspec.field(default_factory=dict)
     resources: Resources | None = None
     cpu_ns_per_doorbell: float | None = None
     host: HostUse | None = None
     floor: BaselineFigures | None = None
     clock_source: str = ""
-    warnings: list[str] = []
-    expectations: list[Verdict] = []
-    migrations: list[Migration] = []
-    statistics: Statistics = {}
-    unrung: Figures = 0
-    unrung_oldest_ns: Figures = 0
+    warnings: list[str] = msgspec.field(default_factory=list)
+    expectations: list[Verdict] = msgspec.field(default_factory=list)
+    migrations: list[Migration] = msgspec.field(default_factory=list)
+    statistics: Statistics = msgspec.field(default_factory=dict)
+    missed_oldest_ns: Figures = 0
     short_deliveries: Figures = 0

@@ -13,7 +13,7 @@ from nodes.device import profiles
 from nodes.vm import Vm
 from sim.engines.process.recorder import Recorder
 from sim.kernel.eventfd import EventFd, signal
-from sim.recording import Layout, Recording
+from sim.recording import Recording, RecordingLayout
 
 __all__ = ["Wired", "wired_machine"]
 
@@ -39,7 +39,7 @@ def wired_machine(
     folder: Path, *, peers: int, vectors: int, sample_every: int, rings: int = 1024, drains: int = 1024
 ) -> Iterator[Wired]:
     """A machine and its peers' eventfds, with room for so many samples and drains."""
-    layout = Layout(vectors=vectors, edges=(peers + 1) * vectors, rings=rings, drains=drains)
+    layout = RecordingLayout(vectors=vectors, edges=(peers + 1) * vectors, rings=rings, drains=drains)
     number = len(list(folder.iterdir()))
     path = folder / f"machine-{number}.rec"
     with contextlib.ExitStack() as stack:

@@ -21,9 +21,8 @@ import pytest
 
 import sim
 from nodes.errors import UsageError
-from sim import recording
 from sim.cli import main
-from sim.recording import Recording, State
+from sim.recording import Recording, State, header
 from sim.runner import Begun
 
 PATIENCE_S = 30.0
@@ -420,7 +419,7 @@ def test_machines_stop_in_time_while_the_coordinator_sleeps(runtime: Path, tmp_p
     deadline_s = time.monotonic() + PATIENCE_S
     for path in ivsim.runs.glob("*/raw/*.rec"):
         with Recording.open(path) as book:
-            while book.words[recording.STATE] != State.STOPPED:
+            while book.words[header.STATE] != State.STOPPED:
                 assert time.monotonic() < deadline_s, "still running"
                 threading.Event().wait(0.01)
     ivsim.process.send_signal(signal.SIGCONT)

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from sim.engines.process.configuration import DeviceConfiguration, WorkerConfiguration
-from sim.recording import Layout
+from sim.recording import RecordingLayout
 from topologies import Machine, Machines, Topology, Trace
 
 __all__ = ["Layouts", "configure_worker"]
@@ -89,11 +89,11 @@ class Layouts:
             if action.do == "migrate":
                 self._moves.update(dict.fromkeys(action.machines, action.repeat))
 
-    def of(self, machine: Machine) -> Layout:
+    def of(self, machine: Machine) -> RecordingLayout:
         """The layout for one device of ``machine``; real peers that come later want a few edges too."""
         edges = sum(min(machine.vectors, vectors) * count for vectors, count in self._peers.items())
         at_once = sum(min(machine.vectors, vectors) * count for vectors, count in self._peers_at_once.items())
         edges += self._moves[machine.index] * at_once
-        return Layout(
+        return RecordingLayout(
             vectors=machine.vectors, edges=edges + 64 * machine.vectors, rings=self._rings, drains=self._drains
         )

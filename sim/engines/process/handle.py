@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from typing import NamedTuple
 
-from sim import recording
 from sim.engines.process import main
 from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.control import Control, Order
 from sim.engines.process.fork_server import without_main
-from sim.recording import Recording, State
+from sim.recording import Recording, State, header
 from topologies import Machine
 
 __all__ = ["Moving", "Row", "WorkerHandle", "describe_exit"]
@@ -114,7 +113,7 @@ class WorkerHandle:
 
     @property
     def state(self) -> int:
-        return self.books[0].words[recording.STATE]
+        return self.books[0].words[header.STATE]
 
     @property
     def lives(self) -> bool:

@@ -15,7 +15,6 @@ import traceback
 from pathlib import Path
 
 from nodes.errors import HostError, ProtocolError, UsageError
-from sim import recording
 from sim.engines.process import control
 from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.control import Control
@@ -23,7 +22,7 @@ from sim.engines.process.worker import ProgramError, Worker
 from sim.kernel.memory import remove_orphaned
 from sim.kernel.processes import schedule, tie_to_fork_server
 from sim.kernel.signals import ENDING
-from sim.recording import Recording, State
+from sim.recording import Recording, State, header
 
 __all__ = ["main"]
 
@@ -47,7 +46,7 @@ def main(plan: WorkerConfiguration, control_socket: socket.socket) -> None:
                 _clean_up_orphaned(Path(plan.runtime))
             except BaseException as error:  # the last frame of the process: whatever it is, it must be told
                 for book in books:
-                    book.words[recording.STATE] = State.FAILED
+                    book.words[header.STATE] = State.FAILED
                 link.send(_explain(error))
     finally:
         # Straight out: a guest program may hold views of the memory, which would only make the exit complain.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sim import recording
-from sim.recording import Recording
+from sim.recording import Recording, header
+from sim.recording.header import COUNTER_AT
 
 __all__ = ["Drains", "Recorder"]
 
@@ -42,7 +42,7 @@ class Recorder:
             raise OverflowError(f"no room for the counts of a further doorbell: {self.layout.edges} are in use")
         self._edges = index + 1
         self.words[self.layout.edges_at + 3 * index] = self.domain << 32 | peer << 16 | vector
-        self.words[recording.EDGES_USED] = index + 1
+        self.words[header.EDGES_USED] = index + 1
         return index
 
     def store_edge(self, edge: int, rung: int, refused: int) -> None:
@@ -51,12 +51,12 @@ class Recorder:
         self.words[at + 2] = refused
 
     def store_nowhere(self, rung: int) -> None:
-        self.words[recording.RUNG_NOWHERE] = rung
+        self.words[COUNTER_AT["rung_nowhere"]] = rung
 
     def _make_sample(self) -> Callable[[int, int, int, int], None]:
         words, at = self.words, self.layout.rings_at
         used, end = 0, self.layout.rings
-        used_at, refused_at = recording.RINGS_USED, recording.RINGS_REFUSED
+        used_at, refused_at = header.RINGS_USED, COUNTER_AT["samples_refused"]
 
         def sample(peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
             nonlocal at, used
@@ -80,8 +80,8 @@ class Recorder:
         """
         words, layout = self.words, self.layout
         at, used, end = layout.drains_at, 0, layout.drains
-        used_at, refused_at, vectors_at = recording.DRAINS_USED, recording.DRAINS_REFUSED, layout.vectors_at
-        handled_at = recording.SCRATCH
+        used_at, refused_at, vectors_at = header.DRAINS_USED, COUNTER_AT["drains_refused"], layout.vectors_at
+        handled_at = header.SCRATCH
         delivered = [0] * layout.vectors
         wakes = [0] * layout.vectors
 
@@ -94,7 +94,7 @@ class Recorder:
             words[counts_at + 1] = times
             if used == end:
                 words[refused_at] += 1
-                handled_at = recording.SCRATCH
+                handled_at = header.SCRATCH
                 return
             words[at] = count << 16 | vector
             words[at + 1] = delivered_ns
@@ -108,9 +108,9 @@ class Recorder:
 
         def left(vector: int, pended: int, lost: int) -> None:
             nonlocal handled_at
-            handled_at = recording.SCRATCH  # nobody has dealt with it
-            words[recording.PENDED] += pended
-            words[recording.DROPPED] += lost
+            handled_at = header.SCRATCH  # nobody has dealt with it
+            words[COUNTER_AT["pba_pending"]] += pended
+            words[COUNTER_AT["dropped"]] += lost
             fired(vector, -1)
 
         def fired(vector: int, interrupts: int = 1) -> None:

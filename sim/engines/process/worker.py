@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from nodes.device import profiles
 from nodes.errors import GuestError, HostError
 from nodes.load import Load
-from sim import recording
 from sim.engines.process import control
 from sim.engines.process.attached_device import AttachedDevice
 from sim.engines.process.bound_program import BoundProgram
@@ -27,7 +26,8 @@ from sim.engines.process.delivery import drain_late, make_delivery, poll_until
 from sim.engines.process.migration import Arrival, FailurePipe, let_go
 from sim.kernel.eventfd import drain
 from sim.kernel.fork_handover import Source, fork_successor
-from sim.recording import Recording, State
+from sim.recording import Recording, State, header
+from sim.recording.header import COUNTER_AT
 
 __all__ = ["ProgramError", "Worker"]
 
@@ -91,10 +91,10 @@ class Worker:
         self._enter(State.CONNECTED)
         try:
             self._meet_everyone()
-            self._enter(State.READY, recording.READY_NS)
+            self._enter(State.READY, header.READY_NS)
             self._link.send(control.Ready())
             self._await_start()
-            self._enter(State.RUNNING, recording.STARTED_NS)
+            self._enter(State.RUNNING, header.STARTED_NS)
             self._serve()
         except _Stopped:
             self._stop()
@@ -140,7 +140,7 @@ class Worker:
         excuse.close()
         peer, guest = device.connection.peer, device.vm.guest
         assert peer is not None
-        device.book.words[recording.PEER], device.book.words[recording.DOMAIN] = peer, order.domain
+        device.book.words[header.PEER], device.book.words[header.DOMAIN] = peer, order.domain
         pending = sum(guest.pending(vector) for vector in range(guest.vectors)) if device.vm.device.msix else 0
         self._set_alarm()
         downtime_ns = time.monotonic_ns() - paused_ns
@@ -184,7 +184,7 @@ class Worker:
         for book in self._books:
             if stamp is not None:
                 book.words[stamp] = time.monotonic_ns()
-            book.words[recording.STATE] = state
+            book.words[header.STATE] = state
 
     # The servers
 
@@ -199,7 +199,7 @@ class Worker:
             self._wait_and_attend()
             for device in self._devices:
                 if (peer := device.connection.peer) is not None:
-                    device.book.words[recording.PEER] = peer
+                    device.book.words[header.PEER] = peer
 
     def _await_start(self) -> None:
         while self._start_ns is None:
@@ -244,8 +244,8 @@ class Worker:
             case control.Ping(number):
                 for device in self._devices:
                     device.vm.doorbells.flush()
-                    device.book.words[recording.PING_NS] = time.monotonic_ns()
-                    device.book.words[recording.PING] = number
+                    device.book.words[header.PING_NS] = time.monotonic_ns()
+                    device.book.words[header.PING] = number
             case control.Known(peers, anew):
                 self._program.learn(peers, anew=anew)
                 self._vm.guest.generation += 1
@@ -313,8 +313,8 @@ class Worker:
         for device in self._devices:
             device.vm.doorbells.flush()
         guest, words = self._vm.guest, self._books[0].words
-        words[recording.UNRUNG], words[recording.UNRUNG_OLDEST_NS] = guest.unrung, guest.unrung_oldest_ns
-        self._enter(State.STOPPED, recording.STOPPED_NS)
+        words[COUNTER_AT["missed"]], words[header.MISSED_OLDEST_NS] = guest.unrung, guest.unrung_oldest_ns
+        self._enter(State.STOPPED, header.STOPPED_NS)
         self._warn()
         self._link.send(control.Stopped(self._statistics()))
         # Who stopped by the clock stays until it is told to go: the coordinator takes a last look at everybody.

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from nodes.errors import UsageError
 from sim.recording import State
+from sim.recording.reader import Records, read
 from sim.results.analysis.balance import Line, balance, edge_sums
-from sim.results.analysis.gather import Records, read
 from sim.results.analysis.latency import Samples
 from sim.results.analysis.matching import Drains, Lines, match
 from sim.results.ending import Ending
@@ -127,8 +127,7 @@ def _inferred(path: Path, manifest: Manifest, records: Sequence[Records]) -> End
             status, reason = last_status, last_reason
     names = dict(enumerate(State.NAMES))
     started = [each.started_ns for each in records if each.started_ns]
-    stamps = [int(each.rings[:, 2].max()) for each in records if len(each.rings)]
-    stamps += [int(each.drains[:, 1:].max()) for each in records if len(each.drains)]
+    stamps = [entries.latest_ns for each in records for entries in (each.rings, each.drains)]
     start_ns = min(started, default=0)
     return Ending(
         status=status,

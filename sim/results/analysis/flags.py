@@ -54,19 +54,19 @@ def _doorbells(figures: Summary) -> Iterator[str]:
         )
     if figures.pending_derived:
         yield "pending is what was left over: nobody looked into the counters at the end"
-    if figures.pended:
+    if figures.pba_pending:
         yield (
-            f"of the delivered doorbells, {figures.pended:,} came while their vector was masked: however many, a "
+            f"of the delivered doorbells, {figures.pba_pending:,} came while their vector was masked: however many, a "
             "vector keeps one bit of them, which is one interrupt at most when it is unmasked"
         )
     if figures.dropped:
         yield f"of the delivered doorbells, the device lost {figures.dropped:,}: nobody was interrupted for them"
     # Few and not later than others were is what every end looks like.
-    many = figures.unrung > FEW * (figures.rung + figures.unrung)
-    if figures.unrung_oldest_ns >= LATE_NS and (many or figures.unrung_oldest_ns > (figures.latency_ns.lag.max or 0)):
+    many = figures.missed > FEW * (figures.rung + figures.missed)
+    if figures.missed_oldest_ns >= LATE_NS and (many or figures.missed_oldest_ns > (figures.latency_ns.lag.max or 0)):
         yield (
-            f"{figures.unrung:,} doorbells were due and never rung, the oldest for "
-            f"{human_ns(figures.unrung_oldest_ns)}: lag and total do not have them, and read too short"
+            f"{figures.missed:,} doorbells were due and never rung, the oldest for "
+            f"{human_ns(figures.missed_oldest_ns)}: lag and total do not have them, and read too short"
         )
 
 

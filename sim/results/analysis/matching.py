@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.results.analysis.gather import Records
+from sim.recording.reader import PEERS, VECTOR_MASK, Entries, Records
 from sim.results.analysis.latency import Samples, assign, overfull
 from sim.results.store.manifest import Machine
 
 __all__ = ["VECTOR_MASK", "Drains", "Lines", "match"]
 
 Column = npt.NDArray[np.int64]
-VECTOR_MASK = 0xFFFF
-PEERS = 1 << 16
 # Of machines, vectors and lines, of which there are ten million each: half the width is half the memory.
 NUMBER: Any = np.int32
 
@@ -123,7 +121,7 @@ def _part(
     count = lines.count
     if not moves:
         return count
-    identity = np.concatenate([each.rings[:, 0] >> 16 for each in records])
+    identity = np.concatenate([_table(each.rings)[:, 0] >> 16 for each in records])
     for machine, domain, peer, since_ns in sorted(moves, key=lambda move: move[3]):
         rung = (identity == (domain << 16 | peer)) & (ring_line >= 0)
         ring_line[rung] += count - int(lines.first[machine])
@@ -145,8 +143,9 @@ def _rings(records: Sequence[Records], lines: Lines) -> tuple[Column, ...]:
         part = slice(at, at + size)
         source, target, vector, line, intended_ns, rung_ns = (column[part] for column in columns)
         source[:] = each.machine
-        target[:], vector[:], line[:] = lines.of_keys(each.rings[:, 0])
-        intended_ns[:], rung_ns[:] = each.rings[:, 1], each.rings[:, 2]
+        rings = _table(each.rings)
+        target[:], vector[:], line[:] = lines.of_keys(rings[:, 0])
+        intended_ns[:], rung_ns[:] = rings[:, 1], rings[:, 2]
         at += size
     return columns
 
@@ -160,8 +159,13 @@ def _drains(records: Sequence[Records], lines: Lines) -> tuple[Drains, Column]:
     for each, size in zip(records, sizes, strict=True):
         part = slice(at, at + size)
         machine[part] = each.machine
-        vector[part], count[part] = each.drains[:, 0] & VECTOR_MASK, each.drains[:, 0] >> 16
-        delivered_ns[part], handled_ns[part] = each.drains[:, 1], each.drains[:, 2]
+        its = _table(each.drains)
+        vector[part], count[part] = its[:, 0] & VECTOR_MASK, its[:, 0] >> 16
+        delivered_ns[part], handled_ns[part] = its[:, 1], its[:, 2]
         line[part] = lines.of_vectors(machine[part], vector[part])
         at += size
     return Drains(machine, vector, count, delivered_ns, handled_ns), line
+
+
+def _table(entries: Entries) -> Column:
+    return np.concatenate([np.zeros((0, 3), np.int64), *entries.chunks()])

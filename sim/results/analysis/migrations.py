@@ -122,7 +122,7 @@ def _around(
     its = account.samples.target == row
     rung_ns = account.samples.rung_ns[its]
     during = int(np.count_nonzero((rung_ns >= at_ns) & (rung_ns < ended.time_ns)))
-    if account.records[row].drains_refused:
+    if account.records[row].counters.drains_refused:
         return None, None, during
     drains = account.drains
     own = drains.machine == row

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from sim.recording import Counters
 from sim.results.analysis.account import Account
 from sim.results.analysis.balance import Line, totals
 from sim.results.analysis.distribution import NOTHING, Distribution, percentiles_of
@@ -25,6 +26,8 @@ NOBODY, FOREIGN = "nobody", "foreign"
 def summarize(account: Account, latencies: Distribution) -> Summary:
     """Everything that ``summary.json`` says."""
     figures = _summarize(account, latencies)
+    counters = Counters.total(each.counters for each in account.records)
+    figures = msgspec.structs.replace(figures, **counters.named())
     return msgspec.structs.replace(figures, warnings=list(flags(figures)))
 
 
@@ -32,7 +35,7 @@ def _summarize(account: Account, latencies: Distribution) -> Summary:
     manifest, ending, records = account.manifest, account.ending, account.records
     groups = _groups(account, latencies)
     sums = totals(account.lines)
-    nowhere = sum(each.rung_nowhere for each in records)
+    nowhere = sum(each.counters.rung_nowhere for each in records)
     seconds = max(0, ending.stop_ns - ending.start_ns) / 1e9 if ending.start_ns else 0.0
     # Whoever came while the run went on was not waited for.
     first = [each.ready_ns for each in records if not ending.start_ns or each.ready_ns < ending.start_ns]
@@ -56,14 +59,10 @@ def _summarize(account: Account, latencies: Distribution) -> Summary:
         interrupts=sums["interrupts"],
         settled=sums["settled"],
         samples=len(account.samples),
-        samples_refused=sum(each.rings_refused for each in records),
         unmatched=int(np.count_nonzero(account.samples.delivered_ns == 0)),
         drains=len(account.drains.machine),
-        drains_refused=sum(each.drains_refused for each in records),
         overfull_drains=account.overfull,
         pending_derived=ending.pending is None,
-        pended=sum(each.pended for each in records),
-        dropped=sum(each.dropped for each in records),
         seed=manifest.seed,
         duration_s=round(seconds, 6),
         warmup_s=manifest.warmup_s,
@@ -88,8 +87,7 @@ def _summarize(account: Account, latencies: Distribution) -> Summary:
         host=host_use(account.resources, ending.start_ns, ending.stop_ns),
         floor=floor,
         clock_source=manifest.host.clock_source,
-        unrung=sum(each.unrung for each in records),
-        unrung_oldest_ns=max((each.unrung_oldest_ns for each in records), default=0),
+        missed_oldest_ns=max((each.missed_oldest_ns for each in records), default=0),
         short_deliveries=short(account.samples, floor.p50_ns) if floor else 0,
     )
 
@@ -130,12 +128,16 @@ def _groups(account: Account, latencies: Distribution) -> dict[str, Group]:
     for code, name in enumerate(names):
         members = [machine.index for machine in manifest.machines if machine.group == name]
         own = [account.records[machine] for machine in members]
-        rung = int(sent[code]) + sum(each.rung_nowhere for each in own)
+        rung = int(sent[code]) + sum(each.counters.rung_nowhere for each in own)
         made = _group(account, lines[name], latencies.groups[code], sent=rung, members=members)
-        groups[name] = msgspec.structs.replace(made, drained=Percentiles(**drained[code]))  # type: ignore[arg-type]
+        groups[name] = msgspec.structs.replace(
+            made,
+            drained=Percentiles(**drained[code]),  # type: ignore[arg-type]
+            **Counters.total(each.counters for each in own).named(),
+        )
     if lines[foreign]:
         groups[foreign] = _group(account, lines[foreign], latencies.groups[-1], sent=0, members=[])
-    nowhere = sum(each.rung_nowhere for each in account.records)
+    nowhere = sum(each.counters.rung_nowhere for each in account.records)
     if nowhere:
         at_nobody = [Line(-1, -1, -1, rung=nowhere, refused=nowhere)]
         groups[nobody] = _group(account, at_nobody, NOTHING, sent=0, members=[])
@@ -149,7 +151,6 @@ def _group(
     ending = account.ending
     seconds = max(0, ending.stop_ns - ending.start_ns) / 1e9 if ending.start_ns else 0.0
     used = profile(account.resources, members, ending.start_ns, ending.stop_ns) if members else None
-    own = [account.records[machine] for machine in members]
     return Group(
         machines=sum(account.manifest.machines[machine].of is None for machine in members),
         sent=sent,
@@ -159,8 +160,6 @@ def _group(
         refused=sums["refused"],
         settled=sums["settled"],
         interrupts=sums["interrupts"],
-        pended=sum(each.pended for each in own),
-        dropped=sum(each.dropped for each in own),
         coalescing=_ratio(sums["delivered"], sums["interrupts"]),
         doorbells_per_s=_ratio(sums["rung"], seconds, 1),
         interrupts_per_s=_ratio(sums["interrupts"], seconds, 1),
@@ -168,7 +167,6 @@ def _group(
         cpu_percent=used.cpu_percent if used else None,
         uss_bytes=used.uss_bytes if used else None,
         resources=used,
-        unrung=sum(each.unrung for each in own),
     )
 
 

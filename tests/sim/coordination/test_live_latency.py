@@ -10,7 +10,7 @@ import pytest
 from sim.coordination import live_latency
 from sim.coordination.live_latency import DRAINS_EACH, SAMPLES_MIN, WINDOW_NS, recent_delivery_ns
 from sim.engines.process.recorder import Recorder
-from sim.recording import Layout, Recording
+from sim.recording import Recording, RecordingLayout
 
 NOW_NS = 50_000_000_000
 
@@ -20,10 +20,9 @@ def look(
 ) -> dict[str, int]:
     """Machine 0 rings machine 1, whose ID is 7, every so often; each doorbell is taken ``after_ns`` later."""
     with ExitStack() as stack:
+        layout = RecordingLayout(2, 4, 1024, 1024)
         books = {
-            row: stack.enter_context(
-                Recording.create(tmp_path / f"{row}.rec", Layout(2, 4, 1024, 1024), machine=row, sample_every=1)
-            )
+            row: stack.enter_context(Recording.create(tmp_path / f"{row}.rec", layout, machine=row, sample_every=1))
             for row in (0, 1)
         }
         ringer, drains = Recorder(books[0]), Recorder(books[1]).make_drains()

@@ -17,11 +17,11 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from nodes.doorbells import Ledger
 from nodes.errors import HostError, UsageError
-from sim import recording
 from sim.engines.process.recorder import Recorder
-from sim.recording import HEADER_WORDS, NO_PEER, WORD_BYTES, Layout, Recording, State
+from sim.recording import Counters, Recording, RecordingLayout, State, header
+from sim.recording.header import COUNTER_AT, HEADER_WORDS, NO_PEER, WORD_BYTES
 
-LAYOUT = Layout(vectors=2, edges=3, rings=4, drains=5)
+LAYOUT = RecordingLayout(vectors=2, edges=3, rings=4, drains=5)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def section(book, name):
 # The file
 
 
-@given(st.builds(Layout, *[st.integers(0, 1000)] * 4))
+@given(st.builds(RecordingLayout, *[st.integers(0, 1000)] * 4))
 def test_sections_follow_each_other_without_gap_or_overlap(layout):
     ends = [
         (HEADER_WORDS, layout.vectors_at),
@@ -65,10 +65,10 @@ def test_sections_follow_each_other_without_gap_or_overlap(layout):
 
 def test_a_new_recording_says_what_it_is_and_is_reserved(book, path):
     words = book.words
-    assert words[recording.MACHINE] == 7
-    assert words[recording.SAMPLE_EVERY] == 16
-    assert words[recording.PEER] == NO_PEER
-    assert words[recording.STATE] == State.STARTING
+    assert words[header.MACHINE] == 7
+    assert words[header.SAMPLE_EVERY] == 16
+    assert words[header.PEER] == NO_PEER
+    assert words[header.STATE] == State.STARTING
     assert path.read_bytes()[:8] == b"IVSIMREC"
     status = path.stat()
     assert status.st_size == LAYOUT.words * WORD_BYTES
@@ -78,24 +78,30 @@ def test_a_new_recording_says_what_it_is_and_is_reserved(book, path):
 
 def test_header_words_are_all_different():
     names = "MAGIC_AT VERSION_AT MACHINE VECTORS EDGES RINGS DRAINS SAMPLE_EVERY STATE PEER PING PING_NS READY_NS"
-    names += " STARTED_NS STOPPED_NS EDGES_USED RINGS_USED RINGS_REFUSED DRAINS_USED DRAINS_REFUSED RUNG_NOWHERE"
-    names += " PENDED DROPPED SCRATCH"
-    words = [getattr(recording, name) for name in names.split()]
+    names += " STARTED_NS STOPPED_NS EDGES_USED RINGS_USED DRAINS_USED OF_MACHINE LIFE DOMAIN MISSED_OLDEST_NS SCRATCH"
+    words = [getattr(header, name) for name in names.split()] + [*COUNTER_AT.values()]
     assert len(set(words)) == len(words)
     assert max(words) < HEADER_WORDS
+
+
+def test_every_counter_has_a_word_and_adds_up():
+    counted = Counters(**{name: place for place, name in enumerate(COUNTER_AT, start=1)})
+    assert Counters.total([counted, counted]).named() == {name: 2 * value for name, value in counted.named().items()}
+    assert Counters.total([]) == Counters()
+    assert [*COUNTER_AT] == [*Counters.__struct_fields__]
 
 
 def test_what_one_stores_another_sees_at_once(book, path):
     with Recording.open(path) as other:
         assert other.layout == LAYOUT
-        book.words[recording.PING] = 3
-        assert other.words[recording.PING] == 3
+        book.words[header.PING] = 3
+        assert other.words[header.PING] == 3
 
 
 def test_a_file_that_exists_is_not_overwritten(book, path):
     with pytest.raises(FileExistsError):
         Recording.create(path, LAYOUT, machine=0, sample_every=1)
-    assert book.words[recording.MACHINE] == 7
+    assert book.words[header.MACHINE] == 7
 
 
 def test_a_full_disk_is_found_when_the_recording_is_made(path, monkeypatch):
@@ -156,7 +162,7 @@ def test_what_was_stored_survives_a_sigkill(path):
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     with Recording.open(path) as book:
-        assert book.words[recording.RINGS_USED] == 1
+        assert book.words[header.RINGS_USED] == 1
         assert section(book, "rings")[0] == (3 << 16 | 1, 10, 20)
         assert section(book, "drains")[0] == (5 << 16 | 1, 30, 0)  # still being handled
         assert section(book, "vectors")[1] == (5, 1)
@@ -171,8 +177,8 @@ def test_a_recorder_is_a_ledger(book):
     ledger.store_edge(edge, 100, 7)
     ledger.store_nowhere(4)
     assert section(book, "edges")[edge] == (3 << 16 | 1, 100, 7)
-    assert book.words[recording.EDGES_USED] == 1
-    assert book.words[recording.RUNG_NOWHERE] == 4
+    assert book.words[header.EDGES_USED] == 1
+    assert book.words[COUNTER_AT["rung_nowhere"]] == 4
 
 
 def test_the_highest_doorbell_fits(book):
@@ -198,8 +204,8 @@ def test_samples_without_room_are_counted_and_touch_nothing_else(book, count):
     for at in range(count):
         recorder.sample(at, 0, at + 100, at + 200)
     stored = min(count, LAYOUT.rings)
-    assert book.words[recording.RINGS_USED] == stored
-    assert book.words[recording.RINGS_REFUSED] == count - stored
+    assert book.words[header.RINGS_USED] == stored
+    assert book.words[COUNTER_AT["samples_refused"]] == count - stored
     assert section(book, "rings")[:stored] == [(at << 16, at + 100, at + 200) for at in range(stored)]
     assert section(book, "drains") == [(0, 0, 0)] * LAYOUT.drains
 
@@ -211,20 +217,20 @@ def test_drains_without_room_still_count(book, count):
         drained(at % 2, 3, 100 + at)
         handled(200 + at)
     stored = min(count, LAYOUT.drains)
-    assert book.words[recording.DRAINS_USED] == stored
-    assert book.words[recording.DRAINS_REFUSED] == count - stored
+    assert book.words[header.DRAINS_USED] == stored
+    assert book.words[COUNTER_AT["drains_refused"]] == count - stored
     assert section(book, "drains")[:stored] == [(3 << 16 | at % 2, 100 + at, 200 + at) for at in range(stored)]
     assert section(book, "vectors") == [(3 * ((count + 1) // 2), (count + 1) // 2), (3 * (count // 2), count // 2)]
 
 
 def test_without_sections_nothing_is_stored_but_everything_counted(tmp_path):
-    with Recording.create(tmp_path / "r", Layout(1, 1, 0, 0), machine=0, sample_every=0) as book:
+    with Recording.create(tmp_path / "r", RecordingLayout(1, 1, 0, 0), machine=0, sample_every=0) as book:
         recorder = Recorder(book)
         recorder.sample(1, 0, 1, 1)
         drained, handled, _, _ = recorder.make_drains()
         drained(0, 1, 1)
         handled(2)
-        assert book.words[recording.RINGS_REFUSED] == book.words[recording.DRAINS_REFUSED] == 1
+        assert book.words[COUNTER_AT["samples_refused"]] == book.words[COUNTER_AT["drains_refused"]] == 1
         assert section(book, "vectors") == [(1, 1)]
 
 
@@ -260,11 +266,11 @@ class Model(RuleBasedStateMachine):
 
     def teardown(self):
         words = self.book.words
-        assert section(self.book, "rings")[: words[recording.RINGS_USED]] == self.rings[: LAYOUT.rings]
-        assert section(self.book, "drains")[: words[recording.DRAINS_USED]] == self.drains[: LAYOUT.drains]
-        assert section(self.book, "edges")[: words[recording.EDGES_USED]] == self.edges
-        assert words[recording.RINGS_USED] + words[recording.RINGS_REFUSED] == len(self.rings)
-        assert words[recording.DRAINS_USED] + words[recording.DRAINS_REFUSED] == len(self.drains)
+        assert section(self.book, "rings")[: words[header.RINGS_USED]] == self.rings[: LAYOUT.rings]
+        assert section(self.book, "drains")[: words[header.DRAINS_USED]] == self.drains[: LAYOUT.drains]
+        assert section(self.book, "edges")[: words[header.EDGES_USED]] == self.edges
+        assert words[header.RINGS_USED] + words[COUNTER_AT["samples_refused"]] == len(self.rings)
+        assert words[header.DRAINS_USED] + words[COUNTER_AT["drains_refused"]] == len(self.drains)
         self.book.close()
         self.directory.cleanup()
 

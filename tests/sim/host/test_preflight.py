@@ -19,7 +19,7 @@ from sim.commands.preflight import dry_run
 from sim.engines.process.configure import Layouts
 from sim.host.limits import Host, Left
 from sim.host.preflight import Demand, Sum, check, preflight, render
-from sim.recording import WORD_BYTES
+from sim.recording.header import WORD_BYTES
 from sim.results import RunDirectory
 from tests.synthetic import topology
 from topologies import Action, Domain, Memory, Scheduling, Topology

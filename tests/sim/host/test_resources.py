@@ -11,7 +11,7 @@ import pytest
 
 from sim.host import resources
 from sim.host.resources import COORDINATOR, HOST, Resources, Sampler
-from sim.recording import Layout, Recording
+from sim.recording import Recording, RecordingLayout
 from sim.results.store.schemas import RESOURCES
 
 
@@ -44,7 +44,7 @@ def test_the_pages_of_recordings_are_the_instruments(tmp_path):
     """Those that only this process has: what the coordinator has looked at too is nobody's own."""
     sampler = Sampler(tmp_path)
     sampler.watch(0, "machine", os.getpid())
-    with Recording.create(tmp_path / "0.rec", Layout(1, 1, 100_000, 1), machine=0, sample_every=1) as book:
+    with Recording.create(tmp_path / "0.rec", RecordingLayout(1, 1, 100_000, 1), machine=0, sample_every=1) as book:
         (mine, _) = sampler.sample()
         touched = mine.instrument_bytes
         for word in range(book.layout.rings_at, book.layout.rings_at + 200_000):
@@ -63,7 +63,7 @@ def test_without_a_recording_the_instruments_share_is_not_known(tmp_path):
 
 
 def test_pages_that_another_process_has_too_are_not_private(tmp_path):
-    sampler, layout = Sampler(tmp_path), Layout(1, 1, 100_000, 1)
+    sampler, layout = Sampler(tmp_path), RecordingLayout(1, 1, 100_000, 1)
     sampler.watch(0, "machine", os.getpid())
     with Recording.create(tmp_path / "0.rec", layout, machine=0, sample_every=1) as book:
         for word in range(layout.rings_at, layout.rings_at + 200_000):

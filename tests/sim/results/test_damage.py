@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 import sim.results
 from nodes.errors import UsageError
-from sim import recording
+from sim.recording import header, reader
 from sim.results import Run, RunDirectory
-from sim.results.analysis import gather
 from sim.results.store import schemas
 from sim.results.store.stream import ResourceStream
 from tests.synthetic import finish, pair, record, topology, usage
@@ -271,9 +270,9 @@ def test_a_recording_cut_at_every_byte_tells_what_is_left(tmp_path):
     rings = set()
     for cut in range(len(whole)):
         file.write_bytes(whole[:cut])
-        records = gather.read(file, 0)
+        records = reader.read(file, 0)
         rings.add(len(records.rings))
-        if cut < recording.HEADER_WORDS * recording.WORD_BYTES:
+        if cut < header.HEADER_WORDS * header.WORD_BYTES:
             assert records.problems
             assert not records.clean
     assert rings == {0, 1, 2}

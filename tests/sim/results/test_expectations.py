@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from nodes.errors import UsageError
-from sim import recording
-from sim.recording import Layout, Recording
+from sim.recording import Recording, RecordingLayout, header
+from sim.recording.header import COUNTER_AT
 from sim.results import Run, RunDirectory
 from sim.results.expectations import BROKEN, Moment, Verdict, broken, evaluate, live, missed, render
 from sim.results.measures import Book, Whose, counts_so_far
@@ -276,15 +276,16 @@ def books(tmp_path: Path) -> Iterator[list[Book]]:
     """Two machines with two vectors; 0 rang 1 seven times (one refused), and twice at nobody."""
     made = []
     for machine, (edges, arrived) in enumerate([({(9, 0): (5, 0), (9, 1): (2, 1)}, [0, 0, 0, 0]), ({}, [3, 2, 1, 1])]):
-        book = Recording.create(tmp_path / f"{machine}.rec", Layout(2, 4, 0, 0), machine=machine, sample_every=1)
+        sizes = RecordingLayout(2, 4, 0, 0)
+        book = Recording.create(tmp_path / f"{machine}.rec", sizes, machine=machine, sample_every=1)
         words, layout = book.words, book.layout
         for place, ((peer, vector), counts) in enumerate(edges.items()):
             for offset, word in enumerate((peer << 16 | vector, *counts)):
                 words[layout.edges_at + 3 * place + offset] = word
         for offset, word in enumerate(arrived):
             words[layout.vectors_at + offset] = word
-        words[recording.EDGES_USED] = len(edges)
-        words[recording.RUNG_NOWHERE] = 2 if machine == 0 else 0
+        words[header.EDGES_USED] = len(edges)
+        words[COUNTER_AT["rung_nowhere"]] = 2 if machine == 0 else 0
         made.append(Book(machine, book, {8: 0, 9: 1}))
     yield made
     for each in made:
@@ -359,7 +360,7 @@ def test_broken_is_what_cannot_be_met_any_more(books: list[Book], text: str, for
 def test_a_look_holds_nothing_of_a_recording(books: list[Book]) -> None:
     now = moment(books)
     for each in books:
-        each.recording.words[recording.RUNG_NOWHERE] = 50
+        each.recording.words[COUNTER_AT["rung_nowhere"]] = 50
     assert now.value(condition("rung == 9")) == 9
 
 

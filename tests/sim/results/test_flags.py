@@ -49,10 +49,10 @@ def test_a_quiet_run_has_none(quiet):
         ({"drains_refused": 6}, "and 6 drains have no stamps"),
         ({"unmatched": 1}, "1 of 3 samples are without a known delivery: only the percentiles of lag have them"),
         ({"overfull_drains": 2}, "2 of 2 drains got more samples than doorbells"),
-        ({"pended": 3}, "3 came while their vector was masked: however many, a vector keeps one bit of them"),
+        ({"pba_pending": 3}, "3 came while their vector was masked: however many, a vector keeps one bit of them"),
         ({"dropped": 2}, "the device lost 2"),
         (
-            {"unrung": 905, "unrung_oldest_ns": 1_498_000_000},
+            {"missed": 905, "missed_oldest_ns": 1_498_000_000},
             "905 doorbells were due and never rung, the oldest for 1.50 s",
         ),
         ({"floor": FLOOR, "short_deliveries": 1}, "deliveries took less than a quarter of the floor's 4.00 us"),
@@ -76,7 +76,7 @@ def with_samples(figures: Summary, samples: int, lag_max_ns: int) -> Summary:
 
 
 @pytest.mark.parametrize(
-    ("unrung", "oldest_ns", "lag_max_ns", "is_said"),
+    ("missed", "oldest_ns", "lag_max_ns", "is_said"),
     [
         (1000, 999_999, 0, False),  # whoever is ended has just not come to it
         (1000, 1_000_000, 9_000_000, False),  # one in a thousand and one, and others were as late
@@ -86,10 +86,10 @@ def with_samples(figures: Summary, samples: int, lag_max_ns: int) -> Summary:
     ],
 )
 def test_doorbells_that_were_not_rung_are_said_when_the_figures_would_be_others(
-    quiet, unrung, oldest_ns, lag_max_ns, is_said
+    quiet, missed, oldest_ns, lag_max_ns, is_said
 ):
     figures = with_samples(quiet, 1000, lag_max_ns)
-    found = changed(figures, rung=1_000_000, unrung=unrung, unrung_oldest_ns=oldest_ns)
+    found = changed(figures, rung=1_000_000, missed=missed, missed_oldest_ns=oldest_ns)
     assert ["never rung" in warning for warning in found] == [True] * is_said
 
 

@@ -11,8 +11,7 @@ import pytest
 
 import sim.results
 from nodes.errors import HostError, UsageError
-from sim import recording
-from sim.recording import State
+from sim.recording import State, header
 from sim.results import Outcome, RunDirectory, finalize
 from sim.results.store.manifest import Owner
 from tests.synthetic import (
@@ -153,7 +152,7 @@ def test_a_full_disk_keeps_the_recordings_and_a_later_open_finishes(tmp_path, mo
 
 def test_a_run_that_never_started_has_figures_all_the_same(tmp_path):
     directory = RunDirectory.create(tmp_path, topology({"alone": (1, 1)}), {})
-    record(directory, 0, vectors=[(0, 0)], state=State.CONNECTED, header={recording.READY_NS: 0})
+    record(directory, 0, vectors=[(0, 0)], state=State.CONNECTED, further={header.READY_NS: 0})
     run = directory.finish(
         {}, Outcome("failed", "not all were ready", {0: "exit 1"}), start_ns=0, measure_start_ns=0, stop_ns=0
     )

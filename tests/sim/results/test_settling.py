@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sim import recording
+from sim.recording.header import COUNTER_AT
 from sim.results import Run, RunDirectory
 from tests.synthetic import (
     MEASURE_NS,
@@ -70,13 +70,13 @@ def test_an_interrupted_run_stays_interrupted_when_it_does_not_balance(tmp_path)
 
 def test_refused_doorbells_balance(tmp_path):
     directory = RunDirectory.create(tmp_path, topology({"from": (1, 1), "to": (1, 1)}), {})
-    record(directory, 0, vectors=[(0, 0)], edges={(1, 0): (9, 4)}, header={recording.RUNG_NOWHERE: 2})
-    record(directory, 1, vectors=[(5, 1)], header={recording.PENDED: 3, recording.DROPPED: 1})
+    record(directory, 0, vectors=[(0, 0)], edges={(1, 0): (9, 4)}, further={COUNTER_AT["rung_nowhere"]: 2})
+    record(directory, 1, vectors=[(5, 1)], further={COUNTER_AT["pba_pending"]: 3, COUNTER_AT["dropped"]: 1})
     run = finish(directory)
     assert account(run.summary) == (11, 5, 0, 6, 0)
     groups = run.summary["groups"]
     assert account(groups["nobody"]) == (2, 0, 0, 2, 0)
-    assert (groups["from"]["sent"], groups["to"]["pended"], groups["to"]["dropped"]) == (11, 3, 1)
+    assert (groups["from"]["sent"], groups["to"]["pba_pending"], groups["to"]["dropped"]) == (11, 3, 1)
     assert run.balanced
 
 
@@ -115,10 +115,10 @@ def test_full_logs_leave_samples_unmatched_and_never_wrong(tmp_path):
     directory = RunDirectory.create(tmp_path, topology({"from": (1, 1), "to": (1, 1)}), {})
     at = MEASURE_NS
     rings = [(1, 0, at + tick, at + tick) for tick in (0, 100, 200)]
-    refused = {recording.RINGS_REFUSED: 5}
-    record(directory, 0, vectors=[(0, 0)], edges={(1, 0): (8, 0)}, rings=rings, header=refused)
-    refused = {recording.DRAINS_REFUSED: 7}
-    record(directory, 1, vectors=[(8, 8)], drains=[(0, 1, at + 50, at + 60)], header=refused)
+    refused = {COUNTER_AT["samples_refused"]: 5}
+    record(directory, 0, vectors=[(0, 0)], edges={(1, 0): (8, 0)}, rings=rings, further=refused)
+    refused = {COUNTER_AT["drains_refused"]: 7}
+    record(directory, 1, vectors=[(8, 8)], drains=[(0, 1, at + 50, at + 60)], further=refused)
     run = finish(directory)
     assert run.samples()["delivered_ns"].to_pylist() == [at + 50, None, None]
     figures = run.summary

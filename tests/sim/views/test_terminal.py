@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 import sim.results
-from sim import recording
 from sim.host.wake_up_baseline import WakeUpBaseline
+from sim.recording import State
+from sim.recording.header import COUNTER_AT
 from sim.results import Run, RunDirectory
 from sim.views.terminal import render
 from sim.views.units import human_count, human_interval, human_ns
@@ -175,10 +176,10 @@ def test_what_a_reader_must_know_is_said(tmp_path):
     groups = {"from": (1, 1), "to": (1, 1)}
     directory = RunDirectory.create(tmp_path, topology(groups), {})
     at = MEASURE_NS
-    full = {recording.RINGS_REFUSED: 5, recording.RUNG_NOWHERE: 2}
-    record(directory, 0, vectors=[(0, 0)], edges={(1, 0): (9, 0)}, rings=[(1, 0, at, at)] * 2, header=full)
-    header = {recording.PENDED: 3, recording.DROPPED: 4}
-    record(directory, 1, vectors=[(6, 6)], drains=[(0, 1, at + 5, at + 6)], header=header)
+    full = {COUNTER_AT["samples_refused"]: 5, COUNTER_AT["rung_nowhere"]: 2}
+    record(directory, 0, vectors=[(0, 0)], edges={(1, 0): (9, 0)}, rings=[(1, 0, at, at)] * 2, further=full)
+    held = {COUNTER_AT["pba_pending"]: 3, COUNTER_AT["dropped"]: 4}
+    record(directory, 1, vectors=[(6, 6)], drains=[(0, 1, at + 5, at + 6)], further=held)
     text = printed(finish(directory, exits={1: "SIGKILL"}, status="degraded"), width=200)
     for said in (
         "Made up: degraded",
@@ -206,7 +207,7 @@ def test_an_unbalanced_run_says_so(tmp_path):
 def test_a_derived_pending_and_many_deaths_are_said(tmp_path):
     directory = RunDirectory.create(tmp_path, topology({"many": (11, 1)}), {})
     for machine in range(11):
-        record(directory, machine, vectors=[(0, 0)], state=recording.State.RUNNING)
+        record(directory, machine, vectors=[(0, 0)], state=State.RUNNING)
     directory.close()
     manifest = directory.path / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"start_ticks": ', '"start_ticks": 1'))

@@ -1,0 +1,15 @@
+"""The recording of one device: what a worker stores while it runs, and how it is read during and after the run.
+
+    header   the words of the header, the counters, the states of a worker
+    layout   where each section begins
+    file     the mapped file
+    reader   the only decoder: whole files after a run, mapped ones during it (needs numpy; workers do not import it)
+
+Workers import this package, so nothing here is heavy.
+"""
+
+from sim.recording.file import Recording
+from sim.recording.header import Counters, State
+from sim.recording.layout import RecordingLayout
+
+__all__ = ["Counters", "Recording", "RecordingLayout", "State"]

@@ -1,0 +1,111 @@
+"""A recording as a mapped file: a worker writes it, the coordinator maps it to read the counters.
+
+The file is in the run directory and is preallocated: a store needs no system call, a full disk is an error before the
+run instead of a SIGBUS during it, and a SIGKILL loses nothing that was stored.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+from nodes.errors import HostError, UsageError
+from sim.recording import header
+from sim.recording.header import HEADER_WORDS, WORD_BYTES
+from sim.recording.layout import RecordingLayout
+
+__all__ = ["Recording"]
+
+
+class Recording:
+    """One mapped recording. ``words`` is its memory as a writable ``memoryview`` of 64-bit words.
+
+    The parent creates it with :meth:`create`; workers and readers open it with :meth:`open`. It is a context manager:
+    leaving it unmaps the file and keeps it.
+    """
+
+    def __init__(self, mapping: mmap.mmap, layout: RecordingLayout, path: str | os.PathLike[str]) -> None:
+        self._mapping = mapping
+        self._bytes = memoryview(mapping)
+        self.words = self._bytes.cast("Q")
+        self.layout = layout
+        self.path = path
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        layout: RecordingLayout,
+        *,
+        machine: int,
+        sample_every: int,
+        of: int | None = None,
+        life: int = 1,
+        domain: int = 0,
+    ) -> Recording:
+        """Make the file, reserve its blocks, write its header.
+
+        Args:
+            machine: the row of the recording.
+            sample_every: one doorbell in so many is sampled.
+            of: the machine that the device belongs to, if it is a further device or a further incarnation.
+            life: the incarnation of the machine, from 1.
+            domain: the number of the domain that the device is in.
+
+        Raises:
+            HostError: the disk has no room for it.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, layout.words * WORD_BYTES)
+            mapping = mmap.mmap(fd, layout.words * WORD_BYTES)
+        except OSError as error:
+            path.unlink()
+            need = layout.words * WORD_BYTES / 2**20
+            raise HostError(f"{path}: {need:.1f} MiB for samples cannot be reserved: {error.strerror}") from error
+        finally:
+            os.close(fd)
+        recording = cls(mapping, layout, path)
+        words = recording.words
+        words[header.VERSION_AT], words[header.MACHINE] = header.VERSION, machine
+        words[header.SAMPLE_EVERY] = sample_every
+        words[header.VECTORS], words[header.EDGES] = layout.vectors, layout.edges
+        words[header.RINGS], words[header.DRAINS] = layout.rings, layout.drains
+        words[header.PEER] = header.NO_PEER
+        words[header.OF_MACHINE], words[header.LIFE], words[header.DOMAIN] = machine if of is None else of, life, domain
+        words[header.MAGIC_AT] = header.MAGIC
+        return recording
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Recording:
+        """Map an existing recording. Raises ``UsageError`` when the file is not one, or is cut short."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            size_bytes = os.fstat(fd).st_size
+            if size_bytes < HEADER_WORDS * WORD_BYTES:
+                raise UsageError(f"{path}: not a recording: {size_bytes} bytes, a header alone is 512")
+            mapping = mmap.mmap(fd, size_bytes - size_bytes % WORD_BYTES)
+        finally:
+            os.close(fd)
+        with memoryview(mapping) as view, view.cast("Q") as head:
+            magic, version = head[header.MAGIC_AT], head[header.VERSION_AT]
+            layout = RecordingLayout(head[header.VECTORS], head[header.EDGES], head[header.RINGS], head[header.DRAINS])
+        if magic != header.MAGIC or version != header.VERSION or layout.words * WORD_BYTES > size_bytes:
+            mapping.close()
+            raise UsageError(
+                f"{path}: not a recording of version {header.VERSION}: magic {magic:#x}, version {version}, "
+                f"{size_bytes} bytes where its header asks for {layout.words * WORD_BYTES}"
+            )
+        return cls(mapping, layout, path)
+
+    def close(self) -> None:
+        self.words.release()
+        self._bytes.release()
+        self._mapping.close()
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
