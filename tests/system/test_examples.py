@@ -1,8 +1,10 @@
-"""tests/examples: what a user would write, on the fabric and as real processes."""
+"""examples/: each file runs and prints what its .out file shows; the ring buffer is tested as a protocol."""
 
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sim
+from examples import ring_buffer
 from nodes.errors import GuestError
-from tests.examples import ring_buffer
 from tests.fabric import Fabric
-from topologies import loads
+from tests.system.transcripts import ROOT, compare, execute, sessions
+from topologies import load
 
+EXAMPLES = ROOT / "examples"
+TRANSCRIPTS = {command: output for path in EXAMPLES.glob("*.out") for command, output in sessions(path.read_text())}
 SEEDS = st.integers(0, (1 << 32) - 1)
+
+
+@pytest.mark.parametrize("command", TRANSCRIPTS)
+def test_an_example_prints_what_its_out_file_shows(command: str, tmp_path: Path) -> None:
+    compare(command, TRANSCRIPTS[command], execute(command, tmp_path))
+
+
+def test_every_example_is_run() -> None:
+    commands = " ".join(TRANSCRIPTS)
+    for path in EXAMPLES.iterdir():
+        assert path.suffix in (".out", ".pyc") or path.is_dir() or f"examples/{path.name}" in commands, path
+
+
+def test_the_examples_pass_mypy_strict(tmp_path: Path) -> None:
+    # From another directory: a user of the package has its py.typed files and not this repository's configuration.
+    programs = [str(EXAMPLES / name) for name in ("forward.py", "ring_buffer.py")]
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), *programs]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def ring_buffer_on_fabric(seed, *, offset=0, size_bytes=4096, rate_hz=10_000.0, spin_us=50.0, slower=1):
@@ -75,7 +99,7 @@ def test_a_message_that_is_damaged_is_found():
     fabric.run_for(0.001)
     words = memoryview(fabric.memory).cast("Q")
     taken = consumer.vm.guest.statistics["messages"]
-    consumer.present = False  # it stands still while somebody writes where nobody should
+    consumer.present = False  # the consumer is stopped while a byte of a message changes
     fabric.run_for(0.001)
     assert taken < words[ring_buffer.PRODUCED] < slots_of(4096)
     words[ring_buffer.SLOTS + taken * ring_buffer.SLOT + 3] ^= 1
@@ -99,20 +123,9 @@ def test_a_ring_buffer_that_does_not_fit_is_refused(offset, size_bytes):
 
 
 def test_the_ring_buffer_between_real_processes(tmp_path: Path) -> None:
-    topology = loads(
-        """
-        title = "ring buffer"
-        [run]
-        duration_s = 0.5
-        warmup_s = 0.0
-        [machines.producer]
-        program = "tests.examples.ring_buffer:producer"
-        parameters = { to = "consumer", rate_hz = 2000.0 }
-        [machines.consumer]
-        program = "tests.examples.ring_buffer:consumer"
-        """
-    )
-    run = sim.run(topology, runs=tmp_path, resources_every_s=0)  # looking at processes takes its time on a busy host
+    files = [EXAMPLES / "ring_buffer.py"]
+    topology = load(EXAMPLES / "ring_buffer.toml", {"run.duration_s": "0.5"}, files)
+    run = sim.run(topology, runs=tmp_path, resources_every_s=0)  # sampling processes is slow on a busy host
     assert (run.status, run.reason, run.balanced) == ("finished", "", True)
     given = {event["machine"]: event["values"] for event in run.events() if event["kind"] == "statistics"}
     sent, taken = given["producer"], given["consumer"]

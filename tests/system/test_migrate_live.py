@@ -50,7 +50,7 @@ size = "1M"
 
 def group(name: str, **given: object) -> str:
     """A group of machines, as a file has it."""
-    values = {"vectors": 2, "profile": "qemu-1.1", "domains": ["here"], "program": "tests.examples.travelling:roam"}
+    values = {"vectors": 2, "profile": "qemu-1.1", "domains": ["here"], "program": "tests.guest_programs:ring_in_turn"}
     lines = (f"{key} = {_toml(value)}" for key, value in {**values, **given}.items())
     return f"[machines.{name}]\n" + "\n".join(lines) + "\n"
 
@@ -141,7 +141,7 @@ def skipped(result: sim.Run) -> list[tuple[str, str]]:
 
 def test_a_master_takes_its_memory_to_another_domain(tmp_path: Path) -> None:
     """What the program had cached shows the other memory: who is there sees it count on."""
-    seer = group("seer", domains=["there"], program="tests.examples.travelling:watch")
+    seer = group("seer", domains=["there"], program="tests.guest_programs:watch_word")
     result = go(tmp_path, OLD, seer, entry("migrate", 0.4, "old-1", to_domain="there"))
     (its,) = result.migrations().to_pylist()
     assert (its["verdict"], its["from_domain"], its["to_domain"]) == ("moved", "here", "there")
@@ -186,7 +186,7 @@ def test_handed_over_nobody_notices(tmp_path: Path) -> None:
 
 def test_pending_and_masked_vectors_travel(tmp_path: Path) -> None:
     """Rung while masked, moved to where nobody rings, unmasked there: it fires, once."""
-    hears = group("hears", profile="qemu-doorbell", role="master", program="tests.examples.travelling:hear")
+    hears = group("hears", profile="qemu-doorbell", role="master", program="tests.guest_programs:count_by_vector")
     late = group("late", profile="qemu-doorbell", absent=True, parameters={"to": "hears"})
     result = go(
         tmp_path,

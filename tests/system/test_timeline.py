@@ -164,7 +164,7 @@ def test_a_slow_machine_finds_more_doorbells_in_each_counter(tmp_path: Path) -> 
 
 
 def test_masked_vectors_take_doorbells_and_interrupt_nobody(tmp_path: Path) -> None:
-    programs = '[machines.counter]\nvectors = 2\nprogram = "tests.examples.counting:count"\n'
+    programs = '[machines.counter]\nvectors = 2\nprogram = "tests.guest_programs:count"\n'
     ring = {"machines.storm.parameters.to": "counter"}
     masked = run(tmp_path, programs, entry("mask", 0.0, "counter"), **ring)
     (said,) = events(masked, "statistics")
@@ -177,7 +177,7 @@ def test_masked_vectors_take_doorbells_and_interrupt_nobody(tmp_path: Path) -> N
 
 
 def test_what_is_left_pending_is_handled_by_nobody_and_no_interrupt(tmp_path: Path) -> None:
-    programs = '[machines.counter]\nvectors = 2\nprogram = "tests.examples.counting:count"\n'
+    programs = '[machines.counter]\nvectors = 2\nprogram = "tests.guest_programs:count"\n'
     ring = {"machines.storm.parameters.to": "counter", "run.sample_every": "1"}
     result = run(tmp_path, programs, entry("mask", 0.3, "counter"), entry("unmask", 0.6, "counter"), **ring)
     (said,) = events(result, "statistics")
@@ -211,7 +211,7 @@ def test_256_doorbells_at_once_are_lost_by_the_device_of_2012(tmp_path: Path) ->
 
 
 def test_a_reset_begins_the_program_anew(tmp_path: Path) -> None:
-    programs = '[machines.counter]\nprogram = "tests.examples.counting:count"\n'
+    programs = '[machines.counter]\nprogram = "tests.guest_programs:count"\n'
     result = run(tmp_path, programs, entry("reset", 0.5, "counter", repeat=2, period_s=0.1))
     (said,) = events(result, "statistics")
     assert said["values"]["starts"] == 3
@@ -280,7 +280,7 @@ def test_machines_run_where_and_how_the_topology_says(tmp_path: Path) -> None:
         duration_s = 0.2
         warmup_s = 0.0
         [machines.placed]
-        program = "tests.examples.counting:where"
+        program = "tests.guest_programs:placement"
         cpus = [{cpu}]
         policy = "batch"
         nice = 3
