@@ -1,12 +1,13 @@
 """Topologies: which machines exist, what they run, for how long - read from TOML, checked, frozen."""
 
+from topologies.actions import Action
 from topologies.language.problems import Problem, TopologyError
 from topologies.language.schema import json_schema
 from topologies.language.starter import starter_text
 from topologies.loader import load, loads, shipped
 from topologies.model import Domain, Group, Machine, Machines, Memory, RunSettings, Scheduling, Topology, Trace
 from topologies.resolve.programs import Parameter, Program, ProgramError, resolve_program, shipped_programs
-from topologies.schedule import Action, Condition, Expectation, Phase
+from topologies.schedule import Condition, Expectation, Phase, TimelineEntry
 
 __all__ = [
     "Action",
@@ -24,6 +25,7 @@ __all__ = [
     "ProgramError",
     "RunSettings",
     "Scheduling",
+    "TimelineEntry",
     "Topology",
     "TopologyError",
     "Trace",

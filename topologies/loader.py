@@ -13,7 +13,6 @@ from topologies.language.document import Document, parse, read_text
 from topologies.language.matrix import read_matrix, try_values
 from topologies.language.problems import Problem, TopologyError, nearest, show
 from topologies.language.reader import Report, TooManyProblemsError, read_table
-from topologies.language.settings import Settings
 from topologies.language.sizes import (
     MEMORY_SIZE_MAX_BYTES,
     MEMORY_SIZE_MIN_BYTES,
@@ -26,10 +25,11 @@ from topologies.language.toml_positions import Path
 from topologies.language.values import describe
 from topologies.model import MAIN_DOMAIN, Domain, Group, Machine, Memory, RunSettings, Topology
 from topologies.resolve.arguments import Arguments, check_offsets, read_arguments
-from topologies.resolve.machines import ResolvedMachines, read_crowd
+from topologies.resolve.machines import ResolvedMachines, read_machines
 from topologies.resolve.phases import end_of, read_expectations, read_phases
 from topologies.resolve.programs import ProgramFiles
-from topologies.resolve.references import Guests
+from topologies.resolve.references import References
+from topologies.resolve.settings import Settings
 from topologies.resolve.timeline import read_timeline
 
 __all__ = ["load", "loads", "shipped"]
@@ -126,21 +126,21 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
     given_run = document.values.get("run")
     given_run = given_run if isinstance(given_run, dict) else {}
     phases, run = read_phases(fields.get("phases", ()), fields["run"], given_run, report)
-    crowd = read_crowd(fields, list(domains), programs, report)
-    if crowd is None:
+    resolved = read_machines(fields, list(domains), programs, report)
+    if resolved is None:
         return None
     seed = fields.get("seed", 1)
-    guests = Guests(crowd.roster, crowd.settings, seed=seed, folder=folder, report=report)
-    arguments = _arguments(crowd, guests, domains, report)
+    references = References(resolved.names, resolved.settings, seed=seed, folder=folder, report=report)
+    arguments = _arguments(resolved, references, domains, report)
     timeline = read_timeline(
         fields.get("timeline", ()),
-        guests,
+        references,
         domains=list(domains),
         end_s=end_of(run),
         lines=lambda path: document.lines.get(path, 0),
         report=report,
     )
-    expectations = read_expectations(fields.get("expect", ()), guests, report)
+    expectations = read_expectations(fields.get("expect", ()), references, report)
     matrix = read_matrix(fields.get("matrix", {}), report)
     if report.problems:
         return None
@@ -149,13 +149,13 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
         seed=seed,
         run=RunSettings(**run),
         domains=tuple(domain for domain in domains.values() if domain is not None),
-        groups=tuple(_group(name, fields["machines"][name], base) for name, base in crowd.bases.items()),
-        machines=tuple(_machine(crowd, index, arguments) for index in range(len(crowd.settings))),
+        groups=tuple(_group(name, fields["machines"][name], base) for name, base in resolved.bases.items()),
+        machines=tuple(_machine(resolved, index, arguments) for index in range(len(resolved.settings))),
         phases=phases,
         timeline=timeline,
         expectations=expectations,
         matrix=matrix,
-        files={name: str((folder / name).absolute()) for name in guests.traces},
+        files={name: str((folder / name).absolute()) for name in references.traces},
         source_text=document.text,
         source_name=document.name,
         overrides=document.overrides,
@@ -202,19 +202,19 @@ def _domain(name: str, table: Mapping[str, Any], path: Path, report: Report) -> 
 
 
 def _arguments(
-    crowd: ResolvedMachines, guests: Guests, domains: Mapping[str, Domain | None], report: Report
+    resolved: ResolvedMachines, references: References, domains: Mapping[str, Domain | None], report: Report
 ) -> dict[int, Arguments]:
     """The arguments for each settings, by its identity: machines that are alike share them."""
     arguments: dict[int, Arguments] = {}
     pairs = []
-    for members in crowd.members:
+    for members in resolved.members:
         for settings, indices in members.kinds():
-            program = crowd.programs.get(settings.values.get("program", ""))
+            program = resolved.programs.get(settings.values.get("program", ""))
             if program is not None:
-                own = read_arguments(program, settings, indices, guests, report)
+                own = read_arguments(program, settings, indices, references, report)
                 arguments[id(settings)] = own
                 pairs.append((settings, own))
-    guests.check_traces()
+    references.check_traces()
     sizes = {name: domain.memory.size_bytes for name, domain in domains.items() if domain is not None}
     check_offsets(pairs, sizes, report)
     return arguments
@@ -231,17 +231,17 @@ def _group(name: str, table: Mapping[str, Any], base: Settings) -> Group:
     )
 
 
-def _machine(crowd: ResolvedMachines, index: int, arguments: Mapping[int, Arguments]) -> Machine:
-    settings = crowd.settings[index]
+def _machine(resolved: ResolvedMachines, index: int, arguments: Mapping[int, Arguments]) -> Machine:
+    settings = resolved.settings[index]
     values = settings.values
     return Machine(
         index=index,
-        name=crowd.roster.names_of[index],
-        group=crowd.group_of(index),
+        name=resolved.names.names_of[index],
+        group=resolved.group_of(index),
         vectors=values["vectors"],
         role=values["role"],
         profile=values["profile"],
-        program=crowd.programs[values["program"]].name,
+        program=resolved.programs[values["program"]].name,
         parameters=arguments[id(settings)].of(index),
         domains=values["domains"],
         present=not values["absent"],

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from topologies.language.problems import nearest
 from topologies.language.values import MisfitError
 from topologies.resolve.names import RESERVED_NAMES
-from topologies.resolve.references import Guests
-from topologies.schedule import LIVE_FIGURES, Condition
+from topologies.resolve.references import References
+from topologies.schedule import Condition
 
 __all__ = [
     "FIGURES",
@@ -34,6 +34,9 @@ __all__ = [
 LATENCIES = ("lag", "delivery", "handling", "raw", "total")
 POINTS = ("p50", "p90", "p99", "p99_9", "p99_99", "max", "mean")
 UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000}
+
+LIVE_FIGURES = ("rung", "delivered", "interrupts", "refused", "pending", "coalescing", "up", "died", "elapsed_s")
+"""The figures that are known while the run lasts: conditions may use these, and expectations that abort it."""
 
 RUN, MACHINES, EDGES = "the run", "machines", "edges"
 _EVERYWHERE = (RUN, MACHINES, EDGES)
@@ -132,18 +135,18 @@ def parse_edge(of: str) -> tuple[str, str, int | None] | None:
     return None if found is None else (found[1], found[2], None if found[3] is None else int(found[3]))
 
 
-def check_of(condition: Condition, of: str, guests: Guests) -> Condition:
+def check_of(condition: Condition, of: str, references: References) -> Condition:
     """The condition with its ``of``: a group, a machine, or an edge between such; raises `MisfitError`."""
-    figure, edge, roster = parse_figure(condition.figure), parse_edge(of), guests.roster
+    figure, edge, names = parse_figure(condition.figure), parse_edge(of), references.names
     for name in (of.strip(),) if edge is None else edge[:2]:
-        if name not in roster.groups and name not in roster.machines:
-            if guests.is_missing(name):
+        if name not in names.groups and name not in names.machines:
+            if references.is_missing(name):
                 return condition
-            hint = "without `of` it is all of them" if name in RESERVED_NAMES else guests.hint_of(name)
+            hint = "without `of` it is all of them" if name in RESERVED_NAMES else references.hint_of(name)
             raise MisfitError('a group, a machine, or an edge like "a -> b" or "a -> b:2"', hint)
     if (MACHINES if edge is None else EDGES) not in figure.of:
         raise MisfitError(f"nothing else: {figure.name} is a figure of {' and of '.join(figure.of)}")
-    if edge is not None and edge[2] is not None and edge[2] >= (known_vectors := guests.most_vectors(edge[1])):
+    if edge is not None and edge[2] is not None and edge[2] >= (known_vectors := references.most_vectors(edge[1])):
         raise MisfitError(f"a vector of {edge[1]}, which has {known_vectors}")
     written = of.strip() if edge is None else f"{edge[0]} -> {edge[1]}" + ("" if edge[2] is None else f":{edge[2]}")
     return Condition(figure=condition.figure, comparison=condition.comparison, bound=condition.bound, of=written)

@@ -1,6 +1,6 @@
-"""What a timeline's migrations come to, where a file tells it before a run begins: who is refused, and who fails.
+"""What a timeline's migrations come to, as far as the file tells: which are refused, and which fail.
 
-That is no mistake of the file, for it may be just what the run is to show. So it is said, and nothing is refused.
+That is no mistake of the file, because it may be what the run is to show: it is noted, and nothing is refused.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ from nodes.device.migration import Blocker, Blockers, MigrationError, RamMigrati
 from nodes.device.profiles import PROFILES
 from nodes.device.qemu_1_1.shared_object import check_size
 from nodes.errors import UsageError
+from topologies.actions import Join, Migrate
 from topologies.migration_plan import make_device, several
 from topologies.model import Machine, Topology
-from topologies.schedule import Action
+from topologies.schedule import TimelineEntry
 
 __all__ = ["Foreseen", "foresee"]
 
 MAX_STEPS = 100_000
-"""So far into a timeline is looked."""
+"""The number of single steps of a timeline that are looked at."""
 
 _PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Foreseen:
-    """What comes of an action, for some of its machines; ``line`` is 0 where the action stands in no file."""
+    """The outcome of a migration for some of its machines; ``line`` is 0 for an entry that is in no file."""
 
     line: int
     machines: tuple[str, ...]
@@ -44,31 +45,32 @@ class Foreseen:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One machine's turn of an action; ``again``: not the first of its repetitions."""
+    """One machine's turn of an entry; ``again``: not the first of its repetitions."""
 
-    action: Action
+    entry: TimelineEntry
+    action: Join | Migrate
     machine: Machine
     again: bool
 
 
 def foresee(topology: Topology) -> tuple[Foreseen, ...]:
-    """The migrations that a blocker forbids, and those that no destination can take, in the order of the file.
+    """The migrations that a blocker forbids, and those that no destination can accept, in the order of the file.
 
-    What the timeline does to a machine before is not looked at, and no condition is known to hold.
+    Earlier actions on a machine are not considered, and no condition is assumed to hold.
     """
     sizes = {domain.name: domain.memory.size_bytes for domain in topology.domains}
-    # A server gives out each ID once: who is the second in a domain, whoever the first was, is not peer 0.
+    # A server gives out each ID once: a domain in which a machine has been gives out peer 0 no more.
     begun = {name for machine in topology.machines if machine.present for name in machine.domains}
-    # Who may be peer 0: all that a role which is left to the ID asks for.
+    # The machines that can be peer 0, on which the role "auto" depends.
     firsts = {machine.index for machine in topology.machines if not machine.present}
     firsts |= {machine.index for machine in _first(topology)}
     refusals: dict[tuple[object, ...], str] = {}
     found: dict[tuple[int, str, str, str], dict[str, None]] = {}
-    places = {id(action): place for place, action in enumerate(topology.timeline)}
+    places = {id(entry): place for place, entry in enumerate(topology.timeline)}
     for step in _steps(topology):
-        action, machine = step.action, step.machine
-        is_certain = action.when is None and action.pick is None
-        if action.do == "join":
+        entry, action, machine = step.entry, step.action, step.machine
+        is_certain = entry.when is None and entry.pick is None
+        if isinstance(action, Join):
             firsts.add(machine.index)
             if begun.issuperset(machine.domains):
                 firsts.remove(machine.index)
@@ -84,9 +86,9 @@ def foresee(topology: Topology) -> tuple[Foreseen, ...]:
             if reason and step.again:
                 reason = f"{reason}, from the second time on"
         if reason:
-            names = found.setdefault((places[id(action)], verdict, reason, hint), {})
+            names = found.setdefault((places[id(entry)], verdict, reason, hint), {})
             names[machine.name] = None
-        elif is_certain and not action.fault:
+        elif is_certain and action.to_domain and not action.fault:
             begun.add(action.to_domain)
     return tuple(
         Foreseen(topology.timeline[place].line, tuple(names), verdict, reason, hint)  # type: ignore[arg-type]
@@ -95,21 +97,26 @@ def foresee(topology: Topology) -> tuple[Foreseen, ...]:
 
 
 def _steps(topology: Topology) -> Iterator[_Step]:
-    """Who joins and who migrates, in the order of time; of many repetitions two."""
+    """The single joins and migrations in the order of time; the first two of many repetitions."""
 
-    def at(action: Action) -> Iterator[tuple[float, _Step]]:
-        for repetition in range(min(2, action.repeat)):
-            for place, index in enumerate(action.machines):
-                at_s = action.at_s + repetition * action.period_s + place * action.every_s
-                yield at_s, _Step(action, topology.machines[index], repetition > 0)
+    def at(entry: TimelineEntry, action: Join | Migrate) -> Iterator[tuple[float, _Step]]:
+        for repetition in range(min(2, entry.repeat)):
+            for place, index in enumerate(entry.machines):
+                at_s = entry.at_s + repetition * entry.period_s + place * entry.every_s
+                yield at_s, _Step(entry, action, topology.machines[index], repetition > 0)
 
-    steps = (step for action in topology.timeline if action.do in ("join", "migrate") for step in at(action))
+    steps = (
+        step
+        for entry in topology.timeline
+        if isinstance(action := entry.action, Join | Migrate)
+        for step in at(entry, action)
+    )
     for _, step in sorted(islice(steps, MAX_STEPS), key=lambda timed: timed[0]):
         yield step
 
 
 def _first(topology: Topology) -> Iterator[Machine]:
-    """The first in each domain of those that are there from the beginning; of machines with one domain."""
+    """The first machine in each domain, of those that are present from the start."""
     begun: set[str] = set()
     for machine in topology.machines:
         if machine.present:
@@ -123,7 +130,7 @@ def _refusal(machine: Machine, peer: int) -> str:
     blockers = Blockers(settled=PROFILES[machine.profile].revision > 0)
     for reason in machine.blockers:
         blockers.add(Blocker(reason))
-    made = make_device(machine, _PAGE_BYTES)  # any size: what forbids a migration does not hang on it
+    made = make_device(machine, _PAGE_BYTES)  # any size: a refusal does not depend on it
     if machine.role == "auto":
         made.set_peer(peer)
     blockers.plug(made)
@@ -134,14 +141,16 @@ def _refusal(machine: Machine, peer: int) -> str:
     return ""
 
 
-def _failure(action: Action, machine: Machine, begun: set[str], sizes: dict[str, int]) -> tuple[str, str]:
-    """Why the destination refuses a machine that may go, and what would help; "" when nothing is known against it."""
+def _failure(action: Migrate, machine: Machine, begun: set[str], sizes: dict[str, int]) -> tuple[str, str]:
+    """Why the destination refuses a machine that may migrate, and what would help; "" when no reason is known."""
     if action.fault or action.hand_over:
         return "", ""
     target = action.to_domain or machine.domains[0]
     here, there = sizes[machine.domains[0]], sizes[target]
     try:
-        if PROFILES[machine.profile].memory_container:  # it has the size of its device, and is a part of what is there
+        if PROFILES[
+            machine.profile
+        ].memory_container:  # BAR2 has the size of the device, and maps a part of the segment
             check_size(here, there)
             there = here
         source, destination = make_device(machine, here), make_device(machine, there)
@@ -152,13 +161,13 @@ def _failure(action: Action, machine: Machine, begun: set[str], sizes: dict[str,
         return "", ""
     try:
         destination.set_peer(1)
-        if machine.role == "auto":  # no other role hangs on the ID
+        if machine.role == "auto":  # no other role depends on the ID
             destination.load(source.save())
     except UsageError as error:
         reason = str(error).partition(": it is peer")[0]
         hint = (
-            f"peer 0 of domain {target} has been given out, and is not again; "
-            "to_domain = one in which nobody has been works, or hand_over = true"
+            f"peer 0 of domain {target} has been given out and is not given out again; "
+            "take a to_domain in which no machine has been, or hand_over = true"
         )
         return reason, hint
     return "", ""

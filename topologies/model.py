@@ -6,7 +6,7 @@
     ├── Domain        a shared memory with its own server
     ├── Group         machines that are alike, as the file has them
     ├── Machine       one simulated VM, with a place, a name and resolved parameters
-    ├── Action        what happens to machines and servers meanwhile     (topologies.schedule)
+    ├── TimelineEntry what happens to machines and servers meanwhile     (topologies.schedule)
     └── Expectation   what the run must have shown at its end            (topologies.schedule)
 
 All are frozen, and none can be made with values out of range: a constructor raises `UsageError`. The
@@ -23,7 +23,7 @@ from msgspec import Meta, Struct
 from nodes.errors import UsageError
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES
 from topologies.language.validated import NAME_PATTERN, Name, Validated
-from topologies.schedule import Action, Expectation, Phase
+from topologies.schedule import Expectation, Phase, TimelineEntry
 
 __all__ = [
     "MAX_MACHINES",
@@ -231,7 +231,7 @@ class Topology(Struct, frozen=True, kw_only=True):
     machines: tuple[Machine, ...]
     domains: tuple[Domain, ...] = (Domain(),)
     phases: tuple[Phase, ...] = ()
-    timeline: tuple[Action, ...] = ()
+    timeline: tuple[TimelineEntry, ...] = ()
     expectations: tuple[Expectation, ...] = ()
     matrix: dict[str, tuple[str, ...]] = {}
     source_text: str = ""

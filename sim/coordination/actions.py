@@ -1,7 +1,8 @@
-"""What can happen to machines and servers in a run, each action a method; the timeline says when.
+"""Carries out the actions of `topologies.actions` on machines and servers; the timeline says when.
 
-An action that cannot be done where things stand (a machine to be killed is gone already) raises `Impossible` with
-the reason: the run goes on, and its events say so.
+A `WorkerAction` is sent to its machine; each other action has a method ``_NAME`` here. An action that is impossible
+at the time (a machine to kill has exited already) raises `Impossible` with the reason: the run goes on, and its events
+say so.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nodes.device import profiles
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import Blocker, Blockers, MigrationError
@@ -24,11 +27,10 @@ from sim.engines.process import control
 from sim.engines.process.handle import Moving, WorkerHandle
 from sim.kernel.eventfd import COUNTER_MAX, EventFd
 from sim.kernel.loop import Loop
-from topologies import Action
+from topologies.actions import Action, Fill, Garble, Join, MachineAction, Migrate, ServerAction, WorkerAction
 
 __all__ = ["Actions", "Impossible"]
 
-AT_ANY_TIME = frozenset({"kill", "leave", "stall", "resume"})
 STOPPED_STATE = "T"
 LOOK_NS = 1_000_000
 GATE_BYTES = 4096  # any size: what forbids a migration does not hang on it
@@ -55,20 +57,29 @@ class Actions:
         """Of each machine whose counters were filled: the eventfds, and what they had counted before."""
 
     def do(self, action: Action, machine: int | None) -> dict[str, Any]:
-        """Do it, to a machine or to a server; gives what the event should say besides. Raises `Impossible`."""
-        if machine is None:
-            return self._to_server(action)
-        if action.do == "join":
+        """Carry out one action, on a machine or, if that is None, on a server.
+
+        Returns: what the event says besides. Raises: `Impossible`.
+        """
+        if isinstance(action, ServerAction):
+            return self._on_server(action)
+        assert machine is not None
+        assert isinstance(action, MachineAction)
+        if isinstance(action, Join):
             return self._join(machine)
         handle = self._machines.current[machine]
         if not handle.lives:
             raise Impossible("it is not there")
         if handle.ending is not None:
             raise Impossible(f"it is going: {handle.ending}")
-        if handle.moving is not None and action.do not in ("kill", "migrate", "unplug"):
+        if handle.moving is not None and not action.while_migrating:
             raise Impossible("it is migrating")
-        if not handle.ready and action.do not in AT_ANY_TIME:
+        if not handle.ready and not action.before_ready:
             raise Impossible("it has not joined yet")
+        if isinstance(action, WorkerAction):
+            arguments = {key: value for key, value in msgspec.structs.asdict(action).items() if value is not None}
+            handle.tell(control.Act(action.do, arguments))
+            return arguments
         done: dict[str, Any] | None = getattr(self, f"_{action.do}")(handle, action)
         return done or {}
 
@@ -126,11 +137,11 @@ class Actions:
             raise Impossible("it does not stand still")
         self._let_go(handle)
 
-    def _fill(self, handle: WorkerHandle, action: Action) -> None:
+    def _fill(self, handle: WorkerHandle, action: Fill) -> None:
         if not handle.stalled:
             self._stall(handle, action)
         self._filled.setdefault(handle, [])
-        self._fill_when_still(handle, action.vectors)
+        self._fill_when_still(handle, action.vectors or ())
 
     def _fill_when_still(self, handle: WorkerHandle, vectors: tuple[int, ...]) -> None:
         """A machine that still runs would drain what is put into its counters: wait until it has stopped."""
@@ -166,33 +177,13 @@ class Actions:
                 found += [each for vector, each in enumerate(eventfds) if not vectors or vector in vectors]
         return found
 
-    # Machines that are told
-
-    def _slow(self, handle: WorkerHandle, action: Action) -> dict[str, Any]:
-        handle.tell(control.Slow(round(action.delay_us * 1000)))
-        return {"delay_us": action.delay_us}
-
-    def _mask(self, handle: WorkerHandle, action: Action) -> dict[str, Any]:
-        handle.tell(control.Mask(action.vectors, masked=True))
-        return {"vectors": action.vectors}
-
-    def _unmask(self, handle: WorkerHandle, action: Action) -> dict[str, Any]:
-        handle.tell(control.Mask(action.vectors, masked=False))
-        return {"vectors": action.vectors}
-
-    def _reset(self, handle: WorkerHandle, _action: Action) -> None:
-        handle.tell(control.Reset())
-
     def _unplug(self, handle: WorkerHandle, _action: Action) -> None:
         if handle.moving is not None:
             raise Impossible("device_del not allowed while migrating")
         handle.unplugged = True
-        handle.tell(control.Unplug())
+        handle.tell(control.Act("unplug", {}))
 
-    def _deafen(self, handle: WorkerHandle, _action: Action) -> None:
-        handle.tell(control.Deafen())
-
-    def _garble(self, handle: WorkerHandle, action: Action) -> dict[str, Any]:
+    def _garble(self, handle: WorkerHandle, action: Garble) -> dict[str, Any]:
         peer = handle.peers[0]
         if peer is None or not self._domains[handle.rows[0].domain].garble(peer, action.message):
             raise Impossible("no server is connected to it")
@@ -201,7 +192,7 @@ class Actions:
 
     # Migration
 
-    def _migrate(self, handle: WorkerHandle, action: Action) -> dict[str, Any]:
+    def _migrate(self, handle: WorkerHandle, action: Migrate) -> dict[str, Any]:
         """Raises `Impossible` where there is nothing to migrate; a refusal is QEMU's, and told with its words."""
         if len(handle.rows) > 1:
             raise Impossible("it has devices in several domains")
@@ -218,25 +209,29 @@ class Actions:
         server = "" if action.hand_over else str(target.path)
         if action.fault == "server_gone":
             server += ".gone"
-        if not handle.tell(control.Migrate(server, target.number, os.getpid(), action.fault)):
+        if not handle.tell(control.Migrate(server, target.number, os.getpid(), action.fault or "")):
             raise Impossible("it does not read what it is told")
         if action.fault == "source_dies":
             handle.ending = action.do
-        handle.moving = Moving(target.number, action.hand_over, action.fault)
-        return {"to_domain": target.name, "hand_over": action.hand_over, "fault": action.fault}
+        handle.moving = Moving(target.number, action.hand_over, action.fault or "")
+        return {"to_domain": target.name, "hand_over": action.hand_over, "fault": action.fault or ""}
 
     # Servers
 
-    def _to_server(self, action: Action) -> dict[str, Any]:
-        domain = next((each for each in self._domains if action.domain in ("", each.name)), None)
-        assert domain is not None
-        if (domain.server is None) == (action.do == "stop_server"):
-            raise Impossible("no server listens" if domain.server is None else "a server listens already")
-        if action.do == "stop_server":
-            domain.stop()
-        else:
-            domain.start()
+    def _on_server(self, action: ServerAction) -> dict[str, Any]:
+        domain = next(each for each in self._domains if action.domain in (None, each.name))
+        getattr(self, f"_{action.do}")(domain)
         return {"domain": domain.name}
+
+    def _stop_server(self, domain: LiveDomain) -> None:
+        if domain.server is None:
+            raise Impossible("no server listens")
+        domain.stop()
+
+    def _start_server(self, domain: LiveDomain) -> None:
+        if domain.server is not None:
+            raise Impossible("a server listens already")
+        domain.start()
 
 
 def _gate(handle: WorkerHandle) -> Blockers:

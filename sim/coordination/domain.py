@@ -27,7 +27,7 @@ class _Half(Message[int]):
         return super().encode()[:4]
 
 
-# What a server must not say, by the names of topologies.schedule.GARBLES.
+# Messages that a server must not send, by the names of topologies.actions.MalformedMessage.
 _GARBLED: dict[str, Callable[[int, int], Message[int]]] = {
     "bad_peer": lambda _peer, _memory: Message(PEERS_MAX),
     "left_itself": lambda peer, _memory: Message(peer),

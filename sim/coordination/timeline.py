@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from sim.coordination.actions import Actions, Impossible
 from sim.coordination.domain import LiveDomain
@@ -14,7 +14,8 @@ from sim.coordination.machines import LiveMachines
 from sim.kernel.loop import Loop
 from sim.results.expectations import Moment, broken, live
 from sim.results.measures import Book, Whose, counts_so_far
-from topologies import Action, Topology
+from topologies import TimelineEntry, Topology
+from topologies.actions import Join
 
 __all__ = ["Stage", "Timeline"]
 
@@ -45,81 +46,81 @@ class Timeline:
         self._stage, self._loop, self._event, self._actions = stage, loop, event, actions
         self._start_ns = self._stop_ns = 0
         self._over = True
-        self._waiting = [action for action in stage.topology.timeline if action.when is not None]
+        entries = stage.topology.timeline
+        self._waiting = [(place, entry.when) for place, entry in enumerate(entries) if entry.when is not None]
         self._guarded = [expectation for expectation in stage.topology.expectations if expectation.abort]
-        # One source of chance for each entry: what one of them picks does not hang on when others came.
-        self._chance = [random.Random(f"{stage.topology.seed}/timeline/{at}") for at in range(len(self._entries))]
-
-    @property
-    def _entries(self) -> tuple[Action, ...]:
-        return self._stage.topology.timeline
+        # A generator for each entry: what one of them picks does not depend on the times of the others.
+        self._random = [random.Random(f"{stage.topology.seed}/timeline/{place}") for place in range(len(entries))]
 
     def begin(self, start_ns: int, stop_ns: int) -> None:
-        """The programs start at ``start_ns``: from then on the timeline counts."""
+        """Start the timeline: the programs start at ``start_ns``."""
         self._start_ns, self._stop_ns, self._over = start_ns, stop_ns, False
-        for place, action in enumerate(self._entries):
-            if action.when is None:
-                self._schedule(place, action, start_ns + round(action.at_s * SECOND_NS))
+        for place, entry in enumerate(self._stage.topology.timeline):
+            if entry.when is None:
+                self._schedule(place, start_ns + round(entry.at_s * SECOND_NS))
         if self._waiting or self._guarded:
             self._loop.at(start_ns, self._look)
 
     def end(self) -> None:
-        """Nothing happens any more; whoever stands still is set free, and counters hold what they should."""
+        """Stop the timeline; machines that stand still continue, and filled counters get their values back."""
         self._over = True
         self._actions.undo()
 
-    def _schedule(self, place: int, action: Action, at_ns: int) -> None:
-        """Its first time, and after that the next: one moment for each, not all of them at once."""
-        self._loop.at(at_ns, partial(self._turn, place, action, at_ns, action.repeat))
+    def _schedule(self, place: int, at_ns: int) -> None:
+        """Schedule an entry's first time; each time schedules the next, so that the loop holds one for each entry."""
+        self._loop.at(at_ns, partial(self._turn, place, at_ns, self._stage.topology.timeline[place].repeat))
 
-    def _turn(self, place: int, action: Action, at_ns: int, left: int) -> None:
+    def _turn(self, place: int, at_ns: int, left: int) -> None:
         if self._over:
             return
+        entry = self._stage.topology.timeline[place]
         if left > 1:
-            next_ns = at_ns + round(action.period_s * SECOND_NS)
-            self._loop.at(next_ns, partial(self._turn, place, action, next_ns, left - 1))
-        machines: Sequence[int] = action.machines
-        if action.pick is not None:
-            # Among those it can happen to: who is gone cannot be killed again, who is there cannot join.
-            wanted = action.do != "join"
+            next_ns = at_ns + round(entry.period_s * SECOND_NS)
+            self._loop.at(next_ns, partial(self._turn, place, next_ns, left - 1))
+        machines: Sequence[int] = entry.machines
+        if entry.pick is not None:
+            # Only machines on which the action is possible: an absent one cannot be killed, a present one cannot join.
+            wanted = not isinstance(entry.action, Join)
             able = [machine for machine in machines if self._actions.is_there(machine) == wanted]
-            machines = sorted(self._chance[place].sample(able, min(action.pick, len(able))))
+            machines = sorted(self._random[place].sample(able, min(entry.pick, len(able))))
             if not able:
-                self._event("action", do=action.do, machine=None, line=action.line, skipped="there is nobody to pick")
+                self._told(entry, None, skipped="there is no machine to pick")
                 return
-        every_ns = round(action.every_s * SECOND_NS)
+        every_ns = round(entry.every_s * SECOND_NS)
         if not machines:
-            self._act(action, None)
+            self._act(entry, None)
         for turn, machine in enumerate(machines):
             if every_ns and turn:
-                self._loop.at(at_ns + turn * every_ns, partial(self._act, action, machine))
+                self._loop.at(at_ns + turn * every_ns, partial(self._act, entry, machine))
             else:
-                self._act(action, machine)
+                self._act(entry, machine)
 
-    def _act(self, action: Action, machine: int | None) -> None:
+    def _act(self, entry: TimelineEntry, machine: int | None) -> None:
         if self._over:
             return
-        name = None if machine is None else self._stage.topology.machines[machine].name
         try:
-            done = self._actions.do(action, machine)
+            done = self._actions.do(entry.action, machine)
         except Impossible as reason:
-            self._event("action", do=action.do, machine=name, line=action.line, skipped=str(reason))
+            self._told(entry, machine, skipped=str(reason))
         else:
-            self._event("action", do=action.do, machine=name, line=action.line, **done)
+            self._told(entry, machine, **done)
+
+    def _told(self, entry: TimelineEntry, machine: int | None, **details: Any) -> None:
+        name = None if machine is None else self._stage.topology.machines[machine].name
+        self._event("action", do=entry.action.do, machine=name, line=entry.line, **details)
 
     def _look(self) -> None:
-        """Whether anything holds that something waits for, or is broken that was expected."""
+        """Start the entries whose condition holds now; end the run when an expectation is broken."""
         if self._over:
             return
         begin_ns = time.thread_time_ns()
         now_ns = time.monotonic_ns()
         moment = self._moment(now_ns)
-        for action in list(self._waiting):
-            assert action.when is not None
-            due = now_ns >= self._start_ns + round(action.at_s * SECOND_NS)
-            if due and live(action.when, moment):
-                self._waiting.remove(action)
-                self._schedule(self._entries.index(action), action, now_ns)
+        for place, condition in list(self._waiting):
+            due_ns = self._start_ns + round(self._stage.topology.timeline[place].at_s * SECOND_NS)
+            if now_ns >= due_ns and live(condition, moment):
+                self._waiting.remove((place, condition))
+                self._schedule(place, now_ns)
         for expectation in self._guarded:
             if broken(expectation.that, moment):
                 value = moment.value(expectation.that)

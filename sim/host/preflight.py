@@ -19,6 +19,7 @@ from sim.host.limits import SHM_DIRECTORY, Host, Left
 from sim.recording.header import WORD_BYTES
 from sim.views.columns import print_columns
 from topologies import Machine, Topology
+from topologies.actions import Join, Migrate
 
 __all__ = ["Demand", "Sum", "check", "preflight", "render"]
 
@@ -134,10 +135,10 @@ class _Count:
         """Who comes back has another ID, and each of its vectors one eventfd more."""
         lives = Counter({machine.index: int(machine.present) for machine in topology.machines})
         migrations = 0
-        for action in topology.timeline:
-            if action.do in ("join", "migrate"):
-                lives.update(dict.fromkeys(action.machines, action.repeat))
-            migrations += action.do == "migrate"
+        for entry in topology.timeline:
+            if isinstance(entry.action, Join | Migrate):
+                lives.update(dict.fromkeys(entry.machines, entry.repeat))
+            migrations += isinstance(entry.action, Migrate)
         connections = eventfds = messages = 0
         for domain in topology.domains:
             members = [machine for machine in topology.machines if domain.name in machine.domains]

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 
@@ -28,8 +28,8 @@ from sim.views.terminal import render
 from tests.nodes.device.test_ivshmem_state import PEER_MODE
 from tests.system.test_timeline import entry, events
 from topologies import loads
+from topologies.actions import Fault
 from topologies.migration_check import foresee
-from topologies.schedule import FAULTS
 
 MIGRATIONS = int(os.environ.get("IVSIM_MIGRATIONS", "24"))
 A_RUN = 24
@@ -547,7 +547,7 @@ def roaming(seed: int) -> str:
     parts = [HEAD, group("old", count=5, parameters={"to": "old", "rate_hz": 1000.0})]
     for number in range(A_RUN):
         at_s, name = 0.2 + 0.06 * number, f"old-{chance.randrange(5)}"
-        fault = {"fault": chance.choice(FAULTS)} if number % 2 else {}
+        fault = {"fault": chance.choice(get_args(Fault))} if number % 2 else {}
         hand_over = chance.random() < 0.3 and fault.get("fault") != "late_memory"
         where = {"hand_over": True} if hand_over else {"to_domain": chance.choice(["here", "there"])}
         parts.append(entry("migrate", at_s, name, **where, **fault))

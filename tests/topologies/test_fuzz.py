@@ -14,6 +14,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from topologies import Problem, Topology, TopologyError, load, loads, starter_text
+from topologies.actions import ACTIONS
 from topologies.language.problems import show_key
 from topologies.language.reader import annotations_of
 from topologies.language.tables import (
@@ -28,7 +29,6 @@ from topologies.language.tables import (
 )
 from topologies.language.toml_positions import positions
 from topologies.model import RunSettings
-from topologies.schedule import ACTIONS
 
 EVERYTHING = Path(__file__).parents[1] / "golden" / "topologies" / "everything.toml"
 TEXT = EVERYTHING.read_text()

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from topologies import Action, Condition, Expectation, Phase, Problem, TopologyError, loads
+from topologies import Condition, Expectation, Phase, Problem, TimelineEntry, TopologyError, loads
+from topologies.actions import ACTIONS, Kill, Migrate, ServerAction, StopServer, fields_of
 from topologies.language.matrix import MAX_CELLS
+from topologies.language.tables import EntryTable, keys_of
 from topologies.language.values import MisfitError
-from topologies.metrics import FIGURES, parse_condition, parse_edge, parse_figure
-from topologies.resolve.timeline import MAX_ACTIONS, keys_of
-from topologies.schedule import ACTIONS, COMPARISONS, FAULTS, GARBLES, LIVE_FIGURES, SERVER_ACTIONS
+from topologies.metrics import FIGURES, LIVE_FIGURES, parse_condition, parse_edge, parse_figure
+from topologies.resolve.timeline import MAX_ACTIONS
+from topologies.schedule import COMPARISONS
 
 GROUPS = """[machines.a]
 count = 4
@@ -105,34 +107,36 @@ def test_an_override_cannot_set_times_that_the_phases_set() -> None:
 
 
 def test_an_action_of_every_kind_is_read() -> None:
+    values: dict[str, tuple[str, object]] = {
+        "vectors": ("[0, 2]", (0, 2)),
+        "delay_us": ("5", 5.0),
+        "message": ("'half_message'", "half_message"),
+        "domain": ("'main'", "main"),
+        "to_domain": ("'main'", "main"),
+        "fault": ("'cancel'", "cancel"),
+        "hand_over": ("true", True),
+    }
     text = GROUPS
-    for do, (_, keys) in ACTIONS.items():
-        machines = "" if do in SERVER_ACTIONS else f"machines = '{'away' if do == 'join' else 'a'}'\n"
-        values = {
-            "vectors": "[0, 2]",
-            "delay_us": "5",
-            "message": f"'{GARBLES[-1]}'",
-            "domain": "'main'",
-            "to_domain": "'main'",
-            "fault": f"'{FAULTS[-1]}'",
-            "hand_over": "true",
-        }
+    for do, action in ACTIONS.items():
+        machines = "" if issubclass(action, ServerAction) else f"machines = '{'away' if do == 'join' else 'a'}'\n"
         text += f"[[timeline]]\nat_s = 1\ndo = '{do}'\n{machines}"
-        text += "".join(f"{key} = {values[key]}\n" for key in sorted(keys))
+        text += "".join(f"{key} = {values[key][0]}\n" for key in fields_of(action))
     timeline = loads(text).timeline
-    assert [action.do for action in timeline] == list(ACTIONS)
-    assert all(text.split("\n")[action.line - 1] == "[[timeline]]" for action in timeline)
-    found = {action.do: action for action in timeline}
-    assert found["join"].machines == (5, 6)
-    assert found["mask"].vectors == (0, 2)
-    assert found["slow"].delay_us == 5.0
-    assert found["garble"].message == GARBLES[-1]
-    assert (found["migrate"].to_domain, found["migrate"].fault, found["migrate"].hand_over) == (
-        "main",
-        FAULTS[-1],
-        True,
-    )
-    assert (found["stop_server"].domain, found["stop_server"].machines) == ("main", ())
+    assert [entry.action for entry in timeline] == [
+        action(**{key: values[key][1] for key in fields_of(action)}) for action in ACTIONS.values()
+    ]
+    assert [entry.action.do for entry in timeline] == list(ACTIONS)
+    assert all(text.split("\n")[entry.line - 1] == "[[timeline]]" for entry in timeline)
+    assert timeline[0].machines == (5, 6)
+    assert timeline[-1].machines == ()
+
+
+def test_a_key_that_several_actions_take_means_the_same_in_each() -> None:
+    declared: dict[str, object] = {}
+    for action in ACTIONS.values():
+        for key, annotation in fields_of(action).items():
+            assert declared.setdefault(key, annotation) == annotation
+            assert key not in EntryTable.__struct_fields__
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def test_memory_is_late_for_devices_of_2012_only(profile: str, why: str) -> None
         (problem,) = refused(text)
         assert problem.got.endswith(why)
     else:
-        assert loads(text).timeline[0].fault == "late_memory"
+        assert loads(text).timeline[0].action == Migrate(fault="late_memory")
 
 
 def test_when_and_how_often() -> None:
@@ -160,8 +164,8 @@ def test_when_and_how_often() -> None:
         GROUPS + "[[timeline]]\nat_s=0.5\nwhen='delivered >= 1_000'\nof='a'\ndo='kill'\n"
         "machines=['a', 'b']\npick=2\nevery_s=0.25\nrepeat=3\nperiod_s=1\n"
     ).timeline
-    assert action == Action(
-        do="kill",
+    assert action == TimelineEntry(
+        action=Kill(),
         at_s=0.5,
         when=Condition(figure="delivered", comparison=">=", bound=1000.0, of="a"),
         machines=(0, 1, 2, 3, 4),
@@ -172,7 +176,7 @@ def test_when_and_how_often() -> None:
         line=LINES + 1,
     )
     (stop,) = loads(GROUPS + "[[timeline]]\nat_s = 1\ndo = 'stop_server'").timeline
-    assert stop.domain == "main", "the only one"
+    assert stop.action == StopServer(domain="main"), "the only one"
 
 
 def action(text: str) -> str:
@@ -229,7 +233,7 @@ def test_what_an_action_takes_is_said() -> None:
     (problem,) = refused(action("at_s = 1\ndo = 'slow'\nmachines = 'a'\ndelay_us = 1\nvectors = [0]"))
     assert problem.expected == "for slow: do, at_s, when, of, repeat, period_s, machines, pick, every_s, delay_us"
     for do in ACTIONS:
-        assert ("machines" in keys_of(do)) == (do not in SERVER_ACTIONS)
+        assert ("machines" in keys_of(do)) == (not issubclass(ACTIONS[do], ServerAction))
 
 
 BRIDGED = """
@@ -257,7 +261,7 @@ def test_migrations_that_could_never_begin() -> None:
 def test_a_server_of_several_domains_must_be_named() -> None:
     text = "[domains.l]\n[domains.r]\n[machines.a]\nprogram = 'idle'\ndomains = ['l']\n[[timeline]]\nat_s = 1\n"
     assert where(refused(text + "do = 'stop_server'")) == [(6, "timeline[0].domain")]
-    assert loads(text + "do = 'stop_server'\ndomain = 'r'").timeline[0].domain == "r"
+    assert loads(text + "do = 'stop_server'\ndomain = 'r'").timeline[0].action == StopServer(domain="r")
 
 
 def test_the_devices_of_masked_machines_have_msix() -> None:

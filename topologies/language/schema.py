@@ -10,12 +10,11 @@ from typing import Any
 import msgspec
 
 from nodes.device.profiles import PROFILES
-from topologies.language.tables import CPU_LIST, File
-from topologies.metrics import FIGURES, LATENCIES, POINTS, UNITS_NS
+from topologies.actions import ACTIONS
+from topologies.language.tables import CPU_LIST, File, keys_of, required_keys_of
+from topologies.metrics import FIGURES, LATENCIES, LIVE_FIGURES, POINTS, UNITS_NS
 from topologies.resolve.patterns import DEGREE, PATTERNS
 from topologies.resolve.programs import Parameter, Program, resolve_program, shipped_programs
-from topologies.resolve.timeline import keys_of
-from topologies.schedule import ACTIONS, FAULTS, GARBLES, LIVE_FIGURES, SERVER_ACTIONS
 
 __all__ = ["json_schema"]
 
@@ -124,25 +123,22 @@ def _peers() -> dict[str, Any]:
 
 
 def _timeline(table: dict[str, Any]) -> None:
-    """Each action takes the keys that `ACTIONS` gives it."""
+    """Each action takes its own keys besides those of every entry."""
     properties = table["properties"]
-    for key in ("when", "message", "domain", "to_domain", "fault", "vectors", "machines", "pick"):
-        properties[key].pop("default", None)  # what a key that is absent means, its description says
-    properties["message"]["enum"] = list(GARBLES)
-    properties["fault"]["enum"] = list(FAULTS)
+    for key, schema in properties.items():
+        properties[key] = schema = _without_null(schema)
+        if key not in ("at_s", "every_s", "repeat", "period_s"):
+            schema.pop("default", None)  # the description says what an absent key means
     properties["do"] = {
-        "anyOf": [{"const": do, "description": meaning} for do, (meaning, _) in ACTIONS.items()],
-        "description": "What happens.",
+        "anyOf": [{"const": do, "description": action.__doc__} for do, action in ACTIONS.items()],
+        "description": "The action.",
     }
     properties["when"]["pattern"] = _condition(LIVE_FIGURES)
     table["anyOf"] = _require("at_s", "when")
     table["allOf"] = [
         {
             "if": {"properties": {"do": {"const": do}}, "required": ["do"]},
-            "then": {
-                "propertyNames": {"enum": keys_of(do)},
-                "required": [] if do in SERVER_ACTIONS else ["machines"],
-            },
+            "then": {"propertyNames": {"enum": keys_of(do)}, "required": required_keys_of(do)},
         }
         for do in ACTIONS
     ]
@@ -170,7 +166,11 @@ def _require(*keys: str) -> list[dict[str, Any]]:
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     """TOML has no null: an optional parameter is one that is not there."""
     choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
-    return dict(choices[0]) if len(choices) == 1 else schema
+    if len(choices) == 1:
+        return {**{key: value for key, value in schema.items() if key != "anyOf"}, **choices[0]}
+    if None in schema.get("enum", ()):
+        return {**schema, "enum": [choice for choice in schema["enum"] if choice is not None]}
+    return schema
 
 
 def _for_editors(node: Any) -> Any:

@@ -7,10 +7,12 @@ new table or key of the language begins here.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
+from topologies.actions import ACTIONS, MachineAction, fields_of
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES, SIZE_PATTERN
 from topologies.language.validated import NAME_PATTERN, Name, Sparse
 from topologies.model import (
@@ -30,7 +32,7 @@ from topologies.model import (
     Title,
     Vectors,
 )
-from topologies.schedule import COMPARISONS, Do, Load, Seconds
+from topologies.schedule import COMPARISONS, Load, Seconds
 
 __all__ = [
     "CPU_LIST",
@@ -43,8 +45,10 @@ __all__ = [
     "MemoryTable",
     "PhaseTable",
     "Size",
+    "keys_of",
     "other_tables_with",
     "parse_cpus",
+    "required_keys_of",
 ]
 
 Size = Annotated[
@@ -202,38 +206,56 @@ class PhaseTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     )
 
 
-class ActionTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Something that happens to machines or to a server: an entry of ``[[timeline]]``."""
+class EntryTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys of a ``[[timeline]]`` entry that do not depend on its action."""
 
-    do: Annotated[Do, Meta(description="What happens.")]
+    do: Annotated[str, Meta(description="The action.")]
     at_s: Annotated[Seconds, Meta(description="When, in seconds after the start of the programs.")] = 0.0
     when: Annotated[Comparison, Meta(description="Or when this first holds: a live figure compared to a number.")] = ""
     of: Of = ""
-    machines: Whom = ()
-    pick: Annotated[int, Meta(ge=1, le=65536, description="So many of those that are there, drawn anew each time.")] = 1
-    every_s: Annotated[Seconds, Meta(description="The next machine's turn comes so much later.")] = 0.0
     repeat: Annotated[int, Meta(ge=1, le=100_000, description="How often the whole is done.")] = 1
     period_s: Annotated[Seconds, Meta(description="How far apart the repetitions begin.")] = 0.0
-    vectors: Annotated[
-        tuple[Annotated[int, Meta(ge=0, le=2047)], ...],
-        Meta(min_length=1, max_length=2048, description="Which vectors; if absent, all."),
-    ] = ()
-    delay_us: Annotated[float, Meta(ge=0, le=1e9, description="How much later an interrupt is taken.")] = 0.0
-    message: Annotated[str, Meta(description="What is malformed in what the server says.")] = ""
-    domain: Annotated[Name, Meta(description="Whose server; if absent, that of the only domain.")] = ""
-    to_domain: Annotated[Name, Meta(description="Where the machine migrates to; if absent, it stays.")] = ""
-    hand_over: Annotated[bool, Meta(description="Whether the new process takes over the connection of the old.")] = (
-        False
-    )
-    fault: Annotated[
-        str,
-        Meta(
-            description=(
-                "What goes wrong in the migration. `late_memory`: the state comes before the memory does, "
-                "which only devices of 2012 let happen."
-            )
-        ),
-    ] = ""
+    machines: Whom = ()
+    pick: Annotated[
+        int, Meta(ge=1, le=65536, description="How many of the machines that are present, drawn anew each time.")
+    ] = 1
+    every_s: Annotated[Seconds, Meta(description="How much later the next machine's turn comes.")] = 0.0
+
+
+_OF_MACHINES = frozenset({"machines", "pick", "every_s"})
+# The keys of all actions in one table: which of them an entry may have depends on its `do`, see `keys_of`.
+ActionTable = msgspec.defstruct(
+    "ActionTable",
+    [
+        ("do", Annotated[Literal[tuple(ACTIONS)], Meta(description="The action.")]),
+        *{
+            name: (name, annotation, None)
+            for action in ACTIONS.values()
+            for name, annotation in fields_of(action).items()
+        }.values(),
+    ],
+    bases=(EntryTable,),
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    module=__name__,
+)
+
+
+def keys_of(do: str) -> list[str]:
+    """The keys that an entry with this action takes, in order."""
+    action = ACTIONS[do]
+    common = [
+        key for key in EntryTable.__struct_fields__ if issubclass(action, MachineAction) or key not in _OF_MACHINES
+    ]
+    return [*common, *fields_of(action)]
+
+
+def required_keys_of(do: str) -> list[str]:
+    """The keys that an entry with this action must have besides ``do`` and its time."""
+    action = ACTIONS[do]
+    own = action.__struct_fields__[: len(action.__struct_fields__) - len(action.__struct_defaults__)]
+    return ["machines", *own] if issubclass(action, MachineAction) else list(own)
 
 
 class ExpectTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -245,7 +267,7 @@ class ExpectTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A topology: which machines share a memory, what they run, what happens to them, for how long."""
+    """A topology: which machines share a memory, what they run, what happens to them, and for how long."""
 
     machines: Annotated[dict[Name, GroupTable], Meta(min_length=1, description="The groups of machines, by name.")]
     title: Title = ""
@@ -259,7 +281,10 @@ class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         MachineTable, Meta(description="What holds for all machines whose group says nothing else.")
     ] = MachineTable()
     phases: Annotated[tuple[PhaseTable, ...], Meta(description="The parts of the run, in order.")] = ()
-    timeline: Annotated[tuple[ActionTable, ...], Meta(description="What happens meanwhile.")] = ()
+    timeline: Annotated[
+        tuple[ActionTable, ...],  # type: ignore[valid-type]  # made of the declared actions
+        Meta(description="What happens meanwhile."),
+    ] = ()
     expect: Annotated[tuple[ExpectTable, ...], Meta(description="What must hold at the end.")] = ()
     matrix: Annotated[
         dict[MatrixKey, Annotated[list[Any], Meta(min_length=1, extra={"expected": "an array of values"})]],

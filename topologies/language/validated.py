@@ -1,4 +1,4 @@
-"""Structs that cannot be made with values out of range: the limits stand in the annotations, once."""
+"""Structs that refuse values out of range; the limits are declared once, in the annotations."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from nodes.errors import UsageError
 __all__ = ["NAME_PATTERN", "Name", "Sparse", "Validated"]
 
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z"
-"""Names become parts of file names and of table cells: no separators, no leading dot or dash."""
+"""Names become parts of file names and table cells: no separators, no leading dot or dash."""
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 
 
 class Validated(Struct, frozen=True, kw_only=True):
-    """A struct whose fields are what their annotations say, however it was made."""
+    """A struct whose constructor refuses fields that do not fit their annotations, with `UsageError`."""
 
     def __post_init__(self) -> None:
-        for name, annotation in _annotations(type(self)).items():
-            value = getattr(self, name)
+        annotations = _annotations(type(self))
+        for name in self.__struct_fields__:
+            value, annotation = getattr(self, name), annotations[name]
+            if isinstance(value, Validated) and isinstance(annotation, type) and isinstance(value, annotation):
+                continue
             try:
                 msgspec.convert(value, annotation, strict=True)
             except msgspec.ValidationError as error:
@@ -31,7 +34,7 @@ class Validated(Struct, frozen=True, kw_only=True):
 
 
 class Sparse(Struct, frozen=True, kw_only=True):
-    """A table of which only the keys that are given are read: its defaults are somebody else's business."""
+    """A table whose reader returns only the keys that are given; the defaults are applied elsewhere."""
 
 
 @functools.cache

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from topologies.language.problems import show
 from topologies.language.reader import Report
-from topologies.language.settings import Settings
 from topologies.language.toml_positions import Path
 from topologies.language.values import MisfitError, convert, describe
 from topologies.model import Machines, Trace
 from topologies.resolve.programs import OFFSET, Parameter, Program
-from topologies.resolve.references import Guests
+from topologies.resolve.references import References
+from topologies.resolve.settings import Settings
 from topologies.resolve.traces import TraceFile
 
 __all__ = ["Arguments", "check_offsets", "read_arguments"]
@@ -41,7 +41,7 @@ class Arguments:
 
 
 def read_arguments(
-    program: Program, settings: Settings, members: Sequence[int], guests: Guests, report: Report
+    program: Program, settings: Settings, members: Sequence[int], references: References, report: Report
 ) -> Arguments:
     """The parameters in ``settings``, as ``program`` wants them for the machines ``members``."""
     given = settings.parameters
@@ -53,13 +53,13 @@ def read_arguments(
     for parameter in program.parameters:
         path = settings.parameter_at(parameter.name)
         if parameter.name in given:
-            _read_one(parameter, given[parameter.name], path, arguments, members, guests=guests, report=report)
+            _read_one(parameter, given[parameter.name], path, arguments, members, references=references, report=report)
         elif parameter.required:
             if not report.has(path):
                 report.add(path, _expected(parameter), f"nothing, and {program.name} has no default for it")
         elif parameter.names_peers and isinstance(parameter.default, str):
             # The default of the program's own signature: "others", or a name that this topology may lack.
-            _read_one(parameter, parameter.default, path, arguments, members, guests=guests, report=report)
+            _read_one(parameter, parameter.default, path, arguments, members, references=references, report=report)
         else:
             arguments.values[parameter.name] = parameter.default
     return arguments
@@ -90,17 +90,17 @@ def _read_one(
     arguments: Arguments,
     members: Sequence[int],
     *,
-    guests: Guests,
+    references: References,
     report: Report,
 ) -> None:
     """One argument, put into ``arguments`` when it fits and reported when not."""
     if parameter.names_peers:
-        chosen = guests.choose(value, path, members)
+        chosen = references.choose(value, path, members)
         if chosen is not None:
             arguments.chosen[parameter.name] = chosen
         return
     if parameter.reads_trace:
-        trace = guests.trace(value, path, members)
+        trace = references.trace(value, path, members)
         if trace is not None:
             arguments.traces[parameter.name] = trace
         return

@@ -14,7 +14,6 @@ from nodes.device.profiles import PROFILES, Profile
 from nodes.errors import UsageError
 from topologies.language.problems import nearest, show
 from topologies.language.reader import Report
-from topologies.language.settings import Members, Settings, base_settings, group_settings
 from topologies.language.tables import parse_cpus
 from topologies.language.toml_positions import Path
 from topologies.language.validated import NAME_PATTERN
@@ -22,8 +21,9 @@ from topologies.language.values import describe
 from topologies.model import MAX_MACHINES, MAX_NAME, ProgramName, Scheduling, machine_name
 from topologies.resolve.names import RESERVED_NAMES, Names
 from topologies.resolve.programs import Program, ProgramError, ProgramFiles
+from topologies.resolve.settings import Members, Settings, base_settings, group_settings
 
-__all__ = ["ResolvedMachines", "read_crowd"]
+__all__ = ["ResolvedMachines", "read_machines"]
 
 _REALTIME = ("fifo", "rr")
 _SERVERLESS = frozenset(profile.name for profile in PROFILES.values() if not profile.server)
@@ -33,7 +33,7 @@ _SERVERLESS = frozenset(profile.name for profile in PROFILES.values() if not pro
 class ResolvedMachines:
     """The groups; ``settings`` are those of each machine, by its index. ``programs`` by the name in the file."""
 
-    roster: Names
+    names: Names
     members: list[Members]
     settings: list[Settings]
     programs: dict[str, Program] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class ResolvedMachines:
             yield from members.kinds()
 
 
-def read_crowd(
+def read_machines(
     fields: Mapping[str, Any], domains: Sequence[str], programs: ProgramFiles, report: Report
 ) -> ResolvedMachines | None:
     """The machines of a file; None when there are too many of them to look at."""
@@ -64,26 +64,26 @@ def read_crowd(
     if total > MAX_MACHINES:
         report.add(("machines",), f"at most {MAX_MACHINES} machines in all groups together", str(total))
         return None
-    roster = Names(counts)
-    _check_names(roster, {name: pattern for name, _, pattern in counts}, report)
+    names = Names(counts)
+    _check_names(names, {name: pattern for name, _, pattern in counts}, report)
     defaults = base_settings(fields.get("defaults", {}))
-    members = [group_settings(name, group, defaults, roster, report) for name, group in groups.items()]
-    crowd = ResolvedMachines(
-        roster, members, [each.of(place) for each in members for place in range(len(each.indices))]
+    members = [group_settings(name, group, defaults, names, report) for name, group in groups.items()]
+    resolved = ResolvedMachines(
+        names, members, [each.of(place) for each in members for place in range(len(each.indices))]
     )
     only_migratable = fields.get("run", {}).get("only_migratable", False)
-    for settings, _ in crowd.kinds():
+    for settings, _ in resolved.kinds():
         _settle_domains(settings, domains, report)
         _settle_scheduling(settings, report)
         _settle_device(settings, report)
         if only_migratable:
             _check_migratable(settings, report)
-    first = _first(crowd)
-    _check_masters(crowd, domains, first, report)
+    first = _first(resolved)
+    _check_masters(resolved, domains, first, report)
     if only_migratable:
-        _check_autos(crowd, first, report)
-    _find_programs(crowd, programs, report)
-    return crowd
+        _check_autos(resolved, first, report)
+    _find_programs(resolved, programs, report)
+    return resolved
 
 
 # Names
@@ -106,20 +106,18 @@ def _pattern(group: str, table: Mapping[str, Any], report: Report) -> str:
     return pattern
 
 
-def _check_names(roster: Names, patterns: Mapping[str, str], report: Report) -> None:
+def _check_names(names: Names, patterns: Mapping[str, str], report: Report) -> None:
     """Every machine is called by one name, and every name calls one machine or one group."""
-    for group, members in roster.groups.items():
+    for group, members in names.groups.items():
         key = ("machines", group, "name") if patterns[group] else ("machines", group)
-        longest = roster.names_of[members[-1]]
-        reserved = next(
-            (name for name in (group, longest, roster.names_of[members[0]]) if name in RESERVED_NAMES), None
-        )
+        longest = names.names_of[members[-1]]
+        reserved = next((name for name in (group, longest, names.names_of[members[0]]) if name in RESERVED_NAMES), None)
         if reserved is not None:
             report.add(key, "a name that has no meaning yet", show(reserved))
         elif len(longest) > MAX_NAME:
             expected = f"machine names of at most {MAX_NAME} characters"
             report.add(key, expected, f"{show(longest)} of {len(longest)}")
-    for group, name in roster.clashes[:1]:
+    for group, name in names.clashes[:1]:
         key = ("machines", group, "name") if patterns[group] else ("machines", group)
         expected = "a name that no other machine or group has"
         report.add(key, expected, f"a machine called {show(name)}")
@@ -217,22 +215,22 @@ def _refuse(settings: Settings, key: str, blocker: Blocker, report: Report) -> N
         report.add(settings.at(key), "machines that can migrate, for run.only_migratable", str(error), hint)
 
 
-def _first(crowd: ResolvedMachines) -> dict[str, int]:
+def _first(resolved: ResolvedMachines) -> dict[str, int]:
     """Who gets the ID 0 of each domain, as far as anybody is there from the beginning.
 
     In a run that may be a device without a server, too: its memory comes over a connection as everybody's does.
     """
     first: dict[str, int] = {}
-    for index, settings in enumerate(crowd.settings):
+    for index, settings in enumerate(resolved.settings):
         if not settings.values["absent"]:
             for name in settings.values["domains"]:
                 first.setdefault(name, index)
     return first
 
 
-def _check_autos(crowd: ResolvedMachines, first: Mapping[str, int], report: Report) -> None:
+def _check_autos(resolved: ResolvedMachines, first: Mapping[str, int], report: Report) -> None:
     """Who is to be a master if its ID is 0, and gets another one, is a peer."""
-    for settings, indices in crowd.kinds():
+    for settings, indices in resolved.kinds():
         profile = PROFILES.get(settings.values["profile"])
         if profile is None or settings.values["role"] != "auto" or not profile.server:
             continue
@@ -240,19 +238,21 @@ def _check_autos(crowd: ResolvedMachines, first: Mapping[str, int], report: Repo
             _refuse(settings, "role", Blocker("peer mode", "ivshmem"), report)
 
 
-def _check_masters(crowd: ResolvedMachines, domains: Sequence[str], first: Mapping[str, int], report: Report) -> None:
+def _check_masters(
+    resolved: ResolvedMachines, domains: Sequence[str], first: Mapping[str, int], report: Report
+) -> None:
     """Today's master must be the first to connect, in each of its domains."""
     where = "of the file" if len(domains) == 1 else "of each of its domains"
-    for settings, indices in crowd.kinds():
+    for settings, indices in resolved.kinds():
         profile = PROFILES.get(settings.values["profile"])
         if profile is None or settings.values["role"] != "master" or not profile.master_is_first:
             continue
         if len(indices) > 1 or any(first.get(name) != indices[0] for name in settings.values["domains"]):
             expected = f"one machine, the first {where} ({_refusal_of_second(profile)})"
-            names = [crowd.roster.names_of[index] for index in indices]
+            names = [resolved.names.names_of[index] for index in indices]
             got = f"{len(names)} machines" if len(names) > 1 else f"{names[0]}, which is not"
             ahead = {first[name] for name in settings.values["domains"] if name in first} - set(indices)
-            plain = [each for each in ahead if crowd.settings[each].values["profile"] in _SERVERLESS]
+            plain = [each for each in ahead if resolved.settings[each].values["profile"] in _SERVERLESS]
             hint = "in a run those without a server connect too, for their memory: name the master first"
             report.add(settings.at("role"), expected, f'"master" for {got}', hint if plain else "")
 
@@ -266,19 +266,19 @@ def _refusal_of_second(profile: Profile) -> str:
     return ""
 
 
-def _find_programs(crowd: ResolvedMachines, programs: ProgramFiles, report: Report) -> None:
+def _find_programs(resolved: ResolvedMachines, programs: ProgramFiles, report: Report) -> None:
     """Each program that is named, once; who names none has said so nowhere."""
     failed: dict[str, ProgramError] = {}
-    for settings, _ in crowd.kinds():
+    for settings, _ in resolved.kinds():
         name = settings.values.get("program")
         if name is None:
             if not settings.faulty("program", report) and not report.has(("machines", settings.path[1])):
                 path: Path = ("machines", settings.path[1], "program")
                 report.add(path, describe(ProgramName), "nothing: this key is missing")
             continue
-        if name not in crowd.programs and name not in failed:
+        if name not in resolved.programs and name not in failed:
             try:
-                crowd.programs[name] = programs.find(name)
+                resolved.programs[name] = programs.find(name)
             except ProgramError as error:
                 failed[name] = error
         if (fault := failed.get(name)) is not None:

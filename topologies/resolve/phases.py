@@ -8,7 +8,7 @@ from typing import Any
 from topologies.language.problems import show
 from topologies.language.reader import Report
 from topologies.model import RunSettings
-from topologies.resolve.references import Guests
+from topologies.resolve.references import References
 from topologies.resolve.timeline import read_condition
 from topologies.schedule import Condition, Expectation, Phase
 
@@ -57,14 +57,16 @@ def end_of(run: Mapping[str, Any]) -> float:
     return float(run.get("warmup_s", settings.warmup_s) + run.get("duration_s", settings.duration_s))
 
 
-def read_expectations(tables: Sequence[Mapping[str, Any]], guests: Guests, report: Report) -> tuple[Expectation, ...]:
+def read_expectations(
+    tables: Sequence[Mapping[str, Any]], references: References, report: Report
+) -> tuple[Expectation, ...]:
     """What must hold at the end; an expectation that ends the run needs a figure that is known meanwhile."""
     found = []
     for place, table in enumerate(tables):
         if "that" not in table:
             continue  # reported
         abort = table.get("abort", False)
-        that: Condition | None = read_condition(table, "that", ("expect", place), guests, report, live=abort)
+        that: Condition | None = read_condition(table, "that", ("expect", place), references, report, live=abort)
         if that is not None:
             found.append(Expectation(that=that, abort=abort))
     return tuple(found)

@@ -11,14 +11,14 @@ import msgspec
 
 from topologies.language.problems import TopologyError, nearest, printable, show
 from topologies.language.reader import Report
-from topologies.language.settings import Settings
 from topologies.language.toml_positions import Path
 from topologies.model import MAX_NAME, Machines
 from topologies.resolve.names import RESERVED_NAMES, Names, Selection, UnknownNameError
 from topologies.resolve.patterns import DEGREE, PATTERNS, Laid, draw, lay
+from topologies.resolve.settings import Settings
 from topologies.resolve.traces import TraceFile, read_trace
 
-__all__ = ["MAX_EDGES", "Guests", "Reached"]
+__all__ = ["MAX_EDGES", "Reached", "References"]
 
 MAX_EDGES = 4 << 20
 """So many (machine, peer) pairs may all parameters together name: 2048 machines, each to all."""
@@ -58,7 +58,7 @@ class Reached:
         return self.reach.seen_by(index, self.selection.seen_by(index))
 
 
-class Guests:
+class References:
     """Whom values name. ``settings`` are those of each machine, by its index.
 
     The pairs of a machine and a peer that it names are counted as the groups are read, before any of them is made:
@@ -66,9 +66,9 @@ class Guests:
     """
 
     def __init__(
-        self, roster: Names, settings: Sequence[Settings], *, seed: int, folder: FilePath, report: Report
+        self, names: Names, settings: Sequence[Settings], *, seed: int, folder: FilePath, report: Report
     ) -> None:
-        self.roster = roster
+        self.names = names
         self.settings = settings
         self.edges = 0
         self.traces: dict[str, TraceFile] = {}
@@ -76,8 +76,8 @@ class Guests:
         self._most_vectors: dict[str, int] = {}
         self._seed, self._folder, self._report = seed, folder, report
         self._reach = Reach(settings)
-        first = {group: members.start for group, members in roster.groups.items()}
-        self._places = [index - first[group] for group, members in roster.groups.items() for index in members]
+        first = {group: members.start for group, members in names.groups.items()}
+        self._places = [index - first[group] for group, members in names.groups.items() for index in members]
 
     def choose(self, value: object, path: Path, members: Sequence[int]) -> Selection | Laid | Reached | None:
         """The machines that ``value``, of a parameter of ``members``, names; None when that was reported.
@@ -94,7 +94,7 @@ class Guests:
         if isinstance(found, Selection) and found.machines and value not in RESERVED_NAMES:
             for index in {self._reach.class_of[index]: index for index in members}.values():
                 if not self._reach.seen_by(index, found.machines):
-                    name = self.roster.names_of[index]
+                    name = self.names.names_of[index]
                     self._report.add(path, f"machines that share a domain with {name}", show(value))
                     return None
         return Reached(found, self._reach)
@@ -107,7 +107,7 @@ class Guests:
             names = msgspec.convert(value, str | list[str], strict=True)
             if expected is _FIXED_NAMES and "others" in ([names] if isinstance(names, str) else names):
                 raise UnknownNameError("others")
-            selection = self.roster.select(names)
+            selection = self.names.select(names)
         except msgspec.ValidationError:
             self._report.add(path, expected, show(value))
             return None
@@ -121,12 +121,12 @@ class Guests:
     def hint_of(self, name: str) -> str:
         """What was probably meant by a name that nobody has."""
         numbered = _NUMBERED.fullmatch(name[:MAX_NAME])
-        members = self.roster.groups.get(numbered[1], range(0)) if numbered else range(0)
+        members = self.names.groups.get(numbered[1], range(0)) if numbered else range(0)
         if numbered and len(members) > 1:
-            first, last = (self.roster.names_of[index] for index in (members[0], members[-1]))
+            first, last = (self.names.names_of[index] for index in (members[0], members[-1]))
             return f"the machines of {numbered[1]} are {first} to {last}"
-        known = [known for known in self.roster.names if known != name]
-        return nearest(name, known) or f"the groups are {', '.join(list(self.roster.groups)[:8])}"
+        known = [known for known in self.names.names if known != name]
+        return nearest(name, known) or f"the groups are {', '.join(list(self.names.groups)[:8])}"
 
     def is_missing(self, name: str) -> bool:
         """Whether nobody has this name because what was said of him was reported: a group, or how many it has."""
@@ -177,7 +177,7 @@ class Guests:
         if laid is None:
             outside = next(index for index in members if index not in set(chosen.machines))
             expected = f"machines of which each that runs this is one: a {kind} is for those who are in it"
-            self._report.add(inner, expected, f"{show(value[kind])}, without {self.roster.names_of[outside]}")
+            self._report.add(inner, expected, f"{show(value[kind])}, without {self.names.names_of[outside]}")
         return laid
 
     def _draw(
@@ -208,7 +208,7 @@ class Guests:
             try:
                 trace = read_trace(
                     self._folder / value,
-                    self.roster.machines,
+                    self.names.machines,
                     self._vectors_between,
                 )
             except TopologyError as error:
@@ -232,7 +232,7 @@ class Guests:
     def most_vectors(self, name: str) -> int:
         """The most vectors that a machine of a group, or the machine, of that name has."""
         if name not in self._most_vectors:
-            members = self.roster.members(name)
+            members = self.names.members(name)
             self._most_vectors[name] = max(int(self.settings[index].values["vectors"]) for index in members)
         return self._most_vectors[name]
 
@@ -241,7 +241,7 @@ class Guests:
         for value, trace in self.traces.items():
             for index, line in trace.first_line.items():
                 if index not in self._players[value]:
-                    name = self.roster.names_of[index]
+                    name = self.names.names_of[index]
                     trace.report(line, "a source that plays this trace", show(name), "source")
                     self._report.take(trace.problems[-1])
                     break

@@ -8,6 +8,7 @@ from pathlib import Path
 from sim.engines.process.configuration import DeviceConfiguration, WorkerConfiguration
 from sim.recording import RecordingLayout
 from topologies import Machine, Machines, Topology, Trace
+from topologies.actions import Join, Migrate
 
 __all__ = ["Layouts", "configure_worker"]
 
@@ -76,18 +77,18 @@ class Layouts:
         self._drains = max(SAMPLES_MIN, min(most, 2 * share))
         # Who comes back has another ID, and each of its vectors an eventfd more.
         lives = Counter({each.index: 1 for each in topology.machines})
-        for action in topology.timeline:
-            if action.do in ("join", "migrate"):
-                lives.update(dict.fromkeys(action.machines, action.repeat))
+        for entry in topology.timeline:
+            if isinstance(entry.action, Join | Migrate):
+                lives.update(dict.fromkeys(entry.machines, entry.repeat))
         self._peers: Counter[int] = Counter()
         self._peers_at_once = Counter(each.vectors for each in topology.machines)
         for each in topology.machines:
             self._peers[each.vectors] += lives[each.index]
         # Who moves opens its books anew each time.
         self._moves: Counter[int] = Counter()
-        for action in topology.timeline:
-            if action.do == "migrate":
-                self._moves.update(dict.fromkeys(action.machines, action.repeat))
+        for entry in topology.timeline:
+            if isinstance(entry.action, Migrate):
+                self._moves.update(dict.fromkeys(entry.machines, entry.repeat))
 
     def of(self, machine: Machine) -> RecordingLayout:
         """The layout for one device of ``machine``; real peers that come later want a few edges too."""

@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 __all__ = [
+    "Act",
     "Control",
-    "Deafen",
     "Expect",
     "Failed",
     "Known",
     "Leave",
-    "Mask",
     "Migrate",
     "Moved",
     "Moving",
@@ -27,13 +27,10 @@ __all__ = [
     "Ping",
     "Proceed",
     "Ready",
-    "Reset",
-    "Slow",
     "Start",
     "Stayed",
     "Stop",
     "Stopped",
-    "Unplug",
     "Warned",
 ]
 
@@ -76,32 +73,22 @@ class Leave(msgspec.Struct, tag=True, frozen=True):
     """To the worker: end the program, disconnect, say Stopped and end."""
 
 
-class Unplug(msgspec.Struct, tag=True, frozen=True):
-    """To the worker: its devices are taken away; it lives on without them until Stop."""
+class Act(msgspec.Struct, tag=True, frozen=True):
+    """To the worker: carry out an action of the timeline that needs nothing of the coordinator.
 
+    ``do`` and ``arguments`` are the name and the own keys of a `topologies.actions.WorkerAction`. The message is not
+    that struct, because the language behind it would cost each worker memory.
+    """
 
-class Reset(msgspec.Struct, tag=True, frozen=True):
-    """To the worker: its devices are reset, its driver probes them, its program begins anew."""
-
-
-class Mask(msgspec.Struct, tag=True, frozen=True):
-    """To the worker: set, or clear, the mask bit of these vectors of all its devices."""
-
-    vectors: tuple[int, ...]
-    masked: bool
-
-
-class Slow(msgspec.Struct, tag=True, frozen=True):
-    """To the worker: wait so long before each interrupt is taken."""
-
-    delay_ns: int
+    do: str
+    arguments: dict[str, Any]
 
 
 class Migrate(msgspec.Struct, tag=True, frozen=True):
     """To the worker: go on in a fresh process, with a device in the ``domain`` whose server is at that path.
 
     An empty ``server``: the fresh process takes over the connection, and with it the ID. ``adopter`` is the process
-    that it will belong to. ``fault`` is what is to go wrong: see `topologies.schedule.FAULTS`.
+    that it will belong to. ``fault`` is what is to go wrong: see `topologies.actions.Fault`.
     """
 
     server: str
@@ -112,10 +99,6 @@ class Migrate(msgspec.Struct, tag=True, frozen=True):
 
 class Proceed(msgspec.Struct, tag=True, frozen=True):
     """To the fresh process of a migration: it is known whose it is, so it may connect."""
-
-
-class Deafen(msgspec.Struct, tag=True, frozen=True):
-    """To the worker: read no more of what the servers say."""
 
 
 class Ping(msgspec.Struct, tag=True, frozen=True):
@@ -171,7 +154,7 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     traceback: str = ""
 
 
-Order = Expect | Known | Start | Stop | Leave | Unplug | Reset | Mask | Slow | Migrate | Proceed | Deafen | Ping
+Order = Expect | Known | Start | Stop | Leave | Act | Migrate | Proceed | Ping
 Report = Ready | Stopped | Moving | Stayed | Moved | Warned | Failed
 
 # Made once, before workers are forked: what they need of msgspec is then shared.

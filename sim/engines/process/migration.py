@@ -31,7 +31,7 @@ def let_go(side: Source, fault: str) -> str:
     """The source's part: wait until the other side is ready, and leave the machine to it.
 
     "" when it has; else why not: the successor has then ended, and the machine goes on here. ``fault`` as in
-    `topologies.schedule.FAULTS`.
+    `topologies.actions.Fault`.
     """
     begin = time.monotonic()
     if side.await_ready(PATIENCE_S):

@@ -265,30 +265,33 @@ class Worker:
                 self._migrate(order)
             case control.Proceed():
                 self._may_proceed = True
-            case _:
-                with _blaming_program():
-                    self._suffer(order)
-
-    def _suffer(self, order: control.Order | control.Report) -> None:
-        """Something that the timeline does to the machine, and that its program may notice at once."""
-        match order:
-            case control.Unplug():
-                self._unplug()
-            case control.Reset():
-                if self._plugged:
-                    for device in reversed(self._devices):  # the first one last: with it, the program begins
-                        device.vm.reset(self._program)
-            case control.Mask(vectors, masked):
-                for device in self._devices:
-                    for vector in vectors or range(self._plan.vectors):
-                        device.vm.mask(vector, masked=masked)
-            case control.Slow(delay_ns):
-                self._take = functools.partial(drain_late, delay_ns / SECOND_NS) if delay_ns else drain
-            case control.Deafen():
-                for server in list(self._servers):
-                    self._forget_server(server)
+            case control.Act(do, arguments):
+                with _blaming_program():  # which may notice it at once
+                    getattr(self, f"_{do}")(**arguments)
             case _:
                 raise RuntimeError(f"not an order: {order}")
+
+    # A handler for each `topologies.actions.WorkerAction`
+
+    def _reset(self) -> None:
+        if self._plugged:
+            for device in reversed(self._devices):  # the first one last: its reset starts the program
+                device.vm.reset(self._program)
+
+    def _mask(self, vectors: list[int] | None = None, *, masked: bool = True) -> None:
+        for device in self._devices:
+            for vector in vectors or range(self._plan.vectors):
+                device.vm.mask(vector, masked=masked)
+
+    def _unmask(self, vectors: list[int] | None = None) -> None:
+        self._mask(vectors, masked=False)
+
+    def _slow(self, delay_us: float) -> None:
+        self._take = functools.partial(drain_late, delay_us / 1e6) if delay_us else drain
+
+    def _deafen(self) -> None:
+        for server in list(self._servers):
+            self._forget_server(server)
 
     def _unplug(self) -> None:
         """The devices are gone, and with them their connections; what their counters hold stays there."""

@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from topologies import Action, Machine, Machines, Topology, Trace
+from topologies import Machine, Machines, TimelineEntry, Topology, Trace
+from topologies.actions import ServerAction
 
 __all__ = ["Cluster", "Drawing", "Edge", "Node", "draw"]
 
@@ -174,34 +175,34 @@ def _notes(topology: Topology, members: dict[str, list[Machine]]) -> tuple[list[
     """The timeline, by node and by domain."""
     by_node: list[list[str]] = [[] for _ in members]
     by_domain: dict[str, list[str]] = defaultdict(list)
-    for action in topology.timeline:
-        if not action.machines:
-            by_domain[action.domain or topology.domains[0].name].append(_told(action, ""))
+    for entry in topology.timeline:
+        if isinstance(entry.action, ServerAction):
+            by_domain[entry.action.domain or topology.domains[0].name].append(_told(entry, ""))
             continue
-        concerned = set(action.machines)
+        concerned = set(entry.machines)
         for notes, those in zip(by_node, members.values(), strict=True):
             its = sum(machine.index in concerned for machine in those)
             if its:
                 whom = f" {its} of {len(those)}" if its < len(those) else ""
-                notes.append(_told(action, whom, those[0].index if len(those) == 1 else None))
+                notes.append(_told(entry, whom, those[0].index if len(those) == 1 else None))
     return by_node, by_domain
 
 
-def _told(action: Action, whom: str, alone: int | None = None) -> str:
-    """One action in few words: kill 1 of 16 at 2 s, 3 times. A machine ``alone`` is told its own turn."""
-    at_s, every_s = action.at_s, action.every_s
-    if alone is not None and action.pick is None and action.when is None:
-        at_s, every_s = at_s + every_s * action.machines.index(alone), 0.0
-    if action.pick is not None:
-        whom = f" {action.pick} of{whom}" if whom else f" {action.pick}"
-    text = f"{action.do.replace('_', ' ')}{whom}"
-    if action.when is not None:
-        text += f" when {action.when}" + (f", from {at_s:g} s" if at_s else "")
+def _told(entry: TimelineEntry, whom: str, alone: int | None = None) -> str:
+    """One entry in few words: kill 1 of 16 at 2 s, 3 times. A machine ``alone`` is told its own turn."""
+    at_s, every_s = entry.at_s, entry.every_s
+    if alone is not None and entry.pick is None and entry.when is None:
+        at_s, every_s = at_s + every_s * entry.machines.index(alone), 0.0
+    if entry.pick is not None:
+        whom = f" {entry.pick} of{whom}" if whom else f" {entry.pick}"
+    text = f"{entry.action.do.replace('_', ' ')}{whom}"
+    if entry.when is not None:
+        text += f" when {entry.when}" + (f", from {at_s:g} s" if at_s else "")
     else:
         text += f" at {at_s:g} s"
     if every_s:
         text += f", one every {every_s:g} s"
-    return text + (f", {action.repeat} times {action.period_s:g} s apart" if action.repeat > 1 else "")
+    return text + (f", {entry.repeat} times {entry.period_s:g} s apart" if entry.repeat > 1 else "")
 
 
 def _size(value_bytes: int) -> str:

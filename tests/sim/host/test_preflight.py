@@ -22,7 +22,8 @@ from sim.host.preflight import Demand, Sum, check, preflight, render
 from sim.recording.header import WORD_BYTES
 from sim.results import RunDirectory
 from tests.synthetic import topology
-from topologies import Action, Domain, Memory, Scheduling, Topology
+from topologies import Domain, Memory, Scheduling, TimelineEntry, Topology
+from topologies.actions import Join
 
 GROUPS = {"hub": (1, 8), "leaf": (3, 2)}
 PLENTY = Left(1 << 50, "plenty")
@@ -78,7 +79,7 @@ def test_a_device_keeps_no_more_eventfds_of_a_peer_than_it_has_vectors() -> None
 
 
 def test_who_comes_back_has_other_eventfds() -> None:
-    join = Action(do="join", machines=(1, 2), repeat=10, period_s=1.0)
+    join = TimelineEntry(action=Join(), machines=(1, 2), repeat=10, period_s=1.0)
     made = changed(topology(GROUPS), timeline=(join,))
     before, after = sums(topology(GROUPS)), sums(made)
     more = 2 * 10 * 2

@@ -46,9 +46,9 @@ TOLD = [
         "stop the server of domain main (line 3)",
     ),
     (
-        {"kind": "action", "do": "kill", "machine": None, "line": 3, "skipped": "there is nobody to pick"},
+        {"kind": "action", "do": "kill", "machine": None, "line": 3, "skipped": "there is no machine to pick"},
         "kill",
-        "kill (line 3): not done, there is nobody to pick",
+        "kill (line 3): not done, there is no machine to pick",
     ),
     (MOVED | {"to_domain": "b", "to_peer": 0}, "m moved", "m moved to domain b, 13.5 ms"),
     (MOVED | {"to_peer": 5, "pending_vectors": 2}, "m moved", "m moved from ID 1 to 5, 13.5 ms, 2 vectors pending"),

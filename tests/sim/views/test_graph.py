@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from sim.views.graph import dot, draw, mermaid, svg
 from sim.views.graph.layout import lay_out
 from tests.synthetic import topology
-from topologies import Action, Condition, Domain, Machines, Memory, Topology, Trace, load
+from topologies import Condition, Domain, Machines, Memory, TimelineEntry, Topology, Trace, load
+from topologies.actions import Join, Kill, Leave, Stall, StopServer
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -51,10 +52,10 @@ def rich() -> Topology:
     )
     when = Condition(figure="pending", comparison=">", bound=9, of="a-0 -> bridge-0:1")
     timeline = (
-        Action(do="join", machines=(2,), at_s=1.5),
-        Action(do="kill", machines=(4, 5, 6), pick=1, at_s=2.0, repeat=3, period_s=1.0),
-        Action(do="stall", machines=(3,), when=when, at_s=1.0),
-        Action(do="stop_server", domain="far", at_s=4.0),
+        TimelineEntry(action=Join(), machines=(2,), at_s=1.5),
+        TimelineEntry(action=Kill(), machines=(4, 5, 6), pick=1, at_s=2.0, repeat=3, period_s=1.0),
+        TimelineEntry(action=Stall(), machines=(3,), when=when, at_s=1.0),
+        TimelineEntry(action=StopServer(domain="far"), at_s=4.0),
     )
     far = Domain(name="far", memory=Memory(size_bytes=1 << 20, kind="memfd"), dialect="legacy")
     return changed(made, machines=machines, domains=(Domain(), far), timeline=timeline)  # type: ignore[no-any-return]
@@ -104,7 +105,7 @@ def test_the_timeline_stands_at_whom_it_concerns() -> None:
 
 
 def test_a_machine_alone_is_told_its_own_turn() -> None:
-    leave = Action(do="leave", machines=(2, 0, 1), at_s=1.0, every_s=0.25)
+    leave = TimelineEntry(action=Leave(), machines=(2, 0, 1), at_s=1.0, every_s=0.25)
     made = changed(ringing({"few": 3, "many": 9}, {}), timeline=(leave, changed(leave, machines=(3, 4))))
     assert [node.notes for node in draw(made).nodes] == [
         ("leave at 1.25 s",),

@@ -96,27 +96,27 @@ def base_settings(defaults: Mapping[str, Any]) -> Settings:
     return Settings(("defaults",)).under(("defaults",), defaults)
 
 
-def group_settings(name: str, table: Mapping[str, Any], defaults: Settings, roster: Names, report: Report) -> Members:
+def group_settings(name: str, table: Mapping[str, Any], defaults: Settings, names: Names, report: Report) -> Members:
     """The settings of one group; what is wrong with its overrides is reported."""
     path: Path = ("machines", name)
-    members = Members(name, roster.groups[name], defaults.under(path, table))
+    members = Members(name, names.groups[name], defaults.under(path, table))
     for key, own in table.get("override", {}).items():
         inner = (*path, "override", key)
-        place = _place(key, members.indices, roster)
+        place = _place(key, members.indices, names)
         if place is None:
             if not report.has((*path, "count")):
                 expected = f"a place from 0 to {len(members.indices) - 1}, or the name of a machine of the group"
-                names = [roster.names_of[index] for index in members.indices[:64]]
-                report.add(inner, expected, show(key), nearest(key, names))
+                known = [names.names_of[index] for index in members.indices[:64]]
+                report.add(inner, expected, show(key), nearest(key, known))
         elif place in members.different:
-            report.add(inner, "each machine once", f"{show(roster.names_of[members.indices[place]])} again")
+            report.add(inner, "each machine once", f"{show(names.names_of[members.indices[place]])} again")
         else:
             members.different[place] = members.base.under(inner, own)
     return members
 
 
-def _place(key: str, indices: range, roster: Names) -> int | None:
-    index = roster.machines.get(key)
+def _place(key: str, indices: range, names: Names) -> int | None:
+    index = names.machines.get(key)
     if index is not None and index in indices:
         return index - indices.start
     if key.isascii() and key.isdigit() and int(key) < len(indices):
