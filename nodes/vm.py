@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from nodes.device.ivshmem import IntxLevel, Ivshmem, Message, Warning_
+from nodes.device.effects import DeviceWarning, IntxLevel, Message
+from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import Profile
 from nodes.doorbells import Doorbells, Ledger, Line
@@ -22,7 +23,7 @@ STATUS, STATUS_CAPABILITIES = 0x06, 1 << 4
 CAPABILITIES_POINTER, CAPABILITY_MSIX = 0x34, 0x11
 MSIX_ENABLE = 1 << 15
 MSI_ADDRESS = 0xFEE00000  # the local APIC's window, Intel SDM vol. 3, 10.11.1
-INTR_MASK, INTR_STATUS = 0, 4
+INTR_MASK = 0
 
 
 class Vm:
@@ -63,14 +64,14 @@ class Vm:
         if first is not None:
             first.guest.devices = (*first.guest.devices, self.guest)
         self.warnings: deque[str] = deque() if first is None else first.warnings
-        self.interrupts = [0] * vectors
+        self.interrupts = [0] * self.device.vectors
         self.on_left: Callable[[int, int, int], None] = lambda vector, pended, lost: None
         self.on_fired: Callable[[int], None] = lambda vector: None
         self._program: Program | None = None
         self._wait: int | None = FOREVER  # what the program yielded last
         self._carrying_out = False
         self._fires = self.device.fires
-        self._singles = [Interrupt(vector, 1, self.number) for vector in range(vectors)]
+        self._singles = [Interrupt(vector, 1, self.number) for vector in range(self.device.vectors)]
 
     # What the server said
 
@@ -85,7 +86,8 @@ class Vm:
         """A peer's vector can be rung on ``line``; False when the device has no use for it."""
         if not (self.device.profile.server and self.device.connect(peer, vector)):
             return False
-        self.doorbells.connect(peer, vector, line)
+        if self.device.rings_exactly(peer, vector):  # every other doorbell is the register's to decode
+            self.doorbells.connect(peer, vector, line)
         self.guest.generation += 1
         return True
 
@@ -115,9 +117,13 @@ class Vm:
         device = self.device
         pended, lost = device.pended_doorbells, device.lost_doorbells
         device.interrupt(vector, count)
-        if not device.effects:
-            self.on_left(vector, device.pended_doorbells - pended, device.lost_doorbells - lost)
-        self._carry_out(count, drained=True)
+        pended, lost = device.pended_doorbells - pended, device.lost_doorbells - lost
+        if pended or lost:
+            self.on_left(vector, pended, lost)
+        elif device.intx_level and not device.effects:
+            # The line is up already. Level-triggered, it interrupts until the program reads IntrStatus.
+            self._interrupt(0, count, drained=True)
+        self._carry_out(count, drained=not (pended or lost))
         return self._wait
 
     def mask(self, vector: int, *, masked: bool) -> int | None:
@@ -210,24 +216,22 @@ class Vm:
             while effects:
                 match effects.popleft():
                     case Message(vector=vector):
-                        self._count_interrupt(vector, drained=drained)
-                        self._resume(Interrupt(vector, count, self.number))
+                        self._interrupt(vector, count, drained=drained)
                         count, drained = 1, False
-                    case IntxLevel(asserted=True):
-                        # A driver's first act: reading IntrStatus clears it and lets the line go.
-                        self.device.bar_read(0, INTR_STATUS, 4)
-                        self._count_interrupt(0, drained=drained)
-                        self._resume(Interrupt(0, count, self.number))
+                    case IntxLevel(asserted=True) if self.device.intx_level:
+                        self._interrupt(0, count, drained=drained)
                         count, drained = 1, False
-                    case Warning_(text=text):
+                    case DeviceWarning(text=text):
                         self.warnings.append(text)
         finally:
             self._carrying_out = False
 
-    def _count_interrupt(self, vector: int, *, drained: bool) -> None:
-        self.interrupts[vector] += 1
-        if not drained:
-            self.on_fired(vector)
+    def _interrupt(self, vector: int, count: int, *, drained: bool) -> None:
+        if vector < len(self.interrupts):  # a device without a server has none: its program raised the line itself
+            self.interrupts[vector] += 1
+            if not drained:
+                self.on_fired(vector)
+        self._resume(Interrupt(vector, count, self.number))
 
     # The driver
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from nodes.device import migration
-from nodes.device.msix import Layout, Message, Msix, Undelivered
+from nodes.device.effects import DeviceWarning, Effect, IntxLevel, Message
+from nodes.device.msix import Layout, Msix, Undelivered
 from nodes.device.pci import (
     COMMAND_BUS_MASTER,
     COMMAND_INTX_DISABLE,
@@ -24,11 +24,11 @@ from nodes.device.pci import (
     ConfigSpace,
     Identity,
 )
-from nodes.device.profiles import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, Profile, Quirk
+from nodes.device.profiles import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, DoorbellMatch, Profile, Quirk
 from nodes.device.registers import RegisterFile, Window, check_access
 from nodes.errors import GuestError, ModelledFault, RemoteProtocolError, UsageError
 
-__all__ = ["Effect", "IntxLevel", "Ivshmem", "Message", "Warning_"]
+__all__ = ["Ivshmem"]
 
 REGISTERS_BAR, MSIX_BAR, MEMORY_BAR = 0, 1, 2
 MSIX_CAPABILITY = 0x40
@@ -38,29 +38,12 @@ PEER_LIMIT = 1 << 16
 ROLES = ("peer", "master", "auto")
 
 
-@dataclass(frozen=True, slots=True)
-class IntxLevel:
-    """The legacy interrupt line went up or down."""
-
-    asserted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Warning_:  # noqa: N801  (its bare name is a builtin)
-    """Something that the real device would have printed."""
-
-    text: str
-
-
-Effect = Message | IntxLevel | Warning_
-
-
 class Ivshmem:
     """One ivshmem device.
 
     Args:
         profile: which device it is.
-        vectors: own eventfds, and MSI-X vectors where the profile has MSI-X.
+        vectors: own eventfds, and MSI-X vectors where the profile has MSI-X; None takes the profile's default.
         ring: called with (peer, vector) for every doorbell that a connected vector answers.
         role: "peer", "master" (whose memory a migration moves) or "auto" (master if the ID is 0); None takes
             the profile's default.
@@ -74,7 +57,7 @@ class Ivshmem:
         self,
         profile: Profile,
         *,
-        vectors: int = 1,
+        vectors: int | None = None,
         ring: Callable[[int, int], object],
         role: str | None = None,
         size_bytes: int | None = None,
@@ -83,6 +66,10 @@ class Ivshmem:
         self.role = profile.default_role if role is None else role
         if self.role not in ROLES:
             raise UsageError(f"role {role!r}: expected {' or '.join(ROLES)}")
+        if vectors is None:
+            vectors = profile.default_vectors
+        elif profile.fixed_vectors not in (0, vectors):
+            raise UsageError(f"{profile.name} always has {profile.fixed_vectors} vectors, not {vectors}")
         self.vectors = vectors if profile.server else 0
         self._ring = ring
         self.effects: deque[Effect] = deque()
@@ -112,7 +99,7 @@ class Ivshmem:
             profile.registers.size_bytes,
             profile.registers_rules,
             lambda offset, _: self.registers.read_word(offset),
-            lambda offset, _, value: self.registers.write_word(offset, value),
+            self._write_piece,
         )
         if size_bytes is None and profile.memory_container:
             size_bytes = profile.memory_default_bytes
@@ -217,11 +204,7 @@ class Ivshmem:
         if not self.config.command & COMMAND_MEMORY:
             return
         if bar == REGISTERS_BAR:
-            whole = offset == DOORBELL_OFFSET and size_bytes == 4
-            if whole and self.profile.exact_match and value in self.lines:
-                self.rung_doorbells += 1
-                self._ring(value >> 16, value & 0xFFFF)
-            else:
+            if self.profile.doorbell_match is not DoorbellMatch.WRITE or not self._match(offset, size_bytes, value):
                 self._window.write(offset, size_bytes, value)
         elif bar == MEMORY_BAR:
             if self.memory is not None:
@@ -280,6 +263,25 @@ class Ivshmem:
         if self.memory is None and self.profile.memory_container:
             return self.profile.position_before_setup
         return self.peer
+
+    def _write_piece(self, offset: int, size_bytes: int, value: int) -> None:
+        """One aligned piece of a write: a doorbell as it stands, or a word for the register at the rounded offset."""
+        if self.profile.doorbell_match is not DoorbellMatch.PIECE or not self._match(offset, size_bytes, value):
+            self.registers.write_word(offset & self.profile.registers_rules.write_offset_mask, value)
+
+    def _match(self, offset: int, size_bytes: int, value: int) -> bool:
+        """Ring the doorbell that a write of exactly this word is bound to, if there is one."""
+        if offset != DOORBELL_OFFSET or size_bytes != 4 or value not in self.lines:
+            return False
+        if not self.profile.doorbell_match.knows(value >> 16):
+            return False
+        self.rung_doorbells += 1
+        self._ring(value >> 16, value & 0xFFFF)
+        return True
+
+    def rings_exactly(self, peer: int, vector: int) -> bool:
+        """Whether a 4-byte write of this doorbell, once it is connected, rings this vector and no other one."""
+        return vector < 1 << self.profile.vector_bits or self.profile.doorbell_match.knows(peer)
 
     def _doorbell(self, value: int) -> None:
         peer, vector = value >> 16, value & ((1 << self.profile.vector_bits) - 1)
@@ -363,7 +365,7 @@ class Ivshmem:
             raise RemoteProtocolError(f"peer {peer}, vector {vector}: expected 0..{PEER_LIMIT - 1}")
         if vector >= self.vectors:
             text = f"Too many eventfd received, device has {self.vectors} vectors"
-            self.effects.append(Warning_(text))
+            self.effects.append(DeviceWarning(text))
             return False
         self.lines.add(peer << 16 | vector)
         return True
@@ -407,12 +409,17 @@ class Ivshmem:
             self.pended_doorbells += count
 
     def _interrupt_status(self, count: int) -> None:
-        """INTx: every vector raises the same status (ivshmem.c, ivshmem_receive)."""
+        """INTx: every vector raises the same status (ivshmem.c, ivshmem_receive).
+
+        A status that the mask or the command register holds back is pending, as a masked vector is.
+        """
         if not self.profile.intx:
             self.lost_doorbells += count
             return
         status = count & 0xFF if self.profile.has(Quirk.STATUS_LOW_BYTE) else 1
-        if not status:
-            self.lost_doorbells += count  # 256 of them, and the guest sees none
         self.registers.values[INTR_STATUS] = status
         self._update_intx()
+        if not status:
+            self.lost_doorbells += count  # a multiple of 256: the guest sees none of them
+        elif not self.intx_level:
+            self.pended_doorbells += count

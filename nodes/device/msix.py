@@ -41,7 +41,7 @@ class Undelivered(Enum):
 
     PEND = "its pending bit is set"
     LOSE = "it is gone"
-    KEEP = "it stays in its eventfd until the vector can deliver or the guest reads the pending bits"
+    KEEP = "it stays in its eventfd until the vector is unmasked, MSI-X is enabled or the pending bits are read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +155,20 @@ class Msix:
         self._refresh()
 
     def set_control(self, control: int, bus_master: bool) -> None:
-        """Take the control word and the command register's bus master bit; send what they set free."""
-        self.enabled = bool(control & CONTROL_ENABLE)
+        """Take the control word and the command register's bus master bit; send the messages that they release.
+
+        Enabling MSI-X drains the eventfds of masked vectors into the pending bits at once (QEMU 7.2, hw/pci/msix.c,
+        msix_set_vector_notifiers; msix_kvm_irqfd.json).
+        """
+        was_enabled, self.enabled = self.enabled, bool(control & CONTROL_ENABLE)
         self.function_masked = self._function_mask and bool(control & CONTROL_FUNCTION_MASK)
         self.bus_master = bus_master
         self._refresh()
         if self.pending | self.kept:
             for vector in range(self.layout.vectors):
                 self._release(vector)
+        if not was_enabled:
+            self.poll()
 
     def _entry_masked(self, vector: int) -> bool:
         return bool(self.table[vector * ENTRY_WORDS + CONTROL] & MASKED)
@@ -239,7 +245,7 @@ class Msix:
     # The BAR.
 
     def poll(self) -> None:
-        """Make pending bits of doorbells kept in eventfds, as reading the PBA does (ivshmem_vector_poll)."""
+        """Turn doorbells kept in eventfds into pending bits while MSI-X is enabled (ivshmem.c, ivshmem_vector_poll)."""
         if self.enabled:
             for vector in range(self.layout.vectors):
                 if self.kept >> vector & 1 and self.masked(vector):

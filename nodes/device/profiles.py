@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from enum import IntEnum
+from enum import Enum, IntEnum
 from types import MappingProxyType
 from typing import Any
 
@@ -40,6 +40,22 @@ STICKY_REGISTERS = replace(
     REGISTERS,
     registers=tuple(replace(r, access=Access.RW) if r.name == INTR_STATUS else r for r in REGISTERS.registers),
 )
+
+
+class DoorbellMatch(Enum):
+    """Which writes are compared, as a whole 32-bit word, with the doorbells that are connected.
+
+    A word that matches rings with all 16 bits of its vector. Every other write is decoded by the register, which may
+    know fewer of them.
+    """
+
+    NEVER = "none: the register decodes every write"
+    PIECE = "each aligned 4-byte piece of a write; IDs from 0x8000 on never match, one side is sign-extended"
+    WRITE = "a write of exactly 4 bytes; a wider one is split later, and its pieces are not compared"
+
+    def knows(self, peer: int) -> bool:
+        """Whether a doorbell for this peer can match."""
+        return self is DoorbellMatch.WRITE or (self is DoorbellMatch.PIECE and peer < 0x8000)
 
 
 class Quirk(IntEnum):
@@ -92,6 +108,7 @@ class Profile:
     msix: bool
     msix_rules: AccessRules
     msix_limit: int
+    fixed_vectors: int
     memory_wide: bool
     memory_prefetchable: bool
     memory_container: bool
@@ -99,7 +116,7 @@ class Profile:
     # Doorbell and position.
     server: bool
     vector_bits: int
-    exact_match: bool
+    doorbell_match: DoorbellMatch
     position_before_setup: int
     # Delivery.
     ring_while_masked: Undelivered
@@ -114,6 +131,11 @@ class Profile:
     stream: tuple[str, ...]
     quirks: frozenset[Quirk]
     sources: Mapping[str, str]
+
+    @property
+    def default_vectors(self) -> int:
+        """How many vectors a device has when the user asks for no number (``fixed_vectors``: 0 is any number)."""
+        return self.fixed_vectors or 1
 
     def has(self, quirk: Quirk) -> bool:
         """Whether this device has that defect."""
@@ -156,13 +178,14 @@ QEMU_DOORBELL = _profile(
     msix=(True, "pci_config.json, capability at 40"),
     msix_rules=(AccessRules(widest_bytes=8, narrowest_bytes=4), "msix.json, 8-, 16- and 64-bit writes"),
     msix_limit=(2048, "pci_config.json, realize_errors"),
+    fixed_vectors=(0, "ivshmem-doorbell's property vectors"),
     memory_wide=(True, "pci_config.json, bars; QEMU c08ba66f1"),
     memory_prefetchable=(True, "pci_config.json, bars; QEMU c08ba66f1"),
     memory_container=(False, "QEMU c2d8019cd7"),
     memory_default_bytes=(4 << 20, "contrib/ivshmem-server, option -l"),
     server=(True, "pci_config.json, realize_errors, doorbell no chardev"),
     vector_bits=(8, "doorbell.json, vec0x100 rings vector 0"),
-    exact_match=(True, "QEMU 7.2, softmmu/memory.c, memory_region_dispatch_write_eventfds"),
+    doorbell_match=(DoorbellMatch.PIECE, "QEMU 7.2, softmmu/memory.c, memory_region_dispatch_write_eventfds"),
     position_before_setup=(0, "QEMU 1309cf448a: realize waits, no guest sees it"),
     ring_while_masked=(Undelivered.PEND, "msix.json, ring all 4 while all vectors masked"),
     ring_while_disabled=(Undelivered.LOSE, "msix.json, ring v0 while MSI-X disabled"),
@@ -180,6 +203,7 @@ QEMU_DOORBELL_KVM = _profile(
     "qemu-doorbell-kvm",
     "QEMU's ivshmem-doorbell, 2.6 to 7.2, KVM: eventfds wired to interrupts by irqfd",
     QEMU_DOORBELL,
+    doorbell_match=(DoorbellMatch.WRITE, "Linux, virt/kvm/eventfd.c, ioeventfd_in_range: length and all 32 bits"),
     ring_while_masked=(Undelivered.KEEP, "QEMU 7.2, ivshmem_vector_mask, ivshmem_vector_poll"),
     ring_while_disabled=(Undelivered.KEEP, "msix_kvm_irqfd.json, pba after enabling"),
 )
@@ -190,7 +214,7 @@ QEMU_PLAIN = _profile(
     QEMU_DOORBELL,
     msix=(False, "pci_config.json, pc/plain"),
     server=(False, "QEMU 5400c02b90: no chardev property"),
-    exact_match=(False, "QEMU 7.2: ivshmem-plain registers no ioeventfd"),
+    doorbell_match=(DoorbellMatch.NEVER, "QEMU 7.2: ivshmem-plain registers no ioeventfd"),
     memory_default_bytes=(4 << 20, "none: QEMU's memory backend has a size of its own"),
     master_is_first=(False, "migration.json, source plain ,master=on"),
     stream=(("pci", "status", "mask"), "QEMU 7.2, ivshmem.c, ivshmem_plain_vmsd"),
@@ -211,20 +235,24 @@ QEMU_1_1 = _profile(
     command_mask=(COMMAND_BITS, "QEMU 1.1, hw/pci.c, pci_init_wmask"),
     config_writable_from=(0x40, "QEMU 1.1, hw/pci.c, pci_init_wmask"),
     registers=(REGISTERS, "row 38"),
-    registers_rules=(AccessRules(misaligned=Unfit.ONES, write_offset_mask=0xFC), "rows 39, 40"),
+    registers_rules=(
+        AccessRules(write_offset_mask=0xFC),
+        "rows 39, 40; QEMU 1.1, exec.c, cpu_physical_memory_rw: an exit of KVM is split into aligned pieces",
+    ),
     msix=(True, "row 6"),
     msix_rules=(
-        AccessRules(narrowest_bytes=4, misaligned=Unfit.ONES, narrow=Unfit.ONES),
-        "QEMU 1.1, hw/msix.c, msix_mmio_ops; memory.c, memory_region_dispatch_read",
+        AccessRules(narrowest_bytes=4, narrow=Unfit.ONES),
+        "QEMU 1.1, hw/msix.c, msix_mmio_ops; memory.c, memory_region_dispatch_read; exec.c, cpu_physical_memory_rw",
     ),
     msix_limit=(32, "row 9"),
+    fixed_vectors=(0, "row 18"),
     memory_wide=(False, "row 7"),
     memory_prefetchable=(False, "row 7"),
     memory_container=(True, "row 7"),
     memory_default_bytes=(4 << 20, "row 13"),
     server=(True, "row 26"),
     vector_bits=(8, "row 50"),
-    exact_match=(False, "row 87"),
+    doorbell_match=(DoorbellMatch.NEVER, "row 87"),
     position_before_setup=(ALL_ONES, "row 46"),
     ring_while_masked=(Undelivered.PEND, "row 79"),
     ring_while_disabled=(Undelivered.PEND, "row 79"),
@@ -256,9 +284,16 @@ QEMU_1_1_SHM = _profile(
     stream=(("pci",), "ivshmem.c, ivshmem_save: msi is on, and msix_save without MSI-X writes nothing"),
 )
 
+QEMU_1_1_SHM_INTX = _profile(
+    "qemu-1.1-shm-intx",
+    "QEMU's ivshmem of 2012 without a server and with msi=off: IntrStatus and IntrMask are saved",
+    QEMU_1_1_SHM,
+    stream=(("pci", "status", "mask"), "row 98"),
+)
+
 ACRN = _profile(
     "acrn",
-    "ACRN's hypervisor-land ivshmem: 8 vectors, no pending bits",
+    "ACRN's hypervisor-land ivshmem: always 8 vectors, no pending bits",
     QEMU_DOORBELL,
     vendor=(0x1AF4, "ACRN, hypervisor/include/dm/ivshmem.h, IVSHMEM_VENDOR_ID"),
     device=(0x1110, "ACRN, ivshmem.h, IVSHMEM_DEVICE_ID"),
@@ -281,13 +316,14 @@ ACRN = _profile(
         "ACRN, vmsix.c, rw_vmsix_table",
     ),
     msix_limit=(8, "ACRN, ivshmem.h, MAX_IVSHMEM_MSIX_TBL_ENTRY_NUM"),
+    fixed_vectors=(8, "ACRN, ivshmem.c, init_ivshmem_vdev: add_vmsix_capability, the same for every device"),
     memory_wide=(True, "ACRN, ivshmem.c, init_ivshmem_bar: as configured, 64-bit in the shipped scenarios"),
     memory_prefetchable=(True, "ACRN, ivshmem.c, init_ivshmem_bar: as configured"),
     memory_container=(False, "ACRN, ivshmem.c, init_ivshmem_bar: no region, no BAR"),
     memory_default_bytes=(2 << 20, "ACRN, doc/tutorials/enable_ivshmem.rst: at least 2 MiB"),
     server=(True, "ACRN, ivshmem.c, ivshmem_server_bind_peer: in the hypervisor"),
     vector_bits=(16, "ACRN, ivshmem.c, union ivshmem_doorbell"),
-    exact_match=(False, "ACRN, ivshmem.c, ivshmem_mmio_handler: no eventfds"),
+    doorbell_match=(DoorbellMatch.NEVER, "ACRN, ivshmem.c, ivshmem_mmio_handler: no eventfds"),
     position_before_setup=(0, "ACRN, ivshmem.c, create_ivshmem_device"),
     ring_while_masked=(Undelivered.LOSE, "ACRN, ivshmem.c, ivshmem_server_notify_peer"),
     ring_while_disabled=(Undelivered.LOSE, "ACRN, ivshmem.c, ivshmem_server_notify_peer"),
@@ -302,7 +338,14 @@ ACRN = _profile(
 )
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(
-    {p.name: p for p in (QEMU_DOORBELL, QEMU_DOORBELL_KVM, QEMU_PLAIN, QEMU_1_1, QEMU_1_1_INTX, QEMU_1_1_SHM, ACRN)}
+    {
+        each.name: each
+        for each in (
+            *(QEMU_DOORBELL, QEMU_DOORBELL_KVM, QEMU_PLAIN),
+            *(QEMU_1_1, QEMU_1_1_INTX, QEMU_1_1_SHM, QEMU_1_1_SHM_INTX),
+            ACRN,
+        )
+    }
 )
 
 

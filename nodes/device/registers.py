@@ -51,9 +51,10 @@ class Unfit(Enum):
 class AccessRules:
     """How a window takes accesses of 1, 2, 4 and 8 bytes.
 
-    An access is unfit when its offset is no multiple of its size, when it is wider than ``widest_bytes`` or
-    narrower than ``narrowest_bytes`` (never split). A written offset is ANDed with ``write_offset_mask``, a
-    read one is not (ivshmem.c, ivshmem_io_write).
+    ``misaligned`` and ``wide`` say what becomes of an access whose offset is no multiple of its size, or that is
+    wider than ``widest_bytes``: as a whole, or in naturally aligned pieces. ``narrow`` says what becomes of an access,
+    or of a piece, below ``narrowest_bytes``; it is not split further. A written offset is ANDed with
+    ``write_offset_mask``, a read one is not (ivshmem.c, ivshmem_io_write).
     """
 
     widest_bytes: int = 4
@@ -64,13 +65,11 @@ class AccessRules:
     write_offset_mask: int = ~0
 
     def unfit(self, offset: int, size_bytes: int) -> Unfit | None:
-        """Why and how the access as a whole is refused; None when it, or its pieces, can be taken."""
+        """How the access is refused as a whole; None when its pieces are looked at one by one."""
         if offset % size_bytes and self.misaligned is not Unfit.SPLIT:
             return self.misaligned
         if size_bytes > self.widest_bytes and self.wide is not Unfit.SPLIT:
             return self.wide
-        if size_bytes < self.narrowest_bytes:
-            return self.narrow
         return None
 
     def describe(self) -> str:
@@ -223,19 +222,20 @@ class Window:
         self._write = write
 
     def _pieces(self, offset: int, size_bytes: int) -> Iterator[tuple[int, int]]:
-        for at, size in pieces(offset, size_bytes, self.rules.widest_bytes):
-            if size >= self.rules.narrowest_bytes and at + size <= self.size_bytes:
-                yield at, size
+        """The (offset, size) pieces of an access that lie in the window."""
+        return (piece for piece in pieces(offset, size_bytes, self.rules.widest_bytes) if sum(piece) <= self.size_bytes)
 
     def read(self, offset: int, size_bytes: int) -> int:
         """Read ``size_bytes`` at ``offset``, little-endian; bytes outside the window read 0."""
         check_access(offset, size_bytes)
         unfit = self.rules.unfit(offset, size_bytes)
         if unfit is not None:
-            return (1 << 8 * size_bytes) - 1 if unfit is Unfit.ONES else 0
+            return _refused(unfit, size_bytes)
         value = 0
         for at, size in self._pieces(offset, size_bytes):
-            value |= (self._read(at, size) & ((1 << 8 * size) - 1)) << 8 * (at - offset)
+            narrow = size < self.rules.narrowest_bytes
+            piece = _refused(self.rules.narrow, size) if narrow else self._read(at, size) & ((1 << 8 * size) - 1)
+            value |= piece << 8 * (at - offset)
         return value
 
     def write(self, offset: int, size_bytes: int, value: int) -> None:
@@ -244,8 +244,14 @@ class Window:
         if self.rules.unfit(offset, size_bytes) is not None:
             return
         for at, size in self._pieces(offset, size_bytes):
-            part = value >> 8 * (at - offset) & ((1 << 8 * size) - 1)
-            self._write(at & self.rules.write_offset_mask, size, part)
+            if size >= self.rules.narrowest_bytes:
+                part = value >> 8 * (at - offset) & ((1 << 8 * size) - 1)
+                self._write(at, size, part)
+
+
+def _refused(unfit: Unfit, size_bytes: int) -> int:
+    """What a refused access reads."""
+    return (1 << 8 * size_bytes) - 1 if unfit is Unfit.ONES else 0
 
 
 def check_access(offset: int, size_bytes: int) -> None:

@@ -26,9 +26,9 @@ def list_profiles() -> None:
 
 @device.command("show")
 @click.argument("name", metavar="PROFILE", type=click.Choice(list(PROFILES)))
-@click.option("--vectors", default=2, show_default=True, type=click.IntRange(min=1), help="Own vectors.")
+@click.option("--vectors", type=click.IntRange(min=1), help="Own vectors. Default: 2, or what the device always has.")
 @click.option("--memory-bytes", type=click.IntRange(min=1), help="Size of the shared memory, a power of two.")
-def show(name: str, vectors: int, memory_bytes: int | None) -> None:
+def show(name: str, vectors: int | None, memory_bytes: int | None) -> None:
     """The datasheet of PROFILE: registers, configuration space, MSI-X, behaviour and where each fact is from."""
     from sim.views.datasheet import datasheet
 

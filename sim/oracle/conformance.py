@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
 
-from nodes.device.ivshmem import MSIX_BAR, Ivshmem, Message
+from nodes.device.effects import Message
+from nodes.device.ivshmem import MSIX_BAR, Ivshmem
 from nodes.device.profiles import PROFILES
 from nodes.errors import HostError, UsageError
 from sim.oracle.operations import (

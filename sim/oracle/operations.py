@@ -144,11 +144,15 @@ class Scene:
 
     @classmethod
     def draw(cls, profile: str, random: Random, *, server: bool) -> Scene:
-        """A device; with a server sometimes one that connects fewer vectors than it has, or more."""
+        """A device; with a server sometimes one that connects fewer vectors than it has, or more.
+
+        258 vectors, because a register that knows 8 bits takes the last ones for others; no more, because a socket
+        holds 278 messages that were not read.
+        """
         memory_bytes = random.choice((4096, 1 << 16, 1 << 20))
         if not server:
             return cls(profile, 0, 0, 0, memory_bytes)
-        vectors = random.choice((1, 2, 2, 3, 4, 4, 8, 8, 33, 70))
+        vectors = random.choice((1, 2, 2, 3, 4, 4, 8, 8, 33, 70, 258))
         connected = random.choice((vectors, vectors, vectors, max(1, vectors - 1), vectors + 1))
         return cls(profile, vectors, connected, random.choice((0, 0, 1, 5, 16, 255, 65535)), memory_bytes)
 
@@ -260,10 +264,12 @@ class _Generator:
         near = random.randrange(self._scene.vectors + 2)
         vector = random.choice((near, near, near, near | random.getrandbits(8) << 8, random.getrandbits(16)))
         value = random.choice(peers) << 16 | vector
-        if random.random() < 0.8:
+        if random.random() < 0.6:
             return Write(self._window(REGISTERS_BAR) + 12, 4, value)
-        size = random.choice(SIZES)
-        return Write(self._window(REGISTERS_BAR) + random.randrange(8, 16), size, value & (1 << 8 * size) - 1)
+        # The same word in a write of another width or at another place, so that a piece of it lies at 12.
+        size, offset = random.choice(SIZES), random.randrange(8, 16)
+        shifted = value << 8 * max(0, 12 - offset) if random.random() < 0.7 else value
+        return Write(self._window(REGISTERS_BAR) + offset, size, shifted & (1 << 8 * size) - 1)
 
     def _table(self) -> Operation:
         """The MSI-X table: entries keep to their own memory, anything may be read, control bits are free."""

@@ -59,13 +59,14 @@ def summary(profiles: Iterable[Profile]) -> str:
     return "\n".join(f"{profile.name:<{width}}  {profile.summary}" for profile in shown)
 
 
-def datasheet(profile: Profile, *, vectors: int = EXAMPLE_VECTORS, memory_bytes: int | None = None) -> str:
+def datasheet(profile: Profile, *, vectors: int | None = None, memory_bytes: int | None = None) -> str:
     """All of one profile as text: registers, configuration space, capability, behaviour with its sources.
 
     Raises:
         UsageError: a number of vectors or a size that the device cannot have.
     """
-    device = Ivshmem(profile, vectors=vectors, ring=lambda peer, vector: None)
+    shown = vectors or profile.fixed_vectors or EXAMPLE_VECTORS
+    device = Ivshmem(profile, vectors=shown, ring=lambda peer, vector: None)
     device.set_memory(memoryview(bytearray(memory_bytes or profile.memory_default_bytes)))
     sections = [
         ("", [f"{profile.name}: {profile.summary}"]),

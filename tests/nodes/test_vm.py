@@ -14,14 +14,14 @@ from nodes.vm import Vm
 from tests.fabric import Books
 
 MSIX_CONTROL = 0x42
-MEMORY_BYTES = defaultdict(lambda: 4096, {"qemu-1.1-intx": 4 << 20, "acrn": 2 << 20})  # the least that each takes
+MEMORY_BYTES = defaultdict(lambda: 4096, {name: 4 << 20 for name in PROFILES if name.startswith("qemu-1.1")})
 FUNCTION_MASK, ENABLE = 1 << 14, 1 << 15
 
 
 class Bench:
     """One machine on a bench: peer 0 with its own lines 0.., peer 1 with lines 100.. ."""
 
-    def __init__(self, vectors=2, profile="qemu-doorbell", sample_every=1):
+    def __init__(self, vectors=2, profile="qemu-doorbell", sample_every=1, first=None):
         self.rung = []
         self.heard = []
         self.books = Books()
@@ -35,6 +35,7 @@ class Bench:
             clock=lambda: self.now_ns,
             random=random.Random(0),
             sample_every=sample_every,
+            first=first,
         )
         self.guest = self.vm.guest
         self.vm.place(0, memoryview(bytearray(MEMORY_BYTES[profile])))
@@ -160,13 +161,104 @@ def test_a_program_that_masks_and_unmasks_as_it_handles_is_interrupted_as_often_
     assert [one for one in heard if one is not None] == [Interrupt(1, 1)] * 3
 
 
+def read_status(found):
+    """A handler of 2012: it reads IntrStatus, which clears it and lowers the line."""
+
+    def program(guest):
+        while True:
+            interrupt = yield FOREVER
+            found.append((interrupt, guest.devices[interrupt.device].read(0, 4)))
+
+    return program
+
+
 def test_intx_is_one_level_for_all_vectors():
+    bench, found = Bench(profile="qemu-1.1-intx"), []
+    bench.vm.start(read_status(found))
+    bench.vm.deliver(1, 3)
+    assert not bench.vm.device.intx_level
+    bench.vm.deliver(0, 257)
+    assert found == [(Interrupt(0, 3), 3), (Interrupt(0, 257), 1)]
+    assert bench.vm.interrupts == [2, 0]
+
+
+def test_intx_stays_up_until_the_program_reads_the_status():
+    """The line interrupts at each doorbell as long as it is up; only the program's own read clears the status."""
     bench = Bench(profile="qemu-1.1-intx")
     bench.listen()
-    bench.vm.deliver(1, 3)
-    bench.vm.deliver(0, 1)
-    assert bench.heard == [Interrupt(0, 3), Interrupt(0, 1)]
+    for count in (3, 5):
+        bench.vm.deliver(1, count)
+        assert bench.vm.device.intx_level
+        assert bench.guest.read(0, 0) == 0xFFFF_FFFF
+    assert bench.heard == [Interrupt(0, 3), Interrupt(0, 5)]
+    assert bench.guest.read(0, 4) == 5
     assert not bench.vm.device.intx_level
+    assert bench.guest.read(0, 4) == 0
+    bench.vm.expire()
+    assert bench.heard[2:] == [None]
+
+
+def test_intx_that_the_program_masks_fires_when_it_unmasks():
+    bench, left, fired, found = Bench(profile="qemu-1.1-intx"), [], [], []
+    bench.vm.on_left = lambda *what: left.append(what)
+    bench.vm.on_fired = fired.append
+    bench.guest.write(0, 0, 0)
+    bench.vm.start(read_status(found))
+    bench.vm.deliver(1, 2)
+    bench.vm.deliver(0, 7)
+    assert (found, left, fired) == ([], [(1, 2, 0), (0, 7, 0)], [])
+    bench.guest.write(0, 0, 4)
+    bench.vm.settle()
+    assert (found, fired) == ([(Interrupt(0, 1), 7)], [0])
+    bench.vm.deliver(0, 3)  # none of its bits is in the mask
+    assert left[2:] == [(0, 3, 0)]
+
+
+def test_intx_counts_doorbells_of_which_the_status_keeps_nothing_as_lost():
+    bench, left = Bench(profile="qemu-1.1-intx"), []
+    bench.vm.on_left = lambda *what: left.append(what)
+    bench.listen()
+    bench.vm.deliver(0, 1)
+    bench.vm.deliver(0, 512)  # the line was up, and goes down
+    assert (bench.heard, left) == ([Interrupt(0, 1)], [(0, 0, 512)])
+    assert not bench.vm.device.intx_level
+    assert bench.vm.interrupts == [1, 0]
+
+
+def test_intx_of_several_devices_are_lines_of_their_own():
+    bench, found = Bench(profile="qemu-1.1-intx"), []
+    second = Bench(profile="qemu-1.1-intx", first=bench.vm)
+    bench.vm.start(read_status(found))
+    second.vm.deliver(0, 9)
+    bench.vm.deliver(0, 4)
+    second.vm.deliver(1, 8)
+    assert found == [(Interrupt(0, 9, 1), 9), (Interrupt(0, 4, 0), 4), (Interrupt(0, 8, 1), 8)]
+    assert not bench.vm.device.intx_level
+    assert not second.vm.device.intx_level
+
+
+def test_intx_that_a_program_raises_itself_and_lowers_again_interrupts_nobody():
+    bench = Bench(profile="qemu-1.1-intx")
+
+    def program(guest):
+        guest.write(0, 4, 1)
+        guest.read(0, 4)
+        bench.heard.append((yield FOREVER))
+
+    bench.vm.start(program)
+    assert bench.heard == []
+    assert bench.vm.interrupts == [0, 0]
+
+
+@pytest.mark.parametrize("profile", ["qemu-1.1-shm", "qemu-1.1-shm-intx"])
+@pytest.mark.parametrize("vectors", [0, 2])
+def test_intx_of_a_device_without_a_server(profile, vectors):
+    """Nothing rings it, but its own program can raise the line."""
+    bench, found = Bench(vectors, profile=profile), []
+    bench.vm.start(read_status(found))
+    bench.guest.write(0, 4, 6)
+    bench.vm.settle()
+    assert found == [(Interrupt(0, 1), 6)]
 
 
 def test_a_program_that_returns_leaves_a_machine_that_still_takes_interrupts(bench):
@@ -248,8 +340,25 @@ def test_vector_256_of_a_device_that_knows_8_bits_is_vector_0(sample_every):
     assert bench.counts() == {(1, 0): (5, 0), (1, 1): (5, 0)}
 
 
+def test_vectors_above_255_are_rung_as_the_register_would():
+    """``guest.ring`` and a write of the same word ring the same vector, whatever the device makes of its upper bits."""
+    for profile, peer, expected in (
+        ("qemu-doorbell", 1, 257),
+        ("qemu-doorbell", 0x9000, 1),
+        ("qemu-doorbell-kvm", 0x9000, 257),
+        ("qemu-1.1-intx", 1, 1),
+    ):
+        bench = Bench(280, profile=profile)
+        for vector in range(280):
+            bench.vm.connect(peer, vector, 1000 + vector)
+        bench.guest.ring(peer, 257)
+        bench.guest.write(0, 12, peer << 16 | 257)
+        assert bench.rung == [1000 + expected] * 2
+        assert bench.counts() == {(peer, expected): (2, 0)}
+
+
 def test_vector_256_on_a_device_that_knows_16_bits_reaches_nobody():
-    bench = Bench(profile="acrn")
+    bench = Bench(8, profile="acrn")
     bench.guest.ring(1, 256)
     bench.vm.doorbells.flush()
     assert (bench.rung, bench.books.nowhere) == ([], 1)

@@ -366,8 +366,15 @@ def test_case_server_simulated() -> None:
         assert made[target].bar_read(1, 0x800, 4) == 1 << vector
 
 
-def test_vectors_above_255_are_rung_by_exact_match(qemu: str) -> None:
-    """Source of a profile cell: with 280 vectors connected, 279 is found as it is, 280 only by its low 8 bits."""
+@pytest.mark.parametrize("peer", [3, 0x7FFF, 0x8000, 0xFFFE])
+def test_vectors_above_255_are_rung_by_exact_match(qemu: str, peer: int) -> None:
+    """Source of a profile cell: 279 is found as it is, 280 by its low 8 bits; any width, offset and ID."""
+    writes = [(size, offset, vector) for size in (1, 2, 4, 8) for offset in range(8, 16) for vector in (257, 279, 280)]
+    simulated: list[list[int]] = []
+    device = Ivshmem(profile("qemu-doorbell"), vectors=300, ring=lambda to, vector: simulated[-1].append(vector))
+    assign_resources(device.config.bars.values(), device.config_write)
+    for vector in range(280):
+        device.connect(peer, vector)
     with ScriptedServer(4096) as server:
         server.greet(0)
         arguments = ["-chardev", f"socket,id=iv,fd={server.client}"]
@@ -375,13 +382,16 @@ def test_vectors_above_255_are_rung_by_exact_match(qemu: str) -> None:
         with Qemu(qemu, arguments, [server.client]) as real:
             for operation in (ConfigWrite(0x10, 4, REGISTERS), ConfigWrite(0x04, 2, 6)):
                 real.config_write(4, operation.offset, operation.size_bytes, operation.value)
-            server.join(3, 280)
+            server.join(peer, 280)
             real.settle(300)
-            heard = []
-            for vector in (279, 280):
-                real.write(REGISTERS + 12, 4, 3 << 16 | vector)
-                heard.append([at for at, count in enumerate(server.take(3)) if count])
-    assert heard == [[279], [280 & 0xFF]]
+            for size, offset, vector in writes:
+                value = ((peer << 16 | vector) << 8 * max(0, 12 - offset)) & (1 << 8 * size) - 1
+                simulated.append([])
+                real.write(REGISTERS + offset, size, value)
+                device.bar_write(0, offset, size, value)
+                heard = [at for at, count in enumerate(server.take(peer)) for _ in range(count)]
+                assert heard == simulated[-1], (size, offset, vector)
+    assert simulated[writes.index((4, 12, 257))] == ([257] if peer < 0x8000 else [1])
 
 
 def test_golden_files_are_the_ones_used() -> None:

@@ -311,7 +311,14 @@ def test_a_device_with_msix_has_a_vector_and_a_plain_one_need_not() -> None:
     assert (problem.line, problem.key) == (3, "machines.a.vectors")
     assert "qemu-plain" in problem.hint
     assert loads(MACHINE + "vectors = 0\nprofile = 'qemu-plain'").machines[0].vectors == 0
-    assert only(MACHINE + "vectors = 9\nprofile = 'acrn'").key == "machines.a.vectors"
+
+
+def test_a_device_with_a_fixed_table_has_that_many_vectors() -> None:
+    assert loads(MACHINE + "profile = 'acrn'").machines[0].vectors == 8
+    assert loads(MACHINE + "vectors = 8\nprofile = 'acrn'").machines[0].vectors == 8
+    for vectors in (0, 1, 9):
+        problem = only(MACHINE + f"vectors = {vectors}\nprofile = 'acrn'")
+        assert (problem.key, problem.expected) == ("machines.a.vectors", "8, as every acrn has")
 
 
 def test_a_master_is_the_first_of_each_of_its_domains() -> None:

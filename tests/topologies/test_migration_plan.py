@@ -140,7 +140,7 @@ def test_only_migratable_refuses_at_the_start() -> None:
 
 
 def test_device_that_is_never_migrated_stays() -> None:
-    plan = plan_migration(topology(machine(0, role="master"), machine(1, profile="acrn")))
+    plan = plan_migration(topology(machine(0, role="master"), machine(1, profile="acrn", vectors=8)))
     assert plan.machines[1].reason == "State blocked by non-migratable device 'acrn'"
     assert plan.steps[0] == Step("detach", ("m1",), "main")
 

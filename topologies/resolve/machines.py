@@ -176,7 +176,11 @@ def _settle_device(settings: Settings, report: Report) -> None:
         expected = f"one of the profiles {', '.join(PROFILES)}"
         report.add(settings.at("profile"), expected, show(name), nearest(name, PROFILES))
         return
-    if vectors > profile.msix_limit:
+    if profile.fixed_vectors:
+        values["vectors"] = profile.fixed_vectors
+        if settings.says("vectors") and vectors != profile.fixed_vectors:
+            report.add(settings.at("vectors"), f"{profile.fixed_vectors}, as every {name} has", show(vectors))
+    elif vectors > profile.msix_limit:
         report.add(settings.at("vectors"), f"at most {profile.msix_limit}, as {name} has", show(vectors))
     elif vectors == 0 and profile.msix:
         hint = 'profile = "qemu-plain" is memory without interrupts'

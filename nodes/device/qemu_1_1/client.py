@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from nodes.device.ivshmem import DOORBELL_OFFSET, PEER_LIMIT, REGISTERS_BAR, Ivshmem, Warning_
+from nodes.device.effects import DeviceWarning
+from nodes.device.ivshmem import DOORBELL_OFFSET, PEER_LIMIT, REGISTERS_BAR, Ivshmem
 from nodes.device.profiles import Quirk
 from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.device.qemu_1_1.shared_object import MappingHost, check_size, map_checked
@@ -134,7 +135,7 @@ class SeedClient:
         return True
 
     def _refuse(self, text: str, descriptor: int | None) -> None:
-        self.device.effects.append(Warning_(text))
+        self.device.effects.append(DeviceWarning(text))
         if descriptor is not None:
             self._host.close(descriptor)
 
@@ -170,7 +171,7 @@ class SeedClient:
     def _with_descriptor(self, value: int, received: int) -> None:
         descriptor = self._host.duplicate(received)
         if descriptor is None:
-            self.device.effects.append(Warning_("could not allocate file descriptor"))
+            self.device.effects.append(DeviceWarning("could not allocate file descriptor"))
             return
         if not self._profile.has(Quirk.DESCRIPTOR_LEAK):
             self._host.close(received)
@@ -210,7 +211,7 @@ class SeedClient:
         if peer == self.device.peer:
             self._watch(vector, descriptor)
         if self._ioeventfd and not self._host.bind(self._doorbell_address(), peer << 16 | vector, descriptor):
-            self.device.effects.append(Warning_("ivshmem: ioeventfd not available"))
+            self.device.effects.append(DeviceWarning("ivshmem: ioeventfd not available"))
 
     def _watch(self, vector: int, descriptor: int) -> None:
         if not self._host.watch(vector, descriptor):

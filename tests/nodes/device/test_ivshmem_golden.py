@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from nodes.device.ivshmem import Ivshmem, Message, Warning_
+from nodes.device.effects import DeviceWarning, Message
+from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import profile
 from nodes.errors import RemoteProtocolError, UsageError
@@ -183,7 +184,7 @@ def test_doorbells(case: str) -> None:
         for vector in range(server):
             made.bar_write(0, 12, 4, 1 << 16 | vector)
         assert {v: rung[1, int(v)] for v in facts["heard"]} == facts["heard"]
-        assert [effect.text for effect in made.effects if isinstance(effect, Warning_)] == [
+        assert [effect.text for effect in made.effects if isinstance(effect, DeviceWarning)] == [
             line.partition(": ")[2] for line in facts["stderr"].splitlines()
         ][: len(made.effects)]
         assert warned == facts["stderr"].count("Too many")

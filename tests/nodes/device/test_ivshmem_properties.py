@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.device.ivshmem import IntxLevel, Ivshmem, Message, Warning_
+from nodes.device.effects import DeviceWarning, IntxLevel, Message
+from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import PROFILES, Profile, Quirk, profile
 from nodes.device.qemu_1_1.client import SeedClient
@@ -46,7 +47,10 @@ DECLARED = (GuestError, ModelledFault, RemoteProtocolError)
 
 def made_of(made: Profile, rung: list[tuple[int, int]]) -> Ivshmem:
     device = Ivshmem(
-        made, vectors=VECTORS, ring=lambda peer, vector: rung.append((peer, vector)), size_bytes=MEMORY_BYTES
+        made,
+        vectors=made.fixed_vectors or VECTORS,
+        ring=lambda peer, vector: rung.append((peer, vector)),
+        size_bytes=MEMORY_BYTES,
     )
     device.set_memory(memoryview(bytearray(MEMORY_BYTES)))
     assign_resources(device.config.bars.values(), device.config_write)
@@ -77,7 +81,7 @@ def test_only_declared_errors_and_no_wrong_line(made: Profile, steps: list[tuple
             assert rung in ([(value >> 16, value & mask)], [(value >> 16, value & 0xFFFF)])
         rung.clear()
         assert device.fires is fires
-        assert all(isinstance(effect, Message | IntxLevel | Warning_) for effect in device.effects)
+        assert all(isinstance(effect, Message | IntxLevel | DeviceWarning) for effect in device.effects)
         levels = [effect.asserted for effect in device.effects if isinstance(effect, IntxLevel)]
         assert all(before != after for before, after in pairwise(levels))
     assert device.memory is not None
@@ -103,7 +107,7 @@ def test_every_doorbell_is_rung_or_counted(values: list[int], peers: set[int]) -
 
 @pytest.mark.parametrize("name", ["qemu-doorbell", "qemu-doorbell-kvm", "qemu-1.1", "qemu-1.1-intx", "acrn"])
 @given(
-    drains=st.lists(st.tuples(st.integers(0, 1), st.integers(1, 99)), max_size=20),
+    drains=st.lists(st.tuples(st.integers(0, 1), st.integers(1, 600)), max_size=20),
     controls=st.lists(st.sampled_from((0, 0x8000, 0xC000)), max_size=20),
 )
 def test_every_drained_doorbell_is_accounted_for(name: str, drains: list[tuple[int, int]], controls: list[int]) -> None:
@@ -119,7 +123,7 @@ def test_every_drained_doorbell_is_accounted_for(name: str, drains: list[tuple[i
         device.interrupt(vector, count)
         pended, lost = device.pended_doorbells - before[0], device.lost_doorbells - before[1]
         if device.msix is None:
-            assert (pended, lost) == (0, 0)
+            assert (pended, lost) == ((0, 0) if count & 0xFF else (0, count))
             assert device.registers.values["IntrStatus"] == count & 0xFF
         else:
             assert pended + lost == (0 if fires else count)

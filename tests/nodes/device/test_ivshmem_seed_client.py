@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from nodes.device.ivshmem import Ivshmem, Warning_
+from nodes.device.effects import DeviceWarning
+from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import Quirk, profile
 from nodes.device.qemu_1_1.client import FIRST_SLOTS, SeedClient
@@ -98,7 +99,7 @@ class Bench:
         return self.rung[peer, vector] > before
 
     def warnings(self) -> list[str]:
-        return [effect.text for effect in self.device.effects if isinstance(effect, Warning_)]
+        return [effect.text for effect in self.device.effects if isinstance(effect, DeviceWarning)]
 
     def fault(self, *messages: int | tuple[int, int]) -> int:
         with pytest.raises(ModelledFault) as caught:

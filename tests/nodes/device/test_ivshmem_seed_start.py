@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nodes.device.ivshmem import Ivshmem
 from nodes.device.profiles import Quirk, profile
 from nodes.device.qemu_1_1.properties import STEPS, DeviceExitError, Plan, Properties, realize
 from nodes.device.qemu_1_1.shared_object import OBJECT_MODE, SharedObject, check_size, open_object
@@ -166,6 +167,46 @@ def test_msi_off_chooses_intx() -> None:
     device = start(msi=False, vectors=40).device(nobody)
     assert device.profile.name == "qemu-1.1-intx"
     assert device.vectors == 40
+
+
+def state_of(plan: Plan) -> tuple[Ivshmem, bytes]:
+    """A device that has written IntrStatus and IntrMask, and what it saves behind the PCI part."""
+    device = plan.device(nobody)
+    device.set_memory(memoryview(bytearray(plan.size_bytes)))
+    device.config_write(4, 2, 2)
+    device.bar_write(0, 4, 4, 0x0A0B_0C0D)
+    device.bar_write(0, 0, 4, 0x0102_0304)
+    head = 1 + len("ivshmem") + 8 + 4 + 256 + 4 * 4
+    return device, device.save()[head:]
+
+
+@pytest.mark.parametrize("ioeventfd", [False, True])
+@pytest.mark.parametrize("msi", [False, True])
+@pytest.mark.parametrize(
+    "properties", [{"chardev": SERVER}, {"shm": "object"}, {"chardev": "tcp:h:1", "shm": "object"}]
+)
+def test_saved_state_by_the_properties(properties: dict[str, str], msi: bool, ioeventfd: bool) -> None:
+    """With msi, MSI-X if there is any, and the registers are lost; without it, IntrStatus and IntrMask, big-endian."""
+    made = Properties(size="1", role="master", vectors=3, msi=msi, ioeventfd=ioeventfd, **properties)
+    repaired = SEED.without(Quirk.IOEVENTFD_INIT_FAULT)
+    if ioeventfd and not msi:
+        with pytest.raises(DeviceExitError, match="requires MSI"):
+            realize(repaired, made)
+        return
+    plan = realize(repaired, made)
+    source, state = state_of(plan)
+    if not msi:
+        assert state == bytes.fromhex("0a0b0c0d 01020304")
+    elif plan.server:
+        assert len(state) == 3 * 16 + 1
+    else:
+        assert state == b""
+    there = plan.device(nobody)
+    there.set_memory(memoryview(bytearray(plan.size_bytes)))
+    there.load(source.save())
+    there.config_write(4, 2, 2)
+    found = [there.bar_read(0, at, 4) for at in (4, 0)]
+    assert found == ([0, 0] if msi else [0x0A0B_0C0D, 0x0102_0304])
 
 
 def test_server_mode_begins_without_an_id() -> None:

@@ -135,6 +135,9 @@ def test_kept_doorbells_wait_for_a_look_or_for_the_vector() -> None:
     made.notify(1)
     assert made.window.read(0x800, 4) == 0  # nobody polls while MSI-X is disabled
     made.set_control(ON, True)
+    assert (made.kept, made.pending) == (0, 3)  # enabling has polled
+    made.notify(1)
+    assert (made.kept, made.pending) == (2, 3)
     assert made.window.read(0x800, 4) == 3
     assert (made.kept, made.pending) == (0, 3)
     made.notify(1)

@@ -139,6 +139,19 @@ def test_rules_that_refuse() -> None:
     assert "narrower: reads all ones" in rules.describe()
 
 
+def test_pieces_that_are_too_narrow_are_refused_one_by_one() -> None:
+    """A misaligned access of 8 bytes has an aligned word in the middle; only that word is taken."""
+    words = {0: 0x0302_0100, 4: 0x0706_0504, 8: 0x0B0A_0908}
+    rules = AccessRules(widest_bytes=4, narrowest_bytes=4, narrow=Unfit.ONES)
+    window = Window(12, rules, lambda at, size: words[at], lambda at, size, value: words.update({at: value}))
+    assert window.read(2, 8) == 0xFFFF_0706_0504_FFFF
+    assert window.read(2, 4) == 0xFFFF_FFFF
+    assert window.read(0, 2) == 0xFFFF
+    window.write(2, 8, 0x8877_6655_4433_2211)
+    window.write(2, 4, 0)
+    assert words == {0: 0x0302_0100, 4: 0x6655_4433, 8: 0x0B0A_0908}
+
+
 def test_bytes_outside_a_window() -> None:
     memory = bytearray(8)
 
@@ -158,9 +171,7 @@ MASK, STATUS, PEER = 0x1122_3344, 0x5566_7788, 0x9ABC
 
 
 def fresh(made: Profile) -> Ivshmem:
-    device = Ivshmem(
-        made.without(Quirk.PLAIN_DOORBELL_FAULT), vectors=1, ring=lambda peer, vector: None, size_bytes=4096
-    )
+    device = Ivshmem(made.without(Quirk.PLAIN_DOORBELL_FAULT), ring=lambda peer, vector: None, size_bytes=4096)
     device.set_peer(PEER)
     device.set_memory(memoryview(bytearray(4096)))
     assign_resources(device.config.bars.values(), device.config_write)
@@ -178,6 +189,9 @@ def expected(made: Profile, offset: int, size: int) -> int:
     words = {INTR_MASK: MASK, INTR_STATUS: STATUS, IV_POSITION: position, DOORBELL: 0, "reserved": 0}
     value = b""
     for at, length in greedy(offset, size, rules.widest_bytes):
+        if length < rules.narrowest_bytes:
+            value += (b"\xff" if rules.narrow is Unfit.ONES else b"\0") * length
+            continue
         register = made.registers.at(at)
         value += (words[register.name] if register else 0).to_bytes(4, "little")[:length]
     return int.from_bytes(value, "little")
@@ -200,7 +214,9 @@ def test_every_write(made: Profile) -> None:
         rules = made.registers_rules
         if rules.unfit(offset, size) is None:
             for at, length in greedy(offset, size, rules.widest_bytes):
-                register = made.registers.at(at & rules.write_offset_mask) if at + length <= 0x100 else None
+                if length < rules.narrowest_bytes or at + length > 0x100:
+                    continue
+                register = made.registers.at(at & rules.write_offset_mask)
                 if register and register.name in words:
                     words[register.name] = value >> 8 * (at - offset) & (1 << 8 * length) - 1
         found = {name: device.registers.values[name] for name in words}

@@ -1,0 +1,26 @@
+"""What a device does to its machine: a message, the level of its interrupt line, a line on stderr."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nodes.device.msix import Message
+
+__all__ = ["DeviceWarning", "Effect", "IntxLevel", "Message"]
+
+
+@dataclass(frozen=True, slots=True)
+class IntxLevel:
+    """The legacy interrupt line went up or down."""
+
+    asserted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWarning:
+    """A line that the real device prints on stderr."""
+
+    text: str
+
+
+Effect = Message | IntxLevel | DeviceWarning
