@@ -18,7 +18,7 @@ from sim.results.analysis.migrations import migrations
 from sim.results.analysis.summarize import summarize
 from sim.results.ending import Ending
 from sim.results.store import files, schemas
-from sim.results.store.events import Event, read_events, remarks, statistics_of
+from sim.results.store.events import Event, Statistics, read_events, remarks, statistics_of
 from sim.results.store.manifest import Manifest
 from sim.results.summary import Summary
 
@@ -55,10 +55,16 @@ def _events(path: Path) -> list[Event]:
     return []
 
 
+def _in_order(statistics: Statistics, manifest: Manifest) -> Statistics:
+    """The statistics by machine in the order of the machines: events come in the order in which the processes end."""
+    index = {machine.name: machine.index for machine in manifest.machines}
+    return dict(sorted(statistics.items(), key=lambda item: index.get(item[0], len(index))))
+
+
 def _with_events(summary: Summary, its: Account, events: list[Event]) -> Summary:
     return msgspec.structs.replace(
         summary,
-        statistics=statistics_of(events),
+        statistics=_in_order(statistics_of(events), its.manifest),
         migrations=migrations(events, its),
         warnings=[*summary.warnings, *remarks(events)],
     )

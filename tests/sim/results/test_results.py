@@ -266,6 +266,13 @@ def test_events_come_back_in_order(tmp_path):
     assert first["utc"].endswith("+00:00")
 
 
+def test_statistics_come_in_the_order_of_the_machines(tmp_path):
+    directory = pair(tmp_path)
+    for machine in ("echo-0", "ping-0"):  # the order in which the processes ended
+        directory.event("statistics", machine=machine, values={"done": 1})
+    assert list(finish(directory, PENDING).summary["statistics"]) == ["ping-0", "echo-0"]
+
+
 def test_events_that_the_disk_refuses_are_counted(tmp_path):
     directory = pair(tmp_path)
     kept, full = directory._events, os.open("/dev/full", os.O_WRONLY)
