@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from nodes.errors import HostError, UsageError
+from sim.access import Access, access_to, name_memories
 from sim.coordination.coordinator import Coordinator, Ending
 from sim.coordination.machines import LiveMachines
 from sim.engines.process.fork_server import ForkServer
@@ -42,10 +43,10 @@ SIGNALS_TAKEN = 2
 
 
 class Begun:
-    """What can be known of a run that has begun: where it is, and where it tells how it goes."""
+    """A run that has begun: its directory, the socket of its telemetry, and how others join each of its domains."""
 
-    def __init__(self, topology: Topology, path: Path, telemetry: str, server: Path) -> None:
-        self.topology, self.path, self.telemetry, self.server = topology, path, telemetry, server
+    def __init__(self, topology: Topology, path: Path, telemetry: str, access: Sequence[Access]) -> None:
+        self.topology, self.path, self.telemetry, self.access = topology, path, telemetry, access
 
 
 def run(
@@ -77,6 +78,7 @@ def run(
     elif overrides or programs:
         raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
     check(topology, Path(runs))
+    topology = name_memories(topology)
     with _Interrupts() as interrupts, contextlib.ExitStack() as whole, contextlib.ExitStack() as stack:
         stack.enter_context(_all_descriptors())
         stack.enter_context(adopting_orphans())
@@ -84,12 +86,13 @@ def run(
         # Before anything else the helpers of the standard library: its fork server, its tracker of shared memory.
         stack.enter_context(ForkServer(runtime))
         server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
+        access = access_to(topology, server_path)
         arguments: dict[str, Any] = {
             "overrides": dict(topology.overrides),
             "resources_every_s": resources_every_s,
             "programs": [os.fspath(each) for each in programs],
         }
-        directory = whole.enter_context(RunDirectory.create(Path(runs), topology, arguments))
+        directory = whole.enter_context(RunDirectory.create(Path(runs), topology, arguments, access=access))
         floors = baseline_if_any()
         coordinator = Coordinator(
             topology,
@@ -102,7 +105,7 @@ def run(
             path=directory.path,
         )
         stack.callback(coordinator.close)
-        on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, server_path))
+        on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
         interrupts.tell(coordinator)
         ending = coordinator.run()
         machines = coordinator.machines

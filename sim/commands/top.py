@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nodes.errors import UsageError
+from sim.access import shown
 from sim.telemetry import SOCKET, Found, Snapshot, Subscriber, places, running
 from sim.views.html.scales import count, seconds
 from sim.views.html.scales import time as duration
@@ -225,6 +226,7 @@ def _lines(now: _Seen) -> Iterator[str]:
     """Everything, as plain columns."""
     if _title(now):
         yield _title(now)
+    yield from shown(now.snapshot.access)
     yield "  ".join(_summary(now))
     rows = [HEAD, *_rows(now)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -243,6 +245,7 @@ def _table(now: _Seen) -> Group:
         alive, _, all_of_them = up.partition("/")
         table.add_row(Text(_printable(name)), Text(up, "" if alive == all_of_them else "yellow"), *map(Text, rest))
     parts: list[Text | Table] = [Text(_printable(_title(now)), "bold")] if _title(now) else []
+    parts += [Text(_printable(line)) for line in shown(now.snapshot.access)]
     parts += [Text(_printable("  ".join(_summary(now)))), Text(), table]
     happened = [Text(_printable(line)) for line in _happened(now.snapshot)]
     return Group(*parts, *([Text(), *happened] if happened else []))

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sim.access import access_to
+from sim.access import server_path as path_of_server
 from sim.coordination.actions import Actions
 from sim.coordination.domain import LiveDomain
 from sim.coordination.machines import LiveMachines
@@ -88,7 +90,7 @@ class Coordinator:
                     domain,
                     number,
                     self._loop,
-                    server_path if number == 0 else server_path.with_name(f"{server_path.name}.{domain.name}"),
+                    path_of_server(server_path, number, domain.name),
                     on_join=self._joined,
                     on_stranger=lambda arrival, name=domain.name: self._stranger(arrival, name),  # type: ignore[misc]
                     on_leave=self._left,
@@ -105,6 +107,7 @@ class Coordinator:
                 record=resources,
                 resources_every_s=resources_every_s,
                 path=path,
+                access=access_to(topology, server_path),
             )
             for live in self.domains:
                 live.open(self._machines)

@@ -73,7 +73,7 @@ class LiveDomain:
         self._next_peer = 0
         self.server: IvshmemServer | None = None
         self._guard: NonBlockingGuard | None = None
-        self.region = Region.create(domain.memory.size_bytes, kind=domain.memory.kind)
+        self.region = Region.create(domain.memory.size_bytes, kind=domain.memory.kind, name=domain.memory.name or None)
 
     def open(self, machines: LiveMachines) -> None:
         """Listen. The machines of ``crew`` that are present are waited for."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from sim.access import Access
 from sim.coordination.live_latency import recent_delivery_ns
 from sim.coordination.machines import LiveMachines
 from sim.engines.process import control
@@ -27,6 +28,7 @@ PUBLISH_NS = SECOND_NS // 5
 LOOK_SHARE = 50
 GLIMPSE_EVERY = 5
 HAPPENED_MAX = 8
+ACCESS_MAX = 16
 HAPPENED_LENGTH_MAX = 120
 
 Counts = tuple[int, int, int, int]
@@ -77,8 +79,10 @@ class Monitor:
         record: Callable[[list[Resources]], None],
         resources_every_s: float,
         path: Path,
+        access: Sequence[Access],
     ) -> None:
         self._path = path
+        self._access = tuple(access[:ACCESS_MAX])
         self._happened: deque[Happened] = deque(maxlen=HAPPENED_MAX)
         self._machines, self._run, self._loop = machines, run, loop
         self._record = record
@@ -181,6 +185,7 @@ class Monitor:
                 path=str(self._path),
                 happened=tuple(self._happened),
                 latency_ns=self._latency_ns,
+                access=self._access,
             )
         )
 

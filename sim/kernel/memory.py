@@ -75,14 +75,12 @@ class Region:
         name = name or f"ivsim-{os.getpid()}-{secrets.token_hex(4)}"
         lock = _take_over(name, size_bytes, adopt=adopt)
         adopted = lock >= 0
-        if not adopted:
-            lock = _tmpfile(size_bytes)
+        if adopted:
+            _give_or_close(lock, mode, group)
+        while lock < 0:
+            lock = _make(name, size_bytes, mode, group)
         try:
-            _give(lock, mode, group)
-            if not adopted:
-                _link(lock, name)
-            # Opened by its name, so that /proc shows the name. The lock belongs to a description, not to the file:
-            # clients must not have the owner's.
+            # The lock belongs to a description, not to the file: clients must not have the owner's.
             descriptor = os.open(f"{SHM_DIRECTORY}/{name}", _OPENING)
         except BaseException:
             os.close(lock)
@@ -169,6 +167,37 @@ class Region:
 
 
 # A named segment
+
+
+def _make(name: str, size_bytes: int, mode: int, group: int | None) -> int:
+    """Make a segment. Returns a descriptor with the owner's lock, or -1 when a clean-up has just removed the segment.
+
+    The segment gets its name when it is complete. It is then opened by that name, so that /proc shows it; until the
+    lock has moved to that description, a clean-up takes the segment for left behind.
+    """
+    first = _tmpfile(size_bytes)
+    _give_or_close(first, mode, group)
+    try:
+        _link(first, name)
+        lock = os.open(path := f"{SHM_DIRECTORY}/{name}", _OPENING)
+    except FileNotFoundError:
+        return -1
+    finally:
+        os.close(first)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.lstat(path), os.fstat(lock)):
+            return lock
+    os.close(lock)
+    return -1
+
+
+def _give_or_close(descriptor: int, mode: int, group: int | None) -> None:
+    try:
+        _give(descriptor, mode, group)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _tmpfile(size_bytes: int) -> int:

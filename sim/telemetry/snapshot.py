@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from sim.access import Access
+
 __all__ = ["Group", "Happened", "Snapshot"]
 
 
@@ -31,7 +33,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     ``heartbeats_late`` counts the times that a machine had not answered a ping when the next one was due.
     What has a default is not told by every version: ``title`` and ``path`` of the run, ``happened`` (the latest
-    events, oldest first), ``latency_ns`` (percentiles of delivery in the last moments, by name).
+    events, oldest first), ``latency_ns`` (percentiles of delivery in the last moments, by name), ``access`` (how to
+    join its domains, of at most 16).
     """
 
     number: int
@@ -47,3 +50,4 @@ class Snapshot(msgspec.Struct, frozen=True):
     path: str = ""
     happened: tuple[Happened, ...] = ()
     latency_ns: dict[str, int] = {}
+    access: tuple[Access, ...] = ()

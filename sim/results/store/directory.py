@@ -21,6 +21,7 @@ from typing import Any, Self
 import msgspec
 
 from nodes.errors import HostError, UsageError
+from sim.access import Access
 from sim.host.wake_up_baseline import WakeUpBaseline
 from sim.results.ending import BaselineLook, Ending, Outcome
 from sim.results.run import Run
@@ -56,7 +57,15 @@ class RunDirectory:
         self._resources = ResourceStream(path / files.RESOURCE_STREAM)
 
     @classmethod
-    def create(cls, where: Path, topology: Topology, arguments: Mapping[str, Any], *, exact: bool = False) -> Self:
+    def create(
+        cls,
+        where: Path,
+        topology: Topology,
+        arguments: Mapping[str, Any],
+        *,
+        access: Sequence[Access] = (),
+        exact: bool = False,
+    ) -> Self:
         """Make the directory, mode 0700, under ``where``: title, UTC time and the first free number.
 
         With ``exact`` it is ``where`` itself, which must not exist or be empty. Raises ``UsageError`` when it
@@ -66,7 +75,7 @@ class RunDirectory:
         try:
             path = _take(where) if exact else _next_free(where, topology.title, started)
             (path / files.RAW).mkdir(mode=0o700)
-            manifest = _manifest(topology, arguments, started_ns, started)
+            manifest = _manifest(topology, arguments, started_ns, started, access)
             files.replace(path / files.TOPOLOGY, topology.source_text.encode())
             for name, source in topology.files.items():
                 _copy(Path(source), path, Path(name))
@@ -216,7 +225,11 @@ def _next_free(parent: Path, title: str, started: datetime.datetime) -> Path:
 
 
 def _manifest(
-    topology: Topology, arguments: Mapping[str, Any], started_ns: int, started: datetime.datetime
+    topology: Topology,
+    arguments: Mapping[str, Any],
+    started_ns: int,
+    started: datetime.datetime,
+    access: Sequence[Access],
 ) -> Manifest:
     try:
         version = importlib.metadata.version("ivshmem-sim")
@@ -243,4 +256,5 @@ def _manifest(
             for each in topology.machines
         ],
         domains=[domain.name for domain in topology.domains],
+        access=list(access),
     )

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from sim.access import Access
+
 __all__ = ["MACHINE_NAME_MAX", "SCHEMA_VERSION", "Group", "Host", "Machine", "Manifest", "Owner", "Phase"]
 
 SCHEMA_VERSION = 1
@@ -110,6 +112,7 @@ class Phase(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True):
     """``manifest.json``. ``started_ns`` is CLOCK_MONOTONIC, ``started`` the same moment as UTC.
 
+    ``access`` is what another program needed to join while the run lasted.
     Without ``phases`` (older runs have none) the time after the warm-up is one: measured.
     """
 
@@ -130,6 +133,7 @@ class Manifest(msgspec.Struct, frozen=True):
     machines: Annotated[list[Machine], Meta(max_length=1 << 16)]
     phases: Annotated[list[Phase], Meta(max_length=1 << 10)] = []
     domains: Annotated[list[Name], Meta(max_length=1 << 10)] = msgspec.field(default_factory=lambda: ["main"])
+    access: Annotated[list[Access], Meta(max_length=1 << 10)] = []
 
     def __post_init__(self) -> None:
         if sum(machine.vectors for machine in self.machines) > VECTORS_LIMIT:

@@ -56,7 +56,9 @@ def test_what_recording_a_look_loads_does_not_put_off_the_next_look(tmp_path: Pa
     run: Any = SimpleNamespace(phase="running")
     machines: Any = SimpleNamespace(handles=[])
     planned: Any = loop
-    monitor = Monitor(machines, run, planned, runtime=tmp_path, record=record, resources_every_s=0.2, path=tmp_path)
+    monitor = Monitor(
+        machines, run, planned, runtime=tmp_path, record=record, resources_every_s=0.2, path=tmp_path, access=()
+    )
     try:
         monitor.look_at_resources()
         (next_ns,) = loop.moments_ns

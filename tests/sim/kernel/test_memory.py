@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import secrets
@@ -361,3 +362,23 @@ def test_memory_that_was_made_smaller_is_explained(name):
         assert "memfd" in told
     finally:
         region.close()
+
+
+def test_a_clean_up_between_name_and_lock_does_no_harm(name, monkeypatch):
+    """The segment has its name before its owner has the lock: another run's clean-up takes it for left behind."""
+    lock, cleaned = fcntl.flock, []
+
+    def meanwhile(descriptor, operation):
+        if operation == fcntl.LOCK_EX and not cleaned:
+            cleaned.extend(remove_orphaned())
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", meanwhile)
+    region = Region.create(4096, name=name)
+    try:
+        assert cleaned == [name]
+        assert os.path.samestat(os.stat(SHM / name), os.fstat(region.descriptor))
+        assert remove_orphaned() == []
+    finally:
+        region.close()
+    assert not (SHM / name).exists()

@@ -1,0 +1,67 @@
+"""What another program needs to join a run while it lasts: the socket and the memory of each domain."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from topologies import Topology
+
+__all__ = ["Access", "access_to", "name_memories", "server_path", "shown"]
+
+
+class Access(msgspec.Struct, frozen=True):
+    """How to join one domain: a QEMU with ivshmem-doorbell by ``socket``, one with ivshmem-plain by ``memory``.
+
+    ``memory`` is the segment's name in /dev/shm, as shm_open(3) takes it without the slash; None for a memfd, which has
+    none: it comes with the socket.
+    """
+
+    domain: str
+    socket: str
+    memory: str | None
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        memory = "a memfd" if self.memory is None else f"/dev/shm/{self.memory}"
+        return f"domain {self.domain}: socket {self.socket}, memory {memory}, {self.memory_bytes} bytes"
+
+
+def server_path(first: Path, number: int, domain: str) -> Path:
+    """Return the path of a domain's socket; that of the first domain, number 0, is ``first`` itself."""
+    return first if number == 0 else first.with_name(f"{first.name}.{domain}")
+
+
+def name_memories(topology: Topology) -> Topology:
+    """Return the topology with a name, made of this process's ID, for each shared memory that has none."""
+    domains = []
+    for domain in topology.domains:
+        memory = domain.memory
+        if memory.kind == "shared_memory" and not memory.name:
+            memory = msgspec.structs.replace(memory, name=f"ivsim-{os.getpid()}-{secrets.token_hex(4)}")
+        domains.append(msgspec.structs.replace(domain, memory=memory))
+    return msgspec.structs.replace(topology, domains=tuple(domains))
+
+
+def access_to(topology: Topology, first: Path) -> list[Access]:
+    """Return the access to each domain of a topology whose memories have names.
+
+    Args:
+        topology: What is run.
+        first: The socket of the first domain.
+    """
+    accesses = []
+    for number, domain in enumerate(topology.domains):
+        path = os.path.abspath(server_path(first, number, domain.name))
+        accesses.append(Access(domain.name, path, domain.memory.name or None, domain.memory.size_bytes))
+    return accesses
+
+
+def shown(accesses: Iterable[Access], most: int = 4) -> list[str]:
+    """Return a line for each, but no more than ``most`` and how many more there are."""
+    lines = [str(each) for each in accesses]
+    return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more domains (manifest.json)"]
