@@ -147,7 +147,7 @@ def test_shm_mode_has_no_msix_no_peers_and_position_0() -> None:
     assert device.bar_read(0, 8, 4) == 0
     assert device.msix is None
     assert device.fires == []
-    assert device.lines == set()
+    assert list(device.peers) == []
 
 
 # Registers.
