@@ -17,7 +17,8 @@ from rich.text import Text
 
 from nodes.errors import UsageError
 from sim.access import shown
-from sim.telemetry import SOCKET, Found, Snapshot, Subscriber, places, running
+from sim.host.runtime_directory import runtime_parents
+from sim.telemetry import SOCKET, Found, Snapshot, Subscriber, running
 from sim.views.html.scales import count, seconds
 from sim.views.html.scales import time as duration
 from sim.views.prometheus import MetricsFile
@@ -105,7 +106,7 @@ def _of_directory(path: Path) -> Found:
 
 
 def _places() -> str:
-    return ", ".join(map(str, places()))
+    return ", ".join(map(str, runtime_parents()))
 
 
 class _Seen:

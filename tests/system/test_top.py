@@ -91,7 +91,7 @@ def goes_on(directory: Path, /, **changed: object) -> Iterator[Run]:
 def place(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where runs are looked for: nobody else's are there."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
-    monkeypatch.setattr("sim.telemetry.discovery.places", lambda: [short_path])
+    monkeypatch.setattr("sim.telemetry.discovery.runtime_parents", lambda: [short_path])
     return short_path
 
 
