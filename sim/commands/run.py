@@ -157,8 +157,7 @@ def _print(result: Run, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.summary, indent=2))
         return
-    from sim.results.expectations import render as render_expectations
-    from sim.views.terminal import render
+    from sim.views.terminal import render, render_expectations
 
     console = Console()
     render(result, console)

@@ -15,20 +15,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.text import Text
 
 from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.latency import percentiles, values
 from sim.results.measures import COUNTED, Counts, Scope, UnknownFigureError, Whose
 from sim.results.store.manifest import Machine
-from sim.results.summary import Migration, Verdict
+from sim.results.summary import ExpectationVerdict, Migration
 from topologies import Condition, Expectation, Topology
 from topologies.language.values import MisfitError
 from topologies.metrics import UNITS_NS, parse_figure
 
-__all__ = ["BROKEN", "Moment", "Verdict", "broken", "evaluate", "live", "missed", "render"]
+__all__ = ["BROKEN", "ExpectationVerdict", "Moment", "broken", "evaluate", "live", "missed"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -42,7 +40,7 @@ MEBIBYTE = 1 << 20
 GROWING = frozenset({"rung", "delivered", "interrupts", "refused", "died", "elapsed_s"})
 
 
-def evaluate(topology: Topology, run: Run) -> list[Verdict]:
+def evaluate(topology: Topology, run: Run) -> list[ExpectationVerdict]:
     """A verdict for each expectation of ``topology``, in order, from the tables of the finished ``run``."""
     if not topology.expectations:
         return []
@@ -50,28 +48,9 @@ def evaluate(topology: Topology, run: Run) -> list[Verdict]:
     return [finished.verdict(expectation) for expectation in topology.expectations]
 
 
-def missed(verdicts: Iterable[Verdict]) -> int:
+def missed(verdicts: Iterable[ExpectationVerdict]) -> int:
     """How many expectations were not met: above 0, the exit code is 99."""
     return sum(not verdict.met for verdict in verdicts)
-
-
-def render(verdicts: Sequence[Verdict], console: Console) -> None:
-    """Print a line for each verdict; nothing for none."""
-    if not verdicts:
-        return
-    console.print(Text("expectations", "bold"))
-    width = max(len(str(verdict)) for verdict in verdicts)
-    for verdict in verdicts:
-        line = Text("met     " if verdict.met else "MISSED  ", "green" if verdict.met else "bold red")
-        line.append(f"{str(verdict).ljust(width)}  {_shown(verdict.got)}", "default")
-        line.append(f": {verdict.why}" if verdict.why else "", "default")
-        console.print(line, soft_wrap=True)
-
-
-def _shown(got: float | None) -> str:
-    if got is None:
-        return "not known"
-    return f"got {got:,.0f}" if got.is_integer() else f"got {got:,.6g}"
 
 
 @dataclass(frozen=True)
@@ -167,7 +146,7 @@ class _Finished:
         names = {row.name: int(self._machine_of[row.index]) for row in self._run.origin.machines}
         return names | {machine.name: machine.index for machine in self._topology.machines}
 
-    def verdict(self, expectation: Expectation) -> Verdict:
+    def verdict(self, expectation: Expectation) -> ExpectationVerdict:
         """What became of it; what was broken while the run went on stays broken."""
         condition = expectation.that
         expected = f"{condition.comparison} {condition.bound:.15g}"
@@ -175,14 +154,16 @@ class _Finished:
         try:
             broken_by = self._broken().get(str(condition)) if expectation.abort else None
             if broken_by is not None:
-                return Verdict(condition.figure, condition.of, expected, broken_by, False, "it ended the run")
+                why = "it ended the run"
+                return ExpectationVerdict(condition.figure, condition.of, expected, broken_by, False, why)
             # 15 digits are what people write: 0.7500000000000001 is 0.75.
             got = float(f"{self._value(condition.figure, self._whose[condition.of]):.15g}")
             if not math.isfinite(got):
                 got, why = None, "it is no finite number"
         except (UnknownFigureError, UsageError) as error:
             got, why = None, str(error)
-        return Verdict(condition.figure, condition.of, expected, got, got is not None and condition.holds(got), why)
+        met = got is not None and condition.holds(got)
+        return ExpectationVerdict(condition.figure, condition.of, expected, got, met, why)
 
     def _undelivered(self, name: str, scope: Scope) -> float:
         if scope.whole:

@@ -16,10 +16,11 @@ from nodes.errors import UsageError
 from sim.recording import Recording, RecordingLayout, header
 from sim.recording.header import COUNTER_AT
 from sim.results import Run, RunDirectory
-from sim.results.expectations import BROKEN, Moment, Verdict, broken, evaluate, live, missed, render
+from sim.results.expectations import BROKEN, ExpectationVerdict, Moment, broken, evaluate, live, missed
 from sim.results.measures import Book, Whose, counts_so_far
 from sim.results.store.manifest import Machine
 from sim.views.junit import junit
+from sim.views.terminal import render_expectations
 from tests.synthetic import PENDING, finish, pair, record, topology, usage
 from topologies import Condition, Expectation, Topology
 
@@ -48,7 +49,7 @@ def finished(tmp_path: Path) -> Run:
     return finish(directory, PENDING)
 
 
-def judge(run: Run, text: str) -> Verdict:
+def judge(run: Run, text: str) -> ExpectationVerdict:
     (verdict,) = evaluate(expecting(text), run)
     return verdict
 
@@ -132,7 +133,7 @@ def test_a_bound_that_is_missed_is_not_met(finished: Run) -> None:
 
 def test_verdicts_are_json(finished: Run) -> None:
     verdicts = evaluate(expecting("rung == 3", "p99_us < 1 of echo"), finished)
-    assert msgspec.json.decode(msgspec.json.encode(verdicts), type=list[Verdict]) == verdicts
+    assert msgspec.json.decode(msgspec.json.encode(verdicts), type=list[ExpectationVerdict]) == verdicts
 
 
 def test_of_an_edge_that_is_not_alone_only_what_was_rung_is_known(tmp_path: Path) -> None:
@@ -221,7 +222,8 @@ def test_a_damaged_run_meets_nothing_and_says_why(finished: Run) -> None:
 
 def test_verdicts_are_printed_each_on_a_line(finished: Run) -> None:
     console = Console(file=io.StringIO(), width=60)
-    render(evaluate(expecting("rung == 3", "delivery.p50_us < 5 of echo", "p99_us < 1"), finished), console)
+    verdicts = evaluate(expecting("rung == 3", "delivery.p50_us < 5 of echo", "p99_us < 1"), finished)
+    render_expectations(verdicts, console)
     assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "expectations",
         "met     rung == 3                    got 3",
