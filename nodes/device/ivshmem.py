@@ -24,7 +24,7 @@ from nodes.device.pci import (
     ConfigSpace,
     Identity,
 )
-from nodes.device.profiles import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, DoorbellMatch, Profile, Quirk
+from nodes.device.profile import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, DoorbellMatch, Profile, Quirk
 from nodes.device.registers import RegisterFile, Window, check_access
 from nodes.errors import GuestError, ModelledFault, RemoteProtocolError, UsageError
 from nodes.peer_table import Line, PeerTable

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from nodes.device.effects import DeviceWarning
 from nodes.device.ivshmem import DOORBELL_OFFSET, PEER_LIMIT, REGISTERS_BAR, Ivshmem
-from nodes.device.profiles import Quirk
+from nodes.device.profile import Quirk
 from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.device.qemu_1_1.shared_object import MappingHost, check_size, map_checked
 from nodes.errors import ModelledFault
