@@ -93,7 +93,7 @@ class Doorbells:
     ring: Callable[..., None]
     """``ring(peer, vector=0, intended_ns=0)``, a plain function: programs call it as often as they can.
 
-    ``intended_ns`` is when an open-loop program meant to ring; 0 stands for the time of the ring itself.
+    ``intended_ns`` is when an open-loop program meant to ring; 0: the program has no schedule.
     """
 
     def __init__(
@@ -254,8 +254,7 @@ class Doorbells:
             # The count first: if the machine is killed between these two, the doorbell is known to be missing.
             store(edge.index, rung, edge.refused)
             if every:
-                now_ns = clock()
-                sample(edge.peer, edge.vector, intended_ns or now_ns, now_ns)
+                sample(edge.peer, edge.vector, intended_ns, clock())
             edge.granted = ones
             edge.row[edge.vector] = edge.supply = repeat(line, ones)
             try:
@@ -385,5 +384,4 @@ class Doorbells:
         # What other bursts rang on this edge is added by the next flush.
         self._ledger.store_edge(edge.index, edge.rung + burst.rung, edge.refused)
         if self._every:
-            now_ns = self._clock()
-            self._ledger.sample(edge.peer, edge.vector, now_ns, now_ns)
+            self._ledger.sample(edge.peer, edge.vector, 0, self._clock())

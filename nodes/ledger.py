@@ -17,7 +17,7 @@ class Ledger(Protocol):
         """Store the counts of one edge: doorbells in all, and those of them that were refused."""
 
     def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
-        """Store the time stamps of one doorbell, just before it is rung."""
+        """Store the time stamps of one doorbell, just before it is rung. ``intended_ns`` is 0 without a schedule."""
 
     def store_nowhere(self, rung: int) -> None:
         """Store how many doorbells were rung at a peer or vector that was never connected."""

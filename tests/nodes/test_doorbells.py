@@ -134,12 +134,16 @@ def test_every_nth_doorbell_of_an_edge_is_stamped(every, edges):
     assert all(earlier[3] < later[3] for earlier, later in itertools.pairwise(world.samples))
 
 
-def test_a_doorbell_without_an_intended_time_was_meant_when_it_was_rung():
+def test_only_a_doorbell_of_a_program_with_a_schedule_has_an_intended_time():
     world = World(1)
     world.connect(0, 0, 1)
-    world.doorbells.ring(0)
-    ((_, _, intended_ns, rung_ns),) = world.samples
-    assert intended_ns == rung_ns
+    burst = world.doorbells.burst([(0, 0)])
+    for _ in range(2):
+        world.doorbells.ring(0)
+        world.doorbells.ring(0, 0, 55)
+        burst.ring()
+    assert [intended_ns for _, _, intended_ns, _ in world.samples] == [0, 55, 0] * 2
+    assert all(rung_ns > 0 for _, _, _, rung_ns in world.samples)
 
 
 def test_the_stamp_and_the_count_stand_before_the_counter_is_written():
