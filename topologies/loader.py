@@ -25,8 +25,9 @@ from topologies.language.toml_positions import Path
 from topologies.language.values import describe
 from topologies.model import MAIN_DOMAIN, Domain, Group, Machine, Memory, RunSettings, Topology
 from topologies.resolve.arguments import Arguments, check_offsets, read_arguments
+from topologies.resolve.conditions import read_expectations
 from topologies.resolve.machines import ResolvedMachines, read_machines
-from topologies.resolve.phases import end_of, read_expectations, read_phases
+from topologies.resolve.phases import end_of, read_phases
 from topologies.resolve.programs import ProgramFiles
 from topologies.resolve.references import References
 from topologies.resolve.settings import Settings

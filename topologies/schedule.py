@@ -22,9 +22,6 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
 }
 
-LIVE_FIGURES = ("rung", "delivered", "interrupts", "refused", "pending", "coalescing", "up", "died", "elapsed_s")
-"""The figures that are known while the run lasts: conditions may use these, and expectations that abort it."""
-
 Seconds = Annotated[float, Meta(ge=0, le=604_800)]
 Load = Annotated[float, Meta(ge=0, le=1000)]
 
@@ -32,7 +29,8 @@ Load = Annotated[float, Meta(ge=0, le=1000)]
 class Condition(Validated, frozen=True, kw_only=True):
     """A figure compared to a number: ``delivery.p99_us < 500``.
 
-    ``of`` is whose figure it is: "" for the whole run, a group, a machine, an edge ``a -> b`` or ``a -> b:2``.
+    ``of`` is whose figure it is: "" for the whole run, a group, a machine, a vector ``b:2``,
+    or an edge ``a -> b`` or ``a -> b:2``.
     """
 
     figure: str
@@ -49,10 +47,15 @@ class Condition(Validated, frozen=True, kw_only=True):
 
 
 class Expectation(Validated, frozen=True, kw_only=True):
-    """A condition that the run must meet at its end; with ``abort``, the run ends as soon as it is broken."""
+    """A condition that the run must meet at its end; with ``abort``, the run ends as soon as it is broken.
+
+    Where there is nothing to judge (no doorbell was rung, no machine was ready, none migrated), it is not met, except
+    with ``allow_empty``.
+    """
 
     that: Condition
     abort: bool = False
+    allow_empty: bool = False
 
 
 class Phase(Validated, frozen=True, kw_only=True):

@@ -106,7 +106,10 @@ def run(
             )
         except TopologyError as error:
             raise BadTopology(error) from None
-    _print(result, as_json)
+    if as_json:
+        click.echo(json.dumps(result.summary, indent=2))
+    else:
+        _print(result)
     if junit_file is not None:
         _write_junit(result, junit_file)
     raise click.exceptions.Exit(_exit_code(result))
@@ -142,22 +145,25 @@ def _write_junit(result: Run, file: Path) -> None:
 
 @click.command("show", short_help="Show the result of a run again.")
 @click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON, with a glossary of its numbers.")
 def show(run_directory: Path, as_json: bool) -> None:
     """Print what `ivsim run` printed for the run directory RUN.
 
     A run whose coordinator was killed is put together from what its machines had recorded.
     """
     import sim.results
+    from topologies.metrics import glossary
 
-    _print(sim.results.open(run_directory), as_json)
-
-
-def _print(result: Run, as_json: bool) -> None:
+    result = sim.results.open(run_directory)
     if as_json:
-        click.echo(json.dumps(result.summary, indent=2))
-        return
-    from sim.views.terminal import render, render_expectations
+        click.echo(json.dumps({**result.summary, "glossary": glossary()}, indent=2))
+    else:
+        _print(result)
+
+
+def _print(result: Run) -> None:
+    from sim.results.expectations import render as render_expectations
+    from sim.views.terminal import render
 
     console = Console()
     render(result, console)

@@ -14,6 +14,7 @@ import click
 from sim.commands.options import BadTopology, overrides_option, programs_option
 from topologies import Topology, TopologyError, json_schema, load, shipped, starter_text
 from topologies.migration_check import foresee
+from topologies.ringing_check import unreachable
 
 __all__ = ["COMMANDS", "init", "list_shipped", "schema", "validate"]
 
@@ -36,10 +37,10 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             problems = [asdict(problem) for problem in error.problems]
             click.echo(json.dumps({"valid": False, "problems": problems}, indent=2))
         raise BadTopology(error) from None
-    demand, foreseen = _demand(loaded), foresee(loaded)
+    demand, foreseen, silent = _demand(loaded), foresee(loaded), unreachable(loaded)
     if as_json:
-        plain = {"valid": True, **demand, "foreseen": [asdict(each) for each in foreseen]}
-        click.echo(json.dumps(plain, indent=2))
+        notes = {"foreseen": [asdict(each) for each in foreseen], "unreachable": [asdict(each) for each in silent]}
+        click.echo(json.dumps({"valid": True, **demand, **notes}, indent=2))
     else:
         click.echo(
             "{name}: {machines} machines, {vectors} vectors, "
@@ -48,7 +49,7 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             "{memory_bytes} bytes of {memory_kind}".format(**demand)
         )
         click.echo(_course(loaded))
-        for each in foreseen:
+        for each in (*foreseen, *silent):
             click.echo(f"    note: {each}")
 
 

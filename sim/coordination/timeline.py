@@ -12,7 +12,7 @@ from sim.coordination.actions import Actions, Impossible
 from sim.coordination.domain import LiveDomain
 from sim.coordination.machines import LiveMachines
 from sim.kernel.loop import Loop
-from sim.results.expectations import Moment, broken, live
+from sim.results.conditions import Moment, broken, live
 from sim.results.measures import Book, Whose, counts_so_far
 from topologies import TimelineEntry, Topology
 from topologies.actions import Join

@@ -10,7 +10,7 @@ looks like a change.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,21 +22,24 @@ from nodes.errors import UsageError
 from sim.results.analysis.histogram import bins_of, lower_edges, upper_edges
 from sim.results.analysis.intervals import FEWEST, SLICES, Interval, Slices, measured_slices, replicates, sliced
 from sim.results.analysis.latency import EVERY_LATENCY, QUANTILES, values
-from sim.results.display import as_html
 from sim.results.run import Run
 from sim.results.store.opening import open as open_run
-from sim.results.summary import Percentiles, Summary
+from sim.results.summary import Percentiles, Summary, value_at
+from sim.views.notebook import table_html
+from sim.views.units import NOTHING, human_bytes, human_count, human_ns
+from topologies.metrics import METRICS
 
-__all__ = ["UNCLEAR", "Change", "Comparison", "compare"]
+__all__ = ["UNCLEAR", "Comparison", "Figure", "compare"]
 
 TAIL = 0.025
 UNCLEAR = "unclear"
+HUMAN = {"ns": human_ns, "bytes": human_bytes}
 Share = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
-class Change:
-    """One metric of both runs, None where a run does not have it (too few samples, not looked at).
+class Figure:
+    """One figure of both runs, None where a run does not have it (too few samples, not looked at).
 
     ``change`` is relative (0.1: B is a tenth above A), None when A is 0; intervals are of 95 %, None where there
     are none, and an end is None where it is not bounded.
@@ -57,6 +60,10 @@ class Change:
         """Its name as people write it: delivery.p99.9."""
         return self.name.replace("9_", "9.")
 
+    def shown(self, value: float | None) -> str:
+        """A value of this figure for people."""
+        return HUMAN.get(self.unit, human_count)(value)
+
     def verdict(self) -> str:
         """higher or lower where the interval of the change says so, unclear where it holds 0; empty without one."""
         if self.change_interval is None:
@@ -71,33 +78,34 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All metrics of two runs, by name: ``comparison["total.p99"]``. ``notes`` say what else differs."""
+    """All figures of two runs, by name: ``comparison["total.p99"]``. ``notes`` say what else differs."""
 
     a: Run
     b: Run
-    metrics: dict[str, Change]
+    figures: dict[str, Figure]
     notes: list[str]
 
-    def __getitem__(self, name: str) -> Change:
-        """A metric: total.p99 (p99 alone means that), delivery.p99_9 or p99.9, doorbells_per_s, ..."""
-        wanted = name if name in self.metrics else _full_name(name)
-        if wanted not in self.metrics:
+    def __getitem__(self, name: str) -> Figure:
+        """A figure: total.p99 (p99 alone means that), delivery.p99_9 or p99.9, doorbells_per_s, ..."""
+        wanted = name if name in self.figures else _full_name(name)
+        if wanted not in self.figures:
             quantiles = ", ".join(quantile.replace("_", ".") for quantile, _ in QUANTILES)
-            others = [its for its in self.metrics if its.partition(".")[0] not in EVERY_LATENCY]
+            others = [its for its in self.figures if its in METRICS and METRICS[its].compared]
             raise UsageError(
-                f"no metric {name!r}: expected {quantiles}, of total or of another latency "
-                f"({', '.join(EVERY_LATENCY)}) as in delivery.p99, or one of {', '.join(others)}"
+                f"no figure {name!r}: expected {quantiles}, of total or of another latency "
+                f"({', '.join(EVERY_LATENCY)}) as in delivery.p99, or one of {', '.join(others)}, "
+                "or another metric of a summary (`ivsim list --metrics`)"
             )
-        return self.metrics[wanted]
+        return self.figures[wanted]
 
     def __repr__(self) -> str:
-        return f"<Comparison of {self.a.path.name} and {self.b.path.name}: {len(self.metrics)} metrics>"
+        return f"<Comparison of {self.a.path.name} and {self.b.path.name}: {len(self.figures)} figures>"
 
     def table(self) -> pa.Table:
-        """One row for each metric."""
+        """One row for each figure."""
         ends = ("a_interval", "b_interval", "change_interval")
         rows = []
-        for its in self.metrics.values():
+        for its in self.figures.values():
             row = its.row()
             for name in ends:
                 row[f"{name}_low"], row[f"{name}_high"] = row.pop(name) or (None, None)
@@ -115,8 +123,20 @@ class Comparison:
             raise UsageError("frames need pandas: pip install 'ivshmem-sim[notebook]'") from error
         return self.table().to_pandas().set_index("name")
 
-    def _repr_html_(self) -> str | None:
-        return as_html(self)
+    def rows(self) -> list[tuple[str, ...]]:
+        """The figures as text, with a head; without those that neither run has, and raw where it is what total
+        is (in a closed loop)."""
+        rows: list[tuple[str, ...]] = [("figure", "A", "B", "change", "95 % of the change", "verdict")]
+        for its in self.figures.values():
+            if its.name in METRICS and not METRICS[its.name].compared:
+                continue
+            same = self.figures.get(its.name.replace("raw.", "total."), its)
+            if (its.a or its.b) and (same is its or (same.a, same.b) != (its.a, its.b)):
+                rows.append((its.title, its.shown(its.a), its.shown(its.b), *_told(its)))
+        return rows
+
+    def _repr_html_(self) -> str:
+        return table_html(self.rows(), f"A: {self.a.path.name}; B: {self.b.path.name}", self.notes)
 
 
 def compare(a: Run | str | os.PathLike[str], b: Run | str | os.PathLike[str]) -> Comparison:
@@ -139,8 +159,8 @@ def compare(a: Run | str | os.PathLike[str], b: Run | str | os.PathLike[str]) ->
         except UsageError as error:
             drawn.append(None)
             notes.append(f"{name} without intervals: {error}")
-    metrics = [*_latencies(before.figures, after.figures, *drawn), *_others(before.figures, after.figures)]
-    return Comparison(before, after, {metric.name: metric for metric in metrics}, notes)
+    figures = [*_latencies(before.figures, after.figures, *drawn), *_others(before.figures, after.figures)]
+    return Comparison(before, after, {figure.name: figure for figure in figures}, notes)
 
 
 def _full_name(name: str) -> str:
@@ -163,7 +183,7 @@ def _slices(run: Run) -> dict[str, Slices]:
 
 def _latencies(
     a: Summary, b: Summary, a_slices: dict[str, Slices] | None, b_slices: dict[str, Slices] | None
-) -> Iterator[Change]:
+) -> Iterator[Figure]:
     for latency in EVERY_LATENCY:
         ours: Percentiles = getattr(a.latency_ns, latency)
         theirs: Percentiles = getattr(b.latency_ns, latency)
@@ -173,7 +193,7 @@ def _latencies(
         for name, _ in QUANTILES:
             before, after = getattr(ours, name), getattr(theirs, name)
             intervals = ours.intervals.get(name), theirs.intervals.get(name)
-            yield Change(
+            yield Figure(
                 name=f"{latency}.{name}",
                 unit="ns",
                 a=before,
@@ -209,24 +229,12 @@ def _share(changes: npt.NDArray[np.float64] | None, a: Interval | None, b: Inter
     return (low if a[1] is not None else None), (high if b[1] is not None else None)
 
 
-def _others(a: Summary, b: Summary) -> Iterator[Change]:
+def _others(a: Summary, b: Summary) -> Iterator[Figure]:
     """What has no samples, and so no intervals."""
-    pairs: list[tuple[str, str, Any, Any]] = [
-        (name, unit, getattr(a, name), getattr(b, name))
-        for name, unit in (
-            ("doorbells_per_s", "/s"),
-            ("interrupts_per_s", "/s"),
-            ("coalescing", ""),
-            ("refused", ""),
-            ("cpu_ns_per_doorbell", "ns"),
-        )
-    ]
-    pairs += [
-        (name, unit, getattr(a.resources, name, None), getattr(b.resources, name, None))
-        for name, unit in (("cpu_percent_sum", "%"), ("private_bytes", "bytes"))
-    ]
-    for name, unit, before, after in pairs:
-        yield Change(name, unit, before, after, _difference(before, after), _change(before, after))
+    for metric in METRICS.values():
+        if metric.source and not metric.source.startswith("latency_ns."):
+            before, after = value_at(a, metric.source), value_at(b, metric.source)
+            yield Figure(metric.name, metric.unit, before, after, _difference(before, after), _change(before, after))
 
 
 def _difference(a: float | None, b: float | None) -> float | None:
@@ -235,6 +243,19 @@ def _difference(a: float | None, b: float | None) -> float | None:
 
 def _change(a: float | None, b: float | None) -> float | None:
     return None if b is None or not a else round(b / a - 1, 6)
+
+
+def _told(its: Figure) -> Sequence[str]:
+    change = NOTHING if its.change is None else _percent(its.change)
+    if its.change_interval is None:
+        return change, NOTHING, NOTHING
+    low, high = its.change_interval
+    ends = f"{'open' if low is None else _percent(low)} to {'open' if high is None else _percent(high)}"
+    return change, ends, its.verdict()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+,.1f} %"
 
 
 def _settings(a: Run, b: Run) -> Iterator[str]:

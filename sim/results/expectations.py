@@ -1,8 +1,8 @@
-"""Whether a run showed what was expected of it: verdicts at its end, and conditions while it goes on.
+"""Whether a run showed what was expected of it: a verdict for each expectation, from the tables of the finished run.
 
-A figure that cannot be known is not met, and the verdict says why. Counts are those of the whole run, latencies
-leave the warm-up out. Memory (the most that each machine was seen with), CPU time and what programs put into
-``guest.statistics`` are sums. A machine that came back is one machine, in all its lives.
+An expectation whose metric is not known is not met, and the verdict says why. Counts are those of the whole run,
+latencies leave the warm-up out. Memory (the most of each machine), CPU time and ``guest.statistics`` are sums. All
+incarnations of a machine are one machine.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
+from rich.text import Text
 
 from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.latency import percentiles, values
 from sim.results.measures import COUNTED, Counts, Scope, UnknownFigureError, Whose
 from sim.results.store.manifest import Machine
-from sim.results.summary import ExpectationVerdict, Migration
-from topologies import Condition, Expectation, Topology
+from sim.results.summary import Group, Migration, Verdict, value_at
+from topologies import Expectation, Topology
 from topologies.language.values import MisfitError
-from topologies.metrics import UNITS_NS, parse_figure
+from topologies.metrics import LATENCIES, UNITS_NS, Metric, find_metric
+from topologies.ringing_check import open_loops, unreachable
 
-__all__ = ["BROKEN", "ExpectationVerdict", "Moment", "broken", "evaluate", "live", "missed"]
+__all__ = ["BROKEN", "Verdict", "evaluate", "missed", "render", "silent_loads"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -36,11 +38,9 @@ STATISTICS = "statistics"
 JOINED, LEFT, DIED = "machine_joined", "machine_left", "machine_died"
 
 MEBIBYTE = 1 << 20
-# What only grows while a run goes on: once above its bound, it never comes back.
-GROWING = frozenset({"rung", "delivered", "interrupts", "refused", "died", "elapsed_s"})
 
 
-def evaluate(topology: Topology, run: Run) -> list[ExpectationVerdict]:
+def evaluate(topology: Topology, run: Run) -> list[Verdict]:
     """A verdict for each expectation of ``topology``, in order, from the tables of the finished ``run``."""
     if not topology.expectations:
         return []
@@ -48,57 +48,48 @@ def evaluate(topology: Topology, run: Run) -> list[ExpectationVerdict]:
     return [finished.verdict(expectation) for expectation in topology.expectations]
 
 
-def missed(verdicts: Iterable[ExpectationVerdict]) -> int:
+def silent_loads(topology: Topology, run: Run) -> list[str]:
+    """A sentence for each group whose program rings at given times and rang nothing in the whole run."""
+    if not run.figures.duration_s:
+        return []
+    reasons = {each.machines[0]: each.reason for each in unreachable(topology)}
+    found = []
+    for group, machines in open_loops(topology).items():
+        if not run.figures.groups[group].sent:
+            reason = next((reasons[machine.name] for machine in machines if machine.name in reasons), "")
+            found.append(f"{group} rang nothing, although its load is an open loop" + (f": {reason}" if reason else ""))
+    return found
+
+
+def missed(verdicts: Iterable[Verdict]) -> int:
     """How many expectations were not met: above 0, the exit code is 99."""
     return sum(not verdict.met for verdict in verdicts)
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A run as it stands while it goes on. ``up`` are machines by index, ``died`` the same, once for each life that
-    ended by accident; ``counts`` by ``measures.counts_so_far``; ``elapsed_s`` since the start of the programs.
-    """
-
-    whose: Whose
-    counts: Counts
-    up: frozenset[int]
-    died: tuple[int, ...]
-    elapsed_s: float
-
-    def value(self, condition: Condition) -> float:
-        """The figure now. Raises ``UnknownFigureError``, or ``UsageError`` for a figure of finished runs only."""
-        scope = self.whose[condition.of]
-        match condition.figure:
-            case "elapsed_s":
-                return self.elapsed_s
-            case "up":
-                return float(len(self.up & scope.machines))
-            case "died":
-                return float(sum(machine in scope.machines for machine in self.died))
-            case figure if figure in COUNTED or figure == "coalescing":
-                return self.counts.value(figure, scope)
-        raise UsageError(f"{condition.figure} is known at the end of a run only")
+def render(verdicts: Sequence[Verdict], console: Console) -> None:
+    """Print a line for each verdict; nothing for none."""
+    if not verdicts:
+        return
+    console.print(Text("expectations", "bold"))
+    width = max(len(str(verdict)) for verdict in verdicts)
+    for verdict in verdicts:
+        line = Text("met    " if verdict.met else "UNMET  ", "green" if verdict.met else "bold red")
+        line.append(f"{str(verdict).ljust(width)}  {_shown(verdict.got)}", "default")
+        line.append(f": {verdict.why}" if verdict.why else "", "default")
+        console.print(line, soft_wrap=True)
 
 
-def live(condition: Condition, moment: Moment) -> bool:
-    """Whether ``condition`` holds now; what is not known yet does not hold."""
+def _shown(got: float | None) -> str:
+    if got is None:
+        return "not known"
+    return f"got {got:,.0f}" if got.is_integer() else f"got {got:,.6g}"
+
+
+def _metric(name: str) -> Metric:
     try:
-        return condition.holds(moment.value(condition))
-    except UnknownFigureError:
-        return False
-
-
-def broken(condition: Condition, moment: Moment) -> bool:
-    """Whether ``condition`` is broken for good: counts only grow, so ``delivered > 1000`` is not, before the end."""
-    try:
-        value = moment.value(condition)
-    except UnknownFigureError:
-        return False
-    if condition.holds(value):
-        return False
-    if condition.figure not in GROWING:
-        return True
-    return condition.comparison in ("<", "<=") or (condition.comparison == "==" and value > condition.bound)
+        return find_metric(name)
+    except MisfitError as error:
+        raise UsageError(f"there is no metric {name!r}: expected {error.expected}") from None
 
 
 class _Finished:
@@ -107,15 +98,13 @@ class _Finished:
     def __init__(self, topology: Topology, run: Run) -> None:
         self._topology, self._run = topology, run
         self._whose = Whose((machine.name, machine.group) for machine in topology.machines)
-        self._known: dict[str, Callable[[Scope], float]] = {
+        # Metrics that are computed; all others are read from the summary.
+        self._computed: dict[str, Callable[[Scope], float]] = {
             **{name: functools.partial(self._count, name) for name in (*COUNTED, "coalescing", "lost")},
-            "pba_pending": functools.partial(self._undelivered, "pba_pending"),
-            "dropped": functools.partial(self._undelivered, "dropped"),
             "died": lambda scope: float(len(self._deaths(scope))),
             "up": self._up,
-            "rate_hz": self._rate_hz,
+            "doorbells_per_s": self._doorbells_per_s,
             "ready_s": self._ready_s,
-            "duration_s": lambda scope: run.figures.duration_s,
             "elapsed_s": lambda scope: run.figures.duration_s,
             "uss_mib": lambda scope: self._most(("uss_bytes",), "machine", scope) / MEBIBYTE,
             "rss_mib": lambda scope: self._most(("rss_bytes",), "machine", scope) / MEBIBYTE,
@@ -146,48 +135,67 @@ class _Finished:
         names = {row.name: int(self._machine_of[row.index]) for row in self._run.origin.machines}
         return names | {machine.name: machine.index for machine in self._topology.machines}
 
-    def verdict(self, expectation: Expectation) -> ExpectationVerdict:
-        """What became of it; what was broken while the run went on stays broken."""
+    def verdict(self, expectation: Expectation) -> Verdict:
+        """What became of it; what was broken during the run stays broken."""
         condition = expectation.that
         expected = f"{condition.comparison} {condition.bound:.15g}"
-        got, why = None, ""
+        got, met, why = None, False, ""
         try:
             broken_by = self._broken().get(str(condition)) if expectation.abort else None
             if broken_by is not None:
-                why = "it ended the run"
-                return ExpectationVerdict(condition.figure, condition.of, expected, broken_by, False, why)
+                return Verdict(condition.figure, condition.of, expected, broken_by, False, "it ended the run")
+            metric, scope = _metric(condition.figure), self._whose[condition.of]
             # 15 digits are what people write: 0.7500000000000001 is 0.75.
-            got = float(f"{self._value(condition.figure, self._whose[condition.of]):.15g}")
+            got = float(f"{self._value(metric, scope):.15g}")
             if not math.isfinite(got):
                 got, why = None, "it is no finite number"
+            else:
+                met = condition.holds(got)
+                if not got and not expectation.allow_empty and (why := self._nothing(metric, scope)):
+                    met = False
         except (UnknownFigureError, UsageError) as error:
-            got, why = None, str(error)
-        met = got is not None and condition.holds(got)
-        return ExpectationVerdict(condition.figure, condition.of, expected, got, met, why)
+            why = str(error)
+        return Verdict(condition.figure, condition.of, expected, got, met, why)
 
-    def _undelivered(self, name: str, scope: Scope) -> float:
-        if scope.whole:
-            return float(getattr(self._run.figures, name))
-        for group in self._topology.groups:
-            if scope.machines == {machine.index for machine in self._topology.members(group.name)}:
-                return float(getattr(self._run.figures.groups[group.name], name))
-        raise UnknownFigureError("it is known of the whole run and of groups only")
+    def _nothing(self, metric: Metric, scope: Scope) -> str:
+        """Why a value of 0 says nothing; "" when it does."""
+        match metric.needs:
+            case "rung" if not self._count("rung", scope):
+                return "nothing to judge: no doorbell was rung"
+            case "sent" if not (self._count("rung", scope) if scope.whole else self._group(scope).sent):
+                return "nothing to judge: no doorbell was rung"
+            case "machines" if not self._present(scope, ever=True):
+                return "nothing to judge: no machine was ready"
+            case "migrations" if not any(self._of_migrations(scope)):
+                return "nothing to judge: no machine was to migrate"
+        return ""
 
-    def _value(self, figure: str, scope: Scope) -> float:
-        if figure in self._known:
-            return self._known[figure](scope)
-        try:
-            name = parse_figure(figure).name
-        except MisfitError as error:
-            raise UsageError(f"there is no figure {figure!r}: expected {error.expected}") from None
-        group, _, level = name.partition(".")
-        if group == STATISTICS:
+    def _value(self, metric: Metric, scope: Scope) -> float:
+        if metric.name in self._computed:
+            return self._computed[metric.name](scope)
+        family, _, level = metric.name.partition(".")
+        if family == STATISTICS:
             return self._statistic(level, scope)
+        if family not in LATENCIES:
+            return self._summarized(metric, scope)
         point, _, unit = level.rpartition("_")
-        found = self._latency(group, scope).get(point)
+        found = self._latency(family, scope).get(point)
         if found is None:
             raise UnknownFigureError(f"too few samples for it{self._explained(scope)}")
         return found / UNITS_NS[unit]
+
+    def _summarized(self, metric: Metric, scope: Scope) -> float:
+        """A value at its place in the summary, of the whole run or of one group."""
+        found = value_at(self._run.figures if scope.whole else self._group(scope), metric.source)
+        if found is None:
+            raise UnknownFigureError(f"it was not measured{self._explained(scope)}")
+        return found
+
+    def _group(self, scope: Scope) -> Group:
+        for group in self._topology.groups if not scope.is_edge and scope.vector is None else ():
+            if scope.machines == {machine.index for machine in self._topology.members(group.name)}:
+                return self._run.figures.groups[group.name]
+        raise UnknownFigureError("it is known of the whole run and of groups only")
 
     # Doorbells
 
@@ -213,7 +221,7 @@ class _Finished:
         edges = columns(self._run.edges(), ("source", "target", "vector", "rung", "refused"))
         return Counts(columns(self._run.vectors(), ("machine", "vector", *COUNTED)), edges)
 
-    def _rate_hz(self, scope: Scope) -> float:
+    def _doorbells_per_s(self, scope: Scope) -> float:
         duration_s = self._run.figures.duration_s
         if not duration_s:
             raise UnknownFigureError("the run never started")
@@ -263,7 +271,11 @@ class _Finished:
         return f": {shown}" if shown else ""
 
     def _up(self, scope: Scope) -> float:
-        """Machines that were there when the run was told to stop."""
+        """Machines that were present when the run was told to stop."""
+        return float(len(self._present(scope)))
+
+    def _present(self, scope: Scope, *, ever: bool = False) -> set[int]:
+        """The machines that were present at the end, or at any time."""
         up: set[int] = set()
         for event in self._run.events():
             machine = self._by_name.get(str(event.get("machine")), -1)
@@ -272,9 +284,9 @@ class _Finished:
                     up |= {each.index for each in self._topology.machines if each.present}
                 case kind if kind == JOINED:
                     up.add(machine)
-                case kind if kind in (LEFT, DIED):
+                case kind if kind in (LEFT, DIED) and not ever:
                     up.discard(machine)
-        return float(len(up & scope.machines))
+        return up & scope.machines
 
     def _ready_s(self, scope: Scope) -> float:
         ready_s = self._run.figures.ready_s

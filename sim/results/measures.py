@@ -18,7 +18,7 @@ from nodes.errors import UsageError
 from sim.recording import Recording
 from sim.recording.header import COUNTER_AT
 from sim.recording.reader import PEERS, VECTOR_MASK, edges_so_far, vectors_so_far
-from topologies.metrics import parse_edge
+from topologies.metrics import parse_owner
 
 __all__ = ["COUNTED", "Book", "Counts", "Scope", "UnknownFigureError", "Whose", "counts_so_far"]
 
@@ -34,7 +34,7 @@ class UnknownFigureError(Exception):
 
 @dataclass(frozen=True)
 class Scope:
-    """Whose figure is meant: machines; of an edge, those that are rung, by whom, and at which vector."""
+    """The machines that are rung; ``sources`` of an edge only, ``vector`` where one is named; ``whole``: the run."""
 
     machines: frozenset[int]
     sources: frozenset[int] | None = None
@@ -47,7 +47,10 @@ class Scope:
 
 
 class Whose:
-    """Finds who is meant by a name: "" for everybody, a group, a machine, an edge ``a -> b`` or ``a -> b:2``."""
+    """Finds the scope that a name stands for.
+
+    A name is "" (the whole run), a group, a machine, a vector ``b:2``, or an edge ``a -> b`` or ``a -> b:2``.
+    """
 
     def __init__(self, machines: Iterable[tuple[str, str]]) -> None:
         """``machines``: name and group of each, by index."""
@@ -64,16 +67,13 @@ class Whose:
         """Raises ``UsageError`` for what is no name of this topology."""
         if not of:
             return Scope(frozenset(range(len(self.names))), whole=True)
-        edge = parse_edge(of)
-        if edge is None:
-            return Scope(self._named(of.strip()))
-        source, target, vector = edge
-        return Scope(self._named(target), self._named(source), vector)
+        source, target, vector = parse_owner(of)
+        return Scope(self._named(target), None if source is None else self._named(source), vector)
 
     def _named(self, name: str) -> frozenset[int]:
         found = self._members.get(name)
         if found is None:
-            raise UsageError(f"expected a group, a machine or an edge a -> b of the topology, got {name!r}")
+            raise UsageError(f"expected a group, machine, vector b:2 or edge a -> b of the topology, got {name!r}")
         return found
 
 
@@ -91,16 +91,15 @@ class Counts:
 
     def count(self, figure: str, scope: Scope) -> int:
         """One of ``COUNTED``. Raises ``UnknownFigureError`` for what an edge does not know."""
+        its = np.isin(self.lines["machine"], _array(scope.machines))
+        if scope.vector is not None:
+            its &= self.lines["vector"] == scope.vector
         if not scope.is_edge:
-            its = np.isin(self.lines["machine"], _array(scope.machines))
             everywhere = self.nowhere if scope.whole and figure in ("rung", "refused") else 0
             return int(self.lines[figure][its].sum()) + everywhere
         mine = self._edge(scope)
         if figure in ("rung", "refused"):
             return int(self.edges[figure][mine].sum())
-        its = np.isin(self.lines["machine"], _array(scope.machines))
-        if scope.vector is not None:
-            its &= self.lines["vector"] == scope.vector
         if int(self.edges["rung"][mine].sum()) != int(self.lines["rung"][its].sum()):
             raise UnknownFigureError("others rang the same vectors, and a counter does not know who added to it")
         return int(self.lines[figure][its].sum())

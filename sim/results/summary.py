@@ -8,7 +8,7 @@ machine.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -18,14 +18,15 @@ from sim.results.store.events import Statistics
 
 __all__ = [
     "BaselineFigures",
-    "ExpectationVerdict",
-    "GroupFigures",
+    "Group",
     "HostUse",
     "Latencies",
     "Migration",
     "Percentiles",
-    "ProcessUse",
+    "Resources",
     "Summary",
+    "Verdict",
+    "value_at",
 ]
 
 Figures = Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)]
@@ -61,7 +62,7 @@ class Latencies(msgspec.Struct, frozen=True, kw_only=True):
     total: Percentiles
 
 
-class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """What processes used between start and stop; means and maxima are over machines, sums over all of them.
 
     ``private_bytes``: memory that would come back if the process ended, without its share of the instrument's
@@ -108,7 +109,7 @@ class HostUse(msgspec.Struct, frozen=True, kw_only=True):
 class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The least that a wake-up costs here: bare eventfd and epoll between two processes (``wake_up_baseline``).
 
-    The quieter one of what was measured before and after the run. ``times_baseline`` is delivery's percentile of
+    The quieter one of what was measured before and after the run. ``times_floor`` is delivery's percentile of
     the run divided by the floor's. ``clock_ns``: one look at the clock, of which a sample has three or four.
     """
 
@@ -117,10 +118,10 @@ class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
     count: Figures
     placement: str
     clock_ns: float
-    times_baseline: dict[str, float] = {}
+    times_floor: dict[str, float] = {}
 
 
-class GroupFigures(Counters, frozen=True):
+class Group(Counters, frozen=True):
     """One group's figures. ``coalescing`` is doorbells delivered for each interrupt, ``drained`` how they were
     spread: doorbells for each logged drain. The counters are those that its own machines recorded.
     """
@@ -139,11 +140,11 @@ class GroupFigures(Counters, frozen=True):
     latency_ns: Latencies
     cpu_percent: float | None = None
     uss_bytes: int | None = None
-    resources: ProcessUse | None = None
+    resources: Resources | None = None
     drained: Percentiles = NONE
 
 
-class ExpectationVerdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True):
     """What became of one expectation. ``got`` is None when the figure is not known, and ``why`` says what is wrong."""
 
     figure: str
@@ -229,20 +230,28 @@ class Summary(Counters, frozen=True):
     interrupts_per_s: float | None
     cpus: int
     latency_ns: Latencies
-    groups: dict[str, GroupFigures]
-    coordinator: ProcessUse | None
+    groups: dict[str, Group]
+    coordinator: Resources | None
     deaths: dict[str, str]
     problems: list[str]
     drained: Percentiles = NONE
     phases: dict[str, Latencies] = msgspec.field(default_factory=dict)
-    resources: ProcessUse | None = None
+    resources: Resources | None = None
     cpu_ns_per_doorbell: float | None = None
     host: HostUse | None = None
-    wake_up_baseline: BaselineFigures | None = None
+    floor: BaselineFigures | None = None
     clock_source: str = ""
     warnings: list[str] = msgspec.field(default_factory=list)
-    expectations: list[ExpectationVerdict] = msgspec.field(default_factory=list)
+    expectations: list[Verdict] = msgspec.field(default_factory=list)
     migrations: list[Migration] = msgspec.field(default_factory=list)
     statistics: Statistics = msgspec.field(default_factory=dict)
     missed_oldest_ns: Figures = 0
     short_deliveries: Figures = 0
+
+
+def value_at(figures: Summary | Group, source: str) -> float | None:
+    """The number at a place with dots, such as ``resources.cpu_percent``; None where there is none."""
+    found: Any = figures
+    for step in source.split("."):
+        found = found.get(step) if isinstance(found, dict) else getattr(found, step, None)
+    return None if found is None else float(found)

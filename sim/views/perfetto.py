@@ -22,9 +22,8 @@ from sim.results import Run
 from sim.results.analysis.time_series import Happening, TimeSeries, digest
 from sim.results.store.batches import Column, batches
 from sim.results.store.manifest import Manifest
-from sim.views.event_text import brief, sentence
 
-__all__ = ["EVENTS", "PerfettoTrace", "trace"]
+__all__ = ["EVENTS", "Trace", "trace"]
 
 EVENTS = 100_000
 # Perfetto takes process and thread 0 for the idle task of a kernel.
@@ -43,7 +42,7 @@ Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class PerfettoTrace:
+class Trace:
     """The lines of a JSON file, and in words what it leaves out: ``cut`` for want of room, ``before`` it begins.
 
     Each is empty where nothing is left out.
@@ -58,7 +57,7 @@ class PerfettoTrace:
         return ("\n".join(self.lines) + "\n").encode()
 
 
-def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> PerfettoTrace:
+def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Trace:
     """The rings and drains from ``from_s`` seconds on (by default from the end of the warm-up), as many as fit.
 
     Names, counters and what happened come on top of ``events_max``, and are of the whole run. Raises
@@ -105,7 +104,7 @@ def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Pe
     events = [*others, *(event for group in kept for event in group)]
     lines = ['{"displayTimeUnit": "ns", "otherData": ' + _json(about) + ', "traceEvents": [']
     lines += [_json(event) + "," for event in events[:-1]] + [_json(events[-1]), "]}"]
-    return PerfettoTrace(lines, there, cut, before)
+    return Trace(lines, there, cut, before)
 
 
 def _json(value: object) -> str:
@@ -225,9 +224,8 @@ def _names(manifest: Manifest) -> Iterator[Event]:
 
 def _happenings(happenings: list[Happening]) -> Iterator[Event]:
     for each in happenings:
-        event: Event = {"name": brief(each.event), "cat": "event", "ph": "i", "s": "g"}
-        event["ts"] = round(each.time_s * 1e6, 3)
-        yield event | {"pid": RUN, "tid": RUN_THREAD, "args": {"what": sentence(each.event)}}
+        event: Event = {"name": each.brief, "cat": "event", "ph": "i", "s": "g", "ts": round(each.time_s * 1e6, 3)}
+        yield event | {"pid": RUN, "tid": RUN_THREAD, "args": {"what": each.text}}
 
 
 def _counters(made: TimeSeries) -> Iterator[Event]:

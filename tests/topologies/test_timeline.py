@@ -12,7 +12,7 @@ from topologies.actions import ACTIONS, Kill, Migrate, ServerAction, StopServer,
 from topologies.language.matrix import MAX_CELLS
 from topologies.language.tables import EntryTable, keys_of
 from topologies.language.values import MisfitError
-from topologies.metrics import FIGURES, LIVE_FIGURES, parse_condition, parse_edge, parse_figure
+from topologies.metrics import LIVE, METRICS, find_metric, parse_condition, parse_owner
 from topologies.resolve.timeline import MAX_ACTIONS
 from topologies.schedule import COMPARISONS
 
@@ -353,6 +353,11 @@ def test_expectations_are_read() -> None:
         ("that = 'rung > 5'\nof = 'a -> c'", 3, "of", ""),
         ("that = 'rung > 5'\nof = 'a -> b:1'", 3, "of", ""),
         ("that = 'rung > 5'\nof = 'a -> '", 3, "of", ""),
+        ("that = 'rung > 5'\nof = 'b:1'", 3, "of", ""),
+        ("that = 'rung > 5'\nof = 'c:1'", 3, "of", ""),
+        ("that = 'died == 0'\nof = 'a:1'", 3, "of", ""),
+        ("that = 'dropped == 0'\nof = 'a-1'", 3, "of", ""),
+        ("that = 'ready_s < 5'\nof = 'a'", 3, "of", ""),
         ("that = 'rss_mib > 5'\nof = 'a -> b'", 3, "of", ""),
         ("that = 'duration_s > 5'\nof = 'a'", 3, "of", ""),
         ("that = 'rung > 5'\nabrot = true", 3, "abrot", 'did you mean "abort"?'),
@@ -364,34 +369,74 @@ def test_expectations_that_are_none(text: str, line: int, key: str, hint: str) -
     assert hint in problem.hint
 
 
-def test_every_figure_has_a_unit_and_a_meaning_and_can_be_compared() -> None:
-    assert set(LIVE_FIGURES) <= FIGURES.keys()
-    for name, figure in FIGURES.items():
-        assert figure.name == name
-        assert figure.unit
-        assert figure.meaning
-        assert figure.of
-        assert figure.live == (name in LIVE_FIGURES)
-        for comparison in COMPARISONS:
-            condition = parse_condition(f"{name}{comparison}2.5")
-            assert (condition.figure, condition.comparison, condition.bound) == (name, comparison, 2.5)
-    assert parse_figure("max_ms") == parse_figure("total.max_ms")
+def test_every_metric_has_a_meaning_and_can_be_compared() -> None:
+    for name, metric in METRICS.items():
+        assert metric.name == name
+        assert metric.doc
+        assert metric.of
+        assert metric.live or not metric.grows
+        for spelling in (name, *metric.aliases):
+            for comparison in COMPARISONS:
+                condition = parse_condition(f"{spelling}{comparison}2.5")
+                assert (condition.figure, condition.comparison, condition.bound) == (name, comparison, 2.5)
+    assert set(LIVE) == {name for name, metric in METRICS.items() if metric.live}
     with pytest.raises(MisfitError):
         parse_condition("p99_us < 3", live=True)
 
 
 @pytest.mark.parametrize(
-    ("text", "edge"),
+    ("spelling", "name"),
+    [
+        ("max_ms", "total.max_ms"),
+        ("p99.9_us", "total.p99_9_us"),
+        ("p99_9_us", "total.p99_9_us"),
+        ("delivery.p99.99_s", "delivery.p99_99_s"),
+        ("unrung", "missed"),
+        ("rate_hz", "doorbells_per_s"),
+    ],
+)
+def test_metrics_have_other_spellings(spelling: str, name: str) -> None:
+    assert find_metric(spelling) == METRICS[name]
+    (expectation,) = loads(GROUPS + f"[[expect]]\nthat = '{spelling} < 5'\nallow_empty = true").expectations
+    assert expectation == Expectation(that=Condition(figure=name, comparison="<", bound=5.0), allow_empty=True)
+
+
+@pytest.mark.parametrize(
+    "spelling", ["p9.9_us", "p99.9", "p99..9_us", "p99.9.9_us", "total.total.p50_us", "p99.999_us"]
+)
+def test_spellings_of_no_metric(spelling: str) -> None:
+    with pytest.raises(MisfitError):
+        find_metric(spelling)
+
+
+@pytest.mark.parametrize(
+    ("text", "owner"),
     [
         ("a -> b", ("a", "b", None)),
         (" a-1->b-2 : 17 ", ("a-1", "b-2", 17)),
-        ("a->b:", None),
-        ("a", None),
-        ("a -> b -> c", None),
+        ("a", (None, "a", None)),
+        (" a:1 ", (None, "a", 1)),
+        ("a->b:", (None, "a->b:", None)),
+        ("a -> b -> c", (None, "a -> b -> c", None)),
+        ("a:b:1", (None, "a:b:1", None)),
     ],
 )
-def test_edges(text: str, edge: tuple[str, str, int | None] | None) -> None:
-    assert parse_edge(text) == edge
+def test_owners_of_metrics(text: str, owner: tuple[str | None, str, int | None]) -> None:
+    assert parse_owner(text) == owner
+
+
+def test_an_expectation_of_a_vector() -> None:
+    (expectation,) = loads(GROUPS + "[[expect]]\nthat = 'delivered > 1'\nof = ' a : 2'").expectations
+    assert expectation.that.of == "a:2"
+
+
+def test_both_mistakes_of_an_entry_are_told() -> None:
+    for first in ("refusd == 0", "refused = 0"):
+        problems = refused(GROUPS + f"[[expect]]\nthat = '{first}'\nof = 'awya'")
+        assert [problem.key for problem in problems] == ["expect[0].that", "expect[0].of"]
+    problems = refused(action("when = 'x > 1'\nof = 'awya'\ndo = 'kil'\nmachines = 'awya'\nrepeat = 2"))
+    keys = ("period_s", "when", "of", "do", "machines")
+    assert [problem.key for problem in problems] == [f"timeline[0].{key}" for key in keys]
 
 
 # The matrix

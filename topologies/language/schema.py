@@ -12,7 +12,7 @@ import msgspec
 from nodes.device.profiles import PROFILES
 from topologies.actions import ACTIONS
 from topologies.language.tables import CPU_LIST, File, keys_of, required_keys_of
-from topologies.metrics import FIGURES, LATENCIES, LIVE_FIGURES, POINTS, UNITS_NS
+from topologies.metrics import LATENCIES, LIVE, METRICS, POINTS, UNITS_NS
 from topologies.resolve.patterns import DEGREE, PATTERNS
 from topologies.resolve.programs import Parameter, Program, resolve_program, shipped_programs
 
@@ -133,7 +133,7 @@ def _timeline(table: dict[str, Any]) -> None:
         "anyOf": [{"const": do, "description": action.__doc__} for do, action in ACTIONS.items()],
         "description": "The action.",
     }
-    properties["when"]["pattern"] = _condition(LIVE_FIGURES)
+    properties["when"]["pattern"] = _condition(LIVE)
     table["anyOf"] = _require("at_s", "when")
     table["allOf"] = [
         {
@@ -145,18 +145,21 @@ def _timeline(table: dict[str, Any]) -> None:
 
 
 def _expectations(table: dict[str, Any]) -> None:
-    counts = [re.escape(name) for name in FIGURES if "." not in name]
-    latency = rf"(({'|'.join(LATENCIES)})\.)?({'|'.join(POINTS)})_({'|'.join(UNITS_NS)})"
+    plain = [
+        name for row in METRICS.values() for name in (row.name, *row.aliases) if row.name.split(".")[0] not in LATENCIES
+    ]
+    points = "|".join(point.replace("_", "[._]") for point in POINTS)
+    latency = rf"(({'|'.join(LATENCIES)})\.)?({points})_({'|'.join(UNITS_NS)})"
     table["properties"]["that"]["pattern"] = _condition(
-        [*counts, latency, r"statistics\.[A-Za-z_][A-Za-z0-9_]*"],
+        [*map(re.escape, plain), latency, r"statistics\.[A-Za-z_][A-Za-z0-9_]*"],
     )
     table["if"] = {"properties": {"abort": {"const": True}}, "required": ["abort"]}
-    table["then"] = {"properties": {"that": {"pattern": _condition(LIVE_FIGURES)}}}
+    table["then"] = {"properties": {"that": {"pattern": _condition(LIVE)}}}
 
 
-def _condition(figures: Iterable[str]) -> str:
-    """The regular expression of a comparison of one of these figures, each a regular expression itself."""
-    return rf"^[ \t]*({'|'.join(figures)})[ \t]*(<=|>=|==|!=|<|>)[ \t]*[+-]?[0-9_.]+([eE][+-]?[0-9]+)?[ \t]*$"
+def _condition(metrics: Iterable[str]) -> str:
+    """The regular expression of a comparison of one of these metrics, each a regular expression itself."""
+    return rf"^[ \t]*({'|'.join(metrics)})[ \t]*(<=|>=|==|!=|<|>)[ \t]*[+-]?[0-9_.]+([eE][+-]?[0-9]+)?[ \t]*$"
 
 
 def _require(*keys: str) -> list[dict[str, Any]]:

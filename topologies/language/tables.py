@@ -101,12 +101,12 @@ Comparison = Annotated[
         max_length=200,
         pattern=r"^[ \t]*[A-Za-z_][A-Za-z0-9_.]*[ \t]*(<=|>=|==|!=|<|>)[ \t]*[+-]?[0-9_.]+([eE][+-]?[0-9]+)?[ \t]*\Z",
         extra={
-            "expected": 'a figure compared to a number, like "p99_us < 500" or "refused == 0"',
+            "expected": 'a metric compared to a number, like "p99_us < 500" or "refused == 0"',
             "hints": (
                 (r"\b(and|or)\b|[,;]|&&|\|\|", "one comparison each: the next one is another entry"),
                 (r"(?<![<>=!])=(?!=)|=>|=<|===|<>", f"the comparisons are {', '.join(COMPARISONS)}"),
-                (r"\A\s*[-+.0-9]", "the figure stands first, then the number"),
-                (r"[0-9]\s*[A-Za-z%]+\s*\Z", "a number without a unit: the figure's name says it"),
+                (r"\A\s*[-+.0-9]", "the metric stands first, then the number"),
+                (r"[0-9]\s*[A-Za-z%]+\s*\Z", "a number without a unit: the metric's name says it"),
             ),
         },
     ),
@@ -115,7 +115,7 @@ Of = Annotated[
     str,
     Meta(
         max_length=200,
-        description='Whose figure: a group, a machine, or an edge "a -> b" or "a -> b:2" (vector 2); if absent, all.',
+        description='Whose metric: a group, a machine, a vector "b:2", an edge "a -> b" or "a -> b:2"; if absent, all.',
     ),
 ]
 MatrixKey = Annotated[
@@ -211,7 +211,7 @@ class EntryTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     do: Annotated[str, Meta(description="The action.")]
     at_s: Annotated[Seconds, Meta(description="When, in seconds after the start of the programs.")] = 0.0
-    when: Annotated[Comparison, Meta(description="Or when this first holds: a live figure compared to a number.")] = ""
+    when: Annotated[Comparison, Meta(description="Or when this first holds: a live metric compared to a number.")] = ""
     of: Of = ""
     repeat: Annotated[int, Meta(ge=1, le=100_000, description="How often the whole is done.")] = 1
     period_s: Annotated[Seconds, Meta(description="How far apart the repetitions begin.")] = 0.0
@@ -261,9 +261,12 @@ def required_keys_of(do: str) -> list[str]:
 class ExpectTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the run must have shown at its end: an entry of ``[[expect]]``."""
 
-    that: Annotated[Comparison, Meta(description="A figure compared to a number.")]
+    that: Annotated[Comparison, Meta(description="A metric compared to a number.")]
     of: Of = ""
-    abort: Annotated[bool, Meta(description="End the run as soon as it is broken; for live figures.")] = False
+    abort: Annotated[bool, Meta(description="End the run as soon as it is broken; for live metrics.")] = False
+    allow_empty: Annotated[
+        bool, Meta(description="Judge it also where nothing was rung, was ready, or migrated; else it is not met then.")
+    ] = False
 
 
 class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""The course of a run: its phases, and what is expected of it."""
+"""``[[phases]]``: the parts of a run, or ``run.warmup_s`` and ``run.duration_s`` instead of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 from topologies.language.problems import show
 from topologies.language.reader import Report
 from topologies.model import RunSettings
-from topologies.resolve.references import References
-from topologies.resolve.timeline import read_condition
-from topologies.schedule import Condition, Expectation, Phase
+from topologies.schedule import Phase
 
-__all__ = ["end_of", "read_expectations", "read_phases"]
+__all__ = ["end_of", "read_phases"]
 
 _LONGEST_S = 604_800
 
@@ -55,18 +53,3 @@ def end_of(run: Mapping[str, Any]) -> float:
     """How long the programs run, warm-up included, in seconds; keys that were reported count as their defaults."""
     settings = RunSettings()
     return float(run.get("warmup_s", settings.warmup_s) + run.get("duration_s", settings.duration_s))
-
-
-def read_expectations(
-    tables: Sequence[Mapping[str, Any]], references: References, report: Report
-) -> tuple[Expectation, ...]:
-    """What must hold at the end; an expectation that ends the run needs a figure that is known meanwhile."""
-    found = []
-    for place, table in enumerate(tables):
-        if "that" not in table:
-            continue  # reported
-        abort = table.get("abort", False)
-        that: Condition | None = read_condition(table, "that", ("expect", place), references, report, live=abort)
-        if that is not None:
-            found.append(Expectation(that=that, abort=abort))
-    return tuple(found)

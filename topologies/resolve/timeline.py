@@ -13,12 +13,12 @@ from topologies.language.problems import nearest, show
 from topologies.language.reader import Report
 from topologies.language.tables import keys_of, required_keys_of
 from topologies.language.toml_positions import Path
-from topologies.language.values import MisfitError, describe
-from topologies.metrics import check_of, parse_condition
+from topologies.language.values import describe
+from topologies.resolve.conditions import read_condition
 from topologies.resolve.references import References
 from topologies.schedule import Condition, TimelineEntry
 
-__all__ = ["MAX_ACTIONS", "read_condition", "read_timeline"]
+__all__ = ["MAX_ACTIONS", "read_timeline"]
 
 MAX_ACTIONS = 1_000_000
 """The limit of actions on single machines, those of all entries and their repetitions together."""
@@ -39,16 +39,18 @@ class Timeline:
     def entry(self, table: Mapping[str, Any], path: Path) -> TimelineEntry | None:
         """One entry; None when anything about it was reported."""
         before = len(self.report.problems)
-        kind = ACTIONS.get(table.get("do", ""))
-        if kind is None:
-            return None  # reported
-        allowed = keys_of(table["do"])
+        kind = ACTIONS.get(table.get("do", ""))  # None: reported; the rest of the entry is checked all the same
+        allowed = table.keys() if kind is None else keys_of(table["do"])
         for key in table:
             if key not in allowed:
                 expected = f"for {table['do']}: {', '.join(allowed)}"
                 self.report.add((*path, key), expected, "a key that it does not take")
         when = self._moment(table, path)
         machines: tuple[int, ...] = ()
+        if kind is None:
+            if "machines" in table:
+                self._selected(table["machines"], (*path, "machines"))
+            return None
         if issubclass(kind, MachineAction):
             machines = self._machines(kind, table, path)
         own = self._own(kind, table, path)
@@ -66,11 +68,10 @@ class Timeline:
             self.report.add((*path, "at_s"), expected, f"{at_s:g}")
         if table.get("repeat", 1) > 1 and not table.get("period_s"):
             self.report.add((*path, "period_s"), "a time above 0 between the repetitions", "none")
-        if "when" in table:
-            return read_condition(table, "when", path, self.references, self.report, live=True)
-        if "of" in table:
-            self.report.add((*path, "of"), "a condition `when`, whose figure this is", "none")
-        return None
+        if "of" in table and "when" not in table and not self.report.has((*path, "when")):
+            self.report.add((*path, "of"), "a condition `when`, whose metric this is", "none")
+            return None
+        return read_condition(table, "when", path, self.references, self.report, live=True)
 
     def _machines(self, kind: type[MachineAction], table: Mapping[str, Any], path: Path) -> tuple[int, ...]:
         inner = (*path, "machines")
@@ -80,18 +81,18 @@ class Timeline:
             expected = f'the machines to {table["do"]}: a group, a machine, an array of such names, or "all"'
             self.report.add(inner, expected, "nothing")
             return ()
-        names = table["machines"]
-        chosen = self.references.select(names if isinstance(names, str) else list(names), inner, 1)
-        if chosen is None:
-            return ()
-        machines = chosen.machines
-        if not machines:
-            self.report.add(inner, "at least one machine", "none")
-        elif table.get("pick", 1) > len(machines):
+        machines = self._selected(table["machines"], inner)
+        if machines and table.get("pick", 1) > len(machines):
             self.report.add((*path, "pick"), f"at most {len(machines)}, as many as are named", show(table["pick"]))
         if "vectors" in map(refers_to, fields_of(kind).values()):
             self._check_devices(kind, machines, table, path)
         return machines
+
+    def _selected(self, names: str | Sequence[str], path: Path) -> tuple[int, ...]:
+        chosen = self.references.select(names if isinstance(names, str) else list(names), path, 1)
+        if chosen is not None and not chosen.machines:
+            self.report.add(path, "at least one machine", "none")
+        return () if chosen is None else chosen.machines
 
     def _check_devices(
         self, kind: type[MachineAction], machines: Sequence[int], table: Mapping[str, Any], path: Path
@@ -194,9 +195,8 @@ class Timeline:
             return
         for index in entry.machines:
             profile = PROFILES.get(self.references.settings[index].values["profile"])
-            if profile is not None and profile.waits_for_memory:
-                early = ", ".join(each.name for each in PROFILES.values() if not each.waits_for_memory)
-                expected = f"machines that run before their server has sent the memory: {early}"
+            if profile is not None and (profile.revision > 0 or not profile.server):
+                expected = "machines that run before their server has sent the memory: qemu-1.1, qemu-1.1-intx"
                 why = "which waits for it" if profile.server else "which gets none from a server"
                 got = f"{self.references.names.names_of[index]}, a {profile.name}, {why}"
                 self.report.add((*path, "machines"), expected, got)
@@ -232,21 +232,3 @@ def read_timeline(
     timeline.check_presence(entries, paths)
     timeline.check_migrations(entries, paths)
     return tuple(entries)
-
-
-def read_condition(
-    table: Mapping[str, Any], key: str, path: Path, references: References, report: Report, *, live: bool
-) -> Condition | None:
-    """The condition written under ``key``, with its ``of``; None when that was reported."""
-    try:
-        condition = parse_condition(table[key], live=live)
-    except MisfitError as misfit:
-        report.add((*path, key), misfit.expected, show(table[key]), misfit.hint)
-        return None
-    if not table.get("of"):
-        return condition
-    try:
-        return check_of(condition, table["of"], references)
-    except MisfitError as misfit:
-        report.add((*path, "of"), misfit.expected, show(table["of"]), misfit.hint)
-        return None

@@ -16,13 +16,15 @@ from nodes.errors import UsageError
 from sim.recording import Recording, RecordingLayout, header
 from sim.recording.header import COUNTER_AT
 from sim.results import Run, RunDirectory
-from sim.results.expectations import BROKEN, ExpectationVerdict, Moment, broken, evaluate, live, missed
+from sim.results.conditions import Moment, broken, live
+from sim.results.expectations import BROKEN, Verdict, evaluate, missed, render, silent_loads
 from sim.results.measures import Book, Whose, counts_so_far
 from sim.results.store.manifest import Machine
+from sim.results.summary import Group, Summary
 from sim.views.junit import junit
-from sim.views.terminal import render_expectations
 from tests.synthetic import PENDING, finish, pair, record, topology, usage
-from topologies import Condition, Expectation, Topology
+from topologies import Condition, Expectation, Machines, Topology
+from topologies.metrics import METRICS
 
 GROUPS = {"ping": (1, 2), "echo": (1, 2)}
 
@@ -49,7 +51,7 @@ def finished(tmp_path: Path) -> Run:
     return finish(directory, PENDING)
 
 
-def judge(run: Run, text: str) -> ExpectationVerdict:
+def judge(run: Run, text: str) -> Verdict:
     (verdict,) = evaluate(expecting(text), run)
     return verdict
 
@@ -75,6 +77,18 @@ def judge(run: Run, text: str) -> ExpectationVerdict:
         ("up == 1 of echo", 1),
         ("pending == 1 of echo", 1),
         ("rung == 3 of ping -> echo", 3),
+        ("rung == 2 of echo-0:0", 2),
+        ("pending == 1 of echo:1", 1),
+        ("coalescing == 1 of echo:0", 1),
+        ("lag.max_ns == 300 of echo:1", 300),
+        ("missed == 0", 0),
+        ("unrung == 0 of ping", 0),
+        ("dropped == 0 of echo", 0),
+        ("sent == 3 of ping", 3),
+        ("samples == 3", 3),
+        ("drained.max == 1", 1),
+        ("machines == 1 of echo", 1),
+        ("doorbells_per_s == 1", 1),
         ("rung == 2 of ping->echo-0:0", 2),
         ("delivered == 2 of ping -> echo", 2),
         ("pending == 1 of ping-0 -> echo-0:1", 1),
@@ -110,11 +124,13 @@ def test_every_figure_is_what_the_run_was(finished: Run, text: str, got: float) 
         ("delivery.p50_us < 1 of ping", "no sample"),
         ("delivery.p50_us < 1 of echo -> ping", "no sample"),
         ("ready_s < 9 of echo", "whole run only"),
+        ("dropped < 9 of ping -> echo", "of groups only"),
+        ("host.load_max < 9", "not measured"),
         ("coalescing < 9 of ping", "no interrupt"),
         ("uss_mib < 9 of ping -> echo", "not of an edge"),
         ("statistics.best < 9 of echo", "no program"),
         ("statistics.word < 9", "no program"),
-        ("bogus < 9", "no figure 'bogus'"),
+        ("bogus < 9", "no metric 'bogus'"),
         ("rung < 9 of nobody", "got 'nobody'"),
     ],
 )
@@ -125,6 +141,82 @@ def test_what_is_not_known_is_not_met_and_says_why(finished: Run, text: str, why
     assert why in verdict.why
 
 
+def numbers_of(struct: type, prefix: str = "") -> Iterator[str]:
+    """The places of all numbers of a summary."""
+    for field in msgspec.structs.fields(struct):
+        place = prefix + field.name
+        kinds = [msgspec.inspect.type_info(field.type)]
+        while kinds:
+            kind = kinds.pop()
+            match kind:
+                case msgspec.inspect.Metadata():
+                    kinds.append(kind.type)
+                case msgspec.inspect.UnionType():
+                    kinds += kind.types
+                case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
+                    yield place
+                case msgspec.inspect.StructType():
+                    yield from numbers_of(kind.cls, f"{place}.")
+
+
+def test_every_number_of_a_summary_has_a_metric_and_every_metric_its_number() -> None:
+    sources = {metric.source for metric in METRICS.values() if metric.source}
+    numbers = set(numbers_of(Summary))
+    no_results = {"schema_version", "seed", "cpus"}
+    counted_by_others = {
+        place for place in numbers if place.startswith(("latency_ns.", "drained.")) and "samples" in place
+    }
+    maxima = {place for place in numbers if place.startswith("coordinator.") and place.endswith(("_sum", "_max"))}
+    assert numbers - no_results - counted_by_others - maxima <= sources
+    of_groups = {f"floor.times_floor.{point}" for point in ("p50", "p99")} | {"sent"}
+    assert sources - numbers == of_groups
+    assert set(numbers_of(Group)) - {"uss_bytes", "cpu_percent"} - counted_by_others <= {
+        metric.source for metric in METRICS.values() if "groups" in metric.of
+    } | {place for place in numbers if place.startswith("latency_ns.")}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("refused == 0 of ping", "no doorbell was rung"),
+        ("lost == 0 of ping-0", "no doorbell was rung"),
+        ("refused == 0 of echo -> ping", "no doorbell was rung"),
+        ("delivered < 5 of ping:1", "no doorbell was rung"),
+        ("missed == 0 of echo", "no doorbell was rung"),
+        ("migrations_failed == 0", "no machine was to migrate"),
+    ],
+)
+def test_where_nothing_was_there_to_be_judged_nothing_is_met(finished: Run, text: str, why: str) -> None:
+    verdict = judge(finished, text)
+    assert (verdict.got, verdict.met, verdict.why) == (0, False, f"nothing to judge: {why}")
+    made = expecting(text)
+    allowed = tuple(msgspec.structs.replace(each, allow_empty=True) for each in made.expectations)
+    (verdict,) = evaluate(msgspec.structs.replace(made, expectations=allowed), finished)
+    assert (verdict.met, verdict.why) == (True, "")
+
+
+def test_a_run_in_which_no_machine_was_ready_has_no_deaths_to_judge(tmp_path: Path) -> None:
+    run = finish(pair(tmp_path), PENDING)
+    assert judge(run, "died == 0").why == "nothing to judge: no machine was ready"
+
+
+def test_an_open_loop_that_rang_nothing_is_told(finished: Run) -> None:
+    def loaded(group: str, **parameters: object) -> Topology:
+        made = topology(GROUPS)
+        machines = [
+            msgspec.structs.replace(each, parameters=parameters) if each.group == group else each
+            for each in made.machines
+        ]
+        return msgspec.structs.replace(made, machines=tuple(machines))
+
+    assert silent_loads(loaded("echo", rate_hz=5.0), finished) == [
+        "echo rang nothing, although its load is an open loop"
+    ]
+    assert silent_loads(loaded("echo", rate_hz=5.0, to=Machines((1,))), finished)
+    assert not silent_loads(loaded("ping", rate_hz=5.0), finished)
+    assert not silent_loads(loaded("echo", rate_hz=None), finished)
+
+
 def test_a_bound_that_is_missed_is_not_met(finished: Run) -> None:
     verdict = judge(finished, "rung > 3")
     assert (verdict.got, verdict.met, verdict.expected) == (3, False, "> 3")
@@ -133,7 +225,7 @@ def test_a_bound_that_is_missed_is_not_met(finished: Run) -> None:
 
 def test_verdicts_are_json(finished: Run) -> None:
     verdicts = evaluate(expecting("rung == 3", "p99_us < 1 of echo"), finished)
-    assert msgspec.json.decode(msgspec.json.encode(verdicts), type=list[ExpectationVerdict]) == verdicts
+    assert msgspec.json.decode(msgspec.json.encode(verdicts), type=list[Verdict]) == verdicts
 
 
 def test_of_an_edge_that_is_not_alone_only_what_was_rung_is_known(tmp_path: Path) -> None:
@@ -222,13 +314,12 @@ def test_a_damaged_run_meets_nothing_and_says_why(finished: Run) -> None:
 
 def test_verdicts_are_printed_each_on_a_line(finished: Run) -> None:
     console = Console(file=io.StringIO(), width=60)
-    verdicts = evaluate(expecting("rung == 3", "delivery.p50_us < 5 of echo", "p99_us < 1"), finished)
-    render_expectations(verdicts, console)
+    render(evaluate(expecting("rung == 3", "delivery.p50_us < 5 of echo", "p99_us < 1"), finished), console)
     assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "expectations",
-        "met     rung == 3                    got 3",
-        "MISSED  delivery.p50_us < 5 of echo  got 7",
-        "MISSED  p99_us < 1                   not known: too few samples for it",
+        "met    rung == 3                    got 3",
+        "UNMET  delivery.p50_us < 5 of echo  got 7",
+        "UNMET  p99_us < 1                   not known: too few samples for it",
     ]
 
 

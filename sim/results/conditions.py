@@ -1,0 +1,65 @@
+"""Conditions during a run: whether one holds now, or is broken for good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nodes.errors import UsageError
+from sim.results.measures import COUNTED, Counts, UnknownFigureError, Whose
+from topologies import Condition
+from topologies.metrics import METRICS
+
+__all__ = ["Moment", "broken", "live"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The state of a run at one time.
+
+    Attributes:
+        counts: by `sim.results.measures.counts_so_far`.
+        up: the indices of the machines that are present.
+        died: the index of a machine for each of its incarnations that ended by accident.
+        elapsed_s: seconds since the start of the programs.
+    """
+
+    whose: Whose
+    counts: Counts
+    up: frozenset[int]
+    died: tuple[int, ...]
+    elapsed_s: float
+
+    def value(self, condition: Condition) -> float:
+        """The metric now. Raises ``UnknownFigureError``, or ``UsageError`` for one of finished runs only."""
+        scope = self.whose[condition.of]
+        match condition.figure:
+            case "elapsed_s":
+                return self.elapsed_s
+            case "up":
+                return float(len(self.up & scope.machines))
+            case "died":
+                return float(sum(machine in scope.machines for machine in self.died))
+            case figure if figure in COUNTED or figure == "coalescing":
+                return self.counts.value(figure, scope)
+        raise UsageError(f"{condition.figure} is known at the end of a run only")
+
+
+def live(condition: Condition, moment: Moment) -> bool:
+    """Whether ``condition`` holds now; a metric that is not known yet does not hold."""
+    try:
+        return condition.holds(moment.value(condition))
+    except UnknownFigureError:
+        return False
+
+
+def broken(condition: Condition, moment: Moment) -> bool:
+    """Whether ``condition`` is broken for good; ``delivered > 1000`` is not before the end, as the metric grows."""
+    try:
+        value = moment.value(condition)
+    except UnknownFigureError:
+        return False
+    if condition.holds(value):
+        return False
+    if not METRICS[condition.figure].grows:
+        return True
+    return condition.comparison in ("<", "<=") or (condition.comparison == "==" and value > condition.bound)

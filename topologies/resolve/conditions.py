@@ -1,0 +1,78 @@
+"""Conditions of the file, ``that`` and ``when``, with the ``of`` that says whose metric is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from topologies.language.problems import show
+from topologies.language.reader import Report
+from topologies.language.toml_positions import Path
+from topologies.language.values import MisfitError
+from topologies.metrics import EDGES, GROUPS, MACHINES, VECTORS, Metric, find_metric, parse_condition, parse_owner
+from topologies.resolve.names import RESERVED_NAMES
+from topologies.resolve.references import References
+from topologies.schedule import Condition, Expectation
+
+__all__ = ["read_condition", "read_expectations"]
+
+
+def read_condition(
+    table: Mapping[str, Any], key: str, path: Path, references: References, report: Report, *, live: bool
+) -> Condition | None:
+    """The condition under ``key``, with its ``of``; None when one of the two was reported, or ``key`` is missing."""
+    condition = metric = None
+    if key in table:
+        try:
+            condition = parse_condition(table[key], live=live)
+            metric = find_metric(condition.figure)
+        except MisfitError as misfit:
+            report.add((*path, key), misfit.expected, show(table[key]), misfit.hint)
+    if not (of := table.get("of", "")):
+        return condition
+    try:
+        written = _owner(of, metric, references)
+    except MisfitError as misfit:
+        report.add((*path, "of"), misfit.expected, show(of), misfit.hint)
+        return None
+    return None if condition is None else msgspec.structs.replace(condition, of=written)
+
+
+def _owner(of: str, metric: Metric | None, references: References) -> str:
+    """``of`` in its plain spelling: a group, a machine, a vector or an edge that has the metric.
+
+    Raises:
+        MisfitError: an unknown name, a vector that the machines do not have, or an owner without the metric.
+    """
+    (source, target, vector), names = parse_owner(of), references.names
+    for name in (target,) if source is None else (source, target):
+        if name not in names.groups and name not in names.machines:
+            if references.is_missing(name):
+                return of
+            hint = "without `of` it is all of them" if name in RESERVED_NAMES else references.hint_of(name)
+            raise MisfitError('a group, a machine, a vector like "b:2", or an edge like "a -> b" or "a -> b:2"', hint)
+    if metric is not None:
+        kinds = (GROUPS, MACHINES) if target in names.machines and target in names.groups else (MACHINES,)
+        kinds = kinds if target in names.machines else (GROUPS,)
+        kinds = (EDGES,) if source is not None else (VECTORS,) if vector is not None else kinds
+        if not set(kinds) & set(metric.of):
+            raise MisfitError(f"nothing else: {metric.name} is a metric of {' and of '.join(metric.of)}")
+    if vector is not None and vector >= (known_vectors := references.most_vectors(target)):
+        raise MisfitError(f"a vector of {target}, which has {known_vectors}")
+    written = target if source is None else f"{source} -> {target}"
+    return written if vector is None else f"{written}:{vector}"
+
+
+def read_expectations(
+    tables: Sequence[Mapping[str, Any]], references: References, report: Report
+) -> tuple[Expectation, ...]:
+    """What must hold at the end; an expectation that ends the run needs a metric that is known during the run."""
+    found = []
+    for place, table in enumerate(tables):
+        abort = table.get("abort", False)
+        that = read_condition(table, "that", ("expect", place), references, report, live=abort)
+        if that is not None:
+            found.append(Expectation(that=that, abort=abort, allow_empty=table.get("allow_empty", False)))
+    return tuple(found)
