@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run check test faults bench notebooks clean
+.PHONY: run check test faults bench notebooks docs-tables clean
 
 run: .venv/installed-run
 	$(BIN)/ivsim run doorbell_storm
@@ -34,6 +34,10 @@ bench: .venv/installed-test
 # Runs the notebooks anew and keeps their outputs.
 notebooks: .venv/installed-test
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+# Rewrites the generated blocks of README and docs/ from the declarations and the examples.
+docs-tables: .venv/installed-run
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,11 +1,17 @@
-"""The table in which a doorbell finds its line: what KVM's ioeventfd is to a real device.
+"""The doorbells of one machine: how a ring finds its line, and how each one is counted.
 
-A ring is one look-up and one call. What it costs beyond that is nothing, and still every doorbell is counted:
-the table does not hold lines but supplies of them, which count what is taken. A supply is finite, so that once
-in ``sample_every`` doorbells it runs dry, and that one doorbell takes the slow path which keeps the books: it is
-stamped, and the edge's count goes to the instrument.
+A doorbell has a long path and a short one, as on a host with KVM. On the long path the program's write goes to the
+device, which decodes it with all its quirks and names the vector (`Doorbells.decoded`). When that is the vector that
+the program asked for, the doorbell gets a short path: two look-ups and one signal, which is what an ioeventfd is to a
+real device. A short path ends as soon as the device may decode otherwise: the peer leaves, memory decoding is switched
+(`Doorbells.invalidate`), the device is replaced. So the short path always does what the long path would do.
 
-Books are opened by the first doorbell, and when a line is lost: a machine that knows thousands rings few.
+The short path counts without any code of its own. It takes the line from an iterator of finite length, and the length
+that is left tells how many were taken. Once in ``sample_every`` doorbells the iterator is exhausted. That doorbell
+takes the time stamps and stores the count of its edge in the instrument.
+
+An edge is one vector of one peer, as seen from this machine. Its counters are allocated on its first doorbell, or when
+its peer leaves: a machine that knows thousands of peers rings few of them.
 """
 
 from __future__ import annotations
@@ -14,52 +20,19 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from math import gcd
 from operator import length_hint
-from typing import Protocol
+
+from nodes.ledger import Ledger, NoLedger
+from nodes.peer_table import Line, PeerTable
 
 __all__ = ["Burst", "Doorbells", "Ledger", "Line", "NoLedger"]
-
-Line = int
-"""What the engine signals: a descriptor where there are real ones, any number elsewhere."""
 
 UNSAMPLED_SUPPLY = 1 << 16
 
 
-class Ledger(Protocol):
-    """Where an instrument keeps what was rung; all times in nanoseconds of one monotonic clock."""
-
-    def open_edge(self, peer: int, vector: int) -> int:
-        """A new place for the counts of doorbells to ``vector`` of ``peer``; asked for once, before the first."""
-
-    def store_edge(self, edge: int, rung: int, refused: int) -> None:
-        """The counts of one edge as they stand."""
-
-    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
-        """One doorbell, just before it is rung."""
-
-    def store_nowhere(self, rung: int) -> None:
-        """How many doorbells were rung at what was never connected."""
-
-
-class NoLedger:
-    """A ``Ledger`` that keeps nothing, for a machine whose books nobody reads."""
-
-    def open_edge(self, peer: int, vector: int) -> int:
-        return 0
-
-    def store_edge(self, edge: int, rung: int, refused: int) -> None:
-        pass
-
-    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
-        pass
-
-    def store_nowhere(self, rung: int) -> None:
-        pass
-
-
 class _Edge:
-    """The books of one (peer, vector) as seen from here."""
+    """The counters of one (peer, vector), and the supply that its doorbells are taken from."""
 
-    __slots__ = ("granted", "index", "line", "peer", "refused", "rung", "supply", "vector")
+    __slots__ = ("granted", "index", "line", "peer", "refused", "row", "rung", "supply", "vector")
 
     def __init__(self, peer: int, vector: int, index: int) -> None:
         self.peer, self.vector, self.index = peer, vector, index
@@ -68,116 +41,143 @@ class _Edge:
         self.line: Line | None = None
         self.granted = 0
         self.supply: Iterator[Line] = iter(())
+        # Where the supply is kept: the table of short paths, or a dict that nothing looks into.
+        self.row: dict[int, Iterator[Line]] = {}
 
     def settle(self) -> None:
-        """Move what the supply has counted to the count."""
+        """Add what the supply has counted to the count."""
         left = length_hint(self.supply)
         self.rung += self.granted - left
         self.granted = left
 
 
 class Burst:
-    """A fixed sequence of doorbells that is rung as a whole, again and again: ``burst.ring()``.
+    """A fixed sequence of doorbells that is rung as a whole, again and again, by ``burst.ring()``.
 
-    A peer that leaves takes its doorbells out of the fast loop; they are then rung one by one, at nobody.
+    Doorbells without a short path are rung one by one, after the others.
     """
 
-    __slots__ = ("edges", "lines", "others", "ring", "rung")
+    __slots__ = ("doorbells", "edges", "every", "lines", "others", "ring", "rung")
 
-    def __init__(self, edges: list[_Edge], others: list[tuple[int, int]]) -> None:
-        self.edges = edges
-        self.lines: list[Line] = [edge.line for edge in edges if edge.line is not None]
-        self.others = others
-        self.rung = 0  # how often all of it was rung, as far as the edges do not know yet
+    def __init__(self, doorbells: Sequence[tuple[int, int]]) -> None:
+        self.doorbells = tuple(doorbells)
+        self.edges: list[_Edge] = []
+        self.lines: list[Line] = []
+        self.others: list[tuple[int, int]] = []
+        self.every = 1  # one in so many of the fast loop is sampled and stored
+        self.rung = 0  # how often the fast loop ran, as far as the edges do not know yet
         self.ring: Callable[[], None]
 
     def settle(self) -> None:
-        """Move what was rung to the edges' own counts."""
+        """Add what was rung to the counts of the edges."""
         rung, self.rung = self.rung, 0
         for edge in self.edges:
             edge.rung += rung
 
-    def drop(self, peer: int) -> None:
-        """Take a peer's doorbells out of the fast loop; whoever holds ``lines`` sees it."""
-        self.settle()
-        self.others += [(edge.peer, edge.vector) for edge in self.edges if edge.peer == peer]
-        self.edges[:] = [edge for edge in self.edges if edge.peer != peer]
-        self.lines[:] = [edge.line for edge in self.edges if edge.line is not None]
-
 
 class Doorbells:
-    """All lines of one machine, and its books.
+    """Rings the peers of one machine, and counts.
 
-    ``signal(line, 1)`` rings a line and raises ``BlockingIOError`` when its counter is full. ``miss(peer,
-    vector)`` is the device's slow path for a doorbell that has no line; it returns False when nobody heard.
-    ``ring(peer, vector=0, intended_ns=0)`` is a plain function: programs call it as often as they can.
-    ``intended_ns`` is when an open-loop program meant to ring.
+    Args:
+        signal: ``signal(line, 1)`` rings a line. It raises `BlockingIOError` when the counter of the line is full.
+        write: ``write(peer, vector)`` writes ``peer << 16 | vector`` to the doorbell register of the device. The device
+            calls `decoded` when that reaches a connected vector.
+        ledger: where counts and time stamps go.
+        clock: the time in nanoseconds.
+        sample_every: of so many doorbells of an edge, one gets its time stamps; 0: none.
+
+    The lines of the peers are in a `PeerTable`, which `replace` sets. `connect` follows a new line, `disconnect` comes
+    before a peer is removed, `refresh` follows any other change.
+    """
+
+    ring: Callable[..., None]
+    """``ring(peer, vector=0, intended_ns=0)``, a plain function: programs call it as often as they can.
+
+    ``intended_ns`` is when an open-loop program meant to ring; 0: the program has no schedule.
     """
 
     def __init__(
         self,
         signal: Callable[[Line, int], object],
-        miss: Callable[[int, int], bool],
+        write: Callable[[int, int], object],
         ledger: Ledger,
         clock: Callable[[], int],
         *,
         sample_every: int,
     ) -> None:
-        self._signal, self._miss, self._ledger, self._clock = signal, miss, ledger, clock
+        self._signal, self._write, self._ledger, self._clock = signal, write, ledger, clock
+        self._peers = PeerTable()
         self._every = sample_every
-        self._lines: dict[int, dict[int, Line]] = {}
-        self._rows: dict[int, dict[int, Iterator[Line]]] = {}  # of what was rung
-        self._edges: dict[int, _Edge] = {}  # by doorbell value, the same
-        self._bursts: list[Burst] = []
+        self._rows: dict[int, dict[int, Iterator[Line]]] = {}  # the short paths: peer -> vector -> supply
+        self._edges: dict[int, _Edge] = {}  # by doorbell value
+        self._bursts: dict[int, dict[Burst, None]] = {}  # peer -> the bursts that ring it
+        self._asked: tuple[int, int, int] | None = None  # the doorbell of `ring` that the device is decoding
+        self._reached = False  # whether it has come out at a connected vector
+        self._shortened = 0  # how many short paths there have been: tells a burst that one is new
         self._nowhere = 0
+        self._ring_sampled = self._make_ring_sampled()
         self.ring = self._make_ring()
 
-    def connect(self, peer: int, vector: int, line: Line) -> None:
-        """From now on a doorbell to ``vector`` of ``peer`` signals ``line``."""
-        self._lines.setdefault(peer, {})[vector] = line
+    # Peers
+
+    def connect(self, peer: int, vector: int) -> None:
+        """The peers have a new line. An edge that was rung before gets it; others wait for their first doorbell."""
         if (edge := self._edges.get(peer << 16 | vector)) is not None:
-            self._start(edge, line)
+            self._follow(edge)
 
     def disconnect(self, peer: int) -> None:
-        """The lines of ``peer`` lead nowhere; its books stay."""
-        for burst in self._bursts:
-            burst.drop(peer)
+        """The peer is about to be removed: nothing rings its lines from now on. Its counters stay."""
         self._rows.pop(peer, None)
-        for vector in self._lines.pop(peer, {}):
-            edge = self._open(peer, vector)
-            edge.settle()
-            edge.line, edge.supply, edge.granted = None, iter(()), 0
-            self._store(edge)
+        edges = [self._open(peer, vector) for vector in range(self._peers.vectors(peer))]
+        for edge in edges:
+            edge.row = {}
+        for burst in self._bursts.get(peer, ()):
+            self._arrange(burst)
+        for edge in edges:
+            self._stop(edge)
 
-    def move(self) -> None:
-        """Forget everybody, books and all, which stand where they were stored: the machine goes on among others."""
-        for peer in self.peers():
-            self.disconnect(peer)
+    def refresh(self) -> None:
+        """The peers have changed in any way. Costs the edges of this machine, however many peers there are."""
+        for edge in self._edges.values():
+            self._follow(edge)
+
+    def replace(self, peers: PeerTable) -> None:
+        """The machine goes on among these peers. The counters of its edges stay where they were stored."""
+        self.invalidate()
+        self.flush()
         self._edges.clear()
+        self._peers = peers
 
-    def line(self, peer: int, vector: int) -> Line | None:
-        """The line that a doorbell would signal, if there is one."""
-        return self._lines[peer].get(vector) if peer in self._lines else None
+    def invalidate(self) -> None:
+        """The device may decode doorbells otherwise from now on: each of them takes the long path once more."""
+        for edge in self._edges.values():
+            edge.row = {}
+        self._rows.clear()
+        for burst in self._all_bursts():
+            self._arrange(burst)
 
-    def peers(self) -> dict[int, int]:
-        """Who can be rung: peer -> number of vectors."""
-        return {peer: len(lines) for peer, lines in self._lines.items()}
+    # Counts
 
     def refuse_nowhere(self, count: int) -> None:
-        """Doorbells that a program wrote to the register itself and that reached nobody: rung, and refused."""
+        """Count doorbells that a program wrote to the register itself and that reached no peer: rung, and refused."""
         self._nowhere += count
 
     def flush(self) -> None:
         """Bring the instrument's counts up to this moment."""
-        for burst in self._bursts:
+        for burst in self._all_bursts():
             burst.settle()
         for edge in self._edges.values():
             edge.settle()
             self._store(edge)
         self._ledger.store_nowhere(self._nowhere)
 
+    def _store(self, edge: _Edge) -> None:
+        self._ledger.store_edge(edge.index, edge.rung, edge.refused)
+
+    # Edges
+
     def _open(self, peer: int, vector: int) -> _Edge:
-        """The books of a doorbell, from now on if there were none."""
+        """The edge, with counters from now on if it had none."""
         edge = self._edges.get(peer << 16 | vector)
         if edge is None:
             edge = _Edge(peer, vector, self._ledger.open_edge(peer, vector))
@@ -185,58 +185,80 @@ class Doorbells:
         return edge
 
     def _start(self, edge: _Edge, line: Line) -> None:
-        """The first supply of an edge that has a line, or another one now."""
+        """Give an edge a line, and its first supply."""
         edge.settle()
         edge.line = line
-        # Edges start out of step, so that a program that rings them in turn is not always caught on the same one.
+        # Edges start out of step, so that a program that rings them in turn is not always sampled on the same one.
         phase = (7 * edge.peer + edge.vector + 1) % self._every if self._every else UNSAMPLED_SUPPLY
-        self._grant(edge, phase)
+        edge.row[edge.vector] = edge.supply = repeat(line, phase)
+        edge.granted = phase
 
-    def _grant(self, edge: _Edge, ones: int) -> None:
-        assert edge.line is not None
-        edge.supply, edge.granted = repeat(edge.line, ones), ones
-        self._rows.setdefault(edge.peer, {})[edge.vector] = edge.supply
+    def _follow(self, edge: _Edge) -> None:
+        """Give an edge the line that the peers have for it now."""
+        line = self._peers.line(edge.peer, edge.vector)
+        if line == edge.line:
+            return
+        if self._is_short(edge):
+            del edge.row[edge.vector]
+            edge.row = {}
+            for burst in self._bursts.get(edge.peer, ()):
+                self._arrange(burst)
+        self._stop(edge)
+        if line is not None:
+            self._start(edge, line)
 
-    def _store(self, edge: _Edge) -> None:
-        self._ledger.store_edge(edge.index, edge.rung, edge.refused)
+    def _stop(self, edge: _Edge) -> None:
+        """Take the line from an edge that has no short path any more."""
+        edge.settle()
+        edge.line, edge.supply, edge.granted = None, iter(()), 0
+        self._store(edge)
+
+    def _shorten(self, edge: _Edge) -> None:
+        """From now on `ring` finds the supply of this edge."""
+        edge.row = self._rows.setdefault(edge.peer, {})
+        edge.row[edge.vector] = edge.supply
+        self._shortened += 1
+
+    def _is_short(self, edge: _Edge) -> bool:
+        return edge.row is self._rows.get(edge.peer)
+
+    # Rings
 
     def _make_ring(self) -> Callable[..., None]:
         # Locals and a closure, two plain look-ups, no arithmetic on the 32-bit doorbell value: measured, each of
         # these is a tenth of what the write itself costs.
-        rows, signal, take, ring_sampled = self._rows, self._signal, next, self._make_ring_sampled()
+        rows, edges, signal, take, ring_sampled = self._rows, self._edges, self._signal, next, self._ring_sampled
 
         def ring(peer: int, vector: int = 0, intended_ns: int = 0) -> None:
             try:
                 signal(take(rows[peer][vector]), 1)
             except StopIteration:
-                ring_sampled(peer, vector, intended_ns)
+                ring_sampled(edges[peer << 16 | vector], intended_ns)
             except BlockingIOError:
-                self._refuse(self._edges[peer << 16 | vector])
+                self._refuse(edges[peer << 16 | vector])
             except KeyError:
-                self._ring_unknown(peer, vector, intended_ns)
+                self._ring_by_device(peer, vector, intended_ns)
 
         return ring
 
-    def _make_ring_sampled(self) -> Callable[[int, int, int], None]:
-        """What ``ring`` falls back to when a supply has run dry: the doorbell is stamped, the books are kept."""
-        rows, edges, clock = self._rows, self._edges, self._clock
+    def _make_ring_sampled(self) -> Callable[[_Edge, int], None]:
+        """What a ring falls back to when a supply is exhausted: it takes the time stamps and stores the count."""
+        clock, signal = self._clock, self._signal
         store, sample, every = self._ledger.store_edge, self._ledger.sample, self._every
         ones = every - 1 if every else UNSAMPLED_SUPPLY
 
-        def ring_sampled(peer: int, vector: int, intended_ns: int) -> None:
-            edge = edges[peer << 16 | vector]
+        def ring_sampled(edge: _Edge, intended_ns: int) -> None:
             line = edge.line
             assert line is not None
             edge.rung = rung = edge.rung + edge.granted + 1
-            # The count first: should the machine be killed between these two, the doorbell is known to be missing.
+            # The count first: if the machine is killed between these two, the doorbell is known to be missing.
             store(edge.index, rung, edge.refused)
             if every:
-                now_ns = clock()
-                sample(peer, vector, intended_ns or now_ns, now_ns)
+                sample(edge.peer, edge.vector, intended_ns, clock())
             edge.granted = ones
-            rows[peer][vector] = edge.supply = repeat(line, ones)
+            edge.row[edge.vector] = edge.supply = repeat(line, ones)
             try:
-                self._signal(line, 1)
+                signal(line, 1)
             except BlockingIOError:
                 self._refuse(edge)
 
@@ -245,15 +267,15 @@ class Doorbells:
     def _refuse(self, edge: _Edge) -> None:
         edge.refused += 1
 
-    def _ring_unknown(self, peer: int, vector: int, intended_ns: int) -> None:
-        """A doorbell that was not rung before, or has no line."""
-        line = self.line(peer, vector)
-        if line is not None:
-            self._start(self._open(peer, vector), line)
-            self.ring(peer, vector, intended_ns)
+    def _ring_by_device(self, peer: int, vector: int, intended_ns: int) -> None:
+        """A doorbell without a short path: the device decodes it."""
+        self._asked, self._reached = (peer, vector, intended_ns), False
+        try:
+            self._write(peer, vector)
+        finally:
+            self._asked = None
+        if self._reached:
             return
-        if self._miss(peer, vector):
-            return  # the register decoder found a line after all and has rung it
         edge = self._edges.get(peer << 16 | vector)
         if edge is None:
             self._nowhere += 1
@@ -261,34 +283,71 @@ class Doorbells:
             edge.rung += 1
             edge.refused += 1
 
+    def decoded(self, peer: int, vector: int) -> None:
+        """The device has decoded a doorbell, and this is the connected vector that it is for: ring it."""
+        edge = self._open(peer, vector)
+        if edge.line is None:
+            line = self._peers.line(peer, vector)
+            assert line is not None, f"peer {peer}, vector {vector} is not connected"
+            self._start(edge, line)
+        intended_ns = 0
+        if self._asked is not None:
+            self._reached = True
+            intended_ns = self._asked[2]
+            if self._asked[:2] == (peer, vector):
+                self._shorten(edge)
+        try:
+            self._signal(next(edge.supply), 1)
+        except StopIteration:
+            self._ring_sampled(edge, intended_ns)
+        except BlockingIOError:
+            self._refuse(edge)
+
+    # Bursts
+
     def burst(self, doorbells: Sequence[tuple[int, int]]) -> Burst:
-        """Prepare (peer, vector) pairs to be rung together, in this order; pairs without a line come last."""
-        edges = []
-        for peer, vector in doorbells:
-            if (line := self.line(peer, vector)) is not None:
-                edges.append(edge := self._open(peer, vector))
-                if edge.line is None:
-                    self._start(edge, line)
-        burst = Burst(
-            edges,
-            [pair for pair in doorbells if self.line(*pair) is None],
-        )
+        """Prepare (peer, vector) pairs to be rung together, in this order; pairs without a short path come last."""
+        burst = Burst(doorbells)
+        self._arrange(burst)
         burst.ring = self._make_burst_ring(burst)
-        self._bursts.append(burst)
+        for peer, _ in burst.doorbells:
+            self._bursts.setdefault(peer, {})[burst] = None
         return burst
 
     def release(self, burst: Burst) -> None:
-        """Forget a burst; what it rang stays on the books."""
+        """Forget a burst; what it rang stays counted. It must not be rung again."""
         burst.settle()
-        self._bursts.remove(burst)
+        for peer in {peer for peer, _ in burst.doorbells}:
+            bursts = self._bursts[peer]
+            del bursts[burst]
+            if not bursts:
+                del self._bursts[peer]
+
+    def _all_bursts(self) -> list[Burst]:
+        return list({burst: None for bursts in self._bursts.values() for burst in bursts})
+
+    def _arrange(self, burst: Burst) -> None:
+        """Sort the doorbells of a burst into those with a short path and the others."""
+        burst.settle()
+        edges, others = [], []
+        for peer, vector in burst.doorbells:
+            edge = self._edges.get(peer << 16 | vector)
+            # A vector beyond 65535 has the value of another peer's.
+            if edge is not None and (edge.peer, edge.vector) == (peer, vector) and self._is_short(edge):
+                edges.append(edge)
+            else:
+                others.append((peer, vector))
+        # In place: a ring of this burst may be under way.
+        burst.edges[:], burst.others[:] = edges, others
+        burst.lines[:] = [edge.line for edge in edges if edge.line is not None]
+        # Out of step with the burst, so that each of its edges has its turn to be sampled and stored.
+        burst.every = self._every or UNSAMPLED_SUPPLY
+        while gcd(burst.every, len(edges) or 1) != 1:
+            burst.every += 1
 
     def _make_burst_ring(self, burst: Burst) -> Callable[[], None]:
         lines, others, signal, ring = burst.lines, burst.others, self._signal, self.ring
-        # Out of step with the burst, so that each of its edges has its turn to be sampled and stored.
-        every = self._every or UNSAMPLED_SUPPLY
-        while gcd(every, len(lines) or 1) != 1:
-            every += 1
-        due = every  # doorbells until the next one is sampled
+        due = burst.every  # doorbells until the next one is sampled
 
         def ring_lines(start: int, stop: int) -> None:
             rest = iter(lines[start:stop])
@@ -305,15 +364,19 @@ class Doorbells:
             burst.rung += 1
             size = len(lines)
             start = 0
-            for sampled in range(due - 1, size, every):
+            for sampled in range(due - 1, size, burst.every):
                 ring_lines(start, sampled)
                 self._sample_in_burst(burst, burst.edges[sampled])
                 start = sampled
-                due += every
+                due += burst.every
             ring_lines(start, size)
             due -= size
-            for peer, vector in others:
-                ring(peer, vector)
+            if others:
+                shortened = self._shortened
+                for peer, vector in tuple(others):
+                    ring(peer, vector)
+                if self._shortened != shortened:
+                    self._arrange(burst)
 
         return ring_all
 
@@ -321,5 +384,4 @@ class Doorbells:
         # What other bursts rang on this edge is added by the next flush.
         self._ledger.store_edge(edge.index, edge.rung + burst.rung, edge.refused)
         if self._every:
-            now_ns = self._clock()
-            self._ledger.sample(edge.peer, edge.vector, now_ns, now_ns)
+            self._ledger.sample(edge.peer, edge.vector, 0, self._clock())

@@ -152,7 +152,12 @@ class Guest:
     @property
     def peers(self) -> dict[int, int]:
         """Who can be rung now, itself included: ID -> number of vectors."""
-        return self._doorbells.peers()
+        peers = self.device.peers
+        return {peer: peers.vectors(peer) for peer in peers}
+
+    def vectors_of(self, peer: int) -> int:
+        """How many vectors of a peer can be rung now; 0 when it is not connected."""
+        return self.device.peers.vectors(peer)
 
     def burst(self, doorbells: Sequence[tuple[int, int]]) -> Burst:
         """Prepare (peer, vector) pairs that ``burst.ring()`` rings together: the fastest way to ring many."""

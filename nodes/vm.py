@@ -13,9 +13,10 @@ from nodes.device.effects import DeviceWarning, IntxLevel, Message
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import Profile
-from nodes.doorbells import Doorbells, Ledger, Line
+from nodes.doorbells import Doorbells, Ledger
 from nodes.errors import GuestError
 from nodes.guest import FOREVER, Guest, Interrupt, Program, Random
+from nodes.peer_table import Line, PeerTable
 
 __all__ = ["Vm"]
 
@@ -58,8 +59,9 @@ class Vm:
     ) -> None:
         self._first = first
         self.number: int = 0 if first is None else first.number_of_devices
-        self.doorbells = Doorbells(signal, self._ring_by_register, ledger, clock, sample_every=sample_every)
-        self.device = Ivshmem(profile, vectors=vectors, role=role, size_bytes=size_bytes, ring=self.doorbells.ring)
+        self.doorbells = Doorbells(signal, self._write_doorbell, ledger, clock, sample_every=sample_every)
+        self.device = self.make_device(profile, vectors=vectors, role=role, size_bytes=size_bytes)
+        self.doorbells.replace(self.device.peers)
         self.guest = Guest(self.device, self.doorbells, clock=clock, random=random)
         if first is not None:
             first.guest.devices = (*first.guest.devices, self.guest)
@@ -75,6 +77,11 @@ class Vm:
 
     # What the server said
 
+    def use_peers(self, peers: PeerTable) -> None:
+        """The machine connects to a server, whose announcements fill this table."""
+        self.device.peers = peers
+        self.doorbells.replace(peers)
+
     def place(self, peer: int, memory: memoryview) -> None:
         """The server gave this machine its ID and its memory; the guest's driver can start."""
         self.device.set_peer(peer)
@@ -84,17 +91,23 @@ class Vm:
 
     def connect(self, peer: int, vector: int, line: Line) -> bool:
         """A peer's vector can be rung on ``line``; False when the device has no use for it."""
-        if not (self.device.profile.server and self.device.connect(peer, vector)):
+        if not (self.device.profile.server and self.device.connect(peer, vector, line)):
             return False
-        if self.device.rings_exactly(peer, vector):  # every other doorbell is the register's to decode
-            self.doorbells.connect(peer, vector, line)
+        self.doorbells.connect(peer, vector)
         self.guest.generation += 1
         return True
 
     def disconnect(self, peer: int) -> None:
-        self.device.disconnect(peer)
+        """A peer has left: its lines are no longer rung, then released."""
         self.doorbells.disconnect(peer)
+        self.device.disconnect(peer)
         self.guest.generation += 1
+
+    def catch_up(self) -> None:
+        """The machine hears all that its server has announced, where it shares that with others (`AnnouncedPeers`)."""
+        if self.device.peers.catch_up():
+            self.doorbells.refresh()
+            self.guest.generation += 1
 
     # What the program does
 
@@ -149,13 +162,25 @@ class Vm:
     def unplug(self) -> None:
         """The device is taken away; there is nothing left for the program to run on."""
         self.stop()
-        for peer in list(self.doorbells.peers()):
-            self.disconnect(peer)
+        for peer in list(self.device.peers):
+            self.doorbells.disconnect(peer)
+        self.guest.generation += 1
         self.device.unplug()
 
+    def make_device(self, profile: Profile, *, vectors: int, role: str, size_bytes: int | None) -> Ivshmem:
+        """A device whose doorbells ring through this machine's `doorbells`."""
+        return Ivshmem(
+            profile,
+            vectors=vectors,
+            role=role,
+            size_bytes=size_bytes,
+            ring=self.doorbells.decoded,
+            on_decode=self.doorbells.invalidate,
+        )
+
     def replace(self, device: Ivshmem) -> None:
-        """The machine has migrated: this is its device from now on, and its doorbells lead elsewhere."""
-        self.doorbells.move()
+        """The machine has migrated: it has this device from now on, one of `make_device`."""
+        self.doorbells.replace(device.peers)
         self.device = self.guest.device = device
         self._fires = device.fires
         self.guest.generation += 1
@@ -261,10 +286,8 @@ class Vm:
             at = device.config_read(at + 1, 1)
         return None
 
-    def _ring_by_register(self, peer: int, vector: int) -> bool:
-        """A doorbell that has no line: let the device decode it, with all its quirks; False if nobody heard."""
+    def _write_doorbell(self, peer: int, vector: int) -> None:
+        """What the driver does to ring: write the doorbell register, BAR0 + 12, and leave it to the device."""
         if not (0 <= peer <= 0xFFFF and 0 <= vector <= 0xFFFF):
             raise GuestError(f"a doorbell names a peer and a vector of 0..65535 each, not peer {peer}, vector {vector}")
-        rung = self.device.rung_doorbells
         self.device.bar_write(0, 12, 4, peer << 16 | vector)
-        return self.device.rung_doorbells != rung

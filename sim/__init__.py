@@ -15,4 +15,6 @@ _HOMES = {"run": "sim.runner", "open": "sim.results", "Run": "sim.results", "com
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'sim' has no attribute {name!r}")
+    # Notebooks show what these return: the view of each class is registered first.
+    importlib.import_module("sim.views.notebook")
     return getattr(importlib.import_module(_HOMES[name]), name)

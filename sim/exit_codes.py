@@ -1,4 +1,4 @@
-"""The exit codes of `ivsim`: 0, and these. What Ctrl-C, a signal or an expectation has ended has kept its results."""
+"""The exit codes of `ivsim` other than 0. The docstrings below are the table in docs/results.md."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ __all__ = [
 FAILED = 1
 """The run failed, or its counts do not balance."""
 WRONG_USE = 2
-"""Of a command, or a wrong topology."""
+"""The command line or the topology is wrong; nothing was started."""
 HOST_TOO_SMALL = 3
+"""This host lacks descriptors, memory, processes or rights for what was asked."""
 MISSED = 99
-"""An expectation, or a threshold."""
+"""An expectation of the topology, or a threshold of ``compare``, was not met."""
 INTERRUPTED = 130
-"""By Ctrl-C (SIGINT); 143 by SIGTERM, 129 by SIGHUP."""
+"""SIGINT (Ctrl-C) ended the command; 143: SIGTERM, 129: SIGHUP. A run keeps what was measured."""
 BROKEN_PIPE = 141
+"""The reader of standard output closed it."""
 
 
 def of_error(error: IvshmemError) -> int:
-    """By whose fault it is."""
+    """The code of an error: wrong use, a host that is too small, or a failure."""
     return WRONG_USE if isinstance(error, UsageError) else HOST_TOO_SMALL if isinstance(error, HostError) else FAILED
 
 
 def of_signal(name: str) -> int:
-    """As a shell has it: 128 and the signal's number. For what is no name of such a signal, that of SIGINT."""
+    """128 plus the signal's number, as in a shell; the code of SIGINT for a name that is not an ending signal."""
     return next((128 + number for number in ENDING if number.name == name), INTERRUPTED)
 
 
 def of_run(status: str, reason: str, *, balanced: bool, aborted: bool, missed: bool) -> int:
-    """Of a run with that status: ``aborted`` by an expectation, or ``missed`` one at its end."""
+    """The code of a run with that status; an expectation ``aborted`` it, or was ``missed`` at its end."""
     if status == "interrupted":
         return of_signal(reason)
     if not balanced or not (aborted or status in ("finished", "degraded")):

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import resource
-import shutil
 import signal
 import socket
-import stat
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,15 +15,16 @@ from typing import Any
 
 import msgspec
 
-from nodes.errors import HostError, UsageError
+from nodes.errors import UsageError
 from sim.access import Access, access_to, name_memories
 from sim.coordination.coordinator import Coordinator, Ending
 from sim.coordination.machines import LiveMachines
 from sim.engines.process.fork_server import ForkServer
 from sim.host.preflight import check
+from sim.host.runtime_directory import runtime_directory
 from sim.host.wake_up_baseline import WakeUpBaseline, baseline_if_any
 from sim.kernel.fork_handover import adopting_orphans
-from sim.kernel.memory import remove_orphaned
+from sim.kernel.segments import remove_orphaned
 from sim.kernel.signals import signals_taken
 from sim.results import Outcome, Run, RunDirectory
 from sim.results.expectations import evaluate, silent_loads
@@ -37,8 +34,6 @@ from topologies import Topology, load
 
 __all__ = ["Begun", "run"]
 
-RUNTIME_LENGTH_MAX = 64
-OWNER = "owner.pid"
 SIGNALS_TAKEN = 2
 
 
@@ -82,7 +77,8 @@ def run(
     with _Interrupts() as interrupts, contextlib.ExitStack() as whole, contextlib.ExitStack() as stack:
         stack.enter_context(_all_descriptors())
         stack.enter_context(adopting_orphans())
-        runtime = stack.enter_context(_runtime_directory())
+        runtime = stack.enter_context(runtime_directory())
+        remove_orphaned()
         # Before anything else the helpers of the standard library: its fork server, its tracker of shared memory.
         stack.enter_context(ForkServer(runtime))
         server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
@@ -92,7 +88,8 @@ def run(
             "resources_every_s": resources_every_s,
             "programs": [os.fspath(each) for each in programs],
         }
-        directory = whole.enter_context(RunDirectory.create(Path(runs), topology, arguments, access=access))
+        directory = whole.enter_context(RunDirectory.create(Path(runs), topology, arguments))
+        directory.record_access(access)
         floors = baseline_if_any()
         coordinator = Coordinator(
             topology,
@@ -163,37 +160,6 @@ def _all_descriptors() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@contextlib.contextmanager
-def _runtime_directory() -> Iterator[Path]:
-    """A private directory (mode 0700) for sockets, with a path short enough for them."""
-    candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
-    usable = (
-        path for path in candidates if path and len(path) <= RUNTIME_LENGTH_MAX and os.access(path, os.W_OK | os.X_OK)
-    )
-    parent = next(usable, None)
-    if parent is None:
-        raise HostError(f"no directory for sockets: none of {candidates} is short enough and can be written")
-    _remove_orphaned(Path(parent))
-    remove_orphaned()
-    with tempfile.TemporaryDirectory(prefix="ivsim-", dir=parent) as path, Path(path, OWNER).open("x") as owner:
-        # Said only under the lock, which lasts as long as this process: said and not locked, its owner is dead.
-        fcntl.flock(owner, fcntl.LOCK_EX)
-        print(os.getpid(), file=owner, flush=True)
-        yield Path(path)
-
-
-def _remove_orphaned(parent: Path) -> None:
-    """Remove directories whose owner was killed before he had machines to clean up after him."""
-    for owner in parent.glob(f"ivsim-*/{OWNER}"):
-        with contextlib.suppress(OSError):  # somebody else's, in use, or just gone
-            status = owner.parent.lstat()
-            if status.st_mode == stat.S_IFDIR | 0o700 and status.st_uid == os.getuid():
-                with owner.open() as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if file.read(1):
-                        shutil.rmtree(owner.parent)
 
 
 class _Interrupts:

@@ -14,14 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 from nodes.device.profiles import PROFILES
+from nodes.endpoint import Endpoint
 from nodes.guest import Guest, Program
 from nodes.load import STEADY, Load
+from nodes.peer_table import AnnouncedPeers, Announcements
 from nodes.vm import Vm
-from nodes.wire.client import Client, Ignored, MemoryShared, PeerLeft, VectorConnected
 from nodes.wire.protocol import V0, Dialect, Message
 from nodes.wire.server import Outbound, Server
 
 FULL = (1 << 64) - 2
+MEMORY_DESCRIPTOR = -1  # any number: what it stands for is ``Fabric.memory``
 MICROSECOND_NS = 1_000
 
 
@@ -78,9 +80,7 @@ class Machine:
     ) -> None:
         self.fabric, self.name = fabric, name
         self.wire = Wire()
-        self.client: Client[Any] = Client(vectors)
         self.books = Books()
-        self.own: dict[int, int] = {}  # line -> vector
         self.delivered = [0] * vectors
         self.present = True
         self._program = program
@@ -98,26 +98,23 @@ class Machine:
             sample_every=options.pop("sample_every", 1),
         )
         assert not options, options
+        self.odd: list[str] = []
+        self.endpoint = Endpoint(
+            self.vm,
+            AnnouncedPeers(fabric.announcements, vectors),
+            place=lambda peer, _: self.vm.place(peer, memoryview(fabric.memory)),
+            warn=self.odd.append,
+        )
+        self.own = self.endpoint.own
 
     @property
     def peer(self) -> int:
-        assert self.client.peer is not None
-        return self.client.peer
+        assert self.endpoint.peer is not None
+        return self.endpoint.peer
 
     def read_server(self, size: int) -> None:
-        data, descriptors = self.wire.read(size)
-        for event in self.client.receive(data, descriptors):
-            match event:
-                case MemoryShared():
-                    self.vm.place(self.peer, memoryview(self.fabric.memory))
-                case VectorConnected(peer, vector, line):
-                    self.vm.connect(peer, vector, line)
-                    if peer == self.client.peer:
-                        self.own[line] = vector
-                case PeerLeft(peer):
-                    self.vm.disconnect(peer)
-                case Ignored(reason):
-                    raise AssertionError(reason)
+        self.endpoint.receive(*self.wire.read(size))
+        assert not self.odd, self.odd
 
     def start(self) -> None:
         """Begin the program; the first that does begins the run."""
@@ -181,7 +178,8 @@ class Fabric:
         self.start_ns: int | None = None
         self.now_ns = 1_000_000
         self.memory = bytearray(memory_bytes)
-        self.server: Server[Any] = Server("memory", dialect=dialect)
+        self.server: Server[int] = Server(MEMORY_DESCRIPTOR, dialect=dialect)
+        self.announcements = Announcements()
         self.machines: dict[int, Machine] = {}
         self.departed: list[Machine] = []
         self.counters: Counter[int] = Counter()
@@ -240,6 +238,7 @@ class Fabric:
         for vector, line in enumerate(lines):
             self.owners[line] = machine, vector
         self.machines[peer] = machine
+        self.announcements.join(peer, lines)
         self._tell(self.server.join(lines)[1])
         if start:
             self.settle()
@@ -253,6 +252,7 @@ class Fabric:
         del self.machines[machine.peer]
         self.departed.append(machine)
         self.note(machine.name, "left")
+        self.announcements.leave(machine.peer)
         self._tell(self.server.leave(machine.peer))
 
     def _tell(self, messages: list[Outbound[Any]]) -> None:

@@ -196,6 +196,15 @@ def test_no_import_is_for_type_checkers_only():
     assert not [at for at, name in nodes_of(ast.Name) if name.id == "TYPE_CHECKING"]
 
 
+def test_results_know_no_views():
+    """The views draw the results. ``sim.views.notebook`` registers itself with ``sim.results.display``."""
+    below = [path for path in SOURCES if name_of(path).startswith(("sim/results/", "sim/recording/"))]
+    above = ("sim.views", "rich")
+    assert not [(name_of(path), each) for path in below for each in imports(path) if each.startswith(above)]
+    dynamic = [at for at, node in nodes_of(ast.Attribute, below) if node.attr == "import_module"]
+    assert not dynamic
+
+
 # Owners
 
 

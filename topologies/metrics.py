@@ -228,10 +228,10 @@ def _host() -> Iterator[Metric]:
         ("p99_ns", "ns", "p99 of a bare wake-up between two processes"),
         ("count", "wake-ups", "wake-ups that were measured for the baseline"),
         ("clock_ns", "ns", "one reading of the clock"),
-        ("times_floor.p50", "", "the median of delivery, in units of that of the baseline"),
-        ("times_floor.p99", "", "the p99 of delivery, in units of that of the baseline"),
+        ("times_baseline.p50", "", "the median of delivery, in units of that of the baseline"),
+        ("times_baseline.p99", "", "the p99 of delivery, in units of that of the baseline"),
     ):
-        yield _row(f"floor.{name}", unit, OF_RUN, doc)
+        yield _row(f"wake_up_baseline.{name}", unit, OF_RUN, doc)
 
 
 def _latencies() -> Iterator[Metric]:

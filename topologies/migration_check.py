@@ -127,7 +127,7 @@ def _first(topology: Topology) -> Iterator[Machine]:
 
 def _refusal(machine: Machine, peer: int) -> str:
     """The newest reason not to migrate, as QEMU words it; "" when there is none."""
-    blockers = Blockers(settled=PROFILES[machine.profile].revision > 0)
+    blockers = Blockers(locked=PROFILES[machine.profile].migration_locks_devices)
     for reason in machine.blockers:
         blockers.add(Blocker(reason))
     made = make_device(machine, _PAGE_BYTES)  # any size: a refusal does not depend on it

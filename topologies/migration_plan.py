@@ -139,7 +139,7 @@ def _judge(
 ) -> _Judged:
     """Make the machine's devices, as its process would, and ask them."""
     profile = PROFILES[machine.profile]
-    blockers = Blockers(only_migratable=only_migratable, settled=profile.revision > 0)
+    blockers = Blockers(only_migratable=only_migratable, locked=profile.migration_locks_devices)
     devices: list[PlannedDevice] = []
     start_error = refusal = ""
     try:

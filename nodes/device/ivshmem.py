@@ -24,9 +24,10 @@ from nodes.device.pci import (
     ConfigSpace,
     Identity,
 )
-from nodes.device.profiles import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, DoorbellMatch, Profile, Quirk
+from nodes.device.profile import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, DoorbellMatch, Profile, Quirk
 from nodes.device.registers import RegisterFile, Window, check_access
 from nodes.errors import GuestError, ModelledFault, RemoteProtocolError, UsageError
+from nodes.peer_table import Line, PeerTable
 
 __all__ = ["Ivshmem"]
 
@@ -48,6 +49,7 @@ class Ivshmem:
         role: "peer", "master" (whose memory a migration moves) or "auto" (master if the ID is 0); None takes
             the profile's default.
         size_bytes: BAR2 of a device that is told its size; otherwise the profile or the memory decides.
+        on_decode: called when memory decoding is switched on or off: other doorbells reach their peers from then on.
 
     Raises:
         UsageError: a number of vectors, a role or a size that the device cannot have.
@@ -61,6 +63,7 @@ class Ivshmem:
         ring: Callable[[int, int], object],
         role: str | None = None,
         size_bytes: int | None = None,
+        on_decode: Callable[[], object] = lambda: None,
     ) -> None:
         self.profile = profile
         self.role = profile.default_role if role is None else role
@@ -73,7 +76,8 @@ class Ivshmem:
         self.vectors = vectors if profile.server else 0
         self._ring = ring
         self.effects: deque[Effect] = deque()
-        self.lines: set[int] = set()  # peer << 16 | vector of everything that can be rung
+        self.peers = PeerTable()
+        self._on_decode = on_decode
         self.peer: int | None = None
         self.memory: memoryview | None = None
         self.position_hidden = False  # the seed client's, Quirk.DESCRIPTOR_ZERO_UNMAPPED
@@ -85,6 +89,7 @@ class Ivshmem:
         self.msix = self._make_msix(vectors) if profile.msix else None
         self.fires: list[bool] = self.msix.fires if self.msix else [False] * self.vectors
         self.config = self._make_config()
+        self._decodes = self.config.command & COMMAND_MEMORY
         self.registers = RegisterFile(
             profile.registers,
             reads={IV_POSITION: self._position},
@@ -168,6 +173,12 @@ class Ivshmem:
         if self.msix:
             self._msix_control(self.msix)
         self._update_intx()
+        self._update_decode()
+
+    def _update_decode(self) -> None:
+        if self._decodes != (decodes := self.config.command & COMMAND_MEMORY):
+            self._decodes = decodes
+            self._on_decode()
 
     def _msix_control(self, msix: Msix) -> None:
         bus_master = bool(self.config.command & COMMAND_BUS_MASTER) or not self.profile.bus_master_gates
@@ -202,6 +213,8 @@ class Ivshmem:
         self._check_bar(bar)
         value &= (1 << 8 * size_bytes) - 1
         if not self.config.command & COMMAND_MEMORY:
+            if bar == REGISTERS_BAR and offset <= DOORBELL_OFFSET < offset + size_bytes:
+                self.ignored_doorbells += 1
             return
         if bar == REGISTERS_BAR:
             if self.profile.doorbell_match is not DoorbellMatch.WRITE or not self._match(offset, size_bytes, value):
@@ -238,6 +251,7 @@ class Ivshmem:
             self._msix_control(self.msix)
         self.config.set_interrupt_status(self.intx_raised)
         self.intx_level = self.intx_raised and not self.config.command & COMMAND_INTX_DISABLE
+        self._update_decode()
 
     def save(self) -> bytes:
         """The device's state as a migration carries it (nodes.device.migration).
@@ -271,27 +285,27 @@ class Ivshmem:
 
     def _match(self, offset: int, size_bytes: int, value: int) -> bool:
         """Ring the doorbell that a write of exactly this word is bound to, if there is one."""
-        if offset != DOORBELL_OFFSET or size_bytes != 4 or value not in self.lines:
+        if offset != DOORBELL_OFFSET or size_bytes != 4:
             return False
-        if not self.profile.doorbell_match.knows(value >> 16):
+        peer, vector = value >> 16, value & 0xFFFF
+        if not (self.profile.doorbell_match.knows(peer) and self._is_connected(peer, vector)):
             return False
         self.rung_doorbells += 1
-        self._ring(value >> 16, value & 0xFFFF)
+        self._ring(peer, vector)
         return True
-
-    def rings_exactly(self, peer: int, vector: int) -> bool:
-        """Whether a 4-byte write of this doorbell, once it is connected, rings this vector and no other one."""
-        return vector < 1 << self.profile.vector_bits or self.profile.doorbell_match.knows(peer)
 
     def _doorbell(self, value: int) -> None:
         peer, vector = value >> 16, value & ((1 << self.profile.vector_bits) - 1)
         if not self.profile.server and peer == 0 and self.profile.has(Quirk.PLAIN_DOORBELL_FAULT):
             raise ModelledFault(Quirk.PLAIN_DOORBELL_FAULT, "doorbell for peer 0 without a server: no peer table")
-        if peer << 16 | vector in self.lines:
+        if self._is_connected(peer, vector):
             self.rung_doorbells += 1
             self._ring(peer, vector)
         else:
             self.ignored_doorbells += 1
+
+    def _is_connected(self, peer: int, vector: int) -> bool:
+        return self.peers.line(peer, vector) is not None
 
     def _update_intx(self) -> None:
         if not self.profile.intx:
@@ -355,7 +369,7 @@ class Ivshmem:
         if not self.profile.server and self.peer is None:
             self.peer = 0
 
-    def connect(self, peer: int, vector: int) -> bool:
+    def connect(self, peer: int, vector: int, line: Line = 0) -> bool:
         """A vector of a peer, or of this device, can be rung from now on; False: it is beyond the own ones.
 
         Raises:
@@ -367,17 +381,17 @@ class Ivshmem:
             text = f"Too many eventfd received, device has {self.vectors} vectors"
             self.effects.append(DeviceWarning(text))
             return False
-        self.lines.add(peer << 16 | vector)
+        self.peers.connect(peer, vector, line)
         return True
 
     def disconnect(self, peer: int) -> None:
         """A peer left: doorbells for it are ignored from now on."""
-        self.lines -= {line for line in self.lines if line >> 16 == peer}
+        self.peers.disconnect(peer)
 
     def unplug(self) -> None:
         """The device is removed: it lets go of the memory and of its peers."""
         self.memory = None
-        self.lines.clear()
+        self.peers.clear()
 
     # The eventfd side.
 

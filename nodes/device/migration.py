@@ -13,14 +13,13 @@ from typing import Protocol
 
 from nodes.device.msix import Msix
 from nodes.device.pci import ConfigSpace
-from nodes.device.profiles import INTR_MASK, INTR_STATUS, Profile
+from nodes.device.profile import INTR_MASK, INTR_STATUS, Profile
 from nodes.device.registers import RegisterFile
 from nodes.errors import UsageError
 
 __all__ = ["FIELDS", "Blocker", "Blockers", "Field", "MigrationError", "RamMigration", "blocker", "load", "save"]
 
 INSTANCE = 0
-MEMORY_BAR = 2
 VERSION = 0
 INTERRUPT_PINS = 4
 PCI_VERSION = 2  # QEMU, hw/pci/pci.c, PCIDevice.version_id
@@ -76,12 +75,12 @@ def blocker(device: Device) -> Blocker | None:
 class Blockers:
     """The blockers of one machine; a refused migration names the newest (QEMU, migrate_add_blocker).
 
-    With ``only_migratable`` there can be none (QEMU's option). ``settled``: devices and blockers neither come nor
-    go while a migration runs (since 2017, QEMU fe44dc9180 and b06424de62; a machine of 2012 lets them).
+    With ``only_migratable`` there can be none (QEMU's option). With ``locked``, devices and blockers neither come nor
+    go while a migration runs (`Profile.migration_locks_devices`).
     """
 
-    def __init__(self, *, only_migratable: bool = False, settled: bool = True) -> None:
-        self._only_migratable, self._settled = only_migratable, settled
+    def __init__(self, *, only_migratable: bool = False, locked: bool = True) -> None:
+        self._only_migratable, self._locked = only_migratable, locked
         self._blockers: list[Blocker] = []
         self._devices: list[tuple[Device, Blocker | None]] = []
         self.migrating = False
@@ -99,7 +98,7 @@ class Blockers:
         refused = "disallowing migration blocker ({}) for: {}"
         if self._only_migratable:
             raise MigrationError(refused.format("--only-migratable", blocker.text))
-        if self.migrating and self._settled:
+        if self.migrating and self._locked:
             raise MigrationError(refused.format("migration/snapshot in progress", blocker.text))
         self._blockers.append(blocker)
 
@@ -117,7 +116,7 @@ class Blockers:
         Raises:
             MigrationError: the machine is being migrated, or is to stay migratable and would not.
         """
-        if self.migrating and self._settled:
+        if self.migrating and self._locked:
             raise MigrationError("device_add not allowed while migrating")
         if self._only_migratable and not device.profile.stream:
             name = device.profile.name
@@ -134,7 +133,7 @@ class Blockers:
             MigrationError: the machine is being migrated.
             ValueError: the device is not there.
         """
-        if self.migrating and self._settled:
+        if self.migrating and self._locked:
             raise MigrationError("device_del not allowed while migrating")
         for at, (plugged, found) in enumerate(self._devices):
             if plugged is device:
@@ -167,13 +166,6 @@ class Blockers:
 
 
 # The stream.
-
-
-def section(profile: Profile) -> str:
-    """The name of the device's section: one device of 2012, two since (QEMU 5400c02b90, with revision 1)."""
-    if profile.revision == 0:
-        return "ivshmem"
-    return "ivshmem-doorbell" if profile.server else "ivshmem-plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +297,7 @@ def save(device: Device) -> bytes:
     Raises:
         MigrationError: this kind of device is never migrated.
     """
-    return _header(section(device.profile)) + b"".join(field.save(device) for field in _fields(device))
+    return _header(device.profile.section) + b"".join(field.save(device) for field in _fields(device))
 
 
 def load(device: Device, data: bytes) -> None:
@@ -316,11 +308,10 @@ def load(device: Device, data: bytes) -> None:
             (configuration space), or a stream of another length. The device is then as it was.
     """
     fields = _fields(device)
-    name = section(device.profile)
+    name = device.profile.section
     body = _open(name, data)
     if not device.master:
-        prefix = "ivshmem: " if device.profile.revision == 0 else ""
-        raise MigrationError(f"{prefix}'peer' devices are not migratable")
+        raise MigrationError(device.profile.load_refusal)
     parts: list[tuple[Field, bytes]] = []
     at = 0
     for field in fields:
@@ -371,10 +362,11 @@ class RamMigration:
         Raises:
             MigrationError: a block that one side has and the other lacks, or of another size.
         """
-        now, block = memory_bytes(self._source), _block(self._source)
+        now, block = memory_bytes(self._source), self._source.profile.ram_block
         if now != self.block_bytes:
             raise MigrationError("ivshmem.bar2 appeared after the migration began: its contents are lost")
-        there = memory_bytes(destination) if destination is not None and _block(destination) == block else 0
+        same = destination is not None and destination.profile.ram_block == block
+        there = memory_bytes(destination) if destination is not None and same else 0
         if now and not there:
             raise MigrationError(f'Unknown ramblock "{block}", cannot accept migration')
         if now != there:
@@ -389,12 +381,7 @@ class RamMigration:
         return memory_bytes(self._source)
 
 
-def _block(device: Device) -> str:
-    """The name of the RAM block: the device's own, or since revision 1 a plain one's backend's (QEMU d9453c93fe)."""
-    return "ivshmem.bar2" if device.profile.server or device.profile.revision == 0 else "memory backend"
-
-
 def memory_bytes(device: Device) -> int:
     """The size of the RAM block behind BAR2; 0 before there is one."""
-    bar = device.config.bars.get(MEMORY_BAR)
+    bar = device.config.bars.get(device.profile.memory_bar)
     return bar.size_bytes if bar and device.memory is not None else 0

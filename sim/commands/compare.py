@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ PICTURES = (".png", ".svg")
     "--fail-if",
     "limits",
     multiple=True,
-    metavar="FIGURE:+LIMIT",
+    metavar="METRIC:+LIMIT",
     help="Exit 99 when B is worse than that: p99:+10%, delivery.p99:+5us, doorbells_per_s:-5%. Several times. "
-    "Judged are the figures, not their intervals: one whose change is unclear may miss it by chance.",
+    "The metric itself is judged, not its interval: an unclear change may miss the limit by chance.",
 )
-@click.option("--json", "as_json", is_flag=True, help="All figures as JSON on standard output.")
+@click.option("--json", "as_json", is_flag=True, help="All metrics as JSON on standard output.")
 @click.option(
     "--plot",
     "picture",
@@ -40,11 +39,12 @@ def compare(a: Path, b: Path, limits: tuple[str, ...], as_json: bool, picture: P
     """Print what differs between the runs in the directories A (before) and B (after).
 
     A percentile's change has a 95 % interval. Where it holds 0 the change is unclear: there may be none, or the
-    runs are too short to tell. FIGURE is p50, p90, p99, p99.9,
+    runs are too short to tell. METRIC is p50, p90, p99, p99.9,
     p99.99 or max of total, or of another latency (delivery.p99), or any other name in the table.
     """
     from sim.results.compare import compare as compare_runs
     from sim.results.thresholds import Threshold
+    from sim.views import rows
     from sim.views.terminal import render_comparison
 
     thresholds = [Threshold.parse(limit) for limit in limits]
@@ -57,8 +57,10 @@ def compare(a: Path, b: Path, limits: tuple[str, ...], as_json: bool, picture: P
             "a": str(found.a.path),
             "b": str(found.b.path),
             "notes": found.notes,
-            "figures": [figure.row() for figure in found.figures.values()],
-            "thresholds": [dataclasses.asdict(verdict) for verdict in verdicts],
+            "metrics": [metric.row() for metric in found.metrics.values()],
+            "thresholds": [
+                {"threshold": its.threshold.text, "met": its.met, "told": rows.threshold(its)} for its in verdicts
+            ],
         }
         click.echo(json.dumps(content, indent=2))
     else:
@@ -69,6 +71,6 @@ def compare(a: Path, b: Path, limits: tuple[str, ...], as_json: bool, picture: P
         save(found, picture)
     missed = [verdict for verdict in verdicts if not verdict.met]
     for verdict in missed:
-        click.echo(f"ivsim: missed {verdict.threshold}: {verdict.told}", err=True)
+        click.echo(f"ivsim: missed {verdict.threshold.text}: {rows.threshold(verdict)}", err=True)
     if missed:
         raise click.exceptions.Exit(MISSED)

@@ -162,8 +162,7 @@ def show(run_directory: Path, as_json: bool) -> None:
 
 
 def _print(result: Run) -> None:
-    from sim.results.expectations import render as render_expectations
-    from sim.views.terminal import render
+    from sim.views.terminal import render, render_expectations
 
     console = Console()
     render(result, console)

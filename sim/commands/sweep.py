@@ -15,7 +15,7 @@ from sim.commands.options import BadTopology, programs_option, resources_every_o
 from sim.exit_codes import FAILED, HOST_TOO_SMALL, MISSED, of_signal
 from sim.sweep import Cell, Plan, Sweep, make_plan, split_values
 from sim.views.columns import print_columns
-from sim.views.terminal import human_count, human_ns
+from sim.views.units import human_count, human_ns
 from topologies import Topology, TopologyError
 
 __all__ = ["sweep"]

@@ -17,11 +17,14 @@ from rich.text import Text
 
 from nodes.errors import UsageError
 from sim.access import shown
-from sim.telemetry import SOCKET, Found, Snapshot, Subscriber, places, running
-from sim.views.html.scales import count, seconds
-from sim.views.html.scales import time as duration
+from sim.host.runtime_directory import runtime_parents
+from sim.telemetry import SOCKET, Found, Snapshot, Subscriber, running
 from sim.views.prometheus import MetricsFile
 from sim.views.rates import Rates, left_s, pending, plain, ran_s
+from sim.views.units import NOTHING
+from sim.views.units import short_count as count
+from sim.views.units import short_ns as duration
+from sim.views.units import short_seconds as seconds
 
 __all__ = ["top"]
 
@@ -29,7 +32,6 @@ PATIENCE_S = 5.0
 POLL_S = 0.25
 LINE_EVERY_NS = 1_000_000_000
 HAPPENED_SHOWN = 6
-NOTHING = "-"
 
 
 @click.command("top", short_help="Watch a run that goes on, from anywhere on this host.")
@@ -105,7 +107,7 @@ def _of_directory(path: Path) -> Found:
 
 
 def _places() -> str:
-    return ", ".join(map(str, places()))
+    return ", ".join(map(str, runtime_parents()))
 
 
 class _Seen:

@@ -240,7 +240,7 @@ def _gate(handle: WorkerHandle) -> Blockers:
     profile = profiles.profile(machine.profile)
     device = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=GATE_BYTES, ring=lambda *_: None)
     device.peer = handle.peers[0] if profile.server else 0  # a role may be left to it
-    blockers = Blockers(settled=profile.revision > 0)
+    blockers = Blockers(locked=profile.migration_locks_devices)
     for reason in machine.blockers:  # older than the device's, as in topologies.migration_plan
         blockers.add(Blocker(reason))
     blockers.plug(device)

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from random import Random
 
 from nodes.device.effects import Message
-from nodes.device.ivshmem import MSIX_BAR, Ivshmem
-from nodes.device.profiles import PROFILES
+from nodes.device.ivshmem import DOORBELL_OFFSET, MSIX_BAR, REGISTERS_BAR, Ivshmem
+from nodes.device.profiles import PROFILES, Profile
+from nodes.doorbells import NoLedger
 from nodes.errors import HostError, UsageError
+from nodes.vm import Vm
 from sim.oracle.operations import (
     MESSAGE_BASE,
     ConfigRead,
@@ -61,22 +63,42 @@ class Observation:
 
 
 class SimulatedDevice:
-    """Our device in the place of a real one: its BARs decode addresses, its messages land in memory."""
+    """A simulated machine without a driver, in the place of a real one.
 
-    def __init__(self, scene: Scene) -> None:
-        self.device = Ivshmem(PROFILES[scene.profile], vectors=scene.vectors, ring=self._ring)
+    Its BARs decode addresses, its messages land in memory, and its doorbells take the path that they take in a run.
+
+    Args:
+        profile: another device than that of the scene.
+    """
+
+    def __init__(self, scene: Scene, profile: Profile | None = None) -> None:
+        profile = profile or PROFILES[scene.profile]
+        self._vm = Vm(
+            profile,
+            vectors=scene.vectors,
+            role=profile.default_role,
+            signal=self._signal,
+            ledger=NoLedger(),
+            clock=lambda: 0,
+            random=Random(0),
+            sample_every=0,
+        )
+        self.device = self._vm.device
         self._scene = scene
         self._rung: Counter[tuple[int, int]] = Counter()
         if scene.vectors:
             self.device.set_peer(scene.peer)
         self.device.set_memory(memoryview(bytearray(scene.memory_bytes)))
         for vector in range(scene.connected):
-            self.device.connect(scene.peer, vector)
+            self._connect(scene.peer, vector)
         self._peers: set[int] = set()
         self._messages = bytearray(scene.message_bytes)
 
-    def _ring(self, peer: int, vector: int) -> None:
-        self._rung[peer, vector] += 1
+    def _connect(self, peer: int, vector: int) -> None:
+        self._vm.connect(peer, vector, peer << 16 | vector)
+
+    def _signal(self, line: int, doorbells: int) -> None:
+        self._rung[line >> 16, line & 0xFFFF] += doorbells
 
     @property
     def memory(self) -> memoryview:
@@ -119,10 +141,10 @@ class SimulatedDevice:
             case Join(peer, vectors):
                 self._peers.add(peer)
                 for vector in range(vectors):
-                    device.connect(peer, vector)
+                    self._connect(peer, vector)
             case Leave(peer):
                 self._peers.discard(peer)
-                device.disconnect(peer)
+                self._vm.disconnect(peer)
             case Reset():
                 device.reset()
         return None
@@ -133,9 +155,16 @@ class SimulatedDevice:
             if base is not None and base <= address < base + bar.size_bytes:
                 if value is None:
                     return self.device.bar_read(bar.index, address - base, size_bytes)
-                self.device.bar_write(bar.index, address - base, size_bytes, value)
+                self._write(bar.index, address - base, size_bytes, value)
                 return 0
         return 0
+
+    def _write(self, bar: int, offset: int, size_bytes: int, value: int) -> None:
+        guest = self._vm.guest
+        if (bar, offset, size_bytes) == (REGISTERS_BAR, DOORBELL_OFFSET, 4):
+            guest.ring(value >> 16 & 0xFFFF, value & 0xFFFF)
+        else:
+            guest.write(bar, offset, value, size_bytes)
 
     def _pending(self, address: int, size_bytes: int) -> int:
         return sum(self._access(address + at, 4) << 8 * at for at in range(0, size_bytes, 4))

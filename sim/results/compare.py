@@ -10,7 +10,7 @@ looks like a change.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,24 +22,22 @@ from nodes.errors import UsageError
 from sim.results.analysis.histogram import bins_of, lower_edges, upper_edges
 from sim.results.analysis.intervals import FEWEST, SLICES, Interval, Slices, measured_slices, replicates, sliced
 from sim.results.analysis.latency import EVERY_LATENCY, QUANTILES, values
+from sim.results.display import as_html
 from sim.results.run import Run
 from sim.results.store.opening import open as open_run
 from sim.results.summary import Percentiles, Summary, value_at
-from sim.views.notebook import table_html
-from sim.views.units import NOTHING, human_bytes, human_count, human_ns
 from topologies.metrics import METRICS
 
-__all__ = ["UNCLEAR", "Comparison", "Figure", "compare"]
+__all__ = ["UNCLEAR", "Change", "Comparison", "compare"]
 
 TAIL = 0.025
 UNCLEAR = "unclear"
-HUMAN = {"ns": human_ns, "bytes": human_bytes}
 Share = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure of both runs, None where a run does not have it (too few samples, not looked at).
+class Change:
+    """One metric of both runs, None where a run does not have it (too few samples, not looked at).
 
     ``change`` is relative (0.1: B is a tenth above A), None when A is 0; intervals are of 95 %, None where there
     are none, and an end is None where it is not bounded.
@@ -60,10 +58,6 @@ class Figure:
         """Its name as people write it: delivery.p99.9."""
         return self.name.replace("9_", "9.")
 
-    def shown(self, value: float | None) -> str:
-        """A value of this figure for people."""
-        return HUMAN.get(self.unit, human_count)(value)
-
     def verdict(self) -> str:
         """higher or lower where the interval of the change says so, unclear where it holds 0; empty without one."""
         if self.change_interval is None:
@@ -78,34 +72,34 @@ class Figure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All figures of two runs, by name: ``comparison["total.p99"]``. ``notes`` say what else differs."""
+    """All metrics of two runs, by name: ``comparison["total.p99"]``. ``notes`` say what else differs."""
 
     a: Run
     b: Run
-    figures: dict[str, Figure]
+    metrics: dict[str, Change]
     notes: list[str]
 
-    def __getitem__(self, name: str) -> Figure:
-        """A figure: total.p99 (p99 alone means that), delivery.p99_9 or p99.9, doorbells_per_s, ..."""
-        wanted = name if name in self.figures else _full_name(name)
-        if wanted not in self.figures:
+    def __getitem__(self, name: str) -> Change:
+        """A metric: total.p99 (p99 alone means that), delivery.p99_9 or p99.9, doorbells_per_s, ..."""
+        wanted = name if name in self.metrics else _full_name(name)
+        if wanted not in self.metrics:
             quantiles = ", ".join(quantile.replace("_", ".") for quantile, _ in QUANTILES)
-            others = [its for its in self.figures if its in METRICS and METRICS[its].compared]
+            others = [its for its in self.metrics if its in METRICS and METRICS[its].compared]
             raise UsageError(
-                f"no figure {name!r}: expected {quantiles}, of total or of another latency "
+                f"no metric {name!r}: expected {quantiles}, of total or of another latency "
                 f"({', '.join(EVERY_LATENCY)}) as in delivery.p99, or one of {', '.join(others)}, "
                 "or another metric of a summary (`ivsim list --metrics`)"
             )
-        return self.figures[wanted]
+        return self.metrics[wanted]
 
     def __repr__(self) -> str:
-        return f"<Comparison of {self.a.path.name} and {self.b.path.name}: {len(self.figures)} figures>"
+        return f"<Comparison of {self.a.path.name} and {self.b.path.name}: {len(self.metrics)} metrics>"
 
     def table(self) -> pa.Table:
-        """One row for each figure."""
+        """One row for each metric."""
         ends = ("a_interval", "b_interval", "change_interval")
         rows = []
-        for its in self.figures.values():
+        for its in self.metrics.values():
             row = its.row()
             for name in ends:
                 row[f"{name}_low"], row[f"{name}_high"] = row.pop(name) or (None, None)
@@ -123,20 +117,8 @@ class Comparison:
             raise UsageError("frames need pandas: pip install 'ivshmem-sim[notebook]'") from error
         return self.table().to_pandas().set_index("name")
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """The figures as text, with a head; without those that neither run has, and raw where it is what total
-        is (in a closed loop)."""
-        rows: list[tuple[str, ...]] = [("figure", "A", "B", "change", "95 % of the change", "verdict")]
-        for its in self.figures.values():
-            if its.name in METRICS and not METRICS[its.name].compared:
-                continue
-            same = self.figures.get(its.name.replace("raw.", "total."), its)
-            if (its.a or its.b) and (same is its or (same.a, same.b) != (its.a, its.b)):
-                rows.append((its.title, its.shown(its.a), its.shown(its.b), *_told(its)))
-        return rows
-
-    def _repr_html_(self) -> str:
-        return table_html(self.rows(), f"A: {self.a.path.name}; B: {self.b.path.name}", self.notes)
+    def _repr_html_(self) -> str | None:
+        return as_html(self)
 
 
 def compare(a: Run | str | os.PathLike[str], b: Run | str | os.PathLike[str]) -> Comparison:
@@ -159,8 +141,8 @@ def compare(a: Run | str | os.PathLike[str], b: Run | str | os.PathLike[str]) ->
         except UsageError as error:
             drawn.append(None)
             notes.append(f"{name} without intervals: {error}")
-    figures = [*_latencies(before.figures, after.figures, *drawn), *_others(before.figures, after.figures)]
-    return Comparison(before, after, {figure.name: figure for figure in figures}, notes)
+    metrics = [*_latencies(before.figures, after.figures, *drawn), *_others(before.figures, after.figures)]
+    return Comparison(before, after, {metric.name: metric for metric in metrics}, notes)
 
 
 def _full_name(name: str) -> str:
@@ -183,7 +165,7 @@ def _slices(run: Run) -> dict[str, Slices]:
 
 def _latencies(
     a: Summary, b: Summary, a_slices: dict[str, Slices] | None, b_slices: dict[str, Slices] | None
-) -> Iterator[Figure]:
+) -> Iterator[Change]:
     for latency in EVERY_LATENCY:
         ours: Percentiles = getattr(a.latency_ns, latency)
         theirs: Percentiles = getattr(b.latency_ns, latency)
@@ -193,7 +175,7 @@ def _latencies(
         for name, _ in QUANTILES:
             before, after = getattr(ours, name), getattr(theirs, name)
             intervals = ours.intervals.get(name), theirs.intervals.get(name)
-            yield Figure(
+            yield Change(
                 name=f"{latency}.{name}",
                 unit="ns",
                 a=before,
@@ -229,12 +211,12 @@ def _share(changes: npt.NDArray[np.float64] | None, a: Interval | None, b: Inter
     return (low if a[1] is not None else None), (high if b[1] is not None else None)
 
 
-def _others(a: Summary, b: Summary) -> Iterator[Figure]:
+def _others(a: Summary, b: Summary) -> Iterator[Change]:
     """What has no samples, and so no intervals."""
     for metric in METRICS.values():
         if metric.source and not metric.source.startswith("latency_ns."):
             before, after = value_at(a, metric.source), value_at(b, metric.source)
-            yield Figure(metric.name, metric.unit, before, after, _difference(before, after), _change(before, after))
+            yield Change(metric.name, metric.unit, before, after, _difference(before, after), _change(before, after))
 
 
 def _difference(a: float | None, b: float | None) -> float | None:
@@ -243,19 +225,6 @@ def _difference(a: float | None, b: float | None) -> float | None:
 
 def _change(a: float | None, b: float | None) -> float | None:
     return None if b is None or not a else round(b / a - 1, 6)
-
-
-def _told(its: Figure) -> Sequence[str]:
-    change = NOTHING if its.change is None else _percent(its.change)
-    if its.change_interval is None:
-        return change, NOTHING, NOTHING
-    low, high = its.change_interval
-    ends = f"{'open' if low is None else _percent(low)} to {'open' if high is None else _percent(high)}"
-    return change, ends, its.verdict()
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:+,.1f} %"
 
 
 def _settings(a: Run, b: Run) -> Iterator[str]:

@@ -14,21 +14,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.text import Text
 
 from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.latency import percentiles, values
 from sim.results.measures import COUNTED, Counts, Scope, UnknownFigureError, Whose
 from sim.results.store.manifest import Machine
-from sim.results.summary import Group, Migration, Verdict, value_at
+from sim.results.summary import ExpectationVerdict, GroupFigures, Migration, value_at
 from topologies import Expectation, Topology
 from topologies.language.values import MisfitError
 from topologies.metrics import LATENCIES, UNITS_NS, Metric, find_metric
 from topologies.ringing_check import open_loops, unreachable
 
-__all__ = ["BROKEN", "Verdict", "evaluate", "missed", "render", "silent_loads"]
+__all__ = ["BROKEN", "ExpectationVerdict", "evaluate", "missed", "silent_loads"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -40,7 +38,7 @@ JOINED, LEFT, DIED = "machine_joined", "machine_left", "machine_died"
 MEBIBYTE = 1 << 20
 
 
-def evaluate(topology: Topology, run: Run) -> list[Verdict]:
+def evaluate(topology: Topology, run: Run) -> list[ExpectationVerdict]:
     """A verdict for each expectation of ``topology``, in order, from the tables of the finished ``run``."""
     if not topology.expectations:
         return []
@@ -61,28 +59,9 @@ def silent_loads(topology: Topology, run: Run) -> list[str]:
     return found
 
 
-def missed(verdicts: Iterable[Verdict]) -> int:
+def missed(verdicts: Iterable[ExpectationVerdict]) -> int:
     """How many expectations were not met: above 0, the exit code is 99."""
     return sum(not verdict.met for verdict in verdicts)
-
-
-def render(verdicts: Sequence[Verdict], console: Console) -> None:
-    """Print a line for each verdict; nothing for none."""
-    if not verdicts:
-        return
-    console.print(Text("expectations", "bold"))
-    width = max(len(str(verdict)) for verdict in verdicts)
-    for verdict in verdicts:
-        line = Text("met    " if verdict.met else "UNMET  ", "green" if verdict.met else "bold red")
-        line.append(f"{str(verdict).ljust(width)}  {_shown(verdict.got)}", "default")
-        line.append(f": {verdict.why}" if verdict.why else "", "default")
-        console.print(line, soft_wrap=True)
-
-
-def _shown(got: float | None) -> str:
-    if got is None:
-        return "not known"
-    return f"got {got:,.0f}" if got.is_integer() else f"got {got:,.6g}"
 
 
 def _metric(name: str) -> Metric:
@@ -135,7 +114,7 @@ class _Finished:
         names = {row.name: int(self._machine_of[row.index]) for row in self._run.origin.machines}
         return names | {machine.name: machine.index for machine in self._topology.machines}
 
-    def verdict(self, expectation: Expectation) -> Verdict:
+    def verdict(self, expectation: Expectation) -> ExpectationVerdict:
         """What became of it; what was broken during the run stays broken."""
         condition = expectation.that
         expected = f"{condition.comparison} {condition.bound:.15g}"
@@ -143,7 +122,8 @@ class _Finished:
         try:
             broken_by = self._broken().get(str(condition)) if expectation.abort else None
             if broken_by is not None:
-                return Verdict(condition.figure, condition.of, expected, broken_by, False, "it ended the run")
+                why = "it ended the run"
+                return ExpectationVerdict(condition.figure, condition.of, expected, broken_by, False, why)
             metric, scope = _metric(condition.figure), self._whose[condition.of]
             # 15 digits are what people write: 0.7500000000000001 is 0.75.
             got = float(f"{self._value(metric, scope):.15g}")
@@ -155,7 +135,7 @@ class _Finished:
                     met = False
         except (UnknownFigureError, UsageError) as error:
             why = str(error)
-        return Verdict(condition.figure, condition.of, expected, got, met, why)
+        return ExpectationVerdict(condition.figure, condition.of, expected, got, met, why)
 
     def _nothing(self, metric: Metric, scope: Scope) -> str:
         """Why a value of 0 says nothing; "" when it does."""
@@ -191,7 +171,7 @@ class _Finished:
             raise UnknownFigureError(f"it was not measured{self._explained(scope)}")
         return found
 
-    def _group(self, scope: Scope) -> Group:
+    def _group(self, scope: Scope) -> GroupFigures:
         for group in self._topology.groups if not scope.is_edge and scope.vector is None else ():
             if scope.machines == {machine.index for machine in self._topology.members(group.name)}:
                 return self._run.figures.groups[group.name]

@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from nodes.errors import UsageError
-from sim.results.analysis.flags import flags
+from sim.results.display import as_html
 from sim.results.store import files
 from sim.results.store.events import read_events
 from sim.results.store.manifest import SCHEMA_VERSION, Manifest
 from sim.results.summary import Migration, Summary
-from sim.views.notebook import note_html, summary_html
 
 __all__ = ["Run"]
 
@@ -202,8 +201,7 @@ class Run:
     @property
     def warnings(self) -> list[str]:
         """What a reader of the figures has to know about them, in words."""
-        figures = self.figures
-        return figures.warnings or list(flags(figures))
+        return self.figures.warnings
 
     @property
     def aborted(self) -> bool:
@@ -284,12 +282,8 @@ class Run:
 
         return coalescing(self.drains(), self.origin, by)
 
-    def _repr_html_(self) -> str:
-        """What a notebook shows: counts, latencies, warnings. All that came from a file is escaped."""
-        try:
-            return summary_html(self.figures, self.status, self.reason, [*self.warnings, *self.problems])
-        except UsageError as error:
-            return note_html(repr(self), str(error))
+    def _repr_html_(self) -> str | None:
+        return as_html(self)
 
 
 class _Versioned(msgspec.Struct):

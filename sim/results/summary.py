@@ -18,14 +18,14 @@ from sim.results.store.events import Statistics
 
 __all__ = [
     "BaselineFigures",
-    "Group",
+    "ExpectationVerdict",
+    "GroupFigures",
     "HostUse",
     "Latencies",
     "Migration",
     "Percentiles",
-    "Resources",
+    "ProcessUse",
     "Summary",
-    "Verdict",
     "value_at",
 ]
 
@@ -62,7 +62,7 @@ class Latencies(msgspec.Struct, frozen=True, kw_only=True):
     total: Percentiles
 
 
-class Resources(msgspec.Struct, frozen=True, kw_only=True):
+class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
     """What processes used between start and stop; means and maxima are over machines, sums over all of them.
 
     ``private_bytes``: memory that would come back if the process ended, without its share of the instrument's
@@ -109,7 +109,7 @@ class HostUse(msgspec.Struct, frozen=True, kw_only=True):
 class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The least that a wake-up costs here: bare eventfd and epoll between two processes (``wake_up_baseline``).
 
-    The quieter one of what was measured before and after the run. ``times_floor`` is delivery's percentile of
+    The quieter one of what was measured before and after the run. ``times_baseline`` is delivery's percentile of
     the run divided by the floor's. ``clock_ns``: one look at the clock, of which a sample has three or four.
     """
 
@@ -118,10 +118,10 @@ class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
     count: Figures
     placement: str
     clock_ns: float
-    times_floor: dict[str, float] = {}
+    times_baseline: dict[str, float] = {}
 
 
-class Group(Counters, frozen=True):
+class GroupFigures(Counters, frozen=True):
     """One group's figures. ``coalescing`` is doorbells delivered for each interrupt, ``drained`` how they were
     spread: doorbells for each logged drain. The counters are those that its own machines recorded.
     """
@@ -140,11 +140,11 @@ class Group(Counters, frozen=True):
     latency_ns: Latencies
     cpu_percent: float | None = None
     uss_bytes: int | None = None
-    resources: Resources | None = None
+    resources: ProcessUse | None = None
     drained: Percentiles = NONE
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class ExpectationVerdict(msgspec.Struct, frozen=True):
     """What became of one expectation. ``got`` is None when the figure is not known, and ``why`` says what is wrong."""
 
     figure: str
@@ -230,26 +230,26 @@ class Summary(Counters, frozen=True):
     interrupts_per_s: float | None
     cpus: int
     latency_ns: Latencies
-    groups: dict[str, Group]
-    coordinator: Resources | None
+    groups: dict[str, GroupFigures]
+    coordinator: ProcessUse | None
     deaths: dict[str, str]
     problems: list[str]
     drained: Percentiles = NONE
     phases: dict[str, Latencies] = msgspec.field(default_factory=dict)
-    resources: Resources | None = None
+    resources: ProcessUse | None = None
     cpu_ns_per_doorbell: float | None = None
     host: HostUse | None = None
-    floor: BaselineFigures | None = None
+    wake_up_baseline: BaselineFigures | None = None
     clock_source: str = ""
     warnings: list[str] = msgspec.field(default_factory=list)
-    expectations: list[Verdict] = msgspec.field(default_factory=list)
+    expectations: list[ExpectationVerdict] = msgspec.field(default_factory=list)
     migrations: list[Migration] = msgspec.field(default_factory=list)
     statistics: Statistics = msgspec.field(default_factory=dict)
     missed_oldest_ns: Figures = 0
     short_deliveries: Figures = 0
 
 
-def value_at(figures: Summary | Group, source: str) -> float | None:
+def value_at(figures: Summary | GroupFigures, source: str) -> float | None:
     """The number at a place with dots, such as ``resources.cpu_percent``; None where there is none."""
     found: Any = figures
     for step in source.split("."):

@@ -10,29 +10,20 @@ import re
 from dataclasses import dataclass
 
 from nodes.errors import UsageError
-from sim.results.compare import UNCLEAR, Comparison
+from sim.results.compare import UNCLEAR, Change, Comparison
 
-__all__ = ["Threshold", "Verdict"]
+__all__ = ["Threshold", "ThresholdVerdict"]
 
 UNITS_NS = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
-EXPECTED = "expected FIGURE:+LIMIT or FIGURE:-LIMIT such as p99:+10%, delivery.p99:+5us or doorbells_per_s:-5%"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a threshold is met, and the figures in words."""
-
-    threshold: str
-    met: bool
-    told: str
+EXPECTED = "expected METRIC:+LIMIT or METRIC:-LIMIT such as p99:+10%, delivery.p99:+5us or doorbells_per_s:-5%"
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """``figure`` of B may be ``limit`` above A (``sign`` +1) or below (-1); ``unit``: %, ns, us, ms, s or none."""
+    """``metric`` of B may be ``limit`` above A (``sign`` +1) or below (-1); ``unit``: %, ns, us, ms, s or none."""
 
     text: str
-    figure: str
+    metric: str
     sign: int
     limit: float
     unit: str
@@ -45,23 +36,37 @@ class Threshold:
             raise UsageError(f"{text[:80]!r} is no threshold: {EXPECTED}")
         return cls(text, match[1], 1 if match[2] == "+" else -1, float(match[3]), match[4])
 
-    def judge(self, comparison: Comparison) -> Verdict:
-        """What a run does not have cannot be held: that is a threshold missed. Raises ``UsageError`` for a figure
-        that there is not, or that has another unit."""
-        its = comparison[self.figure]
+    def judge(self, comparison: Comparison) -> ThresholdVerdict:
+        """Hold the threshold against a comparison. A metric that a run does not have is a threshold missed.
+
+        Raises:
+            UsageError: there is no such metric, or it has another unit.
+        """
+        its = comparison[self.metric]
         if self.unit in UNITS_NS and its.unit != "ns":
             raise UsageError(f"{self.text}: {its.name} is no time, {EXPECTED}")
+        lacking = tuple(name for name, value in (("A", its.a), ("B", its.b)) if value is None)
         if its.a is None or its.b is None:
-            lacking = [name for name, value in (("A", its.a), ("B", its.b)) if value is None]
-            which = f"{' and '.join(lacking)} {'has' if len(lacking) == 1 else 'have'}"
-            return Verdict(self.text, False, f"{its.title}: {which} too few samples, or did not look at it")
+            return ThresholdVerdict(self, its, met=False, lacking=lacking)
         limit = abs(its.a) * self.limit / 100 if self.unit == "%" else self.limit * UNITS_NS.get(self.unit, 1.0)
-        beyond = self.sign * (its.b - its.a)
-        change = "" if its.change is None else f" ({100 * its.change:+,.1f} %)"
-        doubt = " (the interval of the change holds 0)" if its.verdict() == UNCLEAR else ""
-        allowed = f"{self.limit:g}{' ' if self.unit else ''}{self.unit} {'higher' if self.sign > 0 else 'lower'}"
-        return Verdict(
-            self.text,
-            beyond <= limit,
-            f"{its.title}: {its.shown(its.a)} to {its.shown(its.b)}{change}, at most {allowed} allowed{doubt}",
-        )
+        met = self.sign * (its.b - its.a) <= limit
+        return ThresholdVerdict(self, its, met=met, unclear=its.verdict() == UNCLEAR)
+
+
+@dataclass(frozen=True)
+class ThresholdVerdict:
+    """Whether a threshold is met.
+
+    Attributes:
+        threshold: what was allowed.
+        change: the metric in both runs.
+        met: whether B is within the limit.
+        lacking: the runs (A, B) that do not have the metric; then it is not met.
+        unclear: whether the interval of the change holds 0.
+    """
+
+    threshold: Threshold
+    change: Change
+    met: bool
+    lacking: tuple[str, ...] = ()
+    unclear: bool = False

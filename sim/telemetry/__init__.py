@@ -5,7 +5,7 @@ subscriber, another terminal may be a second. A snapshot is complete in itself, 
 by the next; each is numbered, so that it is known how many were missed.
 """
 
-from sim.telemetry.discovery import SOCKET, Found, places, running
+from sim.telemetry.discovery import SOCKET, Found, running
 from sim.telemetry.publisher import Publisher
 from sim.telemetry.snapshot import Group, Happened, Snapshot
 from sim.telemetry.subscriber import Subscriber, following
@@ -19,6 +19,5 @@ __all__ = [
     "Snapshot",
     "Subscriber",
     "following",
-    "places",
     "running",
 ]

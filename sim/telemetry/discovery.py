@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["SOCKET", "Found", "places", "running"]
+from sim.host.runtime_directory import PREFIX, runtime_parents
+
+__all__ = ["SOCKET", "Found", "running"]
 
 SOCKET = "telemetry.zmq"
 """What the socket is called, in the private directory of a run (``ivsim-*``)."""
@@ -38,20 +39,14 @@ class Found(NamedTuple):
         return False
 
 
-def places() -> list[Path]:
-    """Where runs make their private directories."""
-    named = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
-    return [Path(path) for path in dict.fromkeys(named) if path]
-
-
 def running(candidates: Iterable[Path] | None = None) -> list[Found]:
     """The sockets at which somebody publishes now, the latest first.
 
-    ``candidates`` are files; by default those in the :func:`places`. Only what belongs to this user counts, and what
+    ``candidates`` are files; by default those in the `runtime_parents`. Only what belongs to this user counts, and what
     a living process listens at: looking connects to nothing, so that no run is disturbed.
     """
     if candidates is None:
-        candidates = [path for place in places() for path in place.glob(f"ivsim-*/{SOCKET}")]
+        candidates = [path for place in runtime_parents() for path in place.glob(f"{PREFIX}*/{SOCKET}")]
     listening = _listening()
     found = {}
     for path in candidates:

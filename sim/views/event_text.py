@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sim.views.html.scales import time
+from sim.views.units import short_ns as time
 
 __all__ = ["brief", "sentence"]
 

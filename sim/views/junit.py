@@ -7,14 +7,14 @@ from xml.etree import ElementTree
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.expectations import Verdict
+from sim.results.expectations import ExpectationVerdict
 
 __all__ = ["junit"]
 
 FINE = ("finished", "degraded")
 
 
-def junit(verdicts: Sequence[Verdict], run: Run) -> str:
+def junit(verdicts: Sequence[ExpectationVerdict], run: Run) -> str:
     """One test suite: that the run finished, that its books balance, and each expectation."""
     title, duration_s = run.path.name, 0.0
     try:
@@ -48,7 +48,7 @@ def junit(verdicts: Sequence[Verdict], run: Run) -> str:
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _failure(verdict: Verdict) -> str:
+def _failure(verdict: ExpectationVerdict) -> str:
     got = "not known" if verdict.got is None else f"{verdict.got:.15g}"
     said = f"expected {verdict.figure} {verdict.expected}, got {got}"
     return f"{said}: {verdict.why}" if verdict.why else said

@@ -22,8 +22,9 @@ from sim.results import Run
 from sim.results.analysis.time_series import Happening, TimeSeries, digest
 from sim.results.store.batches import Column, batches
 from sim.results.store.manifest import Manifest
+from sim.views.event_text import brief, sentence
 
-__all__ = ["EVENTS", "Trace", "trace"]
+__all__ = ["EVENTS", "PerfettoTrace", "trace"]
 
 EVENTS = 100_000
 # Perfetto takes process and thread 0 for the idle task of a kernel.
@@ -42,7 +43,7 @@ Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Trace:
+class PerfettoTrace:
     """The lines of a JSON file, and in words what it leaves out: ``cut`` for want of room, ``before`` it begins.
 
     Each is empty where nothing is left out.
@@ -57,7 +58,7 @@ class Trace:
         return ("\n".join(self.lines) + "\n").encode()
 
 
-def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Trace:
+def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> PerfettoTrace:
     """The rings and drains from ``from_s`` seconds on (by default from the end of the warm-up), as many as fit.
 
     Names, counters and what happened come on top of ``events_max``, and are of the whole run. Raises
@@ -104,7 +105,7 @@ def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Tr
     events = [*others, *(event for group in kept for event in group)]
     lines = ['{"displayTimeUnit": "ns", "otherData": ' + _json(about) + ', "traceEvents": [']
     lines += [_json(event) + "," for event in events[:-1]] + [_json(events[-1]), "]}"]
-    return Trace(lines, there, cut, before)
+    return PerfettoTrace(lines, there, cut, before)
 
 
 def _json(value: object) -> str:
@@ -224,8 +225,9 @@ def _names(manifest: Manifest) -> Iterator[Event]:
 
 def _happenings(happenings: list[Happening]) -> Iterator[Event]:
     for each in happenings:
-        event: Event = {"name": each.brief, "cat": "event", "ph": "i", "s": "g", "ts": round(each.time_s * 1e6, 3)}
-        yield event | {"pid": RUN, "tid": RUN_THREAD, "args": {"what": each.text}}
+        event: Event = {"name": brief(each.event), "cat": "event", "ph": "i", "s": "g"}
+        event["ts"] = round(each.time_s * 1e6, 3)
+        yield event | {"pid": RUN, "tid": RUN_THREAD, "args": {"what": sentence(each.event)}}
 
 
 def _counters(made: TimeSeries) -> Iterator[Event]:

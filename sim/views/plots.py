@@ -31,8 +31,10 @@ from sim.results import Run
 from sim.results.analysis.latency import LATENCIES, QUANTILES, values
 from sim.results.analysis.time_series import LEVELS, Happening, TimeSeries, digest
 from sim.results.frames import numbered
+from sim.views.event_text import brief
 from sim.views.html.matrix import between_groups, between_machines
 from sim.views.html.usage import usage
+from sim.views.units import percentile_title, short_ns
 
 __all__ = [
     "confidence",
@@ -53,7 +55,6 @@ Values = npt.NDArray[np.int64]
 SERIES_LIMIT = 16
 HAPPENINGS_TOLD = 16
 LETTER, BADGE = 5.2, 28.0  # points: a letter of a small font, and what a mark's number needs
-UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
 
 
 def histogram(run: Run, latency: str = "delivery", *, by: str | None = None, axes: Any = None, bins: int = 120) -> Any:
@@ -131,7 +132,7 @@ def spread(run: Run, latency: str = "delivery", *, by: str = "vector", axes: Any
     columns = {name: table[name].cast("float64").to_numpy() for name, _ in QUANTILES}
     axes.vlines(places, columns["p50"], columns["max"], color="0.8", linewidth=4, zorder=1)
     for marker, (name, column) in zip("oDs^*v", columns.items(), strict=True):
-        axes.scatter(places, np.maximum(column, 1), marker=marker, label=name.replace("_", "."), zorder=2)
+        axes.scatter(places, np.maximum(column, 1), marker=marker, label=percentile_title(name), zorder=2)
     names = [str(name) for name in table[by].to_pylist()]
     axes.set_xticks(places, names, rotation=0 if max(map(len, names)) < 5 else 60)
     axes.set_xlim(-0.7, len(places) - 0.3)
@@ -170,7 +171,7 @@ def confidence(runs: Run | Mapping[str, Run], latency: str = "delivery", *, axes
             # No upper end: the length is only the arrow's.
             color = bars.lines[0].get_color()
             axes.errorbar(at[place], levels[place], levels[place] / 2, fmt="none", lolims=True, ecolor=color)
-    axes.set_xticks(range(len(names)), [name.replace("_", ".") for name in names])
+    axes.set_xticks(range(len(names)), [percentile_title(name) for name in names])
     axes.set_xlabel("percentile, with its 95 % interval")
     _latency_scale(axes, "y")
     axes.set_ylabel(latency)
@@ -288,10 +289,11 @@ def _over_time(axes: Any, made: TimeSeries) -> Any:
     for each in made.happenings:
         axes.axvline(each.time_s, color="0.4", linewidth=0.8, linestyle=":")
     axes.set_xlim(0, span_s)
-    told = [f"{number} {each.brief}".replace(" ", "\N{NO-BREAK SPACE}") for number, each in enumerate(shown, start=1)]
+    told = [f"{number} {brief(each.event)}" for number, each in enumerate(shown, start=1)]
     more = len(made.happenings) - len(shown)
-    told += [f"and {more:,} more events".replace(" ", "\N{NO-BREAK SPACE}")] if more else []
-    lines = textwrap.wrap(" \N{MIDDLE DOT} ".join(told), max(40, int(wide / LETTER)))
+    told += [f"and {more:,} more events"] if more else []
+    whole = [each.replace(" ", "\N{NO-BREAK SPACE}") for each in told]
+    lines = textwrap.wrap(" \N{MIDDLE DOT} ".join(whole), max(40, int(wide / LETTER)))
     axes.set_xlabel("\n".join(["time since the start [s]", *lines]))
     return _finished(axes, None, 2)
 
@@ -357,13 +359,8 @@ def _latency_scale(axes: Any, which: str) -> None:
     elif top > 1e6 * bottom:
         # So many powers of ten have no room beside each other.
         axis.set_major_locator(LogLocator(numticks=6))
-    axis.set_major_formatter(FuncFormatter(lambda value_ns, _: _human(value_ns)))
+    axis.set_major_formatter(FuncFormatter(lambda value_ns, _: short_ns(value_ns)))
     axis.set_minor_formatter(FuncFormatter(lambda *_: ""))
-
-
-def _human(value_ns: float) -> str:
-    size, unit = next(((size, unit) for size, unit in UNITS if value_ns >= size), UNITS[-1])
-    return f"{value_ns / size:g} {unit}"
 
 
 def _finished(axes: Any, by: str | None, series: int) -> Any:

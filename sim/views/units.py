@@ -1,47 +1,101 @@
-"""Numbers for people: three digits, and the unit that fits."""
+"""Numbers as text, for every view: three digits and the unit that fits.
+
+``human_*`` keep trailing zeros, so that columns of a table align; ``short_*`` drop them, for axes and sentences. All
+text is ASCII ("us"), as in the options and metrics that take a unit.
+"""
 
 from __future__ import annotations
 
-__all__ = ["NOTHING", "human_bytes", "human_count", "human_interval", "human_ns"]
+from collections.abc import Sequence
+
+__all__ = [
+    "NOTHING",
+    "human_bytes",
+    "human_count",
+    "human_interval",
+    "human_ns",
+    "human_seconds",
+    "percentile_title",
+    "short_bytes",
+    "short_count",
+    "short_ns",
+    "short_seconds",
+]
 
 NOTHING = "-"
+Steps = Sequence[tuple[float, str]]
+TIMES: Steps = ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns"))
+COUNTS: Steps = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+SIZES: Steps = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
+ROUNDED_UP = 0.9995
+"""The share of a unit from which three digits round to the whole unit: 999,500 ns read as 1.00 ms, not as 1000 us."""
 
 
 def human_ns(value_ns: float | None) -> str:
-    """Nanoseconds in three digits and the unit that fits: ns, us, ms or s."""
-    if value_ns is None:
-        return NOTHING
-    for size, unit in ((10**9, "s"), (10**6, "ms"), (10**3, "us")):
-        # 999,500 ns would round to "1000 us".
-        if abs(value_ns) >= size * 0.9995:
-            return f"{_three_digits(value_ns / size)} {unit}"
-    return f"{value_ns:.0f} ns"
+    """Nanoseconds in ns, us, ms or s. ``None`` is "-"."""
+    if value_ns is not None and abs(value_ns) < 1e3 * ROUNDED_UP:
+        return f"{value_ns:.0f} ns"
+    return _said(value_ns, TIMES)
 
 
-def human_interval(interval: tuple[float | None, float | None] | None) -> str:
-    """From nanoseconds to nanoseconds, the unit once where both have it; an end that is not known is open."""
-    if interval is None:
-        return NOTHING
-    low, high = human_ns(interval[0]), human_ns(interval[1]) if interval[1] is not None else "open"
-    number, _, unit = low.partition(" ")
-    return f"{number if high.endswith(' ' + unit) else low} - {high}"
+def human_seconds(value_s: float | None) -> str:
+    """Seconds, whatever their size."""
+    return _said(value_s, ((1.0, "s"),))
 
 
 def human_count(value: float | None) -> str:
-    """A number in three digits and k, M or G."""
-    if value is None:
-        return NOTHING
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if abs(value) >= size * 0.9995:
-            return f"{_three_digits(value / size)} {unit}"
-    return _three_digits(value)
+    """A number with k, M or G."""
+    return _said(value, COUNTS)
 
 
 def human_bytes(value_bytes: float | None) -> str:
-    """Bytes as MiB."""
-    return NOTHING if value_bytes is None else f"{value_bytes / 2**20:,.1f} MiB"
+    """Bytes in B, KiB, MiB, GiB or TiB."""
+    if value_bytes is not None and abs(value_bytes) < 2**10 * ROUNDED_UP:
+        return f"{value_bytes:.0f} B"
+    return _said(value_bytes, SIZES)
 
 
-def _three_digits(value: float) -> str:
-    decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:,.{decimals}f}"
+def short_ns(value_ns: float | None) -> str:
+    """As :func:`human_ns`, without trailing zeros."""
+    return _said(value_ns, TIMES, fixed=False)
+
+
+def short_seconds(value_s: float | None) -> str:
+    """As :func:`human_seconds`, without trailing zeros."""
+    return _said(value_s, ((1.0, "s"),), fixed=False)
+
+
+def short_count(value: float | None) -> str:
+    """As :func:`human_count`, without trailing zeros."""
+    return _said(value, COUNTS, fixed=False)
+
+
+def short_bytes(value_bytes: float | None) -> str:
+    """As :func:`human_bytes`, without trailing zeros."""
+    return _said(value_bytes, SIZES, fixed=False)
+
+
+def human_interval(interval: tuple[float | None, float | None] | None) -> str:
+    """An interval of nanoseconds, with the unit once where both ends have it. An end of ``None`` is "open"."""
+    if interval is None:
+        return NOTHING
+    low, high = ("open" if end is None else human_ns(end) for end in interval)
+    number, _, unit = low.partition(" ")
+    return f"{number if unit and high.endswith(' ' + unit) else low} - {high}"
+
+
+def percentile_title(name: str) -> str:
+    """The title of a percentile's column: p99.9 for p99_9."""
+    return name.replace("_", ".")
+
+
+def _said(value: float | None, steps: Steps, *, fixed: bool = True) -> str:
+    if value is None:
+        return NOTHING
+    size, unit = next((step for step in steps if abs(value) >= step[0] * ROUNDED_UP), steps[-1])
+    its = value / size
+    decimals = 2 if abs(its) < 9.995 else 1 if abs(its) < 99.95 else 0
+    text = f"{its:,.{decimals}f}"
+    if not fixed and "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return f"{text} {unit}".rstrip()

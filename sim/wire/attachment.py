@@ -38,18 +38,6 @@ WARNINGS_MAX = 1000
 DEAF_NS = SECOND_NS
 
 
-class _Connection(Connection):
-    @property
-    def dialect(self) -> Dialect | None:
-        """What the server speaks, once that is known."""
-        return self._client.dialect
-
-    @property
-    def awaited(self) -> str:
-        """What the greeting lacks, in words."""
-        return self._client.awaited
-
-
 class Attachment:
     """One peer of the server on ``path``, driven by ``loop``. Close it before the loop.
 
@@ -77,7 +65,7 @@ class Attachment:
         self._on_interrupt, self._say, self._on_return = on_interrupt, say, on_return
         if len(os.fsencode(path)) > PATH_BYTES_MAX:
             raise UsageError(f"the socket's path may have {PATH_BYTES_MAX} bytes, {path} has {len(os.fsencode(path))}")
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._connected_ns = self._news_ns = 0
         self.met = False
         """Whether everybody has been met. Not any more once a server that is tried again has gone."""
@@ -176,7 +164,7 @@ class Attachment:
         if not self.own_vectors:
             self._say("no eventfds of its own have come: nobody can interrupt this peer")
 
-    def _meet_again(self, connection: _Connection) -> None:
+    def _meet_again(self, connection: Connection) -> None:
         """What ``meet`` waits for, beside everything else that the loop does."""
         if connection is not self._connection:
             return
@@ -201,7 +189,7 @@ class Attachment:
         if self._closed:
             return
         try:
-            connection = _Connection(self._path, self._vm, on_own=self._watch_own, warn=self._warn)
+            connection = Connection(self._path, self._vm, on_own=self._watch_own, warn=self._warn)
         except UsageError as error:
             if not self._reconnect:
                 raise

@@ -14,7 +14,8 @@ from nodes.errors import HostError, UsageError
 from nodes.wire.client import REFUSED
 from nodes.wire.protocol import LEGACY, PEERS_MAX, V0, Dialect, Message
 from sim.kernel.loop import Loop
-from sim.kernel.memory import Region, mappings
+from sim.kernel.memory import Region
+from sim.kernel.segments import mappings
 from sim.kernel.signals import ended_by_signal
 from sim.wire.daemon import PidFile
 from sim.wire.event_log import EventLog, open_log

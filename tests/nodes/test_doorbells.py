@@ -11,12 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from nodes.doorbells import UNSAMPLED_SUPPLY, Doorbells
 from nodes.errors import GuestError
+from nodes.peer_table import PeerTable
 
 FULL = (1 << 64) - 2
 
 
 class World:
-    """Counters that can be full, a ledger that remembers, and a device that knows no line."""
+    """Counters that can be full, a ledger that remembers, and a device that decodes doorbells."""
 
     def __init__(self, sample_every):
         self.counters = {}
@@ -26,26 +27,42 @@ class World:
         self.stored = {}
         self.samples = []
         self.nowhere = 0
-        self.missed = []
-        self.heard = {}  # what a device decodes to another line
+        self.written = []  # what took the long path
+        self.aliases = {}  # what the device decodes to another vector
+        self.decodes = True
+        self.watch = lambda line: None  # called with each line that is signalled
         self.now_ns = 1000
-        self.doorbells = Doorbells(self.signal, self.miss, self, self.clock, sample_every=sample_every)
+        self.peers = PeerTable()
+        self.doorbells = Doorbells(self.signal, self.write, self, self.clock, sample_every=sample_every)
+        self.doorbells.replace(self.peers)
+
+    def connect(self, peer, vector, line):
+        self.peers.connect(peer, vector, line)
+        self.doorbells.connect(peer, vector)
+
+    def disconnect(self, peer):
+        self.doorbells.disconnect(peer)
+        self.peers.disconnect(peer)
+
+    def switch(self, *, decodes):
+        self.decodes = decodes
+        self.doorbells.invalidate()
 
     def signal(self, line, value):
         assert value == 1
+        self.watch(line)
         if self.counters.get(line, 0) + value > self.limit.get(line, FULL):
             raise BlockingIOError
         self.counters[line] = self.counters.get(line, 0) + value
         self.signalled[line] = self.signalled.get(line, 0) + 1
 
-    def miss(self, peer, vector):
+    def write(self, peer, vector):
         if not (0 <= peer <= 0xFFFF and 0 <= vector <= 0xFFFF):
             raise GuestError(f"{peer}, {vector}")
-        self.missed.append((peer, vector))
-        if (peer, vector) in self.heard:
-            self.doorbells.ring(*self.heard[peer, vector])
-            return True
-        return False
+        self.written.append((peer, vector))
+        peer, vector = self.aliases.get((peer, vector), (peer, vector))
+        if self.decodes and self.peers.line(peer, vector) is not None:
+            self.doorbells.decoded(peer, vector)
 
     def clock(self):
         self.now_ns += 1
@@ -80,17 +97,17 @@ def world(request):
 
 
 def test_a_ring_is_one_signal_and_one_in_the_books(world):
-    world.doorbells.connect(7, 2, line=72)
+    world.connect(7, 2, line=72)
     for _ in range(100):
         world.doorbells.ring(7, 2)
     assert world.signalled == {72: 100}
     assert world.books() == {(7, 2): (100, 0)}
-    assert (world.nowhere, world.missed) == (0, [])
+    assert (world.nowhere, world.written) == (0, [(7, 2)])
 
 
 def test_more_rings_than_one_supply_of_ones():
     world = World(0)
-    world.doorbells.connect(0, 0, line=1)
+    world.connect(0, 0, line=1)
     for _ in range(2 * UNSAMPLED_SUPPLY + 5):
         world.doorbells.ring(0)
     assert world.books() == {(0, 0): (2 * UNSAMPLED_SUPPLY + 5, 0)}
@@ -102,7 +119,7 @@ def test_more_rings_than_one_supply_of_ones():
 def test_every_nth_doorbell_of_an_edge_is_stamped(every, edges):
     world = World(every)
     for line, (peer, vector) in enumerate(edges):
-        world.doorbells.connect(peer, vector, line)
+        world.connect(peer, vector, line)
     rung = {edge: [] for edge in edges}
     for at in range(5 * every):
         for peer, vector in edges:
@@ -117,26 +134,29 @@ def test_every_nth_doorbell_of_an_edge_is_stamped(every, edges):
     assert all(earlier[3] < later[3] for earlier, later in itertools.pairwise(world.samples))
 
 
-def test_a_doorbell_without_an_intended_time_was_meant_when_it_was_rung():
+def test_only_a_doorbell_of_a_program_with_a_schedule_has_an_intended_time():
     world = World(1)
-    world.doorbells.connect(0, 0, 1)
-    world.doorbells.ring(0)
-    ((_, _, intended_ns, rung_ns),) = world.samples
-    assert intended_ns == rung_ns
+    world.connect(0, 0, 1)
+    burst = world.doorbells.burst([(0, 0)])
+    for _ in range(2):
+        world.doorbells.ring(0)
+        world.doorbells.ring(0, 0, 55)
+        burst.ring()
+    assert [intended_ns for _, _, intended_ns, _ in world.samples] == [0, 55, 0] * 2
+    assert all(rung_ns > 0 for _, _, _, rung_ns in world.samples)
 
 
 def test_the_stamp_and_the_count_stand_before_the_counter_is_written():
     world = World(1)
-    world.doorbells.connect(0, 0, 1)
+    world.connect(0, 0, 1)
     seen = []
-    world.signal = lambda line, value: seen.append((len(world.samples), world.stored[0]))
-    world.doorbells._signal = world.signal
+    world.watch = lambda line: seen.append((len(world.samples), world.stored[0]))
     world.doorbells.ring(0)
     assert seen == [(1, (1, 0))]
 
 
 def test_a_full_counter_refuses_and_is_counted(world):
-    world.doorbells.connect(1, 0, line=10)
+    world.connect(1, 0, line=10)
     world.limit[10] = 3
     for _ in range(20):
         world.doorbells.ring(1)
@@ -145,19 +165,19 @@ def test_a_full_counter_refuses_and_is_counted(world):
 
 
 def test_a_ring_after_leave_is_refused_on_the_edge_it_was_for(world):
-    world.doorbells.connect(1, 0, line=10)
+    world.connect(1, 0, line=10)
     world.doorbells.ring(1)
-    world.doorbells.disconnect(1)
+    world.disconnect(1)
     for _ in range(5):
         world.doorbells.ring(1)
     assert world.books() == {(1, 0): (6, 5)}
     assert world.nowhere == 0
-    assert world.doorbells.peers() == {}
-    assert world.doorbells.line(1, 0) is None
+    assert list(world.peers) == []
+    assert world.peers.line(1, 0) is None
 
 
 def test_a_ring_to_nobody_is_counted_nowhere(world):
-    world.doorbells.connect(1, 0, line=10)
+    world.connect(1, 0, line=10)
     world.doorbells.ring(1, 1)
     world.doorbells.ring(2)
     assert world.books() == {}
@@ -166,8 +186,8 @@ def test_a_ring_to_nobody_is_counted_nowhere(world):
 
 
 def test_what_the_device_decodes_to_another_vector_is_counted_there(world):
-    world.doorbells.connect(1, 0, line=10)
-    world.heard[1, 256] = (1, 0)
+    world.connect(1, 0, line=10)
+    world.aliases[1, 256] = (1, 0)
     world.doorbells.ring(1, 256)
     assert world.signalled == {10: 1}
     assert world.books() == {(1, 0): (1, 0)}
@@ -177,8 +197,8 @@ def test_what_the_device_decodes_to_another_vector_is_counted_there(world):
 @pytest.mark.parametrize(("peer", "vector"), [(0, 65536), (-1, 0), (65536, 0), (0, -1), (-1, 1 << 17)])
 def test_no_number_out_of_range_rings_anybody_else(world, peer, vector):
     for line, other in enumerate([(0, 0), (1, 0), (0, 1), (1, 65535), (65535, 65535)]):
-        world.doorbells.connect(*other, line)
-    assert world.doorbells.line(peer, vector) is None
+        world.connect(*other, line)
+    assert world.peers.line(peer, vector) is None
     for ring in (lambda: world.doorbells.ring(peer, vector), world.doorbells.burst([(peer, vector)]).ring):
         with pytest.raises(GuestError):
             ring()
@@ -186,13 +206,85 @@ def test_no_number_out_of_range_rings_anybody_else(world, peer, vector):
 
 
 def test_a_peer_that_comes_back_has_the_same_books(world):
-    world.doorbells.connect(1, 0, line=10)
+    world.connect(1, 0, line=10)
     world.doorbells.ring(1)
-    world.doorbells.disconnect(1)
-    world.doorbells.connect(1, 0, line=11)
+    world.disconnect(1)
+    world.connect(1, 0, line=11)
     world.doorbells.ring(1)
     assert world.signalled == {10: 1, 11: 1}
     assert world.books() == {(1, 0): (2, 0)}
+
+
+# The long path and the short one
+
+
+def test_only_the_first_doorbell_of_an_edge_takes_the_long_path(world):
+    for vector in range(3):
+        world.connect(1, vector, line=vector)
+    for _ in range(50):
+        for vector in range(3):
+            world.doorbells.ring(1, vector)
+    assert world.written == [(1, 0), (1, 1), (1, 2)]
+    assert world.signalled == {0: 50, 1: 50, 2: 50}
+
+
+def test_only_the_first_ring_of_a_burst_takes_the_long_path(world):
+    for vector in range(3):
+        world.connect(1, vector, line=vector)
+    burst = world.doorbells.burst([(1, 0), (1, 1), (1, 2), (1, 0)])
+    for _ in range(50):
+        burst.ring()
+    assert world.written == [(1, 0), (1, 1), (1, 2)]
+    assert world.signalled == {0: 100, 1: 50, 2: 50}
+
+
+def test_what_the_device_decodes_to_another_vector_never_has_a_short_path(world):
+    world.connect(1, 0, line=10)
+    world.aliases[1, 256] = (1, 0)
+    burst = world.doorbells.burst([(1, 256)])
+    for _ in range(5):
+        world.doorbells.ring(1, 256)
+        burst.ring()
+    assert world.written == [(1, 256)] * 10
+    assert world.signalled == {10: 10}
+
+
+def test_a_device_that_does_not_decode_is_rung_by_no_path(world):
+    world.connect(1, 0, line=10)
+    burst = world.doorbells.burst([(1, 0)])
+    world.doorbells.ring(1)
+    burst.ring()
+    world.switch(decodes=False)
+    for _ in range(3):
+        world.doorbells.ring(1)
+        burst.ring()
+        world.doorbells.burst([(1, 0)]).ring()
+    assert world.signalled == {10: 2}
+    assert world.books() == {(1, 0): (11, 9)}
+    world.switch(decodes=True)
+    before = len(world.written)
+    for _ in range(3):
+        world.doorbells.ring(1)
+        burst.ring()
+    assert world.signalled == {10: 8}
+    assert world.written[before:] == [(1, 0)]
+
+
+def test_a_machine_among_other_peers_counts_anew_and_rings_no_line_of_before(world):
+    world.connect(1, 0, line=10)
+    burst = world.doorbells.burst([(1, 0)])
+    for _ in range(2):
+        burst.ring()
+    there = PeerTable()
+    there.connect(1, 0, 20)
+    world.doorbells.replace(there)
+    assert world.stored == {0: (2, 0)}
+    world.peers, world.edges, world.stored = there, {}, {}  # the ledger allocates other edges
+    for _ in range(3):
+        burst.ring()
+        world.doorbells.ring(1)
+    assert world.signalled == {10: 2, 20: 6}
+    assert world.books() == {(1, 0): (6, 0)}
 
 
 # Bursts
@@ -201,9 +293,9 @@ def test_a_peer_that_comes_back_has_the_same_books(world):
 def test_a_burst_rings_its_doorbells_in_order(world):
     pairs = [(1, 0), (2, 1), (1, 1), (2, 0), (1, 0)]
     order = []
-    world.doorbells._signal = lambda line, value: order.append(line)
+    world.watch = order.append
     for peer, vector in set(pairs):
-        world.doorbells.connect(peer, vector, line=10 * peer + vector)
+        world.connect(peer, vector, line=10 * peer + vector)
     burst = world.doorbells.burst(pairs)
     for _ in range(7):
         burst.ring()
@@ -214,7 +306,7 @@ def test_a_burst_rings_its_doorbells_in_order(world):
 @pytest.mark.parametrize("full", [0, 2, 4])
 def test_a_full_counter_in_the_middle_of_a_burst_does_not_hold_up_the_rest(world, full):
     for vector in range(5):
-        world.doorbells.connect(1, vector, line=vector)
+        world.connect(1, vector, line=vector)
     world.limit[full] = 2
     burst = world.doorbells.burst([(1, vector) for vector in range(5)])
     for _ in range(20):
@@ -225,10 +317,10 @@ def test_a_full_counter_in_the_middle_of_a_burst_does_not_hold_up_the_rest(world
 
 def test_a_burst_whose_peer_left_rings_the_others_and_counts_the_rest_as_refused(world):
     for peer in (1, 2):
-        world.doorbells.connect(peer, 0, line=peer)
+        world.connect(peer, 0, line=peer)
     burst = world.doorbells.burst([(1, 0), (2, 0), (9, 9)])
     burst.ring()
-    world.doorbells.disconnect(1)
+    world.disconnect(1)
     burst.ring()
     burst.ring()
     assert world.signalled == {1: 1, 2: 3}
@@ -241,8 +333,10 @@ def test_a_burst_whose_peer_left_rings_the_others_and_counts_the_rest_as_refused
 def test_every_nth_doorbell_of_a_burst_is_stamped_and_every_edge_has_its_turn(every, size):
     world = World(every)
     for vector in range(size):
-        world.doorbells.connect(0, vector, line=vector)
+        world.connect(0, vector, line=vector)
     burst = world.doorbells.burst([(0, vector) for vector in range(size)])
+    burst.ring()  # the first ring takes the long path
+    world.samples.clear()
     rounds = 40 * every
     for _ in range(rounds):
         burst.ring()
@@ -270,6 +364,7 @@ class Books(RuleBasedStateMachine):
         self.world = World(every)
         self.connected = {}
         self.ever = {}
+        self.counted = set()  # the edges that have counters
         self.rung = {}
         self.nowhere = 0
         self.bursts = []
@@ -282,15 +377,22 @@ class Books(RuleBasedStateMachine):
                 self.lines += 1
                 self.connected[peer, vector] = self.lines
                 self.ever.setdefault((peer, vector), []).append(self.lines)
-                self.world.doorbells.connect(peer, vector, self.lines)
+                self.world.connect(peer, vector, self.lines)
 
     @rule(peer=PEERS)
     def disconnect(self, peer):
-        self.world.doorbells.disconnect(peer)
+        self.world.disconnect(peer)
+        self.counted |= {at for at in self.connected if at[0] == peer}
         self.connected = {at: line for at, line in self.connected.items() if at[0] != peer}
 
+    @rule(decodes=st.booleans())
+    def switch(self, decodes):
+        self.world.switch(decodes=decodes)
+
     def note(self, pair):
-        if pair in self.ever:
+        if self.world.decodes and pair in self.connected:
+            self.counted.add(pair)
+        if pair in self.counted:
             self.rung[pair] = self.rung.get(pair, 0) + 1
         else:
             self.nowhere += 1
@@ -338,7 +440,7 @@ class Books(RuleBasedStateMachine):
             counts = {}
             for peer, _ in self.connected:
                 counts[peer] = counts.get(peer, 0) + 1
-            assert self.world.doorbells.peers() == counts
+            assert {peer: self.world.peers.vectors(peer) for peer in self.world.peers} == counts
 
     @invariant()
     def the_counts_that_stand_are_never_more_than_was_rung(self):
@@ -366,7 +468,7 @@ TestBooks.settings = settings(stateful_step_count=40)
 def test_the_distance_between_stamps_of_one_edge_is_exact(every, vectors):
     world = World(every)
     for vector in range(3):
-        world.doorbells.connect(0, vector, vector)
+        world.connect(0, vector, vector)
     for at, vector in enumerate(vectors):
         world.doorbells.ring(0, vector, at + 1)
     for vector in range(3):

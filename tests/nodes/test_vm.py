@@ -7,9 +7,11 @@ from collections import defaultdict
 
 import pytest
 
+from nodes import programs
 from nodes.device.profiles import PROFILES
 from nodes.errors import GuestError
 from nodes.guest import FOREVER, NOW, Interrupt
+from nodes.peer_table import PeerTable
 from nodes.vm import Vm
 from tests.fabric import Books
 
@@ -21,7 +23,7 @@ FUNCTION_MASK, ENABLE = 1 << 14, 1 << 15
 class Bench:
     """One machine on a bench: peer 0 with its own lines 0.., peer 1 with lines 100.. ."""
 
-    def __init__(self, vectors=2, profile="qemu-doorbell", sample_every=1, first=None):
+    def __init__(self, vectors=2, profile="qemu-doorbell", sample_every=1, first=None, role="peer", placed=True):
         self.rung = []
         self.heard = []
         self.books = Books()
@@ -29,7 +31,7 @@ class Bench:
         self.vm = Vm(
             PROFILES[profile],
             vectors=vectors,
-            role="peer",
+            role=role,
             signal=lambda line, value: self.rung.append(line),
             ledger=self.books,
             clock=lambda: self.now_ns,
@@ -38,7 +40,8 @@ class Bench:
             first=first,
         )
         self.guest = self.vm.guest
-        self.vm.place(0, memoryview(bytearray(MEMORY_BYTES[profile])))
+        if placed:
+            self.vm.place(0, memoryview(bytearray(MEMORY_BYTES[profile])))
         for vector in range(vectors):
             self.vm.connect(0, vector, vector)
             self.vm.connect(1, vector, 100 + vector)
@@ -390,12 +393,99 @@ def test_a_doorbell_for_nobody_is_counted(bench, peer, vector):
     assert (bench.rung, bench.books.nowhere) == ([], 1)
 
 
-def test_a_doorbell_for_nobody_is_counted_with_memory_decode_off_too(bench):
-    """What the device does not even see has reached nobody."""
-    bench.vm.device.config_write(4, 2, 0)
-    bench.guest.ring(9)
-    bench.vm.doorbells.flush()
-    assert bench.books.nowhere == 1
+WAYS = ["ring", "write", "burst"]
+"""How a program rings a doorbell."""
+
+
+def ways_of(bench, peer, vector=0):
+    """Each way to ring that doorbell, made before anything changes: a burst is rung again and again."""
+    burst = bench.guest.burst([(peer, vector)])
+    return {
+        "ring": lambda: bench.guest.ring(peer, vector),
+        "write": lambda: bench.guest.write(0, 12, peer << 16 | vector),
+        "burst": burst.ring,
+    }
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("before", [False, True], ids=["never rung", "rung before"])
+@pytest.mark.parametrize("sample_every", [0, 1, 2])
+def test_all_ways_to_ring_do_what_the_device_does_with_memory_decode_off(way, before, sample_every):
+    bench = Bench(sample_every=sample_every)
+    ring = ways_of(bench, 1)[way]
+    if before:
+        ring()
+    bench.rung.clear()
+    command = bench.vm.device.config_read(4, 2)
+    bench.vm.device.config_write(4, 2, command & ~2)
+    for _ in range(3):
+        ring()
+    assert bench.rung == []
+    counts = bench.counts()
+    assert sum(refused for _, refused in counts.values()) + bench.books.nowhere == 3
+    bench.vm.device.config_write(4, 2, command)
+    for _ in range(3):
+        ring()
+    assert bench.rung == [100] * 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_ways_to_ring_do_what_the_device_does_after_a_reset(way):
+    """A driver that has not switched memory decoding on again rings no peer."""
+    bench = Bench()
+    ring = ways_of(bench, 1)[way]
+    ring()
+    bench.vm.device.reset()
+    ring()
+    assert bench.rung == [100]
+    bench.vm.reset(programs.idle)
+    ring()
+    assert bench.rung == [100, 100]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_ways_to_ring_reach_no_peer_before_the_driver_has_started(way):
+    bench = Bench(placed=False)
+    ways_of(bench, 1)[way]()
+    assert bench.rung == []
+    bench.vm.place(0, memoryview(bytearray(4096)))
+    ways_of(bench, 1)[way]()
+    assert bench.rung == [100]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_ways_to_ring_reach_no_peer_of_a_device_that_was_removed(way):
+    bench = Bench()
+    ring = ways_of(bench, 1)[way]
+    ring()
+    bench.vm.unplug()
+    ring()
+    assert bench.rung == [100]
+    assert sum(refused for _, refused in bench.counts().values()) + bench.books.nowhere == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("decodes", [False, True])
+def test_all_ways_to_ring_do_what_the_new_device_does_after_a_migration(way, decodes):
+    """Memory decoding comes with the saved state; the peers come from the new server."""
+    bench = Bench(role="master")
+    ring = ways_of(bench, 1)[way]
+    ring()
+    vm = bench.vm
+    if not decodes:
+        vm.device.config_write(4, 2, vm.device.config_read(4, 2) & ~2)
+    state = vm.device.save()
+    vm.replace(vm.make_device(vm.device.profile, vectors=2, role="master", size_bytes=None))
+    peers = PeerTable()
+    vm.use_peers(peers)
+    ring()
+    vm.arrive(0, vm.guest.memory, state)
+    assert bench.rung == [100]
+    for vector in range(2):
+        vm.connect(1, vector, 200 + vector)
+    for _ in range(2):
+        ring()
+    assert bench.rung == [100, *([200, 200] if decodes else [])]
 
 
 def test_a_peer_that_left_is_gone_for_device_and_doorbells(bench):

@@ -17,7 +17,7 @@ import pytest
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.msix import Undelivered
 from nodes.device.pci import assign_resources
-from nodes.device.profiles import PROFILES, STICKY_REGISTERS, Profile, profile
+from nodes.device.profiles import PROFILES, STICKY_REGISTERS, profile
 from nodes.device.registers import AccessRules
 from nodes.errors import HostError, UsageError
 from sim.kernel.eventfd import EventFd
@@ -98,14 +98,7 @@ DEFECTS: dict[str, dict[str, object]] = {
 def defective(cells: dict[str, object]) -> type[SimulatedDevice]:
     class Defective(SimulatedDevice):
         def __init__(self, scene: Scene) -> None:
-            super().__init__(scene)
-            healthy = self.device
-            made: Profile = replace(healthy.profile, **cells)  # type: ignore[arg-type]
-            self.device = Ivshmem(made, vectors=scene.vectors, ring=self._ring)
-            self.device.set_peer(scene.peer)
-            self.device.set_memory(memoryview(bytearray(scene.memory_bytes)))
-            for vector in range(scene.connected):
-                self.device.connect(scene.peer, vector)
+            super().__init__(scene, replace(PROFILES[scene.profile], **cells))  # type: ignore[arg-type]
 
     return Defective
 

@@ -22,6 +22,7 @@ import pytest
 import sim
 from nodes.errors import UsageError
 from sim.cli import main
+from sim.kernel.signals import ENDING
 from sim.recording import Recording, State, header
 from sim.runner import Begun
 
@@ -355,12 +356,13 @@ def test_a_third_signal_gives_up_and_says_what_is_kept(
             os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the third one was taken, too")
 
-    before = signal.getsignal(signal.SIGINT)  # `main` ends with the interrupt ignored
+    before = {number: signal.getsignal(number) for number in ENDING}  # `main` ends with them ignored
     monkeypatch.setattr("sim.results.finalize.account", account)
     with pytest.raises(SystemExit) as ended:
         main(["run", "ping_pong", "--set", "run.duration_s=0.2", "--runs", str(tmp_path), "-q"])
     monkeypatch.undo()
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     (path,) = tmp_path.iterdir()
     assert ended.value.code == 130
     assert capsys.readouterr().err.endswith(f"by: ivsim show {path}\n")

@@ -91,7 +91,7 @@ def goes_on(directory: Path, /, **changed: object) -> Iterator[Run]:
 def place(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where runs are looked for: nobody else's are there."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
-    monkeypatch.setattr("sim.telemetry.discovery.places", lambda: [short_path])
+    monkeypatch.setattr("sim.telemetry.discovery.runtime_parents", lambda: [short_path])
     return short_path
 
 
@@ -254,7 +254,7 @@ def test_events_and_latencies_are_shown_when_a_run_tells_them(place):
     happened = (Happened(6 * SECOND_NS, "action", "kill \x1b[31mstorm-1"),)
     with goes_on(place / "ivsim-a", happened=happened, latency_ns={"p50": 12_300, "p99": 2_000_000}):
         out = call("--once").stdout
-    assert "delivery p50 12.3 µs, p99 2 ms" in out
+    assert "delivery p50 12.3 us, p99 2 ms" in out
     assert "1.000 s  action  kill" in out
     assert "\x1b" not in out
 

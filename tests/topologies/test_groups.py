@@ -354,7 +354,7 @@ def test_a_role_that_is_left_to_the_id() -> None:
     for profile in ("qemu-1.1", "qemu-1.1-shm"):
         problem = only(MACHINE + f"profile = '{profile}'\nrole = 'auto'")
         assert (problem.key, problem.got) == ("machines.a.role", '"auto"')
-        assert "'role' must be 'peer' or 'master'" in problem.expected
+        assert problem.expected.startswith('"peer" or "master": ')
     assert only(MACHINE + "profile = 'acrn'\nrole = 'auto'").expected.startswith('"peer" or "master": acrn')
     run = "[run]\nonly_migratable = true\n"
     assert loads(run + MACHINE + "role = 'auto'").run.only_migratable

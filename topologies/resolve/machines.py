@@ -187,11 +187,9 @@ def _settle_device(settings: Settings, report: Report) -> None:
         report.add(settings.at("vectors"), f"at least 1: {name} has MSI-X, and that at least one vector", "0", hint)
     if values["role"] is None:
         values["role"] = profile.default_role
-    elif values["role"] == "auto" and (profile.revision == 0 or not profile.stream):
-        expected = f'"peer" or "master": {name} does not choose by its ID'
-        if profile.revision == 0:
-            expected += " (ivshmem: 'role' must be 'peer' or 'master')"  # nodes.device.qemu_1_1.properties
-        report.add(settings.at("role"), expected, '"auto"')
+    elif values["role"] not in profile.roles and not settings.faulty("role", report):
+        expected = f"{' or '.join(map(show, profile.roles))}: {name} does not choose by its ID"
+        report.add(settings.at("role"), expected, show(values["role"]))
 
 
 def _check_migratable(settings: Settings, report: Report) -> None:

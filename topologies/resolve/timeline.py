@@ -195,8 +195,9 @@ class Timeline:
             return
         for index in entry.machines:
             profile = PROFILES.get(self.references.settings[index].values["profile"])
-            if profile is not None and (profile.revision > 0 or not profile.server):
-                expected = "machines that run before their server has sent the memory: qemu-1.1, qemu-1.1-intx"
+            if profile is not None and profile.waits_for_memory:
+                early = ", ".join(each.name for each in PROFILES.values() if not each.waits_for_memory)
+                expected = f"machines that run before their server has sent the memory: {early}"
                 why = "which waits for it" if profile.server else "which gets none from a server"
                 got = f"{self.references.names.names_of[index]}, a {profile.name}, {why}"
                 self.report.add((*path, "machines"), expected, got)

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from nodes.device.effects import DeviceWarning
 from nodes.device.ivshmem import DOORBELL_OFFSET, PEER_LIMIT, REGISTERS_BAR, Ivshmem
-from nodes.device.profiles import Quirk
+from nodes.device.profile import Quirk
 from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.device.qemu_1_1.shared_object import MappingHost, check_size, map_checked
 from nodes.errors import ModelledFault
@@ -225,10 +225,11 @@ class SeedClient:
 
     def _publish_lines(self) -> None:
         """What the doorbell can ring: vectors of peers up to the largest ID seen since the memory came."""
-        self.device.lines.clear()
+        self.device.peers.clear()
         for peer, slot in self._peers.items():
             if peer <= min(self.max_peer, PEER_LIMIT - 1):
-                self.device.lines.update(peer << 16 | vector for vector in range(len(slot.descriptors)))
+                for vector, descriptor in enumerate(slot.descriptors):
+                    self.device.peers.connect(peer, vector, descriptor)
 
     # The end.
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.profiles import PROFILES, Profile, Quirk
+from nodes.device.profile import Profile, Quirk
+from nodes.device.qemu_1_1.profiles import VARIANTS
 from nodes.errors import ModelledFault, UsageError
 
 __all__ = ["STEPS", "DeviceExitError", "Plan", "Properties", "parse_size", "realize"]
@@ -20,13 +21,6 @@ __all__ = ["STEPS", "DeviceExitError", "Plan", "Properties", "parse_size", "real
 ULONG_LONG_MAX = (1 << 64) - 1
 SHIFTS = {"": 20, "M": 20, "m": 20, "G": 30, "g": 30}
 SERVER_PREFIX = "unix:"
-VARIANTS = {
-    (True, True): "qemu-1.1",
-    (True, False): "qemu-1.1-intx",
-    (False, True): "qemu-1.1-shm",
-    (False, False): "qemu-1.1-shm-intx",
-}
-"""The profile of a device, by (with a server, property msi)."""
 
 
 class DeviceExitError(UsageError):
@@ -66,7 +60,7 @@ class Plan:
 
     def device(self, ring: Callable[[int, int], object]) -> Ivshmem:
         """The device that this plan describes."""
-        variant = PROFILES[VARIANTS[self.server, self.properties.msi]]
+        variant = VARIANTS[self.server, self.properties.msi]
         variant = variant.without(*(variant.quirks - self.profile.quirks))
         return Ivshmem(variant, vectors=self.properties.vectors, ring=ring, role=self.role, size_bytes=self.size_bytes)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from nodes.device.profiles import Profile, Quirk
+from nodes.device.profile import Profile, Quirk
 from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.errors import ModelledFault
 

@@ -19,8 +19,8 @@ from sim.engines.process import control
 from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.control import Control
 from sim.engines.process.worker import ProgramError, Worker
-from sim.kernel.memory import remove_orphaned
 from sim.kernel.processes import schedule, tie_to_fork_server
+from sim.kernel.segments import remove_orphaned
 from sim.kernel.signals import ENDING
 from sim.recording import Recording, State, header
 

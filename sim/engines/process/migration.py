@@ -13,7 +13,6 @@ import os
 import signal
 import time
 
-from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import RamMigration
 from nodes.device.qemu_1_1.shared_object import check_size
 from nodes.errors import HostError
@@ -84,12 +83,8 @@ class Arrival:
         self._memory = vm.guest.memory
         self.memory_bytes = 0
         size_bytes = len(self._memory) if self._old.profile.memory_container else None
-        self._device = Ivshmem(
-            self._old.profile,
-            vectors=vm.guest.vectors,
-            role=self._old.role,
-            size_bytes=size_bytes,
-            ring=vm.doorbells.ring,
+        self._device = vm.make_device(
+            self._old.profile, vectors=vm.guest.vectors, role=self._old.role, size_bytes=size_bytes
         )
         vm.replace(self._device)
 

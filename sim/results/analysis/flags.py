@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sim.results.summary import Summary
-from sim.views.units import human_ns
 
 __all__ = ["flags"]
 
@@ -66,7 +65,7 @@ def _doorbells(figures: Summary) -> Iterator[str]:
     if figures.missed_oldest_ns >= LATE_NS and (many or figures.missed_oldest_ns > (figures.latency_ns.lag.max or 0)):
         yield (
             f"{figures.missed:,} doorbells were due and never rung, the oldest for "
-            f"{human_ns(figures.missed_oldest_ns)}: lag and total do not have them, and read too short"
+            f"{figures.missed_oldest_ns / 1e9:,.2f} s: lag and total do not have them, and read too short"
         )
 
 
@@ -87,14 +86,14 @@ def _samples(figures: Summary) -> Iterator[str]:
             "stamps taken across a preemption, off by one drain"
         )
     deliveries = figures.latency_ns.delivery.samples
-    if figures.floor and figures.short_deliveries > SHORT_SHARE * deliveries:
+    if figures.wake_up_baseline and figures.short_deliveries > SHORT_SHARE * deliveries:
         yield (
-            f"{figures.short_deliveries:,} of {deliveries:,} deliveries took less than a quarter of the floor's "
-            f"{human_ns(figures.floor.p50_ns)}: rung at a machine that was draining just then, and taken without a "
-            "wake-up, or rung between a drain and its stamp and in truth left to the next one"
+            f"{figures.short_deliveries:,} of {deliveries:,} deliveries took less than a quarter of a bare wake-up's "
+            f"{figures.wake_up_baseline.p50_ns / 1e3:,.2f} us: either rung at a machine that was draining, and taken "
+            "without a wake-up, or rung between a drain and its stamp, and in fact delivered by the next drain"
         )
     if figures.clock_source not in QUICK_CLOCKS:
-        cost = f" ({figures.floor.clock_ns:.0f} ns a look)" if figures.floor else ""
+        cost = f" ({figures.wake_up_baseline.clock_ns:.0f} ns a look)" if figures.wake_up_baseline else ""
         yield f"the clock is {figures.clock_source}, a slow one{cost}: every sample costs several looks at it"
 
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 
 from nodes.errors import UsageError
 from sim.results.analysis.latency import grouped
+from sim.results.display import as_html
 from sim.results.store.manifest import Manifest
-from sim.views.notebook import table_html
 
-__all__ = ["BY", "COUNTS", "Matrix", "coalescing", "drain_codes", "flows", "matrix"]
+__all__ = ["BY", "COUNTS", "FlowMatrix", "coalescing", "drain_codes", "flows", "matrix"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -28,11 +28,10 @@ BY = ("edge", "machine", "group")
 COUNTS = ("rung", "refused", "delivered", "pending")
 FOREIGN = "(foreign)"
 UNKNOWN = -1
-LABELS_SHOWN = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Matrix:
+class FlowMatrix:
     """``values[row, column]``: what ``rows[row]`` sent to ``columns[column]``; NaN where nobody can know.
 
     Indexed by names: ``matrix["sender-0", "receiver-0"]``.
@@ -60,13 +59,8 @@ class Matrix:
             raise UsageError("frames need pandas: pip install 'ivshmem-sim[notebook]'") from error
         return pd.DataFrame(self.values, index=self.rows, columns=self.columns)
 
-    def _repr_html_(self) -> str:
-        """What a notebook shows; of more than 32 names the first ones."""
-        shown = [[f"{self.what}: from ↓ to →", *self.columns[:LABELS_SHOWN]]]
-        for name, row in zip(self.rows[:LABELS_SHOWN], self.values, strict=False):
-            shown.append([name, *("" if np.isnan(value) else f"{value:,.0f}" for value in row[:LABELS_SHOWN])])
-        more = max(len(self.rows), len(self.columns)) - LABELS_SHOWN
-        return table_html(shown, f"and {more} more" if more > 0 else "")
+    def _repr_html_(self) -> str | None:
+        return as_html(self)
 
 
 def flows(edges: pa.Table, vectors: pa.Table, manifest: Manifest, by: str) -> pa.Table:
@@ -137,7 +131,7 @@ def _delivered(lines: Integers, rung: Integers, refused: Integers, vectors: pa.T
     return np.where(known, arrived - pending, UNKNOWN), np.where(known, pending, UNKNOWN)
 
 
-def matrix(table: pa.Table, names: Sequence[str], what: str) -> Matrix:
+def matrix(table: pa.Table, names: Sequence[str], what: str) -> FlowMatrix:
     """The flows by machine or by group as a matrix; ``names`` gives the order of rows and columns."""
     if what not in COUNTS:
         raise UsageError(f"a matrix of {what!r}: expected one of {', '.join(COUNTS)}")
@@ -147,7 +141,7 @@ def matrix(table: pa.Table, names: Sequence[str], what: str) -> Matrix:
     values = np.zeros((len(names), len(columns)), np.float64 if table[what].null_count else np.int64)
     rows = [places[name] for name in table["source"].to_pylist()]
     values[rows, [places[name] for name in table["target"].to_pylist()]] = counts
-    return Matrix(what, list(names), columns, values)
+    return FlowMatrix(what, list(names), columns, values)
 
 
 def drain_codes(drains: pa.Table, manifest: Manifest, by: str) -> tuple[list[Any], Integers]:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from sim.results.analysis.histogram import BINS, bins_of, lower_edges, upper_edges
 
-__all__ = ["Distribution", "middles"]
+__all__ = ["GrowingHistogram", "middles"]
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -19,7 +19,7 @@ def middles(bins: Integers) -> Floats:
     return low + (high - low) / 2
 
 
-class Distribution:
+class GrowingHistogram:
     """How often each value came, to 0.4 %; the smallest and the largest exactly. Memory does not grow with values."""
 
     def __init__(self) -> None:

@@ -145,7 +145,9 @@ def _rings(records: Sequence[Records], lines: Lines) -> tuple[Column, ...]:
         source[:] = each.machine
         rings = _table(each.rings)
         target[:], vector[:], line[:] = lines.of_keys(rings[:, 0])
-        intended_ns[:], rung_ns[:] = rings[:, 1], rings[:, 2]
+        rung_ns[:] = rings[:, 2]
+        # A program without a schedule intends to ring when it rings.
+        intended_ns[:] = np.where(rings[:, 1] == 0, rings[:, 2], rings[:, 1])
         at += size
     return columns
 

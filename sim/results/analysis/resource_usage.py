@@ -1,4 +1,4 @@
-"""What the processes of a run used: from the sampled rows of ``resources.parquet`` to one ``Resources``."""
+"""What the processes of a run used: from the sampled rows of ``resources.parquet`` to one ``ProcessUse``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sim.results.summary import HostUse, Resources
+from sim.results.summary import HostUse, ProcessUse
 
 __all__ = ["COORDINATOR", "HOST", "host_use", "private_bytes", "profile"]
 
@@ -22,7 +22,7 @@ SPAN_S_MIN = 0.05
 Column = npt.NDArray[np.float64]
 
 
-def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> Resources | None:
+def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> ProcessUse | None:
     """What ``machines`` used between two moments of CLOCK_MONOTONIC; None without two rows of any of them.
 
     Machines wait for the start and stop by themselves. So the last look before the start and the first one after the
@@ -60,7 +60,7 @@ def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: in
     user, system = 100 * rate("cpu_user_s"), 100 * rate("cpu_system_s")
     cpu, used = user + system, float(user.sum() + system.sum())
     private, pss = peak("private_bytes"), peak("pss_bytes")
-    return Resources(
+    return ProcessUse(
         cpu_percent=round(float(cpu.mean()), 2),
         cpu_percent_max=round(float(cpu.max()), 2),
         cpu_percent_sum=round(float(cpu.sum()), 2),

@@ -16,7 +16,7 @@ from sim.results.analysis.latency import grouped, short
 from sim.results.analysis.resource_usage import COORDINATOR, host_use, profile
 from sim.results.ending import Ending
 from sim.results.store.manifest import SCHEMA_VERSION
-from sim.results.summary import BaselineFigures, Group, Latencies, Percentiles, Resources, Summary
+from sim.results.summary import BaselineFigures, GroupFigures, Latencies, Percentiles, ProcessUse, Summary
 
 __all__ = ["summarize"]
 
@@ -43,7 +43,7 @@ def _summarize(account: Account, latencies: Distribution) -> Summary:
     status, reason = _verdict(account)
     machines = [machine.index for machine in manifest.machines]
     used = profile(account.resources, machines, ending.start_ns, ending.stop_ns)
-    floor = _floor(ending, latencies.all.delivery)
+    baseline = _baseline(ending, latencies.all.delivery)
     return Summary(
         schema_version=SCHEMA_VERSION,
         version=manifest.version,
@@ -85,33 +85,33 @@ def _summarize(account: Account, latencies: Distribution) -> Summary:
         resources=used,
         cpu_ns_per_doorbell=_per_doorbell(used, sums["rung"] + nowhere, seconds),
         host=host_use(account.resources, ending.start_ns, ending.stop_ns),
-        floor=floor,
+        wake_up_baseline=baseline,
         clock_source=manifest.host.clock_source,
         missed_oldest_ns=max((each.missed_oldest_ns for each in records), default=0),
-        short_deliveries=short(account.samples, floor.p50_ns) if floor else 0,
+        short_deliveries=short(account.samples, baseline.p50_ns) if baseline else 0,
     )
 
 
-def _per_doorbell(used: Resources | None, rung: int, seconds: float) -> float | None:
+def _per_doorbell(used: ProcessUse | None, rung: int, seconds: float) -> float | None:
     """CPU nanoseconds for each doorbell: of all machines, ringing, taking and handling together."""
     if used is None or used.cpu_percent_sum is None or not rung:
         return None
     return round(used.cpu_percent_sum / 100 * seconds * 1e9 / rung, 1)
 
 
-def _floor(ending: Ending, delivery: Percentiles) -> BaselineFigures | None:
-    """The quieter of the two looks at the floor, and what delivery took in its terms."""
+def _baseline(ending: Ending, delivery: Percentiles) -> BaselineFigures | None:
+    """The lower of the two baselines that were measured, and delivery as a multiple of it."""
     if not ending.floors:
         return None
     its = min(ending.floors, key=lambda look: look.p50_ns)
     pairs = {"p50": (delivery.p50, its.p50_ns), "p99": (delivery.p99, its.p99_ns)}
     return BaselineFigures(
         **msgspec.structs.asdict(its),
-        times_floor={name: round(run / floor, 2) for name, (run, floor) in pairs.items() if run is not None and floor},
+        times_baseline={name: round(run / bare, 2) for name, (run, bare) in pairs.items() if run is not None and bare},
     )
 
 
-def _groups(account: Account, latencies: Distribution) -> dict[str, Group]:
+def _groups(account: Account, latencies: Distribution) -> dict[str, GroupFigures]:
     """Figures of every group; of foreign peers, and of doorbells rung at nobody, when there are any."""
     manifest, drains = account.manifest, account.drains
     names = [group.name for group in manifest.groups]
@@ -146,12 +146,12 @@ def _groups(account: Account, latencies: Distribution) -> dict[str, Group]:
 
 def _group(
     account: Account, lines: Sequence[Line], latency_ns: Latencies, *, sent: int, members: Sequence[int]
-) -> Group:
+) -> GroupFigures:
     sums = totals(lines)
     ending = account.ending
     seconds = max(0, ending.stop_ns - ending.start_ns) / 1e9 if ending.start_ns else 0.0
     used = profile(account.resources, members, ending.start_ns, ending.stop_ns) if members else None
-    return Group(
+    return GroupFigures(
         machines=sum(account.manifest.machines[machine].of is None for machine in members),
         sent=sent,
         rung=sums["rung"],

@@ -1,7 +1,7 @@
 """What the pictures of a run are drawn from: its large tables gone through once, and never held.
 
 Times are seconds since the start of the run, where the warm-up begins. Whatever a run lacks (it failed, it is
-damaged, nothing was sampled) is left empty, and said in ``Digest.missing``.
+damaged, nothing was sampled) is left empty, and said in ``TimeSeries.missing``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.analysis.growing_histogram import Distribution, middles
+from sim.results.analysis.growing_histogram import GrowingHistogram, middles
 from sim.results.analysis.histogram import BINS as VALUE_BINS
 from sim.results.analysis.histogram import bins_of
 from sim.results.store.batches import Column, batches, extent
-from sim.views.event_text import brief, sentence
-from sim.views.html.lines import Band
+from sim.results.store.events import Event
 
-__all__ = ["BINS", "LEVELS", "Happening", "TimeSeries", "digest", "span"]
+__all__ = ["BINS", "LEVELS", "Band", "Happening", "TimeSeries", "digest", "span"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,11 +37,20 @@ NO_PART_OF_IT = {"ready", "statistics", "telemetry"}
 
 @dataclass(frozen=True)
 class Happening:
-    """Something that happened while the machines ran: what is drawn across the time lines, in few words and in all."""
+    """An event of the time in which the machines ran."""
 
     time_s: float
-    brief: str
-    text: str
+    event: Event
+
+
+@dataclass(frozen=True)
+class Band:
+    """A part of the run with a name, in seconds since the start; ``shaded`` if it is not measured (a warm-up)."""
+
+    start: float
+    end: float
+    name: str
+    shaded: bool = False
 
 
 @dataclass
@@ -63,7 +71,7 @@ class TimeSeries:
     measured_ns: int = 0
     stop_ns: int = 0
     bands: list[Band] = field(default_factory=list)
-    latencies: dict[str, Distribution] = field(default_factory=dict)
+    latencies: dict[str, GrowingHistogram] = field(default_factory=dict)
     time_s: Floats = field(default_factory=lambda: np.zeros(0))
     rates_s: Floats = field(default_factory=lambda: np.zeros(0))
     delivered_per_s: Floats = field(default_factory=lambda: np.zeros(0))
@@ -83,7 +91,7 @@ class TimeSeries:
 
 
 def digest(run: Run) -> TimeSeries:
-    """Go through the tables of ``run`` once. Never raises for what it lacks: see ``Digest.missing``."""
+    """Go through the tables of ``run`` once. Never raises for what it lacks: see ``TimeSeries.missing``."""
     made = TimeSeries()
     made.start_ns, made.stop_ns = span(run)
     made.time_s = (np.arange(BINS) + 0.5) * made.duration_s / BINS
@@ -144,7 +152,7 @@ def _bin_of(made: TimeSeries, time_ns: Column) -> Column:
 
 
 def _samples(run: Run, made: TimeSeries) -> None:
-    made.latencies = {name: Distribution() for name in ("lag", "delivery", "handling", "total", "raw")}
+    made.latencies = {name: GrowingHistogram() for name in ("lag", "delivery", "handling", "total", "raw")}
     delivery, total = np.zeros((BINS, VALUE_BINS), np.int64), np.zeros((BINS, VALUE_BINS), np.int64)
     pending = np.zeros(BINS, np.int64)
     for batch in batches(run.path, "samples", LATENCY_COLUMNS):
@@ -237,4 +245,4 @@ def _happenings(run: Run, made: TimeSeries) -> None:
             continue
         at_s = (time_ns - made.start_ns) / 1e9
         if made.start_ns and -1e-3 <= at_s <= made.duration_s + 1e-3:
-            made.happenings.append(Happening(max(0.0, at_s), brief(event), sentence(event)))
+            made.happenings.append(Happening(max(0.0, at_s), event))

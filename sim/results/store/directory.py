@@ -63,7 +63,6 @@ class RunDirectory:
         topology: Topology,
         arguments: Mapping[str, Any],
         *,
-        access: Sequence[Access] = (),
         exact: bool = False,
     ) -> Self:
         """Make the directory, mode 0700, under ``where``: title, UTC time and the first free number.
@@ -75,7 +74,7 @@ class RunDirectory:
         try:
             path = _take(where) if exact else _next_free(where, topology.title, started)
             (path / files.RAW).mkdir(mode=0o700)
-            manifest = _manifest(topology, arguments, started_ns, started, access)
+            manifest = _manifest(topology, arguments, started_ns, started)
             files.replace(path / files.TOPOLOGY, topology.source_text.encode())
             for name, source in topology.files.items():
                 _copy(Path(source), path, Path(name))
@@ -89,6 +88,14 @@ class RunDirectory:
     def recording_path(self, machine: int) -> Path:
         """Where the recording of the machine with that index belongs."""
         return self.path / files.RAW / f"{machine}.rec"
+
+    def record_access(self, access: Sequence[Access]) -> None:
+        """Write into the manifest how other programs join the run. Raises ``HostError`` when the disk refuses."""
+        self.manifest = msgspec.structs.replace(self.manifest, access=list(access))
+        try:
+            files.write_json(self.path / files.MANIFEST, self.manifest)
+        except OSError as error:
+            raise HostError(f"{self.path}: the manifest cannot be written: {error.strerror or error}") from error
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append an event: its kind, CLOCK_MONOTONIC as ``time_ns``, UTC as ``utc``, and ``fields``.
@@ -229,7 +236,6 @@ def _manifest(
     arguments: Mapping[str, Any],
     started_ns: int,
     started: datetime.datetime,
-    access: Sequence[Access],
 ) -> Manifest:
     try:
         version = importlib.metadata.version("ivshmem-sim")
@@ -256,5 +262,4 @@ def _manifest(
             for each in topology.machines
         ],
         domains=[domain.name for domain in topology.domains],
-        access=list(access),
     )

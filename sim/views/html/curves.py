@@ -10,8 +10,12 @@ import numpy.typing as npt
 
 from sim.results.analysis.time_series import LEVELS, TimeSeries
 from sim.views.html.lines import Axis, Chart, Line, Mark
-from sim.views.html.scales import count, decades, percentile_name, round_ticks, seconds, size, time
+from sim.views.html.scales import decades, percentile_name, round_ticks
 from sim.views.html.usage import COORDINATOR_NAME, Usage
+from sim.views.units import short_bytes as size
+from sim.views.units import short_count as count
+from sim.views.units import short_ns as time
+from sim.views.units import short_seconds as seconds
 
 __all__ = ["cumulative", "delivery_over_time", "late", "percentiles", "rates", "total_over_time", "usage_charts"]
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sim.results.analysis.time_series import Band
 from sim.views.html.scales import Scale
 from sim.views.html.svg import Markup, path, picture, tag, text
 
-__all__ = ["Axis", "Band", "Chart", "Line", "Mark", "axes", "thinned"]
+__all__ = ["Axis", "Chart", "Line", "Mark", "axes", "thinned"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -50,16 +51,6 @@ class Mark:
 
     x: float
     name: str
-
-
-@dataclass(frozen=True)
-class Band:
-    """A part of the x axis with a name; ``shaded`` when it counts less than the rest (a warm-up)."""
-
-    start: float
-    end: float
-    name: str
-    shaded: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import numpy.typing as npt
 from nodes.errors import UsageError
 from sim.results import Run
 
-__all__ = ["OTHERS", "Matrix", "between_groups", "between_machines"]
+__all__ = ["OTHERS", "HeatMatrix", "between_groups", "between_machines"]
 
 CELLS_MAX = 64
 OTHERS = "others"
 
 
 @dataclass(frozen=True)
-class Matrix:
+class HeatMatrix:
     """``rung[source, target]`` doorbells and ``refused`` of them; ``labels`` name rows and columns.
 
     ``each`` is how many machines share a row. The last column may be :data:`OTHERS`, peers outside the topology.
@@ -30,7 +30,7 @@ class Matrix:
     each: int = 1
 
 
-def between_machines(run: Run, cells_max: int = CELLS_MAX) -> Matrix:
+def between_machines(run: Run, cells_max: int = CELLS_MAX) -> HeatMatrix:
     """By machine; beyond ``cells_max`` machines, neighbours share a row."""
     names = [machine.name for machine in run.origin.machines]
     each = -(-max(1, len(names)) // cells_max)
@@ -40,14 +40,14 @@ def between_machines(run: Run, cells_max: int = CELLS_MAX) -> Matrix:
     return _summed(run, [place // each for place in range(len(names))], labels, each)
 
 
-def between_groups(run: Run) -> Matrix:
+def between_groups(run: Run) -> HeatMatrix:
     """By group of the topology."""
     names = [group.name for group in run.origin.groups]
     places = {name: place for place, name in enumerate(names)}
     return _summed(run, [places[machine.group] for machine in run.origin.machines], names, 1)
 
 
-def _summed(run: Run, place_of: list[int], labels: list[str], each: int) -> Matrix:
+def _summed(run: Run, place_of: list[int], labels: list[str], each: int) -> HeatMatrix:
     """Raises ``UsageError`` when the table or the manifest is missing, or they are of different runs."""
     edges, size = run.edges(), len(labels)
     source = edges["source"].cast("int64").to_numpy()
@@ -61,4 +61,4 @@ def _summed(run: Run, place_of: list[int], labels: list[str], each: int) -> Matr
     np.add.at(rung, (places[source], places[target]), edges["rung"].to_numpy())
     np.add.at(refused, (places[source], places[target]), edges["refused"].to_numpy())
     width = size + foreign
-    return Matrix(labels, [*labels, OTHERS][:width], rung[:, :width], refused[:, :width], each)
+    return HeatMatrix(labels, [*labels, OTHERS][:width], rung[:, :width], refused[:, :width], each)

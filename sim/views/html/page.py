@@ -1,29 +1,29 @@
-"""A run as one HTML page that needs nothing else: no network, no script, no font that is not there.
+"""A run as one HTML page that needs nothing else: no network, no script, no fonts.
 
-Everything that comes out of a run's files is escaped (``sim.views.html.svg``); what is missing or damaged is said in
-its place, and the rest is shown.
+All text from a run's files is escaped (``sim.views.html.svg``). What is missing or damaged is named in its place, and
+the rest is shown.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.resources
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.analysis.flags import flags
 from sim.results.analysis.time_series import Happening, TimeSeries, digest
 from sim.results.store import files
-from sim.views.html import curves, scales, tables, topology
+from sim.results.summary import Summary
+from sim.views import rows, sentences
+from sim.views.event_text import sentence
+from sim.views.html import curves, tables, topology
 from sim.views.html.lines import Chart, Mark
 from sim.views.html.shapes import bars
 from sim.views.html.svg import Markup, block, tag
 from sim.views.html.usage import usage
-from sim.views.migration_outcomes import outcomes, reasons
+from sim.views.rows import TextTable
+from sim.views.units import NOTHING, short_bytes, short_count, short_ns, short_seconds
 
 __all__ = ["page"]
 
@@ -33,29 +33,34 @@ SOURCE_LIMIT_BYTES = 1 << 20
 
 
 def page(run: Run, picture: str | None = None) -> str:
-    """The report of ``run``; ``picture`` is an SVG of its topology, for the place of the one drawn here."""
+    """The report of ``run``.
+
+    Args:
+        run: any run, damaged ones too.
+        picture: an SVG of its topology, to replace the one drawn here.
+    """
     made = digest(run)
     try:
-        summary: dict[str, Any] | None = run.summary
+        figures: Summary | None = run.figures
     except UsageError:
-        summary = None
+        figures = None
     try:
         title = run.origin.title
     except UsageError:
-        title = summary["title"] if summary else run.path.name
+        title = figures.title if figures else run.path.name
     marks, marked = _marks(made.happenings)
-    parts = [_header(run, title, summary)]
-    if summary:
-        parts += [_balance(summary), _tiles(summary), _expected(summary)]
-    parts.append(_notices(run, summary, made))
+    parts = [_header(run, title, figures)]
+    if figures:
+        parts += [_balance(figures), _tiles(figures), _expected(figures)]
+    parts.append(_notices(run, figures, made))
     parts += [
-        _section("Latency", "latency", lambda: _latency(summary, made)),
+        _section("Latency", "latency", lambda: _latency(figures, made)),
         _section("Over time", "time", lambda: _over_time(made, marks, marked)),
-        *_migrations(run),
-        _section("Who rings whom", "topology", lambda: _topology(run, summary, picture)),
-        _section("Coalescing", "coalescing", lambda: _coalescing(summary, made)),
-        _section("Resources", "resources", lambda: [*_resources(run, summary, made, marks), *tables.usage(summary)]),
-        _section("Host and run", "host", lambda: _host(run, summary)),
+        *_migrations(figures),
+        _section("Who rings whom", "topology", lambda: _topology(run, figures, picture)),
+        _section("Coalescing", "coalescing", lambda: _coalescing(figures, made)),
+        _section("Resources", "resources", lambda: _resources(run, figures, made, marks)),
+        _section("Host and run", "host", lambda: _host(run, figures)),
     ]
     return _document(title, parts)
 
@@ -88,17 +93,9 @@ def _section(title: str, name: str, make: Callable[[], list[Markup]]) -> Markup:
     return tag("section", heading, block(inner), aria_labelledby=name)
 
 
-def _header(run: Run, title: str, summary: Mapping[str, Any] | None) -> Markup:
+def _header(run: Run, title: str, figures: Summary | None) -> Markup:
     status = tag("span", run.status, class_=f"status {run.status}")
-    facts = []
-    if summary:
-        ready = summary["ready_s"]
-        facts = [
-            f"{summary['machines']} machines on {summary['cpus']} CPUs",
-            *([] if ready is None else [f"all ready after {scales.seconds(ready)}"]),
-            f"ran {scales.seconds(summary['duration_s'])}, the first {scales.seconds(summary['warmup_s'])} warm-up",
-            f"seed {summary['seed']}",
-        ]
+    facts = [sentences.setting(figures)] if figures else []
     with contextlib.suppress(UsageError):
         facts.append(run.origin.started[:19].replace("T", " ") + " UTC")
     lines = [tag("p", " · ".join(facts), class_="meta")] if facts else []
@@ -107,50 +104,46 @@ def _header(run: Run, title: str, summary: Mapping[str, Any] | None) -> Markup:
     return tag("header", tag("h1", title, " ", status), *lines)
 
 
-def _balance(summary: Mapping[str, Any]) -> Markup:
+def _balance(figures: Summary) -> Markup:
     """rung = delivered + pending + refused, or not."""
-    holds = summary["balanced"] and summary["rung"] == sum(summary[key] for key in ("delivered", "pending", "refused"))
+    holds = figures.balanced and figures.rung == figures.delivered + figures.pending + figures.refused
     terms = []
     for sign, key in (("", "rung"), ("=" if holds else "≠", "delivered"), ("+", "pending"), ("+", "refused")):
         said = tag("span", sign, class_="sign") if sign else ""
-        figure = tag("span", tag("b", f"{summary[key]:,}"), tag("small", key), class_="term")
-        terms.append(tag("span", said, figure, class_="pair"))
+        term = tag("span", tag("b", f"{getattr(figures, key):,}"), tag("small", key), class_="term")
+        terms.append(tag("span", said, term, class_="pair"))
     verdict = tag("span", "balances" if holds else "does not balance", class_="met" if holds else "missed")
     return tag("p", *terms, verdict, class_="balance")
 
 
-def _tiles(summary: Mapping[str, Any]) -> Markup:
-    its = summary["latency_ns"]
-    delivery, total, each = its["delivery"], its["total"], summary["coalescing"]
-    figures = [
-        ("doorbells a second", summary["doorbells_per_s"], scales.count),
-        ("interrupts a second", summary["interrupts_per_s"], scales.count),
-        ("doorbells per interrupt", each, lambda value: f"{value:,.2f}"),
-        ("delivery, median", delivery["p50"], scales.time),
-        ("delivery, p99", delivery["p99"], scales.time),
-        ("delivery, p99.9", delivery["p99_9"], scales.time),
+def _tiles(figures: Summary) -> Markup:
+    delivery, total, lag = figures.latency_ns.delivery, figures.latency_ns.total, figures.latency_ns.lag
+    each = NOTHING if figures.coalescing is None else f"{figures.coalescing:,.2f}"
+    tiles = [
+        ("doorbells a second", short_count(figures.doorbells_per_s)),
+        ("interrupts a second", short_count(figures.interrupts_per_s)),
+        ("doorbells per interrupt", each),
+        ("delivery, median", short_ns(delivery.p50)),
+        ("delivery, p99", short_ns(delivery.p99)),
+        ("delivery, p99.9", short_ns(delivery.p99_9)),
     ]
-    late = bool(its["lag"]["max"])
+    late = bool(lag.max)
     if late:  # delivery alone would hide how long the doorbells waited to be rung
-        figures.append(("total, corrected, p99", total["p99"], scales.time))
-        figures.append(("total, corrected, p99.9", total["p99_9"], scales.time))
-    shown = [
-        tag("div", tag("dt", name), tag("dd", tables.NOTHING if value is None else word(value)))
-        for name, value, word in figures
-    ]
+        tiles.append(("total, corrected, p99", short_ns(total.p99)))
+        tiles.append(("total, corrected, p99.9", short_ns(total.p99_9)))
+    shown = [tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles]
     return tag("dl", *shown, class_="tiles eight" if late else "tiles")
 
 
-def _expected(summary: Mapping[str, Any]) -> Markup:
-    found = summary.get("expectations") or []
-    return tag("section", tag("h2", "Expectations"), tables.expectations(found)) if found else Markup()
+def _expected(figures: Summary) -> Markup:
+    found = figures.expectations
+    return tag("section", tag("h2", "Expectations"), tables.table(rows.expectations(found))) if found else Markup()
 
 
-def _notices(run: Run, summary: Mapping[str, Any] | None, made: TimeSeries) -> Markup:
+def _notices(run: Run, figures: Summary | None, made: TimeSeries) -> Markup:
     """Warnings, what is damaged, what is missing."""
-    said = list(summary.get("warnings") or flags(run.figures)) if summary else []
-    said += run.problems
-    said += [each.removeprefix(f"{run.path}: ") for each in made.missing]
+    said = sentences.warnings(run) if figures else run.problems
+    said = [*said, *(each.removeprefix(f"{run.path}: ") for each in made.missing)]
     lines = [tag("li", each) for each in dict.fromkeys(said)]
     if not lines:
         return Markup()
@@ -169,7 +162,7 @@ def _figure(chart: Chart, note: str, wide: int = WIDE) -> Markup:
     return tag("figure", caption, legend, chart.draw(wide, height, "wide"), chart.draw(NARROW, 275, "narrow"))
 
 
-def _latency(summary: Mapping[str, Any] | None, made: TimeSeries) -> list[Markup]:
+def _latency(figures: Summary | None, made: TimeSeries) -> list[Markup]:
     parts = []
     nines, shares = curves.percentiles(made), curves.cumulative(made)
     if nines is None or shares is None:
@@ -178,27 +171,22 @@ def _latency(summary: Mapping[str, Any] | None, made: TimeSeries) -> list[Markup
         note = "the tail; every step to the right is one doorbell in ten times as many"
         pair = [_figure(nines, note, HALF), _figure(shares, "the bulk; how many took no longer", HALF)]
         parts.append(tag("div", *pair, class_="pair-of"))
-        late = (
-            "Corrected latencies count from the moment the doorbell was meant to ring, raw ones from the moment it "
-            "rang: where they differ, the senders were late, and the raw ones flatter."
-            if curves.late(made)
-            else "No sender was late: corrected and raw latencies are the same."
-        )
-        parts.append(tag("p", late, class_="note"))
-    if summary:
-        parts += tables.latencies(summary, _raw(made))
+        parts.append(tag("p", _about_lateness(made), class_="note"))
+    if figures and figures.latency_ns.raw.samples + figures.latency_ns.delivery.samples:
+        parts.append(tables.table(rows.latencies(figures)))
+        meanings = "; ".join(f"{name}: {meaning}" for name, meaning in rows.LATENCY_MEANINGS.items())
+        parts.append(tag("p", meanings, class_="note"))
+        parts += tables.folded("Confidence intervals", rows.intervals(figures))
     return parts
 
 
-def _raw(made: TimeSeries) -> dict[str, int | None] | None:
-    its = made.latencies.get("raw")
-    if its is None or not its.size:
-        return None
-    figures: dict[str, int | None] = {"max": its.max, "samples": its.size}
-    for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99_9", 0.999), ("p99_99", 0.9999)):
-        enough = name == "p50" or its.size * (1 - share) >= 1
-        figures[name] = round(float(its.quantiles(np.array([share]))[0])) if enough else None
-    return figures
+def _about_lateness(made: TimeSeries) -> str:
+    if curves.late(made):
+        return (
+            "Corrected latencies count from the moment the doorbell was meant to ring, raw ones from the moment it "
+            "rang: where they differ, the senders were late, and the raw ones flatter."
+        )
+    return "No sender was late: corrected and raw latencies are the same."
 
 
 def _marks(happenings: Sequence[Happening]) -> tuple[list[Mark], list[tuple[str, Happening]]]:
@@ -217,35 +205,30 @@ def _over_time(made: TimeSeries, marks: list[Mark], marked: list[tuple[str, Happ
     if not parts:
         parts.append(tag("p", "Nothing was delivered, or nobody logged it.", class_="note"))
     if marked:
-        rows = [(number, scales.seconds(each.time_s), each.text) for number, each in marked[:LISTED]]
-        more = len(marked) - len(rows)
+        listed = [(number, short_seconds(each.time_s), sentence(each.event)) for number, each in marked[:LISTED]]
+        more = len(marked) - len(listed)
         caption = "What happened meanwhile" + (f"; {more:,} more events are in the run's events.jsonl" if more else "")
-        parts.append(tables.table(caption, ("", "at", "what happened"), rows, texts=3))
+        parts.append(tables.table(TextTable(caption, ("", "at", "what happened"), listed, words=(0, 1, 2))))
     return parts
 
 
-def _migrations(run: Run) -> list[Markup]:
-    """What became of migrations, as `ivsim show` has it; nothing where there were none."""
-    try:
-        figures = run.figures
-    except UsageError:
+def _migrations(figures: Summary | None) -> list[Markup]:
+    """The outcomes of migrations; nothing where there were none."""
+    table = rows.migrations(figures, LISTED) if figures else None
+    if table is None or not table.rows or figures is None:
         return []
-    head, *rows = outcomes(figures, LISTED)
-    if not rows:
-        return []
-    notes = [tag("p", each, class_="note") for each in reasons(figures, LISTED)]
-    caption = "Downtime is the longest of each row, what was copied and left behind its sum"
-    return [_section("Migrations", "migrations", lambda: [tables.table(caption, head, rows, texts=2), *notes])]
+    notes = [tag("p", each, class_="note") for each in sentences.migration_reasons(figures, LISTED)]
+    return [_section("Migrations", "migrations", lambda: [tables.table(table), *notes])]
 
 
-def _topology(run: Run, summary: Mapping[str, Any] | None, picture: str | None) -> list[Markup]:
-    parts = [tables.doorbells(summary)] if summary else []
-    figures = topology.pictures(run, summary["duration_s"] if summary else 0.0, Markup(picture) if picture else None)
-    *drawn, listed = figures
-    return [*([tag("div", *drawn, class_="pair-of")] if drawn else []), *parts, listed]
+def _topology(run: Run, figures: Summary | None, picture: str | None) -> list[Markup]:
+    parts = [tables.table(rows.doorbells(figures))] if figures else []
+    drawn = topology.pictures(run, figures.duration_s if figures else 0.0, Markup(picture) if picture else None)
+    *shown, listed = drawn
+    return [*([tag("div", *shown, class_="pair-of")] if shown else []), *parts, listed]
 
 
-def _coalescing(summary: Mapping[str, Any] | None, made: TimeSeries) -> list[Markup]:
+def _coalescing(figures: Summary | None, made: TimeSeries) -> list[Markup]:
     sizes, drained = made.drain_sizes, made.drained
     if not len(sizes):
         return [tag("p", "Nothing was drained, or nobody logged it.", class_="note")]
@@ -261,46 +244,48 @@ def _coalescing(summary: Mapping[str, Any] | None, made: TimeSeries) -> list[Mar
     frames = ((WIDE, 280, "wide"), (NARROW, 250, "narrow"))
     drawn = [bars(names, series, labels, "Doorbells for each interrupt", description, frame) for frame in frames]
     keys = [tag("li", tag("i", class_=f"swatch f{place}"), name) for place, name in enumerate(series, start=1)]
-    each = summary["coalescing"] if summary else None
+    each = figures.coalescing if figures else None
     mean = "" if each is None else f"; {each:,.2f} on average"
     caption = tag("figcaption", tag("h3", "Doorbells for each interrupt"), tag("p", f"an eventfd counts{mean}"))
-    return [tag("figure", caption, tag("ul", *keys, class_="legend"), *drawn)]
+    table = [tables.table(rows.coalescing(figures))] if figures and rows.coalescing(figures).rows else []
+    return [tag("figure", caption, tag("ul", *keys, class_="legend"), *drawn), *table]
 
 
-def _resources(run: Run, summary: Mapping[str, Any] | None, made: TimeSeries, marks: list[Mark]) -> list[Markup]:
+def _resources(run: Run, figures: Summary | None, made: TimeSeries, marks: list[Mark]) -> list[Markup]:
     looked_at = usage(run, made.start_ns, made.stop_ns)
     # A group whose memory was never summed up has nothing for the second curve.
     found = [each for each in looked_at if len(each.cpu_time_s) > 1 and len(each.memory_time_s)]
     charts = curves.usage_charts(found, made, marks)
     note = "the mean of a group's machines"
     parts = [tag("div", *(_figure(chart, note, HALF) for chart in charts), class_="pair-of")] if charts else []
-    listed = tables.resources(summary) if summary else None
+    listed = rows.resources(figures) if figures else None
     names = {each.name for each in found}
     left_out = [each.name for each in looked_at if each.name not in names] if charts else ["each process"]
-    if listed and left_out:
+    if listed and listed.rows and left_out:
         said = f"Too few looks at {', '.join(left_out)} for its use over time."
         parts.append(tag("p", said, class_="note"))
-    parts += [listed] if listed else []
+    if figures and listed and listed.rows:
+        parts += [tables.table(listed), *tables.folded("Details of the processes", rows.processes(figures))]
     return parts or [tag("p", "Nobody looked at the processes.", class_="note")]
 
 
-def _host(run: Run, summary: Mapping[str, Any] | None) -> list[Markup]:
+def _host(run: Run, figures: Summary | None) -> list[Markup]:
     origin = run.origin
     host = origin.host
     limits = ", ".join(f"{name.removesuffix('_bytes')} {_limit(name, its)}" for name, its in host.limits.items())
-    command = " ".join(["ivsim", *origin.argv[1:]]) if origin.argv else tables.NOTHING
-    rows: list[tuple[str, object]] = [
+    command = " ".join(["ivsim", *origin.argv[1:]]) if origin.argv else NOTHING
+    listed: list[tuple[str, object]] = [
         ("CPU", f"{host.cpu_model or 'unknown'}; {host.cpus} of {host.cpus_online} used"),
-        ("memory", scales.size(host.memory_bytes)),
+        ("memory", short_bytes(host.memory_bytes)),
         ("kernel", f"Linux {host.kernel} ({host.machine}), clock {host.clock_source or 'unknown'}"),
         ("software", f"ivsim {origin.version}, {host.python}"),
         ("limits", limits),
-        *(tables.surroundings(summary) if summary else ()),
+        *(sentences.context(figures) if figures else ()),
         ("sampling", f"one doorbell in {origin.sample_every}" if origin.sample_every else "none"),
         ("command", tag("code", command)),
         ("run", tag("code", run.path.name)),
     ]
-    parts = [tables.facts("What the figures depend on", rows)]
+    parts = [tables.facts("What the figures depend on", listed)]
     try:
         source = files.read_bytes(run.path / files.TOPOLOGY, SOURCE_LIMIT_BYTES).decode(errors="replace")
     except UsageError as error:
@@ -311,4 +296,4 @@ def _host(run: Run, summary: Mapping[str, Any] | None) -> list[Markup]:
 def _limit(name: str, value: int | None) -> str:
     if value is None:
         return "unlimited"
-    return scales.size(value) if name.endswith("_bytes") else f"{value:,}"
+    return short_bytes(value) if name.endswith("_bytes") else f"{value:,}"

@@ -1,4 +1,4 @@
-"""From values to places in a picture: linear and logarithmic scales, round ticks, and words for numbers."""
+"""From values to places in a picture: linear and logarithmic scales, and round ticks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Scale", "count", "decades", "percentile_name", "round_ticks", "seconds", "size", "time"]
+__all__ = ["Scale", "decades", "percentile_name", "round_ticks"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -33,41 +33,6 @@ class Scale:
         if self.logarithmic:
             low, high, its = math.log10(low), math.log10(high), np.log10(np.maximum(its, self.low / 1e3))
         return self.start + (its - low) * ((self.end - self.start) / ((high - low) or 1.0))
-
-
-def _three(value: float) -> str:
-    """Three digits at most, without zeros that say nothing."""
-    decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    text = f"{value:,.{decimals}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def time(value_ns: float) -> str:
-    """Nanoseconds in the unit that fits."""
-    for one, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "µs")):
-        if abs(value_ns) >= one * 0.9995:
-            return f"{_three(value_ns / one)} {unit}"
-    return f"{_three(value_ns)} ns"
-
-
-def seconds(value_s: float) -> str:
-    return f"{_three(value_s)} s"
-
-
-def count(value: float) -> str:
-    """A number with k, M or G."""
-    for one, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= one * 0.9995:
-            return f"{_three(value / one)} {unit}"
-    return _three(value)
-
-
-def size(value_bytes: float) -> str:
-    """Bytes with their binary unit."""
-    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if abs(value_bytes) >= 2**power * 0.9995:
-            return f"{_three(value_bytes / 2**power)} {unit}"
-    return f"{_three(value_bytes)} B"
 
 
 def percentile_name(nines: int) -> str:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.views.html.lines import BOTTOM, CHARACTER, RIGHT, TOP, axes, thinned
-from sim.views.html.matrix import Matrix
-from sim.views.html.scales import Scale, count, round_ticks
+from sim.views.html.matrix import HeatMatrix
+from sim.views.html.scales import Scale, round_ticks
 from sim.views.html.svg import Markup, picture, tag, text
+from sim.views.units import short_count as count
 
 __all__ = ["HEAT_LEVELS", "bars", "graph", "heat", "heat_level"]
 
@@ -60,7 +61,7 @@ def heat_level(value: int, most: int) -> int:
     return 1 + min(HEAT_LEVELS - 2, value * (HEAT_LEVELS - 1) // max(1, most))
 
 
-def heat(matrix: Matrix, title: str, description: str) -> Markup:
+def heat(matrix: HeatMatrix, title: str, description: str) -> Markup:
     """Sources down, targets across; the colour is the count."""
     rows, columns = matrix.rung.shape
     longest = max(map(len, [*matrix.sources, *matrix.targets]))
@@ -95,7 +96,7 @@ def _cut(name: str, most: int) -> str:
 Point = tuple[float, float]
 
 
-def graph(matrix: Matrix, captions: Mapping[str, str], seconds: float, title: str, description: str) -> Markup:
+def graph(matrix: HeatMatrix, captions: Mapping[str, str], seconds: float, title: str, description: str) -> Markup:
     """Groups as boxes, who rings whom as arrows, as wide as what they carry (by its logarithm)."""
     size = len(matrix.sources)
     radius = 0.0 if size == 1 else 85.0 if size == 2 else 60.0 + 22 * size

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from sim.results import Run
-from sim.views.html import scales
-from sim.views.html.matrix import Matrix, between_groups, between_machines
+from sim.views.html.matrix import HeatMatrix, between_groups, between_machines
 from sim.views.html.shapes import HEAT_LEVELS, graph, heat
 from sim.views.html.svg import Markup, tag
 from sim.views.html.tables import table
+from sim.views.rows import TextTable
+from sim.views.units import short_count
 
 __all__ = ["pictures"]
 
@@ -46,7 +47,7 @@ def _captions(run: Run) -> dict[str, str]:
     return said
 
 
-def _description(groups: Matrix) -> str:
+def _description(groups: HeatMatrix) -> str:
     arrows = [
         f"{source} rings {target}"
         for row, source in enumerate(groups.sources)
@@ -56,19 +57,19 @@ def _description(groups: Matrix) -> str:
     return "; ".join(arrows) + "." if arrows else "Nobody rang anybody."
 
 
-def _heat(machines: Matrix) -> Markup:
+def _heat(machines: HeatMatrix) -> Markup:
     most = int(machines.rung.max(initial=0))
     source, target = divmod(int(machines.rung.argmax()), machines.rung.shape[1])
     description = f"The most: {machines.sources[source]} to {machines.targets[target]}, {most:,} doorbells."
     note = "Doorbells rung" if machines.each == 1 else f"Doorbells rung; {machines.each} machines share a row"
     note += "; outlined where some were refused" if machines.refused.any() else ""
     steps = [tag("i", class_=f"swatch h{level}") for level in range(HEAT_LEVELS)]
-    key = tag("p", tag("span", "0"), *steps, tag("span", scales.count(most)), class_="ramp")
+    key = tag("p", tag("span", "0"), *steps, tag("span", short_count(most)), class_="ramp")
     caption = tag("figcaption", tag("h3", "Machine by machine"), tag("p", note))
     return tag("figure", caption, key, heat(machines, "Who rang whom", description))
 
 
-def _pairs(machines: Matrix) -> Markup:
+def _pairs(machines: HeatMatrix) -> Markup:
     """The pairs that rang most."""
     rung = machines.rung
     width = max(1, rung.shape[1])
@@ -81,4 +82,4 @@ def _pairs(machines: Matrix) -> Markup:
             rows.append((machines.sources[source], machines.targets[target], f"{count:,}", f"{refused:,}"))
     silent = int((rung > 0).sum()) - len(rows)
     caption = "Doorbells by sender and receiver" + (f"; {silent:,} more pairs rang less" if silent > 0 else "")
-    return table(caption, ("from", "to", "rung", "refused"), rows, texts=2)
+    return table(TextTable(caption, ("from", "to", "rung", "refused"), rows, words=(0, 1)))

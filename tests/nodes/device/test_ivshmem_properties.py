@@ -196,7 +196,7 @@ def test_whatever_a_server_of_2012_says(
             if repaired:
                 raise AssertionError(f"a repaired defect showed: {fault}") from fault
             return
-        assert all(line >> 16 <= client.max_peer and line & 0xFFFF < VECTORS for line in device.lines)
+        assert all(peer <= client.max_peer and device.peers.vectors(peer) <= VECTORS for peer in device.peers)
         assert 0 <= device.bar_read(0, 8, 4) <= 0xFFFF_FFFF
     if repaired and device.memory is not None:
         client.unplug()

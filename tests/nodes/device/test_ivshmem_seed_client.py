@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -30,15 +31,21 @@ class System:
         self.duplicates: dict[int, int] = {}
         self.closed: list[int] = []
         self.watched: dict[int, int] = {}
+        self.watches: list[tuple[int, int]] = []
+        self.on_size: Callable[[], object] = lambda: None
+        self.on_map: Callable[[], object] = lambda: None
+        self.mappable = True
         self.bound: dict[tuple[int, int], int] = {}
         self.full = self.unwatchable = self.unbindable = False
 
     def size_bytes(self, descriptor: int) -> int:
+        self.on_size()
         return self.memory_bytes
 
     def map(self, descriptor: int, size_bytes: int) -> memoryview | None:
         self.maps += 1
-        return self.memory[:size_bytes]
+        self.on_map()
+        return self.memory[:size_bytes] if self.mappable else None
 
     def duplicate(self, descriptor: int) -> int | None:
         if self.full:
@@ -53,6 +60,7 @@ class System:
 
     def watch(self, vector: int, descriptor: int) -> bool:
         self.watched[vector] = descriptor
+        self.watches.append((vector, descriptor))
         return not self.unwatchable
 
     def bind(self, address: int, value: int, descriptor: int) -> bool:
@@ -266,6 +274,40 @@ def test_memory_resets_the_largest_peer_then_maps_then_counts() -> None:
         small.hear((-1, MEMORY_FD))
     assert caught.value.status == 255
     assert small.position() == ALL_ONES
+    assert (small.system.maps, small.device.memory, small.client.memory_descriptor) == (0, None, 0)
+
+
+def test_memory_step_by_step() -> None:
+    """Largest peer 0, size, map, publish, record: what each step of the system finds done, and what not yet."""
+    bench = Bench(vectors=3).hear(4, (9, 10))
+    steps: list[tuple[object, ...]] = []
+
+    def look(step: str) -> None:
+        steps.append((step, bench.client.max_peer, bench.device.memory is not None, bench.client.memory_descriptor))
+
+    bench.system.on_size, bench.system.on_map = lambda: look("size"), lambda: look("map")
+    bench.system.mappable = False
+    assert bench.fault((-1, MEMORY_FD)) == 34
+    assert steps == [("size", 0, False, 0), ("map", 0, False, 0)]
+    look("after a fault")
+    bench.system.mappable = True
+    bench.hear((9, 11), (-1, MEMORY_FD))
+    look("after")
+    assert steps[2:] == [
+        ("after a fault", 0, False, 0),
+        ("size", 0, False, 0),
+        ("map", 0, False, 0),
+        ("after", 0, True, 103),
+    ]
+    assert not bench.heard(9)
+    bench.hear((9, 12))
+    assert bench.client.max_peer == 9
+
+
+def test_a_second_memory_forgets_the_largest_peer_too() -> None:
+    bench = Bench().hear((-1, MEMORY_FD), (9, 10))
+    assert bench.heard(9)
+    assert not bench.hear((-1, MEMORY_FD)).heard(9)
 
 
 def test_memory_again_maps_again() -> None:
@@ -298,11 +340,21 @@ def test_more_vectors_than_the_device_has() -> None:
 def test_largest_peer_never_shrinks() -> None:
     bench = Bench().hear((-1, MEMORY_FD), (3, 10), (9, 11), 9)
     assert bench.client.max_peer == 9
+    bench = Bench().hear((-1, MEMORY_FD), (9, 10), (3, 11))
+    assert bench.client.max_peer == 9
+    assert bench.heard(9)
+    bench.hear((5, 12), 3, 5)
+    assert bench.client.max_peer == 9
+    assert bench.heard(9)
 
 
 def test_own_vectors_are_watched() -> None:
-    bench = Bench().hear(4, (-1, MEMORY_FD), (9, 10), (4, 11), (4, 12))
-    assert bench.system.watched == {0: 102, 1: 103}
+    bench = Bench().hear(4, (-1, MEMORY_FD), (9, 10), (4, 11), (4, 12), (9, 13), (3, 14))
+    assert bench.system.watches == [(0, 102), (1, 103)]
+    first = Bench().hear(4, (4, 11), (4, 12), (9, 10))
+    assert first.system.watches == [(0, 100), (1, 101)]
+    renamed = Bench().hear(4, (4, 11), 9, (9, 12), (4, 13))
+    assert renamed.system.watches == [(0, 100), (0, 101)]
 
 
 def test_own_vectors_before_the_own_id_are_lost() -> None:

@@ -147,16 +147,24 @@ def test_shm_mode_has_no_msix_no_peers_and_position_0() -> None:
     assert device.bar_read(0, 8, 4) == 0
     assert device.msix is None
     assert device.fires == []
-    assert device.lines == set()
+    assert list(device.peers) == []
 
 
 # Registers.
 
 
 def test_register_map() -> None:
+    """Each register alone: what is written to one is seen there, and at no other offset."""
     bench = Bench("qemu-1.1-intx").settle(7)
+    bench.device.connect(9, 1)
     bench.write(0, 0xA5)
-    assert [bench.read(at) for at in (0, 4, 8, 12)] == [0xA5, 0, 7, 0]
+    bench.write(4, 0x5A00)
+    bench.write(8, ALL_ONES)
+    assert not bench.rung
+    bench.write(12, 9 << 16 | 1)
+    assert bench.rung == {(9, 1): 1}
+    assert [bench.read(at) for at in (0, 8, 12, *range(16, 256, 4))] == [0xA5, 7, 0, *[0] * 60]
+    assert [bench.read(4), bench.read(4), bench.read(0)] == [0x5A00, 0, 0xA5]
 
 
 def test_written_offsets_are_rounded_read_ones_are_not() -> None:

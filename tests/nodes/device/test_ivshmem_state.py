@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nodes.device.effects import Message
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import Blocker, Blockers, MigrationError, RamMigration, blocker, section
+from nodes.device.migration import Blocker, Blockers, MigrationError, RamMigration, blocker
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import PROFILES, Quirk, profile
 from nodes.errors import UsageError
@@ -143,7 +143,7 @@ PCI_BYTES = 4 + 256 + 16
 
 def body_at(name: str) -> int:
     """Where a stream's fields begin: behind the section's name, its instance and its version."""
-    return 1 + len(section(profile(name))) + 8
+    return 1 + len(profile(name).section) + 8
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import Blocker, Blockers, MigrationError, RamMigration, section
+from nodes.device.migration import Blocker, Blockers, MigrationError, RamMigration
 from nodes.device.profiles import PROFILES, profile
 from nodes.errors import UsageError
 from tests.nodes.device.test_ivshmem_state import MOVING, PEER_MODE, SEED, device
@@ -178,7 +178,7 @@ def test_while_a_migration_runs_nothing_comes_or_goes() -> None:
 
 
 def test_machine_of_2012_lets_blockers_come_meanwhile() -> None:
-    blockers = Blockers(settled=False)
+    blockers = Blockers(locked=False)
     blockers.plug(device("qemu-1.1"))
     blockers.begin()
     late = device("qemu-1.1", role="peer", peer=1)
@@ -261,7 +261,7 @@ def test_damaged_stream_loads_as_it_is_or_changes_nothing(name: str, data: st.Da
     except MigrationError:
         assert everything(there) == before
         return
-    body = 1 + len(section(profile(name))) + 8
+    body = 1 + len(profile(name).section) + 8
     config = bytes(stream[body + 4 : body + 260])
     assert bytes(there.config.data[:6]) == config[:6]
     assert there.config.data[6] & ~8 == config[6] & ~8  # the interrupt bit follows the pin
@@ -299,7 +299,7 @@ def test_no_stream_that_is_cut_or_too_long_is_loaded(name: str) -> None:
 )
 def test_wrong_header(name: str, at: int, value: int, text: str) -> None:
     stream = bytearray.fromhex(STREAMS[name]["hex"])
-    at += len(section(profile(name))) - 7 if at == 12 else 0
+    at += len(profile(name).section) - 7 if at == 12 else 0
     stream[at] = value
     with pytest.raises(MigrationError) as caught:
         device(name).load(bytes(stream))

@@ -15,6 +15,7 @@ from nodes import programs
 from nodes.errors import GuestError
 from nodes.guest import Trace
 from nodes.load import STEADY, Load
+from nodes.peer_table import PeerTable
 from nodes.programs.arrivals import due_times
 from nodes.programs.targets import Targets
 from tests.nodes.programs.test_programs import SEEDS, fabric_of, rings, with_
@@ -284,6 +285,7 @@ def test_a_skew_is_not_negative(skew):
 def test_targets_say_when_there_is_more_to_ring_than_before():
     _, (machine,) = fabric_of(1, programs.idle, vectors=3)
     vm, to = machine.vm, [7, 8]
+    vm.use_peers(PeerTable())
     targets = Targets(vm.guest, to, (0, 2))
 
     def look(change):

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from nodes.errors import HostError, RemoteProtocolError, UsageError
-from sim.kernel.memory import Region, made_smaller, map_region, mappings, remove_orphaned
+from sim.kernel.memory import Region, made_smaller, map_region
+from sim.kernel.segments import mappings, remove_orphaned
 
 SHM = Path("/dev/shm")
 KINDS = ["shared_memory", "memfd"]

@@ -14,8 +14,9 @@ import sim
 from nodes.errors import UsageError
 from sim.commands.compare import compare as command
 from sim.results import Run, RunDirectory
-from sim.results.compare import Figure
+from sim.results.compare import Change
 from sim.results.thresholds import Threshold
+from sim.views import rows
 from tests.synthetic import MEASURE_NS, START_NS, finish, pair, record, topology
 
 TICKS = 5000
@@ -79,8 +80,8 @@ def test_the_same_again_is_unclear(runs):
 
 def test_a_run_is_what_it_is(runs):
     comparison = sim.compare(runs["a"], runs["a"])
-    assert {its.change for its in comparison.figures.values() if its.a} == {0.0}
-    assert {its.verdict() for its in comparison.figures.values() if its.change_interval} == {"unclear"}
+    assert {its.change for its in comparison.metrics.values() if its.a} == {0.0}
+    assert {its.verdict() for its in comparison.metrics.values() if its.change_interval} == {"unclear"}
 
 
 def test_open_ends_and_what_is_not_there(runs):
@@ -109,18 +110,18 @@ def test_open_ends_and_what_is_not_there(runs):
 )
 def test_the_interval_of_the_change_decides(interval, verdict):
     """Whether the intervals of A and B touch does not."""
-    its = Figure("delivery.p99", "ns", 100, 110, 10, 0.1, interval, (90, 120), (95, 130))
+    its = Change("delivery.p99", "ns", 100, 110, 10, 0.1, interval, (90, 120), (95, 130))
     assert its.verdict() == its.row()["verdict"] == verdict
 
 
 def test_as_a_table_a_frame_and_a_page(runs):
     comparison = sim.compare(runs["a"], runs["slower"])
-    assert comparison.table().num_rows == len(comparison.figures)
+    assert comparison.table().num_rows == len(comparison.metrics)
     frame = comparison.frame()
     assert frame.loc["delivery.p50", "change_interval_low"] < frame.loc["delivery.p50", "change"]
     shown = comparison._repr_html_()
     assert "<th>delivery.p99.9</th>" in shown
-    names = [row[0] for row in comparison.rows()]
+    names = [row[0] for row in rows.comparison(comparison).rows]
     # In a closed loop raw is what total is, and nobody is late.
     assert "total.p50" in names
     assert not [name for name in names if name.startswith(("raw", "lag"))]
@@ -162,15 +163,15 @@ def test_thresholds(runs, text, met):
 def test_a_verdict_says_where_the_change_may_be_none(runs):
     doubt = "(the interval of the change holds 0)"
     same, slower = (sim.compare(runs["a"], runs[name]) for name in ("same", "slower"))
-    assert Threshold.parse("delivery.p50:+50%").judge(same).told.endswith(f"allowed {doubt}")
-    assert doubt not in Threshold.parse("delivery.p50:+50%").judge(slower).told
-    assert doubt not in Threshold.parse("doorbells_per_s:-5%").judge(same).told, "it has no interval"
+    assert rows.threshold(Threshold.parse("delivery.p50:+50%").judge(same)).endswith(f"allowed {doubt}")
+    assert doubt not in rows.threshold(Threshold.parse("delivery.p50:+50%").judge(slower))
+    assert doubt not in rows.threshold(Threshold.parse("doorbells_per_s:-5%").judge(same)), "it has no interval"
 
 
 def test_too_few_samples_in_one_run_or_in_both(runs, tmp_path):
     few, limit = made(tmp_path, 5, ticks=50), Threshold.parse("p99:+10%")
-    assert "total.p99: B has too few samples" in limit.judge(sim.compare(runs["a"], few)).told
-    assert "total.p99: A and B have too few samples" in limit.judge(sim.compare(few, few)).told
+    assert "total.p99: B has too few samples" in rows.threshold(limit.judge(sim.compare(runs["a"], few)))
+    assert "total.p99: A and B have too few samples" in rows.threshold(limit.judge(sim.compare(few, few)))
 
 
 def test_runs_of_one_burst_have_no_intervals_and_it_is_said(runs, tmp_path):
@@ -195,18 +196,18 @@ def test_slices_are_cut_without_the_warm_up(runs, tmp_path):
 def test_a_figure_may_be_wanted_high(runs):
     verdict = Threshold.parse("p50:-10%").judge(sim.compare(runs["slower"], runs["a"]))
     assert not verdict.met
-    assert "at most 10 % lower allowed" in verdict.told
+    assert "at most 10 % lower allowed" in rows.threshold(verdict)
 
 
 @pytest.mark.parametrize("text", ["p99", "p99:10%", "p99:+", "p99:+10 %", "p99:+10kg", ":+1%", "p99:+10%;", "x" * 500])
 def test_what_is_no_threshold(text):
-    with pytest.raises(UsageError, match=r"is no threshold: expected FIGURE:\+LIMIT"):
+    with pytest.raises(UsageError, match=r"is no threshold: expected METRIC:\+LIMIT"):
         Threshold.parse(text)
 
 
 def test_thresholds_on_what_there_is_not(runs):
     comparison = sim.compare(runs["a"], runs["same"])
-    with pytest.raises(UsageError, match="no figure 'p98'"):
+    with pytest.raises(UsageError, match="no metric 'p98'"):
         Threshold.parse("p98:+1%").judge(comparison)
     with pytest.raises(UsageError, match="refused is no time"):
         Threshold.parse("refused:+1ms").judge(comparison)
@@ -243,7 +244,7 @@ def test_json_is_all_there_is_on_stdout(runs):
     code, text, _ = ivsim_compare(runs["a"].path, runs["slower"].path, "--json", "--fail-if", "p50:+10%")
     content = json.loads(text)
     assert code == 99
-    assert {its["name"] for its in content["figures"]} >= {"delivery.p50", "total.p99_99", "doorbells_per_s"}
+    assert {its["name"] for its in content["metrics"]} >= {"delivery.p50", "total.p99_99", "doorbells_per_s"}
     assert [its["met"] for its in content["thresholds"]] == [False]
     assert content["b"] == str(runs["slower"].path)
 

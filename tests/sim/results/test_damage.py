@@ -20,6 +20,7 @@ from sim.recording import header, reader
 from sim.results import Run, RunDirectory
 from sim.results.store import schemas
 from sim.results.store.stream import ResourceStream
+from sim.views.notebook import run_html
 from tests.synthetic import finish, pair, record, topology, usage
 
 TABLES = ("samples", "drains", "edges", "vectors", "resources", "histograms")
@@ -50,33 +51,8 @@ def read_everything(run: Run) -> list[str]:
             ask()
         except UsageError as error:
             refused.append(str(error))
-    _ = run.problems, run.status, run.reason, repr(run), run._repr_html_()
+    _ = run.problems, run.status, run.reason, repr(run), run_html(run)
     return refused
-
-
-def test_a_run_of_an_older_version_says_what_it_does_not_have(path):
-    """Without the columns, the table and the fields that were added since: the rest reads as it always did."""
-    (path / "histograms.parquet").unlink()
-    table = pq.read_table(path / "resources.parquet")
-    pq.write_table(table.drop_columns(list(schemas.ADDED["resources"])), path / "resources.parquet")
-    summary = json.loads((path / "summary.json").read_text())
-    for name in ("drained", "phases", "resources", "cpu_ns_per_doorbell", "host", "floor", "clock_source", "warnings"):
-        del summary[name]
-    for its in (summary, *summary["groups"].values()):
-        del its["latency_ns"]["raw"]
-        for figures in its["latency_ns"].values():
-            del figures["p99_99"], figures["intervals"]
-    (path / "summary.json").write_text(json.dumps(summary))
-    run = sim.results.open(path)
-    assert read_everything(run) == [f"{path}: histograms.parquet is missing"]
-    older, missing = run.problems
-    assert older.startswith("resources.parquet is of an older version, without faults_major, faults_minor, load_1")
-    assert missing == "histograms.parquet is missing"
-    assert run.resources()["pss_bytes"].null_count == run.resources().num_rows == 6
-    assert run.resources()["uss_bytes"].null_count == 0
-    assert run.summary["latency_ns"]["raw"]["samples"] == 0
-    assert len(run.histogram("delivery")) == 1
-    assert "Made up" in run._repr_html_()
 
 
 def test_a_sound_run_has_nothing_to_say(path):
@@ -157,7 +133,7 @@ def test_a_summary_of_other_types_is_refused(path, wrong):
     change(path, "summary.json", **wrong)
     run = sim.results.open(path)
     assert any("summary.json is damaged" in problem for problem in run.problems)
-    assert "damaged" in run._repr_html_()
+    assert "damaged" in run_html(run)
 
 
 def test_samples_of_machines_that_there_are_not(path):

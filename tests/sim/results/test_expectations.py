@@ -17,11 +17,12 @@ from sim.recording import Recording, RecordingLayout, header
 from sim.recording.header import COUNTER_AT
 from sim.results import Run, RunDirectory
 from sim.results.conditions import Moment, broken, live
-from sim.results.expectations import BROKEN, Verdict, evaluate, missed, render, silent_loads
+from sim.results.expectations import BROKEN, ExpectationVerdict, evaluate, missed, silent_loads
 from sim.results.measures import Book, Whose, counts_so_far
 from sim.results.store.manifest import Machine
-from sim.results.summary import Group, Summary
+from sim.results.summary import GroupFigures, Summary
 from sim.views.junit import junit
+from sim.views.terminal import render_expectations
 from tests.synthetic import PENDING, finish, pair, record, topology, usage
 from topologies import Condition, Expectation, Machines, Topology
 from topologies.metrics import METRICS
@@ -51,7 +52,7 @@ def finished(tmp_path: Path) -> Run:
     return finish(directory, PENDING)
 
 
-def judge(run: Run, text: str) -> Verdict:
+def judge(run: Run, text: str) -> ExpectationVerdict:
     (verdict,) = evaluate(expecting(text), run)
     return verdict
 
@@ -168,9 +169,9 @@ def test_every_number_of_a_summary_has_a_metric_and_every_metric_its_number() ->
     }
     maxima = {place for place in numbers if place.startswith("coordinator.") and place.endswith(("_sum", "_max"))}
     assert numbers - no_results - counted_by_others - maxima <= sources
-    of_groups = {f"floor.times_floor.{point}" for point in ("p50", "p99")} | {"sent"}
+    of_groups = {f"wake_up_baseline.times_baseline.{point}" for point in ("p50", "p99")} | {"sent"}
     assert sources - numbers == of_groups
-    assert set(numbers_of(Group)) - {"uss_bytes", "cpu_percent"} - counted_by_others <= {
+    assert set(numbers_of(GroupFigures)) - {"uss_bytes", "cpu_percent"} - counted_by_others <= {
         metric.source for metric in METRICS.values() if "groups" in metric.of
     } | {place for place in numbers if place.startswith("latency_ns.")}
 
@@ -225,7 +226,7 @@ def test_a_bound_that_is_missed_is_not_met(finished: Run) -> None:
 
 def test_verdicts_are_json(finished: Run) -> None:
     verdicts = evaluate(expecting("rung == 3", "p99_us < 1 of echo"), finished)
-    assert msgspec.json.decode(msgspec.json.encode(verdicts), type=list[Verdict]) == verdicts
+    assert msgspec.json.decode(msgspec.json.encode(verdicts), type=list[ExpectationVerdict]) == verdicts
 
 
 def test_of_an_edge_that_is_not_alone_only_what_was_rung_is_known(tmp_path: Path) -> None:
@@ -314,7 +315,8 @@ def test_a_damaged_run_meets_nothing_and_says_why(finished: Run) -> None:
 
 def test_verdicts_are_printed_each_on_a_line(finished: Run) -> None:
     console = Console(file=io.StringIO(), width=60)
-    render(evaluate(expecting("rung == 3", "delivery.p50_us < 5 of echo", "p99_us < 1"), finished), console)
+    verdicts = evaluate(expecting("rung == 3", "delivery.p50_us < 5 of echo", "p99_us < 1"), finished)
+    render_expectations(verdicts, console)
     assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "expectations",
         "met    rung == 3                    got 3",

@@ -13,7 +13,7 @@ from sim.results.summary import BaselineFigures, Summary
 from tests.synthetic import PENDING, finish, pair, usage
 
 BUSY = {"cpu_user_s": 0.9, "cpu_system_s": 0.0, "switches_involuntary": 50}
-FLOOR = BaselineFigures(p50_ns=4000, p99_ns=5000, count=9, placement="here", clock_ns=40.0)
+BASELINE = BaselineFigures(p50_ns=4000, p99_ns=5000, count=9, placement="here", clock_ns=40.0)
 HOST = {"steal_s": 0.0, "load_1": 0.5, "pressure_cpu_s": 0.0, "sampling_s": 0.0, "cpu_system_s": 0.0}
 
 
@@ -55,7 +55,10 @@ def test_a_quiet_run_has_none(quiet):
             {"missed": 905, "missed_oldest_ns": 1_498_000_000},
             "905 doorbells were due and never rung, the oldest for 1.50 s",
         ),
-        ({"floor": FLOOR, "short_deliveries": 1}, "deliveries took less than a quarter of the floor's 4.00 us"),
+        (
+            {"wake_up_baseline": BASELINE, "short_deliveries": 1},
+            "deliveries took less than a quarter of a bare wake-up's 4.00 us",
+        ),
         ({"clock_source": "hpet"}, "the clock is hpet, a slow one"),
         ({"cpus": 1}, "oversubscribed: 2 machines kept 1.0 of 1 CPUs busy"),
         ({"host_steal_percent": 6.25}, "the hypervisor gave 6.2 % of a CPU to others"),
@@ -93,10 +96,14 @@ def test_doorbells_that_were_not_rung_are_said_when_the_figures_would_be_others(
     assert ["never rung" in warning for warning in found] == [True] * is_said
 
 
-@pytest.mark.parametrize(("short", "floor", "is_said"), [(10, FLOOR, False), (11, FLOOR, True), (11, None, False)])
-def test_deliveries_without_a_wake_up_are_said_when_they_are_more_than_one_in_a_hundred(quiet, short, floor, is_said):
-    found = changed(with_samples(quiet, 1000, 0), short_deliveries=short, floor=floor)
-    assert ["a quarter of the floor" in warning for warning in found] == [True] * is_said
+@pytest.mark.parametrize(
+    ("short", "baseline", "is_said"), [(10, BASELINE, False), (11, BASELINE, True), (11, None, False)]
+)
+def test_deliveries_without_a_wake_up_are_said_when_they_are_more_than_one_in_a_hundred(
+    quiet, short, baseline, is_said
+):
+    found = changed(with_samples(quiet, 1000, 0), short_deliveries=short, wake_up_baseline=baseline)
+    assert ["a quarter of a bare wake-up" in warning for warning in found] == [True] * is_said
 
 
 @pytest.mark.parametrize(("floor_ns", "short"), [(28_000, 0), (28_001, 1)])
@@ -104,7 +111,7 @@ def test_a_short_delivery_is_one_below_a_quarter_of_the_floor(tmp_path, floor_ns
     # One delivery is measured, of 7 us; the other one is of the warm-up.
     run = finish(pair(tmp_path), PENDING, floors=[WakeUpBaseline(floor_ns, 40_000, 1900, "here", 50.0)])
     assert run.figures.short_deliveries == short
-    assert ["1 of 1 deliveries" in its for its in run.warnings if "floor" in its] == [True] * short
+    assert ["1 of 1 deliveries" in its for its in run.warnings if "bare wake-up" in its] == [True] * short
 
 
 def test_preemptions_are_said_when_interrupts_do_not_explain_them(quiet):
@@ -139,8 +146,8 @@ def test_the_summary_holds_them_and_what_they_rest_on(tmp_path):
         "sampling_percent": 0.0,
     }
     # The quieter look counts; delivery took 7 us.
-    assert (summary["floor"]["p50_ns"], summary["floor"]["clock_ns"]) == (1000, 40.0)
-    assert summary["floor"]["times_floor"] == {"p50": 7.0}
+    assert (summary["wake_up_baseline"]["p50_ns"], summary["wake_up_baseline"]["clock_ns"]) == (1000, 40.0)
+    assert summary["wake_up_baseline"]["times_baseline"] == {"p50": 7.0}
     both = summary["resources"]
     assert (both["cpu_percent_sum"], both["private_bytes_sum"], both["pss_bytes_sum"]) == (100.0, 4 << 20, 8 << 20)
     assert both["faults_minor_per_s"] == 100.0

@@ -7,6 +7,7 @@ import pytest
 
 from nodes.errors import UsageError
 from sim.results import Run, RunDirectory
+from sim.views.notebook import matrix_html
 from tests.synthetic import MEASURE_NS, PENDING, finish, pair, record, topology
 
 
@@ -51,7 +52,7 @@ def test_matrices_by_machine_and_by_group(fan):
     assert fan.matrix("group", "refused").values.tolist() == [[0, 1], [0, 0]]
     assert np.isnan(fan.matrix("machine", "delivered")["sender-0", "receiver-0"])
     assert machines.frame().loc["sender-1", "receiver-0"] == 20
-    shown = fan.matrix("machine", "delivered")._repr_html_()
+    shown = matrix_html(fan.matrix("machine", "delivered"))
     assert "<th>sender-0</th><td>0</td><td>4</td><td></td>" in shown
     assert int(machines.values.sum()) == fan.summary["rung"]
 

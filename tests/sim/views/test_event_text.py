@@ -18,7 +18,7 @@ MOVED |= {"downtime_ms": 13.519133, "state_bytes": 342, "memory_bytes": 0, "pend
 ACTION = {"kind": "action", "machine": "tx-0", "line": 14}
 TOLD = [
     (ACTION | {"do": "stall"}, "stall tx-0", "stall tx-0 (line 14)"),
-    (ACTION | {"do": "slow", "delay_us": 50.0}, "slow tx-0", "slow tx-0, by 50 µs (line 14)"),
+    (ACTION | {"do": "slow", "delay_us": 50.0}, "slow tx-0", "slow tx-0, by 50 us (line 14)"),
     (ACTION | {"do": "mask", "vectors": [0, 2]}, "mask tx-0", "mask tx-0, vectors 0 2 (line 14)"),
     (ACTION | {"do": "mask", "vectors": []}, "mask tx-0", "mask tx-0, all vectors (line 14)"),
     (ACTION | {"do": "garble", "message": "short"}, "garble tx-0", "garble tx-0, message short (line 14)"),

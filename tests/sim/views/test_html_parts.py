@@ -12,9 +12,11 @@ from hypothesis.extra.numpy import arrays
 
 from nodes.errors import UsageError
 from sim.results import RunDirectory
-from sim.results.analysis.growing_histogram import Distribution
+from sim.results.analysis.growing_histogram import GrowingHistogram
 from sim.results.analysis.time_series import digest, span
 from sim.results.store import batches
+from sim.views import units
+from sim.views.event_text import brief, sentence
 from sim.views.html import scales
 from sim.views.html.lines import thinned
 from sim.views.html.matrix import OTHERS, between_groups, between_machines
@@ -29,7 +31,7 @@ VALUES = arrays(np.int64, st.integers(1, 300), elements=st.integers(0, 1 << 60))
 
 @given(st.lists(VALUES, min_size=1, max_size=4), st.floats(0, 1))
 def test_quantiles_of_batches_are_those_of_the_whole(batches, share):
-    its = Distribution()
+    its = GrowingHistogram()
     for batch in batches:
         its.add(batch)
     ordered = np.sort(np.concatenate(batches))
@@ -40,7 +42,7 @@ def test_quantiles_of_batches_are_those_of_the_whole(batches, share):
 
 
 def test_shares_rise_to_all():
-    its = Distribution()
+    its = GrowingHistogram()
     its.add(np.array([3, 1, 2, 2]))
     values, shares = its.shares()
     assert (values.tolist(), shares.tolist()) == ([1, 2, 3], [0.25, 0.75, 1.0])
@@ -64,15 +66,15 @@ def test_decades_are_few_and_inside(low, factor, most):
 @pytest.mark.parametrize(
     ("word", "value", "said"),
     [
-        (scales.time, 0, "0 ns"),
-        (scales.time, 999, "999 ns"),
-        (scales.time, 999_600, "1 ms"),
-        (scales.time, 12_345, "12.3 µs"),
-        (scales.time, 2e9, "2 s"),
-        (scales.count, 1234, "1.23 k"),
-        (scales.count, 5e6, "5 M"),
-        (scales.size, 3 << 20, "3 MiB"),
-        (scales.size, 100, "100 B"),
+        (units.short_ns, 0, "0 ns"),
+        (units.short_ns, 999, "999 ns"),
+        (units.short_ns, 999_600, "1 ms"),
+        (units.short_ns, 12_345, "12.3 us"),
+        (units.short_ns, 2e9, "2 s"),
+        (units.short_count, 1234, "1.23 k"),
+        (units.short_count, 5e6, "5 M"),
+        (units.short_bytes, 3 << 20, "3 MiB"),
+        (units.short_bytes, 100, "100 B"),
         (scales.percentile_name, 1, "p90"),
         (scales.percentile_name, 2, "p99"),
         (scales.percentile_name, 5, "p99.999"),
@@ -152,7 +154,7 @@ def test_what_happened_is_told_in_a_line_each(tmp_path):
         f'{{"time_ns": {at}, "kind": "telemetry"}}\n'
     )
     (happening,) = digest(run).happenings
-    assert (happening.brief, happening.text) == ("kill a", "kill a (line 7)")
+    assert (brief(happening.event), sentence(happening.event)) == ("kill a", "kill a (line 7)")
     assert happening.time_s == pytest.approx(1.0, abs=0.01)
 
 

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -16,6 +17,7 @@ import sim.results
 from nodes.errors import UsageError
 from sim.commands.report import report
 from sim.results import Run, RunDirectory
+from sim.results.summary import ExpectationVerdict
 from sim.views.html.page import page
 from tests.synthetic import MEASURE_NS, SECOND_NS, START_NS, finish, pair, record, topology, usage
 
@@ -215,19 +217,15 @@ def test_a_run_that_does_not_balance_says_it_first(tmp_path):
 
 
 def test_expectations_are_shown_with_their_verdict(run, monkeypatch):
-    summary = run.summary | {
-        "expectations": [
-            {"figure": "p99_us", "of": "receiver", "expected": "<= 500", "got": 22.5, "met": True},
-            {"figure": "died", "of": "", "expected": "== 0", "got": None, "met": False, "why": "<nobody knows>"},
-        ]
-    }
-    monkeypatch.setattr(Run, "summary", summary)
+    verdicts = [
+        ExpectationVerdict("p99_us", "receiver", "<= 500", 22.5, met=True),
+        ExpectationVerdict("died", "", "== 0", None, met=False, why="<nobody knows>"),
+    ]
+    monkeypatch.setattr(Run, "figures", msgspec.structs.replace(run.figures, expectations=verdicts))
     text = Structure(page(run)).text
-    assert "p99_us of receiver" in text
-    assert "✓ met" in text
-    assert "✗ missed" in text
+    assert "p99_us <= 500 of receiver" in text
+    assert "UNMET" in text
     assert "<nobody knows>" in text
-    assert "1 of 2 missed" in text
 
 
 def tiles(run: Run) -> dict[str, str]:
@@ -238,7 +236,7 @@ def tiles(run: Run) -> dict[str, str]:
 
 def test_where_senders_were_late_the_tiles_have_the_total_too(run, tmp_path):
     late = tiles(run)
-    assert (late["delivery, p99"], late["total, corrected, p99"]) == ("20 µs", "32 µs")
+    assert (late["delivery, p99"], late["total, corrected, p99"]) == ("20 us", "32 us")
     directory = RunDirectory.create(tmp_path, topology({"alone": (1, 1)}), {})
     stamps = [MEASURE_NS + place * 1_000_000 for place in range(100)]
     record(
@@ -259,7 +257,7 @@ def test_what_processes_used_can_be_unfolded(run):
     head, sender, _ = (dict(zip(cells[0], row, strict=True)) for row in cells)
     assert list(head)[:6] == ["each machine of", "CPU user", "CPU system", "RSS", "USS", "PSS"]
     assert (sender["each machine of"], sender["CPU user"], sender["CPU system"]) == ("sender", "40.0 %", "10.0 %")
-    assert (sender["RSS"], sender["USS"], sender["of it recording"]) == ("9 MiB", "3 MiB", "1 MiB")
+    assert (sender["RSS"], sender["USS"], sender["recording"]) == ("9.00 MiB", "3.00 MiB", "1.00 MiB")
 
 
 def test_what_scrolls_casts_a_shadow_where_there_is_more(run):

@@ -159,7 +159,7 @@ def test_vectors_mean_the_same_whether_they_come_together_or_not(station, togeth
     assert (built.left, built.odd) == (1, ["too many eventfds for peer 7, the device has 2 vectors"])
     assert built.heard == list(built.connection.own)
     assert list(built.connection.own.values()) == [0, 1]
-    assert not any(os.get_blocking(built.vm.doorbells.line(peer, 0)) for peer in built.vm.guest.peers)
+    assert not any(os.get_blocking(built.vm.device.peers.line(peer, 0)) for peer in built.vm.guest.peers)
 
 
 def test_what_is_no_eventfd_among_many_is_found_and_nothing_leaks(station):
@@ -217,7 +217,7 @@ def test_several_messages_without_descriptors_may_come_at_once(station):
 def test_a_received_eventfd_never_blocks_its_ringer(station):
     built = station(2)
     built.say(Case((*BOTH, *eventfd(1))))
-    line = built.vm.doorbells.line(1, 0)
+    line = built.vm.device.peers.line(1, 0)
     assert not os.get_blocking(line)
 
 

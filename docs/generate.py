@@ -1,0 +1,233 @@
+"""Write the generated blocks of the documentation: tables from the declarations, examples from their files.
+
+A block stands between two comments in a Markdown page:
+
+    <!-- generated: actions -->
+    ...
+    <!-- end -->
+
+`make docs-tables` rewrites every block in place; a test compares them with what this module returns. A name with
+a slash is the path of a file in the repository, which is then shown as code.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import sim.exit_codes
+from nodes.device.profiles import PROFILES
+from sim.cli import COMMANDS, ivsim
+from topologies import actions, json_schema, metrics, shipped
+from topologies.resolve.programs import resolve_program, shipped_programs
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+BLOCK = re.compile(r"(?P<begin><!-- generated: (?P<name>[^ ]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+LANGUAGES = {".py": "python", ".sh": "sh", ".toml": "toml", ".out": "text"}
+
+
+def table(heading: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table; a vertical bar within a cell is escaped."""
+    lines = [list(heading), *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def markdown(text: str) -> str:
+    """A docstring as Markdown: one paragraph, with single backticks."""
+    return " ".join(text.replace("``", "`").split())
+
+
+def actions_table() -> str:
+    """Every value of ``do``."""
+    rows = []
+    for name, action in actions.ACTIONS.items():
+        keys = ", ".join(f"`{key}`" for key in actions.fields_of(action))
+        rows.append((f"`{name}`", markdown(inspect.getdoc(action) or ""), keys or "-"))
+    return table(("`do`", "effect", "keys of its own"), rows)
+
+
+def metrics_table() -> str:
+    """Every figure that a condition can name; the latencies are one row."""
+    rows = [
+        (f"`{each.name}`", each.unit, markdown(each.meaning), ", ".join(each.of), "yes" if each.live else "")
+        for each in metrics.FIGURES.values()
+        if "." not in each.name
+    ]
+    spelled = (
+        f"`LATENCY.POINT_UNIT`, as `delivery.p99_us` ({', '.join(metrics.LATENCIES)}; {', '.join(metrics.POINTS)})"
+    )
+    rows.append(
+        (
+            spelled,
+            ", ".join(metrics.UNITS_NS),
+            "a percentile of a latency; without LATENCY, of `total`",
+            "the run, machines, edges",
+            "",
+        )
+    )
+    rows.append(
+        (
+            "`statistics.NAME`",
+            "",
+            "the sum of what programs store in `guest.statistics` under NAME",
+            "the run, machines",
+            "",
+        )
+    )
+    return table(("figure", "unit", "meaning", "of", "live"), rows)
+
+
+def programs_tables() -> str:
+    """The shipped programs with their docstrings and parameters."""
+    parts = []
+    for name in shipped_programs():
+        program = resolve_program(name)
+        parts.append(f"### {name}\n\n{(inspect.getdoc(program.function) or '').replace('``', '`')}\n")
+        rows = []
+        for parameter in program.parameters:
+            kind = re.sub(r"\w+\.", "", inspect.formatannotation(parameter.annotation)).replace(
+                "Sequence[int]", "Peers"
+            )
+            default = "required" if parameter.required else f"`{parameter.default!r}`".replace("'", '"')
+            low, high = parameter.range or (None, None)
+            limits = "" if low is None else f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+            rows.append((f"`{parameter.name}`", f"`{kind}`", default, limits))
+        if rows:
+            parts.append(table(("parameter", "type", "default", "range"), rows))
+    return "\n".join(parts)
+
+
+def exit_codes_table() -> str:
+    """The constants of `sim.exit_codes`, each with the text below it."""
+    rows: list[tuple[object, str, str]] = [(0, "", "Success.")]
+    body = ast.parse(inspect.getsource(sim.exit_codes)).body
+    for at, statement in enumerate(body):
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant):
+            assert isinstance(statement.targets[0], ast.Name)
+            after = body[at + 1] if at + 1 < len(body) else None
+            text = ast.get_docstring(ast.Module([after], [])) if isinstance(after, ast.Expr) else ""
+            rows.append((statement.value.value, f"`{statement.targets[0].id}`", markdown(text or "")))
+    return table(("code", "name in `sim.exit_codes`", "meaning"), rows)
+
+
+def profiles_table() -> str:
+    """One row for each device profile."""
+    rows = [
+        (
+            f"`{name}`",
+            markdown(each.summary),
+            each.revision,
+            each.msix_limit if each.msix else "-",
+            "yes" if each.server else "no",
+            "yes" if each.intx else "no",
+            each.default_role,
+        )
+        for name, each in PROFILES.items()
+    ]
+    return table(("profile", "device", "revision", "vectors at most", "server", "INTx", "role"), rows)
+
+
+def commands_table() -> str:
+    """Every command of `ivsim` with its help in one line."""
+    context = ivsim.make_context("ivsim", ["list"], resilient_parsing=True)
+    rows = []
+    for name in COMMANDS:
+        command = ivsim.get_command(context, name)
+        assert command is not None
+        rows.append((f"`ivsim {name}`", command.get_short_help_str(limit=200)))
+    return table(("command", "purpose"), rows)
+
+
+def topologies_table() -> str:
+    """The topologies that ship."""
+    return table(("name", "title"), ((f"`{name}`", title) for name, title in shipped()))
+
+
+def keys_tables() -> str:
+    """The keys of every table of a topology file, from its JSON Schema."""
+    definitions = json_schema()["$defs"]
+    parts = []
+    for heading, name in TABLES.items():
+        rows = [(f"`{key}`", *_key(spec)) for key, spec in definitions[name]["properties"].items()]
+        parts.append(f"### {heading}\n\n" + table(("key", "value", "default", "meaning"), rows))
+    return "\n".join(parts)
+
+
+TABLES = {
+    "Top level": "File",
+    "`[run]`": "RunSettings",
+    "`[memory]`": "MemoryTable",
+    "`[domains.NAME]`": "DomainTable",
+    "`[machines.NAME]`": "GroupTable",
+    "`[[phases]]`": "PhaseTable",
+    "`[[expect]]`": "ExpectTable",
+}
+
+
+def _key(spec: dict[str, Any]) -> tuple[str, str, str]:
+    """The value, default and meaning of a key, in words."""
+    value = spec.get("default")
+    shown = "" if value in (None, "", []) or isinstance(value, dict) else f"`{json.dumps(value)}`"
+    return _value(spec), shown, markdown(spec.get("description", ""))
+
+
+def _value(spec: dict[str, Any]) -> str:
+    if "enum" in spec:
+        return ", ".join(f"`{value}`" for value in spec["enum"])
+    if "anyOf" in spec:
+        return " or ".join(dict.fromkeys(_value(each) for each in spec["anyOf"] if each != {"type": "null"}))
+    if "$ref" in spec:
+        return "table"
+    kind = {"array": "array", "object": "table", "boolean": "true or false", "integer": "whole number"}.get(
+        spec.get("type", "any"), str(spec.get("type", "any"))
+    )
+    low = spec.get("minimum", spec.get("exclusiveMinimum"))
+    if low is None or "maximum" not in spec:
+        return kind
+    above = "above " if "exclusiveMinimum" in spec else ""
+    return f"{kind}, {above}{low} to {spec['maximum']}"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "actions": actions_table,
+    "metrics": metrics_table,
+    "programs": programs_tables,
+    "exit-codes": exit_codes_table,
+    "profiles": profiles_table,
+    "commands": commands_table,
+    "topologies": topologies_table,
+    "keys": keys_tables,
+}
+
+
+def block(name: str) -> str:
+    """The text of a generated block."""
+    if "/" not in name:
+        return f"\n{BLOCKS[name]()}\n"
+    path = ROOT / name
+    return f"```{LANGUAGES[path.suffix]}\n{path.read_text()}```\n"
+
+
+def regenerated(text: str) -> str:
+    """A page with every generated block rewritten."""
+    return BLOCK.sub(lambda found: found["begin"] + block(found["name"]) + found["end"], text)
+
+
+def main() -> None:
+    """Rewrite the pages whose blocks have changed."""
+    for page in PAGES:
+        text = page.read_text()
+        if (new := regenerated(text)) != text:
+            page.write_text(new)
+            print(page.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

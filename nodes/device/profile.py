@@ -1,0 +1,189 @@
+"""What can differ between ivshmem devices: the cells of a profile, and the values that are not plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from enum import Enum, IntEnum
+from types import MappingProxyType
+from typing import Any
+
+from nodes.device.msix import Undelivered
+from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, COMMAND_SERR
+from nodes.device.registers import Access, AccessRules, Register, RegisterMap
+
+__all__ = [
+    "COMMAND_BITS",
+    "DOORBELL",
+    "INTR_MASK",
+    "INTR_STATUS",
+    "IV_POSITION",
+    "REGISTERS",
+    "STICKY_REGISTERS",
+    "DoorbellMatch",
+    "Profile",
+    "Quirk",
+    "make_profile",
+]
+
+
+COMMAND_BITS = COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_INTX_DISABLE | COMMAND_SERR
+
+INTR_MASK, INTR_STATUS, IV_POSITION, DOORBELL = "IntrMask", "IntrStatus", "IVPosition", "Doorbell"
+
+REGISTERS = RegisterMap(
+    "BAR0",
+    0x100,
+    (
+        Register(0x00, INTR_MASK, Access.RW, "INTx devices: the status bits that raise the line"),
+        Register(0x04, INTR_STATUS, Access.RC, "INTx devices: set by a doorbell"),
+        Register(0x08, IV_POSITION, Access.RO, "the device's own peer ID"),
+        Register(0x0C, DOORBELL, Access.WO, "peer ID in bits 31:16, vector in the low bits: rings it"),
+        Register(0x10, "reserved", Access.RESERVED, "nothing", words=60),
+    ),
+)
+STICKY_REGISTERS = replace(
+    REGISTERS,
+    registers=tuple(replace(r, access=Access.RW) if r.name == INTR_STATUS else r for r in REGISTERS.registers),
+)
+
+
+class DoorbellMatch(Enum):
+    """Which writes are compared, as a whole 32-bit word, with the doorbells that are connected.
+
+    A word that matches rings with all 16 bits of its vector. Every other write is decoded by the register, which may
+    know fewer of them.
+    """
+
+    NEVER = "none: the register decodes every write"
+    PIECE = "each aligned 4-byte piece of a write; IDs from 0x8000 on never match, one side is sign-extended"
+    WRITE = "a write of exactly 4 bytes; a wider one is split later, and its pieces are not compared"
+
+    def knows(self, peer: int) -> bool:
+        """Whether a doorbell for this peer can match."""
+        return self is DoorbellMatch.WRITE or (self is DoorbellMatch.PIECE and peer < 0x8000)
+
+
+class Quirk(IntEnum):
+    """Defects of the 2012 device, each a switch; the value is its row in ``tests/golden/seed_rows.toml``."""
+
+    ZERO_SIZE = 16
+    MODE_UNCHECKED = 28
+    MAPPING_UNCHECKED = 34
+    DESCRIPTOR_ZERO_UNMAPPED = 47
+    PLAIN_DOORBELL_FAULT = 55
+    SHORT_READ = 56
+    PEER_UNBOUNDED = 59
+    LEAVE_RENAMES = 62
+    MINUS_ONE_UNCHECKED = 64
+    DESCRIPTOR_LEAK = 65
+    MEMORY_REMAP = 68
+    VECTOR_OVERFLOW = 72
+    EARLY_OWN_VECTORS = 75
+    RESET_DROPS_VECTORS = 80
+    STATUS_LOW_BYTE = 81
+    INTX_BESIDE_MSIX = 84
+    IOEVENTFD_INIT_FAULT = 85
+    IOEVENTFD_UNBOUND = 87
+    LEAVE_TWICE_FAULT = 90
+    UNPLUG_LEAK = 92
+    UNPLUG_EARLY_FAULT = 93
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One kind of device. ``sources`` says for each cell where its value was read or seen.
+
+    The cells whose names do not say enough:
+
+    ``msix_capability`` is the offset of the MSI-X capability in configuration space.
+    ``fixed_vectors`` is how many vectors every such device has; 0: as many as the user wants.
+    ``memory_container``: BAR2 has a size of its own and is there before the memory.
+    ``waits_for_memory``: no guest runs before the server has sent ID and memory.
+    ``bus_master_gates``: without bus master no message is sent.
+    ``roles`` are the values of the role property, of which ``master_is_first`` demands the ID 0 for a master.
+    ``migration_locks_devices``: while it migrates, the machine refuses device_add, device_del and blockers.
+    ``section`` names the device in a migration stream, ``stream`` the groups of fields there (`migration.FIELDS`);
+    ``load_refusal`` is what a device prints that is no master, ``ram_block`` the name of BAR2's memory.
+    """
+
+    name: str
+    summary: str
+    # Identity.
+    vendor: int
+    device: int
+    class_code: int
+    revision: int
+    subsystem_vendor: int
+    subsystem: int
+    interrupt_pin: int
+    # Configuration space.
+    command_preset: int
+    command_mask: int
+    config_writable_from: int
+    msix_capability: int
+    # BARs.
+    registers_bar: int
+    registers: RegisterMap
+    registers_rules: AccessRules
+    msix_bar: int
+    msix: bool
+    msix_rules: AccessRules
+    msix_limit: int
+    fixed_vectors: int
+    memory_bar: int
+    memory_wide: bool
+    memory_prefetchable: bool
+    memory_container: bool
+    memory_default_bytes: int
+    # Server, doorbell and position.
+    server: bool
+    waits_for_memory: bool
+    vector_bits: int
+    doorbell_match: DoorbellMatch
+    position_before_setup: int
+    # Delivery.
+    ring_while_masked: Undelivered
+    ring_while_disabled: Undelivered
+    function_mask: bool
+    bus_master_gates: bool
+    intx: bool
+    # Reset and migration.
+    reset_clears_mask: bool
+    roles: tuple[str, ...]
+    default_role: str
+    master_is_first: bool
+    migration_locks_devices: bool
+    section: str
+    stream: tuple[str, ...]
+    load_refusal: str
+    ram_block: str
+    # Defects.
+    quirks: frozenset[Quirk]
+    sources: Mapping[str, str]
+
+    @property
+    def default_vectors(self) -> int:
+        """How many vectors a device has when the user asks for no number (``fixed_vectors``: 0 is any number)."""
+        return self.fixed_vectors or 1
+
+    def has(self, quirk: Quirk) -> bool:
+        """Whether this device has that defect."""
+        return quirk in self.quirks
+
+    def without(self, *quirks: Quirk) -> Profile:
+        """The same device with these defects repaired."""
+        return replace(self, quirks=self.quirks - set(quirks))
+
+    @classmethod
+    def cells(cls) -> tuple[str, ...]:
+        """The names of everything that can differ, in order."""
+        return tuple(field.name for field in fields(cls) if field.name not in ("name", "summary", "sources"))
+
+
+def make_profile(name: str, summary: str, base: Profile | None, /, **cells: tuple[Any, str]) -> Profile:
+    """A profile from ``cells``, each a (value, source), on top of the cells of ``base``."""
+    values = {cell: getattr(base, cell) for cell in Profile.cells()} if base else {}
+    values |= {cell: value for cell, (value, _) in cells.items()}
+    sources = {**(base.sources if base else {}), **{cell: source for cell, (_, source) in cells.items()}}
+    return Profile(name=name, summary=summary, sources=MappingProxyType(sources), **values)

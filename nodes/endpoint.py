@@ -1,0 +1,165 @@
+"""A machine's end of a connection: what its server says becomes the machine's memory, peers and interrupts.
+
+Pure: bytes and descriptors are handed in, and whatever is done with a descriptor is a function that is handed in. A
+worker process, an attach session and a machine of a test receive a server's messages alike.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from nodes.errors import RemoteProtocolError
+from nodes.peer_table import Line, PeerTable
+from nodes.vm import Vm
+from nodes.wire.client import Assigned, Client, Event, Ignored, MemoryShared, PeerLeft, VectorConnected
+from nodes.wire.protocol import PEERS_MAX, Dialect, Message
+
+__all__ = ["Endpoint"]
+
+
+def _nothing(*_: object) -> None:
+    """Where there are no descriptors there is nothing to do."""
+
+
+class Endpoint:
+    """The client of one server, and the machine that it connects.
+
+    Args:
+        vm: the machine.
+        peers: an empty table for the peers that the server announces. It owns their lines: it releases them when a
+            peer leaves, when the device is removed, and in `close`.
+        place: ``place(peer, memory)`` puts the shared memory in its place, by `Vm.place` as a rule.
+        adopt: ``adopt(line)`` is called with each eventfd before it is used. For what is no eventfd it raises
+            `RemoteProtocolError`, and keeps it.
+        release: ``release(descriptor)`` is called with the memory once it is placed, and with what is not used.
+        on_own: ``on_own(line)`` is called with each eventfd of the machine's own, which is to be waited for.
+        warn: ``warn(text)`` is called with what is odd and changes nothing.
+    """
+
+    def __init__(
+        self,
+        vm: Vm,
+        peers: PeerTable,
+        *,
+        place: Callable[[int, Line], object],
+        adopt: Callable[[Line], object] = _nothing,
+        release: Callable[[Line], object] = _nothing,
+        on_own: Callable[[Line], object] = _nothing,
+        warn: Callable[[str], object] = _nothing,
+    ) -> None:
+        self._vm, self._peers = vm, peers
+        self._place, self._adopt, self._release, self._on_own, self._warn = place, adopt, release, on_own, warn
+        self._client: Client[Line] = Client(vm.guest.vectors)
+        self._unread: deque[tuple[int, Line]] = deque()
+        self.own: dict[Line, int] = {}
+        """The machine's own eventfds and their vectors."""
+        self.heard = 0
+        """How many eventfds the server has sent so far, with those that the device has no use for."""
+        vm.use_peers(peers)
+
+    @property
+    def peer(self) -> int | None:
+        """The own ID, once the server has given it."""
+        return self._client.peer
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether the ID and the memory have come."""
+        return self._client.is_set_up
+
+    @property
+    def dialect(self) -> Dialect | None:
+        """What the server speaks, once that is known."""
+        return self._client.dialect
+
+    @property
+    def awaited(self) -> str:
+        """What the greeting lacks, in words."""
+        return self._client.awaited
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes the next message, or the rest of one, has."""
+        return self._client.missing_bytes
+
+    def receive(self, data: bytes, descriptors: Sequence[Line] = ()) -> None:
+        """Take in what the server has sent; the descriptors belong to the endpoint from now on.
+
+        Raises:
+            RemoteProtocolError: it is something that a server may not say.
+        """
+        for event in self._client.receive(data, descriptors):
+            self._take(event)
+
+    def receive_vectors(self, numbers: Sequence[int], lines: Sequence[Line]) -> None:
+        """As `receive`, for whole messages that have one descriptor each: without an object for each, where possible.
+
+        Only for an endpoint that is set up.
+
+        Raises:
+            RemoteProtocolError: as `receive`.
+        """
+        connected, most = self._client.peers, self._client.vectors
+        taken = 0
+        try:
+            for peer, line in zip(numbers, lines, strict=True):
+                vector = connected.get(peer, 0)
+                if vector >= most or not 0 <= peer < PEERS_MAX:
+                    break  # something odd; the client says what it means
+                connected[peer] = vector + 1
+                taken += 1
+                self._connect(peer, vector, line)
+        finally:
+            self._unread.extend(zip(numbers[taken:], lines[taken:], strict=True))
+        while self._unread:
+            number, line = self._unread.popleft()
+            self.receive(Message(number).encode(), [line])
+
+    def end(self) -> None:
+        """The server has closed the connection.
+
+        Raises:
+            RemoteProtocolError: it did so within its greeting.
+        """
+        self._client.end()
+
+    def close(self) -> None:
+        """Release everything that came and is still here."""
+        self._peers.clear()
+        self.own.clear()
+        # Not sooner: a descriptor may have come with the first bytes of its message.
+        for descriptor in (*self._client.unclaimed(), *(line for _, line in self._unread)):
+            self._release(descriptor)
+        self._unread.clear()
+
+    def _take(self, event: Event[Line]) -> None:
+        match event:
+            case Assigned():
+                pass  # the machine gets it together with the memory
+            case MemoryShared(memory):
+                try:
+                    if self._client.peer is None:
+                        raise RemoteProtocolError("server sent the shared memory before an ID")
+                    self._place(self._client.peer, memory)
+                finally:
+                    self._release(memory)
+            case VectorConnected(peer, vector, line):
+                self._connect(peer, vector, line)
+            case PeerLeft(peer):
+                self._vm.disconnect(peer)
+            case Ignored(reason, descriptors, repeated):
+                self.heard += len(descriptors)
+                for descriptor in descriptors:
+                    self._release(descriptor)
+                if self._vm.device.profile.server and not repeated:  # a plain device would not have connected at all
+                    self._warn(reason)
+
+    def _connect(self, peer: int, vector: int, line: Line) -> None:
+        self.heard += 1
+        self._adopt(line)
+        if not self._vm.connect(peer, vector, line):
+            self._release(line)
+        elif peer == self._client.peer:
+            self.own[line] = vector
+            self._on_own(line)

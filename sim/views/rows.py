@@ -1,0 +1,256 @@
+"""The tables of a run, as text cells: terminal, notebook and HTML page draw the same rows.
+
+Each function takes the summary (or the comparison) and returns one :class:`TextTable`; a table without rows is not
+drawn. What stands beside the tables, in sentences, is in ``sentences``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from sim.results.analysis.latency import EVERY_LATENCY, QUANTILES
+from sim.results.compare import Change, Comparison
+from sim.results.summary import ExpectationVerdict, GroupFigures, Migration, Percentiles, ProcessUse, Summary
+from sim.results.thresholds import ThresholdVerdict
+from sim.views.units import NOTHING, human_bytes, human_count, human_interval, human_ns, percentile_title
+from topologies.metrics import METRICS
+
+__all__ = [
+    "LATENCY_MEANINGS",
+    "TOO_FEW",
+    "TextTable",
+    "coalescing",
+    "comparison",
+    "doorbells",
+    "expectations",
+    "intervals",
+    "latencies",
+    "migrations",
+    "processes",
+    "resources",
+    "shown_metric",
+    "threshold",
+]
+
+TOO_FEW = "few"
+LATENCY_MEANINGS = {
+    "lag": "intended to rung",
+    "delivery": "rung to drained by the receiver",
+    "handling": "drained to handled",
+    "raw": "rung to handled",
+    "total": "intended to handled",
+}
+MIGRATIONS_SHOWN = 16
+COORDINATOR = "(coordinator)"
+UNITS = {"ns": human_ns, "bytes": human_bytes}
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """One table.
+
+    Attributes:
+        title: what the table shows.
+        head: the titles of the columns.
+        rows: the cells, as many in each row as the head has.
+        words: the columns that hold words; the others hold numbers.
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    words: Collection[int] = field(default=(0,))
+
+
+def doorbells(figures: Summary) -> TextTable:
+    """The account of each group, and of all together."""
+    head = ("group", "rung", "delivered", "pending", "refused", "interrupts", "per int.", "rung/s")
+    accounts: list[tuple[str, GroupFigures | Summary]] = [
+        (f"{name} ({group.machines})" if group.machines else name, group) for name, group in figures.groups.items()
+    ]
+    rows = []
+    for name, its in [*accounts, ("all", figures)] if len(accounts) > 1 else accounts:
+        counts = (its.rung, its.delivered, its.pending, its.refused, its.interrupts)
+        per_interrupt = NOTHING if its.coalescing is None else f"{its.coalescing:,.2f}"
+        rows.append((name, *(f"{it:,}" for it in counts), per_interrupt, human_count(its.doorbells_per_s)))
+    return TextTable("Doorbells rung at the machines of each group", head, rows)
+
+
+def latencies(figures: Summary) -> TextTable:
+    """All groups together; then delivery and total of each group and each phase, where there are several."""
+    rows = [_percentiles(name, getattr(figures.latency_ns, name), human_ns) for name in EVERY_LATENCY]
+    groups = {name: its.latency_ns for name, its in figures.groups.items() if its.latency_ns.raw.samples}
+    for parts in (groups, figures.phases):
+        for name, its in parts.items() if len(parts) > 1 else ():
+            rows.append(_percentiles(f"delivery {name}", its.delivery, human_ns))
+            rows.append(_percentiles(f"total {name}", its.total, human_ns))
+    return TextTable("Latencies, without the warm-up", ("latency", *_titles(), "samples"), rows)
+
+
+def intervals(figures: Summary, without: Collection[str] = ()) -> TextTable:
+    """The 95 % confidence intervals of delivery and total; ``without``: percentiles to leave out."""
+    known = figures.latency_ns
+    there = known.total.intervals | known.delivery.intervals
+    names = [name for name, _ in QUANTILES if name in there and name not in without]
+    rows = []
+    for latency in ("delivery", "total") if names else ():
+        its: Percentiles = getattr(known, latency)
+        rows.append((latency, *(human_interval(its.intervals.get(name)) for name in names)))
+    head = ("95 % CI", *map(percentile_title, names))
+    return TextTable("95 % confidence intervals of the percentiles", head, rows)
+
+
+def coalescing(figures: Summary) -> TextTable:
+    """How many doorbells shared a wake-up, for the groups where any did."""
+    groups = {name: its.drained for name, its in figures.groups.items() if (its.drained.max or 0) > 1}
+    rows = [_percentiles(name, its, lambda count: f"{count:,}") for name, its in groups.items()]
+    return TextTable("Doorbells that shared a wake-up", ("doorbells a wake", *_titles(), "wakes"), rows)
+
+
+def _titles() -> list[str]:
+    return [percentile_title(name) for name, _ in QUANTILES]
+
+
+def _percentiles(name: str, its: Percentiles, word: type[str] | object) -> tuple[str, ...]:
+    few = TOO_FEW if its.samples else NOTHING
+    values = [getattr(its, quantile) for quantile, _ in QUANTILES]
+    return name, *(few if value is None else word(value) for value in values), f"{its.samples:,}"  # type: ignore[operator]
+
+
+def resources(figures: Summary) -> TextTable:
+    """CPU and memory of one machine of each group, of all machines together, and of the coordinator."""
+    rows = [_usage(name, group.resources) for name, group in figures.groups.items() if group.resources]
+    if (its := figures.resources) and its.cpu_percent_sum is not None and figures.machines > 1:
+        preempted = human_count(figures.machines * its.switches_involuntary_per_s)
+        together = (f"{its.cpu_percent_sum:.1f} %", NOTHING, human_bytes(its.private_bytes_sum), NOTHING, preempted)
+        rows.append((f"(all {figures.machines} together)", *together))
+    if figures.coordinator:
+        rows.append(_usage(COORDINATOR, figures.coordinator))
+    head = ("each machine of", "CPU", "CPU max", "private", "private max", "preempted/s")
+    return TextTable("Resources between start and stop", head, rows)
+
+
+def _usage(name: str, its: ProcessUse) -> tuple[str, ...]:
+    cpu = (f"{its.cpu_percent:.1f} %", f"{its.cpu_percent_max:.1f} %")
+    memory = (human_bytes(its.private_bytes), human_bytes(its.private_bytes_max))
+    return name, *cpu, *memory, human_count(its.switches_involuntary_per_s)
+
+
+PROCESS_COLUMNS = {
+    "RSS": ("rss_bytes", human_bytes),
+    "USS": ("uss_bytes", human_bytes),
+    "PSS": ("pss_bytes", human_bytes),
+    "recording": ("instrument_bytes", human_bytes),
+    "waits/s": ("switches_voluntary_per_s", human_count),
+    "preempted/s": ("switches_involuntary_per_s", human_count),
+    "minor faults/s": ("faults_minor_per_s", human_count),
+    "major faults/s": ("faults_major_per_s", human_count),
+    "descriptors max": ("descriptors_max", human_count),
+    "threads max": ("threads_max", human_count),
+}
+
+
+def processes(figures: Summary) -> TextTable:
+    """Everything else that is known of the processes of each group."""
+    used = {name: group.resources for name, group in figures.groups.items()} | {COORDINATOR: figures.coordinator}
+    rows = []
+    for name, its in used.items():
+        if its:
+            system = its.cpu_percent * its.cpu_system_share
+            cpu = (f"{its.cpu_percent - system:.1f} %", f"{system:.1f} %")
+            rows.append((name, *cpu, *(word(getattr(its, key)) for key, word in PROCESS_COLUMNS.values())))
+    head = ("each machine of", "CPU user", "CPU system", *PROCESS_COLUMNS)
+    return TextTable("CPU, memory and kernel counts of one machine of each group", head, rows)
+
+
+def migrations(figures: Summary, most: int = MIGRATIONS_SHOWN) -> TextTable:
+    """The outcome of each machine's migrations; those with one outcome share a row, ``most`` rows.
+
+    Downtime is the longest of the row; copied and left behind are sums. "PBA bits": vectors that were pending.
+    """
+    head = ("migration", "verdict", "times", "from", "to", "downtime", "copied", "PBA bits", "left behind")
+    rows = [_outcome(its) for its in alike(figures)[:most]]
+    return TextTable("Downtime: the longest of a row; copied, left behind: its sums", head, rows, words=(0, 1))
+
+
+def alike(figures: Summary) -> list[list[Migration]]:
+    """The migrations by machine and outcome."""
+    found: dict[tuple[object, ...], list[Migration]] = {}
+    for each in figures.migrations:
+        found.setdefault((each.machine, each.verdict, each.reason, each.hand_over, each.to_domain), []).append(each)
+    return list(found.values())
+
+
+def _outcome(its: Sequence[Migration]) -> tuple[str, ...]:
+    first, last = its[0], its[-1]
+    downtimes = [each.downtime_ms for each in its if each.downtime_ms is not None]
+    behind = [each.left_behind for each in its if each.left_behind is not None]
+    memory_bytes, state_bytes = sum(each.memory_bytes for each in its), sum(each.state_bytes for each in its)
+    moved = first.verdict == "moved"
+    return (
+        first.machine,
+        first.verdict,
+        f"{len(its)}",
+        NOTHING if first.from_peer is None else f"{first.from_domain} {first.from_peer}",
+        NOTHING if last.to_peer is None else f"{last.to_domain} {last.to_peer}",
+        human_ns(max(downtimes) * 1e6) if downtimes else NOTHING,
+        human_bytes(memory_bytes) if memory_bytes else f"{state_bytes:,} B" if state_bytes else NOTHING,
+        f"{sum(each.pending_vectors for each in its)}" if moved else NOTHING,
+        f"{sum(behind):,}" if behind else NOTHING,
+    )
+
+
+def expectations(verdicts: Sequence[ExpectationVerdict]) -> TextTable:
+    """What the topology expected, and what came."""
+    rows = []
+    for each in verdicts:
+        got = "not known" if each.got is None else f"{each.got:,.0f}" if each.got.is_integer() else f"{each.got:,.6g}"
+        rows.append(("met" if each.met else "UNMET", str(each), got, each.why))
+    return TextTable("Expectations", ("verdict", "expected", "got", ""), rows, words=(0, 1, 3))
+
+
+def comparison(its: Comparison) -> TextTable:
+    """The metrics of two runs, without those that neither has, and raw where it equals total."""
+    rows = []
+    for each in its.metrics.values():
+        if each.name in METRICS and not METRICS[each.name].compared:
+            continue
+        same = its.metrics.get(each.name.replace("raw.", "total."), each)
+        if (each.a or each.b) and (same is each or (same.a, same.b) != (each.a, each.b)):
+            rows.append((each.title, shown_metric(each, each.a), shown_metric(each, each.b), *_change(each)))
+    head = ("metric", "A", "B", "change", "95 % of the change", "verdict")
+    return TextTable(f"A: {PurePath(its.a.path).name}; B: {PurePath(its.b.path).name}", head, rows)
+
+
+def shown_metric(its: Change, value: float | None) -> str:
+    """A value of that metric, in its unit."""
+    return UNITS.get(its.unit, human_count)(value)
+
+
+def _change(its: Change) -> Iterator[str]:
+    yield NOTHING if its.change is None else _percent(its.change)
+    if its.change_interval is None:
+        yield from (NOTHING, NOTHING)
+        return
+    low, high = ("open" if end is None else _percent(end) for end in its.change_interval)
+    yield f"{low} to {high}"
+    yield its.verdict()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+,.1f} %"
+
+
+def threshold(its: ThresholdVerdict) -> str:
+    """What a threshold was held against, on one line."""
+    change, limit = its.change, its.threshold
+    if its.lacking:
+        has = "has" if len(its.lacking) == 1 else "have"
+        return f"{change.title}: {' and '.join(its.lacking)} {has} too few samples, or no such metric"
+    moved = "" if change.change is None else f" ({_percent(change.change)})"
+    doubt = " (the interval of the change holds 0)" if its.unclear else ""
+    allowed = f"{limit.limit:g}{' ' if limit.unit else ''}{limit.unit} {'higher' if limit.sign > 0 else 'lower'}"
+    both = f"{shown_metric(change, change.a)} to {shown_metric(change, change.b)}"
+    return f"{change.title}: {both}{moved}, at most {allowed} allowed{doubt}"
