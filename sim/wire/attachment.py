@@ -24,7 +24,7 @@ from nodes.vm import Vm
 from nodes.wire.protocol import V0, V0_SHM_LAST, Dialect
 from sim.kernel.eventfd import drain, signal
 from sim.kernel.loop import Loop
-from sim.wire.connection import Connection
+from sim.wire.connection import Connection, connect
 from sim.wire.listener import PATH_BYTES_MAX
 
 __all__ = ["GRACE_NS", "GREETING_NS", "Attachment"]
@@ -189,7 +189,7 @@ class Attachment:
         if self._closed:
             return
         try:
-            connection = Connection(self._path, self._vm, on_own=self._watch_own, warn=self._warn)
+            connection = Connection(connect(self._path), self._vm, on_own=self._watch_own, warn=self._warn)
         except UsageError as error:
             if not self._reconnect:
                 raise

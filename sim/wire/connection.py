@@ -20,28 +20,42 @@ from sim.kernel.memory import map_region
 from sim.kernel.mmsg import Arrived
 from sim.wire.credentials import credentials_of
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "connect"]
+
+
+def connect(path: str | os.PathLike[str]) -> socket.socket:
+    """A socket that is connected to the server on ``path``.
+
+    Raises:
+        UsageError: no server listens there.
+        HostError: this process has no descriptor left for a socket.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(os.fspath(path))
+    except OSError as error:
+        sock.close()
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise HostError(f"no descriptor for a connection to {path}: {error.strerror}") from error
+        raise UsageError(f"no server listens on {path}: {error.strerror}") from error
+    return sock
 
 
 class Connection:
     """Owns the socket to the server and every descriptor that comes over it.
 
     Args:
-        path: the socket on which the server listens.
+        sock: the socket, connected to the server.
         vm: the machine that is connected.
         on_own: ``on_own(descriptor)`` is called with each eventfd of the machine's own as it comes, to be waited for.
         warn: ``warn(text)`` is called with what is odd and changes nothing.
         on_memory: ``on_memory(peer, descriptor)`` puts the memory in its place. By default it is mapped and given to
             the machine, whose driver then starts.
-
-    Raises:
-        UsageError: no server listens there.
-        HostError: this process has no descriptor left for a socket.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        sock: socket.socket,
         vm: Vm,
         *,
         on_own: Callable[[int], None],
@@ -49,14 +63,6 @@ class Connection:
         on_memory: Callable[[int, int], None] | None = None,
     ) -> None:
         self._pieces: deque[tuple[bytes, list[int]]] = deque()  # received and not looked at yet
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            sock.connect(os.fspath(path))
-        except OSError as error:
-            sock.close()
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise HostError(f"no descriptor for a connection to {path}: {error.strerror}") from error
-            raise UsageError(f"no server listens on {path}: {error.strerror}") from error
         # Eventfds of this process's own parent are not examined: the kernel says whose process listens.
         parent = multiprocessing.parent_process()
         self._trusted = parent is not None and parent.pid == credentials_of(sock).pid

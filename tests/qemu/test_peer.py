@@ -25,7 +25,7 @@ from nodes.vm import Vm
 from sim.kernel.eventfd import drain
 from sim.kernel.eventfd import signal as signal_line
 from sim.oracle.qtest import DEFAULT_QEMU, Qemu, find_qemu
-from sim.wire.connection import Connection
+from sim.wire.connection import Connection, connect
 from tests.real_qemu import read_block
 
 pytestmark = pytest.mark.qemu
@@ -64,7 +64,7 @@ class Machine:
             sample_every=0,
         )
         self.connection = Connection(
-            path, self.vm, on_own=lambda descriptor: self._epoll.register(descriptor, select.EPOLLIN)
+            connect(path), self.vm, on_own=lambda descriptor: self._epoll.register(descriptor, select.EPOLLIN)
         )
         self._epoll.register(self.connection.fileno(), select.EPOLLIN)
 

@@ -12,7 +12,7 @@ from sim.engines.process.configuration import DeviceConfiguration
 from sim.engines.process.recorder import Recorder
 from sim.kernel.eventfd import signal
 from sim.recording import Recording
-from sim.wire.connection import Connection
+from sim.wire.connection import Connection, connect
 
 __all__ = ["AttachedDevice"]
 
@@ -67,7 +67,7 @@ class AttachedDevice:
 
     def _connect(self, server: str, on_memory: Callable[[int, int], None] | None = None) -> Connection:
         return Connection(
-            server,
+            connect(server),
             self.vm,
             on_own=lambda descriptor: self._on_own(descriptor, self.vm.number),
             warn=self._warn,

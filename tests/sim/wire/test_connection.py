@@ -17,7 +17,7 @@ from nodes.doorbells import NoLedger
 from nodes.errors import RemoteProtocolError, UsageError
 from nodes.vm import Vm
 from sim.kernel.eventfd import signal
-from sim.wire.connection import Connection
+from sim.wire.connection import Connection, connect
 from tests.malformed import BOTH, SCRIPTS, Case, Send, cut, eventfd, joined, number
 from tests.nodes.wire.test_client import OF_2012, UNDECIDED
 
@@ -45,7 +45,7 @@ class Station:
             random=random.Random(0),
             sample_every=0,
         )
-        self.connection = Connection(path, self.vm, on_own=self.heard.append, warn=self.odd.append)
+        self.connection = Connection(connect(path), self.vm, on_own=self.heard.append, warn=self.odd.append)
         self.stack.callback(self.connection.close)
         self.server, _ = listener.accept()
         self.stack.enter_context(self.server)
@@ -183,13 +183,13 @@ sys.path[:0] = {sys.path!r}
 from nodes.device.profiles import PROFILES
 from nodes.doorbells import NoLedger
 from nodes.vm import Vm
-from sim.wire.connection import Connection
+from sim.wire.connection import Connection, connect
 
 def look():
     vm = Vm(PROFILES["qemu-doorbell"], vectors=1, role="peer", signal=print, ledger=NoLedger(), clock=int,
             random=random.Random(0), sample_every=0)
     for path in ("ours", "theirs"):
-        connection = Connection({str(short_path)!r} + "/" + path, vm, on_own=print)
+        connection = Connection(connect({str(short_path)!r} + "/" + path), vm, on_own=print)
         print(connection._trusted, flush=True)
         connection.close()
 
@@ -221,7 +221,6 @@ def test_a_received_eventfd_never_blocks_its_ringer(station):
     assert not os.get_blocking(line)
 
 
-def test_without_a_server_the_user_is_told(station, short_path):
-    vm = station(1).vm
+def test_without_a_server_the_user_is_told(short_path):
     with pytest.raises(UsageError, match="no server listens on"):
-        Connection(short_path / "nobody", vm, on_own=lambda descriptor: None)
+        connect(short_path / "nobody")

@@ -18,13 +18,15 @@ from collections import Counter
 
 import pytest
 
+from nodes.device.profiles import PROFILES
+from nodes.doorbells import NoLedger
 from nodes.errors import RemoteProtocolError
-from nodes.wire.client import Client, Ignored, MemoryShared, PeerLeft, VectorConnected
+from nodes.vm import Vm
 from nodes.wire.protocol import DIALECTS
 from nodes.wire.server import Server
-from sim.kernel.channel import Channel
-from sim.kernel.eventfd import EventFd, signal
+from sim.kernel.eventfd import drain, signal
 from sim.kernel.memory import map_region
+from sim.wire.connection import Connection
 from tests.serving import Reader, Site, lines_of
 
 MESSAGES = int(os.environ.get("IVSIM_FUZZ", "3000"))
@@ -50,41 +52,31 @@ def make(kind, token):
 
 
 class Station:
-    """Our client's end: what a connection does with a channel, a client and what comes."""
+    """Our client's end: a machine and its connection."""
 
     def __init__(self, sock):
-        self.channel, self.client = Channel(sock), Client(2)
-        self.lines = {}
         self.memories = 0
+        self.vm = Vm(
+            PROFILES["qemu-doorbell"],
+            vectors=2,
+            role="peer",
+            signal=signal,
+            ledger=NoLedger(),
+            clock=lambda: 0,
+            random=random.Random(0),
+            sample_every=0,
+        )
+        self.connection = Connection(sock, self.vm, on_own=lambda descriptor: None, on_memory=self.map)
+        self.read, self.close = self.connection.read, self.connection.close
 
-    def read(self):
-        while (received := self.channel.receive(self.client.missing_bytes)) is not None:
-            if not received[0]:
-                return self.client.end()
-            for event in self.client.receive(*received):
-                match event:
-                    case MemoryShared(descriptor):
-                        try:
-                            map_region(descriptor).close()
-                            self.memories += 1
-                        finally:
-                            os.close(descriptor)
-                    case VectorConnected(peer, vector, descriptor):
-                        self.lines[peer, vector] = EventFd.adopt(descriptor)
-                    case PeerLeft(peer):
-                        for at in [at for at in self.lines if at[0] == peer]:
-                            self.lines.pop(at).close()
-                    case Ignored(descriptors=descriptors):
-                        for descriptor in descriptors:
-                            os.close(descriptor)
-        return None
+    def map(self, peer, descriptor):
+        map_region(descriptor).close()
+        self.memories += 1
 
-    def close(self):
-        for eventfd in self.lines.values():
-            eventfd.close()
-        for descriptor in self.client.unclaimed():
-            os.close(descriptor)
-        self.channel.close()
+    @property
+    def lines(self):
+        peers = self.vm.device.peers
+        return {(peer, vector): peers.line(peer, vector) for peer in peers for vector in range(peers.vectors(peer))}
 
 
 def sound_script(rng, dialect):
@@ -212,7 +204,7 @@ def test_hostile_servers_get_an_error_or_are_understood(seed):
                 if rng.random() < 0.5:
                     station.read()
             station.read()
-            assert (set(station.lines), station.memories, station.client.dialect) == (expected, 1, dialect)
+            assert (set(station.lines), station.memories, station.connection.dialect) == (expected, 1, dialect)
         outcomes["sound"] += 1
         assert len(os.listdir("/proc/self/fd")) == held
     print(f"hostile servers: {dict(outcomes)}")
@@ -237,8 +229,8 @@ def test_the_right_peer_or_none(seed):
                 if rng.random() < 0.3:
                     station.read()
             station.read()
-            for (peer, _), eventfd in station.lines.items():
-                assert meant[eventfd.take()] == peer
+            for (peer, _), line in station.lines.items():
+                assert meant[drain(line)] == peer
 
 
 IDS_MAX = 50_000  # of 65536: then the server is started anew
