@@ -39,7 +39,7 @@ __all__ = [
 LATENCIES = {
     "lag": "from the intended time of a doorbell to its ring",
     "delivery": "from the ring to the moment at which the target's process takes the doorbell",
-    "handling": "from there to the moment at which the program receives the interrupt",
+    "handling": "from that moment to the one at which the program receives the interrupt",
     "raw": "from the ring to the program, not corrected for coordinated omission",
     "total": "from the intended time to the program, corrected for coordinated omission",
 }
@@ -209,7 +209,12 @@ def _resources() -> Iterator[Metric]:
         yield _row(name, unit, OF_GROUPS, doc, f"resources.{name}", compared=is_compared)
     for name, unit, doc in _RESOURCES:
         if not name.endswith(("_sum", "cpu_percent_max", "bytes_max")):
-            yield _row(f"coordinator.{name}", unit, OF_RUN, doc.replace("each machine", "the coordinator"))
+            yield _row(
+                f"coordinator.{name}",
+                unit,
+                OF_RUN,
+                re.sub("each machine|the machine with the most", "the coordinator", doc),
+            )
 
 
 def _host() -> Iterator[Metric]:

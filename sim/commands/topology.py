@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from sim.commands.options import BadTopology, overrides_option, programs_option
-from topologies import Topology, TopologyError, json_schema, load, shipped, starter_text
+from topologies import Topology, TopologyError, json_schema, load, starter_text
 from topologies.migration_check import foresee
+from topologies.reference import REFERENCES, markdown, plain
 from topologies.ringing_check import unreachable
 
 __all__ = ["COMMANDS", "init", "list_shipped", "schema", "validate"]
@@ -101,17 +102,26 @@ def _demand(topology: Topology) -> dict[str, Any]:
     }
 
 
-@click.command("list", short_help="Show the topologies that ship.")
+@click.command("list", short_help="Show the topologies that ship, or a reference of the language.")
+@click.option("--actions", "reference", flag_value="actions", help="The actions of a [[timeline]] instead.")
+@click.option("--metrics", "reference", flag_value="metrics", help="The metrics that conditions compare instead.")
+@click.option("--programs", "reference", flag_value="programs", help="The programs and their parameters instead.")
+@click.option("--profiles", "reference", flag_value="profiles", help="The device profiles instead.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="A table in Markdown.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array on standard output.")
-def list_shipped(as_json: bool) -> None:
-    """Show the topologies that ship, one line each; `ivsim run NAME` runs one."""
-    found = shipped()
+def list_shipped(reference: str | None, as_markdown: bool, as_json: bool) -> None:
+    """Show the topologies that ship, one line each; `ivsim run NAME` runs one.
+
+    With --actions, --metrics, --programs or --profiles, show what topologies can name.
+    """
+    if as_markdown and as_json:
+        raise click.UsageError("--markdown and --json exclude each other")
+    name = reference or "topologies"
     if as_json:
-        click.echo(json.dumps([{"name": name, "title": title} for name, title in found], indent=2))
-        return
-    width = max((len(name) for name, _ in found), default=0)
-    for name, title in found:
-        click.echo(f"{name:{width}}  {title}")
+        table = REFERENCES[name]()
+        click.echo(json.dumps([dict(zip(table.head, row, strict=True)) for row in table.rows], indent=2))
+    else:
+        click.echo((markdown if as_markdown else plain)(name), nl=False)
 
 
 @click.command("schema", short_help="Print the JSON Schema of topologies.")

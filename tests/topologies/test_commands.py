@@ -12,8 +12,12 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from nodes.device.profiles import PROFILES
 from sim.commands.topology import COMMANDS
-from topologies import json_schema, load, shipped, starter_text
+from topologies import json_schema, load, shipped, shipped_programs, starter_text
+from topologies.actions import ACTIONS
+from topologies.metrics import LATENCIES, METRICS
+from topologies.reference import REFERENCES, markdown, plain
 
 FOLDER = Path(load("ping_pong").source_name).parent
 EVERYTHING = Path(__file__).parents[1] / "golden" / "topologies" / "everything.toml"
@@ -109,6 +113,31 @@ def test_list_shows_what_ships() -> None:
     assert [re.split("  +", line) for line in result.stdout.splitlines()] == [list(pair) for pair in shipped()]
     told = json.loads(invoke("list", "--json").stdout)
     assert [(item["name"], item["title"]) for item in told] == shipped()
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_list_shows_the_references_of_the_language(name: str) -> None:
+    table = REFERENCES[name]()
+    option = [] if name == "topologies" else [f"--{name}"]
+    assert invoke("list", *option).stdout == plain(name)
+    assert invoke("list", *option, "--markdown").stdout == markdown(name)
+    rows = json.loads(invoke("list", *option, "--json").stdout)
+    assert [tuple(row.values()) for row in rows] == list(table.rows)
+    assert {tuple(row) for row in rows} == {table.head}
+    lines = markdown(name).splitlines()
+    assert len(lines) == len(table.rows) + 2
+    assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert invoke("list", "--json", "--markdown").exit_code == 2
+
+
+def test_the_references_name_everything_that_is_declared() -> None:
+    assert [row[0] for row in REFERENCES["actions"]().rows] == list(ACTIONS)
+    assert [row[0] for row in REFERENCES["profiles"]().rows] == list(PROFILES)
+    names = {row[0] for row in REFERENCES["metrics"]().rows}
+    families = {f"{latency}.POINT_UNIT" for latency in LATENCIES} | {"POINT_UNIT", "statistics.NAME"}
+    assert {name for name in METRICS if name.split(".")[0] not in LATENCIES} | families == names
+    assert {row[0].split(".")[0] for row in REFERENCES["programs"]().rows} == set(shipped_programs())
+    assert all(action in starter_text() for action in ACTIONS)
 
 
 def test_init_writes_a_file_that_validates_and_overwrites_none(tmp_path: Path) -> None:

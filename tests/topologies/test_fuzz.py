@@ -108,7 +108,7 @@ def test_what_the_starting_file_shows_can_be_used() -> None:
     """The parts that it has as comments load, when they are none and their alternatives are not there."""
     shown = re.sub(r'(?m)^# (\[|"[^"]+" = |\w+(\.\w+)* = )', r"\1", starter_text())
     for alternative in (
-        r"\[memory\]\s.*\n.*\n.*\n",
+        r"\[memory\]\s.*\n.*\n.*\n.*\n",
         r"duration_s = .*after the warm-up\n",
         r"warmup_s = .*\n",
         r"absent = .*\n",

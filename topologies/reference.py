@@ -1,0 +1,130 @@
+"""The reference tables, generated from the declarations: topologies that ship, actions, metrics, programs, profiles.
+
+`ivsim list` prints them; the documentation holds them as Markdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nodes.device.profiles import PROFILES
+from topologies.actions import ACTIONS, MachineAction, fields_of
+from topologies.language.problems import show
+from topologies.language.tables import required_keys_of
+from topologies.language.values import describe
+from topologies.loader import shipped
+from topologies.metrics import LATENCIES, METRICS, POINTS, UNITS_NS
+from topologies.resolve.programs import Parameter, resolve_program, shipped_programs
+
+__all__ = ["REFERENCES", "Reference", "markdown", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One table: a head of single words and rows of as many cells.
+
+    An action's optional keys stand in brackets. ``summary`` is the place of a metric in ``summary.json``, ``live``
+    tells whether ``when`` and ``abort`` can use it.
+    """
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def markdown(name: str) -> str:
+    """The table of `REFERENCES` called ``name``, as Markdown that ends in a newline; the first column is code."""
+    table = REFERENCES[name]()
+    rows = [table.head, ("---",) * len(table.head), *((f"`{first}`", *others) for first, *others in table.rows)]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
+
+
+def plain(name: str) -> str:
+    """The same table as columns of text that ends in a newline; names and titles alone need no head."""
+    table = REFERENCES[name]()
+    rows = [tuple(cell.replace("`", "") for cell in row) for row in (table.head, *table.rows)]
+    rows = rows[1:] if len(table.head) == 2 else rows
+    widths = [max(len(row[column]) for row in rows) for column in range(len(table.head) - 1)]
+    lines = ("  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows)
+    return "\n".join(lines) + "\n"
+
+
+def _actions() -> Reference:
+    rows = []
+    for do, action in ACTIONS.items():
+        required = required_keys_of(do)
+        keys = [*(("machines",) if issubclass(action, MachineAction) else ()), *fields_of(action)]
+        shown = ", ".join(f"`{key}`" if key in required else f"[`{key}`]" for key in keys)
+        rows.append((do, shown, (action.__doc__ or "").partition("\n")[0]))
+    return Reference(("action", "keys", "meaning"), tuple(rows))
+
+
+def _metrics() -> Reference:
+    rows = []
+    for metric in METRICS.values():
+        if metric.name.partition(".")[0] not in LATENCIES:
+            doc = metric.doc + (f"; also `{'`, `'.join(metric.aliases)}`" if metric.aliases else "")
+            row = (metric.name, metric.unit, ", ".join(metric.of), metric.source, "yes" if metric.live else "", doc)
+            rows.append(row)
+    every = ", ".join(METRICS["rung"].of)
+    for name, doc in LATENCIES.items():
+        rows.append((f"{name}.POINT_UNIT", "UNIT", every, f"latency_ns.{name}.POINT", "", f"the time {doc}"))
+    points, units = (", ".join(f"`{each}`" for each in some) for some in (POINTS, UNITS_NS))
+    rows.append(("POINT_UNIT", "UNIT", every, "", "", f"the same as total.POINT_UNIT. POINT: {points}; UNIT: {units}"))
+    of = ", ".join(METRICS["up"].of)
+    rows.append(("statistics.NAME", "", of, "statistics", "", "what programs count under NAME, added up"))
+    return Reference(("metric", "unit", "of", "summary", "live", "meaning"), tuple(rows))
+
+
+def _programs() -> Reference:
+    rows = []
+    for name in shipped_programs():
+        program = resolve_program(name)
+        rows.append((name, "", "", program.summary))
+        rows += [(f"{name}.{each.name}", _takes(each), _default(each), "") for each in program.parameters]
+    return Reference(("program", "takes", "default", "meaning"), tuple(rows))
+
+
+def _takes(parameter: Parameter) -> str:
+    if parameter.names_peers:
+        return "names of groups or machines, or a pattern"
+    if parameter.reads_trace:
+        return "the name of a trace's file"
+    low, high = parameter.range or (None, None)
+    limits = "" if low is None else f", at least {low:g}" if high is None else f", from {low:g} to {high:g}"
+    return describe(parameter.annotation) + limits
+
+
+def _default(parameter: Parameter) -> str:
+    if parameter.required:
+        return "required"
+    value: Any = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+    return "" if value is None else show(value)
+
+
+def _profiles() -> Reference:
+    rows = [
+        (
+            name,
+            "MSI-X" if profile.msix else "INTx" if profile.intx else "none",
+            str(profile.fixed_vectors or f"{int(profile.msix)} to {profile.msix_limit}") if profile.server else "0",
+            profile.default_role,
+            profile.summary,
+        )
+        for name, profile in PROFILES.items()
+    ]
+    return Reference(("profile", "interrupts", "vectors", "role", "meaning"), tuple(rows))
+
+
+def _topologies() -> Reference:
+    return Reference(("name", "title"), tuple(shipped()))
+
+
+REFERENCES: dict[str, Callable[[], Reference]] = {
+    "topologies": _topologies,
+    "actions": _actions,
+    "metrics": _metrics,
+    "programs": _programs,
+    "profiles": _profiles,
+}
