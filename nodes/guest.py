@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Sequence
 from math import inf
 from typing import NamedTuple, Protocol, cast
 
+from nodes.device import driver
 from nodes.device.ivshmem import Ivshmem
 from nodes.doorbells import Burst, Doorbells
 from nodes.errors import GuestError
@@ -81,7 +82,7 @@ class Random(Protocol):
 class Guest:
     """One machine, seen by the program that runs on it.
 
-    ``ring(peer, vector=0, intended_ns=0)`` writes ``peer << 16 | vector`` to the doorbell register, BAR0 + 12.
+    ``ring(peer, vector=0, intended_ns=0)`` writes ``peer << 16 | vector`` to the doorbell register.
     It never blocks; a doorbell that reaches nobody, or a counter that is full, is counted as refused.
 
     ``start_ns`` is when the run began on ``clock()``; ``load`` is what the rates of open-loop programs are multiplied
@@ -169,7 +170,7 @@ class Guest:
 
     def mask(self, vector: int) -> None:
         """Set the mask bit of a vector's MSI-X table entry: doorbells leave it pending (PCI 3.0, 6.8.2)."""
-        self._write_vector_control(vector, 1)
+        driver.set_mask(self.device, vector, masked=True)
 
     def unmask(self, vector: int) -> None:
         """Clear the mask bit; a pending vector fires at once (PCI 3.0, 6.8.3.5).
@@ -177,30 +178,18 @@ class Guest:
         Not while the driver holds it masked (``held``), as a program's own masks nest in a driver's.
         """
         if vector not in self.held:
-            self._write_vector_control(vector, 0)
+            driver.set_mask(self.device, vector, masked=False)
 
     def pending(self, vector: int) -> bool:
         """Whether an interrupt waits for a masked vector: its bit in the pending bit array (PCI 3.0, 6.8.2)."""
-        self._check_vector(vector)
-        msix = self.device.msix
-        if msix is None:
-            raise GuestError("this device has no MSI-X: there are no pending bits")
-        return bool(self.read(msix.layout.bar, msix.layout.pba_offset + vector // 32 * 4) >> vector % 32 & 1)
+        return driver.is_pending(self.device, vector)
 
     def read(self, bar: int, offset: int, size_bytes: int = 4) -> int:
         """Read a register, the MSI-X table or the shared memory as a processor would."""
         return self.device.bar_read(bar, offset, size_bytes)
 
     def write(self, bar: int, offset: int, value: int, size_bytes: int = 4) -> None:
-        """Write likewise; a write to BAR0 + 12 is a doorbell, decoded by the device itself."""
+        """Write likewise; a write to the doorbell register is a doorbell, decoded by the device itself."""
         ignored = self.device.ignored_doorbells
         self.device.bar_write(bar, offset, size_bytes, value)
         self._doorbells.refuse_nowhere(self.device.ignored_doorbells - ignored)
-
-    def _write_vector_control(self, vector: int, value: int) -> None:
-        self._check_vector(vector)
-        self.device.bar_write(1, 16 * vector + 12, 4, value)
-
-    def _check_vector(self, vector: int) -> None:
-        if not 0 <= vector < self.vectors:
-            raise GuestError(f"vector {vector} does not exist: this device has vectors 0..{self.vectors - 1}")

@@ -9,22 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from nodes.device import driver
 from nodes.device.effects import DeviceWarning, IntxLevel, Message
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.pci import assign_resources
 from nodes.device.profiles import Profile
 from nodes.doorbells import Doorbells, Ledger
-from nodes.errors import GuestError
 from nodes.guest import FOREVER, Guest, Interrupt, Program, Random
 from nodes.peer_table import Line, PeerTable
 
 __all__ = ["Vm"]
-
-STATUS, STATUS_CAPABILITIES = 0x06, 1 << 4
-CAPABILITIES_POINTER, CAPABILITY_MSIX = 0x34, 0x11
-MSIX_ENABLE = 1 << 15
-MSI_ADDRESS = 0xFEE00000  # the local APIC's window, Intel SDM vol. 3, 10.11.1
-INTR_MASK = 0
 
 
 class Vm:
@@ -87,7 +80,7 @@ class Vm:
         self.device.set_peer(peer)
         self.device.set_memory(memory)
         self.guest.place(peer, memory)
-        self._probe()
+        driver.probe(self.device)
 
     def connect(self, peer: int, vector: int, line: Line) -> bool:
         """A peer's vector can be rung on ``line``; False when the device has no use for it."""
@@ -154,7 +147,7 @@ class Vm:
         """A bus reset with all that follows: the driver probes the device again, the program begins anew."""
         self.stop()
         self.device.reset()
-        self._probe()
+        driver.probe(self.device)
         self.guest.held.clear()
         self.guest.joined_ns = self.guest.clock()  # what was due before is not due again
         return self.start(program)
@@ -194,6 +187,9 @@ class Vm:
         self.device.set_memory(memory)
         self.device.load(state)
         self.guest.place(peer, memory)
+
+    def _write_doorbell(self, peer: int, vector: int) -> None:
+        driver.ring(self.device, peer, vector)
 
     @property
     def number_of_devices(self) -> int:
@@ -257,37 +253,3 @@ class Vm:
             if not drained:
                 self.on_fired(vector)
         self._resume(Interrupt(vector, count, self.number))
-
-    # The driver
-
-    def _probe(self) -> None:
-        """What a driver does first: decode memory, master the bus, point each vector at the processor."""
-        device = self.device
-        assign_resources(device.config.bars.values(), device.config_write)
-        capability = self._find_msix()
-        if capability is None:
-            device.bar_write(0, INTR_MASK, 4, 0xFFFFFFFF)
-            return
-        for vector in range(len(self._fires)):
-            for word, value in enumerate((MSI_ADDRESS, 0, vector, 0)):
-                device.bar_write(1, 16 * vector + 4 * word, 4, value)
-        control = device.config_read(capability + 2, 2)
-        device.config_write(capability + 2, 2, control | MSIX_ENABLE)
-
-    def _find_msix(self) -> int | None:
-        """Walk the capability list (PCI 3.0, 6.7)."""
-        device = self.device
-        if not device.config_read(STATUS, 2) & STATUS_CAPABILITIES:
-            return None
-        at = device.config_read(CAPABILITIES_POINTER, 1)
-        while at:
-            if device.config_read(at, 1) == CAPABILITY_MSIX:
-                return at
-            at = device.config_read(at + 1, 1)
-        return None
-
-    def _write_doorbell(self, peer: int, vector: int) -> None:
-        """What the driver does to ring: write the doorbell register, BAR0 + 12, and leave it to the device."""
-        if not (0 <= peer <= 0xFFFF and 0 <= vector <= 0xFFFF):
-            raise GuestError(f"a doorbell names a peer and a vector of 0..65535 each, not peer {peer}, vector {vector}")
-        self.device.bar_write(0, 12, 4, peer << 16 | vector)

@@ -31,9 +31,6 @@ from nodes.peer_table import Line, PeerTable
 
 __all__ = ["Ivshmem"]
 
-REGISTERS_BAR, MSIX_BAR, MEMORY_BAR = 0, 1, 2
-MSIX_CAPABILITY = 0x40
-DOORBELL_OFFSET = 12
 PAGE_BYTES = 4096
 PEER_LIMIT = 1 << 16
 ROLES = ("peer", "master", "auto")
@@ -100,6 +97,7 @@ class Ivshmem:
             },
             cleared={INTR_STATUS: self._update_intx},
         )
+        self._doorbell_offset = profile.registers.offset_of(DOORBELL)
         self._window = Window(
             profile.registers.size_bytes,
             profile.registers_rules,
@@ -115,7 +113,7 @@ class Ivshmem:
     def _make_msix(self, vectors: int) -> Msix:
         profile = self.profile
         return Msix(
-            Layout.exclusive(vectors, MSIX_BAR, profile.msix_limit),
+            Layout.exclusive(vectors, profile.msix_bar, profile.msix_limit),
             self.effects.append,
             masked=profile.ring_while_masked,
             disabled=profile.ring_while_disabled,
@@ -135,19 +133,19 @@ class Ivshmem:
                 profile.subsystem,
                 profile.interrupt_pin,
             ),
-            capabilities=[self.msix.layout.capability(MSIX_CAPABILITY)] if self.msix else [],
+            capabilities=[self.msix.layout.capability(profile.msix_capability)] if self.msix else [],
             command_mask=profile.command_mask,
             writable_from=profile.config_writable_from,
         )
         config.preset_command(profile.command_preset)
-        config.add_bar(Bar(REGISTERS_BAR, profile.registers.size_bytes, "registers"))
+        config.add_bar(Bar(profile.registers_bar, profile.registers.size_bytes, "registers"))
         if self.msix:
-            config.add_bar(Bar(MSIX_BAR, self.msix.layout.bar_bytes, "MSI-X table and pending bits"))
+            config.add_bar(Bar(profile.msix_bar, self.msix.layout.bar_bytes, "MSI-X table and pending bits"))
         return config
 
     def _add_memory_bar(self, size_bytes: int) -> None:
         wide, prefetchable = self.profile.memory_wide, self.profile.memory_prefetchable
-        self.config.add_bar(Bar(MEMORY_BAR, size_bytes, "shared memory", wide, prefetchable))
+        self.config.add_bar(Bar(self.profile.memory_bar, size_bytes, "shared memory", wide, prefetchable))
 
     # The guest side.
 
@@ -182,7 +180,7 @@ class Ivshmem:
 
     def _msix_control(self, msix: Msix) -> None:
         bus_master = bool(self.config.command & COMMAND_BUS_MASTER) or not self.profile.bus_master_gates
-        msix.set_control(self.config.word(MSIX_CAPABILITY + 2), bus_master)
+        msix.set_control(self.config.word(self.profile.msix_capability + 2), bus_master)
 
     def bar_read(self, bar: int, offset: int, size_bytes: int) -> int:
         """Read 1, 2, 4 or 8 bytes of a BAR, little-endian; 0 without memory decode and outside the BAR.
@@ -194,9 +192,9 @@ class Ivshmem:
         self._check_bar(bar)
         if not self.config.command & COMMAND_MEMORY:
             return 0
-        if bar == REGISTERS_BAR:
+        if bar == self.profile.registers_bar:
             return self._window.read(offset, size_bytes)
-        if bar == MEMORY_BAR:
+        if bar == self.profile.memory_bar:
             memory = self.memory
             return 0 if memory is None else int.from_bytes(memory[offset : offset + size_bytes], "little")
         assert self.msix is not None
@@ -213,13 +211,13 @@ class Ivshmem:
         self._check_bar(bar)
         value &= (1 << 8 * size_bytes) - 1
         if not self.config.command & COMMAND_MEMORY:
-            if bar == REGISTERS_BAR and offset <= DOORBELL_OFFSET < offset + size_bytes:
+            if bar == self.profile.registers_bar and offset <= self._doorbell_offset < offset + size_bytes:
                 self.ignored_doorbells += 1
             return
-        if bar == REGISTERS_BAR:
+        if bar == self.profile.registers_bar:
             if self.profile.doorbell_match is not DoorbellMatch.WRITE or not self._match(offset, size_bytes, value):
                 self._window.write(offset, size_bytes, value)
-        elif bar == MEMORY_BAR:
+        elif bar == self.profile.memory_bar:
             if self.memory is not None:
                 part = self.memory[offset : offset + size_bytes]
                 part[:] = value.to_bytes(size_bytes, "little")[: len(part)]
@@ -238,7 +236,7 @@ class Ivshmem:
         self.registers.reset(*cleared)
         self.config.reset()
         if self.msix:
-            control = MSIX_CAPABILITY + 3
+            control = self.profile.msix_capability + 3
             self.config.data[control] &= ~self.config.write_mask[control]
             self.msix.reset()
             self.msix.use(not self.profile.has(Quirk.RESET_DROPS_VECTORS))
@@ -285,7 +283,7 @@ class Ivshmem:
 
     def _match(self, offset: int, size_bytes: int, value: int) -> bool:
         """Ring the doorbell that a write of exactly this word is bound to, if there is one."""
-        if offset != DOORBELL_OFFSET or size_bytes != 4:
+        if offset != self._doorbell_offset or size_bytes != 4:
             return False
         peer, vector = value >> 16, value & 0xFFFF
         if not (self.profile.doorbell_match.knows(peer) and self._is_connected(peer, vector)):
@@ -357,12 +355,12 @@ class Ivshmem:
         if self._no_memory:
             self.memory = memory[:0]
             return
-        if MEMORY_BAR not in self.config.bars:
+        if self.profile.memory_bar not in self.config.bars:
             if size < PAGE_BYTES or size & (size - 1):
                 expected = f"a power of two of at least {PAGE_BYTES}"
                 raise RemoteProtocolError(f"shared memory of {size} bytes: expected {expected}")
             self._add_memory_bar(size)
-        bar_bytes = self.config.bars[MEMORY_BAR].size_bytes
+        bar_bytes = self.config.bars[self.profile.memory_bar].size_bytes
         if size < bar_bytes:
             raise RemoteProtocolError(f"shared memory of {size} bytes: BAR2 has {bar_bytes}")
         self.memory = memory[:bar_bytes]

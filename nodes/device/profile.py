@@ -101,6 +101,7 @@ class Profile:
     ``memory_container``: BAR2 has a size of its own and is there before the memory.
     ``waits_for_memory``: no guest runs before the server has sent ID and memory.
     ``bus_master_gates``: without bus master no message is sent.
+    ``driver_start`` are the (register, value) that a driver writes before it enables interrupts.
     ``roles`` are the values of the role property, of which ``master_is_first`` demands the ID 0 for a master.
     ``migration_locks_devices``: while it migrates, the machine refuses device_add, device_del and blockers.
     ``section`` names the device in a migration stream, ``stream`` the groups of fields there (`migration.FIELDS`);
@@ -148,6 +149,7 @@ class Profile:
     function_mask: bool
     bus_master_gates: bool
     intx: bool
+    driver_start: tuple[tuple[str, int], ...]
     # Reset and migration.
     reset_clears_mask: bool
     roles: tuple[str, ...]

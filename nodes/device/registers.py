@@ -122,6 +122,17 @@ class RegisterMap:
         if at != self.size_bytes:
             raise UsageError(f"{self.name}: registers end at {at:#x}, the window at {self.size_bytes:#x}")
 
+    def offset_of(self, name: str) -> int:
+        """The offset of the register of that name.
+
+        Raises:
+            UsageError: the map has none.
+        """
+        for register in self.registers:
+            if register.name == name:
+                return register.offset
+        raise UsageError(f"{self.name} has no register {name}")
+
     def at(self, offset: int) -> Register | None:
         """The register that has a word at ``offset``; None between words and outside."""
         for register in self.registers:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from random import Random
 
 from nodes.device.effects import Message
-from nodes.device.ivshmem import DOORBELL_OFFSET, MSIX_BAR, REGISTERS_BAR, Ivshmem
-from nodes.device.profiles import PROFILES, Profile
+from nodes.device.ivshmem import Ivshmem
+from nodes.device.profiles import DOORBELL, PROFILES, Profile
 from nodes.doorbells import NoLedger
 from nodes.errors import HostError, UsageError
 from nodes.vm import Vm
@@ -160,8 +160,8 @@ class SimulatedDevice:
         return 0
 
     def _write(self, bar: int, offset: int, size_bytes: int, value: int) -> None:
-        guest = self._vm.guest
-        if (bar, offset, size_bytes) == (REGISTERS_BAR, DOORBELL_OFFSET, 4):
+        guest, profile = self._vm.guest, self.device.profile
+        if (bar, offset, size_bytes) == (profile.registers_bar, profile.registers.offset_of(DOORBELL), 4):
             guest.ring(value >> 16 & 0xFFFF, value & 0xFFFF)
         else:
             guest.write(bar, offset, value, size_bytes)
@@ -180,7 +180,7 @@ class SimulatedDevice:
 
 def pba(device: Ivshmem) -> tuple[int, int] | None:
     """Where the pending bits can be read now, as (address, size); None while they cannot."""
-    base = device.config.bar_address(MSIX_BAR)
+    base = device.config.bar_address(device.profile.msix_bar)
     if base is None or device.msix is None:
         return None
     return base + device.msix.layout.pba_offset, device.msix.layout.pba_bytes

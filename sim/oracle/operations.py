@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from nodes.device.ivshmem import MEMORY_BAR, MSIX_BAR, REGISTERS_BAR
+from nodes.device.pci import BAR0, COMMAND
+from nodes.device.profiles import QEMU_DOORBELL
 
 __all__ = [
     "MESSAGE_BASE",
@@ -43,6 +44,7 @@ RULES = {
     "no eventfd that is none": "any file is accepted and written to (TCG), or QEMU aborts (KVM)",
 }
 
+REGISTERS_BAR, MSIX_BAR, MEMORY_BAR = QEMU_DOORBELL.registers_bar, QEMU_DOORBELL.msix_bar, QEMU_DOORBELL.memory_bar
 # Where each BAR may lie: two or three places, far from what else a PC has in its memory space.
 WINDOWS = {
     REGISTERS_BAR: (0xE000_0000, 0xE100_0000),
@@ -52,8 +54,8 @@ WINDOWS = {
 MESSAGE_BASE, MESSAGE_SLOT_BYTES = 0x20_0000, 16
 
 SIZES = (1, 2, 4, 8)
-COMMAND, MSIX_CONTROL = 0x04, 0x42
-BAR_REGISTERS = {REGISTERS_BAR: 0x10, MSIX_BAR: 0x14, MEMORY_BAR: 0x18}
+MSIX_CONTROL = QEMU_DOORBELL.msix_capability + 2
+BAR_REGISTERS = {bar: BAR0 + 4 * bar for bar in WINDOWS}
 PEERS_AT_ONCE = 3
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from nodes.device import migration
-from nodes.device.ivshmem import MSIX_CAPABILITY, Ivshmem
+from nodes.device.ivshmem import Ivshmem
+from nodes.device.msix import CAPABILITY_ID
 from nodes.device.pci import (
-    BAR0,
     CACHE_LINE,
     CAPABILITIES,
     COMMAND,
+    HEADER_BYTES,
     INTERRUPT_LINE,
     INTERRUPT_PIN,
     REVISION,
@@ -28,7 +29,7 @@ from nodes.device.registers import AccessRules, RegisterMap
 __all__ = ["datasheet", "summary"]
 
 EXAMPLE_VECTORS = 2
-CONFIG_FIELDS = (
+HEADER_FIELDS = (
     (0x00, 2, "vendor ID"),
     (0x02, 2, "device ID"),
     (COMMAND, 2, "command"),
@@ -36,20 +37,16 @@ CONFIG_FIELDS = (
     (REVISION, 1, "revision"),
     (REVISION + 1, 3, "class code"),
     (CACHE_LINE, 1, "cache line size"),
-    (BAR0, 4, "BAR0"),
-    (BAR0 + 4, 4, "BAR1"),
-    (BAR0 + 8, 4, "BAR2"),
-    (BAR0 + 12, 4, "BAR2, upper half, or BAR3"),
     (SUBSYSTEM_VENDOR, 2, "subsystem vendor ID"),
     (SUBSYSTEM_VENDOR + 2, 2, "subsystem ID"),
     (CAPABILITIES, 1, "first capability"),
     (INTERRUPT_LINE, 1, "interrupt line"),
     (INTERRUPT_PIN, 1, "interrupt pin"),
-    (MSIX_CAPABILITY, 2, "capability ID, next"),
-    (MSIX_CAPABILITY + 2, 2, "MSI-X message control"),
-    (MSIX_CAPABILITY + 4, 4, "MSI-X table offset, BAR"),
-    (MSIX_CAPABILITY + 8, 4, "MSI-X pending bits offset, BAR"),
 )
+CAPABILITY_FIELDS = {
+    CAPABILITY_ID: ((2, 2, "message control"), (4, 4, "table offset, BAR"), (8, 4, "pending bits offset, BAR")),
+}
+"""What follows the ID and the next pointer of a capability: (offset, size in bytes, name)."""
 
 
 def summary(profiles: Iterable[Profile]) -> str:
@@ -72,10 +69,10 @@ def datasheet(profile: Profile, *, vectors: int | None = None, memory_bytes: int
         ("", [f"{profile.name}: {profile.summary}"]),
         ("Configuration space", _config(device)),
         ("BARs", _bars(device)),
-        ("Registers, BAR0", _registers(profile.registers, profile.registers_rules)),
+        (f"Registers, BAR{profile.registers_bar}", _registers(profile.registers, profile.registers_rules)),
     ]
     if device.msix:
-        sections.append(("MSI-X, BAR1", _msix(device)))
+        sections.append((f"MSI-X, BAR{profile.msix_bar}", _msix(device)))
     sections += [
         ("Saved state", _state(device)),
         ("Behaviour", _behaviour(profile)),
@@ -95,16 +92,34 @@ def _words(name: str) -> str:
 def _config(device: Ivshmem) -> Iterator[str]:
     mask = device.config.write_mask
     yield "  offset  reset       writable    field"
-    for offset, size, name in CONFIG_FIELDS:
-        if offset >= MSIX_CAPABILITY and device.msix is None:
-            continue
+    for offset, size, name in _config_fields(device):
         value = int.from_bytes(device.config.data[offset : offset + size], "little")
         bits = int.from_bytes(mask[offset : offset + size], "little")
         digits = 2 * size
         yield f"  {offset:#04x}    {value:#0{digits + 2}x}".ljust(22) + f"{bits:#0{digits + 2}x}".ljust(12) + name
     data = device.config.data
-    for at in range(0, 0x50, 16):
+    for at in range(0, _shown_config_bytes(device), 16):
         yield f"  {at:02x}: {data[at : at + 16].hex(' ')}"
+
+
+def _config_fields(device: Ivshmem) -> Iterator[tuple[int, int, str]]:
+    """The (offset, size in bytes, name) of every field of configuration space, in the order of their offsets."""
+    fields = list(HEADER_FIELDS)
+    for bar in device.config.bars.values():
+        fields.append((bar.offset, 4, f"BAR{bar.index}"))
+        if bar.wide:
+            fields.append((bar.offset + 4, 4, f"BAR{bar.index}, upper half"))
+    for capability in device.config.capabilities:
+        fields.append((capability.offset, 2, f"{capability.name}: capability ID, next"))
+        for at, size, name in CAPABILITY_FIELDS.get(capability.identifier, ()):
+            fields.append((capability.offset + at, size, f"{capability.name}: {name}"))
+    return iter(sorted(fields))
+
+
+def _shown_config_bytes(device: Ivshmem) -> int:
+    """The header and every capability, in whole lines of 16 bytes."""
+    ends = [capability.offset + 2 + len(capability.body) for capability in device.config.capabilities]
+    return (max([HEADER_BYTES, *ends]) + 15) // 16 * 16
 
 
 def _bars(device: Ivshmem) -> Iterator[str]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nodes.device.effects import DeviceWarning
-from nodes.device.ivshmem import DOORBELL_OFFSET, PEER_LIMIT, REGISTERS_BAR, Ivshmem
-from nodes.device.profile import Quirk
+from nodes.device.ivshmem import PEER_LIMIT, Ivshmem
+from nodes.device.profile import DOORBELL, Quirk
 from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.device.qemu_1_1.shared_object import MappingHost, check_size, map_checked
 from nodes.errors import ModelledFault
@@ -194,7 +194,7 @@ class SeedClient:
     @property
     def memory_bytes(self) -> int:
         """How much of the shared object the device maps: its ``size`` property."""
-        bar = self.device.config.bars.get(2)
+        bar = self.device.config.bars.get(self._profile.memory_bar)
         return bar.size_bytes if bar else 0
 
     def _vector(self, peer: int, descriptor: int) -> None:
@@ -219,9 +219,10 @@ class SeedClient:
 
     def _doorbell_address(self) -> int:
         """Where a doorbell is bound: nothing ever assigns the base that the device of 2012 adds."""
+        offset = self._profile.registers.offset_of(DOORBELL)
         if self._profile.has(Quirk.IOEVENTFD_UNBOUND):
-            return DOORBELL_OFFSET
-        return (self.device.config.bar_address(REGISTERS_BAR) or 0) + DOORBELL_OFFSET
+            return offset
+        return (self.device.config.bar_address(self._profile.registers_bar) or 0) + offset
 
     def _publish_lines(self) -> None:
         """What the doorbell can ring: vectors of peers up to the largest ID seen since the memory came."""

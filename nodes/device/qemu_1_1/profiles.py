@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from nodes.device.msix import Undelivered
 from nodes.device.pci import COMMAND_IO, COMMAND_MEMORY
-from nodes.device.profile import COMMAND_BITS, REGISTERS, DoorbellMatch, Quirk, make_profile
+from nodes.device.profile import COMMAND_BITS, INTR_MASK, REGISTERS, DoorbellMatch, Quirk, make_profile
 from nodes.device.registers import AccessRules, Unfit
 
 __all__ = ["QEMU_1_1", "QEMU_1_1_INTX", "QEMU_1_1_SHM", "QEMU_1_1_SHM_INTX", "VARIANTS"]
@@ -58,6 +58,7 @@ QEMU_1_1 = make_profile(
     function_mask=(True, "row 10"),
     bus_master_gates=(False, "QEMU 1.1, hw/msix.c, msix_notify: stores to memory whatever the command says"),
     intx=(True, "row 45"),
+    driver_start=((), "row 79: with MSI-X, no driver needs the line"),
     reset_clears_mask=(False, "row 91"),
     roles=(("peer", "master"), "row 22"),
     default_role=("master", "row 22"),
@@ -75,6 +76,7 @@ QEMU_1_1_INTX = make_profile(
     "QEMU's ivshmem of 2012 with a server and msi=off: one interrupt line for all vectors",
     QEMU_1_1,
     msix=(False, "row 6"),
+    driver_start=(((INTR_MASK, ALL_ONES),), "row 45"),
     stream=(("pci", "status", "mask"), "row 98"),
 )
 
@@ -83,6 +85,7 @@ QEMU_1_1_SHM = make_profile(
     "QEMU's ivshmem of 2012 without a server: a named shared memory object",
     QEMU_1_1,
     msix=(False, "row 35"),
+    driver_start=(((INTR_MASK, ALL_ONES),), "row 45"),
     server=(False, "row 35"),
     waits_for_memory=(True, "row 35: the memory is opened at initialisation"),
     position_before_setup=(ALL_ONES, "row 46"),
