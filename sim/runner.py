@@ -1,15 +1,14 @@
-"""One run from beginning to end: what it needs is made in order, and unmade in reverse, however it goes."""
+"""One run from beginning to end: what it needs is made in order and released in reverse, however the run goes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,26 @@ import msgspec
 
 from nodes.errors import UsageError
 from sim.access import Access, access_to, name_memories
-from sim.coordination.coordinator import Coordinator, Ending
+from sim.coordination.coordinator import Coordinator, RunEnd
 from sim.coordination.machines import LiveMachines
-from sim.engines.process.fork_server import ForkServer
+from sim.engines.base import Engine
+from sim.engines.process.engine import ProcessEngine
 from sim.host.preflight import check
 from sim.host.runtime_directory import runtime_directory
-from sim.host.wake_up_baseline import WakeUpBaseline, baseline_if_any
-from sim.kernel.fork_handover import adopting_orphans
+from sim.host.wake_up_baseline import baseline_if_any
 from sim.kernel.segments import remove_orphaned
 from sim.kernel.signals import signals_taken
-from sim.results import Outcome, Run, RunDirectory
+from sim.results import Run, RunDirectory
+from sim.results.ending import Ending
 from sim.results.expectations import evaluate, silent_loads
 from sim.results.store import files
 from sim.results.store.manifest import Phase
 from topologies import Topology, load
 
 __all__ = ["Begun", "run"]
+
+ENGINES: dict[str, Callable[[Topology, Path, Path], Engine]] = {"process": ProcessEngine}
+"""The engines that can run a topology: each is called with it, a private directory, and the first server's path."""
 
 SIGNALS_TAKEN = 2
 
@@ -56,17 +59,22 @@ def run(
 ) -> Run:
     """Run a topology and return its results.
 
-    ``topology`` is one, a file, or the name of one that is shipped; ``overrides`` are keys of the file and TOML
-    values (``{"machines.storm.count": "4"}``). The run directory is made in ``runs``. Processes are looked at
-    every ``resources_every_s`` (0: never). ``programs`` are files of Python whose generator functions the topology can
-    name; they run with full trust. ``socket_path`` puts the server's socket where others can find it: a
-    real QEMU that connects there is one more peer.
+    A run that fails still returns: ``run.status`` and ``run.reason`` say how. Interrupts (SIGINT, SIGTERM, SIGHUP in
+    the main thread) end it with what was measured; a second one kills the machines, a third one gives up the results.
 
-    A run that fails still returns: ``run.status`` and ``run.reason`` say how. Interrupts (SIGINT, SIGTERM,
-    SIGHUP in the main thread) end it with what was measured; a second one ends the machines without waiting.
+    Args:
+        topology: one, a file, or the name of one that is shipped.
+        runs: where the run directory is made.
+        overrides: keys of the file and TOML values (``{"machines.storm.count": "4"}``).
+        resources_every_s: how often processes are sampled (0: never).
+        socket_path: the path of the server's socket, for others to find: a real QEMU that connects there is one more
+            peer.
+        on_begin: is told when the run has begun.
+        programs: files of Python whose generator functions the topology can name; they run with full trust.
 
-    Raises ``TopologyError`` or ``UsageError`` before anything is started, ``HostError`` when this host cannot
-    carry it.
+    Raises:
+        TopologyError, UsageError: before anything is started.
+        HostError: this host cannot carry it.
     """
     if not isinstance(topology, Topology):
         topology = load(os.fspath(topology), overrides, [os.fspath(each) for each in programs])
@@ -74,74 +82,72 @@ def run(
         raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
     check(topology, Path(runs))
     topology = name_memories(topology)
-    with _Interrupts() as interrupts, contextlib.ExitStack() as whole, contextlib.ExitStack() as stack:
-        stack.enter_context(_all_descriptors())
-        stack.enter_context(adopting_orphans())
-        runtime = stack.enter_context(runtime_directory())
-        remove_orphaned()
-        # Before anything else the helpers of the standard library: its fork server, its tracker of shared memory.
-        stack.enter_context(ForkServer(runtime))
-        server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
-        access = access_to(topology, server_path)
-        arguments: dict[str, Any] = {
-            "overrides": dict(topology.overrides),
-            "resources_every_s": resources_every_s,
-            "programs": [os.fspath(each) for each in programs],
-        }
-        directory = whole.enter_context(RunDirectory.create(Path(runs), topology, arguments))
-        directory.record_access(access)
+    remove_orphaned()
+    arguments: dict[str, Any] = {
+        "overrides": dict(topology.overrides),
+        "resources_every_s": resources_every_s,
+        "programs": [os.fspath(each) for each in programs],
+    }
+    with _Interrupts() as interrupts, RunDirectory.create(Path(runs), topology, arguments) as directory:
         floors = baseline_if_any()
-        coordinator = Coordinator(
-            topology,
-            runtime=runtime,
-            server_path=server_path,
-            recording_path=directory.recording_path,
-            event=directory.event,
-            resources=directory.resources,
-            resources_every_s=resources_every_s,
-            path=directory.path,
-        )
-        stack.callback(coordinator.close)
-        on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
-        interrupts.tell(coordinator)
-        ending = coordinator.run()
-        machines = coordinator.machines
-        # Machines and descriptors go before the results are made: from here on nothing can be lost.
-        stack.close()
+        with contextlib.ExitStack() as stack:
+            runtime = stack.enter_context(runtime_directory())
+            server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
+            access = access_to(topology, server_path)
+            directory.record_access(access)
+            engine = stack.enter_context(ENGINES["process"](topology, runtime, server_path))
+            coordinator = Coordinator(
+                topology,
+                engine,
+                runtime=runtime,
+                recording_path=directory.recording_path,
+                event=directory.event,
+                resources=directory.resources,
+                resources_every_s=resources_every_s,
+                path=directory.path,
+                access=access,
+            )
+            stack.callback(coordinator.close)
+            on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
+            interrupts.tell(coordinator)
+            ending = _ending(coordinator.run(), coordinator.machines)
+            # What was measured is on the disk before anything is released: nothing that fails from here on loses it.
+            directory.save(ending)
+            try:
+                stack.close()
+            except Exception as error:  # whatever it is, the results are worth more
+                directory.event("warning", machine="the run", text=f"not everything could be released: {error}")
         floors += baseline_if_any()
-        return _judge(topology, _finish(directory, machines, ending, floors))
+        return _judge(topology, directory.finish(ending, floors))
 
 
-def _finish(directory: RunDirectory, machines: LiveMachines, ending: Ending, floors: Sequence[WakeUpBaseline]) -> Run:
-    rows = {(domain, peer): row for handle in machines.handles for row, domain, peer in handle.identities}
+def _ending(end: RunEnd, machines: LiveMachines) -> Ending:
+    """How the run ended, as its figures need it."""
     pending: Counter[tuple[int, int]] = Counter()
-    foreign: dict[tuple[int, int], int] = {}
-    for (domain, peer, vector), count in ending.pending.items():
-        row = rows.get((domain, peer))
+    foreign: list[tuple[int, int, int]] = []
+    for (domain, peer, vector), count in end.pending.items():
+        row = machines.row_of.get((domain, peer))
         if row is None:
-            foreign[domain << 16 | peer, vector] = count
-        else:  # whoever has migrated left a counter behind for each ID that it had
+            foreign.append((domain << 16 | peer, vector, count))
+        else:  # a machine that has migrated left a counter behind for each ID that it had
             pending[row, vector] += count
-    return directory.finish(
-        pending,
-        Outcome(
-            ending.status,
-            ending.reason,
-            {row.row: handle.exit or None for handle in machines.handles for row in handle.rows},
-        ),
-        start_ns=ending.start_ns,
-        measure_start_ns=ending.measure_start_ns,
-        stop_ns=ending.stop_ns,
+    return Ending(
+        status=end.status,
+        reason=end.reason,
+        deaths={row.row: each.exit for each in machines.incarnations if each.exit for row in each.rows},
+        pending=[(*at, count) for at, count in pending.items()],
         foreign_pending=foreign,
-        phases=[Phase(*phase) for phase in ending.phases],
-        identities=[identity for handle in machines.handles for identity in handle.identities],
-        moves=[move for handle in machines.handles for move in handle.moves],
-        floors=floors,
+        start_ns=end.start_ns,
+        measure_start_ns=end.measure_start_ns,
+        stop_ns=end.stop_ns,
+        phases=[Phase(*phase) for phase in end.phases],
+        identities=[identity for each in machines.incarnations for identity in each.identities],
+        moves=[move for each in machines.incarnations for move in each.moves],
     )
 
 
 def _judge(topology: Topology, run: Run) -> Run:
-    """The run with what became of its expectations, and a warning for each load that rang nothing."""
+    """The run with its expectations judged, and a warning for each load that rang nothing."""
     silent = silent_loads(topology, run)
     if not topology.expectations and not silent:
         return run
@@ -151,23 +157,12 @@ def _judge(topology: Topology, run: Run) -> Run:
     return Run(run.path)
 
 
-@contextlib.contextmanager
-def _all_descriptors() -> Iterator[None]:
-    """Raise the soft limit on descriptors to the hard one: workers inherit it, the caller gets its own back."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 class _Interrupts:
     """While this lasts, signals are noted; once there is a coordinator to tell, they end its run.
 
-    The first one gently, the second one at once. Results are written in here too, so that nobody loses them to
-    impatience; the third signal gives up on them. Nothing is interrupted while it is being made: a half-made thing
-    that nobody owns yet could not be unmade either. Outside the main thread this does nothing.
+    The first one lets machines stop, the second one kills them. Results are still written then; the third signal gives
+    up on them, at once. The first two interrupt nothing: what is half made and has no owner yet could not be released.
+    Outside the main thread this does nothing.
     """
 
     def __init__(self) -> None:
@@ -191,7 +186,7 @@ class _Interrupts:
         self._restore.close()
 
     def tell(self, coordinator: Coordinator) -> None:
-        """From now on they are told to this one, those first that have come already."""
+        """Tell signals to this coordinator from now on, those first that have come already."""
         arrivals = self._arrivals
         if arrivals is None:
             return
@@ -201,7 +196,7 @@ class _Interrupts:
                 if coordinator.phase in ("starting", "running"):
                     coordinator.stop("interrupted", signal.Signals(number).name)
                 else:
-                    coordinator.kill_all()
+                    coordinator.kill_all(signal.Signals(number).name)
 
         coordinator.watch(arrivals, interrupted)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sim.host.wake_up_baseline import WakeUpBaseline
 from sim.recording import Recording, RecordingLayout, State, header
-from sim.results import Outcome, Run, RunDirectory
+from sim.results import Ending, Run, RunDirectory
 from sim.results.store.manifest import Phase
 from topologies.model import Group, Machine, RunSettings, Topology
 
@@ -101,18 +101,24 @@ def finish(
     foreign_pending: Mapping[tuple[int, int], int] | None = None,
     phases: Sequence[Phase] = (),
     floors: Sequence[WakeUpBaseline] = (),
+    identities: Sequence[tuple[int, int, int]] = (),
+    moves: Sequence[tuple[int, int, int, int]] = (),
 ) -> Run:
     """End a made-up run; nothing pends unless said otherwise."""
-    return directory.finish(
-        pending or {},
-        Outcome(status, "", exits or {}),
+    ending = Ending(
+        status=status,
+        reason="",
+        deaths={machine: how for machine, how in (exits or {}).items() if how is not None},
+        pending=[(*at, count) for at, count in (pending or {}).items()],
+        foreign_pending=[(*at, count) for at, count in (foreign_pending or {}).items()],
         start_ns=START_NS,
         measure_start_ns=MEASURE_NS,
         stop_ns=STOP_NS,
-        foreign_pending=foreign_pending,
-        phases=phases,
-        floors=floors,
+        phases=list(phases),
+        identities=list(identities),
+        moves=list(moves),
     )
+    return directory.finish(ending, floors)
 
 
 def usage(machine: int, name: str, second: float, **changed: object) -> tuple[object, ...]:

@@ -1,20 +1,14 @@
-"""One domain of a topology while it runs: its memory, its server, and who has joined it."""
+"""One domain of a topology while it runs: which client is admitted when, and as which machine."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from nodes.errors import HostError
-from nodes.wire.protocol import DIALECTS, MEMORY, PEERS_MAX, Message
+from nodes.wire.protocol import MEMORY, PEERS_MAX, Message
+from sim.coordination.incarnation import Incarnation
 from sim.coordination.machines import LiveMachines
-from sim.engines.process.handle import WorkerHandle
-from sim.kernel.eventfd import EventFd
-from sim.kernel.loop import Loop
-from sim.kernel.memory import Region
-from sim.wire.nonblocking_guard import NonBlockingGuard
-from sim.wire.server import Arrival, IvshmemServer, Peer
+from sim.engines.base import Arrival, Client, Counter, Engine
 from topologies import Domain
 
 __all__ = ["LiveDomain"]
@@ -38,162 +32,131 @@ _GARBLED: dict[str, Callable[[int, int], Message[int]]] = {
 
 
 class LiveDomain:
-    """Owns the region and the server.
+    """Decides which clients of a domain's server are admitted.
 
-    Machines that are there from the start join together, in the order of the topology, whatever the order in which
-    their processes got here; whoever comes later joins at once, strangers (real QEMUs, tools) not before the others.
+    Machines that are present from the start join together, in the order of the topology, in whatever order they
+    connect. A machine that connects later joins at once; strangers (real QEMUs, tools) join after the present machines.
 
-    ``on_join(hand, place)`` tells that a machine has joined with the device at that place of its own list,
-    ``on_stranger(arrival)`` that somebody unknown has, ``on_leave(peer, reason)`` that somebody left, ``on_fault``
-    that somebody could not be let in.
+    Args:
+        on_join: is told the incarnation and the place, in its own list, of the device that has joined.
+        on_stranger: is told the arrival of a client that is no machine of the topology.
+        on_leave: is told a client that has left, and why.
+        on_fault: is told why a client could not be admitted.
     """
 
     def __init__(
         self,
         domain: Domain,
         number: int,
-        loop: Loop,
-        path: Path,
+        engine: Engine,
         *,
-        on_join: Callable[[WorkerHandle, int], None],
+        on_join: Callable[[Incarnation, int], None],
         on_stranger: Callable[[Arrival], None],
-        on_leave: Callable[[Peer, str], None],
+        on_leave: Callable[[Client, str], None],
         on_fault: Callable[[str], None],
     ) -> None:
-        self.name, self.number, self.path = domain.name, number, path
-        self._loop = loop
-        self._dialect = DIALECTS[domain.dialect]
-        self._on_join, self._on_stranger, self._on_leave, self._on_fault = on_join, on_stranger, on_leave, on_fault
+        self.name, self.number = domain.name, number
+        self._on_join, self._on_stranger, self._on_fault = on_join, on_stranger, on_fault
         self._machines: LiveMachines | None = None
-        self._awaited: dict[int, tuple[WorkerHandle, Arrival | None]] = {}
+        self._awaited: dict[int, tuple[Incarnation, Arrival | None]] = {}
         self._missing = 0
         self._strangers: list[Arrival] = []
         self._vectors = 1
-        self._gone: list[Peer] = []  # of servers that were stopped: their counters still belong to the books
         self._next_peer = 0
-        self.server: IvshmemServer | None = None
-        self._guard: NonBlockingGuard | None = None
-        self.region = Region.create(domain.memory.size_bytes, kind=domain.memory.kind, name=domain.memory.name or None)
+        self._server = engine.make_server(domain, number, on_arrival=self._arrive, on_leave=on_leave)
 
     def open(self, machines: LiveMachines) -> None:
-        """Listen. The machines of ``crew`` that are present are waited for."""
+        """Listen, and wait for the machines that are present from the start."""
         self._machines = machines
-        mine = [handle for handle in machines.current if any(row.domain == self.number for row in handle.rows)]
-        self._vectors = max((handle.plan.vectors for handle in mine), default=1)
-        self._awaited = {handle.machine.index: (handle, None) for handle in mine if handle.machine.present}
+        mine = [each for each in machines.current if any(row.domain == self.number for row in each.rows)]
+        self._vectors = max((each.machine.vectors for each in mine), default=1)
+        self._awaited = {each.machine.index: (each, None) for each in mine if each.machine.present}
         self._missing = len(self._awaited)
         self.start()
 
+    @property
+    def is_served(self) -> bool:
+        """Whether a server listens."""
+        return self._server.is_listening
+
     def start(self) -> None:
-        """Have a server listen; IDs go on where those of the one before it ended."""
-        self.server = IvshmemServer(
-            self._loop,
-            self.path,
-            self.region.descriptor,
-            vectors=self._vectors,
-            dialect=self._dialect,
-            first_peer=self._next_peer,
-            on_arrival=self._arrive,
-            on_leave=self._on_leave,
-            retain_departed=True,
-        )
-        self._guard = NonBlockingGuard(self._loop, self.server)
+        """Let a server listen; its IDs continue where those of the last one ended."""
+        self._server.listen(vectors=self._vectors, first_peer=self._next_peer)
 
     def stop(self) -> None:
-        """Close every connection and the socket; eventfds stay, for the books and for those who hold them."""
-        if self.server is not None:
-            self._gone += self.server.retire()
-            self.server = None
-
-    def peers(self) -> Iterator[Peer]:
-        """Everybody who has ever joined."""
-        yield from self._gone
-        if self.server is not None:
-            yield from self.server.peers.values()
-            yield from self.server.departed
+        """Disconnect all clients and stop listening; the counters of the vectors stay."""
+        self._server.stop()
 
     def garble(self, peer: int, kind: str) -> bool:
-        """Say something malformed to a peer; False when it is not connected to a server."""
-        return self.server is not None and self.server.tell(peer, _GARBLED[kind](peer, self.region.descriptor))
+        """Send a peer something malformed; False when it is not connected to a server."""
+        return self._server.send(peer, lambda memory: _GARBLED[kind](peer, memory))
 
-    def eventfds(self, peer: int) -> Sequence[EventFd]:
-        """The eventfds of a peer, by vector; none if there is no such peer."""
-        return next((each.eventfds for each in self.peers() if each.peer == peer), ())
+    def counters(self, peer: int, vectors: tuple[int, ...]) -> list[Counter]:
+        """The counters of these vectors (none: all) of a peer."""
+        client = self._server.client(peer)
+        eventfds = client.eventfds if client is not None else ()
+        return [each for vector, each in enumerate(eventfds) if not vectors or vector in vectors]
+
+    def take_pending(self) -> Iterator[tuple[int, int, int]]:
+        """Empty every counter of every peer there ever was: (peer, vector, doorbells)."""
+        for client in self._server.clients():
+            for vector, counter in enumerate(client.eventfds):
+                yield client.peer, vector, counter.take()
 
     def close(self) -> None:
-        self.stop()
-        for peer in self._gone:
-            for eventfd in peer.eventfds:
-                eventfd.close()
-        self._gone.clear()
-        self.region.close()
+        self._server.close()
 
     def _arrive(self, arrival: Arrival) -> None:
         assert self._machines is not None
-        if _has_gone(arrival):
-            # Nobody's now, whosever it was: a process that died as it was to take a machine over is not that machine.
+        if arrival.has_left:
+            # A process that died before it took over a machine is not that machine.
             return
-        handle = self._machines.with_pid(arrival.pid)
-        if handle is not None and handle.machine.index in self._awaited:
-            self._awaited[handle.machine.index] = handle, arrival
+        incarnation = self._machines.of(arrival.machine)
+        if incarnation is not None and incarnation.machine.index in self._awaited:
+            self._awaited[incarnation.machine.index] = incarnation, arrival
             self._missing -= 1
             if not self._missing:
-                there = [(handle, arrival) for handle, arrival in self._awaited.values() if arrival is not None]
+                present = [(each, arrived) for each, arrived in self._awaited.values() if arrived is not None]
                 self._awaited.clear()
-                self._let_in(there)
-        elif handle is not None and self._place(handle) is not None:
-            self._let_in([(handle, arrival)])
+                self._admit(present)
+        elif incarnation is not None and self._place(incarnation) is not None:
+            self._admit([(incarnation, arrival)])
         else:
             self._strangers.append(arrival)
         if not self._awaited:
             for stranger in self._strangers:
-                if not any(self._join([(stranger, self._vectors)])):
-                    continue  # it has gone while it waited
-                self._on_stranger(stranger)
-                # A real QEMU clears the flag on every eventfd, and whoever rings a full counter would wait for ever.
-                assert self._guard is not None
-                self._guard.start()
+                if any(self._join([(stranger, self._vectors)])):  # it may have left while it waited
+                    self._on_stranger(stranger)
+                    self._server.guard_eventfds()
             self._strangers.clear()
 
-    def _let_in(self, handles: list[tuple[WorkerHandle, Arrival]]) -> None:
-        """They join, and are told of everybody who is then there."""
-        assert self.server is not None
-        joined = self._join([(arrival, handle.plan.vectors) for handle, arrival in handles])
-        eventfds = sum(len(peer.eventfds) for peer in self.server.peers.values())
-        for (handle, _), peer in zip(handles, joined, strict=False):
-            place = self._place(handle)
-            if place is not None and peer is not None:
-                handle.identities.append((handle.rows[place].row, self.number, peer.peer))
-                if handle.moving is None:
-                    handle.peers[place] = peer.peer
-                else:  # nobody is told that it is there before it is
-                    handle.moving.peer = peer.peer
-                handle.greetings[place] = eventfds
-                self._on_join(handle, place)
+    def _admit(self, arrivals: list[tuple[Incarnation, Arrival]]) -> None:
+        """Machines join, and are told of all peers that are then connected."""
+        joined = self._join([(arrival, incarnation.machine.vectors) for incarnation, arrival in arrivals])
+        eventfds = self._server.connected_eventfds()
+        for (incarnation, _), client in zip(arrivals, joined, strict=False):
+            place = self._place(incarnation)
+            if place is not None and client is not None:
+                assert self._machines is not None
+                self._machines.identify(incarnation, place, self.number, client.peer)
+                if incarnation.migration is None:
+                    incarnation.peers[place] = client.peer
+                else:  # other machines learn the new ID when the migration is complete
+                    incarnation.migration.peer = client.peer
+                incarnation.greetings[place] = eventfds
+                self._on_join(incarnation, place)
 
-    def _join(self, arrivals: list[tuple[Arrival, int]]) -> list[Peer | None]:
-        assert self.server is not None
+    def _join(self, arrivals: list[tuple[Arrival, int]]) -> Sequence[Client | None]:
         try:
-            joined = self.server.join_all(arrivals)
+            joined = self._server.admit(arrivals)
         except HostError as error:
             self._on_fault(str(error))
             return []
-        self._next_peer = max([self._next_peer, *(peer.peer + 1 for peer in joined if peer is not None)])
+        self._next_peer = max([self._next_peer, *(client.peer + 1 for client in joined if client is not None)])
         return joined
 
-    def _place(self, handle: WorkerHandle) -> int | None:
-        """With which of its devices a machine joins here; None if it has none in this domain."""
-        if handle.moving is not None:
-            return 0 if handle.moving.domain == self.number else None
-        return next((place for place, row in enumerate(handle.rows) if row.domain == self.number), None)
-
-
-def _has_gone(arrival: Arrival) -> bool:
-    """Whether a client has left before it could join; a byte from it means that, too. Its server then forgets it."""
-    try:
-        arrival.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except ConnectionError:
-        pass
-    return True
+    def _place(self, incarnation: Incarnation) -> int | None:
+        """Which of its devices a machine joins with here; None when it has none in this domain."""
+        if incarnation.migration is not None:
+            return 0 if incarnation.migration.domain == self.number else None
+        return next((place for place, row in enumerate(incarnation.rows) if row.domain == self.number), None)

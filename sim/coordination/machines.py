@@ -1,123 +1,161 @@
-"""All machines of a run, in all their lives."""
+"""All machines of a run, in all their incarnations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sim.engines.process.configuration import DeviceConfiguration
-from sim.engines.process.configure import Layouts, configure_worker
-from sim.engines.process.handle import Row, WorkerHandle
+from sim.coordination.incarnation import Incarnation, named_machines
+from sim.coordination.layouts import Layouts
+from sim.engines.base import Engine, LiveMachine, Row
+from sim.engines.messages import Report
 from sim.recording import Recording
 from topologies import Machine, Topology
+from topologies.actions import Join, Migrate
 
 __all__ = ["LiveMachines"]
 
 
 class LiveMachines:
-    """All machines of a run, in all their lives. ``server(domain)`` is the path of a domain's server.
+    """Makes the incarnations of all machines, with their recordings; the engine runs them.
 
-    The first lives are made at once, with their recordings, but started by nobody yet; ``recruit`` makes a machine's
-    next one.
+    The first ones are made at once, and started by ``start``. ``report(incarnation, report)`` is told what they report.
     """
 
     def __init__(
-        self, topology: Topology, runtime: Path, recording_path: Callable[[int], Path], server: Callable[[int], Path]
+        self,
+        topology: Topology,
+        engine: Engine,
+        recording_path: Callable[[int], Path],
+        report: Callable[[Incarnation, Report], None],
     ) -> None:
         self.topology = topology
-        self._runtime, self._recording_path, self._server = runtime, recording_path, server
+        self._engine, self._recording_path, self._report = engine, recording_path, report
         self._layouts = Layouts(topology)
-        self._numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
-        self.rows: list[Row] = first_rows(topology)
-        self.handles: list[WorkerHandle] = []
-        self.current: list[WorkerHandle] = []
-        """Of each machine, the life that it is in, or was in last."""
-        self._lives = [1] * len(topology.machines)
-        self._by_pid: dict[int, WorkerHandle] = {}
+        self._domain_numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
+        self._count = [0] * len(topology.machines)
+        self._row_count = 0
+        self.incarnations: list[Incarnation] = []
+        self.current: list[Incarnation] = []
+        """Of each machine, its latest incarnation."""
+        self._of: dict[LiveMachine, Incarnation] = {}
+        self.row_of: dict[tuple[int, int], int] = {}
+        """The row of each (domain, peer) that a server has ever admitted as one of these machines."""
+        self.index_of: dict[int, int] = {}
+        """The index of each machine, by ``domain << 16 | peer``, likewise."""
+        self._naming = _naming(topology)
+        first = first_rows(topology)
+        self._row_count = len(first)
         devices: dict[int, list[Row]] = {}
-        for row in self.rows:
+        for row in first:
             devices.setdefault(row.machine, []).append(row)
         try:
             for machine in topology.machines:
-                handle = self._make(machine, machine.name, devices[machine.index])
-                self.current.append(handle)
+                self.current.append(self._make(machine, devices[machine.index]))
         except BaseException:
             self.close()
             raise
 
-    def start(self, handle: WorkerHandle) -> None:
-        """Give birth to a life that has been made."""
-        handle.start()
-        self._by_pid[handle.pid] = handle
+    def start(self, incarnation: Incarnation) -> None:
+        """Start an incarnation that has been made."""
+        incarnation.started = True
+        incarnation.live.start()
 
-    def new_incarnation(self, machine: int) -> WorkerHandle:
-        """The life in which a machine can join now: its first one if that has not begun, else one more."""
-        handle = self.current[machine]
-        if handle.process is None:
-            return handle
-        assert not handle.lives, f"{handle.name} is still there"
+    def new_incarnation(self, machine: int) -> Incarnation:
+        """The incarnation in which a machine can join now: its first one if that has not begun, else one more.
+
+        Raises:
+            HostError: there is no room for its recordings.
+        """
+        current = self.current[machine]
+        if not current.started:
+            return current
+        assert not current.is_running, f"{current.name} is still there"
         who = self.topology.machines[machine]
-        self._lives[machine] += 1
-        name = f"{who.name}.{self._lives[machine]}"
+        name = f"{who.name}.{self._count[machine] + 1}"
         rows = [
-            Row(len(self.rows) + place, _device_name(name, domain, place), machine, self._numbers[domain])
+            Row(self._row_count + place, _device_name(name, domain, place), machine, self._domain_numbers[domain])
             for place, domain in enumerate(who.domains)
         ]
-        self.rows += rows
-        self.current[machine] = handle = self._make(who, name, rows)
-        return handle
+        self._row_count += len(rows)
+        self.current[machine] = incarnation = self._make(who, rows)
+        return incarnation
 
-    def adopt(self, handle: WorkerHandle, pid: int) -> None:
-        """Another process belongs to ``hand``, too: the one that its machine is about to go on in.
+    def identify(self, incarnation: Incarnation, place: int, domain: int, peer: int) -> None:
+        """A server has admitted the device at that place of an incarnation under an ID."""
+        row = incarnation.rows[place].row
+        incarnation.identities.append((row, domain, peer))
+        self.row_of[domain, peer] = row
+        self.index_of[domain << 16 | peer] = incarnation.machine.index
 
-        Raises ``ProcessLookupError`` when that has ended already.
-        """
-        handle.expect_successor(pid)
-        self._by_pid[pid] = handle
+    def naming(self, machine: int) -> Sequence[int]:
+        """The machines whose programs work with ``machine``."""
+        return self._naming.get(machine, ())
 
-    def with_pid(self, pid: int) -> WorkerHandle | None:
-        """Whose process that is, if it still lives."""
-        handle = self._by_pid.get(pid)
-        return handle if handle is not None and handle.lives else None
+    def of(self, live: LiveMachine | None) -> Incarnation | None:
+        """The incarnation that an engine's machine is."""
+        return None if live is None else self._of.get(live)
 
     def close(self) -> None:
-        for handle in reversed(self.handles):
-            handle.close()
+        """End all machines and unmap their recordings."""
+        for incarnation in reversed(self.incarnations):
+            incarnation.live.close()
+            for recording in incarnation.recordings:
+                with contextlib.suppress(BufferError):  # a view of it is still looked at
+                    recording.close()
 
-    def _make(self, machine: Machine, name: str, rows: list[Row]) -> WorkerHandle:
-        books: list[Recording] = []
-        devices: list[DeviceConfiguration] = []
+    def _make(self, machine: Machine, rows: list[Row]) -> Incarnation:
         layout = self._layouts.of(machine)
+        self._count[machine.index] += 1
+        count = self._count[machine.index]
+        recordings: list[Recording] = []
         try:
             for row in rows:
-                path = self._recording_path(row.row)
-                books.append(
+                recordings.append(
                     Recording.create(
-                        path,
+                        self._recording_path(row.row),
                         layout,
                         machine=row.row,
                         sample_every=self.topology.run.sample_every,
                         of=row.machine,
-                        life=self._lives[row.machine],
+                        life=count,
                         domain=row.domain,
                     )
                 )
-                size_bytes = self.topology.domains[row.domain].memory.size_bytes
-                devices.append(DeviceConfiguration(str(self._server(row.domain)), row.domain, size_bytes, str(path)))
+            name = machine.name if count == 1 else f"{machine.name}.{count}"
+            incarnation = Incarnation(machine, name, rows, recordings)
+            incarnation.live = self._engine.make_machine(
+                machine, name, tuple(rows), recordings, lambda report: self._report(incarnation, report)
+            )
         except BaseException:
-            for book in books:
-                book.close()
+            for recording in recordings:
+                recording.close()
             raise
-        plan = configure_worker(
-            self.topology, machine, name=name, row=rows[0].row, devices=tuple(devices), runtime=self._runtime
-        )
-        handle = WorkerHandle(machine, plan, rows, books)
-        self.handles.append(handle)
-        return handle
+        self._of[incarnation.live] = incarnation
+        self.incarnations.append(incarnation)
+        return incarnation
+
+
+def _naming(topology: Topology) -> dict[int, Sequence[int]]:
+    """The machines whose programs work with each machine, for machines that join or migrate during the run.
+
+    The others never change their ID, and a list of all that name each of 2048 machines would be long.
+    """
+    changing = {each.index for each in topology.machines if not each.present}
+    for entry in topology.timeline:
+        if isinstance(entry.action, Join | Migrate):
+            changing.update(entry.machines)
+    found: dict[int, list[int]] = {machine: [] for machine in changing}
+    for machine in topology.machines if changing else ():
+        named = {each for machines in named_machines(machine) for each in machines}
+        for each in named & changing:
+            found[each].append(machine.index)
+    return dict(found)
 
 
 def first_rows(topology: Topology) -> list[Row]:
-    """The rows of every machine's first life: the first devices in the order of the machines, then further ones."""
+    """The rows of every machine's first incarnation: first devices in the order of the machines, then further ones."""
     numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
     rows = [Row(each.index, each.name, each.index, numbers[each.domains[0]]) for each in topology.machines]
     for each in topology.machines:

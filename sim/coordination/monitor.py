@@ -1,21 +1,20 @@
-"""What is seen of a run while it lasts: signs of life, what processes cost, and the snapshots of it all."""
+"""What a run shows while it lasts: heartbeats, resources of processes, and snapshots for subscribers."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from sim.access import Access
+from sim.coordination.incarnation import Incarnation
 from sim.coordination.live_latency import recent_delivery_ns
 from sim.coordination.machines import LiveMachines
-from sim.engines.process import control
-from sim.engines.process.handle import WorkerHandle
+from sim.engines.base import Loop
+from sim.engines.messages import Ping
 from sim.host.resources import COORDINATOR, Resources, Sampler
-from sim.kernel.loop import Loop
 from sim.recording import header
 from sim.recording.reader import totals_so_far
 from sim.telemetry import Group, Happened, Publisher, Snapshot
@@ -26,7 +25,7 @@ SECOND_NS = 1_000_000_000
 HEARTBEAT_NS = SECOND_NS // 2
 PUBLISH_NS = SECOND_NS // 5
 LOOK_SHARE = 50
-GLIMPSE_EVERY = 5
+LIVE_LATENCY_EVERY = 5
 HAPPENED_MAX = 8
 ACCESS_MAX = 16
 HAPPENED_LENGTH_MAX = 120
@@ -34,9 +33,11 @@ HAPPENED_LENGTH_MAX = 120
 Counts = tuple[int, int, int, int]
 """Rung, delivered, interrupts, refused."""
 
+NOTHING: Counts = (0, 0, 0, 0)
+
 
 class Observed(Protocol):
-    """What there is to know of the run itself."""
+    """What a monitor asks of the run itself."""
 
     @property
     def phase(self) -> str: ...
@@ -49,7 +50,7 @@ class Observed(Protocol):
 
 
 def in_words(fields: Mapping[str, object]) -> str:
-    """The fields of an event in a line, without those that say nothing. No vectors in particular are all of them."""
+    """The fields of an event in a line, without the empty ones; an empty list of vectors means all."""
     words = []
     for name, value in fields.items():
         match value:
@@ -67,7 +68,7 @@ def in_words(fields: Mapping[str, object]) -> str:
 
 
 class Monitor:
-    """Looks at a crew for as long as it is told to; owns the socket that snapshots are published on."""
+    """Samples the state of all machines at fixed intervals until stopped; owns the socket of the snapshots."""
 
     def __init__(
         self,
@@ -84,17 +85,19 @@ class Monitor:
         self._path = path
         self._access = tuple(access[:ACCESS_MAX])
         self._happened: deque[Happened] = deque(maxlen=HAPPENED_MAX)
-        self._machines, self._run, self._loop = machines, run, loop
+        self._machines, self._run, self._loop, self._clock = machines, run, loop, loop.clock
         self._record = record
         self._resources_every_ns = round(resources_every_s * SECOND_NS)
         self._sampler = Sampler(path)
         self._sampler.watch(COORDINATOR, "coordinator", os.getpid())
         self._ping = 0
-        self._pinged: dict[WorkerHandle, int] = {}
+        self._pinged: dict[Incarnation, int] = {}
+        self._final: dict[int, Counts] = {}
+        """By machine, what its incarnations that have ended had counted."""
         self.heartbeats = 0
         self.heartbeats_late = 0
         self.spent_ns = 0
-        """What all this has cost on a CPU so far, in the coordinator."""
+        """CPU time of the coordinator that all this has used so far."""
         self._snapshots = 0
         self._latency_ns: dict[str, int] = {}
         self._publisher = Publisher(runtime / "telemetry.zmq")
@@ -112,71 +115,71 @@ class Monitor:
         self._publisher.close()
 
     def begin(self) -> None:
-        """Publish from now on, and ask everybody for signs of life."""
+        """Publish snapshots and send pings from now on."""
         self._publish()
         self._beat()
 
-    def watch(self, handle: WorkerHandle) -> None:
-        """A process has been born: it is looked at, too."""
-        self._sampler.watch(handle.rows[0].row, handle.name, handle.pid)
+    def watch(self, incarnation: Incarnation) -> None:
+        """The process of a machine is another one from now on: sample that."""
+        if (pid := incarnation.live.pid) is not None:
+            self._sampler.watch(incarnation.rows[0].row, incarnation.name, pid)
 
-    def forget(self, handle: WorkerHandle) -> None:
-        self._sampler.forget(handle.rows[0].row)
-        self._pinged.pop(handle, None)
+    def forget(self, incarnation: Incarnation) -> None:
+        """A machine has ended: its counts are final."""
+        self._sampler.forget(incarnation.rows[0].row)
+        self._pinged.pop(incarnation, None)
+        machine = incarnation.machine.index
+        self._final[machine] = _sum([self._final.get(machine, NOTHING), *map(totals_so_far, incarnation.recordings)])
 
     def note(self, kind: str, fields: Mapping[str, object]) -> None:
-        """Something has happened: whoever watches the run sees the latest few."""
-        self._happened.append(Happened(time.monotonic_ns(), kind, in_words(fields)[:HAPPENED_LENGTH_MAX]))
+        """Add an event to those that snapshots show, the latest few."""
+        self._happened.append(Happened(self._clock.now_ns(), kind, in_words(fields)[:HAPPENED_LENGTH_MAX]))
 
     def counts(self) -> dict[int, Counts]:
-        """What each machine has rung and got so far, in all its lives, by index."""
-        sums: dict[int, Counts] = {}
-        for handle in self._machines.handles:
-            machine = handle.machine.index
-            for book in handle.books:
-                a, b, c, d = sums.get(machine, (0, 0, 0, 0))
-                rung, delivered, interrupts, refused = totals_so_far(book)
-                sums[machine] = a + rung, b + delivered, c + interrupts, d + refused
+        """What each machine has rung and received so far, in all its incarnations, by index."""
+        sums = dict(self._final)
+        for incarnation in self._machines.current:
+            if incarnation.exit is None:
+                machine = incarnation.machine.index
+                sums[machine] = _sum([sums.get(machine, NOTHING), *map(totals_so_far, incarnation.recordings)])
         return sums
 
     def look_at_resources(self) -> None:
-        """Look at all processes, now and again and again."""
+        """Sample all processes, now and at intervals."""
         if self._run.phase in ("stopping", "done") or not self._resources_every_ns:
             return
-        begin_ns = time.thread_time_ns()
+        begin_ns = self._clock.cpu_ns()
         rows = self._sampler.sample()
-        looked_ns = time.thread_time_ns()
+        looked_ns = self._clock.cpu_ns()
         self._record(rows)
-        # What the first record loads is no part of what looking costs.
-        self.spent_ns += time.thread_time_ns() - looked_ns
+        # The first record loads modules; that is no part of the cost of a sample.
+        self.spent_ns += self._clock.cpu_ns() - looked_ns
         self._again(self.look_at_resources, self._resources_every_ns, looked_ns - begin_ns)
 
     def publish(self) -> None:
-        """Publish how it stands."""
+        """Publish a snapshot."""
         machines, topology = self._machines, self._machines.topology
         groups: dict[str, list[int]] = {group.name: [group.count, 0, 0, 0, 0, 0] for group in topology.groups}
         for machine, counts in self.counts().items():
             figures = groups[topology.machines[machine].group]
-            handle = machines.current[machine]
-            figures[1] += handle.ready and handle.lives
+            figures[1] += machines.current[machine].is_up
             for place, count in enumerate(counts, 2):
                 figures[place] += count
-        if self._snapshots % GLIMPSE_EVERY == 0 and self._run.phase == "running":
-            rows = {
-                row.row: book
-                for handle in machines.handles
-                for row, book in zip(handle.rows, handle.books, strict=True)
+        if self._snapshots % LIVE_LATENCY_EVERY == 0 and self._run.phase == "running":
+            recordings = {
+                row.row: each
+                for incarnation in machines.current
+                for row, each in zip(incarnation.rows, incarnation.recordings, strict=True)
             }
-            row_of = {(domain, peer): row for handle in machines.handles for row, domain, peer in handle.identities}
-            self._latency_ns = recent_delivery_ns(rows, row_of, time.monotonic_ns())
+            self._latency_ns = recent_delivery_ns(recordings, machines.row_of, self._clock.now_ns())
         self._snapshots += 1
         self._publisher.publish(
             Snapshot(
                 number=self._snapshots,
-                time_ns=time.monotonic_ns(),
+                time_ns=self._clock.now_ns(),
                 phase=self._run.phase,
                 machines=len(machines.current),
-                up=sum(handle.ready and handle.lives for handle in machines.current),
+                up=sum(incarnation.is_up for incarnation in machines.current),
                 start_ns=self._run.start_ns or None,
                 stop_ns=self._run.stop_ns or None,
                 heartbeats_late=self.heartbeats_late,
@@ -190,29 +193,34 @@ class Monitor:
         )
 
     def _beat(self) -> None:
-        """Ask every running machine for a sign of life; count those who still owe the last one."""
+        """Ping every running machine, and count those that have not answered the last ping."""
         if self._run.phase in ("stopping", "done"):
             return
-        begin_ns = time.thread_time_ns()
+        begin_ns = self._clock.cpu_ns()
         if self._run.phase == "running":
             self._ping += 1
-            for handle in self._machines.current:
-                if handle.lives and handle.ready:
-                    last = self._pinged.get(handle, 0)
-                    self.heartbeats_late += handle.books[0].words[header.PING] != last
-                    if handle.tell(control.Ping(self._ping)):
-                        self._pinged[handle] = self._ping
+            for incarnation in self._machines.current:
+                if incarnation.is_up:
+                    last = self._pinged.get(incarnation, 0)
+                    self.heartbeats_late += incarnation.recordings[0].words[header.PING] != last
+                    if incarnation.live.tell(Ping(self._ping)):
+                        self._pinged[incarnation] = self._ping
                         self.heartbeats += 1
-        self.spent_ns += time.thread_time_ns() - begin_ns
-        self._loop.at(time.monotonic_ns() + HEARTBEAT_NS, self._beat)
+        self.spent_ns += self._clock.cpu_ns() - begin_ns
+        self._loop.at(self._clock.now_ns() + HEARTBEAT_NS, self._beat)
 
     def _publish(self) -> None:
-        begin_ns = time.thread_time_ns()
+        begin_ns = self._clock.cpu_ns()
         self.publish()
         if self._run.phase != "done":
-            self._again(self._publish, PUBLISH_NS, time.thread_time_ns() - begin_ns)
+            self._again(self._publish, PUBLISH_NS, self._clock.cpu_ns() - begin_ns)
 
     def _again(self, callback: Callable[[], None], every_ns: int, cost_ns: int) -> None:
-        """Call back in ``every_ns``, or as much later as keeps what it costs on a CPU a small part of the whole."""
+        """Call back in ``every_ns``, or so much later that the CPU time used stays a small part of the whole."""
         self.spent_ns += cost_ns
-        self._loop.at(time.monotonic_ns() + max(every_ns, LOOK_SHARE * cost_ns), callback)
+        self._loop.at(self._clock.now_ns() + max(every_ns, LOOK_SHARE * cost_ns), callback)
+
+
+def _sum(counts: Sequence[Counts]) -> Counts:
+    rung, delivered, interrupts, refused = map(sum, zip(*counts, strict=True))
+    return rung, delivered, interrupts, refused

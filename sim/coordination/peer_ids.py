@@ -1,58 +1,51 @@
-"""Who is told which IDs machines have: those whose programs work with them."""
+"""Which machines are told which IDs other machines have: those whose programs work with them."""
 
 from __future__ import annotations
 
 import itertools
 
+from sim.coordination.incarnation import Incarnation
 from sim.coordination.machines import LiveMachines
-from sim.engines.process import control
-from sim.engines.process.handle import WorkerHandle
+from sim.engines.messages import Known
 
 __all__ = ["introduce", "make_known"]
 
 KNOWN_AT_ONCE = 4096
 
 
-def introduce(machines: LiveMachines, handle: WorkerHandle, *, anew: bool) -> None:
-    """Tell a machine which IDs those have that it works with."""
+def introduce(machines: LiveMachines, incarnation: Incarnation, *, anew: bool) -> None:
+    """Tell a machine which IDs the machines have that it works with."""
     ids: dict[int, int] = {}
     alone = len(machines.topology.domains) == 1
-    for machine in sorted({each for machines in _named(handle) for each in machines}):
+    for machine in sorted({each for named in incarnation.named() for each in named}):
         other = machines.current[machine]
         if alone:
             if other.peers[0] is not None:
                 ids[machine] = other.peers[0]
             continue
-        domain = _first_shared(handle, other)
+        domain = _first_shared(incarnation, other)
         peer = next((other.peers[place] for place, row in enumerate(other.rows) if row.domain == domain), None)
         if peer is not None:
             ids[machine] = peer
     pairs = iter(ids.items())
     if anew:
-        handle.tell(control.Known({}, anew=True))
+        incarnation.live.tell(Known({}, anew=True))
     while chunk := dict(itertools.islice(pairs, KNOWN_AT_ONCE)):
-        handle.tell(control.Known(chunk))
+        incarnation.live.tell(Known(chunk))
 
 
-def make_known(machines: LiveMachines, handle: WorkerHandle, place: int) -> None:
-    """Tell those who work with a machine which ID it has now."""
-    domain, peer = handle.rows[place].domain, handle.peers[place]
+def make_known(machines: LiveMachines, incarnation: Incarnation, place: int) -> None:
+    """Tell the machines that work with this one which ID it has now."""
+    domain, peer = incarnation.rows[place].domain, incarnation.peers[place]
     assert peer is not None
-    for other in machines.current:
-        if other.ready and _first_shared(other, handle) == domain and _names(other, handle.machine.index):
-            other.tell(control.Known({handle.machine.index: peer}))
+    index = incarnation.machine.index
+    for machine in machines.naming(index):
+        other = machines.current[machine]
+        if other.ready and _first_shared(other, incarnation) == domain:
+            other.live.tell(Known({index: peer}))
 
 
-def _named(handle: WorkerHandle) -> list[tuple[int, ...]]:
-    """The machines that a hand's program works with."""
-    return [*handle.plan.peers.values(), *(machines for machines, _ in handle.plan.traces.values())]
-
-
-def _names(handle: WorkerHandle, machine: int) -> bool:
-    return any(machine in machines for machines in _named(handle))
-
-
-def _first_shared(handle: WorkerHandle, other: WorkerHandle) -> int | None:
-    """The first domain of ``hand`` that ``other`` is in, too."""
+def _first_shared(incarnation: Incarnation, other: Incarnation) -> int | None:
+    """The first domain of ``incarnation`` that ``other`` is in, too."""
     theirs = {row.domain for row in other.rows}
-    return next((row.domain for row in handle.rows if row.domain in theirs), None)
+    return next((row.domain for row in incarnation.rows if row.domain in theirs), None)

@@ -1,17 +1,16 @@
-"""The timeline of a run: what it lets happen, when its time has come or its condition holds."""
+"""The timeline of a run: carries out each action at its time, or when its condition first holds."""
 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from sim.coordination.actions import Actions, Impossible
+from sim.coordination.actions import ActionError, Actions
 from sim.coordination.domain import LiveDomain
 from sim.coordination.machines import LiveMachines
-from sim.kernel.loop import Loop
+from sim.engines.base import Loop
 from sim.results.conditions import Moment, broken, live
 from sim.results.measures import Book, Whose, counts_so_far
 from topologies import TimelineEntry, Topology
@@ -44,6 +43,7 @@ class Timeline:
 
     def __init__(self, stage: Stage, loop: Loop, event: Callable[..., None], actions: Actions) -> None:
         self._stage, self._loop, self._event, self._actions = stage, loop, event, actions
+        self._clock = loop.clock
         self._start_ns = self._stop_ns = 0
         self._over = True
         entries = stage.topology.timeline
@@ -100,7 +100,7 @@ class Timeline:
             return
         try:
             done = self._actions.do(entry.action, machine)
-        except Impossible as reason:
+        except ActionError as reason:
             self._told(entry, machine, skipped=str(reason))
         else:
             self._told(entry, machine, **done)
@@ -113,8 +113,8 @@ class Timeline:
         """Start the entries whose condition holds now; end the run when an expectation is broken."""
         if self._over:
             return
-        begin_ns = time.thread_time_ns()
-        now_ns = time.monotonic_ns()
+        begin_ns = self._clock.cpu_ns()
+        now_ns = self._clock.now_ns()
         moment = self._moment(now_ns)
         for place, condition in list(self._waiting):
             due_ns = self._start_ns + round(self._stage.topology.timeline[place].at_s * SECOND_NS)
@@ -127,22 +127,22 @@ class Timeline:
                 self._event("aborted", expected=str(expectation.that), got=value)
                 self._stage.stop("failed", f"expected {expectation.that}, got {value:g}")
                 return
-        cost_ns = time.thread_time_ns() - begin_ns
+        cost_ns = self._clock.cpu_ns() - begin_ns
         if self._waiting or self._guarded:
             self._loop.at(now_ns + max(LOOK_NS, LOOK_SHARE * cost_ns), self._look)
 
     def _moment(self, now_ns: int) -> Moment:
         live, machines = self._stage.machines, self._stage.topology.machines
-        machine_of: dict[int, int] = {}
-        for handle in live.handles:
-            for _, domain, peer in handle.identities:
-                machine_of[domain << 16 | peer] = handle.machine.index
         return Moment(
             whose=Whose((machine.name, machine.group) for machine in machines),
             counts=counts_so_far(
-                [Book(handle.machine.index, book, machine_of) for handle in live.handles for book in handle.books]
+                [
+                    Book(each.machine.index, recording, live.index_of)
+                    for each in live.incarnations
+                    for recording in each.recordings
+                ]
             ),
-            up=frozenset(handle.machine.index for handle in live.current if handle.ready and handle.lives),
-            died=tuple(handle.machine.index for handle in live.handles if handle.exit and handle.is_accident),
+            up=frozenset(each.machine.index for each in live.current if each.is_up),
+            died=tuple(each.machine.index for each in live.incarnations if each.exit and each.is_accident),
             elapsed_s=(now_ns - self._start_ns) / SECOND_NS,
         )

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from nodes.errors import HostError
-from sim.engines.process.configure import Layouts
+from sim.coordination.layouts import Layouts
 from sim.host.limits import SHM_DIRECTORY, Host, Left
 from sim.recording.header import WORD_BYTES
 from sim.views.columns import print_columns

@@ -17,7 +17,7 @@ from nodes.errors import RemoteProtocolError
 from nodes.wire.protocol import MESSAGE_BYTES, Message
 from sim.kernel.mmsg import DESCRIPTORS_MAX, Arrived, Batch, ReceiveTable
 
-__all__ = ["Channel", "Outbox"]
+__all__ = ["Channel", "Outbox", "send_descriptors"]
 
 # With room for all that the kernel passes, nothing is cut off unseen.
 _ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
@@ -109,6 +109,12 @@ class Channel:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def send_descriptors(sock: socket.socket, data: bytes, descriptors: tuple[int, ...]) -> None:
+    """Send one message of a socket that keeps messages apart. Raises ``OSError``, ``BlockingIOError`` when full."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+    sock.sendmsg([data], rights, _NO_SIGNAL)
 
 
 def _cut_off() -> RemoteProtocolError:

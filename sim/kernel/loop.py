@@ -5,9 +5,10 @@ from __future__ import annotations
 import heapq
 import itertools
 import select
-import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
+
+from sim.kernel.clock import MonotonicClock
 
 __all__ = ["HasDescriptor", "Loop"]
 
@@ -15,7 +16,7 @@ EVENTS_MAX = 256
 
 
 class HasDescriptor(Protocol):
-    """Anything with a descriptor: a socket, a channel; a bare number will do as well."""
+    """Anything with a descriptor, such as a socket or a channel."""
 
     def fileno(self) -> int: ...
 
@@ -26,9 +27,10 @@ class _Watched(NamedTuple):
 
 
 class Loop:
-    """Calls back, one thing at a time. Never closes a descriptor: whoever added it removes it, then closes it."""
+    """Calls back, one thing at a time. It closes no descriptor: the owner removes one, then closes it."""
 
     def __init__(self) -> None:
+        self.clock = MonotonicClock()
         self._epoll = select.epoll()
         self._watched: dict[int, _Watched] = {}
         self._moments: list[tuple[int, int, Callable[[], None]]] = []
@@ -67,19 +69,19 @@ class Loop:
         """Wait for something to happen, at most until ``deadline_ns``, and call back for it."""
         if self._moments and (deadline_ns is None or self._moments[0][0] < deadline_ns):
             deadline_ns = self._moments[0][0]
-        timeout_s = -1.0 if deadline_ns is None else max(0, deadline_ns - time.monotonic_ns()) / 1e9
+        timeout_s = -1.0 if deadline_ns is None else max(0, deadline_ns - self.clock.now_ns()) / 1e9
         happened = [(self._watched[at], at, events) for at, events in self._epoll.poll(timeout_s, EVENTS_MAX)]
         for watched, descriptor, events in happened:
-            # An earlier call may have removed this one, or given its number to somebody else.
+            # An earlier callback may have removed this file, or its number may belong to another one now.
             if watched.writable is not None and events & select.EPOLLOUT and self._is_current(descriptor, watched):
                 watched.writable()
             if events & ~select.EPOLLOUT and self._is_current(descriptor, watched):
                 watched.readable()
-        now_ns = time.monotonic_ns()
+        now_ns = self.clock.now_ns()
         due = []
         while self._moments and self._moments[0][0] <= now_ns:
             due.append(heapq.heappop(self._moments)[2])
-        # Only those: one that asks to be called again at once shall not keep the descriptors waiting.
+        # Moments that these callbacks add wait for the next step, so that descriptors get their turn.
         for callback in due:
             callback()
 

@@ -1,18 +1,37 @@
-"""What the kernel can be told about a worker's process: when it must end, and where and how it is run."""
+"""Processes of this host: children that are waited for by descriptor, parents that they end with, scheduling.
+
+A worker is an orphan that the coordinator adopts (PR_SET_CHILD_SUBREAPER, prctl(2)): the process that forks it
+exits at once. So the coordinator reads each exit code itself, whatever becomes of the process that forked.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
-from multiprocessing import forkserver
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 
 from nodes.errors import HostError
+from sim.kernel.waiting import readable_within
 
-__all__ = ["schedule", "tie_to_fork_server"]
+__all__ = [
+    "ChildProcess",
+    "adopting_orphans",
+    "children",
+    "describe_exit",
+    "end_children",
+    "has_stopped",
+    "keep_orphans",
+    "schedule",
+    "tie_to",
+    "work_ticks",
+]
 
-PR_SET_PDEATHSIG = 1
-PR_SET_TIMERSLACK = 29
+PR_SET_PDEATHSIG, PR_SET_TIMERSLACK = 1, 29
+PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 POLICIES = {
     "other": os.SCHED_OTHER,
     "batch": os.SCHED_BATCH,
@@ -20,23 +39,159 @@ POLICIES = {
     "fifo": os.SCHED_FIFO,
     "rr": os.SCHED_RR,
 }
+END_PATIENCE_S = 2.0
+CLOSE_PATIENCE_S = 5.0
+NAME_LENGTH_MAX = 100
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
-def tie_to_fork_server() -> None:
-    """Die with the fork server, and let it die with the coordinator: it lives while anyone holds its pipe."""
-    prctl = ctypes.CDLL(None).prctl
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    prctl(PR_SET_TIMERSLACK, 1)
-    alive = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
-    if alive is not None:
-        os.close(alive)
-        forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
+class ChildProcess:
+    """A child of this process, present or future: an orphan to be is still its parent's. Owns a pidfd."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises ``ProcessLookupError`` when it has ended and its exit code is gone."""
+        self.pid = pid
+        self.descriptor = os.pidfd_open(pid)
+        self._code: int | None = None
+
+    def exit_code(self) -> int | None:
+        """Its exit code, or the negative number of the signal that ended it; None while it runs."""
+        if self._code is None:
+            with contextlib.suppress(ChildProcessError):  # it is still the child of another process
+                ended = os.waitid(os.P_PIDFD, self.descriptor, os.WEXITED | os.WNOHANG)
+                if ended is not None:
+                    self._code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        return self._code
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing happens when it has ended."""
+        if self._code is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.descriptor, number)
+
+    def close(self) -> None:
+        """Collect its exit, for which it must be on its way out, and close the descriptor; the wait is bounded."""
+        if self.descriptor >= 0:
+            if self.exit_code() is None:
+                readable_within(self.descriptor, CLOSE_PATIENCE_S)
+                self.exit_code()
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def tie_to(parent: int, adopter: int) -> bool:
+    """Once ``parent`` has ended: end with ``adopter``, the process that adopts orphans. False: it has ended.
+
+    The order matters: what is tied to its parent before would end with that parent.
+    """
+    while os.getppid() == parent:
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and getppid() will say so
+            descriptor = os.pidfd_open(parent)
+            try:
+                readable_within(descriptor, None)
+            finally:
+                os.close(descriptor)
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _libc.prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    return os.getppid() == adopter
+
+
+def keep_orphans() -> None:
+    """Adopt the orphans among this process's descendants from now on."""
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Adopt the orphans among this process's descendants: their exits can then be waited for (``os.P_PIDFD``)."""
+    before = ctypes.c_int()
+    _libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
+    keep_orphans()
+    try:
+        yield
+    finally:
+        _libc.prctl(PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
+
+
+def children() -> set[int]:
+    """The children of this process, adopted ones and zombies included (proc_pid_task(5))."""
+    found: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # this thread has ended meanwhile
+            found.update(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
+    return found
+
+
+def end_children(
+    keep: Collection[int] = (), *, marked: Callable[[int], bool] = lambda _pid: True
+) -> tuple[list[str], bool]:
+    """Kill this process's children, and theirs as they become orphans, until none is left or 2 s have passed.
+
+    Needs `keep_orphans`, or orphans escape. Spares the IDs in ``keep`` and those that are not ``marked``.
+
+    Returns:
+        The command line of each that ran, and whether none is left.
+    """
+    ended: dict[int, str] = {}
+    deadline_s = time.monotonic() + END_PATIENCE_S
+    while True:
+        left = [pid for pid in children() if pid not in keep and (pid in ended or marked(pid))]
+        if not left or time.monotonic() > deadline_s:
+            return [name for name in ended.values() if name], not left
+        for pid in left:
+            if pid not in ended:
+                ended[pid] = _command(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.001)
+
+
+def _command(pid: int) -> str:
+    """The command line of a process in brief; "" for a zombie."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+    return f"{pid} ({words[:NAME_LENGTH_MAX]})" if words else ""
+
+
+def has_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has taken effect (proc_pid_stat(5))."""
+    return _stat(pid)[:1] in (["T"], ["t"])
+
+
+def work_ticks(pid: int) -> int:
+    """The CPU time that a process and its finished children have used, in clock ticks; 0 when it is gone."""
+    return sum(map(int, _stat(pid)[11:15]))
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; none when the process is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return []
+    # The command, in parentheses, may contain spaces and parentheses.
+    return text.rpartition(")")[2].split()
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words: "SIGKILL", "exit 1"."""
+    if code >= 0:
+        return f"exit {code}"
+    with contextlib.suppress(ValueError):
+        return signal.Signals(-code).name
+    return f"signal {-code}"
 
 
 def schedule(cpus: tuple[int, ...], policy: str, priority: int, nice: int) -> None:
-    """Run this process on these CPUs (none: wherever it may already) under that policy.
+    """Run this process on these CPUs (none: any that it may use) under that policy.
 
-    Raises ``HostError`` for what this host or this user may not do.
+    Raises:
+        HostError: this host or this user does not permit it.
     """
     try:
         if cpus:

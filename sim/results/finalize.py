@@ -133,7 +133,7 @@ def _clean(path: Path) -> None:
         recording.unlink()
     with contextlib.suppress(OSError):
         (path / files.RAW).rmdir()
-    for name in (files.RESOURCE_STREAM, files.ENDING):
+    for name in (files.RESOURCE_STREAM, files.ENDING, files.RESERVE):
         (path / name).unlink(missing_ok=True)
     written = [files.SUMMARY, files.STATUS, files.ENDING, *map(schemas.file_name, schemas.SCHEMAS)]
     for name in written:

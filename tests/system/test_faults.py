@@ -134,12 +134,13 @@ def test_a_program_that_ends_leaves_an_idle_machine(programs: None, tmp_path: Pa
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
-    """The machines of a run: the children of its fork server, oldest first."""
+    """The machines of a run, oldest first: children of its coordinator, forked by one that is the oldest of them."""
+    forked = []
     for child in psutil.Process(pid).children():
         with contextlib.suppress(psutil.Error):
-            if "sim.engines.process.zygote" in " ".join(child.cmdline()):
-                return sorted(child.children(), key=lambda each: each.create_time())
-    return []
+            if "ivsim-forkserver" in child.cmdline():
+                forked.append(child)
+    return sorted(forked, key=lambda each: (each.create_time(), each.pid))[1:]
 
 
 @contextlib.contextmanager

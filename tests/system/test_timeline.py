@@ -119,7 +119,7 @@ def test_what_cannot_be_done_is_skipped_and_says_why(tmp_path: Path) -> None:
         tmp_path, entry("kill", 0.3, "storm-2"), entry("stall", 0.6, "storm-2"), entry("resume", 0.6, "storm-1")
     )
     skipped = {(each["do"], each["skipped"]) for each in events(result, "action") if "skipped" in each}
-    assert skipped == {("stall", "it is not there"), ("resume", "it does not stand still")}
+    assert skipped == {("stall", "it is not running"), ("resume", "it is not stalled")}
 
 
 def test_a_stall_is_lag_for_what_was_due_meanwhile(tmp_path: Path) -> None:

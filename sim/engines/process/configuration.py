@@ -1,16 +1,18 @@
-"""What a worker is told at its birth: plain data, pickled to it through the fork server."""
+"""What a worker is told when it starts: plain data, which reaches it in a memfd."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DeviceConfiguration", "WorkerConfiguration"]
+import msgspec
+
+__all__ = ["DeviceConfiguration", "WorkerConfiguration", "decode_configuration"]
 
 
 @dataclass(frozen=True)
 class DeviceConfiguration:
-    """Where a device of a machine connects, and what it writes to."""
+    """Where a device of a machine connects, and the recording that it writes to."""
 
     server: str
     domain: int
@@ -20,10 +22,10 @@ class DeviceConfiguration:
 
 @dataclass(frozen=True)
 class WorkerConfiguration:
-    """All that a worker is told at its birth.
+    """All that a worker is told when it starts.
 
-    ``peers`` and ``traces`` are parameters too, with machines by their indices: which IDs these have comes later.
-    ``load`` are the pieces of `nodes.load.Load`.
+    ``peers`` and ``traces`` are parameters whose machines are given by index; their IDs follow in orders. ``load`` are
+    the pieces of `nodes.load.Load`.
     """
 
     name: str
@@ -43,4 +45,7 @@ class WorkerConfiguration:
     priority: int
     nice: int
     devices: tuple[DeviceConfiguration, ...]
-    runtime: str
+
+
+decode_configuration = msgspec.msgpack.Decoder(WorkerConfiguration).decode
+"""From bytes to a configuration. Made once, before workers are forked: they share what it needs of msgspec."""

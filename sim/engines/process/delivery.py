@@ -9,13 +9,13 @@ from collections.abc import Callable
 from nodes.errors import GuestError
 from sim.engines.process.attached_device import AttachedDevice
 from sim.kernel.eventfd import drain
+from sim.kernel.waiting import readable_within_ns
 
 __all__ = ["drain_late", "make_delivery", "poll_until"]
 
-# The last of a wait, for which epoll's whole milliseconds are too coarse: select() on the epoll descriptor waits.
+# The last of a wait, for which epoll's whole milliseconds are too coarse: ppoll() on the epoll descriptor waits.
 FINE_WAIT_NS = 3_000_000
 MILLISECOND_NS = 1_000_000
-SECOND_NS = 1_000_000_000
 
 
 def make_delivery(
@@ -50,7 +50,7 @@ def make_delivery(
 
 
 def poll_until(epoll: select.epoll, deadline_ns: int, events_max: int) -> list[tuple[int, int]]:
-    """Events, or none at the deadline. ``epoll`` waits whole milliseconds, so the last ones are select's."""
+    """Events, or none at the deadline. ``epoll`` waits whole milliseconds, so the last ones are ppoll's."""
     if type(deadline_ns) is not int:
         raise GuestError(f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {deadline_ns!r}")
     poll, descriptor = epoll.poll, epoll.fileno()
@@ -62,8 +62,7 @@ def poll_until(epoll: select.epoll, deadline_ns: int, events_max: int) -> list[t
         if left_ns >= FINE_WAIT_NS + MILLISECOND_NS:
             events = poll((left_ns - FINE_WAIT_NS) // MILLISECOND_NS / 1000, events_max)
         else:
-            ready, _, _ = select.select([descriptor], [], [], left_ns / SECOND_NS)
-            events = poll(0, events_max) if ready else []
+            events = poll(0, events_max) if readable_within_ns(descriptor, left_ns) else []
         if events:
             return events
 

@@ -1,239 +1,201 @@
-"""A worker as its parent holds it: born from the fork server, watched, ended; it may go on in another process."""
+"""A worker as the coordinator's process holds it: forked, watched, ended; a migration takes it to another process."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import signal
 from collections import deque
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
-from sim.engines.process import main
+from sim.engines import messages
+from sim.engines.messages import Ended, Order, Placed, Report
 from sim.engines.process.configuration import WorkerConfiguration
-from sim.engines.process.control import Control, Order
-from sim.engines.process.fork_server import without_main
+from sim.engines.process.control import Continue, Control, Forked, Proceed
+from sim.engines.process.forkserver import ForkServer
+from sim.kernel.loop import Loop
+from sim.kernel.processes import ChildProcess, describe_exit, has_stopped
 from sim.recording import Recording, State, header
-from topologies import Machine
 
-__all__ = ["Moving", "Row", "WorkerHandle", "describe_exit"]
-
-
-class Row(NamedTuple):
-    """One device of one life of a machine: what has a recording, and a row of its own in the results."""
-
-    row: int
-    name: str
-    machine: int
-    domain: int
-
-
-@dataclass
-class Moving:
-    """A migration under way: to which domain, whether the connection is handed over, what is to go wrong."""
-
-    domain: int
-    hand_over: bool
-    fault: str
-    peer: int | None = None
-    """Its ID there, once it has joined."""
-
-
-class _Successor:
-    """The process that a machine moves into: the coordinator's own child once the one before it has ended."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.descriptor = os.pidfd_open(pid)
-        self._code: int | None = None
-
-    def exit_code(self) -> int | None:
-        """As of a ``multiprocessing.Process``; None while it lives."""
-        self._wait(os.WNOHANG)
-        return self._code
-
-    def kill(self) -> None:
-        if self._code is None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.descriptor, signal.SIGKILL)
-
-    def close(self) -> None:
-        """Wait for its end, if it is ours to wait for, and let go of it."""
-        if self.descriptor >= 0:
-            self._wait(0)
-            os.close(self.descriptor)
-            self.descriptor = -1
-
-    def _wait(self, options: int) -> None:
-        if self._code is None:
-            with contextlib.suppress(ChildProcessError):  # it is still its parent's, who waits for it
-                ended = os.waitid(os.P_PIDFD, self.descriptor, os.WEXITED | options)
-                if ended is not None:
-                    self._code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+__all__ = ["WorkerHandle"]
 
 
 class WorkerHandle:
-    """One life of a machine: its process, its control socket, its recordings. Owns all three."""
+    """One incarnation of a machine as a process of this host; a `sim.engines.base.LiveMachine`.
 
-    def __init__(self, machine: Machine, plan: WorkerConfiguration, rows: list[Row], books: list[Recording]) -> None:
-        self.machine = machine
-        self.plan = plan
-        self.name = plan.name
-        self.rows = rows
-        self.books = books
-        self.peers: list[int | None] = [None] * len(rows)
-        """Its ID in each of its domains, once it has joined there."""
-        self.greetings: list[int | None] = [None] * len(rows)
-        """How many eventfds it was told of when it joined."""
-        self.control, self._theirs = Control.pair()
-        self.process: ForkServerProcess | None = None
-        self.ready = False
-        self.stopped = False
-        self.stalled = False
-        self.ending: str | None = None
-        """What the timeline has done to end it: it is then no accident."""
-        self.garbled = False
-        """Whether its server has said something malformed to it: it may end because of that."""
-        self.failure: str | None = None
-        self.exit: str | None = None
+    Owns the control socket and the process. In a migration there are several: the candidate, which exists and has not
+    taken over yet, and those that took over while the exit of the one before them is not known yet.
 
-        self.moving: Moving | None = None
-        """The migration that it is in."""
-        self.identities: list[tuple[int, int, int]] = []
-        """Every (row, domain, peer) that a server has known it as, migrations included."""
-        self.moves: list[tuple[int, int, int, int]] = []
-        """Every (row, domain, peer, ns) of those that a migration has given it, and since when."""
-        self.unplugged = False
-        self._coming: _Successor | None = None
-        self._ahead: deque[_Successor] = deque()
-        """Those that it has moved on to while the end of the one before is not known yet, the latest last."""
-        self._successor: _Successor | None = None
+    Args:
+        server_path: the path of a domain's server, by the domain's number.
+        on_process: is told each process ID that becomes this machine's.
+        report: is told what happens; ``Ended`` comes last.
+    """
+
+    def __init__(
+        self,
+        configuration: WorkerConfiguration,
+        recordings: Sequence[Recording],
+        loop: Loop,
+        fork_server: ForkServer,
+        *,
+        server_path: Callable[[int], str],
+        on_process: Callable[[int], None],
+        report: Callable[[Report], None],
+    ) -> None:
+        self._configuration = configuration
+        self._recordings = recordings
+        self._loop, self._fork_server = loop, fork_server
+        self._server_path, self._on_process, self._report = server_path, on_process, report
+        self._control, self._worker_end = Control.pair()
+        self._listening = self._ended = False
+        self._migrating = False
+        self._failure = ""
+        self._processes: deque[ChildProcess] = deque()
+        """The process that it is in, then those that it has moved on to."""
+        self._candidate: ChildProcess | None = None
 
     @property
-    def state(self) -> int:
-        return self.books[0].words[header.STATE]
+    def pid(self) -> int | None:
+        return self._processes[-1].pid if self._processes else None
 
     @property
-    def lives(self) -> bool:
-        return self.process is not None and self.exit is None
+    def is_running(self) -> bool:
+        return self._listening and not self._ended
 
     @property
-    def pid(self) -> int:
-        latest = self._ahead[-1] if self._ahead else self._successor
-        if latest is not None:
-            return latest.pid
-        assert self.process is not None
-        assert self.process.pid is not None
-        return self.process.pid
+    def is_still(self) -> bool:
+        return self.pid is not None and has_stopped(self.pid)
 
     def start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        self.process = context.Process(
-            target=main.main, args=(self.plan, self._theirs), name=f"ivsim {self.name}", daemon=True
-        )
-        with without_main():
-            self.process.start()
-        self._theirs.close()
+        self._listening = True
+        self._loop.add(self._control, self._listen)
+        self._fork_server.fork(self._configuration, self._worker_end)
 
     def tell(self, order: Order) -> bool:
-        """Send an order; False when it does not arrive."""
-        return self.lives and self.control.send(order)
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send the process a signal, if it still lives."""
-        if self.lives:
-            # As `Process.kill` does; should it have ended this moment, its number is not given to others so soon.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
-    def expect_successor(self, pid: int) -> None:
-        """It is about to go on in this process; raises ``ProcessLookupError`` when that has ended already."""
-        self._coming = _Successor(pid)
-
-    def arrive(self) -> None:
-        """It goes on in the process that was to be its next one."""
-        if self._coming is not None:
-            self._ahead.append(self._coming)
-            self._coming = None
-
-    def lose_successor(self) -> None:
-        """It does not go on in the process that was to be its next one; whatever that still waits for, it ends."""
-        if self._coming is not None:
-            self._coming.kill()
-            self._coming.close()
-            self._coming = None
-
-    @property
-    def sentinel(self) -> int:
-        """Readable when the process that it is in has ended."""
-        if self._successor is not None:
-            return self._successor.descriptor
-        assert self.process is not None
-        return self.process.sentinel
-
-    @property
-    def is_accident(self) -> bool:
-        """Whether its end, if it comes, is none that the timeline has brought about."""
-        return self.ending is None and not self.garbled
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the process that it is in has ended."""
-        return self._exit_code() is not None
-
-    def succeed(self) -> bool:
-        """Whether its process has ended only because the machine has left it; it is in the next one then."""
-        if not self._ahead and self._exit_code() == 0:
-            self.arrive()  # the new one has not said a word yet, but the old one has let go
-        if not self._ahead:
+        if not self.is_running:
             return False
-        if self._successor is not None:
-            self._successor.close()
-        self._successor = self._ahead.popleft()
-        return True
+        if not isinstance(order, messages.Migrate):
+            return self._control.send(order)
+        server = "" if order.hand_over else self._server_path(order.domain)
+        if order.fault == "server_gone":
+            server += ".gone"
+        self._migrating = self._control.send(Continue(server, order.domain, order.fault))
+        return self._migrating
 
-    def collect_exit(self) -> str:
-        """How it has ended, in words; "" when it ended as it should."""
-        code = self._exit_code()
-        assert code is not None
-        self.exit = "" if code == 0 and self.state == State.STOPPED else describe_exit(code)
-        return self.exit
+    def stall(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        for successor in (self._coming, *self._ahead, self._successor):
-            if successor is not None:
-                successor.kill()
-        if self.lives and self.process is not None:
-            self.process.kill()
+        for process in self._all():
+            process.signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """End the process if it has not ended, and let go of everything."""
         self.kill()
-        self.control.close()
-        self._theirs.close()
-        if self.process is not None:
-            self.process.join()
-            self.process.close()
-        for successor in (self._coming, *self._ahead, self._successor):
-            if successor is not None:
-                successor.close()
-        for book in self.books:
-            book.close()
+        self._ended = True
+        self._loop.remove(self._control)
+        self._control.close()
+        self._worker_end.close()
+        for process in self._all():
+            self._loop.remove(process.descriptor)
+            process.close()
+        self._processes.clear()
+        self._candidate = None
 
-    def _exit_code(self) -> int | None:
-        if self._successor is not None:
-            return self._successor.exit_code()
-        assert self.process is not None
-        self.process.join(0)
-        return self.process.exitcode
+    def _all(self) -> list[ChildProcess]:
+        return [*self._processes, *([self._candidate] if self._candidate is not None else [])]
 
+    def _signal(self, number: signal.Signals) -> None:
+        if self._processes and not self._ended:
+            self._processes[-1].signal(number)
 
-def describe_exit(code: int) -> str:
-    """An exit code in words: "SIGKILL", "exit 1"."""
-    if code >= 0:
-        return f"exit {code}"
-    with contextlib.suppress(ValueError):
-        return signal.Signals(-code).name
-    return f"signal {-code}"
+    # What the worker says
+
+    def _listen(self) -> None:
+        try:
+            while (message := self._control.receive()) is not None:
+                match message:
+                    case Forked(pid):
+                        self._add_process(pid)
+                        continue
+                    case messages.Moved():
+                        self._arrive()
+                    case messages.Stayed():
+                        self._lose_candidate()
+                    case messages.Failed(summary=summary):
+                        self._failure = summary
+                    case (
+                        messages.Expect()
+                        | messages.Known()
+                        | messages.Start()
+                        | messages.Stop()
+                        | messages.Leave()
+                        | messages.Act()
+                        | messages.Ping()
+                        | Continue()
+                        | Proceed()
+                    ):
+                        continue  # an order: only a program that writes into the control socket sends one
+                self._report(message)
+        except EOFError:
+            self._loop.remove(self._control)
+            if not self._processes and not self._ended:
+                self._ended = True
+                self._report(
+                    Ended(f"could not be started: {self._failure or self._fork_server.state()}", started=False)
+                )
+
+    def _add_process(self, pid: int) -> None:
+        """A new process is this machine's: its first one, or the one that it is about to continue in."""
+        try:
+            process = ChildProcess(pid)
+        except ProcessLookupError:
+            return  # its source will say so
+        self._on_process(pid)
+        if not self._processes:
+            self._processes.append(process)
+            self._loop.add(process.descriptor, self._collect_exit)
+            self._report(Placed())
+        else:
+            self._candidate = process
+            if not self._migrating:  # the source has been killed meanwhile, and the machine with it
+                self._lose_candidate()
+        self._control.send(Proceed())
+
+    def _arrive(self) -> None:
+        """The machine continues in the candidate."""
+        self._migrating = False
+        if self._candidate is not None:
+            self._processes.append(self._candidate)
+            self._candidate = None
+
+    def _lose_candidate(self) -> None:
+        """The machine does not continue in the candidate; what that still waits for, it ends."""
+        self._migrating = False
+        if self._candidate is not None:
+            self._candidate.signal(signal.SIGKILL)
+            self._candidate.close()
+            self._candidate = None
+
+    def _collect_exit(self) -> None:
+        """The process that the machine is in has ended, unless it is a false alarm."""
+        current = self._processes[0]
+        code = current.exit_code()
+        if code is None:
+            return
+        with contextlib.suppress(EOFError):
+            self._listen()
+        self._loop.remove(current.descriptor)
+        if len(self._processes) == 1 and code == 0:
+            self._arrive()  # the candidate has not spoken yet, but the source has committed
+        if len(self._processes) > 1:
+            self._processes.popleft().close()
+            self._loop.add(self._processes[0].descriptor, self._collect_exit)
+            self._report(Placed())
+            return
+        self._lose_candidate()
+        self._ended = True
+        clean = code == 0 and self._recordings[0].words[header.STATE] == State.STOPPED
+        self._report(Ended("" if clean else describe_exit(code)))

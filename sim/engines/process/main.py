@@ -1,7 +1,7 @@
-"""The process of one machine, from its birth to its end.
+"""The process of one machine, from its fork to its end.
 
-It never outlives the coordinator: the control socket ends when that dies, and should the program never let go, the
-kernel ends the process with the fork server (PR_SET_PDEATHSIG).
+It never outlives the coordinator: the kernel ends it when that ends (PR_SET_PDEATHSIG), and what its program has
+started ends with it.
 """
 
 from __future__ import annotations
@@ -12,51 +12,91 @@ import signal as signals
 import socket
 import sys
 import traceback
-from pathlib import Path
 
 from nodes.errors import HostError, ProtocolError, UsageError
-from sim.engines.process import control
-from sim.engines.process.configuration import WorkerConfiguration
-from sim.engines.process.control import Control
+from sim.engines.messages import Failed, Leave, Stop, Stopped
+from sim.engines.process.configuration import WorkerConfiguration, decode_configuration
+from sim.engines.process.control import TEXT_MAX, Control, Forked, Proceed
 from sim.engines.process.worker import ProgramError, Worker
-from sim.kernel.processes import schedule, tie_to_fork_server
-from sim.kernel.segments import remove_orphaned
+from sim.kernel.processes import end_children, keep_orphans, schedule, tie_to
 from sim.kernel.signals import ENDING
+from sim.kernel.waiting import readable_within
 from sim.recording import Recording, State, header
 
 __all__ = ["main"]
 
 
-def main(plan: WorkerConfiguration, control_socket: socket.socket) -> None:
-    """The target of the process: run one machine from birth to Stop."""
+def main(configuration: int, control_socket: socket.socket, parent: int, coordinator: int) -> None:
+    """Run one machine until Stop, then end this process.
+
+    Args:
+        configuration: a descriptor of the encoded `WorkerConfiguration`.
+        control_socket: the worker's end of the control socket.
+        parent: the process that forked this one, which ends at once.
+        coordinator: the process that adopts this one.
+    """
     for number in ENDING:
         signals.signal(number, signals.SIG_IGN)
-    tie_to_fork_server()
+    keep_orphans()
     link = Control(control_socket)
     code = 1
     try:
-        with contextlib.ExitStack() as stack:
-            books = [stack.enter_context(Recording.open(device.recording)) for device in plan.devices]
-            try:
-                schedule(plan.cpus, plan.policy, plan.priority, plan.nice)
-                with contextlib.closing(Worker(plan, link, books)) as worker:
-                    worker.run()
-                code = 0
-            except EOFError:
-                _clean_up_orphaned(Path(plan.runtime))
-            except BaseException as error:  # the last frame of the process: whatever it is, it must be told
-                for book in books:
-                    book.words[header.STATE] = State.FAILED
-                link.send(_explain(error))
+        if not tie_to(parent, coordinator):
+            return
+        try:
+            with open(configuration, "rb") as file:
+                plan = decode_configuration(file.read())
+            code = _run(plan, link, coordinator)
+        except EOFError:
+            pass  # the coordinator has gone
+        except BaseException as error:  # the last frame of the process: it reports every error
+            link.send(_explain(error))
     finally:
-        # Straight out: a guest program may hold views of the memory, which would only make the exit complain.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Straight out: a guest program may hold views of the memory, and the exit would complain of them.
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 
-def _explain(error: BaseException) -> control.Failed:
-    """Whose fault it is, in one line, and the traceback where it helps to find it."""
+def _run(plan: WorkerConfiguration, link: Control, coordinator: int) -> int:
+    """Run the machine; its exit code."""
+    with contextlib.ExitStack() as stack:
+        books = [stack.enter_context(Recording.open(device.recording)) for device in plan.devices]
+        try:
+            if not _is_awaited(link):
+                for book in books:
+                    book.words[header.STATE] = State.STOPPED
+                link.send(Stopped())
+                return 0
+            schedule(plan.cpus, plan.policy, plan.priority, plan.nice)
+            with contextlib.closing(Worker(plan, link, books, coordinator)) as worker:
+                worker.run()
+        except EOFError:
+            raise
+        except BaseException as error:  # reported while the recordings are open, for their state tells of it, too
+            for book in books:
+                book.words[header.STATE] = State.FAILED
+            link.send(_explain(error))
+            end_children()
+            return 1
+    return 0
+
+
+def _is_awaited(link: Control) -> bool:
+    """Report this process and wait until the coordinator knows it; False when the machine is to stop already."""
+    link.send(Forked(os.getpid()))
+    while True:
+        readable_within(link.fileno(), None)
+        match link.receive():
+            case Proceed():
+                return True
+            case Stop() | Leave():
+                return False
+
+
+def _explain(error: BaseException) -> Failed:
+    """Whose fault an error is, in one line, and the traceback where it helps to find it."""
     whose, cause = "simulator", error
     if isinstance(error, ProgramError) and error.__cause__ is not None:
         whose, cause = "program", error.__cause__
@@ -68,14 +108,4 @@ def _explain(error: BaseException) -> control.Failed:
     if whose == "program" and (frames := traceback.extract_tb(cause.__traceback__)):
         summary += f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
     trace = "".join(traceback.format_exception(cause)) if whose in ("program", "simulator") else ""
-    return control.Failed(whose, summary[: control.TEXT_MAX], trace[-control.TEXT_MAX :])
-
-
-def _clean_up_orphaned(runtime: Path) -> None:
-    """Remove what a killed coordinator left: its memory and its sockets. The last worker removes the directory."""
-    remove_orphaned()
-    with contextlib.suppress(OSError):
-        for entry in runtime.iterdir():
-            with contextlib.suppress(OSError):
-                entry.unlink()
-        runtime.rmdir()
+    return Failed(whose, summary[:TEXT_MAX], trace[-TEXT_MAX:])

@@ -1,22 +1,23 @@
-"""The machine that lives in a worker's process: its descriptors, its clock, its wait.
+"""The machine in a worker's process: its descriptors, its clock, its wait.
 
-It lives between two words of the coordinator, Start and Stop; what else is said to it meanwhile happens to it between
-two events of its program.
+Its program runs from Start to Stop. Orders that come meanwhile are carried out between two events of the program.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import select
 import signal as signals
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from nodes.device import profiles
 from nodes.errors import GuestError, HostError
 from nodes.load import Load
+from sim.engines import messages
 from sim.engines.process import control
 from sim.engines.process.attached_device import AttachedDevice
 from sim.engines.process.bound_program import BoundProgram
@@ -26,12 +27,15 @@ from sim.engines.process.delivery import drain_late, make_delivery, poll_until
 from sim.engines.process.migration import Arrival, FailurePipe, let_go
 from sim.kernel.eventfd import drain
 from sim.kernel.fork_handover import Source, fork_successor
+from sim.kernel.processes import end_children, keep_orphans
+from sim.kernel.waiting import readable_within
 from sim.recording import Recording, State, header
 from sim.recording.header import COUNTER_AT
 
 __all__ = ["ProgramError", "Worker"]
 
 SECOND_NS = 1_000_000_000
+STATISTICS_BYTES_MAX, NUMBER_BYTES = 50_000, 16
 
 
 class ProgramError(Exception):
@@ -47,10 +51,11 @@ class _Moved(Exception):  # noqa: N818  (no error)
 
 
 class Worker:
-    """One machine in this process: everything it holds, and the two loops it lives in."""
+    """One machine in this process: all that it holds, and its two loops, before and after Start."""
 
-    def __init__(self, plan: WorkerConfiguration, link: Control, books: list[Recording]) -> None:
+    def __init__(self, plan: WorkerConfiguration, link: Control, books: list[Recording], coordinator: int) -> None:
         self._plan = plan
+        self._coordinator = coordinator
         self._link = link
         self._books = books
         self._epoll = select.epoll()
@@ -76,7 +81,7 @@ class Worker:
                 sample_every=plan.sample_every,
                 first=self._devices[0].vm if self._devices else None,
                 on_own=self._add_own,
-                warn=lambda text: link.send(control.Warned(text)),
+                warn=lambda text: link.send(messages.Warned(text)),
             )
             self._devices.append(device)
             self._servers[device.connection.fileno()] = device
@@ -84,7 +89,8 @@ class Worker:
         self._vm.guest.load = Load(plan.load)
 
     def run(self) -> None:
-        self._program = BoundProgram(self._plan)
+        with _blaming_program():
+            self._program = BoundProgram(self._plan)
         self._epoll.register(self._link.fileno(), select.EPOLLIN)
         for server in self._servers:
             self._epoll.register(server, select.EPOLLIN)
@@ -92,7 +98,7 @@ class Worker:
         try:
             self._meet_everyone()
             self._enter(State.READY, header.READY_NS)
-            self._link.send(control.Ready())
+            self._link.send(messages.Ready())
             self._await_start()
             self._enter(State.RUNNING, header.STARTED_NS)
             self._serve()
@@ -108,7 +114,7 @@ class Worker:
         os.close(self._alarm)
         os.close(self._alarm_writer)
 
-    def _migrate(self, order: control.Migrate) -> None:
+    def _migrate(self, order: control.Continue) -> None:
         """Go on in a fresh process; returns in that one, or in this one when it came to nothing."""
         paused_ns = time.monotonic_ns()
         device = self._devices[0]
@@ -120,16 +126,17 @@ class Worker:
             reason = let_go(side, order.fault)
             if not reason:
                 raise _Moved
-            self._link.send(control.Stayed(excuse.take() or reason, time.monotonic_ns() - paused_ns))
+            self._link.send(messages.Stayed(excuse.take() or reason, time.monotonic_ns() - paused_ns))
             excuse.close()
             return
-        # Not said by the source: should that be killed now, the coordinator would not know of this process.
-        self._link.send(control.Moving(os.getpid()))
+        keep_orphans()
+        # Not reported by the source: should that be killed now, the coordinator would not know of this process.
+        self._link.send(control.Forked(os.getpid()))
         try:
             if order.fault == "target_dies":
                 os.kill(os.getpid(), signals.SIGKILL)
             copied_bytes = self._go_on(device, order, state)
-            if not (side.stand_ready() and side.tie_to(order.adopter)):
+            if not (side.stand_ready() and side.tie_to(self._coordinator)):
                 os._exit(1)
         except _Stopped:
             excuse.give("the run is over")
@@ -144,10 +151,10 @@ class Worker:
         pending = sum(guest.pending(vector) for vector in range(guest.vectors)) if device.vm.device.msix else 0
         self._set_alarm()
         downtime_ns = time.monotonic_ns() - paused_ns
-        self._link.send(control.Moved(peer, downtime_ns, len(state), copied_bytes, pending))
+        self._link.send(messages.Moved(peer, downtime_ns, len(state), copied_bytes, pending))
         device.vm.settle()
 
-    def _go_on(self, device: AttachedDevice, order: control.Migrate, state: bytes) -> int:
+    def _go_on(self, device: AttachedDevice, order: control.Continue, state: bytes) -> int:
         """In the fresh process: have everything anew that is not to be shared; how much memory was copied, in bytes."""
         self._epoll.close()  # this copy of it: what is registered there is the source's business
         self._epoll = select.epoll()
@@ -239,33 +246,33 @@ class Worker:
         elif descriptor in self._servers:
             self._read_server(descriptor)
 
-    def _obey(self, order: control.Order | control.Report) -> None:
+    def _obey(self, order: control.ToWorker | control.FromWorker) -> None:
         match order:
-            case control.Ping(number):
+            case messages.Ping(number):
                 for device in self._devices:
                     device.vm.doorbells.flush()
                     device.book.words[header.PING_NS] = time.monotonic_ns()
                     device.book.words[header.PING] = number
-            case control.Known(peers, anew):
+            case messages.Known(peers, anew):
                 self._program.learn(peers, anew=anew)
                 self._vm.guest.generation += 1
-            case control.Expect(eventfds):
+            case messages.Expect(eventfds):
                 for device, count in zip(self._devices, eventfds, strict=True):
                     device.expected = count
-            case control.Start(start_ns, stop_ns, joined_ns):
+            case messages.Start(start_ns, stop_ns, joined_ns):
                 self._start_ns, self._stop_ns, self._joined_ns = start_ns, stop_ns, joined_ns
-            case control.Stop():
+            case messages.Stop():
                 self._dismissed = True
                 raise _Stopped
-            case control.Leave():
+            case messages.Leave():
                 self._unplug()
                 self._dismissed = True
                 raise _Stopped
-            case control.Migrate():
+            case control.Continue():
                 self._migrate(order)
             case control.Proceed():
                 self._may_proceed = True
-            case control.Act(do, arguments):
+            case messages.Act(do, arguments):
                 with _blaming_program():  # which may notice it at once
                     getattr(self, f"_{do}")(**arguments)
             case _:
@@ -309,34 +316,37 @@ class Worker:
             device.connection.close()
 
     def _stop(self) -> None:
-        """No more rings, no more drains; the counts are final."""
+        """End the program: no more rings, no more drains; the counts are final."""
         with _blaming_program():
             for device in self._devices:
                 device.vm.stop()
+            statistics, left_out = _statistics(self._vm.guest.statistics)
+        if left_out:
+            self._link.send(messages.Warned(f"{left_out} statistics of the program are no numbers that fit"))
+        self._end_processes()
         for device in self._devices:
             device.vm.doorbells.flush()
         guest, words = self._vm.guest, self._books[0].words
         words[COUNTER_AT["missed"]], words[header.MISSED_OLDEST_NS] = guest.unrung, guest.unrung_oldest_ns
         self._enter(State.STOPPED, header.STOPPED_NS)
         self._warn()
-        self._link.send(control.Stopped(self._statistics()))
-        # Who stopped by the clock stays until it is told to go: the coordinator takes a last look at everybody.
+        self._link.send(messages.Stopped(statistics))
+        # A machine that the clock has stopped stays until Stop comes: the coordinator samples all processes before.
         with contextlib.suppress(_Stopped):
             while not self._dismissed:
-                select.select([self._link], [], [])
+                readable_within(self._link.fileno(), None)
                 self._attend(self._link.fileno())
 
-    def _statistics(self) -> dict[str, int | float]:
-        """What the program counted itself, as far as these are names and numbers."""
-        given = self._vm.guest.statistics
-        kept = {str(name): value for name, value in given.items() if type(value) in (int, float)}
-        if len(kept) < len(given):
-            self._link.send(control.Warned(f"{len(given) - len(kept)} statistics of the program are no numbers"))
-        return kept
+    def _end_processes(self) -> None:
+        """End the processes that the program has started."""
+        ended, all_gone = end_children()
+        if ended or not all_gone:
+            text = f"its program left {len(ended)} processes behind, which were ended: {', '.join(ended)}"
+            self._link.send(messages.Warned(text if all_gone else f"{text}; some of them do not end"))
 
     def _warn(self) -> None:
         while self._vm.warnings:
-            self._link.send(control.Warned(self._vm.warnings.popleft()))
+            self._link.send(messages.Warned(self._vm.warnings.popleft()))
 
     # The guest
 
@@ -390,3 +400,15 @@ def _blaming_program() -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         raise ProgramError from error
+
+
+def _statistics(given: Mapping[str, object]) -> tuple[dict[str, int | float], int]:
+    """What the program counted itself, as far as it is names and numbers that a report can hold; how many are not."""
+    kept: dict[str, int | float] = {}
+    room_bytes = STATISTICS_BYTES_MAX
+    for name, value in given.items():
+        whole = type(value) is int and -(1 << 63) <= value < 1 << 63
+        room_bytes -= NUMBER_BYTES + len(encoded := str(name).encode(errors="backslashreplace"))
+        if room_bytes >= 0 and (whole or (type(value) is float and math.isfinite(value))):
+            kept[encoded.decode()] = value  # type: ignore[assignment]
+    return kept, len(given) - len(kept)

@@ -8,33 +8,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import importlib.metadata
 import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 
-from nodes.errors import HostError, UsageError
+from nodes.errors import HostError, IvshmemError, UsageError
 from sim.access import Access
 from sim.host.wake_up_baseline import WakeUpBaseline
-from sim.results.ending import BaselineLook, Ending, Outcome
+from sim.results.ending import BaselineLook, Ending
 from sim.results.run import Run
 from sim.results.store import files
-from sim.results.store.manifest import SCHEMA_VERSION, Group, Host, Machine, Manifest, Owner, Phase
+from sim.results.store.manifest import SCHEMA_VERSION, Group, Host, Machine, Manifest, Owner
 from sim.results.store.stream import ResourceStream
 from topologies.model import Topology
 
 __all__ = ["RunDirectory"]
 
-# An event is a line that somebody reads: more of them is a fault of whoever makes them, and would fill the
-# disk.
+# An event is a line for a reader: more of them are a fault of their source, and would fill the disk.
 EVENTS_LIMIT = 1_000_000
+RESERVED_BYTES = 256 << 10
 
 
 class RunDirectory:
@@ -78,6 +79,7 @@ class RunDirectory:
             files.replace(path / files.TOPOLOGY, topology.source_text.encode())
             for name, source in topology.files.items():
                 _copy(Path(source), path, Path(name))
+            _reserve(path / files.RESERVE)
             # The manifest before the status: a directory with a status always says whose it is.
             files.write_json(path / files.MANIFEST, manifest)
             files.write_status(path, files.RUNNING)
@@ -116,57 +118,53 @@ class RunDirectory:
         """
         self._resources.append(rows)
 
-    def finish(
-        self,
-        pending: Mapping[tuple[int, int], int] | None,
-        outcome: Outcome,
-        *,
-        start_ns: int,
-        measure_start_ns: int,
-        stop_ns: int,
-        foreign_pending: Mapping[tuple[int, int], int] | None = None,
-        floors: Sequence[WakeUpBaseline] = (),
-        phases: Sequence[Phase] = (),
-        identities: Sequence[tuple[int, int, int]] = (),
-        moves: Sequence[tuple[int, int, int, int]] = (),
-    ) -> Run:
-        """Turn the recordings into tables and a summary, and give the run.
+    def save(self, ending: Ending) -> None:
+        """Write down how the run ended, so that its figures can be computed whatever happens next.
 
-        ``pending`` is what the coordinator found in its copies of the eventfds, by (machine, vector), and
-        ``foreign_pending`` the same by (domain << 16 | peer, vector) for peers that are no machine of the topology.
-        Times are CLOCK_MONOTONIC, 0 when the run never started. ``floors`` are what ``wake_up_baseline`` measured
-        before and after the run, where it did. Raises ``HostError`` when the disk is full: the
-        recordings are kept then, and ``open`` on that directory finishes the job once there is room.
+        Raises:
+            HostError: the disk is full.
+        """
+        with self._writing():
+            (self.path / files.RESERVE).unlink(missing_ok=True)
+            files.write_json(self.path / files.ENDING, ending)
+
+    def finish(self, ending: Ending, floors: Sequence[WakeUpBaseline] = ()) -> Run:
+        """Turn the recordings into tables and a summary.
+
+        Args:
+            ending: how the run ended.
+            floors: the wake-up baselines measured before and after the run.
+
+        Returns:
+            The run.
+
+        Raises:
+            HostError: the disk is full. The recordings are kept then, and ``open`` on the directory finishes the job.
         """
         from sim.results.finalize import conclude
 
         self.close()
-        ending = Ending(
-            status=outcome.status,
-            reason=outcome.reason,
-            deaths={machine: how for machine, how in outcome.exits.items() if how is not None},
-            pending=None if pending is None else [(*at, count) for at, count in pending.items()],
-            foreign_pending=[(*at, count) for at, count in (foreign_pending or {}).items()],
-            start_ns=start_ns,
-            measure_start_ns=measure_start_ns,
-            stop_ns=stop_ns,
+        ending = msgspec.structs.replace(
+            ending,
             refused_events=self.events_refused,
             refused_resources=self._resources.refused,
             floors=[BaselineLook(**dataclasses.asdict(floor)) for floor in floors],
-            phases=list(phases),
-            identities=list(identities),
-            moves=list(moves),
         )
-        try:
-            files.write_json(self.path / files.ENDING, ending)
+        self.save(ending)
+        with self._writing():
             conclude(self.path, self.manifest, ending)
-        except OSError as error:
-            raise HostError(
-                f"{self.path}: the results could not be written: {error.strerror or error}; the recordings "
-                f"are kept in {files.RAW}/, opening the run again finishes the job"
-            ) from error
         self._finished = True
         return Run(self.path)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise HostError(
+                f"{self.path}: {_reason(error)} when the results were written; the recordings are kept in "
+                f"{files.RAW}/, and opening the run again finishes the job"
+            ) from error
 
     def close(self) -> None:
         """Close the files that grow; a directory that is not finished stays for ``open`` to recover."""
@@ -182,12 +180,14 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and not self._finished:
-            # Not "running" for as long as this process lives on: whoever opens the run may conclude it now.
+            # Not "running" while this process exists: another one that opens the run may conclude it now.
             with contextlib.suppress(OSError):
+                (self.path / files.RESERVE).unlink(missing_ok=True)
                 if isinstance(error, KeyboardInterrupt):
                     files.write_status(self.path, "interrupted", "given up before its results were written")
                 else:
-                    files.write_status(self.path, "failed", f"{type(error).__name__}: {error}")
+                    told = str(error) if isinstance(error, IvshmemError) else f"{type(error).__name__}: {error}"
+                    files.write_status(self.path, "failed", told)
         self.close()
 
     def _append(self, line: bytes) -> bool:
@@ -195,6 +195,19 @@ class RunDirectory:
             return os.write(self._events, line) == len(line)
         except OSError:
             return False
+
+
+def _reserve(path: Path) -> None:
+    """Keep room on the disk for how the run ended, which must be written even when results find none."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, RESERVED_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower() + (" on the disk" if error.errno == errno.ENOSPC else "")
 
 
 def _copy(source: Path, directory: Path, name: Path) -> None:

@@ -16,6 +16,7 @@ that comes out of a file never becomes part of a path.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +31,7 @@ __all__ = [
     "EVENTS",
     "MANIFEST",
     "RAW",
+    "RESERVE",
     "RESOURCE_STREAM",
     "RUNNING",
     "STATUS",
@@ -55,6 +57,7 @@ EVENTS = "events.jsonl"
 ENDING = "ending.json"
 RAW = "raw"
 RESOURCE_STREAM = "resources.arrows"
+RESERVE = ".reserve"
 SUMMARY = "summary.json"
 
 RUNNING = "running"
@@ -62,6 +65,7 @@ DIED = "died"
 STATUSES = (RUNNING, "finished", "degraded", "failed", "interrupted", DIED)
 
 STATUS_LIMIT_BYTES = 16 << 10
+STATUS_IN_PLACE_BYTES = 512
 # 65536 machines of some 100 bytes each, with room to spare.
 JSON_LIMIT_BYTES = 64 << 20
 
@@ -137,7 +141,16 @@ def write_status(path: Path, word: str, reason: str = "") -> None:
     """Put ``word`` and ``reason`` into the status file of the run directory ``path``."""
     if word not in STATUSES:
         raise UsageError(f"status {word!r} is none of {', '.join(STATUSES)}")
-    replace(path / STATUS, f"{word}\n{reason}".rstrip("\n").encode(errors="replace") + b"\n")
+    content = f"{word}\n{reason}".rstrip("\n").encode(errors="replace") + b"\n"
+    try:
+        replace(path / STATUS, content)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # A full disk still has the block that the file occupies: a status in place is better than an untrue one.
+        with open(path / STATUS, "r+b", buffering=0, opener=private) as file:
+            file.write(content[:STATUS_IN_PLACE_BYTES])
+            file.truncate(min(len(content), STATUS_IN_PLACE_BYTES))
 
 
 def read_status(path: Path) -> tuple[str, str]:

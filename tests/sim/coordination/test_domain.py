@@ -11,47 +11,61 @@ from types import SimpleNamespace
 import pytest
 
 from sim.coordination.domain import LiveDomain
-from sim.engines.process.handle import Moving, Row
+from sim.coordination.incarnation import Migration
+from sim.engines.base import Row
+from sim.engines.process.domain_server import SocketServer
 from sim.kernel.loop import Loop
 from topologies import Domain, Memory
 
 
 class Site:
-    """A domain that runs, and a crew of one machine: it is there already, as peer 7, in another process."""
+    """A domain that runs, and one machine: it is there already, as peer 7, in another process."""
 
     def __init__(self, stack: contextlib.ExitStack, path) -> None:
         self.stack = stack
         self.loop = stack.enter_context(contextlib.closing(Loop()))
         self.events = []
-        self.handle = SimpleNamespace(
-            machine=SimpleNamespace(index=0, present=False),
-            plan=SimpleNamespace(vectors=2),
+        self.machine = SimpleNamespace(
+            machine=SimpleNamespace(index=0, present=False, vectors=2),
             rows=[Row(0, "m", 0, 0)],
             peers=[7],
             greetings=[0],
-            identities=[],
-            moving=None,
+            migration=None,
         )
+        self.identities = []
+        self.knows = True
+
+        def make_server(domain, number, **told):
+            self.server = SocketServer(
+                domain,
+                path,
+                self.loop,
+                machine_of=lambda pid: self.machine if self.knows and pid == os.getpid() else None,
+                **told,
+            )
+            return self.server
+
         self.domain = LiveDomain(
             Domain(name="main", memory=Memory(size_bytes=4096)),
             0,
-            self.loop,
-            path,
-            on_join=lambda handle, _place: self.events.append(("joined", handle)),
+            SimpleNamespace(make_server=make_server),
+            on_join=lambda machine, _place: self.events.append(("joined", machine)),
             on_stranger=lambda arrival: self.events.append(("stranger", arrival.pid)),
             on_leave=lambda peer, reason: self.events.append((reason, peer.peer)),
             on_fault=self.events.append,
         )
         stack.enter_context(contextlib.closing(self.domain))
-        self.knows = True
-        known = {os.getpid(): self.handle}
         self.domain.open(
-            SimpleNamespace(current=[self.handle], with_pid=lambda pid: known.get(pid) if self.knows else None)
+            SimpleNamespace(
+                current=[self.machine],
+                of=lambda live: live,
+                identify=lambda *identity: self.identities.append(identity),
+            )
         )
 
     def connect(self) -> socket.socket:
         client = self.stack.enter_context(socket.socket(socket.AF_UNIX))
-        client.connect(str(self.domain.path))
+        client.connect(str(self.server.path))
         return client
 
     def accept(self) -> None:
@@ -61,7 +75,7 @@ class Site:
 
     @property
     def peers(self) -> list[int]:
-        return [each.peer for each in self.domain.peers()]
+        return [each.peer for each in self.server.clients()]
 
 
 @pytest.fixture
@@ -71,28 +85,28 @@ def site(tmp_path):
 
 
 def test_a_successor_joins_without_being_taken_for_the_machine_yet(site):
-    site.handle.moving = Moving(0, hand_over=False, fault="")
+    site.machine.migration = Migration(0)
     site.connect()
     site.accept()
-    assert (site.handle.moving.peer, site.handle.peers) == (0, [7])
-    assert site.events == [("joined", site.handle)]
+    assert (site.machine.migration.peer, site.machine.peers) == (0, [7])
+    assert site.events == [("joined", site.machine)]
 
 
 def test_a_successor_that_died_before_it_was_let_in_is_nobody(site):
     """Its machine has been told that it stays, as the peer that it is: the dead one's ID would be wrong for ever."""
     site.connect().close()
     site.accept()
-    assert (site.handle.peers, site.handle.identities, site.peers, site.events) == ([7], [], [], [])
+    assert (site.machine.peers, site.identities, site.peers, site.events) == ([7], [], [], [])
 
 
 def test_an_earlier_successor_that_died_is_not_the_next_one(site):
-    site.handle.moving = Moving(0, hand_over=False, fault="")
+    site.machine.migration = Migration(0)
     site.connect().close()
     site.accept()
-    assert (site.handle.moving.peer, site.events) == (None, [])
+    assert (site.machine.migration.peer, site.events) == (None, [])
     site.connect()
     site.accept()
-    assert (site.handle.moving.peer, site.peers) == (0, [0])
+    assert (site.machine.migration.peer, site.peers) == (0, [0])
 
 
 def test_a_process_of_the_crew_that_died_is_no_stranger(site):
@@ -108,12 +122,12 @@ def test_a_process_of_the_crew_that_died_is_no_stranger(site):
 def test_who_speaks_before_it_is_let_in_has_left(site):
     site.connect().sendall(b"x")
     site.accept()
-    assert (site.handle.peers, site.peers, site.events) == ([7], [], [])
+    assert (site.machine.peers, site.peers, site.events) == ([7], [], [])
 
 
 def test_a_stranger_who_goes_while_it_waits_for_the_machines_is_not_announced(site):
     site.knows = False
-    site.domain._awaited[0] = site.handle, None
+    site.domain._awaited[0] = site.machine, None
     stranger = site.connect()
     site.accept()
     assert (site.peers, site.events) == ([], [])

@@ -12,6 +12,7 @@ import pytest
 
 from sim.coordination.monitor import LOOK_SHARE, Monitor, in_words
 from sim.host.resources import Resources
+from sim.kernel.clock import MonotonicClock
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,7 @@ class Planned:
 
     def __init__(self) -> None:
         self.moments_ns: list[int] = []
+        self.clock = MonotonicClock()
 
     def at(self, moment_ns: int, callback: Callable[[], None]) -> None:
         self.moments_ns.append(moment_ns)
@@ -54,7 +56,7 @@ def test_what_recording_a_look_loads_does_not_put_off_the_next_look(tmp_path: Pa
             pass
 
     run: Any = SimpleNamespace(phase="running")
-    machines: Any = SimpleNamespace(handles=[])
+    machines: Any = SimpleNamespace(current=[])
     planned: Any = loop
     monitor = Monitor(
         machines, run, planned, runtime=tmp_path, record=record, resources_every_s=0.2, path=tmp_path, access=()

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.engines.process.control import TEXT_MAX, Control, Failed, Ping, Ready, Start, Stop, Stopped, Warned
+from sim.engines.messages import Failed, Ping, Ready, Start, Stop, Stopped, Warned
+from sim.engines.process.control import TEXT_MAX, Control
 
 EVERY_KIND = [
     Start(123_456_789_012_345, 123_456_789_012_999),

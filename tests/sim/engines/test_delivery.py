@@ -25,7 +25,7 @@ class Kernel:
         self.now_ns = BEGIN_NS
         self._event_ns, self._call_ns = event_ns, call_ns
         self.polls: list[float] = []
-        self.selects: list[float] = []
+        self.fine_waits_ns: list[int] = []
 
     def fileno(self) -> int:
         return DESCRIPTOR
@@ -35,11 +35,11 @@ class Kernel:
         self._wait(math.ceil(timeout_s * 1000) * MILLISECOND_NS)  # epoll_wait(2) knows whole milliseconds
         return [EVENT] if self._event_ns <= self.now_ns else []
 
-    def select(self, reading: list[int], _writing: list[int], _other: list[int], timeout_s: float) -> tuple[list, ...]:
-        assert reading == [DESCRIPTOR]
-        self.selects.append(timeout_s)
-        self._wait(math.ceil(timeout_s * 1e6) * 1000)
-        return (reading if self._event_ns <= self.now_ns else []), [], []
+    def ppoll(self, descriptor: int, timeout_ns: int) -> bool:
+        assert descriptor == DESCRIPTOR
+        self.fine_waits_ns.append(timeout_ns)
+        self._wait(timeout_ns)
+        return self._event_ns <= self.now_ns
 
     def _wait(self, wait_ns: int) -> None:
         self.now_ns = round(max(self.now_ns, min(self.now_ns + wait_ns, self._event_ns))) + self._call_ns
@@ -49,7 +49,7 @@ class Kernel:
 def kernel_of(monkeypatch):
     def make(**options) -> Kernel:
         kernel = Kernel(**options)
-        monkeypatch.setattr(delivery.select, "select", kernel.select)
+        monkeypatch.setattr(delivery, "readable_within_ns", kernel.ppoll)
         monkeypatch.setattr(delivery.time, "monotonic_ns", lambda: kernel.now_ns)
         return kernel
 
@@ -65,7 +65,7 @@ def test_a_wait_is_a_few_calls_that_each_wait(kernel_of, wait_ms):
     assert last_look == 0
     assert all(timeout_s >= 0.001 for timeout_s in waits)
     assert len(waits) <= 2
-    assert len(kernel.selects) == 1
+    assert len(kernel.fine_waits_ns) == 1
     # epoll never waits past the moment; select's microseconds may.
     assert deadline_ns <= kernel.now_ns <= deadline_ns + 3_000
 
@@ -80,7 +80,7 @@ def test_what_comes_before_the_moment_ends_the_wait(kernel_of, event_ms):
 def test_a_moment_that_has_passed_is_one_look(kernel_of):
     kernel = kernel_of()
     assert poll_until(kernel, BEGIN_NS - 1, 8) == []
-    assert (kernel.polls, kernel.selects) == ([0], [])
+    assert (kernel.polls, kernel.fine_waits_ns) == ([0], [])
 
 
 @pytest.mark.parametrize("moment", [1.5, "soon", True])

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from nodes.errors import HostError
 from sim.commands.preflight import dry_run
-from sim.engines.process.configure import Layouts
+from sim.coordination.layouts import Layouts
 from sim.host.limits import Host, Left
 from sim.host.preflight import Demand, Sum, check, preflight, render
 from sim.recording.header import WORD_BYTES

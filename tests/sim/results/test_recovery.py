@@ -12,7 +12,7 @@ import pytest
 import sim.results
 from nodes.errors import HostError, UsageError
 from sim.recording import State, header
-from sim.results import Outcome, RunDirectory, finalize
+from sim.results import Ending, RunDirectory, finalize
 from sim.results.store.manifest import Owner
 from tests.synthetic import (
     PENDING,
@@ -153,15 +153,13 @@ def test_a_full_disk_keeps_the_recordings_and_a_later_open_finishes(tmp_path, mo
 def test_a_run_that_never_started_has_figures_all_the_same(tmp_path):
     directory = RunDirectory.create(tmp_path, topology({"alone": (1, 1)}), {})
     record(directory, 0, vectors=[(0, 0)], state=State.CONNECTED, further={header.READY_NS: 0})
-    run = directory.finish(
-        {}, Outcome("failed", "not all were ready", {0: "exit 1"}), start_ns=0, measure_start_ns=0, stop_ns=0
-    )
+    run = directory.finish(Ending("failed", "not all were ready", {0: "exit 1"}, [], [], 0, 0, 0))
     figures = run.summary
     assert (run.status, run.reason) == ("failed", "not all were ready")
     assert (figures["duration_s"], figures["doorbells_per_s"], figures["ready_s"]) == (0.0, None, None)
 
 
 def test_only_a_coordinators_words_end_a_run():
-    for word in ("running", "died", "fine"):
+    for word in ("running", "fine"):
         with pytest.raises(ValueError, match=word):
-            Outcome(word)
+            Ending(word, "", {}, [], [], 0, 0, 0)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sim.results import Outcome, Run, RunDirectory
+from sim.results import Run, RunDirectory
 from sim.views.html.page import page
 from sim.views.terminal import render
-from tests.synthetic import MEASURE_NS, SECOND_NS, START_NS, STOP_NS, record, topology
+from tests.synthetic import MEASURE_NS, SECOND_NS, START_NS, finish, record, topology
 
 BEGUN_NS = MEASURE_NS
 
@@ -29,8 +29,7 @@ def run_of(parent: Path, events: list[dict[str, Any]], **said: Any) -> Run:
             at_ns = START_NS + round(event["at"] * SECOND_NS)
             file.write(json.dumps({"time_ns": at_ns, "utc": "", **event}) + "\n")
     identities = [(machine, 0, 10 + machine) for machine in range(3)] + [(2, 0, 15)]
-    times = {"start_ns": START_NS, "measure_start_ns": MEASURE_NS, "stop_ns": STOP_NS}
-    return directory.finish({}, Outcome("finished"), identities=identities, **times, **said)
+    return finish(directory, identities=identities, **said)
 
 
 def begin(at: float, machine: str, **fields: object) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def test_where_nobody_noted_the_ids_none_are_told(tmp_path):
     record(directory, 0, vectors=[(0, 0)])
     with (directory.path / "events.jsonl").open("a") as file:
         file.write(json.dumps({"time_ns": BEGUN_NS, **begin(1.0, "a-0", refused="a disk")}) + "\n")
-    run = directory.finish({}, Outcome("finished"), start_ns=START_NS, measure_start_ns=MEASURE_NS, stop_ns=STOP_NS)
+    run = finish(directory)
     (its,) = run.figures.migrations
     assert (its.from_domain, its.from_peer) == ("", None)
 

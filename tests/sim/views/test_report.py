@@ -198,13 +198,8 @@ def test_an_empty_run_has_a_page(tmp_path):
 
 def test_a_run_that_never_started_has_a_page(tmp_path):
     directory = RunDirectory.create(tmp_path, topology({"alone": (1, 1)}), {})
-    made = directory.finish(
-        None,
-        sim.results.Outcome("failed", "not Ready in time", {0: "never came"}),
-        start_ns=0,
-        measure_start_ns=0,
-        stop_ns=0,
-    )
+    ending = sim.results.Ending("failed", "not Ready in time", {0: "never came"}, None, [], 0, 0, 0)
+    made = directory.finish(ending)
     text = Structure(page(made)).text
     assert "not Ready in time" in text
     assert "alone-0 died: never came" in text

@@ -1,0 +1,93 @@
+"""One incarnation of a machine, from its start to its end: what the coordinator knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from sim.engines.base import LiveMachine, Row
+from sim.recording import Recording
+from topologies import Machine, Machines, Trace
+
+__all__ = ["Incarnation", "Migration", "named_machines"]
+
+
+@dataclass
+class Migration:
+    """A migration under way: to which domain, with which ID there (once it has joined)."""
+
+    domain: int
+    peer: int | None = None
+
+
+@dataclass(eq=False)
+class Incarnation:
+    """A machine joins, leaves and joins again: each time is an incarnation with recordings and IDs of its own.
+
+    ``rows`` and ``recordings`` have one item for each device. ``live`` is the machine as its engine runs it.
+    """
+
+    machine: Machine
+    name: str
+    rows: list[Row]
+    recordings: list[Recording]
+    live: LiveMachine = field(init=False)
+
+    peers: list[int | None] = field(init=False)
+    """Its ID in each of its domains, once it has joined there."""
+    greetings: list[int | None] = field(init=False)
+    """How many eventfds each greeting contains."""
+    identities: list[tuple[int, int, int]] = field(default_factory=list)
+    """Every (row, domain, peer) that a server has known it as, migrations included."""
+    moves: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """Every (row, domain, peer, ns) that a migration has given it, and since when."""
+
+    started: bool = False
+    ready: bool = False
+    stopped: bool = False
+    stalled: bool = False
+    unplugged: bool = False
+    killed: bool = False
+    """Whether it was killed because it did not stop when told to."""
+    garbled: bool = False
+    """Whether its server has sent it something malformed: it may end because of that."""
+    ending: str | None = None
+    """The action that ends it: its end is then no accident."""
+    failure: str | None = None
+    exit: str | None = None
+    """How it ended, "" when as it should; None while it has not."""
+    migration: Migration | None = None
+
+    def __post_init__(self) -> None:
+        self.peers = [None] * len(self.rows)
+        self.greetings = [None] * len(self.rows)
+
+    @property
+    def is_running(self) -> bool:
+        return self.started and self.exit is None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it has joined all its domains and has not ended."""
+        return self.ready and self.exit is None
+
+    @property
+    def is_accident(self) -> bool:
+        """Whether its end, if it comes, is none that the timeline has brought about."""
+        return self.ending is None and not self.garbled
+
+    def named(self) -> list[Collection[int]]:
+        """The machines that its program works with, by parameter."""
+        return named_machines(self.machine)
+
+
+def named_machines(machine: Machine) -> list[Collection[int]]:
+    """The machines that a machine's program works with, by parameter."""
+    found: list[Collection[int]] = []
+    for value in machine.parameters.values():
+        match value:
+            case Machines():
+                found.append(value)
+            case Trace(machines=machines):
+                found.append(machines)
+    return found

@@ -1,0 +1,53 @@
+"""How much room the recordings of each machine have."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sim.recording import RecordingLayout
+from topologies import Machine, Topology
+from topologies.actions import Join, Migrate
+
+__all__ = ["Layouts"]
+
+# What a run may use of the disk for samples, and the most that one machine can use: none rings or wakes more often.
+SAMPLES_BUDGET_BYTES = 1 << 28
+SAMPLE_BYTES = 24
+SAMPLES_MIN = 1 << 10
+SAMPLES_PER_S_MAX = 250_000
+
+
+class Layouts:
+    """The size of each machine's recordings: the run's budget for samples is shared by all devices, drains get twice
+    what rings get.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        devices = sum(len(each.domains) for each in topology.machines)
+        share = SAMPLES_BUDGET_BYTES // SAMPLE_BYTES // devices // 3
+        most = round(SAMPLES_PER_S_MAX * (topology.run.warmup_s + topology.run.duration_s))
+        self._rings = max(SAMPLES_MIN, min(most, share)) if topology.run.sample_every else 0
+        self._drains = max(SAMPLES_MIN, min(most, 2 * share))
+        # A machine that joins again has another ID, and one more edge for each vector.
+        lives = Counter({each.index: 1 for each in topology.machines})
+        for entry in topology.timeline:
+            if isinstance(entry.action, Join | Migrate):
+                lives.update(dict.fromkeys(entry.machines, entry.repeat))
+        self._peers: Counter[int] = Counter()
+        self._peers_at_once = Counter(each.vectors for each in topology.machines)
+        for each in topology.machines:
+            self._peers[each.vectors] += lives[each.index]
+        # A machine that migrates opens its edges anew each time.
+        self._moves: Counter[int] = Counter()
+        for entry in topology.timeline:
+            if isinstance(entry.action, Migrate):
+                self._moves.update(dict.fromkeys(entry.machines, entry.repeat))
+
+    def of(self, machine: Machine) -> RecordingLayout:
+        """The layout for one device of ``machine``, with some edges to spare for peers that are not in the topology."""
+        edges = sum(min(machine.vectors, vectors) * count for vectors, count in self._peers.items())
+        at_once = sum(min(machine.vectors, vectors) * count for vectors, count in self._peers_at_once.items())
+        edges += self._moves[machine.index] * at_once
+        return RecordingLayout(
+            vectors=machine.vectors, edges=edges + 64 * machine.vectors, rings=self._rings, drains=self._drains
+        )

@@ -1,0 +1,235 @@
+"""An engine as the coordinator knows it: a clock and a loop, machines, servers.
+
+An engine decides what a machine is: a process of this host (`sim.engines.process`), a virtual machine, an object
+in one thread under virtual time. `sim.runner.ENGINES` names the engines. To add one, write a class with the
+methods of `Engine` and add a line to that table; the coordinator stays as it is.
+
+Orders and reports are typed messages (`sim.engines.messages`). Counts are never reported: an engine stores them in
+the recordings that the coordinator made (`sim.recording`), so they survive the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol, Self
+
+from nodes.wire.protocol import Message
+from sim.engines.messages import Order, Report
+from sim.recording import Recording
+from topologies import Domain, Machine
+
+__all__ = [
+    "COUNTER_MAX",
+    "Arrival",
+    "Client",
+    "Clock",
+    "Counter",
+    "DomainServer",
+    "Engine",
+    "HasDescriptor",
+    "LiveMachine",
+    "Loop",
+    "Row",
+]
+
+COUNTER_MAX = (1 << 64) - 2
+"""The largest value of a counter (eventfd(2)); one more doorbell is refused."""
+
+
+class Row(NamedTuple):
+    """One device of one incarnation of a machine: it has a recording and a row of its own in the results.
+
+    ``row`` is the number of the recording, ``machine`` the index in the topology, ``domain`` a domain's number.
+    """
+
+    row: int
+    name: str
+    machine: int
+    domain: int
+
+
+class Clock(Protocol):
+    """The time of a run."""
+
+    def now_ns(self) -> int:
+        """Nanoseconds: CLOCK_MONOTONIC where machines run in real time."""
+
+    def cpu_ns(self) -> int:
+        """CPU time of the calling thread in nanoseconds; periodic work paces itself by it."""
+
+
+class HasDescriptor(Protocol):
+    """Anything with a descriptor, such as a socket."""
+
+    def fileno(self) -> int: ...
+
+
+class Loop(Protocol):
+    """Calls back when a descriptor is ready and when a moment has come."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    def add(
+        self,
+        file: HasDescriptor | int,
+        readable: Callable[[], None],
+        *,
+        writable: Callable[[], None] | None = None,
+    ) -> None: ...
+
+    def remove(self, file: HasDescriptor | int) -> None: ...
+
+    def at(self, moment_ns: int, callback: Callable[[], None]) -> None: ...
+
+    def step(self, deadline_ns: int | None = None) -> None: ...
+
+
+class Counter(Protocol):
+    """The counter of one vector, which doorbells add to: an eventfd, or what stands for one."""
+
+    def take(self) -> int:
+        """The value, which becomes 0."""
+
+    def add(self, count: int) -> bool:
+        """Add ``count``; False when the sum would exceed ``COUNTER_MAX``."""
+
+
+class LiveMachine(Protocol):
+    """One incarnation of a machine. It reports to the function that it was made with (`Engine.make_machine`)."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process that costs of this machine are measured on; None without a process of its own."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+
+    @property
+    def is_still(self) -> bool:
+        """Whether a stall has taken effect: the machine executes nothing."""
+
+    def start(self) -> None:
+        """Begin to run. A start that fails later is reported as ``Ended`` with ``started=False``."""
+
+    def tell(self, order: Order) -> bool:
+        """Send an order; False when it does not arrive."""
+
+    def stall(self) -> None:
+        """Halt the machine between two instructions."""
+
+    def resume(self) -> None:
+        """End a stall."""
+
+    def kill(self) -> None:
+        """End the machine at once, wherever it is."""
+
+    def close(self) -> None:
+        """Kill it, and release what belongs to it. Never raises and never waits without a bound."""
+
+
+class Arrival(Protocol):
+    """A client of a server that has connected and is not admitted yet."""
+
+    @property
+    def machine(self) -> LiveMachine | None:
+        """The machine that it is; None for a stranger, such as a tool or a QEMU started by hand."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def uid(self) -> int: ...
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it has disconnected meanwhile."""
+
+
+class Client(Protocol):
+    """A client that a server has admitted under the ID ``peer``."""
+
+    @property
+    def peer(self) -> int: ...
+
+    @property
+    def eventfds(self) -> Sequence[Counter]:
+        """The counters of its vectors."""
+
+
+class DomainServer(Protocol):
+    """The memory of a domain and the server that gives it out. A server can be stopped and started again."""
+
+    @property
+    def is_listening(self) -> bool: ...
+
+    def listen(self, *, vectors: int, first_peer: int) -> None:
+        """Accept clients; strangers get ``vectors`` vectors, IDs begin at ``first_peer``."""
+
+    def stop(self) -> None:
+        """Disconnect all clients and stop listening; counters stay."""
+
+    def admit(self, arrivals: Iterable[tuple[Arrival, int]]) -> Sequence[Client | None]:
+        """Make clients peers with so many vectors, in this order; None for one that has left.
+
+        Raises:
+            HostError: there are no descriptors or no IDs for one of them.
+        """
+
+    def clients(self) -> Iterator[Client]:
+        """All that were ever admitted, those that have left included."""
+
+    def guard_eventfds(self) -> None:
+        """From now on, undo what a stranger does to counters that all share: one may make them block."""
+
+    def connected_eventfds(self) -> int:
+        """How many eventfds all connected peers have together."""
+
+    def client(self, peer: int) -> Client | None:
+        """The client with that ID, connected or not."""
+
+    def send(self, peer: int, make: Callable[[int], Message[int]]) -> bool:
+        """Send a client one message, made with the memory's descriptor; False when it is not connected."""
+
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    """Makes the machines and the servers of one run. A context manager; leaving it ends all that it has started."""
+
+    @property
+    def loop(self) -> Loop: ...
+
+    def make_machine(
+        self,
+        machine: Machine,
+        name: str,
+        rows: Sequence[Row],
+        recordings: Sequence[Recording],
+        report: Callable[[Report], None],
+    ) -> LiveMachine:
+        """One incarnation of ``machine`` with one device for each row; it does not run yet."""
+
+    def make_server(
+        self,
+        domain: Domain,
+        number: int,
+        *,
+        on_arrival: Callable[[Arrival], None],
+        on_leave: Callable[[Client, str], None],
+    ) -> DomainServer:
+        """The memory and the server of the domain with that number; it does not listen yet."""
+
+    def start_progress(self) -> int:
+        """A number that grows while the engine works on starting machines: patience is measured by it."""
+
+    def state(self) -> str:
+        """What it does, in words, for a start that makes no progress."""
+
+    def end_leftovers(self) -> list[str]:
+        """End what machines have started and left behind; one line about each."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...

@@ -1,0 +1,156 @@
+"""What a coordinator tells a machine (orders) and what a machine tells its coordinator (reports), for every engine.
+
+An engine carries them as it likes: the process engine as frames on a control socket, an engine of one thread as
+calls. Times are nanoseconds of the engine's clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "Act",
+    "Ended",
+    "Expect",
+    "Failed",
+    "Known",
+    "Leave",
+    "Migrate",
+    "Moved",
+    "Order",
+    "Ping",
+    "Placed",
+    "Ready",
+    "Report",
+    "Start",
+    "Stayed",
+    "Stop",
+    "Stopped",
+    "Warned",
+]
+
+
+class Expect(msgspec.Struct, tag=True, frozen=True):
+    """Order, once a server has admitted the machine: for each device, how many eventfds the greeting contains."""
+
+    eventfds: tuple[int, ...]
+
+
+class Known(msgspec.Struct, tag=True, frozen=True):
+    """Order: these machines (by index) now have these IDs, in the first domain that both are in.
+
+    ``anew``: IDs that were told before are no longer valid.
+    """
+
+    peers: dict[int, int]
+    anew: bool = False
+
+
+class Start(msgspec.Struct, tag=True, frozen=True):
+    """Order: begin the program at ``start_ns``; at ``stop_ns`` do what Stop says without waiting for it.
+
+    ``joined_ns`` is when a machine joined that was absent at ``start_ns``, 0 for the others.
+    """
+
+    start_ns: int
+    stop_ns: int
+    joined_ns: int = 0
+
+
+class Stop(msgspec.Struct, tag=True, frozen=True):
+    """Order: end the program, leave pending doorbells in their counters, report Stopped, end."""
+
+
+class Leave(msgspec.Struct, tag=True, frozen=True):
+    """Order: end the program, disconnect, report Stopped, end."""
+
+
+class Act(msgspec.Struct, tag=True, frozen=True):
+    """Order: carry out an action of the timeline that needs nothing of the coordinator.
+
+    ``do`` and ``arguments`` are the name and the own keys of a `topologies.actions.WorkerAction`. The message is not
+    that struct, because the language behind it would cost each worker memory.
+    """
+
+    do: str
+    arguments: dict[str, Any]
+
+
+class Ping(msgspec.Struct, tag=True, frozen=True):
+    """Order: store the counts and this number in the recordings, as a sign of life."""
+
+    number: int
+
+
+class Migrate(msgspec.Struct, tag=True, frozen=True):
+    """Order: continue elsewhere, with a device in the domain of that number.
+
+    ``hand_over``: the connection goes along, and with it the ID. ``fault`` is what is to go wrong
+    (`topologies.actions.Fault`).
+    """
+
+    domain: int
+    hand_over: bool
+    fault: str = ""
+
+
+class Placed(msgspec.Struct, tag=True, frozen=True):
+    """Report of the engine: the machine now runs where ``LiveMachine.pid`` says, at its start and after a migration."""
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """Report: the machine is connected to all that it expects, and waits for Start."""
+
+
+class Stopped(msgspec.Struct, tag=True, frozen=True):
+    """Report: the machine rings and drains no more and its counts are final; ``statistics`` are its program's own."""
+
+    statistics: dict[str, int | float] = {}
+
+
+class Stayed(msgspec.Struct, tag=True, frozen=True):
+    """Report: a migration has failed and the machine continues where it was, after a pause of ``paused_ns``."""
+
+    reason: str
+    paused_ns: int
+
+
+class Moved(msgspec.Struct, tag=True, frozen=True):
+    """Report: a migration is complete; ``downtime_ns`` from the pause of the program to its continuation."""
+
+    peer: int
+    downtime_ns: int
+    state_bytes: int
+    memory_bytes: int
+    pending_vectors: int
+
+
+class Warned(msgspec.Struct, tag=True, frozen=True):
+    """Report: what a real device would print on stderr, or what the machine's engine has noticed."""
+
+    text: str
+
+
+class Failed(msgspec.Struct, tag=True, frozen=True):
+    """Report: the machine cannot continue. ``whose`` is at fault: "program", "server", "host" or "simulator"."""
+
+    whose: str
+    summary: str
+    traceback: str = ""
+
+
+class Ended(msgspec.Struct, tag=True, frozen=True):
+    """Report of the engine, always the last one: the machine is gone.
+
+    ``how`` is "" when it ended as ordered with final counts, otherwise a signal's name or "exit 1". ``started`` is
+    False when it never began to run; ``how`` then says why.
+    """
+
+    how: str
+    started: bool = True
+
+
+Order = Expect | Known | Start | Stop | Leave | Act | Ping | Migrate
+Report = Placed | Ready | Stopped | Stayed | Moved | Warned | Failed | Ended

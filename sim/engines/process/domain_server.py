@@ -1,0 +1,123 @@
+"""The memory and the server of a domain, for machines and strangers that connect to a socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from nodes.wire.protocol import DIALECTS, Message
+from sim.engines.base import Arrival, LiveMachine
+from sim.kernel.loop import Loop
+from sim.kernel.memory import Region
+from sim.wire.nonblocking_guard import NonBlockingGuard
+from sim.wire.server import Arrival as Connected
+from sim.wire.server import IvshmemServer, Peer
+from topologies import Domain
+
+__all__ = ["SocketServer"]
+
+
+class SocketArrival:
+    """A process that has connected, and the machine that it is."""
+
+    def __init__(self, connected: Connected, machine: LiveMachine | None) -> None:
+        self.connected, self.machine = connected, machine
+        self.pid, self.uid = connected.pid, connected.uid
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it has left; a byte from it means that, too. Its server then forgets it."""
+        try:
+            self.connected.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            pass
+        return True
+
+
+class SocketServer:
+    """Owns the memory and an ivshmem server on ``path``; a `sim.engines.base.DomainServer`.
+
+    ``machine_of(pid)`` is the machine that a process belongs to. Eventfds of peers that have left stay open, because
+    their counters belong to the accounts of the run.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        path: Path,
+        loop: Loop,
+        *,
+        machine_of: Callable[[int], LiveMachine | None],
+        on_arrival: Callable[[Arrival], None],
+        on_leave: Callable[[Peer, str], None],
+    ) -> None:
+        self.path = path
+        self._loop = loop
+        self._dialect = DIALECTS[domain.dialect]
+        self._machine_of, self._on_arrival, self._on_leave = machine_of, on_arrival, on_leave
+        self._retired: list[Peer] = []  # of servers that were stopped
+        self._server: IvshmemServer | None = None
+        self._guard: NonBlockingGuard | None = None
+        self._region = Region.create(domain.memory.size_bytes, kind=domain.memory.kind, name=domain.memory.name or None)
+
+    @property
+    def is_listening(self) -> bool:
+        return self._server is not None
+
+    def listen(self, *, vectors: int, first_peer: int) -> None:
+        self._server = IvshmemServer(
+            self._loop,
+            self.path,
+            self._region.descriptor,
+            vectors=vectors,
+            dialect=self._dialect,
+            first_peer=first_peer,
+            on_arrival=lambda connected: self._on_arrival(SocketArrival(connected, self._machine_of(connected.pid))),
+            on_leave=self._on_leave,
+            retain_departed=True,
+        )
+        self._guard = NonBlockingGuard(self._loop, self._server)
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._retired += self._server.retire()
+            self._server = None
+
+    def admit(self, arrivals: Iterable[tuple[Arrival, int]]) -> list[Peer | None]:
+        assert self._server is not None
+        connected = [
+            (arrival.connected, vectors) for arrival, vectors in arrivals if isinstance(arrival, SocketArrival)
+        ]
+        return self._server.join_all(connected)
+
+    def guard_eventfds(self) -> None:
+        # A real QEMU clears the flag on every eventfd that it receives; a ring at a full counter would then block.
+        if self._guard is not None:
+            self._guard.start()
+
+    def clients(self) -> Iterator[Peer]:
+        yield from self._retired
+        if self._server is not None:
+            yield from self._server.peers.values()
+            yield from self._server.departed
+
+    def connected_eventfds(self) -> int:
+        return sum(len(peer.eventfds) for peer in self._server.peers.values()) if self._server is not None else 0
+
+    def client(self, peer: int) -> Peer | None:
+        if self._server is not None and (connected := self._server.peers.get(peer)) is not None:
+            return connected
+        return next((each for each in self.clients() if each.peer == peer), None)
+
+    def send(self, peer: int, make: Callable[[int], Message[int]]) -> bool:
+        return self._server is not None and self._server.tell(peer, make(self._region.descriptor))
+
+    def close(self) -> None:
+        self.stop()
+        for peer in self._retired:
+            peer.close_eventfds()
+        self._retired.clear()
+        self._region.close()

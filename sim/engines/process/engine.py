@@ -1,0 +1,145 @@
+"""The process engine: each machine a process of this host, forked from one that has all it needs loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+from sim.access import server_path
+from sim.engines.base import Arrival, Client, Row
+from sim.engines.messages import Report
+from sim.engines.process.configuration import DeviceConfiguration
+from sim.engines.process.configure import configure_worker
+from sim.engines.process.domain_server import SocketServer
+from sim.engines.process.forkserver import MARK, ForkServer
+from sim.engines.process.handle import WorkerHandle
+from sim.kernel.loop import Loop
+from sim.kernel.processes import adopting_orphans, children, end_children
+from sim.recording import Recording
+from topologies import Domain, Machine, Topology
+
+__all__ = ["ProcessEngine"]
+
+
+class ProcessEngine:
+    """An `sim.engines.base.Engine`. Owns the loop, the fork server, and each machine and server that it makes.
+
+    Args:
+        topology: what is run.
+        runtime: a private directory for sockets.
+        socket_path: where the server of the first domain listens; those of others add the domain's name.
+    """
+
+    def __init__(self, topology: Topology, runtime: Path, socket_path: Path) -> None:
+        self._topology, self._runtime, self._socket_path = topology, runtime, socket_path
+        self._machine_of: dict[int, WorkerHandle] = {}
+        self._machines: list[WorkerHandle] = []
+        self._stack = contextlib.ExitStack()
+        self._children_before: set[int] = set()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_all_descriptors())
+            stack.enter_context(adopting_orphans())
+            self._children_before = children()
+            self.loop = Loop()
+            stack.callback(self.loop.close)
+            self._fork_server = ForkServer(self.loop, self._runtime, lambda: None)
+            stack.callback(self._fork_server.close)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def make_machine(
+        self,
+        machine: Machine,
+        name: str,
+        rows: Sequence[Row],
+        recordings: Sequence[Recording],
+        report: Callable[[Report], None],
+    ) -> WorkerHandle:
+        devices = tuple(
+            DeviceConfiguration(
+                self._server_path(row.domain),
+                row.domain,
+                self._topology.domains[row.domain].memory.size_bytes,
+                os.fspath(recording.path),
+            )
+            for row, recording in zip(rows, recordings, strict=True)
+        )
+        handle = WorkerHandle(
+            configure_worker(self._topology, machine, name=name, row=rows[0].row, devices=devices),
+            recordings,
+            self.loop,
+            self._fork_server,
+            server_path=self._server_path,
+            on_process=lambda pid: self._machine_of.__setitem__(pid, handle),
+            report=report,
+        )
+        self._machines.append(handle)
+        self._stack.callback(handle.close)
+        return handle
+
+    def make_server(
+        self,
+        domain: Domain,
+        number: int,
+        *,
+        on_arrival: Callable[[Arrival], None],
+        on_leave: Callable[[Client, str], None],
+    ) -> SocketServer:
+        server = SocketServer(
+            domain,
+            Path(self._server_path(number)),
+            self.loop,
+            machine_of=self._running_machine_of,
+            on_arrival=on_arrival,
+            on_leave=on_leave,
+        )
+        self._stack.callback(server.close)
+        return server
+
+    def start_progress(self) -> int:
+        ready = sum(machine.pid is not None for machine in self._machines)
+        return ready + self._fork_server.work()
+
+    def state(self) -> str:
+        return self._fork_server.state()
+
+    def end_leftovers(self) -> list[str]:
+        known = {*self._children_before, self._fork_server.pid}
+        ended, all_gone = end_children(known, marked=self._is_of_this_run)
+        lines = [f"process {each} was left behind by a machine, and was ended" for each in ended]
+        return lines if all_gone else [*lines, "some processes that machines have left behind do not end"]
+
+    def _server_path(self, domain: int) -> str:
+        return os.fspath(server_path(self._socket_path, domain, self._topology.domains[domain].name))
+
+    def _running_machine_of(self, pid: int) -> WorkerHandle | None:
+        machine = self._machine_of.get(pid)
+        return machine if machine is not None and machine.is_running else None
+
+    def _is_of_this_run(self, pid: int) -> bool:
+        """Whether a child of this process descends from the fork server, which has marked its environment."""
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False
+        return f"{MARK}={self._runtime}".encode() in environment.split(b"\0")
+
+
+@contextlib.contextmanager
+def _all_descriptors() -> Iterator[None]:
+    """Raise the soft limit on descriptors to the hard one: workers inherit it, the caller gets its own back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

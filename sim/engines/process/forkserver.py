@@ -1,0 +1,191 @@
+"""The process that workers are forked from, as the coordinator holds it.
+
+It is an interpreter with all that a worker needs loaded and frozen (`sim.engines.process.zygote`). A request is one
+message with two descriptors: the worker's configuration in a memfd, and its end of the control socket. Nothing
+here waits: requests that do not fit into the socket are sent when it is writable, and the worker itself reports
+its process ID on its control socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from sim.engines.process.configuration import WorkerConfiguration
+from sim.kernel.channel import send_descriptors
+from sim.kernel.loop import Loop
+from sim.kernel.processes import describe_exit, has_stopped, work_ticks
+from sim.kernel.signals import signals_held
+
+__all__ = ["MARK", "ForkServer"]
+
+MARK = "IVSIM_RUN"
+"""The variable in the environment of every process of a run that names the run."""
+
+RETRY_NS = 2_000_000
+END_PATIENCE_S = 5.0
+LAST_WORDS_BYTES = 2000
+STANDARD_ERROR = 2
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class ForkServer:
+    """Starts the process, hands it requests, ends it. ``on_end`` is called when it ends by itself."""
+
+    def __init__(self, loop: Loop, runtime: Path, on_end: Callable[[], None]) -> None:
+        """``runtime``: the run's private directory, which it removes should the coordinator die first."""
+        self._loop, self._on_end = loop, on_end
+        self._waiting: deque[tuple[WorkerConfiguration, socket.socket]] = deque()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        self._words = os.memfd_create("last words", os.MFD_CLOEXEC)
+        self._life = -1
+        try:
+            with theirs:
+                self._process = self._spawn(theirs, runtime)
+            self._life = os.pidfd_open(self._process.pid)
+        except BaseException:
+            self._socket.close()
+            os.close(self._words)
+            raise
+        loop.add(self._life, self._ended)
+
+    def _spawn(self, theirs: socket.socket, runtime: Path) -> subprocess.Popen[bytes]:
+        with contextlib.ExitStack() as stack:
+            try:
+                stderr = os.dup(STANDARD_ERROR)
+            except OSError:  # it is closed
+                stderr = os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, stderr)
+            arguments = f"{theirs.fileno()}, {stderr}, {str(runtime)!r}, {sys.path!r}"
+            code = (
+                f"import sys; sys.path[:] = {_safe_path()!r}; "
+                f"from sim.engines.process import zygote; zygote.serve({arguments})"
+            )
+            # A terminal or a supervisor sends signals to the whole group; they are the coordinator's to handle.
+            stack.enter_context(signals_held())
+            return subprocess.Popen(
+                [sys.executable, "-P", "-c", code, "ivsim-forkserver"],
+                stdin=subprocess.DEVNULL,
+                stderr=self._words,
+                pass_fds=(theirs.fileno(), stderr),
+                env={**os.environ, MARK: str(runtime)},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def fork(self, configuration: WorkerConfiguration, control: socket.socket) -> None:
+        """Have a worker forked that has this end of a control socket, which is closed here once it is sent.
+
+        When no worker comes of it, the control socket ends.
+        """
+        if self.has_ended:
+            control.close()
+            return
+        self._waiting.append((configuration, control))
+        if len(self._waiting) == 1:
+            self._send()
+
+    def state(self) -> str:
+        """What it does, in words: with its last words when it has ended."""
+        if (code := self._process.poll()) is None:
+            return f"the fork server (process {self.pid}) is {'stopped' if has_stopped(self.pid) else 'busy'}"
+        words = os.pread(self._words, LAST_WORDS_BYTES, max(0, os.fstat(self._words).st_size - LAST_WORDS_BYTES))
+        *_, last = [line.strip() for line in words.decode(errors="replace").splitlines() if line.strip()] or [""]
+        return f"the fork server ended ({describe_exit(code)})" + (f": {last}" if last else "")
+
+    def work(self) -> int:
+        """How much it has worked, in clock ticks of CPU time."""
+        return work_ticks(self.pid)
+
+    def close(self) -> None:
+        """End it."""
+        self._drop_requests()
+        if self._life >= 0:
+            self._loop.remove(self._life)
+            self._loop.remove(self._socket)
+            self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_PATIENCE_S)
+            os.close(self._life)
+            self._life = -1
+            self._socket.close()
+            os.close(self._words)
+
+    def _send(self) -> None:
+        while self._waiting:
+            configuration, control = self._waiting[0]
+            try:
+                self._send_one(configuration, control)
+            except BlockingIOError:
+                self._loop.add(self._socket, lambda: None, writable=self._send)
+                return
+            except OSError as error:
+                if error.errno == errno.ETOOMANYREFS:  # too many descriptors are under way (unix(7))
+                    self._loop.remove(self._socket)
+                    self._loop.at(self._loop.clock.now_ns() + RETRY_NS, self._send)
+                    return
+                self._drop_requests()  # its end is closed: it is about to end, or has ended
+                return
+            self._waiting.popleft()
+            control.close()
+        self._loop.remove(self._socket)
+
+    def _send_one(self, configuration: WorkerConfiguration, control: socket.socket) -> None:
+        memory = os.memfd_create("worker configuration", os.MFD_CLOEXEC)
+        try:
+            data = memoryview(_encode(configuration))
+            while data:
+                data = data[os.write(memory, data) :]
+            os.lseek(memory, 0, os.SEEK_SET)  # the worker reads from there
+            send_descriptors(self._socket, b"fork", (memory, control.fileno()))
+        finally:
+            os.close(memory)
+
+    def _drop_requests(self) -> None:
+        while self._waiting:
+            self._waiting.popleft()[1].close()
+
+    def _ended(self) -> None:
+        self._loop.remove(self._life)
+        self._loop.remove(self._socket)
+        self._drop_requests()
+        self._on_end()
+
+
+def _safe_path() -> list[str]:
+    """Where the fork server finds modules: as this process does, except in the current directory.
+
+    A worker gets the whole path of this process after the fork: a program that only the caller's script can import
+    is found there.
+    """
+    root = Path(__file__).parents[3]
+    first, *others = sys.path or [""]  # the first entry is where the script lies, or the current directory
+    entries = [first] if first and not _is_one_of(first, Path(), root) else []
+    entries += [entry for entry in others if entry and (_is_one_of(entry, root) or not _is_one_of(entry, Path()))]
+    if not any(_is_one_of(entry, root) for entry in entries):
+        entries.append(str(root))  # a checkout that is not installed
+    return entries
+
+
+def _is_one_of(entry: str, *folders: Path) -> bool:
+    """Whether a path names one of these folders; one that does not exist (any more) names none."""
+    with contextlib.suppress(OSError):
+        return any(os.path.samefile(entry, folder) for folder in folders)
+    return False
