@@ -177,6 +177,24 @@ def test_a_machine_opens_nothing_and_knows_no_clock():
     assert not [at for at, call in calls if isinstance(call.func, ast.Name) and call.func.id in effects]
 
 
+def test_coordination_knows_engines_and_time_only_by_their_protocols():
+    """An engine can be added without touching the coordinator: it asks the engine's clock, machines and servers."""
+    rooms = [path for path in SOURCES if name_of(path).startswith("sim/coordination/")]
+    seam = {"sim.engines.base", "sim.engines.messages"}
+    known = {name_of(path): imports(path) for path in rooms}
+    assert any("sim.engines.base" in names for names in known.values())
+    assert not {
+        (room, name)
+        for room, names in known.items()
+        for name in names
+        if name == "time"
+        or name.startswith(("sim.kernel", "sim.wire"))
+        or (name.startswith("sim.engines") and name not in seam)
+    }
+    for module in seam:
+        assert not [name for name in imports(MODULES[module]) if name.startswith("sim.engines.process")]
+
+
 def test_what_reads_topologies_starts_nothing():
     assert not [
         (name_of(path), wrong) for path in layer("topologies") if (wrong := first_parts(path) & NO_DATA_READER_NEEDS)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import select
 import signal as signals
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from nodes.device import profiles
 from nodes.errors import GuestError, HostError
@@ -24,6 +23,7 @@ from sim.engines.process.bound_program import BoundProgram
 from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.control import Control
 from sim.engines.process.delivery import drain_late, make_delivery, poll_until
+from sim.engines.process.kept_statistics import kept_statistics
 from sim.engines.process.migration import Arrival, FailurePipe, let_go
 from sim.kernel.eventfd import drain
 from sim.kernel.fork_handover import Source, fork_successor
@@ -35,7 +35,6 @@ from sim.recording.header import COUNTER_AT
 __all__ = ["ProgramError", "Worker"]
 
 SECOND_NS = 1_000_000_000
-STATISTICS_BYTES_MAX, NUMBER_BYTES = 50_000, 16
 
 
 class ProgramError(Exception):
@@ -320,7 +319,7 @@ class Worker:
         with _blaming_program():
             for device in self._devices:
                 device.vm.stop()
-            statistics, left_out = _statistics(self._vm.guest.statistics)
+            statistics, left_out = kept_statistics(self._vm.guest.statistics)
         if left_out:
             self._link.send(messages.Warned(f"{left_out} statistics of the program are no numbers that fit"))
         self._end_processes()
@@ -400,15 +399,3 @@ def _blaming_program() -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         raise ProgramError from error
-
-
-def _statistics(given: Mapping[str, object]) -> tuple[dict[str, int | float], int]:
-    """What the program counted itself, as far as it is names and numbers that a report can hold; how many are not."""
-    kept: dict[str, int | float] = {}
-    room_bytes = STATISTICS_BYTES_MAX
-    for name, value in given.items():
-        whole = type(value) is int and -(1 << 63) <= value < 1 << 63
-        room_bytes -= NUMBER_BYTES + len(encoded := str(name).encode(errors="backslashreplace"))
-        if room_bytes >= 0 and (whole or (type(value) is float and math.isfinite(value))):
-            kept[encoded.decode()] = value  # type: ignore[assignment]
-    return kept, len(given) - len(kept)

@@ -207,7 +207,7 @@ def _reserve(path: Path) -> None:
 
 
 def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower() + (" on the disk" if error.errno == errno.ENOSPC else "")
+    return "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror or str(error)
 
 
 def _copy(source: Path, directory: Path, name: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_full_disk_keeps_the_recordings_and_a_later_open_finishes(tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(finalize.schemas if failing == "write_table" else finalize.files, failing, refuse)
-        with pytest.raises(HostError, match="No space left"), directory:
+        with pytest.raises(HostError, match="no space left on the disk"), directory:
             finish(directory, PENDING, status="degraded")
     assert len(list((directory.path / "raw").iterdir())) == 2
     if failing == "write_status":
