@@ -96,17 +96,7 @@ def run(
             access = access_to(topology, server_path)
             directory.record_access(access)
             engine = stack.enter_context(ENGINES["process"](topology, runtime, server_path))
-            coordinator = Coordinator(
-                topology,
-                engine,
-                runtime=runtime,
-                recording_path=directory.recording_path,
-                event=directory.event,
-                resources=directory.resources,
-                resources_every_s=resources_every_s,
-                path=directory.path,
-                access=access,
-            )
+            coordinator = _coordinator(topology, engine, directory, runtime, access, resources_every_s)
             stack.callback(coordinator.close)
             on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
             interrupts.tell(coordinator)
@@ -119,6 +109,27 @@ def run(
                 directory.event("warning", machine="the run", text=f"not everything could be released: {error}")
         floors += baseline_if_any()
         return _judge(topology, directory.finish(ending, floors))
+
+
+def _coordinator(
+    topology: Topology,
+    engine: Engine,
+    directory: RunDirectory,
+    runtime: Path,
+    access: Sequence[Access],
+    resources_every_s: float,
+) -> Coordinator:
+    return Coordinator(
+        topology,
+        engine,
+        runtime=runtime,
+        recording_path=directory.recording_path,
+        event=directory.event,
+        resources=directory.resources,
+        resources_every_s=resources_every_s,
+        path=directory.path,
+        access=access,
+    )
 
 
 def _ending(end: RunEnd, machines: LiveMachines) -> Ending:

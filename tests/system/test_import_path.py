@@ -14,12 +14,12 @@ DEPENDENCIES = {"nodes", "topologies", "sim", "zmq", "psutil", "msgspec", "numpy
 QUICK = ["--set", "run.duration_s=0.2", "--set", "run.warmup_s=0.0"]
 TOPOLOGY = '[run]\nduration_s = 0.2\nwarmup_s = 0.0\n[machines.a]\nprogram = "{program}"\n'
 PROGRAM = "from beside import PERIOD_NS\n\ndef mine(guest):\n    while True:\n        yield guest.clock() + PERIOD_NS\n"
-EVERY_HELPER = """
-import multiprocessing.resource_tracker, pathlib, sys
-from sim.engines.process.fork_server import ForkServer
-with ForkServer(pathlib.Path(sys.argv[1])):
-    multiprocessing.resource_tracker._resource_tracker.ensure_running()
-multiprocessing.resource_tracker._resource_tracker._stop()
+FORK_SERVER_AND_WORKER = """
+with adopting_orphans(), contextlib.closing(ForkServer(Loop(), pathlib.Path(sys.argv[1]), lambda: None)) as server:
+    ours, theirs = Control.pair()
+    server.fork(None, theirs)
+    assert readable_within(ours.fileno(), 90), server.state()
+    assert ours.receive().summary.startswith('ValidationError'), server.state()
 """
 
 
@@ -66,13 +66,20 @@ def test_python_m_sim_imports_nothing_from_the_current_directory(tmp_path: Path)
 
 @pytest.mark.parametrize("flags", [[], ["-E"], ["-I"]])
 def test_no_helper_looks_in_the_current_directory(flags: list[str], tmp_path: Path, short_path: Path) -> None:
-    """Of a caller whose own path begins there: the fork server and the resource tracker are interpreters of ours."""
+    """Of a caller whose own path begins there: the fork server and the worker that it forks."""
     traps = set(sys.stdlib_module_names) | DEPENDENCIES
     told = set_traps(tmp_path / "here", traps)
     # The caller has loaded what it needs before it goes there: what is executed, a helper has executed.
-    loaded = "import os, multiprocessing.resource_tracker, pathlib, sys, sim.engines.process.fork_server\n"
+    loaded = (
+        "import contextlib, os, pathlib, sys\n"
+        "from sim.engines.process.control import Control\n"
+        "from sim.engines.process.forkserver import ForkServer\n"
+        "from sim.kernel.loop import Loop\n"
+        "from sim.kernel.processes import adopting_orphans\n"
+        "from sim.kernel.waiting import readable_within\n"
+    )
     there = "os.chdir('here'); sys.path.insert(0, '')\n"
-    done = run([sys.executable, *flags, "-c", loaded + there + EVERY_HELPER, short_path], tmp_path)
+    done = run([sys.executable, *flags, "-c", loaded + there + FORK_SERVER_AND_WORKER, short_path], tmp_path)
     assert not told.exists(), told.read_text()
     assert done.returncode == 0, done.stderr
 

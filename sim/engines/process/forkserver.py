@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from multiprocessing import util
 from pathlib import Path
 
 import msgspec
@@ -75,7 +76,7 @@ class ForkServer:
             # A terminal or a supervisor sends signals to the whole group; they are the coordinator's to handle.
             stack.enter_context(signals_held())
             return subprocess.Popen(
-                [sys.executable, "-P", "-c", code, "ivsim-forkserver"],
+                [sys.executable, *_interpreter_flags(), "-P", "-c", code, "ivsim-forkserver"],
                 stdin=subprocess.DEVNULL,
                 stderr=self._words,
                 pass_fds=(theirs.fileno(), stderr),
@@ -167,6 +168,12 @@ class ForkServer:
         self._loop.remove(self._socket)
         self._drop_requests()
         self._on_end()
+
+
+def _interpreter_flags() -> list[str]:
+    """The options that this interpreter was started with, which the standard library has no public name for."""
+    flags: list[str] = getattr(util, "_args_from_interpreter_flags")()  # noqa: B009
+    return flags
 
 
 def _safe_path() -> list[str]:

@@ -119,14 +119,13 @@ class Worker:
         device = self._devices[0]
         device.vm.doorbells.flush()
         state = device.vm.device.save()
-        excuse = FailurePipe()
+        failure_pipe = FailurePipe()
         side = fork_successor()
         if isinstance(side, Source):
-            reason = let_go(side, order.fault)
-            if not reason:
+            if not (reason := let_go(side, order.fault)):
                 raise _Moved
-            self._link.send(messages.Stayed(excuse.take() or reason, time.monotonic_ns() - paused_ns))
-            excuse.close()
+            self._link.send(messages.Stayed(failure_pipe.take() or reason, time.monotonic_ns() - paused_ns))
+            failure_pipe.close()
             return
         keep_orphans()
         # Not reported by the source: should that be killed now, the coordinator would not know of this process.
@@ -138,12 +137,12 @@ class Worker:
             if not (side.stand_ready() and side.tie_to(self._coordinator)):
                 os._exit(1)
         except _Stopped:
-            excuse.give("the run is over")
+            failure_pipe.give("the run is over")
             os._exit(1)
         except BaseException as error:  # whatever it is: the machine is still there, where it was
-            excuse.give(str(error) or type(error).__name__)
+            failure_pipe.give(str(error) or type(error).__name__)
             os._exit(1)
-        excuse.close()
+        failure_pipe.close()
         peer, guest = device.connection.peer, device.vm.guest
         assert peer is not None
         device.book.words[header.PEER], device.book.words[header.DOMAIN] = peer, order.domain
