@@ -35,7 +35,8 @@ __all__ = ["RunDirectory"]
 
 # An event is a line for a reader: more of them are a fault of their source, and would fill the disk.
 EVENTS_LIMIT = 1_000_000
-RESERVED_BYTES = 256 << 10
+# What ending.json takes, indented as it is.
+RESERVED_BYTES, ENDING_MACHINE_BYTES, ENDING_VECTOR_BYTES = 4096, 120, 40
 
 
 class RunDirectory:
@@ -79,7 +80,7 @@ class RunDirectory:
             files.replace(path / files.TOPOLOGY, topology.source_text.encode())
             for name, source in topology.files.items():
                 _copy(Path(source), path, Path(name))
-            _reserve(path / files.RESERVE)
+            _reserve(path / files.RESERVE, manifest)
             # The manifest before the status: a directory with a status always says whose it is.
             files.write_json(path / files.MANIFEST, manifest)
             files.write_status(path, files.RUNNING)
@@ -197,11 +198,13 @@ class RunDirectory:
             return False
 
 
-def _reserve(path: Path) -> None:
-    """Keep room on the disk for how the run ended, which must be written even when results find none."""
+def _reserve(path: Path, manifest: Manifest) -> None:
+    """Keep room on the disk for how the run ended, which must be written even when its results find none."""
+    vectors = sum(machine.vectors for machine in manifest.machines)
+    size_bytes = RESERVED_BYTES + len(manifest.machines) * ENDING_MACHINE_BYTES + vectors * ENDING_VECTOR_BYTES
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.posix_fallocate(descriptor, 0, RESERVED_BYTES)
+        os.posix_fallocate(descriptor, 0, size_bytes)
     finally:
         os.close(descriptor)
 
