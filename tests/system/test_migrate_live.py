@@ -23,6 +23,7 @@ from nodes.device.profiles import PROFILES
 from sim.runner import Begun
 from sim.views.terminal import render
 from tests.nodes.device.test_ivshmem_state import PEER_MODE
+from tests.system.slower import run_in_time
 from tests.system.test_timeline import entry, events
 from topologies import loads
 from topologies.actions import Fault
@@ -67,7 +68,7 @@ PEER = group("peer", profile="qemu-doorbell")
 
 def go(tmp_path: Path, *parts: str, **overrides: str) -> sim.Run:
     """A run of these parts of a file; its books balance, and nobody died who was not told to."""
-    result = sim.run(loads(HEAD + "".join(parts), overrides=overrides), runs=tmp_path, resources_every_s=0)
+    result = run_in_time(HEAD + "".join(parts), tmp_path, overrides)
     assert result.status in ("finished", "interrupted"), result.reason
     assert_sound(result)
     return result
@@ -348,7 +349,7 @@ def test_the_state_comes_before_the_memory(profile: str, to_domain: str, tmp_pat
 def test_a_source_that_dies_takes_the_machine_with_it(tmp_path: Path) -> None:
     dies = entry("migrate", 0.3, "old-1", fault="source_dies")
     result = go(tmp_path, OLD, dies, entry("kill", 0.5, "old-1"), entry("join", 0.5, "old-1"))
-    assert skipped(result) == [("kill", "it is not there")]
+    assert skipped(result) == [("kill", "it is not running")]
     assert verdicts(result) == [("old-1", "failed", "its process ended meanwhile (SIGKILL)")]
     assert [each["machine"] for each in events(result, "machine_joined")] == ["old-1.2"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import sim
+from tests.system.slower import run_in_time
 from topologies import loads
 from topologies.actions import ACTIONS, WorkerAction
 
@@ -43,7 +44,7 @@ def _toml(value: object) -> str:
 
 
 def run(tmp_path: Path, *entries: str, text: str = STORM, **overrides: str) -> sim.Run:
-    result = sim.run(loads(text + "".join(entries), overrides=overrides), runs=tmp_path, resources_every_s=0)
+    result = run_in_time(text + "".join(entries), tmp_path, overrides)
     summary = result.summary
     assert result.balanced, result.reason
     assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"] > 0
