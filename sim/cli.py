@@ -26,6 +26,8 @@ COMMANDS = {
     "report": "sim.commands.report:report",
     "trace": "sim.commands.trace:trace",
     "top": "sim.commands.top:top",
+    "ps": "sim.commands.inventory:ps",
+    "clean": "sim.commands.inventory:clean",
     "serve": "sim.commands.serve:serve",
     "attach": "sim.commands.attach:attach",
     "record": "sim.commands.capture:record",

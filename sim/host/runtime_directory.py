@@ -19,12 +19,22 @@ from typing import NamedTuple
 from nodes.errors import HostError
 from sim.kernel.locks import is_locked
 
-__all__ = ["PREFIX", "RuntimeDirectory", "remove", "runtime_directories", "runtime_directory", "runtime_parents"]
+__all__ = [
+    "MARK",
+    "PREFIX",
+    "RuntimeDirectory",
+    "remove",
+    "runtime_directories",
+    "runtime_directory",
+    "runtime_parents",
+]
 
 LENGTH_MAX = 64
 """A socket's path holds 107 bytes (unix(7)): this much for the parent of the directory."""
 OWNER = "owner.pid"
 PREFIX = "ivsim-"
+MARK = "IVSIM_RUN"
+"""The variable in the environment of every process of a run that names the run's runtime directory."""
 
 
 class RuntimeDirectory(NamedTuple):

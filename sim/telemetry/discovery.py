@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sim.host.runtime_directory import PREFIX, runtime_parents
 
-__all__ = ["SOCKET", "Found", "running"]
+__all__ = ["SOCKET", "Found", "listening_sockets", "running"]
 
 SOCKET = "telemetry.zmq"
 """What the socket is called, in the private directory of a run (``ivsim-*``)."""
@@ -47,7 +47,7 @@ def running(candidates: Iterable[Path] | None = None) -> list[Found]:
     """
     if candidates is None:
         candidates = [path for place in runtime_parents() for path in place.glob(f"{PREFIX}*/{SOCKET}")]
-    listening = _listening()
+    listening = listening_sockets()
     found = {}
     for path in candidates:
         with contextlib.suppress(OSError):
@@ -59,7 +59,7 @@ def running(candidates: Iterable[Path] | None = None) -> list[Found]:
     return sorted(found.values(), key=lambda each: -each.since_s)
 
 
-def _listening() -> dict[str, int]:
+def listening_sockets() -> dict[str, int]:
     """The unix sockets of this host that are listened at: path to inode."""
     found = {}
     try:

@@ -1,0 +1,71 @@
+"""`ivsim ps` and `ivsim clean`: what is on this host, whose it is, and the removal of what was left behind."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import msgspec
+from rich.console import Console
+
+from sim.exit_codes import FAILED
+from sim.views.columns import print_columns
+
+__all__ = ["clean", "ps"]
+
+
+@click.command("ps", short_help="List runs, servers, memory and what was left behind on this host.")
+@click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
+def ps(as_json: bool) -> None:
+    """List what this user's runs and servers have on this host now, and which process owns it.
+
+    That is: runs, servers, named memory, private directories and processes. `orphaned` is what a killed owner left
+    behind; `ivsim clean` removes it. Example:
+
+    \b
+      ivsim ps
+    """
+    from sim.host.inventory import inventory
+
+    items = inventory()
+    if as_json:
+        click.echo(json.dumps(msgspec.to_builtins(items), indent=2))
+        return
+    if not items:
+        click.echo("nothing of yours is here")
+        return
+    console = Console()
+    rows = [("what", "state", "process", "name")]
+    styles = {}
+    for item in items:
+        rows.append((item.kind, item.state, "-" if item.pid is None else str(item.pid), item.name))
+        if item.state != "in use":
+            styles[len(rows) - 1] = "yellow"
+        rows += [("", "", "", f"  {text}") for text in item.detail]
+    print_columns(rows, console, left=(0, 1, 3), styles=styles)
+
+
+@click.command("clean", short_help="Remove what killed runs and servers left behind.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+def clean(dry_run: bool) -> None:
+    """Remove memory, private directories and processes whose owner was killed.
+
+    Only what is proved to have no owner is removed: nobody holds its lock, and no process uses it. A run removes what
+    other runs left behind, too, before it starts; run directories with results are never removed. The exit code is 1
+    when something could not be removed. Example:
+
+    \b
+      ivsim clean --dry-run
+    """
+    from sim.host.inventory import inventory, remove
+
+    left = [item for item in inventory() if item.state == "orphaned"]
+    failed = False
+    for item in sorted(left, key=lambda each: each.kind != "process"):  # what a process uses goes after it
+        done = "would remove" if dry_run else "removed" if remove(item) else "could not remove"
+        failed |= done == "could not remove"
+        click.echo(f"{done} {item.kind} {item.name}")
+    if not left:
+        click.echo("nothing was left behind")
+    if failed:
+        raise click.exceptions.Exit(FAILED)

@@ -1,0 +1,182 @@
+"""What this program has on this host now, and whose it is: runs, servers, memory, directories, processes.
+
+Whatever has a name outside a run directory has an owner that can be proved dead: a runtime directory and a segment of
+shared memory are locked by their owner (flock(2)), and a process of a run has the run's runtime directory in its
+environment. `remove` takes away only what is proved to have no owner any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from sim.access import shown
+from sim.host import runtime_directory
+from sim.host.runtime_directory import MARK, RuntimeDirectory, runtime_directories
+from sim.kernel.segments import SHM_DIRECTORY, Segment, mappings, remove_segment, segments
+from sim.telemetry import SOCKET, Found, Subscriber, running
+from sim.telemetry.discovery import listening_sockets
+
+__all__ = ["Item", "inventory", "remove"]
+
+ANSWER_S = 1.0
+COMMAND_LENGTH_MAX = 100
+
+Kind = Literal["run", "server", "memory", "directory", "process"]
+State = Literal["in use", "orphaned", "unknown"]
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One thing. ``state``: its owner runs (or clients still use it); its owner has ended; it is not known."""
+
+    kind: Kind
+    state: State
+    pid: int | None
+    """The process it belongs to, where that is known."""
+    name: str
+    """A path, or the command line of a process."""
+    detail: tuple[str, ...] = ()
+
+
+def inventory() -> list[Item]:
+    """Return all that belongs to this user: runs first, then servers, memory, directories, processes."""
+    directories = runtime_directories()
+    items = [*_runs(directories), *_servers(), *map(_memory, segments())]
+    items += [Item("directory", "orphaned", each.pid, str(each.path)) for each in directories if not each.owned]
+    return items + list(_orphaned_processes(directories))
+
+
+def remove(item: Item) -> bool:
+    """Remove what has no owner any more. Returns whether it is gone; anything else is left alone."""
+    if item.state != "orphaned":
+        return False
+    match item.kind:
+        case "memory":
+            return remove_segment(Path(item.name).name)
+        case "directory":
+            return runtime_directory.remove(RuntimeDirectory(Path(item.name), item.pid or 0, owned=False))
+        case "process":
+            return _end_process(item)
+    return False
+
+
+def _runs(directories: list[RuntimeDirectory]) -> Iterator[Item]:
+    telemetry = {found.path: found for found in running()}
+    for directory in directories:
+        if directory.owned:
+            found = telemetry.get((directory.path / SOCKET).resolve())
+            yield _run(directory, found)
+
+
+def _run(directory: RuntimeDirectory, found: Found | None) -> Item:
+    snapshot = None
+    if found is not None:
+        with Subscriber(found.endpoint) as subscriber:
+            snapshot = subscriber.receive(ANSWER_S)
+    if snapshot is None:
+        return Item("run", "in use", directory.pid or None, str(directory.path), ("starting, ending, or busy",))
+    detail = (
+        f"{snapshot.title}: {snapshot.phase}, {snapshot.up} of {snapshot.machines} machines",
+        *shown(snapshot.access),
+    )
+    return Item("run", "in use", directory.pid, snapshot.path, detail)
+
+
+def _memory(segment: Segment) -> Item:
+    name = f"{SHM_DIRECTORY}/{segment.name}"
+    size = f"{segment.size_bytes} bytes"
+    match segment.state:
+        case "owned":
+            return Item("memory", "in use", segment.pid, name, (size,))
+        case "used":
+            users = ", ".join(str(each) for each in mappings(segment.name)) or "processes of another user"
+            return Item("memory", "in use", None, name, (size, f"its server was killed; used by {users}"))
+        case "orphaned":
+            return Item("memory", "orphaned", None, name, (size,))
+    return Item(
+        "memory", "unknown", None, name, (size, "not made by this version: remove it by hand if it is not used")
+    )
+
+
+def _servers() -> Iterator[Item]:
+    """Processes of `ivsim serve`, `record` and `replay`, each with the sockets that it listens at."""
+    names = {inode: path for path, inode in listening_sockets().items()}
+    for pid, words in _processes():
+        command = _command(words)
+        if command in ("serve", "record", "replay"):
+            sockets = sorted(names[inode] for inode in _sockets(pid) if inode in names)
+            yield Item("server", "in use", pid, _shown(words), tuple(f"listens at {path}" for path in sockets))
+
+
+def _orphaned_processes(directories: list[RuntimeDirectory]) -> Iterator[Item]:
+    owned = {str(each.path) for each in directories if each.owned}
+    for pid, words in _processes():
+        run = _mark(pid)
+        if run and run not in owned and not Path(run).exists():
+            yield Item("process", "orphaned", pid, _shown(words), (f"of the run with {run}, which has ended",))
+
+
+def _end_process(item: Item) -> bool:
+    """End a process by its descriptor, once it has been looked at again: its number may belong to another by now."""
+    assert item.pid is not None
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(item.pid)
+        try:
+            again = next((each for each in _orphaned_processes(runtime_directories()) if each == item), None)
+            if again is None:
+                return _mark(item.pid) == ""
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
+    return True
+
+
+def _processes() -> Iterator[tuple[int, list[str]]]:
+    """The processes of this user except this one, each with the words of its command line; zombies have none."""
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if pid != os.getpid() and os.stat(f"/proc/{pid}").st_uid == os.getuid():
+                text = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+                if text:
+                    yield pid, text.rstrip("\0").split("\0")
+
+
+def _command(words: list[str]) -> str:
+    """Return the command of an `ivsim` command line, run as a console script or by ``python -m sim``; "" for others."""
+    for place, word in enumerate(words):
+        if Path(word).name == "ivsim" or (word == "sim" and words[place - 1] == "-m"):
+            return next((each for each in words[place + 1 :] if not each.startswith("-")), "")
+    return ""
+
+
+def _shown(words: list[str]) -> str:
+    text = " ".join(words)
+    return text if len(text) <= COMMAND_LENGTH_MAX else text[: COMMAND_LENGTH_MAX - 3] + "..."
+
+
+def _mark(pid: int) -> str:
+    """Return the runtime directory of the run that a process belongs to; "" for none."""
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            name, _, value = entry.partition(b"=")
+            if name == MARK.encode():
+                return os.fsdecode(value)
+    return ""
+
+
+def _sockets(pid: int) -> set[int]:
+    """Return the inodes of a process's sockets."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+                if target.startswith("socket:["):
+                    found.add(int(target[8:-1]))
+    return found
