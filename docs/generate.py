@@ -1,6 +1,7 @@
 """Write the generated blocks of the documentation: tables from the declarations, examples from their files.
 
-A block stands between two comments in a Markdown page:
+The tables that `ivsim list` prints come from `topologies.reference`; the others are made here. A block stands between
+two comments in a Markdown page:
 
     <!-- generated: actions -->
     ...
@@ -13,6 +14,7 @@ a slash is the path of a file in the repository, which is then shown as code.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import json
 import re
@@ -21,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import sim.exit_codes
-from nodes.device.profiles import PROFILES
 from sim.cli import COMMANDS, ivsim
-from topologies import actions, json_schema, metrics, shipped
+from topologies import json_schema, reference
 from topologies.resolve.programs import resolve_program, shipped_programs
 
 ROOT = Path(__file__).parents[1]
@@ -42,46 +43,6 @@ def table(heading: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 def markdown(text: str) -> str:
     """A docstring as Markdown: one paragraph, with single backticks."""
     return " ".join(text.replace("``", "`").split())
-
-
-def actions_table() -> str:
-    """Every value of ``do``."""
-    rows = []
-    for name, action in actions.ACTIONS.items():
-        keys = ", ".join(f"`{key}`" for key in actions.fields_of(action))
-        rows.append((f"`{name}`", markdown(inspect.getdoc(action) or ""), keys or "-"))
-    return table(("`do`", "effect", "keys of its own"), rows)
-
-
-def metrics_table() -> str:
-    """Every figure that a condition can name; the latencies are one row."""
-    rows = [
-        (f"`{each.name}`", each.unit, markdown(each.meaning), ", ".join(each.of), "yes" if each.live else "")
-        for each in metrics.FIGURES.values()
-        if "." not in each.name
-    ]
-    spelled = (
-        f"`LATENCY.POINT_UNIT`, as `delivery.p99_us` ({', '.join(metrics.LATENCIES)}; {', '.join(metrics.POINTS)})"
-    )
-    rows.append(
-        (
-            spelled,
-            ", ".join(metrics.UNITS_NS),
-            "a percentile of a latency; without LATENCY, of `total`",
-            "the run, machines, edges",
-            "",
-        )
-    )
-    rows.append(
-        (
-            "`statistics.NAME`",
-            "",
-            "the sum of what programs store in `guest.statistics` under NAME",
-            "the run, machines",
-            "",
-        )
-    )
-    return table(("figure", "unit", "meaning", "of", "live"), rows)
 
 
 def programs_tables() -> str:
@@ -117,23 +78,6 @@ def exit_codes_table() -> str:
     return table(("code", "name in `sim.exit_codes`", "meaning"), rows)
 
 
-def profiles_table() -> str:
-    """One row for each device profile."""
-    rows = [
-        (
-            f"`{name}`",
-            markdown(each.summary),
-            each.revision,
-            each.msix_limit if each.msix else "-",
-            "yes" if each.server else "no",
-            "yes" if each.intx else "no",
-            each.default_role,
-        )
-        for name, each in PROFILES.items()
-    ]
-    return table(("profile", "device", "revision", "vectors at most", "server", "INTx", "role"), rows)
-
-
 def commands_table() -> str:
     """Every command of `ivsim` with its help in one line."""
     context = ivsim.make_context("ivsim", ["list"], resilient_parsing=True)
@@ -143,11 +87,6 @@ def commands_table() -> str:
         assert command is not None
         rows.append((f"`ivsim {name}`", command.get_short_help_str(limit=200)))
     return table(("command", "purpose"), rows)
-
-
-def topologies_table() -> str:
-    """The topologies that ship."""
-    return table(("name", "title"), ((f"`{name}`", title) for name, title in shipped()))
 
 
 def keys_tables() -> str:
@@ -196,13 +135,10 @@ def _value(spec: dict[str, Any]) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "actions": actions_table,
-    "metrics": metrics_table,
+    **{name: functools.partial(reference.markdown, name) for name in reference.REFERENCES if name != "programs"},
     "programs": programs_tables,
     "exit-codes": exit_codes_table,
-    "profiles": profiles_table,
     "commands": commands_table,
-    "topologies": topologies_table,
     "keys": keys_tables,
 }
 
