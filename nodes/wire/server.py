@@ -93,13 +93,17 @@ class Server(Generic[D]):
         return messages
 
     def leave(self, peer: int) -> list[Outbound[D]]:
-        """Forget a peer; what the others are told. A peer that is not there is no news to anybody."""
+        """Forget a peer; what the others are told. For a peer that is not connected, nothing."""
+        gone = self.forget(peer)
+        return [] if gone is None else [Outbound(other, gone) for other in self.peers]
+
+    def forget(self, peer: int) -> Message[D] | None:
+        """Forget a peer; the message that all who are then connected are told. None when it is not connected."""
         if self.peers.pop(peer, None) is None:
-            return []
+            return None
         if self._reuse_peers:
             insort(self._returned, peer)
-        gone: Message[D] = Message(peer)
-        return [Outbound(other, gone) for other in self.peers]
+        return Message(peer)
 
     def _next_peer(self) -> int:
         if self._returned:

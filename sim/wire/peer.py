@@ -45,6 +45,9 @@ class Peer:
         self.vectors = vectors  # the messages that tell of them
         self.outbox = Outbox(arrival.socket, 0)  # the server sets its limit
         self.told_until = 0  # it waits for no eventfd of those who left before: their number
+        self.joined_at = 0  # how many had joined before it
+        self.stuck_by = ""  # why it takes no more for now
+        self.misses_from = 0  # of the leaves that it is told of later
 
     @property
     def unread_bytes(self) -> int:

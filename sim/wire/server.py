@@ -1,13 +1,13 @@
-"""The ivshmem server as the network sees it: a listening socket, its clients, their eventfds.
+"""The ivshmem server: its clients, their eventfds, and what is sent to whom.
 
-What is said to whom is decided by ``nodes.wire.server``; here it is said. What many are told is laid out once, and
-waits for each of them as a place in what was laid out. A client that does not read costs nobody but itself: what it
-is told waits in its outbox, and when that is full, it is disconnected and announced as gone. A client never speaks:
-a byte from it, or the end of its connection, means that it has left.
+``nodes.wire.server`` decides what each client is told; this module sends it. A message for many clients is laid out
+once, and waits for each of them as a reference to that. A client that does not read harms no other client: its
+messages wait in its outbox, and when that is full, the server disconnects it and announces that it left. A client never
+sends anything: a byte from it, or the end of its connection, means that it has left.
 
-The kernel counts the descriptors that a user has sent and nobody has received yet, and lets a user without privileges
-have as many as a process may open (unix(7), ETOOMANYREFS). So that clients that do not read cannot have them all, a
-socket takes a small part of them, and when nobody can be told anything any more, the one with the most unread goes.
+The kernel counts the descriptors that a user has sent and that no process has received yet, and lets a user without
+privileges have as many as a process may open (unix(7), ETOOMANYREFS). Therefore each socket takes a small part of them,
+and when no client can be sent anything any more, the server disconnects the one with the most unread bytes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import contextlib
 import errno
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from nodes.errors import HostError, LocalProtocolError
 from nodes.wire.protocol import V0, Dialect, Message
 from nodes.wire.server import Introduction, Server
-from sim.kernel.channel import Outbox
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
-from sim.kernel.mmsg import Batch, Roll, join_neighbours
+from sim.kernel.memory import made_smaller
+from sim.kernel.mmsg import Batch
+from sim.wire.admission import Admission, AdmissionRules
+from sim.wire.announcements import Announcements
 from sim.wire.listener import PATH_BYTES_MAX, Listener
 from sim.wire.peer import Arrival, Peer
 
@@ -34,22 +35,20 @@ __all__ = ["PATH_BYTES_MAX", "Arrival", "IvshmemServer", "Peer"]
 
 RETRY_NS = 2_000_000
 STALL_NS = 1_000_000_000
+RELEASE_SHARE = 8
 OUTBOX_SPARE = 4096
-ACCEPTED_AT_ONCE = 1024
 GREETING_MESSAGES = 3
 
 
 class IvshmemServer:
     """A server on a path, or on a socket that listens already, for one region of memory.
 
-    ``on_arrival`` decides about each client that connects (it calls ``join`` or ``join_all``, at once or later); by
+    ``on_arrival`` decides about each client that connects: it calls ``join`` or ``join_all``, at once or later. By
     default all that wait join at once with ``vectors`` eventfds. ``on_join`` and ``on_leave`` tell what has happened,
-    ``on_refuse`` who was not let in and why: beyond ``clients_max``, of none of the users ``uids`` (if there are
-    any), without IDs or descriptors. Such a one is told ``refusal``, if given: a real QEMU waits for ever for a
-    server that closes without a word.
-    ``on_pause`` tells that accepting pauses for lack of descriptors.
-    With ``retain_departed`` the eventfds of peers that have left stay open, in ``departed``, for whoever counts
-    what nobody took. A context manager: leaving it disconnects everybody and removes the socket.
+    ``on_refuse`` who was refused and why: by the ``rules``, for lack of IDs or descriptors, or because the memory was
+    made smaller. ``on_pause`` tells that accepting pauses for lack of descriptors.
+    With ``retain_departed`` the eventfds of peers that have left stay open, in ``departed``, so that what no client
+    took from them can be counted. A context manager: leaving it disconnects all clients and removes the socket.
     """
 
     def __init__(
@@ -62,9 +61,7 @@ class IvshmemServer:
         dialect: Dialect = V0,
         first_peer: int = 0,
         reuse_peers: bool = False,
-        clients_max: int | None = None,
-        uids: Collection[int] = (),
-        refusal: Message[int] | None = None,
+        rules: AdmissionRules = AdmissionRules(),  # noqa: B008
         on_arrival: Callable[[Arrival], None] | None = None,
         on_join: Callable[[Peer], None] = lambda peer: None,
         on_leave: Callable[[Peer, str], None] = lambda peer, reason: None,
@@ -75,82 +72,40 @@ class IvshmemServer:
         self._loop = loop
         self._vectors = vectors
         self._server: Server[int] = Server(memory, dialect=dialect, first_peer=first_peer, reuse_peers=reuse_peers)
-        self._clients_max, self._uids, self._refusal = clients_max, uids, refusal
+        self._memory, self._memory_bytes = memory, os.fstat(memory).st_size
         self.peers: dict[int, Peer] = {}
-        self._waiting: dict[int, Arrival] = {}  # socket number -> not joined yet
         self.departed: list[Peer] = []
         self._released = 0  # how many departed ones are gone from the list
         self._retain_departed = retain_departed
         self._eventfds = 0  # of all peers
-        self._stuck: dict[int, str] = {}  # peer -> why it is not told more for now
-        self._news: deque[tuple[Sequence[int], Message[int] | list[Batch]]] = deque()
-        self._telling = False
+        self._changes = 0  # leaves, and peers that are stuck no more, since eventfds were released
+        self._announcements = Announcements(self.peers)
+        self._telling = self._announces_soon = False
         self._sent = 0  # messages, to anybody
         self._stall: tuple[int, int] | None = None  # how many had been sent when throttled, and since when so many
-        self._vectors_told, self._leaves_told = Roll(), Roll()
         self._on_arrival = on_arrival
         self._on_join, self._on_leave = on_join, on_leave
-        self._on_refuse, self._on_pause = on_refuse, on_pause
-        self._listener = path if isinstance(path, Listener) else Listener(path)
-        self.path = self._listener.path
-        loop.add(self._listener, self._accept_all)
+        listener = path if isinstance(path, Listener) else Listener(path)
+        self.path = listener.path
+        self._admission = Admission(
+            loop,
+            listener,
+            rules,
+            connected=lambda: len(self.peers),
+            on_arrivals=self._arrive,
+            on_refuse=on_refuse,
+            on_pause=on_pause,
+        )
 
     # Clients that come
 
-    def _accept_all(self) -> None:
-        arrivals: list[Arrival] = []
-        try:
-            self._accept(arrivals)
-        finally:
-            if self._on_arrival is None and arrivals:
-                with contextlib.suppress(HostError):  # he was told, and so was on_refuse; others go on
-                    self.join_all([(arrival, self._vectors) for arrival in arrivals])
-
-    def _accept(self, arrivals: list[Arrival]) -> None:
-        """Admit those who wait, but let others have their turn; when descriptors run out, pause instead of spinning."""
-        for _ in range(ACCEPTED_AT_ONCE):
-            try:
-                sock = self._listener.accept()
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                    self._loop.remove(self._listener)
-                    self._loop.at(time.monotonic_ns() + 50 * RETRY_NS, self._resume_accepting)
-                    self._on_pause(os.strerror(error.errno))
-                    return
-                raise
-            if sock is None:
-                return
-            arrival = Arrival(sock)
-            if self._clients_max is not None and len(self.peers) + len(self._waiting) >= self._clients_max:
-                self._refuse(arrival, f"there are {self._clients_max} clients already")
-                continue
-            if self._uids and arrival.uid not in self._uids:
-                self._refuse(arrival, f"expected a process of user {' or '.join(map(str, self._uids))}")
-                continue
-            self._waiting[sock.fileno()] = arrival
-            # One who leaves before he has joined is noticed too.
-            self._loop.add(sock, lambda arrival=arrival: self._dismiss(arrival))  # type: ignore[misc]
-            arrivals.append(arrival)
-            if self._on_arrival is not None:
+    def _arrive(self, arrivals: list[Arrival]) -> None:
+        if self._on_arrival is not None:
+            for arrival in arrivals:
                 self._on_arrival(arrival)
-
-    def _refuse(self, arrival: Arrival, reason: str) -> None:
-        if self._refusal is not None:
-            with contextlib.suppress(OSError):  # gone already
-                farewell = Outbox(arrival.socket, 1)
-                farewell.put(self._refusal)
-                farewell.flush()
-        arrival.socket.close()
-        self._on_refuse(arrival, reason)
-
-    def _resume_accepting(self) -> None:
-        if self._listener.fileno() >= 0:
-            self._loop.add(self._listener, self._accept_all)
-
-    def _dismiss(self, arrival: Arrival) -> None:
-        if self._waiting.pop(arrival.socket.fileno(), None) is not None:
-            self._loop.remove(arrival.socket)
-            arrival.socket.close()
+            return
+        with contextlib.suppress(HostError):  # ``on_refuse`` was told; the others have joined
+            self.join_all([(arrival, self._vectors) for arrival in arrivals])
 
     def join(self, arrival: Arrival, vectors: int) -> Peer | None:
         """Make a client a peer with so many eventfds, and tell everybody.
@@ -179,32 +134,33 @@ class IvshmemServer:
             self._on_join(peer)
         for said in self._server.greet([peer.peer for peer in newcomers]) if newcomers else ():
             if isinstance(said, Introduction):
-                vectors_of = (self.peers[number].vectors for number in said.peers)
-                self._news.append((said.to, join_neighbours(vectors_of)))
+                self._announcements.introduce(said.to, said.peers)
             else:
-                self._news.append(([said.peer], said.message))
-        self._tell_news()
+                self._announcements.tell(said.peer, said.message)
+        self._announce()
         if failure is not None:
             raise failure
         return joined
 
     def _enter(self, arrival: Arrival, vectors: int) -> Peer | None:
-        if self._waiting.pop(arrival.socket.fileno(), None) is None:
+        if not self._admission.take(arrival):
             return None
         eventfds: list[EventFd] = []
         try:
+            if smaller := made_smaller(self._memory, self._memory_bytes):
+                raise LocalProtocolError(smaller)
             for _ in range(vectors):
                 eventfds.append(EventFd.create())
             number = self._server.enter([eventfd.descriptor for eventfd in eventfds])
         except (OSError, LocalProtocolError) as error:
             for eventfd in eventfds:
                 eventfd.close()
-            self._loop.remove(arrival.socket)
             reason = f"no further peer with {vectors} eventfds can join: {error}"
-            self._refuse(arrival, reason)
+            self._admission.refuse(arrival, reason)
             raise HostError(reason) from error
-        peer = Peer(number, arrival, eventfds, self._vectors_told.lay_out(self._server.peers[number]))
+        peer = Peer(number, arrival, eventfds, self._announcements.lay_out(self._server.peers[number]))
         peer.told_until = self._released + len(self.departed)
+        self._announcements.joins(peer)
         self.peers[number] = peer
         self._eventfds += vectors
         self._loop.add(peer.socket, lambda: self._lose(peer))
@@ -212,19 +168,29 @@ class IvshmemServer:
 
     # Messages that go
 
-    def _tell_news(self) -> None:
-        """Queue and send. A peer that cannot be told leaves, which is news in turn: it goes behind these."""
+    def _announce_soon(self) -> None:
+        """Once for all that happens in this turn of the loop: many may leave, or catch up, at the same moment."""
+        if not (self._announces_soon or self._telling):
+            self._announces_soon = True
+            self._loop.at(time.monotonic_ns(), self._announce)
+
+    def _announce(self) -> None:
+        """Queue and send. A peer that cannot be told leaves, which is told to the others after that."""
+        self._announces_soon = False
         if self._telling:
             return
         self._telling = True
         try:
-            while self._news:
+            while self._announcements:
                 touched: dict[int, Peer] = {}
-                while self._news:
-                    to, said = self._news.popleft()
-                    for number in to:
-                        if (peer := self.peers.get(number)) is not None and self._queue(peer, said):
-                            touched[number] = peer
+                while self._announcements:
+                    receivers, said = self._announcements.take()
+                    for peer in receivers:
+                        # A peer that takes no more for now is waited for already: trying again would be in vain.
+                        if self._queue(peer, said) and not peer.stuck_by:
+                            touched[peer.peer] = peer
+                for peer, missed in self._announcements.all_missed():
+                    self._put(peer, missed)
                 for peer in touched.values():
                     self._flush(peer)
         finally:
@@ -232,6 +198,13 @@ class IvshmemServer:
         self._release_departed()
 
     def _queue(self, peer: Peer, said: Message[int] | list[Batch]) -> bool:
+        """False when the peer has no room, and has left."""
+        return (not peer.stuck_by or self._catch_up(peer)) and self._put(peer, said)
+
+    def _catch_up(self, peer: Peer) -> bool:
+        return self._put(peer, self._announcements.missed(peer))
+
+    def _put(self, peer: Peer, said: Message[int] | list[Batch]) -> bool:
         outbox = peer.outbox
         # Room for the greeting of one who comes now, and for a neighbour's coming and going; beyond that, it does
         # not read.
@@ -247,6 +220,9 @@ class IvshmemServer:
         waited = len(peer.outbox)
         try:
             done = peer.outbox.flush()
+            if done and peer.stuck_by and self._catch_up(peer):
+                waited += len(peer.outbox)
+                done = peer.outbox.flush()
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.ECONNRESET):
                 self._lose(peer)
@@ -256,14 +232,16 @@ class IvshmemServer:
         self._sent += waited - len(peer.outbox)
         if done:
             peer.told_until = self._released + len(self.departed)
-            if self._stuck.pop(peer.peer, None):
+            if peer.stuck_by:
+                self._announcements.is_ready(peer)
+                self._changes += 1
                 self._loop.add(peer.socket, lambda: self._lose(peer))
-                self._release_departed()
+                self._announce_soon()  # what it waited for may be released
             return
         cause = "throttled" if peer.outbox.throttled else "full"
-        if self._stuck.get(peer.peer) == cause:
+        if peer.stuck_by == cause:
             return
-        self._stuck[peer.peer] = cause
+        self._announcements.sticks(peer, cause)
         if cause == "full":
             self._loop.add(peer.socket, lambda: self._lose(peer), writable=lambda: self._flush(peer))
             return
@@ -276,13 +254,13 @@ class IvshmemServer:
 
     def _retry(self) -> None:
         """Go on where too many descriptors were under way: that is so for all clients or for none."""
-        for number in [number for number, cause in self._stuck.items() if cause == "throttled"]:
-            del self._stuck[number]  # whose turn it was comes last the next time
-            self._stuck[number] = "retried"
-            self._flush(self.peers[number])
-            if self._stuck.get(number) == "throttled":
+        stuck = self._announcements.stuck
+        for peer in [peer for peer in stuck.values() if peer.stuck_by == "throttled"]:
+            self._announcements.sticks(peer, "retried")  # it comes last the next time
+            self._flush(peer)
+            if peer.stuck_by == "throttled":
                 break
-        if "throttled" not in self._stuck.values() or self._stall is None:
+        if self._stall is None or all(peer.stuck_by != "throttled" for peer in stuck.values()):
             self._stall = None
             return
         now_ns = time.monotonic_ns()
@@ -308,26 +286,26 @@ class IvshmemServer:
     def _leave(self, peer: Peer, reason: str) -> None:
         if self.peers.pop(peer.peer, None) is None:
             return
-        self._stuck.pop(peer.peer, None)
         self._loop.remove(peer.socket)
         peer.socket.close()
         # Messages that carry its eventfds may still wait in somebody's outbox.
         self.departed.append(peer)
         self._eventfds -= len(peer.eventfds)
+        self._changes += 1
         peer.unblock()
         self._on_leave(peer, reason)
-        if told := self._server.leave(peer.peer):
-            gone = self._leaves_told.lay_out([told[0].message])
-            self._news.append(([number for number, _ in told], [gone]))
-        if not self._telling:
-            # Not at once: others may have left at the same moment, and who stays is told of all together.
-            self._loop.at(time.monotonic_ns(), self._tell_news)
+        if (message := self._server.forget(peer.peer)) is not None:
+            self._announcements.leaves(peer, message)
+        self._announce_soon()
 
     def _release_departed(self) -> None:
         """Close the eventfds that nobody waits for any more: who is stuck was told of all that left before."""
-        if self.departed and not (self._telling or self._news or self._retain_departed):
+        if self._retain_departed or self._telling or self._announcements:
+            return
+        if self.departed and RELEASE_SHARE * self._changes >= len(self._announcements.stuck):
+            self._changes = 0
             left = self._released + len(self.departed)
-            until = min((self.peers[number].told_until for number in self._stuck), default=left)
+            until = min((peer.told_until for peer in self._announcements.stuck.values()), default=left)
             self._close_departed(until - self._released)
 
     def _close_departed(self, count: int) -> None:
@@ -349,12 +327,12 @@ class IvshmemServer:
     @property
     def is_unread(self) -> bool:
         """Whether anybody has not read everything yet: it waits here, or in his socket."""
-        return bool(self._stuck) or any(peer.unread_bytes for peer in self.peers.values())
+        return bool(self._announcements.stuck) or any(peer.unread_bytes for peer in self.peers.values())
 
     def tell(self, peer: int, message: Message[int]) -> bool:
         """Say something out of turn to one peer; False when it is not there. What it makes of it is its business."""
         told = self.peers.get(peer)
-        if told is None or not told.outbox.put(message):
+        if told is None or not self._queue(told, message):
             return False
         self._flush(told)
         return True
@@ -367,13 +345,9 @@ class IvshmemServer:
         return retired
 
     def close(self) -> None:
-        for arrival in list(self._waiting.values()):
-            self._dismiss(arrival)
         self._disconnect_all()
         self._close_departed(len(self.departed))
-        if self._listener.fileno() >= 0:
-            self._loop.remove(self._listener)
-        self._listener.close()
+        self._admission.close()
 
     def _disconnect_all(self) -> None:
         for peer in self.peers.values():
@@ -381,7 +355,7 @@ class IvshmemServer:
             peer.socket.close()
             self.departed.append(peer)
         self.peers.clear()
-        self._stuck.clear()
+        self._announcements.stuck.clear()
 
     def __enter__(self) -> IvshmemServer:
         return self

@@ -17,6 +17,7 @@ from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
 from sim.kernel.segments import mappings
 from sim.kernel.signals import ended_by_signal
+from sim.wire.admission import AdmissionRules
 from sim.wire.daemon import PidFile
 from sim.wire.event_log import EventLog, open_log
 from sim.wire.listener import Listener
@@ -101,9 +102,11 @@ def run_service(settings: Settings, ready: Callable[[Served], object], warn: Cal
             dialect=settings.dialect,
             first_peer=settings.first_peer,
             reuse_peers=settings.reuse_peers,
-            clients_max=clients_max,
-            uids=settings.uids,
-            refusal=None if settings.dialect is LEGACY else REFUSAL,  # which has no version
+            rules=AdmissionRules(
+                clients_max=clients_max,
+                uids=settings.uids,
+                refusal=None if settings.dialect is LEGACY else REFUSAL,  # which has no version
+            ),
             on_join=joined,
             on_leave=reporter.left,
             on_refuse=reporter.refused,

@@ -16,6 +16,7 @@ from sim.kernel.eventfd import COUNTER_MAX, signal
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
 from sim.wire import attachment as attachment_module
+from sim.wire.admission import AdmissionRules
 from sim.wire.attachment import Attachment
 from sim.wire.server import IvshmemServer
 
@@ -189,7 +190,7 @@ def test_it_connects_again_when_asked_to(site, monkeypatch):
 
 def test_who_is_not_let_in_tries_again_when_asked_to(site, monkeypatch):
     monkeypatch.setattr(attachment_module, "RECONNECT_NS", 1_000_000)
-    server = site.serve(clients_max=1, refusal=Message(-87))
+    server = site.serve(rules=AdmissionRules(clients_max=1, refusal=Message(-87)))
     first, second = site.attach(), site.attach(reconnect=True, meet=False)
     site.until(lambda: site.said)
     tries = 0

@@ -330,14 +330,14 @@ class Siege:
         site, server = self.site, self.site.server
         for sock in (*self.mute, self.deaf):
             sock.close()
-        site.until(lambda: sorted(server.peers) == [0, 1] and not server._waiting)
+        site.until(lambda: sorted(server.peers) == [0, 1] and not server._admission._waiting)
         site.read_all()
         for witness in self.witnesses:
             assert not witness.ended
             assert set(witness.lines) == lines_of(0, 1)
             if not self.reuses:
                 assert sorted(witness.left) == list(range(2, server._server.next_peer))
-        assert (server.departed, server._stuck) == ([], {})
+        assert (server.departed, server._announcements.stuck) == ([], {})
         deaf = any("does not read" in reason for peer, reason in site.gone if peer == 2)
         assert deaf or len(site.gone) < TOO_MUCH
         self.outcomes["deaf"] += deaf

@@ -14,6 +14,7 @@ import pytest
 from nodes.wire.protocol import LEGACY, V0_SHM_LAST, Message
 from sim.kernel.eventfd import drain, signal
 from sim.wire import server as server_module
+from sim.wire.admission import AdmissionRules
 from tests.serving import PATIENCE_S, Reader, Site, lines_of
 
 # Clients that behave
@@ -147,7 +148,7 @@ def test_a_client_that_closes_between_two_messages_of_its_greeting(make_site):
     site = make_site(vectors=200)
     witness = site.join()
     sock = site.raw()
-    site.until(lambda: site.server._stuck)
+    site.until(lambda: site.server._announcements.stuck)
     site.catch_up(witness)
     sock.close()
     site.until(lambda: [peer for peer, _ in site.gone] == [1])
@@ -210,11 +211,11 @@ def test_others_get_everything_while_one_does_not_read(make_site):
     site.read_all()
     for reader in readers:
         assert set(reader.lines) == lines_of(*range(5), vectors=100)
-    assert site.server._stuck
+    assert site.server._announcements.stuck
     assert site.gone == []
     mute.close()
     site.until(lambda: [peer for peer, _ in site.gone] == [0])
-    assert not site.server._stuck
+    assert not site.server._announcements.stuck
 
 
 def test_a_slow_client_gets_everything_once_it_reads(make_site):
@@ -223,7 +224,7 @@ def test_a_slow_client_gets_everything_once_it_reads(make_site):
     site.stack.callback(slow.close)
     site.until(lambda: 0 in site.server.peers)
     others = site.join(8)
-    assert site.server._stuck
+    assert site.server._announcements.stuck
     others[0].close()
     site.until(lambda: len(site.gone) == 1)
     # Its messages carry eventfds of one who has left: these stay open until it has them.
@@ -297,7 +298,8 @@ def test_who_spoke_is_told_from_who_left(site):
 def test_only_certain_users_are_let_in(short_path, admits):
     refused = []
     uids = (os.getuid() + 1, os.getuid() + 2, *[os.getuid()] * admits)
-    options = {"uids": uids, "refusal": Message(-87), "on_refuse": lambda arrival, why: refused.append(why)}
+    rules = AdmissionRules(uids=uids, refusal=Message(-87))
+    options = {"rules": rules, "on_refuse": lambda arrival, why: refused.append(why)}
     site = Site(short_path / "s", **options)
     with site.stack:
         if admits:

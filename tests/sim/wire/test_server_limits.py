@@ -60,7 +60,7 @@ def test_whatever_stops_a_message_it_is_sent_in_the_end(site, script):
     site.until(lambda: not outbox.script and not len(outbox))
     reader.read()
     assert set(reader.lines) == lines_of(0, 1)
-    assert site.server._stuck == {}
+    assert site.server._announcements.stuck == {}
     assert outbox.calls <= len(script) + 3
     other.close()
     site.until(lambda: site.gone == [(1, "left")])
@@ -116,7 +116,7 @@ def test_one_for_whom_there_are_no_eventfds_is_sent_away_and_others_stay(site, s
     refused.settimeout(PATIENCE_S)
     assert refused.recv(8) == b""
     assert list(site.server.peers) == [0]
-    assert site.server._waiting == {}
+    assert site.server._admission._waiting == {}
     assert set(site.join().lines) == lines_of(0, 1)
     assert not witness.ended
 
@@ -126,12 +126,12 @@ def test_an_error_of_accept_that_is_none_of_these_is_raised(site, monkeypatch):
         def accept(self):
             raise OSError(errno.EIO, "broken")
 
-    listener, site.server._listener = site.server._listener, Broken()
+    listener, site.server._admission._listener = site.server._admission._listener, Broken()
     try:
         with pytest.raises(OSError, match="broken"):
-            site.server._accept_all()
+            site.server._admission._accept_all()
     finally:
-        site.server._listener = listener
+        site.server._admission._listener = listener
 
 
 def test_when_all_ids_are_given_out_the_next_is_sent_away_and_others_stay(site):
@@ -141,7 +141,7 @@ def test_when_all_ids_are_given_out_the_next_is_sent_away_and_others_stay(site):
     assert last.client.peer == 65535
     refused = site.raw()
     refused.settimeout(PATIENCE_S)
-    site.until(lambda: not site.server._waiting and len(site.server.peers) == 2)
+    site.until(lambda: not site.server._admission._waiting and len(site.server.peers) == 2)
     for _ in range(3):
         site.idle()
     assert refused.recv(8) == b""
@@ -175,7 +175,7 @@ def test_one_who_left_before_he_was_let_in_is_no_peer(make_site, farewell):
     sock = site.raw()
     site.until(lambda: bool(arrivals))
     farewell(sock)
-    site.until(lambda: not site.server._waiting)
+    site.until(lambda: not site.server._admission._waiting)
     assert site.server.join(arrivals[0], 2) is None
     assert site.server.peers == {}
     assert site.server._server.next_peer == 0
@@ -190,7 +190,7 @@ def test_who_join_together_are_told_as_if_they_had_come_one_after_the_other(make
     site.until(lambda: len(arrivals) == 5)
     site.server.join(arrivals[0], 2)
     crowd.pop(1).close()
-    site.until(lambda: len(site.server._waiting) == 3)
+    site.until(lambda: len(site.server._admission._waiting) == 3)
     joined = site.server.join_all([(arrival, 3) for arrival in arrivals[1:]])
     assert [peer and peer.peer for peer in joined] == [1, None, 2, 3]
     site.catch_up(early, *crowd)
@@ -281,9 +281,11 @@ def test_eventfds_of_one_who_left_in_his_greeting_stay_open_for_those_not_told_y
     sock = site.raw()
     site.until(lambda: len(arrivals) == 3)
     sock.close()
-    site.server._stuck[0] = "full"
+    site.server._announcements.sticks(site.server.peers[0], "full")
     site.server.join(arrivals[2], 2)
     assert [peer for peer, _ in site.gone] == [2]
+    site.server._flush(site.server.peers[0])  # as when there is room again
+    site.idle()
     assert site.server.departed == []
     for client in clients:
         client.read()
