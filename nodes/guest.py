@@ -1,16 +1,18 @@
-"""What a program sees of its machine: its ID, its peers, the shared memory, a doorbell to ring.
+"""What a program sees of its machine: its ID, its peers, the shared memory, the doorbells.
 
 A program is a plain generator function::
 
-    def echo(guest: Guest) -> Program:
+    def echo(guest: Guest, *, to: Peers = OTHERS) -> Program:
         while True:
             interrupt = yield FOREVER
-            ...
+            if interrupt is not None:
+                for peer in to:
+                    guest.ring(peer, interrupt.vector)
 
-It yields how long it is willing to wait: ``FOREVER`` for an interrupt; a time in nanoseconds of
-``guest.clock()`` for an interrupt or that moment, whichever comes first; ``NOW`` for what is there already. It
-is resumed with an ``Interrupt``, or with ``None`` when the time has come. Between two yields nothing else runs
-on its machine: a program is its guest's only processor.
+It yields how long it waits: ``FOREVER`` for an interrupt; a time in nanoseconds of ``guest.clock()`` for an interrupt
+or that time, whichever comes first; ``NOW`` for an interrupt that has arrived already. It is resumed with the
+`Interrupt`, or with None when the time has come. Between two yields no other code runs on its machine: the program is
+the guest's only processor. A ``finally:`` block runs when the machine stops.
 """
 
 from __future__ import annotations
@@ -28,21 +30,22 @@ from nodes.load import STEADY
 __all__ = ["FOREVER", "NOW", "OTHERS", "Guest", "Interrupt", "Peers", "Program", "Random", "Trace"]
 
 Peers = Sequence[int]
-"""The IDs a program works with. In a topology: a group, a machine, several of them, "others" or "all".
+"""The IDs of the peers that a program works with. In a topology: a group, a machine, a list of them, "others" or "all".
 
-A machine that joins later comes into the sequence when it has its ID, and one that comes back under another ID takes
-its old place; ``guest.generation`` tells that something has changed.
+The sequence changes in place: a machine that joins later is added when it has its ID, and one that returns under
+another ID takes its old place. ``guest.generation`` tells that something has changed.
 """
 
 OTHERS = cast(Peers, "others")
-"""The default of a parameter that is Peers: the topology's loader puts everyone but the machine itself in its place."""
+"""The default of a parameter that is `Peers`: the loader of the topology replaces it by all machines but this one."""
 
 
 class Trace(NamedTuple):
     """Doorbells to be rung at given times; in a topology, the name of a file.
 
-    Each is (due_ns since the start, place of the peer in ``peers``, vector), in the order of their times. A peer that
-    is not there yet is -1.
+    Attributes:
+        peers: the IDs of the machines that the file names; -1 for a machine that has no ID yet.
+        doorbells: (due_ns since the start of the run, index in ``peers``, vector), in ascending order of their times.
     """
 
     peers: Peers
@@ -50,13 +53,19 @@ class Trace(NamedTuple):
 
 
 FOREVER = None
+"""Yielded by a program: wait for the next interrupt."""
+
 NOW = 0
+"""Yielded by a program: take an interrupt that has arrived, and do not wait."""
 
 
 class Interrupt(NamedTuple):
-    """The guest's processor was interrupted: by which vector, and how many doorbells that one wake-up stands for.
+    """One interrupt of the guest's processor.
 
-    ``device`` is its place in ``guest.devices``: 0 but on a machine with devices in several domains.
+    Attributes:
+        vector: the vector that was raised; 0 for the legacy interrupt (INTx).
+        doorbells: how many doorbells this one wake-up stands for.
+        device: the index in ``guest.devices``; above 0 only on a machine with devices in several domains.
     """
 
     vector: int
@@ -65,10 +74,11 @@ class Interrupt(NamedTuple):
 
 
 Program = Generator[int | None, Interrupt | None, None]
+"""What a program function returns: it yields how long it waits, and is resumed with an interrupt or None."""
 
 
 class Random(Protocol):
-    """What a program may ask of chance; seeded by the run, one for each machine."""
+    """The random numbers of one machine, seeded by the run; a `random.Random` has these methods."""
 
     def random(self) -> float: ...
 
@@ -80,17 +90,28 @@ class Random(Protocol):
 
 
 class Guest:
-    """One machine, seen by the program that runs on it.
+    """One machine, as the program that runs on it sees it.
 
-    ``ring(peer, vector=0, intended_ns=0)`` writes ``peer << 16 | vector`` to the doorbell register.
-    It never blocks; a doorbell that reaches nobody, or a counter that is full, is counted as refused.
-
-    ``start_ns`` is when the run began on ``clock()``; ``load`` is what the rates of open-loop programs are multiplied
-    by, over the time since then. ``joined_ns`` is when the own program was to begin, should that be later: an open loop
-    leaves out what was due before; nothing is due from ``stop_ns`` on, the run's end. ``generation`` grows whenever
-    peers or their vectors come or go. What a program puts into ``statistics`` is in the run's result, by machine.
-    ``devices`` are this guest and, on a machine with devices in several domains, one for each further device: every one
-    with its own ID, peers, memory and doorbells.
+    Attributes:
+        ring: ``ring(peer, vector=0, intended_ns=0)`` writes ``peer << 16 | vector`` to the doorbell register. It
+            never blocks. A doorbell that reaches no peer, or whose counter is full, is counted as refused.
+            ``intended_ns`` is when an open-loop program meant to ring; 0: it has no schedule.
+        clock: returns the time in nanoseconds; in a run this is CLOCK_MONOTONIC.
+        random: random numbers that follow from the seed of the run and the name of the machine.
+        memory: the shared memory, bytes; empty before the server has sent it.
+        start_ns: when the run started.
+        joined_ns: when this program was to start, if that is later than ``start_ns``. An open loop leaves out what was
+            due before.
+        stop_ns: when the run ends; nothing is due from then on.
+        load: the factor by which the phases of the run multiply the rates of open-loop programs.
+        generation: changes whenever peers or their vectors come or go.
+        statistics: numbers that the program stores here are in the result of the run, by machine.
+        devices: this guest and, on a machine with devices in several domains, one guest for each further device, with
+            an ID, peers, memory and doorbells of its own.
+        device: the device itself, for access to its configuration space.
+        missed: doorbells that were due and are not rung (`miss`).
+        missed_oldest_ns: how long the oldest of these had been due, in nanoseconds.
+        held: the vectors that the driver holds masked, whatever the program does (`unmask`).
     """
 
     def __init__(
@@ -108,8 +129,8 @@ class Guest:
         self.start_ns = start_ns
         self.joined_ns = 0
         self.stop_ns = inf
-        self.unrung = 0
-        self.unrung_oldest_ns = 0
+        self.missed = 0
+        self.missed_oldest_ns = 0
         self.held: set[int] = set()
         self.ring = doorbells.ring
         self.memory = memoryview(bytearray())
@@ -121,26 +142,33 @@ class Guest:
         self._peer: int | None = None
 
     def place(self, peer: int, memory: memoryview) -> None:
-        """Called once by the machine, when the server has said who this guest is and what it shares."""
+        """Called by the machine when the server has sent the own ID and the memory."""
         self._peer, self.memory = peer, memory
 
     @property
     def end_ns(self) -> int:
-        """For a program that is being ended: what was due before that was to be rung."""
+        """For a program that is being stopped: doorbells due before this time were to be rung."""
         return round(min(self.clock(), self.stop_ns))
 
-    def owe(self, doorbells: int, due_ns: int) -> None:
-        """So many were due, the first of them at ``due_ns``, and are not rung, for the program ends.
+    def miss(self, doorbells: int, due_ns: int) -> None:
+        """Count doorbells that were due and are not rung, because the program ends.
 
-        Added up in ``unrung``; ``unrung_oldest_ns`` is how long the oldest of all waited. What an open loop does not
-        say here is missing from every figure, as if it had never been due.
+        A doorbell that an open loop does not report here is in no figure, as if it had never been due.
+
+        Args:
+            doorbells: how many there are.
+            due_ns: when the first of them was due.
         """
-        self.unrung += doorbells
-        self.unrung_oldest_ns = max(self.unrung_oldest_ns, self.end_ns - due_ns)
+        self.missed += doorbells
+        self.missed_oldest_ns = max(self.missed_oldest_ns, self.end_ns - due_ns)
 
     @property
     def peer(self) -> int:
-        """The own ID, as the IVPosition register tells it."""
+        """The own ID, as the IVPosition register shows it.
+
+        Raises:
+            GuestError: the machine has no ID yet.
+        """
         if self._peer is None:
             raise GuestError("this machine has no ID yet: it is not connected to a server")
         return self._peer
@@ -152,12 +180,12 @@ class Guest:
 
     @property
     def peers(self) -> dict[int, int]:
-        """Who can be rung now, itself included: ID -> number of vectors."""
+        """The peers that can be rung now, this machine included: ID -> number of vectors. A copy."""
         peers = self.device.peers
         return {peer: peers.vectors(peer) for peer in peers}
 
     def vectors_of(self, peer: int) -> int:
-        """How many vectors of a peer can be rung now; 0 when it is not connected."""
+        """How many vectors of one peer can be rung now; 0 when it is not connected."""
         return self.device.peers.vectors(peer)
 
     def burst(self, doorbells: Sequence[tuple[int, int]]) -> Burst:
@@ -165,31 +193,58 @@ class Guest:
         return self._doorbells.burst(doorbells)
 
     def release(self, burst: Burst) -> None:
-        """Let go of a burst that will not be rung again; what it rang stays on the books."""
+        """Give up a burst that is not rung again; the doorbells it rang stay counted."""
         self._doorbells.release(burst)
 
     def mask(self, vector: int) -> None:
-        """Set the mask bit of a vector's MSI-X table entry: doorbells leave it pending (PCI 3.0, 6.8.2)."""
+        """Set the mask bit of a vector's MSI-X table entry: doorbells leave the vector pending (PCI 3.0, 6.8.2).
+
+        Raises:
+            GuestError: the device has no such vector, or no MSI-X.
+        """
         driver.set_mask(self.device, vector, masked=True)
 
     def unmask(self, vector: int) -> None:
         """Clear the mask bit; a pending vector fires at once (PCI 3.0, 6.8.3.5).
 
-        Not while the driver holds it masked (``held``), as a program's own masks nest in a driver's.
+        A vector that the driver holds masked (``held``) stays masked: a program's masks nest in those of the driver.
+
+        Raises:
+            GuestError: the device has no such vector, or no MSI-X.
         """
         if vector not in self.held:
             driver.set_mask(self.device, vector, masked=False)
 
     def pending(self, vector: int) -> bool:
-        """Whether an interrupt waits for a masked vector: its bit in the pending bit array (PCI 3.0, 6.8.2)."""
+        """Whether an interrupt waits for a masked vector: its bit in the pending bit array (PCI 3.0, 6.8.2).
+
+        Raises:
+            GuestError: the device has no such vector, or no MSI-X.
+        """
         return driver.is_pending(self.device, vector)
 
     def read(self, bar: int, offset: int, size_bytes: int = 4) -> int:
-        """Read a register, the MSI-X table or the shared memory as a processor would."""
+        """Read a register (BAR0), the MSI-X table (BAR1) or the shared memory (BAR2) as a processor does.
+
+        Args:
+            bar: the number of the BAR.
+            offset: in bytes.
+            size_bytes: 1, 2, 4 or 8.
+
+        Returns:
+            The value, little-endian; 0 while memory decoding is off.
+
+        Raises:
+            GuestError: another size, or a BAR that the device does not have.
+        """
         return self.device.bar_read(bar, offset, size_bytes)
 
     def write(self, bar: int, offset: int, value: int, size_bytes: int = 4) -> None:
-        """Write likewise; a write to the doorbell register is a doorbell, decoded by the device itself."""
+        """Write likewise. A write that covers the doorbell register is a doorbell, which the device decodes.
+
+        Raises:
+            GuestError: as `read`.
+        """
         ignored = self.device.ignored_doorbells
         self.device.bar_write(bar, offset, size_bytes, value)
         self._doorbells.refuse_nowhere(self.device.ignored_doorbells - ignored)

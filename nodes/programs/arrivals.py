@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 
 from nodes.guest import FOREVER, Guest, Interrupt, Program
 
-__all__ = ["SECOND_NS", "begin_ns", "due_times", "owe", "rest", "wait_until"]
+__all__ = ["SECOND_NS", "begin_ns", "due_times", "miss", "rest", "wait_until"]
 
 SECOND_NS = 1_000_000_000
 
@@ -41,7 +41,7 @@ def due_times(guest: Guest, mean_ns: float, after_ns: int, *, poisson: bool = Fa
             return
 
 
-def owe(guest: Guest, due_ns: int, mean_ns: float, doorbells: int = 1) -> None:
+def miss(guest: Guest, due_ns: int, mean_ns: float, doorbells: int = 1) -> None:
     """An open loop ends, and its next ``doorbells`` were due at ``due_ns`` (0: none): say so, and what followed.
 
     Those that followed are counted by the load, not one by one: there may be millions, and everybody waits for this.
@@ -51,7 +51,7 @@ def owe(guest: Guest, due_ns: int, mean_ns: float, doorbells: int = 1) -> None:
     if 0 < due_ns < end_ns:
         span = work(end_ns - guest.start_ns) - work(due_ns - guest.start_ns)
         # Due times are cut to whole nanoseconds: what is due at the end itself is not due before it.
-        guest.owe(doorbells * max(1, math.ceil((span - 1) / mean_ns)), due_ns)
+        guest.miss(doorbells * max(1, math.ceil((span - 1) / mean_ns)), due_ns)
 
 
 def wait_until(guest: Guest, moment_ns: float) -> Program:

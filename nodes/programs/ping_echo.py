@@ -6,7 +6,7 @@ from math import inf
 from operator import itemgetter
 
 from nodes.guest import FOREVER, OTHERS, Guest, Peers, Program
-from nodes.programs.arrivals import SECOND_NS, begin_ns, due_times, owe, rest, wait_until
+from nodes.programs.arrivals import SECOND_NS, begin_ns, due_times, miss, rest, wait_until
 from nodes.programs.targets import Targets
 
 __all__ = ["echo", "ping"]
@@ -54,7 +54,7 @@ def ping(
                 yield clock() + timeout_ns
     finally:
         if rate_hz is not None:
-            owe(guest, due_ns, mean_ns)
+            miss(guest, due_ns, mean_ns)
 
 
 def echo(guest: Guest, *, to: Peers = OTHERS) -> Program:

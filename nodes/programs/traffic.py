@@ -11,7 +11,7 @@ from typing import Literal
 
 from nodes.errors import GuestError
 from nodes.guest import NOW, OTHERS, Guest, Peers, Program, Trace
-from nodes.programs.arrivals import SECOND_NS, begin_ns, due_times, owe, rest, wait_until
+from nodes.programs.arrivals import SECOND_NS, begin_ns, due_times, miss, rest, wait_until
 from nodes.programs.targets import Targets
 
 __all__ = ["storm", "trace"]
@@ -140,7 +140,7 @@ def _storm_in_time(guest: Guest, order: _Order, burst: int, group: int, mean_ns:
                 yield from wait_until(guest, inf)
             due_ns = 0
     finally:
-        owe(guest, due_ns, mean_ns, group)
+        miss(guest, due_ns, mean_ns, group)
 
 
 def trace(guest: Guest, *, file: Trace) -> Program:
@@ -174,5 +174,5 @@ def trace(guest: Guest, *, file: Trace) -> Program:
         rung = len(file.doorbells) - length_hint(left) - 1
         due = bisect_left(file.doorbells, guest.end_ns - guest.start_ns, rung, key=itemgetter(0)) - rung
         if due:
-            guest.owe(due, due_ns)
+            guest.miss(due, due_ns)
         raise

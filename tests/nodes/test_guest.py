@@ -115,6 +115,6 @@ def test_a_doorbell_written_to_the_register_that_reaches_nobody_is_on_the_books(
 def test_what_a_program_owes_is_added_up_and_the_oldest_kept(guest, stop_ns, oldest_ns):
     assert guest.end_ns == 42  # without an end, until now
     guest.stop_ns = stop_ns
-    guest.owe(3, 10)
-    guest.owe(2, 30)
-    assert (guest.unrung, guest.unrung_oldest_ns) == (5, oldest_ns)
+    guest.miss(3, 10)
+    guest.miss(2, 30)
+    assert (guest.missed, guest.missed_oldest_ns) == (5, oldest_ns)

@@ -513,12 +513,12 @@ def test_a_program_that_is_ended_by_a_reset_or_without_its_device_says_what_it_o
         try:
             yield FOREVER
         finally:
-            guest.owe(1, due_ns)
+            guest.miss(1, due_ns)
 
     bench.vm.start(program)
     bench.now_ns += 500
     bench.vm.reset(program)
-    assert (bench.guest.unrung, bench.guest.unrung_oldest_ns) == (1, 500)
+    assert (bench.guest.missed, bench.guest.missed_oldest_ns) == (1, 500)
     bench.now_ns += 70
     bench.vm.unplug()
-    assert (bench.guest.unrung, bench.guest.unrung_oldest_ns) == (2, 500)
+    assert (bench.guest.missed, bench.guest.missed_oldest_ns) == (2, 500)

@@ -325,7 +325,7 @@ class Worker:
         for device in self._devices:
             device.vm.doorbells.flush()
         guest, words = self._vm.guest, self._books[0].words
-        words[COUNTER_AT["missed"]], words[header.MISSED_OLDEST_NS] = guest.unrung, guest.unrung_oldest_ns
+        words[COUNTER_AT["missed"]], words[header.MISSED_OLDEST_NS] = guest.missed, guest.missed_oldest_ns
         self._enter(State.STOPPED, header.STOPPED_NS)
         self._warn()
         self._link.send(messages.Stopped(statistics))

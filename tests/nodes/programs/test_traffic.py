@@ -457,7 +457,7 @@ def stand_still(machine):
 
 
 def owed(machine):
-    return machine.vm.guest.unrung, machine.vm.guest.unrung_oldest_ns
+    return machine.vm.guest.missed, machine.vm.guest.missed_oldest_ns
 
 
 @given(
@@ -485,9 +485,9 @@ def test_a_storm_that_stood_still_to_the_end_says_what_it_owes(seed, arrivals, r
         )
     )
     missing = due[rung // group :]
-    unrung, oldest_ns = owed(machine)
+    missed, oldest_ns = owed(machine)
     # Times are whole nanoseconds: one that falls due in that of the stop may be counted or not.
-    assert abs(unrung - group * len(missing)) <= (group if missing else 0)
+    assert abs(missed - group * len(missing)) <= (group if missing else 0)
     if missing:
         assert oldest_ns == guest.stop_ns - missing[0]
     else:
@@ -550,8 +550,8 @@ def test_after_the_last_load_nothing_is_owed():
     assert owed(machine) == (0, 0)
 
 
-@pytest.mark.parametrize(("stop_ns", "unrung"), [(4_000_001, 2), (4_000_000, 1), (3_000_000, 0), (99_000_000, 4)])
-def test_a_trace_says_what_it_owes(stop_ns, unrung):
+@pytest.mark.parametrize(("stop_ns", "missed"), [(4_000_001, 2), (4_000_000, 1), (3_000_000, 0), (99_000_000, 4)])
+def test_a_trace_says_what_it_owes(stop_ns, missed):
     doorbells = tuple((each * MILLISECOND_NS, 0, 0) for each in (1, 2, 3, 4, 5, 6, 200))
     fabric, (machine, _) = fabric_of(6, functools.partial(programs.trace, file=Trace([1], doorbells)), programs.idle)
     fabric.run_for(0.0025)
@@ -561,7 +561,7 @@ def test_a_trace_says_what_it_owes(stop_ns, unrung):
     guest.stop_ns = guest.start_ns + stop_ns
     machine.vm.stop()
     assert len(rings(machine)) == 2
-    assert owed(machine) == (unrung, stop_ns - 3 * MILLISECOND_NS if unrung else 0)
+    assert owed(machine) == (missed, stop_ns - 3 * MILLISECOND_NS if missed else 0)
 
 
 def test_a_trace_at_its_end_owes_nothing():
