@@ -1,4 +1,4 @@
-"""Verdicts as JUnit XML, which continuous integration servers show as tests."""
+"""Verdicts as JUnit XML, which continuous integration servers display as tests."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ __all__ = ["junit"]
 FINE = ("finished", "degraded")
 
 
-def junit(verdicts: Sequence[ExpectationVerdict], run: Run) -> str:
-    """One test suite: that the run finished, that its books balance, and each expectation."""
+def junit(verdicts: Sequence[Verdict], run: Run) -> str:
+    """One test suite: that the run finished, that its counts balance, and each expectation.
+
+    A run that an expectation ended fails once, by that expectation; its end is a skipped test then.
+    """
     title, duration_s = run.path.name, 0.0
     try:
         figures = run.figures
@@ -23,27 +26,31 @@ def junit(verdicts: Sequence[ExpectationVerdict], run: Run) -> str:
         sums = (
             f"rung {figures.rung}, delivered {figures.delivered}, pending {figures.pending}, refused {figures.refused}"
         )
-        balance = "" if run.balanced else f"the books do not balance: {sums}"
+        balance = "" if run.balanced else f"the counts do not balance: {sums}"
     except UsageError as error:
         balance = str(error)
+    skipped = "ended by an expectation" if run.aborted and not all(verdict.met for verdict in verdicts) else ""
+    finished = "" if run.status in FINE or skipped else f"{run.status}: {run.reason}"
     cases = [
-        ("the run finished", "" if run.status in FINE else f"{run.status}: {run.reason}"),
-        ("the books balance", balance),
-        *((str(verdict), "" if verdict.met else _failure(verdict)) for verdict in verdicts),
+        ("the run finished", finished, skipped),
+        ("the counts balance", balance, ""),
+        *((str(verdict), "" if verdict.met else _failure(verdict), "") for verdict in verdicts),
     ]
-    failures = str(sum(bool(failure) for _, failure in cases))
-    counts = {"tests": str(len(cases)), "failures": failures, "errors": "0", "skipped": "0"}
+    failures, skips = (str(sum(bool(case[column]) for case in cases)) for column in (1, 2))
+    counts = {"tests": str(len(cases)), "failures": failures, "errors": "0", "skipped": skips}
     suites = ElementTree.Element("testsuites", counts, time=f"{duration_s:.3f}")
     suite = ElementTree.SubElement(
         suites, "testsuite", counts, name=_printable(title), time=f"{duration_s:.3f}", timestamp=_timestamp(run)
     )
-    for name, failure in cases:
+    for name, failure, skip in cases:
         case = ElementTree.SubElement(
             suite, "testcase", classname=_printable(title), name=_printable(name), time=f"{duration_s:.3f}"
         )
         if failure:
             told = ElementTree.SubElement(case, "failure", message=_printable(failure), type="expectation")
             told.text = _printable(f"{name}\n{failure}\nrun: {run.path}")
+        elif skip:
+            ElementTree.SubElement(case, "skipped", message=skip)
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -62,5 +69,5 @@ def _timestamp(run: Run) -> str:
 
 
 def _printable(text: str) -> str:
-    """``text`` without what XML 1.0 cannot hold, escaped or not."""
+    """``text`` without the characters that XML 1.0 cannot hold, escaped or not."""
     return "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)

@@ -343,7 +343,7 @@ def test_junit_has_a_case_for_each_expectation_and_two_for_the_run(finished: Run
     verdicts = evaluate(expecting("rung == 3", "delivery.p50_us < 5 of ping -> echo"), finished)
     assert cases(junit(verdicts, finished)) == {
         "the run finished": None,
-        "the books balance": None,
+        "the counts balance": None,
         "rung == 3": None,
         "delivery.p50_us < 5 of ping -> echo": "expected delivery.p50_us < 5, got 7",
     }
@@ -354,13 +354,28 @@ def test_junit_of_a_run_that_failed_and_has_a_title_no_xml_could_hold(tmp_path: 
     run = finish(directory, {(1, 1): 3}, status="failed")
     found = cases(junit([], run))
     assert found["the run finished"] is not None
-    assert found["the books balance"] is not None
-    assert "rung 3" in found["the books balance"]
+    assert found["the counts balance"] is not None
+    assert "rung 3" in found["the counts balance"]
+
+
+def test_junit_counts_an_expectation_that_ended_the_run_once(tmp_path: Path) -> None:
+    directory = pair(tmp_path)
+    directory.event(BROKEN, expected="pending < 5", got=7)
+    run = finish(directory, PENDING, status="failed")
+    verdicts = evaluate(expecting("pending < 5", "rung == 3", abort=True), run)
+    root = ElementTree.fromstring(junit(verdicts, run))
+    assert (root.attrib["tests"], root.attrib["failures"], root.attrib["skipped"]) == ("4", "1", "1")
+    assert [case.attrib["name"] for case in root.iter("testcase") if case.find("skipped") is not None] == [
+        "the run finished"
+    ]
+    assert "it ended the run" in str(cases(junit(verdicts, run))["pending < 5"])
+    # Without the verdict that ended it, the run has failed all the same.
+    assert cases(junit([], run))["the run finished"] is not None
 
 
 def test_junit_of_a_damaged_run(finished: Run) -> None:
     (finished.path / "summary.json").unlink()
-    assert "summary.json is missing" in str(cases(junit([], Run(finished.path)))["the books balance"])
+    assert "summary.json is missing" in str(cases(junit([], Run(finished.path)))["the counts balance"])
 
 
 # While the run goes on
