@@ -14,7 +14,7 @@ __all__ = ["junit"]
 FINE = ("finished", "degraded")
 
 
-def junit(verdicts: Sequence[Verdict], run: Run) -> str:
+def junit(verdicts: Sequence[ExpectationVerdict], run: Run) -> str:
     """One test suite: that the run finished, that its counts balance, and each expectation.
 
     A run that an expectation ended fails once, by that expectation; its end is a skipped test then.
