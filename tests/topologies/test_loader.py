@@ -11,6 +11,7 @@ import pytest
 
 from nodes.device.profiles import PROFILES
 from nodes.errors import UsageError
+from nodes.wire.protocol import DIALECTS
 from topologies import (
     Group,
     Machine,
@@ -31,6 +32,11 @@ MINIMAL = '[machines.a]\nprogram = "idle"\n'
 def peers(text: str) -> dict[str, tuple[int, ...]]:
     """Machine name -> the peers its parameter ``to`` names."""
     return {machine.name: machine.parameters["to"] for machine in loads(text).machines if machine.parameters}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_domain_can_have_every_dialect(dialect: str) -> None:
+    assert loads(f'{MINIMAL}[domains.main]\ndialect = "{dialect}"\n').domains[0].dialect == dialect
 
 
 def test_what_is_not_said_has_a_default() -> None:
