@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -51,11 +52,11 @@ def run(
     topology: Topology | str | os.PathLike[str],
     *,
     runs: str | os.PathLike[str] = "runs",
-    overrides: Mapping[str, str] | None = None,
+    overrides: Mapping[str, object] | None = None,
     resources_every_s: float = 0.5,
     socket_path: str | os.PathLike[str] | None = None,
     on_begin: Callable[[Begun], None] = lambda begun: None,
-    programs: Sequence[str | os.PathLike[str]] = (),
+    programs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
 ) -> Run:
     """Run a topology and return its results.
 
@@ -65,20 +66,28 @@ def run(
     Args:
         topology: one, a file, or the name of one that is shipped.
         runs: where the run directory is made.
-        overrides: keys of the file and TOML values (``{"machines.storm.count": "4"}``).
+        overrides: keys of the file and values (``{"machines.storm.count": 4}``); see `topologies.load`.
         resources_every_s: how often processes are sampled (0: never).
         socket_path: the path of the server's socket, for others to find: a real QEMU that connects there is one more
             peer.
         on_begin: is told when the run has begun.
-        programs: files of Python whose generator functions the topology can name; they run with full trust.
+        programs: a file of Python whose generator functions the topology can name, or several; they run with full
+            trust.
 
     Raises:
         TopologyError, UsageError: before anything is started.
         HostError: this host cannot carry it.
     """
+    program_files = [os.fspath(each) for each in ([programs] if isinstance(programs, str | os.PathLike) else programs)]
+    try:
+        resources_every_s = float(resources_every_s)
+    except (TypeError, ValueError):
+        resources_every_s = math.nan
+    if not 0 <= resources_every_s < math.inf:
+        raise UsageError("resources_every_s: expected a number of seconds from 0")
     if not isinstance(topology, Topology):
-        topology = load(os.fspath(topology), overrides, [os.fspath(each) for each in programs])
-    elif overrides or programs:
+        topology = load(os.fspath(topology), overrides, program_files)
+    elif overrides or program_files:
         raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
     check(topology, Path(runs))
     topology = name_memories(topology)
@@ -86,7 +95,7 @@ def run(
     arguments: dict[str, Any] = {
         "overrides": dict(topology.overrides),
         "resources_every_s": resources_every_s,
-        "programs": [os.fspath(each) for each in programs],
+        "programs": program_files,
     }
     with _Interrupts() as interrupts, RunDirectory.create(Path(runs), topology, arguments) as directory:
         floors = baseline_if_any()

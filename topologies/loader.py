@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-from topologies.language.document import Document, parse, read_text
+from topologies.language.document import Document, override_texts, parse, read_text
 from topologies.language.matrix import read_matrix, try_values
 from topologies.language.problems import Problem, TopologyError, nearest, show
 from topologies.language.reader import Report, TooManyProblemsError, read_table
@@ -40,30 +40,37 @@ _MAX_DOMAINS = 64
 
 
 def load(
-    source: str | FilePath, overrides: Mapping[str, str] | None = None, programs: Sequence[str | FilePath] = ()
+    source: str | FilePath, overrides: Mapping[str, object] | None = None, programs: Sequence[str | FilePath] = ()
 ) -> Topology:
     """The topology in a file, or the shipped one of that name (``"ping_pong"``).
 
-    ``overrides`` maps dotted keys to TOML values: ``{"machines.sender.count": "64"}``; a value that is
-    no TOML is taken as a string. ``programs`` are files of Python whose generator functions the topology may name
-    like shipped ones: they are run, with full trust. Raises `TopologyError` with all problems.
+    Args:
+        source: a path, or a name of `shipped`.
+        overrides: dotted keys and values: ``{"machines.sender.count": 64}``. A text is read as on the command line: as
+            TOML (``"64"``), else as a string.
+        programs: files of Python whose generator functions the topology may name like shipped ones; their code runs,
+            with full trust.
+
+    Raises:
+        TopologyError: with all problems.
+        UsageError: an override that TOML cannot write.
     """
     file = _find(source)
     known = ProgramFiles(programs)
-    return _build(parse(read_text(file), str(file), overrides), file.parent, known)
+    return _build(parse(read_text(file), str(file), override_texts(overrides)), file.parent, known)
 
 
 def loads(
     text: str,
     name: str = "<string>",
-    overrides: Mapping[str, str] | None = None,
+    overrides: Mapping[str, object] | None = None,
     programs: Sequence[str | FilePath] = (),
 ) -> Topology:
     """The topology in ``text``; ``name`` stands for the file's in messages. Raises `TopologyError`.
 
     The files that it names are looked for from the current directory on.
     """
-    return _build(parse(text, name, overrides), FilePath(), ProgramFiles(programs))
+    return _build(parse(text, name, override_texts(overrides)), FilePath(), ProgramFiles(programs))
 
 
 def shipped() -> list[tuple[str, str]]:

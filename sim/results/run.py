@@ -223,7 +223,7 @@ class Run:
         return frame(self.table(name), self.origin)
 
     def latency(
-        self, by: str | Sequence[str] = (), latencies: Sequence[str] | None = None, *, intervals: bool = False
+        self, by: str | Sequence[str] = (), latencies: str | Sequence[str] | None = None, *, intervals: bool = False
     ) -> Any:
         """Percentiles in nanoseconds as a ``pyarrow.Table``: one row for each latency of each group of
         samples.
@@ -238,6 +238,7 @@ class Run:
         from sim.results.frames import latency
 
         by = (by,) if isinstance(by, str) else tuple(by)
+        latencies = (latencies,) if isinstance(latencies, str) else latencies
         return latency(self.columns, self.origin, by, latencies, intervals=intervals)
 
     def histogram(self, what: str = "delivery", by: str | None = None) -> Any:

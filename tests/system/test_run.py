@@ -9,7 +9,9 @@ import resource
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import sim
@@ -199,3 +201,21 @@ def test_the_callers_environment_main_module_and_limits_are_left_alone(tmp_path:
     before = mine()
     run("ping_pong", tmp_path)
     assert mine() == before
+
+
+@pytest.mark.parametrize("every_s", ["often", float("nan"), -1, None])
+def test_a_time_between_samples_that_is_none_is_refused_in_words(tmp_path: Path, every_s: Any) -> None:
+    with pytest.raises(UsageError, match="resources_every_s: expected a number of seconds"):
+        sim.run("ping_pong", runs=tmp_path / "runs", resources_every_s=every_s)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_from_a_notebook_takes_numbers_and_one_file_of_programs(tmp_path: Path) -> None:
+    program = tmp_path / "mine.py"
+    program.write_text("def quiet(guest):\n    while True:\n        yield None\n")
+    file = tmp_path / "quiet.toml"
+    file.write_text("[run]\nwarmup_s = 0\n[machines.a]\nprogram = 'quiet'\n")
+    overrides: dict[str, object] = {"run.duration_s": np.float64(0.2), "seed": np.int64(3), "run.sample_every": 1}
+    result = sim.run(file, runs=tmp_path / "runs", overrides=overrides, programs=program, resources_every_s=np.int64(1))
+    assert (result.status, result.figures.seed) == ("finished", 3)
+    assert 0.2 <= result.figures.duration_s < 5

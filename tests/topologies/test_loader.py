@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nodes.device.profiles import PROFILES
@@ -16,6 +17,7 @@ from topologies import (
     Group,
     Machine,
     Memory,
+    Problem,
     RunSettings,
     Topology,
     TopologyError,
@@ -470,3 +472,51 @@ def test_a_master_is_peer_0_or_is_refused_before_it_would_be(first, second, line
         loads(text)
     (problem,) = caught.value.problems
     assert (problem.line, problem.key) == (line, f"machines.{'a' if line == 3 else 'b'}.role")
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "got"),
+    [
+        (0.5, "run.duration_s", 0.5),
+        (7, "seed", 7),
+        (True, "run.only_migratable", True),
+        (np.int64(7), "seed", 7),
+        (np.float32(0.5), "run.duration_s", 0.5),
+        (np.bool_(True), "run.only_migratable", True),
+        (Path("a b"), "title", "a b"),
+        ("two words", "title", "two words"),
+        ("\u00e9 \U0001f514 \x7f", "title", None),
+        ('say "hi"', "title", 'say "hi"'),
+    ],
+)
+def test_overrides_are_values_of_python_too(value: object, key: str, got: object) -> None:
+    text = MINIMAL + "role = 'master'\n"
+    if got is None:
+        (problem,) = refused_overrides(text, {key: value})
+        assert problem.expected == "one line of printable characters"
+        return
+    topology = loads(text, overrides={key: value})
+    table, _, name = key.rpartition(".")
+    assert getattr(topology.run if table else topology, name) == got
+    again = loads(text, overrides=topology.overrides)
+    assert again == topology, "the texts that are kept make the same topology again"
+
+
+@pytest.mark.parametrize("cpus", [[0, 2], (0, 2), np.array([0, 2]), range(0, 4, 2)])
+def test_overrides_are_arrays_and_tables_too(cpus: object) -> None:
+    (machine,) = loads(MINIMAL, overrides={"machines.a": {"program": "idle", "cpus": cpus}}).machines
+    assert machine.scheduling.cpus == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"seed": None}, {"seed": b"1"}, {"seed": [object()]}, {3: "1"}, {"seed": {1, 2}}]
+)
+def test_an_override_that_toml_cannot_write_is_refused_in_words(overrides: Any) -> None:
+    with pytest.raises(UsageError, match=r"^overrides.*expected"):
+        loads(MINIMAL, overrides=overrides)
+
+
+def refused_overrides(text: str, overrides: dict[str, object]) -> tuple[Problem, ...]:
+    with pytest.raises(TopologyError) as caught:
+        loads(text, overrides=overrides)
+    return caught.value.problems

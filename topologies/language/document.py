@@ -7,18 +7,32 @@ nesting, its syntax. What the values mean is the loader's.
 from __future__ import annotations
 
 import codecs
+import contextlib
+import datetime
+import json
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
+from pathlib import PurePath
 from typing import Any
 
+from nodes.errors import UsageError
 from topologies.language.problems import Problem, TopologyError, nearest, printable, show, show_key
 from topologies.language.syntax_hints import hint_at
 from topologies.language.toml_positions import Path, ScanError, positions, split_key
 
-__all__ = ["MAX_FILE_BYTES", "MAX_LINE_BYTES", "Document", "override_value", "parse", "read_text"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "MAX_LINE_BYTES",
+    "Document",
+    "override_text",
+    "override_texts",
+    "override_value",
+    "parse",
+    "read_text",
+]
 
 MAX_FILE_BYTES = 1 << 20
 MAX_LINE_BYTES = 4096
@@ -218,3 +232,53 @@ def override_value(value: str) -> object:
         if value.lstrip()[:1] in ('"', "'", "[", "{"):
             raise ValueError(_TOML_PLACE.sub("", str(error))) from None
         return value
+
+
+def override_texts(overrides: Mapping[str, object] | None) -> dict[str, str]:
+    """The overrides of a caller from Python as those of the command line.
+
+    A text is taken as it is; numbers, booleans, paths, arrays and tables become their TOML text, those of numpy too.
+
+    Raises:
+        UsageError: a key that is no text, or a value that TOML cannot write.
+    """
+    texts = {}
+    for key, value in (overrides or {}).items():
+        if not isinstance(key, str):
+            raise UsageError(f"overrides: expected dotted keys as str, got {key!r}")
+        try:
+            texts[key] = value if isinstance(value, str) else override_text(value)
+        except TypeError as error:
+            raise UsageError(f"overrides[{key!r}]: {error}") from None
+    return texts
+
+
+def override_text(value: object) -> str:
+    """A value as text for ``--set``; a word stays a word, where it is read as one. Raises TypeError."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            if value.strip() == value and override_value(value) == value:
+                return value
+    return _toml(value)
+
+
+def _toml(value: object) -> str:
+    if (plain := getattr(value, "tolist", None)) is not None:  # a number or an array of numpy
+        value = plain()
+    match value:
+        case str() | PurePath():
+            return _quoted(str(value))
+        case bool():
+            return "true" if value else "false"
+        case int() | float() | datetime.date() | datetime.time():
+            return str(value)
+        case list() | tuple() | range():
+            return "[" + ", ".join(map(_toml, value)) + "]"
+        case Mapping():
+            return "{ " + ", ".join(f"{_quoted(str(key))} = {_toml(inner)}" for key, inner in value.items()) + " }"
+    raise TypeError(f"expected a str, a number, a bool, a list or a dict, got {value!r}")
+
+
+def _quoted(text: str) -> str:
+    """A basic string of TOML; unlike JSON's, its escapes know no surrogate pairs, and U+007F needs one."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from topologies.language.document import Document, override_value, parse
+from topologies.language.document import Document, override_text, parse
 from topologies.language.problems import Problem, TopologyError, show
 from topologies.language.reader import Report
 
@@ -30,7 +29,7 @@ def read_matrix(table: Mapping[str, Sequence[Any]], report: Report) -> dict[str,
     cells = 1
     for key, values in table.items():
         cells *= len(values)
-        texts = tuple(_as_override(value) for value in values)
+        texts = tuple(override_text(value) for value in values)
         seen: set[str] = set()
         for place, text in enumerate(texts):
             if text in seen:
@@ -76,27 +75,3 @@ def try_values(
                 if (key, expected, problem.got) not in said:  # a key that is wrong is so with each of its values
                     report.add(("matrix", key, place), expected, problem.got, problem.hint)
                 said.add((key, expected, problem.got))
-
-
-def _as_override(value: object) -> str:
-    """A value of the file as text for ``--set``: a word stays a word, when it is read as one."""
-    if isinstance(value, str):
-        try:
-            if value.strip() == value and override_value(value) == value:
-                return value
-        except ValueError:
-            pass
-        return json.dumps(value, ensure_ascii=True)
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case list():
-            return "[" + ", ".join(map(_as_inner, value)) + "]"
-        case dict():
-            return "{ " + ", ".join(f"{json.dumps(key)} = {_as_inner(inner)}" for key, inner in value.items()) + " }"
-        case _:
-            return str(value)
-
-
-def _as_inner(value: object) -> str:
-    return json.dumps(value, ensure_ascii=True) if isinstance(value, str) else _as_override(value)
