@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nodes.errors import IvshmemError
-from sim.exit_codes import BROKEN_PIPE, HOST_TOO_SMALL, INTERRUPTED, of_error
+from sim.exit_codes import BROKEN_PIPE, INTERRUPTED, of_error, of_os_error
 from sim.kernel.signals import signals_too_late
 
 __all__ = ["ivsim", "main"]
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> Any:
         code = BROKEN_PIPE
     except OSError as error:
         click.echo(f"ivsim: cannot go on: {error}", err=True)
-        code = HOST_TOO_SMALL
+        code = of_os_error(error)
     except IvshmemError as error:
         click.echo(f"ivsim: {error}", err=True)
         code = of_error(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nodes.errors import HostError, IvshmemError, UsageError
+from sim.kernel.lacks import is_lack
 from sim.kernel.signals import ENDING
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "MISSED",
     "WRONG_USE",
     "of_error",
+    "of_os_error",
     "of_run",
     "of_signal",
 ]
@@ -34,6 +36,11 @@ BROKEN_PIPE = 141
 def of_error(error: IvshmemError) -> int:
     """The code of an error: wrong use, a host that is too small, or a failure."""
     return WRONG_USE if isinstance(error, UsageError) else HOST_TOO_SMALL if isinstance(error, HostError) else FAILED
+
+
+def of_os_error(error: OSError) -> int:
+    """The code of an error of the kernel that nothing has explained."""
+    return HOST_TOO_SMALL if is_lack(error) else FAILED
 
 
 def of_signal(name: str) -> int:

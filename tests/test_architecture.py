@@ -248,6 +248,12 @@ def test_each_foreign_call_has_one_owner(foreign):
     assert users == {FOREIGN_CALLS[foreign]}
 
 
+def test_nothing_waits_with_select():
+    """It takes no descriptor above 1023, and a worker or a coordinator may have thousands."""
+    calls = [at for at, node in nodes_of(ast.Attribute) if ast.unparse(node) == "select.select"]
+    assert not calls + [at for at, node in nodes_of(ast.ImportFrom) if node.module == "select"]
+
+
 def test_nothing_that_is_read_is_run():
     assert not [(name_of(path), wrong) for path in SOURCES if (wrong := first_parts(path) & RUNS_WHAT_IT_READS)]
     assert not [at for at, node in nodes_of(ast.Attribute) if re.fullmatch("(recv|send)_(pyobj|serialized)", node.attr)]

@@ -16,7 +16,7 @@ import msgspec
 from nodes.device import profiles
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import Blocker, Blockers, MigrationError
-from nodes.errors import HostError
+from nodes.errors import HostError, UsageError
 from sim.coordination.domain import LiveDomain
 from sim.coordination.incarnation import Incarnation, Migration
 from sim.coordination.machines import LiveMachines
@@ -111,7 +111,7 @@ class Actions:
             return {"waits_until": f"{current.name} has gone"}
         try:
             incarnation = self._machines.new_incarnation(machine)
-        except HostError as error:
+        except (HostError, OSError) as error:
             raise ActionError(str(error)) from error
         self._spawn(incarnation)
         return {"life": incarnation.name}
@@ -223,7 +223,10 @@ class Actions:
     def _start_server(self, domain: LiveDomain, _action: Action) -> Details:
         if domain.is_served:
             raise ActionError("a server listens already")
-        domain.start()
+        try:
+            domain.start()
+        except (HostError, UsageError, OSError) as error:
+            raise ActionError(str(error)) from error
         return {"domain": domain.name}
 
     def _soon(self, callback: Callable[[], None]) -> None:

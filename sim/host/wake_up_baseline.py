@@ -22,6 +22,7 @@ from pathlib import Path
 from nodes.errors import HostError
 from sim.kernel.eventfd import EventFd, drain, signal
 from sim.kernel.signals import signals_held
+from sim.kernel.waiting import readable_within
 
 __all__ = ["WakeUpBaseline", "baseline_if_any", "clock_cost_ns", "measure_floor", "partner"]
 
@@ -132,8 +133,11 @@ def _await_partner(started: subprocess.Popen[bytes], answer: int, wait: Callable
     """Return when it has answered for the first time; a partner that dies before that is noticed at once."""
     life = os.pidfd_open(started.pid)
     try:
-        select.select([answer, life], [], [], PATIENCE_S)
-        if select.select([life], [], [], 0)[0]:
+        poll = select.poll()  # not select(): the caller may have more than 1023 descriptors open
+        for descriptor in (answer, life):
+            poll.register(descriptor, select.POLLIN)
+        poll.poll(PATIENCE_S * 1000)
+        if readable_within(life, 0):
             raise HostError(f"the floor cannot be measured: the partner ended ({started.wait()})")
         wait()
     finally:

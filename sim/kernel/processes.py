@@ -25,12 +25,14 @@ __all__ = [
     "end_children",
     "has_stopped",
     "keep_orphans",
+    "name_process",
+    "process_name",
     "schedule",
     "tie_to",
     "work_ticks",
 ]
 
-PR_SET_PDEATHSIG, PR_SET_TIMERSLACK = 1, 29
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_TIMERSLACK = 1, 15, 29
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 POLICIES = {
     "other": os.SCHED_OTHER,
@@ -42,6 +44,7 @@ POLICIES = {
 END_PATIENCE_S = 2.0
 CLOSE_PATIENCE_S = 5.0
 NAME_LENGTH_MAX = 100
+NAME_BYTES_MAX = 15
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -156,6 +159,19 @@ def _command(pid: int) -> str:
     except OSError:
         return ""
     return f"{pid} ({words[:NAME_LENGTH_MAX]})" if words else ""
+
+
+def name_process(name: str) -> None:
+    """Set the name of this process as `ps` and `top` show it; processes that it forks inherit it (comm, proc(5))."""
+    _libc.prctl(PR_SET_NAME, name.encode()[:NAME_BYTES_MAX], 0, 0, 0)
+
+
+def process_name(pid: int) -> str:
+    """The name of a process, a zombie included; "" when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def has_stopped(pid: int) -> bool:

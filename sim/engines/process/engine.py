@@ -18,7 +18,7 @@ from sim.engines.process.domain_server import SocketServer
 from sim.engines.process.forkserver import MARK, ForkServer
 from sim.engines.process.handle import WorkerHandle
 from sim.kernel.loop import Loop
-from sim.kernel.processes import adopting_orphans, children, end_children
+from sim.kernel.processes import adopting_orphans, children, end_children, process_name
 from sim.recording import Recording
 from topologies import Domain, Machine, Topology
 
@@ -126,7 +126,12 @@ class ProcessEngine:
         return machine if machine is not None and machine.is_running else None
 
     def _is_of_this_run(self, pid: int) -> bool:
-        """Whether a child of this process descends from the fork server, which has marked its environment."""
+        """Whether a child of this process descends from the fork server, which has marked its environment.
+
+        That of a zombie cannot be read; it is known by the name of its process.
+        """
+        if process_name(pid) == self._fork_server.name:
+            return True
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:

@@ -9,8 +9,8 @@ its process ID on its control socket.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -23,6 +23,7 @@ import msgspec
 
 from sim.engines.process.configuration import WorkerConfiguration
 from sim.kernel.channel import send_descriptors
+from sim.kernel.lacks import is_lack
 from sim.kernel.loop import Loop
 from sim.kernel.processes import describe_exit, has_stopped, work_ticks
 from sim.kernel.signals import signals_held
@@ -49,6 +50,8 @@ class ForkServer:
         self._waiting: deque[tuple[WorkerConfiguration, socket.socket]] = deque()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
+        self.name = f"ivsim-{secrets.token_hex(4)}"
+        """The name of the process and of its descendants, as long as they do not execute another program."""
         self._words = os.memfd_create("last words", os.MFD_CLOEXEC)
         self._life = -1
         try:
@@ -68,7 +71,7 @@ class ForkServer:
             except OSError:  # it is closed
                 stderr = os.open(os.devnull, os.O_WRONLY)
             stack.callback(os.close, stderr)
-            arguments = f"{theirs.fileno()}, {stderr}, {str(runtime)!r}, {sys.path!r}"
+            arguments = f"{theirs.fileno()}, {stderr}, {str(runtime)!r}, {sys.path!r}, {self.name!r}"
             code = (
                 f"import sys; sys.path[:] = {_safe_path()!r}; "
                 f"from sim.engines.process import zygote; zygote.serve({arguments})"
@@ -138,7 +141,7 @@ class ForkServer:
                 self._loop.add(self._socket, lambda: None, writable=self._send)
                 return
             except OSError as error:
-                if error.errno == errno.ETOOMANYREFS:  # too many descriptors are under way (unix(7))
+                if is_lack(error):  # for now: too many descriptors are open, or under way (unix(7))
                     self._loop.remove(self._socket)
                     self._loop.at(self._loop.clock.now_ns() + RETRY_NS, self._send)
                     return

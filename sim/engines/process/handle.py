@@ -18,6 +18,8 @@ from sim.recording import Recording, State, header
 
 __all__ = ["WorkerHandle"]
 
+LAST_WORDS_NS = 200_000_000
+
 
 class WorkerHandle:
     """One incarnation of a machine as a process of this host; a `sim.engines.base.LiveMachine`.
@@ -142,10 +144,18 @@ class WorkerHandle:
         except EOFError:
             self._loop.remove(self._control)
             if not self._processes and not self._ended:
-                self._ended = True
-                self._report(
-                    Ended(f"could not be started: {self._failure or self._fork_server.state()}", started=False)
-                )
+                # The fork server may be about to end, which is the reason then.
+                wait_ns = 0 if self._failure or self._fork_server.has_ended else LAST_WORDS_NS
+                self._loop.at(self._loop.clock.now_ns() + wait_ns, self._report_not_started)
+
+    def _report_not_started(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        why = self._failure
+        if not why:
+            why = self._fork_server.state() if self._fork_server.has_ended else "its process ended at once"
+        self._report(Ended(f"could not be started: {why}", started=False))
 
     def _add_process(self, pid: int) -> None:
         """A new process is this machine's: its first one, or the one that it is about to continue in."""

@@ -28,6 +28,7 @@ from sim.engines.messages import Failed
 from sim.engines.process.control import Control
 from sim.engines.process.main import main
 from sim.kernel.channel import Channel
+from sim.kernel.processes import name_process
 from sim.kernel.segments import remove_orphaned
 from sim.kernel.signals import ENDING
 from sim.kernel.waiting import readable_within
@@ -38,7 +39,7 @@ REQUEST_BYTES = 16
 STANDARD_ERROR = 2
 
 
-def serve(requests: int, stderr: int, runtime: str, path: list[str]) -> None:
+def serve(requests: int, stderr: int, runtime: str, path: list[str], name: str) -> None:
     """Fork a worker for each request until the coordinator closes its end, which it does only by dying.
 
     Args:
@@ -46,12 +47,14 @@ def serve(requests: int, stderr: int, runtime: str, path: list[str]) -> None:
         stderr: the standard error for workers. Until now it was a file in which the coordinator finds last words.
         runtime: the run's private directory, removed when the coordinator has died.
         path: where workers find modules.
+        name: the name of the process, which its descendants inherit: zombies among them are known by it.
     """
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     _switch_stderr(stderr)
     coordinator = os.getppid()
+    name_process(name)
     channel = Channel(socket.socket(fileno=requests))
     gc.freeze()
     gc.enable()

@@ -21,9 +21,10 @@ from typing import Any, Self
 
 import msgspec
 
-from nodes.errors import HostError, IvshmemError, UsageError
+from nodes.errors import HostError, IvshmemError, RunError, UsageError
 from sim.access import Access
 from sim.host.wake_up_baseline import WakeUpBaseline
+from sim.kernel.lacks import is_lack
 from sim.results.ending import BaselineLook, Ending
 from sim.results.run import Run
 from sim.results.store import files
@@ -123,7 +124,7 @@ class RunDirectory:
         """Write down how the run ended, so that its figures can be computed whatever happens next.
 
         Raises:
-            HostError: the disk is full.
+            HostError, RunError: the disk is full, or the directory is gone.
         """
         with self._writing():
             (self.path / files.RESERVE).unlink(missing_ok=True)
@@ -140,7 +141,8 @@ class RunDirectory:
             The run.
 
         Raises:
-            HostError: the disk is full. The recordings are kept then, and ``open`` on the directory finishes the job.
+            HostError, RunError: the disk is full, or the directory is gone. The recordings are kept
+                then, and ``open`` on the directory finishes the job.
         """
         from sim.results.finalize import conclude
 
@@ -162,10 +164,9 @@ class RunDirectory:
         try:
             yield
         except OSError as error:
-            raise HostError(
-                f"{self.path}: {_reason(error)} when the results were written; the recordings are kept in "
-                f"{files.RAW}/, and opening the run again finishes the job"
-            ) from error
+            kept = f"the recordings are kept in {files.RAW}/, and opening the run again finishes the job"
+            told = f"{self.path}: {_reason(error)} when the results were written; {kept}"
+            raise (HostError(told) if is_lack(error) else RunError(told)) from error
 
     def close(self) -> None:
         """Close the files that grow; a directory that is not finished stays for ``open`` to recover."""

@@ -32,7 +32,9 @@ class Site:
         self.reports: list[Report] = []
         self.words = [0] * 64
         self.worker: Any = None
-        fork_server: Any = SimpleNamespace(fork=self.fork, state=lambda: "the fork server ended (exit 7): no license")
+        fork_server: Any = SimpleNamespace(
+            fork=self.fork, has_ended=True, state=lambda: "the fork server ended (exit 7): no license"
+        )
         recordings: Any = [SimpleNamespace(words=self.words)]
         configuration: Any = None
         self.handle = WorkerHandle(

@@ -1,0 +1,46 @@
+"""sim.kernel.waiting: one descriptor, whatever its number."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from sim.kernel.waiting import readable_within, readable_within_ns
+
+BEYOND_SELECT = 1500
+
+
+@pytest.fixture(params=[0, BEYOND_SELECT], ids=["small", "beyond 1023"])
+def pipe(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
+    """A reading end with a number of at least so much, and its writing end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard <= BEYOND_SELECT:
+        pytest.skip(f"this host allows {hard} descriptors only")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    reading, writing = os.pipe()
+    moved = fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, request.param)
+    os.close(reading)
+    try:
+        yield moved, writing
+    finally:
+        os.close(moved)
+        os.close(writing)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_nothing_comes_in_time(pipe: tuple[int, int]) -> None:
+    assert not readable_within(pipe[0], 0)
+    assert not readable_within(pipe[0], 0.001)
+    assert not readable_within_ns(pipe[0], 0)
+    assert not readable_within_ns(pipe[0], 1_000)
+
+
+def test_what_is_there_ends_the_wait(pipe: tuple[int, int]) -> None:
+    os.write(pipe[1], b"x")
+    assert readable_within(pipe[0], None)
+    assert readable_within(pipe[0], 20)
+    assert readable_within_ns(pipe[0], 20_000_000_000)
