@@ -1,4 +1,4 @@
-"""Pictures that are no lines: bars, a heat map, and groups with arrows between them."""
+"""Pictures without lines: bars, and groups with arrows between them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from sim.views.html.scales import Scale, round_ticks
 from sim.views.html.svg import Markup, picture, tag, text
 from sim.views.units import short_count as count
 
-__all__ = ["HEAT_LEVELS", "bars", "graph", "heat", "heat_level"]
+__all__ = ["bars", "cut", "graph"]
 
 Floats = npt.NDArray[np.float64]
 
-HEAT_LEVELS = 9
-HEAT_WIDTH = 460
 NODE_WIDTH, NODE_HEIGHT = 128.0, 46.0
 GRAPH_WIDTH, LOOP = 460, 30.0
 
@@ -54,42 +52,8 @@ def bars(
     return picture(width, height, title, description, parts, class_=class_)
 
 
-def heat_level(value: int, most: int) -> int:
-    """0 for nothing, else 1 to ``HEAT_LEVELS`` - 1 by the share of the most that it is."""
-    if value <= 0:
-        return 0
-    return 1 + min(HEAT_LEVELS - 2, value * (HEAT_LEVELS - 1) // max(1, most))
-
-
-def heat(matrix: HeatMatrix, title: str, description: str) -> Markup:
-    """Sources down, targets across; the colour is the count."""
-    rows, columns = matrix.rung.shape
-    longest = max(map(len, [*matrix.sources, *matrix.targets]))
-    left = min(130.0, 12 + CHARACTER * longest)
-    cell = min(44.0, (HEAT_WIDTH - left - 8) / columns)
-    top, most = 24.0, int(matrix.rung.max(initial=0))
-    bottom = top + cell * rows
-    parts = []
-    for (source, target), value in np.ndenumerate(matrix.rung):
-        said = f"{matrix.sources[source]} to {matrix.targets[target]}: {value:,}"
-        refused = int(matrix.refused[source, target])
-        said += f", {refused:,} of them refused" if refused else ""
-        box = {"x": left + target * cell, "y": top + source * cell, "width": cell, "height": cell}
-        class_ = f"cell h{heat_level(int(value), most)}" + (" refused" if refused else "")
-        parts.append(tag("rect", tag("title", said), **box, class_=class_))
-    limit = round((left - 12) / CHARACTER)
-    every = max(1, math.ceil(15 / cell))
-    for place in range(0, rows, every):
-        parts.append(text(left - 6, top + (place + 0.5) * cell + 4, _cut(matrix.sources[place], limit), anchor="end"))
-    middles = [(left + (place + 0.5) * cell, name) for place, name in enumerate(matrix.targets)]
-    half = CHARACTER * longest / 2
-    inside = [(min(max(at, half), HEAT_WIDTH - half), name) for at, name in middles]
-    parts += [text(at, bottom + 17, name, anchor="middle") for at, name in thinned(inside)]
-    parts.append(text(2, 12, "ringing, down; rung, across", "label"))
-    return picture(HEAT_WIDTH, round(bottom + 28), title, description, parts, class_="square")
-
-
-def _cut(name: str, most: int) -> str:
+def cut(name: str, most: int) -> str:
+    """``name``, shortened to ``most`` characters."""
     return name if len(name) <= most else name[: max(1, most - 1)] + "…"
 
 
@@ -122,8 +86,8 @@ def graph(matrix: HeatMatrix, captions: Mapping[str, str], seconds: float, title
     for name, (x, y) in zip(matrix.sources, at, strict=True):
         box = {"x": x - NODE_WIDTH / 2, "y": y - NODE_HEIGHT / 2, "width": NODE_WIDTH, "height": NODE_HEIGHT}
         boxes.append(tag("rect", **box, rx=8, class_="node"))
-        boxes.append(text(x, y - 3, _cut(name, 17), "node-name", "middle"))
-        boxes.append(text(x, y + 13, _cut(captions.get(name, ""), 22), "node-note", "middle"))
+        boxes.append(text(x, y - 3, cut(name, 17), "node-name", "middle"))
+        boxes.append(text(x, y + 13, cut(captions.get(name, ""), 22), "node-note", "middle"))
     head = tag("path", d="M0 0L8 4L0 8z", class_="arrowhead")
     form = {"viewBox": "0 0 8 8", "refX": "7", "refY": "4", "markerWidth": "11", "markerHeight": "11"}
     marker = tag("marker", head, id="arrowhead", **form, orient="auto", markerUnits="userSpaceOnUse")

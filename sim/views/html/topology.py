@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from sim.results import Run
+from sim.views.html.heat_map import heat_map
 from sim.views.html.matrix import HeatMatrix, between_groups, between_machines
-from sim.views.html.shapes import HEAT_LEVELS, graph, heat
+from sim.views.html.shapes import graph
 from sim.views.html.svg import Markup, tag
 from sim.views.html.tables import table
 from sim.views.rows import TextTable
-from sim.views.units import short_count
 
 __all__ = ["pictures"]
 
@@ -31,7 +31,7 @@ def pictures(run: Run, seconds: float, drawn: Markup | None) -> list[Markup]:
         parts.append(tag("figure", caption, drawn))
     # Of two there is nothing that the arrows do not tell.
     if machines.rung.any() and (len(machines.sources) > 2 or drawn is None):
-        parts.append(_heat(machines))
+        parts.append(heat_map(machines))
     if machines.rung.any():
         parts.append(tag("details", tag("summary", "Who rang whom, as a table"), _pairs(machines)))
     else:
@@ -55,18 +55,6 @@ def _description(groups: HeatMatrix) -> str:
         if groups.rung[row, column]
     ]
     return "; ".join(arrows) + "." if arrows else "Nobody rang anybody."
-
-
-def _heat(machines: HeatMatrix) -> Markup:
-    most = int(machines.rung.max(initial=0))
-    source, target = divmod(int(machines.rung.argmax()), machines.rung.shape[1])
-    description = f"The most: {machines.sources[source]} to {machines.targets[target]}, {most:,} doorbells."
-    note = "Doorbells rung" if machines.each == 1 else f"Doorbells rung; {machines.each} machines share a row"
-    note += "; outlined where some were refused" if machines.refused.any() else ""
-    steps = [tag("i", class_=f"swatch h{level}") for level in range(HEAT_LEVELS)]
-    key = tag("p", tag("span", "0"), *steps, tag("span", short_count(most)), class_="ramp")
-    caption = tag("figcaption", tag("h3", "Machine by machine"), tag("p", note))
-    return tag("figure", caption, key, heat(machines, "Who rang whom", description))
 
 
 def _pairs(machines: HeatMatrix) -> Markup:

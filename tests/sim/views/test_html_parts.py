@@ -18,10 +18,10 @@ from sim.results.store import batches
 from sim.views import units
 from sim.views.event_text import brief, sentence
 from sim.views.html import scales
+from sim.views.html.heat_map import heat_level
 from sim.views.html.lines import thinned
 from sim.views.html.matrix import OTHERS, between_groups, between_machines
 from sim.views.html.page import page
-from sim.views.html.shapes import heat_level
 from sim.views.html.svg import Markup, tag, words
 from sim.views.html.usage import usage as usage_of
 from tests.synthetic import MEASURE_NS, SECOND_NS, START_NS, STOP_NS, finish, pair, record, topology, usage

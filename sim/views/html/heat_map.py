@@ -1,0 +1,66 @@
+"""The heat map of the report: how often each machine rang each other one, as coloured cells."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sim.views.html.lines import CHARACTER, thinned
+from sim.views.html.matrix import HeatMatrix
+from sim.views.html.shapes import cut
+from sim.views.html.svg import Markup, picture, tag, text
+from sim.views.units import short_count
+
+__all__ = ["LEVELS", "heat_level", "heat_map"]
+
+LEVELS = 9
+WIDTH = 460
+
+
+def heat_map(machines: HeatMatrix) -> Markup:
+    """The heat map with its heading and its scale."""
+    most = int(machines.rung.max(initial=0))
+    source, target = divmod(int(machines.rung.argmax()), machines.rung.shape[1])
+    description = f"The most: {machines.sources[source]} to {machines.targets[target]}, {most:,} doorbells."
+    note = "Doorbells rung" if machines.each == 1 else f"Doorbells rung; {machines.each} machines share a row"
+    note += "; outlined where some were refused" if machines.refused.any() else ""
+    steps = [tag("i", class_=f"swatch h{step}") for step in range(LEVELS)]
+    key = tag("p", tag("span", "0"), *steps, tag("span", short_count(most)), class_="ramp")
+    caption = tag("figcaption", tag("h3", "Machine by machine"), tag("p", note))
+    return tag("figure", caption, key, _picture(machines, "Who rang whom", description))
+
+
+def heat_level(value: int, most: int) -> int:
+    """0 for nothing, else 1 to ``LEVELS`` - 1 by the share of the most that it is."""
+    if value <= 0:
+        return 0
+    return 1 + min(LEVELS - 2, value * (LEVELS - 1) // max(1, most))
+
+
+def _picture(matrix: HeatMatrix, title: str, description: str) -> Markup:
+    """Sources down, targets across; the colour is the count."""
+    rows, columns = matrix.rung.shape
+    longest = max(map(len, [*matrix.sources, *matrix.targets]))
+    left = min(130.0, 12 + CHARACTER * longest)
+    cell = min(44.0, (WIDTH - left - 8) / columns)
+    top, most = 24.0, int(matrix.rung.max(initial=0))
+    bottom = top + cell * rows
+    parts = []
+    for (source, target), value in np.ndenumerate(matrix.rung):
+        said = f"{matrix.sources[source]} to {matrix.targets[target]}: {value:,}"
+        refused = int(matrix.refused[source, target])
+        said += f", {refused:,} of them refused" if refused else ""
+        box = {"x": left + target * cell, "y": top + source * cell, "width": cell, "height": cell}
+        class_ = f"cell h{heat_level(int(value), most)}" + (" refused" if refused else "")
+        parts.append(tag("rect", tag("title", said), **box, class_=class_))
+    limit = round((left - 12) / CHARACTER)
+    every = max(1, math.ceil(15 / cell))
+    for place in range(0, rows, every):
+        parts.append(text(left - 6, top + (place + 0.5) * cell + 4, cut(matrix.sources[place], limit), anchor="end"))
+    middles = [(left + (place + 0.5) * cell, name) for place, name in enumerate(matrix.targets)]
+    half = CHARACTER * longest / 2
+    inside = [(min(max(at, half), WIDTH - half), name) for at, name in middles]
+    parts += [text(at, bottom + 17, name, anchor="middle") for at, name in thinned(inside)]
+    parts.append(text(2, 12, "ringing, down; rung, across", "label"))
+    return picture(WIDTH, round(bottom + 28), title, description, parts, class_="square")
