@@ -19,9 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
-from sim.results.analysis.histogram import bins_of, lower_edges, upper_edges
-from sim.results.analysis.intervals import FEWEST, SLICES, Interval, Slices, measured_slices, replicates, sliced
-from sim.results.analysis.latency import EVERY_LATENCY, QUANTILES, values
+from sim.results.analysis.histogram import lower_edges, upper_edges
+from sim.results.analysis.intervals import FEWEST, SLICES, Interval, Slices, replicates
+from sim.results.analysis.latency import EVERY_LATENCY, QUANTILES
 from sim.results.display import as_html
 from sim.results.run import Run
 from sim.results.store.opening import open as open_run
@@ -132,11 +132,11 @@ def compare(a: Run | str | os.PathLike[str], b: Run | str | os.PathLike[str]) ->
     drawn: list[dict[str, Slices] | None] = []
     for name, run in zip("AB", runs, strict=True):
         try:
-            drawn.append(cut := _slices(run))
+            drawn.append(cut := run.latency_slices())
             if 0 < (filled := cut["total"].filled) < FEWEST:
                 notes.append(
-                    f"{name} without intervals: its samples lie in {filled} of {SLICES} slices of its time, "
-                    f"which takes {FEWEST}"
+                    f"{name} without intervals: its drains lie in {filled} of {SLICES} slices of the measured time, "
+                    f"an interval needs {FEWEST}"
                 )
         except UsageError as error:
             drawn.append(None)
@@ -150,17 +150,6 @@ def _full_name(name: str) -> str:
     if dot and latency in EVERY_LATENCY:
         return f"{latency}.{rest.replace('.', '_')}"
     return f"total.{name.replace('.', '_')}"
-
-
-def _slices(run: Run) -> dict[str, Slices]:
-    """Every latency of a run, cut into slices of time."""
-    columns, found = run.columns, {}
-    slices = measured_slices(columns)
-    for name in EVERY_LATENCY:
-        numbers, there = values(columns, name)
-        there &= ~columns.warmup
-        (found[name],) = sliced(bins_of(numbers[there]), slices[there])
-    return found
 
 
 def _latencies(

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.analysis.latency import percentiles, values
+from sim.results.analysis.latency import Samples
 from sim.results.measures import COUNTED, Counts, Scope, UnknownFigureError, Whose
-from sim.results.store.manifest import Machine
+from sim.results.store.manifest import MachineRow
 from sim.results.summary import ExpectationVerdict, GroupFigures, Migration, value_at
 from topologies import Expectation, Topology
 from topologies.language.values import MisfitError
@@ -211,19 +211,21 @@ class _Finished:
 
     def _latency(self, name: str, scope: Scope) -> dict[str, float | None]:
         """The percentiles and the mean in nanoseconds, None where there are too few samples."""
-        samples = self._run.columns
-        figures, there = values(samples, name)
-        there = there & ~samples.warmup
-        if not scope.whole:
-            there &= np.isin(self._machines(samples.target), list(scope.machines))
-        if scope.sources is not None:
-            there &= np.isin(self._machines(samples.source), list(scope.sources))
-        if scope.vector is not None:
-            there &= samples.vector == scope.vector
-        its = figures[there]
-        if not len(its):
+
+        def its(samples: Samples) -> npt.NDArray[np.bool_]:
+            there = np.ones(len(samples), np.bool_)
+            if not scope.whole:
+                there &= np.isin(self._machines(samples.target), list(scope.machines))
+            if scope.sources is not None:
+                there &= np.isin(self._machines(samples.source), list(scope.sources))
+            if scope.vector is not None:
+                there &= samples.vector == scope.vector
+            return there
+
+        found = self._run.percentiles_where(name, its)
+        if not found["samples"]:
             raise UnknownFigureError(f"there is no sample of it{self._explained(scope)}")
-        return {**percentiles(its), "mean": float(its.mean())}
+        return found
 
     # Machines
 
@@ -241,7 +243,7 @@ class _Finished:
             if name not in planned and name not in devices and self._by_name.get(name) in scope.machines
         ]
 
-    def _first_domain(self, row: Machine) -> int:
+    def _first_domain(self, row: MachineRow) -> int:
         return row.domain if row.of is None else self._run.origin.machines[row.of].domain
 
     def _explained(self, scope: Scope) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,15 @@ import msgspec
 import pyarrow as pa
 
 from nodes.errors import UsageError
+from sim.recording.reader import VECTOR_MASK
 from sim.results.analysis.account import Account, account
-from sim.results.analysis.distribution import distribution
-from sim.results.analysis.matching import VECTOR_MASK
+from sim.results.analysis.distribution import distribution, sizes_of_drains
 from sim.results.analysis.migrations import migrations
+from sim.results.analysis.samples import sample_batches
 from sim.results.analysis.summarize import summarize
 from sim.results.ending import Ending
 from sim.results.store import files, schemas
+from sim.results.store.batches import batches
 from sim.results.store.events import Event, Statistics, read_events, remarks, statistics_of
 from sim.results.store.manifest import Manifest
 from sim.results.summary import Summary
@@ -25,28 +26,79 @@ from sim.results.summary import Summary
 __all__ = ["conclude"]
 
 
-def conclude(path: Path, manifest: Manifest, ending: Ending | None) -> None:
+def conclude(path: Path, manifest: Manifest, ending: Ending | None, into: Path | None = None) -> None:
     """Compute the tables and the summary of a run directory, write them, remove the recordings.
 
-    Without an ``ending`` its coordinator died (``account``). Raises ``OSError`` when the directory cannot be
-    written; the recordings are kept then.
+    Samples and drains go from the recordings to their tables a piece at a time, and the percentiles are computed from
+    the tables, so memory grows by ``matching.INDEX_BYTES_EACH`` for each drain and not otherwise.
+
+    Args:
+        path: the run directory.
+        manifest: its manifest.
+        ending: what the coordinator knew last; None if it died (``account``).
+        into: another directory to write to; then nothing in ``path`` is changed.
+
+    Raises:
+        OSError: the directory cannot be written; the recordings are kept.
     """
+    place = path if into is None else into
     its = account(path, manifest, ending)
-    if its.manifest != manifest:
+    if its.manifest != manifest or into is not None:
         manifest = its.manifest
-        files.write_json(path / files.MANIFEST, manifest)
-    # Compressing takes as long as counting, and neither holds the interpreter: one beside the other.
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        written = beside.submit(_write, path, its)
-        latencies = distribution(its.samples, manifest)
-        summary = _with_events(summarize(its, latencies), its, _events(path))
-        written.result()
-    schemas.write_table(path, "histograms", _table("histograms", _histograms(latencies.histograms)))
-    files.write_json(path / files.SUMMARY, summary)
-    # The status last: whoever finds another one than running finds all the rest in place.
-    files.write_status(path, summary.status, summary.reason)
-    files.sync_directory(path)
-    _clean(path)
+        files.write_json(place / files.MANIFEST, manifest)
+    _write_streams(place, its)
+    for name, columns in _columns(its).items():
+        schemas.write_table(place, name, _table(name, columns))
+    schemas.write_table(place, "resources", its.resources)
+    latencies = distribution(
+        lambda: sample_batches(place, manifest), manifest, its.ending.measure_start_ns, its.ending.stop_ns
+    )
+    drained = sizes_of_drains(lambda: batches(place, "drains", ("machine", "count")), manifest)
+    summary = _with_events(summarize(its, latencies, drained), its, _events(path), place)
+    schemas.write_table(place, "histograms", _table("histograms", _histograms(latencies.histograms)))
+    files.write_json(place / files.SUMMARY, summary)
+    # The status last: a directory with another status than running has all the rest in place.
+    files.write_status(place, summary.status, summary.reason)
+    files.sync_directory(place)
+    if into is None:
+        _clean(path)
+
+
+def _write_streams(place: Path, its: Account) -> None:
+    """The tables of drains and of samples, from the recordings."""
+    with schemas.TableWriter(place, "drains") as writer:
+        for drains in its.matching.drain_chunks():
+            writer.write(
+                _table(
+                    "drains",
+                    {
+                        "machine": pa.array(drains.machine),
+                        "vector": pa.array(drains.vector),
+                        "count": pa.array(drains.count),
+                        "delivered_ns": pa.array(drains.delivered_ns),
+                        "handled_ns": pa.array(drains.handled_ns, mask=drains.handled_ns == 0),
+                    },
+                )
+            )
+    with schemas.TableWriter(place, "samples") as writer:
+        for samples in its.matching.sample_chunks():
+            lost = samples.delivered_ns == 0
+            writer.write(
+                _table(
+                    "samples",
+                    {
+                        "source": pa.array(samples.source),
+                        "target": pa.array(samples.target, mask=samples.target < 0),
+                        "vector": pa.array(samples.vector),
+                        "intended_ns": pa.array(samples.intended_ns, mask=samples.intended_ns == 0),
+                        "rung_ns": pa.array(samples.rung_ns),
+                        "delivered_ns": pa.array(samples.delivered_ns, mask=lost),
+                        "handled_ns": pa.array(samples.handled_ns, mask=samples.handled_ns == 0),
+                        "count": pa.array(samples.count, mask=lost),
+                        "warmup": pa.array(samples.warmup),
+                    },
+                )
+            )
 
 
 def _events(path: Path) -> list[Event]:
@@ -61,45 +113,20 @@ def _in_order(statistics: Statistics, manifest: Manifest) -> Statistics:
     return dict(sorted(statistics.items(), key=lambda item: index.get(item[0], len(index))))
 
 
-def _with_events(summary: Summary, its: Account, events: list[Event]) -> Summary:
+def _with_events(summary: Summary, its: Account, events: list[Event], place: Path) -> Summary:
     return msgspec.structs.replace(
         summary,
         statistics=_in_order(statistics_of(events), its.manifest),
-        migrations=migrations(events, its),
+        migrations=migrations(events, its, place),
         warnings=[*summary.warnings, *remarks(events)],
     )
 
 
-def _write(path: Path, its: Account) -> None:
-    """All tables but the histograms."""
-    for name, columns in _columns(its).items():
-        schemas.write_table(path, name, _table(name, columns))
-    schemas.write_table(path, "resources", its.resources)
-
-
 def _columns(its: Account) -> dict[str, dict[str, pa.Array]]:
-    """The columns of every table but the resources."""
-    samples, drains, edges = its.samples, its.drains, its.edges
+    """The columns of the tables of edges and vectors."""
+    edges = its.edges
     own = [line for line in its.lines if line.machine >= 0]
     return {
-        "samples": {
-            "source": pa.array(samples.source),
-            "target": pa.array(samples.target, mask=samples.target < 0),
-            "vector": pa.array(samples.vector),
-            "intended_ns": pa.array(samples.intended_ns),
-            "rung_ns": pa.array(samples.rung_ns),
-            "delivered_ns": pa.array(samples.delivered_ns, mask=samples.delivered_ns == 0),
-            "handled_ns": pa.array(samples.handled_ns, mask=samples.handled_ns == 0),
-            "count": pa.array(samples.count, mask=samples.delivered_ns == 0),
-            "warmup": pa.array(samples.warmup),
-        },
-        "drains": {
-            "machine": pa.array(drains.machine),
-            "vector": pa.array(drains.vector),
-            "count": pa.array(drains.count),
-            "delivered_ns": pa.array(drains.delivered_ns),
-            "handled_ns": pa.array(drains.handled_ns, mask=drains.handled_ns == 0),
-        },
         "edges": {
             "source": pa.array(edges[:, 0]),
             "peer": pa.array(edges[:, 1] >> 16 & 0xFFFF),

@@ -13,7 +13,7 @@ from sim.results.display import as_html
 from sim.results.store import files
 from sim.results.store.events import read_events
 from sim.results.store.manifest import SCHEMA_VERSION, Manifest
-from sim.results.summary import Migration, Summary
+from sim.results.summary import Summary
 
 __all__ = ["Run"]
 
@@ -30,8 +30,17 @@ class Run:
     is asked for, and stands in ``problems`` from the start.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, place: Path | None = None, notes: Sequence[str] = ()) -> None:
+        """A run in the directory ``path``.
+
+        Args:
+            path: the run directory.
+            place: where its results are, if they could not be written to ``path``.
+            notes: what a reader has to know about that; ``problems`` begin with them.
+        """
         self.path = path
+        self.place = path if place is None else place
+        self._notes = list(notes)
         self._kept: dict[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -58,7 +67,7 @@ class Run:
 
     def _status(self) -> tuple[str, str]:
         try:
-            return files.read_status(self.path)
+            return files.read_status(self.place)
         except UsageError as error:
             return "unknown", str(error)
 
@@ -73,10 +82,10 @@ class Run:
 
         def load() -> Manifest:
             try:
-                version = files.read_json(self.path / files.MANIFEST, _Versioned).schema_version
+                version = files.read_json(self.place / files.MANIFEST, _Versioned).schema_version
                 if version != SCHEMA_VERSION:
                     raise UsageError(f"written with schema {version}, this program reads schema {SCHEMA_VERSION}")
-                return files.read_json(self.path / files.MANIFEST, Manifest)
+                return files.read_json(self.place / files.MANIFEST, Manifest)
             except UsageError as error:
                 raise self._named(error) from error
 
@@ -99,7 +108,7 @@ class Run:
 
         def load() -> Summary:
             try:
-                return files.read_json(self.path / files.SUMMARY, Summary)
+                return files.read_json(self.place / files.SUMMARY, Summary)
             except UsageError as error:
                 raise self._named(error) from error
 
@@ -134,8 +143,9 @@ class Run:
         """What became of each migration, as a ``pyarrow.Table`` (its columns: ``sim.results.summary.Migration``)."""
         import pyarrow as pa
 
-        rows = [_plain(each) for each in self.figures.migrations]
-        return pa.table({name: [row[name] for row in rows] for name in Migration.__struct_fields__})
+        from sim.results.store.schemas import MIGRATIONS
+
+        return pa.Table.from_pylist([_plain(each) for each in self.figures.migrations], MIGRATIONS)
 
     def table(self, name: str) -> Any:
         """One of samples, drains, edges, vectors, resources, histograms as a ``pyarrow.Table``."""
@@ -145,7 +155,7 @@ class Run:
 
             try:
                 file_name(name)
-                return read_table(self.path, name)
+                return read_table(self.place, name)
             except UsageError as error:
                 raise self._named(error) from error
 
@@ -179,17 +189,17 @@ class Run:
         return self._once("problems", self._problems)
 
     def _problems(self) -> list[str]:
-        from sim.results.store.schemas import missing_columns
+        from sim.results.store.schemas import check_table
 
         def skipped_events() -> None:
             skipped = self._once("events", self._events)[1]
             if skipped:
                 raise UsageError(f"{files.EVENTS}: {skipped} lines are damaged and left out")
 
-        checks: list[Callable[[], object]] = [lambda: files.read_status(self.path), lambda: self.origin]
+        checks: list[Callable[[], object]] = [lambda: files.read_status(self.place), lambda: self.origin]
         checks += [lambda: self.figures, skipped_events]
-        checks += [lambda name=name: missing_columns(self.path, name) for name in TABLES]  # type: ignore[misc]
-        problems = []
+        checks += [lambda name=name: check_table(self.place, name) for name in TABLES]  # type: ignore[misc]
+        problems = [*self._notes]
         for check in checks:
             try:
                 check()
@@ -235,11 +245,34 @@ class Run:
         p50_low, p50_high, ...: 95 % confidence (``sim.results.analysis.intervals``). The warm-up is left out; so are
         doorbells rung at peers outside the topology, unless ``by`` is empty.
         """
-        from sim.results.frames import latency
+        from sim.results.analysis.samples import latency
 
         by = (by,) if isinstance(by, str) else tuple(by)
         latencies = (latencies,) if isinstance(latencies, str) else latencies
-        return latency(self.columns, self.origin, by, latencies, intervals=intervals)
+        return self._samples_of(latency, self.figures if intervals else None, by, latencies)
+
+    def latency_slices(self) -> Any:
+        """Every latency by slices of the measured time (``analysis.intervals.Slices``): what intervals are made of."""
+        from sim.results.analysis.samples import latency_slices
+
+        return self._samples_of(latency_slices, self.figures)
+
+    def percentiles_where(self, latency: str, where: Callable[[Any], Any]) -> dict[str, float | None]:
+        """The percentiles of one latency in nanoseconds, the ``mean`` and the number of ``samples``.
+
+        ``where`` takes a batch of ``analysis.latency.Samples`` and gives those that count; the warm-up never does.
+        """
+        from sim.results.analysis.samples import percentiles_where
+
+        found: dict[str, float | None] = self._samples_of(percentiles_where, latency, where)
+        return found
+
+    def _samples_of(self, ask: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function of ``analysis.samples`` says of the samples, which are read in batches."""
+        try:
+            return ask(self.place, self.origin, *arguments)
+        except UsageError as error:
+            raise self._named(error) from error
 
     def histogram(self, what: str = "delivery", by: str | None = None) -> Any:
         """How often each latency occurred, as a ``sim.results.analysis.histogram.Histogram``, 0.4 % at the most off.

@@ -142,6 +142,7 @@ class GroupFigures(Counters, frozen=True):
     uss_bytes: int | None = None
     resources: ProcessUse | None = None
     drained: Percentiles = NONE
+    unscheduled: Figures = 0
 
 
 class ExpectationVerdict(msgspec.Struct, frozen=True):
@@ -200,7 +201,9 @@ class Summary(Counters, frozen=True):
     ``pending_derived``: nobody looked into the counters at the end, so pending is what was left over.
     ``cpu_ns_per_doorbell``: what all machines used of CPUs for each doorbell rung. ``warnings`` says in words
     what a reader of the figures has to know about them. ``phases`` has the latencies of each phase, when there
-    are several; ``statistics`` are what programs counted. Fields with a default are missing in older runs.
+    are several; ``statistics`` are what programs counted.
+    ``unscheduled``: measured samples that were rung without a schedule; of a group those that its machines rang.
+    ``start_ns``, ``measure_start_ns`` and ``stop_ns`` are CLOCK_MONOTONIC, 0 when the run never got there.
     """
 
     schema_version: int
@@ -247,6 +250,10 @@ class Summary(Counters, frozen=True):
     statistics: Statistics = msgspec.field(default_factory=dict)
     missed_oldest_ns: Figures = 0
     short_deliveries: Figures = 0
+    unscheduled: Figures = 0
+    start_ns: Figures = 0
+    measure_start_ns: Figures = 0
+    stop_ns: Figures = 0
 
 
 def value_at(figures: Summary | GroupFigures, source: str) -> float | None:

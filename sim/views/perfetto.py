@@ -123,7 +123,7 @@ def _window(run: Run, begin_ns: int, stop_ns: int, events_max: int) -> tuple[int
     counts = np.zeros(WINDOW_BINS, np.int64)
     rows = earlier = 0
     for name, column, events in (("samples", "rung_ns", SAMPLE_EVENTS), ("drains", "delivered_ns", DRAIN_EVENTS)):
-        for batch in batches(run.path, name, (column,)):
+        for batch in batches(run.place, name, (column,)):
             # Seconds as floats: nanoseconds times bins would not fit 64 bits in a long run.
             place = ((batch[column] - begin_ns) * (WINDOW_BINS / span)).astype(np.int64)
             inside = (place >= 0) & (place < WINDOW_BINS)
@@ -139,7 +139,7 @@ def _window(run: Run, begin_ns: int, stop_ns: int, events_max: int) -> tuple[int
 def _rows(run: Run, name: str, columns: tuple[str, ...], at: str, begin_ns: int, end_ns: int) -> dict[str, Column]:
     """The rows of a table whose stamp ``at`` lies in the window."""
     parts: dict[str, list[Column]] = {column: [np.zeros(0, np.int64)] for column in columns}
-    for batch in batches(run.path, name, columns):
+    for batch in batches(run.place, name, columns):
         inside = (batch[at] >= begin_ns) & (batch[at] < end_ns)
         for column in columns:
             parts[column].append(batch[column][inside])
@@ -195,7 +195,7 @@ def _rings(rows: dict[str, Column], start_ns: int, manifest: Manifest) -> Iterat
         to = names[target] if target >= 0 else "others"
         ring: Event = {"name": f"ring {to} {vector}", "cat": "doorbell", "ph": "X", "ts": (at - start_ns) / 1e3}
         ring |= {"dur": (end - at) / 1e3, "pid": _pid(source), "tid": RINGS}
-        ring["args"] = {"late_us": (at - intended) / 1e3}
+        ring["args"] = {"late_us": (at - intended) / 1e3} if intended else {}
         if not delivered or target < 0:
             yield at, [ring]
             continue

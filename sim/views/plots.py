@@ -29,8 +29,8 @@ import numpy.typing as npt
 from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.latency import LATENCIES, QUANTILES, values
+from sim.results.analysis.samples import numbered
 from sim.results.analysis.time_series import LEVELS, Happening, TimeSeries, digest
-from sim.results.frames import numbered
 from sim.views.event_text import brief
 from sim.views.html.matrix import between_groups, between_machines
 from sim.views.html.usage import usage

@@ -15,12 +15,11 @@ import pyarrow as pa
 from nodes.errors import UsageError
 from sim.recording import State
 from sim.recording.reader import Records, read
-from sim.results.analysis.balance import Line, balance, edge_sums
-from sim.results.analysis.latency import Samples
-from sim.results.analysis.matching import Drains, Lines, match
+from sim.results.analysis.balance import LineAccount, balance, edge_sums
+from sim.results.analysis.matching import DrainIndex, LineNumbers, Matching
 from sim.results.ending import Ending
 from sim.results.store import files, schemas
-from sim.results.store.manifest import MACHINE_NAME_MAX, Machine, Manifest
+from sim.results.store.manifest import MACHINE_NAME_MAX, MachineRow, Manifest
 
 __all__ = ["Account", "account"]
 
@@ -33,17 +32,15 @@ class Account:
 
     ``records`` by machine; ``lines`` balanced, own ones in the order of machines and vectors, then foreign
     ones; ``edges`` has a row (source, key, target, rung, refused) for each edge, key = peer << 16 | vector,
-    target -1 for a foreign peer; ``overfull`` as in ``sim.results.analysis.latency``; ``problems`` in words.
+    target -1 for a foreign peer; ``matching`` is still to be gone through; ``problems`` in words.
     """
 
     manifest: Manifest
     ending: Ending
     records: list[Records]
-    lines: list[Line]
+    lines: list[LineAccount]
     edges: Table
-    samples: Samples
-    drains: Drains
-    overfull: int
+    matching: Matching
     resources: pa.Table
     problems: list[str]
 
@@ -66,12 +63,15 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
         manifest = msgspec.structs.replace(manifest, phases=ending.phases)
     ending = ending or _inferred(path, manifest, records)
     problems = [problem for each in records for problem in each.problems]
-    numbers = Lines(manifest.machines, records, ending.identities)
+    numbers = LineNumbers(manifest.machines, records, ending.identities)
     lines, edges = _lines(manifest, ending, records, numbers, problems)
-    samples, drains, overfull = match(records, numbers, ending.measure_start_ns, ending.moves)
-    for phase in manifest.phases:
-        if not phase.measured:
-            samples.warmup[(samples.intended_ns >= phase.start_ns) & (samples.intended_ns < phase.end_ns)] = True
+    matching = Matching(
+        records,
+        DrainIndex(records, numbers, ending.moves),
+        ending.measure_start_ns,
+        [(phase.start_ns, phase.end_ns) for phase in manifest.phases if not phase.measured],
+        min((look.p50_ns for look in ending.floors), default=0),
+    )
     resources, cut = schemas.read_stream(path / files.RESOURCE_STREAM)
     problems += [cut] if cut else []
     for what, refused in (
@@ -85,9 +85,7 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
         records=records,
         lines=lines,
         edges=edges,
-        samples=samples,
-        drains=drains,
-        overfull=overfull,
+        matching=matching,
         resources=resources,
         problems=problems,
     )
@@ -113,7 +111,7 @@ def _with_further(
         domain = born.get(each.machine, each.domain)
         if domain != of.domain:
             name += f".{manifest.domains[domain]}" if domain < len(manifest.domains) else f".{domain}"
-        rows.append(Machine(each.machine, name[:MACHINE_NAME_MAX], of.group, of.vectors, domain, each.of))
+        rows.append(MachineRow(each.machine, name[:MACHINE_NAME_MAX], of.group, of.vectors, domain, each.of))
         sound.append(each)
     return sound, msgspec.structs.replace(manifest, machines=rows)
 
@@ -149,9 +147,9 @@ def _lines(
     manifest: Manifest,
     ending: Ending,
     records: Sequence[Records],
-    numbers: Lines,
+    numbers: LineNumbers,
     problems: list[str],
-) -> tuple[list[Line], Table]:
+) -> tuple[list[LineAccount], Table]:
     """``Account.lines`` and ``Account.edges``."""
     sizes = [len(each.edges) for each in records]
     source = np.repeat(np.array([each.machine for each in records], np.int64), sizes)
@@ -160,15 +158,17 @@ def _lines(
     beyond = int(np.count_nonzero((target >= 0) & (line < 0)))
     if beyond:
         problems.append(f"{beyond} edges lead to vectors that their targets do not have")
-    # A foreign peer is known by its domain and its ID in one number, as `Line.peer` has it.
+    # A foreign peer is known by its domain and its ID in one number, as `LineAccount.peer` has it.
     far = target < 0
     foreign_keys, place = np.unique(rows[far, 0], return_inverse=True)
     line[far] = numbers.count + place
     kept = line >= 0
     source, rows, target, line = source[kept], rows[kept], target[kept], line[kept]
 
-    lines = [Line(machine.index, -1, vector) for machine in manifest.machines for vector in range(machine.vectors)]
-    lines += [Line(-1, int(key) >> 16, int(key) & 0xFFFF) for key in foreign_keys]
+    lines = [
+        LineAccount(machine.index, -1, vector) for machine in manifest.machines for vector in range(machine.vectors)
+    ]
+    lines += [LineAccount(-1, int(key) >> 16, int(key) & 0xFFFF) for key in foreign_keys]
     rung, refused = edge_sums(np.column_stack((line, rows[:, 1:])), len(lines))
     for its, its_rung, its_refused in zip(lines, rung.tolist(), refused.tolist(), strict=True):
         its.rung, its.refused = its_rung, its_refused
@@ -189,7 +189,7 @@ def _lines(
     return lines, np.column_stack((source, rows[:, 0], target, rows[:, 1:]))
 
 
-def _put_pending(lines: Sequence[Line], ending: Ending, problems: list[str]) -> None:
+def _put_pending(lines: Sequence[LineAccount], ending: Ending, problems: list[str]) -> None:
     own = {(line.machine, line.vector): line for line in lines if line.machine >= 0}
     foreign = {(line.peer, line.vector): line for line in lines if line.machine < 0}
     for known, rows in ((own, ending.pending or []), (foreign, ending.foreign_pending)):

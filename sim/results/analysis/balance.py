@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Line", "balance", "edge_sums", "totals"]
+__all__ = ["LineAccount", "balance", "edge_sums", "totals"]
 
 Table = npt.NDArray[np.int64]
 
 
 @dataclass
-class Line:
+class LineAccount:
     """One eventfd's account. ``machine`` is -1 for a foreign peer, whose ID is ``peer``.
 
     ``settled`` counts the doorbells by which ``delivered`` or ``rung`` was corrected; ``missing`` is the
@@ -52,7 +52,7 @@ def edge_sums(edges: Table, lines: int) -> tuple[Table, Table]:
     return rung, refused
 
 
-def balance(lines: Sequence[Line], *, dead: Collection[int], strangers: bool, pending_known: bool) -> None:
+def balance(lines: Sequence[LineAccount], *, dead: Collection[int], strangers: bool, pending_known: bool) -> None:
     """Settle every line in place.
 
     ``dead`` are machines whose last counts may be missing; ``strangers`` says that somebody whose edges
@@ -75,7 +75,7 @@ def balance(lines: Sequence[Line], *, dead: Collection[int], strangers: bool, pe
             line.missing = difference
 
 
-def totals(lines: Sequence[Line]) -> Mapping[str, int]:
+def totals(lines: Sequence[LineAccount]) -> Mapping[str, int]:
     """The sums over ``lines`` of everything that adds up."""
     names = ("rung", "delivered", "pending", "refused", "interrupts", "settled")
     return {name: sum(getattr(line, name) for line in lines) for name in names}

@@ -1,48 +1,56 @@
-"""All that is computed from the samples when a run is over: percentiles with intervals, phases, histograms. Pure.
+"""All that is computed from the samples of a run: percentiles with intervals, by group and phase, and histograms. Pure.
 
-Each latency is looked at once: its values are put into bins, and from the bins come the intervals and the
-histograms that are kept; the percentiles are of the values themselves.
+The samples are a stream that is read twice (``ranks``), so memory does not grow with a run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.results.analysis.histogram import BINS, bins_of, counted, lower_edges, upper_edges
-from sim.results.analysis.intervals import SLICES, Slices, intervals, measured_slices, sliced
-from sim.results.analysis.latency import EVERY_LATENCY, Samples, grouped, percentiles, values
+from sim.results.analysis.histogram import BINS, bins_of, lower_edges, upper_edges
+from sim.results.analysis.intervals import (
+    SLICES,
+    MeasuredTime,
+    Slices,
+    independent,
+    intervals,
+    moments,
+    sliced,
+)
+from sim.results.analysis.latency import EVERY_LATENCY, Samples, values
 from sim.results.analysis.phases import phase_names, phases_of
-from sim.results.store.manifest import Manifest
+from sim.results.analysis.ranks import Figures, Ranks, SparseCounts, ranked
+from sim.results.store.manifest import Manifest, Phase
 from sim.results.summary import Latencies, Percentiles
 
-__all__ = ["NOTHING", "Distribution", "distribution", "percentiles_of"]
+__all__ = [
+    "NOTHING",
+    "LatencyDistribution",
+    "LatencyOfGroups",
+    "Measured",
+    "distribution",
+    "measured_times",
+    "sizes_of_drains",
+]
 
 Integers = npt.NDArray[np.int64]
+Read = Callable[[], Iterable[Samples]]
 
-Figures = dict[str, int | None]
-
-# Those that exist for the same doorbells stand together: what depends on that is found once for each.
-ALIKE = (("lag",), ("delivery",), ("handling", "raw", "total"))
-
-
-def percentiles_of(numbers: Integers) -> Percentiles:
-    """The percentiles of any numbers, without intervals."""
-    return Percentiles(**percentiles(numbers))  # type: ignore[arg-type]
-
-
-NOTHING = Latencies(**dict.fromkeys(EVERY_LATENCY, percentiles_of(np.zeros(0, np.int64))))
+EMPTY = Percentiles(p50=None, p90=None, p99=None, p99_9=None, p99_99=None, max=None, samples=0)
+NOTHING = Latencies(**dict.fromkeys(EVERY_LATENCY, EMPTY))
 """The latencies of no sample at all."""
 
 
 @dataclass(frozen=True)
-class Distribution:
-    """``groups`` by the number of the group, the last one is of foreign peers; ``phases`` empty for one alone.
+class LatencyDistribution:
+    """``groups`` by the number of the group, the last one is of foreign peers; ``phases`` is empty for one alone.
 
-    ``histograms`` are the columns of the table of that name, machine -1: no machine of the topology.
+    ``histograms`` are the columns of the table of that name; machine -1: no machine of the topology.
     """
 
     all: Latencies
@@ -51,59 +59,134 @@ class Distribution:
     histograms: dict[str, Any] = field(repr=False)
 
 
-def distribution(samples: Samples, manifest: Manifest) -> Distribution:
-    """The latencies of a run, the warm-up left out."""
+@dataclass(frozen=True)
+class Measured:
+    """One latency of a batch: of those samples ``there`` that have it and are measured."""
+
+    there: npt.NDArray[np.bool_]
+    values: Integers
+    bins: Integers
+    moments_ns: Integers
+    weights: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, samples: Samples, latency: str, sample_every: int) -> Measured:
+        numbers, there = values(samples, latency)
+        there = there & ~samples.warmup
+        its = numbers[there]
+        weights = independent(samples, latency, sample_every)[there]
+        return cls(there, its, bins_of(its), moments(samples, latency)[there], weights)
+
+
+class LatencyOfGroups:
+    """The percentiles of one latency, with intervals, of groups 0 .. ``groups`` - 1 of a stream.
+
+    ``times`` has the measured time of each group, or one for all; without any there are no intervals.
+    """
+
+    def __init__(self, groups: int, times: Sequence[MeasuredTime] = ()) -> None:
+        self.ranks = Ranks(groups)
+        self._times = times
+        self._slices = SparseCounts(groups * SLICES * BINS)
+        self._drains = np.zeros(groups)
+
+    def count(self, its: Measured, codes: Integers) -> None:
+        """First pass. ``codes``: the group of each sample of ``its``, -1 for none."""
+        codes, its_values, bins, known = _known(its, codes)
+        self.ranks.count(codes, bins, its_values)
+        if not self._times:
+            return
+        self._drains += np.bincount(codes, weights=its.weights[known], minlength=len(self._drains))
+        moments_ns = its.moments_ns[known]
+        slices = np.zeros(len(codes), np.int64)
+        for group, time in enumerate(self._times):
+            own = codes == group if len(self._times) > 1 else slice(None)
+            slices[own] = time.slice_of(moments_ns[own])
+        self._slices.add((codes * SLICES + slices) * BINS + bins)
+
+    def collect(self, its: Measured, codes: Integers) -> None:
+        """Second pass: the same batches."""
+        codes, its_values, bins, _ = _known(its, codes)
+        self.ranks.collect(codes, bins, its_values)
+
+    def slices(self) -> list[Slices]:
+        """The slices of each group."""
+        return sliced(*self._slices.occurring(), self._drains)
+
+    def percentiles(self) -> list[Percentiles]:
+        """The percentiles of each group."""
+        found = self.ranks.figures()
+        if not self._times:
+            return [_as_struct(figures) for figures in found]
+        return [
+            _as_struct(figures, intervals(part, figures)) for figures, part in zip(found, self.slices(), strict=True)
+        ]
+
+
+def _known(its: Measured, codes: Integers) -> tuple[Integers, Integers, Integers, npt.NDArray[np.bool_]]:
+    known = codes >= 0
+    return codes[known], its.values[known], its.bins[known], known
+
+
+def _as_struct(figures: Figures, known: dict[str, tuple[int | None, int | None]] | None = None) -> Percentiles:
+    return Percentiles(**figures, intervals=known or {})  # type: ignore[arg-type]
+
+
+def measured_times(
+    phases: Sequence[Phase], measure_start_ns: int, stop_ns: int
+) -> tuple[MeasuredTime, list[MeasuredTime]]:
+    """The measured time of the whole run, and of each phase in the order of ``phase_names``."""
+    measured = [phase for phase in phases if phase.measured]
+    whole = [(phase.start_ns, phase.end_ns) for phase in measured] or [(measure_start_ns, stop_ns)]
+    names = phase_names(phases)
+    if not measured:
+        return MeasuredTime.of(whole), [MeasuredTime.of(whole)]
+    its = [[(phase.start_ns, phase.end_ns) for phase in measured if phase.name == name] for name in names]
+    return MeasuredTime.of(whole), [MeasuredTime.of(parts) for parts in its]
+
+
+def distribution(read: Read, manifest: Manifest, measure_start_ns: int, stop_ns: int) -> LatencyDistribution:
+    """The latencies of a run, the warm-up left out. ``read`` gives its samples, as often as it is asked."""
     names = [group.name for group in manifest.groups]
     places = {name: place for place, name in enumerate(names)}
     # Machine -1 picks the last entry: the foreign ones.
     of_machine = np.array([places[machine.group] for machine in manifest.machines] + [len(names)], np.int64)
-    phases, phase = phase_names(manifest.phases), phases_of(samples, manifest.phases)
-    cells = of_machine[samples.target] * SLICES + measured_slices(samples)
+    phases, machines = phase_names(manifest.phases), len(manifest.machines) + 1
+    several = len(phases) if len(phases) > 1 else 0
+    whole, of_phases = measured_times(manifest.phases, measure_start_ns, stop_ns)
+    every = {name: LatencyOfGroups(1, [whole]) for name in EVERY_LATENCY}
+    by_group = {name: LatencyOfGroups(len(names) + 1, [whole]) for name in EVERY_LATENCY}
+    by_phase = {name: LatencyOfGroups(several, of_phases) for name in EVERY_LATENCY}
     # By phase and machine; what is in no phase comes behind the last one, and is not kept.
-    machines = len(manifest.machines) + 1
-    at = np.where(phase < 0, len(phases), phase) * machines + samples.target + 1
-
-    every: dict[str, Percentiles] = {}
-    by_group: dict[str, list[Percentiles]] = {}
-    by_phase: dict[str, list[Percentiles]] = {}
-    kept: list[dict[str, Any]] = []
-    for alike in ALIKE:
-        there = values(samples, alike[0])[1] & ~samples.warmup
-        its_cells, its_at = cells[there], at[there]
-        groups = its_cells // SLICES
-        for name in alike:
-            its = values(samples, name)[0][there]
-            bins = bins_of(its)
-            cut = sliced(bins, its_cells, len(names) + 1)
-            found = grouped(groups, its, len(cut))
-            by_group[name] = [_with(figures, part) for figures, part in zip(found, cut, strict=True)]
-            alone = [figures for figures in found if figures["samples"] == len(its)]
-            every[name] = _with(alone[0] if alone else percentiles(its), Slices.merged(cut))
-            if len(phases) > 1:
-                within = phase[there] >= 0
-                by_phase[name] = [
-                    Percentiles(**figures)  # type: ignore[arg-type]
-                    for figures in grouped(phase[there][within], its[within], len(phases))
-                ]
-            kept.append(_counts(name, its_at, bins, phases, machines))
-    return Distribution(
-        all=Latencies(**every),
-        groups=[Latencies(**{name: by_group[name][code] for name in by_group}) for code in range(len(names) + 1)],
+    cells = {name: SparseCounts((len(phases) + 1) * machines * BINS) for name in EVERY_LATENCY}
+    for passed in ("count", "collect"):
+        for samples in read():
+            group, phase = of_machine[samples.target], phases_of(samples, manifest.phases)
+            at = np.where(phase < 0, len(phases), phase) * machines + samples.target + 1
+            for name in EVERY_LATENCY:
+                its = Measured.of(samples, name, manifest.sample_every)
+                getattr(every[name], passed)(its, np.zeros(len(its.values), np.int64))
+                getattr(by_group[name], passed)(its, group[its.there])
+                if several:
+                    getattr(by_phase[name], passed)(its, phase[its.there])
+                if passed == "count":
+                    cells[name].add(at[its.there] * BINS + its.bins)
+    groups = {name: its.percentiles() for name, its in by_group.items()}
+    of_phase = {name: its.percentiles() for name, its in by_phase.items()} if several else {}
+    kept = [_histogram(name, *counts.occurring(), phases, machines) for name, counts in cells.items()]
+    return LatencyDistribution(
+        all=Latencies(**{name: its.percentiles()[0] for name, its in every.items()}),
+        groups=[Latencies(**{name: groups[name][code] for name in groups}) for code in range(len(names) + 1)],
         phases={
-            phase: Latencies(**{name: by_phase[name][code] for name in by_phase})
-            for code, phase in enumerate(phases if len(phases) > 1 else ())
+            phase: Latencies(**{name: of_phase[name][code] for name in of_phase})
+            for code, phase in enumerate(phases[:several])
         },
         histograms={name: np.concatenate([columns[name] for columns in kept]) for name in kept[0]},
     )
 
 
-def _with(figures: Figures, its: Slices) -> Percentiles:
-    return Percentiles(**figures, intervals=intervals(its, figures))  # type: ignore[arg-type]
-
-
-def _counts(latency: str, cells: Integers, bins: Integers, phases: list[str], machines: int) -> dict[str, Any]:
+def _histogram(latency: str, there: Integers, counts: Integers, phases: list[str], machines: int) -> dict[str, Any]:
     """Histograms of one latency, of every phase and machine, one below the other."""
-    there, counts = counted(cells, bins, (len(phases) + 1) * machines)
     known = there < len(phases) * machines * BINS
     there, counts = there[known], counts[known]
     bins, of = there % BINS, there // BINS
@@ -116,3 +199,20 @@ def _counts(latency: str, cells: Integers, bins: Integers, phases: list[str], ma
         "high_ns": upper_edges(bins),
         "count": counts,
     }
+
+
+def sizes_of_drains(
+    read: Callable[[], Iterable[dict[str, Integers]]], manifest: Manifest
+) -> tuple[Percentiles, list[Percentiles]]:
+    """Doorbells for each drain: of all, and of each group. ``read`` gives machine and count of the drains."""
+    places = {group.name: place for place, group in enumerate(manifest.groups)}
+    codes = np.array([places[machine.group] for machine in manifest.machines], np.int64)
+
+    def of_groups() -> Iterable[tuple[Integers, Integers]]:
+        return ((codes[batch["machine"]], batch["count"]) for batch in read())
+
+    def of_all() -> Iterable[tuple[Integers, Integers]]:
+        return ((np.zeros(len(batch["count"]), np.int64), batch["count"]) for batch in read())
+
+    groups = ranked(of_groups, max(1, len(places))).figures()[: len(places)]
+    return _as_struct(ranked(of_all).figures()[0]), [_as_struct(figures) for figures in groups]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
-from sim.results.analysis.latency import grouped
+from sim.results.analysis.latency import QUANTILES, grouped
 from sim.results.display import as_html
 from sim.results.store.manifest import Manifest
 
@@ -170,4 +170,6 @@ def coalescing(drains: pa.Table, manifest: Manifest, by: str | None) -> pa.Table
         wakes = its.pop("samples") or 0
         row = {} if by is None else {by: label}
         rows.append(row | {"doorbells": int(total), "wakes": wakes, "mean": total / wakes if wakes else None} | its)
-    return pa.Table.from_pylist(rows)
+    kinds = [] if by is None else [(by, pa.uint16() if by == "vector" else pa.string())]
+    kinds += [("doorbells", pa.int64()), ("wakes", pa.int64()), ("mean", pa.float64())]
+    return pa.Table.from_pylist(rows, pa.schema([*kinds, *((name, pa.int64()) for name, _ in QUANTILES)]))

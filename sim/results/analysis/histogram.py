@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sim.results.analysis.latency import QUANTILES, place_of
 
-__all__ = ["BINS", "RELATIVE_ERROR", "Histogram", "bins_of", "counted", "lower_edges", "upper_edges"]
+__all__ = ["BINS", "RELATIVE_ERROR", "Histogram", "bins_of", "lower_edges", "upper_edges"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -30,8 +30,6 @@ RELATIVE_ERROR = 1 / (2 * LINEAR)
 MANTISSA_BITS, BIAS = 52, 1023  # of an IEEE 754 double
 # What lies between large columns is made in pieces of this many: memory that was just in use is in the cache.
 CHUNK = 1 << 18
-# Up to here, counting all possible codes is quicker than sorting those that occur.
-TABLE_LIMIT = 1 << 24
 
 
 def bins_of(values: Integers) -> Integers:
@@ -60,19 +58,6 @@ def upper_edges(bins: Integers) -> Integers:
     """The largest value of each bin."""
     width: Integers = 1 << np.maximum((bins >> BITS) - 1, 0)
     return lower_edges(bins) + width - 1
-
-
-def counted(cells: Integers, bins: Integers, size: int) -> tuple[Integers, Integers]:
-    """What occurs of cell * ``BINS`` + bin, in order, and how often; cells are 0 .. ``size`` - 1."""
-    if size * BINS > TABLE_LIMIT:
-        return np.unique(cells * BINS + bins, return_counts=True)
-    counts = np.zeros(size * BINS, np.int64)
-    step = max(CHUNK, len(counts))  # every piece costs a look at all counts
-    for at in range(0, len(bins), step):
-        part = slice(at, at + step)
-        counts += np.bincount(cells[part] * BINS + bins[part], minlength=len(counts))
-    there = np.flatnonzero(counts)
-    return there, counts[there]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,20 +1,21 @@
 """How sure a percentile is: 95 % confidence intervals by a bootstrap of slices of time. Pure, seeded.
 
-Samples that follow one another are not independent: one stall holds up many, and one drain delivers several.
-So not samples are drawn but slices of the run (a block bootstrap: Künsch 1989, The jackknife and the bootstrap
-for general stationary observations; Efron and Tibshirani 1993, chapters 8 and 13): its time is cut into 32 equal
-slices, each becomes a histogram (``sim.results.analysis.histogram``), 400 times as many slices are drawn with
-replacement, merged, and read. The cost is one pass over the samples and 400 sums of histograms, however many
-samples there are; ends are those of the bins, so an interval is at most 1 % too wide.
+Samples that follow one another are not independent: one stall delays many, and one drain delivers several. So slices
+of time are drawn instead of samples (a block bootstrap: Künsch 1989, The jackknife and the bootstrap for general
+stationary observations; Efron and Tibshirani 1993, chapters 8 and 13). The measured time of the run, or of the phase,
+is cut into 32 equal slices. A sample belongs to the slice of its drain, so the samples of one drain are never in two.
+Each slice becomes a histogram (``sim.results.analysis.histogram``); 400 times as many slices are drawn with
+replacement, merged, and read. The cost is one pass over the samples and 400 sums of histograms, however many samples
+there are. Ends are those of the bins, so an interval is at most 1 % too wide.
 
 A bootstrap cannot see beyond the largest sample, nor tell more than its slices do:
 
-* With samples in fewer than 6 slices there is no interval: not even from the least to the most of 5 independent
-  things does it hold their median in 95 % of all cases (2 * 0.5^5 is 6 %).
+* With samples in fewer than 6 slices there is no interval. So there are 6 distinct drains at the least: the range of 5
+  independent values holds their median in only 94 % of all cases (2 * 0.5^5 is 6 %).
 * The upper end is None, open, unless samples at or above the percentile lie in 6 slices or more: one stall makes
   many slow samples, but is one.
-* It is open as well with n samples all below the quantile q with a chance q^n above 2.5 % (order statistics: Hahn
-  and Meeker 1991, Statistical Intervals, chapter 5): p99 takes 368 samples at least, p99_9 3,688, p99_99 36,887.
+* It is open as well with n drains all below the quantile q with a chance q^n above 2.5 % (order statistics: Hahn
+  and Meeker 1991, Statistical Intervals, chapter 5): p99 takes 368 drains at least, p99_9 3,688, p99_99 36,887.
 
 95 % is what they are meant to hold. Measured, in 400 made-up runs of each kind, an open end holding all above it:
 
@@ -36,10 +37,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sim.results.analysis.histogram import BINS, bins_of, counted, lower_edges, upper_edges
+from sim.results.analysis.histogram import BINS, bins_of, lower_edges, upper_edges
 from sim.results.analysis.latency import QUANTILES, WHOLE, Samples, place_of
 
-__all__ = ["FEWEST", "SLICES", "Interval", "Slices", "intervals", "measured_slices", "replicates", "slice_of", "sliced"]
+__all__ = [
+    "FEWEST",
+    "SLICES",
+    "Interval",
+    "MeasuredTime",
+    "Slices",
+    "independent",
+    "intervals",
+    "moments",
+    "replicates",
+    "sliced",
+]
 
 Integers = npt.NDArray[np.int64]
 Interval = tuple[int | None, int | None]
@@ -55,10 +67,14 @@ SEED = 1989
 
 @dataclass(frozen=True)
 class Slices:
-    """A histogram of each slice: ``counts[slice, place]`` of the bins ``bins[place]``, those that are not empty."""
+    """A histogram of each slice: ``counts[slice, place]`` of the bins ``bins[place]``, those that are not empty.
+
+    ``drains``: how many independent things the samples are, at most as many as samples.
+    """
 
     bins: Integers
     counts: Integers
+    drains: float
 
     @property
     def samples(self) -> int:
@@ -74,46 +90,69 @@ class Slices:
         (first,) = np.searchsorted(self.bins, bins_of(np.array([value])))
         return int(np.count_nonzero(self.counts[:, first:].any(axis=1)))
 
+
+@dataclass(frozen=True)
+class MeasuredTime:
+    """The time that a run, or one phase of it, measured: parts of CLOCK_MONOTONIC that do not overlap, in order."""
+
+    starts_ns: Integers
+    ends_ns: Integers
+
     @classmethod
-    def merged(cls, parts: Sequence[Slices]) -> Slices:
-        """All of them together; they must be cut at the same times."""
-        bins = np.unique(np.concatenate([np.zeros(0, np.int64), *(its.bins for its in parts)]))
-        counts = np.zeros((SLICES, len(bins)), np.int64)
-        for its in parts:
-            counts[:, np.searchsorted(bins, its.bins)] += its.counts
-        return cls(bins, counts)
+    def of(cls, parts: Sequence[tuple[int, int]]) -> MeasuredTime:
+        """The union of parts (start, end)."""
+        merged: list[list[int]] = []
+        for start_ns, end_ns in sorted(parts):
+            if merged and start_ns <= merged[-1][1]:
+                merged[-1][1] = max(merged[-1][1], end_ns)
+            elif end_ns > start_ns:
+                merged.append([start_ns, end_ns])
+        both = np.array(merged or [[0, 1]], np.int64)
+        return cls(both[:, 0], both[:, 1])
+
+    def slice_of(self, times_ns: Integers) -> Integers:
+        """Which of ``SLICES`` equal slices of this time each moment is in; moments outside belong to the nearest."""
+        lengths = self.ends_ns - self.starts_ns
+        before = np.concatenate(([0], np.cumsum(lengths)))
+        part = np.maximum(np.searchsorted(self.starts_ns, times_ns, side="right") - 1, 0)
+        passed = before[part] + np.clip(times_ns - self.starts_ns[part], 0, lengths[part])
+        # A quotient of doubles may round up to the end: the last moment belongs to the last slice.
+        slices: Integers = np.minimum((passed * (SLICES / int(before[-1]))).astype(np.int64), SLICES - 1)
+        return slices
 
 
-def slice_of(times_ns: Integers) -> Integers:
-    """Which of ``SLICES`` equal slices, from the first of these moments to the last, each one is in."""
-    if len(times_ns) == 0:
-        return np.zeros(0, np.int64)
-    first, last = int(times_ns.min()), int(times_ns.max())
-    # A quotient of doubles may round up to the end: the last moment belongs to the last slice.
-    places = ((times_ns - first) * (SLICES / (last - first + 1))).astype(np.int64)
-    return np.minimum(places, SLICES - 1, out=places)
+def moments(samples: Samples, latency: str) -> Integers:
+    """The time that decides the slice of each sample: that of its drain, or of its ring for lag.
+
+    Samples of one drain are one thing, so they must be in one slice: slices that hold samples hold as many drains.
+    """
+    return samples.rung_ns if latency == "lag" else samples.delivered_ns
 
 
-def measured_slices(samples: Samples) -> Integers:
-    """The slice of each sample by its intended time, the warm-up not among what is cut: there it is 0."""
-    slices = np.zeros(len(samples), np.int64)
-    measured = ~samples.warmup
-    slices[measured] = slice_of(samples.intended_ns[measured])
-    return slices
+def independent(samples: Samples, latency: str, sample_every: int) -> npt.NDArray[np.float64]:
+    """What each sample counts among independent ones: a drain counts as one, however many of its doorbells are here."""
+    if latency == "lag":
+        return np.ones(len(samples))
+    return np.minimum(1.0, max(1, sample_every) / np.maximum(samples.count, 1))
 
 
-def sliced(bins: Integers, cells: Integers, groups: int = 1) -> list[Slices]:
-    """The samples of each group by slice and bin; their cell is group * ``SLICES`` + slice."""
-    there, counts = counted(cells, bins, groups * SLICES)
-    ends = np.searchsorted(there, np.arange(groups + 1) * (SLICES * BINS))
+def sliced(cells: Integers, counts: Integers, drains: npt.NDArray[np.float64]) -> list[Slices]:
+    """The slices of each group.
+
+    Args:
+        cells: (group * ``SLICES`` + slice) * ``BINS`` + bin of those that occur, in order.
+        counts: how often each occurs.
+        drains: the independent things of each group.
+    """
+    ends = np.searchsorted(cells, np.arange(len(drains) + 1) * (SLICES * BINS))
     found = []
-    for code in range(groups):
+    for code, its_drains in enumerate(drains.tolist()):
         mine = slice(int(ends[code]), int(ends[code + 1]))
-        rest = there[mine] - code * (SLICES * BINS)
+        rest = cells[mine] - code * (SLICES * BINS)
         filled, column = np.unique(rest % BINS, return_inverse=True)
         table = np.zeros((SLICES, len(filled)), np.int64)
         table[rest // BINS, column] = counts[mine]
-        found.append(Slices(filled, table))
+        found.append(Slices(filled, table, its_drains))
     return found
 
 
@@ -142,7 +181,6 @@ def intervals(its: Slices, figures: dict[str, int | None], seed: int = SEED) -> 
     With samples in fewer than ``FEWEST`` slices there are none.
     """
     found: dict[str, Interval] = {}
-    size = its.samples
     drawn = replicates(its, seed)
     for name, rank in QUANTILES:
         value = figures.get(name)
@@ -151,11 +189,11 @@ def intervals(its: Slices, figures: dict[str, int | None], seed: int = SEED) -> 
         low, high = np.quantile(drawn[name], (TAIL, 1 - TAIL), method="closest_observation")
         edges = its.bins[[int(low), int(high)]]
         bottom, top = int(lower_edges(edges)[0]), int(upper_edges(edges)[1])
-        bounded = bounded_above(size, rank) and its.at_or_above(value) >= FEWEST
+        bounded = bounded_above(min(its.samples, its.drains), rank) and its.at_or_above(value) >= FEWEST
         found[name] = (min(bottom, value), max(top, value) if bounded else None)
     return found
 
 
-def bounded_above(size: int, rank: int) -> bool:
+def bounded_above(size: float, rank: int) -> bool:
     """Whether so many samples, were they independent, would say how much higher the percentile may be."""
     return size * math.log(rank / WHOLE) <= math.log(TAIL)

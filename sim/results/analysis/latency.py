@@ -7,6 +7,9 @@ Four latencies of one doorbell, in nanoseconds of CLOCK_MONOTONIC:
     handling  handled - delivered    what the receiving program took
     total     handled - intended     what an open-loop sender waits for
 
+A sender without a schedule (a closed loop, which waits for answers) has no intended time and no lag; its ``total`` is
+``raw``. While its receiver stands still it rings nothing, so a standstill counts as one sample, whatever its length.
+
 ``total`` counts from the intended time, so that a sender that was held up does not hide the stall: it is
 corrected for coordinated omission. ``raw`` is the same from the ring on, handled - rung, and stands beside it
 everywhere: where the two differ, the senders were late, and the raw one flatters.
@@ -20,8 +23,8 @@ stamps are taken just before the eventfd write and just after the eventfd read, 
 
 Both are under a microsecond wide unless somebody is descheduled in them, so they matter where a target drains all
 the time: two machines that storm each other ring one doorbell in ten into such a window. Two counts show it. Neither
-proves a match, for a sample more or less in a drain of many goes unseen. ``overfull``: drains with more samples than
-the doorbells they drained. ``short``: deliveries quicker than any wake-up.
+proves a match, for a sample more or less in a drain of many goes unseen. ``overfull_drains``: drains with more
+samples than the doorbells they drained. ``short_deliveries``: deliveries quicker than any wake-up.
 """
 
 from __future__ import annotations
@@ -35,13 +38,11 @@ __all__ = [
     "EVERY_LATENCY",
     "LATENCIES",
     "QUANTILES",
+    "SHORT",
     "Samples",
-    "assign",
     "grouped",
-    "overfull",
     "percentiles",
     "place_of",
-    "short",
     "values",
 ]
 
@@ -67,9 +68,16 @@ SHORT = 4  # a delivery that takes less than one part in so many of a bare wake-
 class Samples:
     """Sampled doorbells as columns of one length.
 
-    ``source`` and ``target`` are machine indices (target -1: no machine of the topology), times are
-    nanoseconds; ``delivered_ns`` and ``handled_ns`` are 0 where it never came to that, ``count`` is how many
-    doorbells shared the drain (0 where there is none), ``warmup`` marks what the summaries leave out.
+    Attributes:
+        source: the row of the sender.
+        target: the row of the receiver; -1 for a peer outside the topology.
+        vector: the vector that was rung.
+        intended_ns: when the sender's schedule meant to ring; 0 without a schedule (a closed loop).
+        rung_ns: when the sender rang.
+        delivered_ns: when the receiver drained the eventfd; 0 if it never did.
+        handled_ns: when the receiver's program had handled it; 0 if it never did.
+        count: doorbells that shared the drain; 0 without one.
+        warmup: what the summaries leave out.
     """
 
     source: Integers
@@ -85,77 +93,36 @@ class Samples:
     def __len__(self) -> int:
         return len(self.rung_ns)
 
-
-def assign(
-    ring_lines: Integers, rung_ns: Integers, drain_lines: Integers, delivered_ns: Integers, lines: int
-) -> Integers:
-    """For each ring the index of the drain that delivered it, -1 for none.
-
-    A line is one (machine, vector), numbered 0 .. ``lines`` - 1; a ring with another number has no drain.
-    Neither rings nor drains need to be in order. 10^7 rings take some seconds.
-    """
-    order, edges = _by_line(drain_lines, lines)
-    at_ns = delivered_ns[order]
-    # Who drains stamps in order, so the drains of a line mostly are; where they are not, sort them.
-    back = np.flatnonzero(at_ns[1:] < at_ns[:-1]) + 1
-    if len(np.setdiff1d(back, edges)):
-        order = np.lexsort((delivered_ns, _known(drain_lines, lines)))
-        at_ns = delivered_ns[order]
-    by_line, starts = _by_line(ring_lines, lines)
-    assigned = np.full(len(rung_ns), -1, dtype=np.int64)
-    for line in range(lines):
-        rings = by_line[starts[line] : starts[line + 1]]
-        first, end = int(edges[line]), int(edges[line + 1])
-        if len(rings) == 0 or first == end:
-            continue
-        place = first + np.searchsorted(at_ns[first:end], rung_ns[rings], side="left")
-        found = place < end
-        assigned[rings[found]] = order[place[found]]
-    return assigned
-
-
-def _by_line(numbers: Integers, lines: int) -> tuple[Integers, Integers]:
-    """The order by line, otherwise as before, and where each line begins and the last one ends.
-
-    What is on no line comes last.
-    """
-    known = _known(numbers, lines)
-    # A stable sort of 16-bit numbers is a radix sort: ten times faster than one of the lines as they are.
-    short = known.astype(np.uint16) if lines < 1 << 16 else known
-    starts = np.concatenate(([0], np.cumsum(np.bincount(known, minlength=lines + 1))))
-    return np.argsort(short, kind="stable"), starts
-
-
-def _known(numbers: Integers, lines: int) -> Integers:
-    """The numbers of lines; what is none becomes ``lines``."""
-    return np.where((numbers >= 0) & (numbers < lines), numbers, lines)
-
-
-def overfull(assigned: Integers, counts: Integers) -> int:
-    """How many drains are given more samples than the doorbells they drained: 0 where the match is sound."""
-    held = np.bincount(assigned[assigned >= 0], minlength=len(counts))
-    return int(np.count_nonzero(held > counts))
+    @property
+    def due_ns(self) -> Integers:
+        """When each doorbell was to be rung: as intended, or when it was rung where there is no schedule."""
+        return np.where(self.intended_ns > 0, self.intended_ns, self.rung_ns)
 
 
 def values(samples: Samples, latency: str) -> tuple[Integers, Mask]:
     """One latency of each sample in nanoseconds, and where it exists.
 
-    ``latency`` is one of ``LATENCIES``, or ``raw``: handled - rung. Raises ``KeyError`` for another word.
+    Without a schedule there is no lag, and ``total`` counts from the ring as ``raw`` does.
+
+    Args:
+        samples: columns of length n.
+        latency: one of ``EVERY_LATENCY``.
+
+    Returns:
+        Two arrays of length n.
+
+    Raises:
+        KeyError: another word.
     """
+    if latency == "lag":
+        return samples.rung_ns - samples.intended_ns, samples.intended_ns > 0
     start, end = {
-        "lag": (samples.intended_ns, samples.rung_ns),
         "delivery": (samples.rung_ns, samples.delivered_ns),
         "handling": (samples.delivered_ns, samples.handled_ns),
-        "total": (samples.intended_ns, samples.handled_ns),
+        "total": (samples.due_ns, samples.handled_ns),
         "raw": (samples.rung_ns, samples.handled_ns),
     }[latency]
     return end - start, end > 0
-
-
-def short(samples: Samples, floor_ns: int) -> int:
-    """How many deliveries, without the warm-up, take less than a quarter of a bare wake-up, ``floor_ns``."""
-    its, measured = values(samples, "delivery")
-    return int(np.count_nonzero(its[measured & ~samples.warmup] * SHORT < floor_ns))
 
 
 def percentiles(values_ns: Integers) -> dict[str, int | None]:

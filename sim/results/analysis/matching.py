@@ -1,35 +1,38 @@
-"""All recordings of a run joined: which line each doorbell was rung on, and which drain delivered it."""
+"""All recordings of a run joined: the line that each doorbell was rung on, and the drain that delivered it.
+
+The samples are matched a piece at a time. What is held is an index of the drains, 28 bytes for each
+(``INDEX_BYTES_EACH``), which the preflight counts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.recording.reader import PEERS, VECTOR_MASK, Entries, Records
-from sim.results.analysis.latency import Samples, assign, overfull
-from sim.results.store.manifest import Machine
+from sim.recording.reader import CHUNK_ROWS, PEERS, VECTOR_MASK, Records
+from sim.results.analysis.latency import SHORT, Samples
+from sim.results.store.manifest import MachineRow
 
-__all__ = ["VECTOR_MASK", "Drains", "Lines", "match"]
+__all__ = ["INDEX_BYTES_EACH", "DrainChunk", "DrainIndex", "LineNumbers", "Matching"]
 
 Column = npt.NDArray[np.int64]
-# Of machines, vectors and lines, of which there are ten million each: half the width is half the memory.
-NUMBER: Any = np.int32
+INDEX_BYTES_EACH = 28
+Move = tuple[int, int, int, int]
 
 
-class Lines:
+class LineNumbers:
     """The numbers of all eventfds: the vectors of machine 0, those of machine 1, ...
 
-    ``identities`` are (machine, domain, peer) of those that a machine had besides: before it migrated, or on the way.
-    ``machine_of`` has for each domain, and in it for each of 65536 peer IDs, the machine that had it, -1 for none.
+    ``identities`` are (machine, domain, peer) of further IDs of a machine: before or during a migration.
+    ``machine_of`` has for each domain and each of 65536 peer IDs the machine that had it, -1 for none.
     """
 
     def __init__(
         self,
-        machines: Sequence[Machine],
+        machines: Sequence[MachineRow],
         records: Sequence[Records],
         identities: Sequence[tuple[int, int, int]] = (),
     ) -> None:
@@ -38,9 +41,9 @@ class Lines:
         self.count = int(self.first[-1])
         domains = [machine.domain for machine in machines] + [each.domain for each in records]
         domains += [domain for _, domain, _ in identities]
-        self.machine_of = np.full((max(domains, default=0) + 1, PEERS), -1, dtype=np.int64)
+        self.machine_of = np.full((max(domains, default=0) + 1, PEERS), -1, dtype=np.int32)
         for each in records:
-            # Whose recording cannot be read had the ID that the server gives out first: its place.
+            # A machine without a readable recording had the ID that the server assigns first: its index.
             peer = each.machine if each.peer is None and each.problems else each.peer
             own = self.machine_of[machines[each.machine].domain if each.problems else each.domain]
             if peer is not None and (own[peer] < 0 or not each.problems):
@@ -50,20 +53,20 @@ class Lines:
 
     def of_keys(self, keys: Column) -> tuple[Column, Column, Column]:
         """Target machine (-1: none), vector and line (-1: none) of domain << 32 | peer << 16 | vector."""
-        domain = np.minimum(keys >> 32, len(self.machine_of) - 1)  # nobody is known in a domain beyond
-        target, vector = self.machine_of[domain, keys >> 16 & PEERS - 1], keys & VECTOR_MASK
+        domain = np.minimum(keys >> 32, len(self.machine_of) - 1)  # no machine is known in a domain beyond
+        target, vector = self.machine_of[domain, keys >> 16 & PEERS - 1].astype(np.int64), keys & VECTOR_MASK
         target = np.where(domain == keys >> 32, target, -1)
         return target, vector, self.of_vectors(target, vector)
 
     def of_vectors(self, machine: Column, vector: Column) -> Column:
-        """The lines of (machine, vector); -1 for what there is not."""
+        """The lines of (machine, vector); -1 where there is none."""
         there = (machine >= 0) & (vector < self.vectors[machine])
         return np.where(there, self.first[machine] + vector, -1)
 
 
 @dataclass(frozen=True)
-class Drains:
-    """Drained eventfd counters as columns of one length; ``handled_ns`` is 0 where it never came to that."""
+class DrainChunk:
+    """Drained eventfd counters as columns of one length; ``handled_ns`` is 0 if the program never handled it."""
 
     machine: Column
     vector: Column
@@ -72,102 +75,182 @@ class Drains:
     handled_ns: Column
 
 
-def match(
-    records: Sequence[Records], lines: Lines, measure_start_ns: int, moves: Sequence[tuple[int, int, int, int]] = ()
-) -> tuple[Samples, Drains, int]:
-    """Samples, drains, and how many drains are given more samples than their count (0: a sound match).
+class DrainIndex:
+    """All drains, sorted by line and then by time, to find the one that delivered a doorbell.
 
-    ``moves`` are (machine, domain, peer, ns): since when a machine that has migrated drains the eventfds of that ID.
+    ``lines`` beyond those of ``LineNumbers`` are those of the further IDs of machines that migrated (``moves``:
+    machine, domain, peer, the time since when it drains them): a doorbell left behind at the ID before is not
+    delivered by the first drain under the next one.
     """
-    source, target, vector, ring_line, intended_ns, rung_ns = _rings(records, lines)
-    drains, drain_line = _drains(records, lines)
-    apart = _part(records, lines, moves, ring_line, drain_line, drains)
-    assigned = assign(ring_line, rung_ns, drain_line, drains.delivered_ns, apart)
-    lost = np.flatnonzero(assigned < 0)
 
-    def of_drain(column: Column) -> Column:
-        if len(column) == 0:
-            return np.zeros(len(assigned), np.int64)
-        its: Column = column[assigned]
-        its[lost] = 0
-        return its
+    def __init__(self, records: Sequence[Records], lines: LineNumbers, moves: Sequence[Move]) -> None:
+        self._lines = lines
+        self._moves: list[tuple[Move, int]] = []
+        count = lines.count
+        for move in sorted(moves, key=lambda move: move[3]):
+            self._moves.append((move, count))
+            count += int(lines.vectors[move[0]])
+        self.lines = count
+        sizes = np.zeros(count + 1, np.int64)
+        for chunk in self._chunks(records):
+            sizes += np.bincount(self._line_of_drains(chunk), minlength=count + 1)
+        self._starts = np.concatenate(([0], np.cumsum(sizes[:-1])))
+        total = int(self._starts[-1])
+        self._delivered_ns, self._handled_ns, self._count = (np.zeros(total, np.int64) for _ in range(3))
+        self._held = np.zeros(total, np.int32)
 
-    samples = Samples(
-        source=source,
-        target=target,
-        vector=vector,
-        intended_ns=intended_ns,
-        rung_ns=rung_ns,
-        delivered_ns=of_drain(drains.delivered_ns),
-        handled_ns=of_drain(drains.handled_ns),
-        count=of_drain(drains.count),
-        warmup=intended_ns < measure_start_ns,
-    )
-    return samples, drains, overfull(assigned, drains.count)
+    @staticmethod
+    def _chunks(records: Sequence[Records]) -> Iterator[DrainChunk]:
+        for part, machine in _together(records, "drains"):
+            yield DrainChunk(machine, part[:, 0] & VECTOR_MASK, part[:, 0] >> 16, part[:, 1], part[:, 2])
+
+    def fill(self, records: Sequence[Records]) -> Iterator[DrainChunk]:
+        """Store every drain in the index, and yield them all in the order of machines."""
+        cursors = self._starts.copy()
+        for chunk in self._chunks(records):
+            line = self._line_of_drains(chunk)
+            order = np.argsort(line, kind="stable")
+            ordered = line[order]
+            known = ordered < self.lines
+            order, ordered = order[known], ordered[known]
+            firsts = np.searchsorted(ordered, ordered, side="left")
+            place = cursors[ordered] + np.arange(len(ordered)) - firsts
+            self._delivered_ns[place] = chunk.delivered_ns[order]
+            self._handled_ns[place] = chunk.handled_ns[order]
+            self._count[place] = chunk.count[order]
+            cursors[:-1] += np.bincount(ordered, minlength=self.lines)
+            yield chunk
+        self._sort()
+
+    def _sort(self) -> None:
+        """A machine stamps its drains in order; sort the lines where a recording says otherwise."""
+        back = np.flatnonzero(self._delivered_ns[1:] < self._delivered_ns[:-1]) + 1
+        for line in np.unique(np.searchsorted(self._starts, np.setdiff1d(back, self._starts), side="right") - 1):
+            mine = slice(int(self._starts[line]), int(self._starts[line + 1]))
+            order = np.argsort(self._delivered_ns[mine], kind="stable")
+            for column in (self._delivered_ns, self._handled_ns, self._count):
+                column[mine] = column[mine][order]
+
+    def _line_of_drains(self, chunk: DrainChunk) -> Column:
+        line = self._lines.of_vectors(chunk.machine, chunk.vector)
+        for (machine, _, _, since_ns), first in self._moves:
+            own = (chunk.machine == machine) & (chunk.delivered_ns >= since_ns) & (line >= 0)
+            line[own] = first + chunk.vector[own]
+        return np.where(line < 0, self.lines, line)
+
+    def line_of_rings(self, keys: Column) -> tuple[Column, Column, Column]:
+        """Target, vector and line (-1: none) of each key."""
+        target, vector, line = self._lines.of_keys(keys)
+        for (machine, domain, peer, _), first in self._moves:
+            there = (keys >> 16 == (domain << 16 | peer)) & (line >= 0)
+            line[there] += first - int(self._lines.first[machine])
+        return target, vector, line
+
+    def find(self, line: Column, rung_ns: Column) -> Column:
+        """The place of the drain that delivered each doorbell: the first of its line at or after it; -1 for none."""
+        found = np.full(len(line), -1, np.int64)
+        order = np.argsort(line, kind="stable")
+        there, firsts, sizes = np.unique(line[order], return_index=True, return_counts=True)
+        for each, first, end in zip(there.tolist(), firsts.tolist(), (firsts + sizes).tolist(), strict=True):
+            if each < 0:
+                continue
+            low, high = int(self._starts[each]), int(self._starts[each + 1])
+            rings = order[first:end]
+            place = low + np.searchsorted(self._delivered_ns[low:high], rung_ns[rings], side="left")
+            kept = place < high
+            found[rings[kept]] = place[kept]
+        places, held = np.unique(found[found >= 0], return_counts=True)
+        self._held[places] += held
+        return found
+
+    def drained(self, place: Column) -> tuple[Column, Column, Column]:
+        """delivered_ns, handled_ns and count of drains by place; 0 for -1."""
+        if not len(self._count):
+            return (np.zeros(len(place), np.int64),) * 3
+        lost = place < 0
+        delivered, handled, count = (
+            np.where(lost, 0, column[place]) for column in (self._delivered_ns, self._handled_ns, self._count)
+        )
+        return delivered, handled, count
+
+    def overfull(self) -> int:
+        """Drains that were given more samples than the doorbells they drained: 0 if the match is sound."""
+        return int(np.count_nonzero(self._held > self._count))
 
 
-def _part(
-    records: Sequence[Records],
-    lines: Lines,
-    moves: Sequence[tuple[int, int, int, int]],
-    ring_line: Column,
-    drain_line: Column,
-    drains: Drains,
-) -> int:
-    """Give the eventfds of each further ID of a machine lines of their own, in place; how many lines there are then.
+@dataclass
+class Matching:
+    """Matches the samples of a run, and counts what the summary says of them.
 
-    A doorbell that was left behind at the ID before is not delivered by the first drain under the next one.
+    Attributes:
+        samples: how many there are.
+        unmatched: those whose drain is not known.
+        short: deliveries in less than a quarter of a bare wake-up, which takes ``bare_ns`` (0: not measured).
+        unscheduled: by row, the measured samples that were rung without a schedule.
+        drains: how many drains there are.
     """
-    count = lines.count
-    if not moves:
-        return count
-    identity = np.concatenate([_table(each.rings)[:, 0] >> 16 for each in records])
-    for machine, domain, peer, since_ns in sorted(moves, key=lambda move: move[3]):
-        rung = (identity == (domain << 16 | peer)) & (ring_line >= 0)
-        ring_line[rung] += count - int(lines.first[machine])
-        drained = (drains.machine == machine) & (drains.delivered_ns >= since_ns) & (drain_line >= 0)
-        drain_line[drained] = count + drains.vector[drained]
-        count += int(lines.vectors[machine])
-    return count
+
+    records: Sequence[Records]
+    index: DrainIndex
+    measure_start_ns: int
+    unmeasured: Sequence[tuple[int, int]] = ()
+    bare_ns: int = 0
+    samples: int = 0
+    unmatched: int = 0
+    short: int = 0
+    drains: int = 0
+    unscheduled: Column = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        self.unscheduled = np.zeros(len(self.records), np.int64)
+
+    def drain_chunks(self) -> Iterator[DrainChunk]:
+        """All drains; they must be exhausted before the samples are asked for."""
+        for chunk in self.index.fill(self.records):
+            self.drains += len(chunk.machine)
+            yield chunk
+
+    def sample_chunks(self) -> Iterator[Samples]:
+        """All samples, in the order of their senders."""
+        for part, source in _together(self.records, "rings"):
+            target, vector, line = self.index.line_of_rings(part[:, 0])
+            intended_ns, rung_ns = part[:, 1], part[:, 2]
+            delivered_ns, handled_ns, count = self.index.drained(self.index.find(line, rung_ns))
+            due_ns = np.where(intended_ns > 0, intended_ns, rung_ns)
+            warmup = due_ns < self.measure_start_ns
+            for start_ns, end_ns in self.unmeasured:
+                warmup |= (due_ns >= start_ns) & (due_ns < end_ns)
+            self.samples += len(part)
+            self.unmatched += int(np.count_nonzero(delivered_ns == 0))
+            counts = (delivered_ns > 0) & ~warmup
+            self.short += int(np.count_nonzero((delivered_ns - rung_ns)[counts] * SHORT < self.bare_ns))
+            closed = source[(intended_ns == 0) & ~warmup]
+            self.unscheduled += np.bincount(closed, minlength=len(self.records))
+            yield Samples(
+                source=source,
+                target=target,
+                vector=vector,
+                intended_ns=intended_ns,
+                rung_ns=rung_ns,
+                delivered_ns=delivered_ns,
+                handled_ns=handled_ns,
+                count=count,
+                warmup=warmup,
+            )
 
 
-def _rings(records: Sequence[Records], lines: Lines) -> tuple[Column, ...]:
-    """Source, target, vector, line, intended_ns and rung_ns of every ring, one machine's after the other's.
-
-    Filled machine by machine, so that what is in between stays small and in the cache.
-    """
-    sizes = [len(each.rings) for each in records]
-    columns: tuple[Column, ...] = tuple(np.empty(sum(sizes), kind) for kind in (*[NUMBER] * 4, np.int64, np.int64))
-    at = 0
-    for each, size in zip(records, sizes, strict=True):
-        part = slice(at, at + size)
-        source, target, vector, line, intended_ns, rung_ns = (column[part] for column in columns)
-        source[:] = each.machine
-        rings = _table(each.rings)
-        target[:], vector[:], line[:] = lines.of_keys(rings[:, 0])
-        rung_ns[:] = rings[:, 2]
-        # A program without a schedule intends to ring when it rings.
-        intended_ns[:] = np.where(rings[:, 1] == 0, rings[:, 2], rings[:, 1])
-        at += size
-    return columns
-
-
-def _drains(records: Sequence[Records], lines: Lines) -> tuple[Drains, Column]:
-    """All drains, one machine's after the other's, and their lines."""
-    sizes = [len(each.drains) for each in records]
-    machine, vector, line = (np.empty(sum(sizes), NUMBER) for _ in range(3))
-    count, delivered_ns, handled_ns = (np.empty(sum(sizes), np.int64) for _ in range(3))
-    at = 0
-    for each, size in zip(records, sizes, strict=True):
-        part = slice(at, at + size)
-        machine[part] = each.machine
-        its = _table(each.drains)
-        vector[part], count[part] = its[:, 0] & VECTOR_MASK, its[:, 0] >> 16
-        delivered_ns[part], handled_ns[part] = its[:, 1], its[:, 2]
-        line[part] = lines.of_vectors(machine[part], vector[part])
-        at += size
-    return Drains(machine, vector, count, delivered_ns, handled_ns), line
-
-
-def _table(entries: Entries) -> Column:
-    return np.concatenate([np.zeros((0, 3), np.int64), *entries.chunks()])
+def _together(records: Sequence[Records], section: str) -> Iterator[tuple[Column, Column]]:
+    """The entries of a section of all recordings, and the machine of each; small recordings share a piece."""
+    parts: list[Column] = []
+    machines: list[int] = []
+    size = 0
+    for each in records:
+        for chunk in getattr(each, section).chunks():
+            parts.append(chunk)
+            machines.append(each.machine)
+            size += len(chunk)
+            if size >= CHUNK_ROWS:
+                yield np.concatenate(parts), np.repeat(machines, [len(part) for part in parts])
+                parts, machines, size = [], [], 0
+    if parts:
+        yield np.concatenate(parts), np.repeat(machines, [len(part) for part in parts])

@@ -6,13 +6,17 @@ itself: no drain of its own falls into the pause, so that the drains before and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from sim.results.analysis.account import Account
+from sim.results.store.batches import batches
 from sim.results.store.events import Event
 from sim.results.summary import Migration
 
@@ -21,30 +25,33 @@ __all__ = ["migrations"]
 KINDS = frozenset({"action", "migrated", "migration_failed", "left_behind", "machine_left", "machine_died"})
 
 
+Natural = Annotated[int, Meta(ge=0, lt=1 << 62)]
+
+
 class _Told(msgspec.Struct):
     """Any of the events that tell of migrations; what is not in it has its default."""
 
     kind: str
     machine: str = ""
-    time_ns: int = 0
+    time_ns: Natural = 0
     do: str = ""
     refused: str = ""
     skipped: str = ""
     fault: str = ""
     hand_over: bool = False
-    from_peer: int | None = None
-    to_peer: int | None = None
+    from_peer: Natural | None = None
+    to_peer: Natural | None = None
     from_domain: str = ""
     to_domain: str = ""
-    downtime_ms: float | None = None
-    state_bytes: int = 0
-    memory_bytes: int = 0
-    pending_vectors: int = 0
+    downtime_ms: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    state_bytes: Natural = 0
+    memory_bytes: Natural = 0
+    pending_vectors: Natural = 0
     reason: str = ""
     how: str | None = None
-    peer: int = -1
+    peer: Annotated[int, Meta(ge=-1, lt=1 << 62)] = -1
     domain: str = ""
-    doorbells: int = 0
+    doorbells: Natural = 0
 
 
 @dataclass
@@ -56,19 +63,20 @@ class _Attempt:
     ended: _Told
 
 
-def migrations(events: Iterable[Event], account: Account) -> list[Migration]:
-    """The migrations among the events of a run, in the order in which they began; those that were
-    skipped are none.
+def migrations(events: Iterable[Event], account: Account, place: Path) -> list[Migration]:
+    """The migrations among the events of a run, in the order in which they began, without those that were skipped.
+
+    ``place`` has the tables of samples and drains.
     """
     told = list(_told(events))
     attempts = list(_attempts(told))
     behind = {(each.machine, each.domain, each.peer): each.doorbells for each in told if each.kind == "left_behind"}
     rows = _rows(account)
-    found = []
-    for attempt in attempts:
-        its = [other.ended for other in attempts if other.machine == attempt.machine and other.ended.downtime_ms]
-        parted = _around(account, rows.get(attempt.machine), [_paused_ns(each) for each in its], attempt.ended)
-        found.append(_migration(account, attempt, behind, parted, _whereabouts(account, attempt, rows)))
+    parted = _around(account, attempts, rows, place)
+    found = [
+        _migration(account, attempt, behind, its, _whereabouts(account, attempt, rows))
+        for attempt, its in zip(attempts, parted, strict=True)
+    ]
     return sorted(found, key=lambda each: each.at_s)
 
 
@@ -112,26 +120,44 @@ def _paused_ns(ended: _Told) -> int:
     return ended.time_ns - round((ended.downtime_ms or 0.0) * 1e6)
 
 
-def _around(
-    account: Account, row: int | None, paused: list[int], ended: _Told
-) -> tuple[int | None, int | None, int | None]:
-    """Doorbells delivered since the pause before this one, and until the next one; of the samples, those rung in it."""
-    if row is None or not ended.downtime_ms:
-        return None, None, None
-    at_ns = _paused_ns(ended)
-    its = account.samples.target == row
-    rung_ns = account.samples.rung_ns[its]
-    during = int(np.count_nonzero((rung_ns >= at_ns) & (rung_ns < ended.time_ns)))
-    if account.records[row].counters.drains_refused:
-        return None, None, during
-    drains = account.drains
-    own = drains.machine == row
-    times, counts = drains.delivered_ns[own], drains.count[own]
-    begin_ns = max((each for each in paused if each < at_ns), default=0)
-    end_ns = min((each for each in paused if each > at_ns), default=1 << 62)
-    before = counts[(times >= begin_ns) & (times < at_ns)].sum()
-    after = counts[(times >= at_ns) & (times < end_ns)].sum()
-    return int(before), int(after), during
+Around = tuple[int | None, int | None, int | None]
+
+
+def _around(account: Account, attempts: Sequence[_Attempt], rows: dict[str, int], place: Path) -> list[Around]:
+    """For each attempt the doorbells delivered since the pause before, and until the next one; and the samples rung
+    during its own.
+    """
+    spans: dict[int, tuple[int, int, int, int]] = {}
+    """By attempt: row, the pause before, its own, the next one."""
+    for number, attempt in enumerate(attempts):
+        row = rows.get(attempt.machine)
+        if row is None or not attempt.ended.downtime_ms:
+            continue
+        its = [other.ended for other in attempts if other.machine == attempt.machine and other.ended.downtime_ms]
+        paused, at_ns = [_paused_ns(each) for each in its], _paused_ns(attempt.ended)
+        begin_ns = max((each for each in paused if each < at_ns), default=0)
+        spans[number] = (row, begin_ns, at_ns, min((each for each in paused if each > at_ns), default=1 << 62))
+    before, after, during = ([0] * len(attempts) for _ in range(3))
+    for batch in batches(place, "samples", ("target", "rung_ns")) if spans else ():
+        for number, (row, _, at_ns, _) in spans.items():
+            rung_ns = batch["rung_ns"][batch["target"] == row]
+            end_ns = attempts[number].ended.time_ns
+            during[number] += int(np.count_nonzero((rung_ns >= at_ns) & (rung_ns < end_ns)))
+    for batch in batches(place, "drains", ("machine", "count", "delivered_ns")) if spans else ():
+        for number, (row, begin_ns, at_ns, end_ns) in spans.items():
+            own = batch["machine"] == row
+            times, counts = batch["delivered_ns"][own], batch["count"][own]
+            before[number] += int(counts[(times >= begin_ns) & (times < at_ns)].sum())
+            after[number] += int(counts[(times >= at_ns) & (times < end_ns)].sum())
+    found: list[Around] = []
+    for number in range(len(attempts)):
+        if number not in spans:
+            found.append((None, None, None))
+        elif account.records[spans[number][0]].counters.drains_refused:
+            found.append((None, None, during[number]))
+        else:
+            found.append((before[number], after[number], during[number]))
+    return found
 
 
 def _whereabouts(account: Account, attempt: _Attempt, rows: dict[str, int]) -> tuple[str, int | None]:

@@ -31,9 +31,10 @@ def phases_of(samples: Samples, phases: Sequence[Phase]) -> npt.NDArray[np.int64
     measured = [phase for phase in phases if phase.measured]
     if measured:
         codes[:] = -1
+        due_ns = samples.due_ns
         places = {name: place for place, name in enumerate(phase_names(phases))}
         for phase in measured:
-            within = (samples.intended_ns >= phase.start_ns) & (samples.intended_ns < phase.end_ns)
+            within = (due_ns >= phase.start_ns) & (due_ns < phase.end_ns)
             codes[within] = places[phase.name]
     codes[samples.warmup] = -1
     return codes

@@ -1,4 +1,4 @@
-"""Histograms of a run: read from what was kept when it ended, or made from its samples where that is missing."""
+"""Histograms of a run, as they were kept when it ended."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pyarrow.compute as pc
 from nodes.errors import UsageError
 from sim.results.analysis.flows import drain_codes
 from sim.results.analysis.histogram import BINS, Histogram, bins_of
-from sim.results.analysis.latency import EVERY_LATENCY, values
+from sim.results.analysis.latency import EVERY_LATENCY
 from sim.results.analysis.phases import phase_names
-from sim.results.frames import split
 from sim.results.store.manifest import Manifest
 
 __all__ = ["histogram"]
@@ -23,7 +22,7 @@ DRAINED = "drained"
 BY = ("group", "machine", "phase")
 
 
-class Source(Protocol):
+class RunTables(Protocol):
     """What is asked of a run."""
 
     path: Path
@@ -31,13 +30,10 @@ class Source(Protocol):
     @property
     def origin(self) -> Manifest: ...
 
-    @property
-    def columns(self) -> Any: ...
-
     def table(self, name: str) -> Any: ...
 
 
-def histogram(run: Source, what: str, by: str | None) -> Histogram | dict[Any, Histogram]:
+def histogram(run: RunTables, what: str, by: str | None) -> Histogram | dict[Any, Histogram]:
     """See ``Run.histogram``."""
     if what == DRAINED:
         return _drained(run, by)
@@ -45,10 +41,7 @@ def histogram(run: Source, what: str, by: str | None) -> Histogram | dict[Any, H
         raise UsageError(f"no histogram of {what!r}: expected {', '.join(EVERY_LATENCY)} or {DRAINED}")
     if by is not None and by not in BY:
         raise UsageError(f"a histogram by {by!r}: expected {', '.join(BY)}")
-    try:
-        kept = run.table("histograms")
-    except UsageError:
-        return _of_samples(run, what, by)
+    kept = run.table("histograms")
     kept = kept.filter(pc.equal(kept["latency"], what))
     bins, counts = kept["bin"].to_numpy().astype(np.int64), kept["count"].to_numpy()
     if len(bins) and int(bins.max()) >= BINS:
@@ -75,18 +68,7 @@ def _labels(kept: pa.Table, manifest: Manifest, by: str) -> tuple[list[str], Any
     return groups, of_machine[machine]
 
 
-def _of_samples(run: Source, what: str, by: str | None) -> Histogram | dict[Any, Histogram]:
-    """For runs of a version that kept no histograms."""
-    columns = run.columns
-    figures, there = values(columns, what)
-    there &= ~columns.warmup
-    if by is None:
-        return Histogram.of(figures[there])
-    _, labels, codes = split(columns, run.origin, (by,))
-    return {label[0]: Histogram.of(figures[there & (codes == place)]) for place, label in enumerate(labels)}
-
-
-def _drained(run: Source, by: str | None) -> Histogram | dict[Any, Histogram]:
+def _drained(run: RunTables, by: str | None) -> Histogram | dict[Any, Histogram]:
     count = run.table("drains")["count"].to_numpy()
     if by is None:
         return Histogram.of(count)

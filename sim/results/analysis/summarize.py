@@ -9,10 +9,9 @@ import numpy as np
 
 from sim.recording import Counters
 from sim.results.analysis.account import Account
-from sim.results.analysis.balance import Line, totals
-from sim.results.analysis.distribution import NOTHING, Distribution, percentiles_of
+from sim.results.analysis.balance import LineAccount, totals
+from sim.results.analysis.distribution import NOTHING, LatencyDistribution
 from sim.results.analysis.flags import flags
-from sim.results.analysis.latency import grouped, short
 from sim.results.analysis.resource_usage import COORDINATOR, host_use, profile
 from sim.results.ending import Ending
 from sim.results.store.manifest import SCHEMA_VERSION
@@ -23,17 +22,21 @@ __all__ = ["summarize"]
 NOBODY, FOREIGN = "nobody", "foreign"
 
 
-def summarize(account: Account, latencies: Distribution) -> Summary:
-    """Everything that ``summary.json`` says."""
-    figures = _summarize(account, latencies)
+def summarize(
+    account: Account, latencies: LatencyDistribution, drained: tuple[Percentiles, list[Percentiles]]
+) -> Summary:
+    """Everything that ``summary.json`` says. ``drained``: doorbells for each drain, of all and of each group."""
+    figures = _summarize(account, latencies, drained)
     counters = Counters.total(each.counters for each in account.records)
     figures = msgspec.structs.replace(figures, **counters.named())
     return msgspec.structs.replace(figures, warnings=list(flags(figures)))
 
 
-def _summarize(account: Account, latencies: Distribution) -> Summary:
+def _summarize(
+    account: Account, latencies: LatencyDistribution, drained: tuple[Percentiles, list[Percentiles]]
+) -> Summary:
     manifest, ending, records = account.manifest, account.ending, account.records
-    groups = _groups(account, latencies)
+    groups = _groups(account, latencies, drained[1])
     sums = totals(account.lines)
     nowhere = sum(each.counters.rung_nowhere for each in records)
     seconds = max(0, ending.stop_ns - ending.start_ns) / 1e9 if ending.start_ns else 0.0
@@ -58,10 +61,10 @@ def _summarize(account: Account, latencies: Distribution) -> Summary:
         refused=sums["refused"] + nowhere,
         interrupts=sums["interrupts"],
         settled=sums["settled"],
-        samples=len(account.samples),
-        unmatched=int(np.count_nonzero(account.samples.delivered_ns == 0)),
-        drains=len(account.drains.machine),
-        overfull_drains=account.overfull,
+        samples=account.matching.samples,
+        unmatched=account.matching.unmatched,
+        drains=account.matching.drains,
+        overfull_drains=account.matching.index.overfull(),
         pending_derived=ending.pending is None,
         seed=manifest.seed,
         duration_s=round(seconds, 6),
@@ -80,7 +83,7 @@ def _summarize(account: Account, latencies: Distribution) -> Summary:
             if machine < len(manifest.machines)
         },
         problems=account.problems,
-        drained=percentiles_of(account.drains.count),
+        drained=drained[0],
         phases=latencies.phases,
         resources=used,
         cpu_ns_per_doorbell=_per_doorbell(used, sums["rung"] + nowhere, seconds),
@@ -88,7 +91,11 @@ def _summarize(account: Account, latencies: Distribution) -> Summary:
         wake_up_baseline=baseline,
         clock_source=manifest.host.clock_source,
         missed_oldest_ns=max((each.missed_oldest_ns for each in records), default=0),
-        short_deliveries=short(account.samples, baseline.p50_ns) if baseline else 0,
+        short_deliveries=account.matching.short,
+        unscheduled=int(account.matching.unscheduled.sum()),
+        start_ns=ending.start_ns,
+        measure_start_ns=ending.measure_start_ns,
+        stop_ns=ending.stop_ns,
     )
 
 
@@ -111,17 +118,18 @@ def _baseline(ending: Ending, delivery: Percentiles) -> BaselineFigures | None:
     )
 
 
-def _groups(account: Account, latencies: Distribution) -> dict[str, GroupFigures]:
+def _groups(
+    account: Account, latencies: LatencyDistribution, drained: Sequence[Percentiles]
+) -> dict[str, GroupFigures]:
     """Figures of every group; of foreign peers, and of doorbells rung at nobody, when there are any."""
-    manifest, drains = account.manifest, account.drains
+    manifest = account.manifest
     names = [group.name for group in manifest.groups]
     foreign, nobody = _free(FOREIGN, names), _free(NOBODY, names)
     code_of = {name: code for code, name in enumerate(names)}
     codes = np.array([code_of[machine.group] for machine in manifest.machines], dtype=np.int64)
-    drained = grouped(codes[drains.machine], drains.count, len(names))
     sent = np.zeros(len(names) + 1, np.int64)
     np.add.at(sent, codes[account.edges[:, 0]], account.edges[:, 3])
-    lines: dict[str, list[Line]] = {name: [] for name in [*names, foreign]}
+    lines: dict[str, list[LineAccount]] = {name: [] for name in [*names, foreign]}
     for line in account.lines:
         lines[manifest.machines[line.machine].group if line.machine >= 0 else foreign].append(line)
     groups = {}
@@ -132,20 +140,21 @@ def _groups(account: Account, latencies: Distribution) -> dict[str, GroupFigures
         made = _group(account, lines[name], latencies.groups[code], sent=rung, members=members)
         groups[name] = msgspec.structs.replace(
             made,
-            drained=Percentiles(**drained[code]),  # type: ignore[arg-type]
+            drained=drained[code],
+            unscheduled=int(account.matching.unscheduled[members].sum()),
             **Counters.total(each.counters for each in own).named(),
         )
     if lines[foreign]:
         groups[foreign] = _group(account, lines[foreign], latencies.groups[-1], sent=0, members=[])
     nowhere = sum(each.counters.rung_nowhere for each in account.records)
     if nowhere:
-        at_nobody = [Line(-1, -1, -1, rung=nowhere, refused=nowhere)]
+        at_nobody = [LineAccount(-1, -1, -1, rung=nowhere, refused=nowhere)]
         groups[nobody] = _group(account, at_nobody, NOTHING, sent=0, members=[])
     return groups
 
 
 def _group(
-    account: Account, lines: Sequence[Line], latency_ns: Latencies, *, sent: int, members: Sequence[int]
+    account: Account, lines: Sequence[LineAccount], latency_ns: Latencies, *, sent: int, members: Sequence[int]
 ) -> GroupFigures:
     sums = totals(lines)
     ending = account.ending

@@ -6,6 +6,7 @@ damaged, nothing was sampled) is left empty, and said in ``TimeSeries.missing``.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,8 +31,6 @@ DRAINS_EACH = 20
 SIZE_BITS = 40
 LATENCY_COLUMNS = ("intended_ns", "rung_ns", "delivered_ns", "handled_ns", "warmup")
 LEVELS = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
-# The coordinator tells everybody the start this much ahead; older runs do not say when that was.
-START_LEAD_NS = 50_000_000
 NO_PART_OF_IT = {"ready", "statistics", "telemetry"}
 
 
@@ -108,28 +107,21 @@ def _miss(made: TimeSeries, error: UsageError) -> None:
 
 
 def span(run: Run) -> tuple[int, int]:
-    """When the machines were started and stopped, CLOCK_MONOTONIC; (0, 0) when the run tells nothing of that."""
+    """When the machines were started and stopped, CLOCK_MONOTONIC; (0, 0) if that is not known."""
+    try:
+        if run.figures.start_ns:
+            return run.figures.start_ns, max(run.figures.start_ns + 1, run.figures.stop_ns)
+    except UsageError:
+        pass
     stamps = []
-    for name, column in (("samples", "intended_ns"), ("samples", "rung_ns"), ("drains", "delivered_ns")):
-        try:
-            stamps.append(extent(run.path, name, column))
-        except UsageError:
-            continue
+    for name, column in (("samples", "rung_ns"), ("drains", "delivered_ns")):
+        with contextlib.suppress(UsageError):
+            stamps += [extent(run.place, name, column)]
     there = [each for each in stamps if each]
-    try:
-        ready = next((event for event in run.events() if event.get("kind") == "ready"), {})
-    except UsageError:
-        ready = {}
-    told, ready_ns = ready.get("start_ns"), ready.get("time_ns")
-    firsts = [first for first, _ in there] + ([ready_ns + START_LEAD_NS] if isinstance(ready_ns, int) else [])
-    if not firsts:
+    if not there:
         return 0, 0
-    start_ns = told if isinstance(told, int) else min(firsts)
-    try:
-        lasts = [start_ns + round(run.figures.duration_s * 1e9)]
-    except UsageError:
-        lasts = [last for _, last in there]
-    return start_ns, max([start_ns + 1, *lasts])
+    start_ns = min(first for first, _ in there)
+    return start_ns, max(start_ns + 1, *(last for _, last in there))
 
 
 def _bands(run: Run, made: TimeSeries) -> None:
@@ -155,10 +147,10 @@ def _samples(run: Run, made: TimeSeries) -> None:
     made.latencies = {name: GrowingHistogram() for name in ("lag", "delivery", "handling", "total", "raw")}
     delivery, total = np.zeros((BINS, VALUE_BINS), np.int64), np.zeros((BINS, VALUE_BINS), np.int64)
     pending = np.zeros(BINS, np.int64)
-    for batch in batches(run.path, "samples", LATENCY_COLUMNS):
+    for batch in batches(run.place, "samples", LATENCY_COLUMNS):
         _add_latencies(made, batch)
         _add_over_time(made, delivery, batch["rung_ns"], batch["delivered_ns"])
-        _add_over_time(made, total, batch["intended_ns"], batch["handled_ns"])
+        _add_over_time(made, total, _due_ns(batch), batch["handled_ns"])
         rung, came = (_bin_of(made, batch[name]) for name in ("rung_ns", "delivered_ns"))
         pending += np.bincount(rung[rung >= 0], minlength=BINS) - np.bincount(came[came >= 0], minlength=BINS)
     made.pending = np.maximum(0.0, np.cumsum(pending)) * run.origin.sample_every
@@ -168,6 +160,11 @@ def _samples(run: Run, made: TimeSeries) -> None:
     made.delivery_ns, made.total_ns = (
         _levels(counts.reshape(-1, together, VALUE_BINS).sum(axis=1)) for counts in (delivery, total)
     )
+
+
+def _due_ns(batch: dict[str, Column]) -> Column:
+    """When each doorbell was to be rung: without a schedule, when it was."""
+    return np.where(batch["intended_ns"] > 0, batch["intended_ns"], batch["rung_ns"])
 
 
 def _add_over_time(made: TimeSeries, counts: Column, begin_ns: Column, end_ns: Column) -> None:
@@ -186,17 +183,17 @@ def _together(count: int, each: int) -> int:
 
 def _add_latencies(made: TimeSeries, batch: dict[str, Column]) -> None:
     intended, rung, delivered, handled, warmup = (batch[name] for name in LATENCY_COLUMNS)
-    counts = warmup == 0
+    counts, due = warmup == 0, _due_ns(batch)
     if counts.any():
-        first_ns = int(intended[counts].min())
+        first_ns = int(due[counts].min())
         made.measured_ns = min(made.measured_ns or first_ns, first_ns)
-    ends = {"lag": counts, "delivery": counts & (delivered > 0), "handling": counts & (handled > 0)}
+    ends = {"lag": counts & (intended > 0), "delivery": counts & (delivered > 0), "handling": counts & (handled > 0)}
     ends |= {"total": ends["handling"], "raw": ends["handling"]}
     pairs = {
         "lag": (intended, rung),
         "delivery": (rung, delivered),
         "handling": (delivered, handled),
-        "total": (intended, handled),
+        "total": (due, handled),
         "raw": (rung, handled),
     }
     for name, (start, end) in pairs.items():
@@ -218,7 +215,7 @@ def _levels(over_time: Column) -> dict[str, Floats]:
 def _drains(run: Run, made: TimeSeries) -> None:
     doorbells, wakes = np.zeros(BINS), np.zeros(BINS)
     sizes, drained = np.zeros(SIZE_BITS, np.int64), np.zeros(SIZE_BITS, np.int64)
-    for batch in batches(run.path, "drains", ("count", "delivered_ns")):
+    for batch in batches(run.place, "drains", ("count", "delivered_ns")):
         count = batch["count"]
         at = _bin_of(made, batch["delivered_ns"])
         known = at >= 0

@@ -12,25 +12,17 @@ import pyarrow.parquet as pq
 
 from nodes.errors import UsageError
 from sim.results.store.files import at_once
-from sim.results.store.schemas import file_name
+from sim.results.store.schemas import DAMAGE, check_values, damaged, file_name
 
 __all__ = ["Column", "batches", "extent", "rows"]
 
 Column = npt.NDArray[np.int64]
 
-BATCH_ROWS = 1 << 20
-# What Arrow raises for a damaged file: its own errors derive from the builtin ones.
-DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, EOFError, MemoryError)
-
-
-def _damaged(path: Path, error: BaseException) -> UsageError:
-    if isinstance(error, FileNotFoundError):
-        return UsageError(f"{path.name} is missing")
-    return UsageError(f"{path.name} is damaged: {(str(error).splitlines() or [''])[0][:200]}")
+BATCH_ROWS = 1 << 17
 
 
 def batches(directory: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Column]]:
-    """The named columns of a table as int64, a million rows at a time; what is null is 0, or -1 for ``target``.
+    """The named columns of a table as int64, some 100,000 rows at a time; null is 0, or -1 for ``target``.
 
     Raises ``UsageError`` when the file is missing or damaged, or has no such columns of numbers.
     """
@@ -41,9 +33,10 @@ def batches(directory: Path, name: str, columns: Sequence[str]) -> Iterator[dict
             _check(path, parquet.schema_arrow, columns)
             for batch in parquet.iter_batches(BATCH_ROWS, columns=list(columns)):
                 batch.validate(full=True)
+                check_values(path.name, batch)
                 yield {column: _numbers(batch.column(column), -1 if column == "target" else 0) for column in columns}
     except DAMAGE as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def _check(path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
@@ -72,7 +65,7 @@ def rows(directory: Path, name: str) -> int:
             count: int = pq.ParquetFile(file).metadata.num_rows
             return count
     except DAMAGE as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def extent(directory: Path, name: str, column: str) -> tuple[int, int] | None:
@@ -90,4 +83,4 @@ def extent(directory: Path, name: str, column: str) -> tuple[int, int] | None:
             known = [group.statistics for group in groups if group.statistics and group.statistics.has_min_max]
             return (min(each.min for each in known), max(each.max for each in known)) if known else None
     except DAMAGE as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error

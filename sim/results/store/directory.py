@@ -28,7 +28,7 @@ from sim.kernel.lacks import is_lack
 from sim.results.ending import BaselineLook, Ending
 from sim.results.run import Run
 from sim.results.store import files
-from sim.results.store.manifest import SCHEMA_VERSION, Group, Host, Machine, Manifest, Owner
+from sim.results.store.manifest import SCHEMA_VERSION, GroupRow, HostFacts, MachineRow, Manifest, Owner
 from sim.results.store.stream import ResourceStream
 from topologies.model import Topology
 
@@ -270,12 +270,12 @@ def _manifest(
         warmup_s=topology.run.warmup_s,
         sample_every=topology.run.sample_every,
         owner=Owner.this(),
-        host=Host.this(),
+        host=HostFacts.this(),
         argv=list(sys.argv),
         arguments=msgspec.to_builtins(dict(arguments), enc_hook=str),
-        groups=[Group(group.name, group.count, group.vectors, group.program) for group in topology.groups],
+        groups=[GroupRow(group.name, group.count, group.vectors, group.program) for group in topology.groups],
         machines=[
-            Machine(each.index, each.name, each.group, each.vectors, numbers[each.domains[0]])
+            MachineRow(each.index, each.name, each.group, each.vectors, numbers[each.domains[0]])
             for each in topology.machines
         ],
         domains=[domain.name for domain in topology.domains],

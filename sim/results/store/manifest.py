@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from sim.access import Access
 
-__all__ = ["MACHINE_NAME_MAX", "SCHEMA_VERSION", "Group", "Host", "Machine", "Manifest", "Owner", "Phase"]
+__all__ = ["MACHINE_NAME_MAX", "SCHEMA_VERSION", "GroupRow", "HostFacts", "MachineRow", "Manifest", "Owner", "Phase"]
 
 SCHEMA_VERSION = 1
 VECTORS_LIMIT = 1 << 22
@@ -42,7 +42,7 @@ class Owner(msgspec.Struct, frozen=True):
         return self.boot == _boot() and _start_ticks(self.pid) == self.start_ticks
 
 
-class Host(msgspec.Struct, frozen=True):
+class HostFacts(msgspec.Struct, frozen=True):
     """What the figures depend on. ``cpus`` are those the run may use, of ``cpus_online``."""
 
     kernel: str
@@ -56,8 +56,8 @@ class Host(msgspec.Struct, frozen=True):
     limits: dict[str, int | None]
 
     @classmethod
-    def this(cls) -> Host:
-        """This host; its name is nobody's business."""
+    def this(cls) -> HostFacts:
+        """This host, without its name."""
         return cls(
             kernel=platform.release(),
             machine=platform.machine(),
@@ -76,7 +76,7 @@ class Host(msgspec.Struct, frozen=True):
         )
 
 
-class Group(msgspec.Struct, frozen=True):
+class GroupRow(msgspec.Struct, frozen=True):
     """A group of machines, as the topology has it."""
 
     name: Name
@@ -85,7 +85,7 @@ class Group(msgspec.Struct, frozen=True):
     program: str = ""
 
 
-class Machine(msgspec.Struct, frozen=True):
+class MachineRow(msgspec.Struct, frozen=True):
     """One machine; its place in the list is its index, its peer ID stands in its recording."""
 
     index: Annotated[int, Meta(ge=0, lt=1 << 16)]
@@ -126,11 +126,11 @@ class Manifest(msgspec.Struct, frozen=True):
     warmup_s: Seconds
     sample_every: Annotated[int, Meta(ge=0)]
     owner: Owner
-    host: Host
+    host: HostFacts
     argv: list[str]
     arguments: dict[str, Any]
-    groups: Annotated[list[Group], Meta(max_length=1 << 16)]
-    machines: Annotated[list[Machine], Meta(max_length=1 << 16)]
+    groups: Annotated[list[GroupRow], Meta(max_length=1 << 16)]
+    machines: Annotated[list[MachineRow], Meta(max_length=1 << 16)]
     phases: Annotated[list[Phase], Meta(max_length=1 << 10)] = []
     domains: Annotated[list[Name], Meta(max_length=1 << 10)] = msgspec.field(default_factory=lambda: ["main"])
     access: Annotated[list[Access], Meta(max_length=1 << 10)] = []

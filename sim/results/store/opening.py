@@ -1,10 +1,13 @@
-"""Opening a run directory: one that is over is read, one whose owner died is finished first."""
+"""Opening a run directory: a finished run is read; a run whose coordinator died is finished first."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from nodes.errors import UsageError
 from sim.results.ending import Ending
 from sim.results.run import Run
 from sim.results.store import files
+from sim.results.store.manifest import Manifest
 
 __all__ = ["open"]
 
@@ -20,9 +24,12 @@ def open(path: str | os.PathLike[str]) -> Run:
     """The run in a directory.
 
     A run whose coordinator died is recovered: tables and figures are computed from its recordings, its status
-    becomes ``died``, and the summary says what could only be derived. A damaged run is opened as far as it
-    can be read, see ``Run.problems``. Raises ``UsageError`` when the directory holds no run, one of another
-    schema, or one that is still running.
+    becomes ``died``, and the summary says what could only be derived. Where the directory cannot be written, the
+    results are made in a temporary place that lasts as long as the ``Run``; ``Run.problems`` says so. A damaged run is
+    opened as far as it can be read.
+
+    Raises:
+        UsageError: the directory holds no run, a run of another schema, or one that is still running.
     """
     run = Run(Path(path))
     if not run.path.is_dir():
@@ -30,8 +37,7 @@ def open(path: str | os.PathLike[str]) -> Run:
     if not (run.path / files.MANIFEST).exists() and not (run.path / files.SUMMARY).exists():
         raise UsageError(f"{run.path}: not a run directory: neither {files.MANIFEST} nor {files.SUMMARY} is there")
     if _unfinished(run):
-        _recover(run)
-        return Run(run.path)
+        return _recovered(run)
     if (run.path / files.MANIFEST).exists() and not (run.path / files.SUMMARY).exists():
         # Refuses a manifest of another schema; with a summary, the rest can be read without it.
         _ = run.origin
@@ -39,18 +45,18 @@ def open(path: str | os.PathLike[str]) -> Run:
 
 
 def _unfinished(run: Run) -> bool:
-    """Whether figures are still to be made: it runs, its owner died, or the disk was full at its end."""
+    """Whether there are no results yet: it runs, its coordinator died, or the disk was full at its end."""
     if run.status == files.RUNNING:
         return True
     return not (run.path / files.SUMMARY).exists() and bool(files.recordings(run.path))
 
 
-def _recover(run: Run) -> None:
+def _recovered(run: Run) -> Run:
     manifest = run.origin
     with _locked(run.path):
-        # Somebody else may have recovered it while this process waited for the lock.
+        # Another process may have recovered it while this one waited for the lock.
         if not _unfinished(Run(run.path)):
-            return
+            return Run(run.path)
         if run.status == files.RUNNING and manifest.owner.lives():
             raise UsageError(f"{run.path}: still running, in process {manifest.owner.pid}")
         from sim.results.finalize import conclude
@@ -62,9 +68,26 @@ def _recover(run: Run) -> None:
         try:
             conclude(run.path, manifest, ending)
         except OSError as error:
-            raise UsageError(
-                f"{run.path}: never finished, and its results cannot be written: {error.strerror or error}"
-            ) from error
+            return _elsewhere(run, manifest, ending, error)
+        return Run(run.path)
+
+
+def _elsewhere(run: Run, manifest: Manifest, ending: Ending | None, refused: OSError) -> Run:
+    """The results in a temporary directory, for a run directory that cannot be written."""
+    from sim.results.finalize import conclude
+
+    why = refused.strerror or str(refused)
+    try:
+        place = Path(tempfile.mkdtemp(prefix="ivsim-results-"))
+        made = Run(run.path, place, [f"never finished, and nothing is kept: the directory cannot be written ({why})"])
+        weakref.finalize(made, shutil.rmtree, place, ignore_errors=True)
+        conclude(run.path, manifest, ending, into=place)
+    except OSError as error:
+        raise UsageError(
+            f"{run.path}: never finished, and its results can be written neither there ({why}) nor in "
+            f"{tempfile.gettempdir()} ({error.strerror or error})"
+        ) from error
+    return made
 
 
 @contextlib.contextmanager
@@ -72,7 +95,8 @@ def _locked(path: Path) -> Iterator[None]:
     """One recovery of a directory at a time."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # some read-only file systems have no locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(fd)

@@ -8,16 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nodes.errors import UsageError
 from sim.results.store.files import at_once, private
 
-__all__ = ["RESOURCES", "SCHEMAS", "file_name", "missing_columns", "read_stream", "read_table", "write_table"]
+__all__ = [
+    "DAMAGE",
+    "MIGRATIONS",
+    "RESOURCES",
+    "SCHEMAS",
+    "TableWriter",
+    "check_table",
+    "check_values",
+    "damaged",
+    "file_name",
+    "limits_of",
+    "read_stream",
+    "read_table",
+    "write_table",
+]
 
 # What a 2-core laptop can hold: some 5 GB of samples. A crafted file of constant columns could claim any
 # number.
@@ -58,7 +75,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("source", pa.uint16(), ""),
         ("target", pa.uint16(), "null"),
         ("vector", pa.uint16(), ""),
-        ("intended_ns", pa.int64(), ""),
+        ("intended_ns", pa.int64(), "null"),
         ("rung_ns", pa.int64(), ""),
         ("delivered_ns", pa.int64(), "null"),
         ("handled_ns", pa.int64(), "null"),
@@ -102,19 +119,48 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
 }
 
-# What runs of an earlier version do not have: such columns read as null, and the run says that they are missing.
-ADDED = {
-    "resources": (
-        "pss_bytes",
-        "faults_minor",
-        "faults_major",
-        "steal_s",
-        "load_1",
-        "pressure_cpu_s",
-        "pressure_memory_s",
-        "pressure_io_s",
-        "sampling_s",
+MIGRATIONS = _schema(
+    ("machine", pa.string(), ""),
+    ("group", pa.string(), ""),
+    ("verdict", pa.string(), ""),
+    ("reason", pa.string(), ""),
+    ("at_s", pa.float64(), ""),
+    ("hand_over", pa.bool_(), ""),
+    ("fault", pa.string(), ""),
+    ("from_domain", pa.string(), ""),
+    ("to_domain", pa.string(), ""),
+    ("from_peer", pa.int64(), "null"),
+    ("to_peer", pa.int64(), "null"),
+    ("downtime_ms", pa.float64(), "null"),
+    ("state_bytes", pa.int64(), ""),
+    ("memory_bytes", pa.int64(), ""),
+    ("pending_vectors", pa.int64(), ""),
+    ("left_behind", pa.int64(), "null"),
+    ("delivered_before", pa.int64(), "null"),
+    ("delivered_after", pa.int64(), "null"),
+    ("sampled_during", pa.int64(), "null"),
+)
+"""``Run.migrations``: the fields of ``summary.Migration``."""
+
+BINS_LIMIT = 7296
+"""``analysis.histogram.BINS``, which a test compares."""
+TIME_LIMIT, COUNT_LIMIT, BYTES_LIMIT, SECONDS_LIMIT = 1 << 62, 1 << 44, 1 << 50, 1e12
+# The values that a column may hold, by its name or by the unit at the end of its name. A larger one is damage: what
+# reads a table relies on sums, differences and casts to double that are exact.
+LIMITS: dict[str, tuple[float, float]] = {
+    "ns": (0, TIME_LIMIT),
+    "bytes": (0, BYTES_LIMIT),
+    "s": (-SECONDS_LIMIT, SECONDS_LIMIT),
+    "load_1": (0, SECONDS_LIMIT),
+    "low_ns": (0, (1 << 63) - 1),
+    "high_ns": (0, (1 << 63) - 1),
+    "bin": (0, BINS_LIMIT - 1),
+    **dict.fromkeys(("rung", "delivered", "pending", "refused", "interrupts", "settled", "count"), (0, COUNT_LIMIT)),
+    **dict.fromkeys(
+        ("switches_voluntary", "switches_involuntary", "faults_minor", "faults_major"), (-COUNT_LIMIT, COUNT_LIMIT)
     ),
+    **dict.fromkeys(("descriptors", "threads"), (0, 1 << 31)),
+    "machine": (-2, (1 << 16) - 1),
 }
 
 # Stamps grow slowly: differences take a third of the space that zstd alone leaves.
@@ -128,104 +174,203 @@ def file_name(name: str) -> str:
     return f"{name}.parquet"
 
 
-def write_table(directory: Path, name: str, table: pa.Table) -> None:
-    """Write a table of ``SCHEMAS`` beside its place, sync it, rename it. Raises ``OSError`` (disk full)."""
-    path = directory / file_name(name)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    schema = SCHEMAS[name]
-    deltas = {column: "DELTA_BINARY_PACKED" for column in schema.names if column in DELTA_COLUMNS}
-    try:
-        with open(beside, "wb", opener=private) as file:
-            pq.write_table(
-                table.cast(schema),
-                file,
+class TableWriter:
+    """Writes one table of ``SCHEMAS`` a piece at a time, beside its place; leaving the context syncs and renames it.
+
+    Pieces are encoded by a thread of its own, one at a time: encoding does not hold the interpreter. Leaving by an
+    exception removes what was written.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._path = directory / file_name(name)
+        self._beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        self._schema = SCHEMAS[name]
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        deltas = {column: "DELTA_BINARY_PACKED" for column in self._schema.names if column in DELTA_COLUMNS}
+        try:
+            self._file = open(self._beside, "wb", opener=private)
+            self._writer = pq.ParquetWriter(
+                self._file,
+                self._schema,
                 compression="zstd",
                 compression_level=1,
-                use_dictionary=[column for column in schema.names if column not in deltas],
+                use_dictionary=[column for column in self._schema.names if column not in deltas],
                 column_encoding=deltas,
                 store_schema=True,
             )
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
+        except BaseException:
+            self._thread.shutdown()
+            raise
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Append the rows of ``table``. Raises ``OSError`` (disk full), also for the piece before."""
+        self._wait()
+        whole = table.cast(self._schema)
+        self._last = self._thread.submit(self._writer.write_table, whole)
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self._thread.shutdown()
+            try:
+                self._close(keep=kind is None)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self._beside.unlink()
+                raise
+
+    def _close(self, *, keep: bool) -> None:
+        if not keep:
+            with contextlib.suppress(Exception):
+                self._writer.close()
+            self._file.close()
+            with contextlib.suppress(OSError):
+                self._beside.unlink()
+            return
+        with self._file:
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._beside.rename(self._path)
 
 
-def read_table(directory: Path, name: str, *, footer_only: bool = False) -> pa.Table:
-    """One table, whole; with ``footer_only`` an empty one, once its footer has been found sound.
+def write_table(directory: Path, name: str, table: pa.Table) -> None:
+    """Write a whole table of ``SCHEMAS``. Raises ``OSError`` (disk full)."""
+    with TableWriter(directory, name) as writer:
+        writer.write(table)
 
-    Columns that an older version did not write are null; an empty table does not have them.
 
-    Raises ``UsageError`` when the file is missing, damaged, too long, or has other columns.
+def read_table(directory: Path, name: str) -> pa.Table:
+    """One table, whole.
+
+    Raises:
+        UsageError: the file is missing, damaged, or too long, or has other columns.
     """
     path = directory / file_name(name)
-    schema = SCHEMAS[name]
     try:
         with open(path, "rb", opener=at_once) as file:
             parquet = pq.ParquetFile(file)
-            missing = _check(path.name, parquet.schema_arrow, schema, ADDED.get(name, ()))
-            if parquet.metadata.num_rows > ROW_LIMIT:
-                raise UsageError(f"{path.name} has {parquet.metadata.num_rows} rows, more than {ROW_LIMIT}")
-            if footer_only:
-                return schema.empty_table().drop_columns(missing)
+            _check_footer(path.name, parquet, SCHEMAS[name])
             table = parquet.read(use_threads=True)
             table.validate(full=True)
-            return _complete(table, schema)
-    except FileNotFoundError:
-        raise UsageError(f"{path.name} is missing") from None
-    # A damaged Parquet file surfaces as any of these: Arrow's own errors derive from the builtin ones.
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, EOFError, MemoryError) as error:
-        raise UsageError(f"{path.name} is damaged: {str(error).splitlines()[0][:200]}") from error
+            check_values(path.name, table)
+            return table
+    except DAMAGE as error:
+        raise damaged(path, error) from error
 
 
-def missing_columns(directory: Path, name: str) -> None:
-    """Raise ``UsageError`` for columns that the version which wrote this table did not know."""
-    missing = sorted(set(SCHEMAS[name].names) - set(read_table(directory, name, footer_only=True).column_names))
-    if missing:
-        raise UsageError(f"{file_name(name)} is of an older version, without {', '.join(missing)}")
+def check_table(directory: Path, name: str) -> None:
+    """Raise ``UsageError`` for a table whose footer is missing or damaged, or names a value out of range."""
+    path = directory / file_name(name)
+    try:
+        with open(path, "rb", opener=at_once) as file:
+            parquet = pq.ParquetFile(file)
+            _check_footer(path.name, parquet, SCHEMAS[name])
+            for group in range(parquet.metadata.num_row_groups):
+                columns = parquet.metadata.row_group(group)
+                for at in range(columns.num_columns):
+                    known = columns.column(at).statistics
+                    if known is not None and known.has_min_max:
+                        _check_range(path.name, SCHEMAS[name].names[at], known.min, known.max)
+    except DAMAGE as error:
+        raise damaged(path, error) from error
 
 
-def _complete(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """``table`` with all columns of ``schema``: those that are missing are null."""
-    if table.column_names == schema.names:
-        return table
-    there = {column: table[column] for column in table.column_names}
-    return pa.table([there.get(kind.name, pa.nulls(table.num_rows, kind.type)) for kind in schema], schema=schema)
+DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError)
+"""What Arrow raises for a damaged file; its own errors derive from the builtin ones."""
+
+
+def damaged(path: Path, error: BaseException) -> UsageError:
+    """The error of a table that cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return UsageError(f"{path.name} is missing")
+    return UsageError(f"{path.name} is damaged: {(str(error).splitlines() or [''])[0][:200]}")
+
+
+def _check_footer(name: str, parquet: pq.ParquetFile, schema: pa.Schema) -> None:
+    _check(name, parquet.schema_arrow, schema)
+    if parquet.metadata.num_rows > ROW_LIMIT:
+        raise UsageError(f"{name} has {parquet.metadata.num_rows} rows, more than {ROW_LIMIT}")
+
+
+def check_values(name: str, table: pa.Table | pa.RecordBatch) -> None:
+    """Raise ``UsageError`` for a value beyond ``LIMITS``."""
+    for column in table.schema.names:
+        values = table.column(column)
+        if limits_of(column) is not None and len(values) > values.null_count:
+            if pa.types.is_floating(values.type) and not pc.all(pc.is_finite(values)).as_py():
+                raise UsageError(f"{name} is damaged: {column} holds a value that is not finite")
+            both = pc.min_max(values).as_py()
+            _check_range(name, column, both["min"], both["max"])
+
+
+def limits_of(column: str) -> tuple[float, float] | None:
+    """The smallest and the largest value that a column may hold; None without limits."""
+    return LIMITS.get(column) or LIMITS.get(column.rpartition("_")[2])
+
+
+def _check_range(name: str, column: str, low: object, high: object) -> None:
+    limits = limits_of(column)
+    for value in (low, high):
+        if limits and isinstance(value, int | float) and not limits[0] <= value <= limits[1]:
+            raise UsageError(f"{name} is damaged: {column} reads {value}")
 
 
 def read_stream(path: Path) -> tuple[pa.Table, str]:
-    """Every whole batch of the stream of resources, and what is wrong with its end ("" when nothing is).
+    """The stream of resources as far as it is sound, and what is wrong with it ("" if nothing is).
 
-    A stream that was cut, wherever, gives the batches before the cut; a missing one (nobody looked at the
-    processes) gives none, and nothing is wrong with it.
+    A stream that was cut gives the batches before the cut; a missing one (no process was sampled) gives none, and
+    nothing is wrong with it. Rows with a value out of range are left out.
     """
     batches: list[pa.RecordBatch] = []
-    rows = 0
+    rows, wrong, left_out = 0, "", 0
     try:
         with open(path, "rb", opener=at_once) as file, pa.ipc.open_stream(file) as reader:
-            _check(path.name, reader.schema, RESOURCES, ADDED["resources"])
+            _check(path.name, reader.schema, RESOURCES)
             for batch in reader:
                 batch.validate(full=True)
+                kept, its_wrong = _sound_rows(path.name, batch)
+                left_out, wrong = left_out + batch.num_rows - kept.num_rows, wrong or its_wrong
                 rows += batch.num_rows
                 if rows > ROW_LIMIT:
                     raise UsageError(f"more than {ROW_LIMIT} rows")
-                batches.append(batch)
-        wrong = ""
+                batches.append(kept)
     except FileNotFoundError:
-        wrong = ""
-    except (pa.ArrowException, OSError, ValueError, TypeError, EOFError, MemoryError, UsageError) as error:
+        pass
+    except (*DAMAGE, UsageError) as error:
         wrong = f"{path.name} ends early, after {rows} rows: {(str(error).splitlines() or [''])[0][:200]}"
-    return _complete(pa.Table.from_batches(batches), RESOURCES) if batches else RESOURCES.empty_table(), wrong
+    if left_out:
+        wrong = f"{wrong}; {left_out} rows are left out"
+    return pa.Table.from_batches(batches, RESOURCES), wrong
 
 
-def _check(name: str, found: pa.Schema, expected: pa.Schema, added: Sequence[str] = ()) -> list[str]:
-    """The columns of ``added`` that are not there. Raises ``UsageError`` for any other difference."""
-    missing = [column for column in added if column not in found.names]
-    wanted = pa.schema([field for field in expected if field.name not in missing])
-    if not found.equals(wanted, check_metadata=False):
+def _sound_rows(name: str, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, str]:
+    """The rows of a batch without a value out of range, and what is wrong with the others."""
+    try:
+        check_values(name, batch)
+        return batch, ""
+    except UsageError as error:
+        sound = pa.array(np.ones(batch.num_rows, np.bool_))
+        for column in batch.schema.names:
+            limits = limits_of(column)
+            if limits is not None:
+                its = batch.column(column)
+                within = pc.and_(pc.greater_equal(its, limits[0]), pc.less_equal(its, limits[1]))
+                sound = pc.and_(sound, pc.fill_null(within, True))
+        return batch.filter(sound), str(error)
+
+
+def _check(name: str, found: pa.Schema, expected: pa.Schema) -> None:
+    if not found.equals(expected, check_metadata=False):
         names = [f"{field.name} {field.type}" for field in expected]
         raise UsageError(f"{name} has other columns than {', '.join(names)}")
-    return missing

@@ -177,7 +177,10 @@ def test_too_few_samples_in_one_run_or_in_both(runs, tmp_path):
 def test_runs_of_one_burst_have_no_intervals_and_it_is_said(runs, tmp_path):
     comparison = sim.compare(made(tmp_path, 6, period_ns=0), runs["a"])
     assert comparison["delivery.p50"].a_interval is comparison["delivery.p50"].change_interval is None
-    assert "A without intervals: its samples lie in 1 of 32 slices of its time, which takes 6" in comparison.notes
+    assert (
+        "A without intervals: its drains lie in 1 of 32 slices of the measured time, an interval needs 6"
+        in comparison.notes
+    )
     assert not [note for note in comparison.notes if note.startswith("B without")]
 
 

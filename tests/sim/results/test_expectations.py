@@ -19,7 +19,7 @@ from sim.results import Run, RunDirectory
 from sim.results.conditions import Moment, broken, live
 from sim.results.expectations import BROKEN, ExpectationVerdict, evaluate, missed, silent_loads
 from sim.results.measures import Book, Whose, counts_so_far
-from sim.results.store.manifest import Machine
+from sim.results.store.manifest import MachineRow
 from sim.results.summary import GroupFigures, Summary
 from sim.views.junit import junit
 from sim.views.terminal import render_expectations
@@ -290,8 +290,8 @@ def test_a_machine_is_one_in_all_its_lives_and_with_all_its_devices(tmp_path: Pa
         run = finish(directory, {(1, 0): 1})
     manifest = run.origin
     further = (
-        Machine(2, "a-0.far", "a", 1, 1, 0),
-        Machine(3, "b-0.2", "b", 1, 0, 1),
+        MachineRow(2, "a-0.far", "a", 1, 1, 0),
+        MachineRow(3, "b-0.2", "b", 1, 0, 1),
     )
     changed = msgspec.structs.replace(manifest, machines=[*manifest.machines, *further], domains=["main", "far"])
     (run.path / "manifest.json").write_bytes(msgspec.json.encode(changed))

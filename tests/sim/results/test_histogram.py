@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.results.analysis import histogram
-from sim.results.analysis.histogram import BINS, RELATIVE_ERROR, Histogram, bins_of, counted, lower_edges, upper_edges
+from sim.results.analysis import histogram, ranks
+from sim.results.analysis.histogram import BINS, RELATIVE_ERROR, Histogram, bins_of, lower_edges, upper_edges
 from sim.results.analysis.latency import percentiles
 
 numbers = st.one_of(st.integers(0, 2**62), st.integers(0, 300), st.integers(0, 62).map(lambda power: (1 << power) - 1))
@@ -78,13 +78,17 @@ def test_the_maximum_is_the_middle_of_its_bin_too():
 
 
 def test_counting_by_cell_is_the_same_with_a_table_and_without(monkeypatch):
-    rng = np.random.default_rng(5)
-    cells, bins = rng.integers(0, 4, 1000), rng.integers(0, 50, 1000)
-    table = counted(cells, bins, 4)
-    monkeypatch.setattr(histogram, "TABLE_LIMIT", 0)
-    for one, two in zip(table, counted(cells, bins, 4), strict=True):
-        assert one.tolist() == two.tolist()
-    assert table[1].sum() == 1000
+    cells = np.random.default_rng(5).integers(0, 200, (20, 50))
+    found = []
+    for dense, pending in ((200, 0), (0, 0), (0, 1 << 20)):
+        monkeypatch.setattr(ranks, "DENSE", dense)
+        monkeypatch.setattr(ranks, "PENDING", pending)
+        counts = ranks.SparseCounts(200)
+        for part in cells:
+            counts.add(part)
+        found.append([its.tolist() for its in counts.occurring()])
+    assert found[0] == found[1] == found[2]
+    assert sum(found[0][1]) == cells.size
 
 
 def test_long_columns_are_made_in_pieces(monkeypatch):
@@ -92,4 +96,3 @@ def test_long_columns_are_made_in_pieces(monkeypatch):
     whole = bins_of(values)
     monkeypatch.setattr(histogram, "CHUNK", 7)
     assert bins_of(values).tolist() == whole.tolist()
-    assert counted(np.zeros(1000, np.int64), whole, 1)[1].sum() == 1000

@@ -5,25 +5,33 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.results.analysis.histogram import bins_of
+from sim.results.analysis.histogram import BINS, bins_of
 from sim.results.analysis.intervals import (
     FEWEST,
     SLICES,
+    MeasuredTime,
     Slices,
     bounded_above,
+    independent,
     intervals,
     replicates,
-    slice_of,
     sliced,
 )
-from sim.results.analysis.latency import percentiles
+from sim.results.analysis.latency import Samples, percentiles
 
 SECOND_NS = 1_000_000_000
 
 
+def slices_of(values: np.ndarray, times: np.ndarray, drains: float | None = None) -> Slices:
+    """The slices of the time from the first moment to the last; every value is a drain of its own."""
+    parts = [(int(times.min()), int(times.max()) + 1)] if len(times) else []
+    cells, counts = np.unique(MeasuredTime.of(parts).slice_of(times) * BINS + bins_of(values), return_counts=True)
+    (its,) = sliced(cells, counts, np.array([float(len(values)) if drains is None else drains]))
+    return its
+
+
 def interval_of(values: np.ndarray, times: np.ndarray, **options: int) -> dict:
-    (its,) = sliced(bins_of(values), slice_of(times))
-    return intervals(its, percentiles(values), **options)
+    return intervals(slices_of(values, times), percentiles(values), **options)
 
 
 def test_an_interval_holds_its_percentile_and_comes_out_the_same_again():
@@ -79,7 +87,7 @@ def test_too_few_samples_leave_the_upper_end_open():
 def test_samples_in_few_slices_have_no_interval_rather_than_one_without_width(bursts):
     values = np.random.default_rng(9).lognormal(10, 1, 100 * bursts).astype(np.int64)
     times = np.repeat(np.arange(bursts) * (SECOND_NS // SLICES) * 3, 100)
-    (its,) = sliced(bins_of(values), slice_of(times))
+    its = slices_of(values, times)
     assert its.filled == bursts
     assert bool(intervals(its, percentiles(values))) == bool(replicates(its)) == (bursts >= FEWEST)
 
@@ -100,21 +108,40 @@ def test_an_end_is_open_with_few_samples_though_all_are_alike():
     assert interval_of(np.full(400, 5000), np.arange(400))["p99"][1] is not None
 
 
+def test_a_drain_of_many_samples_is_one_thing():
+    values = np.random.default_rng(5).integers(1000, 2000, 4000)
+    figures = percentiles(values)
+    assert intervals(slices_of(values, np.arange(4000)), figures)["p99"][1] is not None
+    assert intervals(slices_of(values, np.arange(4000), drains=300), figures)["p99"][1] is None
+    counts = np.array([0, 1, 2, 1000])
+    zeros = np.zeros(4, np.int64)
+    samples = Samples(zeros, zeros, zeros, zeros, zeros, zeros, zeros, counts, zeros > 0)
+    assert independent(samples, "delivery", 1).tolist() == [1, 1, 0.5, 0.001]
+    assert independent(samples, "delivery", 8).tolist() == [1, 1, 1, 0.008]
+    assert independent(samples, "lag", 1).tolist() == [1] * 4
+
+
 def test_slices_are_of_equal_time_and_hold_everything():
-    times = np.array([0, 1, 31, 32, 63, 5])
-    assert slice_of(times).tolist() == [0, 0, 15, 16, 31, 2]
-    assert slice_of(np.array([5, 5])).tolist() == [0, 0]
-    huge = np.array([0, 2**62])
-    assert slice_of(huge).tolist() == [0, SLICES - 1]
+    time = MeasuredTime.of([(0, 64)])
+    assert time.slice_of(np.array([0, 1, 31, 32, 63, 5])).tolist() == [0, 0, 15, 16, 31, 2]
+    assert time.slice_of(np.array([-9, 64, 2**62])).tolist() == [0, SLICES - 1, SLICES - 1]
+    assert MeasuredTime.of([(0, 2**62)]).slice_of(np.array([0, 2**62])).tolist() == [0, SLICES - 1]
 
 
-def test_groups_are_cut_apart_and_come_together_again():
+def test_the_time_between_measured_parts_has_no_slices():
+    time = MeasuredTime.of([(200, 232), (100, 132), (110, 120)])
+    assert (time.starts_ns.tolist(), time.ends_ns.tolist()) == ([100, 200], [132, 232])
+    moments = np.array([100, 131, 150, 200, 231, 900])
+    assert time.slice_of(moments).tolist() == [0, 15, 16, 16, 31, 31]
+    assert MeasuredTime.of([]).slice_of(np.array([5])).tolist() == [31]
+
+
+def test_groups_are_cut_apart():
     rng = np.random.default_rng(8)
     bins, slices, codes = rng.integers(0, 99, 500), rng.integers(0, SLICES, 500), rng.integers(0, 3, 500)
-    (whole,) = sliced(bins, slices)
-    parts = sliced(bins, codes * SLICES + slices, 3)
-    merged = Slices.merged(parts)
+    cells, counts = np.unique((codes * SLICES + slices) * BINS + bins, return_counts=True)
+    parts = sliced(cells, counts, np.ones(3))
     assert [its.samples for its in parts] == np.bincount(codes).tolist()
-    assert merged.bins.tolist() == whole.bins.tolist()
-    assert (merged.counts == whole.counts).all()
-    assert Slices.merged([]).samples == 0
+    for code, its in enumerate(parts):
+        own = slices[codes == code]
+        assert its.counts.sum(axis=1).tolist() == np.bincount(own, minlength=SLICES).tolist()

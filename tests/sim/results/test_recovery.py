@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import sim.results
 from nodes.errors import HostError, UsageError
 from sim.recording import State, header
 from sim.results import Ending, RunDirectory, finalize
+from sim.results.analysis.time_series import digest
 from sim.results.store.manifest import Owner
 from tests.synthetic import (
     PENDING,
@@ -114,15 +116,39 @@ def test_recovery_without_recordings(tmp_path):
     assert "recording of machine 0 is missing" in run.problems
 
 
-def test_recovery_needs_a_directory_that_can_be_written(tmp_path, monkeypatch):
+def test_a_directory_that_cannot_be_written_is_read_all_the_same(tmp_path, monkeypatch):
     path = orphan(pair(tmp_path))
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    conclude = finalize.conclude
 
-    def refuse(*_: object) -> None:
+    def refuse(where, manifest, ending, into=None):
+        if into is None:
+            raise OSError(30, "Read-only file system")
+        conclude(where, manifest, ending, into=into)
+
+    monkeypatch.setattr(finalize, "conclude", refuse)
+    run = sim.results.open(path)
+    assert (run.path, run.status, account(run.summary)) == (path, "died", (3, 2, 1, 0, 0))
+    assert run.problems[0] == (
+        "never finished, and nothing is kept: the directory cannot be written (Read-only file system)"
+    )
+    assert (run.samples().num_rows, run.latency().num_rows, run.frame().shape[0]) == (3, 5, 3)
+    assert digest(run).missing == []
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
+    place = run.place
+    assert place.is_dir()
+    del run
+    gc.collect()
+    assert not place.exists(), "the results last as long as the run"
+
+
+def test_with_no_place_for_results_both_reasons_are_told(tmp_path, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(finalize.schemas, "write_table", refuse)
-    with pytest.raises(UsageError, match="Read-only file system"):
-        sim.results.open(path)
+    monkeypatch.setattr(finalize, "conclude", refuse)
+    with pytest.raises(UsageError, match=r"Read-only file system\) nor in .*Read-only file system"):
+        sim.results.open(orphan(pair(tmp_path)))
 
 
 @pytest.mark.parametrize("failing", ["write_table", "write_json", "write_status"])

@@ -7,9 +7,9 @@ import pytest
 
 from nodes.errors import UsageError
 from sim.results import Run, RunDirectory
-from sim.results.analysis.histogram import Histogram
+from sim.results.analysis.histogram import BINS, Histogram
 from sim.results.analysis.latency import percentiles
-from sim.results.ending import Ending
+from sim.results.store import schemas
 from sim.results.store.manifest import Phase
 from tests.synthetic import MEASURE_NS, SECOND_NS, START_NS, finish, pair, record, topology
 
@@ -125,11 +125,7 @@ def test_histograms_are_kept_and_are_those_of_the_samples(tmp_path):
     assert kept == Histogram.of(np.arange(12_000) + 1000)
     assert run.histogram("delivery", by="machine") == {"to-0": kept}
     assert run.histogram("delivery", by="group") == {"to": kept}
-    (run.path / "histograms.parquet").unlink()
-    without = Run(run.path)
-    assert "histograms.parquet is missing" in without.problems
-    assert without.histogram("delivery") == kept
-    assert without.histogram("delivery", by="group") == {"to": kept}
+    assert BINS == schemas.BINS_LIMIT
 
 
 def test_histograms_of_two_runs_add_up(tmp_path):
@@ -143,8 +139,3 @@ def test_histograms_that_there_are_not(tmp_path):
     for wrong in ({"what": "delay"}, {"by": "color"}, {"what": "drained", "by": "phase"}):
         with pytest.raises(UsageError, match="expected"):
             run.histogram(**wrong)
-
-
-def test_an_ending_of_an_older_version_has_no_floors():
-    older = Ending("finished", "", {}, None, [], 0, 0, 0)
-    assert older.floors == []

@@ -23,7 +23,7 @@ RINGS = 100
 def run(tmp_path) -> Run:
     """A hundred doorbells on two vectors in turn, delivered after 1 to 100 us, mixed; handled a microsecond later."""
     directory = RunDirectory.create(tmp_path, topology({"from": (1, 2), "to": (1, 2)}), {})
-    stamps = [(MEASURE_NS + place * 1_000_000, place % 2, (37 * place % RINGS + 1) * 1000) for place in range(RINGS)]
+    stamps = [(MEASURE_NS + place * 19_000_000, place % 2, (37 * place % RINGS + 1) * 1000) for place in range(RINGS)]
     rings = [(1, vector, at, at) for at, vector, _ in stamps]
     drains = [(vector, 1, at + delay, at + delay + 1000) for at, vector, delay in stamps]
     edges = {(1, 0): (RINGS // 2, 0), (1, 1): (RINGS // 2, 0)}
