@@ -73,9 +73,9 @@ def _samples(figures: Summary) -> Iterator[str]:
     if figures.unscheduled:
         names = ", ".join(name for name, group in figures.groups.items() if group.unscheduled)
         yield (
-            f"closed loop: {names} rang {figures.unscheduled:,} of the samples without a schedule. These have no lag, "
-            "and their total counts from the ring. The sender rings nothing while its receiver stands still, so a "
-            "standstill is one sample, whatever its length; rate_hz gives a schedule"
+            f"closed loop or replies: {names} rang {figures.unscheduled:,} of the samples without a schedule. These "
+            "have no lag, and their total counts from the ring. Such a sender rings nothing while its receiver stands "
+            "still, so a standstill is one sample, whatever its length; rate_hz gives a schedule"
         )
     if figures.samples_refused or figures.drains_refused:
         yield (
