@@ -164,6 +164,7 @@ def _samples() -> Iterator[Metric]:
         ("samples", "doorbells", OF_RUN, "doorbells with time stamps"),
         ("samples_refused", "doorbells", OF_GROUPS, "due for a time stamp, for which the recording had no room"),
         ("unmatched", "doorbells", OF_RUN, "samples without a known drain: pending at the end, or their target died"),
+        ("unscheduled", "doorbells", OF_GROUPS, "samples rung without a schedule, by a closed loop or as replies"),
         ("short_deliveries", "doorbells", OF_RUN, "samples delivered in a quarter of the wake-up baseline's median"),
         ("drains", "drains", OF_RUN, "logged drains of an eventfd counter"),
         ("drains_refused", "drains", OF_GROUPS, "drains for which the recording had no room"),
