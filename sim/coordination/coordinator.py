@@ -34,10 +34,11 @@ __all__ = ["Coordinator", "RunEnd"]
 
 SECOND_NS = 1_000_000_000
 START_LEAD_NS = 50_000_000
-# A start is given up when nothing has made progress for so many looks, a stop when no machine has ended.
+# A start is given up when nothing has made progress for so many looks. A machine is killed when it does not stop, none
+# has ended for so many looks, and it is not for want of a CPU.
 LOOK_NS = SECOND_NS // 4
 START_LOOKS = 120
-STOP_LOOKS = 12
+STOP_LOOKS, STARVED_LOOKS = 12, 240
 KILL_LOOKS = 20
 NAMES_SHOWN = 5
 TOLD = frozenset(
@@ -93,7 +94,7 @@ class Coordinator:
         self._made_ns = self._clock.now_ns()
         self._not_ready = self._running = self._more_deaths = 0
         self._progress = (0, 0)
-        self._looks = 0
+        self._looks = self._looks_after_kill = 0
         with contextlib.ExitStack() as stack:
             self.domains = [self._make_domain(number, stack) for number in range(len(topology.domains))]
             self.machines = LiveMachines(topology, engine, recording_path, self._take_report)
@@ -351,13 +352,14 @@ class Coordinator:
         if self.phase != "stopping":
             return
         self._looks += 1
-        if self._looks == STOP_LOOKS:
-            for incarnation in self.machines.incarnations:
-                if incarnation.is_running:
-                    self._kill_unstopped(incarnation)
-        if self._looks >= STOP_LOOKS + KILL_LOOKS:
-            left = [each.name for each in self.machines.incarnations if each.is_running]
-            self._fail(f"{', '.join(left[:NAMES_SHOWN])} cannot be ended")
+        left = [each for each in self.machines.incarnations if each.is_running] if self._looks >= STOP_LOOKS else []
+        for incarnation in left:
+            if not incarnation.killed and (self._looks >= STARVED_LOOKS or not incarnation.live.is_starved):
+                self._kill_unstopped(incarnation)
+        if left and all(each.killed for each in left):
+            self._looks_after_kill += 1
+        if self._looks_after_kill >= KILL_LOOKS:
+            self._fail(f"{', '.join(each.name for each in left[:NAMES_SHOWN])} cannot be ended")
             self._conclude()
             return
         self._loop.at(self._clock.now_ns() + LOOK_NS, self._watch_stop)

@@ -110,6 +110,10 @@ class LiveMachine(Protocol):
     def is_still(self) -> bool:
         """Whether a stall has taken effect: the machine executes nothing."""
 
+    @property
+    def is_starved(self) -> bool:
+        """Whether it could execute and has hardly been given a CPU since it was told to stop."""
+
     def start(self) -> None:
         """Begin to run. A start that fails later is reported as ``Ended`` with ``started=False``."""
 

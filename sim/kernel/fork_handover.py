@@ -17,6 +17,8 @@ import mmap
 import os
 import signal
 import socket
+import time
+from collections.abc import Callable
 
 from nodes.errors import HostError
 from sim.kernel.processes import adopting_orphans, tie_to
@@ -25,6 +27,7 @@ __all__ = ["Source", "Successor", "adopting_orphans", "fork_successor", "remap"]
 
 MAP_FIXED = 0x10
 READY, COMMIT = b"r", b"c"
+LOOK_S = 1.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -36,16 +39,31 @@ class Source:
 
     def __init__(self, gate: socket.socket, pid: int) -> None:
         self._gate, self.pid = gate, pid
+        self.is_over = False
+        """Whether the successor has ended before it was ready."""
 
     def fileno(self) -> int:
         """Readable when the successor is ready, or has died."""
         return self._gate.fileno()
 
-    def await_ready(self, timeout_s: float) -> bool:
-        """Whether the successor can take over; if not, the caller cancels and continues."""
-        self._gate.settimeout(timeout_s)
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            return self._gate.recv(1) == READY
+    def await_ready(self, timeout_s: float, progress: Callable[[], int] = lambda: 0) -> bool:
+        """Whether the successor can take over; if not, the caller cancels and continues.
+
+        The timeout begins anew whenever ``progress()`` gives another number.
+        """
+        self._gate.settimeout(min(timeout_s, LOOK_S))
+        seen, since_s = progress(), time.monotonic()
+        while time.monotonic() - since_s < timeout_s:
+            try:
+                said = self._gate.recv(1)
+                self.is_over = said != READY
+                return not self.is_over
+            except TimeoutError:
+                if (now := progress()) != seen:
+                    seen, since_s = now, time.monotonic()
+            except ConnectionError:
+                self.is_over = True
+                return False
         return False
 
     def commit(self) -> bool:

@@ -29,6 +29,7 @@ __all__ = [
     "process_name",
     "schedule",
     "tie_to",
+    "wants_cpu",
     "work_ticks",
 ]
 
@@ -177,6 +178,11 @@ def process_name(pid: int) -> str:
 def has_stopped(pid: int) -> bool:
     """Whether SIGSTOP has taken effect (proc_pid_stat(5))."""
     return _stat(pid)[:1] in (["T"], ["t"])
+
+
+def wants_cpu(pid: int) -> bool:
+    """Whether a process runs, waits for a CPU or for a disk; False while it sleeps, is stopped or gone."""
+    return _stat(pid)[:1] in (["R"], ["D"])
 
 
 def work_ticks(pid: int) -> int:

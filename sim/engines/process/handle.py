@@ -13,12 +13,13 @@ from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.control import Continue, Control, Forked, Proceed
 from sim.engines.process.forkserver import ForkServer
 from sim.kernel.loop import Loop
-from sim.kernel.processes import ChildProcess, describe_exit, has_stopped
+from sim.kernel.processes import ChildProcess, describe_exit, has_stopped, wants_cpu, work_ticks
 from sim.recording import Recording, State, header
 
 __all__ = ["WorkerHandle"]
 
 LAST_WORDS_NS = 200_000_000
+STARVED_TICKS = 100  # a second: more CPU time than the end of any program that yields takes
 
 
 class WorkerHandle:
@@ -52,6 +53,7 @@ class WorkerHandle:
         self._listening = self._ended = False
         self._migrating = False
         self._failure = ""
+        self._ticks_at_stop = 0
         self._processes: deque[ChildProcess] = deque()
         """The process that it is in, then those that it has moved on to."""
         self._candidate: ChildProcess | None = None
@@ -68,6 +70,12 @@ class WorkerHandle:
     def is_still(self) -> bool:
         return self.pid is not None and has_stopped(self.pid)
 
+    @property
+    def is_starved(self) -> bool:
+        if self.pid is None:
+            return False
+        return wants_cpu(self.pid) and work_ticks(self.pid) - self._ticks_at_stop < STARVED_TICKS
+
     def start(self) -> None:
         self._listening = True
         self._loop.add(self._control, self._listen)
@@ -76,6 +84,8 @@ class WorkerHandle:
     def tell(self, order: Order) -> bool:
         if not self.is_running:
             return False
+        if isinstance(order, messages.Stop) and self.pid is not None:
+            self._ticks_at_stop = work_ticks(self.pid)
         if not isinstance(order, messages.Migrate):
             return self._control.send(order)
         server = "" if order.hand_over else self._server_path(order.domain)

@@ -11,7 +11,6 @@ import contextlib
 import mmap
 import os
 import signal
-import time
 
 from nodes.device.migration import RamMigration
 from nodes.device.qemu_1_1.shared_object import check_size
@@ -19,10 +18,11 @@ from nodes.errors import HostError
 from nodes.vm import Vm
 from sim.kernel.fork_handover import Source, remap
 from sim.kernel.memory import map_region
+from sim.kernel.processes import work_ticks
 
 __all__ = ["Arrival", "FailurePipe", "let_go"]
 
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 EXCUSE_BYTES_MAX = 2048  # less than a pipe takes in one piece
 
 
@@ -32,8 +32,7 @@ def let_go(side: Source, fault: str) -> str:
     "" when it has; else why not: the successor has then ended, and the machine goes on here. ``fault`` as in
     `topologies.actions.Fault`.
     """
-    begin = time.monotonic()
-    if side.await_ready(PATIENCE_S):
+    if side.await_ready(PATIENCE_S, lambda: work_ticks(side.pid)):
         if fault == "source_dies":
             os.kill(os.getpid(), signal.SIGKILL)
         reason = "it was cancelled"
@@ -41,10 +40,10 @@ def let_go(side: Source, fault: str) -> str:
             if side.commit():
                 return ""
             reason = "its new process died"
-    elif time.monotonic() - begin < PATIENCE_S:
+    elif side.is_over:
         reason = "its new process died"
     else:
-        reason = f"its new process was not ready within {PATIENCE_S:g} s"
+        reason = f"its new process made no progress for {PATIENCE_S:g} s"
     side.cancel()
     return reason
 
