@@ -17,6 +17,7 @@ from nodes.errors import GuestError, UsageError
 from sim.commands.attach_session import AttachSession, count_in_words, dialect_of, vectors_in_words
 from sim.commands.numbers import duration_ns, number
 from sim.exit_codes import INTERRUPTED
+from sim.kernel.memory import check_mapped
 from sim.kernel.signals import ended_by_signal
 from sim.wire.attachment import Attachment
 
@@ -72,21 +73,21 @@ def attach(context: click.Context, path: Path, vectors: int, reconnect: bool) ->
     What the server speaks is recognised by its first messages. Its greeting has no end, but in dialect v0-shm-last:
     this peer takes it for complete when all its own vectors (-n) have come, or one of them and then nothing for 50 ms.
     """
-    seat = AttachSession(path, vectors, reconnect)
-    context.obj = seat
-    context.call_on_close(seat.close)
+    session = AttachSession(path, vectors, reconnect)
+    context.obj = session
+    context.call_on_close(session.close)
     if context.invoked_subcommand is None:
         from sim.commands.prompt import converse
 
-        context.exit(converse(seat, attach, ALIASES))
+        context.exit(converse(session, attach, ALIASES))
 
 
 @attach.command("peers", short_help="Who is there.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
-def peers(seat: AttachSession, as_json: bool) -> None:
+def peers(session: AttachSession, as_json: bool) -> None:
     """Who is there: own ID, memory, peers and their vectors."""
-    peer = seat.attachment
+    peer = session.attachment
     others = {other: count for other, count in sorted(peer.peers.items()) if other != peer.peer}
     if as_json:
         data = {
@@ -111,9 +112,12 @@ def peers(seat: AttachSession, as_json: bool) -> None:
 @click.argument("peer", metavar="PEER|all")
 @click.argument("vector", metavar="[VECTOR|all]", default="")
 @click.pass_obj
-def ring(seat: AttachSession, peer: str, vector: str) -> None:
-    """Ring a VECTOR of a PEER (0 if none is given), all its vectors, or all vectors of all others."""
-    attachment = seat.attachment
+def ring(session: AttachSession, peer: str, vector: str) -> None:
+    """Ring a VECTOR of a PEER (0 if none is given), all its vectors, or all vectors of all others.
+
+    Exit code 0: all were rung; 1: a counter was full, or there is no such peer or vector, or no other peer at all.
+    """
+    attachment = session.attachment
     there = attachment.peers
     if peer == "all":
         targets = [other for other in sorted(there) if other != attachment.peer]
@@ -129,7 +133,9 @@ def ring(seat: AttachSession, peer: str, vector: str) -> None:
             rung += 1
             if not attachment.ring(target, each):
                 full.append(f"{target}:{each}")
-    click.echo(f"rang {count_in_words(rung, 'doorbell')}{'' if targets else ': nobody else is there'}", err=True)
+    if not targets:
+        raise GuestError("no other peer is there to be rung")
+    click.echo(f"rang {count_in_words(rung, 'doorbell')}", err=True)
     if full:
         raise GuestError(f"refused, as their counters are full (peer:vector): {' '.join(full)}")
 
@@ -141,22 +147,23 @@ def ring(seat: AttachSession, peer: str, vector: str) -> None:
 def wait(context: click.Context, vector: int | None, timeout_ns: int | None) -> None:
     """Wait for an interrupt of this peer. Exit code 0: it came; 1: the time is over; 130: Ctrl-C.
 
-    One that came earlier counts, unless another `wait` has already taken it.
+    One that came earlier counts, unless another `wait` has already taken it. With --reconnect, the wait for a server is
+    limited likewise.
     """
-    seat: AttachSession = context.obj
-    attachment = seat.attachment
+    session: AttachSession = context.obj
+    attachment = session.attach_until(_deadline_ns(timeout_ns))
     _check_vector(attachment, vector)
-    seat.introduce()
-    deadline_ns = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
-    wanted = range(seat.vectors) if vector is None else (vector,)
-    with ended_by_signal(seat.loop, [signal.SIGINT]) as interrupted:
+    session.introduce()
+    deadline_ns = _deadline_ns(timeout_ns)
+    wanted = range(session.vectors) if vector is None else (vector,)
+    with ended_by_signal(session.loop, [signal.SIGINT]) as interrupted:
         while not (came := [each for each in wanted if attachment.unseen[each]]):
             if interrupted():
                 context.exit(INTERRUPTED)
             if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
                 click.echo("no interrupt came in time", err=True)
                 context.exit(1)
-            seat.loop.step(deadline_ns)
+            session.loop.step(deadline_ns)
     for each in came:
         click.echo(f"interrupt vector {each}")
         del attachment.unseen[each]
@@ -170,9 +177,11 @@ def wait(context: click.Context, vector: int | None, timeout_ns: int | None) -> 
 def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_json: bool) -> None:
     """Show the interrupts of this peer as they come, with the seconds since the start; Ctrl-C ends it.
 
-    The first line of --json is {"peer": ID}, again after each --reconnect.
+    The first line of --json is {"peer": ID}, again after each --reconnect. With --reconnect, the wait for a server is
+    limited likewise. Exit code 0: all that --count asks for came, or it asks for none; 1: the time is over before; 130:
+    Ctrl-C.
     """
-    seat: AttachSession = context.obj
+    session: AttachSession = context.obj
     early: list[tuple[int, int, int]] = []
     seen = 0
 
@@ -184,29 +193,32 @@ def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_
         if as_json:
             click.echo(json.dumps({"time_ns": time_ns, "vector": vector, "doorbells": doorbells}))
         else:
-            click.echo(seat.describe(time_ns, vector, doorbells))
+            click.echo(session.describe(time_ns, vector, doorbells))
 
     def introduce() -> None:
-        click.echo(json.dumps({"peer": seat.attachment.peer}))
+        click.echo(json.dumps({"peer": session.attachment.peer}))
 
-    previous = seat.on_interrupt, seat.on_return
-    seat.on_interrupt = lambda *happened: early.append(happened)  # before this peer can say who it is
+    previous = session.on_interrupt, session.on_return
+    session.on_interrupt = lambda *happened: early.append(happened)  # before this peer can say who it is
     if as_json:
-        seat.on_return = introduce
+        session.on_return = introduce
     try:
-        seat.attachment.unseen.clear()
-        introduce() if as_json else seat.introduce()
-        seat.on_interrupt = show
+        session.attach_until(_deadline_ns(timeout_ns)).unseen.clear()
+        introduce() if as_json else session.introduce()
+        session.on_interrupt = show
         for happened in early:
             show(*happened)
-        deadline_ns = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
-        with ended_by_signal(seat.loop, [signal.SIGINT]) as interrupted:
+        deadline_ns = _deadline_ns(timeout_ns)
+        with ended_by_signal(session.loop, [signal.SIGINT]) as interrupted:
             while (count is None or seen < count) and (deadline_ns is None or time.monotonic_ns() < deadline_ns):
                 if interrupted():
                     context.exit(INTERRUPTED)
-                seat.loop.step(deadline_ns)
+                session.loop.step(deadline_ns)
     finally:
-        seat.on_interrupt, seat.on_return = previous
+        session.on_interrupt, session.on_return = previous
+    if count is not None and seen < count:
+        click.echo(f"{seen} of {count_in_words(count, 'interrupt')} came in time", err=True)
+        context.exit(1)
 
 
 # Memory
@@ -216,9 +228,9 @@ def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_
 @click.argument("offset", callback=number)
 @click.argument("length", callback=number, required=False)
 @click.pass_obj
-def peek(seat: AttachSession, offset: int, length: int | None) -> None:
+def peek(session: AttachSession, offset: int, length: int | None) -> None:
     """Show LENGTH bytes (256 if not given) of the memory at OFFSET, in hexadecimal."""
-    memory = seat.attachment.memory
+    memory = session.attachment.memory
     if length is None:
         length = max(1, min(DUMP_BYTES, len(memory) - offset))
     for line in _dump(bytes(_slice(memory, offset, length)), offset):
@@ -230,13 +242,13 @@ def peek(seat: AttachSession, offset: int, length: int | None) -> None:
 @click.argument("value", callback=number)
 @click.argument("size", type=click.Choice(list(FORMATS)), default="4")
 @click.pass_obj
-def poke(seat: AttachSession, offset: int, value: int, size: str) -> None:
+def poke(session: AttachSession, offset: int, value: int, size: str) -> None:
     """Store VALUE at OFFSET, little-endian in SIZE bytes (4 if not given)."""
     size_bytes = int(size)
     if value >> 8 * size_bytes:
         raise UsageError(f"expected a value that fits into {size_bytes} bytes, got {value:#x}")
     # One store of that size where it is aligned: other peers never see half of it.
-    word = _slice(seat.attachment.memory, offset, size_bytes).cast(FORMATS[size])
+    word = _slice(session.attachment.memory, offset, size_bytes).cast(FORMATS[size])
     word[0] = int.from_bytes(value.to_bytes(size_bytes, "little"), sys.byteorder)
 
 
@@ -245,11 +257,11 @@ def poke(seat: AttachSession, offset: int, value: int, size: str) -> None:
 @click.argument("length", callback=number)
 @click.argument("byte", callback=number)
 @click.pass_obj
-def fill(seat: AttachSession, offset: int, length: int, byte: int) -> None:
+def fill(session: AttachSession, offset: int, length: int, byte: int) -> None:
     """Set LENGTH bytes at OFFSET to BYTE."""
     if byte > 0xFF:
         raise UsageError(f"expected a byte, 0..255, got {byte}")
-    target = _slice(seat.attachment.memory, offset, length)
+    target = _slice(session.attachment.memory, offset, length)
     target[:] = bytes([byte]) * length
 
 
@@ -257,9 +269,9 @@ def fill(seat: AttachSession, offset: int, length: int, byte: int) -> None:
 @click.argument("offset", callback=number)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.pass_obj
-def load(seat: AttachSession, offset: int, file: Path) -> None:
+def load(session: AttachSession, offset: int, file: Path) -> None:
     """Copy FILE into the memory at OFFSET."""
-    memory = seat.attachment.memory
+    memory = session.attachment.memory
     try:
         with file.open("rb") as opened:
             data = opened.read(len(memory) + 1)  # no more of it than could ever fit
@@ -279,9 +291,9 @@ def load(seat: AttachSession, offset: int, file: Path) -> None:
 @click.argument("length", callback=number)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
 @click.pass_obj
-def save(seat: AttachSession, offset: int, length: int, file: Path) -> None:
+def save(session: AttachSession, offset: int, length: int, file: Path) -> None:
     """Copy LENGTH bytes of the memory at OFFSET into FILE, which is overwritten; - is standard output."""
-    data = _slice(seat.attachment.memory, offset, length)
+    data = _slice(session.attachment.memory, offset, length)
     if str(file) == "-":
         click.echo(bytes(data), nl=False)
         return
@@ -293,6 +305,8 @@ def save(seat: AttachSession, offset: int, length: int, file: Path) -> None:
 
 
 def _slice(memory: memoryview, offset: int, length: int) -> memoryview:
+    """A part of the memory that may be touched."""
+    check_mapped(memory)
     if length == 0 or offset + length > len(memory):
         raise UsageError(
             f"expected 1 byte or more within the memory's {len(memory)} ({len(memory):#x}), "
@@ -321,6 +335,10 @@ def _whole(given: str, expected: str) -> int:
     if not re.fullmatch(r"[0-9]{1,10}|0[xX][0-9a-fA-F]{1,8}", given):
         raise UsageError(f"expected {expected}, got {given!r}")
     return int(given, 16 if given[:2] in ("0x", "0X") else 10)
+
+
+def _deadline_ns(timeout_ns: int | None) -> int | None:
+    return None if timeout_ns is None else time.monotonic_ns() + timeout_ns
 
 
 def _check_vector(attachment: Attachment, vector: int | None) -> None:

@@ -33,7 +33,11 @@ class AttachSession:
 
     @property
     def attachment(self) -> Attachment:
-        """The peer, once everybody has been met. Raises ``GuestError`` while a server that has gone is waited for."""
+        """The peer, once it has met all others. Raises ``GuestError`` while a server that has gone is waited for."""
+        return self.attach_until(None)
+
+    def attach_until(self, deadline_ns: int | None) -> Attachment:
+        """The peer, as ``attachment``; raises ``GuestError`` too when there is no server by then."""
         if self._attachment is None:
             self._attachment = Attachment(
                 self.loop,
@@ -44,7 +48,8 @@ class AttachSession:
                 say=self._pass_news,
                 on_return=self._return,
             )
-            self._attachment.meet()
+            if not self._attachment.meet(deadline_ns):
+                raise GuestError(f"not connected in time: no server at {self.path}")
         elif not self._attachment.met:
             raise GuestError(f"not connected: waiting for a server at {self.path}")
         return self._attachment

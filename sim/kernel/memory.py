@@ -23,7 +23,7 @@ from sim.kernel.segments import (
     unlink,
 )
 
-__all__ = ["Region", "made_smaller", "map_region"]
+__all__ = ["Region", "check_mapped", "made_smaller", "map_region"]
 
 
 class Region:
@@ -167,11 +167,21 @@ class Region:
 
 
 def made_smaller(descriptor: int, size_bytes: int) -> str:
-    """In words, that memory has fewer bytes than it had; nothing when it has not.
+    """In words, that memory has fewer bytes than it had; nothing when it has not."""
+    return _smaller_in_words(size_bytes, os.fstat(descriptor).st_size)
+
+
+def check_mapped(memory: memoryview) -> None:
+    """Raise ``RemoteProtocolError`` when touching a mapping would end this process, as the memory was made smaller.
 
     A process that touches what is missing dies of SIGBUS (mmap(2)), which no handler in Python can survive.
     """
-    now_bytes = os.fstat(descriptor).st_size
+    mapping = memory.obj
+    if isinstance(mapping, mmap.mmap) and (smaller := _smaller_in_words(len(mapping), mapping.size())):
+        raise RemoteProtocolError(smaller)
+
+
+def _smaller_in_words(size_bytes: int, now_bytes: int) -> str:
     if now_bytes >= size_bytes:
         return ""
     return (

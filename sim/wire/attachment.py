@@ -142,8 +142,8 @@ class Attachment:
 
     # Being connected
 
-    def meet(self) -> None:
-        """Wait until everybody has been met, as far as that can be known.
+    def meet(self, deadline_ns: int | None = None) -> bool:
+        """Wait until everybody has been met, as far as that can be known. False without a server at the deadline.
 
         Raises ``RemoteProtocolError`` when the server does not say within ``GREETING_NS`` who this peer is.
         """
@@ -155,9 +155,15 @@ class Attachment:
                     f"the server on {self._path} is silent: expected {missing} within {GREETING_NS // SECOND_NS} s, "
                     f"got nothing; is it an ivshmem server?"
                 )
-            self._loop.step(until_ns or silent_ns)
+            wait_ns = until_ns or silent_ns
+            if not self.served and deadline_ns is not None:
+                if time.monotonic_ns() >= deadline_ns:
+                    return False
+                wait_ns = deadline_ns
+            self._loop.step(wait_ns)
         self._returns = True
         self._be_met()
+        return True
 
     def _be_met(self) -> None:
         self.met = True

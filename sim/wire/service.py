@@ -14,7 +14,7 @@ from nodes.errors import HostError, UsageError
 from nodes.wire.client import REFUSED
 from nodes.wire.protocol import LEGACY, PEERS_MAX, V0, Dialect, Message
 from sim.kernel.loop import Loop
-from sim.kernel.memory import Region
+from sim.kernel.memory import Region, made_smaller
 from sim.kernel.segments import mappings
 from sim.kernel.signals import ended_by_signal
 from sim.wire.admission import AdmissionRules
@@ -94,6 +94,10 @@ def run_service(settings: Settings, ready: Callable[[Served], object], warn: Cal
             reporter.joined(peer)
             guard.start()
 
+        def refused(arrival: Arrival, reason: str) -> None:
+            reporter.refused(arrival, reason)
+            reporter.memory_fault(made_smaller(region.descriptor, region.size_bytes))
+
         server = IvshmemServer(
             loop,
             listener,
@@ -109,7 +113,7 @@ def run_service(settings: Settings, ready: Callable[[Served], object], warn: Cal
             ),
             on_join=joined,
             on_leave=reporter.left,
-            on_refuse=reporter.refused,
+            on_refuse=refused,
             on_pause=reporter.paused,
         )
         stack.enter_context(server)
@@ -185,6 +189,7 @@ class _Reporter:
 
     def __init__(self, stack: contextlib.ExitStack, settings: Settings, warn: Callable[[str], object]) -> None:
         self._settings, self._warn = settings, warn
+        self._faulty = False
         self._log: EventLog | None = None
         if settings.log is not None:
             self._log = open_log(settings.log)
@@ -224,6 +229,12 @@ class _Reporter:
     def refused(self, arrival: Arrival, reason: str) -> None:
         text = f"a client (pid {arrival.pid}, uid {arrival.uid}) was refused: {reason}"
         self._tell(text, "refused", pid=arrival.pid, uid=arrival.uid, gid=arrival.gid, reason=reason)
+
+    def memory_fault(self, text: str) -> None:
+        if text and not self._faulty:
+            self._faulty = True
+            self._warn(f"{text}; no further client can join this server")
+            self._tell(None, "memory_fault", reason=text)
 
     def paused(self, reason: str) -> None:
         self._tell(f"accepting pauses: {reason}", "paused", reason=reason)

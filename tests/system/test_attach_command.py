@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -104,7 +105,8 @@ def test_who_is_there(path):
             "peers": others,
         }
         assert attach(path, "-n", "1", "who").stdout.splitlines()[1] == "peer 1: 1 vector"
-    assert attach(path, "ring", "all").stderr == "rang 0 doorbells: nobody else is there\n"
+    alone = attach(path, "ring", "all")
+    assert (alone.returncode, alone.stderr) == (1, "ivsim: no other peer is there to be rung\n")
 
 
 def test_ring_and_wait(path):
@@ -120,6 +122,42 @@ def test_a_wait_that_ends_without_an_interrupt(path):
     told = attach(path, "wait", "--vector", "1", "--timeout", "20ms")
     assert (told.returncode, told.stdout) == (1, "")
     assert told.stderr == f"{introduction(path, 0)}\nno interrupt came in time\n"
+
+
+def test_a_watch_that_ends_before_all_interrupts_have_come(path):
+    told = attach(path, "watch", "--count", "3", "--timeout", "20ms")
+    assert (told.returncode, told.stderr.splitlines()[-1]) == (1, "0 of 3 interrupts came in time")
+    assert attach(path, "watch", "--timeout", "20ms").returncode == 0  # none were asked for
+
+
+@pytest.mark.parametrize("command", [["wait"], ["watch"], ["watch", "--json", "--count", "1"]])
+def test_the_time_to_wait_includes_that_for_a_server(command, short_path):
+    told = attach(short_path / "s", "--reconnect", *command, "--timeout", "20ms")
+    assert told.returncode == 1
+    assert told.stderr.splitlines()[-1].startswith(f"ivsim: not connected in time: no server at {short_path}/s")
+
+
+def test_memory_that_was_made_smaller_is_told_instead_of_touched(short_path):
+    """Touching it would end the process with SIGBUS. The server lets no further client have it, and says so once."""
+    path = short_path / "s"
+    with serving(path) as server:
+        with attached(path) as peer:
+            read_until(peer.stdout, "^peer 0 of")
+            os.truncate(f"/dev/shm/ivt-{short_path.name}", 4096)
+            for command in ("poke 0 1", "peek 0x8000 16", "fill 0 1 1", "save 0 16 -"):
+                peer.stdin.write(f"{command}\n")
+                (line,) = read_until(peer.stdout, "")
+                assert f"{command.split()[0]}: the shared memory was made smaller, from 65536 to 4096 bytes" in line
+            peer.stdin.write("quit\n")
+            assert peer.wait(PATIENCE_S) == 1
+        for _ in range(2):
+            told = attach(path, "peers")
+            assert (told.returncode, "does not let this client in" in told.stderr) == (1, True), told
+        assert server.stderr.readline().startswith("for QEMU: ")
+        smaller = "ivsim: the shared memory was made smaller, from 65536 to 4096 bytes"
+        assert server.stderr.readline().startswith(smaller)
+        server.send_signal(signal.SIGTERM)
+        assert server.stderr.read() == ""
 
 
 def test_a_script_that_watches_says_whom_to_ring(path):

@@ -47,6 +47,14 @@ def yields_nonsense(guest):
 def ends(guest):
     yield 0
 
+def truncates(guest):
+    # Makes its memory smaller, as any host program can, and touches the rest.
+    yield guest.clock() + 50_000_000
+    with open("/proc/self/maps") as maps:
+        (path,) = {line.split()[5] for line in maps if "/dev/shm/ivsim-" in line}
+    os.truncate(path, 4096)
+    guest.memory[8192] = 1
+
 def kills_itself(guest):
     yield guest.clock() + 50_000_000
     os.kill(os.getpid(), signal.SIGKILL)
@@ -98,6 +106,7 @@ def balances(result: sim.Run) -> bool:
         ("yields_nonsense", r"its program failed: GuestError: a program yields .*, not 1\.5"),
         ("never_starts", r"its program failed: KeyError: 'no'"),
         ("kills_itself", r"faulty died \(SIGKILL\)"),
+        ("truncates", r"faulty died \(SIGBUS: the shared memory was made smaller, from \d+ to 4096 bytes: .*memfd"),
     ],
 )
 def test_a_program_that_dies_fails_the_run_and_says_why(
@@ -108,7 +117,7 @@ def test_a_program_that_dies_fails_the_run_and_says_why(
     assert re.search(reason, result.reason), result.reason
     assert balances(result)
     failures = [event for event in result.events() if event["kind"] == "failure"]
-    if program != "kills_itself":
+    if program not in ("kills_itself", "truncates"):
         assert "fault_programs.py" in failures[0]["traceback"] or program == "yields_nonsense"
 
 

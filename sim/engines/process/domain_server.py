@@ -9,7 +9,7 @@ from pathlib import Path
 from nodes.wire.protocol import DIALECTS, Message
 from sim.engines.base import Arrival, LiveMachine
 from sim.kernel.loop import Loop
-from sim.kernel.memory import Region
+from sim.kernel.memory import Region, made_smaller
 from sim.wire.nonblocking_guard import NonBlockingGuard
 from sim.wire.server import Arrival as Connected
 from sim.wire.server import IvshmemServer, Peer
@@ -62,6 +62,11 @@ class SocketServer:
         self._server: IvshmemServer | None = None
         self._guard: NonBlockingGuard | None = None
         self._region = Region.create(domain.memory.size_bytes, kind=domain.memory.kind, name=domain.memory.name or None)
+
+    @property
+    def memory_fault(self) -> str:
+        """In words, that the memory was made smaller; nothing when it was not."""
+        return made_smaller(self._region.descriptor, self._region.size_bytes) if self._region.descriptor >= 0 else ""
 
     @property
     def is_listening(self) -> bool:

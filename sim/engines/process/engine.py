@@ -38,6 +38,7 @@ class ProcessEngine:
         self._topology, self._runtime, self._socket_path = topology, runtime, socket_path
         self._machine_of: dict[int, WorkerHandle] = {}
         self._machines: list[WorkerHandle] = []
+        self._servers: list[SocketServer] = []
         self._stack = contextlib.ExitStack()
         self._children_before: set[int] = set()
 
@@ -80,6 +81,7 @@ class ProcessEngine:
             self._fork_server,
             server_path=self._server_path,
             on_process=lambda pid: self._machine_of.__setitem__(pid, handle),
+            memory_fault=self._memory_fault,
             report=report,
         )
         self._machines.append(handle)
@@ -102,8 +104,12 @@ class ProcessEngine:
             on_arrival=on_arrival,
             on_leave=on_leave,
         )
+        self._servers.append(server)
         self._stack.callback(server.close)
         return server
+
+    def _memory_fault(self) -> str:
+        return next(filter(None, (server.memory_fault for server in self._servers)), "")
 
     def start_progress(self) -> int:
         ready = sum(machine.pid is not None for machine in self._machines)

@@ -31,6 +31,7 @@ class WorkerHandle:
     Args:
         server_path: the path of a domain's server, by the domain's number.
         on_process: is told each process ID that becomes this machine's.
+        memory_fault: says, when the machine has died of SIGBUS, what is wrong with the memory.
         report: is told what happens; ``Ended`` comes last.
     """
 
@@ -43,12 +44,14 @@ class WorkerHandle:
         *,
         server_path: Callable[[int], str],
         on_process: Callable[[int], None],
+        memory_fault: Callable[[], str],
         report: Callable[[Report], None],
     ) -> None:
         self._configuration = configuration
         self._recordings = recordings
         self._loop, self._fork_server = loop, fork_server
         self._server_path, self._on_process, self._report = server_path, on_process, report
+        self._memory_fault = memory_fault
         self._control, self._worker_end = Control.pair()
         self._listening = self._ended = False
         self._migrating = False
@@ -218,4 +221,7 @@ class WorkerHandle:
         self._lose_candidate()
         self._ended = True
         clean = code == 0 and self._recordings[0].words[header.STATE] == State.STOPPED
-        self._report(Ended("" if clean else describe_exit(code)))
+        how = "" if clean else describe_exit(code)
+        if code == -signal.SIGBUS and (fault := self._memory_fault()):
+            how += f": {fault}"
+        self._report(Ended(how))

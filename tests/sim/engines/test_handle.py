@@ -44,6 +44,7 @@ class Site:
             fork_server,
             server_path=lambda domain: f"/server.{domain}",
             on_process=lambda pid: None,
+            memory_fault=lambda: "the shared memory was made smaller",
             report=self.reports.append,
         )
         stack.callback(self.handle.close)
@@ -106,6 +107,14 @@ def test_an_end_comes_after_all_that_was_said_before(site: Site) -> None:
     process.kill()
     site.until(Ended)
     assert site.reports == [Placed(), Ready(), Failed("program", "ValueError"), Ended("SIGKILL")]
+
+
+def test_a_death_of_sigbus_is_explained_by_the_memory(site: Site) -> None:
+    process = site.spawn()
+    site.say(Forked(process.pid))
+    process.send_signal(signal.SIGBUS)
+    site.until(Ended)
+    assert site.reports[-1] == Ended("SIGBUS: the shared memory was made smaller")
 
 
 @pytest.mark.parametrize(("state", "how"), [(State.STOPPED, ""), (State.RUNNING, "exit 0")])
