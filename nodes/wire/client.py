@@ -268,9 +268,7 @@ def _wrong_version(number: int) -> RemoteProtocolError:
     """QEMU's words, and what is known of such a server."""
     known = ""
     if number == REFUSED:
-        known = (
-            ": it does not let this client in (its log tells why: too many clients, none of its users, or broken memory)"
-        )
+        known = ": it does not let this client in (too many, none of its users, or broken memory: its log tells)"
     elif is_framed(number):
         known = ": it speaks ivshmem v2 (framed messages), which is not spoken here"
     return RemoteProtocolError(f"server sent version {number}, expecting {VERSION}{known}")

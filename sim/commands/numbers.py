@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import click
 
-__all__ = ["duration_ns", "number"]
+__all__ = ["c_number", "duration_ns", "number"]
 
 UNITS_NS = {"ms": 1_000_000, "s": 1_000_000_000, "": 1_000_000_000, "m": 60_000_000_000, "h": 3_600_000_000_000}
 
@@ -28,3 +29,18 @@ def number(_context: click.Context, _option: click.Parameter, given: str | None)
     if not re.fullmatch(r"[0-9]{1,20}|0[xX][0-9a-fA-F]{1,16}", given):
         raise click.BadParameter(f"expected a number, decimal or 0x..., got {given!r}")
     return int(given, 16 if given[:2] in ("0x", "0X") else 10)
+
+
+def c_number(least: int, most: int) -> Callable[[click.Context, click.Parameter, str], int]:
+    """A callback for a number within limits, as strtoull(3) reads it with base 0: 8, 0x8, or 010, which is octal."""
+
+    def convert(_context: click.Context, _option: click.Parameter, given: str) -> int:
+        match = re.fullmatch(r"\s*\+?(?:(0[xX][0-9a-fA-F]{1,16})|(0[0-7]{0,22})|([1-9][0-9]{0,19}))", given)
+        if match is None:
+            raise click.BadParameter(f"expected a number such as 8, 0x8 or 010 (octal), got {given!r}")
+        value = int(match[1], 16) if match[1] else int(match[2], 8) if match[2] else int(match[3])
+        if not least <= value <= most:
+            raise click.BadParameter(f"{value} is not in the range {least}<=x<={most}")
+        return value
+
+    return convert

@@ -1,4 +1,4 @@
-"""`ivsim serve`: the server alone, for whoever speaks the protocol, with ivshmem-server's options."""
+"""`ivsim serve`: the server alone, for all clients of the protocol, with ivshmem-server's options."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ import click
 
 from nodes.errors import HostError, UsageError
 from nodes.wire.protocol import DIALECTS, PEERS_MAX, V0
+from sim.commands.numbers import c_number
 from sim.commands.systemd import hidden_program, units
 from sim.exit_codes import FAILED, of_error
 from sim.wire.daemon import detach
 from sim.wire.listener import group_number
 from sim.wire.service import Served, Settings, run_service
+from topologies.language.sizes import (
+    MEMORY_SIZE_MAX_BYTES,
+    MEMORY_SIZE_MIN_BYTES,
+    parse_size,
+    power_of_two,
+    show_size,
+)
 
 __all__ = ["serve"]
 
-SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-SIZE_MIN = 4096
-SIZE_MAX = 1 << 40
 VECTORS_MAX = 2048
 UID_MAX = (1 << 32) - 2  # the last one means nobody (chown(2))
 MEMORY_NAME = "ivshmem"
@@ -30,12 +35,15 @@ MEMORY_NAME = "ivshmem"
 
 
 def _size_bytes(_context: click.Context, _option: click.Parameter, given: str) -> int:
-    """Bytes, with K, M or G; rounded up to a power of two, as ivshmem-server does."""
-    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)", given, re.IGNORECASE)
-    size_bytes = int(match[1]) * SUFFIXES[match[2].upper()] if match else 0
-    if not SIZE_MIN <= size_bytes <= SIZE_MAX:
-        raise click.BadParameter(f"expected {SIZE_MIN} bytes to 1024 G, as in 65536, 64K, 4M or 1G, got {given!r}")
-    return 1 << (size_bytes - 1).bit_length()
+    """Bytes, rounded up to a power of two, as ivshmem-server does."""
+    try:
+        size_bytes = power_of_two(parse_size(given))
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, got {given!r}") from None
+    if not MEMORY_SIZE_MIN_BYTES <= size_bytes <= MEMORY_SIZE_MAX_BYTES:
+        least, most = show_size(MEMORY_SIZE_MIN_BYTES), show_size(MEMORY_SIZE_MAX_BYTES)
+        raise click.BadParameter(f"expected a size from {least} to {most}, got {given!r}")
+    return size_bytes
 
 
 def _mode(_context: click.Context, _option: click.Parameter, given: str) -> int:
@@ -53,17 +61,18 @@ def _memory_name(_context: click.Context, _option: click.Parameter, given: str |
 
 PATH = click.Path(path_type=Path)
 EPILOG = """\
-What differs from ivshmem-server, for safety: the socket has mode 0600 unless told otherwise; a stale one is
-recovered, one that is listened on never is, even if that is busy. Shared memory whose name exists is refused
-instead of shared (--reuse-memory), unless a server like this one left it when it was killed. A client that does
-not read is disconnected when its queue is full, instead of missing messages. As many clients are let in as there
-are descriptors; one more reads "version -87", which makes a QEMU exit and say so. Wrong use exits with 2, a host
-that is too small with 3.
+What differs from ivshmem-server, for safety: the socket and the named memory have mode 0600 unless told otherwise
+(--mode, --group). A stale socket is replaced; a socket on which a server listens never is, even if that is busy. Shared
+memory whose name exists is refused (--reuse-memory shares it), unless a server like this one left it when it was
+killed: then it is replaced, or, when clients still use it, shared with them, which is said. A client that does not read
+is disconnected when its queue is full, instead of missing messages. There is room for as many clients as there are
+descriptors; a further one reads "version -87", which makes a QEMU exit and say so. The pid file has mode 0644 and the
+log 0640, less the umask. Wrong use exits with 2, a host that is too small with 3.
 """
 
 
 @click.command("serve", short_help="Run an ivshmem server, as ivshmem-server does.", epilog=EPILOG)
-@click.option("-v", "--verbose", is_flag=True, help="Say who comes and goes, on standard error; needs -F.")
+@click.option("-v", "--verbose", is_flag=True, help="Report clients that join and leave, on standard error; needs -F.")
 @click.option("-F", "--foreground", is_flag=True, help="Stay in the foreground instead of becoming a daemon.")
 @click.option(
     "-p",
@@ -100,13 +109,14 @@ that is too small with 3.
     callback=_size_bytes,
     default="4M",
     show_default=True,
-    help="Its size in bytes or with K, M, G; rounded up to a power of two.",
+    help="Its size, as in 65536, 64K, 1.5M or 0x10000; rounded up to a power of two.",
 )
 @click.option(
     "-n",
     "--vectors",
-    type=click.IntRange(1, VECTORS_MAX),
-    default=1,
+    callback=c_number(1, VECTORS_MAX),
+    default="1",
+    metavar="NUMBER",
     show_default=True,
     help="Eventfds of each client.",
 )
@@ -116,9 +126,9 @@ that is too small with 3.
     default="600",
     show_default=True,
     metavar="OCTAL",
-    help="Who may connect: the socket's mode, set before anyone can.",
+    help="Who may connect: the mode of the socket and of named memory, set before any client can connect.",
 )
-@click.option("--group", help="The socket's group, by name or number.")
+@click.option("--group", help="The group of the socket and of named memory, by name or number.")
 @click.option(
     "--dialect",
     type=click.Choice(list(DIALECTS)),
@@ -149,20 +159,23 @@ that is too small with 3.
     type=click.IntRange(0, UID_MAX),
     multiple=True,
     metavar="UID",
-    help="Refuse whoever is not this user, as the kernel tells (SO_PEERCRED); may be given several times.  "
+    help="Refuse processes of other users, as the kernel tells (SO_PEERCRED); may be given several times.  "
     "[default: the socket's mode decides]",
 )
 @click.option("--log", metavar="FILE", help="Append what happens to a file, one JSON object a line; - is stdout.")
 @click.option("--systemd-unit", is_flag=True, help="Print a socket unit and a service for these options, and end.")
 def serve(systemd_unit: bool, foreground: bool, pid_file: Path, group: str | None, **given: Any) -> None:
-    """Serve one shared memory to all who connect: real QEMUs, simulated machines, any client of the protocol.
+    """Serve one shared memory to all clients that connect: real QEMUs, simulated machines, tools.
 
-    SIGTERM or Ctrl-C ends it and removes its socket, its memory and its pid file.
+    SIGTERM or Ctrl-C ends it and removes its socket, its memory and its pid file. In the foreground it prints the options
+    with which a QEMU joins.
     """
     foreground = foreground or os.environ.get("LISTEN_PID") == str(os.getpid())
     _check(given, foreground)
     if systemd_unit:
-        click.echo(units(given["path"], given["mode"], group, _unit_options(given), given["directory"]), nl=False)
+        click.echo(
+            units(given["path"], given["mode"], group, _unit_options(given, group), given["directory"]), nl=False
+        )
         if warning := hidden_program():
             click.echo(f"ivsim: {warning}", err=True)
         return
@@ -191,7 +204,7 @@ def _check(given: dict[str, Any], foreground: bool) -> None:
         raise click.UsageError("a daemon has no standard output: add -F, or say --log FILE")
 
 
-def _unit_options(given: dict[str, Any]) -> list[str]:
+def _unit_options(given: dict[str, Any], group: str | None) -> list[str]:
     """The options that a service needs to be what was asked for; its socket has its own unit."""
     options = ["-n", str(given["vectors"]), "-l", str(given["size_bytes"]), "--dialect", given["dialect"]]
     options += ["--ids", str(given["first_peer"])]
@@ -204,6 +217,8 @@ def _unit_options(given: dict[str, Any]) -> list[str]:
     if given["directory"] is not None:
         return [*options, "-m", os.fspath(given["directory"].absolute())]
     if given["memory_name"] is not None:
+        # The socket's rights are in its own unit; these are the memory's.
+        options += ["--mode", f"{given['mode']:o}", *(["--group", group] if group else [])]
         return [*options, "-M", given["memory_name"], *["--reuse-memory"] * given["reuse_memory"]]
     return [*options, "--memfd"]
 

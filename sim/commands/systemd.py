@@ -1,4 +1,4 @@
-"""Example units for systemd, filled in with what was asked for."""
+"""Example units for systemd, with the options that were given."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nodes.errors import UsageError
 
 __all__ = ["hidden_program", "units"]
 
-# What a user of systemd's making (DynamicUser) may not look into, or has one of his own instead of (PrivateTmp).
+# Directories that a dynamic user (DynamicUser=) may not read, or of which a service has its own (PrivateTmp=).
 HIDDEN = ("/home", "/root", "/tmp", "/var/tmp", "/run/user")
 
 UNITS = """\
@@ -35,7 +35,7 @@ After=ivsim-serve.socket
 [Service]
 {warning}ExecStart={command}
 DynamicUser=yes
-LimitNOFILE=524288
+{member}LimitNOFILE=524288
 NoNewPrivileges=yes
 ProtectSystem=strict
 ProtectHome=read-only
@@ -47,10 +47,10 @@ UMask=0077
 
 
 def units(path: Path, mode: int, group: str | None, options: list[str], directory: Path | None) -> str:
-    """A socket unit and the service that it starts. Its clients' IDs and memory last as long as the service does.
+    """A socket unit and the service that it starts. The clients' IDs and their memory last as long as the service.
 
-    ``directory`` is where the memory is made, if that has to be let through. Raises ``UsageError`` for a name that
-    no line of a unit can hold.
+    ``directory`` is where the memory is made, if the service must be able to write there. The service joins ``group``,
+    so that it can give its named memory to it. Raises ``UsageError`` for a name that no line of a unit can hold.
     """
     command = [_program(), "serve", "-F", *options, "--log", "-"]
     warning = hidden_program()
@@ -59,6 +59,7 @@ def units(path: Path, mode: int, group: str | None, options: list[str], director
         path=_literal(str(path.absolute())),
         mode=mode,
         group=f"SocketGroup={_literal(group)}\n" if group else "",
+        member=f"SupplementaryGroups={_literal(group)}\n" if group else "",
         command=" ".join(_quoted(word).replace("$", "$$") for word in command),
         writable=f"ReadWritePaths={_quoted(str(directory.absolute()))}\n" if directory else "",
     )
@@ -71,14 +72,14 @@ def _program() -> str:
 
 
 def hidden_program() -> str:
-    """What is wrong with where the program lies, if a service cannot start it from there; else nothing."""
+    """Why a service cannot start the program from where it is installed; nothing when it can."""
     path = Path(_program()).absolute()
     where = next((each for each in HIDDEN if path.is_relative_to(each)), None)
     if where is None:
         return ""
     return (
         f"{path} lies below {where}, where a service may not find or read it (DynamicUser=, PrivateTmp=): "
-        f"install it elsewhere, as in /opt or /usr/local, and say so in ExecStart="
+        f"install it elsewhere, as in /opt or /usr/local, and change ExecStart="
     )
 
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import grp
 import os
+import re
 import socket
 import stat
 import time
@@ -22,6 +23,7 @@ __all__ = ["LIVES", "PATH_BYTES_MAX", "Listener", "group_number", "probe"]
 
 PATH_BYTES_MAX = 107  # sun_path less its end, unix(7)
 PRIVATE = 0o600
+GROUP_MAX = (1 << 32) - 2  # gid_t; the last number leaves the group as it is, chown(2)
 ACTIVATED = 3  # SD_LISTEN_FDS_START
 FLAGS = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
 LOCK_PATIENCE_S = 2.0
@@ -35,7 +37,7 @@ class Listener:
     replaced. Raises ``UsageError`` for a path that is too long, is no socket, is in use, or cannot be made.
     """
 
-    _identity: tuple[int, int] | None
+    _identity: tuple[int, int] | None = None
 
     def __init__(self, path: Path, *, mode: int = PRIVATE, group: int | None = None) -> None:
         length_bytes = len(os.fsencode(path))
@@ -52,12 +54,12 @@ class Listener:
                 self._identity = _give(path, mode, group)
                 self.socket.listen(socket.SOMAXCONN)
         except OSError as error:
-            self.socket.close()
+            self.close()
             if error.errno == errno.EADDRINUSE:
                 raise UsageError(f"{path} is in use by another server, or is not a socket of ours") from error
             raise UsageError(f"cannot listen on {path}: {error.strerror}") from error
-        except UsageError:
-            self.socket.close()
+        except BaseException:
+            self.close()
             raise
 
     @classmethod
@@ -121,12 +123,12 @@ class Listener:
 
 def group_number(name: str) -> int:
     """The number of a group, given by name or number. Raises ``UsageError`` when there is no such group."""
-    if name.isdecimal():
+    if re.fullmatch(r"[0-9]{1,10}", name) and int(name) <= GROUP_MAX:
         return int(name)
-    try:
+    with contextlib.suppress(KeyError):
         return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise UsageError(f"there is no group {name!r}") from None
+    hint = f"; numbers are 0 to {GROUP_MAX}" if re.fullmatch(r"-?[0-9]+", name) else ""
+    raise UsageError(f"there is no group {name!r}{hint}")
 
 
 def probe(path: Path) -> int:
@@ -152,8 +154,10 @@ def _give(path: Path, mode: int, group: int | None) -> tuple[int, int]:
                 os.chown(same, -1, group)
             if mode != PRIVATE:
                 os.chmod(same, mode)
-        except OSError as error:
+        except BaseException as error:
             path.unlink()
+            if not isinstance(error, OSError):
+                raise
             raise UsageError(f"{path} cannot be given group {group} and mode {mode:o}: {error.strerror}") from error
         return found.st_dev, found.st_ino
     finally:

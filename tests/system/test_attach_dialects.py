@@ -39,7 +39,7 @@ def test_who_is_not_let_in_is_told_why(short_path):
     assert (told.returncode, told.stdout) == (1, "")
     assert told.stderr == (
         "ivsim: server sent version -87, expecting 0: it does not let this client in "
-        "(its log tells why: too many clients, none of its users, or broken memory)\n"
+        "(too many, none of its users, or broken memory: its log tells)\n"
     )
 
 

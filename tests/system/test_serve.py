@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import socket
@@ -123,8 +124,12 @@ def test_a_second_server_on_the_same_socket_is_refused_and_harms_nobody(short_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-l", "0"], "expected 4096 bytes to 1024 G"),
-        (["-l", "3X"], "expected 4096 bytes to 1024 G"),
+        (["-l", "0"], "expected a size from 4K to 1T, got '0'"),
+        (["-l", "2T"], "expected a size from 4K to 1T, got '2T'"),
+        (["-l", "3X"], "expected a size such as 65536, 64K, 4M, 1.5G, 1T or 0x400000, got '3X'"),
+        (["-n", "08"], "expected a number such as 8, 0x8 or 010 (octal), got '08'"),
+        (["-n", "-1"], "expected a number such as 8, 0x8 or 010 (octal), got '-1'"),
+        (["-n", "0x1000000000000000000"], "expected a number such as 8, 0x8 or 010 (octal)"),
         (["-n", "0"], "0 is not in the range 1<=x<=2048"),
         (["-M", "a/b"], "expected a name without slashes"),
         (["-S", "/nonexistent/directory/s"], "cannot listen on /nonexistent/directory/s"),
@@ -133,6 +138,12 @@ def test_a_second_server_on_the_same_socket_is_refused_and_harms_nobody(short_pa
         (["--mode", "999"], "expected three octal digits"),
         (["--mode", "777"], "expected three octal digits"),
         (["--group", "no-such-group"], "there is no group 'no-such-group'"),
+        (["--group", "99999999999"], "there is no group '99999999999'; numbers are 0 to 4294967294"),
+        (["--group", "4294967296"], "there is no group '4294967296'; numbers are 0 to 4294967294"),
+        (["--group", "4294967295"], "there is no group '4294967295'; numbers are 0 to 4294967294"),
+        (["--group", "-1"], "there is no group '-1'; numbers are 0 to 4294967294"),
+        (["--uid", "4294967295"], "4294967295 is not in the range 0<=x<=4294967294"),
+        (["--max-clients", "99999999999999999999"], "is not in the range 1<=x<=65536"),
         (["--ids", "65536"], "65536 is not in the range 0<=x<=65535"),
         (["--dialect", "v3"], "'v3' is not one of"),
         (["--log", "/nonexistent/log"], "cannot write the log /nonexistent/log"),
@@ -147,3 +158,34 @@ def test_wrong_use_is_explained(arguments: list[str], message: str, short_path: 
     assert message in stderr
     assert "Traceback" not in stderr
     assert not Path("/dev/shm", short_path.name).exists()
+    assert list(short_path.iterdir()) == []  # no socket, no pid file, no log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "served"),
+    [
+        (["-l", "31.25M"], "serving 33554432 bytes"),
+        (["-l", "1.5M"], "serving 2097152 bytes"),
+        (["-l", "0x400000"], "serving 4194304 bytes"),
+        (["-l4k"], "serving 4096 bytes"),
+        (["-n", "010"], "8 vectors"),
+        (["-n", " +8"], "8 vectors"),
+        (["-n0x8"], "8 vectors"),
+    ],
+)
+def test_sizes_and_numbers_are_taken_as_ivshmem_server_takes_them(
+    arguments: list[str], served: str, short_path: Path
+) -> None:
+    """qemu_strtosz and parse_uint_full with base 0 (contrib/ivshmem-server/main.c)."""
+    with serve("-F", "-S", str(short_path / "s"), "-M", short_path.name, *arguments) as server:
+        assert server.stderr is not None
+        assert served in server.stderr.readline()
+        server.terminate()
+
+
+@pytest.mark.skipif(os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE > 1 << 40, reason="this host has a terabyte")
+def test_a_terabyte_is_no_wrong_use(short_path: Path) -> None:
+    with serve("-F", "-S", str(short_path / "s"), "--memfd", "-l", "1T") as server:
+        _, stderr = server.communicate(timeout=PATIENCE_S)
+    assert server.returncode == 3
+    assert "no room for 1099511627776 bytes of shared memory" in stderr

@@ -88,6 +88,8 @@ def test_the_units_say_what_was_asked_for() -> None:
     printed = start("--systemd-unit", "-n", "4", "-l", "64K", "--mode", "660", "--group", "kvm", "-S", "/run/i").stdout
     assert "ListenStream=/run/i\nSocketMode=0660\nSocketGroup=kvm\n" in printed
     assert "serve -F -n 4 -l 65536 --dialect v0 --ids 0 --memfd --log -\n" in printed
+    named = start("--systemd-unit", "-M", "name", "--mode", "660", "--group", "kvm").stdout
+    assert "--ids 0 --mode 660 --group kvm -M name --log -\nDynamicUser=yes\nSupplementaryGroups=kvm\n" in named
     odd = start("--systemd-unit", "-m", '/a b/$c"%d', "-S", "/run/100%").stdout
     assert "ListenStream=/run/100%%\n" in odd
     assert '--ids 0 -m "/a b/$$c\\"%%d" --log -\n' in odd

@@ -203,7 +203,7 @@ def test_who_is_not_let_in_tries_again_when_asked_to(site, monkeypatch):
 
     second._connect = counted
     site.until(lambda: tries == 3)
-    assert "does not let this client in (its log tells why: " in refused
+    assert "does not let this client in (too many, " in refused
     assert refused.endswith("; trying again every second")
     assert site.said == []  # told once
     first.close()
