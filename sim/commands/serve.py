@@ -167,8 +167,8 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
 def serve(systemd_unit: bool, foreground: bool, pid_file: Path, group: str | None, **given: Any) -> None:
     """Serve one shared memory to all clients that connect: real QEMUs, simulated machines, tools.
 
-    SIGTERM or Ctrl-C ends it and removes its socket, its memory and its pid file. In the foreground it prints the options
-    with which a QEMU joins.
+    SIGTERM or Ctrl-C ends it and removes its socket, its memory and its pid file. In the foreground it prints the
+    options with which a QEMU joins.
     """
     foreground = foreground or os.environ.get("LISTEN_PID") == str(os.getpid())
     _check(given, foreground)
