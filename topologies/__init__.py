@@ -1,4 +1,4 @@
-"""Topologies: which machines exist, what they run, for how long - read from TOML, checked, frozen."""
+"""Topologies: which machines exist, what they run, and for how long; read from TOML, checked, frozen."""
 
 from topologies.actions import Action
 from topologies.language.problems import Problem, TopologyError

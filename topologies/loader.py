@@ -1,6 +1,6 @@
-"""From a topology's text to a `Topology`: everything that is wrong with it is said at once.
+"""From the text of a topology to a `Topology`, or to all problems of the text at once.
 
-Sums are checked before anything is made of them, so that ``count = 1000000000`` costs nothing.
+Sums are checked before machines are made, so that ``count = 1000000000`` costs nothing.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ def loads(
     overrides: Mapping[str, object] | None = None,
     programs: Sequence[str | FilePath] = (),
 ) -> Topology:
-    """The topology in ``text``; ``name`` stands for the file's in messages. Raises `TopologyError`.
+    """The topology in ``text``; messages use ``name`` as the name of the file. Otherwise as `load`.
 
-    The files that it names are looked for from the current directory on.
+    The files that it names are relative to the current directory.
     """
     return _build(parse(text, name, override_texts(overrides)), FilePath(), ProgramFiles(programs))
 
 
 def shipped() -> list[tuple[str, str]]:
-    """(name, title) of each topology that ships, by name."""
+    """(name, title) of each topology that ships, sorted by name."""
     found = []
     for file in sorted(_SHIPPED_FOLDER.glob("*.toml")):
         title = parse(read_text(file), str(file)).values.get("title", "")
@@ -83,7 +83,7 @@ def shipped() -> list[tuple[str, str]]:
 
 
 def _find(source: str | FilePath) -> FilePath:
-    """A bare word is a shipped topology first, then a file; anything else is a path."""
+    """A bare word is a shipped topology, else a file; anything else is a path."""
     if isinstance(source, FilePath):
         return source
     names = [file.stem for file in _SHIPPED_FOLDER.glob("*.toml")]
@@ -94,7 +94,7 @@ def _find(source: str | FilePath) -> FilePath:
         if file.exists() or (is_path and file.stem not in names):
             return file
     except (OSError, ValueError):
-        return file  # whoever reads it says what is wrong with that path
+        return file  # reading it reports what is wrong with the path
     hint = nearest(file.stem if is_path else source, names) or "`ivsim list` shows the topologies that ship"
     raise TopologyError([Problem(show(source), 0, "", "a topology file or the name of a shipped one", "neither", hint)])
 
@@ -123,7 +123,7 @@ def _read_all(document: Document, folder: FilePath, programs: ProgramFiles, repo
 
 
 def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: Report) -> Topology | None:
-    """The topology, or None when problems were reported."""
+    """The topology; None when problems were reported."""
     if not document.values:
         report.add((), "a topology", "no table and no key", "`ivsim init` writes one to start from")
         return None
@@ -171,12 +171,12 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
 
 
 def _domains(fields: Mapping[str, Any], document: Document, report: Report) -> dict[str, Domain | None]:
-    """The domains by name; None for one whose size or kind was reported."""
+    """The domains by name; None for one with a problem."""
     named = fields.get("domains", {})
     if "domains" not in document.values:
         return {MAIN_DOMAIN: _domain(MAIN_DOMAIN, fields.get("memory", {}), ("memory",), report)}
     if "memory" in document.values:
-        report.add(("memory",), "no [memory] beside [domains]: each domain says its own", "both")
+        report.add(("memory",), "no [memory] beside [domains]: each domain has its own", "both")
     if len(named) > _MAX_DOMAINS:
         report.add(("domains",), f"at most {_MAX_DOMAINS} domains", str(len(named)))
         named = dict(list(named.items())[:_MAX_DOMAINS])
@@ -187,7 +187,7 @@ def _domains(fields: Mapping[str, Any], document: Document, report: Report) -> d
             got = f"{show(segment)}, as domain {segments[segment]} has"
             report.add(("domains", name, "name"), "a segment of its own for each domain", got)
         segments[segment] = name
-    # Where all of them were reported, the rest of the file is still read: as one with a single domain.
+    # A file without a valid domain is still checked, as one with a single domain.
     return {name: _domain(name, table, ("domains", name), report) for name, table in named.items()} or {
         MAIN_DOMAIN: None
     }
@@ -212,7 +212,7 @@ def _domain(name: str, table: Mapping[str, Any], path: Path, report: Report) -> 
 def _arguments(
     resolved: ResolvedMachines, references: References, domains: Mapping[str, Domain | None], report: Report
 ) -> dict[int, Arguments]:
-    """The arguments for each settings, by its identity: machines that are alike share them."""
+    """The arguments by the identity of the settings: machines with the same settings share them."""
     arguments: dict[int, Arguments] = {}
     pairs = []
     for members in resolved.members:

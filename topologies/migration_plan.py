@@ -1,9 +1,9 @@
-"""What a migration of a topology's machines to another host would be: who may move, in which order, what is lost.
+"""The plan of migrating a topology's machines to another host: which can move, in which order, what is lost.
 
-Verdicts and words are those of the device itself (`nodes.device.migration`), given the ID that a server would hand
-out. With a real server a device can only land on a fresh one: a master must have ID 0 there, and an ID is not used
-again, not even the one of the source that has just left. So the peers let go of their devices, the master moves
-with the memory, and the peers come back to the new server under new IDs.
+Verdicts and texts are those of the device (`nodes.device.migration`) with the ID that a server would give it. A device
+can only migrate to a fresh server: a master must have ID 0 there, and a server does not give out an ID twice, not even
+that of the source that has just left. Therefore the peers detach their devices, the master moves with the memory, and
+the peers reattach to the new server under new IDs.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ _LAST_NUMBER = re.compile(r"[0-9]+(?=[^0-9]*\Z)")
 
 @dataclass(frozen=True, slots=True)
 class PlannedDevice:
-    """One device of a machine: its ID now (None: it joins later, or is one that has no server) and the size of its
-    state in a stream.
-    """
+    """One device of a machine: its ID (None: it joins later, or has no server) and the size of its saved state."""
 
     domain: str
     profile: str
@@ -45,9 +43,13 @@ class PlannedDevice:
 
 @dataclass(frozen=True, slots=True)
 class PlannedMachine:
-    """One machine. ``blockers``, the newest first, and ``refusal`` are what QEMU would say if it were to move as it is.
+    """One machine.
 
-    ``present``: it is there from the beginning, and need not join first. ``reason`` is why it stays, or does not start.
+    Attributes:
+        present: it is present from the start of the run.
+        blockers: QEMU's reasons against migrating it as it is, the newest first.
+        refusal: QEMU's answer to such a migration.
+        reason: why it stays, or does not start.
     """
 
     name: str
@@ -62,7 +64,7 @@ class PlannedMachine:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: machines in their order; ``peers`` are the IDs that they get on the domain's fresh server, if any."""
+    """One step: machines in order; ``peers`` are their IDs on the domain's fresh server, if any."""
 
     do: Literal["detach", "move", "reattach"]
     machines: tuple[str, ...]
@@ -74,7 +76,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class MigrationPlan:
-    """Everything about it; ``memory_bytes`` is the sum over all masters, of which each brings the whole memory."""
+    """The whole plan; ``memory_bytes`` is the sum over all masters, each of which copies the whole memory."""
 
     machines: tuple[PlannedMachine, ...]
     steps: tuple[Step, ...]
@@ -85,7 +87,7 @@ class MigrationPlan:
 
 @dataclass(slots=True)
 class _Judged:
-    """A machine on its way to a fate."""
+    """A machine with the answers of its devices."""
 
     machine: Machine
     devices: tuple[PlannedDevice, ...]
@@ -93,7 +95,7 @@ class _Judged:
     refusal: str
     start_error: str
     anchored: str
-    """Why not even letting go of its devices makes it movable."""
+    """Why it cannot move even without its devices."""
 
     @property
     def name(self) -> str:
@@ -104,7 +106,7 @@ class _Judged:
 
 
 def plan_migration(topology: Topology) -> MigrationPlan:
-    """How the machines of a topology would move, all that can, as far as a file can tell."""
+    """The plan of moving all machines of a topology that can move, as far as the file tells."""
     domains = {domain.name: domain for domain in topology.domains}
     peers = _peers(topology)
     judged = [
@@ -123,9 +125,9 @@ def plan_migration(topology: Topology) -> MigrationPlan:
 
 
 def _peers(topology: Topology) -> dict[str, dict[int, int]]:
-    """The IDs that each domain's server hands out, domain -> machine -> ID: to those there, then to those who join.
+    """The IDs that each domain's server gives out (domain, machine, ID): to present machines first, then to others.
 
-    As in a run, where a device without a server takes one too, which it does not show: its memory comes with it.
+    As in a run, a device without a server takes an ID too, which it does not show: its memory comes over a connection.
     """
     peers: dict[str, dict[int, int]] = {domain.name: {} for domain in topology.domains}
     for machine in sorted(topology.machines, key=lambda machine: not machine.present):
@@ -137,7 +139,7 @@ def _peers(topology: Topology) -> dict[str, dict[int, int]]:
 def _judge(
     machine: Machine, domains: Mapping[str, Domain], peers: Mapping[str, Mapping[int, int]], *, only_migratable: bool
 ) -> _Judged:
-    """Make the machine's devices, as its process would, and ask them."""
+    """Make the machine's devices, as its process would, and query them."""
     profile = PROFILES[machine.profile]
     blockers = Blockers(only_migratable=only_migratable, locked=profile.migration_locks_devices)
     devices: list[PlannedDevice] = []
@@ -164,21 +166,21 @@ def _judge(
 
 
 def make_device(machine: Machine, size_bytes: int) -> Ivshmem:
-    """A machine's device before it has an ID, with a memory of that size of which nothing but the size can be asked."""
+    """A machine's device before it has an ID; of its memory only the size exists."""
     profile = PROFILES[machine.profile]
     made = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=size_bytes, ring=_nobody)
     made.memory = memoryview(b"")
     if not profile.server:
-        made.peer = 0  # and so a master, if its role is left to its ID
+        made.peer = 0  # so that the role "auto" makes it a master
     return made
 
 
 def _nobody(peer: int, vector: int) -> None:
-    """A device of which only a question is asked rings nobody."""
+    """The doorbells of a device that is only queried go nowhere."""
 
 
 def _movers(judged: Collection[_Judged]) -> tuple[set[str], dict[str, str]]:
-    """Who moves, by name, and why the others do not: whoever cannot, and all that such a one holds back."""
+    """The machines that move, and for each other one the reason: its own, or a master that stays."""
     reasons = {each.name: each.start_error or each.anchored for each in judged if each.start_error or each.anchored}
     while True:
         carried = {name for each in judged if each.name not in reasons for name in each.masters()}
@@ -204,7 +206,7 @@ def _planned(each: _Judged, movers: Collection[str], reasons: Mapping[str, str])
 
 
 def _steps(judged: Collection[_Judged], movers: Collection[str], domains: Mapping[str, Domain]) -> Iterator[Step]:
-    """Peers let go, masters move with the memory, the others follow, and come back in their order."""
+    """Peers detach, masters move with the memory, the others follow, and the peers reattach in order."""
     landings = {name: _landing(judged, movers, name) for name in domains}
     carried = [name for name, landing in landings.items() if landing]
     for name in carried:
@@ -231,12 +233,12 @@ def _steps(judged: Collection[_Judged], movers: Collection[str], domains: Mappin
 
 
 def _in_order(judged: Collection[_Judged]) -> list[_Judged]:
-    """In the order in which they connected: a master of today has to be the first again."""
+    """In the order of connection: a master has to be the first again."""
     return sorted(judged, key=lambda each: not each.machine.present)
 
 
 def _landing(judged: Collection[_Judged], movers: Collection[str], domain: str) -> dict[str, int]:
-    """The places on a domain's fresh server by machine: masters, then who comes back. Empty when no master moves."""
+    """The IDs on a domain's fresh server by machine: masters, then peers. Empty when no master moves."""
     masters = [each.name for each in _in_order(judged) if each.name in movers and domain in each.masters()]
     back = [each.name for each in judged if each.name in movers and _is_peer(each, domain)] if masters else []
     return {name: place for place, name in enumerate([*masters, *back])}
@@ -256,23 +258,23 @@ def _losses(judged: Collection[_Judged], movers: Collection[str], domains: Mappi
         eventfds = sum(each.machine.vectors for each in here if PROFILES[each.machine.profile].server)
         if eventfds:
             these = "its only eventfd" if eventfds == 1 else f"its {eventfds} eventfds"
-            yield f"domain {name}: doorbells that wait in {these}, for a fresh server makes new ones"
+            yield f"domain {name}: doorbells pending in {these}: a fresh server makes new ones"
         peers = {each.name: device.peer for each in here for device in each.devices if device.domain == name}
         others = [each for each, peer in peers.items() if peer is not None and landing.get(each, peer) != peer]
         if others:
             yield (
-                f"domain {name}: the IDs of {several(others)}: the fresh server gives out others, and whoever kept a "
-                "former one rings somebody else, or nobody"
+                f"domain {name}: the IDs of {several(others)}: the fresh server gives out others, and a peer that uses "
+                "an old one rings another machine, or none"
             )
         masters = [each.name for each in _in_order(here) if each.name in landing and name in each.masters()]
         if len(masters) > 1:
             yield (
-                f"domain {name}: what has been written there before {masters[-1]} comes: each of its {len(masters)} "
-                "masters brings a copy of the whole memory, and the last one stands"
+                f"domain {name}: what is written there before {masters[-1]} arrives: each of its {len(masters)} "
+                "masters copies the whole memory, and the last copy stays"
             )
         left = [each.name for each in here if each.name not in movers]
         if left:
-            yield f"domain {name}: what is shared with those who stay behind: {several(left)}"
+            yield f"domain {name}: memory shared with the machines that stay: {several(left)}"
         yield from _lost_devices(name, [each for each in here if each.name in movers and _is_peer(each, name)])
     for profile in PROFILES.values():
         lost = [REGISTERS[part] for part in REGISTERS if part not in profile.stream]
@@ -283,18 +285,18 @@ def _losses(judged: Collection[_Judged], movers: Collection[str], domains: Mappi
 
 
 def _lost_devices(domain: str, back: Collection[_Judged]) -> Iterator[str]:
-    """What those have no more who come back with a new device."""
+    """The state that machines lose which reattach with a new device."""
     for msix, its in groupby(
         sorted(back, key=lambda each: not PROFILES[each.machine.profile].msix),
         key=lambda each: PROFILES[each.machine.profile].msix,
     ):
         state = "MSI-X table, pending bits and registers" if msix else "registers"
         names = several([each.name for each in its])
-        yield f"domain {domain}: {state} of the devices that are detached and plugged anew: {names}"
+        yield f"domain {domain}: {state} of the devices that are detached and plugged again: {names}"
 
 
 def several(names: Sequence[str]) -> str:
-    """Names in a row for a reader: all of a few, of many that differ in a number the first, the last and how many."""
+    """Names for a reader: a few in full; of many that differ in a number the first, the last and the count."""
     if len(names) <= _NAMES_SHOWN:
         return ", ".join(names)
     alike = [list(its) for _, its in groupby(names, key=lambda name: _LAST_NUMBER.sub("", name))]

@@ -1,16 +1,16 @@
-"""What a topology file asks for, checked: the value that the loader makes and the runner carries out.
+"""The value that the loader makes of a topology file, and that the runner executes.
 
     Topology
-    ├── RunSettings   how long, how much is sampled, what a death does
-    ├── Phase         a part of that time, with a load of its own        (topologies.schedule)
-    ├── Domain        a shared memory with its own server
-    ├── Group         machines that are alike, as the file has them
-    ├── Machine       one simulated VM, with a place, a name and resolved parameters
-    ├── TimelineEntry what happens to machines and servers meanwhile     (topologies.schedule)
-    └── Expectation   what the run must have shown at its end            (topologies.schedule)
+    ├── RunSettings    duration, sampling, what the death of a machine does
+    ├── Phase          a part of that time, with a load of its own       (topologies.schedule)
+    ├── Domain         a shared memory with its own server
+    ├── Group          equal machines, as the file has them
+    ├── Machine        one simulated VM, with index, name and resolved parameters
+    ├── TimelineEntry  an action, its time and its machines              (topologies.schedule)
+    └── Expectation    what the run must show at its end                 (topologies.schedule)
 
-All are frozen, and none can be made with values out of range: a constructor raises `UsageError`. The
-limits stand in the annotations, once; the loader's messages and the JSON Schema are made from them.
+All are frozen, and a constructor raises `UsageError` for values out of range. The limits are declared once, in the
+annotations; the loader's messages and the JSON Schema derive from them.
 """
 
 from __future__ import annotations
@@ -49,39 +49,39 @@ MAX_NAME = 64
 Title = Annotated[
     str, Meta(max_length=120, description="One line that says what the file shows; `ivsim list` prints it.")
 ]
-Seed = Annotated[int, Meta(ge=0, le=2**63 - 1, description="Where every random choice of the programs begins.")]
-Count = Annotated[int, Meta(ge=1, le=MAX_MACHINES, description="How many machines the group has.")]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1, description="The seed of every random choice of the programs.")]
+Count = Annotated[int, Meta(ge=1, le=MAX_MACHINES, description="The number of machines in the group.")]
 Vectors = Annotated[
-    int, Meta(ge=0, le=2048, description="MSI-X vectors of each machine: eventfds the server gives it; 0: memory only.")
+    int, Meta(ge=0, le=2048, description="MSI-X vectors of each machine, one eventfd each; 0: memory only.")
 ]
 Role = Annotated[
     Literal["peer", "master", "auto"],
     Meta(
         description=(
-            "A `master` migrates with its memory; a `peer` cannot migrate with its device; `auto` is a master if its "
+            "A `master` migrates with the memory; a `peer` cannot migrate with its device; `auto` is a master if its "
             "ID is 0, else a peer."
         )
     ),
 ]
-Profile = Annotated[str, Meta(pattern=NAME_PATTERN, description="Which device of the field each machine has.")]
+Profile = Annotated[str, Meta(pattern=NAME_PATTERN, description="The device profile of each machine.")]
 ProgramName = Annotated[
     str,
     Meta(
         min_length=1,
         max_length=256,
-        description="What the guest runs: the name of a shipped program or `package.module:function`.",
+        description="The program of the guest: the name of a shipped one, or `package.module:function`.",
         extra={"expected": "the name of a program: a shipped one, or package.module:function"},
     ),
 ]
 SizeBytes = Annotated[int, Meta(ge=MEMORY_SIZE_MIN_BYTES, le=MEMORY_SIZE_MAX_BYTES)]
 MemoryKind = Annotated[
     Literal["shared_memory", "memfd"],
-    Meta(description="`shared_memory`: host programs can open it by name; `memfd`: sealed against shrinking."),
+    Meta(description="`shared_memory`: other programs can open it by name; `memfd`: sealed against shrinking."),
 ]
 
 
 Dialect = Annotated[
-    Literal["v0", "legacy", "v0-shm-last"], Meta(description="How the server speaks: as today's, or as older ones.")
+    Literal["v0", "legacy", "v0-shm-last"], Meta(description="The wire format of the server: today's, or an older one.")
 ]
 Cpus = Annotated[
     tuple[Annotated[int, Meta(ge=0, le=8191)], ...], Meta(description="The CPUs that the machines may run on.")
@@ -89,25 +89,25 @@ Cpus = Annotated[
 Policy = Annotated[
     Literal["other", "batch", "idle", "fifo", "rr"], Meta(description="Linux's scheduling policy (sched(7)).")
 ]
-Priority = Annotated[int, Meta(ge=0, le=99, description="Of the policies fifo and rr: 1 to 99.")]
-Nice = Annotated[int, Meta(ge=-20, le=19, description="Of the policies other and batch: -20 (favoured) to 19.")]
+Priority = Annotated[int, Meta(ge=0, le=99, description="1 to 99, for the policies fifo and rr.")]
+Nice = Annotated[int, Meta(ge=-20, le=19, description="-20 (favoured) to 19, for the policies other and batch.")]
 Blockers = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...],
-    Meta(description="Reasons of the machines' own why they cannot migrate."),
+    Meta(description="Further reasons why the machines cannot migrate."),
 ]
 MAIN_DOMAIN = "main"
 
 
 class Machines(tuple[int, ...]):
-    """Indices of machines, as the value of a parameter that is `nodes.guest.Peers`: who is meant, not yet which IDs."""
+    """Indices of machines: the value of a parameter of type `nodes.guest.Peers` before the machines have IDs."""
 
     __slots__ = ()
 
 
 class Trace(Struct, frozen=True, kw_only=True):
-    """The doorbells of one machine out of a trace's file, as the value of a parameter that is `nodes.guest.Trace`.
+    """The doorbells of one machine in a trace's file: the value of a parameter of type `nodes.guest.Trace`.
 
-    ``machines`` are those that it rings; each doorbell is (due_ns after the start, place in ``machines``, vector).
+    ``machines`` are the targets; each doorbell is (due_ns after the start, place in ``machines``, vector).
     """
 
     machines: Machines
@@ -115,27 +115,26 @@ class Trace(Struct, frozen=True, kw_only=True):
 
 
 class RunSettings(Validated, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one run goes: the table ``[run]``."""
+    """The settings of one run: the table ``[run]``."""
 
     duration_s: Annotated[float, Meta(gt=0, le=604800, description="Measured time after the warm-up, in seconds.")] = (
         5.0
     )
-    warmup_s: Annotated[float, Meta(ge=0, le=604800, description="Time in seconds that is cut from the latencies.")] = (
-        0.5
-    )
+    warmup_s: Annotated[float, Meta(ge=0, le=604800, description="Time in seconds that the latencies leave out.")] = 0.5
     sample_every: Annotated[
         int,
         Meta(
             ge=0,
             le=2**31 - 1,
-            description="One doorbell in so many, per edge, is time-stamped; 1: all, 0: none.",
+            description="One doorbell in this many, per edge, is time-stamped; 1: all, 0: none.",
         ),
     ] = 16
-    on_death: Annotated[Literal["fail", "degrade"], Meta(description="What a machine that dies does to the run.")] = (
-        "fail"
-    )
+    on_death: Annotated[
+        Literal["fail", "degrade"],
+        Meta(description="`fail`: a machine that dies ends the run; `degrade`: it does not."),
+    ] = "fail"
     only_migratable: Annotated[
-        bool, Meta(description="Refuse machines that could not migrate, as QEMU's --only-migratable does.")
+        bool, Meta(description="Refuse machines that cannot migrate, as QEMU's --only-migratable does.")
     ] = False
 
 
@@ -158,7 +157,7 @@ class Memory(Validated, frozen=True, kw_only=True):
 
 
 class Domain(Validated, frozen=True, kw_only=True):
-    """A shared memory with a server of its own; most topologies have one, called ``main``."""
+    """A shared memory with a server of its own; most topologies have one, named ``main``."""
 
     name: Name = MAIN_DOMAIN
     memory: Memory = Memory()
@@ -166,7 +165,7 @@ class Domain(Validated, frozen=True, kw_only=True):
 
 
 class Scheduling(Validated, frozen=True, kw_only=True):
-    """Where and how the kernel runs a machine's process; no ``cpus``: wherever the coordinator may run."""
+    """How the kernel schedules a machine's process; without ``cpus``: on the CPUs of the coordinator."""
 
     cpus: Cpus = ()
     policy: Policy = "other"
@@ -180,7 +179,7 @@ class Scheduling(Validated, frozen=True, kw_only=True):
 
 
 class Group(Validated, frozen=True, kw_only=True):
-    """Machines that are alike; ``parameters`` as the file gives them (names of machines not resolved)."""
+    """Equal machines; ``parameters`` as the file has them, with names of machines unresolved."""
 
     name: Name
     count: Count = 1
@@ -195,11 +194,13 @@ class Group(Validated, frozen=True, kw_only=True):
 class Machine(Struct, frozen=True, kw_only=True):
     """One simulated VM.
 
-    ``index`` counts from 0 over all groups in the file's order. A server hands out IDs in that order to those
-    who are ``present`` when the run begins; the others join when the timeline says so. ``parameters`` holds a
-    value for every parameter of the program, typed; machines named in the file have become `Machines`.
-    A machine has a device in each of its ``domains``, with ``vectors`` each. ``blockers`` are its own reasons not
-    to migrate.
+    Attributes:
+        index: from 0 over all groups in the file's order. The server gives IDs in that order to the machines that are
+            ``present`` at the start of the run; the others join by the timeline.
+        vectors: the vectors of each device.
+        parameters: a typed value for every parameter of the program; names of machines have become `Machines`.
+        domains: the machine has a device in each of them.
+        blockers: reasons not to migrate besides those of the devices.
     """
 
     index: int
@@ -219,9 +220,11 @@ class Machine(Struct, frozen=True, kw_only=True):
 class Topology(Struct, frozen=True, kw_only=True):
     """One scenario, checked as a whole.
 
-    ``source_text`` is the file as given, for the run's directory; ``overrides`` (``--set``) are what
-    else is needed to make the same topology again. ``matrix`` maps overrides to the values that a sweep gives them,
-    as ``--set`` would have them. ``files`` are those that the file names (traces): as named, and where they are.
+    Attributes:
+        matrix: for sweeps, the values of each key, spelled as for ``--set``.
+        source_text: the text of the file. With ``overrides`` it makes the same topology again.
+        overrides: the keys and values of ``--set``.
+        files: the files that the topology names (traces): the name in the file, and the path.
     """
 
     title: str
@@ -267,12 +270,12 @@ class Topology(Struct, frozen=True, kw_only=True):
 
     @property
     def has_own_phases(self) -> bool:
-        """Whether the file names phases; else there is a warm-up, and the time that is measured."""
+        """Whether the file has phases; else there are a warm-up and the measured time."""
         return self.phases != _plain_phases(self.run)
 
     @property
     def memory(self) -> Memory:
-        """The shared memory of the first domain, which is most often the only one."""
+        """The shared memory of the first domain, usually the only one."""
         return self.domains[0].memory
 
     @property
@@ -289,13 +292,13 @@ class Topology(Struct, frozen=True, kw_only=True):
 
 
 def _plain_phases(run: RunSettings) -> tuple[Phase, ...]:
-    """What a topology without phases of its own has: the warm-up, and the time that is measured."""
+    """The phases of a topology that declares none: the warm-up and the measured time."""
     measured = Phase(name="measured", duration_s=run.duration_s)
     return (Phase(name="warmup", duration_s=run.warmup_s, measured=False), measured) if run.warmup_s else (measured,)
 
 
 def machine_name(group: str, place: int, count: int, pattern: str = "") -> str:
-    """The name of a group's machine number ``place`` (from 0): ``storm-03``; ``hub`` when it is alone.
+    """The name of the machine at ``place`` (from 0) of a group: ``storm-03``; ``hub`` if the group has one machine.
 
     ``pattern`` is a checked one of the file: ``node-{n:03}``, ``{group}-{n}``.
     """

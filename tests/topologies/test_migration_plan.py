@@ -107,7 +107,7 @@ def test_who_is_in_a_domain_that_stays_stays_too() -> None:
     assert plan.steps[0] == Step("detach", ("leaf-0", "leaf-1", "bridge"), "left")
     assert plan.steps[-1] == Step("reattach", ("leaf-0", "leaf-1"), "left", (1, 2))
     assert plan.memory_bytes == 1 << 20
-    assert "domain left: what is shared with those who stay behind: bridge" in plan.losses
+    assert "domain left: memory shared with the machines that stay: bridge" in plan.losses
 
 
 def machine(index: int, **given: object) -> Machine:
@@ -150,8 +150,8 @@ def test_masters_of_2012_each_bring_the_memory() -> None:
     assert [step.do for step in plan.steps] == ["move", "move"]
     assert plan.memory_bytes == 2 * 4096
     assert (
-        "domain main: what has been written there before m1 comes: each of its 2 masters brings a copy of the whole "
-        "memory, and the last one stands"
+        "domain main: what is written there before m1 arrives: each of its 2 masters copies the whole memory, and the "
+        "last copy stays"
     ) in plan.losses
     assert "IntrStatus and IntrMask of m0, m1: not in the stream of qemu-1.1" in plan.losses
 
@@ -160,7 +160,7 @@ def test_what_travels_in_no_stream_is_lost_with_the_device() -> None:
     """A peer of 2012 moves without its device: that its stream lacks registers is nothing to it."""
     others = (machine(1, profile="qemu-1.1"), machine(2, profile="qemu-plain", vectors=0))
     plan = plan_migration(topology(machine(0, role="master", profile="qemu-1.1"), *others))
-    detached = "of the devices that are detached and plugged anew"
+    detached = "of the devices that are detached and plugged again"
     assert plan.losses[1:] == (
         f"domain main: MSI-X table, pending bits and registers {detached}: m1",
         f"domain main: registers {detached}: m2",
@@ -321,9 +321,9 @@ def test_text_of_a_plan(tmp_path: Path) -> None:
     assert "  4. reattach leaf-0, leaf-1 to domain left, as peers 1 and 2" in lines
     assert "copied: 342 bytes of devices' state, 1,048,576 bytes of memory" in lines
     assert [line.partition(": ")[2].partition(": ")[2] for line in lines if line.startswith("lost: ")] == [
-        "doorbells that wait in its 5 eventfds, for a fresh server makes new ones",
-        "what is shared with those who stay behind: bridge",
-        "MSI-X table, pending bits and registers of the devices that are detached and plugged anew: leaf-0, leaf-1",
+        "doorbells pending in its 5 eventfds: a fresh server makes new ones",
+        "memory shared with the machines that stay: bridge",
+        "MSI-X table, pending bits and registers of the devices that are detached and plugged again: leaf-0, leaf-1",
     ]
 
 
@@ -367,9 +367,7 @@ def test_text_counts_one_as_one(tmp_path: Path) -> None:
     file = tmp_path / "one.toml"
     file.write_text('[machines.hub]\nrole = "master"\nprogram = "idle"\n')
     lines = invoke("--plan", str(file)).stdout.splitlines()
-    assert lines[-1] == (
-        "lost: domain main: doorbells that wait in its only eventfd, for a fresh server makes new ones"
-    )
+    assert lines[-1] == ("lost: domain main: doorbells pending in its only eventfd: a fresh server makes new ones")
 
 
 def test_nothing_can_move() -> None:

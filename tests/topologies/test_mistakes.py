@@ -64,14 +64,14 @@ def mistaken(right: str, wrong: str) -> Problem:
 @pytest.mark.parametrize(
     ("right", "wrong", "hint"),
     [
-        ("seed = 1", "seed: 1", "between a key and its value stands ="),
-        ("seed = 1", "seed 1", "between a key and its value stands ="),
-        ("seed = 1", "seed", "between a key and its value stands ="),
-        ("seed = 1", "seed =", "after = stands a value"),
-        ("seed = 1", "seed = # 1", "after = stands a value"),
-        ("= 4.0", "= 4s", "a number stands without a unit"),
-        ('"4M"', "4M", "a number stands without a unit"),
-        ("1000.0 }", "1k }", "a number stands without a unit"),
+        ("seed = 1", "seed: 1", "a key and its value have = between them"),
+        ("seed = 1", "seed 1", "a key and its value have = between them"),
+        ("seed = 1", "seed", "a key and its value have = between them"),
+        ("seed = 1", "seed =", "a value is missing after ="),
+        ("seed = 1", "seed = # 1", "a value is missing after ="),
+        ("= 4.0", "= 4s", "a number has no unit"),
+        ('"4M"', "4M", "a number has no unit"),
+        ("1000.0 }", "1k }", "a number has no unit"),
         ("= 4.0", "= 4,5", "a point, not a comma"),
         ("1000.0", "1,000", "1_000"),
         ("= 4.0", "= .5", "digits on both sides"),
@@ -82,17 +82,17 @@ def mistaken(right: str, wrong: str) -> Problem:
         ('"idle"', '"idle', "the quote that ends the string"),
         ('"idle"', "'idle\"", "the quote that ends the string"),
         ('"idle"', '"i\\dle"', "a backslash is written \\\\"),
-        ("to = ", "to: ", "between a key and its value stands ="),
-        ('"receiver", ', '"receiver"; ', "commas stand between the keys"),
-        ("1000.0 }", "1000.0, }", "before } stands no comma"),
+        ("to = ", "to: ", "a key and its value have = between them"),
+        ('"receiver", ', '"receiver"; ', "commas separate the keys"),
+        ("1000.0 }", "1000.0, }", "no comma before }"),
         ("1000.0 }", "1000.0", "the } is missing"),
         ("[memory]", "[memory", "the ] is missing"),
         ("seed =", "seed\u00a0=", "U+00A0, no-break space"),
         ("[memory]", "[mem\u043ery]", "U+043E, cyrillic small letter o"),
         ("[memory]", "// the memory", "comments begin with #"),
         ("[memory]", "; the memory", "comments begin with #"),
-        ("[memory]", "<<<<<<< HEAD", "a merge that nobody has resolved"),
-        ("[memory]", '{ "memory": 4 }', "neither JSON nor XML"),
+        ("[memory]", "<<<<<<< HEAD", "an unresolved merge"),
+        ("[memory]", '{ "memory": 4 }', "not JSON or XML"),
         ("seed = 1\n", "seed = 1\rx = 2\n", "lines end in LF"),
         ("vectors = 4\n", "vectors = 4\nvectors = 2\n", "vectors has a value on line 12 already"),
         ("[memory]", "[run]", "[run] begins on line 4, and once only"),
@@ -112,8 +112,8 @@ def test_a_line_that_is_no_toml(right: str, wrong: str, hint: str) -> None:
 
 
 def test_a_file_in_another_language_is_recognised() -> None:
-    assert "neither JSON" in refused('{"machines": {"a": {"program": "idle"}}}')[0].hint
-    assert "stands =" in refused("machines:\n  a:\n    program: idle\n")[0].hint
+    assert "not JSON" in refused('{"machines": {"a": {"program": "idle"}}}')[0].hint
+    assert "have = between" in refused("machines:\n  a:\n    program: idle\n")[0].hint
 
 
 # No topology
@@ -142,9 +142,9 @@ def test_a_file_in_another_language_is_recognised() -> None:
         ("rate_hz", "hz", 'did you mean "rate_hz"?'),
         ('"refused == 0"', '"refused = 0"', "the comparisons are <, <=, ==, !=, >=, >"),
         ('"refused == 0"', '"rung => 5"', "the comparisons are"),
-        ('"refused == 0"', '"0 == refused"', "the metric stands first"),
-        ('"refused == 0"', '"p99_us < 500us"', "a number without a unit: the metric's name says it"),
-        ('"refused == 0"', '"refused == 0 and lost == 0"', "one comparison each"),
+        ('"refused == 0"', '"0 == refused"', "the metric comes first"),
+        ('"refused == 0"', '"p99_us < 500us"', "a number without a unit: the name of the metric has it"),
+        ('"refused == 0"', '"refused == 0 and lost == 0"', "one comparison in each entry"),
         ('"refused == 0"', '"refused == 0"\nof = "all"', "without `of` it is all of them"),
         ('"refused == 0"', '"refused == 0"\nof = "nobody"', "the groups are receiver, sender"),
         ("at_s = 2.0", 'when = "up < 2"\nof = "sender-7"', "the machines of sender are sender-0 to sender-2"),
@@ -152,7 +152,7 @@ def test_a_file_in_another_language_is_recognised() -> None:
         ("count = 3", "count = 3\nsize = 4096", "[memory] can have that key"),
         ('vectors = 4\nprogram = "idle"', 'vectors = 4\nat_s = 4\nprogram = "idle"', "[[timeline]] can have that key"),
         ('do = "stall"', 'do = "stall"\nduration_s = 1', "[run] and [[phases]] can have that key"),
-        ("[memory]", "[memory]\nseed = 3", "seed stands before the first table"),
+        ("[memory]", "[memory]\nseed = 3", "seed belongs before the first table"),
         ("[machines.receiver]", "[receiver]", "a group of machines is [machines.receiver]"),
     ],
 )

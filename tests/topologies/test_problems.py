@@ -196,7 +196,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     file.write_bytes(b"seed = 1\n\x7fELF\0\0")
     assert (refusal(file).line, refusal(file).got) == (2, "a byte of value 0")
     file.write_bytes(b"seed = 1\n\n# caf\xe9")
-    assert (refusal(file).line, refusal(file).got) == (3, "the byte 0xe9 that is none")
+    assert (refusal(file).line, refusal(file).got) == (3, "the byte 0xe9, which is not UTF-8")
     file.write_bytes(b"#" * MAX_LINE_BYTES + b"\n" + b"#" * (MAX_LINE_BYTES + 1))
     assert (refusal(file).line, refusal(file).got) == (2, f"one of {MAX_LINE_BYTES + 1} bytes")
     with file.open("wb") as opened:

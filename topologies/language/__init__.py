@@ -1,1 +1,1 @@
-"""The topology file: its tables, the values they take, where each stands, and what is wrong with them."""
+"""The topology file: its tables, their values, the line of each, and the problems found."""

@@ -1,7 +1,7 @@
-"""A topology's text, read safely: plain TOML values, and for each of them the place it came from.
+"""The text of a topology, read safely: plain TOML values, and the line of each.
 
-Everything that a hostile or broken file can do to a reader is met here: its size, its encoding, its
-nesting, its syntax. What the values mean is the loader's.
+The limits against hostile or broken files are here: size, encoding, nesting, syntax. The loader checks the meaning of
+the values.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ _BY_NAME = {"machines": "a group", "domains": "a domain"}
 
 @dataclass(slots=True)
 class Document:
-    """The values of one text and where they stand; overrides have been put in already."""
+    """The values of one text, overrides included, and their lines."""
 
     name: str
     text: str
     values: dict[str, Any]
     lines: dict[Path, int]
     overridden: dict[Path, str] = field(default_factory=dict)
-    """For each path that an override set: how the override was written."""
+    """The spelling of the override that set each path."""
     overrides: dict[str, str] = field(default_factory=dict)
-    """All overrides as they were given."""
+    """All overrides as given."""
     problems: list[Problem] = field(default_factory=list)
-    """Overrides that cannot be put in; the file itself is read all the same."""
+    """Problems of overrides; the file is read all the same."""
 
     def problem(self, path: Path, expected: str, got: str, hint: str = "", *, key: str = "") -> Problem:
-        """A `Problem` at the place of ``path``, or of the nearest thing around it that has a place."""
+        """A `Problem` at the line of ``path``, or of the nearest table around it that has a line."""
         name, line = self.name, 0
         for length in range(len(path), -1, -1):
             if (override := self.overridden.get(path[:length])) is not None:
@@ -72,7 +72,7 @@ class Document:
 
 
 def read_text(file: FilePath, expected: str = "a topology file", limit_bytes: int = MAX_FILE_BYTES) -> str:
-    """The text of ``file``; raises `TopologyError` for anything but a readable, modest file of UTF-8."""
+    """The text of ``file``. Raises `TopologyError` unless it is a readable file of UTF-8 within the limit."""
     name = str(file)
     try:
         if file.is_dir():
@@ -80,9 +80,9 @@ def read_text(file: FilePath, expected: str = "a topology file", limit_bytes: in
         if not file.exists():
             hint = "`ivsim list` shows the topologies that ship" if limit_bytes == MAX_FILE_BYTES else ""
             raise _refused(name, expected, "no such file", hint)
-        # A pipe or a device may never end, or never begin.
+        # Reading a pipe or a device may block for ever.
         if not file.is_file():
-            raise _refused(name, expected, "something that is no regular file")
+            raise _refused(name, expected, "no regular file")
         with file.open("rb") as opened:
             data = opened.read(limit_bytes + 1)
     except PermissionError:
@@ -102,15 +102,19 @@ def read_text(file: FilePath, expected: str = "a topology file", limit_bytes: in
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        got = f"the byte {data[error.start]:#04x} that is none"
+        got = f"the byte {data[error.start]:#04x}, which is not UTF-8"
         raise TopologyError([Problem(name, line, "", "text in UTF-8", got)]) from None
 
 
 def parse(text: str, name: str, overrides: Mapping[str, str] | None = None) -> Document:
-    """``text`` as a `Document`; raises `TopologyError` when it is too large or no TOML.
+    """``text`` as a `Document`.
 
-    ``overrides`` maps dotted keys to TOML values; what is no TOML value is taken as a string. One that
-    cannot be put in is left for the loader, in ``problems``.
+    Args:
+        overrides: dotted keys and TOML values; a value that is not TOML is taken as a string. An override that cannot
+            be applied becomes one of the document's ``problems``.
+
+    Raises:
+        TopologyError: the text is too large, or not TOML.
     """
     text = text.removeprefix("\ufeff")
     _check_sizes(text, name)
@@ -123,7 +127,7 @@ def parse(text: str, name: str, overrides: Mapping[str, str] | None = None) -> D
     except tomllib.TOMLDecodeError as error:
         problem = _toml_problem(text, name, error)
     except (ValueError, RecursionError) as error:
-        # tomllib lets both escape: an impossible date, an integer of too many digits, deep nesting.
+        # tomllib raises these for an impossible date, an integer of too many digits, and deep nesting.
         problem = Problem(name, 1, "", "TOML", show(str(error)))
     if problem is not None:
         raise TopologyError([problem])
@@ -155,9 +159,9 @@ def _check_sizes(text: str, name: str) -> None:
 
 
 def _syntax_problem(text: str, name: str, error: ScanError) -> Problem:
-    """What the scanner stumbled over, in `tomllib`'s words where it agrees (those name the mistake)."""
+    """The scanner's error, with `tomllib`'s text where that fails too, because it names the mistake."""
     if not error.limit:
-        # Only what the scanner has walked through is known to be harmless for tomllib.
+        # tomllib only gets the part that the scanner has accepted: the rest may exceed a limit.
         walked = "\n".join(text.split("\n")[: error.line])
         try:
             tomllib.loads(walked)
@@ -185,7 +189,7 @@ def _toml_problem(text: str, name: str, error: tomllib.TOMLDecodeError) -> Probl
 
 
 def _override(document: Document, key: str, value: str) -> Problem | None:
-    """Put one override in; a fault of the override itself is returned, one of its meaning is found later."""
+    """Apply one override. Returns a problem of the override itself; the loader checks its meaning."""
     written = f"--set {show(f'{key}={value}')[1:-1]}"
     try:
         parts = split_key(key)
@@ -204,7 +208,7 @@ def _override(document: Document, key: str, value: str) -> Problem | None:
             return Problem(written, 0, show_key(parts), f"{show_key(path)} to be a table", show(table))
         elif not last and part not in table:
             if place == 2 and path[0] in _BY_NAME:
-                # An override changes machines, it does not invent them: this is a misspelling.
+                # An override changes groups and adds none: this is a misspelling.
                 expected = f"{_BY_NAME[str(path[0])]} of the file ({', '.join(table) or 'none'})"
                 return Problem(written, 0, show_key(parts), expected, part, nearest(part, table))
             table[part] = {}
@@ -221,7 +225,7 @@ def _override(document: Document, key: str, value: str) -> Problem | None:
 
 
 def override_value(value: str) -> object:
-    """``64``, ``true``, ``[1, 2]``, ``"x"`` as TOML; ``storm`` and ``4M`` as strings; raises ValueError."""
+    """``64``, ``true``, ``[1, 2]``, ``"x"`` as TOML; ``storm`` and ``4M`` as strings. Raises ValueError."""
     if len(value) > MAX_LINE_BYTES or "\n" in value:
         raise ValueError(f"one line of at most {MAX_LINE_BYTES} characters")
     text = f"v = {value}"
@@ -235,12 +239,12 @@ def override_value(value: str) -> object:
 
 
 def override_texts(overrides: Mapping[str, object] | None) -> dict[str, str]:
-    """The overrides of a caller from Python as those of the command line.
+    """Overrides given from Python, in the spelling of the command line.
 
-    A text is taken as it is; numbers, booleans, paths, arrays and tables become their TOML text, those of numpy too.
+    A text stays as it is; numbers, booleans, paths, arrays and tables become TOML, those of numpy too.
 
     Raises:
-        UsageError: a key that is no text, or a value that TOML cannot write.
+        UsageError: a key that is not a str, or a value that TOML cannot write.
     """
     texts = {}
     for key, value in (overrides or {}).items():
@@ -254,7 +258,7 @@ def override_texts(overrides: Mapping[str, object] | None) -> dict[str, str]:
 
 
 def override_text(value: object) -> str:
-    """A value as text for ``--set``; a word stays a word, where it is read as one. Raises TypeError."""
+    """A value in the spelling of ``--set``; a string that is read as itself has no quotes. Raises TypeError."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             if value.strip() == value and override_value(value) == value:
@@ -280,5 +284,5 @@ def _toml(value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A basic string of TOML; unlike JSON's, its escapes know no surrogate pairs, and U+007F needs one."""
+    """A basic string of TOML; unlike JSON, TOML has no escapes of surrogate pairs, and escapes U+007F."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

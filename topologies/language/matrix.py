@@ -1,4 +1,4 @@
-"""``[matrix]``: dotted keys, and the values that a sweep gives each of them."""
+"""``[matrix]``: dotted keys, and the values that a sweep gives to each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from topologies.language.reader import Report
 __all__ = ["MAX_CELLS", "read_matrix", "try_values"]
 
 MAX_CELLS = 10_000
-"""So many combinations may a sweep have."""
+"""The most combinations of a sweep."""
 
 _MAX_KEYS = 16
 _EFFORT = 20_000
@@ -21,7 +21,7 @@ _PER_MACHINE = 64
 
 
 def read_matrix(table: Mapping[str, Sequence[Any]], report: Report) -> dict[str, tuple[str, ...]]:
-    """The values as ``--set`` would have them; what they do to the topology, `try_values` sees."""
+    """The values in the spelling of ``--set``; `try_values` checks what they do to the topology."""
     if len(table) > _MAX_KEYS:
         report.add(("matrix",), f"at most {_MAX_KEYS} keys", str(len(table)))
         return {}
@@ -52,9 +52,9 @@ def try_values(
     problems_of: Callable[[Document], Sequence[Problem]],
     report: Report,
 ) -> None:
-    """Whether each value by itself makes a topology: the first of each key always, the others while that is quick.
+    """Report each value that by itself makes no topology: the first of each key, and others as long as it is quick.
 
-    What has not been tried here is found when its cell is run.
+    A run of the cell reports the rest.
     """
     cost = machines + len(document.text) // _PER_MACHINE
     left = max(len(matrix), _EFFORT // cost)
@@ -72,6 +72,6 @@ def try_values(
                 problems = error.problems
             for problem in problems[:1]:
                 expected = problem.expected if problem.key in ("", key) else f"{problem.key} to be {problem.expected}"
-                if (key, expected, problem.got) not in said:  # a key that is wrong is so with each of its values
+                if (key, expected, problem.got) not in said:  # a wrong key is wrong with each of its values
                     report.add(("matrix", key, place), expected, problem.got, problem.hint)
                 said.add((key, expected, problem.got))

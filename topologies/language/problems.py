@@ -1,4 +1,4 @@
-"""What is wrong with a topology: one `Problem` for each fault, all of a file in one `TopologyError`."""
+"""The problems of a topology: one `Problem` for each fault, all of a file in one `TopologyError`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nodes.errors import UsageError
 __all__ = ["MAX_PROBLEMS", "Problem", "TopologyError", "meant_by", "nearest", "printable", "show", "show_key"]
 
 MAX_PROBLEMS = 100
-"""So many problems of one file are printed; the rest is counted."""
+"""The number of problems of a file that are printed; the rest is counted."""
 
 _SHOWN_CHARACTERS = 60
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -23,8 +23,8 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 class Problem:
     """One fault of one file.
 
-    ``line`` counts from 1; 0 says that the fault has no line (a missing file, an override).
-    ``key`` is the full dotted key, empty when the fault is the file's as a whole.
+    ``line`` counts from 1; it is 0 where there is no line (a missing file, an override). ``key`` is the full dotted
+    key, "" for a fault of the file as a whole.
     """
 
     file: str
@@ -48,7 +48,7 @@ class Problem:
 
 
 class TopologyError(UsageError):
-    """A topology that cannot be run; ``problems`` holds everything that is wrong with it, sorted by line."""
+    """A topology that cannot be run; ``problems`` has all its problems, sorted by line."""
 
     problems: tuple[Problem, ...]
 
@@ -64,14 +64,14 @@ class TopologyError(UsageError):
 
 
 def show(value: object) -> str:
-    """``value`` as the file would spell it, on one short line of printable characters."""
+    """``value`` in the spelling of the file, on one short line of printable characters."""
     match value:
         case str():
             shown = printable(json.dumps(value[: _SHOWN_CHARACTERS + 1], ensure_ascii=False))
         case bool():
             shown = "true" if value else "false"
         case int() if value.bit_length() > 128:
-            # Turning a huge integer into digits is slow, and refused by Python beyond 4300 of them.
+            # Python refuses to convert an integer of more than 4300 digits.
             shown = f"an integer of {value.bit_length()} bits"
         case dict():
             shown = "a table" if value else "an empty table"
@@ -86,7 +86,7 @@ def show(value: object) -> str:
 
 
 def show_key(path: Sequence[str | int]) -> str:
-    """A path as a dotted key: ``machines.storm.parameters.to[2]``; parts that need quotes get them."""
+    """A path as a dotted key, with quotes where needed: ``machines.storm.parameters.to[2]``."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -99,16 +99,16 @@ def show_key(path: Sequence[str | int]) -> str:
 
 
 def nearest(word: object, known: Iterable[str]) -> str:
-    """A hint that names the spelling in ``known`` that ``word`` was probably meant to be, or nothing."""
+    """A hint with the spelling in ``known`` that ``word`` probably stands for, or ""."""
     meant = meant_by(word, known)
     return f'did you mean "{meant}"?' if meant else ""
 
 
 def meant_by(word: object, known: Iterable[str]) -> str:
-    """The one of ``known`` that ``word`` is probably a misspelling of, "" when there is none."""
+    """The one of ``known`` that ``word`` probably misspells, or ""."""
     if not isinstance(word, str):
         return ""
-    # The comparison is quadratic in the length; no name of the language is longer than 64.
+    # The comparison is quadratic in the length; names of the language have at most 64 characters.
     spelled = {item.lower(): item for item in known}
     said = word[:64].strip().lower()
     close = difflib.get_close_matches(said, spelled, n=1) or [name for name in spelled if said in name.split("_")][:1]
@@ -116,5 +116,5 @@ def meant_by(word: object, known: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with everything a terminal might act upon spelt as an escape."""
+    """``text`` with every character that could control a terminal as an escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

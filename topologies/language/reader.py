@@ -1,4 +1,4 @@
-"""Reading one table of a document against its struct: every fault is reported, none stops the reading."""
+"""Reads one table of a document into its struct; a problem is reported and does not stop the reading."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from topologies.language.values import MisfitError, convert, describe
 __all__ = ["MAX_COLLECTED", "Report", "TooManyProblemsError", "read_table"]
 
 MAX_COLLECTED = 300
-"""After so many problems the rest of a file is not looked at: it is no topology."""
+"""The reading stops after this many problems: the file is probably no topology."""
 
 
 class TooManyProblemsError(Exception):
-    """The report is full."""
+    """The report has `MAX_COLLECTED` problems."""
 
 
 class Report:
@@ -36,16 +36,16 @@ class Report:
         self._paths: set[Path] = set()
 
     def add(self, path: Path, expected: str, got: str, hint: str = "") -> None:
-        """Raises `TooManyProblemsError` when there are more than anybody would read."""
+        """Report a problem of the value at ``path``. Raises `TooManyProblemsError`."""
         self._paths.add(path)
         self.take(self.document.problem(path, expected, got, hint))
 
     def has(self, path: Path) -> bool:
-        """Whether something was said about the value at ``path``: what is not there then is not missing."""
+        """Whether the value at ``path`` was reported; it does not count as missing then."""
         return path in self._paths
 
     def take(self, problem: Problem) -> None:
-        """The same for a problem of another file. What several groups inherit is said once."""
+        """Report a problem, also one of another file; the same one (of a value that groups inherit) only once."""
         if problem in self._seen:
             return
         self._seen.add(problem)
@@ -54,7 +54,7 @@ class Report:
             raise TooManyProblemsError
 
     def unknown_key(self, path: Path, known: Iterable[str]) -> None:
-        """A key that there is not. The one that was probably meant is not missing then."""
+        """Report an unknown key; the key that was probably meant does not count as missing then."""
         known, key = list(known), str(path[-1])
         expected = f"one of {', '.join(known)}" if known else "no keys here"
         self.add(path, expected, "an unknown key", nearest(key, known) or self._elsewhere(path))
@@ -62,7 +62,7 @@ class Report:
             self._paths.add((*path[:-1], meant))
 
     def _elsewhere(self, path: Path) -> str:
-        """Where a key would be known, that is not where it stands."""
+        """A hint on the tables that have the key."""
         key = str(path[-1])
         value = self.document.values.get(key) if len(path) == 1 else None
         if isinstance(value, dict) and not annotations_of(GroupTable).keys().isdisjoint(value):
@@ -71,9 +71,9 @@ class Report:
 
 
 def read_table(table: type[Struct], values: object, path: Path, report: Report) -> dict[str, Any]:
-    """The fields of ``table`` found in ``values``, converted, defaults filled in.
+    """The fields of ``table`` in ``values``, converted, with defaults.
 
-    A field whose value does not fit is reported and left out; so is a required one that is missing.
+    A value that does not fit and a missing required field are reported and left out.
     """
     if not isinstance(values, dict):
         brackets = f", [{show_key(path)}] in single brackets" if _is_array_of_tables(values) else ""
@@ -107,7 +107,7 @@ def read_table(table: type[Struct], values: object, path: Path, report: Report) 
 
 
 def read_value(annotation: Any, value: object, path: Path, fields: dict[str, Any], report: Report) -> None:
-    """One value, put into ``fields`` when it fits; tables become dicts, whatever they lack."""
+    """Put one value into ``fields`` if it fits; a table becomes a dict of its valid fields."""
     name = path[-1]
     assert isinstance(name, str)
     if (table := _table(annotation)) is not None:
@@ -133,7 +133,7 @@ def read_value(annotation: Any, value: object, path: Path, fields: dict[str, Any
 
 
 def _read_array(table: type[Struct], values: object, path: Path, report: Report) -> list[dict[str, Any]]:
-    """An array of tables, such as ``[[phases]]``; each has its place, whatever it lacks."""
+    """An array of tables, such as ``[[phases]]``; an invalid one keeps its place."""
     if not isinstance(values, list):
         report.add(path, f"an array of tables [[{show_key(path)}]]", show(values))
         return []
@@ -141,7 +141,7 @@ def _read_array(table: type[Struct], values: object, path: Path, report: Report)
 
 
 def _read_named(key: Any, table: type[Struct], values: object, path: Path, report: Report) -> dict[str, dict[str, Any]]:
-    """Tables by name, such as ``[machines.storm]``; those whose name does not fit are reported only."""
+    """Tables by name, such as ``[machines.storm]``, without those whose name does not fit."""
     found: dict[str, dict[str, Any]] = {}
     if not isinstance(values, dict) or not values:
         report.add(path, _some_tables(path), show(values))
@@ -157,7 +157,7 @@ def _read_named(key: Any, table: type[Struct], values: object, path: Path, repor
 
 
 def _dotted(key: str, value: object) -> str:
-    """The dotted key that the first value in some tables has."""
+    """The dotted key of the first value in nested tables."""
     while isinstance(value, dict) and value:
         step, value = next(iter(value.items()))
         key += f".{step}"
@@ -209,7 +209,7 @@ def _bare(annotation: Any) -> Any:
 
 @functools.cache
 def _fields_of(table: type[Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
-    """msgspec looks at every annotation anew each time, which a file of many groups would pay for."""
+    """Cached, because msgspec inspects every annotation on each call."""
     return msgspec.structs.fields(table)
 
 

@@ -1,4 +1,4 @@
-"""The JSON Schema (draft 2020-12) of the topology language, from which editors complete and check."""
+"""The JSON Schema (draft 2020-12) of the topology language, for completion and checks in editors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _NAMES: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items
 
 
 def json_schema() -> dict[str, Any]:
-    """A new dictionary on each call; what it accepts may still be refused by the loader's cross-checks."""
-    # Through JSON, so that it is what it will be when it is printed: arrays, not tuples.
+    """A new dictionary on each call. The loader's cross-checks may refuse a file that the schema accepts."""
+    # Through JSON, so that tuples are arrays, as when it is printed.
     schema: dict[str, Any] = json.loads(json.dumps(msgspec.json.schema(File, ref_template="#/$defs/{name}")))
     schema = _for_editors(schema)
     definitions = schema["$defs"]
@@ -36,7 +36,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _file(file: dict[str, Any]) -> None:
-    """What the tables of a file have to do with each other."""
+    """The rules between the tables of a file."""
     timed = {"required": ["run"], "properties": {"run": {"anyOf": _require("duration_s", "warmup_s")}}}
     file["allOf"] = [
         {"not": {"required": ["memory", "domains"]}},
@@ -51,7 +51,7 @@ def _file(file: dict[str, Any]) -> None:
 
 
 def _machines(table: dict[str, Any]) -> None:
-    """Devices and programs by name; a program's parameters, where its name stands beside them."""
+    """The names of devices and programs; the parameters of a program where the same table names it."""
     programs = [resolve_program(name) for name in shipped_programs()]
     properties = table["properties"]
     properties["profile"]["enum"] = list(PROFILES)
@@ -68,7 +68,7 @@ def _machines(table: dict[str, Any]) -> None:
 
 
 def _of_program(program: Program) -> dict[str, Any]:
-    """Where this program is named, the parameters are its own; some may come from elsewhere, so none is required."""
+    """The parameters beside this program's name; none is required, because `[defaults]` may have it."""
     parameters = {
         "type": "object",
         "properties": {parameter.name: _of_parameter(parameter) for parameter in program.parameters},
@@ -167,7 +167,7 @@ def _require(*keys: str) -> list[dict[str, Any]]:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null: an optional parameter is one that is not there."""
+    """TOML has no null: an optional key is absent."""
     choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
     if len(choices) == 1:
         return {**{key: value for key, value in schema.items() if key != "anyOf"}, **choices[0]}

@@ -1,4 +1,4 @@
-"""What was probably meant by a line that is no TOML: a hint for the mistakes that people make."""
+"""Hints on lines that are not TOML, for frequent mistakes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEADER = re.compile(r"\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?")
 _KEY = re.compile(r"\s*([\w.-]+|\"[^\"]*\")\s*=")
 _WORDS = re.compile(r"[^=]*=\s*([A-Za-z][^\"'\[\]{}#]*?)\s*(#.*)?")
 
-_EQUALS = "between a key and its value stands =, as in key = value"
+_EQUALS = "a key and its value have = between them, as in key = value"
 
 
 def _compiled(*rows: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
@@ -23,36 +23,36 @@ def _compiled(*rows: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]
 
 
 _IN_LINE = _compiled(
-    (r"\A(<{7}|={7}|>{7})", "this is a merge that nobody has resolved"),
+    (r"\A(<{7}|={7}|>{7})", "this is an unresolved merge"),
     (r"\A\s*(//|/\*|;|--|%)", "comments begin with #"),
     (
         r"\A\s*[{<]",
-        "a file is TOML, and neither JSON nor XML: [machines.NAME], below it a line key = value for each key",
+        "a topology is TOML, not JSON or XML: [machines.NAME], below it a line key = value for each key",
     ),
-    (r"[\u201c-\u201f\u2018-\u201b\u00ab\u00bb]", "strings stand in straight quotes: \" or '"),
+    (r"[\u201c-\u201f\u2018-\u201b\u00ab\u00bb]", "strings take straight quotes: \" or '"),
     (r"\r(?!\Z)", "lines end in LF, or in CR and LF"),
 )
-"""What is recognised by the line as it is."""
+"""Patterns of the line as it is."""
 
 _BESIDE_STRINGS = _compiled(
     (r"(\A|[{,])\s*[\w.-]+\s*:", _EQUALS),
     (r"\A\s*[\w.-]+(\s+[^\s=]|\s*\Z)", _EQUALS),
     (r"=\s*[+-]?(\.\d|\d+\.(?!\d))", "a number has digits on both sides of its point: 0.5"),
-    (r"=\s*[+-]?\d{1,3}(,\d{3})+\s*([,}#]|\Z)", "between the thousands of a number may stand _, as in 1_000"),
+    (r"=\s*[+-]?\d{1,3}(,\d{3})+\s*([,}#]|\Z)", "digits can be grouped by _, as in 1_000"),
     (r"=\s*[+-]?\d+,\d", "a number has a point, not a comma: 0.5"),
-    (r"=\s*[+-]?\d[\d_.]*\s*[A-Za-z%\u00b5]", 'a number stands without a unit; what is none is a string: "4M"'),
-    (r"=\s*(#|\Z)", "after = stands a value"),
-    (r",\s*}", "before } stands no comma"),
-    (r"{[^}]*;", "in braces, commas stand between the keys"),
-    (r"{[^}]*\Z", "the } is missing: what stands in braces stands on one line"),
+    (r"=\s*[+-]?\d[\d_.]*\s*[A-Za-z%\u00b5]", 'a number has no unit; with a suffix it is a string: "4M"'),
+    (r"=\s*(#|\Z)", "a value is missing after ="),
+    (r",\s*}", "no comma before }"),
+    (r"{[^}]*;", "commas separate the keys in braces"),
+    (r"{[^}]*\Z", "the } is missing: a table in braces is on one line"),
     (r"\A\s*\[[^\]]*\Z", "the ] is missing"),
     (r"=\s*([\"'])(?!\1\1)(?:(?!\1).)*\Z", "the quote that ends the string is missing"),
 )
-"""What is recognised when every string is an empty one."""
+"""Patterns of the line with every string replaced by an empty one."""
 
 
 def hint_at(text: str, line: int, message: str) -> str:
-    """What helps with ``line`` (from 1) of ``text``, of which `tomllib` says ``message``; "" when nothing is known."""
+    """A hint on ``line`` (from 1) of ``text``, about which `tomllib` reports ``message``; "" if there is none."""
     lines = text.split("\n")
     faulty = lines[line - 1]
     if message.startswith("Cannot "):
@@ -62,9 +62,9 @@ def hint_at(text: str, line: int, message: str) -> str:
             return hint
     if (strange := _strange(faulty)) is not None:
         name = unicodedata.name(strange, "a control character").lower()
-        return f"names and blanks are plain ASCII: {show(strange)} is U+{ord(strange):04X}, {name}"
+        return f"names and blanks are ASCII: {show(strange)} is U+{ord(strange):04X}, {name}"
     if "\\" in message:
-        return "in \"...\" a backslash is written \\\\; in '...' it stands for itself"
+        return "in \"...\" a backslash is written \\\\; in '...' it is an ordinary character"
     bare = _STRING.sub('""', faulty)
     for pattern, hint in _BESIDE_STRINGS:
         if pattern.search(bare):
@@ -74,13 +74,13 @@ def hint_at(text: str, line: int, message: str) -> str:
 
 
 def _strange(line: str) -> str | None:
-    """The first character that can stand in strings and comments only, and stands elsewhere."""
+    """The first character that is only allowed in strings and comments, and is elsewhere."""
     outside = _STRING.sub("", line).partition("#")[0].rstrip("\r")
     return next((c for c in outside if not (c.isascii() and (c.isprintable() or c == "\t"))), None)
 
 
 def _hint_of_double(lines: list[str], line: int) -> str:
-    """Where the table or the key that stands at ``line`` has stood before."""
+    """Where the table or the key at ``line`` was before."""
     header = _HEADER.fullmatch(lines[line - 1])
     if header is not None:
         if header[1] in _ARRAYS:

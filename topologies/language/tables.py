@@ -1,7 +1,7 @@
-"""What a topology file may say: one struct for each of its tables.
+"""The tables of a topology file, one struct each.
 
-The loader checks a file against these, `topologies.language.schema` makes the editors' JSON Schema of them. A
-new table or key of the language begins here.
+The loader checks a file against these structs, and the JSON Schema derives from them. A new table or key of the
+language is declared here.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ MemoryName = Annotated[
     ),
 ]
 CPU_LIST = r"^[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?){0,63}$"
-# The string has no pattern here: msgspec 0.22 crashes on a limited string or an array.
+# Without a pattern for the string: msgspec 0.22 crashes on a union of a limited string and an array.
 CpuList = Annotated[
     Cpus | str,
     Meta(
-        description="The CPUs that the machines may run on: an array, or a list as taskset takes it.",
+        description="The CPUs of the machines' processes: an array, or a list as taskset(1) takes it.",
         examples=["0-3,6", [0, 1]],
         extra={"expected": 'an array of CPU numbers from 0 to 8191, or a list like "0-3,6"'},
     ),
@@ -83,7 +83,7 @@ NamePattern = Annotated[
     str,
     Meta(
         pattern=r"^([A-Za-z0-9_.-]|\{group\}|\{n(:0[1-9])?\}){1,128}\Z",
-        description="What the machines are called: {n} is the place in the group from 0, {n:03} the same in 3 digits.",
+        description="The names of the machines: {n} is the place in the group from 0, {n:03} the same in 3 digits.",
         examples=["node-{n}", "{group}-{n:03}"],
         extra={"expected": 'a pattern like "node-{n}", "node-{n:03}" or "{group}-{n}"'},
     ),
@@ -91,7 +91,7 @@ NamePattern = Annotated[
 Whom = Annotated[
     str | tuple[str, ...],
     Meta(
-        description='Whom it happens to: a group, a machine, an array of such names, or "all".',
+        description='The machines: a group, a machine, an array of such names, or "all".',
         extra={"expected": 'the name of a group or machine, "all", or an array of such names'},
     ),
 ]
@@ -103,10 +103,10 @@ Comparison = Annotated[
         extra={
             "expected": 'a metric compared to a number, like "p99_us < 500" or "refused == 0"',
             "hints": (
-                (r"\b(and|or)\b|[,;]|&&|\|\|", "one comparison each: the next one is another entry"),
+                (r"\b(and|or)\b|[,;]|&&|\|\|", "one comparison in each entry"),
                 (r"(?<![<>=!])=(?!=)|=>|=<|===|<>", f"the comparisons are {', '.join(COMPARISONS)}"),
-                (r"\A\s*[-+.0-9]", "the metric stands first, then the number"),
-                (r"[0-9]\s*[A-Za-z%]+\s*\Z", "a number without a unit: the metric's name says it"),
+                (r"\A\s*[-+.0-9]", "the metric comes first, then the number"),
+                (r"[0-9]\s*[A-Za-z%]+\s*\Z", "a number without a unit: the name of the metric has it"),
             ),
         },
     ),
@@ -145,7 +145,7 @@ class DomainTable(MemoryTable, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What can be said of machines; what a group does not say, ``[defaults]`` says."""
+    """The settings of machines, in groups, overrides and ``[defaults]``."""
 
     program: ProgramName = ""
     vectors: Vectors = 1
@@ -153,22 +153,22 @@ class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True
         Role | None,
         Meta(
             description=(
-                "A `master` migrates with its memory, a `peer` cannot, `auto` is master if its ID is 0; "
-                "if absent, the device decides."
+                "A `master` migrates with the memory, a `peer` cannot, `auto` is a master if its ID is 0; "
+                "if absent, the profile's default."
             )
         ),
     ] = None
     profile: Profile = "qemu-doorbell"
     parameters: Annotated[
         dict[str, Any],
-        Meta(description="The program's keyword parameters; machines are named by group or machine name."),
+        Meta(description="The parameters of the program; machines by the names of groups or machines."),
     ] = {}  # noqa: RUF012 - msgspec copies an empty default
     domains: Annotated[
         tuple[Name, ...],
-        Meta(min_length=1, max_length=64, description="The domains in which each machine has a device; one of each."),
+        Meta(min_length=1, max_length=64, description="The domains in which each machine has a device."),
     ] = ()
     absent: Annotated[
-        bool, Meta(description="The machines are not there when the run begins: the timeline lets them join.")
+        bool, Meta(description="The machines do not exist at the start of the run: the timeline lets them join.")
     ] = False
     cpus: CpuList = ()
     policy: Policy = "other"
@@ -178,32 +178,32 @@ class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class GroupTable(MachineTable, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A group of machines that are alike: a table ``[machines.NAME]``."""
+    """A group of equal machines: a table ``[machines.NAME]``."""
 
     count: Count = 1
     name: NamePattern = ""
     override: Annotated[
         dict[OverrideKey, MachineTable],
-        Meta(description="What is different for one machine of the group, by its place or its name."),
+        Meta(description="Settings of one machine of the group, by its place or its name."),
     ] = {}  # noqa: RUF012 - msgspec copies an empty default
 
 
 class PhaseTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of the run: an entry of ``[[phases]]``."""
 
-    name: Annotated[Name, Meta(description="What the results call it; no other phase has this name.")]
+    name: Annotated[Name, Meta(description="Its name in the results; no other phase has it.")]
     duration_s: Annotated[float, Meta(gt=0, le=604_800, description="How long it lasts, in seconds.")]
-    # Not tuple[Load, Load]: msgspec 0.22 crashes on a limited number or an array of fixed length.
+    # Not tuple[Load, Load]: msgspec 0.22 crashes on a union of a limited number and an array of fixed length.
     load: Annotated[
         Load | Annotated[tuple[Load, ...], Meta(min_length=2, max_length=2)],
         Meta(
-            description="What the rates of open-loop programs are multiplied by: a number, or [at begin, at end].",
+            description="The factor of the rates of open-loop programs: a number, or [at the begin, at the end].",
             extra={"expected": "a number from 0 to 1000, or an array of two: [at the begin, at the end]"},
         ),
     ] = 1.0
-    measured: Annotated[bool, Meta(description="Whether its latencies count; leading phases that do not: warm-up.")] = (
-        True
-    )
+    measured: Annotated[
+        bool, Meta(description="Whether its latencies count; leading phases that do not are the warm-up.")
+    ] = True
 
 
 class EntryTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -259,13 +259,13 @@ def required_keys_of(do: str) -> list[str]:
 
 
 class ExpectTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the run must have shown at its end: an entry of ``[[expect]]``."""
+    """What the run must show at its end: an entry of ``[[expect]]``."""
 
     that: Annotated[Comparison, Meta(description="A metric compared to a number.")]
     of: Of = ""
     abort: Annotated[bool, Meta(description="End the run as soon as it is broken; for live metrics.")] = False
     allow_empty: Annotated[
-        bool, Meta(description="Judge it also where nothing was rung, was ready, or migrated; else it is not met then.")
+        bool, Meta(description="Judge a value of 0 also where nothing was rung, ready or migrated; else it is not met.")
     ] = False
 
 
@@ -280,31 +280,31 @@ class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     domains: Annotated[
         dict[Name, DomainTable], Meta(max_length=64, description="Several shared memories, each with its own server.")
     ] = {}
-    defaults: Annotated[
-        MachineTable, Meta(description="What holds for all machines whose group says nothing else.")
-    ] = MachineTable()
+    defaults: Annotated[MachineTable, Meta(description="Settings of the machines whose group does not set them.")] = (
+        MachineTable()
+    )
     phases: Annotated[tuple[PhaseTable, ...], Meta(description="The parts of the run, in order.")] = ()
     timeline: Annotated[
         tuple[ActionTable, ...],  # type: ignore[valid-type]  # made of the declared actions
-        Meta(description="What happens meanwhile."),
+        Meta(description="The actions on machines and servers during the run."),
     ] = ()
     expect: Annotated[tuple[ExpectTable, ...], Meta(description="What must hold at the end.")] = ()
     matrix: Annotated[
         dict[MatrixKey, Annotated[list[Any], Meta(min_length=1, extra={"expected": "an array of values"})]],
-        Meta(description="For sweeps: dotted keys, in quotes, and the values that each of them takes."),
+        Meta(description="For sweeps: dotted keys, in quotes, and the values of each."),
     ] = {}
 
 
 def other_tables_with(key: str) -> str:
-    """A hint for a key that is unknown where it stands: where it would be known; "" when nowhere."""
+    """A hint on the tables that have ``key``, or ""."""
     if key in ("title", "seed"):
-        return f"{key} stands before the first table of the file"
+        return f"{key} belongs before the first table of the file"
     tables = [name for name, table in _TABLES.items() if key in table.__struct_fields__]
     return f"{' and '.join(tables)} can have that key" if tables else ""
 
 
 def parse_cpus(cpus: tuple[int, ...] | str) -> tuple[int, ...] | None:
-    """The numbers of a `CpuList`, in order, each once; None when it is none, or a range runs backwards."""
+    """The numbers of a `CpuList`, sorted, each once; None for another text, or a range that runs backwards."""
     if not isinstance(cpus, str):
         return tuple(sorted(set(cpus)))
     if re.fullmatch(CPU_LIST, cpus, re.ASCII) is None:

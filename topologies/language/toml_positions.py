@@ -1,9 +1,8 @@
-"""Where in a TOML text each key and value stands: `tomllib` does not say.
+"""The lines of the keys and values of a TOML text, which `tomllib` does not tell.
 
-A small scanner that walks the text once, in linear time, without building any value. It also holds
-the limits that keep `tomllib` safe (that one is quadratic in the parts of a dotted key and recurses
-into nested arrays), so it runs first. It accepts everything that TOML allows and some that TOML does
-not: what it accepts is then judged by `tomllib`.
+The scanner walks the text once, in linear time, and makes no values. It runs before `tomllib` and has the limits that
+keep that safe: `tomllib` is quadratic in the parts of a dotted key and recurses into nested arrays. The scanner accepts
+all of TOML and some more; `tomllib` refuses the rest.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ import tomllib
 __all__ = ["MAX_DEPTH", "MAX_VALUES", "Path", "ScanError", "positions", "split_key"]
 
 Path = tuple[str | int, ...]
-"""The way to a value: table keys as strings, places in an array as integers from 0."""
+"""The path of a value: table keys as strings, places in an array as integers from 0."""
 
 MAX_DEPTH = 16
-"""So deep may a value be nested, tables, arrays and the parts of dotted keys counted together."""
+"""The greatest depth of a value: tables, arrays and parts of dotted keys together."""
 
 MAX_VALUES = 16_384
-"""So many keys and values may a file hold."""
+"""The most keys and values of a file."""
 
 _BLANK = re.compile(r"[ \t]*+")
 _BLANK_LINES = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
@@ -33,7 +32,7 @@ _SCALAR = re.compile(r"\d{4}-\d\d-\d\d \d\d:[^\s,\]}#]++|[^\s,\[\]{}#\"'=]++")
 
 
 class ScanError(Exception):
-    """The text does not look like TOML, or exceeds a limit, at ``line`` (from 1)."""
+    """At ``line`` (from 1), the text is not TOML or exceeds a limit."""
 
     def __init__(self, line: int, expected: str, got: str, *, limit: bool = False) -> None:
         super().__init__(f"line {line}: expected {expected}, got {got}")
@@ -41,13 +40,13 @@ class ScanError(Exception):
         self.expected = expected
         self.got = got
         self.limit = limit
-        """True when the text may well be TOML, and is refused for its size."""
+        """Whether the text is refused for its size; it may be TOML."""
 
 
 def positions(text: str) -> dict[Path, int]:
-    """The line (from 1) on which each table, key and array element of ``text`` first appears.
+    """The line (from 1) of the first appearance of each table, key and array element of ``text``.
 
-    Raises `ScanError` at the first thing that cannot be TOML or that exceeds a limit.
+    Raises `ScanError` at the first text that is not TOML or exceeds a limit.
     """
     scanner = _Scanner(text)
     scanner.document()
@@ -55,7 +54,7 @@ def positions(text: str) -> dict[Path, int]:
 
 
 def split_key(text: str) -> tuple[str, ...]:
-    """The parts of a dotted key given outside a file; raises `ScanError` when it is none."""
+    """The parts of a dotted key from outside a file. Raises `ScanError`."""
     scanner = _Scanner(text)
     parts = scanner.key()
     if scanner.at != len(text):
@@ -64,7 +63,7 @@ def split_key(text: str) -> tuple[str, ...]:
 
 
 class _Scanner:
-    """One walk over one text: ``at`` is the offset reached, ``line`` the line it is on."""
+    """One walk over one text: ``at`` is the current offset, ``line`` its line."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -88,7 +87,7 @@ class _Scanner:
                 raise self.error("the end of the line")
 
     def key(self) -> tuple[str, ...]:
-        """One key, dotted or not, and the blanks around it."""
+        """One key, dotted or not, with the blanks around it."""
         parts: list[str] = []
         while True:
             self._skip(_BLANK)
@@ -129,7 +128,7 @@ class _Scanner:
         return path
 
     def _last_of_array(self, path: Path) -> Path:
-        """TOML: the name of an array of tables means the last table of it."""
+        """In TOML, the name of an array of tables means its last table."""
         count = self._array_tables.get(path)
         return path if count is None else (*path, count - 1)
 
@@ -178,7 +177,7 @@ class _Scanner:
     def _inline_table(self, path: Path) -> None:
         self.at += 1
         while True:
-            # TOML 1.0 wants an inline table on one line; tomllib says so better than this could.
+            # TOML 1.0 has an inline table on one line; tomllib reports that better.
             self._skip(_BLANK_LINES)
             if self._take("}"):
                 return
@@ -200,7 +199,7 @@ class _Scanner:
             at = found.end()
 
     def _end_of_multi_line(self, closing: int, quote: str) -> None:
-        """Up to two quotes may stand right before the three that close the string."""
+        """Up to two quotes may precede the three that close the string."""
         end = closing + 3
         while end < closing + 5 and self.text.startswith(quote, end):
             end += 1

@@ -1,4 +1,4 @@
-"""One value against one annotation: does it fit, and in words, what would have fitted?"""
+"""Converts one value to its annotation, or says in words which values fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _QUANTITY = re.compile(r"\s*[+-]?\d[\d_.]*\s*[A-Za-z%\u00b5]+\s*")
 
 
 class MisfitError(Exception):
-    """A value that does not fit; ``expected`` and ``hint`` are ready to be shown."""
+    """A value that does not fit; ``expected`` and ``hint`` are texts for the user."""
 
     def __init__(self, expected: str, hint: str = "") -> None:
         super().__init__(expected)
@@ -33,16 +33,16 @@ class MisfitError(Exception):
 
 
 def convert(value: object, annotation: Any) -> Any:
-    """``value``, read from TOML, as ``annotation`` wants it (5 becomes 5.0 for a float).
+    """``value``, read from TOML, converted to ``annotation`` (5 becomes 5.0 for a float).
 
-    Numbers are finite and integers have 64 bits, whatever the annotation says. Raises `MisfitError`.
+    Numbers must be finite and integers must fit into 64 bits, for every annotation. Raises `MisfitError`.
     """
     try:
         converted = msgspec.convert(value, annotation, strict=True)
     except msgspec.ValidationError as error:
         raise MisfitError(describe(annotation), _hint(value, annotation, error)) from None
     if isinstance(converted, dict):
-        return converted  # a program's parameters: each meets its own annotation
+        return converted  # the parameters of a program, which are checked one by one
     for number in _numbers(converted):
         if not math.isfinite(number):
             raise MisfitError(describe(annotation), "the number must be finite")
@@ -52,7 +52,7 @@ def convert(value: object, annotation: Any) -> Any:
 
 
 def _hint(value: object, annotation: Any, error: msgspec.ValidationError) -> str:
-    """What was probably meant by a value that does not fit, or which one of several it is."""
+    """A hint on a value that does not fit: what was probably meant, or which one of several it is."""
     shape = shapes.type_info(annotation)
     if isinstance(value, str) and isinstance(shape, shapes.Metadata):
         for pattern, hint in (shape.extra or {}).get("hints", ()):
@@ -71,7 +71,7 @@ def _hint(value: object, annotation: Any, error: msgspec.ValidationError) -> str
 
 
 def _meant_by(value: object) -> Iterator[object]:
-    """What people write ``value`` for: a number in quotes, "4MB", "yes", one name instead of an array of one."""
+    """Values that ``value`` may stand for: a number in quotes, "4MB", "yes", one name instead of an array of one."""
     if isinstance(value, str) and len(value) <= _GUESSED_CHARACTERS:
         for number in (int, float):
             with contextlib.suppress(ValueError):
@@ -99,7 +99,7 @@ def _takes_number(shape: shapes.Type) -> bool:
 
 
 def describe(annotation: Any) -> str:
-    """An annotation in words: ``a whole number from 1 to 2048``."""
+    """An annotation in words, such as ``a whole number from 1 to 2048``."""
     return _describe(shapes.type_info(annotation))
 
 
@@ -171,7 +171,7 @@ def _choices(shape: shapes.Type) -> tuple[Any, ...]:
 
 
 def _numbers(value: object) -> list[int | float]:
-    """Every number in a converted value, however deep (the reader has bounded the depth)."""
+    """All numbers in a converted value; the reader has limited its depth."""
     match value:
         case bool():
             return []
