@@ -1,7 +1,7 @@
-"""The guest programs that are shipped: generator functions, each a page at most.
+"""The included guest programs: generator functions of a page at most.
 
-A topology names one by its name here, or any other as ``package.module:function``. Keyword parameters become
-the keys of ``parameters`` in the topology; their annotations are checked there.
+A topology names one of them by its name here, and any other program as ``package.module:function``. Keyword-only
+parameters are the keys of ``parameters`` in the topology, which checks the values against the annotations.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When programs do what they do: due times, pauses, and waiting for either."""
+"""When a program rings: due times, pauses, and waiting for either."""
 
 from __future__ import annotations
 
@@ -13,15 +13,24 @@ SECOND_NS = 1_000_000_000
 
 
 def begin_ns(guest: Guest) -> int:
-    """When the program was to begin, however late its turn on a processor came."""
+    """When the program was to start, in nanoseconds; the processor may have run it later."""
     return max(guest.start_ns, guest.joined_ns)
 
 
 def due_times(guest: Guest, mean_ns: float, after_ns: int, *, poisson: bool = False) -> Iterator[int]:
-    """When something falls due that does so every ``mean_ns`` under a load of 1; they end when the load stays 0.
+    """The times at which an open loop is due.
 
-    Those after ``after_ns`` are told, on ``guest.clock()``. Regular times lie on one grid, which begins at the start
-    of the run, whenever the machine came. Nothing here looks at the clock: the same seed gives the same times.
+    Regular times lie on one grid that begins at the start of the run, whenever the machine joined. No time depends on
+    the clock: the same seed gives the same times.
+
+    Args:
+        guest: the machine of the program.
+        mean_ns: the mean distance of two times under a load of 1.
+        after_ns: times up to this one are left out.
+        poisson: the times of a Poisson process instead of a grid.
+
+    Yields:
+        Times of ``guest.clock()``, in nanoseconds, ascending; they end when the load stays 0.
     """
     start_ns, draw = guest.start_ns, guest.random.expovariate
     stretch = None if guest.load.is_steady else guest.load.due
@@ -42,10 +51,16 @@ def due_times(guest: Guest, mean_ns: float, after_ns: int, *, poisson: bool = Fa
 
 
 def miss(guest: Guest, due_ns: int, mean_ns: float, doorbells: int = 1) -> None:
-    """An open loop ends, and its next ``doorbells`` were due at ``due_ns`` (0: none): say so, and what followed.
+    """Report what an open loop has missed when its program ends.
 
-    Those that followed are counted by the load, not one by one: there may be millions, and everybody waits for this.
-    Of a Poisson process, it is how many they are on average.
+    Later doorbells are counted by the integral of the load, not one by one: there may be millions, and the end of the
+    run waits for this. For a Poisson process it is their mean number.
+
+    Args:
+        guest: the machine of the program.
+        due_ns: when its next doorbells were due; 0: nothing was due any more.
+        mean_ns: the mean distance of two times under a load of 1.
+        doorbells: how many are due at each time.
     """
     end_ns, work = guest.end_ns, guest.load.work
     if 0 < due_ns < end_ns:
@@ -55,7 +70,7 @@ def miss(guest: Guest, due_ns: int, mean_ns: float, doorbells: int = 1) -> None:
 
 
 def wait_until(guest: Guest, moment_ns: float) -> Program:
-    """Let interrupts pass until then; for ever when that is ``inf``."""
+    """Wait until that time and ignore interrupts meanwhile; ``inf``: forever."""
     while moment_ns == math.inf:
         yield FOREVER
     at_ns = math.ceil(moment_ns)
@@ -64,7 +79,7 @@ def wait_until(guest: Guest, moment_ns: float) -> Program:
 
 
 def rest(guest: Guest) -> Generator[int | None, Interrupt | None, float]:
-    """Wait while the load is 0, as those do that have no rate; the answer is when to look again."""
+    """Wait while the load is 0, for a program without a rate; returns when the load may have become 0 again."""
     now_ns = guest.clock() - guest.start_ns
     rises_ns = guest.load.rises(now_ns)
     if rises_ns > now_ns:

@@ -1,4 +1,4 @@
-"""Programs that show what a driver does with interrupts: nothing, without them, or fewer of them."""
+"""Programs for ways to handle interrupts: ignore them, poll instead, or moderate their rate."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ MICROSECOND_NS = 1_000
 
 
 def idle(guest: Guest) -> Program:
-    """Take every interrupt and do nothing."""
+    """Take each interrupt and do nothing."""
     while True:
         yield FOREVER
 
 
 def poll(guest: Guest, *, to: Peers = OTHERS, offset: int = 0, interval_s: float = 0.0) -> Program:
-    """Watch a 64-bit word of the shared memory instead of waiting for interrupts; answer a change by a doorbell.
+    """Poll a 64-bit word of the shared memory, at ``offset``, and ring the peers in ``to`` when it changes.
 
-    With ``interval_s`` it looks that often, without it always: a core is then this machine's alone.
+    ``interval_s`` is the time between two looks. With 0 the program never waits and keeps a CPU busy.
     """
     word = guest.memory[offset : offset + 8].cast("Q")
     seen = word[0]
@@ -36,9 +36,9 @@ def poll(guest: Guest, *, to: Peers = OTHERS, offset: int = 0, interval_s: float
 def moderate(guest: Guest, *, window_us: float = 100.0) -> Program:
     """Mask a vector at each of its interrupts and unmask it ``window_us`` later, as NAPI and network cards do.
 
-    However often such a vector is rung, it interrupts once in a window at most, and nothing is lost: a doorbell in
-    between is pending, and fires when the mask is cleared. Statistics: ``windows``, and how many of them ended with
-    something pending.
+    A vector then interrupts at most once in a window, however often it is rung, and no doorbell is lost: doorbells in
+    the window leave the vector pending, and it fires when it is unmasked. Statistics: ``windows``, and ``pending``, the
+    number of windows that ended with the vector pending.
     """
     window_ns = round(window_us * MICROSECOND_NS)
     masked: dict[tuple[int, int], None] = {}

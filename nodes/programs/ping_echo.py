@@ -1,4 +1,4 @@
-"""Question and answer: ``ping`` and ``echo``."""
+"""Request and response: ``ping`` and ``echo``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def ping(
     rate_hz: float | None = None,
     timeout_s: float = 1.0,
 ) -> Program:
-    """Ring one peer, wait for its answer, ring the next.
+    """Ring one peer, wait for its answer, then ring the next one.
 
-    Without ``vector`` all vectors take turns. With ``rate_hz`` a ping is due that often, times the load, whether or
-    not the one before it was answered in time (an open loop); without it, the next follows the answer at once, but
-    none while the load is 0. A ping that is not answered within ``timeout_s`` is given up.
+    ``vector`` is the vector to ring; without it, all vectors take turns. With ``rate_hz`` pings are due at that rate,
+    times the load, whether or not the one before was answered (an open loop). Without it the next ping follows the
+    answer at once (a closed loop), and none is rung while the load is 0. The program stops waiting for an answer after
+    ``timeout_s``.
     """
     clock, ring = guest.clock, guest.ring
     timeout_ns = round(timeout_s * SECOND_NS)
@@ -58,9 +59,9 @@ def ping(
 
 
 def echo(guest: Guest, *, to: Peers = OTHERS) -> Program:
-    """Ring back whoever may have rung, on the vector that was rung: one doorbell for each interrupt.
+    """Answer each interrupt by one doorbell to each peer in ``to``, on the vector that was raised.
 
-    An interrupt does not say who rang, so ``to`` does; every one of them is rung.
+    An interrupt does not carry the ID of the peer that rang: ``to`` names the peers to answer.
     """
     while True:
         interrupt = yield FOREVER

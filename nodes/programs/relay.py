@@ -1,4 +1,4 @@
-"""A program for a machine that is in more than one domain."""
+"""A program for a machine that has devices in several domains."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ __all__ = ["relay"]
 
 
 def relay(guest: Guest) -> Program:
-    """Pass each interrupt of one device on to the other devices: on each, the next peer is rung, on the same vector.
+    """Forward each interrupt of one device through all others: on each, ring the next peer, on the same vector.
 
-    Peers without that vector are passed over. Statistics: how many doorbells were passed ``on``.
+    Peers without that vector are skipped. Statistics: ``relayed``, the number of doorbells that were forwarded.
     """
     turns = [0] * len(guest.devices)
     guest.statistics["relayed"] = 0

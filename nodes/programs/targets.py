@@ -1,4 +1,4 @@
-"""Whom programs ring, while peers come and go."""
+"""The doorbells that a program rings, while peers come and go."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ LOOK_EVERY_NS = 10_000_000
 
 
 def check_vectors(guest: Guest, vectors: Sequence[int]) -> None:
-    """Raise `GuestError` for a vector that cannot be rung: a device knows no more of a peer's than it has itself."""
+    """Check that vectors can be rung: a device knows no more vectors of a peer than it has itself.
+
+    Raises:
+        GuestError: one of them cannot.
+    """
     for vector in vectors:
         if not 0 <= vector < guest.vectors:
             raise GuestError(
@@ -23,27 +27,40 @@ def check_vectors(guest: Guest, vectors: Sequence[int]) -> None:
 
 
 class Targets:
-    """The doorbells that a program rings: ``rows`` has (peer, vector) pairs, for each peer of ``to`` in that order.
+    """The doorbells that a program rings: (peer, vector) pairs.
 
-    The row of a peer that has not come yet is empty. One that left is rung as before, at nobody: the program was
-    told to. Without ``vectors``, it is every one that a peer has, or had. ``generation`` is that of the last look.
+    The row of a peer that has not joined yet is empty. A peer that left is rung as before, and its doorbells are
+    refused: the program was told to ring it.
+
+    Args:
+        guest: the machine of the program.
+        to: the peers to ring.
+        vectors: the vectors to ring; None: each vector that a peer has, or had.
+
+    Attributes:
+        rows: the pairs of each peer of ``to``, in that order.
+        generation: the ``guest.generation`` of the last `look`.
+
+    Raises:
+        GuestError: one of the vectors cannot be rung.
     """
 
     def __init__(self, guest: Guest, to: Peers, vectors: Sequence[int] | None) -> None:
         check_vectors(guest, vectors or ())
         self._guest, self._to, self._vectors = guest, to, vectors
-        self._there: dict[int, int] = {}
-        self._known: dict[int, int] = {}
+        self._connected: dict[int, int] = {}  # peer -> how many of its vectors can be rung now
+        self._known: dict[int, int] = {}  # the same, as it was when the peer could last be rung
         self.generation = -1
         self.rows: list[list[tuple[int, int]]] = []
 
     def look(self) -> bool:
-        """See who is there; whether anybody came, or became more than before."""
+        """Take in which peers are connected; returns whether a peer has come, or has more vectors than before."""
         self.generation = self._guest.generation
-        before, self._there = self._there, self._guest.peers
-        self._known.update(self._there)
+        before, vectors_of = self._connected, self._guest.vectors_of
+        self._connected = {peer: vectors for peer in self._to if (vectors := vectors_of(peer))}
+        self._known.update(self._connected)
         rows = [self._row(peer) if peer in self._known else [] for peer in self._to]
-        came = rows != self.rows or any(self._there.get(peer, 0) > before.get(peer, 0) for peer in self._to)
+        came = rows != self.rows or any(vectors > before.get(peer, 0) for peer, vectors in self._connected.items())
         self.rows = rows
         return came
 
@@ -51,7 +68,7 @@ class Targets:
         return [(peer, vector) for vector in self._vectors or range(self._known[peer])]
 
     def wait(self) -> Generator[int | None, Interrupt | None, bool]:
-        """Look until there is somebody to ring; whether that took any time."""
+        """Look until there is a peer to ring; returns whether that took any time."""
         waited = False
         self.look()
         while not any(self.rows):

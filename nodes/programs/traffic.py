@@ -1,4 +1,4 @@
-"""Doorbells in great numbers: as fast as it goes, at a rate, or as a file has them."""
+"""Doorbells in great numbers: as fast as possible, at a rate, or at the times of a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["storm", "trace"]
 
 Doorbell = tuple[int, int]
 
-DRAWN_AT_ONCE = 4096  # doorbells of a skewed storm that rings as fast as it goes; then the same ones again
+DRAWN_AT_ONCE = 4096  # doorbells that a skewed storm without a rate draws; then it rings the same ones again
 TRACE_BURST = 64
 
 
@@ -32,16 +32,17 @@ def storm(
     skew: float = 0.0,
     vectors: tuple[int, ...] | None = None,
 ) -> Program:
-    """Ring every vector of every peer, again and again, in an order drawn once from the seed.
+    """Ring all vectors of the peers in ``to``, again and again, in an order that is drawn once from the seed.
 
-    Without ``rate_hz``: as fast as it goes, ``burst`` doorbells between two looks at the own interrupts, and none
-    while the load is 0. With it: an open loop, so many doorbells a second, times the load, each due at its own time
-    however late the one before it was. The times are ``regular``, those of a ``poisson`` process, or regular for
-    groups of ``burst`` doorbells that are due together (``bursts``). They follow from the seed, not from the host.
+    Without ``rate_hz`` the program rings as fast as possible (a closed loop): it takes its own interrupts after each
+    ``burst`` doorbells, and rings none while the load is 0. With ``rate_hz`` it is an open loop: so many doorbells are
+    due per second, times the load, however late earlier ones were. ``arrivals`` gives their times: ``regular``;
+    ``poisson``, those of a Poisson process; ``bursts``, regular for groups of ``burst`` doorbells that are due
+    together. The times follow from the seed, not from the host.
 
-    With a ``skew``, whom a doorbell is for is drawn anew each time, and the peer at place k of ``to`` is rung in
-    proportion to 1 / k ** skew (Zipf): 1.0 makes a hot spot of the first. ``vectors`` are those to ring, all without
-    it; one that stands there twice is rung twice as often.
+    With a ``skew`` above 0 each doorbell draws its peer: the peer at position k of ``to`` is rung in proportion to
+    1 / k ** skew (Zipf's law). ``vectors`` are the vectors to ring, by default all; one that is listed twice is rung
+    twice as often.
     """
     if not skew >= 0:
         raise GuestError(f"expected a skew of at least 0, got {skew}: the first peers are those rung most")
@@ -55,10 +56,10 @@ def storm(
 
 
 class _Order:
-    """Whose turn it is in a storm.
+    """The order of the doorbells of a storm.
 
-    Without a skew there are rounds. Where a doorbell stands in them follows from itself and the seed alone: those that
-    come later do not change the order of the others.
+    Without a skew there are rounds. The position of a doorbell in them follows from the doorbell and the seed alone:
+    peers that join later do not change the order of the others.
     """
 
     def __init__(self, guest: Guest, targets: Targets, skew: float) -> None:
@@ -67,7 +68,7 @@ class _Order:
         self._salt = guest.random.randrange(1 << 32)
 
     def turns(self) -> Iterator[Doorbell]:
-        """One after the other, without an end, among those who are there now."""
+        """The doorbells of the present targets in their order, without an end."""
         rows = self.targets.rows
         pairs = [pair for row in rows for pair in row]
         if not self._skew:
@@ -78,7 +79,7 @@ class _Order:
         return iter(lambda: pairs[bisect(sums, draw() * sums[-1], 0, last)], None)
 
     def bursts(self, size: int) -> list[list[Doorbell]]:
-        """What a storm without times rings again and again, cut to bursts."""
+        """The doorbells that a storm without a rate rings again and again, in bursts of ``size``."""
         if self._skew:
             count = max(1, DRAWN_AT_ONCE // size) * size
         else:
@@ -116,9 +117,9 @@ def _storm_in_time(guest: Guest, order: _Order, burst: int, group: int, mean_ns:
         while True:
             waited = yield from targets.wait()
             turns = order.turns()
-            # What fell due before there was anybody to ring is left out.
+            # What was due before there was a peer to ring is left out.
             for due_ns in due_times(guest, mean_ns, clock() if waited else begin_ns(guest), poisson=poisson):
-                if in_one_go >= burst:  # late, and yet the own interrupts have their turn
+                if in_one_go >= burst:  # it is late, and still takes its own interrupts
                     yield NOW
                     in_one_go = 0
                 while clock() < due_ns:
@@ -144,11 +145,11 @@ def _storm_in_time(guest: Guest, order: _Order, burst: int, group: int, mean_ns:
 
 
 def trace(guest: Guest, *, file: Trace) -> Program:
-    """Ring what a file says when it says, in the order of the file, and end.
+    """Ring the doorbells of a file at the times in the file, then end.
 
-    Its times count from the start of the run; the load changes nothing about them, and what was due before the machine
-    came is left out. Statistics: how many doorbells were for a machine that was not there yet (``absent``), and so
-    could not be rung.
+    The times count from the start of the run. The load does not change them. Doorbells that were due before this
+    machine joined are left out. Statistics: ``absent``, the number of doorbells for machines that had not joined yet,
+    which are not rung.
     """
     clock, ring, peers, begin = guest.clock, guest.ring, file.peers, begin_ns(guest)
     in_one_go = 0
