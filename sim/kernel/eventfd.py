@@ -53,14 +53,14 @@ class EventFd:
         return cls(descriptor)
 
     def take(self) -> int:
-        """The doorbells that have come since the last look; 0 when there were none. Never blocks."""
+        """Read the counter, which becomes 0. Never blocks."""
         try:
             return os.eventfd_read(self.descriptor)
         except BlockingIOError:
             return 0
 
     def add(self, count: int) -> bool:
-        """Add to the counter at once what so many doorbells would; False when it has no room for them."""
+        """Add to the counter what so many doorbells add; False when that exceeds ``COUNTER_MAX``."""
         try:
             os.eventfd_write(self.descriptor, count)
         except BlockingIOError:

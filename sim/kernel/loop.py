@@ -66,7 +66,7 @@ class Loop:
         heapq.heappush(self._moments, (moment_ns, next(self._order), callback))
 
     def step(self, deadline_ns: int | None = None) -> None:
-        """Wait for something to happen, at most until ``deadline_ns``, and call back for it."""
+        """Wait for a descriptor or a moment, at most until ``deadline_ns``, and call back."""
         if self._moments and (deadline_ns is None or self._moments[0][0] < deadline_ns):
             deadline_ns = self._moments[0][0]
         timeout_s = -1.0 if deadline_ns is None else max(0, deadline_ns - self.clock.now_ns()) / 1e9

@@ -1,4 +1,4 @@
-"""From recordings to results: the one way, for a run that ends and for one that was found dead."""
+"""From recordings to results, in the same way for a run that ends and for one whose coordinator died."""
 
 from __future__ import annotations
 

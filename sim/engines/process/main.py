@@ -17,7 +17,8 @@ from nodes.errors import HostError, ProtocolError, UsageError
 from sim.engines.messages import Failed, Leave, Stop, Stopped
 from sim.engines.process.configuration import WorkerConfiguration, decode_configuration
 from sim.engines.process.control import TEXT_MAX, Control, Forked, Proceed
-from sim.engines.process.worker import ProgramError, Worker
+from sim.engines.process.program_error import ProgramError
+from sim.engines.process.worker import Worker
 from sim.kernel.processes import end_children, keep_orphans, schedule, tie_to
 from sim.kernel.signals import ENDING
 from sim.kernel.waiting import readable_within
@@ -45,8 +46,8 @@ def main(configuration: int, control_socket: socket.socket, parent: int, coordin
             return
         try:
             with open(configuration, "rb") as file:
-                plan = decode_configuration(file.read())
-            code = _run(plan, link, coordinator)
+                machine = decode_configuration(file.read())
+            code = _run(machine, link, coordinator)
         except EOFError:
             pass  # the coordinator has gone
         except BaseException as error:  # the last frame of the process: it reports every error
@@ -59,24 +60,24 @@ def main(configuration: int, control_socket: socket.socket, parent: int, coordin
         os._exit(code)
 
 
-def _run(plan: WorkerConfiguration, link: Control, coordinator: int) -> int:
+def _run(machine: WorkerConfiguration, link: Control, coordinator: int) -> int:
     """Run the machine; its exit code."""
     with contextlib.ExitStack() as stack:
-        books = [stack.enter_context(Recording.open(device.recording)) for device in plan.devices]
+        recordings = [stack.enter_context(Recording.open(device.recording)) for device in machine.devices]
         try:
             if not _is_awaited(link):
-                for book in books:
-                    book.words[header.STATE] = State.STOPPED
+                for each in recordings:
+                    each.words[header.STATE] = State.STOPPED
                 link.send(Stopped())
                 return 0
-            schedule(plan.cpus, plan.policy, plan.priority, plan.nice)
-            with contextlib.closing(Worker(plan, link, books, coordinator)) as worker:
+            schedule(machine.cpus, machine.policy, machine.priority, machine.nice)
+            with contextlib.closing(Worker(machine, link, recordings, coordinator)) as worker:
                 worker.run()
         except EOFError:
             raise
         except BaseException as error:  # reported while the recordings are open, for their state tells of it, too
-            for book in books:
-                book.words[header.STATE] = State.FAILED
+            for each in recordings:
+                each.words[header.STATE] = State.FAILED
             link.send(_explain(error))
             end_children()
             return 1

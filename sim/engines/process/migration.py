@@ -1,8 +1,8 @@
-"""A machine goes on in a fresh process: what its worker does on either side of the fork.
+"""A machine continues in a new process: what its worker does on either side of the fork.
 
-The source pauses the program, writes its books, saves the device's state and forks (`sim.kernel.fork_handover`). The
-successor makes a new device that connects as any other does, puts the memory where the program knows it, loads the
-state; then the source lets go, and only then the program is resumed.
+The source pauses the program, completes its recording, saves the device's state and forks
+(`sim.kernel.fork_handover`). The successor makes a new device that connects as any other does, puts the memory where
+the program knows it and loads the state; then the source lets go, and only then the program is resumed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from sim.kernel.processes import work_ticks
 __all__ = ["Arrival", "FailurePipe", "let_go"]
 
 PATIENCE_S = 20.0
-EXCUSE_BYTES_MAX = 2048  # less than a pipe takes in one piece
+REASON_BYTES_MAX = 2048  # less than a pipe takes in one piece
 
 
 def let_go(side: Source, fault: str) -> str:
-    """The source's part: wait until the other side is ready, and leave the machine to it.
+    """In the source: wait until the successor is ready, and leave the machine to it.
 
-    "" when it has; else why not: the successor has then ended, and the machine goes on here. ``fault`` as in
-    `topologies.actions.Fault`.
+    ``fault`` as in `topologies.actions.Fault`.
+
+    Returns:
+        "" when the machine has left; otherwise why not. The successor has ended then, and the machine continues here.
     """
     if side.await_ready(PATIENCE_S, lambda: work_ticks(side.pid)):
         if fault == "source_dies":
@@ -49,18 +51,18 @@ def let_go(side: Source, fault: str) -> str:
 
 
 class FailurePipe:
-    """A pipe, made before the fork: in it the successor says why it does not come, and its source looks for that."""
+    """A pipe, made before the fork, in which the successor tells its source why it gives up."""
 
     def __init__(self) -> None:
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def give(self, reason: str) -> None:
-        os.write(self._writing, reason.encode(errors="backslashreplace")[:EXCUSE_BYTES_MAX])
+        os.write(self._writing, reason.encode(errors="backslashreplace")[:REASON_BYTES_MAX])
 
     def take(self) -> str:
-        """What it said; "" when it ended without a word."""
+        """The reason; "" when the successor has given none."""
         with contextlib.suppress(BlockingIOError):
-            return os.read(self._reading, EXCUSE_BYTES_MAX).decode(errors="replace")
+            return os.read(self._reading, REASON_BYTES_MAX).decode(errors="replace")
         return ""
 
     def close(self) -> None:
@@ -69,10 +71,10 @@ class FailurePipe:
 
 
 class Arrival:
-    """The successor's part: a machine's new device, which takes the place of the one that was saved as ``state``.
+    """In the successor: a new device, which takes the place of the one that was saved as ``state``.
 
     ``take(peer, descriptor)`` is called with the memory when the server has sent it. ``memory_bytes`` is how much of it
-    had to be copied: all, when it is another domain's. ``fault``: with "late_memory", the state has come before it.
+    was copied: all, when it is another domain's. ``fault``: with "late_memory", the state arrives before the memory.
     """
 
     def __init__(self, vm: Vm, state: bytes, *, elsewhere: bool, fault: str) -> None:

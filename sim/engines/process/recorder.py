@@ -108,7 +108,7 @@ class Recorder:
 
         def left(vector: int, pended: int, lost: int) -> None:
             nonlocal handled_at
-            handled_at = header.SCRATCH  # nobody has dealt with it
+            handled_at = header.SCRATCH  # no program has handled it
             words[COUNTER_AT["pba_pending"]] += pended
             words[COUNTER_AT["dropped"]] += lost
             fired(vector, -1)

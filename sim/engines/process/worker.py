@@ -11,7 +11,7 @@ import os
 import select
 import signal as signals
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from nodes.device import profiles
 from nodes.errors import GuestError, HostError
@@ -25,6 +25,7 @@ from sim.engines.process.control import Control
 from sim.engines.process.delivery import drain_late, make_delivery, poll_until
 from sim.engines.process.kept_statistics import kept_statistics
 from sim.engines.process.migration import Arrival, FailurePipe, let_go
+from sim.engines.process.program_error import ProgramError, blaming_program
 from sim.kernel.eventfd import drain
 from sim.kernel.fork_handover import Source, fork_successor
 from sim.kernel.processes import end_children, keep_orphans
@@ -32,52 +33,50 @@ from sim.kernel.waiting import readable_within
 from sim.recording import Recording, State, header
 from sim.recording.header import COUNTER_AT
 
-__all__ = ["ProgramError", "Worker"]
+__all__ = ["Worker"]
 
 SECOND_NS = 1_000_000_000
 
 
-class ProgramError(Exception):
-    """The guest program raised; the cause tells what."""
-
-
 class _Stopped(Exception):  # noqa: N818  (no error)
-    """The time is up, or the coordinator said Stop or Leave before it was."""
+    """The time is up, or the coordinator has ordered Stop or Leave."""
 
 
 class _Moved(Exception):  # noqa: N818  (no error)
-    """The machine goes on in another process: this one is to end, and to say no more."""
+    """The machine continues in another process: this one ends without a further report."""
 
 
 class Worker:
     """One machine in this process: all that it holds, and its two loops, before and after Start."""
 
-    def __init__(self, plan: WorkerConfiguration, link: Control, books: list[Recording], coordinator: int) -> None:
-        self._plan = plan
+    def __init__(
+        self, configuration: WorkerConfiguration, link: Control, recordings: list[Recording], coordinator: int
+    ) -> None:
+        self._configuration = configuration
         self._coordinator = coordinator
         self._link = link
-        self._books = books
+        self._recordings = recordings
         self._epoll = select.epoll()
         self._start_ns: int | None = None
         self._stop_ns = self._joined_ns = 0
-        self._dismissed = False
+        self._told_to_stop = False
         self._plugged = True
         self._may_proceed = False
         self._take: Callable[[int], int] = drain
         self._alarm, self._alarm_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._own: dict[int, int] = {}  # own eventfd -> its vector, counted through all devices
         self._servers: dict[int, AttachedDevice] = {}  # socket to a server -> the device that is connected to it
-        profile = profiles.profile(plan.profile)
+        profile = profiles.profile(configuration.profile)
         self._devices: list[AttachedDevice] = []
-        for device_plan, book in zip(plan.devices, books, strict=True):
+        for device_configuration, book in zip(configuration.devices, recordings, strict=True):
             device = AttachedDevice(
-                device_plan,
+                device_configuration,
                 book,
                 profile,
-                vectors=plan.vectors,
-                role=plan.role,
-                seed=plan.seed,
-                sample_every=plan.sample_every,
+                vectors=configuration.vectors,
+                role=configuration.role,
+                seed=configuration.seed,
+                sample_every=configuration.sample_every,
                 first=self._devices[0].vm if self._devices else None,
                 on_own=self._add_own,
                 warn=lambda text: link.send(messages.Warned(text)),
@@ -85,17 +84,17 @@ class Worker:
             self._devices.append(device)
             self._servers[device.connection.fileno()] = device
         self._vm = self._devices[0].vm
-        self._vm.guest.load = Load(plan.load)
+        self._vm.guest.load = Load(configuration.load)
 
     def run(self) -> None:
-        with _blaming_program():
-            self._program = BoundProgram(self._plan)
+        with blaming_program():
+            self._program = BoundProgram(self._configuration)
         self._epoll.register(self._link.fileno(), select.EPOLLIN)
         for server in self._servers:
             self._epoll.register(server, select.EPOLLIN)
         self._enter(State.CONNECTED)
         try:
-            self._meet_everyone()
+            self._await_greetings()
             self._enter(State.READY, header.READY_NS)
             self._link.send(messages.Ready())
             self._await_start()
@@ -104,7 +103,7 @@ class Worker:
         except _Stopped:
             self._stop()
         except _Moved:
-            pass  # and all that this process still has are copies
+            pass  # all that this process still holds are copies
 
     def close(self) -> None:
         for device in self._devices:
@@ -114,7 +113,7 @@ class Worker:
         os.close(self._alarm_writer)
 
     def _migrate(self, order: control.Continue) -> None:
-        """Go on in a fresh process; returns in that one, or in this one when it came to nothing."""
+        """Continue in a new process; returns there, or here when the migration fails."""
         paused_ns = time.monotonic_ns()
         device = self._devices[0]
         device.vm.doorbells.flush()
@@ -133,13 +132,13 @@ class Worker:
         try:
             if order.fault == "target_dies":
                 os.kill(os.getpid(), signals.SIGKILL)
-            copied_bytes = self._go_on(device, order, state)
+            copied_bytes = self._rebuild(device, order, state)
             if not (side.stand_ready() and side.tie_to(self._coordinator)):
                 os._exit(1)
         except _Stopped:
             failure_pipe.give("the run is over")
             os._exit(1)
-        except BaseException as error:  # whatever it is: the machine is still there, where it was
+        except BaseException as error:  # whatever it is, the machine continues where it was
             failure_pipe.give(str(error) or type(error).__name__)
             os._exit(1)
         failure_pipe.close()
@@ -152,9 +151,9 @@ class Worker:
         self._link.send(messages.Moved(peer, downtime_ns, len(state), copied_bytes, pending))
         device.vm.settle()
 
-    def _go_on(self, device: AttachedDevice, order: control.Continue, state: bytes) -> int:
-        """In the fresh process: have everything anew that is not to be shared; how much memory was copied, in bytes."""
-        self._epoll.close()  # this copy of it: what is registered there is the source's business
+    def _rebuild(self, device: AttachedDevice, order: control.Continue, state: bytes) -> int:
+        """In the new process: make anew what may not be shared. Returns how much memory was copied, in bytes."""
+        self._epoll.close()  # this copy only: never unregister, the set behind it is the source's, too
         self._epoll = select.epoll()
         for descriptor in (self._alarm, self._alarm_writer):
             os.close(descriptor)
@@ -162,7 +161,7 @@ class Worker:
         self._epoll.register(self._link.fileno(), select.EPOLLIN)
         self._may_proceed = False
         while not self._may_proceed:
-            self._wait_and_attend()
+            self._wait_and_handle_event()
         if not order.server:
             for descriptor in (*self._own, *self._servers):
                 self._epoll.register(descriptor, select.EPOLLIN)
@@ -177,16 +176,16 @@ class Worker:
         while not device.is_met:
             if not self._servers:
                 raise HostError("the server has gone")
-            self._wait_and_attend()
+            self._wait_and_handle_event()
         return arrival.memory_bytes
 
-    def _wait_and_attend(self) -> None:
+    def _wait_and_handle_event(self) -> None:
         for descriptor, _ in self._epoll.poll():
             if descriptor not in self._own:
-                self._attend(descriptor)
+                self._handle_event(descriptor)
 
     def _enter(self, state: int, stamp: int | None = None) -> None:
-        for book in self._books:
+        for book in self._recordings:
             if stamp is not None:
                 book.words[stamp] = time.monotonic_ns()
             book.words[header.STATE] = state
@@ -194,21 +193,21 @@ class Worker:
     # The servers
 
     def _add_own(self, descriptor: int, device: int) -> None:
-        """An own eventfd has come: from now on it is waited for."""
-        self._own[descriptor] = device * self._plan.vectors + self._devices[device].connection.own[descriptor]
+        """Wait for an own eventfd from now on."""
+        self._own[descriptor] = device * self._configuration.vectors + self._devices[device].connection.own[descriptor]
         self._epoll.register(descriptor, select.EPOLLIN)
 
-    def _meet_everyone(self) -> None:
-        """Take in the greetings until everybody is connected who was there when this machine joined."""
+    def _await_greetings(self) -> None:
+        """Read the greetings until all peers are connected that were present when this machine joined."""
         while not all(device.is_met for device in self._devices):
-            self._wait_and_attend()
+            self._wait_and_handle_event()
             for device in self._devices:
                 if (peer := device.connection.peer) is not None:
                     device.book.words[header.PEER] = peer
 
     def _await_start(self) -> None:
         while self._start_ns is None:
-            self._wait_and_attend()
+            self._wait_and_handle_event()
         for guest in self._vm.guest.devices:
             guest.start_ns, guest.joined_ns, guest.stop_ns = self._start_ns, self._joined_ns, self._stop_ns
         self._set_alarm()
@@ -216,8 +215,8 @@ class Worker:
             time.sleep(left_ns / SECOND_NS)
 
     def _set_alarm(self) -> None:
-        """Have the wait end at the time to stop: by then, the coordinator may wait long for its turn on a CPU."""
-        with contextlib.suppress(FileExistsError):  # a machine that has migrated before it began has it already
+        """End the wait at the time to stop, without the coordinator: that may get a CPU much later."""
+        with contextlib.suppress(FileExistsError):  # a machine that has migrated before its start has registered it
             self._epoll.register(self._alarm, select.EPOLLIN)
         signals.signal(signals.SIGALRM, lambda *_: None)
         signals.set_wakeup_fd(self._alarm_writer)
@@ -225,7 +224,7 @@ class Worker:
 
     def _read_server(self, server: int) -> None:
         if not self._servers[server].connection.read():
-            # Doorbells and interrupts go on without a server; there is only no more news.
+            # Doorbells and interrupts need no server; only news of peers ends.
             self._forget_server(server)
 
     def _forget_server(self, server: int) -> None:
@@ -234,17 +233,17 @@ class Worker:
 
     # The coordinator
 
-    def _attend(self, descriptor: int) -> None:
+    def _handle_event(self, descriptor: int) -> None:
         """Something other than an own eventfd is readable."""
         if descriptor == self._link.fileno():
             while (order := self._link.receive()) is not None:
-                self._obey(order)
+                self._carry_out(order)
         elif descriptor == self._alarm:
             raise _Stopped
         elif descriptor in self._servers:
             self._read_server(descriptor)
 
-    def _obey(self, order: control.ToWorker | control.FromWorker) -> None:
+    def _carry_out(self, order: control.ToWorker | control.FromWorker) -> None:
         match order:
             case messages.Ping(number):
                 for device in self._devices:
@@ -260,18 +259,18 @@ class Worker:
             case messages.Start(start_ns, stop_ns, joined_ns):
                 self._start_ns, self._stop_ns, self._joined_ns = start_ns, stop_ns, joined_ns
             case messages.Stop():
-                self._dismissed = True
+                self._told_to_stop = True
                 raise _Stopped
             case messages.Leave():
                 self._unplug()
-                self._dismissed = True
+                self._told_to_stop = True
                 raise _Stopped
             case control.Continue():
                 self._migrate(order)
             case control.Proceed():
                 self._may_proceed = True
             case messages.Act(do, arguments):
-                with _blaming_program():  # which may notice it at once
+                with blaming_program():  # a program may notice an action at once
                     getattr(self, f"_{do}")(**arguments)
             case _:
                 raise RuntimeError(f"not an order: {order}")
@@ -285,7 +284,7 @@ class Worker:
 
     def _mask(self, vectors: list[int] | None = None, *, masked: bool = True) -> None:
         for device in self._devices:
-            for vector in vectors or range(self._plan.vectors):
+            for vector in vectors or range(self._configuration.vectors):
                 device.vm.mask(vector, masked=masked)
 
     def _unmask(self, vectors: list[int] | None = None) -> None:
@@ -299,14 +298,14 @@ class Worker:
             self._forget_server(server)
 
     def _unplug(self) -> None:
-        """The devices are gone, and with them their connections; what their counters hold stays there."""
+        """Remove the devices with their connections; what their counters hold stays there."""
         self._plugged = False
         for descriptor in self._own:
             self._epoll.unregister(descriptor)
         self._own.clear()
         for server in list(self._servers):
             self._forget_server(server)
-        with _blaming_program():
+        with blaming_program():
             for device in self._devices:
                 device.vm.unplug()
         for device in self._devices:
@@ -315,7 +314,7 @@ class Worker:
 
     def _stop(self) -> None:
         """End the program: no more rings, no more drains; the counts are final."""
-        with _blaming_program():
+        with blaming_program():
             for device in self._devices:
                 device.vm.stop()
             statistics, left_out = kept_statistics(self._vm.guest.statistics)
@@ -324,16 +323,16 @@ class Worker:
         self._end_processes()
         for device in self._devices:
             device.vm.doorbells.flush()
-        guest, words = self._vm.guest, self._books[0].words
+        guest, words = self._vm.guest, self._recordings[0].words
         words[COUNTER_AT["missed"]], words[header.MISSED_OLDEST_NS] = guest.missed, guest.missed_oldest_ns
         self._enter(State.STOPPED, header.STOPPED_NS)
         self._warn()
         self._link.send(messages.Stopped(statistics))
         # A machine that the clock has stopped stays until Stop comes: the coordinator samples all processes before.
         with contextlib.suppress(_Stopped):
-            while not self._dismissed:
+            while not self._told_to_stop:
                 readable_within(self._link.fileno(), None)
-                self._attend(self._link.fileno())
+                self._handle_event(self._link.fileno())
 
     def _end_processes(self) -> None:
         """End the processes that the program has started."""
@@ -349,12 +348,12 @@ class Worker:
     # The guest
 
     def _serve(self) -> None:
-        """Run the program until Stop: wait as long as it says, and hand it what comes."""
+        """Run the program until Stop: wait as long as it asks to, and resume it with each interrupt."""
         vm, own, poll, clock, take = self._vm, self._own, self._epoll.poll, time.monotonic_ns, self._take
-        drained, deliver, handled = make_delivery(self._devices, self._plan.vectors)
+        drained, deliver, handled = make_delivery(self._devices, self._configuration.vectors)
         warnings = vm.warnings
         events_max = len(own) + 3
-        with _blaming_program():
+        with blaming_program():
             wait = vm.start(self._program)
         while True:
             if wait is None:
@@ -367,20 +366,20 @@ class Worker:
                 except GuestError as error:
                     raise ProgramError from error
             if not events:
-                with _blaming_program():
+                with blaming_program():
                     wait = vm.expire()
                 continue
             for descriptor, _ in events:
                 vector = own.get(descriptor)
                 if vector is None:
-                    self._attend(descriptor)
-                    # What was attended to may have changed all of this, even the process.
+                    self._handle_event(descriptor)
+                    # The handler may have changed all of this, even the process.
                     take, wait, poll, events_max = self._take, vm.wait, self._epoll.poll, len(own) + 3
                     continue
                 try:
                     count = take(descriptor)
                 except BlockingIOError:
-                    continue  # somebody else who holds it has drained it
+                    continue  # another process that holds it has drained it
                 drained(vector, count, clock())
                 try:
                     wait = deliver(vector, count)
@@ -389,12 +388,3 @@ class Worker:
                 handled(clock())
             if warnings:
                 self._warn()
-
-
-@contextlib.contextmanager
-def _blaming_program() -> Iterator[None]:
-    """What goes wrong in here is the guest program's."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        raise ProgramError from error

@@ -1,6 +1,6 @@
-"""The run directory while its run lasts: made, appended to, and finished.
+"""The run directory during its run: made, appended to, and finished.
 
-Nothing heavy is imported before the first batch of resources: the coordinator has machines to start.
+Heavy modules are imported with the first batch of resources, when the coordinator has started the machines.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class RunDirectory:
             for name, source in topology.files.items():
                 _copy(Path(source), path, Path(name))
             _reserve(path / files.RESERVE, manifest)
-            # The manifest before the status: a directory with a status always says whose it is.
+            # The manifest before the status: a directory with a status always names its owner.
             files.write_json(path / files.MANIFEST, manifest)
             files.write_status(path, files.RUNNING)
             return cls(path, manifest)

@@ -1,4 +1,4 @@
-"""The manifest: what was run, where, with what, by which process; and whether that process still lives."""
+"""The manifest: what was run, where, with what, by which process; and whether that process still runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """A process that nobody can mistake for a later one: its ID, its start (clock ticks) and its boot."""
+    """A process, told from a later one with its number by its start (clock ticks) and its boot."""
 
     pid: Annotated[int, Meta(ge=1)]
     start_ticks: int
@@ -34,16 +34,16 @@ class Owner(msgspec.Struct, frozen=True):
 
     @classmethod
     def this(cls) -> Owner:
-        """The process that calls."""
+        """This process."""
         return cls(os.getpid(), _start_ticks(os.getpid()) or 0, _boot())
 
     def lives(self) -> bool:
-        """Whether that very process still runs; a zombie does not."""
+        """Whether that process still runs; a zombie does not."""
         return self.boot == _boot() and _start_ticks(self.pid) == self.start_ticks
 
 
 class HostFacts(msgspec.Struct, frozen=True):
-    """What the figures depend on. ``cpus`` are those the run may use, of ``cpus_online``."""
+    """What the figures depend on. ``cpus`` is how many the run may use, of ``cpus_online``."""
 
     kernel: str
     machine: str
@@ -86,7 +86,7 @@ class GroupRow(msgspec.Struct, frozen=True):
 
 
 class MachineRow(msgspec.Struct, frozen=True):
-    """One machine; its place in the list is its index, its peer ID stands in its recording."""
+    """One machine. Its place in the list is its index; its peer ID is in its recording."""
 
     index: Annotated[int, Meta(ge=0, lt=1 << 16)]
     name: MachineName
@@ -94,7 +94,7 @@ class MachineRow(msgspec.Struct, frozen=True):
     vectors: Count
     domain: Count = 0
     of: Annotated[int, Meta(ge=0, lt=1 << 16)] | None = None
-    """The machine whose further life, or further device, this is; None: the machine itself."""
+    """The machine of which this is a further incarnation, or a further device; None for the machine itself."""
 
 
 class Phase(msgspec.Struct, frozen=True):
