@@ -76,11 +76,13 @@ class Vm:
         self.doorbells.replace(peers)
 
     def place(self, peer: int, memory: memoryview) -> None:
-        """The server gave this machine its ID and its memory; the guest's driver can start."""
+        """The server gave this machine its ID and its memory; the first time, the guest's driver starts."""
+        is_first = self.device.memory is None
         self.device.set_peer(peer)
         self.device.set_memory(memory)
         self.guest.place(peer, memory)
-        driver.probe(self.device)
+        if is_first:
+            driver.probe(self.device)
 
     def connect(self, peer: int, vector: int, line: Line) -> bool:
         """A peer's vector can be rung on ``line``; False when the device has no use for it."""
@@ -126,10 +128,9 @@ class Vm:
         pended, lost = device.pended_doorbells - pended, device.lost_doorbells - lost
         if pended or lost:
             self.on_left(vector, pended, lost)
-        elif device.intx_level and not device.effects:
-            # The line is up already. Level-triggered, it interrupts until the program reads IntrStatus.
+        if self._carry_out(count, drained=not (pended or lost)) and device.intx_level:
+            # The line was up before. Level-triggered, it interrupts until the program reads IntrStatus.
             self._interrupt(0, count, drained=True)
-        self._carry_out(count, drained=not (pended or lost))
         return self._wait
 
     def mask(self, vector: int, *, masked: bool) -> int | None:
@@ -226,10 +227,11 @@ class Vm:
         self.settle()
         return wait
 
-    def _carry_out(self, count: int, *, drained: bool = False) -> None:
+    def _carry_out(self, count: int, *, drained: bool = False) -> bool:
         """What the device did: messages and levels become interrupts of the guest, which may cause the next ones.
 
-        Only the first of them stands for the ``count`` doorbells just ``drained``.
+        Only the first of them stands for the ``count`` doorbells just ``drained``. Returns whether these have
+        interrupted nothing.
         """
         effects = self.device.effects
         self._carrying_out = True
@@ -246,6 +248,7 @@ class Vm:
                         self.warnings.append(text)
         finally:
             self._carrying_out = False
+        return drained
 
     def _interrupt(self, vector: int, count: int, *, drained: bool) -> None:
         if vector < len(self.interrupts):  # a device without a server has none: its program raised the line itself

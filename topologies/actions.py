@@ -26,7 +26,9 @@ Vectors = Annotated[
     tuple[Annotated[int, Meta(ge=0, le=2047)], ...],
     Meta(min_length=1, max_length=2048, description="Which vectors; if absent, all.", extra={"refers_to": "vectors"}),
 ]
-MalformedMessage = Literal["bad_peer", "left_itself", "left_stranger", "memory_again", "half_message"]
+MalformedMessage = Literal[
+    "bad_peer", "negative_peer", "left_itself", "left_stranger", "memory_again", "memory_missing", "half_message"
+]
 Fault = Literal["target_dies", "source_dies", "server_gone", "late_memory", "cancel"]
 
 

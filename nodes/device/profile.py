@@ -99,6 +99,7 @@ class Profile:
     ``msix_capability`` is the offset of the MSI-X capability in configuration space.
     ``fixed_vectors`` is how many vectors every such device has; 0: as many as the user wants.
     ``memory_container``: BAR2 has a size of its own and is there before the memory.
+    ``client`` is how the device hears a server: "2012" (`nodes.device.qemu_1_1.client`) or "2.6" (`nodes.wire.client`).
     ``waits_for_memory``: no guest runs before the server has sent ID and memory.
     ``bus_master_gates``: without bus master no message is sent.
     ``driver_start`` are the (register, value) that a driver writes before it enables interrupts.
@@ -139,6 +140,7 @@ class Profile:
     memory_default_bytes: int
     # Server, doorbell and position.
     server: bool
+    client: str
     waits_for_memory: bool
     vector_bits: int
     doorbell_match: DoorbellMatch

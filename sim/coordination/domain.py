@@ -24,9 +24,11 @@ class _Half(Message[int]):
 # Messages that a server must not send, by the names of topologies.actions.MalformedMessage.
 _GARBLED: dict[str, Callable[[int, int], Message[int]]] = {
     "bad_peer": lambda _peer, _memory: Message(PEERS_MAX),
+    "negative_peer": lambda _peer, _memory: Message(MEMORY - 1),
     "left_itself": lambda peer, _memory: Message(peer),
     "left_stranger": lambda peer, _memory: Message(PEERS_MAX - 1),
     "memory_again": lambda _peer, memory: Message(MEMORY, (memory,)),
+    "memory_missing": lambda _peer, _memory: Message(MEMORY),
     "half_message": lambda peer, _memory: _Half(peer),
 }
 

@@ -134,7 +134,10 @@ class Warned(msgspec.Struct, tag=True, frozen=True):
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
-    """Report: the machine cannot continue. ``whose`` is at fault: "program", "server", "host" or "simulator"."""
+    """Report: the machine cannot continue.
+
+    ``whose`` is at fault: "program", "modelled device", "server", "host" or "simulator".
+    """
 
     whose: str
     summary: str

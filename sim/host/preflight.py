@@ -13,6 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from nodes.device.profiles import PROFILES, Quirk
 from nodes.errors import HostError
 from sim.coordination.layouts import Layouts
 from sim.host.limits import SHM_DIRECTORY, Host, Left
@@ -188,12 +189,12 @@ def _kinds(topology: Topology) -> list[Machine]:
 
 
 def _worker_eventfds(topology: Topology, machine: Machine) -> int:
-    """A device keeps no more eventfds of a peer than it has vectors itself."""
+    """A device keeps no more eventfds of a peer than it has vectors itself; that of 2012 keeps each of them twice."""
     total = 0
     for domain in machine.domains:
         sizes = Counter(other.vectors for other in topology.machines if domain in other.domains)
         total += sum(min(machine.vectors, vectors) * those for vectors, those in sizes.items())
-    return total
+    return 2 * total if PROFILES[machine.profile].has(Quirk.DESCRIPTOR_LEAK) else total
 
 
 def _processes(count: _Count, host: Host) -> Iterator[Sum]:

@@ -24,6 +24,7 @@ from nodes.device.pci import (
     Bar,
 )
 from nodes.device.profiles import Profile
+from nodes.device.qemu_1_1.profiles import occurrence
 from nodes.device.registers import AccessRules, RegisterMap
 
 __all__ = ["datasheet", "summary"]
@@ -78,11 +79,14 @@ def datasheet(profile: Profile, *, vectors: int | None = None, memory_bytes: int
         ("Behaviour", _behaviour(profile)),
     ]
     if profile.quirks:
-        sections.append(
-            ("Defects", [f"  row {quirk.value:>3}  {_words(quirk.name)}" for quirk in sorted(profile.quirks)])
-        )
+        sections.append(("Defects, and what they need to be seen", _defects(profile)))
     blocks = ["\n".join(([title] if title else []) + list(lines)) for title, lines in sections]
     return "\n\n".join(blocks) + "\n"
+
+
+def _defects(profile: Profile) -> Iterator[str]:
+    for quirk in sorted(profile.quirks):
+        yield f"  row {quirk.value:>3}  {_words(quirk.name):<26}{occurrence(quirk, profile).value}"
 
 
 def _words(name: str) -> str:

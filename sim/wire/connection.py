@@ -9,7 +9,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from nodes.endpoint import Endpoint
+from nodes.endpoints import make_endpoint
 from nodes.errors import HostError, UsageError
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm
@@ -48,6 +48,7 @@ class Connection:
         sock: the socket, connected to the server.
         vm: the machine that is connected.
         on_own: ``on_own(descriptor)`` is called with each eventfd of the machine's own as it comes, to be waited for.
+        on_own_gone: ``on_own_gone(descriptor)`` is called before such an eventfd is closed while the machine runs.
         warn: ``warn(text)`` is called with what is odd and changes nothing.
         on_memory: ``on_memory(peer, descriptor)`` puts the memory in its place. By default it is mapped and given to
             the machine, whose driver then starts.
@@ -59,6 +60,7 @@ class Connection:
         vm: Vm,
         *,
         on_own: Callable[[int], None],
+        on_own_gone: Callable[[int], None] = lambda descriptor: None,
         warn: Callable[[str], object] = lambda text: None,
         on_memory: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -67,14 +69,17 @@ class Connection:
         parent = multiprocessing.parent_process()
         self._trusted = parent is not None and parent.pid == credentials_of(sock).pid
         self._channel = Channel(sock)
-        self._endpoint = Endpoint(
+        self._endpoint = make_endpoint(
             vm,
             PeerTable(os.close),
             place=on_memory or (lambda peer, descriptor: vm.place(peer, memoryview(map_region(descriptor)))),
             adopt=self._adopt,
             release=os.close,
             on_own=on_own,
+            on_own_gone=on_own_gone,
             warn=warn,
+            duplicate=_duplicate,
+            size_bytes=lambda descriptor: os.fstat(descriptor).st_size,
         )
         self.own = self._endpoint.own
         """The descriptors of the machine's own eventfds, and their vectors."""
@@ -148,3 +153,13 @@ class Connection:
                 os.close(descriptor)
         self._pieces.clear()
         self._channel.close()
+
+
+def _duplicate(descriptor: int) -> int | None:
+    """Another descriptor for the same thing; None when this process has none left."""
+    try:
+        return os.dup(descriptor)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        return None

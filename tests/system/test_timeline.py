@@ -290,3 +290,39 @@ def test_machines_run_where_and_how_the_topology_says(tmp_path: Path) -> None:
     result = sim.run(loads(text), runs=tmp_path)
     (said,) = events(result, "statistics")
     assert said["values"] == {"cpu": cpu, "cpus": 1, "policy": os.SCHED_BATCH, "nice": 3}
+
+
+SEED_TOPOLOGY = """
+title = "2012"
+[run]
+duration_s = 1.0
+warmup_s = 0.0
+[machines.old]
+profile = "qemu-1.1"
+vectors = 2
+program = "idle"
+[machines.new]
+vectors = 2
+program = "storm"
+parameters = { to = "others", rate_hz = 500.0 }
+"""
+
+
+@pytest.mark.parametrize(
+    ("message", "row"),
+    [("negative_peer", 59), ("memory_missing", 64), ("left_itself", 90), ("left_stranger", 0), ("memory_again", 0)],
+)
+def test_a_device_of_2012_takes_malformed_messages_as_it_did(tmp_path: Path, message: str, row: int) -> None:
+    """Some end the machine, in the words of the row that describes the defect; all others change it without a word."""
+    text = SEED_TOPOLOGY + "".join(entry("garble", at_s, "old", message=message) for at_s in (0.3, 0.5))
+    result = sim.run(loads(text), runs=tmp_path, resources_every_s=0)
+    assert (result.status, result.balanced) == ("finished", True)  # the timeline asked for it
+    failures = events(result, "failure")
+    assert [(each["machine"], each["whose"]) for each in failures] == ([("old", "modelled device")] if row else [])
+    assert all(each["summary"].startswith(f"ModelledFault: row {row}: ") for each in failures)
+
+
+def test_a_device_of_2012_overflows_with_the_first_vector_too_many(tmp_path: Path) -> None:
+    result = sim.run(loads(SEED_TOPOLOGY, overrides={"machines.new.vectors": "3"}), runs=tmp_path, resources_every_s=0)
+    assert result.status == "failed"
+    assert "row 72: peer 1: more than 2 vectors" in result.reason

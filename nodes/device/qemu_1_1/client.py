@@ -1,7 +1,7 @@
 """How the 2012 device hears its server: no version, no fixed order, hardly a check (ivshmem.c, ivshmem_read).
 
-A model for the record: it carries rows of ``tests/golden/seed_rows.toml``, whose tests are all that drives it. Machines
-of a run, whatever their device's age, hear their server through ``nodes.wire.client``.
+A machine of a run whose device is that of 2012 hears its server through this client
+(`nodes.device.qemu_1_1.endpoint`). Its rows are in ``tests/golden/seed_rows.toml``.
 
 One message is a native ``long`` and perhaps one descriptor. A number with a descriptor is a peer's next
 vector, -1 with one the shared memory; a number without one is the own ID, or a peer that left. What touches
@@ -57,17 +57,43 @@ class _Slot:
     freed: bool = False
 
 
-class SeedClient:
-    """The client side of the 2012 device; it drives ``device`` directly.
+class Lines(Protocol):
+    """Where the client announces which vectors can be rung: the device itself, or the machine that has it."""
 
-    ``word_bytes`` is the size of the host's ``long``: 8 (LP64) or 4 (ILP32).
+    def connect(self, peer: int, vector: int, line: int) -> bool:
+        """A vector can be rung from now on."""
+
+    def disconnect(self, peer: int) -> None:
+        """No vector of the peer can be rung any more."""
+
+
+class SeedClient:
+    """The client side of the 2012 device.
+
+    Args:
+        device: it gets its ID and its memory from here.
+        host: the system.
+        lines: told of vectors that can be rung, and of peers that can not; by default the device.
+        ioeventfd: the property of that name.
+        word_bytes: the size of the host's ``long``, 8 (LP64) or 4 (ILP32).
     """
 
-    def __init__(self, device: Ivshmem, host: Host, *, ioeventfd: bool = False, word_bytes: int = 8) -> None:
+    def __init__(
+        self,
+        device: Ivshmem,
+        host: Host,
+        *,
+        lines: Lines | None = None,
+        ioeventfd: bool = False,
+        word_bytes: int = 8,
+    ) -> None:
         self.device = device
+        self._lines: Lines = lines or device
         self.slots = FIRST_SLOTS
         self.max_peer = 0
         self.memory_descriptor = 0
+        self.eventfds = 0
+        """How many came, with those that the device could not keep."""
         self._host = host
         self._profile = device.profile
         self._ioeventfd = ioeventfd
@@ -121,7 +147,6 @@ class SeedClient:
             self._without_descriptor(value)
         else:
             self._with_descriptor(value, descriptor)
-        self._publish_lines()
 
     def _in_bounds(self, value: int, descriptor: int | None) -> bool:
         if self._profile.has(Quirk.PEER_UNBOUNDED):
@@ -162,6 +187,7 @@ class SeedClient:
             if self._profile.has(Quirk.LEAVE_TWICE_FAULT):
                 raise ModelledFault(Quirk.LEAVE_TWICE_FAULT, f"peer {peer} left twice: freed again")
             return
+        self._lines.disconnect(peer)
         for vector, descriptor in enumerate(slot.descriptors):
             self._host.unbind(self._doorbell_address(), peer << 16 | vector, descriptor)
             self._host.close(descriptor)
@@ -169,6 +195,7 @@ class SeedClient:
         slot.freed = True
 
     def _with_descriptor(self, value: int, received: int) -> None:
+        self.eventfds += value != MEMORY
         descriptor = self._host.duplicate(received)
         if descriptor is None:
             self.device.effects.append(DeviceWarning("could not allocate file descriptor"))
@@ -184,6 +211,9 @@ class SeedClient:
         if self.device.memory is not None and not self._profile.has(Quirk.MEMORY_REMAP):
             self._refuse("server sent shared memory twice", descriptor)
             return
+        for peer in self._peers:
+            if 0 < peer <= self.max_peer:
+                self._lines.disconnect(peer)
         self.max_peer = 0
         size_bytes = self.memory_bytes
         check_size(size_bytes, self._host.size_bytes(descriptor))
@@ -207,7 +237,12 @@ class SeedClient:
             return
         slot.allocated, slot.freed = True, False
         slot.descriptors.append(descriptor)
-        self.max_peer = max(self.max_peer, peer)
+        if peer > self.max_peer:
+            before, self.max_peer = self.max_peer, peer
+            for each in [each for each in self._peers if before < each <= peer]:
+                self._show(each, 0)
+        else:
+            self._show(peer, vector)
         if peer == self.device.peer:
             self._watch(vector, descriptor)
         if self._ioeventfd and not self._host.bind(self._doorbell_address(), peer << 16 | vector, descriptor):
@@ -224,15 +259,22 @@ class SeedClient:
             return offset
         return (self.device.config.bar_address(self._profile.registers_bar) or 0) + offset
 
-    def _publish_lines(self) -> None:
-        """What the doorbell can ring: vectors of peers up to the largest ID seen since the memory came."""
-        self.device.peers.clear()
-        for peer, slot in self._peers.items():
-            if peer <= min(self.max_peer, PEER_LIMIT - 1):
-                for vector, descriptor in enumerate(slot.descriptors):
-                    self.device.peers.connect(peer, vector, descriptor)
+    def _show(self, peer: int, first: int) -> None:
+        """The doorbell can ring the vectors of this peer from ``first`` on: its ID is not above the largest one."""
+        if peer < PEER_LIMIT:
+            for vector, descriptor in enumerate(self._peers[peer].descriptors[first:], first):
+                self._lines.connect(peer, vector, descriptor)
 
     # The end.
+
+    def held(self) -> list[int]:
+        """The descriptors that the device holds: one for each vector of each peer, and the memory's."""
+        held = [descriptor for slot in self._peers.values() for descriptor in slot.descriptors]
+        if self.device.memory is not None:
+            held.append(self.memory_descriptor)
+        if self._unclaimed is not None:
+            held.append(self._unclaimed)
+        return held
 
     def unplug(self) -> tuple[int, ...]:
         """The device is removed; the descriptors that nobody closes.
@@ -242,9 +284,7 @@ class SeedClient:
         """
         if self.device.memory is None and self._profile.has(Quirk.UNPLUG_EARLY_FAULT):
             raise ModelledFault(Quirk.UNPLUG_EARLY_FAULT, "unplugged before the memory arrived")
-        held = [descriptor for slot in self._peers.values() for descriptor in slot.descriptors]
-        if self.device.memory is not None:
-            held.append(self.memory_descriptor)
+        held = self.held()
         if self._profile.has(Quirk.UNPLUG_LEAK):
             return tuple(held)
         for descriptor in held:

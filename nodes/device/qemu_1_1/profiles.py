@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 from nodes.device.msix import Undelivered
 from nodes.device.pci import COMMAND_IO, COMMAND_MEMORY
-from nodes.device.profile import COMMAND_BITS, INTR_MASK, REGISTERS, DoorbellMatch, Quirk, make_profile
+from nodes.device.profile import COMMAND_BITS, INTR_MASK, REGISTERS, DoorbellMatch, Profile, Quirk, make_profile
 from nodes.device.registers import AccessRules, Unfit
 
-__all__ = ["QEMU_1_1", "QEMU_1_1_INTX", "QEMU_1_1_SHM", "QEMU_1_1_SHM_INTX", "VARIANTS"]
+__all__ = ["QEMU_1_1", "QEMU_1_1_INTX", "QEMU_1_1_SHM", "QEMU_1_1_SHM_INTX", "VARIANTS", "Occurrence", "occurrence"]
 
 ALL_ONES = 0xFFFF_FFFF
 
@@ -49,6 +51,7 @@ QEMU_1_1 = make_profile(
     memory_container=(True, "row 7"),
     memory_default_bytes=(4 << 20, "row 13"),
     server=(True, "row 26"),
+    client=("2012", "rows 56 to 77"),
     waits_for_memory=(False, "row 46"),
     vector_bits=(8, "row 50"),
     doorbell_match=(DoorbellMatch.NEVER, "row 87"),
@@ -87,6 +90,7 @@ QEMU_1_1_SHM = make_profile(
     msix=(False, "row 35"),
     driver_start=(((INTR_MASK, ALL_ONES),), "row 45"),
     server=(False, "row 35"),
+    client=("2.6", "row 35: it has none; in a run the server hands it the memory that it would open by name"),
     waits_for_memory=(True, "row 35: the memory is opened at initialisation"),
     position_before_setup=(ALL_ONES, "row 46"),
     stream=(("pci",), "ivshmem.c, ivshmem_save: msi is on, and msix_save without MSI-X writes nothing"),
@@ -106,3 +110,49 @@ VARIANTS = {
     (False, False): QEMU_1_1_SHM_INTX,
 }
 """The profile of a device, by (with a server, property msi)."""
+
+
+class Occurrence(Enum):
+    """Where a defect can be met."""
+
+    RUN = "in a run"
+    GARBLED = "in a run, by the timeline's action garble"
+    SERVER = "with a server that sends such messages; that of a run does not"
+    LIBRARY = "with nodes.device as a library"
+    VARIANT = "in another variant of the device"
+
+
+_ELSEWHERE = {
+    Quirk.ZERO_SIZE: Occurrence.LIBRARY,
+    Quirk.MODE_UNCHECKED: Occurrence.LIBRARY,
+    Quirk.DESCRIPTOR_ZERO_UNMAPPED: Occurrence.LIBRARY,
+    Quirk.SHORT_READ: Occurrence.GARBLED,
+    Quirk.PEER_UNBOUNDED: Occurrence.GARBLED,
+    Quirk.LEAVE_RENAMES: Occurrence.GARBLED,
+    Quirk.MINUS_ONE_UNCHECKED: Occurrence.GARBLED,
+    Quirk.MEMORY_REMAP: Occurrence.GARBLED,
+    Quirk.EARLY_OWN_VECTORS: Occurrence.SERVER,
+    Quirk.IOEVENTFD_INIT_FAULT: Occurrence.LIBRARY,
+    Quirk.IOEVENTFD_UNBOUND: Occurrence.LIBRARY,
+    Quirk.LEAVE_TWICE_FAULT: Occurrence.GARBLED,
+    Quirk.UNPLUG_LEAK: Occurrence.LIBRARY,
+    Quirk.UNPLUG_EARLY_FAULT: Occurrence.LIBRARY,
+}
+"""Where a defect is met that a run does not show of itself.
+
+A topology has no key for the properties ioeventfd and size; the memory of a run is there before a machine is unplugged;
+a worker closes what its device leaves behind.
+"""
+
+
+def occurrence(quirk: Quirk, profile: Profile) -> Occurrence:
+    """Where a defect of the device of 2012 can be met in this variant of it."""
+    needs_client = {Quirk.MAPPING_UNCHECKED, Quirk.DESCRIPTOR_LEAK, Quirk.VECTOR_OVERFLOW}
+    needs_client |= {each for each, where in _ELSEWHERE.items() if where in (Occurrence.GARBLED, Occurrence.SERVER)}
+    absent = (
+        (quirk in needs_client and profile.client != "2012")
+        or (quirk in (Quirk.RESET_DROPS_VECTORS, Quirk.INTX_BESIDE_MSIX) and not profile.msix)
+        or (quirk is Quirk.STATUS_LOW_BYTE and (profile.msix or not profile.server))
+        or (quirk is Quirk.PLAIN_DOORBELL_FAULT and profile.server)
+    )
+    return Occurrence.VARIANT if absent else _ELSEWHERE.get(quirk, Occurrence.RUN)

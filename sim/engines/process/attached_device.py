@@ -32,6 +32,7 @@ class AttachedDevice:
         sample_every: int,
         first: Vm | None,
         on_own: Callable[[int, int], None],
+        on_own_gone: Callable[[int], None],
         warn: Callable[[str], object],
     ) -> None:
         self.book = book
@@ -48,7 +49,7 @@ class AttachedDevice:
             sample_every=sample_every,
             first=first,
         )
-        self._on_own, self._warn = on_own, warn
+        self._on_own, self._on_own_gone, self._warn = on_own, on_own_gone, warn
         self.expected: int | None = None
         """How many eventfds the server's greeting names, once the coordinator has said so."""
         self.connection = self._connect(plan.server)
@@ -70,6 +71,7 @@ class AttachedDevice:
             connect(server),
             self.vm,
             on_own=lambda descriptor: self._on_own(descriptor, self.vm.number),
+            on_own_gone=self._on_own_gone,
             warn=self._warn,
             on_memory=on_memory,
         )

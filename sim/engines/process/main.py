@@ -13,7 +13,8 @@ import socket
 import sys
 import traceback
 
-from nodes.errors import HostError, ProtocolError, UsageError
+from nodes.device.qemu_1_1.properties import DeviceExitError
+from nodes.errors import HostError, ModelledFault, ProtocolError, UsageError
 from sim.engines.messages import Failed, Leave, Stop, Stopped
 from sim.engines.process.configuration import WorkerConfiguration, decode_configuration
 from sim.engines.process.control import TEXT_MAX, Control, Forked, Proceed
@@ -101,6 +102,8 @@ def _explain(error: BaseException) -> Failed:
     whose, cause = "simulator", error
     if isinstance(error, ProgramError) and error.__cause__ is not None:
         whose, cause = "program", error.__cause__
+    if isinstance(cause, ModelledFault | DeviceExitError):
+        whose = "modelled device"
     elif isinstance(error, ProtocolError | UsageError):
         whose = "server"
     elif isinstance(error, HostError):

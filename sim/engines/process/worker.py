@@ -79,6 +79,7 @@ class Worker:
                 sample_every=configuration.sample_every,
                 first=self._devices[0].vm if self._devices else None,
                 on_own=self._add_own,
+                on_own_gone=self._remove_own,
                 warn=lambda text: link.send(messages.Warned(text)),
             )
             self._devices.append(device)
@@ -196,6 +197,11 @@ class Worker:
         """Wait for an own eventfd from now on."""
         self._own[descriptor] = device * self._configuration.vectors + self._devices[device].connection.own[descriptor]
         self._epoll.register(descriptor, select.EPOLLIN)
+
+    def _remove_own(self, descriptor: int) -> None:
+        """Stop waiting for an own eventfd, which the device is about to close."""
+        del self._own[descriptor]
+        self._epoll.unregister(descriptor)
 
     def _await_greetings(self) -> None:
         """Read the greetings until all peers are connected that were present when this machine joined."""

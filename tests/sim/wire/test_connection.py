@@ -18,7 +18,7 @@ from nodes.errors import RemoteProtocolError, UsageError
 from nodes.vm import Vm
 from sim.kernel.eventfd import signal
 from sim.wire.connection import Connection, connect
-from tests.malformed import BOTH, SCRIPTS, Case, Send, cut, eventfd, joined, number
+from tests.malformed import BOTH, SCRIPTS, SHM, Case, Send, cut, eventfd, joined, number
 from tests.nodes.wire.test_client import OF_2012, UNDECIDED
 
 TOLD_ONCE = ("rt: too many vectors for a peer (2 + 3)", "rt: connect same id twice without disconnect")
@@ -28,7 +28,7 @@ TOLD_ONCE = ("rt: too many vectors for a peer (2 + 3)", "rt: connect same id twi
 class Station:
     """One machine connected to a server that says what it is told to say."""
 
-    def __init__(self, path, vectors):
+    def __init__(self, path, vectors, profile="qemu-doorbell"):
         self.stack = contextlib.ExitStack()
         listener = self.stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(os.fspath(path))
@@ -36,9 +36,10 @@ class Station:
         self.odd = []
         self.heard = []
         self.vm = Vm(
-            PROFILES["qemu-doorbell"],
+            PROFILES[profile],
             vectors=vectors,
             role="peer",
+            size_bytes=4096 if PROFILES[profile].memory_container else None,
             signal=signal,
             ledger=NoLedger(),
             clock=lambda: 0,
@@ -97,8 +98,8 @@ def make(kind):
 def station(short_path):
     with contextlib.ExitStack() as stack:
 
-        def build(vectors):
-            built = Station(short_path / "s", vectors)
+        def build(vectors, **options):
+            built = Station(short_path / "s", vectors, **options)
             stack.enter_context(built.stack)
             return built
 
@@ -138,6 +139,22 @@ def test_own_vectors_are_told_as_they_come(station):
     assert built.connection.peer == 0
     assert built.connection.is_set_up
     assert built.connection.heard == 4
+
+
+def open_descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_device_of_2012_keeps_each_descriptor_twice_until_it_ends(station):
+    built = station(2, profile="qemu-1.1")
+    before = open_descriptors() + 1  # the mapping has one of its own (mmap)
+    greeting = Case((number(0), number(4), SHM, *eventfd(4, 2), *eventfd(9), number(9)), vectors=2)
+    assert built.say(greeting) == ""
+    assert built.connection.is_set_up
+    assert built.vm.guest.peers == {4: 2}
+    assert open_descriptors() == before + 4 + 3  # all that came, and the duplicates of those who are there
+    built.connection.close()
+    assert open_descriptors() == before - 1  # the socket too
 
 
 @pytest.mark.parametrize("trusted", [False, True])

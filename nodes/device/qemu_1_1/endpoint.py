@@ -1,0 +1,184 @@
+"""A machine's end of a connection, for the device of 2012: what `SeedClient` makes of a server, done to a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from nodes.device.profile import Quirk
+from nodes.device.qemu_1_1.client import SeedClient
+from nodes.endpoint import Endpoint
+from nodes.errors import RemoteProtocolError
+from nodes.peer_table import Line, PeerTable
+from nodes.vm import Vm
+from nodes.wire.protocol import LEGACY, MESSAGE_BYTES, Dialect
+
+__all__ = ["SeedEndpoint"]
+
+
+class SeedEndpoint(Endpoint):
+    """As `Endpoint`, with the client of 2012 and its defects.
+
+    A defect that ends the real process raises `ModelledFault` or `DeviceExitError` from `receive`: the machine ends
+    with those words. The descriptors that the device loses stay open until `close`, as a process's until its end.
+
+    Args:
+        vm: the machine; its peers are in a table of its own, whose lines belong to the client.
+        place, adopt, release, on_own, warn: as of `Endpoint`.
+        on_own_gone: ``on_own_gone(line)`` is called before an eventfd of the machine's own is released: it is not to be
+            waited for any more.
+        duplicate: ``duplicate(descriptor)`` returns another descriptor for the same thing, or None when none is left.
+        size_bytes: ``size_bytes(descriptor)`` returns the size of the memory behind it.
+    """
+
+    def __init__(
+        self,
+        vm: Vm,
+        *,
+        place: Callable[[int, Line], object],
+        adopt: Callable[[Line], object],
+        release: Callable[[Line], object],
+        on_own: Callable[[Line], object],
+        on_own_gone: Callable[[Line], object],
+        warn: Callable[[str], object],
+        duplicate: Callable[[Line], Line | None],
+        size_bytes: Callable[[Line], int],
+    ) -> None:
+        super().__init__(vm, PeerTable(), place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)
+        self._system = _System(vm, self.own, place, adopt, release, on_own, on_own_gone, duplicate, size_bytes)
+        self._seed = SeedClient(vm.device, self._system, lines=self._system)
+
+    @property
+    def peer(self) -> int | None:
+        return self._vm.device.peer
+
+    @property
+    def is_set_up(self) -> bool:
+        return self._vm.device.peer is not None and self._vm.device.memory is not None
+
+    @property
+    def dialect(self) -> Dialect | None:
+        """It knows one dialect, and takes every other one for that."""
+        return LEGACY
+
+    @property
+    def awaited(self) -> str:
+        return "its ID" if self.peer is None else "the shared memory"
+
+    @property
+    def missing_bytes(self) -> int:
+        """A read of 2012 asks for 8 bytes, whatever came before."""
+        return MESSAGE_BYTES
+
+    def receive(self, data: bytes, descriptors: Sequence[Line] = ()) -> None:
+        self._hear(lambda: self._seed.read(data, descriptors))
+
+    def receive_vectors(self, numbers: Sequence[int], lines: Sequence[Line]) -> None:
+        for number, line in zip(numbers, lines, strict=True):
+            self._hear(partial(self._seed.receive, number, line))
+
+    def end(self) -> None:
+        """The device does not look (ivshmem_event); a machine that is not set up would wait for ever."""
+        self._seed.server_closed()
+        if not self.is_set_up:
+            raise RemoteProtocolError(f"the server closed the connection before it sent {self.awaited}")
+
+    def close(self) -> None:
+        self._peers.clear()
+        self.own.clear()
+        for descriptor in (*self._seed.held(), *self._system.lost):
+            if descriptor not in self._system.foreign:
+                self._release(descriptor)
+        self._system.lost.clear()
+
+    def _hear(self, message: Callable[[], None]) -> None:
+        """Take in one message; a machine that runs learns of a new ID, and prints what its device prints."""
+        before = self._vm.device.peer
+        try:
+            message()
+        finally:
+            self.heard = self._seed.eventfds
+        peer = self._vm.device.peer
+        if self.is_set_up and peer is not None and peer != before:
+            self._vm.guest.place(peer, self._vm.guest.memory)
+        self._vm.settle()
+
+
+class _System:
+    """What the client asks of its system (`Host`), and where its lines go (`Lines`): the machine.
+
+    ``lost`` are descriptors that the device forgets; ``foreign`` those that were no eventfds, and are closed.
+    """
+
+    def __init__(
+        self,
+        vm: Vm,
+        own: dict[Line, int],
+        place: Callable[[int, Line], object],
+        adopt: Callable[[Line], object],
+        release: Callable[[Line], object],
+        on_own: Callable[[Line], object],
+        on_own_gone: Callable[[Line], object],
+        duplicate: Callable[[Line], Line | None],
+        size_bytes: Callable[[Line], int],
+    ) -> None:
+        self._vm, self._own = vm, own
+        self._place, self._adopt, self._release = place, adopt, release
+        self._on_own, self._on_own_gone = on_own, on_own_gone
+        self._duplicate, self._size_bytes = duplicate, size_bytes
+        self.lost: list[Line] = []
+        self.foreign: set[Line] = set()
+
+    def duplicate(self, descriptor: Line) -> Line | None:
+        copy = self._duplicate(descriptor)
+        if copy is None or self._vm.device.profile.has(Quirk.DESCRIPTOR_LEAK):
+            self.lost.append(descriptor)
+        return copy
+
+    def close(self, descriptor: Line) -> None:
+        if self._own.pop(descriptor, None) is not None:
+            self._on_own_gone(descriptor)
+        self._release(descriptor)
+
+    def size_bytes(self, descriptor: Line) -> int:
+        return self._size_bytes(descriptor)
+
+    def map(self, descriptor: Line, size_bytes: int) -> memoryview | None:
+        peer = self._vm.device.peer
+        if peer is None:
+            raise RemoteProtocolError("server sent the shared memory before an ID")
+        try:
+            self._place(peer, descriptor)
+        except OSError:
+            return None
+        return self._vm.device.memory
+
+    def watch(self, vector: int, descriptor: Line) -> bool:
+        self._take(descriptor)
+        self._own[descriptor] = vector
+        try:
+            self._on_own(descriptor)
+        except OSError:
+            return False
+        return True
+
+    def bind(self, address: int, value: int, descriptor: Line) -> bool:
+        """No machine of a run has the property ioeventfd."""
+        return False
+
+    def unbind(self, address: int, value: int, descriptor: Line) -> None:
+        """Nothing is bound."""
+
+    def connect(self, peer: int, vector: int, line: Line) -> bool:
+        self._take(line)
+        return self._vm.connect(peer, vector, line)
+
+    def disconnect(self, peer: int) -> None:
+        self._vm.disconnect(peer)
+
+    def _take(self, descriptor: Line) -> None:
+        try:
+            self._adopt(descriptor)
+        except RemoteProtocolError:
+            self.foreign.add(descriptor)
+            raise

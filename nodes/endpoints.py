@@ -1,0 +1,50 @@
+"""Which `Endpoint` a machine has: the client of 2012 for the device of 2012, today's for every other one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nodes.device.qemu_1_1.endpoint import SeedEndpoint
+from nodes.endpoint import Endpoint
+from nodes.peer_table import Line, PeerTable
+from nodes.vm import Vm
+
+__all__ = ["make_endpoint"]
+
+
+def make_endpoint(
+    vm: Vm,
+    peers: PeerTable,
+    *,
+    place: Callable[[int, Line], object],
+    adopt: Callable[[Line], object] = lambda line: None,
+    release: Callable[[Line], object] = lambda line: None,
+    on_own: Callable[[Line], object] = lambda line: None,
+    on_own_gone: Callable[[Line], object] = lambda line: None,
+    warn: Callable[[str], object] = lambda text: None,
+    duplicate: Callable[[Line], Line | None] = lambda line: line,
+    size_bytes: Callable[[Line], int] | None = None,
+) -> Endpoint:
+    """The end of a connection for this machine's device.
+
+    Args:
+        vm: the machine.
+        peers: the table of a machine that is not of 2012; one of 2012 has a table of its own.
+        place, adopt, release, on_own, warn: as of `Endpoint`.
+        on_own_gone: as of `SeedEndpoint`.
+        duplicate: as of `SeedEndpoint`; by default the descriptor itself, where there are only numbers.
+        size_bytes: as of `SeedEndpoint`; by default every memory is as large as its device asks.
+    """
+    if vm.device.profile.client != "2012":
+        return Endpoint(vm, peers, place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)
+    return SeedEndpoint(
+        vm,
+        place=place,
+        adopt=adopt,
+        release=release,
+        on_own=on_own,
+        on_own_gone=on_own_gone,
+        warn=warn,
+        duplicate=duplicate,
+        size_bytes=size_bytes or (lambda descriptor: 1 << 62),
+    )
