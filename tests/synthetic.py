@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from sim.host.wake_up_baseline import WakeUpBaseline
 from sim.recording import Recording, RecordingLayout, State, header
 from sim.results import Ending, Run, RunDirectory
@@ -169,6 +171,34 @@ def pair(parent: Path, title: str = "Made up") -> RunDirectory:
         drains=[(0, 1, early + 5000, early + 6000), (0, 1, late + 7000, late + 9000)],
     )
     return directory
+
+
+def long_run(parent: Path, samples: int) -> Path:
+    """A run whose coordinator died: one machine rang another so often, each doorbell sampled and drained alone."""
+    directory = RunDirectory.create(parent, topology({"tx": (1, 1), "rx": (1, 1)}, "Long"), {})
+    rung_ns = MEASURE_NS + np.arange(samples) * (2 * SECOND_NS // samples)
+    took = np.random.default_rng(1).integers(100, 400, samples)
+    rings = np.column_stack((np.full(samples, 1 << 16), rung_ns - 50, rung_ns))
+    drains = np.column_stack((np.full(samples, 1 << 16), rung_ns + took, rung_ns + took + 60))
+    for machine, (section, entries) in enumerate((("rings", rings), ("drains", drains))):
+        path = directory.recording_path(machine)
+        sizes = {"rings": 1, "drains": 1} | {section: samples}
+        layout = RecordingLayout(vectors=1, edges=1, **sizes)
+        with Recording.create(path, layout, machine=machine, sample_every=1) as made:
+            words = np.frombuffer(made.words, np.int64)
+            at = layout.rings_at if section == "rings" else layout.drains_at
+            words[at : at + entries.size] = entries.reshape(-1)
+            if section == "rings":
+                words[layout.edges_at : layout.edges_at + 3] = 1 << 16, samples, 0
+                words[header.EDGES_USED], words[header.RINGS_USED] = 1, samples
+            else:
+                words[layout.vectors_at : layout.vectors_at + 2] = samples, samples
+                words[header.DRAINS_USED] = samples
+            words[header.PEER], words[header.STATE] = machine, State.STOPPED
+            words[header.READY_NS], words[header.STARTED_NS] = START_NS - SECOND_NS, START_NS
+            words[header.STOPPED_NS] = STOP_NS
+            del words  # the recording cannot be unmapped while an array views it
+    return orphan(directory)
 
 
 PENDING = {(1, 1): 1}

@@ -37,6 +37,8 @@ UNREAD_MESSAGES = 278
 GREETING_MESSAGES = 3
 # Measured: private memory of a worker, and of the kernel for an eventfd.
 PRIVATE_BYTES = round(3.9 * 2**20)
+# Measured: the coordinator while it writes results, without the index of the drains (analysis.matching).
+RESULTS_BYTES, INDEX_BYTES_EACH = 288 << 20, 28
 EVENTFD_BYTES = 200
 # Measured, on two CPUs that nobody else used: a run of two machines, a process more, a message more.
 BASE_S, PROCESS_S, MESSAGE_S = 0.2, 0.010, 4e-6
@@ -219,6 +221,10 @@ def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
         by_kind[domain.memory.kind] += domain.memory.size_bytes
     layouts = Layouts(topology)
     each = {machine.vectors: layouts.of(machine).words * WORD_BYTES for machine in _kinds(topology)}
+    drains = sum(
+        layouts.of(machine).drains * len(machine.domains) * max(1, count.lives[machine.index])
+        for machine in topology.machines
+    )
     recordings = sum(
         each[machine.vectors] * len(machine.domains) * max(1, count.lives[machine.index])
         for machine in topology.machines
@@ -230,6 +236,13 @@ def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
     )
     advice = "Take fewer machines or a smaller memory"
     yield _sum("of memory", shared + recordings + private, host.memory_bytes, made_of, advice, unit="bytes")
+    made_of = (
+        f"at most {INDEX_BYTES_EACH} bytes for each of {drains:,} drains, {_amount(RESULTS_BYTES, 'bytes')} others"
+    )
+    needed = RESULTS_BYTES + INDEX_BYTES_EACH * drains
+    advice = "The recordings are kept where the results cannot be made. Take a shorter run or a larger run.sample_every"
+    yield _sum("of memory for the results", needed, host.memory_bytes, made_of, advice, unit="bytes", binding=False)
+    advice = "Take fewer machines or a smaller memory"
     if named := by_kind["shared_memory"]:
         advice = 'Take a smaller memory or kind = "memfd", or mount a larger file system there'
         yield _sum(f"of shared memory in {SHM_DIRECTORY}", named, host.shm_bytes, "", advice, unit="bytes")

@@ -43,7 +43,7 @@ VECTOR_MASK = 0xFFFF
 DOMAINS_MAX = 1 << 10
 KEY_LIMIT = DOMAINS_MAX << 32
 TIME_LIMIT_NS = 1 << 62
-CHUNK_ROWS = 1 << 18
+CHUNK_ROWS = 1 << 17
 WIDTH = 3
 """Words of an entry of edges, rings and drains."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +98,7 @@ class DrainIndex:
         self._starts = np.concatenate(([0], np.cumsum(sizes[:-1])))
         total = int(self._starts[-1])
         self._delivered_ns, self._handled_ns, self._count = (np.zeros(total, np.int64) for _ in range(3))
-        self._held = np.zeros(total, np.int32)
+        self._held: npt.NDArray[Any] = np.zeros(total, np.int32)
 
     @staticmethod
     def _chunks(records: Sequence[Records]) -> Iterator[DrainChunk]:
@@ -173,9 +174,11 @@ class DrainIndex:
         )
         return delivered, handled, count
 
-    def overfull(self) -> int:
-        """Drains that were given more samples than the doorbells they drained: 0 if the match is sound."""
-        return int(np.count_nonzero(self._held > self._count))
+    def close(self) -> int:
+        """Free the index. Returns the drains with more samples than the doorbells they drained: 0 if all is sound."""
+        overfull = int(np.count_nonzero(self._held > self._count))
+        self._delivered_ns = self._handled_ns = self._count = self._held = np.zeros(0, np.int64)
+        return overfull
 
 
 @dataclass
@@ -188,6 +191,7 @@ class Matching:
         short: deliveries in less than a quarter of a bare wake-up, which takes ``bare_ns`` (0: not measured).
         unscheduled: by row, the measured samples that were rung without a schedule.
         drains: how many drains there are.
+        overfull: drains that have more samples than the doorbells they drained.
     """
 
     records: Sequence[Records]
@@ -199,6 +203,7 @@ class Matching:
     unmatched: int = 0
     short: int = 0
     drains: int = 0
+    overfull: int = 0
     unscheduled: Column = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
@@ -211,7 +216,7 @@ class Matching:
             yield chunk
 
     def sample_chunks(self) -> Iterator[Samples]:
-        """All samples, in the order of their senders."""
+        """All samples, in the order of their senders; then the index is freed."""
         for part, source in _together(self.records, "rings"):
             target, vector, line = self.index.line_of_rings(part[:, 0])
             intended_ns, rung_ns = part[:, 1], part[:, 2]
@@ -237,6 +242,7 @@ class Matching:
                 count=count,
                 warmup=warmup,
             )
+        self.overfull = self.index.close()
 
 
 def _together(records: Sequence[Records], section: str) -> Iterator[tuple[Column, Column]]:

@@ -64,7 +64,7 @@ def _summarize(
         samples=account.matching.samples,
         unmatched=account.matching.unmatched,
         drains=account.matching.drains,
-        overfull_drains=account.matching.index.overfull(),
+        overfull_drains=account.matching.overfull,
         pending_derived=ending.pending is None,
         seed=manifest.seed,
         duration_s=round(seconds, 6),

@@ -18,7 +18,7 @@ from nodes.errors import HostError
 from sim.commands.preflight import dry_run
 from sim.coordination.layouts import Layouts
 from sim.host.limits import Host, Left
-from sim.host.preflight import Demand, Sum, check, preflight, render
+from sim.host.preflight import INDEX_BYTES_EACH, RESULTS_BYTES, Demand, Sum, check, preflight, render
 from sim.recording.header import WORD_BYTES
 from sim.results import RunDirectory
 from tests.synthetic import topology
@@ -68,6 +68,9 @@ def test_every_sum_is_what_it_is_made_of() -> None:
     layouts = Layouts(made)
     recordings = sum(layouts.of(machine).words * WORD_BYTES for machine in made.machines)
     assert found["of disk for recordings"] == recordings
+    assert found["of memory for the results"] == RESULTS_BYTES + INDEX_BYTES_EACH * sum(
+        Layouts(made).of(machine).drains for machine in made.machines
+    )
     assert found["of memory"] == (4 << 20) + recordings + 4 * round(3.9 * 2**20) + 200 * eventfds
 
 

@@ -109,14 +109,14 @@ def test_random_histories_are_matched_exactly(history):
     assert assigned(rings, drains) == truth
 
 
-def test_drains_with_more_samples_than_doorbells_are_counted():
+@pytest.mark.parametrize(
+    ("rings", "overfull"), [((0, 0, 1, 2, 2, 2), 1), ((0, 1, 2, 2, 2, -1), 0), ((0, 0, 2, 2, 2, 2), 2)]
+)
+def test_drains_with_more_samples_than_doorbells_are_counted(rings, overfull):
     index = index_of([(0, 1, 10), (1, 1, 10), (2, 3, 10)])
-    index.find(numbers(0, 0, 1, 2), numbers(1, 2, 3, 4))
-    assert index.overfull() == 1
-    index.find(numbers(2, 2, -1), numbers(5, 6, 7))
-    assert index.overfull() == 1
-    index.find(numbers(2), numbers(8))
-    assert index.overfull() == 2
+    for part in (rings[:3], rings[3:]):
+        index.find(numbers(*part), numbers(*range(len(part))))
+    assert index.close() == overfull
 
 
 @given(st.data())
