@@ -251,7 +251,7 @@ class Mapping(NamedTuple):
     current: bool
 
     def __str__(self) -> str:
-        return f"{self.command} (pid {self.pid})"
+        return f"{self.command}[{self.pid}]"
 
 
 def mappings(name: str) -> Iterator[Mapping]:

@@ -207,13 +207,13 @@ def test_memory_outlives_a_killed_server_with_its_clients(short_path: Path) -> N
             _, told = server.communicate(timeout=PATIENCE_S)
             assert server.returncode == 2
             assert "has 65536 bytes, and clients of a server that was killed still use it" in told
-            assert f"(pid {os.getpid()})): share it with -l 65536" in told
+            assert f"[{os.getpid()}]): share it with -l 65536" in told
         with serve("-F", "-S", str(path), "-M", name, "-l", "64K") as server:
             assert server.stderr is not None
             assert server.stderr.readline().startswith("serving 65536 bytes")
             warning = server.stderr.readline()
             assert f"memory '{name}' is shared, with its content, with clients of a server that was killed" in warning
-            assert f"(pid {os.getpid()})" in warning
+            assert f"[{os.getpid()}])" in warning
             with contextlib.closing(Visitor(path, 1)) as new, map_region(new.memory) as same:
                 assert same[0:4] == b"kept"
             server.terminate()

@@ -269,7 +269,7 @@ def test_memory_that_clients_of_a_killed_owner_use_is_adopted(name, killed):
 
 def test_memory_that_clients_use_is_never_replaced(name, killed):
     theirs = killed(8192, used=True)
-    with pytest.raises(UsageError, match=rf"clients of a server that was killed still use it \(.*pid {os.getpid()}\)"):
+    with pytest.raises(UsageError, match=rf"clients of a server that was killed still use it \(.*\[{os.getpid()}\]\)"):
         Region.create(8192, name=name)
     with pytest.raises(UsageError, match=r"has 8192 bytes.*share it with -l 8192"):
         Region.create(4096, name=name, adopt=True)
