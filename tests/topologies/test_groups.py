@@ -345,7 +345,7 @@ def test_a_master_is_the_first_of_each_of_its_domains() -> None:
     told = "one machine, the first of the file (master must connect to the server before any peers)"
     assert (problem.expected, problem.hint) == (told, "")
     plain = "[machines.p]\nprogram = 'idle'\nprofile = 'qemu-plain'\n"
-    assert "those without a server connect too" in only(plain + MACHINE + "role = 'master'").hint
+    assert "devices without a server connect too" in only(plain + MACHINE + "role = 'master'").hint
 
 
 def test_a_role_that_is_left_to_the_id() -> None:

@@ -1,4 +1,4 @@
-"""What a group's machines hand to their program: each keyword typed, checked, and names made indices."""
+"""The arguments of programs: each keyword typed and checked, names of machines resolved to indices."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Arguments", "check_offsets", "read_arguments"]
 
 
 class Chosen(Protocol):
-    """Machines that were named, as each of those who name them sees them."""
+    """The machines that a value names, for each machine that has the value."""
 
     def seen_by(self, index: int) -> Machines: ...
 
 
 @dataclass(slots=True)
 class Arguments:
-    """The keyword arguments of machines with the same settings: ``values`` are the same for all of them."""
+    """The keyword arguments of machines with the same settings; ``values`` are the same for all of them."""
 
     values: dict[str, Any] = field(default_factory=dict)
     chosen: dict[str, Chosen] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Arguments:
 def read_arguments(
     program: Program, settings: Settings, members: Sequence[int], references: References, report: Report
 ) -> Arguments:
-    """The parameters in ``settings``, as ``program`` wants them for the machines ``members``."""
+    """The parameters in ``settings``, converted for ``program`` and the machines ``members``."""
     given = settings.parameters
     known = {parameter.name: parameter for parameter in program.parameters}
     for key in given:
@@ -58,7 +58,7 @@ def read_arguments(
             if not report.has(path):
                 report.add(path, _expected(parameter), f"nothing, and {program.name} has no default for it")
         elif parameter.names_peers and isinstance(parameter.default, str):
-            # The default of the program's own signature: "others", or a name that this topology may lack.
+            # The default in the program's signature: "others", or a name that this topology may not have.
             _read_one(parameter, parameter.default, path, arguments, members, references=references, report=report)
         else:
             arguments.values[parameter.name] = parameter.default
@@ -68,7 +68,7 @@ def read_arguments(
 def check_offsets(
     arguments: Iterable[tuple[Settings, Arguments]], size_bytes: Mapping[str, int], report: Report
 ) -> None:
-    """Whether every offset leaves room for a 64-bit word in the shared memories of who is given it."""
+    """Report offsets without room for a 64-bit word in the shared memories of their machines."""
     for settings, own in arguments:
         smallest = min((size_bytes[name] for name in settings.values["domains"] if name in size_bytes), default=2**63)
         for name, value in own.values.items():
@@ -93,7 +93,7 @@ def _read_one(
     references: References,
     report: Report,
 ) -> None:
-    """One argument, put into ``arguments`` when it fits and reported when not."""
+    """Put one argument into ``arguments`` if it fits, else report it."""
     if parameter.names_peers:
         chosen = references.choose(value, path, members)
         if chosen is not None:
@@ -111,10 +111,10 @@ def _read_one(
         return
     low, high = parameter.range or (None, None)
     if isinstance(converted, int | float) and not isinstance(converted, bool):
-        # Written positively, so that nothing that compares oddly slips through.
+        # Positive comparisons, so that NaN does not fit.
         fits = (low is None or converted >= low) and (high is None or converted <= high)
         if not fits:
             limits = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-            report.add(path, f"a number {limits}", show(value), "the name says its unit, and that its range")
+            report.add(path, f"a number {limits}", show(value), "the unit in the name sets the range")
             return
     arguments.values[parameter.name] = converted

@@ -1,4 +1,4 @@
-"""All machines of a file with what holds for each of them, checked against their devices and against each other."""
+"""All machines of a file with their settings, checked against their devices and against each other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SERVERLESS = frozenset(profile.name for profile in PROFILES.values() if not pro
 
 @dataclass(slots=True)
 class ResolvedMachines:
-    """The groups; ``settings`` are those of each machine, by its index. ``programs`` by the name in the file."""
+    """The groups; ``settings`` of each machine, by its index; ``programs`` by their names in the file."""
 
     names: Names
     members: list[Members]
@@ -40,7 +40,7 @@ class ResolvedMachines:
 
     @property
     def bases(self) -> dict[str, Settings]:
-        """What holds for a group where nothing else is said of one of its machines; or for its first one."""
+        """The settings of each group without overrides; of a group with overrides only, those of its first machine."""
         return {members.name: next(members.kinds())[0] for members in self.members}
 
     def group_of(self, index: int) -> str:
@@ -49,7 +49,7 @@ class ResolvedMachines:
         return self.members[place].name
 
     def kinds(self) -> Iterator[tuple[Settings, Sequence[int]]]:
-        """Each settings, with the indices of the machines that it holds for."""
+        """Each settings object, with the indices of its machines."""
         for members in self.members:
             yield from members.kinds()
 
@@ -57,7 +57,7 @@ class ResolvedMachines:
 def read_machines(
     fields: Mapping[str, Any], domains: Sequence[str], programs: ProgramFiles, report: Report
 ) -> ResolvedMachines | None:
-    """The machines of a file; None when there are too many of them to look at."""
+    """The machines of a file; None when there are too many."""
     groups: dict[str, dict[str, Any]] = fields.get("machines", {})
     counts = [(name, group.get("count", 1), _pattern(name, group, report)) for name, group in groups.items()]
     total = sum(count for _, count, _ in counts)
@@ -90,44 +90,46 @@ def read_machines(
 
 
 def _pattern(group: str, table: Mapping[str, Any], report: Report) -> str:
-    """The pattern of the names of a group's machines, or "" when there is none that can be used."""
+    """The pattern of the names of a group's machines; "" if it has none, or an invalid one."""
     pattern: str = table.get("name", "")
     count = table.get("count", 1)
     if not pattern:
         return ""
     if "{n" not in pattern and count > 1:
-        report.add(("machines", group, "name"), f"a pattern with {{n}}, to tell {count} machines apart", show(pattern))
+        report.add(
+            ("machines", group, "name"), f"a pattern with {{n}}, because the group has {count} machines", show(pattern)
+        )
         return ""
     for place in (0, count - 1):
         name = machine_name(group, place, count, pattern)
         if len(name) <= MAX_NAME and not re.match(NAME_PATTERN, name):
-            report.add(("machines", group, "name"), "a pattern that makes names of machines", show(name))
+            report.add(("machines", group, "name"), "a pattern that results in names of machines", show(name))
             return ""
     return pattern
 
 
 def _check_names(names: Names, patterns: Mapping[str, str], report: Report) -> None:
-    """Every machine is called by one name, and every name calls one machine or one group."""
+    """Report names that are reserved, too long, or used twice."""
     for group, members in names.groups.items():
         key = ("machines", group, "name") if patterns[group] else ("machines", group)
         longest = names.names_of[members[-1]]
         reserved = next((name for name in (group, longest, names.names_of[members[0]]) if name in RESERVED_NAMES), None)
         if reserved is not None:
-            report.add(key, "a name that has no meaning yet", show(reserved))
+            report.add(key, "a name that is not reserved", show(reserved))
         elif len(longest) > MAX_NAME:
             expected = f"machine names of at most {MAX_NAME} characters"
             report.add(key, expected, f"{show(longest)} of {len(longest)}")
     for group, name in names.clashes[:1]:
         key = ("machines", group, "name") if patterns[group] else ("machines", group)
         expected = "a name that no other machine or group has"
-        report.add(key, expected, f"a machine called {show(name)}")
+        report.add(key, expected, f"a machine named {show(name)}")
 
 
-# What holds for each machine
+# Settings of each machine
 
 
 def _settle_domains(settings: Settings, domains: Sequence[str], report: Report) -> None:
-    """The domains of a machine: those it says, or the only one that there is."""
+    """The domains of a machine: those it names, or the only one."""
     names, path = settings.values["domains"], settings.at("domains")
     known = ", ".join(show(name) for name in domains)
     if not names:
@@ -140,7 +142,7 @@ def _settle_domains(settings: Settings, domains: Sequence[str], report: Report) 
             report.add((*path, place), f"one of the domains {known}", show(name), nearest(name, domains))
         elif name in names[:place]:
             report.add((*path, place), "each domain once", f"{show(name)} again")
-    # What was reported is left out, so that the rest can be judged.
+    # Without the names that were reported, so that the rest can be checked.
     settings.values["domains"] = tuple(dict.fromkeys(name for name in names if name in domains)) or tuple(domains[:1])
 
 
@@ -157,7 +159,12 @@ def _settle_scheduling(settings: Settings, report: Report) -> None:
         got = show(priority) if settings.says("priority") else "nothing: this key is missing"
         report.add(settings.at("priority"), f"a priority from 1 to 99, for the policy {policy}", got)
     elif policy not in _REALTIME and priority:
-        report.add(settings.at("priority"), f"no priority, for the policy {policy}", show(priority), "or fifo, or rr")
+        report.add(
+            settings.at("priority"),
+            f"no priority, for the policy {policy}",
+            show(priority),
+            "the policies fifo and rr have one",
+        )
     elif policy not in ("other", "batch") and values["nice"]:
         report.add(settings.at("nice"), f"no niceness, for the policy {policy}", show(values["nice"]))
     else:
@@ -165,10 +172,7 @@ def _settle_scheduling(settings: Settings, report: Report) -> None:
 
 
 def _settle_device(settings: Settings, report: Report) -> None:
-    """The device is one that `nodes.device.profiles` describes, with as many vectors as such a device can have.
-
-    Who does not say its role has its device's default.
-    """
+    """Check the profile and the number of vectors; without a role, set the profile's default."""
     values = settings.values
     name, vectors = values["profile"], values["vectors"]
     profile = PROFILES.get(name)
@@ -183,8 +187,8 @@ def _settle_device(settings: Settings, report: Report) -> None:
     elif vectors > profile.msix_limit:
         report.add(settings.at("vectors"), f"at most {profile.msix_limit}, as {name} has", show(vectors))
     elif vectors == 0 and profile.msix:
-        hint = 'profile = "qemu-plain" is memory without interrupts'
-        report.add(settings.at("vectors"), f"at least 1: {name} has MSI-X, and that at least one vector", "0", hint)
+        hint = 'profile = "qemu-plain" has no interrupts'
+        report.add(settings.at("vectors"), f"at least 1: {name} has MSI-X, which has at least one vector", "0", hint)
     if values["role"] is None:
         values["role"] = profile.default_role
     elif values["role"] not in profile.roles and not settings.faulty("role", report):
@@ -193,7 +197,7 @@ def _settle_device(settings: Settings, report: Report) -> None:
 
 
 def _check_migratable(settings: Settings, report: Report) -> None:
-    """What QEMU says to such a machine when it is begun with --only-migratable (reference: migration.json)."""
+    """Report what QEMU started with --only-migratable refuses (migration.json)."""
     values = settings.values
     profile = PROFILES.get(values["profile"])
     expected = "machines that can migrate, for run.only_migratable"
@@ -218,9 +222,9 @@ def _refuse(settings: Settings, key: str, blocker: Blocker, report: Report) -> N
 
 
 def _first(resolved: ResolvedMachines) -> dict[str, int]:
-    """Who gets the ID 0 of each domain, as far as anybody is there from the beginning.
+    """The machine that gets ID 0 of each domain, if one is present from the start.
 
-    In a run that may be a device without a server, too: its memory comes over a connection as everybody's does.
+    In a run that may be a device without a server: its memory comes over a connection, too.
     """
     first: dict[str, int] = {}
     for index, settings in enumerate(resolved.settings):
@@ -231,7 +235,7 @@ def _first(resolved: ResolvedMachines) -> dict[str, int]:
 
 
 def _check_autos(resolved: ResolvedMachines, first: Mapping[str, int], report: Report) -> None:
-    """Who is to be a master if its ID is 0, and gets another one, is a peer."""
+    """Report machines with the role "auto" that do not get ID 0, and so are peers."""
     for settings, indices in resolved.kinds():
         profile = PROFILES.get(settings.values["profile"])
         if profile is None or settings.values["role"] != "auto" or not profile.server:
@@ -243,7 +247,7 @@ def _check_autos(resolved: ResolvedMachines, first: Mapping[str, int], report: R
 def _check_masters(
     resolved: ResolvedMachines, domains: Sequence[str], first: Mapping[str, int], report: Report
 ) -> None:
-    """Today's master must be the first to connect, in each of its domains."""
+    """Report masters of today that are not the first to connect in each of their domains."""
     where = "of the file" if len(domains) == 1 else "of each of its domains"
     for settings, indices in resolved.kinds():
         profile = PROFILES.get(settings.values["profile"])
@@ -255,12 +259,14 @@ def _check_masters(
             got = f"{len(names)} machines" if len(names) > 1 else f"{names[0]}, which is not"
             ahead = {first[name] for name in settings.values["domains"] if name in first} - set(indices)
             plain = [each for each in ahead if resolved.settings[each].values["profile"] in _SERVERLESS]
-            hint = "in a run those without a server connect too, for their memory: name the master first"
+            hint = (
+                "in a run, devices without a server connect too, for their memory: the master comes first in the file"
+            )
             report.add(settings.at("role"), expected, f'"master" for {got}', hint if plain else "")
 
 
 def _refusal_of_second(profile: Profile) -> str:
-    """What the device says to a master that is not peer 0."""
+    """The error of the device when a master is not peer 0."""
     try:
         Ivshmem(profile, role="master", ring=lambda *_: None).set_peer(1)
     except UsageError as error:
@@ -269,7 +275,7 @@ def _refusal_of_second(profile: Profile) -> str:
 
 
 def _find_programs(resolved: ResolvedMachines, programs: ProgramFiles, report: Report) -> None:
-    """Each program that is named, once; who names none has said so nowhere."""
+    """Find each program once; report machines without one."""
     failed: dict[str, ProgramError] = {}
     for settings, _ in resolved.kinds():
         name = settings.values.get("program")

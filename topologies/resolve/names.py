@@ -1,4 +1,4 @@
-"""All machines of a topology by name, before any of them exists, and who is meant by ``to = "storm"``."""
+"""The names of all machines of a topology, and the machines that ``to = "storm"`` names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESERVED_NAMES = ("all", "others")
 
 
 class UnknownNameError(Exception):
-    """No group and no machine has this name; ``name`` it is."""
+    """No group and no machine has the name ``name``."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -23,16 +23,16 @@ class UnknownNameError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The machines that some names stand for: indices in the order named, none twice.
+    """The machines that some names stand for: indices in the order of the names, each once.
 
-    A machine that did not name itself (``itself``) is left out of what it selects.
+    A machine is not in its own selection, unless it is in ``itself`` because its own name or "all" selected it.
     """
 
     machines: Machines
     itself: frozenset[int]
 
     def seen_by(self, index: int) -> Machines:
-        """What remains for the machine ``index``; shared by all machines that are not selected."""
+        """The selection of the machine ``index``; one object for all machines that are not selected."""
         if index in self.itself or index not in self.machines:
             return self.machines
         place = self.machines.index(index)
@@ -42,7 +42,7 @@ class Selection:
 class Names:
     """Names to indices. ``groups`` are (name, count, pattern of the machines' names, or "") in the file's order.
 
-    ``clashes`` are names used twice, each with the group that did.
+    ``clashes`` are the names that are used twice, each with its group.
     """
 
     def __init__(self, groups: Iterable[tuple[str, int, str]]) -> None:
@@ -56,7 +56,7 @@ class Names:
             self.groups[group] = range(total, total + count)
             total += count
             patterns[group] = pattern
-        # Each index is one object, whoever names it: a million pairs then cost 8 bytes each.
+        # Every selection shares the objects of the indices: a million pairs cost 8 bytes each.
         self.everyone = Machines(range(total))
         self._everyone = frozenset(self.everyone)
         for group, members in self.groups.items():
@@ -82,18 +82,18 @@ class Names:
         raise UnknownNameError(name)
 
     def select(self, names: str | Sequence[str]) -> Selection:
-        """Who is meant; raises `UnknownNameError`.
+        """The machines that ``names`` stand for. Raises `UnknownNameError`.
 
-        A group and "others" leave the machine that asks out; "all" and its own name keep it.
+        A group and "others" leave out the machine that names them; "all" and its own name include it.
         """
         names = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-        if names in (["all"], ["others"]):  # by far the most frequent, and the largest
+        if names in (["all"], ["others"]):  # the most frequent ones, and the largest
             return Selection(self.everyone, self._everyone if names == ["all"] else frozenset())
         machines: dict[int, None] = {}
         itself: set[int] = set()
         for name in names:
             found = self.everyone if name in RESERVED_NAMES else self.members(name)
-            # A group of one bears its machine's name: whoever writes it there means that machine.
+            # A group of one machine has the same name as the machine: the name stands for the machine.
             if name in self.machines:
                 itself.update(found)
             machines.update(dict.fromkeys(found))

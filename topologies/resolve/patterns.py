@@ -1,8 +1,8 @@
-"""Who rings whom, given as a figure instead of a list: ``to = { ring = "storm" }``.
+"""Patterns of peers instead of a list: ``to = { ring = "storm" }``.
 
-A pattern is laid over the machines that it names, in the order named. Those who are among them have a place in it.
-Those who are not can still be paired with it, by their place in their own group, or draw from it at random; a ring
-and a star are only for those in it.
+A pattern orders the machines that it names. A machine that is one of them has a place in the pattern. Another machine
+can be paired with it, by the place in its own group, or draw from it at random; a ring and a star are only for machines
+in the pattern.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEGREE = "degree"
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One kind: ``peers(place, size)`` are the places that the one at ``place`` rings."""
+    """One kind of pattern: ``peers(place, size)`` are the places that the machine at ``place`` rings."""
 
     meaning: str
     peers: Callable[[int, int], Sequence[int]]
@@ -47,12 +47,12 @@ PATTERNS: dict[str, Pattern | None] = {
     "star": Pattern("The first is the hub: it rings all, all ring it.", _star, for_others=False),
     "random": None,
 }
-"""By the key that a topology says it with. ``all`` is the same as the plain name, ``random`` draws."""
+"""By the key in a topology. ``all`` is the same as the plain name, ``random`` draws."""
 
 
 @dataclass(frozen=True, slots=True)
 class Laid:
-    """A pattern that has been laid over machines: whom each of them rings."""
+    """A pattern applied to machines: the peers of each."""
 
     peers: Mapping[int, Machines]
 
@@ -61,7 +61,7 @@ class Laid:
 
 
 def lay(pattern: Pattern, machines: Machines, members: Sequence[tuple[int, int]]) -> Laid | None:
-    """Whom ``members``, each an (index, place in its group), ring; None when one has no place in the pattern."""
+    """The peers of ``members``, each an (index, place in its group); None when one has no place in the pattern."""
     places = dict(zip(machines, count()))
     peers = {}
     for index, own_place in members:
@@ -76,9 +76,9 @@ def lay(pattern: Pattern, machines: Machines, members: Sequence[tuple[int, int]]
 
 
 def draw(machines: Machines, members: Sequence[tuple[int, int]], degree: int, seed: str) -> Laid | None:
-    """``degree`` different machines for each member, never itself; None when there are not so many.
+    """``degree`` different machines for each member, never itself; None when there are too few.
 
-    The same seed draws the same, with any Python: the draws are the bytes of a hash.
+    The draws are bytes of a hash, so that the same seed gives the same peers with any Python.
     """
     places = dict(zip(machines, count()))
     peers = {}
@@ -89,7 +89,7 @@ def draw(machines: Machines, members: Sequence[tuple[int, int]], degree: int, se
             return None
         data = hashlib.shake_128(f"{seed}/{index}".encode()).digest(8 * degree)
         chosen: dict[int, None] = {}
-        # Floyd's way to draw without replacement.
+        # Floyd's algorithm draws without replacement.
         for at, last in enumerate(range(size - degree, size)):
             place = int.from_bytes(data[8 * at : 8 * at + 8], "little") % (last + 1)
             chosen[last if place in chosen else place] = None

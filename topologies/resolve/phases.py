@@ -18,13 +18,13 @@ _LONGEST_S = 604_800
 def read_phases(
     tables: Sequence[Mapping[str, Any]], run: Mapping[str, Any], given: Mapping[str, Any], report: Report
 ) -> tuple[tuple[Phase, ...], dict[str, Any]]:
-    """The phases, and ``run`` with their times; ``given`` is the table ``[run]`` as the file has it."""
+    """The phases, and ``run`` with their times; ``given`` is the table ``[run]`` of the file."""
     before = len(report.problems)
     if not tables:
         return (), dict(run)
     for key in ("duration_s", "warmup_s"):
         if key in given:
-            report.add(("run", key), "no time: the phases say how long the run is", show(given[key]))
+            report.add(("run", key), "no time: the phases set the duration of the run", show(given[key]))
     seen: set[str] = set()
     for place, table in enumerate(tables):
         name = table.get("name")
@@ -50,6 +50,6 @@ def _load(load: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def end_of(run: Mapping[str, Any]) -> float:
-    """How long the programs run, warm-up included, in seconds; keys that were reported count as their defaults."""
+    """The duration of the programs, warm-up included, in seconds; defaults for keys that were reported."""
     settings = RunSettings()
     return float(run.get("warmup_s", settings.warmup_s) + run.get("duration_s", settings.duration_s))

@@ -1,9 +1,8 @@
-"""The program a machine runs: found by its name, its parameters read off its signature.
+"""The program of a machine: found by its name, with the parameters of its signature.
 
-A program is a generator function whose first parameter is the guest. Its keyword-only parameters are
-what a topology may set; each needs an annotation: int, float, str, bool, ``X | None``, ``Literal``,
-arrays of those, `nodes.guest.Peers` or `nodes.guest.Trace`. The name of a parameter says its unit, and
-with it its range:
+A program is a generator function whose first parameter is the guest. A topology may set its keyword-only parameters;
+each needs an annotation: int, float, str, bool, ``X | None``, ``Literal``, arrays of those, `nodes.guest.Peers` or
+`nodes.guest.Trace`. The name of a parameter has its unit, which sets its range:
 
     *_hz                      0.000001 .. 1e9
     *_s, *_ms, *_us, *_ns     0 .. a week
@@ -12,8 +11,8 @@ with it its range:
     vector                    0 .. 2047
     offset, *_offset          0 .. the last 64-bit word of the shared memory
 
-Naming a program of another package imports that package, and so does a file of programs: their code runs, with full
-trust. Such a file is only ever one that the caller named; none is taken from beside the topology.
+A program of another package and a file of programs are imported: their code runs with full trust. A file is one that
+the caller named; files beside the topology are not used.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ __all__ = [
 
 _WEEK_S = 604_800
 OFFSET = re.compile(r"(.*_|)offset")
-"""Parameters that are places in the shared memory, in bytes; how large that is, only the topology knows."""
+"""Parameters that are offsets in the shared memory, in bytes; the topology has the size of that."""
 
 _RANGES: tuple[tuple[re.Pattern[str], float, float | None], ...] = (
     (re.compile(r"(.*_|)hz"), 1e-6, 1e9),
@@ -66,7 +65,7 @@ _RANGES: tuple[tuple[re.Pattern[str], float, float | None], ...] = (
 
 
 class ProgramError(UsageError):
-    """A program that cannot be run: not found, not importable, or not of the shape of a program."""
+    """A program that cannot be run: not found, not importable, or not a generator function of the right form."""
 
     def __init__(self, expected: str, got: str, hint: str = "") -> None:
         super().__init__(f"expected {expected}, got {got}" + (f" ({hint})" if hint else ""))
@@ -77,7 +76,7 @@ class ProgramError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One keyword of a program. ``default`` means nothing when it is ``required``."""
+    """One keyword of a program; ``default`` has no meaning if it is ``required``."""
 
     name: str
     annotation: Any
@@ -88,7 +87,7 @@ class Parameter:
 
     @property
     def range(self) -> tuple[float, float | None] | None:
-        """The least and the greatest number that the unit in the name allows, or None."""
+        """The least and the greatest number for the unit in the name, or None."""
         for pattern, low, high in _RANGES:
             if pattern.fullmatch(self.name):
                 return low, high
@@ -110,9 +109,10 @@ class Program:
 
 
 class ProgramFiles:
-    """Files of Python whose generator functions can be named like shipped programs; their code runs, with full trust.
+    """Files of Python whose generator functions can be named like shipped programs; their code runs with full trust.
 
-    Raises `TopologyError`: a file that cannot be imported or that has no programs, a name that something else has.
+    Raises:
+        TopologyError: a file cannot be imported or has no programs, or two programs have the same name.
     """
 
     def __init__(self, files: Iterable[str | FilePath] = ()) -> None:
@@ -143,7 +143,7 @@ class ProgramFiles:
             self._names[name] = f"{file}:{name}"
 
     def find(self, name: str) -> Program:
-        """The program that a topology calls so; raises `ProgramError`."""
+        """The program with the name in a topology. Raises `ProgramError`."""
         if name in self._names:
             return resolve_program(self._names[name])
         try:
@@ -156,9 +156,9 @@ class ProgramFiles:
 
 
 def resolve_program(name: str) -> Program:
-    """The program called ``name``: a shipped one, ``package.module:function`` or ``/path/to/file.py:function``.
+    """The program ``name``: a shipped one, ``package.module:function`` or ``/path/to/file.py:function``.
 
-    Raises `ProgramError`, whatever goes wrong in the module that is imported.
+    Raises `ProgramError`, also for any exception of the module that is imported.
     """
     function = _imported(name) if ":" in name else _shipped(name)
     if not callable(function) or not inspect.isgeneratorfunction(inspect.unwrap(function)):
@@ -167,7 +167,7 @@ def resolve_program(name: str) -> Program:
 
 
 def shipped_programs() -> tuple[str, ...]:
-    """The names of the programs that are shipped."""
+    """The names of the shipped programs."""
     return tuple(sorted(programs.__all__))
 
 
@@ -197,7 +197,7 @@ def _imported(name: str) -> object:
 
 
 def _module(name: str, bring: Callable[[], types.ModuleType]) -> types.ModuleType:
-    """The module that ``bring`` imports, called ``name`` in messages; raises `ProgramError`."""
+    """The module that ``bring`` imports; ``name`` is its name in messages. Raises `ProgramError`."""
     expected = "a module that can be imported"
     try:
         return bring()
@@ -207,7 +207,7 @@ def _module(name: str, bring: Callable[[], types.ModuleType]) -> types.ModuleTyp
             hint = "install it, name its folder in PYTHONPATH, or give its file with --program FILE"
             raise ProgramError(expected, f"no module {missing}", hint) from None
         raise ProgramError(expected, f"{name}, which needs {missing}, which is not installed") from None
-    except (Exception, SystemExit) as error:  # the module's own code: anything can come out of it
+    except (Exception, SystemExit) as error:  # the module's own code can raise anything
         got = f"{name}, which fails: {type(error).__name__}: {show(str(error))[1:-1]}"
         raise ProgramError(expected, got) from None
 
@@ -237,10 +237,10 @@ def _parameters(program: str, function: Callable[..., Any]) -> Iterator[Paramete
 
 
 def _parameter(program: str, function: Callable[..., Any], parameter: inspect.Parameter) -> Parameter:
-    """One keyword-only parameter, its annotation evaluated on its own.
+    """One keyword-only parameter; its annotation is evaluated alone.
 
-    `typing.get_type_hints` of the whole function fails when any annotation is only there for a type
-    checker, and the guest's often is.
+    `typing.get_type_hints` of the whole function fails when an annotation exists for type checkers only, as that of
+    the guest often does.
     """
     required = parameter.default is parameter.empty
     default = None if required else parameter.default
@@ -264,7 +264,7 @@ def _parameter(program: str, function: Callable[..., Any], parameter: inspect.Pa
 def _mentions(annotation: Any, kind: Any) -> bool:
     """Whether an annotation, as written, is `Peers` (or `Trace`), or that ``| None``.
 
-    An evaluated one no longer tells: Peers has become a ``Sequence[int]``, which is an array of numbers.
+    The evaluated one does not tell: Peers is a ``Sequence[int]`` then, like an array of numbers.
     """
     if any(part is kind for part in (annotation, *typing.get_args(annotation))):
         return True
@@ -273,7 +273,7 @@ def _mentions(annotation: Any, kind: Any) -> bool:
 
 
 def _can_be_filled(shape: Any) -> bool:
-    """Whether values of ``shape`` come out of TOML, and not out of some Python only."""
+    """Whether TOML has values of ``shape``."""
     kinds = msgspec.inspect
     match shape:
         case kinds.Metadata():

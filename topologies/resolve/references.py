@@ -1,4 +1,4 @@
-"""Who can be named, by the parameters of programs and by the timeline, and how many have been so far."""
+"""The machines that parameters of programs and the timeline name, and the number of pairs so far."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from topologies.resolve.traces import TraceFile, read_trace
 __all__ = ["MAX_EDGES", "Reached", "References"]
 
 MAX_EDGES = 4 << 20
-"""So many (machine, peer) pairs may all parameters together name: 2048 machines, each to all."""
+"""The most (machine, peer) pairs of all parameters together: 2048 machines, each to all."""
 
 MAX_TRACES = 16
 
@@ -31,7 +31,7 @@ _FIXED_NAMES = 'the name of a group or machine, "all", or an array of such names
 
 
 class Reach:
-    """Who shares a domain with whom. Machines of the same domains are of one class, and judged together."""
+    """Which machines share a domain. Machines with the same domains form a class."""
 
     def __init__(self, settings: Sequence[Settings]) -> None:
         classes: dict[tuple[str, ...], int] = {}
@@ -42,14 +42,14 @@ class Reach:
         self.is_total = len(classes) <= 1
 
     def seen_by(self, index: int, machines: Machines) -> Machines:
-        """Those of ``machines`` who share a domain with the machine ``index``."""
+        """Those of ``machines`` that share a domain with the machine ``index``."""
         reached, class_of = self._reached[self.class_of[index]], self.class_of
         return Machines(other for other in machines if class_of[other] in reached)
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """Those of a selection who share a domain with whoever asks."""
+    """The machines of a selection that share a domain with the machine that names them."""
 
     selection: Selection | Laid
     reach: Reach
@@ -59,10 +59,10 @@ class Reached:
 
 
 class References:
-    """Whom values name. ``settings`` are those of each machine, by its index.
+    """Resolves names of machines. ``settings`` are those of each machine, by its index.
 
-    The pairs of a machine and a peer that it names are counted as the groups are read, before any of them is made:
-    a thousand groups that each name 65536 machines stop at the first that is too many.
+    Pairs of a machine and a peer are counted before they are made: a thousand groups that each name 65536 machines end
+    at the first one beyond the limit.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class References:
         self._places = [index - first[group] for group, members in names.groups.items() for index in members]
 
     def choose(self, value: object, path: Path, members: Sequence[int]) -> Selection | Laid | Reached | None:
-        """The machines that ``value``, of a parameter of ``members``, names; None when that was reported.
+        """The machines that a parameter's ``value`` names for ``members``; None when it was reported.
 
-        Where there are several domains, those are left out whom a machine shares none with.
+        With several domains, each member only gets machines that share a domain with it.
         """
         found: Selection | Laid | None
         if isinstance(value, dict):
@@ -100,7 +100,7 @@ class References:
         return Reached(found, self._reach)
 
     def select(self, value: object, path: Path, times: int, expected: str = _FIXED_NAMES) -> Selection | None:
-        """The machines that ``value`` names, ``times`` times; None when that was reported."""
+        """The machines that ``value`` names, for ``times`` machines; None when it was reported."""
         if self.edges > MAX_EDGES:
             return None
         try:
@@ -119,7 +119,7 @@ class References:
         return selection if self._count(len(selection.machines) * times, path) else None
 
     def hint_of(self, name: str) -> str:
-        """What was probably meant by a name that nobody has."""
+        """A hint on an unknown name."""
         numbered = _NUMBERED.fullmatch(name[:MAX_NAME])
         members = self.names.groups.get(numbered[1], range(0)) if numbered else range(0)
         if numbered and len(members) > 1:
@@ -129,7 +129,7 @@ class References:
         return nearest(name, known) or f"the groups are {', '.join(list(self.names.groups)[:8])}"
 
     def is_missing(self, name: str) -> bool:
-        """Whether nobody has this name because what was said of him was reported: a group, or how many it has."""
+        """Whether the name may be unknown only because its group, or the count of that, was reported."""
         document = self._report.document
         if self._report.has(("machines",)):
             return True
@@ -168,7 +168,7 @@ class References:
         placed = [(index, self._places[index]) for index in members]
         if kind == "random":
             return self._draw(value, path, chosen.machines, placed)
-        # A star's hub rings all the others; every one else in a pattern rings one.
+        # The hub of a star rings all other machines; every other machine in a pattern rings one.
         if not self._count(len(members) + len(chosen.machines), inner):
             return None
         pattern = PATTERNS[kind]
@@ -176,7 +176,7 @@ class References:
         laid = lay(pattern, chosen.machines, placed)
         if laid is None:
             outside = next(index for index in members if index not in set(chosen.machines))
-            expected = f"machines of which each that runs this is one: a {kind} is for those who are in it"
+            expected = f"a selection that has every machine of this group: a {kind} is only for machines in it"
             self._report.add(inner, expected, f"{show(value[kind])}, without {self.names.names_of[outside]}")
         return laid
 
@@ -184,7 +184,7 @@ class References:
         self, value: dict[str, object], path: Path, machines: Machines, members: list[tuple[int, int]]
     ) -> Laid | None:
         degree, inner = value.get(DEGREE), (*path, DEGREE)
-        expected = "a whole number from 1 to the number of other machines that are named"
+        expected = "a whole number from 1 to the number of other machines in it"
         if isinstance(degree, bool) or not isinstance(degree, int) or not 1 <= degree <= len(machines):
             self._report.add(inner, expected, "nothing: this key is missing" if degree is None else show(degree))
             return None
@@ -196,7 +196,7 @@ class References:
         return laid
 
     def trace(self, value: object, path: Path, members: Sequence[int]) -> TraceFile | None:
-        """The trace in the file that ``value`` names, None when that was reported."""
+        """The trace in the file ``value``; None when it was reported."""
         if not isinstance(value, str) or not 1 <= len(value) <= 1024:
             self._report.add(path, "the name of a trace's file, relative to this file", show(value))
             return None
@@ -224,25 +224,25 @@ class References:
         return trace
 
     def _vectors_between(self, source: int, target: int) -> int:
-        """How many vectors two machines can ring each other with: a device knows no more than it has itself."""
+        """The number of vectors that a machine can ring of another: a device knows no more than it has itself."""
         if not self._reach.seen_by(source, Machines((target,))):
             return 0
         return min(int(self.settings[index].values["vectors"]) for index in (source, target))
 
     def most_vectors(self, name: str) -> int:
-        """The most vectors that a machine of a group, or the machine, of that name has."""
+        """The most vectors of a machine of the group, or of the machine, with that name."""
         if name not in self._most_vectors:
             members = self.names.members(name)
             self._most_vectors[name] = max(int(self.settings[index].values["vectors"]) for index in members)
         return self._most_vectors[name]
 
     def check_traces(self) -> None:
-        """Whether every row is somebody's who plays the trace; once all groups have been read."""
+        """Report rows whose source does not use the trace; after all groups have been read."""
         for value, trace in self.traces.items():
             for index, line in trace.first_line.items():
                 if index not in self._players[value]:
                     name = self.names.names_of[index]
-                    trace.report(line, "a source that plays this trace", show(name), "source")
+                    trace.report(line, "a source that uses this trace", show(name), "source")
                     self._report.take(trace.problems[-1])
                     break
 

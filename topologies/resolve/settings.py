@@ -1,4 +1,4 @@
-"""What holds for a machine: its own override over its group over ``[defaults]``, and where each value was said."""
+"""The settings of a machine: override over group over ``[defaults]``, and the place of each value in the file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ del _BASE["program"], _BASE["parameters"]
 
 @dataclass(slots=True)
 class Settings:
-    """What holds for the machines of the table at ``path``; ``program`` is only there when somebody said it."""
+    """The settings of the machines of the table at ``path``; ``program`` only if the file has it."""
 
     path: Path
     above: tuple[Path, ...] = ()
@@ -33,26 +33,25 @@ class Settings:
     _parameter_places: dict[str, Path] = field(default_factory=dict)
 
     def at(self, key: str) -> Path:
-        """Where ``key`` was said, or would have been."""
+        """The place of ``key`` in the file, or where it belongs."""
         return self._places.get(key, (*self.path, key))
 
     def says(self, key: str) -> bool:
-        """Whether anybody has said ``key``."""
+        """Whether the file has ``key``."""
         return key in self._places
 
     def faulty(self, key: str, report: Report) -> bool:
-        """Whether ``key`` is as it is because what was said of it was reported."""
+        """Whether a value of ``key`` was reported."""
         return any(report.has((*path, key)) for path in (self.path, *self.above))
 
     def parameter_at(self, name: str) -> Path:
-        """The same for one of the program's parameters."""
+        """The place of a parameter of the program in the file, or where it belongs."""
         return self._parameter_places.get(name, (*self.path, "parameters", name))
 
     def under(self, path: Path, table: Mapping[str, Any]) -> Settings:
-        """These settings with those of ``table``, which stands at ``path``, on top.
+        """These settings overridden by those of ``table`` at ``path``.
 
-        Parameters are merged one by one, unless the table names another program: those of the one are nothing to
-        the other.
+        Parameters are merged one by one, unless the table names another program.
         """
         own = {key: value for key, value in table.items() if key not in _OF_GROUPS and key != "parameters"}
         stays = own.get("program") in (None, self.values.get("program"))
@@ -72,7 +71,7 @@ class Settings:
 
 @dataclass(slots=True)
 class Members:
-    """One group as the file has it: what holds for all, and for those that are different, by their place."""
+    """The settings of one group: of all machines, and of those with overrides, by their place."""
 
     name: str
     indices: range
@@ -83,7 +82,7 @@ class Members:
         return self.different.get(place, self.base)
 
     def kinds(self) -> Iterator[tuple[Settings, list[int] | range]]:
-        """Each settings of the group, with the indices of the machines that it holds for; none that hold for nobody."""
+        """Each settings object of the group with the indices of its machines, if it has any."""
         if len(self.different) < len(self.indices):
             same = [index for place, index in enumerate(self.indices) if place not in self.different]
             yield self.base, same if self.different else self.indices
@@ -92,12 +91,12 @@ class Members:
 
 
 def base_settings(defaults: Mapping[str, Any]) -> Settings:
-    """What holds when a group says nothing."""
+    """The settings of ``[defaults]``."""
     return Settings(("defaults",)).under(("defaults",), defaults)
 
 
 def group_settings(name: str, table: Mapping[str, Any], defaults: Settings, names: Names, report: Report) -> Members:
-    """The settings of one group; what is wrong with its overrides is reported."""
+    """The settings of one group; problems of its overrides are reported."""
     path: Path = ("machines", name)
     members = Members(name, names.groups[name], defaults.under(path, table))
     for key, own in table.get("override", {}).items():

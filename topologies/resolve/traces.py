@@ -1,4 +1,4 @@
-"""A trace: doorbells to be rung at given times, read from a CSV file beside the topology.
+"""A trace: doorbells at given times, read from a CSV file beside the topology.
 
     time_s,source,target,vector
     0.000125,sender-0,receiver,0
@@ -34,7 +34,7 @@ Row = tuple[int, int, int]
 
 @dataclass(slots=True)
 class TraceFile:
-    """The rows of one file, by their source: (due_ns, index of the target, vector); or what is wrong with it."""
+    """The rows of one file by source, each (due_ns, index of the target, vector), and the problems of the file."""
 
     name: str
     rows: dict[int, list[Row]] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class TraceFile:
         self.problems.append(Problem(self.name, max(1, line), column, expected, got, hint))
 
     def of(self, index: int) -> Trace:
-        """The trace of one machine; of one that the file does not name, an empty one."""
+        """The trace of one machine; an empty one if the file does not name it as a source."""
         rows = sorted(self.rows.get(index, ()), key=lambda row: row[0])
         targets = {target: place for place, target in enumerate(dict.fromkeys(target for _, target, _ in rows))}
         return Trace(
@@ -54,10 +54,14 @@ class TraceFile:
 
 
 def read_trace(file: FilePath, machines: Mapping[str, int], vectors_of: Callable[[int, int], int]) -> TraceFile:
-    """The trace in ``file``. ``machines`` are their indices by name, ``vectors_of`` how many vectors two of
-    them can ring each other with.
+    """The trace in ``file``.
 
-    Raises `TopologyError` when the file cannot be read at all.
+    Args:
+        machines: the indices of the machines by name.
+        vectors_of: the number of vectors that a source can ring of a target.
+
+    Raises:
+        TopologyError: the file cannot be read.
     """
     trace = TraceFile(str(file))
     text = read_text(file, "the file of a trace", MAX_TRACE_BYTES)
@@ -70,7 +74,7 @@ def read_trace(file: FilePath, machines: Mapping[str, int], vectors_of: Callable
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines of a text, one at a time: as a list they would take several times its size."""
+    """The lines of a text, one at a time, because a list of them takes several times its size."""
     at = 0
     while at < len(text):
         end = text.find("\n", at) + 1 or len(text)
