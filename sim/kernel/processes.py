@@ -43,7 +43,6 @@ POLICIES = {
     "rr": os.SCHED_RR,
 }
 END_PATIENCE_S = 2.0
-CLOSE_PATIENCE_S = 5.0
 NAME_LENGTH_MAX = 100
 NAME_BYTES_MAX = 15
 
@@ -75,11 +74,9 @@ class ChildProcess:
                 signal.pidfd_send_signal(self.descriptor, number)
 
     def close(self) -> None:
-        """Collect its exit, for which it must be on its way out, and close the descriptor; the wait is bounded."""
+        """Collect its exit if it has ended, and close the descriptor. Never waits: `end_children` does, for all."""
         if self.descriptor >= 0:
-            if self.exit_code() is None:
-                readable_within(self.descriptor, CLOSE_PATIENCE_S)
-                self.exit_code()
+            self.exit_code()
             os.close(self.descriptor)
             self.descriptor = -1
 

@@ -314,6 +314,11 @@ class IvshmemServer:
         del self.departed[:count]
         self._released += count
 
+    @property
+    def eventfd_count(self) -> int:
+        """How many eventfds all connected peers have together."""
+        return self._eventfds
+
     def unblock(self) -> None:
         """Make every eventfd non-blocking again, for everyone who holds it.
 

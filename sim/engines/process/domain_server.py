@@ -110,7 +110,7 @@ class SocketServer:
             yield from self._server.departed
 
     def connected_eventfds(self) -> int:
-        return sum(len(peer.eventfds) for peer in self._server.peers.values()) if self._server is not None else 0
+        return self._server.eventfd_count if self._server is not None else 0
 
     def client(self, peer: int) -> Peer | None:
         if self._server is not None and (connected := self._server.peers.get(peer)) is not None:

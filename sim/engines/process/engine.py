@@ -51,6 +51,7 @@ class ProcessEngine:
             stack.callback(self.loop.close)
             self._fork_server = ForkServer(self.loop, self._runtime, lambda: None)
             stack.callback(self._fork_server.close)
+            stack.callback(self.end_leftovers)  # once the machines have ended, however the run went
             self._stack = stack.pop_all()
         return self
 
