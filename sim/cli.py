@@ -42,6 +42,11 @@ COMMANDS = {
 }
 
 
+# What a command loads when it is loaded; the others do with little.
+RESULTS_COMMANDS = {"run", "show", "sweep", "compare", "report", "trace"}
+TELEMETRY_COMMANDS = {"top", "ps", "clean", "graph"}
+
+
 class _LazyGroup(click.Group):
     """A group whose commands are named above, in that order."""
 
@@ -67,6 +72,7 @@ def ivsim() -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """The console script: one message and an exit code, and no traceback for the user's mistakes."""
     try:
+        _check_limits(sys.argv[1:] if arguments is None else arguments)
         code = ivsim.main(arguments, prog_name="ivsim", standalone_mode=False)
     except click.exceptions.Exit as request:
         code = request.exit_code
@@ -87,5 +93,20 @@ def main(arguments: list[str] | None = None) -> Any:
     except IvshmemError as error:
         click.echo(f"ivsim: {error}", err=True)
         code = of_error(error)
+    except MemoryError:
+        click.echo("ivsim: this host is too small: no memory for it (ulimit -v, ulimit -d)", err=True)
+        code = HOST_TOO_SMALL
     signals_too_late()  # all is said and written
     sys.exit(code)
+
+
+def _check_limits(arguments: list[str]) -> None:
+    """Compare the limits of this process with what the command loads; the libraries would end it without a word."""
+    from sim.host import rlimits
+
+    command = next((each for each in arguments if not each.startswith("-")), "")
+    if command in RESULTS_COMMANDS:
+        rlimits.check(rlimits.RESULTS)
+    elif command in TELEMETRY_COMMANDS:
+        rlimits.check(rlimits.TELEMETRY)
+    rlimits.be_frugal()

@@ -41,6 +41,9 @@ class Host:
     cpus_online: int
     real_time_priority: int
     nice: int
+    address_space_bytes: Left | None = None
+    file_bytes: Left | None = None
+    cpu_s: Left | None = None
 
     @classmethod
     def here(cls, runs: Path) -> Host:
@@ -61,6 +64,9 @@ class Host:
             cpus_online=os.cpu_count() or 1,
             real_time_priority=99 if nimble else min(99, _finite(resource.RLIMIT_RTPRIO, 99)),
             nice=-20 if nimble else min(os.getpriority(os.PRIO_PROCESS, 0), 20 - _finite(resource.RLIMIT_NICE, 40)),
+            address_space_bytes=_soft(resource.RLIMIT_AS, "ulimit -v"),
+            file_bytes=_soft(resource.RLIMIT_FSIZE, "ulimit -f"),
+            cpu_s=_soft(resource.RLIMIT_CPU, "ulimit -t"),
         )
 
 
@@ -74,6 +80,11 @@ def _capabilities() -> int:
 def _hard(limit: int, name: str) -> Left | None:
     hard = resource.getrlimit(limit)[1]
     return None if hard == resource.RLIM_INFINITY else Left(hard, name)
+
+
+def _soft(limit: int, name: str) -> Left | None:
+    soft = resource.getrlimit(limit)[0]
+    return None if soft == resource.RLIM_INFINITY else Left(soft, name)
 
 
 def _finite(limit: int, unlimited: int) -> int:

@@ -17,6 +17,7 @@ from nodes.device.profiles import PROFILES, Quirk
 from nodes.errors import HostError
 from sim.coordination.layouts import Layouts
 from sim.host.limits import SHM_DIRECTORY, Host, Left
+from sim.host.rlimits import RESULTS as LIBRARIES
 from sim.recording.header import WORD_BYTES
 from sim.views.columns import print_columns
 from topologies import Machine, Topology
@@ -40,6 +41,10 @@ PRIVATE_BYTES = round(3.9 * 2**20)
 # Measured: the coordinator while it writes results, without the index of the drains (analysis.matching).
 RESULTS_BYTES, INDEX_BYTES_EACH = 288 << 20, 28
 EVENTFD_BYTES = 200
+# Measured: address space of a worker before it maps anything of the run.
+WORKER_BYTES = 96 << 20
+# Measured: 3.3 bytes of a table for a sample of 24, and 5.5 for a drain of 24; written before recordings are removed.
+RESULTS_SHARE = 0.25
 # Measured, on two CPUs that nobody else used: a run of two machines, a process more, a message more.
 BASE_S, PROCESS_S, MESSAGE_S = 0.2, 0.010, 4e-6
 PATIENCE_S, PATIENCE_EACH_S = 30.0, 0.1
@@ -249,8 +254,44 @@ def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
     if nameless := by_kind["memfd"]:
         yield _sum("of nameless memory", nameless, host.memory_bytes, "", "Take a smaller memory", unit="bytes")
     advice = "Take a shorter run, run.sample_every = 0, or another directory with --runs"
-    made_of = f"recordings of {count.machines} machines"
-    yield _sum("of disk for recordings", recordings, host.disk_bytes, made_of, advice, unit="bytes")
+    results = round(RESULTS_SHARE * recordings)
+    made_of = (
+        f"{_amount(recordings, 'bytes')} of recordings of {count.machines} machines, "
+        f"{_amount(results, 'bytes')} of results beside them while these are written"
+    )
+    yield _sum("of disk", recordings + results, host.disk_bytes, made_of, advice, unit="bytes")
+    yield from _limits_of_processes(topology, each, recordings, host)
+
+
+def _limits_of_processes(
+    topology: Topology, recording_bytes: Mapping[int, int], recordings: int, host: Host
+) -> Iterator[Sum]:
+    """What setrlimit(2) can limit in each process: its address space, its files, its CPU time."""
+    advice = "Take fewer machines, a shorter run or run.sample_every = 0, or raise the limit"
+    loaded = LIBRARIES.address_space_bytes
+    read = _amount(2 * recordings, "bytes")
+    made_of = f"{_amount(loaded, 'bytes')} of libraries, {read} of recordings and of what is read from them"
+    needed = loaded + 2 * recordings
+    yield _sum("of address space in the coordinator", needed, host.address_space_bytes, made_of, advice, unit="bytes")
+    sizes = {domain.name: domain.memory.size_bytes for domain in topology.domains}
+    needed, machine = max(
+        (
+            (sum(sizes[name] + recording_bytes[each.vectors] for name in each.domains), each)
+            for each in _kinds(topology)
+        ),
+        key=_first,
+    )
+    mapped = f"{_amount(needed, 'bytes')} of memory and recordings in {machine.name}"
+    made_of = f"{_amount(WORKER_BYTES, 'bytes')} of libraries, {mapped}"
+    advice = "Take a smaller memory or a shorter run, or raise the limit"
+    what = "of address space in a machine"
+    yield _sum(what, WORKER_BYTES + needed, host.address_space_bytes, made_of, advice, unit="bytes")
+    largest = max(*sizes.values(), *recording_bytes.values())
+    made_of = "the largest of the memories and recordings"
+    yield _sum("in one file", largest, host.file_bytes, made_of, advice, unit="bytes")
+    total_s = sum(phase.duration_s for phase in topology.phases)
+    advice = "The kernel kills a process that uses more"
+    yield _sum("of CPU time in one process", total_s, host.cpu_s, "if it never waits", advice, unit="s", binding=False)
 
 
 def _time(count: _Count, host: Host) -> Iterator[Sum]:

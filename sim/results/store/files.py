@@ -113,12 +113,14 @@ def read_bytes(path: Path, limit_bytes: int) -> bytes:
     """
     try:
         with open(path, "rb", opener=at_once) as file:
-            content = file.read(limit_bytes + 1)
+            # Not the limit: that much would be allocated first.
+            size_bytes = os.fstat(file.fileno()).st_size
+            content = b"" if size_bytes > limit_bytes else file.read(size_bytes)
     except FileNotFoundError:
         raise UsageError(f"{path.name} is missing") from None
     except OSError as error:
         raise UsageError(f"{path.name} cannot be read: {error.strerror}") from error
-    if content is None or len(content) > limit_bytes:
+    if content is None or size_bytes > limit_bytes:
         raise UsageError(f"{path.name} is larger than the {limit_bytes} bytes it may have")
     return content
 

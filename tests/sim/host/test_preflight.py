@@ -67,10 +67,15 @@ def test_every_sum_is_what_it_is_made_of() -> None:
     assert found["of shared memory in /dev/shm"] == 4 << 20
     layouts = Layouts(made)
     recordings = sum(layouts.of(machine).words * WORD_BYTES for machine in made.machines)
-    assert found["of disk for recordings"] == recordings
     assert found["of memory for the results"] == RESULTS_BYTES + INDEX_BYTES_EACH * sum(
         Layouts(made).of(machine).drains for machine in made.machines
     )
+    assert found["of disk"] == recordings + round(recordings / 4)
+    assert found["of address space in the coordinator"] == (512 << 20) + 2 * recordings
+    hub = layouts.of(made.machines[0]).words * WORD_BYTES
+    assert found["of address space in a machine"] == (96 << 20) + (4 << 20) + hub
+    assert found["in one file"] == max(4 << 20, hub)
+    assert found["of CPU time in one process"] == sum(phase.duration_s for phase in made.phases)
     assert found["of memory"] == (4 << 20) + recordings + 4 * round(3.9 * 2**20) + 200 * eventfds
 
 
@@ -111,7 +116,9 @@ def test_a_bridge_has_a_device_in_each_domain() -> None:
         ("processes", "processes and threads"),
         ("memory_bytes", "of memory"),
         ("shm_bytes", "of shared memory in /dev/shm"),
-        ("disk_bytes", "of disk for recordings"),
+        ("disk_bytes", "of disk"),
+        ("address_space_bytes", "of address space in the coordinator"),
+        ("file_bytes", "in one file"),
     ],
 )
 def test_each_limit_refuses_what_is_one_too_many(limit: str, what: str) -> None:
