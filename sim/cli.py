@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nodes.errors import IvshmemError
-from sim.exit_codes import BROKEN_PIPE, INTERRUPTED, of_error, of_os_error
+from sim.exit_codes import BROKEN_PIPE, HOST_TOO_SMALL, INTERRUPTED, of_error, of_os_error
 from sim.kernel.signals import signals_too_late
 
 __all__ = ["ivsim", "main"]

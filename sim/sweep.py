@@ -24,6 +24,7 @@ import msgspec
 import sim.results
 from nodes.errors import HostError, UsageError
 from sim.exit_codes import of_run
+from sim.kernel.lacks import has_no_room
 from sim.results import Run
 from sim.results.expectations import evaluate
 from sim.results.store import files
@@ -201,7 +202,8 @@ class Sweep:
             sweep = cls(path, plan)
             sweep._write()
         except OSError as error:
-            raise HostError(f"{where}: the sweep's directory cannot be made: {error.strerror or error}") from error
+            told = f"{where}: the sweep's directory cannot be made: {error.strerror or error}"
+            raise (HostError if has_no_room(error) else UsageError)(told) from error
         return sweep
 
     @classmethod

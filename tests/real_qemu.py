@@ -15,13 +15,12 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from nodes.errors import HostError
-from sim.oracle.qtest import TIMEOUT_SECONDS, Lines, Qemu
+from sim.oracle.qtest import TIMEOUT_SECONDS, Lines, Qemu, QemuError
 
 POLL_SECONDS = 0.005
 
 
-class QmpError(HostError):
+class QmpError(QemuError):
     """QEMU refused a command: its error class and its own words."""
 
     def __init__(self, kind: str, description: str) -> None:
@@ -33,7 +32,7 @@ class Qmp:
     """One QMP connection; owns the socket. Events wait in ``events`` until they are asked for.
 
     Raises:
-        HostError: QEMU does not greet, or is gone.
+        QemuError: QEMU does not greet, or is gone.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -42,7 +41,7 @@ class Qmp:
         try:
             json.loads(self._lines.line())
             self.execute("qmp_capabilities")
-        except HostError:
+        except QemuError:
             self.close()
             raise
 
@@ -62,7 +61,7 @@ class Qmp:
 
         Raises:
             QmpError: QEMU refused it.
-            HostError: QEMU is gone.
+            QemuError: QEMU is gone.
         """
         self._lines.send(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         while True:
@@ -78,7 +77,7 @@ class Qmp:
         """The next event of that name; those before it are dropped.
 
         Raises:
-            HostError: it did not come in time, or QEMU is gone.
+            QemuError: it did not come in time, or QEMU is gone.
         """
         while True:
             event = self.events.popleft() if self.events else json.loads(self._lines.line())
@@ -97,7 +96,7 @@ class Qmp:
 
         Raises:
             QmpError: it was refused.
-            HostError: it did not end in time, or QEMU is gone.
+            QemuError: it did not end in time, or QEMU is gone.
         """
         self.execute("migrate", uri=uri)
         return self.settled()
@@ -106,7 +105,7 @@ class Qmp:
         """Wait until a migration has ended, either way; what query-migrate says then.
 
         Raises:
-            HostError: it did not end in time, or QEMU is gone.
+            QemuError: it did not end in time, or QEMU is gone.
         """
         deadline_s = time.monotonic() + TIMEOUT_SECONDS
         while time.monotonic() < deadline_s:
@@ -114,7 +113,7 @@ class Qmp:
             if answer.get("status") in ("completed", "failed", "cancelled"):
                 return answer
             time.sleep(POLL_SECONDS)
-        raise HostError(f"the migration did not end within {TIMEOUT_SECONDS:.0f} s: {answer}")
+        raise QemuError(f"the migration did not end within {TIMEOUT_SECONDS:.0f} s: {answer}")
 
 
 @contextlib.contextmanager
@@ -122,7 +121,7 @@ def monitor(path: str, arguments: Sequence[str]) -> Iterator[tuple[Qemu, Qmp]]:
     """A QEMU, and a monitor of its own for this connection.
 
     Raises:
-        HostError: it does not start; the message ends with what it printed.
+        QemuError: it does not start; the message ends with what it printed.
     """
     near, far = socket.socketpair()
     with far, contextlib.ExitStack() as stack:

@@ -18,6 +18,7 @@ from nodes.wire.analyzer import Analysis, Explained, explain
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
 from nodes.wire.protocol import DIALECTS, V0
 from sim.commands.numbers import duration_ns
+from sim.kernel.lacks import has_no_room
 from sim.kernel.loop import Loop
 from sim.kernel.signals import ended_by_signal
 
@@ -55,7 +56,7 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
 
     if len(os.fsencode(server)) > PATH_BYTES_MAX:
         raise UsageError(f"a socket's path may have {PATH_BYTES_MAX} bytes, {server} has {len(os.fsencode(server))}")
-    if server.resolve() == listen.resolve():
+    if os.path.realpath(server) == os.path.realpath(listen):
         raise UsageError(f"expected a socket of its own for the clients (-L), got the server's: {listen}")
 
     def write(text: str) -> None:
@@ -65,7 +66,8 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise HostError(f"cannot write {output}: {error.strerror}") from error
+            told = f"cannot write {output}: {error.strerror}"
+            raise (HostError if has_no_room(error) else UsageError)(told) from error
 
     with contextlib.ExitStack() as stack:
         loop = Loop()

@@ -10,7 +10,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from sim.exit_codes import HOST_TOO_SMALL
+from sim.exit_codes import of_error
 from topologies import Topology
 from topologies.migration_check import foresee
 from topologies.ringing_check import unreachable
@@ -36,4 +36,4 @@ def dry_run(topology: Topology, runs: Path, *, as_json: bool = False) -> int:
             console.print(f"note: {each}", markup=False, highlight=False, soft_wrap=True)
         if not demand.problems:
             console.print("this host can carry it", highlight=False)
-    return HOST_TOO_SMALL if demand.problems else 0
+    return of_error(demand.error(demand.problems)) if demand.problems else 0

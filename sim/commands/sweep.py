@@ -12,7 +12,7 @@ from rich.text import Text
 
 from nodes.errors import HostError, IvshmemError, UsageError
 from sim.commands.options import BadTopology, programs_option, resources_every_option, runs_option
-from sim.exit_codes import FAILED, HOST_TOO_SMALL, MISSED, of_signal
+from sim.exit_codes import FAILED, MISSED, of_error, of_signal
 from sim.sweep import Cell, Plan, Sweep, make_plan, split_values
 from sim.views.columns import print_columns
 from sim.views.units import human_count, human_ns
@@ -98,9 +98,8 @@ def sweep(
         its = Sweep(runs, plan)
     if dry_run:
         raise click.exceptions.Exit(_dry_run(its, directory or runs))
-    problems = _problems(its, directory or runs)
-    if problems:
-        raise HostError("\n".join(problems))
+    if (refusal := _refusal(its, directory or runs)) is not None:
+        raise refusal
     if directory is None:
         its = Sweep.create(runs, its.plan)
     stopped = _run_all(its, Console(stderr=True, quiet=as_json or quiet), resources_every_s)
@@ -122,18 +121,22 @@ def _plan(topology: str, axes: dict[str, list[str]], repeat: int, programs: tupl
         raise BadTopology(error) from None
 
 
-def _problems(its: Sweep, runs: Path) -> list[str]:
-    """Why this host cannot carry cells that are still to be run: each reason once, with the first cell that has it."""
+def _refusal(its: Sweep, runs: Path) -> HostError | UsageError | None:
+    """Why cells that are still to be run cannot: each reason once, in a line, with the first cell that has it."""
     from sim.host.preflight import preflight
 
     cells: dict[str, list[Cell]] = {}
+    mistaken = True
     for cell in its.left:
-        for problem in preflight(its.plan.topology(cell), runs).problems:
+        demand = preflight(its.plan.topology(cell), runs)
+        mistaken &= demand.problems == demand.mistaken
+        for problem in demand.problems:
             cells.setdefault(problem, []).append(cell)
-    return [
+    problems = [
         f"run {first.place} ({_values(its, first)})" + (f" and {len(more)} more" if more else "") + f": {problem}"
         for problem, (first, *more) in cells.items()
     ]
+    return (UsageError if mistaken else HostError)("\n".join(problems)) if problems else None
 
 
 def _dry_run(its: Sweep, runs: Path) -> int:
@@ -148,10 +151,10 @@ def _dry_run(its: Sweep, runs: Path) -> int:
     console = Console()
     print_columns(rows, console, left=(1,))
     console.print(f"{len(its.left)} runs of {len(its.plan.cells)}, {total_s:g} s beside coming up", highlight=False)
-    problems = _problems(its, runs)
-    for problem in problems:
+    refusal = _refusal(its, runs)
+    for problem in str(refusal).splitlines() if refusal else ():
         console.print(Text(f"! {problem}", "yellow"), soft_wrap=True)
-    return HOST_TOO_SMALL if problems else 0
+    return of_error(refusal) if refusal else 0
 
 
 def _run_all(its: Sweep, stderr: Console, resources_every_s: float) -> int:

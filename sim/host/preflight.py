@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.text import Text
 
 from nodes.device.profiles import PROFILES, Quirk
-from nodes.errors import HostError
+from nodes.errors import HostError, UsageError
 from sim.coordination.layouts import Layouts
 from sim.host.limits import SHM_DIRECTORY, Host, Left
 from sim.host.rlimits import RESULTS as LIBRARIES
+from sim.host.scheduling import cpus_refused, policies_refused
 from sim.recording.header import WORD_BYTES
 from sim.views.columns import print_columns
 from topologies import Machine, Topology
@@ -85,11 +86,18 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
     sums: list[Sum]
     refused: list[str]
+    mistaken: list[str] = []
+    """What the command line names and cannot be: no fault of this host."""
 
     @property
     def problems(self) -> list[str]:
-        """Why this host cannot carry it; empty when it can."""
-        return [str(each) for each in self.sums if each.binding and not each.fits] + self.refused
+        """Why it cannot be run here; empty when it can."""
+        return [str(each) for each in self.sums if each.binding and not each.fits] + self.refused + self.mistaken
+
+    def error(self, problems: Sequence[str]) -> HostError | UsageError:
+        """These problems as an error: the user's, if this host could carry the run."""
+        kind = UsageError if self.problems == self.mistaken else HostError
+        return kind("\n".join(problems))
 
     @property
     def warnings(self) -> list[str]:
@@ -102,14 +110,23 @@ def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None =
     count = _Count.of(topology)
     sums = [*_descriptors(topology, count, there), *_processes(count, there), *_server(count, there)]
     sums += [*_memory(topology, count, there), *_time(count, there)]
-    return Demand(sums=sums, refused=[*_place(runs), *_cpus(topology, there), *_policies(topology, there)])
+    return Demand(
+        sums=sums,
+        refused=[*cpus_refused(topology, there), *policies_refused(topology, there)],
+        mistaken=list(_place(runs)),
+    )
 
 
 def check(topology: Topology, runs: Path) -> None:
-    """Raise ``HostError`` with every sum that does not fit."""
-    problems = preflight(topology, runs).problems
-    if problems:
-        raise HostError("\n".join(problems))
+    """Look whether this host can carry the run.
+
+    Raises:
+        HostError: It cannot, with every sum that does not fit.
+        UsageError: Nothing but ``runs`` is wrong.
+    """
+    demand = preflight(topology, runs)
+    if demand.problems:
+        raise demand.error(demand.problems)
 
 
 def render(demand: Demand, console: Console) -> None:
@@ -336,43 +353,6 @@ def _place(runs: Path) -> Iterator[str]:
         yield f"{runs}: no run directory can be made there: {there} cannot be written. Name another one with --runs"
 
 
-def _cpus(topology: Topology, host: Host) -> Iterator[str]:
-    """CPUs that machines ask for and cannot have."""
-    for name, cpus in _wishes(topology, lambda machine: machine.scheduling.cpus):
-        missing = sorted(set(cpus) - host.cpus)
-        if missing:
-            shown = ", ".join(map(str, missing[:8])) + (" and more" if len(missing) > 8 else "")
-            yield (
-                f"{name}: no CPU {shown} for this process: this host has {host.cpus_online} CPUs, "
-                f"allowed are {_ranges(host.cpus)}. Name others in `cpus`, or allow more (taskset, cpuset)"
-            )
-
-
-def _policies(topology: Topology, host: Host) -> Iterator[str]:
-    """Scheduling that this process has no permission for."""
-    for name, (policy, priority) in _wishes(topology, lambda each: (each.scheduling.policy, each.scheduling.priority)):
-        if priority > host.real_time_priority:
-            yield (
-                f"{name}: policy {policy} with priority {priority} is not permitted: at most "
-                f"{host.real_time_priority} is (ulimit -r). Raise the limit, or run with CAP_SYS_NICE"
-            )
-    for name, nice in _wishes(topology, lambda machine: machine.scheduling.nice):
-        if nice < host.nice:
-            yield (
-                f"{name}: nice {nice} is not permitted: at least {host.nice} is (ulimit -e). "
-                "Raise the limit, or run with CAP_SYS_NICE"
-            )
-
-
-def _wishes(topology: Topology, of: Callable[[Machine], T]) -> Iterator[tuple[str, T]]:
-    """What machines wish for, each wish once, and the first who has it (with how many)."""
-    holders: dict[T, list[str]] = {}
-    for machine in topology.machines:
-        holders.setdefault(of(machine), []).append(machine.name)
-    for wish, names in holders.items():
-        yield names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""), wish
-
-
 def _amount(value: float, unit: str) -> str:
     if unit == "s":
         return f"{value:,.1f} s"
@@ -382,14 +362,3 @@ def _amount(value: float, unit: str) -> str:
                 return f"{value / 2**power:,.1f} {name}"
         return f"{value:.0f} bytes"
     return f"{value:.0f}"
-
-
-def _ranges(numbers: frozenset[int]) -> str:
-    """0-3,8: as the kernel writes a set of CPUs."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and parts[-1][1] == number - 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)

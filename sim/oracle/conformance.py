@@ -17,7 +17,7 @@ from nodes.device.effects import Message
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.profiles import DOORBELL, PROFILES, Profile
 from nodes.doorbells import NoLedger
-from nodes.errors import HostError, UsageError
+from nodes.errors import UsageError
 from nodes.vm import Vm
 from sim.oracle.operations import (
     MESSAGE_BASE,
@@ -33,7 +33,7 @@ from sim.oracle.operations import (
     Write,
     generate,
 )
-from sim.oracle.qtest import Qemu, find_qemu
+from sim.oracle.qtest import Qemu, QemuError, find_qemu
 from sim.oracle.scripted_server import ScriptedServer
 
 __all__ = ["CONFORMING", "Divergence", "Observation", "RealDevice", "Report", "SimulatedDevice", "conform"]
@@ -329,7 +329,7 @@ def play(
             ours = simulated.apply(operation)
             try:
                 theirs = real.apply(operation, pba(simulated.device))
-            except HostError as error:
+            except QemuError as error:
                 return Divergence(scene, tuple(played), str(error), str(ours))
             if ours != theirs:
                 return Divergence(scene, tuple(played), str(theirs), str(ours))
@@ -372,7 +372,8 @@ def conform(
 
     Raises:
         UsageError: a profile that no QEMU of today can be.
-        HostError: QEMU is not there, or does not start.
+        UsageError: QEMU is not there.
+        QemuError: QEMU does not start.
     """
     if profile not in CONFORMING:
         raise UsageError(f"profile {profile!r} has no real counterpart here: choose {' or '.join(CONFORMING)}")

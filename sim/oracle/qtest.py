@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
-from nodes.errors import HostError
+from nodes.errors import IvshmemError, UsageError
 
-__all__ = ["DEFAULT_QEMU", "Qemu", "find_qemu"]
+__all__ = ["DEFAULT_QEMU", "Qemu", "QemuError", "find_qemu"]
 
 DEFAULT_QEMU = "qemu-system-x86_64"
 TIMEOUT_SECONDS = 20.0
@@ -26,15 +26,19 @@ SUFFIX = {1: "b", 2: "w", 4: "l", 8: "q"}
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC  # PCI 3.0, 3.2.2.3.2
 
 
+class QemuError(IvshmemError):
+    """A QEMU did not start, does not answer, has ended, or refused a command."""
+
+
 def find_qemu(name: str = DEFAULT_QEMU) -> str:
     """The program's path.
 
     Raises:
-        HostError: it is not on PATH.
+        UsageError: it is not on PATH.
     """
     path = shutil.which(name)
     if path is None:
-        raise HostError(f"{name} is not on PATH: install it (Debian: qemu-system-x86) or say --qemu PATH")
+        raise UsageError(f"{name} is not on PATH: install it (Debian: qemu-system-x86) or say --qemu PATH")
     return path
 
 
@@ -51,21 +55,21 @@ class Lines:
         try:
             self._socket.sendall(text.encode())
         except OSError as error:
-            raise HostError(f"QEMU's {self._name} connection broke: {error}") from error
+            raise QemuError(f"QEMU's {self._name} connection broke: {error}") from error
 
     def line(self) -> str:
         """The next line.
 
         Raises:
-            HostError: none came in time, or the other side is gone.
+            QemuError: none came in time, or the other side is gone.
         """
         while b"\n" not in self._received:
             try:
                 data = self._socket.recv(1 << 16)
             except OSError as error:
-                raise HostError(f"QEMU does not answer ({self._name}): {error}") from error
+                raise QemuError(f"QEMU does not answer ({self._name}): {error}") from error
             if not data:
-                raise HostError(f"QEMU closed its {self._name} connection")
+                raise QemuError(f"QEMU closed its {self._name} connection")
             self._received += data
         line, _, self._received = self._received.partition(b"\n")
         return line.decode()
@@ -78,7 +82,7 @@ class Qemu:
     """Owns one QEMU process. ``arguments`` may name the descriptors in ``inherit`` by number.
 
     Raises:
-        HostError: it does not start; the message ends with what it printed.
+        QemuError: it does not start; the message ends with what it printed.
     """
 
     def __init__(self, path: str, arguments: Sequence[str], inherit: Iterable[int] = ()) -> None:
@@ -113,9 +117,9 @@ class Qemu:
         try:
             json.loads(self._qmp.line())
             self.qmp("qmp_capabilities")
-        except HostError as error:
+        except QemuError as error:
             self.close()
-            raise HostError(f"{path} did not start: {self.printed or error}") from error
+            raise QemuError(f"{path} did not start: {self.printed or error}") from error
 
     def __enter__(self) -> Qemu:
         return self
@@ -152,7 +156,7 @@ class Qemu:
             if "event" in answer:
                 self._reset_seen += answer["event"] == "RESET"
             elif "error" in answer:
-                raise HostError(f"QMP {command}: {answer['error'].get('desc', answer['error'])}")
+                raise QemuError(f"QMP {command}: {answer['error'].get('desc', answer['error'])}")
             else:
                 return answer.get("return")
 
@@ -160,7 +164,7 @@ class Qemu:
         """Several qtest commands in one go; what stands behind each ``OK``.
 
         Raises:
-            HostError: one failed, or QEMU is gone.
+            QemuError: one failed, or QEMU is gone.
         """
         self._qtest.send("".join(line + "\n" for line in lines))
         answers: list[str] = []
@@ -169,7 +173,7 @@ class Qemu:
             if answer.startswith("IRQ"):
                 continue
             if not answer.startswith("OK"):
-                raise HostError(f"qtest {lines[len(answers)]!r}: {answer}")
+                raise QemuError(f"qtest {lines[len(answers)]!r}: {answer}")
             answers.append(answer[2:].strip())
         return answers
 

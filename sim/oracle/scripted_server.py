@@ -13,11 +13,11 @@ import os
 import socket
 import time
 
-from nodes.errors import HostError
 from nodes.wire.protocol import MEMORY, VERSION, Message
 from sim.kernel.channel import Outbox
 from sim.kernel.eventfd import EventFd, signal
 from sim.kernel.memory import Region, map_region
+from sim.oracle.qtest import QemuError
 
 __all__ = ["ScriptedServer"]
 
@@ -107,5 +107,5 @@ class ScriptedServer:
         deadline = time.monotonic() + SEND_SECONDS
         while not self._outbox.flush():
             if time.monotonic() > deadline:
-                raise HostError("the device under test reads no messages")
+                raise QemuError("the device under test reads no messages")
             time.sleep(0.001)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nodes.errors import HostError, UsageError
+from sim.kernel.lacks import has_no_room
 from sim.results.compare import Comparison
 
 __all__ = ["save"]
@@ -34,4 +35,5 @@ def save(comparison: Comparison, path: Path) -> None:
     try:
         figure.savefig(path)
     except OSError as error:
-        raise HostError(f"{path}: the picture cannot be written: {error.strerror or error}") from error
+        told = f"{path}: the picture cannot be written: {error.strerror or error}"
+        raise (HostError if has_no_room(error) else UsageError)(told) from error

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nodes.errors import HostError, RemoteProtocolError
+from nodes.errors import HostError, RemoteProtocolError, RunError
 from nodes.wire.analyzer import explain
 from nodes.wire.capture import Bytes, Closes, Entry, Kind, Said
 from nodes.wire.protocol import Message
@@ -141,7 +141,7 @@ class Replayer:
             case _:
                 room = True  # Closes: as soon as all before it has been sent
         if not room:
-            raise HostError(f"{QUEUE_MAX} messages wait for the client, which does not read")
+            raise RunError(f"{QUEUE_MAX} messages wait for the client, which does not read")
         self._next += 1
         self._flush()
 
@@ -171,7 +171,7 @@ class Replayer:
             try:
                 received = self._client.receive(READ_BYTES)
             except RemoteProtocolError as error:
-                raise HostError(str(error)) from error
+                raise RunError(str(error)) from error
             if received is None:
                 return
             data, descriptors = received

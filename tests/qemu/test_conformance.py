@@ -19,7 +19,7 @@ from nodes.device.msix import Undelivered
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import PROFILES, STICKY_REGISTERS, profile
 from nodes.device.registers import AccessRules
-from nodes.errors import HostError, UsageError
+from nodes.errors import UsageError
 from sim.kernel.eventfd import EventFd
 from sim.kernel.memory import Region
 from sim.oracle.conformance import CONFORMING, Divergence, RealDevice, SimulatedDevice, conform, play, possible, shrink
@@ -39,7 +39,7 @@ from sim.oracle.operations import (
     boot,
     generate,
 )
-from sim.oracle.qtest import DEFAULT_QEMU, Qemu, find_qemu
+from sim.oracle.qtest import DEFAULT_QEMU, Qemu, QemuError, find_qemu
 from sim.oracle.scripted_server import ScriptedServer
 from tests.real_qemu import read_block
 
@@ -161,12 +161,12 @@ def test_sequences_keep_to_the_rules(seed: int) -> None:
 def test_no_such_profile_or_program() -> None:
     with pytest.raises(UsageError, match="no real counterpart"):
         conform(DEFAULT_QEMU, "acrn", 0, 10)
-    with pytest.raises(HostError, match="not on PATH"):
+    with pytest.raises(UsageError, match="not on PATH"):
         conform("no-such-qemu", "qemu-plain", 0, 10)
 
 
 def test_a_qemu_that_does_not_start_says_why(qemu: str) -> None:
-    with pytest.raises(HostError, match="not a valid device model name"):
+    with pytest.raises(QemuError, match="not a valid device model name"):
         Qemu(find_qemu(qemu), ["-device", "no-such-device"])
 
 

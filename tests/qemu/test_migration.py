@@ -21,8 +21,8 @@ import pytest
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import FIELDS, Blocker, Blockers, MigrationError
 from nodes.device.profiles import profile
-from nodes.errors import HostError, UsageError
-from sim.oracle.qtest import DEFAULT_QEMU, Qemu
+from nodes.errors import UsageError
+from sim.oracle.qtest import DEFAULT_QEMU, Qemu, QemuError
 from tests.nodes.device.test_ivshmem_state import PEER_MODE, device
 from tests.nodes.device.test_migration import STREAMS, everything, written
 from tests.real_qemu import Qmp, QmpError, monitor, read_block
@@ -162,7 +162,7 @@ def test_doorbell(qemu: str, serve: Callable[[], Path], tmp_path: Path, role: st
         if role == "master" and peer == 1:
             with pytest.raises(UsageError) as error:
                 device("qemu-doorbell", role=role, peer=peer)
-            with pytest.raises(HostError) as refused:
+            with pytest.raises(QemuError) as refused:
                 stack.enter_context(monitor(qemu, doorbell(path, role)))
             assert str(error.value).partition(": it is peer")[0] in str(refused.value)
             return
@@ -200,7 +200,7 @@ def test_only_migratable(qemu: str, serve: Callable[[], Path]) -> None:
     blockers = Blockers(only_migratable=True)
     with pytest.raises(MigrationError) as ours:
         blockers.plug(device("qemu-doorbell", role="peer"))
-    with pytest.raises(HostError) as refused:
+    with pytest.raises(QemuError) as refused:
         monitor(qemu, ["-only-migratable", *doorbell(serve(), "peer")]).__enter__()
     assert str(refused.value).endswith(str(ours.value))
     with monitor(qemu, ["-only-migratable", *plain("master")]) as (_, machine):
@@ -365,7 +365,7 @@ def streams(qemu: str) -> dict[str, Stream]:
 def arrive(qemu: str, arguments: list[str], uri: str) -> tuple[str, list[int]]:
     """Load a stream into a fresh QEMU: what it printed, and what its pending bits are when it is content."""
     with monitor(qemu, [*arguments, "-incoming", "defer"]) as (real, machine):
-        with contextlib.suppress(HostError):
+        with contextlib.suppress(QemuError):
             machine.execute("migrate-incoming", uri=uri)
             assert machine.settled()["status"] == "completed"
             return "", [real.read(BARS[1] + 0x800, 4)] if "doorbell" in "".join(arguments) else []

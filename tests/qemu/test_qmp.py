@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nodes.errors import HostError
+from sim.oracle.qtest import QemuError
 from tests.real_qemu import Qmp, QmpError
 
 Answer = dict[str, Any]
@@ -67,7 +67,7 @@ def test_events_wait_until_they_are_asked_for() -> None:
     with answering([*events[:2], DONE, events[2]]) as (client, _):
         client.execute("stop")
         assert [client.wait_event("STOP")["data"] for _ in range(2)] == [{"n": 1}, {"n": 2}]
-        with pytest.raises(HostError, match="closed its QMP connection"):
+        with pytest.raises(QemuError, match="closed its QMP connection"):
             client.wait_event("RESET")
 
 
@@ -84,6 +84,6 @@ def test_migration_is_awaited_and_its_reasons_are_told() -> None:
 def test_peer_that_is_gone_at_once() -> None:
     near, far = socket.socketpair()
     far.close()
-    with pytest.raises(HostError, match="QMP"):
+    with pytest.raises(QemuError, match="QMP"):
         Qmp(near)
     assert near.fileno() == -1

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import sim.oracle.conformance
 from nodes.device.profiles import PROFILES, Profile, profile
-from nodes.errors import HostError
+from nodes.errors import UsageError
 from sim.commands.device import conformance, device
 from sim.oracle.conformance import Divergence, Report
 from sim.oracle.operations import ConfigRead, Scene
@@ -62,7 +62,7 @@ def test_no_such_profile() -> None:
 
 def test_conformance_without_a_qemu() -> None:
     result = CliRunner().invoke(conformance, ["--qemu", "no-such-qemu"])
-    assert isinstance(result.exception, HostError)
+    assert isinstance(result.exception, UsageError)
 
 
 def test_a_divergence_is_printed_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:

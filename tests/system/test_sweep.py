@@ -359,7 +359,7 @@ def test_what_does_not_fit_is_said_before_the_first_run(file: Path, tmp_path: Pa
     assert "run 1" not in done.stderr
     assert not (tmp_path / "r").exists()
     (tmp_path / "file").touch()
-    elsewhere = ivsim(str(file), "--repeat", "3", "--runs", str(tmp_path / "file"), code=3)
+    elsewhere = ivsim(str(file), "--repeat", "3", "--runs", str(tmp_path / "file"), code=2)
     assert "ivsim: run 1 (#0) and 2 more: " in elsewhere.stderr
     assert f"{tmp_path / 'file'} is no directory" in elsewhere.stderr
     dry = ivsim(*arguments, "--dry-run", code=3)

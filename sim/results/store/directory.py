@@ -24,7 +24,7 @@ import msgspec
 from nodes.errors import HostError, IvshmemError, RunError, UsageError
 from sim.access import Access
 from sim.host.wake_up_baseline import WakeUpBaseline
-from sim.kernel.lacks import is_lack
+from sim.kernel.lacks import has_no_room, is_lack
 from sim.results.ending import BaselineLook, Ending
 from sim.results.run import Run
 from sim.results.store import files
@@ -87,7 +87,8 @@ class RunDirectory:
             files.write_status(path, files.RUNNING)
             return cls(path, manifest)
         except OSError as error:
-            raise HostError(f"{where}: the run directory cannot be made: {error.strerror or error}") from error
+            told = f"{where}: the run directory cannot be made: {error.strerror or error}"
+            raise (HostError if has_no_room(error) else UsageError)(told) from error
 
     def recording_path(self, machine: int) -> Path:
         """Where the recording of the machine with that index belongs."""

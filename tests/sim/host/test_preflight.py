@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from nodes.errors import HostError
+from nodes.errors import HostError, UsageError
 from sim.commands.preflight import dry_run
 from sim.coordination.layouts import Layouts
 from sim.host.limits import Host, Left
@@ -170,9 +170,11 @@ def test_where_no_run_directory_can_be_made_is_said_as_the_run_would(below: str,
             f"{runs}: no run directory can be made there: {tmp_path / name} is no directory. "
             "Name another one with --runs"
         )
-        with pytest.raises(HostError, match="run directory cannot be made"):
+        with pytest.raises(UsageError, match="run directory cannot be made"):
             RunDirectory.create(runs, topology(GROUPS), {})
-        assert dry_run(topology(GROUPS), runs) == 3
+        assert dry_run(topology(GROUPS), runs) == 2
+        with pytest.raises(UsageError, match="Name another one"):
+            check(topology(GROUPS), runs)
     assert preflight(topology(GROUPS), tmp_path / "new" / below, HOST).problems == []
 
 

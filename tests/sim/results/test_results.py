@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 import sim.results
-from nodes.errors import HostError, UsageError
+from nodes.errors import UsageError
 from sim.results import RunDirectory
 from sim.views.notebook import run_html
 from tests.synthetic import (
@@ -131,9 +131,9 @@ def test_an_exact_place_must_be_empty(tmp_path):
         RunDirectory.create(place, topology({"a": (1, 1)}), {}, exact=True)
 
 
-def test_a_place_that_cannot_be_is_the_hosts_error(tmp_path):
+def test_a_place_that_cannot_be_is_the_users_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(HostError, match="cannot be made"):
+    with pytest.raises(UsageError, match="cannot be made"):
         RunDirectory.create(tmp_path / "file", topology({"a": (1, 1)}), {})
 
 
