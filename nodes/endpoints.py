@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nodes.device.qemu_1_1.endpoint import SeedEndpoint
+from nodes.device.qemu_1_1.endpoint import Qemu11Endpoint
 from nodes.endpoint import Endpoint
 from nodes.peer_table import Line, PeerTable
 from nodes.vm import Vm
@@ -31,13 +31,13 @@ def make_endpoint(
         vm: the machine.
         peers: the table of a machine that is not of 2012; one of 2012 has a table of its own.
         place, adopt, release, on_own, warn: as of `Endpoint`.
-        on_own_gone: as of `SeedEndpoint`.
-        duplicate: as of `SeedEndpoint`; by default the descriptor itself, where there are only numbers.
-        size_bytes: as of `SeedEndpoint`; by default every memory is as large as its device asks.
+        on_own_gone: as of `Qemu11Endpoint`.
+        duplicate: as of `Qemu11Endpoint`; by default the descriptor itself, where there are only numbers.
+        size_bytes: as of `Qemu11Endpoint`; by default every memory is as large as its device asks.
     """
     if vm.device.profile.client != "2012":
         return Endpoint(vm, peers, place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)
-    return SeedEndpoint(
+    return Qemu11Endpoint(
         vm,
         place=place,
         adopt=adopt,

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from nodes.device import driver
-from nodes.device.effects import DeviceWarning, IntxLevel, Message
+from nodes.device.effects import DeviceWarning, IntxLevel, MsixMessage
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.profiles import Profile
 from nodes.doorbells import Doorbells, Ledger
@@ -238,7 +238,7 @@ class Vm:
         try:
             while effects:
                 match effects.popleft():
-                    case Message(vector=vector):
+                    case MsixMessage(vector=vector):
                         self._interrupt(vector, count, drained=drained)
                         count, drained = 1, False
                     case IntxLevel(asserted=True) if self.device.intx_level:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nodes.device.msix import Message
+from nodes.device.msix import MsixMessage
 
-__all__ = ["DeviceWarning", "Effect", "IntxLevel", "Message"]
+__all__ = ["DeviceWarning", "Effect", "IntxLevel", "MsixMessage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,4 +23,4 @@ class DeviceWarning:
     text: str
 
 
-Effect = Message | IntxLevel | DeviceWarning
+Effect = MsixMessage | IntxLevel | DeviceWarning

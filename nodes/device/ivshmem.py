@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from nodes.device import migration
-from nodes.device.effects import DeviceWarning, Effect, IntxLevel, Message
+from nodes.device.effects import DeviceWarning, Effect, IntxLevel, MsixMessage
 from nodes.device.msix import Layout, Msix, Undelivered
 from nodes.device.pci import (
     COMMAND_BUS_MASTER,
@@ -393,7 +393,7 @@ class Ivshmem:
 
     # The eventfd side.
 
-    def message(self, vector: int) -> Message:
+    def message(self, vector: int) -> MsixMessage:
         """What that vector would send now.
 
         Raises:

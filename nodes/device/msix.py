@@ -17,7 +17,7 @@ from nodes.device.pci import Capability
 from nodes.device.registers import AccessRules, Window
 from nodes.errors import GuestError, UsageError
 
-__all__ = ["Layout", "Message", "Msix", "Undelivered"]
+__all__ = ["Layout", "Msix", "MsixMessage", "Undelivered"]
 
 ENTRY_BYTES, ENTRY_WORDS = 16, 4
 ADDRESS_LOW, ADDRESS_HIGH, DATA, CONTROL = range(ENTRY_WORDS)
@@ -28,7 +28,7 @@ CONTROL_ENABLE, CONTROL_FUNCTION_MASK = 1 << 15, 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class MsixMessage:
     """One MSI-X message: a 32-bit write of ``data`` to ``address``, on behalf of a vector."""
 
     vector: int
@@ -113,7 +113,7 @@ class Msix:
     def __init__(
         self,
         layout: Layout,
-        send: Callable[[Message], object],
+        send: Callable[[MsixMessage], object],
         *,
         masked: Undelivered,
         disabled: Undelivered,
@@ -202,7 +202,7 @@ class Msix:
 
     # What the device does.
 
-    def message(self, vector: int) -> Message:
+    def message(self, vector: int) -> MsixMessage:
         """What the vector would send now.
 
         Raises:
@@ -211,7 +211,7 @@ class Msix:
         if not 0 <= vector < self.layout.vectors:
             raise GuestError(f"vector {vector}: the device has {self.layout.vectors}")
         at = vector * ENTRY_WORDS
-        return Message(
+        return MsixMessage(
             vector, self.table[at + ADDRESS_HIGH] << 32 | self.table[at + ADDRESS_LOW], self.table[at + DATA]
         )
 

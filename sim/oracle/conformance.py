@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
 
-from nodes.device.effects import Message
+from nodes.device.effects import MsixMessage
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.profiles import DOORBELL, PROFILES, Profile
 from nodes.doorbells import NoLedger
@@ -23,9 +23,9 @@ from sim.oracle.operations import (
     MESSAGE_BASE,
     ConfigRead,
     ConfigWrite,
-    Join,
-    Leave,
     Operation,
+    PeerJoins,
+    PeerLeaves,
     Read,
     Reset,
     Ring,
@@ -138,11 +138,11 @@ class SimulatedDevice:
                 self._access(address, size, value)
             case Ring(vector, count):
                 device.interrupt(vector, count)
-            case Join(peer, vectors):
+            case PeerJoins(peer, vectors):
                 self._peers.add(peer)
                 for vector in range(vectors):
                     self._connect(peer, vector)
-            case Leave(peer):
+            case PeerLeaves(peer):
                 self._peers.discard(peer)
                 self._vm.disconnect(peer)
             case Reset():
@@ -172,7 +172,7 @@ class SimulatedDevice:
     def _land(self) -> None:
         while self.device.effects:
             effect = self.device.effects.popleft()
-            if isinstance(effect, Message):
+            if isinstance(effect, MsixMessage):
                 at = effect.address - MESSAGE_BASE
                 if 0 <= at <= len(self._messages) - 4:
                     self._messages[at : at + 4] = effect.data.to_bytes(4, "little")
@@ -252,10 +252,10 @@ class RealDevice:
             case Ring(vector, count):
                 server.ring(self._scene.peer, vector, count)
                 qemu.settle()
-            case Join(peer, vectors):
+            case PeerJoins(peer, vectors):
                 server.join(peer, vectors)
                 qemu.settle(vectors + 2)
-            case Leave(peer):
+            case PeerLeaves(peer):
                 server.leave(peer)
                 qemu.settle(2)
             case Reset():
@@ -304,12 +304,12 @@ def possible(sequence: Sequence[Operation]) -> Iterator[Operation]:
     used: set[int] = set()
     for operation in sequence:
         match operation:
-            case Join(peer, _):
+            case PeerJoins(peer, _):
                 if peer in used:
                     continue
                 used.add(peer)
                 present.add(peer)
-            case Leave(peer):
+            case PeerLeaves(peer):
                 if peer not in present:
                     continue
                 present.remove(peer)

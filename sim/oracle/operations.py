@@ -18,9 +18,9 @@ __all__ = [
     "RULES",
     "ConfigRead",
     "ConfigWrite",
-    "Join",
-    "Leave",
     "Operation",
+    "PeerJoins",
+    "PeerLeaves",
     "Read",
     "Reset",
     "Ring",
@@ -109,7 +109,7 @@ class Ring:
 
 
 @dataclass(frozen=True, slots=True)
-class Join:
+class PeerJoins:
     peer: int
     vectors: int
 
@@ -118,7 +118,7 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
+class PeerLeaves:
     peer: int
 
     def __str__(self) -> str:
@@ -131,7 +131,7 @@ class Reset:
         return "reset()"
 
 
-Operation = ConfigRead | ConfigWrite | Read | Write | Ring | Join | Leave | Reset
+Operation = ConfigRead | ConfigWrite | Read | Write | Ring | PeerJoins | PeerLeaves | Reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,14 +354,14 @@ class _Generator:
             return self._doorbell()
         self._used.add(peer)
         self._present[peer] = self._random.randrange(1, self._scene.vectors + 2)
-        return Join(peer, self._present[peer])
+        return PeerJoins(peer, self._present[peer])
 
     def _leave(self) -> Operation:
         if not self._present:
             return self._doorbell()
         peer = self._random.choice(sorted(self._present))
         del self._present[peer]
-        return Leave(peer)
+        return PeerLeaves(peer)
 
     def _reset(self) -> Operation:
         return Reset()

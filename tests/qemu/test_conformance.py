@@ -28,9 +28,9 @@ from sim.oracle.operations import (
     WINDOWS,
     ConfigRead,
     ConfigWrite,
-    Join,
-    Leave,
     Operation,
+    PeerJoins,
+    PeerLeaves,
     Read,
     Reset,
     Ring,
@@ -141,8 +141,16 @@ def test_shrinking_leaves_out_what_is_not_needed() -> None:
 
 
 def test_rules_hold_for_any_part_of_a_sequence() -> None:
-    sequence: list[Operation] = [Leave(5), Join(5, 1), Join(5, 2), Leave(5), Leave(5), Join(5, 1), Reset()]
-    assert list(possible(sequence)) == [Join(5, 1), Leave(5), Reset()]
+    sequence: list[Operation] = [
+        PeerLeaves(5),
+        PeerJoins(5, 1),
+        PeerJoins(5, 2),
+        PeerLeaves(5),
+        PeerLeaves(5),
+        PeerJoins(5, 1),
+        Reset(),
+    ]
+    assert list(possible(sequence)) == [PeerJoins(5, 1), PeerLeaves(5), Reset()]
     assert all(reason for reason in RULES.values())
 
 
@@ -153,7 +161,9 @@ def test_sequences_keep_to_the_rules(seed: int) -> None:
     sequence = generate(scene, random, 2000)
     assert len(sequence) == 2000
     assert list(possible(sequence)) == sequence
-    assert not any(isinstance(operation, Join | Leave) and operation.peer == scene.peer for operation in sequence)
+    assert not any(
+        isinstance(operation, PeerJoins | PeerLeaves) and operation.peer == scene.peer for operation in sequence
+    )
     again = Random(seed)
     assert generate(Scene.draw("qemu-doorbell", again, server=True), again, 2000) == sequence
 

@@ -22,7 +22,7 @@ from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.device.qemu_1_1.shared_object import MappingHost, check_size, map_checked
 from nodes.errors import ModelledFault
 
-__all__ = ["FIRST_SLOTS", "Host", "SeedClient"]
+__all__ = ["FIRST_SLOTS", "Host", "Qemu11Client"]
 
 FIRST_SLOTS = 16
 MEMORY = -1
@@ -67,7 +67,7 @@ class Lines(Protocol):
         """No vector of the peer can be rung any more."""
 
 
-class SeedClient:
+class Qemu11Client:
     """The client side of the 2012 device.
 
     Args:

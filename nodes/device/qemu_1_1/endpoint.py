@@ -1,4 +1,4 @@
-"""A machine's end of a connection, for the device of 2012: what `SeedClient` makes of a server, done to a machine."""
+"""A machine's end of a connection, for the device of 2012: what `Qemu11Client` makes of a server, done to a machine."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from nodes.device.profile import Quirk
-from nodes.device.qemu_1_1.client import SeedClient
+from nodes.device.qemu_1_1.client import Qemu11Client
 from nodes.endpoint import Endpoint
 from nodes.errors import RemoteProtocolError
 from nodes.peer_table import Line, PeerTable
 from nodes.vm import Vm
 from nodes.wire.protocol import LEGACY, MESSAGE_BYTES, Dialect
 
-__all__ = ["SeedEndpoint"]
+__all__ = ["Qemu11Endpoint"]
 
 
-class SeedEndpoint(Endpoint):
+class Qemu11Endpoint(Endpoint):
     """As `Endpoint`, with the client of 2012 and its defects.
 
     A defect that ends the real process raises `ModelledFault` or `DeviceExitError` from `receive`: the machine ends
@@ -46,7 +46,7 @@ class SeedEndpoint(Endpoint):
     ) -> None:
         super().__init__(vm, PeerTable(), place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)
         self._system = _System(vm, self.own, place, adopt, release, on_own, on_own_gone, duplicate, size_bytes)
-        self._seed = SeedClient(vm.device, self._system, lines=self._system)
+        self._seed = Qemu11Client(vm.device, self._system, lines=self._system)
 
     @property
     def peer(self) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nodes.device.effects import DeviceWarning, Message
+from nodes.device.effects import DeviceWarning, MsixMessage
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import profile
@@ -298,7 +298,7 @@ class MsixScript:
     def land(self) -> None:
         while self.made.effects:
             effect = self.made.effects.popleft()
-            assert isinstance(effect, Message)
+            assert isinstance(effect, MsixMessage)
             self.ram[effect.address] = effect.data
 
     def words(self) -> list[str]:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.device.effects import DeviceWarning, IntxLevel, Message
+from nodes.device.effects import DeviceWarning, IntxLevel, MsixMessage
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import PROFILES, Profile, Quirk, profile
-from nodes.device.qemu_1_1.client import SeedClient
+from nodes.device.qemu_1_1.client import Qemu11Client
 from nodes.device.qemu_1_1.properties import DeviceExitError, Properties, realize
 from nodes.errors import GuestError, ModelledFault, RemoteProtocolError
 
@@ -81,7 +81,7 @@ def test_only_declared_errors_and_no_wrong_line(made: Profile, steps: list[tuple
             assert rung in ([(value >> 16, value & mask)], [(value >> 16, value & 0xFFFF)])
         rung.clear()
         assert device.fires is fires
-        assert all(isinstance(effect, Message | IntxLevel | DeviceWarning) for effect in device.effects)
+        assert all(isinstance(effect, MsixMessage | IntxLevel | DeviceWarning) for effect in device.effects)
         levels = [effect.asserted for effect in device.effects if isinstance(effect, IntxLevel)]
         assert all(before != after for before, after in pairwise(levels))
     assert device.memory is not None
@@ -185,7 +185,7 @@ def test_whatever_a_server_of_2012_says(
     )
     assign_resources(device.config.bars.values(), device.config_write)
     system = NoSystem(memory_bytes)
-    client = SeedClient(device, system)
+    client = Qemu11Client(device, system)
     for number, descriptor in messages:
         try:
             client.receive(number, descriptor)
@@ -206,7 +206,7 @@ def test_whatever_a_server_of_2012_says(
 @given(data=st.lists(st.tuples(st.binary(max_size=12), st.lists(st.integers(3, 9), max_size=3)), max_size=20))
 def test_whatever_bytes_come(data: list[tuple[bytes, list[int]]]) -> None:
     device = made_of(profile("qemu-1.1"), [])
-    client = SeedClient(device, NoSystem(MEMORY_BYTES))
+    client = Qemu11Client(device, NoSystem(MEMORY_BYTES))
     with contextlib.suppress(ModelledFault):
         for part, descriptors in data:
             client.read(part, descriptors)

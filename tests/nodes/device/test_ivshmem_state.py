@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.device.effects import Message
+from nodes.device.effects import MsixMessage
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import Blocker, Blockers, MigrationError, RamMigration, blocker
 from nodes.device.pci import assign_resources
@@ -231,7 +231,7 @@ def test_what_is_unmasked_and_pending_is_sent_on_load() -> None:
     state[body_at("qemu-doorbell") + PCI_BYTES + 12] = 0  # a stream whose vector 0 is unmasked and pending
     other = device("qemu-doorbell")
     other.load(bytes(state))
-    assert list(other.effects) == [Message(0, 0, 0)]
+    assert list(other.effects) == [MsixMessage(0, 0, 0)]
     assert other.bar_read(1, 0x800, 4) == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.device.msix import CONTROL_ENABLE, CONTROL_FUNCTION_MASK, Layout, Message, Msix, Undelivered
+from nodes.device.msix import CONTROL_ENABLE, CONTROL_FUNCTION_MASK, Layout, Msix, MsixMessage, Undelivered
 from nodes.device.registers import AccessRules
 from nodes.errors import GuestError, UsageError
 
@@ -21,8 +21,8 @@ def table(
     masked: Undelivered = Undelivered.PEND,
     disabled: Undelivered = Undelivered.LOSE,
     function_mask: bool = True,
-) -> tuple[Msix, list[Message]]:
-    sent: list[Message] = []
+) -> tuple[Msix, list[MsixMessage]]:
+    sent: list[MsixMessage] = []
     layout = Layout.exclusive(vectors, 1, 2048)
     made = Msix(layout, sent.append, masked=masked, disabled=disabled, rules=RULES, function_mask=function_mask)
     for vector in range(vectors):
@@ -74,7 +74,7 @@ def test_a_message_needs_four_things() -> None:
         seen.append(made.fires[1])
     assert seen == [False, True, False, False, True]
     assert made.notify(1) is None
-    assert sent == [Message(1, 0x1010, 0xA1)]
+    assert sent == [MsixMessage(1, 0x1010, 0xA1)]
     assert made.fires == [False, True, False]
 
 
@@ -101,7 +101,7 @@ def test_pending_is_sent_once_on_unmask() -> None:
     assert made.window.read(0x800, 4) == 1
     unmask(made, 0)
     unmask(made, 0)
-    assert sent == [Message(0, 0x1000, 0xA0)]
+    assert sent == [MsixMessage(0, 0x1000, 0xA0)]
     assert made.window.read(0x800, 4) == 0
 
 
@@ -116,7 +116,7 @@ def test_pending_survives_disabling_and_is_sent_on_enabling() -> None:
     made.set_control(HELD, True)
     assert sent == []
     made.set_control(ON, True)
-    assert sent == [Message(2, 0x1020, 0xA2)]
+    assert sent == [MsixMessage(2, 0x1020, 0xA2)]
 
 
 def test_without_bus_master_a_message_is_lost() -> None:
@@ -179,7 +179,7 @@ def test_table_and_pending_bits_as_memory() -> None:
     for offset in (32, 0x7F8, 0x800, 0x808, 0xFF8):
         made.window.write(offset, 8, (1 << 64) - 1)
         assert made.window.read(offset, 8) == 0
-    assert made.message(0) == Message(0, 0x1122_3344_5566_7788, 0xFFFF_FFFF)
+    assert made.message(0) == MsixMessage(0, 0x1122_3344_5566_7788, 0xFFFF_FFFF)
 
 
 def test_pending_bits_of_many_vectors() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from nodes.device.profiles import PROFILES, Profile, Quirk, profile
-from nodes.device.qemu_1_1.endpoint import SeedEndpoint
+from nodes.device.qemu_1_1.endpoint import Qemu11Endpoint
 from nodes.device.qemu_1_1.profiles import VARIANTS, Occurrence, occurrence
 from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.doorbells import NoLedger
@@ -118,7 +118,7 @@ class Station:
 
 def test_the_device_of_2012_has_its_own_client_and_no_other_has() -> None:
     for name, made in PROFILES.items():
-        is_seed = isinstance(Station(name, vectors=made.fixed_vectors or 2).endpoint, SeedEndpoint)
+        is_seed = isinstance(Station(name, vectors=made.fixed_vectors or 2).endpoint, Qemu11Endpoint)
         assert is_seed == (name in ("qemu-1.1", "qemu-1.1-intx"))
         assert isinstance(Station(name, vectors=made.fixed_vectors or 2).endpoint, Endpoint)
 

@@ -11,7 +11,7 @@ from nodes.device.effects import DeviceWarning
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import Quirk, profile
-from nodes.device.qemu_1_1.client import FIRST_SLOTS, SeedClient
+from nodes.device.qemu_1_1.client import FIRST_SLOTS, Qemu11Client
 from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.errors import ModelledFault
 
@@ -89,7 +89,7 @@ class Bench:
             size_bytes=MIB,
         )
         assign_resources(self.device.config.bars.values(), self.device.config_write)
-        self.client = SeedClient(self.device, self.system, ioeventfd=ioeventfd, word_bytes=word_bytes)
+        self.client = Qemu11Client(self.device, self.system, ioeventfd=ioeventfd, word_bytes=word_bytes)
 
     def hear(self, *messages: int | tuple[int, int]) -> Bench:
         """Numbers alone, or (number, descriptor)."""

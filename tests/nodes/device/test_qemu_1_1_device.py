@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from nodes.device.effects import IntxLevel, Message
+from nodes.device.effects import IntxLevel, MsixMessage
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import Quirk, profile
@@ -131,7 +131,7 @@ def test_vectors_are_masked_at_first() -> None:
     bench.device.interrupt(0, 1)
     assert bench.pending() == 1
     bench.enable(0)
-    assert bench.effects() == [Message(0, 0x2000, 0xC0DE_0000)]
+    assert bench.effects() == [MsixMessage(0, 0x2000, 0xC0DE_0000)]
     bench.device.config_write(0x42, 2, 0xC000)
     bench.device.interrupt(0, 1)
     assert bench.pending() == 1
@@ -344,7 +344,7 @@ def test_masked_or_disabled_is_pending(enabled: bool) -> None:
     bench.device.interrupt(1, 3)
     assert bench.pending() == 2
     bench.enable(1)
-    assert bench.effects() == [Message(1, 0x2010, 0xC0DE_0001)]
+    assert bench.effects() == [MsixMessage(1, 0x2010, 0xC0DE_0001)]
     assert bench.pending() == 0
 
 
@@ -428,11 +428,11 @@ def test_enable_and_function_mask_fire_what_is_pending() -> None:
     bench.device.interrupt(1, 1)
     assert bench.effects() == []
     bench.device.config_write(0x42, 2, 0x8000)
-    assert [effect.vector for effect in bench.effects() if isinstance(effect, Message)] == [0, 1]
+    assert [effect.vector for effect in bench.effects() if isinstance(effect, MsixMessage)] == [0, 1]
     bench.device.config_write(0x42, 2, 0)
     bench.device.interrupt(1, 1)
     bench.device.config_write(0x43, 1, 0x80)
-    assert bench.effects() == [Message(1, 0x2010, 0xC0DE_0001)]
+    assert bench.effects() == [MsixMessage(1, 0x2010, 0xC0DE_0001)]
 
 
 def test_messages_need_no_bus_master() -> None:
@@ -440,4 +440,4 @@ def test_messages_need_no_bus_master() -> None:
     bench.device.config_write(0x04, 2, 2)
     assert bench.device.fires[0] is True
     bench.device.interrupt(0, 1)
-    assert bench.effects() == [Message(0, 0x2000, 0xC0DE_0000)]
+    assert bench.effects() == [MsixMessage(0, 0x2000, 0xC0DE_0000)]
