@@ -1,15 +1,15 @@
-"""Every error of the house, and whose fault each one is.
+"""Every error that this project raises on purpose, and whose fault each one is.
 
 IvshmemError
-├── UsageError            the user's: an argument or a file says what cannot be
+├── UsageError            the user: an argument or a file is not valid
 │   └── TopologyError       ... a topology file (topologies.loader lists all its problems at once)
-├── HostError             the host's: too few descriptors, too little memory, no permission
-├── ProtocolError         on the wire between server and client
-│   ├── RemoteProtocolError   the other side's: it sent what the protocol does not allow
-│   └── LocalProtocolError    ours: this program asked the protocol for what it does not allow
-├── GuestError            the guest program's: it asked its machine for what a machine cannot do
-├── ModelledFault         nobody's: the simulated device did what the real one of that age would have done
-└── RunError              the run's: a machine died, the counts do not balance
+├── HostError             the host: too few descriptors, too little memory, no permission
+├── ProtocolError         the wire between server and client
+│   ├── RemoteProtocolError   the other side: it sent what the protocol does not allow
+│   └── LocalProtocolError    this side: a caller asked for what the protocol does not allow
+├── GuestError            the guest program: it asked its machine for what no machine can do
+├── ModelledFault         the modelled device: it did what the real one of its age does
+└── RunError              the run: a machine died, the counts do not balance
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ __all__ = [
 
 
 class IvshmemError(Exception):
-    """The root: everything this project raises on purpose."""
+    """The base of all errors that this project raises on purpose."""
 
 
 class UsageError(IvshmemError):
-    """The user's own mistake; the message says what was expected, what came and what to do."""
+    """A mistake of the user; the message says what was expected, what was given and what to do."""
 
 
 class HostError(IvshmemError):
-    """This host cannot carry what was asked for; the message names the limit and the sum that exceeds it."""
+    """This host is too small for what was asked for; the message names the limit and the sum that exceeds it."""
 
 
 class ProtocolError(IvshmemError):
-    """Something that the ivshmem client-server protocol does not allow."""
+    """A violation of the ivshmem client-server protocol."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The other side broke the protocol; the connection is of no further use."""
+    """The other side violated the protocol; the connection is of no further use."""
 
 
 class LocalProtocolError(ProtocolError):
-    """This program used the protocol wrongly; nothing was sent."""
+    """A caller on this side used the protocol wrongly; nothing was sent."""
 
 
 class GuestError(IvshmemError):
@@ -56,7 +56,7 @@ class GuestError(IvshmemError):
 
 
 class ModelledFault(IvshmemError):  # noqa: N818  (it is the device that erred)
-    """A defect of a real device, reported instead of suffered.
+    """A defect of a real device, reported instead of a crash.
 
     ``row`` is the number of the row in ``tests/golden/seed_rows.toml`` that describes the defect.
     """
@@ -67,4 +67,4 @@ class ModelledFault(IvshmemError):  # noqa: N818  (it is the device that erred)
 
 
 class RunError(IvshmemError):
-    """A run failed; what was measured until then is kept in its directory."""
+    """A run failed; what was measured until then is in its directory."""

@@ -1,4 +1,4 @@
-"""How the load of a run rises and falls: what the rates of open-loop programs are multiplied by, over time."""
+"""The load of a run over time: the factor by which the rates of open-loop programs are multiplied."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ Piece = tuple[int, float, float]
 
 
 class Load:
-    """A factor that is linear from piece to piece; after the last one it stays what it was at its end.
+    """A piecewise linear factor. After the last piece it keeps the value that it has at the end of that piece.
 
-    ``pieces`` are (duration_ns, factor at the beginning, factor at the end), from time 0. A factor of 0 means that
-    nothing falls due. Times are nanoseconds since the start of the run. Work is measured by the nanoseconds that it
-    takes under a factor of 1.
+    Times are nanoseconds since the start of the run. Work is measured in nanoseconds under a factor of 1. Under a
+    factor of 0 nothing is due.
+
+    Args:
+        pieces: (duration_ns, factor at the beginning, factor at the end) of each piece, from time 0.
     """
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
@@ -40,13 +42,13 @@ class Load:
         return max(0.0, factor + slope * (time_ns - begin))
 
     def work(self, time_ns: float) -> float:
-        """How much is done from the start to a time: the integral of the factor."""
+        """The work done from the start to a time: the integral of the factor."""
         begin, _, work, factor, slope = self._pieces[bisect_right(self._ends, time_ns)]
         span = time_ns - begin
         return work + span * (factor + slope * span / 2)
 
     def due(self, work_ns: float) -> float:
-        """When so much is done since the start: the inverse of ``work``; ``inf`` when it never will be."""
+        """The time at which so much work is done since the start, the inverse of `work`; ``inf`` if it never is."""
         place = bisect_left(self._works, work_ns)
         if place == len(self._works):
             return math.inf
@@ -59,15 +61,14 @@ class Load:
         return due_ns if due_ns < end else end
 
     def later(self, time_ns: float, work_ns: float) -> float:
-        """When so much work is done, begun at ``time_ns``; ``inf`` when it never will be.
+        """The time at which so much work is done when it begins at ``time_ns``; ``inf`` if it never is.
 
-        A Poisson process of mean ``m`` under this load is one of unit rate whose clock is stretched by it:
-        ``due = load.later(due, m * expovariate(1))``.
+        A Poisson process of mean distance ``m`` under this load: ``due = load.later(due, m * expovariate(1))``.
         """
         return time_ns + work_ns if self.is_steady else max(time_ns, self.due(self.work(time_ns) + work_ns))
 
     def rises(self, time_ns: float) -> float:
-        """The time itself, but if the load is 0 then: when that ends, ``inf`` if it never does."""
+        """The first time from ``time_ns`` on at which the load is above 0; ``inf`` if there is none."""
         for _, end, _, factor, slope in self._pieces[bisect_right(self._ends, time_ns) :]:
             if factor or slope:
                 return time_ns
@@ -75,9 +76,9 @@ class Load:
         return math.inf
 
     def next_change(self, time_ns: float) -> float:
-        """When the piece ends that holds at a time; ``inf`` in the last one."""
+        """The end of the piece that holds at a time; ``inf`` in the last one."""
         return self._ends[bisect_right(self._ends, time_ns)]
 
 
 STEADY = Load(())
-"""The same load always: a factor of 1."""
+"""A constant factor of 1."""

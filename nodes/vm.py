@@ -1,7 +1,7 @@
-"""One machine: the device, what drives it, and the program that runs on it.
+"""One machine: the device, its driver, and the program that runs on it.
 
-Pure, like everything in ``nodes``: an engine hands it what the server said and what its eventfds counted, and
-carries out what it asks for. The same machine runs in a worker process and on a virtual clock in a test.
+Pure, like everything in ``nodes``: an engine hands it the server's announcements and the counts of its eventfds, and
+supplies the functions that it calls. The same machine runs in a worker process and on a virtual clock in a test.
 """
 
 from __future__ import annotations
@@ -23,17 +23,26 @@ __all__ = ["Vm"]
 class Vm:
     """A machine with one ivshmem device and one program.
 
-    ``size_bytes`` is the size of the memory for a device that is told it, as that of 2012.
+    Args:
+        profile: which device it has.
+        vectors: how many vectors the device has.
+        role: "peer", "master" or "auto", as for `Ivshmem`.
+        size_bytes: the size of the shared memory, for a device that is told it (that of 2012).
+        signal: ``signal(line, 1)`` rings a line. It raises `BlockingIOError` when the counter of the line is full.
+        ledger: where doorbells are counted and time-stamped.
+        clock: returns the time in nanoseconds.
+        random: the random numbers of the program.
+        sample_every: of so many doorbells to one vector, one gets its time stamps; 0: none.
+        first: the first device of the same machine, for each further one; its program takes all interrupts.
 
-    ``signal(line, 1)`` rings a line (``BlockingIOError``: its counter is full). ``warnings`` collects what a
-    real machine would print on stderr; the engine empties it.
-
-    An engine that keeps books counts an interrupt for each drain that it delivers. ``on_left(vector, pended, lost)``
-    tells it that there was none, for the doorbells just drained were left pending or lost; ``on_fired(vector)`` that
-    there was one without a drain, when what was pending fired.
-
-    A machine with several devices has a ``Vm`` for each; all but the first are told of that ``first`` one, whose
-    program takes their interrupts too.
+    Attributes:
+        guest: what the program sees.
+        doorbells: rings the peers.
+        warnings: what a real machine prints on stderr; the engine empties it.
+        interrupts: how often each own vector has interrupted the guest.
+        on_left: ``on_left(vector, pended, lost)`` is called when drained doorbells do not interrupt the guest: they
+            were left pending, or lost. Otherwise an engine counts one interrupt for each drain.
+        on_fired: ``on_fired(vector)`` is called for an interrupt without a drain: a pending vector has fired.
     """
 
     def __init__(
@@ -68,7 +77,7 @@ class Vm:
         self._fires = self.device.fires
         self._singles = [Interrupt(vector, 1, self.number) for vector in range(self.device.vectors)]
 
-    # What the server said
+    # The server
 
     def use_peers(self, peers: PeerTable) -> None:
         """The machine connects to a server, whose announcements fill this table."""
@@ -76,7 +85,12 @@ class Vm:
         self.doorbells.replace(peers)
 
     def place(self, peer: int, memory: memoryview) -> None:
-        """The server gave this machine its ID and its memory; the first time, the guest's driver starts."""
+        """The server has given this machine its ID and its memory; the first time, the guest's driver starts.
+
+        Raises:
+            RemoteProtocolError: an ID or a size that the device cannot have.
+            UsageError: a role that does not go with that ID, or memory that cannot be written.
+        """
         is_first = self.device.memory is None
         self.device.set_peer(peer)
         self.device.set_memory(memory)
@@ -85,7 +99,7 @@ class Vm:
             driver.probe(self.device)
 
     def connect(self, peer: int, vector: int, line: Line) -> bool:
-        """A peer's vector can be rung on ``line``; False when the device has no use for it."""
+        """A vector of a peer can be rung on ``line``; returns False when the device has no use for it."""
         if not (self.device.profile.server and self.device.connect(peer, vector, line)):
             return False
         self.doorbells.connect(peer, vector)
@@ -104,21 +118,21 @@ class Vm:
             self.doorbells.refresh()
             self.guest.generation += 1
 
-    # What the program does
+    # The program
 
     def start(self, program: Callable[[Guest], Program]) -> int | None:
-        """Begin the program; how long it is willing to wait, as it yielded it."""
+        """Start the program; returns what it yields: how long it waits."""
         self._program = program(self.guest)
         return self._resume(None)
 
     def stop(self) -> None:
-        """End the program, wherever it stands (``GeneratorExit``)."""
+        """End the program at its current yield (``GeneratorExit``)."""
         if self._program is not None:
             self._program.close()
             self._program, self._wait = None, FOREVER
 
     def deliver(self, vector: int, count: int) -> int | None:
-        """An own eventfd was drained of ``count`` doorbells; how long the program will wait next."""
+        """An own eventfd was drained and held ``count`` doorbells; returns how long the program waits next."""
         if self._fires[vector]:
             self.interrupts[vector] += 1
             return self._resume(self._singles[vector] if count == 1 else Interrupt(vector, count, self.number))
@@ -134,7 +148,7 @@ class Vm:
         return self._wait
 
     def mask(self, vector: int, *, masked: bool) -> int | None:
-        """The driver sets a vector's mask bit and holds it, whatever the program does; or lets go and clears it."""
+        """The driver sets a vector's mask bit and holds it, whatever the program does; or clears it again."""
         if masked:
             self.guest.mask(vector)
             self.guest.held.add(vector)
@@ -145,7 +159,7 @@ class Vm:
         return self.wait
 
     def reset(self, program: Callable[[Guest], Program]) -> int | None:
-        """A bus reset with all that follows: the driver probes the device again, the program begins anew."""
+        """A bus reset: the driver probes the device again, and the program starts again."""
         self.stop()
         self.device.reset()
         driver.probe(self.device)
@@ -154,7 +168,7 @@ class Vm:
         return self.start(program)
 
     def unplug(self) -> None:
-        """The device is taken away; there is nothing left for the program to run on."""
+        """The device is removed, and the program ends."""
         self.stop()
         for peer in list(self.device.peers):
             self.doorbells.disconnect(peer)
@@ -180,9 +194,10 @@ class Vm:
         self.guest.generation += 1
 
     def arrive(self, peer: int, memory: memoryview, state: bytes) -> None:
-        """As `place`, after a migration: no driver starts, for the state that was saved has all that it did.
+        """As `place`, after a migration: no driver starts, because the saved state has what the driver did.
 
-        Raises `MigrationError` when this device cannot have that state or that ID.
+        Raises:
+            MigrationError: the device cannot have that state or that ID.
         """
         self.device.set_peer(peer)
         self.device.set_memory(memory)
@@ -198,15 +213,15 @@ class Vm:
 
     @property
     def wait(self) -> int | None:
-        """How long the program will wait, as it yielded it last."""
+        """How long the program waits: what it yielded last."""
         return self._wait if self._first is None else self._first.wait
 
     def expire(self) -> int | None:
-        """The moment that the program waited for has come."""
+        """The time that the program waited for has come; returns how long it waits next."""
         return self._resume(None)
 
     def settle(self) -> None:
-        """Carry out what the program has done to this device while it ran for another one's interrupt."""
+        """Process the effects of what the program did to this device while it handled another device's interrupt."""
         if self.device.effects and not self._carrying_out:
             self._carry_out(1)
 
@@ -228,9 +243,9 @@ class Vm:
         return wait
 
     def _carry_out(self, count: int, *, drained: bool = False) -> bool:
-        """What the device did: messages and levels become interrupts of the guest, which may cause the next ones.
+        """Turn the device's effects into interrupts of the guest, whose program may cause further effects.
 
-        Only the first of them stands for the ``count`` doorbells just ``drained``. Returns whether these have
+        Only the first interrupt stands for the ``count`` doorbells just ``drained``. Returns whether these have
         interrupted nothing.
         """
         effects = self.device.effects

@@ -1,7 +1,7 @@
-"""Machines in one thread, on a clock that jumps: what ``sim`` does with processes, as a function of a seed.
+"""Machines in one thread on a virtual clock: what ``sim`` does with processes, as a function of a seed.
 
-Each machine is a real ``nodes.vm.Vm`` with a real client behind a wire that cuts where it likes; eventfds are
-counters in a dictionary. Whatever happens is a moment in one heap, and every delay comes from the seed.
+Each machine is a `nodes.vm.Vm` with a `nodes.endpoint.Endpoint`, behind a stream that is cut at random. An eventfd is a
+number, its counter an entry of a dictionary. Every event has a time in one heap; every delay comes from the seed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MICROSECOND_NS = 1_000
 
 
 class Wire:
-    """One direction of a stream socket that carries descriptors, as far as a reader can tell."""
+    """One direction of a stream socket that carries descriptors, as its reader sees it."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[bytes, tuple[Any, ...]]] = []
@@ -37,7 +37,7 @@ class Wire:
         self.messages.append((message.encode(), message.descriptors))
 
     def read(self, size: int) -> tuple[bytes, tuple[Any, ...]]:
-        """As the kernel does: a read joins messages, and ends behind bytes that carry descriptors."""
+        """A read joins messages and ends behind bytes that carry descriptors, as in the kernel."""
         taken: bytes = b""
         carried: tuple[Any, ...] = ()
         while self.messages and len(taken) < size and not carried:
@@ -73,7 +73,7 @@ class Books:
 
 
 class Machine:
-    """One machine of a fabric: the shell that a worker process is elsewhere."""
+    """One machine of a fabric, in the place of a worker process."""
 
     def __init__(
         self, fabric: Fabric, name: str, program: Callable[[Guest], Program], vectors: int, options: dict[str, Any]
@@ -84,7 +84,7 @@ class Machine:
         self.delivered = [0] * vectors
         self.present = True
         self._program = program
-        self._turn = 0  # deadlines of an earlier turn are void
+        self._turn = 0  # grows with each resume of the program; earlier deadlines are void
         self._poked = False
         self.started = False
         self.vm = Vm(
@@ -119,7 +119,7 @@ class Machine:
         assert not self.odd, self.odd
 
     def start(self) -> None:
-        """Begin the program; the first that does begins the run."""
+        """Start the program; the first start is the start of the run."""
         fabric, guest = self.fabric, self.vm.guest
         if fabric.start_ns is None:
             fabric.start_ns = fabric.now_ns
@@ -135,7 +135,7 @@ class Machine:
         self.poke()
 
     def poke(self) -> None:
-        """An own counter is no longer zero."""
+        """One of the own counters is no longer zero."""
         if not self._poked and self.started:
             self._poked = True
             self.fabric.after(self.fabric.delay(), self._drain)
@@ -165,10 +165,14 @@ class Machine:
 
 
 class Fabric:
-    """All machines, their server, their memory and the one clock.
+    """All machines, their server, their memory and the clock.
 
-    On a host that is so many times ``slower``, everything that takes time takes so much longer, and who waits for a
-    moment wakes up behind it.
+    Args:
+        seed: of all delays and of the programs' random numbers.
+        dialect: what the server speaks.
+        memory_bytes: the size of the shared memory.
+        load: the load of the run.
+        slower: how many times slower the host is: delays are longer by that factor, and timers expire late.
     """
 
     def __init__(
@@ -208,7 +212,7 @@ class Fabric:
         return self.delay() if self.slower > 1 else 0
 
     def run(self, until_ns: int) -> None:
-        """Let everything happen up to ``until_ns``."""
+        """Process all events up to ``until_ns``."""
         while self._heap and self._heap[0][0] <= until_ns:
             self.now_ns, _, callback = heapq.heappop(self._heap)
             callback()
@@ -233,7 +237,7 @@ class Fabric:
     def join(
         self, program: Callable[[Guest], Program], *, vectors: int = 1, start: bool = True, **options: Any
     ) -> Machine:
-        """A machine connects; its program starts once everybody has been told."""
+        """A machine connects; its program starts when every machine has read the announcements."""
         peer = self.server.next_peer
         machine = Machine(self, f"machine-{peer}", program, vectors, options)
         lines = [next(self._lines) for _ in range(vectors)]
@@ -248,7 +252,7 @@ class Fabric:
         return machine
 
     def leave(self, machine: Machine) -> None:
-        """A machine is gone, as by SIGKILL: at once, with whatever its counters hold."""
+        """A machine ends at once, as by SIGKILL; its counters keep what they hold."""
         machine.present = False
         machine.vm.doorbells.flush()
         del self.machines[machine.peer]
@@ -270,7 +274,7 @@ class Fabric:
                 self.after(self.delay(), lambda: self._read(machine))
 
     def settle(self) -> None:
-        """Until every machine has read all that the server has said."""
+        """Run until every machine has read all messages of the server."""
         while any(machine.wire.messages for machine in self.machines.values()):
             self.run(self._heap[0][0])
 
@@ -282,7 +286,7 @@ class Fabric:
             machine.vm.doorbells.flush()
 
     def rung(self) -> Counter[tuple[int, int]]:
-        """(peer, vector) -> doorbells rung at it, by all together."""
+        """(peer, vector) -> doorbells that all machines have rung there."""
         return self._sum(0)
 
     def refused(self) -> Counter[tuple[int, int]]:

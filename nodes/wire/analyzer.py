@@ -1,7 +1,7 @@
-"""What a recorded session means, message by message, and what a real QEMU makes of it.
+"""The meaning of a recorded session, message by message, and what a real QEMU does with it.
 
-``explain`` walks along a connection as a device would, by the rules of ``nodes.wire.rules``, and stops judging where
-that device would have ended. What is only worth knowing is a note: nothing is wrong with it.
+`explain` follows a connection as a device does, by the rules of `nodes.wire.rules`, and stops judging where that device
+ends. A note tells what is worth knowing and no violation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Analysis", "Explained", "Problem", "explain", "recognise"]
 
 @dataclass(frozen=True)
 class Problem:
-    """A rule that an entry breaks."""
+    """A rule that an entry violates."""
 
     name: str
     line: int
@@ -32,11 +32,11 @@ class Problem:
         return RULES[self.name]
 
     def is_seeds(self, dialect: Dialect) -> bool:
-        """Whether ``outcome`` tells of the device of 2012: it speaks that dialect, and is known to differ."""
+        """Whether `outcome` describes the device of 2012: it speaks that dialect, and is known to differ."""
         return dialect is LEGACY and bool(self.rule.seed)
 
     def outcome(self, dialect: Dialect) -> str:
-        """What the device that speaks ``dialect`` does then."""
+        """What a device that speaks ``dialect`` does then."""
         return self.rule.seed if self.is_seeds(dialect) else self.rule.qemu
 
 
@@ -49,7 +49,18 @@ class Explained:
 
 @dataclass(frozen=True)
 class Analysis:
-    """One connection. ``dialect`` is None when nothing known was recognised; ``named`` says it in words."""
+    """One connection.
+
+    Attributes:
+        connection: its number in the session.
+        dialect: what the server speaks; None if that is unknown.
+        named: the same in words.
+        judged_by: the dialect of the device that judges.
+        peer: the ID of the client; None if it never came.
+        memory_bytes: the size of the shared memory; None if it never came.
+        entries: each entry with its meaning and the rules that it violates.
+        notes: what is worth knowing and no violation.
+    """
 
     connection: int
     dialect: Dialect | None
@@ -66,7 +77,7 @@ class Analysis:
 
 
 def recognise(entries: Iterable[Entry]) -> tuple[Dialect | None, str]:
-    """Which dialect a server speaks, as a client recognises it by the first messages, and that in words."""
+    """The dialect of a server, as a client recognises it by the first messages, and the same in words."""
     said = [entry.act for entry in entries if isinstance(entry.act, Said)]
     if not said:
         return None, "unknown: the server has said nothing"
@@ -90,7 +101,7 @@ def recognise(entries: Iterable[Entry]) -> tuple[Dialect | None, str]:
 
 
 class _Device:
-    """Follows a server's messages: what each means in ``dialect``, and which rules it breaks."""
+    """Follows a server's messages: what each means in ``dialect``, and which rules it violates."""
 
     def __init__(self, dialect: Dialect, vectors: int | None) -> None:
         steps = dialect.steps
@@ -106,7 +117,7 @@ class _Device:
         self.shared_eventfds = False
 
     def take(self, number: int, kinds: tuple[Kind, ...]) -> tuple[str, list[str]]:
-        """The meaning of a message and the names of the rules that it breaks."""
+        """Return the meaning of a message and the names of the rules that it violates."""
         broken = ["two-descriptors"] if len(kinds) > 1 else []
         if not self._version_came:
             self._version_came = True
@@ -179,17 +190,23 @@ class _Device:
         self._left.add(peer)
         self._eventfds.pop(peer, None)
         if self.peers.pop(peer, None) is None:
-            return f"{meaning}, who was never announced", ["leave-unknown"]
+            return f"{meaning}, which was never announced", ["leave-unknown"]
         return meaning, []
 
 
 def explain(
     connection: int, entries: Sequence[Entry], *, dialect: Dialect = V0, vectors: int | None = None
 ) -> Analysis:
-    """Explain one connection, and judge it as a device that speaks ``dialect`` and has so many ``vectors``.
+    """Explain one connection, and judge it as a device does.
 
-    The meaning is that of the dialect recognised, so that a foreign server's messages are named for what they
-    are; the judgement ends with the first rule whose breach ends the device.
+    The meaning follows the dialect that the server speaks. The judgement ends at the first violation that ends the
+    device.
+
+    Args:
+        connection: its number in the session.
+        entries: all entries of the connection, in order.
+        dialect: what the judging device speaks.
+        vectors: how many vectors it has; None: any number.
     """
     recognised, named = recognise(entries)
     reader, judge = _Device(recognised or dialect, vectors), _Device(dialect, vectors)
@@ -257,7 +274,7 @@ def _notes(
     acts = [(entry.side, entry.act) for entry in entries]
     if acts[-1] == ("client", Closes()) and not judge.memory:
         yield (
-            "the client left within its greeting: QEMU 7.2's own ivshmem-server ends then, for everybody "
+            "the client left within its greeting: QEMU 7.2's own ivshmem-server ends then, for all clients "
             "(ivshmem_server_handle_fds() failed)"
         )
     elif reader.memory and reader.peer is not None and not reader.peers.get(reader.peer):
@@ -271,4 +288,4 @@ def _notes(
             f"--dialect {recognised.name} judges it by its own rules"
         )
     if reader.shared_eventfds:
-        yield "one eventfd was sent for several vectors: who rings one of them rings the others too"
+        yield "one eventfd was sent for several vectors: a doorbell to one of them rings the others too"

@@ -1,4 +1,4 @@
-"""A recorded session between an ivshmem server and its clients: a text file, one line for each thing that was said.
+"""A recorded session between an ivshmem server and its clients: a text file with one line for each event.
 
     ivshmem-session 1
     # a comment
@@ -9,11 +9,11 @@
     0.000120000 1 server 3 eventfd:71
     2.500000000 1 client closes  # a comment
 
-Each line: seconds since the recording began, the number of the connection, who speaks, and what: ``connects``,
-``closes``, a number with the descriptors that came with it (a message), or ``bytes`` in hexadecimal with
-theirs (what is no message: anything from a client, the rest that a server left unfinished). A descriptor is its
-kind, then what is known: ``eventfd:71`` is the kernel's number of that eventfd, the same wherever it is sent;
-``memfd:4096`` and the like have their size in bytes; ``:ro`` was opened for reading only.
+Each line has: seconds since the recording began, the number of the connection, the side, and what it does:
+``connects``, ``closes``, a number with the descriptors that came with it (a message), or ``bytes`` in hexadecimal with
+their descriptors (what is no message: anything from a client, or an incomplete message of a server). A descriptor has
+its kind and what is known about it: ``eventfd:71`` is the kernel's number of that eventfd, the same wherever it is
+sent; ``memfd:4096`` and the like have their size in bytes; ``:ro`` was opened for reading only.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SIDES = ("server", "client")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a descriptor is. ``number``: the size in bytes of memory and files, the kernel's number of an eventfd."""
+    """The kind of a descriptor. ``number``: the bytes of memory and files, the kernel's number of an eventfd."""
 
     name: str
     number: int | None = None
@@ -67,7 +67,7 @@ class Kind:
 
     @property
     def size_bytes(self) -> int:
-        """What fstat(2) says of its size: 0 for everything that is neither memory nor a file."""
+        """The size that fstat(2) reports: 0 for what is neither memory nor a file."""
         return self.number or 0 if self.name in SIZED else 0
 
 
@@ -83,7 +83,7 @@ class Closes:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A message: only servers send them."""
+    """A message; only servers send messages."""
 
     number: int
     kinds: tuple[Kind, ...] = ()
@@ -91,7 +91,7 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """What is no message."""
+    """Bytes that are no message."""
 
     data: bytes
     kinds: tuple[Kind, ...] = ()
@@ -99,7 +99,7 @@ class Bytes:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of a session. ``line`` is where it stands in its file; ``remark`` follows it as a comment."""
+    """One line of a session. ``line`` is its number in the file; ``remark`` follows it as a comment."""
 
     time_ns: int
     connection: int
@@ -125,7 +125,7 @@ class Session:
 
 
 class SessionError(UsageError):
-    """A line of a session file is not what it should be."""
+    """A line of a session file is not valid."""
 
     def __init__(self, line: int, expected: str, got: str) -> None:
         shown = got if len(got) <= 80 else got[:80] + "..."
@@ -134,7 +134,7 @@ class SessionError(UsageError):
 
 
 def format_entry(entry: Entry) -> str:
-    """The line that ``parse_entry`` reads back, without its end."""
+    """The line that `parse_entry` reads back, without the end of line."""
     match entry.act:
         case Connects():
             act = "connects"
@@ -145,7 +145,7 @@ def format_entry(entry: Entry) -> str:
         case Bytes(data, kinds):
             act = " ".join(("bytes", data.hex(), *map(str, kinds)))
     seconds, rest_ns = divmod(entry.time_ns, NANOSECONDS)
-    # Whatever a remark quotes, a line stays one line.
+    # A remark may quote text with line ends.
     remark = f"  # {' '.join(entry.remark.split())}" if entry.remark else ""
     return f"{seconds}.{rest_ns:09} {entry.connection} {entry.side} {act}{remark}"
 
@@ -159,7 +159,11 @@ _COMMENT = re.compile(r"(?:^|\s)#.*")
 
 
 def parse_entry(text: str, line: int = 0) -> Entry | None:
-    """One line; None if it is empty or a comment. Raises ``SessionError``."""
+    """Read one line; returns None if it is empty or a comment.
+
+    Raises:
+        SessionError: the line is not valid.
+    """
     words = _COMMENT.sub("", text).split()
     if not words:
         return None
@@ -215,7 +219,11 @@ def _parse_kinds(words: list[str], line: int) -> tuple[Kind, ...]:
 
 
 def parse(lines: Iterable[str]) -> Session:
-    """A whole file, line by line. Raises ``SessionError``, which names the first line that is wrong."""
+    """Read a whole file.
+
+    Raises:
+        SessionError: names the first line that is not valid.
+    """
     entries: list[Entry] = []
     time_ns = 0
     ended: dict[int, bool] = {}  # connection -> nothing more can come

@@ -1,19 +1,19 @@
-"""The virtual machine's side of the wire: what the server said, as events.
+"""The client's side of the wire: a server's messages as events.
 
-Follows today's device (QEMU hw/misc/ivshmem.c: ivshmem_recv_setup, process_msg), but where that one dies or
-hangs, this one reports. What is merely odd is an ``Ignored`` event, as QEMU's line on stderr; what makes the
-connection useless raises ``RemoteProtocolError``.
+It follows the device of QEMU (hw/misc/ivshmem.c: ivshmem_recv_setup, process_msg), but reports an error where that
+device dies or hangs. What is odd and changes nothing is an `Ignored` event, like QEMU's line on stderr. What makes the
+connection useless raises `RemoteProtocolError`.
 
-Which dialect the server speaks, unless the caller knows, is recognised by its first messages:
+Unless the caller knows the dialect of the server, the first messages tell it:
 
     first alone   then                                                       dialect
     0             0..65535 alone, and the memory before any own eventfd      v0
     0             0..65535 alone, and an own eventfd before the memory       v0-shm-last
     0..65535      -1 with the memory                                         legacy
 
-A number alone does not say whether it is a version or, as in 2012, an ID: the second message does, and until it
-comes there is neither ID nor error. Whose first two fit no row is judged by v0. Eventfds of others before the memory
-decide nothing; without own ones a server that sends the memory last cannot be told from v0, and is taken for that.
+A first number alone may be a version or, as in 2012, an ID. The second message decides; before it there is neither an
+ID nor an error. A server whose first two messages fit no row is taken for v0. Eventfds of other peers before the memory
+decide nothing: without own ones, a server that sends the memory last cannot be told from v0 and is taken for it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 REFUSED = -87
-"""-EUSERS (errno(3)): what our server says instead of a version to a client that it does not let in."""
+"""-EUSERS (errno(3)): what `ivsim serve` sends instead of a version to a client that it refuses."""
 FRAME_BYTES_MAX = 4096
 
 D = TypeVar("D")
@@ -47,21 +47,21 @@ D = TypeVar("D")
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The server gave this client its ID."""
+    """The server has given this client its ID."""
 
     peer: int
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryShared(Generic[D]):
-    """The shared memory arrived."""
+    """The shared memory has come."""
 
     descriptor: D
 
 
 @dataclass(frozen=True, slots=True)
 class VectorConnected(Generic[D]):
-    """A peer's next vector can be rung; for the client's own ID, it can be waited for too."""
+    """The next vector of a peer can be rung. If the peer is the client itself, it can be waited for too."""
 
     peer: int
     vector: int
@@ -70,15 +70,20 @@ class VectorConnected(Generic[D]):
 
 @dataclass(frozen=True, slots=True)
 class PeerLeft:
-    """A peer is gone; its vectors lead nowhere."""
+    """A peer has left; its vectors can no longer be rung."""
 
     peer: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ignored(Generic[D]):
-    """Something odd that changes nothing. ``descriptors`` are the receiver's to close. ``repeated``: it has been told
-    before, of the same peer."""
+    """Something odd that changes nothing.
+
+    Attributes:
+        reason: what it is.
+        descriptors: what came with it; the receiver closes them.
+        repeated: whether the same was reported before, of the same peer.
+    """
 
     reason: str
     descriptors: tuple[D, ...] = ()
@@ -89,13 +94,19 @@ Event = Assigned | MemoryShared[D] | VectorConnected[D] | PeerLeft | Ignored[D]
 
 
 class Client(Generic[D]):
-    """One connection to a server, as a state machine: ``receive`` bytes and descriptors, get events.
+    """One connection to a server, as a state machine: `receive` takes bytes and descriptors and returns events.
 
-    ``vectors`` is how many vectors the own device has: more eventfds than that for one peer are ignored, as the
-    device has nowhere to put them (ivshmem.c, process_msg_connect). ``dialect`` is what the server is known to
-    speak; None: it is recognised, and is None until then.
+    Each descriptor that goes in comes out in exactly one event, or from `unclaimed`.
 
-    Every descriptor that is handed in comes out again in exactly one event, or from ``unclaimed``.
+    Args:
+        vectors: how many vectors the own device has. Further eventfds of a peer are ignored: the device has no place
+            for them (ivshmem.c, process_msg_connect).
+        dialect: what the server speaks, if that is known.
+
+    Attributes:
+        dialect: what the server speaks; None until that is known.
+        peer: the own ID; None until it has come.
+        peers: peer -> how many of its vectors are connected.
     """
 
     def __init__(self, vectors: int, *, dialect: Dialect | None = None) -> None:
@@ -117,7 +128,7 @@ class Client(Generic[D]):
 
     @property
     def is_set_up(self) -> bool:
-        """True once ID and memory have come; eventfds may still follow."""
+        """Whether ID and memory have come; eventfds may still follow."""
         return self._memory_came
 
     @property
@@ -134,10 +145,11 @@ class Client(Generic[D]):
         return "its ID"
 
     def receive(self, data: bytes, descriptors: Sequence[D] = ()) -> Iterator[Event[D]]:
-        """Yield what the messages completed by ``data`` mean.
+        """Yield an event for each message that ``data`` completes.
 
-        Raises ``RemoteProtocolError`` when the server breaks the greeting; the descriptors of that message and
-        of those behind it are then in ``unclaimed``.
+        Raises:
+            RemoteProtocolError: the server violates the greeting. The descriptors of that message and of those behind
+                it are then in `unclaimed`.
         """
         self._messages.extend(self._decoder.feed(data, descriptors))
         return self._take_events()
@@ -154,17 +166,19 @@ class Client(Generic[D]):
                 yield self._events.popleft()
 
     def end(self) -> None:
-        """The server closed the connection. Raises ``RemoteProtocolError`` if it did so within its greeting.
+        """The server has closed the connection.
 
-        Later it is no error: doorbells and interrupts go on without a server (ivshmem-spec, "Interrupts").
+        Raises:
+            RemoteProtocolError: it did so within its greeting. Later it is no error: doorbells and interrupts do not
+                need a server (ivshmem-spec, "Interrupts").
         """
         if not self._memory_came:
             raise RemoteProtocolError(f"the server closed the connection before it sent {self.awaited}")
 
     def unclaimed(self) -> Iterator[D]:
-        """Descriptors that no event carried, once nothing more will be received: they are the caller's to close.
+        """Yield the descriptors that no event has carried; the caller closes them.
 
-        Sooner, one of them may belong to a message of which only the first bytes have come.
+        Only when nothing more is received: one of them may belong to a message of which only the first bytes have come.
         """
         failed, self._failed = self._failed, ()
         yield from failed
@@ -196,7 +210,7 @@ class Client(Generic[D]):
             yield self._leave(number)
 
     def _greet(self, number: int, descriptors: tuple[D, ...]) -> Iterator[Event[D]]:
-        """What comes until the own ID is known."""
+        """The messages before the own ID is known."""
         if self.dialect is LEGACY:
             yield self._assign(number, descriptors)
         elif self._first is None:
@@ -260,12 +274,12 @@ class Client(Generic[D]):
 
 
 def is_framed(first: int) -> bool:
-    """Whether a server's first eight bytes are those of ivshmem v2: a type of 0, and a length."""
+    """Whether the first eight bytes of a server are those of ivshmem v2: a type of 0 and a length."""
     return not first & 0xFFFF_FFFF and 8 <= first >> 32 <= FRAME_BYTES_MAX
 
 
 def _wrong_version(number: int) -> RemoteProtocolError:
-    """QEMU's words, and what is known of such a server."""
+    """The words of QEMU, and what is known about such a server."""
     known = ""
     if number == REFUSED:
         known = ": it does not let this client in (too many, none of its users, or broken memory: its log tells)"

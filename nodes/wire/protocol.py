@@ -1,7 +1,7 @@
 """The wire between an ivshmem server and its clients: numbers, descriptors, and their order.
 
-Only the server talks. Every message is one signed 64-bit little-endian number, alone or with one descriptor
-(SCM_RIGHTS), and what it means depends on both (QEMU docs/specs/ivshmem-spec.rst, "The Client-Server protocol"):
+Only the server sends. Each message is one signed 64-bit little-endian number, alone or with one descriptor
+(SCM_RIGHTS). Both together give the meaning (QEMU docs/specs/ivshmem-spec.rst, "The Client-Server protocol"):
 
     number          without a descriptor         with a descriptor
     first           protocol version (0)         -
@@ -9,8 +9,8 @@ Only the server talks. Every message is one signed 64-bit little-endian number, 
     -1              -                            the shared memory
     0 .. 65535      that peer has left           the next vector of that peer: its eventfd
 
-Nothing here touches a socket: bytes and opaque descriptors come in, messages go out. A descriptor is whatever
-the caller uses for one: a number, an owning object, a name in a test.
+This module uses no socket: bytes and descriptors go in, messages come out. A descriptor is what the caller uses for
+one: a number, an owning object, a name in a test.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NUMBER = struct.Struct("<q")
 
 
 class Message(NamedTuple, Generic[D]):
-    """One number and the descriptors that came with it: at most one, unless the sender errs."""
+    """One number and the descriptors that came with it: at most one, unless the sender is faulty."""
 
     number: int
     descriptors: tuple[D, ...] = ()
@@ -56,7 +56,7 @@ class Message(NamedTuple, Generic[D]):
 
 
 class Step(enum.Enum):
-    """One part of what a server does when a client joins."""
+    """One part of what a server sends when a client joins."""
 
     VERSION = "the protocol version, to the newcomer"
     ID = "its own ID, to the newcomer"
@@ -69,7 +69,7 @@ class Step(enum.Enum):
 
 @dataclass(frozen=True)
 class Dialect:
-    """A variant of the wire: the order in which a joining client and the others are told."""
+    """A variant of the wire: the order of the messages when a client joins."""
 
     name: str
     steps: tuple[Step, ...]
@@ -95,10 +95,10 @@ DIALECTS = {dialect.name: dialect for dialect in (V0, LEGACY, V0_SHM_LAST)}
 
 
 class Decoder(Generic[D]):
-    """Bytes and descriptors in, messages out, however they were cut.
+    """Turns bytes and descriptors into messages, wherever the stream was cut.
 
-    The descriptors of one read belong to the message that holds the last byte of that read: the kernel ends a
-    read behind bytes that carry descriptors (unix(7), "Ancillary messages").
+    The descriptors of one read belong to the message that has the last byte of that read: the kernel ends a read behind
+    bytes that carry descriptors (unix(7), "Ancillary messages").
     """
 
     def __init__(self) -> None:
@@ -107,11 +107,11 @@ class Decoder(Generic[D]):
 
     @property
     def missing_bytes(self) -> int:
-        """How many bytes complete the message at hand; reading no more keeps messages apart, as QEMU does."""
+        """How many bytes complete the current message. QEMU reads no more than that, which keeps messages apart."""
         return MESSAGE_BYTES - len(self._pending) % MESSAGE_BYTES
 
     def feed(self, data: bytes, descriptors: Sequence[D] = ()) -> list[Message[D]]:
-        """The messages that ``data`` completes. ``descriptors`` may only come with bytes."""
+        """Return the messages that ``data`` completes. ``descriptors`` come only together with bytes."""
         self._pending += data
         whole = len(self._pending) // MESSAGE_BYTES
         on_boundary = len(self._pending) % MESSAGE_BYTES == 0
@@ -129,6 +129,6 @@ class Decoder(Generic[D]):
         return list(map(Message, numbers, carried))
 
     def unclaimed(self) -> Iterable[D]:
-        """Descriptors of a message that never became whole; they are the caller's to close."""
+        """Descriptors of a message that is not complete; the caller closes them."""
         left, self._descriptors = self._descriptors, []
         return left

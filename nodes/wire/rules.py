@@ -1,4 +1,4 @@
-"""What a server can do wrong, and what becomes of the device that hears it: data, each row with its source."""
+"""The rules that a server can violate, and what the device does then: data, each row with its source."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ MALFORMED = "a malformed server and QEMU 7.2.22 (tests/golden/malformed.json: {}
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that a server can do wrong. ``ends``: the device judged by is gone then, or hangs.
+    """One rule that a server can violate.
 
-    ``qemu`` is QEMU 7.2, ``seed`` the device of 2012 where it differs (rows of tests/golden/seed_rows.toml).
+    Attributes:
+        expected: what the rule asks for.
+        qemu: what QEMU 7.2 does when the rule is violated.
+        source: where that was observed.
+        ends: whether the device ends or hangs then.
+        seed: what the device of 2012 does, where it differs (rows of tests/golden/seed_rows.toml).
     """
 
     expected: str

@@ -1,8 +1,8 @@
-"""The coordinator's side of the wire: who joins and leaves becomes messages, in order.
+"""The server's side of the wire: joins and leaves become messages, in order.
 
-Byte for byte what QEMU's ivshmem-server sends (contrib/ivshmem-server/ivshmem-server.c), or another dialect's
-order. Knows nothing of sockets: the caller delivers each message, in the order given, or disconnects the one
-who cannot take it.
+The messages are byte for byte those of QEMU's ivshmem-server (contrib/ivshmem-server/ivshmem-server.c), or in the order
+of another dialect. This module uses no socket: the caller delivers each message, in the given order, or disconnects a
+client that does not take it.
 """
 
 from __future__ import annotations
@@ -29,18 +29,25 @@ class Outbound(NamedTuple, Generic[D]):
 
 
 class Introduction(NamedTuple):
-    """Each of ``to`` is told all vectors of each of ``peers``, in this order."""
+    """Each client in ``to`` is told all vectors of each peer in ``peers``, in this order."""
 
     to: Sequence[int]
     peers: Sequence[int]
 
 
 class Server(Generic[D]):
-    """The peers of one shared memory and what each must be told.
+    """The peers of one shared memory, and what each of them is told.
 
-    IDs run from ``first_peer`` and are never reused while the server lives: a real QEMU frees a peer it hears
-    leave and corrupts its heap when the ID comes back (hw/misc/ivshmem.c, close_peer_eventfds). With
-    ``reuse_peers`` the lowest free ID is given all the same, as fixed slots have it.
+    Args:
+        memory: the descriptor of the shared memory.
+        dialect: the order of the messages.
+        first_peer: the first ID. IDs are not reused while the server runs: a real QEMU frees a peer that leaves and
+            corrupts its heap when the ID comes back (hw/misc/ivshmem.c, close_peer_eventfds).
+        reuse_peers: give each newcomer the lowest free ID instead, as a fixed number of slots requires.
+
+    Attributes:
+        peers: ID -> the messages that announce its vectors, in the order of the joins.
+        next_peer: the ID of the next client, unless an ID is reused.
     """
 
     def __init__(self, memory: D, *, dialect: Dialect = V0, first_peer: int = 0, reuse_peers: bool = False) -> None:
@@ -52,24 +59,35 @@ class Server(Generic[D]):
         self._memory = Message(MEMORY, (memory,))
 
     def join(self, vectors: Sequence[D]) -> tuple[int, list[Outbound[D]]]:
-        """Admit a client whose eventfds are ``vectors``; its ID and all messages this causes, in order.
+        """Admit a client.
 
-        Raises ``LocalProtocolError`` when all 65536 IDs have been handed out.
+        Args:
+            vectors: its eventfds.
+
+        Returns:
+            Its ID, and all messages that this causes, in order.
+
+        Raises:
+            LocalProtocolError: all 65536 IDs have been given.
         """
         peer = self.enter(vectors)
         return peer, self.spell_out(self.greet([peer]))
 
     def enter(self, vectors: Sequence[D]) -> int:
-        """Admit a client and tell nobody yet; its ID. Raises as ``join`` does."""
+        """Admit a client and announce it later, by `greet`; returns its ID.
+
+        Raises:
+            LocalProtocolError: all 65536 IDs have been given.
+        """
         peer = self._next_peer()
         self.peers[peer] = tuple(Message(peer, (vector,)) for vector in vectors)
         return peer
 
     def greet(self, newcomers: Sequence[int]) -> list[Outbound[D] | Introduction]:
-        """What is said because of those who have entered last, in this order.
+        """The messages that the clients in ``newcomers`` cause, which have entered last, in this order.
 
-        Everybody is told what he would be told if each of them had joined before the next one entered; who of
-        several is told first may differ.
+        Each client is told what it would be told if each newcomer had joined before the next one entered. Only the
+        order between different clients may differ.
         """
         present = list(self.peers)
         before = present[: len(present) - len(newcomers)]
@@ -81,7 +99,7 @@ class Server(Generic[D]):
         return [said for at, peer in enumerate(newcomers) for said in self._greet(peer, present[: len(before) + at])]
 
     def spell_out(self, said: Iterable[Outbound[D] | Introduction]) -> list[Outbound[D]]:
-        """The same, message by message."""
+        """The same, with one message for each vector of an `Introduction`."""
         messages: list[Outbound[D]] = []
         for each in said:
             if isinstance(each, Introduction):
@@ -98,7 +116,7 @@ class Server(Generic[D]):
         return [] if gone is None else [Outbound(other, gone) for other in self.peers]
 
     def forget(self, peer: int) -> Message[D] | None:
-        """Forget a peer; the message that all who are then connected are told. None when it is not connected."""
+        """Remove a peer; returns the message for all peers that remain, or None when it is not connected."""
         if self.peers.pop(peer, None) is None:
             return None
         if self._reuse_peers:
@@ -115,8 +133,10 @@ class Server(Generic[D]):
         return self.next_peer - 1
 
     def _tells_vectors_last(self, present: list[int]) -> bool:
-        """Whether a newcomer is told all vectors in the order of ``present`` and nothing after them: then his own
-        and those of who comes after him are told alike."""
+        """Whether a newcomer is told all vectors in the order of ``present`` and nothing after them.
+
+        Then its own vectors, and those of clients that join after it, are announced in the same way.
+        """
         steps = self.dialect.steps
         told_at = min(steps.index(step) for step in (Step.PEERS, Step.PEERS_AND_OWN) if step in steps)
         ordered = Step.PEERS_AND_OWN not in steps or present == sorted(present)
@@ -137,5 +157,5 @@ class Server(Generic[D]):
                     yield Outbound(peer, self._tell(step, peer))
 
     def _tell(self, step: Step, peer: int) -> Message[D]:
-        """What a newcomer alone is told."""
+        """A message that only the newcomer gets."""
         return self._memory if step is Step.MEMORY else Message(VERSION if step is Step.VERSION else peer)

@@ -1,9 +1,9 @@
-"""A peer in this process: a machine, its connection, and waiting for both; no worker, no coordinator.
+"""A peer in this process: a machine, its connection, and a loop that waits for both; no worker, no coordinator.
 
-The greeting has no end marker, but where the memory comes last. A server of dialect v0 sends a newcomer's own
-eventfds last, so once the first of them has come, all peers that were there before are known; how many own ones
-follow nobody says. ``meet`` waits for them until all the vectors that this peer can have are there, or nothing has
-come for ``GRACE_NS``. A legacy server tells of all peers by ascending ID: after the own eventfds, others may follow.
+A greeting has no end marker, except where the memory comes last. A server of dialect v0 sends a newcomer's own eventfds
+last: when the first of them has come, all earlier peers are known. The greeting does not tell how many own eventfds
+follow. `Attachment.meet` waits until all vectors that this peer can have are connected, or nothing has come for
+``GRACE_NS``. A legacy server announces all peers by ascending ID: others may follow the own eventfds.
 """
 
 from __future__ import annotations
@@ -34,20 +34,31 @@ GRACE_NS = 50_000_000
 GREETING_NS = 10 * SECOND_NS
 RECONNECT_NS = SECOND_NS
 WARNINGS_MAX = 1000
-# A server that loses messages may never send the own eventfds (QEMU's does, beyond some 275): no longer than this.
+# How long to wait for own eventfds. A server that loses messages may never send them (QEMU's, beyond some 275).
 DEAF_NS = SECOND_NS
 
 
 class Attachment:
-    """One peer of the server on ``path``, driven by ``loop``. Close it before the loop.
+    """One peer of a server, driven by a loop. Close it before the loop.
 
-    ``vectors`` is how many it has, and how many eventfds of each other peer it keeps. ``on_interrupt(time_ns,
-    vector, doorbells)`` and ``say(text)`` (who joins and leaves, what is odd) are called as things happen;
-    ``time_ns`` is CLOCK_MONOTONIC. With ``reconnect`` a server that is not there, or no longer, or does not let this
-    peer in, is tried again every second; ``on_return()`` is called when, once more, everybody has been met.
+    A call of the loop raises `RemoteProtocolError` when the server violates the protocol.
 
-    Raises ``UsageError`` when no server listens there (and ``reconnect`` is off); whatever the loop calls may
-    raise ``RemoteProtocolError`` for a server that breaks the protocol.
+    Args:
+        loop: what waits for the connection and for the own eventfds.
+        path: the socket on which the server listens.
+        vectors: how many vectors the peer has, and how many of each other peer it can ring.
+        reconnect: try again every second when there is no server, when it ends, or when it refuses this peer.
+        on_interrupt: ``on_interrupt(time_ns, vector, doorbells)`` is called for each interrupt; CLOCK_MONOTONIC.
+        say: ``say(text)`` is called with peers that join and leave, and with what is odd.
+        on_return: ``on_return()`` is called when all peers are known again after a reconnect.
+
+    Attributes:
+        met: whether all peers that were there at the join are known; False again while a server is tried again.
+        served: whether the server is there. Doorbells and interrupts do not need it (ivshmem-spec, "Interrupts").
+        unseen: vector -> interrupts that no reader has taken; a reader empties it.
+
+    Raises:
+        UsageError: no server listens there, and ``reconnect`` is off.
     """
 
     def __init__(
@@ -68,16 +79,13 @@ class Attachment:
         self._connection: Connection | None = None
         self._connected_ns = self._news_ns = 0
         self.met = False
-        """Whether everybody has been met. Not any more once a server that is tried again has gone."""
-        self._returns = False  # everybody has been met before
+        self._returns = False  # `meet` has returned before
         self._refused = False
         self._closed = False
         self._warned: set[str] = set()
         self._vm = self._make_machine()
         self.served = False
-        """Whether the server is there; without it, doorbells and interrupts go on (ivshmem-spec, "Interrupts")."""
         self.unseen: Counter[int] = Counter()
-        """Vector -> interrupts that nobody has taken note of yet; whoever does, empties it."""
         self._connect(first=True)
 
     def _make_machine(self) -> Vm:
@@ -94,26 +102,26 @@ class Attachment:
         vm.start(self._listen)
         return vm
 
-    # What it is
+    # State
 
     @property
     def peer(self) -> int | None:
-        """The own ID, once there is one."""
+        """The own ID; None before it has come."""
         return None if self._connection is None else self._connection.peer
 
     @property
     def dialect(self) -> Dialect | None:
-        """What the server speaks, as its first messages told; None while there is none, or nobody can tell."""
+        """What the server speaks, by its first messages; None while that is unknown."""
         return None if self._connection is None else self._connection.dialect
 
     @property
     def peers(self) -> dict[int, int]:
-        """Who can be rung, itself included: ID -> number of vectors."""
+        """The peers that can be rung, this one included: ID -> number of vectors."""
         return self._vm.guest.peers
 
     @property
     def own_vectors(self) -> int:
-        """How many eventfds of its own have come: the vectors that others can ring."""
+        """How many own eventfds have come: the vectors that other peers can ring."""
         return 0 if self.peer is None else self.peers.get(self.peer, 0)
 
     @property
@@ -122,10 +130,14 @@ class Attachment:
         return self._vm.guest.memory
 
     def ring(self, peer: int, vector: int) -> bool:
-        """Ring a peer's vector; False when its counter is full. Raises ``GuestError`` when it is not connected."""
+        """Ring a vector of a peer; returns False when its counter is full.
+
+        Raises:
+            GuestError: it is not connected.
+        """
         connected = self.peers.get(peer)
         if connected is None:
-            there = ", ".join(map(str, sorted(self.peers))) or "nobody"
+            there = ", ".join(map(str, sorted(self.peers))) or "no peer"
             raise GuestError(f"peer {peer} is not there: expected one of {there}")
         if not 0 <= vector < connected:
             raise GuestError(f"peer {peer} has no vector {vector}: expected 0..{connected - 1}")
@@ -143,9 +155,13 @@ class Attachment:
     # Being connected
 
     def meet(self, deadline_ns: int | None = None) -> bool:
-        """Wait until everybody has been met, as far as that can be known. False without a server at the deadline.
+        """Wait until all present peers are known, as far as that can be told.
 
-        Raises ``RemoteProtocolError`` when the server does not say within ``GREETING_NS`` who this peer is.
+        Returns:
+            False if there is no server at the deadline.
+
+        Raises:
+            RemoteProtocolError: the server has not sent an ID and the memory within ``GREETING_NS``.
         """
         while (until_ns := self._met_at_ns()) is None or time.monotonic_ns() < until_ns:
             silent_ns = self._connected_ns + GREETING_NS if self.served and until_ns is None else None
@@ -168,10 +184,10 @@ class Attachment:
     def _be_met(self) -> None:
         self.met = True
         if not self.own_vectors:
-            self._say("no eventfds of its own have come: nobody can interrupt this peer")
+            self._say("no eventfds of its own have come: no peer can interrupt this one")
 
     def _meet_again(self, connection: Connection) -> None:
-        """What ``meet`` waits for, beside everything else that the loop does."""
+        """As `meet`, while the loop does other things."""
         if connection is not self._connection:
             return
         now_ns = time.monotonic_ns()
@@ -183,7 +199,7 @@ class Attachment:
         self._on_return()
 
     def _met_at_ns(self) -> int | None:
-        """The time from which on everybody counts as met if nothing more comes; None while nobody can tell."""
+        """The time from which on all peers count as known if nothing more comes; None while that is open."""
         if not len(self.memory):
             return None
         complete = self.dialect is V0_SHM_LAST or (self.dialect is V0 and self.own_vectors == self._vectors)
@@ -211,7 +227,7 @@ class Attachment:
             self._meet_again(connection)
 
     def _warn(self, text: str) -> None:
-        """What is odd is told once: a peer with many more vectors than this one would fill the screen."""
+        """Tell each odd thing once: a peer with many more vectors than this one would fill the screen."""
         if text not in self._warned and len(self._warned) < WARNINGS_MAX:
             self._warned.add(text)
             self._say(text)
@@ -239,8 +255,8 @@ class Attachment:
         self._say("the server has closed the connection; doorbells and interrupts go on without it")
 
     def _try_again(self, reason: str) -> None:
-        """Begin anew, in a while."""
-        tell = self._say if self.memory else self._warn  # one who was never let in hears of it once
+        """Connect again, in a second."""
+        tell = self._say if self.memory else self._warn  # a peer that is refused again and again says so once
         tell(f"{reason}; trying again every second")
         self.met = False
         self._drop()
@@ -265,7 +281,7 @@ class Attachment:
         connection = self._connection
         if connection is None or descriptor not in connection.own:
             return
-        with contextlib.suppress(BlockingIOError):  # another one who holds this eventfd was faster
+        with contextlib.suppress(BlockingIOError):  # another process that has this eventfd has drained it
             self._vm.deliver(connection.own[descriptor], drain(descriptor))
 
     def _listen(self, guest: Guest) -> Program:
@@ -278,12 +294,12 @@ class Attachment:
     # The end
 
     def close(self) -> None:
-        """Leave; twice is no error."""
+        """Leave the server. A second call does nothing."""
         self._closed = True
         self._drop()
 
     def _drop(self) -> None:
-        """Let go of a connection and all that came by it."""
+        """Close the connection and everything that came over it."""
         connection, self._connection = self._connection, None
         self._vm.stop()
         if connection is not None:

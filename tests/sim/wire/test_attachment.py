@@ -240,7 +240,7 @@ def test_a_server_without_eventfds_for_us_is_not_waited_for_for_ever(site, monke
     site.serve(vectors=0)
     peer = site.attach()
     assert (peer.peer, peer.own_vectors) == (0, 0)
-    assert site.said == ["no eventfds of its own have come: nobody can interrupt this peer"]
+    assert site.said == ["no eventfds of its own have come: no peer can interrupt this one"]
 
 
 @pytest.fixture
