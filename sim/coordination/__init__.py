@@ -1,1 +1,1 @@
-"""The coordinator of a run: its machines in all their lives, its domains, what happens to them, what is seen of it."""
+"""The coordinator of a run: machines and domains, the timeline, migrations, and what a run shows while it lasts."""

@@ -29,14 +29,14 @@ class Layouts:
         self._rings = max(SAMPLES_MIN, min(most, share)) if topology.run.sample_every else 0
         self._drains = max(SAMPLES_MIN, min(most, 2 * share))
         # A machine that joins again has another ID, and one more edge for each vector.
-        lives = Counter({each.index: 1 for each in topology.machines})
+        incarnations = Counter({each.index: 1 for each in topology.machines})
         for entry in topology.timeline:
             if isinstance(entry.action, Join | Migrate):
-                lives.update(dict.fromkeys(entry.machines, entry.repeat))
+                incarnations.update(dict.fromkeys(entry.machines, entry.repeat))
         self._peers: Counter[int] = Counter()
         self._peers_at_once = Counter(each.vectors for each in topology.machines)
         for each in topology.machines:
-            self._peers[each.vectors] += lives[each.index]
+            self._peers[each.vectors] += incarnations[each.index]
         # A machine that migrates opens its edges anew each time.
         self._moves: Counter[int] = Counter()
         for entry in topology.timeline:

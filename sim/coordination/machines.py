@@ -72,14 +72,14 @@ class LiveMachines:
         if not current.started:
             return current
         assert not current.is_running, f"{current.name} is still there"
-        who = self.topology.machines[machine]
-        name = f"{who.name}.{self._count[machine] + 1}"
+        its = self.topology.machines[machine]
+        name = f"{its.name}.{self._count[machine] + 1}"
         rows = [
             Row(self._row_count + place, _device_name(name, domain, place), machine, self._domain_numbers[domain])
-            for place, domain in enumerate(who.domains)
+            for place, domain in enumerate(its.domains)
         ]
         self._row_count += len(rows)
-        self.current[machine] = incarnation = self._make(who, rows)
+        self.current[machine] = incarnation = self._make(its, rows)
         return incarnation
 
     def identify(self, incarnation: Incarnation, place: int, domain: int, peer: int) -> None:

@@ -38,7 +38,7 @@ class EventFd:
     def adopt(cls, descriptor: int) -> EventFd:
         """Take over a descriptor that came over a socket, and see to it that it never blocks.
 
-        The flag belongs to the description that all peers share, and whoever receives it may have cleared it:
+        The flag belongs to the description that all peers share, and another receiver may have cleared it:
         a real QEMU does so with every descriptor, and sets it again only on those that it keeps.
 
         Raises ``RemoteProtocolError`` for anything else than an eventfd, and closes it.

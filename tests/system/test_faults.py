@@ -1,4 +1,4 @@
-"""Everybody is killed, interrupted or wedged, at every stage: what was measured is kept, and nothing is left."""
+"""Processes are killed, interrupted or wedged at every stage: what was measured is kept, and nothing is left."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_machine_that_dies_degrades_the_run_if_asked(programs: None, tmp_path:
     assert result.status == "degraded"
     assert balances(result)
     assert [event["kind"] for event in result.events()].count("peer_left") == 1
-    # The others went on ringing whoever was still there until the end.
+    # The others rang each other until the end.
     assert result.summary["duration_s"] >= 0.5
 
 
@@ -177,7 +177,7 @@ def when(condition: Callable[[], bool], action: Callable[[], None]) -> Iterator[
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.3])
 def test_a_worker_that_is_killed_at_any_moment_is_announced_and_settled(delay_s: float, tmp_path: Path) -> None:
-    """From its birth on; its recording is what it had measured."""
+    """From its fork on; its recording is what it had measured."""
     count = 4
 
     def kill() -> None:
@@ -265,7 +265,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("with_spinner", [False, True])
 def test_the_coordinator_is_killed(with_spinner: bool, programs: None, runtime: Path, tmp_path: Path) -> None:
-    """All of it ends within two seconds, and what the machines recorded is put together by whoever looks."""
+    """All processes end within two seconds, and opening the run computes its results from the recordings."""
     if with_spinner:
         ivsim = Ivsim(tmp_path, str(topology(tmp_path, "spins", duration_s=30)))
         family = ivsim.wait_for_machines(3)
@@ -287,10 +287,10 @@ def test_the_coordinator_is_killed(with_spinner: bool, programs: None, runtime: 
     assert recovered.summary["pending_derived"]
 
 
-def test_what_a_coordinator_leaves_that_is_killed_at_its_birth_goes_with_the_next_run(
+def test_what_a_coordinator_leaves_that_is_killed_at_its_start_goes_with_the_next_run(
     runtime: Path, tmp_path: Path
 ) -> None:
-    """Nobody is there yet who could clean up after it; a run that goes on, and what no run has signed, stay."""
+    """Its fork server has not begun to serve, and cannot clean up. Directories of other runs and unsigned ones stay."""
     code = "import os, sys, sim; sim.run('ping_pong', runs=sys.argv[1], on_begin=lambda _: os.kill(os.getpid(), 9))"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")]) as killed:
         killed.wait(PATIENCE_S)
@@ -397,7 +397,7 @@ def test_a_signal_at_any_moment_leaves_nothing_and_no_traceback(runtime: Path, t
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_before_the_first_machine_is_born_is_noted(number: int, tmp_path: Path) -> None:
+def test_a_signal_before_the_first_machine_starts_is_noted(number: int, tmp_path: Path) -> None:
     topology = Path("topologies/scenarios/doorbell_storm.toml")
     result = sim.run(
         topology, runs=tmp_path, overrides={"run.duration_s": "60.0"}, on_begin=lambda _: os.kill(os.getpid(), number)

@@ -67,7 +67,7 @@ PEER = group("peer", profile="qemu-doorbell")
 
 
 def go(tmp_path: Path, *parts: str, **overrides: str) -> sim.Run:
-    """A run of these parts of a file; its books balance, and nobody died who was not told to."""
+    """A run of these parts of a file; its counts balance, and no machine died that was not told to."""
     result = run_in_time(HEAD + "".join(parts), tmp_path, overrides)
     assert result.status in ("finished", "interrupted"), result.reason
     assert_sound(result)
@@ -138,7 +138,7 @@ def skipped(result: sim.Run) -> list[tuple[str, str]]:
 
 
 def test_a_master_takes_its_memory_to_another_domain(tmp_path: Path) -> None:
-    """What the program had cached shows the other memory: who is there sees it count on."""
+    """What the program had cached shows the other memory: a machine there sees it continue to count."""
     seer = group("seer", domains=["there"], program="tests.guest_programs:watch_word")
     result = go(tmp_path, OLD, seer, entry("migrate", 0.4, "old-1", to_domain="there"))
     (its,) = result.migrations().to_pylist()
@@ -149,7 +149,7 @@ def test_a_master_takes_its_memory_to_another_domain(tmp_path: Path) -> None:
     before, after = its["delivered_before"], its["delivered_after"]
     row = sum(each["delivered"] for each in result.vectors().to_pylist() if each["machine"] == 1)
     assert before > 0
-    assert (after, before + after) == (0, row)  # nobody rings it there
+    assert (after, before + after) == (0, row)  # no machine rings it there
 
 
 def test_to_a_new_id_on_its_own_server(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_device_without_msix_moves(profile: str, tmp_path: Path) -> None:
     assert {each["pending_vectors"] for each in result.migrations().to_pylist()} == {0}
 
 
-def test_handed_over_nobody_notices(tmp_path: Path) -> None:
+def test_a_hand_over_is_not_noticed_by_peers(tmp_path: Path) -> None:
     move = entry("migrate", 0.3, "master", hand_over=True, repeat=4, period_s=0.15)
     result = go(tmp_path, MASTER, PEER, move)
     assert [each[1] for each in verdicts(result)] == ["moved"] * 4
@@ -183,7 +183,7 @@ def test_handed_over_nobody_notices(tmp_path: Path) -> None:
 
 
 def test_pending_and_masked_vectors_travel(tmp_path: Path) -> None:
-    """Rung while masked, moved to where nobody rings, unmasked there: it fires, once."""
+    """Rung while masked, moved to a domain without other machines, unmasked there: it fires, once."""
     hears = group("hears", profile="qemu-doorbell", role="master", program="tests.guest_programs:count_by_vector")
     late = group("late", profile="qemu-doorbell", absent=True, parameters={"to": "hears"})
     result = go(
@@ -218,7 +218,7 @@ def test_a_machine_that_joins_may_move_before_it_begins(tmp_path: Path) -> None:
     assert said(result, "late-1")["starts"] == 1
 
 
-def test_who_has_moved_can_leave_and_come_back(tmp_path: Path) -> None:
+def test_a_machine_that_has_moved_can_leave_and_come_back(tmp_path: Path) -> None:
     result = go(
         tmp_path,
         OLD,
@@ -418,7 +418,7 @@ def test_what_is_foreseen_comes(tmp_path: Path) -> None:
     assert len(told) == 5
 
 
-# Somebody comes in between
+# Something else happens meanwhile
 
 
 @pytest.mark.parametrize("after_ms", [0, 3, 6, 12])
@@ -433,7 +433,7 @@ def test_the_end_of_the_run_in_the_middle(before_ms: int, tmp_path: Path) -> Non
     moves = entry("migrate", 0.6 - before_ms / 1e3, "old", to_domain="there")
     result = go(tmp_path, OLD, moves, **{"run.duration_s": "0.5"})
     assert result.status == "finished"
-    # Whoever was told before the end has a verdict; of the others nothing was begun.
+    # Machines that were told before the end have a verdict; for the others nothing had begun.
     told = [each for each in events(result, "action") if each["do"] == "migrate" and "skipped" not in each]
     assert len(verdicts(result)) == len(told) <= 4
     assert len(events(result, "statistics")) == 4
@@ -470,7 +470,7 @@ def test_a_server_that_stops_in_the_middle(tmp_path: Path) -> None:
     assert result.figures.duration_s < 3
 
 
-def test_who_joins_while_a_migration_fails_is_known_afterwards(tmp_path: Path) -> None:
+def test_a_machine_that_joins_while_a_migration_fails_is_known_afterwards(tmp_path: Path) -> None:
     late = group("late", absent=True, parameters={"to": []})
     moves = entry("migrate", 0.2, "old-1", fault="cancel", repeat=60, period_s=0.005)
     ring = {"machines.old.parameters.to": "late"}

@@ -106,7 +106,7 @@ def test_a_machine_leaves_and_comes_back_under_a_new_id(tmp_path: Path) -> None:
     assert result.status == "finished"
 
 
-def test_a_killed_machine_fails_nothing_and_those_who_ring_it_are_refused(tmp_path: Path) -> None:
+def test_a_killed_machine_fails_nothing_and_doorbells_at_it_are_refused(tmp_path: Path) -> None:
     result = run(tmp_path, entry("kill", 0.4, "storm-2"))
     assert result.status == "finished"
     (left,) = events(result, "machine_left")
@@ -165,7 +165,7 @@ def test_a_slow_machine_finds_more_doorbells_in_each_counter(tmp_path: Path) -> 
     assert coalescing[0] > coalescing[1]
 
 
-def test_masked_vectors_take_doorbells_and_interrupt_nobody(tmp_path: Path) -> None:
+def test_masked_vectors_take_doorbells_and_do_not_interrupt(tmp_path: Path) -> None:
     programs = '[machines.counter]\nvectors = 2\nprogram = "tests.guest_programs:count"\n'
     ring = {"machines.storm.parameters.to": "counter"}
     masked = run(tmp_path, programs, entry("mask", 0.0, "counter"), **ring)
@@ -178,7 +178,7 @@ def test_masked_vectors_take_doorbells_and_interrupt_nobody(tmp_path: Path) -> N
     assert said["values"]["interrupts"] > 100
 
 
-def test_what_is_left_pending_is_handled_by_nobody_and_no_interrupt(tmp_path: Path) -> None:
+def test_what_is_left_pending_is_not_handled_and_no_interrupt(tmp_path: Path) -> None:
     programs = '[machines.counter]\nvectors = 2\nprogram = "tests.guest_programs:count"\n'
     ring = {"machines.storm.parameters.to": "counter", "run.sample_every": "1"}
     result = run(tmp_path, programs, entry("mask", 0.3, "counter"), entry("unmask", 0.6, "counter"), **ring)
@@ -227,7 +227,7 @@ def test_an_unplugged_device_is_gone_and_its_machine_lives_on(tmp_path: Path) ->
     assert not events(result, "machine_left")
 
 
-def test_who_does_not_listen_hears_of_nobody_new(tmp_path: Path) -> None:
+def test_a_deaf_machine_learns_of_no_new_peer(tmp_path: Path) -> None:
     result = run(tmp_path, entry("deafen", 0.2, "storm-0"), entry("join", 0.3, "late"))
     assert edges(result, "storm-0", "late-0") == 0
     assert edges(result, "storm-1", "late-0") > 0

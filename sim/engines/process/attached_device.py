@@ -22,7 +22,7 @@ class AttachedDevice:
 
     def __init__(
         self,
-        plan: DeviceConfiguration,
+        configuration: DeviceConfiguration,
         book: Recording,
         profile: Profile,
         *,
@@ -36,12 +36,12 @@ class AttachedDevice:
         warn: Callable[[str], object],
     ) -> None:
         self.book = book
-        self.recorder = Recorder(book, domain=plan.domain)
+        self.recorder = Recorder(book, domain=configuration.domain)
         self.vm = Vm(
             profile,
             vectors=vectors,
             role=role,
-            size_bytes=plan.memory_bytes if profile.memory_container else None,
+            size_bytes=configuration.memory_bytes if profile.memory_container else None,
             signal=signal,
             ledger=self.recorder,
             clock=time.monotonic_ns,
@@ -52,11 +52,11 @@ class AttachedDevice:
         self._on_own, self._on_own_gone, self._warn = on_own, on_own_gone, warn
         self.expected: int | None = None
         """How many eventfds the server's greeting names, once the coordinator has said so."""
-        self.connection = self._connect(plan.server)
+        self.connection = self._connect(configuration.server)
 
     @property
     def is_met(self) -> bool:
-        """Whether everybody is known who was there when this device joined."""
+        """Whether all peers are connected that were present when this device joined."""
         return self.expected is not None and self.connection.heard >= self.expected and self.connection.is_set_up
 
     def move(self, server: str, domain: int, on_memory: Callable[[int, int], None]) -> None:

@@ -17,22 +17,22 @@ ABSENT = -1
 
 
 class BoundProgram:
-    """A plan's program with its parameters; called with its guest, it begins.
+    """A machine's program with its parameters; called with its guest, it begins.
 
     Parameters that are machines become sequences of their IDs, which are refilled where they are whenever one of
     those machines has a new one.
     """
 
-    def __init__(self, plan: WorkerConfiguration) -> None:
-        self._function = _find(plan.program)
+    def __init__(self, configuration: WorkerConfiguration) -> None:
+        self._function = _find(configuration.program)
         self._ids: dict[int, int] = {}
         self._sequences: list[tuple[tuple[int, ...], list[int]]] = []
         self._places: list[tuple[tuple[int, ...], list[int]]] = []
-        self._arguments: dict[str, Any] = dict(plan.parameters)
-        for parameter, machines in plan.peers.items():
+        self._arguments: dict[str, Any] = dict(configuration.parameters)
+        for parameter, machines in configuration.peers.items():
             self._arguments[parameter] = sequence = list[int]()
             self._sequences.append((machines, sequence))
-        for parameter, (machines, doorbells) in plan.traces.items():
+        for parameter, (machines, doorbells) in configuration.traces.items():
             places = [ABSENT] * len(machines)
             self._arguments[parameter] = Trace(places, doorbells)
             self._places.append((machines, places))

@@ -13,7 +13,7 @@ __all__ = ["Drains", "Recorder"]
 
 class Drains(NamedTuple):
     """``drained(vector, count, delivered_ns)``, then ``handled(handled_ns)``; ``left`` and ``fired`` as `nodes.vm.Vm`
-    calls them: a drain that interrupted nobody, an interrupt without a drain.
+    calls them: a drain without an interrupt, an interrupt without a drain.
     """
 
     drained: Callable[[int, int, int], None]

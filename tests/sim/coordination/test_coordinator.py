@@ -79,7 +79,7 @@ def entry(do: str, at_s: float, machines: str = "", **more: object) -> str:
     return "[[timeline]]\n" + "".join(f"{key} = {value!r}\n".replace("'", '"') for key, value in keys.items())
 
 
-def test_all_start_at_one_moment_and_what_nobody_takes_is_pending(make: Callable[..., Site]) -> None:
+def test_all_start_at_one_moment_and_what_is_not_taken_is_pending(make: Callable[..., Site]) -> None:
     site = make()
     site.at(0.5, lambda: site.engine.servers[0].admitted[1].eventfds[0].add(7) and None)
     ending = site.run()

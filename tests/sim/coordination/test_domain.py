@@ -1,4 +1,4 @@
-"""sim.coordination.domain: who is let in as whom, and who is not."""
+"""sim.coordination.domain: which client is admitted as which machine, and which is not."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Site:
         return client
 
     def accept(self) -> None:
-        """Let the server look at whoever waits, and at who has gone."""
+        """Let the server handle clients that wait and clients that have gone."""
         for _ in range(3):
             self.loop.step(time.monotonic_ns())
 
@@ -92,7 +92,7 @@ def test_a_successor_joins_without_being_taken_for_the_machine_yet(site):
     assert site.events == [("joined", site.machine)]
 
 
-def test_a_successor_that_died_before_it_was_let_in_is_nobody(site):
+def test_a_successor_that_died_before_it_was_admitted_is_not_announced(site):
     """Its machine has been told that it stays, as the peer that it is: the dead one's ID would be wrong for ever."""
     site.connect().close()
     site.accept()
@@ -109,7 +109,7 @@ def test_an_earlier_successor_that_died_is_not_the_next_one(site):
     assert (site.machine.migration.peer, site.peers) == (0, [0])
 
 
-def test_a_process_of_the_crew_that_died_is_no_stranger(site):
+def test_a_process_of_a_machine_that_died_is_no_stranger(site):
     site.knows = False
     site.connect().close()
     site.accept()
@@ -119,13 +119,13 @@ def test_a_process_of_the_crew_that_died_is_no_stranger(site):
     assert (site.peers, site.events) == ([0], [("stranger", os.getpid())])
 
 
-def test_who_speaks_before_it_is_let_in_has_left(site):
+def test_a_client_that_speaks_before_it_is_admitted_has_left(site):
     site.connect().sendall(b"x")
     site.accept()
     assert (site.machine.peers, site.peers, site.events) == ([7], [], [])
 
 
-def test_a_stranger_who_goes_while_it_waits_for_the_machines_is_not_announced(site):
+def test_a_stranger_that_leaves_while_it_waits_for_the_machines_is_not_announced(site):
     site.knows = False
     site.domain._awaited[0] = site.machine, None
     stranger = site.connect()

@@ -1,4 +1,4 @@
-"""sim.coordination.monitor: what those read who watch a run."""
+"""sim.coordination.monitor: what subscribers of a run read."""
 
 from __future__ import annotations
 

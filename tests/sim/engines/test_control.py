@@ -62,13 +62,13 @@ def test_a_worker_that_dies_with_orders_unread_is_an_end_too(ends):
         ours.receive()
 
 
-def test_to_one_who_has_gone_nothing_is_sent(ends):
+def test_nothing_is_sent_to_a_closed_end(ends):
     ours, theirs = ends
     theirs.close()
     assert not ours.send(Ping(1))
 
 
-def test_one_who_does_not_read_holds_up_nobody(ends):
+def test_an_end_that_does_not_read_holds_up_no_other(ends):
     ours, theirs = ends
     sent = 0
     while ours.send(Ping(sent)):

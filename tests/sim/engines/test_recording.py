@@ -1,4 +1,4 @@
-"""sim.recording and sim.engines.process.recorder: plain stores that survive whoever made them."""
+"""sim.recording and sim.engines.process.recorder: plain stores that survive the process that made them."""
 
 from __future__ import annotations
 
