@@ -1,4 +1,4 @@
-"""`ivsim graph`: a picture of a topology. Starts nothing."""
+"""`ivsim graph`: a picture of a topology. Starts no process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["graph"]
 FORMATS = {".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot", ".svg": "svg"}
 
 
-@click.command("graph", short_help="Draw a topology: who is there, and who rings whom.")
+@click.command("graph", short_help="Draw a topology: its machines, and which ring which.")
 @click.argument("topology")
 @overrides_option
 @programs_option
@@ -22,10 +22,12 @@ FORMATS = {".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot"
     "--format",
     "form",
     type=click.Choice(["mermaid", "dot", "svg"]),
-    help="mermaid by default, or what the name of FILE ends in.",
+    help="By default mermaid, or by the suffix of FILE.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write it there.")
-@click.option("--each", is_flag=True, help="Draw every machine, however many a group has.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the picture to FILE."
+)
+@click.option("--each", is_flag=True, help="Draw every machine of large groups, too.")
 def graph(
     topology: str,
     overrides: dict[str, str],
@@ -36,8 +38,8 @@ def graph(
 ) -> None:
     """Draw TOPOLOGY, a file or the name of a shipped one: its machines, domains, doorbells and timeline.
 
-    A group of more than eight machines is one node, unless --each is given. An SVG needs no other program to be
-    shown; Mermaid is drawn by what shows Markdown, DOT by Graphviz.
+    A group of more than eight machines is one node, unless --each is given. Browsers show SVG, viewers of Markdown
+    draw Mermaid, and Graphviz draws DOT.
     """
     from sim.views.graph import dot, draw, mermaid, svg
 

@@ -1,4 +1,4 @@
-"""`ivsim migrate --plan`: what moving a topology's machines to another host would take. No process is started."""
+"""`ivsim migrate --plan`: the plan of moving a topology's machines to another host. Starts no process."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ __all__ = ["migrate"]
 
 @click.command("migrate", short_help="Plan how a topology's machines could move to another host.")
 @click.argument("topology")
-@click.option("--plan", "planned", is_flag=True, help="Say who may move, in which order, what is copied and lost.")
+@click.option(
+    "--plan",
+    "planned",
+    is_flag=True,
+    help="Print which machines can move, in which order, and what is copied and lost.",
+)
 @overrides_option
 @programs_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def migrate(topology: str, planned: bool, overrides: dict[str, str], programs: tuple[Path, ...], as_json: bool) -> None:
     """Plan how the machines of TOPOLOGY, a file or the name of a shipped one, could move to another host.
 
-    Who stays is told why, in QEMU's words where QEMU has them. In a run, machines move by the timeline's
-    `do = "migrate"`.
+    A machine that stays has a reason, in QEMU's words where QEMU has one. In a run, the action "migrate" of the
+    timeline migrates machines.
     """
     if not planned:
-        raise click.UsageError('expected --plan; in a run, machines move by [[timeline]] with do = "migrate"')
+        raise click.UsageError('expected --plan; in a run, the action "migrate" of [[timeline]] migrates machines')
     try:
         loaded = load(topology, overrides, programs)
     except TopologyError as error:
@@ -65,16 +70,16 @@ def _text(plan: MigrationPlan) -> Iterator[str]:
 
 
 def _timeline(foreseen: Sequence[Foreseen]) -> Iterator[str]:
-    """What a run will show, where its timeline has machines migrate who cannot."""
+    """The migrations of the timeline that will be refused or fail in a run."""
     if foreseen:
         yield ""
-        yield "in a run, as its timeline has it:"
+        yield "in a run, by its timeline:"
     for each in foreseen:
         yield f"  {each}"
 
 
 def _rows(machines: Sequence[PlannedMachine]) -> Iterator[tuple[str, str, str, str]]:
-    """A row for machines in a row of which the same can be said."""
+    """A row for each sequence of machines with the same role and fate."""
     yield "machine", "role", "peer", "fate"
     for _, alike in groupby(machines, key=lambda each: (each.group, each.fate, each.reason, each.refusal)):
         some = list(alike)
@@ -104,7 +109,7 @@ def _fate(machine: PlannedMachine) -> str:
             return f"{machine.fate}: {machine.reason}"
     peers = [device.domain for device in machine.devices if not device.master]
     which = "" if len(machine.devices) == 1 else f" in {', '.join(peers)}"
-    return f"moves when it has let go of its device{which}: {machine.refusal}"
+    return f"moves after detaching its device{which}: {machine.refusal}"
 
 
 def _step(step: Step) -> str:

@@ -1,4 +1,4 @@
-"""The commands of `ivsim` about topologies: validate, list, schema, init. None of them starts a process."""
+"""The commands of `ivsim` about topologies: validate, list, schema, init. None starts a process."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = ["COMMANDS", "init", "list_shipped", "schema", "validate"]
 @programs_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...], as_json: bool) -> None:
-    """Check TOPOLOGY, a file or the name of a shipped one, and say what it asks of this host.
+    """Check TOPOLOGY, a file or the name of a shipped one, and print what it needs from this host.
 
-    All problems are shown at once; the exit code is then 2. What is valid and bound to fail, such as the migration of
-    a machine that a blocker holds, is noted: it may be what the run is to show.
+    All problems are shown at once; the exit code is 2 then. A migration that will be refused or fail, and a load that
+    can ring no machine, are valid and only noted: they may be what the run is to show.
     """
     try:
         loaded = load(topology, overrides, programs)
@@ -49,13 +49,13 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             "({descriptors} in all), "
             "{memory_bytes} bytes of {memory_kind}".format(**demand)
         )
-        click.echo(_course(loaded))
+        click.echo(_schedule(loaded))
         for each in (*foreseen, *silent):
             click.echo(f"    note: {each}")
 
 
-def _course(topology: Topology) -> str:
-    """What a run of it goes through, in a line."""
+def _schedule(topology: Topology) -> str:
+    """The times and the size of a run, in a line."""
     run = topology.run
     parts = [
         f"{run.warmup_s + run.duration_s:g} s, {run.warmup_s:g} of them warm-up",
@@ -74,7 +74,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _demand(topology: Topology) -> dict[str, Any]:
-    """What a topology asks for; the servers and every machine of a domain hold a descriptor of each vector in it."""
+    """What a topology needs. The server and every machine of a domain hold a descriptor of each vector in it."""
     processes = len(topology.machines) + 1
     of_domain = {
         domain.name: sum(machine.vectors for machine in topology.machines if domain.name in machine.domains)
@@ -126,7 +126,7 @@ def list_shipped(reference: str | None, as_markdown: bool, as_json: bool) -> Non
 
 @click.command("schema", short_help="Print the JSON Schema of topologies.")
 def schema() -> None:
-    """Print the JSON Schema (2020-12) of topology files, from which editors complete and check."""
+    """Print the JSON Schema (2020-12) of topology files, for completion and checks in editors."""
     click.echo(json.dumps(json_schema(), indent=2))
 
 

@@ -39,7 +39,7 @@ MEBIBYTE = 1 << 20
 
 
 def evaluate(topology: Topology, run: Run) -> list[ExpectationVerdict]:
-    """A verdict for each expectation of ``topology``, in order, from the tables of the finished ``run``."""
+    """A verdict for each expectation of ``topology``, in order."""
     if not topology.expectations:
         return []
     finished = _Finished(topology, run)
@@ -60,7 +60,7 @@ def silent_loads(topology: Topology, run: Run) -> list[str]:
 
 
 def missed(verdicts: Iterable[ExpectationVerdict]) -> int:
-    """How many expectations were not met: above 0, the exit code is 99."""
+    """The number of expectations that are not met; above 0, the exit code is 99."""
     return sum(not verdict.met for verdict in verdicts)
 
 
@@ -72,7 +72,7 @@ def _metric(name: str) -> Metric:
 
 
 class _Finished:
-    """The figures of one finished run, whose tables have a row for each device of each life of a machine."""
+    """The metrics of a finished run, whose tables have a row for each device of each incarnation of a machine."""
 
     def __init__(self, topology: Topology, run: Run) -> None:
         self._topology, self._run = topology, run
@@ -96,12 +96,12 @@ class _Finished:
 
     @functools.cached_property
     def _machine_of(self) -> Integers:
-        """The machine of each row of the tables; the last entry, for row -1, is nobody."""
+        """The machine of each row of the tables; the last entry, for row -1, is -1."""
         rows = self._run.origin.machines
         return np.array([row.index if row.of is None else row.of for row in rows] + [-1], np.int64)
 
     def _machines(self, rows: npt.NDArray[np.integer[Any]]) -> Integers:
-        """The machines of rows, -1 for those that are of none."""
+        """The machines of rows, -1 for rows of no machine."""
         numbers = rows.astype(np.int64)
         most = int(numbers.max(initial=-1))
         if most >= len(self._machine_of) - 1:
@@ -110,12 +110,12 @@ class _Finished:
 
     @functools.cached_property
     def _by_name(self) -> dict[str, int]:
-        """The machine of each name that events and deaths have: those of further lives, and of further devices."""
+        """The machine of each name in events and deaths, those of further incarnations and devices included."""
         names = {row.name: int(self._machine_of[row.index]) for row in self._run.origin.machines}
         return names | {machine.name: machine.index for machine in self._topology.machines}
 
     def verdict(self, expectation: Expectation) -> ExpectationVerdict:
-        """What became of it; what was broken during the run stays broken."""
+        """The verdict; an expectation that was broken during the run stays unmet."""
         condition = expectation.that
         expected = f"{condition.comparison} {condition.bound:.15g}"
         got, met, why = None, False, ""
@@ -125,7 +125,7 @@ class _Finished:
                 why = "it ended the run"
                 return ExpectationVerdict(condition.figure, condition.of, expected, broken_by, False, why)
             metric, scope = _metric(condition.figure), self._whose[condition.of]
-            # 15 digits are what people write: 0.7500000000000001 is 0.75.
+            # To 15 digits, as people write numbers: 0.7500000000000001 is 0.75.
             got = float(f"{self._value(metric, scope):.15g}")
             if not math.isfinite(got):
                 got, why = None, "it is no finite number"
@@ -210,7 +210,7 @@ class _Finished:
     # Latencies
 
     def _latency(self, name: str, scope: Scope) -> dict[str, float | None]:
-        """The percentiles and the mean in nanoseconds, None where there are too few samples."""
+        """The percentiles and the mean in nanoseconds, None for too few samples."""
 
         def its(samples: Samples) -> npt.NDArray[np.bool_]:
             there = np.ones(len(samples), np.bool_)
@@ -230,7 +230,7 @@ class _Finished:
     # Machines
 
     def _deaths(self, scope: Scope) -> list[str]:
-        """How the machines died, in words, once for each life; what the timeline did to them is no death."""
+        """How the machines died, in words, once for each incarnation; an action of the timeline is no death."""
         planned = {str(event.get("machine")) for event in self._run.events() if event.get("kind") == LEFT}
         deaths = dict(self._run.figures.deaths)
         deaths |= {
@@ -247,7 +247,7 @@ class _Finished:
         return row.domain if row.of is None else self._run.origin.machines[row.of].domain
 
     def _explained(self, scope: Scope) -> str:
-        """Who died of those that are meant, for the end of a sentence."""
+        """The deaths in the scope, for the end of a sentence."""
         deaths = self._deaths(scope)
         shown = ", ".join(deaths[:3]) + (f" and {len(deaths) - 3} more" if len(deaths) > 3 else "")
         return f": {shown}" if shown else ""
@@ -279,7 +279,7 @@ class _Finished:
         return ready_s
 
     def _most(self, columns: Sequence[str], each: str, scope: Scope) -> float:
-        """The most that each machine, or each ``life`` of one, was seen with, added up."""
+        """The sum of the highest samples of each machine, or of each incarnation (``life``)."""
         if scope.is_edge:
             raise UnknownFigureError("it is known of machines, not of an edge")
         table = self._run.resources()
@@ -288,13 +288,13 @@ class _Finished:
         looks = sum(table[name].cast("float64").to_numpy(zero_copy_only=False) for name in columns)
         its = np.isin(machines, list(scope.machines)) & ~np.isnan(looks)
         if not its.any():
-            raise UnknownFigureError(f"nobody looked at it{self._explained(scope)}")
+            raise UnknownFigureError(f"it was not sampled{self._explained(scope)}")
         keys, place = np.unique((rows if each == "life" else machines)[its], return_inverse=True)
         most = np.zeros(len(keys))
         np.maximum.at(most, place, looks[its])
         return float(most.sum())
 
-    # Machines that move
+    # Migrations
 
     def _of_migrations(self, scope: Scope) -> Iterator[Migration]:
         for each in self._run.figures.migrations:
@@ -305,16 +305,16 @@ class _Finished:
         return float(sum(each.verdict == verdict for each in self._of_migrations(scope)))
 
     def _downtime_ms(self, scope: Scope) -> float:
-        """The longest that any of them stood still, in migrations that came to nothing too."""
+        """The longest pause of a migration, also of one that failed."""
         its = [each.downtime_ms for each in self._of_migrations(scope) if each.downtime_ms is not None]
         if not its:
-            raise UnknownFigureError(f"nothing has migrated{self._explained(scope)}")
+            raise UnknownFigureError(f"no machine migrated{self._explained(scope)}")
         return max(its)
 
-    # What programs said
+    # Statistics of programs
 
     def _statistic(self, name: str, scope: Scope) -> float:
-        """The sum of what the machines said. One that died without a word, where its like did speak, is missed."""
+        """The sum over the machines. Unknown if a machine died without statistics and others of its group have some."""
         if scope.is_edge:
             raise UnknownFigureError("it is known of machines, not of an edge")
         said = self._said(name)
@@ -325,11 +325,11 @@ class _Finished:
                 raise UnknownFigureError(f"{death} and left none")
         there = [number for life, number in said.items() if self._by_name[life] in scope.machines]
         if not there:
-            raise UnknownFigureError(f"no program left it in its statistics{self._explained(scope)}")
+            raise UnknownFigureError(f"no program has it in its statistics{self._explained(scope)}")
         return sum(there)
 
     def _said(self, name: str) -> dict[str, float]:
-        """What each life of a machine said last."""
+        """The last value of each incarnation of a machine."""
         said = {}
         for event in self._run.events():
             if event.get("kind") == STATISTICS and isinstance(event.get("values"), dict):

@@ -1,8 +1,8 @@
-"""What a figure that somebody asks for is worth, and whose: of a run that is over, or of one that goes on.
+"""Counts of doorbells by scope, of a finished run or of one that goes on.
 
-Doorbells are counted where they are rung at: the ``rung`` of a group are those rung at its machines, as in every
-table of a run. Of an edge, what was rung and refused is known, and latencies are; what became of the rest only
-where nobody else rang the same vectors, for a counter does not know who added to it.
+Doorbells are counted at their targets: ``rung`` of a group are those rung at its machines, as in every table of a run.
+Of an edge, rung and refused doorbells are known, and latencies. The others are only known if no other machine rang
+the same vectors, because an eventfd counter does not tell the senders apart.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["COUNTED", "Book", "Counts", "Scope", "UnknownFigureError", "Whose", 
 Integers = npt.NDArray[np.int64]
 
 COUNTED = ("rung", "delivered", "interrupts", "refused", "pending", "settled")
-"""What stands on the books."""
+"""The counts of a line (a vector of a machine)."""
 
 
 class UnknownFigureError(Exception):
-    """A figure that cannot be known; the text says why."""
+    """A metric that is not known; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ class Whose:
 
 @dataclass(frozen=True)
 class Counts:
-    """The books: columns of one length by (machine, vector), and others by (source, target, vector).
+    """The counts of a run: columns by (machine, vector), and others by (source, target, vector).
 
     ``lines`` has machine, vector and all of ``COUNTED``; ``edges`` source, target (-1: no machine), vector, rung and
-    refused. ``nowhere`` are doorbells that machines rang at nobody: refused, and on no line.
+    refused. ``nowhere`` are doorbells at peers that never existed: refused, and on no line.
     """
 
     lines: Mapping[str, Integers]
@@ -90,7 +90,7 @@ class Counts:
     nowhere: int = 0
 
     def count(self, figure: str, scope: Scope) -> int:
-        """One of ``COUNTED``. Raises ``UnknownFigureError`` for what an edge does not know."""
+        """One of ``COUNTED``. Raises ``UnknownFigureError`` for a count that an edge does not have."""
         its = np.isin(self.lines["machine"], _array(scope.machines))
         if scope.vector is not None:
             its &= self.lines["vector"] == scope.vector
@@ -101,7 +101,9 @@ class Counts:
         if figure in ("rung", "refused"):
             return int(self.edges[figure][mine].sum())
         if int(self.edges["rung"][mine].sum()) != int(self.lines["rung"][its].sum()):
-            raise UnknownFigureError("others rang the same vectors, and a counter does not know who added to it")
+            raise UnknownFigureError(
+                "other machines rang the same vectors, and a counter does not tell the senders apart"
+            )
         return int(self.lines[figure][its].sum())
 
     def _edge(self, scope: Scope) -> npt.NDArray[np.bool_]:
@@ -112,9 +114,9 @@ class Counts:
         return mine
 
     def value(self, figure: str, scope: Scope) -> float:
-        """One of ``COUNTED``, or what follows from them: coalescing, lost.
+        """One of ``COUNTED``, or derived from them: coalescing, lost.
 
-        Raises ``UnknownFigureError`` for what is not known, ``KeyError`` for another figure.
+        Raises ``UnknownFigureError`` for an unknown value, ``KeyError`` for another metric.
         """
         derived: dict[str, Callable[[Scope], float]] = {"coalescing": self._coalescing, "lost": self._lost}
         if figure in derived:
@@ -136,7 +138,7 @@ class Counts:
 
 
 class Book(NamedTuple):
-    """A recording that is still written: of which machine, and which machine has which ID.
+    """A recording that is still written: its machine, and the machine of each ID.
 
     IDs are ``domain << 16 | peer``: a machine that has migrated has rung in several domains.
     """
@@ -147,9 +149,9 @@ class Book(NamedTuple):
 
 
 def counts_so_far(books: Sequence[Book]) -> Counts:
-    """The books of a run that goes on, as its recordings have them now; nothing of them is held.
+    """The counts of a run that goes on, read from its recordings; no memory of them stays referenced.
 
-    Everybody stores while this looks: what is pending is what was rung by then and not delivered yet, never below 0.
+    The machines write while this reads: pending is the number of doorbells rung and not delivered, at least 0.
     """
     edges, lines, nowhere = [], [], 0
     of_peer = {id(book.machine_of): _looked_up(book.machine_of) for book in books}
@@ -167,14 +169,14 @@ def counts_so_far(books: Sequence[Book]) -> Counts:
 
 
 def _looked_up(machine_of: Mapping[int, int]) -> Integers:
-    """The machine of each ID that a peer can have, -1 for none, as the last one has of all beyond."""
+    """The machine of each possible ID, -1 for none; the last entry, -1, is for all IDs beyond."""
     machines = np.full((max(machine_of, default=0) // PEERS + 1) * PEERS + 1, -1, np.int64)
     machines[list(machine_of)] = list(machine_of.values())
     return machines
 
 
 def _lines(edges: Mapping[str, Integers], arrived: Integers) -> dict[str, Integers]:
-    """What was rung by line, from the edges, beside what arrived there."""
+    """The counts by line: rung and refused from the edges, delivered and interrupts from the vectors."""
     keys = np.concatenate((arrived[:, 0] << 16 | arrived[:, 1], edges["target"] << 16 | edges["vector"]))
     there, place = np.unique(keys, return_inverse=True)
     at_line, at_edge = place[: len(arrived)], place[len(arrived) :]

@@ -1,7 +1,7 @@
-"""How much worse a run may be than the one before: ``p99:+10%``, read and held against a comparison. Pure.
+"""Thresholds of a comparison, such as ``p99:+10%``: how much worse a run may be than the one before. Pure.
 
-What is judged is the figure itself, not its interval: were a threshold missed only beyond doubt, a run so short that
-all its intervals are open would miss none. Where the interval of the change holds 0, the verdict says so.
+A threshold is judged by the metric, not by its interval: a run so short that its intervals are open would miss no
+threshold otherwise. The verdict says if the interval of the change contains 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Threshold:
 
     @classmethod
     def parse(cls, text: str) -> Threshold:
-        """Raises ``UsageError`` for what is none."""
+        """The threshold in ``text``. Raises ``UsageError``."""
         match = re.fullmatch(r"([a-z0-9_.]{1,64}):([+-])([0-9]{1,9}(?:\.[0-9]{1,9})?)(%|ns|us|ms|s|)", text)
         if match is None:
             raise UsageError(f"{text[:80]!r} is no threshold: {EXPECTED}")

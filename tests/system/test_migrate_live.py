@@ -519,7 +519,7 @@ def test_figures_of_expectations(tmp_path: Path) -> None:
     )
     found = result.figures.expectations
     assert [each.met for each in found] == [True] * 5 + [False]
-    assert found[-1].why == "nothing has migrated"
+    assert found[-1].why == "no machine migrated"
 
 
 # Many

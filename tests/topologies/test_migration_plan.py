@@ -313,7 +313,7 @@ def test_text_of_a_plan(tmp_path: Path) -> None:
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["machine", "role", "peer", "fate"]
     assert lines[1].split(maxsplit=3) == ["hub", "master", "0", "moves with its device"]
-    assert lines[2].startswith("leaf-0, leaf-1  peer    1 ... 2  moves when it has let go of its device: Migration is")
+    assert lines[2].startswith("leaf-0, leaf-1  peer    1 ... 2  moves after detaching its device: Migration is")
     assert lines[3].startswith("bridge          peer    3/0      stays: no master moves the memory of domain right; by")
     assert "  1. detach leaf-0, leaf-1, bridge from domain left" in lines
     assert "to another host, with a fresh server for each domain:" in lines
@@ -335,14 +335,14 @@ def test_text_of_who_is_not_there_yet_and_who_has_several_devices(tmp_path: Path
     )
     lines = invoke("--plan", str(file)).stdout.splitlines()
     assert lines[2].startswith("leaf-0, leaf-1  peer    later  ")
-    assert lines[3].split(maxsplit=3)[3].startswith("moves when it has let go of its device in left, right: Migration")
+    assert lines[3].split(maxsplit=3)[3].startswith("moves after detaching its device in left, right: Migration")
     assert "to another host, with a fresh server for each domain, once leaf-0, leaf-1 have joined:" in lines
     assert "  6. reattach leaf-0, leaf-1, bridge to domain left, as peers 1 to 3" in lines
 
 
 def test_text_of_what_the_timeline_comes_to() -> None:
     lines = invoke("--plan", "migrate_peer_refused").stdout.splitlines()
-    place = lines.index("in a run, as its timeline has it:")
+    place = lines.index("in a run, by its timeline:")
     assert lines[place - 1] == ""
     assert [line.split(" (")[0].partition(": ")[2] for line in lines[place + 1 :]] == [
         "migrate master: fails: master must connect to the server before any peers",
@@ -379,7 +379,7 @@ def test_nothing_can_move() -> None:
 def test_what_the_command_does_not_do() -> None:
     result = invoke("ping_pong")
     assert result.exit_code == 2
-    assert "expected --plan; in a run, machines move by" in result.stderr
+    assert "expected --plan; in a run, the action" in result.stderr
     result = invoke("--plan", "no_such_topology")
     assert result.exit_code == 2
     assert "no_such_topology" in result.stderr

@@ -240,7 +240,7 @@ def test_of_an_edge_that_is_not_alone_only_what_was_rung_is_known(tmp_path: Path
     wanted += ("delivered == 3 of sender-0 -> receiver", "delivered == 5 of sender -> receiver")
     verdicts = evaluate(expecting(*wanted, groups=groups), run)
     assert [verdict.met for verdict in verdicts] == [True, True, False, True]
-    assert "others rang the same vectors" in verdicts[2].why
+    assert "other machines rang the same vectors" in verdicts[2].why
 
 
 def test_a_machine_that_died_is_named_where_its_figure_is_missing(tmp_path: Path) -> None:
