@@ -23,8 +23,8 @@ from sim.results.analysis.intervals import (
     sliced,
 )
 from sim.results.analysis.latency import EVERY_LATENCY, Samples, values
+from sim.results.analysis.percentiles import Figures, Ranks, SparseCounts, ranked
 from sim.results.analysis.phases import phase_names, phases_of
-from sim.results.analysis.ranks import Figures, Ranks, SparseCounts, ranked
 from sim.results.store.manifest import Manifest, Phase
 from sim.results.summary import Latencies, Percentiles
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sim.results.analysis.latency import QUANTILES, Samples, grouped, percentiles, values
 from sim.results.analysis.matching import DrainIndex, LineNumbers
-from sim.results.analysis.ranks import ranked
+from sim.results.analysis.percentiles import ranked
 from sim.results.store.manifest import MachineRow
 
 
