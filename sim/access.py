@@ -9,9 +9,11 @@ from pathlib import Path
 
 import msgspec
 
+from nodes.wire.protocol import DIALECTS, V0
+from sim.wire.qemu_options import qemu_options
 from topologies import Topology
 
-__all__ = ["Access", "access_to", "name_memories", "server_path", "shown"]
+__all__ = ["Access", "access_to", "name_memories", "qemu_lines", "server_path", "shown"]
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -59,6 +61,17 @@ def access_to(topology: Topology, first: Path) -> list[Access]:
         path = os.path.abspath(server_path(first, number, domain.name))
         accesses.append(Access(domain.name, path, domain.memory.name or None, domain.memory.size_bytes))
     return accesses
+
+
+def qemu_lines(topology: Topology, accesses: Iterable[Access]) -> list[str]:
+    """Return the options with which a QEMU joins, for each domain whose server speaks its protocol."""
+    lines = []
+    for domain, access in zip(topology.domains, accesses, strict=True):
+        vectors = max((each.vectors for each in topology.machines if domain.name in each.domains), default=1)
+        if vectors and DIALECTS[domain.dialect] is V0:
+            name = f" in {domain.name}" if len(topology.domains) > 1 else ""
+            lines.append(f"for QEMU{name}: {qemu_options(Path(access.socket), vectors)}")
+    return lines
 
 
 def shown(accesses: Iterable[Access], most: int = 4) -> list[str]:

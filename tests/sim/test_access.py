@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import sim
-from sim.access import Access, access_to, name_memories, shown
+from sim.access import Access, access_to, name_memories, qemu_lines, shown
 from sim.runner import Begun
 from sim.telemetry import Subscriber
 from topologies.loader import loads
@@ -45,6 +45,19 @@ def test_each_domain_has_its_socket_and_each_shared_memory_a_name() -> None:
     assert name_memories(topology) == topology
     assert str(left) == f"domain left: socket /x/s, memory /dev/shm/{left.memory}, 65536 bytes"
     assert str(right) == "domain right: socket /x/s.right, memory a memfd, 1048576 bytes"
+
+
+def test_the_options_of_a_qemu_that_joins() -> None:
+    text = TOPOLOGY.format(name="mine").replace('domains = ["right"]', 'domains = ["right"]\nvectors = 3')
+    topology = name_memories(loads(text.replace('name = "mine"', 'dialect = "legacy"')))
+    left, right = qemu_lines(topology, access_to(topology, Path("/x/s")))  # no QEMU of today speaks as in 2012
+    device = "-device ivshmem-doorbell,chardev=ivshmem,vectors="
+    assert left == f"for QEMU in left: -chardev socket,path=/x/s,id=ivshmem {device}1"
+    assert right == f"for QEMU in right: -chardev socket,path=/x/s.right,id=ivshmem {device}3"
+    one = loads('[machines.a]\nprogram = "idle"\nvectors = 2')
+    assert qemu_lines(one, access_to(one, Path("/x,y"))) == [
+        f"for QEMU: -chardev socket,path=/x,,y,id=ivshmem {device}2"
+    ]
 
 
 def test_a_long_list_says_how_much_is_left_out() -> None:
