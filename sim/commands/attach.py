@@ -77,9 +77,9 @@ def attach(context: click.Context, path: Path, vectors: int, reconnect: bool) ->
     context.obj = session
     context.call_on_close(session.close)
     if context.invoked_subcommand is None:
-        from sim.commands.prompt import converse
+        from sim.commands.prompt import run_prompt
 
-        context.exit(converse(session, attach, ALIASES))
+        context.exit(run_prompt(session, attach, ALIASES))
 
 
 @attach.command("peers", short_help="Who is there.")

@@ -51,7 +51,7 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
     Clients connect to LISTEN instead of to the server. The file is text, one line for each message, and whole
     at every moment. SIGTERM or Ctrl-C ends it, and the connections with it.
     """
-    from sim.wire.listener import LIVES, PATH_BYTES_MAX, probe
+    from sim.wire.listener import LISTENING, PATH_BYTES_MAX, probe
     from sim.wire.proxy import Proxy
 
     if len(os.fsencode(server)) > PATH_BYTES_MAX:
@@ -84,7 +84,7 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
         )
         write(f"{HEADER}\n{ABOUT}".rstrip())
         click.echo(f"recording clients of {listen}, on behalf of {server}", err=True)
-        if (code := probe(server)) not in LIVES:
+        if (code := probe(server)) not in LISTENING:
             click.echo(f"ivsim: no server listens on {server} yet: {os.strerror(code)}", err=True)
         while not ended():
             loop.step()
@@ -258,7 +258,7 @@ def replay(file: Path, path: Path, connection: int | None, speed: float, step: b
     on standard output. It ends when the client leaves, or the recorded server does. Exit code 0: everything
     was sent; 1: not all of it.
     """
-    from sim.kernel.line_reader import Lines
+    from sim.kernel.line_reader import LineReader
     from sim.wire.listener import Listener
     from sim.wire.replayer import Replayer
 
@@ -292,7 +292,7 @@ def replay(file: Path, path: Path, connection: int | None, speed: float, step: b
         player = stack.enter_context(Replayer(loop, listener, entries, speed=speed, stepwise=step, tell=say))
         click.echo(f"waiting for a client at {path}", err=True)
         deadline_ns = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
-        lines: Lines | None = None
+        lines: LineReader | None = None
         while not (player.done or ended() or input_ended):
             if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
                 click.echo("ivsim: the time is over", err=True)
@@ -300,7 +300,7 @@ def replay(file: Path, path: Path, connection: int | None, speed: float, step: b
             loop.step(deadline_ns)
             if step and lines is None and player.connected:
                 announce()
-                lines = Lines(loop, sys.stdin.fileno(), take)
+                lines = LineReader(loop, sys.stdin.fileno(), take)
                 stack.callback(lines.close)
         played = player.result()
     for (peer, vector), count in played.rung.items():

@@ -19,17 +19,17 @@ import click
 
 from nodes.errors import IvshmemError, UsageError
 from sim.exit_codes import INTERRUPTED
-from sim.kernel.line_reader import Lines
+from sim.kernel.line_reader import LineReader
 from sim.kernel.loop import Loop
 
-__all__ = ["Conversation", "converse"]
+__all__ = ["PromptSession", "run_prompt"]
 
 PROMPT = "ivsim> "
 CLEAR_LINE = "\r\x1b[K"
 USAGE_COLUMNS = 34
 
 
-class Conversation(Protocol):
+class PromptSession(Protocol):
     """What a conversation is about: it has a loop, and its commands take it as their object."""
 
     loop: Loop
@@ -43,7 +43,7 @@ class Conversation(Protocol):
         """An interrupt in words."""
 
 
-def converse(about: Conversation, group: click.Group, aliases: Mapping[str, str]) -> int:
+def run_prompt(about: PromptSession, group: click.Group, aliases: Mapping[str, str]) -> int:
     """Until `quit` or the end of standard input. The exit code: 1 if a command has failed, else 0."""
     code = 0
     ended = False
@@ -68,13 +68,13 @@ def converse(about: Conversation, group: click.Group, aliases: Mapping[str, str]
         if sys.stdin is None:
             raise UsageError("standard input is closed: expected commands there, or one on the command line")
         if sys.stdin.isatty() and find_spec("readline"):
-            source: _Source = stack.enter_context(_Terminal([*group.commands, *aliases, "help", "quit"]))
+            source: _LineSource = stack.enter_context(_Terminal([*group.commands, *aliases, "help", "quit"]))
         else:
-            source = _Source()
+            source = _LineSource()
         about.on_news = source.show
         about.on_interrupt = lambda *happened: source.show(about.describe(*happened))
         about.begin()
-        lines = Lines(about.loop, source.descriptor, take)
+        lines = LineReader(about.loop, source.descriptor, take)
         stack.callback(lines.close)
         # A Ctrl-C that comes just before the loop waits, or that the other thread takes, is to wake it up too.
         read_end, write_end = (stack.enter_context(end) for end in socket.socketpair())
@@ -89,7 +89,7 @@ def converse(about: Conversation, group: click.Group, aliases: Mapping[str, str]
     return code
 
 
-def _obey(line: str, about: Conversation, group: click.Group, aliases: Mapping[str, str]) -> int | None:
+def _obey(line: str, about: PromptSession, group: click.Group, aliases: Mapping[str, str]) -> int | None:
     """Carry out one line; 0 or 1 for how it went, None to quit."""
     try:
         words = shlex.split(line, comments=True)
@@ -112,7 +112,7 @@ def _obey(line: str, about: Conversation, group: click.Group, aliases: Mapping[s
 
 
 def _carry_out(
-    name: str, arguments: list[str], about: Conversation, group: click.Group, aliases: Mapping[str, str]
+    name: str, arguments: list[str], about: PromptSession, group: click.Group, aliases: Mapping[str, str]
 ) -> object:
     """What a command gives back: nothing, or an exit code."""
     if name == "help":
@@ -146,8 +146,8 @@ def _arguments(command: click.Command) -> Iterator[str]:
     yield from (piece for piece in command.collect_usage_pieces(context) if piece != "[OPTIONS]")
 
 
-class _Source:
-    """Lines from standard input, and things to show in between."""
+class _LineSource:
+    """LineReader from standard input, and things to show in between."""
 
     descriptor = 0
 
@@ -158,8 +158,8 @@ class _Source:
         click.echo(text)
 
 
-class _Terminal(_Source):
-    """Lines that are edited with readline. It blocks, so that it has a thread of its own, which never ends by
+class _Terminal(_LineSource):
+    """LineReader that are edited with readline. It blocks, so that it has a thread of its own, which never ends by
     itself: what it would do to the terminal on leaving is done here.
     """
 

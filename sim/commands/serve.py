@@ -17,7 +17,7 @@ from sim.commands.systemd import hidden_program, units
 from sim.exit_codes import FAILED, of_error
 from sim.wire.daemon import detach
 from sim.wire.listener import group_number
-from sim.wire.service import Served, Settings, run_service
+from sim.wire.service import Served, ServiceSettings, run_service
 from topologies.language.sizes import (
     MEMORY_SIZE_MAX_BYTES,
     MEMORY_SIZE_MIN_BYTES,
@@ -184,7 +184,7 @@ def serve(systemd_unit: bool, foreground: bool, pid_file: Path, group: str | Non
     if given["reuse_peers"]:
         click.echo("ivsim: --reuse-ids: a real QEMU corrupts its heap when the ID of a peer comes back", err=True)
     given["dialect"] = DIALECTS[given["dialect"]]
-    settings = Settings(
+    settings = ServiceSettings(
         group=None if group is None else group_number(group), pid_file=None if foreground else pid_file, **given
     )
     if foreground:
@@ -227,7 +227,7 @@ def _warn(text: str) -> None:
     click.echo(f"ivsim: {text}", err=True)
 
 
-def _serve_in_foreground(settings: Settings) -> None:
+def _serve_in_foreground(settings: ServiceSettings) -> None:
     def ready(served: Served) -> None:
         click.echo(served.text, err=True)
         for warning in served.warnings:
@@ -238,7 +238,7 @@ def _serve_in_foreground(settings: Settings) -> None:
     run_service(settings, ready, _warn)
 
 
-def _serve_as_daemon(settings: Settings) -> None:
+def _serve_as_daemon(settings: ServiceSettings) -> None:
     starter = detach(lambda text: click.echo(text, err=True, nl=False))
     try:
         run_service(

@@ -1,7 +1,7 @@
 """A stream socket that carries ivshmem messages: the only module that calls ``sendmsg`` and ``recvmsg``.
 
-One message at a time takes those; where many wait, ``sim.kernel.mmsg`` sends and receives them. Descriptors are
-plain numbers here: those received belong to the caller, who closes them.
+It sends and receives single messages; where many wait, ``sim.kernel.mmsg`` does. Descriptors are plain numbers: the
+caller owns and closes those that it receives.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections import deque
 
 from nodes.errors import RemoteProtocolError
 from nodes.wire.protocol import MESSAGE_BYTES, Message
-from sim.kernel.mmsg import DESCRIPTORS_MAX, Arrived, Batch, ReceiveTable
+from sim.kernel.mmsg import DESCRIPTORS_MAX, Batch, ReceivedMessages, ReceiveTable
 
 __all__ = ["Channel", "Outbox", "send_descriptors"]
 
-# With room for all that the kernel passes, nothing is cut off unseen.
+# With room for all descriptors that the kernel passes, none is cut off unnoticed.
 _ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
 # Plain numbers: the flags of the socket module are enumerations, and each "&" of one costs as much as a system call.
 _CLOSE_ON_EXEC, _CUT_OFF = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
@@ -28,7 +28,7 @@ _DESCRIPTOR = struct.Struct("i")
 
 
 class Channel:
-    """The receiving end: bytes and descriptors as they come. Owns the socket."""
+    """The receiving end: bytes and descriptors as they arrive. Owns the socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -40,10 +40,14 @@ class Channel:
         return self.socket.fileno()
 
     def receive(self, size_bytes: int) -> tuple[bytes, list[int]] | None:
-        """Up to ``size_bytes`` and the descriptors that came with them; None when nothing waits, b"" at the end.
+        """Receive up to ``size_bytes`` and the descriptors that came with them.
 
-        Raises ``RemoteProtocolError`` when descriptors were cut off (this process has no room for more): without
-        its descriptor, "peer 7, vector 0" reads as "peer 7 left".
+        Returns:
+            None when nothing waits, b"" at the end of the connection.
+
+        Raises:
+            RemoteProtocolError: descriptors were cut off, as this process may open no more. Without its descriptor,
+                "peer 7, vector 0" reads as "peer 7 left".
         """
         if self._cut_off:
             raise _cut_off()
@@ -74,11 +78,11 @@ class Channel:
             raise _cut_off()
         return data, list(descriptors)
 
-    def receive_many(self) -> Arrived | list[tuple[bytes, list[int]]] | None:
-        """What waits, up to a number of messages of 8 bytes: as ``receive`` would give them one by one.
+    def receive_many(self) -> ReceivedMessages | list[tuple[bytes, list[int]]] | None:
+        """Receive what waits, up to a number of messages of 8 bytes, as ``receive`` would return them one by one.
 
-        Between messages only: from there on each is read by itself, for as long as whole ones come. Raises as
-        ``receive`` does, but what came before those that were cut off is not lost.
+        Call it only between messages, not after a part of one. Raises as ``receive`` does, but returns the messages
+        before those that were cut off first.
         """
         if self._cut_off:
             raise _cut_off()
@@ -90,7 +94,7 @@ class Channel:
             return None
         except ConnectionResetError:
             return [(b"", [])]
-        if isinstance(arrived, Arrived):
+        if isinstance(arrived, ReceivedMessages):
             return arrived
         pieces = []
         for at, (data, descriptors, cut_off) in enumerate(arrived):
@@ -125,10 +129,10 @@ def _cut_off() -> RemoteProtocolError:
 
 
 class Outbox:
-    """The sending end: messages wait here while the other side does not read, up to ``limit``.
+    """The sending end: up to ``limit`` messages wait here while the other side does not read.
 
-    ``flush`` sends what can be sent. A message leaves whole or not at all as far as the kernel allows; the rest
-    of one that was cut is sent first, without its descriptor, which has gone with the first byte.
+    ``flush`` sends what can be sent. When the kernel takes only a part of a message, its rest is sent next, without its
+    descriptor, which was sent with the first byte.
     """
 
     def __init__(self, sock: socket.socket, limit: int) -> None:
@@ -137,7 +141,7 @@ class Outbox:
         self._waiting: deque[Batch | tuple[bytes, tuple[int, ...]]] = deque()
         self._count = 0
         self.throttled = False
-        """The kernel holds too many descriptors of this user; trying again takes time, not room in the socket."""
+        """Whether too many descriptors of this user wait in sockets: then room in this socket does not help."""
 
     def __len__(self) -> int:
         return self._count
@@ -151,7 +155,7 @@ class Outbox:
         return True
 
     def put_batch(self, batch: Batch) -> bool:
-        """Queue messages that are laid out already; False if not all find room, and then nothing was queued."""
+        """Queue messages that are laid out already; False when not all fit, and then nothing was queued."""
         table, start, stop = batch
         if self._count + stop - start > self.limit:
             return False
@@ -164,7 +168,7 @@ class Outbox:
         return True
 
     def flush(self) -> bool:
-        """Send until all is sent (True) or the other side takes no more for now (False).
+        """Send until all is sent (True) or the socket takes no more for now (False).
 
         Raises ``OSError`` when the connection is broken.
         """
@@ -174,7 +178,7 @@ class Outbox:
                 first = self._waiting[0]
                 if not isinstance(first, Batch):
                     self._send(*first)
-                elif first.stop - first.start == 1:  # what is not many is sent sooner so
+                elif first.stop - first.start == 1:  # for a single message this is faster
                     self._send(*first.table.message(first.start))
                 else:
                     self._send_batch(first)
@@ -183,12 +187,12 @@ class Outbox:
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:
                 raise
-            self.throttled = True  # unix(7): the readers have to catch up
+            self.throttled = True  # unix(7): until other clients have read
             return False
         return True
 
     def _send(self, data: bytes, descriptors: tuple[int, ...]) -> None:
-        """The first that waits, by itself."""
+        """Send the first message, by itself."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         sent = self._socket.sendmsg([data], rights, _NO_SIGNAL)
         if sent == len(data):
@@ -198,7 +202,7 @@ class Outbox:
             self._waiting[0] = (data[sent:], ())
 
     def _send_batch(self, batch: Batch) -> None:
-        """Of the batch that waits first, as much as can be."""
+        """Send as much as possible of the first batch."""
         table, start, stop = batch
         sent, last_bytes = table.send(self._socket.fileno(), start, stop)
         self._waiting.popleft()

@@ -1,4 +1,4 @@
-"""Lines from a descriptor, as they come: standard input beside everything else that is waited for."""
+"""Lines from a descriptor as they arrive, for a loop: standard input beside sockets and timers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable
 from nodes.errors import UsageError
 from sim.kernel.loop import Loop
 
-__all__ = ["Lines"]
+__all__ = ["LineReader"]
 
 READ_BYTES = 65536
 
 
-class Lines:
-    """Calls ``take`` with each line of ``descriptor``, without its end, and with None when there are no more.
+class LineReader:
+    """Calls ``take`` with each line of ``descriptor``, without its end, and with None at the end of the input.
 
-    The descriptor stays the caller's, and blocking: it is read when there is something, no sooner. The order of
-    things is kept even where all lines are there already, in a file: one line for each turn of the loop. The loop
-    raises ``UsageError`` for what cannot be read.
+    The descriptor stays the caller's, and blocking: it is read only when it is readable. Each turn of the loop takes
+    one line, so that other events keep their order even when all lines are there already, in a file. The loop raises
+    ``UsageError`` when the descriptor cannot be read.
     """
 
     def __init__(self, loop: Loop, descriptor: int, take: Callable[[str | None], None]) -> None:
@@ -40,9 +40,9 @@ class Lines:
             try:
                 self._loop.add(self._descriptor, self._step)
                 return
-            except PermissionError:  # what epoll refuses, as files and /dev/null, is always readable
+            except PermissionError:  # files and /dev/null: epoll refuses them, and they are always readable
                 self._at_once = True
-        self._loop.at(time.monotonic_ns(), self._step)  # not 0: after whatever else is due, too
+        self._loop.at(time.monotonic_ns(), self._step)  # not 0: other timers that are due come first
 
     def _step(self) -> None:
         if self._ended:
@@ -63,7 +63,7 @@ class Lines:
                 return
         line, newline, rest = self._pending.partition(b"\n")
         if newline:
-            self._loop.remove(self._descriptor)  # until this one has been dealt with
+            self._loop.remove(self._descriptor)  # until this line has been taken
             self._pending = rest
             self._take(_text(line))
             if not self._ended:

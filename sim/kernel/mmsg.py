@@ -1,7 +1,7 @@
 """Many messages in one system call: the only module that calls ``sendmmsg`` and ``recvmmsg``.
 
-The standard library has neither, so the C library is called, with tables in its own layout (sendmmsg(2), cmsg(3)).
-On the wire nothing differs: every message is sent by itself, with its descriptor, and received by itself.
+The standard library has neither, so this module calls the C library, with tables in its layout (sendmmsg(2), cmsg(3)).
+On the wire nothing differs: each message is sent and received by itself, with its descriptor.
 """
 
 from __future__ import annotations
@@ -18,12 +18,20 @@ from typing import Literal, NamedTuple
 
 from nodes.wire.protocol import MESSAGE_BYTES, Message
 
-__all__ = ["DESCRIPTORS_MAX", "Arrived", "Batch", "ReceiveTable", "Roll", "SendTable", "join_neighbours"]
+__all__ = [
+    "DESCRIPTORS_MAX",
+    "Batch",
+    "BatchWriter",
+    "ReceiveTable",
+    "ReceivedMessages",
+    "SendTable",
+    "join_neighbours",
+]
 
 DESCRIPTORS_MAX = 253
 """SCM_MAX_FD, the most the kernel passes in one message (unix(7))."""
 
-ROLL_SIZE = 512
+TABLE_SIZE = 512
 SLOTS = 32
 # struct mmsghdr: name, its length, iovec, how many, control, its length, flags; what was sent or received.
 _HEADER = struct.Struct("@PIPNPNi0PI0P")
@@ -47,7 +55,7 @@ _libc.recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.
 
 
 class _Table:
-    """Memory for so many messages: their headers, iovecs, numbers and control messages, each a column."""
+    """Memory for ``size`` messages: their headers, iovecs, numbers and control messages, each a column."""
 
     def __init__(self, size: int, control_bytes: int) -> None:
         self.size = size
@@ -78,16 +86,15 @@ class _Table:
 
 
 def _column(memory: memoryview, stride_bytes: int, offset: int, kind: Literal["i", "I", "L", "Q"]) -> memoryview:
-    """One field of each record, as a sequence."""
+    """The same field of all records, as a sequence."""
     size_bytes = struct.calcsize(kind)
     return memory.cast(kind)[offset // size_bytes :: stride_bytes // size_bytes]
 
 
 class SendTable:
-    """Messages with at most one descriptor each, laid out to be sent, to one or to many.
+    """Messages with at most one descriptor each, laid out for the kernel, to be sent to one or many sockets.
 
-    It only grows: a part of it can wait wherever it is to be sent. Descriptors are plain numbers, of whoever lays
-    them out.
+    It only grows, so that any number of queues can refer to a part of it. The descriptors stay the caller's.
     """
 
     def __init__(self, size: int) -> None:
@@ -101,7 +108,7 @@ class SendTable:
         return self._table.size - self.used
 
     def append(self, messages: Sequence[Message[int]]) -> None:
-        """Lay out some more; there must be room for them."""
+        """Lay out further messages; there must be room for them."""
         table, start = self._table, self.used
         stop = self.used = start + len(messages)
         begin, end = start * MESSAGE_BYTES, stop * MESSAGE_BYTES
@@ -117,9 +124,13 @@ class SendTable:
         return data, (table.descriptors[at],) if table.control_bytes[at] else ()
 
     def send(self, sock: int, start: int, stop: int) -> tuple[int, int]:
-        """How many of these messages have left, and how many bytes of the last one of them.
+        """Send messages ``start`` to ``stop``.
 
-        Raises ``OSError`` when not one has: ``BlockingIOError`` when the other side takes no more for now.
+        Returns:
+            How many of them have been sent, and how many bytes of the last one.
+
+        Raises:
+            OSError: none has been sent; ``BlockingIOError`` when the socket takes no more for now.
         """
         table = self._table
         while (sent := _sendmmsg(sock, table.address + start * _HEADER.size, stop - start, _NO_SIGNAL)) < 0:
@@ -128,29 +139,29 @@ class SendTable:
 
 
 class Batch(NamedTuple):
-    """Messages that stand one behind the other in a table."""
+    """Consecutive messages in a table."""
 
     table: SendTable
     start: int
     stop: int
 
 
-class Roll:
-    """Lays out messages one behind the other, in one table after another: neighbours can be sent together."""
+class BatchWriter:
+    """Lays out messages one after the other, in one table after the other, so that neighbours can be sent together."""
 
     def __init__(self) -> None:
-        self._table = SendTable(ROLL_SIZE)
+        self._table = SendTable(TABLE_SIZE)
 
     def lay_out(self, messages: Sequence[Message[int]]) -> Batch:
         if self._table.room < len(messages):
-            self._table = SendTable(max(ROLL_SIZE, len(messages)))
+            self._table = SendTable(max(TABLE_SIZE, len(messages)))
         table, start = self._table, self._table.used
         table.append(messages)
         return Batch(table, start, table.used)
 
 
 def join_neighbours(batches: Iterable[Batch]) -> list[Batch]:
-    """The same messages in the same order, in as few batches as can be."""
+    """The same messages in the same order, in as few batches as possible."""
     joined: list[Batch] = []
     for batch in batches:
         if joined and joined[-1].table is batch.table and joined[-1].stop == batch.start:
@@ -160,21 +171,21 @@ def join_neighbours(batches: Iterable[Batch]) -> list[Batch]:
     return joined
 
 
-class Arrived(NamedTuple):
-    """Whole messages, each with one descriptor."""
+class ReceivedMessages(NamedTuple):
+    """Complete messages, each with one descriptor."""
 
     numbers: tuple[int, ...]
     descriptors: list[int]
 
 
 class ReceiveTable:
-    """Room for ``SLOTS`` messages that come at once, each with as many descriptors as the kernel passes."""
+    """Room for ``SLOTS`` messages, each with as many descriptors as the kernel passes."""
 
     def __init__(self) -> None:
         self._table = table = _Table(SLOTS, _CONTROL_BYTES)
         self._room = array.array("L", [_CONTROL_BYTES]) * SLOTS
         table.control_bytes[:] = self._room
-        # What stands there if all is as usual: whole messages, nothing cut off, one descriptor each.
+        # The columns in the usual case: complete messages, nothing cut off, one descriptor each.
         self._usual = tuple(
             (column, array.array(kind, [value]) * SLOTS)
             for column, kind, value in (
@@ -186,10 +197,15 @@ class ReceiveTable:
             )
         )
 
-    def receive(self, sock: int) -> Arrived | list[tuple[bytes, list[int], bool]]:
-        """What waits: as usual, or piece by piece, with whether descriptors of it were cut off.
+    def receive(self, sock: int) -> ReceivedMessages | list[tuple[bytes, list[int], bool]]:
+        """Receive what waits.
 
-        No bytes are the end. Raises ``OSError``: ``BlockingIOError`` when nothing waits.
+        Returns:
+            Complete messages in the usual case; otherwise (bytes, descriptors, whether descriptors were cut off) for
+            each read. No bytes are the end of the connection.
+
+        Raises:
+            OSError: ``BlockingIOError`` when nothing waits.
         """
         table = self._table
         while (count := _recvmmsg(sock, table.address, SLOTS, _CLOSE_ON_EXEC, None)) < 0:
@@ -197,7 +213,7 @@ class ReceiveTable:
         try:
             if all(column[:count] == usual[:count] for column, usual in self._usual):
                 numbers = struct.unpack_from(f"<{count}q", table.data)
-                return Arrived(numbers, table.descriptors[:count].tolist())
+                return ReceivedMessages(numbers, table.descriptors[:count].tolist())
             return [self._piece(at) for at in range(count)]
         finally:
             table.control_bytes[:count] = self._room[:count]
@@ -212,7 +228,7 @@ class ReceiveTable:
 
 
 def _descriptors(control: memoryview) -> list[int]:
-    """Those in the control messages of one message (cmsg(3))."""
+    """The descriptors in the control messages of one message (cmsg(3))."""
     found = array.array("i")
     while len(control) >= socket.CMSG_LEN(0):
         size_bytes, level, kind = struct.unpack_from("@Nii", control)

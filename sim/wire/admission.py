@@ -13,7 +13,7 @@ from nodes.wire.protocol import Message
 from sim.kernel.channel import Outbox
 from sim.kernel.loop import Loop
 from sim.wire.listener import Listener
-from sim.wire.peer import Arrival
+from sim.wire.peer import PendingClient
 
 __all__ = ["Admission", "AdmissionRules"]
 
@@ -48,25 +48,25 @@ class Admission:
         rules: AdmissionRules,
         *,
         connected: Callable[[], int],
-        on_arrivals: Callable[[list[Arrival]], None],
-        on_refuse: Callable[[Arrival, str], None],
+        on_arrivals: Callable[[list[PendingClient]], None],
+        on_refuse: Callable[[PendingClient, str], None],
         on_pause: Callable[[str], None],
     ) -> None:
         self._loop, self._listener, self._rules = loop, listener, rules
         self._connected, self._on_arrivals = connected, on_arrivals
         self._on_refuse, self._on_pause = on_refuse, on_pause
-        self._waiting: dict[int, Arrival] = {}  # socket number -> not joined yet
+        self._waiting: dict[int, PendingClient] = {}  # socket number -> not joined yet
         loop.add(listener, self._accept_all)
 
     def _accept_all(self) -> None:
-        arrivals: list[Arrival] = []
+        arrivals: list[PendingClient] = []
         try:
             self._accept(arrivals)
         finally:
             if arrivals:
                 self._on_arrivals(arrivals)
 
-    def _accept(self, arrivals: list[Arrival]) -> None:
+    def _accept(self, arrivals: list[PendingClient]) -> None:
         """Accept clients, up to a number. When descriptors run out, pause instead of spinning."""
         for _ in range(ACCEPTED_AT_ONCE):
             try:
@@ -80,7 +80,7 @@ class Admission:
                 return
             if sock is None:
                 return
-            arrival = Arrival(sock)
+            arrival = PendingClient(sock)
             if reason := self._objection(arrival):
                 self.refuse(arrival, reason)
                 continue
@@ -89,7 +89,7 @@ class Admission:
             self._loop.add(sock, lambda arrival=arrival: self._dismiss(arrival))  # type: ignore[misc]
             arrivals.append(arrival)
 
-    def _objection(self, arrival: Arrival) -> str:
+    def _objection(self, arrival: PendingClient) -> str:
         rules = self._rules
         if rules.clients_max is not None and self._connected() + len(self._waiting) >= rules.clients_max:
             return f"there are {rules.clients_max} clients already"
@@ -97,11 +97,11 @@ class Admission:
             return f"expected a process of user {' or '.join(map(str, rules.uids))}"
         return ""
 
-    def take(self, arrival: Arrival) -> bool:
+    def take(self, arrival: PendingClient) -> bool:
         """Stop waiting for a client, which joins now; False when it has left."""
         return self._waiting.pop(arrival.socket.fileno(), None) is not None
 
-    def refuse(self, arrival: Arrival, reason: str) -> None:
+    def refuse(self, arrival: PendingClient, reason: str) -> None:
         self._loop.remove(arrival.socket)
         if self._rules.refusal is not None:
             with contextlib.suppress(OSError):  # gone already
@@ -115,7 +115,7 @@ class Admission:
         if self._listener.fileno() >= 0:
             self._loop.add(self._listener, self._accept_all)
 
-    def _dismiss(self, arrival: Arrival) -> None:
+    def _dismiss(self, arrival: PendingClient) -> None:
         if self.take(arrival):
             self._loop.remove(arrival.socket)
             arrival.socket.close()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from nodes.wire.protocol import Message
-from sim.kernel.mmsg import Batch, Roll, join_neighbours
+from sim.kernel.mmsg import Batch, BatchWriter, join_neighbours
 from sim.wire.peer import Peer
 
 __all__ = ["Announcements"]
@@ -46,7 +46,7 @@ class Announcements:
         self._misses_from = 0  # the greatest of all peers: what is before it is not changed any more
         self._joined = 0
         self._queue: deque[_ToPeers | _Leaves] = deque()
-        self._vectors, self._leaves = Roll(), Roll()
+        self._vectors, self._leaves = BatchWriter(), BatchWriter()
 
     def __bool__(self) -> bool:
         return bool(self._queue)

@@ -17,7 +17,7 @@ from nodes.wire.protocol import MESSAGE_BYTES, Dialect
 from sim.kernel.channel import Channel
 from sim.kernel.eventfd import EventFd
 from sim.kernel.memory import map_region
-from sim.kernel.mmsg import Arrived
+from sim.kernel.mmsg import ReceivedMessages
 from sim.wire.credentials import credentials_of
 
 __all__ = ["Connection", "connect"]
@@ -128,12 +128,12 @@ class Connection:
             arrived = self._receive()
             if arrived is None:
                 return True
-            if isinstance(arrived, Arrived):
+            if isinstance(arrived, ReceivedMessages):
                 self._endpoint.receive_vectors(*arrived)
             else:
                 self._pieces.extend(arrived)
 
-    def _receive(self) -> Arrived | list[tuple[bytes, list[int]]] | None:
+    def _receive(self) -> ReceivedMessages | list[tuple[bytes, list[int]]] | None:
         """One message until the greeting is over and between the pieces of one, then as many as there are."""
         if self._endpoint.is_set_up and self._endpoint.missing_bytes == MESSAGE_BYTES:
             return self._channel.receive_many()

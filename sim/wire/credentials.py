@@ -1,4 +1,4 @@
-"""Who is at the other end of a unix socket: the kernel's word, not his."""
+"""The process at the other end of a unix socket, as the kernel reports it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Becoming a daemon: the shell gets its prompt back when the service is there, or the reason why it is not."""
+"""Becoming a daemon: the shell gets its prompt back when the service is ready, or the reason why it is not."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from typing import NoReturn
 
 from nodes.errors import UsageError
 
-__all__ = ["PidFile", "Starter", "detach"]
+__all__ = ["PidFile", "StartReport", "detach"]
 
 READY = b"\0"
 
 
-class Starter:
-    """The daemon's side: it says once whether it has started. Whoever started it waits for that."""
+class StartReport:
+    """The daemon reports once whether it has started; the process that started it waits for that."""
 
     def __init__(self, report: int) -> None:
         self._report = report
 
     def ready(self, text: str = "") -> None:
-        """It has; ``text`` is for standard error."""
+        """It has started; ``text`` is for standard error."""
         self._say(READY + text.encode(errors="replace"))
 
     def failed(self, code: int, text: str) -> None:
-        """It has not: ``text`` is for standard error, ``code`` for the exit."""
+        """It has not started: ``text`` is for standard error, ``code`` for the exit."""
         self._say(bytes([code]) + text.encode(errors="replace"))
 
     def _say(self, data: bytes) -> None:
         report, self._report = self._report, -1
         if report >= 0:
-            with contextlib.suppress(OSError):  # whoever started it waits no more
+            with contextlib.suppress(OSError):  # the process that started it has ended
                 os.write(report, data)
             os.close(report)
 
 
-def detach(say: Callable[[str], object]) -> Starter:
-    """Go on as a daemon: in a session of its own, without a terminal, its standard streams on /dev/null.
+def detach(say: Callable[[str], object]) -> StartReport:
+    """Continue as a daemon: in a session of its own, without a terminal, its standard streams on /dev/null.
 
-    Returns in the daemon only. The process that calls ends here, once the daemon has said how it went, with the
-    code that the daemon gave, after ``say`` was called with its text. Nothing may be open or running yet that is
-    to belong to the daemon alone. The working directory stays: paths may be relative.
+    Returns in the daemon only. The calling process waits for the daemon's report, calls ``say`` with its text, and ends
+    with its code. Open nothing before that belongs to the daemon alone. The working directory stays, as paths may be
+    relative.
     """
     read_end, write_end = os.pipe()
     if child := os.fork():
@@ -62,11 +62,11 @@ def detach(say: Callable[[str], object]) -> Starter:
         os.dup2(nothing, stream)
     if nothing > 2:
         os.close(nothing)
-    return Starter(write_end)
+    return StartReport(write_end)
 
 
 def _wait(child: int, read_end: int, say: Callable[[str], object]) -> NoReturn:
-    os.waitpid(child, 0)  # the one in between
+    os.waitpid(child, 0)  # the process between this one and the daemon
     told = b""
     while chunk := os.read(read_end, 65536):
         told += chunk
@@ -78,10 +78,10 @@ def _wait(child: int, read_end: int, say: Callable[[str], object]) -> NoReturn:
 
 
 class PidFile:
-    """Owns a file with this process's number, locked for as long as it lives.
+    """Owns a file with this process's ID, locked while this process runs.
 
-    A file that a dead process left is taken over. Raises ``UsageError`` when its process lives, when it is not a
-    pid file, or cannot be written.
+    Takes over a file that an ended process left. Raises ``UsageError`` when its process runs, when it is not a pid
+    file, or when it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,7 +109,7 @@ class PidFile:
         except BlockingIOError:
             raise UsageError(f"{self.path}: another server has it, process {owner or 'unknown'}") from None
         if owner and _is_server(owner):
-            raise UsageError(f"{self.path}: process {owner} is an ivshmem-server, and lives")
+            raise UsageError(f"{self.path}: process {owner} is an ivshmem-server that runs")
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
@@ -127,7 +127,7 @@ class PidFile:
 
 
 def _is_server(pid: str) -> bool:
-    """Whether a process is QEMU's own server, which locks nothing."""
+    """Whether a process is QEMU's own server, which does not lock its pid file."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().startswith("ivshmem-server"[:15])
     return False

@@ -1,4 +1,4 @@
-"""What a server tells its operator: one JSON object a line, never at the price of waiting."""
+"""The log of a server: one JSON object a line, written without ever waiting for its reader."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["EventLog", "open_log"]
 class EventLog:
     """Writes to ``descriptor``, which it owns if ``owned``.
 
-    Whoever reads from a pipe or a terminal may be slow: a line that would have to wait is dropped, and how many
-    were is said in the next one that is not. Where nothing can be written any more (the reader is gone, the disk
-    full), nothing is, and the server goes on.
+    The reader of a pipe or a terminal may be slow: a line that would have to wait is dropped, and the next line that is
+    written says how many were. When nothing can be written any more (the reader is gone, the disk is full), the server
+    continues without the log.
     """
 
     def __init__(self, descriptor: int, *, owned: bool) -> None:
@@ -30,7 +30,7 @@ class EventLog:
             self._poll.register(descriptor, select.POLLOUT)
         self.dropped = 0
         self.failure = ""
-        """Why the last line could not be written, if that was not for lack of a reader's time."""
+        """Why the last line could not be written, unless its reader was too slow."""
 
     def write(self, event: str, **details: object) -> None:
         """One line; ``details`` that are None are left out."""
@@ -42,7 +42,7 @@ class EventLog:
         self.put(json.dumps(line))
 
     def put(self, text: str) -> None:
-        """One line as it is; a short one."""
+        """Write one short line as it is."""
         try:
             # A pipe that is writable has room for PIPE_BUF bytes at least (pipe(7)), and a line is shorter.
             if self._poll is not None and not any(what & select.POLLOUT for _, what in self._poll.poll(0)):
@@ -62,7 +62,7 @@ class EventLog:
 
 
 def open_log(target: str) -> EventLog:
-    """A log that is appended to ``target``; "-" is standard output. Raises ``UsageError`` if it cannot be opened."""
+    """A log that appends to ``target``; "-" is standard output. Raises ``UsageError`` if it cannot be opened."""
     if target == "-":
         return EventLog(1, owned=False)
     try:

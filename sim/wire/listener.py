@@ -1,6 +1,6 @@
-"""The socket a server listens on: private from its first moment, recovered when stale, never somebody else's.
+"""The socket that a server listens on: private from its first moment, replaced when stale, never taken from a server.
 
-Made here, or by systemd (sd_listen_fds(3)).
+This process makes it, or systemd does (sd_listen_fds(3)).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nodes.errors import UsageError
 
-__all__ = ["LIVES", "PATH_BYTES_MAX", "Listener", "group_number", "probe"]
+__all__ = ["LISTENING", "PATH_BYTES_MAX", "Listener", "group_number", "probe"]
 
 PATH_BYTES_MAX = 107  # sun_path less its end, unix(7)
 PRIVATE = 0o600
@@ -27,14 +27,14 @@ GROUP_MAX = (1 << 32) - 2  # gid_t; the last number leaves the group as it is, c
 ACTIVATED = 3  # SD_LISTEN_FDS_START
 FLAGS = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
 LOCK_PATIENCE_S = 2.0
-LIVES = (0, errno.EPROTOTYPE)
+LISTENING = (0, errno.EPROTOTYPE)
 
 
 class Listener:
     """Owns a listening socket and, if it was made here, its name in the file system. A context manager.
 
-    ``mode`` and ``group`` are set before anyone can connect. A socket that nobody listens on any more is
-    replaced. Raises ``UsageError`` for a path that is too long, is no socket, is in use, or cannot be made.
+    ``mode`` and ``group`` are set before any client can connect. A socket on which no process listens any more is
+    replaced. Raises ``UsageError`` for a path that is too long, is not a socket, is in use, or cannot be made.
     """
 
     _identity: tuple[int, int] | None = None
@@ -47,7 +47,7 @@ class Listener:
         self.activated = False
         self.socket = socket.socket(socket.AF_UNIX, FLAGS)
         try:
-            os.fchmod(self.socket.fileno(), PRIVATE)  # before bind: there is no moment in which others can connect
+            os.fchmod(self.socket.fileno(), PRIVATE)  # before bind: other users can connect at no moment
             with _locked(path.parent):
                 _remove_stale(path)
                 self.socket.bind(os.fspath(path))
@@ -64,10 +64,10 @@ class Listener:
 
     @classmethod
     def from_systemd(cls, environment: MutableMapping[str, str] = os.environ) -> Listener | None:
-        """The socket that was passed to this process, if one was; its file is systemd's.
+        """The socket that systemd passed to this process, if any; systemd owns its file.
 
-        The variables are removed, so that no child takes it for its own. Raises ``UsageError`` for more than
-        one, and for what is not a listening unix stream socket.
+        Removes the variables, so that no child process takes the socket for its own. Raises ``UsageError`` for more
+        than one socket, and for anything but a listening unix stream socket.
         """
         pid, count = environment.get("LISTEN_PID"), environment.get("LISTEN_FDS")
         if pid != str(os.getpid()) or count in (None, "0"):
@@ -111,7 +111,7 @@ class Listener:
             return
         with contextlib.suppress(OSError):
             found = os.lstat(self.path)
-            if (found.st_dev, found.st_ino) == self._identity:  # never somebody else's
+            if (found.st_dev, found.st_ino) == self._identity:  # not another server's
                 self.path.unlink()
 
     def __enter__(self) -> Listener:
@@ -132,17 +132,17 @@ def group_number(name: str) -> int:
 
 
 def probe(path: Path) -> int:
-    """What becomes of connecting to ``path``, without doing it: an error number, one of ``LIVES`` if somebody has it.
+    """The error number of an attempt to connect to ``path``; one of ``LISTENING`` when a server has it.
 
-    A datagram socket cannot connect to a stream: refused when nobody has it, otherwise told so, and the server
-    that lives notices nothing and spends no ID on it (net/unix/af_unix.c, unix_find_bsd).
+    A datagram socket cannot connect to a stream: the attempt is refused when no process listens, and fails with
+    EPROTOTYPE otherwise. The server does not notice it, and gives no ID for it (net/unix/af_unix.c, unix_find_bsd).
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         return sock.connect_ex(os.fspath(path))
 
 
 def _give(path: Path, mode: int, group: int | None) -> tuple[int, int]:
-    """Set the rights of the socket just bound, whatever becomes of its name; its identity."""
+    """Set the rights of the socket just bound, even if its name is replaced meanwhile. Returns its identity."""
     descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(descriptor)
@@ -166,11 +166,10 @@ def _give(path: Path, mode: int, group: int | None) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """One server at a time looks for a stale socket here and makes its own: a bound one that does not listen yet
-    looks as dead as a stale one.
+    """Let one server at a time look for a stale socket in a directory and make its own.
 
-    Somebody who holds the lock for long (anyone who may read the directory can) is not waited for: then only
-    what bind refuses is refused.
+    A socket that is bound and does not listen yet looks like a stale one. Any process that may read the directory can
+    hold the lock; after some time this function continues without it, and then only bind refuses a path.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -189,7 +188,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on any more; raise ``UsageError`` for anything that is not such."""
+    """Remove a socket on which no process listens any more; raise ``UsageError`` for anything else."""
     if not os.path.lexists(path):
         return
     if path.is_symlink() or not path.is_socket():
@@ -197,7 +196,7 @@ def _remove_stale(path: Path) -> None:
     code = probe(path)
     if code == errno.ECONNREFUSED:
         path.unlink()
-    elif code in LIVES:
+    elif code in LISTENING:
         raise UsageError(f"{path}: another server is listening there, or has it and does not answer")
     else:
         raise UsageError(f"{path} cannot be looked at: {os.strerror(code)}")

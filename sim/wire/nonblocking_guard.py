@@ -1,4 +1,4 @@
-"""Eventfds stay non-blocking, whatever those who receive them do: a ring never blocks."""
+"""Eventfds stay non-blocking, whatever the clients that receive them do, so that a ring never blocks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ UNBLOCK_AFTER_NS = (50_000_000, 500_000_000, 5_000_000_000)
 
 
 class NonBlockingGuard:
-    """Makes eventfds non-blocking again once newcomers have had time to read them, and until all have.
+    """Makes eventfds non-blocking again after newcomers have had time to receive them, and until all have.
 
-    Call ``start`` for each that comes and may be a real QEMU (see ``IvshmemServer.unblock``).
+    Call ``start`` for each client that joins and may be a real QEMU (see ``IvshmemServer.unblock``).
     """
 
     def __init__(self, loop: Loop, server: IvshmemServer) -> None:
@@ -36,7 +36,7 @@ class NonBlockingGuard:
 
     def _look(self, newest: int) -> None:
         if newest != self._newest:
-            return  # a later newcomer's turn comes sooner
+            return  # a later newcomer has started another series
         unread = self._server.is_unread
         self._server.unblock()
         self._looks += 1

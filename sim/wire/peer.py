@@ -1,4 +1,4 @@
-"""A client of the server, before and after it has joined: its socket, its eventfds, what it is still to be told."""
+"""A client of the server, before and after it has joined: its socket, its eventfds, the messages that wait for it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from sim.kernel.eventfd import EventFd
 from sim.kernel.mmsg import Batch
 from sim.wire.credentials import credentials_of
 
-__all__ = ["Arrival", "Peer"]
+__all__ = ["Peer", "PendingClient"]
 
-MESSAGE_BUFFER_BYTES = 768  # what a message takes in a socket, as tests/test_channel.py has it
+MESSAGE_BUFFER_BYTES = 768  # what a message takes in a socket, measured in tests/sim/kernel/test_channel.py
 SOCKET_SHARE = 64
 _NUMBER = struct.Struct("i")
 
 
-class Arrival:
+class PendingClient:
     """A client that has connected and has not joined yet."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         self.pid, self.uid, self.gid = credentials_of(sock)
-        # Its socket takes only so much that many clients which do not read leave descriptors for those that do.
+        # The socket takes so little that many clients which do not read leave descriptors for those that do.
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         share_bytes = limit * MESSAGE_BUFFER_BYTES // SOCKET_SHARE
         if share_bytes < sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF):
@@ -35,30 +35,30 @@ class Arrival:
 
 
 class Peer:
-    """A client that has joined. Owns its socket; the server owns its eventfds for as long as anyone is told of them."""
+    """A client that has joined. Owns its socket; the server owns its eventfds until no message with them waits."""
 
-    def __init__(self, peer: int, arrival: Arrival, eventfds: list[EventFd], vectors: Batch) -> None:
+    def __init__(self, peer: int, arrival: PendingClient, eventfds: list[EventFd], vectors: Batch) -> None:
         self.peer = peer
         self.socket = arrival.socket
         self.pid, self.uid, self.gid = arrival.pid, arrival.uid, arrival.gid
         self.eventfds = eventfds
         self.vectors = vectors  # the messages that tell of them
         self.outbox = Outbox(arrival.socket, 0)  # the server sets its limit
-        self.told_until = 0  # it waits for no eventfd of those who left before: their number
+        self.told_until = 0  # how many peers that left have no eventfd in a message that waits for it
         self.joined_at = 0  # how many had joined before it
         self.stuck_by = ""  # why it takes no more for now
         self.misses_from = 0  # of the leaves that it is told of later
 
     @property
     def unread_bytes(self) -> int:
-        """What the kernel holds for it, with its own overhead: 0 when it has read all (unix(7), SIOCOUTQ)."""
+        """The bytes that the kernel holds for it, with overhead: 0 when it has read all (unix(7), SIOCOUTQ)."""
         return int(_NUMBER.unpack(fcntl.ioctl(self.socket, termios.TIOCOUTQ, _NUMBER.pack(0)))[0])
 
     @property
     def has_spoken(self) -> bool:
-        """Whether something waits to be read from it: a client of this protocol never sends anything."""
+        """Whether it has sent something, which a client of this protocol never does."""
         try:
-            # Descriptors that came with it stay in the socket, and are closed with it.
+            # Descriptors that came with the byte stay in the socket, and are closed with it.
             return bool(self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except OSError:
             return False

@@ -26,7 +26,7 @@ from sim.kernel.channel import Channel, Outbox
 from sim.kernel.loop import Loop
 from sim.wire.listener import Listener
 
-__all__ = ["Piece", "Proxy", "kind_of"]
+__all__ = ["Proxy", "RawMessage", "kind_of"]
 
 CLIENT_BYTES = 4096  # a client has nothing to say: what it says anyway is no message
 QUEUE_MAX = 8
@@ -58,13 +58,13 @@ def kind_of(descriptor: int) -> Kind:
     return Kind(_FILES.get(stat.S_IFMT(found.st_mode), "other"))
 
 
-class Piece(Message[int]):
+class RawMessage(Message[int]):
     """Bytes that are sent as they are: a part of a message, or none at all."""
 
     data: bytes
 
     @classmethod
-    def of(cls, data: bytes, descriptors: Sequence[int]) -> Piece:
+    def of(cls, data: bytes, descriptors: Sequence[int]) -> RawMessage:
         piece = cls(0, tuple(descriptors))
         piece.data = data
         return piece
@@ -98,7 +98,7 @@ class _Side:
         if self._deaf:
             self._release(0)
             return True
-        self._outbox.put(Piece.of(data, descriptors))
+        self._outbox.put(RawMessage.of(data, descriptors))
         return self.flush()
 
     def drop(self) -> None:
@@ -125,7 +125,7 @@ class _Side:
         self.channel.close()
 
 
-class _Link:
+class _ProxiedConnection:
     """One client's connection, through to the server."""
 
     def __init__(self, number: int, client: socket.socket, server: socket.socket) -> None:
@@ -160,7 +160,7 @@ class Proxy:
         self._loop, self._server, self._warn, self._clock = loop, server, warn, clock
         self.path = listen
         self._write = write
-        self._links: set[_Link] = set()
+        self._links: set[_ProxiedConnection] = set()
         self.connections = 0
         """How many clients have come."""
         self._start_ns = clock()
@@ -201,7 +201,7 @@ class Proxy:
                     return
                 stack.pop_all()
             self.connections += 1
-            link = _Link(self.connections, client, server)
+            link = _ProxiedConnection(self.connections, client, server)
             self._links.add(link)
             self._note(link, "client", Connects())
             self._connect(link)
@@ -215,7 +215,7 @@ class Proxy:
         if self._listener.fileno() >= 0:
             self._loop.add(self._listener, self._accept_all)
 
-    def _connect(self, link: _Link) -> None:
+    def _connect(self, link: _ProxiedConnection) -> None:
         if link.closed:
             return
         try:
@@ -233,7 +233,7 @@ class Proxy:
 
     # What they say
 
-    def _watch(self, link: _Link) -> None:
+    def _watch(self, link: _ProxiedConnection) -> None:
         """Listen to each side whose words there is room for, and to a blocked one for when it has room again."""
         retry = False
         for side in (link.client, link.server):
@@ -250,11 +250,11 @@ class Proxy:
             link.retrying = True
             self._loop.at(self._clock() + RETRY_NS, lambda: self._retry(link))
 
-    def _retry(self, link: _Link) -> None:
+    def _retry(self, link: _ProxiedConnection) -> None:
         link.retrying = False
         self._flush(link)
 
-    def _flush(self, link: _Link) -> None:
+    def _flush(self, link: _ProxiedConnection) -> None:
         for side in (link.client, link.server):
             if not link.closed and side.blocked and not side.flush():
                 self._lost(link, side)
@@ -265,7 +265,7 @@ class Proxy:
             return
         self._watch(link)
 
-    def _read(self, link: _Link, side: _Side) -> None:
+    def _read(self, link: _ProxiedConnection, side: _Side) -> None:
         other = link.other(side)
         for _ in range(READS_MAX):
             if link.closed or side.ended or other.blocked:
@@ -295,14 +295,14 @@ class Proxy:
         if not link.closed and (other.blocked or side.blocked):
             self._watch(link)
 
-    def _lost(self, link: _Link, side: _Side) -> None:
+    def _lost(self, link: _ProxiedConnection, side: _Side) -> None:
         """A side cannot be told more. A server may still have said something before; a client has just left."""
         if side is link.client:
             self._end(link, "client", "")
         else:
             side.drop()
 
-    def _note_said(self, link: _Link, side: _Side, data: bytes, kinds: Sequence[Kind]) -> None:
+    def _note_said(self, link: _ProxiedConnection, side: _Side, data: bytes, kinds: Sequence[Kind]) -> None:
         if side is link.client:
             self._note(link, "client", Bytes(data, tuple(kinds)))
             return
@@ -311,7 +311,7 @@ class Proxy:
             del link.rest[: len(message.encode())]
             self._note(link, "server", Said(*message))
 
-    def _end(self, link: _Link, side: str, reason: str) -> None:
+    def _end(self, link: _ProxiedConnection, side: str, reason: str) -> None:
         """One side has closed, or must: note it, and close the other as soon as it has been told everything."""
         if link.server.ended:
             self._finish(link)
@@ -327,13 +327,13 @@ class Proxy:
         link.server.close()
         self._watch(link)
 
-    def _note_rest(self, link: _Link) -> None:
+    def _note_rest(self, link: _ProxiedConnection) -> None:
         """The bytes of a message that will never be whole."""
         if link.rest:
             self._note(link, "server", Bytes(bytes(link.rest), tuple(link.decoder.unclaimed())))
             link.rest.clear()
 
-    def _finish(self, link: _Link) -> None:
+    def _finish(self, link: _ProxiedConnection) -> None:
         link.closed = True
         self._links.discard(link)
         for side in (link.client, link.server):
@@ -341,5 +341,7 @@ class Proxy:
                 self._loop.remove(side.channel)
             side.close()
 
-    def _note(self, link: _Link, side: str, act: Connects | Closes | Said | Bytes, remark: str = "") -> None:
+    def _note(
+        self, link: _ProxiedConnection, side: str, act: Connects | Closes | Said | Bytes, remark: str = ""
+    ) -> None:
         self._write(Entry(self._clock() - self._start_ns, link.number, side, act, remark))

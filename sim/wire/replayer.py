@@ -19,7 +19,7 @@ from sim.kernel.channel import Channel, Outbox
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
 from sim.wire.listener import Listener
-from sim.wire.proxy import Piece
+from sim.wire.proxy import RawMessage
 
 __all__ = ["Played", "Replayer"]
 
@@ -137,7 +137,7 @@ class Replayer:
             case Said(number, kinds):
                 room = self._outbox.put(Message(number, self._make_all(number, kinds)))
             case Bytes(data, kinds):
-                room = self._outbox.put(Piece.of(data, self._make_all(None, kinds)))
+                room = self._outbox.put(RawMessage.of(data, self._make_all(None, kinds)))
             case _:
                 room = True  # Closes: as soon as all before it has been sent
         if not room:

@@ -29,9 +29,9 @@ from sim.kernel.mmsg import Batch
 from sim.wire.admission import Admission, AdmissionRules
 from sim.wire.announcements import Announcements
 from sim.wire.listener import PATH_BYTES_MAX, Listener
-from sim.wire.peer import Arrival, Peer
+from sim.wire.peer import Peer, PendingClient
 
-__all__ = ["PATH_BYTES_MAX", "Arrival", "IvshmemServer", "Peer"]
+__all__ = ["PATH_BYTES_MAX", "IvshmemServer", "Peer", "PendingClient"]
 
 RETRY_NS = 2_000_000
 STALL_NS = 1_000_000_000
@@ -62,10 +62,10 @@ class IvshmemServer:
         first_peer: int = 0,
         reuse_peers: bool = False,
         rules: AdmissionRules = AdmissionRules(),  # noqa: B008
-        on_arrival: Callable[[Arrival], None] | None = None,
+        on_arrival: Callable[[PendingClient], None] | None = None,
         on_join: Callable[[Peer], None] = lambda peer: None,
         on_leave: Callable[[Peer, str], None] = lambda peer, reason: None,
-        on_refuse: Callable[[Arrival, str], None] = lambda arrival, reason: None,
+        on_refuse: Callable[[PendingClient, str], None] = lambda arrival, reason: None,
         on_pause: Callable[[str], None] = lambda reason: None,
         retain_departed: bool = False,
     ) -> None:
@@ -99,7 +99,7 @@ class IvshmemServer:
 
     # Clients that come
 
-    def _arrive(self, arrivals: list[Arrival]) -> None:
+    def _arrive(self, arrivals: list[PendingClient]) -> None:
         if self._on_arrival is not None:
             for arrival in arrivals:
                 self._on_arrival(arrival)
@@ -107,18 +107,18 @@ class IvshmemServer:
         with contextlib.suppress(HostError):  # ``on_refuse`` was told; the others have joined
             self.join_all([(arrival, self._vectors) for arrival in arrivals])
 
-    def join(self, arrival: Arrival, vectors: int) -> Peer | None:
-        """Make a client a peer with so many eventfds, and tell everybody.
+    def join(self, arrival: PendingClient, vectors: int) -> Peer | None:
+        """Make a client a peer with ``vectors`` eventfds, and announce it.
 
-        None when it has left already. Raises ``HostError`` when there are no descriptors or no IDs for it (it is
-        then disconnected).
+        Returns None when it has left already. Raises ``HostError`` when there are no descriptors or no IDs for it; the
+        client is then disconnected.
         """
         return self.join_all([(arrival, vectors)])[0]
 
-    def join_all(self, arrivals: Iterable[tuple[Arrival, int]]) -> list[Peer | None]:
-        """As ``join`` for one after the other, and in this order each is told the same; but they are told together.
+    def join_all(self, arrivals: Iterable[tuple[PendingClient, int]]) -> list[Peer | None]:
+        """Join several clients: each is sent the same as by one ``join`` after the other, but together.
 
-        Raises ``HostError`` if one of them could not join; the others have joined all the same.
+        Raises ``HostError`` if one of them could not join; the others have joined.
         """
         joined: list[Peer | None] = []
         failure: HostError | None = None
@@ -142,7 +142,7 @@ class IvshmemServer:
             raise failure
         return joined
 
-    def _enter(self, arrival: Arrival, vectors: int) -> Peer | None:
+    def _enter(self, arrival: PendingClient, vectors: int) -> Peer | None:
         if not self._admission.take(arrival):
             return None
         eventfds: list[EventFd] = []
@@ -175,7 +175,7 @@ class IvshmemServer:
             self._loop.at(time.monotonic_ns(), self._announce)
 
     def _announce(self) -> None:
-        """Queue and send. A peer that cannot be told leaves, which is told to the others after that."""
+        """Queue and send all announcements. A peer that cannot be sent to leaves, and that is announced next."""
         self._announces_soon = False
         if self._telling:
             return
@@ -186,7 +186,7 @@ class IvshmemServer:
                 while self._announcements:
                     receivers, said = self._announcements.take()
                     for peer in receivers:
-                        # A peer that takes no more for now is waited for already: trying again would be in vain.
+                        # A peer that takes no more for now is tried again when there is room.
                         if self._queue(peer, said) and not peer.stuck_by:
                             touched[peer.peer] = peer
                 for peer, missed in self._announcements.all_missed():
@@ -206,8 +206,7 @@ class IvshmemServer:
 
     def _put(self, peer: Peer, said: Message[int] | list[Batch]) -> bool:
         outbox = peer.outbox
-        # Room for the greeting of one who comes now, and for a neighbour's coming and going; beyond that, it does
-        # not read.
+        # Room for the greeting of a client that joins now, and for the joins and leaves of others.
         outbox.limit = 2 * (GREETING_MESSAGES + self._eventfds) + OUTBOX_SPARE
         if outbox.put(said) if isinstance(said, Message) else all(map(outbox.put_batch, said)):
             return True
@@ -245,7 +244,7 @@ class IvshmemServer:
         if cause == "full":
             self._loop.add(peer.socket, lambda: self._lose(peer), writable=lambda: self._flush(peer))
             return
-        # There may be room in the socket: being told so again and again would help nobody.
+        # There may be room in the socket, so epoll would report that again and again.
         self._loop.add(peer.socket, lambda: self._lose(peer))
         if self._stall is None:
             now_ns = time.monotonic_ns()
@@ -253,7 +252,7 @@ class IvshmemServer:
             self._loop.at(now_ns + RETRY_NS, self._retry)
 
     def _retry(self) -> None:
-        """Go on where too many descriptors were under way: that is so for all clients or for none."""
+        """Try again after too many descriptors were in flight, which concerns all clients or none."""
         stuck = self._announcements.stuck
         for peer in [peer for peer in stuck.values() if peer.stuck_by == "throttled"]:
             self._announcements.sticks(peer, "retried")  # it comes last the next time
@@ -269,18 +268,18 @@ class IvshmemServer:
             self._stall = self._sent, now_ns
         elif now_ns - since_ns >= STALL_NS:
             self._stall = sent, now_ns
-            self._drop_who_reads_least()
+            self._disconnect_slowest_reader()
         self._loop.at(now_ns + RETRY_NS, self._retry)
 
-    def _drop_who_reads_least(self) -> None:
-        """Nobody can be told anything: end the connection in which most waits. Whoever reads has read all by now."""
+    def _disconnect_slowest_reader(self) -> None:
+        """Disconnect the peer with the most unread bytes: no peer can be sent anything, and readers have read all."""
         unread_bytes, number = max((peer.unread_bytes, number) for number, peer in self.peers.items())
-        if unread_bytes:  # else they are some other program's descriptors
-            reason = f"does not read: {unread_bytes} bytes wait in its socket, and too many descriptors are under way"
+        if unread_bytes:  # otherwise the descriptors in flight are another program's
+            reason = f"does not read: {unread_bytes} bytes wait in its socket, and too many descriptors are in flight"
             self._leave(self.peers[number], reason)
 
     def _lose(self, peer: Peer) -> None:
-        """The connection has ended, or there is something to read, which ends it."""
+        """The connection has ended, or the client has sent something, which ends it."""
         self._leave(peer, "spoke" if peer.has_spoken else "left")
 
     def _leave(self, peer: Peer, reason: str) -> None:
@@ -288,7 +287,7 @@ class IvshmemServer:
             return
         self._loop.remove(peer.socket)
         peer.socket.close()
-        # Messages that carry its eventfds may still wait in somebody's outbox.
+        # Messages with its eventfds may still wait in outboxes.
         self.departed.append(peer)
         self._eventfds -= len(peer.eventfds)
         self._changes += 1
@@ -299,7 +298,7 @@ class IvshmemServer:
         self._announce_soon()
 
     def _release_departed(self) -> None:
-        """Close the eventfds that nobody waits for any more: who is stuck was told of all that left before."""
+        """Close the eventfds of departed peers that are in no message that waits."""
         if self._retain_departed or self._telling or self._announcements:
             return
         if self.departed and RELEASE_SHARE * self._changes >= len(self._announcements.stuck):
@@ -320,22 +319,22 @@ class IvshmemServer:
         return self._eventfds
 
     def unblock(self) -> None:
-        """Make every eventfd non-blocking again, for everyone who holds it.
+        """Make every eventfd non-blocking again, for all processes that hold it.
 
-        The flag belongs to the description that all share. A real QEMU clears it on each that it receives and
-        sets it again on those that it keeps: one that it has no vector for would block whoever rings it when its
-        counter is full (io/channel-socket.c, qio_channel_socket_copy_fds).
+        The flag belongs to the file description, which all share. A real QEMU clears it on each eventfd that it
+        receives and sets it again on those that it keeps. An eventfd for which it has no vector would then block the
+        peer that rings it when its counter is full (io/channel-socket.c, qio_channel_socket_copy_fds).
         """
         for peer in (*self.peers.values(), *self.departed):
             peer.unblock()
 
     @property
     def is_unread(self) -> bool:
-        """Whether anybody has not read everything yet: it waits here, or in his socket."""
+        """Whether messages wait for any peer, here or in its socket."""
         return bool(self._announcements.stuck) or any(peer.unread_bytes for peer in self.peers.values())
 
     def tell(self, peer: int, message: Message[int]) -> bool:
-        """Say something out of turn to one peer; False when it is not there. What it makes of it is its business."""
+        """Send one peer a message out of turn; False when it is not connected, or has no room."""
         told = self.peers.get(peer)
         if told is None or not self._queue(told, message):
             return False
@@ -343,7 +342,7 @@ class IvshmemServer:
         return True
 
     def retire(self) -> list[Peer]:
-        """Disconnect everybody and listen no more; the peers, whose eventfds stay open, are the caller's."""
+        """Disconnect all clients and stop listening; the caller owns the peers, whose eventfds stay open."""
         self._disconnect_all()
         retired, self.departed = self.departed, []
         self.close()

@@ -23,9 +23,9 @@ from sim.wire.event_log import EventLog, open_log
 from sim.wire.listener import Listener
 from sim.wire.nonblocking_guard import NonBlockingGuard
 from sim.wire.qemu_options import qemu_options
-from sim.wire.server import Arrival, IvshmemServer, Peer
+from sim.wire.server import IvshmemServer, Peer, PendingClient
 
-__all__ = ["Served", "Settings", "run_service"]
+__all__ = ["Served", "ServiceSettings", "run_service"]
 
 OWN_DESCRIPTORS = 32
 # A client that is not let in reads this where a version belongs, and says so: QEMU exits with "server sent version
@@ -36,7 +36,7 @@ PEERS_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServiceSettings:
     """What is to be served, and how. Without ``memory_name`` and ``directory`` the memory is a sealed memfd."""
 
     path: Path
@@ -69,7 +69,7 @@ class Served(NamedTuple):
     warnings: list[str]
 
 
-def run_service(settings: Settings, ready: Callable[[Served], object], warn: Callable[[str], object]) -> None:
+def run_service(settings: ServiceSettings, ready: Callable[[Served], object], warn: Callable[[str], object]) -> None:
     """Serve until a signal comes that ends a program; then nothing of the server is left.
 
     ``ready`` is called once clients can connect, ``warn`` with what an operator has to know afterwards. Raises
@@ -94,7 +94,7 @@ def run_service(settings: Settings, ready: Callable[[Served], object], warn: Cal
             reporter.joined(peer)
             guard.start()
 
-        def refused(arrival: Arrival, reason: str) -> None:
+        def refused(arrival: PendingClient, reason: str) -> None:
             reporter.refused(arrival, reason)
             reporter.memory_fault(made_smaller(region.descriptor, region.size_bytes))
 
@@ -133,7 +133,7 @@ def run_service(settings: Settings, ready: Callable[[Served], object], warn: Cal
         reporter.ended(server)
 
 
-def _warnings(settings: Settings, region: Region) -> list[str]:
+def _warnings(settings: ServiceSettings, region: Region) -> list[str]:
     """Which processes have memory of an earlier server under this name: this server does not know them."""
     name = settings.memory_name
     if name is None:
@@ -154,7 +154,7 @@ def _warnings(settings: Settings, region: Region) -> list[str]:
     return warnings
 
 
-def _clients_max(settings: Settings) -> int:
+def _clients_max(settings: ServiceSettings) -> int:
     """How many clients there may be; the limit on descriptors is raised as far as it goes.
 
     Raises ``HostError`` with the sum when so many as are wanted do not fit.
@@ -172,7 +172,7 @@ def _clients_max(settings: Settings) -> int:
     return settings.clients_max or min(PEERS_MAX, (limit - OWN_DESCRIPTORS) // each)
 
 
-def _region(settings: Settings) -> Region:
+def _region(settings: ServiceSettings) -> Region:
     if settings.directory is not None:
         return Region.create_in(settings.directory, settings.size_bytes)
     if settings.memory_name is None:
@@ -187,7 +187,7 @@ def _region(settings: Settings) -> Region:
 class _Reporter:
     """Writes what happens to the log, and to standard error with ``verbose``."""
 
-    def __init__(self, stack: contextlib.ExitStack, settings: Settings, warn: Callable[[str], object]) -> None:
+    def __init__(self, stack: contextlib.ExitStack, settings: ServiceSettings, warn: Callable[[str], object]) -> None:
         self._settings, self._warn = settings, warn
         self._faulty = False
         self._log: EventLog | None = None
@@ -226,7 +226,7 @@ class _Reporter:
         text = f"peer {peer.peer} left: {reason}"
         self._tell(text, "left", peer=peer.peer, pid=peer.pid, uid=peer.uid, gid=peer.gid, reason=reason)
 
-    def refused(self, arrival: Arrival, reason: str) -> None:
+    def refused(self, arrival: PendingClient, reason: str) -> None:
         text = f"a client (pid {arrival.pid}, uid {arrival.uid}) was refused: {reason}"
         self._tell(text, "refused", pid=arrival.pid, uid=arrival.uid, gid=arrival.gid, reason=reason)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from nodes.wire.protocol import Message
 from sim.kernel.channel import Channel, Outbox
 from sim.kernel.eventfd import EventFd
-from sim.kernel.mmsg import Arrived, Roll
+from sim.kernel.mmsg import BatchWriter, ReceivedMessages
 from tests.bench.figure import Bar, Figure, alternate
 from tests.bench.placement import pinned
 from tests.bench.setting import Setting
@@ -56,13 +56,13 @@ def _pass_messages(
         for _ in range(batches):
             numbers: list[int] = []
             descriptors: list[int] = []
-            roll = Roll()
+            roll = BatchWriter()
             begin_ns = time.thread_time_ns()
             outbox.put_batch(roll.lay_out(messages))
             sent = outbox.flush()
             while len(numbers) < BATCH:
                 arrived = channel.receive_many()
-                assert isinstance(arrived, Arrived)
+                assert isinstance(arrived, ReceivedMessages)
                 numbers += arrived.numbers
                 descriptors += arrived.descriptors
             spent_ns += time.thread_time_ns() - begin_ns

@@ -128,7 +128,7 @@ def test_the_pid_file_of_a_server_that_locks_nothing(options: list[str]) -> None
         refused = start(*options)
         renamed.kill()
     assert refused.returncode == 2
-    assert f"process {renamed.pid} is an ivshmem-server, and lives" in refused.stderr
+    assert f"process {renamed.pid} is an ivshmem-server that runs" in refused.stderr
 
 
 @pytest.mark.parametrize(

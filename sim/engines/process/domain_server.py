@@ -11,8 +11,7 @@ from sim.engines.base import Arrival, LiveMachine
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region, made_smaller
 from sim.wire.nonblocking_guard import NonBlockingGuard
-from sim.wire.server import Arrival as Connected
-from sim.wire.server import IvshmemServer, Peer
+from sim.wire.server import IvshmemServer, Peer, PendingClient
 from topologies import Domain
 
 __all__ = ["SocketServer"]
@@ -21,7 +20,7 @@ __all__ = ["SocketServer"]
 class SocketArrival:
     """A process that has connected, and the machine that it is."""
 
-    def __init__(self, connected: Connected, machine: LiveMachine | None) -> None:
+    def __init__(self, connected: PendingClient, machine: LiveMachine | None) -> None:
         self.connected, self.machine = connected, machine
         self.pid, self.uid = connected.pid, connected.uid
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from nodes.wire.protocol import Message
 from sim.kernel.channel import Channel, Outbox
-from sim.kernel.mmsg import ROLL_SIZE, SLOTS, Arrived, Batch, Roll, SendTable, join_neighbours
+from sim.kernel.mmsg import SLOTS, TABLE_SIZE, Batch, BatchWriter, ReceivedMessages, SendTable, join_neighbours
 from tests.sim.kernel.test_channel import identity, read_all
 
 
@@ -34,7 +34,7 @@ def read_many(channel):
     """As ``read_all``, by ``receive_many``."""
     messages = []
     while (arrived := channel.receive_many()) is not None:
-        if isinstance(arrived, Arrived):
+        if isinstance(arrived, ReceivedMessages):
             pieces = [(Message(number).encode(), [descriptor]) for number, descriptor in zip(*arrived, strict=True)]
         else:
             pieces = arrived
@@ -70,7 +70,7 @@ def test_what_was_laid_out_arrives_as_if_sent_one_by_one(messages, sizes, reads)
         got = [[], []]
         for message in said:
             outboxes[0].put(message)
-        roll, at = Roll(), 0
+        roll, at = BatchWriter(), 0
         while at < len(said):
             for size in sizes:
                 outboxes[1].put_batch(roll.lay_out(said[at : at + size]))
@@ -169,7 +169,7 @@ def test_whatever_is_refused_or_cut_nothing_is_lost_or_said_twice(batches, alone
 
 
 def test_neighbours_wait_together_and_others_do_not(sockets):
-    roll, outbox = Roll(), Outbox(sockets[0], 10_000)
+    roll, outbox = BatchWriter(), Outbox(sockets[0], 10_000)
     batches = [roll.lay_out([Message(at)] * 3) for at in range(4)]
     for at in (0, 1, 3, 2):
         outbox.put_batch(batches[at])
@@ -179,9 +179,9 @@ def test_neighbours_wait_together_and_others_do_not(sockets):
     assert [(start, stop) for _, start, stop in join_neighbours(batches[::2])] == [(0, 3), (6, 9)]
 
 
-@pytest.mark.parametrize("size", [0, 1, ROLL_SIZE - 1, ROLL_SIZE, ROLL_SIZE + 1, 3 * ROLL_SIZE])
+@pytest.mark.parametrize("size", [0, 1, TABLE_SIZE - 1, TABLE_SIZE, TABLE_SIZE + 1, 3 * TABLE_SIZE])
 def test_a_roll_has_room_for_any_number(sockets, size):
-    roll, outbox = Roll(), Outbox(sockets[0], 10_000)
+    roll, outbox = BatchWriter(), Outbox(sockets[0], 10_000)
     channel, got = Channel(sockets[1]), []
     for first in (0, size):
         outbox.put_batch(roll.lay_out([Message(first + at) for at in range(size)]))
@@ -192,7 +192,7 @@ def test_a_roll_has_room_for_any_number(sockets, size):
 
 
 def test_a_batch_beyond_the_limit_is_not_queued(sockets):
-    roll, outbox = Roll(), Outbox(sockets[0], 5)
+    roll, outbox = BatchWriter(), Outbox(sockets[0], 5)
     assert outbox.put_batch(roll.lay_out([Message(1)] * 3))
     assert not outbox.put_batch(roll.lay_out([Message(2)] * 3))
     assert outbox.put_batch(roll.lay_out([Message(3)] * 2))
@@ -204,7 +204,7 @@ def test_a_broken_connection_is_an_error_without_a_signal(sockets):
     ours, theirs = sockets
     theirs.close()
     outbox = Outbox(ours, 10)
-    outbox.put_batch(Roll().lay_out([Message(0), Message(1)]))
+    outbox.put_batch(BatchWriter().lay_out([Message(0), Message(1)]))
     with pytest.raises(BrokenPipeError):
         outbox.flush()
 
@@ -239,11 +239,11 @@ def test_the_same_is_received_many_at_once_as_one_by_one(turns):
 def test_whole_messages_with_a_descriptor_each_come_without_further_ado(sockets, count):
     ours, theirs = sockets
     outbox = Outbox(ours, 1000)
-    outbox.put_batch(Roll().lay_out([Message(at, (ours.fileno(),)) for at in range(count)]))
+    outbox.put_batch(BatchWriter().lay_out([Message(at, (ours.fileno(),)) for at in range(count)]))
     assert outbox.flush()
     channel, numbers = Channel(theirs), []
     while (arrived := channel.receive_many()) is not None:
-        assert isinstance(arrived, Arrived)
+        assert isinstance(arrived, ReceivedMessages)
         numbers += arrived.numbers
         for descriptor in arrived.descriptors:
             assert identity(descriptor) == identity(ours.fileno())

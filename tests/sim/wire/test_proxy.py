@@ -21,7 +21,7 @@ from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
 from sim.wire import proxy as proxy_module
 from sim.wire.attachment import Attachment
-from sim.wire.proxy import Piece, Proxy, kind_of
+from sim.wire.proxy import Proxy, RawMessage, kind_of
 from sim.wire.server import IvshmemServer
 
 PATIENCE_S = 30.0
@@ -103,7 +103,7 @@ def site(short_path):
 
 def send(sock, data, descriptors=()):
     outbox = Outbox(sock, 10)
-    outbox.put(Piece.of(data, descriptors))
+    outbox.put(RawMessage.of(data, descriptors))
     assert outbox.flush()
 
 

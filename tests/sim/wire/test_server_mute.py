@@ -135,4 +135,4 @@ def test_who_never_reads_is_found_out_when_nobody_can_be_told_anything(as_nobody
     peers, reasons = zip(*told["gone"], strict=True)
     assert 0 < len(peers) == len(set(peers))
     assert max(peers) < 60
-    assert all("does not read: " in why and "descriptors are under way" in why for why in reasons)
+    assert all("does not read: " in why and "descriptors are in flight" in why for why in reasons)
