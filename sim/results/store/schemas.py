@@ -159,7 +159,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
         ("switches_voluntary", "switches_involuntary", "faults_minor", "faults_major"), (-COUNT_LIMIT, COUNT_LIMIT)
     ),
-    **dict.fromkeys(("descriptors", "threads"), (0, 1 << 31)),
+    **dict.fromkeys(("descriptors", "threads"), (0, 1 << 30)),
     "machine": (-2, (1 << 16) - 1),
 }
 

@@ -9,9 +9,11 @@ from nodes.errors import UsageError
 from sim.results import Run, RunDirectory
 from sim.results.analysis.histogram import BINS, Histogram
 from sim.results.analysis.latency import percentiles
+from sim.results.analysis.time_series import digest
+from sim.results.compare import compare
 from sim.results.store import schemas
 from sim.results.store.manifest import Phase
-from tests.synthetic import MEASURE_NS, SECOND_NS, START_NS, finish, pair, record, topology
+from tests.synthetic import MEASURE_NS, SECOND_NS, START_NS, STOP_NS, finish, pair, record, topology
 
 PERIOD_NS = 100_000
 
@@ -139,3 +141,55 @@ def test_histograms_that_there_are_not(tmp_path):
     for wrong in ({"what": "delay"}, {"by": "color"}, {"what": "drained", "by": "phase"}):
         with pytest.raises(UsageError, match="expected"):
             run.histogram(**wrong)
+
+
+def bursts(parent, count: int, each: int = 60, phases: tuple[Phase, ...] = ()) -> Run:
+    """``count`` bursts of doorbells over the measured time, the doorbells of a burst taken by one drain."""
+    directory = RunDirectory.create(parent, topology({"from": (1, 1), "to": (1, 1)}), {})
+    starts = [MEASURE_NS + place * 2 * SECOND_NS // count for place in range(count)]
+    rings = [(1, 0, 0, at + tick * 1000) for at in starts for tick in range(each)]
+    record(directory, 0, vectors=[(0, 0)], edges={(1, 0): (len(rings), 0)}, rings=rings)
+    drains = [(0, each, at + 100_000, at + 200_000) for at in starts]
+    record(directory, 1, vectors=[(len(rings), count)], drains=drains)
+    return finish(directory, phases=phases)
+
+
+@pytest.mark.parametrize(("count", "has"), [(1, False), (5, False), (6, True)])
+def test_intervals_take_six_drains_in_slices_of_the_measured_time(tmp_path, count, has):
+    run = bursts(tmp_path, count)
+    known = run.summary["latency_ns"]
+    assert {name for name in known if known[name]["intervals"]} == (
+        {"delivery", "handling", "raw", "total"} if has else set()
+    )
+    (row,) = run.latency(latencies=("delivery",), intervals=True).to_pylist()
+    assert (row["p50_low"] is not None) == has
+    change = compare(run, run)["delivery.p50"]
+    assert (change.change_interval is not None) == has
+    # 60 samples a drain: p90 would be bounded by 360 samples, and is not by 6 drains.
+    assert row["p90_high"] is None
+
+
+def test_a_phase_has_slices_of_its_own_time(tmp_path):
+    """Six drains in a twentieth of the run: too few slices of the whole, enough of the phase that they are in."""
+    short_ns = MEASURE_NS + SECOND_NS // 10
+    directory = RunDirectory.create(tmp_path, topology({"from": (1, 1), "to": (1, 1)}), {})
+    starts = [MEASURE_NS + place * 14_000_000 for place in range(7)]
+    record(directory, 0, vectors=[(0, 0)], edges={(1, 0): (7, 0)}, rings=[(1, 0, 0, at) for at in starts])
+    record(directory, 1, vectors=[(7, 7)], drains=[(0, 1, at + 1000, at + 2000) for at in starts])
+    run = finish(directory, phases=[Phase("brief", MEASURE_NS, short_ns), Phase("rest", short_ns, STOP_NS)])
+    assert run.summary["latency_ns"]["delivery"]["intervals"] == {}
+    assert run.summary["phases"]["brief"]["delivery"]["intervals"].keys() == {"p50"}
+    (row,) = run.latency(by="phase", latencies=("delivery",), intervals=True).to_pylist()
+    assert (row["phase"], row["p50_low"] is not None) == ("brief", True)
+
+
+def test_what_has_no_schedule_has_no_lag_and_says_what_it_omits(tmp_path):
+    run = bursts(tmp_path, 6)
+    known = run.summary["latency_ns"]
+    assert (known["lag"]["samples"], known["total"]["p50"]) == (0, known["raw"]["p50"])
+    assert run.samples()["intended_ns"].null_count == run.samples().num_rows == run.summary["unscheduled"]
+    assert (run.summary["groups"]["from"]["unscheduled"], run.summary["groups"]["to"]["unscheduled"]) == (360, 0)
+    (said,) = [warning for warning in run.warnings if warning.startswith("closed loop or replies: from rang 360")]
+    assert "a standstill is one sample" in said
+    assert run.frame()["lag_ns"].isna().all()
+    assert digest(run).latencies["lag"].size == 0
