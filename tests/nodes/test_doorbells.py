@@ -96,7 +96,7 @@ def world(request):
     return World(request.param)
 
 
-def test_a_ring_is_one_signal_and_one_in_the_books(world):
+def test_a_ring_is_one_signal_and_is_counted_once(world):
     world.connect(7, 2, line=72)
     for _ in range(100):
         world.doorbells.ring(7, 2)
@@ -176,7 +176,7 @@ def test_a_ring_after_leave_is_refused_on_the_edge_it_was_for(world):
     assert world.peers.line(1, 0) is None
 
 
-def test_a_ring_to_nobody_is_counted_nowhere(world):
+def test_a_ring_to_what_was_never_connected_is_counted_nowhere(world):
     world.connect(1, 0, line=10)
     world.doorbells.ring(1, 1)
     world.doorbells.ring(2)
@@ -205,7 +205,7 @@ def test_no_number_out_of_range_rings_anybody_else(world, peer, vector):
     assert world.signalled == {}
 
 
-def test_a_peer_that_comes_back_has_the_same_books(world):
+def test_a_peer_that_returns_has_the_same_counters(world):
     world.connect(1, 0, line=10)
     world.doorbells.ring(1)
     world.disconnect(1)
@@ -347,7 +347,7 @@ def test_every_nth_doorbell_of_a_burst_is_stamped_and_every_edge_has_its_turn(ev
     assert len({(later - earlier) % size for earlier, later in itertools.pairwise(places)}) <= 1
 
 
-def test_an_empty_burst_rings_nobody(world):
+def test_an_empty_burst_rings_no_peer(world):
     burst = world.doorbells.burst([])
     burst.ring()
     assert (world.books(), world.signalled, world.nowhere) == ({}, {}, 0)

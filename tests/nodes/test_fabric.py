@@ -55,7 +55,7 @@ def test_no_doorbell_is_lost_when_a_machine_leaves_and_another_comes(seed):
 
 
 @given(SEEDS, st.sampled_from([V0, V0_SHM_LAST]), st.lists(st.integers(1, 3), min_size=1, max_size=6))
-def test_everybody_knows_everybody_with_as_many_vectors_as_both_have(seed, dialect, vectors):
+def test_all_machines_know_each_other_with_as_many_vectors_as_both_have(seed, dialect, vectors):
     fabric = Fabric(seed, dialect=dialect)
     # A device keeps no more vectors of a peer than it has itself: all have the same number here, the most.
     machines = [fabric.join(programs.idle, vectors=max(vectors)) for _ in vectors]

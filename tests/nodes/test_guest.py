@@ -97,7 +97,7 @@ def test_an_interrupt_is_a_vector_and_a_number_of_doorbells():
     assert Interrupt(2, 7) == (2, 7, 0)
 
 
-def test_a_doorbell_written_to_the_register_that_reaches_nobody_is_on_the_books():
+def test_a_doorbell_written_to_the_register_that_reaches_no_peer_is_counted():
     ledger = Books()
     vm = machine(ledger=ledger)
     vm.place(3, memoryview(bytearray(MEMORY_BYTES)))
@@ -112,7 +112,7 @@ def test_a_doorbell_written_to_the_register_that_reaches_nobody_is_on_the_books(
 
 
 @pytest.mark.parametrize(("stop_ns", "oldest_ns"), [(40, 30), (42, 32), (99, 32)])
-def test_what_a_program_owes_is_added_up_and_the_oldest_kept(guest, stop_ns, oldest_ns):
+def test_what_a_program_misses_is_added_up_and_the_oldest_kept(guest, stop_ns, oldest_ns):
     assert guest.end_ns == 42  # without an end, until now
     guest.stop_ns = stop_ns
     guest.miss(3, 10)

@@ -240,7 +240,7 @@ def test_intx_of_several_devices_are_lines_of_their_own():
     assert not second.vm.device.intx_level
 
 
-def test_intx_that_a_program_raises_itself_and_lowers_again_interrupts_nobody():
+def test_intx_that_a_program_raises_itself_and_lowers_again_interrupts_nothing():
     bench = Bench(profile="qemu-1.1-intx")
 
     def program(guest):
@@ -360,7 +360,7 @@ def test_vectors_above_255_are_rung_as_the_register_would():
         assert bench.counts() == {(peer, expected): (2, 0)}
 
 
-def test_vector_256_on_a_device_that_knows_16_bits_reaches_nobody():
+def test_vector_256_on_a_device_that_knows_16_bits_reaches_no_peer():
     bench = Bench(8, profile="acrn")
     bench.guest.ring(1, 256)
     bench.vm.doorbells.flush()
@@ -387,7 +387,7 @@ def test_a_doorbell_that_cannot_be_written_is_the_guests_mistake(bench, peer, ve
 
 
 @pytest.mark.parametrize(("peer", "vector"), [(1, 2), (2, 0), (65535, 65535)])
-def test_a_doorbell_for_nobody_is_counted(bench, peer, vector):
+def test_a_doorbell_that_reaches_no_peer_is_counted(bench, peer, vector):
     bench.guest.ring(peer, vector)
     bench.vm.doorbells.flush()
     assert (bench.rung, bench.books.nowhere) == ([], 1)
@@ -507,7 +507,7 @@ def test_a_vector_that_the_device_has_no_room_for_cannot_be_rung(bench):
     assert list(bench.vm.warnings) == ["Too many eventfd received, device has 2 vectors"]
 
 
-def test_a_program_that_is_ended_by_a_reset_or_without_its_device_says_what_it_owes(bench):
+def test_a_program_that_a_reset_or_an_unplug_ends_reports_what_it_missed(bench):
     def program(guest):
         due_ns = guest.clock()
         try:

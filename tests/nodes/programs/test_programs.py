@@ -52,7 +52,7 @@ def test_every_shipped_program_is_a_generator_function_of_its_guest():
 # idle
 
 
-def test_idle_takes_everything_and_rings_nobody():
+def test_idle_takes_every_interrupt_and_rings_no_peer():
     fabric, (idle, storm) = fabric_of(1, programs.idle, with_(programs.storm, 0, rate_hz=100_000.0))
     fabric.run_for(0.001)
     fabric.check_balance()
@@ -90,7 +90,7 @@ def test_ping_takes_its_peers_in_turn():
     assert rings(first)[:4] == [(1, 0), (2, 0), (1, 0), (2, 0)]
 
 
-def test_ping_waits_until_somebody_comes():
+def test_ping_waits_until_a_peer_joins():
     to = []
     fabric, (ping,) = fabric_of(0, functools.partial(programs.ping, to=to))
     fabric.run_for(0.1)
@@ -201,7 +201,7 @@ def test_ping_at_a_rate_that_is_answered_in_time_is_never_late():
     assert all(intended == rung for _, _, intended, rung in machine.books.samples)
 
 
-def test_a_ping_at_a_rate_that_waits_for_an_answer_owes_what_fell_due_meanwhile():
+def test_a_ping_at_a_rate_that_waits_for_an_answer_misses_what_was_due_meanwhile():
     ping = with_(programs.ping, 0, rate_hz=1000.0, timeout_s=0.010)
     fabric, (_, machine) = fabric_of(5, programs.idle, ping)
     fabric.run_for(0.0055)
@@ -212,7 +212,7 @@ def test_a_ping_at_a_rate_that_waits_for_an_answer_owes_what_fell_due_meanwhile(
 
 
 @pytest.mark.parametrize("parameters", [{"rate_hz": 1000.0}, {}])
-def test_a_ping_that_is_answered_in_time_or_has_no_times_owes_nothing(parameters):
+def test_a_ping_that_is_answered_in_time_or_has_no_schedule_misses_nothing(parameters):
     fabric, (_, machine) = fabric_of(5, with_(programs.echo, 1), with_(programs.ping, 0, **parameters))
     fabric.run_for(0.0055)
     machine.vm.stop()
@@ -220,7 +220,7 @@ def test_a_ping_that_is_answered_in_time_or_has_no_times_owes_nothing(parameters
     assert (machine.vm.guest.missed, machine.vm.guest.missed_oldest_ns) == (0, 0)
 
 
-def test_echo_answers_everybody_on_the_vector_that_was_rung():
+def test_echo_answers_all_its_peers_on_the_vector_that_was_rung():
     def ring_once(guest):
         guest.ring(0, 1)
         yield FOREVER
@@ -250,7 +250,7 @@ def test_poll_answers_each_change_of_the_word_with_one_doorbell(seed, interval_s
     assert set(rings(poll)) == {(1, 0)}
 
 
-def test_poll_without_a_change_rings_nobody():
+def test_poll_without_a_change_rings_no_peer():
     fabric, (poll,) = fabric_of(0, with_(programs.poll, 0, interval_s=1e-4))
     fabric.run_for(0.01)
     assert rings(poll) == []

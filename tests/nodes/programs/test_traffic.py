@@ -106,7 +106,7 @@ def test_a_stalled_open_loop_catches_up_and_keeps_its_times():
     assert max(rung - at for _, _, at, rung in storm.books.samples) > 9_000_000
 
 
-def test_a_storm_at_nobody_waits_for_ever():
+def test_a_storm_without_peers_waits_for_ever():
     fabric, (storm,) = fabric_of(0, functools.partial(programs.storm, to=()))
     fabric.run_for(1)
     assert rings(storm) == []
@@ -326,7 +326,7 @@ def test_a_storm_of_any_kind_that_comes_late_catches_nothing_up(arrivals):
 
 
 @pytest.mark.parametrize("rate_hz", [None, 200_000.0])
-def test_a_storm_rings_those_who_come_and_those_who_are_back(rate_hz):
+def test_a_storm_rings_peers_that_join_and_peers_that_return(rate_hz):
     to = []
     fabric, (storm,) = fabric_of(6, functools.partial(programs.storm, to=to, rate_hz=rate_hz), vectors=2)
     fabric.run_for(0.05)
@@ -356,7 +356,7 @@ def test_a_storm_rings_those_who_come_and_those_who_are_back(rate_hz):
     assert storm.books.nowhere == 0
 
 
-def test_who_comes_later_does_not_change_the_order_of_the_others():
+def test_a_peer_that_joins_later_does_not_change_the_order_of_the_others():
     def order(late):
         to = [1, 2, 3]
         storm = functools.partial(programs.storm, to=to, rate_hz=1_000_000.0)
@@ -377,7 +377,7 @@ def test_who_comes_later_does_not_change_the_order_of_the_others():
     assert round_of(order(False), 9) == round_of(order(True), 12)
 
 
-def test_the_random_times_do_not_depend_on_who_comes():
+def test_the_random_times_do_not_depend_on_the_peers():
     def times(late):
         to = [1]
         storm = functools.partial(programs.storm, to=to, rate_hz=100_000.0, arrivals="poisson", skew=1.0)
@@ -430,7 +430,7 @@ def test_a_trace_that_comes_late_begins_in_the_middle():
     assert 50 < len(dues(late)) < 91
 
 
-def test_a_trace_counts_what_was_for_nobody():
+def test_a_trace_counts_doorbells_for_absent_peers():
     peers = [1, -1]  # the engine keeps the place of a machine that is not there yet
     trace = trace_of(*[(100_000 * at, at % 3, 0) for at in range(1, 31)], peers=peers)
     fabric, (machine, _) = fabric_of(1, trace, programs.idle)
@@ -468,7 +468,7 @@ def owed(machine):
     at_ns=st.integers(1, 4 * MILLISECOND_NS),
     stop_ns=st.integers(0, 6 * MILLISECOND_NS),
 )
-def test_a_storm_that_stood_still_to_the_end_says_what_it_owes(seed, arrivals, rate_hz, load, at_ns, stop_ns):
+def test_a_storm_that_is_stopped_to_the_end_reports_what_it_missed(seed, arrivals, rate_hz, load, at_ns, stop_ns):
     storm = with_(programs.storm, 1, rate_hz=rate_hz, arrivals=arrivals, burst=4)
     fabric, (machine, _) = fabric_of(seed, storm, programs.idle, load=load)
     guest = machine.vm.guest
@@ -495,7 +495,7 @@ def test_a_storm_that_stood_still_to_the_end_says_what_it_owes(seed, arrivals, r
 
 
 @pytest.mark.parametrize("arrivals", ARRIVALS)
-def test_a_storm_that_kept_its_times_owes_nothing(arrivals):
+def test_a_storm_that_kept_its_schedule_misses_nothing(arrivals):
     storm = with_(programs.storm, 1, rate_hz=50_000.0, arrivals=arrivals, burst=4)
     fabric, (machine, _) = fabric_of(4, storm, programs.idle)
     fabric.run_for(0.003)
@@ -515,7 +515,7 @@ def test_of_a_poisson_process_it_is_what_falls_due_on_average():
 
 
 @pytest.mark.parametrize("rate_hz", [10_000.0, 30_000.0, 70_000.0])
-def test_what_is_due_at_the_end_itself_is_not_owed(rate_hz):
+def test_what_is_due_at_the_end_itself_is_not_missed(rate_hz):
     fabric, (machine, _) = fabric_of(4, with_(programs.storm, 1, rate_hz=rate_hz), programs.idle)
     stand_still(machine)
     guest = machine.vm.guest
@@ -525,7 +525,7 @@ def test_what_is_due_at_the_end_itself_is_not_owed(rate_hz):
     assert owed(machine)[0] == rate_hz / 100 - 1
 
 
-def test_a_storm_as_fast_as_it_goes_owes_nothing():
+def test_a_storm_without_a_rate_misses_nothing():
     fabric, (machine, _) = fabric_of(4, with_(programs.storm, 1), programs.idle)
     fabric.run_for(0.0002)
     stand_still(machine)
@@ -534,14 +534,14 @@ def test_a_storm_as_fast_as_it_goes_owes_nothing():
     assert owed(machine) == (0, 0)
 
 
-def test_what_falls_due_while_there_is_nobody_to_ring_is_not_owed():
+def test_what_is_due_while_there_is_no_peer_is_not_missed():
     fabric, (machine,) = fabric_of(0, functools.partial(programs.storm, to=(), rate_hz=100_000.0))
     fabric.run_for(0.01)
     machine.vm.stop()
     assert owed(machine) == (0, 0)
 
 
-def test_after_the_last_load_nothing_is_owed():
+def test_after_the_last_load_nothing_is_missed():
     storm = with_(programs.storm, 1, rate_hz=100_000.0)
     load = Load([(MILLISECOND_NS, 1.0, 1.0), (MILLISECOND_NS, 0.0, 0.0)])
     fabric, (machine, _) = fabric_of(0, storm, programs.idle, load=load)
@@ -551,7 +551,7 @@ def test_after_the_last_load_nothing_is_owed():
 
 
 @pytest.mark.parametrize(("stop_ns", "missed"), [(4_000_001, 2), (4_000_000, 1), (3_000_000, 0), (99_000_000, 4)])
-def test_a_trace_says_what_it_owes(stop_ns, missed):
+def test_a_trace_reports_what_it_missed(stop_ns, missed):
     doorbells = tuple((each * MILLISECOND_NS, 0, 0) for each in (1, 2, 3, 4, 5, 6, 200))
     fabric, (machine, _) = fabric_of(6, functools.partial(programs.trace, file=Trace([1], doorbells)), programs.idle)
     fabric.run_for(0.0025)
@@ -564,7 +564,7 @@ def test_a_trace_says_what_it_owes(stop_ns, missed):
     assert owed(machine) == (missed, stop_ns - 3 * MILLISECOND_NS if missed else 0)
 
 
-def test_a_trace_at_its_end_owes_nothing():
+def test_a_trace_at_its_end_misses_nothing():
     doorbells = ((1000, 0, 0), (1000, 0, 0))
     fabric, (machine, _) = fabric_of(6, functools.partial(programs.trace, file=Trace([1], doorbells)), programs.idle)
     fabric.run_for(0.01)

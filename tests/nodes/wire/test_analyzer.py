@@ -207,7 +207,7 @@ def test_each_way_to_be_wrong_has_a_name(name):
     assert problems == {rule for rule, cases in NAMES.items() if name in cases}
 
 
-def test_who_is_not_let_in_reads_why():
+def test_a_client_that_is_refused_reads_why():
     assert REFUSED == -errno.EUSERS
     entries = [*say(REFUSED), Entry(0, 1, "server", Closes(), line=4)]
     explanation = explain(1, entries)

@@ -128,7 +128,7 @@ def test_the_same_verdict_as_qemu_where_it_had_one(sound):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
-def test_where_qemu_exits_somebody_here_refuses_and_where_it_runs_nobody_does(case):
+def test_where_qemu_exits_the_client_or_the_device_refuses_and_where_it_runs_neither_does(case):
     script = SCRIPTS[case["case"]]
     refuses = bool(script.error or script.memory_error)
     if case["outcome"] == "exit 1":
@@ -157,7 +157,7 @@ def test_any_bytes_and_descriptors_end_in_events_or_the_declared_error(data):
     assert all(vector < reader.client.vectors for _, vector in connected)
 
 
-def test_events_that_nobody_takes_give_their_descriptors_back():
+def test_events_that_are_not_taken_give_their_descriptors_back():
     client = Client(1)
     wire = b"".join(Message(number).encode() for number in (0, 0, -1))
     assert next(client.receive(wire, ["memory", "one more"])) == Assigned(0)

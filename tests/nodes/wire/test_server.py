@@ -169,7 +169,7 @@ def streams(messages):
     dialect=st.sampled_from([V0, LEGACY, V0_SHM_LAST]),
     reuse=st.booleans(),
 )
-def test_who_are_greeted_together_are_told_what_they_would_be_told_one_by_one(before, sizes, dialect, reuse):
+def test_clients_that_are_greeted_together_are_told_what_they_would_be_told_one_by_one(before, sizes, dialect, reuse):
     together, alone = (Server("memory", dialect=dialect, first_peer=3, reuse_peers=reuse) for _ in range(2))
     for happening in before:
         for server in (together, alone):

@@ -59,7 +59,7 @@ def site(short_path):
         yield site
 
 
-def test_it_meets_everybody_and_shares_their_memory(site):
+def test_it_meets_all_peers_and_shares_their_memory(site):
     server = site.serve(vectors=3)
     first, second = site.attach(), site.attach()
     site.until(lambda: len(first.peers) == 2)
@@ -108,7 +108,7 @@ def test_it_rings_and_hears(site, dialect):
     assert (first.unseen, second.unseen) == ({1: 1}, {0: 1})
 
 
-def test_who_is_not_there_cannot_be_rung(site):
+def test_a_peer_that_is_not_there_cannot_be_rung(site):
     site.serve(vectors=2)
     peer = site.attach()
     with pytest.raises(GuestError, match="peer 7 is not there: expected one of 0"):
@@ -143,7 +143,7 @@ def test_it_keeps_no_more_vectors_than_it_has(site):
     other.close()
 
 
-def test_who_joins_and_leaves_is_told(site):
+def test_joins_and_leaves_are_told(site):
     server = site.serve()
     peer = site.attach()
     site.attach()
@@ -188,7 +188,7 @@ def test_it_connects_again_when_asked_to(site, monkeypatch):
     site.until(lambda: peer.unseen)
 
 
-def test_who_is_not_let_in_tries_again_when_asked_to(site, monkeypatch):
+def test_a_client_that_is_refused_tries_again_when_asked_to(site, monkeypatch):
     monkeypatch.setattr(attachment_module, "RECONNECT_NS", 1_000_000)
     server = site.serve(rules=AdmissionRules(clients_max=1, refusal=Message(-87)))
     first, second = site.attach(), site.attach(reconnect=True, meet=False)

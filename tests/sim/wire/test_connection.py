@@ -107,7 +107,7 @@ def station(short_path):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_malformed_server_has_a_verdict_and_leaks_nothing(station, name):
+def test_a_malformed_server_is_judged_and_leaks_nothing(station, name):
     case = SCRIPTS[name]
     built = station(case.vectors)
     error = built.say(case)
@@ -192,7 +192,7 @@ def test_what_is_no_eventfd_among_many_is_found_and_nothing_leaks(station):
     assert built.vm.guest.peers == {0: 2, 1: 2}
 
 
-def test_our_own_parent_is_trusted_and_nobody_else(short_path):
+def test_only_the_own_parent_is_trusted(short_path):
     """The listener's process is looked at, not who says so."""
     script = f"""
 import multiprocessing, random, socket, sys
