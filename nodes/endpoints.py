@@ -1,4 +1,4 @@
-"""Which `Endpoint` a machine has: the client of 2012 for the device of 2012, today's for every other one."""
+"""The choice of a machine's `Endpoint`: that of QEMU 1.1 for the device of 2012, that of today for all others."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def make_endpoint(
     duplicate: Callable[[Line], Line | None] = lambda line: line,
     size_bytes: Callable[[Line], int] | None = None,
 ) -> Endpoint:
-    """The end of a connection for this machine's device.
+    """Make the endpoint for this machine's device.
 
     Args:
         vm: the machine.
         peers: the table of a machine that is not of 2012; one of 2012 has a table of its own.
         place, adopt, release, on_own, warn: as of `Endpoint`.
         on_own_gone: as of `Qemu11Endpoint`.
-        duplicate: as of `Qemu11Endpoint`; by default the descriptor itself, where there are only numbers.
-        size_bytes: as of `Qemu11Endpoint`; by default every memory is as large as its device asks.
+        duplicate: as of `Qemu11Endpoint`; by default the same number, where descriptors are plain numbers.
+        size_bytes: as of `Qemu11Endpoint`; by default every memory is large enough.
     """
     if vm.device.profile.client != "2012":
         return Endpoint(vm, peers, place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)

@@ -1,11 +1,11 @@
 """The ivshmem device: registers, doorbell, MSI-X or INTx, shared memory, peers.
 
-A state machine: a guest reads and writes configuration space and BARs, a server's messages set its peer
-ID, its memory and its peers, drained eventfds interrupt it. What it does to the outside stands in
-``effects``, in order; doorbells for others go to ``ring``. It sees numbers only, never a descriptor.
+The device is a state machine. A guest reads and writes its configuration space and its BARs; a server's messages set
+its peer ID, its memory and its peers; drained eventfds interrupt it. It appends what it does to ``effects``, in order,
+and calls ``ring`` for each doorbell. It handles numbers only, never a descriptor.
 
-BAR0 holds the registers, BAR1 (only with MSI-X) table and pending bits, BAR2 the shared memory. Where
-devices differ, the profile decides (:mod:`nodes.device.profiles`).
+One BAR holds the registers, one the MSI-X table and the pending bits (only with MSI-X), one the shared memory. The
+profile says which, and everything else in which devices differ (:mod:`nodes.device.profiles`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ __all__ = ["Ivshmem"]
 
 PAGE_BYTES = 4096
 PEER_LIMIT = 1 << 16
-ROLES = ("peer", "master", "auto")
 
 
 class Ivshmem:
@@ -41,12 +40,14 @@ class Ivshmem:
 
     Args:
         profile: which device it is.
-        vectors: own eventfds, and MSI-X vectors where the profile has MSI-X; None takes the profile's default.
-        ring: called with (peer, vector) for every doorbell that a connected vector answers.
-        role: "peer", "master" (whose memory a migration moves) or "auto" (master if the ID is 0); None takes
-            the profile's default.
-        size_bytes: BAR2 of a device that is told its size; otherwise the profile or the memory decides.
-        on_decode: called when memory decoding is switched on or off: other doorbells reach their peers from then on.
+        vectors: the number of own eventfds, and of MSI-X vectors where the profile has MSI-X. None: the profile's
+            default.
+        ring: ``ring(peer, vector)`` is called for each doorbell whose vector is connected.
+        role: "peer", "master" (a migration moves its memory) or "auto" (master if its ID is 0). None: the profile's
+            default.
+        size_bytes: the size of the memory BAR of a device that has this as a property. None: the profile or the memory
+            decides.
+        on_decode: called when memory decoding is switched on or off, which changes the doorbells that reach a peer.
 
     Raises:
         UsageError: a number of vectors, a role or a size that the device cannot have.
@@ -64,8 +65,8 @@ class Ivshmem:
     ) -> None:
         self.profile = profile
         self.role = profile.default_role if role is None else role
-        if self.role not in ROLES:
-            raise UsageError(f"role {role!r}: expected {' or '.join(ROLES)}")
+        if self.role not in profile.roles:
+            raise UsageError(f"role {role!r}: expected {' or '.join(profile.roles)}")
         if vectors is None:
             vectors = profile.default_vectors
         elif profile.fixed_vectors not in (0, vectors):
@@ -77,7 +78,7 @@ class Ivshmem:
         self._on_decode = on_decode
         self.peer: int | None = None
         self.memory: memoryview | None = None
-        self.position_hidden = False  # the seed client's, Quirk.DESCRIPTOR_ZERO_UNMAPPED
+        self.position_hidden = False  # set by the client of QEMU 1.1, Quirk.DESCRIPTOR_ZERO_UNMAPPED
         self.rung_doorbells = 0
         self.ignored_doorbells = 0
         self.pended_doorbells = 0
@@ -147,7 +148,7 @@ class Ivshmem:
         wide, prefetchable = self.profile.memory_wide, self.profile.memory_prefetchable
         self.config.add_bar(Bar(self.profile.memory_bar, size_bytes, "shared memory", wide, prefetchable))
 
-    # The guest side.
+    # What a guest does
 
     def config_read(self, offset: int, size_bytes: int) -> int:
         """Read 1, 2 or 4 bytes of configuration space.
@@ -158,7 +159,7 @@ class Ivshmem:
         return self.config.read(offset, size_bytes)
 
     def config_write(self, offset: int, size_bytes: int, value: int) -> None:
-        """Write 1, 2 or 4 bytes of configuration space; what a mask held back is sent when it lifts.
+        """Write 1, 2 or 4 bytes of configuration space; sends the messages that this unmasks.
 
         Raises:
             GuestError: another size, or an offset outside the 256 bytes.
@@ -167,7 +168,7 @@ class Ivshmem:
         self.config_changed()
 
     def config_changed(self) -> None:
-        """Take over what configuration space says now: MSI-X control, bus master, INTx disable."""
+        """Apply what configuration space says now: MSI-X control, bus master, INTx disable, memory decode."""
         if self.msix:
             self._msix_control(self.msix)
         self._update_intx()
@@ -183,7 +184,7 @@ class Ivshmem:
         msix.set_control(self.config.word(self.profile.msix_capability + 2), bus_master)
 
     def bar_read(self, bar: int, offset: int, size_bytes: int) -> int:
-        """Read 1, 2, 4 or 8 bytes of a BAR, little-endian; 0 without memory decode and outside the BAR.
+        """Read 1, 2, 4 or 8 bytes of a BAR, little-endian; returns 0 without memory decode and outside the BAR.
 
         Raises:
             GuestError: another size, or a BAR that the device lacks.
@@ -201,11 +202,11 @@ class Ivshmem:
         return self.msix.window.read(offset, size_bytes)
 
     def bar_write(self, bar: int, offset: int, size_bytes: int, value: int) -> None:
-        """Write 1, 2, 4 or 8 bytes of a BAR, little-endian; dropped where a read gives 0.
+        """Write 1, 2, 4 or 8 bytes of a BAR, little-endian; ignored without memory decode and outside the BAR.
 
         Raises:
             GuestError: another size, or a BAR that the device lacks.
-            ModelledFault: the real device would have crashed.
+            ModelledFault: the real device crashes here.
         """
         check_access(offset, size_bytes)
         self._check_bar(bar)
@@ -231,7 +232,7 @@ class Ivshmem:
             raise GuestError(f"BAR{bar}: this device has {present}")
 
     def reset(self) -> None:
-        """A bus reset: configuration space, MSI-X and registers go back; peers, ID and memory stay."""
+        """Reset the bus: configuration space, MSI-X and registers get their reset values; peers, ID and memory stay."""
         cleared = (INTR_STATUS, INTR_MASK) if self.profile.reset_clears_mask else (INTR_STATUS,)
         self.registers.reset(*cleared)
         self.config.reset()
@@ -243,7 +244,7 @@ class Ivshmem:
         self.config_changed()
 
     def restored(self) -> None:
-        """Saved state was put in place: all vectors are in use, what is unmasked and pending is sent."""
+        """Continue after a load: all vectors are in use, and unmasked pending interrupts are sent."""
         if self.msix:
             self.msix.use(True)
             self._msix_control(self.msix)
@@ -252,7 +253,7 @@ class Ivshmem:
         self._update_decode()
 
     def save(self) -> bytes:
-        """The device's state as a migration carries it (nodes.device.migration).
+        """Return the device's state as a migration carries it (`nodes.device.migration.save`).
 
         Raises:
             MigrationError: this kind of device is never migrated.
@@ -260,14 +261,14 @@ class Ivshmem:
         return migration.save(self)
 
     def load(self, data: bytes) -> None:
-        """Take over such a state; only a master can.
+        """Set the device's state from a migration stream; only a master can (`nodes.device.migration.load`).
 
         Raises:
             MigrationError: the state is another device's, or this device is no master.
         """
         migration.load(self, data)
 
-    # Registers.
+    # Registers
 
     def _position(self) -> int:
         if self.peer is None or self.position_hidden:
@@ -277,12 +278,12 @@ class Ivshmem:
         return self.peer
 
     def _write_piece(self, offset: int, size_bytes: int, value: int) -> None:
-        """One aligned piece of a write: a doorbell as it stands, or a word for the register at the rounded offset."""
+        """Take one aligned piece of a write: ring the doorbell that it matches, or write the register at its offset."""
         if self.profile.doorbell_match is not DoorbellMatch.PIECE or not self._match(offset, size_bytes, value):
             self.registers.write_word(offset & self.profile.registers_rules.write_offset_mask, value)
 
     def _match(self, offset: int, size_bytes: int, value: int) -> bool:
-        """Ring the doorbell that a write of exactly this word is bound to, if there is one."""
+        """Ring the connected doorbell that equals this word; returns whether there is one."""
         if offset != self._doorbell_offset or size_bytes != 4:
             return False
         peer, vector = value >> 16, value & 0xFFFF
@@ -318,7 +319,7 @@ class Ivshmem:
             self.intx_level = level
             self.effects.append(IntxLevel(level))
 
-    # The server side.
+    # What the server says
 
     @property
     def master(self) -> bool:
@@ -326,14 +327,14 @@ class Ivshmem:
         return self.role == "master" or (self.role == "auto" and self.peer == 0)
 
     def set_peer(self, peer: int) -> None:
-        """The server said who this device is; one without a server stays 0.
+        """Set the own ID, as the server assigned it. A device without a server keeps 0.
 
         Raises:
             RemoteProtocolError: an ID outside 0..65535.
             UsageError: a master that is not peer 0, where the device insists (ivshmem_common_realize).
         """
         if not self.profile.server:
-            return  # it has no peers; its register shows 0
+            return  # IVPosition reads 0
         if not 0 <= peer < PEER_LIMIT:
             raise RemoteProtocolError(f"own ID {peer}: expected 0..{PEER_LIMIT - 1}")
         if peer and self.role == "master" and self.profile.master_is_first:
@@ -368,7 +369,7 @@ class Ivshmem:
             self.peer = 0
 
     def connect(self, peer: int, vector: int, line: Line = 0) -> bool:
-        """A vector of a peer, or of this device, can be rung from now on; False: it is beyond the own ones.
+        """Connect a vector of a peer, or of this device; returns False when it is beyond the own number of vectors.
 
         Raises:
             RemoteProtocolError: an ID or a vector outside 0..65535.
@@ -383,18 +384,18 @@ class Ivshmem:
         return True
 
     def disconnect(self, peer: int) -> None:
-        """A peer left: doorbells for it are ignored from now on."""
+        """Remove a peer; doorbells for it are ignored from now on."""
         self.peers.disconnect(peer)
 
     def unplug(self) -> None:
-        """The device is removed: it lets go of the memory and of its peers."""
+        """Remove the device: it releases the memory and its peers."""
         self.memory = None
         self.peers.clear()
 
-    # The eventfd side.
+    # Drained eventfds
 
     def message(self, vector: int) -> MsixMessage:
-        """What that vector would send now.
+        """Return the message that the vector would send now.
 
         Raises:
             GuestError: the device has no such vector.
@@ -404,7 +405,7 @@ class Ivshmem:
         return self.msix.message(vector)
 
     def interrupt(self, vector: int, count: int) -> None:
-        """An own vector's eventfd was drained and held ``count`` doorbells.
+        """Interrupt: the eventfd of an own vector was drained and held ``count`` doorbells.
 
         Raises:
             GuestError: the device has no such vector.
@@ -421,9 +422,9 @@ class Ivshmem:
             self.pended_doorbells += count
 
     def _interrupt_status(self, count: int) -> None:
-        """INTx: every vector raises the same status (ivshmem.c, ivshmem_receive).
+        """Set IntrStatus, the same for every vector (ivshmem.c, ivshmem_receive).
 
-        A status that the mask or the command register holds back is pending, as a masked vector is.
+        A status that IntrMask or the command register masks counts as pending, like an interrupt of a masked vector.
         """
         if not self.profile.intx:
             self.lost_doorbells += count
@@ -432,6 +433,6 @@ class Ivshmem:
         self.registers.values[INTR_STATUS] = status
         self._update_intx()
         if not status:
-            self.lost_doorbells += count  # a multiple of 256: the guest sees none of them
+            self.lost_doorbells += count  # a multiple of 256: the status is 0
         elif not self.intx_level:
             self.pended_doorbells += count

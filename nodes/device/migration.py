@@ -1,8 +1,8 @@
-"""Migration of one device: what forbids it, and the stream in which its state travels.
+"""Migration of one device: the blockers, and the stream with the device's state.
 
-The stream is one table, :data:`FIELDS`; a profile names the fields that its device writes, in order. Integers
-are big-endian (QEMU, savevm.c), but for what stands in memory as a guest sees it. Peers, peer ID and eventfds do
-not travel: the destination has those of its own server. Messages are QEMU's own, the first line of what it prints.
+The stream is one table, :data:`FIELDS`; a profile names the fields that its device writes, in order. Integers are
+big-endian (QEMU, savevm.c), except for those that are stored as a guest sees them. Peers, peer ID and eventfds are not
+in the stream: the destination has those of its own server. Error texts are QEMU's, the first line of what it prints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STATUS_COMPARED = 1 << 4
 
 
 class Device(Protocol):
-    """What there is to save of a device."""
+    """The part of a device that is saved."""
 
     profile: Profile
     config: ConfigSpace
@@ -49,34 +49,38 @@ class Device(Protocol):
 
 
 class MigrationError(UsageError):
-    """A migration that the real machine refuses; the message is its own, its errno is EINVAL."""
+    """The real machine refuses this migration, with this message and EINVAL."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocker:
-    """Why a machine cannot be migrated: a device's feature, or a reason of the user's own. Same words, two reasons."""
+    """Why a machine cannot be migrated: a feature of a device, or a reason that the user gave.
+
+    Blockers with the same text are different blockers.
+    """
 
     reason: str
     device: str = ""
 
     @property
     def text(self) -> str:
-        """The message; a device's as QEMU words it (QERR_DEVICE_FEATURE_BLOCKS_MIGRATION)."""
+        """The message; that of a device is QEMU's (QERR_DEVICE_FEATURE_BLOCKS_MIGRATION)."""
         if not self.device:
             return self.reason
         return f"Migration is disabled when using feature '{self.reason}' in device '{self.device}'"
 
 
 def blocker(device: Device) -> Blocker | None:
-    """The blocker that this device registers: one unless it is the master."""
+    """The blocker that this device registers; None for a master."""
     return None if device.master else Blocker("peer mode", "ivshmem")
 
 
 class Blockers:
     """The blockers of one machine; a refused migration names the newest (QEMU, migrate_add_blocker).
 
-    With ``only_migratable`` there can be none (QEMU's option). With ``locked``, devices and blockers neither come nor
-    go while a migration runs (`Profile.migration_locks_devices`).
+    Args:
+        only_migratable: every blocker is refused (QEMU's option --only-migratable).
+        locked: no device and no blocker is added or removed during a migration (`Profile.migration_locks_devices`).
     """
 
     def __init__(self, *, only_migratable: bool = False, locked: bool = True) -> None:
@@ -86,14 +90,14 @@ class Blockers:
         self.migrating = False
 
     def __iter__(self) -> Iterator[Blocker]:
-        """The newest first."""
+        """Iterate over the blockers, the newest first."""
         return reversed(self._blockers)
 
     def add(self, blocker: Blocker) -> None:
-        """Register a reason not to migrate.
+        """Add a blocker.
 
         Raises:
-            MigrationError: this machine is to stay migratable, or is being migrated.
+            MigrationError: blockers are refused, or a migration runs.
         """
         refused = "disallowing migration blocker ({}) for: {}"
         if self._only_migratable:
@@ -103,18 +107,18 @@ class Blockers:
         self._blockers.append(blocker)
 
     def remove(self, blocker: Blocker) -> None:
-        """Take this one away.
+        """Remove this blocker.
 
         Raises:
-            ValueError: it is not there.
+            ValueError: it was not added.
         """
         self._blockers.remove(blocker)
 
     def plug(self, device: Device) -> None:
-        """A device comes, with the blocker that it has.
+        """Add a device, and its blocker if it has one.
 
         Raises:
-            MigrationError: the machine is being migrated, or is to stay migratable and would not.
+            MigrationError: a migration runs, or the device or its blocker is refused.
         """
         if self.migrating and self._locked:
             raise MigrationError("device_add not allowed while migrating")
@@ -127,11 +131,11 @@ class Blockers:
         self._devices.append((device, found))
 
     def unplug(self, device: Device) -> None:
-        """A device goes, and its blocker with it.
+        """Remove a device, and its blocker if it has one.
 
         Raises:
-            MigrationError: the machine is being migrated.
-            ValueError: the device is not there.
+            MigrationError: a migration runs.
+            ValueError: the device was not added.
         """
         if self.migrating and self._locked:
             raise MigrationError("device_del not allowed while migrating")
@@ -142,10 +146,11 @@ class Blockers:
         raise ValueError("this device is not plugged")
 
     def check(self) -> None:
-        """Ask whether a migration may begin (QEMU, migrate_prepare).
+        """Check that a migration can begin (QEMU, migrate_prepare).
 
         Raises:
-            MigrationError: one runs already, a device has no state to save, or the newest blocker's text.
+            MigrationError: a migration runs, a device has no state to save, or there is a blocker (the newest one's
+                text).
         """
         if self.migrating:
             raise MigrationError("There's a migration process in progress")
@@ -156,23 +161,23 @@ class Blockers:
             raise MigrationError(found.text)
 
     def begin(self) -> None:
-        """A migration begins; raises as ``check`` does."""
+        """Begin a migration; raises as `check` does."""
         self.check()
         self.migrating = True
 
     def end(self) -> None:
-        """It has ended, whichever way."""
+        """End the migration, completed or not."""
         self.migrating = False
 
 
-# The stream.
+# The stream
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One part of the stream: how long it is, and how it is taken from a device, looked at, and given to one.
+    """One part of the stream: its size, and how it is saved, checked and loaded.
 
-    ``member`` is what QEMU calls it where it cannot be read; ``check`` raises ``MigrationError`` and changes nothing.
+    ``member`` is its name in QEMU's error texts. ``check`` raises `MigrationError` and changes nothing.
     """
 
     name: str
@@ -209,7 +214,7 @@ def _load_config(device: Device, data: bytes) -> None:
 
 
 def _save_config(device: Device) -> bytes:
-    # The interrupt bit is implied by the pins' levels, which follow (QEMU, pci_device_save).
+    # The levels of the pins, which follow, imply the interrupt bit (QEMU, pci_device_save).
     data = bytearray(device.config.data)
     data[STATUS] &= ~STATUS_INTERRUPT
     return bytes(data)
@@ -227,7 +232,7 @@ def _check_pins(device: Device, data: bytes) -> None:
 
 
 def _load_pins(device: Device, data: bytes) -> None:
-    device.intx_raised = bool(int.from_bytes(data[:4], "big"))  # the other three pins are no pins of this device
+    device.intx_raised = bool(int.from_bytes(data[:4], "big"))  # the device has no other pin
 
 
 def _table_bytes(device: Device) -> int:
@@ -254,7 +259,7 @@ def _save_pending(device: Device) -> bytes:
 
 def _load_pending(device: Device, data: bytes) -> None:
     if device.msix:
-        device.msix.pending = int.from_bytes(data, "little")  # bits behind the last vector too, as msix_load
+        device.msix.pending = int.from_bytes(data, "little")  # with the bits after the last vector, as msix_load
 
 
 def _word(name: str, member: str) -> Field:
@@ -292,7 +297,7 @@ def _header(name: str) -> bytes:
 
 
 def save(device: Device) -> bytes:
-    """The device's section of the stream: name, instance, version, then the fields of its profile.
+    """Return the device's section of the stream: name, instance, version, then the fields of its profile.
 
     Raises:
         MigrationError: this kind of device is never migrated.
@@ -301,11 +306,11 @@ def save(device: Device) -> bytes:
 
 
 def load(device: Device, data: bytes) -> None:
-    """Give a device the state of such a section, all of it or nothing; what its new masks set free is sent.
+    """Set a device's state from its section of a stream; then send the interrupts that are unmasked and pending.
 
     Raises:
         MigrationError: another section, a newer version, a device in the peer role, a device that differs
-            (configuration space), or a stream of another length. The device is then as it was.
+            (configuration space), or a stream of another length. Nothing of the device is changed then.
     """
     fields = _fields(device)
     name = device.profile.section
@@ -331,7 +336,7 @@ def load(device: Device, data: bytes) -> None:
 
 
 def _open(name: str, data: bytes) -> bytes:
-    """What follows a section's header, when it is the header of that one."""
+    """Check a section's header; returns the bytes after it."""
     header = _header(name)
     if len(data) < len(header):
         raise MigrationError(f"Unknown savevm section or instance: the stream ends before that of {name}")
@@ -346,10 +351,10 @@ def _open(name: str, data: bytes) -> bytes:
 
 
 class RamMigration:
-    """The memory side: which RAM blocks a migration has seen, and what becomes of those that it has not.
+    """The migration of the shared memory: whether the RAM blocks fit, and the copy.
 
-    BAR2 is RAM of its machine, so a master's migration copies it whole, and before any device is loaded. A device
-    whose memory arrives when the migration has begun is not among the blocks (rationale of QEMU 3a55fc0f24).
+    BAR2 is RAM of its machine, so a master's migration copies all of it, before any device is loaded. Memory
+    that arrives after the migration began is not among the blocks (commit message of QEMU 3a55fc0f24).
     """
 
     def __init__(self, source: Device) -> None:
@@ -357,10 +362,10 @@ class RamMigration:
         self.block_bytes = memory_bytes(source)
 
     def check(self, destination: Device | None) -> None:
-        """Ask whether the memory can land there; no destination is a machine without such a device.
+        """Check that the memory fits the destination; None is a machine without such a device.
 
         Raises:
-            MigrationError: a block that one side has and the other lacks, or of another size.
+            MigrationError: one side has a block that the other lacks, or the sizes differ.
         """
         now, block = memory_bytes(self._source), self._source.profile.ram_block
         if now != self.block_bytes:
@@ -373,7 +378,7 @@ class RamMigration:
             raise MigrationError(f"Size mismatch: {block}: {now:#x} != {there:#x}: Invalid argument")
 
     def complete(self, destination: Device) -> int:
-        """Copy the memory; the number of bytes moved. Raises as ``check`` does, and has then copied nothing."""
+        """Copy the memory; returns the number of bytes. Raises as `check` does, before it copies anything."""
         self.check(destination)
         source, target = self._source.memory, destination.memory
         if source is not None and target is not None:
@@ -382,6 +387,6 @@ class RamMigration:
 
 
 def memory_bytes(device: Device) -> int:
-    """The size of the RAM block behind BAR2; 0 before there is one."""
+    """The size of the RAM block of the memory BAR; 0 while there is none."""
     bar = device.config.bars.get(device.profile.memory_bar)
     return bar.size_bytes if bar and device.memory is not None else 0

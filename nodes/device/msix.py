@@ -1,10 +1,10 @@
-"""MSI-X: table, pending bits, masks, and the messages that come of them.
+"""MSI-X: the table, the pending bits, the masks, and the messages that are sent.
 
 PCI 3.0, 6.8.2. A table entry is 16 bytes: address (8), data (4), vector control (4; bit 0 masks). The
-pending bit array (PBA) has one bit for each vector. What a device does with an interrupt that it cannot
-send now differs between devices in the field: :class:`Undelivered`.
+pending bit array (PBA) has one bit for each vector. Devices in the field differ in what they do with an interrupt
+that they cannot send now: :class:`Undelivered`.
 
-The enable and function mask bits live in configuration space; whoever owns that space says them here.
+The enable bit and the function mask are in configuration space; the device passes them to `Msix.set_control`.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class MsixMessage:
 
 
 class Undelivered(Enum):
-    """What becomes of an interrupt whose message cannot be sent now."""
+    """What happens to an interrupt whose message cannot be sent now."""
 
     PEND = "its pending bit is set"
-    LOSE = "it is gone"
+    LOSE = "it is lost"
     KEEP = "it stays in its eventfd until the vector is unmasked, MSI-X is enabled or the pending bits are read"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where table and pending bits lie in their BAR (QEMU, hw/pci/msix.c, msix_init_exclusive_bar)."""
+    """The places of the table and of the pending bits in their BAR (QEMU, hw/pci/msix.c, msix_init_exclusive_bar)."""
 
     vectors: int
     bar: int
@@ -55,7 +55,7 @@ class Layout:
 
     @classmethod
     def exclusive(cls, vectors: int, bar: int, limit: int) -> Layout:
-        """A BAR that holds nothing else: 4 KiB with the PBA half way, more when that is too small.
+        """The layout of a BAR that holds nothing else: 4 KiB with the PBA at 2 KiB, or more where that is too small.
 
         Raises:
             UsageError: fewer than 1 vector, or more than ``limit``.
@@ -75,7 +75,7 @@ class Layout:
         return (self.vectors + 63) // 64 * 8
 
     def capability(self, offset: int) -> Capability:
-        """The capability that tells a guest this layout; enable and function mask can be written."""
+        """The capability that describes this layout; its enable bit and its function mask can be written."""
         body = (
             (self.vectors - 1).to_bytes(2, "little")
             + self.bar.to_bytes(4, "little")
@@ -88,9 +88,17 @@ class Layout:
 class Msix:
     """The MSI-X state of one function.
 
-    ``fires`` has one bool per vector and stays the same list for ever: True while an interrupt on that vector
-    becomes a message at once. ``send`` is called with each message that is sent here. With
-    ``function_mask=False`` the device ignores that bit.
+    ``fires`` has a bool for each vector: True while an interrupt on that vector is sent at once. It is the same list
+    for the lifetime of the object.
+
+    Args:
+        layout: the number of vectors and the places in the BAR.
+        send: called with each message that is sent.
+        masked: what happens to an interrupt of a masked vector.
+        disabled: what happens to an interrupt while MSI-X is disabled.
+        rules: which accesses the BAR takes.
+        function_mask: False for a device that ignores the function mask.
+        used: whether the vectors are in use at first (msix_vector_use).
     """
 
     __slots__ = (
@@ -141,12 +149,12 @@ class Msix:
         for vector in range(self.layout.vectors):
             self.table[vector * ENTRY_WORDS + CONTROL] |= MASKED
 
-    # What a guest and a bus do.
+    # What a guest and the bus do
 
     def reset(self) -> None:
-        """Table and pending bits cleared, every vector masked, MSI-X disabled (QEMU, msix_reset).
+        """Clear the table and the pending bits, mask every vector, disable MSI-X (QEMU, msix_reset).
 
-        Doorbells that a device keeps in their eventfds (Undelivered.KEEP) survive.
+        Doorbells that the device keeps in their eventfds (`Undelivered.KEEP`) stay there.
         """
         self.table[:] = [0] * len(self.table)
         self.pending = 0
@@ -174,7 +182,7 @@ class Msix:
         return bool(self.table[vector * ENTRY_WORDS + CONTROL] & MASKED)
 
     def masked(self, vector: int) -> bool:
-        """Whether the vector's own mask, the function mask or MSI-X being off holds its messages back."""
+        """Whether its own mask, the function mask or disabled MSI-X hold the vector's messages back."""
         return not self.enabled or self.function_masked or self._entry_masked(vector)
 
     def _refresh(self, vectors: Iterable[int] | None = None) -> None:
@@ -183,7 +191,7 @@ class Msix:
             self.fires[vector] = opened and self.used[vector] and not self._entry_masked(vector)
 
     def _release(self, vector: int) -> None:
-        """Send what waits for the vector, unless it is masked (QEMU, msix_handle_mask_update)."""
+        """Send the vector's pending and kept interrupts, unless it is masked (msix_handle_mask_update)."""
         if self.masked(vector):
             return
         bit = 1 << vector
@@ -200,10 +208,10 @@ class Msix:
         if self.bus_master:
             self._send(self.message(vector))
 
-    # What the device does.
+    # What the device does
 
     def message(self, vector: int) -> MsixMessage:
-        """What the vector would send now.
+        """Return the message that the vector would send now.
 
         Raises:
             GuestError: there is no such vector.
@@ -216,7 +224,7 @@ class Msix:
         )
 
     def notify(self, vector: int) -> Undelivered | None:
-        """An interrupt: send it, or do with it what this device does. Returns what became of it; None: sent.
+        """Interrupt: send the vector's message if it fires. Returns None, or the fate of one that is not sent.
 
         Source: QEMU, hw/pci/msix.c, msix_notify, and hw/misc/ivshmem.c, ivshmem_vector_notify.
         """
@@ -238,11 +246,11 @@ class Msix:
         return fate
 
     def use(self, used: bool) -> None:
-        """Mark every vector as in use, or not: one not in use drops its interrupts (msix_vector_use)."""
+        """Mark all vectors as in use or not; a vector that is not in use drops its interrupts (msix_vector_use)."""
         self.used[:] = [used] * self.layout.vectors
         self._refresh()
 
-    # The BAR.
+    # The BAR
 
     def poll(self) -> None:
         """Turn doorbells kept in eventfds into pending bits while MSI-X is enabled (ivshmem.c, ivshmem_vector_poll)."""
@@ -263,7 +271,7 @@ class Msix:
 
     def _write_word(self, offset: int, value: int) -> None:
         if offset >= self.layout.table_bytes:
-            return  # the pending bits are read-only, and nothing else is there
+            return  # the pending bits are read-only; the rest is empty
         vector = offset // ENTRY_BYTES
         self.table[offset // 4] = value
         self._refresh((vector,))

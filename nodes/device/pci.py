@@ -35,7 +35,7 @@ ADDRESS_LIMIT = 1 << 64
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a function says it is; ``class_code`` is the 24-bit class, sub-class and interface."""
+    """The identity of a function; ``class_code`` is the 24-bit class, sub-class and interface."""
 
     vendor: int
     device: int
@@ -75,7 +75,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """One capability: what follows its ID and next pointer, and which bits of that can be written."""
+    """One capability. ``body`` follows its ID and its next pointer; a set bit of ``body_write_mask`` can be written."""
 
     offset: int
     identifier: int
@@ -124,7 +124,7 @@ class ConfigSpace:
         self._identity = bytes(self.data[:HEADER_BYTES])
 
     def add_bar(self, bar: Bar) -> None:
-        """Declare a BAR; from now on it can be sized and mapped.
+        """Add a BAR; a guest can then size and map it.
 
         Raises:
             UsageError: its registers are another BAR's.
@@ -159,7 +159,7 @@ class ConfigSpace:
         self.data[STATUS] = (self.data[STATUS] & ~STATUS_INTERRUPT) | (STATUS_INTERRUPT if asserted else 0)
 
     def preset_command(self, value: int) -> None:
-        """Give the command register a value of the device's own, past its write mask."""
+        """Set the command register, regardless of its write mask."""
         self._put(COMMAND, 2, value)
 
     def read(self, offset: int, size_bytes: int) -> int:
@@ -184,22 +184,22 @@ class ConfigSpace:
             value >>= 8
 
     def reset(self) -> None:
-        """What a bus reset clears: command, interrupt line, cache line size and the BARs' addresses.
+        """Clear what a bus reset clears: command, interrupt line, cache line size and the addresses of the BARs.
 
-        Scratch bytes behind the capabilities keep their values (QEMU, pci_do_device_reset).
+        Scratch bytes after the capabilities keep their values (QEMU, pci_do_device_reset).
         """
         kept = (range(COMMAND), range(STATUS, CACHE_LINE), range(SUBSYSTEM_VENDOR, CAPABILITIES + 1))
         for at in chain(*kept):
-            self.data[at] = self._identity[at]  # a guest can change these where no mask protects them
+            self.data[at] = self._identity[at]  # without a write mask, a guest can change them
         self._put(COMMAND, 2, self.command & ~int.from_bytes(self._masks[COMMAND : COMMAND + 2], "little"))
         self.data[CACHE_LINE] = self.data[INTERRUPT_LINE] = 0
         for bar in self.bars.values():
             self._put(bar.offset, bar.register_bytes, bar.type_bits)
 
     def bar_address(self, index: int) -> int | None:
-        """Where in memory space the BAR answers now; None while it answers nowhere.
+        """The address at which the BAR is mapped, or None.
 
-        It answers nowhere while memory decode is off, its address is 0 or it would pass the end of its
+        It is not mapped while memory decode is off, its address is 0 or it would pass the end of its
         register's range (QEMU, hw/pci/pci.c, pci_bar_address).
         """
         bar = self.bars.get(index)
@@ -222,7 +222,7 @@ def _check(offset: int, size_bytes: int) -> None:
 def assign_resources(
     bars: Iterable[Bar], write: Callable[[int, int, int], object], base: int = 0xE000_0000
 ) -> dict[int, int]:
-    """What firmware does at power-on: an address for each BAR, then memory decode and bus master on.
+    """Do what firmware does at power-on: assign an address to each BAR, enable memory decode and bus master.
 
     ``write`` is the function's configuration write. Returns the address of each BAR, by its index.
     """

@@ -1,4 +1,4 @@
-"""What can differ between ivshmem devices: the cells of a profile, and the values that are not plain numbers."""
+"""The cells of a device profile: everything in which ivshmem devices differ, and the types of these cells."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ STICKY_REGISTERS = replace(
 
 
 class DoorbellMatch(Enum):
-    """Which writes are compared, as a whole 32-bit word, with the doorbells that are connected.
+    """Which writes are compared as a 32-bit word with the connected doorbells (ioeventfds).
 
-    A word that matches rings with all 16 bits of its vector. Every other write is decoded by the register, which may
-    know fewer of them.
+    A word that matches rings the vector in its low 16 bits. The register decodes every other write, with
+    ``vector_bits`` bits of the vector.
     """
 
     NEVER = "none: the register decodes every write"
@@ -92,9 +92,9 @@ class Quirk(IntEnum):
 
 @dataclass(frozen=True)
 class Profile:
-    """One kind of device. ``sources`` says for each cell where its value was read or seen.
+    """One kind of device. ``sources`` names the source of the value of each cell.
 
-    The cells whose names do not say enough:
+    Cells whose names need an explanation:
 
     ``msix_capability`` is the offset of the MSI-X capability in configuration space.
     ``fixed_vectors`` is how many vectors every such device has; 0: as many as the user wants.
@@ -103,10 +103,10 @@ class Profile:
     ``waits_for_memory``: no guest runs before the server has sent ID and memory.
     ``bus_master_gates``: without bus master no message is sent.
     ``driver_start`` are the (register, value) that a driver writes before it enables interrupts.
-    ``roles`` are the values of the role property, of which ``master_is_first`` demands the ID 0 for a master.
+    ``roles`` are the values of the role property; with ``master_is_first`` a master needs the ID 0.
     ``migration_locks_devices``: while it migrates, the machine refuses device_add, device_del and blockers.
     ``section`` names the device in a migration stream, ``stream`` the groups of fields there (`migration.FIELDS`);
-    ``load_refusal`` is what a device prints that is no master, ``ram_block`` the name of BAR2's memory.
+    ``load_refusal`` is the error of a device that is not a master, ``ram_block`` the name of the memory's RAM block.
     """
 
     name: str

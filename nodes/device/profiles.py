@@ -168,10 +168,10 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 
 
 def profile(name: str) -> Profile:
-    """The profile of that name.
+    """Return the profile of that name.
 
     Raises:
-        UsageError: there is none; the message lists them.
+        UsageError: there is no such profile; the message lists all of them.
     """
     if name not in PROFILES:
         raise UsageError(f"no device profile {name!r}: there are {', '.join(PROFILES)}")

@@ -1,8 +1,8 @@
-"""Declared registers: one table says what each offset is, and drives decode, datasheet and tests.
+"""Registers as a table, from which decoding, datasheet and tests derive.
 
-A :class:`RegisterMap` covers every 32-bit word of its window exactly once; a gap or an overlap is an error
-when the map is made, not when a guest trips over it. A :class:`RegisterFile` holds the values and answers
-the words. :class:`Window` stands between a guest's access and those words, as QEMU's memory core does.
+A :class:`RegisterMap` declares every 32-bit word of its window exactly once; making a map with a gap or an overlap is
+an error. A :class:`RegisterFile` holds the values of the words. A :class:`Window` splits a guest's access into words,
+as QEMU's memory core does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Access(Enum):
 
 
 class Unfit(Enum):
-    """What becomes of an access that a window does not take as it is."""
+    """What happens to an access that a window does not take whole."""
 
     SPLIT = "split into naturally aligned pieces, lowest address first"
     ONES = "reads all ones, writes dropped"
@@ -51,8 +51,8 @@ class Unfit(Enum):
 class AccessRules:
     """How a window takes accesses of 1, 2, 4 and 8 bytes.
 
-    ``misaligned`` and ``wide`` say what becomes of an access whose offset is no multiple of its size, or that is
-    wider than ``widest_bytes``: as a whole, or in naturally aligned pieces. ``narrow`` says what becomes of an access,
+    ``misaligned`` and ``wide`` say what happens to an access whose offset is no multiple of its size, or that is
+    wider than ``widest_bytes``: as a whole, or in naturally aligned pieces. ``narrow`` says what happens to an access,
     or of a piece, below ``narrowest_bytes``; it is not split further. A written offset is ANDed with
     ``write_offset_mask``, a read one is not (ivshmem.c, ivshmem_io_write).
     """
@@ -65,7 +65,7 @@ class AccessRules:
     write_offset_mask: int = ~0
 
     def unfit(self, offset: int, size_bytes: int) -> Unfit | None:
-        """How the access is refused as a whole; None when its pieces are looked at one by one."""
+        """How the access is refused as a whole; None when it is taken piece by piece."""
         if offset % size_bytes and self.misaligned is not Unfit.SPLIT:
             return self.misaligned
         if size_bytes > self.widest_bytes and self.wide is not Unfit.SPLIT:
@@ -155,10 +155,13 @@ def pieces(offset: int, size_bytes: int, widest_bytes: int) -> Iterator[tuple[in
 
 
 class RegisterFile:
-    """The words behind a :class:`RegisterMap`.
+    """The values of the words of a :class:`RegisterMap`.
 
-    ``reads`` gives the value of a read-only register, ``written`` is called with what was written to a
-    writable one and ``cleared`` after a read emptied one; all are keyed by the register's name.
+    Args:
+        registers: the map.
+        reads: by the name of a read-only register, a function that returns its value.
+        written: by the name of a writable register, a function that is called with each value written.
+        cleared: by the name of a register that a read clears, a function that is called after each such read.
     """
 
     __slots__ = ("_by_offset", "_cleared", "_reads", "_written", "map", "values")
@@ -213,9 +216,9 @@ class RegisterFile:
 
 
 class Window:
-    """A BAR's worth of words, with the rules by which guests reach them.
+    """The words of one BAR, and the rules for accesses to them.
 
-    ``read`` and ``write`` are asked for one piece: (offset, size in bytes[, value]).
+    ``read(offset, size_bytes)`` and ``write(offset, size_bytes, value)`` are called for each piece of an access.
     """
 
     __slots__ = ("_read", "_write", "rules", "size_bytes")
@@ -266,7 +269,7 @@ def _refused(unfit: Unfit, size_bytes: int) -> int:
 
 
 def check_access(offset: int, size_bytes: int) -> None:
-    """Refuse what no bus can carry.
+    """Check that a bus can carry the access.
 
     Raises:
         GuestError: a size that is not 1, 2, 4 or 8 bytes, or a negative offset.

@@ -1,4 +1,4 @@
-"""``ivsim device`` and ``ivsim conformance``: the device to read about, and its proof."""
+"""``ivsim device`` and ``ivsim conformance``: the datasheets of the devices, and their comparison with QEMU."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["conformance", "device"]
 
 @click.group()
 def device() -> None:
-    """The simulated PCI devices."""
+    """Describe the simulated PCI devices."""
 
 
 @device.command("list")
 def list_profiles() -> None:
-    """The device profiles, one line each."""
+    """List the device profiles."""
     from sim.views.datasheet import summary
 
     click.echo(summary(PROFILES.values()))
@@ -29,7 +29,7 @@ def list_profiles() -> None:
 @click.option("--vectors", type=click.IntRange(min=1), help="Own vectors. Default: 2, or what the device always has.")
 @click.option("--memory-bytes", type=click.IntRange(min=1), help="Size of the shared memory, a power of two.")
 def show(name: str, vectors: int | None, memory_bytes: int | None) -> None:
-    """The datasheet of PROFILE: registers, configuration space, MSI-X, behaviour and where each fact is from."""
+    """Print the datasheet of PROFILE: configuration space, registers, MSI-X, behaviour, each with its source."""
     from sim.views.datasheet import datasheet
 
     click.echo(datasheet(profile(name), vectors=vectors, memory_bytes=memory_bytes), nl=False)
@@ -42,7 +42,7 @@ def show(name: str, vectors: int | None, memory_bytes: int | None) -> None:
     "names",
     multiple=True,
     type=click.Choice(["qemu-doorbell", "qemu-plain"]),
-    help="Device profile; may be repeated. Default: both.",
+    help="Device profile; can be repeated. Default: both.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="The first seed.")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(min=1), help="How many seeds, counting up.")
@@ -56,8 +56,8 @@ def conformance(
 ) -> None:
     """Compare the simulated device with a real QEMU, operation by operation.
 
-    Random sequences are applied to both; a divergence is shrunk to its shortest sequence, printed, and makes
-    the exit code 1.
+    Random sequences of operations are applied to both. A divergence is reduced to its shortest sequence and printed;
+    the exit code is then 1.
     """
     from sim.oracle.conformance import CONFORMING, conform
 

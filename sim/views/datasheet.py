@@ -1,7 +1,6 @@
 """The datasheet of a device profile: what ``ivsim device show PROFILE`` prints.
 
-Everything comes from the tables that also drive the device: profile, register map, BARs, capability, saved
-state. Nothing here knows a register by heart.
+Everything derives from the tables that also define the device: profile, register map, BARs, capabilities, saved state.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def summary(profiles: Iterable[Profile]) -> str:
 
 
 def datasheet(profile: Profile, *, vectors: int | None = None, memory_bytes: int | None = None) -> str:
-    """All of one profile as text: registers, configuration space, capability, behaviour with its sources.
+    """One profile as text: configuration space, BARs, registers, MSI-X, saved state, behaviour with sources, defects.
 
     Raises:
         UsageError: a number of vectors or a size that the device cannot have.

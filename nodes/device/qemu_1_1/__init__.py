@@ -1,1 +1,1 @@
-"""What only the device of QEMU 1.1 (2012) has: its client, its properties, its shared object."""
+"""The device of QEMU 1.1 (2012): its profiles, its client, its properties and its shared object."""

@@ -1,12 +1,12 @@
-"""How the 2012 device hears its server: no version, no fixed order, hardly a check (ivshmem.c, ivshmem_read).
+"""The client of the device of 2012: no version, no fixed order, few checks (ivshmem.c, ivshmem_read).
 
-A machine of a run whose device is that of 2012 hears its server through this client
-(`nodes.device.qemu_1_1.endpoint`). Its rows are in ``tests/golden/seed_rows.toml``.
+Machines of a run with that device use this client (`nodes.device.qemu_1_1.endpoint`). Its rows are in
+``tests/golden/seed_rows.toml``.
 
-One message is a native ``long`` and perhaps one descriptor. A number with a descriptor is a peer's next
-vector, -1 with one the shared memory; a number without one is the own ID, or a peer that left. What touches
-the system is handed in (:class:`Host`); descriptors are opaque numbers here. Where a profile repairs a
-defect, the sane thing happens instead: a warning, and the message's descriptor is closed.
+One message is a native ``long`` with at most one descriptor. A number with a descriptor is the next vector of a peer;
+-1 with a descriptor is the shared memory; a number alone is the own ID, or a peer that has left. A :class:`Host` does
+what needs the system; descriptors are plain numbers here. Where a profile has a defect repaired, the client warns and
+closes the descriptor of the message.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ INT_DOUBLING_LIMIT = 1 << 30  # doubling a 32-bit int beyond this overflows
 
 
 class Host(MappingHost, Protocol):
-    """What the client needs of a system."""
+    """What the client needs of the system."""
 
     def duplicate(self, descriptor: int) -> int | None:
-        """A second descriptor for the same thing; None: there are none left."""
+        """Return another descriptor for the same file, or None when no descriptor is left."""
 
     def close(self, descriptor: int) -> None:
-        """Close it."""
+        """Close a descriptor."""
 
     def watch(self, vector: int, descriptor: int) -> bool:
-        """Call the device when this own eventfd is rung; False: it cannot be watched."""
+        """Watch an own eventfd for doorbells; returns False when that is not possible."""
 
     def bind(self, address: int, value: int, descriptor: int) -> bool:
-        """Have a 4-byte write of ``value`` to guest-physical ``address`` ring it (ioeventfd)."""
+        """Bind an eventfd to 4-byte writes of ``value`` to guest-physical ``address`` (ioeventfd)."""
 
     def unbind(self, address: int, value: int, descriptor: int) -> None:
-        """Take that back."""
+        """Remove such a binding."""
 
 
 @dataclass(slots=True)
 class _Slot:
-    """A peer's place: ``allocated`` once it ever had a vector, ``freed`` since it left."""
+    """The entry of a peer: ``allocated`` after its first vector, ``freed`` after it left."""
 
     descriptors: list[int] = field(default_factory=list)
     allocated: bool = False
@@ -58,13 +58,13 @@ class _Slot:
 
 
 class Lines(Protocol):
-    """Where the client announces which vectors can be rung: the device itself, or the machine that has it."""
+    """What the client tells of the vectors that can be rung: the device itself, or its machine."""
 
     def connect(self, peer: int, vector: int, line: int) -> bool:
-        """A vector can be rung from now on."""
+        """Connect a vector."""
 
     def disconnect(self, peer: int) -> None:
-        """No vector of the peer can be rung any more."""
+        """Disconnect all vectors of the peer."""
 
 
 class Qemu11Client:
@@ -73,7 +73,7 @@ class Qemu11Client:
     Args:
         device: it gets its ID and its memory from here.
         host: the system.
-        lines: told of vectors that can be rung, and of peers that can not; by default the device.
+        lines: told of connected vectors and of peers that leave; by default the device.
         ioeventfd: the property of that name.
         word_bytes: the size of the host's ``long``, 8 (LP64) or 4 (ILP32).
     """
@@ -93,7 +93,7 @@ class Qemu11Client:
         self.max_peer = 0
         self.memory_descriptor = 0
         self.eventfds = 0
-        """How many came, with those that the device could not keep."""
+        """How many eventfds have come, with those that the device could not keep."""
         self._host = host
         self._profile = device.profile
         self._ioeventfd = ioeventfd
@@ -103,13 +103,13 @@ class Qemu11Client:
         self._unread = b""
         self._unclaimed: int | None = None
 
-    # From bytes to messages.
+    # From bytes to messages
 
     def read(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        """One read from the server's socket: up to 8 bytes, and what came with them.
+        """Take one read from the server's socket: up to 8 bytes, and the descriptors that came with them.
 
-        Of several descriptors the last one stays, the others are closed. A read is taken for one whole message
-        whatever its length: what it lacks is left over from the read before.
+        The client keeps the last one of several descriptors and closes the others. It takes every read for a whole
+        message: bytes that are missing have the values of the read before.
         """
         for descriptor in descriptors:
             if self._unclaimed is not None:
@@ -130,16 +130,16 @@ class Qemu11Client:
         self.receive(value, descriptor)
 
     def server_closed(self) -> None:
-        """The server's end of the connection closed: the device does not look (ivshmem_event)."""
+        """The server has closed the connection; the device ignores that (ivshmem_event)."""
 
-    # Messages.
+    # Messages
 
     def receive(self, value: int, descriptor: int | None) -> None:
-        """One message.
+        """Take one message.
 
         Raises:
-            DeviceExitError: the real device would have ended its process.
-            ModelledFault: it would have corrupted its memory or hung.
+            DeviceExitError: the real device ends its process here.
+            ModelledFault: the real device corrupts its memory or hangs here.
         """
         if not self._in_bounds(value, descriptor):
             return
@@ -223,7 +223,7 @@ class Qemu11Client:
 
     @property
     def memory_bytes(self) -> int:
-        """How much of the shared object the device maps: its ``size`` property."""
+        """How many bytes of the shared object the device maps: its ``size`` property."""
         bar = self.device.config.bars.get(self._profile.memory_bar)
         return bar.size_bytes if bar else 0
 
@@ -253,19 +253,19 @@ class Qemu11Client:
             raise DeviceExitError(255, f"creating eventfd for eventfd {descriptor} failed")
 
     def _doorbell_address(self) -> int:
-        """Where a doorbell is bound: nothing ever assigns the base that the device of 2012 adds."""
+        """The address to which ioeventfds are bound: the device of 2012 never sets the base that it adds."""
         offset = self._profile.registers.offset_of(DOORBELL)
         if self._profile.has(Quirk.IOEVENTFD_UNBOUND):
             return offset
         return (self.device.config.bar_address(self._profile.registers_bar) or 0) + offset
 
     def _show(self, peer: int, first: int) -> None:
-        """The doorbell can ring the vectors of this peer from ``first`` on: its ID is not above the largest one."""
+        """Connect the vectors of this peer from ``first`` on: its ID is not above the largest one."""
         if peer < PEER_LIMIT:
             for vector, descriptor in enumerate(self._peers[peer].descriptors[first:], first):
                 self._lines.connect(peer, vector, descriptor)
 
-    # The end.
+    # Unplug
 
     def held(self) -> list[int]:
         """The descriptors that the device holds: one for each vector of each peer, and the memory's."""
@@ -277,10 +277,10 @@ class Qemu11Client:
         return held
 
     def unplug(self) -> tuple[int, ...]:
-        """The device is removed; the descriptors that nobody closes.
+        """Remove the device; returns the descriptors that it does not close.
 
         Raises:
-            ModelledFault: the memory has not arrived, and its region is torn down all the same.
+            ModelledFault: the memory has not arrived, and the device destroys its region.
         """
         if self.device.memory is None and self._profile.has(Quirk.UNPLUG_EARLY_FAULT):
             raise ModelledFault(Quirk.UNPLUG_EARLY_FAULT, "unplugged before the memory arrived")

@@ -1,4 +1,4 @@
-"""A machine's end of a connection, for the device of 2012: what `Qemu11Client` makes of a server, done to a machine."""
+"""The endpoint of a machine with the device of 2012: it applies to the machine what `Qemu11Client` reads."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Qemu11Endpoint(Endpoint):
 
     @property
     def dialect(self) -> Dialect | None:
-        """It knows one dialect, and takes every other one for that."""
+        """The client knows one dialect, and takes every other one for that."""
         return LEGACY
 
     @property
@@ -67,7 +67,7 @@ class Qemu11Endpoint(Endpoint):
 
     @property
     def missing_bytes(self) -> int:
-        """A read of 2012 asks for 8 bytes, whatever came before."""
+        """The client always reads 8 bytes."""
         return MESSAGE_BYTES
 
     def receive(self, data: bytes, descriptors: Sequence[Line] = ()) -> None:
@@ -78,7 +78,7 @@ class Qemu11Endpoint(Endpoint):
             self._hear(partial(self._seed.receive, number, line))
 
     def end(self) -> None:
-        """The device does not look (ivshmem_event); a machine that is not set up would wait for ever."""
+        """The device ignores it (ivshmem_event); a machine that is not set up yet would wait for ever."""
         self._seed.server_closed()
         if not self.is_set_up:
             raise RemoteProtocolError(f"the server closed the connection before it sent {self.awaited}")
@@ -92,7 +92,7 @@ class Qemu11Endpoint(Endpoint):
         self._system.lost.clear()
 
     def _hear(self, message: Callable[[], None]) -> None:
-        """Take in one message; a machine that runs learns of a new ID, and prints what its device prints."""
+        """Take one message; then tell the guest of a new ID, and report warnings of the device."""
         before = self._vm.device.peer
         try:
             message()
@@ -105,9 +105,9 @@ class Qemu11Endpoint(Endpoint):
 
 
 class _System:
-    """What the client asks of its system (`Host`), and where its lines go (`Lines`): the machine.
+    """The `Host` and the `Lines` of the client: this process and this machine.
 
-    ``lost`` are descriptors that the device forgets; ``foreign`` those that were no eventfds, and are closed.
+    ``lost`` are descriptors that the device forgets; ``foreign`` are descriptors that were no eventfds and are closed.
     """
 
     def __init__(

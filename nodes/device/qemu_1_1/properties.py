@@ -1,8 +1,8 @@
-"""The 2012 device's properties, and the order in which its initialisation looks at them.
+"""The properties of the device of 2012, and the order in which its initialisation checks them.
 
 ``-device ivshmem,chardev=...,size=...,vectors=...,ioeventfd=...,msi=...,shm=...,role=...`` (ivshmem.c,
-ivshmem_properties and pci_ivshmem_init). :data:`STEPS` is that order: of several mistakes the first step that
-sees one decides how it ends.
+ivshmem_properties and pci_ivshmem_init). :data:`STEPS` is that order: of several errors, the first step that
+finds one decides the outcome.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ SERVER_PREFIX = "unix:"
 
 
 class DeviceExitError(UsageError):
-    """The real device would have ended its process: ``status`` is the exit code, the text what it printed."""
+    """The real device ends its process: ``status`` is its exit code, ``text`` what it prints."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(text or f"exit {status}, without a word")
+        super().__init__(text or f"exit {status}, without a message")
         self.status = status
         self.text = text
 
 
 @dataclass(frozen=True, slots=True)
 class Properties:
-    """What the user writes behind ``-device ivshmem``; ``chardev`` is the character device's file name."""
+    """The options of ``-device ivshmem``; ``chardev`` is the file name of the character device."""
 
     chardev: str | None = None
     size: str | None = None
@@ -47,7 +47,7 @@ class Properties:
 
 @dataclass(slots=True)
 class Plan:
-    """A device on its way through initialisation; ``done`` names the steps behind it."""
+    """A device during its initialisation; ``done`` names the steps that are completed."""
 
     profile: Profile
     properties: Properties
@@ -59,26 +59,27 @@ class Plan:
     done: tuple[str, ...] = ()
 
     def device(self, ring: Callable[[int, int], object]) -> Ivshmem:
-        """The device that this plan describes."""
+        """Make the device that this plan describes."""
         variant = VARIANTS[self.server, self.properties.msi]
         variant = variant.without(*(variant.quirks - self.profile.quirks))
         return Ivshmem(variant, vectors=self.properties.vectors, ring=ring, role=self.role, size_bytes=self.size_bytes)
 
 
 def parse_size(text: str, *, zero_allowed: bool) -> int:
-    """A size in bytes: a number of MiB, or of GiB with G; only the first character behind the digits counts.
+    """Parse a size: a number of MiB, or of GiB with G; only the first character after the digits counts.
 
-    The number is read and shifted as an unsigned 64-bit one, without looking for overflow (ivshmem_get_size).
+    The number is read and shifted as an unsigned 64-bit one, without an overflow check (ivshmem_get_size).
+    Returns bytes.
 
     Raises:
-        DeviceExitError: another suffix, or no power of two.
+        DeviceExitError: another suffix, or not a power of two.
     """
     match = re.match(r"\s*([+-]?)(\d*)(.?)", text, re.ASCII | re.DOTALL)
     assert match is not None
     value = min(int(match[2] or 0), ULONG_LONG_MAX)
     if match[1] == "-":
         value = -value & ULONG_LONG_MAX
-    # Without digits nothing was converted, and the first character of all is the one that counts.
+    # Without digits strtoull() converts nothing, and the first character of the text is taken for the suffix.
     suffix = match[3] if match[2] else text[:1]
     if suffix not in SHIFTS:
         raise DeviceExitError(1, f"qemu: invalid ram size: {text}")
@@ -113,11 +114,11 @@ def _blocker(plan: Plan) -> None:
 
 def _ioeventfds(plan: Plan) -> None:
     if plan.properties.ioeventfd and plan.profile.has(Quirk.IOEVENTFD_INIT_FAULT):
-        raise ModelledFault(Quirk.IOEVENTFD_INIT_FAULT, "ioeventfd=on walks a peer table that is not there yet")
+        raise ModelledFault(Quirk.IOEVENTFD_INIT_FAULT, "ioeventfd=on reads a peer table that is not allocated yet")
 
 
 def _nothing(plan: Plan) -> None:
-    """A step that cannot fail and that the device itself carries out."""
+    """A step that cannot fail and that the device itself does."""
 
 
 def _mode(plan: Plan) -> None:
@@ -151,11 +152,11 @@ STEPS: tuple[tuple[str, Callable[[Plan], None]], ...] = (
 
 
 def realize(profile: Profile, properties: Properties) -> Plan:
-    """Carry out the initialisation up to the point where a server or a shared memory object comes in.
+    """Run the initialisation up to the point where it needs a server or a shared memory object.
 
     Raises:
-        DeviceExitError: the process would have ended.
-        ModelledFault: it would have crashed.
+        DeviceExitError: the real process ends here.
+        ModelledFault: the real process crashes here.
     """
     plan = Plan(profile, properties)
     for name, step in STEPS:

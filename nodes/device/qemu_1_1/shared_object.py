@@ -1,7 +1,6 @@
-"""Shared memory without a server: how the 2012 device opens its named object (ivshmem.c, pci_ivshmem_init).
+"""Shared memory without a server: how the device of 2012 opens its named object (ivshmem.c, pci_ivshmem_init).
 
-The first device creates the object and gives it its size, all others take what they find. Nothing ever
-unlinks it. What touches the system is handed in.
+The first device creates the object and sets its size, all others take the object as it is. Nothing unlinks it.
 """
 
 from __future__ import annotations
@@ -19,31 +18,31 @@ OBJECT_MODE = 0o777  # before the umask
 
 
 class MappingHost(Protocol):
-    """What mapping a descriptor needs of a system."""
+    """What mapping a descriptor needs of the system."""
 
     def size_bytes(self, descriptor: int) -> int:
-        """The size of what the descriptor is open on."""
+        """The size of the file."""
 
     def map(self, descriptor: int, size_bytes: int) -> memoryview | None:
-        """Map that many bytes, readable and writable; None: it cannot be done."""
+        """Map that many bytes, readable and writable; returns None when that is not possible."""
 
 
 class ObjectHost(MappingHost, Protocol):
-    """What opening a named object needs of a system; a negative descriptor is a failure."""
+    """What opening a named object needs of the system; a negative descriptor is a failure."""
 
     def create(self, name: str, mode: int) -> int:
-        """Create an object that must not exist (O_CREAT, O_EXCL)."""
+        """Create an object that does not exist yet (O_CREAT, O_EXCL)."""
 
     def open(self, name: str, mode: int) -> int:
-        """Open an object, creating it if need be (O_CREAT)."""
+        """Open an object; create it if it does not exist (O_CREAT)."""
 
     def truncate(self, descriptor: int, size_bytes: int) -> bool:
-        """Give the object its size."""
+        """Set the size of the object."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedObject:
-    """An open object: its descriptor, the bytes that BAR2 shows, and what was printed on the way."""
+    """An open object: its descriptor, the bytes that BAR2 shows, and the warnings that were printed."""
 
     descriptor: int
     memory: memoryview
@@ -51,7 +50,7 @@ class SharedObject:
 
 
 def check_size(size_bytes: int, object_bytes: int) -> None:
-    """The object must hold at least the device's size; a larger one is fine.
+    """Check that the object is at least as large as the device's size.
 
     Raises:
         DeviceExitError: it is smaller (check_shm_size).
@@ -67,13 +66,13 @@ def map_checked(host: MappingHost, profile: Profile, descriptor: int, size_bytes
     """Map the first ``size_bytes``.
 
     Raises:
-        ModelledFault: mapping failed, and the device does not look.
-        DeviceExitError: mapping failed, and it does.
+        ModelledFault: mapping failed, and the device does not check that.
+        DeviceExitError: mapping failed, and the device checks that.
     """
     memory = host.map(descriptor, size_bytes)
     if memory is None:
         if profile.has(Quirk.MAPPING_UNCHECKED):
-            raise ModelledFault(Quirk.MAPPING_UNCHECKED, "mapping failed, and BAR2 shows what is not mapped")
+            raise ModelledFault(Quirk.MAPPING_UNCHECKED, "mapping failed, and BAR2 has no memory")
         raise DeviceExitError(255, "ivshmem: could not map shared memory")
     return memory
 
@@ -83,7 +82,7 @@ def open_object(host: ObjectHost, profile: Profile, name: str | None, size_bytes
 
     Raises:
         DeviceExitError: it cannot be opened, or is too small.
-        ModelledFault: there is no name, or mapping failed unseen.
+        ModelledFault: there is no name, or mapping failed unchecked.
     """
     if name is None:
         raise ModelledFault(Quirk.MODE_UNCHECKED, "neither chardev nor shm: opens an object without a name")
