@@ -303,7 +303,7 @@ def parse_condition(text: str, *, live: bool = False) -> Condition:
     if live and not metric.live:
         expected = f"a metric that is known during the run: {', '.join(LIVE)}"
         raise MisfitError(expected, nearest(found[1], LIVE))
-    return Condition(figure=metric.name, comparison=found[2], bound=bound)  # type: ignore[arg-type]
+    return Condition(metric=metric.name, comparison=found[2], bound=bound)  # type: ignore[arg-type]
 
 
 def parse_owner(of: str) -> tuple[str | None, str, int | None]:

@@ -27,23 +27,23 @@ Load = Annotated[float, Meta(ge=0, le=1000)]
 
 
 class Condition(Validated, frozen=True, kw_only=True):
-    """A figure compared to a number: ``delivery.p99_us < 500``.
+    """A metric compared to a number: ``delivery.p99_us < 500``.
 
-    ``of`` is whose figure it is: "" for the whole run, a group, a machine, a vector ``b:2``,
+    ``of`` is what has the metric: "" for the whole run, a group, a machine, a vector ``b:2``,
     or an edge ``a -> b`` or ``a -> b:2``.
     """
 
-    figure: str
+    metric: str
     comparison: Literal["<", "<=", "==", "!=", ">=", ">"]
     bound: float
     of: str = ""
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` of the figure meets the condition."""
+        """Whether ``value`` of the metric meets the condition."""
         return COMPARISONS[self.comparison](value, self.bound)
 
     def __str__(self) -> str:
-        return f"{self.figure} {self.comparison} {self.bound:g}" + (f" of {self.of}" if self.of else "")
+        return f"{self.metric} {self.comparison} {self.bound:g}" + (f" of {self.of}" if self.of else "")
 
 
 class Expectation(Validated, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nodes.errors import UsageError
-from sim.results.measures import COUNTED, Counts, UnknownFigureError, Whose
+from sim.results.measures import COUNTED, Counts, UnknownMetricError, Whose
 from topologies import Condition
 from topologies.metrics import METRICS
 
@@ -30,25 +30,25 @@ class Moment:
     elapsed_s: float
 
     def value(self, condition: Condition) -> float:
-        """The metric now. Raises ``UnknownFigureError``, or ``UsageError`` for one of finished runs only."""
+        """The metric now. Raises ``UnknownMetricError``, or ``UsageError`` for one of finished runs only."""
         scope = self.whose[condition.of]
-        match condition.figure:
+        match condition.metric:
             case "elapsed_s":
                 return self.elapsed_s
             case "up":
                 return float(len(self.up & scope.machines))
             case "died":
                 return float(sum(machine in scope.machines for machine in self.died))
-            case figure if figure in COUNTED or figure == "coalescing":
-                return self.counts.value(figure, scope)
-        raise UsageError(f"{condition.figure} is known at the end of a run only")
+            case metric if metric in COUNTED or metric == "coalescing":
+                return self.counts.value(metric, scope)
+        raise UsageError(f"{condition.metric} is known at the end of a run only")
 
 
 def live(condition: Condition, moment: Moment) -> bool:
     """Whether ``condition`` holds now; a metric that is not known yet does not hold."""
     try:
         return condition.holds(moment.value(condition))
-    except UnknownFigureError:
+    except UnknownMetricError:
         return False
 
 
@@ -56,10 +56,10 @@ def broken(condition: Condition, moment: Moment) -> bool:
     """Whether ``condition`` is broken for good; ``delivered > 1000`` is not before the end, as the metric grows."""
     try:
         value = moment.value(condition)
-    except UnknownFigureError:
+    except UnknownMetricError:
         return False
     if condition.holds(value):
         return False
-    if not METRICS[condition.figure].grows:
+    if not METRICS[condition.metric].grows:
         return True
     return condition.comparison in ("<", "<=") or (condition.comparison == "==" and value > condition.bound)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.latency import Samples
-from sim.results.measures import COUNTED, Counts, Scope, UnknownFigureError, Whose
+from sim.results.measures import COUNTED, Counts, Scope, UnknownMetricError, Whose
 from sim.results.store.manifest import MachineRow
 from sim.results.summary import ExpectationVerdict, GroupFigures, Migration, value_at
 from topologies import Expectation, Topology
@@ -123,8 +123,8 @@ class _Finished:
             broken_by = self._broken().get(str(condition)) if expectation.abort else None
             if broken_by is not None:
                 why = "it ended the run"
-                return ExpectationVerdict(condition.figure, condition.of, expected, broken_by, False, why)
-            metric, scope = _metric(condition.figure), self._whose[condition.of]
+                return ExpectationVerdict(condition.metric, condition.of, expected, broken_by, False, why)
+            metric, scope = _metric(condition.metric), self._whose[condition.of]
             # To 15 digits, as people write numbers: 0.7500000000000001 is 0.75.
             got = float(f"{self._value(metric, scope):.15g}")
             if not math.isfinite(got):
@@ -133,9 +133,9 @@ class _Finished:
                 met = condition.holds(got)
                 if not got and not expectation.allow_empty and (why := self._nothing(metric, scope)):
                     met = False
-        except (UnknownFigureError, UsageError) as error:
+        except (UnknownMetricError, UsageError) as error:
             why = str(error)
-        return ExpectationVerdict(condition.figure, condition.of, expected, got, met, why)
+        return ExpectationVerdict(condition.metric, condition.of, expected, got, met, why)
 
     def _nothing(self, metric: Metric, scope: Scope) -> str:
         """Why a value of 0 says nothing; "" when it does."""
@@ -161,35 +161,35 @@ class _Finished:
         point, _, unit = level.rpartition("_")
         found = self._latency(family, scope).get(point)
         if found is None:
-            raise UnknownFigureError(f"too few samples for it{self._explained(scope)}")
+            raise UnknownMetricError(f"too few samples for it{self._explained(scope)}")
         return found / UNITS_NS[unit]
 
     def _summarized(self, metric: Metric, scope: Scope) -> float:
         """A value at its place in the summary, of the whole run or of one group."""
         found = value_at(self._run.figures if scope.whole else self._group(scope), metric.source)
         if found is None:
-            raise UnknownFigureError(f"it was not measured{self._explained(scope)}")
+            raise UnknownMetricError(f"it was not measured{self._explained(scope)}")
         return found
 
     def _group(self, scope: Scope) -> GroupFigures:
         for group in self._topology.groups if not scope.is_edge and scope.vector is None else ():
             if scope.machines == {machine.index for machine in self._topology.members(group.name)}:
                 return self._run.figures.groups[group.name]
-        raise UnknownFigureError("it is known of the whole run and of groups only")
+        raise UnknownMetricError("it is known of the whole run and of groups only")
 
     # Doorbells
 
-    def _count(self, figure: str, scope: Scope) -> float:
+    def _count(self, metric: str, scope: Scope) -> float:
         if not scope.whole:
-            return self._counts.value(figure, scope)
+            return self._counts.value(metric, scope)
         its = self._run.figures
-        if figure == "coalescing":
+        if metric == "coalescing":
             if its.coalescing is None:
-                raise UnknownFigureError("there was no interrupt")
+                raise UnknownMetricError("there was no interrupt")
             return its.delivered / its.interrupts
-        if figure == "lost":
+        if metric == "lost":
             return float(its.rung - its.delivered - its.pending - its.refused)
-        return float(getattr(its, figure))
+        return float(getattr(its, metric))
 
     @functools.cached_property
     def _counts(self) -> Counts:
@@ -204,7 +204,7 @@ class _Finished:
     def _doorbells_per_s(self, scope: Scope) -> float:
         duration_s = self._run.figures.duration_s
         if not duration_s:
-            raise UnknownFigureError("the run never started")
+            raise UnknownMetricError("the run never started")
         return self._count("rung", scope) / duration_s
 
     # Latencies
@@ -224,7 +224,7 @@ class _Finished:
 
         found = self._run.percentiles_where(name, its)
         if not found["samples"]:
-            raise UnknownFigureError(f"there is no sample of it{self._explained(scope)}")
+            raise UnknownMetricError(f"there is no sample of it{self._explained(scope)}")
         return found
 
     # Machines
@@ -273,22 +273,22 @@ class _Finished:
     def _ready_s(self, scope: Scope) -> float:
         ready_s = self._run.figures.ready_s
         if not scope.whole:
-            raise UnknownFigureError("it is known of the whole run only")
+            raise UnknownMetricError("it is known of the whole run only")
         if ready_s is None:
-            raise UnknownFigureError(f"not all machines were ready{self._explained(scope)}")
+            raise UnknownMetricError(f"not all machines were ready{self._explained(scope)}")
         return ready_s
 
     def _most(self, columns: Sequence[str], each: str, scope: Scope) -> float:
         """The sum of the highest samples of each machine, or of each incarnation (``life``)."""
         if scope.is_edge:
-            raise UnknownFigureError("it is known of machines, not of an edge")
+            raise UnknownMetricError("it is known of machines, not of an edge")
         table = self._run.resources()
         rows = table["machine"].to_numpy()
         machines = self._machines(rows)
         looks = sum(table[name].cast("float64").to_numpy(zero_copy_only=False) for name in columns)
         its = np.isin(machines, list(scope.machines)) & ~np.isnan(looks)
         if not its.any():
-            raise UnknownFigureError(f"it was not sampled{self._explained(scope)}")
+            raise UnknownMetricError(f"it was not sampled{self._explained(scope)}")
         keys, place = np.unique((rows if each == "life" else machines)[its], return_inverse=True)
         most = np.zeros(len(keys))
         np.maximum.at(most, place, looks[its])
@@ -308,7 +308,7 @@ class _Finished:
         """The longest pause of a migration, also of one that failed."""
         its = [each.downtime_ms for each in self._of_migrations(scope) if each.downtime_ms is not None]
         if not its:
-            raise UnknownFigureError(f"no machine migrated{self._explained(scope)}")
+            raise UnknownMetricError(f"no machine migrated{self._explained(scope)}")
         return max(its)
 
     # Statistics of programs
@@ -316,16 +316,16 @@ class _Finished:
     def _statistic(self, name: str, scope: Scope) -> float:
         """The sum over the machines. Unknown if a machine died without statistics and others of its group have some."""
         if scope.is_edge:
-            raise UnknownFigureError("it is known of machines, not of an edge")
+            raise UnknownMetricError("it is known of machines, not of an edge")
         said = self._said(name)
         speaking = {self._topology.machines[self._by_name[life]].group for life in said}
         for death in self._deaths(scope):
             life = death.partition(" ")[0]
             if life not in said and self._topology.machines[self._by_name[life]].group in speaking:
-                raise UnknownFigureError(f"{death} and left none")
+                raise UnknownMetricError(f"{death} and left none")
         there = [number for life, number in said.items() if self._by_name[life] in scope.machines]
         if not there:
-            raise UnknownFigureError(f"no program has it in its statistics{self._explained(scope)}")
+            raise UnknownMetricError(f"no program has it in its statistics{self._explained(scope)}")
         return sum(there)
 
     def _said(self, name: str) -> dict[str, float]:

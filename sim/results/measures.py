@@ -20,7 +20,7 @@ from sim.recording.header import COUNTER_AT
 from sim.recording.reader import PEERS, VECTOR_MASK, edges_so_far, vectors_so_far
 from topologies.metrics import parse_owner
 
-__all__ = ["COUNTED", "Book", "Counts", "Scope", "UnknownFigureError", "Whose", "counts_so_far"]
+__all__ = ["COUNTED", "Book", "Counts", "Scope", "UnknownMetricError", "Whose", "counts_so_far"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -28,7 +28,7 @@ COUNTED = ("rung", "delivered", "interrupts", "refused", "pending", "settled")
 """The counts of a line (a vector of a machine)."""
 
 
-class UnknownFigureError(Exception):
+class UnknownMetricError(Exception):
     """A metric that is not known; the text says why."""
 
 
@@ -89,22 +89,22 @@ class Counts:
     edges: Mapping[str, Integers]
     nowhere: int = 0
 
-    def count(self, figure: str, scope: Scope) -> int:
-        """One of ``COUNTED``. Raises ``UnknownFigureError`` for a count that an edge does not have."""
+    def count(self, metric: str, scope: Scope) -> int:
+        """One of ``COUNTED``. Raises ``UnknownMetricError`` for a count that an edge does not have."""
         its = np.isin(self.lines["machine"], _array(scope.machines))
         if scope.vector is not None:
             its &= self.lines["vector"] == scope.vector
         if not scope.is_edge:
-            everywhere = self.nowhere if scope.whole and figure in ("rung", "refused") else 0
-            return int(self.lines[figure][its].sum()) + everywhere
+            everywhere = self.nowhere if scope.whole and metric in ("rung", "refused") else 0
+            return int(self.lines[metric][its].sum()) + everywhere
         mine = self._edge(scope)
-        if figure in ("rung", "refused"):
-            return int(self.edges[figure][mine].sum())
+        if metric in ("rung", "refused"):
+            return int(self.edges[metric][mine].sum())
         if int(self.edges["rung"][mine].sum()) != int(self.lines["rung"][its].sum()):
-            raise UnknownFigureError(
+            raise UnknownMetricError(
                 "other machines rang the same vectors, and a counter does not tell the senders apart"
             )
-        return int(self.lines[figure][its].sum())
+        return int(self.lines[metric][its].sum())
 
     def _edge(self, scope: Scope) -> npt.NDArray[np.bool_]:
         mine = np.isin(self.edges["target"], _array(scope.machines))
@@ -113,22 +113,22 @@ class Counts:
             mine &= self.edges["vector"] == scope.vector
         return mine
 
-    def value(self, figure: str, scope: Scope) -> float:
+    def value(self, metric: str, scope: Scope) -> float:
         """One of ``COUNTED``, or derived from them: coalescing, lost.
 
-        Raises ``UnknownFigureError`` for an unknown value, ``KeyError`` for another metric.
+        Raises ``UnknownMetricError`` for an unknown value, ``KeyError`` for another metric.
         """
         derived: dict[str, Callable[[Scope], float]] = {"coalescing": self._coalescing, "lost": self._lost}
-        if figure in derived:
-            return derived[figure](scope)
-        if figure not in COUNTED:
-            raise KeyError(figure)
-        return float(self.count(figure, scope))
+        if metric in derived:
+            return derived[metric](scope)
+        if metric not in COUNTED:
+            raise KeyError(metric)
+        return float(self.count(metric, scope))
 
     def _coalescing(self, scope: Scope) -> float:
         interrupts = self.count("interrupts", scope)
         if not interrupts:
-            raise UnknownFigureError("there was no interrupt")
+            raise UnknownMetricError("there was no interrupt")
         return self.count("delivered", scope) / interrupts
 
     def _lost(self, scope: Scope) -> float:

@@ -146,9 +146,9 @@ class GroupFigures(Counters, frozen=True):
 
 
 class ExpectationVerdict(msgspec.Struct, frozen=True):
-    """What became of one expectation. ``got`` is None when the figure is not known, and ``why`` says what is wrong."""
+    """What became of one expectation. ``got`` is None when the metric is not known, and ``why`` says what is wrong."""
 
-    figure: str
+    metric: str
     of: str
     expected: str
     got: float | None
@@ -156,7 +156,7 @@ class ExpectationVerdict(msgspec.Struct, frozen=True):
     why: str = ""
 
     def __str__(self) -> str:
-        return f"{self.figure} {self.expected}" + (f" of {self.of}" if self.of else "")
+        return f"{self.metric} {self.expected}" + (f" of {self.of}" if self.of else "")
 
 
 class Migration(msgspec.Struct, frozen=True, kw_only=True):

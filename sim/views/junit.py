@@ -57,7 +57,7 @@ def junit(verdicts: Sequence[ExpectationVerdict], run: Run) -> str:
 
 def _failure(verdict: ExpectationVerdict) -> str:
     got = "not known" if verdict.got is None else f"{verdict.got:.15g}"
-    said = f"expected {verdict.figure} {verdict.expected}, got {got}"
+    said = f"expected {verdict.metric} {verdict.expected}, got {got}"
     return f"{said}: {verdict.why}" if verdict.why else said
 
 

@@ -130,7 +130,7 @@ def test_a_scenario_that_ships_expects_what_is_foreseen() -> None:
     for name, _ in shipped():
         topology = load(name)
         expected = {
-            (each.that.figure, machine.name)
+            (each.that.metric, machine.name)
             for each in topology.expectations
             for machine in topology.machines
             if each.that.of in ("", machine.name, machine.group)

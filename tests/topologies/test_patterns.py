@@ -210,10 +210,12 @@ def test_a_bad_row_is_reported_with_its_own_file_and_line(tmp_path: Path, row: s
 
 def test_all_bad_rows_are_reported_and_not_endlessly(tmp_path: Path) -> None:
     assert faults(tmp_path, HEADER + "x,y,z,0\n0,player-0,hub,0\n0,player-0,hub,9\n") == [
-        ("bells.csv", 2, "time_s"),
+        *(("bells.csv", 2, column) for column in ("source", "target", "time_s")),
         ("bells.csv", 4, "vector"),
     ]
-    assert len(faults(tmp_path, HEADER + "x,y,z,0\n" * 10_000)) == 50
+    assert len(faults(tmp_path, HEADER + "x,player-0,hub,0\n" * 10_000)) == 50
+    row = HEADER + "-1,nobody,nothing,99999\n"
+    assert faults(tmp_path, row) == [("bells.csv", 2, column) for column in ("source", "target", "time_s")]
     assert faults(tmp_path, "time,source,target,vector\n0,player-0,hub,0\n") == [("bells.csv", 1, "")]
     assert faults(tmp_path, "") == [("bells.csv", 1, "")]
     assert faults(tmp_path, HEADER + "\n" * (MAX_TRACE_ROWS + 9)) == [("bells.csv", MAX_TRACE_ROWS + 2, "")]

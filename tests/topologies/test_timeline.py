@@ -167,7 +167,7 @@ def test_when_and_how_often() -> None:
     assert action == TimelineEntry(
         action=Kill(),
         at_s=0.5,
-        when=Condition(figure="delivered", comparison=">=", bound=1000.0, of="a"),
+        when=Condition(metric="delivered", comparison=">=", bound=1000.0, of="a"),
         machines=(0, 1, 2, 3, 4),
         pick=2,
         every_s=0.25,
@@ -325,10 +325,10 @@ def test_expectations_are_read() -> None:
         + "[[expect]]\nthat='statistics.sent_twice != 0'\nof='a-3'\n"
     )
     assert topology.expectations == (
-        Expectation(that=Condition(figure="total.p99_us", comparison="<", bound=500.0)),
-        Expectation(that=Condition(figure="refused", comparison="==", bound=0.0, of="a"), abort=True),
-        Expectation(that=Condition(figure="lag.p99_9_ms", comparison=">=", bound=-1500.0, of="a -> b:0")),
-        Expectation(that=Condition(figure="statistics.sent_twice", comparison="!=", bound=0.0, of="a-3")),
+        Expectation(that=Condition(metric="total.p99_us", comparison="<", bound=500.0)),
+        Expectation(that=Condition(metric="refused", comparison="==", bound=0.0, of="a"), abort=True),
+        Expectation(that=Condition(metric="lag.p99_9_ms", comparison=">=", bound=-1500.0, of="a -> b:0")),
+        Expectation(that=Condition(metric="statistics.sent_twice", comparison="!=", bound=0.0, of="a-3")),
     )
 
 
@@ -378,7 +378,7 @@ def test_every_metric_has_a_meaning_and_can_be_compared() -> None:
         for spelling in (name, *metric.aliases):
             for comparison in COMPARISONS:
                 condition = parse_condition(f"{spelling}{comparison}2.5")
-                assert (condition.figure, condition.comparison, condition.bound) == (name, comparison, 2.5)
+                assert (condition.metric, condition.comparison, condition.bound) == (name, comparison, 2.5)
     assert set(LIVE) == {name for name, metric in METRICS.items() if metric.live}
     with pytest.raises(MisfitError):
         parse_condition("p99_us < 3", live=True)
@@ -398,7 +398,7 @@ def test_every_metric_has_a_meaning_and_can_be_compared() -> None:
 def test_metrics_have_other_spellings(spelling: str, name: str) -> None:
     assert find_metric(spelling) == METRICS[name]
     (expectation,) = loads(GROUPS + f"[[expect]]\nthat = '{spelling} < 5'\nallow_empty = true").expectations
-    assert expectation == Expectation(that=Condition(figure=name, comparison="<", bound=5.0), allow_empty=True)
+    assert expectation == Expectation(that=Condition(metric=name, comparison="<", bound=5.0), allow_empty=True)
 
 
 @pytest.mark.parametrize(
@@ -431,6 +431,8 @@ def test_an_expectation_of_a_vector() -> None:
 
 
 def test_both_mistakes_of_an_entry_are_told() -> None:
+    problems = refused(GROUPS.replace("[machines.a]\n", "[machines.a]\npolicy = 'idle'\npriority = 2\nnice = 5\n"))
+    assert [problem.key for problem in problems] == ["machines.a.priority", "machines.a.nice"]
     for first in ("refusd == 0", "refused = 0"):
         problems = refused(GROUPS + f"[[expect]]\nthat = '{first}'\nof = 'awya'")
         assert [problem.key for problem in problems] == ["expect[0].that", "expect[0].of"]

@@ -27,7 +27,7 @@ def read_condition(
     if key in table:
         try:
             condition = parse_condition(table[key], live=live)
-            metric = find_metric(condition.figure)
+            metric = find_metric(condition.metric)
         except MisfitError as misfit:
             report.add((*path, key), misfit.expected, show(table[key]), misfit.hint)
     if not (of := table.get("of", "")):

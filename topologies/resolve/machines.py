@@ -155,19 +155,16 @@ def _settle_scheduling(settings: Settings, report: Report) -> None:
     policy, priority = values["policy"], values["priority"]
     if any(settings.faulty(key, report) for key in ("policy", "priority", "nice")):
         return
-    if policy in _REALTIME and not priority:
+    is_realtime, is_nice = policy in _REALTIME, bool(values["nice"]) and policy not in ("other", "batch")
+    if is_realtime and not priority:
         got = show(priority) if settings.says("priority") else "nothing: this key is missing"
         report.add(settings.at("priority"), f"a priority from 1 to 99, for the policy {policy}", got)
-    elif policy not in _REALTIME and priority:
-        report.add(
-            settings.at("priority"),
-            f"no priority, for the policy {policy}",
-            show(priority),
-            "the policies fifo and rr have one",
-        )
-    elif policy not in ("other", "batch") and values["nice"]:
+    elif priority and not is_realtime:
+        hint = "the policies fifo and rr have one"
+        report.add(settings.at("priority"), f"no priority, for the policy {policy}", show(priority), hint)
+    if is_nice:
         report.add(settings.at("nice"), f"no niceness, for the policy {policy}", show(values["nice"]))
-    else:
+    elif is_realtime == (priority > 0):
         values["scheduling"] = Scheduling(cpus=cpus or (), policy=policy, priority=priority, nice=values["nice"])
 
 

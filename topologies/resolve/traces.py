@@ -108,17 +108,17 @@ def _read_row(
         time_s = float(time)
     except ValueError:
         time_s = math.nan
+    before = len(trace.problems)
     if not 0 <= time_s <= _LAST_S:
         trace.report(line, f"a time from 0 to {_LAST_S} seconds", show(time), "time_s")
-        return
-    for name, column in ((source, "source"), (target, "target")):
-        if name not in machines:
-            trace.report(line, "the name of a machine", show(name), column, nearest(name, [*islice(machines, 64)]))
-            return
-    known = vectors_of(machines[source], machines[target])
-    if not (vector.isascii() and vector.isdecimal() and len(vector) <= 4 and int(vector) < known):
+    unknown = [(name, column) for name, column in ((source, "source"), (target, "target")) if name not in machines]
+    for name, column in unknown:
+        trace.report(line, "the name of a machine", show(name), column, nearest(name, [*islice(machines, 64)]))
+    known = 0 if unknown else vectors_of(machines[source], machines[target])
+    if not unknown and not (vector.isascii() and vector.isdecimal() and len(vector) <= 4 and int(vector) < known):
         expected = f"a vector that {source} can ring {target} with: there are {known}"
         trace.report(line, expected, show(vector), "vector")
+    if len(trace.problems) > before:
         return
     index = machines[source]
     trace.first_line.setdefault(index, line)

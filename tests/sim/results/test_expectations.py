@@ -36,8 +36,8 @@ def expecting(*texts: str, abort: bool = False, groups: dict[str, tuple[int, int
     expectations = []
     for text in texts:
         rest, _, of = text.partition(" of ")
-        figure, comparison, bound = rest.split()
-        that = Condition(figure=figure, comparison=comparison, bound=float(bound), of=of)  # type: ignore[arg-type]
+        metric, comparison, bound = rest.split()
+        that = Condition(metric=metric, comparison=comparison, bound=float(bound), of=of)  # type: ignore[arg-type]
         expectations.append(Expectation(that=that, abort=abort))
     return msgspec.structs.replace(made, expectations=tuple(expectations))
 

@@ -50,7 +50,7 @@ def rich() -> Topology:
         )
         for each in made.machines
     )
-    when = Condition(figure="pending", comparison=">", bound=9, of="a-0 -> bridge-0:1")
+    when = Condition(metric="pending", comparison=">", bound=9, of="a-0 -> bridge-0:1")
     timeline = (
         TimelineEntry(action=Join(), machines=(2,), at_s=1.5),
         TimelineEntry(action=Kill(), machines=(4, 5, 6), pick=1, at_s=2.0, repeat=3, period_s=1.0),
