@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, keeps what it claims, and was committed with its outputs."""
+"""Each notebook runs from top to bottom, its claims hold, and it was committed with its outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# What a notebook claims holds for any length and number: what its cell tagged "parameters" says is said again here.
+# The claims hold for any length and number: these values replace those of the cell tagged "parameters".
 SHORTER = {
     "interrupt_latency": "measured_s = 0.3",
     "doorbell_storm": "measured_s, sizes, vectors, delays_us = 0.3, (2, 6), (1, 4), (0, 10_000)",
@@ -43,7 +43,7 @@ def test_there_are_notebooks():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_its_claims_hold(path, tmp_path, monkeypatch):
-    # The kernel's history and connection file go where the test cleans up.
+    # The kernel's history and connection file belong in the directory that the test removes.
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
     here = tmp_path / "here"
@@ -51,7 +51,7 @@ def test_it_runs_and_its_claims_hold(path, tmp_path, monkeypatch):
     notebook = shortened(path)
     notebook.cells.append(nbformat.v4.new_code_cell("import os; os.getpid()"))
     client = NotebookClient(notebook, timeout=100, kernel_name="python3", resources={"metadata": {"path": str(here)}})
-    # Not execute(): that leaves its event loop behind.
+    # execute() would leave its event loop open.
     asyncio.run(client.async_execute())
     assert list(here.iterdir()) == []
     (pid,) = (output.data["text/plain"] for output in notebook.cells[-1].outputs)
@@ -66,12 +66,12 @@ def test_it_can_be_read_without_running_it(path):
     shown = [output for cell in code for output in cell.outputs]
     assert {output.output_type for output in shown} <= {"execute_result", "display_data"}
     assert any("image/png" in output.data for output in shown)
-    # White, or a page that is dark would be seen through black letters.
+    # The background is white: on a dark page, black letters on a transparent one cannot be read.
     for output in shown:
         if "image/png" in output.data:
             picture = matplotlib.image.imread(io.BytesIO(base64.b64decode(output.data["image/png"])))
             assert (picture[0, 0] == 1).all()
-    # The machine on which it was run is nobody's business.
+    # No path or name of the host on which it was run.
     text = path.read_text()
     assert not re.search(r"/(root|home|tmp|work|Users)/", text)
     assert os.uname().nodename not in text or len(os.uname().nodename) < 4
