@@ -48,10 +48,24 @@ TELEMETRY_COMMANDS = {"top", "ps", "clean", "graph"}
 
 
 class _LazyGroup(click.Group):
-    """A group whose commands are named above, in that order."""
+    """A group whose commands are named above, in that order, and loaded when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but with the nearest name for one that does not exist. Completion does not come here."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if args[0] in COMMANDS or ctx.resilient_parsing:
+                raise
+            from topologies.language.problems import nearest
+
+            hint = nearest(args[0], COMMANDS) or "`ivsim -h` lists the commands"
+            raise click.UsageError(f"No such command {args[0]!r}: {hint}", ctx) from error
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         target = COMMANDS.get(cmd_name)
@@ -84,8 +98,10 @@ def main(arguments: list[str] | None = None) -> Any:
         click.echo(f"ivsim: interrupted{' before there was anything to keep' * runs}", err=True)
         code = INTERRUPTED
     except BrokenPipeError:
-        # Whoever read has read enough; what is still in the buffer has nowhere to go.
+        # The reader has closed standard output: what is still in the buffer has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE
+    except SystemExit:  # what rich does when the reader has closed standard output
         code = BROKEN_PIPE
     except OSError as error:
         click.echo(f"ivsim: cannot go on: {error}", err=True)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import sim
 from sim import cli
 from sim.cli import COMMANDS
 from sim.commands import progress
-from sim.exit_codes import INTERRUPTED
+from sim.exit_codes import BROKEN_PIPE, INTERRUPTED
 from sim.telemetry import Group, Snapshot
 from sim.views.rates import Rates
 
@@ -165,7 +166,10 @@ def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
         ),
         (["show", "no/such/run"], 2, "no such run directory"),
         (["show", "."], 2, "not a run directory"),
-        (["frobnicate"], 2, "No such command 'frobnicate'"),
+        (["frobnicate"], 2, "No such command 'frobnicate': `ivsim -h` lists the commands"),
+        (["validat"], 2, "No such command 'validat': did you mean \"validate\"?"),
+        (["sweeps"], 2, 'did you mean "sweep"?'),
+        (["run", "ping_pon"], 2, 'did you mean "ping_pong"?'),
         ([], 2, "Usage"),
     ],
 )
@@ -177,11 +181,15 @@ def test_mistakes_are_explained(arguments: list[str], code: int, message: str, t
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_reader_that_has_seen_enough_sees_no_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["list", "-h"], ["run", "ping_pong", "--dry-run"], ["validate", "ping_pong"]]
+)
+def test_a_reader_that_has_seen_enough_sees_no_traceback(arguments: list[str]) -> None:
+    """Whatever prints, click or rich: the exit code is that of a broken pipe."""
     read_end, write_end = os.pipe()
     os.close(read_end)
     done = subprocess.run(
-        [sys.executable, "-m", "sim", "list"],
+        [sys.executable, "-m", "sim", *arguments],
         stdout=write_end,
         stderr=subprocess.PIPE,
         text=True,
@@ -189,7 +197,73 @@ def test_a_reader_that_has_seen_enough_sees_no_traceback(tmp_path: Path) -> None
         timeout=60,
     )
     os.close(write_end)
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (BROKEN_PIPE, "")
+
+
+@pytest.mark.parametrize(
+    ("streams", "code"), [(">&-", {0}), ("2>&-", {0}), ("> /dev/full", {1, 3}), ("< /dev/null", {0}), ("<&-", {0})]
+)
+@pytest.mark.parametrize("arguments", [["list"], ["validate", "ping_pong"], ["run", "ping_pong", "--dry-run"]])
+def test_streams_that_are_closed_or_full_bring_no_traceback(arguments: list[str], streams: str, code: set[int]) -> None:
+    command = f"{shlex.join([sys.executable, '-m', 'sim', *arguments])} {streams}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode in code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["device", "list"], ["run", "ping_pong", "--dry-run"]])
+def test_a_narrow_terminal_without_a_language_is_enough(arguments: list[str]) -> None:
+    narrow = {**os.environ, "LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "COLUMNS": "20"}
+    command = [sys.executable, "-m", "sim", *arguments]
+    done = subprocess.run(command, capture_output=True, env=narrow, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout
+
+
+# What the user names is no file, or not such a file.
+WRONG_INPUTS = {
+    "directory": lambda path: path.mkdir(),
+    "binary": lambda path: path.write_bytes(bytes(range(256)) * 12),
+    "empty": lambda path: path.touch(),
+    "loop": lambda path: path.symlink_to(path.name),
+    "missing": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_INPUTS)
+def test_no_command_answers_wrong_input_with_a_traceback(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "signals_too_late", lambda: None)  # this process goes on
+    WRONG_INPUTS[kind](Path("it"))
+    Path("ok.toml").write_text("[machines.a]\nprogram = 'idle'\n")
+    for text in (
+        "run it",
+        "validate it",
+        "graph it",
+        "sweep it --repeat 2",
+        "migrate it",
+        "show it",
+        "report it",
+        "trace it",
+        "compare it it",
+        "explain it",
+        "replay it -S s",
+        "top it",
+        "run ok.toml --program it",
+        "sweep --resume it",
+        "attach -S it info",
+        "run ok.toml --runs it/x/y --dry-run" if kind in ("binary", "empty") else "show it/x",
+        "report it -o it/x",
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(text.split())
+        told = capsys.readouterr()
+        assert ended.value.code == 2, (text, told)
+        assert told.err or told.out
+        assert "Traceback" not in told.err
+    assert {each.name for each in tmp_path.iterdir()} <= {"it", "ok.toml"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
