@@ -247,6 +247,23 @@ def test_a_machine_that_cannot_be_started_later_fails_the_run_and_says_why(tmp_p
     assert result.reason == "late could not be started: the fork server ended (SIGKILL)"
 
 
+def test_a_fork_server_that_is_killed_amid_a_start_is_the_reason(tmp_path: Path) -> None:
+    """Machines that were forked before are as good as any; the others could not be started."""
+
+    def kill() -> None:
+        until(lambda: len(psutil.Process().children()) > 2, "no machine was forked")
+        fork_server().kill()
+
+    thread = threading.Thread(target=kill)
+    text = one("idle").replace("[machines.m]", "[machines.m]\ncount = 60")
+    result = sim.run(loads(text), runs=tmp_path, on_begin=lambda _: thread.start())
+    thread.join()
+    assert result.status in ("finished", "failed")
+    if result.status == "failed":
+        assert "could not be started: the fork server ended (SIGKILL)" in result.reason
+    assert result.balanced
+
+
 # A start that fails
 
 

@@ -195,9 +195,12 @@ class RunDirectory:
 
     def _append(self, line: bytes) -> bool:
         try:
-            return os.write(self._events, line) == len(line)
+            written = os.write(self._events, line)
+            if written < len(line):  # the disk is full: half a line would spoil the next one
+                os.ftruncate(self._events, os.fstat(self._events).st_size - written)
         except OSError:
             return False
+        return written == len(line)
 
 
 def _reserve(path: Path, manifest: Manifest) -> None:

@@ -189,3 +189,17 @@ def test_only_a_coordinators_words_end_a_run():
     for word in ("running", "fine"):
         with pytest.raises(ValueError, match=word):
             Ending(word, "", {}, [], [], 0, 0, 0)
+
+
+def test_an_event_that_the_disk_takes_in_part_spoils_no_other(tmp_path, monkeypatch):
+    directory = pair(tmp_path)
+    write = os.write
+    with directory:
+        directory.event("first")
+        monkeypatch.setattr("os.write", lambda descriptor, data: write(descriptor, data[: len(data) // 2]))
+        directory.event("half")
+        monkeypatch.undo()
+        directory.event("last")
+        run = finish(directory, PENDING)
+    assert [event["kind"] for event in run.events()] == ["first", "last"]
+    assert "1 events could not be written" in run.problems
