@@ -137,7 +137,7 @@ RULES: dict[str, Rule] = {
     ),
     "leave-unknown": Rule(
         "only IDs that were announced to leave",
-        "says nothing, but frees that peer's place: if the ID leaves again or ever comes, its heap is corrupted",
+        "says nothing, but frees that peer's entry: if the ID leaves or joins later, its heap is corrupted",
         MALFORMED.format("rt: disconnect unknown id 7") + " and a closer look with ID 7 twice",
         seed="takes it for its own new ID (rows 60, 62)",
     ),
@@ -177,7 +177,7 @@ RULES: dict[str, Rule] = {
         MALFORMED.format("rt: short 3-byte message then close"),
     ),
     "rest-in-greeting": Rule(
-        "whole messages, 8 bytes each (a server that sends numbers of 4 bytes is understood by nobody)",
+        "whole messages, 8 bytes each (no client understands a server that sends numbers of 4 bytes)",
         "waits in realize for the rest, for as long as nothing more comes: there is no time limit",
         MALFORMED.format("4-byte messages (native int)"),
         ends=True,

@@ -1,6 +1,6 @@
-"""How fast it is, next to C: ``python -m tests.bench`` measures what PERFORMANCE.md sets bars for.
+"""Benchmarks: ``python -m tests.bench`` compares the simulator with C.
 
-Every ratio pairs ours with a C reference (``reference.c``, built on the spot) in alternating rounds of one run, on
-CPUs that are pinned; it is the median over the rounds. Where nobody waits, time of CPU is what counts: what else
-the machine does preempts ours and C alike, but never evenly. Absolute times are context, never a goal.
+Each ratio compares ours with a C reference (``reference.c``, built when the benchmarks start) in alternating rounds of
+one run, on pinned CPUs; it is the median over the rounds. Work that does not wait is measured in CPU time: other
+processes preempt ours and C, and not equally. Absolute times are context, not a goal.
 """

@@ -1,4 +1,4 @@
-"""``python -m tests.bench``: all benchmarks, or those that are named."""
+"""``python -m tests.bench``: all benchmarks, or those named on the command line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TITLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 2 when there is no C compiler."""
+    """The command; returns 2 when there is no C compiler."""
     options = _parse(arguments)
     try:
         measure(
@@ -79,7 +79,7 @@ def measure(
     tiny: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Figure]:
-    """Run these benchmarks; tell of each figure as it comes; the JSON has what there is even if one fails."""
+    """Run these benchmarks and print each figure as it comes; the JSON is written even if one fails."""
     cpus = allowed_cpus()
     cpu = cpus[-1] if cpu is None else cpu
     other_cpu = next((other for other in cpus if other != cpu), None)
@@ -105,7 +105,9 @@ def measure(
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="How fast it is, next to C.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description="Measure how fast the simulator is, compared with C."
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all rounds of all figures there")
     parser.add_argument(
         "--only", action="append", choices=list(BENCHMARKS), metavar="NAME", help=f"of {', '.join(BENCHMARKS)}"

@@ -1,4 +1,4 @@
-"""How soon sixty-four machines are up, and what each of them keeps for itself; with nobody to compare with."""
+"""How long sixty-four machines take to be ready, and the private memory of each; without a reference in C."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEBIBYTE = 1 << 20
 
 
 def measure_bringup(setting: Setting) -> Iterator[Figure]:
-    """``storm_64`` as it is shipped, on all CPUs; memory without the pages of the recording."""
+    """The included topology ``storm_64``, on all CPUs; memory without the pages of the recording."""
     ready, memory, memory_max = [], [], []
     overrides = {"run.duration_s": str(setting.size(1.0, 0.2)), "run.warmup_s": "0.0"}
     if setting.tiny:

@@ -1,4 +1,4 @@
-"""One figure of the benchmarks: what was measured, round by round, and the bar it is held against."""
+"""One figure of the benchmarks: what was measured in each round, and the bar for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Rounds = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure must be, and what is worth reaching for."""
+    """The bar of a figure: the value that it must have, and the value to aim for."""
 
     must: float
     reach: float
@@ -29,7 +29,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Figure:
-    """``rounds`` are pairs (ours, the other's) in ``unit``; an absolute figure has nobody to be compared with.
+    """``rounds`` are pairs (ours, the other's) in ``unit``; an absolute figure has no other.
 
     Its ``value`` is the median over the rounds: of the ratios ours / other's, or of ours alone.
     """
@@ -58,7 +58,7 @@ class Figure:
         return self.bar.verdict(self.value) if self.bar else ""
 
     def plain(self) -> dict[str, object]:
-        """All of it, as JSON has it."""
+        """The figure as it is in the JSON."""
         return {
             "benchmark": self.benchmark,
             "name": self.name,
@@ -76,7 +76,7 @@ class Figure:
 
 
 def alternate(rounds: int, *measures: Callable[[], float]) -> list[tuple[float, ...]]:
-    """Measure all in turn, ``rounds`` times, every other round backwards; one tuple for each round."""
+    """Measure all in turn, ``rounds`` times, each second round in reverse order; returns one tuple for each round."""
     order = list(range(len(measures)))
     results = []
     for _ in range(rounds):

@@ -1,6 +1,6 @@
-"""What it takes until everybody has been told of everybody: our server and one in C, with the same clients, in C.
+"""The cost of announcing all clients to each other: our server and one in C, with the same clients, in C.
 
-Time of CPU on one core, of the server and of all clients: where nothing else runs, that is how long it takes.
+The figure is the CPU time of the server and of all clients on one core: on an idle host, this is how long it takes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MEMORY_BYTES = 4096
 
 
 def measure_greetings(setting: Setting) -> Iterator[Figure]:
-    """All clients, a process each, wait when the server begins."""
+    """Each client is a process; all of them wait when the server starts."""
     with pinned(setting.cpu), contextlib.closing(Region.create(MEMORY_BYTES, kind="memfd")) as region:
         clients, memory = setting.size(256, 5), region.descriptor
         pairs = alternate(setting.size(5, 1), _ours(setting, memory, clients), _theirs(setting, memory, clients))

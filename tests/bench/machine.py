@@ -1,4 +1,4 @@
-"""A real machine in this process: a ``Vm`` placed and connected with real eventfds, and a real recording."""
+"""A machine in this process: a `Vm` that is placed and connected with real eventfds, and its recording."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Wired:
     lines: dict[tuple[int, int], int]
 
     def others(self) -> list[tuple[int, int]]:
-        """All (peer, vector) but the machine's own, in the order of a storm: drawn once."""
+        """All (peer, vector) except the machine's own, in an order that is drawn once, as in a storm."""
         pairs = [pair for pair in self.lines if pair[0] != 0]
         return random.Random(1).sample(pairs, len(pairs))
 

@@ -18,14 +18,14 @@ from tests.bench.setting import Setting
 __all__ = ["measure_messages"]
 
 MESSAGE = Bar(1.1, 1.0)
-# A unix stream socket takes 278 messages that nobody reads.
+# A unix stream socket holds 278 messages that are not read.
 BATCH = 128
 
 
 def measure_messages(setting: Setting) -> Iterator[Figure]:
-    """A greeting: 128 messages are laid out, wait in an outbox, are sent, and are received, each by itself.
+    """A greeting: 128 messages are encoded, queued, sent, and received, each by itself.
 
-    A server lays them out once for all its clients; here, each time.
+    A server encodes them once for all clients; this benchmark encodes them each time.
     """
     batches, rounds = setting.size(4, 1), setting.size(201, 2)
     eventfd = EventFd.create()

@@ -1,4 +1,4 @@
-"""Where a benchmark runs: without a fixed place, the scheduler is what is measured."""
+"""The CPU of a benchmark: without a fixed one, it measures the scheduler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def allowed_cpus() -> list[int]:
 
 @contextlib.contextmanager
 def pinned(cpu: int) -> Iterator[None]:
-    """On this CPU, with every process that is born meanwhile."""
+    """Pin this process, and all processes that it starts meanwhile, to one CPU."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {cpu})
     try:

@@ -1,4 +1,4 @@
-"""Guest programs for measuring: they do what no topology can say, such as to choose a CPU."""
+"""Guest programs for the benchmarks: they do what a topology cannot ask for, such as choosing a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["echo_on", "ping_on", "serve_on", "storm_timed"]
 
 
 def serve_on(guest: Guest, *, to: Peers, cpu: int) -> Program:
-    """Ring, wait for the answer however long it takes, ring again: the least that a wake-up can cost."""
+    """Ring, wait for the answer without a limit, ring again: the lowest cost of a wake-up."""
     os.sched_setaffinity(0, {cpu})
     ring, (peer,) = guest.ring, to
     while True:
@@ -22,19 +22,19 @@ def serve_on(guest: Guest, *, to: Peers, cpu: int) -> Program:
 
 
 def ping_on(guest: Guest, *, to: Peers, cpu: int) -> Program:
-    """``ping`` as it is shipped."""
+    """The included ``ping``, pinned to a CPU."""
     os.sched_setaffinity(0, {cpu})
     return (yield from programs.ping(guest, to=to, vector=0))
 
 
 def echo_on(guest: Guest, *, to: Peers, cpu: int) -> Program:
-    """``echo`` as it is shipped."""
+    """The included ``echo``, pinned to a CPU."""
     os.sched_setaffinity(0, {cpu})
     return (yield from programs.echo(guest, to=to))
 
 
 def storm_timed(guest: Guest, *, to: Peers, burst: int = 64, folder: str) -> Program:
-    """``storm`` as it is shipped; leaves the time of CPU that it took, in nanoseconds, in a file of ``folder``."""
+    """The included ``storm``; writes the CPU time that it took, in nanoseconds, to a file in ``folder``."""
     begin_ns = time.process_time_ns()
     try:
         return (yield from programs.storm(guest, to=to, burst=burst))

@@ -38,7 +38,7 @@ static int64_t now_ns(void)
     return read_clock_ns(CLOCK_MONOTONIC);
 }
 
-/* Time of CPU: what preempts us is nobody's. */
+/* CPU time: preemption does not count. */
 static int64_t used_ns(void)
 {
     return read_clock_ns(CLOCK_THREAD_CPUTIME_ID);

@@ -1,4 +1,4 @@
-"""The C reference, built with the compiler at hand and called in this process."""
+"""The C reference, built by the compiler of the host and called in this process."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ WAYS_TO_WAIT = {"read": 0, "epoll": 1}
 
 
 class NoCompilerError(Exception):
-    """There is no C compiler, or it does not compile the reference."""
+    """There is no C compiler, or it cannot compile the reference."""
 
 
 @contextlib.contextmanager
 def built_reference() -> Iterator[Reference]:
-    """The reference, built in a directory that goes away afterwards."""
+    """The reference, built in a temporary directory."""
     compiler = find_compiler()
     with tempfile.TemporaryDirectory(prefix="ivsim-bench-") as folder:
         library = Path(folder) / "reference.so"
@@ -63,12 +63,12 @@ class Crew:
 
     @property
     def cpu_ns(self) -> int:
-        """What they have used of a CPU."""
+        """The CPU time that they have used, in nanoseconds."""
         return self.shared[1]
 
 
 class Reference:
-    """What C does in the place of ours; all times in nanoseconds."""
+    """The same work in C; all times in nanoseconds."""
 
     def __init__(self, library: ctypes.CDLL, compiler: str) -> None:
         self.compiler = compiler

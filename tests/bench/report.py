@@ -1,4 +1,4 @@
-"""The figures as people and as programs read them: a table of 80 columns, and JSON."""
+"""The figures for people and for programs: a table of 80 columns, and JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def header() -> str:
 
 
 def line(figure: Figure) -> str:
-    """One figure; a trailing sign says how it stands to its bar."""
+    """One figure; the last column compares it with its bar."""
     name = f"{figure.name}, {figure.unit}"
     other = "" if figure.other is None else _number(figure.other)
     ratio = "" if figure.absolute else f"{figure.value:.2f}"
@@ -34,7 +34,7 @@ def line(figure: Figure) -> str:
 
 
 def disturbance(figures: Sequence[Figure]) -> str:
-    """In words, if C took longer for one and the same write at one time than at another; else nothing."""
+    """A sentence if the same write took C longer at one time than at another; otherwise nothing."""
     writes = [figure.other for figure in figures if figure.benchmark in ("single", "batch") and figure.other]
     if not writes or max(writes) <= STEADY * min(writes):
         return ""
@@ -51,7 +51,7 @@ def _number(value: float) -> str:
 
 
 def write_json(path: Path, setting: Setting, figures: Sequence[Figure]) -> None:
-    """Everything, round by round, with what it was measured on."""
+    """All rounds of all figures, and the host on which they were measured."""
     document = {
         "schema_version": 1,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

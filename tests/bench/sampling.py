@@ -1,4 +1,4 @@
-"""What the instrument costs: one interrupt from ring to handler, with more samples and with fewer."""
+"""The cost of the instrument: one interrupt from ring to handler, with more samples and with fewer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ONE_IN_SIXTEEN = Bar(1.05, 1.03)
 
 
 def measure_sampling(setting: Setting) -> Iterator[Figure]:
-    """A machine rings itself and takes the interrupt, as the worker's loop does it; the ratio is to no samples."""
+    """A machine rings itself and takes the interrupt as in the worker's loop; the ratio is to no samples."""
     interrupts, rounds = setting.size(1000, 200), setting.size(201, 2)
     for sample_every, bar in ((16, ONE_IN_SIXTEEN), (1, None)):
         pairs = _compare(setting, interrupts, rounds, sample_every)
@@ -72,7 +72,7 @@ def _interrupt(wired: Wired, interrupts: int) -> Callable[[], float]:
 
 
 def _interrupt_unseen(wired: Wired, interrupts: int) -> Callable[[], float]:
-    """The same without the drains on the record."""
+    """The same without recording the drains."""
     vm, own = wired.vm, {wired.lines[0, 0]: 0}
     ring, deliver = vm.guest.ring, vm.deliver
 

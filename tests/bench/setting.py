@@ -1,4 +1,4 @@
-"""What every benchmark is given: the reference, a place to run, a place for files, and how long it may take."""
+"""What each benchmark is given: the reference, CPUs, a directory, and how long it may take."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ T = TypeVar("T", int, float)
 
 @dataclass(frozen=True)
 class Setting:
-    """``cpu`` is where things run that run on one core; ``other_cpu`` is None where there is only one.
+    """``cpu`` is for benchmarks on one core; ``other_cpu`` is None on a host with one CPU.
 
-    A ``tiny`` run tries every part once and says nothing about speed.
+    A ``tiny`` run tries each part once and measures nothing.
     """
 
     reference: Reference
@@ -31,7 +31,7 @@ class Setting:
     tiny: bool = False
 
     def size(self, full: T, tiny: T) -> T:
-        """How many, or how long."""
+        """A size of the benchmark: the full one, or the least one with ``--tiny``."""
         return tiny if self.tiny else full
 
     def run(
@@ -41,7 +41,7 @@ class Setting:
         overrides: Mapping[str, str] | None = None,
         resources_every_s: float = 0.0,
     ) -> Run:
-        """A run that finished, in a directory that goes away with all others."""
+        """A finished run, in a temporary directory."""
         run = sim.run(topology, runs=self.folder, overrides=overrides, resources_every_s=resources_every_s)
         if run.status == "interrupted":
             raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 """Machines that all ring all, on one core: doorbells per second of CPU, against as many processes in C.
 
-Time of CPU, not time: whatever else wants the core takes its part of the clock's time, and not the same one of
-ours and of C's. Where nothing else runs, they are the same.
+The figure uses CPU time: other processes on the core take elapsed time from ours and from C, and not equally. On an
+idle host both are the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECOND_NS = 1_000_000_000
 
 
 def measure_storms(setting: Setting) -> Iterator[Figure]:
-    """``doorbell_storm`` and ``storm_64`` as they are shipped; their starts are small beside what they do then."""
+    """The included topologies ``doorbell_storm`` and ``storm_64``; their starts are short compared with the rest."""
     for topology, machines, full_s, bar in (("doorbell_storm", 16, 0.8, None), ("storm_64", 64, 2.0, STORM_64)):
         count, duration_s = setting.size(machines, 3), setting.size(full_s, 0.1)
         with pinned(setting.cpu):

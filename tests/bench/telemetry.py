@@ -1,4 +1,4 @@
-"""What it costs to look at a storm while it lasts: snapshots, signs of life, resources."""
+"""The cost of watching a storm: snapshots, pings, resources."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHARE = Bar(0.02, 0.01)
 
 
 def measure_telemetry(setting: Setting) -> Iterator[Figure]:
-    """``doorbell_storm`` as it is shipped: what the coordinator spends, of all that the machines spend on CPUs."""
+    """The included topology ``doorbell_storm``: the CPU time of the coordinator, as a share of that of the machines."""
     shares = []
     overrides = {"run.duration_s": str(setting.size(3.0, 0.4)), "run.warmup_s": "0.0"}
     if setting.tiny:

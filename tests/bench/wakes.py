@@ -33,7 +33,7 @@ parameters = {{ to = "ping", cpu = {other_cpu} }}
 
 
 def measure_same_core(setting: Setting) -> Iterator[Figure]:
-    """Both on one core: what is run, not where."""
+    """Both on one core, so that the placement makes no difference."""
     rounds, cpu = setting.size(5, 1), setting.cpu
     measured = alternate(
         rounds,
@@ -49,7 +49,7 @@ def measure_same_core(setting: Setting) -> Iterator[Figure]:
 
 
 def measure_cross_core(setting: Setting) -> Iterator[Figure]:
-    """Each on its own core; nothing where there is only one."""
+    """Each on its own core; nothing on a host with one CPU."""
     if setting.other_cpu is None:
         return
     rounds, cpu, other_cpu = setting.size(5, 1), setting.cpu, setting.other_cpu
@@ -70,7 +70,7 @@ def _theirs(setting: Setting, way: str, cpu: int, other_cpu: int) -> Callable[[]
 
 
 def _ours(setting: Setting, program: str, cpu: int, other_cpu: int) -> Callable[[], float]:
-    """A whole run: server, workers, recordings. The drains of one machine tell its round trips."""
+    """A whole run: server, workers, recordings. The drains of one machine give its round trips."""
     text = TOPOLOGY.format(duration_s=setting.size(0.4, 0.1), program=program, cpu=cpu, other_cpu=other_cpu)
 
     def measure() -> float:
