@@ -39,9 +39,9 @@ __all__ = [
 LATENCIES = {
     "lag": "from the intended time of a doorbell to its ring",
     "delivery": "from the ring to the moment at which the target's process takes the doorbell",
-    "handling": "from that moment to the one at which the program receives the interrupt",
-    "raw": "from the ring to the program, not corrected for coordinated omission",
-    "total": "from the intended time to the program, corrected for coordinated omission",
+    "handling": "from that moment until the program has handled the interrupt and waits again",
+    "raw": "from the ring until the interrupt is handled, not corrected for coordinated omission",
+    "total": "from the intended time until the interrupt is handled, corrected for coordinated omission",
 }
 POINTS = {"p50": "median", "p90": "", "p99": "", "p99_9": "", "p99_99": "", "max": "maximum", "mean": "mean"}
 UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
