@@ -44,6 +44,9 @@ __all__ = [
 MAX_MACHINES = 65536
 """A peer's ID has 16 bits."""
 
+MAX_VECTORS = 2048
+"""An MSI-X table has 2048 entries (PCI 3.0, 6.8.2)."""
+
 MAX_NAME = 64
 
 Title = Annotated[
@@ -52,7 +55,7 @@ Title = Annotated[
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1, description="The seed of every random choice of the programs.")]
 Count = Annotated[int, Meta(ge=1, le=MAX_MACHINES, description="The number of machines in the group.")]
 Vectors = Annotated[
-    int, Meta(ge=0, le=2048, description="MSI-X vectors of each machine, one eventfd each; 0: memory only.")
+    int, Meta(ge=0, le=MAX_VECTORS, description="MSI-X vectors of each machine, one eventfd each; 0: memory only.")
 ]
 Role = Annotated[
     Literal["peer", "master", "auto"],

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nodes.device.profiles import PROFILES
+from nodes.device.profiles import PROFILES, Profile
 from topologies.actions import ACTIONS, MachineAction, fields_of
 from topologies.language.problems import show
 from topologies.language.tables import required_keys_of
 from topologies.language.values import describe
 from topologies.loader import shipped
 from topologies.metrics import LATENCIES, METRICS, POINTS, UNITS_NS
+from topologies.model import MAX_VECTORS
 from topologies.resolve.programs import Parameter, resolve_program, shipped_programs
 
 __all__ = ["REFERENCES", "Reference", "markdown", "plain"]
@@ -103,12 +104,20 @@ def _default(parameter: Parameter) -> str:
     return "" if value is None else show(value)
 
 
+def _vectors(profile: Profile) -> str:
+    """How many vectors a device with this profile can have."""
+    if not profile.server:
+        return "0"
+    most = profile.msix_limit if profile.msix else MAX_VECTORS
+    return str(profile.fixed_vectors or f"{int(profile.msix)} to {most}")
+
+
 def _profiles() -> Reference:
     rows = [
         (
             name,
             "MSI-X" if profile.msix else "INTx" if profile.intx else "none",
-            str(profile.fixed_vectors or f"{int(profile.msix)} to {profile.msix_limit}") if profile.server else "0",
+            _vectors(profile),
             profile.default_role,
             profile.summary,
         )

@@ -380,3 +380,9 @@ def test_only_migratable_refuses_as_qemu_does() -> None:
     assert loads(MACHINE + "blockers = ['vfio']").machines[0].blockers == ("vfio",)
     # By a group's device: that of 2012 is a master unless it is told otherwise.
     assert len(loads(run + MACHINE + "count = 4\nprofile = 'qemu-1.1'").machines) == 4
+
+
+def test_a_device_without_msix_has_as_many_vectors_as_its_server_gives_it() -> None:
+    """The limit of 32 is that of the MSI-X table of 2012 (row 9); with msi=off there is none."""
+    assert loads(MACHINE + "vectors = 40\nprofile = 'qemu-1.1-intx'").machines[0].vectors == 40
+    assert only(MACHINE + "vectors = 40\nprofile = 'qemu-1.1'").expected == "at most 32, as qemu-1.1 has"
