@@ -38,7 +38,7 @@ def _name(struct: str) -> str:
 
 
 class Action(Validated, frozen=True, tag=_name):
-    """What happens, without when and to whom (`topologies.schedule.TimelineEntry`)."""
+    """An action without its time and machines (`topologies.schedule.TimelineEntry` has those)."""
 
     removes: ClassVar[bool] = False
     """Whether the machine is absent afterwards, so that it can join again."""

@@ -19,7 +19,7 @@ from topologies.migration_plan import make_device, several
 from topologies.model import Machine, Topology
 from topologies.schedule import TimelineEntry
 
-__all__ = ["Foreseen", "foresee"]
+__all__ = ["FailingMigration", "failing_migrations"]
 
 MAX_STEPS = 100_000
 """The number of single steps of a timeline that are looked at."""
@@ -28,7 +28,7 @@ _PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
+class FailingMigration:
     """The outcome of a migration for some of its machines; ``line`` is 0 for an entry that is in no file."""
 
     line: int
@@ -53,7 +53,7 @@ class _Step:
     again: bool
 
 
-def foresee(topology: Topology) -> tuple[Foreseen, ...]:
+def failing_migrations(topology: Topology) -> tuple[FailingMigration, ...]:
     """The migrations that a blocker forbids, and those that no destination can accept, in the order of the file.
 
     Earlier actions on a machine are not considered, and no condition is assumed to hold.
@@ -91,7 +91,7 @@ def foresee(topology: Topology) -> tuple[Foreseen, ...]:
         elif is_certain and action.to_domain and not action.fault:
             begun.add(action.to_domain)
     return tuple(
-        Foreseen(topology.timeline[place].line, tuple(names), verdict, reason, hint)  # type: ignore[arg-type]
+        FailingMigration(topology.timeline[place].line, tuple(names), verdict, reason, hint)  # type: ignore[arg-type]
         for (place, verdict, reason, hint), names in sorted(found.items(), key=lambda item: item[0][0])
     )
 

@@ -24,7 +24,7 @@ class Unreachable:
     reason: str
 
     def __str__(self) -> str:
-        return f"{several(self.machines)} can ring nobody by its parameter {self.parameter}: {self.reason}"
+        return f"{several(self.machines)} can ring no machine by its parameter {self.parameter}: {self.reason}"
 
 
 def unreachable(topology: Topology) -> tuple[Unreachable, ...]:

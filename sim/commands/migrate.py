@@ -12,7 +12,7 @@ import click
 
 from sim.commands.options import BadTopology, overrides_option, programs_option
 from topologies import TopologyError, load
-from topologies.migration_check import Foreseen, foresee
+from topologies.migration_check import FailingMigration, failing_migrations
 from topologies.migration_plan import MigrationPlan, PlannedMachine, Step, plan_migration, several
 
 __all__ = ["migrate"]
@@ -41,11 +41,11 @@ def migrate(topology: str, planned: bool, overrides: dict[str, str], programs: t
         loaded = load(topology, overrides, programs)
     except TopologyError as error:
         raise BadTopology(error) from None
-    plan, foreseen = plan_migration(loaded), foresee(loaded)
+    plan, failing = plan_migration(loaded), failing_migrations(loaded)
     if as_json:
-        click.echo(json.dumps({**asdict(plan), "timeline": [asdict(each) for each in foreseen]}, indent=2))
+        click.echo(json.dumps({**asdict(plan), "timeline": [asdict(each) for each in failing]}, indent=2))
     else:
-        click.echo("\n".join([*_text(plan), *_timeline(foreseen)]))
+        click.echo("\n".join([*_text(plan), *_timeline(failing)]))
 
 
 def _text(plan: MigrationPlan) -> Iterator[str]:
@@ -69,12 +69,12 @@ def _text(plan: MigrationPlan) -> Iterator[str]:
         yield f"lost: {loss}"
 
 
-def _timeline(foreseen: Sequence[Foreseen]) -> Iterator[str]:
+def _timeline(failing: Sequence[FailingMigration]) -> Iterator[str]:
     """The migrations of the timeline that will be refused or fail in a run."""
-    if foreseen:
+    if failing:
         yield ""
         yield "in a run, by its timeline:"
-    for each in foreseen:
+    for each in failing:
         yield f"  {each}"
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from sim.exit_codes import of_error
 from topologies import Topology
-from topologies.migration_check import foresee
+from topologies.migration_check import failing_migrations
 from topologies.ringing_check import unreachable
 
 __all__ = ["dry_run"]
@@ -22,17 +22,20 @@ def dry_run(topology: Topology, runs: Path, *, as_json: bool = False) -> int:
     """Print the demand of ``topology`` and what of it this host does not have; the exit code: 0, or 3."""
     from sim.host.preflight import preflight, render
 
-    demand, foreseen, silent = preflight(topology, runs), foresee(topology), unreachable(topology)
+    demand, failing, silent = preflight(topology, runs), failing_migrations(topology), unreachable(topology)
     if as_json:
         plain = msgspec.to_builtins(demand)
         sums = [{**each, "fits": it.fits} for each, it in zip(plain["sums"], demand.sums, strict=True)]
         plain |= {"sums": sums, "fits": not demand.problems, "problems": demand.problems, "warnings": demand.warnings}
-        plain |= {"foreseen": [asdict(each) for each in foreseen], "unreachable": [asdict(each) for each in silent]}
+        plain |= {
+            "failing_migrations": [asdict(each) for each in failing],
+            "unreachable": [asdict(each) for each in silent],
+        }
         click.echo(json.dumps(plain, indent=2))
     else:
         console = Console()
         render(demand, console)
-        for each in (*foreseen, *silent):
+        for each in (*failing, *silent):
             console.print(f"note: {each}", markup=False, highlight=False, soft_wrap=True)
         if not demand.problems:
             console.print("this host can carry it", highlight=False)

@@ -13,7 +13,7 @@ import click
 
 from sim.commands.options import BadTopology, overrides_option, programs_option
 from topologies import Topology, TopologyError, json_schema, load, starter_text
-from topologies.migration_check import foresee
+from topologies.migration_check import failing_migrations
 from topologies.reference import REFERENCES, markdown, plain
 from topologies.ringing_check import unreachable
 
@@ -38,9 +38,12 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             problems = [asdict(problem) for problem in error.problems]
             click.echo(json.dumps({"valid": False, "problems": problems}, indent=2))
         raise BadTopology(error) from None
-    demand, foreseen, silent = _demand(loaded), foresee(loaded), unreachable(loaded)
+    demand, failing, silent = _demand(loaded), failing_migrations(loaded), unreachable(loaded)
     if as_json:
-        notes = {"foreseen": [asdict(each) for each in foreseen], "unreachable": [asdict(each) for each in silent]}
+        notes = {
+            "failing_migrations": [asdict(each) for each in failing],
+            "unreachable": [asdict(each) for each in silent],
+        }
         click.echo(json.dumps({"valid": True, **demand, **notes}, indent=2))
     else:
         click.echo(
@@ -50,7 +53,7 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             "{memory_bytes} bytes of {memory_kind}".format(**demand)
         )
         click.echo(_schedule(loaded))
-        for each in (*foreseen, *silent):
+        for each in (*failing, *silent):
             click.echo(f"    note: {each}")
 
 

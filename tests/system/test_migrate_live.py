@@ -27,7 +27,7 @@ from tests.system.slower import run_in_time
 from tests.system.test_timeline import entry, events
 from topologies import loads
 from topologies.actions import Fault
-from topologies.migration_check import foresee
+from topologies.migration_check import failing_migrations
 
 MIGRATIONS = int(os.environ.get("IVSIM_MIGRATIONS", "24"))
 A_RUN = 24
@@ -408,7 +408,7 @@ def test_what_is_foreseen_comes(tmp_path: Path) -> None:
     text += entry("migrate", 0.45, "old-2", to_domain="wide")
     text += entry("migrate", 0.5, "master", to_domain="there", repeat=2, period_s=0.1)
     topology = loads(text)
-    told = [(*each.machines, each.verdict, each.reason.partition(", from")[0]) for each in foresee(topology)]
+    told = [(*each.machines, each.verdict, each.reason.partition(", from")[0]) for each in failing_migrations(topology)]
     result = sim.run(topology, runs=tmp_path, resources_every_s=0)
     assert_sound(result)
     found = [each for each in verdicts(result) if each[1] != "moved"]

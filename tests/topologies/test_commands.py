@@ -39,9 +39,9 @@ def test_validate_says_in_one_line_what_is_asked_for() -> None:
 
 def test_validate_notes_what_is_bound_to_fail() -> None:
     assert "\n    note: line 40: migrate stays: refused: Migration is disabled" in invoke("validate", "evacuate").stdout
-    (foreseen,) = json.loads(invoke("validate", "evacuate", "--json").stdout)["foreseen"]
-    assert (foreseen["line"], foreseen["machines"], foreseen["verdict"]) == (40, ["stays"], "refused")
-    assert json.loads(invoke("validate", "ping_pong", "--json").stdout)["foreseen"] == []
+    (failing,) = json.loads(invoke("validate", "evacuate", "--json").stdout)["failing_migrations"]
+    assert (failing["line"], failing["machines"], failing["verdict"]) == (40, ["stays"], "refused")
+    assert json.loads(invoke("validate", "ping_pong", "--json").stdout)["failing_migrations"] == []
 
 
 def test_validate_for_machines() -> None:

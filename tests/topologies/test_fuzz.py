@@ -1,4 +1,4 @@
-"""A file that says everything, what it becomes, and what comes of a thousand files that are almost like it."""
+"""A file with every key of the language, and a thousand files that differ a little from it."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ TEXT = EVERYTHING.read_text()
 
 @pytest.fixture(scope="module", autouse=True)
 def _here() -> Iterator[None]:
-    """Where the trace is, for texts."""
+    """The current directory has the trace, for texts."""
     with contextlib.chdir(EVERYTHING.parent):
         yield
 
 
 @contextlib.contextmanager
 def no_process() -> Iterator[None]:
-    """Whoever starts a process in here fails."""
+    """Starting a process in this context is a failure."""
 
     def refuse(*_arguments: object, **_keywords: object) -> None:
         raise AssertionError("a process is started")
@@ -61,7 +61,7 @@ def no_process() -> Iterator[None]:
 
 
 def problems_of(text: str, name: str = "generated.toml") -> tuple[Problem, ...]:
-    """What is wrong with a text, nothing when it loads; whatever else comes out of it is a failure."""
+    """The problems of a text, none when it loads; any other exception is a failure."""
     with no_process():
         try:
             assert isinstance(loads(text, name), Topology)
@@ -105,7 +105,7 @@ def test_everything_stands_in_the_file_and_loads() -> None:
 
 
 def test_what_the_starting_file_shows_can_be_used() -> None:
-    """The parts that it has as comments load, when they are none and their alternatives are not there."""
+    """The parts in comments load without the # and without their alternatives."""
     shown = re.sub(r'(?m)^# (\[|"[^"]+" = |\w+(\.\w+)* = )', r"\1", starter_text())
     for alternative in (
         r"\[memory\]\s.*\n.*\n.*\n.*\n",

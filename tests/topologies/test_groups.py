@@ -1,4 +1,4 @@
-"""What a group says of its machines: defaults, overrides, names, domains, scheduling, roles."""
+"""Groups: defaults, overrides, names, domains, scheduling, roles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a good topology becomes: defaults, names, indices, peers, overrides, and what ships."""
+"""Valid topologies: defaults, names, indices, peers, sizes, overrides, and those that ship."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MINIMAL = '[machines.a]\nprogram = "idle"\n'
 
 
 def peers(text: str) -> dict[str, tuple[int, ...]]:
-    """Machine name -> the peers its parameter ``to`` names."""
+    """The peers in the parameter ``to`` of each machine, by its name."""
     return {machine.name: machine.parameters["to"] for machine in loads(text).machines if machine.parameters}
 
 
@@ -250,7 +250,7 @@ program = "storm"
         ("[]", [()] * 3),
     ],
 )
-def test_who_is_meant(to: str, expected: list[tuple[int, ...]]) -> None:
+def test_names_stand_for_machines(to: str, expected: list[tuple[int, ...]]) -> None:
     found = peers(f"{GROUPS}parameters = {{ to = {to} }}\n")
     assert found == dict(zip(("a-0", "a-1", "a-2"), expected, strict=True))
 

@@ -1,4 +1,4 @@
-"""topologies.migration_check: what a timeline's migrations come to, as far as a file tells it."""
+"""topologies.migration_check: migrations of a timeline that are refused or fail, as far as the file tells."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.nodes.device.test_ivshmem_state import PEER_MODE
 from topologies import load, loads, migration_check, shipped
-from topologies.migration_check import Foreseen, foresee
+from topologies.migration_check import FailingMigration, failing_migrations
 
 TEXT = """
 [domains.here]
@@ -39,11 +39,11 @@ def migrate(machines: str, *more: str, at_s: float = 1.0) -> str:
 
 
 def told(*entries: str) -> list[tuple[int, tuple[str, ...], str, str]]:
-    found = foresee(loads(TEXT + "".join(entries)))
+    found = failing_migrations(loads(TEXT + "".join(entries)))
     return [(each.line - LINE, each.machines, each.verdict, each.reason) for each in found]
 
 
-def test_a_master_of_today_never_lands_where_somebody_has_been() -> None:
+def test_a_master_of_today_cannot_migrate_to_a_used_domain() -> None:
     fails = [(0, ("master",), "fails", NOT_FIRST)]
     assert told(migrate("'master'")) == fails
     assert told(migrate("'master'", "to_domain = 'here'")) == fails
@@ -71,19 +71,21 @@ def test_a_blocker_refuses_whatever_else_is_asked() -> None:
     refused = ("peer-0", "peer-1", "peer-2", "peer-3")
     assert told(migrate("['peer', 'master']", "fault = 'cancel'")) == [(0, refused, "refused", PEER_MODE)]
     blocked = TEXT.replace('role = "master"', 'role = "master"\nblockers = ["an older one", "a disk"]')
-    (own, device) = foresee(loads(blocked + migrate("['master', 'peer']")))
+    (own, device) = failing_migrations(loads(blocked + migrate("['master', 'peer']")))
     assert (own.machines, own.reason) == (("master",), "a disk")
     assert (device.machines, device.reason) == (refused, PEER_MODE)
 
 
 def test_a_role_that_is_left_to_the_id() -> None:
-    """A master as long as it is peer 0, and a peer where it would land as another one."""
+    """The role "auto" is a master as peer 0, and a peer where it would get another ID."""
     auto = TEXT.replace('role = "master"', 'role = "auto"').replace("count = 4", 'count = 4\nrole = "auto"')
     auto = auto.replace("absent = true", 'absent = true\nrole = "auto"')
     peers = ("peer-0", "peer-1", "peer-2", "peer-3")
 
     def told(*entries: str) -> list[tuple[tuple[str, ...], str, str]]:
-        return [(each.machines, each.verdict, each.reason) for each in foresee(loads(auto + "".join(entries)))]
+        return [
+            (each.machines, each.verdict, each.reason) for each in failing_migrations(loads(auto + "".join(entries)))
+        ]
 
     assert told(migrate("['master', 'peer']", "to_domain = 'there'")) == [(peers, "refused", PEER_MODE)]
     assert told(migrate("'master'", "to_domain = 'busy'")) == [
@@ -99,7 +101,7 @@ def test_a_role_that_is_left_to_the_id() -> None:
 
 def test_a_plain_device_needs_no_id_to_be_a_master() -> None:
     text = TEXT.replace("count = 4", 'count = 4\nrole = "auto"\nprofile = "qemu-plain"')
-    assert foresee(loads(text + migrate("'peer'", "to_domain = 'busy'"))) == ()
+    assert failing_migrations(loads(text + migrate("'peer'", "to_domain = 'busy'"))) == ()
 
 
 @pytest.mark.parametrize(
@@ -117,13 +119,16 @@ def test_a_plain_device_needs_no_id_to_be_a_master() -> None:
 )
 def test_memory_that_does_not_fit(machines: str, size: str, reason: str) -> None:
     text = TEXT.replace("[domains.there]", f"[domains.there]\nsize = '{size}'")
-    found = foresee(loads(text + migrate(machines, "to_domain = 'there'")))
+    found = failing_migrations(loads(text + migrate(machines, "to_domain = 'there'")))
     assert [each.reason for each in found] == ([reason] if reason else [])
 
 
 def test_it_is_told_in_a_line() -> None:
-    assert str(Foreseen(7, ("a", "b"), "fails", "why", "what helps")) == "line 7: migrate a, b: fails: why (what helps)"
-    assert str(Foreseen(0, ("a",), "refused", "why")) == "migrate a: refused: why"
+    assert (
+        str(FailingMigration(7, ("a", "b"), "fails", "why", "what helps"))
+        == "line 7: migrate a, b: fails: why (what helps)"
+    )
+    assert str(FailingMigration(0, ("a",), "refused", "why")) == "migrate a: refused: why"
 
 
 def test_a_scenario_that_ships_expects_what_is_foreseen() -> None:
@@ -135,7 +140,7 @@ def test_a_scenario_that_ships_expects_what_is_foreseen() -> None:
             for machine in topology.machines
             if each.that.of in ("", machine.name, machine.group)
         }
-        for each in foresee(topology):
+        for each in failing_migrations(topology):
             figure = "migrations_refused" if each.verdict == "refused" else "migrations_failed"
             assert {(figure, machine) for machine in each.machines} <= expected, name
 

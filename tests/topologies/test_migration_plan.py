@@ -1,4 +1,4 @@
-"""`ivsim migrate --plan`: verdicts in the device's words, an order that can be carried out, and what is lost."""
+"""`ivsim migrate --plan`: verdicts in the device's words, an order of steps that works, and the losses."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ TWO_DOMAINS = """
     """
 
 
-def test_who_is_in_a_domain_that_stays_stays_too() -> None:
+def test_machines_in_a_domain_that_stays_stay_too() -> None:
     plan = plan_migration(loads(TWO_DOMAINS))
     machines = by_name(plan)
     assert [device.peer for device in machines["bridge"].devices] == [3, 0]
@@ -157,7 +157,7 @@ def test_masters_of_2012_each_bring_the_memory() -> None:
 
 
 def test_what_travels_in_no_stream_is_lost_with_the_device() -> None:
-    """A peer of 2012 moves without its device: that its stream lacks registers is nothing to it."""
+    """A peer of 2012 moves without its device, so that it does not matter which registers its stream lacks."""
     others = (machine(1, profile="qemu-1.1"), machine(2, profile="qemu-plain", vectors=0))
     plan = plan_migration(topology(machine(0, role="master", profile="qemu-1.1"), *others))
     detached = "of the devices that are detached and plugged again"
@@ -192,7 +192,7 @@ def test_a_device_without_a_server_has_no_id() -> None:
 
 
 def test_a_role_that_is_left_to_the_id() -> None:
-    """One is the master, as peer 0; who comes back as another one is a peer. Without a server, each has an ID 0."""
+    """The master is peer 0; a machine that reattaches with another ID is a peer. Without a server, each has ID 0."""
     plan = plan_migration(topology(machine(0, role="auto"), machine(1, role="auto"), machine(2)))
     assert [(each.devices[0].role, each.devices[0].master) for each in plan.machines[:2]] == [
         ("auto", True),
@@ -209,7 +209,7 @@ def test_a_role_that_is_left_to_the_id() -> None:
     assert [each.fate for each in plan.machines] == ["moves", "moves"]
 
 
-def test_who_joins_later_has_no_id_yet() -> None:
+def test_machines_that_join_later_have_no_id_yet() -> None:
     plan = plan_migration(topology(machine(0, role="master"), machine(1, present=False), machine(2)))
     assert [each.devices[0].peer for each in plan.machines] == [0, None, 1]
     assert [each.present for each in plan.machines] == [True, False, True]
@@ -231,7 +231,7 @@ MACHINES = st.lists(
 
 
 class Host:
-    """A topology's machines with real devices, on the servers that they begin on and on the fresh ones."""
+    """The machines of a topology with real devices, on their first servers and on the fresh ones."""
 
     def __init__(self, made: Topology, plan: MigrationPlan) -> None:
         self.machines = {each.name: each for each in made.machines}
@@ -286,7 +286,7 @@ def fresh(each: Machine, peer: int) -> Ivshmem:
 
 @given(drawn=MACHINES, only_migratable=st.booleans())
 def test_every_plan_can_be_carried_out(drawn: list[dict[str, object]], only_migratable: bool) -> None:
-    """Step by step on real devices: nobody who moves is refused, and every ID is the one that was foretold."""
+    """Step by step on real devices: no migration of the plan is refused, and every ID is that of the plan."""
     machines = [machine(at, **values) for at, values in enumerate(drawn)]
     made = topology(*machines, domains=("a", "b"), only_migratable=only_migratable)
     plan = plan_migration(made)
@@ -327,7 +327,7 @@ def test_text_of_a_plan(tmp_path: Path) -> None:
     ]
 
 
-def test_text_of_who_is_not_there_yet_and_who_has_several_devices(tmp_path: Path) -> None:
+def test_text_of_absent_machines_and_of_machines_with_several_devices(tmp_path: Path) -> None:
     file = tmp_path / "two.toml"
     file.write_text(
         TWO_DOMAINS.replace("[machines.leaf]", "[machines.leaf]\nabsent = true")

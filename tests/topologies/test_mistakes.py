@@ -1,4 +1,4 @@
-"""Mistakes that people make in a topology: each is told once, at its line, and with what was probably meant."""
+"""Frequent mistakes in a topology: each is reported once, at its line, with a hint on what was probably meant."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def refused(text: str) -> tuple[Problem, ...]:
 
 
 def mistaken(right: str, wrong: str) -> Problem:
-    """The one problem that comes of one mistake, at the line of it."""
+    """The only problem of a text with one mistake, at its line."""
     assert right in TEXT
     (problem,) = refused(TEXT.replace(right, wrong, 1))
     first = TEXT.partition(right)[0].count("\n") + 1
@@ -179,16 +179,16 @@ def test_what_was_probably_meant(right: str, wrong: str, hint: str) -> None:
     ],
 )
 def test_what_follows_from_a_mistake_is_not_another_one(right: str, wrong: str, key: str) -> None:
-    """A group that was not read is not also unknown, and a key that was misspelt not also missing."""
+    """A faulty group is not reported as unknown, too, and a misspelt key not as missing."""
     assert mistaken(right, wrong).key == key
 
 
-def test_expectations_of_who_was_not_read_are_not_judged() -> None:
+def test_expectations_of_faulty_groups_are_not_checked() -> None:
     text = TEXT.replace("count = 3", "count = 0") + 'of = "sender-1"\n'
     assert [problem.key for problem in refused(text)] == ["machines.sender.count"]
 
 
-def test_what_is_wrong_beside_a_mistake_is_told_all_the_same() -> None:
+def test_other_problems_are_told_beside_a_mistake() -> None:
     text = TEXT.replace("count = 3", "count = 0").replace('"receiver",', '"nobody",')
     assert [problem.key for problem in refused(text)] == ["machines.sender.count", "machines.sender.parameters.to"]
 
@@ -220,7 +220,7 @@ def test_masters_and_priorities_are_told_by_name() -> None:
 
 
 @pytest.mark.parametrize("value", ["9" * 4000, "1e" + "9" * 4000, " " * 4000, "4" * 30 + "M", "=" * 4000])
-def test_nothing_is_guessed_from_what_nobody_means(value: str) -> None:
+def test_no_hint_for_values_without_a_likely_meaning(value: str) -> None:
     for right in ("count = 3", 'size = "4M"', 'that = "refused == 0"'):
         key = right.partition(" ")[0]
         assert "did you mean" not in mistaken(right, f'{key} = "{value}"').hint

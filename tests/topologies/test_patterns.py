@@ -1,4 +1,4 @@
-"""Who rings whom by a pattern, and doorbells out of a file."""
+"""Patterns of peers, and doorbells from a file."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_files_that_are_no_trace(tmp_path: Path) -> None:
         assert key(value) == ("topology.toml", 5, "machines.player.parameters.file"), value
 
 
-def test_one_file_is_read_once_for_all_who_play_it(tmp_path: Path) -> None:
+def test_a_trace_is_read_once_for_all_its_machines(tmp_path: Path) -> None:
     other = TOPOLOGY + '[machines.more]\nvectors = 1\nprogram = "trace"\nparameters.file = "bells.csv"\n'
     found = played(tmp_path, HEADER + "1,more,hub,0\n2,player-1,hub,0\n", other)
     assert [len(trace.doorbells) for trace in found.values()] == [0, 1, 1]

@@ -1,4 +1,4 @@
-"""The scanner that finds lines agrees with tomllib about what is in a text, and with the text about where."""
+"""The scanner finds the same keys as tomllib, and the lines on which they are."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ TREES = st.recursive(
 
 
 class Writer:
-    """Writes a tree as TOML, choosing among all ways to write it."""
+    """Writes a tree as TOML in a random spelling."""
 
     def __init__(self, draw: Any) -> None:
         self.draw = draw

@@ -1,4 +1,4 @@
-"""Bad topologies: all problems at once, each with its line and key; nothing else ever comes out."""
+"""Bad topologies: all problems at once, each with its line and key, and no other exception."""
 
 from __future__ import annotations
 

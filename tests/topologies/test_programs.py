@@ -1,4 +1,4 @@
-"""Programs are found by name, and their parameters are what their signature says."""
+"""Programs are found by name, and their parameters are those of the signature."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def everything(
     rate_hz: float = 1.0, wait_s: float = 0.0, size_bytes: int = 0, burst: int = 1, vector: int = 0,
     offset: int = 0,
 ):
-    """Takes one of each.
+    """Takes a parameter of each kind.
 
     And says more.
     """
@@ -100,7 +100,7 @@ def program(
 
 @pytest.fixture(autouse=True)
 def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of somebody's, found like any installed one."""
+    """A package that is found like an installed one."""
     package = tmp_path / "somebodys_package"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -135,7 +135,7 @@ def test_the_shipped_programs_are_those_of_nodes() -> None:
     assert not storm["burst"].names_peers
 
 
-def test_a_program_of_somebodys() -> None:
+def test_a_program_of_another_package() -> None:
     program = resolve_program("somebodys_package.good:everything")
     assert program.summary == "Takes one of each."
     assert [p.name for p in program.parameters if p.required] == ["to", "whole"]
@@ -293,7 +293,7 @@ FILE = '''
 from nodes.guest import Guest, Peers, Program, Trace
 
 def mine(guest: Guest, *, to: Peers = "others", rate_hz: float = 1.0) -> Program:
-    """Of somebody's own."""
+    """A program of a user."""
     yield
 
 def played(guest, *, file: Trace | None = None):
@@ -351,7 +351,7 @@ def test_what_a_file_does_not_offer(file: Path, name: str) -> None:
     assert name != "mien" or problem.hint == 'did you mean "mine"?'
 
 
-def test_no_file_is_taken_that_nobody_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_named_files_are_imported(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent)
     (file.parent / "mine.py").write_text("raise SystemExit('it was run')")
     for name in ("mine", "mine.py:mine", "./mine.py:mine"):

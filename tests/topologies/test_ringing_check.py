@@ -20,27 +20,27 @@ MUTE = "[machines.mute]\nprofile = 'qemu-plain'\nvectors = 0\nprogram = 'idle'\n
     [
         (
             MUTE + "[machines.tx]\nprogram = 'storm'\nparameters = { to = 'mute' }",
-            ["tx can ring nobody by its parameter to: mute has no interrupts"],
+            ["tx can ring no machine by its parameter to: mute has no interrupts"],
         ),
         (
             MUTE + "count = 3\n[machines.tx]\ncount = 4\nprogram = 'storm'\nparameters = { to = 'mute' }",
-            ["tx-0 ... tx-3 (4) can ring nobody by its parameter to: mute-0, mute-1, mute-2 have no interrupts"],
+            ["tx-0 ... tx-3 (4) can ring no machine by its parameter to: mute-0, mute-1, mute-2 have no interrupts"],
         ),
         (MUTE + "[machines.tx]\ncount = 2\nprogram = 'storm'\nparameters = { to = ['mute', 'tx'] }", []),
         (
             "[machines.tx]\nprofile = 'qemu-plain'\nvectors = 0\nprogram = 'storm'\n[machines.rx]\nprogram = 'idle'",
-            ["tx can ring nobody by its parameter to: its device, qemu-plain, has no doorbells"],
+            ["tx can ring no machine by its parameter to: its device, qemu-plain, has no doorbells"],
         ),
         (
             "[machines.tx]\nprogram = 'storm'",
-            ["tx can ring nobody by its parameter to: it names no other machine"],
+            ["tx can ring no machine by its parameter to: it names no other machine"],
         ),
         ("[machines.tx]\nprogram = 'storm'\nparameters = { to = 'all' }", []),
         ("[machines.tx]\ncount = 3\nprogram = 'storm'\nparameters = { to = { pairs = 'tx' } }", []),
         (MUTE, []),
     ],
 )
-def test_what_can_ring_nobody(text: str, notes: list[str]) -> None:
+def test_loads_that_can_ring_no_machine(text: str, notes: list[str]) -> None:
     assert list(map(str, unreachable(loads(text)))) == notes
 
 
@@ -53,7 +53,7 @@ def test_open_loops_have_a_rate_or_a_trace() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, _ in shipped()])
-def test_what_ships_reaches_somebody(name: str) -> None:
+def test_shipped_loads_reach_a_machine(name: str) -> None:
     assert not unreachable(load(name))
 
 
@@ -61,7 +61,7 @@ def test_validate_and_dry_run_note_it(tmp_path: Path) -> None:
     file = tmp_path / "mute.toml"
     file.write_text(MUTE + "[machines.tx]\nprogram = 'storm'\nparameters = { to = 'mute' }")
     for command in (["validate", str(file)], ["run", "--dry-run", "--runs", str(tmp_path), str(file)]):
-        assert "note: tx can ring nobody" in CliRunner().invoke(ivsim, command).output
+        assert "note: tx can ring no machine" in CliRunner().invoke(ivsim, command).output
     result = CliRunner().invoke(ivsim, ["validate", "--json", str(file)])
     assert json.loads(result.output)["unreachable"] == [
         {"machines": ["tx"], "parameter": "to", "reason": "mute has no interrupts"}

@@ -1,4 +1,4 @@
-"""Phases, the timeline, expectations and the matrix: what they become, and what is refused."""
+"""Phases, timeline, expectations and matrix: their values, and what is refused."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_the_devices_of_masked_machines_have_msix() -> None:
         ([("rung > 3", "join", "a")], 0),
     ],
 )
-def test_who_joins_was_away(actions: list[tuple[Any, str, str]], wrong: int | None) -> None:
+def test_only_absent_machines_join(actions: list[tuple[Any, str, str]], wrong: int | None) -> None:
     text = GROUPS
     for at, do, machines in actions:
         moment = f"at_s = {at}" if isinstance(at, int) else f"when = '{at}'"
@@ -502,7 +502,7 @@ def test_of_a_large_topology_the_first_values_are_tried() -> None:
     assert loads(text.format("1, -1", "0, -1")).matrix["seed"] == ("1", "-1"), "found when that cell is run"
 
 
-def test_everything_wrong_with_the_course_is_said_at_once() -> None:
+def test_all_problems_of_phases_timeline_and_expectations_are_told_at_once() -> None:
     problems = refused(
         "[[phases]]\nname = 'x'\nduration_s = -1\n[[timeline]]\nat_s = 1\ndo = 'kill'\n"
         "[[expect]]\nthat = 'x < 1'\n[matrix]\nseed = 3\n" + GROUPS

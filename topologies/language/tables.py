@@ -88,7 +88,7 @@ NamePattern = Annotated[
         extra={"expected": 'a pattern like "node-{n}", "node-{n:03}" or "{group}-{n}"'},
     ),
 ]
-Whom = Annotated[
+MachineNames = Annotated[
     str | tuple[str, ...],
     Meta(
         description='The machines: a group, a machine, an array of such names, or "all".',
@@ -215,7 +215,7 @@ class EntryTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True):
     of: Of = ""
     repeat: Annotated[int, Meta(ge=1, le=100_000, description="How often the whole is done.")] = 1
     period_s: Annotated[Seconds, Meta(description="How far apart the repetitions begin.")] = 0.0
-    machines: Whom = ()
+    machines: MachineNames = ()
     pick: Annotated[
         int, Meta(ge=1, le=65536, description="How many of the machines that are present, drawn anew each time.")
     ] = 1
