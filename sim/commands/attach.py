@@ -1,4 +1,4 @@
-"""`ivsim attach`: a peer at the keyboard, or in a script."""
+"""`ivsim attach`: a peer for the keyboard or a script."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DUMP_BYTES = 256
 FORMATS: dict[str, Literal["B", "H", "I", "Q"]] = {"1": "B", "2": "H", "4": "I", "8": "Q"}
 # The first two are ivshmem-client's.
 ALIASES = {"int": "ring", "dump": "peers", "who": "peers", "?": "help", "exit": "quit"}
-# Arguments that look like options are arguments: a number below 0 is told to be wrong as what it is.
+# A negative number is an argument, not an option, so that the error names what is wrong with it.
 NUMBERS = {"ignore_unknown_options": True}
 
 
@@ -67,11 +67,11 @@ class _Commands(click.Group):
 def attach(context: click.Context, path: Path, vectors: int, reconnect: bool) -> None:
     """Attach to the server on a socket as one more peer, with an ID of its own.
 
-    Without a command, commands are read from standard input, with a prompt if it is a terminal; interrupts and
-    who joins or leaves are shown as they come. Numbers are decimal or 0x...
+    Without a command, commands are read from standard input, with a prompt if it is a terminal; interrupts, joins and
+    leaves are shown as they come. Numbers are decimal or 0x...
 
-    What the server speaks is recognised by its first messages. Its greeting has no end, but in dialect v0-shm-last:
-    this peer takes it for complete when all its own vectors (-n) have come, or one of them and then nothing for 50 ms.
+    The first messages tell the server's dialect. Its greeting has no end marker, except in dialect v0-shm-last: this
+    peer takes it for complete when all its own vectors (-n) have come, or one of them and then nothing for 50 ms.
     """
     session = AttachSession(path, vectors, reconnect)
     context.obj = session
@@ -82,11 +82,11 @@ def attach(context: click.Context, path: Path, vectors: int, reconnect: bool) ->
         context.exit(run_prompt(session, attach, ALIASES))
 
 
-@attach.command("peers", short_help="Who is there.")
+@attach.command("peers", short_help="List the connected peers.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
 def peers(session: AttachSession, as_json: bool) -> None:
-    """Who is there: own ID, memory, peers and their vectors."""
+    """List the own ID, the memory, the connected peers and their vectors."""
     peer = session.attachment
     others = {other: count for other, count in sorted(peer.peers.items()) if other != peer.peer}
     if as_json:
@@ -127,7 +127,7 @@ def ring(session: AttachSession, peer: str, vector: str) -> None:
     rung, full = 0, []
     for target in targets:
         if target not in there:
-            attachment.ring(target, 0)  # says who is there
+            attachment.ring(target, 0)  # raises an error that lists the peers
         chosen = range(there[target]) if vector == "all" else [_whole(vector or "0", "a vector, or all")]
         for each in chosen:
             rung += 1
@@ -199,7 +199,7 @@ def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_
         click.echo(json.dumps({"peer": session.attachment.peer}))
 
     previous = session.on_interrupt, session.on_return
-    session.on_interrupt = lambda *happened: early.append(happened)  # before this peer can say who it is
+    session.on_interrupt = lambda *happened: early.append(happened)  # until the own ID has been printed
     if as_json:
         session.on_return = introduce
     try:
@@ -247,7 +247,7 @@ def poke(session: AttachSession, offset: int, value: int, size: str) -> None:
     size_bytes = int(size)
     if value >> 8 * size_bytes:
         raise UsageError(f"expected a value that fits into {size_bytes} bytes, got {value:#x}")
-    # One store of that size where it is aligned: other peers never see half of it.
+    # One store of that size where it is aligned, so that other peers never see half of it.
     word = _slice(session.attachment.memory, offset, size_bytes).cast(FORMATS[size])
     word[0] = int.from_bytes(value.to_bytes(size_bytes, "little"), sys.byteorder)
 
@@ -274,7 +274,7 @@ def load(session: AttachSession, offset: int, file: Path) -> None:
     memory = session.attachment.memory
     try:
         with file.open("rb") as opened:
-            data = opened.read(len(memory) + 1)  # no more of it than could ever fit
+            data = opened.read(len(memory) + 1)  # no more than could fit
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from error
     if len(data) > len(memory):
@@ -316,7 +316,7 @@ def _slice(memory: memoryview, offset: int, length: int) -> memoryview:
 
 
 def _dump(data: bytes, offset: int) -> Iterator[str]:
-    """16 bytes a line, as `hexdump -C` shows them; lines like the one before are one asterisk."""
+    """16 bytes a line, as `hexdump -C` shows them; repeated lines are one asterisk."""
     previous, starred = None, False
     for at in range(0, len(data), 16):
         row = data[at : at + 16]

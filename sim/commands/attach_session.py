@@ -1,4 +1,4 @@
-"""What the commands of `ivsim attach` share: one peer, and where things are told."""
+"""What the commands of `ivsim attach` share: one peer, its loop, and the output."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["AttachSession", "count_in_words", "dialect_of", "vectors_in_words"]
 
 
 class AttachSession:
-    """What the commands share: the loop, the peer (it attaches when it is first needed), and where things are told.
+    """The loop and the peer, which attaches when a command first needs it, and the callbacks of the current command.
 
-    ``on_interrupt`` is whoever wants to hear of interrupts just now.
+    ``on_interrupt`` is called for each interrupt, ``on_news`` with lines for the user, ``on_return`` after a reconnect.
     """
 
     def __init__(self, path: Path, vectors: int, reconnect: bool) -> None:
@@ -55,17 +55,17 @@ class AttachSession:
         return self._attachment
 
     def begin(self) -> None:
-        """Attach, and say where."""
+        """Attach, and print the greeting."""
         self.introduce(f"{self.greeting()}; `help` tells the commands")
 
     def introduce(self, text: str | None = None) -> None:
-        """Say who this peer is, once: whoever is to ring it has to know."""
+        """Print the own ID, once: a peer that is to ring this one needs it."""
         if not self._introduced:
             self._introduced = True
             self.on_news(text or self.greeting())
 
     def greeting(self) -> str:
-        """Who this peer is, and whom it has met."""
+        """The own ID, the memory and the other peers, in a line."""
         peer = self.attachment
         return (
             f"peer {peer.peer} of {self.path}: {vectors_in_words(peer.own_vectors)}, "
@@ -74,11 +74,11 @@ class AttachSession:
         )
 
     def describe(self, time_ns: int, vector: int, doorbells: int) -> str:
-        """An interrupt in words, with the seconds since this command began."""
+        """An interrupt in a line, with the seconds since this command began."""
         coalesced = f" ({doorbells} doorbells)" if doorbells > 1 else ""
         return f"{(time_ns - self.began_ns) / 1e9:.6f} interrupt vector {vector}{coalesced}"
 
-    # Whoever listens now, not whoever did when this peer attached.
+    # The callbacks of the current command, not those at the time when this peer attached.
 
     def _pass_interrupt(self, time_ns: int, vector: int, doorbells: int) -> None:
         self.on_interrupt(time_ns, vector, doorbells)

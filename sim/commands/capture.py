@@ -1,4 +1,4 @@
-"""`ivsim record`, `ivsim explain` and `ivsim replay`: what a server and its clients say, kept and looked at."""
+"""`ivsim record`, `ivsim explain` and `ivsim replay`: recorded sessions of a server and its clients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["explain_session", "record", "replay"]
 
 SOCKET = click.Path(path_type=Path)
 ABOUT = """\
-# Recorded by `ivsim record`. Each line: seconds since the start, connection, who speaks, and what: a number with
+# Recorded by `ivsim record`. Each line: seconds since the start, connection, sender, and what it sent: a number with
 # the descriptors that came with it, or bytes that are no message. `ivsim explain` says what it means.
 """
 
@@ -34,7 +34,7 @@ ABOUT = """\
 # Record
 
 
-@click.command("record", short_help="Stand between a server and its clients, and write down what is said.")
+@click.command("record", short_help="Record what a server and its clients send.")
 @click.option("-S", "--server", required=True, type=SOCKET, help="The server's socket.")
 @click.option("-L", "--listen", required=True, type=SOCKET, help="The socket for clients to connect to instead.")
 @click.option(
@@ -46,10 +46,10 @@ ABOUT = """\
 )
 @click.option("--force", is_flag=True, help="Overwrite the session file.")
 def record(server: Path, listen: Path, output: Path, force: bool) -> None:
-    """Pass everything on between the SERVER and its clients, descriptors and all, and write a session file.
+    """Forward all bytes and descriptors between the SERVER and its clients, and write a session file.
 
-    Clients connect to LISTEN instead of to the server. The file is text, one line for each message, and whole
-    at every moment. SIGTERM or Ctrl-C ends it, and the connections with it.
+    Clients connect to LISTEN instead of to the server. The file is text with a line for each message, and complete at
+    every moment. SIGTERM or Ctrl-C ends the recording and its connections.
     """
     from sim.wire.listener import LISTENING, PATH_BYTES_MAX, probe
     from sim.wire.proxy import Proxy
@@ -77,7 +77,7 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
         def note(entry: Entry) -> None:
             write(format_entry(entry))
 
-        # The file first: clients are not to be let in when nothing can be written.
+        # The file first: no client connects when nothing can be written.
         file = stack.enter_context(_open_output(output, force))
         proxy = stack.enter_context(
             Proxy(loop, server, listen, note, warn=lambda text: click.echo(f"ivsim: {text}", err=True))
@@ -105,7 +105,7 @@ def _open_output(output: Path, force: bool) -> Iterator[IO[str]]:
     try:
         yield file
     finally:
-        with contextlib.suppress(OSError):  # what could not be written was told
+        with contextlib.suppress(OSError):  # the failed write has raised already
             file.close()
 
 
@@ -130,7 +130,7 @@ def _lines(opened: IO[str]) -> Iterator[str]:
         yield line
 
 
-@click.command("explain", short_help="Say what a recorded session means, and what is wrong with it.")
+@click.command("explain", short_help="Explain a recorded session, and what is wrong with it.")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
 @click.option(
     "--dialect",
@@ -148,10 +148,10 @@ def _lines(opened: IO[str]) -> Iterator[str]:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_context
 def explain_session(context: click.Context, file: Path, dialect: str, vectors: int | None, as_json: bool) -> None:
-    """Go through a session file, connection by connection.
+    """Explain a session file, connection by connection.
 
-    The dialect is recognised by the first messages. The first wrong message is pointed at, with what a real
-    QEMU does when it hears it. Exit code 0: clean; 1: something is wrong; 2: not a session file.
+    The first messages tell the dialect. The first wrong message is marked, with what a real QEMU does when it receives
+    it. Exit code 0: clean; 1: something is wrong; 2: not a session file.
     """
     session = read_session(file)
     found = [
@@ -236,10 +236,10 @@ def _entry_as_data(explained: Explained, explanation: Analysis) -> dict[str, Any
 # Replay
 
 
-@click.command("replay", short_help="Play a recorded server to a client under test.")
+@click.command("replay", short_help="Replay a recorded server to a client under test.")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("-S", "--socket", "path", required=True, type=SOCKET, help="The socket for the client to connect to.")
-@click.option("--connection", type=click.IntRange(1), help="Which connection to play. Default: the first.")
+@click.option("--connection", type=click.IntRange(1), help="Which connection to replay. Default: the first.")
 @click.option(
     "--speed",
     type=click.FloatRange(0, 1e9),
@@ -252,11 +252,11 @@ def _entry_as_data(explained: Explained, explanation: Analysis) -> dict[str, Any
     "--timeout", "timeout_ns", callback=duration_ns, metavar="DURATION", help="End after this long. Default: never."
 )
 def replay(file: Path, path: Path, connection: int | None, speed: float, step: bool, timeout_ns: int | None) -> None:
-    """Play the server's side of a recorded connection to the first client that connects.
+    """Replay the server's side of a recorded connection to the first client that connects.
 
-    Descriptors of the recorded kinds are made anew: eventfds, memory of that size. What the client does is told
-    on standard output. It ends when the client leaves, or the recorded server does. Exit code 0: everything
-    was sent; 1: not all of it.
+    New descriptors of the recorded kinds are sent: eventfds, memory of that size. Standard output shows what the client
+    does. The replay ends when the client leaves, or the recorded server closes. Exit code 0: everything was sent;
+    1: not all of it.
     """
     from sim.kernel.line_reader import LineReader
     from sim.wire.listener import Listener
@@ -272,7 +272,7 @@ def replay(file: Path, path: Path, connection: int | None, speed: float, step: b
         click.echo(f"{time_ns / NANOSECONDS:.6f} {text}")
 
     def announce() -> None:
-        if entry := player.upcoming:
+        if entry := replayer.upcoming:
             act = format_entry(entry).split("  #")[0].split(" ", 3)[3]
             click.echo(f"next: {act} ({meanings[entry.line]}); Enter sends it", err=True)
 
@@ -281,7 +281,7 @@ def replay(file: Path, path: Path, connection: int | None, speed: float, step: b
         if line is None:
             input_ended = True
             return
-        player.step()
+        replayer.step()
         announce()
 
     with contextlib.ExitStack() as stack:
@@ -289,20 +289,20 @@ def replay(file: Path, path: Path, connection: int | None, speed: float, step: b
         stack.callback(loop.close)
         ended = stack.enter_context(ended_by_signal(loop))
         listener = stack.enter_context(Listener(path))
-        player = stack.enter_context(Replayer(loop, listener, entries, speed=speed, stepwise=step, tell=say))
+        replayer = stack.enter_context(Replayer(loop, listener, entries, speed=speed, stepwise=step, tell=say))
         click.echo(f"waiting for a client at {path}", err=True)
         deadline_ns = None if timeout_ns is None else time.monotonic_ns() + timeout_ns
         lines: LineReader | None = None
-        while not (player.done or ended() or input_ended):
+        while not (replayer.done or ended() or input_ended):
             if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
                 click.echo("ivsim: the time is over", err=True)
                 break
             loop.step(deadline_ns)
-            if step and lines is None and player.connected:
+            if step and lines is None and replayer.connected:
                 announce()
                 lines = LineReader(loop, sys.stdin.fileno(), take)
                 stack.callback(lines.close)
-        played = player.result()
+        played = replayer.result()
     for (peer, vector), count in played.rung.items():
         click.echo(f"client rang peer {peer} vector {vector}: {count}")
     click.echo(f"sent {played.sent} of {played.total}")

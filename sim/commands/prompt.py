@@ -1,4 +1,4 @@
-"""The conversation of `ivsim attach`: commands from standard input, and what happens meanwhile between them."""
+"""The prompt of `ivsim attach`: commands from standard input, and events that are shown between them."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ USAGE_COLUMNS = 34
 
 
 class PromptSession(Protocol):
-    """What a conversation is about: it has a loop, and its commands take it as their object."""
+    """What a prompt needs of a session: its loop and callbacks. The commands take the session as their object."""
 
     loop: Loop
     on_news: Callable[[str], object]
     on_interrupt: Callable[[int, int, int], object]
 
     def begin(self) -> None:
-        """Attach, and say where."""
+        """Attach, and print the greeting."""
 
     def describe(self, time_ns: int, vector: int, doorbells: int) -> str:
-        """An interrupt in words."""
+        """An interrupt in a line."""
 
 
-def run_prompt(about: PromptSession, group: click.Group, aliases: Mapping[str, str]) -> int:
-    """Until `quit` or the end of standard input. The exit code: 1 if a command has failed, else 0."""
+def run_prompt(session: PromptSession, group: click.Group, aliases: Mapping[str, str]) -> int:
+    """Carry out commands until `quit` or the end of standard input. Returns 1 if a command has failed, else 0."""
     code = 0
     ended = False
 
@@ -53,7 +53,7 @@ def run_prompt(about: PromptSession, group: click.Group, aliases: Mapping[str, s
         if line is None:
             ended = True
             return
-        outcome = _obey(line, about, group, aliases)
+        outcome = _obey(line, session, group, aliases)
         if outcome is None:
             ended = True
             lines.close()
@@ -71,26 +71,26 @@ def run_prompt(about: PromptSession, group: click.Group, aliases: Mapping[str, s
             source: _LineSource = stack.enter_context(_Terminal([*group.commands, *aliases, "help", "quit"]))
         else:
             source = _LineSource()
-        about.on_news = source.show
-        about.on_interrupt = lambda *happened: source.show(about.describe(*happened))
-        about.begin()
-        lines = LineReader(about.loop, source.descriptor, take)
+        session.on_news = source.show
+        session.on_interrupt = lambda *happened: source.show(session.describe(*happened))
+        session.begin()
+        lines = LineReader(session.loop, source.descriptor, take)
         stack.callback(lines.close)
-        # A Ctrl-C that comes just before the loop waits, or that the other thread takes, is to wake it up too.
+        # A Ctrl-C just before the loop waits, or one that the other thread takes, must wake the loop up too.
         read_end, write_end = (stack.enter_context(end) for end in socket.socketpair())
         write_end.setblocking(False)
-        about.loop.add(read_end, woken)
-        stack.callback(about.loop.remove, read_end)
+        session.loop.add(read_end, woken)
+        stack.callback(session.loop.remove, read_end)
         stack.callback(signal.set_wakeup_fd, -1)
         source.ready()
         while not ended:
             signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)  # each time: a command may have its own
-            about.loop.step()
+            session.loop.step()
     return code
 
 
-def _obey(line: str, about: PromptSession, group: click.Group, aliases: Mapping[str, str]) -> int | None:
-    """Carry out one line; 0 or 1 for how it went, None to quit."""
+def _obey(line: str, session: PromptSession, group: click.Group, aliases: Mapping[str, str]) -> int | None:
+    """Carry out one line. Returns 0, or 1 when it failed, or None for `quit`."""
     try:
         words = shlex.split(line, comments=True)
     except ValueError as error:
@@ -100,7 +100,7 @@ def _obey(line: str, about: PromptSession, group: click.Group, aliases: Mapping[
     if name == "quit":
         return None
     try:
-        code = _carry_out(name, words[1:], about, group, aliases) if words else 0
+        code = _carry_out(name, words[1:], session, group, aliases) if words else 0
         if code == INTERRUPTED:  # by a key, which is how one of these ends
             click.echo()
         return 1 if code and code != INTERRUPTED else 0
@@ -112,15 +112,15 @@ def _obey(line: str, about: PromptSession, group: click.Group, aliases: Mapping[
 
 
 def _carry_out(
-    name: str, arguments: list[str], about: PromptSession, group: click.Group, aliases: Mapping[str, str]
+    name: str, arguments: list[str], session: PromptSession, group: click.Group, aliases: Mapping[str, str]
 ) -> object:
-    """What a command gives back: nothing, or an exit code."""
+    """Run a command; returns None or an exit code."""
     if name == "help":
         click.echo("\n".join(_help(group, aliases)))
         return 0
     if name not in group.commands:
         raise UsageError(f"expected one of {', '.join([*group.commands, 'help', 'quit'])}")
-    return group.commands[name].main(arguments, prog_name=name, standalone_mode=False, obj=about)
+    return group.commands[name].main(arguments, prog_name=name, standalone_mode=False, obj=session)
 
 
 def _help(group: click.Group, aliases: Mapping[str, str]) -> Iterator[str]:
@@ -147,20 +147,20 @@ def _arguments(command: click.Command) -> Iterator[str]:
 
 
 class _LineSource:
-    """LineReader from standard input, and things to show in between."""
+    """Lines from standard input, and output between them."""
 
     descriptor = 0
 
     def ready(self) -> None:
-        """The next line may come."""
+        """Take the next line."""
 
     def show(self, text: str) -> None:
         click.echo(text)
 
 
 class _Terminal(_LineSource):
-    """LineReader that are edited with readline. It blocks, so that it has a thread of its own, which never ends by
-    itself: what it would do to the terminal on leaving is done here.
+    """Lines that are edited with readline. It blocks, and so has a thread of its own, which never ends by itself: this
+    class restores the terminal in its place.
     """
 
     def __init__(self, words: list[str]) -> None:

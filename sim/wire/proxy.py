@@ -1,8 +1,8 @@
-"""Between a server and its clients: everything is passed on as it comes, and written down.
+"""A proxy between a server and its clients, which forwards all bytes and descriptors as they arrive and records them.
 
-Reads are as small as QEMU's, at most one message each, so that a descriptor leaves with the very bytes that it
-came with. Who does not read holds up the other side of his own connection, as he would without us, and nobody
-else. A client that only shuts down its sending side is taken to have closed: servers do not tell these apart.
+Reads are as small as QEMU's, at most one message each, so that a descriptor is sent with the bytes that it came with. A
+side that does not read delays the other side of its own connection, as it would without the proxy, and no other
+connection. A client that only shuts down its sending side counts as closed: servers do not distinguish the two.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from sim.wire.listener import Listener
 
 __all__ = ["Proxy", "RawMessage", "kind_of"]
 
-CLIENT_BYTES = 4096  # a client has nothing to say: what it says anyway is no message
+CLIENT_BYTES = 4096  # a client of the protocol sends nothing; what it sends is not a message
 QUEUE_MAX = 8
-READS_MAX = 256  # of one side, before others have their turn
+READS_MAX = 256  # from one side in a turn of the loop
 RETRY_NS = 2_000_000
 ACCEPT_PAUSE_NS = 100_000_000
 
@@ -45,7 +45,7 @@ _FILES = {
 
 
 def kind_of(descriptor: int) -> Kind:
-    """What a descriptor is, as the kernel tells it (proc_pid_fd(5), fstat(2))."""
+    """The kind of file behind a descriptor, from the kernel (proc_pid_fd(5), fstat(2))."""
     link = os.readlink(f"/proc/self/fd/{descriptor}")
     if link == "anon_inode:[eventfd]":
         match = _EVENTFD_NUMBER.search(Path(f"/proc/self/fdinfo/{descriptor}").read_text())
@@ -59,7 +59,7 @@ def kind_of(descriptor: int) -> Kind:
 
 
 class RawMessage(Message[int]):
-    """Bytes that are sent as they are: a part of a message, or none at all."""
+    """Bytes that are sent as they are: a part of a message, or bytes that are no message."""
 
     data: bytes
 
@@ -74,13 +74,13 @@ class RawMessage(Message[int]):
 
 
 class _Side:
-    """One of the two sockets of a connection, and what waits to be sent there."""
+    """One of the two sockets of a connection, with the bytes that wait to be sent there."""
 
     def __init__(self, name: str, sock: socket.socket) -> None:
         self.name = name
         self.channel = Channel(sock)
         self._outbox = Outbox(sock, QUEUE_MAX)
-        self._held: deque[Sequence[int]] = deque()  # descriptors of what waits, ours until it has gone
+        self._held: deque[Sequence[int]] = deque()  # descriptors of the bytes that wait, owned until those are sent
         self._deaf = False
         self.ended = False
 
@@ -93,7 +93,7 @@ class _Side:
         return self._outbox.throttled
 
     def send(self, data: bytes, descriptors: Sequence[int]) -> bool:
-        """Pass on; False when the other side of this socket has gone. Takes the descriptors over."""
+        """Send, and own the descriptors; False when the process at the other end has closed."""
         self._held.append(descriptors)
         if self._deaf:
             self._release(0)
@@ -102,7 +102,7 @@ class _Side:
         return self.flush()
 
     def drop(self) -> None:
-        """It hears no more: forget what waits and what is still to come."""
+        """Discard what waits and what is still to be sent: the process at the other end has closed."""
         self._deaf = True
         self._outbox = Outbox(self.channel.socket, QUEUE_MAX)
         self._release(0)
@@ -126,7 +126,7 @@ class _Side:
 
 
 class _ProxiedConnection:
-    """One client's connection, through to the server."""
+    """The connection of one client, and that to the server for it."""
 
     def __init__(self, number: int, client: socket.socket, server: socket.socket) -> None:
         self.number = number
@@ -143,8 +143,8 @@ class _ProxiedConnection:
 class Proxy:
     """Listens on ``listen`` and connects each client to the server on ``server``.
 
-    ``write`` is handed one entry for each thing that happens, in order; ``warn`` is told what is odd here. A
-    context manager: leaving it ends all connections.
+    ``write`` is called with an entry for each event, in order; ``warn`` with problems of the proxy itself. A context
+    manager: leaving it ends all connections.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Proxy:
         self._write = write
         self._links: set[_ProxiedConnection] = set()
         self.connections = 0
-        """How many clients have come."""
+        """How many clients have connected."""
         self._start_ns = clock()
         self._listener = Listener(listen)
         loop.add(self._listener, self._accept_all)
@@ -174,7 +174,7 @@ class Proxy:
         self.close()
 
     def close(self) -> None:
-        """End all connections; what was said until now has been handed to ``write``."""
+        """End all connections; ``write`` has been called for all that was sent until now."""
         for link in list(self._links):
             self._note_rest(link)
             self._finish(link)
@@ -182,7 +182,7 @@ class Proxy:
             self._loop.remove(self._listener)
         self._listener.close()
 
-    # Clients that come
+    # Clients that connect
 
     def _accept_all(self) -> None:
         while True:
@@ -207,7 +207,7 @@ class Proxy:
             self._connect(link)
 
     def _pause_accepting(self) -> None:
-        """No descriptor is left: wait for some to be closed, instead of spinning."""
+        """Pause until descriptors have been closed, instead of spinning: none is left."""
         self._loop.remove(self._listener)
         self._loop.at(self._clock() + ACCEPT_PAUSE_NS, self._resume_accepting)
 
@@ -221,7 +221,7 @@ class Proxy:
         try:
             link.server.channel.socket.connect(os.fspath(self._server))
         except BlockingIOError:
-            # Its backlog is full: the client would wait in connect(2), and so do we.
+            # The server's backlog is full. Without the proxy, the client would wait in connect(2).
             self._loop.at(self._clock() + RETRY_NS, lambda: self._connect(link))
             return
         except OSError as error:
@@ -231,10 +231,10 @@ class Proxy:
             return
         self._watch(link)
 
-    # What they say
+    # Bytes that are forwarded
 
     def _watch(self, link: _ProxiedConnection) -> None:
-        """Listen to each side whose words there is room for, and to a blocked one for when it has room again."""
+        """Watch each side for bytes that the other has room for, and each blocked side for room."""
         retry = False
         for side in (link.client, link.server):
             listens = not (side.ended or link.other(side).blocked)
@@ -244,7 +244,7 @@ class Proxy:
                 self._loop.add(side.channel, lambda side=side: self._read(link, side), writable=flush)  # type: ignore[misc]
             else:
                 self._loop.remove(side.channel)
-            # Room alone is not waited for: epoll would tell of what is not to be read as well, again and again.
+            # A side is not watched for room alone: epoll would report unread bytes too, again and again.
             retry = retry or (side.blocked and not (listens and writes))
         if retry and not link.retrying:
             link.retrying = True
@@ -273,7 +273,7 @@ class Proxy:
             size_bytes = link.decoder.missing_bytes if side is link.server else CLIENT_BYTES
             try:
                 received = side.channel.receive(size_bytes)
-            except RemoteProtocolError as error:  # this process may open no more descriptors
+            except RemoteProtocolError as error:  # this process cannot open more descriptors
                 self._warn(f"connection {link.number}: {error}")
                 self._end(link, side.name, str(error))
                 return
@@ -284,7 +284,7 @@ class Proxy:
                 self._end(link, side.name, "")
                 return
             try:
-                if not link.server.ended:  # what a client says to a server that has gone is no part of the session
+                if not link.server.ended:  # bytes to a server that has closed are not part of the session
                     self._note_said(link, side, data, [kind_of(descriptor) for descriptor in descriptors])
             except BaseException:
                 for descriptor in descriptors:
@@ -296,7 +296,7 @@ class Proxy:
             self._watch(link)
 
     def _lost(self, link: _ProxiedConnection, side: _Side) -> None:
-        """A side cannot be told more. A server may still have said something before; a client has just left."""
+        """A side has closed. Bytes that a server sent before may still have to be read; a client has left."""
         if side is link.client:
             self._end(link, "client", "")
         else:
@@ -312,7 +312,7 @@ class Proxy:
             self._note(link, "server", Said(*message))
 
     def _end(self, link: _ProxiedConnection, side: str, reason: str) -> None:
-        """One side has closed, or must: note it, and close the other as soon as it has been told everything."""
+        """Record that one side has closed, and close the other as soon as everything has been sent to it."""
         if link.server.ended:
             self._finish(link)
             return
@@ -328,7 +328,7 @@ class Proxy:
         self._watch(link)
 
     def _note_rest(self, link: _ProxiedConnection) -> None:
-        """The bytes of a message that will never be whole."""
+        """Record the bytes of an incomplete message whose rest will not come."""
         if link.rest:
             self._note(link, "server", Bytes(bytes(link.rest), tuple(link.decoder.unclaimed())))
             link.rest.clear()

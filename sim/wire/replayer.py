@@ -1,4 +1,4 @@
-"""Plays the server's side of a recorded connection to a client under test, with real descriptors."""
+"""Replays the server's side of a recorded connection to a client under test, with real descriptors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sim.wire.proxy import RawMessage
 
 __all__ = ["Played", "Replayer"]
 
-QUEUE_MAX = 1 << 20  # only of those who step on and on though the client does not read
+QUEUE_MAX = 1 << 20  # reached only by stepping on while the client does not read
 READ_BYTES = 4096
 READS_MAX = 64
 RETRY_NS = 2_000_000
@@ -32,7 +32,7 @@ SHM_DIRECTORY = "/dev/shm"
 
 @dataclass(frozen=True)
 class Played:
-    """What came of it. ``rung``: (peer, vector) -> how often the client rang it; its own vectors excepted."""
+    """The result. ``rung``: (peer, vector) -> how often the client rang it, without its own vectors."""
 
     sent: int
     total: int
@@ -44,11 +44,11 @@ class Played:
 
 
 class Replayer:
-    """Waits on ``listener`` for one client, and plays ``entries`` (of one connection) to it.
+    """Waits on ``listener`` for one client, and replays ``entries`` (of one connection) to it.
 
-    ``speed`` divides the recorded times; 0 sends everything at once. With ``stepwise`` nothing is sent but by
-    ``step``. ``tell(time_ns, text)`` hears what happens, in time since the client connected. ``done`` turns true
-    when there is nothing left to do: the client has gone, or the recorded server has closed. A context manager.
+    ``speed`` divides the recorded times; 0 sends everything at once. With ``stepwise`` only ``step`` sends.
+    ``tell(time_ns, text)`` is called for each event, with the time since the client connected. ``done`` becomes true
+    when the client has left, or the recorded server has closed. A context manager.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class Replayer:
         self._recorded_ns = entries[0].time_ns
         self._peer = explain(entries[0].connection, entries).peer
         self._entries = [entry for entry in entries if entry.side == "server"]
-        self._next = 0  # the first entry that has not been handed to the outbox
-        self._unsent = 0  # of those handed over: what the client has not been sent yet
+        self._next = 0  # the first entry that is not in the outbox yet
+        self._unsent = 0  # how many entries wait in the outbox
         self._start_ns = 0
         self._client: Channel | None = None
         self._outbox: Outbox | None = None
@@ -90,13 +90,13 @@ class Replayer:
 
     @property
     def upcoming(self) -> Entry | None:
-        """What is sent next."""
+        """The entry that is sent next."""
         return self._entries[self._next] if self._next < len(self._entries) else None
 
     def _elapsed_ns(self) -> int:
         return self._clock() - self._start_ns
 
-    # What is sent
+    # Messages that are sent
 
     def _accept(self) -> None:
         try:
@@ -116,9 +116,9 @@ class Replayer:
             self._play()
 
     def _play(self) -> None:
-        """Send what is due, and come back for the next."""
+        """Send the entries that are due, and schedule the next."""
         while not self.done and (entry := self.upcoming):
-            if self._unsent:  # the client does not read: it gets the rest when it does
+            if self._unsent:  # the client does not read yet
                 self._loop.at(self._clock() + RETRY_NS, self._play)
                 return
             if self._speed:
@@ -139,7 +139,7 @@ class Replayer:
             case Bytes(data, kinds):
                 room = self._outbox.put(RawMessage.of(data, self._make_all(None, kinds)))
             case _:
-                room = True  # Closes: as soon as all before it has been sent
+                room = True  # Closes: takes effect when all before it has been sent
         if not room:
             raise RunError(f"{QUEUE_MAX} messages wait for the client, which does not read")
         self._next += 1
@@ -161,7 +161,7 @@ class Replayer:
             self._tell(self._elapsed_ns(), "the recorded server closed, and so the connection was closed")
             self._finish()
 
-    # What the client does
+    # The client
 
     def _read(self) -> None:
         assert self._client is not None
@@ -193,7 +193,7 @@ class Replayer:
             self._client.close()
 
     def result(self) -> Played:
-        """What was sent and what the client rang, until now; counters that are looked at are emptied."""
+        """What was sent, and what the client rang; reading the counters empties them."""
         rung = {
             (peer, vector): count
             for peer, eventfds in self._vectors.items()
@@ -212,7 +212,9 @@ class Replayer:
 
     def _make_all(self, number: int | None, kinds: Sequence[Kind]) -> tuple[int, ...]:
         """Descriptors of the recorded kinds, kept until the end."""
-        if number in self._vectors and not kinds:  # it has left: the kernel may give its numbers to others
+        if (
+            number in self._vectors and not kinds
+        ):  # the peer has left: the kernel may have reused the numbers of its eventfds
             gone = self._vectors[number]
             self._numbered = {at: eventfd for at, eventfd in self._numbered.items() if eventfd not in gone}
         try:
@@ -237,14 +239,14 @@ class Replayer:
 
 
 def _take(eventfd: EventFd) -> int:
-    # A client may have cleared the flag, which belongs to all who hold the eventfd: QEMU does.
+    # QEMU clears the flag, which belongs to the description that all processes share.
     flags = fcntl.fcntl(eventfd.descriptor, fcntl.F_GETFL)
     fcntl.fcntl(eventfd.descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
     return eventfd.take()
 
 
 def _open(kind: Kind) -> int:
-    """A new descriptor of this kind; what cannot be made here (a block device, say) is /dev/null instead."""
+    """A new descriptor of this kind; /dev/null for kinds that cannot be made here, such as a block device."""
     match kind.name:
         case "memfd" | "shm" | "file":
             return _open_sized(kind)
@@ -270,7 +272,7 @@ def _open_sized(kind: Kind) -> int:
         descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(descriptor, kind.size_bytes)
-        # As F_DUPFD would not do: it shares the way in which the file was opened.
+        # F_DUPFD would share the mode in which the file was opened.
         return os.open(f"/proc/self/fd/{descriptor}", (os.O_RDONLY if kind.read_only else os.O_RDWR) | os.O_CLOEXEC)
     finally:
         os.close(descriptor)

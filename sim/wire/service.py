@@ -28,8 +28,8 @@ from sim.wire.server import IvshmemServer, Peer, PendingClient
 __all__ = ["Served", "ServiceSettings", "run_service"]
 
 OWN_DESCRIPTORS = 32
-# A client that is not let in reads this where a version belongs, and says so: QEMU exits with "server sent version
-# -87, expecting 0". At the mere end of the connection it would wait for ever (hw/misc/ivshmem.c, ivshmem_recv_msg).
+# A client that is refused reads this in place of a version: QEMU exits with "server sent version -87, expecting 0". At
+# the mere end of the connection it would wait for ever (hw/misc/ivshmem.c, ivshmem_recv_msg).
 REFUSAL: Message[int] = Message(REFUSED)
 STANDARD_ERROR = 2
 PEERS_SHOWN = 8
@@ -37,7 +37,7 @@ PEERS_SHOWN = 8
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """What is to be served, and how. Without ``memory_name`` and ``directory`` the memory is a sealed memfd."""
+    """The options of a server. Without ``memory_name`` and ``directory`` the memory is a sealed memfd."""
 
     path: Path
     mode: int
@@ -62,7 +62,7 @@ class ServiceSettings:
 
 
 class Served(NamedTuple):
-    """What a server that is ready tells its operator: what it serves, how a QEMU joins, what to be aware of."""
+    """What the operator of a server that is ready is told."""
 
     text: str
     qemu_options: str
@@ -72,7 +72,7 @@ class Served(NamedTuple):
 def run_service(settings: ServiceSettings, ready: Callable[[Served], object], warn: Callable[[str], object]) -> None:
     """Serve until a signal comes that ends a program; then nothing of the server is left.
 
-    ``ready`` is called once clients can connect, ``warn`` with what an operator has to know afterwards. Raises
+    ``ready`` is called once clients can connect, ``warn`` with what the operator has to know afterwards. Raises
     ``UsageError`` or ``HostError`` before, and then nothing of the server is left either.
     """
     with contextlib.ExitStack() as stack:
@@ -134,7 +134,7 @@ def run_service(settings: ServiceSettings, ready: Callable[[Served], object], wa
 
 
 def _warnings(settings: ServiceSettings, region: Region) -> list[str]:
-    """Which processes have memory of an earlier server under this name: this server does not know them."""
+    """The processes that have memory of an earlier server of this name: this server does not know them."""
     name = settings.memory_name
     if name is None:
         return []
@@ -155,9 +155,9 @@ def _warnings(settings: ServiceSettings, region: Region) -> list[str]:
 
 
 def _clients_max(settings: ServiceSettings) -> int:
-    """How many clients there may be; the limit on descriptors is raised as far as it goes.
+    """How many clients there can be; raises the limit on descriptors as far as possible.
 
-    Raises ``HostError`` with the sum when so many as are wanted do not fit.
+    Raises ``HostError`` with the sum when the wanted number does not fit.
     """
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -240,7 +240,7 @@ class _Reporter:
         self._tell(f"accepting pauses: {reason}", "paused", reason=reason)
 
     def ended(self, server: IvshmemServer) -> None:
-        """Clients that stay keep the memory, but a server that is started later does not have them."""
+        """Name the clients that are still connected: they keep the memory, but no later server knows them."""
         peers = [*server.peers.values()]
         warning = None
         if peers:
