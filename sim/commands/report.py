@@ -12,7 +12,7 @@ from nodes.errors import UsageError
 __all__ = ["report"]
 
 
-@click.command("report", short_help="Write a run as one HTML page, to be sent to somebody.")
+@click.command("report", short_help="Write a run as one HTML page.")
 @click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
 @click.option(
     "-o",

@@ -120,7 +120,7 @@ def run(
 
 @contextlib.contextmanager
 def _kept(path: Path) -> Iterator[None]:
-    """Whoever gives up on a run that has begun, by a third signal, is told how to have its results all the same."""
+    """After a third signal, say how to get the results of the run that was given up."""
     try:
         yield
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from sim.results import Run
 from sim.results.analysis.latency import Samples
 from sim.results.measures import COUNTED, Counts, Scope, UnknownMetricError, Whose
 from sim.results.store.manifest import MachineRow
-from sim.results.summary import ExpectationVerdict, GroupFigures, Migration, value_at
+from sim.results.summary import ExpectationVerdict, GroupFigures, MigrationOutcome, value_at
 from topologies import Expectation, Topology
 from topologies.language.values import MisfitError
 from topologies.metrics import LATENCIES, UNITS_NS, Metric, find_metric
@@ -296,7 +296,7 @@ class _Finished:
 
     # Migrations
 
-    def _of_migrations(self, scope: Scope) -> Iterator[Migration]:
+    def _of_migrations(self, scope: Scope) -> Iterator[MigrationOutcome]:
         for each in self._run.figures.migrations:
             if self._by_name.get(each.machine, self._by_name.get(each.machine.rpartition(".")[0])) in scope.machines:
                 yield each

@@ -140,7 +140,7 @@ class Run:
         return self.table("resources")
 
     def migrations(self) -> Any:
-        """What became of each migration, as a ``pyarrow.Table`` (its columns: ``sim.results.summary.Migration``)."""
+        """The outcome of each migration, as a ``pyarrow.Table`` (columns: ``sim.results.summary.MigrationOutcome``)."""
         import pyarrow as pa
 
         from sim.results.store.schemas import MIGRATIONS
@@ -287,8 +287,8 @@ class Run:
     def flows(self, by: str = "edge") -> Any:
         """Who rang whom, by names, as a ``pyarrow.Table``: source, target, rung, refused, delivered, pending.
 
-        ``by``: edge (with vector and groups), machine or group. delivered and pending are null where nobody
-        can know them (``sim.results.analysis.flows``).
+        ``by``: edge (with vector and groups), machine or group. delivered and pending are null where they
+        cannot be known (``sim.results.analysis.flows``).
         """
         from sim.results.analysis.flows import flows
 

@@ -22,7 +22,7 @@ __all__ = [
     "GroupFigures",
     "HostUse",
     "Latencies",
-    "Migration",
+    "MigrationOutcome",
     "Percentiles",
     "ProcessUse",
     "Summary",
@@ -93,7 +93,7 @@ class HostUse(msgspec.Struct, frozen=True, kw_only=True):
     """What the whole host did meanwhile, others included; null where it does not say.
 
     CPU in percent of one CPU, ``steal_percent`` what the hypervisor gave to others of what was asked for here.
-    Pressure: the share of time in which somebody waited for it (/proc/pressure, "some"). ``sampling_percent``:
+    Pressure: the share of time in which a task waited for it (/proc/pressure, "some"). ``sampling_percent``:
     what looking at the processes took of one CPU.
     """
 
@@ -159,7 +159,7 @@ class ExpectationVerdict(msgspec.Struct, frozen=True):
         return f"{self.metric} {self.expected}" + (f" of {self.of}" if self.of else "")
 
 
-class Migration(msgspec.Struct, frozen=True, kw_only=True):
+class MigrationOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one migration; ``machine`` is the life of a machine, ``reason`` why it did not come about.
 
     ``downtime_ms``: how long the machine stood still, in a migration that failed too. ``pending_vectors`` had their
@@ -194,11 +194,11 @@ class Summary(Counters, frozen=True):
     """``summary.json``.
 
     ``samples`` stands for all sampled doorbells, ``unmatched`` for those of which no drain is known (pending
-    at the end, their target died, or nobody recorded it), ``samples_refused`` for those the recordings had no
+    at the end, their target died, or it has no recording), ``samples_refused`` for those the recordings had no
     room for. ``overfull_drains`` is above 0 if stamps were matched wrongly; ``short_deliveries``, below a quarter of
     the floor's median, are those that may have been (``analysis.latency``). ``missed`` doorbells were due when their
     program ended, and are in no figure; ``missed_oldest_ns`` is how long the oldest had been due.
-    ``pending_derived``: nobody looked into the counters at the end, so pending is what was left over.
+    ``pending_derived``: the counters were not read at the end, so pending is what was left over.
     ``cpu_ns_per_doorbell``: what all machines used of CPUs for each doorbell rung. ``warnings`` says in words
     what a reader of the figures has to know about them. ``phases`` has the latencies of each phase, when there
     are several; ``statistics`` are what programs counted.
@@ -246,7 +246,7 @@ class Summary(Counters, frozen=True):
     clock_source: str = ""
     warnings: list[str] = msgspec.field(default_factory=list)
     expectations: list[ExpectationVerdict] = msgspec.field(default_factory=list)
-    migrations: list[Migration] = msgspec.field(default_factory=list)
+    migrations: list[MigrationOutcome] = msgspec.field(default_factory=list)
     statistics: Statistics = msgspec.field(default_factory=dict)
     missed_oldest_ns: Figures = 0
     short_deliveries: Figures = 0

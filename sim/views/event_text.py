@@ -1,7 +1,6 @@
 """The events of a run in words for people: the time line of a report and the instants of a trace say the same.
 
-An event comes out of a file that anybody may have written: what is not as the coordinator writes it is told as it
-stands, field by field.
+Events come from a file, whose content is not trusted: an event of another shape is shown field by field.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ Event = Mapping[str, Any]
 
 LENGTH_MAX = 200
 UNTOLD = frozenset({"time_ns", "utc", "kind", "traceback"})
-# What becomes of a machine, by the kind of the event.
+# What became of a machine, by the kind of the event.
 BECAME = {
     "machine_joined": "joined",
     "machine_left": "left",
@@ -29,7 +28,7 @@ BECAME = {
     "warning": "warns",
     "failure": "failed",
 }
-# What an action says besides what it did to whom.
+# The fields of an action that are not listed as details.
 TOLD_OF_ACTIONS = frozenset({"do", "machine", "line", "domain", "to_domain", "skipped", "refused"})
 
 

@@ -1,6 +1,6 @@
 """Pictures of a run: each function draws one and returns its matplotlib axes.
 
-    histogram    how often each latency occurs; logarithmic both ways, or nobody would see the tail
+    histogram    how often each latency occurs; logarithmic both ways, so that the tail can be seen
     cumulative   the share of doorbells that took no longer than that
     percentiles  the same turned round and stretched towards 100 %: p90, p99, p99.9 are equally far apart
     spread       p50 to p99.99 and the maximum side by side, for each vector, group or machine
@@ -253,7 +253,7 @@ def resources(run: Run, what: str = "cpu", *, axes: Any = None) -> Any:
     made = digest(run)
     found = usage(run, made.start_ns, made.stop_ns)
     if not found:
-        raise UsageError(f"{run.path}: nobody looked at the processes twice")
+        raise UsageError(f"{run.path}: the processes were not sampled twice")
     if len(found) > SERIES_LIMIT:
         raise UsageError(f"{len(found)} lines are a tangle, {SERIES_LIMIT} the most: try run.frame('resources')")
     axes = _axes(axes)

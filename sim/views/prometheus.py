@@ -87,7 +87,7 @@ def _escaped(text: str, *, quoted: bool = False) -> str:
 
 
 class MetricsFile:
-    """A file that whoever scrapes may read at any moment: it is written beside its place and renamed."""
+    """A file that a collector may read at any moment: it is written beside its place and renamed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -97,7 +97,7 @@ class MetricsFile:
     def write(self, snapshot: Snapshot, lost: int = 0) -> None:
         """Raises ``UsageError`` where that cannot be."""
         try:
-            # Readable for the collector, which is another user; never through a link that somebody left there.
+            # Readable for the collector, which is another user; never through a link.
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
             with open(self._beside, "w", encoding="utf-8", opener=lambda at, _: os.open(at, flags, 0o644)) as file:
                 file.write(exposition(snapshot, lost))

@@ -12,7 +12,7 @@ from pathlib import PurePath
 
 from sim.results.analysis.latency import EVERY_LATENCY, QUANTILES
 from sim.results.compare import Change, Comparison
-from sim.results.summary import ExpectationVerdict, GroupFigures, Migration, Percentiles, ProcessUse, Summary
+from sim.results.summary import ExpectationVerdict, GroupFigures, MigrationOutcome, Percentiles, ProcessUse, Summary
 from sim.results.thresholds import ThresholdVerdict
 from sim.views.units import NOTHING, human_bytes, human_count, human_interval, human_ns, percentile_title
 from topologies.metrics import METRICS
@@ -175,15 +175,15 @@ def migrations(figures: Summary, most: int = MIGRATIONS_SHOWN) -> TextTable:
     return TextTable("Downtime: the longest of a row; copied, left behind: its sums", head, rows, words=(0, 1))
 
 
-def alike(figures: Summary) -> list[list[Migration]]:
+def alike(figures: Summary) -> list[list[MigrationOutcome]]:
     """The migrations by machine and outcome."""
-    found: dict[tuple[object, ...], list[Migration]] = {}
+    found: dict[tuple[object, ...], list[MigrationOutcome]] = {}
     for each in figures.migrations:
         found.setdefault((each.machine, each.verdict, each.reason, each.hand_over, each.to_domain), []).append(each)
     return list(found.values())
 
 
-def _outcome(its: Sequence[Migration]) -> tuple[str, ...]:
+def _outcome(its: Sequence[MigrationOutcome]) -> tuple[str, ...]:
     first, last = its[0], its[-1]
     downtimes = [each.downtime_ms for each in its if each.downtime_ms is not None]
     behind = [each.left_behind for each in its if each.left_behind is not None]

@@ -53,11 +53,11 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
     """
     there = files.recordings(path)
     records = [_records(there, machine.index) for machine in manifest.machines]
-    born: dict[int, int] = {}
+    first_domain: dict[int, int] = {}
     for row, domain, _ in ending.identities if ending is not None else ():
-        born.setdefault(row, domain)  # a life that has migrated keeps the name that it was born with
+        first_domain.setdefault(row, domain)  # an incarnation that migrated keeps its first name
     further = [read(file, row) for row, file in there.items() if row >= len(records)]
-    later, manifest = _with_further(manifest, further, born)
+    later, manifest = _with_further(manifest, further, first_domain)
     records += later
     if ending is not None and ending.phases:
         manifest = msgspec.structs.replace(manifest, phases=ending.phases)
@@ -98,17 +98,17 @@ def _records(there: dict[int, Path], machine: int) -> Records:
 
 
 def _with_further(
-    manifest: Manifest, records: Sequence[Records], born: Mapping[int, int]
+    manifest: Manifest, records: Sequence[Records], first_domain: Mapping[int, int]
 ) -> tuple[list[Records], Manifest]:
-    """The manifest with a row for each recording beyond its own: further lives, and further devices, of machines."""
+    """The manifest with a row for each further recording: other incarnations, and other devices, of its machines."""
     sound: list[Records] = []
     rows = list(manifest.machines)
     for each in records:
         if each.machine != len(rows) or each.of >= len(manifest.machines) or each.problems:
-            continue  # not one of ours, or so damaged that nobody can tell whose it is
+            continue  # not of this run, or so damaged that its machine is not known
         of = manifest.machines[each.of]
         name = of.name if each.life == 1 else f"{of.name}.{each.life}"
-        domain = born.get(each.machine, each.domain)
+        domain = first_domain.get(each.machine, each.domain)
         if domain != of.domain:
             name += f".{manifest.domains[domain]}" if domain < len(manifest.domains) else f".{domain}"
         rows.append(MachineRow(each.machine, name[:MACHINE_NAME_MAX], of.group, of.vectors, domain, each.of))
@@ -197,4 +197,4 @@ def _put_pending(lines: Sequence[LineAccount], ending: Ending, problems: list[st
             if (number, vector) in known:
                 known[number, vector].pending = pending
             elif pending:
-                problems.append(f"{pending} doorbells pend at {number}, vector {vector}, which nobody knows")
+                problems.append(f"{pending} doorbells pend at {number}, vector {vector}, which is not known")

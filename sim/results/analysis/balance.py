@@ -6,7 +6,7 @@ coordinator's last look) come from different hands, and in a clean run they agre
 
 A machine that was killed may not have stored its last counts, a foreign peer keeps none, and a coordinator
 that died never looked. Then the difference shows what is missing, and is settled: put where it can only have
-come from, and counted as a correction. A difference that nobody's death explains stays, and the run has
+come from, and counted as a correction. A difference that no death explains stays, and the run has
 failed.
 """
 
@@ -55,8 +55,8 @@ def edge_sums(edges: Table, lines: int) -> tuple[Table, Table]:
 def balance(lines: Sequence[LineAccount], *, dead: Collection[int], strangers: bool, pending_known: bool) -> None:
     """Settle every line in place.
 
-    ``dead`` are machines whose last counts may be missing; ``strangers`` says that somebody whose edges
-    nobody recorded took part and may have rung anybody; without ``pending_known`` the pending is what is left
+    ``dead`` are machines whose last counts may be missing; ``strangers``: a process without a recording took part and
+    may have rung any machine; without ``pending_known`` the pending is what is left
     over.
     """
     for line in lines:

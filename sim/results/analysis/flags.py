@@ -13,14 +13,14 @@ DEATHS_SHOWN = 8
 FEW = 0.001
 # Of deliveries that took no wake-up every run has some.
 SHORT_SHARE = 0.01
-# Whoever is this late when the run ends is late as everybody is now and then.
+# Any sender is this late now and then.
 LATE_NS = 1_000_000
 # Machines that take this share of all CPUs wait for each other (or for what else the host does), and
 # latencies say more about the scheduler than about the interrupt.
 SATURATED = 0.6
 # A hypervisor that takes more than this, of one CPU, shows in the tail.
 STEAL_PERCENT = 0.5
-# Preempted this often beyond what its interrupts explain, a machine has lost its CPU to somebody.
+# Preempted this often beyond what its interrupts explain, a machine has lost its CPU to other tasks.
 PREEMPTED_PER_S = 100.0
 # What others take of each CPU: above that, the host was not quiet.
 OTHERS_PERCENT = 15.0
@@ -48,18 +48,18 @@ def _deaths(figures: Summary) -> Iterator[str]:
 def _doorbells(figures: Summary) -> Iterator[str]:
     if figures.settled:
         yield (
-            f"{figures.settled:,} doorbells are settled: whoever died (or is no machine of this topology) "
-            "had not put them on its books"
+            f"{figures.settled:,} doorbells are settled: a process that died, or that is no machine of this "
+            "topology, had not counted them"
         )
     if figures.pending_derived:
-        yield "pending is what was left over: nobody looked into the counters at the end"
+        yield "pending is what was left over: the counters were not read at the end"
     if figures.pba_pending:
         yield (
             f"of the delivered doorbells, {figures.pba_pending:,} came while their vector was masked: however many, a "
             "vector keeps one bit of them, which is one interrupt at most when it is unmasked"
         )
     if figures.dropped:
-        yield f"of the delivered doorbells, the device lost {figures.dropped:,}: nobody was interrupted for them"
+        yield f"of the delivered doorbells, the device lost {figures.dropped:,}: no interrupt was raised for them"
     # Few and not later than others were is what every end looks like.
     many = figures.missed > FEW * (figures.rung + figures.missed)
     if figures.missed_oldest_ns >= LATE_NS and (many or figures.missed_oldest_ns > (figures.latency_ns.lag.max or 0)):
@@ -114,7 +114,7 @@ def _host(figures: Summary) -> Iterator[str]:
             f"were preempted {preempted:,.0f} times a second; latencies include waiting for a CPU"
         )
     elif preempted > PREEMPTED_PER_S * figures.machines + (figures.interrupts_per_s or 0.0):
-        # Whoever rings a peer on the same CPU may make way for it: once an interrupt is the game itself.
+        # A sender on the CPU of its receiver may be preempted once for each interrupt.
         yield (
             f"machines were preempted {preempted:,.0f} times a second, more often than interrupted; latencies "
             "include waiting for a CPU"

@@ -32,7 +32,7 @@ UNKNOWN = -1
 
 @dataclass(frozen=True, eq=False)
 class FlowMatrix:
-    """``values[row, column]``: what ``rows[row]`` sent to ``columns[column]``; NaN where nobody can know.
+    """``values[row, column]``: what ``rows[row]`` sent to ``columns[column]``; NaN where it cannot be known.
 
     Indexed by names: ``matrix["sender-0", "receiver-0"]``.
     """

@@ -21,7 +21,7 @@ stamps are taken just before the eventfd write and just after the eventfd read, 
   earlier drain: its delivery reads too short, by that preemption;
 * a doorbell rung between a target's read and its stamp is given to that drain although it waits for the next.
 
-Both are under a microsecond wide unless somebody is descheduled in them, so they matter where a target drains all
+Both are under a microsecond wide unless a task is descheduled in them, so they matter where a target drains all
 the time: two machines that storm each other ring one doorbell in ten into such a window. Two counts show it. Neither
 proves a match, for a sample more or less in a drain of many goes unseen. ``overfull_drains``: drains with more
 samples than the doorbells they drained. ``short_deliveries``: deliveries quicker than any wake-up.

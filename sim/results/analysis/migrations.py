@@ -18,7 +18,7 @@ from msgspec import Meta
 from sim.results.analysis.account import Account
 from sim.results.store.batches import batches
 from sim.results.store.events import Event
-from sim.results.summary import Migration
+from sim.results.summary import MigrationOutcome
 
 __all__ = ["migrations"]
 
@@ -63,7 +63,7 @@ class _Attempt:
     ended: _Told
 
 
-def migrations(events: Iterable[Event], account: Account, place: Path) -> list[Migration]:
+def migrations(events: Iterable[Event], account: Account, place: Path) -> list[MigrationOutcome]:
     """The migrations among the events of a run, in the order in which they began, without those that were skipped.
 
     ``place`` has the tables of samples and drains.
@@ -161,16 +161,16 @@ def _around(account: Account, attempts: Sequence[_Attempt], rows: dict[str, int]
 
 
 def _whereabouts(account: Account, attempt: _Attempt, rows: dict[str, int]) -> tuple[str, int | None]:
-    """The domain and the ID that a machine had when its migration began; ("", None) where nobody noted them."""
+    """The domain and the ID that a machine had when its migration began; ("", None) if they are not known."""
     at_ns = attempt.begun.time_ns
     row = rows.get(attempt.machine)
     if attempt.ended.refused:  # which names the machine: it is the life that had begun last
-        lives = [its for name, its in rows.items() if attempt.machine in (name, name.rpartition(".")[0])]
-        begun = [its for its in lives if account.records[its].ready_ns <= at_ns]
+        incarnations = [its for name, its in rows.items() if attempt.machine in (name, name.rpartition(".")[0])]
+        begun = [its for its in incarnations if account.records[its].ready_ns <= at_ns]
         row = max(begun, key=lambda its: account.records[its].ready_ns, default=row)
-    born = [(domain, peer) for of, domain, peer in account.ending.identities if of == row]
+    first = [(domain, peer) for of, domain, peer in account.ending.identities if of == row]
     moves = [(domain, peer) for of, domain, peer, since_ns in account.ending.moves if of == row and since_ns <= at_ns]
-    for number, peer in [*born[:1], *moves][-1:]:
+    for number, peer in [*first[:1], *moves][-1:]:
         domains = account.manifest.domains
         return domains[number] if number < len(domains) else "", peer
     return "", None
@@ -182,7 +182,7 @@ def _migration(
     behind: dict[tuple[str, str, int], int],
     parted: tuple[int | None, int | None, int | None],
     whereabouts: tuple[str, int | None],
-) -> Migration:
+) -> MigrationOutcome:
     begun, ended = attempt.begun, attempt.ended
     groups = {machine.name: machine.group for machine in account.manifest.machines}
     moved = ended.kind == "migrated"
@@ -194,7 +194,7 @@ def _migration(
         same = (ended.from_domain, ended.from_peer) == (ended.to_domain, ended.to_peer)
         left = 0 if same else behind.get((attempt.machine, ended.from_domain, ended.from_peer))
     before, after, during = parted
-    return Migration(
+    return MigrationOutcome(
         machine=attempt.machine,
         group=groups.get(begun.machine, ""),
         verdict="moved" if moved else "refused" if ended.refused else "failed",

@@ -40,7 +40,7 @@ def _summarize(
     sums = totals(account.lines)
     nowhere = sum(each.counters.rung_nowhere for each in records)
     seconds = max(0, ending.stop_ns - ending.start_ns) / 1e9 if ending.start_ns else 0.0
-    # Whoever came while the run went on was not waited for.
+    # The start did not wait for machines that joined during the run.
     first = [each.ready_ns for each in records if not ending.start_ns or each.ready_ns < ending.start_ns]
     ready = [ready_ns - manifest.started_ns for ready_ns in first if ready_ns or not ending.start_ns]
     status, reason = _verdict(account)
@@ -121,7 +121,7 @@ def _baseline(ending: Ending, delivery: Percentiles) -> BaselineFigures | None:
 def _groups(
     account: Account, latencies: LatencyDistribution, drained: Sequence[Percentiles]
 ) -> dict[str, GroupFigures]:
-    """Figures of every group; of foreign peers, and of doorbells rung at nobody, when there are any."""
+    """Figures of every group; of foreign peers, and of doorbells rung at no peer, if there are any."""
     manifest = account.manifest
     names = [group.name for group in manifest.groups]
     foreign, nobody = _free(FOREIGN, names), _free(NOBODY, names)

@@ -127,7 +127,7 @@ def span(run: Run) -> tuple[int, int]:
 def _bands(run: Run, made: TimeSeries) -> None:
     warmup_s = min(run.origin.warmup_s, made.duration_s)
     if made.measured_ns:
-        # Where nobody says when the run began, its first stamp is taken for that, and may lie in the warm-up or after.
+        # Without a summary the first stamp is taken for the start; it may lie in the warm-up or after it.
         warmup_s = min(warmup_s, (made.measured_ns - made.start_ns) / 1e9)
     if warmup_s > 0:
         made.bands.append(Band(0.0, warmup_s, "warm-up", shaded=True))
@@ -221,7 +221,7 @@ def _drains(run: Run, made: TimeSeries) -> None:
         known = at >= 0
         doorbells += np.bincount(at[known], weights=count[known].astype(np.float64), minlength=BINS)
         wakes += np.bincount(at[known], minlength=BINS)
-        # frexp's exponent is the number of bits; 2^53 and more doorbells in one drain are nobody's.
+        # frexp's exponent is the number of bits; 2^53 and more doorbells in one drain are damage.
         bits = np.clip(np.frexp(count.astype(np.float64))[1] - 1, 0, SIZE_BITS - 1)
         sizes += np.bincount(bits, minlength=SIZE_BITS)
         drained += np.bincount(bits, weights=count.astype(np.float64), minlength=SIZE_BITS).astype(np.int64)

@@ -73,7 +73,7 @@ T = TypeVar("T")
 
 
 def private(path: str, flags: int) -> int:
-    """An opener for files that nobody else may read, and that are no links to somewhere else."""
+    """An opener for files with mode 0600 that does not follow a link."""
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 

@@ -140,7 +140,7 @@ MIGRATIONS = _schema(
     ("delivered_after", pa.int64(), "null"),
     ("sampled_during", pa.int64(), "null"),
 )
-"""``Run.migrations``: the fields of ``summary.Migration``."""
+"""``Run.migrations``: the fields of ``summary.MigrationOutcome``."""
 
 BINS_LIMIT = 7296
 """``analysis.histogram.BINS``, which a test compares."""

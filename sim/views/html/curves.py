@@ -119,7 +119,7 @@ def delivery_over_time(made: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
 
 
 def total_over_time(made: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
-    """Percentiles of the corrected total of what was meant to be rung in each moment; None when nobody was late."""
+    """Percentiles of the corrected total of what was meant to be rung in each moment; None if no sender was late."""
     return _levels_over_time("Total over time, corrected", made.total_ns, made, marks) if late(made) else None
 
 

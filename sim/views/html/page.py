@@ -203,7 +203,7 @@ def _over_time(made: TimeSeries, marks: list[Mark], marked: list[tuple[str, Happ
     )
     parts = [_figure(chart, note) for chart, note in charts if chart is not None]
     if not parts:
-        parts.append(tag("p", "Nothing was delivered, or nobody logged it.", class_="note"))
+        parts.append(tag("p", "Nothing was delivered, or no drain was logged.", class_="note"))
     if marked:
         listed = [(number, short_seconds(each.time_s), sentence(each.event)) for number, each in marked[:LISTED]]
         more = len(marked) - len(listed)
@@ -231,7 +231,7 @@ def _topology(run: Run, figures: Summary | None, picture: str | None) -> list[Ma
 def _coalescing(figures: Summary | None, made: TimeSeries) -> list[Markup]:
     sizes, drained = made.drain_sizes, made.drained
     if not len(sizes):
-        return [tag("p", "Nothing was drained, or nobody logged it.", class_="note")]
+        return [tag("p", "Nothing was drained, or no drain was logged.", class_="note")]
     if len(sizes) == 1:
         return [tag("p", f"Each of {int(sizes[0]):,} interrupts brought one doorbell.", class_="note")]
     names = ["1", *(f"{2**place}–{2 ** (place + 1) - 1}" for place in range(1, min(len(sizes), 7)))]
@@ -266,7 +266,7 @@ def _resources(run: Run, figures: Summary | None, made: TimeSeries, marks: list[
         parts.append(tag("p", said, class_="note"))
     if figures and listed and listed.rows:
         parts += [tables.table(listed), *tables.folded("Details of the processes", rows.processes(figures))]
-    return parts or [tag("p", "Nobody looked at the processes.", class_="note")]
+    return parts or [tag("p", "The processes were not sampled.", class_="note")]
 
 
 def _host(run: Run, figures: Summary | None) -> list[Markup]:

@@ -72,7 +72,7 @@ def path(xs: Floats, ys: Floats, class_: str) -> Markup:
 def picture(
     width: int, height: int, title: str, description: str, parts: Sequence[Markup], **attributes: object
 ) -> Markup:
-    """An ``svg`` element with its title and its description for those who cannot see it."""
+    """An ``svg`` element with its title and its description for screen readers."""
     return tag(
         "svg",
         tag("title", title),

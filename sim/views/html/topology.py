@@ -17,7 +17,7 @@ PAIRS_LISTED = 20
 
 
 def pictures(run: Run, seconds: float, drawn: Markup | None) -> list[Markup]:
-    """The figures; ``drawn`` is a picture of the topology that somebody made better, to stand in its place.
+    """The figures; ``drawn`` is a picture of the topology to use instead.
 
     Raises ``UsageError`` when the edges or the manifest are missing.
     """
@@ -35,7 +35,7 @@ def pictures(run: Run, seconds: float, drawn: Markup | None) -> list[Markup]:
     if machines.rung.any():
         parts.append(tag("details", tag("summary", "Who rang whom, as a table"), _pairs(machines)))
     else:
-        parts.append(tag("p", "Nobody rang anybody.", class_="note"))
+        parts.append(tag("p", "No doorbell was rung.", class_="note"))
     return parts
 
 
@@ -54,7 +54,7 @@ def _description(groups: HeatMatrix) -> str:
         for column, target in enumerate(groups.targets)
         if groups.rung[row, column]
     ]
-    return "; ".join(arrows) + "." if arrows else "Nobody rang anybody."
+    return "; ".join(arrows) + "." if arrows else "No doorbell was rung."
 
 
 def _pairs(machines: HeatMatrix) -> Markup:

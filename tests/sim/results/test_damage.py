@@ -333,7 +333,7 @@ def test_last_words_about_machines_that_there_are_not(tmp_path):
     directory = pair(tmp_path)
     run = finish(directory, {(1, 1): 1, (9, 0): 4}, exits={7: "SIGKILL"})
     assert run.summary["deaths"] == {}
-    assert "4 doorbells pend at 9, vector 0, which nobody knows" in run.problems
+    assert "4 doorbells pend at 9, vector 0, which is not known" in run.problems
 
 
 def test_a_manifest_of_a_million_machines_is_refused(path):

@@ -11,7 +11,7 @@ import pytest
 import sim
 from sim.results import Run, RunDirectory
 from sim.results.store.schemas import MIGRATIONS
-from sim.results.summary import Migration
+from sim.results.summary import MigrationOutcome
 from tests.synthetic import MEASURE_NS, PENDING, finish, long_run, pair, record, topology, usage
 
 PARTS = ("group", "machine", "vector", "source", "edge", "phase")
@@ -56,4 +56,4 @@ def test_the_schema_does_not_depend_on_the_data(tmp_path, make):
 
 
 def test_the_table_of_migrations_has_every_field():
-    assert tuple(MIGRATIONS.names) == Migration.__struct_fields__
+    assert tuple(MIGRATIONS.names) == MigrationOutcome.__struct_fields__

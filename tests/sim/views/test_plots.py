@@ -202,7 +202,7 @@ def test_what_cannot_be_drawn_is_said(run, tmp_path, monkeypatch):
         (plots.rates, "no drains"),
         (plots.drain_sizes, "no drains"),
         (plots.who_to_whom, "no doorbells"),
-        (plots.resources, "nobody looked"),
+        (plots.resources, "the processes were not sampled"),
     ):
         with pytest.raises(UsageError, match=said):
             draw(nothing)

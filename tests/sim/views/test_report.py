@@ -192,8 +192,8 @@ def test_an_empty_run_has_a_page(tmp_path):
     text = Structure(page(finish(directory))).text
     assert "Nothing was sampled" in text
     assert "Nothing was drained" in text
-    assert "Nobody rang anybody" in text
-    assert "Nobody looked at the processes" in text
+    assert "No doorbell was rung" in text
+    assert "The processes were not sampled" in text
 
 
 def test_a_run_that_never_started_has_a_page(tmp_path):
