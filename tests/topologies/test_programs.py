@@ -101,7 +101,7 @@ def program(
 @pytest.fixture(autouse=True)
 def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that is found like an installed one."""
-    package = tmp_path / "somebodys_package"
+    package = tmp_path / "users_package"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "good.py").write_text(MODULE)
@@ -110,15 +110,15 @@ def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (package / "raises.py").write_text("raise RuntimeError('half\\nway \\x1b[2J')")
     (package / "exits.py").write_text("import sys; sys.exit(0)")
     (package / "needs.py").write_text("import no_such_thing_anywhere")
-    (package / "cycle.py").write_text("import somebodys_package.no_such_part")
+    (package / "cycle.py").write_text("import users_package.no_such_part")
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("", ".good", ".objects", ".syntax", ".raises", ".exits", ".needs", ".cycle"):
-        monkeypatch.delitem(sys.modules, f"somebodys_package{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"users_package{name}", raising=False)
 
 
 def everything(parameters: str) -> dict[str, Any]:
     topology = loads(
-        "[machines.a]\ncount = 2\nprogram = 'somebodys_package.good:everything'\n[machines.a.parameters]\n" + parameters
+        "[machines.a]\ncount = 2\nprogram = 'users_package.good:everything'\n[machines.a.parameters]\n" + parameters
     )
     return topology.machines[0].parameters
 
@@ -136,16 +136,16 @@ def test_the_shipped_programs_are_those_of_nodes() -> None:
 
 
 def test_a_program_of_another_package() -> None:
-    program = resolve_program("somebodys_package.good:everything")
-    assert program.summary == "Takes one of each."
+    program = resolve_program("users_package.good:everything")
+    assert program.summary == "Takes a parameter of each kind."
     assert [p.name for p in program.parameters if p.required] == ["to", "whole"]
     assert [p.name for p in program.parameters if p.names_peers] == ["to", "hub", "rest"]
-    assert resolve_program("somebodys_package.good:plain").parameters == ()
-    assert [p.name for p in resolve_program("somebodys_package.good:wrapped").parameters] == ["to", "burst"]
+    assert resolve_program("users_package.good:plain").parameters == ()
+    assert [p.name for p in resolve_program("users_package.good:wrapped").parameters] == ["to", "burst"]
 
 
 def test_annotations_that_are_objects() -> None:
-    parameters = resolve_program("somebodys_package.objects:program").parameters
+    parameters = resolve_program("users_package.objects:program").parameters
     assert [(p.name, p.names_peers) for p in parameters] == [
         ("a", True),
         ("b", True),
@@ -244,31 +244,31 @@ def test_what_is_required_is_asked_for() -> None:
         ("", "one of the programs"),
         ("../storm", "one of the programs"),
         ("no_such_package_at_all:x", "no module no_such_package_at_all"),
-        ("somebodys_package.nothing:x", "no module somebodys_package.nothing"),
-        ("somebodys_package.needs:x", "needs no_such_thing_anywhere"),
-        ("somebodys_package.cycle:x", "needs somebodys_package.no_such_part"),
-        ("somebodys_package.syntax:x", "SyntaxError"),
-        ("somebodys_package.raises:x", "RuntimeError: half\\nway"),
-        ("somebodys_package.exits:x", "SystemExit"),
-        ("somebodys_package.good:everythin", 'did you mean "everything"'),
-        ("somebodys_package.good:not_a_generator", "without yield"),
-        ("somebodys_package.good:CONSTANT", "a int"),
-        ("somebodys_package.good:Class", "a class"),
-        ("somebodys_package.good:positional", "to as parameter 2"),
-        ("somebodys_package.good:positional_default", "to=1 as parameter 2"),
-        ("somebodys_package.good:variadic", "**parameters as parameter 2"),
-        ("somebodys_package.good:nothing", "without parameters"),
-        ("somebodys_package.good:keyword_only", "guest as parameter 1"),
-        ("somebodys_package.good:unannotated", "parameter to"),
-        ("somebodys_package.good:unknown", "NoSuchType"),
-        ("somebodys_package.good:unfillable", "bytes"),
-        ("somebodys_package.good:python_only", "partial"),
-        ("somebodys_package.good:evaluated", "1 / 0"),
+        ("users_package.nothing:x", "no module users_package.nothing"),
+        ("users_package.needs:x", "needs no_such_thing_anywhere"),
+        ("users_package.cycle:x", "needs users_package.no_such_part"),
+        ("users_package.syntax:x", "SyntaxError"),
+        ("users_package.raises:x", "RuntimeError: half\\nway"),
+        ("users_package.exits:x", "SystemExit"),
+        ("users_package.good:everythin", 'did you mean "everything"'),
+        ("users_package.good:not_a_generator", "without yield"),
+        ("users_package.good:CONSTANT", "a int"),
+        ("users_package.good:Class", "a class"),
+        ("users_package.good:positional", "to as parameter 2"),
+        ("users_package.good:positional_default", "to=1 as parameter 2"),
+        ("users_package.good:variadic", "**parameters as parameter 2"),
+        ("users_package.good:nothing", "without parameters"),
+        ("users_package.good:keyword_only", "guest as parameter 1"),
+        ("users_package.good:unannotated", "parameter to"),
+        ("users_package.good:unknown", "NoSuchType"),
+        ("users_package.good:unfillable", "bytes"),
+        ("users_package.good:python_only", "partial"),
+        ("users_package.good:evaluated", "1 / 0"),
         (":x", "package.module:function"),
         ("a b:x", "package.module:function"),
         (".good:x", "package.module:function"),
-        ("somebodys_package.good:Class.method", "package.module:function"),
-        ("somebodys_package.good:plain()", "package.module:function"),
+        ("users_package.good:Class.method", "package.module:function"),
+        ("users_package.good:plain()", "package.module:function"),
     ],
 )
 def test_a_program_that_cannot_be_run(name: str, told: str) -> None:
@@ -280,7 +280,7 @@ def test_a_program_that_cannot_be_run(name: str, told: str) -> None:
 
 def test_each_group_is_told_about_its_program() -> None:
     with pytest.raises(TopologyError) as caught:
-        loads("".join(f"[machines.{g}]\nprogram = 'somebodys_package.raises:x'\n" for g in "ab"))
+        loads("".join(f"[machines.{g}]\nprogram = 'users_package.raises:x'\n" for g in "ab"))
     assert [(p.line, p.key) for p in caught.value.problems] == [
         (2, "machines.a.program"),
         (4, "machines.b.program"),
