@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from sim.oracle.qtest import TIMEOUT_SECONDS, Lines, Qemu, QemuError
+from sim.oracle.qtest import TIMEOUT_SECONDS, LineConnection, Qemu, QemuError
 
 POLL_SECONDS = 0.005
 
@@ -36,7 +36,7 @@ class Qmp:
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        self._lines = Lines(sock, "QMP")
+        self._lines = LineConnection(sock, "QMP")
         self.events: deque[dict[str, Any]] = deque()
         try:
             json.loads(self._lines.line())

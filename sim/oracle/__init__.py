@@ -1,1 +1,1 @@
-"""A real QEMU as the judge of the simulated device."""
+"""The comparison of the simulated device with a real QEMU."""

@@ -1,8 +1,8 @@
-"""The simulated device against a real QEMU: the same operations on both, every answer compared.
+"""The same operations on a simulated device and on a real QEMU, and a comparison of every answer.
 
-After each operation four things must agree: what a read returned, the MSI-X pending bits, the messages that
-arrived in memory, and what each peer's eventfds counted. A divergence is shrunk to its shortest sequence by
-leaving out what is not needed for it.
+After each operation four things are equal: the value of a read, the MSI-X pending bits, the messages in memory, and the
+counters of the peers' eventfds. A divergence is reduced to its shortest sequence: operations that it does not need are
+left out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SHRINK_RUNS = 400
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What can be seen after an operation; ``rung`` holds (peer, vector, doorbells)."""
+    """What is observed after an operation; ``rung`` has a (peer, vector, doorbells) for each eventfd that was rung."""
 
     value: int | None
     pending: int | None
@@ -102,12 +102,12 @@ class SimulatedDevice:
 
     @property
     def memory(self) -> memoryview:
-        """The shared memory, as its other users see it."""
+        """The shared memory, as its other users access it."""
         assert self.device.memory is not None
         return self.device.memory
 
     def close(self) -> None:
-        """Nothing is held."""
+        """A simulated device holds nothing that must be closed."""
 
     def apply(self, operation: Operation) -> Observation:
         value = self._apply(operation)
@@ -179,7 +179,7 @@ class SimulatedDevice:
 
 
 def pba(device: Ivshmem) -> tuple[int, int] | None:
-    """Where the pending bits can be read now, as (address, size); None while they cannot."""
+    """The (address, size) of the pending bits; None while their BAR is not mapped."""
     base = device.config.bar_address(device.profile.msix_bar)
     if base is None or device.msix is None:
         return None
@@ -213,7 +213,7 @@ class RealDevice:
 
     @property
     def memory(self) -> memoryview:
-        """The shared memory, as its other users see it."""
+        """The shared memory, as its other users access it."""
         return self._server.memory
 
     def close(self) -> None:
@@ -221,7 +221,7 @@ class RealDevice:
 
     def apply(self, operation: Operation, pending_at: tuple[int, int] | None = None) -> Observation:
         value = self._apply(operation)
-        # One turn in which the eventfds that the operation rang are seen, one in which nothing is left to do.
+        # In its first turn, the main loop handles the eventfds that the operation rang; in the second, nothing is left.
         self.qemu.settle()
         places = [(MESSAGE_BASE, self._scene.message_bytes)] + ([pending_at] if pending_at else [])
         answers = self.qemu.ask([f"read {at:#x} {size:#x}" for at, size in places])
@@ -265,7 +265,7 @@ class RealDevice:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """The first operation after which the two differ; ``sequence`` is all that it takes."""
+    """The shortest ``sequence`` of operations after which the two devices differ, and what each of them shows."""
 
     scene: Scene
     sequence: tuple[Operation, ...]
@@ -299,7 +299,7 @@ class Report:
 
 
 def possible(sequence: Sequence[Operation]) -> Iterator[Operation]:
-    """The operations that the rules allow where they stand: no leave before a join, no second join."""
+    """The operations of a sequence that the rules allow: no leave before a join, no second join."""
     present: set[int] = set()
     used: set[int] = set()
     for operation in sequence:
@@ -319,7 +319,7 @@ def possible(sequence: Sequence[Operation]) -> Iterator[Operation]:
 def play(
     qemu: str, scene: Scene, sequence: Sequence[Operation], make: Callable[[Scene], SimulatedDevice]
 ) -> Divergence | None:
-    """Apply a sequence to a new device of each kind; stop where they differ."""
+    """Apply a sequence to a new device of each kind; returns the first divergence, or None."""
     simulated = make(scene)
     real = RealDevice(qemu, scene)
     played: list[Operation] = []
@@ -339,7 +339,7 @@ def play(
 
 
 def shrink(divergence: Divergence, again: Callable[[Sequence[Operation]], Divergence | None]) -> Divergence:
-    """Leave out ever smaller parts of the sequence as long as some divergence remains (delta debugging)."""
+    """Leave out parts of the sequence, smaller and smaller ones, as long as a divergence remains (delta debugging)."""
     best, runs = divergence, 0
     part = max(1, len(best.sequence) // 2)
     while runs < SHRINK_RUNS:
@@ -368,10 +368,10 @@ def conform(
 ) -> Report:
     """Play ``operations`` random operations from ``seed`` on a real QEMU and on the simulated device.
 
-    ``make`` builds the simulated side; a test gives a defective one.
+    ``make`` builds the simulated device; tests give a defective one.
 
     Raises:
-        UsageError: a profile that no QEMU of today can be.
+        UsageError: a profile that today's QEMU does not have.
         UsageError: QEMU is not there.
         QemuError: QEMU does not start.
     """

@@ -1,7 +1,7 @@
-"""Random sequences of operations on one ivshmem device, for a simulated and a real one alike.
+"""Random sequences of operations on one ivshmem device, simulated or real.
 
-Everything a sequence does is written down in it, physical addresses included, so that any part of it can be
-applied again. What is left out, and why, stands in :data:`RULES`.
+A sequence is complete: it contains physical addresses, so that any part of it can be applied again. :data:`RULES` says
+which operations it does not contain, and why.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RULES = {
 }
 
 REGISTERS_BAR, MSIX_BAR, MEMORY_BAR = QEMU_DOORBELL.registers_bar, QEMU_DOORBELL.msix_bar, QEMU_DOORBELL.memory_bar
-# Where each BAR may lie: two or three places, far from what else a PC has in its memory space.
+# The addresses of each BAR: two or three, outside everything else that a PC has in its memory space.
 WINDOWS = {
     REGISTERS_BAR: (0xE000_0000, 0xE100_0000),
     MSIX_BAR: (0xE200_0000, 0xE300_0000),
@@ -99,7 +99,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """Another peer rings one of the device's own vectors ``count`` times before the device looks."""
+    """Another peer rings one of the device's own vectors ``count`` times before the device reads its eventfd."""
 
     vector: int
     count: int
@@ -136,7 +136,7 @@ Operation = ConfigRead | ConfigWrite | Read | Write | Ring | PeerJoins | PeerLea
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a sequence is played on: the device, and how many own vectors its server connects."""
+    """The device to which a sequence is applied, and how many own vectors its server connects."""
 
     profile: str
     vectors: int
@@ -146,10 +146,10 @@ class Scene:
 
     @classmethod
     def draw(cls, profile: str, random: Random, *, server: bool) -> Scene:
-        """A device; with a server sometimes one that connects fewer vectors than it has, or more.
+        """A random device. Its server sometimes connects fewer vectors than it has, or more.
 
-        258 vectors, because a register that knows 8 bits takes the last ones for others; no more, because a socket
-        holds 278 messages that were not read.
+        258 vectors are enough for two that the register, with its 8 bits, takes for others; a socket holds no more than
+        278 messages that were not read.
         """
         memory_bytes = random.choice((4096, 1 << 16, 1 << 20))
         if not server:
@@ -164,7 +164,7 @@ class Scene:
 
     @property
     def message_bytes(self) -> int:
-        """The memory into which the device's messages may fall."""
+        """The size of the memory to which the device's messages are written."""
         return MESSAGE_SLOT_BYTES * max(1, self.vectors)
 
     @property
@@ -179,7 +179,7 @@ class Scene:
 
 
 def boot(scene: Scene) -> Iterator[Operation]:
-    """What firmware and a driver do first: addresses, memory decode, bus master, MSI-X entries, enable."""
+    """What firmware and a driver do first: assign addresses, enable decode and bus master, fill and enable MSI-X."""
     for bar in scene.bars:
         yield ConfigWrite(BAR_REGISTERS[bar], 4, WINDOWS[bar][0])
     yield ConfigWrite(COMMAND, 2, 6)
@@ -193,7 +193,7 @@ def boot(scene: Scene) -> Iterator[Operation]:
 
 
 def inspect(scene: Scene) -> Iterator[Operation]:
-    """Read everything that can be read, wherever it may be mapped."""
+    """Read all registers, at every address at which they can be mapped."""
     for offset in range(0, 256, 4):
         yield ConfigRead(offset, 4)
     lengths = {REGISTERS_BAR: 0x20, MSIX_BAR: 16 * scene.vectors, MEMORY_BAR: 16}
@@ -204,7 +204,7 @@ def inspect(scene: Scene) -> Iterator[Operation]:
 
 
 class _Generator:
-    """Draws operations; keeps only what it needs to stay within the rules."""
+    """Draws random operations that the rules allow."""
 
     def __init__(self, scene: Scene, random: Random) -> None:
         self._scene = scene
@@ -253,10 +253,10 @@ class _Generator:
 
     def _registers(self) -> Operation:
         random = self._random
-        if random.random() < 0.5:  # mask and status as a driver uses them
+        if random.random() < 0.5:  # accesses to mask and status as a driver makes them
             address = self._window(REGISTERS_BAR) + random.choice((0, 4, 4, 8))
             return Read(address, 4) if random.random() < 0.6 else Write(address, 4, self._value(4))
-        # The four registers at any offset; sometimes the rest and the end of the window.
+        # The four registers at any offset; sometimes reserved space and the end of the window.
         offset = random.choice((random.randrange(16), random.randrange(16), random.randrange(0x100), 0xFE, 0x100))
         return self._access(REGISTERS_BAR, offset, reading=0.5)
 
@@ -268,13 +268,13 @@ class _Generator:
         value = random.choice(peers) << 16 | vector
         if random.random() < 0.6:
             return Write(self._window(REGISTERS_BAR) + 12, 4, value)
-        # The same word in a write of another width or at another place, so that a piece of it lies at 12.
+        # The same word in a write of another width or at another offset, so that a piece of the write is at 12.
         size, offset = random.choice(SIZES), random.randrange(8, 16)
         shifted = value << 8 * max(0, 12 - offset) if random.random() < 0.7 else value
         return Write(self._window(REGISTERS_BAR) + offset, size, shifted & (1 << 8 * size) - 1)
 
     def _table(self) -> Operation:
-        """The MSI-X table: entries keep to their own memory, anything may be read, control bits are free."""
+        """An access to the MSI-X table: an entry sends to its own memory; reads and control bits are random."""
         random = self._random
         if random.random() < 0.25:
             return self._access(MSIX_BAR, random.randrange(16 * self._scene.vectors + 32), reading=1)
@@ -368,7 +368,7 @@ class _Generator:
 
 
 def generate(scene: Scene, random: Random, operations: int) -> list[Operation]:
-    """A driver's start, then what chance says with new starts in between, at the end a look at everything."""
+    """A driver's start, then random operations with new starts in between; at the end, reads of all registers."""
     generator = _Generator(scene, random)
     look = list(inspect(scene))
     sequence = list(boot(scene))

@@ -1,4 +1,4 @@
-"""A real QEMU without a guest: started stopped, driven through its qtest line protocol and through QMP.
+"""A real QEMU without a guest, controlled by its qtest line protocol and by QMP.
 
 ``qemu-system-x86_64 -accel tcg -S`` runs no guest code; qtest reads and writes ports and physical memory, one
 line each way (QEMU, softmmu/qtest.c). All its sockets are inherited pairs: there are no paths to clean up.
@@ -42,8 +42,8 @@ def find_qemu(name: str = DEFAULT_QEMU) -> str:
     return path
 
 
-class Lines:
-    """One side of a line protocol over a socket; owns the socket."""
+class LineConnection:
+    """One end of a line protocol over a socket; owns the socket."""
 
     def __init__(self, sock: socket.socket, name: str) -> None:
         sock.settimeout(TIMEOUT_SECONDS)
@@ -93,8 +93,8 @@ class Qemu:
             near_qmp, far_qmp = socket.socketpair()
             far_ends.callback(far_qtest.close)
             far_ends.callback(far_qmp.close)
-            self._qtest = Lines(near_qtest, "qtest")
-            self._qmp = Lines(near_qmp, "QMP")
+            self._qtest = LineConnection(near_qtest, "qtest")
+            self._qmp = LineConnection(near_qmp, "QMP")
             command = [
                 *(path, "-nodefaults", "-display", "none", "-accel", "tcg", "-S", "-m", "16M"),
                 *(
@@ -130,7 +130,7 @@ class Qemu:
         self.close()
 
     def close(self) -> None:
-        """End the process, close the connections; what it printed stays in ``printed``."""
+        """End the process and close the connections; ``printed`` keeps what it printed."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
@@ -146,10 +146,10 @@ class Qemu:
 
     printed = ""
 
-    # The two protocols.
+    # The two protocols
 
     def qmp(self, command: str, **arguments: object) -> Any:
-        """One QMP command; what it returned. Events that come meanwhile are counted or dropped."""
+        """Run one QMP command; returns its result. RESET events that come meanwhile are counted, others ignored."""
         self._qmp.send(json.dumps({"execute": command, "arguments": arguments}))
         while True:
             answer = json.loads(self._qmp.line())
@@ -161,7 +161,7 @@ class Qemu:
                 return answer.get("return")
 
     def ask(self, lines: Sequence[str]) -> list[str]:
-        """Several qtest commands in one go; what stands behind each ``OK``.
+        """Run several qtest commands at once; returns the text after each ``OK``.
 
         Raises:
             QemuError: one failed, or QEMU is gone.
@@ -177,19 +177,19 @@ class Qemu:
             answers.append(answer[2:].strip())
         return answers
 
-    # What can be asked.
+    # Commands
 
     def settle(self, rounds: int = 1) -> None:
-        """Give its main loop ``rounds`` turns: each one handles what was ready before it began."""
+        """Let the main loop make ``rounds`` turns; each handles what was ready before it began."""
         for _ in range(rounds):
             self.ask(["inb 0x80"])
 
     def read(self, address: int, size_bytes: int) -> int:
-        """Physical memory, 1, 2, 4 or 8 bytes, as a processor's load."""
+        """Read 1, 2, 4 or 8 bytes of physical memory, as a processor's load."""
         return int(self.ask([f"read{SUFFIX[size_bytes]} {address:#x}"])[0], 0)
 
     def write(self, address: int, size_bytes: int, value: int) -> None:
-        """Physical memory, 1, 2, 4 or 8 bytes, as a processor's store."""
+        """Write 1, 2, 4 or 8 bytes of physical memory, as a processor's store."""
         self.ask([f"write{SUFFIX[size_bytes]} {address:#x} {value:#x}"])
 
     def fill(self, address: int, size_bytes: int, byte: int) -> None:
@@ -197,19 +197,19 @@ class Qemu:
         self.ask([f"memset {address:#x} {size_bytes:#x} {byte:#x}"])
 
     def config_read(self, slot: int, offset: int, size_bytes: int) -> int:
-        """1, 2 or 4 bytes of the configuration space of function ``slot``.0 on bus 0."""
+        """Read 1, 2 or 4 bytes of the configuration space of function ``slot``.0 on bus 0."""
         select = f"outl {CONFIG_ADDRESS:#x} {1 << 31 | slot << 11 | offset & ~3:#x}"
         port = CONFIG_DATA + (offset & 3)
         return int(self.ask([select, f"in{SUFFIX[size_bytes]} {port:#x}"])[1], 0)
 
     def config_write(self, slot: int, offset: int, size_bytes: int, value: int) -> None:
-        """1, 2 or 4 bytes of the configuration space of function ``slot``.0 on bus 0."""
+        """Write 1, 2 or 4 bytes of the configuration space of function ``slot``.0 on bus 0."""
         select = f"outl {CONFIG_ADDRESS:#x} {1 << 31 | slot << 11 | offset & ~3:#x}"
         port = CONFIG_DATA + (offset & 3)
         self.ask([select, f"out{SUFFIX[size_bytes]} {port:#x} {value:#x}"])
 
     def reset(self) -> None:
-        """Reset the machine, and wait until it is."""
+        """Reset the machine and wait for its RESET event."""
         seen = self._reset_seen
         self.qmp("system_reset")
         while self._reset_seen == seen:

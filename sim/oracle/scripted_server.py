@@ -1,4 +1,4 @@
-"""The other side of one device under test: a server that says what a test tells it to, with real peers.
+"""A server for one device under test: it sends what a test says, and its peers have real eventfds.
 
 One inherited socket pair, dialect v0. The peers are eventfds held here, so that what a device rings can be
 counted.
@@ -29,7 +29,7 @@ class ScriptedServer:
     """Owns the memory, the eventfds and this end of the connection; ``client`` is the other end."""
 
     def __init__(self, size_bytes: int = 0, *, region: Region | None = None) -> None:
-        """Memory of ``size_bytes`` of its own, or somebody else's ``region``."""
+        """Use memory of ``size_bytes``, or the caller's ``region``."""
         with contextlib.ExitStack() as stack:
             near, far = socket.socketpair()
             stack.callback(near.close)
@@ -58,27 +58,27 @@ class ScriptedServer:
         self.close()
 
     def close(self) -> None:
-        """Close everything; twice is no error."""
+        """Close everything; closing again is allowed."""
         for peer in list(self.peers):
             self._forget(peer)
         self._stack.close()
 
     def hand_over(self) -> None:
-        """The device's process has inherited its end: close it here."""
+        """Close the other end of the connection, which the device's process has inherited."""
         self._far.close()
 
     def greet(self, peer: int) -> None:
-        """Version, own ID, shared memory."""
+        """Send version, own ID and shared memory."""
         self._send(Message(VERSION), Message(peer), Message(MEMORY, (self.region.descriptor,)))
 
     def join(self, peer: int, vectors: int, eventfds: list[EventFd] | None = None) -> None:
-        """A peer appears, or the device's own vectors: one message each. ``eventfds`` become this server's."""
+        """Send the vectors of a peer, or of the device itself, one message each; the server owns ``eventfds`` then."""
         eventfds = [EventFd.create() for _ in range(vectors)] if eventfds is None else eventfds[:vectors]
         self.peers[peer] = eventfds
         self._send(*(Message(peer, (eventfd.descriptor,)) for eventfd in eventfds))
 
     def leave(self, peer: int) -> None:
-        """A peer is gone."""
+        """Announce that a peer has left."""
         self._forget(peer)
         self._send(Message(peer))
 
@@ -87,14 +87,14 @@ class ScriptedServer:
             eventfd.close()
 
     def ring(self, peer: int, vector: int, count: int = 1) -> None:
-        """Ring an eventfd, as another peer would."""
+        """Ring an eventfd, as another peer does."""
         signal(self.peers[peer][vector].descriptor, count)
 
     def take(self, peer: int) -> list[int]:
-        """The doorbells that each of a peer's eventfds has counted since the last look."""
+        """Return the doorbells that each eventfd of a peer has counted since the last call."""
         counts = []
         for eventfd in self.peers[peer]:
-            # The device under test may have cleared the flag, which all who hold the eventfd share.
+            # The device under test can have cleared the flag, which is shared by all descriptors of the eventfd.
             flags = fcntl.fcntl(eventfd.descriptor, fcntl.F_GETFL)
             if not flags & os.O_NONBLOCK:
                 fcntl.fcntl(eventfd.descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
