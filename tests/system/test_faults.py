@@ -22,9 +22,11 @@ import pytest
 import sim
 from nodes.errors import UsageError
 from sim.cli import main
+from sim.kernel.memory import map_region
 from sim.kernel.signals import ENDING
 from sim.recording import Recording, State, header
 from sim.runner import Begun
+from tests.system.test_serve import Visitor
 
 PATIENCE_S = 30.0
 
@@ -441,3 +443,29 @@ def test_machines_stop_in_time_while_the_coordinator_sleeps(runtime: Path, tmp_p
     assert balances(result)
     assert result.summary["settled"] == 0
     assert result.summary["duration_s"] == pytest.approx(2.0, abs=0.001)
+
+
+def test_a_run_does_not_take_memory_that_clients_of_a_killed_run_use(
+    runtime: Path, tmp_path: Path, short_path: Path
+) -> None:
+    """Otherwise two runs would share a name and not the memory; and a run begins with memory that is zero."""
+    path, name = short_path / "s", f"ivt-{os.getpid()}-{short_path.name}"
+    named = ["ping_pong", "--set", f'memory.name="{name}"', "--set", "run.duration_s=30", "--socket", str(path)]
+    ivsim = Ivsim(tmp_path, *named)
+    family = [*ivsim.wait_for_machines(2), *psutil.Process(ivsim.process.pid).children()]
+    with contextlib.closing(Visitor(path, 2)) as visitor:
+        ivsim.process.kill()
+        ivsim.process.communicate()
+        assert all_gone(family)
+        with map_region(visitor.memory) as memory:
+            memory[0:4] = b"kept"
+            again = Ivsim(tmp_path / "again", *named)
+            _, told = again.process.communicate(timeout=PATIENCE_S)
+            assert again.process.returncode == 2
+            assert f"shared memory '{name}' exists already: clients of a server that was killed still use it" in told
+            assert f"[{os.getpid()}]" in told
+            assert memory[0:4] == b"kept"
+    path.unlink(missing_ok=True)
+    result = sim.run("ping_pong", runs=tmp_path, overrides={"memory.name": name, "run.duration_s": 0.2})
+    assert result.status == "finished"
+    assert not Path("/dev/shm", name).exists()
