@@ -158,7 +158,7 @@ def _dry_run(its: Sweep, runs: Path) -> int:
 
 
 def _run_all(its: Sweep, stderr: Console, resources_every_s: float) -> int:
-    """Run what is left, until it is done or somebody interrupts it; 0, or the exit code of that."""
+    """Run what is left until it is done or interrupted. Returns 0, or the exit code of the interrupt."""
     import sim
 
     stopped = ""

@@ -1,4 +1,4 @@
-"""What this host has left for a run: limits of this process, of its control group, of the kernel, of file systems."""
+"""What this host has left for a run: limits of the process, its control group, the kernel and file systems."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHM_DIRECTORY = "/dev/shm"
 
 
 class Left(NamedTuple):
-    """How much there is of something, and which limit says so."""
+    """An amount that is left, and the name of the limit that says so."""
 
     amount: int
     limit: str
@@ -27,7 +27,7 @@ class Left(NamedTuple):
 
 @dataclass(frozen=True)
 class Host:
-    """None: nothing limits it, or nobody knows. ``descriptors_open`` are this process's own."""
+    """The limits of this process; None: unlimited, or unknown. ``descriptors_open`` are this process's own."""
 
     descriptors: Left | None
     descriptors_open: int
@@ -47,7 +47,11 @@ class Host:
 
     @classmethod
     def here(cls, runs: Path) -> Host:
-        """This host; ``runs`` is where run directories are made, or will be."""
+        """Read the limits of this host.
+
+        Args:
+            runs: The directory in which run directories are made; it need not exist.
+        """
         capabilities = _capabilities()
         mighty = bool(capabilities & (1 << CAP_SYS_RESOURCE | 1 << CAP_SYS_ADMIN))
         nimble = bool(capabilities & 1 << CAP_SYS_NICE)
@@ -97,20 +101,20 @@ def _least(*known: Left | None) -> Left | None:
 
 
 def _files() -> Left | None:
-    """Open files that the kernel allows besides those that there are."""
+    """How many more open files the kernel allows."""
     words = "".join(_lines("/proc/sys/fs/file-nr")).split()
     return Left(int(words[2]) - int(words[0]), "fs.file-max") if len(words) == 3 else None
 
 
 def _processes(mighty: bool) -> Iterator[Left | None]:
-    """Processes and threads beside those that there are."""
+    """How many more processes and threads each limit allows."""
     load = "".join(_lines("/proc/loadavg")).split()
     tasks = int(load[3].partition("/")[2]) if len(load) > 3 else 0
     for path, name in (("kernel/pid_max", "kernel.pid_max"), ("kernel/threads-max", "kernel.threads-max")):
         if (most := _number(f"/proc/sys/{path}")) is not None:
             yield Left(most - tasks, name)
     soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
-    if soft != resource.RLIM_INFINITY and not mighty:  # user_namespaces(7): who is capable is not counted
+    if soft != resource.RLIM_INFINITY and not mighty:  # user_namespaces(7): capable processes are not limited
         yield Left(soft - _own_tasks(), "ulimit -u")
     yield from _of_groups("pids")
 
@@ -133,7 +137,7 @@ def _available() -> Left | None:
 
 
 def _of_groups(controller: str) -> Iterator[Left]:
-    """What control groups leave, of either version, from this process's own up to the root."""
+    """What control groups of either version leave, from this process's group up to the root."""
     names = {"memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"), "pids": ("pids.max", "pids.current")}
     for line in _lines("/proc/self/cgroup"):
         number, _, rest = line.partition(":")
@@ -154,13 +158,13 @@ def _of_groups(controller: str) -> Iterator[Left]:
 
 
 def _cached(group: Path) -> int:
-    """What the kernel would give back of a group's memory: the cache of files."""
+    """The file cache of a group, which the kernel can reclaim."""
     words = (line.split() for line in _lines(group / "memory.stat"))
     return sum(int(word[1]) for word in words if word[0] in ("active_file", "inactive_file"))
 
 
 def _room(path: Path) -> Left | None:
-    """Free bytes of the file system on which ``path`` is, or will be."""
+    """Free bytes of the file system of ``path``, which need not exist."""
     for folder in (path.absolute(), *path.absolute().parents):
         with contextlib.suppress(OSError):
             room = os.statvfs(folder)
@@ -176,6 +180,6 @@ def _lines(path: str | Path) -> list[str]:
 
 
 def _number(path: str | Path) -> int | None:
-    """A file that holds one number; None when it does not ("max"), or is not there."""
+    """Read a file with one number; None for other content ("max") and without a file."""
     lines = _lines(path)
     return int(lines[0]) if lines and lines[0].strip().isdigit() else None

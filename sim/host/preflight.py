@@ -1,4 +1,4 @@
-"""What a topology asks of this host, each sum with what it is made of, before any process is started."""
+"""The resources that a topology needs of this host, each with its parts, before any process is started."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from topologies.actions import Join, Migrate
 
 __all__ = ["Demand", "Sum", "check", "preflight", "render"]
 
-# What the coordinator holds for each machine: a socket, a control socket, a sentinel, the pipe to the fork server
-# and a spare; what it holds besides; and what a worker holds, counted in /proc/PID/fd.
+# Descriptors of the coordinator for each machine (socket, control socket, process, and spare ones), its others, and
+# those of a worker, counted in /proc/PID/fd.
 DESCRIPTORS_EACH = 5
 DESCRIPTORS_SPARE = 64
 WORKER_DESCRIPTORS = 14
 DEVICE_DESCRIPTORS = 3
 # The fork server, the tracker of shared memory, and threads of this process: ZeroMQ's two and the progress.
 HELPERS = 5
-# A socket's buffer holds so many messages that nobody reads (212,992 bytes of net.core.wmem_default).
+# The unread messages that a socket's buffer holds (212,992 bytes, net.core.wmem_default).
 UNREAD_MESSAGES = 278
 GREETING_MESSAGES = 3
 # Measured: private memory of a worker, and of the kernel for an eventfd.
@@ -46,7 +46,7 @@ EVENTFD_BYTES = 200
 WORKER_BYTES = 96 << 20
 # Measured: 3.3 bytes of a table for a sample of 24, and 5.5 for a drain of 24; written before recordings are removed.
 RESULTS_SHARE = 0.25
-# Measured, on two CPUs that nobody else used: a run of two machines, a process more, a message more.
+# Measured on two idle CPUs: the start of a run of two machines, of one more process, of one more message.
 BASE_S, PROCESS_S, MESSAGE_S = 0.2, 0.010, 4e-6
 PATIENCE_S, PATIENCE_EACH_S = 30.0, 0.1
 
@@ -54,10 +54,10 @@ T = TypeVar("T")
 
 
 class Sum(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that is needed: so much, made of that, of so much that there is.
+    """One resource: the amount needed, its parts, and the limit.
 
-    ``limit`` is None where nothing limits it. What does not fit refuses the run, unless ``binding`` is False: an
-    estimate, or what only makes others wait.
+    ``limit`` is None where it is unlimited. A sum over its limit refuses the run, unless ``binding`` is False: it is an
+    estimate, or others only wait longer.
     """
 
     what: str
@@ -74,7 +74,7 @@ class Sum(msgspec.Struct, frozen=True, kw_only=True):
         return self.limit is None or self.needed <= self.limit
 
     def __str__(self) -> str:
-        """The sentence of an error."""
+        """The sum as an error text."""
         made_of = f" ({self.made_of})" if self.made_of else ""
         limit = "any number" if self.limit is None else f"{_amount(self.limit, self.unit)} ({self.limit_name})"
         needs = f"this topology needs {_amount(self.needed, self.unit)} {self.what}{made_of}"
@@ -82,7 +82,7 @@ class Sum(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a topology asks for. ``refused`` are wishes that this host does not grant at all."""
+    """All that a topology needs. ``refused`` are requests that this host does not permit."""
 
     sums: list[Sum]
     refused: list[str]
@@ -105,7 +105,13 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None = None) -> Demand:
-    """The demand of ``topology`` beside what there is; run directories are made in ``runs``."""
+    """Compare the demand of ``topology`` with this host.
+
+    Args:
+        topology: What is to be run.
+        runs: The directory in which run directories are made.
+        host: The limits; by default those of this host now.
+    """
     there = host or Host.here(runs)
     count = _Count.of(topology)
     sums = [*_descriptors(topology, count, there), *_processes(count, there), *_server(count, there)]
@@ -130,7 +136,7 @@ def check(topology: Topology, runs: Path) -> None:
 
 
 def render(demand: Demand, console: Console) -> None:
-    """Print a line for each sum, then what is wrong."""
+    """Print a line for each sum, then the problems."""
     rows = [("", "needed", "allowed", "by")]
     for each in demand.sums:
         amounts = (each.needed, each.limit)
@@ -146,7 +152,7 @@ def render(demand: Demand, console: Console) -> None:
 
 @dataclass(frozen=True)
 class _Count:
-    """How many there are of what everything else is made of."""
+    """The counts that all sums are made of."""
 
     machines: int
     connections: int
@@ -157,7 +163,7 @@ class _Count:
 
     @classmethod
     def of(cls, topology: Topology) -> _Count:
-        """Who comes back has another ID, and each of its vectors one eventfd more."""
+        """Count. A machine that joins again has a new ID, and one more eventfd for each of its vectors."""
         lives = Counter({machine.index: int(machine.present) for machine in topology.machines})
         migrations = 0
         for entry in topology.timeline:
@@ -170,7 +176,7 @@ class _Count:
             own = sum(machine.vectors * max(1, lives[machine.index]) for machine in members)
             heads = sum(max(1, lives[machine.index]) for machine in members)
             connections, eventfds = connections + heads, eventfds + own
-            # A newcomer is told everybody's eventfds and its own, everybody else the newcomer's.
+            # A new peer is told all eventfds and its own; each other peer is told those of the new one.
             messages += heads * (GREETING_MESSAGES + own)
         return cls(len(topology.machines), connections, eventfds, messages, migrations, lives)
 
@@ -208,7 +214,7 @@ def _first(pair: tuple[int, Machine]) -> int:
 
 
 def _kinds(topology: Topology) -> list[Machine]:
-    """One machine for each number of vectors and set of domains: all others need what one of them needs."""
+    """Return one machine for each number of vectors and set of domains: the others need the same."""
     return list({(machine.domains, machine.vectors): machine for machine in reversed(topology.machines)}.values())
 
 
@@ -344,7 +350,7 @@ def _sum(
 
 
 def _place(runs: Path) -> Iterator[str]:
-    """Whether a directory can be made in ``runs``, or first of all ``runs`` itself in what there is of its path."""
+    """Why no directory can be made in ``runs``, or ``runs`` itself in the part of its path that exists."""
     whole = runs.absolute()
     there = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
     if not there.is_dir():

@@ -1,4 +1,4 @@
-"""What machines and their host cost, seen from outside: the only module that imports psutil."""
+"""CPU time, memory and descriptors of processes and the host, seen from outside: the only user of psutil."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PRIVATE = re.compile(rb"^Private_(?:Clean|Dirty): +([0-9]+) kB$", re.MULTILINE)
 
 
 class Resources(NamedTuple):
-    """One process at one moment. ``machine`` is -1 for the coordinator; times and counts are totals since birth.
+    """One process at one moment. ``machine`` is -1 for the coordinator; times and counts are totals since its start.
 
     ``instrument_bytes`` is how much of ``uss_bytes`` are pages of its recordings: the instrument's, not the
     machine's. None where it was not looked at this time, or where this kernel does not say.
 
     Machine -2 is the whole host: its CPU times, memory in use as ``rss_bytes``, all its context switches as
     voluntary ones; and what only a host has: time stolen by the hypervisor, the load of the last minute, how
-    long somebody waited for CPUs, memory or disks (/proc/pressure, "some"), and the CPU time that sampling has
+    long a task waited for CPUs, memory or disks (/proc/pressure, "some"), and the CPU time that sampling has
     taken so far.
     """
 
@@ -60,7 +60,7 @@ class Resources(NamedTuple):
 
 
 class Sampler:
-    """Looks at a set of processes and at the host; processes that are gone are left out."""
+    """Samples a set of processes and the host; processes that have ended are left out."""
 
     def __init__(self, run: Path) -> None:
         """``run``: the run directory; what a machine has mapped of it are its recordings."""
@@ -73,7 +73,7 @@ class Sampler:
         self._spent_ns = 0
 
     def watch(self, machine: int, name: str, pid: int) -> None:
-        """Look at this process from now on; what its machine has used in another one before counts on."""
+        """Sample this process from now on; the totals of the machine's process before it are added."""
         if machine in self._last:
             self._carried[machine] = self._last[machine]
         try:
@@ -86,7 +86,7 @@ class Sampler:
             known.pop(machine, None)
 
     def sample(self) -> list[Resources]:
-        """One row for each process that still lives, and one for the host.
+        """Return one row for each process that still runs, and one for the host.
 
         About 0.1 ms each, and 2 ms more for those whose memory is summed up and whose descriptors are counted
         this time (with thousands of descriptors, 5 ms more): those that have waited longest, so many that it
@@ -210,9 +210,9 @@ def _faults(pid: int) -> tuple[int | None, int | None]:
 
 
 def _pressure_s(what: str) -> float | None:
-    """For how long somebody has waited for it since boot (Linux's Documentation/accounting/psi.rst).
+    """The time for which a task has waited for it since boot (Linux's Documentation/accounting/psi.rst).
 
-    None where the kernel keeps no account.
+    None where the kernel does not count it.
     """
     with contextlib.suppress(OSError, ValueError, IndexError):
         first = (PRESSURE / what).read_text().splitlines()[0]

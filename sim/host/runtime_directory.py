@@ -43,7 +43,7 @@ class RuntimeDirectory(NamedTuple):
     path: Path
     pid: int
     owned: bool
-    """Whether the owner still runs, or has not said yet who it is."""
+    """Whether the owner still runs, or has not written its process ID yet."""
 
 
 def runtime_parents() -> list[Path]:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def cpus_refused(topology: Topology, host: Host) -> Iterator[str]:
-    """CPUs that machines ask for and cannot have."""
+    """CPUs that machines ask for and that this process may not use."""
     for name, cpus in _wishes(topology, lambda machine: machine.scheduling.cpus):
         missing = sorted(set(cpus) - host.cpus)
         if missing:
@@ -26,7 +26,7 @@ def cpus_refused(topology: Topology, host: Host) -> Iterator[str]:
 
 
 def policies_refused(topology: Topology, host: Host) -> Iterator[str]:
-    """Scheduling that this process has no permission for."""
+    """Policies, priorities and nice values that this process has no permission for."""
     for name, (policy, priority) in _wishes(topology, lambda each: (each.scheduling.policy, each.scheduling.priority)):
         if priority > host.real_time_priority:
             yield (
@@ -42,7 +42,7 @@ def policies_refused(topology: Topology, host: Host) -> Iterator[str]:
 
 
 def _wishes(topology: Topology, of: Callable[[Machine], T]) -> Iterator[tuple[str, T]]:
-    """What machines wish for, each wish once, and the first who has it (with how many)."""
+    """Return each value once, with the name of the first machine that has it and how many more do."""
     holders: dict[T, list[str]] = {}
     for machine in topology.machines:
         holders.setdefault(of(machine), []).append(machine.name)

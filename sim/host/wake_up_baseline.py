@@ -1,8 +1,8 @@
-"""The floor: the least that a wake-up and a time stamp cost on this host, before anything of ours is added.
+"""The wake-up baseline: the least that a wake-up and a time stamp cost on this host, without the simulator.
 
 Two bare processes ring each other through eventfds and wait with epoll, and look at the clock where a run does:
-just before the write, just after the read. What a run's delivery takes beyond that is the machines' own doing, or
-that of their number. Measured in some 0.1 s; the partner is gone when the figures are there.
+just before the write, just after the read. What a delivery in a run takes beyond that is caused by the machines or
+their number. The measurement takes about 0.1 s.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sim.kernel.eventfd import EventFd, drain, signal
 from sim.kernel.signals import signals_held
 from sim.kernel.waiting import readable_within
 
-__all__ = ["WakeUpBaseline", "baseline_if_any", "clock_cost_ns", "measure_floor", "partner"]
+__all__ = ["WakeUpBaseline", "baseline_if_any", "clock_cost_ns", "measure_baseline", "partner"]
 
 ROUNDS_MAX = 1000
 WARM_UP = 50
@@ -61,17 +61,17 @@ def clock_cost_ns() -> float:
 
 
 def baseline_if_any(cpus: tuple[int, int] | None = None) -> list[WakeUpBaseline]:
-    """The floor, or nothing where it cannot be measured: a run goes on without it."""
+    """Measure the baseline; return nothing where that fails: a run does not depend on it."""
     with contextlib.suppress(HostError):
-        return [measure_floor(cpus)]
+        return [measure_baseline(cpus)]
     return []
 
 
-def measure_floor(cpus: tuple[int, int] | None = None) -> WakeUpBaseline:
-    """The floor here and now; with ``cpus`` this thread and the partner are pinned to them while it lasts.
+def measure_baseline(cpus: tuple[int, int] | None = None) -> WakeUpBaseline:
+    """Measure the baseline. With ``cpus``, this thread and the partner are pinned to them meanwhile.
 
-    Without, both run where the kernel puts them, on the CPUs that this process may use: as machines do that
-    nobody pinned. Raises ``HostError`` when no partner can be started, or when it dies or does not answer.
+    Otherwise both run where the kernel puts them, on the CPUs that this process may use, as machines do that are not
+    pinned. Raises ``HostError`` when no partner can be started, or when it dies or does not answer.
     """
     clock_ns = clock_cost_ns()
     with contextlib.ExitStack() as stack:
@@ -88,14 +88,14 @@ def measure_floor(cpus: tuple[int, int] | None = None) -> WakeUpBaseline:
         try:
             theirs.frombytes(started.communicate(timeout=PATIENCE_S)[0])
         except (subprocess.TimeoutExpired, ValueError) as error:
-            raise HostError(f"the floor cannot be measured: the partner does not give its stamps: {error}") from error
+            raise HostError(f"no wake-up baseline: the partner does not give its stamps: {error}") from error
     if len(theirs) != len(ours):
-        raise HostError(f"the floor cannot be measured: {len(theirs)} stamps of the partner, {len(ours)} here")
+        raise HostError(f"no wake-up baseline: {len(theirs)} stamps of the partner, {len(ours)} here")
     there = [delivered - rung for delivered, rung in zip(theirs[::2], ours[::2], strict=True)]
     back = [delivered - rung for delivered, rung in zip(ours[1::2], theirs[1::2], strict=True)]
     latencies = sorted(there[WARM_UP:] + back[WARM_UP:])
     if not latencies:
-        raise HostError(f"the floor cannot be measured: {len(there)} rounds in {ENOUGH_NS / 1e9:g} s")
+        raise HostError(f"no wake-up baseline: {len(there)} rounds in {ENOUGH_NS / 1e9:g} s")
     return WakeUpBaseline(
         p50_ns=latencies[-(-len(latencies) // 2) - 1],
         p99_ns=latencies[-(-len(latencies) * 99 // 100) - 1],
@@ -106,13 +106,13 @@ def measure_floor(cpus: tuple[int, int] | None = None) -> WakeUpBaseline:
 
 
 def _ping(started: subprocess.Popen[bytes], epoll: select.epoll, ring: int, answer: int) -> list[int]:
-    """Ring the partner and wait for its answer, again and again: when rung and when delivered, by turns."""
+    """Ring the partner and wait for its answer, repeatedly. Returns the times of ring and delivery in turn."""
     poll, clock = epoll.poll, time.monotonic_ns
     stamps: list[int] = []
 
     def wait() -> None:
         if not poll(PATIENCE_S, 1):
-            raise HostError("the floor cannot be measured: the partner does not answer")
+            raise HostError("no wake-up baseline: the partner does not answer")
 
     _await_partner(started, answer, wait)
     drain(answer)
@@ -130,7 +130,7 @@ def _ping(started: subprocess.Popen[bytes], epoll: select.epoll, ring: int, answ
 
 
 def _await_partner(started: subprocess.Popen[bytes], answer: int, wait: Callable[[], None]) -> None:
-    """Return when it has answered for the first time; a partner that dies before that is noticed at once."""
+    """Wait for its first answer; a partner that dies before that is noticed at once."""
     life = os.pidfd_open(started.pid)
     try:
         poll = select.poll()  # not select(): the caller may have more than 1023 descriptors open
@@ -138,7 +138,7 @@ def _await_partner(started: subprocess.Popen[bytes], answer: int, wait: Callable
             poll.register(descriptor, select.POLLIN)
         poll.poll(PATIENCE_S * 1000)
         if readable_within(life, 0):
-            raise HostError(f"the floor cannot be measured: the partner ended ({started.wait()})")
+            raise HostError(f"no wake-up baseline: the partner ended ({started.wait()})")
         wait()
     finally:
         os.close(life)
@@ -175,7 +175,7 @@ def _started(rings: EventFd, answers: EventFd, cpu: int) -> Iterator[subprocess.
     call = f"from sim.host.wake_up_baseline import partner; partner(*{(*descriptors, cpu)})"
     code = f"import sys; sys.path.append({root!r}); {call}"
     try:
-        # Who presses Ctrl-C means the run: whatever is ignored when the partner starts, it ignores for ever.
+        # Ctrl-C is meant for the run; what is ignored when the partner starts, it ignores for ever.
         with signals_held():
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", code],
@@ -185,7 +185,7 @@ def _started(rings: EventFd, answers: EventFd, cpu: int) -> Iterator[subprocess.
                 pass_fds=descriptors,
             )
     except OSError as error:
-        raise HostError(f"the floor cannot be measured: no partner: {error}") from error
+        raise HostError(f"no wake-up baseline: no partner: {error}") from error
     with process:
         try:
             yield process
@@ -200,7 +200,7 @@ def _pinned(cpu: int) -> Iterator[None]:
     try:
         os.sched_setaffinity(0, {cpu})
     except OSError as error:
-        raise HostError(f"the floor cannot be measured on CPU {cpu}: {error.strerror}") from error
+        raise HostError(f"no wake-up baseline on CPU {cpu}: {error.strerror}") from error
     try:
         yield
     finally:

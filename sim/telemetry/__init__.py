@@ -1,4 +1,4 @@
-"""What a run tells the world while it goes on.
+"""The state of a run for other processes while it runs.
 
 The coordinator publishes snapshots on a socket in the run's private directory; the progress display is one
 subscriber, another terminal may be a second. A snapshot is complete in itself, so one that is missed is made up

@@ -1,4 +1,4 @@
-"""The runs of this user that go on now, found by the sockets at which they publish."""
+"""Finds the runs of this user that are running now by the sockets at which they publish."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Found(NamedTuple):
 
 
 def running(candidates: Iterable[Path] | None = None) -> list[Found]:
-    """The sockets at which somebody publishes now, the latest first.
+    """Return the sockets at which a process publishes now, the latest first.
 
     ``candidates`` are files; by default those in the `runtime_parents`. Only what belongs to this user counts, and what
     a living process listens at: looking connects to nothing, so that no run is disturbed.

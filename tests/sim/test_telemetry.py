@@ -1,4 +1,4 @@
-"""sim.telemetry: snapshots for whoever looks, and nothing but snapshots."""
+"""sim.telemetry: snapshots for every subscriber, and nothing but snapshots."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_no_frame_whatever_brings_the_reader_down(frame):
 
 
 def test_a_frame_that_is_too_large_is_not_even_taken_in(publisher, subscriber):
-    """The library ends that connection for it; who published it, and whoever else looks, notices nothing."""
+    """The library ends that connection; the publisher and other subscribers are not affected."""
     publisher.send(bytes(MESSAGE_BYTES_MAX + 1))
     assert subscriber.receive(0.1) is None
     with subscribe(publisher) as second:
@@ -165,7 +165,7 @@ def test_a_frame_that_is_too_large_is_not_even_taken_in(publisher, subscriber):
         assert receive(second) == snapshot(2)
 
 
-def test_a_subscriber_that_does_not_read_holds_up_nobody(publisher, subscriber):
+def test_a_subscriber_that_does_not_read_delays_no_other(publisher, subscriber):
     count = 5000
     for number in range(1, count + 1):
         publisher.publish(snapshot(number))
@@ -246,13 +246,13 @@ def test_who_publishes_is_found_and_who_no_longer_does_is_not(path):
     assert running([path]) == []
 
 
-def test_a_socket_of_somebody_else_is_not_looked_at(path, monkeypatch):
+def test_a_socket_of_another_user_is_ignored(path, monkeypatch):
     with Publisher(path):
         monkeypatch.setattr(os, "getuid", lambda: 4242)
         assert running([path]) == []
 
 
-# Subscribers that mean no good
+# Hostile subscribers
 
 
 def connect(publisher):
@@ -276,7 +276,7 @@ PEER = GREETING + READY.replace(b"PUB", b"SUB")
 
 
 @pytest.mark.parametrize("step", [1, 7, 63, 64, 65, len(PEER)])
-def test_nothing_is_published_to_one_who_has_not_introduced_himself(publisher, step):
+def test_nothing_is_published_to_a_subscriber_before_its_ready_command(publisher, step):
     with connect(publisher) as connection:
         for at in range(0, len(PEER), step):
             publisher.publish(snapshot(1))

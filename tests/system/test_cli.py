@@ -46,7 +46,7 @@ def test_every_command_explains_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["validate", "graph", "migrate", "run", "sweep"])
-def test_whoever_loads_a_topology_takes_programs_and_says_whom_they_may_hurt(command: str) -> None:
+def test_each_command_that_loads_a_topology_takes_programs_and_warns_that_they_run(command: str) -> None:
     told = " ".join(ivsim(command, "--help").stdout.split())
     assert "--program FILE" in told
     assert "its code runs with full trust" in told

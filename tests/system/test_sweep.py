@@ -1,4 +1,4 @@
-"""Sweeps: how values are parted, what the cells are, what is run once and what is left when somebody interrupts."""
+"""Sweeps: splitting of values, cells, what is run once, and what is left after an interrupt."""
 
 from __future__ import annotations
 

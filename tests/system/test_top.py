@@ -64,7 +64,7 @@ class Run:
             number += 1
             self._publisher.publish(snapshot(number, **self._changed))
         if self.last is not None:
-            # Twice: one who subscribes right now may miss the first.
+            # Twice: a subscriber that connects just now may miss the first.
             self._publisher.publish(msgspec.structs.replace(self.last, number=number + 1))
 
     def end(self, last: Snapshot | None) -> None:
@@ -89,7 +89,7 @@ def goes_on(directory: Path, /, **changed: object) -> Iterator[Run]:
 
 @pytest.fixture
 def place(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where runs are looked for: nobody else's are there."""
+    """The only place where runs are looked for: other runs are not found."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
     monkeypatch.setattr("sim.telemetry.discovery.runtime_parents", lambda: [short_path])
     return short_path

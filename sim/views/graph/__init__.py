@@ -1,4 +1,4 @@
-"""A topology as a picture: what is drawn (``drawing``), where (``layout``), as SVG (``picture``) or text (``text``)."""
+"""Pictures of a topology: content (``drawing``), positions (``layout``), as SVG (``picture``) or text (``text``)."""
 
 from sim.views.graph.drawing import Drawing, draw
 from sim.views.graph.picture import svg

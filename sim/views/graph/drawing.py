@@ -1,4 +1,4 @@
-"""What a picture of a topology shows: machines or whole groups of them, who rings whom, and what happens to them."""
+"""The content of a picture of a topology: machines or groups, the doorbells between them, and the timeline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from topologies.actions import ServerAction
 __all__ = ["Cluster", "Drawing", "Edge", "Node", "draw"]
 
 
-# So many machines of a group are drawn one by one, if so many fit into the picture.
+# A group of at most the first number is drawn machine by machine, if the picture then has at most the second.
 EACH_MAX = 8
 NODES_MAX = 24
 UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -20,7 +20,7 @@ UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 @dataclass(frozen=True)
 class Node:
-    """A machine, or a group of ``count``; ``absent`` of them are not there when the run begins."""
+    """A machine, or a group of ``count`` machines, of which ``absent`` join after the start of the run."""
 
     name: str
     count: int
@@ -39,17 +39,17 @@ class Node:
 
     @property
     def what(self) -> str:
-        """The program and the vectors."""
+        """The program and the number of vectors."""
         return f"{self.program}, {self.vectors} vector{'' if self.vectors == 1 else 's'}"
 
     @property
     def device(self) -> str:
-        """The profile, and the role where it is not the usual one."""
+        """The profile, and the role where it is not the default."""
         return f"{self.profile}, {self.role}" if self.role != "peer" else self.profile
 
     @property
     def later(self) -> str:
-        """Who joins later, in words; empty when everybody is there."""
+        """How many machines join later; empty when all are present from the start."""
         if not self.absent:
             return ""
         return "joins later" if self.absent == self.count else f"{self.absent} of {self.count} join later"
@@ -57,7 +57,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """``source`` rings ``target`` (places of nodes): its parameters that name them, and how many pairs of machines."""
+    """``source`` rings ``target`` (indices of nodes): the parameters that name the targets, and the number of pairs."""
 
     source: int
     target: int
@@ -72,7 +72,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A domain: the nodes (places) that are in it and in no other, and what happens to its server."""
+    """A domain: the nodes (indices) that are in no other domain, and the timeline of its server."""
 
     name: str
     memory: str
@@ -93,7 +93,7 @@ class Drawing:
 
     @property
     def description(self) -> str:
-        """The picture in words, for those who do not see it."""
+        """Describe the picture in words, for screen readers."""
         said = [f"{node.title} ({node.what}{', ' + node.later if node.later else ''})" for node in self.nodes[:40]]
         rings = [
             f"{self.nodes[edge.source].title} rings {self.nodes[edge.target].title} ({edge.label})"
@@ -102,11 +102,11 @@ class Drawing:
         more = len(self.nodes) - len(said), len(self.edges) - len(rings)
         said += [f"and {more[0]} more"] * bool(more[0])
         rings += [f"and {more[1]} more"] * bool(more[1])
-        return f"Machines: {'; '.join(said)}. Doorbells: {'; '.join(rings) or 'nobody is named as a target'}."
+        return f"Machines: {'; '.join(said)}. Doorbells: {'; '.join(rings) or 'no machine is named as a target'}."
 
 
 def draw(topology: Topology, *, each: bool = False) -> Drawing:
-    """What to draw of ``topology``: large groups as one node, unless ``each`` machine is asked for."""
+    """Return what to draw of ``topology``: large groups as one node, or with ``each`` every machine."""
     singly = {group.name for group in topology.groups if each or group.count <= EACH_MAX}
     if not each and sum(group.count if group.name in singly else 1 for group in topology.groups) > NODES_MAX:
         singly = set()
@@ -163,7 +163,7 @@ def _edges(topology: Topology, places: dict[int, int]) -> tuple[Edge, ...]:
 
 
 def _named(machine: Machine) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Each parameter of a machine that names others."""
+    """The parameters of a machine that name other machines."""
     for parameter, value in machine.parameters.items():
         if isinstance(value, Machines):
             yield parameter, value
@@ -172,7 +172,7 @@ def _named(machine: Machine) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _notes(topology: Topology, members: dict[str, list[Machine]]) -> tuple[list[list[str]], dict[str, list[str]]]:
-    """The timeline, by node and by domain."""
+    """The entries of the timeline, by node and by domain."""
     by_node: list[list[str]] = [[] for _ in members]
     by_domain: dict[str, list[str]] = defaultdict(list)
     for entry in topology.timeline:
@@ -189,7 +189,7 @@ def _notes(topology: Topology, members: dict[str, list[Machine]]) -> tuple[list[
 
 
 def _told(entry: TimelineEntry, whom: str, alone: int | None = None) -> str:
-    """One entry in few words: kill 1 of 16 at 2 s, 3 times. A machine ``alone`` is told its own turn."""
+    """Describe one entry briefly: kill 1 of 16 at 2 s, 3 times. For a machine drawn ``alone``, give its own moment."""
     at_s, every_s = entry.at_s, entry.every_s
     if alone is not None and entry.pick is None and entry.when is None:
         at_s, every_s = at_s + every_s * entry.machines.index(alone), 0.0
@@ -211,5 +211,5 @@ def _size(value_bytes: int) -> str:
 
 
 def _printable(text: str) -> str:
-    """``text`` on one line, and without what could drive a terminal."""
+    """Return ``text`` on one line, without control characters."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)

@@ -1,4 +1,4 @@
-"""Where the cards of a drawing stand: in layers from who rings to who is rung, or round where all ring each other."""
+"""Positions of a drawing's cards: in layers from sender to receiver, or on an ellipse where these form a cycle."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CHARACTER_PX, TITLE_CHARACTER_PX = 6.8, 9.0
 CARD_MIN, CARD_MAX = 132.0, 300.0
 CARD_PX, NOTE_PX = 66.0, 16.0
 GAP_X, GAP_Y = 120.0, 28.0
-# So many stand beneath each other; so many where nobody in the cluster rings anybody in it.
+# The most cards in a column; the most in one where no machine of the cluster rings another one of it.
 COLUMN_MAX, COLUMN_LONE = 8, 6
 PADDING, HEADER_PX = 30.0, 36.0
 ROW_PX = 1500.0
 MARGIN, TITLE_PX = 24.0, 64.0
-# A card of a group has two more behind it; a card that rings its own has a loop above it.
+# The card of a group has two more behind it; a group that rings itself has a loop above its card.
 PILE_PX, LOOP_PX = 10.0, 50.0
 
 Point = tuple[float, float]
@@ -28,7 +28,7 @@ Links = Collection[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle by its middle."""
+    """A rectangle, given by its centre and its size."""
 
     x: float
     y: float
@@ -64,7 +64,7 @@ class Box:
         return abs(point[0] - self.x) <= self.width / 2 + gap and abs(point[1] - self.y) <= self.height / 2 + gap
 
     def border(self, towards: Point, gap: float = 0.0) -> Point:
-        """Where the line from the middle to a point outside leaves the box."""
+        """Return the point at which the line from the centre to a point outside leaves the box."""
         dx, dy = towards[0] - self.x, towards[1] - self.y
         scale = min(
             (self.width / 2 + gap) / abs(dx) if dx else math.inf, (self.height / 2 + gap) / abs(dy) if dy else math.inf
@@ -87,7 +87,7 @@ class Layout:
 
 
 def lay_out(drawing: Drawing) -> Layout:
-    """Clusters beside each other, each with its own nodes; a bridge stands to the right of its first domain."""
+    """Place clusters side by side, each with its own nodes; a bridge stands to the right of its first domain."""
     links = {(edge.source, edge.target) for edge in drawing.edges}
     order = {cluster.name: number for number, cluster in enumerate(drawing.clusters)}
     behind: dict[int, list[int]] = {}
@@ -129,7 +129,7 @@ def lay_out(drawing: Drawing) -> Layout:
 
 
 class _Row:
-    """Things beside each other, all with their middle on one line."""
+    """Place boxes side by side with their centres on one line."""
 
     def __init__(self, top: float) -> None:
         self.top, self.x, self.height = top, MARGIN, 0.0
@@ -153,7 +153,7 @@ class _Row:
 
 
 def _column(places: Sequence[int], sizes: Mapping[int, tuple[float, float]]) -> dict[int, Box]:
-    """Beneath each other, around (0, 0)."""
+    """Place boxes in a column, centred on (0, 0)."""
     boxes: dict[int, Box] = {}
     y = -(sum(sizes[place][1] for place in places) + GAP_Y * (len(places) - 1)) / 2
     for place in places:
@@ -164,7 +164,7 @@ def _column(places: Sequence[int], sizes: Mapping[int, tuple[float, float]]) -> 
 
 
 def _card(node: Node, place: int, links: Links) -> tuple[float, float]:
-    """The size of a node's card, and of what sticks out of it above."""
+    """Return the size of a node's card, and the height of what stands out above it."""
     lines = [node.what, node.device, node.later, *(f"  {note}" for note in node.notes)]
     width = max(TITLE_CHARACTER_PX * len(node.title), CHARACTER_PX * max(map(len, lines))) + 28
     height = CARD_PX + NOTE_PX * (len(node.notes) + bool(node.later))
@@ -172,7 +172,7 @@ def _card(node: Node, place: int, links: Links) -> tuple[float, float]:
 
 
 def _arrange(nodes: Mapping[int, Node], links: Links) -> tuple[dict[int, Box], bool]:
-    """Boxes around (0, 0) that do not touch, and whether they are in layers."""
+    """Return boxes around (0, 0) that do not overlap, and whether they are in layers."""
     sizes = {place: _card(node, place, links) for place, node in nodes.items()}
     inner = {(a, b) for a, b in links if a in nodes and b in nodes and a != b}
     tangled = _is_tangled(list(nodes), inner)
@@ -192,7 +192,7 @@ def _extent(boxes: Collection[Box]) -> tuple[float, float]:
 
 
 def _is_tangled(places: Sequence[int], links: Links) -> bool:
-    """Whether three or more ring each other in a circle, however long: layers would not show that."""
+    """Whether three or more nodes ring each other in a cycle, which layers would not show."""
     reached = {place: {b for a, b in links if a == place} for place in places}
     for through in places:
         for place in places:
@@ -202,7 +202,7 @@ def _is_tangled(places: Sequence[int], links: Links) -> bool:
 
 
 def _round(sizes: Mapping[int, tuple[float, float]]) -> dict[int, Box]:
-    """On an ellipse, which is widened until nobody touches anybody."""
+    """Place boxes on an ellipse, which is widened until no two overlap."""
     scale = 1.0
     while True:
         boxes = {}
@@ -216,7 +216,7 @@ def _round(sizes: Mapping[int, tuple[float, float]]) -> dict[int, Box]:
 
 
 def _layered(places: Sequence[int], links: Links, sizes: Mapping[int, tuple[float, float]]) -> dict[int, Box]:
-    """Columns from left to right; a column that would be too high becomes several."""
+    """Place boxes in columns from left to right; a column that would be too high becomes several."""
     boxes: dict[int, Box] = {}
     x = 0.0
     for column in _columns(places, links):
@@ -233,7 +233,7 @@ def _layered(places: Sequence[int], links: Links, sizes: Mapping[int, tuple[floa
 
 
 def _columns(places: Sequence[int], links: Links) -> Iterator[list[int]]:
-    """Everybody to the right of all who ring him, but for those he rings himself first; then ordered by neighbours."""
+    """Place each node to the right of all that ring it, without links that close a cycle; then order by neighbours."""
     forward = _without_cycles(places, links)
     layer = dict.fromkeys(places, 0)
     for _ in places:
@@ -254,7 +254,7 @@ def _columns(places: Sequence[int], links: Links) -> Iterator[list[int]]:
 
 
 def _without_cycles(places: Sequence[int], links: Links) -> list[tuple[int, int]]:
-    """The links without those that lead back to where a walk along them came from."""
+    """Return the links without those that close a cycle (depth-first)."""
     forward: list[tuple[int, int]] = []
     done: set[int] = set()
     targets = {place: sorted(b for a, b in links if a == place) for place in places}

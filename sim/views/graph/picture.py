@@ -1,6 +1,6 @@
 """A drawing as an SVG picture of its own: cards where there are few, a ring of dots where there are many.
 
-Light or dark as whoever looks at it has it. Nothing else is needed to show it: no script, no font, no other file.
+It follows the reader's light or dark colour scheme, and needs no script, font or other file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sim.views.html.svg import Markup, tag, text
 __all__ = ["svg"]
 
 CARDS_MAX = 28
-# So many arrows say what they are; so many if they all say the same.
+# The most arrows with a label; the most if all labels are the same.
 LABELS_MAX, ALIKE_MAX = 8, 3
 SAMPLES = 12
 LEGEND_PX = 30.0
@@ -38,7 +38,7 @@ LEGEND_WIDTH = 560.0
 
 
 def svg(drawing: Drawing) -> Markup:
-    """The picture as the text of a file; in a page its style keeps to itself."""
+    """Return the picture as the text of an SVG file. In a page, its style applies to itself only."""
     width, height, parts = _cards(drawing) if len(drawing.nodes) <= CARDS_MAX else ring(drawing)
     heading = [
         text(MARGIN, 32, drawing.title, "title"),
@@ -81,7 +81,7 @@ def _cards(drawing: Drawing) -> tuple[float, float, list[Markup]]:
     for edge in drawing.edges:
         mutual = (edge.target, edge.source) in both and edge.source != edge.target
         if mutual and not labelled and edge.source > edge.target:
-            continue  # one line with two heads
+            continue  # drawn as one line with two heads
         line, at = _edge(drawing, edge, cards, layout.flowing, passing=mutual and labelled, heads=1 + mutual)
         lines.append(line)
         if labelled:
@@ -113,7 +113,7 @@ def _cluster(cluster: Cluster, box: Box) -> Markup:
 
 
 def _membership(drawing: Drawing, layout: Layout, cards: list[Box]) -> Iterator[Markup]:
-    """From each bridge to the domains it is in."""
+    """Lines from each bridge to its domains."""
     frames = {cluster.name: box for cluster, box in zip(drawing.clusters, layout.clusters, strict=True)}
     for place in drawing.bridges:
         for domain in drawing.nodes[place].domains:
@@ -125,7 +125,7 @@ def _membership(drawing: Drawing, layout: Layout, cards: list[Box]) -> Iterator[
 
 
 def _card(node: Node, box: Box) -> Markup:
-    """A card; two more behind it for a group; dashed for who is not there from the start."""
+    """A card; for a group two more behind it; dashed for machines that join later."""
     classes = "card" + (" absent" if node.absent == node.count else "")
     shapes = []
     for behind in (PILE_PX, PILE_PX / 2, 0.0)[0 if node.count > 1 else 2 :]:
@@ -153,7 +153,7 @@ def _note(note: str, x: float, y: float) -> Markup:
 
 
 def _fitted(line: str, character_px: float = CHARACTER_PX) -> str:
-    """``line`` cut to what a card can hold."""
+    """Return ``line`` cut to the width of a card."""
     most = int((CARD_MAX - 28) / character_px)
     return line if len(line) <= most else line[: most - 1] + "…"
 
@@ -161,7 +161,7 @@ def _fitted(line: str, character_px: float = CHARACTER_PX) -> str:
 def _edge(
     drawing: Drawing, edge: Edge, cards: list[Box], flowing: frozenset[int], *, passing: bool, heads: int
 ) -> tuple[Markup, Point]:
-    """An arrow from card to card, and where its label goes; ``passing``: another one comes the other way."""
+    """An arrow from card to card, and the position of its label; ``passing``: another arrow goes the other way."""
     source, target = cards[edge.source], cards[edge.target]
     ends = (drawing.nodes[edge.source].title, drawing.nodes[edge.target].title)
     said = f"{ends[0]} {'and' if heads > 1 and not passing else 'rings'} {ends[1]}: {edge.label}"
@@ -172,7 +172,7 @@ def _edge(
         return _arrow(d, said), (x, y - 27)
     others = [card for place, card in enumerate(cards) if place not in (edge.source, edge.target)]
     if not passing and edge.source in flowing and edge.target in flowing and source.right + GAP_Y < target.left:
-        # From side to side, as it flows.
+        # From side to side, along the layers.
         a, b = (source.right + 2, source.y), (target.left - 4, target.y)
         middle = (a[0] + b[0]) / 2
         curve = _cubic(a, (middle, a[1]), (middle, b[1]), b)
@@ -198,7 +198,7 @@ def _arrow(d: str, said: str, two: bool = False) -> Markup:
 
 
 def _bends(mutual: bool) -> Iterator[float]:
-    """How far a curve may leave the straight line, from the least on; to its left first, so that two there pass by."""
+    """The distances of a curve from the straight line that are tried, smallest first; the left side first."""
     if not mutual:
         yield 0.0
     for bend in (44.0, 90.0, 150.0, 220.0):
@@ -214,13 +214,13 @@ def _control(source: Box, target: Box, bend: float) -> Point:
 
 
 def _raised(a: Point, control: Point, b: Point) -> tuple[Point, Point, Point, Point]:
-    """A quadratic curve as a cubic one."""
+    """Return a quadratic Bezier curve as a cubic one."""
     c, d = (((2 * control[0] + end[0]) / 3, (2 * control[1] + end[1]) / 3) for end in (a, b))
     return a, c, d, b
 
 
 def _cubic(a: Point, b: Point, c: Point, d: Point) -> list[Point]:
-    """Points along a curve, without its ends."""
+    """Return points along a curve, without its ends."""
     points = []
     for number in range(1, SAMPLES):
         t = number / SAMPLES
@@ -231,7 +231,7 @@ def _cubic(a: Point, b: Point, c: Point, d: Point) -> list[Point]:
 
 
 def _legend(drawing: Drawing, labelled: bool) -> str:
-    """What is not written at the thing itself."""
+    """The legend: what the cards do not say."""
     said = []
     if not labelled:
         names = sorted({name for edge in drawing.edges for name in edge.parameters})

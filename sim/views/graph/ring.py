@@ -1,4 +1,4 @@
-"""Many machines in one picture: dots on a ring in the order of their groups, threads for who rings whom."""
+"""Many machines in one picture: dots on a ring in the order of their groups, and a thread for each doorbell pair."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ARC_PX = 16.0
 
 
 def ring(drawing: Drawing) -> tuple[float, float, list[Markup]]:
-    """Width, height, and what is in it."""
+    """Return the width, the height, and the content."""
     order = sorted(range(len(drawing.nodes)), key=lambda place: (drawing.nodes[place].domains, place))
     count = len(order)
     angles = {place: 2 * math.pi * number / count - math.pi / 2 for number, place in enumerate(order)}
@@ -36,7 +36,7 @@ def ring(drawing: Drawing) -> tuple[float, float, list[Markup]]:
     for number, (place, angle) in enumerate(angles.items()):
         node = drawing.nodes[place]
         parts.append(_dot(node, x + RADIUS * math.cos(angle), y + RADIUS * math.sin(angle), dot_px))
-        if number % every == 0 and number + every <= count:  # the last one must not meet the first
+        if number % every == 0 and number + every <= count:  # the last label must not overlap the first
             parts.append(_label(node, angle, x, y, font_px))
     parts += _arcs(drawing, order, x, y)
     legend = f"threads: {len(drawing.edges):,} pairs that ring"
@@ -52,7 +52,7 @@ def ring(drawing: Drawing) -> tuple[float, float, list[Markup]]:
 
 
 def _threads(drawing: Drawing, angles: dict[int, float], x: float, y: float) -> Iterator[Markup]:
-    """All threads of a source in one path; of too many, every so-manieth."""
+    """All threads of a source in one path; of too many, every n-th."""
     every = max(1, -(-len(drawing.edges) // THREADS_MAX))
     chosen = [edge for edge in drawing.edges if edge.source != edge.target][::every]
     opacity = max(0.14, min(0.7, 80 / max(1, len(chosen))))
@@ -61,7 +61,7 @@ def _threads(drawing: Drawing, angles: dict[int, float], x: float, y: float) -> 
         pieces = []
         for edge in edges:
             a, b = angles[edge.source], angles[edge.target]
-            # The nearer two are, the less their thread goes to the middle.
+            # The nearer two dots are, the less their thread bends to the centre.
             pull = 1 - 0.92 * abs(math.sin((a - b) / 2)) ** 0.75
             middle = math.atan2(math.sin(a) + math.sin(b), math.cos(a) + math.cos(b))
             xs = (x + RADIUS * math.cos(a), x + RADIUS * pull * math.cos(middle), x + RADIUS * math.cos(b))
@@ -73,13 +73,13 @@ def _threads(drawing: Drawing, angles: dict[int, float], x: float, y: float) -> 
 def _dot(node: Node, x: float, y: float, radius: float) -> Markup:
     classes = "dot" + (" noted" if node.notes else "") + (" absent" if node.absent == node.count else "")
     said = "; ".join((f"{node.title}: {node.what}, {node.device}", *filter(None, (node.later,)), *node.notes))
-    # Dots that are hardly apart have no rim: it would be all there is of them.
+    # Dots that are close together have no rim, which would cover them.
     rim = f"stroke-width:{min(1.0, radius / 3):.2f}"
     return tag("circle", tag("title", said), cx=x, cy=y, r=f"{radius:.2f}", class_=classes, style=rim)
 
 
 def _label(node: Node, angle: float, x: float, y: float, font_px: float) -> Markup:
-    """Outwards, and never upside down."""
+    """A label that points outwards and is never upside down."""
     far = RADIUS + ARC_PX
     at_x, at_y = x + far * math.cos(angle), y + far * math.sin(angle)
     left = math.cos(angle) < 0
@@ -97,7 +97,7 @@ def _label(node: Node, angle: float, x: float, y: float, font_px: float) -> Mark
 
 
 def _arcs(drawing: Drawing, order: list[int], x: float, y: float) -> Iterator[Markup]:
-    """An arc within the ring for each domain, where there are several, with its name."""
+    """For several domains: an arc inside the ring for each, with its name."""
     if len(drawing.clusters) < 2:
         return
     step = 2 * math.pi / len(order)

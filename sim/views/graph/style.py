@@ -1,4 +1,4 @@
-"""How a picture of a topology looks, by day and by night; the rules hold within such a picture only."""
+"""The style of a topology's picture in light and dark; its rules apply inside such a picture only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A drawing as text that other programs lay out: Mermaid, and Graphviz' DOT. Whatever comes from a file is escaped."""
+"""A drawing as text for other programs to lay out: Mermaid, and Graphviz' DOT. Text from files is escaped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789
 
 
 def mermaid(drawing: Drawing) -> str:
-    """A Mermaid flowchart, as Markdown shows it on many sites."""
+    """Return a Mermaid flowchart, which many sites show in Markdown."""
     lines = ["---", f"title: {json.dumps(drawing.title, ensure_ascii=False)}", "---", "flowchart LR"]
     for place, cluster in enumerate(drawing.clusters):
         label = [f"{cluster.name}: {cluster.memory}", *cluster.notes]
@@ -32,7 +32,7 @@ def mermaid(drawing: Drawing) -> str:
 
 
 def _mermaid_shape(node: Node) -> str:
-    """A rectangle; a pile of them for a group."""
+    """A rectangle; several for a group."""
     opening, closing = ("[[", "]]") if node.count > 1 else ("[", "]")
     return f"{opening}{_quoted(_said(node))}{closing}"
 
@@ -42,20 +42,20 @@ def _said(node: Node) -> list[str]:
 
 
 def _quoted(lines: list[str]) -> str:
-    """Lines of a Mermaid label; what could mean something there becomes the number of its character."""
+    """Return lines as a Mermaid label; special characters become their numbers."""
     escaped = ("".join(each if each in SAFE else f"#{ord(each)};" for each in line) for line in lines)
     return '"' + "<br/>".join(escaped) + '"'
 
 
 def dot(drawing: Drawing) -> str:
-    """A digraph for `dot -Tsvg` and others."""
+    """Return a digraph for `dot -Tsvg`."""
     lines = [f"digraph {_string(drawing.title)} {{"]
     lines += [f"    label={_string(drawing.title)}; labelloc=t; rankdir=LR; compound=true;"]
     lines += ['    node [shape=box, style=rounded, fontname="sans-serif"]; edge [fontname="sans-serif"];']
     for place, cluster in enumerate(drawing.clusters):
         label = _string(f"{cluster.name}: {cluster.memory}", *cluster.notes)
         lines += [f"    subgraph cluster_{place} {{", f"        label={label}; style=rounded;"]
-        # A cluster without a node is not drawn: a point that nobody sees stands for the memory.
+        # A cluster without a node is not drawn: an invisible point stands for the memory.
         lines += [f"        m{place} [shape=point, style=invis];"]
         lines += [f"        n{node} {_attributes(drawing.nodes[node])};" for node in cluster.nodes]
         lines += ["    }"]
@@ -77,6 +77,6 @@ def _attributes(node: Node) -> str:
 
 
 def _string(*lines: str) -> str:
-    """Lines as a quoted string of DOT: a backslash would begin an escape of labels."""
+    """Return lines as a quoted string of DOT, with backslashes escaped."""
     escaped = (line.replace("\\", "\\\\").replace('"', '\\"') for line in lines)
     return '"' + "\\n".join(escaped) + '"'

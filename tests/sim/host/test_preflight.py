@@ -61,7 +61,7 @@ def test_every_sum_is_what_it_is_made_of() -> None:
     found = {what: each.needed for what, each in sums(made).items()}
     eventfds = 8 + 3 * 2
     assert found["descriptors in the coordinator"] == eventfds + 5 * 4 + 64 + 10
-    assert found["descriptors in a machine"] == eventfds + 14  # the hub, which keeps all of everybody's
+    assert found["descriptors in a machine"] == eventfds + 14  # the hub, which keeps all eventfds of all machines
     assert found["processes and threads"] == 4 + 5
     assert found["messages of the server"] == 4 * (3 + eventfds)
     assert found["of shared memory in /dev/shm"] == 4 << 20

@@ -41,7 +41,7 @@ def test_a_process_and_its_host(own):
 
 
 def test_the_pages_of_recordings_are_the_instruments(tmp_path):
-    """Those that only this process has: what the coordinator has looked at too is nobody's own."""
+    """Pages that only this process has; those that the coordinator has read, too, are shared."""
     sampler = Sampler(tmp_path)
     sampler.watch(0, "machine", os.getpid())
     with Recording.create(tmp_path / "0.rec", RecordingLayout(1, 1, 100_000, 1), machine=0, sample_every=1) as book:

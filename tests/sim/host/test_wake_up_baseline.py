@@ -1,4 +1,4 @@
-"""The floor: two bare processes, quickly, and nobody is left. What it reads is the host's, so no time is asserted."""
+"""The wake-up baseline: two bare processes, and neither is left. Its figures are the host's, so none is asserted."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 from nodes.errors import HostError
 from sim.host import wake_up_baseline
-from sim.host.wake_up_baseline import baseline_if_any, clock_cost_ns, measure_floor
+from sim.host.wake_up_baseline import baseline_if_any, clock_cost_ns, measure_baseline
 
 
-def test_the_floor_is_measured_and_the_partner_gone():
+def test_the_baseline_is_measured_and_the_partner_gone():
     (its,) = baseline_if_any()
     assert 0 < its.p50_ns <= its.p99_ns
     assert 0 < its.count <= 2 * (wake_up_baseline.ROUNDS_MAX - wake_up_baseline.WARM_UP)
@@ -23,33 +23,33 @@ def test_the_floor_is_measured_and_the_partner_gone():
 def test_pinned_it_says_where_and_puts_this_thread_back():
     before = os.sched_getaffinity(0)
     cpu = min(before)
-    assert measure_floor((cpu, cpu)).placement == f"CPU {cpu} and CPU {cpu}, pinned"
+    assert measure_baseline((cpu, cpu)).placement == f"CPU {cpu} and CPU {cpu}, pinned"
     assert os.sched_getaffinity(0) == before
 
 
 def test_a_cpu_that_there_is_not():
     before = os.sched_getaffinity(0)
     with pytest.raises(HostError, match="on CPU 1023"):
-        measure_floor((1023, min(before)))
+        measure_baseline((1023, min(before)))
     with pytest.raises(HostError, match=r"the partner ended \(1\)"):
-        measure_floor((min(before), 1023))
+        measure_baseline((min(before), 1023))
     assert os.sched_getaffinity(0) == before
 
 
 def test_a_partner_that_cannot_start_or_dies_is_said(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(HostError, match="no partner"):
-        measure_floor()
+        measure_baseline()
     assert baseline_if_any() == []
     monkeypatch.setattr(sys, "executable", "/bin/true")
     with pytest.raises(HostError, match=r"the partner ended \(0\)"):
-        measure_floor()
+        measure_baseline()
 
 
-def test_too_short_a_look_is_no_floor(monkeypatch):
+def test_too_short_a_measurement_is_refused(monkeypatch):
     monkeypatch.setattr(wake_up_baseline, "ENOUGH_NS", 0)
     with pytest.raises(HostError, match="0 rounds"):
-        measure_floor()
+        measure_baseline()
 
 
 def test_a_look_at_the_clock_costs_something():
