@@ -321,6 +321,17 @@ def test_a_file_can_be_seen_at_once():
     assert all(lines[name] <= 1.1 * LINES_MAX for name in LONGER_FILES)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_class_has_a_name_of_its_own_in_its_layer(name):
+    """A private class is known in its module only."""
+    places: dict[str, list[str]] = {}
+    for path in layer(name):
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(name_of(path))
+    assert not {twice: where for twice, where in places.items() if len(where) > 1}
+
+
 def test_a_function_can_be_seen_at_once():
     functions = [*nodes_of(ast.FunctionDef), *nodes_of(ast.AsyncFunctionDef)]
     assert not [

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from nodes.wire.protocol import Message
 from sim.engines import messages
-from sim.engines.base import Arrival, Client, HasDescriptor, Row
+from sim.engines.base import Arrival, Client, DeviceRow, HasDescriptor
 from sim.engines.messages import Ended, Order, Placed, Ready, Report, Stopped
 from sim.recording import Recording
 from topologies import Domain, Machine
@@ -201,7 +201,7 @@ class VirtualEngine:
         self,
         machine: Machine,
         name: str,
-        rows: Sequence[Row],
+        rows: Sequence[DeviceRow],
         recordings: Sequence[Recording],
         report: Callable[[Report], None],
     ) -> VirtualMachine:

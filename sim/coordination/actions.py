@@ -18,10 +18,10 @@ from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import Blocker, Blockers, MigrationError
 from nodes.errors import HostError, UsageError
 from sim.coordination.domain import LiveDomain
-from sim.coordination.incarnation import Incarnation, Migration
+from sim.coordination.incarnation import Incarnation, OngoingMigration
 from sim.coordination.machines import LiveMachines
 from sim.engines import messages
-from sim.engines.base import COUNTER_MAX, Counter, Loop
+from sim.engines.base import COUNTER_MAX, Counter, RunLoop
 from topologies.actions import Action, Fill, Garble, Join, MachineAction, Migrate, ServerAction, WorkerAction
 
 __all__ = ["ActionError", "Actions"]
@@ -44,7 +44,7 @@ class Actions:
         self,
         machines: LiveMachines,
         domains: Sequence[LiveDomain],
-        loop: Loop,
+        loop: RunLoop,
         *,
         spawn: Callable[[Incarnation], None],
     ) -> None:
@@ -209,7 +209,7 @@ class Actions:
             raise ActionError("it does not read its orders")
         if action.fault == "source_dies":
             incarnation.ending = action.do
-        incarnation.migration = Migration(target.number)
+        incarnation.migration = OngoingMigration(target.number)
         return {"to_domain": target.name, "hand_over": action.hand_over, "fault": fault}
 
     # Servers

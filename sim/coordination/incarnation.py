@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from sim.engines.base import LiveMachine, Row
+from sim.engines.base import DeviceRow, LiveMachine
 from sim.recording import Recording
 from topologies import Machine, Machines, Trace
 
-__all__ = ["Incarnation", "Migration", "named_machines"]
+__all__ = ["Incarnation", "OngoingMigration", "named_machines"]
 
 
 @dataclass
-class Migration:
+class OngoingMigration:
     """A migration under way: to which domain, with which ID there (once it has joined)."""
 
     domain: int
@@ -29,7 +29,7 @@ class Incarnation:
 
     machine: Machine
     name: str
-    rows: list[Row]
+    rows: list[DeviceRow]
     recordings: list[Recording]
     live: LiveMachine = field(init=False)
 
@@ -56,7 +56,7 @@ class Incarnation:
     failure: str | None = None
     exit: str | None = None
     """How it ended, "" when as it should; None while it has not."""
-    migration: Migration | None = None
+    migration: OngoingMigration | None = None
 
     def __post_init__(self) -> None:
         self.peers = [None] * len(self.rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sim.coordination.incarnation import Incarnation, named_machines
 from sim.coordination.layouts import Layouts
-from sim.engines.base import Engine, LiveMachine, Row
+from sim.engines.base import DeviceRow, Engine, LiveMachine
 from sim.engines.messages import Report
 from sim.recording import Recording
 from topologies import Machine, Topology
@@ -47,7 +47,7 @@ class LiveMachines:
         self._naming = _naming(topology)
         first = first_rows(topology)
         self._row_count = len(first)
-        devices: dict[int, list[Row]] = {}
+        devices: dict[int, list[DeviceRow]] = {}
         for row in first:
             devices.setdefault(row.machine, []).append(row)
         try:
@@ -75,7 +75,7 @@ class LiveMachines:
         its = self.topology.machines[machine]
         name = f"{its.name}.{self._count[machine] + 1}"
         rows = [
-            Row(self._row_count + place, _device_name(name, domain, place), machine, self._domain_numbers[domain])
+            DeviceRow(self._row_count + place, _device_name(name, domain, place), machine, self._domain_numbers[domain])
             for place, domain in enumerate(its.domains)
         ]
         self._row_count += len(rows)
@@ -105,7 +105,7 @@ class LiveMachines:
                 with contextlib.suppress(BufferError):  # a view of it is still looked at
                     recording.close()
 
-    def _make(self, machine: Machine, rows: list[Row]) -> Incarnation:
+    def _make(self, machine: Machine, rows: list[DeviceRow]) -> Incarnation:
         layout = self._layouts.of(machine)
         self._count[machine.index] += 1
         count = self._count[machine.index]
@@ -154,13 +154,13 @@ def _naming(topology: Topology) -> dict[int, Sequence[int]]:
     return dict(found)
 
 
-def first_rows(topology: Topology) -> list[Row]:
+def first_rows(topology: Topology) -> list[DeviceRow]:
     """The rows of every machine's first incarnation: first devices in the order of the machines, then further ones."""
     numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
-    rows = [Row(each.index, each.name, each.index, numbers[each.domains[0]]) for each in topology.machines]
+    rows = [DeviceRow(each.index, each.name, each.index, numbers[each.domains[0]]) for each in topology.machines]
     for each in topology.machines:
         for place, domain in enumerate(each.domains[1:], 1):
-            rows.append(Row(len(rows), _device_name(each.name, domain, place), each.index, numbers[domain]))
+            rows.append(DeviceRow(len(rows), _device_name(each.name, domain, place), each.index, numbers[domain]))
     return rows
 
 

@@ -12,7 +12,7 @@ from sim.access import Access
 from sim.coordination.incarnation import Incarnation
 from sim.coordination.live_latency import recent_delivery_ns
 from sim.coordination.machines import LiveMachines
-from sim.engines.base import Loop
+from sim.engines.base import RunLoop
 from sim.engines.messages import Ping
 from sim.host.resources import COORDINATOR, Resources, Sampler
 from sim.recording import header
@@ -74,7 +74,7 @@ class Monitor:
         self,
         machines: LiveMachines,
         run: Observed,
-        loop: Loop,
+        loop: RunLoop,
         *,
         runtime: Path,
         record: Callable[[list[Resources]], None],

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from sim.coordination.actions import ActionError, Actions
 from sim.coordination.domain import LiveDomain
 from sim.coordination.machines import LiveMachines
-from sim.engines.base import Loop
+from sim.engines.base import RunLoop
 from sim.results.conditions import Moment, broken, live
 from sim.results.measures import Book, Whose, counts_so_far
 from topologies import TimelineEntry, Topology
@@ -41,7 +41,7 @@ class Stage(Protocol):
 class Timeline:
     """Carries out the topology's timeline, and ends the run when an expectation with ``abort`` is broken."""
 
-    def __init__(self, stage: Stage, loop: Loop, event: Callable[..., None], actions: Actions) -> None:
+    def __init__(self, stage: Stage, loop: RunLoop, event: Callable[..., None], actions: Actions) -> None:
         self._stage, self._loop, self._event, self._actions = stage, loop, event, actions
         self._clock = loop.clock
         self._start_ns = self._stop_ns = 0

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, Self
 
 from nodes.wire.protocol import Message
 from sim.engines.messages import Order, Report
+from sim.kernel.loop import HasDescriptor
 from sim.recording import Recording
 from topologies import Domain, Machine
 
@@ -24,19 +25,19 @@ __all__ = [
     "Client",
     "Clock",
     "Counter",
+    "DeviceRow",
     "DomainServer",
     "Engine",
     "HasDescriptor",
     "LiveMachine",
-    "Loop",
-    "Row",
+    "RunLoop",
 ]
 
 COUNTER_MAX = (1 << 64) - 2
 """The largest value of a counter (eventfd(2)); one more doorbell is refused."""
 
 
-class Row(NamedTuple):
+class DeviceRow(NamedTuple):
     """One device of one incarnation of a machine: it has a recording and a row of its own in the results.
 
     ``row`` is the number of the recording, ``machine`` the index in the topology, ``domain`` a domain's number.
@@ -58,13 +59,7 @@ class Clock(Protocol):
         """CPU time of the calling thread in nanoseconds; periodic work paces itself by it."""
 
 
-class HasDescriptor(Protocol):
-    """Anything with a descriptor, such as a socket."""
-
-    def fileno(self) -> int: ...
-
-
-class Loop(Protocol):
+class RunLoop(Protocol):
     """Calls back when a descriptor is ready and when a moment has come."""
 
     @property
@@ -203,13 +198,13 @@ class Engine(Protocol):
     """Makes the machines and the servers of one run. A context manager; leaving it ends all that it has started."""
 
     @property
-    def loop(self) -> Loop: ...
+    def loop(self) -> RunLoop: ...
 
     def make_machine(
         self,
         machine: Machine,
         name: str,
-        rows: Sequence[Row],
+        rows: Sequence[DeviceRow],
         recordings: Sequence[Recording],
         report: Callable[[Report], None],
     ) -> LiveMachine:

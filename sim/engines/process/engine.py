@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from sim.access import server_path
-from sim.engines.base import Arrival, Client, Row
+from sim.engines.base import Arrival, Client, DeviceRow
 from sim.engines.messages import Report
 from sim.engines.process.configuration import DeviceConfiguration
 from sim.engines.process.configure import configure_worker
@@ -62,7 +62,7 @@ class ProcessEngine:
         self,
         machine: Machine,
         name: str,
-        rows: Sequence[Row],
+        rows: Sequence[DeviceRow],
         recordings: Sequence[Recording],
         report: Callable[[Report], None],
     ) -> WorkerHandle:

@@ -20,7 +20,7 @@ from sim.kernel.fork_handover import Source, remap
 from sim.kernel.memory import map_region
 from sim.kernel.processes import work_ticks
 
-__all__ = ["Arrival", "FailurePipe", "let_go"]
+__all__ = ["FailurePipe", "IncomingDevice", "let_go"]
 
 PATIENCE_S = 20.0
 REASON_BYTES_MAX = 2048  # less than a pipe takes in one piece
@@ -70,7 +70,7 @@ class FailurePipe:
         os.close(self._writing)
 
 
-class Arrival:
+class IncomingDevice:
     """In the successor: a new device, which takes the place of the one that was saved as ``state``.
 
     ``take(peer, descriptor)`` is called with the memory when the server has sent it. ``memory_bytes`` is how much of it

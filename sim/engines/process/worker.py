@@ -24,7 +24,7 @@ from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.control import Control
 from sim.engines.process.delivery import drain_late, make_delivery, poll_until
 from sim.engines.process.kept_statistics import kept_statistics
-from sim.engines.process.migration import Arrival, FailurePipe, let_go
+from sim.engines.process.migration import FailurePipe, IncomingDevice, let_go
 from sim.engines.process.program_error import ProgramError, blaming_program
 from sim.kernel.eventfd import drain
 from sim.kernel.fork_handover import Source, fork_successor
@@ -170,7 +170,7 @@ class Worker:
         self._own.clear()
         self._servers.clear()
         elsewhere = order.domain != device.recorder.domain
-        arrival = Arrival(device.vm, state, elsewhere=elsewhere, fault=order.fault)
+        arrival = IncomingDevice(device.vm, state, elsewhere=elsewhere, fault=order.fault)
         device.move(order.server, order.domain, arrival.take)
         self._servers[device.connection.fileno()] = device
         self._epoll.register(device.connection.fileno(), select.EPOLLIN)

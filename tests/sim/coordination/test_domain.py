@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from sim.coordination.domain import LiveDomain
-from sim.coordination.incarnation import Migration
-from sim.engines.base import Row
+from sim.coordination.incarnation import OngoingMigration
+from sim.engines.base import DeviceRow
 from sim.engines.process.domain_server import SocketServer
 from sim.kernel.loop import Loop
 from topologies import Domain, Memory
@@ -27,7 +27,7 @@ class Site:
         self.events = []
         self.machine = SimpleNamespace(
             machine=SimpleNamespace(index=0, present=False, vectors=2),
-            rows=[Row(0, "m", 0, 0)],
+            rows=[DeviceRow(0, "m", 0, 0)],
             peers=[7],
             greetings=[0],
             migration=None,
@@ -85,7 +85,7 @@ def site(tmp_path):
 
 
 def test_a_successor_joins_without_being_taken_for_the_machine_yet(site):
-    site.machine.migration = Migration(0)
+    site.machine.migration = OngoingMigration(0)
     site.connect()
     site.accept()
     assert (site.machine.migration.peer, site.machine.peers) == (0, [7])
@@ -100,7 +100,7 @@ def test_a_successor_that_died_before_it_was_admitted_is_not_announced(site):
 
 
 def test_an_earlier_successor_that_died_is_not_the_next_one(site):
-    site.machine.migration = Migration(0)
+    site.machine.migration = OngoingMigration(0)
     site.connect().close()
     site.accept()
     assert (site.machine.migration.peer, site.events) == (None, [])
