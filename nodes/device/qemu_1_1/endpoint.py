@@ -47,6 +47,7 @@ class Qemu11Endpoint(Endpoint):
         super().__init__(vm, PeerTable(), place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)
         self._system = _System(vm, self.own, place, adopt, release, on_own, on_own_gone, duplicate, size_bytes)
         self._seed = Qemu11Client(vm.device, self._system, lines=self._system)
+        self._closed = False
 
     @property
     def peer(self) -> int | None:
@@ -84,6 +85,9 @@ class Qemu11Endpoint(Endpoint):
             raise RemoteProtocolError(f"the server closed the connection before it sent {self.awaited}")
 
     def close(self) -> None:
+        if self._closed:
+            return  # a machine that was unplugged closes its connection once more at its end
+        self._closed = True
         self._peers.clear()
         self.own.clear()
         for descriptor in (*self._seed.held(), *self._system.lost):
