@@ -31,7 +31,7 @@ __all__ = ["DOORBELL", "INTR_MASK", "INTR_STATUS", "IV_POSITION", "PROFILES", "P
 
 QEMU_DOORBELL = make_profile(
     "qemu-doorbell",
-    "QEMU's ivshmem-doorbell, 2.6 to 7.2, TCG",
+    "QEMU's ivshmem-doorbell, 2.6 to 11.1, TCG",
     None,
     vendor=(0x1AF4, "pci_config.json, 00"),
     device=(0x1110, "pci_config.json, 02"),
@@ -83,7 +83,7 @@ QEMU_DOORBELL = make_profile(
 
 QEMU_DOORBELL_KVM = make_profile(
     "qemu-doorbell-kvm",
-    "QEMU's ivshmem-doorbell, 2.6 to 7.2, KVM: eventfds wired to interrupts by irqfd",
+    "QEMU's ivshmem-doorbell, 2.6 to 11.1, KVM: eventfds wired to interrupts by irqfd",
     QEMU_DOORBELL,
     doorbell_match=(DoorbellMatch.WRITE, "Linux, virt/kvm/eventfd.c, ioeventfd_in_range: length and all 32 bits"),
     ring_while_masked=(Undelivered.KEEP, "QEMU 7.2, ivshmem_vector_mask, ivshmem_vector_poll"),
@@ -92,7 +92,7 @@ QEMU_DOORBELL_KVM = make_profile(
 
 QEMU_PLAIN = make_profile(
     "qemu-plain",
-    "QEMU's ivshmem-plain, 2.6 to 7.2: shared memory, no peers and no interrupts",
+    "QEMU's ivshmem-plain, 2.6 to 11.1: shared memory, no peers and no interrupts",
     QEMU_DOORBELL,
     msix=(False, "pci_config.json, pc/plain"),
     server=(False, "QEMU 5400c02b90: no chardev property"),

@@ -1,4 +1,4 @@
-"""Whatever guests, servers and eventfds do: only declared errors, and no doorbell for anybody else."""
+"""Any actions of guests, servers and eventfds: only declared errors are raised, and no doorbell rings another line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may migrate, and what of a stream is believed: every case of golden/migration.json, streams byte by byte."""
+"""Which machines can migrate, and which streams are refused: every case of golden/migration.json, byte by byte."""
 
 from __future__ import annotations
 
