@@ -42,6 +42,32 @@ COMMANDS = {
 }
 
 
+# The last line of a command's help.
+EXAMPLES = {
+    "run": "ivsim run ping_pong --set run.duration_s=2",
+    "show": "ivsim show runs/RUN",
+    "sweep": "ivsim sweep fan_in --set machines.sender.count=1,2,4",
+    "graph": "ivsim graph fan_in -o fan_in.svg",
+    "migrate": "ivsim migrate --plan live_migration",
+    "compare": "ivsim compare runs/BEFORE runs/AFTER --fail-if p99:+10%",
+    "report": "ivsim report runs/RUN -o run.html",
+    "trace": "ivsim trace runs/RUN -o run.json.gz",
+    "top": "ivsim top --once",
+    "ps": "ivsim ps --json",
+    "clean": "ivsim clean --dry-run",
+    "serve": "ivsim serve -F -S /tmp/server.sock -l 4M -n 2",
+    "attach": "ivsim attach -S /tmp/server.sock peers",
+    "record": "ivsim record -S /tmp/server.sock -L /tmp/recorded.sock -o session",
+    "replay": "ivsim replay session -S /tmp/replayed.sock",
+    "explain": "ivsim explain session",
+    "validate": "ivsim validate topology.toml",
+    "list": "ivsim list --metrics",
+    "init": "ivsim init topology.toml",
+    "schema": "ivsim schema > topology.schema.json",
+    "device": "ivsim device show qemu-doorbell",
+    "conformance": "ivsim conformance --seed 1",
+}
+
 # What a command loads when it is loaded; the others do with little.
 RESULTS_COMMANDS = {"run", "show", "sweep", "compare", "report", "trace"}
 TELEMETRY_COMMANDS = {"top", "ps", "clean", "graph"}
@@ -74,6 +100,9 @@ class _LazyGroup(click.Group):
         module, _, name = target.partition(":")
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
+        example = f"Example: {EXAMPLES[cmd_name]}"
+        if not (command.epilog or "").endswith(example):
+            command.epilog = "\n\n".join(filter(None, (command.epilog, example)))
         return command
 
 

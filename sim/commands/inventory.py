@@ -20,10 +20,7 @@ def ps(as_json: bool) -> None:
     """List what this user's runs and servers have on this host now, and which process owns it.
 
     That is: runs, servers, named memory, private directories and processes. `orphaned` is what a killed owner left
-    behind; `ivsim clean` removes it. Example:
-
-    \b
-      ivsim ps
+    behind; `ivsim clean` removes it.
     """
     from sim.host.inventory import inventory
 
@@ -52,10 +49,7 @@ def clean(dry_run: bool) -> None:
 
     Only what is proved to have no owner is removed: nobody holds its lock, and no process uses it. A run removes what
     other runs left behind, too, before it starts; run directories with results are never removed. The exit code is 1
-    when something could not be removed. Example:
-
-    \b
-      ivsim clean --dry-run
+    when something could not be removed.
     """
     from sim.host.inventory import inventory, remove
 

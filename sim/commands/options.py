@@ -1,4 +1,4 @@
-"""The options that several commands have, and the error of a topology that they load with them."""
+"""Options of several commands, and the error of a topology that is loaded with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class BadTopology(click.ClickException):
-    """A topology that cannot be run: its problems, each as FILE:LINE: ..., and nothing else on standard error."""
+    """A topology that cannot be run. Standard error gets its problems, each as FILE:LINE: ..., and nothing else."""
 
     exit_code = WRONG_USE
 
@@ -29,7 +29,7 @@ class BadTopology(click.ClickException):
 
 
 def _pairs(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    """``KEY=VALUE`` to a dict; given twice, the last one counts."""
+    """Return ``KEY=VALUE`` texts as a dict; of a key given twice, the last value counts."""
     overrides = {}
     for text in given:
         key, equals, value = text.partition("=")
@@ -71,7 +71,7 @@ def runs_option(command: Command) -> Command:
         type=click.Path(path_type=Path),
         default=Path("runs"),
         show_default=True,
-        help="The directory to make a new one in, for the results.",
+        help="The directory in which the run directory is made.",
     )(command)
 
 
@@ -84,5 +84,5 @@ def resources_every_option(command: Command) -> Command:
         default=0.5,
         show_default=True,
         metavar="SECONDS",
-        help="How often processes are looked at; 0: never.",
+        help="The period of sampling CPU time and memory of processes; 0: never.",
     )(command)

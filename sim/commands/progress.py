@@ -1,4 +1,4 @@
-"""How a run goes, on standard error: one subscriber of its telemetry among others."""
+"""The progress of a run on standard error, from its telemetry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BAR_WIDTH = 24
 
 @contextlib.contextmanager
 def progress(endpoint: str, console: Console) -> Iterator[None]:
-    """Show how a run goes until this is left: a bar on a terminal, a line every second elsewhere."""
+    """Show the progress of a run until the block ends: a bar on a terminal, a line every second elsewhere."""
     rates, shown_ns = Rates(), 0
 
     def show_bar(snapshot: Snapshot, _lost: int) -> None:
@@ -70,7 +70,7 @@ def _render(snapshot: Snapshot, rates: Rates) -> Table:
 
 
 def _show(snapshot: Snapshot, rates: Rates, width: int) -> Table | Text:
-    """The bar and the words; without the bar, and wrapped, where a line has no room for all."""
+    """Return the bar and the words; the words alone where a line has no room for both."""
     words = _words(snapshot, rates)
     if sum(map(len, words)) + len(words) + BAR_WIDTH <= width:
         return _render(snapshot, rates)

@@ -19,7 +19,7 @@ from topologies import TopologyError, load
 __all__ = ["run", "show"]
 
 
-@click.command("run", short_help="Run a topology and show what came of it.")
+@click.command("run", short_help="Run a topology and show the result.")
 @click.argument("topology")
 @overrides_option
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same as --set seed=N.")
@@ -28,7 +28,7 @@ __all__ = ["run", "show"]
     "--socket",
     "socket_path",
     type=click.Path(path_type=Path),
-    help="Put the server's socket here, for others to join (a real QEMU, `ivsim` tools).",
+    help="The path of the server's socket, for others to join (a real QEMU, `ivsim attach`).",
 )
 @resources_every_option
 @programs_option
@@ -38,12 +38,12 @@ __all__ = ["run", "show"]
     metavar="FILE",
     help="Keep the latest snapshot in FILE, in Prometheus' text format.",
 )
-@click.option("--dry-run", is_flag=True, help="Show what the run asks of this host, and start nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what the run needs of this host, and start nothing.")
 @click.option(
     "--junit",
     "junit_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write what became of the expectations here, as JUnit XML.",
+    help="Write the verdicts on the expectations to this file, as JUnit XML.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output, and no progress.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -152,7 +152,7 @@ def _write_junit(result: Run, file: Path) -> None:
 def show(run_directory: Path, as_json: bool) -> None:
     """Print what `ivsim run` printed for the run directory RUN.
 
-    A run whose coordinator was killed is put together from what its machines had recorded.
+    The results of a run whose coordinator was killed are made from what its machines had recorded.
     """
     import sim.results
     from topologies.metrics import glossary

@@ -53,12 +53,12 @@ def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, .
     "directory",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Go on with a sweep that was interrupted: what is done there is not run again.",
+    help="Continue an interrupted sweep: runs that are done are not repeated.",
 )
 @runs_option
 @resources_every_option
 @programs_option
-@click.option("--dry-run", is_flag=True, help="Say what would be run, and whether this host can carry it.")
+@click.option("--dry-run", is_flag=True, help="Say what would be run, and whether this host is large enough.")
 @click.option("--json", "as_json", is_flag=True, help="sweep.json on standard output, and no progress.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def sweep(
@@ -81,10 +81,10 @@ def sweep(
       ivsim sweep fan_in --set machines.sender.count=1,2,4,8 --set run.duration_s=2
       ivsim sweep t.toml --set 'machines.a.parameters.to=["b","c"],"all"' --repeat 3
 
-    A comma within quotes, brackets or braces parts nothing: a value that holds one is written as a TOML string
+    A comma within quotes, brackets or braces separates nothing: a value with a comma is written as a TOML string
     ("a,b") or array. Without --set, the [matrix] of the topology says what varies; --set replaces its keys.
 
-    Ctrl-C ends the run that goes on and says how to resume. The exit code is the worst of the runs: 1 when one
+    Ctrl-C ends the current run and says how to resume. The exit code is the worst of the runs: 1 when one
     failed or did not balance, else 99 when an expectation was missed, else 0.
     """
     if topology is None and (directory is None or axes or repeat > 1 or programs):

@@ -1,4 +1,4 @@
-"""`ivsim top`: how a run goes, from its telemetry; and the same for Prometheus."""
+"""`ivsim top`: the state of a run from its telemetry, on a terminal, as JSON, or for Prometheus."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ LINE_EVERY_NS = 1_000_000_000
 HAPPENED_SHOWN = 6
 
 
-@click.command("top", short_help="Watch a run that goes on, from anywhere on this host.")
+@click.command("top", short_help="Watch a run of this host while it lasts.")
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--once", is_flag=True, help="Show how it goes now, as lines, and end.")
+@click.option("--once", is_flag=True, help="Show the present state as lines, and end.")
 @click.option("--json", "as_json", is_flag=True, help="The same as one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Show nothing (with --prometheus).")
 @click.option(
@@ -47,10 +47,10 @@ HAPPENED_SHOWN = 6
     "it *.prom in its textfile directory. The file stays when the run is over.",
 )
 def top(run: Path | None, once: bool, as_json: bool, quiet: bool, prometheus: Path | None) -> None:
-    """Groups, rates over the last second, interrupts, what is pending, and what happened, while a run goes on.
+    """Show the groups of a run while it lasts: rates over the last second, interrupts, pending doorbells, events.
 
     RUN is a run directory or a telemetry socket; without it, the run that this user began last. A live table on a
-    terminal, elsewhere a line every second. Ends with the run, or by Ctrl-C: both are success (0). 1: the run broke
+    terminal, elsewhere a line every second. Ends with the run, or by Ctrl-C: exit code 0. 1: the run broke
     off; 2: there is none.
     """
     found = _find(run)
@@ -71,7 +71,7 @@ def top(run: Path | None, once: bool, as_json: bool, quiet: bool, prometheus: Pa
 
 
 def _find(run: Path | None) -> Found:
-    """The run that is meant. Raises ``UsageError`` when it does not go on."""
+    """Find the run that is meant. Raises ``UsageError`` when it is not running."""
     if run is None:
         found = running()
         if not found:
@@ -91,7 +91,7 @@ def _find(run: Path | None) -> Found:
 
 
 def _of_directory(path: Path) -> Found:
-    """The socket of the process that a run directory belongs to."""
+    """Find the socket of the process that a run directory belongs to."""
     from sim.results import Run
 
     run = Run(path)
@@ -111,7 +111,7 @@ def _places() -> str:
 
 
 class _Seen:
-    """What has come of a run: the last snapshot (there is none before :meth:`follow`), rates, how many never came."""
+    """What is known of a run: the last snapshot (none before `follow`), rates, and how many snapshots were lost."""
 
     snapshot: Snapshot
 
@@ -123,9 +123,9 @@ class _Seen:
         self._metrics = metrics
 
     def follow(self) -> Iterator[_Seen]:
-        """Itself with every snapshot that comes, until the run is over.
+        """Yield itself with every snapshot that comes, until the run is over.
 
-        Raises ``UsageError`` when it never says anything.
+        Raises ``UsageError`` when none comes.
         """
         deadline = time.monotonic() + PATIENCE_S
         came = False
@@ -148,7 +148,7 @@ class _Seen:
 
 
 def _show_once(seen: _Seen, as_json: bool) -> None:
-    """The second snapshot, for rates take two; the first where no other follows."""
+    """Show the second snapshot, as rates need two; the first where no other follows."""
     *_, now = islice(seen.follow(), 2)
     if as_json:
         click.echo(json.dumps(plain(now.snapshot, now.rates, now.lost)))
@@ -159,7 +159,7 @@ def _show_once(seen: _Seen, as_json: bool) -> None:
 
 
 class _Lines:
-    """A line every second, and one for each event."""
+    """Prints a line every second, and one for each event."""
 
     def __init__(self) -> None:
         self._shown_ns = 0
@@ -171,7 +171,7 @@ class _Lines:
             if event.time_ns > self._told_ns:
                 self._told_ns = event.time_ns
                 click.echo(_printable(f"! {event.kind} {event.text}"))
-        # The first one alone would be without rates.
+        # The first snapshot alone has no rates.
         self._shown_ns = self._shown_ns or snapshot.time_ns
         if snapshot.phase == "done" or snapshot.time_ns - self._shown_ns >= LINE_EVERY_NS:
             self._shown_ns = snapshot.time_ns
@@ -179,7 +179,7 @@ class _Lines:
 
 
 def _summary(now: _Seen) -> list[str]:
-    """A run in a few words, everything together."""
+    """The whole run in a few words."""
     snapshot = now.snapshot
     words = [f"{snapshot.phase:8}", f"{snapshot.up}/{snapshot.machines} up"]
     rates = [its for name in snapshot.groups if (its := now.rates.of(name)) is not None]
@@ -225,7 +225,7 @@ def _title(now: _Seen) -> str:
 
 
 def _lines(now: _Seen) -> Iterator[str]:
-    """Everything, as plain columns."""
+    """All that is known, as plain columns."""
     if _title(now):
         yield _title(now)
     yield from shown(now.snapshot.access)
@@ -254,5 +254,5 @@ def _table(now: _Seen) -> Group:
 
 
 def _printable(text: str) -> str:
-    """Without control characters: names and events come out of files and from other processes."""
+    """Replace control characters: names and events come from files and other processes."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)

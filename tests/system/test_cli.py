@@ -11,12 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from rich.console import Console
 
 import sim
 from sim import cli
-from sim.cli import COMMANDS
+from sim.cli import COMMANDS, EXAMPLES
 from sim.commands import progress
 from sim.exit_codes import BROKEN_PIPE, INTERRUPTED
 from sim.telemetry import Group, Snapshot
@@ -43,6 +44,21 @@ def test_help_names_every_command() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(name: str) -> None:
     assert "Usage: ivsim" in ivsim(name, "--help").stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_an_example_that_it_understands(name: str) -> None:
+    program, *words = EXAMPLES[name].partition(" >")[0].split()
+    assert (program, words[0]) == ("ivsim", name)
+    with cli.ivsim.make_context("ivsim", words) as context:
+        _, command, arguments = cli.ivsim.resolve_command(context, words)
+        assert command is not None
+        assert str(command.epilog).endswith(f"Example: {EXAMPLES[name]}")
+        with command.make_context(name, arguments, parent=context) as inner:
+            if isinstance(command, click.Group):
+                _, sub, others = command.resolve_command(inner, [*inner._protected_args, *inner.args])
+                assert sub is not None
+                sub.make_context(str(sub.name), others, parent=inner).close()
 
 
 @pytest.mark.parametrize("command", ["validate", "graph", "migrate", "run", "sweep"])
@@ -253,7 +269,7 @@ def test_no_command_answers_wrong_input_with_a_traceback(
         "top it",
         "run ok.toml --program it",
         "sweep --resume it",
-        "attach -S it info",
+        "attach -S it peers",
         "run ok.toml --runs it/x/y --dry-run" if kind in ("binary", "empty") else "show it/x",
         "report it -o it/x",
     ):
