@@ -113,7 +113,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """``manifest.json``. ``started_ns`` is CLOCK_MONOTONIC, ``started`` the same moment as UTC.
 
     ``access`` is what another program needed to join while the run lasted.
-    Without ``phases`` (older runs have none) the time after the warm-up is one: measured.
+    Without ``phases`` the time after the warm-up is one phase: measured.
     """
 
     schema_version: int
