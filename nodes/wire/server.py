@@ -127,7 +127,7 @@ class Server(Generic[D]):
         if self._returned:
             return self._returned.pop(0)
         if self.next_peer >= PEERS_MAX:
-            told = "are in use" if self._reuse_peers else "have been handed out; start the server anew"
+            told = "are in use" if self._reuse_peers else "have been given; restart the server"
             raise LocalProtocolError(f"all {PEERS_MAX} peer IDs {told}")
         self.next_peer += 1
         return self.next_peer - 1

@@ -418,7 +418,7 @@ class Books(RuleBasedStateMachine):
 
     @rule(data=st.data(), room=st.integers(0, 4))
     def fill(self, data, room):
-        """Somebody fills a counter, all but a little."""
+        """Another peer fills a counter, except for some room."""
         if self.connected:
             line = self.connected[data.draw(st.sampled_from(sorted(self.connected)))]
             self.world.limit[line] = self.world.counters.get(line, 0) + room

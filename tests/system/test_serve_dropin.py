@@ -278,7 +278,7 @@ def test_ids_begin_where_they_are_told_to_and_end(short_path: Path) -> None:
     events = [json.loads(line) for line in log.read_text().splitlines()]
     log.unlink()
     assert [event["event"] for event in events] == ["listening", "joined", "refused", "left", "ended"]
-    assert "all 65536 peer IDs have been handed out" in events[2]["reason"]
+    assert "all 65536 peer IDs have been given" in events[2]["reason"]
     assert events[3]["peer"] == 65535
     assert (events[3]["pid"], events[3]["uid"]) == (os.getpid(), os.getuid())
 

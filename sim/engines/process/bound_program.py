@@ -1,4 +1,4 @@
-"""The program of a machine in its process: found by its name, its parameters bound."""
+"""The program of a machine in its process: found by its name, with its parameters bound."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ __all__ = ["BoundProgram"]
 
 
 ABSENT = -1
-"""Stands in a trace for a machine that has no ID yet: the others keep their places."""
+"""Stands in a trace for a machine that has no ID yet, so that the indices of the others stay."""
 
 
 class BoundProgram:
-    """A machine's program with its parameters; called with its guest, it begins.
+    """A machine's program with its parameters; a call with its guest starts it.
 
-    Parameters that are machines become sequences of their IDs, which are refilled where they are whenever one of
-    those machines has a new one.
+    Parameters that are machines become sequences of their IDs. These change in place when a machine has a new ID.
     """
 
     def __init__(self, configuration: WorkerConfiguration) -> None:
@@ -41,7 +40,7 @@ class BoundProgram:
         return self._function(guest, **self._arguments)
 
     def learn(self, peers: dict[int, int], *, anew: bool) -> None:
-        """These machines have these IDs now; with ``anew``, no others have any."""
+        """These machines have these IDs now; with ``anew``, all other machines have none."""
         if anew:
             self._ids.clear()
         self._ids.update(peers)

@@ -1,4 +1,4 @@
-"""Between an eventfd and the program: waiting for it, taking what it has counted, putting it on the books."""
+"""From an eventfd to the program: wait for it, drain it, and record what it held."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ MILLISECOND_NS = 1_000_000
 def make_delivery(
     devices: list[AttachedDevice], vectors: int
 ) -> tuple[Callable[[int, int, int], None], Callable[[int, int], int | None], Callable[[int], None]]:
-    """What is done with a drained counter: ``drained``, ``deliver``, ``handled``; vectors count through all devices."""
+    """The functions for a drained counter: ``drained``, ``deliver``, ``handled``.
+
+    Their vectors count through all devices: ``device * vectors + vector``.
+    """
     makers = [device.recorder.make_drains() for device in devices]
     vms = [device.vm for device in devices]
     for vm, maker in zip(vms, makers, strict=True):
@@ -50,7 +53,11 @@ def make_delivery(
 
 
 def poll_until(epoll: select.epoll, deadline_ns: int, events_max: int) -> list[tuple[int, int]]:
-    """Events, or none at the deadline. ``epoll`` waits whole milliseconds, so the last ones are ppoll's."""
+    """Return events, or none at the deadline. ``epoll`` waits whole milliseconds; ppoll waits the rest.
+
+    Raises:
+        GuestError: the deadline, which the program has yielded, is no whole number.
+    """
     if type(deadline_ns) is not int:
         raise GuestError(f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {deadline_ns!r}")
     poll, descriptor = epoll.poll, epoll.fileno()
@@ -68,6 +75,6 @@ def poll_until(epoll: select.epoll, deadline_ns: int, events_max: int) -> list[t
 
 
 def drain_late(delay_s: float, descriptor: int) -> int:
-    """Take an interrupt as a slow machine does: whatever comes in the meantime is taken with it."""
+    """Drain an eventfd as a slow machine does: with all doorbells that come during the delay."""
     time.sleep(delay_s)
     return drain(descriptor)

@@ -21,7 +21,7 @@ SEEDS = st.integers(0, (1 << 32) - 1)
 
 
 def fabric_of(seed, *each, vectors=1, **options):
-    """A fabric on which everybody is connected before anybody starts."""
+    """A fabric on which all machines are connected before the first one starts."""
     fabric = Fabric(seed, **options)
     machines = [fabric.join(program, vectors=vectors, start=False) for program in each]
     fabric.settle()
@@ -182,7 +182,7 @@ def test_a_ping_without_an_answer_is_given_up_in_time():
 
 
 def test_ping_at_a_rate_is_due_regularly_however_late_the_answers():
-    """Nobody answers for 10 ms, a ping is due every ms: each keeps the time it was meant for."""
+    """No answer comes for 10 ms, a ping is due every ms: each keeps its intended time."""
     ping = with_(programs.ping, 0, rate_hz=1000.0, timeout_s=0.010)
     fabric, (_, machine) = fabric_of(5, programs.idle, ping)
     began_ns = fabric.now_ns

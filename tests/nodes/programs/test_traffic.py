@@ -239,7 +239,7 @@ def test_a_late_storm_lets_its_own_interrupts_have_their_turn():
     assert sum(count == 10 for count in in_one_go.values()) >= 100
 
 
-# Whom
+# Peers and vectors
 
 
 @pytest.mark.parametrize("rate_hz", [None, 400_000.0])
@@ -340,7 +340,7 @@ def test_a_storm_rings_peers_that_join_and_peers_that_return(rate_hz):
     fabric.run_for(0.011)
     assert set(rings(storm)) == {(first.peer, 0), (first.peer, 1)}
     if rate_hz is not None:
-        assert min(dues(storm)) >= 50 * MILLISECOND_NS  # nothing is caught up that nobody was there for
+        assert min(dues(storm)) >= 50 * MILLISECOND_NS  # what was due without a peer is not caught up
     second = join()
     fabric.run_for(0.001)
     fabric.leave(first)

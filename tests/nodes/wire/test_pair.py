@@ -39,7 +39,7 @@ class View:
             case PeerLeft(peer):
                 self.lines = {at: line for at, line in self.lines.items() if at[0] != peer}
             case Ignored():
-                # Only this is allowed: a peer without vectors leaves, of which nobody had heard.
+                # Only this is allowed: the leave of a peer without vectors, which was never announced.
                 assert "was never connected" in event.reason
 
 
