@@ -82,13 +82,13 @@ def introduction(path, peer):
 
 
 def await_other(path):
-    """The ID of the one who has been started, once it is there."""
+    """The ID of the peer that has been started, once it has joined."""
     while not (others := json.loads(attach(path, "peers", "--json").stdout)["peers"]):
         pass
     return others[0]["peer"]
 
 
-def test_who_is_there(path):
+def test_the_peers_that_are_connected(path):
     told = attach(path, "peers")
     assert (told.returncode, told.stderr) == (0, "")
     assert told.stdout == "peer 0: 2 vectors (this one); 65536 bytes of memory, dialect v0\n"
@@ -160,7 +160,7 @@ def test_memory_that_was_made_smaller_is_told_instead_of_touched(short_path):
         assert server.stderr.read() == ""
 
 
-def test_a_script_that_watches_says_whom_to_ring(path):
+def test_a_script_that_watches_prints_its_id(path):
     for command in (["wait", "--timeout", "30s"], ["watch", "--count", "1"]):
         with attached(path, *command) as watching:
             (line,) = read_until(watching.stdout, "")

@@ -95,7 +95,7 @@ def test_a_signal_ends_it_and_leaves_nothing(number: signal.Signals, short_path:
     assert not Path("/dev/shm", short_path.name).exists()
 
 
-def test_it_says_who_comes_and_goes_if_asked(short_path: Path) -> None:
+def test_it_reports_joins_and_leaves_if_asked(short_path: Path) -> None:
     path = short_path / "s"
     with serving(path, "-v") as server:
         assert server.stderr is not None
@@ -105,7 +105,7 @@ def test_it_says_who_comes_and_goes_if_asked(short_path: Path) -> None:
         assert server.stderr.readline() == "peer 0 left: left\n"
 
 
-def test_a_second_server_on_the_same_socket_is_refused_and_harms_nobody(short_path: Path) -> None:
+def test_a_second_server_on_the_same_socket_is_refused_and_does_no_harm(short_path: Path) -> None:
     path = short_path / "s"
     with serving(path):
         with serve("-F", "-S", str(path), "-M", short_path.name + "-2") as second:

@@ -94,7 +94,7 @@ def test_a_second_daemon_is_told_of_the_first(options: list[str], short_path: Pa
 
 
 def test_what_a_killed_daemon_left_is_taken_over(options: list[str]) -> None:
-    """With it dies whoever would have cleaned up: the whole session, as in a crash of the host's container."""
+    """The whole session is killed, as when the host's container crashes: no process is left to clean up."""
     for _ in range(2):
         started = start(*options)
         assert started.returncode == 0, started.stderr
@@ -117,7 +117,7 @@ def test_a_file_that_is_no_pid_file_is_not_written_to(options: list[str], conten
 
 
 def test_the_pid_file_of_a_server_that_locks_nothing(options: list[str]) -> None:
-    """QEMU's own: it lives, or another process has its number by now."""
+    """QEMU's own server: it runs, or another process has its number by now."""
     Path(options[3]).write_text(f"{os.getpid()}\n")
     with daemon(options):
         pass
@@ -192,7 +192,7 @@ def test_memory_without_a_name(kind: str, short_path: Path) -> None:
 
 
 def test_memory_outlives_a_killed_server_with_its_clients(short_path: Path) -> None:
-    """The client lives on with the memory; the next server shares it, and says so."""
+    """The client keeps the memory; the next server shares it, and says so."""
     path, name = short_path / "s", short_path.name
     with contextlib.ExitStack() as stack:
         with serve("-F", "-S", str(path), "-M", name, "-l", "64K") as server:
@@ -224,7 +224,7 @@ def test_memory_outlives_a_killed_server_with_its_clients(short_path: Path) -> N
             assert f"memory '{name}' is new: clients of an earlier server have another" in server.stderr.readline()
 
 
-def test_a_daemon_tells_the_shell_who_has_other_memory(options: list[str]) -> None:
+def test_a_daemon_tells_the_shell_which_processes_have_other_memory(options: list[str]) -> None:
     region = Region.create(4096, name=options[5])
     with map_region(region.descriptor):
         region.close()
@@ -250,7 +250,7 @@ def test_the_sockets_rights_are_there_before_anyone_can_connect(short_path: Path
 
 
 def test_one_after_the_other_when_two_look_for_a_stale_socket(short_path: Path) -> None:
-    """Whoever holds the directory's lock is waited for; for ever he is not."""
+    """A server waits for the lock of the directory, but not for ever."""
     path = short_path / "s"
     holder = os.open(short_path, os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
@@ -283,7 +283,7 @@ def test_ids_begin_where_they_are_told_to_and_end(short_path: Path) -> None:
     assert (events[3]["pid"], events[3]["uid"]) == (os.getpid(), os.getuid())
 
 
-def test_an_id_comes_back_for_those_who_want_it(short_path: Path) -> None:
+def test_an_id_is_given_again_if_asked(short_path: Path) -> None:
     path = short_path / "s"
     with serve("-F", "-S", str(path), "--memfd", "--reuse-ids") as server:
         assert server.stderr is not None
@@ -336,7 +336,7 @@ def test_as_many_clients_are_let_in_as_there_are_descriptors(short_path: Path) -
 # The log
 
 
-def test_a_log_that_nobody_reads_costs_lines_and_no_time() -> None:
+def test_a_log_without_a_reader_loses_lines_and_never_waits() -> None:
     read_end, write_end = os.pipe()
     log = EventLog(write_end, owned=True)
     while not log.dropped:
@@ -354,7 +354,7 @@ def test_a_log_that_nobody_reads_costs_lines_and_no_time() -> None:
     log.close()
 
 
-def test_who_is_not_the_user_is_refused_and_logged(short_path: Path) -> None:
+def test_a_process_of_another_user_is_refused_and_logged(short_path: Path) -> None:
     path, log = short_path / "s", short_path / "log"
     other = os.getuid() + 1
     with serving(path, "--uid", str(other), "--log", str(log)), socket.socket(socket.AF_UNIX) as refused:
@@ -368,7 +368,7 @@ def test_who_is_not_the_user_is_refused_and_logged(short_path: Path) -> None:
     assert (event["pid"], event["uid"]) == (os.getpid(), os.getuid())
 
 
-def test_the_log_tells_who_spoke(short_path: Path) -> None:
+def test_the_log_tells_of_a_client_that_sent_data(short_path: Path) -> None:
     path, log = short_path / "s", short_path / "log"
     with serving(path, "--log", str(log)), contextlib.closing(Visitor(path, 1)) as visitor:
         visitor.channel.socket.send(b"hello")

@@ -38,7 +38,7 @@ def activated(descriptor: int, count: int = 1) -> subprocess.Popen[str]:
 
 
 def test_a_socket_that_systemd_made_is_served_and_stays(short_path: Path) -> None:
-    """Who connected before the server was there is served too."""
+    """A client that connected before the server started is served too."""
     path = short_path / "s"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(path))

@@ -52,7 +52,7 @@ def test_a_full_counter_refuses_one_more_and_takes_it_after_a_drain(eventfd):
     assert eventfd.take() == 1
 
 
-def test_closing_twice_is_no_error_and_closes_nobody_elses(eventfd):
+def test_closing_twice_is_no_error_and_closes_no_other_descriptor(eventfd):
     other = EventFd.create()
     number = other.descriptor
     other.close()
@@ -64,7 +64,7 @@ def test_closing_twice_is_no_error_and_closes_nobody_elses(eventfd):
 
 
 def test_an_adopted_one_never_blocks_whatever_others_did_to_it(eventfd):
-    """The flag lives on the description that all share; a real QEMU clears it."""
+    """The flag belongs to the description that all share; a real QEMU clears it."""
     received = os.dup(eventfd.descriptor)
     os.set_blocking(eventfd.descriptor, True)
     adopted = EventFd.adopt(received)

@@ -89,7 +89,7 @@ def test_what_was_removed_is_not_called_and_removing_twice_is_no_error(loop, pai
     loop.step(now())
 
 
-def test_one_who_is_removed_by_another_in_the_same_step_is_not_called(loop):
+def test_a_descriptor_removed_in_the_same_step_is_not_called(loop):
     pairs = [socket.socketpair() for _ in range(2)]
     heard = []
 
@@ -106,7 +106,7 @@ def test_one_who_is_removed_by_another_in_the_same_step_is_not_called(loop):
         sock.close()
 
 
-def test_one_whose_number_was_given_to_somebody_else_in_the_same_step_is_not_mistaken_for_it(loop):
+def test_a_number_reused_in_the_same_step_is_not_mistaken(loop):
     """The first to be called closes the others and opens a new one, which gets a number of theirs."""
     pairs = [socket.socketpair() for _ in range(4)]
     called = []
@@ -138,7 +138,7 @@ def test_one_whose_number_was_given_to_somebody_else_in_the_same_step_is_not_mis
         far.close()
 
 
-def test_one_who_closes_the_loop_is_the_last_to_be_called(loop):
+def test_a_callback_that_closes_the_loop_is_the_last_one(loop):
     pairs = [socket.socketpair() for _ in range(2)]
     called = []
 

@@ -81,7 +81,7 @@ def test_a_segment_without_a_name_gets_one_that_says_whose_it_is():
     assert region.name is None
 
 
-def test_a_segment_that_somebody_removed_is_no_trouble_at_the_end(name):
+def test_a_segment_whose_name_was_removed_can_be_closed(name):
     region = Region.create(4096, name=name)
     (SHM / name).unlink()
     region.close()

@@ -85,7 +85,7 @@ def test_every_dialect_is_met_and_told(site, dialect, vectors):
 
 
 def test_legacy_with_others_behind_the_own_id(site):
-    """An ID that came back is in the middle: who is above it comes after the own eventfds."""
+    """An ID that was given again is in the middle: peers above it come after the own eventfds."""
     site.serve(dialect=LEGACY, reuse_peers=True)
     peers = [site.attach(vectors=2) for _ in range(3)]
     peers[1].close()
@@ -245,7 +245,7 @@ def test_a_server_without_eventfds_for_us_is_not_waited_for_for_ever(site, monke
 
 @pytest.fixture
 def scripted(site):
-    """A listener that says what it is told to, to the one who attaches."""
+    """A listener that sends given messages to a peer that attaches."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(site.path))
         listener.listen()

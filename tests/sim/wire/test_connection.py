@@ -193,7 +193,7 @@ def test_what_is_no_eventfd_among_many_is_found_and_nothing_leaks(station):
 
 
 def test_only_the_own_parent_is_trusted(short_path):
-    """The listener's process is looked at, not who says so."""
+    """What counts is the process that listens, as the kernel reports it."""
     script = f"""
 import multiprocessing, random, socket, sys
 sys.path[:0] = {sys.path!r}

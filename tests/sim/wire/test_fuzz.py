@@ -80,8 +80,8 @@ class Station:
 
 
 def sound_script(rng, dialect):
-    """What a server of this dialect says to a newcomer, and then of those who come and go, with kinds of descriptors;
-    and which lines lead to somebody in the end."""
+    """What a server of this dialect sends to a newcomer, and then about joins and leaves, with kinds of descriptors; and
+    the lines that lead to a peer at the end."""
     server = Server("memory", dialect=dialect)
     present = [server.join(["eventfd"] * 2)[0] for _ in range(rng.randrange(3))]
     me, messages = server.join(["eventfd"] * 2)
@@ -265,7 +265,7 @@ def attack(rng, sock, null, outcomes):
 
 
 class Siege:
-    """A server, two peers that were there before, and those who come to hurt."""
+    """A server, two peers that were there before, and hostile clients."""
 
     def __init__(self, path, rng, null, outcomes):
         self.rng, self.null, self.outcomes = rng, null, outcomes
@@ -310,7 +310,7 @@ class Siege:
             self.mute.pop(rng.randrange(len(self.mute))).close()
 
     def serve_the_sound(self):
-        """One more joins amidst the storm, is told of everybody, rings a witness, and leaves."""
+        """A further peer joins meanwhile, is told of all others, rings one of them, and leaves."""
         newcomer = Reader(self.site.raw())
         self.storm()
 
@@ -344,7 +344,7 @@ class Siege:
         self.outcomes["servers"] += 1
 
 
-def test_hostile_clients_hurt_nobody_else(seed, short_path):
+def test_hostile_clients_do_not_disturb_others(seed, short_path):
     rng, outcomes = random.Random(seed), Counter()
     with open("/dev/null", "rb") as null:
         while outcomes["messages"] < MESSAGES:

@@ -45,7 +45,7 @@ class Site:
             self.loop.step()
 
     def settle(self):
-        """Until nothing is left to do; one who spins never gets there."""
+        """Until nothing is left to do, which a loop that spins never reaches."""
         for _ in range(1000):
             if not select.select([self.loop._epoll], [], [], 0)[0]:
                 return
@@ -245,7 +245,7 @@ def test_no_server_is_the_end_of_the_connection_and_no_more(site):
     site.until(lambda: server.peers)
 
 
-def test_a_client_that_does_not_read_holds_up_nobody_else(site):
+def test_a_client_that_does_not_read_delays_no_other_connection(site):
     listener = site.listen()
     lazy, lazy_server = site.pair(listener)
     busy, busy_server = site.pair(listener)
@@ -336,7 +336,7 @@ def test_no_descriptors_left_is_a_pause(site, monkeypatch):
     assert len(failed) >= 3
 
 
-def test_its_socket_is_nobody_elses(site, short_path):
+def test_its_socket_is_private(site, short_path):
     assert site.path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(UsageError, match="another server is listening there"):
         Proxy(site.loop, site.server_path, site.path, site.written.append)

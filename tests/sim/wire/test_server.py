@@ -118,7 +118,7 @@ def test_a_client_that_says_anything_at_all_has_left(site, farewell, reason):
 
 
 def test_descriptors_that_a_client_sends_are_closed(site):
-    """The pipe's other end sees it: nobody holds the end that was sent any more."""
+    """The pipe's other end shows it: no process holds the end that was sent any more."""
     sock = site.raw()
     site.until(lambda: 0 in site.server.peers)
     read_end, write_end = os.pipe()
@@ -132,7 +132,7 @@ def test_descriptors_that_a_client_sends_are_closed(site):
     os.close(read_end)
 
 
-def test_a_client_that_closes_before_it_was_greeted_hurts_nobody(site):
+def test_a_client_that_closes_before_its_greeting_does_no_harm(site):
     witness = site.join()
     for _ in range(20):
         site.raw().close()
@@ -238,7 +238,7 @@ def test_a_slow_client_gets_everything_once_it_reads(make_site):
     assert site.server.departed == []
 
 
-def test_departed_eventfds_can_be_kept_for_who_counts_them(make_site):
+def test_departed_eventfds_can_be_kept_to_be_counted(make_site):
     site = make_site(retain_departed=True)
     client, other = site.join(2)
     client.read()
@@ -260,7 +260,7 @@ def test_closing_disconnects_everybody(site):
 
 
 def test_a_storm_of_connections_from_another_thread(site):
-    """While one client after another comes and goes, those who stay are told of all, once."""
+    """While clients join and leave one after the other, those that stay are told of each once."""
     witness = site.join()
     count = 300
 
@@ -281,7 +281,7 @@ def test_a_storm_of_connections_from_another_thread(site):
     assert set(witness.lines) == lines_of(0)
 
 
-def test_who_spoke_is_told_from_who_left(site):
+def test_a_client_that_sent_data_is_distinguished_from_one_that_left(site):
     files = sorted(os.listdir("/proc/self/fd"))
     silent, speaker, sender = site.join(3)
     speaker.channel.socket.send(b"x")

@@ -1,4 +1,4 @@
-"""sim.wire.server: many clients that join or leave at once cost work in proportion to those who are told.
+"""sim.wire.server: many clients that join or leave at once cost work in proportion to the clients that are told.
 
 Work is counted, not timed: the calls that the interpreter makes, Python's and C's.
 """

@@ -1,4 +1,4 @@
-"""sim.wire.server at its limits, and the one who decides about who joins."""
+"""sim.wire.server at its limits, and with a caller that decides which clients join."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_throttled_client_does_not_pile_up_moments(site):
 
 
 def test_when_descriptors_run_out_accepting_pauses_and_resumes(site):
-    """Who connects meanwhile waits in the backlog; nothing spins."""
+    """Clients that connect meanwhile wait in the backlog; nothing spins."""
     witness = site.join()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     waiting = site.raw()
@@ -153,7 +153,7 @@ def test_when_all_ids_are_given_out_the_next_is_sent_away_and_others_stay(site):
 # Those who decide
 
 
-def test_whoever_decides_may_let_clients_join_later_and_in_any_order(make_site):
+def test_clients_can_be_admitted_later_and_in_any_order(make_site):
     arrivals = []
     site = make_site(on_arrival=arrivals.append)
     socks = [site.raw() for _ in range(3)]
@@ -169,7 +169,7 @@ def test_whoever_decides_may_let_clients_join_later_and_in_any_order(make_site):
 
 
 @pytest.mark.parametrize("farewell", [socket.socket.close, lambda sock: sock.send(b"x")], ids=["closed", "spoke"])
-def test_one_who_left_before_he_was_let_in_is_no_peer(make_site, farewell):
+def test_a_client_that_left_before_it_was_admitted_is_no_peer(make_site, farewell):
     arrivals = []
     site = make_site(on_arrival=arrivals.append)
     sock = site.raw()
@@ -181,7 +181,7 @@ def test_one_who_left_before_he_was_let_in_is_no_peer(make_site, farewell):
     assert site.server._server.next_peer == 0
 
 
-def test_who_join_together_are_told_as_if_they_had_come_one_after_the_other(make_site):
+def test_clients_that_join_together_are_told_as_if_one_after_the_other(make_site):
     arrivals = []
     site = make_site(on_arrival=arrivals.append)
     early, *crowd = [Reader(site.raw()) for _ in range(5)]
@@ -226,7 +226,7 @@ def test_one_of_many_for_whom_there_are_no_eventfds_is_said_and_the_others_are_i
 
 
 def test_who_leave_together_are_announced_together(make_site):
-    """One message for each all the same, but nobody who has left is told of another."""
+    """Each leave is one message, but no client that has left is told of another."""
     site = make_site(vectors=1)
     witness = site.join()
     socks = [site.raw() for _ in range(20)]
@@ -253,7 +253,7 @@ def test_join_and_leave_are_told_in_that_order(make_site):
     assert told == [("join", 0), ("leave", 0)]
 
 
-def test_a_host_without_descriptors_is_said_to_whoever_lets_in(make_site, monkeypatch):
+def test_a_lack_of_descriptors_is_raised_by_join(make_site, monkeypatch):
     arrivals = []
     site = make_site(on_arrival=arrivals.append)
     site.raw()
@@ -267,7 +267,7 @@ def test_a_host_without_descriptors_is_said_to_whoever_lets_in(make_site, monkey
         site.server.join(arrivals[0], 2)
 
 
-def test_eventfds_of_one_who_left_in_his_greeting_stay_open_for_those_not_told_yet(make_site):
+def test_eventfds_of_a_peer_that_left_in_its_greeting_stay_open_until_all_are_told(make_site):
     """Peer 0, which has been waited for, is told in full before peer 1 is told at all."""
     arrivals = []
     site = make_site(on_arrival=arrivals.append)

@@ -1,4 +1,4 @@
-"""sim.wire.server for a user whom the kernel gives few descriptors under way: who never reads starves nobody."""
+"""sim.wire.server for a user with few descriptors in flight: a client that never reads does not starve others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become 
 
 @pytest.fixture
 def as_nobody(short_path: Path) -> Iterator[Callable[[Callable[[Path], Any]], Any]]:
-    """Runs a function in a child that is nobody and may have 200 descriptors open, or under way; its result."""
+    """Runs a function in a child of the user nobody, with at most 200 descriptors open or in flight; its result."""
     home = short_path / "nobody"
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
@@ -121,14 +121,14 @@ def play(path: Path, *, deaf: int, readers: int, vectors: int) -> dict[str, Any]
         return {"gone": site.gone, "throttled": throttled}
 
 
-def test_who_never_reads_has_a_small_part_of_what_can_be_under_way(as_nobody):
-    """Ten who never read leave enough to everybody else: nobody needs to be disconnected."""
+def test_a_client_that_never_reads_holds_a_small_part_of_the_descriptors_in_flight(as_nobody):
+    """Ten clients that never read leave enough for all others: none is disconnected."""
     told = as_nobody(lambda path: play(path, deaf=10, readers=4, vectors=8))
     assert told == {"gone": [], "throttled": False}
 
 
-def test_who_never_reads_is_found_out_when_nobody_can_be_told_anything(as_nobody):
-    """Sixty of them have all that can be under way between them: as many go as it takes, and no healthy one."""
+def test_a_client_that_never_reads_is_disconnected_when_no_client_can_be_sent_to(as_nobody):
+    """Sixty of them hold all descriptors in flight: as many as necessary are disconnected, and none that reads."""
     told = as_nobody(lambda path: play(path, deaf=60, readers=4, vectors=1))
     assert isinstance(told, dict), told
     assert told["throttled"]

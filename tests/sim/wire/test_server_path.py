@@ -56,7 +56,7 @@ def test_the_socket_is_gone_afterwards_and_closing_twice_is_no_error(loop, path)
     assert not path.exists()
 
 
-def test_a_socket_that_nobody_listens_on_is_replaced(loop, path):
+def test_a_socket_on_which_no_process_listens_is_replaced(loop, path):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(os.fspath(path))
     with listen(path, loop), socket.socket(socket.AF_UNIX) as client:
@@ -125,7 +125,7 @@ def test_a_path_that_cannot_be_is_said(loop, short_path, name):
         listen(short_path / name, loop)
 
 
-def test_a_socket_that_somebody_put_in_our_place_stays(loop, path):
+def test_a_socket_that_has_replaced_ours_stays(loop, path):
     server = listen(path, loop)
     path.unlink()
     path.write_text("somebody else's")
