@@ -80,8 +80,8 @@ class Station:
 
 
 def sound_script(rng, dialect):
-    """What a server of this dialect sends to a newcomer, and then about joins and leaves, with kinds of descriptors; and
-    the lines that lead to a peer at the end."""
+    """What a server of this dialect sends to a newcomer, and then about joins and leaves, with kinds of descriptors;
+    and the lines that lead to a peer at the end."""
     server = Server("memory", dialect=dialect)
     present = [server.join(["eventfd"] * 2)[0] for _ in range(rng.randrange(3))]
     me, messages = server.join(["eventfd"] * 2)
