@@ -38,7 +38,9 @@ def test_ping_pong_is_one_interrupt_for_each_doorbell(tmp_path: Path) -> None:
     # Every doorbell is sampled; those that are not matched were pending at the end.
     assert summary["samples"] == summary["rung"]
     assert summary["unmatched"] == summary["pending"] <= 1
-    for name in ("lag", "delivery", "handling", "total"):
+    assert summary["latency_ns"]["lag"]["samples"] == 0, "no program of it has a schedule"
+    assert summary["unscheduled"] == summary["latency_ns"]["raw"]["samples"] + summary["unmatched"]
+    for name in ("delivery", "handling", "raw", "total"):
         assert summary["latency_ns"][name]["samples"] > 0
         figures = [summary["latency_ns"][name][key] for key in ("p50", "p90", "p99", "p99_9", "max")]
         assert figures == sorted(figures)
