@@ -48,7 +48,7 @@ RULES: dict[str, Rule] = {
         f"protocol version {VERSION}; so `ivsim serve` refuses a client: there are too many, or no ID or descriptor "
         "is left",
         "exits with 1: server sent version -87, expecting 0; a server that only closed would leave it hanging",
-        "this server and QEMU 7.2.22 (tests/test_server_scale.py: test_a_qemu_that_is_not_let_in_says_why)",
+        "this server and QEMU 7.2.22 (tests/qemu/test_server_scale.py: test_a_qemu_that_is_refused_prints_why)",
         ends=True,
     ),
     "id": Rule(

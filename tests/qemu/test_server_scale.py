@@ -1,4 +1,4 @@
-"""`ivsim serve` with sixty-four real QEMUs at once: where QEMU's own server loses eventfds, none is lost.
+"""`ivsim serve` with 64 real QEMUs at once: no eventfd is lost, as some are by QEMU's own server.
 
 By hand: IVSIM_TRIES=10 for ten tries, IVSIM_MUTE=100 for a hundred clients beside them that never read, and
 `python -m tests.qemu.test_server_scale` for what those cost the others.
@@ -33,8 +33,8 @@ TRIES = int(os.environ.get("IVSIM_TRIES", "1"))
 MUTE = int(os.environ.get("IVSIM_MUTE", "10"))
 
 
-class ResolvedMachines:
-    """QEMUs without a guest, and nothing to drive them with: each holds what the server sent it."""
+class QemuGroup:
+    """QEMUs without a guest, of which each holds what the server sent it."""
 
     def __init__(self, stack: contextlib.ExitStack, path: Path) -> None:
         self._stack, self._path, self._qemu = stack, path, find_qemu(DEFAULT_QEMU)
@@ -96,26 +96,26 @@ def test_every_one_of_64_qemus_holds_every_eventfd(attempt: int, mute: int, shor
     with serving(path, "-n", str(VECTORS)) as server, contextlib.ExitStack() as stack:
         for _ in range(mute):
             stack.enter_context(socket.socket(socket.AF_UNIX)).connect(os.fspath(path))
-        crowd = ResolvedMachines(stack, path)
+        qemus = QemuGroup(stack, path)
         started_s = time.monotonic()
-        crowd.start(MACHINES)
-        crowd.await_eventfds(expected)
+        qemus.start(MACHINES)
+        qemus.await_eventfds(expected)
         up_s = time.monotonic() - started_s
-        crowd.stop(MACHINES // 2)
-        crowd.await_eventfds(expected - MACHINES // 2 * VECTORS)
-        crowd.start(MACHINES // 2)
-        took_s = crowd.await_eventfds(expected)
+        qemus.stop(MACHINES // 2)
+        qemus.await_eventfds(expected - MACHINES // 2 * VECTORS)
+        qemus.start(MACHINES // 2)
+        took_s = qemus.await_eventfds(expected)
         print(f"{mute} mute: {MACHINES} up in {up_s:.2f} s, half of them anew in {took_s:.2f} s")
         assert server.poll() is None
 
 
-def test_a_qemu_that_is_not_let_in_says_why(short_path: Path) -> None:
+def test_a_qemu_that_is_refused_prints_why(short_path: Path) -> None:
     path = short_path / "s"
     with serving(path, "--max-clients", "1"), contextlib.ExitStack() as stack:
-        crowd = ResolvedMachines(stack, path)
+        qemus = QemuGroup(stack, path)
         stack.enter_context(socket.socket(socket.AF_UNIX)).connect(os.fspath(path))
-        crowd.start(1)
-        refused = crowd.machines[0]
+        qemus.start(1)
+        refused = qemus.machines[0]
         _, printed = refused.communicate(timeout=PATIENCE_S)
     assert refused.returncode == 1
     assert b"server sent version -87, expecting 0" in printed
@@ -164,10 +164,10 @@ def up_s(kind: str, count: int) -> float:
         path = Path(directory, "s")
         stack.enter_context(serving(path, "-n", str(VECTORS)))
         stack.enter_context(company(kind, beside, path))
-        crowd = ResolvedMachines(stack, path)
+        qemus = QemuGroup(stack, path)
         started_s = time.monotonic()
-        crowd.start(MACHINES)
-        crowd.await_eventfds((MACHINES + beside) * VECTORS + OWN_EVENTFDS)
+        qemus.start(MACHINES)
+        qemus.await_eventfds((MACHINES + beside) * VECTORS + OWN_EVENTFDS)
         return time.monotonic() - started_s
 
 
