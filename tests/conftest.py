@@ -59,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, SEED_OPTION, None) is None:
         setattr(config.option, SEED_OPTION, str(random.SystemRandom().randrange(1 << 32)))
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path stays where it was
+    os.environ["PYTHONSAFEPATH"] = "1"  # interpreters that tests start import nothing from the current directory
     os.environ["XDG_RUNTIME_DIR"] = os.environ["TMPDIR"] = tempfile.tempdir = str(TEMPORARY)
     atexit.register(shutil.rmtree, TEMPORARY, ignore_errors=True)
     # Orphans become ours and are seen by the leak check, instead of disappearing to init.

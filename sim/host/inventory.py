@@ -18,7 +18,8 @@ import msgspec
 
 from sim.access import shown
 from sim.host import runtime_directory
-from sim.host.runtime_directory import MARK, RuntimeDirectory, runtime_directories
+from sim.host.runtime_directory import RuntimeDirectory, runtime_directories
+from sim.kernel.processes import RUN_VARIABLE
 from sim.kernel.segments import SHM_DIRECTORY, Segment, mappings, remove_segment, segments
 from sim.telemetry import SOCKET, Found, Subscriber, running
 from sim.telemetry.discovery import listening_sockets
@@ -165,7 +166,7 @@ def _mark(pid: int) -> str:
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
             name, _, value = entry.partition(b"=")
-            if name == MARK.encode():
+            if name == RUN_VARIABLE.encode():
                 return os.fsdecode(value)
     return ""
 

@@ -20,7 +20,6 @@ from nodes.errors import HostError
 from sim.kernel.locks import is_locked
 
 __all__ = [
-    "MARK",
     "PREFIX",
     "RuntimeDirectory",
     "remove",
@@ -33,8 +32,6 @@ LENGTH_MAX = 64
 """A socket's path holds 107 bytes (unix(7)): this much for the parent of the directory."""
 OWNER = "owner.pid"
 PREFIX = "ivsim-"
-MARK = "IVSIM_RUN"
-"""The variable in the environment of every process of a run that names the run's runtime directory."""
 
 
 class RuntimeDirectory(NamedTuple):

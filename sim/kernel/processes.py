@@ -18,6 +18,7 @@ from nodes.errors import HostError
 from sim.kernel.waiting import readable_within
 
 __all__ = [
+    "RUN_VARIABLE",
     "ChildProcess",
     "adopting_orphans",
     "children",
@@ -32,6 +33,9 @@ __all__ = [
     "wants_cpu",
     "work_ticks",
 ]
+
+RUN_VARIABLE = "IVSIM_RUN"
+"""The variable in the environment of every process of a run; its value is the run's runtime directory."""
 
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_TIMERSLACK = 1, 15, 29
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37

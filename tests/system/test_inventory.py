@@ -17,8 +17,9 @@ from click.testing import CliRunner
 
 from sim.commands.inventory import clean, ps
 from sim.host.inventory import Item, inventory, remove
-from sim.host.runtime_directory import MARK, runtime_directories, runtime_directory
+from sim.host.runtime_directory import runtime_directories, runtime_directory
 from sim.kernel.memory import Region
+from sim.kernel.processes import RUN_VARIABLE
 from sim.kernel.segments import mappings
 
 PATIENCE_S = 60.0
@@ -96,7 +97,7 @@ def test_a_server_is_listed_and_its_memory_is_removed_only_when_no_client_uses_i
             server.kill()
             server.wait()
             assert memory().state == "in use"
-            assert f"(pid {client.pid})" in memory().detail[1]
+            assert str(client.pid) in memory().detail[1]
             assert not remove(memory())
             assert not remove(Item("memory", "orphaned", None, memory().name)), (
                 "whatever was listed, it is looked at again"
@@ -108,11 +109,11 @@ def test_a_server_is_listed_and_its_memory_is_removed_only_when_no_client_uses_i
 
 def test_a_process_whose_run_has_ended_is_ended(tmp_path: Path) -> None:
     with runtime_directory() as runtime:
-        marked = {**os.environ, MARK: str(runtime)}
+        marked = {**os.environ, RUN_VARIABLE: str(runtime)}
         with subprocess.Popen(["sleep", "60"], env=marked) as process:
             assert items_of(process.pid) == []
             assert not remove(Item("process", "orphaned", process.pid, "sleep 60"))
-            with subprocess.Popen(["sleep", "60"], env=marked | {MARK: str(tmp_path / "gone")}) as orphan:
+            with subprocess.Popen(["sleep", "60"], env=marked | {RUN_VARIABLE: str(tmp_path / "gone")}) as orphan:
                 (item,) = items_of(orphan.pid)
                 assert (item.kind, item.state, item.name) == ("process", "orphaned", "sleep 60")
                 assert remove(item)

@@ -15,10 +15,10 @@ from sim.engines.messages import Report
 from sim.engines.process.configuration import DeviceConfiguration
 from sim.engines.process.configure import configure_worker
 from sim.engines.process.domain_server import SocketServer
-from sim.engines.process.forkserver import MARK, ForkServer
+from sim.engines.process.forkserver import ForkServer
 from sim.engines.process.handle import WorkerHandle
 from sim.kernel.loop import Loop
-from sim.kernel.processes import adopting_orphans, children, end_children, process_name
+from sim.kernel.processes import RUN_VARIABLE, adopting_orphans, children, end_children, process_name
 from sim.recording import Recording
 from topologies import Domain, Machine, Topology
 
@@ -143,7 +143,7 @@ class ProcessEngine:
             environment = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             return False
-        return f"{MARK}={self._runtime}".encode() in environment.split(b"\0")
+        return f"{RUN_VARIABLE}={self._runtime}".encode() in environment.split(b"\0")
 
 
 @contextlib.contextmanager

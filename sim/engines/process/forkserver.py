@@ -25,13 +25,10 @@ from sim.engines.process.configuration import WorkerConfiguration
 from sim.kernel.channel import send_descriptors
 from sim.kernel.lacks import is_lack
 from sim.kernel.loop import Loop
-from sim.kernel.processes import describe_exit, has_stopped, work_ticks
+from sim.kernel.processes import RUN_VARIABLE, describe_exit, has_stopped, work_ticks
 from sim.kernel.signals import signals_held
 
-__all__ = ["MARK", "ForkServer"]
-
-MARK = "IVSIM_RUN"
-"""The variable in the environment of every process of a run that names the run."""
+__all__ = ["ForkServer"]
 
 RETRY_NS = 2_000_000
 END_PATIENCE_S = 5.0
@@ -83,7 +80,7 @@ class ForkServer:
                 stdin=subprocess.DEVNULL,
                 stderr=self._words,
                 pass_fds=(theirs.fileno(), stderr),
-                env={**os.environ, MARK: str(runtime)},
+                env={**os.environ, RUN_VARIABLE: str(runtime)},
             )
 
     @property
