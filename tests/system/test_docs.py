@@ -9,15 +9,17 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import topologies
-from sim.cli import COMMANDS
+from sim.cli import COMMANDS, ivsim
 from sim.oracle.qtest import DEFAULT_QEMU
 from tests.system.transcripts import PAGES, ROOT, blocks, compare, execute, name_of, page_sessions
 from topologies.resolve.programs import resolve_program
@@ -110,6 +112,33 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_command_that_is_named_exists(page: Path) -> None:
     assert set(re.findall(r"(?:`|^|\$ )ivsim ([a-z]+)\b", page.read_text(), re.MULTILINE)) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_options_that_are_named_exist(page: Path) -> None:
+    """In inline code and in blocks, a line or a span that begins with ``ivsim COMMAND``."""
+    text = page.read_text()
+    spans = re.findall(r"`(ivsim [a-z][^`]*)`", text) + re.findall(r"^(?:\$ )?(ivsim [a-z].*)", text, re.MULTILINE)
+    context = ivsim.make_context("ivsim", ["list"], resilient_parsing=True)
+    for span in spans:
+        name, *arguments = span.replace("\n", " ").split()[1:]
+        command = ivsim.get_command(context, name)
+        assert command is not None, span
+        known = {option for each in family(command) for parameter in each.params for option in parameter.opts}
+        for argument in arguments:
+            if re.match(r"--?[A-Za-z]", argument):
+                assert argument in known, span
+
+
+def family(command: click.Command) -> list[click.Command]:
+    """A command and its subcommands."""
+    return [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+
+
+def test_the_facts_about_the_device_of_2012_are_counted() -> None:
+    rows = tomllib.loads((ROOT / "tests" / "golden" / "seed_rows.toml").read_text())["row"]
+    for page in ("profiles.md", "SPECIFICATION.md"):
+        assert f"{len(rows)} facts" in (ROOT / "docs" / page).read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import tomllib
 
 import topologies
 from tests.system.transcripts import ROOT, blocks
+from topologies.resolve.programs import shipped_programs
 
 README = ROOT / "README.md"
 LINES_MAX = 150
+NUMBERS = {5: "five", 8: "eight", 16: "sixteen"}
 
 
 def test_it_is_short() -> None:
@@ -31,6 +34,12 @@ def test_its_two_commands_are_the_makefiles() -> None:
     assert commands == ["run", "test"]
 
 
-def test_it_counts_the_included_topologies_and_programs() -> None:
-    text = README.read_text()
-    assert f"names the {len(topologies.shipped())} topologies" in text.replace("\n", " ")
+def test_its_numbers_are_those_of_the_product() -> None:
+    text = README.read_text().replace("\n", " ")
+    assert f"names the {len(topologies.shipped())} topologies" in text
+    assert f"describes the {NUMBERS[len(shipped_programs())]} that are included" in text
+    storm = topologies.load("doorbell_storm")
+    assert f"runs {NUMBERS[len(storm.machines)]} machines for {NUMBERS[round(storm.run.duration_s)]} seconds" in text
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    versions = sorted(re.findall(r"Python :: (3\.\d+)", " ".join(classifiers)), key=lambda name: int(name[2:]))
+    assert f"Python {versions[0]} to {versions[-1]}" in text
