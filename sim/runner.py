@@ -21,6 +21,7 @@ from sim.coordination.coordinator import Coordinator, RunEnd
 from sim.coordination.machines import LiveMachines
 from sim.engines.base import Engine
 from sim.engines.process.engine import ProcessEngine
+from sim.engines.virtual.engine import VirtualEngine
 from sim.host.preflight import check
 from sim.host.runtime_directory import runtime_directory
 from sim.host.wake_up_baseline import baseline_if_any
@@ -35,7 +36,7 @@ from topologies import Topology, load
 
 __all__ = ["Begun", "run"]
 
-ENGINES: dict[str, Callable[[Topology, Path, Path], Engine]] = {"process": ProcessEngine}
+ENGINES: dict[str, Callable[[Topology, Path, Path], Engine]] = {"process": ProcessEngine, "virtual": VirtualEngine}
 """The engines that can run a topology: each is called with it, a private directory, and the first server's path."""
 
 SIGNALS_TAKEN = 2
@@ -57,6 +58,7 @@ def run(
     socket_path: str | os.PathLike[str] | None = None,
     on_begin: Callable[[Begun], None] = lambda begun: None,
     programs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    engine: str = "process",
 ) -> Run:
     """Run a topology and return its results.
 
@@ -89,7 +91,8 @@ def run(
         topology = load(os.fspath(topology), overrides, program_files)
     elif overrides or program_files:
         raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
-    check(topology, Path(runs))
+    if engine == "process":
+        check(topology, Path(runs))
     topology = name_memories(topology)
     remove_orphaned()
     arguments: dict[str, Any] = {
@@ -98,14 +101,14 @@ def run(
         "programs": program_files,
     }
     with _Interrupts() as interrupts, RunDirectory.create(Path(runs), topology, arguments) as directory:
-        floors = baseline_if_any()
+        floors = baseline_if_any() if engine == "process" else []
         with contextlib.ExitStack() as stack:
             runtime = stack.enter_context(runtime_directory())
             server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
             access = access_to(topology, server_path)
             directory.record_access(access)
-            engine = stack.enter_context(ENGINES["process"](topology, runtime, server_path))
-            coordinator = _coordinator(topology, engine, directory, runtime, access, resources_every_s)
+            live_engine = stack.enter_context(ENGINES[engine](topology, runtime, server_path))
+            coordinator = _coordinator(topology, live_engine, directory, runtime, access, resources_every_s)
             stack.callback(coordinator.close)
             on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
             interrupts.tell(coordinator)
@@ -116,7 +119,7 @@ def run(
                 stack.close()
             except Exception as error:  # whatever it is, the results are worth more
                 directory.event("warning", machine="the run", text=f"not everything could be released: {error}")
-        floors += baseline_if_any()
+        floors += baseline_if_any() if engine == "process" else []
         return _judge(topology, directory.finish(ending, floors))
 
 

@@ -1,0 +1,110 @@
+"""What things cost under virtual time: a model that is data (``models/*.toml``), drawn from with the run's seed."""
+
+from __future__ import annotations
+
+import random
+import tomllib
+from bisect import bisect_right
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from nodes.errors import UsageError
+
+__all__ = ["CostModel", "Distribution", "Draw", "load_model"]
+
+SHIPPED = "default"
+DRAWN = 1 << 12
+TIME_NS_MAX = 60_000_000_000
+
+Nanoseconds = Annotated[int, Meta(ge=0, le=TIME_NS_MAX)]
+Quantile = tuple[Annotated[float, Meta(ge=0, le=1)], Nanoseconds]
+
+
+class Distribution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A cost by its quantiles: (share, nanoseconds) pairs in ascending order; in between it is linear."""
+
+    quantiles: Annotated[tuple[Quantile, ...], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        shares, costs = [share for share, _ in self.quantiles], [cost for _, cost in self.quantiles]
+        if shares != sorted(shares) or costs != sorted(costs):
+            raise ValueError("quantiles ascend, in their shares and in their costs")
+
+    def at(self, share: float) -> int:
+        """The cost that so large a share of all does not exceed."""
+        place = bisect_right(self.quantiles, (share, TIME_NS_MAX))
+        if place == 0:
+            return self.quantiles[0][1]
+        if place == len(self.quantiles):
+            return self.quantiles[-1][1]
+        (low, low_ns), (high, high_ns) = self.quantiles[place - 1], self.quantiles[place]
+        return low_ns if high == low else round(low_ns + (high_ns - low_ns) * (share - low) / (high - low))
+
+
+class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The costs of a host.
+
+    Attributes:
+        source: where the figures are from.
+        cpus: how many CPUs machines share.
+        ring_ns: what a doorbell costs the machine that rings.
+        drain_ns: from the wake-up of a machine to the counter that it has drained.
+        handle_ns: what the program takes for an interrupt, beside its doorbells.
+        switch_ns: what it costs a CPU to go from one machine to another.
+        wake_ns: from a doorbell to the machine that can run, on a CPU that was idle.
+        wake_busy_ns: the same where the CPU was busy: the machine then waits in the queue beside.
+        expire_ns: how much later than its time a machine wakes up that waits for one.
+        start_ns: from the start of a machine to its connection.
+        wire_ns: from what a server says to the client that can read it.
+        timeslice_ns: how long a machine that does not wait keeps its CPU from others.
+    """
+
+    source: str
+    cpus: Annotated[int, Meta(ge=1, le=4096)]
+    ring_ns: Nanoseconds
+    drain_ns: Nanoseconds
+    handle_ns: Distribution
+    switch_ns: Nanoseconds
+    wake_ns: Distribution
+    wake_busy_ns: Distribution
+    expire_ns: Distribution
+    start_ns: Distribution
+    wire_ns: Distribution
+    timeslice_ns: Nanoseconds
+
+
+class Draw:
+    """Costs drawn from a distribution: a table of them is made once, and places in it are drawn."""
+
+    def __init__(self, distribution: Distribution, seed: str) -> None:
+        rng = random.Random(seed)
+        costs = [distribution.at((place + 0.5) / DRAWN) for place in range(DRAWN)]
+        rng.shuffle(costs)
+        self._costs, self._at = costs, 0
+
+    def __call__(self) -> int:
+        """The next cost in nanoseconds."""
+        self._at = at = (self._at + 1) % DRAWN
+        return self._costs[at]
+
+
+def load_model(source: str = SHIPPED) -> CostModel:
+    """The cost model of that name, or in that file.
+
+    Raises:
+        UsageError: there is none, or it is none.
+    """
+    try:
+        if source == SHIPPED:
+            text = resources.files("sim.engines.virtual").joinpath(f"models/{SHIPPED}.toml").read_text()
+        else:
+            text = Path(source).read_text()
+        return msgspec.convert(tomllib.loads(text), CostModel)
+    except OSError as error:
+        raise UsageError(f"the cost model {source} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise UsageError(f"{source} is no cost model: {error}") from error

@@ -1,0 +1,80 @@
+"""The CPUs that machines share under virtual time: who runs when, and for how long."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from sim.engines.virtual.cost_model import CostModel, Draw
+from sim.engines.virtual.loop import VirtualLoop
+
+__all__ = ["Cpus", "Task"]
+
+
+class Task(Protocol):
+    """What runs on a CPU, a slice at a time.
+
+    ``queued``: it is on its way to a CPU, or on one. ``run`` does a slice of work, which moves the clock, and returns
+    whether there is more to do at once. ``slice`` is the task's own callback, which calls `Cpus.run` with it.
+    """
+
+    queued: bool
+    since_ns: int
+    slice: Callable[[], object]
+
+    def run(self) -> bool: ...
+
+
+class Cpus:
+    """One queue for all CPUs, first come, first served. A task that does not wait loses its CPU after a time slice."""
+
+    def __init__(self, loop: VirtualLoop, model: CostModel, seed: str) -> None:
+        self._loop, self._events, self._clock = loop, loop.events, loop.clock
+        self._switch_ns, self._timeslice_ns = model.switch_ns, model.timeslice_ns
+        self._wake = Draw(model.wake_ns, f"{seed}/wake")
+        self._wake_busy = Draw(model.wake_busy_ns, f"{seed}/wake_busy")
+        self._idle = model.cpus
+        self._waiting: deque[Task] = deque()
+
+    def wake(self, task: Task, at_ns: int) -> None:
+        """The task has something to do since ``at_ns``; it gets a CPU after what a wake-up costs."""
+        if not task.queued:
+            task.queued = True
+            self._push(at_ns + (self._wake() if self._idle else self._wake_busy()), task)
+
+    def wake_now(self, task: Task) -> None:
+        """As `wake`, for a task whose wake-up has been paid for."""
+        if not task.queued:
+            task.queued = True
+            self._push(self._clock.ns, task)
+
+    def _push(self, at_ns: int, task: Task) -> None:
+        task.since_ns = -1
+        heapq.heappush(self._events, (at_ns, self._loop.next_order(), task.slice))
+
+    def run(self, task: Task) -> None:
+        """The event of a task: it arrives at the CPUs, or does its next slice on the one that it has."""
+        clock = self._clock
+        if task.since_ns < 0:
+            if not self._idle:
+                self._waiting.append(task)
+                return
+            self._idle -= 1
+            task.since_ns = clock.ns
+        more = task.run()
+        end_ns = clock.ns
+        if more:
+            if not self._waiting or end_ns - task.since_ns < self._timeslice_ns:
+                heapq.heappush(self._events, (end_ns, self._loop.next_order(), task.slice))
+                return
+            self._waiting.append(task)
+        else:
+            task.queued = False
+        if self._waiting:
+            following = self._waiting.popleft()
+            following.since_ns = end_ns + self._switch_ns
+            heapq.heappush(self._events, (following.since_ns, self._loop.next_order(), following.slice))
+        else:
+            self._idle += 1

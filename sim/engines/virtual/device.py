@@ -1,0 +1,97 @@
+"""One device of a machine under virtual time: the device itself, its connection to a server, its recording."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from nodes.device.profiles import Profile
+from nodes.endpoint import Endpoint
+from nodes.peer_table import PeerTable
+from nodes.vm import Vm
+from sim.engines.process.recorder import Recorder
+from sim.engines.virtual.link import VirtualLink
+from sim.recording import Recording
+
+__all__ = ["VirtualDevice"]
+
+
+class VirtualDevice:
+    """``first`` is the machine's first device, None for that itself."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        profile: Profile,
+        *,
+        domain: int,
+        vectors: int,
+        role: str,
+        memory_bytes: int,
+        seed: str,
+        sample_every: int,
+        first: Vm | None,
+        signal: Callable[[int, int], object],
+        clock: Callable[[], int],
+    ) -> None:
+        self.recording = recording
+        self.recorder = Recorder(recording, domain=domain)
+        self.vm = Vm(
+            profile,
+            vectors=vectors,
+            role=role,
+            size_bytes=memory_bytes if profile.memory_container else None,
+            signal=signal,
+            ledger=self.recorder,
+            clock=clock,
+            random=random.Random(seed),
+            sample_every=sample_every,
+            first=first,
+        )
+        self.link: VirtualLink | None = None
+        self.endpoint: Endpoint | None = None
+        self.expected: int | None = None
+        """How many eventfds the server's greeting contains, once the coordinator has said so."""
+
+    @property
+    def peer(self) -> int | None:
+        return None if self.endpoint is None else self.endpoint.peer
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the device is connected to all that were present when it joined."""
+        endpoint = self.endpoint
+        return (
+            endpoint is not None
+            and self.expected is not None
+            and endpoint.heard >= self.expected
+            and endpoint.is_set_up
+        )
+
+    def connect(
+        self,
+        link: VirtualLink,
+        *,
+        place: Callable[[int, int], object],
+        on_own: Callable[[int], object],
+        warn: Callable[[str], object],
+    ) -> None:
+        """Hear a server from now on; ``place(peer, descriptor)`` puts the memory in its place."""
+        self.link, self.expected = link, None
+        self.endpoint = Endpoint(self.vm, PeerTable(), place=place, on_own=on_own, warn=warn)
+
+    def read(self) -> bool:
+        """Take in what the server has said; False when it has closed the connection.
+
+        Raises:
+            RemoteProtocolError: it said what a server may not say.
+        """
+        link, endpoint = self.link, self.endpoint
+        if link is None or endpoint is None:
+            return True
+        for message in link.read():
+            if message is None:
+                endpoint.end()
+                return False
+            endpoint.receive(message.encode(), message.descriptors)
+        return True

@@ -1,0 +1,67 @@
+"""What machines under virtual time share: the clock, the CPUs, the costs, the servers, and all counters."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from typing import Protocol
+
+from sim.engines.virtual.cost_model import CostModel, Draw
+from sim.engines.virtual.counter import VirtualCounter
+from sim.engines.virtual.cpus import Cpus
+from sim.engines.virtual.loop import VirtualLoop
+from sim.engines.virtual.server import VirtualServer
+from sim.kernel.memory import map_region
+
+__all__ = ["VirtualHost"]
+
+
+class _Machine(Protocol):
+    def kill(self) -> None: ...
+
+
+class VirtualHost:
+    """One for a run. ``signal(line, 1)`` is the ring of all machines: it costs the ringing machine its time."""
+
+    def __init__(self, loop: VirtualLoop, model: CostModel, seed: str) -> None:
+        self.loop, self.model = loop, model
+        self.cpus = Cpus(loop, model, seed)
+        self.servers: list[VirtualServer] = []
+        self.handle_cost = Draw(model.handle_ns, f"{seed}/handle")
+        self.expire_cost = Draw(model.expire_ns, f"{seed}/expire")
+        self.start_delay = Draw(model.start_ns, f"{seed}/start")
+        self.wire_delay = Draw(model.wire_ns, f"{seed}/wire")
+        self._counters: list[VirtualCounter] = []
+        self._mappings: list[mmap.mmap] = []
+        self.own_mapping: Callable[[object], bool] = lambda machine: False
+        """Whether a machine needs a mapping of its own: one that may migrate has its memory exchanged under it."""
+        self.running: object | None = None
+        """The machine whose program runs now: it is to blame when that does not return."""
+        self.signal = self._make_signal()
+
+    def add_counter(self, counter: VirtualCounter) -> int:
+        """The line of a new counter."""
+        self._counters.append(counter)
+        return len(self._counters) - 1
+
+    def in_program(self, machine: object | None) -> None:
+        """The program of a machine is about to run, or (None) has returned."""
+        self.running = machine
+
+    def memory_for(self, machine: object, domain: int) -> memoryview:
+        """The memory of a domain as a machine maps it."""
+        server = self.servers[domain]
+        if not self.own_mapping(machine):
+            return server.memory
+        mapping = map_region(server.descriptor)
+        self._mappings.append(mapping)
+        return memoryview(mapping)
+
+    def _make_signal(self) -> Callable[[int, int], object]:
+        counters, clock, ring_ns = self._counters, self.loop.clock, self.model.ring_ns
+
+        def signal(line: int, _: int) -> None:
+            clock.ns = now_ns = clock.ns + ring_ns
+            counters[line].ring(now_ns)
+
+        return signal

@@ -1,0 +1,125 @@
+"""The clock that jumps, and the order in which things happen under it."""
+
+from __future__ import annotations
+
+import heapq
+import select
+from collections.abc import Callable
+
+from nodes.errors import HostError
+from sim.engines.base import HasDescriptor
+
+__all__ = ["VirtualClock", "VirtualLoop"]
+
+BEGIN_NS = 1_000_000_000
+"""Where the clock begins: 0 would mean "never" to those who read a time."""
+SLICES_BETWEEN_POLLS = 2048
+NEVER = (1 << 63) - 1
+
+
+class VirtualClock:
+    """``ns`` is the time. It jumps to the next event, and a machine moves it by what its work costs.
+
+    Machines of several CPUs work at the same time, and one after the other in this process: the clock goes back to the
+    time of the next event when that is earlier than the end of the work before it.
+    """
+
+    __slots__ = ("ns",)
+
+    def __init__(self) -> None:
+        self.ns = BEGIN_NS
+
+    def now_ns(self) -> int:
+        return self.ns
+
+    def cpu_ns(self) -> int:
+        """No time: work that paces itself by its cost must not depend on this host."""
+        return 0
+
+
+class VirtualLoop:
+    """Two queues in the order of time: moments of the coordinator, and events of machines.
+
+    A moment comes before an event of the same time. Of equal times, what was asked for first comes first. Descriptors
+    are those of this process, signals above all: they are looked at now and then.
+    """
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.events: list[tuple[int, int, Callable[[], object]]] = []
+        """(time, order, callback): machines push here by themselves, with `next_order`."""
+        self.news = False
+        """Set by a machine that has reported something: the coordinator has its turn after that event."""
+        self._moments: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = 0
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._poll = select.poll()
+        self._slices = 0
+
+    def next_order(self) -> int:
+        """A number larger than all before: it orders what happens at the same time."""
+        self._order += 1
+        return self._order
+
+    def add(
+        self,
+        file: HasDescriptor | int,
+        readable: Callable[[], None],
+        *,
+        writable: Callable[[], None] | None = None,
+    ) -> None:
+        descriptor = file if isinstance(file, int) else file.fileno()
+        self._watched[descriptor] = readable
+        self._poll.register(descriptor, select.POLLIN)
+
+    def remove(self, file: HasDescriptor | int) -> None:
+        descriptor = file if isinstance(file, int) else file.fileno()
+        if self._watched.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+
+    def at(self, moment_ns: int, callback: Callable[[], None]) -> None:
+        heapq.heappush(self._moments, (max(moment_ns, self.clock.ns), self.next_order(), callback))
+
+    def after(self, delay_ns: int, callback: Callable[[], object]) -> None:
+        """Let an event of the machines happen ``delay_ns`` from now."""
+        heapq.heappush(self.events, (self.clock.ns + delay_ns, self.next_order(), callback))
+
+    def step(self, deadline_ns: int | None = None) -> None:
+        """Let events happen until a moment of the coordinator has come, or a machine has news for it, or the deadline.
+
+        Raises:
+            HostError: nothing is left that could ever happen.
+        """
+        events, moments, clock, pop = self.events, self._moments, self.clock, heapq.heappop
+        limit_ns = NEVER if deadline_ns is None else deadline_ns
+        while True:
+            moment_ns = moments[0][0] if moments else NEVER
+            until_ns = min(moment_ns - 1, limit_ns)
+            while events and events[0][0] <= until_ns:
+                clock.ns, _, happen = pop(events)
+                happen()
+                self._slices += 1
+                if self.news:
+                    self.news = False
+                    return
+                if self._slices >= SLICES_BETWEEN_POLLS:
+                    self._look_at_descriptors()
+                    moment_ns = moments[0][0] if moments else NEVER
+                    until_ns = min(moment_ns - 1, limit_ns)
+            if moment_ns <= limit_ns and moments:
+                clock.ns, _, callback = pop(moments)
+                callback()
+                self._look_at_descriptors()
+                return
+            if deadline_ns is not None:
+                clock.ns = max(clock.ns, deadline_ns)
+                return
+            if not moments and not events:
+                raise HostError("nothing is left that could happen under virtual time")
+
+    def _look_at_descriptors(self) -> None:
+        self._slices = 0
+        if self._watched:
+            for descriptor, _ in self._poll.poll(0):
+                if descriptor in self._watched:
+                    self._watched[descriptor]()

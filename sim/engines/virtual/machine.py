@@ -1,0 +1,507 @@
+"""A machine under virtual time: what a worker process is elsewhere, a slice of work at a time."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from nodes.device import profiles
+from nodes.errors import GuestError, HostError, UsageError
+from nodes.load import Load
+from sim.engines import messages
+from sim.engines.base import Row
+from sim.engines.messages import Ended, Order, Report
+from sim.engines.process.bound_program import BoundProgram
+from sim.engines.process.configuration import WorkerConfiguration
+from sim.engines.process.delivery import make_delivery
+from sim.engines.process.kept_statistics import kept_statistics
+from sim.engines.process.main import explain
+from sim.engines.process.worker import ProgramError
+from sim.engines.virtual.counter import VirtualCounter
+from sim.engines.virtual.device import VirtualDevice
+from sim.engines.virtual.host import VirtualHost
+from sim.engines.virtual.link import VirtualLink
+from sim.engines.virtual.migration import VirtualMigration
+from sim.recording import Recording, State, header
+from sim.recording.header import COUNTER_AT
+
+__all__ = ["VirtualMachine"]
+
+KILL_NS = 500_000
+MICROSECOND_NS = 1_000
+
+
+class VirtualMachine:
+    """One incarnation of a machine; a `sim.engines.base.LiveMachine` and a `sim.engines.virtual.cpus.Task`.
+
+    ``run`` is its only work: orders, what servers say, interrupts, and the program, as a worker's loop does them.
+    """
+
+    pid = None
+    is_still = False
+
+    def __init__(
+        self,
+        host: VirtualHost,
+        configuration: WorkerConfiguration,
+        rows: Sequence[Row],
+        recordings: Sequence[Recording],
+        report: Callable[[Report], None],
+    ) -> None:
+        self._host, self._loop, self._clock = host, host.loop, host.loop.clock
+        self._configuration, self._rows = configuration, rows
+        self._report_to = report
+        self.is_running = False
+        self._gone = self._stopped = self._dismissed = False
+        self._orders: deque[tuple[int, Order]] = deque()
+        self._ready: deque[tuple[VirtualCounter, int]] = deque()
+        self._own: dict[int, tuple[VirtualCounter, int]] = {}
+        """By line: the counter, and the vector counted through all devices. Only these are waited for."""
+        self._wait: int | None = None
+        self._began = self._said_ready = self._plugged = False
+        self._start_ns: int | None = None
+        self._stop_ns = self._joined_ns = 0
+        self._alarm_ns = -1
+        self._slow_ns = self._slow_until_ns = 0
+        self._migration: VirtualMigration | None = None
+        self.queued, self.since_ns = False, -1
+        self.slice: Callable[[], object] = lambda: host.cpus.run(self)
+        self.devices: list[VirtualDevice] = []
+        profile = profiles.profile(configuration.profile)
+        for row, recording in zip(rows, recordings, strict=True):
+            self.devices.append(
+                VirtualDevice(
+                    recording,
+                    profile,
+                    domain=row.domain,
+                    vectors=configuration.vectors,
+                    role=configuration.role,
+                    memory_bytes=len(host.servers[row.domain].memory) if row.domain < len(host.servers) else 0,
+                    seed=configuration.seed,
+                    sample_every=configuration.sample_every,
+                    first=self.devices[0].vm if self.devices else None,
+                    signal=host.signal,
+                    clock=self._clock.now_ns,
+                )
+            )
+        self._vm = self.devices[0].vm
+        self._vm.guest.load = Load(configuration.load)
+        self._drained, self._deliver, self._handled = make_delivery(self.devices, configuration.vectors)  # type: ignore[arg-type]
+
+    # What its coordinator does
+
+    def start(self) -> None:
+        self.is_running = True
+        self._loop.after(self._host.start_delay(), self._begin)
+
+    def tell(self, order: Order) -> bool:
+        if not self.is_running or self._gone:
+            return False
+        self._orders.append((self._clock.ns + self._host.wire_delay(), order))
+        self._loop.after(self._orders[-1][0] - self._clock.ns, self._poke)
+        return True
+
+    def stall(self) -> None:
+        self.is_still = True
+
+    def resume(self) -> None:
+        self.is_still = False
+        self._poke()
+
+    def kill(self) -> None:
+        if self.is_running and not self._gone:
+            self._gone = True
+            for device in self.devices:
+                device.vm.doorbells.flush()
+            self._loop.after(KILL_NS, lambda: self._end("SIGKILL"))
+
+    def close(self) -> None:
+        self._gone, self.is_running = True, False
+
+    # Its beginning and its end
+
+    def _begin(self) -> None:
+        if self._gone:
+            return
+        self._report(messages.Placed())
+        try:
+            with blaming_program():
+                self._program = BoundProgram(self._configuration)
+            for number, row in enumerate(self._rows):
+                self.connect(number, row.domain)
+        except (ProgramError, HostError, UsageError) as error:
+            self._fail(error)
+            return
+        self._plugged = True
+        self._enter(State.CONNECTED)
+
+    def connect(self, number: int, domain: int, place: Callable[[int, int], object] | None = None) -> None:
+        """Connect a device to the server of a domain.
+
+        Raises:
+            UsageError: no server listens.
+        """
+        device, server = self.devices[number], self._host.servers[domain]
+        link = VirtualLink(
+            self,
+            self._loop,
+            delay=self._host.wire_delay,
+            make_counter=lambda vector: self._make_counter(number, vector),
+            on_readable=self._poke,
+        )
+        vm = device.vm
+        device.connect(
+            link,
+            place=place or (lambda peer, _: vm.place(peer, self._host.memory_for(self, domain))),
+            on_own=lambda line: self._wait_for(line, number),
+            warn=lambda text: self._report(messages.Warned(text)),
+        )
+        if not server.connect(link):
+            raise UsageError(f"no server listens in domain {domain}: connection refused")
+
+    def _fail(self, error: BaseException) -> None:
+        """The machine cannot go on, as a worker that raises."""
+        self._gone = True
+        for device in self.devices:
+            device.vm.doorbells.flush()
+        self._enter(State.FAILED)
+        self._report(explain(error))
+        self._loop.after(KILL_NS, lambda: self._end("exit 1"))
+
+    def _end(self, how: str) -> None:
+        if not self.is_running:
+            return
+        self._gone, self.is_running = True, False
+        for device in self.devices:
+            self._hang_up(device)
+        if self._migration is not None:
+            self._migration.abandon()
+        self._report(Ended(how))
+
+    def _hang_up(self, device: VirtualDevice) -> None:
+        link, device.link = device.link, None
+        if link is not None:
+            link.close()
+            for server in self._host.servers:
+                server.disconnect(link)
+
+    def _report(self, report: Report) -> None:
+        self._loop.news = True
+        self._report_to(report)
+
+    def _enter(self, state: int, stamp: int | None = None) -> None:
+        for device in self.devices:
+            words = device.recording.words
+            if stamp is not None:
+                words[stamp] = self._clock.ns
+            words[header.STATE] = state
+
+    # Its counters
+
+    def _make_counter(self, device: int, vector: int) -> tuple[int, VirtualCounter]:
+        flat = device * self._configuration.vectors + vector
+        counter = VirtualCounter(lambda at_ns: self._rung(line, at_ns))
+        line = self._host.add_counter(counter)
+        self._made[line] = counter, flat
+        return line, counter
+
+    @property
+    def _made(self) -> dict[int, tuple[VirtualCounter, int]]:
+        made: dict[int, tuple[VirtualCounter, int]] = self.__dict__.setdefault("_made_lines", {})
+        return made
+
+    def _wait_for(self, line: int, _device: int) -> None:
+        """An own eventfd has come: from now on it is waited for."""
+        self._own[line] = own = self._made[line]
+        if own[0].value:
+            self._ready.append(own)
+
+    def _rung(self, line: int, at_ns: int) -> None:
+        """A counter is no longer empty since ``at_ns``."""
+        own = self._own.get(line)
+        if own is not None:
+            self._ready.append(own)
+            if not self.queued and not self.is_still and not self._gone:
+                self._host.cpus.wake(self, max(at_ns, self._clock.ns))
+
+    # Its work
+
+    def _poke(self) -> None:
+        """There may be something to do."""
+        if not self.is_still and not self._gone:
+            self._host.cpus.wake_now(self)
+
+    def run(self) -> bool:
+        """Do a slice of work; True when there is more to do at once."""
+        if self._gone or self.is_still:
+            return False
+        try:
+            self._obey_orders()
+            if not self._gone:
+                self._read_servers()
+            return not self._gone and not self._stopped and self._proceed()
+        except Exception as error:  # whatever it is: the machine fails, not the engine
+            self._fail(error)
+            return False
+
+    def _proceed(self) -> bool:
+        if self._migration is not None:
+            self._migration.proceed()
+            return False
+        if self._start_ns is None:
+            self._meet()
+            return False
+        now_ns = self._clock.ns
+        if now_ns >= self._stop_ns:
+            self._stop()
+            return False
+        if not self._began:
+            if now_ns < self._start_ns:
+                return False
+            self._began = True
+            self._enter(State.RUNNING, header.STARTED_NS)
+            self._host.in_program(self)
+            with blaming_program():
+                self._wait = self._vm.start(self._program)
+        elif not self._take_interrupts() and self._is_due():
+            self._clock.ns += self._host.model.drain_ns
+            with blaming_program():
+                self._wait = self._vm.expire()
+        self._host.in_program(None)
+        while self._vm.warnings:
+            self._report(messages.Warned(self._vm.warnings.popleft()))
+        return self._has_more()
+
+    def _meet(self) -> None:
+        for device in self.devices:
+            if device.peer is not None:
+                device.recording.words[header.PEER] = device.peer
+        if not self._said_ready and all(device.is_met for device in self.devices):
+            self._said_ready = True
+            self._enter(State.READY, header.READY_NS)
+            self._report(messages.Ready())
+
+    def _take_interrupts(self) -> bool:
+        """Drain the counters that are not empty, each with its handling; False when there was none."""
+        clock, model, ready = self._clock, self._host.model, self._ready
+        handle_cost = self._host.handle_cost
+        took = False
+        for _ in range(len(ready)):
+            if self._slow_ns and not self._slow_down():
+                return True
+            counter, flat = ready.popleft()
+            clock.ns += model.drain_ns
+            count = counter.drain(clock.ns)
+            if counter.value:
+                ready.append((counter, flat))
+            if not count:
+                continue
+            took = True
+            self._drained(flat, count, clock.ns)
+            self._host.in_program(self)
+            with blaming_program():
+                self._wait = self._deliver(flat, count)
+            clock.ns += handle_cost()
+            self._handled(clock.ns)
+            if self._gone or self._slow_ns:
+                break
+        return took
+
+    def _slow_down(self) -> bool:
+        """A slow machine takes each interrupt later; True when its time has come."""
+        if self._slow_until_ns <= self._clock.ns and self._slow_until_ns:
+            self._slow_until_ns = 0
+            return True
+        if not self._slow_until_ns:
+            self._slow_until_ns = self._clock.ns + self._slow_ns
+            self._loop.after(self._slow_ns, self._poke)
+        return False
+
+    def _is_due(self) -> bool:
+        wait = self._wait
+        if wait is None:
+            return False
+        if type(wait) is not int:
+            raise ProgramError from GuestError(
+                f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {wait!r}"
+            )
+        return wait <= self._clock.ns
+
+    def _has_more(self) -> bool:
+        if self._gone or self._stopped:
+            return False
+        now_ns = self._clock.ns
+        if self._ready:
+            if self._slow_ns:
+                self._slow_down()
+                return False
+            if any(counter.held or min(counter.times) <= now_ns for counter, _ in self._ready):
+                return True
+            first_ns = min(min(counter.times) for counter, _ in self._ready)
+            heapq.heappush(self._loop.events, (first_ns, self._loop.next_order(), self._poke))
+        if self._is_due():
+            return True
+        wait = self._wait
+        if wait is not None and wait != self._alarm_ns:
+            self._alarm_ns = wait
+            self._loop.after(wait - now_ns + self._host.expire_cost(), self._alarm)
+        return False
+
+    def _alarm(self) -> None:
+        """A time that the program waited for may have come."""
+        wait = self._wait
+        if wait is not None and wait <= self._clock.ns:
+            self._alarm_ns = -1
+            self._poke()
+
+    # What servers say
+
+    def _read_servers(self) -> None:
+        for device in self.devices:
+            if device.link is not None and not device.read():
+                self._hang_up(device)
+
+    # What its coordinator orders
+
+    def _obey_orders(self) -> None:
+        while self._orders and self._orders[0][0] <= self._clock.ns and not self._gone:
+            self._obey(self._orders.popleft()[1])
+
+    def _obey(self, order: Order) -> None:
+        match order:
+            case messages.Ping(number):
+                for device in self.devices:
+                    device.vm.doorbells.flush()
+                    device.recording.words[header.PING_NS] = self._clock.ns
+                    device.recording.words[header.PING] = number
+            case messages.Known(peers, anew):
+                self._program.learn(peers, anew=anew)
+                self._vm.guest.generation += 1
+            case messages.Expect(eventfds):
+                for device, count in zip(self.devices, eventfds, strict=True):
+                    device.expected = count
+            case messages.Start(start_ns, stop_ns, joined_ns):
+                self._start_ns, self._stop_ns, self._joined_ns = start_ns, stop_ns, joined_ns
+                for guest in self._vm.guest.devices:
+                    guest.start_ns, guest.joined_ns, guest.stop_ns = start_ns, joined_ns, stop_ns
+                for at_ns in (start_ns, stop_ns):
+                    self._loop.after(max(0, at_ns - self._clock.ns), self._poke)
+            case messages.Stop() | messages.Leave():
+                self._dismissed = True
+                if isinstance(order, messages.Leave) and not self._stopped:
+                    self._unplug()
+                if not self._stopped:
+                    self._stop()
+                else:
+                    self._end("")
+            case messages.Migrate():
+                self._migration = VirtualMigration(self, self._host, order)
+            case messages.Act(do, arguments):
+                with blaming_program():
+                    getattr(self, f"_{do}")(**arguments)
+            case _:
+                raise RuntimeError(f"not an order: {order}")
+
+    def end_migration(self, reason: str = "") -> None:
+        """A migration is over: the machine goes on, here when there is a ``reason``."""
+        migration, self._migration = self._migration, None
+        assert migration is not None
+        self._poke()
+
+    def report(self, report: Report) -> None:
+        """Report something to the coordinator."""
+        self._report(report)
+
+    def hang_up(self, link: VirtualLink) -> None:
+        """Close a connection."""
+        link.close()
+        for server in self._host.servers:
+            server.disconnect(link)
+
+    def forget_lines(self, lines: Sequence[int]) -> None:
+        """No longer wait for these eventfds; what their counters hold stays there."""
+        for line in lines:
+            own = self._own.pop(line, None)
+            if own is not None and own in self._ready:
+                self._ready.remove(own)
+
+    @property
+    def own_lines(self) -> list[int]:
+        return list(self._own)
+
+    def wait_for_lines(self, lines: Sequence[int]) -> None:
+        """Wait for these eventfds again."""
+        for line in lines:
+            self._wait_for(line, 0)
+
+    # A handler for each `topologies.actions.WorkerAction`
+
+    def _reset(self) -> None:
+        if self._plugged and self._began:
+            for device in reversed(self.devices):
+                self._wait = device.vm.reset(self._program)
+
+    def _mask(self, vectors: list[int] | None = None, *, masked: bool = True) -> None:
+        for device in self.devices:
+            for vector in vectors or range(self._configuration.vectors):
+                self._wait = device.vm.mask(vector, masked=masked)
+        self._wait = self._vm.wait
+
+    def _unmask(self, vectors: list[int] | None = None) -> None:
+        self._mask(vectors, masked=False)
+
+    def _slow(self, delay_us: float) -> None:
+        self._slow_ns, self._slow_until_ns = round(delay_us * MICROSECOND_NS), 0
+
+    def _deafen(self) -> None:
+        for device in self.devices:
+            if device.link is not None:
+                device.link.close()
+
+    def _unplug(self) -> None:
+        self._plugged = False
+        self.forget_lines(self.own_lines)
+        with blaming_program():
+            for device in self.devices:
+                device.vm.unplug()
+        self._wait = None
+        for device in self.devices:
+            device.vm.doorbells.flush()
+            self._hang_up(device)
+
+    def _stop(self) -> None:
+        """End the program: no more rings, no more drains; the counts are final."""
+        self._host.in_program(self)
+        with blaming_program():
+            for device in self.devices:
+                device.vm.stop()
+            statistics, left_out = kept_statistics(self._vm.guest.statistics)
+        self._host.in_program(None)
+        if left_out:
+            self._report(messages.Warned(f"{left_out} statistics of the program are no numbers that fit"))
+        for device in self.devices:
+            device.vm.doorbells.flush()
+        guest, words = self._vm.guest, self.devices[0].recording.words
+        words[COUNTER_AT["missed"]], words[header.MISSED_OLDEST_NS] = guest.missed, guest.missed_oldest_ns
+        self._stopped = True
+        self._enter(State.STOPPED, header.STOPPED_NS)
+        while self._vm.warnings:
+            self._report(messages.Warned(self._vm.warnings.popleft()))
+        self._report(messages.Stopped(statistics))
+        if self._dismissed:
+            self._end("")
+
+
+@contextmanager
+def blaming_program() -> Iterator[None]:
+    """What goes wrong in here is the guest program's."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise ProgramError from error
+
+
+_: Any = None

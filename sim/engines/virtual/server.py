@@ -1,0 +1,162 @@
+"""The memory and the server of a domain under virtual time; its clients are machines of the same engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from nodes.errors import HostError, LocalProtocolError
+from nodes.wire.protocol import DIALECTS, Message
+from nodes.wire.server import Server
+from sim.engines.base import Arrival, Client, LiveMachine
+from sim.engines.virtual.counter import VirtualCounter
+from sim.kernel.memory import Region, map_region
+from topologies import Domain
+
+__all__ = ["Link", "VirtualServer"]
+
+ROOM_FOR_ANY = 1
+
+
+class Link(Protocol):
+    """A machine's end of a connection."""
+
+    @property
+    def machine(self) -> LiveMachine: ...
+
+    def make_counters(self, count: int) -> Sequence[tuple[int, VirtualCounter]]:
+        """The lines of so many vectors, and their counters."""
+
+    def send(self, message: Message[int]) -> None:
+        """The server says something; the machine can read it a little later."""
+
+    def end(self) -> None:
+        """The server has closed the connection."""
+
+
+class VirtualClient:
+    """A machine that the server has admitted."""
+
+    def __init__(self, peer: int, link: Link, eventfds: Sequence[VirtualCounter]) -> None:
+        self.peer, self.link, self.eventfds = peer, link, eventfds
+
+
+class VirtualArrival:
+    """A machine that has connected."""
+
+    pid = uid = 0
+
+    def __init__(self, link: Link) -> None:
+        self.link, self.machine = link, link.machine
+        self.has_left = False
+
+
+class VirtualServer:
+    """A `sim.engines.base.DomainServer`. What it says, and in which order, is `nodes.wire.server`'s.
+
+    A machine connects by `connect` and disconnects by `disconnect`.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        *,
+        on_arrival: Callable[[Arrival], None],
+        on_leave: Callable[[Client, str], None],
+    ) -> None:
+        self._dialect = DIALECTS[domain.dialect]
+        self._on_arrival, self._on_leave = on_arrival, on_leave
+        self._server: Server[int] | None = None
+        self._connected: dict[int, VirtualClient] = {}
+        self._departed: list[VirtualClient] = []
+        self._waiting: dict[Link, VirtualArrival] = {}
+        self._region = Region.create(domain.memory.size_bytes, kind="memfd")
+        self.memory = memoryview(map_region(self._region.descriptor))
+
+    @property
+    def descriptor(self) -> int:
+        """The memory, for a machine that maps it by itself."""
+        return self._region.descriptor
+
+    @property
+    def is_listening(self) -> bool:
+        return self._server is not None
+
+    def listen(self, *, vectors: int, first_peer: int) -> None:
+        self._server = Server(self._region.descriptor, dialect=self._dialect, first_peer=first_peer)
+
+    def stop(self) -> None:
+        for client in self._connected.values():
+            client.link.end()
+        for link in self._waiting:
+            link.end()
+        self._departed += self._connected.values()
+        self._connected.clear()
+        self._waiting.clear()
+        self._server = None
+
+    # Clients
+
+    def connect(self, link: Link) -> bool:
+        """A machine connects; False when no server listens."""
+        if self._server is None:
+            return False
+        self._waiting[link] = arrival = VirtualArrival(link)
+        self._on_arrival(arrival)
+        return True
+
+    def disconnect(self, link: Link) -> None:
+        """A machine has closed its connection, or has ended."""
+        if (arrival := self._waiting.pop(link, None)) is not None:
+            arrival.has_left = True
+        gone = next((each for each in self._connected.values() if each.link is link), None)
+        if gone is None or self._server is None:
+            return
+        del self._connected[gone.peer]
+        self._departed.append(gone)
+        for to, message in self._server.leave(gone.peer):
+            self._connected[to].link.send(message)
+        self._on_leave(gone, "closed the connection")
+
+    def admit(self, arrivals: Iterable[tuple[Arrival, int]]) -> list[Client | None]:
+        assert self._server is not None
+        clients: list[Client | None] = []
+        joined: list[int] = []
+        for arrival, vectors in arrivals:
+            assert isinstance(arrival, VirtualArrival)
+            if arrival.has_left or self._waiting.pop(arrival.link, None) is None:
+                clients.append(None)
+                continue
+            lines, counters = zip(*arrival.link.make_counters(vectors), strict=True)
+            try:
+                peer = self._server.enter(lines)
+            except LocalProtocolError as error:
+                raise HostError(str(error)) from error
+            self._connected[peer] = client = VirtualClient(peer, arrival.link, counters)
+            clients.append(client)
+            joined.append(peer)
+        for to, message in self._server.spell_out(self._server.greet(joined)):
+            self._connected[to].link.send(message)
+        return clients
+
+    def clients(self) -> Iterator[VirtualClient]:
+        yield from self._departed
+        yield from self._connected.values()
+
+    def guard_eventfds(self) -> None:
+        """There are no strangers under virtual time."""
+
+    def connected_eventfds(self) -> int:
+        return sum(len(client.eventfds) for client in self._connected.values())
+
+    def client(self, peer: int) -> VirtualClient | None:
+        return self._connected.get(peer) or next((each for each in self._departed if each.peer == peer), None)
+
+    def send(self, peer: int, make: Callable[[int], Message[int]]) -> bool:
+        client = self._connected.get(peer)
+        if client is not None:
+            client.link.send(make(self._region.descriptor))
+        return client is not None
+
+    def close(self) -> None:
+        self._region.close()
