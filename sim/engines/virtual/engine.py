@@ -28,12 +28,9 @@ class VirtualEngine:
         self._topology = topology
         self.loop = VirtualLoop()
         self._host = VirtualHost(self.loop, load_model(), f"{topology.seed}/costs")
-        moving = {
+        self._may_migrate = {
             machine for entry in topology.timeline if isinstance(entry.action, Migrate) for machine in entry.machines
         }
-        self._moving: set[object] = set()
-        self._may_move = moving
-        self._host.own_mapping = self._moving.__contains__
         self._machines: list[VirtualMachine] = []
 
     def __enter__(self) -> Self:
@@ -54,9 +51,8 @@ class VirtualEngine:
         report: Callable[[Report], None],
     ) -> VirtualMachine:
         configuration = configure_worker(self._topology, machine, name=name, row=rows[0].row, devices=())
-        made = VirtualMachine(self._host, configuration, rows, recordings, report)
-        if machine.index in self._may_move:
-            self._moving.add(made)
+        may_migrate = machine.index in self._may_migrate
+        made = VirtualMachine(self._host, configuration, rows, recordings, report, may_migrate=may_migrate)
         self._machines.append(made)
         return made
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
-from typing import Protocol
 
 from sim.engines.virtual.cost_model import CostModel, Draw
 from sim.engines.virtual.counter import VirtualCounter
@@ -14,10 +13,6 @@ from sim.engines.virtual.server import VirtualServer
 from sim.kernel.memory import map_region
 
 __all__ = ["VirtualHost"]
-
-
-class _Machine(Protocol):
-    def kill(self) -> None: ...
 
 
 class VirtualHost:
@@ -33,8 +28,6 @@ class VirtualHost:
         self.wire_delay = Draw(model.wire_ns, f"{seed}/wire")
         self._counters: list[VirtualCounter] = []
         self._mappings: list[mmap.mmap] = []
-        self.own_mapping: Callable[[object], bool] = lambda machine: False
-        """Whether a machine needs a mapping of its own: one that may migrate has its memory exchanged under it."""
         self.running: object | None = None
         """The machine whose program runs now: it is to blame when that does not return."""
         self.signal = self._make_signal()
@@ -48,10 +41,10 @@ class VirtualHost:
         """The program of a machine is about to run, or (None) has returned."""
         self.running = machine
 
-    def memory_for(self, machine: object, domain: int) -> memoryview:
-        """The memory of a domain as a machine maps it."""
+    def memory(self, domain: int, *, own: bool) -> memoryview:
+        """The memory of a domain. A machine that may migrate has an ``own`` mapping, which is exchanged under it."""
         server = self.servers[domain]
-        if not self.own_mapping(machine):
+        if not own:
             return server.memory
         mapping = map_region(server.descriptor)
         self._mappings.append(mapping)

@@ -6,7 +6,6 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from nodes.device import profiles
 from nodes.errors import GuestError, HostError, UsageError
@@ -50,16 +49,21 @@ class VirtualMachine:
         rows: Sequence[Row],
         recordings: Sequence[Recording],
         report: Callable[[Report], None],
+        *,
+        may_migrate: bool = False,
     ) -> None:
         self._host, self._loop, self._clock = host, host.loop, host.loop.clock
         self._configuration, self._rows = configuration, rows
         self._report_to = report
+        self._may_migrate = may_migrate
         self.is_running = False
         self._gone = self._stopped = self._dismissed = False
         self._orders: deque[tuple[int, Order]] = deque()
         self._ready: deque[tuple[VirtualCounter, int]] = deque()
         self._own: dict[int, tuple[VirtualCounter, int]] = {}
         """By line: the counter, and the vector counted through all devices. Only these are waited for."""
+        self._made: dict[int, tuple[VirtualCounter, int]] = {}
+        """The same of all counters that servers have made for this machine."""
         self._wait: int | None = None
         self._began = self._said_ready = self._plugged = False
         self._start_ns: int | None = None
@@ -155,7 +159,7 @@ class VirtualMachine:
         vm = device.vm
         device.connect(
             link,
-            place=place or (lambda peer, _: vm.place(peer, self._host.memory_for(self, domain))),
+            place=place or (lambda peer, _: vm.place(peer, self._host.memory(domain, own=self._may_migrate))),
             on_own=lambda line: self._wait_for(line, number),
             warn=lambda text: self._report(messages.Warned(text)),
         )
@@ -208,11 +212,6 @@ class VirtualMachine:
         self._made[line] = counter, flat
         return line, counter
 
-    @property
-    def _made(self) -> dict[int, tuple[VirtualCounter, int]]:
-        made: dict[int, tuple[VirtualCounter, int]] = self.__dict__.setdefault("_made_lines", {})
-        return made
-
     def _wait_for(self, line: int, _device: int) -> None:
         """An own eventfd has come: from now on it is waited for."""
         self._own[line] = own = self._made[line]
@@ -244,7 +243,10 @@ class VirtualMachine:
                 self._read_servers()
             return not self._gone and not self._stopped and self._proceed()
         except Exception as error:  # whatever it is: the machine fails, not the engine
-            self._fail(error)
+            if self._migration is None:
+                self._fail(error)
+            else:
+                self._migration.fail(str(error) or type(error).__name__)
             return False
 
     def _proceed(self) -> bool:
@@ -503,5 +505,3 @@ def blaming_program() -> Iterator[None]:
     except (Exception, SystemExit) as error:
         raise ProgramError from error
 
-
-_: Any = None

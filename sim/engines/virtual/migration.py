@@ -54,11 +54,11 @@ class VirtualMigration:
         self._copied_ns = 0
         match order.fault:
             case "target_dies":
-                host.loop.after(FAULT_NS, lambda: self._stay("its new process died"))
+                host.loop.after(FAULT_NS, lambda: self.fail("its new process died"))
             case "source_dies":
                 host.loop.after(FAULT_NS, machine.kill)
             case "server_gone":
-                host.loop.after(FAULT_NS, lambda: self._stay(f"no server listens in domain {order.domain}"))
+                host.loop.after(FAULT_NS, lambda: self.fail(f"no server listens in domain {order.domain}"))
             case _ if order.hand_over:
                 host.loop.after(FAULT_NS, self._complete)
             case _:
@@ -73,7 +73,7 @@ class VirtualMigration:
             self._arrival = Arrival(device.vm, self._state, elsewhere=elsewhere, fault=self._order.fault)
             machine.connect(0, self._order.domain, self._arrival.take)
         except IvshmemError as error:
-            self._stay(str(error))
+            self.fail(str(error))
 
     def proceed(self) -> None:
         """The machine has had its turn: perhaps the new device has met all peers."""
@@ -89,7 +89,8 @@ class VirtualMigration:
         if self._arrival is not None and self._old_link is not None:
             self._machine.hang_up(self._old_link)
 
-    def _stay(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """It comes to nothing: the machine goes on where it was."""
         if self._over:
             return
         self._over = True
@@ -108,7 +109,7 @@ class VirtualMigration:
         if self._over:
             return
         if self._order.fault == "cancel":
-            self._stay("it was cancelled")
+            self.fail("it was cancelled")
             return
         self._over = True
         device, machine = self._device, self._machine

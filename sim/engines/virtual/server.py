@@ -15,8 +15,6 @@ from topologies import Domain
 
 __all__ = ["Link", "VirtualServer"]
 
-ROOM_FOR_ANY = 1
-
 
 class Link(Protocol):
     """A machine's end of a connection."""
@@ -127,12 +125,12 @@ class VirtualServer:
             if arrival.has_left or self._waiting.pop(arrival.link, None) is None:
                 clients.append(None)
                 continue
-            lines, counters = zip(*arrival.link.make_counters(vectors), strict=True)
+            made = arrival.link.make_counters(vectors)
             try:
-                peer = self._server.enter(lines)
+                peer = self._server.enter([line for line, _ in made])
             except LocalProtocolError as error:
                 raise HostError(str(error)) from error
-            self._connected[peer] = client = VirtualClient(peer, arrival.link, counters)
+            self._connected[peer] = client = VirtualClient(peer, arrival.link, [counter for _, counter in made])
             clients.append(client)
             joined.append(peer)
         for to, message in self._server.spell_out(self._server.greet(joined)):
