@@ -58,7 +58,6 @@ def run(
     socket_path: str | os.PathLike[str] | None = None,
     on_begin: Callable[[Begun], None] = lambda begun: None,
     programs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
-    engine: str = "process",
 ) -> Run:
     """Run a topology and return its results.
 
@@ -91,7 +90,8 @@ def run(
         topology = load(os.fspath(topology), overrides, program_files)
     elif overrides or program_files:
         raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
-    if engine == "process":
+    real_time = topology.run.engine == "process"
+    if real_time:
         check(topology, Path(runs))
     topology = name_memories(topology)
     remove_orphaned()
@@ -101,13 +101,14 @@ def run(
         "programs": program_files,
     }
     with _Interrupts() as interrupts, RunDirectory.create(Path(runs), topology, arguments) as directory:
-        floors = baseline_if_any() if engine == "process" else []
+        floors = baseline_if_any() if real_time else []
         with contextlib.ExitStack() as stack:
             runtime = stack.enter_context(runtime_directory())
             server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
             access = access_to(topology, server_path)
             directory.record_access(access)
-            live_engine = stack.enter_context(ENGINES[engine](topology, runtime, server_path))
+            live_engine = stack.enter_context(ENGINES[topology.run.engine](topology, runtime, server_path))
+            directory.clock = live_engine.loop.clock.now_ns
             coordinator = _coordinator(topology, live_engine, directory, runtime, access, resources_every_s)
             stack.callback(coordinator.close)
             on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
@@ -119,7 +120,7 @@ def run(
                 stack.close()
             except Exception as error:  # whatever it is, the results are worth more
                 directory.event("warning", machine="the run", text=f"not everything could be released: {error}")
-        floors += baseline_if_any() if engine == "process" else []
+        floors += baseline_if_any() if real_time else []
         return _judge(topology, directory.finish(ending, floors))
 
 

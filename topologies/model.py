@@ -117,6 +117,9 @@ class Trace(Struct, frozen=True, kw_only=True):
     doorbells: tuple[tuple[int, int, int], ...]
 
 
+EngineName = Literal["process", "virtual"]
+
+
 class RunSettings(Validated, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings of one run: the table ``[run]``."""
 
@@ -136,6 +139,10 @@ class RunSettings(Validated, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Literal["fail", "degrade"],
         Meta(description="`fail`: a machine that dies ends the run; `degrade`: it does not."),
     ] = "fail"
+    engine: Annotated[
+        EngineName,
+        Meta(description="`process`: each machine a process; `virtual`: all in one thread, under virtual time."),
+    ] = "process"
     only_migratable: Annotated[
         bool, Meta(description="Refuse machines that cannot migrate, as QEMU's --only-migratable does.")
     ] = False

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import click
 from rich.console import Console
@@ -15,6 +16,7 @@ from sim.commands.options import BadTopology, overrides_option, programs_option,
 from sim.exit_codes import INTERRUPTED, of_run
 from sim.results import Run
 from topologies import TopologyError, load
+from topologies.model import EngineName
 
 __all__ = ["run", "show"]
 
@@ -23,6 +25,7 @@ __all__ = ["run", "show"]
 @click.argument("topology")
 @overrides_option
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same as --set seed=N.")
+@click.option("--engine", type=click.Choice(get_args(EngineName)), help="The same as --set run.engine=NAME.")
 @runs_option
 @click.option(
     "--socket",
@@ -51,6 +54,7 @@ def run(
     topology: str,
     overrides: dict[str, str],
     seed: int | None,
+    engine: str | None,
     runs: Path,
     socket_path: Path | None,
     resources_every_s: float,
@@ -74,6 +78,8 @@ def run(
     stderr = Console(stderr=True)
     if seed is not None:
         overrides = {**overrides, "seed": str(seed)}
+    if engine is not None:
+        overrides = {**overrides, "run.engine": engine}
     for file in (junit_file, prometheus):
         if file is not None and not file.parent.is_dir():
             raise click.UsageError(f"{file} cannot be written: there is no directory {file.parent}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nodes.device import profiles
 from nodes.vm import Vm
-from sim.engines.process.recorder import Recorder
+from sim.engines.shared.recorder import Recorder
 from sim.kernel.eventfd import EventFd, signal
 from sim.recording import Recording, RecordingLayout
 

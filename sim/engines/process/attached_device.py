@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from nodes.device.profiles import Profile
 from nodes.vm import Vm
-from sim.engines.process.configuration import DeviceConfiguration
-from sim.engines.process.recorder import Recorder
+from sim.engines.shared.configuration import DeviceConfiguration
+from sim.engines.shared.recorder import Recorder
 from sim.kernel.eventfd import signal
 from sim.recording import Recording
 from sim.wire.connection import Connection, connect

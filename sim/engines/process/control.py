@@ -14,10 +14,10 @@ import msgspec
 
 from sim.engines import messages
 from sim.engines.messages import Failed, Warned
+from sim.engines.shared.failures import TEXT_MAX
 
 __all__ = ["Continue", "Control", "Forked", "FromWorker", "Proceed", "ToWorker"]
 
-TEXT_MAX = 16_384
 MESSAGE_BYTES_MAX = 65_536
 
 

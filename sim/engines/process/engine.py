@@ -12,11 +12,11 @@ from typing import Self
 from sim.access import server_path
 from sim.engines.base import Arrival, Client, DeviceRow
 from sim.engines.messages import Report
-from sim.engines.process.configuration import DeviceConfiguration
-from sim.engines.process.configure import configure_worker
 from sim.engines.process.domain_server import SocketServer
 from sim.engines.process.forkserver import ForkServer
 from sim.engines.process.handle import WorkerHandle
+from sim.engines.shared.configuration import DeviceConfiguration
+from sim.engines.shared.configure import configure_worker
 from sim.kernel.loop import Loop
 from sim.kernel.processes import RUN_VARIABLE, adopting_orphans, children, end_children, process_name
 from sim.recording import Recording

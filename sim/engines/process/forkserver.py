@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from sim.engines.process.configuration import WorkerConfiguration
+from sim.engines.shared.configuration import WorkerConfiguration
 from sim.kernel.channel import send_descriptors
 from sim.kernel.lacks import is_lack
 from sim.kernel.loop import Loop

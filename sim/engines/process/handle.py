@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from sim.engines import messages
 from sim.engines.messages import Ended, Order, Placed, Report
-from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.control import Continue, Control, Forked, Proceed
 from sim.engines.process.forkserver import ForkServer
+from sim.engines.shared.configuration import WorkerConfiguration
 from sim.kernel.loop import Loop
 from sim.kernel.processes import ChildProcess, describe_exit, has_stopped, wants_cpu, work_ticks
 from sim.recording import Recording, State, header

@@ -11,15 +11,12 @@ import os
 import signal as signals
 import socket
 import sys
-import traceback
 
-from nodes.device.qemu_1_1.properties import DeviceExitError
-from nodes.errors import HostError, ModelledFault, ProtocolError, UsageError
-from sim.engines.messages import Failed, Leave, Stop, Stopped
-from sim.engines.process.configuration import WorkerConfiguration, decode_configuration
-from sim.engines.process.control import TEXT_MAX, Control, Forked, Proceed
-from sim.engines.process.program_error import ProgramError
+from sim.engines.messages import Leave, Stop, Stopped
+from sim.engines.process.control import Control, Forked, Proceed
 from sim.engines.process.worker import Worker
+from sim.engines.shared.configuration import WorkerConfiguration, decode_configuration
+from sim.engines.shared.failures import explain
 from sim.kernel.processes import end_children, keep_orphans, schedule, tie_to
 from sim.kernel.signals import ENDING
 from sim.kernel.waiting import readable_within
@@ -52,7 +49,7 @@ def main(configuration: int, control_socket: socket.socket, parent: int, coordin
         except EOFError:
             pass  # the coordinator has gone
         except BaseException as error:  # the last frame of the process: it reports every error
-            link.send(_explain(error))
+            link.send(explain(error))
     finally:
         # Straight out: a guest program may hold views of the memory, and the exit would complain of them.
         with contextlib.suppress(Exception):
@@ -79,7 +76,7 @@ def _run(machine: WorkerConfiguration, link: Control, coordinator: int) -> int:
         except BaseException as error:  # reported while the recordings are open, for their state tells of it, too
             for each in recordings:
                 each.words[header.STATE] = State.FAILED
-            link.send(_explain(error))
+            link.send(explain(error))
             end_children()
             return 1
     return 0
@@ -95,21 +92,3 @@ def _is_awaited(link: Control) -> bool:
                 return True
             case Stop() | Leave():
                 return False
-
-
-def _explain(error: BaseException) -> Failed:
-    """Whose fault an error is, in one line, and the traceback where it helps to find it."""
-    whose, cause = "simulator", error
-    if isinstance(error, ProgramError) and error.__cause__ is not None:
-        whose, cause = "program", error.__cause__
-    if isinstance(cause, ModelledFault | DeviceExitError):
-        whose = "modelled device"
-    elif isinstance(error, ProtocolError | UsageError):
-        whose = "server"
-    elif isinstance(error, HostError):
-        whose = "host"
-    summary = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
-    if whose == "program" and (frames := traceback.extract_tb(cause.__traceback__)):
-        summary += f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
-    trace = "".join(traceback.format_exception(cause)) if whose in ("program", "simulator") else ""
-    return Failed(whose, summary[:TEXT_MAX], trace[-TEXT_MAX:])

@@ -19,13 +19,13 @@ from nodes.load import Load
 from sim.engines import messages
 from sim.engines.process import control
 from sim.engines.process.attached_device import AttachedDevice
-from sim.engines.process.bound_program import BoundProgram
-from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.control import Control
 from sim.engines.process.delivery import drain_late, make_delivery, poll_until
-from sim.engines.process.kept_statistics import kept_statistics
 from sim.engines.process.migration import FailurePipe, IncomingDevice, let_go
-from sim.engines.process.program_error import ProgramError, blaming_program
+from sim.engines.shared.bound_program import BoundProgram
+from sim.engines.shared.configuration import WorkerConfiguration
+from sim.engines.shared.failures import ProgramError, blaming_program
+from sim.engines.shared.kept_statistics import kept_statistics
 from sim.kernel.eventfd import drain
 from sim.kernel.fork_handover import Source, fork_successor
 from sim.kernel.processes import end_children, keep_orphans

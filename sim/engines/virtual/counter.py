@@ -30,13 +30,14 @@ class VirtualCounter:
         return self.held + len(self.times)
 
     def ring(self, now_ns: int) -> None:
-        """Add 1. Raises ``BlockingIOError`` when the counter is full (eventfd(2))."""
-        times = self.times
-        if self.held and self.value >= COUNTER_MAX:
+        """Add 1 to a counter that holds something without a time.
+
+        Raises:
+            BlockingIOError: it is full (eventfd(2)).
+        """
+        if self.value >= COUNTER_MAX:
             raise BlockingIOError
-        times.append(now_ns)
-        if len(times) == 1:
-            self.on_first(now_ns)
+        self.times.append(now_ns)
 
     def drain(self, now_ns: int) -> int:
         """Take what was rung until now; later doorbells stay."""

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from nodes.device.profiles import Profile
 from nodes.endpoint import Endpoint
+from nodes.endpoints import make_endpoint
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm
-from sim.engines.process.recorder import Recorder
+from sim.engines.shared.recorder import Recorder
 from sim.engines.virtual.link import VirtualLink
 from sim.recording import Recording
 
@@ -74,11 +75,21 @@ class VirtualDevice:
         *,
         place: Callable[[int, int], object],
         on_own: Callable[[int], object],
+        on_own_gone: Callable[[int], object],
+        memory_bytes: int,
         warn: Callable[[str], object],
     ) -> None:
         """Hear a server from now on; ``place(peer, descriptor)`` puts the memory in its place."""
         self.link, self.expected = link, None
-        self.endpoint = Endpoint(self.vm, PeerTable(), place=place, on_own=on_own, warn=warn)
+        self.endpoint = make_endpoint(
+            self.vm,
+            PeerTable(),
+            place=place,
+            on_own=on_own,
+            on_own_gone=on_own_gone,
+            warn=warn,
+            size_bytes=lambda descriptor: memory_bytes,
+        )
 
     def read(self) -> bool:
         """Take in what the server has said; False when it has closed the connection.

@@ -8,7 +8,7 @@ from typing import Self
 
 from sim.engines.base import Arrival, Client, Row
 from sim.engines.messages import Report
-from sim.engines.process.configure import configure_worker
+from sim.engines.shared.configure import configure_worker
 from sim.engines.virtual.cost_model import load_model
 from sim.engines.virtual.host import VirtualHost
 from sim.engines.virtual.loop import VirtualLoop

@@ -37,10 +37,6 @@ class VirtualHost:
         self._counters.append(counter)
         return len(self._counters) - 1
 
-    def in_program(self, machine: object | None) -> None:
-        """The program of a machine is about to run, or (None) has returned."""
-        self.running = machine
-
     def memory(self, domain: int, *, own: bool) -> memoryview:
         """The memory of a domain. A machine that may migrate has an ``own`` mapping, which is exchanged under it."""
         server = self.servers[domain]
@@ -55,6 +51,13 @@ class VirtualHost:
 
         def signal(line: int, _: int) -> None:
             clock.ns = now_ns = clock.ns + ring_ns
-            counters[line].ring(now_ns)
+            counter = counters[line]
+            if counter.held:
+                counter.ring(now_ns)
+            elif times := counter.times:
+                times.append(now_ns)
+            else:
+                times.append(now_ns)
+                counter.on_first(now_ns)
 
         return signal

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from nodes.device import profiles
 from nodes.errors import GuestError, HostError, UsageError
@@ -13,12 +12,11 @@ from nodes.load import Load
 from sim.engines import messages
 from sim.engines.base import Row
 from sim.engines.messages import Ended, Order, Report
-from sim.engines.process.bound_program import BoundProgram
-from sim.engines.process.configuration import WorkerConfiguration
 from sim.engines.process.delivery import make_delivery
-from sim.engines.process.kept_statistics import kept_statistics
-from sim.engines.process.main import explain
-from sim.engines.process.worker import ProgramError
+from sim.engines.shared.bound_program import BoundProgram
+from sim.engines.shared.configuration import WorkerConfiguration
+from sim.engines.shared.failures import ProgramError, blaming_program, explain
+from sim.engines.shared.kept_statistics import kept_statistics
 from sim.engines.virtual.counter import VirtualCounter
 from sim.engines.virtual.device import VirtualDevice
 from sim.engines.virtual.host import VirtualHost
@@ -40,7 +38,7 @@ class VirtualMachine:
     """
 
     pid = None
-    is_still = False
+    is_starved = False
 
     def __init__(
         self,
@@ -56,7 +54,7 @@ class VirtualMachine:
         self._configuration, self._rows = configuration, rows
         self._report_to = report
         self._may_migrate = may_migrate
-        self.is_running = False
+        self.is_running = self.is_still = False
         self._gone = self._stopped = self._dismissed = False
         self._orders: deque[tuple[int, Order]] = deque()
         self._ready: deque[tuple[VirtualCounter, int]] = deque()
@@ -160,7 +158,9 @@ class VirtualMachine:
         device.connect(
             link,
             place=place or (lambda peer, _: vm.place(peer, self._host.memory(domain, own=self._may_migrate))),
-            on_own=lambda line: self._wait_for(line, number),
+            on_own=self._wait_for,
+            on_own_gone=lambda line: self.forget_lines([line]),
+            memory_bytes=len(server.memory),
             warn=lambda text: self._report(messages.Warned(text)),
         )
         if not server.connect(link):
@@ -212,7 +212,7 @@ class VirtualMachine:
         self._made[line] = counter, flat
         return line, counter
 
-    def _wait_for(self, line: int, _device: int) -> None:
+    def _wait_for(self, line: int) -> None:
         """An own eventfd has come: from now on it is waited for."""
         self._own[line] = own = self._made[line]
         if own[0].value:
@@ -260,22 +260,34 @@ class VirtualMachine:
         if now_ns >= self._stop_ns:
             self._stop()
             return False
+        if not self._began and now_ns < self._start_ns:
+            return False
+        ignored = self._ignored()
         if not self._began:
-            if now_ns < self._start_ns:
-                return False
             self._began = True
             self._enter(State.RUNNING, header.STARTED_NS)
-            self._host.in_program(self)
-            with blaming_program():
-                self._wait = self._vm.start(self._program)
+            self._run_program(self._vm.start, self._program)
         elif not self._take_interrupts() and self._is_due():
             self._clock.ns += self._host.model.drain_ns
-            with blaming_program():
-                self._wait = self._vm.expire()
-        self._host.in_program(None)
+            self._run_program(self._vm.expire)
+        # A doorbell that reaches no peer costs its write, too; those that reach one have paid in `signal`.
+        self._clock.ns += (self._ignored() - ignored) * self._host.model.ring_ns
         while self._vm.warnings:
             self._report(messages.Warned(self._vm.warnings.popleft()))
         return self._has_more()
+
+    def _ignored(self) -> int:
+        return sum(device.vm.device.ignored_doorbells for device in self.devices)
+
+    def _run_program(self, resume: Callable[..., int | None], *arguments: object) -> None:
+        """Resume the program, and learn how long it waits next."""
+        self._host.running = self
+        try:
+            self._wait = resume(*arguments)
+        except (Exception, SystemExit) as error:
+            raise ProgramError from error
+        finally:
+            self._host.running = None
 
     def _meet(self) -> None:
         for device in self.devices:
@@ -303,9 +315,7 @@ class VirtualMachine:
                 continue
             took = True
             self._drained(flat, count, clock.ns)
-            self._host.in_program(self)
-            with blaming_program():
-                self._wait = self._deliver(flat, count)
+            self._run_program(self._deliver, flat, count)
             clock.ns += handle_cost()
             self._handled(clock.ns)
             if self._gone or self._slow_ns:
@@ -375,37 +385,46 @@ class VirtualMachine:
     def _obey(self, order: Order) -> None:
         match order:
             case messages.Ping(number):
-                for device in self.devices:
-                    device.vm.doorbells.flush()
-                    device.recording.words[header.PING_NS] = self._clock.ns
-                    device.recording.words[header.PING] = number
+                self._store_counts(number)
             case messages.Known(peers, anew):
                 self._program.learn(peers, anew=anew)
                 self._vm.guest.generation += 1
             case messages.Expect(eventfds):
                 for device, count in zip(self.devices, eventfds, strict=True):
                     device.expected = count
-            case messages.Start(start_ns, stop_ns, joined_ns):
-                self._start_ns, self._stop_ns, self._joined_ns = start_ns, stop_ns, joined_ns
-                for guest in self._vm.guest.devices:
-                    guest.start_ns, guest.joined_ns, guest.stop_ns = start_ns, joined_ns, stop_ns
-                for at_ns in (start_ns, stop_ns):
-                    self._loop.after(max(0, at_ns - self._clock.ns), self._poke)
-            case messages.Stop() | messages.Leave():
-                self._dismissed = True
-                if isinstance(order, messages.Leave) and not self._stopped:
-                    self._unplug()
+            case messages.Start():
+                self._take_start(order)
+            case messages.Stop():
+                self._take_stop()
+            case messages.Leave():
                 if not self._stopped:
-                    self._stop()
-                else:
-                    self._end("")
+                    self._unplug()
+                self._take_stop()
             case messages.Migrate():
                 self._migration = VirtualMigration(self, self._host, order)
             case messages.Act(do, arguments):
                 with blaming_program():
                     getattr(self, f"_{do}")(**arguments)
-            case _:
-                raise RuntimeError(f"not an order: {order}")
+
+    def _store_counts(self, ping: int) -> None:
+        for device in self.devices:
+            device.vm.doorbells.flush()
+            device.recording.words[header.PING_NS] = self._clock.ns
+            device.recording.words[header.PING] = ping
+
+    def _take_start(self, start: messages.Start) -> None:
+        self._start_ns, self._stop_ns, self._joined_ns = start.start_ns, start.stop_ns, start.joined_ns
+        for guest in self._vm.guest.devices:
+            guest.start_ns, guest.joined_ns, guest.stop_ns = start.start_ns, start.joined_ns, start.stop_ns
+        for at_ns in (start.start_ns, start.stop_ns):
+            self._loop.after(max(0, at_ns - self._clock.ns), self._poke)
+
+    def _take_stop(self) -> None:
+        self._dismissed = True
+        if self._stopped:
+            self._end("")
+        else:
+            self._stop()
 
     def end_migration(self, reason: str = "") -> None:
         """A migration is over: the machine goes on, here when there is a ``reason``."""
@@ -437,7 +456,7 @@ class VirtualMachine:
     def wait_for_lines(self, lines: Sequence[int]) -> None:
         """Wait for these eventfds again."""
         for line in lines:
-            self._wait_for(line, 0)
+            self._wait_for(line)
 
     # A handler for each `topologies.actions.WorkerAction`
 
@@ -476,12 +495,10 @@ class VirtualMachine:
 
     def _stop(self) -> None:
         """End the program: no more rings, no more drains; the counts are final."""
-        self._host.in_program(self)
         with blaming_program():
             for device in self.devices:
                 device.vm.stop()
             statistics, left_out = kept_statistics(self._vm.guest.statistics)
-        self._host.in_program(None)
         if left_out:
             self._report(messages.Warned(f"{left_out} statistics of the program are no numbers that fit"))
         for device in self.devices:
@@ -495,13 +512,3 @@ class VirtualMachine:
         self._report(messages.Stopped(statistics))
         if self._dismissed:
             self._end("")
-
-
-@contextmanager
-def blaming_program() -> Iterator[None]:
-    """What goes wrong in here is the guest program's."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        raise ProgramError from error
-

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -53,6 +53,8 @@ class RunDirectory:
         self.events_refused = 0
         self._finished = False
         self._events_written = 0
+        self.clock: Callable[[], int] = time.monotonic_ns
+        """The time of events in nanoseconds: that of the engine, once there is one."""
         self._encoder = msgspec.json.Encoder(enc_hook=str)
         self._events = os.open(
             path / files.EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
@@ -103,12 +105,12 @@ class RunDirectory:
             raise HostError(f"{self.path}: the manifest cannot be written: {error.strerror or error}") from error
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Append an event: its kind, CLOCK_MONOTONIC as ``time_ns``, UTC as ``utc``, and ``fields``.
+        """Append an event: its kind, the time of ``clock`` as ``time_ns``, UTC as ``utc``, and ``fields``.
 
         Never raises for a full disk: what cannot be written is counted, and the summary says how many.
         """
         utc = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-        line = self._encoder.encode({"time_ns": time.monotonic_ns(), "utc": utc, "kind": kind, **fields}) + b"\n"
+        line = self._encoder.encode({"time_ns": self.clock(), "utc": utc, "kind": kind, **fields}) + b"\n"
         if self._events_written >= EVENTS_LIMIT or not self._append(line):
             self.events_refused += 1
         else:

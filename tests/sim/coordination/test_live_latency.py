@@ -9,7 +9,7 @@ import pytest
 
 from sim.coordination import live_latency
 from sim.coordination.live_latency import DRAINS_EACH, SAMPLES_MIN, WINDOW_NS, recent_delivery_ns
-from sim.engines.process.recorder import Recorder
+from sim.engines.shared.recorder import Recorder
 from sim.recording import Recording, RecordingLayout
 
 NOW_NS = 50_000_000_000

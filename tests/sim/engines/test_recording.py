@@ -1,4 +1,4 @@
-"""sim.recording and sim.engines.process.recorder: plain stores that survive the process that made them."""
+"""sim.recording and sim.engines.shared.recorder: plain stores that survive the process that made them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from nodes.doorbells import Ledger
 from nodes.errors import HostError, UsageError
-from sim.engines.process.recorder import Recorder
+from sim.engines.shared.recorder import Recorder
 from sim.recording import Counters, Recording, RecordingLayout, State, header
 from sim.recording.header import COUNTER_AT, HEADER_WORDS, NO_PEER, WORD_BYTES
 

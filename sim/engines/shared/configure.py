@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.engines.process.configuration import DeviceConfiguration, WorkerConfiguration
+from sim.engines.shared.configuration import DeviceConfiguration, WorkerConfiguration
 from topologies import Machine, Machines, Topology, Trace
 
 __all__ = ["configure_worker"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from nodes import programs
 from nodes.guest import Guest, Program, Trace
-from sim.engines.process.configuration import WorkerConfiguration
+from sim.engines.shared.configuration import WorkerConfiguration
 
 __all__ = ["BoundProgram"]
 

@@ -1,0 +1,48 @@
+"""Whose fault an error is: the guest program's, or the simulator's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+from collections.abc import Iterator
+
+from nodes.device.qemu_1_1.properties import DeviceExitError
+from nodes.errors import HostError, ModelledFault, ProtocolError, UsageError
+from sim.engines.messages import Failed
+
+__all__ = ["TEXT_MAX", "ProgramError", "blaming_program", "explain"]
+
+TEXT_MAX = 16_384
+"""The most bytes of a text in a report."""
+
+
+class ProgramError(Exception):
+    """The guest program raised; ``__cause__`` is what it raised."""
+
+
+@contextlib.contextmanager
+def blaming_program() -> Iterator[None]:
+    """An error in this block is the guest program's."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise ProgramError from error
+
+
+def explain(error: BaseException) -> Failed:
+    """Whose fault an error is, in one line, and the traceback where it helps to find it."""
+    whose, cause = "simulator", error
+    if isinstance(error, ProgramError) and error.__cause__ is not None:
+        whose, cause = "program", error.__cause__
+    if isinstance(cause, ModelledFault | DeviceExitError):
+        whose = "modelled device"
+    elif isinstance(error, ProtocolError | UsageError):
+        whose = "server"
+    elif isinstance(error, HostError):
+        whose = "host"
+    summary = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    if whose == "program" and (frames := traceback.extract_tb(cause.__traceback__)):
+        summary += f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
+    trace = "".join(traceback.format_exception(cause)) if whose in ("program", "simulator") else ""
+    return Failed(whose, summary[:TEXT_MAX], trace[-TEXT_MAX:])
