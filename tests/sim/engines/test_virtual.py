@@ -12,7 +12,11 @@ from topologies import shipped
 SMALL = {
     "bursty": {},
     "doorbell_storm": {"machines.storm.count": "8", "run.duration_s": "0.2"},
-    "kill_storm": {"run.duration_s": "2.5", "machines.storm.vectors": "1", "machines.storm.parameters.rate_hz": "20000.0"},
+    "kill_storm": {
+        "run.duration_s": "2.5",
+        "machines.storm.vectors": "1",
+        "machines.storm.parameters.rate_hz": "20000.0",
+    },
     "storm_64": {"run.duration_s": "0.1"},
     "storm_256": {"machines.storm.count": "32", "run.duration_s": "0.1"},
     "thousand_peers": {"machines.crowd.count": "60", "run.duration_s": "0.5"},
