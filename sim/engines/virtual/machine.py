@@ -17,11 +17,11 @@ from sim.engines.shared.bound_program import BoundProgram
 from sim.engines.shared.configuration import WorkerConfiguration
 from sim.engines.shared.failures import ProgramError, blaming_program, explain
 from sim.engines.shared.kept_statistics import kept_statistics
-from sim.engines.virtual.counter import VirtualCounter
 from sim.engines.virtual.device import VirtualDevice
 from sim.engines.virtual.host import VirtualHost
 from sim.engines.virtual.link import VirtualLink
 from sim.engines.virtual.migration import VirtualMigration
+from sim.engines.virtual.ready_counters import ReadyCounters
 from sim.recording import Recording, State, header
 from sim.recording.header import COUNTER_AT
 
@@ -57,11 +57,7 @@ class VirtualMachine:
         self.is_running = self.is_still = False
         self._gone = self._stopped = self._dismissed = False
         self._orders: deque[tuple[int, Order]] = deque()
-        self._ready: deque[tuple[VirtualCounter, int]] = deque()
-        self._own: dict[int, tuple[VirtualCounter, int]] = {}
-        """By line: the counter, and the vector counted through all devices. Only these are waited for."""
-        self._made: dict[int, tuple[VirtualCounter, int]] = {}
-        """The same of all counters that servers have made for this machine."""
+        self.counters = ReadyCounters(host.add_counter, self._rung)
         self._wait: int | None = None
         self._began = self._said_ready = self._plugged = False
         self._start_ns: int | None = None
@@ -151,15 +147,15 @@ class VirtualMachine:
             self,
             self._loop,
             delay=self._host.wire_delay,
-            make_counter=lambda vector: self._make_counter(number, vector),
+            make_counter=lambda vector: self.counters.make(number * self._configuration.vectors + vector),
             on_readable=self._poke,
         )
         vm = device.vm
         device.connect(
             link,
             place=place or (lambda peer, _: vm.place(peer, self._host.memory(domain, own=self._may_migrate))),
-            on_own=self._wait_for,
-            on_own_gone=lambda line: self.forget_lines([line]),
+            on_own=lambda line: self.counters.wait_for([line]),
+            on_own_gone=lambda line: self.counters.forget([line]),
             memory_bytes=len(server.memory),
             warn=lambda text: self._report(messages.Warned(text)),
         )
@@ -203,28 +199,10 @@ class VirtualMachine:
                 words[stamp] = self._clock.ns
             words[header.STATE] = state
 
-    # Its counters
-
-    def _make_counter(self, device: int, vector: int) -> tuple[int, VirtualCounter]:
-        flat = device * self._configuration.vectors + vector
-        counter = VirtualCounter(lambda at_ns: self._rung(line, at_ns))
-        line = self._host.add_counter(counter)
-        self._made[line] = counter, flat
-        return line, counter
-
-    def _wait_for(self, line: int) -> None:
-        """An own eventfd has come: from now on it is waited for."""
-        self._own[line] = own = self._made[line]
-        if own[0].value:
-            self._ready.append(own)
-
-    def _rung(self, line: int, at_ns: int) -> None:
+    def _rung(self, at_ns: int) -> None:
         """A counter is no longer empty since ``at_ns``."""
-        own = self._own.get(line)
-        if own is not None:
-            self._ready.append(own)
-            if not self.queued and not self.is_still and not self._gone:
-                self._host.cpus.wake(self, max(at_ns, self._clock.ns))
+        if not self.queued and not self.is_still and not self._gone:
+            self._host.cpus.wake(self, max(at_ns, self._clock.ns))
 
     # Its work
 
@@ -300,7 +278,7 @@ class VirtualMachine:
 
     def _take_interrupts(self) -> bool:
         """Drain the counters that are not empty, each with its handling; False when there was none."""
-        clock, model, ready = self._clock, self._host.model, self._ready
+        clock, model, ready = self._clock, self._host.model, self.counters.queue
         handle_cost = self._host.handle_cost
         took = False
         for _ in range(len(ready)):
@@ -346,13 +324,12 @@ class VirtualMachine:
         if self._gone or self._stopped:
             return False
         now_ns = self._clock.ns
-        if self._ready:
+        if self.counters.queue:
             if self._slow_ns:
                 self._slow_down()
                 return False
-            if any(counter.held or min(counter.times) <= now_ns for counter, _ in self._ready):
+            if (first_ns := self.counters.first_ns()) <= now_ns:
                 return True
-            first_ns = min(min(counter.times) for counter, _ in self._ready)
             heapq.heappush(self._loop.events, (first_ns, self._loop.next_order(), self._poke))
         if self._is_due():
             return True
@@ -442,22 +419,6 @@ class VirtualMachine:
         for server in self._host.servers:
             server.disconnect(link)
 
-    def forget_lines(self, lines: Sequence[int]) -> None:
-        """No longer wait for these eventfds; what their counters hold stays there."""
-        for line in lines:
-            own = self._own.pop(line, None)
-            if own is not None and own in self._ready:
-                self._ready.remove(own)
-
-    @property
-    def own_lines(self) -> list[int]:
-        return list(self._own)
-
-    def wait_for_lines(self, lines: Sequence[int]) -> None:
-        """Wait for these eventfds again."""
-        for line in lines:
-            self._wait_for(line)
-
     # A handler for each `topologies.actions.WorkerAction`
 
     def _reset(self) -> None:
@@ -484,7 +445,7 @@ class VirtualMachine:
 
     def _unplug(self) -> None:
         self._plugged = False
-        self.forget_lines(self.own_lines)
+        self.counters.forget(self.counters.lines)
         with blaming_program():
             for device in self.devices:
                 device.vm.unplug()

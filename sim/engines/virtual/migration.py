@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from nodes.errors import IvshmemError
@@ -12,6 +12,7 @@ from sim.engines.process.migration import Arrival
 from sim.engines.virtual.device import VirtualDevice
 from sim.engines.virtual.host import VirtualHost
 from sim.engines.virtual.link import VirtualLink
+from sim.engines.virtual.ready_counters import ReadyCounters
 from sim.recording import header
 
 __all__ = ["VirtualMigration"]
@@ -24,16 +25,12 @@ class Migrating(Protocol):
     """The machine, as its migration needs it."""
 
     devices: list[VirtualDevice]
-
-    @property
-    def own_lines(self) -> list[int]: ...
+    counters: ReadyCounters
 
     def connect(self, number: int, domain: int, place: Callable[[int, int], object] | None = None) -> None: ...
     def end_migration(self, reason: str = "") -> None: ...
     def report(self, report: Report) -> None: ...
     def hang_up(self, link: VirtualLink) -> None: ...
-    def forget_lines(self, lines: Sequence[int]) -> None: ...
-    def wait_for_lines(self, lines: Sequence[int]) -> None: ...
     def kill(self) -> None: ...
 
 
@@ -48,7 +45,7 @@ class VirtualMigration:
         self._state = device.vm.device.save()
         self._old = device.vm.device
         self._old_link, self._old_endpoint = device.link, device.endpoint
-        self._old_lines = machine.own_lines
+        self._old_lines = machine.counters.lines
         self._arrival: Arrival | None = None
         self._over = False
         self._copied_ns = 0
@@ -68,7 +65,7 @@ class VirtualMigration:
         """Connect a new device to the server of the target's domain."""
         machine, device = self._machine, self._device
         elsewhere = self._order.domain != device.recorder.domain
-        machine.forget_lines(self._old_lines)
+        machine.counters.forget(self._old_lines)
         try:
             self._arrival = Arrival(device.vm, self._state, elsewhere=elsewhere, fault=self._order.fault)
             machine.connect(0, self._order.domain, self._arrival.take)
@@ -96,12 +93,12 @@ class VirtualMigration:
         self._over = True
         device, machine = self._device, self._machine
         if self._arrival is not None:
-            machine.forget_lines(machine.own_lines)
+            machine.counters.forget(machine.counters.lines)
             if device.link is not None:
                 machine.hang_up(device.link)
             device.link, device.endpoint = self._old_link, self._old_endpoint
             device.vm.replace(self._old)
-            machine.wait_for_lines(self._old_lines)
+            machine.counters.wait_for(self._old_lines)
         machine.report(messages.Stayed(reason, self._host.loop.clock.ns - self._paused_ns))
         machine.end_migration(reason)
 
