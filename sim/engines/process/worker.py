@@ -20,10 +20,11 @@ from sim.engines import messages
 from sim.engines.process import control
 from sim.engines.process.attached_device import AttachedDevice
 from sim.engines.process.control import Control
-from sim.engines.process.delivery import drain_late, make_delivery, poll_until
 from sim.engines.process.migration import FailurePipe, IncomingDevice, let_go
+from sim.engines.process.waiting import drain_late, poll_until
 from sim.engines.shared.bound_program import BoundProgram
 from sim.engines.shared.configuration import WorkerConfiguration
+from sim.engines.shared.delivery import make_delivery
 from sim.engines.shared.failures import ProgramError, blaming_program
 from sim.engines.shared.kept_statistics import kept_statistics
 from sim.kernel.eventfd import drain

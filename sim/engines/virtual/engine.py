@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
-from sim.engines.base import Arrival, Client, Row
+from sim.engines.base import Arrival, Client, DeviceRow
 from sim.engines.messages import Report
 from sim.engines.shared.configure import configure_worker
 from sim.engines.virtual.cost_model import load_model
@@ -46,7 +46,7 @@ class VirtualEngine:
         self,
         machine: Machine,
         name: str,
-        rows: Sequence[Row],
+        rows: Sequence[DeviceRow],
         recordings: Sequence[Recording],
         report: Callable[[Report], None],
     ) -> VirtualMachine:

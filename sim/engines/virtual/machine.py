@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from nodes.device import profiles
-from nodes.errors import GuestError, HostError, UsageError
+from nodes.errors import HostError, UsageError
 from nodes.load import Load
 from sim.engines import messages
-from sim.engines.base import Row
+from sim.engines.base import DeviceRow
 from sim.engines.messages import Ended, Order, Report
-from sim.engines.process.delivery import make_delivery
 from sim.engines.shared.bound_program import BoundProgram
 from sim.engines.shared.configuration import WorkerConfiguration
 from sim.engines.shared.failures import ProgramError, blaming_program, explain
 from sim.engines.shared.kept_statistics import kept_statistics
 from sim.engines.virtual.device import VirtualDevice
+from sim.engines.virtual.execution import Execution
 from sim.engines.virtual.host import VirtualHost
 from sim.engines.virtual.link import VirtualLink
 from sim.engines.virtual.migration import VirtualMigration
@@ -44,7 +43,7 @@ class VirtualMachine:
         self,
         host: VirtualHost,
         configuration: WorkerConfiguration,
-        rows: Sequence[Row],
+        rows: Sequence[DeviceRow],
         recordings: Sequence[Recording],
         report: Callable[[Report], None],
         *,
@@ -58,12 +57,9 @@ class VirtualMachine:
         self._gone = self._stopped = self._dismissed = False
         self._orders: deque[tuple[int, Order]] = deque()
         self.counters = ReadyCounters(host.add_counter, self._rung)
-        self._wait: int | None = None
-        self._began = self._said_ready = self._plugged = False
+        self._said_ready = self._plugged = False
         self._start_ns: int | None = None
         self._stop_ns = self._joined_ns = 0
-        self._alarm_ns = -1
-        self._slow_ns = self._slow_until_ns = 0
         self._migration: VirtualMigration | None = None
         self.queued, self.since_ns = False, -1
         self.slice: Callable[[], object] = lambda: host.cpus.run(self)
@@ -87,7 +83,7 @@ class VirtualMachine:
             )
         self._vm = self.devices[0].vm
         self._vm.guest.load = Load(configuration.load)
-        self._drained, self._deliver, self._handled = make_delivery(self.devices, configuration.vectors)  # type: ignore[arg-type]
+        self._execution = Execution(host, self.devices, self.counters, configuration.vectors, self._poke)
 
     # What its coordinator does
 
@@ -238,34 +234,17 @@ class VirtualMachine:
         if now_ns >= self._stop_ns:
             self._stop()
             return False
-        if not self._began and now_ns < self._start_ns:
+        execution = self._execution
+        if execution.has_begun:
+            execution.step()
+        elif now_ns < self._start_ns:
             return False
-        ignored = self._ignored()
-        if not self._began:
-            self._began = True
+        else:
             self._enter(State.RUNNING, header.STARTED_NS)
-            self._run_program(self._vm.start, self._program)
-        elif not self._take_interrupts() and self._is_due():
-            self._clock.ns += self._host.model.drain_ns
-            self._run_program(self._vm.expire)
-        # A doorbell that reaches no peer costs its write, too; those that reach one have paid in `signal`.
-        self._clock.ns += (self._ignored() - ignored) * self._host.model.ring_ns
+            execution.begin(self._program)
         while self._vm.warnings:
             self._report(messages.Warned(self._vm.warnings.popleft()))
-        return self._has_more()
-
-    def _ignored(self) -> int:
-        return sum(device.vm.device.ignored_doorbells for device in self.devices)
-
-    def _run_program(self, resume: Callable[..., int | None], *arguments: object) -> None:
-        """Resume the program, and learn how long it waits next."""
-        self._host.running = self
-        try:
-            self._wait = resume(*arguments)
-        except (Exception, SystemExit) as error:
-            raise ProgramError from error
-        finally:
-            self._host.running = None
+        return not self._gone and not self._stopped and execution.has_more()
 
     def _meet(self) -> None:
         for device in self.devices:
@@ -275,76 +254,6 @@ class VirtualMachine:
             self._said_ready = True
             self._enter(State.READY, header.READY_NS)
             self._report(messages.Ready())
-
-    def _take_interrupts(self) -> bool:
-        """Drain the counters that are not empty, each with its handling; False when there was none."""
-        clock, model, ready = self._clock, self._host.model, self.counters.queue
-        handle_cost = self._host.handle_cost
-        took = False
-        for _ in range(len(ready)):
-            if self._slow_ns and not self._slow_down():
-                return True
-            counter, flat = ready.popleft()
-            clock.ns += model.drain_ns
-            count = counter.drain(clock.ns)
-            if counter.value:
-                ready.append((counter, flat))
-            if not count:
-                continue
-            took = True
-            self._drained(flat, count, clock.ns)
-            self._run_program(self._deliver, flat, count)
-            clock.ns += handle_cost()
-            self._handled(clock.ns)
-            if self._gone or self._slow_ns:
-                break
-        return took
-
-    def _slow_down(self) -> bool:
-        """A slow machine takes each interrupt later; True when its time has come."""
-        if self._slow_until_ns <= self._clock.ns and self._slow_until_ns:
-            self._slow_until_ns = 0
-            return True
-        if not self._slow_until_ns:
-            self._slow_until_ns = self._clock.ns + self._slow_ns
-            self._loop.after(self._slow_ns, self._poke)
-        return False
-
-    def _is_due(self) -> bool:
-        wait = self._wait
-        if wait is None:
-            return False
-        if type(wait) is not int:
-            raise ProgramError from GuestError(
-                f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {wait!r}"
-            )
-        return wait <= self._clock.ns
-
-    def _has_more(self) -> bool:
-        if self._gone or self._stopped:
-            return False
-        now_ns = self._clock.ns
-        if self.counters.queue:
-            if self._slow_ns:
-                self._slow_down()
-                return False
-            if (first_ns := self.counters.first_ns()) <= now_ns:
-                return True
-            heapq.heappush(self._loop.events, (first_ns, self._loop.next_order(), self._poke))
-        if self._is_due():
-            return True
-        wait = self._wait
-        if wait is not None and wait != self._alarm_ns:
-            self._alarm_ns = wait
-            self._loop.after(wait - now_ns + self._host.expire_cost(), self._alarm)
-        return False
-
-    def _alarm(self) -> None:
-        """A time that the program waited for may have come."""
-        wait = self._wait
-        if wait is not None and wait <= self._clock.ns:
-            self._alarm_ns = -1
-            self._poke()
 
     # What servers say
 
@@ -422,21 +331,21 @@ class VirtualMachine:
     # A handler for each `topologies.actions.WorkerAction`
 
     def _reset(self) -> None:
-        if self._plugged and self._began:
+        if self._plugged and self._execution.has_begun:
             for device in reversed(self.devices):
-                self._wait = device.vm.reset(self._program)
+                self._execution.wait = device.vm.reset(self._program)
 
     def _mask(self, vectors: list[int] | None = None, *, masked: bool = True) -> None:
         for device in self.devices:
             for vector in vectors or range(self._configuration.vectors):
-                self._wait = device.vm.mask(vector, masked=masked)
-        self._wait = self._vm.wait
+                device.vm.mask(vector, masked=masked)
+        self._execution.wait = self._vm.wait
 
     def _unmask(self, vectors: list[int] | None = None) -> None:
         self._mask(vectors, masked=False)
 
     def _slow(self, delay_us: float) -> None:
-        self._slow_ns, self._slow_until_ns = round(delay_us * MICROSECOND_NS), 0
+        self._execution.slow(round(delay_us * MICROSECOND_NS))
 
     def _deafen(self) -> None:
         for device in self.devices:
@@ -449,7 +358,7 @@ class VirtualMachine:
         with blaming_program():
             for device in self.devices:
                 device.vm.unplug()
-        self._wait = None
+        self._execution.wait = None
         for device in self.devices:
             device.vm.doorbells.flush()
             self._hang_up(device)

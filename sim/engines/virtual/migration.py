@@ -8,7 +8,7 @@ from typing import Protocol
 from nodes.errors import IvshmemError
 from sim.engines import messages
 from sim.engines.messages import Migrate, Report
-from sim.engines.process.migration import Arrival
+from sim.engines.process.migration import IncomingDevice
 from sim.engines.virtual.device import VirtualDevice
 from sim.engines.virtual.host import VirtualHost
 from sim.engines.virtual.link import VirtualLink
@@ -46,7 +46,7 @@ class VirtualMigration:
         self._old = device.vm.device
         self._old_link, self._old_endpoint = device.link, device.endpoint
         self._old_lines = machine.counters.lines
-        self._arrival: Arrival | None = None
+        self._arrival: IncomingDevice | None = None
         self._over = False
         self._copied_ns = 0
         match order.fault:
@@ -67,7 +67,7 @@ class VirtualMigration:
         elsewhere = self._order.domain != device.recorder.domain
         machine.counters.forget(self._old_lines)
         try:
-            self._arrival = Arrival(device.vm, self._state, elsewhere=elsewhere, fault=self._order.fault)
+            self._arrival = IncomingDevice(device.vm, self._state, elsewhere=elsewhere, fault=self._order.fault)
             machine.connect(0, self._order.domain, self._arrival.take)
         except IvshmemError as error:
             self.fail(str(error))

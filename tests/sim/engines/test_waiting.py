@@ -1,4 +1,4 @@
-"""sim.engines.process.delivery: how often a wait until a moment asks the kernel, on a clock that only waits move."""
+"""sim.engines.process.waiting: how often a wait until a moment asks the kernel, on a clock that only waits move."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import time
 import pytest
 
 from nodes.errors import GuestError
-from sim.engines.process import delivery
-from sim.engines.process.delivery import poll_until
+from sim.engines.process import waiting
+from sim.engines.process.waiting import poll_until
 
 MILLISECOND_NS = 1_000_000
 BEGIN_NS = 5_000_000_000
@@ -49,8 +49,8 @@ class Kernel:
 def kernel_of(monkeypatch):
     def make(**options) -> Kernel:
         kernel = Kernel(**options)
-        monkeypatch.setattr(delivery, "readable_within_ns", kernel.ppoll)
-        monkeypatch.setattr(delivery.time, "monotonic_ns", lambda: kernel.now_ns)
+        monkeypatch.setattr(waiting, "readable_within_ns", kernel.ppoll)
+        monkeypatch.setattr(waiting.time, "monotonic_ns", lambda: kernel.now_ns)
         return kernel
 
     return make

@@ -1,55 +1,19 @@
-"""From an eventfd to the program: wait for it, drain it, and record what it held."""
+"""Waiting for an eventfd, and taking what it has counted."""
 
 from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable
 
 from nodes.errors import GuestError
-from sim.engines.process.attached_device import AttachedDevice
 from sim.kernel.eventfd import drain
 from sim.kernel.waiting import readable_within_ns
 
-__all__ = ["drain_late", "make_delivery", "poll_until"]
+__all__ = ["drain_late", "poll_until"]
 
 # The last of a wait, for which epoll's whole milliseconds are too coarse: ppoll() on the epoll descriptor waits.
 FINE_WAIT_NS = 3_000_000
 MILLISECOND_NS = 1_000_000
-
-
-def make_delivery(
-    devices: list[AttachedDevice], vectors: int
-) -> tuple[Callable[[int, int, int], None], Callable[[int, int], int | None], Callable[[int], None]]:
-    """The functions for a drained counter: ``drained``, ``deliver``, ``handled``.
-
-    Their vectors count through all devices: ``device * vectors + vector``.
-    """
-    makers = [device.recorder.make_drains() for device in devices]
-    vms = [device.vm for device in devices]
-    for vm, maker in zip(vms, makers, strict=True):
-        vm.on_left, vm.on_fired = maker.left, maker.fired
-    if len(devices) == 1:
-        return makers[0].drained, vms[0].deliver, makers[0].handled
-    handled_now = makers[0].handled
-
-    def deliver(flat: int, count: int) -> int | None:
-        number, vector = divmod(flat, vectors)
-        vms[number].deliver(vector, count)
-        for vm in vms:
-            vm.settle()
-        return vms[0].wait
-
-    def drained(flat: int, count: int, delivered_ns: int) -> None:
-        nonlocal handled_now
-        number, vector = divmod(flat, vectors)
-        handled_now = makers[number].handled
-        makers[number].drained(vector, count, delivered_ns)
-
-    def handled(handled_ns: int) -> None:
-        handled_now(handled_ns)
-
-    return drained, deliver, handled
 
 
 def poll_until(epoll: select.epoll, deadline_ns: int, events_max: int) -> list[tuple[int, int]]:

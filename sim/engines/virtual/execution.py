@@ -1,0 +1,144 @@
+"""What a machine's CPU does for its guest under virtual time: the program, the interrupts, and what both cost."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+
+from nodes.errors import GuestError
+from nodes.guest import Guest, Program
+from sim.engines.shared.delivery import make_delivery
+from sim.engines.shared.failures import ProgramError
+from sim.engines.virtual.device import VirtualDevice
+from sim.engines.virtual.host import VirtualHost
+from sim.engines.virtual.ready_counters import ReadyCounters
+
+__all__ = ["Execution"]
+
+
+class Execution:
+    """Runs the program of one machine, a slice at a time, and moves the clock by what that costs.
+
+    ``poke`` is called when there may be something to do later. ``wait`` is what the program has yielded last.
+    """
+
+    def __init__(
+        self,
+        host: VirtualHost,
+        devices: Sequence[VirtualDevice],
+        counters: ReadyCounters,
+        vectors: int,
+        poke: Callable[[], object],
+    ) -> None:
+        self._host, self._loop, self._clock = host, host.loop, host.loop.clock
+        self._devices, self._counters, self._poke = devices, counters, poke
+        self._vm = devices[0].vm
+        self._drained, self._deliver, self._handled = make_delivery(devices, vectors)
+        self.wait: int | None = None
+        self.has_begun = False
+        self._alarm_ns = -1
+        self._slow_ns = self._slow_until_ns = 0
+
+    def begin(self, program: Callable[[Guest], Program]) -> None:
+        """Start the program.
+
+        Raises:
+            ProgramError: the program has raised; likewise below.
+        """
+        self.has_begun = True
+        self._run(lambda: self._vm.start(program))
+
+    def slow(self, delay_ns: int) -> None:
+        """Take each interrupt so much later from now on."""
+        self._slow_ns, self._slow_until_ns = delay_ns, 0
+
+    def step(self) -> None:
+        """Take the interrupts that are there; without any, resume a program whose time has come."""
+        ignored = self._ignored()
+        if not self._take_interrupts() and self._is_due():
+            self._clock.ns += self._host.model.drain_ns
+            self._run(self._vm.expire)
+        # A doorbell that reaches no peer costs its write, too; those that reach one have paid in `VirtualHost.signal`.
+        self._clock.ns += (self._ignored() - ignored) * self._host.model.ring_ns
+
+    def has_more(self) -> bool:
+        """Whether there is more to do at once; if not, `poke` is called when there is."""
+        now_ns = self._clock.ns
+        if self._counters.queue:
+            if self._slow_ns:
+                self._is_time_of_slow()
+                return False
+            if (first_ns := self._counters.first_ns()) <= now_ns:
+                return True
+            heapq.heappush(self._loop.events, (first_ns, self._loop.next_order(), self._poke))
+        if self._is_due():
+            return True
+        wait = self.wait
+        if wait is not None and wait != self._alarm_ns:
+            self._alarm_ns = wait
+            self._loop.after(wait - now_ns + self._host.expire_cost(), self._alarm)
+        return False
+
+    def _run(self, resume: Callable[[], int | None]) -> None:
+        """Resume the program, and learn how long it waits next."""
+        self._host.running = self
+        try:
+            self.wait = resume()
+        except (Exception, SystemExit) as error:
+            raise ProgramError from error
+        finally:
+            self._host.running = None
+
+    def _ignored(self) -> int:
+        return sum(device.vm.device.ignored_doorbells for device in self._devices)
+
+    def _take_interrupts(self) -> bool:
+        """Drain the counters that are not empty, each with its handling; False when there was none."""
+        clock, drain_ns, queue = self._clock, self._host.model.drain_ns, self._counters.queue
+        handle_cost, deliver = self._host.handle_cost, self._deliver
+        took = False
+        for _ in range(len(queue)):
+            if not queue:  # the program has had its device removed
+                break
+            if self._slow_ns and not self._is_time_of_slow():
+                return True
+            counter, vector = queue.popleft()
+            clock.ns += drain_ns
+            count = counter.drain(clock.ns)
+            if counter.value:
+                queue.append((counter, vector))
+            if not count:
+                continue
+            took = True
+            self._drained(vector, count, clock.ns)
+            self._run(lambda vector=vector, count=count: deliver(vector, count))  # type: ignore[misc]
+            clock.ns += handle_cost()
+            self._handled(clock.ns)
+        return took
+
+    def _is_time_of_slow(self) -> bool:
+        """Whether a slow machine may take the next interrupt now; if not, it may a while later."""
+        if self._slow_until_ns:
+            if self._slow_until_ns > self._clock.ns:
+                return False
+            self._slow_until_ns = 0
+            return True
+        self._slow_until_ns = self._clock.ns + self._slow_ns
+        self._loop.after(self._slow_ns, self._poke)
+        return False
+
+    def _is_due(self) -> bool:
+        wait = self.wait
+        if wait is None:
+            return False
+        if type(wait) is not int:
+            raise ProgramError from GuestError(
+                f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {wait!r}"
+            )
+        return wait <= self._clock.ns
+
+    def _alarm(self) -> None:
+        """A time that the program waited for may have come."""
+        if self.wait is not None and self.wait <= self._clock.ns:
+            self._alarm_ns = -1
+            self._poke()
