@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,7 +24,7 @@ from sim.engines.process.engine import ProcessEngine
 from sim.engines.virtual.engine import VirtualEngine
 from sim.host.preflight import check
 from sim.host.runtime_directory import runtime_directory
-from sim.host.wake_up_baseline import baseline_if_any
+from sim.host.wake_up_baseline import WakeUpBaseline, baseline_if_any
 from sim.kernel.segments import remove_orphaned
 from sim.kernel.signals import signals_taken
 from sim.results import Run, RunDirectory
@@ -36,8 +36,27 @@ from topologies import Topology, load
 
 __all__ = ["Begun", "run"]
 
-ENGINES: dict[str, Callable[[Topology, Path, Path], Engine]] = {"process": ProcessEngine, "virtual": VirtualEngine}
-"""The engines that can run a topology: each is called with it, a private directory, and the first server's path."""
+
+class EngineKind(NamedTuple):
+    """An engine that can run a topology.
+
+    ``make`` is called with the topology, a private directory, and the path of the first server's socket.
+    ``in_real_time``: the engine needs this host to be large enough, and its latencies contain what a wake-up costs.
+    """
+
+    make: Callable[[Topology, Path, Path], Engine]
+    in_real_time: bool
+
+    def baselines(self) -> list[WakeUpBaseline]:
+        """What a wake-up costs here now; empty when that is no part of the run."""
+        return baseline_if_any() if self.in_real_time else []
+
+
+ENGINES: dict[str, EngineKind] = {
+    "process": EngineKind(ProcessEngine, in_real_time=True),
+    "virtual": EngineKind(VirtualEngine, in_real_time=False),
+}
+"""By their names in ``[run] engine``."""
 
 SIGNALS_TAKEN = 2
 
@@ -90,8 +109,8 @@ def run(
         topology = load(os.fspath(topology), overrides, program_files)
     elif overrides or program_files:
         raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
-    real_time = topology.run.engine == "process"
-    if real_time:
+    engine_kind = ENGINES[topology.run.engine]
+    if engine_kind.in_real_time:
         check(topology, Path(runs))
     topology = name_memories(topology)
     remove_orphaned()
@@ -101,15 +120,15 @@ def run(
         "programs": program_files,
     }
     with _Interrupts() as interrupts, RunDirectory.create(Path(runs), topology, arguments) as directory:
-        floors = baseline_if_any() if real_time else []
+        baselines = engine_kind.baselines()
         with contextlib.ExitStack() as stack:
             runtime = stack.enter_context(runtime_directory())
             server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
             access = access_to(topology, server_path)
             directory.record_access(access)
-            live_engine = stack.enter_context(ENGINES[topology.run.engine](topology, runtime, server_path))
-            directory.clock = live_engine.loop.clock.now_ns
-            coordinator = _coordinator(topology, live_engine, directory, runtime, access, resources_every_s)
+            engine = stack.enter_context(engine_kind.make(topology, runtime, server_path))
+            directory.clock = engine.loop.clock.now_ns
+            coordinator = _coordinator(topology, engine, directory, runtime, access, resources_every_s)
             stack.callback(coordinator.close)
             on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
             interrupts.tell(coordinator)
@@ -120,8 +139,7 @@ def run(
                 stack.close()
             except Exception as error:  # whatever it is, the results are worth more
                 directory.event("warning", machine="the run", text=f"not everything could be released: {error}")
-        floors += baseline_if_any() if real_time else []
-        return _judge(topology, directory.finish(ending, floors))
+        return _judge(topology, directory.finish(ending, baselines + engine_kind.baselines()))
 
 
 def _coordinator(

@@ -76,10 +76,7 @@ def run(
     from sim.runner import run as run_topology
 
     stderr = Console(stderr=True)
-    if seed is not None:
-        overrides = {**overrides, "seed": str(seed)}
-    if engine is not None:
-        overrides = {**overrides, "run.engine": engine}
+    overrides |= {key: str(value) for key, value in (("seed", seed), ("run.engine", engine)) if value is not None}
     for file in (junit_file, prometheus):
         if file is not None and not file.parent.is_dir():
             raise click.UsageError(f"{file} cannot be written: there is no directory {file.parent}")
