@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -114,11 +114,8 @@ def run(
         check(topology, Path(runs))
     topology = name_memories(topology)
     remove_orphaned()
-    arguments: dict[str, Any] = {
-        "overrides": dict(topology.overrides),
-        "resources_every_s": resources_every_s,
-        "programs": program_files,
-    }
+    arguments = {"overrides": dict(topology.overrides), "resources_every_s": resources_every_s}
+    arguments["programs"] = program_files
     with _Interrupts() as interrupts, RunDirectory.create(Path(runs), topology, arguments) as directory:
         baselines = engine_kind.baselines()
         with contextlib.ExitStack() as stack:
