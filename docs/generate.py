@@ -15,15 +15,19 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import inspect
 import json
+import pkgutil
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import sim.exit_codes
+import tests.bench
 from sim.cli import COMMANDS, ivsim
+from tests.bench.figure import Bar
 from topologies import json_schema, reference
 from topologies.resolve.programs import resolve_program, shipped_programs
 
@@ -89,6 +93,19 @@ def commands_table() -> str:
     return table(("command", "purpose"), rows)
 
 
+def bars_table() -> str:
+    """The bars of `make bench`, one row for each constant of a module of tests/bench."""
+    rows = []
+    for module in sorted(pkgutil.iter_modules(tests.bench.__path__), key=lambda each: each.name):
+        loaded = importlib.import_module(f"tests.bench.{module.name}") if module.name != "__main__" else None
+        for name, bar in vars(loaded).items() if loaded else ():
+            if isinstance(bar, Bar):
+                sign = "at least" if bar.more_is_better else "at most"
+                measured = markdown((loaded.__doc__ or "").partition("\n")[0])
+                rows.append((f"`{module.name}.{name}`", measured, f"{sign} {bar.must:g}", f"{bar.reach:g}"))
+    return table(("bar", "what its benchmark measures", "must be", "aim"), rows)
+
+
 def keys_tables() -> str:
     """The keys of every table of a topology file, from its JSON Schema."""
     definitions = json_schema()["$defs"]
@@ -140,6 +157,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "exit-codes": exit_codes_table,
     "commands": commands_table,
     "keys": keys_tables,
+    "bars": bars_table,
 }
 
 
