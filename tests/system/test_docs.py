@@ -162,6 +162,15 @@ def test_files_that_are_named_exist(page: Path) -> None:
         assert any(ROOT.glob(path.rstrip("/"))), path
 
 
+def test_every_folder_is_in_the_map() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for package in (
+        path.parent for layer in ("nodes", "topologies", "sim") for path in ROOT.glob(f"{layer}/*/__init__.py")
+    ):
+        folder = str(package.relative_to(ROOT))
+        assert f"`{folder}/" in text, folder
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_tests_that_are_named_exist(page: Path) -> None:
     for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
