@@ -425,8 +425,14 @@ def test_a_caller_whose_callback_fails_gets_its_error_and_nothing_is_left(tmp_pa
         sim.run("ping_pong", runs=tmp_path, on_begin=begin)
 
 
-def test_machines_stop_in_time_while_the_coordinator_sleeps(runtime: Path, tmp_path: Path) -> None:
-    """What ends a run is its time, not the coordinator's turn on a CPU."""
+@pytest.mark.fault("F21", full=20, sample=1, unit="stopped coordinators")
+def test_machines_stop_in_time_while_the_coordinator_sleeps(runtime: Path, fault_count: int, tmp_path: Path) -> None:
+    """The end of a run is its time on the monotonic clock, not the coordinator's turn on a CPU."""
+    for cycle in range(fault_count):
+        run_beside_a_stopped_coordinator(tmp_path / str(cycle))
+
+
+def run_beside_a_stopped_coordinator(tmp_path: Path) -> None:
     ivsim = Ivsim(tmp_path, "doorbell_storm", "--set", "machines.storm.count=3", "--set", "run.duration_s=1.5")
     ivsim.wait_for_machines(3)
     ivsim.process.send_signal(signal.SIGSTOP)

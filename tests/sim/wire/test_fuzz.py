@@ -1,7 +1,7 @@
 """Seeded nonsense, both ways: hostile servers against our client, hostile clients against our server.
 
-IVSIM_FUZZ is how many messages each test sends at least, `-s` shows what came of them; `--hypothesis-seed` repeats a
-session. Among the hostile ones there are sound ones, and these are served: that is asserted all along.
+`-s` shows the outcomes; `--hypothesis-seed` repeats a session. Sound sessions run among the hostile ones, and the tests
+assert all along that these are served.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from sim.kernel.memory import map_region
 from sim.wire.connection import Connection
 from tests.serving import Reader, Site, lines_of
 
-MESSAGES = int(os.environ.get("IVSIM_FUZZ", "3000"))
-pytestmark = pytest.mark.timeout(120 + MESSAGES // 250)
 NUMBERS = [0, 1, 2, 3, 65535, 65536, -1, -2, -(1 << 63), (1 << 63) - 1]
 
 
@@ -187,10 +185,11 @@ def be_told(rng, pieces, outcomes):
             outcomes["understood"] += 1
 
 
-def test_hostile_servers_get_an_error_or_are_understood(seed):
+@pytest.mark.fault("F10", full=1_000_000, sample=3000, unit="messages")
+def test_hostile_servers_get_an_error_or_are_understood(seed, fault_count):
     rng, outcomes = random.Random(seed), Counter()
     held = len(os.listdir("/proc/self/fd"))
-    while outcomes["messages"] < MESSAGES:
+    while outcomes["messages"] < fault_count:
         dialect = rng.choice(list(DIALECTS.values()))
         for _ in range(20):
             be_told(rng, cut(rng, spoil(rng, sound_script(rng, dialect)[0])), outcomes)
@@ -211,10 +210,11 @@ def test_hostile_servers_get_an_error_or_are_understood(seed):
     assert all(outcomes[kind] for kind in ("errors", "understood", "cut off"))
 
 
-def test_the_right_peer_or_none(seed):
+@pytest.mark.fault("F10", full=1_000_000, sample=3000, unit="messages")
+def test_the_right_peer_or_none(seed, fault_count):
     """Whatever else comes, an eventfd is connected to the peer whose number it came with."""
     rng, sent = random.Random(seed + 1), 0
-    while sent < MESSAGES:
+    while sent < fault_count:
         ours, theirs = socket.socketpair()
         station, meant = Station(ours), {}
         with theirs, contextlib.closing(station):
@@ -344,13 +344,14 @@ class Siege:
         self.outcomes["servers"] += 1
 
 
-def test_hostile_clients_do_not_disturb_others(seed, short_path):
+@pytest.mark.fault("F11", full=1_000_000, sample=3000, unit="messages")
+def test_hostile_clients_do_not_disturb_others(seed, short_path, fault_count):
     rng, outcomes = random.Random(seed), Counter()
     with open("/dev/null", "rb") as null:
-        while outcomes["messages"] < MESSAGES:
+        while outcomes["messages"] < fault_count:
             begun = outcomes["connections"]
             with Siege(short_path / "s", rng, null.fileno(), outcomes) as siege:
-                while outcomes["messages"] < MESSAGES and outcomes["connections"] - begun < IDS_MAX:
+                while outcomes["messages"] < fault_count and outcomes["connections"] - begun < IDS_MAX:
                     for _ in range(rng.randrange(1, 8)):
                         siege.storm()
                         siege.site.idle()

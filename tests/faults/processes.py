@@ -1,0 +1,85 @@
+"""What the fault tests share: `ivsim` as a process group of its own, and checks that nothing of it is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+
+PATIENCE_S = 60.0
+"""For anything that makes progress; no test waits it out when all is well."""
+GONE_S = 2.0
+"""How long after the death of a coordinator its machines may live (README)."""
+
+
+def ivsim_command(*arguments: str | os.PathLike[str]) -> list[str]:
+    return [sys.executable, "-m", "sim", *map(os.fspath, arguments)]
+
+
+@contextlib.contextmanager
+def ivsim(*arguments: str | os.PathLike[str], **options: object) -> Iterator[subprocess.Popen[str]]:
+    """`ivsim` in a session of its own; whatever the test does, its group is killed at the end."""
+    process = subprocess.Popen(
+        ivsim_command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,  # type: ignore[call-overload]
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def run_ivsim(
+    *arguments: str | os.PathLike[str],
+    prefix: tuple[str, ...] = (),
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run `ivsim` to its end."""
+    return subprocess.run(
+        [*prefix, *ivsim_command(*arguments)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+        env=None if env is None else {**os.environ, **env},
+    )
+
+
+def family_of(pid: int) -> list[psutil.Process]:
+    """Every descendant of a process, the helpers and machines of a run."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def wait_until(condition: object, what: str) -> None:
+    """Wait for what is about to happen; fail with ``what`` when it does not."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline_s, what
+        threading.Event().wait(0.005)
+
+
+def only_directory(runs: Path) -> Path:
+    (path,) = runs.iterdir()
+    return path
+
+
+def left_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still live ``GONE_S`` later; a zombie has ended."""
+    _, alive = psutil.wait_procs(processes, timeout=GONE_S)
+    return [each for each in alive if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]

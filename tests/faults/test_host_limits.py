@@ -1,0 +1,120 @@
+"""Faults of the host: F5, F6, F8 and F20 of tests/fault_matrix.py.
+
+File systems of a given size are tmpfs in a mount namespace of the command (unshare(1)): skipped without the right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import sim
+from tests.faults.processes import ivsim, only_directory, run_ivsim, wait_until
+
+KIB, MIB = 1 << 10, 1 << 20
+SHORT = ("--quiet", "--set", "run.duration_s=0.2", "--set", "run.warmup_s=0.0")
+
+
+@pytest.fixture
+def unshare() -> None:
+    """Skips the test where a mount namespace cannot be made."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
+        pytest.skip("needs the right to make a mount namespace")
+
+
+def with_tmpfs(directory: str | Path, size_bytes: int) -> tuple[str, ...]:
+    """A prefix that runs a command with a tmpfs of that size in the place of ``directory``."""
+    mount = f"mount -t tmpfs -o size={size_bytes} tmpfs '{directory}' && exec \"$@\""
+    return ("unshare", "--mount", "sh", "-c", mount, "sh")
+
+
+def spread(first: int, last: int, count: int) -> list[int]:
+    """``count`` whole numbers from first to last, evenly."""
+    return sorted({first + (last - first) * at // max(1, count - 1) for at in range(count)})
+
+
+@pytest.mark.fault("F5", full=191, sample=6, unit="limits from 10 to 200")
+def test_each_limit_of_descriptors(fault_count: int, tmp_path: Path) -> None:
+    """A run fits and finishes, or is refused with the limit named; it never fails half-way."""
+    refused = []
+    for limit in spread(10, 200, fault_count):
+        prefix = ("sh", "-c", f'ulimit -n {limit} && exec "$@"', "sh")
+        done = run_ivsim("run", "ping_pong", *SHORT, "--runs", tmp_path / str(limit), prefix=prefix)
+        assert done.returncode in (0, 3), f"{limit}: {done.stderr}"
+        assert "Traceback" not in done.stderr, f"{limit}: {done.stderr}"
+        if done.returncode == 3:
+            assert "descriptors" in done.stderr, f"{limit}: {done.stderr}"
+            refused.append(limit)
+    assert refused[0] == 10
+    assert refused[-1] < 200, "two machines fit into 200 descriptors"
+
+
+@pytest.mark.fault("F6", full=100, sample=4, unit="sizes of /dev/shm")
+def test_each_size_of_dev_shm(fault_count: int, unshare: None, tmp_path: Path) -> None:
+    """Memory that does not fit is refused before the start: never a bus error, and nothing stays."""
+    codes = []
+    for size_bytes in spread(64 * KIB, 6 * MIB, fault_count):
+        runs = tmp_path / str(size_bytes)
+        prefix = with_tmpfs("/dev/shm", size_bytes)
+        done = run_ivsim("run", "ping_pong", *SHORT, "--set", "memory.size=4M", "--runs", runs, prefix=prefix)
+        assert done.returncode in (0, 3), f"{size_bytes}: {done.stderr}"
+        assert "Traceback" not in done.stderr, f"{size_bytes}: {done.stderr}"
+        codes.append(done.returncode)
+    assert codes == sorted(codes, reverse=True), "a size is refused and a smaller one is not"
+    assert set(codes) == {0, 3}
+
+
+@pytest.mark.fault("F8", full=100, sample=1, unit="kills of a process group")
+def test_a_killed_group_leaves_nothing_after_clean(fault_count: int, short_path: Path, tmp_path: Path) -> None:
+    """Nobody could clean up: `ivsim clean` removes the segment and the sockets, and no segment of a living run."""
+    env = {"XDG_RUNTIME_DIR": str(short_path)}
+    before = set(os.listdir("/dev/shm"))
+    for cycle in range(fault_count):
+        runs = tmp_path / str(cycle)
+        with ivsim("run", "ping_pong", "--quiet", "--set", "run.duration_s=600", "--runs", runs,
+                   env={**os.environ, **env}) as process:  # fmt: skip
+            wait_until(lambda: set(os.listdir("/dev/shm")) - before, "the memory was made")
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        done = run_ivsim("clean", env=env)
+        assert done.returncode == 0, done.stderr
+        assert set(os.listdir("/dev/shm")) <= before
+        assert os.listdir(short_path) == []
+
+
+RUN_ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=$1 tmpfs "$2" || exit 77
+disk=$2 kept=$3
+shift 3
+"$@"
+code=$?
+cp -r "$disk" "$kept"
+exit $code
+"""
+
+
+@pytest.mark.fault("F20", full=60, sample=3, unit="sizes of the disk")
+def test_each_size_of_the_disk(fault_count: int, unshare: None, tmp_path: Path) -> None:
+    """A run that does not fit is refused, or fails and says that no space was left; it never reads as finished."""
+    disk, script = tmp_path / "disk", tmp_path / "script"
+    disk.mkdir()
+    script.write_text(RUN_ON_A_SMALL_DISK)
+    for size_bytes in spread(64 * KIB, 24 * MIB, fault_count):
+        kept = tmp_path / str(size_bytes)
+        prefix = ("unshare", "--mount", "sh", str(script), str(size_bytes), str(disk), str(kept))
+        done = run_ivsim("run", "doorbell_storm", *SHORT, "--set", "machines.storm.count=4", "--set",
+                         "run.sample_every=1", "--json", "--runs", disk, prefix=prefix)  # fmt: skip
+        assert "Traceback" not in done.stderr, f"{size_bytes}: {done.stderr}"
+        assert done.returncode in (0, 1, 3), f"{size_bytes}: {done.stderr}"
+        if done.returncode == 0:
+            assert json.loads(done.stdout)["status"] == "finished"
+        else:
+            assert "space" in done.stderr or "disk" in done.stderr, f"{size_bytes}: {done.stderr}"
+        if list(kept.iterdir()):
+            assert sim.open(only_directory(kept)).status == ("failed" if done.returncode else "finished")
