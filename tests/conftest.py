@@ -48,6 +48,7 @@ settings.register_profile(
 )
 
 ROOT = Path(__file__).parent
+FOLDER_MARKERS = {"system": "system", "faults": "system", "qemu": "qemu"}
 
 # Sockets and temporary files of the tests and of everything they start lie here: short, and nobody else's.
 TEMPORARY = Path(tempfile.mkdtemp(prefix="ivt-", dir="/tmp"))
@@ -67,11 +68,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder of a test is its marker: tests/system, tests/qemu."""
+    """The folder of a test is its marker."""
     for item in items:
-        folder = item.path.relative_to(ROOT).parts[0]
-        if folder in ("system", "qemu"):
-            item.add_marker(folder)
+        if marker := FOLDER_MARKERS.get(item.path.relative_to(ROOT).parts[0]):
+            item.add_marker(marker)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
