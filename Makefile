@@ -26,7 +26,7 @@ test: .venv/installed-test
 
 # The fault matrix with its full figures, and the table of it: some forty minutes.
 faults: .venv/installed-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal --faults full
+	$(BIN)/python -m pytest -n 2 --dist worksteal --faults full -o faulthandler_timeout=0
 
 bench: .venv/installed-test
 	$(BIN)/python -m tests.bench --json runs/bench.json
