@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 import sim
 from sim.kernel.eventfd import COUNTER_MAX, EventFd, signal
 from sim.kernel.memory import Region
-from sim.runner import Begun
+from tests.faults.processes import wait_until
 
 FULL = """
 [run]
@@ -88,16 +89,24 @@ def test_sealed_memory_cannot_be_resized(seed: int, fault_count: int) -> None:
 def test_a_named_segment_that_is_made_smaller_is_told(fault_count: int, tmp_path: Path) -> None:
     """SIGBUS is explained: the memory became smaller, from what to what."""
     topology = tmp_path / "t.toml"
-    topology.write_text(f'[run]\nduration_s = 20.0\n[memory]\nname = "ivt-{os.getpid()}"\n'
+    name = f"ivt-{os.getpid()}"
+    topology.write_text(f'[run]\nduration_s = 20.0\n[memory]\nname = "{name}"\n'
                         '[machines.a]\ncount = 2\nprogram = "poll"\n')  # fmt: skip
     for cycle in range(fault_count):
+        runs = tmp_path / str(cycle)
 
-        def shrink(_: Begun) -> None:
-            os.truncate(f"/dev/shm/ivt-{os.getpid()}", 0)
+        def shrink(runs: Path = runs) -> None:
+            wait_until(
+                lambda: any('"ready"' in file.read_text() for file in runs.glob("*/events.jsonl")), "it is ready"
+            )
+            os.truncate(f"/dev/shm/{name}", 0)
 
-        result = sim.run(topology, runs=tmp_path / str(cycle), on_begin=shrink)
+        thread = threading.Thread(target=shrink)
+        thread.start()
+        result = sim.run(topology, runs=runs)
+        thread.join()
         assert result.status == "failed"
-        assert "smaller" in result.reason, result.reason
+        assert "smaller, from 4194304 to 0 bytes" in result.reason, result.reason
 
 
 STRANGER = """
