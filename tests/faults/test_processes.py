@@ -65,12 +65,9 @@ def runtime(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def machines_of(pid: int) -> list[psutil.Process]:
-    """The worker processes of a run: the children of its fork server."""
-    for child in psutil.Process(pid).children():
-        with contextlib.suppress(psutil.Error):
-            if "zygote" in " ".join(child.cmdline()):
-                return child.children()
-    return []
+    """The worker processes of a run: its coordinator's children, without the oldest, which forks them."""
+    forked = [child for child in psutil.Process(pid).children() if "ivsim-forkserver" in child.cmdline()]
+    return sorted(forked, key=lambda each: (each.create_time(), each.pid))[1:]
 
 
 class Killer:
