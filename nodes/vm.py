@@ -7,7 +7,7 @@ supplies the functions that it calls. The same machine runs in a worker process 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from nodes.device import driver
 from nodes.device.effects import DeviceWarning, IntxLevel, MsixMessage
@@ -34,6 +34,7 @@ class Vm:
         random: the random numbers of the program.
         sample_every: of so many doorbells to one vector, one gets its time stamps; 0: none.
         first: the first device of the same machine, for each further one; its program takes all interrupts.
+        signal_all: as of `Doorbells`.
 
     Attributes:
         guest: what the program sees.
@@ -58,10 +59,13 @@ class Vm:
         random: Random,
         sample_every: int,
         first: Vm | None = None,
+        signal_all: Callable[[Iterator[Line]], object] | None = None,
     ) -> None:
         self._first = first
         self.number: int = 0 if first is None else first.number_of_devices
-        self.doorbells = Doorbells(signal, self._write_doorbell, ledger, clock, sample_every=sample_every)
+        self.doorbells = Doorbells(
+            signal, self._write_doorbell, ledger, clock, sample_every=sample_every, signal_all=signal_all
+        )
         self.device = self.make_device(profile, vectors=vectors, role=role, size_bytes=size_bytes)
         self.doorbells.replace(self.device.peers)
         self.guest = Guest(self.device, self.doorbells, clock=clock, random=random)

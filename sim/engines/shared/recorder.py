@@ -33,7 +33,7 @@ class Recorder:
         self.domain = domain
         self.words = recording_.words
         self.layout = recording_.layout
-        self._edges = 0
+        self._edges, self._edges_at = 0, recording_.layout.edges_at
         self.sample = self._make_sample()
 
     def open_edge(self, peer: int, vector: int) -> int:
@@ -41,14 +41,14 @@ class Recorder:
         if index >= self.layout.edges:
             raise OverflowError(f"no room for the counts of a further doorbell: {self.layout.edges} are in use")
         self._edges = index + 1
-        self.words[self.layout.edges_at + 3 * index] = self.domain << 32 | peer << 16 | vector
+        self.words[self._edges_at + 3 * index] = self.domain << 32 | peer << 16 | vector
         self.words[header.EDGES_USED] = index + 1
         return index
 
     def store_edge(self, edge: int, rung: int, refused: int) -> None:
-        at = self.layout.edges_at + 3 * edge
-        self.words[at + 1] = rung
-        self.words[at + 2] = refused
+        words, at = self.words, self._edges_at + 3 * edge
+        words[at + 1] = rung
+        words[at + 2] = refused
 
     def store_nowhere(self, rung: int) -> None:
         self.words[COUNTER_AT["rung_nowhere"]] = rung

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from nodes.device.profiles import Profile
 from nodes.endpoint import Endpoint
@@ -33,6 +33,7 @@ class VirtualDevice:
         sample_every: int,
         first: Vm | None,
         signal: Callable[[int, int], object],
+        signal_all: Callable[[Iterator[int]], object],
         clock: Callable[[], int],
     ) -> None:
         self.recording = recording
@@ -43,6 +44,7 @@ class VirtualDevice:
             role=role,
             size_bytes=memory_bytes if profile.memory_container else None,
             signal=signal,
+            signal_all=signal_all,
             ledger=self.recorder,
             clock=clock,
             random=random.Random(seed),

@@ -31,8 +31,9 @@ class Execution:
         poke: Callable[[], object],
     ) -> None:
         self._host, self._loop, self._clock = host, host.loop, host.loop.clock
-        self._devices, self._counters, self._poke = devices, counters, poke
-        self._vm = devices[0].vm
+        self._counters, self._poke = counters, poke
+        self._vms = tuple(device.vm for device in devices)
+        self._vm = self._vms[0]
         self._drained, self._deliver, self._handled = make_delivery(devices, vectors)
         self.wait: int | None = None
         self.has_begun = False
@@ -46,7 +47,10 @@ class Execution:
             ProgramError: the program has raised; likewise below.
         """
         self.has_begun = True
-        self._run(lambda: self._vm.start(program))
+        try:
+            self.wait = self._vm.start(program)
+        except (Exception, SystemExit) as error:
+            raise ProgramError from error
 
     def slow(self, delay_ns: int) -> None:
         """Take each interrupt so much later from now on."""
@@ -55,9 +59,12 @@ class Execution:
     def step(self) -> None:
         """Take the interrupts that are there; without any, resume a program whose time has come."""
         ignored = self._ignored()
-        if not self._take_interrupts() and self._is_due():
+        if not (self._counters.queue and self._take_interrupts()) and self._is_due():
             self._clock.ns += self._host.model.drain_ns
-            self._run(self._vm.expire)
+            try:
+                self.wait = self._vm.expire()
+            except (Exception, SystemExit) as error:
+                raise ProgramError from error
         # A doorbell that reaches no peer costs its write, too; those that reach one have paid in `VirtualHost.signal`.
         self._clock.ns += (self._ignored() - ignored) * self._host.model.ring_ns
 
@@ -79,23 +86,17 @@ class Execution:
             self._loop.after(wait - now_ns + self._host.expire_cost(), self._alarm)
         return False
 
-    def _run(self, resume: Callable[[], int | None]) -> None:
-        """Resume the program, and learn how long it waits next."""
-        self._host.running = self
-        try:
-            self.wait = resume()
-        except (Exception, SystemExit) as error:
-            raise ProgramError from error
-        finally:
-            self._host.running = None
-
     def _ignored(self) -> int:
-        return sum(device.vm.device.ignored_doorbells for device in self._devices)
+        ignored = 0
+        for vm in self._vms:
+            ignored += vm.device.ignored_doorbells
+        return ignored
 
     def _take_interrupts(self) -> bool:
         """Drain the counters that are not empty, each with its handling; False when there was none."""
         clock, drain_ns, queue = self._clock, self._host.model.drain_ns, self._counters.queue
         handle_cost, deliver = self._host.handle_cost, self._deliver
+        drained, handled = self._drained, self._handled
         took = False
         for _ in range(len(queue)):
             if not queue:  # the program has had its device removed
@@ -110,10 +111,13 @@ class Execution:
             if not count:
                 continue
             took = True
-            self._drained(vector, count, clock.ns)
-            self._run(lambda vector=vector, count=count: deliver(vector, count))  # type: ignore[misc]
+            drained(vector, count, clock.ns)
+            try:
+                self.wait = deliver(vector, count)
+            except (Exception, SystemExit) as error:
+                raise ProgramError from error
             clock.ns += handle_cost()
-            self._handled(clock.ns)
+            handled(clock.ns)
         return took
 
     def _is_time_of_slow(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from sim.engines.virtual.cost_model import CostModel, Draw
 from sim.engines.virtual.counter import VirtualCounter
@@ -16,7 +16,10 @@ __all__ = ["VirtualHost"]
 
 
 class VirtualHost:
-    """One for a run. ``signal(line, 1)`` is the ring of all machines: it costs the ringing machine its time."""
+    """One for a run. ``signal(line, 1)`` is the ring of all machines: it costs the ringing machine its time.
+
+    ``signal_all(lines)`` does the same for each of many.
+    """
 
     def __init__(self, loop: VirtualLoop, model: CostModel, seed: str) -> None:
         self.loop, self.model = loop, model
@@ -31,6 +34,7 @@ class VirtualHost:
         self.running: object | None = None
         """The machine whose program runs now: it is to blame when that does not return."""
         self.signal = self._make_signal()
+        self.signal_all = self._make_signal_all()
 
     def add_counter(self, counter: VirtualCounter) -> int:
         """The line of a new counter."""
@@ -61,3 +65,24 @@ class VirtualHost:
                 counter.on_first(now_ns)
 
         return signal
+
+    def _make_signal_all(self) -> Callable[[Iterator[int]], object]:
+        counters, clock, ring_ns = self._counters, self.loop.clock, self.model.ring_ns
+
+        def signal_all(lines: Iterator[int]) -> None:
+            now_ns = clock.ns
+            try:
+                for line in lines:
+                    now_ns += ring_ns
+                    counter = counters[line]
+                    if counter.held:
+                        counter.ring(now_ns)
+                    elif times := counter.times:
+                        times.append(now_ns)
+                    else:
+                        times.append(now_ns)
+                        counter.on_first(now_ns)
+            finally:
+                clock.ns = now_ns
+
+        return signal_all

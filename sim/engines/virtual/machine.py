@@ -57,7 +57,7 @@ class VirtualMachine:
         self._gone = self._stopped = self._dismissed = False
         self._orders: deque[tuple[int, Order]] = deque()
         self.counters = ReadyCounters(host.add_counter, self._rung)
-        self._said_ready = self._plugged = False
+        self._said_ready = self._plugged = self._unread = False
         self._start_ns: int | None = None
         self._stop_ns = self._joined_ns = 0
         self._migration: VirtualMigration | None = None
@@ -78,6 +78,7 @@ class VirtualMachine:
                     sample_every=configuration.sample_every,
                     first=self.devices[0].vm if self.devices else None,
                     signal=host.signal,
+                    signal_all=host.signal_all,
                     clock=self._clock.now_ns,
                 )
             )
@@ -144,7 +145,7 @@ class VirtualMachine:
             self._loop,
             delay=self._host.wire_delay,
             make_counter=lambda vector: self.counters.make(number * self._configuration.vectors + vector),
-            on_readable=self._poke,
+            on_readable=self._can_read,
         )
         vm = device.vm
         device.connect(
@@ -211,9 +212,11 @@ class VirtualMachine:
         """Do a slice of work; True when there is more to do at once."""
         if self._gone or self.is_still:
             return False
+        self._host.running = self
         try:
-            self._obey_orders()
-            if not self._gone:
+            if self._orders:
+                self._obey_orders()
+            if self._unread and not self._gone:
                 self._read_servers()
             return not self._gone and not self._stopped and self._proceed()
         except Exception as error:  # whatever it is: the machine fails, not the engine
@@ -222,6 +225,8 @@ class VirtualMachine:
             else:
                 self._migration.fail(str(error) or type(error).__name__)
             return False
+        finally:
+            self._host.running = None
 
     def _proceed(self) -> bool:
         if self._migration is not None:
@@ -257,7 +262,12 @@ class VirtualMachine:
 
     # What servers say
 
+    def _can_read(self) -> None:
+        self._unread = True
+        self._poke()
+
     def _read_servers(self) -> None:
+        self._unread = False
         for device in self.devices:
             if device.link is not None and not device.read():
                 self._hang_up(device)
