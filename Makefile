@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run check test faults bench notebooks docs-tables clean
+.PHONY: run check test faults bench guest notebooks docs-tables clean
 
 run: .venv/installed-run
 	$(BIN)/ivsim run doorbell_storm
@@ -30,6 +30,10 @@ faults: .venv/installed-test
 
 bench: .venv/installed-test
 	$(BIN)/python -m tests.bench --json runs/bench.json
+
+# Debian's kernel and an initramfs for `ivsim run linux_guest`, in build/guest/; installs nothing.
+guest:
+	$(PYTHON) examples/linux_guest/build.py
 
 # Runs the notebooks anew and keeps their outputs.
 notebooks: .venv/installed-test

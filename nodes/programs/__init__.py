@@ -7,8 +7,9 @@ parameters are the keys of ``parameters`` in the topology, which checks the valu
 from __future__ import annotations
 
 from nodes.programs.interrupt_handling import idle, moderate, poll
+from nodes.programs.numbered import numbered_storm, round_trip
 from nodes.programs.ping_echo import echo, ping
 from nodes.programs.relay import relay
 from nodes.programs.traffic import storm, trace
 
-__all__ = ["echo", "idle", "moderate", "ping", "poll", "relay", "storm", "trace"]
+__all__ = ["echo", "idle", "moderate", "numbered_storm", "ping", "poll", "relay", "round_trip", "storm", "trace"]

@@ -1,0 +1,124 @@
+"""Build the guest of the topology ``linux_guest``: Debian's kernel, and an initramfs with guest.c and its modules.
+
+    python3 examples/linux_guest/build.py [DIRECTORY]        # build/guest is the default; `make guest` does this
+
+It needs a C compiler with a static C library, apt-get and dpkg-deb. Nothing is installed: the package with the kernel
+is downloaded by apt-get and unpacked. A kernel of your own takes its place with ``--kernel FILE --modules DIRECTORY``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PACKAGE = "linux-image-cloud-amd64"
+MODULES = ("irqbypass", "vfio", "vfio_iommu_type1", "vfio_virqfd", "vfio-pci-core", "vfio-pci")
+"""In the order in which they need each other. A kernel that has one of them built in has no file for it."""
+FILE, DIRECTORY = 0o100000, 0o040000
+
+
+def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
+    """An archive in the format "newc" (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+
+    Args:
+        entries: path, mode with the type of file, content.
+    """
+    archive = bytearray()
+    for number, (path, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):
+        name = path.encode() + b"\0"
+        # inode, mode, uid, gid, links, mtime, size, four device numbers, length of the name, checksum
+        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name), 0)
+        for part in (b"070701" + b"".join(b"%08X" % field for field in fields) + name, content):
+            archive += part
+            archive += bytes(-len(archive) % 4)
+    return bytes(archive)
+
+
+def download_kernel(into: Path) -> tuple[Path, Path]:
+    """Download and unpack Debian's kernel; returns its image and the directory of its modules."""
+    depends = _output(["apt-cache", "depends", PACKAGE])
+    found = re.search(r"Depends: (linux-image-\S+)", depends)
+    if found is None:
+        sys.exit(f"apt-cache knows no {PACKAGE}: run `apt-get update`, or give --kernel and --modules")
+    # As root, apt-get drops its rights to download, and cannot then write here: no fault, but a warning.
+    _output(["apt-get", "download", "--quiet", "-o", "APT::Sandbox::User=root", found[1]], cwd=into)
+    (package,) = into.glob("linux-image-*.deb")
+    _output(["dpkg-deb", "-x", os.fspath(package), os.fspath(into)])
+    (kernel,) = (into / "boot").glob("vmlinuz-*")
+    (modules,) = (each for each in into.glob("**/lib/modules/*") if each.is_dir())
+    return kernel, modules
+
+
+def compile_guest(into: Path) -> bytes:
+    """Compile guest.c; returns the static program."""
+    program = into / "guest"
+    compiler = os.environ.get("CC", "cc")
+    _output([compiler, "-O2", "-Wall", "-static", "-o", os.fspath(program), os.fspath(HERE / "guest.c")])
+    return program.read_bytes()
+
+
+def initramfs(program: bytes, modules: Path) -> bytes:
+    """The initramfs: guest.c as /init, the modules, and the list of them."""
+    entries: list[tuple[str, int, bytes]] = [("init", FILE | 0o755, program)]
+    names = []
+    for module in MODULES:
+        for path in modules.rglob(f"{module}.ko*"):
+            names.append(f"{module}.ko")
+            entries.append((names[-1], FILE | 0o644, _unpacked(path)))
+    entries.append(("modules", FILE | 0o644, "".join(f"/{name}\n" for name in names).encode()))
+    entries.append(("dev", DIRECTORY | 0o755, b""))
+    return gzip.compress(cpio(entries), mtime=0)
+
+
+def _unpacked(path: Path) -> bytes:
+    if path.suffix == ".xz":
+        import lzma
+
+        return lzma.decompress(path.read_bytes())
+    if path.suffix == ".zst":
+        return subprocess.run(["zstd", "-dc", path], check=True, capture_output=True).stdout
+    return path.read_bytes()
+
+
+def _output(command: list[str], cwd: Path | None = None) -> str:
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        sys.exit(f"this needs {command[0]}, which is not installed")
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def main() -> None:
+    """Build the guest, unless everything in the directory is newer than its sources."""
+    parser = argparse.ArgumentParser(description="Build the Linux guest of the topology linux_guest.")
+    parser.add_argument("directory", nargs="?", type=Path, default=HERE.parents[1] / "build" / "guest")
+    parser.add_argument("--kernel", type=Path, help="a kernel image instead of Debian's")
+    parser.add_argument("--modules", type=Path, help="the directory of its modules: /lib/modules/VERSION")
+    arguments = parser.parse_args()
+    if (arguments.kernel is None) != (arguments.modules is None):
+        parser.error("--kernel and --modules go together")
+    directory = arguments.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        program = compile_guest(Path(scratch))
+        kernel, modules = arguments.kernel, arguments.modules
+        if kernel is None:
+            kernel, modules = download_kernel(Path(scratch))
+        (directory / "initrd.gz").write_bytes(initramfs(program, modules))
+        shutil.copyfile(kernel, directory / "vmlinuz")
+    print(f"{directory}: vmlinuz and initrd.gz are ready; `ivsim run linux_guest` boots them")
+
+
+if __name__ == "__main__":
+    main()
