@@ -13,6 +13,10 @@ It yields how long it waits: ``FOREVER`` for an interrupt; a time in nanoseconds
 or that time, whichever comes first; ``NOW`` for an interrupt that has arrived already. It is resumed with the
 `Interrupt`, or with None when the time has come. Between two yields no other code runs on its machine: the program is
 the guest's only processor. A ``finally:`` block runs when the machine stops.
+
+``yield STEP`` marks a point at which the guest's processor can be preempted while other machines run; the program is
+resumed with None. No interrupt is delivered there. Only ``[chaos]`` of a topology preempts programs; elsewhere the
+program goes on at once.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from nodes.doorbells import Burst, Doorbells
 from nodes.errors import GuestError
 from nodes.load import STEADY
 
-__all__ = ["FOREVER", "NOW", "OTHERS", "Guest", "Interrupt", "Peers", "Program", "Random", "Trace"]
+__all__ = ["FOREVER", "NOW", "OTHERS", "STEP", "Guest", "Interrupt", "Peers", "Program", "Random", "Trace"]
 
 Peers = Sequence[int]
 """The IDs of the peers that a program works with. In a topology: a group, a machine, a list of them, "others" or "all".
@@ -57,6 +61,10 @@ FOREVER = None
 
 NOW = 0
 """Yielded by a program: take an interrupt that has arrived, and do not wait."""
+
+
+STEP = -1
+"""Yielded by a program: other machines may run here, between two accesses to the shared memory."""
 
 
 class Interrupt(NamedTuple):

@@ -14,7 +14,7 @@ from nodes.device.effects import DeviceWarning, IntxLevel, MsixMessage
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.profiles import Profile
 from nodes.doorbells import Doorbells, Ledger
-from nodes.guest import FOREVER, Guest, Interrupt, Program, Random
+from nodes.guest import FOREVER, STEP, Guest, Interrupt, Program, Random
 from nodes.peer_table import Line, PeerTable
 
 __all__ = ["Vm"]
@@ -44,6 +44,8 @@ class Vm:
         on_left: ``on_left(vector, pended, lost)`` is called when drained doorbells do not interrupt the guest: they
             were left pending, or lost. Otherwise an engine counts one interrupt for each drain.
         on_fired: ``on_fired(vector)`` is called for an interrupt without a drain: a pending vector has fired.
+        preempts: ``preempts()`` is called when the program yields `STEP`. If it returns True, `wait` is `STEP`: the
+            engine calls `expire` later, and delivers nothing before.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Vm:
         self.interrupts = [0] * self.device.vectors
         self.on_left: Callable[[int, int, int], None] = lambda vector, pended, lost: None
         self.on_fired: Callable[[int], None] = lambda vector: None
+        self.preempts: Callable[[], bool] = _never
         self._program: Program | None = None
         self._wait: int | None = FOREVER  # what the program yielded last
         self._carrying_out = False
@@ -234,7 +237,10 @@ class Vm:
         if program is None:
             return FOREVER if self._first is None else self._resume_first(self._first, interrupt)
         try:
-            self._wait = program.send(interrupt)
+            wait = program.send(interrupt)
+            while wait == STEP and not self.preempts():
+                wait = program.send(None)
+            self._wait = wait
         except StopIteration:
             self._program, self._wait = None, FOREVER
         if self.device.effects and not self._carrying_out:
@@ -250,12 +256,12 @@ class Vm:
         """Turn the device's effects into interrupts of the guest, whose program may cause further effects.
 
         Only the first interrupt stands for the ``count`` doorbells just ``drained``. Returns whether these have
-        interrupted nothing.
+        interrupted nothing. Effects wait while the program is preempted.
         """
-        effects = self.device.effects
+        effects, program_vm = self.device.effects, self._first or self
         self._carrying_out = True
         try:
-            while effects:
+            while effects and program_vm._wait != STEP:
                 match effects.popleft():
                     case MsixMessage(vector=vector):
                         self._interrupt(vector, count, drained=drained)
@@ -275,3 +281,7 @@ class Vm:
             if not drained:
                 self.on_fired(vector)
         self._resume(Interrupt(vector, count, self.number))
+
+
+def _never() -> bool:
+    return False

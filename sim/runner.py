@@ -21,6 +21,7 @@ from sim.coordination.coordinator import Coordinator, RunEnd
 from sim.coordination.machines import LiveMachines
 from sim.engines.base import Engine
 from sim.engines.process.engine import ProcessEngine
+from sim.engines.virtual.chaos import draw_decisions, with_faults
 from sim.engines.virtual.engine import VirtualEngine
 from sim.host.preflight import check
 from sim.host.runtime_directory import runtime_directory
@@ -41,11 +42,13 @@ class EngineKind(NamedTuple):
     """An engine that can run a topology.
 
     ``make`` is called with the topology, a private directory, and the path of the first server's socket.
-    ``in_real_time``: the engine needs this host to be large enough, and its latencies contain what a wake-up costs.
+    ``prepare`` adds to the topology what the engine draws from the seed. ``in_real_time``: the engine needs this
+    host to be large enough, and its latencies contain what a wake-up costs.
     """
 
     make: Callable[[Topology, Path, Path], Engine]
     in_real_time: bool
+    prepare: Callable[[Topology], Topology] = lambda topology: topology
 
     def baselines(self) -> list[WakeUpBaseline]:
         """What a wake-up costs here now; empty when that is no part of the run."""
@@ -54,7 +57,11 @@ class EngineKind(NamedTuple):
 
 ENGINES: dict[str, EngineKind] = {
     "process": EngineKind(ProcessEngine, in_real_time=True),
-    "virtual": EngineKind(VirtualEngine, in_real_time=False),
+    "virtual": EngineKind(
+        lambda topology, runtime, socket_path: VirtualEngine(topology),
+        in_real_time=False,
+        prepare=lambda topology: with_faults(topology, draw_decisions(topology)),
+    ),
 }
 """By their names in ``[run] engine``."""
 
@@ -112,7 +119,7 @@ def run(
     engine_kind = ENGINES[topology.run.engine]
     if engine_kind.in_real_time:
         check(topology, Path(runs))
-    topology = name_memories(topology)
+    topology = name_memories(engine_kind.prepare(topology))
     remove_orphaned()
     arguments = {"overrides": dict(topology.overrides), "resources_every_s": resources_every_s}
     arguments["programs"] = program_files

@@ -5,16 +5,18 @@ from topologies.language.problems import Problem, TopologyError
 from topologies.language.schema import json_schema
 from topologies.language.starter import starter_text
 from topologies.loader import load, loads, shipped
-from topologies.model import Domain, Group, Machine, Machines, Memory, RunSettings, Scheduling, Topology, Trace
+from topologies.model import Chaos, Domain, Group, Machine, Machines, Memory, RunSettings, Scheduling, Topology, Trace
 from topologies.resolve.programs import Parameter, Program, ProgramError, resolve_program, shipped_programs
-from topologies.schedule import Condition, Expectation, Phase, TimelineEntry
+from topologies.schedule import Condition, Expectation, Invariant, Phase, TimelineEntry
 
 __all__ = [
     "Action",
+    "Chaos",
     "Condition",
     "Domain",
     "Expectation",
     "Group",
+    "Invariant",
     "Machine",
     "Machines",
     "Memory",

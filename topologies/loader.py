@@ -23,9 +23,10 @@ from topologies.language.sizes import (
 from topologies.language.tables import File, Size
 from topologies.language.toml_positions import Path
 from topologies.language.values import describe
-from topologies.model import MAIN_DOMAIN, Domain, Group, Machine, Memory, RunSettings, Topology
+from topologies.model import MAIN_DOMAIN, Chaos, Domain, Group, Machine, Memory, RunSettings, Topology
 from topologies.resolve.arguments import Arguments, check_offsets, read_arguments
 from topologies.resolve.conditions import read_expectations
+from topologies.resolve.invariants import read_invariants
 from topologies.resolve.machines import ResolvedMachines, read_machines
 from topologies.resolve.phases import end_of, read_phases
 from topologies.resolve.programs import ProgramFiles
@@ -149,6 +150,7 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
         report=report,
     )
     expectations = read_expectations(fields.get("expect", ()), references, report)
+    invariants = read_invariants(fields.get("invariant", ()), programs, report)
     matrix = read_matrix(fields.get("matrix", {}), report)
     if report.problems:
         return None
@@ -162,12 +164,19 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
         phases=phases,
         timeline=timeline,
         expectations=expectations,
+        invariants=invariants,
+        chaos=_chaos(document, fields),
         matrix=matrix,
         files={name: str((folder / name).absolute()) for name in references.traces},
         source_text=document.text,
         source_name=document.name,
         overrides=document.overrides,
     )
+
+
+def _chaos(document: Document, fields: Mapping[str, Any]) -> Chaos | None:
+    """The table ``[chaos]``; None for a file without it."""
+    return Chaos(**fields["chaos"]) if "chaos" in document.values else None
 
 
 def _domains(fields: Mapping[str, Any], document: Document, report: Report) -> dict[str, Domain | None]:

@@ -23,7 +23,7 @@ from msgspec import Meta, Struct
 from nodes.errors import UsageError
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES
 from topologies.language.validated import NAME_PATTERN, Name, Validated
-from topologies.schedule import Expectation, Phase, TimelineEntry
+from topologies.schedule import Expectation, Invariant, Phase, TimelineEntry
 
 __all__ = [
     "MAX_MACHINES",
@@ -148,6 +148,35 @@ class RunSettings(Validated, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = False
 
 
+Share = Annotated[float, Meta(ge=0, le=1)]
+Rate = Annotated[float, Meta(ge=0, le=1_000_000)]
+
+
+class Chaos(Validated, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Delays and faults under virtual time, drawn from the seed: the table ``[chaos]``."""
+
+    wake_delays: Annotated[Share, Meta(description="The share of wake-ups of machines that are delayed.")] = 0.0
+    message_delays: Annotated[Share, Meta(description="The share of messages of the server that are delayed.")] = 0.0
+    cuts: Annotated[
+        Share, Meta(description="The share of reads from the server that end early, within a message or before one.")
+    ] = 0.0
+    reorders: Annotated[
+        Share, Meta(description="The share of wake-ups that take the counters in another order than they were rung.")
+    ] = 0.0
+    preemptions: Annotated[
+        Share, Meta(description="The share of the points marked `yield STEP` at which the program is preempted.")
+    ] = 0.0
+    delay_max_us: Annotated[
+        float, Meta(ge=1, le=60_000_000, description="The longest delay; short ones are as likely as long ones.")
+    ] = 1000.0
+    kills_per_s: Annotated[Rate, Meta(description="How many machines are killed in a second; each joins again.")] = 0.0
+    stalls_per_s: Annotated[Rate, Meta(description="How many machines are stalled in a second.")] = 0.0
+    fills_per_s: Annotated[Rate, Meta(description="How many machines have their counters filled in a second.")] = 0.0
+    outage_max_us: Annotated[
+        float, Meta(ge=1, le=60_000_000, description="The longest time that a fault lasts, likewise.")
+    ] = 1000.0
+
+
 class Memory(Validated, frozen=True, kw_only=True):
     """The region behind BAR2 of every machine; ``size_bytes`` is a power of two, at least one page.
 
@@ -231,6 +260,8 @@ class Topology(Struct, frozen=True, kw_only=True):
     """One scenario, checked as a whole.
 
     Attributes:
+        invariants: what `ivsim explore` checks besides its own.
+        chaos: delays and faults under virtual time; None without any.
         matrix: for sweeps, the values of each key, spelled as for ``--set``.
         source_text: the text of the file. With ``overrides`` it makes the same topology again.
         overrides: the keys and values of ``--set``.
@@ -246,6 +277,8 @@ class Topology(Struct, frozen=True, kw_only=True):
     phases: tuple[Phase, ...] = ()
     timeline: tuple[TimelineEntry, ...] = ()
     expectations: tuple[Expectation, ...] = ()
+    invariants: tuple[Invariant, ...] = ()
+    chaos: Chaos | None = None
     matrix: dict[str, tuple[str, ...]] = {}
     source_text: str = ""
     source_name: str = ""

@@ -11,7 +11,7 @@ from msgspec import Meta
 from topologies.actions import Action
 from topologies.language.validated import Name, Validated
 
-__all__ = ["COMPARISONS", "Condition", "Expectation", "Phase", "TimelineEntry"]
+__all__ = ["COMPARISONS", "Condition", "Expectation", "Invariant", "Phase", "TimelineEntry"]
 
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -56,6 +56,22 @@ class Expectation(Validated, frozen=True, kw_only=True):
     that: Condition
     abort: bool = False
     allow_empty: bool = False
+
+
+class Invariant(Validated, frozen=True, kw_only=True):
+    """A function that `ivsim explore` calls: ``package.module:function`` or ``/path/to/file.py:function``.
+
+    It gets the state of the run (`sim.explore.State`). It is a safety invariant: the function returns True after every
+    event. With ``within_ms`` it is a liveness invariant: a result that is not True changes within that time.
+    """
+
+    that: str
+    within_ms: Annotated[float, Meta(gt=0, le=604_800_000)] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return self.that.rpartition(":")[2]
 
 
 class Phase(Validated, frozen=True, kw_only=True):

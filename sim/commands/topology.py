@@ -43,6 +43,7 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
         notes = {
             "failing_migrations": [asdict(each) for each in failing],
             "unreachable": [asdict(each) for each in silent],
+            "without_effect": _without_effect(loaded),
         }
         click.echo(json.dumps({"valid": True, **demand, **notes}, indent=2))
     else:
@@ -53,8 +54,15 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             "{memory_bytes} bytes of {memory_kind}".format(**demand)
         )
         click.echo(_schedule(loaded))
-        for each in (*failing, *silent):
+        for each in (*failing, *silent, *_without_effect(loaded)):
             click.echo(f"    note: {each}")
+
+
+def _without_effect(topology: Topology) -> list[str]:
+    """The tables that the topology's engine does nothing with."""
+    if topology.chaos is None or topology.run.engine == "virtual":
+        return []
+    return [f"[chaos] has no effect on the engine {topology.run.engine}, only on `virtual` and in `ivsim explore`"]
 
 
 def _schedule(topology: Topology) -> str:

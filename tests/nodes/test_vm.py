@@ -10,7 +10,7 @@ import pytest
 from nodes import programs
 from nodes.device.profiles import PROFILES
 from nodes.errors import GuestError
-from nodes.guest import FOREVER, NOW, Interrupt
+from nodes.guest import FOREVER, NOW, STEP, Interrupt
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm
 from tests.fabric import Books
@@ -522,3 +522,43 @@ def test_a_program_that_a_reset_or_an_unplug_ends_reports_what_it_missed(bench):
     bench.now_ns += 70
     bench.vm.unplug()
     assert (bench.guest.missed, bench.guest.missed_oldest_ns) == (2, 500)
+
+
+def test_a_step_is_resumed_at_once_unless_the_engine_preempts():
+    """The interrupt that arrives meanwhile waits for the next yield that is no STEP."""
+    seen = []
+
+    def program(guest):
+        seen.append((yield STEP))
+        seen.append((yield FOREVER))
+
+    vm = Bench().vm
+    assert vm.start(program) is FOREVER
+    assert seen == [None]
+    vm = Bench().vm
+    vm.preempts = lambda: True
+    assert vm.start(program) == STEP
+    assert vm.expire() is FOREVER
+
+
+def test_a_pending_vector_fires_after_the_step_at_which_the_program_is_preempted():
+    """Unmasking fires the vector; its interrupt must not resume a program that stands at a STEP."""
+    bench, seen = Bench(), []
+
+    def program(guest):
+        guest.mask(1)
+        yield FOREVER
+        guest.unmask(1)
+        yield STEP
+        seen.append("stepped")
+        seen.append((yield FOREVER))
+        yield FOREVER
+
+    bench.vm.start(program)
+    bench.vm.deliver(1, 1)
+    assert bench.guest.pending(1)
+    bench.vm.preempts = lambda: True
+    assert bench.vm.deliver(0, 1) == STEP
+    assert seen == []
+    bench.vm.expire()
+    assert seen == ["stepped", Interrupt(1, 1)]

@@ -17,6 +17,7 @@ from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYT
 from topologies.language.validated import NAME_PATTERN, Name, Sparse
 from topologies.model import (
     Blockers,
+    Chaos,
     Count,
     Cpus,
     Dialect,
@@ -41,6 +42,7 @@ __all__ = [
     "ExpectTable",
     "File",
     "GroupTable",
+    "InvariantTable",
     "MachineTable",
     "MemoryTable",
     "PhaseTable",
@@ -269,6 +271,28 @@ class ExpectTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = False
 
 
+class InvariantTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `ivsim explore` checks besides its own: an entry of ``[[invariant]]``."""
+
+    that: Annotated[
+        str,
+        Meta(
+            pattern=r"^[^:]{1,1000}:[A-Za-z_][A-Za-z0-9_]*\Z",
+            description='"module:function": a module that can be imported, or the name of a file given with --program.',
+            examples=["ring_buffer:is_drained"],
+            extra={"expected": 'a function, like "module:function"'},
+        ),
+    ]
+    within_ms: Annotated[
+        Annotated[float, Meta(gt=0, le=604_800_000)] | None,
+        Meta(
+            description="A liveness invariant: how long the result may stay the same without being True. "
+            "If absent, it is a safety invariant: it is True after every event.",
+            extra={"expected": "a number of milliseconds above 0"},
+        ),
+    ] = None
+
+
 class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A topology: which machines share a memory, what they run, what happens to them, and for how long."""
 
@@ -289,6 +313,10 @@ class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(description="The actions on machines and servers during the run."),
     ] = ()
     expect: Annotated[tuple[ExpectTable, ...], Meta(description="What must hold at the end.")] = ()
+    invariant: Annotated[tuple[InvariantTable, ...], Meta(description="What `ivsim explore` checks.")] = ()
+    chaos: Annotated[
+        Chaos, Meta(description="Delays and faults under virtual time, drawn from the seed; no other engine has them.")
+    ] = Chaos()
     matrix: Annotated[
         dict[MatrixKey, Annotated[list[Any], Meta(min_length=1, extra={"expected": "an array of values"})]],
         Meta(description="For sweeps: dotted keys, in quotes, and the values of each."),
@@ -326,5 +354,7 @@ _TABLES: dict[str, type[Struct]] = {
     "[[phases]]": PhaseTable,
     "[[timeline]]": ActionTable,
     "[[expect]]": ExpectTable,
+    "[chaos]": Chaos,
+    "[[invariant]]": InvariantTable,
 }
 _LAST_CPU = 8191

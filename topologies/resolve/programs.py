@@ -117,6 +117,7 @@ class ProgramFiles:
 
     def __init__(self, files: Iterable[str | FilePath] = ()) -> None:
         self._names: dict[str, str] = {}
+        self._files: list[str] = []
         problems = []
         for file in dict.fromkeys(str(FilePath(file).absolute()) for file in files):
             try:
@@ -128,6 +129,7 @@ class ProgramFiles:
 
     def _add(self, file: str) -> None:
         module = _module(file, lambda: import_file(file, again=True))
+        self._files.append(file)
         names = [
             name
             for name, value in vars(module).items()
@@ -141,6 +143,18 @@ class ProgramFiles:
             if name in self._names:
                 raise ProgramError("names that no other file of programs has", f"{name}, as in {self._names[name]}")
             self._names[name] = f"{file}:{name}"
+
+    def find_function(self, name: str) -> str:
+        """The full name of a function, ``module:function`` in the topology; ``module`` may be the name of a file.
+
+        Raises `ProgramError`.
+        """
+        module, _, function = name.rpartition(":")
+        file = next((each for each in self._files if FilePath(each).stem == module), None)
+        full = f"{file}:{function}" if file else name
+        if not callable(found := _imported(full)):
+            raise ProgramError("a function of one argument, the state", f"{show(name)}, a {type(found).__name__}")
+        return full
 
     def find(self, name: str) -> Program:
         """The program with the name in a topology. Raises `ProgramError`."""

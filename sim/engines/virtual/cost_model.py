@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import tomllib
 from bisect import bisect_right
@@ -78,20 +79,28 @@ class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Draw:
-    """Costs drawn from a distribution: a table of them is made once, and places in it are drawn."""
+    """Costs drawn from a distribution: a table of them is made once, and drawn are a place in it and a stride."""
 
     def __init__(self, distribution: Distribution, seed: str) -> None:
-        rng = random.Random(seed)
-        costs = [distribution.at((place + 0.5) / DRAWN) for place in range(DRAWN)]
-        rng.shuffle(costs)
-        self._costs, self._at = costs, 0
+        self._costs = _costs(distribution)
+        self._at, self._stride = divmod(random.Random(seed).randrange(DRAWN * DRAWN), DRAWN)
+        self._stride |= 1  # odd: every place has its turn
 
     def __call__(self) -> int:
         """The next cost in nanoseconds."""
-        self._at = at = (self._at + 1) % DRAWN
+        self._at = at = (self._at + self._stride) % DRAWN
         return self._costs[at]
 
 
+@functools.cache
+def _costs(distribution: Distribution) -> list[int]:
+    """Costs of equal probability, in an order that is always the same."""
+    costs = [distribution.at((place + 0.5) / DRAWN) for place in range(DRAWN)]
+    random.Random(DRAWN).shuffle(costs)
+    return costs
+
+
+@functools.cache
 def load_model(source: str = SHIPPED) -> CostModel:
     """The cost model of that name, or in that file.
 

@@ -16,9 +16,14 @@ from sim.recording import Recording
 
 __all__ = ["VirtualDevice"]
 
+NO_CUT = 1 << 62
+
 
 class VirtualDevice:
-    """``first`` is the machine's first device, None for that itself."""
+    """``first`` is the machine's first device, None for that itself.
+
+    ``cut()`` says after how many bytes a read from the server ends, 0 for never; None is a function that says 0.
+    """
 
     def __init__(
         self,
@@ -32,6 +37,7 @@ class VirtualDevice:
         seed: str,
         sample_every: int,
         first: Vm | None,
+        cut: Callable[[], int] | None,
         signal: Callable[[int, int], object],
         signal_all: Callable[[Iterator[int]], object],
         clock: Callable[[], int],
@@ -51,6 +57,8 @@ class VirtualDevice:
             sample_every=sample_every,
             first=first,
         )
+        self._cut = cut
+        self._received = 0  # bytes of the message that is next in the link
         self.link: VirtualLink | None = None
         self.endpoint: Endpoint | None = None
         self.expected: int | None = None
@@ -82,7 +90,7 @@ class VirtualDevice:
         warn: Callable[[str], object],
     ) -> None:
         """Hear a server from now on; ``place(peer, descriptor)`` puts the memory in its place."""
-        self.link, self.expected = link, None
+        self.link, self.expected, self._received = link, None, 0
         self.endpoint = make_endpoint(
             self.vm,
             PeerTable(),
@@ -102,9 +110,23 @@ class VirtualDevice:
         link, endpoint = self.link, self.endpoint
         if link is None or endpoint is None:
             return True
-        for message in link.read():
+        arrived = link.read()
+        left = self._cut() or NO_CUT if self._cut is not None and arrived else NO_CUT
+        for place, message in enumerate(arrived):
             if message is None:
                 endpoint.end()
                 return False
-            endpoint.receive(message.encode(), message.descriptors)
+            data = message.encode()[self._received :]
+            if left <= len(data):
+                if left == len(data):
+                    endpoint.receive(data, message.descriptors)
+                    self._received, place = 0, place + 1
+                else:  # descriptors come with the last byte
+                    endpoint.receive(data[:left], ())
+                    self._received += left
+                link.put_back(arrived[place:])
+                break
+            endpoint.receive(data, message.descriptors)
+            self._received = 0
+            left -= len(data)
         return True

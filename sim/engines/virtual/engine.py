@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Self
 
 from sim.engines.base import Arrival, Client, DeviceRow
 from sim.engines.messages import Report
 from sim.engines.shared.configure import configure_worker
+from sim.engines.virtual.chaos import Decisions, draw_decisions
 from sim.engines.virtual.cost_model import load_model
 from sim.engines.virtual.host import VirtualHost
 from sim.engines.virtual.loop import VirtualLoop
@@ -22,12 +22,16 @@ __all__ = ["VirtualEngine"]
 
 
 class VirtualEngine:
-    """A `sim.engines.base.Engine`. Nothing in a run depends on this host: the same seed gives the same run."""
+    """A `sim.engines.base.Engine`. Nothing in a run depends on this host: the same seed gives the same run.
 
-    def __init__(self, topology: Topology, runtime: Path, socket_path: Path) -> None:
+    ``decisions`` are those of the topology's ``[chaos]``, None to draw them. Its faults are in the timeline already.
+    """
+
+    def __init__(self, topology: Topology, decisions: Decisions | None = None) -> None:
         self._topology = topology
         self.loop = VirtualLoop()
-        self._host = VirtualHost(self.loop, load_model(), f"{topology.seed}/costs")
+        decisions = decisions or draw_decisions(topology)
+        self._host = VirtualHost(self.loop, load_model(), f"{topology.seed}/costs", decisions)
         self._may_migrate = {
             machine for entry in topology.timeline if isinstance(entry.action, Migrate) for machine in entry.machines
         }

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable, Sequence
 
 from nodes.errors import GuestError
-from nodes.guest import Guest, Program
+from nodes.guest import STEP, Guest, Program
 from sim.engines.shared.delivery import make_delivery
 from sim.engines.shared.failures import ProgramError
 from sim.engines.virtual.device import VirtualDevice
@@ -29,6 +29,7 @@ class Execution:
         counters: ReadyCounters,
         vectors: int,
         poke: Callable[[], object],
+        name: str,
     ) -> None:
         self._host, self._loop, self._clock = host, host.loop, host.loop.clock
         self._counters, self._poke = counters, poke
@@ -39,6 +40,11 @@ class Execution:
         self.has_begun = False
         self._alarm_ns = -1
         self._slow_ns = self._slow_until_ns = 0
+        self._reorder = host.decisions.reorders(name)
+        self._preempt = host.decisions.delays("preempt", name)
+        self._preempted_ns = self._preempted_until_ns = 0
+        if self._preempt is not None:
+            self._vm.preempts = self._preempts
 
     def begin(self, program: Callable[[Guest], Program]) -> None:
         """Start the program.
@@ -59,7 +65,9 @@ class Execution:
     def step(self) -> None:
         """Take the interrupts that are there; without any, resume a program whose time has come."""
         ignored = self._ignored()
-        if not (self._counters.queue and self._take_interrupts()) and self._is_due():
+        if self.wait == STEP:
+            self._end_preemption()
+        elif not (self._counters.queue and self._take_interrupts()) and self._is_due():
             self._clock.ns += self._host.model.drain_ns
             try:
                 self.wait = self._vm.expire()
@@ -71,6 +79,12 @@ class Execution:
     def has_more(self) -> bool:
         """Whether there is more to do at once; if not, `poke` is called when there is."""
         now_ns = self._clock.ns
+        if self.wait == STEP:
+            if self._preempted_ns:
+                self._preempted_until_ns = now_ns + self._preempted_ns
+                self._loop.after(self._preempted_ns, self._poke)
+                self._preempted_ns = 0
+            return False
         if self._counters.queue:
             if self._slow_ns:
                 self._is_time_of_slow()
@@ -86,6 +100,23 @@ class Execution:
             self._loop.after(wait - now_ns + self._host.expire_cost(), self._alarm)
         return False
 
+    def _preempts(self) -> bool:
+        """Whether the program is preempted at the `STEP` that it has yielded."""
+        assert self._preempt is not None
+        self._preempted_ns = self._preempt()
+        return self._preempted_ns > 0
+
+    def _end_preemption(self) -> None:
+        """Resume the program at its `STEP` when the time has come."""
+        if self._clock.ns < self._preempted_until_ns:
+            return
+        try:
+            self.wait = self._vm.expire()
+            for vm in self._vms:
+                vm.settle()
+        except (Exception, SystemExit) as error:
+            raise ProgramError from error
+
     def _ignored(self) -> int:
         ignored = 0
         for vm in self._vms:
@@ -98,6 +129,8 @@ class Execution:
         handle_cost, deliver = self._host.handle_cost, self._deliver
         drained, handled = self._drained, self._handled
         took = False
+        if self._reorder is not None and len(queue) > 1:
+            queue.rotate(self._reorder())
         for _ in range(len(queue)):
             if not queue:  # the program has had its device removed
                 break
@@ -118,6 +151,8 @@ class Execution:
                 raise ProgramError from error
             clock.ns += handle_cost()
             handled(clock.ns)
+            if self.wait == STEP:
+                break
         return took
 
     def _is_time_of_slow(self) -> bool:

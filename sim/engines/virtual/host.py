@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterator
 
+from sim.engines.virtual.chaos import Decisions
 from sim.engines.virtual.cost_model import CostModel, Draw
 from sim.engines.virtual.counter import VirtualCounter
 from sim.engines.virtual.cpus import Cpus
@@ -21,8 +22,8 @@ class VirtualHost:
     ``signal_all(lines)`` does the same for each of many.
     """
 
-    def __init__(self, loop: VirtualLoop, model: CostModel, seed: str) -> None:
-        self.loop, self.model = loop, model
+    def __init__(self, loop: VirtualLoop, model: CostModel, seed: str, decisions: Decisions) -> None:
+        self.loop, self.model, self.decisions = loop, model, decisions
         self.cpus = Cpus(loop, model, seed)
         self.servers: list[VirtualServer] = []
         self.handle_cost = Draw(model.handle_ns, f"{seed}/handle")

@@ -62,6 +62,12 @@ class VirtualLink:
             self._announce()
         return arrived
 
+    def put_back(self, messages: Sequence[Message[int] | None]) -> None:
+        """A read has ended before these; the next one begins with them."""
+        if messages:
+            self._arriving.extendleft((self._loop.clock.ns, each) for each in reversed(messages))
+            self._announce()
+
     def close(self) -> None:
         self.is_open = False
         self._arriving.clear()

@@ -59,7 +59,7 @@ class VirtualMachine:
         self.counters = ReadyCounters(host.add_counter, self._rung)
         self._said_ready = self._plugged = self._unread = False
         self._start_ns: int | None = None
-        self._stop_ns = self._joined_ns = 0
+        self._stop_ns = self._joined_ns = self._last_order_ns = 0
         self._migration: VirtualMigration | None = None
         self.queued, self.since_ns = False, -1
         self.slice: Callable[[], object] = lambda: host.cpus.run(self)
@@ -77,6 +77,7 @@ class VirtualMachine:
                     seed=configuration.seed,
                     sample_every=configuration.sample_every,
                     first=self.devices[0].vm if self.devices else None,
+                    cut=host.decisions.cuts(configuration.name),
                     signal=host.signal,
                     signal_all=host.signal_all,
                     clock=self._clock.now_ns,
@@ -84,7 +85,10 @@ class VirtualMachine:
             )
         self._vm = self.devices[0].vm
         self._vm.guest.load = Load(configuration.load)
-        self._execution = Execution(host, self.devices, self.counters, configuration.vectors, self._poke)
+        name = configuration.name
+        self._execution = Execution(host, self.devices, self.counters, configuration.vectors, self._poke, name)
+        self._wake_delay = host.decisions.delays("wake", name)
+        self._message_delay = host.decisions.delays("message", name)
 
     # What its coordinator does
 
@@ -95,9 +99,15 @@ class VirtualMachine:
     def tell(self, order: Order) -> bool:
         if not self.is_running or self._gone:
             return False
-        self._orders.append((self._clock.ns + self._host.wire_delay(), order))
+        self._orders.append((max(self._clock.ns + self._wire_delay(), self._last_order_ns), order))
+        self._last_order_ns = self._orders[-1][0]
         self._loop.after(self._orders[-1][0] - self._clock.ns, self._poke)
         return True
+
+    def _wire_delay(self) -> int:
+        """How long the next message to this machine is under way."""
+        delay_ns = self._host.wire_delay()
+        return delay_ns if self._message_delay is None else delay_ns + self._message_delay()
 
     def stall(self) -> None:
         self.is_still = True
@@ -143,7 +153,7 @@ class VirtualMachine:
         link = VirtualLink(
             self,
             self._loop,
-            delay=self._host.wire_delay,
+            delay=self._wire_delay,
             make_counter=lambda vector: self.counters.make(number * self._configuration.vectors + vector),
             on_readable=self._can_read,
         )
@@ -199,7 +209,8 @@ class VirtualMachine:
     def _rung(self, at_ns: int) -> None:
         """A counter is no longer empty since ``at_ns``."""
         if not self.queued and not self.is_still and not self._gone:
-            self._host.cpus.wake(self, max(at_ns, self._clock.ns))
+            delay_ns = self._wake_delay() if self._wake_delay is not None else 0
+            self._host.cpus.wake(self, max(at_ns, self._clock.ns) + delay_ns)
 
     # Its work
 
