@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from nodes.device import profiles
@@ -20,6 +19,7 @@ from sim.engines.virtual.execution import Execution
 from sim.engines.virtual.host import VirtualHost
 from sim.engines.virtual.link import VirtualLink
 from sim.engines.virtual.migration import VirtualMigration
+from sim.engines.virtual.orders import OrderQueue
 from sim.engines.virtual.ready_counters import ReadyCounters
 from sim.recording import Recording, State, header
 from sim.recording.header import COUNTER_AT
@@ -55,11 +55,11 @@ class VirtualMachine:
         self._may_migrate = may_migrate
         self.is_running = self.is_still = False
         self._gone = self._stopped = self._dismissed = False
-        self._orders: deque[tuple[int, Order]] = deque()
+        self._orders = OrderQueue(host.loop, self._wire_delay, self._poke)
         self.counters = ReadyCounters(host.add_counter, self._rung)
         self._said_ready = self._plugged = self._unread = False
         self._start_ns: int | None = None
-        self._stop_ns = self._joined_ns = self._last_order_ns = 0
+        self._stop_ns = self._joined_ns = 0
         self._migration: VirtualMigration | None = None
         self.queued, self.since_ns = False, -1
         self.slice: Callable[[], object] = lambda: host.cpus.run(self)
@@ -99,9 +99,7 @@ class VirtualMachine:
     def tell(self, order: Order) -> bool:
         if not self.is_running or self._gone:
             return False
-        self._orders.append((max(self._clock.ns + self._wire_delay(), self._last_order_ns), order))
-        self._last_order_ns = self._orders[-1][0]
-        self._loop.after(self._orders[-1][0] - self._clock.ns, self._poke)
+        self._orders.send(order)
         return True
 
     def _wire_delay(self) -> int:
@@ -225,7 +223,7 @@ class VirtualMachine:
             return False
         self._host.running = self
         try:
-            if self._orders:
+            if self._orders.orders:
                 self._obey_orders()
             if self._unread and not self._gone:
                 self._read_servers()
@@ -286,8 +284,8 @@ class VirtualMachine:
     # What its coordinator orders
 
     def _obey_orders(self) -> None:
-        while self._orders and self._orders[0][0] <= self._clock.ns and not self._gone:
-            self._obey(self._orders.popleft()[1])
+        while not self._gone and (order := self._orders.take()) is not None:
+            self._obey(order)
 
     def _obey(self, order: Order) -> None:
         match order:
