@@ -42,6 +42,11 @@ class VirtualHost:
         self._counters.append(counter)
         return len(self._counters) - 1
 
+    def wire_delay_to(self, machine: str) -> Callable[[], int]:
+        """The delays of messages to a machine."""
+        cost, delay = self.wire_delay, self.decisions.delays("message", machine)
+        return cost if delay is None else lambda: cost() + delay()
+
     def memory(self, domain: int, *, own: bool) -> memoryview:
         """The memory of a domain. A machine that may migrate has an ``own`` mapping, which is exchanged under it."""
         server = self.servers[domain]

@@ -55,6 +55,7 @@ class VirtualMachine:
         self._may_migrate = may_migrate
         self.is_running = self.is_still = False
         self._gone = self._stopped = self._dismissed = False
+        self._wire_delay = host.wire_delay_to(configuration.name)
         self._orders = OrderQueue(host.loop, self._wire_delay, self._poke)
         self.counters = ReadyCounters(host.add_counter, self._rung)
         self._said_ready = self._plugged = self._unread = False
@@ -88,7 +89,6 @@ class VirtualMachine:
         name = configuration.name
         self._execution = Execution(host, self.devices, self.counters, configuration.vectors, self._poke, name)
         self._wake_delay = host.decisions.delays("wake", name)
-        self._message_delay = host.decisions.delays("message", name)
 
     # What its coordinator does
 
@@ -101,11 +101,6 @@ class VirtualMachine:
             return False
         self._orders.send(order)
         return True
-
-    def _wire_delay(self) -> int:
-        """How long the next message to this machine is under way."""
-        delay_ns = self._host.wire_delay()
-        return delay_ns if self._message_delay is None else delay_ns + self._message_delay()
 
     def stall(self) -> None:
         self.is_still = True
