@@ -32,7 +32,7 @@ DESCRIPTORS_EACH = 5
 DESCRIPTORS_SPARE = 64
 WORKER_DESCRIPTORS = 14
 DEVICE_DESCRIPTORS = 3
-# The fork server, the tracker of shared memory, and threads of this process: ZeroMQ's two and the progress.
+# The fork server, three processes between it and the workers that they fork, and the thread of the progress.
 HELPERS = 5
 # The unread messages that a socket's buffer holds (212,992 bytes, net.core.wmem_default).
 UNREAD_MESSAGES = 278

@@ -36,6 +36,7 @@ from sim.kernel.waiting import readable_within
 __all__ = ["serve"]
 
 REQUEST_BYTES = 16
+UNDER_WAY_MAX = 3
 STANDARD_ERROR = 2
 
 
@@ -52,16 +53,22 @@ def serve(requests: int, stderr: int, runtime: str, path: list[str], name: str) 
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects the exits of the processes between
     _switch_stderr(stderr)
     coordinator = os.getppid()
     name_process(name)
     channel = Channel(socket.socket(fileno=requests))
     gc.freeze()
     gc.enable()
+    forks = 0
     while readable_within(requests, None):
         received = channel.receive(REQUEST_BYTES)
         if received is None:
             continue
+        forks += 1
+        if not forks % UNDER_WAY_MAX:  # a bound on processes beyond those that the preflight has counted
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, 0)
         data, descriptors = received
         if not data:
             break
@@ -82,19 +89,21 @@ def _switch_stderr(stderr: int) -> None:
 
 def _fork(channel: Channel, coordinator: int, path: list[str], configuration: int, control: int) -> None:
     """Fork a worker that the coordinator adopts: its parent, a fork between, ends at once."""
+    forker = os.getpid()
     try:
-        between = os.fork()
-        if between:
-            os.waitpid(between, 0)
-            return
+        if os.fork():
+            return  # without a wait for its end: on a busy host that waits for the time slices of others
         parent = os.getpid()
         if os.fork():
             os._exit(0)
     except OSError as error:
         Control(socket.socket(fileno=os.dup(control))).send(Failed("host", f"fork: {error.strerror}"))
+        if os.getpid() != forker:
+            os._exit(1)
         return
     try:
         channel.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         sys.path[:] = path
         main(configuration, socket.socket(fileno=control), parent, coordinator)
     finally:
