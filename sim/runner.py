@@ -10,6 +10,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from nodes.errors import UsageError
 from sim.access import Access, access_to, name_memories
 from sim.coordination.coordinator import Coordinator, RunEnd
 from sim.coordination.machines import LiveMachines
+from sim.coordination.monitor import Monitor
 from sim.engines.base import Engine
 from sim.engines.process.engine import ProcessEngine
 from sim.engines.virtual.chaos import draw_decisions, with_faults
@@ -154,16 +156,16 @@ def _coordinator(
     access: Sequence[Access],
     resources_every_s: float,
 ) -> Coordinator:
-    return Coordinator(
-        topology,
-        engine,
+    observe = partial(
+        Monitor,
         runtime=runtime,
-        recording_path=directory.recording_path,
-        event=directory.event,
-        resources=directory.resources,
+        record=directory.resources,
         resources_every_s=resources_every_s,
         path=directory.path,
         access=access,
+    )
+    return Coordinator(
+        topology, engine, recording_path=directory.recording_path, event=directory.event, observe=observe
     )
 
 

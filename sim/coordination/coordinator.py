@@ -10,24 +10,22 @@ done
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sim.access import Access
 from sim.coordination.actions import Actions
 from sim.coordination.domain import LiveDomain
 from sim.coordination.incarnation import Incarnation
 from sim.coordination.machines import LiveMachines
 from sim.coordination.migrations import Migrations
-from sim.coordination.monitor import Monitor
+from sim.coordination.monitor import Observed, Observer
 from sim.coordination.peer_ids import introduce, make_known
 from sim.coordination.timeline import Timeline
 from sim.engines import messages
-from sim.engines.base import Arrival, Client, Engine, HasDescriptor
+from sim.engines.base import Arrival, Client, Engine, HasDescriptor, RunLoop
 from sim.engines.messages import Report
-from sim.host.resources import Resources
 from topologies import Topology
 
 __all__ = ["Coordinator", "RunEnd"]
@@ -66,11 +64,8 @@ class Coordinator:
     """Runs the machines of one topology on an engine. ``event(kind, **fields)`` is told what happens, as it happens.
 
     Args:
-        runtime: a private directory for the telemetry socket.
-        recording_path: where the recording with that number belongs.
-        resources: is told samples of processes, every ``resources_every_s``.
-        path: the run directory.
-        access: how others join the run, for its snapshots.
+        recording_path: where the recording with that number belongs; None for memory only.
+        observe: makes what shows the run while it lasts.
     """
 
     def __init__(
@@ -78,13 +73,9 @@ class Coordinator:
         topology: Topology,
         engine: Engine,
         *,
-        runtime: Path,
-        recording_path: Callable[[int], Path],
+        recording_path: Callable[[int], Path | None],
         event: Callable[..., None],
-        resources: Callable[[list[Resources]], None],
-        resources_every_s: float,
-        path: Path,
-        access: Sequence[Access],
+        observe: Callable[[LiveMachines, Observed, RunLoop], Observer],
     ) -> None:
         self.topology = topology
         self._engine, self._loop, self._clock = engine, engine.loop, engine.loop.clock
@@ -99,16 +90,7 @@ class Coordinator:
             self.domains = [self._make_domain(number, stack) for number in range(len(topology.domains))]
             self.machines = LiveMachines(topology, engine, recording_path, self._take_report)
             stack.callback(self.machines.close)
-            self.monitor = Monitor(
-                self.machines,
-                self,
-                self._loop,
-                runtime=runtime,
-                record=resources,
-                resources_every_s=resources_every_s,
-                path=path,
-                access=access,
-            )
+            self.monitor = observe(self.machines, self, self._loop)
             stack.callback(self.monitor.close)
             for domain in self.domains:
                 domain.open(self.machines)

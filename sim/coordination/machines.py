@@ -27,7 +27,7 @@ class LiveMachines:
         self,
         topology: Topology,
         engine: Engine,
-        recording_path: Callable[[int], Path],
+        recording_path: Callable[[int], Path | None],
         report: Callable[[Incarnation, Report], None],
     ) -> None:
         self.topology = topology

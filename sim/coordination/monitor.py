@@ -19,7 +19,7 @@ from sim.recording import header
 from sim.recording.reader import totals_so_far
 from sim.telemetry import Group, Happened, Publisher, Snapshot
 
-__all__ = ["Counts", "Monitor", "Observed", "in_words"]
+__all__ = ["Counts", "Monitor", "Observed", "Observer", "Unobserved", "in_words"]
 
 SECOND_NS = 1_000_000_000
 HEARTBEAT_NS = SECOND_NS // 2
@@ -47,6 +47,51 @@ class Observed(Protocol):
 
     @property
     def stop_ns(self) -> int: ...
+
+
+class Observer(Protocol):
+    """What shows a run while it lasts: a `Monitor`, or `Unobserved`."""
+
+    telemetry: str
+    published: int
+    heartbeats: int
+    heartbeats_late: int
+    spent_ns: int
+
+    def begin(self) -> None: ...
+
+    def watch(self, incarnation: Incarnation) -> None: ...
+
+    def forget(self, incarnation: Incarnation) -> None: ...
+
+    def note(self, kind: str, fields: Mapping[str, object]) -> None: ...
+
+    def look_at_resources(self) -> None: ...
+
+    def publish(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Unobserved:
+    """Shows nothing: a run that nothing looks at while it lasts."""
+
+    telemetry = ""
+    published = heartbeats = heartbeats_late = spent_ns = 0
+
+    def begin(self) -> None: ...
+
+    def watch(self, incarnation: Incarnation) -> None: ...
+
+    def forget(self, incarnation: Incarnation) -> None: ...
+
+    def note(self, kind: str, fields: Mapping[str, object]) -> None: ...
+
+    def look_at_resources(self) -> None: ...
+
+    def publish(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def in_words(fields: Mapping[str, object]) -> str:
@@ -101,15 +146,9 @@ class Monitor:
         self._snapshots = 0
         self._latency_ns: dict[str, int] = {}
         self._publisher = Publisher(runtime / "telemetry.zmq")
-
-    @property
-    def telemetry(self) -> str:
+        self.telemetry = self._publisher.endpoint
         """Where the snapshots are published."""
-        return self._publisher.endpoint
-
-    @property
-    def published(self) -> int:
-        return self._publisher.published
+        self.published = 0
 
     def close(self) -> None:
         self._publisher.close()
@@ -191,6 +230,7 @@ class Monitor:
                 access=self._access,
             )
         )
+        self.published = self._publisher.published
 
     def _beat(self) -> None:
         """Ping every running machine, and count those that have not answered the last ping."""

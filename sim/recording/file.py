@@ -35,7 +35,7 @@ class Recording:
     @classmethod
     def create(
         cls,
-        path: Path,
+        path: Path | None,
         layout: RecordingLayout,
         *,
         machine: int,
@@ -47,6 +47,7 @@ class Recording:
         """Make the file, reserve its blocks, write its header.
 
         Args:
+            path: where; None for memory that no file holds.
             machine: the row of the recording.
             sample_every: one doorbell in so many is sampled.
             of: the machine that the device belongs to, if it is a further device or a further incarnation.
@@ -56,17 +57,9 @@ class Recording:
         Raises:
             HostError: the disk has no room for it.
         """
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(fd, 0, layout.words * WORD_BYTES)
-            mapping = mmap.mmap(fd, layout.words * WORD_BYTES)
-        except OSError as error:
-            path.unlink()
-            need = layout.words * WORD_BYTES / 2**20
-            raise HostError(f"{path}: {need:.1f} MiB for samples cannot be reserved: {error.strerror}") from error
-        finally:
-            os.close(fd)
-        recording = cls(mapping, layout, path)
+        size_bytes = layout.words * WORD_BYTES
+        mapping = mmap.mmap(-1, size_bytes) if path is None else _map_new(path, size_bytes)
+        recording = cls(mapping, layout, path or "")
         words = recording.words
         words[header.VERSION_AT], words[header.MACHINE] = header.VERSION, machine
         words[header.SAMPLE_EVERY] = sample_every
@@ -109,3 +102,17 @@ class Recording:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _map_new(path: Path, size_bytes: int) -> mmap.mmap:
+    """Make a file with all its blocks, and map it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size_bytes)
+        return mmap.mmap(fd, size_bytes)
+    except OSError as error:
+        path.unlink()
+        need = size_bytes / 2**20
+        raise HostError(f"{path}: {need:.1f} MiB for samples cannot be reserved: {error.strerror}") from error
+    finally:
+        os.close(fd)

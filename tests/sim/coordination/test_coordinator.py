@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sim.coordination.coordinator import Coordinator, RunEnd
+from sim.coordination.monitor import Monitor
 from sim.engines.messages import Act, Ended, Failed, Start, Stop
 from tests.virtual_engine import BEGIN_NS, MILLISECOND_NS, VirtualEngine, VirtualMachine
 from topologies import loads
@@ -41,13 +42,9 @@ class Site:
         self.coordinator = Coordinator(
             loads(TOPOLOGY.format(on_death=on_death) + timeline),
             self.engine,
-            runtime=path,
             recording_path=lambda row: path / "raw" / f"{row}.rec",
             event=lambda kind, **fields: self.events.append({"kind": kind, **fields}),
-            resources=lambda rows: None,
-            resources_every_s=0,
-            path=path,
-            access=(),
+            observe=partial(Monitor, runtime=path, record=lambda rows: None, resources_every_s=0, path=path, access=()),
         )
         stack.callback(self.coordinator.close)
 
