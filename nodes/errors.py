@@ -8,6 +8,7 @@ IvshmemError
 │   ├── RemoteProtocolError   the other side: it sent what the protocol does not allow
 │   └── LocalProtocolError    this side: a caller asked for what the protocol does not allow
 ├── GuestError            the guest program: it asked its machine for what no machine can do
+├── QemuError             a real QEMU: it did not start, does not answer, has ended, or refused a command
 ├── ModelledFault         the modelled device: it did what the real one of its age does
 └── RunError              the run: a machine died, the counts do not balance
 """
@@ -21,6 +22,7 @@ __all__ = [
     "LocalProtocolError",
     "ModelledFault",
     "ProtocolError",
+    "QemuError",
     "RemoteProtocolError",
     "RunError",
     "UsageError",
@@ -53,6 +55,10 @@ class LocalProtocolError(ProtocolError):
 
 class GuestError(IvshmemError):
     """A guest program asked its machine for something that no machine can do."""
+
+
+class QemuError(IvshmemError):
+    """A real QEMU did not start, does not answer, has ended, or refused a command."""
 
 
 class ModelledFault(IvshmemError):  # noqa: N818  (it is the device that erred)

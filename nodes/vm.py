@@ -103,7 +103,11 @@ class Vm:
         self.device.set_memory(memory)
         self.guest.place(peer, memory)
         if is_first:
-            driver.probe(self.device)
+            self.probe()
+
+    def probe(self) -> None:
+        """The guest's driver starts the device."""
+        driver.probe(self.device)
 
     def connect(self, peer: int, vector: int, line: Line) -> bool:
         """A vector of a peer can be rung on ``line``; returns False when the device has no use for it."""
@@ -169,7 +173,7 @@ class Vm:
         """A bus reset: the driver probes the device again, and the program starts again."""
         self.stop()
         self.device.reset()
-        driver.probe(self.device)
+        self.probe()
         self.guest.held.clear()
         self.guest.joined_ns = self.guest.clock()  # what was due before is not due again
         return self.start(program)

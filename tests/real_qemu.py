@@ -1,7 +1,7 @@
 """What the tests ask of a real QEMU beside what `sim.oracle` does: QMP, what migration says there, and its memory.
 
 JSON objects, one a line: commands one way; answers, errors and events the other (QEMU, docs/interop/qmp-spec).
-:func:`monitor` gives a QEMU a monitor of its own, beside the one that :class:`sim.oracle.qtest.Qemu` keeps.
+:func:`monitor` gives a QEMU a monitor of its own, beside the one that :class:`sim.engines.qemu.qtest.Qemu` keeps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from sim.oracle.qtest import TIMEOUT_SECONDS, LineConnection, Qemu, QemuError
+from sim.engines.qemu.qtest import TIMEOUT_SECONDS, LineConnection, Qemu, QemuError
 
 POLL_SECONDS = 0.005
 

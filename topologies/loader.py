@@ -238,7 +238,7 @@ def _arguments(
 
 
 def _group(name: str, table: Mapping[str, Any], base: Settings) -> Group:
-    keys = ("vectors", "role", "profile", "program")
+    keys = ("kind", "vectors", "role", "profile", "program")
     return Group(
         name=name,
         count=table.get("count", 1),
@@ -255,6 +255,7 @@ def _machine(resolved: ResolvedMachines, index: int, arguments: Mapping[int, Arg
         index=index,
         name=resolved.names.names_of[index],
         group=resolved.group_of(index),
+        kind=values["kind"],
         vectors=values["vectors"],
         role=values["role"],
         profile=values["profile"],

@@ -66,6 +66,15 @@ Role = Annotated[
         )
     ),
 ]
+MachineKind = Annotated[
+    Literal["simulated", "qemu"],
+    Meta(
+        description=(
+            "`simulated`: the device is a model; `qemu`: it is that of a real QEMU without a guest, which the run "
+            "starts and which the program drives."
+        )
+    ),
+]
 Profile = Annotated[str, Meta(pattern=NAME_PATTERN, description="The device profile of each machine.")]
 ProgramName = Annotated[
     str,
@@ -223,6 +232,7 @@ class Group(Validated, frozen=True, kw_only=True):
     name: Name
     count: Count = 1
     pattern: str = ""
+    kind: MachineKind = "simulated"
     vectors: Vectors = 1
     role: Role = "peer"
     profile: Profile = "qemu-doorbell"
@@ -236,6 +246,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     Attributes:
         index: from 0 over all groups in the file's order. The server gives IDs in that order to the machines that are
             ``present`` at the start of the run; the others join by the timeline.
+        kind: what its device is, a model or that of a real QEMU.
         vectors: the vectors of each device.
         parameters: a typed value for every parameter of the program; names of machines have become `Machines`.
         domains: the machine has a device in each of them.
@@ -252,6 +263,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     parameters: dict[str, Any]
     domains: tuple[str, ...] = (MAIN_DOMAIN,)
     present: bool = True
+    kind: Literal["simulated", "qemu"] = "simulated"
     scheduling: Scheduling = Scheduling()
     blockers: tuple[str, ...] = ()
 

@@ -6,6 +6,8 @@ capability says.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.msix import CAPABILITY_ID, CONTROL, CONTROL_ENABLE, ENTRY_BYTES, MASKED, Msix
 from nodes.device.pci import CAPABILITIES, STATUS, STATUS_CAPABILITIES, assign_resources
@@ -18,17 +20,34 @@ MSI_ADDRESS = 0xFEE00000  # the local APIC's window, Intel SDM vol. 3, 10.11.1
 ID_LIMIT = 1 << 16
 
 
-def probe(device: Ivshmem) -> None:
-    """Start the device: decode memory, master the bus, write the start values, point each vector at the processor."""
+def _to_processor(vector: int) -> tuple[int, int]:
+    """The address and the data of the message by which a vector interrupts the first processor."""
+    return MSI_ADDRESS, vector
+
+
+def probe(
+    device: Ivshmem,
+    *,
+    assign: Callable[..., object] = assign_resources,
+    message: Callable[[int], tuple[int, int]] = _to_processor,
+) -> None:
+    """Start the device: decode memory, master the bus, write the start values, fill and enable the MSI-X table.
+
+    Args:
+        device: the device.
+        assign: gives addresses to the BARs and enables the decoder, as `assign_resources` does.
+        message: ``message(vector)`` is the address and the data of the message that the vector sends.
+    """
     profile = device.profile
-    assign_resources(device.config.bars.values(), device.config_write)
+    assign(device.config.bars.values(), device.config_write)
     for name, value in profile.driver_start:
         device.bar_write(profile.registers_bar, profile.registers.offset_of(name), 4, value)
     capability = _find_capability(device, CAPABILITY_ID)
     if capability is None or device.msix is None:
         return
     for vector in range(device.msix.layout.vectors):
-        for word, value in enumerate((MSI_ADDRESS, 0, vector, 0)):
+        address, data = message(vector)
+        for word, value in enumerate((address & 0xFFFF_FFFF, address >> 32, data, 0)):
             device.bar_write(device.msix.layout.bar, ENTRY_BYTES * vector + 4 * word, 4, value)
     control = device.config_read(capability + 2, 2)
     device.config_write(capability + 2, 2, control | CONTROL_ENABLE)

@@ -136,7 +136,7 @@ class Warned(msgspec.Struct, tag=True, frozen=True):
 class Failed(msgspec.Struct, tag=True, frozen=True):
     """Report: the machine cannot continue.
 
-    ``whose`` is at fault: "program", "modelled device", "server", "host" or "simulator".
+    ``whose`` is at fault: "program", "modelled device", "QEMU", "server", "host" or "simulator".
     """
 
     whose: str

@@ -24,6 +24,7 @@ __all__ = [
     "children",
     "describe_exit",
     "end_children",
+    "end_with_parent",
     "has_stopped",
     "keep_orphans",
     "name_process",
@@ -100,6 +101,11 @@ def tie_to(parent: int, adopter: int) -> bool:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _libc.prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
     return os.getppid() == adopter
+
+
+def end_with_parent() -> None:
+    """Between fork and exec: the kernel ends this process when its parent ends (PR_SET_PDEATHSIG, prctl(2))."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def keep_orphans() -> None:

@@ -19,6 +19,7 @@ from nodes.device.profiles import DOORBELL, PROFILES, Profile
 from nodes.doorbells import NoLedger
 from nodes.errors import UsageError
 from nodes.vm import Vm
+from sim.engines.qemu.qtest import Qemu, QemuError, find_qemu
 from sim.oracle.operations import (
     MESSAGE_BASE,
     ConfigRead,
@@ -33,7 +34,6 @@ from sim.oracle.operations import (
     Write,
     generate,
 )
-from sim.oracle.qtest import Qemu, QemuError, find_qemu
 from sim.oracle.scripted_server import ScriptedServer
 
 __all__ = ["CONFORMING", "Divergence", "Observation", "RealDevice", "Report", "SimulatedDevice", "conform"]

@@ -14,10 +14,10 @@ import socket
 import time
 
 from nodes.wire.protocol import MEMORY, VERSION, Message
+from sim.engines.qemu.qtest import QemuError
 from sim.kernel.channel import Outbox
 from sim.kernel.eventfd import EventFd, signal
 from sim.kernel.memory import Region, map_region
-from sim.oracle.qtest import QemuError
 
 __all__ = ["ScriptedServer"]
 

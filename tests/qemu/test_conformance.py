@@ -20,6 +20,7 @@ from nodes.device.pci import assign_resources
 from nodes.device.profiles import PROFILES, STICKY_REGISTERS, profile
 from nodes.device.registers import AccessRules
 from nodes.errors import UsageError
+from sim.engines.qemu.qtest import DEFAULT_QEMU, Qemu, QemuError, find_qemu
 from sim.kernel.eventfd import EventFd
 from sim.kernel.memory import Region
 from sim.oracle.conformance import CONFORMING, Divergence, RealDevice, SimulatedDevice, conform, play, possible, shrink
@@ -39,7 +40,6 @@ from sim.oracle.operations import (
     boot,
     generate,
 )
-from sim.oracle.qtest import DEFAULT_QEMU, Qemu, QemuError, find_qemu
 from sim.oracle.scripted_server import ScriptedServer
 from tests.real_qemu import read_block
 

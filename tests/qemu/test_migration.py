@@ -22,7 +22,7 @@ from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import FIELDS, Blocker, Blockers, MigrationError
 from nodes.device.profiles import profile
 from nodes.errors import UsageError
-from sim.oracle.qtest import DEFAULT_QEMU, Qemu, QemuError
+from sim.engines.qemu.qtest import DEFAULT_QEMU, Qemu, QemuError
 from tests.nodes.device.test_ivshmem_state import PEER_MODE, device
 from tests.nodes.device.test_migration import STREAMS, everything, written
 from tests.real_qemu import Qmp, QmpError, monitor, read_block

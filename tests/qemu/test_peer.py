@@ -22,9 +22,9 @@ from nodes.device.profiles import PROFILES
 from nodes.doorbells import NoLedger
 from nodes.guest import FOREVER, Guest, Interrupt, Program
 from nodes.vm import Vm
+from sim.engines.qemu.qtest import DEFAULT_QEMU, Qemu, find_qemu
 from sim.kernel.eventfd import drain
 from sim.kernel.eventfd import signal as signal_line
-from sim.oracle.qtest import DEFAULT_QEMU, Qemu, find_qemu
 from sim.wire.connection import Connection, connect
 from tests.real_qemu import read_block
 

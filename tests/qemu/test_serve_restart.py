@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.oracle.qtest import DEFAULT_QEMU, find_qemu
+from sim.engines.qemu.qtest import DEFAULT_QEMU, find_qemu
 from tests.system.test_serve import PATIENCE_S, Visitor, serve, serving
 
 pytestmark = pytest.mark.qemu

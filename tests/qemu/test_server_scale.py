@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from sim.engines.qemu.qtest import DEFAULT_QEMU, find_qemu
 from sim.kernel.channel import Channel
-from sim.oracle.qtest import DEFAULT_QEMU, find_qemu
 from tests.system.test_serve import serving
 
 pytestmark = pytest.mark.qemu

@@ -20,7 +20,7 @@ import pytest
 
 import topologies
 from sim.cli import COMMANDS, ivsim
-from sim.oracle.qtest import DEFAULT_QEMU
+from sim.engines.qemu.qtest import DEFAULT_QEMU
 from tests.system.transcripts import PAGES, ROOT, blocks, compare, execute, name_of, page_sessions
 from topologies.resolve.programs import resolve_program
 

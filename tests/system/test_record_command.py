@@ -11,9 +11,9 @@ import pytest
 
 from nodes.wire.analyzer import explain
 from nodes.wire.capture import Connects, Said, parse
+from sim.engines.qemu.qtest import DEFAULT_QEMU, Qemu, find_qemu
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
-from sim.oracle.qtest import DEFAULT_QEMU, Qemu, find_qemu
 from sim.wire.attachment import Attachment
 from sim.wire.server import IvshmemServer
 

@@ -21,6 +21,7 @@ from topologies.model import (
     Count,
     Cpus,
     Dialect,
+    MachineKind,
     MemoryKind,
     Nice,
     Policy,
@@ -150,6 +151,7 @@ class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The settings of machines, in groups, overrides and ``[defaults]``."""
 
     program: ProgramName = ""
+    kind: MachineKind = "simulated"
     vectors: Vectors = 1
     role: Annotated[
         Role | None,

@@ -6,9 +6,9 @@ import random
 import time
 from collections.abc import Callable
 
-from nodes.device.profiles import Profile
+from nodes.device import profiles
 from nodes.vm import Vm
-from sim.engines.shared.configuration import DeviceConfiguration
+from sim.engines.shared.configuration import DeviceConfiguration, WorkerConfiguration
 from sim.engines.shared.recorder import Recorder
 from sim.kernel.eventfd import signal
 from sim.recording import Recording
@@ -18,38 +18,44 @@ __all__ = ["AttachedDevice"]
 
 
 class AttachedDevice:
-    """Owns the connection and the recording. ``first`` is the machine's first device, None for that itself."""
+    """Owns the connection and the recording.
+
+    Args:
+        make_vm: makes the machine, with the arguments of `Vm`.
+        first: the machine's first device, None for that itself.
+        on_memory: ``on_memory(vm, peer, descriptor)`` puts the memory in its place when it comes.
+    """
 
     def __init__(
         self,
         configuration: DeviceConfiguration,
         book: Recording,
-        profile: Profile,
+        machine: WorkerConfiguration,
         *,
-        vectors: int,
-        role: str,
-        seed: str,
-        sample_every: int,
+        make_vm: Callable[..., Vm],
         first: Vm | None,
+        on_memory: Callable[[Vm, int, int], None],
         on_own: Callable[[int, int], None],
         on_own_gone: Callable[[int], None],
         warn: Callable[[str], object],
     ) -> None:
         self.book = book
         self.recorder = Recorder(book, domain=configuration.domain)
-        self.vm = Vm(
+        profile = profiles.profile(machine.profile)
+        self.vm = make_vm(
             profile,
-            vectors=vectors,
-            role=role,
+            vectors=machine.vectors,
+            role=machine.role,
             size_bytes=configuration.memory_bytes if profile.memory_container else None,
             signal=signal,
             ledger=self.recorder,
             clock=time.monotonic_ns,
-            random=random.Random(seed),
-            sample_every=sample_every,
+            random=random.Random(machine.seed),
+            sample_every=machine.sample_every,
             first=first,
         )
         self._on_own, self._on_own_gone, self._warn = on_own, on_own_gone, warn
+        self._on_memory = on_memory
         self.expected: int | None = None
         """How many eventfds the server's greeting names, once the coordinator has said so."""
         self.connection = self._connect(configuration.server)
@@ -73,7 +79,7 @@ class AttachedDevice:
             on_own=lambda descriptor: self._on_own(descriptor, self.vm.number),
             on_own_gone=self._on_own_gone,
             warn=self._warn,
-            on_memory=on_memory,
+            on_memory=on_memory or (lambda peer, memory: self._on_memory(self.vm, peer, memory)),
         )
 
     def close(self) -> None:

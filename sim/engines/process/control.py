@@ -16,13 +16,19 @@ from sim.engines import messages
 from sim.engines.messages import Failed, Warned
 from sim.engines.shared.failures import TEXT_MAX
 
-__all__ = ["Continue", "Control", "Forked", "FromWorker", "Proceed", "ToWorker"]
+__all__ = ["Continue", "Control", "Forked", "FromWorker", "Hosted", "Proceed", "ToWorker"]
 
 MESSAGE_BYTES_MAX = 65_536
 
 
 class Forked(msgspec.Struct, tag=True, frozen=True):
     """From a new process, at the start of a machine or in a migration: it exists, and waits for Proceed."""
+
+    pid: int
+
+
+class Hosted(msgspec.Struct, tag=True, frozen=True):
+    """From the worker: its machine is in a process of its own, a QEMU, which is stalled and measured as the machine."""
 
     pid: int
 
@@ -54,7 +60,7 @@ ToWorker = (
     | Continue
     | Proceed
 )
-FromWorker = Forked | messages.Ready | messages.Stopped | messages.Stayed | messages.Moved | Warned | Failed
+FromWorker = Forked | Hosted | messages.Ready | messages.Stopped | messages.Stayed | messages.Moved | Warned | Failed
 
 # Made once, before workers are forked: they share what it needs of msgspec.
 _encode = msgspec.msgpack.Encoder().encode

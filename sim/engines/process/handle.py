@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from sim.engines import messages
 from sim.engines.messages import Ended, Order, Placed, Report
-from sim.engines.process.control import Continue, Control, Forked, Proceed
+from sim.engines.process.control import Continue, Control, Forked, Hosted, Proceed
 from sim.engines.process.forkserver import ForkServer
 from sim.engines.shared.configuration import WorkerConfiguration
 from sim.kernel.loop import Loop
@@ -60,9 +60,15 @@ class WorkerHandle:
         self._processes: deque[ChildProcess] = deque()
         """The process that it is in, then those that it has moved on to."""
         self._candidate: ChildProcess | None = None
+        self._hosted: ChildProcess | None = None
+        """The QEMU that the machine is in, beside the process that drives it."""
 
     @property
     def pid(self) -> int | None:
+        return self._hosted.pid if self._hosted is not None else self._worker_pid
+
+    @property
+    def _worker_pid(self) -> int | None:
         return self._processes[-1].pid if self._processes else None
 
     @property
@@ -71,13 +77,12 @@ class WorkerHandle:
 
     @property
     def is_still(self) -> bool:
-        return self.pid is not None and has_stopped(self.pid)
+        return self._worker_pid is not None and has_stopped(self._worker_pid)
 
     @property
     def is_starved(self) -> bool:
-        if self.pid is None:
-            return False
-        return wants_cpu(self.pid) and work_ticks(self.pid) - self._ticks_at_stop < STARVED_TICKS
+        pid = self._worker_pid
+        return pid is not None and wants_cpu(pid) and work_ticks(pid) - self._ticks_at_stop < STARVED_TICKS
 
     def start(self) -> None:
         self._listening = True
@@ -87,8 +92,8 @@ class WorkerHandle:
     def tell(self, order: Order) -> bool:
         if not self.is_running:
             return False
-        if isinstance(order, messages.Stop) and self.pid is not None:
-            self._ticks_at_stop = work_ticks(self.pid)
+        if isinstance(order, messages.Stop) and self._worker_pid is not None:
+            self._ticks_at_stop = work_ticks(self._worker_pid)
         if not isinstance(order, messages.Migrate):
             return self._control.send(order)
         server = "" if order.hand_over else self._server_path(order.domain)
@@ -117,14 +122,17 @@ class WorkerHandle:
             self._loop.remove(process.descriptor)
             process.close()
         self._processes.clear()
-        self._candidate = None
+        self._candidate = self._hosted = None
 
     def _all(self) -> list[ChildProcess]:
-        return [*self._processes, *([self._candidate] if self._candidate is not None else [])]
+        others = (self._candidate, self._hosted)
+        return [*self._processes, *(each for each in others if each is not None)]
 
     def _signal(self, number: signal.Signals) -> None:
         if self._processes and not self._ended:
             self._processes[-1].signal(number)
+            if self._hosted is not None:
+                self._hosted.signal(number)
 
     # What the worker says
 
@@ -134,6 +142,9 @@ class WorkerHandle:
                 match message:
                     case Forked(pid):
                         self._add_process(pid)
+                        continue
+                    case Hosted(pid):
+                        self._add_hosted(pid)
                         continue
                     case messages.Moved():
                         self._arrive()
@@ -186,6 +197,12 @@ class WorkerHandle:
             if not self._migrating:  # the source has been killed meanwhile, and the machine with it
                 self._lose_candidate()
         self._control.send(Proceed())
+
+    def _add_hosted(self, pid: int) -> None:
+        """The machine is in that process from now on: what it costs is measured there."""
+        with contextlib.suppress(ProcessLookupError):  # it has ended, which the worker tells
+            self._hosted = ChildProcess(pid)
+            self._report(Placed())
 
     def _arrive(self) -> None:
         """The machine continues in the candidate."""

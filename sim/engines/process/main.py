@@ -69,7 +69,7 @@ def _run(machine: WorkerConfiguration, link: Control, coordinator: int) -> int:
                 link.send(Stopped())
                 return 0
             schedule(machine.cpus, machine.policy, machine.priority, machine.nice)
-            with contextlib.closing(Worker(machine, link, recordings, coordinator)) as worker:
+            with contextlib.closing(_worker(machine.kind)(machine, link, recordings, coordinator)) as worker:
                 worker.run()
         except EOFError:
             raise
@@ -80,6 +80,15 @@ def _run(machine: WorkerConfiguration, link: Control, coordinator: int) -> int:
             end_children()
             return 1
     return 0
+
+
+def _worker(kind: str) -> type[Worker]:
+    """What runs a machine of that kind. What only some kinds need is loaded by those."""
+    if kind == "qemu":
+        from sim.engines.qemu.worker import QemuWorker
+
+        return QemuWorker
+    return Worker
 
 
 def _is_awaited(link: Control) -> bool:

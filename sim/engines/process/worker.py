@@ -13,9 +13,9 @@ import signal as signals
 import time
 from collections.abc import Callable
 
-from nodes.device import profiles
 from nodes.errors import GuestError, HostError
 from nodes.load import Load
+from nodes.vm import Vm
 from sim.engines import messages
 from sim.engines.process import control
 from sim.engines.process.attached_device import AttachedDevice
@@ -29,6 +29,7 @@ from sim.engines.shared.failures import ProgramError, blaming_program
 from sim.engines.shared.kept_statistics import kept_statistics
 from sim.kernel.eventfd import drain
 from sim.kernel.fork_handover import Source, fork_successor
+from sim.kernel.memory import map_region
 from sim.kernel.processes import end_children, keep_orphans
 from sim.kernel.waiting import readable_within
 from sim.recording import Recording, State, header
@@ -50,6 +51,8 @@ class _Moved(Exception):  # noqa: N818  (no error)
 class Worker:
     """One machine in this process: all that it holds, and its two loops, before and after Start."""
 
+    _make_vm: Callable[..., Vm] = Vm
+
     def __init__(
         self, configuration: WorkerConfiguration, link: Control, recordings: list[Recording], coordinator: int
     ) -> None:
@@ -67,18 +70,15 @@ class Worker:
         self._alarm, self._alarm_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._own: dict[int, int] = {}  # own eventfd -> its vector, counted through all devices
         self._servers: dict[int, AttachedDevice] = {}  # socket to a server -> the device that is connected to it
-        profile = profiles.profile(configuration.profile)
         self._devices: list[AttachedDevice] = []
         for device_configuration, book in zip(configuration.devices, recordings, strict=True):
             device = AttachedDevice(
                 device_configuration,
                 book,
-                profile,
-                vectors=configuration.vectors,
-                role=configuration.role,
-                seed=configuration.seed,
-                sample_every=configuration.sample_every,
+                configuration,
+                make_vm=self._make_vm,
                 first=self._devices[0].vm if self._devices else None,
+                on_memory=self._take_memory,
                 on_own=self._add_own,
                 on_own_gone=self._remove_own,
                 warn=lambda text: link.send(messages.Warned(text)),
@@ -87,6 +87,9 @@ class Worker:
             self._servers[device.connection.fileno()] = device
         self._vm = self._devices[0].vm
         self._vm.guest.load = Load(configuration.load)
+
+    def _take_memory(self, vm: Vm, peer: int, descriptor: int) -> None:
+        vm.place(peer, memoryview(map_region(descriptor)))
 
     def run(self) -> None:
         with blaming_program():

@@ -29,6 +29,7 @@ class WorkerConfiguration:
     """
 
     name: str
+    kind: str
     machine: int
     vectors: int
     role: str

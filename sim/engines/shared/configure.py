@@ -31,6 +31,7 @@ def configure_worker(
     scheduling = machine.scheduling
     return WorkerConfiguration(
         name=name,
+        kind=machine.kind,
         machine=row,
         vectors=machine.vectors,
         role=machine.role,

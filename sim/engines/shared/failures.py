@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator
 
 from nodes.device.qemu_1_1.properties import DeviceExitError
-from nodes.errors import HostError, ModelledFault, ProtocolError, UsageError
+from nodes.errors import HostError, ModelledFault, ProtocolError, QemuError, UsageError
 from sim.engines.messages import Failed
 
 __all__ = ["TEXT_MAX", "ProgramError", "blaming_program", "explain"]
@@ -37,6 +37,8 @@ def explain(error: BaseException) -> Failed:
         whose, cause = "program", error.__cause__
     if isinstance(cause, ModelledFault | DeviceExitError):
         whose = "modelled device"
+    elif isinstance(cause, QemuError):
+        whose = "QEMU"
     elif isinstance(error, ProtocolError | UsageError):
         whose = "server"
     elif isinstance(error, HostError):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from sim.engines.qemu.qtest import DEFAULT_QEMU, find_qemu
 from sim.kernel.eventfd import COUNTER_MAX, signal
-from sim.oracle.qtest import DEFAULT_QEMU, find_qemu
 from sim.wire import nonblocking_guard
 from sim.wire.nonblocking_guard import NonBlockingGuard
 from tests.qemu.test_server_scale import OWN_EVENTFDS, eventfds

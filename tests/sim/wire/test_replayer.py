@@ -18,10 +18,10 @@ import pytest
 from nodes.errors import HostError
 from nodes.wire.analyzer import explain
 from nodes.wire.capture import HEADER, KINDS, Kind, Said, parse
+from sim.engines.qemu.qtest import DEFAULT_QEMU, find_qemu
 from sim.kernel.channel import Channel
 from sim.kernel.eventfd import signal as ring
 from sim.kernel.loop import Loop
-from sim.oracle.qtest import DEFAULT_QEMU, find_qemu
 from sim.wire.attachment import Attachment
 from sim.wire.listener import Listener
 from sim.wire.proxy import kind_of

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -16,18 +17,17 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
-from nodes.errors import IvshmemError, UsageError
+from nodes.errors import QemuError, UsageError
+from sim.kernel.processes import describe_exit, end_with_parent
 
 __all__ = ["DEFAULT_QEMU", "Qemu", "QemuError", "find_qemu"]
 
 DEFAULT_QEMU = "qemu-system-x86_64"
-TIMEOUT_SECONDS = 20.0
+TIMEOUT_SECONDS = 60.0
+END_SECONDS = 5.0
+LAST_WORDS_CHARACTERS = 400
 SUFFIX = {1: "b", 2: "w", 4: "l", 8: "q"}
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC  # PCI 3.0, 3.2.2.3.2
-
-
-class QemuError(IvshmemError):
-    """A QEMU did not start, does not answer, has ended, or refused a command."""
 
 
 def find_qemu(name: str = DEFAULT_QEMU) -> str:
@@ -40,6 +40,10 @@ def find_qemu(name: str = DEFAULT_QEMU) -> str:
     if path is None:
         raise UsageError(f"{name} is not on PATH: install it (Debian: qemu-system-x86) or say --qemu PATH")
     return path
+
+
+class _Broken(QemuError):  # noqa: N818  (the connection is)
+    """A connection to QEMU has ended, or nothing came over it in time."""
 
 
 class LineConnection:
@@ -55,7 +59,7 @@ class LineConnection:
         try:
             self._socket.sendall(text.encode())
         except OSError as error:
-            raise QemuError(f"QEMU's {self._name} connection broke: {error}") from error
+            raise _Broken(f"QEMU's {self._name} connection broke: {error}") from error
 
     def line(self) -> str:
         """The next line.
@@ -67,9 +71,9 @@ class LineConnection:
             try:
                 data = self._socket.recv(1 << 16)
             except OSError as error:
-                raise QemuError(f"QEMU does not answer ({self._name}): {error}") from error
+                raise _Broken(f"QEMU does not answer ({self._name}): {error}") from error
             if not data:
-                raise QemuError(f"QEMU closed its {self._name} connection")
+                raise _Broken(f"QEMU closed its {self._name} connection")
             self._received += data
         line, _, self._received = self._received.partition(b"\n")
         return line.decode()
@@ -113,6 +117,8 @@ class Qemu:
                 stdout=self._stderr,
                 stderr=self._stderr,
                 pass_fds=descriptors,
+                start_new_session=True,  # a terminal's signals are for its user
+                preexec_fn=end_with_parent,  # noqa: PLW1509  (the caller has one thread, or is a test)
             )
         try:
             json.loads(self._qmp.line())
@@ -140,9 +146,23 @@ class Qemu:
             self.printed = self._read_printed()
             self._stderr.close()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def end(self) -> str:
+        """Wait until the process has ended, for a moment; how it ended, in words, with what it printed last."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
+        code = self._process.poll()
+        how = "QEMU does not answer" if code is None else f"QEMU ended ({describe_exit(code)})"
+        words = (self.printed if self._stderr.closed else self._read_printed())[-LAST_WORDS_CHARACTERS:]
+        return f"{how}: {words}" if words else how
+
     def _read_printed(self) -> str:
-        self._stderr.seek(0)
-        return self._stderr.read().decode(errors="replace").strip()
+        # Not seek and read: QEMU writes at the same offset.
+        size_bytes = os.fstat(self._stderr.fileno()).st_size
+        return os.pread(self._stderr.fileno(), size_bytes, 0).decode(errors="replace").strip()
 
     printed = ""
 
@@ -152,7 +172,7 @@ class Qemu:
         """Run one QMP command; returns its result. RESET events that come meanwhile are counted, others ignored."""
         self._qmp.send(json.dumps({"execute": command, "arguments": arguments}))
         while True:
-            answer = json.loads(self._qmp.line())
+            answer = self._answer()
             if "event" in answer:
                 self._reset_seen += answer["event"] == "RESET"
             elif "error" in answer:
@@ -160,22 +180,31 @@ class Qemu:
             else:
                 return answer.get("return")
 
+    def _answer(self) -> Any:
+        try:
+            return json.loads(self._qmp.line())
+        except _Broken as error:
+            raise QemuError(self.end()) from error
+
     def ask(self, lines: Sequence[str]) -> list[str]:
         """Run several qtest commands at once; returns the text after each ``OK``.
 
         Raises:
             QemuError: one failed, or QEMU is gone.
         """
-        self._qtest.send("".join(line + "\n" for line in lines))
-        answers: list[str] = []
-        while len(answers) < len(lines):
-            answer = self._qtest.line()
-            if answer.startswith("IRQ"):
-                continue
-            if not answer.startswith("OK"):
-                raise QemuError(f"qtest {lines[len(answers)]!r}: {answer}")
-            answers.append(answer[2:].strip())
-        return answers
+        try:
+            self._qtest.send("".join(line + "\n" for line in lines))
+            return [self._ok(line) for line in lines]
+        except _Broken as error:
+            raise QemuError(self.end()) from error
+
+    def _ok(self, line: str) -> str:
+        """The answer to one command, without its OK."""
+        while (answer := self._qtest.line()).startswith("IRQ"):
+            pass
+        if not answer.startswith("OK"):
+            raise QemuError(f"qtest {line!r}: {answer}")
+        return answer[2:].strip()
 
     # Commands
 
@@ -213,5 +242,5 @@ class Qemu:
         seen = self._reset_seen
         self.qmp("system_reset")
         while self._reset_seen == seen:
-            answer = json.loads(self._qmp.line())
+            answer = self._answer()
             self._reset_seen += answer.get("event") == "RESET"

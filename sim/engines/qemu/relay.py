@@ -1,0 +1,82 @@
+"""What stands between a run's server and one QEMU: it passes on what the server announces.
+
+A machine's worker is the client of the server, and QEMU is the client of the worker. So the worker knows which peers
+QEMU knows, sends it nothing that kills it (DESIGN, law 10), and counts the doorbells for its vectors before QEMU takes
+them: an eventfd that QEMU reads does not tell how many doorbells it held.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable
+
+from nodes.errors import QemuError
+from nodes.wire.protocol import MEMORY, VERSION, Message
+from sim.kernel.channel import Outbox
+
+__all__ = ["Relay"]
+
+QUEUE_LIMIT = 1 << 20
+PATIENCE_S = 60.0
+
+
+class Relay:
+    """The server's end of the connection to QEMU, in dialect v0. Owns the socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._outbox = Outbox(sock, QUEUE_LIMIT)
+        self._is_read = True
+
+    def greet(self, peer: int, memory: int) -> None:
+        """Send the version, the ID and the memory, in the order that QEMU insists on."""
+        for message in (Message(VERSION), Message(peer), Message(MEMORY, (memory,))):
+            self._send(message)
+
+    def connect(self, peer: int, eventfd: int) -> None:
+        """Send the next vector of a peer."""
+        self._send(Message(peer, (eventfd,)))
+
+    def leave(self, peer: int) -> None:
+        """Announce that a peer has left. QEMU must have heard of it, and must not hear it twice."""
+        self._send(Message(peer))
+
+    def wait_until_read(self, turn: Callable[[], object]) -> None:
+        """Return once QEMU has taken in all that was sent; ``turn`` lets its main loop make a turn.
+
+        Raises:
+            QemuError: it does not read.
+        """
+        if self._is_read:
+            return
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not (self._flush() and self._unread_bytes() == 0):
+            turn()
+            if time.monotonic() > deadline_s:
+                raise QemuError(f"QEMU has read no message of its server for {PATIENCE_S:g} s")
+        turn()  # the one that handles the last message may be under way
+        self._is_read = True
+
+    def _send(self, message: Message[int]) -> None:
+        self._outbox.put(message)
+        self._flush()
+        self._is_read = False
+
+    def _flush(self) -> bool:
+        try:
+            return self._outbox.flush()
+        except OSError as error:
+            raise QemuError(f"QEMU has closed its connection: {error.strerror}") from error
+
+    def _unread_bytes(self) -> int:
+        """What the other end has not read yet (unix(7), SIOCOUTQ; the same number as TIOCOUTQ)."""
+        (count,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
+        return int(count)
+
+    def close(self) -> None:
+        self._socket.close()
