@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from nodes.wire.protocol import Message
 from sim.kernel.channel import Outbox
 from sim.kernel.loop import Loop
+from sim.wire.clients import PendingClient
 from sim.wire.listener import Listener
-from sim.wire.peer import PendingClient
 
 __all__ = ["Admission", "AdmissionRules"]
 

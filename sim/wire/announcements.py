@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from nodes.wire.protocol import Message
 from sim.kernel.mmsg import Batch, BatchWriter, join_neighbours
-from sim.wire.peer import Peer
+from sim.wire.clients import JoinedClient
 
 __all__ = ["Announcements"]
 
@@ -37,10 +37,10 @@ class Announcements:
     has missed many. So thousands of peers that leave together cost what those cost that can still hear of it.
     """
 
-    def __init__(self, peers: Mapping[int, Peer]) -> None:
+    def __init__(self, peers: Mapping[int, JoinedClient]) -> None:
         self._peers = peers
-        self._ready: dict[int, Peer] = {}
-        self.stuck: dict[int, Peer] = {}
+        self._ready: dict[int, JoinedClient] = {}
+        self.stuck: dict[int, JoinedClient] = {}
         """The peers that take no more for now, in the order in which they are to be tried again."""
         self._missed: list[_Leaves] = []
         self._misses_from = 0  # the greatest of all peers: what is before it is not changed any more
@@ -55,13 +55,13 @@ class Announcements:
         """The vectors of a peer that joins now."""
         return self._vectors.lay_out(vectors)
 
-    def joins(self, peer: Peer) -> None:
+    def joins(self, peer: JoinedClient) -> None:
         """A peer has joined: it is told of no leave before."""
         peer.joined_at = self._joined
         self._joined += 1
         self._ready[peer.peer] = peer
 
-    def sticks(self, peer: Peer, cause: str) -> None:
+    def sticks(self, peer: JoinedClient, cause: str) -> None:
         """A peer takes no more for now, because of ``cause``; it is tried again after all others."""
         if peer.stuck_by:
             del self.stuck[peer.peer]
@@ -71,7 +71,7 @@ class Announcements:
         peer.stuck_by = cause
         self.stuck[peer.peer] = peer
 
-    def is_ready(self, peer: Peer) -> None:
+    def is_ready(self, peer: JoinedClient) -> None:
         """A peer that was stuck has been told everything."""
         peer.stuck_by = ""
         del self.stuck[peer.peer]
@@ -84,7 +84,7 @@ class Announcements:
         """Tell peers all vectors of others."""
         self._queue.append(_ToPeers(to, join_neighbours(self._peers[number].vectors for number in peers)))
 
-    def leaves(self, peer: Peer, message: Message[int]) -> None:
+    def leaves(self, peer: JoinedClient, message: Message[int]) -> None:
         """A peer has left: tell all who are connected."""
         self._ready.pop(peer.peer, None)
         self.stuck.pop(peer.peer, None)
@@ -95,7 +95,7 @@ class Announcements:
         elif self._peers:
             self._queue.append(_Leaves(self._joined, [gone]))
 
-    def take(self) -> tuple[list[Peer], Message[int] | list[Batch]]:
+    def take(self) -> tuple[list[JoinedClient], Message[int] | list[Batch]]:
         """The first entry: what is said, and those to be told now who are still connected."""
         first = self._queue.popleft()
         if isinstance(first, _Leaves):
@@ -111,13 +111,13 @@ class Announcements:
         else:
             self._missed.append(_Leaves(leaves.joined, [*leaves.said]))
 
-    def missed(self, peer: Peer) -> list[Batch]:
+    def missed(self, peer: JoinedClient) -> list[Batch]:
         """The leaves that a stuck peer was not told of; from here on it misses others."""
         missed = self._missed[peer.misses_from :]
         peer.misses_from = self._misses_from = len(self._missed)
         return join_neighbours(batch for each in missed if peer.joined_at < each.joined for batch in each.said)
 
-    def all_missed(self) -> list[tuple[Peer, list[Batch]]]:
+    def all_missed(self) -> list[tuple[JoinedClient, list[Batch]]]:
         """The leaves that each stuck peer was not told of, once they are many."""
         if sum(batch.stop - batch.start for each in self._missed for batch in each.said) < MISSED_MAX:
             return []

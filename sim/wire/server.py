@@ -28,10 +28,10 @@ from sim.kernel.memory import made_smaller
 from sim.kernel.mmsg import Batch
 from sim.wire.admission import Admission, AdmissionRules
 from sim.wire.announcements import Announcements
+from sim.wire.clients import JoinedClient, PendingClient
 from sim.wire.listener import PATH_BYTES_MAX, Listener
-from sim.wire.peer import Peer, PendingClient
 
-__all__ = ["PATH_BYTES_MAX", "IvshmemServer", "Peer", "PendingClient"]
+__all__ = ["PATH_BYTES_MAX", "IvshmemServer", "JoinedClient", "PendingClient"]
 
 RETRY_NS = 2_000_000
 STALL_NS = 1_000_000_000
@@ -63,8 +63,8 @@ class IvshmemServer:
         reuse_peers: bool = False,
         rules: AdmissionRules = AdmissionRules(),  # noqa: B008
         on_arrival: Callable[[PendingClient], None] | None = None,
-        on_join: Callable[[Peer], None] = lambda peer: None,
-        on_leave: Callable[[Peer, str], None] = lambda peer, reason: None,
+        on_join: Callable[[JoinedClient], None] = lambda peer: None,
+        on_leave: Callable[[JoinedClient, str], None] = lambda peer, reason: None,
         on_refuse: Callable[[PendingClient, str], None] = lambda arrival, reason: None,
         on_pause: Callable[[str], None] = lambda reason: None,
         retain_departed: bool = False,
@@ -73,8 +73,8 @@ class IvshmemServer:
         self._vectors = vectors
         self._server: Server[int] = Server(memory, dialect=dialect, first_peer=first_peer, reuse_peers=reuse_peers)
         self._memory, self._memory_bytes = memory, os.fstat(memory).st_size
-        self.peers: dict[int, Peer] = {}
-        self.departed: list[Peer] = []
+        self.peers: dict[int, JoinedClient] = {}
+        self.departed: list[JoinedClient] = []
         self._released = 0  # how many departed ones are gone from the list
         self._retain_departed = retain_departed
         self._eventfds = 0  # of all peers
@@ -107,7 +107,7 @@ class IvshmemServer:
         with contextlib.suppress(HostError):  # ``on_refuse`` was told; the others have joined
             self.join_all([(arrival, self._vectors) for arrival in arrivals])
 
-    def join(self, arrival: PendingClient, vectors: int) -> Peer | None:
+    def join(self, arrival: PendingClient, vectors: int) -> JoinedClient | None:
         """Make a client a peer with ``vectors`` eventfds, and announce it.
 
         Returns None when it has left already. Raises ``HostError`` when there are no descriptors or no IDs for it; the
@@ -115,12 +115,12 @@ class IvshmemServer:
         """
         return self.join_all([(arrival, vectors)])[0]
 
-    def join_all(self, arrivals: Iterable[tuple[PendingClient, int]]) -> list[Peer | None]:
+    def join_all(self, arrivals: Iterable[tuple[PendingClient, int]]) -> list[JoinedClient | None]:
         """Join several clients: each is sent the same as by one ``join`` after the other, but together.
 
         Raises ``HostError`` if one of them could not join; the others have joined.
         """
-        joined: list[Peer | None] = []
+        joined: list[JoinedClient | None] = []
         failure: HostError | None = None
         for arrival, vectors in arrivals:
             peer = None
@@ -142,7 +142,7 @@ class IvshmemServer:
             raise failure
         return joined
 
-    def _enter(self, arrival: PendingClient, vectors: int) -> Peer | None:
+    def _enter(self, arrival: PendingClient, vectors: int) -> JoinedClient | None:
         if not self._admission.take(arrival):
             return None
         eventfds: list[EventFd] = []
@@ -158,7 +158,7 @@ class IvshmemServer:
             reason = f"no further peer with {vectors} eventfds can join: {error}"
             self._admission.refuse(arrival, reason)
             raise HostError(reason) from error
-        peer = Peer(number, arrival, eventfds, self._announcements.lay_out(self._server.peers[number]))
+        peer = JoinedClient(number, arrival, eventfds, self._announcements.lay_out(self._server.peers[number]))
         peer.told_until = self._released + len(self.departed)
         self._announcements.joins(peer)
         self.peers[number] = peer
@@ -182,7 +182,7 @@ class IvshmemServer:
         self._telling = True
         try:
             while self._announcements:
-                touched: dict[int, Peer] = {}
+                touched: dict[int, JoinedClient] = {}
                 while self._announcements:
                     receivers, said = self._announcements.take()
                     for peer in receivers:
@@ -197,14 +197,14 @@ class IvshmemServer:
             self._telling = False
         self._release_departed()
 
-    def _queue(self, peer: Peer, said: Message[int] | list[Batch]) -> bool:
+    def _queue(self, peer: JoinedClient, said: Message[int] | list[Batch]) -> bool:
         """False when the peer has no room, and has left."""
         return (not peer.stuck_by or self._catch_up(peer)) and self._put(peer, said)
 
-    def _catch_up(self, peer: Peer) -> bool:
+    def _catch_up(self, peer: JoinedClient) -> bool:
         return self._put(peer, self._announcements.missed(peer))
 
-    def _put(self, peer: Peer, said: Message[int] | list[Batch]) -> bool:
+    def _put(self, peer: JoinedClient, said: Message[int] | list[Batch]) -> bool:
         outbox = peer.outbox
         # Room for the greeting of a client that joins now, and for the joins and leaves of others.
         outbox.limit = 2 * (GREETING_MESSAGES + self._eventfds) + OUTBOX_SPARE
@@ -213,7 +213,7 @@ class IvshmemServer:
         self._leave(peer, f"does not read: {len(outbox)} messages wait for it")
         return False
 
-    def _flush(self, peer: Peer) -> None:
+    def _flush(self, peer: JoinedClient) -> None:
         if self.peers.get(peer.peer) is not peer:
             return
         waited = len(peer.outbox)
@@ -278,11 +278,11 @@ class IvshmemServer:
             reason = f"does not read: {unread_bytes} bytes wait in its socket, and too many descriptors are in flight"
             self._leave(self.peers[number], reason)
 
-    def _lose(self, peer: Peer) -> None:
+    def _lose(self, peer: JoinedClient) -> None:
         """The connection has ended, or the client has sent something, which ends it."""
         self._leave(peer, "spoke" if peer.has_spoken else "left")
 
-    def _leave(self, peer: Peer, reason: str) -> None:
+    def _leave(self, peer: JoinedClient, reason: str) -> None:
         if self.peers.pop(peer.peer, None) is None:
             return
         self._loop.remove(peer.socket)
@@ -341,7 +341,7 @@ class IvshmemServer:
         self._flush(told)
         return True
 
-    def retire(self) -> list[Peer]:
+    def retire(self) -> list[JoinedClient]:
         """Disconnect all clients and stop listening; the caller owns the peers, whose eventfds stay open."""
         self._disconnect_all()
         retired, self.departed = self.departed, []

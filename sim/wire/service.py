@@ -23,7 +23,7 @@ from sim.wire.event_log import EventLog, open_log
 from sim.wire.listener import Listener
 from sim.wire.nonblocking_guard import NonBlockingGuard
 from sim.wire.qemu_options import qemu_options
-from sim.wire.server import IvshmemServer, Peer, PendingClient
+from sim.wire.server import IvshmemServer, JoinedClient, PendingClient
 
 __all__ = ["Served", "ServiceSettings", "run_service"]
 
@@ -90,7 +90,7 @@ def run_service(settings: ServiceSettings, ready: Callable[[Served], object], wa
         stack.enter_context(listener)
         reporter = _Reporter(stack, settings, warn)
 
-        def joined(peer: Peer) -> None:
+        def joined(peer: JoinedClient) -> None:
             reporter.joined(peer)
             guard.start()
 
@@ -218,11 +218,11 @@ class _Reporter:
         if self._log is not None and self._log.failure:
             raise UsageError(f"cannot write the log {self._settings.log}: {self._log.failure}")
 
-    def joined(self, peer: Peer) -> None:
+    def joined(self, peer: JoinedClient) -> None:
         text = f"peer {peer.peer} joined (pid {peer.pid}, uid {peer.uid})"
         self._tell(text, "joined", peer=peer.peer, pid=peer.pid, uid=peer.uid, gid=peer.gid)
 
-    def left(self, peer: Peer, reason: str) -> None:
+    def left(self, peer: JoinedClient, reason: str) -> None:
         text = f"peer {peer.peer} left: {reason}"
         self._tell(text, "left", peer=peer.peer, pid=peer.pid, uid=peer.uid, gid=peer.gid, reason=reason)
 

@@ -11,7 +11,7 @@ from sim.engines.base import Arrival, LiveMachine
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region, made_smaller
 from sim.wire.nonblocking_guard import NonBlockingGuard
-from sim.wire.server import IvshmemServer, Peer, PendingClient
+from sim.wire.server import IvshmemServer, JoinedClient, PendingClient
 from topologies import Domain
 
 __all__ = ["SocketServer"]
@@ -51,13 +51,13 @@ class SocketServer:
         *,
         machine_of: Callable[[int], LiveMachine | None],
         on_arrival: Callable[[Arrival], None],
-        on_leave: Callable[[Peer, str], None],
+        on_leave: Callable[[JoinedClient, str], None],
     ) -> None:
         self.path = path
         self._loop = loop
         self._dialect = DIALECTS[domain.dialect]
         self._machine_of, self._on_arrival, self._on_leave = machine_of, on_arrival, on_leave
-        self._retired: list[Peer] = []  # of servers that were stopped
+        self._retired: list[JoinedClient] = []  # of servers that were stopped
         self._server: IvshmemServer | None = None
         self._guard: NonBlockingGuard | None = None
         self._region = Region.create(domain.memory.size_bytes, kind=domain.memory.kind, name=domain.memory.name or None)
@@ -90,7 +90,7 @@ class SocketServer:
             self._retired += self._server.retire()
             self._server = None
 
-    def admit(self, arrivals: Iterable[tuple[Arrival, int]]) -> list[Peer | None]:
+    def admit(self, arrivals: Iterable[tuple[Arrival, int]]) -> list[JoinedClient | None]:
         assert self._server is not None
         connected = [
             (arrival.connected, vectors) for arrival, vectors in arrivals if isinstance(arrival, SocketArrival)
@@ -102,7 +102,7 @@ class SocketServer:
         if self._guard is not None:
             self._guard.start()
 
-    def clients(self) -> Iterator[Peer]:
+    def clients(self) -> Iterator[JoinedClient]:
         yield from self._retired
         if self._server is not None:
             yield from self._server.peers.values()
@@ -111,7 +111,7 @@ class SocketServer:
     def connected_eventfds(self) -> int:
         return self._server.eventfd_count if self._server is not None else 0
 
-    def client(self, peer: int) -> Peer | None:
+    def client(self, peer: int) -> JoinedClient | None:
         if self._server is not None and (connected := self._server.peers.get(peer)) is not None:
             return connected
         return next((each for each in self.clients() if each.peer == peer), None)

@@ -14,7 +14,7 @@ from sim.kernel.eventfd import EventFd
 from sim.kernel.mmsg import Batch
 from sim.wire.credentials import credentials_of
 
-__all__ = ["Peer", "PendingClient"]
+__all__ = ["JoinedClient", "PendingClient"]
 
 MESSAGE_BUFFER_BYTES = 768  # what a message takes in a socket, measured in tests/sim/kernel/test_channel.py
 SOCKET_SHARE = 64
@@ -34,7 +34,7 @@ class PendingClient:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, share_bytes // 2)  # which the kernel doubles
 
 
-class Peer:
+class JoinedClient:
     """A client that has joined. Owns its socket; the server owns its eventfds until no message with them waits."""
 
     def __init__(self, peer: int, arrival: PendingClient, eventfds: list[EventFd], vectors: Batch) -> None:
