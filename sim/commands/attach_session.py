@@ -45,6 +45,7 @@ class AttachSession:
                 vectors=self.vectors,
                 reconnect=self.reconnect,
                 on_interrupt=self._pass_interrupt,
+                on_change=lambda change: self._pass_news(str(change)),
                 say=self._pass_news,
                 on_return=self._return,
             )

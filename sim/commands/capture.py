@@ -21,6 +21,7 @@ from sim.commands.numbers import duration_ns
 from sim.kernel.lacks import has_no_room
 from sim.kernel.loop import Loop
 from sim.kernel.signals import ended_by_signal
+from sim.views.session import analysis_lines
 
 __all__ = ["explain_session", "record", "replay"]
 
@@ -164,36 +165,12 @@ def explain_session(context: click.Context, file: Path, dialect: str, vectors: i
         click.echo(json.dumps({"clean": clean, "connections": rows}, indent=2))
     else:
         for explanation in found:
-            click.echo("\n".join(_as_text(explanation)) + "\n")
+            click.echo("\n".join(analysis_lines(explanation)) + "\n")
         count = "1 connection" if len(found) == 1 else f"{len(found)} connections"
         verdict = f"{count}: " + ("clean" if clean else "something is wrong, see above")
         click.echo(verdict if found else "no connection was recorded")
     if not clean:
         context.exit(1)
-
-
-def _as_text(explanation: Analysis) -> Iterator[str]:
-    problems = explanation.problems
-    identity = [] if explanation.peer is None else [f"ID {explanation.peer}"]
-    if explanation.memory_bytes is not None:
-        identity.append(f"{explanation.memory_bytes} bytes of memory")
-    verdict = f"wrong, first in line {problems[0].line}" if problems else "clean"
-    yield f"connection {explanation.connection}: {', '.join([*identity, verdict])}"
-    yield f"  dialect: {explanation.named}"
-    for explained in explanation.entries:
-        entry = explained.entry
-        _, _, side, *act = format_entry(entry).split("  #")[0].split(" ")
-        words = " ".join(act)
-        words = words if len(words) <= 28 else words[:25] + "..."
-        yield f"  {entry.line:>5} {entry.time_ns / NANOSECONDS:>12.6f}  {side:6} {words:28} {explained.meaning}"
-        for problem in explained.problems:
-            device = "The device of 2012" if problem.is_seeds(explanation.judged_by) else "QEMU"
-            yield f"        {'^ first wrong' if problem is problems[0] else '^ wrong'}: {problem.name}"
-            yield f"          expected {problem.rule.expected}; got {problem.got}"
-            yield f"          {device} {problem.outcome(explanation.judged_by)}"
-            yield f"          Source: {problem.rule.source}"
-    for note in explanation.notes:
-        yield f"  note: {note}"
 
 
 def _as_data(explanation: Analysis) -> dict[str, Any]:

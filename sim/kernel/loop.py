@@ -85,6 +85,15 @@ class Loop:
         for callback in due:
             callback()
 
+    def fileno(self) -> int:
+        """A descriptor that is readable when `step` would call back for a file: another loop can wait for it."""
+        return self._epoll.fileno()
+
+    @property
+    def next_ns(self) -> int | None:
+        """The earliest moment at which `step` has something to call; None when there is none."""
+        return self._moments[0][0] if self._moments else None
+
     def close(self) -> None:
         self._epoll.close()
         self._watched.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -23,7 +24,7 @@ from sim.kernel.segments import (
     unlink,
 )
 
-__all__ = ["Region", "check_mapped", "made_smaller", "map_region"]
+__all__ = ["Region", "check_mapped", "made_smaller", "map_region", "release_mapping"]
 
 
 class Region:
@@ -207,3 +208,12 @@ def map_region(descriptor: int) -> mmap.mmap:
         return mmap.mmap(descriptor, size_bytes)
     except (OSError, ValueError) as error:  # ValueError: it has shrunk meanwhile
         raise RemoteProtocolError(f"the server's shared memory cannot be mapped: {error}") from error
+
+
+def release_mapping(memory: memoryview) -> None:
+    """Release a view of a mapping, and the mapping: views that were made of it, and are still used, keep it."""
+    mapping = memory.obj
+    with contextlib.suppress(BufferError):
+        memory.release()
+        if isinstance(mapping, mmap.mmap):
+            mapping.close()

@@ -1,5 +1,7 @@
 """A peer in this process: a machine, its connection, and a loop that waits for both; no worker, no coordinator.
 
+`ivsim attach`, the client library (`sim.connect`) and the machines of a test (`sim.serve`) are made of it.
+
 A greeting has no end marker, except where the memory comes last. A server of dialect v0 sends a newcomer's own eventfds
 last: when the first of them has come, all earlier peers are known. The greeting does not tell how many own eventfds
 follow. `Attachment.meet` waits until all vectors that this peer can have are connected, or nothing has come for
@@ -15,19 +17,21 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from nodes.device.profiles import PROFILES
 from nodes.doorbells import NoLedger
 from nodes.errors import GuestError, RemoteProtocolError, UsageError
-from nodes.guest import FOREVER, Guest, Program
+from nodes.guest import FOREVER, Guest, Interrupt, Program
 from nodes.vm import Vm
 from nodes.wire.protocol import V0, V0_SHM_LAST, Dialect
 from sim.kernel.eventfd import drain, signal
 from sim.kernel.loop import Loop
+from sim.kernel.memory import release_mapping
 from sim.wire.connection import Connection, connect
 from sim.wire.listener import PATH_BYTES_MAX
 
-__all__ = ["GRACE_NS", "GREETING_NS", "Attachment"]
+__all__ = ["GRACE_NS", "GREETING_NS", "Attachment", "PeerChange"]
 
 SECOND_NS = 1_000_000_000
 GRACE_NS = 50_000_000
@@ -36,6 +40,18 @@ RECONNECT_NS = SECOND_NS
 WARNINGS_MAX = 1000
 # How long to wait for own eventfds. A server that loses messages may never send them (QEMU's, beyond some 275).
 DEAF_NS = SECOND_NS
+
+
+class PeerChange(NamedTuple):
+    """A peer has joined or left, or the server has closed the connection (``peer`` is None)."""
+
+    kind: Literal["joined", "left", "server_closed"]
+    peer: int | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "server_closed":
+            return "the server has closed the connection; doorbells and interrupts go on without it"
+        return f"peer {self.peer} has {self.kind}"
 
 
 class Attachment:
@@ -48,14 +64,18 @@ class Attachment:
         path: the socket on which the server listens.
         vectors: how many vectors the peer has, and how many of each other peer it can ring.
         reconnect: try again every second when there is no server, when it ends, or when it refuses this peer.
+        program: what the machine runs, from the moment when all present peers are known. Without one, interrupts are
+            kept in ``unseen``.
+        in_background: `meet` is not called: the steps of the loop do its work, and ``on_return`` is called at its end.
         on_interrupt: ``on_interrupt(time_ns, vector, doorbells)`` is called for each interrupt; CLOCK_MONOTONIC.
-        say: ``say(text)`` is called with peers that join and leave, and with what is odd.
+        on_change: ``on_change(change)`` is called when a peer joins or leaves, or the server closes the connection.
+        say: ``say(text)`` is called with what is odd.
         on_return: ``on_return()`` is called when all peers are known again after a reconnect.
 
     Attributes:
         met: whether all peers that were there at the join are known; False again while a server is tried again.
         served: whether the server is there. Doorbells and interrupts do not need it (ivshmem-spec, "Interrupts").
-        unseen: vector -> interrupts that no reader has taken; a reader empties it.
+        unseen: vector -> doorbells of interrupts that no reader has taken, in the order of their first; see `take`.
 
     Raises:
         UsageError: no server listens there, and ``reconnect`` is off.
@@ -68,18 +88,23 @@ class Attachment:
         *,
         vectors: int,
         reconnect: bool = False,
+        program: Callable[[Guest], Program] | None = None,
+        in_background: bool = False,
         on_interrupt: Callable[[int, int, int], object] = lambda time_ns, vector, doorbells: None,
+        on_change: Callable[[PeerChange], object] = lambda change: None,
         say: Callable[[str], object] = lambda text: None,
         on_return: Callable[[], object] = lambda: None,
     ) -> None:
         self._loop, self._path, self._vectors, self._reconnect = loop, path, vectors, reconnect
-        self._on_interrupt, self._say, self._on_return = on_interrupt, say, on_return
+        self._on_interrupt, self._on_change, self._on_return = on_interrupt, on_change, on_return
+        self._say, self._program = say, program
+        self._armed_ns: int | None = None  # when the loop looks whether the program waits no longer
         if len(os.fsencode(path)) > PATH_BYTES_MAX:
             raise UsageError(f"the socket's path may have {PATH_BYTES_MAX} bytes, {path} has {len(os.fsencode(path))}")
         self._connection: Connection | None = None
         self._connected_ns = self._news_ns = 0
         self.met = False
-        self._returns = False  # `meet` has returned before
+        self._returns = in_background  # `meet` has returned before, or is not called
         self._refused = False
         self._closed = False
         self._warned: set[str] = set()
@@ -99,7 +124,8 @@ class Attachment:
             random=random.Random(0),
             sample_every=0,
         )
-        vm.start(self._listen)
+        if self._program is None:
+            vm.start(self._listen)
         return vm
 
     # State
@@ -129,14 +155,18 @@ class Attachment:
         """The shared memory; empty while there is none."""
         return self._vm.guest.memory
 
+    def vectors_of(self, peer: int) -> int:
+        """How many vectors of a peer can be rung; 0 when it is not connected."""
+        return self._vm.guest.vectors_of(peer)
+
     def ring(self, peer: int, vector: int) -> bool:
         """Ring a vector of a peer; returns False when its counter is full.
 
         Raises:
             GuestError: it is not connected.
         """
-        connected = self.peers.get(peer)
-        if connected is None:
+        connected = self.vectors_of(peer)
+        if not connected:
             there = ", ".join(map(str, sorted(self.peers))) or "no peer"
             raise GuestError(f"peer {peer} is not there: expected one of {there}")
         if not 0 <= vector < connected:
@@ -166,11 +196,7 @@ class Attachment:
         while (until_ns := self._met_at_ns()) is None or time.monotonic_ns() < until_ns:
             silent_ns = self._connected_ns + GREETING_NS if self.served and until_ns is None else None
             if silent_ns is not None and time.monotonic_ns() >= silent_ns:
-                missing = "a greeting" if self._connection is None else self._connection.awaited
-                raise RemoteProtocolError(
-                    f"the server on {self._path} is silent: expected {missing} within {GREETING_NS // SECOND_NS} s, "
-                    f"got nothing; is it an ivshmem server?"
-                )
+                raise RemoteProtocolError(self.silence)
             wait_ns = until_ns or silent_ns
             if not self.served and deadline_ns is not None:
                 if time.monotonic_ns() >= deadline_ns:
@@ -181,22 +207,34 @@ class Attachment:
         self._be_met()
         return True
 
+    @property
+    def silence(self) -> str:
+        """What to say of a server whose greeting has not come within ``GREETING_NS``."""
+        missing = "a greeting" if self._connection is None else self._connection.awaited
+        return (
+            f"the server on {self._path} is silent: expected {missing} within {GREETING_NS // SECOND_NS} s, "
+            f"got nothing; is it an ivshmem server?"
+        )
+
     def _be_met(self) -> None:
         self.met = True
         if not self.own_vectors:
             self._say("no eventfds of its own have come: no peer can interrupt this one")
+        if self._program is not None:
+            self._resume_at(self._vm.start(self._program))
 
     def _meet_again(self, connection: Connection) -> None:
         """As `meet`, while the loop does other things."""
-        if connection is not self._connection:
-            return
-        now_ns = time.monotonic_ns()
-        until_ns = self._met_at_ns()
-        if until_ns is None or now_ns < until_ns:
-            self._loop.at(until_ns or now_ns + GRACE_NS, lambda: self._meet_again(connection))
-            return
-        self._be_met()
-        self._on_return()
+        if connection is self._connection and not self._meet_now():
+            until_ns = self._met_at_ns() or time.monotonic_ns() + GRACE_NS
+            self._loop.at(until_ns, lambda: self._meet_again(connection))
+
+    def _meet_now(self) -> bool:
+        """Whether all present peers are known by now."""
+        if not self.met and (until_ns := self._met_at_ns()) is not None and time.monotonic_ns() >= until_ns:
+            self._be_met()
+            self._on_return()
+        return self.met
 
     def _met_at_ns(self) -> int | None:
         """The time from which on all peers count as known if nothing more comes; None while that is open."""
@@ -245,6 +283,8 @@ class Attachment:
             return
         self._news_ns = time.monotonic_ns()
         self._tell_changes(before)
+        if self._returns:
+            self._meet_now()
         if going_on:
             return
         if self._reconnect:
@@ -252,7 +292,7 @@ class Attachment:
             return
         self._loop.remove(connection)
         self.served = False
-        self._say("the server has closed the connection; doorbells and interrupts go on without it")
+        self._on_change(PeerChange("server_closed"))
 
     def _try_again(self, reason: str) -> None:
         """Connect again, in a second."""
@@ -266,9 +306,9 @@ class Attachment:
     def _tell_changes(self, before: dict[int, int]) -> None:
         if self.met or before:
             for peer in self.peers.keys() - before.keys() - {self.peer}:
-                self._say(f"peer {peer} has joined")
+                self._on_change(PeerChange("joined", peer))
         for peer in before.keys() - self.peers.keys():
-            self._say(f"peer {peer} has left")
+            self._on_change(PeerChange("left", peer))
         while self._vm.warnings:
             self._warn(self._vm.warnings.popleft())
 
@@ -282,21 +322,48 @@ class Attachment:
         if connection is None or descriptor not in connection.own:
             return
         with contextlib.suppress(BlockingIOError):  # another process that has this eventfd has drained it
-            self._vm.deliver(connection.own[descriptor], drain(descriptor))
+            self._resume_at(self._vm.deliver(connection.own[descriptor], drain(descriptor)))
+
+    def take(self, vector: int | None = None) -> Interrupt | None:
+        """The oldest interrupt of a vector, or of any, that no reader has taken, with all doorbells since; or None."""
+        vector = next(iter(self.unseen), None) if vector is None else vector
+        doorbells = 0 if vector is None else self.unseen.pop(vector, 0)
+        return Interrupt(vector or 0, doorbells) if doorbells else None
+
+    def _resume_at(self, due_ns: int | None) -> None:
+        """Resume the program at the time for which it waits; one moment of the loop is enough for the earliest."""
+        if due_ns is not None and (self._armed_ns is None or due_ns < self._armed_ns):
+            self._armed_ns = due_ns
+            self._loop.at(due_ns, lambda: self._expire(due_ns))
+
+    def _expire(self, armed_ns: int) -> None:
+        if armed_ns != self._armed_ns or self._closed:
+            return
+        self._armed_ns = None
+        due_ns = self._vm.wait
+        if due_ns is not None and due_ns <= time.monotonic_ns():
+            due_ns = self._vm.expire()
+        self._resume_at(due_ns)
 
     def _listen(self, guest: Guest) -> Program:
         while True:
             interrupt = yield FOREVER
             if interrupt is not None:
-                self.unseen[interrupt.vector] += 1
+                self.unseen[interrupt.vector] += interrupt.doorbells
                 self._on_interrupt(time.monotonic_ns(), interrupt.vector, interrupt.doorbells)
 
     # The end
 
     def close(self) -> None:
-        """Leave the server. A second call does nothing."""
+        """Leave the server and release the memory, unless the caller still uses parts of it. Closing twice is no error.
+
+        A mapping holds a descriptor (mmap.mmap duplicates the one that it is given).
+        """
+        if self._closed:
+            return
         self._closed = True
         self._drop()
+        release_mapping(self.memory)
 
     def _drop(self) -> None:
         """Close the connection and everything that came over it."""

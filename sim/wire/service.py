@@ -25,7 +25,7 @@ from sim.wire.nonblocking_guard import NonBlockingGuard
 from sim.wire.qemu_options import qemu_options
 from sim.wire.server import IvshmemServer, JoinedClient, PendingClient
 
-__all__ = ["Served", "ServiceSettings", "run_service"]
+__all__ = ["Served", "Service", "ServiceSettings", "run_service"]
 
 OWN_DESCRIPTORS = 32
 # A client that is refused reads this in place of a version: QEMU exits with "server sent version -87, expecting 0". At
@@ -82,55 +82,100 @@ def run_service(settings: ServiceSettings, ready: Callable[[Served], object], wa
         clients_max = _clients_max(settings)
         if settings.pid_file is not None:
             stack.enter_context(PidFile(settings.pid_file))
-        region = _region(settings)
-        stack.callback(region.close)
-        listener = Listener.from_systemd()
-        if listener is None:
-            listener = Listener(settings.path, mode=settings.mode, group=settings.group)
-        stack.enter_context(listener)
-        reporter = _Reporter(stack, settings, warn)
+        service = stack.enter_context(Service(loop, settings, clients_max=clients_max, activation=True, warn=warn))
+        ready(service.served)
+        while not ended():
+            loop.step()
+        service.report_end()
 
-        def joined(peer: JoinedClient) -> None:
-            reporter.joined(peer)
-            guard.start()
 
-        def refused(arrival: PendingClient, reason: str) -> None:
-            reporter.refused(arrival, reason)
-            reporter.memory_fault(made_smaller(region.descriptor, region.size_bytes))
+class Service:
+    """A server on a loop, with its memory, its socket and its log. A context manager.
 
-        server = IvshmemServer(
-            loop,
-            listener,
-            region.descriptor,
-            vectors=settings.vectors,
-            dialect=settings.dialect,
-            first_peer=settings.first_peer,
-            reuse_peers=settings.reuse_peers,
-            rules=AdmissionRules(
-                clients_max=clients_max,
-                uids=settings.uids,
-                refusal=None if settings.dialect is LEGACY else REFUSAL,  # which has no version
-            ),
-            on_join=joined,
-            on_leave=reporter.left,
-            on_refuse=refused,
-            on_pause=reporter.paused,
-        )
-        stack.enter_context(server)
-        guard = NonBlockingGuard(loop, server)
-        warnings = _warnings(settings, region)
-        reporter.listening(listener, clients_max, warnings)
-        ready(
-            Served(
+    Args:
+        loop: what the server waits with; close it after the service.
+        settings: the options of the server. ``pid_file`` is the caller's business.
+        clients_max: a further client is refused; None: as many as there are descriptors.
+        activation: take the socket that systemd passed, if it passed one.
+        warn: ``warn(text)`` is called with what the operator has to know.
+
+    Attributes:
+        server: the server.
+        served: what the operator is told when clients can connect.
+
+    Raises:
+        UsageError, HostError: it cannot serve; nothing of it is left.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        settings: ServiceSettings,
+        *,
+        clients_max: int | None = None,
+        activation: bool = False,
+        warn: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        with contextlib.ExitStack() as stack:
+            region = _region(settings)
+            stack.callback(region.close)
+            listener = Listener.from_systemd() if activation else None
+            if listener is None:
+                listener = Listener(settings.path, mode=settings.mode, group=settings.group)
+            stack.enter_context(listener)
+            reporter = self._reporter = _Reporter(stack, settings, warn)
+
+            def joined(client: JoinedClient) -> None:
+                reporter.joined(client)
+                guard.start()
+
+            def refused(arrival: PendingClient, reason: str) -> None:
+                reporter.refused(arrival, reason)
+                reporter.memory_fault(made_smaller(region.descriptor, region.size_bytes))
+
+            self.server = IvshmemServer(
+                loop,
+                listener,
+                region.descriptor,
+                vectors=settings.vectors,
+                dialect=settings.dialect,
+                first_peer=settings.first_peer,
+                reuse_peers=settings.reuse_peers,
+                rules=AdmissionRules(
+                    clients_max=clients_max,
+                    uids=settings.uids,
+                    refusal=None if settings.dialect is LEGACY else REFUSAL,  # which has no version
+                ),
+                on_join=joined,
+                on_leave=reporter.left,
+                on_refuse=refused,
+                on_pause=reporter.paused,
+            )
+            stack.enter_context(self.server)
+            guard = NonBlockingGuard(loop, self.server)
+            warnings = _warnings(settings, region)
+            reporter.listening(listener, clients_max, warnings)
+            self.served = Served(
                 f"serving {settings.size_bytes} bytes ({settings.memory}) and {settings.vectors} "
                 f"{'vector' if settings.vectors == 1 else 'vectors'} at {listener.path}",
                 qemu_options(listener.path, settings.vectors) if settings.dialect is V0 else "",
                 warnings,
             )
-        )
-        while not ended():
-            loop.step()
-        reporter.ended(server)
+            self._stack = stack.pop_all()
+
+    def report_end(self) -> None:
+        """Tell the operator, and the log, which clients are still connected."""
+        self._reporter.ended(self.server)
+
+    def close(self) -> None:
+        """Disconnect all clients, and remove the socket and the memory."""
+        self._stack.close()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _warnings(settings: ServiceSettings, region: Region) -> list[str]:
@@ -202,7 +247,7 @@ class _Reporter:
         if self._console is not None and text is not None:
             self._console.put(text)
 
-    def listening(self, listener: Listener, clients_max: int, warnings: list[str]) -> None:
+    def listening(self, listener: Listener, clients_max: int | None, warnings: list[str]) -> None:
         self._tell(
             None,  # standard error has it already
             "listening",

@@ -38,7 +38,8 @@ class Site:
         return server
 
     def attach(self, vectors=8, *, meet=True, **options):
-        peer = Attachment(self.loop, self.path, vectors=vectors, say=self.said.append, **options)
+        told = {"say": self.said.append, "on_change": lambda change: self.said.append(str(change))}
+        peer = Attachment(self.loop, self.path, vectors=vectors, **told, **options)
         self.stack.callback(peer.close)
         if meet:
             peer.meet()
@@ -105,7 +106,7 @@ def test_it_rings_and_hears(site, dialect):
     assert second.ring(1, 0)  # itself
     site.until(lambda: heard and second.unseen)
     assert heard == [(True, 1, 2)]  # two doorbells, one wake-up
-    assert (first.unseen, second.unseen) == ({1: 1}, {0: 1})
+    assert (first.unseen, second.unseen) == ({1: 2}, {0: 1})
 
 
 def test_a_peer_that_is_not_there_cannot_be_rung(site):

@@ -1,0 +1,35 @@
+"""A recorded session in lines, as `ivsim explain` prints it and a failed test shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nodes.wire.analyzer import Analysis
+from nodes.wire.capture import NANOSECONDS, format_entry
+
+__all__ = ["analysis_lines"]
+
+
+def analysis_lines(explanation: Analysis) -> Iterator[str]:
+    """The connection of one client, message by message; what is wrong is marked under its message."""
+    problems = explanation.problems
+    identity = [] if explanation.peer is None else [f"ID {explanation.peer}"]
+    if explanation.memory_bytes is not None:
+        identity.append(f"{explanation.memory_bytes} bytes of memory")
+    verdict = f"wrong, first in line {problems[0].line}" if problems else "clean"
+    yield f"connection {explanation.connection}: {', '.join([*identity, verdict])}"
+    yield f"  dialect: {explanation.named}"
+    for explained in explanation.entries:
+        entry = explained.entry
+        _, _, side, *act = format_entry(entry).split("  #")[0].split(" ")
+        words = " ".join(act)
+        words = words if len(words) <= 28 else words[:25] + "..."
+        yield f"  {entry.line:>5} {entry.time_ns / NANOSECONDS:>12.6f}  {side:6} {words:28} {explained.meaning}"
+        for problem in explained.problems:
+            device = "The device of 2012" if problem.is_seeds(explanation.judged_by) else "QEMU"
+            yield f"        {'^ first wrong' if problem is problems[0] else '^ wrong'}: {problem.name}"
+            yield f"          expected {problem.rule.expected}; got {problem.got}"
+            yield f"          {device} {problem.outcome(explanation.judged_by)}"
+            yield f"          Source: {problem.rule.source}"
+    for note in explanation.notes:
+        yield f"  note: {note}"
