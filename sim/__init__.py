@@ -1,20 +1,34 @@
 """Makes machines run: processes, descriptors, clocks.
 
 ``sim.run(topology)`` runs one and returns its results; ``sim.open(path)`` opens those of an earlier one,
-``sim.compare(a, b)`` holds one against another. All are loaded when they are first used: a worker imports this
-package too, and needs none. What they are is declared in ``__init__.pyi``.
+``sim.compare(a, b)`` holds one against another. ``sim.serve()`` is a server in this process, ``sim.connect(path)`` a
+peer of any server. All are loaded when they are first used: a worker imports this package too, and needs none. What
+they are is declared in ``__init__.pyi``.
 """
 
 import importlib
 
-__all__ = ["Run", "compare", "open", "run"]
+__all__ = ["AsyncPeer", "Peer", "Run", "Server", "compare", "connect", "connect_async", "open", "run", "serve"]
 
-_HOMES = {"run": "sim.runner", "open": "sim.results", "Run": "sim.results", "compare": "sim.results.compare"}
+_HOMES = {
+    "AsyncPeer": "sim.async_client",
+    "Peer": "sim.client",
+    "Run": "sim.results",
+    "Server": "sim.server",
+    "compare": "sim.results.compare",
+    "connect": "sim.client",
+    "connect_async": "sim.async_client",
+    "open": "sim.results",
+    "run": "sim.runner",
+    "serve": "sim.server",
+}
+_SHOWN = ("Run", "compare", "open", "run")
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'sim' has no attribute {name!r}")
-    # Notebooks show what these return: the view of each class is registered first.
-    importlib.import_module("sim.views.notebook")
+    if name in _SHOWN:
+        # Notebooks show what these return: the view of each class is registered first.
+        importlib.import_module("sim.views.notebook")
     return getattr(importlib.import_module(_HOMES[name]), name)

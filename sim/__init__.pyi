@@ -1,6 +1,12 @@
+from sim.async_client import AsyncPeer as AsyncPeer
+from sim.async_client import connect_async as connect_async
+from sim.client import Peer as Peer
+from sim.client import connect as connect
 from sim.results import Run as Run
 from sim.results import open as open
 from sim.results.compare import compare as compare
 from sim.runner import run as run
+from sim.server import Server as Server
+from sim.server import serve as serve
 
-__all__ = ["Run", "compare", "open", "run"]
+__all__ = ["AsyncPeer", "Peer", "Run", "Server", "compare", "connect", "connect_async", "open", "run", "serve"]

@@ -363,6 +363,7 @@ class Attachment:
             return
         self._closed = True
         self._drop()
+        self._vm.unplug()  # the device has a view of the memory, too
         release_mapping(self.memory)
 
     def _drop(self) -> None:

@@ -329,6 +329,11 @@ class IvshmemServer:
             peer.unblock()
 
     @property
+    def is_waited_for(self) -> bool:
+        """Whether messages wait here for any peer."""
+        return bool(self._announcements or self._announcements.stuck)
+
+    @property
     def is_unread(self) -> bool:
         """Whether messages wait for any peer, here or in its socket."""
         return bool(self._announcements.stuck) or any(peer.unread_bytes for peer in self.peers.values())

@@ -198,14 +198,18 @@ def test_every_page_is_in_the_index_and_the_readme() -> None:
             assert f"](docs/{page.name})" in (ROOT / "README.md").read_text().replace("\n", ""), page.name
 
 
-def test_the_documented_members_of_a_run_exist() -> None:
+@pytest.mark.parametrize("kind", ["Run", "Peer", "Server"])
+def test_the_documented_members_exist(kind: str) -> None:
     import sim
 
-    table = (ROOT / "docs" / "python.md").read_text().split("| member of `Run`")[1]
-    for name in re.findall(
+    table = (ROOT / "docs" / "python.md").read_text().split(f"| member of `{kind}`")[1].split("\n\n")[0]
+    names = re.findall(
         r"`(\w+)(?:\([^`]*\))?`", "".join(row.split("|")[1] for row in table.splitlines() if row[:1] == "|")
-    ):
-        assert hasattr(sim.Run, name), name
+    )
+    assert len(names) > 5
+    source = "".join((ROOT / "sim" / name).read_text() for name in ("client.py", "server.py"))
+    for name in names:
+        assert hasattr(getattr(sim, kind), name) or f"self.{name}" in source, name
 
 
 def test_the_documented_members_of_a_guest_exist() -> None:

@@ -20,6 +20,7 @@ from topologies import load
 
 EXAMPLES = ROOT / "examples"
 TRANSCRIPTS = {command: output for path in EXAMPLES.glob("*.out") for command, output in sessions(path.read_text())}
+CHECKED = ("forward.py", "ring_buffer.py", "producer_consumer.py", "asyncio_peer.py")
 SEEDS = st.integers(0, (1 << 32) - 1)
 
 
@@ -36,7 +37,7 @@ def test_every_example_is_run() -> None:
 
 def test_the_examples_pass_mypy_strict(tmp_path: Path) -> None:
     # From another directory: a user of the package has its py.typed files and not this repository's configuration.
-    programs = [str(EXAMPLES / name) for name in ("forward.py", "ring_buffer.py")]
+    programs = [str(EXAMPLES / name) for name in CHECKED]
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), *programs]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
