@@ -58,6 +58,24 @@ def loses_its_statistics(guest):
     yield FOREVER
 
 
+def raises_what_is_no_exception(guest):
+    try:
+        yield FOREVER
+    finally:
+        raise KeyboardInterrupt("by the program")
+
+
+def raises_what_has_no_words(guest):
+    class Mute(BaseException):
+        def __str__(self):
+            raise ValueError
+
+    try:
+        yield FOREVER
+    finally:
+        raise Mute
+
+
 def counts_too_far(guest):
     guest.statistics.update(fits=1, huge=1 << 80, nan=float("nan"), text="x")
     yield FOREVER
@@ -151,6 +169,8 @@ def fork_server() -> psutil.Process:
         ("refuses_to_end", "its program failed: RuntimeError: generator ignored GeneratorExit"),
         ("has_statistics_that_raise", "its program failed: ValueError: a name without words"),
         ("loses_its_statistics", "its program failed: AttributeError"),
+        ("raises_what_is_no_exception", "its program failed: KeyboardInterrupt: by the program"),
+        ("raises_what_has_no_words", "its program failed: Mute: its text raised ValueError"),
     ],
 )
 @pytest.mark.parametrize(("on_death", "status"), [("fail", "failed"), ("degrade", "degraded")])

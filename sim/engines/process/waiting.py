@@ -13,6 +13,8 @@ __all__ = ["drain_late", "poll_until"]
 
 # The last of a wait, for which epoll's whole milliseconds are too coarse: ppoll() on the epoll descriptor waits.
 FINE_WAIT_NS = 3_000_000
+# epoll takes at most 2^31 - 1 ms; a longer wait is one of these after another.
+COARSE_WAIT_NS = 1_000_000_000_000
 MILLISECOND_NS = 1_000_000
 
 
@@ -31,7 +33,7 @@ def poll_until(epoll: select.epoll, deadline_ns: int, events_max: int) -> list[t
             return poll(0, events_max)
         # Less than a whole millisecond beyond the fine wait would be none for epoll: a loop without a wait.
         if left_ns >= FINE_WAIT_NS + MILLISECOND_NS:
-            events = poll((left_ns - FINE_WAIT_NS) // MILLISECOND_NS / 1000, events_max)
+            events = poll(min(left_ns - FINE_WAIT_NS, COARSE_WAIT_NS) // MILLISECOND_NS / 1000, events_max)
         else:
             events = poll(0, events_max) if readable_within_ns(descriptor, left_ns) else []
         if events:

@@ -393,7 +393,7 @@ class Worker:
                 drained(vector, count, clock())
                 try:
                     wait = deliver(vector, count)
-                except (Exception, SystemExit) as error:
+                except BaseException as error:
                     raise ProgramError from error
                 handled(clock())
             if warnings:

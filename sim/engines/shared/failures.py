@@ -23,10 +23,10 @@ class ProgramError(Exception):
 
 @contextlib.contextmanager
 def blaming_program() -> Iterator[None]:
-    """An error in this block is the guest program's."""
+    """Whatever is raised in this block is the guest program's: signals raise nothing where programs run."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise ProgramError from error
 
 
@@ -43,8 +43,17 @@ def explain(error: BaseException) -> Failed:
         whose = "server"
     elif isinstance(error, HostError):
         whose = "host"
-    summary = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+    text = _text(cause)
+    summary = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
     if whose == "program" and (frames := traceback.extract_tb(cause.__traceback__)):
         summary += f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
     trace = "".join(traceback.format_exception(cause)) if whose in ("program", "simulator") else ""
     return Failed(whose, summary[:TEXT_MAX], trace[-TEXT_MAX:])
+
+
+def _text(error: BaseException) -> str:
+    """What an error says; its class may be the program's, and raise as well."""
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"its text raised {type(failure).__name__}"

@@ -55,7 +55,7 @@ class Execution:
         self.has_begun = True
         try:
             self.wait = self._vm.start(program)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise ProgramError from error
 
     def slow(self, delay_ns: int) -> None:
@@ -71,7 +71,7 @@ class Execution:
             self._clock.ns += self._host.model.drain_ns
             try:
                 self.wait = self._vm.expire()
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 raise ProgramError from error
         # A doorbell that reaches no peer costs its write, too; those that reach one have paid in `VirtualHost.signal`.
         self._clock.ns += (self._ignored() - ignored) * self._host.model.ring_ns
@@ -114,7 +114,7 @@ class Execution:
             self.wait = self._vm.expire()
             for vm in self._vms:
                 vm.settle()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise ProgramError from error
 
     def _ignored(self) -> int:
@@ -147,7 +147,7 @@ class Execution:
             drained(vector, count, clock.ns)
             try:
                 self.wait = deliver(vector, count)
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
                 raise ProgramError from error
             clock.ns += handle_cost()
             handled(clock.ns)

@@ -89,6 +89,13 @@ def test_a_moment_is_a_whole_number(kernel_of, moment):
         poll_until(kernel_of(), moment, 8)
 
 
+def test_a_moment_far_beyond_what_the_kernel_takes_is_waited_for_in_parts(kernel_of):
+    kernel = kernel_of(event_ns=BEGIN_NS + 10_000_000_000_000)
+    assert poll_until(kernel, 10**40, 8) == [EVENT]
+    assert max(kernel.polls) * 1000 < 1 << 31  # epoll_wait(2): an int of milliseconds
+    assert len(kernel.polls) > 1
+
+
 def test_the_kernel_itself_waits_until_the_moment():
     with select.epoll() as epoll:
         deadline_ns = time.monotonic_ns() + 3_600_000
