@@ -17,6 +17,7 @@ from nodes.device.profiles import PROFILES, Quirk
 from nodes.errors import HostError, UsageError
 from sim.coordination.layouts import Layouts
 from sim.host.limits import SHM_DIRECTORY, Host, Left
+from sim.host.qemus import QEMU_BYTES, QEMU_THREADS, count_qemus, qemus_refused
 from sim.host.rlimits import RESULTS as LIBRARIES
 from sim.host.scheduling import cpus_refused, policies_refused
 from sim.recording.header import WORD_BYTES
@@ -118,7 +119,7 @@ def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None =
     sums += [*_memory(topology, count, there), *_time(count, there)]
     return Demand(
         sums=sums,
-        refused=[*cpus_refused(topology, there), *policies_refused(topology, there)],
+        refused=[*cpus_refused(topology, there), *policies_refused(topology, there), *qemus_refused(topology)],
         mistaken=list(_place(runs)),
     )
 
@@ -159,6 +160,7 @@ class _Count:
     eventfds: int
     messages: int
     migrations: int
+    qemus: int
     lives: Mapping[int, int]
 
     @classmethod
@@ -178,7 +180,7 @@ class _Count:
             connections, eventfds = connections + heads, eventfds + own
             # A new peer is told all eventfds and its own; each other peer is told those of the new one.
             messages += heads * (GREETING_MESSAGES + own)
-        return cls(len(topology.machines), connections, eventfds, messages, migrations, lives)
+        return cls(len(topology.machines), connections, eventfds, messages, migrations, count_qemus(topology), lives)
 
 
 def _descriptors(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
@@ -230,7 +232,9 @@ def _worker_eventfds(topology: Topology, machine: Machine) -> int:
 def _processes(count: _Count, host: Host) -> Iterator[Sum]:
     moving = 1 if count.migrations else 0
     made_of = f"{count.machines} machines, {HELPERS} helpers" + (", 1 that another moves to" if moving else "")
-    needed = count.machines + moving + HELPERS
+    if count.qemus:
+        made_of += f", {QEMU_THREADS} of each of {count.qemus} QEMUs"
+    needed = count.machines + moving + HELPERS + QEMU_THREADS * count.qemus
     yield _sum("processes and threads", needed, host.processes, made_of, "Take fewer machines, or raise the limit")
 
 
@@ -258,10 +262,13 @@ def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
         for machine in topology.machines
     )
     shared, private = sum(by_kind.values()), PRIVATE_BYTES * count.machines + EVENTFD_BYTES * count.eventfds
+    private += QEMU_BYTES * count.qemus
     made_of = (
         f"{_amount(shared, 'bytes')} shared, {_amount(recordings, 'bytes')} of recordings, "
         f"{_amount(PRIVATE_BYTES, 'bytes')} for each of {count.machines} machines"
     )
+    if count.qemus:
+        made_of += f", {_amount(QEMU_BYTES, 'bytes')} for each of {count.qemus} QEMUs"
     advice = "Take fewer machines or a smaller memory"
     yield _sum("of memory", shared + recordings + private, host.memory_bytes, made_of, advice, unit="bytes")
     made_of = (

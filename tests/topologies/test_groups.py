@@ -386,3 +386,23 @@ def test_a_device_without_msix_has_as_many_vectors_as_its_server_gives_it() -> N
     """The limit of 32 is that of the MSI-X table of 2012 (row 9); with msi=off there is none."""
     assert loads(MACHINE + "vectors = 40\nprofile = 'qemu-1.1-intx'").machines[0].vectors == 40
     assert only(MACHINE + "vectors = 40\nprofile = 'qemu-1.1'").expected == "at most 32, as qemu-1.1 has"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "expected"),
+    [
+        ('[machines.a]\nkind = "qemu"\nprofile = "qemu-plain"\n', "machines.a.profile", '"qemu-doorbell"'),
+        ('[run]\nengine = "virtual"\n[machines.a]\nkind = "qemu"\n', "machines.a.kind", '"simulated"'),
+        (
+            '[machines.a]\nkind = "qemu"\n[[timeline]]\nat_s = 1.0\ndo = "migrate"\nmachines = "a"\n',
+            "timeline[0].machines",
+            "simulated machines",
+        ),
+    ],
+    ids=["profile", "engine", "migrate"],
+)
+def test_what_a_real_qemu_cannot_be_or_do_is_a_problem(text: str, key: str, expected: str) -> None:
+    text = text.replace("[machines.a]\n", '[machines.a]\nprogram = "idle"\n')
+    problem = only(text)
+    assert problem.key == key
+    assert expected in problem.expected

@@ -26,6 +26,8 @@ from topologies.resolve.settings import Members, Settings, base_settings, group_
 __all__ = ["ResolvedMachines", "read_machines"]
 
 _REALTIME = ("fifo", "rr")
+REAL_PROFILES = ("qemu-doorbell",)
+"""The profiles that a real QEMU of the host can be."""
 _SERVERLESS = frozenset(profile.name for profile in PROFILES.values() if not profile.server)
 
 
@@ -71,11 +73,13 @@ def read_machines(
     resolved = ResolvedMachines(
         names, members, [each.of(place) for each in members for place in range(len(each.indices))]
     )
-    only_migratable = fields.get("run", {}).get("only_migratable", False)
+    run = fields.get("run", {})
+    only_migratable = run.get("only_migratable", False)
     for settings, _ in resolved.kinds():
         _settle_domains(settings, domains, report)
         _settle_scheduling(settings, report)
         _settle_device(settings, report)
+        _check_kind(settings, run.get("engine", "process"), report)
         if only_migratable:
             _check_migratable(settings, report)
     first = _first(resolved)
@@ -191,6 +195,19 @@ def _settle_device(settings: Settings, report: Report) -> None:
     elif values["role"] not in profile.roles and not settings.faulty("role", report):
         expected = f"{' or '.join(map(show, profile.roles))}: {name} does not choose by its ID"
         report.add(settings.at("role"), expected, show(values["role"]))
+
+
+def _check_kind(settings: Settings, engine: str, report: Report) -> None:
+    """Report what a real QEMU cannot be: another device than its own, or a machine under virtual time."""
+    values = settings.values
+    if values["kind"] == "simulated":
+        return
+    if values["profile"] not in REAL_PROFILES and not settings.faulty("profile", report):
+        expected = f"{' or '.join(map(show, REAL_PROFILES))}, for machines of the kind {values['kind']}"
+        report.add(settings.at("profile"), expected, show(values["profile"]))
+    if engine != "process":
+        hint = 'engine = "process" runs machines of every kind'
+        report.add(settings.at("kind"), f'"simulated", for run.engine = {show(engine)}', show(values["kind"]), hint)
 
 
 def _check_migratable(settings: Settings, report: Report) -> None:

@@ -84,6 +84,8 @@ class Timeline:
         machines = self._selected(table["machines"], inner)
         if machines and table.get("pick", 1) > len(machines):
             self.report.add((*path, "pick"), f"at most {len(machines)}, as many as are named", show(table["pick"]))
+        if issubclass(kind, Migrate):
+            self._check_kinds(machines, inner)
         if "vectors" in map(refers_to, fields_of(kind).values()):
             self._check_devices(kind, machines, table, path)
         return machines
@@ -93,6 +95,13 @@ class Timeline:
         if chosen is not None and not chosen.machines:
             self.report.add(path, "at least one machine", "none")
         return () if chosen is None else chosen.machines
+
+    def _check_kinds(self, machines: Sequence[int], path: Path) -> None:
+        """Whether the run can migrate the machines: one that is a real QEMU continues in no other process."""
+        names, settings = self.references.names.names_of, self.references.settings
+        if real := [names[index] for index in machines if settings[index].values["kind"] != "simulated"]:
+            kind = settings[self.references.names.machines[real[0]]].values["kind"]
+            self.report.add(path, "simulated machines: the run migrates no others", f"{show(real[0])} of kind {kind}")
 
     def _check_devices(
         self, kind: type[MachineAction], machines: Sequence[int], table: Mapping[str, Any], path: Path

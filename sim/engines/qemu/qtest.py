@@ -124,8 +124,9 @@ class Qemu:
             json.loads(self._qmp.line())
             self.qmp("qmp_capabilities")
         except QemuError as error:
+            how = self.end()
             self.close()
-            raise QemuError(f"{path} did not start: {self.printed or error}") from error
+            raise QemuError(f"{path} did not start: {how}") from error
 
     def __enter__(self) -> Qemu:
         return self

@@ -1,0 +1,186 @@
+"""Machines of the kind "qemu" in a run: real QEMUs beside simulated machines, on the same server, on the books."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+import sim
+from sim.engines.qemu.qtest import DEFAULT_QEMU
+from sim.results import Run
+from topologies import Topology, load, loads, shipped
+from topologies.actions import Migrate
+
+pytestmark = pytest.mark.qemu
+
+MACHINES_MAX = 8
+
+
+def qemus() -> set[int]:
+    """The QEMUs that descend from this process."""
+    return {each.pid for each in psutil.Process().children(recursive=True) if each.name().startswith(DEFAULT_QEMU[:15])}
+
+
+def half_real(name: str, duration_s: float) -> Topology:
+    """A topology that ships, with at most so many machines, of which every other one is a real QEMU, where it can be.
+
+    A group of one machine is simulated if the one before is real.
+    """
+    base = load(name)
+    overrides: dict[str, object] = {}
+    left, turn = MACHINES_MAX, False
+    for group in base.groups:
+        count = min(group.count, max(1, left - (len(base.groups) - 1)))
+        left -= count
+        overrides[f"machines.{group.name}.count"] = count
+        for place in range(count):
+            turn = not turn
+            if turn and group.profile == "qemu-doorbell":
+                overrides[f"machines.{group.name}.override.{place}.kind"] = "qemu"
+    if not base.timeline and not base.has_own_phases:
+        overrides |= {"run.duration_s": duration_s, "run.warmup_s": 0.2}
+    return load(name, overrides)
+
+
+def check(run: Run) -> None:
+    assert run.status in ("finished", "degraded"), run.reason
+    assert run.balanced
+    assert not qemus()
+
+
+def test_a_storm_among_qemus_balances(tmp_path: Path) -> None:
+    run = sim.run(
+        "doorbell_storm",
+        runs=tmp_path,
+        overrides={
+            "machines.storm.kind": "qemu",
+            "machines.storm.count": 2,
+            "run.duration_s": 0.5,
+            "run.warmup_s": 0.1,
+        },
+    )
+    check(run)
+    assert run.summary["delivered"] > 0
+    assert run.summary["settled"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, _ in shipped()
+        if any(group.profile == "qemu-doorbell" for group in load(name).groups)
+        and not any(isinstance(entry.action, Migrate) for entry in load(name).timeline)
+    ],
+)
+def test_half_of_the_machines_of_a_scenario_are_qemus(name: str, tmp_path: Path) -> None:
+    topology = half_real(name, 1.0)
+    assert any(machine.kind == "qemu" for machine in topology.machines)
+    check(sim.run(topology, runs=tmp_path))
+
+
+ACTIONS = """
+[run]
+duration_s = 1.6
+warmup_s = 0
+on_death = "degrade"
+
+[defaults]
+vectors = 2
+program = "storm"
+parameters = { to = "all", rate_hz = 300.0 }
+
+[machines.model]
+count = 2
+
+[machines.real]
+count = 4
+kind = "qemu"
+
+[[timeline]]
+at_s = 0.2
+do = "stall"
+machines = "real-0"
+
+[[timeline]]
+at_s = 0.5
+do = "resume"
+machines = "real-0"
+
+[[timeline]]
+at_s = 0.3
+do = "reset"
+machines = "real-1"
+
+[[timeline]]
+at_s = 0.4
+do = "mask"
+machines = "real-1"
+
+[[timeline]]
+at_s = 0.8
+do = "unmask"
+machines = "real-1"
+
+[[timeline]]
+at_s = 0.4
+do = "kill"
+machines = "real-2"
+
+[[timeline]]
+at_s = 0.5
+do = "leave"
+machines = "real-3"
+
+[[timeline]]
+at_s = 0.9
+do = "join"
+machines = ["real-2", "real-3"]
+"""
+
+
+def test_the_timeline_acts_on_qemus(tmp_path: Path) -> None:
+    run = sim.run(loads(ACTIONS), runs=tmp_path)
+    check(run)
+    assert run.status == "finished", run.reason
+    done = [event["do"] for event in run.events() if event["kind"] == "action" and "skipped" not in event]
+    assert {"stall", "resume", "reset", "mask", "unmask", "kill", "leave", "join"} <= set(done)
+    assert run.summary["pba_pending"] > 0
+    joined = [event["machine"] for event in run.events() if event["kind"] == "machine_joined"]
+    assert sorted(joined) == ["real-2.2", "real-3.2"]
+
+
+DIES = """
+import os
+from signal import SIGSEGV
+from sim.kernel.processes import children
+
+def dies(guest):
+    yield guest.clock() + 10_000_000
+    for pid in children():
+        os.kill(pid, SIGSEGV)
+    yield None
+"""
+
+
+def test_a_qemu_that_dies_is_told_with_its_signal(tmp_path: Path) -> None:
+    program = tmp_path / "deaths.py"
+    program.write_text(DIES)
+    run = sim.run(
+        "ping_pong",
+        runs=tmp_path,
+        programs=program,
+        overrides={
+            "machines.echo.kind": "qemu",
+            "machines.echo.program": "deaths:dies",
+            "machines.echo.parameters": {},
+            "run.duration_s": 60,
+        },
+    )
+    assert run.status == "failed"
+    assert "echo died" in run.reason
+    assert "QEMU ended (SIGSEGV)" in run.reason
+    assert not qemus()
