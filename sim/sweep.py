@@ -182,9 +182,9 @@ def make_plan(
 class Sweep:
     """A sweep in its directory ``path``: what is to be run, and what is done."""
 
-    def __init__(self, path: Path, plan: Plan, rows: Sequence[Row] = ()) -> None:
+    def __init__(self, path: Path, plan: Plan) -> None:
         self.path, self.plan = path, plan
-        self._rows = {row.place: row for row in rows}
+        self._rows: dict[int, Row] = {}
 
     @classmethod
     def create(cls, where: Path, plan: Plan) -> Sweep:

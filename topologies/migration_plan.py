@@ -20,7 +20,7 @@ from nodes.device.profiles import PROFILES
 from nodes.errors import UsageError
 from topologies.model import Domain, Machine, Topology
 
-__all__ = ["MigrationPlan", "PlannedDevice", "PlannedMachine", "Step", "make_device", "plan_migration", "several"]
+__all__ = ["MigrationPlan", "PlannedMachine", "Step", "make_device", "plan_migration", "several"]
 
 Fate = Literal["moves", "moves without its peers' devices", "stays", "does not start"]
 

@@ -28,7 +28,6 @@ from topologies.schedule import Expectation, Invariant, Phase, TimelineEntry
 __all__ = [
     "MAX_MACHINES",
     "MAX_NAME",
-    "NAME_PATTERN",
     "Domain",
     "Group",
     "Machine",

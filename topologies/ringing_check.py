@@ -12,7 +12,7 @@ from nodes.device.profiles import PROFILES
 from topologies.migration_plan import several
 from topologies.model import Machine, Machines, Topology, Trace
 
-__all__ = ["Unreachable", "open_loops", "unreachable"]
+__all__ = ["open_loops", "unreachable"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from nodes.device.profile import INTR_MASK, INTR_STATUS, Profile
 from nodes.device.registers import RegisterFile
 from nodes.errors import UsageError
 
-__all__ = ["FIELDS", "Blocker", "Blockers", "Field", "MigrationError", "RamMigration", "blocker", "load", "save"]
+__all__ = ["FIELDS", "Blocker", "Blockers", "MigrationError", "RamMigration", "blocker", "load", "save"]
 
 INSTANCE = 0
 VERSION = 0

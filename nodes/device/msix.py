@@ -98,7 +98,6 @@ class Msix:
         disabled: what happens to an interrupt while MSI-X is disabled.
         rules: which accesses the BAR takes.
         function_mask: False for a device that ignores the function mask.
-        used: whether the vectors are in use at first (msix_vector_use).
     """
 
     __slots__ = (
@@ -127,7 +126,6 @@ class Msix:
         disabled: Undelivered,
         rules: AccessRules,
         function_mask: bool = True,
-        used: bool = True,
     ) -> None:
         self.layout = layout
         self._send = send
@@ -137,7 +135,7 @@ class Msix:
         self.table = [0] * (layout.vectors * ENTRY_WORDS)
         self.pending = 0  # bit n: vector n
         self.kept = 0  # bit n: vector n's eventfd still holds doorbells (Undelivered.KEEP)
-        self.used = [used] * layout.vectors
+        self.used = [True] * layout.vectors
         self.enabled = False
         self.function_masked = False
         self.bus_master = False

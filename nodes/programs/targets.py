@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from nodes.errors import GuestError
 from nodes.guest import Guest, Interrupt, Peers
 
-__all__ = ["Targets", "check_vectors"]
+__all__ = ["Targets"]
 
 LOOK_EVERY_NS = 10_000_000
 

@@ -16,7 +16,7 @@ from nodes.wire.client import REFUSED, Client, is_framed
 from nodes.wire.protocol import LEGACY, MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
 from nodes.wire.rules import PAGE_BYTES, RULES, Rule
 
-__all__ = ["Analysis", "Explained", "Problem", "explain", "recognise"]
+__all__ = ["Analysis", "Explained", "explain", "recognise"]
 
 
 @dataclass(frozen=True)

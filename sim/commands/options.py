@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from sim.exit_codes import WRONG_USE
 from topologies import TopologyError
 
-__all__ = ["BadTopology", "overrides_option", "programs_option", "resources_every_option", "runs_option"]
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+__all__ = [
+    "BadTopology",
+    "overrides_option",
+    "programs_option",
+    "resources_every_option",
+    "run_argument",
+    "runs_option",
+]
 
 
 class BadTopology(click.ClickException):
@@ -39,50 +43,43 @@ def _pairs(_context: click.Context, _option: click.Parameter, given: tuple[str, 
     return overrides
 
 
-def overrides_option(command: Command) -> Command:
-    """The option ``--set KEY=VALUE``, which fills ``overrides``, a dict for `topologies.load`."""
-    return click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        callback=_pairs,
-        help="Change one value of the topology, such as machines.storm.count=64. Repeatable.",
-    )(command)
+overrides_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_pairs,
+    help="Change one value of the topology, such as machines.storm.count=64. Repeatable.",
+)
+"""Fills ``overrides``, a dict for `topologies.load`."""
 
+programs_option = click.option(
+    "--program",
+    "programs",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file of Python whose generator functions the topology names plainly, as it names shipped programs; "
+    "its code runs with full trust. Repeatable.",
+)
+"""Fills ``programs``, paths for `topologies.load`."""
 
-def programs_option(command: Command) -> Command:
-    """The option ``--program FILE``, which fills ``programs``, paths for `topologies.load`."""
-    return click.option(
-        "--program",
-        "programs",
-        multiple=True,
-        metavar="FILE",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="A file of Python whose generator functions the topology names plainly, as it names shipped programs; "
-        "its code runs with full trust. Repeatable.",
-    )(command)
+runs_option = click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="The directory in which the run directory is made.",
+)
 
+resources_every_option = click.option(
+    "--resources-every",
+    "resources_every_s",
+    type=click.FloatRange(0, 3600),
+    default=0.5,
+    show_default=True,
+    metavar="SECONDS",
+    help="The period of sampling CPU time and memory of processes; 0: never.",
+)
 
-def runs_option(command: Command) -> Command:
-    """The option ``--runs DIRECTORY``, which fills ``runs``."""
-    return click.option(
-        "--runs",
-        type=click.Path(path_type=Path),
-        default=Path("runs"),
-        show_default=True,
-        help="The directory in which the run directory is made.",
-    )(command)
-
-
-def resources_every_option(command: Command) -> Command:
-    """The option ``--resources-every SECONDS``, which fills ``resources_every_s``."""
-    return click.option(
-        "--resources-every",
-        "resources_every_s",
-        type=click.FloatRange(0, 3600),
-        default=0.5,
-        show_default=True,
-        metavar="SECONDS",
-        help="The period of sampling CPU time and memory of processes; 0: never.",
-    )(command)
+run_argument = click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))

@@ -22,7 +22,7 @@ from sim.exit_codes import INTERRUPTED
 from sim.kernel.line_reader import LineReader
 from sim.kernel.loop import Loop
 
-__all__ = ["PromptSession", "run_prompt"]
+__all__ = ["run_prompt"]
 
 PROMPT = "ivsim> "
 CLEAR_LINE = "\r\x1b[K"

@@ -8,12 +8,13 @@ from pathlib import Path
 import click
 
 from nodes.errors import UsageError
+from sim.commands.options import run_argument
 
 __all__ = ["report"]
 
 
 @click.command("report", short_help="Write a run as one HTML page.")
-@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option(
     "-o",
     "--output",

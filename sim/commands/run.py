@@ -12,7 +12,14 @@ from typing import get_args
 import click
 from rich.console import Console
 
-from sim.commands.options import BadTopology, overrides_option, programs_option, resources_every_option, runs_option
+from sim.commands.options import (
+    BadTopology,
+    overrides_option,
+    programs_option,
+    resources_every_option,
+    run_argument,
+    runs_option,
+)
 from sim.exit_codes import INTERRUPTED, of_run
 from sim.results import Run
 from topologies import TopologyError, load
@@ -150,7 +157,7 @@ def _write_junit(result: Run, file: Path) -> None:
 
 
 @click.command("show", short_help="Show the result of a run again.")
-@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON, with a glossary of its numbers.")
 def show(run_directory: Path, as_json: bool) -> None:
     """Print what `ivsim run` printed for the run directory RUN.

@@ -9,13 +9,14 @@ from pathlib import Path
 import click
 
 from sim.commands.numbers import duration_ns
+from sim.commands.options import run_argument
 from sim.commands.report import write_whole
 
 __all__ = ["trace"]
 
 
 @click.command("trace", short_help="Write a run as a trace that Perfetto opens.")
-@click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+@run_argument
 @click.option(
     "-o",
     "--output",

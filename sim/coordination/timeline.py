@@ -16,7 +16,7 @@ from sim.results.measures import Book, Whose, counts_so_far
 from topologies import TimelineEntry, Topology
 from topologies.actions import Join
 
-__all__ = ["Stage", "Timeline"]
+__all__ = ["Timeline"]
 
 SECOND_NS = 1_000_000_000
 LOOK_NS = 20_000_000

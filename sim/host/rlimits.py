@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from nodes.errors import HostError
 
-__all__ = ["RESULTS", "TELEMETRY", "Need", "be_frugal", "check"]
+__all__ = ["RESULTS", "TELEMETRY", "be_frugal", "check"]
 
 MIB = 1 << 20
 STACK_BYTES = 128 << 10

@@ -21,9 +21,9 @@ import time
 from collections.abc import Callable
 
 from nodes.errors import HostError
-from sim.kernel.processes import adopting_orphans, tie_to
+from sim.kernel.processes import tie_to
 
-__all__ = ["Source", "Successor", "adopting_orphans", "fork_successor", "remap"]
+__all__ = ["Source", "fork_successor", "remap"]
 
 MAP_FIXED = 0x10
 READY, COMMIT = b"r", b"c"

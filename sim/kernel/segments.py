@@ -19,7 +19,6 @@ __all__ = [
     "OPENING",
     "PRIVATE",
     "SHM_DIRECTORY",
-    "Mapping",
     "Segment",
     "give_or_close",
     "make_segment",

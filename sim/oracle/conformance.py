@@ -36,7 +36,7 @@ from sim.oracle.operations import (
 )
 from sim.oracle.scripted_server import ScriptedServer
 
-__all__ = ["CONFORMING", "Divergence", "Observation", "RealDevice", "Report", "SimulatedDevice", "conform"]
+__all__ = ["CONFORMING", "Divergence", "RealDevice", "Report", "SimulatedDevice", "conform"]
 
 CONFORMING = ("qemu-doorbell", "qemu-plain")
 SLOT = 4

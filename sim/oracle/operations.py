@@ -28,7 +28,6 @@ __all__ = [
     "Write",
     "boot",
     "generate",
-    "inspect",
 ]
 
 RULES = {

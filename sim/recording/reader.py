@@ -25,7 +25,6 @@ from sim.recording.layout import RecordingLayout
 __all__ = [
     "PEERS",
     "VECTOR_MASK",
-    "Entries",
     "Records",
     "domain_and_peer",
     "edges_so_far",
@@ -71,14 +70,14 @@ class Entries:
     def __len__(self) -> int:
         return self.sound
 
-    def chunks(self, rows: int = CHUNK_ROWS) -> Iterator[Table]:
-        """The sound entries in order, as (n, 3) int64 with n at most ``rows``.
+    def chunks(self) -> Iterator[Table]:
+        """The sound entries in order, as (n, 3) int64 with n at most ``CHUNK_ROWS``.
 
         Raises:
             OSError: the file cannot be read any more.
         """
-        for first in range(0, self.stored, rows):
-            count = min(rows, self.stored - first)
+        for first in range(0, self.stored, CHUNK_ROWS):
+            count = min(CHUNK_ROWS, self.stored - first)
             offset = (self.at + WIDTH * first) * WORD_BYTES
             words = np.fromfile(self.path, np.int64, WIDTH * count, offset=offset)
             table = words[: len(words) // WIDTH * WIDTH].reshape(-1, WIDTH)

@@ -24,7 +24,7 @@ from sim.results.store.batches import Column, batches
 from sim.results.store.manifest import Manifest
 from sim.views.event_text import brief, sentence
 
-__all__ = ["EVENTS", "PerfettoTrace", "trace"]
+__all__ = ["trace"]
 
 EVENTS = 100_000
 # Perfetto takes process and thread 0 for the idle task of a kernel.

@@ -9,7 +9,7 @@ import msgspec
 
 from sim.telemetry import Group, Snapshot
 
-__all__ = ["COUNTED", "Rates", "left_s", "pending", "plain", "ran_s"]
+__all__ = ["Rates", "left_s", "pending", "plain", "ran_s"]
 
 COUNTED = ("rung", "delivered", "interrupts", "refused")
 WINDOW_NS = 1_000_000_000

@@ -30,7 +30,6 @@ __all__ = [
     "migrations",
     "processes",
     "resources",
-    "shown_metric",
     "threshold",
 ]
 

@@ -14,7 +14,6 @@ __all__ = [
     "human_count",
     "human_interval",
     "human_ns",
-    "human_seconds",
     "percentile_title",
     "short_bytes",
     "short_count",
@@ -38,11 +37,6 @@ def human_ns(value_ns: float | None) -> str:
     return _said(value_ns, TIMES)
 
 
-def human_seconds(value_s: float | None) -> str:
-    """Seconds, whatever their size."""
-    return _said(value_s, ((1.0, "s"),))
-
-
 def human_count(value: float | None) -> str:
     """A number with k, M or G."""
     return _said(value, COUNTS)
@@ -61,7 +55,7 @@ def short_ns(value_ns: float | None) -> str:
 
 
 def short_seconds(value_s: float | None) -> str:
-    """As :func:`human_seconds`, without trailing zeros."""
+    """Seconds, whatever their size, without trailing zeros."""
     return _said(value_s, ((1.0, "s"),), fixed=False)
 
 

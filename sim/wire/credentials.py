@@ -6,7 +6,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-__all__ = ["Credentials", "credentials_of"]
+__all__ = ["credentials_of"]
 
 _LAYOUT = struct.Struct("iII")  # struct ucred
 

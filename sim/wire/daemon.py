@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from nodes.errors import UsageError
 
-__all__ = ["PidFile", "StartReport", "detach"]
+__all__ = ["PidFile", "detach"]
 
 READY = b"\0"
 

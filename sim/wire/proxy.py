@@ -155,15 +155,14 @@ class Proxy:
         write: Callable[[Entry], object],
         *,
         warn: Callable[[str], object] = lambda text: None,
-        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._loop, self._server, self._warn, self._clock = loop, server, warn, clock
+        self._loop, self._server, self._warn = loop, server, warn
         self.path = listen
         self._write = write
         self._links: set[_ProxiedConnection] = set()
         self.connections = 0
         """How many clients have connected."""
-        self._start_ns = clock()
+        self._start_ns = time.monotonic_ns()
         self._listener = Listener(listen)
         loop.add(self._listener, self._accept_all)
 
@@ -209,7 +208,7 @@ class Proxy:
     def _pause_accepting(self) -> None:
         """Pause until descriptors have been closed, instead of spinning: none is left."""
         self._loop.remove(self._listener)
-        self._loop.at(self._clock() + ACCEPT_PAUSE_NS, self._resume_accepting)
+        self._loop.at(time.monotonic_ns() + ACCEPT_PAUSE_NS, self._resume_accepting)
 
     def _resume_accepting(self) -> None:
         if self._listener.fileno() >= 0:
@@ -222,7 +221,7 @@ class Proxy:
             link.server.channel.socket.connect(os.fspath(self._server))
         except BlockingIOError:
             # The server's backlog is full. Without the proxy, the client would wait in connect(2).
-            self._loop.at(self._clock() + RETRY_NS, lambda: self._connect(link))
+            self._loop.at(time.monotonic_ns() + RETRY_NS, lambda: self._connect(link))
             return
         except OSError as error:
             reason = f"no server listens on {self._server}: {error.strerror or error}"
@@ -248,7 +247,7 @@ class Proxy:
             retry = retry or (side.blocked and not (listens and writes))
         if retry and not link.retrying:
             link.retrying = True
-            self._loop.at(self._clock() + RETRY_NS, lambda: self._retry(link))
+            self._loop.at(time.monotonic_ns() + RETRY_NS, lambda: self._retry(link))
 
     def _retry(self, link: _ProxiedConnection) -> None:
         link.retrying = False
@@ -344,4 +343,4 @@ class Proxy:
     def _note(
         self, link: _ProxiedConnection, side: str, act: Connects | Closes | Said | Bytes, remark: str = ""
     ) -> None:
-        self._write(Entry(self._clock() - self._start_ns, link.number, side, act, remark))
+        self._write(Entry(time.monotonic_ns() - self._start_ns, link.number, side, act, remark))

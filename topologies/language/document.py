@@ -29,7 +29,6 @@ __all__ = [
     "Document",
     "override_text",
     "override_texts",
-    "override_value",
     "parse",
     "read_text",
 ]
@@ -56,7 +55,7 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
     """Problems of overrides; the file is read all the same."""
 
-    def problem(self, path: Path, expected: str, got: str, hint: str = "", *, key: str = "") -> Problem:
+    def problem(self, path: Path, expected: str, got: str, hint: str) -> Problem:
         """A `Problem` at the line of ``path``, or of the nearest table around it that has a line."""
         name, line = self.name, 0
         for length in range(len(path), -1, -1):
@@ -68,7 +67,7 @@ class Document:
                 break
         else:
             line = 1
-        return Problem(name, line, key or show_key(path), expected, got, hint)
+        return Problem(name, line, show_key(path), expected, got, hint)
 
 
 def read_text(file: FilePath, expected: str = "a topology file", limit_bytes: int = MAX_FILE_BYTES) -> str:

@@ -15,7 +15,7 @@ import zlib
 from types import ModuleType
 from typing import Any
 
-__all__ = ["FILE_NAME", "MODULE_NAME", "SHIPPED", "import_file", "import_program"]
+__all__ = ["FILE_NAME", "MODULE_NAME", "import_file", "import_program"]
 
 SHIPPED = "nodes.programs"
 MODULE_NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)

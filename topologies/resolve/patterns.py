@@ -14,7 +14,7 @@ from itertools import count
 
 from topologies.model import Machines
 
-__all__ = ["DEGREE", "PATTERNS", "Laid", "Pattern", "draw", "lay"]
+__all__ = ["DEGREE", "PATTERNS", "Laid", "draw", "lay"]
 
 DEGREE = "degree"
 

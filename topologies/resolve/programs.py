@@ -42,7 +42,6 @@ __all__ = [
     "Program",
     "ProgramError",
     "ProgramFiles",
-    "import_program",
     "resolve_program",
     "shipped_programs",
 ]

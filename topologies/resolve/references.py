@@ -18,7 +18,7 @@ from topologies.resolve.patterns import DEGREE, PATTERNS, Laid, draw, lay
 from topologies.resolve.settings import Settings
 from topologies.resolve.traces import TraceFile, read_trace
 
-__all__ = ["MAX_EDGES", "Reached", "References"]
+__all__ = ["MAX_EDGES", "References"]
 
 MAX_EDGES = 4 << 20
 """The most (machine, peer) pairs of all parameters together: 2048 machines, each to all."""

@@ -21,7 +21,7 @@ from topologies.language.document import read_text
 from topologies.language.problems import Problem, nearest, show
 from topologies.model import Machines, Trace
 
-__all__ = ["HEADER", "MAX_TRACE_BYTES", "MAX_TRACE_ROWS", "TraceFile", "read_trace"]
+__all__ = ["MAX_TRACE_ROWS", "TraceFile", "read_trace"]
 
 HEADER = ("time_s", "source", "target", "vector")
 MAX_TRACE_BYTES = 16 << 20

@@ -20,7 +20,7 @@ from sim.results.analysis.latency import QUANTILES, grouped
 from sim.results.display import as_html
 from sim.results.store.manifest import Manifest
 
-__all__ = ["BY", "COUNTS", "FlowMatrix", "coalescing", "drain_codes", "flows", "matrix"]
+__all__ = ["FlowMatrix", "coalescing", "drain_codes", "flows", "matrix"]
 
 Integers = npt.NDArray[np.int64]
 

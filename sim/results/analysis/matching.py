@@ -17,7 +17,7 @@ from sim.recording.reader import CHUNK_ROWS, PEERS, VECTOR_MASK, Records
 from sim.results.analysis.latency import SHORT, Samples
 from sim.results.store.manifest import MachineRow
 
-__all__ = ["INDEX_BYTES_EACH", "DrainChunk", "DrainIndex", "LineNumbers", "Matching"]
+__all__ = ["INDEX_BYTES_EACH", "DrainIndex", "LineNumbers", "Matching"]
 
 Column = npt.NDArray[np.int64]
 INDEX_BYTES_EACH = 28

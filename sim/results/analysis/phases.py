@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sim.results.analysis.latency import Samples
 from sim.results.store.manifest import Phase
 
-__all__ = ["MEASURED", "phase_names", "phases_of"]
+__all__ = ["phase_names", "phases_of"]
 
 MEASURED = "measured"
 """The one phase of a run that names none: all after the warm-up."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from sim.results.summary import HostUse, ProcessUse
 
-__all__ = ["COORDINATOR", "HOST", "host_use", "private_bytes", "profile"]
+__all__ = ["COORDINATOR", "host_use", "private_bytes", "profile"]
 
 COORDINATOR = -1
 """The coordinator's number in the column ``machine``."""

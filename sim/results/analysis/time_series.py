@@ -20,7 +20,7 @@ from sim.results.analysis.histogram import bins_of
 from sim.results.store.batches import Column, batches, extent
 from sim.results.store.events import Event
 
-__all__ = ["BINS", "LEVELS", "Band", "Happening", "TimeSeries", "digest", "span"]
+__all__ = ["LEVELS", "Band", "Happening", "TimeSeries", "digest", "span"]
 
 Floats = npt.NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from nodes.errors import UsageError
 from sim.results.store.files import at_once
 from sim.results.store.schemas import DAMAGE, check_values, damaged, file_name
 
-__all__ = ["Column", "batches", "extent", "rows"]
+__all__ = ["Column", "batches", "extent"]
 
 Column = npt.NDArray[np.int64]
 

@@ -67,17 +67,16 @@ class RunDirectory:
         where: Path,
         topology: Topology,
         arguments: Mapping[str, Any],
-        *,
-        exact: bool = False,
     ) -> Self:
         """Make the directory, mode 0700, under ``where``: title, UTC time and the first free number.
 
-        With ``exact`` it is ``where`` itself, which must not exist or be empty. Raises ``UsageError`` when it
-        is not, ``HostError`` when the disk refuses.
+        Raises:
+            UsageError: ``where`` cannot hold a directory.
+            HostError: the disk is full.
         """
         started_ns, started = time.monotonic_ns(), datetime.datetime.now(datetime.UTC)
         try:
-            path = _take(where) if exact else _next_free(where, topology.title, started)
+            path = _next_free(where, topology.title, started)
             (path / files.RAW).mkdir(mode=0o700)
             manifest = _manifest(topology, arguments, started_ns, started)
             files.replace(path / files.TOPOLOGY, topology.source_text.encode())
@@ -230,14 +229,6 @@ def _copy(source: Path, directory: Path, name: Path) -> None:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not target.exists():
         files.replace(target, source.read_bytes())
-
-
-def _take(path: Path) -> Path:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if any(path.iterdir()):
-        raise UsageError(f"{path}: expected a new or empty directory for the run")
-    path.chmod(0o700)
-    return path
 
 
 def _next_free(parent: Path, title: str, started: datetime.datetime) -> Path:

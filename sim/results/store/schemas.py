@@ -30,7 +30,6 @@ __all__ = [
     "check_values",
     "damaged",
     "file_name",
-    "limits_of",
     "read_stream",
     "read_table",
     "write_table",

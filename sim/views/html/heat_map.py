@@ -12,7 +12,7 @@ from sim.views.html.shapes import cut
 from sim.views.html.svg import Markup, picture, tag, text
 from sim.views.units import short_count
 
-__all__ = ["LEVELS", "heat_level", "heat_map"]
+__all__ = ["heat_level", "heat_map"]
 
 LEVELS = 9
 WIDTH = 460

@@ -32,13 +32,8 @@ MARKS_DRAWN, LISTED = 40, 60
 SOURCE_LIMIT_BYTES = 1 << 20
 
 
-def page(run: Run, picture: str | None = None) -> str:
-    """The report of ``run``.
-
-    Args:
-        run: any run, damaged ones too.
-        picture: an SVG of its topology, to replace the one drawn here.
-    """
+def page(run: Run) -> str:
+    """Return the report of ``run``, which may be damaged, as the text of an HTML file."""
     made = digest(run)
     try:
         figures: Summary | None = run.figures
@@ -57,7 +52,7 @@ def page(run: Run, picture: str | None = None) -> str:
         _section("Latency", "latency", lambda: _latency(figures, made)),
         _section("Over time", "time", lambda: _over_time(made, marks, marked)),
         *_migrations(figures),
-        _section("Who rings whom", "topology", lambda: _topology(run, figures, picture)),
+        _section("Who rings whom", "topology", lambda: _topology(run, figures)),
         _section("Coalescing", "coalescing", lambda: _coalescing(figures, made)),
         _section("Resources", "resources", lambda: _resources(run, figures, made, marks)),
         _section("Host and run", "host", lambda: _host(run, figures)),
@@ -221,10 +216,9 @@ def _migrations(figures: Summary | None) -> list[Markup]:
     return [_section("Migrations", "migrations", lambda: [tables.table(table), *notes])]
 
 
-def _topology(run: Run, figures: Summary | None, picture: str | None) -> list[Markup]:
+def _topology(run: Run, figures: Summary | None) -> list[Markup]:
     parts = [tables.table(rows.doorbells(figures))] if figures else []
-    drawn = topology.pictures(run, figures.duration_s if figures else 0.0, Markup(picture) if picture else None)
-    *shown, listed = drawn
+    *shown, listed = topology.pictures(run, figures.duration_s if figures else 0.0)
     return [*([tag("div", *shown, class_="pair-of")] if shown else []), *parts, listed]
 
 

@@ -16,21 +16,18 @@ GROUPS_DRAWN = 8
 PAIRS_LISTED = 20
 
 
-def pictures(run: Run, seconds: float, drawn: Markup | None) -> list[Markup]:
-    """The figures; ``drawn`` is a picture of the topology to use instead.
-
-    Raises ``UsageError`` when the edges or the manifest are missing.
-    """
+def pictures(run: Run, seconds: float) -> list[Markup]:
+    """The figures. Raises ``UsageError`` when the edges or the manifest are missing."""
     machines, groups = between_machines(run), between_groups(run)
     parts = []
-    # One group that rings itself is said by its name.
-    if drawn is None and 1 < len(groups.sources) <= GROUPS_DRAWN and groups.rung.any():
-        drawn = graph(groups, _captions(run), seconds, "Topology", _description(groups))
-    if drawn is not None:
+    # A single group needs no arrows: its name says which machines ring each other.
+    has_arrows = 1 < len(groups.sources) <= GROUPS_DRAWN and bool(groups.rung.any())
+    if has_arrows:
         caption = tag("figcaption", tag("h3", "Topology"), tag("p", "Groups of machines, and doorbells a second"))
-        parts.append(tag("figure", caption, drawn))
-    # Of two there is nothing that the arrows do not tell.
-    if machines.rung.any() and (len(machines.sources) > 2 or drawn is None):
+        drawing = graph(groups, _captions(run), seconds, "Topology", _description(groups))
+        parts.append(tag("figure", caption, drawing))
+    # The heat map of two machines shows nothing that the arrows do not show.
+    if machines.rung.any() and (len(machines.sources) > 2 or not has_arrows):
         parts.append(heat_map(machines))
     if machines.rung.any():
         parts.append(tag("details", tag("summary", "Who rang whom, as a table"), _pairs(machines)))

@@ -123,14 +123,6 @@ def test_runs_of_one_second_are_numbered(tmp_path):
     assert len(names) == 5
 
 
-def test_an_exact_place_must_be_empty(tmp_path):
-    place = tmp_path / "here"
-    RunDirectory.create(place, topology({"a": (1, 1)}), {}, exact=True).close()
-    assert (place / "status").read_text() == "running\n"
-    with pytest.raises(UsageError, match="new or empty"):
-        RunDirectory.create(place, topology({"a": (1, 1)}), {}, exact=True)
-
-
 def test_a_place_that_cannot_be_is_the_users_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be made"):

@@ -263,13 +263,6 @@ def test_what_scrolls_casts_a_shadow_where_there_is_more(run):
     assert content.count("--more:") == 2, "one for light pages, one for dark ones"
 
 
-def test_a_better_picture_takes_the_place_of_ours(run):
-    content = page(run, '<svg id="better"></svg>')
-    assert '<svg id="better">' in content
-    assert "arrowhead)" not in content
-    assert "Machine by machine" in content
-
-
 def test_many_machines_share_rows(tmp_path):
     directory = RunDirectory.create(tmp_path, topology({"many": (130, 1)}), {})
     for machine in range(130):
