@@ -49,7 +49,7 @@ class Wire:
         return taken, carried
 
 
-class Books:
+class KeptLedger:
     """A ledger in memory."""
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Machine:
     ) -> None:
         self.fabric, self.name = fabric, name
         self.wire = Wire()
-        self.books = Books()
+        self.ledger = KeptLedger()
         self.delivered = [0] * vectors
         self.present = True
         self._program = program
@@ -92,7 +92,7 @@ class Machine:
             vectors=vectors,
             role=options.pop("role", "peer"),
             signal=fabric.signal,
-            ledger=self.books,
+            ledger=self.ledger,
             clock=lambda: fabric.now_ns,
             random=random.Random(f"{fabric.seed}/{name}"),
             sample_every=options.pop("sample_every", 1),
@@ -278,7 +278,7 @@ class Fabric:
         while any(machine.wire.messages for machine in self.machines.values()):
             self.run(self._heap[0][0])
 
-    # Books
+    # Counts
 
     def stop(self) -> None:
         for machine in self.machines.values():
@@ -295,8 +295,8 @@ class Fabric:
     def _sum(self, which: int) -> Counter[tuple[int, int]]:
         total: Counter[tuple[int, int]] = Counter()
         for machine in (*self.machines.values(), *self.departed):
-            for edge, counts in machine.books.stored.items():
-                total[machine.books.edges[edge]] += counts[which]
+            for edge, counts in machine.ledger.stored.items():
+                total[machine.ledger.edges[edge]] += counts[which]
         return total
 
     def check_balance(self) -> None:

@@ -102,7 +102,7 @@ def finish(
     status: str = "finished",
     foreign_pending: Mapping[tuple[int, int], int] | None = None,
     phases: Sequence[Phase] = (),
-    floors: Sequence[WakeUpBaseline] = (),
+    baselines: Sequence[WakeUpBaseline] = (),
     identities: Sequence[tuple[int, int, int]] = (),
     moves: Sequence[tuple[int, int, int, int]] = (),
 ) -> Run:
@@ -120,7 +120,7 @@ def finish(
         identities=list(identities),
         moves=list(moves),
     )
-    return directory.finish(ending, floors)
+    return directory.finish(ending, baselines)
 
 
 def usage(machine: int, name: str, second: float, **changed: object) -> tuple[object, ...]:

@@ -168,14 +168,14 @@ def _judge(
 def make_device(machine: Machine, size_bytes: int) -> Ivshmem:
     """A machine's device before it has an ID; of its memory only the size exists."""
     profile = PROFILES[machine.profile]
-    made = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=size_bytes, ring=_nobody)
+    made = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=size_bytes, ring=_ring_nothing)
     made.memory = memoryview(b"")
     if not profile.server:
         made.peer = 0  # so that the role "auto" makes it a master
     return made
 
 
-def _nobody(peer: int, vector: int) -> None:
+def _ring_nothing(peer: int, vector: int) -> None:
     """The doorbells of a device that is only queried go nowhere."""
 
 

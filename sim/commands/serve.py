@@ -29,7 +29,7 @@ from topologies.language.sizes import (
 __all__ = ["serve"]
 
 VECTORS_MAX = 2048
-UID_MAX = (1 << 32) - 2  # the last one means nobody (chown(2))
+UID_MAX = (1 << 32) - 2  # the last one means "unchanged" (chown(2))
 MEMORY_NAME = "ivshmem"
 """ivshmem-server's default."""
 

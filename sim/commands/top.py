@@ -96,7 +96,7 @@ def _of_directory(path: Path) -> Found:
 
     run = Run(path)
     owner = run.origin.owner
-    if run.status == "running" and owner.lives():
+    if run.status == "running" and owner.is_running():
         if any(event.get("kind") == "telemetry" for event in run.events()):  # the last that a run says
             raise UsageError(f"{path}: is being put together; `ivsim show {path}` will tell how it went")
         for each in running():

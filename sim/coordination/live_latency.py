@@ -25,14 +25,14 @@ PERCENTILES = {"p50": 50, "p99": 99}
 
 
 def recent_delivery_ns(
-    books: Mapping[int, Recording], row_of: Mapping[tuple[int, int], int], now_ns: int
+    recordings: Mapping[int, Recording], row_of: Mapping[tuple[int, int], int], now_ns: int
 ) -> dict[str, int]:
     """Percentiles of delivery over the last second; none if too few doorbells were sampled in it.
 
     Only the latest entries of each recording are read, so these figures are an estimate and not those of the result.
 
     Args:
-        books: the recordings by row.
+        recordings: the recordings by row.
         row_of: the row that has an ID (domain, peer).
         now_ns: CLOCK_MONOTONIC.
 
@@ -42,17 +42,17 @@ def recent_delivery_ns(
     begin_ns = now_ns - WINDOW_NS
     rung: list[Integers] = []
     taken: list[Integers] = []
-    drains_each = max(DRAINS_EACH, DRAINS_TOGETHER // max(1, len(books)))
+    drains_each = max(DRAINS_EACH, DRAINS_TOGETHER // max(1, len(recordings)))
     known_ns: dict[int, int] = {}
     """By row: the time since which every drain of it is among those that are read."""
-    for row, book in books.items():
-        used = book.words[header.DRAINS_USED]
-        drains = latest_drains(book, drains_each)
+    for row, recording in recordings.items():
+        used = recording.words[header.DRAINS_USED]
+        drains = latest_drains(recording, drains_each)
         known_ns[row] = int(drains[0, 1]) if used > drains_each else begin_ns
         drains = drains[drains[:, 1] >= begin_ns]
         taken.append(_key(row, drains[:, 0] & VECTOR_MASK, drains[:, 1] - begin_ns))
-    for book in books.values():
-        rings = latest_rings(book, RINGS_EACH)
+    for recording in recordings.values():
+        rings = latest_rings(recording, RINGS_EACH)
         for key, _, rung_ns in rings[rings[:, 2] >= begin_ns].tolist():
             target = row_of.get(domain_and_peer(key))
             # A drain that is not read may have taken an earlier doorbell.

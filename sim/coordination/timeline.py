@@ -12,7 +12,7 @@ from sim.coordination.domain import LiveDomain
 from sim.coordination.machines import LiveMachines
 from sim.engines.base import RunLoop
 from sim.results.conditions import Moment, broken, live
-from sim.results.measures import Book, Whose, counts_so_far
+from sim.results.counts import LiveRecording, Scopes, counts_so_far
 from topologies import TimelineEntry, Topology
 from topologies.actions import Join
 
@@ -134,10 +134,10 @@ class Timeline:
     def _moment(self, now_ns: int) -> Moment:
         live, machines = self._stage.machines, self._stage.topology.machines
         return Moment(
-            whose=Whose((machine.name, machine.group) for machine in machines),
+            scopes=Scopes((machine.name, machine.group) for machine in machines),
             counts=counts_so_far(
                 [
-                    Book(each.machine.index, recording, live.index_of)
+                    LiveRecording(each.machine.index, recording, live.index_of)
                     for each in live.incarnations
                     for recording in each.recordings
                 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nodes.errors import UsageError
-from sim.results.measures import COUNTED, Counts, UnknownMetricError, Whose
+from sim.results.counts import COUNTED, Counts, Scopes, UnknownMetricError
 from topologies import Condition
 from topologies.metrics import METRICS
 
@@ -17,13 +17,13 @@ class Moment:
     """The state of a run at one time.
 
     Attributes:
-        counts: by `sim.results.measures.counts_so_far`.
+        counts: by `sim.results.counts.counts_so_far`.
         up: the indices of the machines that are present.
         died: the index of a machine for each of its incarnations that ended by accident.
         elapsed_s: seconds since the start of the programs.
     """
 
-    whose: Whose
+    scopes: Scopes
     counts: Counts
     up: frozenset[int]
     died: tuple[int, ...]
@@ -31,7 +31,7 @@ class Moment:
 
     def value(self, condition: Condition) -> float:
         """The metric now. Raises ``UnknownMetricError``, or ``UsageError`` for one of finished runs only."""
-        scope = self.whose[condition.of]
+        scope = self.scopes[condition.of]
         match condition.metric:
             case "elapsed_s":
                 return self.elapsed_s

@@ -10,7 +10,7 @@ from msgspec import Meta
 from sim.results.store.files import RUNNING, STATUSES
 from sim.results.store.manifest import Phase
 
-__all__ = ["BaselineLook", "Ending"]
+__all__ = ["BaselineMeasurement", "Ending"]
 
 Natural = Annotated[int, Meta(ge=0, le=1 << 62)]
 Count = Annotated[int, Meta(ge=0, le=1 << 44)]
@@ -19,7 +19,7 @@ ForeignPeer = Annotated[int, Meta(ge=0, lt=1 << 32)]
 """The number of a domain, and the ID of a peer in it: ``domain << 16 | peer``."""
 
 
-class BaselineLook(msgspec.Struct, frozen=True):
+class BaselineMeasurement(msgspec.Struct, frozen=True):
     """One measurement of the wake-up baseline (`sim.host.wake_up_baseline`)."""
 
     p50_ns: Natural
@@ -35,7 +35,7 @@ class Ending(msgspec.Struct, frozen=True):
     It is written first of all, so that a later reader of the directory computes the same figures. ``deaths`` say of
     each row that ended otherwise than by its own will how that was ("SIGKILL", "exit 1"). ``pending`` has (row, vector,
     doorbells), None when it was not counted; ``foreign_pending`` has (domain << 16 | peer, vector, doorbells). Times
-    are CLOCK_MONOTONIC, 0 when the run never got there. ``refused_...`` count what the disk did not take; ``floors``
+    are CLOCK_MONOTONIC, 0 when the run never got there. ``refused_...`` count what the disk did not take; ``baselines``
     are the wake-up baselines before and after the run.
     """
 
@@ -49,7 +49,7 @@ class Ending(msgspec.Struct, frozen=True):
     stop_ns: Natural
     refused_events: Natural = 0
     refused_resources: Natural = 0
-    floors: list[BaselineLook] = []
+    baselines: list[BaselineMeasurement] = []
     phases: list[Phase] = []
     identities: list[tuple[Index, Natural, Index]] = []
     moves: list[tuple[Index, Natural, Index, Natural]] = []

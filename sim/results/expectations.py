@@ -18,7 +18,7 @@ import numpy.typing as npt
 from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.latency import Samples
-from sim.results.measures import COUNTED, Counts, Scope, UnknownMetricError, Whose
+from sim.results.counts import COUNTED, Counts, Scope, Scopes, UnknownMetricError
 from sim.results.store.manifest import MachineRow
 from sim.results.summary import ExpectationVerdict, GroupFigures, MigrationOutcome, value_at
 from topologies import Expectation, Topology
@@ -76,7 +76,7 @@ class _Finished:
 
     def __init__(self, topology: Topology, run: Run) -> None:
         self._topology, self._run = topology, run
-        self._whose = Whose((machine.name, machine.group) for machine in topology.machines)
+        self._scopes = Scopes((machine.name, machine.group) for machine in topology.machines)
         # Metrics that are computed; all others are read from the summary.
         self._computed: dict[str, Callable[[Scope], float]] = {
             **{name: functools.partial(self._count, name) for name in (*COUNTED, "coalescing", "lost")},
@@ -124,7 +124,7 @@ class _Finished:
             if broken_by is not None:
                 why = "it ended the run"
                 return ExpectationVerdict(condition.metric, condition.of, expected, broken_by, False, why)
-            metric, scope = _metric(condition.metric), self._whose[condition.of]
+            metric, scope = _metric(condition.metric), self._scopes[condition.of]
             # To 15 digits, as people write numbers: 0.7500000000000001 is 0.75.
             got = float(f"{self._value(metric, scope):.15g}")
             if not math.isfinite(got):

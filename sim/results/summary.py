@@ -110,7 +110,7 @@ class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The least that a wake-up costs here: bare eventfd and epoll between two processes (``wake_up_baseline``).
 
     The quieter one of what was measured before and after the run. ``times_baseline`` is delivery's percentile of
-    the run divided by the floor's. ``clock_ns``: one look at the clock, of which a sample has three or four.
+    the run divided by those of the baseline. ``clock_ns``: one reading of the clock; a sample needs three or four.
     """
 
     p50_ns: Figures
@@ -196,7 +196,7 @@ class Summary(Counters, frozen=True):
     ``samples`` stands for all sampled doorbells, ``unmatched`` for those of which no drain is known (pending
     at the end, their target died, or it has no recording), ``samples_refused`` for those the recordings had no
     room for. ``overfull_drains`` is above 0 if stamps were matched wrongly; ``short_deliveries``, below a quarter of
-    the floor's median, are those that may have been (``analysis.latency``). ``missed`` doorbells were due when their
+    the baseline's median, are those that may have been (``analysis.latency``). ``missed`` doorbells were due when their
     program ended, and are in no figure; ``missed_oldest_ns`` is how long the oldest had been due.
     ``pending_derived``: the counters were not read at the end, so pending is what was left over.
     ``cpu_ns_per_doorbell``: what all machines used of CPUs for each doorbell rung. ``warnings`` says in words

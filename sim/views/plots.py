@@ -7,7 +7,7 @@
     confidence   every percentile with its 95 % interval, of one run or of several side by side
     timeline     p50, p90, p99 and the maximum of delivery over time, and what happened meanwhile
     rates        doorbells and interrupts a second over time, likewise
-    who_to_whom  doorbells from each machine to each, as colours
+    matrix       doorbells from each machine to each, as colours
     drain_sizes  how many doorbells one interrupt brought: the share of interrupts, and of doorbells
     resources    CPU or memory of one machine of each group over time
 
@@ -41,12 +41,12 @@ __all__ = [
     "cumulative",
     "drain_sizes",
     "histogram",
+    "matrix",
     "percentiles",
     "rates",
     "resources",
     "spread",
     "timeline",
-    "who_to_whom",
 ]
 
 Values = npt.NDArray[np.int64]
@@ -207,19 +207,19 @@ def rates(run: Run, *, axes: Any = None) -> Any:
     return _over_time(axes, made)
 
 
-def who_to_whom(run: Run, *, by: str = "machine", axes: Any = None) -> Any:
+def matrix(run: Run, *, by: str = "machine", axes: Any = None) -> Any:
     """Doorbells rung from each row to each column; ``by`` machine (neighbours share a row beyond 64) or group."""
     if by not in ("machine", "group"):
         raise UsageError(f"by {by}: expected machine or group")
-    matrix = between_machines(run) if by == "machine" else between_groups(run)
-    if not matrix.rung.any():
+    cells = between_machines(run) if by == "machine" else between_groups(run)
+    if not cells.rung.any():
         raise UsageError(f"{run.path}: no doorbells to draw")
     axes = _axes(axes)
-    image = axes.imshow(np.ma.masked_equal(matrix.rung, 0), cmap="viridis", aspect="equal")
-    image.set_clim(0, int(matrix.rung.max()))
+    image = axes.imshow(np.ma.masked_equal(cells.rung, 0), cmap="viridis", aspect="equal")
+    image.set_clim(0, int(cells.rung.max()))
     for names, set_ticks, set_label, label in (
-        (matrix.sources, axes.set_yticks, axes.set_ylabel, "ringing"),
-        (matrix.targets, axes.set_xticks, axes.set_xlabel, "rung"),
+        (cells.sources, axes.set_yticks, axes.set_ylabel, "ringing"),
+        (cells.targets, axes.set_xticks, axes.set_xlabel, "rung"),
     ):
         every = max(1, -(-len(names) // SERIES_LIMIT))
         upright = label == "ringing" or max(map(len, names)) * len(names) < 60

@@ -58,15 +58,15 @@ def _ours(setting: Setting, memory: int, clients: int, deaf: int = 0) -> Callabl
             path = Path(folder) / "s"
             with (
                 IvshmemServer(loop, path, memory, vectors=VECTORS),
-                setting.reference.clients(str(path), clients, deaf, _messages(clients)) as crew,
+                setting.reference.clients(str(path), clients, deaf, _messages(clients)) as processes,
             ):
-                loop.add(crew.report, end)
+                loop.add(processes.report, end)
                 begin_ns = time.thread_time_ns()
                 while not done:
                     loop.step()
-                spent_ns = time.thread_time_ns() - begin_ns + crew.cpu_ns
-                assert crew.report.read(1) == b"d"
-                loop.remove(crew.report)
+                spent_ns = time.thread_time_ns() - begin_ns + processes.cpu_ns
+                assert processes.report.read(1) == b"d"
+                loop.remove(processes.report)
         loop.close()
         return float(spent_ns)
 
@@ -82,10 +82,10 @@ def _theirs(setting: Setting, memory: int, clients: int) -> Callable[[], float]:
             path = os.path.join(folder, "s")
             listener.bind(path)
             listener.listen(socket.SOMAXCONN)
-            with setting.reference.clients(path, clients, 0, _messages(clients)) as crew:
+            with setting.reference.clients(path, clients, 0, _messages(clients)) as processes:
                 spent_ns = setting.reference.serve_one_by_one(
-                    listener.fileno(), memory, clients, VECTORS, crew.report.fileno()
+                    listener.fileno(), memory, clients, VECTORS, processes.report.fileno()
                 )
-                return spent_ns + crew.cpu_ns
+                return spent_ns + processes.cpu_ns
 
     return measure

@@ -43,8 +43,8 @@ def wired_machine(
     number = len(list(folder.iterdir()))
     path = folder / f"machine-{number}.rec"
     with contextlib.ExitStack() as stack:
-        book = stack.enter_context(Recording.create(path, layout, machine=0, sample_every=sample_every))
-        recorder = Recorder(book)
+        recording = stack.enter_context(Recording.create(path, layout, machine=0, sample_every=sample_every))
+        recorder = Recorder(recording)
         vm = Vm(
             profiles.PROFILES["qemu-doorbell"],
             vectors=vectors,

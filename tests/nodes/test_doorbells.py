@@ -1,4 +1,4 @@
-"""nodes.doorbells: every doorbell is in the books, whatever comes between."""
+"""nodes.doorbells: every doorbell is in the ledger, whatever comes between."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class World:
     def store_nowhere(self, rung):
         self.nowhere = rung
 
-    def books(self):
+    def ledger(self):
         """(peer, vector) -> (rung, refused), as they stand after a flush."""
         self.doorbells.flush()
         return {at: self.stored[edge] for at, edge in self.edges.items()}
@@ -101,7 +101,7 @@ def test_a_ring_is_one_signal_and_is_counted_once(world):
     for _ in range(100):
         world.doorbells.ring(7, 2)
     assert world.signalled == {72: 100}
-    assert world.books() == {(7, 2): (100, 0)}
+    assert world.ledger() == {(7, 2): (100, 0)}
     assert (world.nowhere, world.written) == (0, [(7, 2)])
 
 
@@ -110,7 +110,7 @@ def test_more_rings_than_one_supply_of_ones():
     world.connect(0, 0, line=1)
     for _ in range(2 * UNSAMPLED_SUPPLY + 5):
         world.doorbells.ring(0)
-    assert world.books() == {(0, 0): (2 * UNSAMPLED_SUPPLY + 5, 0)}
+    assert world.ledger() == {(0, 0): (2 * UNSAMPLED_SUPPLY + 5, 0)}
     assert world.samples == []
 
 
@@ -161,7 +161,7 @@ def test_a_full_counter_refuses_and_is_counted(world):
     for _ in range(20):
         world.doorbells.ring(1)
     assert world.signalled == {10: 3}
-    assert world.books() == {(1, 0): (20, 17)}
+    assert world.ledger() == {(1, 0): (20, 17)}
 
 
 def test_a_ring_after_leave_is_refused_on_the_edge_it_was_for(world):
@@ -170,7 +170,7 @@ def test_a_ring_after_leave_is_refused_on_the_edge_it_was_for(world):
     world.disconnect(1)
     for _ in range(5):
         world.doorbells.ring(1)
-    assert world.books() == {(1, 0): (6, 5)}
+    assert world.ledger() == {(1, 0): (6, 5)}
     assert world.nowhere == 0
     assert list(world.peers) == []
     assert world.peers.line(1, 0) is None
@@ -180,7 +180,7 @@ def test_a_ring_to_what_was_never_connected_is_counted_nowhere(world):
     world.connect(1, 0, line=10)
     world.doorbells.ring(1, 1)
     world.doorbells.ring(2)
-    assert world.books() == {}
+    assert world.ledger() == {}
     assert world.nowhere == 2
     assert world.signalled == {}
 
@@ -190,7 +190,7 @@ def test_what_the_device_decodes_to_another_vector_is_counted_there(world):
     world.aliases[1, 256] = (1, 0)
     world.doorbells.ring(1, 256)
     assert world.signalled == {10: 1}
-    assert world.books() == {(1, 0): (1, 0)}
+    assert world.ledger() == {(1, 0): (1, 0)}
     assert world.nowhere == 0
 
 
@@ -212,7 +212,7 @@ def test_a_peer_that_returns_has_the_same_counters(world):
     world.connect(1, 0, line=11)
     world.doorbells.ring(1)
     assert world.signalled == {10: 1, 11: 1}
-    assert world.books() == {(1, 0): (2, 0)}
+    assert world.ledger() == {(1, 0): (2, 0)}
 
 
 # The long path and the short one
@@ -260,7 +260,7 @@ def test_a_device_that_does_not_decode_is_rung_by_no_path(world):
         burst.ring()
         world.doorbells.burst([(1, 0)]).ring()
     assert world.signalled == {10: 2}
-    assert world.books() == {(1, 0): (11, 9)}
+    assert world.ledger() == {(1, 0): (11, 9)}
     world.switch(decodes=True)
     before = len(world.written)
     for _ in range(3):
@@ -284,7 +284,7 @@ def test_a_machine_among_other_peers_counts_anew_and_rings_no_line_of_before(wor
         burst.ring()
         world.doorbells.ring(1)
     assert world.signalled == {10: 2, 20: 6}
-    assert world.books() == {(1, 0): (6, 0)}
+    assert world.ledger() == {(1, 0): (6, 0)}
 
 
 # Bursts
@@ -300,7 +300,7 @@ def test_a_burst_rings_its_doorbells_in_order(world):
     for _ in range(7):
         burst.ring()
     assert order == [10, 21, 11, 20, 10] * 7
-    assert world.books() == {(1, 0): (14, 0), (1, 1): (7, 0), (2, 0): (7, 0), (2, 1): (7, 0)}
+    assert world.ledger() == {(1, 0): (14, 0), (1, 1): (7, 0), (2, 0): (7, 0), (2, 1): (7, 0)}
 
 
 @pytest.mark.parametrize("full", [0, 2, 4])
@@ -312,7 +312,7 @@ def test_a_full_counter_in_the_middle_of_a_burst_does_not_hold_up_the_rest(world
     for _ in range(20):
         burst.ring()
     assert world.signalled == {vector: 2 if vector == full else 20 for vector in range(5)}
-    assert world.books() == {(1, vector): (20, 18 if vector == full else 0) for vector in range(5)}
+    assert world.ledger() == {(1, vector): (20, 18 if vector == full else 0) for vector in range(5)}
 
 
 def test_a_burst_whose_peer_left_rings_the_others_and_counts_the_rest_as_refused(world):
@@ -324,7 +324,7 @@ def test_a_burst_whose_peer_left_rings_the_others_and_counts_the_rest_as_refused
     burst.ring()
     burst.ring()
     assert world.signalled == {1: 1, 2: 3}
-    assert world.books() == {(1, 0): (3, 2), (2, 0): (3, 0)}
+    assert world.ledger() == {(1, 0): (3, 2), (2, 0): (3, 0)}
     assert world.nowhere == 3
 
 
@@ -350,10 +350,10 @@ def test_every_nth_doorbell_of_a_burst_is_stamped_and_every_edge_has_its_turn(ev
 def test_an_empty_burst_rings_no_peer(world):
     burst = world.doorbells.burst([])
     burst.ring()
-    assert (world.books(), world.signalled, world.nowhere) == ({}, {}, 0)
+    assert (world.ledger(), world.signalled, world.nowhere) == ({}, {}, 0)
 
 
-class Books(RuleBasedStateMachine):
+class DoorbellCounts(RuleBasedStateMachine):
     """Rung = signalled + refused on every edge, whatever the order of things."""
 
     PEERS = st.integers(0, 3)
@@ -452,7 +452,7 @@ class Books(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
-        for pair, (rung, refused) in world.books().items():
+        for pair, (rung, refused) in world.ledger().items():
             assert rung == self.rung.get(pair, 0)
             assert rung == refused + sum(world.signalled.get(line, 0) for line in self.ever[pair])
         assert world.nowhere == self.nowhere
@@ -460,8 +460,8 @@ class Books(RuleBasedStateMachine):
             assert world.samples == []
 
 
-TestBooks = Books.TestCase
-TestBooks.settings = settings(stateful_step_count=40)
+TestDoorbellCounts = DoorbellCounts.TestCase
+TestDoorbellCounts.settings = settings(stateful_step_count=40)
 
 
 @given(st.sampled_from([1, 2, 16]), st.lists(st.integers(0, 2), max_size=200))

@@ -42,7 +42,7 @@ def history(seed):
 def test_the_same_seed_gives_the_same_history(seed):
     first, second = history(seed), history(seed)
     assert first.trace == second.trace
-    assert [m.books.samples for m in first.machines.values()] == [m.books.samples for m in second.machines.values()]
+    assert [m.ledger.samples for m in first.machines.values()] == [m.ledger.samples for m in second.machines.values()]
 
 
 def test_another_seed_gives_another_history(seed):
@@ -83,14 +83,14 @@ def test_an_interrupt_never_comes_out_of_nothing(seed):
     """What is delivered was rung before: checked against the stamps of the ringers."""
     fabric = history(seed)
     rung, delivered = {}, {}
-    samples = [sample for m in (*fabric.machines.values(), *fabric.departed) for sample in m.books.samples]
+    samples = [sample for m in (*fabric.machines.values(), *fabric.departed) for sample in m.ledger.samples]
     moments = sorted(
         [(rung_ns, 0, (peer, vector), 1) for peer, vector, _, rung_ns in samples]
         + [(at, 1, (int(name.split("-")[1]), what[1]), what[2]) for at, name, *what in fabric.trace if len(what) == 3]
     )
     for _, is_delivery, at, count in moments:
-        book = delivered if is_delivery else rung
-        book[at] = book.get(at, 0) + count
+        counts = delivered if is_delivery else rung
+        counts[at] = counts.get(at, 0) + count
         assert delivered.get(at, 0) <= rung.get(at, 0)
     assert delivered
 

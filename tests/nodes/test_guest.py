@@ -11,7 +11,7 @@ from nodes.doorbells import NoLedger
 from nodes.errors import GuestError
 from nodes.guest import Guest, Interrupt
 from nodes.vm import Vm
-from tests.fabric import Books
+from tests.fabric import KeptLedger
 
 MEMORY_BYTES = 8192
 
@@ -98,7 +98,7 @@ def test_an_interrupt_is_a_vector_and_a_number_of_doorbells():
 
 
 def test_a_doorbell_written_to_the_register_that_reaches_no_peer_is_counted():
-    ledger = Books()
+    ledger = KeptLedger()
     vm = machine(ledger=ledger)
     vm.place(3, memoryview(bytearray(MEMORY_BYTES)))
     vm.connect(4, 0, line=9)

@@ -13,7 +13,7 @@ from nodes.errors import GuestError
 from nodes.guest import FOREVER, NOW, STEP, Interrupt
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm
-from tests.fabric import Books
+from tests.fabric import KeptLedger
 
 MSIX_CONTROL = 0x42
 MEMORY_BYTES = defaultdict(lambda: 4096, {name: 4 << 20 for name in PROFILES if name.startswith("qemu-1.1")})
@@ -26,14 +26,14 @@ class Bench:
     def __init__(self, vectors=2, profile="qemu-doorbell", sample_every=1, first=None, role="peer", placed=True):
         self.rung = []
         self.heard = []
-        self.books = Books()
+        self.ledger = KeptLedger()
         self.now_ns = 1000
         self.vm = Vm(
             PROFILES[profile],
             vectors=vectors,
             role=role,
             signal=lambda line, value: self.rung.append(line),
-            ledger=self.books,
+            ledger=self.ledger,
             clock=lambda: self.now_ns,
             random=random.Random(0),
             sample_every=sample_every,
@@ -57,7 +57,7 @@ class Bench:
 
     def counts(self):
         self.vm.doorbells.flush()
-        return {self.books.edges[edge]: counts for edge, counts in self.books.stored.items() if counts != (0, 0)}
+        return {self.ledger.edges[edge]: counts for edge, counts in self.ledger.stored.items() if counts != (0, 0)}
 
 
 @pytest.fixture
@@ -364,7 +364,7 @@ def test_vector_256_on_a_device_that_knows_16_bits_reaches_no_peer():
     bench = Bench(8, profile="acrn")
     bench.guest.ring(1, 256)
     bench.vm.doorbells.flush()
-    assert (bench.rung, bench.books.nowhere) == ([], 1)
+    assert (bench.rung, bench.ledger.nowhere) == ([], 1)
 
 
 def test_a_doorbell_by_the_register_is_the_same_doorbell(bench):
@@ -390,7 +390,7 @@ def test_a_doorbell_that_cannot_be_written_is_the_guests_mistake(bench, peer, ve
 def test_a_doorbell_that_reaches_no_peer_is_counted(bench, peer, vector):
     bench.guest.ring(peer, vector)
     bench.vm.doorbells.flush()
-    assert (bench.rung, bench.books.nowhere) == ([], 1)
+    assert (bench.rung, bench.ledger.nowhere) == ([], 1)
 
 
 WAYS = ["ring", "write", "burst"]
@@ -422,7 +422,7 @@ def test_all_ways_to_ring_do_what_the_device_does_with_memory_decode_off(way, be
         ring()
     assert bench.rung == []
     counts = bench.counts()
-    assert sum(refused for _, refused in counts.values()) + bench.books.nowhere == 3
+    assert sum(refused for _, refused in counts.values()) + bench.ledger.nowhere == 3
     bench.vm.device.config_write(4, 2, command)
     for _ in range(3):
         ring()
@@ -461,7 +461,7 @@ def test_all_ways_to_ring_reach_no_peer_of_a_device_that_was_removed(way):
     bench.vm.unplug()
     ring()
     assert bench.rung == [100]
-    assert sum(refused for _, refused in bench.counts().values()) + bench.books.nowhere == 1
+    assert sum(refused for _, refused in bench.counts().values()) + bench.ledger.nowhere == 1
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -79,7 +79,7 @@ def test_the_ring_buffer_carries_every_message_once_and_whole(seed, offset, size
     assert taken["wrong_checksums"] == 0
     assert taken["bytes"] == ring_buffer.MESSAGE_BYTES * taken["messages"]
     assert sent["doorbells"] + sent["doorbells_saved"] == sent["messages"]
-    assert sent["doorbells"] == len(producer.books.samples)
+    assert sent["doorbells"] == len(producer.ledger.samples)
 
 
 def test_a_ring_buffer_that_is_never_empty_needs_no_doorbells():

@@ -234,9 +234,9 @@ class Ivsim:
     def is_running(self) -> bool:
         """The storm has begun, and something of it is on the books."""
         for path in self.runs.glob("*/raw/0.rec"):
-            with contextlib.suppress(UsageError), Recording.open(path) as book:
-                rung_at = range(book.layout.edges_at + 1, book.layout.rings_at, 3)
-                return any(book.words[at] for at in rung_at)
+            with contextlib.suppress(UsageError), Recording.open(path) as recording:
+                rung_at = range(recording.layout.edges_at + 1, recording.layout.rings_at, 3)
+                return any(recording.words[at] for at in rung_at)
         return False
 
     @property
@@ -438,8 +438,8 @@ def run_beside_a_stopped_coordinator(tmp_path: Path) -> None:
     ivsim.process.send_signal(signal.SIGSTOP)
     deadline_s = time.monotonic() + PATIENCE_S
     for path in ivsim.runs.glob("*/raw/*.rec"):
-        with Recording.open(path) as book:
-            while book.words[header.STATE] != State.STOPPED:
+        with Recording.open(path) as recording:
+            while recording.words[header.STATE] != State.STOPPED:
                 assert time.monotonic() < deadline_s, "still running"
                 threading.Event().wait(0.01)
     ivsim.process.send_signal(signal.SIGCONT)

@@ -29,7 +29,7 @@ class AttachedDevice:
     def __init__(
         self,
         configuration: DeviceConfiguration,
-        book: Recording,
+        recording: Recording,
         machine: WorkerConfiguration,
         *,
         make_vm: Callable[..., Vm],
@@ -39,8 +39,8 @@ class AttachedDevice:
         on_own_gone: Callable[[int], None],
         warn: Callable[[str], object],
     ) -> None:
-        self.book = book
-        self.recorder = Recorder(book, domain=configuration.domain)
+        self.recording = recording
+        self.recorder = Recorder(recording, domain=configuration.domain)
         profile = profiles.profile(machine.profile)
         self.vm = make_vm(
             profile,
@@ -84,4 +84,4 @@ class AttachedDevice:
 
     def close(self) -> None:
         self.connection.close()
-        self.book.close()
+        self.recording.close()

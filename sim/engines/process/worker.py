@@ -71,10 +71,10 @@ class Worker:
         self._own: dict[int, int] = {}  # own eventfd -> its vector, counted through all devices
         self._servers: dict[int, AttachedDevice] = {}  # socket to a server -> the device that is connected to it
         self._devices: list[AttachedDevice] = []
-        for device_configuration, book in zip(configuration.devices, recordings, strict=True):
+        for device_configuration, recording in zip(configuration.devices, recordings, strict=True):
             device = AttachedDevice(
                 device_configuration,
-                book,
+                recording,
                 configuration,
                 make_vm=self._make_vm,
                 first=self._devices[0].vm if self._devices else None,
@@ -149,7 +149,7 @@ class Worker:
         failure_pipe.close()
         peer, guest = device.connection.peer, device.vm.guest
         assert peer is not None
-        device.book.words[header.PEER], device.book.words[header.DOMAIN] = peer, order.domain
+        device.recording.words[header.PEER], device.recording.words[header.DOMAIN] = peer, order.domain
         pending = sum(guest.pending(vector) for vector in range(guest.vectors)) if device.vm.device.msix else 0
         self._set_alarm()
         downtime_ns = time.monotonic_ns() - paused_ns
@@ -190,10 +190,10 @@ class Worker:
                 self._handle_event(descriptor)
 
     def _enter(self, state: int, stamp: int | None = None) -> None:
-        for book in self._recordings:
+        for recording in self._recordings:
             if stamp is not None:
-                book.words[stamp] = time.monotonic_ns()
-            book.words[header.STATE] = state
+                recording.words[stamp] = time.monotonic_ns()
+            recording.words[header.STATE] = state
 
     # The servers
 
@@ -213,7 +213,7 @@ class Worker:
             self._wait_and_handle_event()
             for device in self._devices:
                 if (peer := device.connection.peer) is not None:
-                    device.book.words[header.PEER] = peer
+                    device.recording.words[header.PEER] = peer
 
     def _await_start(self) -> None:
         while self._start_ns is None:
@@ -258,8 +258,8 @@ class Worker:
             case messages.Ping(number):
                 for device in self._devices:
                     device.vm.doorbells.flush()
-                    device.book.words[header.PING_NS] = time.monotonic_ns()
-                    device.book.words[header.PING] = number
+                    device.recording.words[header.PING_NS] = time.monotonic_ns()
+                    device.recording.words[header.PING] = number
             case messages.Known(peers, anew):
                 self._program.learn(peers, anew=anew)
                 self._vm.guest.generation += 1

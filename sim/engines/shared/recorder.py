@@ -75,8 +75,8 @@ class Recorder:
     def make_drains(self) -> Drains:
         """The closures for the hot path, and what they need when a drain is no interrupt.
 
-        ``drained`` stores before the program sees the interrupt, so that a machine that is killed by it still has it
-        on the books; ``handled`` completes the entry.
+        ``drained`` stores before the program sees the interrupt, so that a machine that is killed by it
+        has counted it; ``handled`` completes the entry.
         """
         words, layout = self.words, self.layout
         at, used, end = layout.drains_at, 0, layout.drains

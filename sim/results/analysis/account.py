@@ -70,7 +70,7 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
         DrainIndex(records, numbers, ending.moves),
         ending.measure_start_ns,
         [(phase.start_ns, phase.end_ns) for phase in manifest.phases if not phase.measured],
-        min((look.p50_ns for look in ending.floors), default=0),
+        min((one.p50_ns for one in ending.baselines), default=0),
     )
     resources, cut = schemas.read_stream(path / files.RESOURCE_STREAM)
     problems += [cut] if cut else []

@@ -2,12 +2,11 @@
 
 A line is one eventfd: a vector of a machine, or of a peer that is no machine of the topology (foreign). What
 machines rang on it (their edges), what arrived (the target's vectors) and what lies in its counter (the
-coordinator's last look) come from different hands, and in a clean run they agree to the last doorbell.
+coordinator reads it at the end) are counted in different processes, and in a clean run they agree exactly.
 
-A machine that was killed may not have stored its last counts, a foreign peer keeps none, and a coordinator
-that died never looked. Then the difference shows what is missing, and is settled: put where it can only have
-come from, and counted as a correction. A difference that no death explains stays, and the run has
-failed.
+A machine that was killed may not have stored its last counts, a foreign peer stores none, and a coordinator that died
+has not read the counters. Then the difference is settled: it is added to the only account that can have lost it, and
+counted as a correction. A difference that no death explains stays, and the run has failed.
 """
 
 from __future__ import annotations

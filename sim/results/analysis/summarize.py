@@ -19,7 +19,7 @@ from sim.results.summary import BaselineFigures, GroupFigures, Latencies, Percen
 
 __all__ = ["summarize"]
 
-NOBODY, FOREIGN = "nobody", "foreign"
+NOWHERE, FOREIGN = "nowhere", "foreign"
 
 
 def summarize(
@@ -108,9 +108,9 @@ def _per_doorbell(used: ProcessUse | None, rung: int, seconds: float) -> float |
 
 def _baseline(ending: Ending, delivery: Percentiles) -> BaselineFigures | None:
     """The lower of the two baselines that were measured, and delivery as a multiple of it."""
-    if not ending.floors:
+    if not ending.baselines:
         return None
-    its = min(ending.floors, key=lambda look: look.p50_ns)
+    its = min(ending.baselines, key=lambda one: one.p50_ns)
     pairs = {"p50": (delivery.p50, its.p50_ns), "p99": (delivery.p99, its.p99_ns)}
     return BaselineFigures(
         **msgspec.structs.asdict(its),
@@ -124,7 +124,7 @@ def _groups(
     """Figures of every group; of foreign peers, and of doorbells rung at no peer, if there are any."""
     manifest = account.manifest
     names = [group.name for group in manifest.groups]
-    foreign, nobody = _free(FOREIGN, names), _free(NOBODY, names)
+    foreign, nowhere = _free(FOREIGN, names), _free(NOWHERE, names)
     code_of = {name: code for code, name in enumerate(names)}
     codes = np.array([code_of[machine.group] for machine in manifest.machines], dtype=np.int64)
     sent = np.zeros(len(names) + 1, np.int64)
@@ -146,10 +146,10 @@ def _groups(
         )
     if lines[foreign]:
         groups[foreign] = _group(account, lines[foreign], latencies.groups[-1], sent=0, members=[])
-    nowhere = sum(each.counters.rung_nowhere for each in account.records)
-    if nowhere:
-        at_nobody = [LineAccount(-1, -1, -1, rung=nowhere, refused=nowhere)]
-        groups[nobody] = _group(account, at_nobody, NOTHING, sent=0, members=[])
+    rung_nowhere = sum(each.counters.rung_nowhere for each in account.records)
+    if rung_nowhere:
+        lines_nowhere = [LineAccount(-1, -1, -1, rung=rung_nowhere, refused=rung_nowhere)]
+        groups[nowhere] = _group(account, lines_nowhere, NOTHING, sent=0, members=[])
     return groups
 
 

@@ -25,7 +25,7 @@ from nodes.errors import HostError, IvshmemError, RunError, UsageError
 from sim.access import Access
 from sim.host.wake_up_baseline import WakeUpBaseline
 from sim.kernel.lacks import has_no_room, is_lack
-from sim.results.ending import BaselineLook, Ending
+from sim.results.ending import BaselineMeasurement, Ending
 from sim.results.run import Run
 from sim.results.store import files
 from sim.results.store.manifest import SCHEMA_VERSION, GroupRow, HostFacts, MachineRow, Manifest, Owner
@@ -132,12 +132,12 @@ class RunDirectory:
             (self.path / files.RESERVE).unlink(missing_ok=True)
             files.write_json(self.path / files.ENDING, ending)
 
-    def finish(self, ending: Ending, floors: Sequence[WakeUpBaseline] = ()) -> Run:
+    def finish(self, ending: Ending, baselines: Sequence[WakeUpBaseline] = ()) -> Run:
         """Turn the recordings into tables and a summary.
 
         Args:
             ending: how the run ended.
-            floors: the wake-up baselines measured before and after the run.
+            baselines: the wake-up baselines measured before and after the run.
 
         Returns:
             The run.
@@ -153,7 +153,7 @@ class RunDirectory:
             ending,
             refused_events=self.events_refused,
             refused_resources=self._resources.refused,
-            floors=[BaselineLook(**dataclasses.asdict(floor)) for floor in floors],
+            baselines=[BaselineMeasurement(**dataclasses.asdict(baseline)) for baseline in baselines],
         )
         self.save(ending)
         with self._writing():

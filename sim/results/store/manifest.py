@@ -37,7 +37,7 @@ class Owner(msgspec.Struct, frozen=True):
         """This process."""
         return cls(os.getpid(), _start_ticks(os.getpid()) or 0, _boot())
 
-    def lives(self) -> bool:
+    def is_running(self) -> bool:
         """Whether that process still runs; a zombie does not."""
         return self.boot == _boot() and _start_ticks(self.pid) == self.start_ticks
 

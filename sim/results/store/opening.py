@@ -57,7 +57,7 @@ def _recovered(run: Run) -> Run:
         # Another process may have recovered it while this one waited for the lock.
         if not _unfinished(Run(run.path)):
             return Run(run.path)
-        if run.status == files.RUNNING and manifest.owner.lives():
+        if run.status == files.RUNNING and manifest.owner.is_running():
             raise UsageError(f"{run.path}: still running, in process {manifest.owner.pid}")
         from sim.results.finalize import conclude
 

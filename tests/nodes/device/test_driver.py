@@ -14,7 +14,7 @@ from nodes.device.registers import Access, Register, RegisterMap
 from nodes.errors import GuestError, UsageError
 from nodes.guest import FOREVER, Guest, Interrupt, Program
 from nodes.vm import Vm
-from tests.fabric import Books
+from tests.fabric import KeptLedger
 
 ELSEWHERE = RegisterMap(
     "BAR2",
@@ -55,7 +55,7 @@ class Bench:
             role="master",
             size_bytes=4096 if made.memory_container else None,
             signal=lambda line, value: self.rung.append(line),
-            ledger=Books(),
+            ledger=KeptLedger(),
             clock=lambda: 1000,
             random=random.Random(0),
             sample_every=1,

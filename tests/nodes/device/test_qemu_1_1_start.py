@@ -19,7 +19,7 @@ def start(**properties: object) -> Plan:
     return realize(SEED, Properties(**{"chardev": SERVER, **properties}))  # type: ignore[arg-type]
 
 
-def nobody(peer: int, vector: int) -> None:
+def ring_nothing(peer: int, vector: int) -> None:
     raise AssertionError(f"peer {peer}, vector {vector} was rung")
 
 
@@ -72,7 +72,7 @@ def test_size_with_another_suffix(text: str) -> None:
 def test_size_0_is_accepted(text: str) -> None:
     plan = start(size=text)
     assert plan.size_bytes == 0
-    device = plan.device(nobody)
+    device = plan.device(ring_nothing)
     assert sorted(device.config.bars) == [0, 1]
     device.set_memory(memoryview(bytearray(64)))
     assert device.memory is not None
@@ -89,7 +89,7 @@ def test_size_no_power_of_two(text: str) -> None:
 
 
 def test_vectors_beyond_the_table_end_silently() -> None:
-    assert start(vectors=32).device(nobody).vectors == 32
+    assert start(vectors=32).device(ring_nothing).vectors == 32
     for vectors in (0, 33):
         with pytest.raises(DeviceExitError) as caught:
             start(vectors=vectors)
@@ -100,7 +100,7 @@ def test_vectors_beyond_the_table_end_silently() -> None:
 def test_role(role: str | None, blocked: bool) -> None:
     plan = start(role=role)
     assert plan.blocked is blocked
-    assert plan.device(nobody).role == (role or "master")
+    assert plan.device(ring_nothing).role == (role or "master")
 
 
 @pytest.mark.parametrize("role", ["", "Peer", "peers", "masterful", "auto"])
@@ -157,7 +157,7 @@ def test_of_several_mistakes_the_earliest_step_decides() -> None:
 def test_server_mode_by_the_character_devices_name(chardev: str, server: bool) -> None:
     plan = realize(SEED, Properties(chardev=chardev, shm="object"))
     assert plan.server is server
-    assert (plan.device(nobody).msix is not None) is server
+    assert (plan.device(ring_nothing).msix is not None) is server
 
 
 def test_server_and_object_together_warn() -> None:
@@ -167,14 +167,14 @@ def test_server_and_object_together_warn() -> None:
 
 
 def test_msi_off_chooses_intx() -> None:
-    device = start(msi=False, vectors=40).device(nobody)
+    device = start(msi=False, vectors=40).device(ring_nothing)
     assert device.profile.name == "qemu-1.1-intx"
     assert device.vectors == 40
 
 
 def state_of(plan: Plan) -> tuple[Ivshmem, bytes]:
     """A device that has written IntrStatus and IntrMask, and what it saves behind the PCI part."""
-    device = plan.device(nobody)
+    device = plan.device(ring_nothing)
     device.set_memory(memoryview(bytearray(plan.size_bytes)))
     device.config_write(4, 2, 2)
     device.bar_write(0, 4, 4, 0x0A0B_0C0D)
@@ -204,7 +204,7 @@ def test_saved_state_by_the_properties(properties: dict[str, str], msi: bool, io
         assert len(state) == 3 * 16 + 1
     else:
         assert state == b""
-    there = plan.device(nobody)
+    there = plan.device(ring_nothing)
     there.set_memory(memoryview(bytearray(plan.size_bytes)))
     there.load(source.save())
     there.config_write(4, 2, 2)
@@ -213,14 +213,14 @@ def test_saved_state_by_the_properties(properties: dict[str, str], msi: bool, io
 
 
 def test_server_mode_begins_without_an_id() -> None:
-    device = start(vectors=3).device(nobody)
+    device = start(vectors=3).device(ring_nothing)
     assert device.peer is None
     assert device.fires == [False] * 3
 
 
 def test_quirks_repaired_in_the_plan_are_repaired_in_the_device() -> None:
     repaired = SEED.without(Quirk.STATUS_LOW_BYTE)
-    device = realize(repaired, Properties(chardev=SERVER, msi=False)).device(nobody)
+    device = realize(repaired, Properties(chardev=SERVER, msi=False)).device(ring_nothing)
     assert not device.profile.has(Quirk.STATUS_LOW_BYTE)
     assert device.profile.has(Quirk.RESET_DROPS_VECTORS)
 

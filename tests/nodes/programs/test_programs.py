@@ -36,7 +36,7 @@ def with_(program, *to, **parameters):
 
 def rings(machine):
     """(peer, vector) in the order they were rung."""
-    return [(peer, vector) for peer, vector, _, _ in machine.books.samples]
+    return [(peer, vector) for peer, vector, _, _ in machine.ledger.samples]
 
 
 def test_every_shipped_program_is_a_generator_function_of_its_guest():
@@ -154,7 +154,7 @@ def test_ping_rests_while_the_load_is_zero(rate_hz):
     fabric, (_, machine) = fabric_of(5, with_(programs.echo, 1), ping, load=load)
     began_ns = fabric.now_ns
     fabric.run_for(1.0)
-    rung = [rung_ns - began_ns for *_, rung_ns in machine.books.samples]
+    rung = [rung_ns - began_ns for *_, rung_ns in machine.ledger.samples]
     assert len(rung) >= 49
     assert min(rung) >= 5_000_000
     assert max(rung) <= 10_000_000
@@ -167,7 +167,7 @@ def test_a_ping_that_comes_late_keeps_to_the_grid_of_the_run():
     late = fabric.join(with_(programs.ping, 0, rate_hz=1000.0))
     joined_ns = late.vm.guest.joined_ns
     fabric.run_for(0.01)
-    intended = [at - began_ns for _, _, at, _ in late.books.samples]
+    intended = [at - began_ns for _, _, at, _ in late.ledger.samples]
     first = (joined_ns - began_ns) // 1_000_000 + 1
     assert intended == [1_000_000 * (first + at) for at in range(len(intended))]
     assert len(intended) >= 9
@@ -177,7 +177,7 @@ def test_a_ping_without_an_answer_is_given_up_in_time():
     fabric, (_, ping) = fabric_of(5, programs.idle, with_(programs.ping, 0, timeout_s=0.01))
     began_ns = fabric.now_ns
     fabric.run_for(0.1)
-    moments = [rung_ns - began_ns for *_, rung_ns in ping.books.samples]
+    moments = [rung_ns - began_ns for *_, rung_ns in ping.ledger.samples]
     assert moments == [round(at * 0.01 * SECOND_NS) for at in range(11)]
 
 
@@ -187,9 +187,9 @@ def test_ping_at_a_rate_is_due_regularly_however_late_the_answers():
     fabric, (_, machine) = fabric_of(5, programs.idle, ping)
     began_ns = fabric.now_ns
     fabric.run_for(0.1)
-    intended = [at - began_ns for _, _, at, _ in machine.books.samples]
+    intended = [at - began_ns for _, _, at, _ in machine.ledger.samples]
     assert intended == [1_000_000 * at for at in range(1, len(intended) + 1)]
-    lags = [rung_ns - at for _, _, at, rung_ns in machine.books.samples]
+    lags = [rung_ns - at for _, _, at, rung_ns in machine.ledger.samples]
     assert lags == [9_000_000 * at for at in range(len(lags))]
 
 
@@ -197,8 +197,8 @@ def test_ping_at_a_rate_that_is_answered_in_time_is_never_late():
     ping = with_(programs.ping, 0, rate_hz=1000.0)
     fabric, (_, machine) = fabric_of(5, with_(programs.echo, 1), ping)
     fabric.run_for(0.05)
-    assert len(machine.books.samples) == 50
-    assert all(intended == rung for _, _, intended, rung in machine.books.samples)
+    assert len(machine.ledger.samples) == 50
+    assert all(intended == rung for _, _, intended, rung in machine.ledger.samples)
 
 
 def test_a_ping_at_a_rate_that_waits_for_an_answer_misses_what_was_due_meanwhile():

@@ -28,7 +28,7 @@ RAMP = Load([(2 * MILLISECOND_NS, 0.0, 2.0), (MILLISECOND_NS, 0.0, 0.0), (2 * MI
 def intended(machine):
     """What a machine meant to do: (nanoseconds after the start of the run, peer, vector)."""
     start_ns = machine.vm.guest.start_ns
-    return [(at_ns - start_ns, peer, vector) for peer, vector, at_ns, _ in machine.books.samples]
+    return [(at_ns - start_ns, peer, vector) for peer, vector, at_ns, _ in machine.ledger.samples]
 
 
 def dues(machine):
@@ -43,7 +43,7 @@ def test_a_storm_rings_every_edge_equally_often_whatever_the_burst(seed, burst):
     fabric.run_for(0.0005)
     fabric.check_balance()
     storm = machines[0]
-    counts = [rung for rung, _ in storm.books.stored.values()]
+    counts = [rung for rung, _ in storm.ledger.stored.values()]
     assert len(counts) == peers * vectors
     rounds_in_one_go = max(1, burst // len(counts))
     assert max(counts) - min(counts) <= rounds_in_one_go
@@ -83,7 +83,7 @@ def test_an_open_loop_means_its_times_whatever_holds_it_up(arrivals, seed):
         began_ns = fabric.now_ns
         fabric.run_for(0.001)
         # The stamps begin at the moment of the start, which the seed decides too.
-        return [at - began_ns for _, _, at, _ in machines[0].books.samples]
+        return [at - began_ns for _, _, at, _ in machines[0].ledger.samples]
 
     quiet, noisy = intended(0), intended(400_000.0)
     shared = min(len(quiet), len(noisy))
@@ -101,9 +101,9 @@ def test_a_stalled_open_loop_catches_up_and_keeps_its_times():
     storm._turn = turn  # ... and given back
     storm._expire(turn)
     fabric.run_for(0.001)
-    intended = [at for _, _, at, _ in storm.books.samples]
+    intended = [at for _, _, at, _ in storm.ledger.samples]
     assert {later - earlier for earlier, later in itertools.pairwise(intended)} == {100_000}
-    assert max(rung - at for _, _, at, rung in storm.books.samples) > 9_000_000
+    assert max(rung - at for _, _, at, rung in storm.ledger.samples) > 9_000_000
 
 
 def test_a_storm_without_peers_waits_for_ever():
@@ -220,7 +220,7 @@ def test_a_storm_without_a_rate_rests_while_the_load_is_zero():
     fabric, (machine, _) = fabric_of(2, with_(programs.storm, 1, burst=4), programs.idle, load=load)
     start_ns = fabric.start_ns
     fabric.run_for(0.0005)
-    moments = {rung_ns - start_ns for *_, rung_ns in machine.books.samples}
+    moments = {rung_ns - start_ns for *_, rung_ns in machine.ledger.samples}
     assert {at // 100_000 for at in moments} == {1, 3, 4, 5}
     assert 100_000 in moments
     assert 300_000 in moments
@@ -234,7 +234,7 @@ def test_a_late_storm_lets_its_own_interrupts_have_their_turn():
     storm._turn = turn  # ... and given back
     storm._expire(turn)
     fabric.run_for(0.001)
-    in_one_go = Counter(rung_ns for *_, rung_ns in storm.books.samples)
+    in_one_go = Counter(rung_ns for *_, rung_ns in storm.ledger.samples)
     assert max(in_one_go.values()) == 10
     assert sum(count == 10 for count in in_one_go.values()) >= 100
 
@@ -353,7 +353,7 @@ def test_a_storm_rings_peers_that_join_and_peers_that_return(rate_hz):
     fabric.check_balance()
     assert fabric.refused()[first.peer, 0] > 0
     assert fabric.refused()[second.peer, 0] == fabric.refused()[third.peer, 0] == 0
-    assert storm.books.nowhere == 0
+    assert storm.ledger.nowhere == 0
 
 
 def test_a_peer_that_joins_later_does_not_change_the_order_of_the_others():
@@ -408,7 +408,7 @@ def test_a_trace_is_rung_when_and_in_the_order_that_it_says(seed, slower, times)
     fabric.run_for(0.005)
     fabric.check_balance()
     assert intended(machine) == [(due, (2, 1)[place], vector) for due, place, vector in doorbells]
-    assert all(rung_ns >= at_ns for _, _, at_ns, rung_ns in machine.books.samples)
+    assert all(rung_ns >= at_ns for _, _, at_ns, rung_ns in machine.ledger.samples)
     assert machine.vm.guest.statistics == {"absent": 0}
     assert machine.vm._program is None  # it is at its end
 
@@ -445,7 +445,7 @@ def test_a_trace_counts_doorbells_for_absent_peers():
 def test_a_late_trace_lets_its_own_interrupts_have_their_turn():
     fabric, (machine, _) = fabric_of(1, trace_of(*[(10, 0, 0)] * 200, peers=[1]), programs.idle)
     fabric.run_for(0.001)
-    assert list(Counter(rung_ns for *_, rung_ns in machine.books.samples).values()) == [64, 64, 64, 8]
+    assert list(Counter(rung_ns for *_, rung_ns in machine.ledger.samples).values()) == [64, 64, 64, 8]
 
 
 # What was due and is not rung

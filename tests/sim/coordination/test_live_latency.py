@@ -21,18 +21,18 @@ def look(
     """Machine 0 rings machine 1, whose ID is 7, every so often; each doorbell is taken ``after_ns`` later."""
     with ExitStack() as stack:
         layout = RecordingLayout(2, 4, 1024, 1024)
-        books = {
+        recordings = {
             row: stack.enter_context(Recording.create(tmp_path / f"{row}.rec", layout, machine=row, sample_every=1))
             for row in (0, 1)
         }
-        ringer, drains = Recorder(books[0]), Recorder(books[1]).make_drains()
+        ringer, drains = Recorder(recordings[0]), Recorder(recordings[1]).make_drains()
         for number in range(doorbells):
             rung_ns = NOW_NS - age_ns - 1_000_000 * (doorbells - number)
             if number % sample_every == 0:
                 ringer.sample(7, 1, rung_ns, rung_ns)
             drains.drained(vector, 1, rung_ns + after_ns)
             drains.handled(rung_ns + 2 * after_ns)
-        return recent_delivery_ns(books, {(0, 3): 0, (0, 7): 1}, NOW_NS)
+        return recent_delivery_ns(recordings, {(0, 3): 0, (0, 7): 1}, NOW_NS)
 
 
 def test_it_is_from_the_ring_to_the_first_drain_of_that_vector(tmp_path: Path) -> None:

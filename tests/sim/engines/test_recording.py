@@ -30,14 +30,14 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def book(path):
+def recording(path):
     with Recording.create(path, LAYOUT, machine=7, sample_every=16) as made:
         yield made
 
 
-def section(book, name):
+def section(recording, name):
     """The words of one section, entry by entry."""
-    layout = book.layout
+    layout = recording.layout
     starts = {
         "vectors": (layout.vectors_at, layout.vectors, 2),
         "edges": (layout.edges_at, layout.edges, 3),
@@ -45,7 +45,7 @@ def section(book, name):
         "drains": (layout.drains_at, layout.drains, 3),
     }
     at, count, width = starts[name]
-    return [tuple(book.words[at + width * entry : at + width * (entry + 1)]) for entry in range(count)]
+    return [tuple(recording.words[at + width * entry : at + width * (entry + 1)]) for entry in range(count)]
 
 
 # The file
@@ -63,8 +63,8 @@ def test_sections_follow_each_other_without_gap_or_overlap(layout):
     assert all(end == start for end, start in ends)
 
 
-def test_a_new_recording_says_what_it_is_and_is_reserved(book, path):
-    words = book.words
+def test_a_new_recording_says_what_it_is_and_is_reserved(recording, path):
+    words = recording.words
     assert words[header.MACHINE] == 7
     assert words[header.SAMPLE_EVERY] == 16
     assert words[header.PEER] == NO_PEER
@@ -91,17 +91,17 @@ def test_every_counter_has_a_word_and_adds_up():
     assert [*COUNTER_AT] == [*Counters.__struct_fields__]
 
 
-def test_what_one_stores_another_sees_at_once(book, path):
+def test_what_one_stores_another_sees_at_once(recording, path):
     with Recording.open(path) as other:
         assert other.layout == LAYOUT
-        book.words[header.PING] = 3
+        recording.words[header.PING] = 3
         assert other.words[header.PING] == 3
 
 
-def test_a_file_that_exists_is_not_overwritten(book, path):
+def test_a_file_that_exists_is_not_overwritten(recording, path):
     with pytest.raises(FileExistsError):
         Recording.create(path, LAYOUT, machine=0, sample_every=1)
-    assert book.words[header.MACHINE] == 7
+    assert recording.words[header.MACHINE] == 7
 
 
 def test_a_full_disk_is_found_when_the_recording_is_made(path, monkeypatch):
@@ -127,13 +127,13 @@ def test_a_full_disk_is_found_when_the_recording_is_made(path, monkeypatch):
     ],
     ids=["empty", "no header", "magic", "version", "a byte short", "a word short", "huge sections"],
 )
-def test_what_is_no_recording_is_refused(book, path, damage):
+def test_what_is_no_recording_is_refused(recording, path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UsageError, match="not a recording"):
         Recording.open(path)
 
 
-def test_a_recording_cut_at_any_byte_is_refused_and_nothing_leaks(book, path, tmp_path):
+def test_a_recording_cut_at_any_byte_is_refused_and_nothing_leaks(recording, path, tmp_path):
     data = path.read_bytes()
     cut = tmp_path / "cut"
     for size in range(len(data)):
@@ -143,7 +143,7 @@ def test_a_recording_cut_at_any_byte_is_refused_and_nothing_leaks(book, path, tm
 
 
 @pytest.mark.parametrize("extra", [1, 7, 8, 4096])
-def test_bytes_behind_the_end_do_no_harm(book, path, tmp_path, extra):
+def test_bytes_behind_the_end_do_no_harm(recording, path, tmp_path, extra):
     longer = tmp_path / "longer"
     longer.write_bytes(path.read_bytes() + bytes(extra))
     with Recording.open(longer) as opened:
@@ -154,84 +154,84 @@ def test_what_was_stored_survives_a_sigkill(path):
     Recording.create(path, LAYOUT, machine=1, sample_every=1).close()
     pid = os.fork()
     if pid == 0:
-        book = Recording.open(path)
-        recorder = Recorder(book)
+        recording = Recording.open(path)
+        recorder = Recorder(recording)
         recorder.sample(3, 1, 10, 20)
         drained = recorder.make_drains().drained
         drained(1, 5, 30)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
-    with Recording.open(path) as book:
-        assert book.words[header.RINGS_USED] == 1
-        assert section(book, "rings")[0] == (3 << 16 | 1, 10, 20)
-        assert section(book, "drains")[0] == (5 << 16 | 1, 30, 0)  # still being handled
-        assert section(book, "vectors")[1] == (5, 1)
+    with Recording.open(path) as recording:
+        assert recording.words[header.RINGS_USED] == 1
+        assert section(recording, "rings")[0] == (3 << 16 | 1, 10, 20)
+        assert section(recording, "drains")[0] == (5 << 16 | 1, 30, 0)  # still being handled
+        assert section(recording, "vectors")[1] == (5, 1)
 
 
 # The recorder
 
 
-def test_a_recorder_is_a_ledger(book):
-    ledger: Ledger = Recorder(book)
+def test_a_recorder_is_a_ledger(recording):
+    ledger: Ledger = Recorder(recording)
     edge = ledger.open_edge(3, 1)
     ledger.store_edge(edge, 100, 7)
     ledger.store_nowhere(4)
-    assert section(book, "edges")[edge] == (3 << 16 | 1, 100, 7)
-    assert book.words[header.EDGES_USED] == 1
-    assert book.words[COUNTER_AT["rung_nowhere"]] == 4
+    assert section(recording, "edges")[edge] == (3 << 16 | 1, 100, 7)
+    assert recording.words[header.EDGES_USED] == 1
+    assert recording.words[COUNTER_AT["rung_nowhere"]] == 4
 
 
-def test_the_highest_doorbell_fits(book):
-    recorder = Recorder(book)
+def test_the_highest_doorbell_fits(recording):
+    recorder = Recorder(recording)
     recorder.open_edge(65535, 65535)
     recorder.store_edge(0, (1 << 64) - 1, (1 << 64) - 1)
-    assert section(book, "edges")[0] == (0xFFFF_FFFF, (1 << 64) - 1, (1 << 64) - 1)
+    assert section(recording, "edges")[0] == (0xFFFF_FFFF, (1 << 64) - 1, (1 << 64) - 1)
 
 
-def test_one_edge_too_many_is_an_error_that_changes_nothing(book):
-    recorder = Recorder(book)
+def test_one_edge_too_many_is_an_error_that_changes_nothing(recording):
+    recorder = Recorder(recording)
     for edge in range(LAYOUT.edges):
         assert recorder.open_edge(edge, 0) == edge
-    before = bytes(book.words)
+    before = bytes(recording.words)
     with pytest.raises(OverflowError, match="3 are in use"):
         recorder.open_edge(9, 0)
-    assert bytes(book.words) == before
+    assert bytes(recording.words) == before
 
 
 @pytest.mark.parametrize("count", [0, 3, 4, 5, 50])
-def test_samples_without_room_are_counted_and_touch_nothing_else(book, count):
-    recorder = Recorder(book)
+def test_samples_without_room_are_counted_and_touch_nothing_else(recording, count):
+    recorder = Recorder(recording)
     for at in range(count):
         recorder.sample(at, 0, at + 100, at + 200)
     stored = min(count, LAYOUT.rings)
-    assert book.words[header.RINGS_USED] == stored
-    assert book.words[COUNTER_AT["samples_refused"]] == count - stored
-    assert section(book, "rings")[:stored] == [(at << 16, at + 100, at + 200) for at in range(stored)]
-    assert section(book, "drains") == [(0, 0, 0)] * LAYOUT.drains
+    assert recording.words[header.RINGS_USED] == stored
+    assert recording.words[COUNTER_AT["samples_refused"]] == count - stored
+    assert section(recording, "rings")[:stored] == [(at << 16, at + 100, at + 200) for at in range(stored)]
+    assert section(recording, "drains") == [(0, 0, 0)] * LAYOUT.drains
 
 
 @pytest.mark.parametrize("count", [0, 4, 5, 6, 50])
-def test_drains_without_room_still_count(book, count):
-    drained, handled, _, _ = Recorder(book).make_drains()
+def test_drains_without_room_still_count(recording, count):
+    drained, handled, _, _ = Recorder(recording).make_drains()
     for at in range(count):
         drained(at % 2, 3, 100 + at)
         handled(200 + at)
     stored = min(count, LAYOUT.drains)
-    assert book.words[header.DRAINS_USED] == stored
-    assert book.words[COUNTER_AT["drains_refused"]] == count - stored
-    assert section(book, "drains")[:stored] == [(3 << 16 | at % 2, 100 + at, 200 + at) for at in range(stored)]
-    assert section(book, "vectors") == [(3 * ((count + 1) // 2), (count + 1) // 2), (3 * (count // 2), count // 2)]
+    assert recording.words[header.DRAINS_USED] == stored
+    assert recording.words[COUNTER_AT["drains_refused"]] == count - stored
+    assert section(recording, "drains")[:stored] == [(3 << 16 | at % 2, 100 + at, 200 + at) for at in range(stored)]
+    assert section(recording, "vectors") == [(3 * ((count + 1) // 2), (count + 1) // 2), (3 * (count // 2), count // 2)]
 
 
 def test_without_sections_nothing_is_stored_but_everything_counted(tmp_path):
-    with Recording.create(tmp_path / "r", RecordingLayout(1, 1, 0, 0), machine=0, sample_every=0) as book:
-        recorder = Recorder(book)
+    with Recording.create(tmp_path / "r", RecordingLayout(1, 1, 0, 0), machine=0, sample_every=0) as recording:
+        recorder = Recorder(recording)
         recorder.sample(1, 0, 1, 1)
         drained, handled, _, _ = recorder.make_drains()
         drained(0, 1, 1)
         handled(2)
-        assert book.words[COUNTER_AT["samples_refused"]] == book.words[COUNTER_AT["drains_refused"]] == 1
-        assert section(book, "vectors") == [(1, 1)]
+        assert recording.words[COUNTER_AT["samples_refused"]] == recording.words[COUNTER_AT["drains_refused"]] == 1
+        assert section(recording, "vectors") == [(1, 1)]
 
 
 class Model(RuleBasedStateMachine):
@@ -242,8 +242,8 @@ class Model(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.directory = tempfile.TemporaryDirectory()
-        self.book = Recording.create(Path(self.directory.name, "r"), LAYOUT, machine=0, sample_every=1)
-        self.recorder = Recorder(self.book)
+        self.recording = Recording.create(Path(self.directory.name, "r"), LAYOUT, machine=0, sample_every=1)
+        self.recorder = Recorder(self.recording)
         self.drained, self.handled, _, _ = self.recorder.make_drains()
         self.rings, self.drains, self.edges = [], [], []
 
@@ -265,13 +265,13 @@ class Model(RuleBasedStateMachine):
             self.edges.append((peer << 16, rung, 0))
 
     def teardown(self):
-        words = self.book.words
-        assert section(self.book, "rings")[: words[header.RINGS_USED]] == self.rings[: LAYOUT.rings]
-        assert section(self.book, "drains")[: words[header.DRAINS_USED]] == self.drains[: LAYOUT.drains]
-        assert section(self.book, "edges")[: words[header.EDGES_USED]] == self.edges
+        words = self.recording.words
+        assert section(self.recording, "rings")[: words[header.RINGS_USED]] == self.rings[: LAYOUT.rings]
+        assert section(self.recording, "drains")[: words[header.DRAINS_USED]] == self.drains[: LAYOUT.drains]
+        assert section(self.recording, "edges")[: words[header.EDGES_USED]] == self.edges
         assert words[header.RINGS_USED] + words[COUNTER_AT["samples_refused"]] == len(self.rings)
         assert words[header.DRAINS_USED] + words[COUNTER_AT["drains_refused"]] == len(self.drains)
-        self.book.close()
+        self.recording.close()
         self.directory.cleanup()
 
 

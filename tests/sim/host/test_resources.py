@@ -44,11 +44,13 @@ def test_the_pages_of_recordings_are_the_instruments(tmp_path):
     """Pages that only this process has; those that the coordinator has read, too, are shared."""
     sampler = Sampler(tmp_path)
     sampler.watch(0, "machine", os.getpid())
-    with Recording.create(tmp_path / "0.rec", RecordingLayout(1, 1, 100_000, 1), machine=0, sample_every=1) as book:
+    with Recording.create(
+        tmp_path / "0.rec", RecordingLayout(1, 1, 100_000, 1), machine=0, sample_every=1
+    ) as recording:
         (mine, _) = sampler.sample()
         touched = mine.instrument_bytes
-        for word in range(book.layout.rings_at, book.layout.rings_at + 200_000):
-            book.words[word] = 1
+        for word in range(recording.layout.rings_at, recording.layout.rings_at + 200_000):
+            recording.words[word] = 1
         (mine, _) = sampler.sample()
         assert mine.instrument_bytes - touched >= 8 * 200_000 - 8192
         assert mine.uss_bytes > mine.instrument_bytes
@@ -65,12 +67,12 @@ def test_without_a_recording_the_instruments_share_is_not_known(tmp_path):
 def test_pages_that_another_process_has_too_are_not_private(tmp_path):
     sampler, layout = Sampler(tmp_path), RecordingLayout(1, 1, 100_000, 1)
     sampler.watch(0, "machine", os.getpid())
-    with Recording.create(tmp_path / "0.rec", layout, machine=0, sample_every=1) as book:
+    with Recording.create(tmp_path / "0.rec", layout, machine=0, sample_every=1) as recording:
         for word in range(layout.rings_at, layout.rings_at + 200_000):
-            book.words[word] = 1
+            recording.words[word] = 1
         (alone, _) = sampler.sample()
         reads = "import mmap, os, sys; m = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 0); m[::4096]; print(); input()"
-        command = [sys.executable, "-c", reads, str(book.path)]
+        command = [sys.executable, "-c", reads, str(recording.path)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
             assert child.stdout.readline() == b"\n"
             (shared, _) = sampler.sample()

@@ -17,8 +17,8 @@ from sim.recording import Recording, RecordingLayout, header
 from sim.recording.header import COUNTER_AT
 from sim.results import Run, RunDirectory
 from sim.results.conditions import Moment, broken, live
+from sim.results.counts import LiveRecording, Scopes, counts_so_far
 from sim.results.expectations import BROKEN, ExpectationVerdict, evaluate, missed, silent_loads
-from sim.results.measures import Book, Whose, counts_so_far
 from sim.results.store.manifest import MachineRow
 from sim.results.summary import GroupFigures, Summary
 from sim.views.junit import junit
@@ -382,13 +382,13 @@ def test_junit_of_a_damaged_run(finished: Run) -> None:
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> Iterator[list[Book]]:
+def recordings(tmp_path: Path) -> Iterator[list[LiveRecording]]:
     """Two machines with two vectors; 0 rang 1 seven times (one refused), and twice at nobody."""
     made = []
     for machine, (edges, arrived) in enumerate([({(9, 0): (5, 0), (9, 1): (2, 1)}, [0, 0, 0, 0]), ({}, [3, 2, 1, 1])]):
         sizes = RecordingLayout(2, 4, 0, 0)
-        book = Recording.create(tmp_path / f"{machine}.rec", sizes, machine=machine, sample_every=1)
-        words, layout = book.words, book.layout
+        recording = Recording.create(tmp_path / f"{machine}.rec", sizes, machine=machine, sample_every=1)
+        words, layout = recording.words, recording.layout
         for place, ((peer, vector), counts) in enumerate(edges.items()):
             for offset, word in enumerate((peer << 16 | vector, *counts)):
                 words[layout.edges_at + 3 * place + offset] = word
@@ -396,17 +396,17 @@ def books(tmp_path: Path) -> Iterator[list[Book]]:
             words[layout.vectors_at + offset] = word
         words[header.EDGES_USED] = len(edges)
         words[COUNTER_AT["rung_nowhere"]] = 2 if machine == 0 else 0
-        made.append(Book(machine, book, {8: 0, 9: 1}))
+        made.append(LiveRecording(machine, recording, {8: 0, 9: 1}))
     yield made
     for each in made:
         with each.recording:
             pass
 
 
-def moment(books: list[Book], **changed: Any) -> Moment:
-    whose = Whose([("a-0", "a"), ("b-0", "b")])
+def moment(recordings: list[LiveRecording], **changed: Any) -> Moment:
+    scopes = Scopes([("a-0", "a"), ("b-0", "b")])
     told: dict[str, Any] = {"up": frozenset({0, 1}), "died": (), "elapsed_s": 1.5}
-    return Moment(whose, counts_so_far(books), **(told | changed))
+    return Moment(scopes, counts_so_far(recordings), **(told | changed))
 
 
 def condition(text: str) -> Condition:
@@ -432,21 +432,21 @@ def condition(text: str) -> Condition:
         ("elapsed_s == 0", 1.5),
     ],
 )
-def test_the_books_can_be_read_while_they_are_written(books: list[Book], text: str, value: float) -> None:
-    now, wanted = moment(books), condition(text)
+def test_the_books_can_be_read_while_they_are_written(recordings: list[LiveRecording], text: str, value: float) -> None:
+    now, wanted = moment(recordings), condition(text)
     assert now.value(wanted) == pytest.approx(value)
     assert live(wanted, now) == wanted.holds(value)
 
 
-def test_what_is_not_known_yet_neither_holds_nor_is_broken(books: list[Book]) -> None:
+def test_what_is_not_known_yet_neither_holds_nor_is_broken(recordings: list[LiveRecording]) -> None:
     wanted = condition("coalescing < 4 of a")
-    assert not live(wanted, moment(books))
-    assert not broken(wanted, moment(books))
+    assert not live(wanted, moment(recordings))
+    assert not broken(wanted, moment(recordings))
 
 
-def test_latencies_are_for_the_end(books: list[Book]) -> None:
+def test_latencies_are_for_the_end(recordings: list[LiveRecording]) -> None:
     with pytest.raises(UsageError, match="end of a run"):
-        live(condition("p99_us < 4"), moment(books))
+        live(condition("p99_us < 4"), moment(recordings))
 
 
 @pytest.mark.parametrize(
@@ -463,18 +463,18 @@ def test_latencies_are_for_the_end(books: list[Book]) -> None:
         ("up >= 2", False),
     ],
 )
-def test_broken_is_what_cannot_be_met_any_more(books: list[Book], text: str, for_good: bool) -> None:
-    assert broken(condition(text), moment(books)) is for_good
+def test_broken_is_what_cannot_be_met_any_more(recordings: list[LiveRecording], text: str, for_good: bool) -> None:
+    assert broken(condition(text), moment(recordings)) is for_good
 
 
-def test_a_look_holds_nothing_of_a_recording(books: list[Book]) -> None:
-    now = moment(books)
-    for each in books:
+def test_a_look_holds_nothing_of_a_recording(recordings: list[LiveRecording]) -> None:
+    now = moment(recordings)
+    for each in recordings:
         each.recording.words[COUNTER_AT["rung_nowhere"]] = 50
     assert now.value(condition("rung == 9")) == 9
 
 
 def test_machines_cannot_be_confused_with_edges() -> None:
     with pytest.raises(UsageError, match="got 'x'"):
-        Whose([("a-0", "a")])["a -> x"]
-    assert Whose([("a-0", "a")])["a -> a-0:7"].vector == 7
+        Scopes([("a-0", "a")])["a -> x"]
+    assert Scopes([("a-0", "a")])["a -> a-0:7"].vector == 7

@@ -24,7 +24,7 @@ def quiet(tmp_path) -> Summary:
     for second in (0, 2):
         directory.resources([usage(0, "ping-0", second), usage(1, "echo-0", second), usage(-1, "coordinator", second)])
         directory.resources([usage(-2, "host", second, **HOST, cpu_user_s=1.5 * second)])
-    run = finish(directory, PENDING, floors=[])
+    run = finish(directory, PENDING, baselines=[])
     return msgspec.structs.replace(run.figures, unmatched=0, clock_source="tsc", cpus=4)
 
 
@@ -106,10 +106,10 @@ def test_deliveries_without_a_wake_up_are_said_when_they_are_more_than_one_in_a_
     assert ["a quarter of a bare wake-up" in warning for warning in found] == [True] * is_said
 
 
-@pytest.mark.parametrize(("floor_ns", "short"), [(28_000, 0), (28_001, 1)])
-def test_a_short_delivery_is_one_below_a_quarter_of_the_floor(tmp_path, floor_ns, short):
+@pytest.mark.parametrize(("baseline_ns", "short"), [(28_000, 0), (28_001, 1)])
+def test_a_short_delivery_is_one_below_a_quarter_of_the_floor(tmp_path, baseline_ns, short):
     # One delivery is measured, of 7 us; the other one is of the warm-up.
-    run = finish(pair(tmp_path), PENDING, floors=[WakeUpBaseline(floor_ns, 40_000, 1900, "here", 50.0)])
+    run = finish(pair(tmp_path), PENDING, baselines=[WakeUpBaseline(baseline_ns, 40_000, 1900, "here", 50.0)])
     assert run.figures.short_deliveries == short
     assert ["1 of 1 deliveries" in its for its in run.warnings if "bare wake-up" in its] == [True] * short
 
@@ -131,8 +131,8 @@ def test_the_summary_holds_them_and_what_they_rest_on(tmp_path):
         directory.resources([usage(0, "ping-0", second), usage(1, "echo-0", second)])
         host = {**HOST, "steal_s": 0.5 * second, "load_1": second, "pressure_cpu_s": 0.25 * second, "sampling_s": 0.0}
         directory.resources([usage(-2, "host", second, **host, cpu_user_s=1.5 * second)])
-    floors = [WakeUpBaseline(2000, 4000, 1900, "here", 50.0), WakeUpBaseline(1000, 5000, 1900, "here", 40.0)]
-    run = finish(directory, PENDING, floors=floors)
+    baselines = [WakeUpBaseline(2000, 4000, 1900, "here", 50.0), WakeUpBaseline(1000, 5000, 1900, "here", 40.0)]
+    run = finish(directory, PENDING, baselines=baselines)
     summary = run.summary
     assert run.warnings == summary["warnings"]
     assert any("steal time" in warning for warning in run.warnings)

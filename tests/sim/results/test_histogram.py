@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.results.analysis import histogram, ranks
+from sim.results.analysis import histogram
+from sim.results.analysis import percentiles as streamed
 from sim.results.analysis.histogram import BINS, RELATIVE_ERROR, Histogram, bins_of, lower_edges, upper_edges
 from sim.results.analysis.latency import percentiles
 
@@ -81,9 +82,9 @@ def test_counting_by_cell_is_the_same_with_a_table_and_without(monkeypatch):
     cells = np.random.default_rng(5).integers(0, 200, (20, 50))
     found = []
     for dense, pending in ((200, 0), (0, 0), (0, 1 << 20)):
-        monkeypatch.setattr(ranks, "DENSE", dense)
-        monkeypatch.setattr(ranks, "PENDING", pending)
-        counts = ranks.SparseCounts(200)
+        monkeypatch.setattr(streamed, "DENSE", dense)
+        monkeypatch.setattr(streamed, "PENDING", pending)
+        counts = streamed.SparseCounts(200)
         for part in cells:
             counts.add(part)
         found.append([its.tolist() for its in counts.occurring()])

@@ -38,14 +38,14 @@ def test_a_run_that_goes_on_is_not_opened(tmp_path):
 
 def test_an_owner_is_told_from_a_later_process_with_its_number():
     me = Owner.this()
-    assert me.lives()
-    assert not msgspec.structs.replace(me, start_ticks=me.start_ticks + 1).lives()
-    assert not msgspec.structs.replace(me, boot="another").lives()
+    assert me.is_running()
+    assert not msgspec.structs.replace(me, start_ticks=me.start_ticks + 1).is_running()
+    assert not msgspec.structs.replace(me, boot="another").is_running()
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         # A zombie: it has ended, and nobody has asked how.
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert not Owner(child.pid, 0, me.boot).lives()
-    assert not Owner(child.pid, 0, me.boot).lives()
+        assert not Owner(child.pid, 0, me.boot).is_running()
+    assert not Owner(child.pid, 0, me.boot).is_running()
 
 
 def test_a_run_whose_coordinator_died_is_recovered(tmp_path):

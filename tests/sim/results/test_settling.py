@@ -75,7 +75,7 @@ def test_refused_doorbells_balance(tmp_path):
     run = finish(directory)
     assert account(run.summary) == (11, 5, 0, 6, 0)
     groups = run.summary["groups"]
-    assert account(groups["nobody"]) == (2, 0, 0, 2, 0)
+    assert account(groups["nowhere"]) == (2, 0, 0, 2, 0)
     assert (groups["from"]["sent"], groups["to"]["pba_pending"], groups["to"]["dropped"]) == (11, 3, 1)
     assert run.balanced
 

@@ -159,9 +159,9 @@ def test_rates_hold_every_doorbell(run):
 
 
 def test_who_rings_whom_is_in_its_square(run):
-    (image,) = plots.who_to_whom(run).get_images()
+    (image,) = plots.matrix(run).get_images()
     assert image.get_array().filled(0).tolist() == [[0, RINGS], [0, 0]]
-    axes = plots.who_to_whom(run, by="group")
+    axes = plots.matrix(run, by="group")
     assert [label.get_text() for label in axes.get_yticklabels()] == ["from", "to"]
     axes.figure.canvas.draw()
 
@@ -201,13 +201,13 @@ def test_what_cannot_be_drawn_is_said(run, tmp_path, monkeypatch):
     for draw, said in (
         (plots.rates, "no drains"),
         (plots.drain_sizes, "no drains"),
-        (plots.who_to_whom, "no doorbells"),
+        (plots.matrix, "no doorbells"),
         (plots.resources, "the processes were not sampled"),
     ):
         with pytest.raises(UsageError, match=said):
             draw(nothing)
     with pytest.raises(UsageError, match="expected machine or group"):
-        plots.who_to_whom(run, by="color")
+        plots.matrix(run, by="color")
     with pytest.raises(UsageError, match="0 runs to draw"):
         plots.confidence({})
     with pytest.raises(UsageError, match="expected cpu or memory"):

@@ -116,7 +116,7 @@ def test_what_the_figures_are_held_against(tmp_path):
         rows += [usage(-2, "host", second, load_1=2.5, pressure_cpu_s=0.5 * second, sampling_s=0.01 * second)]
         directory.resources(rows)
     run = finish(
-        directory, PENDING, floors=[WakeUpBaseline(3500, 7000, 1900, "where the kernel put them, on 2 CPUs", 41.5)]
+        directory, PENDING, baselines=[WakeUpBaseline(3500, 7000, 1900, "where the kernel put them, on 2 CPUs", 41.5)]
     )
     lines = printed(run, 250).splitlines()
     assert (
@@ -190,7 +190,7 @@ def test_what_a_reader_must_know_is_said(tmp_path):
         "! 1 of 1 drains got more samples than doorbells",
         "! of the delivered doorbells, 3 came while their vector was masked: however many, a vector keeps one bit",
         "! of the delivered doorbells, the device lost 4",
-        "nobody",
+        "nowhere",
         "rung 11 = delivered 9 + pending 0 + refused 2",
     ):
         assert said in text

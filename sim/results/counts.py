@@ -20,7 +20,7 @@ from sim.recording.header import COUNTER_AT
 from sim.recording.reader import PEERS, VECTOR_MASK, edges_so_far, vectors_so_far
 from topologies.metrics import parse_owner
 
-__all__ = ["COUNTED", "Book", "Counts", "Scope", "UnknownMetricError", "Whose", "counts_so_far"]
+__all__ = ["COUNTED", "Counts", "LiveRecording", "Scope", "Scopes", "UnknownMetricError", "counts_so_far"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -46,7 +46,7 @@ class Scope:
         return self.sources is not None
 
 
-class Whose:
+class Scopes:
     """Finds the scope that a name stands for.
 
     A name is "" (the whole run), a group, a machine, a vector ``b:2``, or an edge ``a -> b`` or ``a -> b:2``.
@@ -137,7 +137,7 @@ class Counts:
         return float(self.count("rung", scope) - sum(known))
 
 
-class Book(NamedTuple):
+class LiveRecording(NamedTuple):
     """A recording that is still written: its machine, and the machine of each ID.
 
     IDs are ``domain << 16 | peer``: a machine that has migrated has rung in several domains.
@@ -148,21 +148,21 @@ class Book(NamedTuple):
     machine_of: Mapping[int, int]
 
 
-def counts_so_far(books: Sequence[Book]) -> Counts:
+def counts_so_far(recordings: Sequence[LiveRecording]) -> Counts:
     """The counts of a run that goes on, read from its recordings; no memory of them stays referenced.
 
     The machines write while this reads: pending is the number of doorbells rung and not delivered, at least 0.
     """
     edges, lines, nowhere = [], [], 0
-    of_peer = {id(book.machine_of): _looked_up(book.machine_of) for book in books}
-    for book in books:
-        rang, took = edges_so_far(book.recording), vectors_so_far(book.recording)
-        known = of_peer[id(book.machine_of)]
+    of_peer = {id(live.machine_of): _looked_up(live.machine_of) for live in recordings}
+    for live in recordings:
+        rang, took = edges_so_far(live.recording), vectors_so_far(live.recording)
+        known = of_peer[id(live.machine_of)]
         targets = known[np.minimum(rang[:, 0] >> 16, len(known) - 1)]
-        mine = np.full(len(rang), book.machine, np.int64)
+        mine = np.full(len(rang), live.machine, np.int64)
         edges.append(np.column_stack((mine, targets, rang[:, 0] & VECTOR_MASK, rang[:, 1:])))
-        lines.append(np.column_stack((np.full(len(took), book.machine, np.int64), np.arange(len(took)), took)))
-        nowhere += book.recording.words[COUNTER_AT["rung_nowhere"]]
+        lines.append(np.column_stack((np.full(len(took), live.machine, np.int64), np.arange(len(took)), took)))
+        nowhere += live.recording.words[COUNTER_AT["rung_nowhere"]]
     rung_at, arrived = np.vstack([*edges, np.zeros((0, 5), np.int64)]), np.vstack([*lines, np.zeros((0, 4), np.int64)])
     columns = dict(zip(("source", "target", "vector", "rung", "refused"), rung_at.T, strict=True))
     return Counts(_lines(columns, arrived), columns, nowhere)
