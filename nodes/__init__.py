@@ -1,1 +1,1 @@
-"""What a machine is. Pure: nothing here opens anything or knows the time."""
+"""The model of a machine. Pure: nothing here opens a descriptor or reads a clock."""

@@ -254,7 +254,7 @@ class Doorbells:
         return ring
 
     def _make_ring_sampled(self) -> Callable[[_Edge, int], None]:
-        """What a ring falls back to when a supply is exhausted: it takes the time stamps and stores the count."""
+        """The slow path of a ring, when a supply is exhausted: it takes the time stamps and stores the count."""
         clock, signal = self._clock, self._signal
         store, sample, every = self._ledger.store_edge, self._ledger.sample, self._every
         ones = every - 1 if every else UNSAMPLED_SUPPLY
@@ -392,7 +392,7 @@ class Doorbells:
         return ring_all
 
     def _sample_in_burst(self, burst: Burst, edge: _Edge) -> None:
-        # What other bursts rang on this edge is added by the next flush.
+        # The next flush adds the doorbells of other bursts on this edge.
         self._ledger.store_edge(edge.index, edge.rung + burst.rung, edge.refused)
         if self._every:
             self._ledger.sample(edge.peer, edge.vector, 0, self._clock())

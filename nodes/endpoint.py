@@ -70,12 +70,12 @@ class Endpoint:
 
     @property
     def dialect(self) -> Dialect | None:
-        """What the server speaks, once that is known."""
+        """The dialect of the server, once it is known."""
         return self._client.dialect
 
     @property
     def awaited(self) -> str:
-        """What the greeting lacks, in words."""
+        """The missing part of the greeting, in words."""
         return self._client.awaited
 
     @property

@@ -1,4 +1,4 @@
-"""What a program sees of its machine: its ID, its peers, the shared memory, the doorbells.
+"""A program's view of its machine: its ID, its peers, the shared memory, the doorbells.
 
 A program is a plain generator function::
 
@@ -82,7 +82,7 @@ class Interrupt(NamedTuple):
 
 
 Program = Generator[int | None, Interrupt | None, None]
-"""What a program function returns: it yields how long it waits, and is resumed with an interrupt or None."""
+"""The generator that a program function returns. It yields a time to wait; an interrupt or None resumes it."""
 
 
 class Random(Protocol):

@@ -1,4 +1,4 @@
-"""What a machine knows of its peers: on which line each of their vectors is rung.
+"""The peers that a machine knows, and the line on which it rings each of their vectors.
 
 A machine that hears one server alone has a `PeerTable`. Machines that hear the same server in one process share what
 it announced (`Announcements`); each of them has an `AnnouncedPeers`, which holds only how far the machine has heard.
@@ -14,7 +14,7 @@ from nodes.errors import LocalProtocolError
 __all__ = ["AnnouncedPeers", "Announcements", "Line", "PeerTable"]
 
 Line = int
-"""What the engine signals: a file descriptor in a worker process, any number elsewhere."""
+"""The number that the engine signals: a file descriptor in a worker process, any number elsewhere."""
 
 
 def _keep(line: Line) -> None:

@@ -1,4 +1,4 @@
-"""What another program needs to join a run while it lasts: the socket and the memory of each domain."""
+"""The socket and the memory of each domain, with which another program joins a run in progress."""
 
 from __future__ import annotations
 

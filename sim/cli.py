@@ -68,7 +68,7 @@ EXAMPLES = {
     "conformance": "ivsim conformance --seed 1",
 }
 
-# What a command loads when it is loaded; the others do with little.
+# The libraries that each command loads; the other commands load none of them.
 RESULTS_COMMANDS = {"run", "show", "sweep", "compare", "report", "trace"}
 TELEMETRY_COMMANDS = {"top", "ps", "clean", "graph"}
 

@@ -53,7 +53,7 @@ class EngineKind(NamedTuple):
     prepare: Callable[[Topology], Topology] = lambda topology: topology
 
     def baselines(self) -> list[WakeUpBaseline]:
-        """What a wake-up costs here now; empty when that is no part of the run."""
+        """Measures the wake-up baseline; empty if the run has none."""
         return baseline_if_any() if self.in_real_time else []
 
 
@@ -139,7 +139,7 @@ def run(
             on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
             interrupts.tell(coordinator)
             ending = _ending(coordinator.run(), coordinator.machines)
-            # What was measured is on the disk before anything is released: nothing that fails from here on loses it.
+            # The results are on the disk before anything is released: no later failure loses them.
             directory.save(ending)
             try:
                 stack.close()

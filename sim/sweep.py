@@ -49,7 +49,7 @@ class Cell(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a sweep runs: a topology's file, its text as it was, and its cells in order.
+    """The plan of a sweep: a topology's file, its text as it was, and its cells in order.
 
     ``varied`` are the keys that differ, ``programs`` files of Python that the topology's programs are in.
     """

@@ -50,7 +50,7 @@ settings.register_profile(
 ROOT = Path(__file__).parent
 FOLDER_MARKERS = {"system": "system", "faults": "system", "qemu": "qemu"}
 
-# Sockets and temporary files of the tests and of everything they start lie here: short, and nobody else's.
+# Sockets and temporary files of the tests and of everything they start: a short path, and private.
 TEMPORARY = Path(tempfile.mkdtemp(prefix="ivt-", dir="/tmp"))
 
 
@@ -139,7 +139,7 @@ def _threads() -> Iterator[str]:
 
 
 def _children() -> Iterator[int]:
-    """Children that live; those that have ended and that nobody waits for are orphans, and waited for here."""
+    """The running children; children that have ended without being waited for are collected here."""
     tracker = getattr(resource_tracker, "_resource_tracker")._pid  # noqa: B009
     for task in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):  # ended meanwhile

@@ -27,7 +27,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Case:
-    """``error`` comes from the client, ``memory_error`` from whoever maps the memory, ``eventfd_error`` likewise.
+    """``error`` comes from the client, ``memory_error`` from the code that maps the memory, ``eventfd_error`` likewise.
 
     ``up``: the memory has come in the end. ``left``: whether peers 1 and up were told to have left, how often.
     """

@@ -1,4 +1,4 @@
-"""What a timeline can do to machines and servers: one struct for each action.
+"""The actions of a timeline on machines and servers: one struct for each action.
 
 Everything else derives from these structs: the keys and checks of a ``[[timeline]]`` entry, its JSON Schema, the list
 in the starter file, the reference table, the message to a worker and the choice of the handler. A new action is one
@@ -189,7 +189,7 @@ def fields_of(action: type[Action]) -> dict[str, Any]:
 
 
 def refers_to(annotation: Any) -> str:
-    """What the values of a key name, "domains" or "vectors"; "" when they name nothing of the topology."""
+    """The kind of thing that a key's values name, "domains" or "vectors"; "" for other keys."""
     for meta in getattr(annotation, "__metadata__", ()):
         if isinstance(meta, Meta) and meta.extra is not None and "refers_to" in meta.extra:
             return str(meta.extra["refers_to"])

@@ -1,4 +1,4 @@
-"""What a timeline's migrations come to, as far as the file tells: which are refused, and which fail.
+"""The migrations of a timeline that will be refused or fail, as far as the file tells.
 
 That is no mistake of the file, because it may be what the run is to show: it is noted, and nothing is refused.
 """

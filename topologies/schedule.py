@@ -1,4 +1,4 @@
-"""What happens in a run besides its programs, and what is expected of it: phases, timeline entries, expectations."""
+"""The phases, timeline entries and expectations of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guest's driver does with an ivshmem device: it finds, enables, rings and masks it.
+"""A guest's driver for an ivshmem device: it finds, enables, rings and masks the device.
 
 A driver knows no offset by heart: the registers are those of the device's profile, and the MSI-X table is where the
 capability says.

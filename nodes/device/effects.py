@@ -1,4 +1,4 @@
-"""What a device does to its machine: a message, the level of its interrupt line, a line on stderr."""
+"""The effects of a device on its machine: a message, the level of its interrupt line, a line on stderr."""
 
 from __future__ import annotations
 

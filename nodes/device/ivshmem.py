@@ -148,7 +148,7 @@ class Ivshmem:
         wide, prefetchable = self.profile.memory_wide, self.profile.memory_prefetchable
         self.config.add_bar(Bar(self.profile.memory_bar, size_bytes, "shared memory", wide, prefetchable))
 
-    # What a guest does
+    # Accesses of the guest
 
     def config_read(self, offset: int, size_bytes: int) -> int:
         """Read 1, 2 or 4 bytes of configuration space.
@@ -319,7 +319,7 @@ class Ivshmem:
             self.intx_level = level
             self.effects.append(IntxLevel(level))
 
-    # What the server says
+    # Messages of the server
 
     @property
     def master(self) -> bool:

@@ -37,7 +37,7 @@ class MsixMessage:
 
 
 class Undelivered(Enum):
-    """What happens to an interrupt whose message cannot be sent now."""
+    """The fate of an interrupt whose message cannot be sent now."""
 
     PEND = "its pending bit is set"
     LOSE = "it is lost"
@@ -147,7 +147,7 @@ class Msix:
         for vector in range(self.layout.vectors):
             self.table[vector * ENTRY_WORDS + CONTROL] |= MASKED
 
-    # What a guest and the bus do
+    # Accesses of the guest and the bus
 
     def reset(self) -> None:
         """Clear the table and the pending bits, mask every vector, disable MSI-X (QEMU, msix_reset).
@@ -206,7 +206,7 @@ class Msix:
         if self.bus_master:
             self._send(self.message(vector))
 
-    # What the device does
+    # Interrupts of the device
 
     def message(self, vector: int) -> MsixMessage:
         """Return the message that the vector would send now.

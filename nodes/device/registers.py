@@ -30,7 +30,7 @@ SIZES = (1, 2, 4, 8)
 
 
 class Access(Enum):
-    """What a word does when it is read and when it is written."""
+    """The effect of reading and of writing a word."""
 
     RW = "read-write"
     RO = "read-only"
@@ -40,7 +40,7 @@ class Access(Enum):
 
 
 class Unfit(Enum):
-    """What happens to an access that a window does not take whole."""
+    """The treatment of an access that a window does not take whole."""
 
     SPLIT = "split into naturally aligned pieces, lowest address first"
     ONES = "reads all ones, writes dropped"
@@ -264,7 +264,7 @@ class Window:
 
 
 def _refused(unfit: Unfit, size_bytes: int) -> int:
-    """What a refused access reads."""
+    """The value that a refused access reads."""
     return (1 << 8 * size_bytes) - 1 if unfit is Unfit.ONES else 0
 
 

@@ -117,7 +117,7 @@ def _storm_in_time(guest: Guest, order: _Order, burst: int, group: int, mean_ns:
         while True:
             waited = yield from targets.wait()
             turns = order.turns()
-            # What was due before there was a peer to ring is left out.
+            # Doorbells that were due before there was a peer are left out.
             for due_ns in due_times(guest, mean_ns, clock() if waited else begin_ns(guest), poisson=poisson):
                 if in_one_go >= burst:  # it is late, and still takes its own interrupts
                     yield NOW

@@ -36,7 +36,7 @@ class Problem:
         return dialect is LEGACY and bool(self.rule.seed)
 
     def outcome(self, dialect: Dialect) -> str:
-        """What a device that speaks ``dialect`` does then."""
+        """The reaction of a device that speaks ``dialect``."""
         return self.rule.seed if self.is_seeds(dialect) else self.rule.qemu
 
 

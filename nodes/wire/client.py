@@ -133,7 +133,7 @@ class Client(Generic[D]):
 
     @property
     def awaited(self) -> str:
-        """What the greeting lacks first, in words, while it is not set up."""
+        """The first missing part of the greeting, in words, until the greeting is complete."""
         if self.peer is not None:
             return "the shared memory"
         if self._first is None:

@@ -1,4 +1,4 @@
-"""What the commands of `ivsim attach` share: one peer, its loop, and the output."""
+"""The session that the commands of `ivsim attach` share: one peer, its loop, and the output."""
 
 from __future__ import annotations
 

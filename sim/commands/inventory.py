@@ -1,4 +1,4 @@
-"""`ivsim ps` and `ivsim clean`: what is on this host, whose it is, and the removal of what was left behind."""
+"""`ivsim ps` and `ivsim clean`: the list of what is on this host with its owners, and the removal of leftovers."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def ps(as_json: bool) -> None:
 def clean(dry_run: bool) -> None:
     """Remove memory, private directories and processes whose owner was killed.
 
-    Only what is proved to have no owner is removed: nobody holds its lock, and no process uses it. A run removes what
-    other runs left behind, too, before it starts; run directories with results are never removed. The exit code is 1
-    when something could not be removed.
+    Only what is proved to have no owner is removed: no process holds its lock, and no process uses it. A run also
+    removes what other runs left behind, before it starts; run directories with results are never removed. The exit
+    code is 1 when something could not be removed.
     """
     from sim.host.inventory import inventory, remove
 

@@ -30,7 +30,7 @@ USAGE_COLUMNS = 34
 
 
 class PromptSession(Protocol):
-    """What a prompt needs of a session: its loop and callbacks. The commands take the session as their object."""
+    """The part of a session that a prompt uses. The commands take the session as their object."""
 
     loop: Loop
     on_news: Callable[[str], object]

@@ -198,7 +198,7 @@ def _say_how_to_resume(its: Sweep, why: str) -> None:
 
 
 def _values(its: Sweep, cell: Cell) -> str:
-    """What sets a cell apart: short keys, unless two of them end alike."""
+    """The keys that distinguish cells, shortened unless two of them end alike."""
     names = _short(its.plan.varied)
     told = [f"{names[key]}={cell.overrides[key]}" for key in its.plan.varied]
     if its.plan.cells[-1].repeat:

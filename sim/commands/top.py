@@ -111,7 +111,7 @@ def _places() -> str:
 
 
 class _Seen:
-    """What is known of a run: the last snapshot (none before `follow`), rates, and how many snapshots were lost."""
+    """The known state of a run: the last snapshot (none before `follow`), rates, and the number of lost snapshots."""
 
     snapshot: Snapshot
 

@@ -85,7 +85,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _demand(topology: Topology) -> dict[str, Any]:
-    """What a topology needs. The server and every machine of a domain hold a descriptor of each vector in it."""
+    """The needs of a topology. The server and each machine of a domain hold a descriptor of each vector in it."""
     processes = len(topology.machines) + 1
     of_domain = {
         domain.name: sum(machine.vectors for machine in topology.machines if domain.name in machine.domains)

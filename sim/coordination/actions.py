@@ -30,7 +30,7 @@ LOOK_NS = 1_000_000
 GATE_BYTES = 4096  # any size: what forbids a migration does not depend on it
 
 Details = dict[str, Any]
-"""What an action's event says besides the action."""
+"""The fields of an action's event besides the action."""
 
 
 class ActionError(Exception):
@@ -51,7 +51,7 @@ class Actions:
         self._machines, self._domains, self._loop, self._spawn = machines, domains, loop, spawn
         self._over = False
         self._filled: dict[Incarnation, list[tuple[Counter, int]]] = {}
-        """Of each machine whose counters were filled: the counters, and what they held before."""
+        """By machine: the counters that were filled, and their values before."""
 
     def do(self, action: Action, machine: int | None) -> Details:
         """Carry out an action on a machine, or on a server.

@@ -240,7 +240,7 @@ class Coordinator:
         introduce(self.machines, incarnation, anew=False)
         incarnation.live.tell(messages.Start(self.ending.start_ns, self.ending.stop_ns, joined_ns))
 
-    # What machines report
+    # Reports of machines
 
     def _take_report(self, incarnation: Incarnation, report: Report) -> None:
         match report:

@@ -38,7 +38,7 @@ class LiveMachines:
         self._row_count = 0
         self.incarnations: list[Incarnation] = []
         self.current: list[Incarnation] = []
-        """Of each machine, its latest incarnation."""
+        """The latest incarnation of each machine."""
         self._of: dict[LiveMachine, Incarnation] = {}
         self.row_of: dict[tuple[int, int], int] = {}
         """The row of each (domain, peer) that a server has ever admitted as one of these machines."""

@@ -1,4 +1,4 @@
-"""What a run shows while it lasts: heartbeats, resources of processes, and snapshots for subscribers."""
+"""Monitors a run in progress: heartbeats, resources of processes, and snapshots for subscribers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NOTHING: Counts = (0, 0, 0, 0)
 
 
 class Observed(Protocol):
-    """What a monitor asks of the run itself."""
+    """The state of the run that a monitor reads."""
 
     @property
     def phase(self) -> str: ...
@@ -175,7 +175,7 @@ class Monitor:
         self._happened.append(Happened(self._clock.now_ns(), kind, in_words(fields)[:HAPPENED_LENGTH_MAX]))
 
     def counts(self) -> dict[int, Counts]:
-        """What each machine has rung and received so far, in all its incarnations, by index."""
+        """The doorbells that each machine has rung and received so far, in all its incarnations, by index."""
         sums = dict(self._final)
         for incarnation in self._machines.current:
             if incarnation.exit is None:

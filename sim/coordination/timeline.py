@@ -24,7 +24,7 @@ LOOK_SHARE = 20
 
 
 class Stage(Protocol):
-    """What the timeline acts on: the coordinator."""
+    """The coordinator, as the timeline uses it."""
 
     @property
     def topology(self) -> Topology: ...

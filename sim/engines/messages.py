@@ -1,4 +1,4 @@
-"""What a coordinator tells a machine (orders) and what a machine tells its coordinator (reports), for every engine.
+"""The messages of every engine: orders from the coordinator to a machine, and reports from a machine.
 
 An engine carries them as it likes: the process engine as frames on a control socket, an engine of one thread as
 calls. Times are nanoseconds of the engine's clock.

@@ -1,4 +1,4 @@
-"""What this program has on this host now, and whose it is: runs, servers, memory, directories, processes.
+"""Lists what this program has on this host now, with its owners: runs, servers, memory, directories, processes.
 
 Whatever has a name outside a run directory has an owner that can be proved dead: a runtime directory and a segment of
 shared memory are locked by their owner (flock(2)), and a process of a run has the run's runtime directory in its

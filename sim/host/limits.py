@@ -1,4 +1,4 @@
-"""What this host has left for a run: limits of the process, its control group, the kernel and file systems."""
+"""The resources left for a run: limits of the process, its control group, the kernel and file systems."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _available() -> Left | None:
 
 
 def _of_groups(controller: str) -> Iterator[Left]:
-    """What control groups of either version leave, from this process's group up to the root."""
+    """The resources that control groups of either version leave, from this process's group up to the root."""
     names = {"memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"), "pids": ("pids.max", "pids.current")}
     for line in _lines("/proc/self/cgroup"):
         number, _, rest = line.partition(":")

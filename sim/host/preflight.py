@@ -88,7 +88,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     sums: list[Sum]
     refused: list[str]
     mistaken: list[str] = []
-    """What the command line names and cannot be: no fault of this host."""
+    """Wrong values of the command line, which are no fault of this host."""
 
     @property
     def problems(self) -> list[str]:
@@ -296,7 +296,7 @@ def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
 def _limits_of_processes(
     topology: Topology, recording_bytes: Mapping[int, int], recordings: int, host: Host
 ) -> Iterator[Sum]:
-    """What setrlimit(2) can limit in each process: its address space, its files, its CPU time."""
+    """The limits of setrlimit(2) in each process: its address space, its files, its CPU time."""
     advice = "Take fewer machines, a shorter run or run.sample_every = 0, or raise the limit"
     loaded = LIBRARIES.address_space_bytes
     read = _amount(2 * recordings, "bytes")

@@ -68,7 +68,7 @@ class Sampler:
         self._processes: dict[int, tuple[str, psutil.Process]] = {}
         self._last: dict[int, Resources] = {}
         self._carried: dict[int, Resources] = {}
-        """Of a machine that has gone on in another process: what it had used by the last look at those before."""
+        """For a machine that continues in another process: the CPU time of its earlier processes, when last sampled."""
         self._turn = 0
         self._spent_ns = 0
 

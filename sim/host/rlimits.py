@@ -20,7 +20,7 @@ STACK_BYTES = 128 << 10
 
 
 class Need(NamedTuple):
-    """What a process maps when it has loaded its libraries, in bytes; measured with CPython 3.11 and Arrow 26."""
+    """The bytes that a process maps with its libraries loaded; measured with CPython 3.11 and Arrow 26."""
 
     what: str
     address_space_bytes: int

@@ -1,6 +1,6 @@
 """The wake-up baseline: the least that a wake-up and a time stamp cost on this host, without the simulator.
 
-Two bare processes ring each other through eventfds and wait with epoll, and look at the clock where a run does:
+Two bare processes ring each other through eventfds and wait with epoll, and read the clock where a run does:
 just before the write, just after the read. What a delivery in a run takes beyond that is caused by the machines or
 their number. The measurement takes about 0.1 s.
 """
@@ -38,7 +38,7 @@ STDIN = 0
 class WakeUpBaseline:
     """Eventfd write to eventfd read, between two processes: percentiles of ``count`` wake-ups, in nanoseconds.
 
-    ``placement`` says in words where they ran, ``clock_ns`` what one look at the clock costs.
+    ``placement`` says in words where they ran, ``clock_ns`` the time of one reading of the clock.
     """
 
     p50_ns: int
@@ -49,7 +49,7 @@ class WakeUpBaseline:
 
 
 def clock_cost_ns() -> float:
-    """What one look at CLOCK_MONOTONIC takes from Python, in nanoseconds: the best of five rounds of 2000."""
+    """Measure one reading of CLOCK_MONOTONIC from Python, in nanoseconds: the best of five rounds of 2000."""
     clock = time.monotonic_ns
     best_ns = 1 << 62
     for _ in range(5):

@@ -1,1 +1,1 @@
-"""What the kernel gives, with one owner for each: eventfds, sockets, memory, waiting, signals."""
+"""Objects of the kernel, one owner for each: eventfds, sockets, memory, waiting, signals."""

@@ -16,7 +16,7 @@ __all__ = ["COUNTER_MAX", "EventFd", "drain", "signal"]
 
 EVENTFD_LINK = "anon_inode:[eventfd]"  # proc_pid_fd(5)
 COUNTER_MAX = (1 << 64) - 2
-"""What an eventfd can hold (eventfd(2)); one more doorbell is refused with ``BlockingIOError``."""
+"""The maximum of an eventfd (eventfd(2)); one more doorbell is refused with ``BlockingIOError``."""
 
 signal: Callable[[int, int], object] = os.eventfd_write
 drain: Callable[[int], int] = os.eventfd_read

@@ -239,7 +239,7 @@ def _is_used(descriptor: int) -> bool:
     return bool(_LOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
 
 
-# Who maps it
+# Processes that map a segment
 
 
 class Mapping(NamedTuple):

@@ -45,7 +45,7 @@ SHRINK_RUNS = 400
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is observed after an operation; ``rung`` has a (peer, vector, doorbells) for each eventfd that was rung."""
+    """The observable state after an operation; ``rung`` has a (peer, vector, doorbells) for each rung eventfd."""
 
     value: int | None
     pending: int | None

@@ -178,7 +178,7 @@ class Scene:
 
 
 def boot(scene: Scene) -> Iterator[Operation]:
-    """What firmware and a driver do first: assign addresses, enable decode and bus master, fill and enable MSI-X."""
+    """The first steps of firmware and driver: assign addresses, enable decode and bus master, fill and enable MSI-X."""
     for bar in scene.bars:
         yield ConfigWrite(BAR_REGISTERS[bar], 4, WINDOWS[bar][0])
     yield ConfigWrite(COMMAND, 2, 6)

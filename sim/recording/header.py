@@ -16,7 +16,7 @@ HEADER_WORDS = 64
 WORD_BYTES = 8
 NO_PEER = (1 << 64) - 1
 
-# What the file is ...
+# The identity of the file ...
 MAGIC_AT, VERSION_AT, MACHINE, VECTORS, EDGES, RINGS, DRAINS, SAMPLE_EVERY = range(8)
 # ... what the machine does ...
 STATE, PEER, PING, PING_NS, READY_NS, STARTED_NS, STOPPED_NS = range(8, 15)
@@ -37,7 +37,7 @@ Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device counts beside its vectors and edges. Each field is one word of the header, in this order.
+    """The counters of a device besides its vectors and edges. Each field is one word of the header, in this order.
 
     A further counter is one field here and the line that counts it. The reader, the sums over groups, and the summary
     derive from this declaration.

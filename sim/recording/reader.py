@@ -87,7 +87,7 @@ class Entries:
 
 @dataclass
 class Records:
-    """What one device recorded.
+    """The recording of one device.
 
     Attributes:
         machine: the row of the recording.

@@ -122,7 +122,7 @@ class Comparison:
 
 
 def compare(a: Run | str | os.PathLike[str], b: Run | str | os.PathLike[str]) -> Comparison:
-    """What differs between two runs, opened or named by their directories; ``a`` is the one before.
+    """Compare two runs, opened or named by their directories; ``a`` is the one before.
 
     Raises ``UsageError`` when one has no summary. Without its samples there are no intervals, and a note says so.
     """
@@ -201,7 +201,7 @@ def _share(changes: npt.NDArray[np.float64] | None, a: Interval | None, b: Inter
 
 
 def _others(a: Summary, b: Summary) -> Iterator[Change]:
-    """What has no samples, and so no intervals."""
+    """The metrics without samples, which have no intervals."""
     for metric in METRICS.values():
         if metric.source and not metric.source.startswith("latency_ns."):
             before, after = value_at(a, metric.source), value_at(b, metric.source)
@@ -217,7 +217,7 @@ def _change(a: float | None, b: float | None) -> float | None:
 
 
 def _settings(a: Run, b: Run) -> Iterator[str]:
-    """What the runs differ in besides their figures; and what either says of itself."""
+    """Differences of the runs besides their figures, and the warnings of each."""
     for name in ("title", "machines", "cpus", "warmup_s", "seed", "version"):
         ours, theirs = getattr(a.figures, name), getattr(b.figures, name)
         if ours != theirs:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Run:
-    """What a run measured; files are read when they are first asked for, and then kept.
+    """The results of a run; each file is read on its first use, and then kept.
 
     Tables and events are called (a table is a ``pyarrow.Table`` with the columns of ``store.schemas``), facts are
     not (``summary`` and ``manifest`` are plain dictionaries). What is missing or damaged raises ``UsageError`` when it
@@ -136,7 +136,7 @@ class Run:
         return self.table("vectors")
 
     def resources(self) -> Any:
-        """What processes used, as it was sampled; machine -1 is the coordinator."""
+        """The sampled resources of processes; machine -1 is the coordinator."""
         return self.table("resources")
 
     def migrations(self) -> Any:
@@ -173,7 +173,7 @@ class Run:
         return self._once("columns", load)
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened, in order: ``time_ns``, ``utc``, ``kind`` and more; damaged lines are left out."""
+        """The events in order: ``time_ns``, ``utc``, ``kind`` and more; damaged lines are left out."""
         return self._once("events", self._events)[0]
 
     def _events(self) -> tuple[list[dict[str, Any]], int]:
@@ -185,7 +185,7 @@ class Run:
 
     @property
     def problems(self) -> list[str]:
-        """What is missing or damaged, now or when the run ended; empty when all is well."""
+        """The missing and damaged parts, now or when the run ended; empty when there are none."""
         return self._once("problems", self._problems)
 
     def _problems(self) -> list[str]:
@@ -210,7 +210,7 @@ class Run:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the figures has to know about them, in words."""
+        """The warnings about the figures, in words."""
         return self.figures.warnings
 
     @property
@@ -268,7 +268,7 @@ class Run:
         return found
 
     def _samples_of(self, ask: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function of ``analysis.samples`` says of the samples, which are read in batches."""
+        """Apply a function of ``analysis.samples`` to the samples, which are read in batches."""
         try:
             return ask(self.place, self.origin, *arguments)
         except UsageError as error:
@@ -285,7 +285,7 @@ class Run:
         return histogram(self, what, by)
 
     def flows(self, by: str = "edge") -> Any:
-        """Who rang whom, by names, as a ``pyarrow.Table``: source, target, rung, refused, delivered, pending.
+        """Doorbells by sender and receiver, by names, as a table: source, target, rung, refused, delivered, pending.
 
         ``by``: edge (with vector and groups), machine or group. delivered and pending are null where they
         cannot be known (``sim.results.analysis.flows``).

@@ -63,7 +63,7 @@ class Latencies(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
-    """What processes used between start and stop; means and maxima are over machines, sums over all of them.
+    """Resources that processes used between start and stop; means and maxima are over machines, sums over all of them.
 
     ``private_bytes``: memory that would come back if the process ended, without its share of the instrument's
     own recording. ``pss_bytes`` counts shared pages in parts. Switches and faults are per second and machine.
@@ -90,7 +90,7 @@ class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostUse(msgspec.Struct, frozen=True, kw_only=True):
-    """What the whole host did meanwhile, others included; null where it does not say.
+    """The load of the whole host, other processes included; null where the kernel does not report it.
 
     CPU in percent of one CPU, ``steal_percent`` what the hypervisor gave to others of what was asked for here.
     Pressure: the share of time in which a task waited for it (/proc/pressure, "some"). ``sampling_percent``:
@@ -146,7 +146,7 @@ class GroupFigures(Counters, frozen=True):
 
 
 class ExpectationVerdict(msgspec.Struct, frozen=True):
-    """What became of one expectation. ``got`` is None when the metric is not known, and ``why`` says what is wrong."""
+    """The outcome of one expectation. ``got`` is None when the metric is not known; ``why`` says why."""
 
     metric: str
     of: str
@@ -160,7 +160,7 @@ class ExpectationVerdict(msgspec.Struct, frozen=True):
 
 
 class MigrationOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one migration; ``machine`` is the life of a machine, ``reason`` why it did not come about.
+    """The outcome of one migration; ``machine`` is one incarnation, ``reason`` says why the migration failed.
 
     ``downtime_ms``: how long the machine stood still, in a migration that failed too. ``pending_vectors`` had their
     pending bit set, and took it along. ``left_behind``: doorbells in the counters of the ID that it had before, at

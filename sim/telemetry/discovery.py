@@ -14,7 +14,7 @@ from sim.host.runtime_directory import PREFIX, runtime_parents
 __all__ = ["SOCKET", "Found", "listening_sockets", "running"]
 
 SOCKET = "telemetry.zmq"
-"""What the socket is called, in the private directory of a run (``ivsim-*``)."""
+"""The name of the socket in the private directory of a run (``ivsim-*``)."""
 LISTENS = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
 
 

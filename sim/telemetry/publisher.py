@@ -26,7 +26,7 @@ __all__ = ["RECEIVED_BYTES_MAX", "SUBSCRIBERS_MAX", "Publisher"]
 
 SUBSCRIBERS_MAX = 16
 RECEIVED_BYTES_MAX = 4096
-"""What one subscriber may send: its greeting (64 bytes), its READY command, and its subscriptions."""
+"""The most that one subscriber may send: its greeting (64 bytes), its READY command, and its subscriptions."""
 
 GREETING = b"\xff" + bytes(8) + b"\x7f" + bytes((3, 0)) + b"NULL".ljust(20, b"\0") + bytes(32)
 COMMAND, LONG = 0x04, 0x02
@@ -76,7 +76,7 @@ class Publisher:
             subscriber.close()
 
     def close(self) -> None:
-        """Disconnect all subscribers and remove the socket. What they have been sent they can still read."""
+        """Disconnect all subscribers and remove the socket. They can still read what was sent."""
         for subscriber in self._subscribers:
             subscriber.close()
         self._subscribers.clear()

@@ -18,7 +18,7 @@ POLL_S = 0.1
 
 
 class Subscriber:
-    """Anybody's end. ``lost`` counts snapshots that never came, or came as no snapshot: the next one's number tells."""
+    """The reader's end. ``lost`` counts missing and malformed snapshots, by the gaps in their numbers."""
 
     def __init__(self, endpoint: str) -> None:
         import zmq

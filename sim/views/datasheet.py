@@ -46,7 +46,7 @@ HEADER_FIELDS = (
 CAPABILITY_FIELDS = {
     CAPABILITY_ID: ((2, 2, "message control"), (4, 4, "table offset, BAR"), (8, 4, "pending bits offset, BAR")),
 }
-"""What follows the ID and the next pointer of a capability: (offset, size in bytes, name)."""
+"""The fields after the ID and the next pointer of a capability: (offset, size in bytes, name)."""
 
 
 def summary(profiles: Iterable[Profile]) -> str:

@@ -16,7 +16,7 @@ Event = Mapping[str, Any]
 
 LENGTH_MAX = 200
 UNTOLD = frozenset({"time_ns", "utc", "kind", "traceback"})
-# What became of a machine, by the kind of the event.
+# The state of a machine after an event, by the kind of the event.
 BECAME = {
     "machine_joined": "joined",
     "machine_left": "left",
@@ -92,7 +92,7 @@ def _action(event: Event, do: str) -> str:
 
 
 def _of_machine(event: Event, machine: str) -> str:
-    """What a machine did, or what became of it; empty for what no machine of ours does."""
+    """The event of a machine in words; empty for other events."""
     said = ""
     match event:
         case {"kind": "migrated"}:

@@ -1,4 +1,4 @@
-"""What a notebook shows of results: small tables that take their colours from the page, light or dark.
+"""Results in a notebook: small tables that take their colours from the page, light or dark.
 
 Importing this module registers the views with ``sim.results.display``; ``import sim`` does so. All text is escaped.
 """

@@ -357,7 +357,7 @@ def _latency_scale(axes: Any, which: str) -> None:
         # Less than two decades: the powers of ten alone might label nothing.
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     elif top > 1e6 * bottom:
-        # So many powers of ten have no room beside each other.
+        # So many powers of ten do not fit beside each other.
         axis.set_major_locator(LogLocator(numticks=6))
     axis.set_major_formatter(FuncFormatter(lambda value_ns, _: short_ns(value_ns)))
     axis.set_minor_formatter(FuncFormatter(lambda *_: ""))

@@ -1,4 +1,4 @@
-"""What snapshots of a run say together: rates, and what is pending."""
+"""Rates and pending doorbells, from successive snapshots of a run."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def _outcome(its: Sequence[MigrationOutcome]) -> tuple[str, ...]:
 
 
 def expectations(verdicts: Sequence[ExpectationVerdict]) -> TextTable:
-    """What the topology expected, and what came."""
+    """The expectations of the topology, and their outcome."""
     rows = []
     for each in verdicts:
         got = "not known" if each.got is None else f"{each.got:,.0f}" if each.got.is_integer() else f"{each.got:,.6g}"
@@ -243,7 +243,7 @@ def _percent(share: float) -> str:
 
 
 def threshold(its: ThresholdVerdict) -> str:
-    """What a threshold was held against, on one line."""
+    """The change that a threshold is compared with, on one line."""
     change, limit = its.change, its.threshold
     if its.lacking:
         has = "has" if len(its.lacking) == 1 else "have"

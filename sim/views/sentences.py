@@ -1,4 +1,4 @@
-"""What stands beside the tables of a run, one sentence each: terminal, notebook and HTML page say the same."""
+"""The sentences beside the tables of a run: the same in terminal, notebook and HTML page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def setting(figures: Summary) -> str:
 
 
 def context(figures: Summary) -> Iterator[tuple[str, str]]:
-    """What the figures depend on, each with its name: the legend, the wake-up baseline, the host, the cost."""
+    """The conditions of the figures, each with its name: the legend, the wake-up baseline, the host, the cost."""
     if any(rows.TOO_FEW in row for row in rows.latencies(figures).rows):
         yield rows.TOO_FEW, "too few samples for that percentile"
     if figures.latency_ns.delivery.p50 is not None and not figures.latency_ns.delivery.intervals:

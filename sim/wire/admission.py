@@ -1,4 +1,4 @@
-"""Clients that connect to a server: who is let in, who is refused, who waits to join."""
+"""Admission of clients that connect to a server: some join at once, some wait, some are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the peers of a server are still to be told, in order, laid out once for all who are told it."""
+"""The announcements of a server that peers have not been sent yet, in order; each is encoded once for all peers."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Attachment:
 
     @property
     def dialect(self) -> Dialect | None:
-        """What the server speaks, by its first messages; None while that is unknown."""
+        """The dialect of the server, by its first messages; None while it is unknown."""
         return None if self._connection is None else self._connection.dialect
 
     @property

@@ -1,4 +1,4 @@
-"""A machine's connection to a server: the socket, and what is done with the descriptors that come over it."""
+"""A machine's connection to a server: the socket, and the handling of the descriptors that arrive on it."""
 
 from __future__ import annotations
 
@@ -104,12 +104,12 @@ class Connection:
 
     @property
     def dialect(self) -> Dialect | None:
-        """What the server speaks, once that is known."""
+        """The dialect of the server, once it is known."""
         return self._endpoint.dialect
 
     @property
     def awaited(self) -> str:
-        """What the greeting lacks, in words."""
+        """The missing part of the greeting, in words."""
         return self._endpoint.awaited
 
     def read(self) -> bool:

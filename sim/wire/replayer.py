@@ -193,7 +193,7 @@ class Replayer:
             self._client.close()
 
     def result(self) -> Played:
-        """What was sent, and what the client rang; reading the counters empties them."""
+        """The number of messages sent, and the client's doorbells; reading the counters empties them."""
         rung = {
             (peer, vector): count
             for peer, eventfds in self._vectors.items()

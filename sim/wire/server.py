@@ -81,7 +81,7 @@ class IvshmemServer:
         self._changes = 0  # leaves, and peers that are stuck no more, since eventfds were released
         self._announcements = Announcements(self.peers)
         self._telling = self._announces_soon = False
-        self._sent = 0  # messages, to anybody
+        self._sent = 0  # messages, to all clients
         self._stall: tuple[int, int] | None = None  # how many had been sent when throttled, and since when so many
         self._on_arrival = on_arrival
         self._on_join, self._on_leave = on_join, on_leave

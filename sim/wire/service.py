@@ -62,7 +62,7 @@ class ServiceSettings:
 
 
 class Served(NamedTuple):
-    """What the operator of a server that is ready is told."""
+    """The lines that the operator of a ready server gets."""
 
     text: str
     qemu_options: str

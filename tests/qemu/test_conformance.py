@@ -267,7 +267,7 @@ def test_case_hotplug_simulated() -> None:
     made.unplug()
     assert made.bar_read(2, 0, 4) == 0
     view.release()
-    backing += b"!"  # nobody holds the memory any more
+    backing += b"!"  # no process holds the memory any more
     again = simulated_plain(memoryview(backing)[:MIB])
     assert again.bar_read(2, 0, 4) == 7
 

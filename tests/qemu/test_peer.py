@@ -214,7 +214,7 @@ def test_qemu_joins_a_run_and_its_doorbells_are_on_the_books(qemu: str, director
     assert result.status == "finished"
     assert result.balanced
     assert any(event["kind"] == "foreign_peer_joined" for event in result.events())
-    # Nobody keeps QEMU's own books: what the machine took beyond what the others rang is settled as QEMU's.
+    # QEMU's own doorbells are not counted: what the machine took beyond what the others rang is settled as QEMU's.
     assert result.summary["settled"] == rung
 
 

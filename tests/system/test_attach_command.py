@@ -371,7 +371,7 @@ def test_it_connects_again(short_path):
         with serving(path), attached(path) as other:
             read_until(peer.stdout, r"^peer [01] of .*, dialect v0$")
             peer.stdin.write("wait --timeout 30s\n")
-            while not other.poll():  # whoever of the two was first
+            while not other.poll():  # either of the two may be first
                 other.stdin.write("ring all\n")
                 if "rang 2 doorbells\n" in read_until(other.stdout, "rang|nobody"):
                     break

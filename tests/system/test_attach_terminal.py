@@ -58,7 +58,7 @@ class Terminal:
 
     def exit_code(self):
         """Read to the end, and wait for it."""
-        with contextlib.suppress(OSError):  # EIO: nobody holds the other end any more
+        with contextlib.suppress(OSError):  # EIO: no process holds the other end any more
             while said := os.read(self.descriptor, 4096):
                 self.shown += said.decode()
         return self.process.wait(PATIENCE_S)

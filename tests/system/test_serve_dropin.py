@@ -349,7 +349,7 @@ def test_a_log_without_a_reader_loses_lines_and_never_waits() -> None:
     last = json.loads(os.read(read_end, 4096))
     assert (last["peer"], last["lines_dropped"]) == (3, 2)
     os.close(read_end)
-    log.write("left", peer=4)  # nobody will ever read it
+    log.write("left", peer=4)  # it is never read
     assert log.dropped == 1
     log.close()
 

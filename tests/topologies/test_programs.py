@@ -321,7 +321,7 @@ def test_the_programs_of_a_file_can_be_named(file: Path) -> None:
     assert machine.parameters == {"to": (), "rate_hz": 5.0}
     assert topology.groups[0].program == "mine"
     assert loads("[machines.a]\nprogram = 'idle'", programs=[file]).machines[0].program == "idle"
-    # Whoever runs it finds the same function by that name.
+    # The runner finds the same function by that name.
     assert import_program(machine.program) is import_program(machine.program)
     assert import_program(machine.program).__name__ == "mine"
     again = loads(f"[machines.a]\nprogram = '{file}:mine'")

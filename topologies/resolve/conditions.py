@@ -68,7 +68,7 @@ def _owner(of: str, metric: Metric | None, references: References) -> str:
 def read_expectations(
     tables: Sequence[Mapping[str, Any]], references: References, report: Report
 ) -> tuple[Expectation, ...]:
-    """What must hold at the end; an expectation that ends the run needs a metric that is known during the run."""
+    """The expectations; one that ends the run needs a metric that is known during the run."""
     found = []
     for place, table in enumerate(tables):
         abort = table.get("abort", False)

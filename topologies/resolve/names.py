@@ -69,7 +69,7 @@ class Names:
 
     @property
     def names(self) -> Sequence[str]:
-        """What may be named, for spelling hints: groups first, and not every machine of a large topology."""
+        """The names for spelling hints: groups first, and not every machine of a large topology."""
         return [*islice(self.groups, 64), *RESERVED_NAMES, *islice(self.machines, 64)]
 
     def members(self, name: str) -> Machines:

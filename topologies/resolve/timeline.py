@@ -28,7 +28,7 @@ MISSING = "nothing: this key is missing"
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """What the entries of one file are read with."""
+    """The context in which the entries of one file are read."""
 
     references: References
     domains: Collection[str]

@@ -30,7 +30,7 @@ INT_DOUBLING_LIMIT = 1 << 30  # doubling a 32-bit int beyond this overflows
 
 
 class Host(MappingHost, Protocol):
-    """What the client needs of the system."""
+    """The system calls that the client needs."""
 
     def duplicate(self, descriptor: int) -> int | None:
         """Return another descriptor for the same file, or None when no descriptor is left."""
@@ -58,7 +58,7 @@ class _Slot:
 
 
 class Lines(Protocol):
-    """What the client tells of the vectors that can be rung: the device itself, or its machine."""
+    """Receives the vectors that can be rung: the device itself, or its machine."""
 
     def connect(self, peer: int, vector: int, line: int) -> bool:
         """Connect a vector."""

@@ -18,7 +18,7 @@ OBJECT_MODE = 0o777  # before the umask
 
 
 class MappingHost(Protocol):
-    """What mapping a descriptor needs of the system."""
+    """The system calls that map a descriptor."""
 
     def size_bytes(self, descriptor: int) -> int:
         """The size of the file."""
@@ -28,7 +28,7 @@ class MappingHost(Protocol):
 
 
 class ObjectHost(MappingHost, Protocol):
-    """What opening a named object needs of the system; a negative descriptor is a failure."""
+    """The system calls that open a named object; a negative descriptor is a failure."""
 
     def create(self, name: str, mode: int) -> int:
         """Create an object that does not exist yet (O_CREAT, O_EXCL)."""

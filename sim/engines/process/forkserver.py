@@ -104,7 +104,7 @@ class ForkServer:
             self._send()
 
     def state(self) -> str:
-        """What it does, in words: with its last words when it has ended."""
+        """Its state in words, with its last output when it has ended."""
         if (code := self._process.poll()) is None:
             return f"the fork server (process {self.pid}) is {'stopped' if has_stopped(self.pid) else 'busy'}"
         words = os.pread(self._words, LAST_WORDS_BYTES, max(0, os.fstat(self._words).st_size - LAST_WORDS_BYTES))

@@ -134,7 +134,7 @@ class WorkerHandle:
             if self._hosted is not None:
                 self._hosted.signal(number)
 
-    # What the worker says
+    # Reports of the worker
 
     def _listen(self) -> None:
         try:

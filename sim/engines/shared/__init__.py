@@ -1,1 +1,1 @@
-"""What machines of every engine have in common: how one is configured, its program, its recorder, its failures."""
+"""Shared by the engines: configuration of a machine, its program, its recorder, its failures."""

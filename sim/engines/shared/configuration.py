@@ -1,4 +1,4 @@
-"""What a worker is told when it starts: plain data, which reaches it in a memfd."""
+"""The configuration of a worker: plain data, which reaches it in a memfd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a topology to what each worker is told when it starts."""
+"""Makes the configuration of each worker from the topology."""
 
 from __future__ import annotations
 

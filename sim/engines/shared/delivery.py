@@ -1,4 +1,4 @@
-"""What every engine does with a drained counter: record it, deliver it to the machine, record the handling."""
+"""Delivery of a drained counter, for every engine: record it, deliver it to the machine, record the handling."""
 
 from __future__ import annotations
 

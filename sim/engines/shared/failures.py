@@ -1,4 +1,4 @@
-"""Whose fault an error is: the guest program's, or the simulator's."""
+"""Attributes an error to the guest program, the modelled device, the server, the host or the simulator."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def blaming_program() -> Iterator[None]:
 
 
 def explain(error: BaseException) -> Failed:
-    """Whose fault an error is, in one line, and the traceback where it helps to find it."""
+    """Return the part that is at fault, the error in one line, and a traceback where it helps."""
     whose, cause = "simulator", error
     if isinstance(error, ProgramError) and error.__cause__ is not None:
         whose, cause = "program", error.__cause__

@@ -1,4 +1,4 @@
-"""What a program counted itself, as far as a report can hold it."""
+"""The statistics that a program counts itself, limited to the size of a report."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Who rang whom, and how doorbells shared their wake-ups: from the counts of edges, vectors and drains. Pure.
+"""Doorbells from each machine to each, and doorbells for each wake-up: from edges, vectors and drains. Pure.
 
-An eventfd does not say who rang it. What of an edge's doorbells was delivered and what still pends is therefore
-known where nothing pends on the line any more, and where only one rang it; elsewhere it is left open (null, NaN)
-and not guessed. The same where a dead machine's counts had to be settled.
+An eventfd does not record its senders. The delivered and pending doorbells of an edge are known only if nothing is
+pending on the line, or if a single machine rang it. Elsewhere, and where the counts of a dead machine were settled,
+they are null (NaN).
 """
 
 from __future__ import annotations

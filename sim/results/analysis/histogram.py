@@ -28,7 +28,7 @@ RELATIVE_ERROR = 1 / (2 * LINEAR)
 """The most by which the middle of a bin is off, as a share of what was counted in it."""
 
 MANTISSA_BITS, BIAS = 52, 1023  # of an IEEE 754 double
-# What lies between large columns is made in pieces of this many: memory that was just in use is in the cache.
+# Intermediate columns are made in pieces of this many values, which stay in the cache.
 CHUNK = 1 << 18
 
 

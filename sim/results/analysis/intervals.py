@@ -1,4 +1,4 @@
-"""How sure a percentile is: 95 % confidence intervals by a bootstrap of slices of time. Pure, seeded.
+"""Confidence intervals (95 %) of percentiles, by a bootstrap of slices of time. Pure, seeded.
 
 Samples that follow one another are not independent: one stall delays many, and one drain delivers several. So slices
 of time are drawn instead of samples (a block bootstrap: Künsch 1989, The jackknife and the bootstrap for general
@@ -58,10 +58,10 @@ Interval = tuple[int | None, int | None]
 
 SLICES = 32
 FEWEST = 6
-"""What is not seen in so many slices has no interval, or no upper end."""
+"""The fewest slices with samples for an interval, and for its upper end."""
 RESAMPLES = 400
 TAIL = 0.025
-"""What is left out at either end: the intervals are of 95 %."""
+"""The share left out at either end: the intervals are of 95 %."""
 SEED = 1989
 
 
@@ -130,7 +130,7 @@ def moments(samples: Samples, latency: str) -> Integers:
 
 
 def independent(samples: Samples, latency: str, sample_every: int) -> npt.NDArray[np.float64]:
-    """What each sample counts among independent ones: a drain counts as one, however many of its doorbells are here."""
+    """The weight of each sample among independent ones: all samples of one drain weigh one together."""
     if latency == "lag":
         return np.ones(len(samples))
     return np.minimum(1.0, max(1, sample_every) / np.maximum(samples.count, 1))

@@ -100,7 +100,7 @@ def _told(events: Iterable[Event]) -> Iterator[_Told]:
 
 
 def _attempts(events: Iterable[_Told]) -> Iterator[_Attempt]:
-    """What was begun, with what came of it. An action names the machine, what follows the life that it is in."""
+    """Each attempt with its outcome. An action names the machine; the later events name its incarnation."""
     begun: dict[str, _Told] = {}
     for event in events:
         if event.kind == "action" and event.do == "migrate" and not event.skipped:

@@ -1,4 +1,4 @@
-"""What the processes of a run used: from the sampled rows of ``resources.parquet`` to one ``ProcessUse``."""
+"""The resources that the processes of a run used: from the rows of ``resources.parquet`` to one ``ProcessUse``."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: in
 
 
 def host_use(table: pa.Table, start_ns: int, stop_ns: int) -> HostUse | None:
-    """What the host did between two moments of CLOCK_MONOTONIC; None without two looks at it."""
+    """The load of the host between two moments of CLOCK_MONOTONIC; None without two samples."""
     rows = _columns(table, [HOST], start_ns, stop_ns)
     time_ns = rows["time_ns"]
     if len(time_ns) < 2 or time_ns[-1] == time_ns[0]:
@@ -107,7 +107,7 @@ def host_use(table: pa.Table, start_ns: int, stop_ns: int) -> HostUse | None:
 
 
 def private_bytes(machine: Column, uss_bytes: Column, instrument_bytes: Column) -> Column:
-    """What is private of each row without the instrument's share; NaN where either is not known.
+    """The private bytes of each row without the instrument's share; NaN where either is not known.
 
     Only machines have such a share. One larger than the whole stands in tables of old, which have it estimated: what
     is left is not known there.
@@ -144,5 +144,5 @@ def _max(column: Column) -> int | None:
 
 
 def _sum(column: Column, machines: int) -> int | None:
-    """Of all ``machines``: those that were not looked at in depth are taken to be like those that were."""
+    """The sum over ``machines``: machines without a detailed sample count like the average of the others."""
     return round(float(column.mean()) * machines) if len(column) else None

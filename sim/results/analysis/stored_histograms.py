@@ -23,7 +23,7 @@ BY = ("group", "machine", "phase")
 
 
 class RunTables(Protocol):
-    """What is asked of a run."""
+    """The part of a run that this module reads."""
 
     path: Path
 

@@ -1,4 +1,4 @@
-"""What the pictures of a run are drawn from: its large tables gone through once, and never held.
+"""The time series that the pictures of a run draw: its large tables are read once, and never held.
 
 Times are seconds since the start of the run, where the warm-up begins. Whatever a run lacks (it failed, it is
 damaged, nothing was sampled) is left empty, and said in ``TimeSeries.missing``.

@@ -36,7 +36,7 @@ __all__ = ["RunDirectory"]
 
 # An event is a line for a reader: more of them are a fault of their source, and would fill the disk.
 EVENTS_LIMIT = 1_000_000
-# What ending.json takes, indented as it is.
+# The size of ending.json, with its indentation.
 RESERVED_BYTES, ENDING_MACHINE_BYTES, ENDING_VECTOR_BYTES = 4096, 120, 40
 
 

@@ -1,4 +1,4 @@
-"""The events of a run, as its directory has them: what happened, and what of it a summary repeats."""
+"""Reads the events of a run directory, and the parts of them that a summary repeats."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"[0-9]+")
 
 
 class _Said(msgspec.Struct):
-    """What a machine's program had counted itself when it ended."""
+    """The statistics that a machine's program had counted at its end."""
 
     machine: MachineName
     values: dict[Annotated[str, Meta(max_length=200)], int | float]
@@ -45,7 +45,7 @@ def read_events(path: Path) -> tuple[list[Event], int]:
 
 
 def statistics_of(events: Iterable[Event]) -> Statistics:
-    """What programs counted, in the order said; what is damaged is passed over."""
+    """The statistics of programs, in the order of the reports; damaged ones are left out."""
     found: Statistics = {}
     for event in events:
         if event.get("kind") == "statistics":

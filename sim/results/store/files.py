@@ -1,12 +1,12 @@
 """The names in a run directory, and the few ways in which its small files are read and written.
 
     topology.toml      as given                          resources.arrows   streamed while the run lasts
-    manifest.json      what, where, when, by whom        resources.parquet  the same, once it is over
+    manifest.json      topology, host, time, process     resources.parquet  the same, once it is over
     status             a word, then the reason           samples.parquet    each sampled doorbell
     events.jsonl       appended as things happen         drains.parquet     each drained eventfd counter
-    ending.json        what the coordinator knew last    edges.parquet      who rang whom
-    raw/<machine>.rec  while the run lasts               vectors.parquet    what arrived
-                                                         histograms.parquet how long they took
+    ending.json        the state at the end              edges.parquet      doorbells by sender
+    raw/<machine>.rec  while the run lasts               vectors.parquet    doorbells received
+                                                         histograms.parquet their latencies
                                                          summary.json       the figures
 
 A file is written beside its place, synced and renamed, so that a reader meets it whole or not at all. A name

@@ -43,7 +43,7 @@ class Owner(msgspec.Struct, frozen=True):
 
 
 class HostFacts(msgspec.Struct, frozen=True):
-    """What the figures depend on. ``cpus`` is how many the run may use, of ``cpus_online``."""
+    """The properties of the host that figures depend on. ``cpus`` is how many the run may use, of ``cpus_online``."""
 
     kernel: str
     machine: str

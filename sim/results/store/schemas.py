@@ -35,8 +35,8 @@ __all__ = [
     "write_table",
 ]
 
-# What a 2-core laptop can hold: some 5 GB of samples. A crafted file of constant columns could claim any
-# number.
+# The most that a host with 2 cores can hold: some 5 GB of samples. A crafted file of constant columns could claim
+# any number.
 ROW_LIMIT = 100_000_000
 
 

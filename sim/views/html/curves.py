@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 
 POINTS = 240
 LEAST_SHARE = 0.002
-# What is drawn of latencies, and what it is called in words.
+# The latencies that are drawn, and their names in words.
 # Where handling is short, total and delivery nearly coincide: the dashes of the later one let both be seen.
 CURVES = (
     ("total", "total, corrected", 2),
@@ -58,7 +58,7 @@ def percentiles(made: TimeSeries) -> Chart | None:
         levels = its.quantiles(shares)
         levels[-1] = its.max
         lines.append(Line(said, 1 / (1 - shares), np.maximum(levels, 1), style))
-        # What hardly any doorbell was quicker than is where the picture begins.
+        # The picture begins at the latency that hardly any doorbell was below.
         quick = float(its.quantiles(np.array([LEAST_SHARE]))[0])
         most, low, high = max(most, its.size), min(low, quick), max(high, float(its.max))
     if not lines:

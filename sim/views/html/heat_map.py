@@ -28,7 +28,7 @@ def heat_map(machines: HeatMatrix) -> Markup:
     steps = [tag("i", class_=f"swatch h{step}") for step in range(LEVELS)]
     key = tag("p", tag("span", "0"), *steps, tag("span", short_count(most)), class_="ramp")
     caption = tag("figcaption", tag("h3", "Machine by machine"), tag("p", note))
-    return tag("figure", caption, key, _picture(machines, "Who rang whom", description))
+    return tag("figure", caption, key, _picture(machines, "Doorbells by sender and receiver", description))
 
 
 def heat_level(value: int, most: int) -> int:

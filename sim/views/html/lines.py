@@ -55,7 +55,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn, whatever its size."""
+    """The content of a chart, for every size."""
 
     title: str
     description: str
@@ -81,7 +81,7 @@ class Chart:
         return picture(width, height, self.title, self.description, parts, class_=class_, data_hover=hover)
 
     def _bands(self, x: Scale, y: Scale) -> tuple[list[Markup], list[Markup]]:
-        """What lies behind the lines, and the names that stand before them."""
+        """The bands behind the lines, and the names of the marks."""
         behind, before = [], []
         for band in self.bands:
             start, end = (x.at(min(max(at, self.x.low), self.x.high)) for at in (band.start, band.end))
@@ -111,7 +111,7 @@ class Chart:
         return parts
 
     def _hover(self, x: Scale, y: Scale) -> str | None:
-        """What stands under each column of pixels, for the script that shows it; the page is whole without."""
+        """The values under each column of pixels, for the script that shows them; the page is complete without it."""
         columns = np.arange(x.start, x.end + 1, HOVER_EVERY)
         at = x.low + (columns - x.start) / (x.end - x.start) * (x.high - x.low)
         if x.logarithmic:

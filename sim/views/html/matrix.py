@@ -1,4 +1,4 @@
-"""Who rang whom: the table of edges as squares of counts, by machine, by group, and binned where there are many."""
+"""The table of edges as a matrix of counts, by machine or by group; many machines are binned."""
 
 from __future__ import annotations
 

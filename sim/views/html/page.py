@@ -52,7 +52,7 @@ def page(run: Run) -> str:
         _section("Latency", "latency", lambda: _latency(figures, made)),
         _section("Over time", "time", lambda: _over_time(made, marks, marked)),
         *_migrations(figures),
-        _section("Who rings whom", "topology", lambda: _topology(run, figures)),
+        _section("Senders and receivers", "topology", lambda: _topology(run, figures)),
         _section("Coalescing", "coalescing", lambda: _coalescing(figures, made)),
         _section("Resources", "resources", lambda: _resources(run, figures, made, marks)),
         _section("Host and run", "host", lambda: _host(run, figures)),

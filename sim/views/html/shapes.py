@@ -61,7 +61,7 @@ Point = tuple[float, float]
 
 
 def graph(matrix: HeatMatrix, captions: Mapping[str, str], seconds: float, title: str, description: str) -> Markup:
-    """Groups as boxes, who rings whom as arrows, as wide as what they carry (by its logarithm)."""
+    """Groups as boxes; an arrow for each sender and receiver, as wide as the logarithm of its doorbells."""
     size = len(matrix.sources)
     radius = 0.0 if size == 1 else 85.0 if size == 2 else 60.0 + 22 * size
     middle = (GRAPH_WIDTH / 2, radius + NODE_HEIGHT / 2 + LOOP + 18)

@@ -1,4 +1,4 @@
-"""Who rings whom, as two pictures and a table: groups with arrows, machines in squares."""
+"""Senders and receivers, as two pictures and a table: groups with arrows, machines as a heat map."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pictures(run: Run, seconds: float) -> list[Markup]:
     if machines.rung.any() and (len(machines.sources) > 2 or not has_arrows):
         parts.append(heat_map(machines))
     if machines.rung.any():
-        parts.append(tag("details", tag("summary", "Who rang whom, as a table"), _pairs(machines)))
+        parts.append(tag("details", tag("summary", "Doorbells by sender and receiver, as a table"), _pairs(machines)))
     else:
         parts.append(tag("p", "No doorbell was rung.", class_="note"))
     return parts

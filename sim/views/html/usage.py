@@ -1,4 +1,4 @@
-"""What the machines of each group used over time, from the table of resources."""
+"""The resources that each group used over time, from the table of resources."""
 
 from __future__ import annotations
 

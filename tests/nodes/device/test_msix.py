@@ -133,7 +133,7 @@ def test_kept_doorbells_wait_for_a_look_or_for_the_vector() -> None:
     made, sent = table(masked=Undelivered.KEEP, disabled=Undelivered.KEEP)
     made.notify(0)
     made.notify(1)
-    assert made.window.read(0x800, 4) == 0  # nobody polls while MSI-X is disabled
+    assert made.window.read(0x800, 4) == 0  # no poll while MSI-X is disabled
     made.set_control(ON, True)
     assert (made.kept, made.pending) == (0, 3)  # enabling has polled
     made.notify(1)

@@ -122,7 +122,7 @@ def test_as_a_table_a_frame_and_a_page(runs):
     shown = comparison._repr_html_()
     assert "<th>delivery.p99.9</th>" in shown
     names = [row[0] for row in rows.comparison(comparison).rows]
-    # In a closed loop raw is what total is, and nobody is late.
+    # In a closed loop raw is what total is, and no sender is late.
     assert "total.p50" in names
     assert not [name for name in names if name.startswith(("raw", "lag"))]
 

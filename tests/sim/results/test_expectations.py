@@ -383,7 +383,7 @@ def test_junit_of_a_damaged_run(finished: Run) -> None:
 
 @pytest.fixture
 def recordings(tmp_path: Path) -> Iterator[list[LiveRecording]]:
-    """Two machines with two vectors; 0 rang 1 seven times (one refused), and twice at nobody."""
+    """Two machines with two vectors; 0 rang 1 seven times (one refused), and twice at no peer."""
     made = []
     for machine, (edges, arrived) in enumerate([({(9, 0): (5, 0), (9, 1): (2, 1)}, [0, 0, 0, 0]), ({}, [3, 2, 1, 1])]):
         sizes = RecordingLayout(2, 4, 0, 0)

@@ -81,9 +81,9 @@ def with_samples(figures: Summary, samples: int, lag_max_ns: int) -> Summary:
 @pytest.mark.parametrize(
     ("missed", "oldest_ns", "lag_max_ns", "is_said"),
     [
-        (1000, 999_999, 0, False),  # whoever is ended has just not come to it
+        (1000, 999_999, 0, False),  # the end of a run leaves a few
         (1000, 1_000_000, 9_000_000, False),  # one in a thousand and one, and others were as late
-        (1000, 9_000_001, 9_000_000, True),  # nobody was that late
+        (1000, 9_000_001, 9_000_000, True),  # no sender was that late
         (1002, 1_000_000, 9_000_000, True),
         (0, 0, 0, False),
     ],

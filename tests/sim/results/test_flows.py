@@ -1,4 +1,4 @@
-"""Who rang whom, what of it is known to have arrived, and how doorbells shared their wake-ups."""
+"""Doorbells by sender and receiver, how many of them are known to have arrived, and how they shared wake-ups."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_an_owner_is_told_from_a_later_process_with_its_number():
     assert not msgspec.structs.replace(me, start_ticks=me.start_ticks + 1).is_running()
     assert not msgspec.structs.replace(me, boot="another").is_running()
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
-        # A zombie: it has ended, and nobody has asked how.
+        # A zombie: it has ended and was not waited for.
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert not Owner(child.pid, 0, me.boot).is_running()
     assert not Owner(child.pid, 0, me.boot).is_running()
@@ -164,7 +164,7 @@ def test_a_full_disk_keeps_the_recordings_and_a_later_open_finishes(tmp_path, mo
             finish(directory, PENDING, status="degraded")
     assert len(list((directory.path / "raw").iterdir())) == 2
     if failing == "write_status":
-        # It still says running: the owner has to die before anybody else may conclude.
+        # It still says running: recovery has to wait until the owner has ended.
         orphan(directory)
     run = sim.results.open(directory.path)
     assert account(run.summary) == (3, 2, 1, 0, 0)

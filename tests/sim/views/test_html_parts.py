@@ -1,4 +1,4 @@
-"""What pictures are made of: distributions, scales, what is summed over time, who rang whom."""
+"""The parts of pictures: distributions, scales, sums over time, the matrix of doorbells."""
 
 from __future__ import annotations
 

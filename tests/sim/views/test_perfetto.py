@@ -119,7 +119,7 @@ def test_a_ring_and_its_drain_are_where_and_when_they_were(run):
         (event for event in events if event.get("cat") == "doorbell" and event["ph"] == "X"), key=lambda e: e["ts"]
     )
     start_us = (MEASURE_NS - START_NS) / 1e3
-    # Nobody says when the run began: the first stamp is taken for it.
+    # The beginning of the run is not known: the first stamp stands for it.
     begin_us = ring["ts"] - start_us
     assert (ring["name"], ring["args"]["late_us"], ring["args"]["delivered_after_us"]) == ("ring to-0 0", 2.0, 30.0)
     drain = min((event for event in events if event.get("cat") == "interrupt"), key=lambda e: e["ts"])

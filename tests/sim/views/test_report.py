@@ -84,7 +84,7 @@ def run(tmp_path: Path) -> Run:
 
 def test_a_page_has_every_part(run):
     structure = Structure(page(run))
-    for heading in ("Latency", "Over time", "Who rings whom", "Coalescing", "Resources", "Host and run"):
+    for heading in ("Latency", "Over time", "Senders and receivers", "Coalescing", "Resources", "Host and run"):
         assert heading in structure.text
     for said in (
         "399",
@@ -96,7 +96,7 @@ def test_a_page_has_every_part(run):
         "receiver",
     ):
         assert said in structure.text
-    # Seven charts, wide and narrow each, two bars, two pictures of who rings whom, and the keys of the legends.
+    # Seven charts, wide and narrow each, two bars, two pictures of senders and receivers, and the keys of the legends.
     assert structure.text.count("Delivery over time") >= 3
     assert structure.text.count("Total over time, corrected") >= 3
     assert "Not shown" not in structure.text

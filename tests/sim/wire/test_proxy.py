@@ -257,7 +257,7 @@ def test_a_client_that_does_not_read_delays_no_other_connection(site):
             if sent % 4096 == 0:
                 send(busy_server, Message(sent).encode())
                 assert site.receive(busy) == (Message(sent).encode(), [])
-    # What the proxy itself holds of it is bounded: the server feels that nobody reads. Nor does it spin meanwhile.
+    # The proxy holds a bounded part of it, so the server notices that there is no reader. The proxy does not spin.
     assert len(site.said(1)) * 8 < sent
     site.settle()
     lazy_server.close()

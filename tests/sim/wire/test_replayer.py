@@ -178,7 +178,7 @@ def test_the_recorded_times_are_kept_and_speed_divides_them(stage):
 
 def test_step_by_step(stage):
     player = stage.play(GREETING, stepwise=True)
-    player.step()  # nobody is there
+    player.step()  # no client has connected
     client = stage.connect()
     stage.until(lambda: player.connected)
     channel = Channel(client)

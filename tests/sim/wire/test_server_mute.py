@@ -24,7 +24,7 @@ NOBODY = 65534
 DESCRIPTORS_MAX = 200
 PATIENCE_S = 50
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody with limits")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change to a user with limits")
 
 
 @pytest.fixture
