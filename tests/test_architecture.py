@@ -195,7 +195,7 @@ def test_coordination_knows_engines_and_time_only_by_their_protocols():
         assert not [name for name in imports(MODULES[module]) if name.startswith("sim.engines.process")]
 
 
-def test_what_reads_topologies_starts_nothing():
+def test_topologies_import_no_module_with_effects():
     assert not [
         (name_of(path), wrong) for path in layer("topologies") if (wrong := first_parts(path) & NO_DATA_READER_NEEDS)
     ]
@@ -296,7 +296,7 @@ def _all(path: Path) -> list[str] | None:
     return None
 
 
-def test_what_a_module_exports_it_has():
+def test_every_export_is_defined():
     for path in SOURCES:
         # The names of sim/__init__.py are loaded when they are used; test_run uses them.
         if name_of(path) != "sim/__init__.py":

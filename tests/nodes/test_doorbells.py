@@ -185,7 +185,7 @@ def test_a_ring_to_what_was_never_connected_is_counted_nowhere(world):
     assert world.signalled == {}
 
 
-def test_what_the_device_decodes_to_another_vector_is_counted_there(world):
+def test_a_decoded_alias_is_counted_at_its_vector(world):
     world.connect(1, 0, line=10)
     world.aliases[1, 256] = (1, 0)
     world.doorbells.ring(1, 256)
@@ -195,7 +195,7 @@ def test_what_the_device_decodes_to_another_vector_is_counted_there(world):
 
 
 @pytest.mark.parametrize(("peer", "vector"), [(0, 65536), (-1, 0), (65536, 0), (0, -1), (-1, 1 << 17)])
-def test_no_number_out_of_range_rings_anybody_else(world, peer, vector):
+def test_a_number_out_of_range_rings_no_other_peer(world, peer, vector):
     for line, other in enumerate([(0, 0), (1, 0), (0, 1), (1, 65535), (65535, 65535)]):
         world.connect(*other, line)
     assert world.peers.line(peer, vector) is None
@@ -238,7 +238,7 @@ def test_only_the_first_ring_of_a_burst_takes_the_long_path(world):
     assert world.signalled == {0: 100, 1: 50, 2: 50}
 
 
-def test_what_the_device_decodes_to_another_vector_never_has_a_short_path(world):
+def test_a_decoded_alias_never_has_a_short_path(world):
     world.connect(1, 0, line=10)
     world.aliases[1, 256] = (1, 0)
     burst = world.doorbells.burst([(1, 256)])

@@ -110,7 +110,7 @@ def test_vectors_mean_the_same_whether_they_come_together_or_not(together):
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_what_is_no_eventfd_ends_the_connection_and_all_else_is_released(together):
+def test_a_descriptor_that_is_no_eventfd_ends_the_connection(together):
     station = Station().greet()
     station.bad = 12
     if not together:

@@ -44,7 +44,7 @@ def test_a_guest_that_is_not_connected_has_no_id_no_memory_and_no_peers():
     assert guest.peers == {}
 
 
-def test_what_a_guest_knows_of_itself(guest):
+def test_a_guest_knows_its_id_vectors_and_clock(guest):
     assert (guest.peer, guest.vectors, guest.clock(), guest.start_ns) == (5, 3, 42, 0)
     assert guest.read(0, 8) == 5  # IVPosition says the same
     assert isinstance(guest.random, random.Random)
@@ -112,7 +112,7 @@ def test_a_doorbell_written_to_the_register_that_reaches_no_peer_is_counted():
 
 
 @pytest.mark.parametrize(("stop_ns", "oldest_ns"), [(40, 30), (42, 32), (99, 32)])
-def test_what_a_program_misses_is_added_up_and_the_oldest_kept(guest, stop_ns, oldest_ns):
+def test_missed_doorbells_are_added_and_the_oldest_is_kept(guest, stop_ns, oldest_ns):
     assert guest.end_ns == 42  # without an end, until now
     guest.stop_ns = stop_ns
     guest.miss(3, 10)

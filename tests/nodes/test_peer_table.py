@@ -154,7 +154,7 @@ class SharedTablesMemoryLast(SharedTables):
 TestSharedTablesMemoryLast = SharedTablesMemoryLast.TestCase
 
 
-def test_what_was_not_announced_is_not_heard():
+def test_a_line_that_was_not_announced_is_refused():
     announcements = Announcements()
     peers = AnnouncedPeers(announcements, 2)
     announcements.join(0, [5])

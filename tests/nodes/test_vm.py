@@ -286,7 +286,7 @@ def test_a_program_that_ends_before_its_first_yield(bench):
 
 
 @pytest.mark.parametrize("error", [ValueError, GuestError, KeyboardInterrupt])
-def test_what_a_program_raises_comes_out(bench, error):
+def test_an_exception_of_a_program_is_raised(bench, error):
     def program(guest):
         yield FOREVER
         raise error("mine")

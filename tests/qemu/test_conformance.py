@@ -168,7 +168,7 @@ def test_sequences_keep_to_the_rules(seed: int) -> None:
     assert generate(Scene.draw("qemu-doorbell", again, server=True), again, 2000) == sequence
 
 
-def test_no_such_profile_or_program() -> None:
+def test_an_unknown_profile_or_qemu_is_refused() -> None:
     with pytest.raises(UsageError, match="no real counterpart"):
         conform(DEFAULT_QEMU, "acrn", 0, 10)
     with pytest.raises(UsageError, match="not on PATH"):

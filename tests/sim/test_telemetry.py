@@ -129,7 +129,7 @@ NO_SNAPSHOTS = {
 
 
 @pytest.mark.parametrize("kind", NO_SNAPSHOTS)
-def test_what_is_no_snapshot_is_lost_and_does_no_harm(publisher, subscriber, kind):
+def test_a_malformed_snapshot_counts_as_lost(publisher, subscriber, kind):
     publisher.publish(snapshot(1))
     publisher.send(NO_SNAPSHOTS[kind])
     publisher.publish(snapshot(3))
@@ -177,7 +177,7 @@ def test_a_subscriber_that_does_not_read_delays_no_other(publisher, subscriber):
     assert subscriber.lost + len(numbers) <= count
 
 
-def test_who_follows_is_handed_everything_that_comes(publisher):
+def test_a_follower_gets_every_snapshot(publisher):
     taken = []
     with following(publisher.endpoint, lambda its, lost: taken.append((its.number, lost))):
         deadline = time.monotonic() + PATIENCE_S
@@ -195,7 +195,7 @@ def test_who_follows_is_handed_everything_that_comes(publisher):
     assert taken[-1] == (5, 2)
 
 
-def test_who_follows_does_so_no_longer_than_he_should(publisher):
+def test_following_ends_with_the_run(publisher):
     with pytest.raises(RuntimeError, match="mine"), following(publisher.endpoint, print):
         raise RuntimeError("mine")
 
@@ -221,7 +221,7 @@ def test_a_subscriber_leaves_no_file_and_may_be_the_last_to_go(path):
     assert os.listdir(path.parent) == []
 
 
-def test_one_who_subscribes_before_there_is_anything_waits(path):
+def test_an_early_subscriber_waits(path):
     with Subscriber(f"ipc://{path}") as subscriber:
         assert subscriber.receive(0.0) is None
         with Publisher(path) as publisher:
@@ -237,7 +237,7 @@ def test_a_place_that_cannot_be_is_said(short_path, name):
         Publisher(short_path / name)
 
 
-def test_who_publishes_is_found_and_who_no_longer_does_is_not(path):
+def test_only_runs_that_publish_are_found(path):
     with Publisher(path) as publisher:
         (found,) = running([path, path.parent / "." / path.name, path.parent / "none", path.parent])
         assert found.endpoint == publisher.endpoint
@@ -306,7 +306,7 @@ def test_a_flood_of_subscriptions_ends_the_subscriber_and_nothing_else(publisher
     assert received == snapshot(2)
 
 
-def test_one_who_sends_too_much_is_disconnected(publisher, subscriber):
+def test_a_subscriber_that_sends_too_much_is_disconnected(publisher, subscriber):
     with connect(publisher) as connection:
         connection.send(PEER + bytes(RECEIVED_BYTES_MAX - len(PEER)))
         publisher.publish(snapshot(1))

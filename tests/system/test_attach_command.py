@@ -268,7 +268,7 @@ def test_no_summary_of_a_command_is_cut(path, lines):
         (["-n", "0", "peers"], 2, "0 is not in the range 1<=x<=2048"),
     ],
 )
-def test_what_cannot_be_is_told(path, arguments, code, message):
+def test_wrong_commands_are_reported(path, arguments, code, message):
     told = attach(path, *arguments)
     assert (told.returncode, told.stdout) == (code, "")
     assert message in told.stderr
@@ -348,7 +348,7 @@ def test_a_script_that_works_ends_with_0(path):
     assert "interrupt vector 0" in told.stdout
 
 
-def test_what_happens_between_the_lines_is_shown(path):
+def test_events_between_the_lines_are_shown(path):
     with attached(path) as peer:
         read_until(peer.stdout, "^peer 0 of")
         with attached(path) as other:

@@ -31,7 +31,7 @@ def test_it_says_which_dialect_it_met_and_works(short_path, dialect):
         assert "|DCBA|" in read_until(peer.stdout, "00000000")[-1]
 
 
-def test_who_is_not_let_in_is_told_why(short_path):
+def test_a_refused_client_is_told_why(short_path):
     path = short_path / "s"
     with serving(path, "--max-clients", "1"), attached(path) as first:
         read_until(first.stdout, "^peer 0 of")
@@ -53,7 +53,7 @@ def test_who_is_not_let_in_is_told_why(short_path):
         (b"", "the server closed the connection before it sent a version\n"),
     ],
 )
-def test_what_is_no_server_is_told(short_path, said, message):
+def test_a_peer_that_is_no_server_is_reported(short_path, said, message):
     path = short_path / "s"
 
     def answer():

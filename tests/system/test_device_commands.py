@@ -54,7 +54,7 @@ def test_list() -> None:
     assert [line.split()[0] for line in result.output.splitlines()] == list(PROFILES)
 
 
-def test_no_such_profile() -> None:
+def test_an_unknown_profile_is_refused() -> None:
     result = CliRunner().invoke(device, ["show", "qemu"])
     assert result.exit_code == 2
     assert "qemu-doorbell" in result.output

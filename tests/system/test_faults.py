@@ -289,9 +289,7 @@ def test_the_coordinator_is_killed(with_spinner: bool, programs: None, runtime: 
     assert recovered.summary["pending_derived"]
 
 
-def test_what_a_coordinator_leaves_that_is_killed_at_its_start_goes_with_the_next_run(
-    runtime: Path, tmp_path: Path
-) -> None:
+def test_the_next_run_removes_the_leftovers_of_a_coordinator_killed_at_its_start(runtime: Path, tmp_path: Path) -> None:
     """Its fork server has not begun to serve, and cannot clean up. Directories of other runs and unsigned ones stay."""
     code = "import os, sys, sim; sim.run('ping_pong', runs=sys.argv[1], on_begin=lambda _: os.kill(os.getpid(), 9))"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "killed")]) as killed:

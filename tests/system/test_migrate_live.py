@@ -279,7 +279,7 @@ def test_a_second_migration_at_once_is_refused(tmp_path: Path) -> None:
     assert sorted(verdicts(result)) == [("old-1", "moved", ""), ("old-1", "refused", IN_PROGRESS)]
 
 
-def test_what_is_not_done_while_it_migrates(tmp_path: Path) -> None:
+def test_actions_refused_during_a_migration(tmp_path: Path) -> None:
     words = ["device_del not allowed while migrating", *["it is migrating"] * 3]
     others = [entry(do, 0.4, f"old-{place}") for place, do in enumerate(("unplug", "stall", "leave", "reset"))]
     result = go(tmp_path, OLD, entry("migrate", 0.4, "old"), *others)
@@ -288,7 +288,7 @@ def test_what_is_not_done_while_it_migrates(tmp_path: Path) -> None:
     assert [each[1] for each in verdicts(result)] == ["moved"] * 4
 
 
-def test_what_cannot_migrate_at_all_says_why(tmp_path: Path) -> None:
+def test_an_impossible_migration_says_why(tmp_path: Path) -> None:
     result = go(
         tmp_path,
         OLD,
@@ -310,7 +310,7 @@ def test_what_cannot_migrate_at_all_says_why(tmp_path: Path) -> None:
 # It fails
 
 
-def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_failed_migration_continues_at_the_source(tmp_path: Path) -> None:
     """Twice of each: a new process that dies, and a cancel; with a new ID, and handed over."""
     cases = [(fault, over) for fault in ("target_dies", "cancel") for over in (False, True)]
     moves = [
@@ -326,7 +326,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     assert all(each["delivered_after"] > 0 for each in result.migrations().to_pylist())
 
 
-def test_no_server_where_it_was_to_go(tmp_path: Path) -> None:
+def test_a_migration_to_a_missing_server_fails(tmp_path: Path) -> None:
     result = go(tmp_path, OLD, entry("migrate", 0.4, "old-1", fault="server_gone"))
     ((_, verdict, why),) = verdicts(result)
     assert verdict == "failed"
@@ -356,7 +356,7 @@ def test_a_source_that_dies_takes_the_machine_with_it(tmp_path: Path) -> None:
     assert [each["machine"] for each in events(result, "machine_joined")] == ["old-1.2"]
 
 
-def test_a_source_that_was_to_die_and_could_not_lives_on(tmp_path: Path) -> None:
+def test_a_source_that_could_not_be_killed_continues(tmp_path: Path) -> None:
     """Its new process never gets ready; whatever it is told next, it can do."""
     doomed = entry("migrate", 0.3, "master", fault="source_dies")
     result = go(tmp_path, MASTER, PEER, doomed, entry("leave", 0.7, "master"))
@@ -401,7 +401,7 @@ def test_two_masters_cannot_land_on_one_server(tmp_path: Path) -> None:
     assert verdicts(result) == [("master", "moved", ""), ("other", "failed", not_first)]
 
 
-def test_what_is_foreseen_comes(tmp_path: Path) -> None:
+def test_predicted_failures_of_migrations_occur(tmp_path: Path) -> None:
     text = HEAD + '[domains.wide]\nsize = "2M"\n[domains.narrow]\nsize = "512K"\n' + MASTER + PEER + OLD
     text += entry("migrate", 0.2, "peer") + entry("migrate", 0.25, "master") + entry("migrate", 0.3, "old-0")
     text += entry("migrate", 0.35, "master", to_domain="wide") + entry("migrate", 0.4, "old-1", to_domain="narrow")

@@ -174,7 +174,7 @@ def fork_server() -> psutil.Process:
     ],
 )
 @pytest.mark.parametrize(("on_death", "status"), [("fail", "failed"), ("degrade", "degraded")])
-def test_what_a_program_raises_at_its_end_is_the_runs_end(
+def test_an_exception_at_a_program_s_end_ends_the_run(
     program: str, words: str, on_death: str, status: str, programs: str, tmp_path: Path
 ) -> None:
     result = sim.run(loads(one(f"{programs}:{program}", on_death=on_death)), runs=tmp_path)
@@ -311,7 +311,7 @@ def test_a_fork_server_that_dies_is_told_with_its_last_words(
     assert (result.path / "status").read_text() == f"failed\n{result.reason}\n"
 
 
-def test_what_a_fork_server_says_on_its_way_is_not_lost(
+def test_output_of_the_fork_server_is_not_lost(
     in_the_fork_server: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     in_the_fork_server('print("a deprecation", file=sys.stderr)')

@@ -66,7 +66,7 @@ def test_it_runs_balances_and_shows_what_it_claims(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_its_comment_says_to_do_can_be_done(name: str) -> None:
+def test_commands_in_a_scenario_s_comment_work(name: str) -> None:
     comment = "\n".join(line for line in load(name).source_text.splitlines() if line.startswith("#"))
     commands = [*re.findall(r"(?m)^#   (ivsim .*)", comment), *re.findall(r"`(ivsim [^`]*)`", comment)]
     for command in commands:

@@ -93,7 +93,7 @@ def test_a_second_daemon_is_told_of_the_first(options: list[str], short_path: Pa
         assert int(Path(options[3]).read_text()) == pid
 
 
-def test_what_a_killed_daemon_left_is_taken_over(options: list[str]) -> None:
+def test_leftovers_of_a_killed_daemon_are_taken_over(options: list[str]) -> None:
     """The whole session is killed, as when the host's container crashes: no process is left to clean up."""
     for _ in range(2):
         started = start(*options)
@@ -141,7 +141,7 @@ def test_the_pid_file_of_a_server_that_locks_nothing(options: list[str]) -> None
         (["-l", "1024G"], 3, "bytes"),
     ],
 )
-def test_what_keeps_a_daemon_from_starting_is_said_to_the_shell(
+def test_a_daemon_that_cannot_start_tells_the_shell(
     options: list[str], arguments: list[str], code: int, message: str, short_path: Path
 ) -> None:
     refused = start(*options, *arguments)

@@ -61,7 +61,7 @@ def test_a_socket_that_systemd_made_is_served_and_stays(short_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["a file", "a pair", "a datagram socket", "two"])
-def test_what_is_no_listening_socket_is_refused(kind: str, short_path: Path) -> None:
+def test_a_passed_descriptor_that_does_not_listen_is_refused(kind: str, short_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         if kind == "a file":
             descriptor = os.open("/dev/null", os.O_RDWR)

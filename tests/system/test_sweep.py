@@ -74,7 +74,7 @@ def test_values_that_are_not_whole_are_refused(text: str) -> None:
 
 
 @given(st.lists(st.one_of(st.integers(), st.text(), st.lists(st.text())), min_size=1))
-def test_whatever_is_written_as_json_is_parted_as_it_was_joined(values: list[object]) -> None:
+def test_joined_json_values_are_split_again(values: list[object]) -> None:
     written = [json.dumps(value) for value in values]
     assert split_values(",".join(written)) == written
 
@@ -97,7 +97,7 @@ def test_repeats_draw_other_seeds_that_can_be_had_again(file: Path) -> None:
     assert [(cell.repeat, plan.topology(cell).seed) for cell in plan.cells] == [(0, 5), (1, 6), (2, 7)] * 2
 
 
-def test_nothing_to_vary_is_said(file: Path) -> None:
+def test_a_sweep_without_axes_is_refused(file: Path) -> None:
     with pytest.raises(UsageError, match="nothing varies"):
         make_plan(str(file), {"seed": "3"}, {})
     assert len(make_plan(str(file), {}, {}, repeat=2).cells) == 2
@@ -153,7 +153,7 @@ class Runner:
         return Run(run.path)
 
 
-def test_what_was_interrupted_is_run_again_and_what_is_done_is_not(file: Path, tmp_path: Path) -> None:
+def test_only_interrupted_cells_are_run_again(file: Path, tmp_path: Path) -> None:
     plan = make_plan(str(file), {}, {"machines.ping.vectors": ["1", "2"]})
     sweep = Sweep.create(tmp_path / "sweeps", plan)
     runner = Runner(stop_at=2)
@@ -228,7 +228,7 @@ def test_a_run_of_something_else_is_not_taken_for_a_cell(file: Path, tmp_path: P
         Sweep.resume(sweep.path)
 
 
-def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_a_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no sweep to go on with"):
         Sweep.resume(tmp_path)
     (tmp_path / "sweep.json").write_text("{}")
@@ -305,7 +305,7 @@ def test_an_interrupt_says_how_to_go_on(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raised", "code", "said"), [(KeyboardInterrupt(), 130, "SIGINT"), (HostError("full"), 3, "stopped")]
 )
-def test_what_goes_wrong_between_runs_says_how_to_go_on(
+def test_an_error_between_runs_says_how_to_resume(
     raised: BaseException,
     code: int,
     said: str,
@@ -352,7 +352,7 @@ def test_wrong_use_is_one_clear_error(file: Path, arguments: list[str], code: in
     assert done.stdout == ""
 
 
-def test_what_does_not_fit_is_said_before_the_first_run(file: Path, tmp_path: Path) -> None:
+def test_a_cell_that_does_not_fit_is_reported_before_the_first_run(file: Path, tmp_path: Path) -> None:
     arguments = [str(file), "--set", "machines.ping.count=1,600", "--set", "machines.ping.vectors=2000"]
     done = ivsim(*arguments, "--runs", str(tmp_path / "r"), code=3)
     assert "run 2 (count=600): this topology needs 120" in done.stderr

@@ -115,7 +115,7 @@ def test_a_killed_machine_fails_nothing_and_doorbells_at_it_are_refused(tmp_path
     assert not events(result, "machine_died")
 
 
-def test_what_cannot_be_done_is_skipped_and_says_why(tmp_path: Path) -> None:
+def test_an_impossible_action_is_skipped_with_a_reason(tmp_path: Path) -> None:
     result = run(
         tmp_path, entry("kill", 0.3, "storm-2"), entry("stall", 0.6, "storm-2"), entry("resume", 0.6, "storm-1")
     )
@@ -178,7 +178,7 @@ def test_masked_vectors_take_doorbells_and_do_not_interrupt(tmp_path: Path) -> N
     assert said["values"]["interrupts"] > 100
 
 
-def test_what_is_left_pending_is_not_handled_and_no_interrupt(tmp_path: Path) -> None:
+def test_pending_doorbells_are_no_interrupts(tmp_path: Path) -> None:
     programs = '[machines.counter]\nvectors = 2\nprogram = "tests.guest_programs:count"\n'
     ring = {"machines.storm.parameters.to": "counter", "run.sample_every": "1"}
     result = run(tmp_path, programs, entry("mask", 0.3, "counter"), entry("unmask", 0.6, "counter"), **ring)
@@ -219,7 +219,7 @@ def test_a_reset_begins_the_program_anew(tmp_path: Path) -> None:
     assert said["values"]["starts"] == 3
 
 
-def test_an_unplugged_device_is_gone_and_its_machine_lives_on(tmp_path: Path) -> None:
+def test_a_machine_continues_without_its_unplugged_device(tmp_path: Path) -> None:
     result = run(tmp_path, entry("unplug", 0.4, "storm-1"))
     assert result.status == "finished"
     assert [each["peer"] for each in events(result, "peer_left")] == [1]

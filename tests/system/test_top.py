@@ -156,7 +156,7 @@ def test_a_socket_that_was_left_behind_is_no_run(place):
     (directory / "telemetry.zmq").unlink()
 
 
-def test_of_several_the_latest_is_watched_and_any_can_be_named(place):
+def test_the_latest_run_is_watched_and_any_can_be_named(place):
     with goes_on(place / "ivsim-old", title="old"):
         os.utime(place / "ivsim-old" / "telemetry.zmq", (1, 1))
         with goes_on(place / "ivsim-new", title="new"):

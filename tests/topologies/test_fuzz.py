@@ -104,7 +104,7 @@ def test_everything_stands_in_the_file_and_loads() -> None:
     }
 
 
-def test_what_the_starting_file_shows_can_be_used() -> None:
+def test_the_commented_parts_of_the_starter_file_load() -> None:
     """The parts in comments load without the # and without their alternatives."""
     shown = re.sub(r'(?m)^# (\[|"[^"]+" = |\w+(\.\w+)* = )', r"\1", starter_text())
     for alternative in (

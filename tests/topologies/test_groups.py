@@ -76,7 +76,7 @@ def test_a_fault_of_the_defaults_is_said_once_and_where_it_stands() -> None:
         ("defaults = 3\n" + MACHINE, 1, "defaults"),
     ],
 )
-def test_what_cannot_be_a_default(text: str, line: int, key: str) -> None:
+def test_keys_that_cannot_have_a_default_are_refused(text: str, line: int, key: str) -> None:
     problem = only(text)
     assert (problem.line, problem.key) == (line, key)
 

@@ -41,7 +41,7 @@ def test_a_domain_can_have_every_dialect(dialect: str) -> None:
     assert loads(f'{MINIMAL}[domains.main]\ndialect = "{dialect}"\n').domains[0].dialect == dialect
 
 
-def test_what_is_not_said_has_a_default() -> None:
+def test_absent_keys_have_defaults() -> None:
     topology = loads(MINIMAL, "some/where/quiet.toml")
     assert (topology.title, topology.seed) == ("quiet", 1)
     assert topology.run == RunSettings(duration_s=5.0, warmup_s=0.5, sample_every=16, on_death="fail")
@@ -63,7 +63,7 @@ def test_what_is_not_said_has_a_default() -> None:
     assert topology.eventfds == 1
 
 
-def test_everything_that_can_be_said_is_read() -> None:
+def test_every_key_is_read() -> None:
     topology = loads(
         """
         title = "All of it"
@@ -333,7 +333,7 @@ def test_overrides_and_the_file_are_judged_together() -> None:
     assert [problem.key for problem in caught.value.problems] == ["machines.b.count", "run.warmup_s", "sed"]
 
 
-def test_what_ships_loads_and_says_what_it_is() -> None:
+def test_shipped_topologies_load_and_have_titles() -> None:
     found = dict(shipped())
     assert set(found) >= {"ping_pong", "doorbell_storm", "fan_in", "storm_64"}
     folder = Path(shipped.__code__.co_filename).parent / "scenarios"
@@ -347,7 +347,7 @@ def test_what_ships_loads_and_says_what_it_is() -> None:
         assert load(str(folder / f"{name}.toml")) == topology
 
 
-def test_what_ships_is_what_was_asked_for() -> None:
+def test_shipped_topologies_have_their_documented_sizes() -> None:
     storm = load("doorbell_storm")
     assert (len(storm.machines), storm.eventfds, storm.run.duration_s) == (16, 64, 5.0)
     assert all(len(machine.parameters["to"]) == 15 for machine in storm.machines)

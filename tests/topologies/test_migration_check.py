@@ -123,7 +123,7 @@ def test_memory_that_does_not_fit(machines: str, size: str, reason: str) -> None
     assert [each.reason for each in found] == ([reason] if reason else [])
 
 
-def test_it_is_told_in_a_line() -> None:
+def test_a_failing_migration_is_one_line() -> None:
     assert (
         str(FailingMigration(7, ("a", "b"), "fails", "why", "what helps"))
         == "line 7: migrate a, b: fails: why (what helps)"

@@ -156,7 +156,7 @@ def test_masters_of_2012_each_bring_the_memory() -> None:
     assert "IntrStatus and IntrMask of m0, m1: not in the stream of qemu-1.1" in plan.losses
 
 
-def test_what_travels_in_no_stream_is_lost_with_the_device() -> None:
+def test_registers_outside_the_stream_are_lost_with_the_device() -> None:
     """A peer of 2012 moves without its device, so that it does not matter which registers its stream lacks."""
     others = (machine(1, profile="qemu-1.1"), machine(2, profile="qemu-plain", vectors=0))
     plan = plan_migration(topology(machine(0, role="master", profile="qemu-1.1"), *others))
@@ -370,13 +370,13 @@ def test_text_counts_one_as_one(tmp_path: Path) -> None:
     assert lines[-1] == ("lost: domain main: doorbells pending in its only eventfd: a fresh server makes new ones")
 
 
-def test_nothing_can_move() -> None:
+def test_a_plan_without_movable_machines() -> None:
     result = invoke("--plan", "ping_pong")
     assert result.exit_code == 0
     assert result.stdout.rstrip().endswith("nothing can move")
 
 
-def test_what_the_command_does_not_do() -> None:
+def test_the_command_refuses_to_migrate() -> None:
     result = invoke("ping_pong")
     assert result.exit_code == 2
     assert "expected --plan; in a run, the action" in result.stderr

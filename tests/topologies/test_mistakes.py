@@ -156,7 +156,7 @@ def test_a_file_in_another_language_is_recognised() -> None:
         ("[machines.receiver]", "[receiver]", "a group of machines is [machines.receiver]"),
     ],
 )
-def test_what_was_probably_meant(right: str, wrong: str, hint: str) -> None:
+def test_hints_for_probable_spellings(right: str, wrong: str, hint: str) -> None:
     problem = mistaken(right, wrong)
     assert problem.hint.startswith(hint)
     assert hint or not problem.hint
@@ -178,7 +178,7 @@ def test_what_was_probably_meant(right: str, wrong: str, hint: str) -> None:
         ('do = "stall"', 'do = "slow"\ndelay_us = "3"', "timeline[0].delay_us"),
     ],
 )
-def test_what_follows_from_a_mistake_is_not_another_one(right: str, wrong: str, key: str) -> None:
+def test_consequences_of_a_mistake_are_not_reported(right: str, wrong: str, key: str) -> None:
     """A faulty group is not reported as unknown, too, and a misspelt key not as missing."""
     assert mistaken(right, wrong).key == key
 

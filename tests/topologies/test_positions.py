@@ -77,7 +77,7 @@ def test_each_kind_of_key_and_value_has_its_line(text: str, expected: dict[Path,
 
 
 @pytest.mark.parametrize("text", ["a", "a =", "= 1", "[a", "[[a]", "a = [1", "a = {b = 1", 'a = """', "a = 1 b = 2"])
-def test_what_is_no_toml_is_an_error_with_a_line(text: str) -> None:
+def test_malformed_toml_is_an_error_with_a_line(text: str) -> None:
     with pytest.raises(ScanError) as caught:
         positions(f"first = 1\n{text}")
     assert caught.value.line == 2

@@ -226,7 +226,7 @@ def test_a_value_that_does_not_fit(line: str, expected: str) -> None:
     assert problem.line == (6 if not given else 7)
 
 
-def test_what_is_required_is_asked_for() -> None:
+def test_missing_required_parameters_are_reported() -> None:
     with pytest.raises(TopologyError) as caught:
         everything("")
     assert [(p.line, p.key) for p in caught.value.problems] == [
@@ -342,7 +342,7 @@ def test_import_program_brings_all_kinds(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["_hidden", "helper", "Guest", "mien"])
-def test_what_a_file_does_not_offer(file: Path, name: str) -> None:
+def test_a_function_that_a_file_does_not_have(file: Path, name: str) -> None:
     with pytest.raises(TopologyError) as caught:
         loads(f"[machines.a]\nprogram = '{name}'", programs=[file])
     (problem,) = caught.value.problems

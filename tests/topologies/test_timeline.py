@@ -229,7 +229,7 @@ def test_actions_that_make_no_sense(text: str, line: int, key: str) -> None:
     assert where(refused(action(text))) == [(LINES + line, f"timeline[0].{key}")]
 
 
-def test_what_an_action_takes_is_said() -> None:
+def test_an_unknown_key_lists_the_keys_of_the_action() -> None:
     (problem,) = refused(action("at_s = 1\ndo = 'slow'\nmachines = 'a'\ndelay_us = 1\nvectors = [0]"))
     assert problem.expected == "for slow: do, at_s, when, of, repeat, period_s, machines, pick, every_s, delay_us"
     for do in ACTIONS:
@@ -495,7 +495,7 @@ def test_a_matrix_is_not_too_large() -> None:
     assert len(refused(GROUPS + "[matrix]\n" + "".join(f"k{i} = [1]\n" for i in range(100)))) == 1
 
 
-def test_of_a_large_topology_the_first_values_are_tried() -> None:
+def test_the_first_values_of_a_large_matrix_are_tried() -> None:
     text = "[machines.a]\ncount = 30000\nprogram = 'idle'\n[matrix]\nseed = [{}]\n'run.warmup_s' = [{}]\n"
     assert where(refused(text.format("-1, 2", "0, 1"))) == [(5, "matrix.seed[0]")]
     assert where(refused(text.format("1, 2", "-1, 2"))) == [(6, 'matrix."run.warmup_s"[0]')]

@@ -175,7 +175,7 @@ MESSAGES = st.lists(
 @pytest.mark.parametrize("memory_bytes", [MEMORY_BYTES, 512])
 @pytest.mark.parametrize("repaired", [False, True])
 @given(messages=MESSAGES)
-def test_whatever_a_server_of_2012_says(
+def test_any_messages_of_a_2012_server(
     repaired: bool, memory_bytes: int, messages: list[tuple[int, int | None]]
 ) -> None:
     made = profile("qemu-1.1").without(*(Quirk if repaired else ()))
@@ -204,7 +204,7 @@ def test_whatever_a_server_of_2012_says(
 
 
 @given(data=st.lists(st.tuples(st.binary(max_size=12), st.lists(st.integers(3, 9), max_size=3)), max_size=20))
-def test_whatever_bytes_come(data: list[tuple[bytes, list[int]]]) -> None:
+def test_any_bytes_from_a_2012_server(data: list[tuple[bytes, list[int]]]) -> None:
     device = made_of(profile("qemu-1.1"), [])
     client = Qemu11Client(device, NoSystem(MEMORY_BYTES))
     with contextlib.suppress(ModelledFault):
@@ -215,7 +215,7 @@ def test_whatever_bytes_come(data: list[tuple[bytes, list[int]]]) -> None:
 @given(
     size=st.text(max_size=8), role=st.text(max_size=8), vectors=st.integers(-5, 70), msi=st.booleans(), io=st.booleans()
 )
-def test_whatever_properties_are_given(size: str, role: str, vectors: int, msi: bool, io: bool) -> None:
+def test_any_properties_start_or_are_refused(size: str, role: str, vectors: int, msi: bool, io: bool) -> None:
     for chosen in (role, None):
         properties = Properties("unix:/x", size, vectors, io, msi, None, chosen)
         with contextlib.suppress(DeviceExitError, ModelledFault):

@@ -68,7 +68,7 @@ def boot(made: Ivshmem) -> Ivshmem:
         ("source plain ,master=on", "qemu-plain", "master", 0),
     ],
 )
-def test_who_may_be_migrated(case: str, name: str, role: str, peer: int) -> None:
+def test_which_devices_may_migrate(case: str, name: str, role: str, peer: int) -> None:
     facts = GOLDEN[case]
     if isinstance(facts, str):
         with pytest.raises(UsageError) as caught:
@@ -157,7 +157,7 @@ def body_at(name: str) -> int:
         ("qemu-plain", PCI_BYTES + 8),
     ],
 )
-def test_what_the_stream_holds(name: str, size_bytes: int) -> None:
+def test_the_stream_holds_the_registers(name: str, size_bytes: int) -> None:
     made = boot(device(name))
     made.bar_write(0, 0, 4, 0x0102_0304)
     made.bar_write(0, 4, 4, 0x0506_0708)
@@ -223,7 +223,7 @@ def test_load_marks_the_vectors_again() -> None:
     assert made.fires == [True, False]
 
 
-def test_what_is_unmasked_and_pending_is_sent_on_load() -> None:
+def test_an_unmasked_pending_vector_is_sent_on_load() -> None:
     made = boot(device("qemu-doorbell"))
     made.config_write(0x42, 2, 0x8000)
     made.interrupt(0, 1)
@@ -251,7 +251,7 @@ def test_what_is_unmasked_and_pending_is_sent_on_load() -> None:
         (4 + 256 + 2, "irq state 256: must be 0 or 1"),
     ],
 )
-def test_what_must_be_the_same_on_both_sides(at: int, text: str | None) -> None:
+def test_load_checks_that_both_sides_are_equal(at: int, text: str | None) -> None:
     state = bytearray(device("qemu-doorbell").save())
     state[body_at("qemu-doorbell") + at] ^= 1
     if text is None:

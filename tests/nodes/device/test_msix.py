@@ -192,7 +192,7 @@ def test_pending_bits_of_many_vectors() -> None:
 
 
 @pytest.mark.parametrize("vector", [-1, 3])
-def test_no_such_vector(vector: int) -> None:
+def test_an_unknown_vector_is_refused(vector: int) -> None:
     with pytest.raises(GuestError, match="the device has 3"):
         table()[0].message(vector)
 
@@ -211,7 +211,7 @@ OPERATIONS = st.lists(
 
 @pytest.mark.parametrize("fate", Undelivered)
 @given(operations=OPERATIONS)
-def test_fires_says_what_notify_does_and_nothing_gets_lost_unseen(
+def test_fires_predicts_notify_and_every_interrupt_is_counted(
     fate: Undelivered, operations: list[tuple[str, int, int]]
 ) -> None:
     made, sent = table(masked=fate, disabled=fate)

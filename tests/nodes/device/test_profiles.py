@@ -110,7 +110,7 @@ def test_ring_while_masked(name: str, bit: int) -> None:
     assert len(device.effects) == bit
 
 
-def test_kvm_sends_what_its_eventfd_kept_even_when_nobody_looked() -> None:
+def test_kvm_sends_the_doorbells_that_its_eventfd_kept() -> None:
     device = made_of("qemu-doorbell-kvm")
     device.interrupt(0, 5)
     device.bar_write(1, 12, 4, 0)

@@ -176,7 +176,7 @@ def test_two_short_words_in_one_read_lose_the_second() -> None:
     assert repaired.position() == 5
 
 
-def test_of_several_descriptors_the_last_one_stays() -> None:
+def test_the_last_of_several_descriptors_stays() -> None:
     bench = Bench()
     bench.client.read(word(7), [20, 21, 22])
     assert bench.system.closed == [20, 21]

@@ -188,7 +188,7 @@ def test_every_descriptor_is_released_once(name: str, repaired: tuple[Quirk, ...
     assert station.open == set()
 
 
-def test_what_is_no_eventfd_is_told_and_released_once() -> None:
+def test_a_descriptor_that_is_no_eventfd_is_reported_and_released_once() -> None:
     station = Station().greet()
     station.bad = {2002}
     with pytest.raises(RemoteProtocolError, match="no eventfd"):

@@ -135,7 +135,7 @@ MISTAKES: list[tuple[str, dict[str, object], str]] = [
 ]
 
 
-def test_of_several_mistakes_the_earliest_step_decides() -> None:
+def test_the_earliest_failing_step_decides() -> None:
     order = [name for name, _ in STEPS]
     assert order == [
         *("size", "savevm", "ioeventfd needs msi", "role", "blocker", "configuration space", "BAR0"),

@@ -62,7 +62,7 @@ def test_order_of_declaration_does_not_matter() -> None:
 # The file.
 
 
-def test_what_each_kind_of_register_does() -> None:
+def test_access_of_each_kind_of_register() -> None:
     kinds = (Access.RW, Access.RO, Access.WO, Access.RC, Access.RESERVED)
     made = RegisterMap("map", 20, tuple(word(4 * at, kind.name, kind) for at, kind in enumerate(kinds)))
     written: list[tuple[str, int]] = []
@@ -115,7 +115,7 @@ def test_pieces_cover_the_access_once(offset: int, size: int, widest: int) -> No
 
 
 @pytest.mark.parametrize(("size", "offset"), [(0, 0), (3, 0), (16, 0), (-1, 0), (4, -4)])
-def test_what_no_bus_carries(size: int, offset: int) -> None:
+def test_accesses_that_no_bus_carries_are_refused(size: int, offset: int) -> None:
     with pytest.raises(GuestError):
         check_access(offset, size)
 

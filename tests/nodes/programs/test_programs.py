@@ -301,7 +301,7 @@ def test_moderate_needs_msix():
 
 
 @pytest.mark.parametrize("profile", ["qemu-doorbell", "qemu-doorbell-kvm"])
-def test_what_is_pending_is_seen_by_vector(profile):
+def test_pending_bits_are_read_by_vector(profile):
     def look(guest):
         for vector in (3, 31, 32, 39):
             guest.mask(vector)

@@ -515,7 +515,7 @@ def test_of_a_poisson_process_it_is_what_falls_due_on_average():
 
 
 @pytest.mark.parametrize("rate_hz", [10_000.0, 30_000.0, 70_000.0])
-def test_what_is_due_at_the_end_itself_is_not_missed(rate_hz):
+def test_doorbells_due_at_the_end_are_not_missed(rate_hz):
     fabric, (machine, _) = fabric_of(4, with_(programs.storm, 1, rate_hz=rate_hz), programs.idle)
     stand_still(machine)
     guest = machine.vm.guest
@@ -534,7 +534,7 @@ def test_a_storm_without_a_rate_misses_nothing():
     assert owed(machine) == (0, 0)
 
 
-def test_what_is_due_while_there_is_no_peer_is_not_missed():
+def test_doorbells_due_without_a_peer_are_not_missed():
     fabric, (machine,) = fabric_of(0, functools.partial(programs.storm, to=(), rate_hz=100_000.0))
     fabric.run_for(0.01)
     machine.vm.stop()

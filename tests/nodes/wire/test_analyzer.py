@@ -222,7 +222,7 @@ def test_a_foreign_dialect_is_pointed_at():
     assert "speaks legacy and is judged by v0: --dialect legacy" in note
 
 
-def test_what_follows_the_end_of_the_device_is_not_judged():
+def test_messages_after_the_end_of_the_device_are_not_judged():
     leaves = [(1, "eventfd"), 1, 1, -2, 1]
     problems = explain(1, say(0, 0, (-1, "memfd"), (0, "eventfd"), *leaves)).problems
     assert [(problem.name, problem.line) for problem in problems] == [("leave-twice", 9)]

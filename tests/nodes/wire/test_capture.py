@@ -111,7 +111,7 @@ def test_a_wrong_line_is_named_with_what_was_expected(line, expected, got):
     assert got in str(caught.value)
 
 
-def test_what_cannot_follow_is_refused():
+def test_entries_out_of_order_are_refused():
     start = [HEADER, "1 1 client connects"]
     with pytest.raises(SessionError, match="line 3: expected a time not before"):
         parse([*start, "0.999 1 server 0"])
@@ -194,7 +194,7 @@ def test_standard_input_will_do():
         (b"ivshmem-session 1\n" + b"9" * 10**6, "line 2: expected a line of at most"),
     ],
 )
-def test_what_is_no_session_is_told_with_its_line(content, message, tmp_path):
+def test_a_malformed_session_is_reported_with_its_line(content, message, tmp_path):
     file = tmp_path / "file"
     file.write_bytes(content)
     told = run(file)

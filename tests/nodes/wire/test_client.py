@@ -251,7 +251,7 @@ def test_a_dialect_is_recognised_by_the_first_messages(messages, dialect, peer):
         ([(40 << 32, "m")], "expecting 0: it speaks ivshmem v2"),
     ],
 )
-def test_what_is_no_dialect_is_judged_by_v0(messages, error):
+def test_an_unknown_dialect_is_judged_as_v0(messages, error):
     reader = Reader(2)
     for number, *files in messages:
         assert reader.error is None
@@ -272,7 +272,7 @@ def test_what_is_no_dialect_is_judged_by_v0(messages, error):
         (V0, [0], "its ID"),
     ],
 )
-def test_what_is_missing_at_an_early_end(dialect, numbers, missing):
+def test_an_early_end_names_the_missing_message(dialect, numbers, missing):
     client = Client(1, dialect=dialect)
     for number in numbers:
         list(client.receive(Message(number).encode()))

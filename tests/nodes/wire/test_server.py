@@ -134,7 +134,7 @@ def test_ids_run_from_0_are_never_reused_and_end():
     st.lists(st.one_of(st.just("join"), st.integers(0, 9)), max_size=30),
     st.sampled_from([V0, LEGACY, V0_SHM_LAST]),
 )
-def test_whatever_happens_only_the_present_are_told_and_ids_only_grow(happenings, dialect):
+def test_only_present_peers_are_told_and_ids_only_grow(happenings, dialect):
     server, present, given_out = Server("memory", dialect=dialect), set(), -1
     for happening in happenings:
         if happening == "join":

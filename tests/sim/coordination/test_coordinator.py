@@ -194,7 +194,7 @@ def test_the_second_interrupt_kills(make: Callable[..., Site]) -> None:
     assert site.elapsed_s() < 0.7
 
 
-def test_what_machines_leave_behind_is_a_warning(make: Callable[..., Site]) -> None:
+def test_leftovers_of_machines_are_a_warning(make: Callable[..., Site]) -> None:
     site = make()
     site.engine.leftovers = ["process 7 was left behind"]
     site.run()

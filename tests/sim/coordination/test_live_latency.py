@@ -39,11 +39,11 @@ def test_it_is_from_the_ring_to_the_first_drain_of_that_vector(tmp_path: Path) -
     assert look(tmp_path, 50, after_ns=1500) == {"p50": 1500, "p99": 1500}
 
 
-def test_of_little_nothing_is_said(tmp_path: Path) -> None:
+def test_too_few_samples_give_no_percentiles(tmp_path: Path) -> None:
     assert look(tmp_path, SAMPLES_MIN - 1, after_ns=1500) == {}
 
 
-def test_what_is_long_ago_does_not_count(tmp_path: Path) -> None:
+def test_doorbells_before_the_window_do_not_count(tmp_path: Path) -> None:
     assert look(tmp_path, 50, after_ns=1500, age_ns=2 * WINDOW_NS) == {}
 
 
@@ -58,15 +58,15 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("many")
-def test_what_was_taken_before_the_drains_that_are_looked_at_does_not_count(tmp_path: Path) -> None:
+def test_doorbells_before_the_read_drains_do_not_count(tmp_path: Path) -> None:
     assert look(tmp_path, 900, after_ns=1500, sample_every=10) == {"p50": 1500, "p99": 1500}
 
 
 @pytest.mark.usefixtures("many")
-def test_nothing_is_said_when_too_few_of_them_were_taken_by_the_drains_that_are_looked_at(tmp_path: Path) -> None:
+def test_too_few_doorbells_within_the_read_drains_give_no_percentiles(tmp_path: Path) -> None:
     assert DRAINS_EACH // 15 < SAMPLES_MIN
     assert look(tmp_path, 900, after_ns=1500, sample_every=15) == {}
 
 
-def test_of_few_recordings_more_drains_are_looked_at(tmp_path: Path) -> None:
+def test_more_drains_are_read_of_few_recordings(tmp_path: Path) -> None:
     assert look(tmp_path, 900, after_ns=1500, sample_every=15) == {"p50": 1500, "p99": 1500}

@@ -46,7 +46,7 @@ class Planned:
         self.moments_ns.append(moment_ns)
 
 
-def test_what_recording_a_look_loads_does_not_put_off_the_next_look(tmp_path: Path) -> None:
+def test_loading_for_the_first_sample_does_not_delay_the_next(tmp_path: Path) -> None:
     """The first record loads what is heavy; were it paused for like a look, short runs had one look in all."""
     loading_ns, loop = 200_000_000, Planned()
 

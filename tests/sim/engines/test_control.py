@@ -109,7 +109,7 @@ NO_MESSAGES = {
 
 
 @pytest.mark.parametrize("kind", NO_MESSAGES)
-def test_what_is_no_message_is_warned_of_and_harms_no_other(ends, kind):
+def test_a_malformed_message_is_a_warning_and_harms_no_other(ends, kind):
     """Only a program that writes into its machine's descriptors can send such a thing: the run's events say so."""
     ours, theirs = ends
     theirs.socket.send(NO_MESSAGES[kind])

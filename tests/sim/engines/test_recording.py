@@ -91,7 +91,7 @@ def test_every_counter_has_a_word_and_adds_up():
     assert [*COUNTER_AT] == [*Counters.__struct_fields__]
 
 
-def test_what_one_stores_another_sees_at_once(recording, path):
+def test_stored_words_are_visible_in_another_mapping(recording, path):
     with Recording.open(path) as other:
         assert other.layout == LAYOUT
         recording.words[header.PING] = 3
@@ -127,7 +127,7 @@ def test_a_full_disk_is_found_when_the_recording_is_made(path, monkeypatch):
     ],
     ids=["empty", "no header", "magic", "version", "a byte short", "a word short", "huge sections"],
 )
-def test_what_is_no_recording_is_refused(recording, path, damage):
+def test_a_file_that_is_no_recording_is_refused(recording, path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UsageError, match="not a recording"):
         Recording.open(path)
@@ -150,7 +150,7 @@ def test_bytes_behind_the_end_do_no_harm(recording, path, tmp_path, extra):
         assert opened.layout == LAYOUT
 
 
-def test_what_was_stored_survives_a_sigkill(path):
+def test_stored_words_survive_a_sigkill(path):
     Recording.create(path, LAYOUT, machine=1, sample_every=1).close()
     pid = os.fork()
     if pid == 0:

@@ -71,7 +71,7 @@ def test_a_wait_is_a_few_calls_that_each_wait(kernel_of, wait_ms):
 
 
 @pytest.mark.parametrize("event_ms", [0.0, 1.7, 3.2, 6.5])
-def test_what_comes_before_the_moment_ends_the_wait(kernel_of, event_ms):
+def test_an_event_before_the_moment_ends_the_wait(kernel_of, event_ms):
     kernel = kernel_of(event_ns=BEGIN_NS + event_ms * MILLISECOND_NS)
     assert poll_until(kernel, BEGIN_NS + 7 * MILLISECOND_NS, 8) == [EVENT]
     assert kernel.now_ns < BEGIN_NS + event_ms * MILLISECOND_NS + 3_000

@@ -86,7 +86,7 @@ def test_a_device_keeps_no_more_eventfds_of_a_peer_than_it_has_vectors() -> None
     assert sums(made)["descriptors in a machine"].needed == 300 + 2 + 14
 
 
-def test_who_comes_back_has_other_eventfds() -> None:
+def test_a_machine_that_joins_again_needs_new_eventfds() -> None:
     join = TimelineEntry(action=Join(), machines=(1, 2), repeat=10, period_s=1.0)
     made = changed(topology(GROUPS), timeline=(join,))
     before, after = sums(topology(GROUPS)), sums(made)
@@ -132,7 +132,7 @@ def test_each_limit_refuses_what_is_one_too_many(limit: str, what: str) -> None:
     assert "(a limit)" in problem
 
 
-def test_what_only_waits_warns() -> None:
+def test_a_limit_that_only_delays_is_a_warning() -> None:
     short = dataclasses.replace(HOST, in_flight=Left(5, "few"))
     demand = preflight(topology(GROUPS), host=short)
     assert demand.problems == []

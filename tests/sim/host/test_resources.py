@@ -96,7 +96,7 @@ def test_the_memory_of_many_is_summed_up_by_turns(monkeypatch, tmp_path):
     assert all(row.rss_bytes > 0 and row.faults_minor is not None for row in sampler.sample() if row.machine >= 0)
 
 
-def test_who_is_gone_is_left_out(own):
+def test_an_ended_process_is_left_out(own):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         own.watch(0, "child", child.pid)
         assert [row.machine for row in own.sample()] == [COORDINATOR, 0, HOST]

@@ -67,7 +67,7 @@ def send(sock, data, descriptors=()):
 # Receiving
 
 
-def test_nothing_waits_is_none_and_the_end_is_empty(sockets):
+def test_an_empty_socket_gives_none_and_its_end_gives_no_bytes(sockets):
     ours, theirs = sockets
     channel = Channel(ours)
     assert channel.receive(8) is None
@@ -185,7 +185,7 @@ def test_a_client_that_does_not_read_takes_278_messages_then_the_rest_in_order(s
 
 @settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 400)), max_size=12))
-def test_whatever_is_read_when_all_arrives_once_and_in_order(turns):
+def test_every_interleaving_of_reads_keeps_the_order(turns):
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)

@@ -76,7 +76,7 @@ def test_an_adopted_one_never_blocks_whatever_others_did_to_it(eventfd):
 
 
 @pytest.mark.parametrize("kind", ["memfd", "null", "directory", "socket"])
-def test_what_is_no_eventfd_is_refused_and_closed(kind):
+def test_a_descriptor_that_is_no_eventfd_is_refused_and_closed(kind):
     match kind:
         case "memfd":
             descriptor = os.memfd_create("no-eventfd")

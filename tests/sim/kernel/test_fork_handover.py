@@ -155,7 +155,7 @@ def test_commit_to_a_dead_successor_is_seen() -> None:
     assert printed == "0\n"
 
 
-def test_successor_dies_with_whoever_adopted_it() -> None:
+def test_a_successor_ends_with_the_process_that_adopted_it() -> None:
     """The coordinator is killed; its machine, moved and busy, ends at once. This process sees it end."""
     printed = play("""
         with adopting_orphans():

@@ -80,7 +80,7 @@ def test_a_bare_number_will_do(loop):
     assert heard == [1]
 
 
-def test_what_was_removed_is_not_called_and_removing_twice_is_no_error(loop, pair):
+def test_a_removed_file_is_not_called_and_removing_twice_is_no_error(loop, pair):
     ours, theirs = pair
     loop.add(ours, lambda: pytest.fail("it was removed"))
     loop.remove(ours)

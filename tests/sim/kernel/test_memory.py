@@ -74,7 +74,7 @@ def test_a_named_segment_is_there_for_others_until_it_is_closed(name):
     assert not (SHM / name).exists()
 
 
-def test_a_segment_without_a_name_gets_one_that_says_whose_it_is():
+def test_a_generated_name_contains_the_process_id():
     region = Region.create(4096)
     assert region.name.startswith(f"ivsim-{os.getpid()}-")
     region.close()
@@ -172,7 +172,7 @@ def test_a_descriptor_that_cannot_be_written(memfd, mode):
 
 
 @pytest.mark.parametrize("kind", ["eventfd", "null", "directory", "pipe"])
-def test_what_is_no_memory(kind, tmp_path):
+def test_a_descriptor_that_is_no_memory_is_refused(kind, tmp_path):
     spare = -1
     match kind:
         case "eventfd":
@@ -328,7 +328,7 @@ def test_a_name_that_another_process_has_taken_over_stays(name):
         assert (SHM / name).stat().st_size == 8192
 
 
-def test_who_has_an_earlier_memory_of_a_name(name):
+def test_mappings_of_an_earlier_segment_with_the_same_name(name):
     region = Region.create(4096, name=name)
     with map_region(region.descriptor):
         region.close()

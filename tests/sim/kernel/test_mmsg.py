@@ -55,7 +55,7 @@ MESSAGES = st.lists(st.tuples(NUMBERS, st.sampled_from(["none", "own", "other"])
 
 @settings(max_examples=30)
 @given(messages=MESSAGES, sizes=st.lists(st.integers(1, 200), min_size=1), reads=st.lists(st.integers(0, 300)))
-def test_what_was_laid_out_arrives_as_if_sent_one_by_one(messages, sizes, reads):
+def test_a_batch_arrives_as_if_sent_one_by_one(messages, sizes, reads):
     """Whatever is read when: the kernel's own refusals, with a socket that takes twenty messages."""
     ends = [socket.socketpair() for _ in range(2)]
     plain, laid_out = ends
@@ -146,7 +146,7 @@ EVENTS = st.one_of(st.sampled_from([errno.EAGAIN, errno.ETOOMANYREFS]), st.tuple
     alone=st.booleans(),
     script=st.lists(EVENTS, max_size=30),
 )
-def test_whatever_is_refused_or_cut_nothing_is_lost_or_said_twice(batches, alone, script):
+def test_refused_and_cut_batches_lose_and_repeat_nothing(batches, alone, script):
     kernel = Kernel(script)
     table = Scripted(100)
     table.kernel = kernel
@@ -236,7 +236,7 @@ def test_the_same_is_received_many_at_once_as_one_by_one(turns):
 
 
 @pytest.mark.parametrize("count", [1, SLOTS - 1, SLOTS, SLOTS + 1, 5 * SLOTS])
-def test_whole_messages_with_a_descriptor_each_come_without_further_ado(sockets, count):
+def test_whole_messages_with_a_descriptor_each_are_received(sockets, count):
     ours, theirs = sockets
     outbox = Outbox(ours, 1000)
     outbox.put_batch(BatchWriter().lay_out([Message(at, (ours.fileno(),)) for at in range(count)]))
@@ -305,7 +305,7 @@ CUT_OFF = """
 
 
 @pytest.mark.parametrize(("sent", "each", "room", "whole"), [(1, 1, 0, 0), (9, 1, 4, 4), (9, 2, 5, 2), (3, 200, 5, 0)])
-def test_what_came_before_descriptors_were_cut_off_is_not_lost(sent, each, room, whole):
+def test_messages_before_a_truncation_are_not_lost(sent, each, room, whole):
     script = textwrap.dedent(CUT_OFF.format(path=sys.path, sent=sent, each=each, room=room))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout.split(), done.stderr) == ([str(whole), "refused", "still", "still", "clean"], "")

@@ -32,14 +32,14 @@ def pipe(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_nothing_comes_in_time(pipe: tuple[int, int]) -> None:
+def test_a_wait_ends_at_its_timeout(pipe: tuple[int, int]) -> None:
     assert not readable_within(pipe[0], 0)
     assert not readable_within(pipe[0], 0.001)
     assert not readable_within_ns(pipe[0], 0)
     assert not readable_within_ns(pipe[0], 1_000)
 
 
-def test_what_is_there_ends_the_wait(pipe: tuple[int, int]) -> None:
+def test_readable_data_ends_the_wait(pipe: tuple[int, int]) -> None:
     os.write(pipe[1], b"x")
     assert readable_within(pipe[0], None)
     assert readable_within(pipe[0], 20)

@@ -127,7 +127,7 @@ def test_as_a_table_a_frame_and_a_page(runs):
     assert not [name for name in names if name.startswith(("raw", "lag"))]
 
 
-def test_what_else_differs_is_said(runs, tmp_path):
+def test_other_differences_are_notes(runs, tmp_path):
     other = made(tmp_path, 4, title="Another <b>", ticks=1000)
     comparison = sim.compare(runs["a"], other)
     assert "title: Made up in A, Another <b> in B" in comparison.notes
@@ -203,7 +203,7 @@ def test_a_figure_may_be_wanted_high(runs):
 
 
 @pytest.mark.parametrize("text", ["p99", "p99:10%", "p99:+", "p99:+10 %", "p99:+10kg", ":+1%", "p99:+10%;", "x" * 500])
-def test_what_is_no_threshold(text):
+def test_a_malformed_threshold_is_refused(text):
     with pytest.raises(UsageError, match=r"is no threshold: expected METRIC:\+LIMIT"):
         Threshold.parse(text)
 

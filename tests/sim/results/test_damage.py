@@ -62,7 +62,7 @@ def test_a_sound_run_has_nothing_to_say(path):
 
 @pytest.mark.parametrize("name", [f"{table}.parquet" for table in TABLES] + ["events.jsonl", "status"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "directory"])
-def test_what_is_missing_or_damaged_is_said_and_the_rest_is_read(path, name, damage):
+def test_damage_is_reported_and_the_rest_is_read(path, name, damage):
     file = path / name
     file.unlink()
     if damage == "directory":
@@ -88,7 +88,7 @@ def test_a_lost_summary_or_manifest_leaves_the_rest(path, name):
     assert f"{name} is missing" in run.problems
 
 
-def test_what_is_no_run_directory(tmp_path):
+def test_a_directory_that_is_no_run_is_refused(tmp_path):
     for place, said in (
         (tmp_path / "nowhere", "no such run directory"),
         (tmp_path, "not a run directory"),

@@ -135,7 +135,7 @@ def test_every_figure_is_what_the_run_was(finished: Run, text: str, got: float) 
         ("rung < 9 of nobody", "got 'nobody'"),
     ],
 )
-def test_what_is_not_known_is_not_met_and_says_why(finished: Run, text: str, why: str) -> None:
+def test_an_unknown_metric_is_unmet_and_says_why(finished: Run, text: str, why: str) -> None:
     verdict = judge(finished, text)
     assert verdict.got is None
     assert not verdict.met
@@ -254,7 +254,7 @@ def test_a_machine_that_died_is_named_where_its_figure_is_missing(tmp_path: Path
     assert [verdict.met for verdict in verdicts] == [False, True, True, True]
 
 
-def test_who_died_before_it_said_is_missed_in_a_sum(tmp_path: Path) -> None:
+def test_a_machine_that_died_early_makes_a_sum_unknown(tmp_path: Path) -> None:
     groups = {"ping": (2, 1)}
     with RunDirectory.create(tmp_path, topology(groups), {}) as directory:
         for machine in range(2):
@@ -266,7 +266,7 @@ def test_who_died_before_it_said_is_missed_in_a_sum(tmp_path: Path) -> None:
     assert verdicts[1].met
 
 
-def test_what_ended_the_run_stays_broken(tmp_path: Path) -> None:
+def test_the_expectation_that_ended_the_run_stays_unmet(tmp_path: Path) -> None:
     directory = pair(tmp_path)
     directory.event(BROKEN, expected="pending < 5", got=7)
     run = finish(directory, PENDING)
@@ -275,7 +275,7 @@ def test_what_ended_the_run_stays_broken(tmp_path: Path) -> None:
     assert judge(run, "pending < 5").met  # at its end it was met, and that one was not asked to end the run
 
 
-def test_a_machine_is_one_in_all_its_lives_and_with_all_its_devices(tmp_path: Path) -> None:
+def test_a_machine_is_one_in_all_its_incarnations_and_devices(tmp_path: Path) -> None:
     """Row 2 is machine 0's second device, row 3 machine 1's second life; manifests have further rows like that."""
     rows = {"a": (1, 1), "b": (1, 1)}
     with RunDirectory.create(tmp_path, topology(rows), {}) as directory:
@@ -432,13 +432,13 @@ def condition(text: str) -> Condition:
         ("elapsed_s == 0", 1.5),
     ],
 )
-def test_the_books_can_be_read_while_they_are_written(recordings: list[LiveRecording], text: str, value: float) -> None:
+def test_counts_can_be_read_while_they_are_written(recordings: list[LiveRecording], text: str, value: float) -> None:
     now, wanted = moment(recordings), condition(text)
     assert now.value(wanted) == pytest.approx(value)
     assert live(wanted, now) == wanted.holds(value)
 
 
-def test_what_is_not_known_yet_neither_holds_nor_is_broken(recordings: list[LiveRecording]) -> None:
+def test_an_unknown_metric_neither_holds_nor_breaks(recordings: list[LiveRecording]) -> None:
     wanted = condition("coalescing < 4 of a")
     assert not live(wanted, moment(recordings))
     assert not broken(wanted, moment(recordings))

@@ -23,7 +23,7 @@ def fan(tmp_path) -> Run:
     return finish(directory, {(2, 0): 2, (2, 1): 3})
 
 
-def test_what_arrived_is_known_where_one_rang_alone_or_nothing_pends(fan):
+def test_delivered_is_known_for_a_single_sender_or_without_pending(fan):
     rows = {(row["source"], row["target"], row["vector"]): row for row in fan.flows().to_pylist()}
     counts = {at: (row["rung"], row["refused"], row["delivered"], row["pending"]) for at, row in rows.items()}
     assert counts["sender-0", "receiver-0", 1] == (7, 0, 4, 3)
@@ -81,7 +81,7 @@ def test_how_many_doorbells_shared_a_wake_up(fan):
     assert fan.summary["groups"]["sender"]["drained"]["max"] is None
 
 
-def test_nobody_rang_at_all(tmp_path):
+def test_a_run_without_doorbells(tmp_path):
     directory = RunDirectory.create(tmp_path, topology({"idle": (2, 1)}), {})
     for machine in range(2):
         record(directory, machine, vectors=[(0, 0)])
@@ -92,7 +92,7 @@ def test_nobody_rang_at_all(tmp_path):
     assert len(run.histogram("drained")) == len(run.histogram()) == 0
 
 
-def test_what_there_is_not(tmp_path):
+def test_unknown_names_are_refused(tmp_path):
     run = finish(pair(tmp_path), PENDING)
     for ask in (
         lambda: run.flows("color"),

@@ -38,7 +38,7 @@ def test_a_value_is_near_the_middle_of_its_bin(value):
     assert high - low <= value / 64
 
 
-def test_what_is_below_zero_counts_as_zero():
+def test_negative_values_count_as_zero():
     assert bins_of(np.array([-1, -(2**62)])).tolist() == [0, 0]
 
 

@@ -69,7 +69,7 @@ def test_drains_that_went_back_in_time_are_sorted():
     assert assigned([(0, 60), (0, 150), (1, 20), (1, 60), (0, 250)], drains) == [3, 1, 4, 0, -1]
 
 
-def test_lines_that_nobody_knows_have_no_drain():
+def test_unknown_lines_have_no_drain():
     assert assigned([(-1, 10), (-1, 30)], [(0, 20)]) == [-1, -1]
 
 

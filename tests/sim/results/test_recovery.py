@@ -75,7 +75,7 @@ def test_a_coordinator_that_failed_leaves_a_run_to_open(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_who_gives_up_on_the_results_leaves_them_to_be_made(tmp_path, monkeypatch, error):
+def test_given_up_results_can_be_made_later(tmp_path, monkeypatch, error):
     """This process lives on: the directory must not say that it still runs."""
     directory = pair(tmp_path)
 
@@ -92,7 +92,7 @@ def test_who_gives_up_on_the_results_leaves_them_to_be_made(tmp_path, monkeypatc
     assert (run.status, account(run.summary)) == ("finished", (3, 2, 1, 0, 0))
 
 
-def test_who_is_interrupted_before_the_end_says_so(tmp_path):
+def test_an_interrupted_command_says_so(tmp_path):
     with pytest.raises(KeyboardInterrupt), pair(tmp_path) as directory:
         raise KeyboardInterrupt
     run = sim.results.open(directory.path)

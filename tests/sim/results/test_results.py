@@ -227,7 +227,7 @@ def test_what_the_timeline_did_not_do_is_a_warning(tmp_path):
     assert finish(directory, PENDING).summary["warnings"][-1] == said
 
 
-def test_what_machines_warned_of_is_said_once_for_all_that_are_alike(tmp_path):
+def test_equal_warnings_of_machines_are_said_once(tmp_path):
     directory = pair(tmp_path)
     for peer in (3, 4, 17):
         directory.event("warning", machine="ping-0", text=f"too many eventfds for peer {peer}")

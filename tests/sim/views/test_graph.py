@@ -92,7 +92,7 @@ def test_a_trace_and_two_parameters_name_peers_too() -> None:
     assert (edge.parameters, edge.pairs) == (("trace", "to"), 1)
 
 
-def test_the_timeline_stands_at_whom_it_concerns() -> None:
+def test_timeline_entries_are_drawn_at_their_machines() -> None:
     drawing = draw(rich())
     notes = {node.title: node.notes for node in drawing.nodes if node.notes}
     assert notes == {
@@ -142,13 +142,13 @@ def test_cards_never_touch_and_stay_in_their_frames(groups: dict[str, int], ring
     assert frame.bottom < layout.height
 
 
-def test_who_rings_stands_left_of_who_is_rung() -> None:
+def test_senders_are_drawn_left_of_receivers() -> None:
     layout = lay_out(draw(ringing({"a": 1, "b": 1, "c": 1}, {"a": ["b"], "b": ["c"], "c": ["b"]})))
     assert layout.nodes[0].right < layout.nodes[1].left
     assert layout.nodes[1].right < layout.nodes[2].left
 
 
-def test_those_who_all_ring_each_other_stand_round() -> None:
+def test_machines_that_all_ring_each_other_are_drawn_in_a_circle() -> None:
     layout = lay_out(draw(ringing({"a": 4}, {"a": ["a"]})))
     assert not layout.flowing
     assert len({round(box.y) for box in layout.nodes}) == 3

@@ -145,7 +145,7 @@ def test_the_start_is_that_of_the_summary_or_else_the_first_stamp(tmp_path):
     assert span(Run(run.path)) == (START_NS + 1000, MEASURE_NS + 8000)
 
 
-def test_what_happened_is_told_in_a_line_each(tmp_path):
+def test_each_event_is_one_line(tmp_path):
     run = finish(pair(tmp_path), {(1, 1): 1})
     at = START_NS + SECOND_NS
     (run.path / "events.jsonl").write_text(
@@ -158,7 +158,7 @@ def test_what_happened_is_told_in_a_line_each(tmp_path):
     assert happening.time_s == pytest.approx(1.0, abs=0.01)
 
 
-def test_who_rang_whom_keeps_every_doorbell(tmp_path):
+def test_the_matrix_keeps_every_doorbell(tmp_path):
     directory = RunDirectory.create(tmp_path, topology({"a": (2, 1), "b": (3, 1)}), {})
     record(directory, 0, vectors=[(0, 0)], edges={(2, 0): (5, 1), (900, 0): (2, 0)})
     for machine in range(1, 5):

@@ -80,7 +80,7 @@ def test_those_that_stayed_were_somewhere_too(run):
     ]
 
 
-def test_where_nobody_noted_the_ids_none_are_told(tmp_path):
+def test_unknown_ids_are_not_reported(tmp_path):
     directory = RunDirectory.create(tmp_path, topology({"a": (1, 1)}), {})
     record(directory, 0, vectors=[(0, 0)])
     with (directory.path / "events.jsonl").open("a") as file:

@@ -190,7 +190,7 @@ def test_a_trace_begins_where_it_is_told_to(run):
         trace(run, from_s=99.0)
 
 
-def test_what_pends_has_no_flow_and_strangers_have_no_process(tmp_path):
+def test_pending_doorbells_have_no_flow_and_foreign_peers_no_process(tmp_path):
     run = finish(pair(tmp_path), {(1, 1): 1})
     events = events_of(trace(run, from_s=0.0).content())
     check(events)

@@ -86,7 +86,7 @@ def test_a_spread_has_a_column_for_each(run):
     assert axes.collections[-1].get_offsets().tolist() == [[0, 99_000], [1, 100_000]]
 
 
-def test_confidence_holds_every_percentile_and_leaves_open_what_nobody_knows(run):
+def test_confidence_shows_every_percentile_and_open_ends(run):
     (row,) = run.latency(latencies=("delivery",), intervals=True).to_pylist()
     assert row["p90_high"] is not None
     assert row["p99_high"] is None
@@ -158,7 +158,7 @@ def test_rates_hold_every_doorbell(run):
         assert sum(line.get_ydata()) * width_s == pytest.approx(RINGS)
 
 
-def test_who_rings_whom_is_in_its_square(run):
+def test_each_sender_and_receiver_is_in_its_cell(run):
     (image,) = plots.matrix(run).get_images()
     assert image.get_array().filled(0).tolist() == [[0, RINGS], [0, 0]]
     axes = plots.matrix(run, by="group")

@@ -139,7 +139,7 @@ def test_a_place_that_cannot_be_is_said(tmp_path):
     assert os.listdir(tmp_path) == ["taken.prom"]
 
 
-def test_what_is_exported_is_the_last_snapshot(short_path):
+def test_the_last_snapshot_is_exported(short_path):
     path, said = short_path / "ivsim.prom", []
     with Publisher(short_path / "telemetry") as publisher, exporting(publisher.endpoint, path, said.append):
         deadline = time.monotonic() + PATIENCE_S

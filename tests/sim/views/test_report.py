@@ -146,7 +146,7 @@ def test_what_hovers_is_as_long_as_what_is_drawn(run):
         assert all(len(line["y"]) == len(line["words"]) == len(facts["x"]) for line in facts["lines"])
 
 
-def test_what_comes_from_files_is_escaped(tmp_path):
+def test_text_from_files_is_escaped(tmp_path):
     made = finish(busy(tmp_path, HOSTILE))
     add_event(made.path, 1.5, HOSTILE, text=HOSTILE, machines=[HOSTILE])
     (made.path / "status").write_text(f"failed\n{HOSTILE}\n")
@@ -246,7 +246,7 @@ def test_where_senders_were_late_the_tiles_have_the_total_too(run, tmp_path):
     assert list(never_late) == [name for name in late if not name.startswith("total")]
 
 
-def test_what_processes_used_can_be_unfolded(run):
+def test_resource_tables_can_be_unfolded(run):
     _, _, rest = page(run).partition("Details of the processes")
     cells = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", rest)[:3]]
     head, sender, _ = (dict(zip(cells[0], row, strict=True)) for row in cells)
@@ -255,7 +255,7 @@ def test_what_processes_used_can_be_unfolded(run):
     assert (sender["RSS"], sender["USS"], sender["recording"]) == ("9.00 MiB", "3.00 MiB", "1.00 MiB")
 
 
-def test_what_scrolls_casts_a_shadow_where_there_is_more(run):
+def test_scrolling_tables_have_shadows(run):
     content = page(run)
     (rule,) = re.findall(r"^\.scroll \{(.*?)\}", content, re.DOTALL | re.MULTILINE)
     # The covers go along with what scrolls, the shadows stay.

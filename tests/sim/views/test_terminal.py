@@ -173,7 +173,7 @@ def test_colours_are_for_terminals_only(tmp_path):
     assert printed(run).isascii()
 
 
-def test_what_a_reader_must_know_is_said(tmp_path):
+def test_every_warning_of_a_run_is_said(tmp_path):
     groups = {"from": (1, 1), "to": (1, 1)}
     directory = RunDirectory.create(tmp_path, topology(groups), {})
     at = MEASURE_NS

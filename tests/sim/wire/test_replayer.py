@@ -123,13 +123,13 @@ def test_descriptors_are_of_the_recorded_kinds(stage):
     assert stage.receive(client) is None
 
 
-def test_what_cannot_be_made_is_dev_null(stage):
+def test_a_kind_that_cannot_be_made_is_dev_null(stage):
     stage.play("0 1 client connects\n0 1 server 5 block other\n", speed=0)
     client = stage.connect()
     assert stage.receive(client) == (5, [Kind("char"), Kind("char")])
 
 
-def test_what_the_host_has_no_room_for_is_told(stage, monkeypatch):
+def test_a_failed_memfd_is_reported(stage, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -194,7 +194,7 @@ def test_step_by_step(stage):
     assert stage.told[-1] == "client closed, after 3 of 7"
 
 
-def test_what_the_client_does_is_told(stage):
+def test_the_client_s_actions_are_reported(stage):
     player = stage.play(GREETING, speed=0)
     client = stage.connect()
     pipe = os.pipe()
@@ -357,7 +357,7 @@ def test_a_session_without_a_connection_cannot_be_played(tmp_path, short_path):
     assert "expected at least one connection, got none" in told.stderr
 
 
-def test_what_was_recorded_and_replayed_is_recorded_the_same(short_path, stage):
+def test_a_replayed_session_is_recorded_the_same(short_path, stage):
     """A session through player and proxy again says what it said."""
     from sim.wire.proxy import Proxy
 

@@ -20,7 +20,7 @@ from tests.serving import PATIENCE_S, Reader, Site, lines_of
 # Clients that behave
 
 
-def test_everybody_is_told_of_everybody(site):
+def test_every_peer_is_announced_to_every_peer(site):
     clients = site.join(4)
     site.read_all()
     for peer, client in enumerate(clients):
@@ -34,7 +34,7 @@ def test_the_memory_is_the_servers_own(site):
     assert os.fstat(client.memory).st_ino == os.fstat(site.region.descriptor).st_ino
 
 
-def test_a_doorbell_reaches_whom_it_is_for(site):
+def test_a_doorbell_reaches_its_target_only(site):
     first, second = site.join(2)
     site.read_all()
     signal(first.lines[1, 1].descriptor, 1)

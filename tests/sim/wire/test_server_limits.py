@@ -52,7 +52,7 @@ class Throttled:
     ],
     ids="-".join,
 )
-def test_whatever_stops_a_message_it_is_sent_in_the_end(site, script):
+def test_a_delayed_message_is_sent_in_the_end(site, script):
     """Each cause is waited for in its way: room in the socket, or time; and neither by spinning."""
     reader = site.join()
     outbox = Throttled(site.server.peers[0], script)
@@ -102,7 +102,7 @@ def test_when_descriptors_run_out_accepting_pauses_and_resumes(site):
 
 
 @pytest.mark.parametrize("spare", [1, 2])
-def test_one_for_whom_there_are_no_eventfds_is_sent_away_and_others_stay(site, spare):
+def test_a_client_without_eventfds_is_refused_and_others_stay(site, spare):
     witness = site.join()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     refused = site.raw()
@@ -200,7 +200,7 @@ def test_clients_that_join_together_are_told_as_if_one_after_the_other(make_site
     assert [reader.client.peer for reader in crowd] == [1, 2, 3]
 
 
-def test_one_of_many_for_whom_there_are_no_eventfds_is_said_and_the_others_are_in(make_site, monkeypatch):
+def test_one_of_many_clients_without_eventfds_is_reported_and_others_join(make_site, monkeypatch):
     arrivals, refused = [], []
     site = make_site(on_arrival=arrivals.append, on_refuse=lambda arrival, reason: refused.append(arrival))
     crowd = [Reader(site.raw()) for _ in range(3)]
@@ -225,7 +225,7 @@ def test_one_of_many_for_whom_there_are_no_eventfds_is_said_and_the_others_are_i
     assert set(crowd[0].lines) == set(crowd[2].lines) == lines_of(0, 1)
 
 
-def test_who_leave_together_are_announced_together(make_site):
+def test_peers_that_leave_together_are_announced_together(make_site):
     """Each leave is one message, but no client that has left is told of another."""
     site = make_site(vectors=1)
     witness = site.join()

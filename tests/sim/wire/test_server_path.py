@@ -63,7 +63,7 @@ def test_a_socket_on_which_no_process_listens_is_replaced(loop, path):
         client.connect(os.fspath(path))
 
 
-def test_a_server_that_lives_is_not_replaced(loop, path):
+def test_a_running_server_is_not_replaced(loop, path):
     with listen(path, loop):
         with pytest.raises(UsageError, match="another server is listening"):
             listen(path, loop)
@@ -88,7 +88,7 @@ def test_a_server_whose_backlog_is_full_is_not_replaced(loop, path):
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "symlink to a socket", "dangling symlink", "fifo"])
-def test_what_is_not_a_socket_of_ours_stays(loop, path, kind):
+def test_a_path_that_is_no_socket_of_a_server_stays(loop, path, kind):
     target = path.with_name("target")
     match kind:
         case "file":
