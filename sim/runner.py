@@ -23,6 +23,7 @@ from sim.coordination.machines import LiveMachines
 from sim.coordination.monitor import Monitor
 from sim.engines.base import Engine
 from sim.engines.process.engine import ProcessEngine
+from sim.engines.qemu.guest_command import check_guests
 from sim.engines.virtual.chaos import draw_decisions, with_faults
 from sim.engines.virtual.engine import VirtualEngine
 from sim.host.preflight import check
@@ -120,6 +121,7 @@ def run(
         raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
     engine_kind = ENGINES[topology.run.engine]
     if engine_kind.in_real_time:
+        check_guests(topology)
         check(topology, Path(runs))
     topology = name_memories(engine_kind.prepare(topology))
     remove_orphaned()

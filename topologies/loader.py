@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
+from topologies.guest_image import GUEST_PROGRAM
 from topologies.language.document import Document, override_texts, parse, read_text
 from topologies.language.matrix import read_matrix, try_values
 from topologies.language.problems import Problem, TopologyError, nearest, show
@@ -26,6 +27,7 @@ from topologies.language.values import describe
 from topologies.model import MAIN_DOMAIN, Chaos, Domain, Group, Machine, Memory, RunSettings, Topology
 from topologies.resolve.arguments import Arguments, check_offsets, read_arguments
 from topologies.resolve.conditions import read_expectations
+from topologies.resolve.guests import check_guests, read_guest
 from topologies.resolve.invariants import read_invariants
 from topologies.resolve.machines import ResolvedMachines, read_machines
 from topologies.resolve.phases import end_of, read_phases
@@ -152,6 +154,7 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
     expectations = read_expectations(fields.get("expect", ()), references, report)
     invariants = read_invariants(fields.get("invariant", ()), programs, report)
     matrix = read_matrix(fields.get("matrix", {}), report)
+    check_guests(resolved, run, report)
     if report.problems:
         return None
     return Topology(
@@ -160,7 +163,7 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
         run=RunSettings(**run),
         domains=tuple(domain for domain in domains.values() if domain is not None),
         groups=tuple(_group(name, fields["machines"][name], base) for name, base in resolved.bases.items()),
-        machines=tuple(_machine(resolved, index, arguments) for index in range(len(resolved.settings))),
+        machines=tuple(_machine(resolved, index, arguments, folder) for index in range(len(resolved.settings))),
         phases=phases,
         timeline=timeline,
         expectations=expectations,
@@ -238,19 +241,21 @@ def _arguments(
 
 
 def _group(name: str, table: Mapping[str, Any], base: Settings) -> Group:
-    keys = ("kind", "vectors", "role", "profile", "program")
+    keys = ("kind", "vectors", "role", "profile")
     return Group(
         name=name,
         count=table.get("count", 1),
         pattern=table.get("name", ""),
         parameters=base.parameters,
+        program=GUEST_PROGRAM if base.says("guest") else base.values["program"],
         **{key: base.values[key] for key in keys},
     )
 
 
-def _machine(resolved: ResolvedMachines, index: int, arguments: Mapping[int, Arguments]) -> Machine:
+def _machine(resolved: ResolvedMachines, index: int, arguments: Mapping[int, Arguments], folder: FilePath) -> Machine:
     settings = resolved.settings[index]
     values = settings.values
+    guest = read_guest(settings, folder)
     return Machine(
         index=index,
         name=resolved.names.names_of[index],
@@ -259,10 +264,11 @@ def _machine(resolved: ResolvedMachines, index: int, arguments: Mapping[int, Arg
         vectors=values["vectors"],
         role=values["role"],
         profile=values["profile"],
-        program=resolved.programs[values["program"]].name,
-        parameters=arguments[id(settings)].of(index),
+        program=resolved.programs[values["program"]].name if guest is None else GUEST_PROGRAM,
+        parameters=arguments[id(settings)].of(index) if guest is None else {},
         domains=values["domains"],
         present=not values["absent"],
+        guest=guest,
         scheduling=values["scheduling"],
         blockers=values["blockers"],
     )

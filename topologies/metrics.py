@@ -110,6 +110,12 @@ def _doorbells() -> Iterator[Metric]:
         ),
         ("settled", OF_EVERYTHING, "delivered, but rung by a process whose own counts are not known", {}),
         (
+            "guest_difference",
+            OF_RUN,
+            "rung by guests of their own, as they say, less what came from them",
+            {"needs": ""},
+        ),
+        (
             "missed",
             OF_GROUPS,
             "due by an open-loop program, and not rung when it ended",

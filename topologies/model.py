@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from nodes.errors import UsageError
+from topologies.guest_image import GuestImage
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES
 from topologies.language.validated import NAME_PATTERN, Name, Validated
 from topologies.schedule import Expectation, Invariant, Phase, TimelineEntry
@@ -249,6 +250,7 @@ class Machine(Struct, frozen=True, kw_only=True):
         vectors: the vectors of each device.
         parameters: a typed value for every parameter of the program; names of machines have become `Machines`.
         domains: the machine has a device in each of them.
+        guest: the image that it boots in a QEMU; None for a machine whose program is a function.
         blockers: reasons not to migrate besides those of the devices.
     """
 
@@ -263,6 +265,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     domains: tuple[str, ...] = (MAIN_DOMAIN,)
     present: bool = True
     kind: Literal["simulated", "qemu"] = "simulated"
+    guest: GuestImage | None = None
     scheduling: Scheduling = Scheduling()
     blockers: tuple[str, ...] = ()
 

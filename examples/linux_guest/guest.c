@@ -13,7 +13,7 @@
  *
  * Lines on the console:
  *   ivsim: ready            the device works; a topology waits for this line (`ready_when`)
- *   ivsim: rung=N ...       totals, whenever nothing has happened for IDLE_MS; the last one counts
+ *   ivsim: rung=N ...       totals, whenever nothing has happened for IDLE_MS or a line is typed; the last one counts
  *   ivsim: failed: ...      the guest cannot continue
  */
 #define _GNU_SOURCE
@@ -60,7 +60,7 @@ struct device {
 	volatile struct slot (*slots)[VECTORS];
 	size_t memory_size;
 	int vectors;
-	struct pollfd interrupts[VECTORS];
+	struct pollfd interrupts[VECTORS + 1]; /* the last one in use is the console */
 };
 
 static char command_line[4096];
@@ -311,11 +311,14 @@ static long missed(struct device *it)
 
 static void serve(struct device *it, long storm_left)
 {
+	struct pollfd *console = &it->interrupts[it->vectors];
 	long rung = 0, interrupts = 0, told = -1;
-	int storming = 0, vector;
+	int storming = 0, asked, idle, vector;
+	char line[64];
 
+	*console = (struct pollfd){.fd = STDIN_FILENO, .events = POLLIN};
 	for (;;) {
-		int ready = poll(it->interrupts, it->vectors, storming && storm_left ? 0 : IDLE_MS);
+		int ready = poll(it->interrupts, it->vectors + 1, storming && storm_left ? 0 : IDLE_MS);
 
 		for (vector = 0; ready > 0 && vector < it->vectors; vector++) {
 			uint64_t count;
@@ -332,7 +335,12 @@ static void serve(struct device *it, long storm_left)
 
 			storm_left -= now;
 			rung += now;
-		} else if (!ready && rung + interrupts != told) {
+		}
+		asked = ready > 0 && console->revents;
+		if (asked && read(STDIN_FILENO, line, sizeof(line)) <= 0)
+			console->fd = -1; /* there is none to ask */
+		idle = !ready && !(storming && storm_left);
+		if (asked || (idle && rung + interrupts != told)) {
 			told = rung + interrupts;
 			printf("ivsim: rung=%ld interrupts=%ld missed=%ld\n", rung, interrupts, missed(it));
 		}

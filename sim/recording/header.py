@@ -24,8 +24,10 @@ STATE, PEER, PING, PING_NS, READY_NS, STARTED_NS, STOPPED_NS = range(8, 15)
 EDGES_USED, RINGS_USED, DRAINS_USED = range(16, 19)
 # ... which device it records: the machine, the incarnation of that machine, the number of the device's domain ...
 OF_MACHINE, LIFE, DOMAIN = range(20, 23)
-# ... and how long the oldest missed doorbell had been due when its program ended.
+# ... how long the oldest missed doorbell had been due when its program ended ...
 MISSED_OLDEST_NS = 24
+# ... 1 for a guest of its own, which counts no doorbells here, and one more than it says to have rung (0: unknown).
+GUEST, GUEST_RUNG = 25, 26
 COUNTERS_AT = 32
 # Receives the time of a drain that found its section full.
 SCRATCH = HEADER_WORDS - 1

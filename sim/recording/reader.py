@@ -95,6 +95,8 @@ class Records:
         life: the incarnation of that machine, from 1.
         domain: the number of the domain that the device is in.
         peer: the ID of the device; None if it never connected.
+        counts_nothing: whether it is a guest of its own, whose doorbells others count.
+        guest_rung: how many it says to have rung, if it says so.
         counters: as ``header`` declares them.
         vectors: (n, 2) int64: delivered, interrupts.
         edges: (n, 3) int64: key, rung, refused.
@@ -114,6 +116,8 @@ class Records:
     started_ns: int = 0
     stopped_ns: int = 0
     missed_oldest_ns: int = 0
+    counts_nothing: bool = False
+    guest_rung: int | None = None
     counters: Counters = field(default_factory=Counters)
     vectors: Table = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     edges: Table = field(default_factory=lambda: np.zeros((0, WIDTH), np.int64))
@@ -170,6 +174,8 @@ def _read_header(records: Records, head: list[int]) -> None:
     records.domain = min(head[header.DOMAIN], DOMAINS_MAX - 1)
     records.state = head[header.STATE]
     records.sample_every = head[header.SAMPLE_EVERY]
+    records.counts_nothing = head[header.GUEST] == 1
+    records.guest_rung = head[header.GUEST_RUNG] - 1 if 0 < head[header.GUEST_RUNG] <= COUNT_LIMIT else None
     for name in ("ready_ns", "started_ns", "stopped_ns", "missed_oldest_ns"):
         value = head[getattr(header, name.upper())]
         setattr(records, name, value if value < TIME_LIMIT_NS else 0)

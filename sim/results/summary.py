@@ -203,6 +203,8 @@ class Summary(Counters, frozen=True):
     what a reader of the figures has to know about them. ``phases`` has the latencies of each phase, when there
     are several; ``statistics`` are what programs counted.
     ``unscheduled``: measured samples that were rung without a schedule; of a group those that its machines rang.
+    ``guest_difference``: doorbells that guests of their own say to have rung, less those that came from them; None if
+    one does not say.
     ``start_ns``, ``measure_start_ns`` and ``stop_ns`` are CLOCK_MONOTONIC, 0 when the run never got there.
     """
 
@@ -251,6 +253,7 @@ class Summary(Counters, frozen=True):
     missed_oldest_ns: Figures = 0
     short_deliveries: Figures = 0
     unscheduled: Figures = 0
+    guest_difference: int | None = None
     start_ns: Figures = 0
     measure_start_ns: Figures = 0
     stop_ns: Figures = 0

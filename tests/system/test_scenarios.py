@@ -52,7 +52,7 @@ def ivsim(name: str, runs: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "linux_guest"])  # tests/qemu/test_guest.py
 def test_it_runs_balances_and_shows_what_it_claims(name: str, tmp_path: Path) -> None:
     done = ivsim(name, tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

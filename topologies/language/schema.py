@@ -44,7 +44,7 @@ def _file(file: dict[str, Any]) -> None:
         {
             "anyOf": [
                 {"required": ["defaults"], "properties": {"defaults": {"required": ["program"]}}},
-                {"properties": {"machines": {"additionalProperties": {"required": ["program"]}}}},
+                {"properties": {"machines": {"additionalProperties": {"anyOf": _require("program", "guest")}}}},
             ]
         },
     ]

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from topologies.actions import ACTIONS, MachineAction, fields_of
+from topologies.guest_image import GuestImage
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES, SIZE_PATTERN
 from topologies.language.validated import NAME_PATTERN, Name, Sparse
 from topologies.model import (
@@ -174,6 +175,7 @@ class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True
     absent: Annotated[
         bool, Meta(description="The machines do not exist at the start of the run: the timeline lets them join.")
     ] = False
+    guest: GuestImage = GuestImage()
     cpus: CpuList = ()
     policy: Policy = "other"
     priority: Priority = 0

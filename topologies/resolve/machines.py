@@ -293,6 +293,11 @@ def _find_programs(resolved: ResolvedMachines, programs: ProgramFiles, report: R
     failed: dict[str, ProgramError] = {}
     for settings, _ in resolved.kinds():
         name = settings.values.get("program")
+        if settings.says("guest"):
+            if name is not None and settings.at("program")[0] != "defaults":
+                hint = "what its image does is its program"
+                report.add(settings.at("program"), "no program beside [guest]", show(name), hint)
+            continue
         if name is None:
             if not settings.faulty("program", report) and not report.has(("machines", settings.path[1])):
                 path: Path = ("machines", settings.path[1], "program")

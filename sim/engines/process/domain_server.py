@@ -39,8 +39,8 @@ class SocketArrival:
 class SocketServer:
     """Owns the memory and an ivshmem server on ``path``; a `sim.engines.base.DomainServer`.
 
-    ``machine_of(pid)`` is the machine that a process belongs to. Eventfds of peers that have left stay open, because
-    their counters belong to the accounts of the run.
+    ``machine_of(pid)`` is the machine that a process belongs to; ``is_real`` tells whether it is a real QEMU.
+    Eventfds of peers that have left stay open, because their counters belong to the accounts of the run.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class SocketServer:
         loop: Loop,
         *,
         machine_of: Callable[[int], LiveMachine | None],
+        is_real: Callable[[LiveMachine | None], bool],
         on_arrival: Callable[[Arrival], None],
         on_leave: Callable[[JoinedClient, str], None],
     ) -> None:
@@ -57,6 +58,7 @@ class SocketServer:
         self._loop = loop
         self._dialect = DIALECTS[domain.dialect]
         self._machine_of, self._on_arrival, self._on_leave = machine_of, on_arrival, on_leave
+        self._is_real = is_real
         self._retired: list[JoinedClient] = []  # of servers that were stopped
         self._server: IvshmemServer | None = None
         self._guard: NonBlockingGuard | None = None
@@ -92,9 +94,12 @@ class SocketServer:
 
     def admit(self, arrivals: Iterable[tuple[Arrival, int]]) -> list[JoinedClient | None]:
         assert self._server is not None
+        arrivals = list(arrivals)
         connected = [
             (arrival.connected, vectors) for arrival, vectors in arrivals if isinstance(arrival, SocketArrival)
         ]
+        if any(self._is_real(arrival.machine) for arrival, _ in arrivals):
+            self.guard_eventfds()
         return self._server.join_all(connected)
 
     def guard_eventfds(self) -> None:

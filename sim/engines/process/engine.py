@@ -15,6 +15,7 @@ from sim.engines.messages import Report
 from sim.engines.process.domain_server import SocketServer
 from sim.engines.process.forkserver import ForkServer
 from sim.engines.process.handle import WorkerHandle
+from sim.engines.qemu.guest_machine import GuestMachine
 from sim.engines.shared.configuration import DeviceConfiguration
 from sim.engines.shared.configure import configure_worker
 from sim.kernel.loop import Loop
@@ -36,7 +37,8 @@ class ProcessEngine:
 
     def __init__(self, topology: Topology, runtime: Path, socket_path: Path) -> None:
         self._topology, self._runtime, self._socket_path = topology, runtime, socket_path
-        self._machine_of: dict[int, WorkerHandle] = {}
+        self._machine_of: dict[int, WorkerHandle | GuestMachine] = {}
+        self._guests: list[GuestMachine] = []
         self._machines: list[WorkerHandle] = []
         self._servers: list[SocketServer] = []
         self._stack = contextlib.ExitStack()
@@ -65,7 +67,9 @@ class ProcessEngine:
         rows: Sequence[DeviceRow],
         recordings: Sequence[Recording],
         report: Callable[[Report], None],
-    ) -> WorkerHandle:
+    ) -> WorkerHandle | GuestMachine:
+        if machine.guest is not None:
+            return self._make_guest(machine, name, rows, recordings, report)
         devices = tuple(
             DeviceConfiguration(
                 self._server_path(row.domain),
@@ -89,6 +93,28 @@ class ProcessEngine:
         self._stack.callback(handle.close)
         return handle
 
+    def _make_guest(
+        self,
+        machine: Machine,
+        name: str,
+        rows: Sequence[DeviceRow],
+        recordings: Sequence[Recording],
+        report: Callable[[Report], None],
+    ) -> GuestMachine:
+        guest = GuestMachine(
+            machine,
+            [self._server_path(row.domain) for row in rows],
+            recordings,
+            self.loop,
+            console_path=Path(recordings[0].path).parents[1] / f"console-{name}.txt",
+            runtime=self._runtime,
+            on_process=lambda pid: self._machine_of.__setitem__(pid, guest),
+            report=report,
+        )
+        self._guests.append(guest)
+        self._stack.callback(guest.close)
+        return guest
+
     def make_server(
         self,
         domain: Domain,
@@ -102,6 +128,7 @@ class ProcessEngine:
             Path(self._server_path(number)),
             self.loop,
             machine_of=self._running_machine_of,
+            is_real=lambda machine: isinstance(machine, GuestMachine),
             on_arrival=on_arrival,
             on_leave=on_leave,
         )
@@ -114,7 +141,8 @@ class ProcessEngine:
 
     def start_progress(self) -> int:
         ready = sum(machine.pid is not None for machine in self._machines)
-        return ready + self._fork_server.work()
+        now_ns = self.loop.clock.now_ns()
+        return ready + self._fork_server.work() + sum(each.start_progress(now_ns) for each in self._guests)
 
     def state(self) -> str:
         return self._fork_server.state()
@@ -128,7 +156,7 @@ class ProcessEngine:
     def _server_path(self, domain: int) -> str:
         return os.fspath(server_path(self._socket_path, domain, self._topology.domains[domain].name))
 
-    def _running_machine_of(self, pid: int) -> WorkerHandle | None:
+    def _running_machine_of(self, pid: int) -> WorkerHandle | GuestMachine | None:
         machine = self._machine_of.get(pid)
         return machine if machine is not None and machine.is_running else None
 

@@ -32,7 +32,8 @@ class Account:
 
     ``records`` by machine; ``lines`` balanced, own ones in the order of machines and vectors, then foreign
     ones; ``edges`` has a row (source, key, target, rung, refused) for each edge, key = peer << 16 | vector,
-    target -1 for a foreign peer; ``matching`` is still to be gone through; ``problems`` in words.
+    target -1 for a foreign peer; ``matching`` is still to be gone through; ``problems`` in words;
+    ``guest_difference`` as `_confirm` says.
     """
 
     manifest: Manifest
@@ -43,6 +44,7 @@ class Account:
     matching: Matching
     resources: pa.Table
     problems: list[str]
+    guest_difference: int | None
 
 
 def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
@@ -65,6 +67,7 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
     problems = [problem for each in records for problem in each.problems]
     numbers = LineNumbers(manifest.machines, records, ending.identities)
     lines, edges = _lines(manifest, ending, records, numbers, problems)
+    guest_difference = _confirm(lines, records)
     matching = Matching(
         records,
         DrainIndex(records, numbers, ending.moves),
@@ -88,7 +91,30 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
         matching=matching,
         resources=resources,
         problems=problems,
+        guest_difference=guest_difference,
     )
+
+
+def _confirm(lines: Sequence[LineAccount], records: Sequence[Records]) -> int | None:
+    """Hold what guests say to have rung against what came from them.
+
+    Counts that agree need no settling. Nor do those of a guest's own counters: only its device takes from them.
+
+    Returns:
+        How many more doorbells guests have counted than came from them; None unless all guests have counted.
+    """
+    guests = {each.machine for each in records if each.counts_nothing}
+    said = [each.guest_rung for each in records if each.counts_nothing and each.guest_rung is not None]
+    for line in lines:
+        if line.machine in guests:
+            line.settled = 0
+    if not said or len(said) < len(guests):
+        return None
+    difference = sum(said) - sum(line.settled for line in lines)
+    if not difference:
+        for line in lines:
+            line.settled = 0
+    return difference
 
 
 def _records(there: dict[int, Path], machine: int) -> Records:
@@ -180,10 +206,11 @@ def _lines(
             lines[first + vector].delivered = delivered
             lines[first + vector].interrupts = interrupts
     _put_pending(lines, ending, problems)
+    uncounted = {each.machine for each in records if each.problems or each.counts_nothing}
     balance(
         lines,
-        dead={*ending.deaths, *(each.machine for each in records if each.problems)},
-        strangers=len(foreign_keys) > 0 or any(each.problems for each in records),
+        dead={*ending.deaths, *uncounted},
+        strangers=len(foreign_keys) > 0 or bool(uncounted),
         pending_known=ending.pending is not None,
     )
     return lines, np.column_stack((source, rows[:, 0], target, rows[:, 1:]))

@@ -51,6 +51,9 @@ def _doorbells(figures: Summary) -> Iterator[str]:
             f"{figures.settled:,} doorbells are settled: a process that died, or that is no machine of this "
             "topology, had not counted them"
         )
+    if figures.guest_difference:
+        more = "more" if figures.guest_difference > 0 else "fewer"
+        yield f"guests say to have rung {abs(figures.guest_difference):,} doorbells {more} than came from them"
     if figures.pending_derived:
         yield "pending is what was left over: the counters were not read at the end"
     if figures.pba_pending:

@@ -61,6 +61,7 @@ def _summarize(
         refused=sums["refused"] + nowhere,
         interrupts=sums["interrupts"],
         settled=sums["settled"],
+        guest_difference=account.guest_difference,
         samples=account.matching.samples,
         unmatched=account.matching.unmatched,
         drains=account.matching.drains,

@@ -1,0 +1,92 @@
+"""The console of a guest: every byte goes to a file, every line to whoever watches."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from sim.kernel.loop import Loop
+
+__all__ = ["GuestConsole"]
+
+READ_BYTES = 1 << 16
+LINE_BYTES_MAX = 4096
+LAST_LINES = 8
+FILE_BYTES_MAX = 64 << 20
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+"""Terminal escapes and control characters, which firmware prints."""
+
+
+class GuestConsole:
+    """Owns this process's end of the console, and the file ``path``.
+
+    Args:
+        on_line: is told each line without its end, terminal escapes and control characters.
+    """
+
+    def __init__(self, loop: Loop, path: Path, on_line: Callable[[str], None]) -> None:
+        self._loop, self._on_line = loop, on_line
+        self._file: BinaryIO | None = open(path, "ab", buffering=0)  # noqa: SIM115  (close() closes it)
+        self._room_bytes = FILE_BYTES_MAX
+        self._socket, self.far = socket.socketpair()
+        self._socket.setblocking(False)
+        self._begun = b""
+        self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        """The last lines that are not empty."""
+        loop.add(self._socket, self.read)
+
+    @property
+    def last_words(self) -> str:
+        """The last lines, for a message."""
+        return "; its last lines: " + " | ".join(self.lines) if self.lines else "; its console is empty"
+
+    def read(self) -> None:
+        """Take in all that the guest has written."""
+        while self._file is not None:
+            try:
+                data = self._socket.recv(READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._loop.remove(self._socket)
+                return
+            self._keep(data)
+            *lines, self._begun = (self._begun + data).split(b"\n")
+            if len(self._begun) > LINE_BYTES_MAX:
+                lines.append(self._begun)
+                self._begun = b""
+            for line in lines:
+                self._take(line)
+
+    def write(self, text: str) -> None:
+        """Type something; what the guest does not take at once is dropped."""
+        with contextlib.suppress(OSError):
+            self._socket.send(text.encode())
+
+    def close(self) -> None:
+        self._loop.remove(self._socket)
+        self._socket.close()
+        self.far.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _keep(self, data: bytes) -> None:
+        """Write to the file. A guest that prints without an end, or a full disk, costs lines and not the run."""
+        if self._file is not None and self._room_bytes > 0:
+            with contextlib.suppress(OSError):
+                self._file.write(data[: self._room_bytes])
+            self._room_bytes -= len(data)
+
+    def _take(self, line: bytes) -> None:
+        text = _CONTROL.sub("", line[:LINE_BYTES_MAX].decode(errors="replace")).rstrip()
+        if text:
+            self.lines.append(text)
+            self._on_line(text)

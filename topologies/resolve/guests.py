@@ -1,0 +1,52 @@
+"""The machines of a file that boot an image of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+from nodes.device.profiles import PROFILES
+from topologies.guest_image import GuestImage
+from topologies.language.problems import show
+from topologies.language.reader import Report
+from topologies.resolve.machines import ResolvedMachines
+from topologies.resolve.settings import Settings
+
+__all__ = ["check_guests", "read_guest"]
+
+_DEVICE = "qemu-doorbell"
+
+
+def read_guest(settings: Settings, folder: FilePath) -> GuestImage | None:
+    """The image of a machine, with absolute paths; None for a machine that has none."""
+    if not settings.says("guest"):
+        return None
+    values = dict(settings.values["guest"])
+    for key in ("kernel", "initrd", "disk"):
+        if values[key]:
+            values[key] = str((folder / values[key]).absolute())
+    return GuestImage(**values)
+
+
+def check_guests(resolved: ResolvedMachines, run: Mapping[str, Any], report: Report) -> None:
+    """Report guests that cannot be booted as the file has them."""
+    for settings, _ in resolved.kinds():
+        if not settings.says("guest"):
+            continue
+        path, values = settings.at("guest"), settings.values["guest"]
+        if run.get("engine") == "virtual":
+            report.add(path, 'no guest for engine = "virtual"', "one", "a real QEMU runs in real time")
+        if settings.values["kind"] != "qemu":
+            hint = "a guest is booted in a real QEMU"
+            report.add(settings.at("kind"), '"qemu" for a machine with a guest', show(settings.values["kind"]), hint)
+        if values.get("disk") == values.get("kernel") == "" and not values.get("arguments"):
+            report.add(path, "a kernel, a disk, or arguments that name an image", "none of them")
+        try:
+            re.compile(values.get("ready_when", ""))
+        except re.error as error:
+            report.add((*path, "ready_when"), "a regular expression", f"{show(values['ready_when'])}: {error}")
+        profile = settings.values["profile"]
+        if profile in PROFILES and profile != _DEVICE:
+            report.add(settings.at("profile"), f"{show(_DEVICE)}, which is QEMU's device", show(profile))
