@@ -122,6 +122,7 @@ TABLES = {
     "`[memory]`": "MemoryTable",
     "`[domains.NAME]`": "DomainTable",
     "`[machines.NAME]`": "GroupTable",
+    "`[machines.NAME.guest]`": "GuestImage",
     "`[[phases]]`": "PhaseTable",
     "`[[expect]]`": "ExpectTable",
 }

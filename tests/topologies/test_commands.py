@@ -299,7 +299,7 @@ def test_the_schema_knows_programs_of_others() -> None:
 
 def test_everything_an_editor_completes_has_a_description() -> None:
     definitions = json_schema()["$defs"]
-    assert len(definitions) == 11
+    assert len(definitions) == 12
     for name in definitions:
         for key, property_schema in definitions[name]["properties"].items():
             target = property_schema.get("$ref", "").rpartition("/")[2]

@@ -175,7 +175,9 @@ class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True
     absent: Annotated[
         bool, Meta(description="The machines do not exist at the start of the run: the timeline lets them join.")
     ] = False
-    guest: GuestImage = GuestImage()
+    guest: Annotated[
+        GuestImage, Meta(description="The image that a machine of the kind qemu boots: [machines.NAME.guest].")
+    ] = GuestImage()
     cpus: CpuList = ()
     policy: Policy = "other"
     priority: Priority = 0
