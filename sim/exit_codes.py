@@ -26,7 +26,7 @@ WRONG_USE = 2
 HOST_TOO_SMALL = 3
 """This host lacks descriptors, memory, processes or rights for what was asked."""
 MISSED = 99
-"""An expectation of the topology, or a threshold of ``compare``, was not met."""
+"""An expectation of the topology, or a threshold of ``compare``, was not met; ``explore`` found a broken invariant."""
 INTERRUPTED = 130
 """SIGINT (Ctrl-C) ended the command; 143: SIGTERM, 129: SIGHUP. A run keeps what was measured."""
 BROKEN_PIPE = 141

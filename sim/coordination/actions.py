@@ -157,12 +157,15 @@ class Actions:
         if not incarnation.live.is_still:
             self._soon(lambda: self._fill_when_still(incarnation, vectors))
             return
+        filled = self._filled[incarnation]
         for row, peer in zip(incarnation.rows, incarnation.peers, strict=True):
             for counter in self._domains[row.domain].counters(peer, vectors) if peer is not None else ():
+                if any(counter is full for full, _ in filled):
+                    continue  # by an earlier fill of the same stall
                 held = counter.take()
                 while not counter.add(COUNTER_MAX):  # another machine has rung meanwhile
                     held += counter.take()
-                self._filled[incarnation].append((counter, held))
+                filled.append((counter, held))
 
     def _let_go(self, incarnation: Incarnation) -> None:
         """End a stall; counters that were filled hold again what was rung."""

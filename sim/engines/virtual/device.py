@@ -37,6 +37,7 @@ class VirtualDevice:
         seed: str,
         sample_every: int,
         first: Vm | None,
+        name: str,
         cut: Callable[[], int] | None,
         signal: Callable[[int, int], object],
         signal_all: Callable[[Iterator[int]], object],
@@ -57,6 +58,7 @@ class VirtualDevice:
             sample_every=sample_every,
             first=first,
         )
+        self.name = name
         self._cut = cut
         self._received = 0  # bytes of the message that is next in the link
         self.link: VirtualLink | None = None

@@ -10,7 +10,7 @@ from sim.engines.messages import Report
 from sim.engines.shared.configure import configure_worker
 from sim.engines.virtual.chaos import Decisions, draw_decisions
 from sim.engines.virtual.cost_model import load_model
-from sim.engines.virtual.host import VirtualHost
+from sim.engines.virtual.host import VirtualHost, Watcher
 from sim.engines.virtual.loop import VirtualLoop
 from sim.engines.virtual.machine import VirtualMachine
 from sim.engines.virtual.server import VirtualServer
@@ -27,11 +27,11 @@ class VirtualEngine:
     ``decisions`` are those of the topology's ``[chaos]``, None to draw them. Its faults are in the timeline already.
     """
 
-    def __init__(self, topology: Topology, decisions: Decisions | None = None) -> None:
+    def __init__(self, topology: Topology, decisions: Decisions | None = None, watcher: Watcher | None = None) -> None:
         self._topology = topology
         self.loop = VirtualLoop()
         decisions = decisions or draw_decisions(topology)
-        self._host = VirtualHost(self.loop, load_model(), f"{topology.seed}/costs", decisions)
+        self.host = VirtualHost(self.loop, load_model(), f"{topology.seed}/costs", decisions, watcher)
         self._may_migrate = {
             machine for entry in topology.timeline if isinstance(entry.action, Migrate) for machine in entry.machines
         }
@@ -43,7 +43,7 @@ class VirtualEngine:
     def __exit__(self, *error: object) -> None:
         for machine in self._machines:
             machine.close()
-        for server in self._host.servers:
+        for server in self.host.servers:
             server.close()
 
     def make_machine(
@@ -56,7 +56,7 @@ class VirtualEngine:
     ) -> VirtualMachine:
         configuration = configure_worker(self._topology, machine, name=name, row=rows[0].row, devices=())
         may_migrate = machine.index in self._may_migrate
-        made = VirtualMachine(self._host, configuration, rows, recordings, report, may_migrate=may_migrate)
+        made = VirtualMachine(self.host, configuration, rows, recordings, report, may_migrate=may_migrate)
         self._machines.append(made)
         return made
 
@@ -69,7 +69,7 @@ class VirtualEngine:
         on_leave: Callable[[Client, str], None],
     ) -> VirtualServer:
         server = VirtualServer(domain, on_arrival=on_arrival, on_leave=on_leave)
-        self._host.servers.append(server)
+        self.host.servers.append(server)
         return server
 
     def start_progress(self) -> int:

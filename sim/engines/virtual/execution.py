@@ -36,6 +36,8 @@ class Execution:
         self._vms = tuple(device.vm for device in devices)
         self._vm = self._vms[0]
         self._drained, self._deliver, self._handled = make_delivery(devices, vectors)
+        if host.watcher is not None:
+            self._deliver = host.watcher.delivery(self._vms, vectors, self._deliver)
         self.wait: int | None = None
         self.has_begun = False
         self._alarm_ns = -1
@@ -53,6 +55,9 @@ class Execution:
             ProgramError: the program has raised; likewise below.
         """
         self.has_begun = True
+        if self._host.watcher is not None:
+            program = self._host.watcher.program(self._vm, program)
+        self.program = program
         try:
             self.wait = self._vm.start(program)
         except BaseException as error:
@@ -85,11 +90,11 @@ class Execution:
                 self._loop.after(self._preempted_ns, self._poke)
                 self._preempted_ns = 0
             return False
-        if self._counters.queue:
+        if self._counters.queue and (first_ns := self._counters.first_ns()) is not None:
             if self._slow_ns:
                 self._is_time_of_slow()
                 return False
-            if (first_ns := self._counters.first_ns()) <= now_ns:
+            if first_ns <= now_ns:
                 return True
             heapq.heappush(self._loop.events, (first_ns, self._loop.next_order(), self._poke))
         if self._is_due():

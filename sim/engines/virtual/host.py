@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
+from nodes.guest import Guest, Program
+from nodes.vm import Vm
 from sim.engines.virtual.chaos import Decisions
 from sim.engines.virtual.cost_model import CostModel, Draw
 from sim.engines.virtual.counter import VirtualCounter
@@ -13,7 +16,19 @@ from sim.engines.virtual.loop import VirtualLoop
 from sim.engines.virtual.server import VirtualServer
 from sim.kernel.memory import map_region
 
-__all__ = ["VirtualHost"]
+__all__ = ["VirtualHost", "Watcher"]
+
+
+class Watcher(Protocol):
+    """Sees what machines do, and changes nothing (`sim.explore`)."""
+
+    def program(self, vm: Vm, program: Callable[[Guest], Program]) -> Callable[[Guest], Program]:
+        """The program of a machine, as it is to be started."""
+
+    def delivery(
+        self, vms: Sequence[Vm], vectors: int, deliver: Callable[[int, int], int | None]
+    ) -> Callable[[int, int], int | None]:
+        """The function that delivers a drained counter to a machine, as it is to be called."""
 
 
 class VirtualHost:
@@ -22,8 +37,10 @@ class VirtualHost:
     ``signal_all(lines)`` does the same for each of many.
     """
 
-    def __init__(self, loop: VirtualLoop, model: CostModel, seed: str, decisions: Decisions) -> None:
-        self.loop, self.model, self.decisions = loop, model, decisions
+    def __init__(
+        self, loop: VirtualLoop, model: CostModel, seed: str, decisions: Decisions, watcher: Watcher | None = None
+    ) -> None:
+        self.loop, self.model, self.decisions, self.watcher = loop, model, decisions, watcher
         self.cpus = Cpus(loop, model, seed)
         self.servers: list[VirtualServer] = []
         self.handle_cost = Draw(model.handle_ns, f"{seed}/handle")
@@ -41,6 +58,10 @@ class VirtualHost:
         """The line of a new counter."""
         self._counters.append(counter)
         return len(self._counters) - 1
+
+    def counter(self, line: int) -> VirtualCounter:
+        """The counter of a line."""
+        return self._counters[line]
 
     def wire_delay_to(self, machine: str) -> Callable[[], int]:
         """The delays of messages to a machine."""

@@ -62,6 +62,11 @@ class VirtualLink:
             self._announce()
         return arrived
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the connection is open, and nothing is under way in it."""
+        return self.is_open and not self._arriving
+
     def put_back(self, messages: Sequence[Message[int] | None]) -> None:
         """A read has ended before these; the next one begins with them."""
         if messages:

@@ -78,6 +78,7 @@ class VirtualMachine:
                     seed=configuration.seed,
                     sample_every=configuration.sample_every,
                     first=self.devices[0].vm if self.devices else None,
+                    name=row.name,
                     cut=host.decisions.cuts(configuration.name),
                     signal=host.signal,
                     signal_all=host.signal_all,
@@ -347,7 +348,7 @@ class VirtualMachine:
     def _reset(self) -> None:
         if self._plugged and self._execution.has_begun:
             for device in reversed(self.devices):
-                self._execution.wait = device.vm.reset(self._program)
+                self._execution.wait = device.vm.reset(self._execution.program)
 
     def _mask(self, vectors: list[int] | None = None, *, masked: bool = True) -> None:
         for device in self.devices:

@@ -44,6 +44,10 @@ class ReadyCounters:
             if own[0].value:
                 self.queue.append(own)
 
+    def pending(self) -> int:
+        """How many doorbells the counters hold that are waited for."""
+        return sum(counter.value for counter, _ in self._own.values())
+
     def forget(self, lines: Iterable[int]) -> None:
         """No longer wait for these lines; what their counters hold stays there."""
         for line in lines:
@@ -51,9 +55,20 @@ class ReadyCounters:
             if own is not None and own in self.queue:
                 self.queue.remove(own)
 
-    def first_ns(self) -> int:
-        """The time of the earliest doorbell in a counter that is not empty; the queue must not be."""
-        return min(0 if counter.held else min(counter.times) for counter, _ in self.queue)
+    def first_ns(self) -> int | None:
+        """The time of the earliest doorbell in a counter that is waited for; None when all are empty.
+
+        A counter in the queue can be empty: the action ``fill`` takes what a counter holds.
+        """
+        first_ns: int | None = None
+        for counter, _ in self.queue:
+            if counter.held:
+                return 0
+            if counter.times and (first_ns is None or min(counter.times) < first_ns):
+                first_ns = min(counter.times)
+        if first_ns is None:
+            self.queue.clear()
+        return first_ns
 
     def _rung(self, line: int, at_ns: int) -> None:
         own = self._own.get(line)

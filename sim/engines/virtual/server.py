@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from nodes.errors import HostError, LocalProtocolError
@@ -94,6 +94,16 @@ class VirtualServer:
         self._server = None
 
     # Clients
+
+    @property
+    def connected(self) -> Collection[VirtualClient]:
+        """The clients that are connected."""
+        return self._connected.values()
+
+    @property
+    def version(self) -> int:
+        """A number that changes when a client joins or leaves."""
+        return len(self._connected) + 2 * len(self._departed)
 
     def connect(self, link: Link) -> bool:
         """A machine connects; False when no server listens."""

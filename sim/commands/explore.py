@@ -1,0 +1,152 @@
+"""`ivsim explore`: many seeds under virtual time, invariants, the shortest schedule that breaks one, its replay."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from sim.commands.options import BadTopology, overrides_option, programs_option
+from sim.exit_codes import MISSED
+from topologies import Topology, TopologyError, load
+
+__all__ = ["explore"]
+
+PROGRESS_S = 1.0
+
+
+def _seeds(_context: click.Context, _option: click.Parameter, given: str) -> range:
+    """``FIRST..LAST`` or ``COUNT``."""
+    if (found := re.fullmatch(r"(?:(\d{1,18})\.\.)?(\d{1,18})", given, re.ASCII)) is None:
+        raise click.BadParameter(f"expected FIRST..LAST or a number of seeds, got {given!r}")
+    first, last = int(found[1] or 0), int(found[2]) if found[1] else int(found[2]) - 1
+    if last < first:
+        raise click.BadParameter(f"expected at least one seed, got {given!r}")
+    return range(first, last + 1)
+
+
+@click.command("explore", short_help="Run many seeds under virtual time and look for a broken invariant.")
+@click.argument("topology", required=False)
+@click.option("--seeds", default="0..999", show_default=True, callback=_seeds, help="FIRST..LAST, or how many from 0.")
+@click.option("--jobs", type=click.IntRange(1, 4096), default=1, show_default=True, help="How many processes.")
+@click.option("--keep-going", is_flag=True, help="Run all seeds, also after one that breaks an invariant.")
+@click.option(
+    "--replay", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Print every event of a schedule."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    default=Path("schedule.json"),
+    show_default=True,
+    help="Where the shortest schedule is written, for --replay.",
+)
+@overrides_option
+@programs_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def explore(
+    topology: str | None,
+    seeds: range,
+    jobs: int,
+    keep_going: bool,
+    replay: Path | None,
+    output: Path,
+    overrides: dict[str, str],
+    programs: tuple[Path, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run TOPOLOGY under virtual time with each seed, with the delays and faults of its [chaos].
+
+    The invariants of every run and those of the topology ([[invariant]]) are checked after each event. A schedule that
+    breaks one is made as short as possible and written to a file; the exit code is 99.
+    """
+    if (topology is None) == (replay is None):
+        raise click.UsageError("expected TOPOLOGY or --replay FILE")
+    try:
+        if replay is not None:
+            code = _replay(replay)
+        else:
+            loaded = load(str(topology), overrides, programs)
+            code = _explore(loaded, seeds, jobs, keep_going, output, programs, as_json=as_json, quiet=quiet)
+    except TopologyError as error:
+        raise BadTopology(error) from None
+    raise click.exceptions.Exit(code)
+
+
+def _explore(
+    topology: Topology,
+    seeds: range,
+    jobs: int,
+    keep_going: bool,
+    output: Path,
+    programs: tuple[Path, ...],
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    from sim.explore import Exploration, shrink, write_replay
+    from sim.explore import explore as run_seeds
+
+    begin = told = time.monotonic()
+
+    def tell(exploration: Exploration) -> None:
+        nonlocal told
+        if not quiet and not as_json and time.monotonic() - told > PROGRESS_S:
+            told = time.monotonic()
+            click.echo(f"{exploration.seeds} of {len(seeds)} seeds, {len(exploration.broken)} broken", err=True)
+
+    found = run_seeds(topology, seeds, jobs=jobs, keep_going=keep_going, progress=tell)
+    elapsed_s = time.monotonic() - begin
+    figures: dict[str, Any] = {
+        "seeds": found.seeds,
+        "events": found.events,
+        "doorbells": found.doorbells,
+        "decisions": found.decisions,
+        "elapsed_s": round(elapsed_s, 3),
+        "seeds_per_s": round(found.seeds / elapsed_s, 1),
+        "broken": [{"seed": each.seed, **msgspec.to_builtins(each.broken)} for each in found.broken],
+    }
+    if not as_json:
+        click.echo(
+            "{seeds} seeds in {elapsed_s:.1f} s ({seeds_per_s:g} a second): {events} events, {doorbells} doorbells, "
+            "{decisions} decisions of chaos".format(**figures)
+        )
+        for each in found.broken:
+            click.echo(f"broken with seed {each.seed}: {each.broken}")
+    if found.broken:
+        first = found.broken[0]
+        shortest = shrink(topology, first)
+        write_replay(output, topology, [str(each) for each in programs], shortest)
+        figures["schedule"] = {"file": str(output), "decisions": len(shortest.decisions)}
+        if not as_json:
+            was, now = len(first.decisions), len(shortest.decisions)
+            click.echo(f"the shortest schedule has {now} of the {was} decisions of seed {first.seed}:")
+            for decision in shortest.decisions:
+                click.echo(f"    {decision}")
+            click.echo(f"    {shortest.broken}")
+            click.echo(f"every event of it: ivsim explore --replay {output}")
+    elif not as_json:
+        click.echo("all invariants hold")
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(figures), indent=2).decode())
+    return MISSED if found.broken else 0
+
+
+def _replay(file: Path) -> int:
+    from sim.explore import read_replay
+    from sim.explore.seed import trace_seed
+
+    replay = read_replay(file)
+    outcome = trace_seed(replay.topology(), replay.seed, replay.decisions, click.echo)
+    if outcome.broken is None:
+        click.echo(f"all invariants hold; when the schedule was written: {replay.broken}")
+        return 0
+    click.echo(f"broken: {outcome.broken}")
+    return MISSED

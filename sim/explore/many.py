@@ -1,0 +1,143 @@
+"""Runs many seeds, in this process or in several."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+
+import msgspec
+
+from nodes.errors import HostError
+from sim.explore.outcome import Outcome
+from sim.explore.seed import run_seed, use_little_memory
+from topologies import Topology
+
+__all__ = ["Exploration", "explore"]
+
+BATCH = 16
+
+
+@dataclass
+class Exploration:
+    """What came of many seeds. ``broken`` are the outcomes of those that broke an invariant, in the order of seeds."""
+
+    seeds: int = 0
+    events: int = 0
+    doorbells: int = 0
+    decisions: int = 0
+    broken: list[Outcome] = field(default_factory=list)
+
+    def add(self, batch: _Batch) -> None:
+        """Count one more batch."""
+        self.seeds += batch.seeds
+        self.events += batch.events
+        self.doorbells += batch.doorbells
+        self.decisions += batch.decisions
+        self.broken = sorted([*self.broken, *batch.broken], key=lambda outcome: outcome.seed)
+
+
+class _Batch(msgspec.Struct):
+    """Some seeds: their sums, and the outcomes that broke an invariant."""
+
+    seeds: int = 0
+    events: int = 0
+    doorbells: int = 0
+    decisions: int = 0
+    broken: list[Outcome] = []
+
+    def add(self, outcome: Outcome) -> None:
+        self.seeds += 1
+        self.events += outcome.events
+        self.doorbells += outcome.doorbells
+        self.decisions += len(outcome.decisions)
+        if outcome.broken is not None:
+            self.broken = [*self.broken, outcome]
+
+
+def explore(
+    topology: Topology,
+    seeds: Sequence[int],
+    *,
+    jobs: int = 1,
+    keep_going: bool = False,
+    progress: Callable[[Exploration], object] = lambda exploration: None,
+) -> Exploration:
+    """Run a topology with each seed; stop at the first that breaks an invariant, unless ``keep_going``.
+
+    Args:
+        topology: the topology; its own seed is not used.
+        seeds: the seeds.
+        jobs: how many processes; 1: this one.
+        keep_going: run all seeds.
+        progress: is told the sums so far, now and then.
+
+    Raises:
+        HostError: a process has died.
+    """
+    exploration = Exploration()
+    with contextlib.closing(_batches(topology, seeds) if jobs < 2 else _parallel(topology, seeds, jobs)) as batches:
+        for batch in batches:
+            exploration.add(batch)
+            progress(exploration)
+            if exploration.broken and not keep_going:
+                break
+    return exploration
+
+
+def _batches(topology: Topology, seeds: Sequence[int]) -> Generator[_Batch, None, None]:
+    """The outcomes of seeds, in batches; a batch ends with a seed that broke an invariant."""
+    batch = _Batch()
+    for seed in seeds:
+        batch.add(run_seed(topology, seed))
+        if batch.seeds == BATCH or batch.broken:
+            yield batch
+            batch = _Batch()
+    if batch.seeds:
+        yield batch
+
+
+def _parallel(topology: Topology, seeds: Sequence[int], jobs: int) -> Generator[_Batch, None, None]:
+    """The same from several processes, each of which takes every so many-th seed."""
+    fork = multiprocessing.get_context("fork")
+    use_little_memory()
+    processes, open_ends = [], []
+    try:
+        for job in range(jobs):
+            mine, its = fork.Pipe(duplex=False)
+            process = fork.Process(target=_work, args=(topology, seeds[job::jobs], its), daemon=True)
+            process.start()
+            its.close()
+            processes.append(process)
+            open_ends.append(mine)
+        while open_ends:
+            for end in wait(open_ends):
+                assert isinstance(end, Connection)
+                try:
+                    data = end.recv_bytes()
+                except EOFError:
+                    raise HostError("a process that runs seeds has died") from None
+                if data:
+                    yield msgspec.msgpack.decode(data, type=_Batch)
+                else:
+                    open_ends.remove(end)
+                    end.close()
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+        for end in open_ends:
+            end.close()
+
+
+def _work(topology: Topology, seeds: Sequence[int], end: Connection) -> None:
+    """Run seeds until all are done, or the parent has gone; an empty message is the last one."""
+    parent = os.getppid()
+    for batch in _batches(topology, seeds):
+        if os.getppid() != parent:
+            return
+        end.send_bytes(msgspec.msgpack.encode(batch))
+    end.send_bytes(b"")
