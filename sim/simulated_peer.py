@@ -38,8 +38,7 @@ class SimulatedPeer:
         self.id = -1
         self.statistics: dict[str, int | float] = {}
         self.failure: Exception | None = None
-        self.finished = False
-        """Whether the program has returned or failed."""
+        self._finished = threading.Event()
         self._running = threading.Event()
         self._attachment: Attachment | None = None
 
@@ -62,6 +61,15 @@ class SimulatedPeer:
             assert self._attachment is not None
             raise UsageError(self._attachment.silence)
 
+    @property
+    def finished(self) -> bool:
+        """Whether the program has returned, failed, or was stopped."""
+        return self._finished.is_set()
+
+    def wait_until_finished(self, timeout: float | None = None) -> bool:
+        """Wait until the program has ended, at most so many seconds; returns whether it has."""
+        return self._finished.wait(timeout)
+
     def _run(self, guest: Guest) -> Program:
         guest.start_ns = guest.clock()
         self.id, self.statistics = guest.peer, guest.statistics
@@ -73,7 +81,7 @@ class SimulatedPeer:
         except Exception as error:  # told by `failure`: the other machines of the server go on
             self.failure = error
         finally:
-            self.finished = True
+            self._finished.set()
 
     def close(self) -> None:
         """Stop the program and leave the server; only in the thread of the loop."""

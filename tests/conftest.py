@@ -15,19 +15,18 @@ import multiprocessing.util
 import os
 import random
 import shutil
-import stat
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.fault_matrix"]
+from sim.host.holdings import Holdings, holdings
+
+pytest_plugins = ["tests.fault_matrix", "pytester"]
 
 PATIENCE_S = 5.0  # for what is on its way out already: never waited for when all is well
 PR_SET_CHILD_SUBREAPER = 36
@@ -92,75 +91,10 @@ def short_path() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-class Holdings(NamedTuple):
-    """What this process holds that others could miss."""
-
-    descriptors: frozenset[tuple[int, str]]
-    threads: frozenset[str]
-    children: frozenset[int]
-    sockets: frozenset[str]
-    segments: frozenset[str]
-
-    def beyond(self, before: Holdings) -> dict[str, list[object]]:
-        """What there is now and was not then."""
-        return {
-            kind: sorted(mine - theirs, key=str)
-            for kind, mine, theirs in zip(self._fields, self, before, strict=True)
-            if mine - theirs
-        }
-
-
-def holdings() -> Holdings:
-    return Holdings(
-        frozenset(_descriptors()),
-        frozenset(_threads()),
-        frozenset(_children()),
-        frozenset(_sockets()),
-        frozenset(name for name in os.listdir("/dev/shm") if str(os.getpid()) in name.replace("-", " ").split()),
-    )
-
-
-def _descriptors() -> Iterator[tuple[int, str]]:
-    tracker = getattr(resource_tracker, "_resource_tracker")._fd  # noqa: B009
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the listing's own
-            if int(name) != tracker:
-                yield int(name), os.readlink(f"/proc/self/fd/{name}")
-
-
-def _threads() -> Iterator[str]:
-    for thread in threading.enumerate():
-        yield f"{thread.name} ({thread.native_id})"
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            name = Path(f"/proc/self/task/{task}/comm").read_text().strip()
-            if name.startswith("ZMQbg"):
-                yield f"{name} ({task})"
-
-
-def _children() -> Iterator[int]:
-    """The running children; children that have ended without being waited for are collected here."""
-    tracker = getattr(resource_tracker, "_resource_tracker")._pid  # noqa: B009
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            for pid in map(int, Path(f"/proc/self/task/{task}/children").read_text().split()):
-                if pid != tracker:
-                    yield pid
-
-
-def _sockets() -> Iterator[str]:
-    """Socket files and runtime directories under the temporary directory; multiprocessing keeps one of its own."""
+def held() -> Holdings:
+    """What this process holds; a directory of multiprocessing's own is left out."""
     own = multiprocessing.process.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
-    for directory, names, files in os.walk(TEMPORARY):
-        names[:] = [name for name in names if not name.startswith("pytest-of-")]
-        if directory == own:
-            continue
-        yield from (str(Path(directory, name)) for name in names if name.startswith("ivsim-"))
-        for name in files:
-            path = Path(directory, name)
-            with contextlib.suppress(OSError):  # ended meanwhile
-                if stat.S_ISSOCK(path.lstat().st_mode):
-                    yield str(path)
+    return holdings([TEMPORARY], [own] if own else [])
 
 
 def _reap(pids: list[int]) -> None:
@@ -193,9 +127,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture(autouse=True)
 def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail the test that leaves something behind."""
-    before = holdings()
+    before = held()
     yield
-    left = holdings().beyond(before)
+    left = held().beyond(before)
     if not left or FAILED in request.node.stash:
         return  # what a failed test holds, its traceback may hold
     # Garbage in a cycle is no leak yet, and processes and threads take a moment to end.
@@ -203,7 +137,7 @@ def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         _reap([pid for pid in left.get("children", []) if isinstance(pid, int)])
-        left = holdings().beyond(before)
+        left = held().beyond(before)
         if not left:
             return
         if time.monotonic() > deadline:

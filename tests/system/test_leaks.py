@@ -93,7 +93,7 @@ def eventually(condition):
     ],
 )
 def test_it_is_seen_and_no_longer_once_it_is_gone(leave, kind):
-    before = conftest.holdings()
+    before = conftest.held()
     with leave():
-        eventually(lambda: kind in conftest.holdings().beyond(before))  # a thread takes its name as it starts
-    eventually(lambda: not conftest.holdings().beyond(before))
+        eventually(lambda: kind in conftest.held().beyond(before))  # a thread takes its name as it starts
+    eventually(lambda: not conftest.held().beyond(before))

@@ -1,0 +1,97 @@
+"""What this process holds: descriptors, threads, child processes, sockets, segments. For tests that nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import threading
+from collections.abc import Iterable, Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["Holdings", "children", "holdings"]
+
+
+class Holdings(NamedTuple):
+    """What this process holds that others could miss.
+
+    Attributes:
+        descriptors: their numbers, and what the kernel calls them (proc_pid_fd(5)).
+        threads: of Python and of ZeroMQ.
+        children: process IDs. The resource tracker of ``multiprocessing`` and its pipe are the interpreter's.
+        sockets: socket files and the private directories of runs, below given directories.
+        segments: the names in /dev/shm that have this process's ID.
+    """
+
+    descriptors: frozenset[tuple[int, str]]
+    threads: frozenset[str]
+    children: frozenset[int]
+    sockets: frozenset[str]
+    segments: frozenset[str]
+
+    def beyond(self, before: Holdings) -> dict[str, list[object]]:
+        """What there is now and was not then, by kind; kinds without a difference are left out."""
+        return {
+            kind: sorted(now - then, key=str)
+            for kind, now, then in zip(self._fields, self, before, strict=True)
+            if now - then
+        }
+
+
+def holdings(directories: Iterable[Path] = (), but: Iterable[str] = ()) -> Holdings:
+    """What this process holds now.
+
+    Args:
+        directories: where sockets are looked for, without directories of pytest.
+        but: directories that are left out.
+    """
+    return Holdings(
+        frozenset(_descriptors()),
+        frozenset(_threads()),
+        frozenset(children()),
+        frozenset(path for directory in directories for path in _sockets(directory, but)),
+        frozenset(name for name in os.listdir("/dev/shm") if str(os.getpid()) in name.replace("-", " ").split()),
+    )
+
+
+def _descriptors() -> Iterator[tuple[int, str]]:
+    tracker = getattr(resource_tracker, "_resource_tracker")._fd  # noqa: B009
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            if int(name) != tracker:
+                yield int(name), os.readlink(f"/proc/self/fd/{name}")
+
+
+def _threads() -> Iterator[str]:
+    for thread in threading.enumerate():
+        yield f"{thread.name} ({thread.native_id})"
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            name = Path(f"/proc/self/task/{task}/comm").read_text().strip()
+            if name.startswith("ZMQbg"):
+                yield f"{name} ({task})"
+
+
+def children() -> Iterator[int]:
+    """The process IDs of all children, those included that have ended and are not waited for yet."""
+    tracker = getattr(resource_tracker, "_resource_tracker")._pid  # noqa: B009
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            for pid in map(int, Path(f"/proc/self/task/{task}/children").read_text().split()):
+                if pid != tracker:
+                    yield pid
+
+
+def _sockets(top: Path, but: Iterable[str]) -> Iterator[str]:
+    for directory, names, files in os.walk(top):
+        names[:] = [name for name in names if not name.startswith("pytest-of-")]
+        if directory in but:
+            continue
+        yield from (str(Path(directory, name)) for name in names if name.startswith("ivsim-"))
+        for name in files:
+            path = Path(directory, name)
+            with contextlib.suppress(OSError):  # ended meanwhile
+                if stat.S_ISSOCK(path.lstat().st_mode):
+                    yield str(path)
