@@ -52,8 +52,8 @@ class PeerTable:
         for peer in list(self):
             self.disconnect(peer)
 
-    def catch_up(self) -> bool:
-        """Hear all that was announced; returns whether there was news. This table is told everything: there is none."""
+    def catch_up(self, end: int | None = None) -> bool:
+        """Hear what was announced, as `AnnouncedPeers`. This table is told everything: there is no news."""
         return False
 
     def line(self, peer: int, vector: int) -> Line | None:
@@ -130,8 +130,8 @@ class AnnouncedPeers(PeerTable):
         announcements: what the server announces.
         vectors: how many vectors of each peer this machine has room for.
 
-    Create it right before the machine's own `Announcements.join`. `connect` and `disconnect` follow the server message
-    by message; `catch_up` hears everything at once.
+    Create it, or call `join`, right before the machine's own `Announcements.join`. `connect` and `disconnect` follow
+    the server message by message; `catch_up` hears everything at once.
     """
 
     def __init__(self, announcements: Announcements, vectors: int) -> None:
@@ -170,9 +170,17 @@ class AnnouncedPeers(PeerTable):
         """Know no peer any more; what was announced stays, for the other machines."""
         self._heard_at, self._heard_vectors = -1, 0
 
-    def catch_up(self) -> bool:
-        """Hear all that was announced, at a cost that does not depend on the number of peers."""
-        last = self._announcements.end - 1
+    def join(self) -> None:
+        """The machine joins now: what was announced before it is its greeting. Its own `Announcements.join` follows."""
+        self._joined_at = self._announcements.end
+
+    def catch_up(self, end: int | None = None) -> bool:
+        """Hear the first ``end`` announcements, by default all, at a cost that does not depend on the number of peers.
+
+        Returns:
+            Whether there was news.
+        """
+        last = (self._announcements.end if end is None else end) - 1
         news = self._heard_at < last or self._heard_vectors < self._room
         self._heard_at, self._heard_vectors = last, self._room
         return news

@@ -6,7 +6,6 @@ supplies the functions that it calls. The same machine runs in a worker process 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 
 from nodes.device import driver
@@ -73,7 +72,7 @@ class Vm:
         self.guest = Guest(self.device, self.doorbells, clock=clock, random=random)
         if first is not None:
             first.guest.devices = (*first.guest.devices, self.guest)
-        self.warnings: deque[str] = deque() if first is None else first.warnings
+        self.warnings: list[str] = [] if first is None else first.warnings
         self.interrupts = [0] * self.device.vectors
         self.on_left: Callable[[int, int, int], None] = lambda vector, pended, lost: None
         self.on_fired: Callable[[int], None] = lambda vector: None
@@ -123,9 +122,9 @@ class Vm:
         self.device.disconnect(peer)
         self.guest.generation += 1
 
-    def catch_up(self) -> None:
-        """The machine hears all that its server has announced, where it shares that with others (`AnnouncedPeers`)."""
-        if self.device.peers.catch_up():
+    def catch_up(self, end: int | None = None) -> None:
+        """The machine hears what its server has announced, where it shares that with others (`AnnouncedPeers`)."""
+        if self.device.peers.catch_up(end):
             self.doorbells.refresh()
             self.guest.generation += 1
 

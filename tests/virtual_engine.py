@@ -189,6 +189,8 @@ class VirtualServer:
 class VirtualEngine:
     """Machines by name in ``machines``; those in ``never_connect`` start and are not heard of again."""
 
+    is_one_process = shares_peers = False
+
     def __init__(self) -> None:
         self.loop = VirtualLoop()
         self.machines: dict[str, VirtualMachine] = {}

@@ -10,7 +10,7 @@ from sim.coordination.incarnation import Incarnation, named_machines
 from sim.coordination.layouts import Layouts
 from sim.engines.base import DeviceRow, Engine, LiveMachine
 from sim.engines.messages import Report
-from sim.recording import Recording
+from sim.recording import Recording, RecordingLayout, RecordingPack
 from topologies import Machine, Topology
 from topologies.actions import Join, Migrate
 
@@ -32,7 +32,8 @@ class LiveMachines:
     ) -> None:
         self.topology = topology
         self._engine, self._recording_path, self._report = engine, recording_path, report
-        self._layouts = Layouts(topology)
+        self._layouts = Layouts(topology, all_edges=not engine.shares_peers)
+        self._pack = RecordingPack(recording_path) if engine.is_one_process else None
         self._domain_numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
         self._count = [0] * len(topology.machines)
         self._row_count = 0
@@ -104,6 +105,16 @@ class LiveMachines:
             for recording in incarnation.recordings:
                 with contextlib.suppress(BufferError):  # a view of it is still looked at
                     recording.close()
+        if self._pack is not None:
+            self._pack.close()
+
+    def _make_recording(self, row: DeviceRow, layout: RecordingLayout, life: int) -> Recording:
+        every = self.topology.run.sample_every
+        of, domain = row.machine, row.domain
+        path = self._recording_path(row.row)
+        if self._pack is not None and path is not None:
+            return self._pack.create(row.row, layout, sample_every=every, of=of, life=life, domain=domain)
+        return Recording.create(path, layout, machine=row.row, sample_every=every, of=of, life=life, domain=domain)
 
     def _make(self, machine: Machine, rows: list[DeviceRow]) -> Incarnation:
         layout = self._layouts.of(machine)
@@ -112,17 +123,7 @@ class LiveMachines:
         recordings: list[Recording] = []
         try:
             for row in rows:
-                recordings.append(
-                    Recording.create(
-                        self._recording_path(row.row),
-                        layout,
-                        machine=row.row,
-                        sample_every=self.topology.run.sample_every,
-                        of=row.machine,
-                        life=count,
-                        domain=row.domain,
-                    )
-                )
+                recordings.append(self._make_recording(row, layout, count))
             name = machine.name if count == 1 else f"{machine.name}.{count}"
             incarnation = Incarnation(machine, name, rows, recordings)
             incarnation.live = self._engine.make_machine(

@@ -197,6 +197,11 @@ class DomainServer(Protocol):
 class Engine(Protocol):
     """Makes the machines and the servers of one run. A context manager; leaving it ends all that it has started."""
 
+    is_one_process: bool
+    """Whether all machines run in the coordinator's process: their recordings can share files."""
+    shares_peers: bool
+    """Whether machines hear of peers without a message for each: one has counts only for peers that it rings."""
+
     @property
     def loop(self) -> RunLoop: ...
 

@@ -15,7 +15,25 @@ from sim.recording import header
 from sim.recording.header import HEADER_WORDS, WORD_BYTES
 from sim.recording.layout import RecordingLayout
 
-__all__ = ["Recording"]
+__all__ = ["Recording", "map_new"]
+
+
+def map_new(path: Path, size_bytes: int) -> mmap.mmap:
+    """Make a file, reserve its blocks, and map it.
+
+    Raises:
+        HostError: the disk has no room for it.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size_bytes)
+        return mmap.mmap(fd, size_bytes)
+    except OSError as error:
+        path.unlink()
+        need = size_bytes / 2**20
+        raise HostError(f"{path}: {need:.1f} MiB for samples cannot be reserved: {error.strerror}") from error
+    finally:
+        os.close(fd)
 
 
 class Recording:
@@ -25,9 +43,11 @@ class Recording:
     leaving it unmaps the file and keeps it.
     """
 
-    def __init__(self, mapping: mmap.mmap, layout: RecordingLayout, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, mapping: mmap.mmap, layout: RecordingLayout, path: str | os.PathLike[str], at_bytes: int = 0
+    ) -> None:
         self._mapping = mapping
-        self._bytes = memoryview(mapping)
+        self._bytes = memoryview(mapping)[at_bytes : at_bytes + layout.words * WORD_BYTES]
         self.words = self._bytes.cast("Q")
         self.layout = layout
         self.path = path
@@ -58,17 +78,27 @@ class Recording:
             HostError: the disk has no room for it.
         """
         size_bytes = layout.words * WORD_BYTES
-        mapping = mmap.mmap(-1, size_bytes) if path is None else _map_new(path, size_bytes)
+        mapping = mmap.mmap(-1, size_bytes) if path is None else map_new(path, size_bytes)
         recording = cls(mapping, layout, path or "")
-        words = recording.words
+        recording.write_header(
+            machine=machine,
+            sample_every=sample_every,
+            of=machine if of is None else of,
+            life=life,
+            domain=domain,
+        )
+        return recording
+
+    def write_header(self, *, machine: int, sample_every: int, of: int, life: int, domain: int) -> None:
+        """Write the header of a new recording; the arguments are those of `create`."""
+        words, layout = self.words, self.layout
         words[header.VERSION_AT], words[header.MACHINE] = header.VERSION, machine
         words[header.SAMPLE_EVERY] = sample_every
         words[header.VECTORS], words[header.EDGES] = layout.vectors, layout.edges
         words[header.RINGS], words[header.DRAINS] = layout.rings, layout.drains
         words[header.PEER] = header.NO_PEER
-        words[header.OF_MACHINE], words[header.LIFE], words[header.DOMAIN] = machine if of is None else of, life, domain
+        words[header.OF_MACHINE], words[header.LIFE], words[header.DOMAIN] = of, life, domain
         words[header.MAGIC_AT] = header.MAGIC
-        return recording
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Recording:
@@ -102,17 +132,3 @@ class Recording:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _map_new(path: Path, size_bytes: int) -> mmap.mmap:
-    """Make a file with all its blocks, and map it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.posix_fallocate(fd, 0, size_bytes)
-        return mmap.mmap(fd, size_bytes)
-    except OSError as error:
-        path.unlink()
-        need = size_bytes / 2**20
-        raise HostError(f"{path}: {need:.1f} MiB for samples cannot be reserved: {error.strerror}") from error
-    finally:
-        os.close(fd)

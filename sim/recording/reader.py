@@ -30,6 +30,7 @@ __all__ = [
     "edges_so_far",
     "latest_drains",
     "latest_rings",
+    "places",
     "read",
     "totals_so_far",
     "vectors_so_far",
@@ -131,21 +132,43 @@ class Records:
         return self.state == State.STOPPED and not self.problems
 
 
-def read(path: Path, machine: int) -> Records:
-    """The recording of ``machine``. Never raises for the content of the file: see ``Records.problems``."""
+def places(path: Path, machine: int) -> dict[int, int]:
+    """The recordings in a file whose first one is that of ``machine``: the row of each, and its first byte."""
+    found, at = {machine: 0}, 0
+    with path.open("rb") as file:
+        while True:
+            head = np.frombuffer(file.read(HEADER_WORDS * WORD_BYTES), np.uint8)
+            words = head[: len(head) // WORD_BYTES * WORD_BYTES].view("<u8").tolist()
+            if len(words) < HEADER_WORDS or words[header.MAGIC_AT] != header.MAGIC:
+                return found
+            found[words[header.MACHINE] if at else machine] = at
+            sizes = [words[place] for place in (header.VECTORS, header.EDGES, header.RINGS, header.DRAINS)]
+            at += RecordingLayout(*sizes).words * WORD_BYTES
+            if at > COUNT_LIMIT:
+                return found
+            file.seek(at)
+
+
+def read(path: Path, machine: int, at_bytes: int = 0) -> Records:
+    """The recording of ``machine``. Never raises for the content of the file: see ``Records.problems``.
+
+    ``at_bytes`` is where it begins in a file of several (`places`).
+    """
     records = Records(machine)
     try:
-        words = path.stat().st_size // WORD_BYTES
-        head = [int(word) for word in np.fromfile(path, "<u8", HEADER_WORDS)]
+        words = (path.stat().st_size - at_bytes) // WORD_BYTES
+        head = [int(word) for word in np.fromfile(path, "<u8", HEADER_WORDS, offset=at_bytes)]
         layout = _check(head, machine)
         _read_header(records, head)
-        _read_counts(records, path, layout, head[header.EDGES_USED], words)
+        _read_counts(records, path, layout, head[header.EDGES_USED], words, at_bytes)
         samples = (KEY_LIMIT, TIME_LIMIT_NS, TIME_LIMIT_NS)
         used = head[header.RINGS_USED]
-        records.rings = _entries(records, "rings", path, layout.rings_at, (used, layout.rings, words), samples)
+        at = layout.rings_at
+        records.rings = _entries(records, "rings", path, at, (used, layout.rings, words), samples, at_bytes)
         drained = (COUNT_LIMIT << 16, TIME_LIMIT_NS, TIME_LIMIT_NS)
         used = head[header.DRAINS_USED]
-        records.drains = _entries(records, "drains", path, layout.drains_at, (used, layout.drains, words), drained)
+        at = layout.drains_at
+        records.drains = _entries(records, "drains", path, at, (used, layout.drains, words), drained, at_bytes)
     except (OSError, ValueError, OverflowError, UsageError) as error:
         _report(records, str(error))
     return records
@@ -187,14 +210,14 @@ def _read_header(records: Records, head: list[int]) -> None:
     records.counters = Counters(**counts)
 
 
-def _read_counts(records: Records, path: Path, layout: RecordingLayout, used: int, words: int) -> None:
+def _read_counts(records: Records, path: Path, layout: RecordingLayout, used: int, words: int, at_bytes: int) -> None:
     """The vectors and the edges, which are small."""
     for name, at, wanted, size, width in (
         ("vectors", layout.vectors_at, layout.vectors, layout.vectors, 2),
         ("edges", layout.edges_at, used, layout.edges, WIDTH),
     ):
         there = _available(records, name, at, (wanted, size, words), width)
-        table = np.fromfile(path, np.int64, width * there, offset=at * WORD_BYTES).reshape(-1, width)
+        table = np.fromfile(path, np.int64, width * there, offset=at_bytes + at * WORD_BYTES).reshape(-1, width)
         limits = (COUNT_LIMIT, COUNT_LIMIT) if name == "vectors" else (KEY_LIMIT, COUNT_LIMIT, COUNT_LIMIT)
         sound = _sound(table, limits)
         if not sound.all():
@@ -217,11 +240,18 @@ def _available(records: Records, name: str, at: int, sizes: tuple[int, int, int]
 
 
 def _entries(
-    records: Records, name: str, path: Path, at: int, sizes: tuple[int, int, int], limits: tuple[int, int, int]
+    records: Records,
+    name: str,
+    path: Path,
+    at: int,
+    sizes: tuple[int, int, int],
+    limits: tuple[int, int, int],
+    at_bytes: int,
 ) -> Entries:
     """A section of samples, its damage counted and its latest time found in one pass."""
     stored = _available(records, name, at, sizes, WIDTH)
     sound, latest_ns = 0, 0
+    at += at_bytes // WORD_BYTES
     for chunk in Entries(path, at, stored, limits).chunks():
         sound += len(chunk)
         latest_ns = max(latest_ns, int(chunk[:, 1:].max(initial=0)))

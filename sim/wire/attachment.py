@@ -310,7 +310,7 @@ class Attachment:
         for peer in before.keys() - self.peers.keys():
             self._on_change(PeerChange("left", peer))
         while self._vm.warnings:
-            self._warn(self._vm.warnings.popleft())
+            self._warn(self._vm.warnings.pop(0))
 
     # Being interrupted
 

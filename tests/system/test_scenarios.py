@@ -30,6 +30,14 @@ SMALL = {
     "legacy_2012": {"run.duration_s": "1.0"},
     "two_domains": {"run.duration_s": "1.0"},
     "unequal_vectors": {"run.duration_s": "1.0"},
+    "virtual_ring": {"machines.node.count": "600"},
+    "virtual_star": {"machines.node.count": "600", "machines.node.parameters.rate_hz": "50.0", "run.duration_s": "0.2"},
+    "virtual_random": {"machines.node.count": "600"},
+    "virtual_hotspot": {
+        "machines.sender.count": "600",
+        "machines.sender.parameters.rate_hz": "50.0",
+        "run.duration_s": "0.2",
+    },
     "lost_intx": {"run.duration_s": "1.5"},
 }
 """What makes them quick; where the timeline says when what happens, they run as they are."""

@@ -35,6 +35,8 @@ class ProcessEngine:
         socket_path: where the server of the first domain listens; those of others add the domain's name.
     """
 
+    is_one_process = shares_peers = False
+
     def __init__(self, topology: Topology, runtime: Path, socket_path: Path) -> None:
         self._topology, self._runtime, self._socket_path = topology, runtime, socket_path
         self._machine_of: dict[int, WorkerHandle | GuestMachine] = {}

@@ -353,7 +353,7 @@ class Worker:
 
     def _warn(self) -> None:
         while self._vm.warnings:
-            self._link.send(messages.Warned(self._vm.warnings.popleft()))
+            self._link.send(messages.Warned(self._vm.warnings.pop(0)))
 
     # The guest
 

@@ -11,6 +11,7 @@ from nodes.endpoints import make_endpoint
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm
 from sim.engines.shared.recorder import Recorder
+from sim.engines.virtual.announced_link import AnnouncedLink
 from sim.engines.virtual.link import VirtualLink
 from sim.recording import Recording
 
@@ -61,8 +62,8 @@ class VirtualDevice:
         self.name = name
         self._cut = cut
         self._received = 0  # bytes of the message that is next in the link
-        self.link: VirtualLink | None = None
-        self.endpoint: Endpoint | None = None
+        self.link: VirtualLink | AnnouncedLink | None = None
+        self.endpoint: Endpoint | AnnouncedLink | None = None
         self.expected: int | None = None
         """How many eventfds the server's greeting contains, once the coordinator has said so."""
 
@@ -77,8 +78,8 @@ class VirtualDevice:
         return (
             endpoint is not None
             and self.expected is not None
-            and endpoint.heard >= self.expected
             and endpoint.is_set_up
+            and (isinstance(endpoint, AnnouncedLink) or endpoint.heard >= self.expected)
         )
 
     def connect(
@@ -103,6 +104,11 @@ class VirtualDevice:
             size_bytes=lambda descriptor: memory_bytes,
         )
 
+    def connect_announced(self, link: AnnouncedLink) -> None:
+        """Hear a server that announces once for all machines."""
+        self.link = self.endpoint = link
+        self.expected = None
+
     def read(self) -> bool:
         """Take in what the server has said; False when it has closed the connection.
 
@@ -111,6 +117,8 @@ class VirtualDevice:
         """
         link, endpoint = self.link, self.endpoint
         if link is None or endpoint is None:
+            return True
+        if isinstance(link, AnnouncedLink) or isinstance(endpoint, AnnouncedLink):
             return True
         arrived = link.read()
         left = self._cut() or NO_CUT if self._cut is not None and arrived else NO_CUT

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Self
 
+from nodes.device import profiles
 from sim.engines.base import Arrival, Client, DeviceRow
 from sim.engines.messages import Report
 from sim.engines.shared.configure import configure_worker
+from sim.engines.virtual.announced_link import TimedAnnouncements
 from sim.engines.virtual.chaos import Decisions, draw_decisions
 from sim.engines.virtual.cost_model import load_model
 from sim.engines.virtual.host import VirtualHost, Watcher
@@ -16,9 +20,31 @@ from sim.engines.virtual.machine import VirtualMachine
 from sim.engines.virtual.server import VirtualServer
 from sim.recording import Recording
 from topologies import Domain, Machine, Topology
-from topologies.actions import Migrate
+from topologies.actions import Deafen, Garble, Migrate, StartServer, StopServer
 
 __all__ = ["VirtualEngine"]
+
+GC_THRESHOLDS = (200_000, 50, 1000)
+"""Machines are many objects that stay. To look for cycles among them at the usual rate costs more than to make them."""
+MESSAGES_MAX = 1 << 18
+"""How many messages the greetings of a run may have, if each is a message of its own."""
+SAID_TO_ONE = (Garble, Deafen, Migrate, StartServer, StopServer)
+"""Actions that concern the connection of one machine: these have messages of their own however many there are."""
+
+
+def _shares_peers(topology: Topology) -> bool:
+    """Whether servers announce once for all machines: where these are many, and all hear the same in the same order."""
+    vectors = Counter[str]()
+    for machine in topology.machines:
+        for domain in machine.domains:
+            vectors[domain] += machine.vectors
+    messages = sum(vectors[domain] for machine in topology.machines for domain in machine.domains)
+    return (
+        messages > MESSAGES_MAX
+        and all(domain.dialect == "v0" for domain in topology.domains)
+        and all(profiles.profile(kind).client != "2012" for kind in {each.profile for each in topology.machines})
+        and not any(isinstance(entry.action, SAID_TO_ONE) for entry in topology.timeline)
+    )
 
 
 class VirtualEngine:
@@ -27,8 +53,11 @@ class VirtualEngine:
     ``decisions`` are those of the topology's ``[chaos]``, None to draw them. Its faults are in the timeline already.
     """
 
+    is_one_process = True
+
     def __init__(self, topology: Topology, decisions: Decisions | None = None, watcher: Watcher | None = None) -> None:
         self._topology = topology
+        self.shares_peers = _shares_peers(topology)
         self.loop = VirtualLoop()
         decisions = decisions or draw_decisions(topology)
         self.host = VirtualHost(self.loop, load_model(), f"{topology.seed}/costs", decisions, watcher)
@@ -38,9 +67,12 @@ class VirtualEngine:
         self._machines: list[VirtualMachine] = []
 
     def __enter__(self) -> Self:
+        self._gc_thresholds = gc.get_threshold()
+        gc.set_threshold(*GC_THRESHOLDS)
         return self
 
     def __exit__(self, *error: object) -> None:
+        gc.set_threshold(*self._gc_thresholds)
         for machine in self._machines:
             machine.close()
         for server in self.host.servers:
@@ -68,7 +100,12 @@ class VirtualEngine:
         on_arrival: Callable[[Arrival], None],
         on_leave: Callable[[Client, str], None],
     ) -> VirtualServer:
-        server = VirtualServer(domain, on_arrival=on_arrival, on_leave=on_leave)
+        server = VirtualServer(
+            domain,
+            on_arrival=on_arrival,
+            on_leave=on_leave,
+            announcements=TimedAnnouncements(self.loop.clock.now_ns) if self.shares_peers else None,
+        )
         self.host.servers.append(server)
         return server
 

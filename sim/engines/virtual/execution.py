@@ -135,13 +135,14 @@ class Execution:
         drained, handled = self._drained, self._handled
         took = False
         if self._reorder is not None and len(queue) > 1:
-            queue.rotate(self._reorder())
+            first = -self._reorder() % len(queue)
+            queue[:] = queue[first:] + queue[:first]
         for _ in range(len(queue)):
             if not queue:  # the program has had its device removed
                 break
             if self._slow_ns and not self._is_time_of_slow():
                 return True
-            counter, vector = queue.popleft()
+            counter, vector = queue.pop(0)
             clock.ns += drain_ns
             count = counter.drain(clock.ns)
             if counter.value:

@@ -52,6 +52,9 @@ class VirtualLink:
     def end(self) -> None:
         self.send(None)
 
+    def greet(self, peer: int, lines: Sequence[int]) -> None:
+        """The greeting consists of messages."""
+
     def read(self) -> list[Message[int] | None]:
         """What has arrived until now."""
         arrived: list[Message[int] | None] = []

@@ -14,6 +14,7 @@ from sim.engines.shared.bound_program import BoundProgram
 from sim.engines.shared.configuration import WorkerConfiguration
 from sim.engines.shared.failures import ProgramError, blaming_program, explain
 from sim.engines.shared.kept_statistics import kept_statistics
+from sim.engines.virtual.announced_link import AnnouncedLink
 from sim.engines.virtual.device import VirtualDevice
 from sim.engines.virtual.execution import Execution
 from sim.engines.virtual.host import VirtualHost
@@ -21,6 +22,7 @@ from sim.engines.virtual.link import VirtualLink
 from sim.engines.virtual.migration import VirtualMigration
 from sim.engines.virtual.orders import OrderQueue
 from sim.engines.virtual.ready_counters import ReadyCounters
+from sim.engines.virtual.server import VirtualServer
 from sim.recording import Recording, State, header
 from sim.recording.header import COUNTER_AT
 
@@ -53,6 +55,7 @@ class VirtualMachine:
         self._configuration, self._rows = configuration, rows
         self._report_to = report
         self._may_migrate = may_migrate
+        self._announced: list[AnnouncedLink] = []
         self.is_running = self.is_still = False
         self._gone = self._stopped = self._dismissed = False
         self._wire_delay = host.wire_delay_to(configuration.name)
@@ -144,6 +147,9 @@ class VirtualMachine:
             UsageError: no server listens.
         """
         device, server = self.devices[number], self._host.servers[domain]
+        if server.announcements is not None:
+            self._connect_announced(number, server)
+            return
         link = VirtualLink(
             self,
             self._loop,
@@ -160,6 +166,26 @@ class VirtualMachine:
             memory_bytes=len(server.memory),
             warn=lambda text: self._report(messages.Warned(text)),
         )
+        if not server.connect(link):
+            raise UsageError(f"no server listens in domain {domain}: connection refused")
+
+    def _connect_announced(self, number: int, server: VirtualServer) -> None:
+        device, domain = self.devices[number], self._rows[number].domain
+        vm, first_vector = device.vm, number * self._configuration.vectors
+        assert server.announcements is not None
+        link = AnnouncedLink(
+            self,
+            vm,
+            self._loop,
+            server.announcements,
+            delay_ns=self._wire_delay(),
+            make_counter=lambda vector: self.counters.make(first_vector + vector),
+            on_readable=self._poke,
+            place=lambda peer: vm.place(peer, self._host.memory(domain, own=False)),
+            on_own=lambda line: self.counters.wait_for([line]),
+        )
+        device.connect_announced(link)
+        self._announced.append(link)
         if not server.connect(link):
             raise UsageError(f"no server listens in domain {domain}: connection refused")
 
@@ -223,6 +249,8 @@ class VirtualMachine:
                 self._obey_orders()
             if self._unread and not self._gone:
                 self._read_servers()
+            for link in self._announced:
+                link.hear()
             return not self._gone and not self._stopped and self._proceed()
         except Exception as error:  # whatever it is: the machine fails, not the engine
             if self._migration is None:
@@ -253,7 +281,7 @@ class VirtualMachine:
             self._enter(State.RUNNING, header.STARTED_NS)
             execution.begin(self._program)
         while self._vm.warnings:
-            self._report(messages.Warned(self._vm.warnings.popleft()))
+            self._report(messages.Warned(self._vm.warnings.pop(0)))
         return not self._gone and not self._stopped and execution.has_more()
 
     def _meet(self) -> None:
@@ -337,7 +365,7 @@ class VirtualMachine:
         """Report something to the coordinator."""
         self._report(report)
 
-    def hang_up(self, link: VirtualLink) -> None:
+    def hang_up(self, link: VirtualLink | AnnouncedLink) -> None:
         """Close a connection."""
         link.close()
         for server in self._host.servers:
@@ -393,7 +421,7 @@ class VirtualMachine:
         self._stopped = True
         self._enter(State.STOPPED, header.STOPPED_NS)
         while self._vm.warnings:
-            self._report(messages.Warned(self._vm.warnings.popleft()))
+            self._report(messages.Warned(self._vm.warnings.pop(0)))
         self._report(messages.Stopped(statistics))
         if self._dismissed:
             self._end("")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from sim.engines.messages import Order
@@ -17,7 +16,7 @@ class OrderQueue:
     def __init__(self, loop: VirtualLoop, delay: Callable[[], int], on_arrival: Callable[[], object]) -> None:
         self._loop, self._clock, self._delay, self._on_arrival = loop, loop.clock, delay, on_arrival
         self._last_ns = 0
-        self.orders: deque[tuple[int, Order]] = deque()
+        self.orders: list[tuple[int, Order]] = []
         """The time at which each arrives, and the order."""
 
     def send(self, order: Order) -> None:
@@ -29,4 +28,4 @@ class OrderQueue:
     def take(self) -> Order | None:
         """The next order that has arrived."""
         orders = self.orders
-        return orders.popleft()[1] if orders and orders[0][0] <= self._clock.ns else None
+        return orders.pop(0)[1] if orders and orders[0][0] <= self._clock.ns else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 
 from sim.engines.virtual.counter import VirtualCounter
@@ -22,7 +21,7 @@ class ReadyCounters:
         self._add_counter, self._on_ready = add_counter, on_ready
         self._made: dict[int, tuple[VirtualCounter, int]] = {}
         self._own: dict[int, tuple[VirtualCounter, int]] = {}
-        self.queue: deque[tuple[VirtualCounter, int]] = deque()
+        self.queue: list[tuple[VirtualCounter, int]] = []
         """Counters that are not empty, in the order in which they became so, and the vector of each."""
 
     def make(self, vector: int) -> tuple[int, VirtualCounter]:

@@ -9,6 +9,7 @@ from nodes.errors import HostError, LocalProtocolError
 from nodes.wire.protocol import DIALECTS, Message
 from nodes.wire.server import Server
 from sim.engines.base import Arrival, Client, LiveMachine
+from sim.engines.virtual.announced_link import TimedAnnouncements
 from sim.engines.virtual.counter import VirtualCounter
 from sim.kernel.memory import Region, map_region
 from topologies import Domain
@@ -30,6 +31,12 @@ class Link(Protocol):
 
     def end(self) -> None:
         """The server has closed the connection."""
+
+    def greet(self, peer: int, lines: Sequence[int]) -> None:
+        """A server that announces once for all admits the machine."""
+
+    def close(self) -> None:
+        """The machine closes its end."""
 
 
 class VirtualClient:
@@ -53,6 +60,9 @@ class VirtualServer:
     """A `sim.engines.base.DomainServer`. What it says, and in which order, is `nodes.wire.server`'s.
 
     A machine connects by `connect` and disconnects by `disconnect`.
+
+    Attributes:
+        announcements: the joins and leaves, where machines hear a prefix of these; None where each is told by messages.
     """
 
     def __init__(
@@ -61,12 +71,15 @@ class VirtualServer:
         *,
         on_arrival: Callable[[Arrival], None],
         on_leave: Callable[[Client, str], None],
+        announcements: TimedAnnouncements | None = None,
     ) -> None:
+        self.announcements = announcements
         self._dialect = DIALECTS[domain.dialect]
         self._on_arrival, self._on_leave = on_arrival, on_leave
         self._server: Server[int] | None = None
         self._connected: dict[int, VirtualClient] = {}
-        self._departed: list[VirtualClient] = []
+        self._departed: dict[int, VirtualClient] = {}
+        self._by_link: dict[Link, VirtualClient] = {}
         self._waiting: dict[Link, VirtualArrival] = {}
         self._region = Region.create(domain.memory.size_bytes, kind="memfd")
         self.memory = memoryview(map_region(self._region.descriptor))
@@ -88,8 +101,9 @@ class VirtualServer:
             client.link.end()
         for link in self._waiting:
             link.end()
-        self._departed += self._connected.values()
+        self._departed |= self._connected
         self._connected.clear()
+        self._by_link.clear()
         self._waiting.clear()
         self._server = None
 
@@ -117,13 +131,17 @@ class VirtualServer:
         """A machine has closed its connection, or has ended."""
         if (arrival := self._waiting.pop(link, None)) is not None:
             arrival.has_left = True
-        gone = next((each for each in self._connected.values() if each.link is link), None)
+        gone = self._by_link.pop(link, None)
         if gone is None or self._server is None:
             return
         del self._connected[gone.peer]
-        self._departed.append(gone)
-        for to, message in self._server.leave(gone.peer):
-            self._connected[to].link.send(message)
+        self._departed[gone.peer] = gone
+        if self.announcements is not None:
+            self._server.forget(gone.peer)
+            self.announcements.leave(gone.peer)
+        else:
+            for to, message in self._server.leave(gone.peer):
+                self._connected[to].link.send(message)
         self._on_leave(gone, "closed the connection")
 
     def admit(self, arrivals: Iterable[tuple[Arrival, int]]) -> list[Client | None]:
@@ -140,15 +158,20 @@ class VirtualServer:
                 peer = self._server.enter([line for line, _ in made])
             except LocalProtocolError as error:
                 raise HostError(str(error)) from error
-            self._connected[peer] = client = VirtualClient(peer, arrival.link, [counter for _, counter in made])
+            client = VirtualClient(peer, arrival.link, [counter for _, counter in made])
+            self._connected[peer] = self._by_link[arrival.link] = client
             clients.append(client)
             joined.append(peer)
-        for to, message in self._server.spell_out(self._server.greet(joined)):
+            if self.announcements is not None:
+                lines = [line for line, _ in made]
+                arrival.link.greet(peer, lines)
+                self.announcements.join(peer, lines)
+        for to, message in self._server.spell_out(self._server.greet(joined)) if self.announcements is None else ():
             self._connected[to].link.send(message)
         return clients
 
     def clients(self) -> Iterator[VirtualClient]:
-        yield from self._departed
+        yield from self._departed.values()
         yield from self._connected.values()
 
     def guard_eventfds(self) -> None:
@@ -158,7 +181,7 @@ class VirtualServer:
         return sum(len(client.eventfds) for client in self._connected.values())
 
     def client(self, peer: int) -> VirtualClient | None:
-        return self._connected.get(peer) or next((each for each in self._departed if each.peer == peer), None)
+        return self._connected.get(peer) or self._departed.get(peer)
 
     def send(self, peer: int, make: Callable[[int], Message[int]]) -> bool:
         client = self._connected.get(peer)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from nodes.errors import UsageError
 from sim.recording import State
-from sim.recording.reader import Records, read
+from sim.recording.reader import Records, places, read
 from sim.results.analysis.balance import LineAccount, balance, edge_sums
 from sim.results.analysis.matching import DrainIndex, LineNumbers, Matching
 from sim.results.ending import Ending
@@ -53,12 +53,14 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
     Without an ``ending`` the coordinator died before it could say anything, and what it would have said is
     read off the recordings and the status.
     """
-    there = files.recordings(path)
+    there = {
+        row: (file, at) for first, file in files.recordings(path).items() for row, at in places(file, first).items()
+    }
     records = [_records(there, machine.index) for machine in manifest.machines]
     first_domain: dict[int, int] = {}
     for row, domain, _ in ending.identities if ending is not None else ():
         first_domain.setdefault(row, domain)  # an incarnation that migrated keeps its first name
-    further = [read(file, row) for row, file in there.items() if row >= len(records)]
+    further = [read(file, row, at) for row, (file, at) in sorted(there.items()) if row >= len(records)]
     later, manifest = _with_further(manifest, further, first_domain)
     records += later
     if ending is not None and ending.phases:
@@ -117,9 +119,10 @@ def _confirm(lines: Sequence[LineAccount], records: Sequence[Records]) -> int | 
     return difference
 
 
-def _records(there: dict[int, Path], machine: int) -> Records:
+def _records(there: Mapping[int, tuple[Path, int]], machine: int) -> Records:
     if machine in there:
-        return read(there[machine], machine)
+        file, at = there[machine]
+        return read(file, machine, at)
     return Records(machine, problems=[f"recording of machine {machine} is missing"])
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from pathlib import Path
 
 import pytest
 
 import sim
+from sim.engines.virtual import engine
+from sim.recording import RecordingLayout, RecordingPack, header
+from sim.recording.reader import places, read
 from topologies import shipped
 
 SMALL = {
@@ -21,6 +25,14 @@ SMALL = {
     "storm_256": {"machines.storm.count": "32", "run.duration_s": "0.1"},
     "thousand_peers": {"machines.crowd.count": "60", "run.duration_s": "0.5"},
     "ping_pong": {"run.duration_s": "0.3"},
+    "virtual_ring": {"machines.node.count": "600"},
+    "virtual_star": {"machines.node.count": "600", "machines.node.parameters.rate_hz": "50.0", "run.duration_s": "0.2"},
+    "virtual_random": {"machines.node.count": "600"},
+    "virtual_hotspot": {
+        "machines.sender.count": "600",
+        "machines.sender.parameters.rate_hz": "50.0",
+        "run.duration_s": "0.2",
+    },
 }
 """What makes them quick: one thread does the work of all machines."""
 
@@ -59,3 +71,46 @@ def test_the_same_seed_gives_the_same_run(name: str, tmp_path: Path) -> None:
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:
     first, second = run("ping_pong", tmp_path / "1"), run("ping_pong", tmp_path / "2", seed="7")
     assert first.summary["latency_ns"] != second.summary["latency_ns"]
+
+
+@pytest.mark.parametrize("name", ["kill_storm", "peer_churn", "two_domains", "unequal_vectors", "stuck_peer", "ring"])
+def test_a_topology_balances_where_servers_announce_once_for_all(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "MESSAGES_MAX", 0)
+    result = run(name, tmp_path)
+    assert result.status in ("finished", "degraded"), result.reason
+    assert result.balanced
+    assert result.summary["delivered"] > 0
+    assert not [each for each in result.summary["expectations"] or () if not each["met"]]
+
+
+def test_many_machines_share_recordings_and_announcements(tmp_path):
+    result = run("virtual_ring", tmp_path)
+    assert result.balanced
+    assert result.summary["refused"] == 0
+    count = len(result.machines)
+    edges = result.edges().to_pylist()
+    assert len(edges) > count / 2
+    assert all(each["target"] == (each["source"] + 1) % count for each in edges)
+
+
+def test_the_recordings_of_many_machines_are_in_few_files(tmp_path):
+    pack = RecordingPack(lambda row: tmp_path / f"{row}.rec")
+    layout = RecordingLayout(vectors=1, edges=2, rings=3, drains=4)
+    made = [pack.create(row, layout, sample_every=1, of=row, life=1, domain=0) for row in range(300)]
+    for row, recording in enumerate(made):
+        recording.words[header.EDGES_USED] = 1
+        recording.words[layout.edges_at : layout.edges_at + 3] = memoryview(array("Q", (row << 16, row + 1, 0)))
+        recording.close()
+    pack.close()
+    files = recordings_of(tmp_path)
+    assert list(files) == [0, 256]
+    found = {row: (file, at) for first, file in files.items() for row, at in places(file, first).items()}
+    assert list(found) == list(range(300))
+    for row, (file, at) in found.items():
+        records = read(file, row, at)
+        assert not records.problems
+        assert records.edges.tolist() == [[row << 16, row + 1, 0]]
+
+
+def recordings_of(folder: Path) -> dict[int, Path]:
+    return {int(path.stem): path for path in sorted(folder.iterdir(), key=lambda path: int(path.stem))}

@@ -1,0 +1,135 @@
+"""A machine's connection to a server that announces once for all machines: it hears a prefix of the announcements.
+
+A server that sends N machines the vectors of all N says N * N messages. Where that is too many, the server keeps the
+joins and leaves in one list, and a machine has heard those that were announced a moment ago.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+from nodes.peer_table import AnnouncedPeers, Announcements
+from nodes.vm import Vm
+from nodes.wire.protocol import Message
+from sim.engines.base import LiveMachine
+from sim.engines.virtual.counter import VirtualCounter
+from sim.engines.virtual.loop import VirtualLoop
+
+__all__ = ["AnnouncedLink", "TimedAnnouncements"]
+
+
+class TimedAnnouncements(Announcements):
+    """Announcements, and when each was made."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        super().__init__()
+        self._clock = clock
+        self._made_ns: list[int] = []
+
+    def join(self, peer: int, lines: Sequence[int]) -> None:
+        super().join(peer, lines)
+        self._made_ns.append(self._clock())
+
+    def leave(self, peer: int) -> None:
+        super().leave(peer)
+        self._made_ns.append(self._clock())
+
+    def made_until(self, time_ns: int) -> int:
+        """How many announcements had been made at that time."""
+        return bisect_right(self._made_ns, time_ns)
+
+
+class AnnouncedLink:
+    """A `sim.engines.virtual.server.Link` and the machine's end of it; implements what `VirtualDevice` needs of both.
+
+    Args:
+        delay_ns: how long an announcement is under way.
+        make_counter: as of `VirtualLink`.
+        on_readable: is called when the greeting can be read.
+        place: ``place(peer)`` puts the memory in its place.
+        on_own: is told each line of the machine's own once that can be waited for.
+    """
+
+    __slots__ = (
+        "_announcements",
+        "_delay_ns",
+        "_greeted_at",
+        "_heard",
+        "_lines",
+        "_loop",
+        "_make_counter",
+        "_on_own",
+        "_on_readable",
+        "_peer",
+        "_peers",
+        "_place",
+        "_vm",
+        "machine",
+        "peer",
+    )
+
+    def __init__(
+        self,
+        machine: LiveMachine,
+        vm: Vm,
+        loop: VirtualLoop,
+        announcements: TimedAnnouncements,
+        *,
+        delay_ns: int,
+        make_counter: Callable[[int], tuple[int, VirtualCounter]],
+        on_readable: Callable[[], object],
+        place: Callable[[int], object],
+        on_own: Callable[[int], object],
+    ) -> None:
+        self.machine, self._vm, self._loop, self._announcements = machine, vm, loop, announcements
+        self._delay_ns, self._make_counter, self._on_readable = delay_ns, make_counter, on_readable
+        self._place, self._on_own = place, on_own
+        self.peer: int | None = None
+        self._peer: int | None = None  # until the machine has heard it
+        self._lines: Sequence[int] = ()
+        self._heard = self._greeted_at = 0
+        self._peers = AnnouncedPeers(announcements, vm.guest.vectors)
+        vm.use_peers(self._peers)
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether the machine has its ID, its memory, and all peers that were there when it joined."""
+        return self.peer is not None
+
+    def make_counters(self, count: int) -> Sequence[tuple[int, VirtualCounter]]:
+        return [self._make_counter(vector) for vector in range(count)]
+
+    def greet(self, peer: int, lines: Sequence[int]) -> None:
+        """The server admits the machine; it announces it next."""
+        self._peers.join()
+        self._peer, self._lines = peer, lines
+        self._greeted_at = self._announcements.end
+        self._loop.after(self._delay_ns, self._on_readable)
+
+    def hear(self) -> None:
+        """Take in what was announced so long ago that it has arrived."""
+        announcements = self._announcements
+        if self._heard == announcements.end or self._peer is None:
+            return
+        self._heard = announcements.made_until(self._loop.clock.ns - self._delay_ns)
+        if self._heard <= self._greeted_at:
+            return
+        if self.peer is None:
+            self.peer = self._peer
+            self._place(self.peer)
+            for line in self._lines:
+                self._on_own(line)
+        self._vm.catch_up(self._heard)
+
+    def send(self, message: Message[int]) -> None:
+        """Nothing is said to one machine alone: the engine chooses another link for a run with such messages."""
+        raise NotImplementedError(message)
+
+    def end(self) -> None:
+        """As `send`."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """The machine has closed it."""
+        self._peer = None
