@@ -97,6 +97,11 @@ class AnnouncedLink:
         """Whether the machine has its ID, its memory, and all peers that were there when it joined."""
         return self.peer is not None
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the machine has heard all that was announced."""
+        return self._heard == self._announcements.end
+
     def make_counters(self, count: int) -> Sequence[tuple[int, VirtualCounter]]:
         return [self._make_counter(vector) for vector in range(count)]
 
