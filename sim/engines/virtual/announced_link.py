@@ -99,8 +99,8 @@ class AnnouncedLink:
 
     @property
     def is_read(self) -> bool:
-        """Whether the machine has heard all that was announced."""
-        return self._heard == self._announcements.end
+        """Whether the connection is open, and the machine has heard all that was announced."""
+        return self._peer is not None and self._heard == self._announcements.end
 
     def make_counters(self, count: int) -> Sequence[tuple[int, VirtualCounter]]:
         return [self._make_counter(vector) for vector in range(count)]

@@ -23,13 +23,13 @@ from sim.engines.virtual.migration import VirtualMigration
 from sim.engines.virtual.orders import OrderQueue
 from sim.engines.virtual.ready_counters import ReadyCounters
 from sim.engines.virtual.server import VirtualServer
+from sim.engines.virtual.worker_actions import WorkerActions
 from sim.recording import Recording, State, header
 from sim.recording.header import COUNTER_AT
 
 __all__ = ["VirtualMachine"]
 
 KILL_NS = 500_000
-MICROSECOND_NS = 1_000
 
 
 class VirtualMachine:
@@ -61,7 +61,7 @@ class VirtualMachine:
         self._wire_delay = host.wire_delay_to(configuration.name)
         self._orders = OrderQueue(host.loop, self._wire_delay, self._poke)
         self.counters = ReadyCounters(host.add_counter, self._rung)
-        self._said_ready = self._plugged = self._unread = False
+        self._said_ready = self._unread = False
         self._start_ns: int | None = None
         self._stop_ns = self._joined_ns = 0
         self._migration: VirtualMigration | None = None
@@ -92,6 +92,8 @@ class VirtualMachine:
         self._vm.guest.load = Load(configuration.load)
         name = configuration.name
         self._execution = Execution(host, self.devices, self.counters, configuration.vectors, self._poke, name)
+        vectors = configuration.vectors
+        self._actions = WorkerActions(self.devices, self.counters, self._execution, vectors, self._hang_up)
         self._wake_delay = host.decisions.delays("wake", name)
 
     # What its coordinator does
@@ -137,7 +139,7 @@ class VirtualMachine:
         except (ProgramError, HostError, UsageError) as error:
             self._fail(error)
             return
-        self._plugged = True
+        self._actions.is_plugged = True
         self._enter(State.CONNECTED)
 
     def connect(self, number: int, domain: int, place: Callable[[int, int], object] | None = None) -> None:
@@ -327,13 +329,13 @@ class VirtualMachine:
                 self._take_stop()
             case messages.Leave():
                 if not self._stopped:
-                    self._unplug()
+                    self._actions.unplug()
                 self._take_stop()
             case messages.Migrate():
                 self._migration = VirtualMigration(self, self._host, order)
             case messages.Act(do, arguments):
                 with blaming_program():
-                    getattr(self, f"_{do}")(**arguments)
+                    getattr(self._actions, do)(**arguments)
 
     def _store_counts(self, ping: int) -> None:
         for device in self.devices:
@@ -370,41 +372,6 @@ class VirtualMachine:
         link.close()
         for server in self._host.servers:
             server.disconnect(link)
-
-    # A handler for each `topologies.actions.WorkerAction`
-
-    def _reset(self) -> None:
-        if self._plugged and self._execution.has_begun:
-            for device in reversed(self.devices):
-                self._execution.wait = device.vm.reset(self._execution.program)
-
-    def _mask(self, vectors: list[int] | None = None, *, masked: bool = True) -> None:
-        for device in self.devices:
-            for vector in vectors or range(self._configuration.vectors):
-                device.vm.mask(vector, masked=masked)
-        self._execution.wait = self._vm.wait
-
-    def _unmask(self, vectors: list[int] | None = None) -> None:
-        self._mask(vectors, masked=False)
-
-    def _slow(self, delay_us: float) -> None:
-        self._execution.slow(round(delay_us * MICROSECOND_NS))
-
-    def _deafen(self) -> None:
-        for device in self.devices:
-            if device.link is not None:
-                device.link.close()
-
-    def _unplug(self) -> None:
-        self._plugged = False
-        self.counters.forget(self.counters.lines)
-        with blaming_program():
-            for device in self.devices:
-                device.vm.unplug()
-        self._execution.wait = None
-        for device in self.devices:
-            device.vm.doorbells.flush()
-            self._hang_up(device)
 
     def _stop(self) -> None:
         """End the program: no more rings, no more drains; the counts are final."""
