@@ -27,7 +27,7 @@ class Need(NamedTuple):
     data_bytes: int
 
 
-RESULTS = Need("Python, numpy and Arrow", 512 * MIB, 208 * MIB)
+RESULTS = Need("Python, numpy and Arrow", 640 * MIB, 208 * MIB)
 """For commands that write or read results."""
 TELEMETRY = Need("Python, numpy and ZeroMQ", 288 * MIB, 128 * MIB)
 """For commands that watch a run, or draw a topology."""

@@ -27,7 +27,7 @@ def limited(options: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "options",
     [
-        *(f"ulimit -v {mebibytes << 10}" for mebibytes in (60, 100, 200, 400, 511, 530, 640, 800)),
+        *(f"ulimit -v {mebibytes << 10}" for mebibytes in (60, 100, 200, 400, 639, 640, 800)),
         *(f"ulimit -d {mebibytes << 10}" for mebibytes in (20, 100, 207, 260)),
         *(f"ulimit -f {blocks}" for blocks in (0, 100, 5000, 30000)),
         *(f"ulimit -n {descriptors}" for descriptors in (16, 40, 120)),
@@ -61,7 +61,7 @@ def test_commands_that_load_little_need_little(command: str) -> None:
 
 
 def test_each_limit_is_compared_with_its_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {resource.RLIMIT_AS: 512 * MIB, resource.RLIMIT_DATA: 208 * MIB, resource.RLIMIT_STACK: 128 << 10}
+    limits = {resource.RLIMIT_AS: 640 * MIB, resource.RLIMIT_DATA: 208 * MIB, resource.RLIMIT_STACK: 128 << 10}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], UNLIMITED))
     rlimits.check(rlimits.RESULTS)
     for kind, option in ((resource.RLIMIT_AS, "-v"), (resource.RLIMIT_DATA, "-d"), (resource.RLIMIT_STACK, "-s")):
