@@ -177,7 +177,7 @@ def _look_at_host(sampling_s: float) -> Resources:
 def _private_bytes(pid: int, mapped: bytes) -> int | None:
     """The pages of such mappings that only this process has (proc_pid_smaps(5)); psutil has them by path, and dear.
 
-    None where there are no such mappings (yet), or the kernel does not say. Raises ``psutil.NoSuchProcess`` when it is
+    None where a worker has no such mappings (yet), or the kernel does not say; a QEMU never has any. Raises ``psutil.NoSuchProcess`` when it is
     gone.
     """
     try:
@@ -188,9 +188,17 @@ def _private_bytes(pid: int, mapped: bytes) -> int | None:
         return None
     _, *mappings = text.split(mapped)
     if not mappings:
-        return None
+        return None if _is_interpreter(pid) else 0
     # Each but the first piece begins within the line of such a mapping: its own two figures come first.
     return 1024 * sum(int(size) for each in mappings for size in PRIVATE.findall(each)[:2])
+
+
+def _is_interpreter(pid: int) -> bool:
+    """Whether a process runs the program that this one runs, as each worker does."""
+    try:
+        return os.path.samefile(f"/proc/{pid}/exe", "/proc/self/exe")
+    except OSError:
+        return True
 
 
 def _faults(pid: int) -> tuple[int | None, int | None]:
