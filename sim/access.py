@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,7 +13,16 @@ from nodes.wire.protocol import DIALECTS, V0
 from sim.wire.qemu_options import qemu_options
 from topologies import Topology
 
-__all__ = ["Access", "access_to", "name_memories", "qemu_lines", "server_path", "shown"]
+__all__ = [
+    "Access",
+    "access_to",
+    "external_lines",
+    "external_path",
+    "name_memories",
+    "qemu_lines",
+    "server_path",
+    "shown",
+]
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -36,6 +45,11 @@ class Access(msgspec.Struct, frozen=True):
 def server_path(first: Path, number: int, domain: str) -> Path:
     """Return the path of a domain's socket; that of the first domain, number 0, is ``first`` itself."""
     return first if number == 0 else first.with_name(f"{first.name}.{domain}")
+
+
+def external_path(first: Path, machine: str) -> Path:
+    """Return the path of the socket on which an external machine is awaited."""
+    return first.with_name(f"{first.name}-{machine}")
 
 
 def name_memories(topology: Topology) -> Topology:
@@ -72,6 +86,17 @@ def qemu_lines(topology: Topology, accesses: Iterable[Access]) -> list[str]:
             name = f" in {domain.name}" if len(topology.domains) > 1 else ""
             lines.append(f"for QEMU{name}: {qemu_options(Path(access.socket), vectors)}")
     return lines
+
+
+def external_lines(topology: Topology, accesses: Sequence[Access]) -> list[str]:
+    """Return the options with which each external machine's QEMU is to be started."""
+    first = Path(accesses[0].socket)
+    return [
+        f"{machine.name} is awaited: start its QEMU with "
+        f"{qemu_options(external_path(first, machine.name), machine.vectors)}"
+        for machine in topology.machines
+        if machine.kind == "external"
+    ]
 
 
 def shown(accesses: Iterable[Access], most: int = 4) -> list[str]:

@@ -261,6 +261,7 @@ def _machine(resolved: ResolvedMachines, index: int, arguments: Mapping[int, Arg
         name=resolved.names.names_of[index],
         group=resolved.group_of(index),
         kind=values["kind"],
+        ready_timeout_s=values["ready_timeout_s"],
         vectors=values["vectors"],
         role=values["role"],
         profile=values["profile"],

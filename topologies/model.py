@@ -67,13 +67,17 @@ Role = Annotated[
     ),
 ]
 MachineKind = Annotated[
-    Literal["simulated", "qemu"],
+    Literal["simulated", "qemu", "external"],
     Meta(
         description=(
             "`simulated`: the device is a model; `qemu`: it is that of a real QEMU without a guest, which the run "
-            "starts and which the program drives."
+            "starts and which the program drives; `external`: it is that of a QEMU that someone else starts, and that "
+            "has no program of the run."
         )
     ),
+]
+ReadyTimeout = Annotated[
+    float, Meta(gt=0, le=86_400, description="How long the QEMU of an external machine is awaited, in seconds.")
 ]
 Profile = Annotated[str, Meta(pattern=NAME_PATTERN, description="The device profile of each machine.")]
 ProgramName = Annotated[
@@ -247,6 +251,7 @@ class Machine(Struct, frozen=True, kw_only=True):
         index: from 0 over all groups in the file's order. The server gives IDs in that order to the machines that are
             ``present`` at the start of the run; the others join by the timeline.
         kind: what its device is, a model or that of a real QEMU.
+        ready_timeout_s: how long an external machine is awaited.
         vectors: the vectors of each device.
         parameters: a typed value for every parameter of the program; names of machines have become `Machines`.
         domains: the machine has a device in each of them.
@@ -264,7 +269,8 @@ class Machine(Struct, frozen=True, kw_only=True):
     parameters: dict[str, Any]
     domains: tuple[str, ...] = (MAIN_DOMAIN,)
     present: bool = True
-    kind: Literal["simulated", "qemu"] = "simulated"
+    kind: MachineKind = "simulated"
+    ready_timeout_s: ReadyTimeout = 60.0
     guest: GuestImage | None = None
     scheduling: Scheduling = Scheduling()
     blockers: tuple[str, ...] = ()

@@ -77,7 +77,7 @@ def run(
     Ctrl-C ends it early and keeps what was measured; a second one does not wait for the machines. The exit code is 99
     when an expectation of the topology is not met.
     """
-    from sim.access import qemu_lines, shown
+    from sim.access import external_lines, qemu_lines, shown
     from sim.commands.progress import progress
     from sim.runner import Begun
     from sim.runner import run as run_topology
@@ -100,12 +100,13 @@ def run(
                 from sim.views.prometheus import exporting
 
                 stack.enter_context(exporting(begun.telemetry, prometheus, partial(click.echo, err=True)))
+            lines = external_lines(begun.topology, begun.access)
             if socket_path is not None or not (as_json or quiet):
-                lines = shown(begun.access)
+                lines += shown(begun.access)
                 if socket_path is not None:
                     lines += qemu_lines(begun.topology, begun.access)
-                for line in lines:
-                    stderr.print(line, markup=False, highlight=False, soft_wrap=True)
+            for line in lines:
+                stderr.print(line, markup=False, highlight=False, soft_wrap=True)
 
         try:
             result = run_topology(

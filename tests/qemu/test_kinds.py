@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
 import sim
-from sim.engines.qemu.qtest import DEFAULT_QEMU
+from sim.access import external_lines
+from sim.engines.qemu.qtest import DEFAULT_QEMU, Qemu, find_qemu
 from sim.results import Run
+from sim.runner import Begun
+from tests.qemu.test_peer import BARS, DOORBELL, VECTORS, probe
 from topologies import Topology, load, loads, shipped
 from topologies.actions import Migrate
 
 pytestmark = pytest.mark.qemu
 
 MACHINES_MAX = 8
+RUNG = 50
 
 
 def qemus() -> set[int]:
@@ -151,6 +156,65 @@ def test_the_timeline_acts_on_qemus(tmp_path: Path) -> None:
     assert run.summary["pba_pending"] > 0
     joined = [event["machine"] for event in run.events() if event["kind"] == "machine_joined"]
     assert sorted(joined) == ["real-2.2", "real-3.2"]
+
+
+EXTERNAL = """
+[run]
+duration_s = 1.0
+warmup_s = 0
+
+[machines.model]
+count = 2
+vectors = 2
+program = "storm"
+parameters = {{ to = "theirs", rate_hz = 200.0 }}
+
+[machines.theirs]
+kind = "external"
+ready_timeout_s = {timeout_s}
+vectors = {vectors}
+"""
+
+
+def test_a_qemu_of_someone_else_is_awaited_and_on_the_books(tmp_path: Path) -> None:
+    topology = loads(EXTERNAL.format(vectors=VECTORS, timeout_s=60))
+    seen: list[int] = []
+
+    def begin(begun: Begun) -> None:
+        (line,) = external_lines(topology, begun.access)
+        thread = threading.Thread(target=be_theirs, args=(line,), daemon=True)
+        thread.start()
+        threads.append(thread)
+
+    def be_theirs(line: str) -> None:
+        arguments = line.partition(" with ")[2].split()
+        while not Path(arguments[1].removeprefix("socket,path=").partition(",")[0]).exists():
+            threading.Event().wait(0.01)
+        with Qemu(find_qemu(), ["-machine", "pc", *arguments[:3], f"{arguments[3]},addr=04.0"]) as real:
+            seen.append(probe(real))
+            for _ in range(RUNG):
+                real.write(BARS[0] + DOORBELL, 4, 0 << 16 | 1)
+            over.wait()
+
+    threads: list[threading.Thread] = []
+    over = threading.Event()
+    run = sim.run(topology, runs=tmp_path, on_begin=begin)
+    over.set()
+    threads[0].join()
+    check(run)
+    assert seen == [2]
+    assert run.summary["settled"] == 0
+    groups = run.summary["groups"]
+    assert groups["model"]["rung"] == RUNG  # which only theirs rings
+    assert groups["theirs"]["delivered"] > 0
+
+
+def test_who_is_missing_is_told_when_its_time_is_over(tmp_path: Path) -> None:
+    run = sim.run(loads(EXTERNAL.format(vectors=VECTORS, timeout_s=0.3)), runs=tmp_path)
+    assert run.status == "failed"
+    assert "theirs" in run.reason
+    assert "no QEMU has connected" in run.reason
+    assert "within 0.3 s" in run.reason
 
 
 DIES = """

@@ -29,6 +29,7 @@ from topologies.model import (
     Priority,
     Profile,
     ProgramName,
+    ReadyTimeout,
     Role,
     RunSettings,
     Seed,
@@ -153,6 +154,7 @@ class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     program: ProgramName = ""
     kind: MachineKind = "simulated"
+    ready_timeout_s: ReadyTimeout = 60.0
     vectors: Vectors = 1
     role: Annotated[
         Role | None,

@@ -205,9 +205,21 @@ def _check_kind(settings: Settings, engine: str, report: Report) -> None:
     if values["profile"] not in REAL_PROFILES and not settings.faulty("profile", report):
         expected = f"{' or '.join(map(show, REAL_PROFILES))}, for machines of the kind {values['kind']}"
         report.add(settings.at("profile"), expected, show(values["profile"]))
+    if values["kind"] == "external":
+        _settle_external(settings, report)
     if engine != "process":
         hint = 'engine = "process" runs machines of every kind'
         report.add(settings.at("kind"), f'"simulated", for run.engine = {show(engine)}', show(values["kind"]), hint)
+
+
+def _settle_external(settings: Settings, report: Report) -> None:
+    """An external machine has one device, and no program but what its guest runs."""
+    if settings.values.get("program") is not None and settings.at("program")[0] != "defaults":
+        report.add(settings.at("program"), 'no program, for kind = "external"', show(settings.values["program"]))
+    settings.values["program"] = "idle"
+    settings.parameters.clear()
+    if len(settings.values["domains"]) > 1:
+        report.add(settings.at("domains"), 'one domain, for kind = "external"', str(len(settings.values["domains"])))
 
 
 def _check_migratable(settings: Settings, report: Report) -> None:

@@ -28,9 +28,13 @@ class Forked(msgspec.Struct, tag=True, frozen=True):
 
 
 class Hosted(msgspec.Struct, tag=True, frozen=True):
-    """From the worker: its machine is in a process of its own, a QEMU, which is stalled and measured as the machine."""
+    """From the worker: its machine is in a process of its own, a QEMU, which is stalled and measured as the machine.
+
+    One that is not ``ours`` is not ended.
+    """
 
     pid: int
+    ours: bool = True
 
 
 class Proceed(msgspec.Struct, tag=True, frozen=True):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from sim.access import server_path
+from sim.access import external_path, server_path
 from sim.engines.base import Arrival, Client, DeviceRow
 from sim.engines.messages import Report
 from sim.engines.process.domain_server import SocketServer
@@ -24,6 +24,8 @@ from sim.recording import Recording
 from topologies import Domain, Machine, Topology
 
 __all__ = ["ProcessEngine"]
+
+SECOND_NS = 1_000_000_000
 
 
 class ProcessEngine:
@@ -82,7 +84,14 @@ class ProcessEngine:
             for row, recording in zip(rows, recordings, strict=True)
         )
         handle = WorkerHandle(
-            configure_worker(self._topology, machine, name=name, row=rows[0].row, devices=devices),
+            configure_worker(
+                self._topology,
+                machine,
+                name=name,
+                row=rows[0].row,
+                devices=devices,
+                socket=os.fspath(external_path(self._socket_path, machine.name)),
+            ),
             recordings,
             self.loop,
             self._fork_server,
@@ -144,7 +153,9 @@ class ProcessEngine:
     def start_progress(self) -> int:
         ready = sum(machine.pid is not None for machine in self._machines)
         now_ns = self.loop.clock.now_ns()
-        return ready + self._fork_server.work() + sum(each.start_progress(now_ns) for each in self._guests)
+        awaited_s = now_ns // SECOND_NS if any(each.is_awaited(now_ns) for each in self._machines) else 0
+        awaited_s += sum(each.start_progress(now_ns) for each in self._guests)
+        return ready + self._fork_server.work() + awaited_s
 
     def state(self) -> str:
         return self._fork_server.state()

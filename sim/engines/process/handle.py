@@ -18,6 +18,7 @@ from sim.recording import Recording, State, header
 
 __all__ = ["WorkerHandle"]
 
+SECOND_NS = 1_000_000_000
 LAST_WORDS_NS = 200_000_000
 STARVED_TICKS = 100  # a second: more CPU time than the end of any program that yields takes
 
@@ -56,11 +57,12 @@ class WorkerHandle:
         self._listening = self._ended = False
         self._migrating = False
         self._failure = ""
-        self._ticks_at_stop = 0
+        self._ticks_at_stop = self._started_ns = 0
         self._processes: deque[ChildProcess] = deque()
         """The process that it is in, then those that it has moved on to."""
         self._candidate: ChildProcess | None = None
         self._hosted: ChildProcess | None = None
+        self._hosted_is_ours = True
         """The QEMU that the machine is in, beside the process that drives it."""
 
     @property
@@ -84,8 +86,14 @@ class WorkerHandle:
         pid = self._worker_pid
         return pid is not None and wants_cpu(pid) and work_ticks(pid) - self._ticks_at_stop < STARVED_TICKS
 
+    def is_awaited(self, now_ns: int) -> bool:
+        """Whether its QEMU may still be started, by someone else."""
+        timeout_ns = round(self._configuration.ready_timeout_s * SECOND_NS)
+        return self._started_ns > 0 and self._hosted is None and now_ns < self._started_ns + timeout_ns
+
     def start(self) -> None:
         self._listening = True
+        self._started_ns = self._loop.clock.now_ns()
         self._loop.add(self._control, self._listen)
         self._fork_server.fork(self._configuration, self._worker_end)
 
@@ -110,7 +118,8 @@ class WorkerHandle:
 
     def kill(self) -> None:
         for process in self._all():
-            process.signal(signal.SIGKILL)
+            if process is not self._hosted or self._hosted_is_ours:
+                process.signal(signal.SIGKILL)
 
     def close(self) -> None:
         self.kill()
@@ -143,8 +152,8 @@ class WorkerHandle:
                     case Forked(pid):
                         self._add_process(pid)
                         continue
-                    case Hosted(pid):
-                        self._add_hosted(pid)
+                    case Hosted(pid, ours):
+                        self._add_hosted(pid, ours=ours)
                         continue
                     case messages.Moved():
                         self._arrive()
@@ -198,10 +207,10 @@ class WorkerHandle:
                 self._lose_candidate()
         self._control.send(Proceed())
 
-    def _add_hosted(self, pid: int) -> None:
+    def _add_hosted(self, pid: int, *, ours: bool) -> None:
         """The machine is in that process from now on: what it costs is measured there."""
         with contextlib.suppress(ProcessLookupError):  # it has ended, which the worker tells
-            self._hosted = ChildProcess(pid)
+            self._hosted, self._hosted_is_ours = ChildProcess(pid), ours
             self._report(Placed())
 
     def _arrive(self) -> None:

@@ -88,6 +88,10 @@ def _worker(kind: str) -> type[Worker]:
         from sim.engines.qemu.worker import QemuWorker
 
         return QemuWorker
+    if kind == "external":
+        from sim.engines.qemu.external import ExternalWorker
+
+        return ExternalWorker
     return Worker
 
 

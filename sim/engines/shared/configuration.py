@@ -25,7 +25,8 @@ class WorkerConfiguration:
     """All that a worker is told when it starts.
 
     ``peers`` and ``traces`` are parameters whose machines are given by index; their IDs follow in orders. ``load`` are
-    the pieces of `nodes.load.Load`.
+    the pieces of `nodes.load.Load`. A machine of the kind "external" is awaited on ``socket`` for
+    ``ready_timeout_s``.
     """
 
     name: str
@@ -46,6 +47,8 @@ class WorkerConfiguration:
     priority: int
     nice: int
     devices: tuple[DeviceConfiguration, ...]
+    socket: str = ""
+    ready_timeout_s: float = 0.0
 
 
 decode_configuration = msgspec.msgpack.Decoder(WorkerConfiguration).decode

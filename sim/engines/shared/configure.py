@@ -17,8 +17,12 @@ def configure_worker(
     name: str,
     row: int,
     devices: tuple[DeviceConfiguration, ...],
+    socket: str = "",
 ) -> WorkerConfiguration:
-    """The configuration of one incarnation of ``machine``, whose first device writes the recording number ``row``."""
+    """The configuration of one incarnation of ``machine``, whose first device writes the recording number ``row``.
+
+    An external machine is awaited on ``socket``.
+    """
     plain, peers, traces = {}, {}, {}
     for parameter, value in machine.parameters.items():
         match value:
@@ -48,4 +52,6 @@ def configure_worker(
         priority=scheduling.priority,
         nice=scheduling.nice,
         devices=devices,
+        socket=socket,
+        ready_timeout_s=machine.ready_timeout_s if machine.kind == "external" else 0.0,
     )
