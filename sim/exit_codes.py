@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nodes.errors import HostError, IvshmemError, UsageError
-from sim.kernel.lacks import is_lack
+from sim.kernel.shortage import is_shortage
 from sim.kernel.signals import ENDING
 
 __all__ = [
@@ -40,7 +40,7 @@ def of_error(error: IvshmemError) -> int:
 
 def of_os_error(error: OSError) -> int:
     """The code of an error of the kernel that nothing has explained."""
-    return HOST_TOO_SMALL if is_lack(error) else FAILED
+    return HOST_TOO_SMALL if is_shortage(error) else FAILED
 
 
 def of_signal(name: str) -> int:

@@ -22,9 +22,9 @@ from typing import Any
 import msgspec
 
 import sim.results
-from nodes.errors import HostError, UsageError
+from nodes.errors import UsageError
 from sim.exit_codes import of_run
-from sim.kernel.lacks import has_no_room
+from sim.kernel.shortage import error_of_path
 from sim.results import Run
 from sim.results.expectations import evaluate
 from sim.results.store import files
@@ -190,20 +190,12 @@ class Sweep:
     def create(cls, where: Path, plan: Plan) -> Sweep:
         """Make a new directory under ``where``. Raises ``HostError`` when it cannot be made."""
         title = plan.topology(plan.cells[0]).title
-        slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].rstrip("-") or "run"
         started = datetime.datetime.now(datetime.UTC)
         try:
-            where.mkdir(parents=True, exist_ok=True)
-            for number in itertools.count(1):
-                path = where / f"sweep-{slug}-{started:%Y%m%dT%H%M%SZ}-{number}"
-                if not path.exists():
-                    path.mkdir(mode=0o700)
-                    break
-            sweep = cls(path, plan)
+            sweep = cls(files.new_directory(where, f"sweep-{files.slug(title)}", started), plan)
             sweep._write()
         except OSError as error:
-            told = f"{where}: the sweep's directory cannot be made: {error.strerror or error}"
-            raise (HostError if has_no_room(error) else UsageError)(told) from error
+            raise error_of_path(error, f"{where}: the sweep's directory cannot be made") from error
         return sweep
 
     @classmethod

@@ -13,13 +13,13 @@ from typing import IO, Any
 
 import click
 
-from nodes.errors import HostError, UsageError
+from nodes.errors import UsageError
 from nodes.wire.analyzer import Analysis, Explained, explain
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
 from nodes.wire.protocol import DIALECTS, V0
 from sim.commands.numbers import duration_ns
-from sim.kernel.lacks import has_no_room
 from sim.kernel.loop import Loop
+from sim.kernel.shortage import error_of_path
 from sim.kernel.signals import ended_by_signal
 from sim.views.session import analysis_lines
 
@@ -67,8 +67,7 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
         except BrokenPipeError:
             raise
         except OSError as error:
-            told = f"cannot write {output}: {error.strerror}"
-            raise (HostError if has_no_room(error) else UsageError)(told) from error
+            raise error_of_path(error, f"cannot write {output}") from error
 
     with contextlib.ExitStack() as stack:
         loop = Loop()

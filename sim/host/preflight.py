@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 from rich.console import Console
@@ -50,8 +50,6 @@ RESULTS_SHARE = 0.25
 # Measured on two idle CPUs: the start of a run of two machines, of one more process, of one more message.
 BASE_S, PROCESS_S, MESSAGE_S = 0.2, 0.010, 4e-6
 PATIENCE_S, PATIENCE_EACH_S = 30.0, 0.1
-
-T = TypeVar("T")
 
 
 class Sum(msgspec.Struct, frozen=True, kw_only=True):

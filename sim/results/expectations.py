@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from topologies.language.values import MisfitError
 from topologies.metrics import LATENCIES, UNITS_NS, Metric, find_metric
 from topologies.ringing_check import open_loops, unreachable
 
-__all__ = ["BROKEN", "ExpectationVerdict", "evaluate", "missed", "silent_loads"]
+__all__ = ["BROKEN", "ExpectationVerdict", "evaluate", "silent_loads"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -57,11 +57,6 @@ def silent_loads(topology: Topology, run: Run) -> list[str]:
             reason = next((reasons[machine.name] for machine in machines if machine.name in reasons), "")
             found.append(f"{group} rang nothing, although its load is an open loop" + (f": {reason}" if reason else ""))
     return found
-
-
-def missed(verdicts: Iterable[ExpectationVerdict]) -> int:
-    """The number of expectations that are not met; above 0, the exit code is 99."""
-    return sum(not verdict.met for verdict in verdicts)
 
 
 def _metric(name: str) -> Metric:

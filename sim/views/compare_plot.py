@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nodes.errors import HostError, UsageError
-from sim.kernel.lacks import has_no_room
+from nodes.errors import UsageError
+from sim.kernel.shortage import error_of_path
 from sim.results.compare import Comparison
 
 __all__ = ["save"]
@@ -35,5 +35,4 @@ def save(comparison: Comparison, path: Path) -> None:
     try:
         figure.savefig(path)
     except OSError as error:
-        told = f"{path}: the picture cannot be written: {error.strerror or error}"
-        raise (HostError if has_no_room(error) else UsageError)(told) from error
+        raise error_of_path(error, f"{path}: the picture cannot be written") from error

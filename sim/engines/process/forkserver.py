@@ -23,9 +23,9 @@ import msgspec
 
 from sim.engines.shared.configuration import WorkerConfiguration
 from sim.kernel.channel import send_descriptors
-from sim.kernel.lacks import is_lack
 from sim.kernel.loop import Loop
 from sim.kernel.processes import RUN_VARIABLE, describe_exit, has_stopped, work_ticks
+from sim.kernel.shortage import is_shortage
 from sim.kernel.signals import signals_held
 
 __all__ = ["ForkServer"]
@@ -138,7 +138,7 @@ class ForkServer:
                 self._loop.add(self._socket, lambda: None, writable=self._send)
                 return
             except OSError as error:
-                if is_lack(error):  # for now: too many descriptors are open, or under way (unix(7))
+                if is_shortage(error):  # for now: too many descriptors are open, or under way (unix(7))
                     self._loop.remove(self._socket)
                     self._loop.at(self._loop.clock.now_ns() + RETRY_NS, self._send)
                     return

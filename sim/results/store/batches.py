@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from nodes.errors import UsageError
-from sim.results.store.files import at_once
-from sim.results.store.schemas import DAMAGE, check_values, damaged, file_name
+from sim.results.store.schemas import check_values, file_name, opened
 
 __all__ = ["Column", "batches", "extent"]
 
@@ -26,24 +24,19 @@ def batches(directory: Path, name: str, columns: Sequence[str]) -> Iterator[dict
 
     Raises ``UsageError`` when the file is missing or damaged, or has no such columns of numbers.
     """
-    path = directory / file_name(name)
-    try:
-        with open(path, "rb", opener=at_once) as file:
-            parquet = pq.ParquetFile(file)
-            _check(path, parquet.schema_arrow, columns)
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=list(columns)):
-                batch.validate(full=True)
-                check_values(path.name, batch)
-                yield {column: _numbers(batch.column(column), -1 if column == "target" else 0) for column in columns}
-    except DAMAGE as error:
-        raise damaged(path, error) from error
+    with opened(directory, name) as parquet:
+        _check(name, parquet.schema_arrow, columns)
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=list(columns)):
+            batch.validate(full=True)
+            check_values(file_name(name), batch)
+            yield {column: _numbers(batch.column(column), -1 if column == "target" else 0) for column in columns}
 
 
-def _check(path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
+def _check(name: str, schema: pa.Schema, columns: Sequence[str]) -> None:
     for column in columns:
         kind = schema.field(column).type if column in schema.names else None
         if kind is None or not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-            raise UsageError(f"{path.name} has no column {column} of numbers")
+            raise UsageError(f"{file_name(name)} has no column {column} of numbers")
 
 
 def _numbers(column: pa.Array, missing: int) -> Column:
@@ -57,30 +50,14 @@ def _numbers(column: pa.Array, missing: int) -> Column:
     return numbers
 
 
-def rows(directory: Path, name: str) -> int:
-    """How many rows a table has. Raises ``UsageError`` when it is missing or damaged."""
-    path = directory / file_name(name)
-    try:
-        with open(path, "rb", opener=at_once) as file:
-            count: int = pq.ParquetFile(file).metadata.num_rows
-            return count
-    except DAMAGE as error:
-        raise damaged(path, error) from error
-
-
 def extent(directory: Path, name: str, column: str) -> tuple[int, int] | None:
     """The smallest and the largest value of a column, as the footer tells; None when the table is empty.
 
     Raises ``UsageError`` when the table is missing or damaged.
     """
-    path = directory / file_name(name)
-    try:
-        with open(path, "rb", opener=at_once) as file:
-            parquet = pq.ParquetFile(file)
-            _check(path, parquet.schema_arrow, (column,))
-            at = parquet.schema_arrow.names.index(column)
-            groups = (parquet.metadata.row_group(each).column(at) for each in range(parquet.metadata.num_row_groups))
-            known = [group.statistics for group in groups if group.statistics and group.statistics.has_min_max]
-            return (min(each.min for each in known), max(each.max for each in known)) if known else None
-    except DAMAGE as error:
-        raise damaged(path, error) from error
+    with opened(directory, name) as parquet:
+        _check(name, parquet.schema_arrow, (column,))
+        at = parquet.schema_arrow.names.index(column)
+        groups = (parquet.metadata.row_group(each).column(at) for each in range(parquet.metadata.num_row_groups))
+        known = [group.statistics for group in groups if group.statistics and group.statistics.has_min_max]
+        return (min(each.min for each in known), max(each.max for each in known)) if known else None

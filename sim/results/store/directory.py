@@ -11,7 +11,6 @@ import datetime
 import errno
 import importlib.metadata
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,10 +20,10 @@ from typing import Any, Self
 
 import msgspec
 
-from nodes.errors import HostError, IvshmemError, RunError, UsageError
+from nodes.errors import HostError, IvshmemError, RunError
 from sim.access import Access
 from sim.host.wake_up_baseline import WakeUpBaseline
-from sim.kernel.lacks import has_no_room, is_lack
+from sim.kernel.shortage import error_of_path, is_shortage
 from sim.results.ending import BaselineMeasurement, Ending
 from sim.results.run import Run
 from sim.results.store import files
@@ -76,7 +75,7 @@ class RunDirectory:
         """
         started_ns, started = time.monotonic_ns(), datetime.datetime.now(datetime.UTC)
         try:
-            path = _next_free(where, topology.title, started)
+            path = files.new_directory(where, files.slug(topology.title), started)
             (path / files.RAW).mkdir(mode=0o700)
             manifest = _manifest(topology, arguments, started_ns, started)
             files.replace(path / files.TOPOLOGY, topology.source_text.encode())
@@ -88,8 +87,7 @@ class RunDirectory:
             files.write_status(path, files.RUNNING)
             return cls(path, manifest)
         except OSError as error:
-            told = f"{where}: the run directory cannot be made: {error.strerror or error}"
-            raise (HostError if has_no_room(error) else UsageError)(told) from error
+            raise error_of_path(error, f"{where}: the run directory cannot be made") from error
 
     def recording_path(self, machine: int) -> Path:
         """Where the recording of the machine with that index belongs."""
@@ -168,7 +166,7 @@ class RunDirectory:
         except OSError as error:
             kept = f"the recordings are kept in {files.RAW}/, and opening the run again finishes the job"
             told = f"{self.path}: {_reason(error)} when the results were written; {kept}"
-            raise (HostError(told) if is_lack(error) else RunError(told)) from error
+            raise (HostError(told) if is_shortage(error) else RunError(told)) from error
 
     def close(self) -> None:
         """Close the files that grow; a directory that is not finished stays for ``open`` to recover."""
@@ -229,20 +227,6 @@ def _copy(source: Path, directory: Path, name: Path) -> None:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not target.exists():
         files.replace(target, source.read_bytes())
-
-
-def _next_free(parent: Path, title: str, started: datetime.datetime) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].rstrip("-") or "run"
-    number = 1
-    while True:
-        path = parent / f"{slug}-{started:%Y%m%dT%H%M%SZ}-{number}"
-        try:
-            path.mkdir(mode=0o700)
-        except FileExistsError:
-            number += 1
-        else:
-            return path
 
 
 def _manifest(

@@ -16,8 +16,11 @@ that comes out of a file never becomes part of a path.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
+import itertools
 import os
+import re
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,12 +42,14 @@ __all__ = [
     "SUMMARY",
     "TOPOLOGY",
     "at_once",
+    "new_directory",
     "private",
     "read_bytes",
     "read_json",
     "read_status",
     "recordings",
     "replace",
+    "slug",
     "sync_directory",
     "write_json",
     "write_status",
@@ -70,6 +75,22 @@ STATUS_IN_PLACE_BYTES = 512
 JSON_LIMIT_BYTES = 64 << 20
 
 T = TypeVar("T")
+
+
+def slug(title: str) -> str:
+    """A title as part of a file's name: at most 40 lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:40].rstrip("-") or "run"
+
+
+def new_directory(parent: Path, name: str, started: datetime.datetime) -> Path:
+    """Make a directory, mode 0700: the name, UTC time and the first free number. Raises ``OSError``."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = parent / f"{name}-{started:%Y%m%dT%H%M%SZ}-{number}"
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+            break
+    return path
 
 
 def private(path: str, flags: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -21,15 +22,14 @@ from nodes.errors import UsageError
 from sim.results.store.files import at_once, private
 
 __all__ = [
-    "DAMAGE",
     "MIGRATIONS",
     "RESOURCES",
     "SCHEMAS",
     "TableWriter",
     "check_table",
     "check_values",
-    "damaged",
     "file_name",
+    "opened",
     "read_stream",
     "read_table",
     "write_table",
@@ -255,45 +255,41 @@ def read_table(directory: Path, name: str) -> pa.Table:
     Raises:
         UsageError: the file is missing, damaged, or too long, or has other columns.
     """
-    path = directory / file_name(name)
-    try:
-        with open(path, "rb", opener=at_once) as file:
-            parquet = pq.ParquetFile(file)
-            _check_footer(path.name, parquet, SCHEMAS[name])
-            table = parquet.read(use_threads=True)
-            table.validate(full=True)
-            check_values(path.name, table)
-            return table
-    except DAMAGE as error:
-        raise damaged(path, error) from error
+    with opened(directory, name) as parquet:
+        _check_footer(file_name(name), parquet, SCHEMAS[name])
+        table = parquet.read(use_threads=True)
+        table.validate(full=True)
+        check_values(file_name(name), table)
+        return table
 
 
 def check_table(directory: Path, name: str) -> None:
     """Raise ``UsageError`` for a table whose footer is missing or damaged, or names a value out of range."""
-    path = directory / file_name(name)
-    try:
-        with open(path, "rb", opener=at_once) as file:
-            parquet = pq.ParquetFile(file)
-            _check_footer(path.name, parquet, SCHEMAS[name])
-            for group in range(parquet.metadata.num_row_groups):
-                columns = parquet.metadata.row_group(group)
-                for at in range(columns.num_columns):
-                    known = columns.column(at).statistics
-                    if known is not None and known.has_min_max:
-                        _check_range(path.name, SCHEMAS[name].names[at], known.min, known.max)
-    except DAMAGE as error:
-        raise damaged(path, error) from error
+    with opened(directory, name) as parquet:
+        _check_footer(file_name(name), parquet, SCHEMAS[name])
+        for group in range(parquet.metadata.num_row_groups):
+            columns = parquet.metadata.row_group(group)
+            for at in range(columns.num_columns):
+                known = columns.column(at).statistics
+                if known is not None and known.has_min_max:
+                    _check_range(file_name(name), SCHEMAS[name].names[at], known.min, known.max)
 
 
 DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError)
 """What Arrow raises for a damaged file; its own errors derive from the builtin ones."""
 
 
-def damaged(path: Path, error: BaseException) -> UsageError:
-    """The error of a table that cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        return UsageError(f"{path.name} is missing")
-    return UsageError(f"{path.name} is damaged: {(str(error).splitlines() or [''])[0][:200]}")
+@contextlib.contextmanager
+def opened(directory: Path, name: str) -> Iterator[pq.ParquetFile]:
+    """Open the file of a table. Raises ``UsageError`` when it is missing, or proves damaged in the block."""
+    path = directory / file_name(name)
+    try:
+        with open(path, "rb", opener=at_once) as file:
+            yield pq.ParquetFile(file)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path.name} is missing") from error
+    except DAMAGE as error:
+        raise UsageError(f"{path.name} is damaged: {(str(error).splitlines() or [''])[0][:200]}") from error
 
 
 def _check_footer(name: str, parquet: pq.ParquetFile, schema: pa.Schema) -> None:
