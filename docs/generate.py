@@ -1,6 +1,6 @@
 """Write the generated blocks of the documentation: tables from the declarations, examples from their files.
 
-The tables that `ivsim list` prints come from `topologies.reference`; the others are made here. A block stands between
+The tables that `ivsim list` prints come from `topologies.reference_tables`. A block stands between
 two comments in a Markdown page:
 
     <!-- generated: actions -->

@@ -14,7 +14,7 @@ import click
 from sim.commands.options import BadTopology, overrides_option, programs_option
 from topologies import Topology, TopologyError, json_schema, load, starter_text
 from topologies.migration_check import failing_migrations
-from topologies.reference import REFERENCES, markdown, plain
+from topologies.reference_tables import REFERENCES, markdown, plain
 from topologies.ringing_check import unreachable
 
 __all__ = ["COMMANDS", "init", "list_shipped", "schema", "validate"]

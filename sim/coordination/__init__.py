@@ -1,1 +1,1 @@
-"""The coordinator of a run: machines and domains, the timeline, migrations, and what a run shows while it lasts."""
+"""The coordinator of a run: machines and domains, the timeline, migrations, and the monitor of a run in progress."""

@@ -57,7 +57,7 @@ class Actions:
         """Carry out an action on a machine, or on a server.
 
         Returns:
-            What the event is to say besides.
+            Further fields of the event.
 
         Raises:
             ActionError: it is not possible now.
@@ -84,7 +84,7 @@ class Actions:
         return incarnation.is_running and incarnation.ending is None
 
     def undo(self) -> None:
-        """Begin nothing more, and end all stalls, so that all machines can stop."""
+        """Start no further action, and end all stalls, so that all machines can stop."""
         self._over = True
         for incarnation in self._machines.incarnations:
             if incarnation.stalled:
@@ -100,7 +100,7 @@ class Actions:
         if not incarnation.ready and not action.before_ready:
             raise ActionError("it has not joined yet")
 
-    # Machines that come and go
+    # Join, leave, kill
 
     def _join(self, current: Incarnation, _action: Action | None = None) -> Details:
         if current.is_running and current.ending is None:
@@ -131,7 +131,7 @@ class Actions:
         self._empty(incarnation)
         incarnation.live.kill()
 
-    # Machines that stall
+    # Stall
 
     def _stall(self, incarnation: Incarnation, _action: Action) -> None:
         if incarnation.stalled:
@@ -151,7 +151,7 @@ class Actions:
         self._fill_when_still(incarnation, action.vectors or ())
 
     def _fill_when_still(self, incarnation: Incarnation, vectors: tuple[int, ...]) -> None:
-        """A machine that still runs would drain what is put into its counters: wait until it has stopped."""
+        """Wait until the machine has stopped: a running machine would drain its filled counters."""
         if not incarnation.stalled or not incarnation.is_running:
             return
         if not incarnation.live.is_still:
@@ -168,7 +168,7 @@ class Actions:
                 filled.append((counter, held))
 
     def _let_go(self, incarnation: Incarnation) -> None:
-        """End a stall; counters that were filled hold again what was rung."""
+        """End a stall; filled counters get their doorbells back."""
         self._empty(incarnation)
         if incarnation.stalled:
             incarnation.stalled = False

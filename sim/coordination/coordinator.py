@@ -32,8 +32,8 @@ __all__ = ["Coordinator", "RunEnd"]
 
 SECOND_NS = 1_000_000_000
 START_LEAD_NS = 50_000_000
-# A start is given up when nothing has made progress for so many looks. A machine is killed when it does not stop, none
-# has ended for so many looks, and it is not for want of a CPU.
+# A start is given up after so many checks without progress. A machine that does not stop is killed after so many
+# checks in which no machine has ended, unless it waits for a CPU.
 LOOK_NS = SECOND_NS // 4
 START_LOOKS = 120
 STOP_LOOKS, STARVED_LOOKS = 12, 240
@@ -114,12 +114,12 @@ class Coordinator:
     # The run
 
     def run(self) -> RunEnd:
-        """Start all machines, wait for the end, collect what is pending. Returns however the run went."""
+        """Start all machines, wait for the end, collect pending doorbells. Returns however the run went."""
         present = [each for each in self.machines.incarnations if each.machine.present]
         self._not_ready = len(present)
         for incarnation in present:
             if self.phase != "starting":
-                break  # it is over before it began
+                break  # stopped before it began
             self._spawn(incarnation)
             # Machines that have connected need no answer yet, but their sockets must not fill the backlog.
             self._loop.step(self._clock.now_ns())
@@ -178,7 +178,7 @@ class Coordinator:
         stack.callback(live.close)
         return live
 
-    # Machines that come
+    # Machines that join
 
     def _spawn(self, incarnation: Incarnation) -> None:
         self._running += 1
@@ -201,7 +201,7 @@ class Coordinator:
         self._loop.at(self._clock.now_ns() + LOOK_NS, self._watch_start)
 
     def _joined(self, incarnation: Incarnation, place: int) -> None:
-        """A machine is in a domain. When it is in all of its own, it is told how long its greetings are."""
+        """Note that a machine is in a domain. In all its domains, it is told how long its greetings are."""
         if None not in incarnation.greetings:
             incarnation.live.tell(messages.Expect(tuple(count or 0 for count in incarnation.greetings)))
         if self.phase == "running" and incarnation.migration is None:
@@ -215,7 +215,7 @@ class Coordinator:
             self._event("peer_left", peer=client.peer, reason=reason)
 
     def _begin(self) -> None:
-        """All machines are Ready: one start for all, on the clock that all share."""
+        """Start all machines, which are Ready, at one moment of the shared clock."""
         ending, settings = self.ending, self.topology.run
         self.monitor.look_at_resources()  # before there is a start to be late for
         ending.ready_ns = self._clock.now_ns()
@@ -275,7 +275,7 @@ class Coordinator:
                 self._begin()
 
     def _take_end(self, incarnation: Incarnation, report: messages.Ended) -> None:
-        """A machine is gone."""
+        """A machine has ended."""
         self._running -= 1
         self._looks = 0
         incarnation.exit, incarnation.migration = report.how, None
@@ -294,7 +294,7 @@ class Coordinator:
         self._check_done()
 
     def _count_death(self, reason: str) -> None:
-        """A machine has ended that was not told to: in whatever phase that is, the run is not simply finished."""
+        """Count a machine that ended without being told to, in any phase: the run is not simply finished."""
         ending = self.ending
         if self.topology.run.on_death == "degrade" and self.phase != "starting":
             if ending.status in ("finished", "degraded"):
@@ -312,7 +312,7 @@ class Coordinator:
     # The end
 
     def _stop(self) -> None:
-        """Tell all machines to end; those that do not are killed, and what they counted last stands."""
+        """Tell all machines to end; machines that do not are killed, and their last counts stand."""
         if self.phase in ("stopping", "done"):
             return
         now_ns = self._clock.now_ns()
@@ -330,7 +330,7 @@ class Coordinator:
         self._check_done()
 
     def _watch_stop(self) -> None:
-        """Kill machines that do not end; in the end do without them."""
+        """Kill machines that do not end, and finally stop waiting for them."""
         if self.phase != "stopping":
             return
         self._looks += 1
@@ -363,7 +363,7 @@ class Coordinator:
             self._conclude()
 
     def _conclude(self) -> None:
-        """All counts are final and no machine drains: what the counters hold now was rung and not delivered."""
+        """Read the counters, when all counts are final: their doorbells were rung and not delivered."""
         for line in self._engine.end_leftovers():
             self._event("warning", machine="the run", text=line)
         for domain in self.domains:

@@ -15,7 +15,7 @@ __all__ = ["LiveDomain"]
 
 
 class _Half(Message[int]):
-    """The first half of a message, of which the rest never comes."""
+    """The first half of a message, without the rest."""
 
     def encode(self) -> bytes:
         return super().encode()[:4]
@@ -133,7 +133,7 @@ class LiveDomain:
             self._strangers.clear()
 
     def _admit(self, arrivals: list[tuple[Incarnation, Arrival]]) -> None:
-        """Machines join, and are told of all peers that are then connected."""
+        """Let machines join; they are told of all connected peers."""
         joined = self._join([(arrival, incarnation.machine.vectors) for incarnation, arrival in arrivals])
         eventfds = self._server.connected_eventfds()
         for (incarnation, _), client in zip(arrivals, joined, strict=False):

@@ -1,4 +1,4 @@
-"""One incarnation of a machine, from its start to its end: what the coordinator knows of it."""
+"""The coordinator's state of one incarnation of a machine, from its start to its end."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Incarnation:
 
     @property
     def is_accident(self) -> bool:
-        """Whether its end, if it comes, is none that the timeline has brought about."""
+        """Whether an end now would be an accident: the timeline has not asked for it."""
         return self.ending is None and not self.garbled
 
     def named(self) -> list[Collection[int]]:

@@ -16,7 +16,7 @@ Integers = npt.NDArray[np.int64]
 
 WINDOW_NS = 1_000_000_000
 RINGS_EACH, DRAINS_EACH = 64, 256
-# A receiver drains the doorbells of all its senders: of few recordings, more entries are read.
+# A receiver drains the doorbells of all its senders, so more entries are read when there are few recordings.
 DRAINS_TOGETHER = 8192
 SAMPLES_MIN = 20
 # In one number: a row, a vector (of which no device has more than 2048) and a time within the window.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sim.coordination.incarnation import Incarnation, named_machines
-from sim.coordination.layouts import Layouts
+from sim.coordination.recording_layouts import Layouts
 from sim.engines.base import DeviceRow, Engine, LiveMachine
 from sim.engines.messages import Report
 from sim.recording import Recording, RecordingLayout, RecordingPack
@@ -103,7 +103,7 @@ class LiveMachines:
         for incarnation in reversed(self.incarnations):
             incarnation.live.close()
             for recording in incarnation.recordings:
-                with contextlib.suppress(BufferError):  # a view of it is still looked at
+                with contextlib.suppress(BufferError):  # a view of it is still in use
                     recording.close()
         if self._pack is not None:
             self._pack.close()

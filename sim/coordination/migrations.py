@@ -16,7 +16,7 @@ __all__ = ["Migrations"]
 
 
 class Migrations:
-    """Follows the migrations of a run. ``event(kind, **fields)`` is told how they end and what they leave behind."""
+    """Follows the migrations of a run. ``event(kind, **fields)`` gets their outcome and the doorbells left behind."""
 
     def __init__(
         self, machines: LiveMachines, domains: Sequence[LiveDomain], clock: Clock, event: Callable[..., None]
@@ -44,7 +44,7 @@ class Migrations:
             pending_vectors=report.pending_vectors,
         )
         if (before, old_peer) != (domain, report.peer):
-            # It stood still until now: no drain of its own falls between this moment and the pause.
+            # The machine was paused until now, so it has no drain in the pause.
             since_ns = self._clock.now_ns() - report.downtime_ns
             incarnation.moves.append((row.row, domain, report.peer, since_ns))
             introduce(self._machines, incarnation, anew=before != domain)
@@ -53,7 +53,7 @@ class Migrations:
     def stayed(self, incarnation: Incarnation, report: messages.Stayed, *, stopping: bool) -> None:
         """A migration has failed; the machine continues where it was."""
         if incarnation.ending == "migrate":
-            incarnation.ending = None  # it was to die, but the migration failed before that
+            incarnation.ending = None  # it was to be killed, but the migration failed before
         if incarnation.migration is not None:  # otherwise its end was reported first
             downtime_ms = report.paused_ns / 1e6
             self._event("migration_failed", machine=incarnation.name, reason=report.reason, downtime_ms=downtime_ms)

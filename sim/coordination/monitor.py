@@ -50,7 +50,7 @@ class Observed(Protocol):
 
 
 class Observer(Protocol):
-    """What shows a run while it lasts: a `Monitor`, or `Unobserved`."""
+    """Observes a run in progress: a `Monitor`, or `Unobserved`."""
 
     telemetry: str
     published: int
@@ -74,7 +74,7 @@ class Observer(Protocol):
 
 
 class Unobserved:
-    """Shows nothing: a run that nothing looks at while it lasts."""
+    """Observes nothing."""
 
     telemetry = ""
     published = heartbeats = heartbeats_late = spent_ns = 0

@@ -1,4 +1,4 @@
-"""Which machines are told which IDs other machines have: those whose programs work with them."""
+"""Tells machines the IDs of the machines that their programs work with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KNOWN_AT_ONCE = 4096
 
 
 def introduce(machines: LiveMachines, incarnation: Incarnation, *, anew: bool) -> None:
-    """Tell a machine which IDs the machines have that it works with."""
+    """Tell a machine the IDs of the machines that it works with."""
     ids: dict[int, int] = {}
     alone = len(machines.topology.domains) == 1
     for machine in sorted({each for named in incarnation.named() for each in named}):
@@ -35,7 +35,7 @@ def introduce(machines: LiveMachines, incarnation: Incarnation, *, anew: bool) -
 
 
 def make_known(machines: LiveMachines, incarnation: Incarnation, place: int) -> None:
-    """Tell the machines that work with this one which ID it has now."""
+    """Tell a machine's new ID to the machines that work with it."""
     domain, peer = incarnation.rows[place].domain, incarnation.peers[place]
     assert peer is not None
     index = incarnation.machine.index

@@ -49,7 +49,7 @@ class Timeline:
         entries = stage.topology.timeline
         self._waiting = [(place, entry.when) for place, entry in enumerate(entries) if entry.when is not None]
         self._guarded = [expectation for expectation in stage.topology.expectations if expectation.abort]
-        # A generator for each entry: what one of them picks does not depend on the times of the others.
+        # A random generator for each entry, so that its picks do not depend on the times of the others.
         self._random = [random.Random(f"{stage.topology.seed}/timeline/{place}") for place in range(len(entries))]
 
     def begin(self, start_ns: int, stop_ns: int) -> None:
@@ -62,7 +62,7 @@ class Timeline:
             self._loop.at(start_ns, self._look)
 
     def end(self) -> None:
-        """Stop the timeline; machines that stand still continue, and filled counters get their values back."""
+        """Stop the timeline; stalled machines continue, and filled counters get their values back."""
         self._over = True
         self._actions.undo()
 

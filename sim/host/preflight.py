@@ -15,7 +15,7 @@ from rich.text import Text
 
 from nodes.device.profiles import PROFILES, Quirk
 from nodes.errors import HostError, UsageError
-from sim.coordination.layouts import Layouts
+from sim.coordination.recording_layouts import Layouts
 from sim.host.limits import SHM_DIRECTORY, Host, Left
 from sim.host.qemus import QEMU_BYTES, QEMU_THREADS, count_qemus, qemus_refused
 from sim.host.rlimits import RESULTS as LIBRARIES

@@ -1,4 +1,4 @@
-"""How a run ended, as its figures need it."""
+"""The ending of a run, as its figures need it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The protocol on real sockets: the server, a machine's end of it, and who stands in between."""
+"""The protocol on real sockets: the server, a machine's connection, proxy and replayer."""

@@ -25,8 +25,8 @@ PAUSE_NS = 100_000_000
 class AdmissionRules:
     """At most ``clients_max`` clients, each a process of one of the users ``uids`` (none: of any user).
 
-    A client that is refused is sent ``refusal``, if given: a real QEMU waits for ever for a server that closes without
-    a word.
+    A client that is refused is sent ``refusal``, if given: a real QEMU waits forever for a server that closes without
+    a message.
     """
 
     clients_max: int | None = None
@@ -37,8 +37,8 @@ class AdmissionRules:
 class Admission:
     """Accepts clients from ``listener``. ``on_arrivals`` gets all that are let in at the same moment, in order.
 
-    ``connected()`` is the number of clients that have joined already. ``on_refuse`` tells who was refused and why,
-    ``on_pause`` that accepting pauses for lack of descriptors.
+    ``connected()`` is the number of clients that have joined already. ``on_refuse`` gets each refused client and the
+    reason, ``on_pause`` the reason why accepting pauses: a lack of descriptors.
     """
 
     def __init__(

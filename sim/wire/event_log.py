@@ -1,4 +1,4 @@
-"""The log of a server: one JSON object a line, written without ever waiting for its reader."""
+"""The log of a server: one JSON object a line, written without waiting for the reader."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["EventLog", "open_log"]
 class EventLog:
     """Writes to ``descriptor``, which it owns if ``owned``.
 
-    The reader of a pipe or a terminal may be slow: a line that would have to wait is dropped, and the next line that is
-    written says how many were. When nothing can be written any more (the reader is gone, the disk is full), the server
+    The reader of a pipe or a terminal may be slow: a line that would have to wait is dropped, and the next written line
+    says how many were dropped. When nothing can be written any more (the reader is gone, the disk is full), the server
     continues without the log.
     """
 

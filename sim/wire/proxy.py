@@ -181,7 +181,7 @@ class Proxy:
             self._loop.remove(self._listener)
         self._listener.close()
 
-    # Clients that connect
+    # Connections of clients
 
     def _accept_all(self) -> None:
         while True:

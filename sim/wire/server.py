@@ -1,4 +1,4 @@
-"""The ivshmem server: its clients, their eventfds, and what is sent to whom.
+"""The ivshmem server: its clients, their eventfds, and the messages to each client.
 
 ``nodes.wire.server`` decides what each client is told; this module sends it. A message for many clients is laid out
 once, and waits for each of them as a reference to that. A client that does not read harms no other client: its
@@ -44,9 +44,9 @@ class IvshmemServer:
     """A server on a path, or on a socket that listens already, for one region of memory.
 
     ``on_arrival`` decides about each client that connects: it calls ``join`` or ``join_all``, at once or later. By
-    default all that wait join at once with ``vectors`` eventfds. ``on_join`` and ``on_leave`` tell what has happened,
-    ``on_refuse`` who was refused and why: by the ``rules``, for lack of IDs or descriptors, or because the memory was
-    made smaller. ``on_pause`` tells that accepting pauses for lack of descriptors.
+    default all waiting clients join at once with ``vectors`` eventfds. ``on_join`` and ``on_leave`` get the client,
+    ``on_refuse`` the refused client and the reason: the ``rules``, a lack of IDs or descriptors, or memory made
+    smaller. ``on_pause`` is called when accepting pauses for lack of descriptors.
     With ``retain_departed`` the eventfds of peers that have left stay open, in ``departed``, so that what no client
     took from them can be counted. A context manager: leaving it disconnects all clients and removes the socket.
     """
@@ -97,7 +97,7 @@ class IvshmemServer:
             on_pause=on_pause,
         )
 
-    # Clients that come
+    # Clients that connect
 
     def _arrive(self, arrivals: list[PendingClient]) -> None:
         if self._on_arrival is not None:
@@ -166,10 +166,10 @@ class IvshmemServer:
         self._loop.add(peer.socket, lambda: self._lose(peer))
         return peer
 
-    # Messages that go
+    # Messages to clients
 
     def _announce_soon(self) -> None:
-        """Once for all that happens in this turn of the loop: many may leave, or catch up, at the same moment."""
+        """Announce once for all changes in this turn of the loop: many peers may leave at the same moment."""
         if not (self._announces_soon or self._telling):
             self._announces_soon = True
             self._loop.at(time.monotonic_ns(), self._announce)
@@ -198,7 +198,7 @@ class IvshmemServer:
         self._release_departed()
 
     def _queue(self, peer: JoinedClient, said: Message[int] | list[Batch]) -> bool:
-        """False when the peer has no room, and has left."""
+        """Put messages into a peer's outbox; False when it is full, which ends the connection."""
         return (not peer.stuck_by or self._catch_up(peer)) and self._put(peer, said)
 
     def _catch_up(self, peer: JoinedClient) -> bool:
@@ -255,7 +255,7 @@ class IvshmemServer:
         """Try again after too many descriptors were in flight, which concerns all clients or none."""
         stuck = self._announcements.stuck
         for peer in [peer for peer in stuck.values() if peer.stuck_by == "throttled"]:
-            self._announcements.sticks(peer, "retried")  # it comes last the next time
+            self._announcements.sticks(peer, "retried")  # it is the last one to be tried the next time
             self._flush(peer)
             if peer.stuck_by == "throttled":
                 break
@@ -279,7 +279,7 @@ class IvshmemServer:
             self._leave(self.peers[number], reason)
 
     def _lose(self, peer: JoinedClient) -> None:
-        """The connection has ended, or the client has sent something, which ends it."""
+        """Drop a client: its connection has ended, or it has sent data, which ends the connection."""
         self._leave(peer, "spoke" if peer.has_spoken else "left")
 
     def _leave(self, peer: JoinedClient, reason: str) -> None:

@@ -17,7 +17,7 @@ from sim.commands.topology import COMMANDS
 from topologies import json_schema, load, shipped, shipped_programs, starter_text
 from topologies.actions import ACTIONS
 from topologies.metrics import LATENCIES, METRICS
-from topologies.reference import REFERENCES, markdown, plain
+from topologies.reference_tables import REFERENCES, markdown, plain
 
 FOLDER = Path(load("ping_pong").source_name).parent
 EVERYTHING = Path(__file__).parents[1] / "golden" / "topologies" / "everything.toml"

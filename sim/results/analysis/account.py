@@ -1,4 +1,4 @@
-"""All that is known of a run, brought together: recordings, the coordinator's last words, resources."""
+"""The account of a run: its recordings, its ending and its resources, joined."""
 
 from __future__ import annotations
 
@@ -50,8 +50,7 @@ class Account:
 def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
     """The account of the run directory ``path``, balanced and matched.
 
-    Without an ``ending`` the coordinator died before it could say anything, and what it would have said is
-    read off the recordings and the status.
+    Without an ``ending``, the coordinator died early: the ending is inferred from the recordings and the status.
     """
     there = {
         row: (file, at) for first, file in files.recordings(path).items() for row, at in places(file, first).items()

@@ -1,4 +1,4 @@
-"""A histogram that grows batch by batch and keeps its extremes, and the curves that are drawn of it."""
+"""A histogram that grows batch by batch and keeps its extremes, and its curves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def middles(bins: Integers) -> Floats:
 
 
 class GrowingHistogram:
-    """How often each value came, to 0.4 %; the smallest and the largest exactly. Memory does not grow with values."""
+    """Counts of values, to 0.4 %, with exact extremes. Memory does not grow with the number of values."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(BINS, np.int64)

@@ -73,14 +73,14 @@ class Histogram:
 
     @classmethod
     def sparse(cls, bins: Integers, counts: Integers) -> Histogram:
-        """One of which only those bins are filled."""
+        """A histogram from the bins that are not empty."""
         made = np.zeros(BINS, np.int64)
         np.add.at(made, bins, counts)
         return cls(made)
 
     @classmethod
     def merged(cls, histograms: Iterable[Histogram]) -> Histogram:
-        """All of them together; of none, an empty one."""
+        """The sum of histograms; empty without any."""
         return sum(histograms, cls(np.zeros(BINS, np.int64)))
 
     def __add__(self, other: Histogram) -> Histogram:
@@ -115,7 +115,7 @@ class Histogram:
     def quantile(self, share: float) -> int | None:
         """The value that this share of all does not exceed, 0 to 1; None when there is none.
 
-        Raises ``ValueError`` for a share that is none.
+        Raises ``ValueError`` for a share outside 0 to 1.
         """
         if not 0 <= share <= 1:
             raise ValueError(f"a share is from 0 to 1, not {share}")

@@ -69,7 +69,7 @@ SEED = 1989
 class Slices:
     """A histogram of each slice: ``counts[slice, place]`` of the bins ``bins[place]``, those that are not empty.
 
-    ``drains``: how many independent things the samples are, at most as many as samples.
+    ``drains``: the number of independent samples.
     """
 
     bins: Integers
@@ -195,5 +195,5 @@ def intervals(its: Slices, figures: dict[str, int | None], seed: int = SEED) -> 
 
 
 def bounded_above(size: float, rank: int) -> bool:
-    """Whether so many samples, were they independent, would say how much higher the percentile may be."""
+    """Whether so many independent samples bound the percentile from above."""
     return size * math.log(rank / WHOLE) <= math.log(TAIL)

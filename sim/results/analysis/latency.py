@@ -61,7 +61,7 @@ QUANTILES = (
     ("max", 100_000),
 )
 WHOLE = 100_000
-SHORT = 4  # a delivery that takes less than one part in so many of a bare wake-up was none
+SHORT = 4  # a delivery in less than this fraction of a bare wake-up involved no wake-up
 
 
 @dataclass(frozen=True)

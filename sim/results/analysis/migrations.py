@@ -29,7 +29,7 @@ Natural = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
 class _Told(msgspec.Struct):
-    """Any of the events that tell of migrations; what is not in it has its default."""
+    """Any event about migrations; absent fields have their default."""
 
     kind: str
     machine: str = ""
@@ -81,7 +81,7 @@ def migrations(events: Iterable[Event], account: Account, place: Path) -> list[M
 
 
 def _rows(account: Account) -> dict[str, int]:
-    """The row of each life of a machine, by the name that events have for it."""
+    """The row of each incarnation of a machine, by its name in the events."""
     names = [machine.name for machine in account.manifest.machines]
     rows: dict[str, int] = {}
     for each in account.records:
@@ -164,7 +164,7 @@ def _whereabouts(account: Account, attempt: _Attempt, rows: dict[str, int]) -> t
     """The domain and the ID that a machine had when its migration began; ("", None) if they are not known."""
     at_ns = attempt.begun.time_ns
     row = rows.get(attempt.machine)
-    if attempt.ended.refused:  # which names the machine: it is the life that had begun last
+    if attempt.ended.refused:  # which names the machine: the incarnation that began last
         incarnations = [its for name, its in rows.items() if attempt.machine in (name, name.rpartition(".")[0])]
         begun = [its for its in incarnations if account.records[its].ready_ns <= at_ns]
         row = max(begun, key=lambda its: account.records[its].ready_ns, default=row)

@@ -1,4 +1,4 @@
-"""The phases of a run: which of them a doorbell belongs to. Pure."""
+"""The phases of a run, and the phase of each doorbell. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEASURED = "measured"
 
 
 def phase_names(phases: Sequence[Phase]) -> list[str]:
-    """The names of those that are measured, each once, in order: a phase may come back."""
+    """The names of the measured phases, each once, in order: a phase may occur again."""
     return list(dict.fromkeys(phase.name for phase in phases if phase.measured)) or [MEASURED]
 
 

@@ -23,10 +23,10 @@ Column = npt.NDArray[np.float64]
 
 
 def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> ProcessUse | None:
-    """What ``machines`` used between two moments of CLOCK_MONOTONIC; None without two rows of any of them.
+    """The resources that ``machines`` used between two moments of CLOCK_MONOTONIC; None without two rows of any.
 
-    Machines wait for the start and stop by themselves. So the last look before the start and the first one after the
-    stop count as if taken at these moments, however early or late a busy host lets them come.
+    Machines wait for the start and stop by themselves. So the last sample before the start and the first one
+    after the stop count as if taken at these moments, even on a busy host.
 
     CPU and switches are differences between these two, memory the largest value: a machine's peak is what has to
     fit. The time before is bring-up and is left out.
@@ -38,7 +38,7 @@ def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: in
     starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]])
     ends = np.r_[starts[1:], len(numbers)] - 1
     elapsed_s = (np.minimum(rows["time_ns"][ends], stop_ns) - np.maximum(rows["time_ns"][starts], start_ns)) / 1e9
-    # Two looks that nearly coincide say nothing about what was used in between.
+    # Two samples at nearly the same time do not show the use between them.
     measured = elapsed_s >= SPAN_S_MIN
     if not measured.any():
         return None

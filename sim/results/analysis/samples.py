@@ -1,4 +1,4 @@
-"""The samples of a run as a stream of batches, and what is asked of them: percentiles by any key."""
+"""The samples of a run as a stream of batches, and their percentiles by any key."""
 
 from __future__ import annotations
 

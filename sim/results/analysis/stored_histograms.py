@@ -1,4 +1,4 @@
-"""Histograms of a run, as they were kept when it ended."""
+"""Histograms of a run, from the table that was stored at its end."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from sim.recording import Counters
 from sim.results.analysis.account import Account
 from sim.results.analysis.balance import LineAccount, totals
 from sim.results.analysis.distribution import NOTHING, LatencyDistribution
-from sim.results.analysis.flags import flags
 from sim.results.analysis.resource_usage import COORDINATOR, host_use, profile
+from sim.results.analysis.warnings import warnings
 from sim.results.ending import Ending
 from sim.results.store.manifest import SCHEMA_VERSION
 from sim.results.summary import BaselineFigures, GroupFigures, Latencies, Percentiles, ProcessUse, Summary
@@ -25,11 +25,11 @@ NOWHERE, FOREIGN = "nowhere", "foreign"
 def summarize(
     account: Account, latencies: LatencyDistribution, drained: tuple[Percentiles, list[Percentiles]]
 ) -> Summary:
-    """Everything that ``summary.json`` says. ``drained``: doorbells for each drain, of all and of each group."""
+    """The content of ``summary.json``. ``drained``: doorbells for each drain, of all and of each group."""
     figures = _summarize(account, latencies, drained)
     counters = Counters.total(each.counters for each in account.records)
     figures = msgspec.structs.replace(figures, **counters.named())
-    return msgspec.structs.replace(figures, warnings=list(flags(figures)))
+    return msgspec.structs.replace(figures, warnings=list(warnings(figures)))
 
 
 def _summarize(
@@ -201,7 +201,7 @@ def _ratio(count: int, of: float, digits: int = 4) -> float | None:
 
 
 def _free(name: str, taken: Sequence[str]) -> str:
-    """``name``, set apart from a group of the topology that is called so."""
+    """``name``, changed if a group of the topology has that name."""
     while name in taken:
         name += "_"
     return name

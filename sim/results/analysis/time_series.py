@@ -54,7 +54,7 @@ class Band:
 
 @dataclass
 class TimeSeries:
-    """Everything that grows with a run, made small.
+    """The large tables of a run, reduced.
 
     ``measured_ns``: when the first sample was due that counts. ``bands``: the warm-up and the phases of the scenario.
     ``latencies``: the distribution in nanoseconds of lag, delivery, handling, total and raw, without the warm-up.
@@ -90,7 +90,7 @@ class TimeSeries:
 
 
 def digest(run: Run) -> TimeSeries:
-    """Go through the tables of ``run`` once. Never raises for what it lacks: see ``TimeSeries.missing``."""
+    """Read the tables of ``run`` once. Never raises for missing parts: see ``TimeSeries.missing``."""
     made = TimeSeries()
     made.start_ns, made.stop_ns = span(run)
     made.time_s = (np.arange(BINS) + 0.5) * made.duration_s / BINS

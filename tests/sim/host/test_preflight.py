@@ -16,7 +16,7 @@ from rich.console import Console
 
 from nodes.errors import HostError, UsageError
 from sim.commands.preflight import dry_run
-from sim.coordination.layouts import Layouts
+from sim.coordination.recording_layouts import Layouts
 from sim.host.limits import Host, Left
 from sim.host.preflight import INDEX_BYTES_EACH, RESULTS_BYTES, Demand, Sum, check, preflight, render
 from sim.recording.header import WORD_BYTES

@@ -14,7 +14,7 @@ from sim.host.wake_up_baseline import WakeUpBaseline
 from sim.recording import State
 from sim.recording.header import COUNTER_AT
 from sim.results import Run, RunDirectory
-from sim.results.analysis.flags import flags
+from sim.results.analysis.warnings import warnings
 from sim.views.terminal import render
 from sim.views.units import human_count, human_interval, human_ns
 from tests.synthetic import MEASURE_NS, PENDING, finish, pair, record, topology, usage
@@ -226,7 +226,7 @@ def test_oversubscription_is_said(tmp_path):
         directory.resources([usage(machine, "many", second, cpu_user_s=0.9 * second) for second in (0, 2)])
     figures = finish(directory).figures
     for cpus, said in ((2, True), (4, False), (64, False)):
-        found = flags(msgspec.structs.replace(figures, cpus=cpus))
+        found = warnings(msgspec.structs.replace(figures, cpus=cpus))
         assert any("oversubscribed: 4 machines kept 4.0 of 2 CPUs busy" in each for each in found) == said
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from sim.host.wake_up_baseline import WakeUpBaseline
-from sim.results.analysis.flags import flags
+from sim.results.analysis.warnings import warnings
 from sim.results.summary import BaselineFigures, Summary
 from tests.synthetic import PENDING, finish, pair, usage
 
@@ -29,14 +29,14 @@ def quiet(tmp_path) -> Summary:
 
 
 def changed(figures: Summary, **fields: Any) -> list[str]:
-    """The flags of a summary with other fields; ``host_...`` are those of its host."""
+    """The warnings of a summary with other fields; ``host_...`` are those of its host."""
     host = {name.removeprefix("host_"): value for name, value in fields.items() if name.startswith("host_")}
     rest = {name: value for name, value in fields.items() if not name.startswith("host_")}
-    return list(flags(msgspec.structs.replace(figures, **rest, host=msgspec.structs.replace(figures.host, **host))))
+    return list(warnings(msgspec.structs.replace(figures, **rest, host=msgspec.structs.replace(figures.host, **host))))
 
 
 def test_a_quiet_run_has_none(quiet):
-    assert list(flags(quiet)) == []
+    assert list(warnings(quiet)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How much room the recordings of each machine have."""
+"""The layout of each machine's recordings: how many samples, drains and edges fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from topologies.actions import Join, Migrate
 
 __all__ = ["Layouts"]
 
-# What a run may use of the disk for samples, and the most that one machine can use: none rings or wakes more often.
+# The budget of a run on the disk for samples, and the most samples of one machine: none rings or wakes more often.
 SAMPLES_BUDGET_BYTES = 1 << 28
 SAMPLE_BYTES = 24
 SAMPLES_MIN = 1 << 5

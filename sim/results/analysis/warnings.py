@@ -1,4 +1,4 @@
-"""What a reader of the figures has to know about them, in words. Pure."""
+"""The warnings about the figures of a run, in words. Pure."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from sim.results.summary import Summary
 
-__all__ = ["flags"]
+__all__ = ["warnings"]
 
 DEATHS_SHOWN = 8
-# Fewer doorbells that were not rung than this share are beyond the percentiles.
+# A smaller share of missed doorbells does not change the percentiles.
 FEW = 0.001
-# Of deliveries that took no wake-up every run has some.
+# Every run has some deliveries without a wake-up.
 SHORT_SHARE = 0.01
-# Any sender is this late now and then.
+# Every sender is sometimes this late.
 LATE_NS = 1_000_000
 # Machines that take this share of all CPUs wait for each other (or for what else the host does), and
 # latencies say more about the scheduler than about the interrupt.
@@ -22,16 +22,16 @@ SATURATED = 0.6
 STEAL_PERCENT = 0.5
 # Preempted this often beyond what its interrupts explain, a machine has lost its CPU to other tasks.
 PREEMPTED_PER_S = 100.0
-# What others take of each CPU: above that, the host was not quiet.
+# Above this share of each CPU taken by other processes, the host was not quiet.
 OTHERS_PERCENT = 15.0
-# Looking at processes takes CPUs from them: more than this share is no longer looking from outside.
+# Sampling takes CPU time from the processes: above this share it disturbs the measurement.
 SAMPLING_PERCENT = 5.0
 # Clocks that are read without a system call (clock_gettime(2), vdso(7)).
 QUICK_CLOCKS = ("", "tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page", "riscv_clocksource")
 
 
-def flags(figures: Summary) -> Iterator[str]:
-    """One sentence for each thing that makes the figures mean something else than they seem to."""
+def warnings(figures: Summary) -> Iterator[str]:
+    """One sentence for each condition that changes the meaning of the figures."""
     yield from _deaths(figures)
     yield from _doorbells(figures)
     yield from _samples(figures)
@@ -63,7 +63,7 @@ def _doorbells(figures: Summary) -> Iterator[str]:
         )
     if figures.dropped:
         yield f"of the delivered doorbells, the device lost {figures.dropped:,}: no interrupt was raised for them"
-    # Few and not later than others were is what every end looks like.
+    # At the end of every run a few doorbells are due, and not later than others were.
     many = figures.missed > FEW * (figures.rung + figures.missed)
     if figures.missed_oldest_ns >= LATE_NS and (many or figures.missed_oldest_ns > (figures.latency_ns.lag.max or 0)):
         yield (
