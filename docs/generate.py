@@ -28,7 +28,9 @@ import sim.exit_codes
 import tests.bench
 from sim.cli import COMMANDS, ivsim
 from tests.bench.figure import Bar
-from topologies import json_schema, reference
+from topologies import json_schema
+from topologies.reference_tables import REFERENCES
+from topologies.reference_tables import markdown as reference_table
 from topologies.resolve.programs import resolve_program, shipped_programs
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +155,7 @@ def _value(spec: dict[str, Any]) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    **{name: functools.partial(reference.markdown, name) for name in reference.REFERENCES if name != "programs"},
+    **{name: functools.partial(reference_table, name) for name in REFERENCES if name != "programs"},
     "programs": programs_tables,
     "exit-codes": exit_codes_table,
     "commands": commands_table,

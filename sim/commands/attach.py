@@ -16,6 +16,7 @@ import click
 from nodes.errors import GuestError, UsageError
 from sim.commands.attach_session import AttachSession, count_in_words, dialect_of, vectors_in_words
 from sim.commands.numbers import duration_ns, number
+from sim.commands.output import write_file
 from sim.exit_codes import INTERRUPTED
 from sim.kernel.memory import check_mapped
 from sim.kernel.signals import ended_by_signal
@@ -297,10 +298,7 @@ def save(session: AttachSession, offset: int, length: int, file: Path) -> None:
     if str(file) == "-":
         click.echo(bytes(data), nl=False)
         return
-    try:
-        file.write_bytes(data)
-    except OSError as error:
-        raise UsageError(f"cannot write {file}: {error.strerror}") from error
+    write_file(file, bytes(data))
     click.echo(f"saved {length} bytes", err=True)
 
 

@@ -67,7 +67,7 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise error_of_path(error, f"cannot write {output}") from error
+            raise error_of_path(error, f"{output} cannot be written") from error
 
     with contextlib.ExitStack() as stack:
         loop = Loop()
@@ -101,7 +101,7 @@ def _open_output(output: Path, force: bool) -> Iterator[IO[str]]:
     except FileExistsError:
         raise UsageError(f"{output} exists: choose another file, or overwrite it with --force") from None
     except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror}") from error
+        raise error_of_path(error, f"{output} cannot be written") from error
     try:
         yield file
     finally:

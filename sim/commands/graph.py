@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sim.commands.options import BadTopology, overrides_option, programs_option
+from sim.commands.output import write_file
 from topologies import TopologyError, load
 
 __all__ = ["graph"]
@@ -54,8 +55,5 @@ def graph(
     if output is None:
         click.echo(text, nl=False)
         return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise click.UsageError(f"{output} cannot be written: {error.strerror}") from None
+    write_file(output, text)
     click.echo(f"{output} written", err=True)

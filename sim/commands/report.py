@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from nodes.errors import UsageError
 from sim.commands.options import run_argument
+from sim.commands.output import write_whole
 
 __all__ = ["report"]
 
@@ -37,13 +37,3 @@ def report(run_directory: Path, output: Path | None) -> None:
     output = output or run_directory / "report.html"
     write_whole(output, content.encode())
     click.echo(output)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all. Raises ``UsageError`` where it cannot be."""
-    from sim.results.store.files import replace
-
-    try:
-        replace(path, content)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error

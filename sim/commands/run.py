@@ -20,6 +20,7 @@ from sim.commands.options import (
     run_argument,
     runs_option,
 )
+from sim.commands.output import write_file
 from sim.exit_codes import INTERRUPTED, of_run
 from sim.results import Run
 from topologies import TopologyError, load
@@ -151,10 +152,7 @@ def _dry_run(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
 def _write_junit(result: Run, file: Path) -> None:
     from sim.views.junit import junit
 
-    try:
-        file.write_text(junit(result.figures.expectations, result), encoding="utf-8")
-    except OSError as error:
-        raise click.UsageError(f"{file} cannot be written: {error.strerror}") from None
+    write_file(file, junit(result.figures.expectations, result))
 
 
 @click.command("show", short_help="Show the result of a run again.")

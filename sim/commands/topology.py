@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from sim.commands.options import BadTopology, overrides_option, programs_option
+from sim.kernel.shortage import error_of_path
 from topologies import Topology, TopologyError, json_schema, load, starter_text
 from topologies.migration_check import failing_migrations
 from topologies.reference_tables import REFERENCES, markdown, plain
@@ -155,7 +156,7 @@ def init(file: Path, force: bool) -> None:
     except FileExistsError:
         raise click.UsageError(f"{file} exists; --force overwrites it") from None
     except OSError as error:
-        raise click.UsageError(f"{file} cannot be written: {error.strerror}") from None
+        raise error_of_path(error, f"{file} cannot be written") from error
     click.echo(f"{file} written; try: ivsim validate {file}", err=True)
 
 

@@ -10,7 +10,7 @@ import click
 
 from sim.commands.numbers import duration_ns
 from sim.commands.options import run_argument
-from sim.commands.report import write_whole
+from sim.commands.output import write_whole
 
 __all__ = ["trace"]
 

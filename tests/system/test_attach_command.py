@@ -264,7 +264,8 @@ def test_no_summary_of_a_command_is_cut(path, lines):
         (["poke", "65533", "1"], 2, "got 4 at offset 0xfffd"),
         (["load", "0", "/nonexistent"], 2, "cannot read /nonexistent: No such file"),
         (["load", "0", "/dev/zero"], 2, "expected a file of up to 65536 bytes, as many as the memory has, got more"),
-        (["save", "0", "1", "/nonexistent/file"], 2, "cannot write /nonexistent/file: No such file"),
+        (["save", "0", "1", "/nonexistent/file"], 2, "/nonexistent/file cannot be written: No such file"),
+        (["save", "0", "1", "/dev/full"], 3, "/dev/full cannot be written: No space left on device"),
         (["-n", "0", "peers"], 2, "0 is not in the range 1<=x<=2048"),
     ],
 )

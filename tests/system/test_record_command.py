@@ -82,7 +82,7 @@ def test_wrong_use_is_told(short_path):
     paths = ["-S", short_path / "s", "-L", short_path / "p"]
     for arguments, message in (
         ([*paths, "-o", file], f"{file} exists: choose another file, or overwrite it with --force"),
-        ([*paths, "-o", "/nonexistent/f"], "cannot write /nonexistent/f: No such file or directory"),
+        ([*paths, "-o", "/nonexistent/f"], "/nonexistent/f cannot be written: No such file or directory"),
         ([*paths, "-L", "/tmp/../tmp/s", "-S", "/tmp/s", "-o", "-"], "expected a socket of its own for the clients"),
         ([*paths, "-S", "/tmp/" + "x" * 120, "-o", "-"], "a socket's path may have 107 bytes"),
         (["-S", "s", "-L", file, "-o", short_path / "new"], f"{file} exists and is not a socket"),
@@ -92,7 +92,7 @@ def test_wrong_use_is_told(short_path):
         assert (result.returncode, message in result.stderr, "Traceback" in result.stderr) == (2, True, False), result
     assert file.read_text() == "kept"
     full = told(*paths, "-o", "/dev/full", "--force")
-    assert (full.returncode, full.stderr) == (3, "ivsim: cannot write /dev/full: No space left on device\n")
+    assert (full.returncode, full.stderr) == (3, "ivsim: /dev/full cannot be written: No space left on device\n")
     with recording(short_path, file, "--force"):
         assert file.read_text().startswith("ivshmem-session 1\n")
 

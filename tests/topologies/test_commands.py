@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nodes.device.profiles import PROFILES
+from nodes.errors import HostError, UsageError
 from sim.commands.topology import COMMANDS
 from topologies import json_schema, load, shipped, shipped_programs, starter_text
 from topologies.actions import ACTIONS
@@ -152,8 +153,9 @@ def test_init_writes_a_file_that_validates_and_overwrites_none(tmp_path: Path) -
     assert invoke("init", str(file), "--force").exit_code == 0
     assert file.read_text() == starter_text()
     assert invoke("init", "-").stdout == starter_text()
-    assert invoke("init", str(tmp_path / "no" / "folder.toml")).exit_code == 2
+    assert isinstance(invoke("init", str(tmp_path / "no" / "folder.toml")).exception, UsageError)
     assert invoke("init", str(tmp_path)).exit_code == 2
+    assert isinstance(invoke("init", "/dev/full", "--force").exception, HostError)
 
 
 def test_schema_is_printed_as_it_is() -> None:

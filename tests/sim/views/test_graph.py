@@ -327,3 +327,8 @@ def test_wrong_use_is_one_clear_error(tmp_path: Path) -> None:
     assert "expected a name that ends in .mmd" in ivsim("ping_pong", "-o", str(tmp_path / "a.png"), code=2).stderr
     assert not (tmp_path / "a.png").exists()
     assert "cannot be written" in ivsim("ping_pong", "-o", str(tmp_path / "no" / "x.svg"), code=2).stderr
+
+
+def test_a_full_disk_is_the_hosts_error() -> None:
+    full = ivsim("ping_pong", "-o", "/dev/full", "--format", "svg", code=3)
+    assert full.stderr == "ivsim: /dev/full cannot be written: No space left on device\n"
