@@ -127,6 +127,8 @@ TABLES = {
     "`[machines.NAME.guest]`": "GuestImage",
     "`[[phases]]`": "PhaseTable",
     "`[[expect]]`": "ExpectTable",
+    "`[chaos]`": "Chaos",
+    "`[[invariant]]`": "InvariantTable",
 }
 
 

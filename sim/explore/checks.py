@@ -23,6 +23,8 @@ from topologies.resolve.importing import import_program
 __all__ = ["BrokenInvariantError", "Checks"]
 
 MILLISECOND_NS = 1_000_000
+LEFT_BEFORE = "was never connected or had left before"
+"""A client's warning of a leave that it has been told before (`nodes.wire.client`)."""
 FILLED = COUNTER_MAX // 2
 """A counter that holds more has been filled by an action, which keeps what it held before."""
 
@@ -99,6 +101,11 @@ class Checks:
                 self.check_balance()
         if self._broken is not None:
             raise BrokenInvariantError(self._broken)
+
+    def warned(self, machine: str, text: str) -> None:
+        """A machine has warned of something odd."""
+        if LEFT_BEFORE in text:
+            self._found("each leave is told once", f"{machine}: {text}")
 
     def check_balance(self, pending: dict[tuple[int, int, int], int] | None = None) -> None:
         """Check that rung = delivered + pending + refused on every line.

@@ -52,6 +52,8 @@ def run_seed(
         def event(kind: str, **fields: Any) -> None:
             if kind == "ready":
                 checks.state.start_ns = fields["start_ns"]
+            if kind == "warning":
+                checks.warned(fields["machine"], fields["text"])
             if checks.tracer is not None:
                 checks.tracer.event(kind, fields)
 

@@ -20,7 +20,7 @@ from topologies import load
 
 EXAMPLES = ROOT / "examples"
 TRANSCRIPTS = {command: output for path in EXAMPLES.glob("*.out") for command, output in sessions(path.read_text())}
-CHECKED = ("forward.py", "ring_buffer.py", "producer_consumer.py", "asyncio_peer.py")
+CHECKED = ("forward.py", "ring_buffer.py", "lost_wake_up.py", "producer_consumer.py", "asyncio_peer.py")
 SEEDS = st.integers(0, (1 << 32) - 1)
 
 

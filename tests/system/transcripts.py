@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md")))
 
-MEASURES = re.compile(r"^(ivsim (run|show|compare|sweep)|python |sh )")
+MEASURES = re.compile(r"^(ivsim (run|show|compare|sweep|explore)|python |sh )")
 FIGURE = re.compile(r"-?\d[\d.,]*( ?(ns|us|ms|s|k|M|MiB|%))?(?!\w)")
 
 
@@ -47,12 +47,16 @@ def page_sessions(page: Path) -> list[tuple[str, str]]:
 def execute(command: str, directory: Path) -> str:
     """Run a command of a transcript from the root of the repository; return what it printed on both streams.
 
-    ``ivsim`` and ``python`` are those of this interpreter. Run directories go to ``directory``.
+    ``ivsim`` and ``python`` are those of this interpreter. Run directories and schedules go to ``directory``.
     """
     name, *arguments = shlex.split(command)
     assert name in ("ivsim", "python", "sh"), command
     scripts = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "IVSIM_RUN_RUNS": str(directory)}
+    environment = os.environ | {
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "IVSIM_RUN_RUNS": str(directory),
+        "IVSIM_EXPLORE_OUTPUT": str(directory / "schedule.json"),
+    }
     program = {"ivsim": [sys.executable, "-m", "sim"], "python": [sys.executable], "sh": ["sh"]}[name]
     if name == "python":
         arguments.append(str(directory))
