@@ -346,6 +346,13 @@ class Topology(Struct, frozen=True, kw_only=True):
         """Eventfds of all machines together; the coordinator holds a descriptor of each."""
         return sum(machine.vectors * len(machine.domains) for machine in self.machines)
 
+    def real(self, group: str) -> str:
+        """Which machines of a group are real QEMUs, by kind: "qemu", "4 of 8 qemu"; "" when none is."""
+        kinds = [machine.kind for machine in self.machines if machine.group == group]
+        counts = {kind: kinds.count(kind) for kind in sorted(set(kinds) - {"simulated"})}
+        shown = [kind if count == len(kinds) else f"{count} of {len(kinds)} {kind}" for kind, count in counts.items()]
+        return ", ".join(shown)
+
     def members(self, group: str) -> tuple[Machine, ...]:
         """The machines of one group, in order; raises `UsageError` for a group that does not exist."""
         found = tuple(machine for machine in self.machines if machine.group == group)

@@ -254,7 +254,10 @@ def _manifest(
         host=HostFacts.this(),
         argv=list(sys.argv),
         arguments=msgspec.to_builtins(dict(arguments), enc_hook=str),
-        groups=[GroupRow(group.name, group.count, group.vectors, group.program) for group in topology.groups],
+        groups=[
+            GroupRow(each.name, each.count, each.vectors, each.program, topology.real(each.name))
+            for each in topology.groups
+        ],
         machines=[
             MachineRow(each.index, each.name, each.group, each.vectors, numbers[each.domains[0]])
             for each in topology.machines

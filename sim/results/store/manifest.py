@@ -83,6 +83,8 @@ class GroupRow(msgspec.Struct, frozen=True):
     count: Count
     vectors: Count
     program: str = ""
+    real: str = ""
+    """Which of them are real QEMUs: "qemu", "4 of 8 qemu"."""
 
 
 class MachineRow(msgspec.Struct, frozen=True):

@@ -20,7 +20,10 @@ UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 @dataclass(frozen=True)
 class Node:
-    """A machine, or a group of ``count`` machines, of which ``absent`` join after the start of the run."""
+    """A machine, or a group of ``count`` machines, of which ``absent`` join after the start of the run.
+
+    ``kinds`` is how many of them are of each kind.
+    """
 
     name: str
     count: int
@@ -28,6 +31,7 @@ class Node:
     vectors: int
     role: str
     profile: str
+    kinds: dict[str, int]
     domains: tuple[str, ...]
     absent: int
     notes: tuple[str, ...]
@@ -44,8 +48,11 @@ class Node:
 
     @property
     def device(self) -> str:
-        """The profile, and the role where it is not the default."""
-        return f"{self.profile}, {self.role}" if self.role != "peer" else self.profile
+        """The profile; the role and the kind where they are not the default."""
+        parts = [self.profile, *([self.role] if self.role != "peer" else [])]
+        real = {kind: count for kind, count in self.kinds.items() if kind != "simulated"}
+        parts += [kind if count == self.count else f"{count} of {self.count} {kind}" for kind, count in real.items()]
+        return ", ".join(parts)
 
     @property
     def later(self) -> str:
@@ -142,6 +149,7 @@ def _node(name: str, machines: list[Machine], notes: list[str]) -> Node:
         vectors=first.vectors,
         role=first.role,
         profile=first.profile,
+        kinds=dict(Counter(machine.kind for machine in machines)),
         domains=first.domains,
         absent=sum(not machine.present for machine in machines),
         notes=tuple(notes),

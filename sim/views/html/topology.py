@@ -40,7 +40,9 @@ def _captions(run: Run) -> dict[str, str]:
     said = {}
     for group in run.origin.groups:
         vectors = f"{group.vectors} vector" + ("" if group.vectors == 1 else "s")
-        said[group.name] = f"{group.count} × {group.program or 'machine'}, {vectors}"
+        said[group.name] = f"{group.count} × {group.program or 'machine'}, {vectors}" + (
+            f", {group.real}" if group.real else ""
+        )
     return said
 
 
