@@ -159,9 +159,9 @@ def _machines() -> Iterator[Metric]:
 
 def _times() -> Iterator[Metric]:
     yield _row("ready_s", "s", OF_RUN, "from the start of the processes until all machines are ready")
-    yield _row("duration_s", "s", OF_RUN, "how long the programs ran, warm-up included")
-    yield _row("warmup_s", "s", OF_RUN, "the part of that which latencies leave out")
-    yield _row("elapsed_s", "s", OF_RUN, "since the programs started", "", **_GROWS)
+    yield _row("duration_s", "s", OF_RUN, "the measured time: how long the programs ran after the warm-up")
+    yield _row("warmup_s", "s", OF_RUN, "the time before that, which latencies leave out")
+    yield _row("elapsed_s", "s", OF_RUN, "how long the programs ran, warm-up included", **_GROWS)
     yield _row("missed_oldest_ns", "ns", OF_RUN, "how long the oldest missed doorbell had been due")
 
 

@@ -48,7 +48,7 @@ def evaluate(topology: Topology, run: Run) -> list[ExpectationVerdict]:
 
 def silent_loads(topology: Topology, run: Run) -> list[str]:
     """A sentence for each group whose program rings at given times and rang nothing in the whole run."""
-    if not run.figures.duration_s:
+    if not run.figures.elapsed_s:
         return []
     reasons = {each.machines[0]: each.reason for each in unreachable(topology)}
     found = []
@@ -79,7 +79,6 @@ class _Finished:
             "up": self._up,
             "doorbells_per_s": self._doorbells_per_s,
             "ready_s": self._ready_s,
-            "elapsed_s": lambda scope: run.figures.duration_s,
             "uss_mib": lambda scope: self._most(("uss_bytes",), "machine", scope) / MEBIBYTE,
             "rss_mib": lambda scope: self._most(("rss_bytes",), "machine", scope) / MEBIBYTE,
             "migrated": functools.partial(self._migrations, "moved"),
@@ -197,10 +196,10 @@ class _Finished:
         return Counts(columns(self._run.vectors(), ("machine", "vector", *COUNTED)), edges)
 
     def _doorbells_per_s(self, scope: Scope) -> float:
-        duration_s = self._run.figures.duration_s
-        if not duration_s:
+        elapsed_s = self._run.figures.elapsed_s
+        if not elapsed_s:
             raise UnknownMetricError("the run never started")
-        return self._count("rung", scope) / duration_s
+        return self._count("rung", scope) / elapsed_s
 
     # Latencies
 

@@ -228,6 +228,7 @@ class Summary(Counters, frozen=True):
     pending_derived: bool
     seed: int
     duration_s: float
+    elapsed_s: float
     warmup_s: float
     ready_s: float | None
     coalescing: float | None

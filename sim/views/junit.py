@@ -22,7 +22,7 @@ def junit(verdicts: Sequence[ExpectationVerdict], run: Run) -> str:
     title, duration_s = run.path.name, 0.0
     try:
         figures = run.figures
-        title, duration_s = figures.title, figures.duration_s
+        title, duration_s = figures.title, figures.elapsed_s
         sums = (
             f"rung {figures.rung}, delivered {figures.delivered}, pending {figures.pending}, refused {figures.refused}"
         )

@@ -18,8 +18,8 @@ def setting(figures: Summary) -> str:
     """How many machines ran for how long, with which seed."""
     ready = "" if figures.ready_s is None else f", all ready after {figures.ready_s:.2f} s"
     return (
-        f"{figures.machines} machines on {figures.cpus} CPUs{ready}; ran {figures.duration_s:.2f} s, the "
-        f"first {figures.warmup_s:g} s of it as warm-up; seed {figures.seed}"
+        f"{figures.machines} machines on {figures.cpus} CPUs{ready}; ran {figures.elapsed_s:.2f} s, the "
+        f"first {min(figures.warmup_s, figures.elapsed_s):g} s of it as warm-up; seed {figures.seed}"
     )
 
 

@@ -24,6 +24,6 @@ def measure_telemetry(setting: Setting) -> Iterator[Figure]:
         used = run.figures.resources
         assert used is not None
         assert used.cpu_percent_sum is not None
-        machines_s = used.cpu_percent_sum / 100 * run.figures.duration_s
+        machines_s = used.cpu_percent_sum / 100 * run.figures.elapsed_s
         shares.append((told["spent_ms"] / 1000 / machines_s, 0.0))
     yield Figure("telemetry", "doorbell_storm: of its CPU time", "", shares, SHARE, absolute=True)

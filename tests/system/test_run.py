@@ -222,4 +222,4 @@ def test_a_run_from_a_notebook_takes_numbers_and_one_file_of_programs(tmp_path: 
     overrides: dict[str, object] = {"run.duration_s": np.float64(0.2), "seed": np.int64(3), "run.sample_every": 1}
     result = sim.run(file, runs=tmp_path / "runs", overrides=overrides, programs=program, resources_every_s=np.int64(1))
     assert (result.status, result.figures.seed) == ("finished", 3)
-    assert 0.2 <= result.figures.duration_s < 5
+    assert 0.2 <= result.figures.elapsed_s < 5

@@ -218,7 +218,7 @@ def _migrations(figures: Summary | None) -> list[Markup]:
 
 def _topology(run: Run, figures: Summary | None) -> list[Markup]:
     parts = [tables.table(rows.doorbells(figures))] if figures else []
-    *shown, listed = topology.pictures(run, figures.duration_s if figures else 0.0)
+    *shown, listed = topology.pictures(run, figures.elapsed_s if figures else 0.0)
     return [*([tag("div", *shown, class_="pair-of")] if shown else []), *parts, listed]
 
 

@@ -71,7 +71,8 @@ def judge(run: Run, text: str) -> ExpectationVerdict:
         ("up == 2", 2),
         ("coalescing == 1", 1),
         ("rate_hz == 1", 1),  # three in three seconds
-        ("duration_s == 3", 3),
+        ("duration_s == 2", 2),
+        ("elapsed_s == 3", 3),
         ("rung == 3 of echo", 3),
         ("rung == 0 of ping", 0),
         ("rung == 3 of echo-0", 3),

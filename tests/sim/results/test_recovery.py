@@ -59,7 +59,7 @@ def test_a_run_whose_coordinator_died_is_recovered(tmp_path):
     assert account(run.summary) == (3, 2, 1, 0, 0)
     assert run.summary["pending_derived"]
     assert run.summary["latency_ns"]["total"]["p50"] == 9000
-    assert (run.resources().num_rows, len(run.events()), run.summary["duration_s"]) == (3, 1, 3.0)
+    assert (run.resources().num_rows, len(run.events()), run.summary["elapsed_s"]) == (3, 1, 3.0)
     assert not (run.path / "raw").exists()
     # Once recovered it stays as it is.
     assert sim.results.open(run.path).summary == run.summary
@@ -182,7 +182,7 @@ def test_a_run_that_never_started_has_figures_all_the_same(tmp_path):
     run = directory.finish(Ending("failed", "not all were ready", {0: "exit 1"}, [], [], 0, 0, 0))
     figures = run.summary
     assert (run.status, run.reason) == ("failed", "not all were ready")
-    assert (figures["duration_s"], figures["doorbells_per_s"], figures["ready_s"]) == (0.0, None, None)
+    assert (figures["elapsed_s"], figures["doorbells_per_s"], figures["ready_s"]) == (0.0, None, None)
 
 
 def test_only_a_coordinators_words_end_a_run():
