@@ -157,6 +157,11 @@ def _machines() -> Iterator[Metric]:
         yield _row(name, unit, OF_MACHINES, doc, "", **others)
 
 
+def _consoles() -> Iterator[Metric]:
+    doc = "lines on the consoles of guests that contain the regular expression `console` of the expectation"
+    yield _row("console_lines", "lines", OF_MACHINES, doc, "")
+
+
 def _times() -> Iterator[Metric]:
     yield _row("ready_s", "s", OF_RUN, "from the start of the processes until all machines are ready")
     yield _row("duration_s", "s", OF_RUN, "the measured time: how long the programs ran after the warm-up")
@@ -261,7 +266,7 @@ def _of_point(point: str) -> str:
 
 METRICS: dict[str, Metric] = {
     row.name: row
-    for rows in (_doorbells, _interrupts, _machines, _times, _samples, _resources, _host, _latencies)
+    for rows in (_doorbells, _interrupts, _machines, _consoles, _times, _samples, _resources, _host, _latencies)
     for row in rows()
 }
 """By name; besides these there is ``statistics.NAME``, for any name."""

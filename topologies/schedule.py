@@ -49,11 +49,14 @@ class Condition(Validated, frozen=True, kw_only=True):
 class Expectation(Validated, frozen=True, kw_only=True):
     """A condition that the run must meet at its end; with ``abort``, the run ends as soon as it is broken.
 
+    ``console`` is the regular expression that the metric ``console_lines`` counts the lines of.
+
     Where there is nothing to judge (no doorbell was rung, no machine was ready, none migrated), it is not met, except
     with ``allow_empty``.
     """
 
     that: Condition
+    console: str = ""
     abort: bool = False
     allow_empty: bool = False
 

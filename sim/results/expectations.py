@@ -7,8 +7,10 @@ incarnations of a machine are one machine.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.latency import Samples
 from sim.results.counts import COUNTED, Counts, Scope, Scopes, UnknownMetricError
+from sim.results.store import files
 from sim.results.store.manifest import MachineRow
 from sim.results.summary import ExpectationVerdict, GroupFigures, MigrationOutcome, value_at
 from topologies import Expectation, Topology
@@ -75,6 +78,7 @@ class _Finished:
         # Metrics that are computed; all others are read from the summary.
         self._computed: dict[str, Callable[[Scope], float]] = {
             **{name: functools.partial(self._count, name) for name in (*COUNTED, "coalescing", "lost")},
+            "console_lines": lambda scope: self._console_lines("", scope),
             "died": lambda scope: float(len(self._deaths(scope))),
             "up": self._up,
             "doorbells_per_s": self._doorbells_per_s,
@@ -120,7 +124,11 @@ class _Finished:
                 return ExpectationVerdict(condition.metric, condition.of, expected, broken_by, False, why)
             metric, scope = _metric(condition.metric), self._scopes[condition.of]
             # To 15 digits, as people write numbers: 0.7500000000000001 is 0.75.
-            got = float(f"{self._value(metric, scope):.15g}")
+            if expectation.console:
+                value, why = self._console_lines(expectation.console, scope), f"lines with {expectation.console!r}"
+            else:
+                value = self._value(metric, scope)
+            got = float(f"{value:.15g}")
             if not math.isfinite(got):
                 got, why = None, "it is no finite number"
             else:
@@ -130,6 +138,17 @@ class _Finished:
         except (UnknownMetricError, UsageError) as error:
             why = str(error)
         return ExpectationVerdict(condition.metric, condition.of, expected, got, met, why)
+
+    def _console_lines(self, pattern: str, scope: Scope) -> float:
+        """How many lines contain ``pattern``, on the consoles of all incarnations of the machines."""
+        contains = re.compile(pattern).search
+        count = 0
+        for name, machine in self._by_name.items():
+            if scope.whole or machine in scope.machines:
+                with contextlib.suppress(OSError):
+                    text = files.console(self._run.path, name).read_text(errors="replace")
+                    count += sum(contains(line) is not None for line in text.splitlines())
+        return float(count)
 
     def _nothing(self, metric: Metric, scope: Scope) -> str:
         """Why a value of 0 says nothing; "" when it does."""

@@ -271,7 +271,12 @@ def required_keys_of(do: str) -> list[str]:
 class ExpectTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the run must show at its end: an entry of ``[[expect]]``."""
 
-    that: Annotated[Comparison, Meta(description="A metric compared to a number.")]
+    that: Annotated[
+        Comparison, Meta(description='A metric compared to a number; with `console`, "console_lines >= 1" if absent.')
+    ] = ""
+    console: Annotated[
+        str, Meta(max_length=500, description="A regular expression: `console_lines` are the lines that contain it.")
+    ] = ""
     of: Of = ""
     abort: Annotated[bool, Meta(description="End the run as soon as it is broken; for live metrics.")] = False
     allow_empty: Annotated[

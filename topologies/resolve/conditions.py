@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,14 +10,17 @@ import msgspec
 
 from topologies.language.problems import show
 from topologies.language.reader import Report
+from topologies.language.tables import Comparison
 from topologies.language.toml_positions import Path
-from topologies.language.values import MisfitError
+from topologies.language.values import MisfitError, describe
 from topologies.metrics import EDGES, GROUPS, MACHINES, VECTORS, Metric, find_metric, parse_condition, parse_owner
 from topologies.resolve.names import RESERVED_NAMES
 from topologies.resolve.references import References
 from topologies.schedule import Condition, Expectation
 
 __all__ = ["read_condition", "read_expectations"]
+
+CONSOLE_LINES = "console_lines"
 
 
 def read_condition(
@@ -71,8 +75,21 @@ def read_expectations(
     """The expectations; one that ends the run needs a metric that is known during the run."""
     found = []
     for place, table in enumerate(tables):
-        abort = table.get("abort", False)
-        that = read_condition(table, "that", ("expect", place), references, report, live=abort)
-        if that is not None:
-            found.append(Expectation(that=that, abort=abort, allow_empty=table.get("allow_empty", False)))
+        abort, console, path = table.get("abort", False), table.get("console", ""), ("expect", place)
+        if not table.get("that") and not report.has((*path, "that")):
+            if not console:
+                report.add((*path, "that"), describe(Comparison), "nothing: this key is missing")
+                continue
+            table = {**table, "that": f"{CONSOLE_LINES} >= 1"}
+        that = read_condition(table, "that", path, references, report, live=abort)
+        if that is None:
+            continue
+        try:
+            re.compile(console)
+        except re.error as error:
+            report.add((*path, "console"), "a regular expression", f"{show(console)}: {error}")
+        if console and that.metric != CONSOLE_LINES:
+            report.add((*path, "console"), f"{CONSOLE_LINES} in `that` beside it", that.metric)
+        allow_empty = table.get("allow_empty", False)
+        found.append(Expectation(that=that, console=console, abort=abort, allow_empty=allow_empty))
     return tuple(found)

@@ -42,6 +42,7 @@ __all__ = [
     "SUMMARY",
     "TOPOLOGY",
     "at_once",
+    "console",
     "new_directory",
     "private",
     "read_bytes",
@@ -158,6 +159,11 @@ def read_json(path: Path, kind: type[T]) -> T:
 def write_json(path: Path, value: object) -> None:
     """``value`` (a msgspec structure or plain data) as indented JSON, written beside and renamed."""
     replace(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+
+def console(path: Path, machine: str) -> Path:
+    """Where the console of a machine with a guest of its own is kept."""
+    return path / f"console-{machine}.txt"
 
 
 def write_status(path: Path, word: str, reason: str = "") -> None:

@@ -1,0 +1,44 @@
+"""`ivsim console`: the console of a guest, while its run lasts and afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from nodes.errors import UsageError
+from sim.commands.options import run_argument
+from sim.results.store import files
+
+__all__ = ["console"]
+
+POLL_S = 0.1
+READ_BYTES = 1 << 16
+
+
+@click.command("console", short_help="Show the console of a guest, live while its run lasts.")
+@run_argument
+@click.argument("machine")
+def console(run_directory: Path, machine: str) -> None:
+    """Print what MACHINE, a real QEMU with a guest, has printed on its console in the run directory RUN.
+
+    While the run lasts it prints what is added, too. Ends with the run, or by Ctrl-C.
+    """
+    path = files.console(run_directory, machine)
+    if not path.is_file():
+        known = sorted(each.stem.partition("-")[2] for each in run_directory.glob("console-*.txt"))
+        hint = f"; there are those of {', '.join(known)}" if known else ": no machine of it has a guest"
+        raise UsageError(f"{run_directory} has no console of {machine}{hint}")
+    output = sys.stdout.buffer
+    with contextlib.suppress(KeyboardInterrupt), open(path, "rb") as file:
+        while True:
+            lasts = files.read_status(run_directory)[0] == files.RUNNING
+            while data := file.read(READ_BYTES):
+                output.write(data)
+            output.flush()
+            if not lasts:
+                return
+            time.sleep(POLL_S)

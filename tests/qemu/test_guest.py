@@ -1,0 +1,144 @@
+"""Machines with a guest of their own: a boot sector of a few instructions, and the Linux guest that is included."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sim
+from nodes.errors import HostError
+from sim.kernel.processes import children
+from sim.results.store import files
+from topologies import load, loads
+
+pytestmark = pytest.mark.qemu
+
+SECTOR_BYTES, DISK_BYTES = 512, 1 << 20  # SeaBIOS boots no smaller virtio disk
+PRINT = bytes.fromhex("fa 31c0 8ed8 be167c baf803 ac 84c0 7403 ee ebf8 f4 ebfd")
+"""cli; ds = 0; si = the text behind this code; write each byte of it to COM1 (0x3f8) up to a 0; halt."""
+HOST = """
+[run]
+duration_s = 1.0
+warmup_s = 0.0
+on_death = "fail"
+
+[machines.peer]
+count = 2
+program = "storm"
+parameters = { to = "mine", rate_hz = 1000 }
+
+[machines.mine]
+kind = "qemu"
+vectors = 1
+
+[machines.mine.guest]
+disk = "disk.img"
+accel = "tcg"
+memory_mib = 32
+"""
+
+
+def boots(text: str, folder: Path, rest: str = "", duration_s: float = 1.0) -> sim.Run:
+    """A run with a guest that prints ``text``; ``rest`` are further keys of its table, and tables."""
+    (folder / "disk.img").write_bytes(
+        (PRINT + text.encode() + b"\0").ljust(SECTOR_BYTES - 2, b"\0") + b"\x55\xaa" + bytes(DISK_BYTES - SECTOR_BYTES)
+    )
+    (folder / "guest.toml").write_text(HOST + rest)
+    result = sim.run(folder / "guest.toml", runs=folder / "runs", overrides={"run.duration_s": duration_s})
+    assert not children() - BEFORE, "a process was left"
+    return result
+
+
+BEFORE = children()
+
+
+def test_a_bare_metal_guest_takes_part_and_its_counts_balance(tmp_path: Path) -> None:
+    run = boots(
+        "hello\nivsim: rung=0 interrupts=7\n",
+        tmp_path,
+        'ready_when = "^hello$"\n[[expect]]\nconsole = "hello"\nof = "mine"\n'
+        '[[expect]]\nconsole = "BUG"\nthat = "console_lines == 0"\n[[expect]]\nthat = "guest_difference == 0"\n'
+        '[[expect]]\nthat = "statistics.interrupts == 7"\nof = "mine"\n',
+    )
+    summary = run.summary
+    assert (run.status, run.reason) == ("finished", "")
+    assert summary["groups"]["mine"]["rung"] > 0
+    assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"]
+    assert summary["settled"] == 0
+    assert [each["met"] for each in summary["expectations"]] == [True] * 4
+    assert files.console(run.path, "mine").read_text().splitlines()[0] == "hello"
+
+
+def test_a_guest_that_says_something_else_is_held_against_what_came_from_it(tmp_path: Path) -> None:
+    run = boots("ivsim: rung=5 interrupts=7\n", tmp_path, 'ready_when = "ivsim"\n')
+    assert run.summary["guest_difference"] == 5
+    assert any("5 doorbells more than came from them" in each for each in run.summary["warnings"])
+
+
+def test_a_guest_that_does_not_become_ready_is_named_with_its_last_lines(tmp_path: Path) -> None:
+    run = boots("one\ntwo\n", tmp_path, 'ready_when = "three"\nready_timeout_s = 6\n')
+    assert run.status == "failed"
+    assert "mine" in run.reason
+    assert "no line has matched 'three' within 6 s; its last lines: one | two" in run.reason
+
+
+def test_a_guest_that_panics_is_named_with_its_panic(tmp_path: Path) -> None:
+    run = boots("ready\nKernel panic - not syncing: no init\n", tmp_path, 'ready_when = "ready"\n')
+    assert run.status == "failed"
+    assert "its guest failed: Kernel panic - not syncing: no init" in run.reason
+
+
+def test_a_qemu_that_does_not_start_is_told_in_its_own_words(tmp_path: Path) -> None:
+    run = boots("", tmp_path, 'arguments = ["-device", "no-such-device"]\n')
+    assert run.status == "failed"
+    assert "no-such-device" in run.reason
+
+
+@pytest.mark.parametrize("do", ["kill", "leave", "reset"])
+def test_a_timeline_acts_on_a_guest(do: str, tmp_path: Path) -> None:
+    entry = f'ready_when = "up"\n[[timeline]]\nat_s = 0.3\ndo = "{do}"\nmachines = "mine"\n'
+    run = boots("up\n", tmp_path, entry, 6.0 if do == "reset" else 1.0)
+    summary = run.summary
+    assert (run.status, run.reason) == ("finished", "")
+    assert summary["balanced"]
+    assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"] > 0
+    lines = files.console(run.path, "mine").read_text().split()
+    assert lines == ["up"] * (2 if do == "reset" else 1)
+
+
+def test_a_missing_image_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    topology = loads(HOST.replace("disk.img", str(tmp_path / "none.img")) + 'build = "make guest"\n')
+    with pytest.raises(HostError, match=r"mine: there is no file .*none.img: `make guest` makes it"):
+        sim.run(topology, runs=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_console_command_prints_what_is_kept(tmp_path: Path) -> None:
+    run = boots("up\n", tmp_path, 'ready_when = "up"\n')
+    command = [sys.executable, "-m", "sim", "console", str(run.path)]
+    done = subprocess.run([*command, "mine"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "up\n")
+    done = subprocess.run([*command, "peer-0"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there are those of mine" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_linux_guest_answers_each_doorbell_and_misses_none_of_a_storm(tmp_path: Path) -> None:
+    images = [image.files for machine in load("linux_guest").machines if (image := machine.guest) is not None]
+    if not all(Path(file).is_file() for [*names] in images for file in names):
+        pytest.skip("make guest builds it")
+    run = sim.run("linux_guest", runs=tmp_path)
+    summary = run.summary
+    assert (run.status, run.reason) == ("finished", "")
+    assert [each for each in summary["expectations"] if not each["met"]] == []
+    assert summary["rung"] == summary["delivered"] == 220_005
+    assert (summary["pending"], summary["refused"], summary["settled"], summary["guest_difference"]) == (0, 0, 0, 0)
+    timer, linux = summary["statistics"]["timer"], summary["statistics"]["linux"]
+    assert timer["rounds"] == 10_000
+    assert 0 < timer["round_trip_p50_us"] <= timer["round_trip_p99_us"] <= timer["round_trip_max_us"]
+    assert 10_000 < linux["interrupts"] <= linux["rung"] == 110_000
+    assert linux["missed"] == 0
