@@ -156,10 +156,9 @@ class GuestMachine:
                     recording.words[header.PING] = number
                     recording.words[header.PING_NS] = self._loop.clock.now_ns()
             case messages.Act(do="reset"):
-                # A reset that the guest asks for ends QEMU (-no-reboot), as it may follow a panic; this one does not.
+                # Until now a reset ends QEMU (-no-reboot). Firmware may ask for a second one.
                 self._command("set-action", reboot="reset")
                 self._command("system_reset")
-                self._command("set-action", reboot="shutdown")
             case messages.Act(do=do):
                 self._report(Warned(f"{do} was not done: what runs in this machine is a guest of its own"))
             case _:
