@@ -41,18 +41,49 @@ def test_there_are_notebooks():
     assert SHORTER.keys() <= {path.stem for path in NOTEBOOKS}
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_and_its_claims_hold(path, tmp_path, monkeypatch):
+@pytest.fixture
+def execute(tmp_path, monkeypatch):
+    """Runs the cells of a notebook in a kernel, in a directory of its own, which it returns."""
     # The kernel's history and connection file belong in the directory that the test removes.
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
     here = tmp_path / "here"
     here.mkdir()
+
+    def execute(notebook):
+        path = {"metadata": {"path": str(here)}}
+        client = NotebookClient(notebook, timeout=100, kernel_name="python3", resources=path)
+        # execute() would leave its event loop open.
+        asyncio.run(client.async_execute())
+        return here
+
+    return execute
+
+
+PEER_IN_A_CELL = """
+import sim
+server = sim.serve()
+async with sim.connect_async(server.path, vectors=2, timeout=60) as peer:
+    echo = server.machine("echo")
+    await peer.wait_for_peers(1)
+    peer.ring(echo.id, 1)
+    interrupt = await peer.wait(1)
+server.close()
+tuple(interrupt)
+"""
+
+
+def test_a_peer_uses_the_loop_of_the_kernel(execute):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(PEER_IN_A_CELL)])
+    execute(notebook)
+    assert notebook.cells[0].outputs[0].data["text/plain"] == "(1, 1, 0)"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs_and_its_claims_hold(path, execute):
     notebook = shortened(path)
     notebook.cells.append(nbformat.v4.new_code_cell("import os; os.getpid()"))
-    client = NotebookClient(notebook, timeout=100, kernel_name="python3", resources={"metadata": {"path": str(here)}})
-    # execute() would leave its event loop open.
-    asyncio.run(client.async_execute())
+    here = execute(notebook)
     assert list(here.iterdir()) == []
     (pid,) = (output.data["text/plain"] for output in notebook.cells[-1].outputs)
     assert not [name for name in os.listdir("/dev/shm") if pid in name.split("-")]
