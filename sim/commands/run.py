@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -24,9 +25,12 @@ from sim.commands.output import write_file
 from sim.exit_codes import INTERRUPTED, of_run
 from sim.results import Run
 from topologies import TopologyError, load
+from topologies.metrics import LATENCIES
 from topologies.model import EngineName
 
 __all__ = ["run", "show"]
+
+EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 @click.command("run", short_help="Run a topology and show the result.")
@@ -158,19 +162,51 @@ def _write_junit(result: Run, file: Path) -> None:
 @click.command("show", short_help="Show the result of a run again.")
 @run_argument
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON, with a glossary of its numbers.")
-def show(run_directory: Path, as_json: bool) -> None:
+@click.option(
+    "--hgrm", type=EXPORT, metavar="FILE", help="Write the percentiles of one latency (--latency) for HdrHistogram."
+)
+@click.option("--hlog", type=EXPORT, metavar="FILE", help="Write the histograms of all latencies for HdrHistogram.")
+@click.option(
+    "--latency",
+    type=click.Choice(list(LATENCIES)),
+    default="delivery",
+    show_default=True,
+    help="The latency of --hgrm.",
+)
+def show(run_directory: Path, as_json: bool, hgrm: Path | None, hlog: Path | None, latency: str) -> None:
     """Print what `ivsim run` printed for the run directory RUN.
 
-    The results of a run whose coordinator was killed are made from what its machines had recorded.
+    The results of a run whose coordinator was killed are made from what its machines had recorded. With --hgrm or
+    --hlog, those files are written instead, in nanoseconds; - is standard output.
     """
     import sim.results
     from topologies.metrics import glossary
 
     result = sim.results.open(run_directory)
-    if as_json:
+    if hgrm is not None or hlog is not None:
+        _export(result, hgrm, hlog, latency)
+    elif as_json:
         click.echo(json.dumps({**result.summary, "glossary": glossary()}, indent=2))
     else:
         _print(result)
+
+
+def _export(result: Run, hgrm: Path | None, hlog: Path | None, latency: str) -> None:
+    from sim.commands.report import write_whole
+    from sim.views import hdr_histogram
+
+    origin = result.origin
+    start_s = datetime.fromisoformat(origin.started).timestamp()
+    histograms = {name: result.histogram(name) for name in LATENCIES}
+    for path, text in (
+        (hgrm, hdr_histogram.hgrm(histograms[latency])),
+        (hlog, hdr_histogram.hlog(histograms, start_s, origin.duration_s)),
+    ):
+        if path is not None and str(path) == "-":
+            click.echo(text, nl=False)
+        elif path is not None:
+            write_whole(path, text.encode())
+            click.echo(path)
 
 
 def _print(result: Run) -> None:
