@@ -192,7 +192,7 @@ def show(run_directory: Path, as_json: bool, hgrm: Path | None, hlog: Path | Non
 
 
 def _export(result: Run, hgrm: Path | None, hlog: Path | None, latency: str) -> None:
-    from sim.commands.report import write_whole
+    from sim.commands.output import write_whole
     from sim.views import hdr_histogram
 
     origin = result.origin
