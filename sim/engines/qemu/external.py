@@ -47,6 +47,7 @@ class ForwardingIvshmem(Ivshmem):
         self._relay: Relay | None = None
         self._own = [EventFd.create() for _ in range(self.vectors)]
         self._rung: dict[tuple[int, int], EventFd] = {}
+        self._unsent: list[EventFd] = []  # of peers that left while messages about them waited to be sent
         self.doorbell_of: dict[int, tuple[int, int]] = {}
         """The peer and the vector that each eventfd stands for which QEMU rings."""
 
@@ -100,14 +101,17 @@ class ForwardingIvshmem(Ivshmem):
         for eventfd in self._rung.values():
             self._forget(eventfd)
         self._rung.clear()
-        for eventfd in self._own:
+        for eventfd in (*self._own, *self._unsent):
             eventfd.close()
 
     def _forget(self, eventfd: EventFd) -> None:
         del self.doorbell_of[eventfd.descriptor]
         with contextlib.suppress(OSError, ValueError):  # the worker has closed its epoll
             self._epoll().unregister(eventfd.descriptor)
-        eventfd.close()
+        if self._relay is None or self._relay.is_sent:
+            eventfd.close()
+        else:
+            self._unsent.append(eventfd)
 
 
 class ForwardingVm(Vm):
@@ -173,18 +177,28 @@ class ExternalWorker(Worker):
                 if descriptor not in self._own:
                     self._handle_event(descriptor)
         self._relay.wait_until_read(lambda: time.sleep(PAUSE_S))
+        self._serve_relay()
 
     def _handle_event(self, descriptor: int) -> None:
         if descriptor == self._listener.fileno():
             self._accept()
         elif descriptor == self._qemu:
-            raise QemuError("it has disconnected")
+            self._serve_relay()
         elif descriptor in self._device.doorbell_of:
             peer, vector, count = self._device.take(descriptor)
             for _ in range(count):
                 self._vm.guest.ring(peer, vector)
         else:
             super()._handle_event(descriptor)
+            if self._relay is not None and not self._relay.is_sent:  # more peers have come than its socket has room for
+                self._epoll.modify(self._qemu, select.EPOLLIN | select.EPOLLOUT)
+
+    def _serve_relay(self) -> None:
+        assert self._relay is not None
+        if self._relay.has_left:
+            raise QemuError("it has disconnected")
+        if self._relay.flush():
+            self._epoll.modify(self._qemu, select.EPOLLIN)
 
     def _accept(self) -> None:
         connected, _ = self._listener.accept()

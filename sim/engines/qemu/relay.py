@@ -55,7 +55,7 @@ class Relay:
         if self._is_read:
             return
         deadline_s = time.monotonic() + PATIENCE_S
-        while not (self._flush() and self._unread_bytes() == 0):
+        while not (self.flush() and self._unread_bytes() == 0):
             turn()
             if time.monotonic() > deadline_s:
                 raise QemuError(f"QEMU has read no message of its server for {PATIENCE_S:g} s")
@@ -64,10 +64,31 @@ class Relay:
 
     def _send(self, message: Message[int]) -> None:
         self._outbox.put(message)
-        self._flush()
+        self.flush()
         self._is_read = False
 
-    def _flush(self) -> bool:
+    @property
+    def is_sent(self) -> bool:
+        """Whether nothing waits here for room in the socket; until then, descriptors that were sent must stay open."""
+        return not len(self._outbox)
+
+    @property
+    def has_left(self) -> bool:
+        """Whether QEMU has closed its end; a byte from it means that, too."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            pass
+        return True
+
+    def flush(self) -> bool:
+        """Send what waits; returns whether that was all.
+
+        Raises:
+            QemuError: QEMU has closed the connection.
+        """
         try:
             return self._outbox.flush()
         except OSError as error:
