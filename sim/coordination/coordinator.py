@@ -258,9 +258,9 @@ class Coordinator:
                 self._migrations.stayed(incarnation, report, stopping=self.phase == "stopping")
             case messages.Warned(text):
                 self._event("warning", machine=incarnation.name, text=text)
-            case messages.Failed(whose, summary, trace):
-                incarnation.failure = f"its {whose} failed: {summary}"
-                self._event("failure", machine=incarnation.name, whose=whose, summary=summary, traceback=trace)
+            case messages.Failed(at_fault, summary, trace):
+                incarnation.failure = f"its {at_fault} failed: {summary}"
+                self._event("failure", machine=incarnation.name, at_fault=at_fault, summary=summary, traceback=trace)
             case messages.Ended():
                 self._take_end(incarnation, report)
 

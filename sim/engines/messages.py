@@ -136,10 +136,10 @@ class Warned(msgspec.Struct, tag=True, frozen=True):
 class Failed(msgspec.Struct, tag=True, frozen=True):
     """Report: the machine cannot continue.
 
-    ``whose`` is at fault: "program", "modelled device", "QEMU", "server", "host" or "simulator".
+    ``at_fault`` is the part at fault: "program", "modelled device", "QEMU", "server", "host" or "simulator".
     """
 
-    whose: str
+    at_fault: str
     summary: str
     traceback: str = ""
 

@@ -159,26 +159,28 @@ class _Count:
     messages: int
     migrations: int
     qemus: int
-    lives: Mapping[int, int]
+    incarnations: Mapping[int, int]
 
     @classmethod
     def of(cls, topology: Topology) -> _Count:
         """Count. A machine that joins again has a new ID, and one more eventfd for each of its vectors."""
-        lives = Counter({machine.index: int(machine.present) for machine in topology.machines})
+        incarnations = Counter({machine.index: int(machine.present) for machine in topology.machines})
         migrations = 0
         for entry in topology.timeline:
             if isinstance(entry.action, Join | Migrate):
-                lives.update(dict.fromkeys(entry.machines, entry.repeat))
+                incarnations.update(dict.fromkeys(entry.machines, entry.repeat))
             migrations += isinstance(entry.action, Migrate)
         connections = eventfds = messages = 0
         for domain in topology.domains:
             members = [machine for machine in topology.machines if domain.name in machine.domains]
-            own = sum(machine.vectors * max(1, lives[machine.index]) for machine in members)
-            heads = sum(max(1, lives[machine.index]) for machine in members)
+            own = sum(machine.vectors * max(1, incarnations[machine.index]) for machine in members)
+            heads = sum(max(1, incarnations[machine.index]) for machine in members)
             connections, eventfds = connections + heads, eventfds + own
             # A new peer is told all eventfds and its own; each other peer is told those of the new one.
             messages += heads * (GREETING_MESSAGES + own)
-        return cls(len(topology.machines), connections, eventfds, messages, migrations, count_qemus(topology), lives)
+        return cls(
+            len(topology.machines), connections, eventfds, messages, migrations, count_qemus(topology), incarnations
+        )
 
 
 def _descriptors(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
@@ -252,11 +254,11 @@ def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
     layouts = Layouts(topology)
     each = {machine.vectors: layouts.of(machine).words * WORD_BYTES for machine in _kinds(topology)}
     drains = sum(
-        layouts.of(machine).drains * len(machine.domains) * max(1, count.lives[machine.index])
+        layouts.of(machine).drains * len(machine.domains) * max(1, count.incarnations[machine.index])
         for machine in topology.machines
     )
     recordings = sum(
-        each[machine.vectors] * len(machine.domains) * max(1, count.lives[machine.index])
+        each[machine.vectors] * len(machine.domains) * max(1, count.incarnations[machine.index])
         for machine in topology.machines
     )
     shared, private = sum(by_kind.values()), PRIVATE_BYTES * count.machines + EVENTFD_BYTES * count.eventfds

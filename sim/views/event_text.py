@@ -115,7 +115,7 @@ def _of_machine(event: Event, machine: str) -> str:
         case {"kind": "warning"}:
             said = f"{machine} warns: {event.get('text')}"
         case {"kind": "failure"}:
-            said = f"{event.get('whose')} of {machine} failed: {event.get('summary')}"
+            said = f"{event.get('at_fault')} of {machine} failed: {event.get('summary')}"
     return said
 
 

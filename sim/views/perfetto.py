@@ -44,7 +44,7 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class PerfettoTrace:
-    """The lines of a JSON file, and in words what it leaves out: ``cut`` for want of room, ``before`` it begins.
+    """The lines of a JSON file, and in words what it leaves out: ``cut`` for lack of space, ``before`` it begins.
 
     Each is empty where nothing is left out.
     """

@@ -299,7 +299,7 @@ def _over_time(axes: Any, made: TimeSeries) -> Any:
 
 
 def _together(happenings: Sequence[Happening], least_s: float) -> Iterator[tuple[int, int, float]]:
-    """The numbers of those that share a badge, for want of room, and where it is: first, last, seconds."""
+    """The numbers of the entries that share a badge for lack of space, and its place: first, last, seconds."""
     firsts: list[int] = []
     for place, each in enumerate(happenings):
         if not firsts or each.time_s - happenings[firsts[-1]].time_s >= least_s:

@@ -551,10 +551,10 @@ def test_no_machine_is_lost_or_doubled_over_many_migrations(tmp_path: Path) -> N
         counted.update(verdict for _, verdict, _ in verdicts(result))
         assert len(verdicts(result)) == len(began)
         killed = {each["machine"] for each in events(result, "machine_left")}
-        lives = {machine["name"] for machine in result.machines if machine["of"] is None} | {
+        names = {machine["name"] for machine in result.machines if machine["of"] is None} | {
             each["machine"] for each in events(result, "machine_joined")
         }
-        assert {each["machine"] for each in events(result, "statistics")} == lives - killed
+        assert {each["machine"] for each in events(result, "statistics")} == names - killed
     assert counted["moved"] > MIGRATIONS // 4
     assert counted["failed"] > MIGRATIONS // 8
 

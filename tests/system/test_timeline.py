@@ -318,7 +318,7 @@ def test_a_device_of_2012_takes_malformed_messages_as_it_did(tmp_path: Path, mes
     result = sim.run(loads(text), runs=tmp_path, resources_every_s=0)
     assert (result.status, result.balanced) == ("finished", True)  # the timeline asked for it
     failures = events(result, "failure")
-    assert [(each["machine"], each["whose"]) for each in failures] == ([("old", "modelled device")] if row else [])
+    assert [(each["machine"], each["at_fault"]) for each in failures] == ([("old", "modelled device")] if row else [])
     assert all(each["summary"].startswith(f"ModelledFault: row {row}: ") for each in failures)
 
 

@@ -78,8 +78,8 @@ def _clip(text: str, kept: slice) -> str:
 
 def _fit(message: ToWorker | FromWorker) -> ToWorker | FromWorker:
     match message:
-        case Failed(whose, summary, trace):
-            return Failed(whose, _clip(summary, slice(TEXT_MAX)), _clip(trace, slice(-TEXT_MAX, None)))
+        case Failed(at_fault, summary, trace):
+            return Failed(at_fault, _clip(summary, slice(TEXT_MAX)), _clip(trace, slice(-TEXT_MAX, None)))
         case Warned(text):
             return Warned(_clip(text, slice(TEXT_MAX)))
     return message

@@ -32,23 +32,23 @@ def blaming_program() -> Iterator[None]:
 
 def explain(error: BaseException) -> Failed:
     """Return the part that is at fault, the error in one line, and a traceback where it helps."""
-    whose, cause = "simulator", error
+    at_fault, cause = "simulator", error
     if isinstance(error, ProgramError) and error.__cause__ is not None:
-        whose, cause = "program", error.__cause__
+        at_fault, cause = "program", error.__cause__
     if isinstance(cause, ModelledFault | DeviceExitError):
-        whose = "modelled device"
+        at_fault = "modelled device"
     elif isinstance(cause, QemuError):
-        whose = "QEMU"
+        at_fault = "QEMU"
     elif isinstance(error, ProtocolError | UsageError):
-        whose = "server"
+        at_fault = "server"
     elif isinstance(error, HostError):
-        whose = "host"
+        at_fault = "host"
     text = _text(cause)
     summary = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
-    if whose == "program" and (frames := traceback.extract_tb(cause.__traceback__)):
+    if at_fault == "program" and (frames := traceback.extract_tb(cause.__traceback__)):
         summary += f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
-    trace = "".join(traceback.format_exception(cause)) if whose in ("program", "simulator") else ""
-    return Failed(whose, summary[:TEXT_MAX], trace[-TEXT_MAX:])
+    trace = "".join(traceback.format_exception(cause)) if at_fault in ("program", "simulator") else ""
+    return Failed(at_fault, summary[:TEXT_MAX], trace[-TEXT_MAX:])
 
 
 def _text(error: BaseException) -> str:

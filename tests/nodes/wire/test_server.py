@@ -177,16 +177,16 @@ def test_clients_that_are_greeted_together_are_told_what_they_would_be_told_one_
                 server.join([f"eventfd {len(server.peers)}.{vector}" for vector in range(2)])
             else:
                 server.leave(happening)
-    crowd = [[f"eventfd {at}.{vector}" for vector in range(size)] for at, size in enumerate(sizes)]
+    clients = [[f"eventfd {at}.{vector}" for vector in range(size)] for at, size in enumerate(sizes)]
     expected, peers = [], []
-    for vectors in crowd:
+    for vectors in clients:
         peer, messages = alone.join(vectors)
         peers.append(peer)
         expected += messages
-    newcomers = [together.enter(vectors) for vectors in crowd]
+    newcomers = [together.enter(vectors) for vectors in clients]
     assert newcomers == peers
     said = together.greet(newcomers)
     assert streams(together.spell_out(said)) == streams(expected)
     assert together.peers == alone.peers
     if dialect is V0:
-        assert len(said) == 3 * len(crowd) + (2 if len(crowd) > 1 else 3)  # however many there are
+        assert len(said) == 3 * len(clients) + (2 if len(clients) > 1 else 3)  # however many there are

@@ -71,7 +71,7 @@ def test_every_sum_is_what_it_is_made_of() -> None:
         Layouts(made).of(machine).drains for machine in made.machines
     )
     assert found["of disk"] == recordings + round(recordings / 4)
-    assert found["of address space in the coordinator"] == (512 << 20) + 2 * recordings
+    assert found["of address space in the coordinator"] == (640 << 20) + 2 * recordings
     hub = layouts.of(made.machines[0]).words * WORD_BYTES
     assert found["of address space in a machine"] == (96 << 20) + (4 << 20) + hub
     assert found["in one file"] == max(4 << 20, hub)

@@ -32,7 +32,7 @@ def counted(region):
     with mmap.mmap(region.descriptor, 16) as view:
         return struct.unpack("<QQ", view[:16])
 
-def born():
+def start_process():
     '''In a worker: its program, which has counted to 5, and the mapping under it.'''
     mapping = map_region(old.descriptor)
     running = program(memoryview(mapping))
@@ -42,7 +42,7 @@ def born():
 
 def ended(pid):
     descriptor = os.pidfd_open(pid)
-    assert select.select([descriptor], [], [], 20)[0], "it lives on"
+    assert select.select([descriptor], [], [], 20)[0], "it still runs"
     status = os.waitid(os.P_PIDFD, descriptor, os.WEXITED)
     os.close(descriptor)
     return status.si_status
@@ -69,7 +69,7 @@ def test_program_goes_on_where_it_stood() -> None:
         with adopting_orphans():
             worker = os.fork()
             if worker == 0:
-                mapping, running = born()
+                mapping, running = start_process()
                 side = fork_successor()
                 if isinstance(side, Source):
                     assert side.await_ready(20)
@@ -99,7 +99,7 @@ def test_successor_that_does_not_stand_ready_changes_nothing(death: str) -> None
     printed = play(f"""
         worker = os.fork()
         if worker == 0:
-            mapping, running = born()
+            mapping, running = start_process()
             side = fork_successor()
             if isinstance(side, Successor):
                 remap(mapping, new.descriptor)

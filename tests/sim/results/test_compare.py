@@ -46,7 +46,7 @@ def made(
 
 @pytest.fixture(scope="module", autouse=True)
 def fonts() -> None:
-    """matplotlib opens its fonts, which it keeps for as long as the process lives."""
+    """matplotlib opens its fonts, which it keeps until the process ends."""
     figure = pytest.importorskip("matplotlib.figure").Figure()
     figure.subplots().set_title(r"upright $oblique \times 10^{0}$")
     figure.savefig(io.BytesIO())

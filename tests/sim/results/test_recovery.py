@@ -76,7 +76,7 @@ def test_a_coordinator_that_failed_leaves_a_run_to_open(tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
 def test_given_up_results_can_be_made_later(tmp_path, monkeypatch, error):
-    """This process lives on: the directory must not say that it still runs."""
+    """This process continues: the directory must not say that the run continues."""
     directory = pair(tmp_path)
 
     def give_up(*_: object) -> None:

@@ -74,7 +74,7 @@ TOLD = [
     ({"kind": "machine_killed", "machine": "m", "reason": "it hangs"}, "m killed", "m was killed: it hangs"),
     ({"kind": "warning", "machine": "m", "text": "odd"}, "m warns", "m warns: odd"),
     (
-        {"kind": "failure", "machine": "m", "whose": "program", "summary": "KeyError", "traceback": "no\nlines"},
+        {"kind": "failure", "machine": "m", "at_fault": "program", "summary": "KeyError", "traceback": "no\nlines"},
         "m failed",
         "program of m failed: KeyError",
     ),

@@ -40,7 +40,7 @@ def run(tmp_path) -> Run:
 
 @pytest.fixture(scope="module", autouse=True)
 def fonts() -> None:
-    """No window; and matplotlib opens its fonts, which it keeps for as long as the process lives."""
+    """No window; and matplotlib opens its fonts, which it keeps until the process ends."""
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 

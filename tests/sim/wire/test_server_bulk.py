@@ -45,7 +45,7 @@ def make_site(short_path):
         site.stack.close()
 
 
-def crowd(site, count):
+def join_many(site, count):
     """Clients that have joined and never read."""
     expected = len(site.server.peers) + count
     clients = [site.raw() for _ in range(count)]
@@ -64,8 +64,8 @@ def leaving(site, clients):
 
 def test_clients_that_all_leave_at_once_cost_no_more_each_when_they_are_many(make_site):
     few, many = (make_site() for _ in range(2))
-    few_calls = leaving(few, crowd(few, FEW))
-    many_calls = leaving(many, crowd(many, MANY))
+    few_calls = leaving(few, join_many(few, FEW))
+    many_calls = leaving(many, join_many(many, MANY))
     assert many_calls / MANY < 1.5 * few_calls / FEW
     assert many.server.departed == []  # all their eventfds are closed
 
@@ -73,7 +73,7 @@ def test_clients_that_all_leave_at_once_cost_no_more_each_when_they_are_many(mak
 def test_leaves_are_told_to_those_that_stay_and_only_to_them(make_site):
     site = make_site()
     stays, reads = site.join(), site.join()
-    clients = crowd(site, FEW)
+    clients = join_many(site, FEW)
     site.catch_up(stays, reads)
     leaving(site, clients)
     site.catch_up(stays, reads)
@@ -86,9 +86,9 @@ def test_clients_that_do_not_read_add_no_work_to_each_leave(make_site):
     counts = []
     for mute in (FEW, MANY):
         site = make_site(vectors=8)
-        crowd(site, mute)
+        join_many(site, mute)
         assert len(site.server._announcements.stuck) > mute / 2
-        leavers = crowd(site, 40)
+        leavers = join_many(site, 40)
         counts.append(sum(leaving(site, [leaver]) for leaver in leavers))
     assert counts[1] < 1.5 * counts[0]
 
@@ -100,7 +100,7 @@ def test_a_client_that_takes_no_more_hears_of_all_leaves_in_order_when_it_reads_
     sock = site.raw()
     site.until(lambda: 0 in site.server.peers)
     mute = site.server.peers[0]
-    crowd(site, 300)
+    join_many(site, 300)
     assert mute.stuck_by == "full"
     for turn in range(turns):
         client = site.raw()

@@ -184,27 +184,27 @@ def test_a_client_that_left_before_it_was_admitted_is_no_peer(make_site, farewel
 def test_clients_that_join_together_are_told_as_if_one_after_the_other(make_site):
     arrivals = []
     site = make_site(on_arrival=arrivals.append)
-    early, *crowd = [Reader(site.raw()) for _ in range(5)]
-    for reader in (early, *crowd):
+    early, *clients = [Reader(site.raw()) for _ in range(5)]
+    for reader in (early, *clients):
         site.stack.callback(reader.close)
     site.until(lambda: len(arrivals) == 5)
     site.server.join(arrivals[0], 2)
-    crowd.pop(1).close()
+    clients.pop(1).close()
     site.until(lambda: len(site.server._admission._waiting) == 3)
     joined = site.server.join_all([(arrival, 3) for arrival in arrivals[1:]])
     assert [peer and peer.peer for peer in joined] == [1, None, 2, 3]
-    site.catch_up(early, *crowd)
-    for reader in (early, *crowd):
+    site.catch_up(early, *clients)
+    for reader in (early, *clients):
         assert list(reader.lines) == [(0, 0), (0, 1), *((peer, vector) for peer in (1, 2, 3) for vector in range(3))]
         assert reader.memory is not None
-    assert [reader.client.peer for reader in crowd] == [1, 2, 3]
+    assert [reader.client.peer for reader in clients] == [1, 2, 3]
 
 
 def test_one_of_many_clients_without_eventfds_is_reported_and_others_join(make_site, monkeypatch):
     arrivals, refused = [], []
     site = make_site(on_arrival=arrivals.append, on_refuse=lambda arrival, reason: refused.append(arrival))
-    crowd = [Reader(site.raw()) for _ in range(3)]
-    for reader in crowd:
+    clients = [Reader(site.raw()) for _ in range(3)]
+    for reader in clients:
         site.stack.callback(reader.close)
     site.until(lambda: len(arrivals) == 3)
     real, made = EventFd.create, []
@@ -219,10 +219,10 @@ def test_one_of_many_clients_without_eventfds_is_reported_and_others_join(make_s
     with pytest.raises(HostError, match="Too many open files"):
         site.server.join_all([(arrival, 2) for arrival in arrivals])
     assert refused == [arrivals[1]]
-    site.catch_up(crowd[0], crowd[2])
-    crowd[1].read()
-    assert crowd[1].ended
-    assert set(crowd[0].lines) == set(crowd[2].lines) == lines_of(0, 1)
+    site.catch_up(clients[0], clients[2])
+    clients[1].read()
+    assert clients[1].ended
+    assert set(clients[0].lines) == set(clients[2].lines) == lines_of(0, 1)
 
 
 def test_peers_that_leave_together_are_announced_together(make_site):
