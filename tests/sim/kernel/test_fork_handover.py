@@ -20,7 +20,8 @@ from sim.kernel.memory import Region
 PREAMBLE = """
 import ctypes, mmap, os, select, signal, socket, struct, sys
 from sim.kernel.memory import Region, map_region
-from sim.kernel.fork_handover import *
+from sim.kernel.fork_handover import Source, Successor, fork_successor, remap
+from sim.kernel.processes import adopting_orphans
 
 def program(memory):
     count = 0
