@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -296,3 +297,32 @@ def test_an_interrupt_speaks_of_results_where_there_would_be_some(
     assert ending.value.code == INTERRUPTED
     what = " before there was anything to keep" if command in ("run", "sweep") else ""
     assert capsys.readouterr().err == f"ivsim: interrupted{what}\n"
+
+
+INTERRUPTED_WHILE_IT_LOADS = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+
+if sys.argv.pop(1) == "ignored":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.meta_path.insert(0, Interrupts())
+from sim.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("interrupts", "code"), [("default", -signal.SIGINT), ("ignored", 0)])
+def test_an_interrupt_while_the_command_loads_leaves_no_traceback(interrupts: str, code: int) -> None:
+    """A shell shows 130 for it. A shell's background job, which ignores interrupts, goes on."""
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", INTERRUPTED_WHILE_IT_LOADS, interrupts, "--version"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (code, "")
