@@ -84,12 +84,18 @@ def programs_of(page: Path) -> list[str]:
 def test_programs_are_programs_and_pass_mypy_strict(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")  # an example may import another
+    monkeypatch.setenv("MYPYPATH", str(ROOT / "examples"))
     for number, block in enumerate(programs_of(page)):
         module = types.ModuleType(f"documented_{number}")
         monkeypatch.setitem(sys.modules, module.__name__, module)
         exec(compile(block, name_of(page), "exec"), module.__dict__)
         for function in ast.parse(block).body:
-            if isinstance(function, ast.FunctionDef) and not function.name.startswith("_"):
+            if (
+                isinstance(function, ast.FunctionDef)
+                and function.returns
+                and ast.unparse(function.returns) == "Program"
+            ):
                 assert resolve_program(f"{module.__name__}:{function.name}")
         (tmp_path / f"documented_{number}.py").write_text(block)
     # Outside the repository: a user has the package's py.typed files and not our configuration.
