@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 import sim
-from sim.access import external_lines
-from sim.engines.qemu.qtest import DEFAULT_QEMU, Qemu, find_qemu
+from sim.access import external_lines, external_path
+from sim.engines.qemu.peer import QemuPeer
+from sim.engines.qemu.qtest import DEFAULT_QEMU
 from sim.results import Run
 from sim.runner import Begun
-from tests.qemu.test_peer import BARS, DOORBELL, VECTORS, probe
 from topologies import Topology, load, loads, shipped
 from topologies.actions import Migrate
 
 pytestmark = pytest.mark.qemu
 
 MACHINES_MAX = 8
-RUNG = 50
+RUNG, VECTORS = 50, 3
+PATIENCE_S = 60.0
 
 
 def qemus() -> set[int]:
@@ -183,18 +187,19 @@ def test_a_qemu_of_someone_else_is_awaited_and_on_the_books(tmp_path: Path) -> N
 
     def begin(begun: Begun) -> None:
         (line,) = external_lines(topology, begun.access)
-        thread = threading.Thread(target=be_theirs, args=(line,), daemon=True)
+        path = external_path(Path(begun.access[0].socket), "theirs")
+        assert f"socket,path={path}" in line
+        thread = threading.Thread(target=be_theirs, args=(path,), daemon=True)
         thread.start()
         threads.append(thread)
 
-    def be_theirs(line: str) -> None:
-        arguments = line.partition(" with ")[2].split()
-        while not Path(arguments[1].removeprefix("socket,path=").partition(",")[0]).exists():
-            threading.Event().wait(0.01)
-        with Qemu(find_qemu(), ["-machine", "pc", *arguments[:3], f"{arguments[3]},addr=04.0"]) as real:
-            seen.append(probe(real))
+    def be_theirs(path: Path) -> None:
+        while not path.exists():
+            over.wait(0.01)
+        with QemuPeer(path, vectors=VECTORS) as real:
+            seen.append(real.id)
             for _ in range(RUNG):
-                real.write(BARS[0] + DOORBELL, 4, 0 << 16 | 1)
+                real.ring(0, 1)
             over.wait()
 
     threads: list[threading.Thread] = []
@@ -216,6 +221,25 @@ def test_who_is_missing_is_told_when_its_time_is_over(tmp_path: Path) -> None:
     assert "theirs" in run.reason
     assert "no QEMU has connected" in run.reason
     assert "within 0.3 s" in run.reason
+
+
+def test_qemus_end_with_a_coordinator_that_is_killed(tmp_path: Path) -> None:
+    count = 2
+    settings = {"kind": "qemu", "count": count}
+    command = [sys.executable, "-m", "sim", "run", "doorbell_storm", "--quiet", "--runs", str(tmp_path)]
+    for key, value in settings.items():
+        command += ["--set", f"machines.storm.{key}={value}"]
+    with subprocess.Popen([*command, "--set", "run.duration_s=600"], stderr=subprocess.DEVNULL) as run:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while len(there := qemus()) < count:
+            assert run.poll() is None
+            assert time.monotonic() < deadline_s, "no QEMU has started"
+            threading.Event().wait(0.05)
+        processes = [psutil.Process(pid) for pid in there]
+        run.kill()
+    _, left = psutil.wait_procs(processes, PATIENCE_S)
+    # One that no process has collected yet has ended all the same.
+    assert not [each for each in left if each.status() != psutil.STATUS_ZOMBIE]
 
 
 DIES = """
