@@ -295,7 +295,7 @@ class Run:
         return flows(self.edges(), self.vectors(), self.origin, by)
 
     def matrix(self, by: str = "group", what: str = "rung") -> Any:
-        """Senders down, receivers across, as ``sim.results.analysis.flows.Matrix``: ``by`` machine or group.
+        """Senders down, receivers across, as ``sim.results.analysis.flows.FlowMatrix``: ``by`` machine or group.
 
         ``what``: rung, refused, delivered or pending.
         """
