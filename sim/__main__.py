@@ -1,11 +1,12 @@
 """The `ivsim` command, which ``python -m sim`` is, too."""
 
-import signal
 import sys
 
 # ``-m`` puts the current directory first: a user's file there must not be imported in place of a module of that name.
 if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]
+
+import signal
 
 
 def main() -> None:
