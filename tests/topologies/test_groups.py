@@ -398,8 +398,15 @@ def test_a_device_without_msix_has_as_many_vectors_as_its_server_gives_it() -> N
             "timeline[0].machines",
             "simulated machines",
         ),
+        ('[machines.a]\nkind = "external"\n', "machines.a.program", "no program"),
+        (
+            "".join(f"[domains.d{number}]\n" for number in range(29))
+            + f'[machines.a]\nkind = "qemu"\ndomains = {[f"d{number}" for number in range(29)]}\n',
+            "machines.a.domains",
+            "at most 28 domains",
+        ),
     ],
-    ids=["profile", "engine", "migrate"],
+    ids=["profile", "engine", "migrate", "program", "domains"],
 )
 def test_what_a_real_qemu_cannot_be_or_do_is_a_problem(text: str, key: str, expected: str) -> None:
     text = text.replace("[machines.a]\n", '[machines.a]\nprogram = "idle"\n')

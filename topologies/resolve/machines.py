@@ -28,6 +28,8 @@ __all__ = ["ResolvedMachines", "read_machines"]
 _REALTIME = ("fifo", "rr")
 REAL_PROFILES = ("qemu-doorbell",)
 """The profiles that a real QEMU of the host can be."""
+REAL_DEVICES_MAX = 28
+"""The slots of bus 0 that a QEMU without other devices has free, from 4 to 31."""
 _SERVERLESS = frozenset(profile.name for profile in PROFILES.values() if not profile.server)
 
 
@@ -205,6 +207,9 @@ def _check_kind(settings: Settings, engine: str, report: Report) -> None:
     if values["profile"] not in REAL_PROFILES and not settings.faulty("profile", report):
         expected = f"{' or '.join(map(show, REAL_PROFILES))}, for machines of the kind {values['kind']}"
         report.add(settings.at("profile"), expected, show(values["profile"]))
+    if len(values["domains"]) > REAL_DEVICES_MAX:
+        expected = f"at most {REAL_DEVICES_MAX} domains, for machines of the kind {values['kind']}"
+        report.add(settings.at("domains"), expected, str(len(values["domains"])))
     if values["kind"] == "external":
         _settle_external(settings, report)
     if engine != "process":
