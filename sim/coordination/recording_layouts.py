@@ -30,7 +30,8 @@ class Layouts:
     def __init__(self, topology: Topology, *, all_edges: bool = True) -> None:
         self._topology, self._all_edges = topology, all_edges
         devices = sum(len(each.domains) for each in topology.machines)
-        share = SAMPLES_BUDGET_BYTES // SAMPLE_BYTES // devices // 3
+        budget_bytes = SAMPLES_BUDGET_BYTES if all_edges else SAMPLES_BUDGET_BYTES // 2
+        share = budget_bytes // SAMPLE_BYTES // devices // 3
         most = round(SAMPLES_PER_S_MAX * (topology.run.warmup_s + topology.run.duration_s))
         self._rings = max(SAMPLES_MIN, min(most, share)) if topology.run.sample_every else 0
         self._drains = max(SAMPLES_MIN, min(most, 2 * share))

@@ -1,0 +1,50 @@
+"""A run under virtual time is the same to the byte, whatever the order of sets and dictionaries of strings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OF_THE_HOST = {"started", "started_ns", "owner", "host", "argv", "access"}
+"""What a manifest says of the process and the host that ran the topology."""
+SHORT = {"run.warmup_s": "0.0", "run.duration_s": "0.3"}
+BY_THE_BYTE = 8
+"""Tables, histograms, status, summary and topology."""
+
+
+def run(name: str, runs: Path, *, hash_seed: int) -> Path:
+    command = [sys.executable, "-m", "sim", "run", name, "--engine", "virtual", "--quiet", "--runs", str(runs)]
+    command += ["--resources-every", "0"]  # these are of the host
+    command += [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
+    subprocess.run(command, check=True, capture_output=True, timeout=100, env=environment)
+    (path,) = runs.iterdir()
+    return path
+
+
+def of_the_run(path: Path) -> dict[str, Any]:
+    """The manifest and the events without what they say of the host and its time."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    events = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+    return {
+        "manifest": {key: value for key, value in manifest.items() if key not in OF_THE_HOST},
+        "events": [{key: value for key, value in event.items() if key != "utc"} for event in events],
+    }
+
+
+@pytest.mark.parametrize("name", ["ping_pong", "hotspot"])
+def test_the_same_seed_gives_the_same_bytes_whatever_the_hash_seed(name: str, tmp_path: Path) -> None:
+    first, second = run(name, tmp_path / "0", hash_seed=0), run(name, tmp_path / "1", hash_seed=1)
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    same = [name for name in names if name not in ("manifest.json", "events.jsonl")]
+    assert len(same) >= BY_THE_BYTE
+    for each in same:
+        assert (first / each).read_bytes() == (second / each).read_bytes(), each
+    assert of_the_run(first) == of_the_run(second)
