@@ -156,6 +156,15 @@ class RunSettings(Validated, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         EngineName,
         Meta(description="`process`: each machine a process; `virtual`: all in one thread, under virtual time."),
     ] = "process"
+    cost_model: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=4096,
+            description="What things cost under virtual time: `default`, or a TOML file such as "
+            "`sim/engines/virtual/models/default.toml`.",
+        ),
+    ] = "default"
     only_migratable: Annotated[
         bool, Meta(description="Refuse machines that cannot migrate, as QEMU's --only-migratable does.")
     ] = False

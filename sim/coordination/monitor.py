@@ -24,6 +24,8 @@ __all__ = ["Counts", "Monitor", "Observed", "Observer", "Unobserved", "in_words"
 SECOND_NS = 1_000_000_000
 HEARTBEAT_NS = SECOND_NS // 2
 PUBLISH_NS = SECOND_NS // 5
+PUBLISH_NS_EACH = 100_000
+"""With many machines, so much time for each passes between snapshots: an engine's clock may not show their cost."""
 LOOK_SHARE = 50
 LIVE_LATENCY_EVERY = 5
 HAPPENED_MAX = 8
@@ -145,6 +147,7 @@ class Monitor:
         """CPU time of the coordinator that all this has used so far."""
         self._snapshots = 0
         self._latency_ns: dict[str, int] = {}
+        self._publish_every_ns = max(PUBLISH_NS, PUBLISH_NS_EACH * len(machines.topology.machines))
         self._publisher = Publisher(runtime / "telemetry.zmq")
         self.telemetry = self._publisher.endpoint
         """Where the snapshots are published."""
@@ -253,7 +256,7 @@ class Monitor:
         begin_ns = self._clock.cpu_ns()
         self.publish()
         if self._run.phase != "done":
-            self._again(self._publish, PUBLISH_NS, self._clock.cpu_ns() - begin_ns)
+            self._again(self._publish, self._publish_every_ns, self._clock.cpu_ns() - begin_ns)
 
     def _again(self, callback: Callable[[], None], every_ns: int, cost_ns: int) -> None:
         """Call back in ``every_ns``, or so much later that the CPU time used stays a small part of the whole."""

@@ -22,6 +22,7 @@ from tests.bench.sampling import measure_sampling
 from tests.bench.setting import Setting
 from tests.bench.storms import measure_storms
 from tests.bench.telemetry import measure_telemetry
+from tests.bench.virtual import measure_virtual
 from tests.bench.wakes import measure_cross_core, measure_same_core
 
 __all__ = ["BENCHMARKS", "main", "measure"]
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "storms": measure_storms,
     "bringup": measure_bringup,
     "telemetry": measure_telemetry,
+    "virtual": measure_virtual,
 }
 TITLES = {
     "single": "One doorbell through guest, device and table / C write",
@@ -48,6 +50,7 @@ TITLES = {
     "cross-core": "A round trip of two machines on two cores / two processes in C",
     "storms": "All ring all on one core, per second of CPU / as many processes in C",
     "telemetry": "Looking at a storm while it lasts (absolute: a share)",
+    "virtual": "Doorbells under virtual time, per second of CPU / SimPy on the same traffic",
     "bringup": "Sixty-four machines (absolute: no reference)",
 }
 

@@ -60,7 +60,9 @@ class VirtualEngine:
         self.shares_peers = _shares_peers(topology)
         self.loop = VirtualLoop()
         decisions = decisions or draw_decisions(topology)
-        self.host = VirtualHost(self.loop, load_model(), f"{topology.seed}/costs", decisions, watcher)
+        self.host = VirtualHost(
+            self.loop, load_model(topology.run.cost_model), f"{topology.seed}/costs", decisions, watcher
+        )
         self._may_migrate = {
             machine for entry in topology.timeline if isinstance(entry.action, Migrate) for machine in entry.machines
         }

@@ -68,6 +68,19 @@ def test_the_same_seed_gives_the_same_run(name: str, tmp_path: Path) -> None:
     assert [told(event) for event in first.events()] == [told(event) for event in second.events()]
 
 
+def test_a_cost_model_is_a_file(tmp_path):
+    model = Path(engine.__file__).with_name("models") / "default.toml"
+    slower = tmp_path / "slower.toml"
+    slower.write_text(model.read_text().replace("drain_ns = 900", "drain_ns = 90_000"))
+    found = {
+        cost_model: run("ping_pong", tmp_path / "runs", **{"run.cost_model": cost_model, "run.duration_s": "0.05"})
+        for cost_model in ("default", str(model), str(slower))
+    }
+    medians = [each.summary["latency_ns"]["delivery"]["p50"] for each in found.values()]
+    assert medians[0] == medians[1]
+    assert medians[2] > medians[1] + 80_000
+
+
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:
     first, second = run("ping_pong", tmp_path / "1"), run("ping_pong", tmp_path / "2", seed="7")
     assert first.summary["latency_ns"] != second.summary["latency_ns"]
