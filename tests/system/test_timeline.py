@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import sim
+from sim.engines.virtual.worker_actions import WorkerActions
 from tests.system.slower import run_in_time
 from topologies import loads
 from topologies.actions import ACTIONS, WorkerAction
@@ -72,7 +73,11 @@ def test_every_action_of_the_language_can_be_done() -> None:
     from sim.engines.process.worker import Worker
 
     for name, action in ACTIONS.items():
-        assert hasattr(Worker if issubclass(action, WorkerAction) else Actions, f"_{name}")
+        if issubclass(action, WorkerAction):
+            assert hasattr(Worker, f"_{name}")
+            assert hasattr(WorkerActions, name)  # under virtual time
+        else:
+            assert hasattr(Actions, f"_{name}")
 
 
 def test_machines_join_later_and_ring_and_are_rung(tmp_path: Path) -> None:
