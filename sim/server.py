@@ -36,7 +36,7 @@ __all__ = ["Server", "serve"]
 
 VECTORS_MAX = 2048
 ENTRIES_MAX = 100_000
-SETTLE_NS = 1_000_000_000
+SETTLE_NS, SETTLE_PAUSE_S = 10_000_000_000, 0.001
 SERVER_NAME, PROXY_NAME = "server.sock", "ivshmem.sock"
 
 _Result = TypeVar("_Result")
@@ -193,12 +193,12 @@ class Server:
         """Wait until all clients have been sent which peers there are, and all simulated machines have taken that in.
 
         A peer that rings a machine right after it has connected may otherwise be unknown to it still. Gives up after
-        a second: clients that do not read are not waited for.
+        ten seconds, which happens only where a client does not read.
         """
         self._call(lambda: None)  # what has happened until now is seen in the turn of this call, or before
         deadline_ns = time.monotonic_ns() + SETTLE_NS
         while not self._call(self._is_settled) and time.monotonic_ns() < deadline_ns:
-            pass  # each call is a turn of the loop
+            time.sleep(SETTLE_PAUSE_S)
 
     def _is_settled(self) -> bool:
         server = self._service.server

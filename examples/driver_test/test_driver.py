@@ -26,8 +26,8 @@ def test_two_drivers_exchange_a_number(ivshmem_peer):
 
 def test_simulated_machines_answer_on_every_vector(ivshmem_server, ivshmem_machines, ivshmem_peer):
     ivshmem_server(vectors=4, size="64K")
-    first, second = ivshmem_machines("echo", count=2)
     peer = ivshmem_peer()
+    first, second = ivshmem_machines("echo", count=2, to=[peer.id])
     for vector in range(4):
         for machine in (first, second):
             peer.ring(machine.id, vector)

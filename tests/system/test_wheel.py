@@ -17,7 +17,7 @@ from tests.system.transcripts import ROOT
 DRIVER_TEST = """\
 def test_two_machines_answer(ivshmem_machines, ivshmem_peer):
     peer = ivshmem_peer()
-    for machine in ivshmem_machines("echo", count=2):
+    for machine in ivshmem_machines("echo", count=2, to=[peer.id]):
         peer.ring(machine.id, 1)
         assert peer.wait(1).doorbells == 1
 
