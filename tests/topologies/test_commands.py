@@ -57,13 +57,13 @@ def test_validate_for_machines() -> None:
 def test_validate_says_what_a_run_goes_through() -> None:
     result = invoke("validate", str(EVERYTHING))
     assert result.stdout == (
-        # 48 in the left domain, which 23 machines are in, 2 in the right one, which 2 are in, and all in the servers.
-        "everything: 24 machines, 50 vectors, 50 eventfd descriptors in each of 25 processes (1158 in all), "
+        # 50 in the left domain, which 24 machines are in, 2 in the right one, which 2 are in, and all in the servers.
+        "everything: 25 machines, 52 vectors, 52 eventfd descriptors in each of 26 processes (1256 in all), "
         "5242880 bytes of memfd and shared_memory\n"
-        "    5 s, 0.5 of them warm-up, 2 domains, 3 phases, 7 actions, 4 expectations, a matrix of 12 cells\n"
+        "    5 s, 0.5 of them warm-up, 2 domains, 3 phases, 7 actions, 5 expectations, a matrix of 12 cells\n"
     )
     told = json.loads(invoke("validate", str(EVERYTHING), "--json").stdout)
-    assert (told["phases"], told["timeline"], told["expectations"], told["cells"]) == (3, 7, 4, 12)
+    assert (told["phases"], told["timeline"], told["expectations"], told["cells"]) == (3, 7, 5, 12)
     assert told["domains"] == ["left", "right"]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-from nodes.device.profiles import PROFILES
 from topologies.guest_image import GuestImage
 from topologies.language.problems import show
 from topologies.language.reader import Report
@@ -15,8 +14,6 @@ from topologies.resolve.machines import ResolvedMachines
 from topologies.resolve.settings import Settings
 
 __all__ = ["check_guests", "read_guest"]
-
-_DEVICE = "qemu-doorbell"
 
 
 def read_guest(settings: Settings, folder: FilePath) -> GuestImage | None:
@@ -47,6 +44,3 @@ def check_guests(resolved: ResolvedMachines, run: Mapping[str, Any], report: Rep
             re.compile(values.get("ready_when", ""))
         except re.error as error:
             report.add((*path, "ready_when"), "a regular expression", f"{show(values['ready_when'])}: {error}")
-        profile = settings.values["profile"]
-        if profile in PROFILES and profile != _DEVICE:
-            report.add(settings.at("profile"), f"{show(_DEVICE)}, which is QEMU's device", show(profile))
