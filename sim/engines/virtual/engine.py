@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from sim.engines.virtual.host import VirtualHost, Watcher
 from sim.engines.virtual.loop import VirtualLoop
 from sim.engines.virtual.machine import VirtualMachine
 from sim.engines.virtual.server import VirtualServer
+from sim.engines.virtual.watchdog import watching
 from sim.recording import Recording
 from topologies import Domain, Machine, Topology
 from topologies.actions import Deafen, Garble, Migrate, StartServer, StopServer
@@ -58,6 +60,7 @@ class VirtualEngine:
     def __init__(self, topology: Topology, decisions: Decisions | None = None, watcher: Watcher | None = None) -> None:
         self._topology = topology
         self.shares_peers = _shares_peers(topology)
+        self._stack = contextlib.ExitStack()
         self.loop = VirtualLoop()
         decisions = decisions or draw_decisions(topology)
         self.host = VirtualHost(
@@ -71,9 +74,11 @@ class VirtualEngine:
     def __enter__(self) -> Self:
         self._gc_thresholds = gc.get_threshold()
         gc.set_threshold(*GC_THRESHOLDS)
+        self._stack.enter_context(watching(self.host))
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._stack.close()
         gc.set_threshold(*self._gc_thresholds)
         for machine in self._machines:
             machine.close()

@@ -51,6 +51,8 @@ class VirtualHost:
         self._mappings: list[mmap.mmap] = []
         self.running: object | None = None
         """The machine whose program runs now: it is to blame when that does not return."""
+        self.ticks = 0
+        """How long it has run, in ticks of the watchdog."""
         self.signal = self._make_signal()
         self.signal_all = self._make_signal_all()
 

@@ -245,7 +245,7 @@ class VirtualMachine:
         """Do a slice of work; True when there is more to do at once."""
         if self._gone or self.is_still:
             return False
-        self._host.running = self
+        self._host.running, self._host.ticks = self, 0
         try:
             if self._orders.orders:
                 self._obey_orders()

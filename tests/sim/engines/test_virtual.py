@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sim
-from sim.engines.virtual import engine
+from sim.engines.virtual import engine, watchdog
 from sim.recording import RecordingLayout, RecordingPack, header
 from sim.recording.reader import places, read
 from topologies import shipped
@@ -79,6 +79,18 @@ def test_a_cost_model_is_a_file(tmp_path):
     medians = [each.summary["latency_ns"]["delivery"]["p50"] for each in found.values()]
     assert medians[0] == medians[1]
     assert medians[2] > medians[1] + 80_000
+
+
+def test_a_program_that_never_yields_is_ended_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(watchdog, "TICK_S", 0.02)
+    program = tmp_path / "program.py"
+    program.write_text("def stuck(guest):\n    yield 0\n    while True:\n        pass\n")
+    file = tmp_path / "stuck.toml"
+    file.write_text('run.engine = "virtual"\n[machines.stuck]\nprogram = "stuck"\n[machines.other]\nprogram = "idle"\n')
+    result = sim.run(file, runs=tmp_path / "runs", programs=program, resources_every_s=0)
+    assert result.status == "failed"
+    assert "stuck died" in result.reason
+    assert "has not yielded" in result.reason
 
 
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:
