@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 
 import msgspec
 
-from nodes.errors import HostError
+from nodes.errors import HostError, UsageError
 from sim.explore.outcome import Outcome
 from sim.explore.seed import run_seed, use_little_memory
 from topologies import Topology
@@ -77,7 +77,10 @@ def explore(
 
     Raises:
         HostError: a process has died.
+        UsageError: a machine is a real QEMU.
     """
+    if real := next((each for each in topology.machines if each.kind != "simulated"), None):
+        raise UsageError(f"{real.name} is a real QEMU ({real.kind}), which has no place under virtual time")
     exploration = Exploration()
     with contextlib.closing(_batches(topology, seeds) if jobs < 2 else _parallel(topology, seeds, jobs)) as batches:
         for batch in batches:

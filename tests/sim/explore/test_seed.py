@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from nodes.errors import UsageError
 from sim.engines.virtual.chaos import Decision
 from sim.explore import explore, run_seed
-from topologies import loads
+from topologies import load, loads
 
 STORM = """
 [run]
@@ -68,3 +69,15 @@ def test_no_invariant_is_broken_in_a_storm_with_faults(jobs):
 def test_no_invariant_is_broken_by_a_thousand_seeds():
     found = explore(loads(STORM), range(1000), jobs=2)
     assert (found.seeds, found.broken) == (1000, [])
+
+
+def test_a_leave_of_a_machine_without_vectors_is_not_told_twice():
+    """The server announces the leave of a machine that none has heard of, as QEMU's does."""
+    none = "[machines.none]\nvectors = 0\nprofile = 'qemu-plain'\nprogram = 'idle'\n"
+    leave = "[[timeline]]\nat_s = 0.0005\ndo = 'leave'\nmachines = 'none'\n"
+    assert run_seed(loads(STORM.partition("[chaos]")[0] + none + leave), 1).broken is None
+
+
+def test_a_real_qemu_has_no_place():
+    with pytest.raises(UsageError, match="real QEMU"):
+        explore(load("linux_guest"), range(1))
