@@ -30,7 +30,7 @@ from sim.host.preflight import check
 from sim.host.runtime_directory import runtime_directory
 from sim.host.wake_up_baseline import WakeUpBaseline, baseline_if_any
 from sim.kernel.segments import remove_orphaned
-from sim.kernel.signals import signals_taken
+from sim.kernel.signals import ENDING, signals_taken
 from sim.results import Run, RunDirectory
 from sim.results.ending import Ending
 from sim.results.expectations import evaluate, silent_loads
@@ -243,6 +243,8 @@ class _Interrupts:
 
         def interrupted() -> None:
             for number in arrivals.recv(64):
+                if number not in ENDING:
+                    continue  # a signal with another handler, such as a timer's
                 if coordinator.phase in ("starting", "running"):
                     coordinator.stop("interrupted", signal.Signals(number).name)
                 else:

@@ -19,7 +19,7 @@ RATE_HZ = 50.0
 def measure_virtual(setting: Setting) -> Iterator[Figure]:
     """``storm_64``, and ``virtual_ring`` with fewer machines at a higher rate."""
     machines, rounds = setting.size(64, 4), setting.size(3, 1)
-    short_s, long_s = setting.size(0.05, 0.01), setting.size(0.35, 0.03)
+    short_s, long_s = setting.size(0.05, 0.01), setting.size(0.35, 0.2)
     settings = {"machines.storm.count": str(machines), "run.warmup_s": "0.0"}
     pairs = alternate(
         rounds,
@@ -28,7 +28,7 @@ def measure_virtual(setting: Setting) -> Iterator[Figure]:
     )
     yield Figure("virtual", f"storm_64, {machines} machines", "/s", pairs, STORM_64)
     machines = setting.size(4096, 16)
-    short_s, long_s = setting.size(0.1, 0.05), setting.size(0.6, 0.2)
+    short_s, long_s = setting.size(0.1, 0.05), setting.size(0.6, 20.0)
     settings = {"machines.node.count": str(machines), "machines.node.parameters.rate_hz": str(RATE_HZ / 10)}
     pairs = alternate(
         rounds,

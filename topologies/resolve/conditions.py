@@ -28,7 +28,7 @@ def read_condition(
 ) -> Condition | None:
     """The condition under ``key``, with its ``of``; None when one of the two was reported, or ``key`` is missing."""
     condition = metric = None
-    if key in table:
+    if table.get(key):
         try:
             condition = parse_condition(table[key], live=live)
             metric = find_metric(condition.metric)

@@ -51,13 +51,11 @@ def _numbers(column: pa.Array, missing: int) -> Column:
 
 
 def extent(directory: Path, name: str, column: str) -> tuple[int, int] | None:
-    """The smallest and the largest value of a column, as the footer tells; None when the table is empty.
+    """The smallest and the largest value of a column; None when the table is empty.
+
+    The statistics in the footer would tell, but damaged ones end the process (`schemas.check_table`).
 
     Raises ``UsageError`` when the table is missing or damaged.
     """
-    with opened(directory, name) as parquet:
-        _check(name, parquet.schema_arrow, (column,))
-        at = parquet.schema_arrow.names.index(column)
-        groups = (parquet.metadata.row_group(each).column(at) for each in range(parquet.metadata.num_row_groups))
-        known = [group.statistics for group in groups if group.statistics and group.statistics.has_min_max]
-        return (min(each.min for each in known), max(each.max for each in known)) if known else None
+    found = [each[column] for each in batches(directory, name, (column,)) if len(each[column])]
+    return (min(int(each.min()) for each in found), max(int(each.max()) for each in found)) if found else None

@@ -41,6 +41,7 @@ class Site:
                 path,
                 self.loop,
                 machine_of=lambda pid: self.machine if self.knows and pid == os.getpid() else None,
+                is_real=lambda machine: False,
                 **told,
             )
             return self.server

@@ -56,7 +56,7 @@ def test_loading_for_the_first_sample_does_not_delay_the_next(tmp_path: Path) ->
             pass
 
     run: Any = SimpleNamespace(phase="running")
-    machines: Any = SimpleNamespace(current=[])
+    machines: Any = SimpleNamespace(current=[], topology=SimpleNamespace(machines=()))
     planned: Any = loop
     monitor = Monitor(
         machines, run, planned, runtime=tmp_path, record=record, resources_every_s=0.2, path=tmp_path, access=()
