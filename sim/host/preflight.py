@@ -216,17 +216,22 @@ def _first(pair: tuple[int, Machine]) -> int:
 
 
 def _kinds(topology: Topology) -> list[Machine]:
-    """Return one machine for each number of vectors and set of domains: the others need the same."""
-    return list({(machine.domains, machine.vectors): machine for machine in reversed(topology.machines)}.values())
+    """Return one machine for each kind, profile, number of vectors and set of domains: the others need the same."""
+    kinds = {(each.domains, each.vectors, each.kind, each.profile): each for each in reversed(topology.machines)}
+    return list(kinds.values())
 
 
 def _worker_eventfds(topology: Topology, machine: Machine) -> int:
-    """A device keeps no more eventfds of a peer than it has vectors itself; that of 2012 keeps each of them twice."""
+    """A device keeps no more eventfds of a peer than it has vectors itself.
+
+    That of 2012 keeps each of them twice. The process beside a QEMU has one of its own for each, which QEMU rings.
+    """
     total = 0
     for domain in machine.domains:
         sizes = Counter(other.vectors for other in topology.machines if domain in other.domains)
         total += sum(min(machine.vectors, vectors) * those for vectors, those in sizes.items())
-    return 2 * total if PROFILES[machine.profile].has(Quirk.DESCRIPTOR_LEAK) else total
+    twice = machine.kind != "simulated" or PROFILES[machine.profile].has(Quirk.DESCRIPTOR_LEAK)
+    return 2 * total if twice else total
 
 
 def _processes(count: _Count, host: Host) -> Iterator[Sum]:

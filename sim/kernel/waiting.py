@@ -1,11 +1,16 @@
-"""Waiting for one descriptor, whatever its number: select() takes none above 1023, and epoll whole milliseconds."""
+"""Waiting for one descriptor, whatever its number: select() takes none above 1023, and epoll whole milliseconds.
+
+And how long to wait for something that may not come.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import select
+import time
+from collections.abc import Callable
 
-__all__ = ["readable_within", "readable_within_ns"]
+__all__ = ["Patience", "readable_within", "readable_within_ns"]
 
 SECOND_NS = 1_000_000_000
 
@@ -45,3 +50,23 @@ def readable_within(descriptor: int, timeout_s: float | None) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(None if timeout_s is None else max(0, round(timeout_s * 1000))))
+
+
+class Patience:
+    """A time to wait, of which a stop of this process (SIGSTOP) takes at most ``look_s``.
+
+    Args:
+        patience_s: how long.
+        look_s: `is_over` is asked more often than this while the process runs.
+    """
+
+    def __init__(self, patience_s: float, look_s: float = 2.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._left_s, self._look_s, self._clock = patience_s, look_s, clock
+        self._last_s = clock()
+
+    def is_over(self) -> bool:
+        """Whether the time is over; what passes between two calls counts up to ``look_s``."""
+        now_s = self._clock()
+        self._left_s -= min(now_s - self._last_s, self._look_s)
+        self._last_s = now_s
+        return self._left_s <= 0

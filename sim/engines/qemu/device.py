@@ -51,8 +51,8 @@ class QemuIvshmem(Ivshmem):
         self._own: list[EventFd] = []
         self._own_readable: list[select.poll] = []
         self._messages = MESSAGES_BASE + self.number * MESSAGES_BYTES
-        self._doorbell_values: dict[Line, int] = {}
-        self._is_full = select.poll()
+        self._rung: dict[Line, tuple[int, EventFd]] = {}
+        """By the line of a peer's vector: the doorbell's value, and the eventfd that QEMU has for it."""
 
     # What the guest does
 
@@ -91,23 +91,25 @@ class QemuIvshmem(Ivshmem):
     def ring(self, line: Line) -> None:
         """Let QEMU ring the vector of a peer whose eventfd this is.
 
+        QEMU writes an eventfd of this process, and what it has written is then rung. Were the peer's own eventfd
+        QEMU's, this process could not tell whether QEMU's write was refused: the counter may fill or empty at any
+        moment, and QEMU does not say.
+
         Raises:
-            BlockingIOError: its counter is full, and QEMU drops the doorbell.
+            BlockingIOError: the counter is full, or QEMU has dropped the doorbell.
         """
-        value = self._doorbell_values[line]
-        if value >> 16 == self.peer:
+        if line not in self._rung:
             # Its own vectors are behind an eventfd that QEMU does not have: `interrupt` counts what is in it.
             signal(line, 1)
             return
+        value, eventfd = self._rung[line]
         self._relay.wait_until_read(self._machine.qemu.settle)
-        self._is_full.register(line, select.POLLOUT)
-        full = not self._is_full.poll(0)
-        self._is_full.unregister(line)
         base = self.config.bar_address(self.profile.registers_bar)
         assert base is not None, "a doorbell is decoded only while the BAR is mapped"
         self._machine.qemu.write(base + self._doorbell_offset, 4, value)
-        if full:
+        if not eventfd.take():
             raise BlockingIOError
+        signal(line, 1)
 
     def reset(self) -> None:
         self.config.reset()
@@ -150,9 +152,10 @@ class QemuIvshmem(Ivshmem):
     def connect(self, peer: int, vector: int, line: Line = 0) -> bool:
         if not super().connect(peer, vector, line):
             return False
-        self._doorbell_values[line] = peer << 16 | vector
         if peer != self.peer:
-            self._relay.connect(peer, line)
+            eventfd = EventFd.create()
+            self._rung[line] = peer << 16 | vector, eventfd
+            self._relay.connect(peer, eventfd.descriptor)
         return True
 
     def disconnect(self, peer: int) -> None:
@@ -160,12 +163,17 @@ class QemuIvshmem(Ivshmem):
             self._relay.leave(peer)
             if self._machine.is_running:
                 self._relay.wait_until_read(self._machine.qemu.settle)
+        for vector in range(self.peers.vectors(peer)):
+            line = self.peers.line(peer, vector)
+            if line is not None and line in self._rung:
+                self._relay.retire(self._rung.pop(line)[1])
         super().disconnect(peer)
 
     def close(self) -> None:
-        """Close the eventfds that stand for its own."""
-        for eventfd in self._own:
+        """Close the eventfds that QEMU rings, and those that ring it."""
+        for eventfd in (*self._own, *(each for _, each in self._rung.values())):
             eventfd.close()
+        self._rung.clear()
 
     # Interrupts
 

@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,6 @@ class ForwardingIvshmem(Ivshmem):
         self._relay: Relay | None = None
         self._own = [EventFd.create() for _ in range(self.vectors)]
         self._rung: dict[tuple[int, int], EventFd] = {}
-        self._unsent: list[EventFd] = []  # of peers that left while messages about them waited to be sent
         self.doorbell_of: dict[int, tuple[int, int]] = {}
         """The peer and the vector that each eventfd stands for which QEMU rings."""
 
@@ -89,6 +88,10 @@ class ForwardingIvshmem(Ivshmem):
         peer, vector = self.doorbell_of[descriptor]
         return peer, vector, self._rung[peer, vector].take()
 
+    def rung_at(self, peer: int) -> list[int]:
+        """The eventfds that QEMU rings for a peer."""
+        return [descriptor for descriptor, (other, _) in self.doorbell_of.items() if other == peer]
+
     def not_taken(self) -> int:
         """How many doorbells for its own vectors QEMU has not read."""
         return sum(eventfd.take() for eventfd in self._own)
@@ -101,17 +104,17 @@ class ForwardingIvshmem(Ivshmem):
         for eventfd in self._rung.values():
             self._forget(eventfd)
         self._rung.clear()
-        for eventfd in (*self._own, *self._unsent):
+        for eventfd in self._own:
             eventfd.close()
 
     def _forget(self, eventfd: EventFd) -> None:
         del self.doorbell_of[eventfd.descriptor]
         with contextlib.suppress(OSError, ValueError):  # the worker has closed its epoll
             self._epoll().unregister(eventfd.descriptor)
-        if self._relay is None or self._relay.is_sent:
+        if self._relay is None:
             eventfd.close()
         else:
-            self._unsent.append(eventfd)
+            self._relay.retire(eventfd)
 
 
 class ForwardingVm(Vm):
@@ -120,6 +123,22 @@ class ForwardingVm(Vm):
     def __init__(self, epoll: Callable[[], select.epoll], profile: Profile, **settings: Any) -> None:
         self._epoll = epoll
         super().__init__(profile, **settings)
+
+    def ring_what_came(self, descriptors: Iterable[int]) -> None:
+        """Ring what QEMU has rung on these eventfds."""
+        for descriptor in descriptors:
+            peer, vector, count = self.forwarding.take(descriptor)
+            for _ in range(count):
+                self.guest.ring(peer, vector)
+
+    def disconnect(self, peer: int) -> None:
+        """A peer has left. What QEMU has rung there before is rung: its counter is there to the end of the run."""
+        self.ring_what_came(self.forwarding.rung_at(peer))
+        super().disconnect(peer)
+
+    def unplug(self) -> None:
+        self.ring_what_came(list(self.forwarding.doorbell_of))
+        super().unplug()
 
     def make_device(
         self, profile: Profile, *, vectors: int, role: str, size_bytes: int | None = None
@@ -156,9 +175,13 @@ class ExternalWorker(Worker):
         unnamed.rename(self._path)
 
     @property
-    def _device(self) -> ForwardingIvshmem:
+    def _forwarding(self) -> ForwardingVm:
         assert isinstance(self._vm, ForwardingVm)
-        return self._vm.forwarding
+        return self._vm
+
+    @property
+    def _device(self) -> ForwardingIvshmem:
+        return self._forwarding.forwarding
 
     def _take_memory(self, vm: Vm, peer: int, descriptor: int) -> None:
         self._memory = os.dup(descriptor)
@@ -185,9 +208,7 @@ class ExternalWorker(Worker):
         elif descriptor == self._qemu:
             self._serve_relay()
         elif descriptor in self._device.doorbell_of:
-            peer, vector, count = self._device.take(descriptor)
-            for _ in range(count):
-                self._vm.guest.ring(peer, vector)
+            self._forwarding.ring_what_came([descriptor])
         else:
             super()._handle_event(descriptor)
             if self._relay is not None and not self._relay.is_sent:  # more peers have come than its socket has room for
@@ -211,13 +232,13 @@ class ExternalWorker(Worker):
         self._link.send(control.Hosted(credentials_of(connected).pid, ours=False))
 
     def _stop(self) -> None:
-        for descriptor in list(self._device.doorbell_of):
-            self._handle_event(descriptor)
+        self._forwarding.ring_what_came(list(self._device.doorbell_of))
         if left := self._device.not_taken():
             self._vm.warnings.append(f"its QEMU has not read {left} doorbells that were passed on to it")
         super()._stop()
 
     def close(self) -> None:
+        self._device.close()
         if self._relay is not None:
             self._relay.close()
         self._listener.close()
@@ -225,5 +246,4 @@ class ExternalWorker(Worker):
             self._path.unlink()
         if self._memory >= 0:
             os.close(self._memory)
-        self._device.close()
         super().close()

@@ -19,11 +19,12 @@ from typing import Any
 
 from nodes.errors import QemuError, UsageError
 from sim.kernel.processes import describe_exit, end_with_parent
+from sim.kernel.waiting import Patience
 
 __all__ = ["DEFAULT_QEMU", "Qemu", "QemuError", "find_qemu"]
 
 DEFAULT_QEMU = "qemu-system-x86_64"
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS, LOOK_SECONDS = 60.0, 1.0
 END_SECONDS = 5.0
 LAST_WORDS_CHARACTERS = 400
 SUFFIX = {1: "b", 2: "w", 4: "l", 8: "q"}
@@ -50,7 +51,7 @@ class LineConnection:
     """One end of a line protocol over a socket; owns the socket."""
 
     def __init__(self, sock: socket.socket, name: str) -> None:
-        sock.settimeout(TIMEOUT_SECONDS)
+        sock.settimeout(LOOK_SECONDS)
         self._socket = sock
         self._name = name
         self._received = b""
@@ -67,9 +68,14 @@ class LineConnection:
         Raises:
             QemuError: none came in time, or the other side is gone.
         """
+        patience = Patience(TIMEOUT_SECONDS)
         while b"\n" not in self._received:
             try:
                 data = self._socket.recv(1 << 16)
+            except TimeoutError as error:
+                if patience.is_over():
+                    raise _Broken(f"QEMU does not answer ({self._name}) for {TIMEOUT_SECONDS:g} s") from error
+                continue
             except OSError as error:
                 raise _Broken(f"QEMU does not answer ({self._name}): {error}") from error
             if not data:

@@ -11,12 +11,13 @@ import fcntl
 import socket
 import struct
 import termios
-import time
 from collections.abc import Callable
 
 from nodes.errors import QemuError
 from nodes.wire.protocol import MEMORY, VERSION, Message
 from sim.kernel.channel import Outbox
+from sim.kernel.eventfd import EventFd
+from sim.kernel.waiting import Patience
 
 __all__ = ["Relay"]
 
@@ -32,6 +33,7 @@ class Relay:
         self._socket = sock
         self._outbox = Outbox(sock, QUEUE_LIMIT)
         self._is_read = True
+        self._retired: list[EventFd] = []
 
     def greet(self, peer: int, memory: int) -> None:
         """Send the version, the ID and the memory, in the order that QEMU insists on."""
@@ -46,6 +48,11 @@ class Relay:
         """Announce that a peer has left. QEMU must have heard of it, and must not hear it twice."""
         self._send(Message(peer))
 
+    def retire(self, eventfd: EventFd) -> None:
+        """Close an eventfd of this process once no message that carries it waits here."""
+        self._retired.append(eventfd)
+        self._close_retired()
+
     def wait_until_read(self, turn: Callable[[], object]) -> None:
         """Return once QEMU has taken in all that was sent; ``turn`` lets its main loop make a turn.
 
@@ -54,10 +61,10 @@ class Relay:
         """
         if self._is_read:
             return
-        deadline_s = time.monotonic() + PATIENCE_S
+        patience = Patience(PATIENCE_S)
         while not (self.flush() and self._unread_bytes() == 0):
             turn()
-            if time.monotonic() > deadline_s:
+            if patience.is_over():
                 raise QemuError(f"QEMU has read no message of its server for {PATIENCE_S:g} s")
         turn()  # the one that handles the last message may be under way
         self._is_read = True
@@ -90,9 +97,15 @@ class Relay:
             QemuError: QEMU has closed the connection.
         """
         try:
-            return self._outbox.flush()
+            is_all = self._outbox.flush()
         except OSError as error:
             raise QemuError(f"QEMU has closed its connection: {error.strerror}") from error
+        self._close_retired()
+        return is_all
+
+    def _close_retired(self) -> None:
+        while self._retired and self.is_sent:
+            self._retired.pop().close()
 
     def _unread_bytes(self) -> int:
         """What the other end has not read yet (unix(7), SIOCOUTQ; the same number as TIOCOUTQ)."""
@@ -101,3 +114,5 @@ class Relay:
 
     def close(self) -> None:
         self._socket.close()
+        while self._retired:
+            self._retired.pop().close()

@@ -47,3 +47,17 @@ def test_what_finds_no_room_is_sent_once_there_is() -> None:
         relay.leave(7)
     eventfd.close()
     relay.close()
+
+
+def test_an_eventfd_stays_open_until_the_message_that_carries_it_is_sent() -> None:
+    near, far = socket.socketpair()
+    relay, channel, eventfd = Relay(near), Channel(far), EventFd.create()
+    for _ in range(VECTORS):
+        relay.connect(7, eventfd.descriptor)
+    relay.leave(7)
+    relay.retire(eventfd)
+    assert eventfd.descriptor >= 0
+    relay.wait_until_read(lambda: numbers(channel))
+    assert eventfd.descriptor < 0
+    channel.close()
+    relay.close()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sim.kernel.waiting import readable_within, readable_within_ns
+from sim.kernel.waiting import Patience, readable_within, readable_within_ns
 
 BEYOND_SELECT = 1500
 
@@ -44,3 +44,14 @@ def test_readable_data_ends_the_wait(pipe: tuple[int, int]) -> None:
     assert readable_within(pipe[0], None)
     assert readable_within(pipe[0], 20)
     assert readable_within_ns(pipe[0], 20_000_000_000)
+
+
+def test_a_stop_of_the_process_takes_little_of_its_patience() -> None:
+    now_s = 0.0
+    patience = Patience(10.0, look_s=2.0, clock=lambda: now_s)
+    now_s = 3600.0
+    assert not patience.is_over()
+    for _ in range(8):
+        assert not patience.is_over()
+        now_s += 1.0
+    assert patience.is_over()

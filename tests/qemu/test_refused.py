@@ -1,0 +1,116 @@
+"""Doorbells that a real QEMU rings at a counter that fills or empties meanwhile: each is counted once, or refused."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from nodes.device import profiles
+from sim.engines.qemu.device import QemuVm
+from sim.engines.qemu.machine import QemuMachine
+from sim.kernel.eventfd import COUNTER_MAX, EventFd
+
+pytestmark = pytest.mark.qemu
+
+ITSELF, OTHER, VECTORS, MEMORY_BYTES = 0, 1, 2, 1 << 20
+
+
+class Counts:
+    """A ledger that keeps the counts of each edge."""
+
+    def __init__(self) -> None:
+        self.edges: list[tuple[int, int]] = []
+
+    def open_edge(self, peer: int, vector: int) -> int:
+        self.edges.append((0, 0))
+        return len(self.edges) - 1
+
+    def store_edge(self, edge: int, rung: int, refused: int) -> None:
+        self.edges[edge] = rung, refused
+
+    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
+        pass
+
+    def store_nowhere(self, rung: int) -> None:
+        assert not rung
+
+
+class Pair:
+    """A machine that is a QEMU, and the counter of the vector that it rings."""
+
+    def __init__(self) -> None:
+        self.machine, self.counts = QemuMachine(), Counts()
+        self.counter = EventFd.create()
+        self.vm = QemuVm(
+            self.machine,
+            profiles.profile("qemu-doorbell"),
+            vectors=VECTORS,
+            role="peer",
+            ledger=self.counts,
+            clock=lambda: 0,
+            random=random.Random(1),
+            sample_every=0,
+        )
+        memory = os.memfd_create("shared")
+        os.truncate(memory, MEMORY_BYTES)
+        self.vm.real.greet(ITSELF, memory)
+        self.machine.start()
+        self.vm.place(ITSELF, memoryview(bytearray(MEMORY_BYTES)))
+        os.close(memory)
+        self.vm.connect(OTHER, 0, self.counter.descriptor)
+
+    def ring(self, meanwhile: Callable[[], object]) -> tuple[int, int]:
+        """Ring once; ``meanwhile`` happens right before QEMU writes. Returns rung and refused."""
+        write, happened = self.machine.qemu.write, []
+
+        def write_later(address: int, size_bytes: int, value: int) -> None:
+            happened.append(meanwhile())
+            write(address, size_bytes, value)
+
+        self.machine.qemu.write = write_later  # type: ignore[method-assign]
+        self.vm.guest.ring(OTHER, 0)
+        self.machine.qemu.write = write  # type: ignore[method-assign]
+        assert len(happened) == 1
+        self.vm.doorbells.flush()
+        (edge,) = self.counts.edges
+        return edge
+
+    def close(self) -> None:
+        self.machine.close()
+        self.vm.real.close()
+        self.counter.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    made.close()
+
+
+def test_a_counter_that_fills_while_qemu_rings_has_refused_the_doorbell(pair: Pair) -> None:
+    assert pair.ring(lambda: pair.counter.add(COUNTER_MAX)) == (1, 1)
+    assert pair.counter.take() == COUNTER_MAX
+
+
+def test_a_counter_that_empties_while_qemu_rings_has_the_doorbell(pair: Pair) -> None:
+    assert pair.counter.add(COUNTER_MAX)
+    assert pair.ring(pair.counter.take) == (1, 0)
+    assert pair.counter.take() == 1
+
+
+def test_a_doorbell_that_qemu_drops_is_refused(pair: Pair) -> None:
+    def decode_nothing() -> None:
+        pair.machine.qemu.config_write(pair.machine.slot(0), 0x04, 2, 0)  # COMMAND, behind the machine's back
+
+    assert pair.ring(decode_nothing) == (1, 1)
+    assert pair.counter.take() == 0
+
+
+def test_eventfds_of_a_peer_that_has_left_are_closed(pair: Pair) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    pair.vm.disconnect(OTHER)
+    assert len(os.listdir("/proc/self/fd")) == before - 1

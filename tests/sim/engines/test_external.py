@@ -1,0 +1,65 @@
+"""sim.engines.qemu.external: what an external QEMU has rung is counted, whatever happens to the peer that it rang."""
+
+from __future__ import annotations
+
+import random
+import select
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from nodes.device import profiles
+from nodes.ledger import NoLedger
+from sim.engines.qemu.external import ForwardingVm
+from sim.kernel.eventfd import EventFd, signal
+
+OTHER, RUNG = 5, 3
+
+
+class Counts(NoLedger):
+    """A ledger that keeps the counts of one edge."""
+
+    edge = (0, 0)
+
+    def store_edge(self, edge: int, rung: int, refused: int) -> None:
+        self.edge = rung, refused
+
+
+@pytest.fixture
+def counts() -> Counts:
+    return Counts()
+
+
+@pytest.fixture
+def machine(counts: Counts) -> Iterator[ForwardingVm]:
+    epoll = select.epoll()
+    vm = ForwardingVm(
+        lambda: epoll,
+        profiles.profile("qemu-doorbell"),
+        vectors=1,
+        role="peer",
+        signal=signal,
+        ledger=counts,
+        clock=lambda: 0,
+        random=random.Random(1),
+        sample_every=0,
+    )
+    vm.place(0, memoryview(bytearray(4096)))
+    yield vm
+    vm.forwarding.close()
+    epoll.close()
+
+
+@pytest.mark.parametrize("ends", [lambda vm: vm.disconnect(OTHER), lambda vm: vm.unplug()], ids=["leave", "unplug"])
+def test_what_was_rung_before_a_peer_or_the_machine_leaves_is_counted(
+    ends: Callable[[ForwardingVm], None], machine: ForwardingVm, counts: Counts
+) -> None:
+    counter = EventFd.create()
+    machine.connect(OTHER, 0, counter.descriptor)
+    (rung,) = machine.forwarding.rung_at(OTHER)
+    signal(rung, RUNG)
+    ends(machine)
+    machine.doorbells.flush()
+    assert counts.edge == (RUNG, 0)
+    assert counter.take() == RUNG
+    counter.close()
