@@ -49,7 +49,7 @@ def inventory() -> list[Item]:
     """Return all that belongs to this user: runs first, then servers, memory, directories, processes."""
     directories = runtime_directories()
     items = [*_runs(directories), *_servers(), *map(_memory, segments())]
-    items += [Item("directory", "orphaned", each.pid, str(each.path)) for each in directories if not each.owned]
+    items += [Item("directory", "orphaned", each.pid or None, str(each.path)) for each in directories if not each.owned]
     return items + list(_orphaned_processes(directories))
 
 

@@ -1,7 +1,9 @@
 """The private directory of a run for its sockets, outside the run directory; its owner can be proved dead.
 
 The directory has a file with the process ID of its owner, which holds a lock on that file to its end. A directory whose
-owner was killed is removed by the next run, or by `ivsim clean`.
+owner was killed is removed by the next run, or by `ivsim clean`. The process that makes the file, or has its lock, owns
+the directory: between two steps of its making, a clean-up can take the directory, and its maker then makes another one.
+So no directory stays, at whatever step its maker is killed.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -32,15 +35,17 @@ LENGTH_MAX = 64
 """A socket's path holds 107 bytes (unix(7)): this much for the parent of the directory."""
 OWNER = "owner.pid"
 PREFIX = "ivsim-"
+_MADE = re.compile(re.escape(PREFIX) + "[a-z0-9_]{8}")
+"""The names that `tempfile` makes."""
 
 
 class RuntimeDirectory(NamedTuple):
-    """A runtime directory of this user. ``pid`` is 0 where the owner has not written it yet."""
+    """A runtime directory of this user. ``pid`` is 0 where the owner has not written it."""
 
     path: Path
     pid: int
     owned: bool
-    """Whether the owner still runs, or has not written its process ID yet."""
+    """Whether the owner still runs."""
 
 
 def runtime_parents() -> list[Path]:
@@ -69,35 +74,60 @@ def runtime_directory() -> Iterator[Path]:
         )
     for left in runtime_directories([parent]):
         remove(left)
-    with (
-        tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent, ignore_cleanup_errors=True) as path,
-        Path(path, OWNER).open("x") as owner,
-    ):
-        # Written only under the lock, which this process holds to its end: written and not locked, its owner is dead.
+    while True:
+        with contextlib.ExitStack() as stack:
+            made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent, ignore_cleanup_errors=True)
+            if _take(path := Path(stack.enter_context(made)), stack):
+                yield path
+                return
+
+
+def _take(path: Path, stack: contextlib.ExitStack) -> bool:
+    """Become the owner of a new directory, until ``stack`` is closed. Returns False if a clean-up has taken it."""
+    try:
+        owner = stack.enter_context((path / OWNER).open("x"))
         fcntl.flock(owner, fcntl.LOCK_EX)
-        print(os.getpid(), file=owner, flush=True)
-        yield Path(path)
+        if not os.path.samestat(os.stat(path / OWNER), os.fstat(owner.fileno())):
+            return False
+    except (FileExistsError, FileNotFoundError):
+        return False
+    print(os.getpid(), file=owner, flush=True)
+    return True
 
 
 def runtime_directories(parents: list[Path] | None = None) -> list[RuntimeDirectory]:
     """Return the runtime directories of this user in ``parents``, by default in all `runtime_parents`."""
     found = []
     for parent in runtime_parents() if parents is None else parents:
-        for owner in sorted(parent.glob(f"{PREFIX}*/{OWNER}")):
+        for path in sorted(parent.glob(f"{PREFIX}*")):
             with contextlib.suppress(OSError, ValueError):  # another user's, or just gone
-                status = owner.parent.lstat()
+                status = path.lstat()
                 if status.st_mode == stat.S_IFDIR | 0o700 and status.st_uid == os.getuid():
-                    with owner.open() as file:
+                    try:
+                        file = (path / OWNER).open()
+                    except FileNotFoundError:  # killed before it had made the file, or just about to make it
+                        if _unsigned(path):
+                            found.append(RuntimeDirectory(path, 0, owned=False))
+                        continue
+                    with file:
                         locked = is_locked(file.fileno())
                         text = file.read(20).strip()
-                        found.append(RuntimeDirectory(owner.parent, int(text or 0), locked or not text))
+                    if text or locked or _unsigned(path):
+                        found.append(RuntimeDirectory(path, int(text or 0), locked))
     return found
+
+
+def _unsigned(path: Path) -> bool:
+    """Whether a directory has a name that `tempfile` makes, and nothing in it but the file of an owner."""
+    return bool(_MADE.fullmatch(path.name)) and set(os.listdir(path)) <= {OWNER}
 
 
 def remove(directory: RuntimeDirectory) -> bool:
     """Remove a directory with all its files if its owner is dead. Returns whether it is gone now."""
-    with contextlib.suppress(OSError), (directory.path / OWNER).open() as file:
+    path = directory.path
+    with contextlib.suppress(OSError), (path / OWNER).open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if file.read(1):
-            shutil.rmtree(directory.path)
-    return not directory.path.exists()
+        file.seek(0)
+        if file.read(1) or _unsigned(path):
+            shutil.rmtree(path)
+    return not path.exists()

@@ -296,7 +296,7 @@ def test_the_next_run_removes_the_leftovers_of_a_coordinator_killed_at_its_start
         killed.wait(PATIENCE_S)
     assert len(segments_of(killed.pid)) == 1
     (orphaned,) = runtime.iterdir()
-    for name, signed in (("ivsim-empty", None), ("ivsim-unsigned", ""), ("ivsim-open", "1")):
+    for name, signed in (("ivsim-empty", None), ("ivsim-not-signed", ""), ("ivsim-open", "1")):
         (runtime / name).mkdir(mode=0o700)
         if signed is not None:
             (runtime / name / "owner.pid").write_text(signed)

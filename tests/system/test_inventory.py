@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -11,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from sim.commands.inventory import clean, ps
 from sim.host.inventory import Item, inventory, remove
+from sim.host.runtime_directory import remove as remove_directory
 from sim.host.runtime_directory import runtime_directories, runtime_directory
 from sim.kernel.memory import Region
 from sim.kernel.processes import RUN_VARIABLE
@@ -129,6 +132,57 @@ def test_a_directory_is_owned_as_long_as_its_lock_is_held() -> None:
         assert not remove(Item("directory", "orphaned", os.getpid(), str(path))), "it is looked at again"
         assert path.is_dir()
     assert path not in [each.path for each in runtime_directories()]
+
+
+MAKER = """
+import os, signal, sys, fcntl, tempfile
+from pathlib import Path
+from sim.host import runtime_directory as module
+
+def die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr({"open": Path, "flock": fcntl, "print": module}[sys.argv[1]], sys.argv[1], die)
+with module.runtime_directory():
+    pass
+"""
+
+
+@pytest.mark.parametrize("step", ["open", "flock", "print"])
+def test_a_maker_killed_at_any_step_leaves_a_directory_that_is_removed(
+    step: str, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
+    with subprocess.Popen([sys.executable, "-c", MAKER, step]) as maker:
+        assert maker.wait(PATIENCE_S) == -signal.SIGKILL
+    (left,) = short_path.iterdir()
+    (listed,) = (item for item in inventory() if item.name == str(left))
+    assert (listed.kind, listed.state, listed.pid) == ("directory", "orphaned", None)
+    with runtime_directory() as path:
+        assert list(short_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("step", ["open", "flock"])
+def test_a_clean_up_between_two_steps_makes_the_maker_start_again(
+    step: str, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise two processes could take the same directory, or a run would have none."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
+    owner: Any = {"open": Path, "flock": fcntl}[step]
+    original, removed = getattr(owner, step), []
+
+    def interrupted(*arguments: Any) -> Any:
+        monkeypatch.setattr(owner, step, original)
+        removed.extend(each for each in runtime_directories([short_path]) if remove_directory(each))
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, step, interrupted)
+    with runtime_directory() as path:
+        assert [each.path for each in removed] != [path]
+        assert len(removed) == 1
+        (found,) = runtime_directories([short_path])
+        assert found == (path, os.getpid(), True)
+    assert list(short_path.iterdir()) == []
 
 
 def test_memory_of_unknown_origin_is_named_and_left_alone() -> None:
