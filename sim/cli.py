@@ -11,6 +11,7 @@ import click
 
 from nodes.errors import IvshmemError
 from sim.exit_codes import BROKEN_PIPE, HOST_TOO_SMALL, INTERRUPTED, of_error, of_os_error
+from sim.kernel.shortage import explained
 from sim.kernel.signals import signals_too_late
 
 __all__ = ["ivsim", "main"]
@@ -137,8 +138,9 @@ def main(arguments: list[str] | None = None) -> Any:
     except SystemExit:  # what rich does when the reader has closed standard output
         code = BROKEN_PIPE
     except OSError as error:
-        click.echo(f"ivsim: cannot go on: {error}", err=True)
-        code = of_os_error(error)
+        why = explained(error)
+        click.echo(f"ivsim: {'cannot go on: ' * (why is error)}{why}", err=True)
+        code = of_error(why) if isinstance(why, IvshmemError) else of_os_error(error)
     except IvshmemError as error:
         click.echo(f"ivsim: {error}", err=True)
         code = of_error(error)

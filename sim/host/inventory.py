@@ -140,6 +140,7 @@ def _end_process(item: Item) -> bool:
 
 def _processes() -> Iterator[tuple[int, list[str]]]:
     """The processes of this user except this one, each with the words of its command line; zombies have none."""
+    os.stat("/proc/self")  # without /proc, nothing is known of processes
     for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             if pid != os.getpid() and os.stat(f"/proc/{pid}").st_uid == os.getuid():

@@ -62,7 +62,7 @@ class Host:
             files=_files(),
             processes=_least(*_processes(mighty)),
             memory_bytes=_least(_available(), *_of_groups("memory")),
-            shm_bytes=_room(Path(SHM_DIRECTORY)),
+            shm_bytes=_room(Path(SHM_DIRECTORY)) if os.path.isdir(SHM_DIRECTORY) else None,
             disk_bytes=_room(runs),
             cpus=frozenset(os.sched_getaffinity(0)),
             cpus_online=os.cpu_count() or 1,

@@ -20,6 +20,7 @@ from sim.host.limits import SHM_DIRECTORY, Host, Left
 from sim.host.qemus import QEMU_BYTES, QEMU_THREADS, count_qemus, qemus_refused
 from sim.host.rlimits import RESULTS as LIBRARIES
 from sim.host.scheduling import cpus_refused, policies_refused
+from sim.kernel.shortage import explained
 from sim.recording.header import WORD_BYTES
 from sim.views.columns import print_columns
 from topologies import Machine, Topology
@@ -117,7 +118,12 @@ def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None =
     sums += [*_memory(topology, count, there), *_time(count, there)]
     return Demand(
         sums=sums,
-        refused=[*cpus_refused(topology, there), *policies_refused(topology, there), *qemus_refused(topology)],
+        refused=[
+            *cpus_refused(topology, there),
+            *policies_refused(topology, there),
+            *qemus_refused(topology),
+            *_named_memory_refused(topology),
+        ],
         mistaken=list(_place(runs)),
     )
 
@@ -129,7 +135,10 @@ def check(topology: Topology, runs: Path) -> None:
         HostError: It cannot, with every sum that does not fit.
         UsageError: Nothing but ``runs`` is wrong.
     """
-    demand = preflight(topology, runs)
+    try:
+        demand = preflight(topology, runs)
+    except OSError as error:
+        raise explained(error) from error
     if demand.problems:
         raise demand.error(demand.problems)
 
@@ -296,6 +305,16 @@ def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
     )
     yield _sum("of disk", recordings + results, host.disk_bytes, made_of, advice, unit="bytes")
     yield from _limits_of_processes(topology, each, recordings, host)
+
+
+def _named_memory_refused(topology: Topology) -> Iterator[str]:
+    """Why this host makes no segment with a name, whatever its size."""
+    if any(domain.memory.kind == "shared_memory" for domain in topology.domains):
+        hint = 'shared memory with a name is made there. Take kind = "memfd" in [memory], or mount a tmpfs'
+        if not os.path.isdir(SHM_DIRECTORY):
+            yield f"this host has no {SHM_DIRECTORY}: {hint}"
+        elif not os.access(SHM_DIRECTORY, os.W_OK | os.X_OK):
+            yield f"{SHM_DIRECTORY} cannot be written: {hint}"
 
 
 def _limits_of_processes(

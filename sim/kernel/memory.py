@@ -23,6 +23,7 @@ from sim.kernel.segments import (
     take_over,
     unlink,
 )
+from sim.kernel.shortage import why_no_room
 
 __all__ = ["Region", "check_mapped", "made_smaller", "map_region", "release_mapping"]
 
@@ -109,7 +110,7 @@ class Region:
             if error.errno == errno.EINVAL:  # hugetlbfs
                 page_bytes = os.statvfs(directory).f_bsize
                 raise UsageError(f"{directory}: {size_bytes} bytes are not whole pages of {page_bytes}") from error
-            raise HostError(f"{directory} has no room for {size_bytes} bytes: {error.strerror}") from error
+            raise HostError(why_no_room(error, str(directory), size_bytes)) from error
         return cls(descriptor, size_bytes)
 
     @classmethod
@@ -131,7 +132,7 @@ class Region:
             os.posix_fallocate(descriptor, 0, size_bytes)
         except OSError as error:
             os.close(descriptor)
-            raise HostError(f"{SHM_DIRECTORY} has no room for {size_bytes} bytes: {error.strerror}") from error
+            raise HostError(why_no_room(error, SHM_DIRECTORY, size_bytes)) from error
         mark_used(descriptor)
         return cls(descriptor, size_bytes)
 
@@ -140,14 +141,14 @@ class Region:
         # A memfd has no file system with a size to refuse this: the kernel would end some process for it.
         host_bytes = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
         if size_bytes > host_bytes:
-            raise HostError(f"no room for {size_bytes} bytes of shared memory: this host has {host_bytes}")
+            raise HostError(f"this host has no room for {size_bytes} bytes of shared memory: it has {host_bytes}")
         descriptor = os.memfd_create("ivshmem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, size_bytes)
             os.posix_fallocate(descriptor, 0, size_bytes)
         except OSError as error:
             os.close(descriptor)
-            raise HostError(f"no room for {size_bytes} bytes of shared memory: {error.strerror}") from error
+            raise HostError(why_no_room(error, "this host", size_bytes)) from error
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
         return cls(descriptor, size_bytes)

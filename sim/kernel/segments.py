@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from nodes.errors import HostError, UsageError
 from sim.kernel.locks import is_locked, lock_holder
+from sim.kernel.shortage import explained, why_no_room
 
 __all__ = [
     "OPENING",
@@ -82,9 +83,7 @@ def _tmpfile(size_bytes: int) -> int:
     except OSError as error:
         if descriptor >= 0:
             os.close(descriptor)
-        raise HostError(
-            f"{SHM_DIRECTORY} has no room for {size_bytes} bytes of shared memory: {error.strerror}"
-        ) from error
+        raise HostError(why_no_room(error, SHM_DIRECTORY, size_bytes)) from error
     return descriptor
 
 
@@ -105,6 +104,8 @@ def _link(descriptor: int, name: str) -> None:
     except FileExistsError as error:
         raise UsageError(f"shared memory {name!r} exists already: another server has just made it") from error
     except OSError as error:
+        if isinstance(why := explained(error), HostError):
+            raise why from error
         raise HostError(f"shared memory {name!r} cannot be made: {error.strerror}") from error
 
 
@@ -171,7 +172,7 @@ class Segment(NamedTuple):
 def segments() -> list[Segment]:
     """Return the segments of this user, by name."""
     found = []
-    for name in sorted(os.listdir(SHM_DIRECTORY)):
+    for name in sorted(_names()):
         with contextlib.suppress(OSError):  # of another user, or just gone
             descriptor = os.open(f"{SHM_DIRECTORY}/{name}", OPENING)
             try:
@@ -188,6 +189,13 @@ def segments() -> list[Segment]:
             finally:
                 os.close(descriptor)
     return found
+
+
+def _names() -> list[str]:
+    try:
+        return os.listdir(SHM_DIRECTORY)
+    except OSError:  # a host without it has no segments
+        return []
 
 
 def remove_segment(name: str) -> bool:
@@ -208,7 +216,7 @@ def remove_segment(name: str) -> bool:
 def remove_orphaned() -> list[str]:
     """Remove segments with generated names whose owner was killed; the names. Those of other users are left alone."""
     removed = []
-    for name in filter(_GENERATED.fullmatch, os.listdir(SHM_DIRECTORY)):
+    for name in filter(_GENERATED.fullmatch, _names()):
         with contextlib.suppress(OSError):  # in use, of another user, or just gone
             descriptor = os.open(path := f"{SHM_DIRECTORY}/{name}", OPENING)
             try:

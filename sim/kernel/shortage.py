@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from nodes.errors import HostError, UsageError
 
-__all__ = ["error_of_path", "is_shortage"]
+__all__ = ["error_of_path", "explained", "is_shortage", "why_no_room"]
 
 _SHORTAGES = frozenset(
     {
@@ -27,6 +28,7 @@ _SHORTAGES = frozenset(
 
 
 _RIGHTS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_FULL = frozenset({errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.ENOSPC})
 
 
 def error_of_path(error: OSError, text: str) -> HostError | UsageError:
@@ -41,3 +43,22 @@ def error_of_path(error: OSError, text: str) -> HostError | UsageError:
 def is_shortage(error: OSError) -> bool:
     """Whether this host lacks room, descriptors, processes, memory or rights."""
     return error.errno in _SHORTAGES
+
+
+def why_no_room(error: OSError, place: str, size_bytes: int) -> str:
+    """In words, why ``place`` does not hold memory of that size: only a full one has no room."""
+    if error.errno in _FULL:
+        return f"{place} has no room for {size_bytes} bytes of shared memory: {error.strerror}"
+    return f"{place} cannot hold shared memory: {error.strerror}"
+
+
+def explained(error: OSError) -> Exception:
+    """Return what is missing on this host, where that is why a path was not found; otherwise the error itself."""
+    if error.errno == errno.ENOENT:
+        try:
+            os.getcwd()
+        except OSError:
+            return UsageError("the current directory has been removed: change to another one")
+        if not os.path.isdir("/proc/self"):
+            return HostError("this host has no /proc: mount it, see proc(5)")
+    return error

@@ -70,6 +70,48 @@ def test_each_size_of_dev_shm(fault_count: int, unshare: None, tmp_path: Path) -
     assert set(codes) == {0, 3}
 
 
+MISSING = {
+    "no /dev/shm": "mount -t tmpfs tmpfs /dev && mknod /dev/null c 1 3 && mknod /dev/urandom c 1 9",
+    "no /proc": "mount -t tmpfs tmpfs /proc",
+    "a read-only /dev/shm": "mount -t tmpfs -o ro tmpfs /dev/shm",
+}
+RUN, SERVE = ("run", "ping_pong"), ("serve", "-F", "-S", "s")
+HINT = 'shared memory with a name is made there. Take kind = "memfd" in [memory], or mount a tmpfs'
+
+
+@pytest.mark.parametrize(
+    ("missing", "command", "words"),
+    [
+        ("no /dev/shm", RUN, f"this host has no /dev/shm: {HINT}"),
+        ("no /dev/shm", SERVE, "/dev/shm cannot hold shared memory: No such file or directory"),
+        ("no /proc", RUN, "this host has no /proc: mount it, see proc(5)"),
+        ("no /proc", SERVE, "this host has no /proc: mount it, see proc(5)"),
+        ("no /proc", ("ps",), "this host has no /proc: mount it, see proc(5)"),
+        ("a read-only /dev/shm", RUN, f"/dev/shm cannot be written: {HINT}"),
+        ("a read-only /dev/shm", SERVE, "/dev/shm cannot hold shared memory: Read-only file system"),
+    ],
+)
+def test_what_is_missing_on_a_host_is_named(
+    missing: str, command: tuple[str, ...], words: str, unshare: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not full, but absent or read-only: nothing is said of room, and the path alone is no reason."""
+    monkeypatch.chdir(tmp_path)
+    prefix = ("unshare", "--mount", "sh", "-c", f'{MISSING[missing]} && exec "$@"', "sh")
+    done = run_ivsim(*command, prefix=prefix)
+    assert (done.returncode, done.stderr) == (3, f"ivsim: {words}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_removed_current_directory_is_named(tmp_path: Path) -> None:
+    (there := tmp_path / "there").mkdir()
+    prefix = ("sh", "-c", f"cd '{there}' && rmdir '{there}' && exec \"$@\"", "sh")
+    done = run_ivsim("run", "ping_pong", prefix=prefix)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "ivsim: the current directory has been removed: change to another one\n",
+    )
+
+
 @pytest.mark.fault("F8", full=100, sample=1, unit="kills of a process group")
 def test_a_killed_group_leaves_nothing_after_clean(fault_count: int, short_path: Path, tmp_path: Path) -> None:
     """Nobody could clean up: `ivsim clean` removes the segment and the sockets, and no segment of a living run."""
