@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from nodes.device.profiles import PROFILES, Quirk
 from nodes.errors import HostError, UsageError
 from sim.coordination.recording_layouts import Layouts
 from sim.host.limits import SHM_DIRECTORY, Host, Left
+from sim.host.places import named_memory_refused, place_refused
 from sim.host.qemus import QEMU_BYTES, QEMU_THREADS, count_qemus, qemus_refused
 from sim.host.rlimits import RESULTS as LIBRARIES
 from sim.host.scheduling import cpus_refused, policies_refused
@@ -122,9 +122,9 @@ def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None =
             *cpus_refused(topology, there),
             *policies_refused(topology, there),
             *qemus_refused(topology),
-            *_named_memory_refused(topology),
+            *named_memory_refused(topology),
         ],
-        mistaken=list(_place(runs)),
+        mistaken=list(place_refused(runs)),
     )
 
 
@@ -307,16 +307,6 @@ def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
     yield from _limits_of_processes(topology, each, recordings, host)
 
 
-def _named_memory_refused(topology: Topology) -> Iterator[str]:
-    """Why this host makes no segment with a name, whatever its size."""
-    if any(domain.memory.kind == "shared_memory" for domain in topology.domains):
-        hint = 'shared memory with a name is made there. Take kind = "memfd" in [memory], or mount a tmpfs'
-        if not os.path.isdir(SHM_DIRECTORY):
-            yield f"this host has no {SHM_DIRECTORY}: {hint}"
-        elif not os.access(SHM_DIRECTORY, os.W_OK | os.X_OK):
-            yield f"{SHM_DIRECTORY} cannot be written: {hint}"
-
-
 def _limits_of_processes(
     topology: Topology, recording_bytes: Mapping[int, int], recordings: int, host: Host
 ) -> Iterator[Sum]:
@@ -378,16 +368,6 @@ def _sum(
         advice=advice,
         binding=binding,
     )
-
-
-def _place(runs: Path) -> Iterator[str]:
-    """Why no directory can be made in ``runs``, or ``runs`` itself in the part of its path that exists."""
-    whole = runs.absolute()
-    there = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
-    if not there.is_dir():
-        yield f"{runs}: no run directory can be made there: {there} is no directory. Name another one with --runs"
-    elif not os.access(there, os.W_OK | os.X_OK):
-        yield f"{runs}: no run directory can be made there: {there} cannot be written. Name another one with --runs"
 
 
 def _amount(value: float, unit: str) -> str:

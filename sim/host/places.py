@@ -1,0 +1,32 @@
+"""The places in which a run makes files: the directory of its run directory, and /dev/shm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from sim.host.limits import SHM_DIRECTORY
+from topologies import Topology
+
+__all__ = ["named_memory_refused", "place_refused"]
+
+
+def place_refused(runs: Path) -> Iterator[str]:
+    """Why no directory can be made in ``runs``, or ``runs`` itself in the part of its path that exists."""
+    whole = runs.absolute()
+    there = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        yield f"{runs}: no run directory can be made there: {there} is no directory. Name another one with --runs"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield f"{runs}: no run directory can be made there: {there} cannot be written. Name another one with --runs"
+
+
+def named_memory_refused(topology: Topology) -> Iterator[str]:
+    """Why this host makes no segment with a name, whatever its size."""
+    if any(domain.memory.kind == "shared_memory" for domain in topology.domains):
+        hint = 'shared memory with a name is made there. Take kind = "memfd" in [memory], or mount a tmpfs'
+        if not os.path.isdir(SHM_DIRECTORY):
+            yield f"this host has no {SHM_DIRECTORY}: {hint}"
+        elif not os.access(SHM_DIRECTORY, os.W_OK | os.X_OK):
+            yield f"{SHM_DIRECTORY} cannot be written: {hint}"
