@@ -42,6 +42,7 @@ COMMANDS = {
     "schema": "sim.commands.topology:schema",
     "device": "sim.commands.device:device",
     "conformance": "sim.commands.device:conformance",
+    "agree": "sim.commands.agree:agree",
 }
 
 
@@ -71,10 +72,11 @@ EXAMPLES = {
     "schema": "ivsim schema > topology.schema.json",
     "device": "ivsim device show qemu-doorbell",
     "conformance": "ivsim conformance --seed 1",
+    "agree": "ivsim agree doorbell_storm --set run.duration_s=1",
 }
 
 # The libraries that each command loads; the other commands load none of them.
-RESULTS_COMMANDS = {"run", "show", "sweep", "compare", "report", "trace"}
+RESULTS_COMMANDS = {"run", "show", "sweep", "compare", "report", "trace", "agree"}
 TELEMETRY_COMMANDS = {"top", "ps", "clean", "graph"}
 
 

@@ -15,6 +15,7 @@ import sim
 from sim.access import external_lines, external_path
 from sim.engines.qemu.peer import QemuPeer
 from sim.engines.qemu.qtest import DEFAULT_QEMU
+from sim.oracle.real_share import pair
 from sim.results import Run
 from sim.runner import Begun
 from topologies import Topology, load, loads, shipped
@@ -43,24 +44,10 @@ def can_be_half_real(topology: Topology) -> bool:
 
 
 def half_real(name: str, duration_s: float) -> Topology:
-    """A topology that ships, with at most so many machines, of which every other one is a real QEMU, where it can be.
-
-    A group of one machine is simulated if the one before is real.
-    """
+    """A topology that ships, of which every other machine is a real QEMU, where it can be."""
     base = load(name)
-    overrides: dict[str, object] = {}
-    left, turn = MACHINES_MAX, False
-    for group in base.groups:
-        count = min(group.count, max(1, left - (len(base.groups) - 1)))
-        left -= count
-        overrides[f"machines.{group.name}.count"] = count
-        for place in range(count):
-            turn = not turn
-            if turn and group.profile == "qemu-doorbell":
-                overrides[f"machines.{group.name}.override.{place}.kind"] = "qemu"
-    if not base.timeline and not base.has_own_phases:
-        overrides |= {"run.duration_s": duration_s, "run.warmup_s": 0.2}
-    return load(name, overrides)
+    short = {} if base.timeline or base.has_own_phases else {"run.duration_s": duration_s, "run.warmup_s": 0.2}
+    return pair(name, short, share="half", machines_max=MACHINES_MAX).real
 
 
 def check(run: Run) -> None:

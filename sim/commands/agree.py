@@ -1,0 +1,94 @@
+"""`ivsim agree`: a topology simulated and with real QEMUs, and whether both runs agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from sim.commands.options import BadTopology, overrides_option, programs_option, runs_option
+from sim.exit_codes import MISSED
+from topologies import TopologyError
+
+__all__ = ["agree"]
+
+
+@click.command("agree", short_help="Run a topology simulated and with real QEMUs, and compare.")
+@click.argument("topology")
+@click.option("--seed", type=click.IntRange(min=0), help="The first seed. Default: that of the topology.")
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(min=1), help="How many seeds, counting up.")
+@click.option(
+    "--share",
+    type=click.Choice(["all", "half"]),
+    default="all",
+    show_default=True,
+    help="Which machines are real: all that can be, or every other one of them.",
+)
+@click.option(
+    "--machines",
+    "machines_max",
+    type=click.IntRange(min=2),
+    default=8,
+    show_default=True,
+    help="Groups are made smaller until there are so many machines.",
+)
+@click.option(
+    "--every-profile", is_flag=True, help="Machines with another device are real, too: QEMU has the device of today."
+)
+@overrides_option
+@programs_option
+@runs_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each seed, a line each, on standard output.")
+def agree(
+    topology: str,
+    seed: int | None,
+    seeds: int,
+    share: Any,
+    machines_max: int,
+    every_profile: bool,
+    overrides: dict[str, str],
+    programs: tuple[Path, ...],
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Run TOPOLOGY simulated and with real QEMUs, with the same seed, and compare what must be equal.
+
+    Compared are who rang whom on which vector, in which order, what became of it, the actions, the verdicts, how
+    machines ended, and what is in the shared memory. The exit code is 99 if a difference is not explained.
+    """
+    from sim.oracle.agree import agree as run_both
+    from sim.oracle.real_share import pair
+
+    agrees = True
+    for turn in range(seeds):
+        chosen: dict[str, object] = {"run.sample_every": 1, **overrides}
+        if seed is not None or seeds > 1:
+            chosen["seed"] = (seed or 0) + turn
+        try:
+            both = pair(topology, chosen, programs, share=share, machines_max=machines_max, every_profile=every_profile)
+        except TopologyError as error:
+            raise BadTopology(error) from None
+        found = run_both(both, runs=runs)
+        agrees = agrees and found.agrees
+        if as_json:
+            click.echo(msgspec.json.encode(found).decode())
+        else:
+            _tell(topology, found)
+    if not agrees:
+        raise click.exceptions.Exit(MISSED)
+
+
+def _tell(topology: str, found: Any) -> None:
+    unexplained = sum(not each.explained for each in found.differences)
+    explained = len(found.differences) - unexplained
+    simulated, real = found.doorbells
+    click.echo(f"{topology}, seed {found.seed}: {len(found.machines)} real machines: {', '.join(found.machines)}")
+    for note in found.notes:
+        click.echo(f"  note: {note}")
+    click.echo(f"  {found.edges} edges were rung in both runs; doorbells: simulated {simulated:,}, real {real:,}")
+    for each in found.differences:
+        click.echo(f"  {each}")
+    click.echo(f"  differences: {explained} explained, {unexplained} not explained")
+    click.echo(f"  runs: {found.simulated} and {found.real}")

@@ -1,0 +1,97 @@
+"""`ivsim agree`: the included topologies, simulated and with real QEMUs, have no difference that nothing explains.
+
+A sample is drawn by the session's seed. AGREE_SEEDS=20 runs all of them with so many seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from nodes.errors import UsageError
+from sim.cli import ivsim
+from sim.exit_codes import MISSED
+from sim.oracle.agree import agree
+from sim.oracle.real_share import pair
+from topologies import load, shipped
+
+pytestmark = pytest.mark.qemu
+
+SEEDS = int(os.environ.get("AGREE_SEEDS", "0"))
+SHORT: dict[str, object] = {"run.duration_s": 0.5, "run.warmup_s": 0.1}
+SAMPLED = ("bursty", "doorbell_storm", "fan_in", "ping_pong", "ring", "unequal_vectors")
+OPTIONS = ["--machines", "2", *(word for key, value in SHORT.items() for word in ("--set", f"{key}={value}"))]
+
+
+def comparable(name: str) -> bool:
+    try:
+        pair(name)
+    except UsageError:
+        return False
+    return not any(machine.guest is not None for machine in load(name).machines)
+
+
+def test_a_sample_of_the_included_topologies_agrees(seed: int, tmp_path: Path) -> None:
+    name = random.Random(seed).choice(SAMPLED)
+    found = agree(pair(name, {**SHORT, "run.sample_every": 1, "seed": seed % 1000}, machines_max=4), runs=tmp_path)
+    assert found.machines
+    assert found.edges > 0
+    assert found.agrees, [str(each) for each in found.differences]
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", [name for name, _ in shipped() if SEEDS and comparable(name)])
+def test_every_included_topology_agrees(name: str, tmp_path: Path) -> None:
+    for seed in range(SEEDS):
+        found = agree(pair(name, {"run.sample_every": 1, "seed": seed}), runs=tmp_path)
+        assert found.agrees, (seed, [str(each) for each in found.differences])
+
+
+def test_the_command_says_what_it_compared(tmp_path: Path) -> None:
+    done = CliRunner().invoke(ivsim, ["agree", "ping_pong", *OPTIONS, "--runs", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert found["machines"] == ["ping", "echo"]
+    assert (found["edges"], found["differences"]) == (4, [])  # two vectors each way
+
+
+BROKEN = '''
+"""A program that rings another vector on a real QEMU than in a model."""
+import sim.engines.qemu.device
+from nodes.guest import OTHERS, Peers
+
+def differs(guest, *, to: Peers = OTHERS):
+    real = isinstance(guest.device, sim.engines.qemu.device.QemuIvshmem)
+    yield guest.clock() + 1_000_000
+    for peer in to:
+        guest.ring(peer, int(real))
+    yield None
+'''
+DIFFERS = """
+[machines.one]
+vectors = 2
+program = "broken:differs"
+[machines.other]
+vectors = 2
+program = "idle"
+"""
+
+
+def test_a_difference_that_nothing_explains_has_an_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "differs.toml").write_text(DIFFERS)
+    arguments = ["agree", str(tmp_path / "differs.toml"), "--program", str(tmp_path / "broken.py")]
+    done = CliRunner().invoke(ivsim, [*arguments, *OPTIONS, "--runs", str(tmp_path)])
+    assert done.exit_code == MISSED, done.output
+    assert "rings, one -> other (ID 1), vector 0: simulated 1, real 0: NOT EXPLAINED" in done.stdout
+
+
+def test_a_topology_without_a_machine_that_can_be_real_is_refused() -> None:
+    with pytest.raises(UsageError, match="--every-profile makes it real"):
+        pair("legacy_2012")
