@@ -214,10 +214,10 @@ def ivshmem_qemu(ivshmem_lab: Lab) -> Callable[..., Any]:
     """
     from nodes.errors import UsageError
     from sim.engines.qemu.peer import QemuPeer
-    from sim.engines.qemu.qtest import DEFAULT_QEMU, find_qemu
+    from sim.kernel.qemu_program import find_qemu
 
     try:
-        program = find_qemu(os.environ.get("IVSHMEM_QEMU", DEFAULT_QEMU))
+        program = find_qemu()
     except UsageError as error:
         pytest.skip(str(error))
 

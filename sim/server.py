@@ -25,6 +25,7 @@ from sim.client import Peer
 from sim.host.runtime_directory import runtime_directory
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
+from sim.kernel.qemu_program import assumed_version
 from sim.simulated_peer import SimulatedPeer
 from sim.views.session import analysis_lines
 from sim.wire.proxy import Proxy
@@ -225,7 +226,8 @@ class Server:
         session = parse(self.session.splitlines(keepends=True))
         lines: list[str] = []
         for number, entries in session.connections.items():
-            lines += analysis_lines(explain(number, entries, dialect=DIALECTS[self.dialect], vectors=None))
+            explained = explain(number, entries, dialect=DIALECTS[self.dialect], vectors=None)
+            lines += analysis_lines(explained, assumed_version())
         if len(self._entries) >= ENTRIES_MAX:
             lines.append(f"only the first {ENTRIES_MAX} messages were recorded")
         return "\n".join(lines)

@@ -11,7 +11,13 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-CASES = json.loads((Path(__file__).parent / "golden" / "malformed.json").read_text())
+from nodes.qemu_versions import NEWEST, QemuVersion
+
+FILES = {QemuVersion(7, 2): "malformed.json", QemuVersion(10, 0): "malformed_10.json", NEWEST: "malformed_11.json"}
+GOLDEN = Path(__file__).parent / "golden"
+OBSERVED = {version: json.loads((GOLDEN / name).read_text()) for version, name in FILES.items()}
+"""What each of these QEMUs did in each case."""
+CASES = OBSERVED[QemuVersion(7, 2)]
 
 EVENTFD, MEMORY = "eventfd", "memory 1048576"
 INT64_MIN = -(1 << 63)

@@ -34,7 +34,9 @@ class GuestImage(Validated, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         tuple[Annotated[str, Meta(max_length=4096)], ...],
         Meta(description="Further options of QEMU, such as a machine type, before the device."),
     ] = ()
-    qemu: Annotated[str, Meta(min_length=1, description="QEMU's program.")] = "qemu-system-x86_64"
+    qemu: Annotated[
+        str, Meta(description="QEMU's program; empty: that of `IVSHMEM_QEMU`, else `qemu-system-x86_64`.")
+    ] = ""
     accel: Annotated[
         Literal["auto", "kvm", "tcg"], Meta(description="`auto`: KVM where QEMU can use it, else TCG.")
     ] = "auto"

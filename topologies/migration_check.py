@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from nodes.device.migration import Blocker, Blockers, MigrationError, RamMigration
+from nodes.device.blockers import Blocker, Blockers
+from nodes.device.migration import MigrationError, RamMigration
 from nodes.device.profiles import PROFILES
 from nodes.device.qemu_1_1.shared_object import check_size
 from nodes.errors import UsageError
+from nodes.qemu_versions import NEWEST, QemuVersion
 from topologies.actions import Join, Migrate
 from topologies.migration_plan import make_device, several
 from topologies.model import Machine, Topology
@@ -29,13 +31,19 @@ _PAGE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class FailingMigration:
-    """The outcome of a migration for some of its machines; ``line`` is 0 for an entry that is in no file."""
+    """The outcome of a migration for some of its machines.
+
+    Attributes:
+        line: that of the entry; 0 for one that is in no file.
+        log: what the destination prints, if it is what fails.
+    """
 
     line: int
     machines: tuple[str, ...]
     verdict: Literal["refused", "fails"]
     reason: str
     hint: str = ""
+    log: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         where = f"line {self.line}: " if self.line else ""
@@ -53,10 +61,11 @@ class _Step:
     again: bool
 
 
-def failing_migrations(topology: Topology) -> tuple[FailingMigration, ...]:
+def failing_migrations(topology: Topology, version: QemuVersion = NEWEST) -> tuple[FailingMigration, ...]:
     """The migrations that a blocker forbids, and those that no destination can accept, in the order of the file.
 
-    Earlier actions on a machine are not considered, and no condition is assumed to hold.
+    Earlier actions on a machine are not considered, and no condition is assumed to hold. Logs are those of QEMU of
+    ``version``.
     """
     sizes = {domain.name: domain.memory.size_bytes for domain in topology.domains}
     # A server gives out each ID once: a domain in which a machine has been gives out peer 0 no more.
@@ -65,7 +74,7 @@ def failing_migrations(topology: Topology) -> tuple[FailingMigration, ...]:
     firsts = {machine.index for machine in topology.machines if not machine.present}
     firsts |= {machine.index for machine in _first(topology)}
     refusals: dict[tuple[object, ...], str] = {}
-    found: dict[tuple[int, str, str, str], dict[str, None]] = {}
+    found: dict[tuple[int, str, str, str, tuple[str, ...]], dict[str, None]] = {}
     places = {id(entry): place for place, entry in enumerate(topology.timeline)}
     for step in _steps(topology):
         entry, action, machine = step.entry, step.action, step.machine
@@ -80,19 +89,20 @@ def failing_migrations(topology: Topology) -> tuple[FailingMigration, ...]:
         if kind not in refusals:
             refusals[kind] = _refusal(machine, 0 if machine.index in firsts else 1)
         verdict, reason, hint = "refused", refusals[kind], ""
+        log: tuple[str, ...] = ()
         if not reason:
             verdict = "fails"
-            reason, hint = _failure(action, machine, begun, sizes)
+            reason, hint, log = _failure(action, machine, begun, sizes, version)
             if reason and step.again:
                 reason = f"{reason}, from the second time on"
         if reason:
-            names = found.setdefault((places[id(entry)], verdict, reason, hint), {})
+            names = found.setdefault((places[id(entry)], verdict, reason, hint, log), {})
             names[machine.name] = None
         elif is_certain and action.to_domain and not action.fault:
             begun.add(action.to_domain)
     return tuple(
-        FailingMigration(topology.timeline[place].line, tuple(names), verdict, reason, hint)  # type: ignore[arg-type]
-        for (place, verdict, reason, hint), names in sorted(found.items(), key=lambda item: item[0][0])
+        FailingMigration(topology.timeline[place].line, tuple(names), verdict, reason, hint, log)  # type: ignore[arg-type]
+        for (place, verdict, reason, hint, log), names in sorted(found.items(), key=lambda item: item[0][0])
     )
 
 
@@ -141,10 +151,16 @@ def _refusal(machine: Machine, peer: int) -> str:
     return ""
 
 
-def _failure(action: Migrate, machine: Machine, begun: set[str], sizes: dict[str, int]) -> tuple[str, str]:
-    """Why the destination refuses a machine that may migrate, and what would help; "" when no reason is known."""
+def _failure(
+    action: Migrate, machine: Machine, begun: set[str], sizes: dict[str, int], version: QemuVersion
+) -> tuple[str, str, tuple[str, ...]]:
+    """Why the destination refuses a machine that may migrate, what would help, and what the destination prints.
+
+    All are empty when no reason is known.
+    """
+    nothing = "", "", ()
     if action.fault or action.hand_over:
-        return "", ""
+        return nothing
     target = action.to_domain or machine.domains[0]
     here, there = sizes[machine.domains[0]], sizes[target]
     try:
@@ -156,9 +172,9 @@ def _failure(action: Migrate, machine: Machine, begun: set[str], sizes: dict[str
         source, destination = make_device(machine, here), make_device(machine, there)
         RamMigration(source).check(destination)
     except UsageError as error:
-        return str(error), ""
+        return str(error), "", _log(error, version)
     if action.to_domain and target not in begun:
-        return "", ""
+        return nothing
     try:
         destination.set_peer(1)
         if machine.role == "auto":  # no other role depends on the ID
@@ -169,5 +185,9 @@ def _failure(action: Migrate, machine: Machine, begun: set[str], sizes: dict[str
             f"peer 0 of domain {target} has been given out and is not given out again; "
             "take a to_domain in which no machine has been, or hand_over = true"
         )
-        return reason, hint
-    return "", ""
+        return reason, hint, _log(error, version)
+    return nothing
+
+
+def _log(error: UsageError, version: QemuVersion) -> tuple[str, ...]:
+    return error.log.lines(version) if isinstance(error, MigrationError) else ()

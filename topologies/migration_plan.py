@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import Blocker, Blockers, MigrationError
+from nodes.device.migration import MigrationError
 from nodes.device.profiles import PROFILES
 from nodes.errors import UsageError
 from topologies.model import Domain, Machine, Topology

@@ -1,23 +1,24 @@
-"""Migration of one device: the blockers, and the stream with the device's state.
+"""Migration of one device: the stream with the device's state, and the memory.
 
 The stream is one table, :data:`FIELDS`; a profile names the fields that its device writes, in order. Integers are
 big-endian (QEMU, savevm.c), except for those that are stored as a guest sees them. Peers, peer ID and eventfds are not
-in the stream: the destination has those of its own server. Error texts are QEMU's, the first line of what it prints.
+in the stream: the destination has those of its own server. Error texts are QEMU's, the first line of what 7.2 prints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from nodes.device import migration_texts as texts
+from nodes.device.migration_texts import MigrationError
 from nodes.device.msix import Msix
 from nodes.device.pci import ConfigSpace
 from nodes.device.profile import INTR_MASK, INTR_STATUS, Profile
 from nodes.device.registers import RegisterFile
-from nodes.errors import UsageError
 
-__all__ = ["FIELDS", "Blocker", "Blockers", "MigrationError", "RamMigration", "blocker", "load", "save"]
+__all__ = ["FIELDS", "MigrationError", "RamMigration", "load", "save"]
 
 INSTANCE = 0
 VERSION = 0
@@ -25,6 +26,7 @@ INTERRUPT_PINS = 4
 PCI_VERSION = 2  # QEMU, hw/pci/pci.c, PCIDevice.version_id
 _PCI_VERSION = PCI_VERSION.to_bytes(4, "big")
 STATUS, STATUS_INTERRUPT = 0x06, 1 << 3
+SETUP_HINT = ". Make sure that your current VM setup matches your saved VM setup, including any hotplugged devices"
 
 # Bytes of configuration space that source and destination must have in common, bits that no guest can write
 # (QEMU, hw/pci/pci.c, pci_init_cmask): identity, capability list bit, class, header type, capability pointer.
@@ -48,136 +50,12 @@ class Device(Protocol):
     def restored(self) -> None: ...
 
 
-class MigrationError(UsageError):
-    """The real machine refuses this migration, with this message and EINVAL."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Blocker:
-    """Why a machine cannot be migrated: a feature of a device, or a reason that the user gave.
-
-    Blockers with the same text are different blockers.
-    """
-
-    reason: str
-    device: str = ""
-
-    @property
-    def text(self) -> str:
-        """The message; that of a device is QEMU's (QERR_DEVICE_FEATURE_BLOCKS_MIGRATION)."""
-        if not self.device:
-            return self.reason
-        return f"Migration is disabled when using feature '{self.reason}' in device '{self.device}'"
-
-
-def blocker(device: Device) -> Blocker | None:
-    """The blocker that this device registers; None for a master."""
-    return None if device.master else Blocker("peer mode", "ivshmem")
-
-
-class Blockers:
-    """The blockers of one machine; a refused migration names the newest (QEMU, migrate_add_blocker).
-
-    Args:
-        only_migratable: every blocker is refused (QEMU's option --only-migratable).
-        locked: no device and no blocker is added or removed during a migration (`Profile.migration_locks_devices`).
-    """
-
-    def __init__(self, *, only_migratable: bool = False, locked: bool = True) -> None:
-        self._only_migratable, self._locked = only_migratable, locked
-        self._blockers: list[Blocker] = []
-        self._devices: list[tuple[Device, Blocker | None]] = []
-        self.migrating = False
-
-    def __iter__(self) -> Iterator[Blocker]:
-        """Iterate over the blockers, the newest first."""
-        return reversed(self._blockers)
-
-    def add(self, blocker: Blocker) -> None:
-        """Add a blocker.
-
-        Raises:
-            MigrationError: blockers are refused, or a migration runs.
-        """
-        refused = "disallowing migration blocker ({}) for: {}"
-        if self._only_migratable:
-            raise MigrationError(refused.format("--only-migratable", blocker.text))
-        if self.migrating and self._locked:
-            raise MigrationError(refused.format("migration/snapshot in progress", blocker.text))
-        self._blockers.append(blocker)
-
-    def remove(self, blocker: Blocker) -> None:
-        """Remove this blocker.
-
-        Raises:
-            ValueError: it was not added.
-        """
-        self._blockers.remove(blocker)
-
-    def plug(self, device: Device) -> None:
-        """Add a device, and its blocker if it has one.
-
-        Raises:
-            MigrationError: a migration runs, or the device or its blocker is refused.
-        """
-        if self.migrating and self._locked:
-            raise MigrationError("device_add not allowed while migrating")
-        if self._only_migratable and not device.profile.stream:
-            name = device.profile.name
-            raise MigrationError(f"Device {name} is not migratable, but --only-migratable was specified")
-        found = blocker(device)
-        if found is not None:
-            self.add(found)
-        self._devices.append((device, found))
-
-    def unplug(self, device: Device) -> None:
-        """Remove a device, and its blocker if it has one.
-
-        Raises:
-            MigrationError: a migration runs.
-            ValueError: the device was not added.
-        """
-        if self.migrating and self._locked:
-            raise MigrationError("device_del not allowed while migrating")
-        for at, (plugged, found) in enumerate(self._devices):
-            if plugged is device:
-                del self._devices[at]
-                return self._blockers.remove(found) if found else None
-        raise ValueError("this device is not plugged")
-
-    def check(self) -> None:
-        """Check that a migration can begin (QEMU, migrate_prepare).
-
-        Raises:
-            MigrationError: a migration runs, a device has no state to save, or there is a blocker (the newest one's
-                text).
-        """
-        if self.migrating:
-            raise MigrationError("There's a migration process in progress")
-        for device, _ in self._devices:
-            if not device.profile.stream:
-                raise MigrationError(f"State blocked by non-migratable device '{device.profile.name}'")
-        for found in self:
-            raise MigrationError(found.text)
-
-    def begin(self) -> None:
-        """Begin a migration; raises as `check` does."""
-        self.check()
-        self.migrating = True
-
-    def end(self) -> None:
-        """End the migration, completed or not."""
-        self.migrating = False
-
-
-# The stream
-
-
 @dataclass(frozen=True, slots=True)
 class Field:
     """One part of the stream: its size, and how it is saved, checked and loaded.
 
-    ``member`` is its name in QEMU's error texts. ``check`` raises `MigrationError` and changes nothing.
+    ``member`` is its name in QEMU's error texts, ``kind`` its type there. ``check`` returns why the device does not
+    take the data, or "".
     """
 
     name: str
@@ -185,16 +63,17 @@ class Field:
     size_bytes: Callable[[Device], int]
     save: Callable[[Device], bytes]
     load: Callable[[Device, bytes], None]
-    check: Callable[[Device, bytes], None] = lambda device, data: None
+    check: Callable[[Device, bytes], str] = lambda device, data: ""
+    kind: str = ""
 
 
-def _check_version(device: Device, data: bytes) -> None:
+def _check_version(device: Device, data: bytes) -> str:
     version = int.from_bytes(data, "big", signed=True)
-    if not 0 <= version <= PCI_VERSION:
-        raise MigrationError(f"Invalid value {version} expecting positive value <= {PCI_VERSION}")
+    known = 0 <= version <= PCI_VERSION
+    return "" if known else f"Invalid value {version} expecting positive value <= {PCI_VERSION}"
 
 
-def _check_config(device: Device, data: bytes) -> None:
+def _check_config(device: Device, data: bytes) -> str:
     own, mask = device.config.data, device.config.write_mask
     compared = {at + byte: 0xFF for at, size in COMPARED.items() for byte in range(size)}
     compared[STATUS] = STATUS_COMPARED
@@ -203,10 +82,11 @@ def _check_config(device: Device, data: bytes) -> None:
             compared[capability.offset + byte] = 0xFF
     for at, bits in sorted(compared.items()):
         if (data[at] ^ own[at]) & bits & ~mask[at]:
-            raise MigrationError(
+            return (
                 f"get_pci_config_device: Bad config data: i={at:#x} read: {data[at]:x} device: {own[at]:x} "
                 f"cmask: {bits:x} wmask: {mask[at]:x} w1cmask:0"
             )
+    return ""
 
 
 def _load_config(device: Device, data: bytes) -> None:
@@ -224,11 +104,12 @@ def _save_pins(device: Device) -> bytes:
     return int(device.intx_raised).to_bytes(4, "big") + bytes(4 * (INTERRUPT_PINS - 1))
 
 
-def _check_pins(device: Device, data: bytes) -> None:
+def _check_pins(device: Device, data: bytes) -> str:
     for at in range(0, len(data), 4):
         level = int.from_bytes(data[at : at + 4], "big", signed=True)
         if level not in (0, 1):
-            raise MigrationError(f"irq state {level}: must be 0 or 1.")
+            return f"irq state {level}: must be 0 or 1."
+    return ""
 
 
 def _load_pins(device: Device, data: bytes) -> None:
@@ -274,8 +155,24 @@ FIELDS: dict[str, tuple[Field, ...]] = {
         Field(
             "version", "PCIDevice:version_id", lambda _: 4, lambda _: _PCI_VERSION, lambda _, data: None, _check_version
         ),
-        Field("configuration space", "PCIDevice:config", lambda _: 256, _save_config, _load_config, _check_config),
-        Field("pins", "PCIDevice:irq_state", lambda _: 4 * INTERRUPT_PINS, _save_pins, _load_pins, _check_pins),
+        Field(
+            "configuration space",
+            "PCIDevice:config",
+            lambda _: 256,
+            _save_config,
+            _load_config,
+            _check_config,
+            "pci config",
+        ),
+        Field(
+            "pins",
+            "PCIDevice:irq_state",
+            lambda _: 4 * INTERRUPT_PINS,
+            _save_pins,
+            _load_pins,
+            _check_pins,
+            "pci irq state",
+        ),
     ),
     "msix": (
         Field("MSI-X table", "msix:msix", _table_bytes, _save_table, _load_table),
@@ -316,7 +213,7 @@ def load(device: Device, data: bytes) -> None:
     name = device.profile.section
     body = _open(name, data)
     if not device.master:
-        raise MigrationError(device.profile.load_refusal)
+        raise MigrationError(device.profile.load_refusal, texts.wrong_role(name, device.profile.load_refusal))
     parts: list[tuple[Field, bytes]] = []
     at = 0
     for field in fields:
@@ -324,12 +221,15 @@ def load(device: Device, data: bytes) -> None:
         part = body[at : at + size_bytes]
         if len(part) != size_bytes:
             member = field.member if ":" in field.member else f"{name}:{field.member}"
-            raise MigrationError(f"Failed to load {member}: the stream ends in it")
-        field.check(device, part)
+            raise MigrationError(f"Failed to load {member}: the stream ends in it", texts.cut_short(name, field.member))
+        if refused := field.check(device, part):
+            bad = texts.bad_element(name, field.member, refused, field.kind) if field.kind else None
+            raise MigrationError(refused, bad or texts.bad_version(name, field.member, refused))
         parts.append((field, part))
         at += size_bytes
     if at != len(body):
-        raise MigrationError(f"Missing section footer for {name}: {len(body) - at} bytes too many")
+        extra = f"Missing section footer for {name}: {len(body) - at} bytes too many"
+        raise MigrationError(extra, texts.no_footer(name))
     for field, part in parts:
         field.load(device, part)
     device.restored()
@@ -344,9 +244,12 @@ def _open(name: str, data: bytes) -> bytes:
     version = int.from_bytes(data[len(name) + 5 : len(header)], "big")
     if data[0] != len(name) or found != name.encode() or instance != INSTANCE:
         told = found.decode(errors="backslashreplace")
-        raise MigrationError(f"Unknown savevm section or instance '{told}' {instance}: expected '{name}' {INSTANCE}")
+        unknown = f"Unknown savevm section or instance '{told}' {instance}"
+        raise MigrationError(f"{unknown}: expected '{name}' {INSTANCE}", texts.bad_header(f"{unknown}{SETUP_HINT}"))
     if version > VERSION:
-        raise MigrationError(f"savevm: unsupported version {version} for '{name}' v{VERSION}")
+        signed = version - (version >> 31 << 32)  # compared unsigned, printed signed
+        unsupported = f"savevm: unsupported version {signed} for '{name}' v{VERSION}"
+        raise MigrationError(unsupported, texts.bad_header(unsupported))
     return data[len(header) :]
 
 
@@ -373,9 +276,11 @@ class RamMigration:
         same = destination is not None and destination.profile.ram_block == block
         there = memory_bytes(destination) if destination is not None and same else 0
         if now and not there:
-            raise MigrationError(f'Unknown ramblock "{block}", cannot accept migration')
+            unknown = f'Unknown ramblock "{block}", cannot accept migration'
+            raise MigrationError(unknown, texts.wrong_memory(unknown))
         if now != there:
-            raise MigrationError(f"Size mismatch: {block}: {now:#x} != {there:#x}: Invalid argument")
+            sizes = f"Size mismatch: {block}: {now:#x} != {there:#x}: Invalid argument"
+            raise MigrationError(sizes, texts.wrong_memory(sizes))
 
     def complete(self, destination: Device) -> int:
         """Copy the memory; returns the number of bytes. Raises as `check` does, before it copies anything."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nodes.errors import RemoteProtocolError
+from nodes.qemu_versions import NEWEST, QemuVersion
 from nodes.wire.capture import SIZED, Bytes, Closes, Connects, Entry, Kind, Said
 from nodes.wire.client import REFUSED, Client, is_framed
 from nodes.wire.protocol import LEGACY, MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
@@ -35,9 +36,9 @@ class Problem:
         """Whether `outcome` describes the device of 2012: it speaks that dialect, and is known to differ."""
         return dialect is LEGACY and bool(self.rule.seed)
 
-    def outcome(self, dialect: Dialect) -> str:
-        """The reaction of a device that speaks ``dialect``."""
-        return self.rule.seed if self.is_seeds(dialect) else self.rule.qemu
+    def outcome(self, dialect: Dialect, version: QemuVersion = NEWEST) -> str:
+        """The reaction of a device that speaks ``dialect``, as QEMU of ``version`` has it."""
+        return self.rule.seed if self.is_seeds(dialect) else self.rule.outcome(version)
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class _Device:
 
     def _take_memory(self, kinds: tuple[Kind, ...]) -> tuple[str, list[str]]:
         if self.memory:
-            return "the shared memory again", ["memory-again"]
+            return "the shared memory again", ["memory-again" if kinds else "memory-again-without-descriptor"]
         if not kinds:
             return "the shared memory, but nothing came with it", ["memory-without-descriptor"]
         self.memory = kind = kinds[0]

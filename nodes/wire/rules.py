@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nodes.qemu_versions import QemuVersion, by_version
 from nodes.wire.protocol import PEERS_MAX, VERSION
 
 __all__ = ["PAGE_BYTES", "RULES", "Rule"]
 
 PAGE_BYTES = 4096
-MALFORMED = "a malformed server and QEMU 7.2.22 (tests/golden/malformed.json: {})"
+QEMU_10, QEMU_11 = QemuVersion(10, 0), QemuVersion(11, 1)
+MALFORMED = "a malformed server and QEMU 7.2.22, 10.0.13 and 11.1.3 (tests/golden/malformed*.json: {})"
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Rule:
         source: where that was observed.
         ends: whether the device ends or hangs then.
         seed: what the device of 2012 does, where it differs (rows of tests/golden/seed_rows.toml).
+        changes: what newer QEMUs do instead, each from a version on.
     """
 
     expected: str
@@ -29,6 +32,11 @@ class Rule:
     source: str
     ends: bool = False
     seed: str = ""
+    changes: tuple[tuple[QemuVersion, str], ...] = ()
+
+    def outcome(self, version: QemuVersion) -> str:
+        """What QEMU of ``version`` does when the rule is violated."""
+        return by_version(version, self.qemu, *self.changes)
 
 
 RULES: dict[str, Rule] = {
@@ -65,6 +73,7 @@ RULES: dict[str, Rule] = {
         MALFORMED.format("shm message without fd"),
         ends=True,
         seed="indexes its table of peers at -1 (row 64)",
+        changes=((QEMU_11, "exits with 1: server didn't provide fd with shared memory message"),),
     ),
     "memory-empty": Rule(
         f"memory of at least {PAGE_BYTES} bytes",
@@ -85,6 +94,12 @@ RULES: dict[str, Rule] = {
         "exits with 1: backing store size does not match 'size' option",
         MALFORMED.format("shm size 1; shm size 6000"),
         ends=True,
+        changes=(
+            (
+                QEMU_10,
+                "exits with 1: ivshmem.bar2 backing store size is too small for 'size' option plus 'offset' option 0x0",
+            ),
+        ),
     ),
     "memory-not-power-of-two": Rule(
         "memory whose size is a power of two, as that of every PCI region",
@@ -103,6 +118,13 @@ RULES: dict[str, Rule] = {
         "says on stderr: server sent unexpected shared memory message, and goes on",
         MALFORMED.format("rt: second shm message"),
         seed="maps it over the first (row 68)",
+    ),
+    "memory-again-without-descriptor": Rule(
+        "the shared memory once, and never -1 alone",
+        "says on stderr: server sent unexpected shared memory message, and goes on",
+        MALFORMED.format("rt: second shm message without fd"),
+        seed="indexes its table of peers at -1 (row 64)",
+        changes=((QEMU_11, "says on stderr: server didn't provide fd with shared memory message, and goes on"),),
     ),
     "number-in-greeting": Rule(
         f"-1 or an ID, 0..{PEERS_MAX - 1}",

@@ -14,10 +14,12 @@ from typing import IO, Any
 import click
 
 from nodes.errors import UsageError
+from nodes.qemu_versions import QemuVersion
 from nodes.wire.analyzer import Analysis, Explained, explain
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
 from nodes.wire.protocol import DIALECTS, V0
 from sim.commands.numbers import duration_ns
+from sim.commands.options import qemu_version_option
 from sim.kernel.loop import Loop
 from sim.kernel.shortage import error_of_path
 from sim.kernel.signals import ended_by_signal
@@ -145,9 +147,12 @@ def _lines(opened: IO[str]) -> Iterator[str]:
     type=click.IntRange(1, 2048),
     help="How many vectors the client's device has: more eventfds of a peer are then wrong.",
 )
+@qemu_version_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_context
-def explain_session(context: click.Context, file: Path, dialect: str, vectors: int | None, as_json: bool) -> None:
+def explain_session(
+    context: click.Context, file: Path, dialect: str, vectors: int | None, qemu_version: QemuVersion, as_json: bool
+) -> None:
     """Explain a session file, connection by connection.
 
     The first messages tell the dialect. The first wrong message is marked, with what a real QEMU does when it receives
@@ -160,11 +165,11 @@ def explain_session(context: click.Context, file: Path, dialect: str, vectors: i
     ]
     clean = not any(explanation.problems for explanation in found)
     if as_json:
-        rows = [_as_data(explanation) for explanation in found]
-        click.echo(json.dumps({"clean": clean, "connections": rows}, indent=2))
+        rows = [_as_data(explanation, qemu_version) for explanation in found]
+        click.echo(json.dumps({"clean": clean, "qemu_version": str(qemu_version), "connections": rows}, indent=2))
     else:
         for explanation in found:
-            click.echo("\n".join(analysis_lines(explanation)) + "\n")
+            click.echo("\n".join(analysis_lines(explanation, qemu_version)) + "\n")
         count = "1 connection" if len(found) == 1 else f"{len(found)} connections"
         verdict = f"{count}: " + ("clean" if clean else "something is wrong, see above")
         click.echo(verdict if found else "no connection was recorded")
@@ -172,7 +177,7 @@ def explain_session(context: click.Context, file: Path, dialect: str, vectors: i
         context.exit(1)
 
 
-def _as_data(explanation: Analysis) -> dict[str, Any]:
+def _as_data(explanation: Analysis, version: QemuVersion) -> dict[str, Any]:
     problems = explanation.problems
     return {
         "connection": explanation.connection,
@@ -183,12 +188,12 @@ def _as_data(explanation: Analysis) -> dict[str, Any]:
         "peer": explanation.peer,
         "memory_bytes": explanation.memory_bytes,
         "first_wrong_line": problems[0].line if problems else None,
-        "entries": [_entry_as_data(explained, explanation) for explained in explanation.entries],
+        "entries": [_entry_as_data(explained, explanation, version) for explained in explanation.entries],
         "notes": list(explanation.notes),
     }
 
 
-def _entry_as_data(explained: Explained, explanation: Analysis) -> dict[str, Any]:
+def _entry_as_data(explained: Explained, explanation: Analysis, version: QemuVersion) -> dict[str, Any]:
     entry = explained.entry
     return {
         "line": entry.line,
@@ -200,7 +205,7 @@ def _entry_as_data(explained: Explained, explanation: Analysis) -> dict[str, Any
                 "name": problem.name,
                 "expected": problem.rule.expected,
                 "got": problem.got,
-                "outcome": problem.outcome(explanation.judged_by),
+                "outcome": problem.outcome(explanation.judged_by, version),
                 "ends": problem.rule.ends,
                 "source": problem.rule.source,
             }

@@ -36,7 +36,7 @@ def show(name: str, vectors: int | None, memory_bytes: int | None) -> None:
 
 
 @click.command("conformance")
-@click.option("--qemu", default="qemu-system-x86_64", show_default=True, help="The QEMU (7.2) to compare with.")
+@click.option("--qemu", help="The QEMU to compare with. Default: that of IVSHMEM_QEMU, else qemu-system-x86_64.")
 @click.option(
     "--profile",
     "names",
@@ -52,7 +52,13 @@ def show(name: str, vectors: int | None, memory_bytes: int | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")
 @click.pass_context
 def conformance(
-    context: click.Context, qemu: str, names: tuple[str, ...], seed: int, seeds: int, operations: int, as_json: bool
+    context: click.Context,
+    qemu: str | None,
+    names: tuple[str, ...],
+    seed: int,
+    seeds: int,
+    operations: int,
+    as_json: bool,
 ) -> None:
     """Compare the simulated device with a real QEMU, operation by operation.
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from sim.commands.options import BadTopology, overrides_option, programs_option
+from nodes.qemu_versions import QemuVersion
+from sim.commands.options import BadTopology, overrides_option, programs_option, qemu_version_option
 from topologies import TopologyError, load
 from topologies.migration_check import FailingMigration, failing_migrations
 from topologies.migration_plan import MigrationPlan, PlannedMachine, Step, plan_migration, several
@@ -28,8 +29,16 @@ __all__ = ["migrate"]
 )
 @overrides_option
 @programs_option
+@qemu_version_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def migrate(topology: str, planned: bool, overrides: dict[str, str], programs: tuple[Path, ...], as_json: bool) -> None:
+def migrate(
+    topology: str,
+    planned: bool,
+    overrides: dict[str, str],
+    programs: tuple[Path, ...],
+    qemu_version: QemuVersion,
+    as_json: bool,
+) -> None:
     """Plan how the machines of TOPOLOGY, a file or the name of a shipped one, could move to another host.
 
     A machine that stays has a reason, in QEMU's words where QEMU has one. In a run, the action "migrate" of the
@@ -41,11 +50,12 @@ def migrate(topology: str, planned: bool, overrides: dict[str, str], programs: t
         loaded = load(topology, overrides, programs)
     except TopologyError as error:
         raise BadTopology(error) from None
-    plan, failing = plan_migration(loaded), failing_migrations(loaded)
+    plan, failing = plan_migration(loaded), failing_migrations(loaded, qemu_version)
     if as_json:
-        click.echo(json.dumps({**asdict(plan), "timeline": [asdict(each) for each in failing]}, indent=2))
+        timeline = [asdict(each) for each in failing]
+        click.echo(json.dumps({**asdict(plan), "qemu_version": str(qemu_version), "timeline": timeline}, indent=2))
     else:
-        click.echo("\n".join([*_text(plan), *_timeline(failing)]))
+        click.echo("\n".join([*_text(plan), *_timeline(failing, qemu_version)]))
 
 
 def _text(plan: MigrationPlan) -> Iterator[str]:
@@ -69,13 +79,15 @@ def _text(plan: MigrationPlan) -> Iterator[str]:
         yield f"lost: {loss}"
 
 
-def _timeline(failing: Sequence[FailingMigration]) -> Iterator[str]:
+def _timeline(failing: Sequence[FailingMigration], version: QemuVersion) -> Iterator[str]:
     """The migrations of the timeline that will be refused or fail in a run."""
     if failing:
         yield ""
         yield "in a run, by its timeline:"
     for each in failing:
         yield f"  {each}"
+        for at, line in enumerate(each.log):
+            yield f"    {'' if at else f'QEMU {version} prints: '}{line}"
 
 
 def _rows(machines: Sequence[PlannedMachine]) -> Iterator[tuple[str, str, str, str]]:

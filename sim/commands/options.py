@@ -7,13 +7,17 @@ from typing import Any
 
 import click
 
+from nodes.errors import UsageError
+from nodes.qemu_versions import QemuVersion
 from sim.exit_codes import WRONG_USE
+from sim.kernel.qemu_program import assumed_version
 from topologies import TopologyError
 
 __all__ = [
     "BadTopology",
     "overrides_option",
     "programs_option",
+    "qemu_version_option",
     "resources_every_option",
     "run_argument",
     "runs_option",
@@ -63,6 +67,24 @@ programs_option = click.option(
     "its code runs with full trust. Repeatable.",
 )
 """Fills ``programs``, paths for `topologies.load`."""
+
+
+def _version(_context: click.Context, _option: click.Parameter, given: str | None) -> QemuVersion:
+    if given is None:
+        return assumed_version()
+    try:
+        return QemuVersion.parse(given)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+qemu_version_option = click.option(
+    "--qemu-version",
+    metavar="VERSION",
+    callback=_version,
+    help="Quote QEMU of this version, such as 10.0. Default: the QEMU of IVSHMEM_QEMU or on PATH, else 11.1.",
+)
+"""Fills ``qemu_version``."""
 
 runs_option = click.option(
     "--runs",

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from nodes.device import profiles
+from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import Blocker, Blockers, MigrationError
+from nodes.device.migration import MigrationError
 from nodes.errors import HostError, UsageError
 from sim.coordination.domain import LiveDomain
 from sim.coordination.incarnation import Incarnation, OngoingMigration

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
+from sim.kernel.qemu_program import chosen_qemu
 from topologies import Topology
 
-__all__ = ["DEFAULT_QEMU", "QEMU_BYTES", "QEMU_THREADS", "count_qemus", "qemus_refused"]
+__all__ = ["QEMU_BYTES", "QEMU_THREADS", "count_qemus", "qemus_refused"]
 
-DEFAULT_QEMU = "qemu-system-x86_64"
 # Measured on QEMU 7.2 with -m 16M and without a guest: private memory, and threads with the main one.
 QEMU_BYTES = 15 << 20
 QEMU_THREADS = 4
@@ -22,9 +22,9 @@ def count_qemus(topology: Topology) -> int:
 
 def qemus_refused(topology: Topology) -> Iterator[str]:
     """Machines whose QEMU is not installed."""
-    if count_qemus(topology) and shutil.which(DEFAULT_QEMU) is None:
+    if count_qemus(topology) and shutil.which(chosen_qemu()) is None:
         groups = dict.fromkeys(machine.group for machine in topology.machines if machine.kind == "qemu")
         yield (
-            f"{', '.join(groups)}: {DEFAULT_QEMU} is not on PATH, for machines of the kind qemu. "
+            f"{', '.join(groups)}: {chosen_qemu()} is not on PATH, for machines of the kind qemu. "
             "Install it (Debian: qemu-system-x86)"
         )

@@ -19,7 +19,8 @@ from nodes.device.profiles import DOORBELL, PROFILES, Profile
 from nodes.doorbells import NoLedger
 from nodes.errors import UsageError
 from nodes.vm import Vm
-from sim.engines.qemu.qtest import Qemu, QemuError, find_qemu
+from sim.engines.qemu.qtest import Qemu, QemuError
+from sim.kernel.qemu_program import find_qemu
 from sim.oracle.operations import (
     MESSAGE_BASE,
     ConfigRead,
@@ -359,7 +360,7 @@ def shrink(divergence: Divergence, again: Callable[[Sequence[Operation]], Diverg
 
 
 def conform(
-    qemu: str,
+    qemu: str | None,
     profile: str,
     seed: int,
     operations: int,

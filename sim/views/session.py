@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nodes.qemu_versions import QemuVersion
 from nodes.wire.analyzer import Analysis
 from nodes.wire.capture import NANOSECONDS, format_entry
 
 __all__ = ["analysis_lines"]
 
 
-def analysis_lines(explanation: Analysis) -> Iterator[str]:
-    """The connection of one client, message by message; what is wrong is marked under its message."""
+def analysis_lines(explanation: Analysis, version: QemuVersion) -> Iterator[str]:
+    """The connection of one client, message by message; what is wrong is marked, with what QEMU of ``version`` does."""
     problems = explanation.problems
     identity = [] if explanation.peer is None else [f"ID {explanation.peer}"]
     if explanation.memory_bytes is not None:
@@ -26,10 +27,10 @@ def analysis_lines(explanation: Analysis) -> Iterator[str]:
         words = words if len(words) <= 28 else words[:25] + "..."
         yield f"  {entry.line:>5} {entry.time_ns / NANOSECONDS:>12.6f}  {side:6} {words:28} {explained.meaning}"
         for problem in explained.problems:
-            device = "The device of 2012" if problem.is_seeds(explanation.judged_by) else "QEMU"
+            device = "The device of 2012" if problem.is_seeds(explanation.judged_by) else f"QEMU {version}"
             yield f"        {'^ first wrong' if problem is problems[0] else '^ wrong'}: {problem.name}"
             yield f"          expected {problem.rule.expected}; got {problem.got}"
-            yield f"          {device} {problem.outcome(explanation.judged_by)}"
+            yield f"          {device} {problem.outcome(explanation.judged_by, version)}"
             yield f"          Source: {problem.rule.source}"
     for note in explanation.notes:
         yield f"  note: {note}"

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from nodes.device.pci import assign_resources
 from nodes.device.profiles import PROFILES, STICKY_REGISTERS, profile
 from nodes.device.registers import AccessRules
 from nodes.errors import UsageError
-from sim.engines.qemu.qtest import DEFAULT_QEMU, Qemu, QemuError, find_qemu
+from sim.engines.qemu.qtest import Qemu, QemuError
 from sim.kernel.eventfd import EventFd
 from sim.kernel.memory import Region
 from sim.oracle.conformance import CONFORMING, Divergence, RealDevice, SimulatedDevice, conform, play, possible, shrink
@@ -41,7 +40,7 @@ from sim.oracle.operations import (
     generate,
 )
 from sim.oracle.scripted_server import ScriptedServer
-from tests.real_qemu import read_block
+from tests.real_qemu import read_block, real_qemu
 
 pytestmark = pytest.mark.qemu
 
@@ -55,11 +54,7 @@ PLAIN = Scene("qemu-plain", 0, 0, 0, MIB)
 @pytest.fixture
 def qemu() -> Iterator[str]:
     """The program's path; and a look afterwards at what was left open."""
-    path = shutil.which(DEFAULT_QEMU)
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{DEFAULT_QEMU} is not on PATH")
-        pytest.skip(f"{DEFAULT_QEMU} is not on PATH")
+    path = real_qemu()
     before = sorted(os.listdir("/proc/self/fd"))
     yield path
     assert sorted(os.listdir("/proc/self/fd")) == before, "descriptors were left open"
@@ -170,14 +165,14 @@ def test_sequences_keep_to_the_rules(seed: int) -> None:
 
 def test_an_unknown_profile_or_qemu_is_refused() -> None:
     with pytest.raises(UsageError, match="no real counterpart"):
-        conform(DEFAULT_QEMU, "acrn", 0, 10)
+        conform(None, "acrn", 0, 10)
     with pytest.raises(UsageError, match="not on PATH"):
         conform("no-such-qemu", "qemu-plain", 0, 10)
 
 
 def test_a_qemu_that_does_not_start_says_why(qemu: str) -> None:
     with pytest.raises(QemuError, match="not a valid device model name"):
-        Qemu(find_qemu(qemu), ["-device", "no-such-device"])
+        Qemu(qemu, ["-device", "no-such-device"])
 
 
 # QEMU's own cases (tests/qtest/ivshmem-test.c), on both devices.

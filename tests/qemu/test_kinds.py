@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -14,7 +15,6 @@ import pytest
 import sim
 from sim.access import external_lines, external_path
 from sim.engines.qemu.peer import QemuPeer
-from sim.engines.qemu.qtest import DEFAULT_QEMU
 from sim.oracle.real_share import pair
 from sim.results import Run
 from sim.runner import Begun
@@ -29,8 +29,13 @@ PATIENCE_S = 60.0
 
 
 def qemus() -> set[int]:
-    """The QEMUs that descend from this process."""
-    return {each.pid for each in psutil.Process().children(recursive=True) if each.name().startswith(DEFAULT_QEMU[:15])}
+    """The QEMUs that descend from this process: those with the option that only `sim.engines.qemu.qtest` gives."""
+    found = set()
+    for each in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(argument.startswith("qtest,") for argument in each.cmdline()):
+                found.add(each.pid)
+    return found
 
 
 def can_be_half_real(topology: Topology) -> bool:

@@ -1,13 +1,11 @@
-"""Migration on a real QEMU 7.2, told by QMP, and the same on our device: verdicts, words, and the bytes that move."""
+"""Migration on a real QEMU, told by QMP, and the same on our device: verdicts, words, and the bytes that move."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,14 +16,16 @@ from typing import Any
 
 import pytest
 
+from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import FIELDS, Blocker, Blockers, MigrationError
+from nodes.device.migration import FIELDS, MigrationError
 from nodes.device.profiles import profile
 from nodes.errors import UsageError
-from sim.engines.qemu.qtest import DEFAULT_QEMU, Qemu, QemuError
+from sim.engines.qemu.qtest import Qemu, QemuError
+from sim.kernel.qemu_program import qemu_version
 from tests.nodes.device.test_ivshmem_state import PEER_MODE, device
 from tests.nodes.device.test_migration import STREAMS, everything, written
-from tests.real_qemu import Qmp, QmpError, monitor, read_block
+from tests.real_qemu import Qmp, QmpError, monitor, read_block, real_qemu
 
 pytestmark = pytest.mark.qemu
 
@@ -39,12 +39,7 @@ LETTERS = {"master": "on", "peer": "off", "auto": "auto"}
 
 @pytest.fixture(scope="module")
 def qemu() -> str:
-    path = shutil.which(DEFAULT_QEMU)
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{DEFAULT_QEMU} is not on PATH")
-        pytest.skip(f"{DEFAULT_QEMU} is not on PATH")
-    return path
+    return real_qemu()
 
 
 @contextlib.contextmanager
@@ -293,10 +288,20 @@ def test_words_that_only_a_race_could_bring_are_in_the_program(qemu: str) -> Non
     ours.begin()
     with pytest.raises(MigrationError) as error:
         ours.add(Blocker(""))
-    program = Path(qemu).resolve().read_bytes()
+    with monitor(qemu, plain("master")) as (real, _):
+        program = program_of(real)
     for text in (str(error.value), "Device %s is not migratable, but --only-migratable was specified"):
         assert text.encode() in program
     assert b"State blocked by non-migratable device '%s'" in program
+
+
+def program_of(real: Qemu) -> bytes:
+    """The file that a QEMU runs, which its path may be only a wrapper of: the one whose name is mapped as code."""
+    mapped = {
+        line.split(maxsplit=5)[5] for line in Path(f"/proc/{real.pid}/maps").read_text().splitlines() if "/" in line
+    }
+    (path,) = {path for path in mapped if Path(path).name.startswith("qemu-system")}
+    return Path(path).read_bytes()
 
 
 # The stream.
@@ -330,6 +335,20 @@ def test_our_stream_is_read_by_a_real_qemu(qemu: str, tmp_path: Path) -> None:
         machine.execute("migrate-incoming", uri=f"exec:cat {tmp_path / 'ours'}")
         assert machine.settled()["status"] == "completed"
         assert [real.read(BARS[0] + at, 4) for at in (0, 4, 8)] == [0xAB, 0xCD, 0]
+
+
+def printed_by(qemu: str, error: MigrationError) -> str:
+    """What our device says that this QEMU prints."""
+    return "\n".join(error.log.lines(qemu_version(qemu)))
+
+
+def refusal_of(load: Callable[[], None]) -> MigrationError | None:
+    """Why our device does not load it; None when it does."""
+    try:
+        load()
+    except MigrationError as error:
+        return error
+    return None
 
 
 DAMAGES = [
@@ -389,11 +408,9 @@ def test_damaged_stream(
         body += b"\0"  # QEMU finds something else where the section should have ended
     there = written(f"qemu-{kind}", plain=True)
     before = everything(there)
-    try:
-        there.load(bytes(body[:-1]))
-    except MigrationError as error:
-        ours = re.sub(r": (expected|\d+ bytes too many).*", "", str(error))
-        assert printed.startswith(ours.replace("4294967295", "-1"))  # QEMU compares it unsigned and prints it signed
+    refusal = refusal_of(lambda: there.load(bytes(body[:-1])))
+    if refusal:
+        assert re.sub(r", section_id: \d+$", "", printed) == printed_by(qemu, refusal)
         assert everything(there) == before
     else:
         assert printed == ""
@@ -412,7 +429,7 @@ def test_cut_stream(qemu: str, serve: Callable[[], Path], streams: dict[str, Str
     begin = len(stream.section) - (stream.end - stream.fields_at)
     with pytest.raises(MigrationError) as error:
         written(f"qemu-{kind}", plain=True).load(stream.section[: begin + cut])
-    assert printed.startswith(str(error.value).partition(": the stream")[0] + "\n")
+    assert printed == printed_by(qemu, error.value)
 
 
 # The journey.
@@ -454,4 +471,4 @@ def test_peer_on_the_same_server_cannot_take_it_over(
         printed, _ = arrive(qemu, doorbell(path, role), f"exec:cat {tmp_path / 'stream'}")
         with pytest.raises(MigrationError) as error:
             device("qemu-doorbell", role=role, peer=1).load(written("qemu-doorbell").save())
-        assert printed.startswith(str(error.value))
+        assert printed == printed_by(qemu, error.value)

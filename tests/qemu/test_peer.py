@@ -19,7 +19,7 @@ import pytest
 import sim
 from nodes.guest import Interrupt
 from sim.engines.qemu.peer import BARS, QemuPeer
-from sim.engines.qemu.qtest import DEFAULT_QEMU
+from sim.kernel.qemu_program import chosen_qemu
 from tests.real_qemu import read_block
 
 pytestmark = pytest.mark.qemu
@@ -113,4 +113,4 @@ def test_qemu_joins_a_run_and_its_doorbells_are_on_the_books(directory: Path, tm
 
 def test_the_machine_has_qemu_or_this_is_not_ci() -> None:
     """The tier may be skipped where there is no QEMU, and never in CI."""
-    assert shutil.which(DEFAULT_QEMU) is not None
+    assert shutil.which(chosen_qemu()) is not None

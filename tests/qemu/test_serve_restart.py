@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.engines.qemu.qtest import DEFAULT_QEMU, find_qemu
+from sim.kernel.qemu_program import find_qemu
 from tests.system.test_serve import PATIENCE_S, Visitor, serve, serving
 
 pytestmark = pytest.mark.qemu
@@ -26,7 +26,7 @@ def test_a_qemu_joins_with_the_printed_options_and_keeps_its_memory_when_the_ser
             assert words == "for QEMU"
             common = ["-nodefaults", "-display", "none", "-accel", "tcg", "-S", "-m", "16M", "-machine", "pc"]
             qemu = stack.enter_context(
-                subprocess.Popen([find_qemu(DEFAULT_QEMU), *common, *shlex.split(options)], stderr=subprocess.PIPE)
+                subprocess.Popen([find_qemu(), *common, *shlex.split(options)], stderr=subprocess.PIPE)
             )
             stack.callback(qemu.kill)
             assert server.stderr.readline().startswith(f"peer 0 joined (pid {qemu.pid}, ")

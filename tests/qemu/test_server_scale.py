@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from sim.engines.qemu.qtest import DEFAULT_QEMU, find_qemu
 from sim.kernel.channel import Channel
+from sim.kernel.qemu_program import find_qemu
 from tests.system.test_serve import serving
 
 pytestmark = pytest.mark.qemu
@@ -37,7 +37,7 @@ class QemuGroup:
     """QEMUs without a guest, of which each holds what the server sent it."""
 
     def __init__(self, stack: contextlib.ExitStack, path: Path) -> None:
-        self._stack, self._path, self._qemu = stack, path, find_qemu(DEFAULT_QEMU)
+        self._stack, self._path, self._qemu = stack, path, find_qemu()
         self.machines: list[subprocess.Popen[bytes]] = []
 
     def start(self, count: int) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +14,7 @@ from sim.commands.device import conformance, device
 from sim.oracle.conformance import Divergence, Report
 from sim.oracle.operations import ConfigRead, Scene
 from sim.views.datasheet import datasheet, summary
+from tests.real_qemu import real_qemu
 
 
 @pytest.mark.parametrize("made", PROFILES.values(), ids=lambda made: made.name)
@@ -84,10 +83,7 @@ def test_a_divergence_is_printed_and_fails(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.qemu
 def test_conformance_command() -> None:
-    if shutil.which("qemu-system-x86_64") is None:
-        if os.environ.get("CI"):
-            pytest.fail("qemu-system-x86_64 is not on PATH")
-        pytest.skip("qemu-system-x86_64 is not on PATH")
+    real_qemu()
     result = CliRunner().invoke(conformance, ["--operations", "200", "--json"])
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.output.splitlines()]

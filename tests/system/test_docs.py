@@ -20,7 +20,7 @@ import pytest
 
 import topologies
 from sim.cli import COMMANDS, ivsim
-from sim.engines.qemu.qtest import DEFAULT_QEMU
+from sim.kernel.qemu_program import chosen_qemu
 from tests.system.transcripts import PAGES, ROOT, blocks, compare, execute, name_of, page_sessions
 from topologies.resolve.programs import resolve_program
 
@@ -50,7 +50,7 @@ def generator() -> Any:
 
 @pytest.mark.parametrize("command", SESSIONS)
 def test_a_command_prints_what_is_shown(command: str, tmp_path: Path) -> None:
-    if command.startswith(("ivsim conformance", "ivsim agree")) and shutil.which(DEFAULT_QEMU) is None:
+    if command.startswith(("ivsim conformance", "ivsim agree")) and shutil.which(chosen_qemu()) is None:
         pytest.skip("needs a real QEMU")
     compare(command, SESSIONS[command], execute(command, tmp_path))
 

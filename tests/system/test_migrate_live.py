@@ -561,7 +561,7 @@ def test_no_machine_is_lost_or_doubled_over_many_migrations(tmp_path: Path) -> N
 
 def test_words_are_those_of_the_device() -> None:
     """The refusal that runs tell is the one that `nodes.device.migration` raises."""
-    from nodes.device.migration import Blockers
+    from nodes.device.blockers import Blockers
 
     blockers = Blockers()
     blockers.begin()

@@ -11,9 +11,10 @@ import pytest
 
 from nodes.wire.analyzer import explain
 from nodes.wire.capture import Connects, Said, parse
-from sim.engines.qemu.qtest import DEFAULT_QEMU, Qemu, find_qemu
+from sim.engines.qemu.qtest import Qemu
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
+from sim.kernel.qemu_program import find_qemu
 from sim.wire.attachment import Attachment
 from sim.wire.server import IvshmemServer
 
@@ -122,7 +123,7 @@ def test_a_server_that_is_not_there_is_told_at_once_and_nothing_recorded_is_not_
 
 @pytest.mark.qemu
 def test_a_real_qemu_joins_through_it_and_its_session_is_clean(short_path):
-    qemu = find_qemu(DEFAULT_QEMU)
+    qemu = find_qemu()
     file = short_path / "session"
     arguments = ["-machine", "pc", "-chardev", f"socket,path={short_path / 'p'},id=iv"]
     arguments += ["-device", "ivshmem-doorbell,chardev=iv,vectors=2,addr=04.0"]

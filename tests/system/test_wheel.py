@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sim.kernel.qemu_program import chosen_qemu
 from tests.system.transcripts import ROOT
 
 DRIVER_TEST = """\
@@ -58,7 +59,7 @@ def test_a_project_of_a_stranger_passes_with_the_wheel(tmp_path: Path, wheel: Pa
     python = project / "venv" / "bin" / "python"
     execute(python, "-m", "pip", "install", "-q", wheel, "pytest", cwd=project)
     printed = execute(python, "-m", "pytest", "-ra", cwd=project)
-    passed = 1 + bool(shutil.which("qemu-system-x86_64"))
+    passed = 1 + bool(shutil.which(chosen_qemu()))
     assert re.search(rf"\b{passed} passed", printed), printed
     assert "plugins: ivshmem-sim-" in printed
     assert execute(project / "venv" / "bin" / "ivsim", "--version", cwd=project)

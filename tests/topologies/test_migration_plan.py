@@ -13,8 +13,9 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import Blocker, Blockers, MigrationError
+from nodes.device.migration import MigrationError
 from nodes.device.profiles import PROFILES
 from nodes.errors import UsageError
 from sim.commands.migrate import migrate

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import Blocker, Blockers, MigrationError
+from nodes.device.migration import MigrationError
 from nodes.device.profiles import PROFILES, Profile
 from nodes.errors import UsageError
 from topologies.language.problems import nearest, show

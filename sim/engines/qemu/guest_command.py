@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nodes.errors import HostError
+from sim.kernel.qemu_program import chosen_qemu
 from topologies import Machine, Topology
 
 __all__ = ["check_guests", "guest_command"]
@@ -23,11 +24,11 @@ def guest_command(machine: Machine, servers: Sequence[str], *, console: int, mon
     """
     image = machine.guest
     assert image is not None
-    command = [image.qemu, "-nodefaults", "-display", "none", "-no-reboot"]
+    command = [image.qemu or chosen_qemu(), "-nodefaults", "-display", "none", "-no-reboot"]
     for accelerator in ("kvm", "tcg") if image.accel == "auto" else (image.accel,):
         command += ["-accel", accelerator]
     command += ["-m", f"{image.memory_mib}M", "-smp", str(image.cpus)]
-    command += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
+    command += ["-chardev", f"socket,id=ivsim-monitor,fd={monitor}", "-qmp", "chardev:ivsim-monitor"]
     command += ["-chardev", f"socket,id=console,fd={console}"]
     if image.console == "serial":
         command += ["-serial", "chardev:console"]
@@ -61,8 +62,9 @@ def check_guests(topology: Topology) -> None:
         for file in image.files:
             if not Path(file).is_file():
                 problems[f"{machine.group}: there is no file {file}{hint}"] = None
-        if shutil.which(image.qemu) is None:
-            problems[f"{machine.group}: {image.qemu} is not on PATH (Debian: qemu-system-x86)"] = None
+        program = image.qemu or chosen_qemu()
+        if shutil.which(program) is None:
+            problems[f"{machine.group}: {program} is not on PATH (Debian: qemu-system-x86)"] = None
     if problems:
         raise HostError("\n".join(problems))
 

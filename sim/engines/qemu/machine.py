@@ -7,8 +7,9 @@ import os
 import socket
 
 from nodes.errors import QemuError
-from sim.engines.qemu.qtest import DEFAULT_QEMU, Qemu, find_qemu
+from sim.engines.qemu.qtest import Qemu
 from sim.engines.qemu.relay import Relay
+from sim.kernel.qemu_program import find_qemu
 
 __all__ = ["QemuMachine"]
 
@@ -22,7 +23,7 @@ class QemuMachine:
     QEMU waits while it starts until each device has its ID and its memory: these are sent before.
     """
 
-    def __init__(self, program: str = DEFAULT_QEMU) -> None:
+    def __init__(self, program: str | None = None) -> None:
         self._program = find_qemu(program)
         self._relays: list[Relay] = []
         self._far_ends: list[socket.socket] = []

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from nodes.guest import Interrupt
-from sim.engines.qemu.qtest import DEFAULT_QEMU, Qemu, find_qemu
+from sim.engines.qemu.qtest import Qemu
+from sim.kernel.qemu_program import find_qemu
 from sim.wire.qemu_options import qemu_options
 
 __all__ = ["QemuPeer"]
@@ -30,7 +31,7 @@ class QemuPeer:
         path: the socket of the server, of dialect v0.
         vectors: how many vectors the device has.
         arguments: further arguments of QEMU.
-        program: the QEMU.
+        program: the QEMU; None: that of IVSHMEM_QEMU, or the one on PATH.
 
     Attributes:
         qemu: the process: QMP, guest memory, configuration space.
@@ -47,7 +48,7 @@ class QemuPeer:
         *,
         vectors: int,
         arguments: Sequence[str] = (),
-        program: str = DEFAULT_QEMU,
+        program: str | None = None,
     ) -> None:
         self.vectors = vectors
         options = qemu_options(path, vectors).split(" ")

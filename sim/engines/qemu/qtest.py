@@ -1,6 +1,6 @@
 """A real QEMU without a guest, controlled by its qtest line protocol and by QMP.
 
-``qemu-system-x86_64 -accel tcg -S`` runs no guest code; qtest reads and writes ports and physical memory, one
+``-accel tcg -S`` runs no guest code; qtest reads and writes ports and physical memory, one
 line each way (QEMU, softmmu/qtest.c). All its sockets are inherited pairs: there are no paths to clean up.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -17,30 +16,17 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
-from nodes.errors import QemuError, UsageError
+from nodes.errors import QemuError
 from sim.kernel.processes import describe_exit, end_with_parent
 from sim.kernel.waiting import Patience
 
-__all__ = ["DEFAULT_QEMU", "Qemu", "QemuError", "find_qemu"]
+__all__ = ["Qemu", "QemuError"]
 
-DEFAULT_QEMU = "qemu-system-x86_64"
 TIMEOUT_SECONDS, LOOK_SECONDS = 60.0, 1.0
 END_SECONDS = 5.0
 LAST_WORDS_CHARACTERS = 400
 SUFFIX = {1: "b", 2: "w", 4: "l", 8: "q"}
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC  # PCI 3.0, 3.2.2.3.2
-
-
-def find_qemu(name: str = DEFAULT_QEMU) -> str:
-    """The program's path.
-
-    Raises:
-        UsageError: it is not on PATH.
-    """
-    path = shutil.which(name)
-    if path is None:
-        raise UsageError(f"{name} is not on PATH: install it (Debian: qemu-system-x86) or say --qemu PATH")
-    return path
 
 
 class _Broken(QemuError):  # noqa: N818  (the connection is)
@@ -113,7 +99,7 @@ class Qemu:
                     "-object",
                     "qtest,id=qtest0,chardev=qt,log=/dev/null",
                 ),
-                *("-chardev", f"socket,id=qmp,fd={far_qmp.fileno()}", "-mon", "chardev=qmp,mode=control"),
+                *("-chardev", f"socket,id=ivsim-qmp,fd={far_qmp.fileno()}", "-qmp", "chardev:ivsim-qmp"),
                 *arguments,
             ]
             descriptors = [far_qtest.fileno(), far_qmp.fileno(), *inherit]

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodes.device.blockers import Blocker, Blockers, blocker
 from nodes.device.effects import MsixMessage
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import Blocker, Blockers, MigrationError, RamMigration, blocker
+from nodes.device.migration import MigrationError, RamMigration
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import PROFILES, Quirk, profile
 from nodes.errors import UsageError

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from sim.engines.qemu.qtest import DEFAULT_QEMU, find_qemu
 from sim.kernel.eventfd import COUNTER_MAX, signal
+from sim.kernel.qemu_program import find_qemu
 from sim.wire import nonblocking_guard
 from sim.wire.nonblocking_guard import NonBlockingGuard
 from tests.qemu.test_server_scale import OWN_EVENTFDS, eventfds
@@ -25,7 +25,7 @@ def small_qemu(path: object) -> Iterator[subprocess.Popen[bytes]]:
     """A QEMU without a guest, with fewer vectors than it is sent."""
     arguments = ["-nodefaults", "-display", "none", "-accel", "tcg", "-S", "-m", "16M", "-machine", "pc"]
     arguments += ["-chardev", f"socket,path={path},id=iv", "-device", f"ivshmem-doorbell,chardev=iv,vectors={KEPT}"]
-    with subprocess.Popen([find_qemu(DEFAULT_QEMU), *arguments], stderr=subprocess.DEVNULL) as qemu:
+    with subprocess.Popen([find_qemu(), *arguments], stderr=subprocess.DEVNULL) as qemu:
         try:
             yield qemu
         finally:

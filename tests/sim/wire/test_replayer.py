@@ -18,10 +18,10 @@ import pytest
 from nodes.errors import HostError
 from nodes.wire.analyzer import explain
 from nodes.wire.capture import HEADER, KINDS, Kind, Said, parse
-from sim.engines.qemu.qtest import DEFAULT_QEMU, find_qemu
 from sim.kernel.channel import Channel
 from sim.kernel.eventfd import signal as ring
 from sim.kernel.loop import Loop
+from sim.kernel.qemu_program import find_qemu
 from sim.wire.attachment import Attachment
 from sim.wire.listener import Listener
 from sim.wire.proxy import kind_of
@@ -405,7 +405,7 @@ def test_a_real_qemu_does_what_explain_says(session, signals, words, short_path)
     arguments = ["-machine", "pc", "-accel", "tcg", "-nodefaults", "-display", "none"]
     arguments += ["-chardev", f"socket,path={path},id=iv", "-device", "ivshmem-doorbell,chardev=iv,vectors=2"]
     with replaying(file, path, "--speed", "100", "--timeout", "20s") as process:
-        qemu = [find_qemu(DEFAULT_QEMU), *arguments, "-monitor", "stdio"]
+        qemu = [find_qemu(), *arguments, "-monitor", "stdio"]
         with subprocess.Popen(
             qemu, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as machine:
