@@ -70,6 +70,8 @@ NO_DATA_READER_NEEDS = {
 FOREIGN_IMPORTS = {
     "zmq": "sim/telemetry/subscriber.py",
     "psutil": "sim/host/resources.py",
+    "dask": "sim/distributed/cluster.py",
+    "distributed": "sim/distributed/cluster.py",
 }
 FOREIGN_CALLS = {
     r"sendmsg|recvmsg|recvmsg_into|send_fds|recv_fds": "sim/kernel/channel.py",
@@ -366,10 +368,11 @@ def test_a_function_can_be_seen_at_once():
 # What ships
 
 
-def runtime_closure() -> set[str]:
-    """The distributions that come with ``pip install ivshmem-sim``, all the way down, without extras."""
-    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    todo = [Requirement(text) for text in pyproject["project"]["dependencies"]]
+def runtime_closure(extra: str = "") -> set[str]:
+    """The distributions that come with ``pip install ivshmem-sim``, all the way down, with one extra or none."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"][extra] if extra else []
+    todo = [Requirement(text) for text in [*project["dependencies"], *extras]]
     seen: set[str] = set()
     while todo:
         requirement = todo.pop()
@@ -385,6 +388,7 @@ def test_nothing_that_ships_contains_rust():
     closure = runtime_closure()
     assert {"msgspec", "pyzmq", "numpy"} <= closure
     assert not closure & CONTAINS_RUST
+    assert not runtime_closure("dist") & CONTAINS_RUST
 
 
 def test_nothing_is_imported_that_only_development_brings():

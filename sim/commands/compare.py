@@ -28,6 +28,7 @@ PICTURES = (".png", ".svg")
     help="Exit 99 when B is worse than that: p99:+10%, delivery.p99:+5us, doorbells_per_s:-5%. Several times. "
     "The metric itself is judged, not its interval: an unclear change may miss the limit by chance.",
 )
+@click.option("--across-hosts", is_flag=True, help="Compare runs of different hosts of a cluster, too.")
 @click.option("--json", "as_json", is_flag=True, help="All metrics as JSON on standard output.")
 @click.option(
     "--plot",
@@ -35,7 +36,7 @@ PICTURES = (".png", ".svg")
     type=click.Path(path_type=Path, dir_okay=False),
     help="Draw both into a file, .png or .svg (needs matplotlib).",
 )
-def compare(a: Path, b: Path, limits: tuple[str, ...], as_json: bool, picture: Path | None) -> None:
+def compare(a: Path, b: Path, limits: tuple[str, ...], across_hosts: bool, as_json: bool, picture: Path | None) -> None:
     """Print what differs between the runs in the directories A (before) and B (after).
 
     A percentile's change has a 95 % interval. Where it holds 0 the change is unclear: there may be none, or the
@@ -50,7 +51,7 @@ def compare(a: Path, b: Path, limits: tuple[str, ...], as_json: bool, picture: P
     thresholds = [Threshold.parse(limit) for limit in limits]
     if picture is not None and picture.suffix not in PICTURES:
         raise UsageError(f"--plot {picture}: expected a file that ends in {' or '.join(PICTURES)}")
-    found = compare_runs(a, b)
+    found = compare_runs(a, b, across_hosts=across_hosts)
     verdicts = [threshold.judge(found) for threshold in thresholds]
     if as_json:
         content: dict[str, Any] = {

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
 from rich.text import Text
 
 from nodes.errors import HostError, IvshmemError, UsageError
+from sim.commands.cluster import cluster_options, require_dask
 from sim.commands.options import BadTopology, programs_option, resources_every_option, runs_option
+from sim.commands.sweep_table import render_sweep, short_names
+from sim.distributed.addresses import Tls, check_address, make_tls
 from sim.exit_codes import FAILED, MISSED, of_error, of_signal
-from sim.sweep import Cell, Plan, Sweep, make_plan, split_values
+from sim.sweeps import Cell, Plan, Row, Sweep, make_plan, split_values
 from sim.views.columns import print_columns
 from sim.views.units import human_count, human_ns
 from topologies import Topology, TopologyError
@@ -55,6 +58,9 @@ def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, .
     metavar="DIR",
     help="Continue an interrupted sweep: runs that are done are not repeated.",
 )
+@cluster_options
+@click.option("--balance", is_flag=True, help="Give each host of a cluster the same number of the repeats.")
+@click.option("--across-hosts", is_flag=True, help="Show latencies side by side also where hosts differ.")
 @runs_option
 @resources_every_option
 @programs_option
@@ -66,6 +72,13 @@ def sweep(
     axes: dict[str, list[str]],
     repeat: int,
     directory: Path | None,
+    scheduler: str | None,
+    workers: int | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    balance: bool,
+    across_hosts: bool,
     runs: Path,
     resources_every_s: float,
     programs: tuple[Path, ...],
@@ -84,13 +97,17 @@ def sweep(
     A comma within quotes, brackets or braces separates nothing: a value with a comma is written as a TOML string
     ("a,b") or array. Without --set, the [matrix] of the topology says what varies; --set replaces its keys.
 
-    Ctrl-C ends the current run and says how to resume. The exit code is the worst of the runs: 1 when one
+    With --scheduler, the runs are carried out by the workers of that scheduler, one run at a time on each; with
+    --workers, by so many workers on this host. The directory and the table are the same.
+
+    Ctrl-C ends the current runs and says how to resume. The exit code is the worst of the runs: 1 when one
     failed or did not balance, else 99 when an expectation was missed, else 0.
     """
     if topology is None and (directory is None or axes or repeat > 1 or programs):
         raise click.UsageError(
             "TOPOLOGY is missing" + (": --set, --repeat and --program go with it" if directory else "")
         )
+    where = _where(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key), balance=balance)
     plan = _plan(topology, axes, repeat, programs) if topology is not None else None
     its = Sweep.resume(directory, plan) if directory is not None else None
     if its is None:
@@ -98,16 +115,17 @@ def sweep(
         its = Sweep(runs, plan)
     if dry_run:
         raise click.exceptions.Exit(_dry_run(its, directory or runs))
-    if (refusal := _refusal(its, directory or runs)) is not None:
+    if scheduler is None and (refusal := _refusal(its, directory or runs)) is not None:
         raise refusal
     if directory is None:
         its = Sweep.create(runs, its.plan)
-    stopped = _run_all(its, Console(stderr=True, quiet=as_json or quiet), resources_every_s)
+    stderr = Console(stderr=True, quiet=as_json or quiet)
+    stopped = _run_all(its, stderr, resources_every_s, where)
     its.finish()
     if as_json:
         click.echo((its.path / "sweep.json").read_text(), nl=False)
     else:
-        _render(its, Console())
+        render_sweep(its, Console(), across_hosts=across_hosts)
     codes = {row.exit_code for row in its.rows}
     raise click.exceptions.Exit(stopped or next((code for code in (FAILED, MISSED) if code in codes), 0))
 
@@ -157,30 +175,36 @@ def _dry_run(its: Sweep, runs: Path) -> int:
     return of_error(refusal) if refusal else 0
 
 
-def _run_all(its: Sweep, stderr: Console, resources_every_s: float) -> int:
+class _Where(NamedTuple):
+    """The cluster that carries out the runs: a scheduler, or workers on this host."""
+
+    scheduler: str | None
+    workers: int
+    tls: Tls | None
+    balance: bool
+
+
+def _where(scheduler: str | None, workers: int | None, tls: Tls | None, *, balance: bool) -> _Where | None:
+    """Return the cluster, or None: this process runs one cell after the other."""
+    if scheduler is not None and workers is not None:
+        raise click.UsageError("expected --scheduler or --workers, not both: a scheduler knows its workers")
+    if scheduler is None and (tls or balance):
+        raise click.UsageError("--balance and certificates go with --scheduler")
+    if scheduler is None and workers is None:
+        return None
+    if scheduler is not None:
+        check_address(scheduler, tls)
+    require_dask()
+    return _Where(scheduler, workers or 0, tls, balance)
+
+
+def _run_all(its: Sweep, stderr: Console, resources_every_s: float, where: _Where | None) -> int:
     """Run what is left until it is done or interrupted. Returns 0, or the exit code of the interrupt."""
-    import sim
-
-    stopped = ""
     try:
-        for cell in its.left:
-            with contextlib.ExitStack() as stack:
-
-                def begin(begun: Any, stack: contextlib.ExitStack = stack) -> None:
-                    if stderr.is_terminal and not stderr.quiet:
-                        from sim.commands.progress import progress
-
-                        stack.enter_context(progress(begun.telemetry, stderr))
-
-                def run(topology: Topology, runs: Path, begin: Any = begin) -> sim.Run:
-                    return sim.run(topology, runs=runs, resources_every_s=resources_every_s, on_begin=begin)
-
-                row, stopped = its.run(cell, run)
-            told = f"{cell.place}/{len(its.plan.cells)}  {_values(its, cell)}: {row.status}"
-            figures = f", {human_count(row.rung_per_s)} rung/s, delivery p50 {human_ns(row.delivery_p50_ns)}"
-            stderr.print(Text(told + (f": {row.reason}" if row.reason else figures)), soft_wrap=True)
-            if stopped:
-                break
+        if where is None:
+            stopped = _run_here(its, stderr, resources_every_s)
+        else:
+            stopped = _run_there(its, stderr, resources_every_s, where)
     except KeyboardInterrupt:
         stopped = "SIGINT"
     except IvshmemError:
@@ -192,6 +216,61 @@ def _run_all(its: Sweep, stderr: Console, resources_every_s: float) -> int:
     return 0
 
 
+def _run_here(its: Sweep, stderr: Console, resources_every_s: float) -> str:
+    """Run the cells one after the other; returns the reason of an interrupt, "" for none."""
+    import sim
+
+    for cell in its.left:
+        with contextlib.ExitStack() as stack:
+
+            def begin(begun: Any, stack: contextlib.ExitStack = stack) -> None:
+                if stderr.is_terminal and not stderr.quiet:
+                    from sim.commands.progress import progress
+
+                    stack.enter_context(progress(begun.telemetry, stderr))
+
+            def run(topology: Topology, runs: Path, begin: Any = begin) -> sim.Run:
+                return sim.run(topology, runs=runs, resources_every_s=resources_every_s, on_begin=begin)
+
+            row, stopped = its.run(cell, run)
+        _tell_row(its, cell, row, stderr)
+        if stopped:
+            return stopped
+    return ""
+
+
+def _run_there(its: Sweep, stderr: Console, resources_every_s: float, where: _Where) -> str:
+    """Run the cells on a cluster; returns the name of the signal that interrupted it, "" for none."""
+    from sim.distributed.cluster import connect, local
+    from sim.distributed.sweep import ClusterSweep
+
+    if not its.left:
+        return ""
+
+    def tell(cell: Cell, host: str, row: Row | None) -> None:
+        if row is not None:
+            _tell_row(its, cell, row, stderr)
+        elif host:
+            stderr.print(Text(f"{cell.place}/{len(its.plan.cells)}  {_values(its, cell)}: on {host}"), soft_wrap=True)
+
+    def warn(line: str) -> None:
+        click.echo(line, err=True)
+
+    opened = local(where.workers) if where.scheduler is None else connect(where.scheduler, where.tls)
+    with opened as cluster:
+        run = ClusterSweep(
+            its, cluster, resources_every_s=resources_every_s, balance=where.balance, tell=tell, warn=warn
+        )
+        return run.run()
+
+
+def _tell_row(its: Sweep, cell: Cell, row: Row, stderr: Console) -> None:
+    told = f"{cell.place}/{len(its.plan.cells)}  {_values(its, cell)}: {row.status}"
+    told += f" on {row.host}" if row.host else ""
+    figures = f", {human_count(row.rung_per_s)} rung/s, delivery p50 {human_ns(row.delivery_p50_ns)}"
+    stderr.print(Text(told + (f": {row.reason}" if row.reason else figures)), soft_wrap=True)
+
+
 def _say_how_to_resume(its: Sweep, why: str) -> None:
     done, total = len(its.rows), len(its.plan.cells)
     click.echo(f"{why}: {done} of {total} runs are done; go on with: ivsim sweep --resume {its.path}", err=True)
@@ -199,38 +278,8 @@ def _say_how_to_resume(its: Sweep, why: str) -> None:
 
 def _values(its: Sweep, cell: Cell) -> str:
     """The keys that distinguish cells, shortened unless two of them end alike."""
-    names = _short(its.plan.varied)
+    names = short_names(its.plan.varied)
     told = [f"{names[key]}={cell.overrides[key]}" for key in its.plan.varied]
     if its.plan.cells[-1].repeat:
         told.append(f"#{cell.repeat}")
     return " ".join(told)
-
-
-def _short(keys: list[str]) -> dict[str, str]:
-    lasts = [key.rpartition(".")[2] for key in keys]
-    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
-
-
-def _render(its: Sweep, console: Console) -> None:
-    """One table of all that is done, and where it is."""
-    names = _short(its.plan.varied)
-    repeats = bool(its.plan.cells[-1].repeat)
-    head = ["run", *(names[key] for key in its.plan.varied), *(["seed"] if repeats else []), "status", "rung/s"]
-    head += ["per int.", "delivery p50", "p99", "total p50", "p99", "USS", "ready", "missed"]
-    rows, styles = [head], {}
-    for place, row in enumerate(its.rows, start=1):
-        cells = [str(row.place), *(row.values[key] for key in its.plan.varied), *([str(row.seed)] if repeats else [])]
-        cells += [row.status, human_count(row.rung_per_s), "-" if row.coalescing is None else f"{row.coalescing:,.2f}"]
-        figures = (row.delivery_p50_ns, row.delivery_p99_ns, row.total_p50_ns, row.total_p99_ns)
-        cells += [human_ns(value) for value in figures]
-        cells += ["-" if row.uss_bytes is None else f"{row.uss_bytes / 2**20:.1f} MiB"]
-        cells += ["-" if row.ready_s is None else f"{row.ready_s:.2f} s"]
-        cells += [f"{len(row.missed)} of {row.expectations}" if row.expectations else "-"]
-        rows.append(cells)
-        if row.exit_code:
-            styles[place] = "bold red" if row.exit_code == 1 else "yellow"
-    print_columns(rows, console, left=(), styles=styles)
-    for row in its.rows:
-        for text in filter(None, (row.reason, *row.missed)):
-            console.print(Text(f"! run {row.place}: {text}", "yellow"), soft_wrap=True)
-    console.print(Text(f"sweep: {its.path}"), soft_wrap=True)

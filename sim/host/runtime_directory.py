@@ -55,18 +55,18 @@ def runtime_parents() -> list[Path]:
 
 
 @contextlib.contextmanager
-def runtime_directory() -> Iterator[Path]:
+def runtime_directory(parent: Path | None = None) -> Iterator[Path]:
     """Make a private directory (mode 0700) with a path short enough for sockets; remove it in the end.
 
-    Directories of killed owners in the same place are removed first.
+    Directories of killed owners in the same place are removed first. ``parent`` is where to make it, if the length of
+    the path does not matter.
 
     Raises:
         HostError: No place is short enough and can be written.
     """
     parents = runtime_parents()
     usable = (path for path in parents if len(str(path)) <= LENGTH_MAX and os.access(path, os.W_OK | os.X_OK))
-    parent = next(usable, None)
-    if parent is None:
+    if parent is None and (parent := next(usable, None)) is None:
         names = ", ".join(map(str, parents))
         raise HostError(
             f"no directory for sockets: none of {names} can be written and has at most {LENGTH_MAX} characters. "

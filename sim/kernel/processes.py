@@ -103,9 +103,12 @@ def tie_to(parent: int, adopter: int) -> bool:
     return os.getppid() == adopter
 
 
-def end_with_parent() -> None:
-    """Between fork and exec: the kernel ends this process when its parent ends (PR_SET_PDEATHSIG, prctl(2))."""
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """The kernel sends this process a signal when the thread that forked it ends (PR_SET_PDEATHSIG, prctl(2)).
+
+    For the time between fork and exec, or for a program that then looks whether its parent is still there.
+    """
+    _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def keep_orphans() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from sim.kernel.loop import Loop
 
-__all__ = ["ENDING", "ended_by_signal", "signals_held", "signals_taken", "signals_too_late"]
+__all__ = ["ENDING", "ended_by_signal", "signals_held", "signals_noted", "signals_taken", "signals_too_late"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -48,6 +49,30 @@ def ended_by_signal(loop: Loop, numbers: Iterable[signal.Signals] = ()) -> Itera
                     signal.signal(number, handler)
             else:
                 signals_too_late()
+
+
+@contextlib.contextmanager
+def signals_noted() -> Iterator[Callable[[], str]]:
+    """Note the first signal that ends a program; the function returns its name, "" before. A second one interrupts.
+
+    Outside the main thread, where no handler can be set, nothing is noted.
+    """
+    noted: list[str] = []
+
+    def note(number: int, _frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: ""
+        return
+    previous = {number: signal.signal(number, note) for number in signals_taken()}
+    try:
+        yield lambda: noted[0] if noted else ""
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def signals_too_late() -> None:

@@ -121,13 +121,22 @@ class Comparison:
         return as_html(self)
 
 
-def compare(a: Run | str | os.PathLike[str], b: Run | str | os.PathLike[str]) -> Comparison:
+def compare(
+    a: Run | str | os.PathLike[str], b: Run | str | os.PathLike[str], *, across_hosts: bool = False
+) -> Comparison:
     """Compare two runs, opened or named by their directories; ``a`` is the one before.
 
-    Raises ``UsageError`` when one has no summary. Without its samples there are no intervals, and a note says so.
+    Raises ``UsageError`` when one has no summary, or when a cluster has run them on different hosts, whose latencies
+    differ for other reasons, unless ``across_hosts``. Without its samples there are no intervals, and a note says so.
     """
     runs = [its if isinstance(its, Run) else open_run(its) for its in (a, b)]
     before, after = runs
+    ours, theirs = (_host(run) for run in runs)
+    if ours != theirs and not across_hosts:
+        raise UsageError(
+            f"A was run {ours} and B {theirs}: their latencies differ with the hosts; --across-hosts "
+            "(across_hosts=True) compares them nevertheless"
+        )
     notes = list(_settings(before, after))
     drawn: list[dict[str, Slices] | None] = []
     for name, run in zip("AB", runs, strict=True):
@@ -143,6 +152,15 @@ def compare(a: Run | str | os.PathLike[str], b: Run | str | os.PathLike[str]) ->
             notes.append(f"{name} without intervals: {error}")
     metrics = [*_latencies(before.figures, after.figures, *drawn), *_others(before.figures, after.figures)]
     return Comparison(before, after, {metric.name: metric for metric in metrics}, notes)
+
+
+def _host(run: Run) -> str:
+    """Where a run was carried out, in words; runs without a readable manifest are treated as of this host."""
+    try:
+        name = run.origin.host.name
+    except UsageError:
+        name = ""
+    return f"on {name}" if name else "outside a cluster"
 
 
 def _full_name(name: str) -> str:
@@ -223,10 +241,10 @@ def _settings(a: Run, b: Run) -> Iterator[str]:
         if ours != theirs:
             yield f"{name}: {ours} in A, {theirs} in B"
     try:
-        for name in ("cpu_model", "kernel", "python"):
+        for name in ("name", "cpu_model", "kernel", "python"):
             ours, theirs = getattr(a.origin.host, name), getattr(b.origin.host, name)
             if ours != theirs:
-                yield f"{name}: {ours} in A, {theirs} in B"
+                yield f"{'host' if name == 'name' else name}: {ours or '-'} in A, {theirs or '-'} in B"
         if a.origin.sample_every != b.origin.sample_every:
             yield f"sample_every: {a.origin.sample_every} in A, {b.origin.sample_every} in B"
     except UsageError as error:

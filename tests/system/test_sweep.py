@@ -20,7 +20,7 @@ import sim
 from nodes.errors import HostError, UsageError
 from sim.cli import main
 from sim.results import Run
-from sim.sweep import INTERRUPTED, Plan, Row, Sweep, make_plan, split_values
+from sim.sweeps import INTERRUPTED, Plan, Row, Sweep, make_plan, split_values
 from topologies import Topology, TopologyError
 
 FILE = """

@@ -13,10 +13,22 @@ from msgspec import Meta
 
 from sim.access import Access
 
-__all__ = ["MACHINE_NAME_MAX", "SCHEMA_VERSION", "GroupRow", "HostFacts", "MachineRow", "Manifest", "Owner", "Phase"]
+__all__ = [
+    "HOST_NAME_VARIABLE",
+    "MACHINE_NAME_MAX",
+    "SCHEMA_VERSION",
+    "GroupRow",
+    "HostFacts",
+    "MachineRow",
+    "Manifest",
+    "Owner",
+    "Phase",
+]
 
 SCHEMA_VERSION = 1
 VECTORS_LIMIT = 1 << 22
+HOST_NAME_VARIABLE = "IVSIM_HOST_NAME"
+"""The variable in which a worker of a cluster (`ivsim worker`) tells its runs the name of their host."""
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 Count = Annotated[int, Meta(ge=0, le=1 << 16)]
@@ -54,10 +66,12 @@ class HostFacts(msgspec.Struct, frozen=True):
     memory_bytes: int
     python: str
     limits: dict[str, int | None]
+    name: Annotated[str, Meta(max_length=256)] = ""
+    """The name of the host among those of a cluster; "" for a run that was started on its host."""
 
     @classmethod
     def this(cls) -> HostFacts:
-        """This host, without its name."""
+        """This host. Its name is in it only if a worker of a cluster has told it."""
         return cls(
             kernel=platform.release(),
             machine=platform.machine(),
@@ -73,6 +87,7 @@ class HostFacts(msgspec.Struct, frozen=True):
                 "locked_bytes": _soft(resource.RLIMIT_MEMLOCK),
                 "address_space_bytes": _soft(resource.RLIMIT_AS),
             },
+            name=os.environ.get(HOST_NAME_VARIABLE, "")[:256],
         )
 
 

@@ -15,6 +15,7 @@ from nodes.errors import UsageError
 from sim.commands.compare import compare as command
 from sim.results import Run, RunDirectory
 from sim.results.compare import Change
+from sim.results.store.manifest import HOST_NAME_VARIABLE
 from sim.results.thresholds import Threshold
 from sim.views import rows
 from tests.synthetic import MEASURE_NS, START_NS, finish, pair, record, topology
@@ -270,3 +271,19 @@ def test_runs_without_samples_compare_as_far_as_they_go(tmp_path):
     comparison = sim.compare(*empty)
     assert comparison["delivery.p50"].change == 0
     assert comparison["p99"].a is None
+
+
+def test_runs_of_different_hosts_are_compared_only_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = made(tmp_path, 1, ticks=50)
+    monkeypatch.setenv(HOST_NAME_VARIABLE, "alpha")
+    alpha, again = made(tmp_path, 1, ticks=50), made(tmp_path, 2, ticks=50)
+    monkeypatch.setenv(HOST_NAME_VARIABLE, "beta")
+    beta = made(tmp_path, 2, ticks=50)
+    assert sim.compare(alpha, again).metrics
+    for a, b, said in [(alpha, beta, "on alpha and B on beta"), (here, alpha, "outside a cluster and B on alpha")]:
+        with pytest.raises(UsageError, match=f"A was run {said}: .*--across-hosts"):
+            sim.compare(a, b)
+    assert "host: alpha in A, beta in B" in sim.compare(alpha, beta, across_hosts=True).notes
+    arguments = [str(alpha.path), str(beta.path)]
+    assert CliRunner().invoke(command, [*arguments, "--across-hosts"], catch_exceptions=False).exit_code == 0
+    assert isinstance(CliRunner().invoke(command, arguments).exception, UsageError)

@@ -1,0 +1,98 @@
+"""`ivsim scheduler` and `ivsim worker`: the parts of a cluster; and the options of commands that use one."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from nodes.errors import UsageError
+from sim.distributed.addresses import PORT, Tls, check_address, check_listening, make_tls
+
+__all__ = ["cluster_options", "require_dask", "scheduler", "tls_options", "worker"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def tls_options(command: Command) -> Command:
+    """Give a command --tls-ca, --tls-cert and --tls-key."""
+    for name, what in (
+        ("key", "The key of --tls-cert (PEM)."),
+        ("cert", "The certificate of this side (PEM)."),
+        ("ca", "The certificate of the authority that has signed those of all sides (PEM)."),
+    ):
+        command = click.option(f"--tls-{name}", type=FILE, metavar="FILE", help=what)(command)
+    return command
+
+
+def cluster_options(command: Command) -> Command:
+    """Give a command --scheduler, --workers and the options of TLS."""
+    command = tls_options(command)
+    command = click.option(
+        "--workers", type=click.IntRange(1, 256), help="Run so many at a time on this host, in a cluster of its own."
+    )(command)
+    return click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Run on the workers of this scheduler: tcp://HOST:PORT or tls://HOST:PORT.",
+    )(command)
+
+
+def require_dask() -> None:
+    """Raise ``UsageError`` if Dask is not installed."""
+    if importlib.util.find_spec("distributed") is None:
+        raise UsageError("more than one host needs Dask: pip install 'ivshmem-sim[dist]'")
+
+
+@click.command("scheduler", short_help="Be the scheduler of a cluster of hosts.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="The port; 0: any.")
+@tls_options
+def scheduler(host: str, port: int, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None) -> None:
+    """Give the runs of `ivsim sweep --scheduler` to workers, until a signal comes.
+
+    Who can reach a scheduler can run code on its workers: beyond the loopback it needs TLS.
+    """
+    tls = make_tls(tls_ca, tls_cert, tls_key)
+    check_listening(host, tls)
+    require_dask()
+    from sim.distributed.cluster import serve_scheduler
+
+    serve_scheduler(host, port, tls, lambda address: click.echo(f"scheduler: {address}"))
+
+
+@click.command("worker", short_help="Be a worker of a cluster: run what its scheduler gives.")
+@click.argument("address")
+@click.option("--name", help="The name of this host in tables.  [default: its host name]")
+@click.option("--host", help="The address to listen at.  [default: the one from which the scheduler is reached]")
+@tls_options
+def worker(
+    address: str, name: str | None, host: str | None, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None
+) -> None:
+    """Run one job at a time for the scheduler at ADDRESS, until a signal comes. One worker for each host is enough.
+
+    It waits for a scheduler that is not there yet, or not any more. Runs that are not wanted any more are ended, and
+    nothing of a run is left here.
+    """
+    tls = make_tls(tls_ca, tls_cert, tls_key)
+    scheduler_host = check_address(address, tls)
+    check_listening(host or scheduler_host, tls)
+    name = socket.gethostname() if name is None else name
+    if not name or "#" in name or not name.isprintable() or len(name) > 200:
+        raise UsageError(f"expected a name without #, of 1 to 200 characters, got {name!r}")
+    require_dask()
+    from sim.distributed.supervisor import keep_worker
+
+    keep_worker(partial(_serve, address, name, host, tls), lambda line: click.echo(f"worker {name}: {line}", err=True))
+
+
+def _serve(address: str, name: str, host: str | None, tls: Tls | None, scratch: Path) -> bool:
+    from sim.distributed.cluster import serve_worker
+
+    return serve_worker(address, name, host, tls, scratch, lambda its: click.echo(f"worker {name}: {its} of {address}"))

@@ -1,0 +1,101 @@
+"""Runs one job on this host: a command line in a process group of its own, which always ends with the job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from sim.distributed.job import Job, JobResult, pack, write_files
+from sim.host.runtime_directory import remove, runtime_directories
+from sim.kernel.segments import remove_orphaned
+from sim.kernel.waiting import readable_within
+from sim.results.store.manifest import HOST_NAME_VARIABLE
+
+__all__ = ["JobStoppedError", "execute"]
+
+LOOK_EVERY_S = 0.2
+STOP_PATIENCE_S = 15.0
+"""For a run to stop its machines and to write what it has; then its processes are killed."""
+STDOUT_BYTES_MAX = 64 << 20
+STDERR_BYTES_MAX = 4096
+
+
+class JobStoppedError(Exception):
+    """A job was stopped before its end: it is not wanted any more, or its worker ends."""
+
+
+def execute(job: Job, scratch: Path, host: str, is_wanted: Callable[[], bool]) -> JobResult:
+    """Run a job; nothing of it is left when this returns or raises.
+
+    Args:
+        job: the command line and its files.
+        scratch: where its private directory is made.
+        host: the name of this host, for the result and for the manifest of a run.
+        is_wanted: is asked every 0.2 s; False stops the job.
+
+    Raises:
+        JobStoppedError: the job was stopped.
+        UsageError: a file of the job has no name below the job's directory.
+        OSError: this host refuses.
+    """
+    place = Path(tempfile.mkdtemp(prefix="job-", dir=scratch))
+    try:
+        write_files(job, place)
+        output, errors = place / "stdout", place / "stderr"
+        with output.open("xb") as stdout, errors.open("xb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "sim.distributed.tied_command", str(os.getpid()), *job.arguments],
+                cwd=place,
+                env=os.environ | {HOST_NAME_VARIABLE: host},
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+            code = _wait(process, is_wanted)
+        runs = list((place / job.collect).iterdir()) if job.collect else []
+        archive, digest = pack(runs[0]) if runs else (b"", "")
+        with output.open("rb") as stdout:
+            said = stdout.read(STDOUT_BYTES_MAX)
+        complaint = errors.read_bytes()[-STDERR_BYTES_MAX:].decode(errors="replace").strip()
+        return JobResult(host, code, said, complaint, archive, digest)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _wait(process: subprocess.Popen[bytes], is_wanted: Callable[[], bool]) -> int:
+    """Wait for the end of the process, and end its group whatever happens."""
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        try:
+            while not readable_within(descriptor, LOOK_EVERY_S):
+                if not is_wanted():
+                    raise JobStoppedError("stopped: the job is not wanted any more")
+        except BaseException:
+            signal.pidfd_send_signal(descriptor, signal.SIGTERM)  # Popen's own would collect the exit
+            readable_within(descriptor, STOP_PATIENCE_S)
+            raise
+    finally:
+        # The process is not collected yet: its number, which is that of the group, belongs to nothing else.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait()
+        os.close(descriptor)
+        if code == -signal.SIGKILL:
+            _clean_up()
+    return code
+
+
+def _clean_up() -> None:
+    """Remove what a killed run left behind: its memory, and its directory of sockets."""
+    remove_orphaned()
+    for directory in runtime_directories():
+        if not directory.owned:
+            remove(directory)

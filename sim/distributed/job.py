@@ -1,0 +1,107 @@
+"""One command line for another host, and what comes back: plain data, a packed directory, a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from nodes.errors import RunError, UsageError
+from sim.results.store import files
+
+__all__ = ["Job", "JobResult", "pack", "unpack", "write_files"]
+
+COMPRESSION = 1
+"""gzip's fastest level: the tables are compressed already, the small files of JSON are not."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A command line of `ivsim`, without the name of the program.
+
+    Attributes:
+        arguments: the arguments; files have relative names.
+        files: the name of each file that the command reads, and its content.
+        collect: the directory in which the command makes a run directory, to be sent back; "": none.
+    """
+
+    arguments: list[str]
+    files: dict[str, bytes]
+    collect: str = ""
+
+
+class JobResult(msgspec.Struct, frozen=True):
+    """What a command line left.
+
+    Attributes:
+        host: the name of the host that ran it.
+        code: its exit code; negative: the number of the signal that ended it.
+        stdout: its standard output.
+        stderr: the end of its standard error.
+        archive: the run directory as a compressed tar file; empty when there is none.
+        digest: the SHA-256 of ``archive``.
+    """
+
+    host: str
+    code: int
+    stdout: bytes
+    stderr: str
+    archive: bytes
+    digest: str
+
+
+def write_files(job: Job, place: Path) -> None:
+    """Write the files of a job below ``place``. Raises ``UsageError`` when a name leaves that directory."""
+    for name, content in job.files.items():
+        path = place / _relative(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    if job.collect:
+        (place / _relative(job.collect)).mkdir()
+
+
+def pack(directory: Path) -> tuple[bytes, str]:
+    """The regular files in a directory as a compressed tar file, and the SHA-256 of it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=COMPRESSION) as archive:
+        for path in sorted(directory.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                archive.add(path, path.relative_to(directory).as_posix(), recursive=False)
+    content = buffer.getvalue()
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def unpack(result: JobResult, directory: Path) -> None:
+    """Write the run directory of a result to ``directory``, which does not exist yet.
+
+    Raises:
+        RunError: the archive is not the one that was sent, or holds anything but files with names below it.
+        OSError: the disk refuses.
+    """
+    if hashlib.sha256(result.archive).hexdigest() != result.digest:
+        raise RunError(f"the run from {result.host} arrived damaged: its SHA-256 is not {result.digest}")
+    directory.mkdir(mode=0o700, parents=True)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(result.archive), mode="r:gz") as archive:
+            for member in archive:
+                source = archive.extractfile(member) if member.isreg() else None
+                if source is None:
+                    raise RunError(f"the run from {result.host} holds {member.name!r}, which is no regular file")
+                path = directory / _relative(member.name)
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with open(path, "xb", opener=files.private) as target:
+                    while block := source.read(1 << 20):
+                        target.write(block)
+                os.utime(path, (member.mtime, member.mtime))
+    except (tarfile.TarError, EOFError, UsageError) as error:
+        raise RunError(f"the run from {result.host} cannot be unpacked: {error}") from error
+
+
+def _relative(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+        raise UsageError(f"expected the name of a file below a directory, got {name!r}")
+    return path

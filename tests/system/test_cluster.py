@@ -1,0 +1,85 @@
+"""A sweep on a cluster of real processes on this host: the same table, and nothing that is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from nodes.errors import UsageError
+from sim.cli import ivsim
+from sim.sweeps import Sweep
+from tests.clusters import Part, alive, cluster, descendants, left_below, table, until
+
+pytest.importorskip("distributed")
+
+FILE = """
+title = "Two that ring"
+seed = 5
+[run]
+duration_s = 0.05
+warmup_s = 0.02
+[machines.ping]
+program = "ping"
+parameters = { to = "echo" }
+[machines.echo]
+program = "echo"
+parameters = { to = "ping" }
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "two.toml"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.mark.timeout(600)  # two commands and three runs, each of which waits for a CPU
+def test_a_killed_workers_run_is_repeated_and_nothing_is_left(file: Path, tmp_path: Path) -> None:
+    """The worker is killed in the middle of a run; its run is carried out again by the worker that follows."""
+    with cluster(tmp_path, ["alpha"]) as (address, _, workers):
+        arguments = ["sweep", str(file), "--set", "run.engine=process,virtual", "--set", "run.duration_s=0.5"]
+        client = Part([*arguments, "--scheduler", address, "--runs", str(tmp_path / "r")], tmp_path / "client.log")
+        client.until_it_says("1/2  engine=process: on alpha")
+        (worker,) = [
+            pid for pid in descendants(workers["alpha"].process.pid) if parent(pid) == workers["alpha"].process.pid
+        ]
+        until(lambda: len(descendants(worker)) > 2, what="a run with its machines")
+        its = descendants(worker)
+        os.kill(worker, signal.SIGKILL)
+        workers["alpha"].until_it_says("the worker has ended (SIGKILL)")
+        assert client.wait() == 0, client.complained
+        assert alive(its) == []
+    (directory,) = (tmp_path / "r").iterdir()
+    assert [row[:3] for row in table(directory)] == [(1, 0, 5), (2, 0, 5)]
+    assert {row.host for row in Sweep.resume(directory).rows} == {"alpha"}
+    assert "host" in client.said.splitlines()[0].split()
+    assert left_below(Path(tempfile.gettempdir())) == []
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["scheduler", "--host", "0.0.0.0"], "0.0.0.0 is not on this host's loopback"),
+        (["worker", "tcp://192.0.2.1:8786"], "192.0.2.1 is not on this host's loopback"),
+        (["worker", "tcp://127.0.0.1:8786", "--host", "0.0.0.0"], "0.0.0.0 is not on this host's loopback"),
+        (["worker", "tcp://127.0.0.1:8786", "--name", "a#b"], "expected a name without #"),
+        (["sweep", "FILE", "--repeat", "2", "--scheduler", "tcp://192.0.2.1:1"], "needs TLS"),
+        (["sweep", "FILE", "--repeat", "2", "--scheduler", "tls://192.0.2.1:1"], "expected --tls-ca"),
+        (["sweep", "FILE", "--repeat", "2", "--scheduler", "x", "--workers", "2"], "not both"),
+        (["sweep", "FILE", "--repeat", "2", "--balance"], "go with --scheduler"),
+    ],
+)
+def test_what_is_not_protected_or_makes_no_sense_is_refused(file: Path, arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(ivsim, [str(file) if word == "FILE" else word for word in arguments])
+    assert isinstance(done.exception, UsageError | SystemExit)
+    assert said in done.output + str(done.exception)
