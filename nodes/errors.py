@@ -64,11 +64,12 @@ class QemuError(IvshmemError):
 class ModelledFault(IvshmemError):  # noqa: N818  (it is the device that erred)
     """A defect of a real device, reported instead of a crash.
 
-    ``row`` is the number of the row in ``tests/golden/seed_rows.toml`` that describes the defect.
+    ``row`` is the number of the row in ``tests/golden/seed_rows.toml`` that describes a defect of 2012; None for a
+    defect of a later device.
     """
 
-    def __init__(self, row: int, message: str) -> None:
-        super().__init__(f"row {row}: {message}")
+    def __init__(self, row: int | None, message: str) -> None:
+        super().__init__(message if row is None else f"row {row}: {message}")
         self.row = row
 
 

@@ -98,6 +98,7 @@ class Msix:
         disabled: what happens to an interrupt while MSI-X is disabled.
         rules: which accesses the BAR takes.
         function_mask: False for a device that ignores the function mask.
+        unmasked: called with a vector that was masked while MSI-X was enabled, and is not any more.
     """
 
     __slots__ = (
@@ -105,6 +106,7 @@ class Msix:
         "_function_mask",
         "_masked",
         "_send",
+        "_unmasked",
         "bus_master",
         "enabled",
         "fires",
@@ -126,12 +128,14 @@ class Msix:
         disabled: Undelivered,
         rules: AccessRules,
         function_mask: bool = True,
+        unmasked: Callable[[int], object] = lambda vector: None,
     ) -> None:
         self.layout = layout
         self._send = send
         self._masked = masked
         self._disabled = disabled
         self._function_mask = function_mask
+        self._unmasked = unmasked
         self.table = [0] * (layout.vectors * ENTRY_WORDS)
         self.pending = 0  # bit n: vector n
         self.kept = 0  # bit n: vector n's eventfd still holds doorbells (Undelivered.KEEP)
@@ -167,9 +171,16 @@ class Msix:
         msix_set_vector_notifiers; msix_kvm_irqfd.json).
         """
         was_enabled, self.enabled = self.enabled, bool(control & CONTROL_ENABLE)
-        self.function_masked = self._function_mask and bool(control & CONTROL_FUNCTION_MASK)
+        was_masked, self.function_masked = (
+            self.function_masked,
+            self._function_mask and bool(control & CONTROL_FUNCTION_MASK),
+        )
         self.bus_master = bus_master
         self._refresh()
+        if was_enabled and was_masked:
+            for vector in range(self.layout.vectors):
+                if not self.masked(vector):
+                    self._unmasked(vector)
         if self.pending | self.kept:
             for vector in range(self.layout.vectors):
                 self._release(vector)
@@ -271,8 +282,11 @@ class Msix:
         if offset >= self.layout.table_bytes:
             return  # the pending bits are read-only; the rest is empty
         vector = offset // ENTRY_BYTES
+        was_masked = self.masked(vector)
         self.table[offset // 4] = value
         self._refresh((vector,))
+        if was_masked and not self.masked(vector):
+            self._unmasked(vector)
         self._release(vector)
 
     def _read_piece(self, offset: int, size_bytes: int) -> int:

@@ -102,6 +102,7 @@ class Profile:
     ``client`` is how the device hears a server: "2012" (`nodes.device.qemu_1_1.client`) or "2.6" (`nodes.wire.client`).
     ``waits_for_memory``: no guest runs before the server has sent ID and memory.
     ``bus_master_gates``: without bus master no message is sent.
+    ``unmask_needs_eventfd``: the process ends when a guest unmasks a vector for which the server has sent no eventfd.
     ``driver_start`` are the (register, value) that a driver writes before it enables interrupts.
     ``roles`` are the values of the role property; with ``master_is_first`` a master needs the ID 0.
     ``migration_locks_devices``: while it migrates, the machine refuses device_add, device_del and blockers.
@@ -150,6 +151,7 @@ class Profile:
     ring_while_disabled: Undelivered
     function_mask: bool
     bus_master_gates: bool
+    unmask_needs_eventfd: bool
     intx: bool
     driver_start: tuple[tuple[str, int], ...]
     # Reset and migration.

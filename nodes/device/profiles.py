@@ -67,6 +67,7 @@ QEMU_DOORBELL = make_profile(
     ring_while_disabled=(Undelivered.LOSE, "msix.json, ring v0 while MSI-X disabled"),
     function_mask=(True, "msix.json, function-masked ring v0"),
     bus_master_gates=(True, "msix.json, ring v0 unmasked, bus master off"),
+    unmask_needs_eventfd=(False, "QEMU 7.2, TCG: such a vector is dead"),
     intx=(False, "QEMU e858e04dd4"),
     driver_start=((), "ivshmem-spec: IntrMask and IntrStatus have no function"),
     reset_clears_mask=(True, "msix.json, system_reset; QEMU a40227911c"),
@@ -88,6 +89,10 @@ QEMU_DOORBELL_KVM = make_profile(
     doorbell_match=(DoorbellMatch.WRITE, "Linux, virt/kvm/eventfd.c, ioeventfd_in_range: length and all 32 bits"),
     ring_while_masked=(Undelivered.KEEP, "QEMU 7.2, ivshmem_vector_mask, ivshmem_vector_poll"),
     ring_while_disabled=(Undelivered.KEEP, "msix_kvm_irqfd.json, pba after enabling"),
+    unmask_needs_eventfd=(
+        True,
+        "QEMU 7.2, 10.0, 11.1 with KVM: SIGABRT; ivshmem_vector_unmask, msix_fire_vector_notifier",
+    ),
 )
 
 QEMU_PLAIN = make_profile(
@@ -148,6 +153,7 @@ ACRN = make_profile(
     ring_while_disabled=(Undelivered.LOSE, "ACRN, ivshmem.c, ivshmem_server_notify_peer"),
     function_mask=(False, "ACRN, ivshmem.c, ivshmem_server_notify_peer: looks at the entry's mask only"),
     bus_master_gates=(False, "ACRN, ivshmem.c, ivshmem_server_notify_peer: vlapic_inject_msi"),
+    unmask_needs_eventfd=(False, "ACRN, ivshmem.c, ivshmem_mmio_handler: no eventfds"),
     intx=(False, "ACRN, ivshmem.c, ivshmem_mmio_handler: useless for revision 1"),
     driver_start=((), "ACRN, ivshmem.c, ivshmem_mmio_handler: useless for revision 1"),
     reset_clears_mask=(True, "ACRN, ivshmem.c, create_ivshmem_device: cleared when the VM starts again"),

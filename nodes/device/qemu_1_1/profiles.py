@@ -60,6 +60,7 @@ QEMU_1_1 = make_profile(
     ring_while_disabled=(Undelivered.PEND, "row 79"),
     function_mask=(True, "row 10"),
     bus_master_gates=(False, "QEMU 1.1, hw/msix.c, msix_notify: stores to memory whatever the command says"),
+    unmask_needs_eventfd=(False, "QEMU 1.1, ivshmem.c: no irqfd"),
     intx=(True, "row 45"),
     driver_start=((), "row 79: with MSI-X, no driver needs the line"),
     reset_clears_mask=(False, "row 91"),

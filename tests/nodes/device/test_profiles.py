@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import INTR_STATUS, PROFILES, Profile, Quirk, profile
 from nodes.device.registers import Access
-from nodes.errors import RemoteProtocolError, UsageError
+from nodes.errors import ModelledFault, RemoteProtocolError, UsageError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -103,11 +105,46 @@ def test_ring_while_disabled(name: str, before: int, after: int) -> None:
 )
 def test_ring_while_masked(name: str, bit: int) -> None:
     device = made_of(name)
+    device.connect(1, 0)
     device.config_write(0x42, 2, 0x8000)
     device.interrupt(0, 1)
     assert pending(device) == bit
     device.bar_write(1, 12, 4, 0)
     assert len(device.effects) == bit
+
+
+UNMASKS: dict[str, Callable[[Ivshmem], None]] = {
+    "the vector": lambda device: device.bar_write(1, 16 + 12, 4, 0),
+    "the function": lambda device: device.config_write(0x42, 2, 0x8000),
+}
+
+
+@pytest.mark.parametrize("unmask", UNMASKS)
+@pytest.mark.parametrize(
+    ("name", "connected", "aborts"),
+    [
+        ("qemu-doorbell-kvm", 1, True),
+        ("qemu-doorbell-kvm", 2, False),
+        ("qemu-doorbell", 1, False),
+        ("qemu-1.1", 1, False),
+        ("acrn", 1, False),
+    ],
+)
+def test_kvm_aborts_when_a_vector_without_an_eventfd_is_unmasked(
+    name: str, connected: int, aborts: bool, unmask: str
+) -> None:
+    """By its own mask or by the function's; under TCG and elsewhere such a vector is only dead."""
+    device = made_of(name)
+    for vector in range(connected):
+        device.connect(1, vector)
+    device.bar_write(1, 12, 4, 0)
+    if unmask == "the function":
+        device.bar_write(1, 16 + 12, 4, 0)  # before MSI-X is enabled: no notifier is called
+        device.config_write(0x42, 2, 0xC000)
+    else:
+        device.config_write(0x42, 2, 0x8000)
+    with pytest.raises(ModelledFault, match="vector 1 route") if aborts else contextlib.nullcontext():
+        UNMASKS[unmask](device)
 
 
 def test_kvm_sends_the_doorbells_that_its_eventfd_kept() -> None:
