@@ -40,7 +40,7 @@ notebooks: .venv/installed-test
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 # Rewrites the generated blocks of README and docs/ from the declarations and the examples.
-docs-tables: .venv/installed-run
+docs-tables: .venv/installed-test
 	$(BIN)/python docs/generate.py
 
 clean:

@@ -28,6 +28,7 @@ import sim.exit_codes
 import tests.bench
 from sim.cli import COMMANDS, ivsim
 from tests.bench.figure import Bar
+from tests.fault_matrix import ROWS, marked_tests
 from topologies import json_schema
 from topologies.reference_tables import REFERENCES
 from topologies.reference_tables import markdown as reference_table
@@ -108,6 +109,15 @@ def bars_table() -> str:
     return table(("bar", "what its benchmark measures", "must be", "aim"), rows)
 
 
+def faults_table() -> str:
+    """The fault matrix: one row for each of its tests, with the figure of `make faults`."""
+    rows = [
+        (each.row, ROWS[each.row], f"{each.full:,} {each.unit}", f"`{each.path}::{each.name}`")
+        for each in marked_tests()
+    ]
+    return table(("row", "fault", "injected by `make faults`", "test"), rows)
+
+
 def keys_tables() -> str:
     """The keys of every table of a topology file, from its JSON Schema."""
     definitions = json_schema()["$defs"]
@@ -163,6 +173,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "commands": commands_table,
     "keys": keys_tables,
     "bars": bars_table,
+    "faults": faults_table,
 }
 
 

@@ -6,8 +6,10 @@ A test names its row: ``@pytest.mark.fault("F1", full=1000, sample=8, unit="kill
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -36,6 +38,33 @@ ROWS = {
 }
 FULL_TIMEOUT_S = 2400
 PROPERTY = "fault"
+
+
+class Marked(NamedTuple):
+    """A test of the matrix, as its marker says."""
+
+    row: str
+    full: int
+    sample: int
+    unit: str
+    path: str
+    """From the root of the repository, with slashes."""
+    name: str
+
+
+def marked_tests() -> list[Marked]:
+    """Return the tests of the matrix, by row; the files are read, not imported."""
+    root = Path(__file__).parents[1]
+    found = []
+    for path in sorted((root / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                for mark in node.decorator_list:
+                    if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
+                        figures = {each.arg: ast.literal_eval(each.value) for each in mark.keywords if each.arg}
+                        row = ast.literal_eval(*mark.args)
+                        found.append(Marked(row, **figures, path=path.relative_to(root).as_posix(), name=node.name))
+    return sorted(found, key=lambda each: int(each.row[1:]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-
-from tests.fault_matrix import ROWS
+from tests.fault_matrix import ROWS, marked_tests
 
 
 def test_each_row_has_a_test() -> None:
-    named = set()
-    for path in Path(__file__).parent.rglob("test_*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
-                (row,) = node.args
-                assert {keyword.arg for keyword in node.keywords} == {"full", "sample", "unit"}, path
-                named.add(ast.literal_eval(row))
-    assert named == set(ROWS)
+    marked = marked_tests()
+    assert {each.row for each in marked} == set(ROWS)
+    assert all(0 < each.sample <= each.full for each in marked)
