@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,18 +117,50 @@ def test_a_removed_current_directory_is_named(tmp_path: Path) -> None:
 def test_a_killed_group_leaves_nothing_after_clean(fault_count: int, short_path: Path, tmp_path: Path) -> None:
     """Nobody could clean up: `ivsim clean` removes the segment and the sockets, and no segment of a living run."""
     env = {"XDG_RUNTIME_DIR": str(short_path)}
-    before = set(os.listdir("/dev/shm"))
     for cycle in range(fault_count):
         runs = tmp_path / str(cycle)
         with ivsim("run", "ping_pong", "--quiet", "--set", "run.duration_s=600", "--runs", runs,
                    env={**os.environ, **env}) as process:  # fmt: skip
-            wait_until(lambda: set(os.listdir("/dev/shm")) - before, "the memory was made")
+            wait_until(lambda: segments_of(process.pid), "the memory was made")
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         done = run_ivsim("clean", env=env)
         assert done.returncode == 0, done.stderr
-        assert set(os.listdir("/dev/shm")) <= before
+        assert segments_of(process.pid) == []
         assert os.listdir(short_path) == []
+
+
+def segments_of(pid: int) -> list[str]:
+    """The segments that a process has made. Others make and remove theirs meanwhile."""
+    return [name for name in os.listdir("/dev/shm") if name.startswith(f"ivsim-{pid}-")]
+
+
+OWNERS = """
+import os, random, signal, sys, time
+from sim.kernel.memory import Region
+from sim.kernel.segments import remove_orphaned
+
+rng = random.Random(int(sys.argv[1]))
+for cycle in range(int(sys.argv[2])):
+    pid = os.fork()
+    if not pid:
+        while True:
+            Region.create(1 << 16).close()
+    time.sleep(rng.random() * 0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    remove_orphaned()
+    left = [name for name in os.listdir("/dev/shm") if name.startswith(f"ivsim-{pid}-")]
+    assert not left, (cycle, left)
+"""
+
+
+@pytest.mark.fault("F8", full=1000, sample=20, unit="kills of an owner of memory")
+def test_an_owner_killed_at_any_moment_leaves_no_segment(seed: int, fault_count: int) -> None:
+    """Also between two steps of making one: what has a name and no lock is removed, what has no name is nowhere."""
+    command = [sys.executable, "-c", OWNERS, str(seed), str(fault_count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 RUN_ON_A_SMALL_DISK = """
