@@ -15,7 +15,7 @@ from enum import Enum
 
 from nodes.device.pci import Capability
 from nodes.device.registers import AccessRules, Window
-from nodes.errors import GuestError, UsageError
+from nodes.errors import GuestError, ModelledFault, UsageError
 
 __all__ = ["Layout", "Msix", "MsixMessage", "Undelivered"]
 
@@ -98,15 +98,15 @@ class Msix:
         disabled: what happens to an interrupt while MSI-X is disabled.
         rules: which accesses the BAR takes.
         function_mask: False for a device that ignores the function mask.
-        unmasked: called with a vector that was masked while MSI-X was enabled, and is not any more.
+        routed: whether a vector can be unmasked while MSI-X is enabled; with irqfd, one without an eventfd cannot.
     """
 
     __slots__ = (
         "_disabled",
         "_function_mask",
         "_masked",
+        "_routed",
         "_send",
-        "_unmasked",
         "bus_master",
         "enabled",
         "fires",
@@ -128,14 +128,14 @@ class Msix:
         disabled: Undelivered,
         rules: AccessRules,
         function_mask: bool = True,
-        unmasked: Callable[[int], object] = lambda vector: None,
+        routed: Callable[[int], bool] = lambda vector: True,
     ) -> None:
         self.layout = layout
         self._send = send
         self._masked = masked
         self._disabled = disabled
         self._function_mask = function_mask
-        self._unmasked = unmasked
+        self._routed = routed
         self.table = [0] * (layout.vectors * ENTRY_WORDS)
         self.pending = 0  # bit n: vector n
         self.kept = 0  # bit n: vector n's eventfd still holds doorbells (Undelivered.KEEP)
@@ -179,13 +179,17 @@ class Msix:
         self._refresh()
         if was_enabled and was_masked:
             for vector in range(self.layout.vectors):
-                if not self.masked(vector):
-                    self._unmasked(vector)
+                self._check_route(vector)
         if self.pending | self.kept:
             for vector in range(self.layout.vectors):
                 self._release(vector)
         if not was_enabled:
             self.poll()
+
+    def _check_route(self, vector: int) -> None:
+        """End the process if a vector that was masked can fire now and has no route (msix_fire_vector_notifier)."""
+        if not (self.masked(vector) or self._routed(vector)):
+            raise ModelledFault(None, f"vector {vector} route does not exist; Assertion ret >= 0 failed")
 
     def _entry_masked(self, vector: int) -> bool:
         return bool(self.table[vector * ENTRY_WORDS + CONTROL] & MASKED)
@@ -285,8 +289,8 @@ class Msix:
         was_masked = self.masked(vector)
         self.table[offset // 4] = value
         self._refresh((vector,))
-        if was_masked and not self.masked(vector):
-            self._unmasked(vector)
+        if was_masked:
+            self._check_route(vector)
         self._release(vector)
 
     def _read_piece(self, offset: int, size_bytes: int) -> int:
