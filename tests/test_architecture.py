@@ -388,6 +388,10 @@ def test_nothing_that_ships_contains_rust():
     closure = runtime_closure()
     assert {"msgspec", "pyzmq", "numpy"} <= closure
     assert not closure & CONTAINS_RUST
+
+
+def test_nothing_of_the_cluster_extra_contains_rust():
+    pytest.importorskip("distributed")  # without the extra `dev`, its distributions are not there to be asked
     assert not runtime_closure("dist") & CONTAINS_RUST
 
 

@@ -10,12 +10,15 @@ import pytest
 
 import sim
 from nodes.errors import HostError, IvshmemError, RunError, UsageError
-from sim.distributed import sweep as cluster_sweep
-from sim.distributed.cluster import Done
 from sim.distributed.job import Job, JobResult, pack, unpack
-from sim.distributed.sweep import ClusterSweep
 from sim.sweeps import Plan, Row, Sweep, hosts_are_comparable, make_plan
 from topologies import load
+
+pytest.importorskip("distributed")
+
+from sim.distributed import sweep as cluster_sweep  # noqa: E402
+from sim.distributed.cluster import Done  # noqa: E402
+from sim.distributed.sweep import ClusterSweep  # noqa: E402
 
 TOPOLOGY = """
 title = "Two"
