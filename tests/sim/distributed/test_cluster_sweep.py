@@ -16,9 +16,9 @@ from topologies import load
 
 pytest.importorskip("distributed")
 
-from sim.distributed import sweep as cluster_sweep  # noqa: E402
-from sim.distributed.cluster import Done  # noqa: E402
-from sim.distributed.sweep import ClusterSweep  # noqa: E402
+from sim.distributed import sweep as cluster_sweep
+from sim.distributed.cluster import Done
+from sim.distributed.sweep import ClusterSweep
 
 TOPOLOGY = """
 title = "Two"
