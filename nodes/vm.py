@@ -47,6 +47,24 @@ class Vm:
             engine calls `expire` later, and delivers nothing before.
     """
 
+    __slots__ = (
+        "_carrying_out",
+        "_fires",
+        "_first",
+        "_program",
+        "_singles",
+        "_wait",
+        "device",
+        "doorbells",
+        "guest",
+        "interrupts",
+        "number",
+        "on_fired",
+        "on_left",
+        "preempts",
+        "warnings",
+    )
+
     def __init__(
         self,
         profile: Profile,

@@ -52,10 +52,8 @@ class AnnouncedLink:
     """
 
     __slots__ = (
-        "_announcements",
         "_delay_ns",
         "_greeted_at",
-        "_heard",
         "_lines",
         "_loop",
         "_make_counter",
@@ -65,6 +63,8 @@ class AnnouncedLink:
         "_peers",
         "_place",
         "_vm",
+        "announcements",
+        "heard",
         "machine",
         "peer",
     )
@@ -82,13 +82,13 @@ class AnnouncedLink:
         place: Callable[[int], object],
         on_own: Callable[[int], object],
     ) -> None:
-        self.machine, self._vm, self._loop, self._announcements = machine, vm, loop, announcements
+        self.machine, self._vm, self._loop, self.announcements = machine, vm, loop, announcements
         self._delay_ns, self._make_counter, self._on_readable = delay_ns, make_counter, on_readable
         self._place, self._on_own = place, on_own
         self.peer: int | None = None
         self._peer: int | None = None  # until the machine has heard it
         self._lines: Sequence[int] = ()
-        self._heard = self._greeted_at = 0
+        self.heard = self._greeted_at = 0
         self._peers = AnnouncedPeers(announcements, vm.guest.vectors)
         vm.use_peers(self._peers)
 
@@ -100,7 +100,7 @@ class AnnouncedLink:
     @property
     def is_read(self) -> bool:
         """Whether the connection is open, and the machine has heard all that was announced."""
-        return self._peer is not None and self._heard == self._announcements.end
+        return self._peer is not None and self.heard == self.announcements.end
 
     def make_counters(self, count: int) -> Sequence[tuple[int, VirtualCounter]]:
         return [self._make_counter(vector) for vector in range(count)]
@@ -109,23 +109,23 @@ class AnnouncedLink:
         """The server admits the machine; it announces it next."""
         self._peers.join()
         self._peer, self._lines = peer, lines
-        self._greeted_at = self._announcements.end
+        self._greeted_at = self.announcements.end
         self._loop.after(self._delay_ns, self._on_readable)
 
     def hear(self) -> None:
         """Take in what was announced so long ago that it has arrived."""
-        announcements = self._announcements
-        if self._heard == announcements.end or self._peer is None:
+        announcements = self.announcements
+        if self.heard == announcements.end or self._peer is None:
             return
-        self._heard = announcements.made_until(self._loop.clock.ns - self._delay_ns)
-        if self._heard <= self._greeted_at:
+        self.heard = announcements.made_until(self._loop.clock.ns - self._delay_ns)
+        if self.heard <= self._greeted_at:
             return
         if self.peer is None:
             self.peer = self._peer
             self._place(self.peer)
             for line in self._lines:
                 self._on_own(line)
-        self._vm.catch_up(self._heard)
+        self._vm.catch_up(self.heard)
 
     def send(self, message: Message[int]) -> None:
         """Nothing is said to one machine alone: the engine chooses another link for a run with such messages."""

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from sim.engines.base import COUNTER_MAX
 
-__all__ = ["VirtualCounter"]
+__all__ = ["Owner", "VirtualCounter"]
 
 
-class VirtualCounter:
-    """Doorbells by the time at which each was rung, and ``held``, a count without times.
+class Owner(Protocol):
+    """The counters of a machine.
+
+    ``holding`` are all counters of the run that hold doorbells without a time: these can be full.
+    """
+
+    holding: set[VirtualCounter]
+
+    def rung(self, counter: VirtualCounter, at_ns: int) -> None:
+        """A doorbell has found the counter empty, at that time."""
+
+
+class VirtualCounter(list[int]):
+    """The times at which its doorbells were rung; and ``held``, a count of doorbells without times.
 
     A machine works on its own CPU while others work on theirs, and this process runs them one after the other. So a
     doorbell can be here before the time at which its receiver looks: `drain` leaves it.
 
-    ``on_first`` is called with the time of a doorbell that finds the counter empty.
+    It is a list, because appending to a list is the fastest way to ring. Two counters are equal only if they are one.
+
+    Attributes:
+        vector: the vector, counted through all devices of the machine.
+        is_heard: whether the machine waits for it.
     """
 
-    __slots__ = ("held", "on_first", "times")
+    __slots__ = ("held", "is_heard", "owner", "vector")
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
-    def __init__(self, on_first: Callable[[int], object]) -> None:
-        self.times: list[int] = []
-        self.held = 0
-        self.on_first = on_first
+    def __init__(self, owner: Owner, vector: int) -> None:
+        self.owner, self.vector = owner, vector
+        self.held, self.is_heard = 0, False
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
 
     @property
     def value(self) -> int:
-        return self.held + len(self.times)
+        return self.held + len(self)
 
     def ring(self, now_ns: int) -> None:
         """Add 1 to a counter that holds something without a time.
@@ -37,33 +56,38 @@ class VirtualCounter:
         """
         if self.value >= COUNTER_MAX:
             raise BlockingIOError
-        self.times.append(now_ns)
+        self.append(now_ns)
 
     def drain(self, now_ns: int) -> int:
         """Take what was rung until now; later doorbells stay."""
-        times, count = self.times, self.held
-        self.held = 0
-        if times:
-            if max(times) <= now_ns:
-                count += len(times)
-                times.clear()
+        count = self._take_held() if self.held else 0
+        if self:
+            if max(self) <= now_ns:
+                count += len(self)
+                self.clear()
             else:
-                before = len(times)
-                times[:] = [each for each in times if each > now_ns]
-                count += before - len(times)
+                before = len(self)
+                self[:] = [each for each in self if each > now_ns]
+                count += before - len(self)
         return count
 
     def take(self) -> int:
-        count = self.value
-        self.held = 0
-        self.times.clear()
+        count = self._take_held() + len(self)
+        self.clear()
         return count
 
     def add(self, count: int) -> bool:
-        if self.value + count > COUNTER_MAX:
+        value = self.value
+        if value + count > COUNTER_MAX:
             return False
-        empty = not self.value
-        self.held += count
-        if empty and count:
-            self.on_first(0)
+        if count:
+            self.held += count
+            self.owner.holding.add(self)
+            if not value:
+                self.owner.rung(self, 0)
         return True
+
+    def _take_held(self) -> int:
+        held, self.held = self.held, 0
+        self.owner.holding.discard(self)
+        return held

@@ -26,6 +26,18 @@ class VirtualDevice:
     ``cut()`` says after how many bytes a read from the server ends, 0 for never; None is a function that says 0.
     """
 
+    __slots__ = (
+        "_cut",
+        "_received",
+        "endpoint",
+        "expected",
+        "link",
+        "name",
+        "recorder",
+        "recording",
+        "vm",
+    )
+
     def __init__(
         self,
         recording: Recording,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
 
 from nodes.errors import GuestError
@@ -19,8 +18,44 @@ __all__ = ["Execution"]
 class Execution:
     """Runs the program of one machine, a slice at a time, and moves the clock by what that costs.
 
-    ``poke`` is called when there may be something to do later. ``wait`` is what the program has yielded last.
+    Args:
+        poke: is called when there may be something to do.
+        arrive: the same, in an event of its own, when a time has come that the program waited for.
+
+    Attributes:
+        wait: what the program has yielded last.
     """
+
+    __slots__ = (
+        "_alarm",
+        "_alarm_ns",
+        "_arrive",
+        "_clock",
+        "_counters",
+        "_deliver",
+        "_drain_ns",
+        "_drained",
+        "_expire_cost",
+        "_handle_cost",
+        "_handled",
+        "_host",
+        "_is_single",
+        "_loop",
+        "_poke",
+        "_preempt",
+        "_preempted_ns",
+        "_preempted_until_ns",
+        "_push",
+        "_reorder",
+        "_seen_ignored",
+        "_slow_ns",
+        "_slow_until_ns",
+        "_vm",
+        "_vms",
+        "has_begun",
+        "program",
+        "wait",
+    )
 
     def __init__(
         self,
@@ -29,12 +64,17 @@ class Execution:
         counters: ReadyCounters,
         vectors: int,
         poke: Callable[[], object],
+        arrive: Callable[[], object],
         name: str,
     ) -> None:
         self._host, self._loop, self._clock = host, host.loop, host.loop.clock
-        self._counters, self._poke = counters, poke
+        self._push, self._drain_ns = host.loop.push, host.model.drain_ns
+        self._handle_cost, self._expire_cost = host.handle_cost, host.expire_cost
+        self._counters, self._poke, self._arrive = counters, poke, arrive
+        self._alarm = self._ring_alarm  # bound once
         self._vms = tuple(device.vm for device in devices)
-        self._vm = self._vms[0]
+        self._vm, self._is_single = self._vms[0], len(self._vms) == 1
+        self._seen_ignored = 0
         self._drained, self._deliver, self._handled = make_delivery(devices, vectors)
         if host.watcher is not None:
             self._deliver = host.watcher.delivery(self._vms, vectors, self._deliver)
@@ -67,24 +107,31 @@ class Execution:
         """Take each interrupt so much later from now on."""
         self._slow_ns, self._slow_until_ns = delay_ns, 0
 
-    def step(self) -> None:
-        """Take the interrupts that are there; without any, resume a program whose time has come."""
-        ignored = self._ignored()
-        if self.wait == STEP:
+    def step(self) -> bool:
+        """Take the interrupts that are there; without any, resume a program whose time has come.
+
+        Returns:
+            Whether there is more to do at once; if not, `poke` is called when there is.
+        """
+        clock, wait, queue = self._clock, self.wait, self._counters.queue
+        if wait == STEP:
             self._end_preemption()
-        elif not (self._counters.queue and self._take_interrupts()) and self._is_due():
-            self._clock.ns += self._host.model.drain_ns
+        elif not (queue and self._take_interrupts()) and self._is_due():
+            clock.ns += self._drain_ns
             try:
                 self.wait = self._vm.expire()
             except BaseException as error:
                 raise ProgramError from error
-        # A doorbell that reaches no peer costs its write, too; those that reach one have paid in `VirtualHost.signal`.
-        self._clock.ns += (self._ignored() - ignored) * self._host.model.ring_ns
+        if (ignored := self._ignored()) != self._seen_ignored:
+            # A doorbell that reaches no peer costs its write, too; those that reach one have paid in the host's signal.
+            clock.ns += max(0, ignored - self._seen_ignored) * self._host.model.ring_ns
+            self._seen_ignored = ignored
+        return self.has_more()
 
     def has_more(self) -> bool:
         """Whether there is more to do at once; if not, `poke` is called when there is."""
-        now_ns = self._clock.ns
-        if self.wait == STEP:
+        now_ns, wait = self._clock.ns, self.wait
+        if wait == STEP:
             if self._preempted_ns:
                 self._preempted_until_ns = now_ns + self._preempted_ns
                 self._loop.after(self._preempted_ns, self._poke)
@@ -96,13 +143,14 @@ class Execution:
                 return False
             if first_ns <= now_ns:
                 return True
-            heapq.heappush(self._loop.events, (first_ns, self._loop.next_order(), self._poke))
+            self._push(first_ns, self._poke)
+        if wait is None:
+            return False
         if self._is_due():
             return True
-        wait = self.wait
-        if wait is not None and wait != self._alarm_ns:
+        if wait != self._alarm_ns:
             self._alarm_ns = wait
-            self._loop.after(wait - now_ns + self._host.expire_cost(), self._alarm)
+            self._push(wait + self._expire_cost(), self._alarm)
         return False
 
     def _preempts(self) -> bool:
@@ -123,6 +171,8 @@ class Execution:
             raise ProgramError from error
 
     def _ignored(self) -> int:
+        if self._is_single:
+            return self._vm.device.ignored_doorbells
         ignored = 0
         for vm in self._vms:
             ignored += vm.device.ignored_doorbells
@@ -130,8 +180,8 @@ class Execution:
 
     def _take_interrupts(self) -> bool:
         """Drain the counters that are not empty, each with its handling; False when there was none."""
-        clock, drain_ns, queue = self._clock, self._host.model.drain_ns, self._counters.queue
-        handle_cost, deliver = self._host.handle_cost, self._deliver
+        clock, drain_ns, queue = self._clock, self._drain_ns, self._counters.queue
+        handle_cost, deliver = self._handle_cost, self._deliver
         drained, handled = self._drained, self._handled
         took = False
         if self._reorder is not None and len(queue) > 1:
@@ -142,21 +192,21 @@ class Execution:
                 break
             if self._slow_ns and not self._is_time_of_slow():
                 return True
-            counter, vector = queue.pop(0)
-            clock.ns += drain_ns
-            count = counter.drain(clock.ns)
-            if counter.value:
-                queue.append((counter, vector))
+            counter = queue.pop(0)
+            clock.ns = now_ns = clock.ns + drain_ns
+            count = counter.drain(now_ns)
+            if counter or counter.held:
+                queue.append(counter)
             if not count:
                 continue
-            took = True
-            drained(vector, count, clock.ns)
+            took, vector = True, counter.vector
+            drained(vector, count, now_ns)
             try:
                 self.wait = deliver(vector, count)
             except BaseException as error:
                 raise ProgramError from error
-            clock.ns += handle_cost()
-            handled(clock.ns)
+            clock.ns = now_ns = clock.ns + handle_cost()
+            handled(now_ns)
             if self.wait == STEP:
                 break
         return took
@@ -182,8 +232,8 @@ class Execution:
             )
         return wait <= self._clock.ns
 
-    def _alarm(self) -> None:
+    def _ring_alarm(self) -> None:
         """A time that the program waited for may have come."""
         if self.wait is not None and self.wait <= self._clock.ns:
             self._alarm_ns = -1
-            self._poke()
+            self._arrive()

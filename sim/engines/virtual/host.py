@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count, filterfalse
 from typing import Protocol
 
 from nodes.guest import Guest, Program
@@ -48,6 +49,8 @@ class VirtualHost:
         self.start_delay = Draw(model.start_ns, f"{seed}/start")
         self.wire_delay = Draw(model.wire_ns, f"{seed}/wire")
         self._counters: list[VirtualCounter] = []
+        self.holding: set[VirtualCounter] = set()
+        """The counters that hold doorbells without a time: only these can be full."""
         self._mappings: list[mmap.mmap] = []
         self.running: object | None = None
         """The machine whose program runs now: it is to blame when that does not return."""
@@ -87,31 +90,28 @@ class VirtualHost:
             counter = counters[line]
             if counter.held:
                 counter.ring(now_ns)
-            elif times := counter.times:
-                times.append(now_ns)
-            else:
-                times.append(now_ns)
-                counter.on_first(now_ns)
+                return
+            counter.append(now_ns)
+            if len(counter) == 1:
+                counter.owner.rung(counter, now_ns)
 
         return signal
 
     def _make_signal_all(self) -> Callable[[Iterator[int]], object]:
-        counters, clock, ring_ns = self._counters, self.loop.clock, self.model.ring_ns
+        counter_of, clock, ring_ns = self._counters.__getitem__, self.loop.clock, self.model.ring_ns
+        holding, signal = self.holding, self.signal
 
         def signal_all(lines: Iterator[int]) -> None:
-            now_ns = clock.ns
-            try:
+            if holding:
                 for line in lines:
-                    now_ns += ring_ns
-                    counter = counters[line]
-                    if counter.held:
-                        counter.ring(now_ns)
-                    elif times := counter.times:
-                        times.append(now_ns)
-                    else:
-                        times.append(now_ns)
-                        counter.on_first(now_ns)
-            finally:
-                clock.ns = now_ns
+                    signal(line, 1)
+                return
+            # Loops in C: most doorbells of a storm find a counter that is not empty, and only store their time.
+            counters = list(map(counter_of, lines))
+            empty = list(filterfalse(None, counters))
+            any(map(list.append, counters, count(clock.ns + ring_ns, ring_ns)))
+            for counter in dict.fromkeys(empty):
+                counter.owner.rung(counter, counter[0])
+            clock.ns += ring_ns * len(counters)
 
         return signal_all

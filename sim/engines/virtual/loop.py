@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import select
 from collections.abc import Callable
 
@@ -15,6 +16,11 @@ BEGIN_NS = 1_000_000_000
 """Where the clock begins: 0 would mean "never" to those who read a time."""
 SLICES_BETWEEN_POLLS = 2048
 NEVER = (1 << 63) - 1
+SPAN_BITS = 20
+"""Events are sorted a span of time (2**20 ns) at a time: a heap of them all would not fit a CPU's cache."""
+
+Event = tuple[int, int, Callable[[], object]]
+"""(time, order, callback)"""
 
 
 class VirtualClock:
@@ -42,24 +48,52 @@ class VirtualLoop:
 
     A moment comes before an event of the same time. Of equal times, what was asked for first comes first. Descriptors
     are those of this process, signals above all: they are looked at now and then.
+
+    Attributes:
+        push: ``push(at_ns, callback)`` lets an event of the machines happen at that time.
+        news: set by a machine that has reported something: the coordinator has its turn after that event.
     """
 
     def __init__(self) -> None:
         self.clock = VirtualClock()
-        self.events: list[tuple[int, int, Callable[[], object]]] = []
-        """(time, order, callback): machines push here by themselves, with `next_order`."""
         self.news = False
-        """Set by a machine that has reported something: the coordinator has its turn after that event."""
+        self._events: list[Event] = []
+        self._later: dict[int, list[Event]] = {}
+        self._spans: list[int] = []
+        self._span = 0
         self._moments: list[tuple[int, int, Callable[[], None]]] = []
-        self._order = 0
+        self._next_order = itertools.count().__next__
         self._watched: dict[int, Callable[[], None]] = {}
         self._poll = select.poll()
         self._slices = 0
+        self.push = self._make_push()
 
-    def next_order(self) -> int:
-        """A number larger than all before: it orders what happens at the same time."""
-        self._order += 1
-        return self._order
+    def _make_push(self) -> Callable[[int, Callable[[], object]], None]:
+        # `_events` is a heap of the events up to the end of the span `_span`; `_later` has those of each later span,
+        # unsorted, and `_spans` is a heap of these.
+        events, later, spans, order, push = self._events, self._later, self._spans, self._next_order, heapq.heappush
+
+        def push_event(at_ns: int, callback: Callable[[], object]) -> None:
+            span = at_ns >> SPAN_BITS
+            if span <= self._span:
+                push(events, (at_ns, order(), callback))
+            elif span in later:
+                later[span].append((at_ns, order(), callback))
+            else:
+                later[span] = [(at_ns, order(), callback)]
+                push(spans, span)
+
+        return push_event
+
+    def _enter_span(self, until_ns: int) -> bool:
+        """Sort the events of the next span that has any; False when it begins after ``until_ns``."""
+        spans = self._spans
+        if not spans or spans[0] << SPAN_BITS > until_ns:
+            return False
+        self._span = heapq.heappop(spans)
+        self._events.extend(self._later.pop(self._span))
+        heapq.heapify(self._events)
+        return True
 
     def add(
         self,
@@ -78,11 +112,11 @@ class VirtualLoop:
             self._poll.unregister(descriptor)
 
     def at(self, moment_ns: int, callback: Callable[[], None]) -> None:
-        heapq.heappush(self._moments, (max(moment_ns, self.clock.ns), self.next_order(), callback))
+        heapq.heappush(self._moments, (max(moment_ns, self.clock.ns), self._next_order(), callback))
 
     def after(self, delay_ns: int, callback: Callable[[], object]) -> None:
         """Let an event of the machines happen ``delay_ns`` from now."""
-        heapq.heappush(self.events, (self.clock.ns + delay_ns, self.next_order(), callback))
+        self.push(self.clock.ns + delay_ns, callback)
 
     def step(self, deadline_ns: int | None = None) -> None:
         """Let events happen until a moment of the coordinator has come, or a machine has news for it, or the deadline.
@@ -90,12 +124,14 @@ class VirtualLoop:
         Raises:
             HostError: nothing is left that could ever happen.
         """
-        events, moments, clock, pop = self.events, self._moments, self.clock, heapq.heappop
+        events, moments, clock, pop = self._events, self._moments, self.clock, heapq.heappop
         limit_ns = NEVER if deadline_ns is None else deadline_ns
         while True:
             moment_ns = moments[0][0] if moments else NEVER
             until_ns = min(moment_ns - 1, limit_ns)
-            while events and events[0][0] <= until_ns:
+            while events or self._enter_span(until_ns):
+                if events[0][0] > until_ns:
+                    break
                 clock.ns, _, happen = pop(events)
                 happen()
                 self._slices += 1
@@ -114,7 +150,7 @@ class VirtualLoop:
             if deadline_ns is not None:
                 clock.ns = max(clock.ns, deadline_ns)
                 return
-            if not moments and not events:
+            if not moments and not events and not self._spans:
                 raise HostError("nothing is left that could happen under virtual time")
 
     def _look_at_descriptors(self) -> None:

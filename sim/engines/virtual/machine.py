@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from nodes.device import profiles
 from nodes.errors import HostError, UsageError
@@ -38,6 +39,41 @@ class VirtualMachine:
     ``run`` is its only work: orders, what servers say, interrupts, and the program, as a worker's loop does them.
     """
 
+    __slots__ = (
+        "_actions",
+        "_announced",
+        "_clock",
+        "_configuration",
+        "_dismissed",
+        "_execution",
+        "_gone",
+        "_has_mail",
+        "_host",
+        "_is_executing",
+        "_joined_ns",
+        "_loop",
+        "_may_migrate",
+        "_migration",
+        "_orders",
+        "_program",
+        "_report_to",
+        "_rows",
+        "_said_ready",
+        "_start_ns",
+        "_stop_ns",
+        "_stopped",
+        "_vm",
+        "_wake_delay",
+        "_wire_delay",
+        "counters",
+        "devices",
+        "is_running",
+        "is_still",
+        "queued",
+        "since_ns",
+        "slice",
+    )
+
     pid = None
     is_starved = False
 
@@ -59,14 +95,14 @@ class VirtualMachine:
         self.is_running = self.is_still = False
         self._gone = self._stopped = self._dismissed = False
         self._wire_delay = host.wire_delay_to(configuration.name)
-        self._orders = OrderQueue(host.loop, self._wire_delay, self._poke)
-        self.counters = ReadyCounters(host.add_counter, self._rung)
-        self._said_ready = self._unread = False
+        self._orders = OrderQueue(host.loop, self._wire_delay, self._can_read)
+        self.counters = ReadyCounters(host.add_counter, self._rung, host.holding)
+        self._said_ready = self._has_mail = self._is_executing = False
         self._start_ns: int | None = None
         self._stop_ns = self._joined_ns = 0
         self._migration: VirtualMigration | None = None
         self.queued, self.since_ns = False, -1
-        self.slice: Callable[[], object] = lambda: host.cpus.run(self)
+        self.slice: Callable[[], object] = partial(host.cpus.run, self)
         self.devices: list[VirtualDevice] = []
         profile = profiles.profile(configuration.profile)
         for row, recording in zip(rows, recordings, strict=True):
@@ -91,8 +127,8 @@ class VirtualMachine:
         self._vm = self.devices[0].vm
         self._vm.guest.load = Load(configuration.load)
         name = configuration.name
-        self._execution = Execution(host, self.devices, self.counters, configuration.vectors, self._poke, name)
         vectors = configuration.vectors
+        self._execution = Execution(host, self.devices, self.counters, vectors, self._poke, self._arrive, name)
         self._actions = WorkerActions(self.devices, self.counters, self._execution, vectors, self._hang_up)
         self._wake_delay = host.decisions.delays("wake", name)
 
@@ -105,7 +141,10 @@ class VirtualMachine:
     def tell(self, order: Order) -> bool:
         if not self.is_running or self._gone:
             return False
-        self._orders.send(order)
+        if isinstance(order, messages.Ping) and not self.is_still:
+            self._store_counts(order.number)  # at once: to have all machines answer costs more than what they do
+        else:
+            self._orders.send(order)
         return True
 
     def stall(self) -> None:
@@ -193,7 +232,7 @@ class VirtualMachine:
 
     def _fail(self, error: BaseException) -> None:
         """The machine cannot go on, as a worker that raises."""
-        self._gone = True
+        self._gone, self._is_executing = True, False
         for device in self.devices:
             device.vm.doorbells.flush()
         self._enter(State.FAILED)
@@ -241,19 +280,29 @@ class VirtualMachine:
         if not self.is_still and not self._gone:
             self._host.cpus.wake_now(self)
 
+    def _arrive(self) -> None:
+        """As `_poke`, in an event of this machine."""
+        if not self.is_still and not self._gone:
+            self._host.cpus.arrive(self)
+
     def run(self) -> bool:
         """Do a slice of work; True when there is more to do at once."""
         if self._gone or self.is_still:
             return False
-        self._host.running, self._host.ticks = self, 0
+        host = self._host
+        host.running, host.ticks = self, 0
         try:
-            if self._orders.orders:
-                self._obey_orders()
-            if self._unread and not self._gone:
-                self._read_servers()
+            if self._has_mail:
+                self._read_mail()
             for link in self._announced:
-                link.hear()
-            return not self._gone and not self._stopped and self._proceed()
+                if link.heard != link.announcements.end:
+                    link.hear()
+            if not self._is_executing or self._clock.ns >= self._stop_ns:
+                return not self._gone and not self._stopped and self._proceed()
+            more = self._execution.step()
+            if self._vm.warnings:
+                self._tell_warnings()
+            return more and self._is_executing
         except Exception as error:  # whatever it is: the machine fails, not the engine
             if self._migration is None:
                 self._fail(error)
@@ -261,9 +310,10 @@ class VirtualMachine:
                 self._migration.fail(str(error) or type(error).__name__)
             return False
         finally:
-            self._host.running = None
+            host.running = None
 
     def _proceed(self) -> bool:
+        """Go on with what is no execution of the program: migrate, meet the peers, start, or stop."""
         if self._migration is not None:
             self._migration.proceed()
             return False
@@ -274,17 +324,17 @@ class VirtualMachine:
         if now_ns >= self._stop_ns:
             self._stop()
             return False
-        execution = self._execution
-        if execution.has_begun:
-            execution.step()
-        elif now_ns < self._start_ns:
+        if now_ns < self._start_ns:
             return False
-        else:
-            self._enter(State.RUNNING, header.STARTED_NS)
-            execution.begin(self._program)
+        self._enter(State.RUNNING, header.STARTED_NS)
+        self._is_executing = True
+        self._execution.begin(self._program)
+        self._tell_warnings()
+        return self._is_executing and self._execution.has_more()
+
+    def _tell_warnings(self) -> None:
         while self._vm.warnings:
             self._report(messages.Warned(self._vm.warnings.pop(0)))
-        return not self._gone and not self._stopped and execution.has_more()
 
     def _meet(self) -> None:
         for device in self.devices:
@@ -295,23 +345,22 @@ class VirtualMachine:
             self._enter(State.READY, header.READY_NS)
             self._report(messages.Ready())
 
-    # What servers say
+    # What the coordinator and servers say
 
     def _can_read(self) -> None:
-        self._unread = True
+        self._has_mail = True
         self._poke()
 
-    def _read_servers(self) -> None:
-        self._unread = False
-        for device in self.devices:
+    def _read_mail(self) -> None:
+        """Take the orders of the coordinator that have arrived, then what servers have said."""
+        self._has_mail = False
+        while not self._gone and (order := self._orders.take()) is not None:
+            self._obey(order)
+        for device in () if self._gone else self.devices:
             if device.link is not None and not device.read():
                 self._hang_up(device)
 
     # What its coordinator orders
-
-    def _obey_orders(self) -> None:
-        while not self._gone and (order := self._orders.take()) is not None:
-            self._obey(order)
 
     def _obey(self, order: Order) -> None:
         match order:
@@ -332,6 +381,7 @@ class VirtualMachine:
                     self._actions.unplug()
                 self._take_stop()
             case messages.Migrate():
+                self._is_executing = False
                 self._migration = VirtualMigration(self, self._host, order)
             case messages.Act(do, arguments):
                 with blaming_program():
@@ -361,6 +411,7 @@ class VirtualMachine:
         """A migration is over: the machine goes on, here when there is a ``reason``."""
         migration, self._migration = self._migration, None
         assert migration is not None
+        self._is_executing = self._execution.has_begun and not self._stopped
         self._poke()
 
     def report(self, report: Report) -> None:
@@ -385,10 +436,9 @@ class VirtualMachine:
             device.vm.doorbells.flush()
         guest, words = self._vm.guest, self.devices[0].recording.words
         words[COUNTER_AT["missed"]], words[header.MISSED_OLDEST_NS] = guest.missed, guest.missed_oldest_ns
-        self._stopped = True
+        self._stopped, self._is_executing = True, False
         self._enter(State.STOPPED, header.STOPPED_NS)
-        while self._vm.warnings:
-            self._report(messages.Warned(self._vm.warnings.pop(0)))
+        self._tell_warnings()
         self._report(messages.Stopped(statistics))
         if self._dismissed:
             self._end("")

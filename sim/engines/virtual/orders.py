@@ -13,6 +13,15 @@ __all__ = ["OrderQueue"]
 class OrderQueue:
     """Orders arrive in order, each after ``delay()`` nanoseconds; ``on_arrival`` is called then."""
 
+    __slots__ = (
+        "_clock",
+        "_delay",
+        "_last_ns",
+        "_loop",
+        "_on_arrival",
+        "orders",
+    )
+
     def __init__(self, loop: VirtualLoop, delay: Callable[[], int], on_arrival: Callable[[], object]) -> None:
         self._loop, self._clock, self._delay, self._on_arrival = loop, loop.clock, delay, on_arrival
         self._last_ns = 0

@@ -15,44 +15,54 @@ class ReadyCounters:
     Args:
         add_counter: makes a line for a new counter.
         on_ready: is called with the time of the first doorbell in a counter that is waited for.
+        holding: as of `sim.engines.virtual.counter.Owner`.
     """
 
-    def __init__(self, add_counter: Callable[[VirtualCounter], int], on_ready: Callable[[int], object]) -> None:
-        self._add_counter, self._on_ready = add_counter, on_ready
-        self._made: dict[int, tuple[VirtualCounter, int]] = {}
-        self._own: dict[int, tuple[VirtualCounter, int]] = {}
-        self.queue: list[tuple[VirtualCounter, int]] = []
-        """Counters that are not empty, in the order in which they became so, and the vector of each."""
+    __slots__ = ("_add_counter", "_made", "_on_ready", "holding", "queue")
+
+    def __init__(
+        self,
+        add_counter: Callable[[VirtualCounter], int],
+        on_ready: Callable[[int], object],
+        holding: set[VirtualCounter],
+    ) -> None:
+        self._add_counter, self._on_ready, self.holding = add_counter, on_ready, holding
+        self._made: dict[int, VirtualCounter] = {}
+        self.queue: list[VirtualCounter] = []
+        """Counters that are not empty, in the order in which they became so."""
 
     def make(self, vector: int) -> tuple[int, VirtualCounter]:
         """The line and the counter of a vector, counted through all devices of the machine."""
-        counter = VirtualCounter(lambda at_ns: self._rung(line, at_ns))
+        counter = VirtualCounter(self, vector)
         line = self._add_counter(counter)
-        self._made[line] = counter, vector
+        self._made[line] = counter
         return line, counter
 
     @property
     def lines(self) -> list[int]:
         """The lines that are waited for."""
-        return list(self._own)
+        return [line for line, counter in self._made.items() if counter.is_heard]
 
     def wait_for(self, lines: Iterable[int]) -> None:
         """Wait for these lines from now on."""
         for line in lines:
-            self._own[line] = own = self._made[line]
-            if own[0].value:
-                self.queue.append(own)
+            counter = self._made[line]
+            counter.is_heard = True
+            if counter.value and counter not in self.queue:
+                self.queue.append(counter)
 
     def pending(self) -> int:
         """How many doorbells the counters hold that are waited for."""
-        return sum(counter.value for counter, _ in self._own.values())
+        return sum(counter.value for counter in self._made.values() if counter.is_heard)
 
     def forget(self, lines: Iterable[int]) -> None:
         """No longer wait for these lines; what their counters hold stays there."""
         for line in lines:
-            own = self._own.pop(line, None)
-            if own is not None and own in self.queue:
-                self.queue.remove(own)
+            counter = self._made.get(line)
+            if counter is not None and counter.is_heard:
+                counter.is_heard = False
+                if counter in self.queue:
+                    self.queue.remove(counter)
 
     def first_ns(self) -> int | None:
         """The time of the earliest doorbell in a counter that is waited for; None when all are empty.
@@ -60,17 +70,17 @@ class ReadyCounters:
         A counter in the queue can be empty: the action ``fill`` takes what a counter holds.
         """
         first_ns: int | None = None
-        for counter, _ in self.queue:
+        for counter in self.queue:
             if counter.held:
                 return 0
-            if counter.times and (first_ns is None or min(counter.times) < first_ns):
-                first_ns = min(counter.times)
+            if counter and (first_ns is None or min(counter) < first_ns):
+                first_ns = min(counter)
         if first_ns is None:
             self.queue.clear()
         return first_ns
 
-    def _rung(self, line: int, at_ns: int) -> None:
-        own = self._own.get(line)
-        if own is not None:
-            self.queue.append(own)
+    def rung(self, counter: VirtualCounter, at_ns: int) -> None:
+        """A doorbell has found the counter empty."""
+        if counter.is_heard:
+            self.queue.append(counter)
             self._on_ready(at_ns)

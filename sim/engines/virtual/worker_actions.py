@@ -20,6 +20,15 @@ class WorkerActions:
     ``is_plugged``: the machine has connected its devices and they have not been removed.
     """
 
+    __slots__ = (
+        "_counters",
+        "_devices",
+        "_execution",
+        "_hang_up",
+        "_vectors",
+        "is_plugged",
+    )
+
     def __init__(
         self,
         devices: Sequence[VirtualDevice],

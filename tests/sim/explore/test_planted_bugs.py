@@ -129,7 +129,7 @@ def plant_drain_that_takes_too_much(monkeypatch):
 
     def wrong(self, now_ns):
         count = drain(self, now_ns)
-        self.times.clear()
+        self.clear()
         return count
 
     monkeypatch.setattr(VirtualCounter, "drain", wrong)
