@@ -100,25 +100,6 @@ class Doorbells:
     before a peer is removed, `refresh` follows any other change.
     """
 
-    __slots__ = (
-        "_asked",
-        "_bursts",
-        "_clock",
-        "_edges",
-        "_every",
-        "_ledger",
-        "_nowhere",
-        "_peers",
-        "_reached",
-        "_ring_sampled",
-        "_rows",
-        "_shortened",
-        "_signal",
-        "_signal_all",
-        "_write",
-        "ring",
-    )
-
     ring: Callable[..., None]
     """``ring(peer, vector=0, intended_ns=0)``, a plain function: programs call it as often as they can.
 

@@ -16,6 +16,7 @@ from sim.engines.shared.configuration import WorkerConfiguration
 from sim.engines.shared.failures import ProgramError, blaming_program, explain
 from sim.engines.shared.kept_statistics import kept_statistics
 from sim.engines.virtual.announced_link import AnnouncedLink
+from sim.engines.virtual.connector import Connector
 from sim.engines.virtual.device import VirtualDevice
 from sim.engines.virtual.execution import Execution
 from sim.engines.virtual.host import VirtualHost
@@ -23,7 +24,6 @@ from sim.engines.virtual.link import VirtualLink
 from sim.engines.virtual.migration import VirtualMigration
 from sim.engines.virtual.orders import OrderQueue
 from sim.engines.virtual.ready_counters import ReadyCounters
-from sim.engines.virtual.server import VirtualServer
 from sim.engines.virtual.worker_actions import WorkerActions
 from sim.recording import Recording, State, header
 from sim.recording.header import COUNTER_AT
@@ -44,15 +44,14 @@ class VirtualMachine:
         "_announced",
         "_clock",
         "_configuration",
+        "_connector",
         "_dismissed",
         "_execution",
         "_gone",
         "_has_mail",
         "_host",
         "_is_executing",
-        "_joined_ns",
         "_loop",
-        "_may_migrate",
         "_migration",
         "_orders",
         "_program",
@@ -64,7 +63,6 @@ class VirtualMachine:
         "_stopped",
         "_vm",
         "_wake_delay",
-        "_wire_delay",
         "counters",
         "devices",
         "is_running",
@@ -88,18 +86,27 @@ class VirtualMachine:
         may_migrate: bool = False,
     ) -> None:
         self._host, self._loop, self._clock = host, host.loop, host.loop.clock
-        self._configuration, self._rows = configuration, rows
-        self._report_to = report
-        self._may_migrate = may_migrate
-        self._announced: list[AnnouncedLink] = []
+        self._configuration, self._rows, self._report_to = configuration, rows, report
         self.is_running = self.is_still = False
         self._gone = self._stopped = self._dismissed = False
-        self._wire_delay = host.wire_delay_to(configuration.name)
-        self._orders = OrderQueue(host.loop, self._wire_delay, self._can_read)
+        wire_delay = host.wire_delay_to(configuration.name)
+        self._orders = OrderQueue(host.loop, wire_delay, self._can_read)
         self.counters = ReadyCounters(host.add_counter, self._rung, host.holding)
+        self._connector = Connector(
+            self,
+            host,
+            self.counters,
+            delay=wire_delay,
+            vectors=configuration.vectors,
+            may_migrate=may_migrate,
+            on_readable=self._can_read,
+            poke=self._poke,
+            warn=lambda text: self.report(messages.Warned(text)),
+        )
+        self._announced = self._connector.announced
         self._said_ready = self._has_mail = self._is_executing = False
         self._start_ns: int | None = None
-        self._stop_ns = self._joined_ns = 0
+        self._stop_ns = 0
         self._migration: VirtualMigration | None = None
         self.queued, self.since_ns = False, -1
         self.slice: Callable[[], object] = partial(host.cpus.run, self)
@@ -126,8 +133,7 @@ class VirtualMachine:
             )
         self._vm = self.devices[0].vm
         self._vm.guest.load = Load(configuration.load)
-        name = configuration.name
-        vectors = configuration.vectors
+        name, vectors = configuration.name, configuration.vectors
         self._execution = Execution(host, self.devices, self.counters, vectors, self._poke, self._arrive, name)
         self._actions = WorkerActions(self.devices, self.counters, self._execution, vectors, self._hang_up)
         self._wake_delay = host.decisions.delays("wake", name)
@@ -169,7 +175,7 @@ class VirtualMachine:
     def _begin(self) -> None:
         if self._gone:
             return
-        self._report(messages.Placed())
+        self.report(messages.Placed())
         try:
             with blaming_program():
                 self._program = BoundProgram(self._configuration)
@@ -182,53 +188,8 @@ class VirtualMachine:
         self._enter(State.CONNECTED)
 
     def connect(self, number: int, domain: int, place: Callable[[int, int], object] | None = None) -> None:
-        """Connect a device to the server of a domain.
-
-        Raises:
-            UsageError: no server listens.
-        """
-        device, server = self.devices[number], self._host.servers[domain]
-        if server.announcements is not None:
-            self._connect_announced(number, server)
-            return
-        link = VirtualLink(
-            self,
-            self._loop,
-            delay=self._wire_delay,
-            make_counter=lambda vector: self.counters.make(number * self._configuration.vectors + vector),
-            on_readable=self._can_read,
-        )
-        vm = device.vm
-        device.connect(
-            link,
-            place=place or (lambda peer, _: vm.place(peer, self._host.memory(domain, own=self._may_migrate))),
-            on_own=lambda line: self.counters.wait_for([line]),
-            on_own_gone=lambda line: self.counters.forget([line]),
-            memory_bytes=len(server.memory),
-            warn=lambda text: self._report(messages.Warned(text)),
-        )
-        if not server.connect(link):
-            raise UsageError(f"no server listens in domain {domain}: connection refused")
-
-    def _connect_announced(self, number: int, server: VirtualServer) -> None:
-        device, domain = self.devices[number], self._rows[number].domain
-        vm, first_vector = device.vm, number * self._configuration.vectors
-        assert server.announcements is not None
-        link = AnnouncedLink(
-            self,
-            vm,
-            self._loop,
-            server.announcements,
-            delay_ns=self._wire_delay(),
-            make_counter=lambda vector: self.counters.make(first_vector + vector),
-            on_readable=self._poke,
-            place=lambda peer: vm.place(peer, self._host.memory(domain, own=False)),
-            on_own=lambda line: self.counters.wait_for([line]),
-        )
-        device.connect_announced(link)
-        self._announced.append(link)
-        if not server.connect(link):
-            raise UsageError(f"no server listens in domain {domain}: connection refused")
+        """Connect a device to the server of a domain, as `Connector`."""
+        self._connector.connect(self.devices[number], number, domain, place)
 
     def _fail(self, error: BaseException) -> None:
         """The machine cannot go on, as a worker that raises."""
@@ -236,7 +197,7 @@ class VirtualMachine:
         for device in self.devices:
             device.vm.doorbells.flush()
         self._enter(State.FAILED)
-        self._report(explain(error))
+        self.report(explain(error))
         self._loop.after(KILL_NS, lambda: self._end("exit 1"))
 
     def _end(self, how: str) -> None:
@@ -247,16 +208,15 @@ class VirtualMachine:
             self._hang_up(device)
         if self._migration is not None:
             self._migration.abandon()
-        self._report(Ended(how))
+        self.report(Ended(how))
 
     def _hang_up(self, device: VirtualDevice) -> None:
         link, device.link = device.link, None
         if link is not None:
-            link.close()
-            for server in self._host.servers:
-                server.disconnect(link)
+            self.hang_up(link)
 
-    def _report(self, report: Report) -> None:
+    def report(self, report: Report) -> None:
+        """Report something to the coordinator."""
         self._loop.news = True
         self._report_to(report)
 
@@ -334,7 +294,7 @@ class VirtualMachine:
 
     def _tell_warnings(self) -> None:
         while self._vm.warnings:
-            self._report(messages.Warned(self._vm.warnings.pop(0)))
+            self.report(messages.Warned(self._vm.warnings.pop(0)))
 
     def _meet(self) -> None:
         for device in self.devices:
@@ -343,7 +303,7 @@ class VirtualMachine:
         if not self._said_ready and all(device.is_met for device in self.devices):
             self._said_ready = True
             self._enter(State.READY, header.READY_NS)
-            self._report(messages.Ready())
+            self.report(messages.Ready())
 
     # What the coordinator and servers say
 
@@ -394,7 +354,7 @@ class VirtualMachine:
             device.recording.words[header.PING] = ping
 
     def _take_start(self, start: messages.Start) -> None:
-        self._start_ns, self._stop_ns, self._joined_ns = start.start_ns, start.stop_ns, start.joined_ns
+        self._start_ns, self._stop_ns = start.start_ns, start.stop_ns
         for guest in self._vm.guest.devices:
             guest.start_ns, guest.joined_ns, guest.stop_ns = start.start_ns, start.joined_ns, start.stop_ns
         for at_ns in (start.start_ns, start.stop_ns):
@@ -414,10 +374,6 @@ class VirtualMachine:
         self._is_executing = self._execution.has_begun and not self._stopped
         self._poke()
 
-    def report(self, report: Report) -> None:
-        """Report something to the coordinator."""
-        self._report(report)
-
     def hang_up(self, link: VirtualLink | AnnouncedLink) -> None:
         """Close a connection."""
         link.close()
@@ -431,7 +387,7 @@ class VirtualMachine:
                 device.vm.stop()
             statistics, left_out = kept_statistics(self._vm.guest.statistics)
         if left_out:
-            self._report(messages.Warned(f"{left_out} statistics of the program are no numbers that fit"))
+            self.report(messages.Warned(f"{left_out} statistics of the program are no numbers that fit"))
         for device in self.devices:
             device.vm.doorbells.flush()
         guest, words = self._vm.guest, self.devices[0].recording.words
@@ -439,6 +395,6 @@ class VirtualMachine:
         self._stopped, self._is_executing = True, False
         self._enter(State.STOPPED, header.STOPPED_NS)
         self._tell_warnings()
-        self._report(messages.Stopped(statistics))
+        self.report(messages.Stopped(statistics))
         if self._dismissed:
             self._end("")
