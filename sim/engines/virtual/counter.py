@@ -6,10 +6,10 @@ from typing import Protocol
 
 from sim.engines.base import COUNTER_MAX
 
-__all__ = ["Owner", "VirtualCounter"]
+__all__ = ["CounterOwner", "VirtualCounter"]
 
 
-class Owner(Protocol):
+class CounterOwner(Protocol):
     """The counters of a machine.
 
     ``holding`` are all counters of the run that hold doorbells without a time: these can be full.
@@ -37,7 +37,7 @@ class VirtualCounter(list[int]):
     __slots__ = ("held", "is_heard", "owner", "vector")
     __hash__ = object.__hash__  # type: ignore[assignment]
 
-    def __init__(self, owner: Owner, vector: int) -> None:
+    def __init__(self, owner: CounterOwner, vector: int) -> None:
         self.owner, self.vector = owner, vector
         self.held, self.is_heard = 0, False
 

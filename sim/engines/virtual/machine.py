@@ -16,8 +16,8 @@ from sim.engines.shared.configuration import WorkerConfiguration
 from sim.engines.shared.failures import ProgramError, blaming_program, explain
 from sim.engines.shared.kept_statistics import kept_statistics
 from sim.engines.virtual.announced_link import AnnouncedLink
-from sim.engines.virtual.connector import Connector
 from sim.engines.virtual.device import VirtualDevice
+from sim.engines.virtual.device_connector import DeviceConnector
 from sim.engines.virtual.execution import Execution
 from sim.engines.virtual.host import VirtualHost
 from sim.engines.virtual.link import VirtualLink
@@ -92,7 +92,7 @@ class VirtualMachine:
         wire_delay = host.wire_delay_to(configuration.name)
         self._orders = OrderQueue(host.loop, wire_delay, self._can_read)
         self.counters = ReadyCounters(host.add_counter, self._rung, host.holding)
-        self._connector = Connector(
+        self._connector = DeviceConnector(
             self,
             host,
             self.counters,
@@ -188,7 +188,7 @@ class VirtualMachine:
         self._enter(State.CONNECTED)
 
     def connect(self, number: int, domain: int, place: Callable[[int, int], object] | None = None) -> None:
-        """Connect a device to the server of a domain, as `Connector`."""
+        """Connect a device to the server of a domain, as `DeviceConnector`."""
         self._connector.connect(self.devices[number], number, domain, place)
 
     def _fail(self, error: BaseException) -> None:

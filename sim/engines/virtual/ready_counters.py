@@ -15,7 +15,7 @@ class ReadyCounters:
     Args:
         add_counter: makes a line for a new counter.
         on_ready: is called with the time of the first doorbell in a counter that is waited for.
-        holding: as of `sim.engines.virtual.counter.Owner`.
+        holding: as of `sim.engines.virtual.counter.CounterOwner`.
     """
 
     __slots__ = ("_add_counter", "_made", "_on_ready", "holding", "queue")

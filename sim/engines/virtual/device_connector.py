@@ -12,10 +12,10 @@ from sim.engines.virtual.host import VirtualHost
 from sim.engines.virtual.link import VirtualLink
 from sim.engines.virtual.ready_counters import ReadyCounters
 
-__all__ = ["Connector"]
+__all__ = ["DeviceConnector"]
 
 
-class Connector:
+class DeviceConnector:
     """One for a machine.
 
     Args:
