@@ -1,4 +1,4 @@
-"""The actions of a timeline on machines and servers: one struct for each action.
+"""The actions of a timeline on machines, servers and the run: one struct for each action.
 
 Everything else derives from these structs: the keys and checks of a ``[[timeline]]`` entry, its JSON Schema, the list
 in the starter file, the reference table, the message to a worker and the choice of the handler. A new action is one
@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from topologies.language.validated import NAME_PATTERN, Validated
 
-__all__ = ["ACTIONS", "Action", "MachineAction", "ServerAction", "WorkerAction", "fields_of", "refers_to"]
+__all__ = ["ACTIONS", "Action", "MachineAction", "RunAction", "ServerAction", "WorkerAction", "fields_of", "refers_to"]
 
 DomainName = Annotated[str, Meta(pattern=NAME_PATTERN, extra={"refers_to": "domains"})]
 Vectors = Annotated[
@@ -68,6 +68,10 @@ class ServerAction(Action, frozen=True):
     domain: Annotated[
         DomainName | None, Meta(description="The domain whose server it is; if absent, the only one.")
     ] = None
+
+
+class RunAction(Action, frozen=True):
+    """An action on the run as a whole."""
 
 
 class Join(MachineAction, frozen=True):
@@ -171,6 +175,10 @@ class StopServer(ServerAction, frozen=True):
 
 class StartServer(ServerAction, frozen=True):
     """A new server listens on the same socket; no machine is connected to it."""
+
+
+class End(RunAction, frozen=True):
+    """The run ends now, before its time."""
 
 
 ACTIONS: dict[str, type[Action]] = {

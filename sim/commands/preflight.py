@@ -13,6 +13,7 @@ from rich.console import Console
 from sim.exit_codes import of_error
 from topologies import Topology
 from topologies.migration_check import failing_migrations
+from topologies.qemu_check import endangered
 from topologies.ringing_check import unreachable
 
 __all__ = ["dry_run"]
@@ -23,19 +24,21 @@ def dry_run(topology: Topology, runs: Path, *, as_json: bool = False) -> int:
     from sim.host.preflight import preflight, render
 
     demand, failing, silent = preflight(topology, runs), failing_migrations(topology), unreachable(topology)
+    ended = endangered(topology)
     if as_json:
         plain = msgspec.to_builtins(demand)
         sums = [{**each, "fits": it.fits} for each, it in zip(plain["sums"], demand.sums, strict=True)]
         plain |= {"sums": sums, "fits": not demand.problems, "problems": demand.problems, "warnings": demand.warnings}
         plain |= {
             "failing_migrations": [asdict(each) for each in failing],
+            "endangered": [asdict(each) for each in ended],
             "unreachable": [asdict(each) for each in silent],
         }
         click.echo(json.dumps(plain, indent=2))
     else:
         console = Console()
         render(demand, console)
-        for each in (*failing, *silent):
+        for each in (*failing, *ended, *silent):
             console.print(f"note: {each}", markup=False, highlight=False, soft_wrap=True)
         if not demand.problems:
             console.print("this host can carry it", highlight=False)

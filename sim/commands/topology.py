@@ -15,6 +15,7 @@ from sim.commands.options import BadTopology, overrides_option, programs_option
 from sim.kernel.shortage import error_of_path
 from topologies import Topology, TopologyError, json_schema, load, starter_text
 from topologies.migration_check import failing_migrations
+from topologies.qemu_check import endangered
 from topologies.reference_tables import REFERENCES, markdown, plain
 from topologies.ringing_check import unreachable
 
@@ -29,8 +30,9 @@ __all__ = ["COMMANDS", "init", "list_shipped", "schema", "validate"]
 def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...], as_json: bool) -> None:
     """Check TOPOLOGY, a file or the name of a shipped one, and print what it needs from this host.
 
-    All problems are shown at once; the exit code is 2 then. A migration that will be refused or fail, and a load that
-    can ring no machine, are valid and only noted: they may be what the run is to show.
+    All problems are shown at once; the exit code is 2 then. A migration that will be refused or fail, an action that
+    ends a real QEMU, and a load that can ring no machine, are valid and only noted: they may be what the run is to
+    show.
     """
     try:
         loaded = load(topology, overrides, programs)
@@ -40,9 +42,11 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             click.echo(json.dumps({"valid": False, "problems": problems}, indent=2))
         raise BadTopology(error) from None
     demand, failing, silent = _demand(loaded), failing_migrations(loaded), unreachable(loaded)
+    ended = endangered(loaded)
     if as_json:
         notes = {
             "failing_migrations": [asdict(each) for each in failing],
+            "endangered": [asdict(each) for each in ended],
             "unreachable": [asdict(each) for each in silent],
             "without_effect": _without_effect(loaded),
         }
@@ -55,7 +59,7 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             "{memory_bytes} bytes of {memory_kind}".format(**demand)
         )
         click.echo(_schedule(loaded))
-        for each in (*failing, *silent, *_without_effect(loaded)):
+        for each in (*failing, *ended, *silent, *_without_effect(loaded)):
             click.echo(f"    note: {each}")
 
 

@@ -23,7 +23,17 @@ from sim.coordination.incarnation import Incarnation, OngoingMigration
 from sim.coordination.machines import LiveMachines
 from sim.engines import messages
 from sim.engines.base import COUNTER_MAX, Counter, RunLoop
-from topologies.actions import Action, Fill, Garble, Join, MachineAction, Migrate, ServerAction, WorkerAction
+from topologies.actions import (
+    Action,
+    Fill,
+    Garble,
+    Join,
+    MachineAction,
+    Migrate,
+    RunAction,
+    ServerAction,
+    WorkerAction,
+)
 
 __all__ = ["ActionError", "Actions"]
 
@@ -39,7 +49,7 @@ class ActionError(Exception):
 
 
 class Actions:
-    """Carries out actions. ``spawn(incarnation)`` starts an incarnation that has been made."""
+    """Carries out actions. ``spawn(incarnation)`` starts an incarnation that has been made, ``end()`` ends the run."""
 
     def __init__(
         self,
@@ -48,8 +58,10 @@ class Actions:
         loop: RunLoop,
         *,
         spawn: Callable[[Incarnation], None],
+        end: Callable[[], None],
     ) -> None:
-        self._machines, self._domains, self._loop, self._spawn = machines, domains, loop, spawn
+        self._machines, self._domains, self._loop = machines, domains, loop
+        self._spawn, self._end_run = spawn, end
         self._over = False
         self._filled: dict[Incarnation, list[tuple[Counter, int]]] = {}
         """By machine: the counters that were filled, and their values before."""
@@ -63,8 +75,10 @@ class Actions:
         Raises:
             ActionError: it is not possible now.
         """
-        target: Incarnation | LiveDomain
-        if isinstance(action, ServerAction):
+        target: Incarnation | LiveDomain | None = None
+        if isinstance(action, RunAction):
+            pass
+        elif isinstance(action, ServerAction):
             target = next(each for each in self._domains if action.domain in (None, each.name))
         else:
             assert machine is not None
@@ -215,6 +229,11 @@ class Actions:
             incarnation.ending = action.do
         incarnation.migration = OngoingMigration(target.number)
         return {"to_domain": target.name, "hand_over": action.hand_over, "fault": fault}
+
+    # The run
+
+    def _end(self, _run: None, _action: Action) -> None:
+        self._end_run()
 
     # Servers
 

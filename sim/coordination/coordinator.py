@@ -96,7 +96,7 @@ class Coordinator:
                 domain.open(self.machines)
             self._stack = stack.pop_all()
         self._migrations = Migrations(self.machines, self.domains, self._clock, self._event)
-        actions = Actions(self.machines, self.domains, self._loop, spawn=self._spawn)
+        actions = Actions(self.machines, self.domains, self._loop, spawn=self._spawn, end=self._stop)
         self.timeline = Timeline(self, self._loop, self._event, actions)
 
     @property

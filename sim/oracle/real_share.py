@@ -11,7 +11,6 @@ import msgspec
 
 from nodes.errors import UsageError
 from topologies import Group, Topology, TopologyError, load
-from topologies.actions import Migrate
 
 __all__ = ["REAL_PROFILE", "Pair", "Share", "pair"]
 
@@ -125,15 +124,12 @@ def _kinds(
 def _stays(topology: Topology, group: Group, *, every_profile: bool) -> str:
     """Why the machines of a group are not made real; "" if they can be."""
     members = topology.members(group.name)
-    indices = {machine.index for machine in members}
     if group.kind != "simulated":
         return f"its machines are of the kind {group.kind}"
     if not every_profile and any(machine.profile != REAL_PROFILE for machine in members):
         return f"its profile is {group.profile}; --every-profile makes it real"
     if not group.vectors:
         return "it has no vectors"
-    if any(isinstance(entry.action, Migrate) and indices & set(entry.machines) for entry in topology.timeline):
-        return "it migrates"
     return ""
 
 

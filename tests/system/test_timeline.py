@@ -331,3 +331,26 @@ def test_a_device_of_2012_overflows_with_the_first_vector_too_many(tmp_path: Pat
     result = sim.run(loads(SEED_TOPOLOGY, overrides={"machines.new.vectors": "3"}), runs=tmp_path, resources_every_s=0)
     assert result.status == "failed"
     assert "row 72: peer 1: more than 2 vectors" in result.reason
+
+
+def test_a_run_ends_when_a_condition_holds(tmp_path: Path) -> None:
+    text = """
+[run]
+duration_s = 100
+warmup_s = 0
+[machines.ring]
+count = 2
+program = "storm"
+parameters = { to = "others", rate_hz = 1000.0 }
+[[timeline]]
+when = "delivered >= 100"
+do = "end"
+[[expect]]
+that = "delivered >= 100"
+[[expect]]
+that = "duration_s < 90"
+"""
+    run = sim.run(loads(text), runs=tmp_path)
+    assert (run.status, run.reason, run.balanced) == ("finished", "", True)
+    assert all(each.met for each in run.figures.expectations)
+    assert [event["do"] for event in run.events() if event["kind"] == "action"] == ["end"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from topologies import Condition, Expectation, Phase, Problem, TimelineEntry, TopologyError, loads
-from topologies.actions import ACTIONS, Kill, Migrate, ServerAction, StopServer, fields_of
+from topologies.actions import ACTIONS, Kill, MachineAction, Migrate, StopServer, fields_of
 from topologies.language.matrix import MAX_CELLS
 from topologies.language.tables import EntryTable, keys_of
 from topologies.language.values import MisfitError
@@ -118,7 +118,7 @@ def test_an_action_of_every_kind_is_read() -> None:
     }
     text = GROUPS
     for do, action in ACTIONS.items():
-        machines = "" if issubclass(action, ServerAction) else f"machines = '{'away' if do == 'join' else 'a'}'\n"
+        machines = "" if not issubclass(action, MachineAction) else f"machines = '{'away' if do == 'join' else 'a'}'\n"
         text += f"[[timeline]]\nat_s = 1\ndo = '{do}'\n{machines}"
         text += "".join(f"{key} = {values[key][0]}\n" for key in fields_of(action))
     timeline = loads(text).timeline
@@ -233,7 +233,7 @@ def test_an_unknown_key_lists_the_keys_of_the_action() -> None:
     (problem,) = refused(action("at_s = 1\ndo = 'slow'\nmachines = 'a'\ndelay_us = 1\nvectors = [0]"))
     assert problem.expected == "for slow: do, at_s, when, of, repeat, period_s, machines, pick, every_s, delay_us"
     for do in ACTIONS:
-        assert ("machines" in keys_of(do)) == (not issubclass(ACTIONS[do], ServerAction))
+        assert ("machines" in keys_of(do)) == issubclass(ACTIONS[do], MachineAction)
 
 
 BRIDGED = """

@@ -97,11 +97,14 @@ class Timeline:
         return () if chosen is None else chosen.machines
 
     def _check_kinds(self, machines: Sequence[int], path: Path) -> None:
-        """Whether the run can migrate the machines: one that is a real QEMU continues in no other process."""
+        """Whether the run can migrate the machines: it starts the QEMU that they continue in."""
         names, settings = self.references.names.names_of, self.references.settings
-        if real := [names[index] for index in machines if settings[index].values["kind"] != "simulated"]:
-            kind = settings[self.references.names.machines[real[0]]].values["kind"]
-            self.report.add(path, "simulated machines: the run migrates no others", f"{show(real[0])} of kind {kind}")
+        for index in machines:
+            own = settings[index]
+            if own.values["kind"] == "external" or own.says("guest"):
+                what = "a machine with a guest" if own.says("guest") else "a machine of kind external"
+                self.report.add(path, "machines whose program the run has", f"{show(names[index])}, {what}")
+                return
 
     def _check_devices(
         self, kind: type[MachineAction], machines: Sequence[int], table: Mapping[str, Any], path: Path

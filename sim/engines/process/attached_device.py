@@ -68,9 +68,14 @@ class AttachedDevice:
     def move(self, server: str, domain: int, on_memory: Callable[[int, int], None]) -> None:
         """Close this process's copies of the connection and of its eventfds, and connect elsewhere."""
         self.connection.close()
-        self.expected = None
-        self.recorder.domain = domain
+        self.connect_also(server, domain, on_memory)
+
+    def connect_also(self, server: str, domain: int, on_memory: Callable[[int, int], None]) -> Connection:
+        """Connect elsewhere; the connection until now is returned, open."""
+        before, self.expected = self.connection, None
         self.connection = self._connect(server, on_memory)
+        self.recorder.domain = domain
+        return before
 
     def _connect(self, server: str, on_memory: Callable[[int, int], None] | None = None) -> Connection:
         return Connection(

@@ -30,11 +30,12 @@ class Forked(msgspec.Struct, tag=True, frozen=True):
 class Hosted(msgspec.Struct, tag=True, frozen=True):
     """From the worker: its machine is in a process of its own, a QEMU, which is stalled and measured as the machine.
 
-    One that is not ``ours`` is not ended.
+    One that is not ``ours`` is not ended. One that ``stands_by`` was started for a migration: the machine is not in it.
     """
 
     pid: int
     ours: bool = True
+    stands_by: bool = False
 
 
 class Proceed(msgspec.Struct, tag=True, frozen=True):

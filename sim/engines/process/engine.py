@@ -176,9 +176,9 @@ class ProcessEngine:
     def _is_of_this_run(self, pid: int) -> bool:
         """Whether a child of this process descends from the fork server, which has marked its environment.
 
-        That of a zombie cannot be read; it is known by the name of its process.
+        That of a zombie cannot be read; it is known by the name of its process, or was announced.
         """
-        if process_name(pid) == self._fork_server.name:
+        if pid in self._machine_of or process_name(pid) == self._fork_server.name:
             return True
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes()

@@ -62,8 +62,10 @@ class WorkerHandle:
         """The process that it is in, then those that it has moved on to."""
         self._candidate: ChildProcess | None = None
         self._hosted: ChildProcess | None = None
-        self._hosted_is_ours = True
         """The QEMU that the machine is in, beside the process that drives it."""
+        self._hosted_is_ours = True
+        self._standing_by: list[ChildProcess] = []
+        """QEMUs that the machine was to continue in, or has left."""
 
     @property
     def pid(self) -> int | None:
@@ -131,11 +133,12 @@ class WorkerHandle:
             self._loop.remove(process.descriptor)
             process.close()
         self._processes.clear()
+        self._standing_by.clear()
         self._candidate = self._hosted = None
 
     def _all(self) -> list[ChildProcess]:
         others = (self._candidate, self._hosted)
-        return [*self._processes, *(each for each in others if each is not None)]
+        return [*self._processes, *self._standing_by, *(each for each in others if each is not None)]
 
     def _signal(self, number: signal.Signals) -> None:
         if self._processes and not self._ended:
@@ -152,8 +155,8 @@ class WorkerHandle:
                     case Forked(pid):
                         self._add_process(pid)
                         continue
-                    case Hosted(pid, ours):
-                        self._add_hosted(pid, ours=ours)
+                    case Hosted(pid, ours, stands_by):
+                        self._add_hosted(pid, ours=ours, stands_by=stands_by)
                         continue
                     case messages.Moved():
                         self._arrive()
@@ -207,10 +210,18 @@ class WorkerHandle:
                 self._lose_candidate()
         self._control.send(Proceed())
 
-    def _add_hosted(self, pid: int, *, ours: bool) -> None:
+    def _add_hosted(self, pid: int, *, ours: bool, stands_by: bool) -> None:
         """The machine is in that process from now on: what it costs is measured there."""
+        if ours:
+            self._on_process(pid)
         with contextlib.suppress(ProcessLookupError):  # it has ended, which the worker tells
-            self._hosted, self._hosted_is_ours = ChildProcess(pid), ours
+            hosted = ChildProcess(pid)
+            if stands_by:
+                self._standing_by.append(hosted)
+                return
+            if self._hosted is not None:  # a QEMU that has migrated to this one
+                self._standing_by.append(self._hosted)
+            self._hosted, self._hosted_is_ours = hosted, ours
             self._report(Placed())
 
     def _arrive(self) -> None:

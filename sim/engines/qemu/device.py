@@ -10,7 +10,7 @@ import select
 from collections.abc import Callable, Iterable
 
 from nodes.device import driver
-from nodes.device.effects import MsixMessage
+from nodes.device.effects import DeviceWarning, MsixMessage
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, Bar
 from nodes.device.profiles import Profile
@@ -117,9 +117,31 @@ class QemuIvshmem(Ivshmem):
         self._update_decode()
 
     def unplug(self) -> None:
-        """QEMU ends: device_del needs a guest that takes part, and aborts QEMU once any peer has left (7.2 to 11.1)."""
-        self._machine.close()
+        """Remove the device from QEMU, or end QEMU if that would abort it."""
+        if not self._machine.is_running:
+            pass  # that of another device was the reason
+        elif why := self._machine.why_not_unplugged:
+            self.effects.append(DeviceWarning(f"{why}: its QEMU was ended instead"))
+            self._machine.close()
+        else:
+            self._relay.wait_until_read(self._machine.qemu.settle)
+            self._machine.unplug(self.number)
         super().unplug()
+
+    def continue_from(self, other: QemuIvshmem) -> None:
+        """Know what the host knows of a device whose state this one's QEMU loads: where its BARs are."""
+        self.config, self._decodes = other.config, other._decodes
+
+    def take_over(self, other: QemuIvshmem, memory: int) -> None:
+        """Serve the connection of another device: with its ID, its memory and its peers."""
+        assert other.peer is not None
+        self.greet(other.peer, memory)
+        self.peers = other.peers
+        for peer in self.peers:
+            for vector in range(self.peers.vectors(peer)):
+                line = self.peers.line(peer, vector)
+                if line is not None and peer != other.peer:
+                    self._introduce(peer, vector, line)
 
     def place_bars(self, bars: Iterable[Bar], write: Callable[[int, int, int], object]) -> None:
         """Give the BARs their addresses, and enable memory decode and bus master."""
@@ -153,14 +175,18 @@ class QemuIvshmem(Ivshmem):
         if not super().connect(peer, vector, line):
             return False
         if peer != self.peer:
-            eventfd = EventFd.create()
-            self._rung[line] = peer << 16 | vector, eventfd
-            self._relay.connect(peer, eventfd.descriptor)
+            self._introduce(peer, vector, line)
         return True
+
+    def _introduce(self, peer: int, vector: int, line: Line) -> None:
+        """Tell QEMU of a peer's next vector: an eventfd of this process."""
+        eventfd = EventFd.create()
+        self._rung[line] = peer << 16 | vector, eventfd
+        self._relay.connect(peer, eventfd.descriptor)
 
     def disconnect(self, peer: int) -> None:
         if self.peers.vectors(peer) and peer != self.peer:
-            self._relay.leave(peer)
+            self._machine.leave(self.number, peer)
             if self._machine.is_running:
                 self._relay.wait_until_read(self._machine.qemu.settle)
         for vector in range(self.peers.vectors(peer)):
@@ -231,6 +257,34 @@ class QemuVm(Vm):
             on_decode=self.doorbells.invalidate,
         )
         return self.real
+
+    def stand_by(self, machine: QemuMachine) -> QemuIvshmem:
+        """The machine continues with a device of this QEMU from now on; that of the other one is returned."""
+        other, self._machine = self.real, machine
+        self.make_device(other.profile, vectors=other.vectors, role=other.role, size_bytes=None)
+        self.real.continue_from(other)
+        self.replace(self.real)
+        return other
+
+    def take_over(self, other: QemuIvshmem, memory: int) -> None:
+        """The device serves the connection of another one from now on."""
+        self.real.take_over(other, memory)
+        self.doorbells.replace(self.real.peers)
+
+    def arrive_as(self, peer: int) -> None:
+        """QEMU has loaded the state, and the memory is where the program knows it."""
+        self.real.set_peer(peer)
+        self.real.set_memory(self.guest.memory)
+        self.guest.place(peer, self.guest.memory)
+
+    def stay(self, machine: QemuMachine, device: QemuIvshmem) -> None:
+        """The machine continues with the device that it had before, of this QEMU."""
+        self._machine, self.real = machine, device
+        self.replace(device)
+
+    def unplug(self) -> None:
+        super().unplug()
+        self.settle()  # what the device has to say
 
     def probe(self) -> None:
         driver.probe(self.device, assign=self.real.place_bars, message=self.real.message_of)

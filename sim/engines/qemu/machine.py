@@ -14,6 +14,7 @@ from sim.kernel.qemu_program import find_qemu
 __all__ = ["QemuMachine"]
 
 FIRST_SLOT = 4
+EJECT_PORT = 0xAE08
 MASTER = {"peer": "off", "master": "on", "auto": "auto"}
 
 
@@ -21,16 +22,25 @@ class QemuMachine:
     """Owns the QEMU, once it is started, and its end of each connection.
 
     QEMU waits while it starts until each device has its ID and its memory: these are sent before.
+
+    Args:
+        incoming: it waits for the state of another machine, which is sent to it on ``state``.
     """
 
-    def __init__(self, program: str | None = None) -> None:
+    def __init__(self, program: str | None = None, *, incoming: bool = False) -> None:
         self._program = find_qemu(program)
+        self.state: socket.socket | None = None
         self._relays: list[Relay] = []
         self._far_ends: list[socket.socket] = []
         self._arguments = ["-machine", "pc"]
         self._qemu: Qemu | None = None
         self.descriptor = -1
         """A pidfd of the process: readable when it has ended."""
+        self._peers_left = False
+        if incoming:
+            self.state, far = socket.socketpair()
+            self._far_ends.append(far)
+            self._arguments += ["-incoming", f"fd:{far.fileno()}"]
 
     def add_device(self, *, vectors: int, role: str) -> int:
         """One more device; its number."""
@@ -39,9 +49,33 @@ class QemuMachine:
         self._relays.append(Relay(near))
         self._far_ends.append(far)
         self._arguments += ["-chardev", f"socket,fd={far.fileno()},id=ivshmem{number}"]
-        device = f"ivshmem-doorbell,chardev=ivshmem{number},vectors={vectors},master={MASTER[role]}"
+        device = f"ivshmem-doorbell,id=device{number},chardev=ivshmem{number},vectors={vectors},master={MASTER[role]}"
         self._arguments += ["-device", f"{device},addr={self.slot(number):02x}.0"]
         return number
+
+    def leave(self, number: int, peer: int) -> None:
+        """Tell a device that a peer has left."""
+        self._peers_left = True
+        self._relays[number].leave(peer)
+
+    @property
+    def why_not_unplugged(self) -> str:
+        """Why device_del would end QEMU; "" if it would not.
+
+        close_peer_eventfds (ivshmem.c, 2.6 to 11.1) leaves a dangling pointer for a peer that has left, and the end of
+        the device frees it again.
+        """
+        return "device_del aborts a QEMU that has heard of a peer's leave" if self._peers_left else ""
+
+    def unplug(self, number: int) -> None:
+        """Remove a device: device_del, and the guest's part of it (QEMU, docs/specs/acpi_pci_hotplug, "eject").
+
+        Raises:
+            QemuError: QEMU did not remove it.
+        """
+        self.qemu.qmp("device_del", id=f"device{number}")
+        self.qemu.ask([f"outl {EJECT_PORT:#x} {1 << self.slot(number):#x}"])
+        self.qemu.wait_for("DEVICE_DELETED")
 
     def slot(self, number: int) -> int:
         """The PCI slot of a device, on bus 0."""
@@ -86,6 +120,8 @@ class QemuMachine:
         if qemu is not None:
             qemu.close()
         self._close_far_ends()
+        if self.state is not None:
+            self.state.close()
         for relay in self._relays:
             relay.close()
         if self.descriptor >= 0:

@@ -12,11 +12,13 @@ import os
 import socket
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
 from nodes.errors import QemuError
+from sim.kernel.channel import send_descriptors
 from sim.kernel.processes import describe_exit, end_with_parent
 from sim.kernel.waiting import Patience
 
@@ -45,6 +47,13 @@ class LineConnection:
     def send(self, text: str) -> None:
         try:
             self._socket.sendall(text.encode())
+        except OSError as error:
+            raise _Broken(f"QEMU's {self._name} connection broke: {error}") from error
+
+    def send_with(self, text: str, descriptor: int) -> None:
+        """Send a text, and a descriptor with its first byte."""
+        try:
+            send_descriptors(self._socket, text.encode(), (descriptor,))
         except OSError as error:
             raise _Broken(f"QEMU's {self._name} connection broke: {error}") from error
 
@@ -83,7 +92,8 @@ class Qemu:
 
     def __init__(self, path: str, arguments: Sequence[str], inherit: Iterable[int] = ()) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
-        self._reset_seen = 0
+        self._seen: Counter[str] = Counter()
+        """How often each event has come."""
         with contextlib.ExitStack() as far_ends:
             near_qtest, far_qtest = socket.socketpair()
             near_qmp, far_qmp = socket.socketpair()
@@ -162,12 +172,34 @@ class Qemu:
     # The two protocols
 
     def qmp(self, command: str, **arguments: object) -> Any:
-        """Run one QMP command; returns its result. RESET events that come meanwhile are counted, others ignored."""
+        """Run one QMP command; returns its result. Events that come meanwhile are counted."""
         self._qmp.send(json.dumps({"execute": command, "arguments": arguments}))
+        return self._result(command)
+
+    def give_descriptor(self, name: str, sock: socket.socket) -> None:
+        """Pass a socket to QEMU, which commands then know by this name."""
+        command = json.dumps({"execute": "getfd", "arguments": {"fdname": name}})
+        self._qmp.send_with(command, sock.fileno())
+        self._result("getfd")
+
+    def wait_for(self, event: str) -> None:
+        """Return once QEMU has sent this event, which then counts as seen.
+
+        Raises:
+            QemuError: it did not come in time, or QEMU is gone.
+        """
+        while not self._seen.pop(event, 0):
+            self._see(self._answer())
+
+    def _see(self, answer: Any) -> None:
+        if "event" in answer:
+            self._seen[answer["event"]] += 1
+
+    def _result(self, command: str) -> Any:
         while True:
             answer = self._answer()
             if "event" in answer:
-                self._reset_seen += answer["event"] == "RESET"
+                self._see(answer)
             elif "error" in answer:
                 raise QemuError(f"QMP {command}: {answer['error'].get('desc', answer['error'])}")
             else:
@@ -232,8 +264,6 @@ class Qemu:
 
     def reset(self) -> None:
         """Reset the machine and wait for its RESET event."""
-        seen = self._reset_seen
+        self._seen.pop("RESET", 0)
         self.qmp("system_reset")
-        while self._reset_seen == seen:
-            answer = self._answer()
-            self._reset_seen += answer.get("event") == "RESET"
+        self.wait_for("RESET")

@@ -1,4 +1,4 @@
-"""Doorbells that a real QEMU rings at a counter that fills or empties meanwhile: each is counted once, or refused."""
+"""A machine that is a real QEMU, without a run: its doorbells at counters that fill or empty, its removal."""
 
 from __future__ import annotations
 
@@ -114,3 +114,25 @@ def test_eventfds_of_a_peer_that_has_left_are_closed(pair: Pair) -> None:
     before = len(os.listdir("/proc/self/fd"))
     pair.vm.disconnect(OTHER)
     assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+def devices(machine: QemuMachine) -> list[int]:
+    """The slots on bus 0 that have a device."""
+    (bus,) = machine.qemu.qmp("query-pci")
+    return [device["slot"] for device in bus["devices"]]
+
+
+def test_an_unplugged_device_is_removed_and_qemu_goes_on(pair: Pair) -> None:
+    slot = pair.machine.slot(0)
+    assert slot in devices(pair.machine)
+    pair.vm.unplug()
+    assert slot not in devices(pair.machine)
+    assert pair.vm.warnings == []
+
+
+def test_a_qemu_that_the_removal_would_abort_is_ended(pair: Pair) -> None:
+    pair.vm.disconnect(OTHER)
+    pair.vm.unplug()
+    assert not pair.machine.is_running
+    (warning,) = pair.vm.warnings
+    assert "device_del aborts a QEMU that has heard of a peer's leave: its QEMU was ended instead" in warning

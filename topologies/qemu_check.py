@@ -1,0 +1,81 @@
+"""What a timeline does that a real QEMU does not survive, as far as the file tells.
+
+That is no mistake of the file, because it may be what the run is to show: it is noted, and nothing is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from topologies.actions import Garble, StopServer, Unplug
+from topologies.migration_plan import several
+from topologies.model import Machine, Topology
+from topologies.schedule import TimelineEntry
+
+__all__ = ["Endangered", "endangered"]
+
+ENDED = "its QEMU is ended: device_del aborts one that has heard that a peer has left (ivshmem.c, close_peer_eventfds)"
+TWICE = "its QEMU aborts: a peer that leaves twice is freed twice (ivshmem.c, close_peer_eventfds)"
+HALF = "its QEMU reads every later message from its middle, and may end of what it takes them for"
+
+
+@dataclass(frozen=True, slots=True)
+class Endangered:
+    """Machines whose QEMU an entry of the timeline ends; ``line`` is 0 for an entry that is in no file."""
+
+    line: int
+    do: str
+    machines: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line else ""
+        return f"{where}{self.do} {several(self.machines)}: {self.reason}"
+
+
+def endangered(topology: Topology) -> tuple[Endangered, ...]:
+    """The entries that end a QEMU otherwise than they would end a simulated machine, in the order of the file."""
+    found = []
+    for entry in topology.timeline:
+        machines = [topology.machines[index] for index in entry.machines]
+        for reason, those in _reasons(topology, entry, machines):
+            if those:
+                found.append(Endangered(entry.line, entry.action.do, tuple(each.name for each in those), reason))
+    return tuple(found)
+
+
+def _reasons(topology: Topology, entry: TimelineEntry, machines: list[Machine]) -> Iterator[tuple[str, list[Machine]]]:
+    """What ends which of the machines of an entry."""
+    action = entry.action
+    if isinstance(action, Unplug):
+        yield ENDED, [each for each in machines if each.kind == "qemu" and _hears_a_leave(topology, entry, each)]
+    elif isinstance(action, Garble):
+        # Between the server and a QEMU without a guest stands the machine's process.
+        direct = [each for each in machines if each.guest is not None]
+        if action.message == "half_message":
+            yield HALF, direct
+        elif action.message == "left_stranger":
+            yield TWICE, [each for each in direct if entry.repeat > 1 or _strangers(topology, each) > 1]
+
+
+def _hears_a_leave(topology: Topology, entry: TimelineEntry, machine: Machine) -> bool:
+    """Whether another machine of its domains may have left when the entry's time comes."""
+    for other in topology.timeline:
+        if other.when is None and entry.when is None and other.at_s > entry.at_s:
+            continue
+        if isinstance(other.action, StopServer) or not (other.action.removes or other.action.do == "migrate"):
+            continue
+        for index in other.machines:
+            its = topology.machines[index]
+            earlier = other is not entry or entry.machines.index(index) < entry.machines.index(machine.index)
+            if its is not machine and earlier and set(its.domains) & set(machine.domains):
+                return True
+    return False
+
+
+def _strangers(topology: Topology, machine: Machine) -> int:
+    return sum(
+        isinstance(other.action, Garble) and other.action.message == "left_stranger" and machine.index in other.machines
+        for other in topology.timeline
+    )
