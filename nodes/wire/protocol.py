@@ -65,15 +65,21 @@ class Step(enum.Enum):
     PEERS = "the vectors of all others in the order they joined, to the newcomer"
     OWN = "its own vectors, to the newcomer"
     PEERS_AND_OWN = "the vectors of all by ascending ID, its own among them, to the newcomer"
+    INIT = "version, ID and the numbers of the domain, with the shared memory, to the newcomer (ivshmem v2)"
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """A variant of the wire: the order of the messages when a client joins."""
+    """A variant of the wire: the order of the messages when a client joins.
+
+    ``vector_bytes`` and ``leave_bytes`` are the lengths of the two messages that go to many clients.
+    """
 
     name: str
     steps: tuple[Step, ...]
     source: str
+    vector_bytes: int = MESSAGE_BYTES
+    leave_bytes: int = MESSAGE_BYTES
 
 
 V0 = Dialect(

@@ -18,7 +18,7 @@ __all__ = ["Introduction", "Outbound", "Server"]
 
 D = TypeVar("D")
 
-_PRIVATE = {Step.VERSION, Step.ID, Step.MEMORY}
+_PRIVATE = {Step.VERSION, Step.ID, Step.MEMORY, Step.INIT}
 
 
 class Outbound(NamedTuple, Generic[D]):
@@ -80,7 +80,7 @@ class Server(Generic[D]):
             LocalProtocolError: all 65536 IDs have been given.
         """
         peer = self._next_peer()
-        self.peers[peer] = tuple(Message(peer, (vector,)) for vector in vectors)
+        self.peers[peer] = self._announcements(peer, vectors)
         return peer
 
     def greet(self, newcomers: Sequence[int]) -> list[Outbound[D] | Introduction]:
@@ -121,6 +121,14 @@ class Server(Generic[D]):
             return None
         if self._reuse_peers:
             insort(self._returned, peer)
+        return self._farewell(peer)
+
+    def _announcements(self, peer: int, vectors: Sequence[D]) -> tuple[Message[D], ...]:
+        """The messages that announce the vectors of a peer."""
+        return tuple(Message(peer, (vector,)) for vector in vectors)
+
+    def _farewell(self, peer: int) -> Message[D]:
+        """The message that a peer has left."""
         return Message(peer)
 
     def _next_peer(self) -> int:

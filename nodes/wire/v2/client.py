@@ -1,0 +1,156 @@
+"""The client's side of the wire of ivshmem v2: a server's messages as events.
+
+It follows the device of the QEMU fork (hw/misc/ivshmem2.c), with its words, and reports an error where that device
+exits. It also refuses what that device accepts and cannot work with: fewer than two peers, an own ID beyond the last.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from nodes.errors import RemoteProtocolError
+from nodes.wire.client import Ignored, PeerLeft, VectorConnected
+from nodes.wire.protocol import PEERS_MAX
+from nodes.wire.v2.protocol import (
+    VECTORS_MAX,
+    VERSION,
+    DomainNumbers,
+    Frame,
+    FrameDecoder,
+    Kind,
+    decode_init,
+)
+
+__all__ = ["FramedClient", "FramedEvent", "Initialized"]
+
+D = TypeVar("D")
+
+
+@dataclass(frozen=True, slots=True)
+class Initialized(Generic[D]):
+    """The server has given this client its ID, the numbers of the domain and the shared memory."""
+
+    peer: int
+    numbers: DomainNumbers
+    memory: D
+
+
+FramedEvent = Initialized[D] | VectorConnected[D] | PeerLeft | Ignored[D]
+
+
+class FramedClient(Generic[D]):
+    """One connection to a v2 server: `receive` takes bytes and descriptors and returns events.
+
+    Each descriptor that goes in comes out in exactly one event, or from `unclaimed`.
+
+    Attributes:
+        peer: the own ID; None until it has come.
+        numbers: what the server tells of the domain; None until it has come.
+        peers: peer -> how many of its vectors are connected.
+    """
+
+    def __init__(self) -> None:
+        self.peer: int | None = None
+        self.numbers: DomainNumbers | None = None
+        self.peers: dict[int, int] = {}
+        self._decoder: FrameDecoder[D] = FrameDecoder()
+        self._frames: deque[Frame[D]] = deque()
+        self._failed: tuple[D, ...] = ()
+
+    @property
+    def missing_bytes(self) -> int:
+        return self._decoder.missing_bytes
+
+    def receive(self, data: bytes, descriptors: Sequence[D] = ()) -> Iterator[FramedEvent[D]]:
+        """Yield an event for each message that ``data`` completes.
+
+        Raises:
+            RemoteProtocolError: the server says what it may not say. The descriptors of that message and of those
+                behind it are then in `unclaimed`.
+        """
+        self._frames.extend(self._decoder.feed(data, descriptors))
+        return self._take_events()
+
+    def _take_events(self) -> Iterator[FramedEvent[D]]:
+        while self._frames:
+            frame = self._frames.popleft()
+            try:
+                event = self._interpret(frame)
+            except RemoteProtocolError:
+                self._failed = frame.descriptors
+                raise
+            yield event
+            if len(frame.descriptors) > 1:
+                yield Ignored("server sent more than one descriptor with a message", frame.descriptors[1:])
+
+    def end(self) -> None:
+        """The server has closed the connection.
+
+        Raises:
+            RemoteProtocolError: it did so before INIT.
+        """
+        if self.numbers is None:
+            raise RemoteProtocolError("the server closed the connection before it sent INIT")
+
+    def unclaimed(self) -> Iterator[D]:
+        """Yield the descriptors that no event has carried; the caller closes them."""
+        failed, self._failed = self._failed, ()
+        yield from failed
+        for frame in self._frames:
+            yield from frame.descriptors
+        self._frames.clear()
+        yield from self._decoder.unclaimed()
+
+    def _interpret(self, frame: Frame[D]) -> FramedEvent[D]:
+        if self.numbers is None:
+            return self._initialize(frame)
+        match frame.kind:
+            case Kind.EVENT_FD:
+                return self._connect(frame)
+            case Kind.PEER_GONE:
+                return self._leave(frame)
+            case kind:
+                raise RemoteProtocolError(f"invalid message, type {kind}")
+
+    def _initialize(self, frame: Frame[D]) -> FramedEvent[D]:
+        if frame.kind != Kind.INIT:
+            raise RemoteProtocolError(f"server sent invalid initial info: type {frame.kind}")
+        compatible, peer, numbers = decode_init(frame)
+        if compatible != VERSION:
+            raise RemoteProtocolError(f"server sent compatible version {compatible}, expecting {VERSION}")
+        if not 0 <= peer < PEERS_MAX:
+            raise RemoteProtocolError(f"server sent invalid ID {peer}")
+        if not 1 <= numbers.vectors <= VECTORS_MAX:
+            raise RemoteProtocolError(f"server sent invalid number of vectors message: {numbers.vectors}")
+        if not 2 <= numbers.max_peers <= PEERS_MAX or peer >= numbers.max_peers:
+            raise RemoteProtocolError(f"server sent ID {peer} of {numbers.max_peers} peers")
+        if not frame.descriptors:
+            raise RemoteProtocolError("server sent invalid initial info: without the shared memory")
+        self.peer, self.numbers = peer, numbers
+        return Initialized(peer, numbers, frame.descriptors[0])
+
+    def _connect(self, frame: Frame[D]) -> FramedEvent[D]:
+        peer, vector = frame.fields()
+        assert self.numbers is not None
+        if not 0 <= peer < self.numbers.max_peers:
+            raise RemoteProtocolError(f"invalid peer {peer}")
+        if not frame.descriptors:
+            raise RemoteProtocolError(f"server sent vector {vector} of peer {peer} without an eventfd")
+        known = self.peers.get(peer, 0)
+        if known >= self.numbers.vectors:
+            raise RemoteProtocolError(f"Too many eventfd received, device has {self.numbers.vectors} vectors")
+        if vector != known:
+            raise RemoteProtocolError(f"Received vector {vector} out of order")
+        self.peers[peer] = known + 1
+        return VectorConnected(peer, vector, frame.descriptors[0])
+
+    def _leave(self, frame: Frame[D]) -> FramedEvent[D]:
+        (peer,) = frame.fields()
+        if peer == self.peer or self.peers.pop(peer, None) is None:
+            raise RemoteProtocolError(f"invalid peer {peer}")
+        if frame.descriptors:
+            raise RemoteProtocolError(f"server sent PEER_GONE of peer {peer} with a descriptor")
+        return PeerLeft(peer)

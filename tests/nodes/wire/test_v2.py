@@ -1,0 +1,196 @@
+"""nodes.wire.v2: the bytes of the QEMU fork's server, its order, its IDs, and a client that reads them however cut."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from nodes.errors import LocalProtocolError, RemoteProtocolError, UsageError
+from nodes.wire.client import Ignored, PeerLeft, VectorConnected
+from nodes.wire.v2.client import FramedClient, Initialized
+from nodes.wire.v2.protocol import DomainNumbers, Frame
+from nodes.wire.v2.server import FramedServer
+from tests.fabric import Wire
+
+NUMBERS = DomainNumbers(max_peers=3, vectors=2, protocol=0x4001, output_bytes=8192)
+
+
+def spell(outbound):
+    return [(to, message.encode().hex(), message.descriptors) for to, message in outbound]
+
+
+INIT = "00000000280000000200000002000000{id}0000000300000002000000014000000020000000000000"
+
+
+def fd(peer, vector):
+    return f"0100000010000000{peer:02x}000000{vector:02x}000000"
+
+
+def test_the_bytes_for_two_and_three_peers_are_those_of_the_forks_server():
+    server = FramedServer("memory", NUMBERS)
+    assert spell(server.join(["a0", "a1"])[1]) == [
+        (0, INIT.format(id="00"), ("memory",)),
+        (0, fd(0, 0), ("a0",)),
+        (0, fd(0, 1), ("a1",)),
+    ]
+    assert spell(server.join(["b0", "b1"])[1]) == [
+        (1, INIT.format(id="01"), ("memory",)),
+        (0, fd(1, 0), ("b0",)),
+        (0, fd(1, 1), ("b1",)),
+        (1, fd(0, 0), ("a0",)),
+        (1, fd(0, 1), ("a1",)),
+        (1, fd(1, 0), ("b0",)),
+        (1, fd(1, 1), ("b1",)),
+    ]
+    peer, third = server.join(["c0", "c1"])
+    assert peer == 2
+    assert [(to, data) for to, data, _ in spell(third)] == [
+        (2, INIT.format(id="02")),
+        *((to, fd(2, vector)) for to in (0, 1) for vector in (0, 1)),
+        *((2, fd(known, vector)) for known in (0, 1, 2) for vector in (0, 1)),
+    ]
+    assert spell(server.leave(1)) == [(0, "020000000c00000001000000", ()), (2, "020000000c00000001000000", ())]
+
+
+def test_ids_are_the_smallest_free_ones_and_one_client_too_many_is_refused():
+    server = FramedServer("memory", NUMBERS)
+    assert [server.join(["x", "y"])[0] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(LocalProtocolError, match="all 3 peers are connected"):
+        server.join(["x", "y"])
+    server.leave(2)
+    server.leave(0)
+    assert [server.join(["x", "y"])[0] for _ in range(2)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "told"),
+    [(0x0001, [0x0001, 0x0001]), (0x8003, [0xC003, 0x8003]), (0xC003, [0xC003, 0x8003])],
+)
+def test_of_a_virtio_protocol_id_0_is_the_back_end(protocol, told):
+    server = FramedServer("memory", DomainNumbers(2, 1, protocol, 0))
+    views = [FramedClient() for _ in told]
+    for view in views:
+        greeting = server.join(["line"])[1][0].message
+        (initialized,) = view.receive(greeting.encode(), greeting.descriptors)
+        assert isinstance(initialized, Initialized)
+    assert [view.numbers.protocol for view in views] == told
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        DomainNumbers(1, 1, 0, 0),
+        DomainNumbers(65537, 1, 0, 0),
+        DomainNumbers(2, 0, 0, 0),
+        DomainNumbers(3, 1, 0x8003, 0),
+    ],
+)
+def test_numbers_that_no_server_has(numbers):
+    with pytest.raises(UsageError):
+        FramedServer("memory", numbers)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_client_hears_the_same_wherever_the_stream_is_cut(seed):
+    cuts = random.Random(seed)
+    server, wires, views, events = FramedServer("memory", NUMBERS), {}, {}, {}
+    log = []
+
+    def deliver(outbound):
+        for to, message in outbound:
+            wires[to].send(message)
+
+    for step in ["join", "join", "leave 0", "join", "join", "leave 1", "leave 2"]:
+        if step == "join":
+            peer = server.enter([f"{len(log)}/0", f"{len(log)}/1"])
+            log.append(peer)
+            wires[peer], views[peer], events[peer] = Wire(), FramedClient(), []
+            deliver(server.spell_out(server.greet([peer])))
+        else:
+            deliver(server.leave(int(step.split()[1])))
+    for peer, wire in wires.items():
+        while wire.messages:
+            events[peer] += views[peer].receive(*wire.read(cuts.randint(1, 50)))
+        assert list(views[peer].unclaimed()) == []
+    assert log == [0, 1, 0, 2]
+    assert events[0] == [
+        Initialized(0, NUMBERS, "memory"),
+        *(
+            VectorConnected(peer, vector, f"{at}/{vector}")
+            for peer, at in ((1, 1), (0, 2), (2, 3))
+            for vector in (0, 1)
+        ),
+        PeerLeft(1),
+        PeerLeft(2),
+    ]
+
+
+GREETING = Frame.init(0, NUMBERS, "memory")
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        ([Frame.event_fd(0, 0, "x")], "invalid initial info"),
+        ([Frame(0, GREETING.body[:-1], ("memory",))], "INIT of 39 bytes"),
+        (
+            [Frame(0, GREETING.body[:4] + b"\3\0\0\0" + GREETING.body[8:], ("memory",))],
+            "compatible version 3, expecting 2",
+        ),
+        ([Frame.init(70000, NUMBERS, "memory")], "server sent invalid ID"),
+        ([Frame.init(3, NUMBERS, "memory")], "ID 3 of 3 peers"),
+        ([Frame.init(0, NUMBERS._replace(vectors=1025), "memory")], "invalid number of vectors message: 1025"),
+        ([Frame.init(0, NUMBERS._replace(max_peers=1), "memory")], "of 1 peers"),
+        ([Frame(0, GREETING.body)], "without the shared memory"),
+        ([GREETING, Frame.event_fd(1, 1, "x")], "Received vector 1 out of order"),
+        (
+            [GREETING, *(Frame.event_fd(1, vector, "x") for vector in range(3))],
+            "Too many eventfd received, device has 2",
+        ),
+        ([GREETING, Frame.event_fd(3, 0, "x")], "invalid peer 3"),
+        ([GREETING, Frame(1, bytes(8))], "without an eventfd"),
+        ([GREETING, Frame.peer_gone(0)], "invalid peer 0"),
+        ([GREETING, Frame.peer_gone(1)], "invalid peer 1"),
+        ([GREETING, Frame.event_fd(1, 0, "x"), Frame.peer_gone(1), Frame.peer_gone(1)], "invalid peer 1"),
+        ([GREETING, Frame(7, b"")], "invalid message, type 7"),
+    ],
+)
+def test_what_a_server_may_not_say(frames, words):
+    client, wire = FramedClient(), Wire()
+    for frame in frames:
+        wire.send(frame)
+    taken = []
+
+    def read_all():
+        while wire.messages:
+            taken.extend(client.receive(*wire.read(64)))
+
+    with pytest.raises(RemoteProtocolError, match=words):
+        read_all()
+    held = sum(len(frame.descriptors) for frame in frames)
+    carried = sum(isinstance(event, Initialized | VectorConnected) for event in taken)
+    assert carried + len(list(client.unclaimed())) == held
+
+
+def test_surplus_bytes_of_a_message_are_skipped():
+    client = FramedClient()
+    longer = Frame(0, GREETING.body + b"more", ("memory",))
+    assert list(client.receive(longer.encode(), ["memory"])) == [Initialized(0, NUMBERS, "memory")]
+
+
+def test_a_second_descriptor_of_a_message_is_reported():
+    client = FramedClient()
+    events = list(client.receive(GREETING.encode(), ["memory", "other"]))
+    assert isinstance(events[1], Ignored)
+    assert events[1].descriptors == ("other",)
+
+
+def test_a_server_of_version_0_is_named():
+    with pytest.raises(RemoteProtocolError, match="speaks version 0"):
+        list(FramedClient().receive(bytes(8)))
+
+
+def test_a_server_that_leaves_before_init_is_an_error():
+    with pytest.raises(RemoteProtocolError, match="before it sent INIT"):
+        FramedClient().end()
