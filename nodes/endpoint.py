@@ -13,7 +13,7 @@ from nodes.errors import RemoteProtocolError
 from nodes.peer_table import Line, PeerTable
 from nodes.vm import Vm
 from nodes.wire.client import Assigned, Client, Event, Ignored, MemoryShared, PeerLeft, VectorConnected
-from nodes.wire.protocol import PEERS_MAX, Dialect, Message
+from nodes.wire.protocol import MESSAGE_BYTES, PEERS_MAX, Dialect, Message
 
 __all__ = ["Endpoint"]
 
@@ -82,6 +82,11 @@ class Endpoint:
     def missing_bytes(self) -> int:
         """How many bytes the next message, or the rest of one, has."""
         return self._client.missing_bytes
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether only whole messages of `MESSAGE_BYTES` come now, so that `receive_vectors` can take many at once."""
+        return self.is_set_up and self.missing_bytes == MESSAGE_BYTES
 
     def receive(self, data: bytes, descriptors: Sequence[Line] = ()) -> None:
         """Take in what the server has sent; the descriptors belong to the endpoint from now on.
@@ -160,6 +165,6 @@ class Endpoint:
         self._adopt(line)
         if not self._vm.connect(peer, vector, line):
             self._release(line)
-        elif peer == self._client.peer:
+        elif peer == self.peer:
             self.own[line] = vector
             self._on_own(line)

@@ -1,10 +1,12 @@
-"""The choice of a machine's `Endpoint`: that of QEMU 1.1 for the device of 2012, that of today for all others."""
+"""The choice of a machine's `Endpoint`: that of QEMU 1.1, that of ivshmem v2, or that of today for all others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from nodes.device.qemu_1_1.endpoint import Qemu11Endpoint
+from nodes.device.v2.device import IvshmemV2
+from nodes.device.v2.endpoint import EndpointV2
 from nodes.endpoint import Endpoint
 from nodes.peer_table import Line, PeerTable
 from nodes.vm import Vm
@@ -35,6 +37,8 @@ def make_endpoint(
         duplicate: as of `Qemu11Endpoint`; by default the same number, where descriptors are plain numbers.
         size_bytes: as of `Qemu11Endpoint`; by default every memory is large enough.
     """
+    if isinstance(vm.device, IvshmemV2):
+        return EndpointV2(vm, peers, place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)
     if vm.device.profile.client != "2012":
         return Endpoint(vm, peers, place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)
     return Qemu11Endpoint(

@@ -27,6 +27,7 @@ from typing import NamedTuple, Protocol, cast
 
 from nodes.device import driver
 from nodes.device.ivshmem import Ivshmem
+from nodes.device.v2.sections import Sections
 from nodes.doorbells import Burst, Doorbells
 from nodes.errors import GuestError
 from nodes.load import STEADY
@@ -195,6 +196,33 @@ class Guest:
     def vectors_of(self, peer: int) -> int:
         """How many vectors of one peer can be rung now; 0 when it is not connected."""
         return self.device.peers.vectors(peer)
+
+    @property
+    def sections(self) -> Sections:
+        """The memory of an ivshmem v2 device: State Table, read/write section, output sections.
+
+        Raises:
+            GuestError: the device has none.
+        """
+        if self.device.sections is None:
+            raise GuestError("this device has no sections: it is not of ivshmem v2, or has no memory yet")
+        return self.device.sections
+
+    def set_state(self, value: int) -> None:
+        """Write the State register of an ivshmem v2 device: a change interrupts all other peers by vector 0.
+
+        Raises:
+            GuestError: the device has no such register.
+        """
+        driver.set_state(self.device, value)
+
+    def enable_interrupts(self, *, enabled: bool = True) -> None:
+        """Write the Interrupt Control register of an ivshmem v2 device.
+
+        Raises:
+            GuestError: the device has no such register.
+        """
+        driver.enable_interrupts(self.device, enabled=enabled)
 
     def burst(self, doorbells: Sequence[tuple[int, int]]) -> Burst:
         """Prepare (peer, vector) pairs that ``burst.ring()`` rings together: the fastest way to ring many."""

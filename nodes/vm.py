@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from nodes.device import driver
-from nodes.device.effects import DeviceWarning, IntxLevel, MsixMessage
+from nodes.device.devices import make_device
+from nodes.device.effects import DeviceWarning, IntxLevel, IntxPulse, MsixMessage
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.profiles import Profile
 from nodes.doorbells import Doorbells, Ledger
@@ -205,7 +206,7 @@ class Vm:
 
     def make_device(self, profile: Profile, *, vectors: int, role: str, size_bytes: int | None) -> Ivshmem:
         """A device whose doorbells ring through this machine's `doorbells`."""
-        return Ivshmem(
+        return make_device(
             profile,
             vectors=vectors,
             role=role,
@@ -286,6 +287,9 @@ class Vm:
                 match effects.popleft():
                     case MsixMessage(vector=vector):
                         self._interrupt(vector, count, drained=drained)
+                        count, drained = 1, False
+                    case IntxPulse():
+                        self._interrupt(0, count, drained=drained)
                         count, drained = 1, False
                     case IntxLevel(asserted=True) if self.device.intx_level:
                         self._interrupt(0, count, drained=drained)

@@ -12,9 +12,10 @@ from nodes.device.ivshmem import Ivshmem
 from nodes.device.msix import CAPABILITY_ID, CONTROL, CONTROL_ENABLE, ENTRY_BYTES, MASKED, Msix
 from nodes.device.pci import CAPABILITIES, STATUS, STATUS_CAPABILITIES, assign_resources
 from nodes.device.profile import DOORBELL
+from nodes.device.v2.profiles import INTERRUPT_CONTROL, STATE, ProfileV2
 from nodes.errors import GuestError
 
-__all__ = ["is_pending", "probe", "ring", "set_mask"]
+__all__ = ["enable_interrupts", "is_pending", "probe", "ring", "set_mask", "set_state"]
 
 MSI_ADDRESS = 0xFEE00000  # the local APIC's window, Intel SDM vol. 3, 10.11.1
 ID_LIMIT = 1 << 16
@@ -63,6 +64,31 @@ def ring(device: Ivshmem, peer: int, vector: int) -> None:
         raise GuestError(f"a doorbell names a peer and a vector of 0..65535 each, not peer {peer}, vector {vector}")
     profile = device.profile
     device.bar_write(profile.registers_bar, profile.registers.offset_of(DOORBELL), 4, peer << 16 | vector)
+
+
+def set_state(device: Ivshmem, value: int) -> None:
+    """Write the State register (ivshmem v2).
+
+    Raises:
+        GuestError: the device has none.
+    """
+    _write_v2(device, STATE, value)
+
+
+def enable_interrupts(device: Ivshmem, *, enabled: bool) -> None:
+    """Write the Interrupt Control register (ivshmem v2).
+
+    Raises:
+        GuestError: the device has none.
+    """
+    _write_v2(device, INTERRUPT_CONTROL, int(enabled))
+
+
+def _write_v2(device: Ivshmem, name: str, value: int) -> None:
+    profile = device.profile
+    if not isinstance(profile, ProfileV2):
+        raise GuestError(f"a {profile.name} has no register {name}: it is not of ivshmem v2")
+    device.bar_write(profile.registers_bar, profile.registers.offset_of(name), 4, value)
 
 
 def set_mask(device: Ivshmem, vector: int, *, masked: bool) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nodes.device.msix import MsixMessage
 
-__all__ = ["DeviceWarning", "Effect", "IntxLevel", "MsixMessage"]
+__all__ = ["DeviceWarning", "Effect", "IntxLevel", "IntxPulse", "MsixMessage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +17,15 @@ class IntxLevel:
 
 
 @dataclass(frozen=True, slots=True)
+class IntxPulse:
+    """The legacy interrupt line of ivshmem v2 was pulsed: it has no status that holds it."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceWarning:
     """A line that the real device prints on stderr."""
 
     text: str
 
 
-Effect = MsixMessage | IntxLevel | DeviceWarning
+Effect = MsixMessage | IntxLevel | IntxPulse | DeviceWarning

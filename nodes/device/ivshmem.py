@@ -21,11 +21,13 @@ from nodes.device.pci import (
     COMMAND_INTX_DISABLE,
     COMMAND_MEMORY,
     Bar,
+    Capability,
     ConfigSpace,
     Identity,
 )
 from nodes.device.profile import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, DoorbellMatch, Profile, Quirk
 from nodes.device.registers import RegisterFile, Window, check_access
+from nodes.device.v2.sections import Sections
 from nodes.errors import GuestError, ModelledFault, RemoteProtocolError, UsageError
 from nodes.peer_table import Line, PeerTable
 
@@ -78,6 +80,7 @@ class Ivshmem:
         self._on_decode = on_decode
         self.peer: int | None = None
         self.memory: memoryview | None = None
+        self.sections: Sections | None = None  # only ivshmem v2 has them
         self.position_hidden = False  # set by the client of QEMU 1.1, Quirk.DESCRIPTOR_ZERO_UNMAPPED
         self.rung_doorbells = 0
         self.ignored_doorbells = 0
@@ -88,16 +91,7 @@ class Ivshmem:
         self.fires: list[bool] = self.msix.fires if self.msix else [False] * self.vectors
         self.config = self._make_config()
         self._decodes = self.config.command & COMMAND_MEMORY
-        self.registers = RegisterFile(
-            profile.registers,
-            reads={IV_POSITION: self._position},
-            written={
-                INTR_MASK: lambda _: self._update_intx(),
-                INTR_STATUS: lambda _: self._update_intx(),
-                DOORBELL: self._doorbell,
-            },
-            cleared={INTR_STATUS: self._update_intx},
-        )
+        self.registers = self._make_registers()
         self._doorbell_offset = profile.registers.offset_of(DOORBELL)
         self._window = Window(
             profile.registers.size_bytes,
@@ -111,10 +105,28 @@ class Ivshmem:
         if size_bytes is not None and not self._no_memory:
             self._add_memory_bar(size_bytes)
 
+    def _make_registers(self) -> RegisterFile:
+        return RegisterFile(
+            self.profile.registers,
+            reads={IV_POSITION: self._position},
+            written={
+                INTR_MASK: lambda _: self._update_intx(),
+                INTR_STATUS: lambda _: self._update_intx(),
+                DOORBELL: self._doorbell,
+            },
+            cleared={INTR_STATUS: self._update_intx},
+        )
+
+    def _msix_layout(self, vectors: int) -> Layout:
+        return Layout.exclusive(vectors, self.profile.msix_bar, self.profile.msix_limit)
+
+    def _capabilities(self) -> list[Capability]:
+        return [self.msix.layout.capability(self.profile.msix_capability)] if self.msix else []
+
     def _make_msix(self, vectors: int) -> Msix:
         profile = self.profile
         return Msix(
-            Layout.exclusive(vectors, profile.msix_bar, profile.msix_limit),
+            self._msix_layout(vectors),
             self.effects.append,
             masked=profile.ring_while_masked,
             disabled=profile.ring_while_disabled,
@@ -135,7 +147,7 @@ class Ivshmem:
                 profile.subsystem,
                 profile.interrupt_pin,
             ),
-            capabilities=[self.msix.layout.capability(profile.msix_capability)] if self.msix else [],
+            capabilities=self._capabilities(),
             command_mask=profile.command_mask,
             writable_from=profile.config_writable_from,
         )
@@ -220,12 +232,16 @@ class Ivshmem:
             if self.profile.doorbell_match is not DoorbellMatch.WRITE or not self._match(offset, size_bytes, value):
                 self._window.write(offset, size_bytes, value)
         elif bar == self.profile.memory_bar:
-            if self.memory is not None:
-                part = self.memory[offset : offset + size_bytes]
-                part[:] = value.to_bytes(size_bytes, "little")[: len(part)]
+            self._store(offset, size_bytes, value)
         else:
             assert self.msix is not None
             self.msix.window.write(offset, size_bytes, value)
+
+    def _store(self, offset: int, size_bytes: int, value: int) -> None:
+        """Take a write to the memory BAR."""
+        if self.memory is not None:
+            part = self.memory[offset : offset + size_bytes]
+            part[:] = value.to_bytes(size_bytes, "little")[: len(part)]
 
     def _check_bar(self, bar: int) -> None:
         if bar not in self.config.bars:

@@ -111,6 +111,7 @@ class Msix:
         "enabled",
         "fires",
         "function_masked",
+        "gate",
         "kept",
         "layout",
         "pending",
@@ -143,6 +144,7 @@ class Msix:
         self.enabled = False
         self.function_masked = False
         self.bus_master = False
+        self.gate = True
         self.fires = [False] * layout.vectors
         self.window = Window(layout.bar_bytes, rules, self._read_piece, self._write_piece)
         self._mask_all()
@@ -199,7 +201,7 @@ class Msix:
         return not self.enabled or self.function_masked or self._entry_masked(vector)
 
     def _refresh(self, vectors: Iterable[int] | None = None) -> None:
-        opened = self.enabled and not self.function_masked and self.bus_master
+        opened = self.enabled and not self.function_masked and self.bus_master and self.gate
         for vector in range(self.layout.vectors) if vectors is None else vectors:
             self.fires[vector] = opened and self.used[vector] and not self._entry_masked(vector)
 
@@ -257,6 +259,12 @@ class Msix:
         elif fate is Undelivered.KEEP:
             self.kept |= 1 << vector
         return fate
+
+    def open_gate(self, opened: bool) -> None:
+        """Let vectors fire, or not: a register of the device (ivshmem v2, Interrupt Control) may hold all back."""
+        if opened != self.gate:
+            self.gate = opened
+            self._refresh()
 
     def use(self, used: bool) -> None:
         """Mark all vectors as in use or not; a vector that is not in use drops its interrupts (msix_vector_use)."""

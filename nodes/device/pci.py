@@ -158,6 +158,14 @@ class ConfigSpace:
         """Show the function's INTx state in the status register (PCI 3.0, 6.2.3, bit 3)."""
         self.data[STATUS] = (self.data[STATUS] & ~STATUS_INTERRUPT) | (STATUS_INTERRUPT if asserted else 0)
 
+    def fix(self, offset: int, size_bytes: int, value: int) -> None:
+        """Set a field that the guest cannot write; a reset keeps it."""
+        self._put(offset, size_bytes, value)
+        if offset < HEADER_BYTES:
+            identity = bytearray(self._identity)
+            identity[offset : offset + size_bytes] = value.to_bytes(size_bytes, "little")
+            self._identity = bytes(identity)
+
     def preset_command(self, value: int) -> None:
         """Set the command register, regardless of its write mask."""
         self._put(COMMAND, 2, value)

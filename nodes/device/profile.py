@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from enum import Enum, IntEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, TypeVar, overload
 
 from nodes.device.msix import Undelivered
 from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, COMMAND_SERR
@@ -110,6 +110,9 @@ class Profile:
     ``load_refusal`` is the error of a device that is not a master, ``ram_block`` the name of the memory's RAM block.
     """
 
+    version: ClassVar[int] = 1
+    """The version of ivshmem."""
+
     name: str
     summary: str
     # Identity.
@@ -187,9 +190,25 @@ class Profile:
         return tuple(field.name for field in fields(cls) if field.name not in ("name", "summary", "sources"))
 
 
-def make_profile(name: str, summary: str, base: Profile | None, /, **cells: tuple[Any, str]) -> Profile:
-    """A profile from ``cells``, each a (value, source), on top of the cells of ``base``."""
-    values = {cell: getattr(base, cell) for cell in Profile.cells()} if base else {}
+P = TypeVar("P", bound=Profile)
+
+
+@overload
+def make_profile(name: str, summary: str, base: Profile | None, /, **cells: tuple[Any, str]) -> Profile: ...
+
+
+@overload
+def make_profile(name: str, summary: str, base: P | None, kind: type[P], /, **cells: tuple[Any, str]) -> P: ...
+
+
+def make_profile(
+    name: str, summary: str, base: Profile | None, kind: type[Profile] = Profile, /, **cells: tuple[Any, str]
+) -> Profile:
+    """A profile from ``cells``, each a (value, source), on top of the cells of ``base``.
+
+    ``kind`` is the class: one of another family has further cells.
+    """
+    values = {cell: getattr(base, cell) for cell in kind.cells()} if base else {}
     values |= {cell: value for cell, (value, _) in cells.items()}
     sources = {**(base.sources if base else {}), **{cell: source for cell, (_, source) in cells.items()}}
-    return Profile(name=name, summary=summary, sources=MappingProxyType(sources), **values)
+    return kind(name=name, summary=summary, sources=MappingProxyType(sources), **values)

@@ -25,6 +25,7 @@ from nodes.device.profile import (
 )
 from nodes.device.qemu_1_1.profiles import VARIANTS
 from nodes.device.registers import AccessRules, Unfit
+from nodes.device.v2.profiles import JAILHOUSE_V2, JAILHOUSE_V2_INTX, QEMU_V2
 from nodes.errors import UsageError
 
 __all__ = ["DOORBELL", "INTR_MASK", "INTR_STATUS", "IV_POSITION", "PROFILES", "Profile", "Quirk", "profile"]
@@ -169,7 +170,13 @@ ACRN = make_profile(
 )
 
 PROFILES: Mapping[str, Profile] = MappingProxyType(
-    {each.name: each for each in (QEMU_DOORBELL, QEMU_DOORBELL_KVM, QEMU_PLAIN, *VARIANTS.values(), ACRN)}
+    {
+        each.name: each
+        for each in (
+            *(QEMU_DOORBELL, QEMU_DOORBELL_KVM, QEMU_PLAIN, *VARIANTS.values(), ACRN),
+            *(QEMU_V2, JAILHOUSE_V2, JAILHOUSE_V2_INTX),
+        )
+    }
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from nodes.device import migration
+from nodes.device.devices import make_device
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.msix import CAPABILITY_ID
 from nodes.device.pci import (
@@ -25,6 +26,7 @@ from nodes.device.pci import (
 from nodes.device.profiles import Profile
 from nodes.device.qemu_1_1.profiles import occurrence
 from nodes.device.registers import AccessRules, RegisterMap
+from nodes.device.v2.device import VENDOR_CAPABILITY
 
 __all__ = ["datasheet", "summary"]
 
@@ -45,6 +47,17 @@ HEADER_FIELDS = (
 )
 CAPABILITY_FIELDS = {
     CAPABILITY_ID: ((2, 2, "message control"), (4, 4, "table offset, BAR"), (8, 4, "pending bits offset, BAR")),
+    VENDOR_CAPABILITY: (
+        (2, 1, "length"),
+        (3, 1, "privileged control, bit 0: one-shot"),
+        (4, 4, "size of the State Table"),
+        (8, 4, "size of the read/write section"),
+        (12, 4, "size of the read/write section, upper half"),
+        (16, 4, "size of each output section"),
+        (20, 4, "size of each output section, upper half"),
+        (24, 4, "base address"),
+        (28, 4, "base address, upper half"),
+    ),
 }
 """The fields after the ID and the next pointer of a capability: (offset, size in bytes, name)."""
 
@@ -63,7 +76,7 @@ def datasheet(profile: Profile, *, vectors: int | None = None, memory_bytes: int
         UsageError: a number of vectors or a size that the device cannot have.
     """
     shown = vectors or profile.fixed_vectors or EXAMPLE_VECTORS
-    device = Ivshmem(profile, vectors=shown, ring=lambda peer, vector: None)
+    device = make_device(profile, vectors=shown, ring=lambda peer, vector: None)
     device.set_memory(memoryview(bytearray(memory_bytes or profile.memory_default_bytes)))
     sections = [
         ("", [f"{profile.name}: {profile.summary}"]),
@@ -115,6 +128,8 @@ def _config_fields(device: Ivshmem) -> Iterator[tuple[int, int, str]]:
     for capability in device.config.capabilities:
         fields.append((capability.offset, 2, f"{capability.name}: capability ID, next"))
         for at, size, name in CAPABILITY_FIELDS.get(capability.identifier, ()):
+            if at >= 2 + len(capability.body):
+                continue  # the vendor capability has a base address only where there is no BAR for the memory
             fields.append((capability.offset + at, size, f"{capability.name}: {name}"))
     return iter(sorted(fields))
 
@@ -136,11 +151,12 @@ def _bar_kind(bar: Bar) -> str:
 
 
 def _registers(registers: RegisterMap, rules: AccessRules) -> Iterator[str]:
-    yield "  offset      reset       name        access"
+    width = max(10, *(len(register.name) for register in registers.registers))
+    yield f"  offset      reset       {'name':<{width}}  access"
     for register in registers.registers:
         last = f"..{register.end - 1:#04x}" if register.words > 1 else ""
         place = f"{register.offset:#04x}{last}"
-        yield f"  {place:<10}  {register.reset:#010x}  {register.name:<10}  {register.access.value}: {register.text}"
+        yield f"  {place:<10}  {register.reset:#010x}  {register.name:<{width}}  {register.access.value}: {register.text}"
     yield f"  accesses: {rules.describe()}"
 
 
@@ -165,7 +181,7 @@ SHOWN_ELSEWHERE = {"registers", "registers_rules", "msix_rules", "stream", "quir
 
 
 def _behaviour(profile: Profile) -> Iterator[str]:
-    for cell in Profile.cells():
+    for cell in profile.cells():
         if cell not in SHOWN_ELSEWHERE:
             value = getattr(profile, cell)
             counted = cell.endswith(("_bytes", "_bits", "_limit"))

@@ -13,7 +13,7 @@ from nodes.endpoints import make_endpoint
 from nodes.errors import HostError, UsageError
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm
-from nodes.wire.protocol import MESSAGE_BYTES, Dialect
+from nodes.wire.protocol import Dialect
 from sim.kernel.channel import Channel
 from sim.kernel.eventfd import EventFd
 from sim.kernel.memory import map_region
@@ -135,7 +135,7 @@ class Connection:
 
     def _receive(self) -> ReceivedMessages | list[tuple[bytes, list[int]]] | None:
         """One message until the greeting is over and between the pieces of one, then as many as there are."""
-        if self._endpoint.is_set_up and self._endpoint.missing_bytes == MESSAGE_BYTES:
+        if self._endpoint.takes_many:
             return self._channel.receive_many()
         received = self._channel.receive(self._endpoint.missing_bytes)
         return None if received is None else [received]

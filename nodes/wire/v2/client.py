@@ -20,7 +20,7 @@ from nodes.wire.v2.protocol import (
     DomainNumbers,
     Frame,
     FrameDecoder,
-    Kind,
+    FrameKind,
     decode_init,
 )
 
@@ -108,15 +108,15 @@ class FramedClient(Generic[D]):
         if self.numbers is None:
             return self._initialize(frame)
         match frame.kind:
-            case Kind.EVENT_FD:
+            case FrameKind.EVENT_FD:
                 return self._connect(frame)
-            case Kind.PEER_GONE:
+            case FrameKind.PEER_GONE:
                 return self._leave(frame)
             case kind:
                 raise RemoteProtocolError(f"invalid message, type {kind}")
 
     def _initialize(self, frame: Frame[D]) -> FramedEvent[D]:
-        if frame.kind != Kind.INIT:
+        if frame.kind != FrameKind.INIT:
             raise RemoteProtocolError(f"server sent invalid initial info: type {frame.kind}")
         compatible, peer, numbers = decode_init(frame)
         if compatible != VERSION:

@@ -33,7 +33,7 @@ __all__ = [
     "DomainNumbers",
     "Frame",
     "FrameDecoder",
-    "Kind",
+    "FrameKind",
     "decode_init",
     "protocol_of",
 ]
@@ -53,7 +53,7 @@ _PAIR = struct.Struct("<2I")
 _ID = struct.Struct("<I")
 
 
-class Kind(IntEnum):
+class FrameKind(IntEnum):
     """The type of a message."""
 
     INIT = 0
@@ -61,14 +61,14 @@ class Kind(IntEnum):
     PEER_GONE = 2
 
 
-BODY_BYTES = {Kind.INIT: _INIT.size, Kind.EVENT_FD: _PAIR.size, Kind.PEER_GONE: _ID.size}
+BODY_BYTES = {FrameKind.INIT: _INIT.size, FrameKind.EVENT_FD: _PAIR.size, FrameKind.PEER_GONE: _ID.size}
 
 V2 = Dialect(
     "v2",
     (Step.INIT, Step.ANNOUNCE, Step.PEERS, Step.OWN),
     "the QEMU fork's contrib/ivshmem2-server/ivshmem2-server.c, version 2",
-    vector_bytes=HEADER_BYTES + BODY_BYTES[Kind.EVENT_FD],
-    leave_bytes=HEADER_BYTES + BODY_BYTES[Kind.PEER_GONE],
+    vector_bytes=HEADER_BYTES + BODY_BYTES[FrameKind.EVENT_FD],
+    leave_bytes=HEADER_BYTES + BODY_BYTES[FrameKind.PEER_GONE],
 )
 
 
@@ -104,17 +104,17 @@ class Frame(Message[D]):
         """The greeting, with the shared memory."""
         max_peers, vectors, protocol, output_bytes = numbers
         body = _INIT.pack(VERSION, VERSION, peer, max_peers, vectors, protocol, output_bytes)
-        return cls(Kind.INIT, body, (memory,))
+        return cls(FrameKind.INIT, body, (memory,))
 
     @classmethod
     def event_fd(cls, peer: int, vector: int, line: D) -> Frame[D]:
         """A vector of a peer."""
-        return cls(Kind.EVENT_FD, _PAIR.pack(peer, vector), (line,))
+        return cls(FrameKind.EVENT_FD, _PAIR.pack(peer, vector), (line,))
 
     @classmethod
     def peer_gone(cls, peer: int) -> Frame[D]:
         """A peer has left."""
-        return cls(Kind.PEER_GONE, _ID.pack(peer))
+        return cls(FrameKind.PEER_GONE, _ID.pack(peer))
 
     def fields(self) -> tuple[int, ...]:
         """The numbers of a message of a known type; what follows them is skipped, as ivshmem2.c skips it.
@@ -122,11 +122,11 @@ class Frame(Message[D]):
         Raises:
             RemoteProtocolError: the message is too short for its type.
         """
-        kind = Kind(self.kind)
+        kind = FrameKind(self.kind)
         if len(self.body) < BODY_BYTES[kind]:
             got, expected = HEADER_BYTES + len(self.body), HEADER_BYTES + BODY_BYTES[kind]
             raise RemoteProtocolError(f"server sent {kind.name} of {got} bytes, expected {expected}")
-        layout = {Kind.INIT: _INIT, Kind.EVENT_FD: _PAIR, Kind.PEER_GONE: _ID}[kind]
+        layout = {FrameKind.INIT: _INIT, FrameKind.EVENT_FD: _PAIR, FrameKind.PEER_GONE: _ID}[kind]
         return layout.unpack_from(self.body)
 
 

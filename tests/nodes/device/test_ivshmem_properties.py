@@ -10,13 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.device.effects import DeviceWarning, IntxLevel, MsixMessage
+from nodes.device.devices import make_device
+from nodes.device.effects import DeviceWarning, IntxLevel, IntxPulse, MsixMessage
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import PROFILES, Profile, Quirk, profile
 from nodes.device.qemu_1_1.client import Qemu11Client
 from nodes.device.qemu_1_1.properties import DeviceExitError, Properties, realize
+from nodes.device.v2.device import IvshmemV2
 from nodes.errors import GuestError, ModelledFault, RemoteProtocolError
+from nodes.wire.v2.protocol import DomainNumbers
 
 VECTORS = 2
 MEMORY_BYTES = 4096
@@ -46,12 +49,15 @@ DECLARED = (GuestError, ModelledFault, RemoteProtocolError)
 
 
 def made_of(made: Profile, rung: list[tuple[int, int]]) -> Ivshmem:
-    device = Ivshmem(
+    device = make_device(
         made,
         vectors=made.fixed_vectors or VECTORS,
         ring=lambda peer, vector: rung.append((peer, vector)),
         size_bytes=MEMORY_BYTES,
     )
+    if isinstance(device, IvshmemV2):
+        device.initialize(DomainNumbers(4, VECTORS, 1, 0))
+        device.set_peer(1)
     device.set_memory(memoryview(bytearray(MEMORY_BYTES)))
     assign_resources(device.config.bars.values(), device.config_write)
     return device
@@ -81,7 +87,7 @@ def test_only_declared_errors_and_no_wrong_line(made: Profile, steps: list[tuple
             assert rung in ([(value >> 16, value & mask)], [(value >> 16, value & 0xFFFF)])
         rung.clear()
         assert device.fires is fires
-        assert all(isinstance(effect, MsixMessage | IntxLevel | DeviceWarning) for effect in device.effects)
+        assert all(isinstance(effect, MsixMessage | IntxLevel | IntxPulse | DeviceWarning) for effect in device.effects)
         levels = [effect.asserted for effect in device.effects if isinstance(effect, IntxLevel)]
         assert all(before != after for before, after in pairwise(levels))
     assert device.memory is not None

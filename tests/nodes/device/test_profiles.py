@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 @pytest.mark.parametrize("made", PROFILES.values(), ids=lambda made: made.name)
 def test_every_cell_has_a_source(made: Profile) -> None:
-    assert set(made.sources) == set(Profile.cells())
+    assert set(made.sources) == set(made.cells())
     assert all(source.strip() for source in made.sources.values())
 
 
@@ -42,6 +42,7 @@ def test_the_profiles() -> None:
     assert set(PROFILES) == {
         *("qemu-doorbell", "qemu-doorbell-kvm", "qemu-plain"),
         *("qemu-1.1", "qemu-1.1-intx", "qemu-1.1-shm", "qemu-1.1-shm-intx", "acrn"),
+        *("qemu-v2", "jailhouse-v2", "jailhouse-v2-intx"),
     }
     for name, made in PROFILES.items():
         assert profile(name) is made
@@ -250,7 +251,7 @@ def test_position_before_setup(name: str, position: int) -> None:
     assert device.bar_read(0, 8, 4) == position
 
 
-@pytest.mark.parametrize("name", list(PROFILES))
+@pytest.mark.parametrize("name", [name for name, made in PROFILES.items() if made.version == 1])
 def test_nothing_answers_without_memory_decode(name: str) -> None:
     device = made_of(name, vectors=1)
     device.bar_write(0, 0, 4, 5)

@@ -1,0 +1,31 @@
+"""The choice of a device for a profile: a second family is a class of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nodes.device.ivshmem import Ivshmem
+from nodes.device.profile import Profile
+from nodes.device.v2.device import IvshmemV2
+from nodes.device.v2.profiles import ProfileV2
+
+__all__ = ["make_device"]
+
+
+def make_device(
+    profile: Profile,
+    *,
+    vectors: int | None = None,
+    ring: Callable[[int, int], object],
+    role: str | None = None,
+    size_bytes: int | None = None,
+    on_decode: Callable[[], object] = lambda: None,
+) -> Ivshmem:
+    """Make the device of this profile; the arguments are those of `Ivshmem`.
+
+    Raises:
+        UsageError: as `Ivshmem`.
+    """
+    if isinstance(profile, ProfileV2):
+        return IvshmemV2(profile, vectors=vectors, ring=ring, role=role, size_bytes=size_bytes, on_decode=on_decode)
+    return Ivshmem(profile, vectors=vectors, ring=ring, role=role, size_bytes=size_bytes, on_decode=on_decode)
