@@ -193,6 +193,7 @@ def _ending(end: RunEnd, machines: LiveMachines) -> Ending:
         phases=[Phase(*phase) for phase in end.phases],
         identities=[identity for each in machines.incarnations for identity in each.identities],
         moves=[move for each in machines.incarnations for move in each.moves],
+        stays=machines.shared_stays(),
     )
 
 

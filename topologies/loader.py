@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
+from topologies.domain import MAIN_DOMAIN, Domain, Memory
 from topologies.guest_image import GUEST_PROGRAM
 from topologies.language.document import Document, override_texts, parse, read_text
 from topologies.language.matrix import read_matrix, try_values
@@ -24,7 +25,7 @@ from topologies.language.sizes import (
 from topologies.language.tables import File, Size
 from topologies.language.toml_positions import Path
 from topologies.language.values import describe
-from topologies.model import MAIN_DOMAIN, Chaos, Domain, Group, Machine, Memory, RunSettings, Topology
+from topologies.model import Chaos, Group, Machine, RunSettings, Topology
 from topologies.resolve.arguments import Arguments, check_offsets, read_arguments
 from topologies.resolve.conditions import read_expectations
 from topologies.resolve.guests import check_guests, read_guest
@@ -35,6 +36,7 @@ from topologies.resolve.programs import ProgramFiles
 from topologies.resolve.references import References
 from topologies.resolve.settings import Settings
 from topologies.resolve.timeline import read_timeline
+from topologies.resolve.versions import read_version, settle_versions
 
 __all__ = ["load", "loads", "shipped"]
 
@@ -140,6 +142,7 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
     resolved = read_machines(fields, list(domains), programs, report)
     if resolved is None:
         return None
+    settle_versions(resolved, domains, report)
     seed = fields.get("seed", 1)
     references = References(resolved.names, resolved.settings, seed=seed, folder=folder, report=report)
     arguments = _arguments(resolved, references, domains, report)
@@ -218,7 +221,7 @@ def _domain(name: str, table: Mapping[str, Any], path: Path, report: Report) -> 
     if not {"size", "kind", "name"} <= table.keys() or report.has((*path, "name")):
         return None
     memory = Memory(size_bytes=size_bytes, kind=table["kind"], name=table["name"])
-    return Domain(name=name, memory=memory, dialect=table.get("dialect", "v0"))
+    return read_version(name, table, path, memory, report)
 
 
 def _arguments(
@@ -268,6 +271,7 @@ def _machine(resolved: ResolvedMachines, index: int, arguments: Mapping[int, Arg
         program=resolved.programs[values["program"]].name if guest is None else GUEST_PROGRAM,
         parameters=arguments[id(settings)].of(index) if guest is None else {},
         domains=values["domains"],
+        profiles=values.get("profiles", ()),
         present=not values["absent"],
         guest=guest,
         scheduling=values["scheduling"],

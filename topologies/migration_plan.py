@@ -19,7 +19,8 @@ from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import MigrationError
 from nodes.device.profiles import PROFILES
 from nodes.errors import UsageError
-from topologies.model import Domain, Machine, Topology
+from topologies.domain import Domain
+from topologies.model import Machine, Topology
 
 __all__ = ["MigrationPlan", "PlannedMachine", "Step", "make_device", "plan_migration", "several"]
 

@@ -3,7 +3,7 @@
     Topology
     ├── RunSettings    duration, sampling, what the death of a machine does
     ├── Phase          a part of that time, with a load of its own       (topologies.schedule)
-    ├── Domain         a shared memory with its own server
+    ├── Domain         a shared memory with its own server       (topologies.domain)
     ├── Group          equal machines, as the file has them
     ├── Machine        one simulated VM, with index, name and resolved parameters
     ├── TimelineEntry  an action, its time and its machines              (topologies.schedule)
@@ -21,19 +21,17 @@ import msgspec
 from msgspec import Meta, Struct
 
 from nodes.errors import UsageError
+from topologies.domain import MAIN_DOMAIN, Domain, Memory
 from topologies.guest_image import GuestImage
-from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES
 from topologies.language.validated import NAME_PATTERN, Name, Validated
 from topologies.schedule import Expectation, Invariant, Phase, TimelineEntry
 
 __all__ = [
     "MAX_MACHINES",
     "MAX_NAME",
-    "Domain",
     "Group",
     "Machine",
     "Machines",
-    "Memory",
     "RunSettings",
     "Scheduling",
     "Topology",
@@ -89,16 +87,6 @@ ProgramName = Annotated[
         extra={"expected": "the name of a program: a shipped one, or package.module:function"},
     ),
 ]
-SizeBytes = Annotated[int, Meta(ge=MEMORY_SIZE_MIN_BYTES, le=MEMORY_SIZE_MAX_BYTES)]
-MemoryKind = Annotated[
-    Literal["shared_memory", "memfd"],
-    Meta(description="`shared_memory`: other programs can open it by name; `memfd`: sealed against shrinking."),
-]
-
-
-Dialect = Annotated[
-    Literal["v0", "legacy", "v0-shm-last"], Meta(description="The wire format of the server: today's, or an older one.")
-]
 Cpus = Annotated[
     tuple[Annotated[int, Meta(ge=0, le=8191)], ...], Meta(description="The CPUs that the machines may run on.")
 ]
@@ -111,7 +99,6 @@ Blockers = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...],
     Meta(description="Further reasons why the machines cannot migrate."),
 ]
-MAIN_DOMAIN = "main"
 
 
 class Machines(tuple[int, ...]):
@@ -199,32 +186,6 @@ class Chaos(Validated, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 1000.0
 
 
-class Memory(Validated, frozen=True, kw_only=True):
-    """The region behind BAR2 of every machine; ``size_bytes`` is a power of two, at least one page.
-
-    ``name`` is that of the segment in /dev/shm, for ``shared_memory`` only; "" leaves the choice to the run.
-    """
-
-    size_bytes: SizeBytes = 4 << 20
-    kind: MemoryKind = "shared_memory"
-    name: Annotated[str, Meta(pattern=rf"{NAME_PATTERN}|^\Z")] = ""
-
-    def __post_init__(self) -> None:
-        Validated.__post_init__(self)
-        if self.size_bytes & (self.size_bytes - 1):
-            raise UsageError(f"Memory.size_bytes: expected a power of two, got {self.size_bytes}")
-        if self.name and self.kind != "shared_memory":
-            raise UsageError(f"Memory.name: expected none for the kind {self.kind}, got {self.name!r}")
-
-
-class Domain(Validated, frozen=True, kw_only=True):
-    """A shared memory with a server of its own; most topologies have one, named ``main``."""
-
-    name: Name = MAIN_DOMAIN
-    memory: Memory = Memory()
-    dialect: Dialect = "v0"
-
-
 class Scheduling(Validated, frozen=True, kw_only=True):
     """How the kernel schedules a machine's process; without ``cpus``: on the CPUs of the coordinator."""
 
@@ -264,6 +225,7 @@ class Machine(Struct, frozen=True, kw_only=True):
         vectors: the vectors of each device.
         parameters: a typed value for every parameter of the program; names of machines have become `Machines`.
         domains: the machine has a device in each of them.
+        profiles: the profile of the device in each of ``domains``; () where all have ``profile``.
         guest: the image that it boots in a QEMU; None for a machine whose program is a function.
         blockers: reasons not to migrate besides those of the devices.
     """
@@ -277,12 +239,17 @@ class Machine(Struct, frozen=True, kw_only=True):
     program: str
     parameters: dict[str, Any]
     domains: tuple[str, ...] = (MAIN_DOMAIN,)
+    profiles: tuple[str, ...] = ()
     present: bool = True
     kind: MachineKind = "simulated"
     ready_timeout_s: ReadyTimeout = 60.0
     guest: GuestImage | None = None
     scheduling: Scheduling = Scheduling()
     blockers: tuple[str, ...] = ()
+
+    def profile_in(self, domain: str) -> str:
+        """The profile of the device in that domain."""
+        return self.profiles[self.domains.index(domain)] if self.profiles else self.profile
 
 
 class Topology(Struct, frozen=True, kw_only=True):

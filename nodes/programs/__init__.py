@@ -10,6 +10,19 @@ from nodes.programs.interrupt_handling import idle, moderate, poll
 from nodes.programs.numbered import numbered_storm, round_trip
 from nodes.programs.ping_echo import echo, ping
 from nodes.programs.relay import relay
+from nodes.programs.states import states
 from nodes.programs.traffic import storm, trace
 
-__all__ = ["echo", "idle", "moderate", "numbered_storm", "ping", "poll", "relay", "round_trip", "storm", "trace"]
+__all__ = [
+    "echo",
+    "idle",
+    "moderate",
+    "numbered_storm",
+    "ping",
+    "poll",
+    "relay",
+    "round_trip",
+    "states",
+    "storm",
+    "trace",
+]

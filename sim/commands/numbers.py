@@ -31,10 +31,12 @@ def number(_context: click.Context, _option: click.Parameter, given: str | None)
     return int(given, 16 if given[:2] in ("0x", "0X") else 10)
 
 
-def c_number(least: int, most: int) -> Callable[[click.Context, click.Parameter, str], int]:
+def c_number(least: int, most: int) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
     """A callback for a number within limits, as strtoull(3) reads it with base 0: 8, 0x8, or 010, which is octal."""
 
-    def convert(_context: click.Context, _option: click.Parameter, given: str) -> int:
+    def convert(_context: click.Context, _option: click.Parameter, given: str | None) -> int | None:
+        if given is None:
+            return None
         match = re.fullmatch(r"\s*\+?(?:(0[xX][0-9a-fA-F]{1,16})|(0[0-7]{0,22})|([1-9][0-9]{0,19}))", given)
         if match is None:
             raise click.BadParameter(f"expected a number such as 8, 0x8 or 010 (octal), got {given!r}")

@@ -10,8 +10,11 @@ from typing import Any
 
 import click
 
-from nodes.errors import HostError, UsageError
+from nodes.device.v2.sections import PAGE_BYTES, SectionLayout
+from nodes.errors import HostError, RemoteProtocolError, UsageError
 from nodes.wire.protocol import DIALECTS, PEERS_MAX, V0
+from nodes.wire.v2.protocol import V2, DomainNumbers
+from nodes.wire.v2.server import FramedServer
 from sim.commands.numbers import c_number
 from sim.commands.systemd import hidden_program, units
 from sim.exit_codes import FAILED, of_error
@@ -29,6 +32,8 @@ from topologies.language.sizes import (
 __all__ = ["serve"]
 
 VECTORS_MAX = 2048
+DEFAULT_PEERS = 2
+"""ivshmem2-server's default."""
 UID_MAX = (1 << 32) - 2  # the last one means "unchanged" (chown(2))
 MEMORY_NAME = "ivshmem"
 """ivshmem-server's default."""
@@ -43,6 +48,17 @@ def _size_bytes(_context: click.Context, _option: click.Parameter, given: str) -
     if not MEMORY_SIZE_MIN_BYTES <= size_bytes <= MEMORY_SIZE_MAX_BYTES:
         least, most = show_size(MEMORY_SIZE_MIN_BYTES), show_size(MEMORY_SIZE_MAX_BYTES)
         raise click.BadParameter(f"expected a size from {least} to {most}, got {given!r}")
+    return size_bytes
+
+
+def _output_bytes(_context: click.Context, _option: click.Parameter, given: str) -> int:
+    """Bytes, whole pages."""
+    try:
+        size_bytes = parse_size(given) if given != "0" else 0
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, got {given!r}") from None
+    if size_bytes % PAGE_BYTES:
+        raise click.BadParameter(f"expected whole pages of {PAGE_BYTES} bytes, got {given!r}")
     return size_bytes
 
 
@@ -113,12 +129,36 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
 )
 @click.option(
     "-n",
+    "count",
+    callback=c_number(0, PEERS_MAX),
+    metavar="NUMBER",
+    help="Eventfds of each client (default 1), as in ivshmem-server. With --dialect v2: the number of peers (default "
+    "2), as in ivshmem2-server.",
+)
+@click.option(
+    "-V",
     "--vectors",
     callback=c_number(1, VECTORS_MAX),
-    default="1",
+    metavar="NUMBER",
+    help="Eventfds of each client.  [default: 1]",
+)
+@click.option(
+    "-o",
+    "--output-size",
+    "output_bytes",
+    callback=_output_bytes,
+    default="0",
+    show_default=True,
+    help="The size of each peer's output section, whole pages; only with --dialect v2.",
+)
+@click.option(
+    "-P",
+    "--protocol",
+    callback=c_number(0, 0xFFFF),
+    default="0",
     metavar="NUMBER",
     show_default=True,
-    help="Eventfds of each client.",
+    help="The protocol of the peers: 1 is Ethernet, 0x8003 a virtio console; only with --dialect v2.",
 )
 @click.option(
     "--mode",
@@ -131,10 +171,10 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
 @click.option("--group", help="The group of the socket and of named memory, by name or number.")
 @click.option(
     "--dialect",
-    type=click.Choice(list(DIALECTS)),
+    type=click.Choice([*DIALECTS, V2.name]),
     default=V0.name,
     show_default=True,
-    help="QEMU 2.5 and later, the server of 2012, or memory last, as Cuttlefish has it.",
+    help="QEMU 2.5 and later, the server of 2012, memory last, as Cuttlefish has it, or ivshmem v2.",
 )
 @click.option(
     "--ids",
@@ -171,6 +211,7 @@ def serve(systemd_unit: bool, foreground: bool, pid_file: Path, group: str | Non
     options with which a QEMU joins.
     """
     foreground = foreground or os.environ.get("LISTEN_PID") == str(os.getpid())
+    _settle_dialect(given)
     _check(given, foreground)
     if systemd_unit:
         click.echo(
@@ -183,7 +224,6 @@ def serve(systemd_unit: bool, foreground: bool, pid_file: Path, group: str | Non
         given["memory_name"] = given["memory_name"] or MEMORY_NAME
     if given["reuse_peers"]:
         click.echo("ivsim: --reuse-ids: a real QEMU corrupts its heap when the ID of a peer comes back", err=True)
-    given["dialect"] = DIALECTS[given["dialect"]]
     settings = ServiceSettings(
         group=None if group is None else group_number(group), pid_file=None if foreground else pid_file, **given
     )
@@ -191,6 +231,32 @@ def serve(systemd_unit: bool, foreground: bool, pid_file: Path, group: str | Non
         _serve_in_foreground(settings)
     else:
         _serve_as_daemon(settings)
+
+
+def _settle_dialect(given: dict[str, Any]) -> None:
+    """Read -n as the server does whose dialect this is, and make the numbers of a v2 server."""
+    count, output_bytes, protocol = given.pop("count"), given.pop("output_bytes"), given.pop("protocol")
+    if given["dialect"] != V2.name:
+        if output_bytes or protocol:
+            raise click.UsageError("-o and -P go with --dialect v2")
+        if count is not None and given["vectors"] is not None:
+            raise click.UsageError("-n and -V are the same here: say one of them")
+        if count is not None and not 1 <= count <= VECTORS_MAX:
+            raise click.BadParameter(f"{count} is not in the range 1<=x<={VECTORS_MAX}", param_hint="'-n'")
+        given["vectors"] = given["vectors"] or count or 1
+        given["dialect"] = DIALECTS[given["dialect"]]
+        return
+    if given["first_peer"] or given["reuse_peers"]:
+        raise click.UsageError("--ids and --reuse-ids do not go with --dialect v2: it gives the lowest free ID")
+    given["vectors"] = given["vectors"] or 1
+    numbers = DomainNumbers(DEFAULT_PEERS if count is None else count, given["vectors"], protocol, output_bytes)
+    FramedServer(0, numbers)  # refuses numbers that no server has
+    try:
+        SectionLayout(given["size_bytes"], numbers.max_peers, output_bytes)
+    except RemoteProtocolError as error:
+        raise click.UsageError(str(error)) from None
+    given["dialect"], given["numbers"] = V2, numbers
+    given["clients_max"] = min(given["clients_max"] or numbers.max_peers, numbers.max_peers)
 
 
 def _check(given: dict[str, Any], foreground: bool) -> None:
@@ -206,8 +272,13 @@ def _check(given: dict[str, Any], foreground: bool) -> None:
 
 def _unit_options(given: dict[str, Any], group: str | None) -> list[str]:
     """The options that a service needs to be what was asked for; its socket has its own unit."""
-    options = ["-n", str(given["vectors"]), "-l", str(given["size_bytes"]), "--dialect", given["dialect"]]
-    options += ["--ids", str(given["first_peer"])]
+    numbers: DomainNumbers | None = given.get("numbers")
+    count = given["vectors"] if numbers is None else numbers.max_peers
+    options = ["-n", str(count), "-l", str(given["size_bytes"]), "--dialect", given["dialect"].name]
+    if numbers is None:
+        options += ["--ids", str(given["first_peer"])]
+    else:
+        options += ["-V", str(numbers.vectors), "-o", str(numbers.output_bytes), "-P", str(numbers.protocol)]
     if given["clients_max"] is not None:
         options += ["--max-clients", str(given["clients_max"])]
     for uid in given["uids"]:

@@ -368,7 +368,8 @@ class Coordinator:
             self._event("warning", machine="the run", text=line)
         for domain in self.domains:
             for peer, vector, doorbells in domain.take_pending():
-                self.ending.pending[domain.number, peer, vector] = doorbells
+                key = domain.number, peer, vector  # of several clients, where IDs are reused (ivshmem v2)
+                self.ending.pending[key] = self.ending.pending.get(key, 0) + doorbells
         self._migrations.conclude(self.ending.pending)
         if self._more_deaths and self.ending.status == "failed":
             self.ending.reason += f"; {self._more_deaths} more died"

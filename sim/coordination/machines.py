@@ -45,6 +45,7 @@ class LiveMachines:
         """The row of each (domain, peer) that a server has ever admitted as one of these machines."""
         self.index_of: dict[int, int] = {}
         """The index of each machine, by ``domain << 16 | peer``, likewise."""
+        self._stays: dict[tuple[int, int], list[tuple[int, int]]] = {}  # (domain, peer) -> (row, since_ns)
         self._naming = _naming(topology)
         first = first_rows(topology)
         self._row_count = len(first)
@@ -88,7 +89,17 @@ class LiveMachines:
         row = incarnation.rows[place].row
         incarnation.identities.append((row, domain, peer))
         self.row_of[domain, peer] = row
+        self._stays.setdefault((domain, peer), []).append((row, self._engine.loop.clock.now_ns()))
         self.index_of[domain << 16 | peer] = incarnation.machine.index
+
+    def shared_stays(self) -> list[tuple[int, int, int, int]]:
+        """(row, domain, peer, since_ns) of each ID that more than one row has had: ivshmem v2 reuses IDs."""
+        return [
+            (row, domain, peer, since_ns)
+            for (domain, peer), stays in self._stays.items()
+            if len({row for row, _ in stays}) > 1
+            for row, since_ns in stays
+        ]
 
     def naming(self, machine: int) -> Sequence[int]:
         """The machines whose programs work with ``machine``."""

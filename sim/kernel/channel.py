@@ -14,7 +14,7 @@ import struct
 from collections import deque
 
 from nodes.errors import RemoteProtocolError
-from nodes.wire.protocol import MESSAGE_BYTES, Message
+from nodes.wire.protocol import Message
 from sim.kernel.mmsg import DESCRIPTORS_MAX, Batch, ReceivedMessages, ReceiveTable
 
 __all__ = ["Channel", "Outbox", "send_descriptors"]
@@ -210,6 +210,6 @@ class Outbox:
         self._count -= sent
         if start < stop:
             self._waiting.appendleft(Batch(table, start, stop))
-        if last_bytes < MESSAGE_BYTES:
+        if last_bytes < table.message_bytes:
             self._waiting.appendleft((table.message(start - 1)[0][last_bytes:], ()))
             self._count += 1

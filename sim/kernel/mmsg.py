@@ -42,6 +42,7 @@ _CONTROL_BYTES = socket.CMSG_SPACE(DESCRIPTORS_MAX * struct.calcsize("i"))
 _PIECE_AT, _PIECES_AT = struct.calcsize("@PI0P"), struct.calcsize("@PIP")
 _CONTROL_AT, _CONTROL_BYTES_AT = struct.calcsize("@PIPN"), struct.calcsize("@PIPNP")
 _FLAGS_AT, _LENGTH_AT = struct.calcsize("@PIPNPN"), struct.calcsize("@PIPNPNi0P")
+_ALIGNMENT_BYTES = 8  # of control messages, cmsg(3)
 _KIND_AT, _DESCRIPTOR_AT = struct.calcsize("@N"), struct.calcsize("@Nii")
 _RIGHTS_KIND = struct.pack("@ii", socket.SOL_SOCKET, socket.SCM_RIGHTS)
 _CLOSE_ON_EXEC, _CUT_OFF = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
@@ -55,13 +56,13 @@ _libc.recvmmsg.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.
 
 
 class _Table:
-    """Memory for ``size`` messages: their headers, iovecs, numbers and control messages, each a column."""
+    """Memory for ``size`` messages: their headers, iovecs, bytes and control messages, each a column."""
 
-    def __init__(self, size: int, control_bytes: int) -> None:
+    def __init__(self, size: int, control_bytes: int, message_bytes: int = MESSAGE_BYTES) -> None:
         self.size = size
         pieces_at = size * _HEADER.size
         numbers_at = pieces_at + size * _PIECE.size
-        control_at = numbers_at + size * MESSAGE_BYTES
+        control_at = numbers_at + -(-size * message_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         self._buffer = ctypes.create_string_buffer(control_at + size * control_bytes)
         self.address = address = ctypes.addressof(self._buffer)
         memory = memoryview(self._buffer).cast("B")
@@ -81,8 +82,9 @@ class _Table:
             _column(headers, _HEADER.size, offset, "L")[:] = array.array("L", range(begin, begin + size * step, step))
         _column(headers, _HEADER.size, _PIECES_AT, "L")[:] = array.array("L", [1]) * size
         begin = address + numbers_at
-        _column(pieces, _PIECE.size, 0, "L")[:] = array.array("L", range(begin, begin + size * MESSAGE_BYTES, 8))
-        _column(pieces, _PIECE.size, struct.calcsize("@P"), "L")[:] = array.array("L", [MESSAGE_BYTES]) * size
+        starts = array.array("L", range(begin, begin + size * message_bytes, message_bytes))
+        _column(pieces, _PIECE.size, 0, "L")[:] = starts
+        _column(pieces, _PIECE.size, struct.calcsize("@P"), "L")[:] = array.array("L", [message_bytes]) * size
 
 
 def _column(memory: memoryview, stride_bytes: int, offset: int, kind: Literal["i", "I", "L", "Q"]) -> memoryview:
@@ -94,11 +96,13 @@ def _column(memory: memoryview, stride_bytes: int, offset: int, kind: Literal["i
 class SendTable:
     """Messages with at most one descriptor each, laid out for the kernel, to be sent to one or many sockets.
 
-    It only grows, so that any number of queues can refer to a part of it. The descriptors stay the caller's.
+    It only grows, so that any number of queues can refer to a part of it. The descriptors stay the caller's. All
+    messages of a table have ``message_bytes``.
     """
 
-    def __init__(self, size: int) -> None:
-        self._table = table = _Table(size, _RIGHTS.size)
+    def __init__(self, size: int, message_bytes: int = MESSAGE_BYTES) -> None:
+        self.message_bytes = message_bytes
+        self._table = table = _Table(size, _RIGHTS.size, message_bytes)
         self.used = 0
         table.rights_bytes[:] = array.array("L", [_RIGHTS_BYTES]) * size
         table.kinds[:] = array.array("Q", _RIGHTS_KIND * size)
@@ -111,8 +115,11 @@ class SendTable:
         """Lay out further messages; there must be room for them."""
         table, start = self._table, self.used
         stop = self.used = start + len(messages)
-        begin, end = start * MESSAGE_BYTES, stop * MESSAGE_BYTES
-        table.data[begin:end] = struct.pack(f"<{len(messages)}q", *[number for number, _ in messages])
+        begin, end = start * self.message_bytes, stop * self.message_bytes
+        if self.message_bytes == MESSAGE_BYTES:
+            table.data[begin:end] = struct.pack(f"<{len(messages)}q", *[number for number, _ in messages])
+        else:
+            table.data[begin:end] = b"".join([message.encode() for message in messages])
         carried = [descriptors for _, descriptors in messages]
         table.descriptors[start:stop] = array.array("i", [each[0] if each else -1 for each in carried])
         table.control_bytes[start:stop] = array.array("L", [_RIGHTS.size if each else 0 for each in carried])
@@ -120,7 +127,8 @@ class SendTable:
     def message(self, at: int) -> tuple[bytes, tuple[int, ...]]:
         """The bytes of one message, and its descriptors."""
         table = self._table
-        data = bytes(table.data[at * MESSAGE_BYTES : (at + 1) * MESSAGE_BYTES])
+        size_bytes = self.message_bytes
+        data = bytes(table.data[at * size_bytes : (at + 1) * size_bytes])
         return data, (table.descriptors[at],) if table.control_bytes[at] else ()
 
     def send(self, sock: int, start: int, stop: int) -> tuple[int, int]:
@@ -149,12 +157,13 @@ class Batch(NamedTuple):
 class BatchWriter:
     """Lays out messages one after the other, in one table after the other, so that neighbours can be sent together."""
 
-    def __init__(self) -> None:
-        self._table = SendTable(TABLE_SIZE)
+    def __init__(self, message_bytes: int = MESSAGE_BYTES) -> None:
+        self._message_bytes = message_bytes
+        self._table = SendTable(TABLE_SIZE, message_bytes)
 
     def lay_out(self, messages: Sequence[Message[int]]) -> Batch:
         if self._table.room < len(messages):
-            self._table = SendTable(max(TABLE_SIZE, len(messages)))
+            self._table = SendTable(max(TABLE_SIZE, len(messages)), self._message_bytes)
         table, start = self._table, self._table.used
         table.append(messages)
         return Batch(table, start, table.used)

@@ -36,7 +36,8 @@ class Ending(msgspec.Struct, frozen=True):
     each row that ended otherwise than by its own will how that was ("SIGKILL", "exit 1"). ``pending`` has (row, vector,
     doorbells), None when it was not counted; ``foreign_pending`` has (domain << 16 | peer, vector, doorbells). Times
     are CLOCK_MONOTONIC, 0 when the run never got there. ``refused_...`` count what the disk did not take; ``baselines``
-    are the wake-up baselines before and after the run.
+    are the wake-up baselines before and after the run. ``stays`` has (row, domain, peer, since when) of each peer ID
+    that more than one row has had: only ivshmem v2 reuses IDs.
     """
 
     status: str
@@ -53,6 +54,7 @@ class Ending(msgspec.Struct, frozen=True):
     phases: list[Phase] = []
     identities: list[tuple[Index, Natural, Index]] = []
     moves: list[tuple[Index, Natural, Index, Natural]] = []
+    stays: list[tuple[Index, Natural, Index, Natural]] = []
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES or self.status == RUNNING:

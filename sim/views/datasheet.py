@@ -156,7 +156,8 @@ def _registers(registers: RegisterMap, rules: AccessRules) -> Iterator[str]:
     for register in registers.registers:
         last = f"..{register.end - 1:#04x}" if register.words > 1 else ""
         place = f"{register.offset:#04x}{last}"
-        yield f"  {place:<10}  {register.reset:#010x}  {register.name:<{width}}  {register.access.value}: {register.text}"
+        name = f"{register.name:<{width}}"
+        yield f"  {place:<10}  {register.reset:#010x}  {name}  {register.access.value}: {register.text}"
     yield f"  accesses: {rules.describe()}"
 
 

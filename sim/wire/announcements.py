@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from nodes.wire.protocol import Message
+from nodes.wire.protocol import V0, Dialect, Message
 from sim.kernel.mmsg import Batch, BatchWriter, join_neighbours
 from sim.wire.clients import JoinedClient
 
@@ -37,7 +37,7 @@ class Announcements:
     has missed many. So thousands of peers that leave together cost what those cost that can still hear of it.
     """
 
-    def __init__(self, peers: Mapping[int, JoinedClient]) -> None:
+    def __init__(self, peers: Mapping[int, JoinedClient], dialect: Dialect = V0) -> None:
         self._peers = peers
         self._ready: dict[int, JoinedClient] = {}
         self.stuck: dict[int, JoinedClient] = {}
@@ -46,7 +46,7 @@ class Announcements:
         self._misses_from = 0  # the greatest of all peers: what is before it is not changed any more
         self._joined = 0
         self._queue: deque[_ToPeers | _Leaves] = deque()
-        self._vectors, self._leaves = BatchWriter(), BatchWriter()
+        self._vectors, self._leaves = BatchWriter(dialect.vector_bytes), BatchWriter(dialect.leave_bytes)
 
     def __bool__(self) -> bool:
         return bool(self._queue)

@@ -9,6 +9,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
+from nodes.device.v2.device import IvshmemV2
 from nodes.endpoints import make_endpoint
 from nodes.errors import HostError, UsageError
 from nodes.peer_table import PeerTable
@@ -18,9 +19,10 @@ from sim.kernel.channel import Channel
 from sim.kernel.eventfd import EventFd
 from sim.kernel.memory import map_region
 from sim.kernel.mmsg import ReceivedMessages
+from sim.kernel.sections import map_sections
 from sim.wire.credentials import credentials_of
 
-__all__ = ["Connection", "connect"]
+__all__ = ["Connection", "connect", "place_memory"]
 
 
 def connect(path: str | os.PathLike[str]) -> socket.socket:
@@ -39,6 +41,23 @@ def connect(path: str | os.PathLike[str]) -> socket.socket:
             raise HostError(f"no descriptor for a connection to {path}: {error.strerror}") from error
         raise UsageError(f"no server listens on {path}: {error.strerror}") from error
     return sock
+
+
+def place_memory(vm: Vm, peer: int, descriptor: int) -> None:
+    """Map the memory that a server sent, with the rights that the machine's device has, and give it to the machine.
+
+    The descriptor stays the caller's.
+
+    Raises:
+        RemoteProtocolError: it is no memory that the device can have.
+    """
+    device = vm.device
+    if not isinstance(device, IvshmemV2):
+        vm.place(peer, memoryview(map_region(descriptor)))
+        return
+    layout = device.layout_of(os.fstat(descriptor).st_size)
+    device.set_sections(sections := map_sections(descriptor, layout, peer))
+    vm.place(peer, sections.memory)
 
 
 class Connection:
@@ -72,7 +91,7 @@ class Connection:
         self._endpoint = make_endpoint(
             vm,
             PeerTable(os.close),
-            place=on_memory or (lambda peer, descriptor: vm.place(peer, memoryview(map_region(descriptor)))),
+            place=on_memory or (lambda peer, descriptor: place_memory(vm, peer, descriptor)),
             adopt=self._adopt,
             release=os.close,
             on_own=on_own,

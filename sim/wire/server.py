@@ -22,10 +22,13 @@ from pathlib import Path
 from nodes.errors import HostError, LocalProtocolError
 from nodes.wire.protocol import V0, Dialect, Message
 from nodes.wire.server import Introduction, Server
+from nodes.wire.v2.protocol import DomainNumbers
+from nodes.wire.v2.server import FramedServer
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
 from sim.kernel.memory import made_smaller
 from sim.kernel.mmsg import Batch
+from sim.kernel.sections import StateTable
 from sim.wire.admission import Admission, AdmissionRules
 from sim.wire.announcements import Announcements
 from sim.wire.clients import JoinedClient, PendingClient
@@ -49,6 +52,9 @@ class IvshmemServer:
     smaller. ``on_pause`` is called when accepting pauses for lack of descriptors.
     With ``retain_departed`` the eventfds of peers that have left stay open, in ``departed``, so that what no client
     took from them can be counted. A context manager: leaving it disconnects all clients and removes the socket.
+
+    With ``numbers`` it is a server of ivshmem v2: ``dialect``, ``first_peer`` and ``reuse_peers`` mean nothing then.
+    Before the others hear of a leave, the State Table's entry of the peer is 0.
     """
 
     def __init__(
@@ -68,10 +74,17 @@ class IvshmemServer:
         on_refuse: Callable[[PendingClient, str], None] = lambda arrival, reason: None,
         on_pause: Callable[[str], None] = lambda reason: None,
         retain_departed: bool = False,
+        numbers: DomainNumbers | None = None,
     ) -> None:
         self._loop = loop
         self._vectors = vectors
-        self._server: Server[int] = Server(memory, dialect=dialect, first_peer=first_peer, reuse_peers=reuse_peers)
+        self._server: Server[int]
+        self._states: StateTable | None = None
+        if numbers is None:
+            self._server = Server(memory, dialect=dialect, first_peer=first_peer, reuse_peers=reuse_peers)
+        else:
+            self._server = FramedServer(memory, numbers)
+            self._states = StateTable(memory, numbers.max_peers)
         self._memory, self._memory_bytes = memory, os.fstat(memory).st_size
         self.peers: dict[int, JoinedClient] = {}
         self.departed: list[JoinedClient] = []
@@ -79,7 +92,7 @@ class IvshmemServer:
         self._retain_departed = retain_departed
         self._eventfds = 0  # of all peers
         self._changes = 0  # leaves, and peers that are stuck no more, since eventfds were released
-        self._announcements = Announcements(self.peers)
+        self._announcements = Announcements(self.peers, self._server.dialect)
         self._telling = self._announces_soon = False
         self._sent = 0  # messages, to all clients
         self._stall: tuple[int, int] | None = None  # how many had been sent when throttled, and since when so many
@@ -292,6 +305,8 @@ class IvshmemServer:
         self._eventfds -= len(peer.eventfds)
         self._changes += 1
         peer.unblock()
+        if self._states is not None:
+            self._states.clear(peer.peer)
         self._on_leave(peer, reason)
         if (message := self._server.forget(peer.peer)) is not None:
             self._announcements.leaves(peer, message)
@@ -357,6 +372,9 @@ class IvshmemServer:
         self._disconnect_all()
         self._close_departed(len(self.departed))
         self._admission.close()
+        if self._states is not None:
+            self._states.close()
+            self._states = None
 
     def _disconnect_all(self) -> None:
         for peer in self.peers.values():

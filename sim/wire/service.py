@@ -13,6 +13,7 @@ from typing import NamedTuple
 from nodes.errors import HostError, UsageError
 from nodes.wire.client import REFUSED
 from nodes.wire.protocol import LEGACY, PEERS_MAX, V0, Dialect, Message
+from nodes.wire.v2.protocol import V2, DomainNumbers
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region, made_smaller
 from sim.kernel.segments import mappings
@@ -55,6 +56,8 @@ class ServiceSettings:
     pid_file: Path | None
     log: str | None
     verbose: bool
+    numbers: DomainNumbers | None = None
+    """Of a server of ivshmem v2."""
 
     @property
     def memory(self) -> str:
@@ -144,12 +147,13 @@ class Service:
                 rules=AdmissionRules(
                     clients_max=clients_max,
                     uids=settings.uids,
-                    refusal=None if settings.dialect is LEGACY else REFUSAL,  # which has no version
+                    refusal=None if settings.dialect in (LEGACY, V2) else REFUSAL,  # these have no such message
                 ),
                 on_join=joined,
                 on_leave=reporter.left,
                 on_refuse=refused,
                 on_pause=reporter.paused,
+                numbers=settings.numbers,
             )
             stack.enter_context(self.server)
             guard = NonBlockingGuard(loop, self.server)

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from topologies.actions import ACTIONS, MachineAction, fields_of
+from topologies.domain import Dialect, MaxPeers, MemoryKind, Protocol, Version
 from topologies.guest_image import GuestImage
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES, SIZE_PATTERN
 from topologies.language.validated import NAME_PATTERN, Name, Sparse
@@ -21,9 +22,7 @@ from topologies.model import (
     Chaos,
     Count,
     Cpus,
-    Dialect,
     MachineKind,
-    MemoryKind,
     Nice,
     Policy,
     Priority,
@@ -63,6 +62,14 @@ Size = Annotated[
         description="Bytes, or a number with a suffix K, M, G or T, or 0x...; a power of two from 4K to 1T.",
         examples=["4M", "64k", "0x10000", 65536],
         extra={"expected": 'a power of two from 4K to 1T: bytes, or a string such as "64K", "4M" or "0x400000"'},
+    ),
+]
+OutputSize = Annotated[
+    Annotated[int, Meta(ge=0, le=MEMORY_SIZE_MAX_BYTES)] | Annotated[str, Meta(pattern=SIZE_PATTERN)],
+    Meta(
+        description="Version 2: the size of each peer's output section, whole pages of 4K; 0: there are none.",
+        examples=["64K", 0],
+        extra={"expected": 'whole pages of 4K: bytes, or a string such as "64K"; 0 for none'},
     ),
 ]
 MemoryName = Annotated[
@@ -147,6 +154,10 @@ class DomainTable(MemoryTable, frozen=True, kw_only=True, forbid_unknown_fields=
     """A shared memory with a server of its own: a table ``[domains.NAME]``."""
 
     dialect: Dialect = "v0"
+    version: Version = 1
+    max_peers: MaxPeers = 2
+    output_size: OutputSize = 0
+    protocol: Protocol = 0
 
 
 class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -41,7 +41,7 @@ class AttachedDevice:
     ) -> None:
         self.recording = recording
         self.recorder = Recorder(recording, domain=configuration.domain)
-        profile = profiles.profile(machine.profile)
+        profile = profiles.profile(machine.profiles[0 if first is None else first.number_of_devices])
         self.vm = make_vm(
             profile,
             vectors=machine.vectors,

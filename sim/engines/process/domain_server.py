@@ -56,7 +56,7 @@ class SocketServer:
     ) -> None:
         self.path = path
         self._loop = loop
-        self._dialect = DIALECTS[domain.dialect]
+        self._domain = domain
         self._machine_of, self._on_arrival, self._on_leave = machine_of, on_arrival, on_leave
         self._is_real = is_real
         self._retired: list[JoinedClient] = []  # of servers that were stopped
@@ -79,8 +79,9 @@ class SocketServer:
             self.path,
             self._region.descriptor,
             vectors=vectors,
-            dialect=self._dialect,
+            dialect=DIALECTS[self._domain.dialect],
             first_peer=first_peer,
+            numbers=self._domain.numbers(vectors),
             on_arrival=lambda connected: self._on_arrival(SocketArrival(connected, self._machine_of(connected.pid))),
             on_leave=self._on_leave,
             retain_departed=True,

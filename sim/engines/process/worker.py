@@ -29,11 +29,11 @@ from sim.engines.shared.failures import ProgramError, blaming_program
 from sim.engines.shared.kept_statistics import kept_statistics
 from sim.kernel.eventfd import drain
 from sim.kernel.fork_handover import Source, fork_successor
-from sim.kernel.memory import map_region
 from sim.kernel.processes import end_children, keep_orphans
 from sim.kernel.waiting import readable_within
 from sim.recording import Recording, State, header
 from sim.recording.header import COUNTER_AT
+from sim.wire.connection import place_memory
 
 __all__ = ["Worker"]
 
@@ -89,7 +89,7 @@ class Worker:
         self._vm.guest.load = Load(configuration.load)
 
     def _take_memory(self, vm: Vm, peer: int, descriptor: int) -> None:
-        vm.place(peer, memoryview(map_region(descriptor)))
+        place_memory(vm, peer, descriptor)
 
     def run(self) -> None:
         with blaming_program():

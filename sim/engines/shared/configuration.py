@@ -24,9 +24,9 @@ class DeviceConfiguration:
 class WorkerConfiguration:
     """All that a worker is told when it starts.
 
-    ``peers`` and ``traces`` are parameters whose machines are given by index; their IDs follow in orders. ``load`` are
-    the pieces of `nodes.load.Load`. A machine of the kind "external" is awaited on ``socket`` for
-    ``ready_timeout_s``.
+    ``profiles`` has one for each device. ``peers`` and ``traces`` are parameters whose machines are given by index;
+    their IDs follow in orders. ``load`` are the pieces of `nodes.load.Load`. A machine of the kind "external" is
+    awaited on ``socket`` for ``ready_timeout_s``.
     """
 
     name: str
@@ -34,7 +34,7 @@ class WorkerConfiguration:
     machine: int
     vectors: int
     role: str
-    profile: str
+    profiles: tuple[str, ...]
     program: str
     parameters: dict[str, Any]
     peers: dict[str, tuple[int, ...]]

@@ -39,7 +39,7 @@ def configure_worker(
         machine=row,
         vectors=machine.vectors,
         role=machine.role,
-        profile=machine.profile,
+        profiles=tuple(machine.profile_in(domain) for domain in machine.domains),
         program=machine.program,
         parameters=plain,
         peers=peers,

@@ -43,7 +43,7 @@ def _shares_peers(topology: Topology) -> bool:
     messages = sum(vectors[domain] for machine in topology.machines for domain in machine.domains)
     return (
         messages > MESSAGES_MAX
-        and all(domain.dialect == "v0" for domain in topology.domains)
+        and all(domain.dialect == "v0" and domain.version == 1 for domain in topology.domains)
         and all(profiles.profile(kind).client != "2012" for kind in {each.profile for each in topology.machines})
         and not any(isinstance(entry.action, SAID_TO_ONE) for entry in topology.timeline)
     )

@@ -111,12 +111,11 @@ class VirtualMachine:
         self.queued, self.since_ns = False, -1
         self.slice: Callable[[], object] = partial(host.cpus.run, self)
         self.devices: list[VirtualDevice] = []
-        profile = profiles.profile(configuration.profile)
-        for row, recording in zip(rows, recordings, strict=True):
+        for row, profile, recording in zip(rows, configuration.profiles, recordings, strict=True):
             self.devices.append(
                 VirtualDevice(
                     recording,
-                    profile,
+                    profiles.profile(profile),
                     domain=row.domain,
                     vectors=configuration.vectors,
                     role=configuration.role,

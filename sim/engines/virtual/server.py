@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
+from nodes.device.v2.sections import ENTRY_BYTES
 from nodes.errors import HostError, LocalProtocolError
 from nodes.wire.protocol import DIALECTS, Message
 from nodes.wire.server import Server
+from nodes.wire.v2.server import FramedServer
 from sim.engines.base import Arrival, Client, LiveMachine
 from sim.engines.virtual.announced_link import TimedAnnouncements
 from sim.engines.virtual.counter import VirtualCounter
@@ -74,11 +76,12 @@ class VirtualServer:
         announcements: TimedAnnouncements | None = None,
     ) -> None:
         self.announcements = announcements
-        self._dialect = DIALECTS[domain.dialect]
+        self._domain = domain
         self._on_arrival, self._on_leave = on_arrival, on_leave
         self._server: Server[int] | None = None
+        self._states: memoryview | None = None  # the State Table of ivshmem v2
         self._connected: dict[int, VirtualClient] = {}
-        self._departed: dict[int, VirtualClient] = {}
+        self._departed: list[VirtualClient] = []
         self._by_link: dict[Link, VirtualClient] = {}
         self._waiting: dict[Link, VirtualArrival] = {}
         self._region = Region.create(domain.memory.size_bytes, kind="memfd")
@@ -94,14 +97,20 @@ class VirtualServer:
         return self._server is not None
 
     def listen(self, *, vectors: int, first_peer: int) -> None:
-        self._server = Server(self._region.descriptor, dialect=self._dialect, first_peer=first_peer)
+        numbers = self._domain.numbers(vectors)
+        if numbers is None:
+            dialect = DIALECTS[self._domain.dialect]
+            self._server = Server(self._region.descriptor, dialect=dialect, first_peer=first_peer)
+        else:
+            self._server = FramedServer(self._region.descriptor, numbers)
+            self._states = self.memory[: numbers.max_peers * ENTRY_BYTES].cast("I")
 
     def stop(self) -> None:
         for client in self._connected.values():
             client.link.end()
         for link in self._waiting:
             link.end()
-        self._departed |= self._connected
+        self._departed += self._connected.values()
         self._connected.clear()
         self._by_link.clear()
         self._waiting.clear()
@@ -135,11 +144,13 @@ class VirtualServer:
         if gone is None or self._server is None:
             return
         del self._connected[gone.peer]
-        self._departed[gone.peer] = gone
+        self._departed.append(gone)
         if self.announcements is not None:
             self._server.forget(gone.peer)
             self.announcements.leave(gone.peer)
         else:
+            if self._states is not None:
+                self._states[gone.peer] = 0
             for to, message in self._server.leave(gone.peer):
                 self._connected[to].link.send(message)
         self._on_leave(gone, "closed the connection")
@@ -171,7 +182,7 @@ class VirtualServer:
         return clients
 
     def clients(self) -> Iterator[VirtualClient]:
-        yield from self._departed.values()
+        yield from self._departed
         yield from self._connected.values()
 
     def guard_eventfds(self) -> None:
@@ -181,7 +192,8 @@ class VirtualServer:
         return sum(len(client.eventfds) for client in self._connected.values())
 
     def client(self, peer: int) -> VirtualClient | None:
-        return self._connected.get(peer) or self._departed.get(peer)
+        departed = (client for client in reversed(self._departed) if client.peer == peer)
+        return self._connected.get(peer) or next(departed, None)
 
     def send(self, peer: int, make: Callable[[int], Message[int]]) -> bool:
         client = self._connected.get(peer)

@@ -71,7 +71,7 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
     guest_difference = _confirm(lines, records)
     matching = Matching(
         records,
-        DrainIndex(records, numbers, ending.moves),
+        DrainIndex(records, numbers, ending.moves, ending.stays),
         ending.measure_start_ns,
         [(phase.start_ns, phase.end_ns) for phase in manifest.phases if not phase.measured],
         min((one.p50_ns for one in ending.baselines), default=0),
@@ -208,6 +208,7 @@ def _lines(
             lines[first + vector].delivered = delivered
             lines[first + vector].interrupts = interrupts
     _put_pending(lines, ending, problems)
+    _share_rings(lines, numbers, ending.stays)
     uncounted = {each.machine for each in records if each.problems or each.counts_nothing}
     balance(
         lines,
@@ -216,6 +217,25 @@ def _lines(
         pending_known=ending.pending is not None,
     )
     return lines, np.column_stack((source, rows[:, 0], target, rows[:, 1:]))
+
+
+def _share_rings(
+    lines: Sequence[LineAccount], numbers: LineNumbers, stays: Sequence[tuple[int, int, int, int]]
+) -> None:
+    """Divide what was rung at an ID among the machines that have had it, one after the other.
+
+    Senders count by ID, so the count is with the last machine. Of the others it is known what they took; what was left
+    in their counters is counted as pending at the last one.
+    """
+    for machine, domain, peer, _ in stays:
+        last = int(numbers.machine_of[domain, peer])
+        if machine == last:
+            continue
+        for vector in range(min(int(numbers.vectors[machine]), int(numbers.vectors[last]))):
+            line, of_last = lines[int(numbers.first[machine]) + vector], lines[int(numbers.first[last]) + vector]
+            line.rung += line.delivered
+            line.senders |= of_last.senders
+            of_last.rung -= line.delivered
 
 
 def _put_pending(lines: Sequence[LineAccount], ending: Ending, problems: list[str]) -> None:

@@ -81,11 +81,15 @@ class DrainIndex:
 
     ``lines`` beyond those of ``LineNumbers`` are those of the further IDs of machines that migrated (``moves``:
     machine, domain, peer, the time since when it drains them): a doorbell left behind at the ID before is not
-    delivered by the first drain under the next one.
+    delivered by the first drain under the next one. ``stays`` are likewise those of the machines that have had the same
+    ID one after the other: a doorbell was rung at the one that had it then.
     """
 
-    def __init__(self, records: Sequence[Records], lines: LineNumbers, moves: Sequence[Move]) -> None:
+    def __init__(
+        self, records: Sequence[Records], lines: LineNumbers, moves: Sequence[Move], stays: Sequence[Move] = ()
+    ) -> None:
         self._lines = lines
+        self._stays = sorted(stays, key=lambda stay: stay[3])
         self._moves: list[tuple[Move, int]] = []
         count = lines.count
         for move in sorted(moves, key=lambda move: move[3]):
@@ -139,9 +143,13 @@ class DrainIndex:
             line[own] = first + chunk.vector[own]
         return np.where(line < 0, self.lines, line)
 
-    def line_of_rings(self, keys: Column) -> tuple[Column, Column, Column]:
-        """Target, vector and line (-1: none) of each key."""
+    def line_of_rings(self, keys: Column, rung_ns: Column) -> tuple[Column, Column, Column]:
+        """Target, vector and line (-1: none) of each key, rung at that time."""
         target, vector, line = self._lines.of_keys(keys)
+        for machine, domain, peer, since_ns in self._stays:
+            then = (keys >> 16 == (domain << 16 | peer)) & (rung_ns >= since_ns)
+            target[then] = machine
+            line[then] = self._lines.of_vectors(target[then], vector[then])
         for (machine, domain, peer, _), first in self._moves:
             there = (keys >> 16 == (domain << 16 | peer)) & (line >= 0)
             line[there] += first - int(self._lines.first[machine])
@@ -218,8 +226,8 @@ class Matching:
     def sample_chunks(self) -> Iterator[Samples]:
         """All samples, in the order of their senders; then the index is freed."""
         for part, source in _together(self.records, "rings"):
-            target, vector, line = self.index.line_of_rings(part[:, 0])
             intended_ns, rung_ns = part[:, 1], part[:, 2]
+            target, vector, line = self.index.line_of_rings(part[:, 0], rung_ns)
             delivered_ns, handled_ns, count = self.index.drained(self.index.find(line, rung_ns))
             due_ns = np.where(intended_ns > 0, intended_ns, rung_ns)
             warmup = due_ns < self.measure_start_ns
