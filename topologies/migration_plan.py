@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from nodes.device import devices
 from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import MigrationError
@@ -170,7 +171,9 @@ def _judge(
 def make_device(machine: Machine, size_bytes: int) -> Ivshmem:
     """A machine's device before it has an ID; of its memory only the size exists."""
     profile = PROFILES[machine.profile]
-    made = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=size_bytes, ring=_ring_nothing)
+    made = devices.make_device(
+        profile, vectors=machine.vectors, role=machine.role, size_bytes=size_bytes, ring=_ring_nothing
+    )
     made.memory = memoryview(b"")
     if not profile.server:
         made.peer = 0  # so that the role "auto" makes it a master

@@ -16,15 +16,7 @@ from collections.abc import Callable
 from nodes.device import migration
 from nodes.device.effects import DeviceWarning, Effect, IntxLevel, MsixMessage
 from nodes.device.msix import Layout, Msix, Undelivered
-from nodes.device.pci import (
-    COMMAND_BUS_MASTER,
-    COMMAND_INTX_DISABLE,
-    COMMAND_MEMORY,
-    Bar,
-    Capability,
-    ConfigSpace,
-    Identity,
-)
+from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, Bar, Capability, ConfigSpace
 from nodes.device.profile import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, DoorbellMatch, Profile, Quirk
 from nodes.device.registers import RegisterFile, Window, check_access
 from nodes.device.v2.sections import Sections
@@ -138,15 +130,7 @@ class Ivshmem:
     def _make_config(self) -> ConfigSpace:
         profile = self.profile
         config = ConfigSpace(
-            Identity(
-                profile.vendor,
-                profile.device,
-                profile.class_code,
-                profile.revision,
-                profile.subsystem_vendor,
-                profile.subsystem,
-                profile.interrupt_pin,
-            ),
+            profile.identity,
             capabilities=self._capabilities(),
             command_mask=profile.command_mask,
             writable_from=profile.config_writable_from,

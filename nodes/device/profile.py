@@ -9,7 +9,14 @@ from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, overload
 
 from nodes.device.msix import Undelivered
-from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY, COMMAND_SERR
+from nodes.device.pci import (
+    COMMAND_BUS_MASTER,
+    COMMAND_INTX_DISABLE,
+    COMMAND_IO,
+    COMMAND_MEMORY,
+    COMMAND_SERR,
+    Identity,
+)
 from nodes.device.registers import Access, AccessRules, Register, RegisterMap
 
 __all__ = [
@@ -170,6 +177,12 @@ class Profile:
     # Defects.
     quirks: frozenset[Quirk]
     sources: Mapping[str, str]
+
+    @property
+    def identity(self) -> Identity:
+        """What configuration space says the function is."""
+        names = ("vendor", "device", "class_code", "revision", "subsystem_vendor", "subsystem", "interrupt_pin")
+        return Identity(**{name: getattr(self, name) for name in names})
 
     @property
     def default_vectors(self) -> int:

@@ -15,7 +15,7 @@ import msgspec
 
 from nodes.device import profiles
 from nodes.device.blockers import Blocker, Blockers
-from nodes.device.ivshmem import Ivshmem
+from nodes.device.devices import make_device
 from nodes.device.migration import MigrationError
 from nodes.errors import HostError, UsageError
 from sim.coordination.domain import LiveDomain
@@ -260,7 +260,9 @@ def _blockers(incarnation: Incarnation) -> Blockers:
     """The reasons of a machine not to migrate, as QEMU would have collected them."""
     machine = incarnation.machine
     profile = profiles.profile(machine.profile)
-    device = Ivshmem(profile, vectors=machine.vectors, role=machine.role, size_bytes=GATE_BYTES, ring=lambda *_: None)
+    device = make_device(
+        profile, vectors=machine.vectors, role=machine.role, size_bytes=GATE_BYTES, ring=lambda *_: None
+    )
     device.peer = incarnation.peers[0] if profile.server else 0  # a role may depend on it
     blockers = Blockers(locked=profile.migration_locks_devices)
     for reason in machine.blockers:  # older than the device's, as in topologies.migration_plan

@@ -383,8 +383,9 @@ def test_the_starting_file_loads() -> None:
 
 
 def test_every_profile_can_be_named() -> None:
-    for profile in PROFILES:
-        assert loads(MINIMAL + f'profile = "{profile}"\n').machines[0].profile == profile
+    for name, made in PROFILES.items():
+        domain = f'domains.d = {{ version = {made.version}, size = "1M" }}\n'
+        assert loads(domain + MINIMAL + f'profile = "{name}"\n').machines[0].profile == name
 
 
 def test_a_machine_has_no_more_vectors_than_its_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
