@@ -117,6 +117,7 @@ QEMU_V2 = make_profile(
     ring_while_disabled=(Undelivered.LOSE, "Q, ivshmem_vector_notify; S: delivered if enabled"),
     function_mask=(True, "QEMU, hw/pci/msix.c"),
     bus_master_gates=(True, "S, offset 04"),
+    unmask_needs_eventfd=(False, "Q: without irqfd; not modelled with KVM"),
     intx=(False, "S: MSI-X replaces INTx"),
     driver_start=(((INTERRUPT_CONTROL, 1),), "S: interrupts are disabled after reset"),
     reset_clears_mask=(True, "S: there is no mask register; Interrupt Control resets to 0"),
