@@ -275,7 +275,7 @@ class Msix:
 
     def poll(self) -> None:
         """Turn doorbells kept in eventfds into pending bits while MSI-X is enabled (ivshmem.c, ivshmem_vector_poll)."""
-        if self.enabled:
+        if self.enabled and self.kept:
             for vector in range(self.layout.vectors):
                 if self.kept >> vector & 1 and self.masked(vector):
                     self.kept &= ~(1 << vector)

@@ -62,12 +62,15 @@ def conformance(
 ) -> None:
     """Compare the simulated device with a real QEMU, operation by operation.
 
-    Random sequences of operations are applied to both. A divergence is reduced to its shortest sequence and printed;
-    the exit code is then 1.
+    Random sequences of operations are applied to both: accesses of every size by qtest, doorbells, masks, resets, peers
+    that join and leave, own vectors that arrive late, migrations; on machines pc and q35, with 1 to 2048 vectors. A
+    divergence is reduced to its shortest sequence and printed; the exit code is then 1.
     """
-    from sim.oracle.conformance import CONFORMING, conform
+    from sim.oracle.conformance import COMPARED, CONFORMING, conform
 
     agree = True
+    if not as_json:
+        click.echo(f"compared after each operation: {', '.join(COMPARED)}")
     for name in names or CONFORMING:
         for number in range(seed, seed + seeds):
             report = conform(qemu, name, number, operations)
@@ -76,6 +79,9 @@ def conformance(
                 divergence = None if report.divergence is None else str(report.divergence)
                 row = {
                     "profile": report.profile,
+                    "qemu_version": str(report.version),
+                    "scenes": report.scenes,
+                    "compared": COMPARED,
                     "seed": report.seed,
                     "operations": report.operations,
                     "kinds": dict(report.kinds),

@@ -6,11 +6,9 @@ which operations it does not contain, and why.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-from nodes.device.pci import BAR0, COMMAND
 from nodes.device.profiles import QEMU_DOORBELL
 
 __all__ = [
@@ -18,6 +16,7 @@ __all__ = [
     "RULES",
     "ConfigRead",
     "ConfigWrite",
+    "MovesToFreshServer",
     "Operation",
     "PeerJoins",
     "PeerLeaves",
@@ -25,9 +24,8 @@ __all__ = [
     "Reset",
     "Ring",
     "Scene",
+    "VectorsArrive",
     "Write",
-    "boot",
-    "generate",
 ]
 
 RULES = {
@@ -52,10 +50,7 @@ WINDOWS = {
 }
 MESSAGE_BASE, MESSAGE_SLOT_BYTES = 0x20_0000, 16
 
-SIZES = (1, 2, 4, 8)
-MSIX_CONTROL = QEMU_DOORBELL.msix_capability + 2
-BAR_REGISTERS = {bar: BAR0 + 4 * bar for bar in WINDOWS}
-PEERS_AT_ONCE = 3
+MANY_VECTORS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +125,27 @@ class Reset:
         return "reset()"
 
 
-Operation = ConfigRead | ConfigWrite | Read | Write | Ring | PeerJoins | PeerLeaves | Reset
+@dataclass(frozen=True, slots=True)
+class VectorsArrive:
+    """The server sends further own vectors, later than the others."""
+
+    vectors: int
+
+    def __str__(self) -> str:
+        return f"vectors_arrive({self.vectors})"
+
+
+@dataclass(frozen=True, slots=True)
+class MovesToFreshServer:
+    """The machine is migrated to a host with a fresh server: own vectors as before, and no peer."""
+
+    def __str__(self) -> str:
+        return "moves_to_fresh_server()"
+
+
+Operation = (
+    ConfigRead | ConfigWrite | Read | Write | Ring | PeerJoins | PeerLeaves | VectorsArrive | MovesToFreshServer | Reset
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +157,27 @@ class Scene:
     connected: int
     peer: int
     memory_bytes: int
+    machine: str = "pc"
+    role: str = ""
 
     @classmethod
-    def draw(cls, profile: str, random: Random, *, server: bool) -> Scene:
-        """A random device. Its server sometimes connects fewer vectors than it has, or more.
+    def draw(cls, profile: str, random: Random, *, server: bool, number: int = 0) -> Scene:
+        """A random device. Its server sometimes connects fewer vectors than it has, or more, or some of them later.
 
-        258 vectors are enough for two that the register, with its 8 bits, takes for others; a socket holds no more than
-        278 messages that were not read.
+        From 258 vectors on there are two that the register, with its 8 bits, takes for others. Many vectors take long:
+        the scenes with that many are every tenth ``number``, the largest possible device every fortieth.
         """
         memory_bytes = random.choice((4096, 1 << 16, 1 << 20))
+        machine = random.choice(("pc", "q35"))
+        role = random.choice(("", "", "master"))
         if not server:
-            return cls(profile, 0, 0, 0, memory_bytes)
-        vectors = random.choice((1, 2, 2, 3, 4, 4, 8, 8, 33, 70, 258))
-        connected = random.choice((vectors, vectors, vectors, max(1, vectors - 1), vectors + 1))
-        return cls(profile, vectors, connected, random.choice((0, 0, 1, 5, 16, 255, 65535)), memory_bytes)
+            return cls(profile, 0, 0, 0, memory_bytes, machine, role)
+        vectors = random.choice((1, 2, 2, 3, 4, 4, 8, 8, 33, 70))
+        if number % 10 == 1:
+            vectors = {1: 2048, 21: 280}.get(number % 40, 258)
+        connected = random.choice((vectors, vectors, vectors, max(1, vectors - 1), vectors + 1, vectors // 2))
+        peer = 0 if role else random.choice((0, 0, 1, 5, 16, 255, 65535))
+        return cls(profile, vectors, connected, peer, memory_bytes, machine, role)
 
     @property
     def bars(self) -> tuple[int, ...]:
@@ -164,217 +186,22 @@ class Scene:
     @property
     def message_bytes(self) -> int:
         """The size of the memory to which the device's messages are written."""
-        return MESSAGE_SLOT_BYTES * max(1, self.vectors)
+        return MESSAGE_SLOT_BYTES * max(1, len(self.used_vectors))
+
+    def message_address(self, vector: int) -> int:
+        """Where a used vector sends its messages."""
+        return MESSAGE_BASE + MESSAGE_SLOT_BYTES * self.used_vectors.index(vector)
 
     @property
-    def own_vectors(self) -> int:
-        return min(self.vectors, self.connected)
+    def used_vectors(self) -> range | list[int]:
+        """The vectors that a driver uses: all, or of very many the first, the last, and those around 256."""
+        if self.vectors <= MANY_VECTORS:
+            return range(self.vectors)
+        return [*range(16), *range(250, 266), *range(self.vectors - 16, self.vectors)]
 
     def __str__(self) -> str:
+        role = f", {self.role}" if self.role else ""
         return (
-            f"{self.profile}, {self.vectors} vectors ({self.connected} connected), peer {self.peer}, "
-            f"{self.memory_bytes} bytes"
+            f"{self.machine}, {self.profile}{role}, {self.vectors} vectors ({self.connected} connected), "
+            f"peer {self.peer}, {self.memory_bytes} bytes"
         )
-
-
-def boot(scene: Scene) -> Iterator[Operation]:
-    """The first steps of firmware and driver: assign addresses, enable decode and bus master, fill and enable MSI-X."""
-    for bar in scene.bars:
-        yield ConfigWrite(BAR_REGISTERS[bar], 4, WINDOWS[bar][0])
-    yield ConfigWrite(COMMAND, 2, 6)
-    for vector in range(scene.vectors):
-        entry = WINDOWS[MSIX_BAR][0] + 16 * vector
-        yield Write(entry, 4, MESSAGE_BASE + MESSAGE_SLOT_BYTES * vector)
-        yield Write(entry + 8, 4, 0xC0DE_0000 + vector)
-        yield Write(entry + 12, 4, 0)
-    if scene.vectors:
-        yield ConfigWrite(MSIX_CONTROL, 2, 0x8000)
-
-
-def inspect(scene: Scene) -> Iterator[Operation]:
-    """Read all registers, at every address at which they can be mapped."""
-    for offset in range(0, 256, 4):
-        yield ConfigRead(offset, 4)
-    lengths = {REGISTERS_BAR: 0x20, MSIX_BAR: 16 * scene.vectors, MEMORY_BAR: 16}
-    for bar in scene.bars:
-        for window in WINDOWS[bar]:
-            for at in range(0, lengths[bar], 4):
-                yield Read(window + at, 4)
-
-
-class _Generator:
-    """Draws random operations that the rules allow."""
-
-    def __init__(self, scene: Scene, random: Random) -> None:
-        self._scene = scene
-        self._random = random
-        self._present: dict[int, int] = {}
-        self._used = {scene.peer}
-        kinds = [
-            (self._registers, 20),
-            (self._memory, 6),
-            (self._config, 16),
-            (self._command, 6),
-            (self._bar_address, 3),
-            (self._reset, 1),
-        ]
-        if scene.vectors:
-            kinds += [
-                (self._doorbell, 26),
-                (self._table, 16),
-                (self._pending, 6),
-                (self._control, 8),
-                (self._ring, 14),
-                (self._join, 3),
-                (self._leave, 2),
-            ]
-        self._kinds = [kind for kind, _ in kinds]
-        self._weights = [weight for _, weight in kinds]
-
-    def draw(self) -> Operation:
-        (kind,) = self._random.choices(self._kinds, self._weights)
-        return kind()
-
-    def _window(self, bar: int) -> int:
-        windows = WINDOWS[bar]
-        return windows[0] if self._random.random() < 0.8 else self._random.choice(windows)
-
-    def _value(self, size_bytes: int) -> int:
-        bits = 8 * size_bytes
-        return self._random.choice((0, (1 << bits) - 1, self._random.getrandbits(bits), self._random.getrandbits(4)))
-
-    def _access(self, bar: int, offset: int, *, reading: float) -> Operation:
-        size = self._random.choice(SIZES)
-        address = self._window(bar) + offset
-        if self._random.random() < reading:
-            return Read(address, size)
-        return Write(address, size, self._value(size))
-
-    def _registers(self) -> Operation:
-        random = self._random
-        if random.random() < 0.5:  # accesses to mask and status as a driver makes them
-            address = self._window(REGISTERS_BAR) + random.choice((0, 4, 4, 8))
-            return Read(address, 4) if random.random() < 0.6 else Write(address, 4, self._value(4))
-        # The four registers at any offset; sometimes reserved space and the end of the window.
-        offset = random.choice((random.randrange(16), random.randrange(16), random.randrange(0x100), 0xFE, 0x100))
-        return self._access(REGISTERS_BAR, offset, reading=0.5)
-
-    def _doorbell(self) -> Operation:
-        random = self._random
-        peers = [self._scene.peer, *sorted(self._present)] * 4 + [*sorted(self._used), random.getrandbits(16)]
-        near = random.randrange(self._scene.vectors + 2)
-        vector = random.choice((near, near, near, near | random.getrandbits(8) << 8, random.getrandbits(16)))
-        value = random.choice(peers) << 16 | vector
-        if random.random() < 0.6:
-            return Write(self._window(REGISTERS_BAR) + 12, 4, value)
-        # The same word in a write of another width or at another offset, so that a piece of the write is at 12.
-        size, offset = random.choice(SIZES), random.randrange(8, 16)
-        shifted = value << 8 * max(0, 12 - offset) if random.random() < 0.7 else value
-        return Write(self._window(REGISTERS_BAR) + offset, size, shifted & (1 << 8 * size) - 1)
-
-    def _table(self) -> Operation:
-        """An access to the MSI-X table: an entry sends to its own memory; reads and control bits are random."""
-        random = self._random
-        if random.random() < 0.25:
-            return self._access(MSIX_BAR, random.randrange(16 * self._scene.vectors + 32), reading=1)
-        vector = random.randrange(self._scene.vectors)
-        entry = self._window(MSIX_BAR) + 16 * vector
-        slot = MESSAGE_BASE + MESSAGE_SLOT_BYTES * vector
-        narrow = Write(entry + random.randrange(16), random.choice((1, 2)), random.getrandbits(8))
-        control = Write(entry + 12, 4, random.choice((0, 0, 0, 1, 1, 0xFFFF_FFFE, 0xFFFF_FFFF)))
-        others = (
-            Write(entry, 4, slot + random.randrange(MESSAGE_SLOT_BYTES - 3)),
-            Write(entry + 4, 4, random.choice((0, 0, 0, 0x80))),
-            Write(entry + 8, 4, random.getrandbits(32) | 1),
-            Write(entry, 8, slot),
-            Write(entry + 8, 8, random.getrandbits(33) | 1),
-            narrow,
-        )
-        return control if random.random() < 0.4 else random.choice(others)
-
-    def _pending(self) -> Operation:
-        return self._access(
-            MSIX_BAR, self._random.choice((0x800, 0x804, 0x7FC, 0x808, 0x80C, 0x810, 0xFFC, 0x801)), reading=0.6
-        )
-
-    def _memory(self) -> Operation:
-        size = self._scene.memory_bytes
-        return self._access(MEMORY_BAR, self._random.choice((0, 1, 64, size // 2 + 3, size - 8)), reading=0.5)
-
-    def _config(self) -> Operation:
-        random = self._random
-        size = random.choice((1, 2, 4))
-        offset = random.randrange(0, 256 // size) * size
-        if random.random() < 0.5:
-            return ConfigRead(offset, size)
-        if offset + size - 1 >= 0x04 and offset < 0x06:
-            return self._command()
-        if 0x10 <= offset < 0x28:
-            return self._bar_address()
-        return ConfigWrite(offset, size, self._value(size))
-
-    def _command(self) -> Operation:
-        if self._random.random() < 0.3:
-            return ConfigRead(COMMAND, 2)
-        value = self._random.choice((6, 6, 6, 7, 0x406, 2, 4, 0, self._random.getrandbits(16)))
-        return (
-            ConfigWrite(COMMAND, 2, value)
-            if value < 256 or self._random.random() < 0.5
-            else ConfigWrite(COMMAND, 4, 0xFFFF_0000 | value)
-        )
-
-    def _bar_address(self) -> Operation:
-        random = self._random
-        bar = random.choice(self._scene.bars)
-        offset = BAR_REGISTERS[bar]
-        window = random.choice((WINDOWS[bar][0], WINDOWS[bar][0], *WINDOWS[bar]))
-        if bar == MEMORY_BAR and random.random() < 0.4:
-            return ConfigWrite(offset + 4, 4, random.choice((0, 0, window >> 32, 0xFFFF_FFFF)))
-        return ConfigWrite(offset, 4, random.choice((window & 0xFFFF_FFFF, window & 0xFFFF_FFFF | 0xF, 0, 0xFFFF_FFFF)))
-
-    def _control(self) -> Operation:
-        value = self._random.choice((0x8000, 0x8000, 0x8000, 0xC000, 0x4000, 0, 0, 0xFFFF))
-        match self._random.randrange(4):
-            case 0:
-                return ConfigWrite(MSIX_CONTROL + 1, 1, value >> 8)
-            case 1:
-                return ConfigWrite(MSIX_CONTROL - 2, 4, value << 16 | self._random.getrandbits(16))
-            case _:
-                return ConfigWrite(MSIX_CONTROL, 2, value)
-
-    def _ring(self) -> Operation:
-        return Ring(self._random.randrange(self._scene.own_vectors), self._random.choice((1, 1, 2, 3, 256)))
-
-    def _join(self) -> Operation:
-        if len(self._present) >= PEERS_AT_ONCE:
-            return self._leave()
-        peer = self._random.choice((self._random.randrange(40), self._random.getrandbits(16)))
-        if peer in self._used:
-            return self._doorbell()
-        self._used.add(peer)
-        self._present[peer] = self._random.randrange(1, self._scene.vectors + 2)
-        return PeerJoins(peer, self._present[peer])
-
-    def _leave(self) -> Operation:
-        if not self._present:
-            return self._doorbell()
-        peer = self._random.choice(sorted(self._present))
-        del self._present[peer]
-        return PeerLeaves(peer)
-
-    def _reset(self) -> Operation:
-        return Reset()
-
-
-def generate(scene: Scene, random: Random, operations: int) -> list[Operation]:
-    """A driver's start, then random operations with new starts in between; at the end, reads of all registers."""
-    generator = _Generator(scene, random)
-    look = list(inspect(scene))
-    sequence = list(boot(scene))
-    while len(sequence) < operations - len(look):
-        drawn = generator.draw()
-        sequence.append(drawn)
-        if isinstance(drawn, Reset) or random.random() < 0.01:
-            sequence += boot(scene)
-            sequence += [Read(WINDOWS[REGISTERS_BAR][0] + at, 4) for at in (0, 4)]
-    return (sequence + look)[:operations]

@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import mmap
-import os
+import select
 import socket
+import struct
+import termios
 import time
+from collections.abc import Callable, Iterator
 
 from nodes.wire.protocol import MEMORY, VERSION, Message
 from sim.engines.qemu.qtest import QemuError
@@ -46,6 +49,9 @@ class ScriptedServer:
         self._near, self._far = near, far
         self._outbox = Outbox(near, QUEUE_LIMIT)
         self.peers: dict[int, list[EventFd]] = {}
+        self._rung = select.epoll()
+        self._stack.callback(self._rung.close)
+        self._lines: dict[int, tuple[int, int, EventFd]] = {}
 
     @property
     def client(self) -> int:
@@ -68,44 +74,70 @@ class ScriptedServer:
         self._far.close()
 
     def greet(self, peer: int) -> None:
-        """Send version, own ID and shared memory."""
+        """Send version, own ID and shared memory, which wait in the socket until the device's process has started."""
         self._send(Message(VERSION), Message(peer), Message(MEMORY, (self.region.descriptor,)))
 
-    def join(self, peer: int, vectors: int, eventfds: list[EventFd] | None = None) -> None:
-        """Send the vectors of a peer, or of the device itself, one message each; the server owns ``eventfds`` then."""
-        eventfds = [EventFd.create() for _ in range(vectors)] if eventfds is None else eventfds[:vectors]
-        self.peers[peer] = eventfds
-        self._send(*(Message(peer, (eventfd.descriptor,)) for eventfd in eventfds))
+    def join(
+        self,
+        peer: int,
+        vectors: int,
+        eventfds: list[EventFd] | None = None,
+        *,
+        turn: Callable[[], object] | None = None,
+    ) -> None:
+        """Send further vectors of a peer, or of the device itself, one message each; the server owns ``eventfds`` then.
 
-    def leave(self, peer: int) -> None:
-        """Announce that a peer has left."""
+        With ``turn``, which lets the device under test make a turn of its main loop, wait until it has taken them.
+        """
+        eventfds = [EventFd.create() for _ in range(vectors)] if eventfds is None else eventfds[:vectors]
+        known = self.peers.setdefault(peer, [])
+        for vector, eventfd in enumerate(eventfds, len(known)):
+            self._lines[eventfd.descriptor] = (peer, vector, eventfd)
+            self._rung.register(eventfd.descriptor, select.EPOLLIN)
+        known += eventfds
+        self._send(*(Message(peer, (eventfd.descriptor,)) for eventfd in eventfds), turn=turn)
+
+    def leave(self, peer: int, *, turn: Callable[[], object] | None = None) -> None:
+        """Announce that a peer has left; ``turn`` as in `join`."""
         self._forget(peer)
-        self._send(Message(peer))
+        self._send(Message(peer), turn=turn)
 
     def _forget(self, peer: int) -> None:
         for eventfd in self.peers.pop(peer):
+            self._rung.unregister(eventfd.descriptor)
+            del self._lines[eventfd.descriptor]
             eventfd.close()
 
     def ring(self, peer: int, vector: int, count: int = 1) -> None:
         """Ring an eventfd, as another peer does."""
         signal(self.peers[peer][vector].descriptor, count)
 
-    def take(self, peer: int) -> list[int]:
-        """Return the doorbells that each eventfd of a peer has counted since the last call."""
-        counts = []
-        for eventfd in self.peers[peer]:
-            # The device under test can have cleared the flag, which is shared by all descriptors of the eventfd.
-            flags = fcntl.fcntl(eventfd.descriptor, fcntl.F_GETFL)
-            if not flags & os.O_NONBLOCK:
-                fcntl.fcntl(eventfd.descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
-            counts.append(eventfd.take())
-        return counts
+    def take_rung(self, *, but: int) -> Iterator[tuple[int, int, int]]:
+        """The (peer, vector, doorbells) of each eventfd that was rung since the last call, those of ``but`` excepted.
 
-    def _send(self, *messages: Message[int]) -> None:
+        An eventfd that is readable is read without blocking, whatever the device under test did to its flags.
+        """
+        found = [self._lines[number] for number, _ in self._rung.poll(0, max(1, len(self._lines)))]
+        for peer, vector, eventfd in sorted(found, key=lambda line: line[:2]):
+            if peer != but:
+                yield peer, vector, eventfd.take()
+
+    def _send(self, *messages: Message[int], turn: Callable[[], object] | None = None) -> None:
+        deadline = time.monotonic() + SEND_SECONDS
         for message in messages:
             self._outbox.put(message)
-        deadline = time.monotonic() + SEND_SECONDS
-        while not self._outbox.flush():
+        while not (self._outbox.flush() and (turn is None or self._unread_bytes() == 0)):
+            if turn is None:
+                time.sleep(0.001)
+            else:
+                turn()
             if time.monotonic() > deadline:
                 raise QemuError("the device under test reads no messages")
-            time.sleep(0.001)
+        if turn is not None:
+            turn()  # the one that handles the last message may be under way
+            turn()
+
+    def _unread_bytes(self) -> int:
+        """What the device has not read yet (unix(7), SIOCOUTQ; the same number as TIOCOUTQ)."""
+        (count,) = struct.unpack("i", fcntl.ioctl(self._near, termios.TIOCOUTQ, bytes(4)))
+        return int(count)

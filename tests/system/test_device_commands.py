@@ -10,6 +10,7 @@ from click.testing import CliRunner
 import sim.oracle.conformance
 from nodes.device.profiles import PROFILES, Profile, profile
 from nodes.errors import UsageError
+from nodes.qemu_versions import NEWEST
 from sim.commands.device import conformance, device
 from sim.oracle.conformance import Divergence, Report
 from sim.oracle.operations import ConfigRead, Scene
@@ -68,12 +69,13 @@ def test_a_divergence_is_printed_and_fails(monkeypatch: pytest.MonkeyPatch) -> N
     def diverging(qemu: str, name: str, seed: int, operations: int) -> Report:
         scene = Scene(name, 1, 1, 0, 4096)
         divergence = Divergence(scene, (ConfigRead(0, 4),), "value 0x1", "value 0x2")
-        return Report(name, seed, operations, (("ConfigRead", 1),), divergence if seed == 4 else None)
+        found = divergence if seed == 4 else None
+        return Report(name, NEWEST, seed, 1, operations, (("ConfigRead", 1),), found)
 
     monkeypatch.setattr(sim.oracle.conformance, "conform", diverging)
     result = CliRunner().invoke(conformance, ["--profile", "qemu-plain", "--seed", "3", "--seeds", "2"])
     assert result.exit_code == 1
-    assert "seed 3: 1000 operations, no divergence" in result.output
+    assert "and QEMU 11.1, seed 3: 1000 operations on 1 device, no divergence" in result.output
     assert "1. config_read(0x00, 4)" in result.output
     assert "simulated: value 0x2" in result.output
     result = CliRunner().invoke(conformance, ["--profile", "qemu-plain", "--seed", "4", "--json"])

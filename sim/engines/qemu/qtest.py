@@ -22,7 +22,7 @@ from sim.kernel.channel import send_descriptors
 from sim.kernel.processes import describe_exit, end_with_parent
 from sim.kernel.waiting import Patience
 
-__all__ = ["Qemu", "QemuError"]
+__all__ = ["Qemu", "QemuError", "config_read_lines", "config_write_lines", "read_line", "write_line"]
 
 TIMEOUT_SECONDS, LOOK_SECONDS = 60.0, 1.0
 END_SECONDS = 5.0
@@ -81,6 +81,30 @@ class LineConnection:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def read_line(address: int, size_bytes: int) -> str:
+    """The command that reads 1, 2, 4 or 8 bytes of physical memory."""
+    return f"read{SUFFIX[size_bytes]} {address:#x}"
+
+
+def write_line(address: int, size_bytes: int, value: int) -> str:
+    """The command that writes 1, 2, 4 or 8 bytes of physical memory."""
+    return f"write{SUFFIX[size_bytes]} {address:#x} {value:#x}"
+
+
+def config_read_lines(slot: int, offset: int, size_bytes: int) -> list[str]:
+    """The commands that read the configuration space of function ``slot``.0 on bus 0; the last one has the value."""
+    return [_select(slot, offset), f"in{SUFFIX[size_bytes]} {CONFIG_DATA + (offset & 3):#x}"]
+
+
+def config_write_lines(slot: int, offset: int, size_bytes: int, value: int) -> list[str]:
+    """The commands that write the configuration space of function ``slot``.0 on bus 0."""
+    return [_select(slot, offset), f"out{SUFFIX[size_bytes]} {CONFIG_DATA + (offset & 3):#x} {value:#x}"]
+
+
+def _select(slot: int, offset: int) -> str:
+    return f"outl {CONFIG_ADDRESS:#x} {1 << 31 | slot << 11 | offset & ~3:#x}"
 
 
 class Qemu:
@@ -240,11 +264,11 @@ class Qemu:
 
     def read(self, address: int, size_bytes: int) -> int:
         """Read 1, 2, 4 or 8 bytes of physical memory, as a processor's load."""
-        return int(self.ask([f"read{SUFFIX[size_bytes]} {address:#x}"])[0], 0)
+        return int(self.ask([read_line(address, size_bytes)])[0], 0)
 
     def write(self, address: int, size_bytes: int, value: int) -> None:
         """Write 1, 2, 4 or 8 bytes of physical memory, as a processor's store."""
-        self.ask([f"write{SUFFIX[size_bytes]} {address:#x} {value:#x}"])
+        self.ask([write_line(address, size_bytes, value)])
 
     def fill(self, address: int, size_bytes: int, byte: int) -> None:
         """Set bytes of physical memory."""
@@ -252,15 +276,11 @@ class Qemu:
 
     def config_read(self, slot: int, offset: int, size_bytes: int) -> int:
         """Read 1, 2 or 4 bytes of the configuration space of function ``slot``.0 on bus 0."""
-        select = f"outl {CONFIG_ADDRESS:#x} {1 << 31 | slot << 11 | offset & ~3:#x}"
-        port = CONFIG_DATA + (offset & 3)
-        return int(self.ask([select, f"in{SUFFIX[size_bytes]} {port:#x}"])[1], 0)
+        return int(self.ask(config_read_lines(slot, offset, size_bytes))[1], 0)
 
     def config_write(self, slot: int, offset: int, size_bytes: int, value: int) -> None:
         """Write 1, 2 or 4 bytes of the configuration space of function ``slot``.0 on bus 0."""
-        select = f"outl {CONFIG_ADDRESS:#x} {1 << 31 | slot << 11 | offset & ~3:#x}"
-        port = CONFIG_DATA + (offset & 3)
-        self.ask([select, f"out{SUFFIX[size_bytes]} {port:#x} {value:#x}"])
+        self.ask(config_write_lines(slot, offset, size_bytes, value))
 
     def reset(self) -> None:
         """Reset the machine and wait for its RESET event."""
