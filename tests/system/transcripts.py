@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md")))
 
-MEASURES = re.compile(r"^(ivsim (run|show|compare|sweep|explore)|python |sh )")
+MEASURES = re.compile(r"^(ivsim (run|show|compare|sweep|explore|conformance)|python |sh )")
 FIGURE = re.compile(r"-?\d[\d.,]*( ?(ns|us|ms|s|k|M|MiB|%))?(?!\w)")
 
 
