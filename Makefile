@@ -5,6 +5,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# The tests start some 2,000 processes: without bytecode each compiles what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run check test faults bench guest notebooks docs-tables clean
 
 run: .venv/installed-run

@@ -26,12 +26,11 @@ from typing import Any
 
 import sim.exit_codes
 import tests.bench
-from sim.cli import COMMANDS, ivsim
+from sim.commands.catalogue import COMMANDS
 from tests.bench.figure import Bar
 from tests.fault_matrix import ROWS, marked_tests
 from topologies import json_schema
 from topologies.reference_tables import REFERENCES
-from topologies.reference_tables import markdown as reference_table
 from topologies.resolve.programs import resolve_program, shipped_programs
 
 ROOT = Path(__file__).parents[1]
@@ -87,13 +86,7 @@ def exit_codes_table() -> str:
 
 def commands_table() -> str:
     """Every command of `ivsim` with its help in one line."""
-    context = ivsim.make_context("ivsim", ["list"], resilient_parsing=True)
-    rows = []
-    for name in COMMANDS:
-        command = ivsim.get_command(context, name)
-        assert command is not None
-        rows.append((f"`ivsim {name}`", command.get_short_help_str(limit=200)))
-    return table(("command", "purpose"), rows)
+    return table(("command", "purpose"), [(f"`ivsim {name}`", entry.summary) for name, entry in COMMANDS.items()])
 
 
 def bars_table() -> str:
@@ -166,8 +159,12 @@ def _value(spec: dict[str, Any]) -> str:
     return f"{kind}, {above}{low} to {spec['maximum']}"
 
 
+def _reference(name: str) -> str:
+    return REFERENCES[name]().markdown()
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
-    **{name: functools.partial(reference_table, name) for name in REFERENCES if name != "programs"},
+    **{name: functools.partial(_reference, name) for name in REFERENCES if name != "programs"},
     "programs": programs_tables,
     "exit-codes": exit_codes_table,
     "commands": commands_table,

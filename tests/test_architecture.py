@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import importlib.metadata
 import re
 import socket
@@ -22,6 +23,8 @@ LAYERS = ("nodes", "topologies", "sim")  # each may import those before it, and 
 
 LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
+# These load their names when they are used; what they are is in ``__init__.pyi``.
+LAZY_PACKAGES = {"sim/__init__.py", "topologies/__init__.py"}
 LONGER_FILES = {
     "nodes/device/ivshmem.py": "one device; its guest side, its server side and its registers share all their state",
 }
@@ -275,7 +278,7 @@ def test_a_package_only_re_exports():
 def check_re_exports(path: Path) -> None:
     body = tree(path).body
     assert ast.get_docstring(tree(path)), f"{name_of(path)}: a package says what it contains"
-    lazy = name_of(path) == "sim/__init__.py"  # a worker imports it and needs nothing of it
+    lazy = name_of(path) in LAZY_PACKAGES
     for node in body[1:]:
         match node:
             case ast.ImportFrom(module=str(module)) if module == "__future__" or module.split(".")[0] in LAYERS:
@@ -300,16 +303,23 @@ def _all(path: Path) -> list[str] | None:
 
 def test_every_export_is_defined():
     for path in SOURCES:
-        # The names of sim/__init__.py are loaded when they are used; test_run uses them.
-        if name_of(path) != "sim/__init__.py":
-            check_exports(path, _all(path) or [])
+        check_exports(path, _all(path) or [])
+
+
+@pytest.mark.parametrize("name", LAZY_PACKAGES)
+def test_a_lazy_package_loads_what_it_declares(name):
+    package = importlib.import_module(name.partition("/")[0])
+    declared = _all((ROOT / name).with_suffix(".pyi"))
+    assert declared == _all(ROOT / name) == sorted(package._HOMES)
+    for each in declared:
+        assert getattr(package, each) is getattr(importlib.import_module(package._HOMES[each]), each)
 
 
 @functools.cache
 def names_in(path: Path) -> frozenset[str]:
-    """Every name that a file defines or imports."""
+    """Every name that a file defines or imports; of a lazy package those that it declares."""
     defined = set()
-    for node in ast.walk(tree(path)):
+    for node in ast.walk(tree(path.with_suffix(".pyi") if name_of(path) in LAZY_PACKAGES else path)):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
                 defined.add(name)
@@ -329,7 +339,7 @@ def test_tests_and_examples_import_names_that_exist():
             known = names_in(source) if source else frozenset()
             names = [alias.name for alias in node.names]
             missing = [name for name in names if name not in known and f"{node.module}.{name}" not in MODULES]
-            if missing and node.module != "sim":  # sim/__init__.py loads its names when they are used
+            if missing:
                 wrong.append((name_of(path), node.module, missing))
     assert not wrong
 

@@ -1,14 +1,10 @@
-"""Topologies: which machines exist, what they run, and for how long; read from TOML, checked, frozen."""
+"""Topologies: which machines exist, what they run, and for how long; read from TOML, checked, frozen.
 
-from topologies.actions import Action
-from topologies.domain import Domain, Memory
-from topologies.language.problems import Problem, TopologyError
-from topologies.language.schema import json_schema
-from topologies.language.starter import starter_text
-from topologies.loader import load, loads, shipped
-from topologies.model import Chaos, Group, Machine, Machines, RunSettings, Scheduling, Topology, Trace
-from topologies.resolve.programs import Parameter, Program, ProgramError, resolve_program, shipped_programs
-from topologies.schedule import Condition, Expectation, Invariant, Phase, TimelineEntry
+The names are loaded when they are first used: `ivsim list` needs no schema. What they are is declared in
+``__init__.pyi``.
+"""
+
+import importlib
 
 __all__ = [
     "Action",
@@ -40,3 +36,40 @@ __all__ = [
     "shipped_programs",
     "starter_text",
 ]
+
+_HOMES = {
+    "Action": "topologies.actions",
+    "Chaos": "topologies.model",
+    "Condition": "topologies.schedule",
+    "Domain": "topologies.domain",
+    "Expectation": "topologies.schedule",
+    "Group": "topologies.model",
+    "Invariant": "topologies.schedule",
+    "Machine": "topologies.model",
+    "Machines": "topologies.model",
+    "Memory": "topologies.domain",
+    "Parameter": "topologies.resolve.programs",
+    "Phase": "topologies.schedule",
+    "Problem": "topologies.language.problems",
+    "Program": "topologies.resolve.programs",
+    "ProgramError": "topologies.resolve.programs",
+    "RunSettings": "topologies.model",
+    "Scheduling": "topologies.model",
+    "TimelineEntry": "topologies.schedule",
+    "Topology": "topologies.model",
+    "TopologyError": "topologies.language.problems",
+    "Trace": "topologies.model",
+    "json_schema": "topologies.language.schema",
+    "load": "topologies.loader",
+    "loads": "topologies.loader",
+    "resolve_program": "topologies.resolve.programs",
+    "shipped": "topologies.scenario_files",
+    "shipped_programs": "topologies.resolve.programs",
+    "starter_text": "topologies.language.starter",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'topologies' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

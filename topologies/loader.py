@@ -37,10 +37,10 @@ from topologies.resolve.references import References
 from topologies.resolve.settings import Settings
 from topologies.resolve.timeline import read_timeline
 from topologies.resolve.versions import read_version, settle_versions
+from topologies.scenario_files import FOLDER, scenario_names
 
-__all__ = ["load", "loads", "shipped"]
+__all__ = ["load", "loads"]
 
-_SHIPPED_FOLDER = FilePath(__file__).parent / "scenarios"
 _MAX_DOMAINS = 64
 
 
@@ -50,7 +50,7 @@ def load(
     """The topology in a file, or the shipped one of that name (``"ping_pong"``).
 
     Args:
-        source: a path, or a name of `shipped`.
+        source: a path, or a name of `topologies.shipped`.
         overrides: dotted keys and values: ``{"machines.sender.count": 64}``. A text is read as on the command line: as
             TOML (``"64"``), else as a string.
         programs: files of Python whose generator functions the topology may name like shipped ones; their code runs,
@@ -78,22 +78,13 @@ def loads(
     return _build(parse(text, name, override_texts(overrides)), FilePath(), ProgramFiles(programs))
 
 
-def shipped() -> list[tuple[str, str]]:
-    """(name, title) of each topology that ships, sorted by name."""
-    found = []
-    for file in sorted(_SHIPPED_FOLDER.glob("*.toml")):
-        title = parse(read_text(file), str(file)).values.get("title", "")
-        found.append((file.stem, str(title)))
-    return found
-
-
 def _find(source: str | FilePath) -> FilePath:
     """A bare word is a shipped topology, else a file; anything else is a path."""
     if isinstance(source, FilePath):
         return source
-    names = [file.stem for file in _SHIPPED_FOLDER.glob("*.toml")]
+    names = scenario_names()
     if source in names:
-        return _SHIPPED_FOLDER / f"{source}.toml"
+        return FOLDER / f"{source}.toml"
     file, is_path = FilePath(source), "/" in source or source.endswith(".toml")
     try:
         if file.exists() or (is_path and file.stem not in names):

@@ -17,8 +17,9 @@ from nodes.device.qemu_1_1.shared_object import check_size
 from nodes.errors import UsageError
 from nodes.qemu_versions import NEWEST, QemuVersion
 from topologies.actions import Join, Migrate
-from topologies.migration_plan import make_device, several
+from topologies.migration_plan import make_device
 from topologies.model import Machine, Topology
+from topologies.resolve.names import several
 from topologies.schedule import TimelineEntry
 
 __all__ = ["FailingMigration", "failing_migrations"]

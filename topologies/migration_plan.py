@@ -8,8 +8,7 @@ the peers reattach to the new server under new IDs.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -22,14 +21,13 @@ from nodes.device.profiles import PROFILES
 from nodes.errors import UsageError
 from topologies.domain import Domain
 from topologies.model import Machine, Topology
+from topologies.resolve.names import several
 
-__all__ = ["MigrationPlan", "PlannedMachine", "Step", "make_device", "plan_migration", "several"]
+__all__ = ["MigrationPlan", "PlannedMachine", "Step", "make_device", "plan_migration"]
 
 Fate = Literal["moves", "moves without its peers' devices", "stays", "does not start"]
 
 REGISTERS = {"status": "IntrStatus", "mask": "IntrMask"}
-_NAMES_SHOWN, _KINDS_SHOWN = 3, 8
-_LAST_NUMBER = re.compile(r"[0-9]+(?=[^0-9]*\Z)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,13 +296,3 @@ def _lost_devices(domain: str, back: Collection[_Judged]) -> Iterator[str]:
         state = "MSI-X table, pending bits and registers" if msix else "registers"
         names = several([each.name for each in its])
         yield f"domain {domain}: {state} of the devices that are detached and plugged again: {names}"
-
-
-def several(names: Sequence[str]) -> str:
-    """Names for a reader: a few in full; of many that differ in a number the first, the last and the count."""
-    if len(names) <= _NAMES_SHOWN:
-        return ", ".join(names)
-    alike = [list(its) for _, its in groupby(names, key=lambda name: _LAST_NUMBER.sub("", name))]
-    if len(alike) > _KINDS_SHOWN:
-        return f"{', '.join(names[:_NAMES_SHOWN])} and {len(names) - _NAMES_SHOWN} others"
-    return ", ".join(f"{its[0]} ... {its[-1]} ({len(its)})" if len(its) > 2 else ", ".join(its) for its in alike)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from topologies.actions import Garble, StopServer, Unplug
-from topologies.migration_plan import several
 from topologies.model import Machine, Topology
+from topologies.resolve.names import several
 from topologies.schedule import TimelineEntry
 
 __all__ = ["Endangered", "endangered"]

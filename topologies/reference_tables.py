@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from nodes.device.profiles import PROFILES, Profile
@@ -14,41 +13,12 @@ from topologies.actions import ACTIONS, MachineAction, fields_of
 from topologies.language.problems import show
 from topologies.language.tables import required_keys_of
 from topologies.language.values import describe
-from topologies.loader import shipped
 from topologies.metrics import LATENCIES, METRICS, POINTS, UNITS_NS
 from topologies.model import MAX_VECTORS
 from topologies.resolve.programs import Parameter, resolve_program, shipped_programs
+from topologies.text_tables import Reference, topologies_table
 
-__all__ = ["REFERENCES", "Reference", "markdown", "plain"]
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """One table: a head of single words and rows of as many cells.
-
-    An action's optional keys stand in brackets. ``summary`` is the place of a metric in ``summary.json``, ``live``
-    tells whether ``when`` and ``abort`` can use it.
-    """
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-def markdown(name: str) -> str:
-    """The table of `REFERENCES` called ``name``, as Markdown that ends in a newline; the first column is code."""
-    table = REFERENCES[name]()
-    rows = [table.head, ("---",) * len(table.head), *((f"`{first}`", *others) for first, *others in table.rows)]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
-
-
-def plain(name: str) -> str:
-    """The same table as columns of text that ends in a newline; names and titles alone need no head."""
-    table = REFERENCES[name]()
-    rows = [tuple(cell.replace("`", "") for cell in row) for row in (table.head, *table.rows)]
-    rows = rows[1:] if len(table.head) == 2 else rows
-    widths = [max(len(row[column]) for row in rows) for column in range(len(table.head) - 1)]
-    lines = ("  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows)
-    return "\n".join(lines) + "\n"
+__all__ = ["REFERENCES"]
 
 
 def _actions() -> Reference:
@@ -126,12 +96,8 @@ def _profiles() -> Reference:
     return Reference(("profile", "interrupts", "vectors", "role", "meaning"), tuple(rows))
 
 
-def _topologies() -> Reference:
-    return Reference(("name", "title"), tuple(shipped()))
-
-
 REFERENCES: dict[str, Callable[[], Reference]] = {
-    "topologies": _topologies,
+    "topologies": topologies_table,
     "actions": _actions,
     "metrics": _metrics,
     "programs": _programs,

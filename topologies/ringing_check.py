@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nodes.device.profiles import PROFILES
-from topologies.migration_plan import several
 from topologies.model import Machine, Machines, Topology, Trace
+from topologies.resolve.names import several
 
 __all__ = ["open_loops", "unreachable"]
 

@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
-from sim.commands.options import BadTopology, overrides_option, programs_option, runs_option
+import topologies
+from sim.commands.options import BadTopology, overrides_option, programs_option, runs_option, topology_argument
 from sim.exit_codes import MISSED
-from topologies import TopologyError
 
 __all__ = ["agree"]
 
 
-@click.command("agree", short_help="Run a topology simulated and with real QEMUs, and compare.")
-@click.argument("topology")
+@click.command("agree")
+@topology_argument
 @click.option("--seed", type=click.IntRange(min=0), help="The first seed. Default: that of the topology.")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(min=1), help="How many seeds, counting up.")
 @click.option(
@@ -58,6 +57,8 @@ def agree(
     Compared are who rang whom on which vector, in which order, what became of it, the actions, the verdicts, how
     machines ended, and what is in the shared memory. The exit code is 99 if a difference is not explained.
     """
+    import msgspec
+
     from sim.oracle.agree import agree as run_both
     from sim.oracle.real_share import pair
 
@@ -68,7 +69,7 @@ def agree(
             chosen["seed"] = (seed or 0) + turn
         try:
             both = pair(topology, chosen, programs, share=share, machines_max=machines_max, every_profile=every_profile)
-        except TopologyError as error:
+        except topologies.TopologyError as error:
             raise BadTopology(error) from None
         found = run_both(both, runs=runs)
         agrees = agrees and found.agrees

@@ -19,7 +19,7 @@ from sim.commands.numbers import duration_ns, number
 from sim.commands.output import write_file
 from sim.exit_codes import INTERRUPTED
 from sim.kernel.memory import check_mapped
-from sim.kernel.signals import ended_by_signal
+from sim.kernel.signal_wakeup import ended_by_signal
 from sim.wire.attachment import Attachment
 
 __all__ = ["attach"]
@@ -43,9 +43,7 @@ class _Commands(click.Group):
         return found
 
 
-@click.group(
-    "attach", cls=_Commands, invoke_without_command=True, short_help="Be a peer, at the keyboard or in a script."
-)
+@click.group("attach", cls=_Commands, invoke_without_command=True)
 @click.option(
     "-S",
     "--socket",

@@ -22,7 +22,7 @@ from sim.commands.numbers import duration_ns
 from sim.commands.options import qemu_version_option
 from sim.kernel.loop import Loop
 from sim.kernel.shortage import error_of_path
-from sim.kernel.signals import ended_by_signal
+from sim.kernel.signal_wakeup import ended_by_signal
 from sim.views.session import analysis_lines
 
 __all__ = ["explain_session", "record", "replay"]
@@ -37,7 +37,7 @@ ABOUT = """\
 # Record
 
 
-@click.command("record", short_help="Record what a server and its clients send.")
+@click.command("record")
 @click.option("-S", "--server", required=True, type=SOCKET, help="The server's socket.")
 @click.option("-L", "--listen", required=True, type=SOCKET, help="The socket for clients to connect to instead.")
 @click.option(
@@ -132,7 +132,7 @@ def _lines(opened: IO[str]) -> Iterator[str]:
         yield line
 
 
-@click.command("explain", short_help="Explain a recorded session, and what is wrong with it.")
+@click.command("explain")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
 @click.option(
     "--dialect",
@@ -217,7 +217,7 @@ def _entry_as_data(explained: Explained, explanation: Analysis, version: QemuVer
 # Replay
 
 
-@click.command("replay", short_help="Replay a recorded server to a client under test.")
+@click.command("replay")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("-S", "--socket", "path", required=True, type=SOCKET, help="The socket for the client to connect to.")
 @click.option("--connection", type=click.IntRange(1), help="Which connection to replay. Default: the first.")

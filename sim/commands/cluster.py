@@ -50,7 +50,7 @@ def require_dask() -> None:
         raise UsageError("more than one host needs Dask: pip install 'ivshmem-sim[dist]'")
 
 
-@click.command("scheduler", short_help="Be the scheduler of a cluster of hosts.")
+@click.command("scheduler")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="The port; 0: any.")
 @tls_options
@@ -67,7 +67,7 @@ def scheduler(host: str, port: int, tls_ca: Path | None, tls_cert: Path | None, 
     serve_scheduler(host, port, tls, lambda address: click.echo(f"scheduler: {address}"))
 
 
-@click.command("worker", short_help="Be a worker of a cluster: run what its scheduler gives.")
+@click.command("worker")
 @click.argument("address")
 @click.option("--name", help="The name of this host in tables.  [default: its host name]")
 @click.option("--host", help="The address to listen at.  [default: the one from which the scheduler is reached]")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from nodes.errors import UsageError
+from sim.commands.completion import complete_runs
 from sim.exit_codes import MISSED
 
 __all__ = ["compare"]
@@ -17,9 +17,9 @@ __all__ = ["compare"]
 PICTURES = (".png", ".svg")
 
 
-@click.command("compare", short_help="Hold one run against another.")
-@click.argument("a", metavar="A", type=click.Path(path_type=Path))
-@click.argument("b", metavar="B", type=click.Path(path_type=Path))
+@click.command("compare")
+@click.argument("a", metavar="A", type=click.Path(path_type=Path), shell_complete=complete_runs)
+@click.argument("b", metavar="B", type=click.Path(path_type=Path), shell_complete=complete_runs)
 @click.option(
     "--fail-if",
     "limits",
@@ -43,6 +43,8 @@ def compare(a: Path, b: Path, limits: tuple[str, ...], across_hosts: bool, as_js
     runs are too short to tell. METRIC is p50, p90, p99, p99.9,
     p99.99 or max of total, or of another latency (delivery.p99), or any other name in the table.
     """
+    from rich.console import Console
+
     from sim.results.compare import compare as compare_runs
     from sim.results.thresholds import Threshold
     from sim.views import rows

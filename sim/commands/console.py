@@ -11,7 +11,6 @@ import click
 
 from nodes.errors import UsageError
 from sim.commands.options import run_argument
-from sim.results.store import files
 
 __all__ = ["console"]
 
@@ -19,7 +18,7 @@ POLL_S = 0.1
 READ_BYTES = 1 << 16
 
 
-@click.command("console", short_help="Show the console of a guest, live while its run lasts.")
+@click.command("console")
 @run_argument
 @click.argument("machine")
 def console(run_directory: Path, machine: str) -> None:
@@ -27,6 +26,8 @@ def console(run_directory: Path, machine: str) -> None:
 
     While the run lasts it prints what is added, too. Ends with the run, or by Ctrl-C.
     """
+    from sim.results.store import files
+
     path = files.console(run_directory, machine)
     if not path.is_file():
         known = sorted(each.stem.partition("-")[2] for each in run_directory.glob("console-*.txt"))

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
-from sim.commands.options import BadTopology, overrides_option, programs_option
+import topologies
+from sim.commands.options import BadTopology, optional_topology_argument, overrides_option, programs_option
 from sim.exit_codes import MISSED
-from topologies import Topology, TopologyError, load
 
 __all__ = ["explore"]
 
@@ -29,8 +28,8 @@ def _seeds(_context: click.Context, _option: click.Parameter, given: str) -> ran
     return range(first, last + 1)
 
 
-@click.command("explore", short_help="Run many seeds under virtual time and look for a broken invariant.")
-@click.argument("topology", required=False)
+@click.command("explore")
+@optional_topology_argument
 @click.option("--seeds", default="0..999", show_default=True, callback=_seeds, help="FIRST..LAST, or how many from 0.")
 @click.option("--jobs", type=click.IntRange(1, 4096), default=1, show_default=True, help="How many processes.")
 @click.option("--keep-going", is_flag=True, help="Run all seeds, also after one that breaks an invariant.")
@@ -73,15 +72,15 @@ def explore(
         if replay is not None:
             code = _replay(replay)
         else:
-            loaded = load(str(topology), overrides, programs)
+            loaded = topologies.load(str(topology), overrides, programs)
             code = _explore(loaded, seeds, jobs, keep_going, output, programs, as_json=as_json, quiet=quiet)
-    except TopologyError as error:
+    except topologies.TopologyError as error:
         raise BadTopology(error) from None
     raise click.exceptions.Exit(code)
 
 
 def _explore(
-    topology: Topology,
+    topology: topologies.Topology,
     seeds: range,
     jobs: int,
     keep_going: bool,
@@ -91,6 +90,8 @@ def _explore(
     as_json: bool,
     quiet: bool,
 ) -> int:
+    import msgspec
+
     from sim.explore import Exploration, shrink, write_replay
     from sim.explore import explore as run_seeds
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import click
 
-from sim.commands.options import BadTopology, overrides_option, programs_option
+import topologies
+from sim.commands.options import BadTopology, overrides_option, programs_option, topology_argument
 from sim.commands.output import write_file
-from topologies import TopologyError, load
 
 __all__ = ["graph"]
 
 FORMATS = {".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot", ".svg": "svg"}
 
 
-@click.command("graph", short_help="Draw a topology: its machines, and which ring which.")
-@click.argument("topology")
+@click.command("graph")
+@topology_argument
 @overrides_option
 @programs_option
 @click.option(
@@ -47,8 +47,8 @@ def graph(
     if form is None and output is not None and output.suffix not in FORMATS:
         raise click.UsageError(f"{output}: expected a name that ends in {', '.join(FORMATS)}, or --format")
     try:
-        loaded = load(topology, overrides, programs)
-    except TopologyError as error:
+        loaded = topologies.load(topology, overrides, programs)
+    except topologies.TopologyError as error:
         raise BadTopology(error) from None
     chosen = form or (FORMATS[output.suffix] if output else "mermaid")
     text = {"mermaid": mermaid, "dot": dot, "svg": svg}[chosen](draw(loaded, each=each))

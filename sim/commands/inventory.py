@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 
 import click
-import msgspec
-from rich.console import Console
 
 from sim.exit_codes import FAILED
-from sim.views.columns import print_columns
 
 __all__ = ["clean", "ps"]
 
 
-@click.command("ps", short_help="List runs, servers, memory and what was left behind on this host.")
+@click.command("ps")
 @click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
 def ps(as_json: bool) -> None:
     """List what this user's runs and servers have on this host now, and which process owns it.
@@ -22,7 +19,11 @@ def ps(as_json: bool) -> None:
     That is: runs, servers, named memory, private directories and processes. `orphaned` is what a killed owner left
     behind; `ivsim clean` removes it.
     """
+    import msgspec
+    from rich.console import Console
+
     from sim.host.inventory import inventory
+    from sim.views.columns import print_columns
 
     items = inventory()
     if as_json:
@@ -42,7 +43,7 @@ def ps(as_json: bool) -> None:
     print_columns(rows, console, left=(0, 1, 3), styles=styles)
 
 
-@click.command("clean", short_help="Remove what killed runs and servers left behind.")
+@click.command("clean")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 def clean(dry_run: bool) -> None:
     """Remove memory, private directories and processes whose owner was killed.

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 
 import click
 
+import topologies
 from nodes.qemu_versions import QemuVersion
-from sim.commands.options import BadTopology, overrides_option, programs_option, qemu_version_option
-from topologies import TopologyError, load
-from topologies.migration_check import FailingMigration, failing_migrations
-from topologies.migration_plan import MigrationPlan, PlannedMachine, Step, plan_migration, several
+from sim.commands.options import (
+    BadTopology,
+    overrides_option,
+    programs_option,
+    qemu_version_option,
+    topology_argument,
+)
 
 __all__ = ["migrate"]
 
 
-@click.command("migrate", short_help="Plan how a topology's machines could move to another host.")
-@click.argument("topology")
+@click.command("migrate")
+@topology_argument
 @click.option(
     "--plan",
     "planned",
@@ -44,99 +46,19 @@ def migrate(
     A machine that stays has a reason, in QEMU's words where QEMU has one. In a run, the action "migrate" of the
     timeline migrates machines.
     """
+    from sim.commands.migration_text import plan_lines, timeline_lines
+    from topologies.migration_check import failing_migrations
+    from topologies.migration_plan import plan_migration
+
     if not planned:
         raise click.UsageError('expected --plan; in a run, the action "migrate" of [[timeline]] migrates machines')
     try:
-        loaded = load(topology, overrides, programs)
-    except TopologyError as error:
+        loaded = topologies.load(topology, overrides, programs)
+    except topologies.TopologyError as error:
         raise BadTopology(error) from None
     plan, failing = plan_migration(loaded), failing_migrations(loaded, qemu_version)
     if as_json:
         timeline = [asdict(each) for each in failing]
         click.echo(json.dumps({**asdict(plan), "qemu_version": str(qemu_version), "timeline": timeline}, indent=2))
     else:
-        click.echo("\n".join([*_text(plan), *_timeline(failing, qemu_version)]))
-
-
-def _text(plan: MigrationPlan) -> Iterator[str]:
-    rows = list(_rows(plan.machines))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
-    yield ""
-    if not plan.steps:
-        yield "nothing can move"
-        return
-    later = [each.name for each in plan.machines if not each.present]
-    yield "to another host, with a fresh server for each domain" + (
-        f", once {several(later)} {'has' if len(later) == 1 else 'have'} joined:" if later else ":"
-    )
-    for number, step in enumerate(plan.steps, 1):
-        yield f"{number:>3}. {_step(step)}"
-    yield ""
-    yield f"copied: {plan.state_bytes:,} bytes of devices' state, {plan.memory_bytes:,} bytes of memory"
-    for loss in plan.losses:
-        yield f"lost: {loss}"
-
-
-def _timeline(failing: Sequence[FailingMigration], version: QemuVersion) -> Iterator[str]:
-    """The migrations of the timeline that will be refused or fail in a run."""
-    if failing:
-        yield ""
-        yield "in a run, by its timeline:"
-    for each in failing:
-        yield f"  {each}"
-        for at, line in enumerate(each.log):
-            yield f"    {'' if at else f'QEMU {version} prints: '}{line}"
-
-
-def _rows(machines: Sequence[PlannedMachine]) -> Iterator[tuple[str, str, str, str]]:
-    """A row for each sequence of machines with the same role and fate."""
-    yield "machine", "role", "peer", "fate"
-    for _, alike in groupby(machines, key=lambda each: (each.group, each.fate, each.reason, each.refusal)):
-        some = list(alike)
-        first, last = some[0], some[-1]
-        roles = dict.fromkeys("master" if device.master else "peer" for device in first.devices)
-        yield several([each.name for each in some]), "+".join(roles), _peers(first, last), _fate(first)
-
-
-def _peers(first: PlannedMachine, last: PlannedMachine) -> str:
-    def shown(machine: PlannedMachine) -> str:
-        return "/".join(
-            str(device.peer) if device.peer is not None else "-" if machine.present else "later"
-            for device in machine.devices
-        )
-
-    ends = dict.fromkeys((shown(first), shown(last)))
-    return " ... ".join(ends)
-
-
-def _fate(machine: PlannedMachine) -> str:
-    match machine.fate:
-        case "moves":
-            return "moves with its device" + ("s" if len(machine.devices) > 1 else "")
-        case "stays" if machine.refusal not in ("", machine.reason):
-            return f"stays: {machine.reason}; by itself: {machine.refusal}"
-        case "stays" | "does not start":
-            return f"{machine.fate}: {machine.reason}"
-    peers = [device.domain for device in machine.devices if not device.master]
-    which = "" if len(machine.devices) == 1 else f" in {', '.join(peers)}"
-    return f"moves after detaching its device{which}: {machine.refusal}"
-
-
-def _step(step: Step) -> str:
-    names = several(step.machines)
-    match step.do:
-        case "detach":
-            return f"detach {names} from domain {step.domain}"
-        case "move" if step.state_bytes:
-            copied = f"{step.state_bytes:,} bytes of state, {step.memory_bytes:,} bytes of memory"
-            return f"move {names}: {copied}"
-        case "move":
-            return f"move {names}, without a device"
-    if not step.peers:
-        return f"reattach {names} to domain {step.domain}"
-    first, last = step.peers[0], step.peers[-1]
-    between = "and" if last == first + 1 else "to"
-    peers = f"peer {first}" if first == last else f"peers {first} {between} {last}"
-    return f"reattach {names} to domain {step.domain}, as {peers}"
+        click.echo("\n".join([*plan_lines(plan), *timeline_lines(failing, qemu_version)]))

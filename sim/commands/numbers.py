@@ -1,4 +1,4 @@
-"""Durations and numbers on the command line."""
+"""Durations, numbers and lists of values on the command line."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Callable
 
 import click
 
-__all__ = ["c_number", "duration_ns", "number"]
+from nodes.errors import UsageError
+
+__all__ = ["c_number", "duration_ns", "number", "split_values"]
 
 UNITS_NS = {"ms": 1_000_000, "s": 1_000_000_000, "": 1_000_000_000, "m": 60_000_000_000, "h": 3_600_000_000_000}
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|.', re.DOTALL)
 
 
 def duration_ns(_context: click.Context, _option: click.Parameter, given: str | None) -> int | None:
@@ -46,3 +49,24 @@ def c_number(least: int, most: int) -> Callable[[click.Context, click.Parameter,
         return value
 
     return convert
+
+
+def split_values(text: str) -> list[str]:
+    """``1,2,4`` to its parts; commas within quotes, brackets and braces separate nothing.
+
+    Raises ``UsageError`` for an empty part, and for what is never closed.
+    """
+    parts, depth = [""], 0
+    for token in _TOKEN.findall(text):
+        depth += (token in "[{") - (token in "]}")
+        if depth < 0 or token in "\"'":
+            break
+        if token == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += token
+    else:
+        parts = [part.strip() for part in parts]
+        if depth == 0 and all(parts):
+            return parts
+    raise UsageError(f'expected values with commas between them, each whole (1,2 or [1,2],[3] or "a,b"), got {text!r}')

@@ -7,20 +7,23 @@ from typing import Any
 
 import click
 
+import topologies
 from nodes.errors import UsageError
 from nodes.qemu_versions import QemuVersion
+from sim.commands.completion import complete_keys, complete_runs, complete_topologies
 from sim.exit_codes import WRONG_USE
 from sim.kernel.qemu_program import assumed_version
-from topologies import TopologyError
 
 __all__ = [
     "BadTopology",
+    "optional_topology_argument",
     "overrides_option",
     "programs_option",
     "qemu_version_option",
     "resources_every_option",
     "run_argument",
     "runs_option",
+    "topology_argument",
 ]
 
 
@@ -29,7 +32,7 @@ class BadTopology(click.ClickException):
 
     exit_code = WRONG_USE
 
-    def __init__(self, error: TopologyError) -> None:
+    def __init__(self, error: topologies.TopologyError) -> None:
         super().__init__(str(error))
 
     def show(self, file: Any = None) -> None:
@@ -53,6 +56,7 @@ overrides_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     callback=_pairs,
+    shell_complete=complete_keys,
     help="Change one value of the topology, such as machines.storm.count=64. Repeatable.",
 )
 """Fills ``overrides``, a dict for `topologies.load`."""
@@ -104,4 +108,9 @@ resources_every_option = click.option(
     help="The period of sampling CPU time and memory of processes; 0: never.",
 )
 
-run_argument = click.argument("run_directory", metavar="RUN", type=click.Path(path_type=Path))
+run_argument = click.argument(
+    "run_directory", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_runs
+)
+
+topology_argument = click.argument("topology", shell_complete=complete_topologies)
+optional_topology_argument = click.argument("topology", required=False, shell_complete=complete_topologies)

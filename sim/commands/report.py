@@ -13,7 +13,7 @@ from sim.commands.output import write_whole
 __all__ = ["report"]
 
 
-@click.command("report", short_help="Write a run as one HTML page.")
+@click.command("report")
 @run_argument
 @click.option(
     "-o",

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import get_args
 
 import click
-from rich.console import Console
 
+import sim
+import topologies
 from sim.commands.options import (
     BadTopology,
     overrides_option,
@@ -20,11 +21,10 @@ from sim.commands.options import (
     resources_every_option,
     run_argument,
     runs_option,
+    topology_argument,
 )
 from sim.commands.output import write_file
 from sim.exit_codes import INTERRUPTED, of_run
-from sim.results import Run
-from topologies import TopologyError, load
 from topologies.metrics import LATENCIES
 from topologies.model import EngineName
 
@@ -33,8 +33,8 @@ __all__ = ["run", "show"]
 EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 
-@click.command("run", short_help="Run a topology and show the result.")
-@click.argument("topology")
+@click.command("run")
+@topology_argument
 @overrides_option
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same as --set seed=N.")
 @click.option("--engine", type=click.Choice(get_args(EngineName)), help="The same as --set run.engine=NAME.")
@@ -82,10 +82,11 @@ def run(
     Ctrl-C ends it early and keeps what was measured; a second one does not wait for the machines. The exit code is 99
     when an expectation of the topology is not met.
     """
+    from rich.console import Console
+
     from sim.access import external_lines, qemu_lines, shown
     from sim.commands.progress import progress
     from sim.runner import Begun
-    from sim.runner import run as run_topology
 
     stderr = Console(stderr=True)
     overrides |= {key: str(value) for key, value in (("seed", seed), ("run.engine", engine)) if value is not None}
@@ -114,7 +115,7 @@ def run(
                 stderr.print(line, markup=False, highlight=False, soft_wrap=True)
 
         try:
-            result = run_topology(
+            result = sim.run(
                 topology,
                 runs=runs,
                 overrides=overrides,
@@ -123,7 +124,7 @@ def run(
                 on_begin=begin,
                 programs=programs,
             )
-        except TopologyError as error:
+        except topologies.TopologyError as error:
             raise BadTopology(error) from None
     if as_json:
         click.echo(json.dumps(result.summary, indent=2))
@@ -148,18 +149,18 @@ def _dry_run(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
     from sim.commands.preflight import dry_run
 
     try:
-        return dry_run(load(topology, overrides, programs), runs, as_json=as_json)
-    except TopologyError as error:
+        return dry_run(topologies.load(topology, overrides, programs), runs, as_json=as_json)
+    except topologies.TopologyError as error:
         raise BadTopology(error) from None
 
 
-def _write_junit(result: Run, file: Path) -> None:
+def _write_junit(result: sim.Run, file: Path) -> None:
     from sim.views.junit import junit
 
     write_file(file, junit(result.figures.expectations, result))
 
 
-@click.command("show", short_help="Show the result of a run again.")
+@click.command("show")
 @run_argument
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON, with a glossary of its numbers.")
 @click.option(
@@ -179,10 +180,9 @@ def show(run_directory: Path, as_json: bool, hgrm: Path | None, hlog: Path | Non
     The results of a run whose coordinator was killed are made from what its machines had recorded. With --hgrm or
     --hlog, those files are written instead, in nanoseconds; - is standard output.
     """
-    import sim.results
     from topologies.metrics import glossary
 
-    result = sim.results.open(run_directory)
+    result = sim.open(run_directory)
     if hgrm is not None or hlog is not None:
         _export(result, hgrm, hlog, latency)
     elif as_json:
@@ -191,7 +191,7 @@ def show(run_directory: Path, as_json: bool, hgrm: Path | None, hlog: Path | Non
         _print(result)
 
 
-def _export(result: Run, hgrm: Path | None, hlog: Path | None, latency: str) -> None:
+def _export(result: sim.Run, hgrm: Path | None, hlog: Path | None, latency: str) -> None:
     from sim.commands.output import write_whole
     from sim.views import hdr_histogram
 
@@ -209,7 +209,9 @@ def _export(result: Run, hgrm: Path | None, hlog: Path | None, latency: str) -> 
             click.echo(path)
 
 
-def _print(result: Run) -> None:
+def _print(result: sim.Run) -> None:
+    from rich.console import Console
+
     from sim.views.terminal import render, render_expectations
 
     console = Console()
@@ -217,7 +219,7 @@ def _print(result: Run) -> None:
     render_expectations(result.figures.expectations, console)
 
 
-def _exit_code(result: Run) -> int:
+def _exit_code(result: sim.Run) -> int:
     return of_run(
         result.status,
         result.reason,

@@ -87,7 +87,7 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
 """
 
 
-@click.command("serve", short_help="Run an ivshmem server, as ivshmem-server does.", epilog=EPILOG)
+@click.command("serve", epilog=EPILOG)
 @click.option("-v", "--verbose", is_flag=True, help="Report clients that join and leave, on standard error; needs -F.")
 @click.option("-F", "--foreground", is_flag=True, help="Stay in the foreground instead of becoming a daemon.")
 @click.option(

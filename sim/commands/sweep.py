@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import click
-from rich.console import Console
-from rich.text import Text
 
-from nodes.errors import HostError, IvshmemError, UsageError
-from sim.commands.cluster import cluster_options, require_dask
-from sim.commands.options import BadTopology, programs_option, resources_every_option, runs_option
-from sim.commands.sweep_table import render_sweep, short_names
-from sim.distributed.addresses import Tls, check_address, make_tls
-from sim.exit_codes import FAILED, MISSED, of_error, of_signal
-from sim.sweeps import Cell, Plan, Row, Sweep, make_plan, split_values
-from sim.views.columns import print_columns
-from sim.views.units import human_count, human_ns
-from topologies import Topology, TopologyError
+from nodes.errors import UsageError
+from sim.commands.cluster import cluster_options
+from sim.commands.completion import complete_keys
+from sim.commands.numbers import split_values
+from sim.commands.options import optional_topology_argument, programs_option, resources_every_option, runs_option
+from sim.distributed.addresses import make_tls
 
 __all__ = ["sweep"]
 
@@ -38,14 +30,15 @@ def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, .
     return axes
 
 
-@click.command("sweep", short_help="Run a topology with every combination of some values.")
-@click.argument("topology", required=False)
+@click.command("sweep")
+@optional_topology_argument
 @click.option(
     "--set",
     "axes",
     multiple=True,
     metavar="KEY=V1,V2,...",
     callback=_axes,
+    shell_complete=complete_keys,
     help="Values of one key of the topology, or a single one. Repeatable.",
 )
 @click.option(
@@ -107,179 +100,19 @@ def sweep(
         raise click.UsageError(
             "TOPOLOGY is missing" + (": --set, --repeat and --program go with it" if directory else "")
         )
-    where = _where(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key), balance=balance)
-    plan = _plan(topology, axes, repeat, programs) if topology is not None else None
-    its = Sweep.resume(directory, plan) if directory is not None else None
-    if its is None:
-        assert plan is not None
-        its = Sweep(runs, plan)
-    if dry_run:
-        raise click.exceptions.Exit(_dry_run(its, directory or runs))
-    if scheduler is None and (refusal := _refusal(its, directory or runs)) is not None:
-        raise refusal
-    if directory is None:
-        its = Sweep.create(runs, its.plan)
-    stderr = Console(stderr=True, quiet=as_json or quiet)
-    stopped = _run_all(its, stderr, resources_every_s, where)
-    its.finish()
-    if as_json:
-        click.echo((its.path / "sweep.json").read_text(), nl=False)
-    else:
-        render_sweep(its, Console(), across_hosts=across_hosts)
-    codes = {row.exit_code for row in its.rows}
-    raise click.exceptions.Exit(stopped or next((code for code in (FAILED, MISSED) if code in codes), 0))
+    from sim.commands.sweep_runs import carry_out, cluster_of, new_sweep
 
-
-def _plan(topology: str, axes: dict[str, list[str]], repeat: int, programs: tuple[Path, ...]) -> Plan:
-    fixed = {key: values[0] for key, values in axes.items() if len(values) == 1}
-    varied = {key: values for key, values in axes.items() if len(values) > 1}
-    try:
-        return make_plan(topology, fixed, varied, repeat, programs)
-    except TopologyError as error:
-        raise BadTopology(error) from None
-
-
-def _refusal(its: Sweep, runs: Path) -> HostError | UsageError | None:
-    """Why cells that are still to be run cannot: each reason once, in a line, with the first cell that has it."""
-    from sim.host.preflight import preflight
-
-    cells: dict[str, list[Cell]] = {}
-    mistaken = True
-    for cell in its.left:
-        demand = preflight(its.plan.topology(cell), runs)
-        mistaken &= demand.problems == demand.mistaken
-        for problem in demand.problems:
-            cells.setdefault(problem, []).append(cell)
-    problems = [
-        f"run {first.place} ({_values(its, first)})" + (f" and {len(more)} more" if more else "") + f": {problem}"
-        for problem, (first, *more) in cells.items()
-    ]
-    return (UsageError if mistaken else HostError)("\n".join(problems)) if problems else None
-
-
-def _dry_run(its: Sweep, runs: Path) -> int:
-    rows = [("run", "values", "machines", "vectors", "time")]
-    total_s = 0.0
-    for cell in its.left:
-        topology = its.plan.topology(cell)
-        time_s = sum(phase.duration_s for phase in topology.phases)
-        total_s += time_s
-        counts = (str(len(topology.machines)), str(topology.eventfds))
-        rows.append((str(cell.place), _values(its, cell), *counts, f"{time_s:g} s"))
-    console = Console()
-    print_columns(rows, console, left=(1,))
-    console.print(f"{len(its.left)} runs of {len(its.plan.cells)}, {total_s:g} s beside coming up", highlight=False)
-    refusal = _refusal(its, runs)
-    for problem in str(refusal).splitlines() if refusal else ():
-        console.print(Text(f"! {problem}", "yellow"), soft_wrap=True)
-    return of_error(refusal) if refusal else 0
-
-
-class _Where(NamedTuple):
-    """The cluster that carries out the runs: a scheduler, or workers on this host."""
-
-    scheduler: str | None
-    workers: int
-    tls: Tls | None
-    balance: bool
-
-
-def _where(scheduler: str | None, workers: int | None, tls: Tls | None, *, balance: bool) -> _Where | None:
-    """Return the cluster, or None: this process runs one cell after the other."""
-    if scheduler is not None and workers is not None:
-        raise click.UsageError("expected --scheduler or --workers, not both: a scheduler knows its workers")
-    if scheduler is None and (tls or balance):
-        raise click.UsageError("--balance and certificates go with --scheduler")
-    if scheduler is None and workers is None:
-        return None
-    if scheduler is not None:
-        check_address(scheduler, tls)
-    require_dask()
-    return _Where(scheduler, workers or 0, tls, balance)
-
-
-def _run_all(its: Sweep, stderr: Console, resources_every_s: float, where: _Where | None) -> int:
-    """Run what is left until it is done or interrupted. Returns 0, or the exit code of the interrupt."""
-    try:
-        if where is None:
-            stopped = _run_here(its, stderr, resources_every_s)
-        else:
-            stopped = _run_there(its, stderr, resources_every_s, where)
-    except KeyboardInterrupt:
-        stopped = "SIGINT"
-    except IvshmemError:
-        _say_how_to_resume(its, "stopped")
-        raise
-    if stopped:
-        _say_how_to_resume(its, stopped)
-        return of_signal(stopped)
-    return 0
-
-
-def _run_here(its: Sweep, stderr: Console, resources_every_s: float) -> str:
-    """Run the cells one after the other; returns the reason of an interrupt, "" for none."""
-    import sim
-
-    for cell in its.left:
-        with contextlib.ExitStack() as stack:
-
-            def begin(begun: Any, stack: contextlib.ExitStack = stack) -> None:
-                if stderr.is_terminal and not stderr.quiet:
-                    from sim.commands.progress import progress
-
-                    stack.enter_context(progress(begun.telemetry, stderr))
-
-            def run(topology: Topology, runs: Path, begin: Any = begin) -> sim.Run:
-                return sim.run(topology, runs=runs, resources_every_s=resources_every_s, on_begin=begin)
-
-            row, stopped = its.run(cell, run)
-        _tell_row(its, cell, row, stderr)
-        if stopped:
-            return stopped
-    return ""
-
-
-def _run_there(its: Sweep, stderr: Console, resources_every_s: float, where: _Where) -> str:
-    """Run the cells on a cluster; returns the name of the signal that interrupted it, "" for none."""
-    from sim.distributed.cluster import connect, local
-    from sim.distributed.sweep import ClusterSweep
-
-    if not its.left:
-        return ""
-
-    def tell(cell: Cell, host: str, row: Row | None) -> None:
-        if row is not None:
-            _tell_row(its, cell, row, stderr)
-        elif host:
-            stderr.print(Text(f"{cell.place}/{len(its.plan.cells)}  {_values(its, cell)}: on {host}"), soft_wrap=True)
-
-    def warn(line: str) -> None:
-        click.echo(line, err=True)
-
-    opened = local(where.workers) if where.scheduler is None else connect(where.scheduler, where.tls)
-    with opened as cluster:
-        run = ClusterSweep(
-            its, cluster, resources_every_s=resources_every_s, balance=where.balance, tell=tell, warn=warn
-        )
-        return run.run()
-
-
-def _tell_row(its: Sweep, cell: Cell, row: Row, stderr: Console) -> None:
-    told = f"{cell.place}/{len(its.plan.cells)}  {_values(its, cell)}: {row.status}"
-    told += f" on {row.host}" if row.host else ""
-    figures = f", {human_count(row.rung_per_s)} rung/s, delivery p50 {human_ns(row.delivery_p50_ns)}"
-    stderr.print(Text(told + (f": {row.reason}" if row.reason else figures)), soft_wrap=True)
-
-
-def _say_how_to_resume(its: Sweep, why: str) -> None:
-    done, total = len(its.rows), len(its.plan.cells)
-    click.echo(f"{why}: {done} of {total} runs are done; go on with: ivsim sweep --resume {its.path}", err=True)
-
-
-def _values(its: Sweep, cell: Cell) -> str:
-    """The keys that distinguish cells, shortened unless two of them end alike."""
-    names = short_names(its.plan.varied)
-    told = [f"{names[key]}={cell.overrides[key]}" for key in its.plan.varied]
-    if its.plan.cells[-1].repeat:
-        told.append(f"#{cell.repeat}")
-    return " ".join(told)
+    where = cluster_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key), balance=balance)
+    its = new_sweep(topology, axes, repeat, programs, directory, runs)
+    code = carry_out(
+        its,
+        directory,
+        runs,
+        where,
+        resources_every_s=resources_every_s,
+        dry_run=dry_run,
+        as_json=as_json,
+        quiet=quiet,
+        across_hosts=across_hosts,
+    )
+    raise click.exceptions.Exit(code)

@@ -11,19 +11,16 @@ from typing import Any
 
 import click
 
-from sim.commands.options import BadTopology, overrides_option, programs_option
+import topologies
+from sim.commands.options import BadTopology, overrides_option, programs_option, topology_argument
 from sim.kernel.shortage import error_of_path
-from topologies import Topology, TopologyError, json_schema, load, starter_text
-from topologies.migration_check import failing_migrations
-from topologies.qemu_check import endangered
-from topologies.reference_tables import REFERENCES, markdown, plain
-from topologies.ringing_check import unreachable
+from topologies.text_tables import Reference, topologies_table
 
 __all__ = ["COMMANDS", "init", "list_shipped", "schema", "validate"]
 
 
-@click.command("validate", short_help="Check a topology without running it.")
-@click.argument("topology")
+@click.command("validate")
+@topology_argument
 @overrides_option
 @programs_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
@@ -34,14 +31,17 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
     ends a real QEMU, and a load that can ring no machine, are valid and only noted: they may be what the run is to
     show.
     """
+    from topologies.qemu_check import endangered
+    from topologies.ringing_check import unreachable
+
     try:
-        loaded = load(topology, overrides, programs)
-    except TopologyError as error:
+        loaded = topologies.load(topology, overrides, programs)
+    except topologies.TopologyError as error:
         if as_json:
             problems = [asdict(problem) for problem in error.problems]
             click.echo(json.dumps({"valid": False, "problems": problems}, indent=2))
         raise BadTopology(error) from None
-    demand, failing, silent = _demand(loaded), failing_migrations(loaded), unreachable(loaded)
+    demand, failing, silent = _demand(loaded), _failing_migrations(loaded), unreachable(loaded)
     ended = endangered(loaded)
     if as_json:
         notes = {
@@ -63,14 +63,25 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             click.echo(f"    note: {each}")
 
 
-def _without_effect(topology: Topology) -> list[str]:
+def _failing_migrations(topology: topologies.Topology) -> tuple[Any, ...]:
+    """Each a ``FailingMigration``. The models of the devices are only loaded for a timeline that migrates."""
+    from topologies.actions import Migrate
+
+    if not any(isinstance(entry.action, Migrate) for entry in topology.timeline):
+        return ()
+    from topologies.migration_check import failing_migrations
+
+    return failing_migrations(topology)
+
+
+def _without_effect(topology: topologies.Topology) -> list[str]:
     """The tables that the topology's engine does nothing with."""
     if topology.chaos is None or topology.run.engine == "virtual":
         return []
     return [f"[chaos] has no effect on the engine {topology.run.engine}, only on `virtual` and in `ivsim explore`"]
 
 
-def _schedule(topology: Topology) -> str:
+def _schedule(topology: topologies.Topology) -> str:
     """The times and the size of a run, in a line."""
     run = topology.run
     parts = [
@@ -89,7 +100,7 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _demand(topology: Topology) -> dict[str, Any]:
+def _demand(topology: topologies.Topology) -> dict[str, Any]:
     """The needs of a topology. The server and each machine of a domain hold a descriptor of each vector in it."""
     processes = len(topology.machines) + 1
     of_domain = {
@@ -118,7 +129,7 @@ def _demand(topology: Topology) -> dict[str, Any]:
     }
 
 
-@click.command("list", short_help="Show the topologies that ship, or a reference of the language.")
+@click.command("list")
 @click.option("--actions", "reference", flag_value="actions", help="The actions of a [[timeline]] instead.")
 @click.option("--metrics", "reference", flag_value="metrics", help="The metrics that conditions compare instead.")
 @click.option("--programs", "reference", flag_value="programs", help="The programs and their parameters instead.")
@@ -132,31 +143,38 @@ def list_shipped(reference: str | None, as_markdown: bool, as_json: bool) -> Non
     """
     if as_markdown and as_json:
         raise click.UsageError("--markdown and --json exclude each other")
-    name = reference or "topologies"
+    table = _reference(reference)
     if as_json:
-        table = REFERENCES[name]()
         click.echo(json.dumps([dict(zip(table.head, row, strict=True)) for row in table.rows], indent=2))
     else:
-        click.echo((markdown if as_markdown else plain)(name), nl=False)
+        click.echo(table.markdown() if as_markdown else table.plain(), nl=False)
 
 
-@click.command("schema", short_help="Print the JSON Schema of topologies.")
+def _reference(name: str | None) -> Reference:
+    if name is None:
+        return topologies_table()
+    from topologies.reference_tables import REFERENCES
+
+    return REFERENCES[name]()
+
+
+@click.command("schema")
 def schema() -> None:
     """Print the JSON Schema (2020-12) of topology files, for completion and checks in editors."""
-    click.echo(json.dumps(json_schema(), indent=2))
+    click.echo(json.dumps(topologies.json_schema(), indent=2))
 
 
-@click.command("init", short_help="Write a commented topology to start from.")
+@click.command("init")
 @click.argument("file", default="topology.toml", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True))
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 def init(file: Path, force: bool) -> None:
     """Write a small commented topology to FILE (topology.toml); `-` is standard output."""
     if str(file) == "-":
-        sys.stdout.write(starter_text())
+        sys.stdout.write(topologies.starter_text())
         return
     try:
         with file.open("w" if force else "x", encoding="utf-8") as opened:
-            opened.write(starter_text())
+            opened.write(topologies.starter_text())
     except FileExistsError:
         raise click.UsageError(f"{file} exists; --force overwrites it") from None
     except OSError as error:

@@ -15,7 +15,7 @@ from sim.commands.output import write_whole
 __all__ = ["trace"]
 
 
-@click.command("trace", short_help="Write a run as a trace that Perfetto opens.")
+@click.command("trace")
 @run_argument
 @click.option(
     "-o",

@@ -1,16 +1,13 @@
-"""The signals that end a program: how a loop is told of them, and how they are held back from helper processes."""
+"""The signals that end a program: noted, ignored, or held back from helper processes."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
-from sim.kernel.loop import Loop
-
-__all__ = ["ENDING", "ended_by_signal", "signals_held", "signals_noted", "signals_taken", "signals_too_late"]
+__all__ = ["ENDING", "signals_held", "signals_noted", "signals_taken", "signals_too_late"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -18,37 +15,6 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def signals_taken() -> list[signal.Signals]:
     """The signals that end this program: all but SIGHUP when it is ignored, which is what nohup(1) asks for."""
     return [number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-
-
-@contextlib.contextmanager
-def ended_by_signal(loop: Loop, numbers: Iterable[signal.Signals] = ()) -> Iterator[Callable[[], bool]]:
-    """Wake up the loop when one of these signals comes; the function then returns True.
-
-    Without ``numbers`` it takes the signals that end a program, and the end of the block is the end of the program: a
-    further signal does not interrupt the clean-up. With ``numbers``, the handlers from before are restored.
-    """
-    ended = False
-
-    def end() -> None:
-        nonlocal ended
-        ended = True
-
-    read_end, write_end = socket.socketpair()
-    with read_end, write_end:
-        write_end.setblocking(False)
-        previous = {number: signal.signal(number, lambda *_: None) for number in numbers or signals_taken()}
-        previous_fd = signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
-        loop.add(read_end, end)
-        try:
-            yield lambda: ended
-        finally:
-            loop.remove(read_end)
-            signal.set_wakeup_fd(previous_fd)
-            if numbers:
-                for number, handler in previous.items():
-                    signal.signal(number, handler)
-            else:
-                signals_too_late()
 
 
 @contextlib.contextmanager

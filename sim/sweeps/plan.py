@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from sim.results.store import files
 from topologies import Topology, load
 from topologies.language.matrix import MAX_CELLS
 
-__all__ = ["Cell", "Plan", "make_plan", "split_values"]
-
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|.', re.DOTALL)
+__all__ = ["Cell", "Plan", "make_plan"]
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -62,27 +59,6 @@ class Plan(msgspec.Struct, frozen=True):
             if cell != its:
                 return f"expected {_shown(cell.overrides)} in run {cell.place}, got {_shown(its.overrides)}"
         return ""
-
-
-def split_values(text: str) -> list[str]:
-    """``1,2,4`` to its parts; commas within quotes, brackets and braces part nothing.
-
-    Raises ``UsageError`` for an empty part, and for what is never closed.
-    """
-    parts, depth = [""], 0
-    for token in _TOKEN.findall(text):
-        depth += (token in "[{") - (token in "]}")
-        if depth < 0 or token in "\"'":
-            break
-        if token == "," and not depth:
-            parts.append("")
-        else:
-            parts[-1] += token
-    else:
-        parts = [part.strip() for part in parts]
-        if depth == 0 and all(parts):
-            return parts
-    raise UsageError(f'expected values with commas between them, each whole (1,2 or [1,2],[3] or "a,b"), got {text!r}')
 
 
 def make_plan(

@@ -17,7 +17,7 @@ from nodes.wire.v2.protocol import V2, DomainNumbers
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region, made_smaller
 from sim.kernel.segments import mappings
-from sim.kernel.signals import ended_by_signal
+from sim.kernel.signal_wakeup import ended_by_signal
 from sim.wire.admission import AdmissionRules
 from sim.wire.daemon import PidFile
 from sim.wire.event_log import EventLog, open_log

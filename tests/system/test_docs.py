@@ -19,7 +19,8 @@ import click
 import pytest
 
 import topologies
-from sim.cli import COMMANDS, ivsim
+from sim.cli import ivsim
+from sim.commands.catalogue import COMMANDS
 from sim.kernel.qemu_program import chosen_qemu
 from tests.system.transcripts import PAGES, ROOT, blocks, compare, execute, name_of, page_sessions
 from topologies.resolve.programs import resolve_program

@@ -18,7 +18,7 @@ from sim.commands.topology import COMMANDS
 from topologies import json_schema, load, shipped, shipped_programs, starter_text
 from topologies.actions import ACTIONS
 from topologies.metrics import LATENCIES, METRICS
-from topologies.reference_tables import REFERENCES, markdown, plain
+from topologies.reference_tables import REFERENCES
 
 FOLDER = Path(load("ping_pong").source_name).parent
 EVERYTHING = Path(__file__).parents[1] / "golden" / "topologies" / "everything.toml"
@@ -120,12 +120,12 @@ def test_list_shows_what_ships() -> None:
 def test_list_shows_the_references_of_the_language(name: str) -> None:
     table = REFERENCES[name]()
     option = [] if name == "topologies" else [f"--{name}"]
-    assert invoke("list", *option).stdout == plain(name)
-    assert invoke("list", *option, "--markdown").stdout == markdown(name)
+    assert invoke("list", *option).stdout == REFERENCES[name]().plain()
+    assert invoke("list", *option, "--markdown").stdout == REFERENCES[name]().markdown()
     rows = json.loads(invoke("list", *option, "--json").stdout)
     assert [tuple(row.values()) for row in rows] == list(table.rows)
     assert {tuple(row) for row in rows} == {table.head}
-    lines = markdown(name).splitlines()
+    lines = REFERENCES[name]().markdown().splitlines()
     assert len(lines) == len(table.rows) + 2
     assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert invoke("list", "--json", "--markdown").exit_code == 2

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 from topologies.model import Machines, machine_name
 
-__all__ = ["RESERVED_NAMES", "Names", "Selection", "UnknownNameError"]
+__all__ = ["RESERVED_NAMES", "Names", "Selection", "UnknownNameError", "several"]
 
 RESERVED_NAMES = ("all", "others")
+_NAMES_SHOWN, _KINDS_SHOWN = 3, 8
+_LAST_NUMBER = re.compile(r"[0-9]+(?=[^0-9]*\Z)")
 
 
 class UnknownNameError(Exception):
@@ -98,3 +101,13 @@ class Names:
                 itself.update(found)
             machines.update(dict.fromkeys(found))
         return Selection(Machines(machines), self._everyone if "all" in names else frozenset(itself))
+
+
+def several(names: Sequence[str]) -> str:
+    """Names for a reader: a few in full; of many that differ in a number the first, the last and the count."""
+    if len(names) <= _NAMES_SHOWN:
+        return ", ".join(names)
+    alike = [list(its) for _, its in groupby(names, key=lambda name: _LAST_NUMBER.sub("", name))]
+    if len(alike) > _KINDS_SHOWN:
+        return f"{', '.join(names[:_NAMES_SHOWN])} and {len(names) - _NAMES_SHOWN} others"
+    return ", ".join(f"{its[0]} ... {its[-1]} ({len(its)})" if len(its) > 2 else ", ".join(its) for its in alike)

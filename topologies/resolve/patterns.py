@@ -7,7 +7,6 @@ in the pattern.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -81,6 +80,8 @@ def draw(machines: Machines, members: Sequence[tuple[int, int]], degree: int, se
     The draws are bytes of a hash, so that the same seed gives the same peers with any Python.
     """
     places = dict(zip(machines, count()))
+    import hashlib  # loads OpenSSL, which only random patterns need
+
     peers = {}
     for index, _ in members:
         own = places.get(index)

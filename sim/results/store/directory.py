@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import datetime
 import errno
-import importlib.metadata
 import os
 import sys
 import time
@@ -29,6 +28,7 @@ from sim.results.run import Run
 from sim.results.store import files
 from sim.results.store.manifest import SCHEMA_VERSION, GroupRow, HostFacts, MachineRow, Manifest, Owner
 from sim.results.store.stream import ResourceStream
+from sim.version import VERSION
 from topologies.model import Topology
 
 __all__ = ["RunDirectory"]
@@ -235,14 +235,10 @@ def _manifest(
     started_ns: int,
     started: datetime.datetime,
 ) -> Manifest:
-    try:
-        version = importlib.metadata.version("ivshmem-sim")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
     numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        version=version,
+        version=VERSION,
         title=topology.title,
         seed=topology.seed,
         started=started.isoformat(timespec="milliseconds"),

@@ -1,0 +1,99 @@
+"""The commands of `ivsim`: where each is, what it does in a line, and an example.
+
+`ivsim --help` and completion print this and load no command. A command is loaded when it is used.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["COMMANDS", "Entry"]
+
+
+class Entry(NamedTuple):
+    """One command: ``module:name`` within `sim.commands`, its line in the help, and the last line of its own help."""
+
+    target: str
+    summary: str
+    example: str
+
+
+COMMANDS = {
+    "run": Entry("run:run", "Run a topology and show the result.", "ivsim run ping_pong --set run.duration_s=2"),
+    "show": Entry("run:show", "Show the result of a run again.", "ivsim show runs/RUN"),
+    "sweep": Entry(
+        "sweep:sweep",
+        "Run a topology with every combination of some values.",
+        "ivsim sweep fan_in --set machines.sender.count=1,2,4",
+    ),
+    "explore": Entry(
+        "explore:explore",
+        "Run many seeds under virtual time and look for a broken invariant.",
+        "ivsim explore storm.toml --seeds 0..1000 --jobs 2",
+    ),
+    "scheduler": Entry(
+        "cluster:scheduler",
+        "Be the scheduler of a cluster of hosts.",
+        "ivsim scheduler --host 192.0.2.1 --tls-ca ca.pem --tls-cert host.pem --tls-key host.key",
+    ),
+    "worker": Entry(
+        "cluster:worker", "Be a worker of a cluster: run what its scheduler gives.", "ivsim worker tcp://127.0.0.1:8786"
+    ),
+    "graph": Entry(
+        "graph:graph", "Draw a topology: its machines, and which ring which.", "ivsim graph fan_in -o fan_in.svg"
+    ),
+    "migrate": Entry(
+        "migrate:migrate",
+        "Plan how a topology's machines could move to another host.",
+        "ivsim migrate --plan live_migration",
+    ),
+    "compare": Entry(
+        "compare:compare", "Hold one run against another.", "ivsim compare runs/BEFORE runs/AFTER --fail-if p99:+10%"
+    ),
+    "report": Entry("report:report", "Write a run as one HTML page.", "ivsim report runs/RUN -o run.html"),
+    "trace": Entry("trace:trace", "Write a run as a trace that Perfetto opens.", "ivsim trace runs/RUN -o run.json.gz"),
+    "top": Entry("top:top", "Watch a run of this host while it lasts.", "ivsim top --once"),
+    "console": Entry(
+        "console:console", "Show the console of a guest, live while its run lasts.", "ivsim console runs/RUN linux"
+    ),
+    "ps": Entry("inventory:ps", "List runs, servers, memory and what was left behind on this host.", "ivsim ps --json"),
+    "clean": Entry("inventory:clean", "Remove what killed runs and servers left behind.", "ivsim clean --dry-run"),
+    "serve": Entry(
+        "serve:serve", "Run an ivshmem server, as ivshmem-server does.", "ivsim serve -F -S /tmp/server.sock -l 4M -n 2"
+    ),
+    "attach": Entry(
+        "attach:attach", "Be a peer, at the keyboard or in a script.", "ivsim attach -S /tmp/server.sock peers"
+    ),
+    "record": Entry(
+        "capture:record",
+        "Record what a server and its clients send.",
+        "ivsim record -S /tmp/server.sock -L /tmp/recorded.sock -o session",
+    ),
+    "replay": Entry(
+        "capture:replay",
+        "Replay a recorded server to a client under test.",
+        "ivsim replay session -S /tmp/replayed.sock",
+    ),
+    "explain": Entry(
+        "capture:explain_session", "Explain a recorded session, and what is wrong with it.", "ivsim explain session"
+    ),
+    "validate": Entry("topology:validate", "Check a topology without running it.", "ivsim validate topology.toml"),
+    "list": Entry(
+        "topology:list_shipped",
+        "Show the topologies that ship, or a reference of the language.",
+        "ivsim list --metrics",
+    ),
+    "init": Entry("topology:init", "Write a commented topology to start from.", "ivsim init topology.toml"),
+    "schema": Entry("topology:schema", "Print the JSON Schema of topologies.", "ivsim schema > topology.schema.json"),
+    "device": Entry("device:device", "Describe the simulated PCI devices.", "ivsim device show qemu-doorbell"),
+    "conformance": Entry(
+        "device:conformance",
+        "Compare the simulated device with a real QEMU, operation by operation.",
+        "ivsim conformance --seed 1",
+    ),
+    "agree": Entry(
+        "agree:agree",
+        "Run a topology simulated and with real QEMUs, and compare.",
+        "ivsim agree doorbell_storm --set run.duration_s=1",
+    ),
+}

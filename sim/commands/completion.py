@@ -1,0 +1,69 @@
+"""What a shell completes: topologies, run directories and the keys of ``--set``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class
+
+__all__ = ["complete_keys", "complete_runs", "complete_topologies"]
+
+RUNS = Path("runs")
+SHOWN_MAX = 50
+
+
+class _BashKeys(BashComplete):
+    """As click's, without a space after a word that ends in ``=``."""
+
+    source_template = BashComplete.source_template.replace(
+        "COMPREPLY+=($value)", "COMPREPLY+=($value)\n            [[ $value == *= ]] && compopt -o nospace"
+    )
+
+
+add_completion_class(_BashKeys, "bash")
+
+
+def complete_topologies(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The topologies that ship, and files."""
+    from topologies.scenario_files import shipped
+
+    names = [CompletionItem(name, help=title) for name, title in shipped() if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
+def complete_runs(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The run directories within ``runs``, the latest first, and other directories."""
+    found = sorted((each for each in RUNS.glob("*") if (each / "manifest.json").exists()), reverse=True)
+    runs = [CompletionItem(str(each)) for each in found if str(each).startswith(incomplete)]
+    return runs[:SHOWN_MAX] or [CompletionItem(incomplete, type="dir")]
+
+
+def complete_keys(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The keys of the topology that the command line names, each with ``=``; no values."""
+    # Click has not parsed the arguments when the last word is an option that still lacks its value.
+    source = context.params.get("topology") or next(iter(context.args), None)
+    found = (CompletionItem(f"{key}=", help=meaning) for key, meaning in _keys(source))
+    return [each for each in found if each.value.startswith(incomplete)]
+
+
+def _keys(source: str | None) -> Iterator[tuple[str, str]]:
+    """Dotted keys and their meanings. Of a topology with mistakes, or of none, those that every file has."""
+    from topologies import ProgramError, TopologyError, json_schema, load, resolve_program
+
+    definitions = json_schema()["$defs"]
+    groups = {}
+    if source is not None:
+        with contextlib.suppress(TopologyError, OSError):
+            groups = {group.name: group.program for group in load(source).groups}
+    tables = {"": "File", "run.": "RunSettings", "memory.": "MemoryTable"}
+    for prefix, table in (tables | {f"machines.{group}.": "GroupTable" for group in groups}).items():
+        for key, spec in definitions[table]["properties"].items():
+            if "$ref" not in spec and spec.get("type") != "object" and (prefix or spec.get("type") != "array"):
+                yield prefix + key, str(spec.get("description", ""))
+    for group, program in groups.items():
+        with contextlib.suppress(ProgramError):  # a guest's image has no program of Python
+            for parameter in resolve_program(program).parameters:
+                yield f"machines.{group}.parameters.{parameter.name}", f"of the program {program}"
