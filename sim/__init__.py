@@ -1,26 +1,41 @@
 """Makes machines run: processes, descriptors, clocks.
 
 ``sim.run(topology)`` runs one and returns its results; ``sim.open(path)`` opens those of an earlier one,
-``sim.compare(a, b)`` holds one against another. ``sim.serve()`` is a server in this process, ``sim.connect(path)`` a
-peer of any server. All are loaded when they are first used: a worker imports this package too, and needs none. What
-they are is declared in ``__init__.pyi``.
+``sim.compare(a, b)`` holds one against another. ``sim.serve()`` is a server in this process, ``sim.serve_process()``
+one in a child process, ``sim.connect(path)`` a peer of any server. All are loaded when they are first used: a worker
+imports this package too, and needs none. What they are is declared in ``__init__.pyi``.
 """
 
 import importlib
 
-__all__ = ["AsyncPeer", "Peer", "Run", "Server", "compare", "connect", "connect_async", "open", "run", "serve"]
+__all__ = [
+    "AsyncPeer",
+    "Peer",
+    "Run",
+    "Server",
+    "ServerProcess",
+    "compare",
+    "connect",
+    "connect_async",
+    "open",
+    "run",
+    "serve",
+    "serve_process",
+]
 
 _HOMES = {
     "AsyncPeer": "sim.async_client",
     "Peer": "sim.client",
     "Run": "sim.results",
     "Server": "sim.server",
+    "ServerProcess": "sim.server_process",
     "compare": "sim.results.compare",
     "connect": "sim.client",
     "connect_async": "sim.async_client",
     "open": "sim.results",
     "run": "sim.runner",
     "serve": "sim.server",
+    "serve_process": "sim.server_process",
 }
 _SHOWN = ("Run", "compare", "open", "run")
 

@@ -8,5 +8,20 @@ from sim.results.compare import compare as compare
 from sim.runner import run as run
 from sim.server import Server as Server
 from sim.server import serve as serve
+from sim.server_process import ServerProcess as ServerProcess
+from sim.server_process import serve_process as serve_process
 
-__all__ = ["AsyncPeer", "Peer", "Run", "Server", "compare", "connect", "connect_async", "open", "run", "serve"]
+__all__ = [
+    "AsyncPeer",
+    "Peer",
+    "Run",
+    "Server",
+    "ServerProcess",
+    "compare",
+    "connect",
+    "connect_async",
+    "open",
+    "run",
+    "serve",
+    "serve_process",
+]

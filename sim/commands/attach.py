@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -110,33 +110,62 @@ def peers(session: AttachSession, as_json: bool) -> None:
 @attach.command("ring", short_help="Ring vectors of peers.", context_settings=NUMBERS)
 @click.argument("peer", metavar="PEER|all")
 @click.argument("vector", metavar="[VECTOR|all]", default="")
-@click.pass_obj
-def ring(session: AttachSession, peer: str, vector: str) -> None:
+@click.option("--count", type=click.IntRange(1), default=1, metavar="N", help="Ring so many times.")
+@click.option("--every", "every_ns", callback=duration_ns, metavar="DURATION", help="Once in so long: 1s, 10ms.")
+@click.option("--raw", is_flag=True, help="PEER is what a driver writes: 32 bits, peer << 16 | vector.")
+@click.pass_context
+def ring(context: click.Context, peer: str, vector: str, count: int, every_ns: int | None, raw: bool) -> None:
     """Ring a VECTOR of a PEER (0 if none is given), all its vectors, or all vectors of all others.
 
-    Exit code 0: all were rung; 1: a counter was full, or there is no such peer or vector, or no other peer at all.
+    Exit code 0: all were rung; 1: a counter was full, or there is no such peer or vector, or no other peer at all; 130:
+    Ctrl-C between two rounds.
     """
+    session: AttachSession = context.obj
     attachment = session.attachment
+    rung, full = 0, {}
+    begin_ns = time.monotonic_ns()
+    with ended_by_signal(session.loop, [signal.SIGINT]) as interrupted:
+        for round_ in range(count):
+            while every_ns is not None and not interrupted() and time.monotonic_ns() < begin_ns + round_ * every_ns:
+                session.loop.step(begin_ns + round_ * every_ns)
+            if interrupted():
+                break
+            for target, chosen in _raw_target(peer, vector) if raw else _targets(attachment, peer, vector):
+                for each in chosen:
+                    rung += 1
+                    if not attachment.ring(target, each):
+                        full[f"{target}:{each}"] = True
+    click.echo(f"rang {count_in_words(rung, 'doorbell')}", err=True)
+    if full:
+        raise GuestError(f"refused, as their counters are full (peer:vector): {' '.join(full)}")
+    if interrupted():
+        context.exit(INTERRUPTED)
+
+
+def _targets(attachment: Attachment, peer: str, vector: str) -> Iterator[tuple[int, Iterable[int]]]:
+    """Each peer with its vectors that are to be rung. Raises ``GuestError`` where there is no other peer."""
     there = attachment.peers
     if peer == "all":
         targets = [other for other in sorted(there) if other != attachment.peer]
         vector = vector or "all"
     else:
         targets = [_whole(peer, "a peer's ID, or all")]
-    rung, full = 0, []
-    for target in targets:
-        if target not in there:
-            attachment.ring(target, 0)  # raises an error that lists the peers
-        chosen = range(there[target]) if vector == "all" else [_whole(vector or "0", "a vector, or all")]
-        for each in chosen:
-            rung += 1
-            if not attachment.ring(target, each):
-                full.append(f"{target}:{each}")
     if not targets:
         raise GuestError("no other peer is there to be rung")
-    click.echo(f"rang {count_in_words(rung, 'doorbell')}", err=True)
-    if full:
-        raise GuestError(f"refused, as their counters are full (peer:vector): {' '.join(full)}")
+    for target in targets:
+        if vector == "all" and target not in there:
+            attachment.ring(target, 0)  # raises an error that lists the peers
+        yield target, range(there[target]) if vector == "all" else [_whole(vector or "0", "a vector, or all")]
+
+
+def _raw_target(value: str, vector: str) -> Iterator[tuple[int, Iterable[int]]]:
+    """The peer and the vector of a doorbell value."""
+    if vector:
+        raise UsageError(f"--raw takes one value, which has the vector in it, got {value} and {vector}")
+    doorbell = _whole(value, "a doorbell value of 32 bits, peer << 16 | vector")
+    if doorbell >> 32:
+        raise UsageError(f"expected a doorbell value of 32 bits, got {value}")
+    yield doorbell >> 16, [doorbell & 0xFFFF]
 
 
 @attach.command("wait", short_help="Wait for an interrupt.")

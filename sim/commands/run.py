@@ -90,8 +90,8 @@ def run(
 
     stderr = Console(stderr=True)
     overrides |= {key: str(value) for key, value in (("seed", seed), ("run.engine", engine)) if value is not None}
-    for file in (junit_file, prometheus):
-        if file is not None and not file.parent.is_dir():
+    for file in filter(None, (junit_file, prometheus)):
+        if not file.parent.is_dir():
             raise click.UsageError(f"{file} cannot be written: there is no directory {file.parent}")
     if dry_run:
         raise click.exceptions.Exit(_dry_run(topology, overrides, programs, runs, as_json=as_json))
@@ -109,8 +109,8 @@ def run(
             lines = external_lines(begun.topology, begun.access)
             if socket_path is not None or not (as_json or quiet):
                 lines += shown(begun.access)
-                if socket_path is not None:
-                    lines += qemu_lines(begun.topology, begun.access)
+            if socket_path is not None:
+                lines += qemu_lines(begun.topology, begun.access)
             for line in lines:
                 stderr.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -126,10 +126,7 @@ def run(
             )
         except topologies.TopologyError as error:
             raise BadTopology(error) from None
-    if as_json:
-        click.echo(json.dumps(result.summary, indent=2))
-    else:
-        _print(result)
+    click.echo(json.dumps(result.summary, indent=2)) if as_json else _print(result)
     if junit_file is not None:
         _write_junit(result, junit_file)
     raise click.exceptions.Exit(_exit_code(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import traceback
@@ -203,16 +204,26 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
     "[default: the socket's mode decides]",
 )
 @click.option("--log", metavar="FILE", help="Append what happens to a file, one JSON object a line; - is stdout.")
+@click.option(
+    "--ready-fd",
+    type=click.IntRange(min=3),
+    metavar="FD",
+    help="Write the socket's path and a newline to this descriptor, once clients can connect, and close it; needs -F.",
+)
 @click.option("--systemd-unit", is_flag=True, help="Print a socket unit and a service for these options, and end.")
-def serve(systemd_unit: bool, foreground: bool, pid_file: Path, group: str | None, **given: Any) -> None:
+def serve(
+    systemd_unit: bool, foreground: bool, pid_file: Path, group: str | None, ready_fd: int | None, **given: Any
+) -> None:
     """Serve one shared memory to all clients that connect: real QEMUs, simulated machines, tools.
 
-    SIGTERM or Ctrl-C ends it and removes its socket, its memory and its pid file. In the foreground it prints the
-    options with which a QEMU joins.
+    SIGTERM or Ctrl-C ends it and removes its socket, its memory and its pid file. In the foreground it prints
+    "listening on SOCKET" on standard output once clients can connect (with --log - the log says so), and the options
+    with which a QEMU joins on standard error. As a daemon, the command ends once clients can connect.
     """
     foreground = foreground or os.environ.get("LISTEN_PID") == str(os.getpid())
     _settle_dialect(given)
     _check(given, foreground)
+    _check_ready_fd(ready_fd, foreground)
     if systemd_unit:
         click.echo(
             units(given["path"], given["mode"], group, _unit_options(given, group), given["directory"]), nl=False
@@ -228,7 +239,7 @@ def serve(systemd_unit: bool, foreground: bool, pid_file: Path, group: str | Non
         group=None if group is None else group_number(group), pid_file=None if foreground else pid_file, **given
     )
     if foreground:
-        _serve_in_foreground(settings)
+        _serve_in_foreground(settings, ready_fd)
     else:
         _serve_as_daemon(settings)
 
@@ -270,6 +281,17 @@ def _check(given: dict[str, Any], foreground: bool) -> None:
         raise click.UsageError("a daemon has no standard output: add -F, or say --log FILE")
 
 
+def _check_ready_fd(ready_fd: int | None, foreground: bool) -> None:
+    if ready_fd is None:
+        return
+    if not foreground:
+        raise click.UsageError("--ready-fd goes with -F: without it, the command ends once clients can connect")
+    try:
+        os.fstat(ready_fd)
+    except OSError as error:
+        raise click.UsageError(f"--ready-fd {ready_fd}: {error.strerror}; open it, as in 3>file") from None
+
+
 def _unit_options(given: dict[str, Any], group: str | None) -> list[str]:
     """The options that a service needs to be what was asked for; its socket has its own unit."""
     numbers: DomainNumbers | None = given.get("numbers")
@@ -298,8 +320,14 @@ def _warn(text: str) -> None:
     click.echo(f"ivsim: {text}", err=True)
 
 
-def _serve_in_foreground(settings: ServiceSettings) -> None:
+def _serve_in_foreground(settings: ServiceSettings, ready_fd: int | None) -> None:
     def ready(served: Served) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the server goes on without its readers
+            if settings.log != "-":
+                click.echo(f"listening on {served.path}")
+        if ready_fd is not None:
+            with contextlib.suppress(BrokenPipeError), open(ready_fd, "wb") as pipe:
+                pipe.write(os.fsencode(served.path) + b"\n")
         click.echo(served.text, err=True)
         for warning in served.warnings:
             _warn(warning)

@@ -65,8 +65,9 @@ class ServiceSettings:
 
 
 class Served(NamedTuple):
-    """The lines that the operator of a ready server gets."""
+    """The socket of a ready server, and the lines that its operator gets."""
 
+    path: Path
     text: str
     qemu_options: str
     warnings: list[str]
@@ -160,6 +161,7 @@ class Service:
             warnings = _warnings(settings, region)
             reporter.listening(listener, clients_max, warnings)
             self.served = Served(
+                Path(listener.path),
                 f"serving {settings.size_bytes} bytes ({settings.memory}) and {settings.vectors} "
                 f"{'vector' if settings.vectors == 1 else 'vectors'} at {listener.path}",
                 qemu_options(listener.path, settings.vectors) if settings.dialect is V0 else "",

@@ -271,3 +271,21 @@ def test_what_was_sent_is_explained():
         assert "the client's own vector 1: to be waited for" in transcript
         assert server.session.startswith("ivshmem-session 1\n")
         assert peer.id == 0
+
+
+def test_a_server_in_a_child_process():
+    with sim.serve_process(size="64K", vectors=3, timeout=PATIENCE_S) as server:
+        with server.connect() as first, server.connect() as second:
+            assert (first.id, second.id, second.vectors, len(first.memory)) == (0, 1, 3, 65536)
+            first.wait_for_peers(1)
+            assert first.ring(second.id, 2)
+            assert second.wait(2).doorbells == 1
+            os.kill(server.pid, 0)
+        path, pid = server.path, server.pid
+    assert not path.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with pytest.raises(UsageError, match="expected a size from 4K to 1T, got '3'"):
+        sim.serve_process(size=3)
+    with pytest.raises(UsageError, match="cannot listen on"):
+        sim.serve_process(f"/tmp/ivt-none-{os.getpid()}/s")

@@ -189,3 +189,32 @@ def test_a_terabyte_is_no_wrong_use(short_path: Path) -> None:
         _, stderr = server.communicate(timeout=PATIENCE_S)
     assert server.returncode == 3
     assert "no room for 1099511627776 bytes of shared memory" in stderr
+
+
+def test_a_server_says_on_stdout_and_a_descriptor_when_clients_can_connect(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end) as ready:
+        options = ["-F", "-S", str(path), "--memfd", "--ready-fd", str(write_end)]
+        with subprocess.Popen(
+            [sys.executable, "-m", "sim", "serve", *options], stdout=subprocess.PIPE, text=True, pass_fds=(write_end,)
+        ) as server:
+            os.close(write_end)
+            try:
+                assert ready.read() == f"{path}\n"  # to the end: the descriptor was closed
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(str(path))
+                assert server.stdout is not None
+                assert server.stdout.readline() == f"listening on {path}\n"
+            finally:
+                server.send_signal(signal.SIGTERM)
+    assert server.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [(["--ready-fd", "3"], "goes with -F"), (["-F", "--ready-fd", "999"], "Bad file descriptor")]
+)
+def test_a_descriptor_that_cannot_be_written_is_refused(options: list[str], words: str, tmp_path: Path) -> None:
+    with serve("-S", str(tmp_path / "s"), "--memfd", *options) as refused:
+        _, told = refused.communicate(timeout=PATIENCE_S)
+    assert (refused.returncode, words in told) == (2, True), told
