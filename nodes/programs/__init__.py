@@ -6,6 +6,7 @@ parameters are the keys of ``parameters`` in the topology, which checks the valu
 
 from __future__ import annotations
 
+from nodes.programs.ethernet import ethernet
 from nodes.programs.interrupt_handling import idle, moderate, poll
 from nodes.programs.numbered import numbered_storm, round_trip
 from nodes.programs.ping_echo import echo, ping
@@ -15,6 +16,7 @@ from nodes.programs.traffic import storm, trace
 
 __all__ = [
     "echo",
+    "ethernet",
     "idle",
     "moderate",
     "numbered_storm",
