@@ -22,9 +22,9 @@ def ethernet(guest: Guest, *, rate_hz: float = 100.0, frame_bytes: int = 64) -> 
     """Bring the link up, and ping the other peer over it.
 
     The domain has two peers, output sections and the protocol 1. The States go from RESET through INIT and READY to
-    RUN. While the link is up, the machine sends ``rate_hz`` requests in a second, and answers those of the other side. Its
-    statistics: ``ups`` and ``resets`` of the link, ``state`` at the end, frames ``sent``, ``received``, ``answered``,
-    ``full`` (no room in the queue), and the round trips ``rtt_mean_us``, ``rtt_max_us``.
+    RUN. While the link is up, the machine sends ``rate_hz`` requests in a second, and answers those of the other side.
+    Its statistics: ``ups`` and ``resets`` of the link, ``state`` at the end, frames ``sent``, ``received``,
+    ``answered``, ``full`` (no room in the queue), and the round trips ``rtt_mean_us``, ``rtt_max_us``.
 
     Args:
         rate_hz: requests in a second; 0: none.
