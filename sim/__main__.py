@@ -17,15 +17,15 @@ GC_THRESHOLD = 20_000
 
 
 def main() -> None:
-    """Load the command and run it. An interrupt meanwhile ends the process without a traceback."""
+    """Load the command and run it.
+
+    An interrupt ends the process until the command is loaded: an exception that an import raises can be lost there.
+    """
     gc.set_threshold(GC_THRESHOLD)
-    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if interruptible:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from sim import cli
 
-    if interruptible:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         cli.main()
     except SystemExit as end:

@@ -14,7 +14,7 @@ from nodes.errors import IvshmemError
 from sim.commands.catalogue import COMMANDS
 from sim.exit_codes import BROKEN_PIPE, HOST_TOO_SMALL, INTERRUPTED, of_error, of_os_error
 from sim.kernel.shortage import explained
-from sim.kernel.signals import signals_too_late
+from sim.kernel.signals import interrupts_raise, signals_too_late
 from sim.version import VERSION
 
 __all__ = ["ivsim", "main"]
@@ -60,6 +60,7 @@ class _LazyGroup(click.Group):
             return None
         module, _, name = entry.target.partition(":")
         command = getattr(importlib.import_module(f"sim.commands.{module}"), name)
+        interrupts_raise()
         assert isinstance(command, click.Command)
         command.short_help = entry.summary
         example = f"Example: {entry.example}"

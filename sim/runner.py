@@ -91,7 +91,8 @@ def run(
     """Run a topology and return its results.
 
     A run that fails still returns: ``run.status`` and ``run.reason`` say how. Interrupts (SIGINT, SIGTERM, SIGHUP in
-    the main thread) end it with what was measured; a second one kills the machines, a third one gives up the results.
+    the main thread) end it with what was measured, also those that come before it starts; a second one kills the
+    machines, a third one gives up the results.
 
     Args:
         topology: one, a file, or the name of one that is shipped.
@@ -115,39 +116,40 @@ def run(
         resources_every_s = math.nan
     if not 0 <= resources_every_s < math.inf:
         raise UsageError("resources_every_s: expected a number of seconds from 0")
-    if not isinstance(topology, Topology):
-        topology = load(os.fspath(topology), overrides, program_files)
-    elif overrides or program_files:
-        raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
-    engine_kind = ENGINES[topology.run.engine]
-    if engine_kind.in_real_time:
-        check_guests(topology)
-        check(topology, Path(runs))
-    topology = name_memories(engine_kind.prepare(topology))
-    remove_orphaned()
-    arguments = {"overrides": dict(topology.overrides), "resources_every_s": resources_every_s}
-    arguments["programs"] = program_files
-    with _Interrupts() as interrupts, RunDirectory.create(Path(runs), topology, arguments) as directory:
-        baselines = engine_kind.baselines()
-        with contextlib.ExitStack() as stack:
-            runtime = stack.enter_context(runtime_directory())
-            server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
-            access = access_to(topology, server_path)
-            directory.record_access(access)
-            engine = stack.enter_context(engine_kind.make(topology, runtime, server_path))
-            directory.clock = engine.loop.clock.now_ns
-            coordinator = _coordinator(topology, engine, directory, runtime, access, resources_every_s)
-            stack.callback(coordinator.close)
-            on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
-            interrupts.tell(coordinator)
-            ending = _ending(coordinator.run(), coordinator.machines)
-            # The results are on the disk before anything is released: no later failure loses them.
-            directory.save(ending)
-            try:
-                stack.close()
-            except Exception as error:  # whatever it is, the results are worth more
-                directory.event("warning", machine="the run", text=f"not everything could be released: {error}")
-        return _judge(topology, directory.finish(ending, baselines + engine_kind.baselines()))
+    with _Interrupts() as interrupts:
+        if not isinstance(topology, Topology):
+            topology = load(os.fspath(topology), overrides, program_files)
+        elif overrides or program_files:
+            raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
+        engine_kind = ENGINES[topology.run.engine]
+        if engine_kind.in_real_time:
+            check_guests(topology)
+            check(topology, Path(runs))
+        topology = name_memories(engine_kind.prepare(topology))
+        remove_orphaned()
+        arguments = {"overrides": dict(topology.overrides), "resources_every_s": resources_every_s}
+        arguments["programs"] = program_files
+        with RunDirectory.create(Path(runs), topology, arguments) as directory:
+            baselines = engine_kind.baselines()
+            with contextlib.ExitStack() as stack:
+                runtime = stack.enter_context(runtime_directory())
+                server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
+                access = access_to(topology, server_path)
+                directory.record_access(access)
+                engine = stack.enter_context(engine_kind.make(topology, runtime, server_path))
+                directory.clock = engine.loop.clock.now_ns
+                coordinator = _coordinator(topology, engine, directory, runtime, access, resources_every_s)
+                stack.callback(coordinator.close)
+                on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
+                interrupts.tell(coordinator)
+                ending = _ending(coordinator.run(), coordinator.machines)
+                # The results are on the disk before anything is released: no later failure loses them.
+                directory.save(ending)
+                try:
+                    stack.close()
+                except Exception as error:  # whatever it is, the results are worth more
+                    directory.event("warning", machine="the run", text=f"not everything could be released: {error}")
+            return _judge(topology, directory.finish(ending, baselines + engine_kind.baselines()))
 
 
 def _coordinator(

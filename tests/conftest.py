@@ -15,6 +15,7 @@ import multiprocessing.util
 import os
 import random
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -62,6 +63,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PYTHONSAFEPATH"] = "1"  # interpreters that tests start import nothing from the current directory
     os.environ["XDG_RUNTIME_DIR"] = os.environ["TMPDIR"] = tempfile.tempdir = str(TEMPORARY)
     atexit.register(shutil.rmtree, TEMPORARY, ignore_errors=True)
+    # A background job of a shell ignores SIGINT, one of nohup(1) SIGHUP, and so would all that the tests start.
+    for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, action)
     # Orphans become ours and are seen by the leak check, instead of disappearing to init.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

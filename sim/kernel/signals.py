@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-__all__ = ["ENDING", "signals_held", "signals_noted", "signals_taken", "signals_too_late"]
+__all__ = ["ENDING", "interrupts_raise", "signals_held", "signals_noted", "signals_taken", "signals_too_late"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -15,6 +15,12 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def signals_taken() -> list[signal.Signals]:
     """The signals that end this program: all but SIGHUP when it is ignored, which is what nohup(1) asks for."""
     return [number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
+def interrupts_raise() -> None:
+    """From now on, SIGINT raises ``KeyboardInterrupt`` where it ends the process; where it is ignored, it stays so."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

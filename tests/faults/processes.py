@@ -14,10 +14,23 @@ from pathlib import Path
 
 import psutil
 
+from sim.kernel.signals import signals_held
+
 PATIENCE_S = 60.0
 """For anything that makes progress; no test waits it out when all is well."""
 GONE_S = 2.0
 """How long after the death of a coordinator its machines may live (README)."""
+
+
+AT_FIRST_LINE = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+from sim.__main__ import main
+main()
+"""
+"""`ivsim` from its first line. An interpreter that has not reached a line of a program loses signals or shows them in
+its own way; when it is started with these signals blocked, they wait until here."""
 
 
 def ivsim_command(*arguments: str | os.PathLike[str]) -> list[str]:
@@ -26,15 +39,20 @@ def ivsim_command(*arguments: str | os.PathLike[str]) -> list[str]:
 
 @contextlib.contextmanager
 def ivsim(*arguments: str | os.PathLike[str], **options: object) -> Iterator[subprocess.Popen[str]]:
-    """`ivsim` in a session of its own; whatever the test does, its group is killed at the end."""
-    process = subprocess.Popen(
-        ivsim_command(*arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        **options,  # type: ignore[call-overload]
-    )
+    """`ivsim` in a session of its own; whatever the test does, its group is killed at the end.
+
+    Signals that end a program have no effect before its first line.
+    """
+    command = [sys.executable, "-P", "-c", AT_FIRST_LINE, *map(os.fspath, arguments)]
+    with signals_held():
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,  # type: ignore[call-overload]
+        )
     try:
         yield process
     finally:

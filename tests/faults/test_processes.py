@@ -20,7 +20,6 @@ import zmq
 import sim
 from sim.runner import Begun
 from tests.faults.processes import (
-    PATIENCE_S,
     family_of,
     ivsim,
     left_alive,
@@ -152,17 +151,21 @@ def test_a_coordinator_is_killed_and_another_takes_its_socket(
 def test_a_signal_at_any_moment(
     number: signal.Signals, code: int, seed: int, fault_count: int, runtime: Path, tmp_path: Path
 ) -> None:
-    """The exit code tells the signal, no traceback is printed, and what was measured is kept."""
+    """The exit code tells the signal, no traceback is printed, and what was measured is kept.
+
+    The test waits for the end with the patience of pytest: on a busy host, the command alone takes long to load.
+    """
     rng = random.Random(seed)
     for cycle in range(fault_count):
         runs = tmp_path / str(cycle)
         with ivsim(*storm(runs)) as process:
             threading.Event().wait(rng.random() * 1.5)
             os.killpg(process.pid, number)
-            stdout, stderr = process.communicate(timeout=PATIENCE_S)
-            if not list(runs.glob("*/manifest.json")):
-                continue  # an interpreter that is interrupted before its first line ends in its own way
+            stdout, stderr = process.communicate()
             assert "Traceback" not in stdout + stderr
+            if not list(runs.glob("*/manifest.json")):  # the command was not loaded yet
+                assert process.returncode in (code, -number), stderr
+                continue
             assert process.returncode == code, stderr
         result = sim.open(only_directory(runs))
         assert (result.status, result.reason) == ("interrupted", number.name)

@@ -46,9 +46,14 @@ def open(path: str | os.PathLike[str]) -> Run:
 
 def _unfinished(run: Run) -> bool:
     """Whether there are no results yet: it runs, its coordinator died, or the disk was full at its end."""
-    if run.status == files.RUNNING:
+    if run.status == files.RUNNING or _without_status(run):
         return True
     return not (run.path / files.SUMMARY).exists() and bool(files.recordings(run.path))
+
+
+def _without_status(run: Run) -> bool:
+    """Whether its coordinator died between manifest and first status: only the end of a run removes .reserve."""
+    return (run.path / files.RESERVE).exists() and not (run.path / files.STATUS).exists()
 
 
 def _recovered(run: Run) -> Run:
@@ -57,7 +62,7 @@ def _recovered(run: Run) -> Run:
         # Another process may have recovered it while this one waited for the lock.
         if not _unfinished(Run(run.path)):
             return Run(run.path)
-        if run.status == files.RUNNING and manifest.owner.is_running():
+        if (run.status == files.RUNNING or _without_status(run)) and manifest.owner.is_running():
             raise UsageError(f"{run.path}: still running, in process {manifest.owner.pid}")
         from sim.results.finalize import conclude
 

@@ -185,6 +185,50 @@ def test_a_run_that_never_started_has_figures_all_the_same(tmp_path):
     assert (figures["elapsed_s"], figures["doorbells_per_s"], figures["ready_s"]) == (0.0, None, None)
 
 
+KILLED_AT_EACH_STEP = """
+import os, pathlib, signal, sys
+from sim.results import RunDirectory
+from tests.synthetic import topology
+
+made, where, steps, last = topology({"alone": (1, 1)}), pathlib.Path(sys.argv[1]), 0, 0
+
+def step(event, _arguments):
+    global steps
+    if last and event in ("open", "os.mkdir", "os.rename"):
+        steps += 1
+        if steps == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(step)
+RunDirectory.create(where / "0", made, {})  # all that it imports is loaded now
+for count in range(1, 100):
+    if not (pid := os.fork()):
+        last = count
+        RunDirectory.create(where / str(count), made, {})
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
+        break
+print(count)
+"""
+
+
+def test_a_coordinator_killed_at_any_step_of_making_the_directory_leaves_a_run_that_died_or_none(tmp_path):
+    """A manifest without a status, or without events, is a run whose coordinator died."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_EACH_STEP, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = []
+    for count in range(1, int(done.stdout) + 1):
+        for path in (tmp_path / str(count)).glob("*"):
+            try:
+                found.append(sim.results.open(path).status)
+            except UsageError as error:
+                found.append(str(error).removeprefix(f"{path}: ").partition(":")[0])
+    assert found == sorted(found, reverse=True), "not a run directory, and from the manifest on one that died"
+    assert set(found) == {"not a run directory", "died"}
+
+
 def test_only_a_coordinators_words_end_a_run():
     for word in ("running", "fine"):
         with pytest.raises(ValueError, match=word):
