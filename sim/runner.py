@@ -117,16 +117,7 @@ def run(
     if not 0 <= resources_every_s < math.inf:
         raise UsageError("resources_every_s: expected a number of seconds from 0")
     with _Interrupts() as interrupts:
-        if not isinstance(topology, Topology):
-            topology = load(os.fspath(topology), overrides, program_files)
-        elif overrides or program_files:
-            raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
-        engine_kind = ENGINES[topology.run.engine]
-        if engine_kind.in_real_time:
-            check_guests(topology)
-            check(topology, Path(runs))
-        topology = name_memories(engine_kind.prepare(topology))
-        remove_orphaned()
+        topology, engine_kind = _prepared(topology, overrides, program_files, Path(runs))
         arguments = {"overrides": dict(topology.overrides), "resources_every_s": resources_every_s}
         arguments["programs"] = program_files
         with RunDirectory.create(Path(runs), topology, arguments) as directory:
@@ -150,6 +141,25 @@ def run(
                 except Exception as error:  # whatever it is, the results are worth more
                     directory.event("warning", machine="the run", text=f"not everything could be released: {error}")
             return _judge(topology, directory.finish(ending, baselines + engine_kind.baselines()))
+
+
+def _prepared(
+    topology: Topology | str | os.PathLike[str],
+    overrides: Mapping[str, object] | None,
+    program_files: list[str],
+    runs: Path,
+) -> tuple[Topology, EngineKind]:
+    """Load the topology, and check what it needs of this host; remove what killed runs have left."""
+    if not isinstance(topology, Topology):
+        topology = load(os.fspath(topology), overrides, program_files)
+    elif overrides or program_files:
+        raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
+    engine_kind = ENGINES[topology.run.engine]
+    if engine_kind.in_real_time:
+        check_guests(topology)
+        check(topology, runs)
+    remove_orphaned()
+    return name_memories(engine_kind.prepare(topology)), engine_kind
 
 
 def _coordinator(
