@@ -79,7 +79,7 @@ def failing_migrations(topology: Topology, version: QemuVersion = NEWEST) -> tup
     places = {id(entry): place for place, entry in enumerate(topology.timeline)}
     for step in _steps(topology):
         entry, action, machine = step.entry, step.action, step.machine
-        is_certain = entry.when is None and entry.pick is None
+        is_certain = not entry.waits and entry.pick is None
         if isinstance(action, Join):
             firsts.add(machine.index)
             if begun.issuperset(machine.domains):

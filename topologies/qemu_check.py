@@ -62,7 +62,7 @@ def _reasons(topology: Topology, entry: TimelineEntry, machines: list[Machine]) 
 def _hears_a_leave(topology: Topology, entry: TimelineEntry, machine: Machine) -> bool:
     """Whether another machine of its domains may have left when the entry's time comes."""
     for other in topology.timeline:
-        if other.when is None and entry.when is None and other.at_s > entry.at_s:
+        if not other.waits and not entry.waits and other.at_s > entry.at_s:
             continue
         if isinstance(other.action, StopServer) or not (other.action.removes or other.action.do == "migrate"):
             continue

@@ -91,7 +91,8 @@ class TimelineEntry(Validated, frozen=True, kw_only=True):
     """An action, when it is done and to which machines.
 
     ``at_s`` counts from the start of the programs, warm-up included; with ``when``, the entry waits from then on until
-    the condition holds. ``machines`` are indices, and empty for an action on a server; each machine's turn comes
+    the condition holds; with ``console``, until a line on the console of a guest contains the regular expression.
+    ``machines`` are indices, and empty for an action on a server; each machine's turn comes
     ``every_s`` after the one before. The whole is done ``repeat`` times, ``period_s`` apart. ``pick`` draws that many
     machines each time, by the seed, from those that are present (for ``join``: absent). ``line`` is the entry's line in
     the file.
@@ -100,9 +101,15 @@ class TimelineEntry(Validated, frozen=True, kw_only=True):
     action: Action
     at_s: Seconds = 0.0
     when: Condition | None = None
+    console: str = ""
     machines: tuple[int, ...] = ()
     pick: Annotated[int, Meta(ge=1)] | None = None
     every_s: Seconds = 0.0
     repeat: Annotated[int, Meta(ge=1, le=100_000)] = 1
     period_s: Seconds = 0.0
     line: int = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for something, and not only for its time."""
+        return self.when is not None or bool(self.console)

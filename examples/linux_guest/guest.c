@@ -298,6 +298,17 @@ static long storm(struct device *it, long count)
 	return rung;
 }
 
+static long seen(struct device *it)
+{
+	long sum = 0;
+	int peer, vector;
+
+	for (peer = 0; peer < PEERS; peer++)
+		for (vector = 0; vector < it->vectors; vector++)
+			sum += it->slots[peer][vector].seen;
+	return sum;
+}
+
 static long missed(struct device *it)
 {
 	long sum = 0;
@@ -342,7 +353,7 @@ static void serve(struct device *it, long storm_left)
 		idle = !ready && !(storming && storm_left);
 		if (asked || (idle && rung + interrupts != told)) {
 			told = rung + interrupts;
-			printf("ivsim: rung=%ld interrupts=%ld missed=%ld\n", rung, interrupts, missed(it));
+			printf("ivsim: rung=%ld interrupts=%ld seen=%ld missed=%ld\n", rung, interrupts, seen(it), missed(it));
 		}
 	}
 }

@@ -258,6 +258,9 @@ class Coordinator:
                 self._migrations.stayed(incarnation, report, stopping=self.phase == "stopping")
             case messages.Warned(text):
                 self._event("warning", machine=incarnation.name, text=text)
+            case messages.Printed(pattern):
+                self._event("console", machine=incarnation.name, pattern=pattern)
+                self.timeline.see(pattern)
             case messages.Failed(at_fault, summary, trace):
                 incarnation.failure = f"its {at_fault} failed: {summary}"
                 self._event("failure", machine=incarnation.name, at_fault=at_fault, summary=summary, traceback=trace)

@@ -47,7 +47,9 @@ class Timeline:
         self._start_ns = self._stop_ns = 0
         self._over = True
         entries = stage.topology.timeline
-        self._waiting = [(place, entry.when) for place, entry in enumerate(entries) if entry.when is not None]
+        self._waiting = [place for place, entry in enumerate(entries) if entry.waits]
+        self._seen: set[str] = set()
+        """Regular expressions of entries that a line on a console has contained."""
         self._guarded = [expectation for expectation in stage.topology.expectations if expectation.abort]
         # A random generator for each entry, so that its picks do not depend on the times of the others.
         self._random = [random.Random(f"{stage.topology.seed}/timeline/{place}") for place in range(len(entries))]
@@ -56,10 +58,14 @@ class Timeline:
         """Start the timeline: the programs start at ``start_ns``."""
         self._start_ns, self._stop_ns, self._over = start_ns, stop_ns, False
         for place, entry in enumerate(self._stage.topology.timeline):
-            if entry.when is None:
+            if not entry.waits:
                 self._schedule(place, start_ns + round(entry.at_s * SECOND_NS))
         if self._waiting or self._guarded:
             self._loop.at(start_ns, self._look)
+
+    def see(self, pattern: str) -> None:
+        """A line on the console of a guest contains this regular expression of an entry."""
+        self._seen.add(pattern)
 
     def end(self) -> None:
         """Stop the timeline; stalled machines continue, and filled counters get their values back."""
@@ -116,10 +122,12 @@ class Timeline:
         begin_ns = self._clock.cpu_ns()
         now_ns = self._clock.now_ns()
         moment = self._moment(now_ns)
-        for place, condition in list(self._waiting):
-            due_ns = self._start_ns + round(self._stage.topology.timeline[place].at_s * SECOND_NS)
-            if now_ns >= due_ns and live(condition, moment):
-                self._waiting.remove((place, condition))
+        for place in list(self._waiting):
+            entry = self._stage.topology.timeline[place]
+            due_ns = self._start_ns + round(entry.at_s * SECOND_NS)
+            is_seen = not entry.console or entry.console in self._seen
+            if now_ns >= due_ns and is_seen and (entry.when is None or live(entry.when, moment)):
+                self._waiting.remove(place)
                 self._schedule(place, now_ns)
         for expectation in self._guarded:
             if broken(expectation.that, moment):

@@ -133,6 +133,12 @@ class Warned(msgspec.Struct, tag=True, frozen=True):
     text: str
 
 
+class Printed(msgspec.Struct, tag=True, frozen=True):
+    """Report of the engine: a line on the guest's console contains this regular expression, for the first time."""
+
+    pattern: str
+
+
 class Failed(msgspec.Struct, tag=True, frozen=True):
     """Report: the machine cannot continue.
 
@@ -156,4 +162,4 @@ class Ended(msgspec.Struct, tag=True, frozen=True):
 
 
 Order = Expect | Known | Start | Stop | Leave | Act | Ping | Migrate
-Report = Placed | Ready | Stopped | Stayed | Moved | Warned | Failed | Ended
+Report = Placed | Ready | Stopped | Stayed | Moved | Warned | Printed | Failed | Ended

@@ -109,6 +109,14 @@ def test_a_timeline_acts_on_a_guest(do: str, tmp_path: Path) -> None:
     assert lines == ["up"] * (2 if do == "reset" else 1)
 
 
+def test_a_run_ends_when_a_guest_has_printed_a_line(tmp_path: Path) -> None:
+    entry = 'ready_when = "up"\n[[timeline]]\nconsole = "^done [0-9]"\nwhen = "elapsed_s > 0"\ndo = "end"\n'
+    run = boots("up\ndone 1\n", tmp_path, entry, 100.0)
+    assert (run.status, run.reason) == ("finished", "")
+    assert run.summary["duration_s"] < 90
+    assert [event["pattern"] for event in run.events() if event["kind"] == "console"] == ["^done [0-9]"]
+
+
 def test_a_missing_image_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
     topology = loads(HOST.replace("disk.img", str(tmp_path / "none.img")) + 'build = "make guest"\n')
     with pytest.raises(HostError, match=r"mine: there is no file .*none.img: `make guest` makes it"):

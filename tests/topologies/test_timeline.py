@@ -231,7 +231,9 @@ def test_actions_that_make_no_sense(text: str, line: int, key: str) -> None:
 
 def test_an_unknown_key_lists_the_keys_of_the_action() -> None:
     (problem,) = refused(action("at_s = 1\ndo = 'slow'\nmachines = 'a'\ndelay_us = 1\nvectors = [0]"))
-    assert problem.expected == "for slow: do, at_s, when, of, repeat, period_s, machines, pick, every_s, delay_us"
+    assert (
+        problem.expected == "for slow: do, at_s, when, of, console, repeat, period_s, machines, pick, every_s, delay_us"
+    )
     for do in ACTIONS:
         assert ("machines" in keys_of(do)) == issubclass(ACTIONS[do], MachineAction)
 
@@ -509,3 +511,23 @@ def test_all_problems_of_phases_timeline_and_expectations_are_told_at_once() -> 
     )
     assert [problem.line for problem in problems] == [3, 4, 8, 10]
     assert all(re.fullmatch(r"bad\.toml", problem.file) for problem in problems)
+
+
+GUEST = "[machines.a]\nkind = 'qemu'\nguest = { disk = 'none.img' }\n"
+
+
+def test_an_entry_waits_for_a_line_on_a_console() -> None:
+    (entry,) = loads(f"{GUEST}[[timeline]]\nconsole = 'done$'\ndo = 'end'").timeline
+    assert (entry.console, entry.when, entry.waits) == ("done$", None, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{GUEST}[[timeline]]\nconsole = '('\ndo = 'end'", "a regular expression"),
+        (f"{GROUPS}[[timeline]]\nconsole = 'done'\ndo = 'end'", "a machine with a guest, which has a console"),
+    ],
+)
+def test_a_console_that_cannot_match_is_reported(text: str, expected: str) -> None:
+    (problem,) = refused(text)
+    assert (problem.expected, problem.key) == (expected, "timeline[0].console")

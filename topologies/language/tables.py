@@ -234,6 +234,14 @@ class EntryTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True):
     at_s: Annotated[Seconds, Meta(description="When, in seconds after the start of the programs.")] = 0.0
     when: Annotated[Comparison, Meta(description="Or when this first holds: a live metric compared to a number.")] = ""
     of: Of = ""
+    console: Annotated[
+        str,
+        Meta(
+            max_length=500,
+            description="A regular expression; the entry waits, from `at_s` on, until a line on the console of a guest "
+            "contains it. With `when`, both must hold.",
+        ),
+    ] = ""
     repeat: Annotated[int, Meta(ge=1, le=100_000, description="How often the whole is done.")] = 1
     period_s: Annotated[Seconds, Meta(description="How far apart the repetitions begin.")] = 0.0
     machines: MachineNames = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,13 +57,17 @@ class Timeline:
         own = self._own(kind, table, path)
         if len(self.report.problems) > before or not own.keys() | {"machines"} >= set(required_keys_of(table["do"])):
             return None
-        given = {key: table[key] for key in ("at_s", "pick", "every_s", "repeat", "period_s") if key in table}
+        given = {
+            key: table[key] for key in ("at_s", "console", "pick", "every_s", "repeat", "period_s") if key in table
+        }
         return TimelineEntry(action=kind(**own), when=when, machines=machines, line=self.lines(path), **given)
 
     def _moment(self, table: Mapping[str, Any], path: Path) -> Condition | None:
-        missing = not any(key in table or self.report.has((*path, key)) for key in ("at_s", "when"))
+        missing = not any(key in table or self.report.has((*path, key)) for key in ("at_s", "when", "console"))
         if missing:
             self.report.add((*path, "at_s"), "a time in seconds, or a condition `when`", "neither")
+        if "console" in table:
+            self._check_console(table["console"], (*path, "console"))
         if (at_s := table.get("at_s", 0.0)) >= self.end_s:
             expected = f"a time before the run's end, {self.end_s:g} s after its start"
             self.report.add((*path, "at_s"), expected, f"{at_s:g}")
@@ -72,6 +77,15 @@ class Timeline:
             self.report.add((*path, "of"), "a condition `when`, whose metric this is", "none")
             return None
         return read_condition(table, "when", path, self.references, self.report, live=True)
+
+    def _check_console(self, pattern: str, path: Path) -> None:
+        """Whether the regular expression is one, and there is a guest."""
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            self.report.add(path, "a regular expression", f"{show(pattern)}: {error}")
+        if not any(settings.says("guest") for settings in self.references.settings):
+            self.report.add(path, "a machine with a guest, which has a console", "none")
 
     def _machines(self, kind: type[MachineAction], table: Mapping[str, Any], path: Path) -> tuple[int, ...]:
         inner = (*path, "machines")
@@ -153,7 +167,7 @@ class Timeline:
         steps: list[tuple[float, int, int]] = []
         for place, entry in enumerate(entries):
             first, last, action = entry.at_s, math.inf, entry.action
-            if entry.when is None:
+            if not entry.waits:
                 last = entry.at_s + (entry.repeat - 1) * entry.period_s + len(entry.machines) * entry.every_s
             if isinstance(action, Join) or action.removes or getattr(action, "fault", None) == "source_dies":
                 steps.append((first, place, 0))

@@ -118,6 +118,7 @@ class ProcessEngine:
             recordings,
             self.loop,
             console_path=Path(recordings[0].path).parents[1] / f"console-{name}.txt",
+            watched={entry.console: None for entry in self._topology.timeline if entry.console},
             runtime=self._runtime,
             on_process=lambda pid: self._machine_of.__setitem__(pid, guest),
             report=report,

@@ -10,11 +10,11 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from sim.engines import messages
-from sim.engines.messages import Ended, Failed, Order, Placed, Ready, Report, Stopped, Warned
+from sim.engines.messages import Ended, Failed, Order, Placed, Printed, Ready, Report, Stopped, Warned
 from sim.engines.qemu.guest_command import guest_command
 from sim.engines.qemu.guest_console import GuestConsole
 from sim.kernel.loop import Loop
@@ -52,6 +52,7 @@ class GuestMachine:
     Args:
         servers: the sockets of the servers that it has a device at.
         console_path: where its console is kept.
+        watched: regular expressions that are reported when a line first contains them.
         on_process: is told the process ID of its QEMU.
     """
 
@@ -63,6 +64,7 @@ class GuestMachine:
         loop: Loop,
         *,
         console_path: Path,
+        watched: Iterable[str],
         runtime: Path,
         on_process: Callable[[int], None],
         report: Callable[[Report], None],
@@ -72,6 +74,7 @@ class GuestMachine:
         self._recordings, self._loop = recordings, loop
         self._runtime, self._on_process, self._report = runtime, on_process, report
         self._ready_when = re.compile(self._image.ready_when)
+        self._watched = [re.compile(pattern) for pattern in watched]
         self._console = GuestConsole(loop, console_path, self._take_line)
         self._monitor, self._monitor_far = socket.socketpair()
         self._monitor.setblocking(False)
@@ -219,6 +222,9 @@ class GuestMachine:
     def _take_line(self, line: str) -> None:
         if self._awaited and self._ready_when.search(line):
             self._progress("line")
+        for pattern in [each for each in self._watched if each.search(line)]:
+            self._watched.remove(pattern)
+            self._report(Printed(pattern.pattern))
         if (totals := TOTALS.search(line)) is not None:
             words = (word.partition("=") for word in totals[1].split())
             self._totals = {name: int(value[:18]) for name, _, value in words}

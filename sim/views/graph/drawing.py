@@ -199,13 +199,15 @@ def _notes(topology: Topology, members: dict[str, list[Machine]]) -> tuple[list[
 def _told(entry: TimelineEntry, whom: str, alone: int | None = None) -> str:
     """Describe one entry briefly: kill 1 of 16 at 2 s, 3 times. For a machine drawn ``alone``, give its own moment."""
     at_s, every_s = entry.at_s, entry.every_s
-    if alone is not None and entry.pick is None and entry.when is None:
+    if alone is not None and entry.pick is None and not entry.waits:
         at_s, every_s = at_s + every_s * entry.machines.index(alone), 0.0
     if entry.pick is not None:
         whom = f" {entry.pick} of{whom}" if whom else f" {entry.pick}"
     text = f"{entry.action.do.replace('_', ' ')}{whom}"
     if entry.when is not None:
         text += f" when {entry.when}" + (f", from {at_s:g} s" if at_s else "")
+    elif entry.console:
+        text += f" when {entry.console!r} is printed" + (f", from {at_s:g} s" if at_s else "")
     else:
         text += f" at {at_s:g} s"
     if every_s:
