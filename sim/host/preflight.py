@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -177,7 +178,9 @@ class _Count:
         migrations = 0
         for entry in topology.timeline:
             if isinstance(entry.action, Join | Migrate):
-                incarnations.update(dict.fromkeys(entry.machines, entry.repeat))
+                # Of a pick it is not known which machines it hits, only how many: each has its share.
+                hits = entry.repeat * (entry.pick or len(entry.machines))
+                incarnations.update(dict.fromkeys(entry.machines, math.ceil(hits / max(1, len(entry.machines)))))
             migrations += isinstance(entry.action, Migrate)
         connections = eventfds = messages = 0
         for domain in topology.domains:

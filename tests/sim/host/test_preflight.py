@@ -97,6 +97,16 @@ def test_a_machine_that_joins_again_needs_new_eventfds() -> None:
     assert sums(changed(made, machines=late))["messages of the server"].needed == (2 + 20) * (3 + 8 + 2 + 20 * 2)
 
 
+def test_a_pick_counts_the_machines_that_it_hits() -> None:
+    """Ten times one of two machines joins: together they have ten further incarnations, not twenty."""
+    join = TimelineEntry(action=Join(), machines=(1, 2), repeat=10, period_s=1.0)
+    picked = msgspec.structs.replace(join, pick=1)
+    all_of_them, one = (sums(changed(topology(GROUPS), timeline=(entry,))) for entry in (join, picked))
+    before = sums(topology(GROUPS))
+    what = "descriptors in the coordinator"
+    assert one[what].needed - before[what].needed == (all_of_them[what].needed - before[what].needed) / 2
+
+
 def test_a_bridge_has_a_device_in_each_domain() -> None:
     made = topology({"a": (2, 2), "bridge": (1, 2)})
     domains = (Domain(), Domain(name="other", memory=Memory(size_bytes=1 << 20, kind="memfd")))
