@@ -20,7 +20,7 @@ from sim.version import VERSION
 __all__ = ["ivsim", "main"]
 
 # The libraries that each command loads; the other commands load none of them.
-RESULTS_COMMANDS = {"run", "show", "sweep", "compare", "report", "trace", "agree"}
+RESULTS_COMMANDS = {"run", "show", "sweep", "compare", "report", "trace", "agree", "calibrate"}
 TELEMETRY_COMMANDS = {"top", "ps", "clean", "graph"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from functools import lru_cache
 
 from nodes.errors import GuestError
 from nodes.guest import Guest, Interrupt, Peers
@@ -26,6 +27,12 @@ def check_vectors(guest: Guest, vectors: Sequence[int]) -> None:
             )
 
 
+@lru_cache(maxsize=1 << 17)
+def _row(peer: int, vectors: tuple[int, ...] | int) -> tuple[tuple[int, int], ...]:
+    """The pairs of a peer: these vectors, or so many. One for all machines of a process: each may know all others."""
+    return tuple((peer, vector) for vector in (range(vectors) if isinstance(vectors, int) else vectors))
+
+
 class Targets:
     """The doorbells that a program rings: (peer, vector) pairs.
 
@@ -47,11 +54,11 @@ class Targets:
 
     def __init__(self, guest: Guest, to: Peers, vectors: Sequence[int] | None) -> None:
         check_vectors(guest, vectors or ())
-        self._guest, self._to, self._vectors = guest, to, vectors
+        self._guest, self._to, self._vectors = guest, to, None if vectors is None else tuple(vectors)
         self._connected: dict[int, int] = {}  # peer -> how many of its vectors can be rung now
         self._known: dict[int, int] = {}  # the same, as it was when the peer could last be rung
         self.generation = -1
-        self.rows: list[list[tuple[int, int]]] = []
+        self.rows: list[tuple[tuple[int, int], ...]] = []
 
     def look(self) -> bool:
         """Take in which peers are connected; returns whether a peer has come, or has more vectors than before."""
@@ -59,13 +66,10 @@ class Targets:
         before, vectors_of = self._connected, self._guest.vectors_of
         self._connected = {peer: vectors for peer in self._to if (vectors := vectors_of(peer))}
         self._known.update(self._connected)
-        rows = [self._row(peer) if peer in self._known else [] for peer in self._to]
+        rows = [_row(peer, self._vectors or self._known[peer]) if peer in self._known else () for peer in self._to]
         came = rows != self.rows or any(vectors > before.get(peer, 0) for peer, vectors in self._connected.items())
         self.rows = rows
         return came
-
-    def _row(self, peer: int) -> list[tuple[int, int]]:
-        return [(peer, vector) for vector in self._vectors or range(self._known[peer])]
 
     def wait(self) -> Generator[int | None, Interrupt | None, bool]:
         """Look until there is a peer to ring; returns whether that took any time."""

@@ -31,6 +31,11 @@ COMMANDS = {
         "Run many seeds under virtual time and look for a broken invariant.",
         "ivsim explore storm.toml --seeds 0..1000 --jobs 2",
     ),
+    "calibrate": Entry(
+        "calibrate:calibrate",
+        "Read the costs of virtual time off real runs.",
+        "ivsim calibrate runs/RUN -o host.toml",
+    ),
     "scheduler": Entry(
         "cluster:scheduler",
         "Be the scheduler of a cluster of hosts.",

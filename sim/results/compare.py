@@ -245,8 +245,10 @@ def _settings(a: Run, b: Run) -> Iterator[str]:
             ours, theirs = getattr(a.origin.host, name), getattr(b.origin.host, name)
             if ours != theirs:
                 yield f"{'host' if name == 'name' else name}: {ours or '-'} in A, {theirs or '-'} in B"
-        if a.origin.sample_every != b.origin.sample_every:
-            yield f"sample_every: {a.origin.sample_every} in A, {b.origin.sample_every} in B"
+        for name in ("engine", "sample_every"):
+            ours, theirs = getattr(a.origin, name), getattr(b.origin, name)
+            if ours != theirs:
+                yield f"{name}: {ours} in A, {theirs} in B"
     except UsageError as error:
         yield str(error)
     for name, run in (("A", a), ("B", b)):

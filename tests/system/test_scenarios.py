@@ -30,6 +30,7 @@ SMALL = {
     "legacy_2012": {"run.duration_s": "1.0"},
     "two_domains": {"run.duration_s": "1.0"},
     "unequal_vectors": {"run.duration_s": "1.0"},
+    "virtual_all_to_all": {"machines.node.count": "64", "run.duration_s": "0.3"},
     "virtual_ring": {"machines.node.count": "600"},
     "virtual_star": {"machines.node.count": "600", "machines.node.parameters.rate_hz": "50.0", "run.duration_s": "0.2"},
     "virtual_random": {"machines.node.count": "600"},

@@ -259,4 +259,5 @@ def _manifest(
             for each in topology.machines
         ],
         domains=[domain.name for domain in topology.domains],
+        engine=topology.run.engine,
     )

@@ -130,6 +130,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """``manifest.json``. ``started_ns`` is CLOCK_MONOTONIC, ``started`` the same moment as UTC.
 
     ``access`` is what another program needed to join while the run lasted.
+    ``engine`` is the engine that ran it (``[run] engine``).
     Without ``phases`` the time after the warm-up is one phase: measured.
     """
 
@@ -150,6 +151,7 @@ class Manifest(msgspec.Struct, frozen=True):
     machines: Annotated[list[MachineRow], Meta(max_length=1 << 16)]
     phases: Annotated[list[Phase], Meta(max_length=1 << 10)] = []
     domains: Annotated[list[Name], Meta(max_length=1 << 10)] = msgspec.field(default_factory=lambda: ["main"])
+    engine: Name = "process"
     access: Annotated[list[Access], Meta(max_length=1 << 10)] = []
 
     def __post_init__(self) -> None:

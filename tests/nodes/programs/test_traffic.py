@@ -293,13 +293,13 @@ def test_targets_say_when_there_is_more_to_ring_than_before():
         assert targets.generation != vm.guest.generation
         return targets.look(), targets.rows
 
-    both = [(7, 0), (7, 2)]
-    assert (targets.look(), targets.rows) == (True, [[], []])
-    assert look(lambda: vm.connect(7, 0, 70)) == (True, [both, []])
-    assert look(lambda: vm.connect(7, 2, 72)) == (True, [both, []])
-    assert look(lambda: vm.connect(9, 0, 90)) == (False, [both, []])  # not one of them
-    assert look(lambda: vm.disconnect(7)) == (False, [both, []])
-    assert look(lambda: vm.connect(7, 0, 71)) == (True, [both, []])
+    both = ((7, 0), (7, 2))
+    assert (targets.look(), targets.rows) == (True, [(), ()])
+    assert look(lambda: vm.connect(7, 0, 70)) == (True, [both, ()])
+    assert look(lambda: vm.connect(7, 2, 72)) == (True, [both, ()])
+    assert look(lambda: vm.connect(9, 0, 90)) == (False, [both, ()])  # not one of them
+    assert look(lambda: vm.disconnect(7)) == (False, [both, ()])
+    assert look(lambda: vm.connect(7, 0, 71)) == (True, [both, ()])
     assert targets.look() is False
 
 

@@ -25,6 +25,7 @@ SMALL = {
     "storm_256": {"machines.storm.count": "32", "run.duration_s": "0.1"},
     "thousand_peers": {"machines.crowd.count": "60", "run.duration_s": "0.5"},
     "ping_pong": {"run.duration_s": "0.3"},
+    "virtual_all_to_all": {"machines.node.count": "64", "run.duration_s": "0.3"},
     "virtual_ring": {"machines.node.count": "600"},
     "virtual_star": {"machines.node.count": "600", "machines.node.parameters.rate_hz": "50.0", "run.duration_s": "0.2"},
     "virtual_random": {"machines.node.count": "600"},

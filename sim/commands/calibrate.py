@@ -1,0 +1,43 @@
+"""`ivsim calibrate`: the cost model of virtual time, read off real runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["calibrate"]
+
+
+@click.command("calibrate", short_help="Read the costs of virtual time off real runs.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--base",
+    metavar="FILE",
+    default="default",
+    show_default=True,
+    help="The cost model whose figures are kept where no run shows any.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the model there, not to the terminal.",
+)
+def calibrate(runs: tuple[Path, ...], base: str, output: Path | None) -> None:
+    """Write the cost model of the host that the runs in the directories RUN were made on.
+
+    ring_ns, handle_ns, wake_ns and expire_ns are read off the first run that shows them: ring_ns off doorbells that
+    one machine rings in turn, handle_ns off interrupts, wake_ns off a run with no more machines than CPUs, expire_ns
+    off an open loop. All need sample_every = 1. Use the file as [run] cost_model.
+    """
+    from sim.calibration import as_toml
+    from sim.calibration import calibrate as read_costs
+    from sim.engines.virtual.cost_model import load_model
+    from sim.results.store.opening import open as open_run
+
+    text = as_toml(read_costs([open_run(each) for each in runs], load_model(base)))
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text)
