@@ -43,7 +43,7 @@ def probe(
     assign(device.config.bars.values(), device.config_write)
     for name, value in profile.driver_start:
         device.bar_write(profile.registers_bar, profile.registers.offset_of(name), 4, value)
-    capability = _find_capability(device, CAPABILITY_ID)
+    capability = find_capability(device, CAPABILITY_ID)
     if capability is None or device.msix is None:
         return
     for vector in range(device.msix.layout.vectors):
@@ -120,7 +120,7 @@ def _msix(device: Ivshmem, vector: int, purpose: str) -> Msix:
     return device.msix
 
 
-def _find_capability(device: Ivshmem, identifier: int) -> int | None:
+def find_capability(device: Ivshmem, identifier: int) -> int | None:
     """Walk the capability list (PCI 3.0, 6.7); returns the offset of the capability, or None."""
     if not device.config_read(STATUS, 2) & STATUS_CAPABILITIES:
         return None

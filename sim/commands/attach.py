@@ -113,8 +113,16 @@ def peers(session: AttachSession, as_json: bool) -> None:
 @click.option("--count", type=click.IntRange(1), default=1, metavar="N", help="Ring so many times.")
 @click.option("--every", "every_ns", callback=duration_ns, metavar="DURATION", help="Once in so long: 1s, 10ms.")
 @click.option("--raw", is_flag=True, help="PEER is what a driver writes: 32 bits, peer << 16 | vector.")
+@click.option(
+    "--qmp",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="A QMP socket of the QEMU that is rung: say if its device cannot interrupt its guest.",
+)
 @click.pass_context
-def ring(context: click.Context, peer: str, vector: str, count: int, every_ns: int | None, raw: bool) -> None:
+def ring(
+    context: click.Context, peer: str, vector: str, count: int, every_ns: int | None, raw: bool, qmp: Path | None
+) -> None:
     """Ring a VECTOR of a PEER (0 if none is given), all its vectors, or all vectors of all others.
 
     Exit code 0: all were rung; 1: a counter was full, or there is no such peer or vector, or no other peer at all; 130:
@@ -122,7 +130,7 @@ def ring(context: click.Context, peer: str, vector: str, count: int, every_ns: i
     """
     session: AttachSession = context.obj
     attachment = session.attachment
-    rung, full = 0, {}
+    rung, full, reached = 0, {}, set()
     begin_ns = time.monotonic_ns()
     with ended_by_signal(session.loop, [signal.SIGINT]) as interrupted:
         for round_ in range(count):
@@ -131,15 +139,32 @@ def ring(context: click.Context, peer: str, vector: str, count: int, every_ns: i
             if interrupted():
                 break
             for target, chosen in _raw_target(peer, vector) if raw else _targets(attachment, peer, vector):
+                reached.add(target)
                 for each in chosen:
                     rung += 1
                     if not attachment.ring(target, each):
                         full[f"{target}:{each}"] = True
     click.echo(f"rang {count_in_words(rung, 'doorbell')}", err=True)
+    if qmp is not None:
+        _tell_hearing(qmp, reached)
     if full:
         raise GuestError(f"refused, as their counters are full (peer:vector): {' '.join(full)}")
     if interrupted():
         context.exit(INTERRUPTED)
+
+
+def _tell_hearing(qmp: Path, reached: set[int]) -> None:
+    """Tell which of the devices that were rung cannot interrupt their guest, as their QEMU's monitor says."""
+    from sim.engines.qemu.hearing import hearings, run_now
+    from sim.engines.qemu.qmp import Qmp
+
+    with Qmp(qmp) as monitor:
+        found = [each for each in run_now(hearings(), monitor.execute) if each.peer in reached]
+    if not found:
+        click.echo(f"the QEMU of {qmp} has no ivshmem device that was rung", err=True)
+    for each in found:
+        if each.reason:
+            click.echo(f"peer {each.peer} cannot interrupt its guest: {each.reason}", err=True)
 
 
 def _targets(attachment: Attachment, peer: str, vector: str) -> Iterator[tuple[int, Iterable[int]]]:

@@ -70,6 +70,7 @@ def test_a_bare_metal_guest_takes_part_and_its_counts_balance(tmp_path: Path) ->
     assert summary["settled"] == 0
     assert [each["met"] for each in summary["expectations"]] == [True] * 4
     assert files.console(run.path, "mine").read_text().splitlines()[0] == "hello"
+    assert "mine: its device could not interrupt it at the end of the run: MSI-X is off" in summary["warnings"]
 
 
 def test_a_guest_that_says_something_else_is_held_against_what_came_from_it(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from nodes.device import profiles
 from sim.engines.qemu.device import QemuVm
+from sim.engines.qemu.hearing import Hearing, hearings, run_now
 from sim.engines.qemu.machine import QemuMachine
 from sim.kernel.eventfd import COUNTER_MAX, EventFd
 
@@ -136,3 +137,40 @@ def test_a_qemu_that_the_removal_would_abort_is_ended(pair: Pair) -> None:
     assert not pair.machine.is_running
     (warning,) = pair.vm.warnings
     assert "device_del aborts a QEMU that has heard of a peer's leave: its QEMU was ended instead" in warning
+
+
+CONTROL = 0x42  # MSI-X: pci_config.json, capability at 40
+
+
+def hear(pair: Pair) -> Hearing:
+    (found,) = run_now(hearings(), pair.machine.qemu.qmp)
+    assert isinstance(found, Hearing)
+    return found
+
+
+def test_why_a_device_cannot_interrupt_is_read_from_outside(pair: Pair) -> None:
+    qemu, slot = pair.machine.qemu, pair.machine.slot(0)
+    qemu.ask(["outl 0xcf8 0x80000010"])  # a guest that is about to access configuration space
+    assert hear(pair) == Hearing(ITSELF, "")
+    assert qemu.ask(["inl 0xcf8"]) == ["0x80000010"]
+    pair.vm.guest.mask(1)
+    assert hear(pair) == Hearing(ITSELF, "masked: 1 of its 2 vectors")
+    pair.vm.deliver(1, 1)
+    assert hear(pair) == Hearing(ITSELF, "masked: 1 of its 2 vectors, and a doorbell is pending on 1")
+    for command, control, reason in (
+        (0x0006, 0xC001, "MSI-X is masked as a whole"),
+        (0x0002, 0x8001, "bus mastering is off, and an MSI is a write by the device"),
+        (0x0006, 0x0001, "MSI-X is off"),
+    ):
+        qemu.config_write(slot, 0x04, 2, command)
+        qemu.config_write(slot, CONTROL, 2, control)
+        assert hear(pair) == Hearing(ITSELF, reason)
+
+
+def test_a_doorbell_that_cannot_interrupt_is_told_once(pair: Pair) -> None:
+    pair.vm.device.config_write(0x04, 2, 0x0002)
+    for _ in range(2):
+        pair.vm.deliver(0, 1)
+    assert pair.vm.device.lost_doorbells == 2
+    why = "bus mastering is off, and an MSI is a write by the device"
+    assert pair.vm.warnings == [f"a doorbell came that cannot interrupt the guest: {why}"]

@@ -18,7 +18,7 @@ import pytest
 
 import sim
 from nodes.guest import Interrupt
-from sim.engines.qemu.peer import BARS, QemuPeer
+from sim.engines.qemu.peer import BARS, COMMAND, SLOT, QemuPeer
 from sim.kernel.qemu_program import chosen_qemu
 from tests.real_qemu import read_block
 
@@ -114,3 +114,17 @@ def test_qemu_joins_a_run_and_its_doorbells_are_on_the_books(directory: Path, tm
 def test_the_machine_has_qemu_or_this_is_not_ci() -> None:
     """The tier may be skipped where there is no QEMU, and never in CI."""
     assert shutil.which(chosen_qemu()) is not None
+
+
+def test_attach_says_that_a_guest_cannot_be_interrupted(directory: Path) -> None:
+    path, monitor = directory / "s", directory / "qmp"
+    with (
+        serving(path),
+        QemuPeer(path, vectors=2, arguments=["-qmp", f"unix:{monitor},server=on,wait=off"]) as real,
+    ):
+        command = [sys.executable, "-m", "sim", "attach", "-S", str(path), "ring", str(real.id), "--qmp", str(monitor)]
+        heard = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+        assert heard.stderr.splitlines()[-1] == "rang 1 doorbell"
+        real.qemu.config_write(SLOT, COMMAND, 2, 0x0002)
+        deaf = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert f"peer {real.id} cannot interrupt its guest: bus mastering is off" in deaf.stderr

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable
 from nodes.device import driver
 from nodes.device.effects import DeviceWarning, MsixMessage
 from nodes.device.ivshmem import Ivshmem
+from nodes.device.msix import CAPABILITY_ID
 from nodes.device.pci import COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, Bar
 from nodes.device.profiles import Profile
 from nodes.device.registers import check_access
 from nodes.peer_table import Line
 from nodes.vm import Vm
+from sim.engines.qemu.hearing import why_deaf
 from sim.engines.qemu.machine import QemuMachine
 from sim.kernel.eventfd import EventFd, signal
 
@@ -50,6 +52,7 @@ class QemuIvshmem(Ivshmem):
         self._slot, self._relay = machine.slot(self.number), machine.relay(self.number)
         self._own: list[EventFd] = []
         self._own_readable: list[select.poll] = []
+        self._told: set[str] = set()
         self._messages = MESSAGES_BASE + self.number * MESSAGES_BYTES
         self._rung: dict[Line, tuple[int, EventFd]] = {}
         """By the line of a peer's vector: the doorbell's value, and the eventfd that QEMU has for it."""
@@ -220,6 +223,16 @@ class QemuIvshmem(Ivshmem):
             self.pended_doorbells += count
         else:
             self.lost_doorbells += count
+            self._tell_why()
+
+    def _tell_why(self) -> None:
+        """Say once why doorbells are lost: only the guest's driver could know."""
+        control = driver.find_capability(self, CAPABILITY_ID)
+        assert control is not None
+        why = why_deaf(self.config_read(COMMAND, 2), self.config_read(control + 2, 2))
+        if why and why not in self._told:
+            self._told.add(why)
+            self.effects.append(DeviceWarning(f"a doorbell came that cannot interrupt the guest: {why}"))
 
     def _collect(self) -> None:
         """Vectors that were pending may have fired."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +14,8 @@ from sim.engines import messages
 from sim.engines.messages import Ended, Failed, Order, Placed, Printed, Ready, Report, Stopped, Warned
 from sim.engines.qemu.guest_command import guest_command
 from sim.engines.qemu.guest_console import GuestConsole
+from sim.engines.qemu.guest_monitor import GuestMonitor
+from sim.engines.qemu.hearing import Hearing, hearings
 from sim.kernel.loop import Loop
 from sim.kernel.processes import (
     RUN_VARIABLE,
@@ -35,6 +34,7 @@ __all__ = ["GuestMachine"]
 SECOND_NS = 1_000_000_000
 QUIET_NS = SECOND_NS // 2
 ANSWER_NS = SECOND_NS  # with QUIET_NS less than the patience of the coordinator with a machine that is to stop
+HEAR_NS = SECOND_NS // 2
 END_NS = 5 * SECOND_NS
 STARVED_TICKS = 100
 PRINTED_CHARACTERS = 400
@@ -76,12 +76,11 @@ class GuestMachine:
         self._ready_when = re.compile(self._image.ready_when)
         self._watched = [re.compile(pattern) for pattern in watched]
         self._console = GuestConsole(loop, console_path, self._take_line)
-        self._monitor, self._monitor_far = socket.socketpair()
-        self._monitor.setblocking(False)
+        self._monitor = GuestMonitor(loop)
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
         self._process: ChildProcess | None = None
         self._awaited = {"admission", "line"} if self._image.ready_when else {"admission"}
-        self._ended = self._ready = self._told_to_end = False
+        self._ended = self._ready = self._told_to_end = self._is_finishing = False
         self._deadline_ns = 0
         self._ticks_at_stop = 0
         self._totals: dict[str, int | float] = {}
@@ -113,7 +112,7 @@ class GuestMachine:
         return now_ns // SECOND_NS if self.is_running and not self._ready and now_ns < self._deadline_ns else 0
 
     def start(self) -> None:
-        descriptors = [self._console.far.fileno(), self._monitor_far.fileno()]
+        descriptors = [self._console.far.fileno(), self._monitor.far.fileno()]
         command = guest_command(self._machine, self._servers, console=descriptors[0], monitor=descriptors[1])
         try:
             process = subprocess.Popen(
@@ -132,13 +131,11 @@ class GuestMachine:
             self._soon(lambda: self._report(Ended(why, started=False)))
             return
         self._console.far.close()
-        self._monitor_far.close()
         self._process = ChildProcess(process.pid)
         process.returncode = 0  # only that waits for it
         self._on_process(self._process.pid)
         self._loop.add(self._process.descriptor, self._collect_exit)
-        self._loop.add(self._monitor, self._read_monitor)
-        self._command("qmp_capabilities")
+        self._monitor.start()
         self._enter(State.CONNECTED)
         self._deadline_ns = self._loop.clock.now_ns() + round(self._image.ready_timeout_s * SECOND_NS)
         self._loop.at(self._deadline_ns, self._give_up)
@@ -160,8 +157,8 @@ class GuestMachine:
                     recording.words[header.PING_NS] = self._loop.clock.now_ns()
             case messages.Act(do="reset"):
                 # Until now a reset ends QEMU (-no-reboot). Firmware may ask for a second one.
-                self._command("set-action", reboot="reset")
-                self._command("system_reset")
+                self._monitor.command("set-action", reboot="reset")
+                self._monitor.command("system_reset")
             case messages.Act(do=do):
                 self._report(Warned(f"{do} was not done: what runs in this machine is a guest of its own"))
             case _:
@@ -183,9 +180,7 @@ class GuestMachine:
         if self._process is not None:
             self._loop.remove(self._process.descriptor)
             self._process.close()
-        self._loop.remove(self._monitor)
         self._monitor.close()
-        self._monitor_far.close()
         self._console.close()
         self._printed.close()
 
@@ -202,20 +197,6 @@ class GuestMachine:
             if stamp is not None:
                 recording.words[stamp] = moment_ns or self._loop.clock.now_ns()
             recording.words[header.STATE] = state
-
-    def _command(self, name: str, **arguments: str) -> None:
-        """Give QEMU a command (QMP); its answer is not looked at."""
-        with contextlib.suppress(OSError):
-            self._monitor.send(json.dumps({"execute": name, "arguments": arguments}).encode())
-
-    def _read_monitor(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            try:
-                data = self._monitor.recv(1 << 16)
-            except ConnectionError:
-                data = b""
-            if not data:
-                self._loop.remove(self._monitor)
 
     # Until it is ready
 
@@ -256,12 +237,29 @@ class GuestMachine:
     # The end
 
     def _stop(self) -> None:
-        """Let the guest handle what is under way, ask for its totals, then end QEMU."""
+        """Look whether its device can interrupt it, ask for its totals, then end QEMU."""
         if self._told_to_end:
             return
         self._told_to_end = True
         assert self.pid is not None
         self._ticks_at_stop = work_ticks(self.pid)
+        if not self._ready:
+            self._terminate()
+            return
+        self._monitor.ask(hearings(), self._hear)
+        self._loop.at(self._loop.clock.now_ns() + HEAR_NS, self._let_finish)
+
+    def _hear(self, found: list[Hearing]) -> None:
+        for each in found:
+            if each.reason:
+                self._report(Warned(f"its device could not interrupt it at the end of the run: {each.reason}"))
+        self._let_finish()
+
+    def _let_finish(self) -> None:
+        """Let the guest handle what is under way and tell its totals, if it has any."""
+        if self._is_finishing or self._ended:
+            return
+        self._is_finishing = True
         now_ns = self._loop.clock.now_ns()
         if not self._totals:
             self._terminate()

@@ -1,0 +1,156 @@
+"""Why the ivshmem devices of a QEMU cannot interrupt their guest, as far as its monitor (QMP) tells.
+
+A doorbell at such a device is taken from its eventfd and lost, or leaves a pending bit: nobody is told. The monitor has
+no command for a device's configuration space; it reads I/O ports, by which a PC reaches it (PCI 3.0, 3.2.2.3.2), and
+physical memory, where the MSI-X table is. The virtual machine stands still meanwhile, and gets its address port back.
+
+What to ask is a generator: it yields commands, and is sent their results. So a caller may wait, or come back later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from nodes.device.msix import (
+    CAPABILITY_ID,
+    CONTROL,
+    CONTROL_ENABLE,
+    CONTROL_FUNCTION_MASK,
+    ENTRY_BYTES,
+    MASKED,
+)
+from nodes.device.pci import CAPABILITIES, COMMAND, COMMAND_BUS_MASTER
+
+__all__ = ["Command", "Hearing", "hearings", "run_now", "why_deaf"]
+
+VENDOR, DEVICE = 0x1AF4, 0x1110
+CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
+SHOWN = 8
+
+Command = tuple[str, Mapping[str, Any]]
+"""A command of QMP and its arguments."""
+Asking = Generator[Command, Any, Any]
+
+
+class Hearing(NamedTuple):
+    """One ivshmem device of a QEMU. ``peer`` is its IVPosition; None where BAR0 has no address."""
+
+    peer: int | None
+    reason: str
+    """Why it cannot interrupt, or which vectors cannot; "" if all can."""
+
+
+def why_deaf(command: int, control: int) -> str:
+    """Why a device with this command register and MSI-X control cannot interrupt at all; "" if it can."""
+    if not control & CONTROL_ENABLE:
+        return "MSI-X is off"
+    if not command & COMMAND_BUS_MASTER:
+        return "bus mastering is off, and an MSI is a write by the device"
+    return "MSI-X is masked as a whole" if control & CONTROL_FUNCTION_MASK else ""
+
+
+def run_now(asking: Asking, execute: Callable[..., Any]) -> Any:
+    """Ask with ``execute(name, **arguments)``, which waits for each result; returns what the generator returns."""
+    result = None
+    while True:
+        try:
+            name, arguments = asking.send(result)
+        except StopIteration as end:
+            return end.value
+        result = execute(name, **arguments)
+
+
+def hearings() -> Asking:
+    """Ask about each ivshmem device; returns a list of `Hearing`.
+
+    On a machine without the ports of a PC, what is read means nothing, and the list is empty.
+    """
+    buses = yield "query-pci", {}
+    devices = [each for each in _devices(buses) if (each["id"]["vendor"], each["id"]["device"]) == (VENDOR, DEVICE)]
+    if not devices:
+        return []
+    status = yield "query-status", {}
+    if status["running"]:
+        yield "stop", {}
+    address = yield from _read("i /xw", CONFIG_ADDRESS)
+    found = []
+    for device in devices:
+        hearing = yield from _hearing(device)
+        if hearing is not None:
+            found.append(hearing)
+    if address is not None:
+        yield from _human(f"o /w {CONFIG_ADDRESS:#x} {address:#x}")
+    if status["running"]:
+        yield "cont", {}
+    return found
+
+
+def _devices(buses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for bus in buses:
+        for device in bus["devices"]:
+            yield device
+            if "pci_bridge" in device:
+                yield from _devices([{"devices": device["pci_bridge"].get("devices", [])}])
+
+
+def _hearing(device: Mapping[str, Any]) -> Asking:
+    identity = yield from _config(device, 0)
+    if identity != DEVICE << 16 | VENDOR:
+        return None  # no PC
+    regions = {region["bar"]: region["address"] for region in device["regions"]}
+    peer = None if regions.get(0, -1) < 0 else (yield from _read("xp /1xw", regions[0] + 8))
+    command = yield from _config(device, COMMAND)
+    at = (yield from _config(device, CAPABILITIES)) & 0xFF
+    while at and ((capability := (yield from _config(device, at))) & 0xFF) != CAPABILITY_ID:
+        at = capability >> 8 & 0xFF
+    if not at:
+        return Hearing(peer, "it has no MSI-X")
+    control = capability >> 16
+    if reason := why_deaf(command, control):
+        return Hearing(peer, reason)
+    if regions.get(1, -1) < 0:
+        return Hearing(peer, "its MSI-X table has no address")
+    vectors = (control & 0x7FF) + 1
+    table = yield from _words(regions[1], vectors * ENTRY_BYTES // 4)
+    pending_at = (yield from _config(device, at + 8)) & ~7
+    pending = yield from _words(regions[1] + pending_at, (vectors + 31) // 32)
+    masked = [each for each in range(vectors) if table[ENTRY_BYTES // 4 * each + CONTROL] & MASKED]
+    missed = [each for each in masked if pending[each // 32] >> each % 32 & 1]
+    if not masked:
+        return Hearing(peer, "")
+    kept = f", and a doorbell is pending on {_numbers(missed)}" if missed else ""
+    return Hearing(peer, f"masked: {_numbers(masked)} of its {vectors} vectors{kept}")
+
+
+def _numbers(vectors: list[int]) -> str:
+    shown = ", ".join(map(str, vectors[:SHOWN]))
+    return shown if len(vectors) <= SHOWN else f"{shown} and {len(vectors) - SHOWN} more"
+
+
+def _config(device: Mapping[str, Any], offset: int) -> Asking:
+    """32 bits of a device's configuration space."""
+    place = device["bus"] << 16 | device["slot"] << 11 | device["function"] << 8
+    yield from _human(f"o /w {CONFIG_ADDRESS:#x} {1 << 31 | place | offset & ~3:#x}")
+    value = yield from _read("i /xw", CONFIG_DATA)
+    return value or 0
+
+
+def _words(address: int, count: int) -> Asking:
+    """So many 32-bit words of physical memory."""
+    text = yield from _human(f"xp /{count}xw {address:#x}")
+    words = [int(word, 16) for line in text.splitlines() for word in line.partition(":")[2].split()]
+    return words if len(words) == count else [0] * count
+
+
+def _read(how: str, address: int) -> Asking:
+    """The value that the monitor prints; None where it prints another thing."""
+    text = yield from _human(f"{how} {address:#x}")
+    found = re.search(r"[=:] *(0x[0-9a-f]+)\s*$", text)
+    return None if found is None else int(found[1], 16)
+
+
+def _human(line: str) -> Asking:
+    text = yield "human-monitor-command", {"command-line": line}
+    return str(text)
