@@ -188,13 +188,13 @@ class Vm:
         return self.wait
 
     def reset(self, program: Callable[[Guest], Program]) -> int | None:
-        """A bus reset: the driver probes the device again, and the program starts again."""
+        """A bus reset: the driver probes the device again. The reset of the first device starts the program again."""
         self.stop()
         self.device.reset()
         self.probe()
         self.guest.held.clear()
         self.guest.joined_ns = self.guest.clock()  # what was due before is not due again
-        return self.start(program)
+        return self.start(program) if self._first is None else self.wait
 
     def unplug(self) -> None:
         """The device is removed, and the program ends."""

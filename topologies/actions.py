@@ -2,8 +2,8 @@
 
 Everything else derives from these structs: the keys and checks of a ``[[timeline]]`` entry, its JSON Schema, the list
 in the starter file, the reference table, the message to a worker and the choice of the handler. A new action is one
-struct here and one handler: a method ``_NAME`` of `sim.coordination.actions.Actions`, or, for a `WorkerAction`, a case
-in the worker that receives the struct itself.
+struct here and one handler: a method ``_NAME`` of `sim.coordination.actions.Actions`, or, for a `WorkerAction`, of
+`sim.engines.shared.worker_actions.WorkerActions`.
 
 The docstring of a struct is the text of the reference. Its fields are the keys of the entry beside those that
 every entry takes; a field without a default is required. A key that several actions take has one type, declared once.
@@ -59,7 +59,7 @@ class MachineAction(Action, frozen=True):
 
 
 class WorkerAction(MachineAction, frozen=True):
-    """An action that the coordinator only passes on: the worker receives this struct and carries it out."""
+    """An action that the coordinator only passes on: the worker carries it out."""
 
 
 class ServerAction(Action, frozen=True):

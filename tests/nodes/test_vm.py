@@ -524,6 +524,23 @@ def test_a_program_that_a_reset_or_an_unplug_ends_reports_what_it_missed(bench):
     assert (bench.guest.missed, bench.guest.missed_oldest_ns) == (2, 500)
 
 
+def test_a_reset_of_a_machine_with_two_devices_starts_its_program_once(bench):
+    """The program takes the interrupts of both devices afterwards, as before."""
+    second, started = Bench(first=bench.vm), []
+
+    def program(guest):
+        started.append(guest)
+        while True:
+            bench.heard.append((yield FOREVER))
+
+    bench.vm.start(program)
+    for vm in (second.vm, bench.vm):
+        vm.reset(program)
+    assert started == [bench.guest, bench.guest]
+    second.vm.deliver(1, 5)
+    assert bench.heard == [Interrupt(1, 5, 1)]
+
+
 def test_a_step_is_resumed_at_once_unless_the_engine_preempts():
     """The interrupt that arrives meanwhile waits for the next yield that is no STEP."""
     seen = []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import sim
-from sim.engines.virtual.worker_actions import WorkerActions
+from sim.engines.shared.worker_actions import WorkerActions
 from tests.system.slower import run_in_time
 from topologies import loads
 from topologies.actions import ACTIONS, WorkerAction
@@ -70,14 +70,10 @@ def edges(result: sim.Run, source: str, target: str) -> int:
 
 def test_every_action_of_the_language_can_be_done() -> None:
     from sim.coordination.actions import Actions
-    from sim.engines.process.worker import Worker
 
     for name, action in ACTIONS.items():
-        if issubclass(action, WorkerAction):
-            assert hasattr(Worker, f"_{name}")
-            assert hasattr(WorkerActions, name)  # under virtual time
-        else:
-            assert hasattr(Actions, f"_{name}")
+        assert hasattr(WorkerActions if issubclass(action, WorkerAction) else Actions, f"_{name}")
+    assert hasattr(WorkerActions, "_unplug")  # `Actions` passes it on
 
 
 def test_machines_join_later_and_ring_and_are_rung(tmp_path: Path) -> None:

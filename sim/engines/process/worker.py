@@ -26,13 +26,13 @@ from sim.engines.shared.bound_program import BoundProgram
 from sim.engines.shared.configuration import WorkerConfiguration
 from sim.engines.shared.delivery import make_delivery
 from sim.engines.shared.failures import ProgramError, blaming_program
-from sim.engines.shared.kept_statistics import kept_statistics
+from sim.engines.shared.program_end import stop_program
+from sim.engines.shared.worker_actions import WorkerActions
 from sim.kernel.eventfd import drain
 from sim.kernel.fork_handover import Source, fork_successor
 from sim.kernel.processes import end_children, keep_orphans
 from sim.kernel.waiting import readable_within
 from sim.recording import Recording, State, header
-from sim.recording.header import COUNTER_AT
 from sim.wire.connection import place_memory
 
 __all__ = ["Worker"]
@@ -64,7 +64,6 @@ class Worker:
         self._start_ns: int | None = None
         self._stop_ns = self._joined_ns = 0
         self._told_to_stop = False
-        self._plugged = True
         self._may_proceed = False
         self._take: Callable[[int], int] = drain
         self._alarm, self._alarm_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -87,6 +86,13 @@ class Worker:
             self._servers[device.connection.fileno()] = device
         self._vm = self._devices[0].vm
         self._vm.guest.load = Load(configuration.load)
+        self._actions = WorkerActions(
+            [device.vm for device in self._devices],
+            configuration.vectors,
+            delay_interrupts=self._delay_interrupts,
+            stop_reading=self._stop_reading,
+            remove_devices=self._remove_devices,
+        )
 
     def _take_memory(self, vm: Vm, peer: int, descriptor: int) -> None:
         place_memory(vm, peer, descriptor)
@@ -272,49 +278,32 @@ class Worker:
                 self._told_to_stop = True
                 raise _Stopped
             case messages.Leave():
-                self._unplug()
+                self._actions.unplug()
                 self._told_to_stop = True
                 raise _Stopped
             case control.Continue():
                 self._migrate(order)
             case control.Proceed():
                 self._may_proceed = True
-            case messages.Act(do, arguments):
-                with blaming_program():  # a program may notice an action at once
-                    getattr(self, f"_{do}")(**arguments)
+            case messages.Act():
+                self._actions.carry_out(order)
             case _:
                 raise RuntimeError(f"not an order: {order}")
 
-    # A handler for each `topologies.actions.WorkerAction`
+    # What actions need
 
-    def _reset(self) -> None:
-        if self._plugged:
-            for device in reversed(self._devices):  # the first one last: its reset starts the program
-                device.vm.reset(self._program)
+    def _delay_interrupts(self, delay_ns: int) -> None:
+        self._take = functools.partial(drain_late, delay_ns / SECOND_NS) if delay_ns else drain
 
-    def _mask(self, vectors: list[int] | None = None, *, masked: bool = True) -> None:
-        for device in self._devices:
-            for vector in vectors or range(self._configuration.vectors):
-                device.vm.mask(vector, masked=masked)
-
-    def _unmask(self, vectors: list[int] | None = None) -> None:
-        self._mask(vectors, masked=False)
-
-    def _slow(self, delay_us: float) -> None:
-        self._take = functools.partial(drain_late, delay_us / 1e6) if delay_us else drain
-
-    def _deafen(self) -> None:
+    def _stop_reading(self) -> None:
         for server in list(self._servers):
             self._forget_server(server)
 
-    def _unplug(self) -> None:
-        """Remove the devices with their connections; what their counters hold stays there."""
-        self._plugged = False
+    def _remove_devices(self) -> None:
         for descriptor in self._own:
             self._epoll.unregister(descriptor)
         self._own.clear()
-        for server in list(self._servers):
-            self._forget_server(server)
+        self._stop_reading()
         with blaming_program():
             for device in self._devices:
                 device.vm.unplug()
@@ -324,20 +313,11 @@ class Worker:
 
     def _stop(self) -> None:
         """End the program: no more rings, no more drains; the counts are final."""
-        with blaming_program():
-            for device in self._devices:
-                device.vm.stop()
-            statistics, left_out = kept_statistics(self._vm.guest.statistics)
-        if left_out:
-            self._link.send(messages.Warned(f"{left_out} statistics of the program are no numbers that fit"))
+        stopped = stop_program([device.vm for device in self._devices], self._recordings[0].words)
         self._end_processes()
-        for device in self._devices:
-            device.vm.doorbells.flush()
-        guest, words = self._vm.guest, self._recordings[0].words
-        words[COUNTER_AT["missed"]], words[header.MISSED_OLDEST_NS] = guest.missed, guest.missed_oldest_ns
         self._enter(State.STOPPED, header.STOPPED_NS)
         self._warn()
-        self._link.send(messages.Stopped(statistics))
+        self._link.send(stopped)
         # A machine that the clock has stopped stays until Stop comes: the coordinator samples all processes before.
         with contextlib.suppress(_Stopped):
             while not self._told_to_stop:
@@ -365,6 +345,7 @@ class Worker:
         events_max = len(own) + 3
         with blaming_program():
             wait = vm.start(self._program)
+        self._actions.program = self._program
         while True:
             if wait is None:
                 events = poll(-1, events_max)

@@ -64,10 +64,10 @@ class QemuWorker(Worker):
             raise QemuError(self._machine.qemu.end())
         super()._handle_event(descriptor)
 
-    def _unplug(self) -> None:
+    def _remove_devices(self) -> None:
         if self._machine.why_not_unplugged:
             self._forget_qemu()
-        super()._unplug()
+        super()._remove_devices()
         self._warn()
 
     def _end_processes(self) -> None:

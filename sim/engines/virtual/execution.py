@@ -53,7 +53,6 @@ class Execution:
         "_vm",
         "_vms",
         "has_begun",
-        "program",
         "wait",
     )
 
@@ -88,8 +87,8 @@ class Execution:
         if self._preempt is not None:
             self._vm.preempts = self._preempts
 
-    def begin(self, program: Callable[[Guest], Program]) -> None:
-        """Start the program.
+    def begin(self, program: Callable[[Guest], Program]) -> Callable[[Guest], Program]:
+        """Start the program; returns it as a watcher lets it run.
 
         Raises:
             ProgramError: the program has raised; likewise below.
@@ -97,13 +96,13 @@ class Execution:
         self.has_begun = True
         if self._host.watcher is not None:
             program = self._host.watcher.program(self._vm, program)
-        self.program = program
         try:
             self.wait = self._vm.start(program)
         except BaseException as error:
             raise ProgramError from error
+        return program
 
-    def slow(self, delay_ns: int) -> None:
+    def delay_interrupts(self, delay_ns: int) -> None:
         """Take each interrupt so much later from now on."""
         self._slow_ns, self._slow_until_ns = delay_ns, 0
 

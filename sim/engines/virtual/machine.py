@@ -14,7 +14,8 @@ from sim.engines.messages import Ended, Order, Report
 from sim.engines.shared.bound_program import BoundProgram
 from sim.engines.shared.configuration import WorkerConfiguration
 from sim.engines.shared.failures import ProgramError, blaming_program, explain
-from sim.engines.shared.kept_statistics import kept_statistics
+from sim.engines.shared.program_end import stop_program
+from sim.engines.shared.worker_actions import WorkerActions
 from sim.engines.virtual.announced_link import AnnouncedLink
 from sim.engines.virtual.device import VirtualDevice
 from sim.engines.virtual.device_connector import DeviceConnector
@@ -24,9 +25,7 @@ from sim.engines.virtual.link import VirtualLink
 from sim.engines.virtual.migration import VirtualMigration
 from sim.engines.virtual.orders import OrderQueue
 from sim.engines.virtual.ready_counters import ReadyCounters
-from sim.engines.virtual.worker_actions import WorkerActions
 from sim.recording import Recording, State, header
-from sim.recording.header import COUNTER_AT
 
 __all__ = ["VirtualMachine"]
 
@@ -40,36 +39,10 @@ class VirtualMachine:
     """
 
     __slots__ = (
-        "_actions",
-        "_announced",
-        "_clock",
-        "_configuration",
-        "_connector",
-        "_dismissed",
-        "_execution",
-        "_gone",
-        "_has_mail",
-        "_host",
-        "_is_executing",
-        "_loop",
-        "_migration",
-        "_orders",
-        "_program",
-        "_report_to",
-        "_rows",
-        "_said_ready",
-        "_start_ns",
-        "_stop_ns",
-        "_stopped",
-        "_vm",
-        "_wake_delay",
-        "counters",
-        "devices",
-        "is_running",
-        "is_still",
-        "queued",
-        "since_ns",
-        "slice",
+        *("_actions", "_announced", "_clock", "_configuration", "_connector", "_dismissed", "_execution"),
+        *("_gone", "_has_mail", "_host", "_is_executing", "_loop", "_migration", "_orders", "_program"),
+        *("_report_to", "_rows", "_said_ready", "_start_ns", "_stop_ns", "_stopped", "_vm", "_vms"),
+        *("_wake_delay", "counters", "devices", "is_running", "is_still", "queued", "since_ns", "slice"),
     )
 
     pid = None
@@ -134,7 +107,14 @@ class VirtualMachine:
         self._vm.guest.load = Load(configuration.load)
         name, vectors = configuration.name, configuration.vectors
         self._execution = Execution(host, self.devices, self.counters, vectors, self._poke, self._arrive, name)
-        self._actions = WorkerActions(self.devices, self.counters, self._execution, vectors, self._hang_up)
+        self._vms = [device.vm for device in self.devices]
+        self._actions = WorkerActions(
+            self._vms,
+            vectors,
+            delay_interrupts=self._execution.delay_interrupts,
+            stop_reading=self._stop_reading,
+            remove_devices=self._remove_devices,
+        )
         self._wake_delay = host.decisions.delays("wake", name)
 
     # What its coordinator does
@@ -183,7 +163,6 @@ class VirtualMachine:
         except (ProgramError, HostError, UsageError) as error:
             self._fail(error)
             return
-        self._actions.is_plugged = True
         self._enter(State.CONNECTED)
 
     def connect(self, number: int, domain: int, place: Callable[[int, int], object] | None = None) -> None:
@@ -287,7 +266,7 @@ class VirtualMachine:
             return False
         self._enter(State.RUNNING, header.STARTED_NS)
         self._is_executing = True
-        self._execution.begin(self._program)
+        self._actions.program = self._execution.begin(self._program)
         self._tell_warnings()
         return self._is_executing and self._execution.has_more()
 
@@ -319,6 +298,21 @@ class VirtualMachine:
             if device.link is not None and not device.read():
                 self._hang_up(device)
 
+    def _stop_reading(self) -> None:
+        for device in self.devices:
+            if device.link is not None:
+                device.link.close()
+
+    def _remove_devices(self) -> None:
+        self.counters.forget(self.counters.lines)
+        with blaming_program():
+            for vm in self._vms:
+                vm.unplug()
+        self._execution.wait = None
+        for device in self.devices:
+            device.vm.doorbells.flush()
+            self._hang_up(device)
+
     # What its coordinator orders
 
     def _obey(self, order: Order) -> None:
@@ -342,9 +336,9 @@ class VirtualMachine:
             case messages.Migrate():
                 self._is_executing = False
                 self._migration = VirtualMigration(self, self._host, order)
-            case messages.Act(do, arguments):
-                with blaming_program():
-                    getattr(self._actions, do)(**arguments)
+            case messages.Act():
+                self._actions.carry_out(order)
+                self._execution.wait = self._vm.wait
 
     def _store_counts(self, ping: int) -> None:
         for device in self.devices:
@@ -366,10 +360,9 @@ class VirtualMachine:
         else:
             self._stop()
 
-    def end_migration(self, reason: str = "") -> None:
-        """A migration is over: the machine goes on, here when there is a ``reason``."""
-        migration, self._migration = self._migration, None
-        assert migration is not None
+    def end_migration(self) -> None:
+        """A migration is over, and the machine continues."""
+        self._migration = None
         self._is_executing = self._execution.has_begun and not self._stopped
         self._poke()
 
@@ -381,19 +374,10 @@ class VirtualMachine:
 
     def _stop(self) -> None:
         """End the program: no more rings, no more drains; the counts are final."""
-        with blaming_program():
-            for device in self.devices:
-                device.vm.stop()
-            statistics, left_out = kept_statistics(self._vm.guest.statistics)
-        if left_out:
-            self.report(messages.Warned(f"{left_out} statistics of the program are no numbers that fit"))
-        for device in self.devices:
-            device.vm.doorbells.flush()
-        guest, words = self._vm.guest, self.devices[0].recording.words
-        words[COUNTER_AT["missed"]], words[header.MISSED_OLDEST_NS] = guest.missed, guest.missed_oldest_ns
+        stopped = stop_program(self._vms, self.devices[0].recording.words)
         self._stopped, self._is_executing = True, False
         self._enter(State.STOPPED, header.STOPPED_NS)
         self._tell_warnings()
-        self.report(messages.Stopped(statistics))
+        self.report(stopped)
         if self._dismissed:
             self._end("")

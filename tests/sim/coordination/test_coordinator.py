@@ -1,4 +1,4 @@
-"""sim.coordination.coordinator on an engine without processes: every phase, every kind of end, in virtual time."""
+"""sim.coordination.coordinator under virtual time: every phase, every kind of end."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ import pytest
 
 from sim.coordination.coordinator import Coordinator, RunEnd
 from sim.coordination.monitor import Monitor
-from sim.engines.messages import Act, Ended, Failed, Start, Stop
-from tests.virtual_engine import BEGIN_NS, MILLISECOND_NS, VirtualEngine, VirtualMachine
-from topologies import loads
+from sim.engines.messages import Act, Ended, Order, Placed, Start, Stop
+from sim.engines.shared.failures import ProgramError
+from sim.engines.virtual import engine
+from sim.engines.virtual.counter import VirtualCounter
+from sim.engines.virtual.engine import VirtualEngine
+from sim.engines.virtual.loop import BEGIN_NS
+from sim.engines.virtual.machine import VirtualMachine
+from sim.recording.reader import vectors_so_far
+from topologies import Topology, loads
 
+MILLISECOND_NS = 1_000_000
 SECOND_NS = 1_000_000_000
 TOPOLOGY = """
 [run]
@@ -32,15 +39,80 @@ program = "idle"
 """
 
 
+class ScriptedMachine(VirtualMachine):
+    """A machine that begins, stops and is killed as always, unless a test says otherwise."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.orders: list[Order] = []
+        self.connects = True
+        self.on_stop: Callable[[], object] = super()._stop
+        self.on_kill: Callable[[], object] = super().kill
+
+    def _begin(self) -> None:
+        if self.connects:
+            super()._begin()
+        else:
+            self.report(Placed())
+
+    def connect_after_all(self) -> None:
+        self.connects = True
+        self._begin()
+
+    def tell(self, order: Order) -> bool:
+        self.orders.append(order)
+        return super().tell(order)
+
+    def kill(self) -> None:
+        self.on_kill()
+
+    def end(self, how: str) -> None:
+        self._end(how)
+
+    def fail(self) -> None:
+        error = ProgramError()
+        error.__cause__ = ValueError("mine")
+        self._fail(error)
+
+    def stop(self) -> None:
+        super()._stop()
+
+    def _stop(self) -> None:
+        self.on_stop()
+
+
+class ScriptedEngine(VirtualEngine):
+    """Makes such machines, and says of its work what a test wants."""
+
+    def __init__(self, topology: Topology) -> None:
+        super().__init__(topology)
+        self.machines: dict[str, ScriptedMachine] = {}
+        self.progress: Callable[[], int] = lambda: 0
+        self.leftovers: list[str] = []
+
+    def make_machine(self, machine: Any, name: str, *arguments: Any) -> VirtualMachine:
+        made = super().make_machine(machine, name, *arguments)
+        assert isinstance(made, ScriptedMachine)
+        self.machines[name] = made
+        return made
+
+    def start_progress(self) -> int:
+        return self.progress()
+
+    def end_leftovers(self) -> list[str]:
+        return self.leftovers
+
+
 class Site:
     """A coordinator with the engine that it works on, and the events that it has told."""
 
     def __init__(self, stack: contextlib.ExitStack, path: Path, timeline: str, on_death: str) -> None:
-        self.engine = VirtualEngine()
+        topology = loads(TOPOLOGY.format(on_death=on_death) + timeline)
+        self.engine = stack.enter_context(ScriptedEngine(topology))
         self.events: list[dict[str, Any]] = []
         (path / "raw").mkdir()
         self.coordinator = Coordinator(
-            loads(TOPOLOGY.format(on_death=on_death) + timeline),
+            topology,
             self.engine,
             recording_path=lambda row: path / "raw" / f"{row}.rec",
             event=lambda kind, **fields: self.events.append({"kind": kind, **fields}),
@@ -48,12 +120,17 @@ class Site:
         )
         stack.callback(self.coordinator.close)
 
-    def __getitem__(self, name: str) -> VirtualMachine:
+    def __getitem__(self, name: str) -> ScriptedMachine:
         return self.engine.machines[name]
 
-    def at(self, time_s: float, callback: Callable[[], None]) -> None:
+    def counter(self, peer: int) -> VirtualCounter:
+        client = self.engine.host.servers[0].client(peer)
+        assert client is not None
+        return client.eventfds[0]
+
+    def at(self, time_s: float, callback: Callable[[], object]) -> None:
         """Call back so long after the making of the coordinator."""
-        self.engine.loop.at(BEGIN_NS + round(time_s * SECOND_NS), callback)
+        self.engine.loop.at(BEGIN_NS + round(time_s * SECOND_NS), lambda: callback() and None)
 
     def run(self) -> RunEnd:
         return self.coordinator.run()
@@ -66,7 +143,8 @@ class Site:
 
 
 @pytest.fixture
-def make(short_path: Path) -> Iterator[Callable[..., Site]]:
+def make(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Site]]:
+    monkeypatch.setattr(engine, "VirtualMachine", ScriptedMachine)
     with contextlib.ExitStack() as stack:
         yield lambda timeline="", on_death="fail": Site(stack, short_path, timeline, on_death)
 
@@ -78,7 +156,7 @@ def entry(do: str, at_s: float, machines: str = "", **more: object) -> str:
 
 def test_all_start_at_one_moment_and_what_is_not_taken_is_pending(make: Callable[..., Site]) -> None:
     site = make()
-    site.at(0.5, lambda: site.engine.servers[0].admitted[1].eventfds[0].add(7) and None)
+    site["m-1"].on_stop = lambda: (site["m-1"].stop(), site.counter(1).add(7))
     ending = site.run()
     assert (ending.status, ending.reason) == ("finished", "")
     assert {peer: count for (_, peer, _), count in ending.pending.items()} == {0: 0, 1: 7, 2: 0}
@@ -95,15 +173,10 @@ def test_a_death_is_the_runs_status_in_every_phase(
     when: str, on_death: str, status: str, make: Callable[..., Site]
 ) -> None:
     site = make(on_death=on_death)
-
-    def die() -> None:
-        site["m-1"].report(Failed("program", "ValueError: mine"))
-        site["m-1"].end("exit 1")
-
     if when == "running":
-        site.at(0.5, die)
+        site.at(0.5, site["m-1"].fail)
     else:
-        site["m-1"].on_stop = die
+        site["m-1"].on_stop = site["m-1"].fail
     ending = site.run()
     assert (ending.status, ending.reason) == (status, "m-1 died (exit 1): its program failed: ValueError: mine")
     assert len(site.told("machine_died")) == 1
@@ -112,14 +185,14 @@ def test_a_death_is_the_runs_status_in_every_phase(
 
 def test_a_death_before_the_start_fails_the_run_whatever_is_asked(make: Callable[..., Site]) -> None:
     site = make(on_death="degrade")
-    site.engine.never_connect = {"m-2"}
+    site["m-2"].connects = False
     site.at(0.1, partial(site["m-2"].end, "exit 3"))
     assert (site.run().status, site.coordinator.ending.reason) == ("failed", "m-2 died (exit 3)")
 
 
 def test_a_machine_that_never_began_says_why(make: Callable[..., Site]) -> None:
     site = make()
-    site.engine.never_connect = {"m-0"}
+    site["m-0"].connects = False
     site.at(0.1, lambda: site["m-0"].report(Ended("could not be started: no license", started=False)))
     assert site.run().reason == "m-0 could not be started: no license"
 
@@ -136,17 +209,17 @@ def test_an_end_that_was_ordered_is_none(make: Callable[..., Site]) -> None:
 
 def test_a_start_is_given_up_when_nothing_makes_progress(make: Callable[..., Site]) -> None:
     site = make()
-    site.engine.never_connect = {"m-1"}
+    site["m-1"].connects = False
     ending = site.run()
     assert ending.status == "failed"
-    assert ending.reason == "no progress for 30 s, the engine is virtual; not Ready: m-0, m-1, m-2"
+    assert ending.reason == "no progress for 30 s, under virtual time; not Ready: m-0, m-1, m-2"
     assert 30 <= site.elapsed_s() < 32
 
 
 def test_a_start_may_take_as_long_as_it_makes_progress(make: Callable[..., Site]) -> None:
     site = make()
-    site.engine.never_connect = {"m-1"}
-    site.at(600, site["m-1"]._connect)
+    site["m-1"].connects = False
+    site.at(600, site["m-1"].connect_after_all)
     site.engine.progress = lambda: round(site.elapsed_s()) // 20
     assert site.run().status == "finished"
     assert site.elapsed_s() > 600
@@ -165,13 +238,13 @@ def test_a_machine_that_waits_for_a_cpu_is_given_time(make: Callable[..., Site])
     site = make()
     site["m-1"].on_stop = lambda: None
     site["m-1"].is_starved = True
-    site.at(40, site["m-1"].end)
+    site.at(40, site["m-1"].stop)
     assert site.run().status == "finished"
 
 
 def test_a_machine_that_a_signal_has_stopped_is_said_to_be(make: Callable[..., Site]) -> None:
     site = make()
-    site["m-1"].on_stop, site["m-1"].is_still = (lambda: None), True
+    site["m-1"].on_stop = site["m-1"].stall
     assert site.run().reason == "m-1 did not stop: it is stopped by a signal"
 
 
@@ -215,13 +288,14 @@ def test_a_stall_is_the_engines_and_a_mask_is_the_machines(make: Callable[..., S
 
 
 def test_a_full_counter_holds_again_what_it_held(make: Callable[..., Site]) -> None:
-    site = make(entry("fill", 0.2, "m-0"))
-    site.at(0.1, lambda: site.engine.servers[0].admitted[0].eventfds[0].add(3) and None)
+    site = make(entry("stall", 0.1, "m-0") + entry("fill", 0.2, "m-0"))
+    site.at(0.15, lambda: site.counter(0).add(3))
     filled: list[int] = []
-    site.at(0.5, lambda: filled.append(site.engine.servers[0].admitted[0].eventfds[0].value))
+    site.at(0.5, lambda: filled.append(site.counter(0).value))
     ending = site.run()
     assert filled[0] > 1 << 60
-    assert ending.pending[0, 0, 0] == 3
+    assert ending.pending[0, 0, 0] == 0
+    assert vectors_so_far(site["m-0"].devices[0].recording).tolist() == [[3, 1]]
 
 
 def test_time_is_the_engines(make: Callable[..., Site]) -> None:
