@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # The tests start some 2,000 processes: without bytecode each compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check test faults bench guest notebooks docs-tables clean
+.PHONY: run check test full faults bench guest notebooks docs-tables clean
 
 run: .venv/installed-run
 	$(BIN)/ivsim run doorbell_storm
@@ -26,6 +26,10 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 3 --dist worksteal
+
+# All of that with the full figures: every seed, every case, more examples of each property.
+full: .venv/installed-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal --full
 
 # The fault matrix with its full figures, and the table of it: some forty minutes.
 faults: .venv/installed-test

@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -34,18 +35,10 @@ PR_SET_CHILD_SUBREAPER = 36
 SEED_OPTION = "hypothesis_seed"
 
 SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
-settings.register_profile("dev", deadline=None, print_blob=True, max_examples=60, suppress_health_check=SLOW)
-settings.register_profile(
-    "ci", deadline=None, print_blob=True, derandomize=False, max_examples=200, suppress_health_check=SLOW
-)
-settings.register_profile(
-    "nightly",
-    deadline=None,
-    print_blob=True,
-    derandomize=False,
-    max_examples=5000,
-    suppress_health_check=SLOW,
-)
+for name, count in {"sample": 60, "full": 200, "nightly": 5000}.items():
+    settings.register_profile(
+        name, deadline=None, print_blob=True, derandomize=False, max_examples=count, suppress_health_check=SLOW
+    )
 
 ROOT = Path(__file__).parent
 FOLDER_MARKERS = {"system": "system", "faults": "system", "qemu": "qemu"}
@@ -56,10 +49,14 @@ TEMPORARY = Path(tempfile.mkdtemp(prefix="ivt-", dir="/tmp"))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))
+    full = config.getoption("--full")
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "full" if full else "sample"))
     if getattr(config.option, SEED_OPTION, None) is None:
         setattr(config.option, SEED_OPTION, str(random.SystemRandom().randrange(1 << 32)))
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path stays where it was
+    # Thousands of interpreters are started: each would compile all that it imports.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     os.environ["PYTHONSAFEPATH"] = "1"  # interpreters that tests start import nothing from the current directory
     os.environ["XDG_RUNTIME_DIR"] = os.environ["TMPDIR"] = tempfile.tempdir = str(TEMPORARY)
     atexit.register(shutil.rmtree, TEMPORARY, ignore_errors=True)
@@ -71,11 +68,39 @@ def pytest_configure(config: pytest.Config) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder of a test is its marker."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="all cases of tests marked `sample`, tests marked `full`, more examples"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The folder of a test is its marker. Without ``--full``, leave out what `full` and `sample` mark."""
     for item in items:
         if marker := FOLDER_MARKERS.get(item.path.relative_to(ROOT).parts[0]):
             item.add_marker(marker)
+    if not config.getoption("--full"):
+        left_out = {item for item in items if item.get_closest_marker("full")} | _beyond_sample(config, items)
+        if left_out:
+            config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+            items[:] = [item for item in items if item not in left_out]
+
+
+def _beyond_sample(config: pytest.Config, items: list[pytest.Item]) -> set[pytest.Item]:
+    """The cases that the session's seed does not draw, of each test marked ``sample(count)``.
+
+    A case that the command line names is not left out.
+    """
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sample") and not any(item.nodeid.endswith(name) for name in config.args):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: set[pytest.Item] = set()
+    for test, of_test in cases.items():
+        (count,) = of_test[0].get_closest_marker("sample").args  # type: ignore[union-attr]
+        drawn = random.Random(f"{config.getoption(SEED_OPTION)}/{test}").sample(of_test, min(count, len(of_test)))
+        left_out |= set(of_test) - set(drawn)
+    return left_out
 
 
 def pytest_report_header(config: pytest.Config) -> str:

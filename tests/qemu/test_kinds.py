@@ -46,6 +46,18 @@ def can_be_half_real(topology: Topology) -> bool:
     )
 
 
+NOT_HALF_REAL = {
+    *("evacuate", "migrate_master_under_storm", "migrate_peer_refused", "migration_abort", "migration_blocker"),
+    *("legacy_2012", "linux_guest", "lost_intx"),
+    *("virtual_hotspot", "virtual_random", "virtual_ring", "virtual_star"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(NOT_HALF_REAL))
+def test_a_scenario_that_is_left_out_needs_machines_that_no_qemu_can_be(name: str) -> None:
+    assert not can_be_half_real(load(name))
+
+
 def half_real(name: str, duration_s: float) -> Topology:
     """A topology that ships, of which every other machine is a real QEMU, where it can be."""
     base = load(name)
@@ -76,10 +88,8 @@ def test_a_storm_among_qemus_balances(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [name for name, _ in shipped() if can_be_half_real(load(name))],
-)
+@pytest.mark.sample(5)
+@pytest.mark.parametrize("name", [name for name, _ in shipped() if name not in NOT_HALF_REAL])
 def test_half_of_the_machines_of_a_scenario_are_qemus(name: str, tmp_path: Path) -> None:
     topology = half_real(name, 1.0)
     assert any(machine.kind == "qemu" for machine in topology.machines)

@@ -18,6 +18,8 @@ from sim import cli
 from topologies import load, shipped
 
 NAMES = [name for name, _ in shipped()]
+# `tests/qemu/test_guest.py` and `tests/sim/engines/test_virtual.py` have the others.
+OF_PROCESSES = [name for name in NAMES if name != "linux_guest" and not name.startswith("virtual_")]
 SMALL = {
     "storm_256": {"machines.storm.count": "24", "run.duration_s": "1.0"},
     "storm_64": {"machines.storm.count": "16", "run.duration_s": "1.0"},
@@ -30,15 +32,6 @@ SMALL = {
     "legacy_2012": {"run.duration_s": "1.0"},
     "two_domains": {"run.duration_s": "1.0"},
     "unequal_vectors": {"run.duration_s": "1.0"},
-    "virtual_all_to_all": {"machines.node.count": "64", "run.duration_s": "0.3"},
-    "virtual_ring": {"machines.node.count": "600"},
-    "virtual_star": {"machines.node.count": "600", "machines.node.parameters.rate_hz": "50.0", "run.duration_s": "0.2"},
-    "virtual_random": {"machines.node.count": "600"},
-    "virtual_hotspot": {
-        "machines.sender.count": "600",
-        "machines.sender.parameters.rate_hz": "50.0",
-        "run.duration_s": "0.2",
-    },
     "lost_intx": {"run.duration_s": "1.5"},
 }
 """What makes them quick; where the timeline says when what happens, they run as they are."""
@@ -61,7 +54,7 @@ def ivsim(name: str, runs: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "linux_guest"])  # tests/qemu/test_guest.py
+@pytest.mark.parametrize("name", OF_PROCESSES)
 def test_it_runs_balances_and_shows_what_it_claims(name: str, tmp_path: Path) -> None:
     done = ivsim(name, tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

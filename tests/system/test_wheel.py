@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 from pathlib import Path
 
@@ -47,17 +48,25 @@ def wheel(tmp_path: Path) -> Path:
     return built
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_project_of_a_stranger_passes_with_the_wheel(tmp_path: Path, wheel: Path) -> None:
-    """Its dependencies come from the package index, as a stranger's would."""
+@pytest.mark.parametrize(
+    "dependencies",
+    ["of this environment", pytest.param("of the package index", marks=[pytest.mark.slow, pytest.mark.full])],
+)
+def test_a_project_of_a_stranger_passes_with_the_wheel(tmp_path: Path, wheel: Path, dependencies: str) -> None:
     project = tmp_path / "project"
     project.mkdir()
     (project / "test_driver.py").write_text(DRIVER_TEST)
     (project / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
-    venv.create(project / "venv", with_pip=True)
+    venv.create(project / "venv")
     python = project / "venv" / "bin" / "python"
-    execute(python, "-m", "pip", "install", "-q", wheel, "pytest", cwd=project)
+    install = (sys.executable, "-m", "pip", "--python", python, "install", "-q")
+    if dependencies == "of the package index":
+        execute(*install, wheel, "pytest", cwd=project)
+    else:
+        execute(*install, "--no-deps", "--no-compile", wheel, cwd=project)
+        (installed,) = project.glob("venv/lib/*/site-packages")
+        (installed / "others.pth").write_text(sysconfig.get_path("purelib"))  # after its own, so the wheel is used
     printed = execute(python, "-m", "pytest", "-ra", cwd=project)
     passed = 1 + bool(shutil.which(chosen_qemu()))
     assert re.search(rf"\b{passed} passed", printed), printed

@@ -14,25 +14,33 @@ from sim.recording.reader import places, read
 from topologies import shipped
 
 SMALL = {
-    "bursty": {},
-    "doorbell_storm": {"machines.storm.count": "8", "run.duration_s": "0.2"},
+    "doorbell_storm": {"machines.storm.count": "8", "run.duration_s": "0.1"},
+    "fan_in": {"run.duration_s": "0.5"},
+    "hotspot": {"run.duration_s": "0.5"},
     "kill_storm": {
         "run.duration_s": "2.5",
         "machines.storm.vectors": "1",
-        "machines.storm.parameters.rate_hz": "20000.0",
+        "machines.storm.parameters.rate_hz": "3000.0",
     },
-    "storm_64": {"run.duration_s": "0.1"},
-    "storm_256": {"machines.storm.count": "32", "run.duration_s": "0.1"},
+    "legacy_2012": {"run.duration_s": "0.5"},
+    "masked_storm": {"machines.storm.parameters.rate_hz": "1000.0"},
+    "ping_pong": {"run.duration_s": "0.1"},
+    "ring": {"run.duration_s": "0.5"},
+    "slow_reader": {"run.duration_s": "1.0"},
+    "storm_64": {"machines.storm.count": "32", "run.duration_s": "0.05"},
+    "storm_256": {"machines.storm.count": "48", "run.duration_s": "0.02"},
+    "stuck_peer": {"defaults.parameters.rate_hz": "1000.0"},
     "thousand_peers": {"machines.crowd.count": "60", "run.duration_s": "0.5"},
-    "ping_pong": {"run.duration_s": "0.3"},
-    "virtual_all_to_all": {"machines.node.count": "64", "run.duration_s": "0.3"},
+    "two_domains": {"run.duration_s": "0.5"},
+    "unequal_vectors": {"run.duration_s": "0.5"},
+    "virtual_all_to_all": {"machines.node.count": "64", "run.duration_s": "0.1"},
     "virtual_ring": {"machines.node.count": "600"},
-    "virtual_star": {"machines.node.count": "600", "machines.node.parameters.rate_hz": "50.0", "run.duration_s": "0.2"},
+    "virtual_star": {"machines.node.count": "600", "machines.node.parameters.rate_hz": "50.0", "run.duration_s": "0.1"},
     "virtual_random": {"machines.node.count": "600"},
     "virtual_hotspot": {
         "machines.sender.count": "600",
         "machines.sender.parameters.rate_hz": "50.0",
-        "run.duration_s": "0.2",
+        "run.duration_s": "0.1",
     },
 }
 """What makes them quick: one thread does the work of all machines."""

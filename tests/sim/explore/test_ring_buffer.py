@@ -48,9 +48,10 @@ def test_the_right_one_survives():
     assert found.decisions > 100
 
 
-@pytest.mark.skipif("IVSIM_SEEDS" not in os.environ, reason="IVSIM_SEEDS=100000 runs so many")
+@pytest.mark.slow
+@pytest.mark.full
 def test_the_right_one_survives_as_many_seeds_as_asked_for():
-    seeds = int(os.environ["IVSIM_SEEDS"])
+    seeds = int(os.environ.get("IVSIM_SEEDS", "10_000"))
     found = explore(ring_buffer("consumer"), range(seeds), jobs=2)
     assert (found.seeds, found.broken) == (seeds, [])
 
