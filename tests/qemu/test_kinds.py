@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import psutil
@@ -18,10 +19,11 @@ from sim.engines.qemu.peer import QemuPeer
 from sim.oracle.real_share import pair
 from sim.results import Run
 from sim.runner import Begun
-from topologies import Topology, load, loads, shipped
+from topologies import Topology, load, loader, loads, shipped
 
 pytestmark = pytest.mark.qemu
 
+SCENARIOS = Path(loader.__file__).with_name("scenarios")
 MACHINES_MAX = 8
 RUNG, VECTORS = 50, 3
 PATIENCE_S = 60.0
@@ -37,25 +39,21 @@ def qemus() -> set[int]:
     return found
 
 
-def can_be_half_real(topology: Topology) -> bool:
-    """Whether it runs in real time, has the device of today and boots no image."""
+def can_be_half_real(scenario: Path) -> bool:
+    """Whether it runs in real time, has the device of today and boots no image.
+
+    The text says so: to load all scenarios costs seconds, in each process that collects tests.
+    """
+    values = tomllib.loads(scenario.read_text())
+    groups = [{**values.get("defaults", {}), **group} for group in values["machines"].values()]
     return (
-        topology.run.engine == "process"
-        and any(group.profile == "qemu-doorbell" for group in topology.groups)
-        and not any(machine.guest is not None for machine in topology.machines)
+        values["run"].get("engine", "process") == "process"
+        and any(group.get("profile", "qemu-doorbell") == "qemu-doorbell" for group in groups)
+        and not any("guest" in group for group in groups)
     )
 
 
-NOT_HALF_REAL = {
-    *("evacuate", "migrate_master_under_storm", "migrate_peer_refused", "migration_abort", "migration_blocker"),
-    *("legacy_2012", "linux_guest", "lost_intx"),
-    *("virtual_hotspot", "virtual_random", "virtual_ring", "virtual_star"),
-}
-
-
-@pytest.mark.parametrize("name", sorted(NOT_HALF_REAL))
-def test_a_scenario_that_is_left_out_needs_machines_that_no_qemu_can_be(name: str) -> None:
-    assert not can_be_half_real(load(name))
+HALF_REAL = [name for name, _ in shipped() if can_be_half_real(SCENARIOS / f"{name}.toml")]
 
 
 def half_real(name: str, duration_s: float) -> Topology:
@@ -89,7 +87,7 @@ def test_a_storm_among_qemus_balances(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.sample(5)
-@pytest.mark.parametrize("name", [name for name, _ in shipped() if name not in NOT_HALF_REAL])
+@pytest.mark.parametrize("name", HALF_REAL)
 def test_half_of_the_machines_of_a_scenario_are_qemus(name: str, tmp_path: Path) -> None:
     topology = half_real(name, 1.0)
     assert any(machine.kind == "qemu" for machine in topology.machines)
