@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # The tests start some 2,000 processes: without bytecode each compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check test full faults bench guest notebooks docs-tables clean
+.PHONY: run check test full faults clusters bench guest notebooks docs-tables clean
 
 run: .venv/installed-run
 	$(BIN)/ivsim run doorbell_storm
@@ -34,6 +34,10 @@ full: .venv/installed-test
 # The fault matrix with its full figures, and the table of it: some forty minutes.
 faults: .venv/installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal --faults full -o faulthandler_timeout=0
+
+# Sweeps on hosts that are network namespaces of this machine; as root: some ten minutes.
+clusters: .venv/installed-test
+	IVSIM_CLUSTERS=full $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/system/test_cluster_hosts.py
 
 bench: .venv/installed-test
 	$(BIN)/python -m tests.bench --json runs/bench.json

@@ -13,6 +13,7 @@ import queue
 import tempfile
 import time
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -228,7 +229,7 @@ def serve_scheduler(host: str, port: int, tls: Tls | None, tell: Callable[[str],
         except (OSError, RuntimeError) as error:
             raise HostError(f"a scheduler cannot listen at {host}, port {port}: {_reason(error)}") from error
         async with scheduler:
-            tell(scheduler.address)
+            tell(f"{'tls' if tls else 'tcp'}://{host}:{scheduler.port}")
             await ended.wait()
 
     _configure()
@@ -282,7 +283,10 @@ def serve_worker(address: str, name: str, host: str | None, tls: Tls | None, scr
 
 
 async def _start(worker: Any) -> None:
-    await worker
+    try:
+        await worker
+    except (OSError, RuntimeError) as error:
+        raise HostError(f"the worker cannot be started: {_reason(error)}") from error
 
 
 async def _until_signal(serve: Callable[[asyncio.Event], Any]) -> Any:
@@ -294,6 +298,8 @@ async def _until_signal(serve: Callable[[asyncio.Event], Any]) -> Any:
 
 
 def _configure() -> None:
+    # A scheduler that listens at all addresses looks for one that it could name.
+    warnings.filterwarnings("ignore", "Couldn't detect a suitable IP address", RuntimeWarning)
     dask.config.update_defaults(DEFAULTS)
     for name in ("distributed", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -312,7 +318,7 @@ def _reason(error: BaseException) -> str:
     """The first cause of an error that Dask has wrapped."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error)
+    return str(error) or type(error).__name__
 
 
 def _host_of(worker: object) -> str:

@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from nodes.errors import HostError
 from sim.host.runtime_directory import runtime_directory
 from sim.kernel.processes import children, describe_exit, end_children, end_with_parent, keep_orphans
 from sim.kernel.signals import signals_taken
 
 __all__ = ["keep_worker"]
 
+FAILED = 1
 JOB_PATIENCE_S = 15.0
 PAUSE_S = 1.0
 
@@ -32,8 +34,12 @@ def keep_worker(serve: Callable[[Path], bool], tell: Callable[[str], object]) ->
     Args:
         serve: is called in a child with a directory for jobs; returns whether a signal ended it.
         tell: gets a line when the worker is started again.
+
+    Raises:
+        HostError: the first worker could not be started.
     """
     keep_orphans()
+    has_served = False
     with runtime_directory(Path(tempfile.gettempdir())) as scratch, _Signals() as signals:
         while not signals.ended:
             child = _fork(serve, scratch)
@@ -42,6 +48,9 @@ def keep_worker(serve: Callable[[Path], bool], tell: Callable[[str], object]) ->
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             signals.child = 0
             _clean(scratch)
+            if code == FAILED and not has_served:
+                raise HostError("no worker: the reason is in the line above")
+            has_served |= code == 0
             if not signals.ended:
                 why = "it has lost its scheduler" if code == 0 else describe_exit(code)
                 tell(f"the worker has ended ({why}); starting another one")
@@ -52,7 +61,7 @@ def _fork(serve: Callable[[Path], bool], scratch: Path) -> int:
     parent = os.getpid()
     if child := os.fork():
         return child
-    code = 1
+    code = FAILED
     try:
         end_with_parent(signal.SIGTERM)
         for number in signals_taken():
@@ -60,7 +69,7 @@ def _fork(serve: Callable[[Path], bool], scratch: Path) -> int:
         if os.getppid() == parent:
             serve(scratch)
             code = 0
-    except BaseException as error:  # this process must not return into the parent's code
+    except Exception as error:  # this process must not return into the parent's code
         with contextlib.suppress(OSError):
             os.write(2, f"ivsim: {error}\n".encode(errors="replace"))
     finally:

@@ -1,0 +1,226 @@
+"""Sweeps on hosts with a network between them: the same table, whatever is cut, slowed down or killed.
+
+These take minutes: `make clusters` runs them, or pytest with IVSIM_CLUSTERS=full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sim.sweeps import Sweep
+from tests.clusters import Part, alive, descendants, end_all, left_below, table, until
+from tests.network_hosts import Network, make_certificates, network
+
+pytest.importorskip("distributed")
+
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("IVSIM_CLUSTERS") != "full", reason="IVSIM_CLUSTERS=full runs them: minutes"),
+    pytest.mark.timeout(1800),
+]
+
+FILE = """
+title = "Two that ring"
+seed = 5
+[run]
+duration_s = 0.2
+warmup_s = 0.05
+[machines.ping]
+program = "ping"
+parameters = { to = "echo" }
+[machines.echo]
+program = "echo"
+parameters = { to = "ping" }
+"""
+DEAD_AFTER = "12s"
+"""After how long without an answer a connection is dead: 30 s by Dask's default, which also needs 11 s or more."""
+
+
+class Site:
+    """A network with a scheduler, workers and clients."""
+
+    def __init__(self, place: Path, net: Network) -> None:
+        self.place, self.net = place, net
+        self.tls = make_certificates(place)
+        self.parts: list[Part] = []
+        self.file = place / "two.toml"
+        self.file.write_text(FILE)
+
+    def scheduler(self) -> Part:
+        return self._part("hub", ["scheduler", "--host", "0.0.0.0", "--port", "8786", *self.tls], "scheduler: tls://")
+
+    def worker(self, name: str) -> Part:
+        number = self.net.number(name)
+        address = f"tls://10.77.{number}.1:8786"
+        return self._part(name, ["worker", address, "--name", name, *self.tls], f"worker {name}: tls://")
+
+    def sweep(self, *arguments: str) -> Part:
+        words = ["sweep", *arguments, "--scheduler", "tls://127.0.0.1:8786", *self.tls]
+        return self._part("hub", words, "")
+
+    def here(self, *arguments: str) -> Path:
+        """The same sweep without a cluster."""
+        part = Part(["sweep", *arguments, "--runs", str(self.place / "here")], self.place / "here.log")
+        assert part.wait() == 0, part.complained
+        (directory,) = (self.place / "here").iterdir()
+        return directory
+
+    def _part(self, host: str, words: list[str], says: str) -> Part:
+        part = Part(words, self.place / f"{len(self.parts)}-{host}-{words[0]}.log", self.net.inside(host))
+        self.parts.append(part)
+        if says:
+            part.until_it_says(says)
+        return part
+
+
+@pytest.fixture
+def make_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP", DEAD_AFTER)
+    with contextlib.ExitStack() as stack:
+
+        def make(*hosts: str, ahead_s: dict[str, int] | None = None) -> Site:
+            site = Site(tmp_path, stack.enter_context(network(hosts, ahead_s)))
+            stack.callback(lambda: end_all([part for part in site.parts if part.process.poll() is None]))
+            return site
+
+        yield make
+    assert left_below(Path(tempfile.gettempdir())) == []
+
+
+def only(place: Path) -> Path:
+    (directory,) = place.iterdir()
+    return directory
+
+
+def done(directory: Path) -> int:
+    return len([path for path in directory.iterdir() if path.name.isdecimal()])
+
+
+MANY = ["--set", "machines.ping.vectors=1,2,4", "--set", "machines.echo.vectors=1,2", "--repeat", "4"]
+
+
+def test_24_runs_give_the_same_table_here_and_on_two_hosts_and_resumed_after_each_part_was_killed(make_site) -> None:
+    site = make_site("alpha", "beta")
+    expected = table(site.here(str(site.file), *MANY))
+    assert len(expected) == 24
+    scheduler = site.scheduler()
+    workers = {name: site.worker(name) for name in ("alpha", "beta")}
+
+    # The client: its runs end on both hosts, and the sweep goes on from where it was.
+    runs = site.place / "there"
+    client = site.sweep(str(site.file), *MANY, "--runs", str(runs))
+    until(lambda: runs.exists() and done(only(runs)) >= 4, lambda: client.said + client.complained, what="4 runs")
+    its = [pid for worker in workers.values() for pid in jobs(worker)]
+    client.end(signal.SIGKILL)
+    until(lambda: not alive(its) and not any(jobs(worker) for worker in workers.values()), what="no runs")
+    assert left_in_jobs() == []
+    before = done(only(runs))
+    assert before < 24
+
+    # A worker, then another with its supervisor: their runs are carried out by others.
+    client = site.sweep("--resume", str(only(runs)))
+    until(lambda: done(only(runs)) >= before + 4, lambda: client.complained, what="4 more runs")
+    os.kill(child(workers["alpha"]), signal.SIGKILL)
+    until(lambda: done(only(runs)) >= before + 8, lambda: client.complained, what="8 more runs")
+    its = descendants(workers["beta"].process.pid)
+    workers["beta"].end(signal.SIGKILL)
+    until(lambda: not alive(its), what="the end of the second worker's processes")
+
+    # The scheduler: the client says how to go on, the worker ends its run and waits.
+    scheduler.end(signal.SIGKILL)
+    assert client.wait() == 1
+    assert "go on with: ivsim sweep --resume" in client.complained
+    until(lambda: not jobs(workers["alpha"]), what="no run")
+    assert done(only(runs)) < 24
+    site.scheduler()
+    site.worker("beta")
+    client = site.sweep("--resume", str(only(runs)))
+    assert client.wait() == 0, client.complained
+    assert table(only(runs)) == expected
+    assert {row.host for row in Sweep.resume(only(runs)).rows} == {"alpha", "beta"}
+
+
+def test_a_host_that_is_cut_off_loses_its_run_to_another(make_site) -> None:
+    site = make_site("alpha", "beta")
+    site.scheduler()
+    alpha = site.worker("alpha")
+    runs = site.place / "there"
+    two = [str(site.file), "--set", "run.duration_s=3,4"]
+    client = site.sweep(*two, "--runs", str(runs))
+    client.until_it_says("1/2  duration_s=3: on alpha")
+    site.worker("beta")
+    until(lambda: len(jobs(alpha)) > 2, what="a run with its machines")
+    its = jobs(alpha)
+    site.net.cut("alpha")
+    assert client.wait() == 0, client.complained
+    until(lambda: not alive(its), what="the end of the run that was cut off")
+    rows = Sweep.resume(only(runs)).rows
+    assert [(row.place, row.status) for row in rows] == [(1, "finished"), (2, "finished")]
+    assert {row.host for row in rows} == {"beta"}
+    # It comes back by itself.
+    site.net.mend("alpha")
+    until(lambda: alpha.said.count("worker alpha: tls://") == 2, lambda: len(alpha.complained), what="its return")
+
+
+def test_a_slow_link_changes_nothing_but_the_time(make_site) -> None:
+    site = make_site("alpha")
+    expected = table(site.here(str(site.file), "--set", "machines.ping.vectors=1,2"))
+    site.scheduler()
+    site.worker("alpha")
+    site.net.slow("alpha", "512kbit")
+    client = site.sweep(str(site.file), "--set", "machines.ping.vectors=1,2", "--runs", str(site.place / "there"))
+    assert client.wait() == 0, client.complained
+    assert table(only(site.place / "there")) == expected
+
+
+def test_hosts_whose_clocks_differ_by_an_hour_balance_their_repeats(make_site) -> None:
+    site = make_site("alpha", "beta", ahead_s={"beta": 3600})
+    expected = table(site.here(str(site.file), "--repeat", "4"))
+    site.scheduler()
+    for name in ("alpha", "beta"):
+        site.worker(name)
+    client = site.sweep(str(site.file), "--repeat", "4", "--balance", "--runs", str(site.place / "there"))
+    assert client.wait() == 0, client.complained
+    assert table(only(site.place / "there")) == expected
+    rows = Sweep.resume(only(site.place / "there")).rows
+    assert sorted(row.host for row in rows) == ["alpha", "alpha", "beta", "beta"]
+    starts = {row.host: started_ns(only(site.place / "there") / f"{row.place:03d}") for row in rows}
+    assert starts["beta"] - starts["alpha"] > 3500e9
+
+
+def started_ns(run: Path) -> int:
+    import sim
+
+    return int(sim.open(run).origin.started_ns)
+
+
+def child(worker: Part) -> int:
+    """The process that is the worker, below its supervisor."""
+    (pid,) = [
+        int(pid)
+        for path in Path(f"/proc/{worker.process.pid}/task").glob("*/children")
+        for pid in path.read_text().split()
+    ]
+    return pid
+
+
+def jobs(worker: Part) -> list[int]:
+    """The processes of the run that a worker carries out now."""
+    return [pid for pid in descendants(worker.process.pid) if pid != worker.process.pid and not is_worker(pid)]
+
+
+def is_worker(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"\0worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return True
+
+
+def left_in_jobs() -> list[Path]:
+    """The directories of jobs of all workers."""
+    return list(Path(tempfile.gettempdir()).glob("ivsim-*/dask-scratch-space/worker-*/job-*"))
