@@ -30,7 +30,7 @@ from sim.host.holdings import Holdings, holdings
 
 pytest_plugins = ["tests.fault_matrix", "pytester"]
 
-PATIENCE_S = 5.0  # for what is on its way out already: never waited for when all is well
+PATIENCE_S = 30.0  # for what is on its way out already: never waited for when all is well
 PR_SET_CHILD_SUBREAPER = 36
 SEED_OPTION = "hypothesis_seed"
 

@@ -15,7 +15,7 @@ from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
 from sim.wire.server import IvshmemServer
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def lines_of(*peers, vectors=2):

@@ -33,7 +33,7 @@ KILLS_EACH = 100
 CHURN = """
 title = "Machines that are killed from outside and come back"
 [run]
-duration_s = 60.0
+duration_s = 20.0
 warmup_s = 0.0
 sample_every = 0
 on_death = "degrade"
@@ -108,8 +108,9 @@ def test_workers_are_killed_at_any_moment(seed: int, fault_count: int, runtime: 
             result = sim.run(topology, runs=tmp_path / "runs", on_begin=lambda _, begun=begun: begun.set())  # type: ignore[misc]
         killed += killer.done
         died = [event for event in result.events() if event["kind"] == "machine_died"]
-        # A machine that is killed before all were Ready fails the run, and the killer then stops.
-        assert result.status in ("interrupted", "failed"), result.reason
+        # A machine that is killed before all were Ready fails the run. On a busy host, no machine may be left to kill
+        # when the last one has joined: the run ends in its own time, and the next one goes on.
+        assert result.status in ("interrupted", "failed", "degraded"), result.reason
         assert 0 < len(died) <= killer.done
         assert {event["how"] for event in died} == {"SIGKILL"}
         summary = result.summary

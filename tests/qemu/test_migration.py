@@ -30,7 +30,7 @@ from tests.real_qemu import Qmp, QmpError, monitor, read_block, real_qemu
 pytestmark = pytest.mark.qemu
 
 SLOT, PLACE = 2, "0000:00:02.0/"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 EJECT_PORT = 0xAE08  # docs/specs/acpi_pci_hotplug
 BARS = {0: 0xFEB0_0000, 1: 0xFEB0_1000, 2: 0xE000_0000}
 MIB = 1 << 20

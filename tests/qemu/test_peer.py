@@ -25,7 +25,7 @@ from tests.real_qemu import read_block
 pytestmark = pytest.mark.qemu
 
 VECTORS = 3
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

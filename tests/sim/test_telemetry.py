@@ -18,7 +18,7 @@ from sim.telemetry import Group, Happened, Publisher, Snapshot, Subscriber, foll
 from sim.telemetry.publisher import GREETING, READY, RECEIVED_BYTES_MAX, SUBSCRIBERS_MAX
 from sim.telemetry.subscriber import MESSAGE_BYTES_MAX
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def snapshot(number):

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 VECTORS = 2
 SIZE_BYTES = 65536
 

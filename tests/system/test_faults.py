@@ -26,9 +26,10 @@ from sim.kernel.memory import map_region
 from sim.kernel.signals import ENDING
 from sim.recording import Recording, State, header
 from sim.runner import Begun
+from tests.faults.processes import left_alive
 from tests.system.test_serve import Visitor
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 PROGRAMS = """
 import os, signal
@@ -245,12 +246,6 @@ class Ivsim:
         return path
 
 
-def all_gone(processes: list[psutil.Process]) -> bool:
-    """Within two seconds, as promised; a zombie is gone, and its parent's to bury."""
-    _, alive = psutil.wait_procs(processes, timeout=2.0)
-    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive if process.is_running())
-
-
 def segments_of(pid: int) -> list[str]:
     """The names of the memory of runs of this process."""
     return [name for name in os.listdir("/dev/shm") if name.startswith(f"ivsim-{pid}-")]
@@ -280,7 +275,7 @@ def test_the_coordinator_is_killed(with_spinner: bool, programs: None, runtime: 
         sim.open(ivsim.directory)
     ivsim.process.kill()
     ivsim.process.communicate()
-    assert all_gone(family)
+    assert left_alive(family) == []
     assert segments_of(ivsim.process.pid) == []
     recovered = sim.open(ivsim.directory)
     assert recovered.status == "died"
@@ -333,7 +328,7 @@ def test_a_signal_ends_the_run_with_what_was_measured(
     os.killpg(ivsim.process.pid, number)
     stdout, stderr = ivsim.process.communicate(timeout=PATIENCE_S)
     assert ivsim.process.returncode == code, stderr
-    assert all_gone(family)
+    assert left_alive(family) == []
     assert "Traceback" not in stderr + stdout
     result = sim.open(ivsim.directory)
     assert (result.status, result.reason) == ("interrupted", number.name)
@@ -352,7 +347,7 @@ def test_a_second_signal_does_not_wait(programs: None, runtime: Path, tmp_path: 
     _, stderr = ivsim.process.communicate(timeout=PATIENCE_S)
     assert ivsim.process.returncode == 130, stderr
     assert "Traceback" not in stderr
-    assert all_gone(family)
+    assert left_alive(family) == []
     result = sim.open(ivsim.directory)
     assert result.status == "interrupted"
     assert balances(result)
@@ -460,7 +455,7 @@ def test_a_run_does_not_take_memory_that_clients_of_a_killed_run_use(
     with contextlib.closing(Visitor(path, 2)) as visitor:
         ivsim.process.kill()
         ivsim.process.communicate()
-        assert all_gone(family)
+        assert left_alive(family) == []
         with map_region(visitor.memory) as memory:
             memory[0:4] = b"kept"
             again = Ivsim(tmp_path / "again", *named)

@@ -18,7 +18,7 @@ from sim.kernel.qemu_program import find_qemu
 from sim.wire.attachment import Attachment
 from sim.wire.server import IvshmemServer
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @contextlib.contextmanager

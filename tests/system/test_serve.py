@@ -18,7 +18,7 @@ import pytest
 from nodes.wire.client import Assigned, Client, MemoryShared, VectorConnected
 from sim.kernel.channel import Channel
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def serve(*arguments: str) -> subprocess.Popen[str]:

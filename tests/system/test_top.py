@@ -25,7 +25,7 @@ from sim.telemetry import Group, Happened, Publisher, Snapshot, running
 from sim.views.rates import Rates, left_s, pending, plain, ran_s
 from tests.synthetic import finish, pair, topology
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 SECOND_NS = 1_000_000_000
 
 

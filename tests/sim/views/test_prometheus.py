@@ -17,7 +17,7 @@ from nodes.errors import UsageError
 from sim.telemetry import Group, Publisher, Snapshot
 from sim.views.prometheus import MetricsFile, exporting, exposition
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
 LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\["\\n])*"'

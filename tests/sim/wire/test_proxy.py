@@ -24,7 +24,7 @@ from sim.wire.attachment import Attachment
 from sim.wire.proxy import Proxy, RawMessage, kind_of
 from sim.wire.server import IvshmemServer
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Site:

@@ -27,7 +27,7 @@ from sim.wire.listener import Listener
 from sim.wire.proxy import kind_of
 from sim.wire.replayer import Played, Replayer
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 GREETING = """\
 0 1 client connects

@@ -22,7 +22,7 @@ from tests.serving import Reader, Site, lines_of
 
 NOBODY = 65534
 DESCRIPTORS_MAX = 200
-PATIENCE_S = 50
+PATIENCE_S = 60
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to change to a user with limits")
 
