@@ -147,7 +147,8 @@ class Monitor:
         """CPU time of the coordinator that all this has used so far."""
         self._snapshots = 0
         self._latency_ns: dict[str, int] = {}
-        self._publish_every_ns = max(PUBLISH_NS, PUBLISH_NS_EACH * len(machines.topology.machines))
+        paced_ns = PUBLISH_NS_EACH * len(machines.topology.machines)
+        self._publish_every_ns, self._beat_every_ns = max(PUBLISH_NS, paced_ns), max(HEARTBEAT_NS, paced_ns)
         self._publisher = Publisher(runtime / "telemetry.zmq")
         self.telemetry = self._publisher.endpoint
         """Where the snapshots are published."""
@@ -250,7 +251,7 @@ class Monitor:
                         self._pinged[incarnation] = self._ping
                         self.heartbeats += 1
         self.spent_ns += self._clock.cpu_ns() - begin_ns
-        self._loop.at(self._clock.now_ns() + HEARTBEAT_NS, self._beat)
+        self._loop.at(self._clock.now_ns() + self._beat_every_ns, self._beat)
 
     def _publish(self) -> None:
         begin_ns = self._clock.cpu_ns()

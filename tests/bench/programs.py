@@ -9,7 +9,9 @@ from pathlib import Path
 from nodes import programs
 from nodes.guest import FOREVER, Guest, Peers, Program
 
-__all__ = ["echo_on", "ping_on", "serve_on", "storm_timed"]
+__all__ = ["echo_on", "ping_on", "serve_on", "stopwatch", "storm_timed"]
+
+SHARES = 0.3, 0.8
 
 
 def serve_on(guest: Guest, *, to: Peers, cpu: int) -> Program:
@@ -41,3 +43,14 @@ def storm_timed(guest: Guest, *, to: Peers, burst: int = 64, folder: str) -> Pro
     finally:
         spent_ns = time.process_time_ns() - begin_ns
         Path(folder, f"{guest.peer}.cpu").write_text(str(spent_ns))
+
+
+def stopwatch(guest: Guest, *, path: str) -> Program:
+    """Write the CPU time of this process between two shares of the run, in seconds, and what share that was."""
+    span_ns = guest.stop_ns - guest.start_ns
+    looks = []
+    for share in SHARES:
+        yield guest.start_ns + round(span_ns * share)
+        looks.append((time.process_time(), guest.clock()))
+    (begin_s, begin_ns), (end_s, end_ns) = looks
+    Path(path).write_text(f"{end_s - begin_s} {(end_ns - begin_ns) / span_ns}")
