@@ -48,6 +48,7 @@ def can_be_half_real(scenario: Path) -> bool:
     groups = [{**values.get("defaults", {}), **group} for group in values["machines"].values()]
     return (
         values["run"].get("engine", "process") == "process"
+        and all(domain.get("version", 1) == 1 for domain in values.get("domains", {}).values())
         and any(group.get("profile", "qemu-doorbell") == "qemu-doorbell" for group in groups)
         and not any("guest" in group for group in groups)
     )
