@@ -125,11 +125,12 @@ def main(arguments: list[str] | None = None) -> Any:
 
 def _check_limits(arguments: list[str]) -> None:
     """Compare the limits of this process with what the command loads; the libraries would end it without a word."""
-    from sim.host import rlimits
+    from sim.host import libraries
 
     command = next((each for each in arguments if not each.startswith("-")), "")
     if command in RESULTS_COMMANDS:
-        rlimits.check(rlimits.RESULTS)
+        libraries.check(libraries.RESULTS)
+        libraries.leave_out_pandas()
     elif command in TELEMETRY_COMMANDS:
-        rlimits.check(rlimits.TELEMETRY)
-    rlimits.be_frugal()
+        libraries.check(libraries.TELEMETRY)
+    libraries.be_frugal()

@@ -16,10 +16,10 @@ from rich.text import Text
 from nodes.device.profiles import PROFILES, Quirk
 from nodes.errors import HostError, UsageError
 from sim.coordination.recording_layouts import Layouts
+from sim.host.libraries import RESULTS as LIBRARIES
 from sim.host.limits import SHM_DIRECTORY, Host, Left
 from sim.host.places import named_memory_refused, place_refused
 from sim.host.qemus import QEMU_BYTES, QEMU_THREADS, count_qemus, qemus_refused
-from sim.host.rlimits import RESULTS as LIBRARIES
 from sim.host.scheduling import cpus_refused, policies_refused
 from sim.kernel.shortage import explained
 from sim.recording.header import WORD_BYTES

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nodes.errors import UsageError
+from sim.host.libraries import keep_pandas_out
 from sim.results.store.files import at_once, private
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "read_table",
     "write_table",
 ]
+
+keep_pandas_out(lambda: pa.scalar(0))
 
 # The most that a host with 2 cores can hold: some 5 GB of samples. A crafted file of constant columns could claim
 # any number.

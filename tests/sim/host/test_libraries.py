@@ -1,7 +1,8 @@
-"""Limits of setrlimit(2): refused before the start with the figure (exit 3), or the command works."""
+"""The libraries of commands: limits are refused before the start with the figure (exit 3); pandas is not loaded."""
 
 from __future__ import annotations
 
+import json
 import resource
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nodes.errors import HostError
-from sim.host import rlimits
+from sim.host import libraries
 
 MIB = 1 << 20
 UNLIMITED = resource.RLIM_INFINITY
@@ -63,21 +64,47 @@ def test_commands_that_load_little_need_little(command: str) -> None:
 def test_each_limit_is_compared_with_its_need(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = {resource.RLIMIT_AS: 640 * MIB, resource.RLIMIT_DATA: 208 * MIB, resource.RLIMIT_STACK: 128 << 10}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], UNLIMITED))
-    rlimits.check(rlimits.RESULTS)
+    libraries.check(libraries.RESULTS)
     for kind, option in ((resource.RLIMIT_AS, "-v"), (resource.RLIMIT_DATA, "-d"), (resource.RLIMIT_STACK, "-s")):
         limits[kind] -= 1
         with pytest.raises(HostError, match=rf"ulimit {option}"):
-            rlimits.check(rlimits.RESULTS)
+            libraries.check(libraries.RESULTS)
         limits[kind] = UNLIMITED
-    rlimits.check(rlimits.RESULTS)
+    libraries.check(libraries.RESULTS)
 
 
 def test_libraries_map_less_where_that_is_limited_and_what_is_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = UNLIMITED
     monkeypatch.setattr(resource, "getrlimit", lambda _kind: (limit, UNLIMITED))
     environment = {"OMP_NUM_THREADS": "3"}
-    rlimits.be_frugal(environment)
+    libraries.be_frugal(environment)
     assert environment == {"OMP_NUM_THREADS": "3"}
     limit = 600 * MIB
-    rlimits.be_frugal(environment)
-    assert environment == {**rlimits.FRUGAL, "OMP_NUM_THREADS": "3"}
+    libraries.be_frugal(environment)
+    assert environment == {**libraries.FRUGAL, "OMP_NUM_THREADS": "3"}
+
+
+WHAT_IS_LOADED = """
+import atexit, sys
+atexit.register(lambda: print("pandas" in sys.modules, "pyarrow" in sys.modules, file=sys.stderr))
+from sim.cli import main
+main(sys.argv[1:])
+"""
+USES_PANDAS = """
+def pandas_user(guest):
+    import pandas
+    guest.statistics["sum"] = int(pandas.Series([1, 2]).sum())
+    yield 10**12
+"""
+
+
+def test_a_command_does_not_load_pandas_and_a_program_can(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(USES_PANDAS)
+    for program, loaded in (("idle", "False True"), ("pandas_user", "True True")):
+        file = tmp_path / f"{program}.toml"
+        file.write_text(f'[run]\nengine = "virtual"\nduration_s = 0.01\n[machines.a]\nprogram = "{program}"\n')
+        arguments = ["run", str(file), "--json", "--program", str(tmp_path / "program.py")]
+        command = [sys.executable, "-c", WHAT_IS_LOADED, *arguments, "--runs", str(tmp_path / "runs")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+        assert json.loads(done.stdout)["status"] == "finished", done.stderr
+        assert done.stderr.splitlines()[-1] == loaded
