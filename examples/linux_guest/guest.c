@@ -34,6 +34,7 @@
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define PCI "/sys/bus/pci/devices"
@@ -52,7 +53,10 @@ struct slot {
 	uint32_t rung;     /* written by the peer: how many doorbells it has rung at the guest */
 	uint32_t seen;     /* written by the guest: the number that it read last after an interrupt */
 	uint32_t answered; /* written by the guest: how many doorbells it has rung at the peer */
-	uint32_t unused[13];
+	uint32_t unused;
+	uint64_t taken_ns;    /* written by the guest, by its clock: when it took an interrupt that it answers */
+	uint64_t answered_ns; /* and when it rang the answer */
+	uint64_t spare[4];
 };
 
 struct device {
@@ -253,6 +257,14 @@ static void open_device(struct device *it)
 	enable_interrupts(device, it);
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * UINT64_C(1000000000) + now.tv_nsec;
+}
+
 static void ring(struct device *it, int peer, int vector)
 {
 	it->slots[peer][vector].answered++;
@@ -263,6 +275,7 @@ static void ring(struct device *it, int peer, int vector)
 /* Note the numbers of all peers on one vector; with `answer`, ring each peer once for each new number. */
 static long look(struct device *it, int vector, int answer)
 {
+	uint64_t taken_ns = answer ? now_ns() : 0;
 	long rung = 0;
 	int peer;
 
@@ -272,6 +285,8 @@ static long look(struct device *it, int vector, int answer)
 
 		for (; slot->seen != number; slot->seen += answer ? 1 : number - slot->seen) {
 			if (answer) {
+				slot->taken_ns = taken_ns;
+				slot->answered_ns = now_ns();
 				ring(it, peer, vector);
 				rung++;
 			}

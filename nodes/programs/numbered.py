@@ -2,16 +2,19 @@
 
 An interrupt carries neither a sender nor a count, and interrupts coalesce. A slot in the shared memory for each
 sender and vector carries both: the sender raises ``rung`` before it rings, and the receiver notes what it read after
-an interrupt. The guest of ``examples/linux_guest/`` reads the same slots.
+an interrupt, and may stamp when it took the interrupt and when it rang its answer, by its own clock. The guest of
+``examples/linux_guest/`` does.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from nodes.errors import GuestError
 from nodes.guest import FOREVER, OTHERS, Guest, Peers, Program
 from nodes.programs.arrivals import SECOND_NS
+from nodes.programs.clock_calibration import Calibration, Exchange, calibrate
 from nodes.programs.targets import Targets
 
 __all__ = ["SLOT_BYTES", "SLOT_VECTORS", "numbered_storm", "round_trip"]
@@ -19,6 +22,9 @@ __all__ = ["SLOT_BYTES", "SLOT_VECTORS", "numbered_storm", "round_trip"]
 SLOT_BYTES, SLOT_VECTORS = 64, 4
 RUNG, SEEN, ANSWERED = 0, 1, 2
 """The 32-bit words of a slot: numbers of the sender, noted by the receiver, and rung by the receiver in return."""
+TAKEN_NS, ANSWERED_NS = 2, 3
+"""The 64-bit words of a slot in which the receiver stamps by its own clock when it took a doorbell and answered it."""
+EXCHANGES_MAX = 20_000
 PRECISION_BITS = 8
 POINTS = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999, "max": 1.0}
 
@@ -52,13 +58,19 @@ def round_trip(
     (``examples/linux_guest``). A doorbell without an answer after ``timeout_s`` is not rung again.
 
     Statistics: ``rounds`` (answers), ``timeouts``, ``round_trip_p50_us``, ``_p90_us``, ``_p99_us``, ``_p99_9_us`` and
-    ``_max_us``: from the ring to the interrupt, in microseconds, to three digits.
+    ``_max_us``: from the ring to the interrupt, in microseconds, to three digits; ``round_trip_samples``.
+
+    A peer that stamps its slot is calibrated from the first 20,000 exchanges: ``to_peer_p50_us`` and
+    ``from_peer_p50_us`` to ``_max_us`` are the one-way times, each up to ``clock_error_us`` off;
+    ``clock_offset_us`` and ``clock_drift_ppm`` are how far the peer's clock is ahead, and how much faster it is.
     """
     clock, ring, statistics = guest.clock, guest.ring, guest.statistics
     timeout_ns = round(timeout_s * SECOND_NS)
     targets = Targets(guest, to, [vector])
     slot = None if offset is None else _slot(guest, vector, offset)
+    stamps = None if slot is None else slot.cast("B").cast("Q")
     times: Counter[int] = Counter()
+    exchanges: dict[int, list[Exchange]] = {}
     answers = timeouts = 0
     try:
         while not rounds or answers < rounds:
@@ -75,7 +87,11 @@ def round_trip(
                     timeouts += 1
                     continue
                 answers += 1
-                times[_rounded(clock() - rung_ns)] += 1
+                answered_ns = clock()
+                times[_rounded(answered_ns - rung_ns)] += 1
+                if stamps is not None and stamps[TAKEN_NS] and answers <= EXCHANGES_MAX:
+                    exchange = Exchange(rung_ns, stamps[TAKEN_NS], stamps[ANSWERED_NS], answered_ns)
+                    exchanges.setdefault(peer, []).append(exchange)
                 if answers == rounds:
                     break
         for peer in then or ():
@@ -84,7 +100,8 @@ def round_trip(
             yield FOREVER
     finally:
         statistics.update(rounds=answers, timeouts=timeouts)
-        statistics.update({f"round_trip_{point}_us": value for point, value in _percentiles(times).items()})
+        statistics.update(_percentiles("round_trip", times))
+        statistics.update(_one_way(exchanges.values()))
 
 
 def numbered_storm(
@@ -127,8 +144,30 @@ def _rounded(time_ns: int) -> int:
     return time_ns >> shift << shift
 
 
-def _percentiles(times: Counter[int]) -> dict[str, float]:
-    """The percentiles of counted times in nanoseconds, in microseconds; none of no times."""
+def _one_way(exchanges: Iterable[Sequence[Exchange]]) -> dict[str, float]:
+    """The statistics of the stamps of each peer."""
+    clocks: list[Calibration] = []
+    to_peer: Counter[int] = Counter()
+    from_peer: Counter[int] = Counter()
+    for those in exchanges:
+        clock = calibrate(those)
+        clocks.append(clock)
+        to_peer.update(_rounded(max(0, round(clock.to_other_ns(each)))) for each in those)
+        from_peer.update(_rounded(max(0, round(clock.from_other_ns(each)))) for each in those)
+    if not clocks:
+        return {}
+    worst = max(clocks, key=lambda clock: clock.error_ns)
+    return {
+        **_percentiles("to_peer", to_peer),
+        **_percentiles("from_peer", from_peer),
+        "clock_error_us": worst.error_ns / 1e3,
+        "clock_offset_us": worst.offset_ns / 1e3,
+        "clock_drift_ppm": worst.drift * 1e6,
+    }
+
+
+def _percentiles(name: str, times: Counter[int]) -> dict[str, float]:
+    """``NAME_p50_us`` and so on, of times in nanoseconds that were counted; nothing of no times."""
     found: dict[str, float] = {}
     count, reached = times.total(), 0
     for time_ns in sorted(times):
@@ -136,4 +175,5 @@ def _percentiles(times: Counter[int]) -> dict[str, float]:
         for point, share in POINTS.items():
             if point not in found and reached >= share * count:
                 found[point] = time_ns / 1e3
-    return found
+    samples = {f"{name}_samples": count} if count else {}
+    return {f"{name}_{point}_us": value for point, value in found.items()} | samples

@@ -6,7 +6,7 @@ drawn. What stands beside the tables, in sentences, is in ``sentences``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -28,6 +28,7 @@ __all__ = [
     "intervals",
     "latencies",
     "migrations",
+    "own_latencies",
     "processes",
     "resources",
     "threshold",
@@ -42,6 +43,7 @@ LATENCY_MEANINGS = {
     "total": "intended to handled",
 }
 MIGRATIONS_SHOWN = 16
+OWN_POINTS = ("p50", "p90", "p99", "p99_9", "max")
 COORDINATOR = "(coordinator)"
 UNITS = {"ns": human_ns, "bytes": human_bytes}
 
@@ -78,14 +80,33 @@ def doorbells(figures: Summary) -> TextTable:
 
 
 def latencies(figures: Summary) -> TextTable:
-    """All groups together; then delivery and total of each group and each phase, where there are several."""
+    """All groups together; then delivery and total of each group and each phase, where there are several.
+
+    The latencies that programs have measured themselves come last.
+    """
     rows = [_percentiles(name, getattr(figures.latency_ns, name), human_ns) for name in EVERY_LATENCY]
     groups = {name: its.latency_ns for name, its in figures.groups.items() if its.latency_ns.raw.samples}
     for parts in (groups, figures.phases):
         for name, its in parts.items() if len(parts) > 1 else ():
             rows.append(_percentiles(f"delivery {name}", its.delivery, human_ns))
             rows.append(_percentiles(f"total {name}", its.total, human_ns))
+    for machine, values in figures.statistics.items():
+        rows += [_percentiles(f"{name} {machine}", its, human_ns) for name, its in own_latencies(values).items()]
     return TextTable("Latencies, without the warm-up", ("latency", *_titles(), "samples"), rows)
+
+
+def own_latencies(statistics: Mapping[str, int | float]) -> dict[str, Percentiles]:
+    """The latencies among a program's statistics: ``NAME_p50_us`` to ``NAME_max_us``, by NAME with blanks.
+
+    ``NAME_samples`` says how many there are; without it, their number is not known.
+    """
+    found = {}
+    for name in [key.removesuffix("_p50_us") for key in statistics if key.endswith("_p50_us")]:
+        values = [statistics.get(f"{name}_{point}_us") for point in OWN_POINTS]
+        p50, p90, p99, p99_9, most = (None if value is None else round(1000 * value) for value in values)
+        samples = int(statistics.get(f"{name}_samples", 0))
+        found[name.replace("_", " ")] = Percentiles(p50=p50, p90=p90, p99=p99, p99_9=p99_9, max=most, samples=samples)
+    return found
 
 
 def intervals(figures: Summary, without: Collection[str] = ()) -> TextTable:

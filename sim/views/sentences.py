@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sim.results import Run
 from sim.results.analysis.intervals import FEWEST, SLICES
@@ -75,14 +75,20 @@ def migration_reasons(figures: Summary, most: int = rows.MIGRATIONS_SHOWN) -> It
 
 
 def counted(run: Run) -> Iterator[str]:
-    """The statistics of programs, summed over the machines of each group."""
+    """The statistics of programs, summed over the machines of each group; latencies stand in their table."""
     group_of = {machine["name"]: machine["group"] for machine in run.machines}
     sums: dict[str, Counter[str]] = {}
     for machine, values in run.figures.statistics.items():
         if machine in group_of:
-            sums.setdefault(group_of[machine], Counter()).update(values)
+            names = [name.replace(" ", "_") for name in rows.own_latencies(values)]
+            shown = {key: value for key, value in values.items() if not _is_of(key, names)}
+            sums.setdefault(group_of[machine], Counter()).update(shown)
     for group, total in sums.items():
         yield f"{group} counted: " + ", ".join(f"{name} {value:,.10g}" for name, value in total.items())
+
+
+def _is_of(key: str, latencies: Iterable[str]) -> bool:
+    return any(key in (f"{name}_samples", *(f"{name}_{point}_us" for point in rows.OWN_POINTS)) for name in latencies)
 
 
 def warnings(run: Run) -> list[str]:

@@ -136,6 +136,7 @@ def test_the_console_command_prints_what_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_linux_guest_answers_each_doorbell_and_misses_none_of_a_storm(tmp_path: Path) -> None:
     images = [image.files for machine in load("linux_guest").machines if (image := machine.guest) is not None]
     if not all(Path(file).is_file() for [*names] in images for file in names):
@@ -148,6 +149,8 @@ def test_the_linux_guest_answers_each_doorbell_and_misses_none_of_a_storm(tmp_pa
     assert (summary["pending"], summary["refused"], summary["settled"], summary["guest_difference"]) == (0, 0, 0, 0)
     timer, linux = summary["statistics"]["timer"], summary["statistics"]["linux"]
     assert timer["rounds"] == 10_000
+    assert timer["to_peer_samples"] == timer["from_peer_samples"] == 10_000
+    assert 0 <= timer["clock_error_us"] < timer["round_trip_max_us"]
     assert 0 < timer["round_trip_p50_us"] <= timer["round_trip_p99_us"] <= timer["round_trip_max_us"]
     assert 10_000 < linux["interrupts"] <= linux["rung"] == 110_000
     assert linux["missed"] == 0

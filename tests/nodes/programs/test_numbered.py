@@ -87,3 +87,26 @@ def test_a_storm_that_is_not_read_says_what_is_unseen():
 def test_a_slot_that_does_not_exist_is_an_error_of_the_program(offset, vector):
     with pytest.raises(GuestError, match="slot"):
         fabric_of(1, programs.idle, with_(programs.round_trip, 0, vector=vector, offset=offset), vectors=5)
+
+
+def stamping(guest, ahead_ns=7_000_000):
+    """As `reader`, with a clock that is ahead, which stamps."""
+    while True:
+        yield FOREVER
+        at = (SLOT_VECTORS + 0) * SLOT_BYTES
+        words, stamps = (guest.memory[at : at + SLOT_BYTES].cast(code) for code in ("I", "Q"))
+        stamps[2] = stamps[3] = guest.clock() + ahead_ns
+        words[1] = words[0]
+        words[2] += 1
+        guest.ring(1, 0)
+
+
+def test_a_peer_that_stamps_is_calibrated_and_gives_one_way_times():
+    fabric, (_, trip) = fabric_of(1, stamping, with_(programs.round_trip, 0, rounds=50, offset=0))
+    fabric.run_for(0.05)
+    fabric.stop()
+    figures = trip.vm.guest.statistics
+    assert figures["rounds"] == figures["to_peer_samples"] == figures["from_peer_samples"] == 50
+    assert figures["clock_offset_us"] == pytest.approx(7000, abs=figures["clock_error_us"] + 0.001)
+    both_us = figures["to_peer_p50_us"] + figures["from_peer_p50_us"]
+    assert both_us == pytest.approx(figures["round_trip_p50_us"], rel=0.1)

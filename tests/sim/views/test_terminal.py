@@ -15,6 +15,8 @@ from sim.recording import State
 from sim.recording.header import COUNTER_AT
 from sim.results import Run, RunDirectory
 from sim.results.analysis.warnings import warnings
+from sim.results.summary import Percentiles
+from sim.views import rows
 from sim.views.terminal import render
 from sim.views.units import human_count, human_interval, human_ns
 from tests.synthetic import MEASURE_NS, PENDING, finish, pair, record, topology, usage
@@ -243,3 +245,10 @@ def test_without_a_summary_it_says_what_is_missing(tmp_path):
     assert lines[0] == f"{run.path.name}: finished"
     assert "! summary.json is missing" in lines
     assert lines[-1] == f"run: {run.path}"
+
+
+def test_latencies_that_programs_have_measured_are_rows_of_their_own():
+    values = {"rounds": 7, "round_trip_p50_us": 12.5, "round_trip_max_us": 3000.0, "round_trip_samples": 7, "x_us": 1}
+    (found,) = rows.own_latencies(values).items()
+    assert found == ("round trip", Percentiles(p50=12_500, p90=None, p99=None, p99_9=None, max=3_000_000, samples=7))
+    assert rows.own_latencies({"rounds": 7}) == {}
