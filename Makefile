@@ -37,7 +37,7 @@ faults: .venv/installed-test
 
 # Sweeps on hosts that are network namespaces of this machine; as root: some ten minutes.
 clusters: .venv/installed-test
-	IVSIM_CLUSTERS=full $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/system/test_cluster_hosts.py
+	$(BIN)/python -m pytest --full -o faulthandler_timeout=0 tests/system/test_cluster_hosts.py
 
 bench: .venv/installed-test
 	$(BIN)/python -m tests.bench --json runs/bench.json

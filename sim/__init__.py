@@ -1,9 +1,10 @@
 """Makes machines run: processes, descriptors, clocks.
 
-``sim.run(topology)`` runs one and returns its results; ``sim.open(path)`` opens those of an earlier one,
-``sim.compare(a, b)`` holds one against another. ``sim.serve()`` is a server in this process, ``sim.serve_process()``
-one in a child process, ``sim.connect(path)`` a peer of any server. All are loaded when they are first used: a worker
-imports this package too, and needs none. What they are is declared in ``__init__.pyi``.
+``sim.run(topology)`` runs one and returns its results, ``sim.sweep(topology, axes)`` runs it with many values;
+``sim.open(path)`` opens the results of an earlier one, ``sim.compare(a, b)`` holds one against another.
+``sim.serve()`` is a server in this process, ``sim.serve_process()`` one in a child process, ``sim.connect(path)`` a
+peer of any server. All are loaded when they are first used: a worker imports this package too, and needs none. What
+they are is declared in ``__init__.pyi``.
 """
 
 import importlib
@@ -21,6 +22,7 @@ __all__ = [
     "run",
     "serve",
     "serve_process",
+    "sweep",
 ]
 
 _HOMES = {
@@ -36,8 +38,9 @@ _HOMES = {
     "run": "sim.runner",
     "serve": "sim.server",
     "serve_process": "sim.server_process",
+    "sweep": "sim.sweeps.run_sweep",
 }
-_SHOWN = ("Run", "compare", "open", "run")
+_SHOWN = ("Run", "compare", "open", "run", "sweep")
 
 
 def __getattr__(name: str) -> object:

@@ -10,6 +10,7 @@ from sim.server import Server as Server
 from sim.server import serve as serve
 from sim.server_process import ServerProcess as ServerProcess
 from sim.server_process import serve_process as serve_process
+from sim.sweeps.run_sweep import sweep as sweep
 
 __all__ = [
     "AsyncPeer",
@@ -24,4 +25,5 @@ __all__ = [
     "run",
     "serve",
     "serve_process",
+    "sweep",
 ]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib.util
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
 from nodes.errors import UsageError
 from sim.distributed.addresses import PORT, Tls, check_address, check_listening, make_tls
 
-__all__ = ["cluster_options", "require_dask", "scheduler", "tls_options", "worker"]
+__all__ = ["Where", "cluster_of", "cluster_options", "require_dask", "scheduler", "tls_options", "worker"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -48,6 +49,34 @@ def require_dask() -> None:
     """Raise ``UsageError`` if Dask is not installed."""
     if importlib.util.find_spec("distributed") is None:
         raise UsageError("more than one host needs Dask: pip install 'ivshmem-sim[dist]'")
+
+
+class Where(NamedTuple):
+    """The cluster that does the work: that of a scheduler, or workers on this host."""
+
+    scheduler: str | None
+    workers: int
+    tls: Tls | None
+
+    def open(self) -> AbstractContextManager[Any]:
+        """The cluster as a `sim.distributed.cluster.DaskCluster`."""
+        from sim.distributed.cluster import connect, local
+
+        return local(self.workers) if self.scheduler is None else connect(self.scheduler, self.tls)
+
+
+def cluster_of(scheduler: str | None, workers: int | None, tls: Tls | None) -> Where | None:
+    """The cluster of `cluster_options`; None: this process does the work."""
+    if scheduler is not None and workers is not None:
+        raise click.UsageError("expected --scheduler or --workers, not both: a scheduler knows its workers")
+    if scheduler is None and tls:
+        raise click.UsageError("certificates go with --scheduler")
+    if scheduler is None and workers is None:
+        return None
+    if scheduler is not None:
+        check_address(scheduler, tls)
+    require_dask()
+    return Where(scheduler, workers or 0, tls)
 
 
 @click.command("scheduler")

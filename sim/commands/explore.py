@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 import topologies
+from sim.commands.cluster import Where, cluster_of, cluster_options
 from sim.commands.options import BadTopology, optional_topology_argument, overrides_option, programs_option
-from sim.exit_codes import MISSED
+from sim.distributed.addresses import make_tls
+from sim.exit_codes import MISSED, of_signal
 
 __all__ = ["explore"]
 
@@ -45,6 +47,8 @@ def _seeds(_context: click.Context, _option: click.Parameter, given: str) -> ran
     show_default=True,
     help="Where the shortest schedule is written, for --replay.",
 )
+@click.option("--no-shrink", is_flag=True, help="Look for no shorter schedule, and write none.")
+@cluster_options
 @overrides_option
 @programs_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
@@ -56,6 +60,12 @@ def explore(
     keep_going: bool,
     replay: Path | None,
     output: Path,
+    no_shrink: bool,
+    scheduler: str | None,
+    workers: int | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     overrides: dict[str, str],
     programs: tuple[Path, ...],
     as_json: bool,
@@ -65,15 +75,19 @@ def explore(
 
     The invariants of every run and those of the topology ([[invariant]]) are checked after each event. A schedule that
     breaks one is made as short as possible and written to a file; the exit code is 99.
+
+    With --scheduler or --workers, batches of seeds are run by the workers of a cluster, each with --jobs processes.
     """
     if (topology is None) == (replay is None):
         raise click.UsageError("expected TOPOLOGY or --replay FILE")
+    where = cluster_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
+    to_shrink = None if no_shrink else output
     try:
         if replay is not None:
             code = _replay(replay)
         else:
             loaded = topologies.load(str(topology), overrides, programs)
-            code = _explore(loaded, seeds, jobs, keep_going, output, programs, as_json=as_json, quiet=quiet)
+            code = _explore(loaded, seeds, jobs, keep_going, to_shrink, programs, where, as_json=as_json, quiet=quiet)
     except topologies.TopologyError as error:
         raise BadTopology(error) from None
     raise click.exceptions.Exit(code)
@@ -84,26 +98,19 @@ def _explore(
     seeds: range,
     jobs: int,
     keep_going: bool,
-    output: Path,
+    output: Path | None,
     programs: tuple[Path, ...],
+    where: Where | None,
     *,
     as_json: bool,
     quiet: bool,
 ) -> int:
     import msgspec
 
-    from sim.explore import Exploration, shrink, write_replay
-    from sim.explore import explore as run_seeds
+    from sim.explore import shrink, write_replay
 
-    begin = told = time.monotonic()
-
-    def tell(exploration: Exploration) -> None:
-        nonlocal told
-        if not quiet and not as_json and time.monotonic() - told > PROGRESS_S:
-            told = time.monotonic()
-            click.echo(f"{exploration.seeds} of {len(seeds)} seeds, {len(exploration.broken)} broken", err=True)
-
-    found = run_seeds(topology, seeds, jobs=jobs, keep_going=keep_going, progress=tell)
+    begin = time.monotonic()
+    found, stopped = _run_seeds(topology, seeds, jobs, keep_going, programs, where, quiet=quiet or as_json)
     elapsed_s = time.monotonic() - begin
     figures: dict[str, Any] = {
         "seeds": found.seeds,
@@ -121,7 +128,7 @@ def _explore(
         )
         for each in found.broken:
             click.echo(f"broken with seed {each.seed}: {each.broken}")
-    if found.broken:
+    if found.broken and output is not None:
         first = found.broken[0]
         shortest = shrink(topology, first)
         write_replay(output, topology, [str(each) for each in programs], shortest)
@@ -133,11 +140,42 @@ def _explore(
                 click.echo(f"    {decision}")
             click.echo(f"    {shortest.broken}")
             click.echo(f"every event of it: ivsim explore --replay {output}")
-    elif not as_json:
+    elif not as_json and not found.broken and not stopped:
         click.echo("all invariants hold")
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(figures), indent=2).decode())
+    if stopped:
+        return of_signal(stopped)
     return MISSED if found.broken else 0
+
+
+def _run_seeds(
+    topology: topologies.Topology,
+    seeds: range,
+    jobs: int,
+    keep_going: bool,
+    programs: tuple[Path, ...],
+    where: Where | None,
+    *,
+    quiet: bool,
+) -> tuple[Any, str]:
+    """Run the seeds, here or on a cluster: an `Exploration`, and the name of the signal that ended it, "" for none."""
+    from sim.explore import explore as run_seeds
+
+    told = time.monotonic()
+
+    def tell(exploration: Any) -> None:
+        nonlocal told
+        if not quiet and time.monotonic() - told > PROGRESS_S:
+            told = time.monotonic()
+            click.echo(f"{exploration.seeds} of {len(seeds)} seeds, {len(exploration.broken)} broken", err=True)
+
+    if where is None:
+        return run_seeds(topology, seeds, jobs=jobs, keep_going=keep_going, progress=tell), ""
+    from sim.distributed.explore import explore_on
+
+    with where.open() as cluster:
+        return explore_on(cluster, topology, programs, seeds, jobs=jobs, keep_going=keep_going, progress=tell)
 
 
 def _replay(file: Path) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from nodes.errors import UsageError
-from sim.commands.cluster import cluster_options
+from sim.commands.cluster import cluster_of, cluster_options
 from sim.commands.completion import complete_keys
 from sim.commands.numbers import split_values
 from sim.commands.options import optional_topology_argument, programs_option, resources_every_option, runs_option
@@ -100,9 +100,11 @@ def sweep(
         raise click.UsageError(
             "TOPOLOGY is missing" + (": --set, --repeat and --program go with it" if directory else "")
         )
-    from sim.commands.sweep_runs import carry_out, cluster_of, new_sweep
+    if balance and scheduler is None:
+        raise click.UsageError("--balance goes with --scheduler")
+    where = cluster_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
+    from sim.commands.sweep_runs import carry_out, new_sweep
 
-    where = cluster_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key), balance=balance)
     its = new_sweep(topology, axes, repeat, programs, directory, runs)
     code = carry_out(
         its,
@@ -113,6 +115,7 @@ def sweep(
         dry_run=dry_run,
         as_json=as_json,
         quiet=quiet,
+        balance=balance,
         across_hosts=across_hosts,
     )
     raise click.exceptions.Exit(code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 from rich.console import Console
@@ -12,17 +12,16 @@ from rich.text import Text
 
 import sim
 from nodes.errors import HostError, IvshmemError, UsageError
-from sim.commands.cluster import require_dask
+from sim.commands.cluster import Where
 from sim.commands.options import BadTopology
 from sim.commands.sweep_table import render_sweep, short_names
-from sim.distributed.addresses import Tls, check_address
 from sim.exit_codes import FAILED, MISSED, of_error, of_signal
 from sim.sweeps import Cell, Plan, Row, Sweep, make_plan
 from sim.views.columns import print_columns
 from sim.views.units import human_count, human_ns
 from topologies import Topology, TopologyError
 
-__all__ = ["Where", "carry_out", "cluster_of", "new_sweep"]
+__all__ = ["carry_out", "new_sweep"]
 
 
 def new_sweep(
@@ -51,6 +50,7 @@ def carry_out(
     dry_run: bool,
     as_json: bool,
     quiet: bool,
+    balance: bool,
     across_hosts: bool,
 ) -> int:
     """Run what is left of a sweep, here or on a cluster, and show all of it. Returns the exit code.
@@ -64,7 +64,7 @@ def carry_out(
         raise refusal
     if directory is None:
         its = Sweep.create(runs, its.plan)
-    stopped = _run_all(its, Console(stderr=True, quiet=as_json or quiet), resources_every_s, where)
+    stopped = _run_all(its, Console(stderr=True, quiet=as_json or quiet), resources_every_s, where, balance=balance)
     its.finish()
     if as_json:
         click.echo((its.path / "sweep.json").read_text(), nl=False)
@@ -119,36 +119,13 @@ def _dry_run(its: Sweep, runs: Path) -> int:
     return of_error(refusal) if refusal else 0
 
 
-class Where(NamedTuple):
-    """The cluster that carries out the runs: a scheduler, or workers on this host."""
-
-    scheduler: str | None
-    workers: int
-    tls: Tls | None
-    balance: bool
-
-
-def cluster_of(scheduler: str | None, workers: int | None, tls: Tls | None, *, balance: bool) -> Where | None:
-    """Return the cluster, or None: this process runs one cell after the other."""
-    if scheduler is not None and workers is not None:
-        raise click.UsageError("expected --scheduler or --workers, not both: a scheduler knows its workers")
-    if scheduler is None and (tls or balance):
-        raise click.UsageError("--balance and certificates go with --scheduler")
-    if scheduler is None and workers is None:
-        return None
-    if scheduler is not None:
-        check_address(scheduler, tls)
-    require_dask()
-    return Where(scheduler, workers or 0, tls, balance)
-
-
-def _run_all(its: Sweep, stderr: Console, resources_every_s: float, where: Where | None) -> int:
+def _run_all(its: Sweep, stderr: Console, resources_every_s: float, where: Where | None, *, balance: bool) -> int:
     """Run what is left until it is done or interrupted. Returns 0, or the exit code of the interrupt."""
     try:
         if where is None:
             stopped = _run_here(its, stderr, resources_every_s)
         else:
-            stopped = _run_there(its, stderr, resources_every_s, where)
+            stopped = _run_there(its, stderr, resources_every_s, where, balance=balance)
     except KeyboardInterrupt:
         stopped = "SIGINT"
     except IvshmemError:
@@ -181,9 +158,8 @@ def _run_here(its: Sweep, stderr: Console, resources_every_s: float) -> str:
     return ""
 
 
-def _run_there(its: Sweep, stderr: Console, resources_every_s: float, where: Where) -> str:
+def _run_there(its: Sweep, stderr: Console, resources_every_s: float, where: Where, *, balance: bool) -> str:
     """Run the cells on a cluster; returns the name of the signal that interrupted it, "" for none."""
-    from sim.distributed.cluster import connect, local
     from sim.distributed.sweep import ClusterSweep
 
     if not its.left:
@@ -198,12 +174,10 @@ def _run_there(its: Sweep, stderr: Console, resources_every_s: float, where: Whe
     def warn(line: str) -> None:
         click.echo(line, err=True)
 
-    opened = local(where.workers) if where.scheduler is None else connect(where.scheduler, where.tls)
-    with opened as cluster:
-        run = ClusterSweep(
-            its, cluster, resources_every_s=resources_every_s, balance=where.balance, tell=tell, warn=warn
-        )
-        return run.run()
+    with where.open() as cluster:
+        return ClusterSweep(
+            its, cluster, resources_every_s=resources_every_s, balance=balance, tell=tell, warn=warn
+        ).run()
 
 
 def _tell_row(its: Sweep, cell: Cell, row: Row, stderr: Console) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from nodes.errors import RunError, UsageError
+from nodes.errors import HostError, IvshmemError, RunError, UsageError
+from sim.exit_codes import WRONG_USE
 from sim.results.store import files
 
-__all__ = ["Job", "JobResult", "pack", "unpack", "write_files"]
+__all__ = ["Job", "JobResult", "pack", "refusal", "unpack", "write_files"]
 
 COMPRESSION = 1
 """gzip's fastest level: the tables are compressed already, the small files of JSON are not."""
@@ -51,6 +52,13 @@ class JobResult(msgspec.Struct, frozen=True):
     stderr: str
     archive: bytes
     digest: str
+
+
+def refusal(what: str, result: JobResult) -> IvshmemError:
+    """The error of a command that has refused its work, with what it said."""
+    said = result.stderr.removeprefix("ivsim: ") or f"exit code {result.code}"
+    wrong = UsageError if result.code == WRONG_USE else HostError
+    return wrong(f"{what} on {result.host or 'this host'}: {said}")
 
 
 def write_files(job: Job, place: Path) -> None:

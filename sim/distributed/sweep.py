@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import sim.results
-from nodes.errors import HostError, RunError, UsageError
+from nodes.errors import HostError, RunError
 from sim.distributed.cluster import DaskCluster, Done
 from sim.distributed.inputs import collect_inputs
-from sim.distributed.job import Job, JobResult, unpack
-from sim.exit_codes import WRONG_USE
+from sim.distributed.job import Job, JobResult, refusal, unpack
 from sim.kernel.signals import signals_noted
 from sim.sweeps import Cell, Row, Sweep
 
@@ -145,9 +144,7 @@ class ClusterSweep:
             raise kind(f"run {cell.place} cannot be carried out: {done.error}") from done.error
         result = done.result
         if not result.archive:
-            wrong = UsageError if result.code == WRONG_USE else HostError
-            said = result.stderr.removeprefix("ivsim: ") or f"exit code {result.code}"
-            raise wrong(f"run {cell.place} on {result.host or 'this host'}: {said}")
+            raise refusal(f"run {cell.place}", result)
         row, interrupted = self._store(cell, result)
         if not interrupted:
             self._tell(cell, result.host, row)

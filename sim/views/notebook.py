@@ -15,12 +15,23 @@ from sim.results.analysis.flows import FlowMatrix
 from sim.results.compare import Comparison
 from sim.results.display import as_html
 from sim.results.run import Run
+from sim.sweeps.run_sweep import SweepResult
 from sim.views import rows, sentences
 from sim.views.rows import TextTable
 
-__all__ = ["comparison_html", "matrix_html", "run_html"]
+__all__ = ["comparison_html", "matrix_html", "run_html", "sweep_html"]
 
 LABELS_SHOWN = 32
+SWEEP_SHOWN = (
+    "seed",
+    "host",
+    "status",
+    "rung_per_s",
+    "coalescing",
+    "delivery_p50_ns",
+    "delivery_p99_ns",
+    "total_p99_ns",
+)
 STYLE = (
     "<style>.ivsim table{border-collapse:collapse;margin:.3em 0 .8em;font-variant-numeric:tabular-nums;"
     "background:none;color:inherit;font-size:90%}"
@@ -51,6 +62,19 @@ def comparison_html(comparison: Comparison) -> str:
     """A comparison: the metrics of both runs, and what else differs."""
     table = rows.comparison(comparison)
     return _page(_table(table), _quiet(table.title), _list(comparison.notes))
+
+
+@as_html.register
+def sweep_html(sweep: SweepResult) -> str:
+    """A sweep: its values and figures; latencies only where they can be compared."""
+    table = sweep.table()
+    kept = [name for name in table.column_names if name in sweep.varied or name in SWEEP_SHOWN]
+    body = [(str(place), *(_cell(row[name]) for name in kept)) for place, row in enumerate(table.to_pylist(), start=1)]
+    return _page(_table(TextTable("", ("run", *kept), body)), _quiet(f"{len(sweep)} runs in {sweep.path}"))
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:,.2f}" if isinstance(value, float) else str(value)
 
 
 @as_html.register

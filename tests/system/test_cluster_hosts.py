@@ -1,6 +1,6 @@
 """Sweeps on hosts with a network between them: the same table, whatever is cut, slowed down or killed.
 
-These take minutes: `make clusters` runs them, or pytest with IVSIM_CLUSTERS=full.
+These take minutes: `make clusters` runs them, or pytest with --full.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ from tests.network_hosts import Network, make_certificates, network
 
 pytest.importorskip("distributed")
 
-pytestmark = [
-    pytest.mark.skipif(os.environ.get("IVSIM_CLUSTERS") != "full", reason="IVSIM_CLUSTERS=full runs them: minutes"),
-    pytest.mark.timeout(1800),
-]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
 FILE = """
 title = "Two that ring"
@@ -119,7 +116,7 @@ def test_24_runs_give_the_same_table_here_and_on_two_hosts_and_resumed_after_eac
     its = [pid for worker in workers.values() for pid in jobs(worker)]
     client.end(signal.SIGKILL)
     until(lambda: not alive(its) and not any(jobs(worker) for worker in workers.values()), what="no runs")
-    assert left_in_jobs() == []
+    until(lambda: not left_in_jobs(), what="no directory of a job")
     before = done(only(runs))
     assert before < 24
 

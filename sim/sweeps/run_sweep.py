@@ -1,0 +1,189 @@
+"""A sweep from Python: `sim.sweep` runs one, or goes on with it, and returns its table and its runs."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import sim.results
+from nodes.errors import UsageError
+from sim.distributed.addresses import Tls, check_address, make_tls
+from sim.results import Run
+from sim.results.display import as_html
+from sim.sweeps.directory import Sweep
+from sim.sweeps.plan import Cell, make_plan
+from sim.sweeps.table import Row, hosts_are_comparable, make_table
+from topologies import Topology
+from topologies.language.document import override_texts
+
+__all__ = ["SweepResult", "sweep"]
+
+LATENCIES = ("delivery_p50_ns", "delivery_p99_ns", "total_p50_ns", "total_p99_ns")
+AnyPath = str | os.PathLike[str]
+
+
+class SweepResult:
+    """What a sweep has in its directory.
+
+    Attributes:
+        path: the directory.
+        rows: the figures of each run, by its place.
+        varied: the keys whose values differ.
+        interrupted: the name of the signal that ended it early; "" if it is complete.
+    """
+
+    def __init__(self, its: Sweep, interrupted: str = "") -> None:
+        self.path, self.rows, self.varied = its.path, its.rows, list(its.plan.varied)
+        self.interrupted = interrupted
+        self._paths = [its.run_path(its.plan.cells[row.place - 1]) for row in its.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"<SweepResult {self.path.name}: {len(self)} runs>"
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs, in the order of ``rows``."""
+        return [sim.results.open(path) for path in self._paths]
+
+    @property
+    def hosts(self) -> list[str]:
+        """The names of the hosts that have run parts of it; "" is this one."""
+        return sorted({row.host for row in self.rows})
+
+    def table(self, *, across_hosts: bool = False) -> Any:
+        """The rows as a ``pyarrow.Table``, with a column for each key that varies.
+
+        Latencies of different hosts cannot be compared. They are null where several hosts have run parts of the sweep,
+        unless each has run every combination, or ``across_hosts``.
+        """
+        rows: Sequence[Row] = self.rows
+        if len(self.hosts) > 1 and not across_hosts and not hosts_are_comparable(self.varied, rows):
+            rows = [msgspec.structs.replace(row, **dict.fromkeys(LATENCIES)) for row in rows]
+        return make_table(self.varied, rows)
+
+    def frame(self, *, across_hosts: bool = False) -> Any:
+        """The table as a ``pandas.DataFrame``. Raises ``UsageError`` without pandas."""
+        try:
+            import pandas  # noqa: F401
+        except ImportError as error:
+            raise UsageError("frames need pandas: pip install 'ivshmem-sim[notebook]'") from error
+        return self.table(across_hosts=across_hosts).to_pandas()
+
+    def _repr_html_(self) -> str | None:
+        return as_html(self)
+
+
+def sweep(
+    topology: AnyPath,
+    axes: Mapping[str, Sequence[object]] | None = None,
+    *,
+    repeat: int = 1,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    tls: Sequence[AnyPath] | None = None,
+    balance: bool = False,
+    runs: AnyPath = "runs",
+    overrides: Mapping[str, object] | None = None,
+    programs: AnyPath | Sequence[AnyPath] = (),
+    resources_every_s: float = 0.5,
+    resume: AnyPath | None = None,
+    on_row: Callable[[Row], object] = lambda row: None,
+) -> SweepResult:
+    """Run a topology with every combination of some values, and return the table of it.
+
+    Args:
+        topology: a file, or the name of one that is shipped.
+        axes: the values of each key: ``{"machines.sender.count": [1, 2, 4]}``; those of the topology's [matrix], too.
+        repeat: how many runs of each combination; run r has the seed + r.
+        scheduler: the address of a scheduler, whose workers carry out the runs; None: this host does.
+        workers: without a scheduler, how many runs this host carries out at a time; None: one, in this process.
+        tls: the files of the authority's certificate, the own certificate and its key.
+        balance: give each host the same number of the repeats.
+        runs: where the directory of the sweep is made.
+        overrides: keys and values that are the same in all runs.
+        programs: a file of Python whose generator functions the topology can name, or several.
+        resources_every_s: how often processes are sampled (0: never).
+        resume: the directory of a sweep to go on with; what is done in it is not repeated.
+        on_row: is told the row of each run that has ended.
+
+    Raises:
+        TopologyError, UsageError: before anything is started.
+        HostError: a host cannot carry out a run.
+        RunError: the scheduler is gone; ``resume`` goes on.
+    """
+    if scheduler is None and (tls is not None or balance):
+        raise UsageError("balance and tls go with a scheduler")
+    if scheduler is not None and workers is not None:
+        raise UsageError("expected a scheduler or workers, not both: a scheduler knows its workers")
+    certificates = _certificates(scheduler, tls)
+    files = [os.fspath(each) for each in ([programs] if isinstance(programs, str | os.PathLike) else programs)]
+    plan = make_plan(os.fspath(topology), override_texts(overrides), _texts(axes or {}), repeat, files)
+    its = Sweep.create(Path(runs), plan) if resume is None else Sweep.resume(Path(resume), plan)
+    if scheduler is None and workers is None:
+        interrupted = _run_here(its, resources_every_s, on_row)
+    else:
+        interrupted = _run_there(its, scheduler, workers or 1, certificates, balance, resources_every_s, on_row)
+    its.finish()
+    return SweepResult(its, interrupted)
+
+
+def _texts(axes: Mapping[str, Sequence[object]]) -> dict[str, list[str]]:
+    """The values of each key in the spelling of ``--set``."""
+    for key, values in axes.items():
+        if isinstance(values, str | bytes) or not len(values):
+            raise UsageError(f"axes[{key!r}]: expected a list of values, such as [1, 2, 4], got {values!r}")
+    return {key: [override_texts({key: value})[key] for value in values] for key, values in axes.items()}
+
+
+def _certificates(scheduler: str | None, files: Sequence[AnyPath] | None) -> Tls | None:
+    if files is not None and len(files) != 3:
+        raise UsageError(f"tls: expected the files of an authority, a certificate and a key, got {len(files)}")
+    tls = make_tls(*map(Path, files)) if files is not None else None
+    if scheduler is not None:
+        check_address(scheduler, tls)
+    return tls
+
+
+def _run_here(its: Sweep, resources_every_s: float, on_row: Callable[[Row], object]) -> str:
+    from sim.runner import run
+
+    def carry_out(topology: Topology, runs: Path) -> Run:
+        return run(topology, runs=runs, resources_every_s=resources_every_s)
+
+    for cell in its.left:
+        row, interrupted = its.run(cell, carry_out)
+        if interrupted:
+            return interrupted
+        on_row(row)
+    return ""
+
+
+def _run_there(
+    its: Sweep,
+    scheduler: str | None,
+    workers: int,
+    tls: Tls | None,
+    balance: bool,
+    resources_every_s: float,
+    on_row: Callable[[Row], object],
+) -> str:
+    from sim.distributed.cluster import connect, local
+    from sim.distributed.sweep import ClusterSweep
+
+    def tell(_cell: Cell, _host: str, row: Row | None) -> None:
+        if row is not None:
+            on_row(row)
+
+    opened = local(workers) if scheduler is None else connect(scheduler, tls)
+    with opened as cluster:
+        return ClusterSweep(
+            its, cluster, resources_every_s=resources_every_s, balance=balance, tell=tell, warn=warnings.warn
+        ).run()
