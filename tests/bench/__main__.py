@@ -16,6 +16,7 @@ from tests.bench.figure import Figure
 from tests.bench.greetings import measure_greetings
 from tests.bench.messages import measure_messages
 from tests.bench.placement import allowed_cpus
+from tests.bench.qemus import measure_qemus
 from tests.bench.reference import NoCompilerError, built_reference
 from tests.bench.report import disturbance, header, line, write_json
 from tests.bench.sampling import measure_sampling
@@ -39,6 +40,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "bringup": measure_bringup,
     "telemetry": measure_telemetry,
     "virtual": measure_virtual,
+    "qemus": measure_qemus,
 }
 TITLES = {
     "single": "One doorbell through guest, device and table / C write",
@@ -52,6 +54,7 @@ TITLES = {
     "telemetry": "Looking at a storm while it lasts (absolute: a share)",
     "virtual": "Doorbells under virtual time, per second of CPU / SimPy on the same traffic",
     "bringup": "Sixty-four machines (absolute: no reference)",
+    "qemus": "Simulated machines / as many real QEMUs without a guest",
 }
 
 

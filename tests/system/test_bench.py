@@ -6,9 +6,11 @@ import json
 import math
 import os
 import re
+import shutil
 
 import pytest
 
+from sim.kernel.qemu_program import chosen_qemu
 from tests.bench.__main__ import BENCHMARKS, main, measure
 from tests.bench.figure import Bar, Figure, alternate
 from tests.bench.reference import NoCompilerError, find_compiler
@@ -28,6 +30,8 @@ def compiler(monkeypatch):
 def test_yields_finite_figures(name, compiler, tmp_path):
     if name == "cross-core" and len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one CPU")
+    if name == "qemus" and shutil.which(chosen_qemu()) is None:
+        pytest.skip("no QEMU")
     cpus = os.sched_getaffinity(0)
     told = []
     figures = measure([name], json_path=tmp_path / "bench.json", tiny=True, tell=told.append)

@@ -38,6 +38,7 @@ HEAR_NS = SECOND_NS // 2
 END_NS = 5 * SECOND_NS
 STARVED_TICKS = 100
 PRINTED_CHARACTERS = 400
+KVM = "/dev/kvm"
 PANIC = re.compile(r"Kernel panic - not syncing.*")
 TOTALS = re.compile(r"ivsim: (?=.*=)(\w+=\d+(?: \w+=\d+)*)$")
 """A line by which a guest tells what it has counted: ``ivsim: rung=10 interrupts=9``."""
@@ -226,7 +227,10 @@ class GuestMachine:
         if self._ready or self._ended or self._told_to_end:
             return
         missing = f"no line has matched {self._image.ready_when!r}" if "line" in self._awaited else "it did not connect"
-        self._fail(f"{missing} within {self._image.ready_timeout_s:g} s{self._console.last_words}")
+        hint = ""
+        if not self._console.lines and self._image.accel != "tcg" and os.access(KVM, os.R_OK | os.W_OK):
+            hint = '; it runs with KVM, accel = "tcg" does without'
+        self._fail(f"{missing} within {self._image.ready_timeout_s:g} s{self._console.last_words}{hint}")
 
     def _fail(self, summary: str) -> None:
         """The guest cannot continue: say so, and end its QEMU."""
