@@ -25,11 +25,11 @@ def lines_of(*peers, vectors=2):
 class Site:
     """A server and its clients, stepped by hand."""
 
-    def __init__(self, path, **options):
+    def __init__(self, path, size_bytes=4096, **options):
         self.stack = contextlib.ExitStack()
         self.loop = Loop()
         self.stack.callback(self.loop.close)
-        self.region = Region.create(4096, kind="memfd")
+        self.region = Region.create(size_bytes, kind="memfd")
         self.stack.callback(self.region.close)
         self.gone = []
         options = {"vectors": 2, "on_leave": lambda peer, reason: self.gone.append((peer.peer, reason))} | options

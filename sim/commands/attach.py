@@ -14,11 +14,11 @@ from typing import Literal
 import click
 
 from nodes.errors import GuestError, UsageError
+from sim.commands.attach_memory import dump, part_of, writable_part
 from sim.commands.attach_session import AttachSession, count_in_words, dialect_of, vectors_in_words
 from sim.commands.numbers import duration_ns, number
 from sim.commands.output import write_file
 from sim.exit_codes import INTERRUPTED
-from sim.kernel.memory import check_mapped
 from sim.kernel.signal_wakeup import ended_by_signal
 from sim.wire.attachment import Attachment
 
@@ -277,6 +277,29 @@ def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_
 # Memory
 
 
+@attach.command("state", short_help="Show or write States (ivshmem v2).", context_settings=NUMBERS)
+@click.argument("value", callback=number, required=False)
+@click.pass_obj
+def state(session: AttachSession, value: int | None) -> None:
+    """Write VALUE to the own State register, which interrupts all other peers if it differs; or list all States.
+
+    Only a server of ivshmem v2 has States.
+    """
+    attachment = session.attachment
+    sections = attachment.sections
+    if sections is None:
+        raise GuestError("this server has no States: it is not of ivshmem v2")
+    if value is not None:
+        if value >> 32:
+            raise UsageError(f"expected a State of 32 bits, got {value:#x}")
+        attachment.set_state(value)
+        return
+    for peer in range(sections.layout.max_peers):
+        if peer in attachment.peers:
+            own = " (this one)" if peer == attachment.peer else ""
+            click.echo(f"peer {peer}: state {sections.state(peer)}{own}")
+
+
 @attach.command("peek", short_help="Show memory in hexadecimal.", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("length", callback=number, required=False)
@@ -286,7 +309,7 @@ def peek(session: AttachSession, offset: int, length: int | None) -> None:
     memory = session.attachment.memory
     if length is None:
         length = max(1, min(DUMP_BYTES, len(memory) - offset))
-    for line in _dump(bytes(_slice(memory, offset, length)), offset):
+    for line in dump(bytes(part_of(memory, offset, length)), offset):
         click.echo(line)
 
 
@@ -301,7 +324,7 @@ def poke(session: AttachSession, offset: int, value: int, size: str) -> None:
     if value >> 8 * size_bytes:
         raise UsageError(f"expected a value that fits into {size_bytes} bytes, got {value:#x}")
     # One store of that size where it is aligned, so that other peers never see half of it.
-    word = _slice(session.attachment.memory, offset, size_bytes).cast(FORMATS[size])
+    word = writable_part(session.attachment, offset, size_bytes).cast(FORMATS[size])
     word[0] = int.from_bytes(value.to_bytes(size_bytes, "little"), sys.byteorder)
 
 
@@ -314,7 +337,7 @@ def fill(session: AttachSession, offset: int, length: int, byte: int) -> None:
     """Set LENGTH bytes at OFFSET to BYTE."""
     if byte > 0xFF:
         raise UsageError(f"expected a byte, 0..255, got {byte}")
-    target = _slice(session.attachment.memory, offset, length)
+    target = writable_part(session.attachment, offset, length)
     target[:] = bytes([byte]) * length
 
 
@@ -335,7 +358,7 @@ def load(session: AttachSession, offset: int, file: Path) -> None:
         got = size_bytes if size_bytes > len(memory) else "more"
         raise UsageError(f"expected a file of up to {len(memory)} bytes, as many as the memory has, got {got}")
     if data:
-        _slice(memory, offset, len(data))[:] = data
+        writable_part(session.attachment, offset, len(data))[:] = data
     click.echo(f"loaded {len(data)} bytes", err=True)
 
 
@@ -346,39 +369,12 @@ def load(session: AttachSession, offset: int, file: Path) -> None:
 @click.pass_obj
 def save(session: AttachSession, offset: int, length: int, file: Path) -> None:
     """Copy LENGTH bytes of the memory at OFFSET into FILE, which is overwritten; - is standard output."""
-    data = _slice(session.attachment.memory, offset, length)
+    data = part_of(session.attachment.memory, offset, length)
     if str(file) == "-":
         click.echo(bytes(data), nl=False)
         return
     write_file(file, bytes(data))
     click.echo(f"saved {length} bytes", err=True)
-
-
-def _slice(memory: memoryview, offset: int, length: int) -> memoryview:
-    """A part of the memory that may be touched."""
-    check_mapped(memory)
-    if length == 0 or offset + length > len(memory):
-        raise UsageError(
-            f"expected 1 byte or more within the memory's {len(memory)} ({len(memory):#x}), "
-            f"got {length} at offset {offset:#x}"
-        )
-    return memory[offset : offset + length]
-
-
-def _dump(data: bytes, offset: int) -> Iterator[str]:
-    """16 bytes a line, as `hexdump -C` shows them; repeated lines are one asterisk."""
-    previous, starred = None, False
-    for at in range(0, len(data), 16):
-        row = data[at : at + 16]
-        if row == previous and at + 16 < len(data):
-            if not starred:
-                yield "*"
-            starred = True
-            continue
-        previous, starred = row, False
-        halves = "  ".join(row[half : half + 8].hex(" ") for half in (0, 8))
-        text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
-        yield f"{offset + at:08x}  {halves:48}  |{text}|"
 
 
 def _whole(given: str, expected: str) -> int:

@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from nodes.device.profiles import PROFILES
+from nodes.device.v2.sections import Sections
 from nodes.doorbells import NoLedger
 from nodes.errors import GuestError, RemoteProtocolError, UsageError
 from nodes.guest import FOREVER, Guest, Interrupt, Program
 from nodes.vm import Vm
 from nodes.wire.protocol import V0, V0_SHM_LAST, Dialect
+from nodes.wire.v2.protocol import V2
 from sim.kernel.eventfd import drain, signal
 from sim.kernel.loop import Loop
-from sim.kernel.memory import release_mapping
-from sim.wire.connection import Connection, connect
+from sim.wire.connection import Connection, connect, release_memory
 from sim.wire.listener import PATH_BYTES_MAX
 
 __all__ = ["GRACE_NS", "GREETING_NS", "Attachment", "PeerChange"]
@@ -113,9 +114,9 @@ class Attachment:
         self.unseen: Counter[int] = Counter()
         self._connect(first=True)
 
-    def _make_machine(self) -> Vm:
+    def _make_machine(self, profile: str = "qemu-doorbell") -> Vm:
         vm = Vm(
-            PROFILES["qemu-doorbell"],
+            PROFILES[profile],
             vectors=self._vectors,
             role="peer",
             signal=self._signal,
@@ -158,6 +159,19 @@ class Attachment:
     def vectors_of(self, peer: int) -> int:
         """How many vectors of a peer can be rung; 0 when it is not connected."""
         return self._vm.guest.vectors_of(peer)
+
+    @property
+    def sections(self) -> Sections | None:
+        """The memory with its rights, of a server of ivshmem v2; None for other servers."""
+        return self._vm.device.sections
+
+    def set_state(self, value: int) -> None:
+        """Write the State register of a peer of ivshmem v2.
+
+        Raises:
+            GuestError: the server is of another version.
+        """
+        self._vm.guest.set_state(value)
 
     def ring(self, peer: int, vector: int) -> bool:
         """Ring a vector of a peer; returns False when its counter is full.
@@ -240,7 +254,7 @@ class Attachment:
         """The time from which on all peers count as known if nothing more comes; None while that is open."""
         if not len(self.memory):
             return None
-        complete = self.dialect is V0_SHM_LAST or (self.dialect is V0 and self.own_vectors == self._vectors)
+        complete = self.dialect is V0_SHM_LAST or (self.dialect in (V0, V2) and self.own_vectors == self._vectors)
         if complete or not self.served:
             return self._news_ns
         return self._news_ns + (GRACE_NS if self.own_vectors else DEAF_NS)
@@ -274,6 +288,12 @@ class Attachment:
         connection = self._connection
         assert connection is not None
         before = self.peers
+        if connection.peer is None and (vectors := connection.framed_vectors()):
+            # A server of ivshmem v2 says how many vectors a peer has; a device of version 2 has as many.
+            self._vm.stop()
+            self._vectors = vectors
+            self._vm = self._make_machine("qemu-v2")
+            connection.use(self._vm)
         try:
             going_on = connection.read()
         except RemoteProtocolError as error:
@@ -364,7 +384,7 @@ class Attachment:
         self._closed = True
         self._drop()
         self._vm.unplug()  # the device has a view of the memory, too
-        release_mapping(self.memory)
+        release_memory(self._vm)
 
     def _drop(self) -> None:
         """Close the connection and everything that came over it."""

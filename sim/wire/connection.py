@@ -14,15 +14,21 @@ from nodes.endpoints import make_endpoint
 from nodes.errors import HostError, UsageError
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm
+from nodes.wire.client import is_framed
 from nodes.wire.protocol import Dialect
+from nodes.wire.v2.protocol import HEADER_BYTES
 from sim.kernel.channel import Channel
 from sim.kernel.eventfd import EventFd
-from sim.kernel.memory import map_region
+from sim.kernel.memory import map_region, release_mapping
 from sim.kernel.mmsg import ReceivedMessages
 from sim.kernel.sections import map_sections
 from sim.wire.credentials import credentials_of
 
-__all__ = ["Connection", "connect", "place_memory"]
+__all__ = ["Connection", "connect", "place_memory", "release_memory"]
+
+# In INIT of ivshmem v2 (`nodes.wire.v2.protocol`): after the header, two versions, the ID and the number of peers.
+VECTORS_AT = HEADER_BYTES + 4 * 4
+VECTORS_END = VECTORS_AT + 4
 
 
 def connect(path: str | os.PathLike[str]) -> socket.socket:
@@ -60,6 +66,13 @@ def place_memory(vm: Vm, peer: int, descriptor: int) -> None:
     vm.place(peer, sections.memory)
 
 
+def release_memory(vm: Vm) -> None:
+    """Release the memory of a machine that is unplugged, unless parts of it are still used."""
+    sections = vm.device.sections
+    for view in (vm.guest.memory,) if sections is None else sections.release():
+        release_mapping(view)
+
+
 class Connection:
     """Owns the socket to the server and every descriptor that comes over it.
 
@@ -88,20 +101,39 @@ class Connection:
         parent = multiprocessing.parent_process()
         self._trusted = parent is not None and parent.pid == credentials_of(sock).pid
         self._channel = Channel(sock)
+        self._on_own, self._on_own_gone, self._warn, self._on_memory = on_own, on_own_gone, warn, on_memory
+        self.use(vm)
+
+    def use(self, vm: Vm) -> None:
+        """Connect this machine from now on; nothing has been read yet."""
+        on_memory = self._on_memory
         self._endpoint = make_endpoint(
             vm,
             PeerTable(os.close),
             place=on_memory or (lambda peer, descriptor: place_memory(vm, peer, descriptor)),
             adopt=self._adopt,
             release=os.close,
-            on_own=on_own,
-            on_own_gone=on_own_gone,
-            warn=warn,
+            on_own=self._on_own,
+            on_own_gone=self._on_own_gone,
+            warn=self._warn,
             duplicate=_duplicate,
             size_bytes=lambda descriptor: os.fstat(descriptor).st_size,
         )
         self.own = self._endpoint.own
         """The descriptors of the machine's own eventfds, and their vectors."""
+
+    def framed_vectors(self) -> int | None:
+        """How many vectors a server of ivshmem v2 says that each peer has; None: it is of another version, or silent.
+
+        Nothing is read: only before the first `read` does this tell anything.
+        """
+        try:
+            waiting = self._channel.socket.recv(VECTORS_END, socket.MSG_PEEK)
+        except (BlockingIOError, ConnectionError):
+            return None
+        if len(waiting) < VECTORS_END or not is_framed(int.from_bytes(waiting[:HEADER_BYTES], "little", signed=True)):
+            return None
+        return int.from_bytes(waiting[VECTORS_AT:VECTORS_END], "little")
 
     def fileno(self) -> int:
         return self._channel.fileno()

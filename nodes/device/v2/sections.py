@@ -131,6 +131,7 @@ class Sections:
         self.memory = memory
         self.shared = shared
         self.own = own
+        self._table = table
         self._states = table[: layout.max_peers * ENTRY_BYTES].cast("I")
 
     @classmethod
@@ -156,6 +157,11 @@ class Sections:
         self._states[self.peer] = value
         return differs
 
+    def release(self) -> tuple[memoryview, ...]:
+        """Give up the memory; returns the views, which the caller releases with what is behind them."""
+        self._states.release()
+        return self.memory, self._table, self.shared, self.own
+
     def output(self, peer: int) -> memoryview:
         """The output section of a peer: writable if it is the own one.
 
@@ -175,9 +181,17 @@ class Sections:
         Raises:
             ForbiddenStoreError: this peer may not store there.
         """
-        self.layout.check_store(self.peer, offset, len(data))
+        self.writable(offset, len(data))[:] = data
+
+    def writable(self, offset: int, size_bytes: int) -> memoryview:
+        """A part of the whole memory that this peer may write.
+
+        Raises:
+            ForbiddenStoreError: it may not write all of it.
+        """
+        self.layout.check_store(self.peer, offset, size_bytes)
         shared = self.layout.shared
-        section, start = (self.shared, shared.start)
+        section, start = self.shared, shared.start
         if not shared.start <= offset < shared.stop:
             section, start = self.own, self.layout.output(self.peer).start
-        section[offset - start : offset - start + len(data)] = data
+        return section[offset - start : offset - start + size_bytes]
