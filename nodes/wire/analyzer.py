@@ -8,73 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from nodes.errors import RemoteProtocolError
-from nodes.qemu_versions import NEWEST, QemuVersion
 from nodes.wire.capture import SIZED, Bytes, Closes, Connects, Entry, Kind, Said
 from nodes.wire.client import REFUSED, Client, is_framed
-from nodes.wire.protocol import LEGACY, MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
-from nodes.wire.rules import PAGE_BYTES, RULES, Rule
+from nodes.wire.explanation import Analysis, Explained, Problem
+from nodes.wire.protocol import MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
+from nodes.wire.rules import PAGE_BYTES, RULES
+from nodes.wire.v2.analyzer import explain_framed
+from nodes.wire.v2.protocol import V2
 
 __all__ = ["Analysis", "Explained", "explain", "recognise"]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A rule that an entry violates."""
-
-    name: str
-    line: int
-    got: str
-
-    @property
-    def rule(self) -> Rule:
-        return RULES[self.name]
-
-    def is_seeds(self, dialect: Dialect) -> bool:
-        """Whether `outcome` describes the device of 2012: it speaks that dialect, and is known to differ."""
-        return dialect is LEGACY and bool(self.rule.seed)
-
-    def outcome(self, dialect: Dialect, version: QemuVersion = NEWEST) -> str:
-        """The reaction of a device that speaks ``dialect``, as QEMU of ``version`` has it."""
-        return self.rule.seed if self.is_seeds(dialect) else self.rule.outcome(version)
-
-
-@dataclass(frozen=True)
-class Explained:
-    entry: Entry
-    meaning: str
-    problems: tuple[Problem, ...] = ()
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """One connection.
-
-    Attributes:
-        connection: its number in the session.
-        dialect: what the server speaks; None if that is unknown.
-        named: the same in words.
-        judged_by: the dialect of the device that judges.
-        peer: the ID of the client; None if it never came.
-        memory_bytes: the size of the shared memory; None if it never came.
-        entries: each entry with its meaning and the rules that it violates.
-        notes: what is worth knowing and no violation.
-    """
-
-    connection: int
-    dialect: Dialect | None
-    named: str
-    judged_by: Dialect
-    peer: int | None
-    memory_bytes: int | None
-    entries: tuple[Explained, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def problems(self) -> list[Problem]:
-        return [problem for explained in self.entries for problem in explained.problems]
 
 
 def recognise(entries: Iterable[Entry]) -> tuple[Dialect | None, str]:
@@ -84,7 +28,7 @@ def recognise(entries: Iterable[Entry]) -> tuple[Dialect | None, str]:
         return None, "unknown: the server has said nothing"
     first, kinds = said[0].number, said[0].kinds
     if is_framed(first):
-        return None, "ivshmem v2 (framed messages; Siemens' proposal of 2019), which is not read here"
+        return V2, f"v2 ({V2.source})"
     if first == REFUSED and not kinds:
         return None, f"unknown: {first} where a version belongs is how this server refuses a client"
     client: Client[Kind] = Client(0)
@@ -210,6 +154,8 @@ def explain(
         vectors: how many vectors it has; None: any number.
     """
     recognised, named = recognise(entries)
+    if recognised is V2:
+        return explain_framed(connection, entries)
     reader, judge = _Device(recognised or dialect, vectors), _Device(dialect, vectors)
     explained = []
     judging = True

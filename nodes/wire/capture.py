@@ -14,6 +14,9 @@ Each line has: seconds since the recording began, the number of the connection, 
 their descriptors (what is no message: anything from a client, or an incomplete message of a server). A descriptor has
 its kind and what is known about it: ``eventfd:71`` is the kernel's number of that eventfd, the same wherever it is
 sent; ``memfd:4096`` and the like have their size in bytes; ``:ro`` was opened for reading only.
+
+A message of ivshmem v2 is its header as a number, and the bytes after it behind a plus sign in hexadecimal:
+``51539607554+01000000`` is PEER_GONE of peer 1.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nodes.errors import UsageError
+from nodes.wire.protocol import Message
 
 __all__ = [
     "HEADER",
@@ -83,10 +87,15 @@ class Closes:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A message; only servers send messages."""
+    """A message; only servers send messages. ``body`` follows the number in a message of ivshmem v2."""
 
     number: int
     kinds: tuple[Kind, ...] = ()
+    body: bytes = b""
+
+    def encode(self) -> bytes:
+        """The bytes of the message."""
+        return Message(self.number).encode() + self.body
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +149,8 @@ def format_entry(entry: Entry) -> str:
             act = "connects"
         case Closes():
             act = "closes"
-        case Said(number, kinds):
-            act = " ".join((str(number), *map(str, kinds)))
+        case Said(number, kinds, body):
+            act = " ".join((f"{number}+{body.hex()}" if body else str(number), *map(str, kinds)))
         case Bytes(data, kinds):
             act = " ".join(("bytes", data.hex(), *map(str, kinds)))
     seconds, rest_ns = divmod(entry.time_ns, NANOSECONDS)
@@ -152,7 +161,7 @@ def format_entry(entry: Entry) -> str:
 
 _TIME = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?")
 _CONNECTION = re.compile(r"[1-9][0-9]{0,9}")
-_NUMBER = re.compile(r"-?[0-9]{1,19}")
+_NUMBER = re.compile(r"(-?[0-9]{1,19})(?:\+((?:[0-9a-f]{2}){1,4088}))?")
 _BYTES = re.compile(r"(?:[0-9a-f]{2}){1,4096}")
 _KIND = re.compile(rf"({'|'.join(KINDS)})(?::([0-9]{{1,19}}))?(:ro)?")
 _COMMENT = re.compile(r"(?:^|\s)#.*")
@@ -197,9 +206,10 @@ def _parse_act(side: str, act: str, rest: list[str], line: int) -> Connects | Cl
         return Bytes(bytes.fromhex(data), _parse_kinds(rest, line))
     if side == "client":
         raise SessionError(line, "connects, closes or bytes: clients send no messages", act)
-    if not _NUMBER.fullmatch(act) or not INT64_MIN <= int(act) <= INT64_MAX:
+    message = _NUMBER.fullmatch(act)
+    if message is None or not INT64_MIN <= int(message[1]) <= INT64_MAX:
         raise SessionError(line, "closes, bytes, or a number of 64 bits", act)
-    return Said(int(act), _parse_kinds(rest, line))
+    return Said(int(message[1]), _parse_kinds(rest, line), bytes.fromhex(message[2] or ""))
 
 
 def _parse_kinds(words: list[str], line: int) -> tuple[Kind, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from nodes.qemu_versions import QemuVersion
 from nodes.wire.analyzer import Analysis
 from nodes.wire.capture import NANOSECONDS, format_entry
+from nodes.wire.v2.protocol import V2
 
 __all__ = ["analysis_lines"]
 
@@ -28,6 +29,7 @@ def analysis_lines(explanation: Analysis, version: QemuVersion) -> Iterator[str]
         yield f"  {entry.line:>5} {entry.time_ns / NANOSECONDS:>12.6f}  {side:6} {words:28} {explained.meaning}"
         for problem in explained.problems:
             device = "The device of 2012" if problem.is_seeds(explanation.judged_by) else f"QEMU {version}"
+            device = "The QEMU fork's device" if explanation.judged_by is V2 else device
             yield f"        {'^ first wrong' if problem is problems[0] else '^ wrong'}: {problem.name}"
             yield f"          expected {problem.rule.expected}; got {problem.got}"
             yield f"          {device} {problem.outcome(explanation.judged_by, version)}"

@@ -104,13 +104,11 @@ class Attachment:
             raise UsageError(f"the socket's path may have {PATH_BYTES_MAX} bytes, {path} has {len(os.fsencode(path))}")
         self._connection: Connection | None = None
         self._connected_ns = self._news_ns = 0
-        self.met = False
+        self.met = self.served = False
         self._returns = in_background  # `meet` has returned before, or is not called
-        self._refused = False
-        self._closed = False
+        self._refused = self._closed = False
         self._warned: set[str] = set()
         self._vm = self._make_machine()
-        self.served = False
         self.unseen: Counter[int] = Counter()
         self._connect(first=True)
 
@@ -128,6 +126,13 @@ class Attachment:
         if self._program is None:
             vm.start(self._listen)
         return vm
+
+    def _adapt(self, vectors: int) -> Vm:
+        """A device of version 2 has as many vectors as its server says that each peer has."""
+        self._vm.stop()
+        self._vectors = vectors
+        self._vm = self._make_machine("qemu-v2")
+        return self._vm
 
     # State
 
@@ -288,12 +293,8 @@ class Attachment:
         connection = self._connection
         assert connection is not None
         before = self.peers
-        if connection.peer is None and (vectors := connection.framed_vectors()):
-            # A server of ivshmem v2 says how many vectors a peer has; a device of version 2 has as many.
-            self._vm.stop()
-            self._vectors = vectors
-            self._vm = self._make_machine("qemu-v2")
-            connection.use(self._vm)
+        if connection.dialect is None and connection.is_framed():
+            connection.use(self._adapt(1), adapt=self._adapt)
         try:
             going_on = connection.read()
         except RemoteProtocolError as error:

@@ -26,10 +26,6 @@ from sim.wire.credentials import credentials_of
 
 __all__ = ["Connection", "connect", "place_memory", "release_memory"]
 
-# In INIT of ivshmem v2 (`nodes.wire.v2.protocol`): after the header, two versions, the ID and the number of peers.
-VECTORS_AT = HEADER_BYTES + 4 * 4
-VECTORS_END = VECTORS_AT + 4
-
 
 def connect(path: str | os.PathLike[str]) -> socket.socket:
     """A socket that is connected to the server on ``path``.
@@ -104,13 +100,23 @@ class Connection:
         self._on_own, self._on_own_gone, self._warn, self._on_memory = on_own, on_own_gone, warn, on_memory
         self.use(vm)
 
-    def use(self, vm: Vm) -> None:
-        """Connect this machine from now on; nothing has been read yet."""
-        on_memory = self._on_memory
+    def use(self, vm: Vm, adapt: Callable[[int], Vm] | None = None) -> None:
+        """Connect this machine from now on; nothing has been read yet. ``adapt`` is as of `EndpointV2`."""
+        machine = vm
+
+        def place(peer: int, descriptor: int) -> None:
+            place_memory(machine, peer, descriptor)
+
+        def adapted(vectors: int) -> Vm:
+            nonlocal machine
+            assert adapt is not None
+            machine = adapt(vectors)
+            return machine
+
         self._endpoint = make_endpoint(
             vm,
             PeerTable(os.close),
-            place=on_memory or (lambda peer, descriptor: place_memory(vm, peer, descriptor)),
+            place=self._on_memory or place,
             adopt=self._adopt,
             release=os.close,
             on_own=self._on_own,
@@ -118,22 +124,18 @@ class Connection:
             warn=self._warn,
             duplicate=_duplicate,
             size_bytes=lambda descriptor: os.fstat(descriptor).st_size,
+            adapt=None if adapt is None else adapted,
         )
         self.own = self._endpoint.own
         """The descriptors of the machine's own eventfds, and their vectors."""
 
-    def framed_vectors(self) -> int | None:
-        """How many vectors a server of ivshmem v2 says that each peer has; None: it is of another version, or silent.
-
-        Nothing is read: only before the first `read` does this tell anything.
-        """
+    def is_framed(self) -> bool:
+        """Whether the server speaks ivshmem v2, as its first eight bytes say; they are not read."""
         try:
-            waiting = self._channel.socket.recv(VECTORS_END, socket.MSG_PEEK)
+            waiting = self._channel.socket.recv(HEADER_BYTES, socket.MSG_PEEK)
         except (BlockingIOError, ConnectionError):
-            return None
-        if len(waiting) < VECTORS_END or not is_framed(int.from_bytes(waiting[:HEADER_BYTES], "little", signed=True)):
-            return None
-        return int.from_bytes(waiting[VECTORS_AT:VECTORS_END], "little")
+            return False
+        return len(waiting) == HEADER_BYTES and is_framed(int.from_bytes(waiting, "little", signed=True))
 
     def fileno(self) -> int:
         return self._channel.fileno()

@@ -16,12 +16,14 @@ import socket
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from nodes.errors import RemoteProtocolError
 from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, Said
+from nodes.wire.client import is_framed
 from nodes.wire.protocol import Decoder, Message
+from nodes.wire.v2.protocol import HEADER_BYTES, Frame, FrameDecoder
 from sim.kernel.channel import Channel, Outbox
 from sim.kernel.loop import Loop
 from sim.wire.listener import Listener
@@ -131,10 +133,31 @@ class _ProxiedConnection:
     def __init__(self, number: int, client: socket.socket, server: socket.socket) -> None:
         self.number = number
         self.client, self.server = _Side("client", client), _Side("server", server)
-        self.decoder: Decoder[Kind] = Decoder()
+        self.decoder: Decoder[Kind] | FrameDecoder[Kind] = Decoder()
+        self._recognised = False
         self.rest = bytearray()  # the bytes of a message that is not whole yet
         self.closed = False
         self.retrying = False
+
+    def feed(self, data: bytes, kinds: Sequence[Kind]) -> Iterator[Said | Bytes]:
+        """What the server's bytes complete: messages, or bytes that are no message of ivshmem v2."""
+        before, self.rest = len(self.rest), self.rest + data
+        if not self._recognised and len(self.rest) >= HEADER_BYTES:
+            self._recognised = True
+            if is_framed(int.from_bytes(self.rest[:HEADER_BYTES], "little", signed=True)):
+                earlier = tuple(self.decoder.unclaimed())
+                self.decoder = FrameDecoder()
+                self.decoder.feed(bytes(self.rest[:before]), earlier)
+        try:
+            for message in self.decoder.feed(data, kinds):
+                del self.rest[: len(message.encode())]
+                yield Said(message.number, message.descriptors, message.body if isinstance(message, Frame) else b"")
+            if isinstance(self.decoder, FrameDecoder):
+                self.decoder.check()
+        except RemoteProtocolError:  # a header that is none: what follows cannot be told apart
+            yield Bytes(bytes(self.rest), tuple(self.decoder.unclaimed()))
+            self.rest.clear()
+            self.decoder = Decoder()
 
     def other(self, side: _Side) -> _Side:
         return self.client if side is self.server else self.server
@@ -305,10 +328,8 @@ class Proxy:
         if side is link.client:
             self._note(link, "client", Bytes(data, tuple(kinds)))
             return
-        link.rest += data
-        for message in link.decoder.feed(data, kinds):
-            del link.rest[: len(message.encode())]
-            self._note(link, "server", Said(*message))
+        for act in link.feed(data, kinds):
+            self._note(link, "server", act)
 
     def _end(self, link: _ProxiedConnection, side: str, reason: str) -> None:
         """Record that one side has closed, and close the other as soon as everything has been sent to it."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from nodes.errors import HostError, RemoteProtocolError, RunError
 from nodes.wire.analyzer import explain
 from nodes.wire.capture import Bytes, Closes, Entry, Kind, Said
-from nodes.wire.protocol import Message
+from nodes.wire.v2.protocol import FrameKind
 from sim.kernel.channel import Channel, Outbox
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
@@ -135,7 +135,8 @@ class Replayer:
             return
         match entry.act:
             case Said(number, kinds):
-                room = self._outbox.put(Message(number, self._make_all(number, kinds)))
+                data, peer = entry.act.encode(), _peer_of(number, entry.act.body)
+                room = self._outbox.put(RawMessage.of(data, self._make_all(peer, kinds)))
             case Bytes(data, kinds):
                 room = self._outbox.put(RawMessage.of(data, self._make_all(None, kinds)))
             case _:
@@ -236,6 +237,17 @@ class Replayer:
         if number is not None:
             self._vectors.setdefault(number, []).append(eventfd)
         return eventfd.descriptor
+
+
+def _peer_of(number: int, body: bytes) -> int | None:
+    """The peer that a message is about: of ivshmem v2, EVENT_FD and PEER_GONE name it first."""
+    if not body:
+        return number
+    return (
+        int.from_bytes(body[:4], "little")
+        if number & 0xFFFF_FFFF in (FrameKind.EVENT_FD, FrameKind.PEER_GONE)
+        else None
+    )
 
 
 def _take(eventfd: EventFd) -> int:

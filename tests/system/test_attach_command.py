@@ -249,7 +249,11 @@ def test_no_summary_of_a_command_is_cut(path, lines):
         (["ring", "0", "2"], 1, "peer 0 has no vector 2: expected 0..1"),
         (["ring", "x"], 2, "expected a peer's ID, or all, got 'x'"),
         (["ring", "-1"], 2, "expected a peer's ID, or all, got '-1'"),
-        (["frobnicate"], 2, "attach: expected one of peers, ring, wait, watch, state, peek, poke, fill, load, save, got"),
+        (
+            ["frobnicate"],
+            2,
+            "attach: expected one of peers, ring, wait, watch, state, peek, poke, fill, load, save",
+        ),
         (["peek", "-1"], 2, "expected a number, decimal or 0x..., got '-1'"),
         (["ring", "0", "1.5"], 2, "expected a vector, or all, got '1.5'"),
         (["wait", "--vector", "2"], 2, "expected one of the 2 vectors of this peer, got 2"),

@@ -17,7 +17,11 @@ __all__ = ["EndpointV2"]
 
 
 class EndpointV2(Endpoint):
-    """As `Endpoint`, for a server that speaks ivshmem v2. The arguments are those of `Endpoint`."""
+    """As `Endpoint`, for a server that speaks ivshmem v2. The arguments are those of `Endpoint`.
+
+    With ``adapt`` the machine need not know beforehand how many vectors it has: ``adapt(vectors)`` returns the machine
+    that takes the place of the first one when the server has said how many.
+    """
 
     takes_many = False
 
@@ -31,9 +35,11 @@ class EndpointV2(Endpoint):
         release: Callable[[Line], object],
         on_own: Callable[[Line], object],
         warn: Callable[[str], object],
+        adapt: Callable[[int], Vm] | None = None,
     ) -> None:
         super().__init__(vm, peers, place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)
         self._framed: FramedClient[Line] = FramedClient()
+        self._adapt = adapt
 
     @property
     def peer(self) -> int | None:
@@ -71,6 +77,9 @@ class EndpointV2(Endpoint):
         match event:
             case Initialized(peer, numbers, memory):
                 try:
+                    if self._adapt is not None:
+                        self._vm = self._adapt(numbers.vectors)
+                        self._vm.use_peers(self._peers)
                     device = self._vm.device
                     assert isinstance(device, IvshmemV2)
                     device.initialize(numbers)

@@ -85,6 +85,7 @@ class FramedClient(Generic[D]):
             yield event
             if len(frame.descriptors) > 1:
                 yield Ignored("server sent more than one descriptor with a message", frame.descriptors[1:])
+        self._decoder.check()
 
     def end(self) -> None:
         """The server has closed the connection.

@@ -160,26 +160,32 @@ class FrameDecoder(Generic[D]):
         have = len(self._pending)
         if have < HEADER_BYTES:
             return HEADER_BYTES - have
+        self.check()
         return self._length() - have
 
     def _length(self) -> int:
-        length = int.from_bytes(self._pending[4:8], "little")
-        if not HEADER_BYTES <= length <= FRAME_BYTES_MAX:
+        """The length in the header; 0 for one that no message has."""
+        length = int.from_bytes(self._pending[4:HEADER_BYTES], "little")
+        return length if HEADER_BYTES <= length <= FRAME_BYTES_MAX else 0
+
+    def check(self) -> None:
+        """Look at the header that has come.
+
+        Raises:
+            RemoteProtocolError: it has a length that no message has; nothing more can be read.
+        """
+        if len(self._pending) >= HEADER_BYTES and not self._length():
+            length = int.from_bytes(self._pending[4:HEADER_BYTES], "little")
             hint = "" if any(self._pending[:HEADER_BYTES]) else ": it speaks version 0, not ivshmem v2"
             expected = f"expected {HEADER_BYTES} to {FRAME_BYTES_MAX}"
             raise RemoteProtocolError(f"server sent a message of {length} bytes, {expected}{hint}")
-        return length
 
     def feed(self, data: bytes, descriptors: Sequence[D] = ()) -> list[Frame[D]]:
-        """Return the messages that ``data`` completes.
-
-        Raises:
-            RemoteProtocolError: a header has a length that no message has.
-        """
+        """Return the messages that ``data`` completes, up to a header that `check` refuses."""
         earlier, self._descriptors = tuple(self._descriptors), []
         self._pending += data
         frames: list[Frame[D]] = []
-        while len(self._pending) >= HEADER_BYTES and len(self._pending) >= (length := self._length()):
+        while len(self._pending) >= HEADER_BYTES and 0 < (length := self._length()) <= len(self._pending):
             kind = int.from_bytes(self._pending[:4], "little")
             body = bytes(self._pending[HEADER_BYTES:length])
             del self._pending[:length]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nodes.errors import LocalProtocolError, RemoteProtocolError, UsageError
+from nodes.wire.analyzer import explain
+from nodes.wire.capture import format_entry, parse
 from nodes.wire.client import Ignored, PeerLeft, VectorConnected
 from nodes.wire.v2.client import FramedClient, Initialized
 from nodes.wire.v2.protocol import DomainNumbers, Frame
@@ -194,3 +199,65 @@ def test_a_server_of_version_0_is_named():
 def test_a_server_that_leaves_before_init_is_an_error():
     with pytest.raises(RemoteProtocolError, match="before it sent INIT"):
         FramedClient().end()
+
+
+SESSION = (Path(__file__).parents[2] / "golden" / "sessions" / "v2.txt").read_text()
+
+
+def test_a_recorded_session_is_explained_and_written_back():
+    session = parse(SESSION.splitlines())
+    first, second = (explain(number, entries) for number, entries in session.connections.items())
+    assert not first.problems
+    assert not second.problems
+    assert (first.peer, second.peer, first.dialect.name) == (0, 1, "v2")
+    assert first.memory_bytes == 4 << 20
+    meanings = [each.meaning for each in first.entries]
+    assert meanings[1].startswith("INIT: the client's own ID 0 of 2, 2 vectors, protocol 0x0001")
+    assert meanings[2:6] == [
+        *(f"the own vector {vector}: to be waited for" for vector in (0, 1)),
+        *(f"peer 1 vector {vector}: to be rung" for vector in (0, 1)),
+    ]
+    assert meanings[6].startswith("peer 1 has left")
+    lines = [line for line in SESSION.splitlines() if line[:1].isdigit()]
+    assert [format_entry(entry) for entry in session.entries] == lines
+
+
+def test_a_message_that_a_device_does_not_take_is_marked_and_nothing_after_it():
+    lines = SESSION.replace("server 51539607554+01000000", "server 51539607554+00000000").splitlines()
+    analysis = explain(1, parse(lines).connections[1])
+    (problem,) = analysis.problems
+    assert (problem.name, problem.got) == ("v2-message", "invalid peer 0")
+    assert problem.rule.ends
+    assert problem.rule.expected
+
+
+FRAMES = st.one_of(
+    st.builds(
+        lambda kind, body, fds: (Frame(kind, body, fds), fds), st.integers(0, 3), st.binary(max_size=48), st.just(())
+    ),
+    st.builds(lambda peer, vector: (Frame.event_fd(peer, vector, "fd"), ("fd",)), st.integers(0, 3), st.integers(0, 3)),
+    st.builds(lambda peer: (Frame.peer_gone(peer), ()), st.integers(0, 3)),
+)
+
+
+@given(frames=st.lists(FRAMES, max_size=30), junk=st.binary(max_size=20), cuts=st.randoms(use_true_random=False))
+def test_whatever_a_server_says_descriptors_come_out_once_and_errors_are_declared(frames, junk, cuts):
+    client, wire = FramedClient(), Wire()
+    wire.send(GREETING)
+    for frame, _ in frames:
+        wire.send(frame)
+    wire.messages.append((junk, ()))
+    given_in = came_out = 0
+    try:
+        while wire.messages:
+            data, descriptors = wire.read(cuts.randint(1, 64))
+            given_in += len(descriptors)
+            for event in client.receive(data, descriptors):
+                match event:
+                    case Initialized() | VectorConnected():
+                        came_out += 1
+                    case Ignored(descriptors=dropped):
+                        came_out += len(dropped)
+    except RemoteProtocolError:
+        pass
+    assert came_out + len(list(client.unclaimed())) == given_in
