@@ -99,6 +99,7 @@ def defective(cells: dict[str, object]) -> type[SimulatedDevice]:
     return Defective
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_defect_is_found(qemu: str, defect: str) -> None:
     assert RULES_TODAY.write_offset_mask == 0xFC

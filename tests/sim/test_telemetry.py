@@ -17,6 +17,7 @@ from nodes.errors import UsageError
 from sim.telemetry import Group, Happened, Publisher, Snapshot, Subscriber, following, running
 from sim.telemetry.publisher import GREETING, READY, RECEIVED_BYTES_MAX, SUBSCRIBERS_MAX
 from sim.telemetry.subscriber import MESSAGE_BYTES_MAX
+from tests.samples import examples
 
 PATIENCE_S = 60.0
 
@@ -137,7 +138,7 @@ def test_a_malformed_snapshot_counts_as_lost(publisher, subscriber, kind):
     assert subscriber.lost == 1
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.binary(max_size=300))
 def test_no_frame_whatever_brings_the_reader_down(frame):
     """The decoder is all that stands between a frame and the reader."""

@@ -23,6 +23,7 @@ from sim.commands.catalogue import COMMANDS
 from sim.exit_codes import BROKEN_PIPE, INTERRUPTED
 from sim.telemetry import Group, Snapshot
 from sim.views.rates import Rates
+from tests.command import invoke
 
 QUICK = ["--set", "run.duration_s=0.3", "--set", "run.warmup_s=0.1"]
 
@@ -194,7 +195,8 @@ def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
 def test_mistakes_are_explained(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
     if arguments[:1] == ["run"]:
         arguments = [*arguments, "--runs", str(tmp_path / "runs")]
-    done = ivsim(*arguments, code=code)
+    done = invoke(*arguments)
+    assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert not (tmp_path / "runs").exists()
 

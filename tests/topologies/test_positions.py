@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.samples import examples
 from topologies.language.toml_positions import MAX_DEPTH, MAX_VALUES, Path, ScanError, positions, split_key
 
 CASES: list[tuple[str, str, dict[Path, int]]] = [
@@ -187,7 +188,7 @@ def leaves(value: Any, path: Path = ()) -> dict[Path, Any]:
     return {path: value}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.data(), st.dictionaries(KEYS, TREES, max_size=5))
 def test_every_value_of_any_document_is_found_on_its_line(data: st.DataObject, tree: dict[str, Any]) -> None:
     values, text = Writer(data.draw).table(tree, ())

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from tests.samples import examples
 from topologies import Problem, Topology, TopologyError, load, loads, starter_text
 from topologies.language.document import MAX_FILE_BYTES, MAX_LINE_BYTES
 from topologies.language.problems import MAX_PROBLEMS
@@ -271,7 +272,7 @@ SETTABLE = [
 ]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(st.sampled_from(SETTABLE), BAD_VALUES, st.integers(0, 30))
 def test_a_bad_value_is_reported_on_its_line(key: str, value: str, comments: int) -> None:
     table, _, name = key.rpartition(".")
@@ -304,7 +305,7 @@ FRAGMENTS = st.sampled_from(
 EDITS = st.lists(st.tuples(st.integers(0, len(GOOD)), st.integers(0, 12), FRAGMENTS), min_size=1, max_size=6)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=examples(1000), deadline=None)
 @given(EDITS)
 def test_a_mangled_file_loads_or_gives_declared_errors_with_lines(edits: list[tuple[int, int, str]]) -> None:
     text = GOOD
@@ -325,7 +326,7 @@ def test_a_mangled_file_loads_or_gives_declared_errors_with_lines(edits: list[tu
         assert str(problem).replace("\n", "").isprintable()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.one_of(st.text(max_size=200), st.text("ab.=[]{}\"'\\#\n ,1-", max_size=60)))
 def test_any_text_loads_or_gives_declared_errors(text: str) -> None:
     with pytest.raises(TopologyError) as caught:

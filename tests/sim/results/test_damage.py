@@ -21,6 +21,7 @@ from sim.results import Run, RunDirectory
 from sim.results.store import schemas
 from sim.results.store.stream import ResourceStream
 from sim.views.notebook import run_html
+from tests.samples import examples
 from tests.synthetic import finish, pair, record, topology, usage
 
 TABLES = ("samples", "drains", "edges", "vectors", "resources", "histograms")
@@ -209,7 +210,7 @@ def test_tables_cut_anywhere_are_damage(path, table):
             schemas.read_table(path, table)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), table=st.sampled_from(TABLES))
 def test_tables_with_a_changed_byte_never_crash_the_reader(path, place, byte, table):
     file = path / f"{table}.parquet"
@@ -254,7 +255,7 @@ def test_a_recording_cut_at_every_byte_tells_what_is_left(tmp_path):
     assert rings == {0, 1, 2}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.integers(0, 95), st.integers(0, 2**64 - 1), max_size=6))
 def test_a_recording_with_other_words_gives_figures_or_problems(tmp_path_factory, words):
     parent = tmp_path_factory.mktemp("words")
