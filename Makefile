@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # The tests start some 2,000 processes: without bytecode each compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check test full faults clusters bench guest notebooks docs-tables clean
+.PHONY: run check test full faults clusters bench guest notebooks docs docs-tables package clean
 
 run: .venv/installed-run
 	$(BIN)/ivsim run doorbell_storm
@@ -49,6 +49,29 @@ guest:
 # Runs the notebooks anew and keeps their outputs.
 notebooks: .venv/installed-test
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+# The site of the documentation in build/site, to be read without a network. Needs npm, once, for two scripts.
+docs: .venv/installed-run build/docs/mermaid.min.js build/docs/iframe-worker.js
+	$(INSTALL) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html"
+
+build/docs/mermaid.min.js:
+	mkdir -p $(@D) && cd $(@D) && tar xzOf "$$(npm pack --silent mermaid@11.17.2)" package/dist/mermaid.min.js > part && mv part $(@F)
+
+build/docs/iframe-worker.js:
+	mkdir -p $(@D) && cd $(@D) && tar xzOf "$$(npm pack --silent iframe-worker@1.0.4)" package/shim/index.js > part && mv part $(@F)
+
+# The wheel and the source distribution in dist/, checked, and installed in an empty environment that runs a topology.
+package:
+	rm -rf build/package dist
+	$(PYTHON) -m venv build/package
+	build/package/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	build/package/bin/python -m build --outdir dist .
+	build/package/bin/twine check --strict dist/*
+	$(PYTHON) -m venv --clear build/package
+	build/package/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	build/package/bin/ivsim run ping_pong --quiet --runs build/package/runs --set run.duration_s=1
 
 # Rewrites the generated blocks of README and docs/ from the declarations and the examples.
 docs-tables: .venv/installed-test

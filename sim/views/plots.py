@@ -188,7 +188,8 @@ def timeline(run: Run, *, axes: Any = None) -> Any:
     axes = _axes(axes)
     # The median last, on top of what would hide it.
     for (level, _), style in zip(reversed(LEVELS), (":", "-", "--", "-"), strict=True):
-        axes.plot(made.latency_s, np.maximum(made.delivery_ns[level], 1), style, label=level, linewidth=1.3)
+        if np.isfinite(made.delivery_ns[level]).any():  # moments have enough samples for it
+            axes.plot(made.latency_s, np.maximum(made.delivery_ns[level], 1), style, label=level, linewidth=1.3)
     _latency_scale(axes, "y")
     axes.set_ylabel("delivery")
     return _over_time(axes, made)

@@ -72,3 +72,4 @@ def test_a_project_of_a_stranger_passes_with_the_wheel(tmp_path: Path, wheel: Pa
     assert re.search(rf"\b{passed} passed", printed), printed
     assert "plugins: ivshmem-sim-" in printed
     assert execute(project / "venv" / "bin" / "ivsim", "--version", cwd=project)
+    assert (project / "venv" / "share" / "man" / "man1" / "ivsim-run.1").read_text().startswith('.TH "IVSIM-RUN" 1')

@@ -201,14 +201,15 @@ def _add_latencies(made: TimeSeries, batch: dict[str, Column]) -> None:
 
 
 def _levels(over_time: Column) -> dict[str, Floats]:
-    """Percentiles of every row of counts; NaN for a row of none."""
+    """Percentiles of every row of counts; NaN where a row has too few for that percentile, as in tables."""
     sums = np.cumsum(over_time, axis=1)
     total = sums[:, -1]
     levels = {}
     for name, share in LEVELS:
         rank = np.maximum(1, np.ceil(share * total))
         place = np.argmax(sums >= rank[:, None], axis=1)
-        levels[name] = np.where(total > 0, middles(place), np.nan)
+        fewest = 1 if share in (0.5, 1.0) else round(1 / (1 - share))
+        levels[name] = np.where(total >= fewest, middles(place), np.nan)
     return levels
 
 

@@ -78,18 +78,22 @@ def _rarity_word(rarity: float) -> str:
 
 
 def cumulative(made: TimeSeries) -> Chart | None:
-    """The share of doorbells that took no longer; None without samples."""
-    shares = np.unique(np.r_[np.linspace(0, 1, POINTS), 0.995, 0.999])
-    lines, low, high, medians = [], np.inf, 0.0, []
+    """The share of doorbells that took no longer; None without samples. Each line ends where there are too few."""
+    every = np.unique(np.r_[np.linspace(0, 1, POINTS), 0.995, 0.999])
+    lines, low, high, medians, most = [], np.inf, 0.0, [], 1
     for name, said, style in _shown(made):
-        levels = np.maximum(made.latencies[name].quantiles(shares), 1)
+        found = made.latencies[name]
+        shares = every[every <= 1 - 1 / found.size] if found.size > 1 else every
+        levels = np.maximum(found.quantiles(shares), 1)
         lines.append(Line(said, levels, 100 * shares, style))
         low, high = min(low, float(levels[shares >= LEAST_SHARE][0])), max(high, float(levels[shares <= 0.999][-1]))
+        most = max(most, found.size)
         medians.append(f"{said} {time(float(np.interp(0.5, shares, levels)))}")
     if not lines:
         return None
     its = _latency_axis(low, high)
-    x = Axis("latency, up to p99.9", its.low, its.high, its.ticks, its.word, logarithmic=True)
+    end = "up to p99.9" if most >= 1000 else f"of {most:,} samples"
+    x = Axis(f"latency, {end}", its.low, its.high, its.ticks, its.word, logarithmic=True)
     y = Axis("doorbells", 0, 100, lambda most: round_ticks(0, 100, min(most, 5), _percent), _percent)
     # A line that ended outside would be drawn over the margin.
     lines = [
@@ -130,7 +134,11 @@ def _levels_over_time(
         return None
     # The median last, on top of what would hide it.
     styles = reversed([*enumerate(LEVELS, start=5)])
-    lines = [Line(name, made.latency_s, np.maximum(levels[name], 1), style) for style, (name, _) in styles]
+    lines = [
+        Line(name, made.latency_s, np.maximum(levels[name], 1), style)
+        for style, (name, _) in styles
+        if np.isfinite(levels[name]).any()
+    ]
     low, high = float(np.nanmin(levels["p50"])), float(np.nanmax(levels["max"]))
     typical, worst = float(np.nanmedian(levels["p50"])), int(np.nanargmax(levels["max"]))
     description = (

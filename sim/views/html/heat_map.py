@@ -58,9 +58,25 @@ def _picture(matrix: HeatMatrix, title: str, description: str) -> Markup:
     every = max(1, math.ceil(15 / cell))
     for place in range(0, rows, every):
         parts.append(text(left - 6, top + (place + 0.5) * cell + 4, cut(matrix.sources[place], limit), anchor="end"))
+    names, below = _column_labels(matrix, left, cell, bottom, limit)
+    parts += names
+    parts.append(text(2, 12, "ringing, down; rung, across", "label"))
+    return picture(WIDTH, round(bottom + below), title, description, parts, class_="square")
+
+
+def _column_labels(
+    matrix: HeatMatrix, left: float, cell: float, bottom: float, limit: int
+) -> tuple[list[Markup], float]:
+    """The names below the columns, and the height that they take: side by side where all fit, else turned."""
     middles = [(left + (place + 0.5) * cell, name) for place, name in enumerate(matrix.targets)]
+    longest = max(map(len, matrix.targets))
     half = CHARACTER * longest / 2
     inside = [(min(max(at, half), WIDTH - half), name) for at, name in middles]
-    parts += [text(at, bottom + 17, name, anchor="middle") for at, name in thinned(inside)]
-    parts.append(text(2, 12, "ringing, down; rung, across", "label"))
-    return picture(WIDTH, round(bottom + 28), title, description, parts, class_="square")
+    if len(thinned(inside)) == len(middles):
+        return [text(at, bottom + 17, name, anchor="middle") for at, name in inside], 28
+    every = max(1, math.ceil(15 / cell))
+    turned = []
+    for at, name in middles[::every]:
+        place = f"translate({at:.1f} {bottom + 8:.1f}) rotate(-90)"
+        turned.append(tag("g", text(0, 4, cut(name, limit), anchor="end"), transform=place))
+    return turned, 20 + CHARACTER * min(limit, longest)

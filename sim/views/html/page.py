@@ -14,7 +14,7 @@ from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.time_series import Happening, TimeSeries, digest
 from sim.results.store import files
-from sim.results.summary import Summary
+from sim.results.summary import Percentiles, Summary
 from sim.views import rows, sentences
 from sim.views.event_text import sentence
 from sim.views.html import curves, tables, topology
@@ -118,16 +118,21 @@ def _tiles(figures: Summary) -> Markup:
         ("doorbells a second", short_count(figures.doorbells_per_s)),
         ("interrupts a second", short_count(figures.interrupts_per_s)),
         ("doorbells per interrupt", each),
-        ("delivery, median", short_ns(delivery.p50)),
-        ("delivery, p99", short_ns(delivery.p99)),
-        ("delivery, p99.9", short_ns(delivery.p99_9)),
+        ("delivery, median", _or_few(delivery, delivery.p50)),
+        ("delivery, p99", _or_few(delivery, delivery.p99)),
+        ("delivery, p99.9", _or_few(delivery, delivery.p99_9)),
     ]
     late = bool(lag.max)
     if late:  # delivery alone would hide how long the doorbells waited to be rung
-        tiles.append(("total, corrected, p99", short_ns(total.p99)))
-        tiles.append(("total, corrected, p99.9", short_ns(total.p99_9)))
+        tiles.append(("total, corrected, p99", _or_few(total, total.p99)))
+        tiles.append(("total, corrected, p99.9", _or_few(total, total.p99_9)))
     shown = [tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles]
     return tag("dl", *shown, class_="tiles eight" if late else "tiles")
+
+
+def _or_few(its: Percentiles, value_ns: float | None) -> str:
+    """A percentile, or why there is none, in the words of the tables."""
+    return rows.TOO_FEW if value_ns is None and its.samples else short_ns(value_ns)
 
 
 def _expected(figures: Summary) -> Markup:
@@ -284,7 +289,7 @@ def _host(run: Run, figures: Summary | None) -> list[Markup]:
         source = files.read_bytes(run.path / files.TOPOLOGY, SOURCE_LIMIT_BYTES).decode(errors="replace")
     except UsageError as error:
         return [*parts, tag("p", str(error), class_="note")]
-    return [*parts, tag("details", tag("summary", "The topology as given"), tag("pre", source))]
+    return [*parts, tag("details", tag("summary", "The topology as given"), tag("pre", source, tabindex="0"))]
 
 
 def _limit(name: str, value: int | None) -> str:

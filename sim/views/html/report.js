@@ -24,12 +24,29 @@ for (const chart of document.querySelectorAll("svg[data-hover]")) {
     cursor.style.display = "none";
     dots.forEach((dot) => (dot.style.display = "none"));
   };
+  let shown = -1;
   chart.addEventListener("pointerleave", leave);
+  chart.addEventListener("blur", leave);
   chart.addEventListener("pointermove", (event) => {
     const box = chart.getBoundingClientRect();
     const scale = chart.viewBox.baseVal.width / box.width;
-    const place = Math.round(((event.clientX - box.left) * scale - facts.from) / facts.every);
+    show(Math.round(((event.clientX - box.left) * scale - facts.from) / facts.every));
+  });
+  // By keyboard: Tab reaches a chart, the arrows move the line, Escape takes it away.
+  chart.tabIndex = 0;
+  chart.addEventListener("keydown", (event) => {
+    const last = facts.x.length - 1;
+    const steps = { ArrowLeft: shown - 1, ArrowRight: shown + 1, PageUp: shown - 10, PageDown: shown + 10, Home: 0, End: last };
+    if (event.key === "Escape") leave();
+    if (!(event.key in steps)) return;
+    event.preventDefault();
+    show(Math.min(last, Math.max(0, steps[event.key])));
+  });
+  const show = (place) => {
     if (place < 0 || place >= facts.x.length) return leave();
+    shown = place;
+    const box = chart.getBoundingClientRect();
+    const scale = chart.viewBox.baseVal.width / box.width;
     const x = facts.from + place * facts.every;
     cursor.setAttribute("x1", x);
     cursor.setAttribute("x2", x);
@@ -52,5 +69,5 @@ for (const chart of document.querySelectorAll("svg[data-hover]")) {
     const flip = left + 16 + tip.offsetWidth > figure.width;
     tip.style.left = (flip ? left - 14 - tip.offsetWidth : left + 14) + "px";
     tip.style.top = box.top - figure.top + facts.top / scale + 6 + "px";
-  });
+  };
 }

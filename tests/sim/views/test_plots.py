@@ -104,11 +104,13 @@ def test_confidence_shows_every_percentile_and_open_ends(run):
     assert len(plots.confidence(run).containers) == 2
 
 
-def test_a_timeline_has_every_level_and_what_happened(run):
+def test_a_timeline_has_every_level_that_its_samples_allow_and_what_happened(run):
+    """p90 of a moment needs ten samples in it, and p99 a hundred, as in tables."""
     axes = plots.timeline(run)
     labels = [line.get_label() for line in axes.get_lines()]
-    assert labels[:4] == ["max", "p99", "p90", "p50"]
-    assert max(np.nanmax(line.get_ydata()) for line in axes.get_lines()[:4]) == pytest.approx(100_000, rel=0.005)
+    assert labels[:2] == ["max", "p50"]
+    assert not {"p90", "p99"} & {*labels}
+    assert max(np.nanmax(line.get_ydata()) for line in axes.get_lines()[:2]) == pytest.approx(100_000, rel=0.005)
     assert [text.get_text() for text in axes.texts] == ["warm-up", "1"]
     assert axes.get_xlabel().splitlines() == [
         "time since the start [s]",
