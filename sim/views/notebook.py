@@ -70,7 +70,7 @@ def sweep_html(sweep: SweepResult) -> str:
     table = sweep.table()
     kept = [name for name in table.column_names if name in sweep.varied or name in SWEEP_SHOWN]
     body = [(str(place), *(_cell(row[name]) for name in kept)) for place, row in enumerate(table.to_pylist(), start=1)]
-    return _page(_table(TextTable("", ("run", *kept), body)), _quiet(f"{len(sweep)} runs in {sweep.path}"))
+    return _page(_table(TextTable("", ("run", *kept), body)), _quiet(f"{len(sweep)} runs in {sweep.path.name}"))
 
 
 def _cell(value: object) -> str:

@@ -21,6 +21,7 @@ SHORTER = {
     "interrupt_latency": "measured_s = 0.3",
     "doorbell_storm": "measured_s, sizes, vectors, delays_us = 0.3, (2, 6), (1, 4), (0, 10_000)",
     "migration_blockers": "rates_hz, moves = (500, 4000), 2",
+    "scaling_study": "senders, repeats = (1, 8), 2",
     "resource_profile": "measured_s, rates_hz, crowds = 0.6, (1000.0, None), ((4, 1), (12, 8), (24, 1))",
 }
 
