@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from topologies import load, loads
 
 pytestmark = pytest.mark.qemu
 
+ROOT = Path(__file__).parents[2]
 SECTOR_BYTES, DISK_BYTES = 512, 1 << 20  # SeaBIOS boots no smaller virtio disk
 PRINT = bytes.fromhex("fa 31c0 8ed8 be167c baf803 ac 84c0 7403 ee ebf8 f4 ebfd")
 """cli; ds = 0; si = the text behind this code; write each byte of it to COM1 (0x3f8) up to a 0; halt."""
@@ -71,6 +73,22 @@ def test_a_bare_metal_guest_takes_part_and_its_counts_balance(tmp_path: Path) ->
     assert [each["met"] for each in summary["expectations"]] == [True] * 4
     assert files.console(run.path, "mine").read_text().splitlines()[0] == "hello"
     assert "mine: its device could not interrupt it at the end of the run: MSI-X is off" in summary["warnings"]
+
+
+def test_the_bare_metal_guest_answers_each_doorbell_once(tmp_path: Path) -> None:
+    if shutil.which("cc") is None or shutil.which("make") is None:
+        pytest.skip("needs make and a C compiler")
+    folder = shutil.copytree(ROOT / "examples" / "bare_metal", tmp_path / "examples" / "bare_metal")
+    subprocess.run(["make", "-s", "-C", folder, "CPPFLAGS=-DAWAITED=200"], check=True)
+    file = folder / "bare_metal.toml"
+    file.write_text(file.read_text().replace("1000", "200"))
+    run = sim.run(file, runs=tmp_path / "runs")
+    summary = run.summary
+    assert (run.status, run.reason) == ("finished", "")
+    assert [each for each in summary["expectations"] if not each["met"]] == []
+    assert summary["rung"] == summary["delivered"] == 400
+    assert summary["statistics"]["metal"] == {"rung": 200, "interrupts": 200}
+    assert not any("could not interrupt" in each for each in summary["warnings"])
 
 
 def test_a_guest_that_says_something_else_is_held_against_what_came_from_it(tmp_path: Path) -> None:
