@@ -30,6 +30,9 @@ from tests.faults.processes import (
 KILLS_EACH = 100
 """Kills in one run: then another run begins."""
 
+NOT_STARTED = "could not be started: its process ended at once"
+"""One that is killed before it has said its process ID."""
+
 CHURN = """
 title = "Machines that are killed from outside and come back"
 [run]
@@ -112,7 +115,7 @@ def test_workers_are_killed_at_any_moment(seed: int, fault_count: int, runtime: 
         # when the last one has joined: the run ends in its own time, and the next one goes on.
         assert result.status in ("interrupted", "failed", "degraded"), result.reason
         assert 0 < len(died) <= killer.done
-        assert {event["how"] for event in died} == {"SIGKILL"}
+        assert {event["how"] for event in died} <= {"SIGKILL", NOT_STARTED}
         summary = result.summary
         assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"]
         assert summary["balanced"]
