@@ -17,7 +17,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from nodes.errors import HostError
 from sim.kernel.locks import is_locked
@@ -104,7 +104,7 @@ def runtime_directories(parents: list[Path] | None = None) -> list[RuntimeDirect
                 status = path.lstat()
                 if status.st_mode == stat.S_IFDIR | 0o700 and status.st_uid == os.getuid():
                     try:
-                        file = (path / OWNER).open()
+                        file = _open_owner(path)
                     except FileNotFoundError:  # killed before it had made the file, or just about to make it
                         if _unsigned(path):
                             found.append(RuntimeDirectory(path, 0, owned=False))
@@ -117,6 +117,12 @@ def runtime_directories(parents: list[Path] | None = None) -> list[RuntimeDirect
     return found
 
 
+def _open_owner(path: Path, flags: int = 0) -> TextIO:
+    """Open the file of a directory's owner; what is no regular file is refused (``OSError``), and never waited for."""
+    descriptor = os.open(path / OWNER, flags | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    return os.fdopen(descriptor, "r+")
+
+
 def _unsigned(path: Path) -> bool:
     """Whether a directory has a name that `tempfile` makes, and nothing in it but the file of an owner."""
     return bool(_MADE.fullmatch(path.name)) and set(os.listdir(path)) <= {OWNER}
@@ -125,9 +131,8 @@ def _unsigned(path: Path) -> bool:
 def remove(directory: RuntimeDirectory) -> bool:
     """Remove a directory with all its files if its owner is dead. Returns whether it is gone now."""
     path = directory.path
-    with contextlib.suppress(OSError), (path / OWNER).open("a+") as file:
+    with contextlib.suppress(OSError), _open_owner(path, os.O_CREAT) as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.seek(0)
         if file.read(1) or _unsigned(path):
             shutil.rmtree(path)
     return not path.exists()

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 
 from sim.commands.inventory import clean, ps
 from sim.host.inventory import Item, inventory, remove
+from sim.host.runtime_directory import RuntimeDirectory, runtime_directories, runtime_directory
 from sim.host.runtime_directory import remove as remove_directory
-from sim.host.runtime_directory import runtime_directories, runtime_directory
 from sim.kernel.memory import Region
 from sim.kernel.processes import RUN_VARIABLE
 from sim.kernel.segments import mappings
@@ -48,14 +48,15 @@ def started(*arguments: object, **options: object) -> Iterator[subprocess.Popen[
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def items_of(pid: int) -> list[Item]:
-    return [item for item in inventory() if item.pid == pid or f"-{pid}-" in item.name]
+def items_of(pid: int, memory: str = "") -> list[Item]:
+    return [item for item in inventory() if item.pid == pid or item.name == f"/dev/shm/{memory}"]
 
 
 def test_a_run_is_listed_and_what_its_killed_group_leaves_is_removed(tmp_path: Path) -> None:
-    """Case 15."""
-    arguments = ("run", "ping_pong", "-q", "--set", "run.duration_s=60.0", "--runs", tmp_path)
-    with started(*arguments) as process:
+    """Case 15. The memory has a name of its own: one with a generated name is removed by any run that starts."""
+    name = f"ivt-{os.getpid()}-killed"
+    arguments = ("run", "ping_pong", "-q", "--set", "run.duration_s=60.0", "--set", f'memory.name="{name}"')
+    with started(*arguments, "--runs", tmp_path) as process:
         wait_until(lambda: any('"ready"' in each.read_text() for each in tmp_path.glob("*/events.jsonl")), process)
         wait_until(lambda: any(item.kind == "run" and len(item.detail) > 1 for item in items_of(process.pid)), process)
         run, memory = items_of(process.pid)
@@ -63,24 +64,25 @@ def test_a_run_is_listed_and_what_its_killed_group_leaves_is_removed(tmp_path: P
         assert (run.kind, run.state, run.pid, run.name) == ("run", "in use", process.pid, str(directory))
         assert run.detail[0].endswith(": running, 2 of 2 machines")
         assert (memory.kind, memory.state, memory.pid) == ("memory", "in use", process.pid)
+        assert memory.name == f"/dev/shm/{name}"
         assert memory.name in run.detail[1]
         assert not remove(run)
         assert not remove(memory)
         assert Path(memory.name).exists()
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    wait_for_state("orphaned", process.pid)
-    left = items_of(process.pid)
+    wait_for_state("orphaned", process.pid, name)
+    left = items_of(process.pid, name)
     assert {item.kind for item in left} == {"memory", "directory"}
     assert all(map(remove, left))
-    assert items_of(process.pid) == []
+    assert items_of(process.pid, name) == []
 
 
-def wait_for_state(state: str, pid: int) -> None:
+def wait_for_state(state: str, pid: int, memory: str) -> None:
     """Machines of a killed group take a moment to be gone, and hold the memory until then."""
     deadline_s = time.monotonic() + PATIENCE_S
-    while {item.state for item in items_of(pid)} != {state}:
-        assert time.monotonic() < deadline_s, items_of(pid)
+    while {item.state for item in items_of(pid, memory)} != {state}:
+        assert time.monotonic() < deadline_s, items_of(pid, memory)
         time.sleep(0.02)
 
 
@@ -183,6 +185,23 @@ def test_a_clean_up_between_two_steps_makes_the_maker_start_again(
         (found,) = runtime_directories([short_path])
         assert found == (path, os.getpid(), True)
     assert list(short_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a link", "a directory"])
+def test_a_directory_whose_owner_s_file_is_none_is_left_alone_and_not_waited_for(
+    kind: str, short_path: Path, tmp_path: Path
+) -> None:
+    (there := short_path / "ivsim-0123abcd").mkdir(mode=0o700)
+    match kind:
+        case "a FIFO":
+            os.mkfifo(there / "owner.pid")
+        case "a link":
+            (there / "owner.pid").symlink_to(tmp_path / "elsewhere")
+        case _:
+            (there / "owner.pid").mkdir()
+    assert runtime_directories([short_path]) == []
+    assert not remove_directory(RuntimeDirectory(there, 0, owned=False))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_memory_of_unknown_origin_is_named_and_left_alone() -> None:
