@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import gc
 import multiprocessing.util
 import os
@@ -176,6 +177,17 @@ def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
     if "children" in left:
         left["children"] = list(_describe_children([pid for pid in left["children"] if isinstance(pid, int)]))
     pytest.fail(f"{request.node.nodeid} left behind: {left}", pytrace=False)
+
+
+@pytest.fixture
+def orphans_alone() -> Iterator[None]:
+    """For a test that leaves memory, directories or processes without an owner, or removes all that there are.
+
+    Tests run beside each other, and `ivsim clean` removes what is another test's, too.
+    """
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ MISSING = {
     "no /proc": "mount -t tmpfs tmpfs /proc",
     "a read-only /dev/shm": "mount -t tmpfs -o ro tmpfs /dev/shm",
 }
-RUN, SERVE = ("run", "ping_pong"), ("serve", "-F", "-S", "s")
+RUN, SERVE = ("run", "ping_pong"), ("serve", "-F", "-S", "s", "-M", f"ivt-{os.getpid()}-missing")
 HINT = 'shared memory with a name is made there. Take kind = "memfd" in [memory], or mount a tmpfs'
 
 
@@ -114,7 +114,9 @@ def test_a_removed_current_directory_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("F8", full=100, sample=1, unit="kills of a process group")
-def test_a_killed_group_leaves_nothing_after_clean(fault_count: int, short_path: Path, tmp_path: Path) -> None:
+def test_a_killed_group_leaves_nothing_after_clean(
+    fault_count: int, orphans_alone: None, short_path: Path, tmp_path: Path
+) -> None:
     """Nobody could clean up: `ivsim clean` removes the segment and the sockets, and no segment of a living run."""
     env = {"XDG_RUNTIME_DIR": str(short_path)}
     for cycle in range(fault_count):

@@ -26,6 +26,7 @@ from sim.kernel.processes import RUN_VARIABLE
 from sim.kernel.segments import mappings
 
 PATIENCE_S = 60.0
+pytestmark = pytest.mark.usefixtures("orphans_alone")
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
