@@ -45,24 +45,24 @@ def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
 
 def download_kernel(into: Path) -> tuple[Path, Path]:
     """Download and unpack Debian's kernel; returns its image and the directory of its modules."""
-    depends = _output(["apt-cache", "depends", PACKAGE])
+    depends = output(["apt-cache", "depends", PACKAGE])
     found = re.search(r"Depends: (linux-image-\S+)", depends)
     if found is None:
         sys.exit(f"apt-cache knows no {PACKAGE}: run `apt-get update`, or give --kernel and --modules")
     # As root, apt-get drops its rights to download, and cannot then write here: no fault, but a warning.
-    _output(["apt-get", "download", "--quiet", "-o", "APT::Sandbox::User=root", found[1]], cwd=into)
+    output(["apt-get", "download", "--quiet", "-o", "APT::Sandbox::User=root", found[1]], cwd=into)
     (package,) = into.glob("linux-image-*.deb")
-    _output(["dpkg-deb", "-x", os.fspath(package), os.fspath(into)])
+    output(["dpkg-deb", "-x", os.fspath(package), os.fspath(into)])
     (kernel,) = (into / "boot").glob("vmlinuz-*")
     (modules,) = (each for each in into.glob("**/lib/modules/*") if each.is_dir())
     return kernel, modules
 
 
-def compile_guest(into: Path) -> bytes:
-    """Compile guest.c; returns the static program."""
+def compile_guest(into: Path, source: Path = HERE / "guest.c") -> bytes:
+    """Compile the guest; returns the static program."""
     program = into / "guest"
     compiler = os.environ.get("CC", "cc")
-    _output([compiler, "-O2", "-Wall", "-static", "-o", os.fspath(program), os.fspath(HERE / "guest.c")])
+    output([compiler, "-O2", "-Wall", "-static", "-o", os.fspath(program), os.fspath(source)])
     return program.read_bytes()
 
 
@@ -89,7 +89,8 @@ def _unpacked(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _output(command: list[str], cwd: Path | None = None) -> str:
+def output(command: list[str], cwd: Path | None = None) -> str:
+    """Run a command; returns what it prints. One that fails ends this program with its words."""
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -91,6 +91,18 @@ def test_the_bare_metal_guest_answers_each_doorbell_once(tmp_path: Path) -> None
     assert not any("could not interrupt" in each for each in summary["warnings"])
 
 
+def test_the_uio_guest_answers_each_doorbell_once(tmp_path: Path) -> None:
+    topology = load(ROOT / "examples" / "uio_guest" / "uio_guest.toml")
+    if not all(Path(file).is_file() for machine in topology.machines if machine.guest for file in machine.guest.files):
+        pytest.skip("examples/uio_guest/build.py builds it")
+    run = sim.run(topology, runs=tmp_path)
+    summary = run.summary
+    assert (run.status, run.reason) == ("finished", "")
+    assert [each for each in summary["expectations"] if not each["met"]] == []
+    assert summary["rung"] == summary["delivered"] == 2000
+    assert summary["statistics"]["linux"] == {"rung": 1000, "interrupts": 1000}
+
+
 def test_a_guest_that_says_something_else_is_held_against_what_came_from_it(tmp_path: Path) -> None:
     run = boots("ivsim: rung=5 interrupts=7\n", tmp_path, 'ready_when = "ivsim"\n')
     assert run.summary["guest_difference"] == 5
