@@ -64,7 +64,7 @@ def test_validate_says_what_a_run_goes_through() -> None:
     )
     told = json.loads(invoke("validate", str(EVERYTHING), "--json").stdout)
     assert (told["phases"], told["timeline"], told["expectations"], told["cells"]) == (3, 7, 5, 12)
-    assert told["domains"] == ["left", "right"]
+    assert told["domains"] == ["left", "right", "cell"]
 
 
 def test_validate_knows_programs_of_a_file(tmp_path: Path) -> None:

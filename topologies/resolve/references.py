@@ -20,8 +20,8 @@ from topologies.resolve.traces import TraceFile, read_trace
 
 __all__ = ["MAX_EDGES", "References"]
 
-MAX_EDGES = 4 << 20
-"""The most (machine, peer) pairs of all parameters together: 2048 machines, each to all."""
+MAX_EDGES = 16 << 20
+"""The most (machine, peer) pairs of all parameters together: 4096 machines, each to all."""
 
 MAX_TRACES = 16
 
