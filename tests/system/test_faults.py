@@ -284,6 +284,7 @@ def test_the_coordinator_is_killed(with_spinner: bool, programs: None, runtime: 
     assert recovered.summary["pending_derived"]
 
 
+@pytest.mark.usefixtures("orphans_alone")
 def test_the_next_run_removes_the_leftovers_of_a_coordinator_killed_at_its_start(runtime: Path, tmp_path: Path) -> None:
     """Its fork server has not begun to serve, and cannot clean up. Directories of other runs and unsigned ones stay."""
     code = "import os, sys, sim; sim.run('ping_pong', runs=sys.argv[1], on_begin=lambda _: os.kill(os.getpid(), 9))"
@@ -444,6 +445,7 @@ def run_beside_a_stopped_coordinator(tmp_path: Path) -> None:
     assert result.summary["elapsed_s"] == pytest.approx(2.0, abs=0.001)
 
 
+@pytest.mark.usefixtures("orphans_alone")
 def test_a_run_does_not_take_memory_that_clients_of_a_killed_run_use(
     runtime: Path, tmp_path: Path, short_path: Path
 ) -> None:

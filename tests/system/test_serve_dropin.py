@@ -93,6 +93,7 @@ def test_a_second_daemon_is_told_of_the_first(options: list[str], short_path: Pa
         assert int(Path(options[3]).read_text()) == pid
 
 
+@pytest.mark.usefixtures("orphans_alone")
 def test_leftovers_of_a_killed_daemon_are_taken_over(options: list[str]) -> None:
     """The whole session is killed, as when the host's container crashes: no process is left to clean up."""
     for _ in range(2):
@@ -155,6 +156,7 @@ def test_a_daemon_that_cannot_start_tells_the_shell(
 # Memory
 
 
+@pytest.mark.usefixtures("orphans_alone")
 def test_memory_of_unknown_origin_stays_or_is_shared(short_path: Path) -> None:
     memory = SHM / short_path.name
     memory.write_bytes(b"precious" + bytes(8184))
@@ -191,6 +193,7 @@ def test_memory_without_a_name(kind: str, short_path: Path) -> None:
         server.terminate()
 
 
+@pytest.mark.usefixtures("orphans_alone")
 def test_memory_outlives_a_killed_server_with_its_clients(short_path: Path) -> None:
     """The client keeps the memory; the next server shares it, and says so."""
     path, name = short_path / "s", short_path.name
@@ -224,6 +227,7 @@ def test_memory_outlives_a_killed_server_with_its_clients(short_path: Path) -> N
             assert f"memory '{name}' is new: clients of an earlier server have another" in server.stderr.readline()
 
 
+@pytest.mark.usefixtures("orphans_alone")
 def test_a_daemon_tells_the_shell_which_processes_have_other_memory(options: list[str]) -> None:
     region = Region.create(4096, name=options[5])
     with map_region(region.descriptor):
