@@ -284,5 +284,5 @@ def _wrong_version(number: int) -> RemoteProtocolError:
     if number == REFUSED:
         known = ": it does not let this client in (too many, none of its users, or broken memory: its log tells)"
     elif is_framed(number):
-        known = ": it speaks ivshmem v2 (framed messages), which is not spoken here"
+        known = ": it speaks ivshmem v2 (framed messages), which a device of version 1 does not"
     return RemoteProtocolError(f"server sent version {number}, expecting {VERSION}{known}")

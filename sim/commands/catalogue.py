@@ -69,6 +69,11 @@ COMMANDS = {
     "attach": Entry(
         "attach:attach", "Be a peer, at the keyboard or in a script.", "ivsim attach -S /tmp/server.sock peers"
     ),
+    "ethernet": Entry(
+        "ethernet:ethernet",
+        "Join an Ethernet over ivshmem v2 with a network interface of this host.",
+        "ivsim ethernet -S /tmp/server.sock --tap ivshmem0",
+    ),
     "record": Entry(
         "capture:record",
         "Record what a server and its clients send.",

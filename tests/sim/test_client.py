@@ -245,7 +245,7 @@ def test_arguments_of_the_server_are_checked(arguments, error):
 
 
 def test_programs_and_their_parameters_are_checked(server):
-    with pytest.raises(UsageError, match="there is no program 'ech': expected one of echo, idle"):
+    with pytest.raises(UsageError, match="there is no program 'ech': expected one of echo, ethernet"):
         server.machine("ech")
     with pytest.raises(UsageError, match="echo has no parameter speed: expected one of"):
         server.machine("echo", speed=1)

@@ -334,7 +334,7 @@ def test_a_script(path, how, tmp_path):
     assert lines[-1].startswith("Also: int is ring")  # nothing after quit
     errors = told.stderr.splitlines()
     assert [line for line in errors if not line.startswith("rang")] == [
-        "ivsim: frobnicate: expected one of peers, ring, wait, watch, peek, poke, fill, load, save, help, quit",
+        "ivsim: frobnicate: expected one of peers, ring, wait, watch, state, peek, poke, fill, load, save, help, quit",
         "ivsim: ring: peer 77 is not there: expected one of 0",
         "ivsim: peek: expected 1 byte or more within the memory's 65536 (0x10000), got 99999999 at offset 0x0",
         "ivsim: expected closed quotes, got '\"unclosed' (No closing quotation)",

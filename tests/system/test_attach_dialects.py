@@ -47,7 +47,7 @@ def test_a_refused_client_is_told_why(short_path):
     ("said", "message"),
     [
         (b"HTTP/1.1", "ivsim: server sent version 3543824036068086856, expecting 0\n"),
-        (struct.pack("<2i", 0, 40), "it speaks ivshmem v2 (framed messages), which is not spoken here\n"),
+        (struct.pack("<2i", 0, 40), "the server closed the connection before it sent INIT\n"),
         (struct.pack("<2q", 5, 3), "ivsim: server sent version 5, expecting 0\n"),
         (struct.pack("<q", 5), "the server closed the connection before it sent the shared memory after 5, the ID of"),
         (b"", "the server closed the connection before it sent a version\n"),

@@ -11,7 +11,7 @@ from topologies.resolve.programs import shipped_programs
 
 README = ROOT / "README.md"
 LINES_MAX = 150
-NUMBERS = {5: "five", 8: "eight", 10: "ten", 16: "sixteen"}
+NUMBERS = {5: "five", 8: "eight", 10: "ten", 12: "twelve", 14: "fourteen", 16: "sixteen"}
 
 
 def test_it_is_short() -> None:
