@@ -47,6 +47,7 @@ ASPECTS: Mapping[str, Sequence[str]] = {
 }
 """The cells of a profile that a difference of each kind can come from; a verdict can come from any of them."""
 
+ARRIVED = frozenset({"delivered", "interrupts"})
 LATER = -1
 """In the place of the ID of a machine that joins during the run: it depends on when others do."""
 
@@ -63,6 +64,7 @@ class Facts:
             run) and the vector.
         order: the doorbells of each source with a time stamp, as (target, vector), in the order of their rings.
         lines: by machine and vector, which of "delivered", "interrupts", "refused" are not 0.
+        pending: by machine and vector, the doorbells that were on their way at the end.
         fates: by group, which of "pba_pending", "dropped" are not 0.
         actions: each action of the timeline: machine, action, why it was skipped or refused.
         ends: by machine, how it ended, if otherwise than told.
@@ -76,6 +78,7 @@ class Facts:
     edges: Mapping[Edge, int]
     order: Mapping[str, npt.NDArray[np.int64]]
     lines: Mapping[Line, frozenset[str]]
+    pending: Mapping[Line, int]
     fates: Mapping[str, frozenset[str]]
     actions: Sequence[tuple[str, str, str]]
     ends: Mapping[str, str]
@@ -117,11 +120,10 @@ def facts(run: Run, memory: Mapping[str, bytes]) -> Facts:
             peer = row["peer"] if up.get(target, (1, 1))[0] == 0 else LATER
             edge = names[row["source"]], target, peer, row["vector"]
             edges[edge] = edges.get(edge, 0) + row["rung"]
+    rows = {(names[row["machine"]], row["vector"]): row for row in run.vectors().to_pylist()}
     lines = {
-        (names[row["machine"]], row["vector"]): frozenset(
-            name for name in ("delivered", "interrupts", "refused") if row[name]
-        )
-        for row in run.vectors().to_pylist()
+        line: frozenset(name for name in ("delivered", "interrupts", "refused") if row[name])
+        for line, row in rows.items()
     }
     return Facts(
         status=run.status,
@@ -129,6 +131,7 @@ def facts(run: Run, memory: Mapping[str, bytes]) -> Facts:
         edges=edges,
         order=_order(run, names),
         lines=lines,
+        pending={line: row["pending"] for line, row in rows.items()},
         fates={
             name: frozenset(each for each in ("pba_pending", "dropped") if getattr(group, each))
             for name, group in figures.groups.items()
@@ -294,13 +297,24 @@ def _interrupts(
         if a == b or line in by_pace:
             continue
         more, less = (simulated, real) if b < a else (real, simulated)
-        why = _shorter([machine], more, less) or _cells(profiles, [machine], "interrupts")
+        why = (
+            _shorter([machine], more, less)
+            or _on_their_way(line, more, less)
+            or _cells(profiles, [machine], "interrupts")
+        )
         yield Difference("interrupts", f"{machine}, vector {vector}", _set(a), _set(b), why)
     for group in simulated.fates:
         a, b = simulated.fates[group], real.fates.get(group, frozenset())
         if a != b:
             members = [machine.name for machine in topology.machines if machine.group == group]
             yield Difference("interrupts", group, _set(a), _set(b), _cells(profiles, members, "interrupts"))
+
+
+def _on_their_way(line: Line, more: Facts, less: Facts) -> str:
+    """In words, that the only doorbells of a line had not arrived when the slower run ended; or ""."""
+    if not less.pending.get(line) or more.lines.get(line, frozenset()) - less.lines.get(line, frozenset()) != ARRIVED:
+        return ""
+    return f"pace: {less.pending[line]} doorbells were still on their way there"
 
 
 def _set(words: frozenset[str]) -> str:

@@ -31,6 +31,7 @@ FACTS = Facts(
     edges=BOTH,
     order={"storm-0": np.array([TO_1, TO_1, TO_2, TO_1, TO_2, TO_1, TO_2, TO_1, TO_2, TO_1])},
     lines={("storm-0", 0): frozenset(), ("storm-1", 0): HEARD, ("storm-2", 0): HEARD},
+    pending={},
     fates={"storm": frozenset()},
     actions=[],
     ends={},
@@ -105,6 +106,17 @@ def test_a_cell_of_the_profile_explains_what_became_of_doorbells() -> None:
     (found,) = differences({"lines": lost}, profiles={"storm-1": "qemu-doorbell-kvm"})
     assert "qemu-doorbell-kvm." in found.explained
     (found,) = differences({"lines": lost}, profiles={"storm-2": "qemu-doorbell-kvm"})
+    assert found.explained == ""
+
+
+def test_doorbells_that_were_on_their_way_are_no_difference_of_the_device() -> None:
+    changes = {"lines": {**FACTS.lines, ("storm-1", 0): frozenset()}}
+    (found,) = differences({**changes, "pending": {("storm-1", 0): 6}})
+    assert found.explained == "pace: 6 doorbells were still on their way there"
+    (found,) = differences({**changes, "pending": {("storm-1", 0): 0}})
+    assert found.explained == ""
+    changes = {"lines": {**FACTS.lines, ("storm-1", 0): frozenset({"delivered"})}}
+    (found,) = differences({**changes, "pending": {("storm-1", 0): 6}})
     assert found.explained == ""
 
 
