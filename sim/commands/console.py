@@ -26,11 +26,12 @@ def console(run_directory: Path, machine: str) -> None:
 
     While the run lasts it prints what is added, too. Ends with the run, or by Ctrl-C.
     """
+    from sim.recording.console_file import machines_with_consoles
     from sim.results.store import files
 
     path = files.console(run_directory, machine)
     if not path.is_file():
-        known = sorted(each.stem.partition("-")[2] for each in run_directory.glob("console-*.txt"))
+        known = machines_with_consoles(run_directory)
         hint = f"; there are those of {', '.join(known)}" if known else ": no machine of it has a guest"
         raise UsageError(f"{run_directory} has no console of {machine}{hint}")
     output = sys.stdout.buffer

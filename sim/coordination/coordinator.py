@@ -171,7 +171,7 @@ class Coordinator:
             number,
             self._engine,
             on_join=self._joined,
-            on_stranger=lambda arrival: self._stranger(arrival, domain.name),
+            on_stranger=lambda arrival, peer: self._stranger(arrival, peer, domain.name),
             on_leave=self._left,
             on_fault=lambda reason: self.stop("failed", reason),
         )
@@ -207,8 +207,8 @@ class Coordinator:
         if self.phase == "running" and incarnation.migration is None:
             make_known(self.machines, incarnation, place)
 
-    def _stranger(self, arrival: Arrival, domain: str) -> None:
-        self._event("foreign_peer_joined", pid=arrival.pid, uid=arrival.uid, domain=domain)
+    def _stranger(self, arrival: Arrival, peer: int, domain: str) -> None:
+        self._event("foreign_peer_joined", peer=peer, pid=arrival.pid, uid=arrival.uid, domain=domain)
 
     def _left(self, client: Client, reason: str) -> None:
         if self.phase == "running":

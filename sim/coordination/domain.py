@@ -41,7 +41,7 @@ class LiveDomain:
 
     Args:
         on_join: is told the incarnation and the place, in its own list, of the device that has joined.
-        on_stranger: is told the arrival of a client that is no machine of the topology.
+        on_stranger: is told the arrival of a client that is no machine of the topology, and its ID.
         on_leave: is told a client that has left, and why.
         on_fault: is told why a client could not be admitted.
     """
@@ -53,7 +53,7 @@ class LiveDomain:
         engine: Engine,
         *,
         on_join: Callable[[Incarnation, int], None],
-        on_stranger: Callable[[Arrival], None],
+        on_stranger: Callable[[Arrival, int], None],
         on_leave: Callable[[Client, str], None],
         on_fault: Callable[[str], None],
     ) -> None:
@@ -127,9 +127,10 @@ class LiveDomain:
             self._strangers.append(arrival)
         if not self._awaited:
             for stranger in self._strangers:
-                if any(self._join([(stranger, self._vectors)])):  # it may have left while it waited
-                    self._on_stranger(stranger)
-                    self._server.guard_eventfds()
+                for client in self._join([(stranger, self._vectors)]):
+                    if client is not None:  # otherwise it has left while it waited
+                        self._on_stranger(stranger, client.peer)
+                        self._server.guard_eventfds()
             self._strangers.clear()
 
     def _admit(self, arrivals: list[tuple[Incarnation, Arrival]]) -> None:

@@ -27,6 +27,7 @@ BECAME = {
     "left_behind": "left doorbells behind",
     "warning": "warns",
     "failure": "failed",
+    "console": "printed a line",
 }
 # The fields of an action that are not listed as details.
 TOLD_OF_ACTIONS = frozenset({"do", "machine", "line", "domain", "to_domain", "skipped", "refused"})
@@ -116,6 +117,8 @@ def _of_machine(event: Event, machine: str) -> str:
             said = f"{machine} warns: {event.get('text')}"
         case {"kind": "failure"}:
             said = f"{event.get('at_fault')} of {machine} failed: {event.get('summary')}"
+        case {"kind": "console"}:
+            said = f"{machine} printed a line with {event.get('pattern')!r}"
     return said
 
 
@@ -142,7 +145,9 @@ def _of_run(event: Event) -> str:
             reason = event.get("reason")
             return f"peer {peer} left" + (f": {reason}" if reason not in (None, "", "left") else "")
         case {"kind": "foreign_peer_joined"}:
-            return f"process {event.get('pid')} of user {event.get('uid')} joined domain {event.get('domain')}"
+            who = f"process {event.get('pid')} of user {event.get('uid')}"
+            known_as = f" as peer {event['peer']}" if "peer" in event else ""
+            return f"{who} joined domain {event.get('domain')}{known_as}"
         case {"kind": "aborted"}:
             return f"the run is ended: expected {event.get('expected')}, got {event.get('got')}"
     return ""

@@ -21,6 +21,7 @@ from sim.engines.shared.configure import configure_worker
 from sim.kernel.loop import Loop
 from sim.kernel.processes import RUN_VARIABLE, adopting_orphans, children, end_children, process_name
 from sim.recording import Recording
+from sim.recording.console_file import console_file
 from topologies import Domain, Machine, Topology
 
 __all__ = ["ProcessEngine"]
@@ -117,7 +118,7 @@ class ProcessEngine:
             [self._server_path(row.domain) for row in rows],
             recordings,
             self.loop,
-            console_path=Path(recordings[0].path).parents[1] / f"console-{name}.txt",
+            console_path=Path(recordings[0].path).parents[1] / console_file(name),
             watched={entry.console: None for entry in self._topology.timeline if entry.console},
             runtime=self._runtime,
             on_process=lambda pid: self._machine_of.__setitem__(pid, guest),

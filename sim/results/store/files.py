@@ -27,6 +27,7 @@ from typing import TypeVar
 import msgspec
 
 from nodes.errors import UsageError
+from sim.recording.console_file import console_file
 
 __all__ = [
     "DIED",
@@ -163,7 +164,7 @@ def write_json(path: Path, value: object) -> None:
 
 def console(path: Path, machine: str) -> Path:
     """Where the console of a machine with a guest of its own is kept."""
-    return path / f"console-{machine}.txt"
+    return path / console_file(machine)
 
 
 def write_status(path: Path, word: str, reason: str = "") -> None:

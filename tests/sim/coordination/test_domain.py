@@ -51,7 +51,7 @@ class Site:
             0,
             SimpleNamespace(make_server=make_server),
             on_join=lambda machine, _place: self.events.append(("joined", machine)),
-            on_stranger=lambda arrival: self.events.append(("stranger", arrival.pid)),
+            on_stranger=lambda arrival, peer: self.events.append(("stranger", arrival.pid, peer)),
             on_leave=lambda peer, reason: self.events.append((reason, peer.peer)),
             on_fault=self.events.append,
         )
@@ -117,7 +117,7 @@ def test_a_process_of_a_machine_that_died_is_no_stranger(site):
     assert (site.peers, site.events) == ([], [])
     site.connect()
     site.accept()
-    assert (site.peers, site.events) == ([0], [("stranger", os.getpid())])
+    assert (site.peers, site.events) == ([0], [("stranger", os.getpid(), 0)])
 
 
 def test_a_client_that_speaks_before_it_is_admitted_has_left(site):

@@ -81,10 +81,11 @@ TOLD = [
     ({"kind": "peer_left", "peer": 0, "reason": "left"}, "peer 0 left", "peer 0 left"),
     ({"kind": "peer_left", "peer": 0, "reason": "too slow"}, "peer 0 left", "peer 0 left: too slow"),
     (
-        {"kind": "foreign_peer_joined", "pid": 12, "uid": 1000, "domain": "main"},
+        {"kind": "foreign_peer_joined", "peer": 3, "pid": 12, "uid": 1000, "domain": "main"},
         "foreign peer joined",
-        "process 12 of user 1000 joined domain main",
+        "process 12 of user 1000 joined domain main as peer 3",
     ),
+    ({"kind": "console", "machine": "m", "pattern": "up$"}, "m printed a line", "m printed a line with 'up$'"),
     ({"kind": "aborted", "expected": "died == 0", "got": 1}, "aborted", "the run is ended: expected died == 0, got 1"),
     ({"kind": "of_tomorrow", "machine": "m", "what": [1, 2]}, "of tomorrow", "of tomorrow: machine m, what 1 2"),
 ]  # fmt: skip

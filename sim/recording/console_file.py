@@ -1,0 +1,19 @@
+"""The name of the file in a run directory that keeps the console of a guest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["console_file", "machines_with_consoles"]
+
+PREFIX, SUFFIX = "console-", ".txt"
+
+
+def console_file(machine: str) -> str:
+    """The name for a machine."""
+    return f"{PREFIX}{machine}{SUFFIX}"
+
+
+def machines_with_consoles(run_directory: Path) -> list[str]:
+    """The machines that have one in a run directory."""
+    return sorted(each.name.removeprefix(PREFIX).removesuffix(SUFFIX) for each in run_directory.glob(console_file("*")))
