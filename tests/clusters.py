@@ -8,13 +8,26 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sim.kernel.processes import work_ticks
 
-__all__ = ["IVSIM", "Part", "cluster", "descendants", "until"]
+__all__ = [
+    "IVSIM",
+    "Part",
+    "alive",
+    "cluster",
+    "descendants",
+    "end_all",
+    "job_directories",
+    "jobs",
+    "left_below",
+    "table",
+    "until",
+]
 
 IVSIM = [sys.executable, "-m", "sim"]
 PATIENCE_S = 120.0
@@ -130,3 +143,19 @@ def alive(pids: Sequence[int]) -> list[int]:
                 os.kill(pid, 0)
                 left.append(pid)
     return left
+
+
+def jobs(worker: Part) -> list[int]:
+    """The processes of the run that a worker carries out now."""
+    return [pid for pid in descendants(worker.process.pid) if pid != worker.process.pid and not is_worker(pid)]
+
+
+def is_worker(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"\0worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return True
+
+
+def job_directories() -> list[Path]:
+    """The directories of jobs of all workers."""
+    return list(Path(tempfile.gettempdir()).glob("ivsim-*/dask-scratch-space/worker-*/job-*"))

@@ -91,7 +91,10 @@ class DaskCluster:
 
     def _workers(self) -> list[_Place]:
         self._check()
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        try:
+            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        except OSError as error:
+            raise RunError(f"the scheduler {self.title} does not answer: {_reason(error)}") from error
         return [_Place(_host_of(its["name"]), address) for address, its in workers.items() if its["resources"].get(RUN)]
 
     def submit(self, name: str, job: Job, host: str | None = None) -> None:

@@ -28,8 +28,10 @@ __all__ = ["Item", "inventory", "remove"]
 
 ANSWER_S = 1.0
 COMMAND_LENGTH_MAX = 100
+JOBS = "dask-scratch-space"
+"""What Dask makes in the directory of a worker."""
 
-Kind = Literal["run", "server", "memory", "directory", "process"]
+Kind = Literal["run", "worker", "server", "memory", "directory", "process"]
 State = Literal["in use", "orphaned", "unknown"]
 
 
@@ -80,6 +82,8 @@ def _run(directory: RuntimeDirectory, found: Found | None) -> Item:
     if found is not None:
         with Subscriber(found.endpoint) as subscriber:
             snapshot = subscriber.receive(ANSWER_S)
+    if snapshot is None and (directory.path / JOBS).is_dir():
+        return Item("worker", "in use", directory.pid or None, str(directory.path), ("carries out jobs of a cluster",))
     if snapshot is None:
         return Item("run", "in use", directory.pid or None, str(directory.path), ("starting, ending, or busy",))
     detail = (
@@ -106,11 +110,11 @@ def _memory(segment: Segment) -> Item:
 
 
 def _servers() -> Iterator[Item]:
-    """Processes of `ivsim serve`, `record` and `replay`, each with the sockets that it listens at."""
+    """Processes of `ivsim serve`, `record`, `replay` and `scheduler`, each with the sockets that it listens at."""
     names = {inode: path for path, inode in listening_sockets().items()}
     for pid, words in _processes():
         command = _command(words)
-        if command in ("serve", "record", "replay"):
+        if command in ("serve", "record", "replay", "scheduler"):
             sockets = sorted(names[inode] for inode in _sockets(pid) if inode in names)
             yield Item("server", "in use", pid, _shown(words), tuple(f"listens at {path}" for path in sockets))
 

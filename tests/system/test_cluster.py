@@ -12,8 +12,9 @@ from click.testing import CliRunner
 
 from nodes.errors import UsageError
 from sim.cli import ivsim
+from sim.host.inventory import inventory
 from sim.sweeps import Sweep
-from tests.clusters import Part, alive, cluster, descendants, left_below, table, until
+from tests.clusters import Part, alive, cluster, descendants, job_directories, jobs, left_below, table, until
 
 pytest.importorskip("distributed")
 
@@ -42,7 +43,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.timeout(600)  # two commands and three runs, each of which waits for a CPU
 def test_a_killed_workers_run_is_repeated_and_nothing_is_left(file: Path, tmp_path: Path) -> None:
     """The worker is killed in the middle of a run; its run is carried out again by the worker that follows."""
-    with cluster(tmp_path, ["alpha"]) as (address, _, workers):
+    with cluster(tmp_path, ["alpha"]) as (address, scheduler, workers):
         arguments = ["sweep", str(file), "--set", "run.engine=process,virtual", "--set", "run.duration_s=0.5"]
         client = Part([*arguments, "--scheduler", address, "--runs", str(tmp_path / "r")], tmp_path / "client.log")
         client.until_it_says("1/2  engine=process: on alpha")
@@ -51,6 +52,9 @@ def test_a_killed_workers_run_is_repeated_and_nothing_is_left(file: Path, tmp_pa
         ]
         until(lambda: len(descendants(worker)) > 2, what="a run with its machines")
         its = descendants(worker)
+        listed = [(item.kind, item.pid) for item in inventory()]
+        assert ("worker", workers["alpha"].process.pid) in listed
+        assert ("server", scheduler.process.pid) in listed
         os.kill(worker, signal.SIGKILL)
         workers["alpha"].until_it_says("the worker has ended (SIGKILL)")
         assert client.wait() == 0, client.complained
@@ -60,6 +64,31 @@ def test_a_killed_workers_run_is_repeated_and_nothing_is_left(file: Path, tmp_pa
     assert {row.host for row in Sweep.resume(directory).rows} == {"alpha"}
     assert "host" in client.said.splitlines()[0].split()
     assert left_below(Path(tempfile.gettempdir())) == []
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_client_that_ends_leaves_nothing_and_the_workers_serve_the_next_one(
+    file: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    with cluster(tmp_path, ["alpha", "beta"]) as (address, _, workers):
+        arguments = ["sweep", str(file), "--set", "run.duration_s=600,601,602", "--scheduler", address]
+        client = Part([*arguments, "--runs", str(tmp_path / "r")], tmp_path / "client.log")
+        client.until_it_says("on alpha")
+        client.until_it_says("on beta")
+        for worker in workers.values():
+            until(lambda its=worker: len(jobs(its)) > 2, what="a run with its machines")
+        its = [pid for worker in workers.values() for pid in jobs(worker)]
+        assert client.end(number) == code
+        if number != signal.SIGKILL:  # the command has waited for that
+            assert alive(its) == []
+            assert "0 of 3 runs are done; go on with: ivsim sweep --resume" in client.complained
+        until(lambda: not alive(its), what="the end of the runs")
+        until(lambda: not job_directories(), what="no directory of a job")
+        arguments = ["sweep", str(file), "--set", "run.engine=virtual", "--repeat", "2", "--scheduler", address]
+        again = Part([*arguments, "--runs", str(tmp_path / "again")], tmp_path / "again.log")
+        assert again.wait() == 0, again.complained
 
 
 def parent(pid: int) -> int:
@@ -76,7 +105,7 @@ def parent(pid: int) -> int:
         (["sweep", "FILE", "--repeat", "2", "--scheduler", "tcp://192.0.2.1:1"], "needs TLS"),
         (["sweep", "FILE", "--repeat", "2", "--scheduler", "tls://192.0.2.1:1"], "expected --tls-ca"),
         (["sweep", "FILE", "--repeat", "2", "--scheduler", "x", "--workers", "2"], "not both"),
-        (["sweep", "FILE", "--repeat", "2", "--balance"], "go with --scheduler"),
+        (["sweep", "FILE", "--repeat", "2", "--balance"], "--balance goes with --scheduler"),
     ],
 )
 def test_what_is_not_protected_or_makes_no_sense_is_refused(file: Path, arguments: list[str], said: str) -> None:

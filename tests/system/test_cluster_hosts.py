@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sim.sweeps import Sweep
-from tests.clusters import Part, alive, descendants, end_all, left_below, table, until
+from tests.clusters import Part, alive, descendants, end_all, job_directories, jobs, left_below, table, until
 from tests.network_hosts import Network, make_certificates, network
 
 pytest.importorskip("distributed")
@@ -116,7 +116,7 @@ def test_24_runs_give_the_same_table_here_and_on_two_hosts_and_resumed_after_eac
     its = [pid for worker in workers.values() for pid in jobs(worker)]
     client.end(signal.SIGKILL)
     until(lambda: not alive(its) and not any(jobs(worker) for worker in workers.values()), what="no runs")
-    until(lambda: not left_in_jobs(), what="no directory of a job")
+    until(lambda: not job_directories(), what="no directory of a job")
     before = done(only(runs))
     assert before < 24
 
@@ -205,19 +205,3 @@ def child(worker: Part) -> int:
         for pid in path.read_text().split()
     ]
     return pid
-
-
-def jobs(worker: Part) -> list[int]:
-    """The processes of the run that a worker carries out now."""
-    return [pid for pid in descendants(worker.process.pid) if pid != worker.process.pid and not is_worker(pid)]
-
-
-def is_worker(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return b"\0worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return True
-
-
-def left_in_jobs() -> list[Path]:
-    """The directories of jobs of all workers."""
-    return list(Path(tempfile.gettempdir()).glob("ivsim-*/dask-scratch-space/worker-*/job-*"))
