@@ -13,6 +13,7 @@ from nodes.programs.ping_echo import echo, ping
 from nodes.programs.relay import relay
 from nodes.programs.states import states
 from nodes.programs.traffic import storm, trace
+from nodes.programs.virtio_console import virtio_console, virtio_console_driver
 
 __all__ = [
     "echo",
@@ -27,4 +28,6 @@ __all__ = [
     "states",
     "storm",
     "trace",
+    "virtio_console",
+    "virtio_console_driver",
 ]

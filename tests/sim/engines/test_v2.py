@@ -166,6 +166,30 @@ def test_the_link_reaches_run_again_after_either_side_is_gone(run, dies, do):
     assert result.summary["balanced"]
 
 
+@pytest.mark.parametrize(
+    ("present", "timeline"),
+    [
+        (("back", "front"), []),
+        (("back", "front"), [(0.06, "kill", "back"), (0.1, "join", "back")]),
+        (("back", "front"), [(0.06, "kill", "front"), (0.1, "join", "front")]),
+        (("back",), [(0.05, "join", "front")]),
+    ],
+)
+def test_a_console_gives_back_each_line(run, present, timeline):
+    programs = {"back": "virtio_console", "front": "virtio_console_driver"}
+    text = "".join(
+        f'[machines.{name}]\nprogram = "{program}"\n' + ("" if name in present else "absent = true\n")
+        for name, program in programs.items()
+    )
+    text += "".join(f'[[timeline]]\nat_s = {at_s}\ndo = "{do}"\nmachines = "{name}"\n' for at_s, do, name in timeline)
+    result = run(text, peers=2)
+    values = next(values for name, values in statistics(result).items() if name.startswith("front"))
+    assert values["starts"] == 1 + (("kill", "back") in [each[1:] for each in timeline])
+    assert values["read"] >= 5
+    assert values["wrong"] == 0
+    assert result.summary["balanced"]
+
+
 def test_both_versions_at_once(run):
     text = """
 [domains.old]
