@@ -158,6 +158,10 @@ def test_short_reads_are_misread() -> None:
     assert bench.device.peer == 5
     bench.client.read(word(5)[3:])  # five zero bytes in front of what the read before left: peer 0
     assert bench.device.peer == 0
+    bench.client.read(word(-1), [MEMORY_FD])
+    with pytest.raises(ModelledFault) as caught:
+        bench.client.read(word(5)[:3])  # three bytes in front of the five of -1: far below -1
+    assert caught.value.row == Quirk.PEER_UNBOUNDED
     repaired = Bench(Quirk.SHORT_READ)
     repaired.client.read(word(5)[:3])
     assert repaired.device.peer is None
@@ -322,12 +326,17 @@ def test_larger_memory_shows_its_first_bytes() -> None:
     bench = Bench(memory_bytes=4 * MIB).hear((-1, MEMORY_FD))
     assert bench.device.memory is not None
     assert len(bench.device.memory) == MIB
+    larger = bytearray(4 * MIB)
+    larger[0] = 7
+    bench.device.set_memory(memoryview(larger))
+    assert bench.device.bar_read(2, 0, 1) == 7
 
 
 def test_order_defines_the_vector() -> None:
     bench = Bench(vectors=3).hear((-1, MEMORY_FD), (9, 10))
     assert [bench.heard(9, vector) for vector in range(3)] == [True, False, False]
     assert [bench.hear((9, 11)).heard(9, vector) for vector in range(2)] == [True, True]
+    assert [bench.device.peers.line(9, vector) for vector in range(2)] == [101, 102]  # as they came, after the memory
 
 
 def test_more_vectors_than_the_device_has() -> None:

@@ -214,6 +214,8 @@ def test_little_endian_as_its_host() -> None:
     bench = Bench().settle()
     bench.write(0, 0x0102_0304)
     assert bench.read(0, 2) == 0x0304
+    bench.write(0, 0x0506_0708_0102_0304, 8)  # the low word is at the low address
+    assert [bench.read(0), bench.read(4)] == [0x0102_0304, 0x0506_0708]
 
 
 def test_mask_is_read_write_and_moves_the_line() -> None:
@@ -279,7 +281,7 @@ def test_position_and_reserved_space_ignore_writes() -> None:
 def test_doorbell_reads_0() -> None:
     bench = Bench().settle()
     bench.device.connect(0, 0)
-    bench.write(12, 0)
+    bench.write(12, 9 << 16)
     assert bench.read(12) == 0
 
 

@@ -34,6 +34,8 @@ def test_defaults() -> None:
     assert not plan.blocked
     assert not plan.server
     assert plan.properties.shm == "object"
+    nothing = Properties()
+    assert (nothing.chardev, nothing.shm, nothing.size, nothing.role) == (None, None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,15 @@ def test_the_earliest_failing_step_decides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chardev", "server"), [(SERVER, True), ("unix:", True), ("tcp:host:1", False), ("UNIX:/x", False)]
+    ("chardev", "server"),
+    [
+        (SERVER, True),
+        ("unix:", True),
+        ("tcp:host:1", False),
+        ("udp:host:1", False),
+        ("unix", False),
+        ("UNIX:/x", False),
+    ],
 )
 def test_server_mode_by_the_character_devices_name(chardev: str, server: bool) -> None:
     plan = realize(SEED, Properties(chardev=chardev, shm="object"))

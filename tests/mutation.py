@@ -1,0 +1,188 @@
+"""Mutants: one changed piece of the product each, which the tests that are named beside it have to notice.
+
+``python -m tests.mutation`` (`make mutants`) tries all of ``tests/mutants/*.toml``, in parallel, each in a copy of the
+repository; ``--only TEXT`` tries those whose name contains it. The exit code is 1 if one survives without a reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import functools
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("nodes", "topologies", "sim", "tests", "examples", "docs", "notebooks")
+FILES = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "LICENSE", "constraints.txt")
+TESTS_FAILED, TESTS_PASSED = 1, 0  # pytest's exit codes
+PATIENCE_S = 600.0
+PROMISE = re.compile(r"^\| (?P<text>[^|]+?) \|(?: [^|]+ \|)? `(?P<test>tests/[^`]+)` \|$", re.MULTILINE)
+
+Verdict = Literal["killed", "survived", "broken"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change.
+
+    Attributes:
+        name: what it is a mutant of: "row 14", "cell revision", or a promise of docs/SPECIFICATION.md.
+        file: the changed file, relative to the root.
+        old: a text that is in it once.
+        new: the text in its place.
+        tests: the tests that have to fail, as pytest names them.
+        reason: why it may survive; "" if it may not.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    reason: str = ""
+
+    def apply(self, root: Path) -> None:
+        """Change the file under ``root``, which is as the repository has it."""
+        text = (ROOT / self.file).read_text()
+        (root / self.file).write_text(text.replace(self.old, self.new))
+
+    def undo(self, root: Path) -> None:
+        """Give the file its text back."""
+        (root / self.file).write_text((ROOT / self.file).read_text())
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with it: its text is not there once, it changes nothing, or its tests do not exist."""
+        text = (ROOT / self.file).read_text() if (ROOT / self.file).is_file() else ""
+        if text.count(self.old) != 1:
+            yield f"{self.name}: {self.file} has its text {text.count(self.old)} times"
+        if self.old == self.new:
+            yield f"{self.name}: it changes nothing"
+        if not self.tests:
+            yield f"{self.name}: no test is named"
+        for test in self.tests:
+            file, _, function = test.partition("::")
+            function = function.partition("[")[0]
+            if not (ROOT / file).is_file() or f"def {function}(" not in (ROOT / file).read_text():
+                yield f"{self.name}: there is no test {test}"
+
+
+@functools.cache
+def rows() -> dict[int, tuple[str, ...]]:
+    """The tests of each row of the device of 2012."""
+    found: list[dict[str, Any]] = tomllib.loads((ROOT / "tests" / "golden" / "seed_rows.toml").read_text())["row"]
+    return {row["number"]: tuple(f"tests/{test}" for test in row["tests"]) for row in found}
+
+
+@functools.cache
+def promises() -> dict[str, str]:
+    """The promises of docs/SPECIFICATION.md with a test each: text -> test."""
+    text = (ROOT / "docs" / "SPECIFICATION.md").read_text()
+    return {found["text"]: found["test"] for found in PROMISE.finditer(text)}
+
+
+@functools.cache
+def mutants() -> tuple[Mutant, ...]:
+    """All mutants. Those of a row and of a promise have its tests, unless they name others."""
+    found = []
+    for path in sorted((ROOT / "tests" / "mutants").glob("*.toml")):
+        for table in tomllib.loads(path.read_text())["mutant"]:
+            name = table["of"]
+            tests: Sequence[str] = table.get("tests", ())
+            if not tests and name.startswith("row "):
+                tests = rows()[int(name.removeprefix("row "))]
+            elif not tests and name in promises():
+                tests = [promises()[name]]
+            made = Mutant(name, table["file"], table["old"], table["new"], tuple(tests), table.get("reason", ""))
+            found.append(made)
+    return tuple(found)
+
+
+def make_copy(directory: Path) -> Path:
+    """A copy of what the tests need."""
+    root = directory / "copy"
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "runs")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, root / name, ignore=ignored)
+    for name in FILES:
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, root / name)
+    return root
+
+
+def attempt(mutant: Mutant, root: Path) -> tuple[Verdict, str]:
+    """Change the copy, run the named tests in it; the verdict, and the end of what pytest printed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line", *mutant.tests]
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "dev"}
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    mutant.apply(root)
+    try:
+        done = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "killed", "the tests do not end"
+    finally:
+        mutant.undo(root)
+    verdicts: dict[int, Verdict] = {TESTS_FAILED: "killed", TESTS_PASSED: "survived"}
+    skipped = done.returncode == TESTS_PASSED and " passed" not in done.stdout
+    return ("broken" if skipped else verdicts.get(done.returncode, "broken")), done.stdout[-2000:] + done.stderr[-500:]
+
+
+def try_all(chosen: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, Verdict, str]]:
+    """The verdict on each mutant, as it comes."""
+    with tempfile.TemporaryDirectory(prefix="mut-") as name:
+        copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for job in range(jobs):
+            copies.put(make_copy(Path(name, str(job))))
+
+        def one(mutant: Mutant) -> tuple[Mutant, Verdict, str]:
+            root = copies.get()
+            try:
+                return mutant, *attempt(mutant, root)
+            finally:
+                copies.put(root)
+
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            for future in concurrent.futures.as_completed([pool.submit(one, mutant) for mutant in chosen]):
+                yield future.result()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="Those whose name or file contains this text.")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    chosen = parser.parse_args()
+    picked = [each for each in mutants() if chosen.only in f"{each.name} {each.file}"]
+    wrong = [problem for each in picked for problem in each.problems()]
+    if wrong:
+        print("\n".join(wrong))
+        return 1
+    started_s = time.monotonic()
+    counts = {"killed": 0, "survived": 0, "excused": 0, "broken": 0}
+    for mutant, verdict, printed in try_all(picked, chosen.jobs):
+        told = "excused" if verdict == "survived" and mutant.reason else verdict
+        counts[told] += 1
+        if told != "killed":
+            print(f"{told}: {mutant.name} ({mutant.file}) {mutant.reason}", flush=True)
+            if told == "broken":
+                print(printed, flush=True)
+    took_s = time.monotonic() - started_s
+    print(f"{len(picked)} mutants in {took_s:.0f} s: " + ", ".join(f"{count} {told}" for told, count in counts.items()))
+    return 1 if counts["survived"] or counts["broken"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
