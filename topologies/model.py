@@ -209,7 +209,7 @@ class Group(Validated, frozen=True, kw_only=True):
     kind: MachineKind = "simulated"
     vectors: Vectors = 1
     role: Role = "peer"
-    profile: Profile = "qemu-doorbell"
+    profile: str = "qemu-doorbell"
     program: ProgramName
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
 

@@ -93,6 +93,7 @@ class Ivshmem:
         )
         if size_bytes is None and profile.memory_container:
             size_bytes = profile.memory_default_bytes
+        self._late_reads = profile.position_late_reads
         self._no_memory = size_bytes == 0 and profile.has(Quirk.ZERO_SIZE)
         if size_bytes is not None and not self._no_memory:
             self._add_memory_bar(size_bytes)
@@ -110,7 +111,9 @@ class Ivshmem:
         )
 
     def _msix_layout(self, vectors: int) -> Layout:
-        return Layout.exclusive(vectors, self.profile.msix_bar, self.profile.msix_limit)
+        profile = self.profile
+        layout = Layout.exclusive(vectors, profile.msix_bar, profile.msix_limit)
+        return layout.with_pba_at(profile.msix_pba_offset) if profile.msix_pba_offset else layout
 
     def _capabilities(self) -> list[Capability]:
         return [self.msix.layout.capability(self.profile.msix_capability)] if self.msix else []
@@ -236,6 +239,7 @@ class Ivshmem:
         """Reset the bus: configuration space, MSI-X and registers get their reset values; peers, ID and memory stay."""
         cleared = (INTR_STATUS, INTR_MASK) if self.profile.reset_clears_mask else (INTR_STATUS,)
         self.registers.reset(*cleared)
+        self._late_reads = self.profile.position_late_reads
         self.config.reset()
         if self.msix:
             control = self.profile.msix_capability + 3
@@ -272,6 +276,9 @@ class Ivshmem:
     # Registers
 
     def _position(self) -> int:
+        if self._late_reads:
+            self._late_reads -= 1
+            return self.profile.position_before_setup
         if self.peer is None or self.position_hidden:
             return self.profile.position_before_setup
         if self.memory is None and self.profile.memory_container:

@@ -10,7 +10,7 @@ The enable bit and the function mask are in configuration space; the device pass
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from nodes.device.pci import Capability
@@ -65,6 +65,17 @@ class Layout:
         pba_offset = max(2048, vectors * ENTRY_BYTES)
         needed = pba_offset + (vectors // 8 + 1) * 8
         return cls(vectors, bar, max(4096, 1 << (needed - 1).bit_length()), pba_offset)
+
+    def with_pba_at(self, offset: int) -> Layout:
+        """The same with the pending bits at another offset, in a BAR that is large enough.
+
+        Raises:
+            UsageError: the table is there.
+        """
+        if offset < self.table_bytes:
+            raise UsageError(f"pending bits at {offset:#x}: expected after the table, {self.table_bytes:#x}")
+        needed = offset + self.pba_bytes
+        return replace(self, pba_offset=offset, bar_bytes=max(4096, 1 << (needed - 1).bit_length()))
 
     @property
     def table_bytes(self) -> int:

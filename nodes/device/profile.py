@@ -26,6 +26,7 @@ __all__ = [
     "INTR_STATUS",
     "IV_POSITION",
     "REGISTERS",
+    "SILENT_REGISTERS",
     "STICKY_REGISTERS",
     "DoorbellMatch",
     "Profile",
@@ -53,6 +54,14 @@ STICKY_REGISTERS = replace(
     REGISTERS,
     registers=tuple(replace(r, access=Access.RW) if r.name == INTR_STATUS else r for r in REGISTERS.registers),
 )
+
+
+SILENT_REGISTERS = replace(
+    REGISTERS,
+    registers=tuple(replace(r, access=Access.WO if r.name == DOORBELL else Access.RO) for r in REGISTERS.registers[:-1])
+    + REGISTERS.registers[-1:],
+)
+"""Registers that read 0 and ignore what is written; the doorbell is there, and no peer."""
 
 
 class DoorbellMatch(Enum):
@@ -104,6 +113,8 @@ class Profile:
     Cells whose names need an explanation:
 
     ``msix_capability`` is the offset of the MSI-X capability in configuration space.
+    ``msix_pba_offset`` is the offset of the pending bits in their BAR; 0: at 2 KiB, or after a longer table.
+    ``position_late_reads`` is how many reads of IVPosition, after a reset, have the value of before the setup.
     ``fixed_vectors`` is how many vectors every such device has; 0: as many as the user wants.
     ``memory_container``: BAR2 has a size of its own and is there before the memory.
     ``client`` is how the device hears a server: "2012" (`nodes.device.qemu_1_1.client`) or "2.6" (`nodes.wire.client`).
@@ -143,6 +154,7 @@ class Profile:
     msix: bool
     msix_rules: AccessRules
     msix_limit: int
+    msix_pba_offset: int
     fixed_vectors: int
     memory_bar: int
     memory_wide: bool
@@ -156,6 +168,7 @@ class Profile:
     vector_bits: int
     doorbell_match: DoorbellMatch
     position_before_setup: int
+    position_late_reads: int
     # Delivery.
     ring_while_masked: Undelivered
     ring_while_disabled: Undelivered

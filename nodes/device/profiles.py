@@ -6,8 +6,7 @@ and TCG are QEMU's two accelerators: with KVM a doorbell goes from eventfd to in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator, Mapping
 
 from nodes.device.msix import Undelivered
 from nodes.device.profile import (
@@ -17,6 +16,7 @@ from nodes.device.profile import (
     INTR_STATUS,
     IV_POSITION,
     REGISTERS,
+    SILENT_REGISTERS,
     STICKY_REGISTERS,
     DoorbellMatch,
     Profile,
@@ -26,6 +26,7 @@ from nodes.device.profile import (
 from nodes.device.qemu_1_1.profiles import VARIANTS
 from nodes.device.registers import AccessRules, Unfit
 from nodes.device.v2.profiles import JAILHOUSE_V2, JAILHOUSE_V2_INTX, QEMU_V2
+from nodes.device.variants import make_variant, parse_variant
 from nodes.errors import UsageError
 
 __all__ = ["DOORBELL", "INTR_MASK", "INTR_STATUS", "IV_POSITION", "PROFILES", "Profile", "Quirk", "profile"]
@@ -52,6 +53,7 @@ QEMU_DOORBELL = make_profile(
     msix=(True, "pci_config.json, capability at 40"),
     msix_rules=(AccessRules(widest_bytes=8, narrowest_bytes=4), "msix.json, 8-, 16- and 64-bit writes"),
     msix_limit=(2048, "pci_config.json, realize_errors"),
+    msix_pba_offset=(0, "pci_config.json, capability at 40"),
     fixed_vectors=(0, "ivshmem-doorbell's property vectors"),
     memory_bar=(2, "pci_config.json, bars"),
     memory_wide=(True, "pci_config.json, bars; QEMU c08ba66f1"),
@@ -64,6 +66,7 @@ QEMU_DOORBELL = make_profile(
     vector_bits=(8, "doorbell.json, vec0x100 rings vector 0"),
     doorbell_match=(DoorbellMatch.PIECE, "QEMU 7.2, softmmu/memory.c, memory_region_dispatch_write_eventfds"),
     position_before_setup=(0, "QEMU 1309cf448a: realize waits, no guest sees it"),
+    position_late_reads=(0, "QEMU 1309cf448a: realize waits"),
     ring_while_masked=(Undelivered.PEND, "msix.json, ring all 4 while all vectors masked"),
     ring_while_disabled=(Undelivered.LOSE, "msix.json, ring v0 while MSI-X disabled"),
     function_mask=(True, "msix.json, function-masked ring v0"),
@@ -138,6 +141,7 @@ ACRN = make_profile(
         "ACRN, vmsix.c, rw_vmsix_table",
     ),
     msix_limit=(8, "ACRN, ivshmem.h, MAX_IVSHMEM_MSIX_TBL_ENTRY_NUM"),
+    msix_pba_offset=(0, "ACRN, vmsix.c, add_vmsix_capability: in the second half of 4 KiB"),
     fixed_vectors=(8, "ACRN, ivshmem.c, init_ivshmem_vdev: add_vmsix_capability, the same for every device"),
     memory_bar=(2, "ACRN, ivshmem.c, IVSHMEM_SHM_BAR"),
     memory_wide=(True, "ACRN, ivshmem.c, init_ivshmem_bar: as configured, 64-bit in the shipped scenarios"),
@@ -150,6 +154,7 @@ ACRN = make_profile(
     vector_bits=(16, "ACRN, ivshmem.c, union ivshmem_doorbell"),
     doorbell_match=(DoorbellMatch.NEVER, "ACRN, ivshmem.c, ivshmem_mmio_handler: no eventfds"),
     position_before_setup=(0, "ACRN, ivshmem.c, create_ivshmem_device"),
+    position_late_reads=(0, "ACRN, ivshmem.c, create_ivshmem_device: set before any VM runs"),
     ring_while_masked=(Undelivered.LOSE, "ACRN, ivshmem.c, ivshmem_server_notify_peer"),
     ring_while_disabled=(Undelivered.LOSE, "ACRN, ivshmem.c, ivshmem_server_notify_peer"),
     function_mask=(False, "ACRN, ivshmem.c, ivshmem_server_notify_peer: looks at the entry's mask only"),
@@ -169,23 +174,70 @@ ACRN = make_profile(
     quirks=(frozenset(), "ACRN: another device, other defects"),
 )
 
-PROFILES: Mapping[str, Profile] = MappingProxyType(
-    {
-        each.name: each
-        for each in (
-            *(QEMU_DOORBELL, QEMU_DOORBELL_KVM, QEMU_PLAIN, *VARIANTS.values(), ACRN),
-            *(QEMU_V2, JAILHOUSE_V2, JAILHOUSE_V2_INTX),
-        )
-    }
+CLOUD_HYPERVISOR = make_profile(
+    "cloud-hypervisor",
+    "cloud-hypervisor's ivshmem: shared memory, registers that read 0, no interrupts",
+    QEMU_PLAIN,
+    class_code=(0x05_00_00, "cloud-hypervisor, devices/src/ivshmem.rs, IvshmemDevice::new: MemoryController, Other"),
+    revision=(1, "cloud-hypervisor, ivshmem.rs, IvshmemDevice::new"),
+    subsystem_vendor=(0, "cloud-hypervisor, ivshmem.rs, IvshmemDevice::new"),
+    subsystem=(0, "cloud-hypervisor, ivshmem.rs, IvshmemDevice::new"),
+    command_mask=(0xFFFF, "cloud-hypervisor, pci/src/configuration.rs, PciConfiguration::new: writable_bits[1]"),
+    config_writable_from=(0x100, "cloud-hypervisor, configuration.rs: no scratch space"),
+    registers=(SILENT_REGISTERS, "cloud-hypervisor, ivshmem.rs, read_bar returns 0, write_bar warns"),
+    registers_rules=(
+        AccessRules(narrowest_bytes=4),
+        "cloud-hypervisor, ivshmem.rs, read_bar: LittleEndian::write_u32, which panics for fewer than 4 bytes",
+    ),
+    position_before_setup=(0, "cloud-hypervisor, ivshmem.rs, read_bar"),
+    memory_default_bytes=(4 << 20, "none: --ivshmem path=,size= has no default"),
+    roles=(("peer", "master"), "cloud-hypervisor knows no roles"),
+    default_role=("peer", "cloud-hypervisor knows no roles"),
+    section=("", "cloud-hypervisor has snapshots of its own, in JSON; they are not modelled"),
+    stream=((), "cloud-hypervisor has snapshots of its own, in JSON; they are not modelled"),
+)
+
+
+class _Profiles(Mapping[str, Profile]):
+    """The profiles by name; a variant is there under its name, but is not listed."""
+
+    def __init__(self, profiles: Iterable[Profile]) -> None:
+        self._profiles = {each.name: each for each in profiles}
+        self._variants: dict[str, Profile] = {}
+
+    def __getitem__(self, name: str) -> Profile:
+        if name in self._profiles:
+            return self._profiles[name]
+        if name not in self._variants:
+            try:
+                base, cells = parse_variant(name)
+                self._variants[name] = make_variant(self._profiles[base], cells)
+            except UsageError as error:
+                raise KeyError(name) from error
+        return self._variants[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._profiles)
+
+    def __len__(self) -> int:
+        return len(self._profiles)
+
+
+PROFILES: Mapping[str, Profile] = _Profiles(
+    (
+        *(QEMU_DOORBELL, QEMU_DOORBELL_KVM, QEMU_PLAIN, *VARIANTS.values(), ACRN, CLOUD_HYPERVISOR),
+        *(QEMU_V2, JAILHOUSE_V2, JAILHOUSE_V2_INTX),
+    )
 )
 
 
 def profile(name: str) -> Profile:
-    """Return the profile of that name.
+    """Return the profile of that name, or the variant.
 
     Raises:
-        UsageError: there is no such profile; the message lists all of them.
+        UsageError: there is no such profile; the message lists all of them. Or a variant has a cell that cannot be.
     """
-    if name not in PROFILES:
-        raise UsageError(f"no device profile {name!r}: there are {', '.join(PROFILES)}")
-    return PROFILES[name]
+    base, cells = parse_variant(name)
+    if base not in PROFILES:
+        raise UsageError(f"no device profile {base!r}: there are {', '.join(PROFILES)}")
+    return make_variant(PROFILES[base], cells) if cells else PROFILES[base]

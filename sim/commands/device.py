@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import click
 
 from nodes.device.profiles import PROFILES, profile
+from nodes.device.variants import make_variant, parse_cells, variant_name
 
 __all__ = ["conformance", "device"]
 
@@ -24,15 +26,45 @@ def list_profiles() -> None:
     click.echo(summary(PROFILES.values()))
 
 
+@device.command("cells")
+def list_cells() -> None:
+    """List the cells of a profile that a variant can change, and their values."""
+    from nodes.device.variants import VARIANT_CELLS
+
+    width = max(map(len, VARIANT_CELLS))
+    for name, cell in VARIANT_CELLS.items():
+        click.echo(f"{name:<{width}}  {cell.text} ({cell.values})")
+
+
+@device.command("odd")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_odd_devices(as_json: bool) -> None:
+    """List devices that are legal and odd: what they break, and what a driver must do.
+
+    `ivsim run odd_devices` runs them all; each is a table [machines.NAME.variant] there.
+    """
+    from nodes.device.odd_devices import ODD_DEVICES
+
+    if as_json:
+        click.echo(json.dumps([{**asdict(each), "cells": dict(each.cells)} for each in ODD_DEVICES], indent=2))
+        return
+    for odd in ODD_DEVICES:
+        click.echo(f"{odd.name}: {variant_name('', odd.cells).removeprefix('+')}")
+        click.echo(f"  breaks: {odd.breaks}")
+        click.echo(f"  a driver must {odd.must}")
+
+
 @device.command("show")
 @click.argument("name", metavar="PROFILE", type=click.Choice(list(PROFILES)))
+@click.option("--variant", "texts", multiple=True, metavar="CELL=VALUE", help="Change a cell. Repeatable.")
 @click.option("--vectors", type=click.IntRange(min=1), help="Own vectors. Default: 2, or what the device always has.")
 @click.option("--memory-bytes", type=click.IntRange(min=1), help="Size of the shared memory, a power of two.")
-def show(name: str, vectors: int | None, memory_bytes: int | None) -> None:
+def show(name: str, texts: tuple[str, ...], vectors: int | None, memory_bytes: int | None) -> None:
     """Print the datasheet of PROFILE: configuration space, registers, MSI-X, behaviour, each with its source."""
     from sim.views.datasheet import datasheet
 
-    click.echo(datasheet(profile(name), vectors=vectors, memory_bytes=memory_bytes), nl=False)
+    shown = make_variant(profile(name), parse_cells(list(texts)))
+    click.echo(datasheet(shown, vectors=vectors, memory_bytes=memory_bytes), nl=False)
 
 
 @click.command("conformance")

@@ -139,13 +139,18 @@ class RealDevice:
                 qemu.reset()
 
     def _move(self) -> None:
-        """Migrate to a new QEMU, whose server is a fresh one: own vectors are there, peers are not."""
-        old, source = self._current, self.qemu
+        """Migrate to a new QEMU, whose server is a fresh one: own vectors are there, peers are not.
+
+        The stream goes through a pipe. At its end, QEMU waits for the process that reads it: nothing may be asked of
+        the destination before this end of the pipe is closed.
+        """
+        old, source, connected = self._current, self.qemu, self._connected
         read_end, write_end = os.pipe()
         try:
             ours = f"/proc/{os.getpid()}/fd"
+            self._start(0, "-incoming", "defer")
+            self.qemu.qmp("migrate-incoming", uri=f"exec:cat {ours}/{read_end}")
             source.qmp("migrate", uri=f"exec:cat > {ours}/{write_end}")
-            self._start(self._connected, "-incoming", f"exec:cat {ours}/{read_end}")
             _await_migration(source, "the source")
             os.close(write_end)
             write_end = -1
@@ -155,6 +160,7 @@ class RealDevice:
             if write_end >= 0:
                 os.close(write_end)
         old.close()
+        self._join_own(connected)
 
 
 def _can_ring(operation: Operation) -> bool:

@@ -177,6 +177,15 @@ class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = None
     profile: Profile = "qemu-doorbell"
+    variant: Annotated[
+        dict[str, bool | int],
+        Meta(
+            description=(
+                "Single cells of the profile changed, within what PCI allows: [machines.NAME.variant]; "
+                "`ivsim device cells` lists them."
+            )
+        ),
+    ] = {}  # noqa: RUF012 - msgspec copies an empty default
     parameters: Annotated[
         dict[str, Any],
         Meta(description="The parameters of the program; machines by the names of groups or machines."),

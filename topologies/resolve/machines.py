@@ -12,6 +12,7 @@ from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import MigrationError
 from nodes.device.profiles import PROFILES, Profile
+from nodes.device.variants import VARIANT_CELLS, make_variant
 from nodes.errors import UsageError
 from topologies.language.problems import nearest, show
 from topologies.language.reader import Report
@@ -184,6 +185,11 @@ def _settle_device(settings: Settings, report: Report) -> None:
         expected = f"one of the profiles {', '.join(PROFILES)}"
         report.add(settings.at("profile"), expected, show(name), nearest(name, PROFILES))
         return
+    if values["variant"]:
+        profile = _variant(profile, settings, report)
+        if profile is None:
+            return
+        name = values["profile"] = profile.name
     if profile.fixed_vectors:
         values["vectors"] = profile.fixed_vectors
         if settings.says("vectors") and vectors != profile.fixed_vectors:
@@ -200,12 +206,33 @@ def _settle_device(settings: Settings, report: Report) -> None:
         report.add(settings.at("role"), expected, show(values["role"]))
 
 
+def _variant(profile: Profile, settings: Settings, report: Report) -> Profile | None:
+    """The profile with the cells of the machine's table ``variant`` changed; None if a problem was reported."""
+    cells, place = settings.values["variant"], settings.at("variant")
+    unknown = [cell for cell in cells if cell not in VARIANT_CELLS]
+    for cell in unknown:
+        expected = f"one of the cells {', '.join(VARIANT_CELLS)}"
+        report.add((*place, cell), expected, show(cell), nearest(cell, VARIANT_CELLS))
+    if unknown:
+        return None
+    try:
+        return make_variant(profile, cells)
+    except UsageError as error:
+        text, _, got = str(error).rpartition(", got ")
+        where, _, expected = text.rpartition(": expected ")
+        report.add((*place, where) if where in cells else place, expected or text.removeprefix("expected "), got)
+        return None
+
+
 def _check_kind(settings: Settings, engine: str, report: Report) -> None:
     """Report what a real QEMU cannot be: another device than its own, or a machine under virtual time."""
     values = settings.values
     if values["kind"] == "simulated":
         return
-    if values["profile"] not in REAL_PROFILES and not settings.faulty("profile", report):
+    if values["variant"]:
+        expected = f"no variant, for machines of the kind {values['kind']}: QEMU has no options for its cells"
+        report.add(settings.at("variant"), expected, ", ".join(values["variant"]))
+    elif values["profile"] not in REAL_PROFILES and not settings.faulty("profile", report):
         expected = f"{' or '.join(map(show, REAL_PROFILES))}, for machines of the kind {values['kind']}"
         report.add(settings.at("profile"), expected, show(values["profile"]))
     if len(values["domains"]) > REAL_DEVICES_MAX:

@@ -17,7 +17,10 @@ from topologies.resolve.names import Names
 __all__ = ["Members", "Settings", "base_settings", "group_settings"]
 
 _OF_GROUPS = ("count", "name", "override")
-_BASE = {name: value.default for name, value in ((f.name, f) for f in msgspec.structs.fields(MachineTable))}
+_BASE = {
+    each.name: each.default if each.default_factory is msgspec.NODEFAULT else each.default_factory()
+    for each in msgspec.structs.fields(MachineTable)
+}
 del _BASE["program"], _BASE["parameters"]
 
 

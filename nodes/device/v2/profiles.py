@@ -53,8 +53,8 @@ class ProfileV2(Profile):
     """A device of ivshmem v2.
 
     ``vendor_capability`` is the offset of the vendor capability. With ``base_address`` that names the address of the
-    memory, and there is no BAR for it. ``msix_bar_bytes`` and ``msix_pba_offset`` are the places in the MSI-X BAR; 0:
-    as QEMU lays it out. ``pba_reads_zero``: no pending bit is ever shown. ``config_limit`` is the first offset of
+    memory, and there is no BAR for it. ``msix_bar_bytes`` is the size of the MSI-X BAR; 0: as QEMU lays
+    it out. ``pba_reads_zero``: no pending bit is ever shown. ``config_limit`` is the first offset of
     configuration space that reads all ones and cannot be written. ``peers_limit`` is the most peers of a link.
     """
 
@@ -63,7 +63,6 @@ class ProfileV2(Profile):
     vendor_capability: int
     base_address: bool
     msix_bar_bytes: int
-    msix_pba_offset: int
     config_limit: int
     peers_limit: int
     forbidden_store: ForbiddenStore
@@ -113,6 +112,7 @@ QEMU_V2 = make_profile(
     vector_bits=(8, "Q, ivshmem_io_write: value & 0xff; S has 16"),
     doorbell_match=(DoorbellMatch.PIECE, "Q: ioeventfd, on by default"),
     position_before_setup=(0, "Q: realize waits, no guest sees it"),
+    position_late_reads=(0, "Q: realize waits, no guest sees it"),
     ring_while_masked=(Undelivered.PEND, "Q: msix_notify sets a pending bit; S: the PBA reads 0"),
     ring_while_disabled=(Undelivered.LOSE, "Q, ivshmem_vector_notify; S: delivered if enabled"),
     function_mask=(True, "QEMU, hw/pci/msix.c"),

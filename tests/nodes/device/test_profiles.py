@@ -41,7 +41,7 @@ def test_other_devices_do_not_cite_the_qemu_of_today(name: str) -> None:
 def test_the_profiles() -> None:
     assert set(PROFILES) == {
         *("qemu-doorbell", "qemu-doorbell-kvm", "qemu-plain"),
-        *("qemu-1.1", "qemu-1.1-intx", "qemu-1.1-shm", "qemu-1.1-shm-intx", "acrn"),
+        *("qemu-1.1", "qemu-1.1-intx", "qemu-1.1-shm", "qemu-1.1-shm-intx", "acrn", "cloud-hypervisor"),
         *("qemu-v2", "jailhouse-v2", "jailhouse-v2-intx"),
     }
     for name, made in PROFILES.items():
@@ -261,7 +261,9 @@ def test_nothing_answers_without_memory_decode(name: str) -> None:
         assert [device.bar_read(bar, at, 4) for at in (0, 4, 8, 12)] == [0] * 4
         device.bar_write(bar, 0, 4, 0xFFFF_FFFF)
     device.config_write(0x04, 2, 6)
-    assert [device.bar_read(bar, 0, 4) for bar in sorted(device.config.bars)] == ([5, 0, 6] if device.msix else [5, 6])
+    mask = 0 if name == "cloud-hypervisor" else 5
+    found = [device.bar_read(bar, 0, 4) for bar in sorted(device.config.bars)]
+    assert found == ([mask, 0, 6] if device.msix else [mask, 6])
 
 
 def test_a_peer_that_leaves_takes_only_its_own_lines() -> None:
