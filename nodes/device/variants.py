@@ -141,11 +141,13 @@ def _value(text: str) -> Value:
 
 
 def make_variant(base: Profile, cells: Mapping[str, Any]) -> Profile:
-    """The profile ``base`` with these cells changed.
+    """The profile ``base`` with these cells changed; without any, it is ``base`` itself.
 
     Raises:
         UsageError: an unknown cell, a value that it cannot have, or BARs and capabilities that do not fit together.
     """
+    if not cells:
+        return base
     checked: dict[str, Value] = {}
     for name, value in cells.items():
         cell = VARIANT_CELLS.get(name)

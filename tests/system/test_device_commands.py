@@ -29,8 +29,9 @@ def test_datasheet_holds_every_fact(made: Profile) -> None:
             assert f"  {cell} " in text
             assert made.sources[cell] in text
     assert all(f"row {quirk.value:>3}" in text for quirk in made.quirks)
-    assert ("MSI-X, BAR1" in text) is made.msix
-    assert "00: f4 1a 10 11" in text
+    assert (f"MSI-X, BAR{made.msix_bar}" in text) is made.msix
+    identity = made.vendor.to_bytes(2, "little") + made.device.to_bytes(2, "little")
+    assert f"00: {identity.hex(' ')}" in text
     assert all(ord(character) < 128 for character in text)
 
 

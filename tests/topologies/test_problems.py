@@ -74,8 +74,8 @@ def test_one_problem_is_one_readable_block() -> None:
         loads("[machines.a]\nprogram = 'idle'\nvector = 4\n", "x.toml")
     assert str(caught.value) == (
         "x.toml:3: machines.a.vector\n"
-        "    expected: one of program, kind, ready_timeout_s, vectors, role, profile, parameters, domains, absent, "
-        "guest, cpus, policy, priority, nice, blockers, count, name, override\n"
+        "    expected: one of program, kind, ready_timeout_s, vectors, role, profile, variant, parameters, domains, "
+        "absent, guest, cpus, policy, priority, nice, blockers, count, name, override\n"
         "    got:      an unknown key\n"
         '    hint:     did you mean "vectors"?'
     )
