@@ -57,7 +57,7 @@ def test_validate_for_machines() -> None:
 def test_validate_says_what_a_run_goes_through() -> None:
     result = invoke("validate", str(EVERYTHING))
     assert result.stdout == (
-        # 50 in the left domain, which 24 machines are in, 2 in the right one, which 2 are in, 4 in the last.
+        # 51 in the left domain, which 25 machines are in, 2 in the right one, which 2 are in, 4 in the last.
         "everything: 28 machines, 58 vectors, 58 eventfd descriptors in each of 29 processes (1370 in all), "
         "6291456 bytes of memfd and shared_memory\n"
         "    5 s, 0.5 of them warm-up, 3 domains, 3 phases, 7 actions, 5 expectations, a matrix of 12 cells\n"

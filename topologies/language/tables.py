@@ -179,12 +179,7 @@ class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True
     profile: Profile = "qemu-doorbell"
     variant: Annotated[
         dict[str, bool | int],
-        Meta(
-            description=(
-                "Single cells of the profile changed, within what PCI allows: [machines.NAME.variant]; "
-                "`ivsim device cells` lists them."
-            )
-        ),
+        Meta(description="Cells of the profile that are changed; `ivsim device cells` lists them."),
     ] = {}  # noqa: RUF012 - msgspec copies an empty default
     parameters: Annotated[
         dict[str, Any],
