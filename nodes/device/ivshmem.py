@@ -112,8 +112,7 @@ class Ivshmem:
 
     def _msix_layout(self, vectors: int) -> Layout:
         profile = self.profile
-        layout = Layout.exclusive(vectors, profile.msix_bar, profile.msix_limit)
-        return layout.with_pba_at(profile.msix_pba_offset) if profile.msix_pba_offset else layout
+        return Layout.exclusive(vectors, profile.msix_bar, profile.msix_limit, profile.msix_pba_offset)
 
     def _capabilities(self) -> list[Capability]:
         return [self.msix.layout.capability(self.profile.msix_capability)] if self.msix else []
@@ -196,8 +195,7 @@ class Ivshmem:
         if bar == self.profile.registers_bar:
             return self._window.read(offset, size_bytes)
         if bar == self.profile.memory_bar:
-            memory = self.memory
-            return 0 if memory is None else int.from_bytes(memory[offset : offset + size_bytes], "little")
+            return 0 if self.memory is None else int.from_bytes(self.memory[offset : offset + size_bytes], "little")
         assert self.msix is not None
         return self.msix.window.read(offset, size_bytes)
 
@@ -237,8 +235,7 @@ class Ivshmem:
 
     def reset(self) -> None:
         """Reset the bus: configuration space, MSI-X and registers get their reset values; peers, ID and memory stay."""
-        cleared = (INTR_STATUS, INTR_MASK) if self.profile.reset_clears_mask else (INTR_STATUS,)
-        self.registers.reset(*cleared)
+        self.registers.reset(INTR_STATUS, *((INTR_MASK,) if self.profile.reset_clears_mask else ()))
         self._late_reads = self.profile.position_late_reads
         self.config.reset()
         if self.msix:
@@ -276,14 +273,11 @@ class Ivshmem:
     # Registers
 
     def _position(self) -> int:
-        if self._late_reads:
-            self._late_reads -= 1
-            return self.profile.position_before_setup
-        if self.peer is None or self.position_hidden:
-            return self.profile.position_before_setup
-        if self.memory is None and self.profile.memory_container:
-            return self.profile.position_before_setup
-        return self.peer
+        has_memory = self.memory is not None or not self.profile.memory_container
+        if self.peer is not None and has_memory and not (self.position_hidden or self._late_reads):
+            return self.peer
+        self._late_reads = max(0, self._late_reads - 1)
+        return self.profile.position_before_setup
 
     def _write_piece(self, offset: int, size_bytes: int, value: int) -> None:
         """Take one aligned piece of a write: ring the doorbell that it matches, or write the register at its offset."""

@@ -10,7 +10,7 @@ The enable bit and the function mask are in configuration space; the device pass
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from nodes.device.pci import Capability
@@ -54,28 +54,26 @@ class Layout:
     pba_offset: int
 
     @classmethod
-    def exclusive(cls, vectors: int, bar: int, limit: int) -> Layout:
+    def exclusive(cls, vectors: int, bar: int, limit: int, pba_offset: int = 0) -> Layout:
         """The layout of a BAR that holds nothing else: 4 KiB with the PBA at 2 KiB, or more where that is too small.
 
+        Args:
+            vectors: how many.
+            bar: the BAR.
+            limit: how many there can be.
+            pba_offset: another place of the PBA; 0: none.
+
         Raises:
-            UsageError: fewer than 1 vector, or more than ``limit``.
+            UsageError: fewer than 1 vector, or more than ``limit``; or a PBA where the table is.
         """
         if not 1 <= vectors <= limit:
             raise UsageError(f"The number of MSI-X vectors is invalid: {vectors}, expected 1..{limit}")
-        pba_offset = max(2048, vectors * ENTRY_BYTES)
+        table_bytes = vectors * ENTRY_BYTES
+        if 0 < pba_offset < table_bytes:
+            raise UsageError(f"pending bits at {pba_offset:#x}: expected after the table, {table_bytes:#x}")
+        pba_offset = pba_offset or max(2048, table_bytes)
         needed = pba_offset + (vectors // 8 + 1) * 8
         return cls(vectors, bar, max(4096, 1 << (needed - 1).bit_length()), pba_offset)
-
-    def with_pba_at(self, offset: int) -> Layout:
-        """The same with the pending bits at another offset, in a BAR that is large enough.
-
-        Raises:
-            UsageError: the table is there.
-        """
-        if offset < self.table_bytes:
-            raise UsageError(f"pending bits at {offset:#x}: expected after the table, {self.table_bytes:#x}")
-        needed = offset + self.pba_bytes
-        return replace(self, pba_offset=offset, bar_bytes=max(4096, 1 << (needed - 1).bit_length()))
 
     @property
     def table_bytes(self) -> int:
