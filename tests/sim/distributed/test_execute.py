@@ -48,6 +48,7 @@ def leader_of(pids: list[int]) -> int:
 
 
 @pytest.mark.system
+@pytest.mark.usefixtures("orphans_alone")
 @pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_a_run_that_is_not_wanted_any_more_ends_with_its_machines(short_path: Path, killed: bool) -> None:
     """Also when the command cannot end its machines: it is killed."""
