@@ -52,8 +52,9 @@ TEMPORARY = Path(tempfile.mkdtemp(prefix="ivt-", dir="/tmp"))
 def pytest_configure(config: pytest.Config) -> None:
     full = config.getoption("--full")
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "full" if full else "sample"))
-    if getattr(config.option, SEED_OPTION, None) is None:
-        setattr(config.option, SEED_OPTION, str(random.SystemRandom().randrange(1 << 32)))
+    # The processes of pytest-xdist do not get the option: each would draw other samples, and refuse to start.
+    told = getattr(config, "workerinput", {}).get(SEED_OPTION) or getattr(config.option, SEED_OPTION, None)
+    setattr(config.option, SEED_OPTION, str(random.SystemRandom().randrange(1 << 32)) if told is None else told)
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path stays where it was
     # Thousands of interpreters are started: each would compile all that it imports.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -67,6 +68,11 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, action)
     # Orphans become ours and are seen by the leak check, instead of disappearing to init.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput[SEED_OPTION] = node.config.getoption(SEED_OPTION)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
