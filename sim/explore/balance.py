@@ -23,6 +23,10 @@ def unbalanced_line(machines: LiveMachines, held: Callable[[int, int, int], int 
     unknown: set[tuple[int, int]] = set()
     for incarnation in machines.incarnations:
         for row, domain, peer in incarnation.identities:
+            if (last := machines.row_of[domain, peer]) != row:  # an ID that is reused: all is counted at the last row
+                for vector in range(incarnation.machine.vectors):
+                    reached[last, vector] += reached.pop((row, vector), 0)
+                continue
             for vector in range(incarnation.machine.vectors):
                 if (value := held(domain, peer, vector)) is None:
                     unknown.add((row, vector))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -123,8 +124,8 @@ class Checks:
         def held(domain: int, peer: int, vector: int) -> int | None:
             if pending is not None:
                 return pending.get((domain, peer, vector), 0)
-            client = servers[domain].client(peer)
-            value = client.eventfds[vector].value if client is not None and vector < len(client.eventfds) else 0
+            its = servers[domain].clients_of(peer)
+            value = sum(client.eventfds[vector].value for client in its if vector < len(client.eventfds))
             return None if value > FILLED else value
 
         if wrong := unbalanced_line(self.coordinator.machines, held):
@@ -181,10 +182,15 @@ class Checks:
                     self._found("no wrong peer", f"{device.name} would ring another counter than {peer}:{vector}")
 
     def _check_ids(self, domain: int, server: VirtualServer) -> None:
-        """No ID belongs to two machines, at whatever times."""
+        """No ID belongs to two machines: at whatever times, or at once where a server gives it again (ivshmem v2)."""
         if self._admitted.get(domain) == server.version:
             return
         self._admitted[domain] = server.version
+        if server.reuses_ids:
+            for peer, count in Counter(client.peer for client in server.connected).items():
+                if count > 1:
+                    self._found("one machine, one ID", f"{count} machines have the ID {peer} in domain {domain}")
+            return
         for client in server.clients():
             if self._ids.setdefault((domain, client.peer), client) is not client:
                 self._found("one machine, one ID", f"two machines had the ID {client.peer} in domain {domain}")

@@ -185,6 +185,18 @@ class VirtualServer:
         yield from self._departed
         yield from self._connected.values()
 
+    @property
+    def reuses_ids(self) -> bool:
+        """Whether an ID is given again when its peer has left."""
+        return self._domain.version > 1
+
+    def clients_of(self, peer: int) -> list[VirtualClient]:
+        """All clients that have had this ID: more than one only where IDs are reused."""
+        if not self.reuses_ids:
+            client = self.client(peer)
+            return [] if client is None else [client]
+        return [client for client in self.clients() if client.peer == peer]
+
     def guard_eventfds(self) -> None:
         """There are no strangers under virtual time."""
 

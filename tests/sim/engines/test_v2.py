@@ -7,6 +7,8 @@ import itertools
 import pytest
 
 import sim
+from sim.explore import run_seed
+from topologies import loads
 
 DOMAIN = """
 [run]
@@ -188,6 +190,27 @@ def test_a_console_gives_back_each_line(run, present, timeline):
     assert values["read"] >= 5
     assert values["wrong"] == 0
     assert result.summary["balanced"]
+
+
+CHAOS = """
+[chaos]
+wake_delays = 0.3
+message_delays = 0.3
+cuts = 0.5
+reorders = 0.3
+delay_max_us = 3000.0
+kills_per_s = 20.0
+stalls_per_s = 20.0
+outage_max_us = 20000.0
+"""
+
+
+def test_no_invariant_is_broken_while_both_sides_are_killed_and_stalled():
+    text = DOMAIN.format(duration_s=0.2, peers=2) + ethernet([]) + CHAOS
+    topology = loads(text, overrides={"run.engine": "virtual"})
+    for seed in range(4):
+        outcome = run_seed(topology, seed)
+        assert outcome.broken is None, outcome.broken
 
 
 def test_both_versions_at_once(run):
