@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nodes.device.profiles import PROFILES
-from nodes.endpoints import make_endpoint
+from nodes.endpoint_factory import make_endpoint
 from nodes.guest import Guest, Program
 from nodes.load import STEADY, Load
 from nodes.peer_table import AnnouncedPeers, Announcements

@@ -29,9 +29,9 @@ from topologies.actions import Join, Migrate
 
 __all__ = ["Demand", "Sum", "check", "preflight", "render"]
 
-# Descriptors of the coordinator for each machine (socket, control socket, process, and spare ones), its others, and
-# those of a worker, counted in /proc/PID/fd.
-DESCRIPTORS_EACH = 5
+# Descriptors of the coordinator for each machine (socket, control socket, process, recording), its others, and those
+# of a worker, counted in /proc/PID/fd.
+DESCRIPTORS_EACH = 4
 DESCRIPTORS_SPARE = 64
 WORKER_DESCRIPTORS = 14
 DEVICE_DESCRIPTORS = 3

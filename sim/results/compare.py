@@ -1,6 +1,6 @@
 """Two runs side by side: what changed, by how much, and whether that is more than chance.
 
-A percentile's change has an interval of its own: both runs are bootstrapped (``sim.results.analysis.intervals``), each
+A percentile's change has an interval of its own: both runs are bootstrapped (``latency.intervals``), each
 resample of one is divided by one of the other, and 95 % of the quotients lie in it. Where it holds 0, the two
 runs do not show a difference: there may be none, or they are too short to tell it, which is called unclear. It
 knows what varied within the two runs, not what varies from run to run: a host that was busy throughout one of them
@@ -19,9 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
-from sim.results.analysis.histogram import lower_edges, upper_edges
-from sim.results.analysis.intervals import FEWEST, SLICES, Interval, Slices, replicates
-from sim.results.analysis.latency import EVERY_LATENCY, QUANTILES
+from sim.results.analysis.latency.histogram import lower_edges, upper_edges
+from sim.results.analysis.latency.intervals import FEWEST, SLICES, Interval, Slices, replicates
+from sim.results.analysis.latency.latencies import EVERY_LATENCY, QUANTILES
 from sim.results.display import as_html
 from sim.results.run import Run
 from sim.results.store.opening import open as open_run

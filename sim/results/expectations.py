@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.analysis.latency import Samples
+from sim.results.analysis.latency.latencies import Samples
 from sim.results.counts import COUNTED, Counts, Scope, Scopes, UnknownMetricError
 from sim.results.store import files
 from sim.results.store.manifest import MachineRow

@@ -12,9 +12,9 @@ import pyarrow as pa
 from nodes.errors import UsageError
 from sim.recording.reader import VECTOR_MASK
 from sim.results.analysis.account import Account, account
-from sim.results.analysis.distribution import distribution, sizes_of_drains
+from sim.results.analysis.latency.distribution import distribution, sizes_of_drains
+from sim.results.analysis.latency.samples import sample_batches
 from sim.results.analysis.migrations import migrations
-from sim.results.analysis.samples import sample_batches
 from sim.results.analysis.summarize import summarize
 from sim.results.ending import Ending
 from sim.results.store import files, schemas

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
-from sim.results.analysis.latency import Samples
-from sim.results.analysis.samples import numbered
+from sim.results.analysis.latency.latencies import Samples
+from sim.results.analysis.latency.samples import numbered
 from sim.results.store.manifest import Manifest
 
 __all__ = ["frame", "samples"]

@@ -163,7 +163,7 @@ class Run:
 
     @property
     def columns(self) -> Any:
-        """The samples as ``sim.results.analysis.latency.Samples``: numpy columns, nothing nullable."""
+        """The samples as ``latency.latencies.Samples``: numpy columns, nothing nullable."""
 
         def load() -> Any:
             from sim.results.frames import samples
@@ -242,45 +242,45 @@ class Run:
         phase. ``latencies``: any of lag, delivery, handling, raw and total; all by default. total counts from
         the intended time (corrected for coordinated omission), raw from the ring. Columns: those of ``by``,
         latency, p50, p90, p99, p99_9, p99_99 (null: too few samples), max, samples; with ``intervals`` also
-        p50_low, p50_high, ...: 95 % confidence (``sim.results.analysis.intervals``). The warm-up is left out; so are
+        p50_low, p50_high, ...: 95 % confidence (``latency.intervals``). The warm-up is left out; so are
         doorbells rung at peers outside the topology, unless ``by`` is empty.
         """
-        from sim.results.analysis.samples import latency
+        from sim.results.analysis.latency.samples import latency
 
         by = (by,) if isinstance(by, str) else tuple(by)
         latencies = (latencies,) if isinstance(latencies, str) else latencies
         return self._samples_of(latency, self.figures if intervals else None, by, latencies)
 
     def latency_slices(self) -> Any:
-        """Every latency by slices of the measured time (``analysis.intervals.Slices``): what intervals are made of."""
-        from sim.results.analysis.samples import latency_slices
+        """Every latency by slices of the measured time (``latency.intervals.Slices``): what intervals are made of."""
+        from sim.results.analysis.latency.samples import latency_slices
 
         return self._samples_of(latency_slices, self.figures)
 
     def percentiles_where(self, latency: str, where: Callable[[Any], Any]) -> dict[str, float | None]:
         """The percentiles of one latency in nanoseconds, the ``mean`` and the number of ``samples``.
 
-        ``where`` takes a batch of ``analysis.latency.Samples`` and gives those that count; the warm-up never does.
+        ``where`` takes a batch of ``latency.latencies.Samples`` and gives those that count; the warm-up never does.
         """
-        from sim.results.analysis.samples import percentiles_where
+        from sim.results.analysis.latency.samples import percentiles_where
 
         found: dict[str, float | None] = self._samples_of(percentiles_where, latency, where)
         return found
 
     def _samples_of(self, ask: Callable[..., Any], *arguments: Any) -> Any:
-        """Apply a function of ``analysis.samples`` to the samples, which are read in batches."""
+        """Apply a function of ``latency.samples`` to the samples, which are read in batches."""
         try:
             return ask(self.place, self.origin, *arguments)
         except UsageError as error:
             raise self._named(error) from error
 
     def histogram(self, what: str = "delivery", by: str | None = None) -> Any:
-        """How often each latency occurred, as a ``sim.results.analysis.histogram.Histogram``, 0.4 % at the most off.
+        """How often each latency occurred, as a ``latency.histogram.Histogram``, 0.4 % at the most off.
 
         ``what`` is a latency, or drained: doorbells for each logged drain. With ``by`` (group, machine, phase;
         vector of drained) a dictionary of them by name. They add up: ``a.histogram() + b.histogram()``.
         """
-        from sim.results.analysis.stored_histograms import histogram
+        from sim.results.analysis.latency.stored_histograms import histogram
 
         return histogram(self, what, by)
 

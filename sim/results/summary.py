@@ -35,7 +35,7 @@ Figures = Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)]
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
     """Nearest-rank percentiles, in nanoseconds where nothing else is said; null with too few samples for it.
 
-    ``intervals`` has the 95 % confidence interval of each of them (``sim.results.analysis.intervals``), null at an end
+    ``intervals`` has the 95 % confidence interval of each of them (``latency.intervals``), null at an end
     that so few samples do not bound; it is empty where samples lie in too few slices of time.
     """
 
@@ -53,7 +53,7 @@ NONE = Percentiles(p50=None, p90=None, p99=None, p99_9=None, max=None, samples=0
 
 
 class Latencies(msgspec.Struct, frozen=True, kw_only=True):
-    """The latencies of ``analysis.latency``; ``total`` is corrected for coordinated omission, ``raw`` is not."""
+    """The latencies of ``latency.latencies``; ``total`` is corrected for coordinated omission, ``raw`` is not."""
 
     lag: Percentiles
     delivery: Percentiles
@@ -196,8 +196,8 @@ class Summary(Counters, frozen=True):
     ``samples`` stands for all sampled doorbells, ``unmatched`` for those of which no drain is known (pending
     at the end, their target died, or it has no recording), ``samples_refused`` for those the recordings had no
     room for. ``overfull_drains`` is above 0 if stamps were matched wrongly; ``short_deliveries``, below a quarter of
-    the baseline's median, are those that may have been (``analysis.latency``). ``missed`` doorbells were due when their
-    program ended, and are in no figure; ``missed_oldest_ns`` is how long the oldest had been due.
+    the baseline's median, are those that may have been (``latency.latencies``). ``missed`` doorbells were due when
+    their program ended, and are in no figure; ``missed_oldest_ns`` is how long the oldest had been due.
     ``pending_derived``: the counters were not read at the end, so pending is what was left over.
     ``cpu_ns_per_doorbell``: what all machines used of CPUs for each doorbell rung. ``warnings`` says in words
     what a reader of the figures has to know about them. ``phases`` has the latencies of each phase, when there

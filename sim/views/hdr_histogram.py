@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from sim.results.analysis.histogram import BINS, Histogram, upper_edges
+from sim.results.analysis.latency.histogram import BINS, Histogram, upper_edges
 
 __all__ = ["encode", "hgrm", "hlog"]
 

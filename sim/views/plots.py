@@ -11,7 +11,7 @@
     drain_sizes  how many doorbells one interrupt brought: the share of interrupts, and of doorbells
     resources    CPU or memory of one machine of each group over time
 
-``latency`` is one of ``analysis.latency.LATENCIES`` or ``raw``; ``by`` splits it by group, machine, vector or
+``latency`` is one of ``latency.latencies.LATENCIES`` or ``raw``; ``by`` splits it by group, machine, vector or
 source. The warm-up is left out. Needs matplotlib, from the extra ``ivshmem-sim[notebook]``; it is imported
 when the first picture is drawn. Whatever cannot be drawn raises ``UsageError``.
 """
@@ -28,8 +28,8 @@ import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.analysis.latency import LATENCIES, QUANTILES, values
-from sim.results.analysis.samples import numbered
+from sim.results.analysis.latency.latencies import LATENCIES, QUANTILES, values
+from sim.results.analysis.latency.samples import numbered
 from sim.results.analysis.time_series import LEVELS, Happening, TimeSeries, digest
 from sim.views.event_text import brief
 from sim.views.html.matrix import between_groups, between_machines

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from sim.results.analysis.latency import EVERY_LATENCY, QUANTILES
+from sim.results.analysis.latency.latencies import EVERY_LATENCY, QUANTILES
 from sim.results.compare import Change, Comparison
 from sim.results.summary import ExpectationVerdict, GroupFigures, MigrationOutcome, Percentiles, ProcessUse, Summary
 from sim.results.thresholds import ThresholdVerdict

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from sim.results import Run
-from sim.results.analysis.intervals import FEWEST, SLICES
+from sim.results.analysis.latency.intervals import FEWEST, SLICES
 from sim.results.summary import Summary
 from sim.views import rows
 from sim.views.units import human_count, human_ns

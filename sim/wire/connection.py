@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from nodes.device.v2.device import IvshmemV2
-from nodes.endpoints import make_endpoint
+from nodes.endpoint_factory import make_endpoint
 from nodes.errors import HostError, UsageError
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from nodes.device.profiles import Profile
 from nodes.endpoint import Endpoint
-from nodes.endpoints import make_endpoint
+from nodes.endpoint_factory import make_endpoint
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm
 from sim.engines.shared.recorder import Recorder

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
-from sim.results.analysis.latency import QUANTILES, grouped
+from sim.results.analysis.latency.latencies import QUANTILES, grouped
 from sim.results.display import as_html
 from sim.results.store.manifest import Manifest
 

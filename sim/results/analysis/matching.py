@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.recording.reader import CHUNK_ROWS, PEERS, VECTOR_MASK, Records
-from sim.results.analysis.latency import SHORT, Samples
+from sim.results.analysis.latency.latencies import SHORT, Samples
 from sim.results.store.manifest import MachineRow
 
 __all__ = ["INDEX_BYTES_EACH", "DrainIndex", "LineNumbers", "Matching"]

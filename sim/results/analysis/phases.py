@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sim.results.analysis.latency import Samples
+from sim.results.analysis.latency.latencies import Samples
 from sim.results.store.manifest import Phase
 
 __all__ = ["phase_names", "phases_of"]

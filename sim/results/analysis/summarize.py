@@ -10,7 +10,7 @@ import numpy as np
 from sim.recording import Counters
 from sim.results.analysis.account import Account
 from sim.results.analysis.balance import LineAccount, totals
-from sim.results.analysis.distribution import NOTHING, LatencyDistribution
+from sim.results.analysis.latency.distribution import NOTHING, LatencyDistribution
 from sim.results.analysis.resource_usage import COORDINATOR, host_use, profile
 from sim.results.analysis.warnings import warnings
 from sim.results.ending import Ending

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.analysis.growing_histogram import GrowingHistogram, middles
-from sim.results.analysis.histogram import BINS as VALUE_BINS
-from sim.results.analysis.histogram import bins_of
+from sim.results.analysis.latency.growing_histogram import GrowingHistogram, middles
+from sim.results.analysis.latency.histogram import BINS as VALUE_BINS
+from sim.results.analysis.latency.histogram import bins_of
 from sim.results.store.batches import Column, batches, extent
 from sim.results.store.events import Event
 

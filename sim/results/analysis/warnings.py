@@ -87,8 +87,8 @@ def _samples(figures: Summary) -> Iterator[str]:
         )
     if figures.unmatched:
         yield (
-            f"{figures.unmatched:,} of {figures.samples:,} samples are without a known delivery: only the percentiles "
-            "of lag have them"
+            f"{figures.unmatched:,} of {figures.samples:,} samples are without a known delivery: only lag, if any, "
+            "is known of them"
         )
     if figures.overfull_drains:
         yield (

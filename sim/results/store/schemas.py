@@ -145,7 +145,7 @@ MIGRATIONS = _schema(
 """``Run.migrations``: the fields of ``summary.MigrationOutcome``."""
 
 BINS_LIMIT = 7296
-"""``analysis.histogram.BINS``, which a test compares."""
+"""``analysis.latency.histogram.BINS``, which a test compares."""
 TIME_LIMIT, COUNT_LIMIT, BYTES_LIMIT, SECONDS_LIMIT = 1 << 62, 1 << 44, 1 << 50, 1e12
 # The values that a column may hold, by its name or by the unit at the end of its name. A larger one is damage: what
 # reads a table relies on sums, differences and casts to double that are exact.

@@ -13,7 +13,7 @@ from nodes.device.qemu_1_1.profiles import VARIANTS, Occurrence, occurrence
 from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.doorbells import NoLedger
 from nodes.endpoint import Endpoint
-from nodes.endpoints import make_endpoint
+from nodes.endpoint_factory import make_endpoint
 from nodes.errors import ModelledFault, RemoteProtocolError
 from nodes.guest import FOREVER, Guest, Interrupt, Program
 from nodes.peer_table import PeerTable

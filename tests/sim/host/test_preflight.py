@@ -60,7 +60,7 @@ def test_every_sum_is_what_it_is_made_of() -> None:
     made = topology(GROUPS)
     found = {what: each.needed for what, each in sums(made).items()}
     eventfds = 8 + 3 * 2
-    assert found["descriptors in the coordinator"] == eventfds + 5 * 4 + 64 + 10
+    assert found["descriptors in the coordinator"] == eventfds + 4 * 4 + 64 + 10
     assert found["descriptors in a machine"] == eventfds + 14  # the hub, which keeps all eventfds of all machines
     assert found["processes and threads"] == 4 + 5
     assert found["messages of the server"] == 4 * (3 + eventfds)
@@ -163,7 +163,7 @@ def test_the_error_says_every_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = str(refused.value).splitlines()
     assert len(lines) == 3
     assert lines[0] == (
-        "this topology needs 108 descriptors in the coordinator (14 eventfds, 5 for each of 4 machines, 74 others); "
+        "this topology needs 104 descriptors in the coordinator (14 eventfds, 4 for each of 4 machines, 74 others); "
         "this host allows 3 (ulimit -Hn). Take fewer machines or vectors, or raise the limit"
     )
     assert lines[2].endswith("this host allows 4.0 KiB (available memory). Take fewer machines or a smaller memory")
@@ -253,7 +253,7 @@ def test_the_table_has_a_line_for_each_sum_and_says_what_is_wrong() -> None:
     render(demand, console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) == 1 + len(demand.sums) + 1
-    assert lines[-1].startswith("! this topology needs 90 open files on this host (14 eventfds")
+    assert lines[-1].startswith("! this topology needs 86 open files on this host (14 eventfds")
 
 
 def test_the_dry_run_prints_json_and_its_code_says_whether_it_fits(

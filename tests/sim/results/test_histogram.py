@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.results.analysis import histogram
-from sim.results.analysis import percentiles as streamed
-from sim.results.analysis.histogram import BINS, RELATIVE_ERROR, Histogram, bins_of, lower_edges, upper_edges
-from sim.results.analysis.latency import percentiles
+from sim.results.analysis.latency import histogram
+from sim.results.analysis.latency import percentiles as streamed
+from sim.results.analysis.latency.histogram import BINS, RELATIVE_ERROR, Histogram, bins_of, lower_edges, upper_edges
+from sim.results.analysis.latency.latencies import percentiles
 
 numbers = st.one_of(st.integers(0, 2**62), st.integers(0, 300), st.integers(0, 62).map(lambda power: (1 << power) - 1))
 many = st.lists(numbers, max_size=200).map(lambda its: np.array(its, np.int64))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.results.analysis.histogram import BINS, bins_of
-from sim.results.analysis.intervals import (
+from sim.results.analysis.latency.histogram import BINS, bins_of
+from sim.results.analysis.latency.intervals import (
     FEWEST,
     SLICES,
     MeasuredTime,
@@ -17,7 +17,7 @@ from sim.results.analysis.intervals import (
     replicates,
     sliced,
 )
-from sim.results.analysis.latency import Samples, percentiles
+from sim.results.analysis.latency.latencies import Samples, percentiles
 
 SECOND_NS = 1_000_000_000
 

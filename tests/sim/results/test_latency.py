@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.results.analysis.latency import QUANTILES, Samples, grouped, percentiles, values
+from sim.results.analysis.latency.latencies import QUANTILES, Samples, grouped, percentiles, values
+from sim.results.analysis.latency.percentiles import ranked
 from sim.results.analysis.matching import DrainIndex, LineNumbers
-from sim.results.analysis.percentiles import ranked
 from sim.results.store.manifest import MachineRow
 
 

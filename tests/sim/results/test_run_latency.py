@@ -7,8 +7,8 @@ import pytest
 
 from nodes.errors import UsageError
 from sim.results import Run, RunDirectory
-from sim.results.analysis.histogram import BINS, Histogram
-from sim.results.analysis.latency import percentiles
+from sim.results.analysis.latency.histogram import BINS, Histogram
+from sim.results.analysis.latency.latencies import percentiles
 from sim.results.analysis.time_series import digest
 from sim.results.compare import compare
 from sim.results.store import schemas

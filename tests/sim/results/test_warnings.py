@@ -47,7 +47,10 @@ def test_a_quiet_run_has_none(quiet):
         ({"pending_derived": True}, "pending is what was left over"),
         ({"samples_refused": 5}, "recordings were full: 5 samples"),
         ({"drains_refused": 6}, "and 6 drains have no stamps"),
-        ({"unmatched": 1}, "1 of 3 samples are without a known delivery: only the percentiles of lag have them"),
+        (
+            {"unmatched": 1},
+            "1 of 3 samples are without a known delivery: only lag, if any, is known of them",
+        ),
         ({"overfull_drains": 2}, "2 of 2 drains got more samples than doorbells"),
         ({"pba_pending": 3}, "3 came while their vector was masked: however many, a vector keeps one bit of them"),
         ({"dropped": 2}, "the device lost 2"),

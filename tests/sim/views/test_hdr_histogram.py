@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import sim
 from sim.cli import ivsim
-from sim.results.analysis.histogram import Histogram
+from sim.results.analysis.latency.histogram import Histogram
 from sim.views.hdr_histogram import encode, hgrm, hlog
 from tests.synthetic import long_run
 

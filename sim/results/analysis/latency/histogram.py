@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sim.results.analysis.latency import QUANTILES, place_of
+from sim.results.analysis.latency.latencies import QUANTILES, place_of
 
 __all__ = ["BINS", "RELATIVE_ERROR", "Histogram", "bins_of", "lower_edges", "upper_edges"]
 
@@ -100,7 +100,7 @@ class Histogram:
         return f"<Histogram of {len(self):,} values: {self.percentiles()}>"
 
     def percentiles(self) -> dict[str, int | None]:
-        """As ``sim.results.analysis.latency.percentiles``, to within ``RELATIVE_ERROR``: all are middles of bins.
+        """As ``latency.percentiles``, to within ``RELATIVE_ERROR``: all are middles of bins.
 
         So is ``max``, which the largest value may be below or above; of 10,000 alone it is 10,015.
         """

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from nodes.errors import UsageError
 from sim.results.analysis.flows import drain_codes
-from sim.results.analysis.histogram import BINS, Histogram, bins_of
-from sim.results.analysis.latency import EVERY_LATENCY
+from sim.results.analysis.latency.histogram import BINS, Histogram, bins_of
+from sim.results.analysis.latency.latencies import EVERY_LATENCY
 from sim.results.analysis.phases import phase_names
 from sim.results.store.manifest import Manifest
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.results.analysis.histogram import BINS, bins_of, lower_edges, upper_edges
-from sim.results.analysis.intervals import (
+from sim.results.analysis.latency.histogram import BINS, bins_of, lower_edges, upper_edges
+from sim.results.analysis.latency.intervals import (
     SLICES,
     MeasuredTime,
     Slices,
@@ -22,8 +22,8 @@ from sim.results.analysis.intervals import (
     moments,
     sliced,
 )
-from sim.results.analysis.latency import EVERY_LATENCY, Samples, values
-from sim.results.analysis.percentiles import Figures, Ranks, SparseCounts, ranked
+from sim.results.analysis.latency.latencies import EVERY_LATENCY, Samples, values
+from sim.results.analysis.latency.percentiles import Figures, Ranks, SparseCounts, ranked
 from sim.results.analysis.phases import phase_names, phases_of
 from sim.results.store.manifest import Manifest, Phase
 from sim.results.summary import Latencies, Percentiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from sim.results.analysis.histogram import BINS, bins_of, lower_edges, upper_edges
+from sim.results.analysis.latency.histogram import BINS, bins_of, lower_edges, upper_edges
 
 __all__ = ["GrowingHistogram", "middles"]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from sim.results.analysis.histogram import BINS, bins_of, lower_edges, upper_edges
-from sim.results.analysis.latency import QUANTILES, place_of
+from sim.results.analysis.latency.histogram import BINS, bins_of, lower_edges, upper_edges
+from sim.results.analysis.latency.latencies import QUANTILES, place_of
 
 __all__ = ["Figures", "Ranks", "SparseCounts", "ranked"]
 

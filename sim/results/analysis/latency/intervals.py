@@ -4,7 +4,7 @@ Samples that follow one another are not independent: one stall delays many, and 
 of time are drawn instead of samples (a block bootstrap: Künsch 1989, The jackknife and the bootstrap for general
 stationary observations; Efron and Tibshirani 1993, chapters 8 and 13). The measured time of the run, or of the phase,
 is cut into 32 equal slices. A sample belongs to the slice of its drain, so the samples of one drain are never in two.
-Each slice becomes a histogram (``sim.results.analysis.histogram``); 400 times as many slices are drawn with
+Each slice becomes a histogram (``latency.histogram``); 400 times as many slices are drawn with
 replacement, merged, and read. The cost is one pass over the samples and 400 sums of histograms, however many samples
 there are. Ends are those of the bins, so an interval is at most 1 % too wide.
 
@@ -37,8 +37,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sim.results.analysis.histogram import BINS, bins_of, lower_edges, upper_edges
-from sim.results.analysis.latency import QUANTILES, WHOLE, Samples, place_of
+from sim.results.analysis.latency.histogram import BINS, bins_of, lower_edges, upper_edges
+from sim.results.analysis.latency.latencies import QUANTILES, WHOLE, Samples, place_of
 
 __all__ = [
     "FEWEST",

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
-from sim.results.analysis.distribution import LatencyOfGroups, Measured, measured_times
-from sim.results.analysis.intervals import Slices
-from sim.results.analysis.latency import EVERY_LATENCY, QUANTILES, Samples, values
-from sim.results.analysis.percentiles import SparseCounts, ranked
+from sim.results.analysis.latency.distribution import LatencyOfGroups, Measured, measured_times
+from sim.results.analysis.latency.intervals import Slices
+from sim.results.analysis.latency.latencies import EVERY_LATENCY, QUANTILES, Samples, values
+from sim.results.analysis.latency.percentiles import SparseCounts, ranked
 from sim.results.analysis.phases import phase_names, phases_of
 from sim.results.store.batches import batches
 from sim.results.store.manifest import Manifest
