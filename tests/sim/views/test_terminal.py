@@ -88,10 +88,7 @@ def test_a_run_as_people_see_it(tmp_path):
         ["50.0", "%", "50.0", "%", "3.00", "MiB", "3.00", "MiB", "2.00"]
     ]
     assert "few: too few samples for that percentile" in lines
-    assert (
-        "! 1 of 3 samples are without a known delivery: only lag, if any, is known of them"
-        in lines
-    )
+    assert "! 1 of 3 samples are without a known delivery: only lag, if any, is known of them" in lines
     assert "rung 3 = delivered 2 + pending 1 + refused 0" in lines
     assert lines[-1] == f"run: {run.path}"
 
