@@ -23,7 +23,11 @@ __all__ = ["top"]
     help="Write every snapshot to FILE in Prometheus' text format, whole at any moment; for node_exporter name "
     "it *.prom in its textfile directory. The file stays when the run is over.",
 )
-def top(run: Path | None, once: bool, as_json: bool, quiet: bool, prometheus: Path | None) -> None:
+@click.option("--web", is_flag=True, help="Serve a page with live pictures on the loopback, and print its address.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="The port of --web; 0: any.")
+def top(
+    run: Path | None, once: bool, as_json: bool, quiet: bool, prometheus: Path | None, web: bool, port: int
+) -> None:
     """Show the groups of a run while it lasts: rates over the last second, interrupts, pending doorbells, events.
 
     RUN is a run directory or a telemetry socket; without it, the run that this user began last. A live table on a
@@ -32,4 +36,6 @@ def top(run: Path | None, once: bool, as_json: bool, quiet: bool, prometheus: Pa
     """
     from sim.commands.top_screen import show_top
 
-    show_top(run, once=once, as_json=as_json, quiet=quiet, prometheus=prometheus)
+    if web and (once or as_json):
+        raise click.UsageError("--web goes on until the run ends: neither --once nor --json")
+    show_top(run, once=once, as_json=as_json, quiet=quiet, prometheus=prometheus, port=port if web else None)

@@ -34,12 +34,15 @@ LINE_EVERY_NS = 1_000_000_000
 HAPPENED_SHOWN = 6
 
 
-def show_top(run: Path | None, *, once: bool, as_json: bool, quiet: bool, prometheus: Path | None) -> None:
+def show_top(
+    run: Path | None, *, once: bool, as_json: bool, quiet: bool, prometheus: Path | None, port: int | None = None
+) -> None:
     """Follow a run until it ends.
 
     Args:
         run: a run directory or a telemetry socket; None is the run that this user began last.
         prometheus: the file that gets every snapshot.
+        port: serve the page of `sim.commands.top_web` there, and show no table.
 
     Raises:
         UsageError: there is no such run, or it is over.
@@ -51,6 +54,8 @@ def show_top(run: Path | None, *, once: bool, as_json: bool, quiet: bool, promet
         seen, tell = _Seen(found, subscriber, metrics), _Lines()
         if once or as_json:
             _show_once(seen, as_json)
+        elif port is not None:
+            _show_page(seen, port)
         elif console.is_terminal and not quiet:
             with Live(console=console, auto_refresh=False) as live:
                 for now in seen.follow():
@@ -147,6 +152,16 @@ def _show_once(seen: _Seen, as_json: bool) -> None:
     console = Console()
     for line in _lines(now):
         console.print(Text(_printable(line)), soft_wrap=True)
+
+
+def _show_page(seen: _Seen, port: int) -> None:
+    """Serve the live page until the run is over."""
+    from sim.commands.top_web import LiveServer
+
+    with LiveServer(port) as server:
+        click.echo(server.address)
+        for now in seen.follow():
+            server.publish(plain(now.snapshot, now.rates, now.lost))
 
 
 class _Lines:
