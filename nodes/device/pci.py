@@ -89,6 +89,9 @@ class ConfigSpace:
 
     ``writable_from``: the first byte from which everything that no BAR or capability covers
     can be written. QEMU: 0x40, and a reset does not clear it (pci_init_wmask).
+
+    Raises:
+        UsageError: two capabilities overlap.
     """
 
     __slots__ = ("_identity", "_masks", "bars", "capabilities", "data")
@@ -113,8 +116,12 @@ class ConfigSpace:
         self._masks[CACHE_LINE] = self._masks[INTERRUPT_LINE] = 0xFF
         self._masks[writable_from:] = b"\xff" * (CONFIG_BYTES - writable_from)
         self._masks[BAR0:BAR_END] = bytes(BAR_END - BAR0)
-        link = CAPABILITIES
+        link, taken = CAPABILITIES, 0
         for capability in self.capabilities:
+            span = ((1 << 2 + len(capability.body)) - 1) << capability.offset
+            if taken & span:
+                raise UsageError(f"the capability {capability.name} at {capability.offset:#x} overlaps another one")
+            taken |= span
             self.data[STATUS] |= STATUS_CAPABILITIES
             self.data[link] = at = capability.offset
             body = bytes([capability.identifier, 0]) + capability.body

@@ -11,7 +11,8 @@ from nodes.device.profiles import PROFILES, profile
 from nodes.device.v2.device import IvshmemV2
 from nodes.device.v2.profiles import ProfileV2
 from nodes.device.v2.sections import ForbiddenStoreError, SectionLayout, Sections
-from nodes.errors import GuestError, RemoteProtocolError
+from nodes.device.variants import make_variant
+from nodes.errors import GuestError, RemoteProtocolError, UsageError
 from nodes.wire.v2.protocol import DomainNumbers
 
 NAMES = [name for name, made in PROFILES.items() if isinstance(made, ProfileV2)]
@@ -307,3 +308,10 @@ def test_a_device_of_version_1_has_no_state():
     with pytest.raises(GuestError, match="no register State: it is not of ivshmem v2"):
         driver.set_state(made, 1)
     assert Sections.of(SectionLayout(8192, 2, 0), 0, memoryview(bytearray(8192))).layout.shared_bytes == 4096
+
+
+def test_a_variant_whose_capabilities_overlap_is_none():
+    made = make_variant(profile("qemu-v2"), {"msix_capability": 0x50})
+    with pytest.raises(UsageError, match="the capability MSI-X at 0x50 overlaps another one"):
+        make_device(made, vectors=1, ring=lambda to, vector: None)
+    assert make_device(make_variant(profile("qemu-v2"), {"revision": 2}), ring=lambda *_: None).config_read(8, 1) == 2
