@@ -8,7 +8,7 @@ import pytest
 
 import sim
 from tests.qemu.test_kinds import check
-from topologies import TopologyError, loads
+from topologies import loads
 
 pytestmark = pytest.mark.qemu
 
@@ -128,11 +128,3 @@ def test_where_a_peer_is_there_already_qemu_says_why_it_cannot_arrive(tmp_path: 
     assert "'master' must" in failed.reason or "master must connect to the server before any peers" in failed.reason
     group = run.summary["groups"]["mover"]
     assert group["rung"] == group["delivered"] + group["pending"] > 0
-
-
-def test_a_machine_with_a_guest_is_not_migrated() -> None:
-    text = (
-        '[machines.mine]\nkind = "external"\nvectors = 1\n[[timeline]]\nat_s = 1\ndo = "migrate"\nmachines = "mine"\n'
-    )
-    with pytest.raises(TopologyError, match='"mine", a machine of kind external'):
-        loads(text)

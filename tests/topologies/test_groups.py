@@ -393,11 +393,6 @@ def test_a_device_without_msix_has_as_many_vectors_as_its_server_gives_it() -> N
     [
         ('[machines.a]\nkind = "qemu"\nprofile = "qemu-plain"\n', "machines.a.profile", '"qemu-doorbell"'),
         ('[run]\nengine = "virtual"\n[machines.a]\nkind = "qemu"\n', "machines.a.kind", '"simulated"'),
-        (
-            '[machines.a]\nkind = "qemu"\n[[timeline]]\nat_s = 1.0\ndo = "migrate"\nmachines = "a"\n',
-            "timeline[0].machines",
-            "simulated machines",
-        ),
         ('[machines.a]\nkind = "external"\n', "machines.a.program", "no program"),
         (
             "".join(f"[domains.d{number}]\n" for number in range(29))
@@ -406,10 +401,26 @@ def test_a_device_without_msix_has_as_many_vectors_as_its_server_gives_it() -> N
             "at most 28 domains",
         ),
     ],
-    ids=["profile", "engine", "migrate", "program", "domains"],
+    ids=["profile", "engine", "program", "domains"],
 )
 def test_what_a_real_qemu_cannot_be_or_do_is_a_problem(text: str, key: str, expected: str) -> None:
     text = text.replace("[machines.a]\n", '[machines.a]\nprogram = "idle"\n')
     problem = only(text)
     assert problem.key == key
     assert expected in problem.expected
+
+
+MIGRATES = '[[timeline]]\nat_s = 1.0\ndo = "migrate"\nmachines = "a"\n'
+
+
+@pytest.mark.parametrize(
+    ("keys", "got"),
+    [
+        ('kind = "external"\n', '"a", a machine of kind external'),
+        ('kind = "qemu"\nguest = { disk = "none.img" }\n', '"a", a machine with a guest'),
+    ],
+)
+def test_the_run_migrates_machines_whose_program_it_has(keys: str, got: str) -> None:
+    problem = only(f"[machines.a]\n{keys}{MIGRATES}")
+    assert (problem.key, problem.got) == ("timeline[0].machines", got)
+    assert loads(f'[machines.a]\nkind = "qemu"\nprogram = "idle"\n{MIGRATES}').timeline
