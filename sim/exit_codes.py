@@ -24,7 +24,7 @@ FAILED = 1
 WRONG_USE = 2
 """The command line or the topology is wrong; nothing was started."""
 HOST_TOO_SMALL = 3
-"""This host lacks descriptors, memory, processes or rights for what was asked."""
+"""This host lacks descriptors, memory, processes, file systems or rights for what was asked."""
 MISSED = 99
 """An expectation of the topology, or a threshold of ``compare``, was not met; ``explore`` found a broken invariant."""
 INTERRUPTED = 130
