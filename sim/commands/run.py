@@ -165,43 +165,60 @@ def _write_junit(result: sim.Run, file: Path) -> None:
 )
 @click.option("--hlog", type=EXPORT, metavar="FILE", help="Write the histograms of all latencies for HdrHistogram.")
 @click.option(
+    "--cyclictest", type=EXPORT, metavar="FILE", help="Write one latency by machine, as cyclictest --json does."
+)
+@click.option(
     "--latency",
     type=click.Choice(list(LATENCIES)),
     default="delivery",
     show_default=True,
-    help="The latency of --hgrm.",
+    help="The latency of --hgrm and --cyclictest.",
 )
-def show(run_directory: Path, as_json: bool, hgrm: Path | None, hlog: Path | None, latency: str) -> None:
+def show(
+    run_directory: Path, as_json: bool, hgrm: Path | None, hlog: Path | None, cyclictest: Path | None, latency: str
+) -> None:
     """Print what `ivsim run` printed for the run directory RUN.
 
-    The results of a run whose coordinator was killed are made from what its machines had recorded. With --hgrm or
-    --hlog, those files are written instead, in nanoseconds; - is standard output.
+    The results of a run whose coordinator was killed are made from what its machines had recorded. With --hgrm, --hlog
+    or --cyclictest, those files are written instead, in nanoseconds; - is standard output.
     """
     from topologies.metrics import glossary
 
     result = sim.open(run_directory)
-    if hgrm is not None or hlog is not None:
-        _export(result, hgrm, hlog, latency)
+    if hgrm is not None or hlog is not None or cyclictest is not None:
+        _export(result, hgrm, hlog, cyclictest, latency)
     elif as_json:
         click.echo(json.dumps({**result.summary, "glossary": glossary()}, indent=2))
     else:
         _print(result)
 
 
-def _export(result: sim.Run, hgrm: Path | None, hlog: Path | None, latency: str) -> None:
+def _export(result: sim.Run, hgrm: Path | None, hlog: Path | None, cyclictest: Path | None, latency: str) -> None:
     from sim.commands.output import write_whole
     from sim.views import hdr_histogram
+    from sim.views.cyclictest import cyclictest_json
 
     origin = result.origin
-    start_s = datetime.fromisoformat(origin.started).timestamp()
-    histograms = {name: result.histogram(name) for name in LATENCIES}
-    for path, text in (
-        (hgrm, hdr_histogram.hgrm(histograms[latency])),
-        (hlog, hdr_histogram.hlog(histograms, start_s, origin.duration_s)),
-    ):
-        if path is not None and str(path) == "-":
+    start = datetime.fromisoformat(origin.started)
+    texts = []
+    if hgrm is not None:
+        texts.append((hgrm, hdr_histogram.hgrm(result.histogram(latency))))
+    if hlog is not None:
+        histograms = {name: result.histogram(name) for name in LATENCIES}
+        texts.append((hlog, hdr_histogram.hlog(histograms, start.timestamp(), origin.duration_s)))
+    if cyclictest is not None:
+        text = cyclictest_json(
+            result.histogram(latency, by="machine"),
+            command=" ".join(["ivsim", *origin.argv[1:]]),
+            start=start,
+            duration_s=origin.duration_s,
+            release=origin.host.kernel,
+        )
+        texts.append((cyclictest, text))
+    for path, text in texts:
+        if str(path) == "-":
             click.echo(text, nl=False)
-        elif path is not None:
+        else:
             write_whole(path, text.encode())
             click.echo(path)
 
