@@ -58,6 +58,7 @@ class FramedClient(Generic[D]):
         self.peers: dict[int, int] = {}
         self._decoder: FrameDecoder[D] = FrameDecoder()
         self._frames: deque[Frame[D]] = deque()
+        self._events: deque[FramedEvent[D]] = deque()
         self._failed: tuple[D, ...] = ()
 
     @property
@@ -82,9 +83,12 @@ class FramedClient(Generic[D]):
             except RemoteProtocolError:
                 self._failed = frame.descriptors
                 raise
-            yield event
+            self._events.append(event)
             if len(frame.descriptors) > 1:
-                yield Ignored("server sent more than one descriptor with a message", frame.descriptors[1:])
+                text = "server sent more than one descriptor with a message"
+                self._events.append(Ignored(text, frame.descriptors[1:]))
+            while self._events:
+                yield self._events.popleft()
         self._decoder.check()
 
     def end(self) -> None:
@@ -100,6 +104,13 @@ class FramedClient(Generic[D]):
         """Yield the descriptors that no event has carried; the caller closes them."""
         failed, self._failed = self._failed, ()
         yield from failed
+        for event in self._events:
+            match event:
+                case Initialized(memory=descriptor) | VectorConnected(descriptor=descriptor):
+                    yield descriptor
+                case Ignored(descriptors=descriptors):
+                    yield from descriptors
+        self._events.clear()
         for frame in self._frames:
             yield from frame.descriptors
         self._frames.clear()
