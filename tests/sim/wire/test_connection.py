@@ -25,6 +25,16 @@ TOLD_ONCE = ("rt: too many vectors for a peer (2 + 3)", "rt: connect same id twi
 """Several eventfds too many, of the same peer."""
 
 
+class LeavesCounted(Vm):
+    """A machine that counts the leaves of peers."""
+
+    left = 0
+
+    def disconnect(self, peer):
+        self.left += 1
+        super().disconnect(peer)
+
+
 class Station:
     """One machine connected to a server that says what it is told to say."""
 
@@ -35,7 +45,7 @@ class Station:
         listener.listen()
         self.odd = []
         self.heard = []
-        self.vm = Vm(
+        self.vm = LeavesCounted(
             PROFILES[profile],
             vectors=vectors,
             role="peer",
@@ -50,12 +60,10 @@ class Station:
         self.stack.callback(self.connection.close)
         self.server, _ = listener.accept()
         self.stack.enter_context(self.server)
-        self.left = 0
-        self.disconnect, self.vm.disconnect = self.vm.disconnect, self.count_leave
 
-    def count_leave(self, peer):
-        self.left += 1
-        self.disconnect(peer)
+    @property
+    def left(self):
+        return self.vm.left
 
     def say(self, case):
         """Everything the case sends, each ``sendmsg`` read before the next; what came of it."""
