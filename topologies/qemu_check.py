@@ -16,6 +16,7 @@ from topologies.schedule import TimelineEntry
 __all__ = ["Endangered", "endangered"]
 
 ENDED = "its QEMU is ended: device_del aborts one that has heard that a peer has left (ivshmem.c, close_peer_eventfds)"
+NOT_DONE = "it is not done, as device_del would abort its QEMU: that has heard that a peer has left"
 TWICE = "its QEMU aborts: a peer that leaves twice is freed twice (ivshmem.c, close_peer_eventfds)"
 HALF = "its QEMU reads every later message from its middle, and may end of what it takes them for"
 
@@ -49,7 +50,9 @@ def _reasons(topology: Topology, entry: TimelineEntry, machines: list[Machine]) 
     """What ends which of the machines of an entry."""
     action = entry.action
     if isinstance(action, Unplug):
-        yield ENDED, [each for each in machines if each.kind == "qemu" and _hears_a_leave(topology, entry, each)]
+        late = [each for each in machines if each.kind == "qemu" and _hears_a_leave(topology, entry, each)]
+        yield ENDED, [each for each in late if each.guest is None]
+        yield NOT_DONE, [each for each in late if each.guest is not None]
     elif isinstance(action, Garble):
         # Between the server and a QEMU without a guest stands the machine's process.
         direct = [each for each in machines if each.guest is not None]

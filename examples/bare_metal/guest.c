@@ -9,11 +9,14 @@
  *
  * Lines on the console (the first serial port):
  *   ivsim: ready                   a topology waits for this line (`ready_when`)
- *   ivsim: rung=N interrupts=M     totals, after each AWAITED answers and whenever a line is typed
+ *   ivsim: rung=N interrupts=M     totals, after AWAITED answers and whenever a line is typed
+ *   ivsim: unplugged               the device was to be removed, and the guest has let go of it
  */
 #define PCI_ADDRESS 0xcf8 /* PCI 3.0, 3.2.2.3.2 */
 #define PCI_DATA 0xcfc
 #define COM1 0x3f8
+#define UNPLUG_REQUESTS 0xae04 /* of a PC (i440FX): QEMU, docs/specs/acpi_pci_hotplug */
+#define EJECT 0xae08
 #define LINE_STATUS 5
 #define RECEIVED 1
 #define SENT 0x20
@@ -175,6 +178,12 @@ __attribute__((noreturn, used)) void run(void)
 			interrupts++;
 			__sync_synchronize(); /* numbers are read after the message that tells of them */
 			answer(registers, slots);
+		}
+		if (in32(UNPLUG_REQUESTS) & 1u << slot) {
+			out32(EJECT, 1u << slot); /* from here on the device is gone */
+			print("ivsim: unplugged\n");
+			for (;;)
+				__asm__ volatile("cli; hlt");
 		}
 		if (in8(COM1 + LINE_STATUS) & RECEIVED) {
 			if (in8(COM1) == '\n')

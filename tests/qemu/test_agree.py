@@ -24,7 +24,7 @@ pytestmark = pytest.mark.qemu
 
 SEEDS = int(os.environ.get("AGREE_SEEDS", "0"))
 SHORT: dict[str, object] = {"run.duration_s": 0.5, "run.warmup_s": 0.1}
-SAMPLED = ("doorbell_storm", "fan_in", "ping_pong", "ring", "storm_64")
+SAMPLED = ("doorbell_storm", "fan_in", "ring", "storm_64")
 OPTIONS = ["--machines", "2", *(word for key, value in SHORT.items() for word in ("--set", f"{key}={value}"))]
 
 

@@ -75,12 +75,18 @@ def test_a_bare_metal_guest_takes_part_and_its_counts_balance(tmp_path: Path) ->
     assert "mine: its device could not interrupt it at the end of the run: MSI-X is off" in summary["warnings"]
 
 
-def test_the_bare_metal_guest_answers_each_doorbell_once(tmp_path: Path) -> None:
+@pytest.fixture
+def bare_metal(tmp_path: Path) -> Path:
+    """A copy of the example, built for 200 doorbells."""
     if shutil.which("cc") is None or shutil.which("make") is None:
         pytest.skip("needs make and a C compiler")
     folder = shutil.copytree(ROOT / "examples" / "bare_metal", tmp_path / "examples" / "bare_metal")
     subprocess.run(["make", "-s", "-C", folder, "CPPFLAGS=-DAWAITED=200"], check=True)
-    file = folder / "bare_metal.toml"
+    return folder
+
+
+def test_the_bare_metal_guest_answers_each_doorbell_once(tmp_path: Path, bare_metal: Path) -> None:
+    file = bare_metal / "bare_metal.toml"
     file.write_text(file.read_text().replace("1000", "200"))
     run = sim.run(file, runs=tmp_path / "runs")
     summary = run.summary
@@ -89,6 +95,37 @@ def test_the_bare_metal_guest_answers_each_doorbell_once(tmp_path: Path) -> None
     assert summary["rung"] == summary["delivered"] == 400
     assert summary["statistics"]["metal"] == {"rung": 200, "interrupts": 200}
     assert not any("could not interrupt" in each for each in summary["warnings"])
+
+
+UNPLUGS = """
+[[timeline]]
+console = "^ivsim: ready"
+at_s = 0.3
+do = "unplug"
+machines = "metal"
+
+[[timeline]]
+console = "^ivsim: unplugged"
+at_s = 1.0
+do = "end"
+"""
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["alone", "after a leave"])
+def test_a_guest_lets_go_of_its_device(first: bool, tmp_path: Path, bare_metal: Path) -> None:
+    file = bare_metal / "bare_metal.toml"
+    begin, _, _ = file.read_text().partition("[[timeline]]")
+    text = begin.replace("60.0", "100.0" if not first else "1.5") + UNPLUGS
+    if first:
+        text += '[machines.gone]\nprogram = "idle"\n[[timeline]]\nat_s = 0.1\ndo = "leave"\nmachines = "gone"\n'
+    file.write_text(text)
+    run = sim.run(file, runs=tmp_path / "runs")
+    assert (run.status, run.reason, run.balanced) == ("finished", "", True)
+    said = [event["text"] for event in run.events() if event["kind"] == "warning" and event["machine"] == "metal"]
+    assert any("unplug was not done: device_del aborts" in text for text in said) == first
+    printed = files.console(run.path, "metal").read_text()
+    assert ("ivsim: unplugged" in printed) != first
+    assert [event["peer"] for event in run.events() if event["kind"] == "peer_left"] == [2 if first else 1]
 
 
 def test_the_uio_guest_answers_each_doorbell_once(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def entry(at_s: float, do: str, machines: str, rest: str = "") -> str:
         (entry(1, "leave", "model-0") + entry(0.5, "unplug", "real-0"), []),
         (entry(1, "kill", "model-0") + entry(2, "unplug", "model-1"), []),
         (entry(1, "unplug", "real"), [("unplug", ("real-1",), "device_del")]),
+        (entry(1, "leave", "model-0") + entry(2, "unplug", "linux"), [("unplug", ("linux",), "it is not done")]),
         (entry(1, "garble", "real", 'message = "half_message"'), []),
         (entry(1, "garble", "linux", 'message = "half_message"'), [("garble", ("linux",), "from its middle")]),
         (entry(1, "garble", "linux", 'message = "left_stranger"'), []),

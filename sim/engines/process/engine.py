@@ -136,6 +136,11 @@ class ProcessEngine:
         on_arrival: Callable[[Arrival], None],
         on_leave: Callable[[Client, str], None],
     ) -> SocketServer:
+        def left(client: Client, reason: str) -> None:
+            for guest in self._guests:
+                guest.hear_leave()
+            on_leave(client, reason)
+
         server = SocketServer(
             domain,
             Path(self._server_path(number)),
@@ -143,7 +148,7 @@ class ProcessEngine:
             machine_of=self._running_machine_of,
             is_real=lambda machine: isinstance(machine, GuestMachine),
             on_arrival=on_arrival,
-            on_leave=on_leave,
+            on_leave=left,
         )
         self._servers.append(server)
         self._stack.callback(server.close)

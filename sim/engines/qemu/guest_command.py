@@ -10,7 +10,7 @@ from nodes.errors import HostError
 from sim.kernel.qemu_program import chosen_qemu
 from topologies import Machine, Topology
 
-__all__ = ["check_guests", "guest_command"]
+__all__ = ["check_guests", "connection_id", "device_id", "guest_command"]
 
 
 def guest_command(machine: Machine, servers: Sequence[str], *, console: int, monitor: int) -> list[str]:
@@ -41,10 +41,21 @@ def guest_command(machine: Machine, servers: Sequence[str], *, console: int, mon
     if image.console == "virtio":
         command += ["-device", "virtio-serial", "-device", "virtconsole,chardev=console"]
     for number, server in enumerate(servers):
-        name = f"ivshmem{number}"
+        name, device = connection_id(number), device_id(number)
         command += ["-chardev", f"socket,id={name},path={_escaped(server)}"]
-        command += ["-device", f"ivshmem-doorbell,chardev={name},vectors={machine.vectors},{_role(machine)}"]
+        options = f"id={device},chardev={name},vectors={machine.vectors},{_role(machine)}"
+        command += ["-device", f"ivshmem-doorbell,{options}"]
     return command
+
+
+def connection_id(number: int) -> str:
+    """What QEMU calls the connection of the device with that number."""
+    return f"ivshmem{number}"
+
+
+def device_id(number: int) -> str:
+    """What QEMU calls the device with that number."""
+    return f"ivshmem-device{number}"
 
 
 def check_guests(topology: Topology) -> None:

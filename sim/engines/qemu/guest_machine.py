@@ -9,10 +9,11 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sim.engines import messages
 from sim.engines.messages import Ended, Failed, Order, Placed, Printed, Ready, Report, Stopped, Warned
-from sim.engines.qemu.guest_command import guest_command
+from sim.engines.qemu.guest_command import connection_id, device_id, guest_command
 from sim.engines.qemu.guest_console import GuestConsole
 from sim.engines.qemu.guest_monitor import GuestMonitor
 from sim.engines.qemu.hearing import Hearing, hearings
@@ -77,11 +78,12 @@ class GuestMachine:
         self._ready_when = re.compile(self._image.ready_when)
         self._watched = [re.compile(pattern) for pattern in watched]
         self._console = GuestConsole(loop, console_path, self._take_line)
-        self._monitor = GuestMonitor(loop)
+        self._monitor = GuestMonitor(loop, self._take_event)
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
         self._process: ChildProcess | None = None
         self._awaited = {"admission", "line"} if self._image.ready_when else {"admission"}
         self._ended = self._ready = self._told_to_end = self._is_finishing = False
+        self._has_heard_leave = False
         self._deadline_ns = 0
         self._ticks_at_stop = 0
         self._totals: dict[str, int | float] = {}
@@ -160,6 +162,8 @@ class GuestMachine:
                 # Until now a reset ends QEMU (-no-reboot). Firmware may ask for a second one.
                 self._monitor.command("set-action", reboot="reset")
                 self._monitor.command("system_reset")
+            case messages.Act(do="unplug"):
+                self._unplug()
             case messages.Act(do=do):
                 self._report(Warned(f"{do} was not done: what runs in this machine is a guest of its own"))
             case _:
@@ -198,6 +202,28 @@ class GuestMachine:
             if stamp is not None:
                 recording.words[stamp] = moment_ns or self._loop.clock.now_ns()
             recording.words[header.STATE] = state
+
+    def hear_leave(self) -> None:
+        """A peer has left, and its server has told QEMU so."""
+        self._has_heard_leave = self._has_heard_leave or "admission" not in self._awaited
+
+    def _unplug(self) -> None:
+        """Ask the guest to release its devices; QEMU says when it has (DEVICE_DELETED)."""
+        if self._has_heard_leave:
+            self._refuse_unplug("device_del aborts a QEMU that has heard of a peer's leave")
+            return
+        for number in range(len(self._servers)):
+            self._monitor.command("device_del", failed=self._refuse_unplug, id=device_id(number))
+
+    def _refuse_unplug(self, why: str) -> None:
+        self._report(Warned(f"unplug was not done: {why}"))
+
+    def _take_event(self, name: str, data: dict[str, Any]) -> None:
+        if name == "DEVICE_DELETED":
+            for number in range(len(self._servers)):
+                if data.get("device") == device_id(number):
+                    # The device leaves its connection open: its server would not know that it has left.
+                    self._monitor.command("chardev-remove", id=connection_id(number))
 
     # Until it is ready
 

@@ -18,15 +18,19 @@ READ_BYTES = 1 << 16
 
 
 class GuestMonitor:
-    """Owns both ends of the connection until `start`; ``far`` is QEMU's."""
+    """Owns both ends of the connection until `start`; ``far`` is QEMU's.
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+    Args:
+        on_event: is told the name and the data of each event.
+    """
+
+    def __init__(self, loop: Loop, on_event: Callable[[str, dict[str, Any]], None]) -> None:
+        self._loop, self._on_event = loop, on_event
         self._socket, self.far = socket.socketpair()
         self._socket.setblocking(False)
         self._begun = b""
-        self._waiting: deque[Callable[[Any], None]] = deque()
-        """What is told the result of each command that has not been answered, the oldest first."""
+        self._waiting: deque[tuple[Callable[[Any], None], Callable[[str], None]]] = deque()
+        """What is told the result or the error of each command that has not been answered, the oldest first."""
 
     def start(self) -> None:
         """QEMU has its end."""
@@ -34,11 +38,17 @@ class GuestMonitor:
         self._loop.add(self._socket, self._read)
         self.command("qmp_capabilities")
 
-    def command(self, name: str, then: Callable[[Any], None] = lambda result: None, **arguments: Any) -> None:
-        """Give a command; ``then`` is told its result, None for one that failed."""
+    def command(
+        self,
+        name: str,
+        then: Callable[[Any], None] = lambda result: None,
+        failed: Callable[[str], None] = lambda error: None,
+        **arguments: Any,
+    ) -> None:
+        """Give a command; ``then`` is told its result, or ``failed`` why it failed, in QEMU's words."""
         with contextlib.suppress(OSError):
             self._socket.send(json.dumps({"execute": name, "arguments": arguments}).encode())
-            self._waiting.append(then)
+            self._waiting.append((then, failed))
 
     def ask(self, asking: Asking, then: Callable[[Any], None]) -> None:
         """Give the commands that a generator yields; ``then`` is told what it returns.
@@ -52,7 +62,7 @@ class GuestMonitor:
             except StopIteration as end:
                 then(end.value)
                 return
-            self.command(name, lambda answer: asking.close() if answer is None else go_on(answer), **arguments)
+            self.command(name, go_on, lambda _error: asking.close(), **arguments)
 
         go_on(None)
 
@@ -69,8 +79,14 @@ class GuestMonitor:
         *lines, self._begun = (self._begun + data).split(b"\n")
         for line in lines:
             answer = json.loads(line)
-            if "return" in answer or "error" in answer:
-                self._waiting.popleft()(answer.get("return"))
+            if "event" in answer:
+                self._on_event(answer["event"], answer.get("data", {}))
+            elif "return" in answer or "error" in answer:
+                then, failed = self._waiting.popleft()
+                if "return" in answer:
+                    then(answer["return"])
+                else:
+                    failed(str(answer["error"].get("desc", answer["error"])))
 
     def close(self) -> None:
         self._loop.remove(self._socket)
