@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,8 +13,9 @@ import click
 
 from nodes.errors import UsageError
 from sim.distributed.addresses import PORT, Tls, check_address, check_listening, make_tls
+from sim.distributed.dask_extra import require_dask
 
-__all__ = ["Where", "cluster_of", "cluster_options", "require_dask", "scheduler", "tls_options", "worker"]
+__all__ = ["Where", "cluster_of", "cluster_options", "scheduler", "tls_options", "worker"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -43,12 +43,6 @@ def cluster_options(command: Command) -> Command:
         metavar="ADDRESS",
         help="Run on the workers of this scheduler: tcp://HOST:PORT or tls://HOST:PORT.",
     )(command)
-
-
-def require_dask() -> None:
-    """Raise ``UsageError`` if Dask is not installed."""
-    if importlib.util.find_spec("distributed") is None:
-        raise UsageError("more than one host needs Dask: pip install 'ivshmem-sim[dist]'")
 
 
 class Where(NamedTuple):

@@ -170,12 +170,20 @@ def _run_seeds(
             told = time.monotonic()
             click.echo(f"{exploration.seeds} of {len(seeds)} seeds, {len(exploration.broken)} broken", err=True)
 
+    def warn(line: str) -> None:
+        click.echo(line, err=True)
+
     if where is None:
         return run_seeds(topology, seeds, jobs=jobs, keep_going=keep_going, progress=tell), ""
     from sim.distributed.explore import explore_on
 
     with where.open() as cluster:
-        return explore_on(cluster, topology, programs, seeds, jobs=jobs, keep_going=keep_going, progress=tell)
+        found, stopped = explore_on(
+            cluster, topology, programs, seeds, jobs=jobs, keep_going=keep_going, progress=tell, warn=warn
+        )
+    if stopped:
+        warn(f"{stopped}: the batches that were running are not counted")
+    return found, stopped
 
 
 def _replay(file: Path) -> int:

@@ -22,8 +22,8 @@ __all__ = ["explore_on"]
 AHEAD = 2
 LOOK_EVERY_S = 0.25
 BATCHES_FOR_EACH = 8
-BATCH_MIN, BATCH_MAX = 64, 4096
-"""A command takes about a second to start, and a batch that is given up is lost."""
+BATCH_MIN, BATCH_MAX = 64, 1024
+"""A command takes about a second to start; what a batch has found is known at its end only."""
 
 
 class _Broken(msgspec.Struct):
@@ -49,6 +49,7 @@ def explore_on(
     jobs: int = 1,
     keep_going: bool = False,
     progress: Callable[[Exploration], object] = lambda exploration: None,
+    warn: Callable[[str], object] = lambda line: None,
 ) -> tuple[Exploration, str]:
     """Run a topology with each seed on a cluster; stop at the first that breaks an invariant, unless ``keep_going``.
 
@@ -62,6 +63,7 @@ def explore_on(
         jobs: how many processes each worker uses.
         keep_going: run all seeds.
         progress: is told the sums so far, now and then.
+        warn: is called with a line for the user.
 
     Returns:
         The sums, and the name of the signal that ended it early, "" for none.
@@ -72,8 +74,9 @@ def explore_on(
     """
     inputs = collect_inputs(topology, programs)
     options = ["--jobs", str(jobs), "--json", "--no-shrink", *(["--keep-going"] if keep_going else [])]
-    workers = max(1, sum(cluster.hosts().values()))
-    size = min(BATCH_MAX, max(BATCH_MIN, math.ceil(len(seeds) / (workers * BATCHES_FOR_EACH))))
+    if not (workers := sum(cluster.hosts().values())):
+        warn(f"no worker at {cluster.title} now: waiting for one (`ivsim worker {cluster.title}`)")
+    size = min(BATCH_MAX, max(BATCH_MIN, math.ceil(len(seeds) / (max(1, workers) * BATCHES_FOR_EACH))))
     batches = [seeds[at : at + size] for at in range(0, len(seeds), size)]
     found, sent = Exploration(), 0
     with signals_noted() as signalled:
@@ -91,7 +94,8 @@ def explore_on(
                     _add(found, topology, done)
                     progress(found)
         finally:
-            cluster.cancel()
+            if busy := cluster.cancel():
+                warn(f"no answer that the seeds have ended on {', '.join(busy)}")
         return found, signalled()
 
 

@@ -13,6 +13,7 @@ import msgspec
 import sim.results
 from nodes.errors import UsageError
 from sim.distributed.addresses import Tls, check_address, make_tls
+from sim.distributed.dask_extra import require_dask
 from sim.results import Run
 from sim.results.display import as_html
 from sim.sweeps.directory import Sweep
@@ -125,6 +126,8 @@ def sweep(
         raise UsageError("expected a scheduler or workers, not both: a scheduler knows its workers")
     certificates = _certificates(scheduler, tls)
     files = [os.fspath(each) for each in ([programs] if isinstance(programs, str | os.PathLike) else programs)]
+    if scheduler is not None or workers is not None:
+        require_dask()
     plan = make_plan(os.fspath(topology), override_texts(overrides), _texts(axes or {}), repeat, files)
     its = Sweep.create(Path(runs), plan) if resume is None else Sweep.resume(Path(resume), plan)
     if scheduler is None and workers is None:

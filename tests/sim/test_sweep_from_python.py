@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -114,4 +115,14 @@ def test_latencies_of_different_hosts_are_not_side_by_side(file: Path, tmp_path:
 def test_wrong_use_starts_nothing(file: Path, tmp_path: Path, options: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         sim.sweep(file, runs=tmp_path / "runs", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("options", [{"workers": 2}, {"scheduler": "tcp://127.0.0.1:1"}])
+def test_without_dask_the_extra_is_named(
+    file: Path, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'ivshmem-sim\[dist\]'"):
+        sim.sweep(file, repeat=2, runs=tmp_path / "runs", **options)
     assert not (tmp_path / "runs").exists()

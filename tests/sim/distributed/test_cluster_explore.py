@@ -31,6 +31,8 @@ def topology() -> Topology:
 class FakeCluster:
     """Answers each batch at once; ``answer`` gets the command line, the first seed and the last one."""
 
+    title = "tcp://127.0.0.1:1"
+
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         self.jobs: list[Job] = []
         self.broken = broken
