@@ -544,7 +544,7 @@ def roaming(seed: int) -> str:
 def test_no_machine_is_lost_or_doubled_over_many_migrations(tmp_path: Path) -> None:
     counted: Counter[str] = Counter()
     for seed in range(-(-MIGRATIONS // A_RUN)):
-        result = sim.run(loads(roaming(seed)), runs=tmp_path, resources_every_s=0)
+        result = run_in_time(roaming(seed), tmp_path)
         assert result.status == "finished", f"seed {seed}: {result.reason}"
         assert_sound(result)
         began = [each for each in events(result, "action") if each["do"] == "migrate" and "skipped" not in each]
