@@ -32,7 +32,7 @@ def test_ping_pong_is_one_interrupt_for_each_doorbell(tmp_path: Path) -> None:
     summary = result.summary
     assert (result.status, result.reason, result.balanced) == ("finished", "", True)
     assert summary["machines"] == 2
-    assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"] > 100
+    assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"] > 0
     assert summary["interrupts"] == summary["delivered"]
     assert summary["settled"] == 0
     # Every doorbell is sampled; those that are not matched were pending at the end.
