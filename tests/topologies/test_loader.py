@@ -27,6 +27,7 @@ from topologies import (
     starter_text,
 )
 from topologies.language.sizes import parse_size, show_size
+from topologies.ringing_check import unreachable
 
 MINIMAL = '[machines.a]\nprogram = "idle"\n'
 
@@ -342,6 +343,7 @@ def test_shipped_topologies_load_and_have_titles() -> None:
         assert title
         assert topology.source_text.startswith("# "), "it begins with what to look at"
         assert topology.source_text.count("\n") <= 66, "at most a page"
+        assert not unreachable(topology), name
     file = Path(shipped.__code__.co_filename).parent / "scenarios" / "ping_pong.toml"
     assert load(file) == load(str(file)) == load("ping_pong")
 
