@@ -36,6 +36,7 @@ from sim.results.ending import Ending
 from sim.results.expectations import evaluate, silent_loads
 from sim.results.store import files
 from sim.results.store.manifest import Phase
+from sim.views.notebook_progress import progress_in_cell
 from topologies import Topology, load
 
 __all__ = ["Begun", "run"]
@@ -132,6 +133,7 @@ def run(
                 coordinator = _coordinator(topology, engine, directory, runtime, access, resources_every_s)
                 stack.callback(coordinator.close)
                 on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
+                stack.enter_context(progress_in_cell(coordinator.monitor.telemetry))
                 interrupts.tell(coordinator)
                 ending = _ending(coordinator.run(), coordinator.machines)
                 # The results are on the disk before anything is released: no later failure loses them.

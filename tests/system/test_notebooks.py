@@ -108,3 +108,21 @@ def test_it_can_be_read_without_running_it(path):
     text = path.read_text()
     assert not re.search(r"/(root|home|tmp|work|Users)/", text)
     assert os.uname().nodename not in text or len(os.uname().nodename) < 4
+
+
+RUN_IN_A_CELL = """%%time
+import sim
+sim.run("ping_pong", overrides={"run.duration_s": 0.6, "run.warmup_s": 0.1}, runs="runs", resources_every_s=0)
+"""
+
+
+def test_a_run_shows_its_progress_below_its_cell(execute):
+    """And in the time that %%time tells; the result is a table."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(RUN_IN_A_CELL)])
+    execute(notebook)
+    progress, *others = notebook.cells[0].outputs
+    assert (progress.output_type, "<progress value=" in progress.data["text/html"]) == ("display_data", True)
+    assert "machines up" in progress.data["text/html"]
+    assert any("Wall time" in each.get("text", "") for each in others)
+    (result,) = (each for each in others if each.output_type == "execute_result")
+    assert "<table>" in result.data["text/html"]
