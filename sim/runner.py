@@ -21,6 +21,7 @@ from sim.access import Access, access_to, name_memories
 from sim.coordination.coordinator import Coordinator, RunEnd
 from sim.coordination.machines import LiveMachines
 from sim.coordination.monitor import Monitor
+from sim.defined_programs import Programs, program_files
 from sim.engines.base import Engine
 from sim.engines.process.engine import ProcessEngine
 from sim.engines.qemu.guest_command import check_guests
@@ -87,7 +88,7 @@ def run(
     resources_every_s: float = 0.5,
     socket_path: str | os.PathLike[str] | None = None,
     on_begin: Callable[[Begun], None] = lambda begun: None,
-    programs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    programs: Programs = (),
 ) -> Run:
     """Run a topology and return its results.
 
@@ -103,24 +104,23 @@ def run(
         socket_path: the path of the server's socket, for others to find: a real QEMU that connects there is one more
             peer.
         on_begin: is told when the run has begun.
-        programs: a file of Python whose generator functions the topology can name, or several; they run with full
-            trust.
+        programs: a file of Python whose generator functions the topology can name, or such a function itself, or
+            several of them; they run with full trust. A function is sent to the workers by cloudpickle.
 
     Raises:
         TopologyError, UsageError: before anything is started.
         HostError: this host cannot carry it.
     """
-    program_files = [os.fspath(each) for each in ([programs] if isinstance(programs, str | os.PathLike) else programs)]
     try:
         resources_every_s = float(resources_every_s)
     except (TypeError, ValueError):
         resources_every_s = math.nan
     if not 0 <= resources_every_s < math.inf:
         raise UsageError("resources_every_s: expected a number of seconds from 0")
-    with _Interrupts() as interrupts:
-        topology, engine_kind = _prepared(topology, overrides, program_files, Path(runs))
+    with program_files(programs) as files_of_programs, _Interrupts() as interrupts:
+        topology, engine_kind = _prepared(topology, overrides, files_of_programs, Path(runs))
         arguments = {"overrides": dict(topology.overrides), "resources_every_s": resources_every_s}
-        arguments["programs"] = program_files
+        arguments["programs"] = files_of_programs
         with RunDirectory.create(Path(runs), topology, arguments) as directory:
             baselines = engine_kind.baselines()
             with contextlib.ExitStack() as stack:

@@ -114,12 +114,36 @@ RUN_IN_A_CELL = """%%time
 import sim
 sim.run("ping_pong", overrides={"run.duration_s": 0.6, "run.warmup_s": 0.1}, runs="runs", resources_every_s=0)
 """
+PROGRAM_IN_A_CELL = """
+from pathlib import Path
+from nodes.guest import NOW
+
+ROUNDS = 3
+
+def announce(guest, *, to: list[int]):
+    for _ in range(ROUNDS):
+        guest.ring(1)
+        yield NOW
+
+Path("t.toml").write_text('''
+[run]
+duration_s = 0.3
+[machines.sender]
+program = "announce"
+parameters = { to = [1] }
+[machines.receiver]
+program = "idle"
+''')
+sim.run("t.toml", runs="runs", programs=announce).figures.rung
+"""
 
 
-def test_a_run_shows_its_progress_below_its_cell(execute):
+def test_a_run_shows_its_progress_below_its_cell_and_a_cell_defines_a_program(execute):
     """And in the time that %%time tells; the result is a table."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(RUN_IN_A_CELL)])
+    cells = [nbformat.v4.new_code_cell(text) for text in (RUN_IN_A_CELL, PROGRAM_IN_A_CELL)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
     execute(notebook)
+    assert notebook.cells[1].outputs[-1].data["text/plain"] == "3"
     progress, *others = notebook.cells[0].outputs
     assert (progress.output_type, "<progress value=" in progress.data["text/html"]) == ("display_data", True)
     assert "machines up" in progress.data["text/html"]
