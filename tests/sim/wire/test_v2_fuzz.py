@@ -75,13 +75,13 @@ def spoil(rng, said):
         frame = said[at]
         words = [frame.body[begin : begin + 4] for begin in range(0, len(frame.body), 4)]
         match rng.randrange(6):
-            case 0:
+            case 0 if words:
                 words[rng.randrange(len(words))] = rng.choice(WORDS).to_bytes(4, "little")
                 said[at] = Frame(frame.kind, b"".join(words), frame.descriptors)
             case 1:
                 said[at] = Frame(frame.kind, frame.body, (rng.choice(KINDS),) * rng.choice((0, 1, 1, 2, 9)))
             case 2:
-                body = frame.body[: rng.randrange(len(frame.body))] + rng.randbytes(rng.choice((0, 0, 60, 5000)))
+                body = frame.body[: rng.randrange(len(frame.body) + 1)] + rng.randbytes(rng.choice((0, 0, 60, 5000)))
                 said[at] = Frame(rng.choice((0, 1, 2, 3, 7)), body, frame.descriptors)
             case 3:
                 said.insert(at, said[rng.randrange(len(said))])
