@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # The tests start some 2,000 processes: without bytecode each compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run check test full faults clusters bench guest notebooks docs docs-tables package clean
+.PHONY: mutants run check test full faults clusters bench guest notebooks docs docs-tables package clean
 
 run: .venv/installed-run
 	$(BIN)/ivsim run doorbell_storm
@@ -38,6 +38,10 @@ faults: .venv/installed-test
 # Sweeps on hosts that are network namespaces of this machine; as root: some ten minutes.
 clusters: .venv/installed-test
 	$(BIN)/python -m pytest --full -o faulthandler_timeout=0 tests/system/test_cluster_hosts.py
+
+# Every mutant of tests/mutants, tried in parallel: none may survive without a reason.
+mutants: .venv/installed-test
+	$(BIN)/python -m tests.mutation
 
 bench: .venv/installed-test
 	$(BIN)/python -m tests.bench --json runs/bench.json

@@ -114,6 +114,15 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {config.getoption(SEED_OPTION)} (again with --hypothesis-seed={config.getoption(SEED_OPTION)})"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One row that says which QEMUs the tests ran against."""
+    from tests.real_qemu import qemus_in_words
+
+    reports = [each for key in ("passed", "failed") for each in terminalreporter.getreports(key)]
+    if any("qemu" in getattr(each, "keywords", ()) for each in reports):
+        terminalreporter.write_line(qemus_in_words())
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """The seed of this session, as the first lines of pytest's output tell it."""

@@ -125,8 +125,9 @@ def make_copy(directory: Path) -> Path:
 def attempt(mutant: Mutant, root: Path) -> tuple[Verdict, str]:
     """Change the copy, run the named tests in it; the verdict, and the end of what pytest printed."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line", *mutant.tests]
-    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "dev"}
-    environment.pop("PYTEST_CURRENT_TEST", None)
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    for name in ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS", "CI"):
+        environment.pop(name, None)
     mutant.apply(root)
     try:
         done = subprocess.run(

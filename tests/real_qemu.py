@@ -20,9 +20,13 @@ import pytest
 
 from nodes.errors import UsageError
 from sim.engines.qemu.qtest import TIMEOUT_SECONDS, LineConnection, Qemu, QemuError
-from sim.kernel.qemu_program import find_qemu
+from sim.kernel.qemu_program import chosen_qemu, find_qemu, qemu_version
 
 POLL_SECONDS = 0.005
+
+
+MORE_QEMUS = [path for path in os.environ.get("IVSHMEM_MORE_QEMUS", "").split(os.pathsep) if path]
+"""Programs of other versions, of which tests/qemu/test_versions.py tries a sample."""
 
 
 def real_qemu() -> str:
@@ -36,6 +40,16 @@ def real_qemu() -> str:
         if os.environ.get("CI"):
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+def qemus_in_words() -> str:
+    """Which QEMUs the tests use, in one line."""
+    try:
+        used = f"{qemu_version(find_qemu())} ({chosen_qemu()})"
+    except (UsageError, QemuError) as error:
+        used = f"none: {error}"
+    more = [str(qemu_version(path)) for path in MORE_QEMUS if os.access(path, os.X_OK)]
+    return f"QEMU: {used}; a sample on {' and '.join(more) or 'no other version'}"
 
 
 class QmpError(QemuError):

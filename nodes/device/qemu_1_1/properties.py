@@ -160,6 +160,12 @@ def realize(profile: Profile, properties: Properties) -> Plan:
     """
     plan = Plan(profile, properties)
     for name, step in STEPS:
-        step(plan)
+        try:
+            step(plan)
+        except DeviceExitError as error:
+            if plan.warnings:  # these were printed before
+                text = "\n".join(filter(None, (*plan.warnings, error.text)))
+                raise DeviceExitError(error.status, text) from None
+            raise
         plan.done += (name,)
     return plan

@@ -1,0 +1,61 @@
+"""The mutants of ``tests/mutants``: each can be tried, each row and each cell has one, a sample by seed is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from nodes.device.profile import Profile
+from tests.mutation import Mutant, attempt, make_copy, mutants, promises, rows
+
+SAMPLE = 1
+QUICK = "tests/nodes/device/"
+
+
+def test_every_mutant_changes_one_place_and_names_tests_that_exist() -> None:
+    assert [problem for mutant in mutants() for problem in mutant.problems()] == []
+
+
+def test_every_row_of_the_device_of_2012_has_a_mutant() -> None:
+    assert {f"row {number}" for number in rows()} <= {mutant.name for mutant in mutants()}
+
+
+def test_every_cell_of_a_profile_has_a_mutant() -> None:
+    named = {mutant.name.split()[-1] for mutant in mutants() if mutant.name.startswith("cell ")}
+    assert set(Profile.cells()) <= named
+
+
+def test_a_mutant_is_one_of_a_row_a_cell_or_a_promise() -> None:
+    assert promises()
+    for mutant in mutants():
+        assert mutant.name.startswith(("row ", "cell ")) or mutant.name in promises(), mutant.name
+
+
+def test_a_mutant_that_survives_has_a_reason() -> None:
+    """A reason is a sentence; what is killed needs none. `make mutants` finds those that lack one."""
+    assert all(len(mutant.reason) > 20 for mutant in mutants() if mutant.reason)
+
+
+@pytest.mark.timeout(600)
+def test_a_sample_by_seed_is_killed(seed: int, tmp_path: Path) -> None:
+    quick = [each for each in mutants() if not each.reason and all(test.startswith(QUICK) for test in each.tests)]
+    root = make_copy(tmp_path)
+    for mutant in Random(seed).sample(quick, SAMPLE):
+        verdict, printed = attempt(mutant, root)
+        assert verdict == "killed", f"{mutant.name}, {mutant.file}: {printed}"
+
+
+@pytest.mark.timeout(600)
+def test_a_change_that_no_test_notices_survives(tmp_path: Path) -> None:
+    """The runner tells a survivor, and a mutant whose tests cannot run."""
+    root = make_copy(tmp_path)
+    test = "tests/nodes/test_qemu_versions.py::test_a_version_is_read"
+    harmless = Mutant(
+        "x", "nodes/qemu_versions.py", '"""Major and minor number;', '"""Minor and major number;', (test,)
+    )
+    assert attempt(harmless, root)[0] == "survived"
+    broken = Mutant("x", "nodes/qemu_versions.py", "import re\n", "import no_such_module\n", (test,))
+    assert attempt(broken, root)[0] == "broken"
+    assert list(Mutant("x", "nodes/qemu_versions.py", "no such text", "", (test,)).problems())
