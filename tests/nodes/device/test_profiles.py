@@ -285,6 +285,13 @@ def test_memory_larger_than_the_bar_of_a_device_that_was_told_its_size() -> None
     assert len(device.memory) == 4096
 
 
+def test_the_memory_of_a_device_that_is_told_no_size() -> None:
+    """contrib/ivshmem-server's -l, the property size of 2012, ACRN's tutorial."""
+    sizes = {name: made.memory_default_bytes >> 20 for name, made in PROFILES.items() if made.version == 1}
+    assert sizes.pop("acrn") == 2
+    assert set(sizes.values()) == {4}
+
+
 def test_memory_that_no_bar_can_show() -> None:
     device = Ivshmem(profile("qemu-doorbell"), vectors=1, ring=lambda peer, vector: None)
     for size in (0, 2048, 6000, 3 << 20):
