@@ -137,9 +137,12 @@ def attempt(mutant: Mutant, root: Path) -> tuple[Verdict, str]:
         return "killed", "the tests do not end"
     finally:
         mutant.undo(root)
-    verdicts: dict[int, Verdict] = {TESTS_FAILED: "killed", TESTS_PASSED: "survived"}
-    skipped = done.returncode == TESTS_PASSED and " passed" not in done.stdout
-    return ("broken" if skipped else verdicts.get(done.returncode, "broken")), done.stdout[-2000:] + done.stderr[-500:]
+    verdict: Verdict = "broken"  # the tests could not be run, or all were skipped
+    if done.returncode == TESTS_FAILED and re.search(r"^\d+ failed", done.stdout, re.MULTILINE):
+        verdict = "killed"
+    elif done.returncode == TESTS_PASSED and " passed" in done.stdout:
+        verdict = "survived"
+    return verdict, done.stdout[-2000:] + done.stderr[-500:]
 
 
 def try_all(chosen: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, Verdict, str]]:

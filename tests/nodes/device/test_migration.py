@@ -163,7 +163,7 @@ def test_blocker_goes_with_its_device() -> None:
 
 
 def test_while_a_migration_runs_nothing_comes_or_goes() -> None:
-    blockers = Blockers()
+    blockers = Blockers(locked=profile("qemu-doorbell").migration_locks_devices)
     master, peer = device("qemu-doorbell"), device("qemu-doorbell", role="peer", peer=1)
     blockers.plug(master)
     blockers.begin()
@@ -186,7 +186,7 @@ def test_while_a_migration_runs_nothing_comes_or_goes() -> None:
 
 
 def test_machine_of_2012_lets_blockers_come_meanwhile() -> None:
-    blockers = Blockers(locked=False)
+    blockers = Blockers(locked=profile("qemu-1.1").migration_locks_devices)
     blockers.plug(device("qemu-1.1"))
     blockers.begin()
     late = device("qemu-1.1", role="peer", peer=1)

@@ -244,7 +244,7 @@ def test_doorbell_inside_a_wider_write(name: str, peer: int, expected: dict[tupl
         assert rung == [vector], (size, offset)
 
 
-@pytest.mark.parametrize(("name", "position"), [("qemu-1.1", 0xFFFF_FFFF), ("acrn", 0)])
+@pytest.mark.parametrize(("name", "position"), [("qemu-1.1", 0xFFFF_FFFF), ("acrn", 0), ("qemu-doorbell", 0)])
 def test_position_before_setup(name: str, position: int) -> None:
     device = Ivshmem(profile(name), ring=lambda peer, vector: None)
     assign_resources(device.config.bars.values(), device.config_write)
