@@ -49,7 +49,7 @@ ASPECTS: Mapping[str, Sequence[str]] = {
 
 ARRIVED = frozenset({"delivered", "interrupts"})
 LATER = -1
-"""In the place of the ID of a machine that joins during the run: it depends on when others do."""
+"""In the place of an ID that a machine gets during the run, as it joins or migrates: it depends on when others do."""
 
 Line = tuple[str, int]
 Edge = tuple[str, str, int, int]
@@ -60,8 +60,8 @@ class Facts:
     """What one run shows.
 
     Attributes:
-        edges: doorbells rung, by source, target (both by name), the target's ID (`LATER` for one that joins during the
-            run) and the vector.
+        edges: doorbells rung, by source, target (both by name), the target's ID (`LATER` for one that it gets
+            during the run) and the vector.
         order: the doorbells of each source with a time stamp, as (target, vector), in the order of their rings.
         lines: by machine and vector, which of "delivered", "interrupts", "refused" are not 0.
         pending: by machine and vector, the doorbells that were on their way at the end.
@@ -86,10 +86,11 @@ class Facts:
     verdicts: Mapping[str, Any]
     memory: Mapping[str, bytes]
     duration_ns: int = 0
+    moved: frozenset[str] = frozenset()
 
     def stays(self, machine: str) -> bool:
-        """Whether a machine was up from the start to the end."""
-        return self.up.get(machine) == (0, self.duration_ns)
+        """Whether a machine was up from the start to the end, under one ID."""
+        return self.up.get(machine) == (0, self.duration_ns) and machine not in self.moved
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -114,12 +115,15 @@ def facts(run: Run, memory: Mapping[str, bytes]) -> Facts:
     names = [machine.name for machine in run.origin.machines]
     figures, up = run.figures, _up(run, names)
     edges: dict[Edge, int] = {}
-    for row in run.edges().to_pylist():
-        if row["rung"]:
-            target = "nobody" if row["target"] is None else names[row["target"]]
-            peer = row["peer"] if up.get(target, (1, 1))[0] == 0 else LATER
-            edge = names[row["source"]], target, peer, row["vector"]
-            edges[edge] = edges.get(edge, 0) + row["rung"]
+    rung = [row for row in run.edges().to_pylist() if row["rung"]]
+    first: dict[int | None, int] = {}
+    for row in rung:
+        first[row["target"]] = min(row["peer"], first.get(row["target"], row["peer"]))
+    for row in rung:
+        target = "nobody" if row["target"] is None else names[row["target"]]
+        is_first = up.get(target, (1, 1))[0] == 0 and row["peer"] == first[row["target"]]
+        edge = names[row["source"]], target, row["peer"] if is_first else LATER, row["vector"]
+        edges[edge] = edges.get(edge, 0) + row["rung"]
     rows = {(names[row["machine"]], row["vector"]): row for row in run.vectors().to_pylist()}
     lines = {
         line: frozenset(name for name in ("delivered", "interrupts", "refused") if row[name])
@@ -145,6 +149,7 @@ def facts(run: Run, memory: Mapping[str, bytes]) -> Facts:
         verdicts={str(each): each for each in figures.expectations},
         memory=memory,
         duration_ns=figures.stop_ns - figures.start_ns,
+        moved=frozenset(each.machine for each in figures.migrations if each.verdict == "moved"),
     )
 
 
@@ -237,8 +242,10 @@ def _rings(
 
 def _pace(topology: Topology, edge: Edge, more: Facts, less: Facts) -> str:
     """In words, that the other run did not get as far as the first doorbell of an edge; "" if that is not so."""
-    source, target, _, vector = edge
-    rung = sum(count for (other, *_), count in less.edges.items() if other == source)
+    source, target, peer, vector = edge
+    rung, others = (sum(count for (other, *_), count in run.edges.items() if other == source) for run in (less, more))
+    if peer == LATER and target in more.moved and rung < others:
+        return f"pace: {source} rang {rung} doorbells there, {others} here, and had not heard of the new ID"
     names = [machine.name for machine in topology.machines]
     if source not in more.order or target not in names:
         return ""
@@ -291,8 +298,8 @@ def _interrupts(
     for line in sorted(simulated.lines.keys() | real.lines.keys()):
         machine, vector = line
         a, b = simulated.lines.get(line, frozenset()), real.lines.get(line, frozenset())
-        if not (simulated.stays(machine) and real.stays(machine)):
-            # What is rung at a machine that has left is refused, until its peers hear of that.
+        if simulated.moved or real.moved or not (simulated.stays(machine) and real.stays(machine)):
+            # What is rung at a machine that has left, or by one that has not heard of its peers anew, is refused.
             a, b = a - {"refused"}, b - {"refused"}
         if a == b or line in by_pace:
             continue

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.oracle.agreement import Difference, Facts, compare_facts
+from sim.oracle.agreement import LATER, Difference, Facts, compare_facts
 from sim.results.summary import ExpectationVerdict
 from topologies import Topology, loads
 
@@ -151,3 +151,12 @@ def test_places_in_the_memory_that_one_run_alone_has_written_are_told() -> None:
     (found,) = differences({"memory": {"main": bytes(64) + b"\1" + bytes(191)}})
     assert (found.aspect, found.where) == ("memory", "domain main, bytes 0x40 to 0x7f")
     assert (found.simulated, found.real, found.explained) == ("not written", "written", "")
+
+
+def test_an_id_that_a_migration_gives_is_heard_of_later_by_a_slower_machine() -> None:
+    moved = {"moved": frozenset({"storm-2"})}
+    edges = {**BOTH, ("storm-0", "storm-2", LATER, 0): 3}
+    (found,) = differences(moved, {"edges": edges, **moved})
+    assert found.explained == "pace: storm-0 rang 10 doorbells there, 13 here, and had not heard of the new ID"
+    (found,) = differences({"edges": edges}, {})
+    assert (found.aspect, found.explained) == ("rings", "")
