@@ -69,8 +69,8 @@ MachineKind = Annotated[
     Meta(
         description=(
             "`simulated`: the device is a model; `qemu`: it is that of a real QEMU without a guest, which the run "
-            "starts and which the program drives; `external`: it is that of a QEMU that someone else starts, and that "
-            "has no program of the run."
+            "starts and which the program drives; `external`: it is that of a QEMU that is started outside the run, "
+            "and has no program of the run."
         )
     ),
 ]

@@ -120,7 +120,7 @@ def facts(run: Run, memory: Mapping[str, bytes]) -> Facts:
     for row in rung:
         first[row["target"]] = min(row["peer"], first.get(row["target"], row["peer"]))
     for row in rung:
-        target = "nobody" if row["target"] is None else names[row["target"]]
+        target = "nowhere" if row["target"] is None else names[row["target"]]
         is_first = up.get(target, (1, 1))[0] == 0 and row["peer"] == first[row["target"]]
         edge = names[row["source"]], target, row["peer"] if is_first else LATER, row["vector"]
         edges[edge] = edges.get(edge, 0) + row["rung"]
@@ -285,7 +285,7 @@ def _order_differs(topology: Topology, simulated: Facts, real: Facts) -> Iterato
 
 
 def _doorbell(topology: Topology, key: int) -> str:
-    target = topology.machines[key >> 16].name if key >> 16 < len(topology.machines) else "nobody"
+    target = topology.machines[key >> 16].name if key >> 16 < len(topology.machines) else "nowhere"
     return f"rings {target}, vector {key & 0xFFFF}"
 
 

@@ -1,4 +1,4 @@
-"""Machines of the kind "qemu" in a run: real QEMUs beside simulated machines, on the same server, on the books."""
+"""Machines of the kind "qemu" in a run: real QEMUs beside simulated machines, on the same server, in the accounts."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ vectors = {vectors}
 """
 
 
-def test_a_qemu_of_someone_else_is_awaited_and_on_the_books(tmp_path: Path) -> None:
+def test_an_external_qemu_is_awaited_and_counted(tmp_path: Path) -> None:
     topology = loads(EXTERNAL.format(vectors=VECTORS, timeout_s=60))
     seen: list[int] = []
 
@@ -265,7 +265,7 @@ def test_a_qemu_of_someone_else_is_awaited_and_on_the_books(tmp_path: Path) -> N
     assert groups["theirs"]["delivered"] > 0
 
 
-def test_who_is_missing_is_told_when_its_time_is_over(tmp_path: Path) -> None:
+def test_an_external_machine_without_a_qemu_is_named_when_its_time_is_over(tmp_path: Path) -> None:
     run = sim.run(loads(EXTERNAL.format(vectors=VECTORS, timeout_s=0.3)), runs=tmp_path)
     assert run.status == "failed"
     assert "theirs" in run.reason

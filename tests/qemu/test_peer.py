@@ -77,7 +77,7 @@ def test_qemu_and_a_peer_ring_each_other_on_every_vector(directory: Path) -> Non
             select.select([peer], [], [], PATIENCE_S)
 
 
-def test_qemu_joins_a_run_and_its_doorbells_are_on_the_books(directory: Path, tmp_path: Path) -> None:
+def test_qemu_joins_a_run_and_its_doorbells_are_counted(directory: Path, tmp_path: Path) -> None:
     path = directory / "s"
     rung = 100
     seen: list[int] = []

@@ -233,7 +233,7 @@ class Ivsim:
         raise AssertionError("the run did not begin")
 
     def is_running(self) -> bool:
-        """The storm has begun, and something of it is on the books."""
+        """The storm has begun, and some of its doorbells are counted."""
         for path in self.runs.glob("*/raw/0.rec"):
             with contextlib.suppress(UsageError), Recording.open(path) as recording:
                 rung_at = range(recording.layout.edges_at + 1, recording.layout.rings_at, 3)

@@ -202,7 +202,7 @@ def test_pending_and_masked_vectors_travel(tmp_path: Path) -> None:
 
 
 def test_many_moves_of_one_machine(tmp_path: Path) -> None:
-    """Each one wants new places in the books of those that move and of those that stay."""
+    """Each migration takes new rows in the recordings of the machines that move and of those that stay."""
     result = go(tmp_path, OLD, entry("migrate", 0.1, "old-1", repeat=24, period_s=0.04))
     assert {each[1] for each in verdicts(result)} <= {"moved", "refused"}
     assert sum(each[1] == "moved" for each in verdicts(result)) > 5

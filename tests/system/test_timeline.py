@@ -1,4 +1,4 @@
-"""What the timeline lets happen to real machines: each action does what it says, and the books balance."""
+"""The timeline on machines that are processes: each action does what it says, and the counts balance."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class WorkerHandle:
         return pid is not None and wants_cpu(pid) and work_ticks(pid) - self._ticks_at_stop < STARVED_TICKS
 
     def is_awaited(self, now_ns: int) -> bool:
-        """Whether its QEMU may still be started, by someone else."""
+        """Whether its external QEMU may still be started."""
         timeout_ns = round(self._configuration.ready_timeout_s * SECOND_NS)
         return self._started_ns > 0 and self._hosted is None and now_ns < self._started_ns + timeout_ns
 

@@ -1,4 +1,4 @@
-"""The process of a machine that is someone else's QEMU: it waits for it, and stands between it and the run's server.
+"""The process of a machine that is an external QEMU: it waits for QEMU, and relays between it and the run's server.
 
 QEMU connects to a socket of its own, so the run knows which machine it is. Each vector of a peer that QEMU can ring is
 an eventfd of this process: what QEMU adds to it is counted and then rung, as if the machine's program had rung. What

@@ -1,4 +1,4 @@
-"""The console of a guest: every byte goes to a file, every line to whoever watches."""
+"""The console of a guest: every byte goes to a file, every line to those that watch it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A QMP connection to a QEMU of someone else, on the socket that its `-qmp` or `-mon` option names."""
+"""A QMP connection to an external QEMU, on the socket that its `-qmp` or `-mon` option names."""
 
 from __future__ import annotations
 
