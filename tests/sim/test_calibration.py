@@ -67,3 +67,7 @@ def test_a_virtual_run_is_refused(tmp_path):
     settings = {"run.engine": "virtual", "run.duration_s": "0.01", "run.warmup_s": "0.0"}
     with pytest.raises(UsageError, match="a run of the virtual engine shows the costs of its model only"):
         calibrate([sim.run("ping_pong", runs=tmp_path, overrides=settings, resources_every_s=0)])
+
+
+def test_the_measured_model_names_the_runs_that_it_was_read_off():
+    assert "read off runs of: Sixteen machines storm each other, Ping and echo" in load_model("measured").source

@@ -17,7 +17,8 @@ from nodes.errors import UsageError
 
 __all__ = ["CostModel", "Distribution", "Draw", "load_model"]
 
-SHIPPED = "default"
+DEFAULT = "default"
+SHIPPED = (DEFAULT, "measured")
 DRAWN = 1 << 12
 TIME_NS_MAX = 60_000_000_000
 
@@ -101,15 +102,15 @@ def _costs(distribution: Distribution) -> list[int]:
 
 
 @functools.cache
-def load_model(source: str = SHIPPED) -> CostModel:
-    """The cost model of that name, or in that file.
+def load_model(source: str = DEFAULT) -> CostModel:
+    """The shipped cost model of that name, or the one in that file.
 
     Raises:
         UsageError: there is none, or it is none.
     """
     try:
-        if source == SHIPPED:
-            text = resources.files("sim.engines.virtual").joinpath(f"models/{SHIPPED}.toml").read_text()
+        if source in SHIPPED:
+            text = resources.files("sim.engines.virtual").joinpath(f"models/{source}.toml").read_text()
         else:
             text = Path(source).read_text()
         return msgspec.convert(tomllib.loads(text), CostModel)
