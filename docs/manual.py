@@ -124,6 +124,8 @@ def _man(its: Help, inner: list[Help]) -> str:
             lines += [f".SS {_roff(each.usage)}", *_roff_paragraphs(each.paragraphs)]
             for option, text in each.options:
                 lines += [".TP", f".B {_roff(option)}", _roff(text)]
+            for _, text in each.epilog:
+                lines += [".PP", _roff(text)]
     elif its.commands:
         lines += _roff_list("COMMANDS", [(f"ivsim-{command}(1)", text) for command, text in its.commands])
     notes = [each for each in its.epilog if not each[1].startswith("Example: ")]

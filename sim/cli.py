@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from nodes.errors import IvshmemError
-from sim.commands.catalogue import COMMANDS
+from sim.commands.catalogue import COMMANDS, INNER_EXAMPLES
 from sim.exit_codes import BROKEN_PIPE, HOST_TOO_SMALL, INTERRUPTED, of_error, of_os_error
 from sim.kernel.shortage import explained
 from sim.kernel.signals import interrupts_raise, signals_too_late
@@ -63,10 +63,17 @@ class _LazyGroup(click.Group):
         interrupts_raise()
         assert isinstance(command, click.Command)
         command.short_help = entry.summary
-        example = f"Example: {entry.example}"
-        if not (command.epilog or "").endswith(example):
-            command.epilog = "\n\n".join(filter(None, (command.epilog, example)))
+        _add_example(command, entry.example)
+        for inner, each in command.commands.items() if isinstance(command, click.Group) else ():
+            if (example := INNER_EXAMPLES.get(f"{cmd_name} {inner}")) is not None:
+                _add_example(each, example)
         return command
+
+
+def _add_example(command: click.Command, example: str) -> None:
+    line = f"Example: {example}"
+    if not (command.epilog or "").endswith(line):
+        command.epilog = "\n\n".join(filter(None, (command.epilog, line)))
 
 
 EPILOG = """\

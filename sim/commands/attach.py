@@ -39,7 +39,10 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         found = super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
         if found is None and not ctx.resilient_parsing:
-            raise UsageError(f"attach: expected one of {', '.join(self.commands)}, got {cmd_name!r}")
+            from topologies.language.problems import nearest
+
+            names = f"expected one of {', '.join(self.commands)}, got {cmd_name!r}"
+            raise UsageError("; ".join(filter(None, (f"attach: {names}", nearest(cmd_name, self.commands)))))
         return found
 
 

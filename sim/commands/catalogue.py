@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["COMMANDS", "Entry"]
+__all__ = ["COMMANDS", "INNER_EXAMPLES", "Entry"]
 
 
 class Entry(NamedTuple):
@@ -107,3 +107,21 @@ COMMANDS = {
         "ivsim agree doorbell_storm --set run.duration_s=1",
     ),
 }
+
+INNER_EXAMPLES = {
+    "attach peers": "ivsim attach -S /tmp/server.sock peers --json",
+    "attach ring": "ivsim attach -S /tmp/server.sock ring 1 0 --count 100 --every 10ms",
+    "attach wait": "ivsim attach -S /tmp/server.sock wait --vector 0 --timeout 5s",
+    "attach watch": "ivsim attach -S /tmp/server.sock watch --count 10 --json",
+    "attach state": "ivsim attach -S /tmp/server.sock state 1",
+    "attach peek": "ivsim attach -S /tmp/server.sock peek 0x1000 64",
+    "attach poke": "ivsim attach -S /tmp/server.sock poke 0x1000 0xdeadbeef 4",
+    "attach fill": "ivsim attach -S /tmp/server.sock fill 0 4096 0",
+    "attach load": "ivsim attach -S /tmp/server.sock load 0 frame.bin",
+    "attach save": "ivsim attach -S /tmp/server.sock save 0 4096 frame.bin",
+    "device list": "ivsim device list",
+    "device cells": "ivsim device cells",
+    "device odd": "ivsim device odd",
+    "device show": "ivsim device show qemu-1.1-intx --vectors 4",
+}
+"""The last line of the help of each command of a group."""

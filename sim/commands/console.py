@@ -30,6 +30,8 @@ def console(run_directory: Path, machine: str) -> None:
     from sim.results.store import files
 
     path = files.console(run_directory, machine)
+    if not run_directory.is_dir():
+        raise UsageError(f"{run_directory}: no such run directory")
     if not path.is_file():
         known = machines_with_consoles(run_directory)
         hint = f"; there are those of {', '.join(known)}" if known else ": no machine of it has a guest"

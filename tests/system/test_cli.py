@@ -19,7 +19,7 @@ from rich.console import Console
 import sim
 from sim import cli
 from sim.commands import progress
-from sim.commands.catalogue import COMMANDS
+from sim.commands.catalogue import COMMANDS, INNER_EXAMPLES
 from sim.exit_codes import BROKEN_PIPE, INTERRUPTED
 from sim.telemetry import Group, Snapshot
 from sim.views.rates import Rates
@@ -49,19 +49,29 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert f"Usage: ivsim {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, *INNER_EXAMPLES])
 def test_every_command_shows_an_example_that_it_understands(name: str) -> None:
-    program, *words = COMMANDS[name].example.partition(" >")[0].split()
-    assert (program, words[0]) == ("ivsim", name)
+    example = INNER_EXAMPLES.get(name) or COMMANDS[name].example
+    program, *words = example.partition(" >")[0].split()
+    assert (program, words[0]) == ("ivsim", name.partition(" ")[0])
     with cli.ivsim.make_context("ivsim", words) as context:
         _, command, arguments = cli.ivsim.resolve_command(context, words)
         assert command is not None
-        assert str(command.epilog).endswith(f"Example: {COMMANDS[name].example}")
         with command.make_context(name, arguments, parent=context) as inner:
             if isinstance(command, click.Group):
                 _, sub, others = command.resolve_command(inner, [*inner._protected_args, *inner.args])
                 assert sub is not None
+                assert {name} <= {words[0], f"{words[0]} {sub.name}"}
+                command = sub if " " in name else command
                 sub.make_context(str(sub.name), others, parent=inner).close()
+        assert str(command.epilog).endswith(f"Example: {example}")
+
+
+def test_every_command_of_a_group_has_an_example() -> None:
+    with cli.ivsim.make_context("ivsim", ["list"], resilient_parsing=True) as context:
+        found = [(name, cli.ivsim.get_command(context, name)) for name in COMMANDS]
+    groups = [(name, its.commands) for name, its in found if isinstance(its, click.Group)]
+    assert {f"{name} {each}" for name, commands in groups for each in commands} == INNER_EXAMPLES.keys()
 
 
 @pytest.mark.parametrize("command", ["validate", "graph", "migrate", "run", "sweep"])
