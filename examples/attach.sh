@@ -6,10 +6,10 @@ set -eu
 dir=$(mktemp -d)
 socket=$dir/socket
 
-ivsim serve --foreground --verbose --socket "$socket" --vectors 2 --length 64K --memfd 2>"$dir/log" &
+ivsim serve --foreground --verbose --socket "$socket" --vectors 2 --length 64K --memfd >"$dir/listening" 2>"$dir/log" &
 server=$!
 trap 'kill $server; wait $server || true; rm -r "$dir"' EXIT
-until [ -S "$socket" ]; do sleep 0.1; done
+until [ -s "$dir/listening" ]; do sleep 0.1; done
 
 ivsim attach --socket "$socket" --vectors 2 wait --vector 1 --timeout 60s >"$dir/receiver" 2>/dev/null &
 receiver=$!
