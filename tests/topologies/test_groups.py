@@ -424,3 +424,11 @@ def test_the_run_migrates_machines_whose_program_it_has(keys: str, got: str) -> 
     problem = only(f"[machines.a]\n{keys}{MIGRATES}")
     assert (problem.key, problem.got) == ("timeline[0].machines", got)
     assert loads(f'[machines.a]\nkind = "qemu"\nprogram = "idle"\n{MIGRATES}').timeline
+
+
+def test_each_plain_device_may_be_a_master() -> None:
+    """They have no server, and so no ID 0 that only one can have."""
+    text = "[machines.m]\ncount = 2\nvectors = 0\nprogram = 'idle'\nprofile = '{}'\nrole = 'master'\n"
+    assert len(loads(text.format("qemu-plain")).machines) == 2
+    with pytest.raises(TopologyError, match="master must connect to the server before any peers"):
+        loads(text.format("qemu-doorbell").replace("vectors = 0\n", ""))

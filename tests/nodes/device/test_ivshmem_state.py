@@ -337,6 +337,8 @@ def test_memory_of_another_size_or_missing() -> None:
     missing = Ivshmem(profile("qemu-doorbell"), ring=lambda peer, vector: None)
     with pytest.raises(MigrationError, match="Unknown ramblock"):
         RamMigration(source).complete(missing)
+    with pytest.raises(MigrationError, match='Unknown ramblock "memory backend"'):
+        RamMigration(device("qemu-plain", memory_bytes=4 << 20)).check(source)
 
 
 def test_memory_that_arrives_after_the_migration_began() -> None:

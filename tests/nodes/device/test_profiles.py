@@ -172,6 +172,17 @@ def test_kvm_drains_its_eventfds_into_the_pending_bits_when_msix_is_enabled() ->
     assert pending(device) == 3
 
 
+def test_kvm_leaves_a_masked_vector_s_doorbell_in_its_eventfd_until_the_pending_bits_are_read() -> None:
+    device = made_of("qemu-doorbell-kvm")
+    assert device.msix is not None
+    device.connect(1, 0)
+    device.config_write(0x42, 2, 0x8000)
+    device.interrupt(0, 1)
+    assert (device.msix.kept, device.msix.pending) == (1, 0)
+    assert pending(device) == 1
+    assert (device.msix.kept, device.msix.pending) == (0, 1)
+
+
 def test_kvm_drains_only_at_the_moment_of_enabling() -> None:
     device = made_of("qemu-doorbell-kvm")
     device.config_write(0x42, 2, 0x8000)
