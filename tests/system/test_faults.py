@@ -400,7 +400,8 @@ def test_a_signal_before_the_first_machine_starts_is_noted(number: int, tmp_path
     )
     assert (result.status, result.reason) == ("interrupted", signal.Signals(number).name)
     assert balances(result)
-    assert not [event for event in result.events() if event["kind"] in ("ready", "machine_killed", "machine_died")]
+    # One that was already being forked is killed where it does not get a CPU to stop in time.
+    assert not [event for event in result.events() if event["kind"] in ("ready", "machine_died")]
 
 
 def test_the_server_socket_takes_no_place_that_is_taken(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def test_ping_pong_is_one_interrupt_for_each_doorbell(tmp_path: Path) -> None:
     assert summary["unscheduled"] == summary["latency_ns"]["raw"]["samples"] + summary["unmatched"]
     for name in ("delivery", "handling", "raw", "total"):
         assert summary["latency_ns"][name]["samples"] > 0
-        figures = [summary["latency_ns"][name][key] for key in ("p50", "p90", "p99", "p99_9", "max")]
+        every = [summary["latency_ns"][name][key] for key in ("p50", "p90", "p99", "p99_9", "max")]
+        figures = [each for each in every if each is not None]  # a slow run has too few samples for the high ones
         assert figures == sorted(figures)
         assert figures[0] >= 0
 
