@@ -76,14 +76,19 @@ class DaskCluster:
     def __init__(self, client: Any, title: str) -> None:
         self.title = title
         self._running: dict[str, _Place] = {}
+        self._begun: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._client = client
         self._futures: dict[str, tuple[str, Any]] = {}
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         client.subscribe_topic(TOPIC, self._heard)
 
-    def running(self) -> dict[str, str]:
-        """The host on which each job runs now, by the names of the jobs."""
-        return {name: place.host for name, place in list(self._running.items())}
+    def begun(self) -> list[tuple[str, str]]:
+        """The jobs that have begun since the last call, and the host of each; a job that is repeated begins again."""
+        found = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found.append(self._begun.get_nowait())
+        return found
 
     def hosts(self) -> dict[str, int]:
         """The hosts that can run jobs, and how many workers each has. Raises ``RunError`` without a scheduler."""
@@ -98,15 +103,12 @@ class DaskCluster:
         return [_Place(_host_of(its["name"]), address) for address, its in workers.items() if its["resources"].get(RUN)]
 
     def submit(self, name: str, job: Job, host: str | None = None) -> None:
-        """Send a job to any host, or to one. Raises ``HostError`` when that one has no worker."""
+        """Send a job to any host, or to one, for which it waits."""
         self._check()
-        only = None if host is None else [place.address for place in self._workers() if place.host == host]
-        if only is not None and not only:
-            raise HostError(f"{host} has no worker any more")
+        # A resource, and not the addresses of its workers: a worker that is started again has another one.
+        needs = {RUN: 1} if host is None else {RUN: 1, _resource(host): 1}
         key = f"ivsim-{uuid.uuid4().hex}"
-        future = self._client.submit(
-            _work, msgspec.msgpack.encode(job), key=key, resources={RUN: 1}, workers=only, pure=False
-        )
+        future = self._client.submit(_work, msgspec.msgpack.encode(job), key=key, resources=needs, pure=False)
         self._futures[key] = (name, future)
         future.add_done_callback(lambda its: self._ended.put(its.key))
 
@@ -148,7 +150,7 @@ class DaskCluster:
                 workers = set(self._workers())
                 self._running = {name: place for name, place in self._running.items() if place in workers}
         self._futures.clear()
-        return sorted(set(self.running().values()))
+        return sorted({place.host for place in self._running.values()})
 
     def _check(self) -> None:
         if self._client.status != "running":
@@ -161,6 +163,7 @@ class DaskCluster:
             return
         if message["state"] == "begins":
             self._running[known[0]] = _Place(message["host"], message["worker"])
+            self._begun.put((known[0], message["host"]))
         else:
             self._running.pop(known[0], None)
 
@@ -260,7 +263,7 @@ def serve_worker(address: str, name: str, host: str | None, tls: Tls | None, scr
             address,
             name=f"{name}#{uuid.uuid4().hex[:8]}",
             nthreads=1,
-            resources={RUN: 1},
+            resources={RUN: 1, _resource(name): 1},
             host=host or get_ip(scheduler_host),
             security=_security(tls),
             memory_limit=0,
@@ -322,6 +325,11 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error) or type(error).__name__
+
+
+def _resource(host: str) -> str:
+    """What only the workers of a host have."""
+    return f"ivsim-host-{host}"
 
 
 def _host_of(worker: object) -> str:

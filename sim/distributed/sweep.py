@@ -52,7 +52,6 @@ class ClusterSweep:
         self.resources_every_s, self.balance = resources_every_s, balance
         self._tell, self._warn = tell, warn
         self._sent: dict[str, tuple[Cell, str | None]] = {}
-        self._told: set[str] = set()
         self._left = list(sweep.left)
         self._interrupted: Counter[int] = Counter()
         self._hosts: dict[str, int] = {}
@@ -131,14 +130,11 @@ class ClusterSweep:
         yield from ((cell, host) for cell, host in self._sent.values() if host is not None)
 
     def _tell_begun(self) -> None:
-        for name, host in list(self.cluster.running().items()):
-            if name not in self._told and name in self._sent:
-                self._told.add(name)
-                self._tell(self._sent[name][0], host, None)
+        for name, host in self.cluster.begun():
+            self._tell(self.sweep.plan.cells[int(name) - 1], host, None)
 
     def _take(self, done: Done) -> None:
         cell, _ = self._sent.pop(done.name)
-        self._told.discard(done.name)
         if done.result is None:
             kind = HostError if isinstance(done.error, OSError) else RunError
             raise kind(f"run {cell.place} cannot be carried out: {done.error}") from done.error

@@ -148,13 +148,14 @@ def test_a_host_that_is_cut_off_loses_its_run_to_another(make_site) -> None:
     site.scheduler()
     alpha = site.worker("alpha")
     runs = site.place / "there"
-    two = [str(site.file), "--set", "run.duration_s=3,4"]
-    client = site.sweep(*two, "--runs", str(runs))
-    client.until_it_says("1/2  duration_s=3: on alpha")
-    site.worker("beta")
+    # Long enough for a busy test to see it, and idle.
+    idle = ["--set", "machines.ping.program=idle", "--set", "machines.ping.parameters={}"]
+    client = site.sweep(str(site.file), *idle, "--set", "run.duration_s=40,0.5", "--runs", str(runs))
+    client.until_it_says("1/2  duration_s=40: on alpha")
     until(lambda: len(jobs(alpha)) > 2, what="a run with its machines")
     its = jobs(alpha)
     site.net.cut("alpha")
+    site.worker("beta")
     assert client.wait() == 0, client.complained
     until(lambda: not alive(its), what="the end of the run that was cut off")
     rows = Sweep.resume(only(runs)).rows
@@ -180,9 +181,12 @@ def test_hosts_whose_clocks_differ_by_an_hour_balance_their_repeats(make_site) -
     site = make_site("alpha", "beta", ahead_s={"beta": 3600})
     expected = table(site.here(str(site.file), "--repeat", "4"))
     site.scheduler()
-    for name in ("alpha", "beta"):
-        site.worker(name)
+    site.worker("alpha")
+    beta = site.worker("beta")
     client = site.sweep(str(site.file), "--repeat", "4", "--balance", "--runs", str(site.place / "there"))
+    # A worker that is started again is still that host's.
+    client.until_it_says("on beta")
+    os.kill(child(beta), signal.SIGKILL)
     assert client.wait() == 0, client.complained
     assert table(only(site.place / "there")) == expected
     rows = Sweep.resume(only(site.place / "there")).rows

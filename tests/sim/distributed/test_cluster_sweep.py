@@ -11,7 +11,7 @@ import pytest
 import sim
 from nodes.errors import HostError, IvshmemError, RunError, UsageError
 from sim.distributed.job import Job, JobResult, pack, unpack
-from sim.sweeps import Plan, Row, Sweep, hosts_are_comparable, make_plan
+from sim.sweeps import Cell, Plan, Row, Sweep, hosts_are_comparable, make_plan
 from topologies import load
 
 pytest.importorskip("distributed")
@@ -51,9 +51,11 @@ class FakeCluster:
         self.cancelled = False
         self.answer: Callable[[str, str, JobResult], Done] = lambda name, host, result: Done(name, result, None)
         self._waiting: list[Done] = []
+        self._told = 0
 
-    def running(self) -> dict[str, str]:
-        return {}
+    def begun(self) -> list[tuple[str, str]]:
+        told, self._told = self.sent[self._told :], len(self.sent)
+        return told
 
     def hosts(self) -> dict[str, int]:
         return self.workers
@@ -91,12 +93,16 @@ def plan(tmp_path: Path) -> Plan:
 
 def run(sweep: Sweep, cluster: FakeCluster, **options: bool) -> list[Row]:
     told: list[Row] = []
-    ClusterSweep(
-        sweep,
-        cluster,  # type: ignore[arg-type]
-        tell=lambda cell, host, row: told.append(row) if row else None,
-        **options,
-    ).run()
+    begun: set[int] = set()
+
+    def tell(cell: Cell, host: str, row: Row | None) -> None:
+        if row is None:
+            begun.add(cell.place)
+        else:
+            assert cell.place in begun
+            told.append(row)
+
+    ClusterSweep(sweep, cluster, tell=tell, **options).run()  # type: ignore[arg-type]
     return told
 
 
