@@ -115,7 +115,7 @@ do = "end"
 def test_a_guest_lets_go_of_its_device(first: bool, tmp_path: Path, bare_metal: Path) -> None:
     file = bare_metal / "bare_metal.toml"
     begin, _, _ = file.read_text().partition("[[timeline]]")
-    text = begin.replace("60.0", "100.0" if not first else "1.5") + UNPLUGS
+    text = begin.replace("60.0", "100.0" if not first else "8.0") + UNPLUGS
     if first:
         text += '[machines.gone]\nprogram = "idle"\n[[timeline]]\nat_s = 0.1\ndo = "leave"\nmachines = "gone"\n'
     file.write_text(text)

@@ -173,7 +173,7 @@ def test_the_timeline_acts_on_qemus(tmp_path: Path) -> None:
 
 UNPLUGS = """
 [run]
-duration_s = 1.5
+duration_s = 100
 warmup_s = 0
 
 [defaults]
@@ -201,6 +201,12 @@ machines = "model-1"
 at_s = 1.0
 do = "unplug"
 machines = "real-1"
+
+[[timeline]] # its peers have heard that it has left
+at_s = 1.0
+when = "refused > 0"
+of = "real-1"
+do = "end"
 """
 
 
