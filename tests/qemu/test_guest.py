@@ -117,6 +117,7 @@ def test_a_guest_lets_go_of_its_device(first: bool, tmp_path: Path, bare_metal: 
     begin, _, _ = file.read_text().partition("[[timeline]]")
     text = begin.replace("60.0", "100.0" if not first else "8.0") + UNPLUGS
     if first:
+        text = text.replace("at_s = 0.3", 'when = "up == 2"')
         text += '[machines.gone]\nprogram = "idle"\n[[timeline]]\nat_s = 0.1\ndo = "leave"\nmachines = "gone"\n'
     file.write_text(text)
     run = sim.run(file, runs=tmp_path / "runs")
