@@ -60,10 +60,9 @@ def _while_loading(section: str) -> str:
 
 def _layers(section: str, member: str) -> list[str]:
     """The lines of the structures around a member, from the innermost outwards."""
-    parent = {"PCIDevice": "parent_obj", "msix": "msix"}.get(member.partition(":")[0])
-    if parent is None:
+    if ":" not in member:
         return [f"Failed to load {section}:{member}"]
-    return [f"Failed to load {member}", f"Failed to load {section}:{parent}"]
+    return [f"Failed to load {member}", f"Failed to load {section}:parent_obj"]
 
 
 def bad_element(section: str, member: str, reason: str, kind: str) -> LoadLog:

@@ -324,3 +324,25 @@ def test_stream_of_another_device_is_refused(name: str, other: str) -> None:
     with pytest.raises(MigrationError):
         there.load(bytes.fromhex(STREAMS[other]["hex"]))
     assert everything(there) == before
+
+
+@pytest.mark.parametrize(
+    ("cut", "member", "structure"),
+    [(100, "PCIDevice:config", "PCIDevice"), (290, "msix:msix", "msix")],
+)
+def test_what_is_printed_of_a_stream_that_ends_in_a_field(cut: int, member: str, structure: str) -> None:
+    """As QEMU 7.2.22, 10.0.13 and 11.1.3 printed it (tests/qemu/test_migration.py, test_cut_stream)."""
+    stream = bytes.fromhex(STREAMS["qemu-doorbell"]["hex"])
+    header = 1 + len("ivshmem-doorbell") + 8
+    with pytest.raises(MigrationError) as caught:
+        device("qemu-doorbell").load(stream[: header + cut])
+    loading = "error while loading state for instance 0x0 of device 'ivshmem-doorbell'"
+    assert caught.value.log.lines(QemuVersion(10, 0)) == (
+        f"Failed to load {member}",
+        "Failed to load ivshmem-doorbell:parent_obj",
+        loading,
+        "load of migration failed: Input/output error",
+    )
+    assert caught.value.log.lines(NEWEST) == (
+        f"load of migration failed: Invalid argument: {loading}: Failed to load {structure} state: stream error: -5",
+    )
