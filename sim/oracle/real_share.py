@@ -117,6 +117,7 @@ def _kinds(
             kinds[f"{key}.kind"] = "qemu"
             if machine.profile != REAL_PROFILE:
                 kinds[f"{key}.profile"] = REAL_PROFILE
+                kinds[f"{key}.variant"] = {}
                 profiles[machine.name] = machine.profile
     return kinds, profiles, reasons
 
