@@ -28,6 +28,7 @@ from sim.views.junit import junit
 from sim.views.notebook import run_html
 from sim.views.perfetto import trace
 from sim.views.terminal import render, render_comparison
+from tests.samples import examples
 from tests.synthetic import MEASURE_NS, SECOND_NS, START_NS, orphan, pair, usage
 
 EXTREMES = (
@@ -137,7 +138,7 @@ def write(path: Path, value: Any) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_number_in_json(runs, tmp_path_factory, data):
     name, which = data.draw(st.sampled_from(FILES)), data.draw(st.sampled_from(["done", "died"]))
@@ -198,7 +199,7 @@ def test_rows_of_a_damaged_stream_are_left_out_and_said(runs, tmp_path):
         assert problem.endswith("; 1 rows are left out")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     words=st.dictionaries(
         st.integers(0, 90), st.sampled_from([0, 1, 1 << 20, 1 << 43, 1 << 62, (1 << 64) - 1]), max_size=4
