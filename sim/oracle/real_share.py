@@ -109,9 +109,10 @@ def _kinds(
     for group in topology.groups:
         if reason := _stays(topology, group, every_profile=every_profile):
             reasons.append(f"{group.name} stays as it is: {reason}")
+            continue
         for place, machine in enumerate(topology.members(group.name)):
             turn = not turn
-            if reason or (share == "half" and not turn):
+            if share == "half" and not turn:
                 continue
             key = f"machines.{group.name}.override.{place}"
             kinds[f"{key}.kind"] = "qemu"
