@@ -24,7 +24,7 @@ LAYERS = ("nodes", "topologies", "sim")  # each may import those before it, and 
 LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 # These load their names when they are used; what they are is in ``__init__.pyi``.
-LAZY_PACKAGES = {"sim/__init__.py", "topologies/__init__.py"}
+LAZY_PACKAGES = ("sim/__init__.py", "topologies/__init__.py")
 LONGER_FILES = {
     "nodes/device/ivshmem.py": "one device; its guest side, its server side and its registers share all their state",
 }
