@@ -133,8 +133,9 @@ at_s = 0.4
 do = "mask"
 machines = "real-1"
 
-[[timeline]]
-at_s = 0.8
+[[timeline]] # as long as QEMUs take to start on this host, its vectors are rung
+at_s = 1.2
+when = "up == 6"
 do = "unmask"
 machines = "real-1"
 
