@@ -100,7 +100,7 @@ def test_everything_stands_in_the_file_and_loads() -> None:
     assert said(*values["timeline"]) >= annotations_of(ActionTable).keys()
     topology = load(EVERYTHING)
     assert loads(TEXT).machines == topology.machines
-    assert (len(topology.machines), len(topology.domains), len(topology.phases)) == (27, 3, 3)
+    assert (len(topology.machines), len(topology.domains), len(topology.phases)) == (28, 3, 3)
     assert len(topology.timeline) == len(values["timeline"])
     assert {key: len(cells) for key, cells in topology.matrix.items()} == {
         key: len(cells) for key, cells in values["matrix"].items()

@@ -14,6 +14,7 @@ from nodes.wire.capture import HEADER, SIZED, Bytes, Closes, Connects, Entry, Ki
 from nodes.wire.client import REFUSED
 from nodes.wire.protocol import DIALECTS, LEGACY, V0, V0_SHM_LAST, Decoder
 from nodes.wire.rules import RULES
+from nodes.wire.v2.protocol import V2
 from tests.malformed import CASES, OBSERVED, SCRIPTS
 
 SESSIONS = Path(__file__).parents[2] / "golden" / "sessions"
@@ -42,7 +43,7 @@ def say(*messages):
         ([5, (-1, "memfd"), (4, "eventfd")], LEGACY),
         ([], None),
         ([1, 5, (-1, "memfd")], None),
-        ([(40 << 32, "memfd")], None),
+        ([(40 << 32, "memfd")], V2),
     ],
 )
 def test_a_dialect_is_recognised_by_its_first_messages(messages, dialect):
