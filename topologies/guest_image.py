@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from nodes.errors import UsageError
+from topologies.language.patterns import compile_pattern
 from topologies.language.validated import Validated
 
 __all__ = ["GUEST_PROGRAM", "GuestImage"]
@@ -64,7 +65,7 @@ class GuestImage(Validated, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         Validated.__post_init__(self)
         try:
-            re.compile(self.ready_when)
+            compile_pattern(self.ready_when)
         except re.error as error:
             raise UsageError(f"GuestImage.ready_when: no regular expression: {error}") from None
 

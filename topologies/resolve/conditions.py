@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from topologies.language.patterns import compile_pattern
 from topologies.language.problems import show
 from topologies.language.reader import Report
 from topologies.language.tables import Comparison
@@ -85,7 +86,7 @@ def read_expectations(
         if that is None:
             continue
         try:
-            re.compile(console)
+            compile_pattern(console)
         except re.error as error:
             report.add((*path, "console"), "a regular expression", f"{show(console)}: {error}")
         if console and that.metric != CONSOLE_LINES:

@@ -8,6 +8,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from topologies.guest_image import GuestImage
+from topologies.language.patterns import compile_pattern
 from topologies.language.problems import show
 from topologies.language.reader import Report
 from topologies.resolve.machines import ResolvedMachines
@@ -41,6 +42,6 @@ def check_guests(resolved: ResolvedMachines, run: Mapping[str, Any], report: Rep
         if values.get("disk") == values.get("kernel") == "" and not values.get("arguments"):
             report.add(path, "a kernel, a disk, or arguments that name an image", "none of them")
         try:
-            re.compile(values.get("ready_when", ""))
+            compile_pattern(values.get("ready_when", ""))
         except re.error as error:
             report.add((*path, "ready_when"), "a regular expression", f"{show(values['ready_when'])}: {error}")

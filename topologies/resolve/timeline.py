@@ -10,6 +10,7 @@ from typing import Any
 
 from nodes.device.profiles import PROFILES
 from topologies.actions import ACTIONS, Action, Join, MachineAction, Migrate, ServerAction, fields_of, refers_to
+from topologies.language.patterns import compile_pattern
 from topologies.language.problems import nearest, show
 from topologies.language.reader import Report
 from topologies.language.tables import keys_of, required_keys_of
@@ -81,7 +82,7 @@ class Timeline:
     def _check_console(self, pattern: str, path: Path) -> None:
         """Whether the regular expression is one, and there is a guest."""
         try:
-            re.compile(pattern)
+            compile_pattern(pattern)
         except re.error as error:
             self.report.add(path, "a regular expression", f"{show(pattern)}: {error}")
         if not any(settings.says("guest") for settings in self.references.settings):
