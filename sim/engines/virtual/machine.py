@@ -336,6 +336,7 @@ class VirtualMachine:
             case messages.Migrate():
                 self._is_executing = False
                 self._migration = VirtualMigration(self, self._host, order)
+                self._migration.begin()
             case messages.Act():
                 self._actions.carry_out(order)
                 self._execution.wait = self._vm.wait

@@ -36,7 +36,7 @@ class Migrating(Protocol):
 
 
 class VirtualMigration:
-    """One migration of a machine's only device; begins at once. ``fault`` is `topologies.actions.Fault`."""
+    """One migration of a machine's only device. ``fault`` is `topologies.actions.Fault`."""
 
     def __init__(self, machine: Migrating, host: VirtualHost, order: Migrate) -> None:
         self._machine, self._host, self._order = machine, host, order
@@ -50,6 +50,10 @@ class VirtualMigration:
         self._arrival: IncomingDevice | None = None
         self._over = False
         self._copied_ns = 0
+
+    def begin(self) -> None:
+        """Begin it: it may fail, and so end, at once."""
+        machine, host, order = self._machine, self._host, self._order
         match order.fault:
             case "target_dies":
                 host.loop.after(FAULT_NS, lambda: self.fail("its new process died"))

@@ -148,3 +148,39 @@ def test_the_recordings_of_many_machines_are_in_few_files(tmp_path):
 
 def recordings_of(folder: Path) -> dict[int, Path]:
     return {int(path.stem): path for path in sorted(folder.iterdir(), key=lambda path: int(path.stem))}
+
+
+FAILS_LATER = """
+run = { engine = "virtual", duration_s = 0.3, warmup_s = 0.0 }
+[domains.here]
+[domains.there]
+[machines.moved]
+domains = ["here"]
+role = "master"
+program = "fails_later"
+[machines.other]
+domains = ["there"]
+program = "idle"
+[[timeline]]
+at_s = 0.05
+do = "stop_server"
+domain = "there"
+[[timeline]]
+at_s = 0.1
+do = "migrate"
+machines = "moved"
+to_domain = "there"
+"""
+
+
+def test_a_machine_whose_migration_fails_at_once_is_one_that_does_not_migrate(tmp_path):
+    """What its program raises afterwards is its own failure, not one more of the migration."""
+    program = tmp_path / "program.py"
+    lines = ("def fails_later(guest):", "    yield guest.start_ns + 200_000_000", "    raise ValueError('later')", "")
+    program.write_text("\n".join(lines))
+    file = tmp_path / "fails_later.toml"
+    file.write_text(FAILS_LATER)
+    result = sim.run(file, runs=tmp_path / "runs", programs=program, resources_every_s=0)
+    assert [event["kind"] for event in result.events() if event["kind"] == "migration_failed"] == ["migration_failed"]
+    assert result.status == "failed"
+    assert "later" in result.reason
