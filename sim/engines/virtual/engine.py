@@ -18,6 +18,7 @@ from sim.engines.virtual.cost_model import load_model
 from sim.engines.virtual.host import VirtualHost, Watcher
 from sim.engines.virtual.loop import VirtualLoop
 from sim.engines.virtual.machine import VirtualMachine
+from sim.engines.virtual.process_exit import process_exit_refused
 from sim.engines.virtual.server import VirtualServer
 from sim.engines.virtual.watchdog import watching
 from sim.recording import Recording
@@ -75,6 +76,7 @@ class VirtualEngine:
         self._gc_thresholds = gc.get_threshold()
         gc.set_threshold(*GC_THRESHOLDS)
         self._stack.enter_context(watching(self.host))
+        self._stack.enter_context(process_exit_refused(self.host))
         return self
 
     def __exit__(self, *error: object) -> None:

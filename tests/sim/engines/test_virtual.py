@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from sim.engines.virtual import engine, watchdog
 from sim.recording import RecordingLayout, RecordingPack, header
 from sim.recording.reader import places, read
 from topologies import shipped
+
+EXIT = os._exit
 
 SMALL = {
     "doorbell_storm": {"machines.storm.count": "8", "run.duration_s": "0.1"},
@@ -184,3 +187,30 @@ def test_a_machine_whose_migration_fails_at_once_is_one_that_does_not_migrate(tm
     assert [event["kind"] for event in result.events() if event["kind"] == "migration_failed"] == ["migration_failed"]
     assert result.status == "failed"
     assert "later" in result.reason
+
+
+@pytest.mark.parametrize("call", ["os._exit(0)", "sys.exit(0)"])
+def test_a_program_that_ends_its_process_ends_its_machine(call, tmp_path):
+    """All machines run in one process; a child that a program forks ends as it asks."""
+    program = tmp_path / "program.py"
+    lines = (
+        "import os, sys",
+        "def ends(guest):",
+        "    yield guest.start_ns + 100_000_000",
+        "    if not (child := os.fork()):",
+        "        os._exit(7)",
+        "    guest.statistics['child'] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])",
+        "    yield guest.clock() + 1_000_000",
+        f"    {call}",
+        "",
+    )
+    program.write_text("\n".join(lines))
+    file = tmp_path / "ends.toml"
+    file.write_text(
+        'run = { engine = "virtual", duration_s = 0.3, warmup_s = 0.0 }\n[machines.ends]\nprogram = "ends"\n'
+        '[machines.other]\nprogram = "idle"\n'
+    )
+    result = sim.run(file, runs=tmp_path / "runs", programs=program, resources_every_s=0)
+    assert result.status == "failed"
+    assert "ends died" in result.reason
+    assert os._exit is EXIT
