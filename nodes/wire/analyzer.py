@@ -140,7 +140,7 @@ class _Device:
 
 
 def explain(
-    connection: int, entries: Sequence[Entry], *, dialect: Dialect = V0, vectors: int | None = None
+    connection: int, entries: Sequence[Entry], *, dialect: Dialect | None = None, vectors: int | None = None
 ) -> Analysis:
     """Explain one connection, and judge it as a device does.
 
@@ -150,13 +150,15 @@ def explain(
     Args:
         connection: its number in the session.
         entries: all entries of the connection, in order.
-        dialect: what the judging device speaks.
+        dialect: what the judging device speaks; None: v2 where the server speaks it, else v0.
         vectors: how many vectors it has; None: any number.
     """
     recognised, named = recognise(entries)
-    if recognised is V2:
+    if recognised is V2 and dialect is None:
         return explain_framed(connection, entries)
-    reader, judge = _Device(recognised or dialect, vectors), _Device(dialect, vectors)
+    dialect = dialect or V0
+    spoken = dialect if recognised in (None, V2) else recognised  # to a device of version 1, V2 is no dialect
+    reader, judge = _Device(spoken, vectors), _Device(dialect, vectors)
     explained = []
     judging = True
     for entry in entries:

@@ -17,7 +17,7 @@ from nodes.errors import UsageError
 from nodes.qemu_versions import QemuVersion
 from nodes.wire.analyzer import Analysis, Explained, explain
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
-from nodes.wire.protocol import DIALECTS, V0
+from nodes.wire.protocol import DIALECTS
 from sim.commands.numbers import duration_ns
 from sim.commands.options import qemu_version_option
 from sim.kernel.loop import Loop
@@ -137,9 +137,8 @@ def _lines(opened: IO[str]) -> Iterator[str]:
 @click.option(
     "--dialect",
     type=click.Choice(list(DIALECTS)),
-    default=V0.name,
-    show_default=True,
-    help="Judge by this dialect's rules; v0 is what QEMU understands since 2.5.",
+    help="Judge by this dialect's rules; by default v0, which QEMU understands since 2.5, and v2 where a server speaks "
+    "it.",
 )
 @click.option(
     "-n",
@@ -151,7 +150,12 @@ def _lines(opened: IO[str]) -> Iterator[str]:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_context
 def explain_session(
-    context: click.Context, file: Path, dialect: str, vectors: int | None, qemu_version: QemuVersion, as_json: bool
+    context: click.Context,
+    file: Path,
+    dialect: str | None,
+    vectors: int | None,
+    qemu_version: QemuVersion,
+    as_json: bool,
 ) -> None:
     """Explain a session file, connection by connection.
 
@@ -160,7 +164,7 @@ def explain_session(
     """
     session = read_session(file)
     found = [
-        explain(number, entries, dialect=DIALECTS[dialect], vectors=vectors)
+        explain(number, entries, dialect=DIALECTS[dialect] if dialect else None, vectors=vectors)
         for number, entries in session.connections.items()
     ]
     clean = not any(explanation.problems for explanation in found)

@@ -13,8 +13,9 @@ from nodes.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from nodes.wire.analyzer import explain
 from nodes.wire.capture import format_entry, parse
 from nodes.wire.client import Ignored, PeerLeft, VectorConnected
+from nodes.wire.protocol import V0
 from nodes.wire.v2.client import FramedClient, Initialized
-from nodes.wire.v2.protocol import DomainNumbers, Frame
+from nodes.wire.v2.protocol import V2, DomainNumbers, Frame
 from nodes.wire.v2.server import FramedServer
 from tests.fabric import Wire
 
@@ -261,3 +262,10 @@ def test_whatever_a_server_says_descriptors_come_out_once_and_errors_are_declare
     except RemoteProtocolError:
         pass
     assert came_out + len(list(client.unclaimed())) == given_in
+
+
+def test_a_device_of_another_dialect_is_judged_by_its_own_rules():
+    for number, entries in parse(SESSION.splitlines()).connections.items():
+        analysis = explain(number, entries, dialect=V0)
+        assert analysis.dialect is V2
+        assert [problem.name for problem in analysis.problems] == ["version"]
