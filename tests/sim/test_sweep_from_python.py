@@ -14,26 +14,13 @@ import sim
 from nodes.errors import UsageError
 from sim.sweeps import Row, Sweep, make_plan
 from sim.sweeps.run_sweep import SweepResult
-
-FILE = """
-title = "Two"
-seed = 5
-[run]
-engine = "virtual"
-duration_s = 0.001
-warmup_s = 0.0
-[machines.a]
-program = "idle"
-[machines.b]
-program = "storm"
-parameters = { to = "a" }
-"""
+from tests.two_machines import VIRTUAL_STORM
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "two.toml"
-    path.write_text(FILE)
+    path.write_text(VIRTUAL_STORM)
     return path
 
 

@@ -15,22 +15,11 @@ from sim.cli import ivsim
 from sim.host.inventory import inventory
 from sim.sweeps import Sweep
 from tests.clusters import Part, alive, cluster, descendants, job_directories, jobs, left_below, table, until
+from tests.two_machines import PING_PONG
 
 pytest.importorskip("distributed")
 
-FILE = """
-title = "Two that ring"
-seed = 5
-[run]
-duration_s = 0.05
-warmup_s = 0.02
-[machines.ping]
-program = "ping"
-parameters = { to = "echo" }
-[machines.echo]
-program = "echo"
-parameters = { to = "ping" }
-"""
+FILE = PING_PONG.format(duration_s=0.05)
 
 
 @pytest.fixture

@@ -17,24 +17,13 @@ import pytest
 from sim.sweeps import Sweep
 from tests.clusters import Part, alive, descendants, end_all, job_directories, jobs, left_below, table, until
 from tests.network_hosts import Network, make_certificates, network
+from tests.two_machines import PING_PONG
 
 pytest.importorskip("distributed")
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
-FILE = """
-title = "Two that ring"
-seed = 5
-[run]
-duration_s = 0.2
-warmup_s = 0.05
-[machines.ping]
-program = "ping"
-parameters = { to = "echo" }
-[machines.echo]
-program = "echo"
-parameters = { to = "ping" }
-"""
+FILE = PING_PONG.format(duration_s=0.2)
 DEAD_AFTER = "12s"
 """After how long without an answer a connection is dead: 30 s by Dask's default, which also needs 11 s or more."""
 

@@ -23,21 +23,10 @@ from sim.commands.numbers import split_values
 from sim.results import Run
 from sim.sweeps import INTERRUPTED, Plan, Row, Sweep, make_plan
 from tests.command import invoke
+from tests.two_machines import PING_PONG
 from topologies import Topology, TopologyError
 
-FILE = """
-title = "Two that ring"
-seed = 5
-[run]
-duration_s = 0.05
-warmup_s = 0.02
-[machines.ping]
-program = "ping"
-parameters = { to = "echo" }
-[machines.echo]
-program = "echo"
-parameters = { to = "ping" }
-"""
+FILE = PING_PONG.format(duration_s=0.05)
 
 
 @pytest.fixture

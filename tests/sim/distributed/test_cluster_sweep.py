@@ -19,24 +19,10 @@ pytest.importorskip("distributed")
 from sim.distributed import sweep as cluster_sweep
 from sim.distributed.cluster import Done
 from sim.distributed.sweep import ClusterSweep
-
-TOPOLOGY = """
-title = "Two"
-seed = 5
-[run]
-engine = "virtual"
-duration_s = 0.001
-warmup_s = 0.0
-[machines.a]
-program = "idle"
-[machines.b]
-program = "storm"
-parameters = { to = "a" }
-"""
-
+from tests.two_machines import VIRTUAL_STORM
 
 ARCHIVES: dict[tuple[tuple[str, str], ...], tuple[bytes, str]] = {}
-"""The packed runs of `TOPOLOGY`, by what was changed in it."""
+"""The packed runs of `VIRTUAL_STORM`, by what was changed in it."""
 
 
 class FakeCluster:
@@ -87,7 +73,7 @@ class FakeCluster:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    (tmp_path / "t.toml").write_text(TOPOLOGY)
+    (tmp_path / "t.toml").write_text(VIRTUAL_STORM)
     return make_plan(str(tmp_path / "t.toml"), {}, {"machines.a.vectors": ["1", "2"]}, repeat=2)
 
 
