@@ -59,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Thousands of interpreters are started: each would compile all that it imports.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONUNBUFFERED", None)  # who lacks it has commands that must flush what they print
     os.environ["PYTHONSAFEPATH"] = "1"  # interpreters that tests start import nothing from the current directory
     os.environ["XDG_RUNTIME_DIR"] = os.environ["TMPDIR"] = tempfile.tempdir = str(TEMPORARY)
     atexit.register(shutil.rmtree, TEMPORARY, ignore_errors=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -170,7 +169,7 @@ def schema() -> None:
 def init(file: Path, force: bool) -> None:
     """Write a small commented topology to FILE (topology.toml); `-` is standard output."""
     if str(file) == "-":
-        sys.stdout.write(topologies.starter_text())
+        click.echo(topologies.starter_text(), nl=False)
         return
     try:
         with file.open("w" if force else "x", encoding="utf-8") as opened:

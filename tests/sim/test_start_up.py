@@ -13,7 +13,10 @@ IVSIM = "import sys; sys.argv[0] = 'ivsim'; from sim.__main__ import main; main(
 LOADED = """
 import atexit, json, os, sys
 out = os.dup(1)
-atexit.register(lambda: os.write(out, b"\\n" + json.dumps(sorted(sys.modules)).encode()))
+def tell():
+    sys.stdout.flush()
+    os.write(out, b"\\n" + json.dumps(sorted(sys.modules)).encode())
+atexit.register(tell)
 """
 HEAVY = {"numpy", "pyarrow", "zmq", "psutil", "rich", "asyncio", "multiprocessing", "concurrent", "ssl", "pandas"}
 LIGHT = {
