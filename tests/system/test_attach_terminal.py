@@ -105,8 +105,8 @@ def test_a_key_ends_what_is_watched_and_no_more(path, terminal):
         attach(path, "ring", "0", "1")
         line = terminal.until(r".*\n").group()
     terminal.type("\x03")
-    terminal.until(r"\^C\r\n")
-    terminal.until("ivsim> ")
+    # What was under way, the leave of the last peer that rang, may still be shown between the key and the prompt.
+    terminal.until(r"\^C(.*\r\n)+.*ivsim> ")
     terminal.type("quit\n")
     assert terminal.exit_code() == 0
 
