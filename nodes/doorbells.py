@@ -17,62 +17,15 @@ its peer leaves: a machine that knows thousands of peers rings few of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import repeat
 from math import gcd
 from operator import length_hint
 
+from nodes.bursts import Burst
+from nodes.edges import UNSAMPLED_SUPPLY, Edge
 from nodes.ledger import Ledger, NoLedger
 from nodes.peer_table import Line, PeerTable
 
 __all__ = ["Burst", "Doorbells", "Ledger", "Line", "NoLedger"]
-
-UNSAMPLED_SUPPLY = 1 << 16
-
-
-class _Edge:
-    """The counters of one (peer, vector), and the supply that its doorbells are taken from."""
-
-    __slots__ = ("granted", "index", "line", "peer", "refused", "row", "rung", "supply", "vector")
-
-    def __init__(self, peer: int, vector: int, index: int) -> None:
-        self.peer, self.vector, self.index = peer, vector, index
-        self.rung = 0  # without those still counted by the supply and by bursts
-        self.refused = 0
-        self.line: Line | None = None
-        self.granted = 0
-        self.supply: Iterator[Line] = iter(())
-        # Where the supply is kept: the table of short paths, or a dict that nothing looks into.
-        self.row: dict[int, Iterator[Line]] = {}
-
-    def settle(self) -> None:
-        """Add what the supply has counted to the count."""
-        left = length_hint(self.supply)
-        self.rung += self.granted - left
-        self.granted = left
-
-
-class Burst:
-    """A fixed sequence of doorbells that is rung as a whole, again and again, by ``burst.ring()``.
-
-    Doorbells without a short path are rung one by one, after the others.
-    """
-
-    __slots__ = ("doorbells", "edges", "every", "lines", "others", "ring", "rung")
-
-    def __init__(self, doorbells: Sequence[tuple[int, int]]) -> None:
-        self.doorbells = tuple(doorbells)
-        self.edges: list[_Edge] = []
-        self.lines: list[Line] = []
-        self.others: list[tuple[int, int]] = []
-        self.every = 1  # one in so many of the fast loop is sampled and stored
-        self.rung = 0  # how often the fast loop ran, as far as the edges do not know yet
-        self.ring: Callable[[], None]
-
-    def settle(self) -> None:
-        """Add what was rung to the counts of the edges."""
-        rung, self.rung = self.rung, 0
-        for edge in self.edges:
-            edge.rung += rung
 
 
 def _one_by_one(signal: Callable[[Line, int], object]) -> Callable[[Iterator[Line]], None]:
@@ -121,8 +74,9 @@ class Doorbells:
         self._peers = PeerTable()
         self._every = sample_every
         self._rows: dict[int, dict[int, Iterator[Line]]] = {}  # the short paths: peer -> vector -> supply
-        self._edges: dict[int, _Edge] = {}  # by doorbell value
+        self._edges: dict[int, Edge] = {}  # by doorbell value
         self._bursts: dict[int, dict[Burst, None]] = {}  # peer -> the bursts that ring it
+        self._bells: dict[tuple[int, int], Callable[..., None]] = {}
         self._asked: tuple[int, int, int] | None = None  # the doorbell of `ring` that the device is decoding
         self._reached = False  # whether it has come out at a connected vector
         self._shortened = 0  # how many short paths there have been: tells a burst that one is new
@@ -142,7 +96,7 @@ class Doorbells:
         self._rows.pop(peer, None)
         edges = [self._open(peer, vector) for vector in range(self._peers.vectors(peer))]
         for edge in edges:
-            edge.row = {}
+            edge.lengthen()
         for burst in self._bursts.get(peer, ()):
             self._arrange(burst)
         for edge in edges:
@@ -163,7 +117,7 @@ class Doorbells:
     def invalidate(self) -> None:
         """The device may decode doorbells otherwise from now on: each of them takes the long path once more."""
         for edge in self._edges.values():
-            edge.row = {}
+            edge.lengthen()
         self._rows.clear()
         for burst in self._all_bursts():
             self._arrange(burst)
@@ -183,56 +137,63 @@ class Doorbells:
             self._store(edge)
         self._ledger.store_nowhere(self._nowhere)
 
-    def _store(self, edge: _Edge) -> None:
+    def _store(self, edge: Edge) -> None:
         self._ledger.store_edge(edge.index, edge.rung, edge.refused)
 
     # Edges
 
-    def _open(self, peer: int, vector: int) -> _Edge:
+    def _open(self, peer: int, vector: int) -> Edge:
         """The edge, with counters from now on if it had none."""
         edge = self._edges.get(peer << 16 | vector)
         if edge is None:
-            edge = _Edge(peer, vector, self._ledger.open_edge(peer, vector))
+            edge = Edge(peer, vector, self._ledger.open_edge(peer, vector))
             self._edges[peer << 16 | vector] = edge
         return edge
 
-    def _start(self, edge: _Edge, line: Line) -> None:
+    def _start(self, edge: Edge, line: Line) -> None:
         """Give an edge a line, and its first supply."""
         edge.settle()
         edge.line = line
         # Edges start out of step, so that a program that rings them in turn is not always sampled on the same one.
         phase = (7 * edge.peer + edge.vector + 1) % self._every if self._every else UNSAMPLED_SUPPLY
-        edge.row[edge.vector] = edge.supply = repeat(line, phase)
-        edge.granted = phase
+        edge.grant(line, phase)
 
-    def _follow(self, edge: _Edge) -> None:
+    def _follow(self, edge: Edge) -> None:
         """Give an edge the line that the peers have for it now."""
         line = self._peers.line(edge.peer, edge.vector)
         if line == edge.line:
             return
         if self._is_short(edge):
             del edge.row[edge.vector]
-            edge.row = {}
+            edge.lengthen()
             for burst in self._bursts.get(edge.peer, ()):
                 self._arrange(burst)
         self._stop(edge)
         if line is not None:
             self._start(edge, line)
 
-    def _stop(self, edge: _Edge) -> None:
+    def _stop(self, edge: Edge) -> None:
         """Take the line from an edge that has no short path any more."""
         edge.settle()
         edge.line, edge.supply, edge.granted = None, iter(()), 0
         self._store(edge)
 
-    def _shorten(self, edge: _Edge) -> None:
+    def _shorten(self, edge: Edge) -> None:
         """From now on `ring` finds the supply of this edge."""
         edge.row = self._rows.setdefault(edge.peer, {})
         edge.row[edge.vector] = edge.supply
         self._shortened += 1
 
-    def _is_short(self, edge: _Edge) -> bool:
+    def _is_short(self, edge: Edge) -> bool:
         return edge.row is self._rows.get(edge.peer)
+
+    def _short_edge(self, peer: int, vector: int) -> Edge | None:
+        """The edge, if it has a short path."""
+        edge = self._edges.get(peer << 16 | vector)
+        # A vector beyond 65535 has the value of another peer's.
+        if edge is None or (edge.peer, edge.vector) != (peer, vector) or not self._is_short(edge):
+            return None
+        return edge
 
     # Rings
 
@@ -253,13 +214,13 @@ class Doorbells:
 
         return ring
 
-    def _make_ring_sampled(self) -> Callable[[_Edge, int], None]:
+    def _make_ring_sampled(self) -> Callable[[Edge, int], None]:
         """The slow path of a ring, when a supply is exhausted: it takes the time stamps and stores the count."""
         clock, signal = self._clock, self._signal
         store, sample, every = self._ledger.store_edge, self._ledger.sample, self._every
         ones = every - 1 if every else UNSAMPLED_SUPPLY
 
-        def ring_sampled(edge: _Edge, intended_ns: int) -> None:
+        def ring_sampled(edge: Edge, intended_ns: int) -> None:
             line = edge.line
             assert line is not None
             edge.rung = rung = edge.rung + edge.granted + 1
@@ -267,8 +228,7 @@ class Doorbells:
             store(edge.index, rung, edge.refused)
             if every:
                 sample(edge.peer, edge.vector, intended_ns, clock())
-            edge.granted = ones
-            edge.row[edge.vector] = edge.supply = repeat(line, ones)
+            edge.grant(line, ones)
             try:
                 signal(line, 1)
             except BlockingIOError:
@@ -276,7 +236,7 @@ class Doorbells:
 
         return ring_sampled
 
-    def _refuse(self, edge: _Edge) -> None:
+    def _refuse(self, edge: Edge) -> None:
         edge.refused += 1
 
     def _ring_by_device(self, peer: int, vector: int, intended_ns: int) -> None:
@@ -315,6 +275,49 @@ class Doorbells:
         except BlockingIOError:
             self._refuse(edge)
 
+    # Bells
+
+    def bell(self, peer: int, vector: int = 0) -> Callable[..., None]:
+        """The function ``bell(intended_ns=0)``, which rings one doorbell as `ring` does, and looks it up only once.
+
+        It stays valid: a doorbell after its peer has left is refused, one after the peer has returned reaches it.
+        """
+        bell = self._bells.get((peer, vector))
+        if bell is None:
+            self._bells[peer, vector] = bell = self._make_bell(peer, vector)
+        return bell
+
+    def _make_bell(self, peer: int, vector: int) -> Callable[..., None]:
+        # As in `ring`: locals, a closure, and the line from a supply that is exhausted when there is more to do.
+        signal, take, ring, ring_sampled = self._signal, next, self.ring, self._ring_sampled
+        supply: Iterator[Line] = iter(())
+        edge: Edge | None = None  # while its short path lasts
+
+        def follow(found: Iterator[Line] | None) -> None:
+            nonlocal supply, edge
+            if found is None:
+                supply, edge = iter(()), None
+            else:
+                supply = found
+
+        def bell(intended_ns: int = 0) -> None:
+            nonlocal edge
+            try:
+                signal(take(supply), 1)
+            except StopIteration:
+                if edge is not None:
+                    ring_sampled(edge, intended_ns)
+                    return
+                ring(peer, vector, intended_ns)
+                if (short := self._short_edge(peer, vector)) is not None:
+                    edge, short.follow = short, follow
+                    follow(short.supply)
+            except BlockingIOError:
+                assert edge is not None, "a full counter without a supply"
+                self._refuse(edge)
+
+        return bell
+
     # Bursts
 
     def burst(self, doorbells: Sequence[tuple[int, int]]) -> Burst:
@@ -343,9 +346,8 @@ class Doorbells:
         burst.settle()
         edges, others = [], []
         for peer, vector in burst.doorbells:
-            edge = self._edges.get(peer << 16 | vector)
-            # A vector beyond 65535 has the value of another peer's.
-            if edge is not None and (edge.peer, edge.vector) == (peer, vector) and self._is_short(edge):
+            edge = self._short_edge(peer, vector)
+            if edge is not None:
                 edges.append(edge)
             else:
                 others.append((peer, vector))
@@ -391,7 +393,7 @@ class Doorbells:
 
         return ring_all
 
-    def _sample_in_burst(self, burst: Burst, edge: _Edge) -> None:
+    def _sample_in_burst(self, burst: Burst, edge: Edge) -> None:
         # The next flush adds the doorbells of other bursts on this edge.
         self._ledger.store_edge(edge.index, edge.rung + burst.rung, edge.refused)
         if self._every:

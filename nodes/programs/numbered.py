@@ -9,7 +9,7 @@ an interrupt, and may stamp when it took the interrupt and when it rang its answ
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from nodes.errors import GuestError
 from nodes.guest import FOREVER, OTHERS, Guest, Peers, Program
@@ -64,24 +64,26 @@ def round_trip(
     ``from_peer_p50_us`` to ``_max_us`` are the one-way times, each up to ``clock_error_us`` off;
     ``clock_offset_us`` and ``clock_drift_ppm`` are how far the peer's clock is ahead, and how much faster it is.
     """
-    clock, ring, statistics = guest.clock, guest.ring, guest.statistics
+    clock, statistics = guest.clock, guest.statistics
     timeout_ns = round(timeout_s * SECOND_NS)
     targets = Targets(guest, to, [vector])
     slot = None if offset is None else _slot(guest, vector, offset)
     stamps = None if slot is None else slot.cast("B").cast("Q")
     times: Counter[int] = Counter()
     exchanges: dict[int, list[Exchange]] = {}
+    bells: list[tuple[int, Callable[..., None]]] = []
     answers = timeouts = 0
     try:
         while not rounds or answers < rounds:
             if targets.generation != guest.generation:
                 yield from targets.wait()
-            for [(peer, each)] in filter(None, targets.rows):
+                bells = [(peer, guest.bell(peer, vector)) for [(peer, _)] in filter(None, targets.rows)]
+            for peer, bell in bells:
                 if slot is not None:
                     slot[RUNG] += 1
                 rung_ns = clock()
-                ring(peer, each)
-                while (interrupt := (yield rung_ns + timeout_ns)) is not None and interrupt.vector != each:
+                bell()
+                while (interrupt := (yield rung_ns + timeout_ns)) is not None and interrupt.vector != vector:
                     pass
                 if interrupt is None:
                     timeouts += 1
@@ -95,7 +97,7 @@ def round_trip(
                 if answers == rounds:
                     break
         for peer in then or ():
-            ring(peer)
+            guest.ring(peer)
         while True:
             yield FOREVER
     finally:
@@ -126,10 +128,11 @@ def numbered_storm(
         if wait:
             yield FOREVER
         yield from targets.wait()
+        bells = [guest.bell(*pair) for [pair] in filter(None, targets.rows)]
         for number in range(count):
-            for [(peer, each)] in filter(None, targets.rows):
+            for bell in bells:
                 slot[RUNG] += 1
-                guest.ring(peer, each)
+                bell()
             if number % burst == burst - 1:
                 yield guest.clock()
         while True:

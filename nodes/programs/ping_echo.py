@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from operator import itemgetter
 
@@ -27,11 +28,11 @@ def ping(
     answer at once (a closed loop), and none is rung while the load is 0. The program stops waiting for an answer after
     ``timeout_s``.
     """
-    clock, ring = guest.clock, guest.ring
+    clock = guest.clock
     timeout_ns = round(timeout_s * SECOND_NS)
     targets = Targets(guest, to, None if vector is None else [vector])
     look_ns = inf if guest.load.is_steady else 0.0  # when the load may have become 0
-    turns: list[tuple[int, int]] = []
+    bells: list[Callable[..., None]] = []
     waited = yield from targets.wait()
     if rate_hz is not None:
         mean_ns = SECOND_NS / rate_hz
@@ -39,18 +40,19 @@ def ping(
         due_ns = next(due, 0)
     try:
         while True:
-            if targets.generation != guest.generation or not turns:
+            if targets.generation != guest.generation or not bells:
                 yield from targets.wait()
                 # Every peer's first vector, then every peer's second one.
                 turns = sorted((pair for row in targets.rows for pair in row), key=itemgetter(1))
-            for peer, each in turns:
+                bells = [guest.bell(*pair) for pair in turns]
+            for bell in bells:
                 if rate_hz is None:
                     if look_ns < inf and clock() >= look_ns:
                         look_ns = yield from rest(guest)
-                    ring(peer, each)
+                    bell()
                 else:
                     yield from wait_until(guest, due_ns or inf)
-                    ring(peer, each, due_ns)
+                    bell(due_ns)
                     due_ns = next(due, 0)
                 yield clock() + timeout_ns
     finally:
@@ -63,8 +65,16 @@ def echo(guest: Guest, *, to: Peers = OTHERS) -> Program:
 
     An interrupt does not carry the ID of the peer that rang: ``to`` names the peers to answer.
     """
+    answers: dict[int, list[Callable[..., None]]] = {}  # by vector
+    generation = guest.generation
     while True:
         interrupt = yield FOREVER
-        if interrupt is not None:
-            for peer in to:
-                guest.ring(peer, interrupt.vector)
+        if interrupt is None:
+            continue
+        if generation != guest.generation:
+            answers, generation = {}, guest.generation
+        bells = answers.get(interrupt.vector)
+        if bells is None:
+            answers[interrupt.vector] = bells = [guest.bell(peer, interrupt.vector) for peer in to]
+        for bell in bells:
+            bell()

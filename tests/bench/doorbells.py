@@ -13,15 +13,17 @@ from tests.bench.setting import Setting
 __all__ = ["measure_batch", "measure_single"]
 
 SINGLE = Bar(1.8, 1.65)
+BELL = Bar(1.6, 1.5)
 BATCH = Bar(1.54, 1.05)
 PEERS, VECTORS = 16, 4
 BATCH_SIZE = 64
 
 
 def measure_single(setting: Setting) -> Iterator[Figure]:
-    """``guest.ring(peer, vector)``: one vector again and again, and every vector of 16 peers in turn."""
+    """``guest.ring(peer, vector)``: one vector again and again, every vector of 16 peers in turn; the same by bells."""
     yield _measure(setting, "single", "ring(), one line", 0, _ring_one_line, lines=1, bar=SINGLE)
     yield _measure(setting, "single", "ring(), 64 lines in turn", 0, _ring_in_turn, bar=SINGLE)
+    yield _measure(setting, "single", "bell(), 64 lines in turn", 0, _ring_bells, bar=BELL)
     for sample_every in (16, 64):
         yield _measure(setting, "single", f"the same, 1 in {sample_every} sampled", sample_every, _ring_in_turn)
 
@@ -78,6 +80,20 @@ def _ring_in_turn(wired: Wired, doorbells: int) -> Callable[[], float]:
             for peer, vector in pairs:
                 ring(peer, vector)
         return (time.thread_time_ns() - begin_ns) / (turns * len(pairs))
+
+    return measure
+
+
+def _ring_bells(wired: Wired, doorbells: int) -> Callable[[], float]:
+    bells = [wired.vm.guest.bell(*pair) for pair in wired.others()]
+    turns = doorbells // len(bells)
+
+    def measure() -> float:
+        begin_ns = time.thread_time_ns()
+        for _ in range(turns):
+            for bell in bells:
+                bell()
+        return (time.thread_time_ns() - begin_ns) / (turns * len(bells))
 
     return measure
 

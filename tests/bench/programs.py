@@ -17,9 +17,10 @@ SHARES = 0.3, 0.8
 def serve_on(guest: Guest, *, to: Peers, cpu: int) -> Program:
     """Ring, wait for the answer without a limit, ring again: the lowest cost of a wake-up."""
     os.sched_setaffinity(0, {cpu})
-    ring, (peer,) = guest.ring, to
+    (peer,) = to
+    bell = guest.bell(peer)
     while True:
-        ring(peer)
+        bell()
         yield FOREVER
 
 

@@ -199,7 +199,11 @@ def test_a_number_out_of_range_rings_no_other_peer(world, peer, vector):
     for line, other in enumerate([(0, 0), (1, 0), (0, 1), (1, 65535), (65535, 65535)]):
         world.connect(*other, line)
     assert world.peers.line(peer, vector) is None
-    for ring in (lambda: world.doorbells.ring(peer, vector), world.doorbells.burst([(peer, vector)]).ring):
+    for ring in (
+        lambda: world.doorbells.ring(peer, vector),
+        world.doorbells.bell(peer, vector),
+        world.doorbells.burst([(peer, vector)]).ring,
+    ):
         with pytest.raises(GuestError):
             ring()
     assert world.signalled == {}
@@ -241,12 +245,13 @@ def test_only_the_first_ring_of_a_burst_takes_the_long_path(world):
 def test_a_decoded_alias_never_has_a_short_path(world):
     world.connect(1, 0, line=10)
     world.aliases[1, 256] = (1, 0)
-    burst = world.doorbells.burst([(1, 256)])
+    bell, burst = world.doorbells.bell(1, 256), world.doorbells.burst([(1, 256)])
     for _ in range(5):
         world.doorbells.ring(1, 256)
+        bell()
         burst.ring()
-    assert world.written == [(1, 256)] * 10
-    assert world.signalled == {10: 10}
+    assert world.written == [(1, 256)] * 15
+    assert world.signalled == {10: 15}
 
 
 def test_a_device_that_does_not_decode_is_rung_by_no_path(world):
@@ -273,18 +278,87 @@ def test_a_device_that_does_not_decode_is_rung_by_no_path(world):
 def test_a_machine_among_other_peers_counts_anew_and_rings_no_line_of_before(world):
     world.connect(1, 0, line=10)
     burst = world.doorbells.burst([(1, 0)])
+    bell = world.doorbells.bell(1)
     for _ in range(2):
         burst.ring()
+        bell()
     there = PeerTable()
     there.connect(1, 0, 20)
     world.doorbells.replace(there)
-    assert world.stored == {0: (2, 0)}
+    assert world.stored == {0: (4, 0)}
     world.peers, world.edges, world.stored = there, {}, {}  # the ledger allocates other edges
     for _ in range(3):
+        bell()
         burst.ring()
         world.doorbells.ring(1)
-    assert world.signalled == {10: 2, 20: 6}
-    assert world.ledger() == {(1, 0): (6, 0)}
+    assert world.signalled == {10: 4, 20: 9}
+    assert world.ledger() == {(1, 0): (9, 0)}
+
+
+# Bells
+
+
+def test_a_bell_rings_and_counts_as_a_ring_does_in_any_mixture(world):
+    world.connect(7, 2, line=72)
+    bell, ring = world.doorbells.bell(7, 2), world.doorbells.ring
+    assert world.doorbells.bell(7, 2) is bell
+    for place in range(120):
+        if place % 3:
+            bell()
+        else:
+            ring(7, 2)
+    assert world.signalled == {72: 120}
+    assert world.ledger() == {(7, 2): (120, 0)}
+    assert world.written == [(7, 2)]
+
+
+def test_a_bell_takes_no_look_up_once_it_has_rung():
+    world = World(0)
+    world.connect(1, 0, line=10)
+    bell = world.doorbells.bell(1)
+    bell()
+    world.doorbells.ring = world.doorbells._short_edge = None
+    for _ in range(2 * UNSAMPLED_SUPPLY):
+        bell()
+    assert world.ledger() == {(1, 0): (2 * UNSAMPLED_SUPPLY + 1, 0)}
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 16])
+def test_every_nth_doorbell_of_a_bell_is_stamped_with_its_intended_time(every):
+    world = World(every)
+    world.connect(0, 0, 1)
+    bell = world.doorbells.bell(0)
+    for at in range(5 * every):
+        bell(100 + at)
+    stamped = [intended_ns for _, _, intended_ns, _ in world.samples]
+    assert len(stamped) == 5
+    assert stamped == list(range(stamped[0], 100 + 5 * every, every))
+
+
+def test_a_bell_before_after_and_between_its_peer_is_refused(world):
+    bell = world.doorbells.bell(1)
+    bell()
+    assert world.ledger() == {}
+    assert world.nowhere == 1
+    for line in (10, 11):
+        world.connect(1, 0, line)
+        for _ in range(3):
+            bell()
+        world.disconnect(1)
+        for _ in range(2):
+            bell()
+    assert world.signalled == {10: 3, 11: 3}
+    assert world.ledger() == {(1, 0): (10, 4)}
+
+
+def test_a_bell_at_a_full_counter_is_refused(world):
+    world.connect(1, 0, line=10)
+    world.limit[10] = 3
+    bell = world.doorbells.bell(1)
+    for _ in range(20):
+        bell()
+    assert world.signalled == {10: 3}
+    assert world.ledger() == {(1, 0): (20, 17)}
 
 
 # Bursts
@@ -402,6 +476,13 @@ class DoorbellCounts(RuleBasedStateMachine):
         for _ in range(times):
             self.note((peer, vector))
             self.world.doorbells.ring(peer, vector)
+
+    @rule(peer=PEERS, vector=VECTORS, times=st.integers(1, 20))
+    def ring_bell(self, peer, vector, times):
+        bell = self.world.doorbells.bell(peer, vector)
+        for _ in range(times):
+            self.note((peer, vector))
+            bell()
 
     @rule(pairs=st.lists(st.tuples(PEERS, VECTORS), max_size=9))
     def prepare(self, pairs):

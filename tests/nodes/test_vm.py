@@ -393,16 +393,18 @@ def test_a_doorbell_that_reaches_no_peer_is_counted(bench, peer, vector):
     assert (bench.rung, bench.ledger.nowhere) == ([], 1)
 
 
-WAYS = ["ring", "write", "burst"]
+WAYS = ["ring", "write", "bell", "burst"]
 """How a program rings a doorbell."""
 
 
 def ways_of(bench, peer, vector=0):
-    """Each way to ring that doorbell, made before anything changes: a burst is rung again and again."""
+    """Each way to ring that doorbell, made before anything changes: bells and bursts are rung again and again."""
+    bell = bench.guest.bell(peer, vector)
     burst = bench.guest.burst([(peer, vector)])
     return {
         "ring": lambda: bench.guest.ring(peer, vector),
         "write": lambda: bench.guest.write(0, 12, peer << 16 | vector),
+        "bell": bell,
         "burst": burst.ring,
     }
 

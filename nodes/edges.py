@@ -1,0 +1,61 @@
+"""An edge: one vector of one peer as seen from a machine, its counters, and its short path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from operator import length_hint
+
+from nodes.peer_table import Line
+
+__all__ = ["UNSAMPLED_SUPPLY", "Edge"]
+
+UNSAMPLED_SUPPLY = 1 << 16
+
+
+class Edge:
+    """The counters of one (peer, vector), and the supply that its doorbells are taken from.
+
+    Attributes:
+        index: its number in the ledger.
+        rung: doorbells rung, without those that the supply and bursts still count.
+        refused: how many of them were refused.
+        line: where it is rung; None while the vector is not connected.
+        supply: yields the line; its length is what is left of ``granted``.
+        row: where the supply is kept: the table of short paths, or a dict that nothing looks into.
+        follow: tells the bell of this edge its supply, or None when the short path has ended.
+    """
+
+    __slots__ = ("follow", "granted", "index", "line", "peer", "refused", "row", "rung", "supply", "vector")
+
+    def __init__(self, peer: int, vector: int, index: int) -> None:
+        self.peer, self.vector, self.index = peer, vector, index
+        self.rung = 0
+        self.refused = 0
+        self.line: Line | None = None
+        self.granted = 0
+        self.supply: Iterator[Line] = iter(())
+        self.row: dict[int, Iterator[Line]] = {}
+        self.follow: Callable[[Iterator[Line] | None], None] = _without_bell
+
+    def grant(self, line: Line, doorbells: int) -> None:
+        """Begin a supply of so many doorbells."""
+        self.granted = doorbells
+        self.row[self.vector] = self.supply = repeat(line, doorbells)
+        self.follow(self.supply)
+
+    def settle(self) -> None:
+        """Add what the supply has counted to the count."""
+        left = length_hint(self.supply)
+        self.rung += self.granted - left
+        self.granted = left
+
+    def lengthen(self) -> None:
+        """End the short path: neither `Doorbells.ring` nor the bell takes from the supply."""
+        self.row = {}
+        self.follow(None)
+        self.follow = _without_bell
+
+
+def _without_bell(supply: Iterator[Line] | None) -> None:
+    pass
