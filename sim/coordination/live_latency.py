@@ -15,7 +15,7 @@ __all__ = ["recent_delivery_ns"]
 Integers = npt.NDArray[np.int64]
 
 WINDOW_NS = 1_000_000_000
-RINGS_EACH, DRAINS_EACH = 64, 256
+RINGS_EACH, DRAINS_PER_BIN = 64, 256
 # A receiver drains the doorbells of all its senders, so more entries are read when there are few recordings.
 DRAINS_TOGETHER = 8192
 SAMPLES_MIN = 20
@@ -42,7 +42,7 @@ def recent_delivery_ns(
     begin_ns = now_ns - WINDOW_NS
     rung: list[Integers] = []
     taken: list[Integers] = []
-    drains_each = max(DRAINS_EACH, DRAINS_TOGETHER // max(1, len(recordings)))
+    drains_each = max(DRAINS_PER_BIN, DRAINS_TOGETHER // max(1, len(recordings)))
     known_ns: dict[int, int] = {}
     """By row: the time since which every drain of it is among those that are read."""
     for row, recording in recordings.items():

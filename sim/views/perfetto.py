@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.analysis.time_series import Happening, TimeSeries, digest
+from sim.results.analysis.time_series import RunEvent, TimeSeries, time_series
 from sim.results.store.batches import Column, batches
 from sim.results.store.manifest import Manifest
 from sim.views.event_text import brief, sentence
@@ -65,15 +65,15 @@ def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Pe
     ``UsageError`` when the run has no manifest, or nothing that could be shown.
     """
     manifest = run.origin
-    made = digest(run)
-    if not made.start_ns:
+    data = time_series(run)
+    if not data.start_ns:
         raise UsageError(f"{run.path}: nothing was rung or drained, there is nothing to trace")
-    begin_ns = made.start_ns + round(from_s * 1e9) if from_s is not None else max(made.start_ns, made.measured_ns)
-    begin_s = (begin_ns - made.start_ns) / 1e9
-    end_ns, rows, earlier = _window(run, begin_ns, made.stop_ns, events_max)
+    begin_ns = data.start_ns + round(from_s * 1e9) if from_s is not None else max(data.start_ns, data.measured_ns)
+    begin_s = (begin_ns - data.start_ns) / 1e9
+    end_ns, rows, earlier = _window(run, begin_ns, data.stop_ns, events_max)
     samples = _rows(run, "samples", SAMPLE_COLUMNS, "rung_ns", begin_ns, end_ns)
     drains = _rows(run, "drains", DRAIN_COLUMNS, "delivered_ns", begin_ns, end_ns)
-    slices = [*_drains(drains, made.start_ns, manifest), *_rings(samples, made.start_ns, manifest)]
+    slices = [*_drains(drains, data.start_ns, manifest), *_rings(samples, data.start_ns, manifest)]
     if not slices:
         raise UsageError(f"{run.path}: nothing was rung or drained from {begin_s:g} s on")
     # The last bin of the window may hold more than there is room for: the latest go.
@@ -81,16 +81,16 @@ def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Pe
     kept = [group for _, group in slices[: _room(slices, events_max)]]
     last_us = kept[-1][0]["ts"]
     cut = before = ""
-    if len(kept) < len(slices) or end_ns < made.stop_ns:
+    if len(kept) < len(slices) or end_ns < data.stop_ns:
         # A flow ends in the slice of its drain: where that is cut off, it goes with it.
         kept = [group if group[-1]["ts"] < last_us else group[:1] for group in kept]
         cut = f"{len(kept):,} of {rows:,} doorbells and interrupts, "
-        cut += f"from {begin_s:.6g} s to {last_us / 1e6:.6g} s of {made.duration_s:.6g} s"
+        cut += f"from {begin_s:.6g} s to {last_us / 1e6:.6g} s of {data.duration_s:.6g} s"
     if earlier:
         what = "the warm-up, " if from_s is None else ""
         before = f"{what}the first {begin_s:.6g} s with {earlier:,} doorbells and interrupts"
     there = sum(map(len, kept))
-    others = [*_names(manifest), *_happenings(made.happenings), *_counters(made)]
+    others = [*_names(manifest), *_run_events(data.events), *_counters(data)]
     about = {
         "title": manifest.title,
         "run": run.path.name,
@@ -223,22 +223,22 @@ def _names(manifest: Manifest) -> Iterator[Event]:
             yield named("thread_name", pid, _tid(vector), name=f"vector {vector}")
 
 
-def _happenings(happenings: list[Happening]) -> Iterator[Event]:
-    for each in happenings:
+def _run_events(events: list[RunEvent]) -> Iterator[Event]:
+    for each in events:
         event: Event = {"name": brief(each.event), "cat": "event", "ph": "i", "s": "g"}
         event["ts"] = round(each.time_s * 1e6, 3)
         yield event | {"pid": RUN, "tid": RUN_THREAD, "args": {"what": sentence(each.event)}}
 
 
-def _counters(made: TimeSeries) -> Iterator[Event]:
+def _counters(data: TimeSeries) -> Iterator[Event]:
     """Rates of the whole run, and how many doorbells were on their way, from the stamps of samples."""
     series = (
-        ("doorbells delivered/s", made.delivered_per_s),
-        ("interrupts/s", made.interrupts_per_s),
-        ("pending (estimated)", made.pending),
+        ("doorbells delivered/s", data.delivered_per_s),
+        ("interrupts/s", data.interrupts_per_s),
+        ("pending (estimated)", data.pending),
     )
     for name, values in series:
-        width_us = made.duration_s * 1e6 / max(1, len(values))
+        width_us = data.duration_s * 1e6 / max(1, len(values))
         for place, value in enumerate(values.tolist()):
             event: Event = {"name": name, "ph": "C", "ts": round(place * width_us, 3), "pid": RUN, "tid": RUN_THREAD}
             yield event | {"args": {"value": round(value, 1)}}

@@ -30,7 +30,7 @@ from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.latency.latencies import LATENCIES, QUANTILES, values
 from sim.results.analysis.latency.samples import numbered
-from sim.results.analysis.time_series import LEVELS, Happening, TimeSeries, digest
+from sim.results.analysis.time_series import LEVELS, RunEvent, TimeSeries, time_series
 from sim.views.event_text import brief
 from sim.views.html.matrix import between_groups, between_machines
 from sim.views.html.usage import usage
@@ -53,7 +53,7 @@ Values = npt.NDArray[np.int64]
 
 # More lines than this are a tangle.
 SERIES_LIMIT = 16
-HAPPENINGS_TOLD = 16
+EVENTS_LISTED = 16
 LETTER, BADGE = 5.2, 28.0  # points: a letter of a small font, and what a mark's number needs
 
 
@@ -182,30 +182,30 @@ def confidence(runs: Run | Mapping[str, Run], latency: str = "delivery", *, axes
 
 def timeline(run: Run, *, axes: Any = None) -> Any:
     """Percentiles of delivery of the doorbells rung in each moment, in seconds since the start."""
-    made = digest(run)
-    if not made.delivery_ns or not np.isfinite(made.delivery_ns["p50"]).any():
+    data = time_series(run)
+    if not data.delivery_ns or not np.isfinite(data.delivery_ns["p50"]).any():
         raise UsageError(f"{run.path}: no samples of delivery to draw")
     axes = _axes(axes)
     # The median last, on top of what would hide it.
     for (level, _), style in zip(reversed(LEVELS), (":", "-", "--", "-"), strict=True):
-        if np.isfinite(made.delivery_ns[level]).any():  # moments have enough samples for it
-            axes.plot(made.latency_s, np.maximum(made.delivery_ns[level], 1), style, label=level, linewidth=1.3)
+        if np.isfinite(data.delivery_ns[level]).any():  # moments have enough samples for it
+            axes.plot(data.latency_s, np.maximum(data.delivery_ns[level], 1), style, label=level, linewidth=1.3)
     _latency_scale(axes, "y")
     axes.set_ylabel("delivery")
-    return _over_time(axes, made)
+    return _over_time(axes, data)
 
 
 def rates(run: Run, *, axes: Any = None) -> Any:
     """Doorbells delivered and interrupts a second, as the receivers logged them."""
-    made = digest(run)
-    if not made.delivered_per_s.any():
+    data = time_series(run)
+    if not data.delivered_per_s.any():
         raise UsageError(f"{run.path}: no drains to draw")
     axes = _axes(axes)
-    axes.plot(made.rates_s, made.delivered_per_s, label="doorbells", linewidth=1.3)
-    axes.plot(made.rates_s, made.interrupts_per_s, "--", label="interrupts", linewidth=1.3)
+    axes.plot(data.rates_s, data.delivered_per_s, label="doorbells", linewidth=1.3)
+    axes.plot(data.rates_s, data.interrupts_per_s, "--", label="interrupts", linewidth=1.3)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("per second")
-    return _over_time(axes, made)
+    return _over_time(axes, data)
 
 
 def matrix(run: Run, *, by: str = "machine", axes: Any = None) -> Any:
@@ -233,12 +233,12 @@ def matrix(run: Run, *, by: str = "machine", axes: Any = None) -> Any:
 
 def drain_sizes(run: Run, *, axes: Any = None) -> Any:
     """The share of interrupts that brought so many doorbells, and of the doorbells that came with them."""
-    made = digest(run)
-    if not len(made.drain_sizes):
+    data = time_series(run)
+    if not len(data.drain_sizes):
         raise UsageError(f"{run.path}: no drains to draw")
     axes = _axes(axes)
-    places = np.arange(len(made.drain_sizes))
-    for shift, counts, label in ((-0.2, made.drain_sizes, "interrupts"), (0.2, made.drained, "doorbells")):
+    places = np.arange(len(data.drain_sizes))
+    for shift, counts, label in ((-0.2, data.drain_sizes, "interrupts"), (0.2, data.drained, "doorbells")):
         axes.bar(places + shift, 100 * counts / max(1, counts.sum()), 0.4, label=label)
     names = ["1", *(f"{2**place}-{2 ** (place + 1) - 1}" for place in places[1:].tolist())]
     axes.set_xticks(places, names, rotation=0 if len(names) < 9 else 60)
@@ -251,8 +251,8 @@ def resources(run: Run, what: str = "cpu", *, axes: Any = None) -> Any:
     """``cpu`` (percent of one CPU) or ``memory`` (private MiB) of one machine of each group, over time."""
     if what not in ("cpu", "memory"):
         raise UsageError(f"no resource {what!r}: expected cpu or memory")
-    made = digest(run)
-    found = usage(run, made.start_ns, made.stop_ns)
+    data = time_series(run)
+    found = usage(run, data.start_ns, data.stop_ns)
     if not found:
         raise UsageError(f"{run.path}: the processes were not sampled twice")
     if len(found) > SERIES_LIMIT:
@@ -265,48 +265,48 @@ def resources(run: Run, what: str = "cpu", *, axes: Any = None) -> Any:
             axes.plot(its.memory_time_s, its.memory_bytes / 2**20, ".-", label=its.name, linewidth=1.3)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("CPU [% of one]" if what == "cpu" else "private memory [MiB]")
-    return _over_time(axes, made)
+    return _over_time(axes, data)
 
 
-def _over_time(axes: Any, made: TimeSeries) -> Any:
+def _over_time(axes: Any, data: TimeSeries) -> Any:
     """The axis of time, with phases and with what happened: numbered marks, told below."""
-    span_s = max(made.duration_s, 1e-3)
+    span_s = max(data.duration_s, 1e-3)
     wide = axes.get_window_extent().width / axes.figure.dpi * 72  # points
-    for band in made.bands:
+    for band in data.bands:
         axes.axvspan(band.start, band.end, color="0.5" if band.shaded else "none", alpha=0.12, linewidth=0)
         if len(band.name) * LETTER < (band.end - band.start) / span_s * wide:
             place = {"xytext": (2, -2), "textcoords": "offset points"}
             axes.annotate(
                 band.name, (band.start, 1), xycoords=("data", "axes fraction"), **place, va="top", fontsize="small"
             )
-    shown = made.happenings[:HAPPENINGS_TOLD]
-    for first, last, at_s in _together(made.happenings, BADGE / wide * span_s):
+    shown = data.events[:EVENTS_LISTED]
+    for first, last, at_s in _together(data.events, BADGE / wide * span_s):
         name = f"{first}" if first == last else f"{first}\N{EN DASH}{last}"
         box = {"boxstyle": "round,pad=0.2", "facecolor": "0.25", "edgecolor": "none"}
         axes.annotate(
             name, (at_s, 1), xycoords=("data", "axes fraction"), ha="center", va="center", color="1", bbox=box,
             fontsize="x-small", annotation_clip=False,
         )  # fmt: skip
-    for each in made.happenings:
+    for each in data.events:
         axes.axvline(each.time_s, color="0.4", linewidth=0.8, linestyle=":")
     axes.set_xlim(0, span_s)
-    told = [f"{number} {brief(each.event)}" for number, each in enumerate(shown, start=1)]
-    more = len(made.happenings) - len(shown)
-    told += [f"and {more:,} more events"] if more else []
-    whole = [each.replace(" ", "\N{NO-BREAK SPACE}") for each in told]
+    listed = [f"{number} {brief(each.event)}" for number, each in enumerate(shown, start=1)]
+    more = len(data.events) - len(shown)
+    listed += [f"and {more:,} more events"] if more else []
+    whole = [each.replace(" ", "\N{NO-BREAK SPACE}") for each in listed]
     lines = textwrap.wrap(" \N{MIDDLE DOT} ".join(whole), max(40, int(wide / LETTER)))
     axes.set_xlabel("\n".join(["time since the start [s]", *lines]))
     return _finished(axes, None, 2)
 
 
-def _together(happenings: Sequence[Happening], least_s: float) -> Iterator[tuple[int, int, float]]:
+def _together(events: Sequence[RunEvent], least_s: float) -> Iterator[tuple[int, int, float]]:
     """The numbers of the entries that share a badge for lack of space, and its place: first, last, seconds."""
     firsts: list[int] = []
-    for place, each in enumerate(happenings):
-        if not firsts or each.time_s - happenings[firsts[-1]].time_s >= least_s:
+    for place, each in enumerate(events):
+        if not firsts or each.time_s - events[firsts[-1]].time_s >= least_s:
             firsts.append(place)
-    for first, following in itertools.pairwise([*firsts, len(happenings)]):
-        yield first + 1, following, happenings[first].time_s
+    for first, following in itertools.pairwise([*firsts, len(events)]):
+        yield first + 1, following, events[first].time_s
 
 
 def _axes(axes: Any) -> Any:

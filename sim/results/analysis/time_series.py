@@ -1,7 +1,7 @@
-"""The time series that the pictures of a run draw: its large tables are read once, and never held.
+"""The time series that the charts of a run draw, computed in one pass over its large tables, batch by batch.
 
-Times are seconds since the start of the run, where the warm-up begins. Whatever a run lacks (it failed, it is
-damaged, nothing was sampled) is left empty, and said in ``TimeSeries.missing``.
+Times are seconds since the start of the run, where the warm-up begins. What a run lacks (it failed, it is damaged,
+nothing was sampled) stays empty, and ``TimeSeries.missing`` says why.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from sim.results.analysis.latency.histogram import bins_of
 from sim.results.store.batches import Column, batches, extent
 from sim.results.store.events import Event
 
-__all__ = ["LEVELS", "Band", "Happening", "TimeSeries", "digest", "span"]
+__all__ = ["LEVELS", "Band", "RunEvent", "TimeSeries", "span", "time_series"]
 
 Floats = npt.NDArray[np.float64]
 
 BINS = 240
-BINS_TOGETHER = (1, 2, 3, 4, 5, 6, 8, 10, 12)
-SAMPLES_EACH = 100
-DRAINS_EACH = 20
+MERGED_BINS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
+SAMPLES_PER_BIN = 100
+DRAINS_PER_BIN = 20
 SIZE_BITS = 40
 LATENCY_COLUMNS = ("intended_ns", "rung_ns", "delivered_ns", "handled_ns", "warmup")
 LEVELS = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
-NO_PART_OF_IT = {"ready", "statistics", "telemetry"}
+KINDS_NOT_SHOWN = {"ready", "statistics", "telemetry"}
 
 
 @dataclass(frozen=True)
-class Happening:
-    """An event of the time in which the machines ran."""
+class RunEvent:
+    """An event between the start and the stop of the machines, in seconds since the start."""
 
     time_s: float
     event: Event
@@ -56,14 +56,14 @@ class Band:
 class TimeSeries:
     """The large tables of a run, reduced.
 
-    ``measured_ns``: when the first sample was due that counts. ``bands``: the warm-up and the phases of the scenario.
-    ``latencies``: the distribution in nanoseconds of lag, delivery, handling, total and raw, without the warm-up.
-    ``time_s``: the middle of each bin of time; ``pending``: doorbells on their way at its end, estimated from the
-    sampled ones. ``delivered_per_s`` and ``interrupts_per_s``: doorbells and wake-ups around ``rates_s``.
-    ``delivery_ns`` and ``total_ns``: for each of ``LEVELS`` that percentile of those rung, or meant to be rung, around
-    ``latency_s``; NaN where none were.
-    ``drain_sizes``: drains by the power of two that their doorbells reach (1, 2-3, 4-7, ...), and ``drained``: the
-    doorbells of those.
+    ``measured_ns``: when the first sample after the warm-up was due. ``bands``: the warm-up and the phases.
+    ``latencies``: the distributions in nanoseconds of lag, delivery, handling, total and raw, without the warm-up.
+    ``time_s``: the middle of each bin of time; ``pending``: doorbells rung and not yet delivered at the end of the
+    bin, estimated from the samples. ``delivered_per_s`` and ``interrupts_per_s``: doorbells and wake-ups around
+    ``rates_s``. ``delivery_ns`` and ``total_ns``: for each of ``LEVELS``, that percentile of the doorbells rung (or
+    due) around ``latency_s``; NaN where there were none.
+    ``drain_sizes``: number of drains by the power of two of their doorbells (1, 2-3, 4-7, ...); ``drained``: the
+    number of doorbells in these drains.
     """
 
     start_ns: int = 0
@@ -81,7 +81,7 @@ class TimeSeries:
     pending: Floats = field(default_factory=lambda: np.zeros(0))
     drain_sizes: Column = field(default_factory=lambda: np.zeros(0, np.int64))
     drained: Column = field(default_factory=lambda: np.zeros(0, np.int64))
-    happenings: list[Happening] = field(default_factory=list)
+    events: list[RunEvent] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -89,25 +89,25 @@ class TimeSeries:
         return (self.stop_ns - self.start_ns) / 1e9
 
 
-def digest(run: Run) -> TimeSeries:
+def time_series(run: Run) -> TimeSeries:
     """Read the tables of ``run`` once. Never raises for missing parts: see ``TimeSeries.missing``."""
-    made = TimeSeries()
-    made.start_ns, made.stop_ns = span(run)
-    made.time_s = (np.arange(BINS) + 0.5) * made.duration_s / BINS
-    for part in (_samples, _drains, _bands, _happenings):
+    data = TimeSeries()
+    data.start_ns, data.stop_ns = span(run)
+    data.time_s = (np.arange(BINS) + 0.5) * data.duration_s / BINS
+    for part in (_samples, _drains, _bands, _run_events):
         try:
-            part(run, made)
+            part(run, data)
         except UsageError as error:
-            _miss(made, error)
-    return made
+            _miss(data, error)
+    return data
 
 
-def _miss(made: TimeSeries, error: UsageError) -> None:
-    made.missing.append(str(error))
+def _miss(data: TimeSeries, error: UsageError) -> None:
+    data.missing.append(str(error))
 
 
 def span(run: Run) -> tuple[int, int]:
-    """When the machines were started and stopped, CLOCK_MONOTONIC; (0, 0) if that is not known."""
+    """When the machines were started and stopped, CLOCK_MONOTONIC in nanoseconds; (0, 0) if not known."""
     try:
         if run.figures.start_ns:
             return run.figures.start_ns, max(run.figures.start_ns + 1, run.figures.stop_ns)
@@ -124,69 +124,69 @@ def span(run: Run) -> tuple[int, int]:
     return start_ns, max(start_ns + 1, *(last for _, last in there))
 
 
-def _bands(run: Run, made: TimeSeries) -> None:
-    warmup_s = min(run.origin.warmup_s, made.duration_s)
-    if made.measured_ns:
-        # Without a summary the first stamp is taken for the start; it may lie in the warm-up or after it.
-        warmup_s = min(warmup_s, (made.measured_ns - made.start_ns) / 1e9)
+def _bands(run: Run, data: TimeSeries) -> None:
+    warmup_s = min(run.origin.warmup_s, data.duration_s)
+    if data.measured_ns:
+        # Without a summary the first time stamp counts as the start; it may lie in the warm-up or after it.
+        warmup_s = min(warmup_s, (data.measured_ns - data.start_ns) / 1e9)
     if warmup_s > 0:
-        made.bands.append(Band(0.0, warmup_s, "warm-up", shaded=True))
+        data.bands.append(Band(0.0, warmup_s, "warm-up", shaded=True))
     for phase in run.origin.phases:
-        start_s, end_s = ((at - made.start_ns) / 1e9 for at in (phase.start_ns, phase.end_ns))
-        if start_s < made.duration_s and end_s > 0:
-            made.bands.append(Band(max(0.0, start_s), min(made.duration_s, end_s), phase.name))
+        start_s, end_s = ((at - data.start_ns) / 1e9 for at in (phase.start_ns, phase.end_ns))
+        if start_s < data.duration_s and end_s > 0:
+            data.bands.append(Band(max(0.0, start_s), min(data.duration_s, end_s), phase.name))
 
 
-def _bin_of(made: TimeSeries, time_ns: Column) -> Column:
-    """The bin of each moment, -1 for those outside."""
-    place = (time_ns - made.start_ns) * BINS // max(1, made.stop_ns - made.start_ns)
+def _bin_of(data: TimeSeries, time_ns: Column) -> Column:
+    """The bin of each time stamp, -1 for those outside of the run."""
+    place = (time_ns - data.start_ns) * BINS // max(1, data.stop_ns - data.start_ns)
     return np.where((place >= 0) & (place < BINS), place, -1)
 
 
-def _samples(run: Run, made: TimeSeries) -> None:
-    made.latencies = {name: GrowingHistogram() for name in ("lag", "delivery", "handling", "total", "raw")}
+def _samples(run: Run, data: TimeSeries) -> None:
+    data.latencies = {name: GrowingHistogram() for name in ("lag", "delivery", "handling", "total", "raw")}
     delivery, total = np.zeros((BINS, VALUE_BINS), np.int64), np.zeros((BINS, VALUE_BINS), np.int64)
     pending = np.zeros(BINS, np.int64)
     for batch in batches(run.place, "samples", LATENCY_COLUMNS):
-        _add_latencies(made, batch)
-        _add_over_time(made, delivery, batch["rung_ns"], batch["delivered_ns"])
-        _add_over_time(made, total, _due_ns(batch), batch["handled_ns"])
-        rung, came = (_bin_of(made, batch[name]) for name in ("rung_ns", "delivered_ns"))
+        _add_latencies(data, batch)
+        _add_over_time(data, delivery, batch["rung_ns"], batch["delivered_ns"])
+        _add_over_time(data, total, _due_ns(batch), batch["handled_ns"])
+        rung, came = (_bin_of(data, batch[name]) for name in ("rung_ns", "delivered_ns"))
         pending += np.bincount(rung[rung >= 0], minlength=BINS) - np.bincount(came[came >= 0], minlength=BINS)
-    made.pending = np.maximum(0.0, np.cumsum(pending)) * run.origin.sample_every
+    data.pending = np.maximum(0.0, np.cumsum(pending)) * run.origin.sample_every
     # With few samples, percentiles of many bins would be noise.
-    together = _together(int(delivery.sum()), SAMPLES_EACH)
-    made.latency_s = made.time_s.reshape(-1, together).mean(axis=1)
-    made.delivery_ns, made.total_ns = (
-        _levels(counts.reshape(-1, together, VALUE_BINS).sum(axis=1)) for counts in (delivery, total)
+    merged = _merged_bins(int(delivery.sum()), SAMPLES_PER_BIN)
+    data.latency_s = data.time_s.reshape(-1, merged).mean(axis=1)
+    data.delivery_ns, data.total_ns = (
+        _levels(counts.reshape(-1, merged, VALUE_BINS).sum(axis=1)) for counts in (delivery, total)
     )
 
 
 def _due_ns(batch: dict[str, Column]) -> Column:
-    """When each doorbell was to be rung: without a schedule, when it was."""
+    """When each doorbell was due; the time of the ring for a program without a schedule."""
     return np.where(batch["intended_ns"] > 0, batch["intended_ns"], batch["rung_ns"])
 
 
-def _add_over_time(made: TimeSeries, counts: Column, begin_ns: Column, end_ns: Column) -> None:
-    """Count the time from ``begin_ns`` to ``end_ns`` (0: never) in the bin of its beginning."""
-    at = _bin_of(made, begin_ns)
+def _add_over_time(data: TimeSeries, counts: Column, begin_ns: Column, end_ns: Column) -> None:
+    """Add the durations ``end_ns - begin_ns`` to ``counts``, in the bin of their begin; ``end_ns`` 0 means never."""
+    at = _bin_of(data, begin_ns)
     known = (end_ns > 0) & (at >= 0)
     cells = at[known] * VALUE_BINS + bins_of(end_ns[known] - begin_ns[known])
     counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
 
 
-def _together(count: int, each: int) -> int:
-    """How many bins of time are to be one, so that ``count`` things leave about ``each`` in every bin."""
-    wanted = -(-each * BINS // max(1, count))
-    return next((width for width in BINS_TOGETHER if width >= wanted), BINS_TOGETHER[-1])
+def _merged_bins(count: int, per_bin: int) -> int:
+    """How many bins of time to merge so that each has about ``per_bin`` of ``count`` values."""
+    wanted = -(-per_bin * BINS // max(1, count))
+    return next((width for width in MERGED_BINS if width >= wanted), MERGED_BINS[-1])
 
 
-def _add_latencies(made: TimeSeries, batch: dict[str, Column]) -> None:
+def _add_latencies(data: TimeSeries, batch: dict[str, Column]) -> None:
     intended, rung, delivered, handled, warmup = (batch[name] for name in LATENCY_COLUMNS)
     counts, due = warmup == 0, _due_ns(batch)
     if counts.any():
         first_ns = int(due[counts].min())
-        made.measured_ns = min(made.measured_ns or first_ns, first_ns)
+        data.measured_ns = min(data.measured_ns or first_ns, first_ns)
     ends = {"lag": counts & (intended > 0), "delivery": counts & (delivered > 0), "handling": counts & (handled > 0)}
     ends |= {"total": ends["handling"], "raw": ends["handling"]}
     pairs = {
@@ -197,11 +197,11 @@ def _add_latencies(made: TimeSeries, batch: dict[str, Column]) -> None:
         "raw": (rung, handled),
     }
     for name, (start, end) in pairs.items():
-        made.latencies[name].add((end - start)[ends[name]])
+        data.latencies[name].add((end - start)[ends[name]])
 
 
 def _levels(over_time: Column) -> dict[str, Floats]:
-    """Percentiles of every row of counts; NaN where a row has too few for that percentile, as in tables."""
+    """Percentiles of every row of counts; NaN where a row has too few values, by the rule of the tables."""
     sums = np.cumsum(over_time, axis=1)
     total = sums[:, -1]
     levels = {}
@@ -213,34 +213,34 @@ def _levels(over_time: Column) -> dict[str, Floats]:
     return levels
 
 
-def _drains(run: Run, made: TimeSeries) -> None:
+def _drains(run: Run, data: TimeSeries) -> None:
     doorbells, wakes = np.zeros(BINS), np.zeros(BINS)
     sizes, drained = np.zeros(SIZE_BITS, np.int64), np.zeros(SIZE_BITS, np.int64)
     for batch in batches(run.place, "drains", ("count", "delivered_ns")):
         count = batch["count"]
-        at = _bin_of(made, batch["delivered_ns"])
+        at = _bin_of(data, batch["delivered_ns"])
         known = at >= 0
         doorbells += np.bincount(at[known], weights=count[known].astype(np.float64), minlength=BINS)
         wakes += np.bincount(at[known], minlength=BINS)
-        # frexp's exponent is the number of bits; 2^53 and more doorbells in one drain are damage.
+        # frexp's exponent is the number of bits. A count of 2^53 or more can only come from a damaged file.
         bits = np.clip(np.frexp(count.astype(np.float64))[1] - 1, 0, SIZE_BITS - 1)
         sizes += np.bincount(bits, minlength=SIZE_BITS)
         drained += np.bincount(bits, weights=count.astype(np.float64), minlength=SIZE_BITS).astype(np.int64)
     used = int(np.flatnonzero(sizes).max(initial=-1)) + 1
-    made.drain_sizes, made.drained = sizes[:used], drained[:used]
-    together = _together(int(wakes.sum()), DRAINS_EACH)
-    width_s = max(made.duration_s, 1e-9) / BINS * together
-    made.rates_s = made.time_s.reshape(-1, together).mean(axis=1)
-    made.delivered_per_s, made.interrupts_per_s = (
-        counts.reshape(-1, together).sum(axis=1) / width_s for counts in (doorbells, wakes)
+    data.drain_sizes, data.drained = sizes[:used], drained[:used]
+    merged = _merged_bins(int(wakes.sum()), DRAINS_PER_BIN)
+    width_s = max(data.duration_s, 1e-9) / BINS * merged
+    data.rates_s = data.time_s.reshape(-1, merged).mean(axis=1)
+    data.delivered_per_s, data.interrupts_per_s = (
+        counts.reshape(-1, merged).sum(axis=1) / width_s for counts in (doorbells, wakes)
     )
 
 
-def _happenings(run: Run, made: TimeSeries) -> None:
+def _run_events(run: Run, data: TimeSeries) -> None:
     for event in run.events():
         time_ns, kind = event.get("time_ns"), event.get("kind")
-        if not isinstance(time_ns, int) or not isinstance(kind, str) or kind in NO_PART_OF_IT:
+        if not isinstance(time_ns, int) or not isinstance(kind, str) or kind in KINDS_NOT_SHOWN:
             continue
-        at_s = (time_ns - made.start_ns) / 1e9
-        if made.start_ns and -1e-3 <= at_s <= made.duration_s + 1e-3:
-            made.happenings.append(Happening(max(0.0, at_s), event))
+        at_s = (time_ns - data.start_ns) / 1e9
+        if data.start_ns and -1e-3 <= at_s <= data.duration_s + 1e-3:
+            data.events.append(RunEvent(max(0.0, at_s), event))

@@ -1,4 +1,4 @@
-"""The charts of a run: what is on their axes and lines, made of its digest."""
+"""The charts of a run: what is on their axes and lines, from its time series."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ GROUP_STYLES = (1, 2, 3, 4, 7, 8, 6)
 COORDINATOR_STYLE = 9
 
 
-def late(made: TimeSeries) -> bool:
+def late(data: TimeSeries) -> bool:
     """Whether a sender ever was behind its schedule, so that corrected and raw latencies differ."""
-    return "lag" in made.latencies and made.latencies["lag"].max > 0
+    return "lag" in data.latencies and data.latencies["lag"].max > 0
 
 
-def _shown(made: TimeSeries) -> list[tuple[str, str, int]]:
+def _shown(data: TimeSeries) -> list[tuple[str, str, int]]:
     """The latencies that have samples; raw only where it differs from corrected."""
-    names = [each for each in CURVES if each[0] in made.latencies and made.latencies[each[0]].max > 0]
-    if late(made):
+    names = [each for each in CURVES if each[0] in data.latencies and data.latencies[each[0]].max > 0]
+    if late(data):
         return names
     return [(name, name, style) for name, _, style in names if name != "raw"]
 
 
-def percentiles(made: TimeSeries) -> Chart | None:
+def percentiles(data: TimeSeries) -> Chart | None:
     """Latency over percentile, the percentiles by their nines; None without samples."""
     lines, most, low, high = [], 10, np.inf, 0.0
-    for name, said, style in _shown(made):
-        its = made.latencies[name]
+    for name, said, style in _shown(data):
+        its = data.latencies[name]
         shares = 1 - np.geomspace(1, 1 / its.size, POINTS)
         levels = its.quantiles(shares)
         levels[-1] = its.max
@@ -77,12 +77,12 @@ def _rarity_word(rarity: float) -> str:
     return f"p{share:.{max(0, int(np.log10(max(rarity, 1))) - 1)}f}"
 
 
-def cumulative(made: TimeSeries) -> Chart | None:
+def cumulative(data: TimeSeries) -> Chart | None:
     """The share of doorbells that took no longer; None without samples. Each line ends where there are too few."""
     every = np.unique(np.r_[np.linspace(0, 1, POINTS), 0.995, 0.999])
     lines, low, high, medians, most = [], np.inf, 0.0, [], 1
-    for name, said, style in _shown(made):
-        found = made.latencies[name]
+    for name, said, style in _shown(data):
+        found = data.latencies[name]
         shares = every[every <= 1 - 1 / found.size] if found.size > 1 else every
         levels = np.maximum(found.quantiles(shares), 1)
         lines.append(Line(said, levels, 100 * shares, style))
@@ -112,30 +112,30 @@ def _latency_axis(low: float, high: float) -> Axis:
     return Axis("latency", low, high, lambda most: decades(low, high, most, time), time, logarithmic=True)
 
 
-def _time_axis(made: TimeSeries) -> Axis:
-    end_s = made.duration_s
+def _time_axis(data: TimeSeries) -> Axis:
+    end_s = data.duration_s
     return Axis("time since the start", 0, end_s, lambda most: round_ticks(0, end_s, most, seconds), seconds)
 
 
-def delivery_over_time(made: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
+def delivery_over_time(data: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
     """Percentiles of delivery of what was rung in each moment."""
-    return _levels_over_time("Delivery over time", made.delivery_ns, made, marks)
+    return _levels_over_time("Delivery over time", data.delivery_ns, data, marks)
 
 
-def total_over_time(made: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
+def total_over_time(data: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
     """Percentiles of the corrected total of what was meant to be rung in each moment; None if no sender was late."""
-    return _levels_over_time("Total over time, corrected", made.total_ns, made, marks) if late(made) else None
+    return _levels_over_time("Total over time, corrected", data.total_ns, data, marks) if late(data) else None
 
 
 def _levels_over_time(
-    title: str, levels: Mapping[str, Floats], made: TimeSeries, marks: Sequence[Mark]
+    title: str, levels: Mapping[str, Floats], data: TimeSeries, marks: Sequence[Mark]
 ) -> Chart | None:
     if not levels or not np.isfinite(levels["p50"]).any():
         return None
     # The median last, on top of what would hide it.
     styles = reversed([*enumerate(LEVELS, start=5)])
     lines = [
-        Line(name, made.latency_s, np.maximum(levels[name], 1), style)
+        Line(name, data.latency_s, np.maximum(levels[name], 1), style)
         for style, (name, _) in styles
         if np.isfinite(levels[name]).any()
     ]
@@ -143,34 +143,34 @@ def _levels_over_time(
     typical, worst = float(np.nanmedian(levels["p50"])), int(np.nanargmax(levels["max"]))
     description = (
         f"The median is {time(typical)} in a typical moment; the longest, {time(high)}, began at "
-        f"{seconds(float(made.latency_s[worst]))}."
+        f"{seconds(float(data.latency_s[worst]))}."
     )
     y = _latency_axis(low, high)
-    return Chart(title, description, _time_axis(made), y, lines, marks, made.bands)
+    return Chart(title, description, _time_axis(data), y, lines, marks, data.bands)
 
 
-def rates(made: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
+def rates(data: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
     """Doorbells and wake-ups in each moment, as the receivers logged them."""
-    if not made.delivered_per_s.any():
+    if not data.delivered_per_s.any():
         return None
-    lines = [Line("doorbells delivered", made.rates_s, made.delivered_per_s, 1)]
-    lines.append(Line("interrupts", made.rates_s, made.interrupts_per_s, 11))
+    lines = [Line("doorbells delivered", data.rates_s, data.delivered_per_s, 1)]
+    lines.append(Line("interrupts", data.rates_s, data.interrupts_per_s, 11))
     # Many doorbells for each interrupt: on a linear scale one of the two would lie on the axis.
-    there = made.interrupts_per_s[made.interrupts_per_s > 0]
-    top = float(made.delivered_per_s.max()) * 1.1
-    apart = float(np.median(made.delivered_per_s[made.interrupts_per_s > 0])) > 8 * float(np.median(there))
+    there = data.interrupts_per_s[data.interrupts_per_s > 0]
+    top = float(data.delivered_per_s.max()) * 1.1
+    apart = float(np.median(data.delivered_per_s[data.interrupts_per_s > 0])) > 8 * float(np.median(there))
     if apart:
         low = max(1.0, float(np.percentile(there, 2)) / 3)
         lines = [Line(line.name, line.xs, np.where(line.ys >= low, line.ys, np.nan), line.style) for line in lines]
         y = Axis("per second", low, top * 1.5, lambda most: decades(low, top * 1.5, most, count), count, True)
     else:
         y = Axis("per second", 0, top, lambda most: round_ticks(0, top, most, count), count)
-    mean = [count(float(its.mean())) for its in (made.delivered_per_s, made.interrupts_per_s)]
+    mean = [count(float(its.mean())) for its in (data.delivered_per_s, data.interrupts_per_s)]
     description = f"On average {mean[0]} doorbells and {mean[1]} interrupts a second."
-    return Chart("Rates over time", description, _time_axis(made), y, lines, marks, made.bands)
+    return Chart("Rates over time", description, _time_axis(data), y, lines, marks, data.bands)
 
 
-def usage_charts(found: Sequence[Usage], made: TimeSeries, marks: Sequence[Mark]) -> list[Chart]:
+def usage_charts(found: Sequence[Usage], data: TimeSeries, marks: Sequence[Mark]) -> list[Chart]:
     """CPU and memory of one machine of each group over time; of many groups, the busiest."""
     groups = [each for each in found if each.name != COORDINATOR_NAME]
     busiest = sorted(groups, key=lambda each: -float(each.cpu_percent.mean()))[: len(GROUP_STYLES)]
@@ -179,7 +179,7 @@ def usage_charts(found: Sequence[Usage], made: TimeSeries, marks: Sequence[Mark]
         return []
     places = iter(GROUP_STYLES)
     styles = [COORDINATOR_STYLE if each.name == COORDINATOR_NAME else next(places) for each in drawn]
-    x = _time_axis(made)
+    x = _time_axis(data)
     charts = []
     for title, what, xs, ys, word in (
         ("CPU over time", "% of one CPU, each machine", "cpu_time_s", "cpu_percent", _percent),
@@ -193,7 +193,7 @@ def usage_charts(found: Sequence[Usage], made: TimeSeries, marks: Sequence[Mark]
         step = partial(_binary_ticks if word is size else round_ticks, 0.0, top)
         y = Axis(what, 0, top, lambda most, step=step, word=word: step(most, word), word)  # type: ignore[misc]
         means = ", ".join(f"{line.name} {word(float(line.ys.mean()))}" for line in lines)
-        charts.append(Chart(title, f"On average: {means}.", x, y, lines, marks, made.bands))
+        charts.append(Chart(title, f"On average: {means}.", x, y, lines, marks, data.bands))
     return charts
 
 

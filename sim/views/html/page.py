@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.analysis.time_series import Happening, TimeSeries, digest
+from sim.results.analysis.time_series import RunEvent, TimeSeries, time_series
 from sim.results.store import files
 from sim.results.summary import Percentiles, Summary
 from sim.views import rows, sentences
@@ -34,7 +34,7 @@ SOURCE_LIMIT_BYTES = 1 << 20
 
 def page(run: Run) -> str:
     """Return the report of ``run``, which may be damaged, as the text of an HTML file."""
-    made = digest(run)
+    data = time_series(run)
     try:
         figures: Summary | None = run.figures
     except UsageError:
@@ -43,18 +43,18 @@ def page(run: Run) -> str:
         title = run.origin.title
     except UsageError:
         title = figures.title if figures else run.path.name
-    marks, marked = _marks(made.happenings)
+    marks, marked = _marks(data.events)
     parts = [_header(run, title, figures)]
     if figures:
         parts += [_balance(figures), _tiles(figures), _expected(figures)]
-    parts.append(_notices(run, figures, made))
+    parts.append(_notices(run, figures, data))
     parts += [
-        _section("Latency", "latency", lambda: _latency(figures, made)),
-        _section("Over time", "time", lambda: _over_time(made, marks, marked)),
+        _section("Latency", "latency", lambda: _latency(figures, data)),
+        _section("Over time", "time", lambda: _over_time(data, marks, marked)),
         *_migrations(figures),
         _section("Senders and receivers", "topology", lambda: _topology(run, figures)),
-        _section("Coalescing", "coalescing", lambda: _coalescing(figures, made)),
-        _section("Resources", "resources", lambda: _resources(run, figures, made, marks)),
+        _section("Coalescing", "coalescing", lambda: _coalescing(figures, data)),
+        _section("Resources", "resources", lambda: _resources(run, figures, data, marks)),
         _section("Host and run", "host", lambda: _host(run, figures)),
     ]
     return _document(title, parts)
@@ -140,10 +140,10 @@ def _expected(figures: Summary) -> Markup:
     return tag("section", tag("h2", "Expectations"), tables.table(rows.expectations(found))) if found else Markup()
 
 
-def _notices(run: Run, figures: Summary | None, made: TimeSeries) -> Markup:
+def _notices(run: Run, figures: Summary | None, data: TimeSeries) -> Markup:
     """Warnings, what is damaged, what is missing."""
     said = sentences.warnings(run) if figures else run.problems
-    said = [*said, *(each.removeprefix(f"{run.path}: ") for each in made.missing)]
+    said = [*said, *(each.removeprefix(f"{run.path}: ") for each in data.missing)]
     lines = [tag("li", each) for each in dict.fromkeys(said)]
     if not lines:
         return Markup()
@@ -162,16 +162,16 @@ def _figure(chart: Chart, note: str, wide: int = WIDE) -> Markup:
     return tag("figure", caption, legend, chart.draw(wide, height, "wide"), chart.draw(NARROW, 275, "narrow"))
 
 
-def _latency(figures: Summary | None, made: TimeSeries) -> list[Markup]:
+def _latency(figures: Summary | None, data: TimeSeries) -> list[Markup]:
     parts = []
-    nines, shares = curves.percentiles(made), curves.cumulative(made)
+    nines, shares = curves.percentiles(data), curves.cumulative(data)
     if nines is None or shares is None:
         parts.append(tag("p", "Nothing was sampled, so that there is nothing to draw.", class_="note"))
     else:
         note = "the tail; every step to the right is one doorbell in ten times as many"
         pair = [_figure(nines, note, HALF), _figure(shares, "the bulk; how many took no longer", HALF)]
         parts.append(tag("div", *pair, class_="pair-of"))
-        parts.append(tag("p", _about_lateness(made), class_="note"))
+        parts.append(tag("p", _about_lateness(data), class_="note"))
     if figures and figures.latency_ns.raw.samples + figures.latency_ns.delivery.samples:
         parts.append(tables.table(rows.latencies(figures)))
         meanings = "; ".join(f"{name}: {meaning}" for name, meaning in rows.LATENCY_MEANINGS.items())
@@ -180,8 +180,8 @@ def _latency(figures: Summary | None, made: TimeSeries) -> list[Markup]:
     return parts
 
 
-def _about_lateness(made: TimeSeries) -> str:
-    if curves.late(made):
+def _about_lateness(data: TimeSeries) -> str:
+    if curves.late(data):
         return (
             "Corrected latencies count from the moment the doorbell was meant to ring, raw ones from the moment it "
             "rang: where they differ, the senders were late, and the raw ones flatter."
@@ -189,17 +189,17 @@ def _about_lateness(made: TimeSeries) -> str:
     return "No sender was late: corrected and raw latencies are the same."
 
 
-def _marks(happenings: Sequence[Happening]) -> tuple[list[Mark], list[tuple[str, Happening]]]:
+def _marks(events: Sequence[RunEvent]) -> tuple[list[Mark], list[tuple[str, RunEvent]]]:
     """Numbered lines for the charts, and what the numbers mean."""
-    marked = [(str(number), each) for number, each in enumerate(happenings, start=1)]
+    marked = [(str(number), each) for number, each in enumerate(events, start=1)]
     return [Mark(each.time_s, number) for number, each in marked[:MARKS_DRAWN]], marked
 
 
-def _over_time(made: TimeSeries, marks: list[Mark], marked: list[tuple[str, Happening]]) -> list[Markup]:
+def _over_time(data: TimeSeries, marks: list[Mark], marked: list[tuple[str, RunEvent]]) -> list[Markup]:
     charts = (
-        (curves.total_over_time(made, marks), "of the doorbells meant to be rung in each moment"),
-        (curves.delivery_over_time(made, marks), "of the doorbells rung in each moment"),
-        (curves.rates(made, marks), "as the receivers logged them"),
+        (curves.total_over_time(data, marks), "of the doorbells meant to be rung in each moment"),
+        (curves.delivery_over_time(data, marks), "of the doorbells rung in each moment"),
+        (curves.rates(data, marks), "as the receivers logged them"),
     )
     parts = [_figure(chart, note) for chart, note in charts if chart is not None]
     if not parts:
@@ -227,8 +227,8 @@ def _topology(run: Run, figures: Summary | None) -> list[Markup]:
     return [*([tag("div", *shown, class_="pair-of")] if shown else []), *parts, listed]
 
 
-def _coalescing(figures: Summary | None, made: TimeSeries) -> list[Markup]:
-    sizes, drained = made.drain_sizes, made.drained
+def _coalescing(figures: Summary | None, data: TimeSeries) -> list[Markup]:
+    sizes, drained = data.drain_sizes, data.drained
     if not len(sizes):
         return [tag("p", "Nothing was drained, or no drain was logged.", class_="note")]
     if len(sizes) == 1:
@@ -250,11 +250,11 @@ def _coalescing(figures: Summary | None, made: TimeSeries) -> list[Markup]:
     return [tag("figure", caption, tag("ul", *keys, class_="legend"), *drawn), *table]
 
 
-def _resources(run: Run, figures: Summary | None, made: TimeSeries, marks: list[Mark]) -> list[Markup]:
-    looked_at = usage(run, made.start_ns, made.stop_ns)
+def _resources(run: Run, figures: Summary | None, data: TimeSeries, marks: list[Mark]) -> list[Markup]:
+    looked_at = usage(run, data.start_ns, data.stop_ns)
     # A group whose memory was never summed up has nothing for the second curve.
     found = [each for each in looked_at if len(each.cpu_time_s) > 1 and len(each.memory_time_s)]
-    charts = curves.usage_charts(found, made, marks)
+    charts = curves.usage_charts(found, data, marks)
     note = "the mean of a group's machines"
     parts = [tag("div", *(_figure(chart, note, HALF) for chart in charts), class_="pair-of")] if charts else []
     listed = rows.resources(figures) if figures else None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sim.coordination import live_latency
-from sim.coordination.live_latency import DRAINS_EACH, SAMPLES_MIN, WINDOW_NS, recent_delivery_ns
+from sim.coordination.live_latency import DRAINS_PER_BIN, SAMPLES_MIN, WINDOW_NS, recent_delivery_ns
 from sim.engines.shared.recorder import Recorder
 from sim.recording import Recording, RecordingLayout
 
@@ -64,7 +64,7 @@ def test_doorbells_before_the_read_drains_do_not_count(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("many")
 def test_too_few_doorbells_within_the_read_drains_give_no_percentiles(tmp_path: Path) -> None:
-    assert DRAINS_EACH // 15 < SAMPLES_MIN
+    assert DRAINS_PER_BIN // 15 < SAMPLES_MIN
     assert look(tmp_path, 900, after_ns=1500, sample_every=15) == {}
 
 

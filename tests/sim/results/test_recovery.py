@@ -14,7 +14,7 @@ import sim.results
 from nodes.errors import HostError, UsageError
 from sim.recording import State, header
 from sim.results import Ending, RunDirectory, finalize
-from sim.results.analysis.time_series import digest
+from sim.results.analysis.time_series import time_series
 from sim.results.store.manifest import Owner
 from tests.synthetic import (
     PENDING,
@@ -133,7 +133,7 @@ def test_a_directory_that_cannot_be_written_is_read_all_the_same(tmp_path, monke
         "never finished, and nothing is kept: the directory cannot be written (Read-only file system)"
     )
     assert (run.samples().num_rows, run.latency().num_rows, run.frame().shape[0]) == (3, 5, 3)
-    assert digest(run).missing == []
+    assert time_series(run).missing == []
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
     place = run.place
     assert place.is_dir()

@@ -9,7 +9,7 @@ from nodes.errors import UsageError
 from sim.results import Run, RunDirectory
 from sim.results.analysis.latency.histogram import BINS, Histogram
 from sim.results.analysis.latency.latencies import percentiles
-from sim.results.analysis.time_series import digest
+from sim.results.analysis.time_series import time_series
 from sim.results.compare import compare
 from sim.results.store import schemas
 from sim.results.store.manifest import Phase
@@ -192,4 +192,4 @@ def test_what_has_no_schedule_has_no_lag_and_says_what_it_omits(tmp_path):
     (said,) = [warning for warning in run.warnings if warning.startswith("closed loop or replies: from rang 360")]
     assert "a standstill is one sample" in said
     assert run.frame()["lag_ns"].isna().all()
-    assert digest(run).latencies["lag"].size == 0
+    assert time_series(run).latencies["lag"].size == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.results.analysis.time_series import NO_PART_OF_IT
+from sim.results.analysis.time_series import KINDS_NOT_SHOWN
 from sim.views.event_text import brief, sentence
 
 COORDINATION = Path(__file__).parents[3] / "sim" / "coordination"
@@ -100,7 +100,7 @@ def test_every_kind_of_event_has_its_words():
     sources = "".join(path.read_text() for path in COORDINATION.glob("*.py"))
     kinds = set(re.findall(r'_event\(\s*"(\w+)"', sources))
     assert len(kinds) > 12
-    assert kinds - NO_PART_OF_IT == {event["kind"] for event, *_ in TOLD} - {"of_tomorrow"}
+    assert kinds - KINDS_NOT_SHOWN == {event["kind"] for event, *_ in TOLD} - {"of_tomorrow"}
 
 
 JSON = st.recursive(

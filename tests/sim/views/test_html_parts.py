@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from nodes.errors import UsageError
 from sim.results import Run, RunDirectory
 from sim.results.analysis.latency.growing_histogram import GrowingHistogram
-from sim.results.analysis.time_series import digest, span
+from sim.results.analysis.time_series import span, time_series
 from sim.results.store import batches
 from sim.views import units
 from sim.views.event_text import brief, sentence
@@ -100,8 +100,8 @@ def test_words_that_are_kept_do_not_touch(placed):
 
 @given(st.text(), st.text())
 def test_markup_says_what_it_was_given_and_nothing_more(content, value):
-    made = tag("p", content, title=value)
-    inner = made.removeprefix("<p title=").removesuffix("</p>")
+    data = tag("p", content, title=value)
+    inner = data.removeprefix("<p title=").removesuffix("</p>")
     assert "<" not in inner
     assert words(words(content)) == words(content)
     assert tag("p", Markup("<b>x</b>")) == "<p><b>x</b></p>"
@@ -109,23 +109,23 @@ def test_markup_says_what_it_was_given_and_nothing_more(content, value):
 
 def test_a_digest_counts_what_the_tables_hold(tmp_path):
     run = finish(pair(tmp_path), {(1, 1): 1})
-    made = digest(run)
-    assert made.missing == []
+    data = time_series(run)
+    assert data.missing == []
     # The warm-up and the one that pends have no place in delivery.
-    assert {name: its.size for name, its in made.latencies.items()} == {
+    assert {name: its.size for name, its in data.latencies.items()} == {
         "lag": 2, "delivery": 1, "handling": 1, "total": 1, "raw": 1,
     }  # fmt: skip
-    assert made.latencies["delivery"].max == 7000
-    assert made.latencies["total"].max == 9000
-    width_s = made.duration_s / len(made.rates_s)
-    assert made.delivered_per_s.sum() * width_s == pytest.approx(2)
-    assert made.interrupts_per_s.sum() * width_s == pytest.approx(2)
-    assert (made.drain_sizes.tolist(), made.drained.tolist()) == ([2], [2])
-    assert made.pending[-1] == 1
-    assert np.nanmax(made.delivery_ns["max"]) == pytest.approx(7000, rel=0.005)
+    assert data.latencies["delivery"].max == 7000
+    assert data.latencies["total"].max == 9000
+    width_s = data.duration_s / len(data.rates_s)
+    assert data.delivered_per_s.sum() * width_s == pytest.approx(2)
+    assert data.interrupts_per_s.sum() * width_s == pytest.approx(2)
+    assert (data.drain_sizes.tolist(), data.drained.tolist()) == ([2], [2])
+    assert data.pending[-1] == 1
+    assert np.nanmax(data.delivery_ns["max"]) == pytest.approx(7000, rel=0.005)
     # The one of the warm-up was due before the start, and has no place in time.
-    assert np.nanmax(made.total_ns["max"]) == pytest.approx(9000, rel=0.005)
-    assert [(band.name, band.shaded) for band in made.bands] == [("warm-up", True)]
+    assert np.nanmax(data.total_ns["max"]) == pytest.approx(9000, rel=0.005)
+    assert [(band.name, band.shaded) for band in data.bands] == [("warm-up", True)]
 
 
 def test_drains_are_sorted_by_the_power_of_two_that_they_reach(tmp_path):
@@ -133,9 +133,9 @@ def test_drains_are_sorted_by_the_power_of_two_that_they_reach(tmp_path):
     counts = [1, 1, 2, 3, 4, 7, 8, 1000]
     drains = [(0, count, MEASURE_NS + at * 1000, MEASURE_NS + at * 1000) for at, count in enumerate(counts)]
     record(directory, 0, vectors=[(sum(counts), len(counts))], drains=drains)
-    made = digest(finish(directory))
-    assert made.drain_sizes.tolist() == [2, 2, 2, 1, 0, 0, 0, 0, 0, 1]
-    assert made.drained.tolist() == [2, 5, 11, 8, 0, 0, 0, 0, 0, 1000]
+    data = time_series(finish(directory))
+    assert data.drain_sizes.tolist() == [2, 2, 2, 1, 0, 0, 0, 0, 0, 1]
+    assert data.drained.tolist() == [2, 5, 11, 8, 0, 0, 0, 0, 0, 1000]
 
 
 def test_the_start_is_that_of_the_summary_or_else_the_first_stamp(tmp_path):
@@ -153,9 +153,9 @@ def test_each_event_is_one_line(tmp_path):
         f'{{"time_ns": "soon", "kind": "action"}}\n{{"kind": 7}}\n{{"time_ns": {at * 9}, "kind": "late"}}\n'
         f'{{"time_ns": {at}, "kind": "telemetry"}}\n'
     )
-    (happening,) = digest(run).happenings
-    assert (brief(happening.event), sentence(happening.event)) == ("kill a", "kill a (line 7)")
-    assert happening.time_s == pytest.approx(1.0, abs=0.01)
+    (event,) = time_series(run).events
+    assert (brief(event.event), sentence(event.event)) == ("kill a", "kill a (line 7)")
+    assert event.time_s == pytest.approx(1.0, abs=0.01)
 
 
 def test_the_matrix_keeps_every_doorbell(tmp_path):
