@@ -201,6 +201,7 @@ def _ending(end: RunEnd, machines: LiveMachines) -> Ending:
         deaths={row.row: each.exit for each in machines.incarnations if each.exit for row in each.rows},
         pending=[(*at, count) for at, count in pending.items()],
         foreign_pending=foreign,
+        foreign_peers=end.foreign_peers,
         start_ns=end.start_ns,
         measure_start_ns=end.measure_start_ns,
         stop_ns=end.stop_ns,

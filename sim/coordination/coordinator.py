@@ -47,11 +47,15 @@ TOLD = frozenset(
 
 @dataclass
 class RunEnd:
-    """How the run ended, as the coordinator saw it. ``pending`` is by (domain, peer, vector)."""
+    """How the run ended, as the coordinator saw it. ``pending`` is by (domain, peer, vector).
+
+    ``foreign_peers`` counts the processes that have joined and are no machine of the topology.
+    """
 
     status: str = "finished"
     reason: str = ""
     pending: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    foreign_peers: int = 0
     start_ns: int = 0
     measure_start_ns: int = 0
     stop_ns: int = 0
@@ -208,6 +212,7 @@ class Coordinator:
             make_known(self.machines, incarnation, place)
 
     def _stranger(self, arrival: Arrival, peer: int, domain: str) -> None:
+        self.ending.foreign_peers += 1
         self._event("foreign_peer_joined", peer=peer, pid=arrival.pid, uid=arrival.uid, domain=domain)
 
     def _left(self, client: Client, reason: str) -> None:

@@ -33,11 +33,12 @@ class Ending(msgspec.Struct, frozen=True):
     """``ending.json``: all that the figures need and the recordings do not hold.
 
     It is written first of all, so that a later reader of the directory computes the same figures. ``deaths`` say of
-    each row that ended otherwise than by its own will how that was ("SIGKILL", "exit 1"). ``pending`` has (row, vector,
-    doorbells), None when it was not counted; ``foreign_pending`` has (domain << 16 | peer, vector, doorbells). Times
-    are CLOCK_MONOTONIC, 0 when the run never got there. ``refused_...`` count what the disk did not take; ``baselines``
-    are the wake-up baselines before and after the run. ``stays`` has (row, domain, peer, since when) of each peer ID
-    that more than one row has had: only ivshmem v2 reuses IDs.
+    each row that ended otherwise than by its own will how that was ("SIGKILL", "exit 1"). ``pending`` has (row,
+    vector, doorbells), None when it was not counted; ``foreign_pending`` has (domain << 16 | peer, vector,
+    doorbells), ``foreign_peers`` the number of those that have joined. Times are CLOCK_MONOTONIC, 0 when the run
+    never got there. ``refused_...`` count what the disk did not take; ``baselines`` are the wake-up baselines before
+    and after the run. ``stays`` has (row, domain, peer, since when) of each peer ID that more than one row has had:
+    only ivshmem v2 reuses IDs.
     """
 
     status: str
@@ -48,6 +49,7 @@ class Ending(msgspec.Struct, frozen=True):
     start_ns: Natural
     measure_start_ns: Natural
     stop_ns: Natural
+    foreign_peers: Natural = 0
     refused_events: Natural = 0
     refused_resources: Natural = 0
     baselines: list[BaselineMeasurement] = []

@@ -21,6 +21,7 @@ from nodes.guest import Interrupt
 from sim.engines.qemu.peer import BARS, COMMAND, SLOT, QemuPeer
 from sim.kernel.qemu_program import chosen_qemu
 from tests.real_qemu import read_block
+from topologies import loads
 
 pytestmark = pytest.mark.qemu
 
@@ -77,6 +78,27 @@ def test_qemu_and_a_peer_ring_each_other_on_every_vector(directory: Path) -> Non
             select.select([peer], [], [], PATIENCE_S)
 
 
+JOINED = """
+[run]
+duration_s = 100
+warmup_s = 0
+[defaults]
+vectors = 3
+[machines.ping]
+program = "ping"
+parameters = {{ to = "echo" }}
+[machines.echo]
+program = "echo"
+parameters = {{ to = "ping" }}
+[machines.rung]
+program = "idle"
+[[timeline]] # as long as a QEMU takes to start and to ring
+when = "delivered >= {rung}"
+of = "rung"
+do = "end"
+"""
+
+
 def test_qemu_joins_a_run_and_its_doorbells_are_counted(directory: Path, tmp_path: Path) -> None:
     path = directory / "s"
     rung = 100
@@ -92,20 +114,15 @@ def test_qemu_joins_a_run_and_its_doorbells_are_counted(directory: Path, tmp_pat
         with QemuPeer(path, vectors=VECTORS) as real:
             seen.append(real.id)
             for _ in range(rung):
-                real.ring(0, 1)
+                real.ring(2, 1)
+            over.wait(PATIENCE_S)
 
-    thread = threading.Thread(target=ring)
-    result = sim.run(
-        "ping_pong",
-        runs=tmp_path,
-        overrides={"run.duration_s": "3.0", "machines.ping.vectors": "3", "machines.echo.vectors": "3"},
-        socket_path=path,
-        on_begin=begin,
-    )
+    thread, over = threading.Thread(target=ring), threading.Event()
+    result = sim.run(loads(JOINED.format(rung=rung)), runs=tmp_path, socket_path=path, on_begin=begin)
+    over.set()
     thread.join()
-    assert seen == [2]  # after the two machines of the topology
-    assert result.status == "finished"
-    assert result.balanced
+    assert seen == [3]  # after the machines of the topology
+    assert (result.status, result.balanced) == ("finished", True), result.reason
     assert [event["peer"] for event in result.events() if event["kind"] == "foreign_peer_joined"] == seen
     # QEMU's own doorbells are not counted: what the machine took beyond what the others rang is settled as QEMU's.
     assert result.summary["settled"] == rung

@@ -102,6 +102,15 @@ def test_foreign_peers_have_an_account_of_their_own(tmp_path):
     assert run.latency(by="group").num_rows == 0
 
 
+@pytest.mark.parametrize(("foreign_peers", "settled"), [(1, 3), (0, 0)])
+def test_a_foreign_peer_that_no_machine_rings_may_ring(foreign_peers, settled, tmp_path):
+    """And without one, what no machine has rung is an error."""
+    directory = RunDirectory.create(tmp_path, topology({"rung": (1, 1)}), {})
+    record(directory, 0, vectors=[(3, 3)], drains=[(0, 3, MEASURE_NS, MEASURE_NS)])
+    run = finish(directory, foreign_peers=foreign_peers)
+    assert (run.balanced, run.summary["settled"]) == (bool(foreign_peers), settled)
+
+
 def test_peers_need_not_be_in_the_order_of_machines(tmp_path):
     directory = RunDirectory.create(tmp_path, topology({"from": (1, 1), "to": (1, 1)}), {})
     at = MEASURE_NS
