@@ -152,8 +152,10 @@ for cycle in range(int(sys.argv[2])):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     remove_orphaned()
-    left = [name for name in os.listdir("/dev/shm") if name.startswith(f"ivsim-{pid}-")]
-    assert not left, (cycle, left)
+    deadline_s = time.monotonic() + 60
+    while left := [name for name in os.listdir("/dev/shm") if name.startswith(f"ivsim-{pid}-")]:
+        assert time.monotonic() < deadline_s, (cycle, left)
+        remove_orphaned()  # the run of another test looks at it just now, and has it locked
 """
 
 

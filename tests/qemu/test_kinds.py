@@ -222,7 +222,7 @@ def test_a_qemu_is_unplugged_by_device_del_unless_that_aborts_it(tmp_path: Path)
 
 EXTERNAL = """
 [run]
-duration_s = 1.0
+duration_s = 100
 warmup_s = 0
 
 [machines.model]
@@ -235,11 +235,17 @@ parameters = {{ to = "theirs", rate_hz = 200.0 }}
 kind = "external"
 ready_timeout_s = {timeout_s}
 vectors = {vectors}
+
+[[timeline]] # as long as it takes to ring all
+at_s = 1.0
+when = "rung >= {rung}"
+of = "model"
+do = "end"
 """
 
 
 def test_an_external_qemu_is_awaited_and_counted(tmp_path: Path) -> None:
-    topology = loads(EXTERNAL.format(vectors=VECTORS, timeout_s=60))
+    topology = loads(EXTERNAL.format(vectors=VECTORS, timeout_s=60, rung=RUNG))
     seen: list[int] = []
 
     def begin(begun: Begun) -> None:
@@ -273,7 +279,7 @@ def test_an_external_qemu_is_awaited_and_counted(tmp_path: Path) -> None:
 
 
 def test_an_external_machine_without_a_qemu_is_named_when_its_time_is_over(tmp_path: Path) -> None:
-    run = sim.run(loads(EXTERNAL.format(vectors=VECTORS, timeout_s=0.3)), runs=tmp_path)
+    run = sim.run(loads(EXTERNAL.format(vectors=VECTORS, timeout_s=0.3, rung=RUNG)), runs=tmp_path)
     assert run.status == "failed"
     assert "theirs" in run.reason
     assert "no QEMU has connected" in run.reason

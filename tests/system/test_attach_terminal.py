@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import pty
@@ -42,6 +43,7 @@ class Terminal:
         )
         os.close(other_end)
         self.shown = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def type(self, keys):
         os.write(self.descriptor, keys.encode())
@@ -52,7 +54,7 @@ class Terminal:
         while not (match := re.search(pattern, self.shown)):
             ready, _, _ = select.select([self.descriptor], [], [], max(0, deadline_s - time.monotonic()))
             assert ready, f"no {pattern!r} in {self.shown!r}"
-            self.shown += os.read(self.descriptor, 4096).decode()
+            self.shown += self._decoder.decode(os.read(self.descriptor, 4096))
         self.shown = self.shown[match.end() :]
         return match
 
@@ -60,7 +62,7 @@ class Terminal:
         """Read to the end, and wait for it."""
         with contextlib.suppress(OSError):  # EIO: no process holds the other end any more
             while said := os.read(self.descriptor, 4096):
-                self.shown += said.decode()
+                self.shown += self._decoder.decode(said)
         return self.process.wait(PATIENCE_S)
 
     def close(self):
@@ -105,8 +107,8 @@ def test_a_key_ends_what_is_watched_and_no_more(path, terminal):
         attach(path, "ring", "0", "1")
         line = terminal.until(r".*\n").group()
     terminal.type("\x03")
-    # What was under way, the leave of the last peer that rang, may still be shown between the key and the prompt.
-    terminal.until(r"\^C(.*\r\n)+.*ivsim> ")
+    # A terminal sends the signal and then echoes the key, behind what is under way: before the prompt or behind it.
+    terminal.until("ivsim> ")
     terminal.type("quit\n")
     assert terminal.exit_code() == 0
 

@@ -211,8 +211,7 @@ def test_many_moves_of_one_machine(tmp_path: Path) -> None:
 def test_a_machine_that_joins_may_move_before_it_begins(tmp_path: Path) -> None:
     late = group("late", absent=True, count=2, parameters={"to": "old"})
     moves = entry("migrate", 0.2, "late", repeat=600, period_s=0.001)
-    text = "".join((HEAD, OLD, late, entry("join", 0.2, "late"), moves))
-    result = sim.run(loads(text), runs=tmp_path, resources_every_s=0)  # in any host's time: the moves are many
+    result = run_in_time("".join((HEAD, OLD, late, entry("join", 0.2, "late"), moves)), tmp_path)
     assert_sound(result)
     assert sum(verdict == "moved" for _, verdict, _ in verdicts(result)) > 2  # and one as soon as the other is over
     assert said(result, "late-1")["starts"] == 1
@@ -407,9 +406,10 @@ def test_predicted_failures_of_migrations_occur(tmp_path: Path) -> None:
     text += entry("migrate", 0.35, "master", to_domain="wide") + entry("migrate", 0.4, "old-1", to_domain="narrow")
     text += entry("migrate", 0.45, "old-2", to_domain="wide")
     text += entry("migrate", 0.5, "master", to_domain="there", repeat=2, period_s=0.1)
-    topology = loads(text)
-    told = [(*each.machines, each.verdict, each.reason.partition(", from")[0]) for each in failing_migrations(topology)]
-    result = sim.run(topology, runs=tmp_path, resources_every_s=0)
+    told = [
+        (*each.machines, each.verdict, each.reason.partition(", from")[0]) for each in failing_migrations(loads(text))
+    ]
+    result = run_in_time(text, tmp_path)
     assert_sound(result)
     found = [each for each in verdicts(result) if each[1] != "moved"]
     assert [(name, verdict[:4], reason.partition(": it is peer")[0]) for name, verdict, reason in found] == [
@@ -467,7 +467,7 @@ def test_a_server_that_stops_in_the_middle(tmp_path: Path) -> None:
     result = go(tmp_path, OLD, entry("migrate", 0.4, "old", to_domain="there"), *servers)
     assert len(verdicts(result)) == 4
     assert len(events(result, "statistics")) == 4
-    assert result.figures.elapsed_s < 3
+    assert result.figures.elapsed_s < 3 * (result.figures.warmup_s / 0.1)  # the scale of `run_in_time`
 
 
 def test_a_machine_that_joins_while_a_migration_fails_is_known_afterwards(tmp_path: Path) -> None:

@@ -102,6 +102,13 @@ def forks(guest):
         yield guest.clock() + 5_000_000
     guest.ring(next(iter(guest.peers)))  # both are there
     yield FOREVER
+
+
+def rings_when_told(guest):
+    while not os.path.exists(os.path.join(os.path.dirname(__file__), "told")):
+        yield guest.clock() + 5_000_000
+    guest.ring(next(iter(guest.peers)))
+    yield FOREVER
 """
 
 
@@ -130,8 +137,11 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 @contextlib.contextmanager
-def once_running(act: Callable[[], None]) -> Iterator[Callable[[Begun], None]]:
-    """Gives an ``on_begin``: when the machines of the run are ready, ``act`` in a thread of its own."""
+def once_running(act: Callable[[], None], programs: str) -> Iterator[Callable[[Begun], None]]:
+    """Gives an ``on_begin``: when the machines of the run are ready, ``act`` in a thread of its own.
+
+    Then the program `rings_when_told` rings: conditions of a timeline see that, however late it is.
+    """
     threads: list[threading.Thread] = []
     failures: list[BaseException] = []
 
@@ -139,6 +149,7 @@ def once_running(act: Callable[[], None]) -> Iterator[Callable[[Begun], None]]:
         try:
             until(lambda: '"ready"' in (begun.path / "events.jsonl").read_text(), "the run did not begin")
             act()
+            Path(programs).with_name("told").touch()
         except BaseException as error:
             failures.append(error)
 
@@ -227,28 +238,35 @@ def test_processes_of_a_machine_that_is_killed_end_too(programs: str, tmp_path: 
 
 
 def test_a_runtime_directory_that_vanishes_costs_nothing(
-    short_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    programs: str, short_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
-
-    def remove() -> None:
-        for path in short_path.glob("ivsim-*"):
-            shutil.rmtree(path)
-
-    with once_running(remove) as begin:
-        result = sim.run("ping_pong", runs=tmp_path, overrides={"run.duration_s": "1.0"}, on_begin=begin)
+    with once_running(lambda: remove_directories(short_path), programs) as begin:
+        result = sim.run(
+            loads(one(f"{programs}:rings_when_told", duration_s=300.0) + END), runs=tmp_path, on_begin=begin
+        )
     assert (result.status, result.balanced) == ("finished", True)
-    assert result.summary["rung"] > 0
+    assert result.summary["rung"] == 1
+
+
+def remove_directories(parent: Path) -> None:
+    """Those of runs."""
+    for path in parent.glob("ivsim-*"):
+        shutil.rmtree(path)
+
+
+def when_it_has_rung(do: str, **keys: str) -> str:
+    """An entry of a timeline."""
+    return f'[[timeline]]\nwhen = "rung > 0"\ndo = "{do}"\n' + "".join(f'{key} = "{of}"\n' for key, of in keys.items())
 
 
 def test_a_server_that_finds_no_directory_is_an_action_that_was_not_done(
-    short_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    programs: str, short_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
-    text = one("idle", duration_s=1.0) + "".join(
-        f'[[timeline]]\nat_s = {at_s}\ndo = "{do}"\n' for do, at_s in (("stop_server", 0.2), ("start_server", 0.9))
-    )
-    with once_running(lambda: [shutil.rmtree(path) for path in short_path.glob("ivsim-*")] and None) as begin:
+    text = one(f"{programs}:rings_when_told", duration_s=300.0)
+    text += when_it_has_rung("stop_server") + when_it_has_rung("start_server") + END
+    with once_running(lambda: remove_directories(short_path), programs) as begin:
         result = sim.run(loads(text), runs=tmp_path, on_begin=begin)
     assert result.status == "finished"
     (skipped,) = (event["skipped"] for event in result.events() if event.get("skipped"))
@@ -256,18 +274,19 @@ def test_a_server_that_finds_no_directory_is_an_action_that_was_not_done(
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
-def test_a_run_ends_without_its_fork_server(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_run_ends_without_its_fork_server(number: signal.Signals, programs: str, tmp_path: Path) -> None:
     """It is needed for machines that start, and for nothing else."""
-    with once_running(lambda: fork_server().send_signal(number)) as begin:
-        result = sim.run("ping_pong", runs=tmp_path, overrides={"run.duration_s": "0.5"}, on_begin=begin)
+    with once_running(lambda: fork_server().send_signal(number), programs) as begin:
+        result = sim.run(
+            loads(one(f"{programs}:rings_when_told", duration_s=300.0) + END), runs=tmp_path, on_begin=begin
+        )
     assert (result.status, result.balanced) == ("finished", True)
 
 
-def test_a_machine_that_cannot_be_started_later_fails_the_run_and_says_why(tmp_path: Path) -> None:
-    text = one("idle", duration_s=1.0) + '[machines.late]\nabsent = true\nprogram = "idle"\n'
-    text += '[[timeline]]\nat_s = 0.8\ndo = "join"\nmachines = "late"\n'
-    with once_running(lambda: fork_server().kill()) as begin:
-        result = sim.run(loads(text), runs=tmp_path, on_begin=begin)
+def test_a_machine_that_cannot_be_started_later_fails_the_run_and_says_why(programs: str, tmp_path: Path) -> None:
+    text = one(f"{programs}:rings_when_told", duration_s=300.0) + '[machines.late]\nabsent = true\nprogram = "idle"\n'
+    with once_running(lambda: fork_server().kill(), programs) as begin:
+        result = sim.run(loads(text + when_it_has_rung("join", machines="late")), runs=tmp_path, on_begin=begin)
     assert result.status == "failed"
     assert result.reason == "late could not be started: the fork server ended (SIGKILL)"
 
