@@ -103,7 +103,7 @@ def run(
         resources_every_s: how often processes are sampled (0: never).
         socket_path: the path of the server's socket, for others to find: a real QEMU that connects there is one more
             peer.
-        on_begin: is told when the run has begun.
+        on_begin: called when the run has begun.
         programs: a file of Python whose generator functions the topology can name, or such a function itself, or
             several of them; they run with full trust. A function is sent to the workers by cloudpickle.
 

@@ -40,10 +40,10 @@ class LiveDomain:
     connect. A machine that connects later joins at once; strangers (real QEMUs, tools) join after the present machines.
 
     Args:
-        on_join: is told the incarnation and the place, in its own list, of the device that has joined.
-        on_stranger: is told the arrival of a client that is no machine of the topology, and its ID.
-        on_leave: is told a client that has left, and why.
-        on_fault: is told why a client could not be admitted.
+        on_join: called with the incarnation, and the index in its list of the device that has joined.
+        on_stranger: called with the arrival of a client that is no machine of the topology, and its ID.
+        on_leave: called with a client that has left, and the reason.
+        on_fault: called with the reason why a client could not be admitted.
     """
 
     def __init__(

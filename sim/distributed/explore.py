@@ -62,7 +62,7 @@ def explore_on(
         seeds: the seeds, one after the other.
         jobs: how many processes each worker uses.
         keep_going: run all seeds.
-        progress: is told the sums so far, now and then.
+        progress: called with the sums so far, now and then.
         warn: is called with a line for the user.
 
     Returns:

@@ -73,7 +73,7 @@ def explore(
         seeds: the seeds.
         jobs: how many processes; 1: this one.
         keep_going: run all seeds.
-        progress: is told the sums so far, now and then.
+        progress: called with the sums so far, now and then.
 
     Raises:
         HostError: a process has died.

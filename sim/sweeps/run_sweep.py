@@ -113,7 +113,7 @@ def sweep(
         programs: a file of Python whose generator functions the topology can name, or several.
         resources_every_s: how often processes are sampled (0: never).
         resume: the directory of a sweep to go on with; what is done in it is not repeated.
-        on_row: is told the row of each run that has ended.
+        on_row: called with the row of each run that has ended.
 
     Raises:
         TopologyError, UsageError: before anything is started.

@@ -31,9 +31,9 @@ class WorkerHandle:
 
     Args:
         server_path: the path of a domain's server, by the domain's number.
-        on_process: is told each process ID that becomes this machine's.
+        on_process: called with each process ID that becomes this machine's.
         memory_fault: says, when the machine has died of SIGBUS, what is wrong with the memory.
-        report: is told what happens; ``Ended`` comes last.
+        report: called with what happens; ``Ended`` comes last.
     """
 
     def __init__(

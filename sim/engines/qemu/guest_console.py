@@ -26,7 +26,7 @@ class GuestConsole:
     """Owns this process's end of the console, and the file ``path``.
 
     Args:
-        on_line: is told each line without its end, terminal escapes and control characters.
+        on_line: called with each line without its end, terminal escapes and control characters.
     """
 
     def __init__(self, loop: Loop, path: Path, on_line: Callable[[str], None]) -> None:

@@ -55,7 +55,7 @@ class GuestMachine:
         servers: the sockets of the servers that it has a device at.
         console_path: where its console is kept.
         watched: regular expressions that are reported when a line first contains them.
-        on_process: is told the process ID of its QEMU.
+        on_process: called with the process ID of its QEMU.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class GuestMonitor:
     """Owns both ends of the connection until `start`; ``far`` is QEMU's.
 
     Args:
-        on_event: is told the name and the data of each event.
+        on_event: called with the name and the data of each event.
     """
 
     def __init__(self, loop: Loop, on_event: Callable[[str, dict[str, Any]], None]) -> None:

@@ -48,7 +48,7 @@ class AnnouncedLink:
         make_counter: as of `VirtualLink`.
         on_readable: is called when the greeting can be read.
         place: ``place(peer)`` puts the memory in its place.
-        on_own: is told each line of the machine's own once that can be waited for.
+        on_own: called with each line of the machine's own once that can be waited for.
     """
 
     __slots__ = (

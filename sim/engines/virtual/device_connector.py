@@ -25,7 +25,7 @@ class DeviceConnector:
         may_migrate: the machine has a mapping of the memory of its own.
         on_readable: is called when a server has said something.
         poke: is called when the machine may have something to do.
-        warn: is told what is odd in what a server says.
+        warn: called with what is odd in what a server says.
 
     Attributes:
         announced: the connections to servers that announce once for all machines.
