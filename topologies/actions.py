@@ -27,7 +27,7 @@ Vectors = Annotated[
     Meta(min_length=1, max_length=2048, description="Which vectors; if absent, all.", extra={"refers_to": "vectors"}),
 ]
 MalformedMessage = Literal[
-    "bad_peer", "negative_peer", "left_itself", "left_stranger", "memory_again", "memory_missing", "half_message"
+    "bad_peer", "negative_peer", "left_itself", "left_unknown", "memory_again", "memory_missing", "half_message"
 ]
 Fault = Literal["target_dies", "source_dies", "server_gone", "late_memory", "cancel"]
 

@@ -58,8 +58,8 @@ def _reasons(topology: Topology, entry: TimelineEntry, machines: list[Machine]) 
         direct = [each for each in machines if each.guest is not None]
         if action.message == "half_message":
             yield HALF, direct
-        elif action.message == "left_stranger":
-            yield TWICE, [each for each in direct if entry.repeat > 1 or _strangers(topology, each) > 1]
+        elif action.message == "left_unknown":
+            yield TWICE, [each for each in direct if entry.repeat > 1 or _unknown_leaves(topology, each) > 1]
 
 
 def _hears_a_leave(topology: Topology, entry: TimelineEntry, machine: Machine) -> bool:
@@ -77,8 +77,8 @@ def _hears_a_leave(topology: Topology, entry: TimelineEntry, machine: Machine) -
     return False
 
 
-def _strangers(topology: Topology, machine: Machine) -> int:
+def _unknown_leaves(topology: Topology, machine: Machine) -> int:
     return sum(
-        isinstance(other.action, Garble) and other.action.message == "left_stranger" and machine.index in other.machines
+        isinstance(other.action, Garble) and other.action.message == "left_unknown" and machine.index in other.machines
         for other in topology.timeline
     )

@@ -175,7 +175,7 @@ class Coordinator:
             number,
             self._engine,
             on_join=self._joined,
-            on_stranger=lambda arrival, peer: self._stranger(arrival, peer, domain.name),
+            on_foreign=lambda arrival, peer: self._foreign(arrival, peer, domain.name),
             on_leave=self._left,
             on_fault=lambda reason: self.stop("failed", reason),
         )
@@ -211,7 +211,7 @@ class Coordinator:
         if self.phase == "running" and incarnation.migration is None:
             make_known(self.machines, incarnation, place)
 
-    def _stranger(self, arrival: Arrival, peer: int, domain: str) -> None:
+    def _foreign(self, arrival: Arrival, peer: int, domain: str) -> None:
         self.ending.foreign_peers += 1
         self._event("foreign_peer_joined", peer=peer, pid=arrival.pid, uid=arrival.uid, domain=domain)
 

@@ -26,7 +26,7 @@ _GARBLED: dict[str, Callable[[int, int], Message[int]]] = {
     "bad_peer": lambda _peer, _memory: Message(PEERS_MAX),
     "negative_peer": lambda _peer, _memory: Message(MEMORY - 1),
     "left_itself": lambda peer, _memory: Message(peer),
-    "left_stranger": lambda peer, _memory: Message(PEERS_MAX - 1),
+    "left_unknown": lambda peer, _memory: Message(PEERS_MAX - 1),
     "memory_again": lambda _peer, memory: Message(MEMORY, (memory,)),
     "memory_missing": lambda _peer, _memory: Message(MEMORY),
     "half_message": lambda peer, _memory: _Half(peer),
@@ -37,11 +37,12 @@ class LiveDomain:
     """Decides which clients of a domain's server are admitted.
 
     Machines that are present from the start join together, in the order of the topology, in whatever order they
-    connect. A machine that connects later joins at once; strangers (real QEMUs, tools) join after the present machines.
+    connect. A machine that connects later joins at once. Foreign clients (real QEMUs, tools) join after the machines
+    that are present.
 
     Args:
         on_join: called with the incarnation, and the index in its list of the device that has joined.
-        on_stranger: called with the arrival of a client that is no machine of the topology, and its ID.
+        on_foreign: called with the arrival of a client that is no machine of the topology, and its ID.
         on_leave: called with a client that has left, and the reason.
         on_fault: called with the reason why a client could not be admitted.
     """
@@ -53,16 +54,16 @@ class LiveDomain:
         engine: Engine,
         *,
         on_join: Callable[[Incarnation, int], None],
-        on_stranger: Callable[[Arrival, int], None],
+        on_foreign: Callable[[Arrival, int], None],
         on_leave: Callable[[Client, str], None],
         on_fault: Callable[[str], None],
     ) -> None:
         self.name, self.number = domain.name, number
-        self._on_join, self._on_stranger, self._on_fault = on_join, on_stranger, on_fault
+        self._on_join, self._on_foreign, self._on_fault = on_join, on_foreign, on_fault
         self._machines: LiveMachines | None = None
         self._awaited: dict[int, tuple[Incarnation, Arrival | None]] = {}
         self._missing = 0
-        self._strangers: list[Arrival] = []
+        self._foreign_arrivals: list[Arrival] = []
         self._vectors = 1
         self._next_peer = 0
         self._server = engine.make_server(domain, number, on_arrival=self._arrive, on_leave=on_leave)
@@ -124,14 +125,14 @@ class LiveDomain:
         elif incarnation is not None and self._place(incarnation) is not None:
             self._admit([(incarnation, arrival)])
         else:
-            self._strangers.append(arrival)
+            self._foreign_arrivals.append(arrival)
         if not self._awaited:
-            for stranger in self._strangers:
-                for client in self._join([(stranger, self._vectors)]):
+            for foreign in self._foreign_arrivals:
+                for client in self._join([(foreign, self._vectors)]):
                     if client is not None:  # otherwise it has left while it waited
-                        self._on_stranger(stranger, client.peer)
+                        self._on_foreign(foreign, client.peer)
                         self._server.guard_eventfds()
-            self._strangers.clear()
+            self._foreign_arrivals.clear()
 
     def _admit(self, arrivals: list[tuple[Incarnation, Arrival]]) -> None:
         """Let machines join; they are told of all connected peers."""

@@ -133,7 +133,7 @@ class Arrival(Protocol):
 
     @property
     def machine(self) -> LiveMachine | None:
-        """The machine that it is; None for a stranger, such as a tool or a QEMU started by hand."""
+        """The machine that it is; None for a foreign client, such as a tool or a QEMU started by hand."""
 
     @property
     def pid(self) -> int: ...
@@ -164,7 +164,7 @@ class DomainServer(Protocol):
     def is_listening(self) -> bool: ...
 
     def listen(self, *, vectors: int, first_peer: int) -> None:
-        """Accept clients; strangers get ``vectors`` vectors, IDs begin at ``first_peer``."""
+        """Accept clients; foreign clients get ``vectors`` vectors; IDs begin at ``first_peer``."""
 
     def stop(self) -> None:
         """Disconnect all clients and stop listening; counters stay."""
@@ -180,7 +180,7 @@ class DomainServer(Protocol):
         """All that were ever admitted, those that have left included."""
 
     def guard_eventfds(self) -> None:
-        """From now on, undo what a stranger does to counters that all share: one may make them block."""
+        """From now on, make shared counters non-blocking again after a foreign client has made them block."""
 
     def connected_eventfds(self) -> int:
         """How many eventfds all connected peers have together."""

@@ -109,7 +109,7 @@ def test_a_named_segment_that_is_made_smaller_is_told(fault_count: int, tmp_path
         assert "smaller, from 4194304 to 0 bytes" in result.reason, result.reason
 
 
-STRANGER = """
+FOREIGN_CLIENT = """
 import mmap, os, sys
 from sim.kernel.memory import Region
 region = Region.open(sys.argv[1], int(sys.argv[2]))
@@ -124,7 +124,7 @@ def test_a_process_that_attaches_never_removes_the_segment(fault_count: int) -> 
     region = Region.create(1 << 16)
     try:
         for count in range(1, fault_count + 1):
-            command = [sys.executable, "-W", "error", "-c", STRANGER, str(region.name), str(region.size_bytes)]
+            command = [sys.executable, "-W", "error", "-c", FOREIGN_CLIENT, str(region.name), str(region.size_bytes)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert (done.returncode, done.stderr) == (0, "")
             assert os.pread(region.descriptor, 1, 0) == bytes([count % 256])

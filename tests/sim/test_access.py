@@ -1,4 +1,4 @@
-"""sim.access: what a stranger needs to join a run is known before the run, and is what the run then has."""
+"""sim.access: what a foreign client needs to join a run is known before the run, and is what the run then has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sim.pytest_plugin: suites of a stranger, run by a pytest of their own in another process."""
+"""sim.pytest_plugin: test suites of users, run by a pytest of their own in another process."""
 
 from __future__ import annotations
 

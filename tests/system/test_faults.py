@@ -302,10 +302,10 @@ def test_the_next_run_removes_the_leftovers_of_a_coordinator_killed_at_its_start
             (runtime / name / "owner.pid").write_text(signed)
     (runtime / "ivsim-open").chmod(0o770)
     (runtime / "ivsim-link").symlink_to(orphaned)
-    strangers = sorted(path.name for path in runtime.iterdir() if path != orphaned)
+    others = sorted(path.name for path in runtime.iterdir() if path != orphaned)
 
     def begin(begun: Begun) -> None:
-        (own,) = (path for path in runtime.iterdir() if path.name not in strangers)
+        (own,) = (path for path in runtime.iterdir() if path.name not in others)
         with pytest.raises(RuntimeError, match="second"):
             sim.run("ping_pong", runs=tmp_path, on_begin=lambda _: refuse("second"))
         assert own.is_dir()
@@ -318,8 +318,8 @@ def test_the_next_run_removes_the_leftovers_of_a_coordinator_killed_at_its_start
     with pytest.raises(RuntimeError, match="first"):
         sim.run("ping_pong", runs=tmp_path, on_begin=begin)
     assert segments_of(killed.pid) == []
-    assert sorted(path.name for path in runtime.iterdir()) == strangers
-    for name in strangers:
+    assert sorted(path.name for path in runtime.iterdir()) == others
+    for name in others:
         path = runtime / name
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
 

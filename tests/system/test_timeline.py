@@ -238,7 +238,7 @@ def test_a_deaf_machine_learns_of_no_new_peer(tmp_path: Path) -> None:
 
 
 def test_a_malformed_message_is_what_the_machine_says_it_is(tmp_path: Path) -> None:
-    result = run(tmp_path, entry("garble", 0.3, "storm-0", message="left_stranger"))
+    result = run(tmp_path, entry("garble", 0.3, "storm-0", message="left_unknown"))
     assert [each["machine"] for each in events(result, "warning")] == ["storm-0"]
     assert "left" in events(result, "warning")[0]["text"]
     assert result.status == "finished"
@@ -314,7 +314,7 @@ parameters = { to = "others", rate_hz = 500.0 }
 
 @pytest.mark.parametrize(
     ("message", "row"),
-    [("negative_peer", 59), ("memory_missing", 64), ("left_itself", 90), ("left_stranger", 0), ("memory_again", 0)],
+    [("negative_peer", 59), ("memory_missing", 64), ("left_itself", 90), ("left_unknown", 0), ("memory_again", 0)],
 )
 def test_a_device_of_2012_takes_malformed_messages_as_it_did(tmp_path: Path, message: str, row: int) -> None:
     """Some end the machine, in the words of the row that describes the defect; all others change it without a word."""

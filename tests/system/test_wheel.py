@@ -1,4 +1,4 @@
-"""The package as a stranger gets it: the wheel, in an environment of its own, in a project outside this repository."""
+"""The package as a user gets it: the wheel, in an environment of its own, in a project outside this repository."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def wheel(tmp_path: Path) -> Path:
     "dependencies",
     ["of this environment", pytest.param("of the package index", marks=[pytest.mark.slow, pytest.mark.full])],
 )
-def test_a_project_of_a_stranger_passes_with_the_wheel(tmp_path: Path, wheel: Path, dependencies: str) -> None:
+def test_a_project_elsewhere_passes_with_the_wheel(tmp_path: Path, wheel: Path, dependencies: str) -> None:
     project = tmp_path / "project"
     project.mkdir()
     (project / "test_driver.py").write_text(DRIVER_TEST)

@@ -40,9 +40,9 @@ def entry(at_s: float, do: str, machines: str, rest: str = "") -> str:
         (entry(1, "leave", "model-0") + entry(2, "unplug", "linux"), [("unplug", ("linux",), "it is not done")]),
         (entry(1, "garble", "real", 'message = "half_message"'), []),
         (entry(1, "garble", "linux", 'message = "half_message"'), [("garble", ("linux",), "from its middle")]),
-        (entry(1, "garble", "linux", 'message = "left_stranger"'), []),
+        (entry(1, "garble", "linux", 'message = "left_unknown"'), []),
         (
-            entry(1, "garble", "linux", 'message = "left_stranger"\nrepeat = 2\nperiod_s = 1'),
+            entry(1, "garble", "linux", 'message = "left_unknown"\nrepeat = 2\nperiod_s = 1'),
             [("garble", ("linux",), "leaves twice")],
         ),
     ],

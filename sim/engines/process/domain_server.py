@@ -1,4 +1,4 @@
-"""The memory and the server of a domain, for machines and strangers that connect to a socket."""
+"""The memory and the server of a domain, for machines and for foreign clients that connect to a socket."""
 
 from __future__ import annotations
 

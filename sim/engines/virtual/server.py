@@ -198,7 +198,7 @@ class VirtualServer:
         return [client for client in self.clients() if client.peer == peer]
 
     def guard_eventfds(self) -> None:
-        """There are no strangers under virtual time."""
+        """There are no foreign clients under virtual time."""
 
     def connected_eventfds(self) -> int:
         return sum(len(client.eventfds) for client in self._connected.values())

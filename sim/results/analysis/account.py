@@ -214,7 +214,7 @@ def _lines(
         lines,
         dead={*ending.deaths, *uncounted},
         # Machines that ring a foreign peer have met one, also where a coordinator died and could not say so.
-        strangers=ending.foreign_peers > 0 or len(foreign_keys) > 0 or bool(uncounted),
+        foreign=ending.foreign_peers > 0 or len(foreign_keys) > 0 or bool(uncounted),
         pending_known=ending.pending is not None,
     )
     return lines, np.column_stack((source, rows[:, 0], target, rows[:, 1:]))

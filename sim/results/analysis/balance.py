@@ -51,10 +51,10 @@ def edge_sums(edges: Table, lines: int) -> tuple[Table, Table]:
     return rung, refused
 
 
-def balance(lines: Sequence[LineAccount], *, dead: Collection[int], strangers: bool, pending_known: bool) -> None:
+def balance(lines: Sequence[LineAccount], *, dead: Collection[int], foreign: bool, pending_known: bool) -> None:
     """Settle every line in place.
 
-    ``dead`` are machines whose last counts may be missing; ``strangers``: a process without a recording took part and
+    ``dead`` are machines whose last counts may be missing; ``foreign``: a process without a recording took part and
     may have rung any machine; without ``pending_known`` the pending is what is left
     over.
     """
@@ -67,7 +67,7 @@ def balance(lines: Sequence[LineAccount], *, dead: Collection[int], strangers: b
         if difference < 0 and (line.machine < 0 or line.machine in dead):
             line.delivered -= difference
             line.settled = -difference
-        elif (difference > 0 and (dead_sender or strangers)) or (difference < 0 and dead_sender):
+        elif (difference > 0 and (dead_sender or foreign)) or (difference < 0 and dead_sender):
             line.rung += difference
             line.settled = abs(difference)
         else:

@@ -51,7 +51,7 @@ class Site:
             0,
             SimpleNamespace(make_server=make_server),
             on_join=lambda machine, _place: self.events.append(("joined", machine)),
-            on_stranger=lambda arrival, peer: self.events.append(("stranger", arrival.pid, peer)),
+            on_foreign=lambda arrival, peer: self.events.append(("foreign", arrival.pid, peer)),
             on_leave=lambda peer, reason: self.events.append((reason, peer.peer)),
             on_fault=self.events.append,
         )
@@ -110,14 +110,14 @@ def test_an_earlier_successor_that_died_is_not_the_next_one(site):
     assert (site.machine.migration.peer, site.peers) == (0, [0])
 
 
-def test_a_process_of_a_machine_that_died_is_no_stranger(site):
+def test_a_process_of_a_machine_that_died_is_no_foreign(site):
     site.knows = False
     site.connect().close()
     site.accept()
     assert (site.peers, site.events) == ([], [])
     site.connect()
     site.accept()
-    assert (site.peers, site.events) == ([0], [("stranger", os.getpid(), 0)])
+    assert (site.peers, site.events) == ([0], [("foreign", os.getpid(), 0)])
 
 
 def test_a_client_that_speaks_before_it_is_admitted_has_left(site):
@@ -126,13 +126,13 @@ def test_a_client_that_speaks_before_it_is_admitted_has_left(site):
     assert (site.machine.peers, site.peers, site.events) == ([7], [], [])
 
 
-def test_a_stranger_that_leaves_while_it_waits_for_the_machines_is_not_announced(site):
+def test_a_foreign_client_that_leaves_while_it_waits_for_the_machines_is_not_announced(site):
     site.knows = False
     site.domain._awaited[0] = site.machine, None
-    stranger = site.connect()
+    client = site.connect()
     site.accept()
     assert (site.peers, site.events) == ([], [])
-    stranger.close()
+    client.close()
     site.accept()
     site.domain._awaited.clear()
     site.connect()

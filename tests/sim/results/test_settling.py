@@ -1,4 +1,4 @@
-"""Accounts that deaths, strangers and full logs left open: settled and said, or the run has failed."""
+"""Accounts that deaths, foreign clients and full logs left open: settled and reported, or the run has failed."""
 
 from __future__ import annotations
 
