@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from nodes.wire.protocol import DIALECTS, V0
+from nodes.wire.v2.protocol import V2
 from sim.wire.qemu_options import qemu_options
 from topologies import Topology
 
@@ -82,9 +82,11 @@ def qemu_lines(topology: Topology, accesses: Iterable[Access]) -> list[str]:
     lines = []
     for domain, access in zip(topology.domains, accesses, strict=True):
         vectors = max((each.vectors for each in topology.machines if domain.name in each.domains), default=1)
-        if vectors and DIALECTS[domain.dialect] is V0:
+        options = qemu_options(Path(access.socket), vectors, domain.spoken)
+        if vectors and options:
+            program = "the QEMU fork" if domain.spoken is V2 else "QEMU"
             name = f" in {domain.name}" if len(topology.domains) > 1 else ""
-            lines.append(f"for QEMU{name}: {qemu_options(Path(access.socket), vectors)}")
+            lines.append(f"for {program}{name}: {options}")
     return lines
 
 

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable, Generator
 from nodes.errors import RemoteProtocolError, UsageError
 from nodes.guest import Interrupt
 from sim.client import DEFAULT_PATH, NANOSECONDS, VECTORS, ConnectedPeer
-from sim.wire.attachment import GREETING_NS, PeerChange
+from sim.wire.attachment import GREETING_NS
+from sim.wire.peer_changes import Change
 
 __all__ = ["AsyncPeer", "connect_async"]
 
@@ -119,7 +120,7 @@ class AsyncPeer(ConnectedPeer):
             raise self._no_peers(count, limit)
         return self.peers
 
-    async def changes(self) -> AsyncIterator[PeerChange]:
+    async def changes(self) -> AsyncIterator[Change]:
         """The peers that join and leave, as they do: ``async for change in peer.changes()``.
 
         Ends when the server or this peer closes the connection.

@@ -13,10 +13,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from nodes.errors import UsageError
+from nodes.device.v2.sections import Sections
+from nodes.errors import GuestError, UsageError
 from nodes.guest import Interrupt
 from sim.kernel.loop import Loop
-from sim.wire.attachment import GRACE_NS, Attachment, PeerChange
+from sim.wire.attachment import GRACE_NS, Attachment
+from sim.wire.peer_changes import Change
 
 __all__ = ["DEFAULT_PATH", "NANOSECONDS", "VECTORS", "ConnectedPeer", "Peer", "connect"]
 
@@ -34,7 +36,7 @@ class ConnectedPeer:
         self.path = Path(path)
         self.warnings: deque[str] = deque(maxlen=CHANGES_MAX)
         """What was odd and changed nothing, in words; the newest ones."""
-        self._changes: deque[PeerChange] = deque(maxlen=CHANGES_MAX)
+        self._changes: deque[Change] = deque(maxlen=CHANGES_MAX)
         self._closed = False
         self._loop = Loop()
         try:
@@ -50,7 +52,7 @@ class ConnectedPeer:
             self._loop.close()
             raise
 
-    def _note_change(self, change: PeerChange) -> None:
+    def _note_change(self, change: Change) -> None:
         if self._attachment.met:  # the peers of the greeting were there before
             self._changes.append(change)
 
@@ -84,8 +86,52 @@ class ConnectedPeer:
 
     @property
     def memory(self) -> memoryview:
-        """The shared memory, writable bytes (BAR2 of a device). Closing the peer releases it."""
+        """The shared memory (BAR2 of a device): writable, of ivshmem v2 read-only. Closing the peer releases it."""
         return self._attachment.memory
+
+    @property
+    def sections(self) -> Sections:
+        """The memory by this peer's rights (ivshmem v2): ``state(peer)``, ``shared``, ``own``, ``output(peer)``.
+
+        Raises:
+            GuestError: the server is of version 1, whose memory all peers may write.
+        """
+        self._check_open()
+        if self._attachment.sections is None:
+            raise GuestError("this peer has no sections: its server is not of ivshmem v2")
+        return self._attachment.sections
+
+    @property
+    def state(self) -> int:
+        """The State of this peer (ivshmem v2). To set it writes the State register: all others are interrupted.
+
+        Raises:
+            GuestError: the server is of version 1.
+        """
+        return self.sections.state(self.id)
+
+    @state.setter
+    def state(self, value: int) -> None:
+        self._check_open()
+        self._attachment.set_state(value)
+
+    @property
+    def states(self) -> list[int]:
+        """The State Table (ivshmem v2): the State of each peer by its ID, 0 where there is none.
+
+        Raises:
+            GuestError: the server is of version 1.
+        """
+        return self.sections.states()
+
+    def enable_interrupts(self, *, enabled: bool = True) -> None:
+        """Write Interrupt Control (ivshmem v2), which `connect` sets: while it is 0, doorbells at this peer are lost.
+
+        Raises:
+            GuestError: the server is of version 1.
+        """
+        self._check_open()
+        self._attachment.enable_interrupts(enabled=enabled)
 
     @property
     def dialect(self) -> str | None:
@@ -99,10 +145,11 @@ class ConnectedPeer:
             self._take_in()
         return self._attachment.served
 
-    def events(self) -> list[PeerChange]:
-        """The peers that have joined and left since the last call, in order: ``change.kind`` and ``change.peer``.
+    def events(self) -> list[Change]:
+        """The peers that have joined, left and changed their State since the last call, in order: ``change.kind``,
+        ``change.peer``, ``change.state``.
 
-        The newest 4096 are kept.
+        The newest 4096 are kept. A State that changes twice before this process looks is one event.
         """
         self._take_in()
         changes = list(self._changes)

@@ -20,7 +20,8 @@ from nodes.errors import UsageError
 from nodes.guest import Program
 from nodes.wire.analyzer import explain
 from nodes.wire.capture import HEADER, Entry, format_entry, parse
-from nodes.wire.protocol import DIALECTS, V0
+from nodes.wire.protocol import V0
+from nodes.wire.v2.protocol import ALL_DIALECTS, V2, DomainNumbers
 from sim.client import Peer
 from sim.host.runtime_directory import runtime_directory
 from sim.kernel.eventfd import EventFd
@@ -30,7 +31,7 @@ from sim.simulated_peer import SimulatedPeer
 from sim.views.session import analysis_lines
 from sim.wire.proxy import Proxy
 from sim.wire.qemu_options import qemu_options
-from sim.wire.service import Service, ServiceSettings
+from sim.wire.service import DEFAULT_PEERS, Service, ServiceSettings, check_numbers
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES, parse_size, show_size
 
 __all__ = ["Server", "serve"]
@@ -63,12 +64,24 @@ class Server:
         reuse_ids: bool,
         record: bool,
         timeout: float | None,
+        max_peers: int | None,
+        output_size: int | str,
+        protocol: int,
     ) -> None:
         self.size_bytes, self.vectors, self.dialect = _size_bytes(size), vectors, dialect
         if not 1 <= vectors <= VECTORS_MAX:
             raise UsageError(f"expected 1 to {VECTORS_MAX} vectors, got {vectors}")
-        if dialect not in DIALECTS:
-            raise UsageError(f"expected a dialect, one of {', '.join(DIALECTS)}, got {dialect!r}")
+        if dialect not in ALL_DIALECTS:
+            raise UsageError(f"expected a dialect, one of {', '.join(ALL_DIALECTS)}, got {dialect!r}")
+        numbers = None
+        if dialect == V2.name:
+            if reuse_ids:
+                raise UsageError("reuse_ids does not go with dialect v2: it gives the lowest free ID")
+            peers = DEFAULT_PEERS if max_peers is None else max_peers
+            numbers = DomainNumbers(peers, vectors, protocol, output_size_bytes(output_size))
+            check_numbers(numbers, self.size_bytes)
+        elif max_peers is not None or output_size or protocol:
+            raise UsageError("max_peers, output_size and protocol go with dialect v2")
         self._timeout = timeout
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._entries: list[Entry] = []
@@ -82,7 +95,7 @@ class Server:
             directory = stack.enter_context(runtime_directory()) if path is None or record else None
             self.path = directory / PROXY_NAME if path is None and directory is not None else Path(path or "")
             served_path = directory / SERVER_NAME if record and directory is not None else self.path
-            settings = _settings(served_path, self.size_bytes, vectors, dialect, memory_name, reuse_ids)
+            settings = _settings(served_path, self.size_bytes, vectors, dialect, memory_name, reuse_ids, numbers)
             self._service = stack.enter_context(Service(self._loop, settings))
             if record:
                 stack.enter_context(Proxy(self._loop, served_path, self.path, self._record))
@@ -145,8 +158,8 @@ class Server:
 
     @property
     def qemu_options(self) -> str:
-        """The options with which a real QEMU joins: ``-chardev ... -device ...``."""
-        return qemu_options(self.path, self.vectors)
+        """The options with which a real QEMU joins (of dialect v2, the QEMU fork): ``-chardev ... -device ...``."""
+        return qemu_options(self.path, self.vectors, ALL_DIALECTS[self.dialect])
 
     def connect(self, *, vectors: int | None = None, timeout: float | None = None) -> Peer:
         """A peer of this server, as `sim.connect`; by default with as many vectors as the server gives.
@@ -226,7 +239,7 @@ class Server:
         session = parse(self.session.splitlines(keepends=True))
         lines: list[str] = []
         for number, entries in session.connections.items():
-            explained = explain(number, entries, dialect=DIALECTS[self.dialect], vectors=None)
+            explained = explain(number, entries, dialect=ALL_DIALECTS[self.dialect], vectors=None)
             lines += analysis_lines(explained, assumed_version())
         if len(self._entries) >= ENTRIES_MAX:
             lines.append(f"only the first {ENTRIES_MAX} messages were recorded")
@@ -270,8 +283,26 @@ def _size_bytes(size: int | str) -> int:
     return size_bytes
 
 
+def output_size_bytes(size: int | str) -> int:
+    """The bytes of an output section, as a number or as in "64K"; 0: there is none.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        return size if isinstance(size, int) else parse_size(size)
+    except ValueError as error:
+        raise UsageError(f"output_size: {error}, got {size!r}") from None
+
+
 def _settings(
-    path: Path, size_bytes: int, vectors: int, dialect: str, memory_name: str | None, reuse_ids: bool
+    path: Path,
+    size_bytes: int,
+    vectors: int,
+    dialect: str,
+    memory_name: str | None,
+    reuse_ids: bool,
+    numbers: DomainNumbers | None,
 ) -> ServiceSettings:
     return ServiceSettings(
         path=path,
@@ -282,7 +313,7 @@ def _settings(
         reuse_memory=False,
         size_bytes=size_bytes,
         vectors=vectors,
-        dialect=DIALECTS[dialect],
+        dialect=ALL_DIALECTS[dialect],
         first_peer=0,
         reuse_peers=reuse_ids,
         clients_max=None,
@@ -290,6 +321,7 @@ def _settings(
         pid_file=None,
         log=None,
         verbose=False,
+        numbers=numbers,
     )
 
 
@@ -303,6 +335,9 @@ def serve(
     reuse_ids: bool = False,
     record: bool = False,
     timeout: float | None = None,
+    max_peers: int | None = None,
+    output_size: int | str = 0,
+    protocol: int = 0,
 ) -> Server:
     """Serve shared memory to all clients that connect: peers of this process, simulated machines, real QEMUs.
 
@@ -310,11 +345,15 @@ def serve(
         path: the socket; by default one in a private directory.
         size: the bytes of the memory, a power of two of at least a page; or as in "64K", "4M".
         vectors: how many eventfds each client gets.
-        dialect: "v0" (QEMU 2.5 and later), "v0-shm-last" (Cuttlefish) or "legacy" (the server of 2012).
+        dialect: "v0" (QEMU 2.5 and later), "v0-shm-last" (Cuttlefish), "legacy" (the server of 2012) or "v2" (ivshmem
+            version 2).
         memory_name: the memory's name in /dev/shm; by default it has none and is sealed against shrinking.
         reuse_ids: give the lowest free ID again. A real QEMU (7.2 and earlier) corrupts its heap when an ID comes back.
         record: keep what the server and its clients send: `Server.session` and `Server.transcript`.
         timeout: the default of the timeouts of peers made by `Server.connect`, seconds.
+        max_peers: of dialect v2, how many peers there can be: 2 by default.
+        output_size: of dialect v2, the bytes of the output section of each peer, whole pages.
+        protocol: of dialect v2, what the peers speak: 1 is Ethernet, 0x8003 a virtio console.
 
     Returns:
         The server, which serves already: a context manager that leaves nothing behind.
@@ -332,4 +371,7 @@ def serve(
         reuse_ids=reuse_ids,
         record=record,
         timeout=timeout,
+        max_peers=max_peers,
+        output_size=output_size,
+        protocol=protocol,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nodes.errors import HostError, UsageError
 from nodes.wire.protocol import V0
+from nodes.wire.v2.protocol import ALL_DIALECTS, V2
 from sim.client import Peer
 from sim.exit_codes import HOST_TOO_SMALL
 from sim.host.runtime_directory import runtime_directory
@@ -43,8 +44,10 @@ class ServerProcess:
         pid: the ID of the process.
     """
 
-    def __init__(self, path: Path | None, options: list[str], *, vectors: int, timeout: float | None) -> None:
-        self.vectors, self._timeout = vectors, timeout
+    def __init__(
+        self, path: Path | None, options: list[str], *, vectors: int, dialect: str, timeout: float | None
+    ) -> None:
+        self.vectors, self._dialect, self._timeout = vectors, dialect, timeout
         with contextlib.ExitStack() as stack:
             self.path = path if path is not None else stack.enter_context(runtime_directory()) / SOCKET_NAME
             self._printed = stack.enter_context(tempfile.TemporaryFile())
@@ -82,8 +85,8 @@ class ServerProcess:
 
     @property
     def qemu_options(self) -> str:
-        """The options with which a real QEMU joins: ``-chardev ... -device ...``."""
-        return qemu_options(self.path, self.vectors)
+        """The options with which a real QEMU joins (of dialect v2, the QEMU fork): ``-chardev ... -device ...``."""
+        return qemu_options(self.path, self.vectors, ALL_DIALECTS[self._dialect])
 
     def connect(self, *, vectors: int | None = None, timeout: float | None = None) -> Peer:
         """A peer of this server, as `sim.connect`; by default with as many vectors as the server gives."""
@@ -117,6 +120,9 @@ def serve_process(
     memory_name: str | None = None,
     reuse_ids: bool = False,
     timeout: float | None = None,
+    max_peers: int | None = None,
+    output_size: int | str = 0,
+    protocol: int = 0,
 ) -> ServerProcess:
     """Serve as `sim.serve` does, in a child process: the server shares neither interpreter lock nor fate with this one.
 
@@ -129,7 +135,12 @@ def serve_process(
         UsageError: the path is in use, or an argument is wrong.
         HostError: there is no room for the memory.
     """
-    options = ["-l", str(size), "-n", str(vectors), "--dialect", dialect]
+    if dialect != V2.name and (max_peers is not None or output_size or protocol):
+        raise UsageError("max_peers, output_size and protocol go with dialect v2")
+    options = ["-l", str(size), "-V", str(vectors), "--dialect", dialect, "-o", str(output_size), "-P", str(protocol)]
+    options += [] if max_peers is None else ["-n", str(max_peers)]
     options += ["--memfd"] if memory_name is None else ["-M", memory_name]
     options += ["--reuse-ids"] * reuse_ids
-    return ServerProcess(None if path is None else Path(path), options, vectors=vectors, timeout=timeout)
+    return ServerProcess(
+        None if path is None else Path(path), options, vectors=vectors, dialect=dialect, timeout=timeout
+    )

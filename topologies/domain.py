@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from nodes.errors import UsageError
-from nodes.wire.v2.protocol import DomainNumbers
+from nodes.wire import protocol as wire
+from nodes.wire.v2.protocol import ALL_DIALECTS, V2, DomainNumbers
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES
 from topologies.language.validated import NAME_PATTERN, Name, Validated
 
@@ -70,6 +71,11 @@ class Domain(Validated, frozen=True, kw_only=True):
     max_peers: MaxPeers = 2
     output_size_bytes: Annotated[int, Meta(ge=0, le=MEMORY_SIZE_MAX_BYTES)] = 0
     protocol: Protocol = 0
+
+    @property
+    def spoken(self) -> wire.Dialect:
+        """The dialect of the wire that its server speaks."""
+        return ALL_DIALECTS[self.dialect if self.version == 1 else V2.name]
 
     def numbers(self, vectors: int) -> DomainNumbers | None:
         """What a server of version 2 tells its clients, each with so many vectors; None for version 1."""

@@ -154,7 +154,7 @@ def explain(
         vectors: how many vectors it has; None: any number.
     """
     recognised, named = recognise(entries)
-    if recognised is V2 and dialect is None:
+    if dialect is V2 or (recognised is V2 and dialect is None):
         return explain_framed(connection, entries)
     dialect = dialect or V0
     spoken = dialect if recognised in (None, V2) else recognised  # to a device of version 1, V2 is no dialect

@@ -17,7 +17,7 @@ from nodes.errors import UsageError
 from nodes.qemu_versions import QemuVersion
 from nodes.wire.analyzer import Analysis, Explained, explain
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
-from nodes.wire.protocol import DIALECTS
+from nodes.wire.v2.protocol import ALL_DIALECTS
 from sim.commands.numbers import duration_ns
 from sim.commands.options import qemu_version_option
 from sim.kernel.loop import Loop
@@ -136,7 +136,7 @@ def _lines(opened: IO[str]) -> Iterator[str]:
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
 @click.option(
     "--dialect",
-    type=click.Choice(list(DIALECTS)),
+    type=click.Choice(list(ALL_DIALECTS)),
     help="Judge by this dialect's rules; by default v0, which QEMU understands since 2.5, and v2 where a server speaks "
     "it.",
 )
@@ -164,7 +164,7 @@ def explain_session(
     """
     session = read_session(file)
     found = [
-        explain(number, entries, dialect=DIALECTS[dialect] if dialect else None, vectors=vectors)
+        explain(number, entries, dialect=ALL_DIALECTS[dialect] if dialect else None, vectors=vectors)
         for number, entries in session.connections.items()
     ]
     clean = not any(explanation.problems for explanation in found)

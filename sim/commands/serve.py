@@ -11,17 +11,16 @@ from typing import Any
 
 import click
 
-from nodes.device.v2.sections import PAGE_BYTES, SectionLayout
-from nodes.errors import HostError, RemoteProtocolError, UsageError
-from nodes.wire.protocol import DIALECTS, PEERS_MAX, V0
-from nodes.wire.v2.protocol import V2, DomainNumbers
-from nodes.wire.v2.server import FramedServer
+from nodes.device.v2.sections import PAGE_BYTES
+from nodes.errors import HostError, UsageError
+from nodes.wire.protocol import PEERS_MAX, V0
+from nodes.wire.v2.protocol import ALL_DIALECTS, V2, DomainNumbers
 from sim.commands.numbers import c_number
 from sim.commands.systemd import hidden_program, units
 from sim.exit_codes import FAILED, of_error
 from sim.wire.daemon import detach
 from sim.wire.listener import group_number
-from sim.wire.service import Served, ServiceSettings, run_service
+from sim.wire.service import DEFAULT_PEERS, Served, ServiceSettings, check_numbers, run_service
 from topologies.language.sizes import (
     MEMORY_SIZE_MAX_BYTES,
     MEMORY_SIZE_MIN_BYTES,
@@ -33,8 +32,6 @@ from topologies.language.sizes import (
 __all__ = ["serve"]
 
 VECTORS_MAX = 2048
-DEFAULT_PEERS = 2
-"""ivshmem2-server's default."""
 UID_MAX = (1 << 32) - 2  # the last one means "unchanged" (chown(2))
 MEMORY_NAME = "ivshmem"
 """ivshmem-server's default."""
@@ -172,7 +169,7 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
 @click.option("--group", help="The group of the socket and of named memory, by name or number.")
 @click.option(
     "--dialect",
-    type=click.Choice([*DIALECTS, V2.name]),
+    type=click.Choice(list(ALL_DIALECTS)),
     default=V0.name,
     show_default=True,
     help="QEMU 2.5 and later, the server of 2012, memory last, as Cuttlefish has it, or ivshmem v2.",
@@ -255,17 +252,13 @@ def _settle_dialect(given: dict[str, Any]) -> None:
         if count is not None and not 1 <= count <= VECTORS_MAX:
             raise click.BadParameter(f"{count} is not in the range 1<=x<={VECTORS_MAX}", param_hint="'-n'")
         given["vectors"] = given["vectors"] or count or 1
-        given["dialect"] = DIALECTS[given["dialect"]]
+        given["dialect"] = ALL_DIALECTS[given["dialect"]]
         return
     if given["first_peer"] or given["reuse_peers"]:
         raise click.UsageError("--ids and --reuse-ids do not go with --dialect v2: it gives the lowest free ID")
     given["vectors"] = given["vectors"] or 1
     numbers = DomainNumbers(DEFAULT_PEERS if count is None else count, given["vectors"], protocol, output_bytes)
-    FramedServer(0, numbers)  # refuses numbers that no server has
-    try:
-        SectionLayout(given["size_bytes"], numbers.max_peers, output_bytes)
-    except RemoteProtocolError as error:
-        raise click.UsageError(str(error)) from None
+    check_numbers(numbers, given["size_bytes"])
     given["dialect"], given["numbers"] = V2, numbers
     given["clients_max"] = min(given["clients_max"] or numbers.max_peers, numbers.max_peers)
 
@@ -332,7 +325,8 @@ def _serve_in_foreground(settings: ServiceSettings, ready_fd: int | None) -> Non
         for warning in served.warnings:
             _warn(warning)
         if served.qemu_options:
-            click.echo(f"for QEMU: {served.qemu_options}", err=True)
+            program = "the QEMU fork" if settings.dialect is V2 else "QEMU"
+            click.echo(f"for {program}: {served.qemu_options}", err=True)
 
     run_service(settings, ready, _warn)
 

@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 from nodes.device.profiles import PROFILES
 from nodes.device.v2.sections import Sections
@@ -31,8 +30,9 @@ from sim.kernel.eventfd import drain, signal
 from sim.kernel.loop import Loop
 from sim.wire.connection import Connection, connect, release_memory
 from sim.wire.listener import PATH_BYTES_MAX
+from sim.wire.peer_changes import Change, PeerChange, StateWatch
 
-__all__ = ["GRACE_NS", "GREETING_NS", "Attachment", "PeerChange"]
+__all__ = ["GRACE_NS", "GREETING_NS", "Attachment"]
 
 SECOND_NS = 1_000_000_000
 GRACE_NS = 50_000_000
@@ -41,18 +41,6 @@ RECONNECT_NS = SECOND_NS
 WARNINGS_MAX = 1000
 # How long to wait for own eventfds. A server that loses messages may never send them (QEMU's, beyond some 275).
 DEAF_NS = SECOND_NS
-
-
-class PeerChange(NamedTuple):
-    """A peer has joined or left, or the server has closed the connection (``peer`` is None)."""
-
-    kind: Literal["joined", "left", "server_closed"]
-    peer: int | None = None
-
-    def __str__(self) -> str:
-        if self.kind == "server_closed":
-            return "the server has closed the connection; doorbells and interrupts go on without it"
-        return f"peer {self.peer} has {self.kind}"
 
 
 class Attachment:
@@ -69,7 +57,7 @@ class Attachment:
             kept in ``unseen``.
         in_background: `meet` is not called: the steps of the loop do its work, and ``on_return`` is called at its end.
         on_interrupt: ``on_interrupt(time_ns, vector, doorbells)`` is called for each interrupt; CLOCK_MONOTONIC.
-        on_change: ``on_change(change)`` is called when a peer joins or leaves, or the server closes the connection.
+        on_change: ``on_change(change)`` is called when a peer joins, leaves or has another State, or the server closes.
         say: ``say(text)`` is called with what is odd.
         on_return: ``on_return()`` is called when all peers are known again after a reconnect.
 
@@ -92,13 +80,14 @@ class Attachment:
         program: Callable[[Guest], Program] | None = None,
         in_background: bool = False,
         on_interrupt: Callable[[int, int, int], object] = lambda time_ns, vector, doorbells: None,
-        on_change: Callable[[PeerChange], object] = lambda change: None,
+        on_change: Callable[[Change], object] = lambda change: None,
         say: Callable[[str], object] = lambda text: None,
         on_return: Callable[[], object] = lambda: None,
     ) -> None:
         self._loop, self._path, self._vectors, self._reconnect = loop, path, vectors, reconnect
         self._on_interrupt, self._on_change, self._on_return = on_interrupt, on_change, on_return
         self._say, self._program = say, program
+        self._states = StateWatch(on_change)
         self._armed_ns: int | None = None  # when the loop looks whether the program waits no longer
         if len(os.fsencode(path)) > PATH_BYTES_MAX:
             raise UsageError(f"the socket's path may have {PATH_BYTES_MAX} bytes, {path} has {len(os.fsencode(path))}")
@@ -178,6 +167,14 @@ class Attachment:
         """
         self._vm.guest.set_state(value)
 
+    def enable_interrupts(self, *, enabled: bool) -> None:
+        """Write the Interrupt Control of a peer of ivshmem v2.
+
+        Raises:
+            GuestError: the server is of another version.
+        """
+        self._vm.guest.enable_interrupts(enabled=enabled)
+
     def ring(self, peer: int, vector: int) -> bool:
         """Ring a vector of a peer; returns False when its counter is full.
 
@@ -237,6 +234,7 @@ class Attachment:
 
     def _be_met(self) -> None:
         self.met = True
+        self._states.begin(self.sections)
         if not self.own_vectors:
             self._say("no eventfds of its own have come: no peer can interrupt this one")
         if self._program is not None:
@@ -330,6 +328,7 @@ class Attachment:
                 self._on_change(PeerChange("joined", peer))
         for peer in before.keys() - self.peers.keys():
             self._on_change(PeerChange("left", peer))
+        self._states.look(self.sections)
         while self._vm.warnings:
             self._warn(self._vm.warnings.pop(0))
 
@@ -344,6 +343,7 @@ class Attachment:
             return
         with contextlib.suppress(BlockingIOError):  # another process that has this eventfd has drained it
             self._resume_at(self._vm.deliver(connection.own[descriptor], drain(descriptor)))
+            self._states.look(self.sections)
 
     def take(self, vector: int | None = None) -> Interrupt | None:
         """The oldest interrupt of a vector, or of any, that no reader has taken, with all doorbells since; or None."""

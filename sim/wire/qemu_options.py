@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from nodes.wire.protocol import V0, Dialect
+from nodes.wire.v2.protocol import V2
+
 __all__ = ["qemu_options"]
 
 
-def qemu_options(path: str | os.PathLike[str], vectors: int) -> str:
-    """The options of a QEMU with a device of ``vectors`` vectors, for the server on ``path``.
+def qemu_options(path: str | os.PathLike[str], vectors: int, dialect: Dialect = V0) -> str:
+    """The options of a QEMU with a device for the server on ``path``; "" for a dialect that no QEMU speaks.
 
-    A comma in a value is written twice (qemu(1), QemuOpts).
+    A server of ivshmem v2 is for the QEMU fork, whose device takes the number of vectors from it. A comma in a value is
+    written twice (qemu(1), QemuOpts).
     """
     shown = str(Path(path).absolute()).replace(",", ",,")
-    return f"-chardev socket,path={shown},id=ivshmem -device ivshmem-doorbell,chardev=ivshmem,vectors={vectors}"
+    devices = {V0: f"ivshmem-doorbell,chardev=ivshmem,vectors={vectors}", V2: "ivshmem,chardev=ivshmem"}
+    if dialect not in devices:
+        return ""
+    return f"-chardev socket,path={shown},id=ivshmem -device {devices[dialect]}"

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from nodes.errors import HostError, UsageError
+from nodes.device.v2.sections import SectionLayout
+from nodes.errors import HostError, RemoteProtocolError, UsageError
 from nodes.wire.client import REFUSED
-from nodes.wire.protocol import LEGACY, PEERS_MAX, V0, Dialect, Message
+from nodes.wire.protocol import LEGACY, PEERS_MAX, Dialect, Message
 from nodes.wire.v2.protocol import V2, DomainNumbers
+from nodes.wire.v2.server import FramedServer
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region, made_smaller
 from sim.kernel.segments import mappings
@@ -26,8 +28,10 @@ from sim.wire.nonblocking_guard import NonBlockingGuard
 from sim.wire.qemu_options import qemu_options
 from sim.wire.server import IvshmemServer, JoinedClient, PendingClient
 
-__all__ = ["Served", "Service", "ServiceSettings", "run_service"]
+__all__ = ["DEFAULT_PEERS", "Served", "Service", "ServiceSettings", "check_numbers", "run_service"]
 
+DEFAULT_PEERS = 2
+"""ivshmem2-server's default."""
 OWN_DESCRIPTORS = 32
 # A client that is refused reads this in place of a version: QEMU exits with "server sent version -87, expecting 0". At
 # the mere end of the connection it would wait for ever (hw/misc/ivshmem.c, ivshmem_recv_msg).
@@ -62,6 +66,19 @@ class ServiceSettings:
     @property
     def memory(self) -> str:
         return self.memory_name or (f"a file in {self.directory}" if self.directory else "memfd")
+
+
+def check_numbers(numbers: DomainNumbers, size_bytes: int) -> None:
+    """Check the numbers of a server of ivshmem v2.
+
+    Raises:
+        UsageError: no server has such numbers, or the memory is too small for its sections.
+    """
+    FramedServer(0, numbers)
+    try:
+        SectionLayout(size_bytes, numbers.max_peers, numbers.output_bytes)
+    except RemoteProtocolError as error:
+        raise UsageError(str(error)) from None
 
 
 class Served(NamedTuple):
@@ -164,7 +181,7 @@ class Service:
                 Path(listener.path),
                 f"serving {settings.size_bytes} bytes ({settings.memory}) and {settings.vectors} "
                 f"{'vector' if settings.vectors == 1 else 'vectors'} at {listener.path}",
-                qemu_options(listener.path, settings.vectors) if settings.dialect is V0 else "",
+                qemu_options(listener.path, settings.vectors, settings.dialect),
                 warnings,
             )
             self._stack = stack.pop_all()

@@ -34,6 +34,17 @@ PASSES = {
             with sim.connect(new.path, vectors=2) as peer:
                 assert peer.id == 1
     """,
+    "ivshmem v2": """
+        def test_it(ivshmem_server, ivshmem_peer, ivshmem_machines):
+            ivshmem_server(dialect="v2", max_peers=3, output_size="4K", size="64K")
+            first, second = ivshmem_peer(), ivshmem_peer()
+            second.state = 3
+            assert first.wait(0).vector == 0 and first.states == [0, 3, 0]
+            first.sections.own[:2] = b"hi"
+            assert bytes(second.sections.output(0)[:2]) == b"hi"
+            (states,) = ivshmem_machines("states")
+            assert states.id == 2
+    """,
     "a run and its results": """
         TOPOLOGY = '''
         run.duration_s = 0.2

@@ -151,6 +151,10 @@ class Sections:
         """The State of a peer: its entry in the State Table."""
         return self._states[peer]
 
+    def states(self) -> list[int]:
+        """The States of all peers, by their IDs."""
+        return self._states.tolist()
+
     def set_state(self, value: int) -> bool:
         """Store the own entry, as the device does; returns whether it differs from what was there."""
         differs = self._states[self.peer] != value

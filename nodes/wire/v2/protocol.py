@@ -20,9 +20,10 @@ from enum import IntEnum
 from typing import Generic, NamedTuple, TypeVar
 
 from nodes.errors import RemoteProtocolError
-from nodes.wire.protocol import Dialect, Message, Step
+from nodes.wire.protocol import DIALECTS, Dialect, Message, Step
 
 __all__ = [
+    "ALL_DIALECTS",
     "BACK_END",
     "FRAME_BYTES_MAX",
     "HEADER_BYTES",
@@ -70,6 +71,8 @@ V2 = Dialect(
     vector_bytes=HEADER_BYTES + BODY_BYTES[FrameKind.EVENT_FD],
     leave_bytes=HEADER_BYTES + BODY_BYTES[FrameKind.PEER_GONE],
 )
+ALL_DIALECTS = {**DIALECTS, V2.name: V2}
+"""The dialects of version 0, and v2."""
 
 
 class DomainNumbers(NamedTuple):

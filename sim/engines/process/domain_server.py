@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from nodes.wire.protocol import DIALECTS, Message
+from nodes.wire.protocol import Message
 from sim.engines.base import Arrival, LiveMachine
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region, made_smaller
@@ -79,7 +79,7 @@ class SocketServer:
             self.path,
             self._region.descriptor,
             vectors=vectors,
-            dialect=DIALECTS[self._domain.dialect],
+            dialect=self._domain.spoken,
             first_peer=first_peer,
             numbers=self._domain.numbers(vectors),
             on_arrival=lambda connected: self._on_arrival(SocketArrival(connected, self._machine_of(connected.pid))),

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from nodes.device.v2.sections import ENTRY_BYTES
 from nodes.errors import HostError, LocalProtocolError
-from nodes.wire.protocol import DIALECTS, Message
+from nodes.wire.protocol import Message
 from nodes.wire.server import Server
 from nodes.wire.v2.server import FramedServer
 from sim.engines.base import Arrival, Client, LiveMachine
@@ -99,8 +99,7 @@ class VirtualServer:
     def listen(self, *, vectors: int, first_peer: int) -> None:
         numbers = self._domain.numbers(vectors)
         if numbers is None:
-            dialect = DIALECTS[self._domain.dialect]
-            self._server = Server(self._region.descriptor, dialect=dialect, first_peer=first_peer)
+            self._server = Server(self._region.descriptor, dialect=self._domain.spoken, first_peer=first_peer)
         else:
             self._server = FramedServer(self._region.descriptor, numbers)
             self._states = self.memory[: numbers.max_peers * ENTRY_BYTES].cast("I")
