@@ -27,15 +27,21 @@ from tests.synthetic import finish, pair, record, topology, usage
 TABLES = ("samples", "drains", "edges", "vectors", "resources", "histograms")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound run with some of everything."""
-    directory = pair(tmp_path)
+    directory = pair(tmp_path_factory.mktemp("sound"))
     for second in range(3):
         directory.resources([usage(0, "ping-0", second), usage(1, "echo-0", second)])
     for number in range(5):
         directory.event("tick", number=number)
     return finish(directory, {(1, 1): 1}).path
+
+
+@pytest.fixture
+def path(sound: Path, tmp_path: Path) -> Path:
+    """A copy of the sound run, for the test to damage."""
+    return shutil.copytree(sound, tmp_path / sound.name)
 
 
 def change(path: Path, name: str, **changed: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,10 @@ def expecting(*texts: str, abort: bool = False, groups: dict[str, tuple[int, int
     return msgspec.structs.replace(made, expectations=tuple(expectations))
 
 
-@pytest.fixture
-def finished(tmp_path: Path) -> Run:
-    directory = pair(tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Tests read it, and none changes it."""
+    directory = pair(tmp_path_factory.mktemp("finished"))
     directory.event("ready", ready_s=1.0)
     directory.event("statistics", machine="ping-0", values={"retries": 2, "best": 0.5, "word": "no"})
     directory.event("statistics", machine="echo-0", values={"retries": 3})
@@ -306,10 +308,11 @@ def test_no_expectation_reads_nothing(tmp_path: Path) -> None:
     assert evaluate(topology(GROUPS), Run(tmp_path)) == []
 
 
-def test_a_damaged_run_meets_nothing_and_says_why(finished: Run) -> None:
-    (finished.path / "summary.json").unlink()
-    (finished.path / "samples.parquet").write_bytes(b"no")
-    verdicts = evaluate(expecting("rung == 3", "p50_us < 99"), Run(finished.path))
+def test_a_damaged_run_meets_nothing_and_says_why(finished: Run, tmp_path: Path) -> None:
+    path = shutil.copytree(finished.path, tmp_path / "damaged")
+    (path / "summary.json").unlink()
+    (path / "samples.parquet").write_bytes(b"no")
+    verdicts = evaluate(expecting("rung == 3", "p50_us < 99"), Run(path))
     assert ["summary.json is missing" in verdicts[0].why, "samples.parquet is damaged" in verdicts[1].why] == [True] * 2
 
 
@@ -373,9 +376,10 @@ def test_junit_counts_an_expectation_that_ended_the_run_once(tmp_path: Path) -> 
     assert cases(junit([], run))["the run finished"] is not None
 
 
-def test_junit_of_a_damaged_run(finished: Run) -> None:
-    (finished.path / "summary.json").unlink()
-    assert "summary.json is missing" in str(cases(junit([], Run(finished.path)))["the counts balance"])
+def test_junit_of_a_damaged_run(finished: Run, tmp_path: Path) -> None:
+    path = shutil.copytree(finished.path, tmp_path / "damaged")
+    (path / "summary.json").unlink()
+    assert "summary.json is missing" in str(cases(junit([], Run(path)))["the counts balance"])
 
 
 # While the run goes on
