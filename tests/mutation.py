@@ -110,9 +110,9 @@ def mutants() -> tuple[Mutant, ...]:
 
 
 def make_copy(directory: Path) -> Path:
-    """A copy of what the tests need."""
+    """A copy of what the tests need, with its bytecode: each attempt would compile all of it."""
     root = directory / "copy"
-    ignored = shutil.ignore_patterns("__pycache__", ".*", "runs")
+    ignored = shutil.ignore_patterns("*.pyc.*", ".*", "runs")  # and not what is being written just now
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, root / name, ignore=ignored)

@@ -38,19 +38,23 @@ def test_a_mutant_that_survives_has_a_reason() -> None:
     assert all(len(mutant.reason) > 20 for mutant in mutants() if mutant.reason)
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree, in which mutants are tried; each attempt undoes its change."""
+    return make_copy(tmp_path_factory.mktemp("mutants"))
+
+
 @pytest.mark.timeout(600)
-def test_a_sample_by_seed_is_killed(seed: int, tmp_path: Path) -> None:
+def test_a_sample_by_seed_is_killed(seed: int, root: Path) -> None:
     quick = [each for each in mutants() if not each.reason and all(test.startswith(QUICK) for test in each.tests)]
-    root = make_copy(tmp_path)
     for mutant in Random(seed).sample(quick, SAMPLE):
         verdict, printed = attempt(mutant, root)
         assert verdict == "killed", f"{mutant.name}, {mutant.file}: {printed}"
 
 
 @pytest.mark.timeout(600)
-def test_a_change_that_no_test_notices_survives(tmp_path: Path) -> None:
+def test_a_change_that_no_test_notices_survives(root: Path) -> None:
     """The runner tells a survivor, and a mutant whose tests cannot run."""
-    root = make_copy(tmp_path)
     test = "tests/nodes/test_qemu_versions.py::test_a_version_is_read"
     harmless = Mutant(
         "x", "nodes/qemu_versions.py", '"""Major and minor number;', '"""Minor and major number;', (test,)

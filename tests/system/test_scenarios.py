@@ -54,6 +54,7 @@ def ivsim(name: str, runs: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("name", OF_PROCESSES)
 def test_it_runs_balances_and_shows_what_it_claims(name: str, tmp_path: Path) -> None:
     done = ivsim(name, tmp_path)

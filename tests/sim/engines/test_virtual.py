@@ -54,6 +54,7 @@ def run(name: str, runs: Path, **overrides: str) -> sim.Run:
     return sim.run(name, runs=runs, overrides=settings, resources_every_s=0)
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("name", [name for name, _ in shipped() if name != "linux_guest"])  # a real QEMU
 def test_every_topology_balances_and_meets_its_expectations(name: str, tmp_path: Path) -> None:
     result = run(name, tmp_path)
