@@ -1,4 +1,4 @@
-"""`ivsim explore`: many seeds under virtual time, invariants, the shortest schedule that breaks one, its replay."""
+"""`ivsim explore`: many seeds under virtual time, invariants, the shortest schedule that breaks one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 import topologies
 from sim.commands.cluster import Where, cluster_of, cluster_options
-from sim.commands.options import BadTopology, optional_topology_argument, overrides_option, programs_option
+from sim.commands.options import BadTopology, overrides_option, programs_option, topology_argument
 from sim.distributed.addresses import make_tls
 from sim.exit_codes import MISSED, of_signal
 
@@ -31,13 +31,10 @@ def _seeds(_context: click.Context, _option: click.Parameter, given: str) -> ran
 
 
 @click.command("explore")
-@optional_topology_argument
+@topology_argument
 @click.option("--seeds", default="0..999", show_default=True, callback=_seeds, help="FIRST..LAST, or how many from 0.")
 @click.option("--jobs", type=click.IntRange(1, 4096), default=1, show_default=True, help="How many processes.")
 @click.option("--keep-going", is_flag=True, help="Run all seeds, also after one that breaks an invariant.")
-@click.option(
-    "--replay", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Print every event of a schedule."
-)
 @click.option(
     "-o",
     "--output",
@@ -45,7 +42,7 @@ def _seeds(_context: click.Context, _option: click.Parameter, given: str) -> ran
     metavar="FILE",
     default=Path("schedule.json"),
     show_default=True,
-    help="Where the shortest schedule is written, for --replay.",
+    help="Where the shortest schedule is written, for `ivsim run --replay`.",
 )
 @click.option("--no-shrink", is_flag=True, help="Look for no shorter schedule, and write none.")
 @cluster_options
@@ -54,11 +51,10 @@ def _seeds(_context: click.Context, _option: click.Parameter, given: str) -> ran
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def explore(
-    topology: str | None,
+    topology: str,
     seeds: range,
     jobs: int,
     keep_going: bool,
-    replay: Path | None,
     output: Path,
     no_shrink: bool,
     scheduler: str | None,
@@ -78,16 +74,11 @@ def explore(
 
     With --scheduler or --workers, batches of seeds are run by the workers of a cluster, each with --jobs processes.
     """
-    if (topology is None) == (replay is None):
-        raise click.UsageError("expected TOPOLOGY or --replay FILE")
     where = cluster_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
     to_shrink = None if no_shrink else output
     try:
-        if replay is not None:
-            code = _replay(replay)
-        else:
-            loaded = topologies.load(str(topology), overrides, programs)
-            code = _explore(loaded, seeds, jobs, keep_going, to_shrink, programs, where, as_json=as_json, quiet=quiet)
+        loaded = topologies.load(topology, overrides, programs)
+        code = _explore(loaded, seeds, jobs, keep_going, to_shrink, programs, where, as_json=as_json, quiet=quiet)
     except topologies.TopologyError as error:
         raise BadTopology(error) from None
     raise click.exceptions.Exit(code)
@@ -139,7 +130,7 @@ def _explore(
             for decision in shortest.decisions:
                 click.echo(f"    {decision}")
             click.echo(f"    {shortest.broken}")
-            click.echo(f"every event of it: ivsim explore --replay {output}")
+            click.echo(f"every event of it: ivsim run --replay {output}")
     elif not as_json and not found.broken and not stopped:
         click.echo("all invariants hold")
     if as_json:
@@ -184,16 +175,3 @@ def _run_seeds(
     if stopped:
         warn(f"{stopped}: the batches that were running are not counted")
     return found, stopped
-
-
-def _replay(file: Path) -> int:
-    from sim.explore import read_replay
-    from sim.explore.seed import trace_seed
-
-    replay = read_replay(file)
-    outcome = trace_seed(replay.topology(), replay.seed, replay.decisions, click.echo)
-    if outcome.broken is None:
-        click.echo(f"all invariants hold; when the schedule was written: {replay.broken}")
-        return 0
-    click.echo(f"broken: {outcome.broken}")
-    return MISSED

@@ -16,14 +16,15 @@ import sim
 import topologies
 from sim.commands.options import (
     BadTopology,
+    optional_topology_argument,
     overrides_option,
     programs_option,
     resources_every_option,
     run_argument,
     runs_option,
-    topology_argument,
 )
 from sim.commands.output import write_file
+from sim.commands.schedule import replay_schedule
 from sim.exit_codes import INTERRUPTED, of_run
 from topologies.metrics import LATENCIES
 from topologies.model import EngineName
@@ -34,7 +35,7 @@ EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 @click.command("run")
-@topology_argument
+@optional_topology_argument
 @overrides_option
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same as --set seed=N.")
 @click.option("--engine", type=click.Choice(get_args(EngineName)), help="The same as --set run.engine=NAME.")
@@ -53,6 +54,12 @@ EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
     metavar="FILE",
     help="Keep the latest snapshot in FILE, in Prometheus' text format.",
 )
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Print every event of a schedule that `ivsim explore` has written; without TOPOLOGY.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what the run needs of this host, and start nothing.")
 @click.option(
     "--junit",
@@ -62,8 +69,10 @@ EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 )
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output, and no progress.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.pass_context
 def run(
-    topology: str,
+    context: click.Context,
+    topology: str | None,
     overrides: dict[str, str],
     seed: int | None,
     engine: str | None,
@@ -72,6 +81,7 @@ def run(
     resources_every_s: float,
     programs: tuple[Path, ...],
     prometheus: Path | None,
+    replay: Path | None,
     dry_run: bool,
     junit_file: Path | None,
     as_json: bool,
@@ -81,7 +91,13 @@ def run(
 
     Ctrl-C ends it early and keeps what was measured; a second one does not wait for the machines. The exit code is 99
     when an expectation of the topology is not met.
+
+    With --replay FILE, take a schedule again under virtual time that breaks an invariant, event by event.
     """
+    if replay is not None:
+        raise click.exceptions.Exit(replay_schedule(context, replay))
+    if topology is None:
+        raise click.MissingParameter(param_hint="'TOPOLOGY' (or --replay FILE)", param_type="argument")
     from rich.console import Console
 
     from sim.access import external_lines, qemu_lines, shown

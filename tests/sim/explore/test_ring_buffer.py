@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from sim.commands.run import run as run_command
 from sim.explore import explore, read_replay, run_seed, shrink, write_replay
 from sim.explore.seed import trace_seed
 from topologies import load
@@ -40,6 +42,21 @@ def test_the_lost_wake_up_is_found_within_1000_seeds_and_shrunk_to_at_most_20_de
     assert any("is preempted for" in line for line in told)
     assert any("consumer: stores [0x80] 0x0 -> 0x1" in line for line in told)
     assert any("rings consumer:0" in line for line in told)
+
+
+def test_run_replay_steps_through_a_schedule_with_every_event(tmp_path):
+    topology = ring_buffer("lossy_consumer")
+    file = tmp_path / "schedule.json"
+    write_replay(file, topology, PROGRAMS, explore(topology, range(1000)).broken[0])
+    done = CliRunner().invoke(run_command, ["--replay", str(file)])
+    assert done.exit_code == 99, done.output
+    events = done.output.splitlines()
+    assert any("chaos: consumer: the program is preempted" in line for line in events)
+    assert events[-1].startswith("broken: is_drained (liveness)")
+    for beside in (["ring"], ["--seed", "3"]):
+        refused = CliRunner().invoke(run_command, ["--replay", str(file), *beside])
+        assert refused.exit_code == 2
+        assert "expected --replay alone" in refused.output
 
 
 def test_the_right_one_survives():
