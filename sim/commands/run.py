@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
@@ -100,7 +100,6 @@ def run(
         raise click.MissingParameter(param_hint="'TOPOLOGY' (or --replay FILE)", param_type="argument")
     from rich.console import Console
 
-    from sim.access import external_lines, qemu_lines, shown
     from sim.commands.progress import progress
     from sim.runner import Begun
 
@@ -122,12 +121,7 @@ def run(
                 from sim.views.prometheus import exporting
 
                 stack.enter_context(exporting(begun.telemetry, prometheus, partial(click.echo, err=True)))
-            lines = external_lines(begun.topology, begun.access)
-            if socket_path is not None or not (as_json or quiet):
-                lines += shown(begun.access)
-            if socket_path is not None:
-                lines += qemu_lines(begun.topology, begun.access)
-            for line in lines:
+            for line in _how_to_join(begun, socket_path, quiet=as_json or quiet):
                 stderr.print(line, markup=False, highlight=False, soft_wrap=True)
 
         try:
@@ -146,6 +140,18 @@ def run(
     if junit_file is not None:
         _write_junit(result, junit_file)
     raise click.exceptions.Exit(_exit_code(result))
+
+
+def _how_to_join(begun: Any, socket_path: Path | None, *, quiet: bool) -> list[str]:
+    """The lines that say what other programs need to take part in the run; ``begun`` is a `sim.runner.Begun`."""
+    from sim.access import external_lines, qemu_lines, shown
+
+    lines = external_lines(begun.topology, begun.access)
+    if socket_path is not None or not quiet:
+        lines += shown(begun.access)
+    if socket_path is not None:
+        lines += qemu_lines(begun.topology, begun.access)
+    return lines
 
 
 @contextlib.contextmanager
