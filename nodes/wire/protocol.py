@@ -32,6 +32,7 @@ __all__ = [
     "Decoder",
     "Dialect",
     "Message",
+    "RawMessage",
     "Step",
 ]
 
@@ -53,6 +54,22 @@ class Message(NamedTuple, Generic[D]):
 
     def encode(self) -> bytes:
         return _NUMBER.pack(self.number)
+
+
+class RawMessage(Message[D]):
+    """Bytes that are sent as they are: a part of a message, or bytes that are no message."""
+
+    data: bytes
+
+    @classmethod
+    def of(cls, data: bytes, descriptors: Sequence[D] = ()) -> RawMessage[D]:
+        """These bytes with these descriptors."""
+        piece = cls(0, tuple(descriptors))
+        piece.data = data
+        return piece
+
+    def encode(self) -> bytes:
+        return self.data
 
 
 class Step(enum.Enum):

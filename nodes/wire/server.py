@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from nodes.errors import LocalProtocolError
-from nodes.wire.protocol import MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
+from nodes.wire.protocol import MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, RawMessage, Step
 
 __all__ = ["Introduction", "Outbound", "Server"]
 
@@ -122,6 +122,24 @@ class Server(Generic[D]):
         if self._reuse_peers:
             insort(self._returned, peer)
         return self._farewell(peer)
+
+    def malformed(self, kind: str, peer: int) -> Message[D]:
+        """A message that a server must not send to a peer that has its greeting.
+
+        Args:
+            kind: "bad_peer", "negative_peer", "left_itself" and "left_unknown" (the leave of an ID that no peer has, of
+                -2, of this peer, of the last ID), "memory_again", "memory_missing" (a second greeting or memory, the
+                latter without its descriptor), "half_message".
+            peer: the peer that gets it.
+        """
+        leaves = {"bad_peer": PEERS_MAX, "negative_peer": -2, "left_itself": peer, "left_unknown": PEERS_MAX - 1}
+        if kind in leaves:
+            return self._farewell(leaves[kind])
+        if kind == "half_message":
+            data = self._farewell(peer).encode()
+            return RawMessage.of(data[: len(data) // 2])
+        memory = self._tell(Step.MEMORY, peer)
+        return memory if kind == "memory_again" else RawMessage.of(memory.encode())
 
     def _announcements(self, peer: int, vectors: Sequence[D]) -> tuple[Message[D], ...]:
         """The messages that announce the vectors of a peer."""

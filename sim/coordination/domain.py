@@ -5,32 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from nodes.errors import HostError
-from nodes.wire.protocol import MEMORY, PEERS_MAX, Message
 from sim.coordination.incarnation import Incarnation
 from sim.coordination.machines import LiveMachines
 from sim.engines.base import Arrival, Client, Counter, Engine
 from topologies import Domain
 
 __all__ = ["LiveDomain"]
-
-
-class _Half(Message[int]):
-    """The first half of a message, without the rest."""
-
-    def encode(self) -> bytes:
-        return super().encode()[:4]
-
-
-# Messages that a server must not send, by the names of topologies.actions.MalformedMessage.
-_GARBLED: dict[str, Callable[[int, int], Message[int]]] = {
-    "bad_peer": lambda _peer, _memory: Message(PEERS_MAX),
-    "negative_peer": lambda _peer, _memory: Message(MEMORY - 1),
-    "left_itself": lambda peer, _memory: Message(peer),
-    "left_unknown": lambda peer, _memory: Message(PEERS_MAX - 1),
-    "memory_again": lambda _peer, memory: Message(MEMORY, (memory,)),
-    "memory_missing": lambda _peer, _memory: Message(MEMORY),
-    "half_message": lambda peer, _memory: _Half(peer),
-}
 
 
 class LiveDomain:
@@ -91,8 +71,8 @@ class LiveDomain:
         self._server.stop()
 
     def garble(self, peer: int, kind: str) -> bool:
-        """Send a peer something malformed; False when it is not connected to a server."""
-        return self._server.send(peer, lambda memory: _GARBLED[kind](peer, memory))
+        """Send a peer something malformed (`nodes.wire.server.Server.malformed`); False when it is not connected."""
+        return self._server.garble(peer, kind)
 
     def counters(self, peer: int, vectors: tuple[int, ...]) -> list[Counter]:
         """The counters of these vectors (none: all) of a peer."""

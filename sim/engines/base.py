@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, Self
 
-from nodes.wire.protocol import Message
 from sim.engines.messages import Order, Report
 from sim.kernel.loop import HasDescriptor
 from sim.recording import Recording
@@ -188,8 +187,8 @@ class DomainServer(Protocol):
     def client(self, peer: int) -> Client | None:
         """The client with that ID, connected or not."""
 
-    def send(self, peer: int, make: Callable[[int], Message[int]]) -> bool:
-        """Send a client one message, made with the memory's descriptor; False when it is not connected."""
+    def garble(self, peer: int, kind: str) -> bool:
+        """Send a client a malformed message (`nodes.wire.server.Server.malformed`); False when it is not connected."""
 
     def close(self) -> None: ...
 

@@ -22,13 +22,13 @@ from pathlib import Path
 from nodes.errors import RemoteProtocolError
 from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, Said
 from nodes.wire.client import is_framed
-from nodes.wire.protocol import Decoder, Message
+from nodes.wire.protocol import Decoder, RawMessage
 from nodes.wire.v2.protocol import HEADER_BYTES, Frame, FrameDecoder
 from sim.kernel.channel import Channel, Outbox
 from sim.kernel.loop import Loop
 from sim.wire.listener import Listener
 
-__all__ = ["Proxy", "RawMessage", "kind_of"]
+__all__ = ["Proxy", "kind_of"]
 
 CLIENT_BYTES = 4096  # a client of the protocol sends nothing; what it sends is not a message
 QUEUE_MAX = 8
@@ -58,21 +58,6 @@ def kind_of(descriptor: int) -> Kind:
         name = "memfd" if link.startswith("/memfd:") else "shm" if link.startswith("/dev/shm/") else "file"
         return Kind(name, found.st_size, read_only)
     return Kind(_FILES.get(stat.S_IFMT(found.st_mode), "other"))
-
-
-class RawMessage(Message[int]):
-    """Bytes that are sent as they are: a part of a message, or bytes that are no message."""
-
-    data: bytes
-
-    @classmethod
-    def of(cls, data: bytes, descriptors: Sequence[int]) -> RawMessage:
-        piece = cls(0, tuple(descriptors))
-        piece.data = data
-        return piece
-
-    def encode(self) -> bytes:
-        return self.data
 
 
 class _Side:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from nodes.errors import HostError, RemoteProtocolError, RunError
 from nodes.wire.analyzer import explain
 from nodes.wire.capture import Bytes, Closes, Entry, Kind, Said
+from nodes.wire.protocol import RawMessage
 from nodes.wire.v2.protocol import FrameKind
 from sim.kernel.channel import Channel, Outbox
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
 from sim.wire.listener import Listener
-from sim.wire.proxy import RawMessage
 
 __all__ = ["Played", "Replayer"]
 

@@ -353,10 +353,10 @@ class IvshmemServer:
         """Whether messages wait for any peer, here or in its socket."""
         return bool(self._announcements.stuck) or any(peer.unread_bytes for peer in self.peers.values())
 
-    def tell(self, peer: int, message: Message[int]) -> bool:
-        """Send one peer a message out of turn; False when it is not connected, or has no room."""
+    def garble(self, peer: int, kind: str) -> bool:
+        """Send one peer a malformed message (`Server.malformed`); False when it is not connected, or has no room."""
         told = self.peers.get(peer)
-        if told is None or not self._queue(told, message):
+        if told is None or not self._queue(told, self._server.malformed(kind, peer)):
             return False
         self._flush(told)
         return True

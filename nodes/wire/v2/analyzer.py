@@ -8,12 +8,11 @@ from nodes.errors import RemoteProtocolError
 from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, Said
 from nodes.wire.client import Ignored, PeerLeft, VectorConnected
 from nodes.wire.explanation import Analysis, Explained, Problem
-from nodes.wire.v2.client import FramedClient, FramedEvent, Initialized
-from nodes.wire.v2.protocol import V2
+from nodes.wire.v2.client import BUFFER_BYTES, FramedClient, FramedEvent, Initialized
+from nodes.wire.v2.protocol import HEADER_BYTES, V2, Frame, FrameKind
+from nodes.wire.v2.rules import RULES_V2
 
 __all__ = ["explain_framed"]
-
-RULE = "v2-message"
 
 
 def explain_framed(connection: int, entries: Sequence[Entry]) -> Analysis:
@@ -29,27 +28,31 @@ def explain_framed(connection: int, entries: Sequence[Entry]) -> Analysis:
         reader.client.peer,
         memory.size_bytes if memory else None,
         explained,
-        tuple(reader.notes),
+        (),
     )
 
 
 class _Reader:
-    """Follows a connection until the first message that a device does not take."""
+    """Follows a connection, and judges it until the first message after which a device is no more."""
 
     def __init__(self) -> None:
         self.client: FramedClient[Kind] = FramedClient()
         self.memory: Kind | None = None
-        self.notes: list[str] = []
-        self._ended = False
+        self._gone: set[int] = set()  # IDs that have left and not come back
+        self._ended = self._unreadable = False
 
     def explain(self, entry: Entry) -> Explained:
         match entry.act:
             case Said():
                 return self._said(entry, entry.act)
             case Bytes(data) if entry.side == "server":
-                return self._judge(entry, "bytes of a message that was never finished", f"{len(data)} bytes")
+                length = int.from_bytes(data[4:HEADER_BYTES], "little")
+                rule = "v2-rest" if len(data) < HEADER_BYTES or length >= HEADER_BYTES else "v2-length"
+                rule = rule if self.client.numbers is not None else "v2-greeting"
+                return self._judged(entry, "bytes of a message that was never finished", [rule], f"{len(data)} bytes")
             case Closes() if entry.side == "server" and self.client.numbers is None:
-                return self._judge(entry, "the server ends the connection", "the end before INIT")
+                words = "the server ends the connection"
+                return self._judged(entry, words, ["v2-close-in-greeting"], "the end before INIT")
             case Bytes(data):
                 meaning = f"the client sends {len(data)} bytes: for the server it has left"
             case Closes() if entry.side == "server":
@@ -61,18 +64,71 @@ class _Reader:
         return Explained(entry, meaning)
 
     def _said(self, entry: Entry, act: Said) -> Explained:
-        if self._ended:
+        if self._unreadable:
             return Explained(entry, "after the end of the device")
+        data = act.encode()
+        frame = Frame(act.number & 0xFFFF_FFFF, data[HEADER_BYTES:], act.kinds)
+        broken = self._broken(frame)
         try:
-            events = list(self.client.receive(act.encode(), act.kinds))
+            events = list(self.client.receive(data, act.kinds))
         except RemoteProtocolError as error:
-            return self._judge(entry, "what a device does not take", str(error))
-        return Explained(entry, "; ".join(self._meaning(event) for event in events))
+            self._unreadable = True
+            return self._judged(entry, "what a device does not take", broken or ["v2-greeting"], str(error))
+        said = "; ".join(self._meaning(event) for event in events)
+        return self._judged(entry, said, broken, said)
 
-    def _judge(self, entry: Entry, meaning: str, got: str) -> Explained:
-        problems = () if self._ended else (Problem(RULE, entry.line, got),)
-        self._ended = True
-        return Explained(entry, meaning, problems)
+    def _broken(self, frame: Frame[Kind]) -> list[str]:
+        """The rules that a message after INIT violates."""
+        numbers = self.client.numbers
+        if numbers is None:
+            return []
+        if len(frame.encode()) > BUFFER_BYTES:
+            return ["v2-long-message"]
+        if frame.kind not in (FrameKind.EVENT_FD, FrameKind.PEER_GONE):
+            return ["v2-type"]
+        if not frame.is_whole:
+            return ["v2-size"]
+        rule = self._leave(*frame.fields()) if frame.kind == FrameKind.PEER_GONE else self._connect(frame)
+        surplus = len(frame.descriptors) > (frame.kind == FrameKind.EVENT_FD)
+        return [each for each in (rule, "v2-two-descriptors" if surplus else "") if each]
+
+    def _leave(self, peer: int) -> str:
+        client = self.client
+        if peer == client.peer:
+            return "v2-own-leave"
+        if peer in self._gone:
+            return "v2-leave-twice"
+        if client.peer not in client.peers:
+            return "v2-leave-before-own"
+        if peer not in client.peers:
+            return "v2-leave-unknown"
+        self._gone.add(peer)
+        return ""
+
+    def _connect(self, frame: Frame[Kind]) -> str:
+        peer, vector = frame.fields()
+        numbers, known = self.client.numbers, self.client.peers.get(peer, 0)
+        assert numbers is not None
+        if vector != known:
+            return "v2-vector-order"
+        if known >= numbers.vectors:
+            return "v2-too-many-vectors"
+        if peer >= numbers.max_peers:
+            return "v2-peer"
+        if not frame.descriptors:
+            return "v2-own-eventfd-missing" if peer == self.client.peer else "v2-eventfd-missing"
+        self._gone.discard(peer)
+        return ""
+
+    def _judged(self, entry: Entry, meaning: str, broken: list[str], got: str) -> Explained:
+        """The entry with its violations, if the device is still there to see them."""
+        problems = []
+        for name in [] if self._ended else broken:
+            problems.append(Problem(name, entry.line, got))
+            if RULES_V2[name].ends:
+                self._ended = True
+                break
+        return Explained(entry, meaning, tuple(problems))
 
     def _meaning(self, event: FramedEvent[Kind]) -> str:
         match event:
@@ -90,5 +146,4 @@ class _Reader:
             case PeerLeft(peer):
                 return f"peer {peer} has left: its State is 0, and the device interrupts its guest by vector 0"
             case Ignored(reason):
-                self.notes.append(reason)
                 return reason

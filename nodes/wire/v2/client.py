@@ -1,7 +1,8 @@
 """The client's side of the wire of ivshmem v2: a server's messages as events.
 
 It follows the device of the QEMU fork (hw/misc/ivshmem2.c), with its words, and reports an error where that device
-exits. It also refuses what that device accepts and cannot work with: fewer than two peers, an own ID beyond the last.
+exits, aborts or hangs. After INIT, what is odd and changes nothing is an `Ignored` event, like that device's line on
+stderr. It also refuses what that device accepts and cannot work with: fewer than two peers, an ID beyond the last.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from nodes.wire.v2.protocol import (
     decode_init,
 )
 
-__all__ = ["FramedClient", "FramedEvent", "Initialized"]
+__all__ = ["BUFFER_BYTES", "FramedClient", "FramedEvent", "Initialized"]
 
 D = TypeVar("D")
+
+BUFFER_BYTES = 32
+"""ivshmem2.c, ``msg_buf``: after INIT, a longer message never fits, and the assertion in ivshmem_can_receive fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +88,9 @@ class FramedClient(Generic[D]):
                 self._failed = frame.descriptors
                 raise
             self._events.append(event)
-            if len(frame.descriptors) > 1:
-                text = "server sent more than one descriptor with a message"
-                self._events.append(Ignored(text, frame.descriptors[1:]))
+            used = len(frame.descriptors) if isinstance(event, Ignored) else 0 if isinstance(event, PeerLeft) else 1
+            if surplus := frame.descriptors[used:]:
+                self._events.append(Ignored("server sent more descriptors with a message than it takes", surplus))
             while self._events:
                 yield self._events.popleft()
         self._decoder.check()
@@ -119,13 +123,20 @@ class FramedClient(Generic[D]):
     def _interpret(self, frame: Frame[D]) -> FramedEvent[D]:
         if self.numbers is None:
             return self._initialize(frame)
+        if (size_bytes := len(frame.encode())) > BUFFER_BYTES:
+            limit = f"the device has room for {BUFFER_BYTES}"
+            raise RemoteProtocolError(f"server sent a message of {size_bytes} bytes, type {frame.kind}: {limit}")
         match frame.kind:
+            case FrameKind.EVENT_FD if frame.is_whole:
+                return self._connect(frame, self.numbers)
             case FrameKind.EVENT_FD:
-                return self._connect(frame)
+                return Ignored("Invalid eventfd message size", frame.descriptors)
+            case FrameKind.PEER_GONE if frame.is_whole:
+                return self._leave(frame, self.numbers)
             case FrameKind.PEER_GONE:
-                return self._leave(frame)
+                return Ignored("Invalid peer-gone message size", frame.descriptors)
             case kind:
-                raise RemoteProtocolError(f"invalid message, type {kind}")
+                return Ignored(f"invalid message, type {kind}", frame.descriptors)
 
     def _initialize(self, frame: Frame[D]) -> FramedEvent[D]:
         if frame.kind != FrameKind.INIT:
@@ -144,25 +155,27 @@ class FramedClient(Generic[D]):
         self.peer, self.numbers = peer, numbers
         return Initialized(peer, numbers, frame.descriptors[0])
 
-    def _connect(self, frame: Frame[D]) -> FramedEvent[D]:
+    def _connect(self, frame: Frame[D], numbers: DomainNumbers) -> FramedEvent[D]:
         peer, vector = frame.fields()
-        assert self.numbers is not None
-        if not 0 <= peer < self.numbers.max_peers:
-            raise RemoteProtocolError(f"invalid peer {peer}")
-        if not frame.descriptors:
-            raise RemoteProtocolError(f"server sent vector {vector} of peer {peer} without an eventfd")
         known = self.peers.get(peer, 0)
-        if known >= self.numbers.vectors:
-            raise RemoteProtocolError(f"Too many eventfd received, device has {self.numbers.vectors} vectors")
         if vector != known:
-            raise RemoteProtocolError(f"Received vector {vector} out of order")
+            return Ignored(f"Received vector {vector} out of order", frame.descriptors)
+        if known >= numbers.vectors:
+            return Ignored(f"Too many eventfd received, device has {numbers.vectors} vectors", frame.descriptors)
+        if peer >= numbers.max_peers:
+            return Ignored(f"invalid peer {peer}", frame.descriptors)
+        if not frame.descriptors:
+            text = f"server sent vector {vector} of peer {peer} without an eventfd"
+            if peer == self.peer:
+                raise RemoteProtocolError(text)
+            return Ignored(text)
         self.peers[peer] = known + 1
         return VectorConnected(peer, vector, frame.descriptors[0])
 
-    def _leave(self, frame: Frame[D]) -> FramedEvent[D]:
+    def _leave(self, frame: Frame[D], numbers: DomainNumbers) -> FramedEvent[D]:
         (peer,) = frame.fields()
-        if peer == self.peer or self.peers.pop(peer, None) is None:
-            raise RemoteProtocolError(f"invalid peer {peer}")
-        if frame.descriptors:
-            raise RemoteProtocolError(f"server sent PEER_GONE of peer {peer} with a descriptor")
+        if peer == self.peer or peer >= numbers.max_peers:
+            return Ignored(f"invalid peer {peer}", frame.descriptors)
+        if self.peers.pop(peer, None) is None:
+            return Ignored(f"peer {peer} left, but was never connected or had left before", frame.descriptors)
         return PeerLeft(peer)

@@ -119,6 +119,11 @@ class Frame(Message[D]):
         """A peer has left."""
         return cls(FrameKind.PEER_GONE, _ID.pack(peer))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a message of a known type has all its numbers."""
+        return len(self.body) >= BODY_BYTES[FrameKind(self.kind)]
+
     def fields(self) -> tuple[int, ...]:
         """The numbers of a message of a known type; what follows them is skipped, as ivshmem2.c skips it.
 
@@ -126,7 +131,7 @@ class Frame(Message[D]):
             RemoteProtocolError: the message is too short for its type.
         """
         kind = FrameKind(self.kind)
-        if len(self.body) < BODY_BYTES[kind]:
+        if not self.is_whole:
             got, expected = HEADER_BYTES + len(self.body), HEADER_BYTES + BODY_BYTES[kind]
             raise RemoteProtocolError(f"server sent {kind.name} of {got} bytes, expected {expected}")
         layout = {FrameKind.INIT: _INIT, FrameKind.EVENT_FD: _PAIR, FrameKind.PEER_GONE: _ID}[kind]

@@ -55,9 +55,9 @@ class FramedServer(Server[D]):
         return tuple(Frame.event_fd(peer, vector, line) for vector, line in enumerate(vectors))
 
     def _farewell(self, peer: int) -> Message[D]:
-        return Frame.peer_gone(peer)
+        return Frame.peer_gone(peer & 0xFFFF_FFFF)
 
     def _tell(self, step: Step, peer: int) -> Message[D]:
-        assert step is Step.INIT
+        """INIT, which has the ID and the memory."""
         numbers = self.numbers._replace(protocol=protocol_of(peer, self.numbers.protocol))
         return Frame.init(peer, numbers, self._shared)

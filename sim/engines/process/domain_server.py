@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from nodes.wire.protocol import Message
 from sim.engines.base import Arrival, LiveMachine
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region, made_smaller
@@ -122,8 +121,8 @@ class SocketServer:
             return connected
         return next((each for each in self.clients() if each.peer == peer), None)
 
-    def send(self, peer: int, make: Callable[[int], Message[int]]) -> bool:
-        return self._server is not None and self._server.tell(peer, make(self._region.descriptor))
+    def garble(self, peer: int, kind: str) -> bool:
+        return self._server is not None and self._server.garble(peer, kind)
 
     def close(self) -> None:
         self.stop()

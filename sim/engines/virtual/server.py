@@ -206,11 +206,12 @@ class VirtualServer:
         departed = (client for client in reversed(self._departed) if client.peer == peer)
         return self._connected.get(peer) or next(departed, None)
 
-    def send(self, peer: int, make: Callable[[int], Message[int]]) -> bool:
+    def garble(self, peer: int, kind: str) -> bool:
         client = self._connected.get(peer)
-        if client is not None:
-            client.link.send(make(self._region.descriptor))
-        return client is not None
+        if client is None or self._server is None:
+            return False
+        client.link.send(self._server.malformed(kind, peer))
+        return True
 
     def close(self) -> None:
         self._region.close()

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from nodes.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from nodes.wire.analyzer import explain
-from nodes.wire.capture import format_entry, parse
+from nodes.wire.capture import Bytes, Closes, Entry, Kind, Said, format_entry, parse
 from nodes.wire.client import Ignored, PeerLeft, VectorConnected
 from nodes.wire.protocol import V0
+from nodes.wire.v2.analyzer import explain_framed
 from nodes.wire.v2.client import FramedClient, Initialized
 from nodes.wire.v2.protocol import V2, DomainNumbers, Frame
+from nodes.wire.v2.rules import RULES_V2
 from nodes.wire.v2.server import FramedServer
 from tests.fabric import Wire
 
@@ -149,17 +151,9 @@ GREETING = Frame.init(0, NUMBERS, "memory")
         ([Frame.init(0, NUMBERS._replace(vectors=1025), "memory")], "invalid number of vectors message: 1025"),
         ([Frame.init(0, NUMBERS._replace(max_peers=1), "memory")], "of 1 peers"),
         ([Frame(0, GREETING.body)], "without the shared memory"),
-        ([GREETING, Frame.event_fd(1, 1, "x")], "Received vector 1 out of order"),
-        (
-            [GREETING, *(Frame.event_fd(1, vector, "x") for vector in range(3))],
-            "Too many eventfd received, device has 2",
-        ),
-        ([GREETING, Frame.event_fd(3, 0, "x")], "invalid peer 3"),
-        ([GREETING, Frame(1, bytes(8))], "without an eventfd"),
-        ([GREETING, Frame.peer_gone(0)], "invalid peer 0"),
-        ([GREETING, Frame.peer_gone(1)], "invalid peer 1"),
-        ([GREETING, Frame.event_fd(1, 0, "x"), Frame.peer_gone(1), Frame.peer_gone(1)], "invalid peer 1"),
-        ([GREETING, Frame(7, b"")], "invalid message, type 7"),
+        ([GREETING, Frame(1, bytes(8))], "vector 0 of peer 0 without an eventfd"),
+        ([GREETING, GREETING], "a message of 40 bytes, type 0: the device has room for 32"),
+        ([GREETING, Frame(2, bytes(25), ("x",))], "a message of 33 bytes, type 2"),
     ],
 )
 def test_what_a_server_may_not_say(frames, words):
@@ -223,13 +217,87 @@ def test_a_recorded_session_is_explained_and_written_back():
     assert [format_entry(entry) for entry in session.entries] == lines
 
 
-def test_a_message_that_a_device_does_not_take_is_marked_and_nothing_after_it():
-    lines = SESSION.replace("server 51539607554+01000000", "server 51539607554+00000000").splitlines()
-    analysis = explain(1, parse(lines).connections[1])
-    (problem,) = analysis.problems
-    assert (problem.name, problem.got) == ("v2-message", "invalid peer 0")
-    assert problem.rule.ends
-    assert problem.rule.expected
+OWN = [GREETING, Frame.event_fd(0, 0, "own"), Frame.event_fd(0, 1, "own")]
+OTHER = [*OWN, Frame.event_fd(1, 0, "x")]
+ODD = [
+    # what comes after the greeting, its words, the rule
+    (Frame.event_fd(1, 2, "x"), "Received vector 2 out of order", "v2-vector-order"),
+    (Frame.event_fd(0, 2, "x"), "Too many eventfd received, device has 2 vectors", "v2-too-many-vectors"),
+    (Frame.event_fd(3, 0, "x"), "invalid peer 3", "v2-peer"),
+    (Frame(1, Frame.event_fd(2, 0, "x").body), "vector 0 of peer 2 without an eventfd", "v2-eventfd-missing"),
+    (Frame(1, bytes(7), ("x",)), "Invalid eventfd message size", "v2-size"),
+    (Frame(2, bytes(3)), "Invalid peer-gone message size", "v2-size"),
+    (Frame.peer_gone(0), "invalid peer 0", "v2-own-leave"),
+    (Frame.peer_gone(70000), "invalid peer 70000", "v2-leave-unknown"),
+    (Frame.peer_gone(2), "peer 2 left, but was never connected", "v2-leave-unknown"),
+    (Frame(7, b"", ("x",)), "invalid message, type 7", "v2-type"),
+    (Frame(0, bytes(24)), "invalid message, type 0", "v2-type"),
+    (Frame(2, Frame.peer_gone(1).body, ("x",)), "more descriptors with a message than it takes", "v2-two-descriptors"),
+    (Frame(1, Frame.event_fd(1, 1, "x").body, ("x", "x")), "more descriptors with a message", "v2-two-descriptors"),
+]
+
+
+@pytest.mark.parametrize(("frame", "words", "_rule"), ODD)
+def test_what_is_odd_changes_nothing_else(frame, words, _rule):
+    client, events = FramedClient(), []
+    for each in (*OTHER, frame, Frame.event_fd(2, 0, "y")):
+        events += client.receive(each.encode(), each.descriptors)
+    (ignored,) = (event for event in events if isinstance(event, Ignored))
+    assert words in ignored.reason
+    assert VectorConnected(2, 0, "y") in events
+    carried = sum(len(getattr(event, "descriptors", ("one",))) for event in events if not isinstance(event, PeerLeft))
+    assert carried == sum(len(each.descriptors) for each in (*OTHER, frame)) + 1
+
+
+def entry_of(at, frame):
+    """An entry of a recorded connection: the server says this."""
+    carried = tuple(Kind("memfd", 4 << 20) if each == "memory" else Kind("eventfd", 1) for each in frame.descriptors)
+    return Entry(at, 1, "server", Said(frame.number, carried, frame.body), "", at + 1)
+
+
+ENDS = [
+    ([Frame.init(70000, NUMBERS, "memory")], "v2-greeting"),
+    ([Frame.event_fd(0, 0, "x")], "v2-greeting"),
+    ([*OWN, GREETING], "v2-long-message"),
+    ([*OTHER, Frame.peer_gone(1), Frame.peer_gone(1)], "v2-leave-twice"),
+    ([GREETING, Frame.event_fd(1, 0, "x"), Frame.peer_gone(1)], "v2-leave-before-own"),
+    ([GREETING, Frame(1, bytes(8))], "v2-own-eventfd-missing"),
+]
+
+
+@pytest.mark.parametrize(("frames", "rule"), [*ENDS, *(([*OTHER, frame], rule) for frame, _words, rule in ODD)])
+def test_each_rule_has_a_message_that_violates_it(frames, rule):
+    later = [Frame(9, b"")]
+    analysis = explain(1, [entry_of(at, frame) for at, frame in enumerate((*frames, *later))], dialect=V2)
+    names = [problem.name for problem in analysis.problems]
+    assert names == ([rule] if RULES_V2[rule].ends else [rule, "v2-type"])
+    assert analysis.problems[0].line == len(frames)
+
+
+def test_a_leave_and_a_new_join_of_the_same_id_are_no_violation():
+    frames = [*OTHER, Frame.peer_gone(1), Frame.event_fd(1, 0, "x"), Frame.peer_gone(1)]
+    assert not explain(1, [entry_of(at, frame) for at, frame in enumerate(frames)]).problems
+
+
+@pytest.mark.parametrize(
+    ("act", "before", "rule"),
+    [
+        (Closes(), [], "v2-close-in-greeting"),
+        (Bytes(bytes(10), ()), OWN, "v2-length"),
+        (Bytes(GREETING.encode()[:30], ()), [], "v2-greeting"),
+        (Bytes(Frame.peer_gone(1).encode()[:6], ()), OWN, "v2-rest"),
+        (Closes(), OWN, None),
+    ],
+)
+def test_bytes_that_are_no_message_and_the_end_are_judged(act, before, rule):
+    entries = [entry_of(at, frame) for at, frame in enumerate(before)]
+    analysis = explain_framed(1, [*entries, Entry(9, 1, "server", act, "", 9)])
+    assert [problem.name for problem in analysis.problems] == ([rule] if rule else [])
+
+
+def test_every_rule_is_tested():
+    tested = {rule for _, rule in ENDS} | {rule for *_, rule in ODD}
+    assert RULES_V2.keys() - tested == {"v2-close-in-greeting", "v2-length", "v2-rest"}
 
 
 FRAMES = st.one_of(

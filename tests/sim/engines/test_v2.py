@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import pytest
 
 import sim
 from sim.explore import run_seed
 from topologies import loads
+from topologies.actions import MalformedMessage
 
 DOMAIN = """
 [run]
@@ -19,7 +21,7 @@ on_death = "degrade"
 [domains.cell]
 version = 2
 max_peers = {peers}
-size = "256K"
+size = "{size}"
 output_size = "64K"
 protocol = 1
 [defaults]
@@ -28,6 +30,11 @@ vectors = 2
 
 PROGRAMS = """
 from nodes.guest import FOREVER
+
+
+def listen(guest):
+    while True:
+        yield FOREVER
 
 
 def store(guest, *, offset: int = 0):
@@ -78,9 +85,9 @@ def run(tmp_path):
     programs = tmp_path / "programs.py"
     programs.write_text(PROGRAMS)
 
-    def start(text, engine="virtual", *, duration_s=0.2, peers=3):
+    def start(text, engine="virtual", *, duration_s=0.2, peers=3, size="256K"):
         file = tmp_path / "v2.toml"
-        file.write_text(DOMAIN.format(duration_s=duration_s, peers=peers) + text)
+        file.write_text(DOMAIN.format(duration_s=duration_s, peers=peers, size=size) + text)
         overrides = {"run.engine": engine}
         return sim.run(file, runs=tmp_path / "runs", overrides=overrides, programs=programs, resources_every_s=0)
 
@@ -206,7 +213,7 @@ outage_max_us = 20000.0
 
 
 def test_no_invariant_is_broken_while_both_sides_are_killed_and_stalled():
-    text = DOMAIN.format(duration_s=0.2, peers=2) + ethernet([]) + CHAOS
+    text = DOMAIN.format(duration_s=0.2, peers=2, size="256K") + ethernet([]) + CHAOS
     topology = loads(text, overrides={"run.engine": "virtual"})
     for seed in range(4):
         outcome = run_seed(topology, seed)
@@ -232,3 +239,29 @@ program = "idle"
     groups = result.summary["groups"]
     assert groups["listener"]["delivered"] > 50
     assert result.summary["balanced"]
+
+
+GARBLED = {
+    "bad_peer": "invalid peer 65536",
+    "negative_peer": "invalid peer 4294967294",
+    "left_itself": "invalid peer 2",
+    "left_unknown": "invalid peer 65535",
+    "memory_again": "server sent a message of 40 bytes, type 0: the device has room for 32",
+    "memory_missing": "server sent a message of 40 bytes, type 0: the device has room for 32",
+    "half_message": "server sent a message of 131084 bytes",  # with the leave of those that have died
+}
+
+
+@pytest.mark.parametrize("engine", ["virtual", "process"])
+def test_a_malformed_message_is_one_of_version_2(run, engine):
+    """Each at a machine of its own: what it warns of, or dies of, is what the message says."""
+    assert set(GARBLED) == set(get_args(MalformedMessage))
+    machines = "".join(f'[machines.{kind}]\nprogram = "listen"\n' for kind in GARBLED)
+    for kind in GARBLED:
+        at_s = 0.02 if kind == "half_message" else 0.05
+        machines += f'[[timeline]]\nat_s = {at_s}\ndo = "garble"\nmachines = "{kind}"\nmessage = "{kind}"\n'
+    result = run(machines, engine, peers=len(GARBLED), size="512K")
+    assert result.status == "finished", result.reason
+    words = {event["machine"]: event["text"] for event in events(result, "warning")}
+    words |= {event["machine"]: event["failure"] for event in events(result, "machine_left") if event["failure"]}
+    assert {kind: text in words.get(kind, "") for kind, text in GARBLED.items()} == dict.fromkeys(GARBLED, True), words

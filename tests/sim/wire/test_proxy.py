@@ -13,7 +13,7 @@ import pytest
 from nodes.errors import UsageError
 from nodes.wire.analyzer import explain
 from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, Said, format_entry, parse
-from nodes.wire.protocol import DIALECTS, Message
+from nodes.wire.protocol import DIALECTS, Message, RawMessage
 from sim.kernel.channel import Channel, Outbox
 from sim.kernel.eventfd import EventFd
 from sim.kernel.eventfd import signal as ring
@@ -21,7 +21,7 @@ from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
 from sim.wire import proxy as proxy_module
 from sim.wire.attachment import Attachment
-from sim.wire.proxy import Proxy, RawMessage, kind_of
+from sim.wire.proxy import Proxy, kind_of
 from sim.wire.server import IvshmemServer
 
 PATIENCE_S = 60.0
