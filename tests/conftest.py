@@ -85,7 +85,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The folder of a test is its marker. Without ``--full``, leave out what `full` and `sample` mark."""
+    """The folder of a test is its marker. Without ``--full``, leave out what `full` and `sample` mark. Order them."""
     for item in items:
         if marker := FOLDER_MARKERS.get(item.path.relative_to(ROOT).parts[0]):
             item.add_marker(marker)
@@ -94,6 +94,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if left_out:
             config.hook.pytest_deselected(items=[item for item in items if item in left_out])
             items[:] = [item for item in items if item not in left_out]
+    # The slow ones first: no process is left alone with one of them at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def _beyond_sample(config: pytest.Config, items: list[pytest.Item]) -> set[pytest.Item]:

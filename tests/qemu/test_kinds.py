@@ -87,7 +87,7 @@ def test_a_storm_among_qemus_balances(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", HALF_REAL)
 def test_half_of_the_machines_of_a_scenario_are_qemus(name: str, tmp_path: Path) -> None:
     topology = half_real(name, 1.0)
