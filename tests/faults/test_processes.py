@@ -30,6 +30,7 @@ from tests.faults.processes import (
 KILLS_EACH = 100
 """Kills in one run: then another run begins."""
 
+SHORT = {"run.duration_s": "0.1", "run.warmup_s": "0.0"}
 NOT_STARTED = "could not be started: its process ended at once"
 """One that is killed before it has said its process ID."""
 
@@ -123,7 +124,7 @@ def test_workers_are_killed_at_any_moment(seed: int, fault_count: int, runtime: 
 
 def storm(runs: Path, *more: str) -> tuple[str, ...]:
     return ("run", "doorbell_storm", "--quiet", "--runs", str(runs), "--set", "machines.storm.count=4",
-            "--set", "run.duration_s=600", *more)  # fmt: skip
+            "--set", "machines.storm.parameters.rate_hz=500.0", "--set", "run.duration_s=600", *more)  # fmt: skip
 
 
 @pytest.mark.fault("F2", full=200, sample=2, unit="kills of a coordinator")
@@ -146,7 +147,7 @@ def test_a_coordinator_is_killed_and_another_takes_its_socket(
         assert result.status == "died"
         summary = result.summary
         assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"]
-    result = sim.run("ping_pong", runs=tmp_path, overrides={"run.duration_s": "0.2"}, socket_path=socket_path)
+    result = sim.run("ping_pong", runs=tmp_path, overrides=SHORT, socket_path=socket_path)
     assert result.status == "finished"
 
 
@@ -184,7 +185,8 @@ def test_a_signal_at_any_moment(
 
 PARENT = """
 import sys, sim
-sim.run("doorbell_storm", runs=sys.argv[1], overrides={"machines.storm.count": "4", "run.duration_s": "600.0"})
+storm = {"machines.storm.count": "4", "machines.storm.parameters.rate_hz": "500.0"}
+sim.run("doorbell_storm", runs=sys.argv[1], overrides={**storm, "run.duration_s": "600.0"})
 """
 
 
@@ -202,7 +204,7 @@ def test_the_process_that_called_run_is_killed(seed: int, fault_count: int, runt
             process.wait()
             assert left_alive(family) == []
     # What a caller leaves that is killed before it has machines, the next run removes.
-    assert sim.run("ping_pong", runs=tmp_path, overrides={"run.duration_s": "0.1"}).status == "finished"
+    assert sim.run("ping_pong", runs=tmp_path, overrides=SHORT).status == "finished"
 
 
 @pytest.mark.fault("F19", full=50, sample=1, unit="runs beside threads")
@@ -216,9 +218,7 @@ def test_runs_beside_threads_and_a_zmq_context(fault_count: int, runtime: Path, 
             warnings.simplefilter("error")
             for cycle in range(fault_count):
                 seen: list[Begun] = []
-                result = sim.run(
-                    "ping_pong", runs=tmp_path / str(cycle), overrides={"run.duration_s": "0.1"}, on_begin=seen.append
-                )
+                result = sim.run("ping_pong", runs=tmp_path / str(cycle), overrides=SHORT, on_begin=seen.append)
                 assert result.status == "finished"
                 assert seen
     finally:

@@ -288,7 +288,7 @@ def test_an_external_machine_without_a_qemu_is_named_when_its_time_is_over(tmp_p
 
 def test_qemus_end_with_a_coordinator_that_is_killed(tmp_path: Path) -> None:
     count = 2
-    settings = {"kind": "qemu", "count": count}
+    settings = {"kind": "qemu", "count": count, "parameters.rate_hz": 100.0}
     command = [sys.executable, "-m", "sim", "run", "doorbell_storm", "--quiet", "--runs", str(tmp_path)]
     for key, value in settings.items():
         command += ["--set", f"machines.storm.{key}={value}"]

@@ -88,6 +88,7 @@ def eventfds(pid: int) -> int:
 
 
 @pytest.mark.timeout(300 * TRIES)
+@pytest.mark.sample(TRIES)
 @pytest.mark.parametrize("attempt", range(TRIES))
 @pytest.mark.parametrize("mute", [0, MUTE])
 def test_every_one_of_64_qemus_holds_every_eventfd(attempt: int, mute: int, short_path: Path) -> None:

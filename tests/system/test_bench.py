@@ -26,6 +26,7 @@ def compiler(monkeypatch):
         pytest.skip("no C compiler")
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_yields_finite_figures(name, compiler, tmp_path):
     if name == "cross-core" and len(os.sched_getaffinity(0)) < 2:

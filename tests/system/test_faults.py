@@ -31,6 +31,12 @@ from tests.system.test_serve import Visitor
 
 PATIENCE_S = 60.0
 
+STORM = (
+    *("doorbell_storm", "--set", "machines.storm.count=4", "--set", "run.duration_s=30"),
+    *("--set", "machines.storm.parameters.rate_hz=500.0"),
+)
+CALM = ("--set", "machines.ping.parameters.rate_hz=500.0")
+
 PROGRAMS = """
 import os, signal
 
@@ -233,7 +239,7 @@ class Ivsim:
                 if len(workers) == count and self.is_running():
                     return workers
             assert self.process.poll() is None, self.process.communicate()
-            threading.Event().wait(0.01)
+            threading.Event().wait(0.05)
         raise AssertionError("the run did not begin")
 
     def is_running(self) -> bool:
@@ -272,7 +278,7 @@ def test_the_coordinator_is_killed(with_spinner: bool, programs: None, runtime: 
         family = ivsim.wait_for_machines(3)
         wait_for(tmp_path / "fault_programs.py.spins")
     else:
-        ivsim = Ivsim(tmp_path, "doorbell_storm", "--set", "machines.storm.count=4", "--set", "run.duration_s=30")
+        ivsim = Ivsim(tmp_path, *STORM)
         family = ivsim.wait_for_machines(4)
     family += psutil.Process(ivsim.process.pid).children()
     with pytest.raises(UsageError, match="running"):
@@ -328,7 +334,7 @@ def test_the_next_run_removes_the_leftovers_of_a_coordinator_killed_at_its_start
 def test_a_signal_ends_the_run_with_what_was_measured(
     number: signal.Signals, code: int, runtime: Path, tmp_path: Path
 ) -> None:
-    ivsim = Ivsim(tmp_path, "doorbell_storm", "--set", "machines.storm.count=4", "--set", "run.duration_s=30")
+    ivsim = Ivsim(tmp_path, *STORM)
     family = ivsim.wait_for_machines(4)
     os.killpg(ivsim.process.pid, number)
     stdout, stderr = ivsim.process.communicate(timeout=PATIENCE_S)
@@ -369,7 +375,7 @@ def test_a_third_signal_gives_up_and_says_what_is_kept(
     before = {number: signal.getsignal(number) for number in ENDING}  # `main` ends with them ignored
     monkeypatch.setattr("sim.results.finalize.account", account)
     with pytest.raises(SystemExit) as ended:
-        main(["run", "ping_pong", "--set", "run.duration_s=0.2", "--runs", str(tmp_path), "-q"])
+        main(["run", "ping_pong", *CALM, "--set", "run.duration_s=0.2", "--runs", str(tmp_path), "-q"])
     monkeypatch.undo()
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -386,7 +392,7 @@ def test_a_signal_at_any_moment_leaves_nothing_and_no_traceback(runtime: Path, t
     print(f"seed {seed}")
     moments = random.Random(seed)
     for number in range(6):
-        ivsim = Ivsim(tmp_path / str(number), "ping_pong", "--set", "run.duration_s=20")
+        ivsim = Ivsim(tmp_path / str(number), "ping_pong", *CALM, "--set", "run.duration_s=20")
         threading.Event().wait(moments.random() * 1.2)
         os.killpg(ivsim.process.pid, signal.SIGINT)
         stdout, stderr = ivsim.process.communicate(timeout=PATIENCE_S)
@@ -458,7 +464,7 @@ def test_a_run_does_not_take_memory_that_clients_of_a_killed_run_use(
 ) -> None:
     """Otherwise two runs would share a name and not the memory; and a run begins with memory that is zero."""
     path, name = short_path / "s", f"ivt-{os.getpid()}-{short_path.name}"
-    named = ["ping_pong", "--set", f'memory.name="{name}"', "--set", "run.duration_s=30", "--socket", str(path)]
+    named = ["ping_pong", *CALM, "--set", f'memory.name="{name}"', "--set", "run.duration_s=30", "--socket", str(path)]
     ivsim = Ivsim(tmp_path, *named)
     family = [*ivsim.wait_for_machines(2), *psutil.Process(ivsim.process.pid).children()]
     with contextlib.closing(Visitor(path, 2)) as visitor:
@@ -474,6 +480,8 @@ def test_a_run_does_not_take_memory_that_clients_of_a_killed_run_use(
             assert f"[{os.getpid()}]" in told
             assert memory[0:4] == b"kept"
     path.unlink(missing_ok=True)
-    result = sim.run("ping_pong", runs=tmp_path, overrides={"memory.name": name, "run.duration_s": 0.2})
+    result = sim.run(
+        "ping_pong", runs=tmp_path, overrides={"memory.name": name, "run.duration_s": 0.2, "run.warmup_s": 0.0}
+    )
     assert result.status == "finished"
     assert not Path("/dev/shm", name).exists()

@@ -56,7 +56,17 @@ def items_of(pid: int, memory: str = "") -> list[Item]:
 def test_a_run_is_listed_and_what_its_killed_group_leaves_is_removed(tmp_path: Path) -> None:
     """Case 15. The memory has a name of its own: one with a generated name is removed by any run that starts."""
     name = f"ivt-{os.getpid()}-killed"
-    arguments = ("run", "ping_pong", "-q", "--set", "run.duration_s=60.0", "--set", f'memory.name="{name}"')
+    arguments = (
+        "run",
+        "ping_pong",
+        "-q",
+        "--set",
+        "run.duration_s=60.0",
+        "--set",
+        "machines.ping.parameters.rate_hz=100.0",
+        "--set",
+        f'memory.name="{name}"',
+    )
     with started(*arguments, "--runs", tmp_path) as process:
         wait_until(lambda: any('"ready"' in each.read_text() for each in tmp_path.glob("*/events.jsonl")), process)
         wait_until(lambda: any(item.kind == "run" and len(item.detail) > 1 for item in items_of(process.pid)), process)

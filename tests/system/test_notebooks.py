@@ -81,7 +81,7 @@ def test_a_peer_uses_the_loop_of_the_kernel(execute):
     assert notebook.cells[0].outputs[0].data["text/plain"] == "(1, 1, 0)"
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_its_claims_hold(path, execute):
     notebook = shortened(path)

@@ -339,7 +339,7 @@ def test_output_of_the_fork_server_is_not_lost(
     in_the_fork_server: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     in_the_fork_server('print("a deprecation", file=sys.stderr)')
-    result = sim.run("ping_pong", runs=tmp_path / "runs", overrides={"run.duration_s": "0.2"})
+    result = sim.run("ping_pong", runs=tmp_path / "runs", overrides={"run.duration_s": "0.2", "run.warmup_s": "0.0"})
     assert result.status == "finished"
     assert "a deprecation" in capfd.readouterr().err
 

@@ -22,11 +22,11 @@ NAMES = [name for name, _ in shipped()]
 # `tests/qemu/test_guest.py` and `tests/sim/engines/test_virtual.py` have the others.
 OF_PROCESSES = [name for name in NAMES if name != "linux_guest" and not name.startswith("virtual_")]
 SMALL = {
-    "storm_256": {"machines.storm.count": "24", "run.duration_s": "1.0"},
-    "storm_64": {"machines.storm.count": "16", "run.duration_s": "1.0"},
+    "storm_256": {"machines.storm.count": "24", "run.duration_s": "0.6", "run.warmup_s": "0.1"},
+    "storm_64": {"machines.storm.count": "16", "run.duration_s": "0.6", "run.warmup_s": "0.1"},
     "thousand_peers": {"machines.crowd.count": "60", "run.duration_s": "1.0"},
-    "doorbell_storm": {"machines.storm.count": "8", "run.duration_s": "1.0"},
-    "ping_pong": {"run.duration_s": "1.0"},
+    "doorbell_storm": {"machines.storm.count": "8", "run.duration_s": "0.6", "run.warmup_s": "0.1"},
+    "ping_pong": {"run.duration_s": "0.6", "run.warmup_s": "0.1"},
     "fan_in": {"run.duration_s": "1.0"},
     "hotspot": {"run.duration_s": "1.5"},
     "ring": {"run.duration_s": "1.5"},

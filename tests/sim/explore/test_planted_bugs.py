@@ -179,6 +179,7 @@ BUGS = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__.removeprefix("plant_"))
 def test_a_planted_bug_is_found_and_shrunk(plant, monkeypatch):
     plant(monkeypatch)
