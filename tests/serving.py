@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 
 from nodes.wire.client import Client, MemoryShared, PeerLeft, VectorConnected
+from nodes.wire.v2.client import FramedClient, Initialized
+from nodes.wire.v2.protocol import V2
 from sim.kernel.channel import Channel
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
@@ -44,6 +46,10 @@ class Site:
         sock.connect(os.fspath(self.server.path))
         return sock
 
+    def reader(self):
+        """Connect a client that reads."""
+        return Reader(self.raw(), framed=self.server._server.dialect is V2)
+
     def until(self, condition: Callable[[], bool]) -> None:
         deadline_ns = time.monotonic_ns() + round(PATIENCE_S * 1e9)
         while not condition():
@@ -60,7 +66,7 @@ class Site:
         if count is not None:
             return [self.join() for _ in range(count)]
         expected = self.server._server.next_peer
-        reader = Reader(self.raw())
+        reader = self.reader()
         self.stack.callback(reader.close)
         self.until(lambda: expected in self.server.peers)
         self.clients.append(reader)
@@ -83,9 +89,9 @@ class Site:
 class Reader:
     """A client that reads whatever there is, and owns what it is sent."""
 
-    def __init__(self, sock):
+    def __init__(self, sock, *, framed=False):
         self.channel = Channel(sock)
-        self.client = Client(256)
+        self.client = FramedClient() if framed else Client(256)
         self.lines = {}
         self.left = []
         self.memory = None
@@ -99,7 +105,7 @@ class Reader:
                 return
             for event in self.client.receive(data, descriptors):
                 match event:
-                    case MemoryShared(descriptor):
+                    case MemoryShared(descriptor) | Initialized(memory=descriptor):
                         self.memory = descriptor
                     case VectorConnected(peer, vector, descriptor):
                         self.lines[peer, vector] = EventFd.adopt(descriptor)

@@ -24,10 +24,11 @@ from nodes.errors import RemoteProtocolError
 from nodes.vm import Vm
 from nodes.wire.protocol import DIALECTS
 from nodes.wire.server import Server
+from nodes.wire.v2.protocol import DomainNumbers
 from sim.kernel.eventfd import drain, signal
 from sim.kernel.memory import map_region
 from sim.wire.connection import Connection
-from tests.serving import Reader, Site, lines_of
+from tests.serving import Site, lines_of
 
 NUMBERS = [0, 1, 2, 3, 65535, 65536, -1, -2, -(1 << 63), (1 << 63) - 1]
 
@@ -233,6 +234,7 @@ def test_the_right_peer_or_none(seed, fault_count):
                 assert meant[drain(line)] == peer
 
 
+NUMBERS_V2 = DomainNumbers(max_peers=1024, vectors=2, protocol=0, output_bytes=0)
 IDS_MAX = 50_000  # of 65536: then the server is started anew
 TOO_MUCH = 3000  # comings and goings: more than the server keeps for one who does not read
 ATTACKS = ["close", "bytes", "much", "descriptors", "half", "both", "mute", "read a little"]
@@ -267,10 +269,13 @@ def attack(rng, sock, null, outcomes):
 class Siege:
     """A server, two peers that were there before, and hostile clients."""
 
-    def __init__(self, path, rng, null, outcomes):
+    def __init__(self, path, rng, null, outcomes, *, framed):
         self.rng, self.null, self.outcomes = rng, null, outcomes
-        self.reuses = rng.random() < 0.3
-        self.site = Site(path, dialect=rng.choice(list(DIALECTS.values())), reuse_peers=self.reuses)
+        if framed:
+            self.reuses, self.site = True, Site(path, numbers=NUMBERS_V2)
+        else:
+            self.reuses = rng.random() < 0.3
+            self.site = Site(path, dialect=rng.choice(list(DIALECTS.values())), reuse_peers=self.reuses)
         self.mute = []
         self.joined = 0
 
@@ -311,7 +316,7 @@ class Siege:
 
     def serve_the_sound(self):
         """A further peer joins meanwhile, is told of all others, rings one of them, and leaves."""
-        newcomer = Reader(self.site.raw())
+        newcomer = self.site.reader()
         self.storm()
 
         def is_met():
@@ -344,13 +349,14 @@ class Siege:
         self.outcomes["servers"] += 1
 
 
-@pytest.mark.fault("F11", full=1_000_000, sample=3000, unit="messages")
-def test_hostile_clients_do_not_disturb_others(seed, short_path, fault_count):
+@pytest.mark.parametrize("framed", [False, True], ids=["v1", "v2"])
+@pytest.mark.fault("F11", full=1_000_000, sample=2000, unit="messages to a server of each version")
+def test_hostile_clients_do_not_disturb_others(seed, short_path, fault_count, framed):
     rng, outcomes = random.Random(seed), Counter()
     with open("/dev/null", "rb") as null:
         while outcomes["messages"] < fault_count:
             begun = outcomes["connections"]
-            with Siege(short_path / "s", rng, null.fileno(), outcomes) as siege:
+            with Siege(short_path / "s", rng, null.fileno(), outcomes, framed=framed) as siege:
                 while outcomes["messages"] < fault_count and outcomes["connections"] - begun < IDS_MAX:
                     for _ in range(rng.randrange(1, 8)):
                         siege.storm()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -15,10 +16,10 @@ from nodes.errors import RemoteProtocolError
 from nodes.vm import Vm
 from nodes.wire.v2.protocol import DomainNumbers, Frame
 from nodes.wire.v2.server import FramedServer
-from sim.kernel.eventfd import signal
+from sim.kernel.eventfd import drain, signal
 from sim.wire.connection import Connection, release_memory
 from tests.serving import lines_of
-from tests.sim.wire.test_fuzz import send
+from tests.sim.wire.test_fuzz import few_descriptors, send
 
 NUMBERS = DomainNumbers(max_peers=4, vectors=2, protocol=1, output_bytes=0)
 WORDS = [0, 1, 2, 3, 4, 1024, 65535, 65536, (1 << 32) - 1]
@@ -102,15 +103,16 @@ def deliver(rng, sock, frame):
         send(sock, data[end:], [])
 
 
-def outcome_of(rng, said):
-    """The end of a session, and the lines of the machine then."""
+def outcome_of(rng, said, *, crowded=False):
+    """The end of a session, and the lines of the machine then; ``crowded``: it can open hardly any descriptor."""
     ours, theirs = socket.socketpair()
     station = Station(ours)
     try:
         with theirs:
             for frame in said:
                 deliver(rng, theirs, frame)
-                station.connection.read()
+                with few_descriptors(rng) if crowded else contextlib.nullcontext():
+                    station.connection.read()
         going_on = station.connection.read()
         return "ended" if not going_on else "goes on", station.lines
     except RemoteProtocolError as error:
@@ -121,7 +123,7 @@ def outcome_of(rng, said):
         station.close()
 
 
-@pytest.mark.fault("F10", full=100_000, sample=4000, unit="messages of ivshmem v2")
+@pytest.mark.fault("F10", full=1_000_000, sample=3000, unit="messages of ivshmem v2")
 def test_a_hostile_server_of_version_2_is_reported_and_leaks_nothing(fault_count):
     before = len(os.listdir("/proc/self/fd"))
     outcomes = Counter()
@@ -133,8 +135,45 @@ def test_a_hostile_server_of_version_2_is_reported_and_leaks_nothing(fault_count
         if seed % 4 == 0:
             assert outcome_of(rng, said) == ("ended", lines), seed
         else:
-            outcome, _ = outcome_of(rng, spoil(rng, said))
-            outcomes[outcome] += 1
+            outcome, _ = outcome_of(rng, spoil(rng, said), crowded=seed % 10 == 1)
+            outcomes["cut off" if "cut off" in outcome else outcome] += 1
         seed += 1
     assert len(os.listdir("/proc/self/fd")) == before
+    print(f"hostile servers of version 2: {dict(outcomes)}")
     assert len(outcomes) > 5, outcomes
+    assert outcomes["cut off"], outcomes
+
+
+@pytest.mark.fault("F10", full=1_000_000, sample=3000, unit="messages of ivshmem v2")
+def test_the_right_peer_and_vector_or_none(seed, fault_count):
+    """Whatever else comes, an eventfd is connected to the peer and the vector that it came with."""
+    rng, sent = random.Random(seed), 0
+    before = len(os.listdir("/proc/self/fd"))
+    while sent < fault_count:
+        ours, theirs = socket.socketpair()
+        station, meant = Station(ours), {}
+        said = [Frame.init(0, NUMBERS, "memory")]
+        for _ in range(12):
+            peer, vector = rng.randrange(4), rng.randrange(3)
+            leaves = rng.random() < 0.2
+            said.append(Frame.peer_gone(peer) if leaves else Frame.event_fd(peer, vector, "eventfd"))
+        try:
+            with theirs:
+                for token, frame in enumerate(said, 1):
+                    meant[token] = frame.fields()
+                    data = frame.encode()
+                    at = rng.randrange(1, len(data) + 1)
+                    send(theirs, data[:at], list(frame.descriptors), token)
+                    theirs.sendall(data[at:])
+                    sent += 1
+                    if rng.random() < 0.3:
+                        station.connection.read()
+                station.connection.read()
+            own = station.connection.peer
+            for peer, vector in station.lines:
+                token = drain(station.vm.device.peers.line(peer, vector))
+                rung = peer == own and vector == 0  # by the device itself, for each leave
+                assert rung or meant[token] == (peer, vector)
+        finally:
+            station.close()
+    assert len(os.listdir("/proc/self/fd")) == before
