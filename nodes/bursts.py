@@ -2,12 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
+from typing import Protocol
 
 from nodes.edges import Edge
 from nodes.peer_table import Line
 
-__all__ = ["Burst"]
+__all__ = ["Batch", "Burst", "LoopBatch", "one_by_one"]
+
+
+class Batch(Protocol):
+    """Lines that an engine has prepared to be rung together."""
+
+    @property
+    def ring(self) -> Callable[[int, int], Sequence[int]]:
+        """``ring(start, stop)`` rings the lines from place ``start`` to before ``stop``, in order.
+
+        It returns the places of those whose counter is full: they are refused, and the others are rung.
+        """
+
+    def close(self) -> None:
+        """Release what the batch holds of the lines: one of them is about to change."""
+
+
+class LoopBatch:
+    """Lines that are rung one after the other.
+
+    Args:
+        lines: in the order in which they are rung.
+        signal_all: rings all lines of an iterator; when it raises `BlockingIOError`, it has taken no line after the
+            one that is full.
+    """
+
+    def __init__(self, lines: Sequence[Line], signal_all: Callable[[Iterator[Line]], object]) -> None:
+        def ring(start: int, stop: int) -> Sequence[int]:
+            refused: list[int] = []
+            rest = iter(lines[start:stop])
+            while True:
+                try:
+                    signal_all(rest)
+                    return refused
+                except BlockingIOError:
+                    refused.append(stop - length_hint(rest) - 1)
+
+        self.ring = ring
+
+    def close(self) -> None:
+        """There is nothing to release."""
+
+
+def one_by_one(signal: Callable[[Line, int], object]) -> Callable[[Iterator[Line]], None]:
+    """The ``signal_all`` that calls ``signal(line, 1)`` for each line."""
+
+    def signal_all(lines: Iterator[Line]) -> None:
+        for line in lines:
+            signal(line, 1)
+
+    return signal_all
 
 
 class Burst:
@@ -16,12 +68,12 @@ class Burst:
     Doorbells without a short path are rung one by one, after the others.
     """
 
-    __slots__ = ("doorbells", "edges", "every", "lines", "others", "ring", "rung")
+    __slots__ = ("batch", "doorbells", "edges", "every", "others", "ring", "rung")
 
-    def __init__(self, doorbells: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, doorbells: Sequence[tuple[int, int]], batch: Batch) -> None:
         self.doorbells = tuple(doorbells)
         self.edges: list[Edge] = []
-        self.lines: list[Line] = []
+        self.batch = batch  # the lines of these edges
         self.others: list[tuple[int, int]] = []
         self.every = 1  # one in so many of the fast loop is sampled and stored
         self.rung = 0  # how often the fast loop ran, as far as the edges do not know yet

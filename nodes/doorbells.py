@@ -17,23 +17,15 @@ its peer leaves: a machine that knows thousands of peers rings few of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import gcd
-from operator import length_hint
 
-from nodes.bursts import Burst
+from nodes.bursts import Batch, Burst, LoopBatch, one_by_one
 from nodes.edges import UNSAMPLED_SUPPLY, Edge
 from nodes.ledger import Ledger, NoLedger
 from nodes.peer_table import Line, PeerTable
 
 __all__ = ["Burst", "Doorbells", "Ledger", "Line", "NoLedger"]
-
-
-def _one_by_one(signal: Callable[[Line, int], object]) -> Callable[[Iterator[Line]], None]:
-    def signal_all(lines: Iterator[Line]) -> None:
-        for line in lines:
-            signal(line, 1)
-
-    return signal_all
 
 
 class Doorbells:
@@ -46,8 +38,8 @@ class Doorbells:
         ledger: where counts and time stamps go.
         clock: the time in nanoseconds.
         sample_every: of so many doorbells of an edge, one gets its time stamps; 0: none.
-        signal_all: rings all lines of an iterator, as ``signal`` each of them; an engine may have a faster way. When it
-            raises, it has taken no line after the one that is full.
+        make_batch: ``make_batch(lines)`` prepares lines to be rung together; an engine may have a faster way than one
+            ``signal`` after the other.
 
     The lines of the peers are in a `PeerTable`, which `replace` sets. `connect` follows a new line, `disconnect` comes
     before a peer is removed, `refresh` follows any other change.
@@ -67,9 +59,9 @@ class Doorbells:
         clock: Callable[[], int],
         *,
         sample_every: int,
-        signal_all: Callable[[Iterator[Line]], object] | None = None,
+        make_batch: Callable[[Sequence[Line]], Batch] | None = None,
     ) -> None:
-        self._signal_all = signal_all or _one_by_one(signal)
+        self._make_batch = make_batch or partial(LoopBatch, signal_all=one_by_one(signal))
         self._signal, self._write, self._ledger, self._clock = signal, write, ledger, clock
         self._peers = PeerTable()
         self._every = sample_every
@@ -322,7 +314,7 @@ class Doorbells:
 
     def burst(self, doorbells: Sequence[tuple[int, int]]) -> Burst:
         """Prepare (peer, vector) pairs to be rung together, in this order; pairs without a short path come last."""
-        burst = Burst(doorbells)
+        burst = Burst(doorbells, self._make_batch(()))
         self._arrange(burst)
         burst.ring = self._make_burst_ring(burst)
         for peer, _ in burst.doorbells:
@@ -332,6 +324,7 @@ class Doorbells:
     def release(self, burst: Burst) -> None:
         """Forget a burst; what it rang stays counted. It must not be rung again."""
         burst.settle()
+        burst.batch.close()
         for peer in {peer for peer, _ in burst.doorbells}:
             bursts = self._bursts[peer]
             del bursts[burst]
@@ -353,36 +346,31 @@ class Doorbells:
                 others.append((peer, vector))
         # In place: a ring of this burst may be under way.
         burst.edges[:], burst.others[:] = edges, others
-        burst.lines[:] = [edge.line for edge in edges if edge.line is not None]
+        burst.batch.close()
+        burst.batch = self._make_batch([edge.line for edge in edges if edge.line is not None])
         # Out of step with the burst, so that each of its edges has its turn to be sampled and stored.
         burst.every = self._every or UNSAMPLED_SUPPLY
         while gcd(burst.every, len(edges) or 1) != 1:
             burst.every += 1
 
     def _make_burst_ring(self, burst: Burst) -> Callable[[], None]:
-        lines, others, signal_all, ring = burst.lines, burst.others, self._signal_all, self.ring
+        edges, others, ring = burst.edges, burst.others, self.ring
         due = burst.every  # doorbells until the next one is sampled
-
-        def ring_lines(start: int, stop: int) -> None:
-            rest = iter(lines[start:stop])
-            while True:
-                try:
-                    signal_all(rest)
-                    return
-                except BlockingIOError:
-                    self._refuse(burst.edges[stop - length_hint(rest) - 1])
 
         def ring_all() -> None:
             nonlocal due
             burst.rung += 1
-            size = len(lines)
+            size = len(edges)
+            ring_lines = burst.batch.ring
             start = 0
             for sampled in range(due - 1, size, burst.every):
-                ring_lines(start, sampled)
-                self._sample_in_burst(burst, burst.edges[sampled])
+                for place in ring_lines(start, sampled):
+                    self._refuse(edges[place])
+                self._sample_in_burst(burst, edges[sampled])
                 start = sampled
                 due += burst.every
-            ring_lines(start, size)
+            for place in ring_lines(start, size):
+                self._refuse(edges[place])
             due -= size
             if others:
                 shortened = self._shortened

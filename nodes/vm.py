@@ -6,8 +6,9 @@ supplies the functions that it calls. The same machine runs in a worker process 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
+from nodes.bursts import Batch
 from nodes.device import driver
 from nodes.device.devices import make_device
 from nodes.device.effects import DeviceWarning, IntxLevel, IntxPulse, MsixMessage
@@ -34,7 +35,7 @@ class Vm:
         random: the random numbers of the program.
         sample_every: of so many doorbells to one vector, one gets its time stamps; 0: none.
         first: the first device of the same machine, for each further one; its program takes all interrupts.
-        signal_all: as of `Doorbells`.
+        make_batch: as of `Doorbells`.
 
     Attributes:
         guest: what the program sees.
@@ -79,12 +80,12 @@ class Vm:
         random: Random,
         sample_every: int,
         first: Vm | None = None,
-        signal_all: Callable[[Iterator[Line]], object] | None = None,
+        make_batch: Callable[[Sequence[Line]], Batch] | None = None,
     ) -> None:
         self._first = first
         self.number: int = 0 if first is None else first.number_of_devices
         self.doorbells = Doorbells(
-            signal, self._write_doorbell, ledger, clock, sample_every=sample_every, signal_all=signal_all
+            signal, self._write_doorbell, ledger, clock, sample_every=sample_every, make_batch=make_batch
         )
         self.device = self.make_device(profile, vectors=vectors, role=role, size_bytes=size_bytes)
         self.doorbells.replace(self.device.peers)

@@ -30,11 +30,11 @@ from topologies.actions import Join, Migrate
 __all__ = ["Demand", "Sum", "check", "preflight", "render"]
 
 # Descriptors of the coordinator for each machine (socket, control socket, process, recording), its others, and those
-# of a worker, counted in /proc/PID/fd.
+# of a worker, counted in /proc/PID/fd; three of each device are those of its io_uring and the two mappings of it.
 DESCRIPTORS_EACH = 4
 DESCRIPTORS_SPARE = 64
-WORKER_DESCRIPTORS = 14
-DEVICE_DESCRIPTORS = 3
+WORKER_DESCRIPTORS = 17
+DEVICE_DESCRIPTORS = 6
 # The fork server, three processes between it and the workers that they fork, and the thread of the progress.
 HELPERS = 5
 # The unread messages that a socket's buffer holds (212,992 bytes, net.core.wmem_default).

@@ -13,6 +13,7 @@ from nodes.device import profiles
 from nodes.vm import Vm
 from sim.engines.shared.recorder import Recorder
 from sim.kernel.eventfd import EventFd, signal
+from sim.kernel.uring import BatchMaker
 from sim.recording import Recording, RecordingLayout
 
 __all__ = ["Wired", "wired_machine"]
@@ -50,6 +51,7 @@ def wired_machine(
             vectors=vectors,
             role="peer",
             signal=signal,
+            make_batch=BatchMaker(),
             ledger=recorder,
             clock=time.monotonic_ns,
             random=random.Random(1),

@@ -11,6 +11,7 @@ from nodes.vm import Vm
 from sim.engines.shared.configuration import DeviceConfiguration, WorkerConfiguration
 from sim.engines.shared.recorder import Recorder
 from sim.kernel.eventfd import signal
+from sim.kernel.uring import BatchMaker
 from sim.recording import Recording
 from sim.wire.connection import Connection, connect
 
@@ -48,6 +49,7 @@ class AttachedDevice:
             role=machine.role,
             size_bytes=configuration.memory_bytes if profile.memory_container else None,
             signal=signal,
+            make_batch=BatchMaker(),
             ledger=self.recorder,
             clock=time.monotonic_ns,
             random=random.Random(machine.seed),

@@ -253,11 +253,11 @@ class QemuIvshmem(Ivshmem):
 
 
 class QemuVm(Vm):
-    """A machine whose device is a real QEMU's. Arguments are those of `Vm`, but for ``signal``."""
+    """A machine whose device is a real QEMU's. It takes the arguments of `Vm` but ``signal``, ``make_batch``."""
 
     def __init__(self, machine: QemuMachine, profile: Profile, **settings: object) -> None:
         self._machine = machine
-        settings["signal"] = lambda line, _count: self.real.ring(line)
+        settings["signal"], settings["make_batch"] = lambda line, _count: self.real.ring(line), None
         super().__init__(profile, **settings)  # type: ignore[arg-type]  # those of Vm
 
     def make_device(self, profile: Profile, *, vectors: int, role: str, size_bytes: int | None) -> QemuIvshmem:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
+from nodes.bursts import Batch
 from nodes.device.profiles import Profile
 from nodes.endpoint import Endpoint
 from nodes.endpoint_factory import make_endpoint
@@ -53,7 +54,7 @@ class VirtualDevice:
         name: str,
         cut: Callable[[], int] | None,
         signal: Callable[[int, int], object],
-        signal_all: Callable[[Iterator[int]], object],
+        make_batch: Callable[[Sequence[int]], Batch],
         clock: Callable[[], int],
     ) -> None:
         self.recording = recording
@@ -64,7 +65,7 @@ class VirtualDevice:
             role=role,
             size_bytes=memory_bytes if profile.memory_container else None,
             signal=signal,
-            signal_all=signal_all,
+            make_batch=make_batch,
             ledger=self.recorder,
             clock=clock,
             random=random.Random(seed),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from nodes.bursts import LoopBatch
 from nodes.device import profiles
 from nodes.errors import HostError, UsageError
 from nodes.load import Load
@@ -99,7 +100,7 @@ class VirtualMachine:
                     name=row.name,
                     cut=host.decisions.cuts(configuration.name),
                     signal=host.signal,
-                    signal_all=host.signal_all,
+                    make_batch=partial(LoopBatch, signal_all=host.signal_all),
                     clock=self._clock.now_ns,
                 )
             )

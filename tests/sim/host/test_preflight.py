@@ -61,7 +61,7 @@ def test_every_sum_is_what_it_is_made_of() -> None:
     found = {what: each.needed for what, each in sums(made).items()}
     eventfds = 8 + 3 * 2
     assert found["descriptors in the coordinator"] == eventfds + 4 * 4 + 64 + 10
-    assert found["descriptors in a machine"] == eventfds + 14  # the hub, which keeps all eventfds of all machines
+    assert found["descriptors in a machine"] == eventfds + 17  # the hub, which keeps all eventfds of all machines
     assert found["processes and threads"] == 4 + 5
     assert found["messages of the server"] == 4 * (3 + eventfds)
     assert found["of shared memory in /dev/shm"] == 4 << 20
@@ -81,9 +81,9 @@ def test_every_sum_is_what_it_is_made_of() -> None:
 
 def test_a_device_keeps_no_more_eventfds_of_a_peer_than_it_has_vectors() -> None:
     made = topology({"thin": (5, 1), "thick": (2, 100)})
-    assert sums(made)["descriptors in a machine"].needed == 5 + 2 * 100 + 14
+    assert sums(made)["descriptors in a machine"].needed == 5 + 2 * 100 + 17
     made = topology({"thin": (300, 1), "thick": (1, 2)})
-    assert sums(made)["descriptors in a machine"].needed == 300 + 2 + 14
+    assert sums(made)["descriptors in a machine"].needed == 300 + 2 + 17
 
 
 def test_a_machine_that_joins_again_needs_new_eventfds() -> None:
@@ -112,7 +112,7 @@ def test_a_bridge_has_a_device_in_each_domain() -> None:
     domains = (Domain(), Domain(name="other", memory=Memory(size_bytes=1 << 20, kind="memfd")))
     machines = (*made.machines[:2], changed(made.machines[2], domains=("main", "other")))  # type: ignore[type-var]
     found = sums(changed(made, domains=domains, machines=machines))
-    assert found["descriptors in a machine"].needed == 3 * 2 + 1 * 2 + 14 + 3
+    assert found["descriptors in a machine"].needed == 3 * 2 + 1 * 2 + 17 + 6
     assert found["messages of the server"].needed == 3 * (3 + 6) + 1 * (3 + 2)
     assert found["of nameless memory"].needed == 1 << 20
     assert found["of shared memory in /dev/shm"].needed == 4 << 20
@@ -253,7 +253,7 @@ def test_the_table_has_a_line_for_each_sum_and_says_what_is_wrong() -> None:
     render(demand, console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) == 1 + len(demand.sums) + 1
-    assert lines[-1].startswith("! this topology needs 86 open files on this host (14 eventfds")
+    assert lines[-1].startswith("! this topology needs 98 open files on this host (14 eventfds")
 
 
 def test_the_dry_run_prints_json_and_its_code_says_whether_it_fits(
