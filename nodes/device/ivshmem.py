@@ -155,7 +155,7 @@ class Ivshmem:
         Raises:
             GuestError: another size, or an offset outside the 256 bytes.
         """
-        return self.config.read(offset, size_bytes)
+        return self.profile.config_misaligned.load(self.config.read, offset, size_bytes)
 
     def config_write(self, offset: int, size_bytes: int, value: int) -> None:
         """Write 1, 2 or 4 bytes of configuration space; sends the messages that this unmasks.
@@ -163,7 +163,7 @@ class Ivshmem:
         Raises:
             GuestError: another size, or an offset outside the 256 bytes.
         """
-        self.config.write(offset, size_bytes, value)
+        self.profile.config_misaligned.store(self.config.write, offset, size_bytes, value)
         self.config_changed()
 
     def config_changed(self) -> None:
@@ -193,11 +193,11 @@ class Ivshmem:
         if not self.config.command & COMMAND_MEMORY:
             return 0
         if bar == self.profile.registers_bar:
-            return self._window.read(offset, size_bytes)
+            return self.profile.access_path.load(self._window.read, offset, size_bytes)
         if bar == self.profile.memory_bar:
             return 0 if self.memory is None else int.from_bytes(self.memory[offset : offset + size_bytes], "little")
         assert self.msix is not None
-        return self.msix.window.read(offset, size_bytes)
+        return self.profile.access_path.load(self.msix.window.read, offset, size_bytes)
 
     def bar_write(self, bar: int, offset: int, size_bytes: int, value: int) -> None:
         """Write 1, 2, 4 or 8 bytes of a BAR, little-endian; ignored without memory decode and outside the BAR.
@@ -215,12 +215,12 @@ class Ivshmem:
             return
         if bar == self.profile.registers_bar:
             if self.profile.doorbell_match is not DoorbellMatch.WRITE or not self._match(offset, size_bytes, value):
-                self._window.write(offset, size_bytes, value)
+                self.profile.access_path.store(self._window.write, offset, size_bytes, value)
         elif bar == self.profile.memory_bar:
             self._store(offset, size_bytes, value)
         else:
             assert self.msix is not None
-            self.msix.window.write(offset, size_bytes, value)
+            self.profile.access_path.store(self.msix.window.write, offset, size_bytes, value)
 
     def _store(self, offset: int, size_bytes: int, value: int) -> None:
         """Take a write to the memory BAR."""

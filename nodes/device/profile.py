@@ -8,6 +8,7 @@ from enum import Enum, IntEnum
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, overload
 
+from nodes.device.access_path import AccessPath, MisalignedConfig
 from nodes.device.msix import Undelivered
 from nodes.device.pci import (
     COMMAND_BUS_MASTER,
@@ -112,6 +113,8 @@ class Profile:
 
     Cells whose names need an explanation:
 
+    ``config_misaligned`` is what becomes of an access to configuration space that is not aligned, ``access_path`` what
+    becomes of one to a BAR other than the memory: the way of a guest's own loads and stores.
     ``msix_capability`` is the offset of the MSI-X capability in configuration space.
     ``msix_pba_offset`` is the offset of the pending bits in their BAR; 0: at 2 KiB, or after a longer table.
     ``position_late_reads`` is how many reads of IVPosition, after a reset, have the value of before the setup.
@@ -146,7 +149,9 @@ class Profile:
     command_mask: int
     config_writable_from: int
     msix_capability: int
+    config_misaligned: MisalignedConfig
     # BARs.
+    access_path: AccessPath
     registers_bar: int
     registers: RegisterMap
     registers_rules: AccessRules

@@ -6,8 +6,12 @@ and TCG are QEMU's two accelerators: with KVM a doorbell goes from eventfd to in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
+from nodes.device.access_path import AccessPath, MisalignedConfig
 from nodes.device.msix import Undelivered
 from nodes.device.profile import (
     COMMAND_BITS,
@@ -28,8 +32,20 @@ from nodes.device.registers import AccessRules, Unfit
 from nodes.device.v2.profiles import JAILHOUSE_V2, JAILHOUSE_V2_INTX, QEMU_V2
 from nodes.device.variants import make_variant, parse_variant
 from nodes.errors import UsageError
+from nodes.qemu_versions import NEWEST, QemuVersion
 
-__all__ = ["DOORBELL", "INTR_MASK", "INTR_STATUS", "IV_POSITION", "PROFILES", "Profile", "Quirk", "profile"]
+__all__ = [
+    "ACCESSES",
+    "DOORBELL",
+    "INTR_MASK",
+    "INTR_STATUS",
+    "IV_POSITION",
+    "PROFILES",
+    "Profile",
+    "Quirk",
+    "profile",
+    "profile_by_access",
+]
 
 QEMU_DOORBELL = make_profile(
     "qemu-doorbell",
@@ -46,6 +62,8 @@ QEMU_DOORBELL = make_profile(
     command_mask=(COMMAND_BITS, "pci_config.json, write_mask_hex"),
     config_writable_from=(0x40, "pci_config.json, write_mask_hex, 4c to ff"),
     msix_capability=(0x40, "pci_config.json, 34"),
+    config_misaligned=(MisalignedConfig.ZERO, "QEMU 7.2, 10.0, 11.1, TCG: inw, inl, outw, outl of a bare guest"),
+    access_path=(AccessPath.EVEN, "QEMU 10.0, accel/tcg/cputlb.c, int_ld_mmio_beN and int_st_mmio_leN"),
     registers_bar=(0, "pci_config.json, bars"),
     registers=(REGISTERS, "registers.json"),
     registers_rules=(AccessRules(write_offset_mask=0xFC), "registers.json, sized_access"),
@@ -90,6 +108,8 @@ QEMU_DOORBELL_KVM = make_profile(
     "qemu-doorbell-kvm",
     "QEMU's ivshmem-doorbell, 2.6 to 11.1, KVM: eventfds wired to interrupts by irqfd",
     QEMU_DOORBELL,
+    config_misaligned=(MisalignedConfig.PIECES, "QEMU 7.2, accel/kvm/kvm-all.c, kvm_handle_io: address_space_rw"),
+    access_path=(AccessPath.WHOLE, "QEMU 7.2, accel/kvm/kvm-all.c, kvm_cpu_exec: address_space_rw of each exit"),
     doorbell_match=(DoorbellMatch.WRITE, "Linux, virt/kvm/eventfd.c, ioeventfd_in_range: length and all 32 bits"),
     ring_while_masked=(Undelivered.KEEP, "QEMU 7.2, ivshmem_vector_mask, ivshmem_vector_poll"),
     ring_while_disabled=(Undelivered.KEEP, "msix_kvm_irqfd.json, pba after enabling"),
@@ -128,6 +148,8 @@ ACRN = make_profile(
     command_mask=(0xFFFF, "ACRN, ivshmem.c, write_ivshmem_vdev_cfg: no write mask"),
     config_writable_from=(0, "ACRN, ivshmem.c, write_ivshmem_vdev_cfg: no write mask"),
     msix_capability=(0x40, "ACRN, vmsix.c, add_vmsix_capability: the first capability"),
+    config_misaligned=(MisalignedConfig.ONES, "ACRN, hypervisor/dm/vpci/vpci.c, vpci_is_valid_access"),
+    access_path=(AccessPath.WHOLE, "ACRN, hypervisor/dm/io_req.c: an access is one request"),
     registers_bar=(0, "ACRN, ivshmem.c, IVSHMEM_MMIO_BAR"),
     registers=(STICKY_REGISTERS, "ACRN, ivshmem.c, ivshmem_mmio_handler: useless for revision 1"),
     registers_rules=(
@@ -184,6 +206,8 @@ CLOUD_HYPERVISOR = make_profile(
     subsystem=(0, "cloud-hypervisor, ivshmem.rs, IvshmemDevice::new"),
     command_mask=(0xFFFF, "cloud-hypervisor, pci/src/configuration.rs, PciConfiguration::new: writable_bits[1]"),
     config_writable_from=(0x100, "cloud-hypervisor, configuration.rs: no scratch space"),
+    config_misaligned=(MisalignedConfig.INSIDE, "cloud-hypervisor, pci/src/bus.rs, PciConfigIo: to the register's end"),
+    access_path=(AccessPath.WHOLE, "cloud-hypervisor, ivshmem.rs, read_bar: an exit of KVM is one call"),
     registers=(SILENT_REGISTERS, "cloud-hypervisor, ivshmem.rs, read_bar returns 0, write_bar warns"),
     registers_rules=(
         AccessRules(narrowest_bytes=4),
@@ -198,23 +222,53 @@ CLOUD_HYPERVISOR = make_profile(
 )
 
 
+OF_A_VERSION = re.compile(r"(?P<base>.+)-(?P<version>[0-9]+\.[0-9]+)")
+ACCESSES = ("tcg", "kvm", "qtest")
+"""Who makes an access to a device of QEMU: a processor, by QEMU's accelerator, or the qtest protocol."""
+SINCE_EVEN = QemuVersion(10, 0)
+
+
+def profile_by_access(made: Profile, access: str, version: QemuVersion) -> Profile:
+    """A device of QEMU of a version, as one of `ACCESSES` finds it; ``made`` is qemu-doorbell or qemu-plain."""
+    kvm = QEMU_DOORBELL_KVM
+    if access == "kvm" and made is QEMU_DOORBELL:
+        return kvm
+    path, config = kvm.access_path, kvm.config_misaligned
+    if access == "tcg":
+        path, config = AccessPath.EVEN if version >= SINCE_EVEN else AccessPath.BYTES, made.config_misaligned
+    elif access == "qtest" and version >= NEWEST:
+        config = MisalignedConfig.ZERO
+    source = f"QEMU {version}, {access}: `ivsim conformance --access {access}`"
+    sources = MappingProxyType({**made.sources, "access_path": source, "config_misaligned": source})
+    return replace(made, access_path=path, config_misaligned=config, sources=sources)
+
+
+def _of_version(name: str) -> Profile | None:
+    """The profile of a name like ``qemu-doorbell-7.2``: what a TCG processor of that version finds. None: no such."""
+    found = OF_A_VERSION.fullmatch(name)
+    made = {each.name: each for each in (QEMU_DOORBELL, QEMU_PLAIN)}.get(found["base"]) if found else None
+    if found is None or made is None:
+        return None
+    return replace(profile_by_access(made, "tcg", QemuVersion.parse(found["version"])), name=name)
+
+
 class _Profiles(Mapping[str, Profile]):
-    """The profiles by name; a variant is there under its name, but is not listed."""
+    """The profiles by name; a version or a variant of one is there under its name, but is not listed."""
 
     def __init__(self, profiles: Iterable[Profile]) -> None:
         self._profiles = {each.name: each for each in profiles}
-        self._variants: dict[str, Profile] = {}
+        self._derived: dict[str, Profile] = {}
 
     def __getitem__(self, name: str) -> Profile:
         if name in self._profiles:
             return self._profiles[name]
-        if name not in self._variants:
+        if name not in self._derived:
             try:
                 base, cells = parse_variant(name)
-                self._variants[name] = make_variant(self._profiles[base], cells)
+                self._derived[name] = make_variant(_of_version(base) or self._profiles[base], cells)
             except UsageError as error:
                 raise KeyError(name) from error
-        return self._variants[name]
+        return self._derived[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._profiles)
@@ -232,7 +286,7 @@ PROFILES: Mapping[str, Profile] = _Profiles(
 
 
 def profile(name: str) -> Profile:
-    """Return the profile of that name, or the variant.
+    """Return the profile of that name; or of a version, as qemu-doorbell-7.2; or a variant.
 
     Raises:
         UsageError: there is no such profile; the message lists all of them. Or a variant has a cell that cannot be.
@@ -240,4 +294,4 @@ def profile(name: str) -> Profile:
     base, cells = parse_variant(name)
     if base not in PROFILES:
         raise UsageError(f"no device profile {base!r}: there are {', '.join(PROFILES)}")
-    return make_variant(PROFILES[base], cells) if cells else PROFILES[base]
+    return make_variant(PROFILES[base], cells)

@@ -13,6 +13,13 @@ from nodes.device.variants import make_variant, parse_cells, variant_name
 __all__ = ["conformance", "device"]
 
 
+class _ProfileName(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2
+    """A profile's name, or that of one of its versions, which are not listed."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if value in PROFILES else str(super().convert(value, param, ctx))
+
+
 @click.group()
 def device() -> None:
     """Describe the simulated PCI devices."""
@@ -55,7 +62,7 @@ def list_odd_devices(as_json: bool) -> None:
 
 
 @device.command("show")
-@click.argument("name", metavar="PROFILE", type=click.Choice(list(PROFILES)))
+@click.argument("name", metavar="PROFILE", type=_ProfileName(list(PROFILES)))
 @click.option("--variant", "texts", multiple=True, metavar="CELL=VALUE", help="Change a cell. Repeatable.")
 @click.option("--vectors", type=click.IntRange(min=1), help="Own vectors. Default: 2, or what the device always has.")
 @click.option("--memory-bytes", type=click.IntRange(min=1), help="Size of the shared memory, a power of two.")
@@ -76,6 +83,13 @@ def show(name: str, texts: tuple[str, ...], vectors: int | None, memory_bytes: i
     type=click.Choice(["qemu-doorbell", "qemu-plain"]),
     help="Device profile; can be repeated. Default: both.",
 )
+@click.option(
+    "--access",
+    default="tcg",
+    show_default=True,
+    type=click.Choice(["tcg", "kvm", "qtest"]),
+    help="Who makes the accesses: a processor under TCG or KVM, or the qtest protocol.",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="The first seed.")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(min=1), help="How many seeds, counting up.")
 @click.option(
@@ -87,6 +101,7 @@ def conformance(
     context: click.Context,
     qemu: str | None,
     names: tuple[str, ...],
+    access: str,
     seed: int,
     seeds: int,
     operations: int,
@@ -94,8 +109,9 @@ def conformance(
 ) -> None:
     """Compare the simulated device with a real QEMU, operation by operation.
 
-    Random sequences of operations are applied to both: accesses of every size by qtest, doorbells, masks, resets, peers
-    that join and leave, own vectors that arrive late, migrations; on machines pc and q35, with 1 to 2048 vectors. A
+    Random sequences of operations are applied to both: accesses of every size and alignment, doorbells, masks, resets,
+    peers that join and leave, own vectors that arrive late, migrations; on machines pc and q35, with 1 to 2048 vectors.
+    The accesses are those of a guest's own code, which runs on a processor under TCG or KVM, or those of qtest. A
     divergence is reduced to its shortest sequence and printed; the exit code is then 1.
     """
     from sim.oracle.conformance import COMPARED, CONFORMING, conform
@@ -105,13 +121,14 @@ def conformance(
         click.echo(f"compared after each operation: {', '.join(COMPARED)}")
     for name in names or CONFORMING:
         for number in range(seed, seed + seeds):
-            report = conform(qemu, name, number, operations)
+            report = conform(qemu, name, number, operations, access=access)
             agree = agree and report.agrees
             if as_json:
                 divergence = None if report.divergence is None else str(report.divergence)
                 row = {
                     "profile": report.profile,
                     "qemu_version": str(report.version),
+                    "access": report.access,
                     "scenes": report.scenes,
                     "compared": COMPARED,
                     "seed": report.seed,

@@ -1,26 +1,27 @@
 """The same operations on a simulated device and on a real QEMU, and a comparison of every answer.
 
 After each operation four things are equal: the value of a read, the MSI-X pending bits, the messages in memory, and the
-counters of the peers' eventfds. A divergence is reduced to its shortest sequence: operations that it does not need are
+counters of the peers' eventfds. Accesses that ring no eventfd are made in one go, and the eventfds are looked at after
+the last of them. A divergence is reduced to its shortest sequence: operations that it does not need are
 left out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from nodes.device.profiles import PROFILES
+from nodes.device.profiles import PROFILES, profile_by_access
 from nodes.errors import UsageError
 from nodes.qemu_versions import QemuVersion
 from sim.engines.qemu.qtest import QemuError
 from sim.kernel.qemu_program import find_qemu, qemu_version
 from sim.oracle.generator import generate
-from sim.oracle.operations import MovesToFreshServer, Operation, PeerJoins, PeerLeaves, Scene
-from sim.oracle.real_device import RealDevice
-from sim.oracle.simulated_device import SimulatedDevice, pba
+from sim.oracle.operations import Access, MovesToFreshServer, Operation, PeerJoins, PeerLeaves, Scene
+from sim.oracle.real_device import RealDevice, Step
+from sim.oracle.simulated_device import Observation, SimulatedDevice, pba
 
 __all__ = ["COMPARED", "CONFORMING", "Divergence", "Report", "conform"]
 
@@ -30,6 +31,8 @@ COMPARED = ("the value of a read", "the pending bits", "the messages in memory",
 SCENE_OPERATIONS = 2000
 """Operations on one device; a longer run goes on with another one."""
 SHRINK_RUNS = 400
+TOGETHER, LOOK_BYTES = 64, 1 << 15
+"""How many accesses are made in one go, at most, and how much is looked at meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +51,14 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One run of :func:`conform` on a QEMU of ``version``; ``kinds`` counts the operations by kind."""
+    """One run of :func:`conform` on a QEMU of ``version``; ``kinds`` counts the operations by kind.
+
+    ``profile`` is that of the device as ``access`` finds it.
+    """
 
     profile: str
     version: QemuVersion
+    access: str
     seed: int
     scenes: int
     operations: int
@@ -64,7 +71,8 @@ class Report:
 
     def __str__(self) -> str:
         scenes = "1 device" if self.scenes == 1 else f"{self.scenes} devices"
-        head = f"{self.profile} and QEMU {self.version}, seed {self.seed}: {self.operations} operations on {scenes}"
+        real = f"QEMU {self.version} by {self.access}"
+        head = f"{self.profile} and {real}, seed {self.seed}: {self.operations} operations on {scenes}"
         if self.divergence is None:
             return f"{head}, no divergence"
         return f"{head}, then a divergence {self.divergence}"
@@ -99,18 +107,42 @@ def play(
     real = RealDevice(qemu, scene)
     played: list[Operation] = []
     try:
-        for operation in possible(sequence):
-            played.append(operation)
-            ours = simulated.apply(operation)
+        for steps, expected in _together(simulated, scene, possible(sequence)):
+            operations = [operation for operation, _ in steps]
             try:
-                theirs = real.apply(operation, pba(simulated.device))
+                found = real.apply_all(steps)
             except QemuError as error:
-                return Divergence(scene, tuple(played), str(error), str(ours))
-            if ours != theirs:
-                return Divergence(scene, tuple(played), str(theirs), str(ours))
+                return Divergence(scene, (*played, *operations), str(error), str(expected[-1]))
+            for number, (ours, theirs) in enumerate(zip(expected, found, strict=True), 1):
+                if ours != theirs:
+                    return Divergence(scene, (*played, *operations[:number]), str(theirs), str(ours))
+            played += operations
     finally:
         real.close()
     return None
+
+
+def _together(
+    simulated: SimulatedDevice, scene: Scene, operations: Iterable[Operation]
+) -> Iterator[tuple[list[Step], list[Observation]]]:
+    """Apply operations to the simulated device, and put accesses together up to the one that rings an eventfd.
+
+    Yields the operations that a real device can be given in one go, and what the simulated one has shown.
+    """
+    steps: list[Step] = []
+    expected: list[Observation] = []
+    at_most = max(1, min(TOGETHER, LOOK_BYTES // scene.message_bytes))
+    for operation in operations:
+        if steps and not isinstance(operation, Access):
+            yield steps, expected
+            steps, expected = [], []
+        expected.append(simulated.apply(operation))
+        steps.append((operation, pba(simulated.device)))
+        if simulated.rang or len(steps) == at_most or not isinstance(operation, Access):
+            yield steps, expected
+            steps, expected = [], []
+    if steps:
+        yield steps, expected
 
 
 def shrink(divergence: Divergence, again: Callable[[Sequence[Operation]], Divergence | None]) -> Divergence:
@@ -139,11 +171,13 @@ def conform(
     seed: int,
     operations: int,
     *,
+    access: str = "tcg",
     make: Callable[[Scene], SimulatedDevice] = SimulatedDevice,
 ) -> Report:
     """Play ``operations`` random operations from ``seed`` on a real QEMU and on the simulated device.
 
-    ``make`` builds the simulated device; tests give a defective one.
+    ``access`` is who makes the accesses, one of `nodes.device.profiles.ACCESSES`. ``make`` builds the simulated device;
+    tests give a defective one.
 
     Raises:
         UsageError: a profile that today's QEMU does not have.
@@ -153,11 +187,14 @@ def conform(
     if profile not in CONFORMING:
         raise UsageError(f"profile {profile!r} has no real counterpart here: choose {' or '.join(CONFORMING)}")
     path = find_qemu(qemu)
+    version = qemu_version(path)
     kinds: Counter[str] = Counter()
     scenes = 0
     divergence = None
     while divergence is None and kinds.total() < operations:
-        scene, sequence = _scene(profile, seed, scenes, min(SCENE_OPERATIONS, operations - kinds.total()))
+        scene, sequence = _scene(
+            profile, access, version, seed, scenes, min(SCENE_OPERATIONS, operations - kinds.total())
+        )
         scenes += 1
         divergence = play(path, scene, sequence, make)
         done = len(sequence) if divergence is None else len(divergence.sequence)
@@ -166,11 +203,15 @@ def conform(
         on = divergence.scene
         divergence = shrink(divergence, lambda candidate: play(path, on, candidate, make))
     counts = tuple(sorted(kinds.items()))
-    return Report(profile, qemu_version(path), seed, scenes, kinds.total(), counts, divergence)
+    name = profile_by_access(PROFILES[profile], access, version).name
+    return Report(name, version, access, seed, scenes, kinds.total(), counts, divergence)
 
 
-def _scene(profile: str, seed: int, number: int, operations: int) -> tuple[Scene, list[Operation]]:
+def _scene(
+    profile: str, access: str, version: QemuVersion, seed: int, number: int, operations: int
+) -> tuple[Scene, list[Operation]]:
     """The device with that number of a seed, and what is done to it."""
     random = Random(f"{profile}/{seed}/{number}")
-    scene = Scene.draw(profile, random, server=PROFILES[profile].server, number=seed + number)
+    server = PROFILES[profile].server
+    scene = Scene.draw(profile, random, server=server, number=seed + number, access=access, version=version)
     return scene, generate(scene, random, operations)

@@ -174,11 +174,14 @@ class _Generator:
         random = self._random
         size = random.choice((1, 2, 4))
         offset = random.randrange(0, 256 // size) * size
+        if random.random() < 0.1:
+            offset = random.randrange(256)  # across the data ports, perhaps
         if random.random() < 0.5:
             return ConfigRead(offset, size)
-        if offset + size - 1 >= 0x04 and offset < 0x06:
+        word = offset & ~3
+        if word == COMMAND:
             return self._command()
-        if 0x10 <= offset < 0x28:
+        if BAR0 <= word < 0x28:
             return self._bar_address()
         return ConfigWrite(offset, size, self._value(size))
 
@@ -198,7 +201,8 @@ class _Generator:
         offset = BAR_REGISTERS[bar]
         window = random.choice((WINDOWS[bar][0], WINDOWS[bar][0], *WINDOWS[bar]))
         if bar == MEMORY_BAR and random.random() < 0.4:
-            return ConfigWrite(offset + 4, 4, random.choice((0, 0, window >> 32, 0xFFFF_FFFF)))
+            top = window >> 32 if self._scene.access == "kvm" else 0xFFFF_FFFF
+            return ConfigWrite(offset + 4, 4, random.choice((0, 0, window >> 32, top)))
         return ConfigWrite(offset, 4, random.choice((window & 0xFFFF_FFFF, window & 0xFFFF_FFFF | 0xF, 0, 0xFFFF_FFFF)))
 
     def _control(self) -> Operation:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from nodes.device.profiles import QEMU_DOORBELL
+from nodes.device.profiles import PROFILES, QEMU_DOORBELL, Profile, profile_by_access
+from nodes.qemu_versions import NEWEST, QemuVersion
 
 __all__ = [
     "MESSAGE_BASE",
     "RULES",
+    "Access",
     "ConfigRead",
     "ConfigWrite",
     "MovesToFreshServer",
@@ -39,6 +41,10 @@ RULES = {
     "each MSI-X entry sends to memory of its own": "the order of two eventfds in one wake-up is not defined",
     "message data is never 0": "a message is seen by what it writes into cleared memory",
     "no eventfd that is none": "any file is accepted and written to (TCG), or QEMU aborts (KVM)",
+    "with KVM, all own vectors are connected": "SIGABRT when another one is unmasked",
+    "with KVM, messages go to no processor": "the kernel takes them and writes no memory; the guest has no handler",
+    "with KVM, no BAR at the end of the 64 bits": "KVM_SET_USER_MEMORY_REGION fails: SIGABRT",
+    "with KVM, no migration": "the destination aborts, as it loads unmasked vectors before their eventfds come",
 }
 
 REGISTERS_BAR, MSIX_BAR, MEMORY_BAR = QEMU_DOORBELL.registers_bar, QEMU_DOORBELL.msix_bar, QEMU_DOORBELL.memory_bar
@@ -49,6 +55,8 @@ WINDOWS = {
     MEMORY_BAR: (0xE400_0000, 0x9_0000_0000, 0xE800_0000),
 }
 MESSAGE_BASE, MESSAGE_SLOT_BYTES = 0x20_0000, 16
+NO_PROCESSOR = 0xFEE7_F000
+"""Messages to processor 0x7f, which no machine here has."""
 
 MANY_VECTORS = 300
 
@@ -143,14 +151,16 @@ class MovesToFreshServer:
         return "moves_to_fresh_server()"
 
 
-Operation = (
-    ConfigRead | ConfigWrite | Read | Write | Ring | PeerJoins | PeerLeaves | VectorsArrive | MovesToFreshServer | Reset
-)
+Access = ConfigRead | ConfigWrite | Read | Write
+Operation = Access | Ring | PeerJoins | PeerLeaves | VectorsArrive | MovesToFreshServer | Reset
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The device to which a sequence is applied, and how many own vectors its server connects."""
+    """The device to which a sequence is applied, and how many own vectors its server connects.
+
+    ``access`` says who makes the accesses, one of `nodes.device.profiles.ACCESSES`; ``version`` is that of the QEMU.
+    """
 
     profile: str
     vectors: int
@@ -159,9 +169,20 @@ class Scene:
     memory_bytes: int
     machine: str = "pc"
     role: str = ""
+    access: str = "qtest"
+    version: QemuVersion = NEWEST
 
     @classmethod
-    def draw(cls, profile: str, random: Random, *, server: bool, number: int = 0) -> Scene:
+    def draw(
+        cls,
+        profile: str,
+        random: Random,
+        *,
+        server: bool,
+        number: int = 0,
+        access: str = "qtest",
+        version: QemuVersion = NEWEST,
+    ) -> Scene:
         """A random device. Its server sometimes connects fewer vectors than it has, or more, or some of them later.
 
         From 258 vectors on there are two that the register, with its 8 bits, takes for others. Many vectors take long:
@@ -170,14 +191,23 @@ class Scene:
         memory_bytes = random.choice((4096, 1 << 16, 1 << 20))
         machine = random.choice(("pc", "q35"))
         role = random.choice(("", "", "master"))
+        if access == "kvm":
+            role = ""
         if not server:
-            return cls(profile, 0, 0, 0, memory_bytes, machine, role)
+            return cls(profile, 0, 0, 0, memory_bytes, machine, role, access, version)
         vectors = random.choice((1, 2, 2, 3, 4, 4, 8, 8, 33, 70))
         if number % 10 == 1:
             vectors = {1: 2048, 21: 280}.get(number % 40, 258)
         connected = random.choice((vectors, vectors, vectors, max(1, vectors - 1), vectors + 1, vectors // 2))
+        if access == "kvm":
+            connected = max(vectors, connected)
         peer = 0 if role else random.choice((0, 0, 1, 5, 16, 255, 65535))
-        return cls(profile, vectors, connected, peer, memory_bytes, machine, role)
+        return cls(profile, vectors, connected, peer, memory_bytes, machine, role, access, version)
+
+    @property
+    def device(self) -> Profile:
+        """The profile of the device, as these accesses find it."""
+        return profile_by_access(PROFILES[self.profile], self.access, self.version)
 
     @property
     def bars(self) -> tuple[int, ...]:
@@ -190,7 +220,8 @@ class Scene:
 
     def message_address(self, vector: int) -> int:
         """Where a used vector sends its messages."""
-        return MESSAGE_BASE + MESSAGE_SLOT_BYTES * self.used_vectors.index(vector)
+        base = NO_PROCESSOR if self.access == "kvm" else MESSAGE_BASE
+        return base + MESSAGE_SLOT_BYTES * self.used_vectors.index(vector)
 
     @property
     def used_vectors(self) -> range | list[int]:
@@ -202,6 +233,6 @@ class Scene:
     def __str__(self) -> str:
         role = f", {self.role}" if self.role else ""
         return (
-            f"{self.machine}, {self.profile}{role}, {self.vectors} vectors ({self.connected} connected), "
-            f"peer {self.peer}, {self.memory_bytes} bytes"
+            f"{self.machine} by {self.access}, {self.profile}{role}, {self.vectors} vectors "
+            f"({self.connected} connected), peer {self.peer}, {self.memory_bytes} bytes"
         )

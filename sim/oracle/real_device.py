@@ -1,16 +1,21 @@
-"""A QEMU with one ivshmem device and a scripted server, to which operations are applied by qtest."""
+"""A QEMU with one ivshmem device and a scripted server, to which operations are applied by qtest or its processor."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import time
+from collections.abc import Sequence
 
 from nodes.errors import QemuError
 from sim.engines.qemu.qtest import Qemu, config_read_lines, config_write_lines, read_line, write_line
+from sim.oracle.firmware import COMMAND_BYTES, COMMANDS, COPIES, access, clear, config_access, copy, results
+from sim.oracle.guest_cpu import GuestCpu, wake_lines
 from sim.oracle.operations import (
     MESSAGE_BASE,
     WINDOWS,
+    Access,
     ConfigRead,
     ConfigWrite,
     MovesToFreshServer,
@@ -33,15 +38,22 @@ SLOT = 4
 MIGRATION_SECONDS = 60.0
 REGISTER_WINDOWS = WINDOWS[0]
 WINDOW_BYTES = 1 << 24
+Place = tuple[int, int]
+"""An (address, size)."""
+Step = tuple[Operation, Place | None]
+"""An operation, and where the pending bits are after it."""
+Seen = tuple[list[int], list[list[bytes]], list[str]]
+"""The values of the accesses; what was seen after each but the last; the answers to the last looks."""
 
 
 class RealDevice:
-    """Owns the QEMU and the server."""
+    """Owns the QEMU and the server; the scene says who makes the accesses."""
 
     def __init__(self, qemu: str, scene: Scene) -> None:
         self._program, self._scene = qemu, scene
         self._connected = 0
         self._clean_up: list[str] = []
+        self._cpu: GuestCpu | None = None
         self._stack = contextlib.ExitStack()
         self._start(scene.connected)
 
@@ -54,16 +66,25 @@ class RealDevice:
             role = ",master=on" if scene.role == "master" else ""
             if scene.vectors:
                 server.greet(scene.peer)
-                inherit = server.client
+                descriptor = server.client
                 device = f"ivshmem-doorbell,chardev=iv,vectors={scene.vectors},addr={SLOT:#x}.0{role}"
-                arguments += ["-chardev", f"socket,id=iv,fd={inherit}", "-device", device]
+                arguments += ["-chardev", f"socket,id=iv,fd={descriptor}", "-device", device]
             else:
-                inherit = server.region.descriptor
-                path = f"/proc/self/fd/{inherit}"
+                descriptor = server.region.descriptor
+                path = f"/proc/self/fd/{descriptor}"
                 backend = f"memory-backend-file,id=mem,share=on,size={scene.memory_bytes},mem-path={path}"
                 arguments += ["-object", backend, "-device", f"ivshmem-plain,memdev=mem,addr={SLOT:#x}.0{role}"]
-            self.qemu = stack.enter_context(Qemu(self._program, arguments, [inherit]))
+            inherit, accel = [descriptor], "tcg"
+            self._cpu = None
+            if scene.access != "qtest":
+                self._cpu = stack.enter_context(GuestCpu())
+                arguments += self._cpu.arguments
+                inherit += self._cpu.inherit
+                accel = scene.access
+            self.qemu = stack.enter_context(Qemu(self._program, arguments, inherit, accel=accel))
             server.hand_over()
+            if self._cpu is not None and not options:
+                self._cpu.start(self.qemu)
             self._server = server
             self._connected = 0
             self._join_own(connected)
@@ -83,42 +104,90 @@ class RealDevice:
     def close(self) -> None:
         self._stack.close()
 
-    def apply(self, operation: Operation, pending_at: tuple[int, int] | None = None) -> Observation:
-        """Apply one operation; returns what can be seen afterwards.
+    def apply(self, operation: Operation, pending_at: Place | None = None) -> Observation:
+        """Apply one operation; returns what can be seen afterwards. ``pending_at`` is where the pending bits are."""
+        return self.apply_all([(operation, pending_at)])[0]
 
-        An operation that can ring an own eventfd is followed by a turn of the main loop, in which QEMU takes it; what
-        the others do is done when they are answered.
+    def apply_all(self, steps: Sequence[Step]) -> list[Observation]:
+        """Apply several accesses, of which only the last rings an eventfd, or one operation of another kind.
+
+        What can be seen is looked at after each of them; the eventfds after the last. An operation that can ring an own
+        eventfd is followed by a turn of the main loop, in which QEMU takes it; what the others do is done when they are
+        answered.
         """
-        places = [(MESSAGE_BASE, self._scene.message_bytes)] + ([pending_at] if pending_at else [])
-        looks = [f"read {at:#x} {size:#x}" for at, size in places]
-        lines = self._lines(operation)
-        if lines and not _can_ring(operation):
-            answers = self.qemu.ask([*self._clean_up, *lines, *looks])[len(self._clean_up) :]
+        places = [self._places(pending_at) for _, pending_at in steps]
+        looks = _read_lines(places[-1])
+        accesses = [operation for operation, _ in steps if isinstance(operation, Access)]
+        if not accesses:
+            self.qemu.ask(self._clean_up)
+            self._apply(steps[-1][0])
+            self.qemu.settle()
+            values, seen, answers = [0], list[list[bytes]](), self.qemu.ask(looks)
+        elif self._cpu is None:
+            values, seen, answers = self._by_qtest(accesses, places[:-1], looks)
         else:
-            answers = self.qemu.ask([*self._clean_up, *lines])[len(self._clean_up) :]
-            if not lines:
-                self._apply(operation)
+            values, seen, answers = self._by_cpu(self._cpu, accesses, places[:-1], looks)
+        seen.append(_contents(answers))
+        messages = seen[-1][0]
+        self._clean_up = [f"memset {MESSAGE_BASE:#x} {len(messages):#x} 0x0"] if any(messages) else []
+        rung = tuple(self._server.take_rung(but=self._scene.peer))
+        observations = []
+        for number, (messages, *rest) in enumerate(seen):
+            value = values[number] if isinstance(steps[number][0], ConfigRead | Read) else None
+            pending = int.from_bytes(rest[0], "little") if rest else None
+            observations.append(Observation(value, pending, messages, rung if number == len(steps) - 1 else ()))
+        return observations
+
+    def _places(self, pending_at: Place | None) -> list[Place]:
+        """The (address, size) of the memory of messages, and of the pending bits where they are mapped."""
+        return [(MESSAGE_BASE, self._scene.message_bytes)] + ([pending_at] if pending_at else [])
+
+    def _by_qtest(self, accesses: Sequence[Access], places: Sequence[Sequence[Place]], looks: list[str]) -> Seen:
+        """Make the accesses by qtest, all in one go, and look at ``places`` after each but the last."""
+        *earlier, last = accesses
+        lines, value_at, look_at = list(self._clean_up), list[int](), list[slice]()
+        for access_now, where in zip(earlier, places, strict=True):
+            lines += _qtest_lines(access_now)
+            value_at.append(len(lines) - 1)
+            look_at.append(slice(len(lines), len(lines) + len(where)))
+            lines += _read_lines(where)
+            lines.append(f"memset {MESSAGE_BASE:#x} {self._scene.message_bytes:#x} 0x0")
+        lines += _qtest_lines(last)
+        value_at.append(len(lines) - 1)
+        if _can_ring(last):
+            answers = self.qemu.ask(lines)
             self.qemu.settle()
             answers += self.qemu.ask(looks)
-        is_read = isinstance(operation, ConfigRead | Read)
-        value = int(answers[len(lines) - 1], 0) if is_read else None
-        messages, *rest = (bytes.fromhex(answer[2:]) for answer in answers[len(lines) :])
-        self._clean_up = [f"memset {MESSAGE_BASE:#x} {len(messages):#x} 0x0"] if any(messages) else []
-        pending = int.from_bytes(rest[0], "little") if rest else None
-        return Observation(value, pending, messages, tuple(self._server.take_rung(but=self._scene.peer)))
+        else:
+            answers = self.qemu.ask([*lines, *looks])
+        values = [int(answers[at] or "0", 0) for at in value_at]
+        return values, [_contents(answers[which]) for which in look_at], answers[len(lines) :]
 
-    def _lines(self, operation: Operation) -> list[str]:
-        """The qtest commands of an access; none for what is no access."""
-        match operation:
-            case ConfigRead(offset, size):
-                return config_read_lines(SLOT, offset, size)
-            case ConfigWrite(offset, size, value):
-                return config_write_lines(SLOT, offset, size, value)
-            case Read(address, size):
-                return [read_line(address, size)]
-            case Write(address, size, value):
-                return [write_line(address, size, value)]
-        return []
+    def _by_cpu(
+        self, cpu: GuestCpu, accesses: Sequence[Access], places: Sequence[Sequence[Place]], looks: list[str]
+    ) -> Seen:
+        """Have the processor make the accesses, and look at ``places`` after each but the last."""
+        *earlier, last = accesses
+        commands, value_at, copied_bytes = bytearray(), list[int](), 0
+        for access_now, where in zip(earlier, places, strict=True):
+            value_at.append(len(commands) // COMMAND_BYTES)
+            commands += _command(access_now)
+            for at, size in where:
+                commands += copy(at, size, COPIES + copied_bytes)
+                copied_bytes += size
+            commands += clear(MESSAGE_BASE, self._scene.message_bytes)
+        value_at.append(len(commands) // COMMAND_BYTES)
+        commands += _command(last)
+        self.qemu.ask([*self._clean_up, *wake_lines(bytes(commands))])
+        cpu.wait(self.qemu)
+        if _can_ring(last):
+            self.qemu.settle()
+        reads = _read_lines([(COMMANDS, len(commands)), *([(COPIES, copied_bytes)] if copied_bytes else [])])
+        answers = self.qemu.ask([*reads, *looks])
+        done, *copied = _contents(answers[: len(reads)])
+        found, copies = results(done), io.BytesIO(*copied)
+        seen = [[copies.read(size) for _, size in where] for where in places]
+        return [found[at] for at in value_at], seen, answers[len(reads) :]
 
     def _apply(self, operation: Operation) -> None:
         qemu, server = self.qemu, self._server
@@ -137,6 +206,8 @@ class RealDevice:
                 self._move()
             case Reset():
                 qemu.reset()
+                if self._cpu is not None:
+                    self._cpu.wait(qemu)
 
     def _move(self) -> None:
         """Migrate to a new QEMU, whose server is a fresh one: own vectors are there, peers are not.
@@ -155,12 +226,48 @@ class RealDevice:
             os.close(write_end)
             write_end = -1
             _await_migration(self.qemu, "the destination")
+            if self._cpu is not None:
+                self._cpu.start(self.qemu, boots=False)
         finally:
             os.close(read_end)
             if write_end >= 0:
                 os.close(write_end)
         old.close()
         self._join_own(connected)
+
+
+def _read_lines(places: Sequence[Place]) -> list[str]:
+    return [f"read {at:#x} {size:#x}" for at, size in places]
+
+
+def _contents(answers: Sequence[str]) -> list[bytes]:
+    return [bytes.fromhex(answer[2:]) for answer in answers]
+
+
+def _qtest_lines(operation: Access) -> list[str]:
+    """The qtest commands that make an access; the last one has its value."""
+    match operation:
+        case ConfigRead(offset, size):
+            return config_read_lines(SLOT, offset, size)
+        case ConfigWrite(offset, size, value):
+            return config_write_lines(SLOT, offset, size, value)
+        case Read(address, size):
+            return [read_line(address, size)]
+        case Write(address, size, value):
+            return [write_line(address, size, value)]
+
+
+def _command(operation: Access) -> bytes:
+    """The command with which the processor makes an access."""
+    match operation:
+        case ConfigRead(offset, size):
+            return config_access(SLOT, offset, size)
+        case ConfigWrite(offset, size, value):
+            return config_access(SLOT, offset, size, value)
+        case Read(address, size):
+            return access(address, size)
+        case Write(address, size, value):
+            return access(address, size, value)
 
 
 def _can_ring(operation: Operation) -> bool:

@@ -8,7 +8,7 @@ from random import Random
 
 from nodes.device.effects import MsixMessage
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.profiles import DOORBELL, PROFILES, Profile
+from nodes.device.profiles import DOORBELL, Profile
 from nodes.doorbells import NoLedger
 from nodes.vm import Vm
 from sim.oracle.operations import (
@@ -59,8 +59,10 @@ class SimulatedDevice:
     """
 
     def __init__(self, scene: Scene, profile: Profile | None = None) -> None:
-        self._profile = profile or PROFILES[scene.profile]
+        self._profile = profile or scene.device
         self._scene = scene
+        self.rang = False
+        """Whether the last operation rang an eventfd, be it an own one."""
         self._rung: Counter[tuple[int, int]] = Counter()
         self._messages = bytearray(scene.message_bytes)
         self._start(scene.connected)
@@ -108,6 +110,7 @@ class SimulatedDevice:
 
     def apply(self, operation: Operation) -> Observation:
         value = self._apply(operation)
+        self.rang = bool(self._rung)
         own = self._scene.peer
         if self._rung and self._scene.vectors:
             for peer, vector in sorted(self._rung):

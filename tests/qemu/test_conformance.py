@@ -1,12 +1,14 @@
 """The simulated device against a real QEMU, and QEMU's own test cases on both.
 
-A sample of 10 seeds of 1000 operations for each profile; all of them in `make full`, any number by ``ivsim
+A sample of 10 seeds of 1000 operations for each profile and access; all of them in `make full`, any number by ``ivsim
 conformance``.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +16,22 @@ from random import Random
 
 import pytest
 
+from nodes.device.access_path import AccessPath, MisalignedConfig
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.msix import Undelivered
 from nodes.device.pci import assign_resources
-from nodes.device.profiles import PROFILES, STICKY_REGISTERS, profile
+from nodes.device.profiles import PROFILES, STICKY_REGISTERS, profile, profile_by_access
 from nodes.device.registers import AccessRules
 from nodes.errors import UsageError
 from sim.engines.qemu.qtest import Qemu, QemuError
 from sim.kernel.eventfd import EventFd
 from sim.kernel.memory import Region
+from sim.kernel.qemu_program import qemu_version
+from sim.oracle import firmware
 from sim.oracle.conformance import CONFORMING, Divergence, conform, play, possible, shrink
+from sim.oracle.firmware import COMMANDS, COPIES, access, clear, config_access, copy, results
 from sim.oracle.generator import boot, generate
+from sim.oracle.guest_cpu import GuestCpu, wake_lines
 from sim.oracle.operations import (
     RULES,
     WINDOWS,
@@ -62,12 +69,13 @@ def qemu() -> Iterator[str]:
     assert sorted(os.listdir("/proc/self/fd")) == before, "descriptors were left open"
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("by", ["tcg", "qtest"])
 @pytest.mark.parametrize("name", CONFORMING)
-def test_no_divergence(qemu: str, name: str, seed: int) -> None:
+def test_no_divergence(qemu: str, name: str, by: str, seed: int) -> None:
     print(f"seed {seed}")
-    report = conform(qemu, name, seed, OPERATIONS)
+    report = conform(qemu, name, seed, OPERATIONS, access=by)
     assert report.agrees, str(report)
     assert report.operations == OPERATIONS
     assert sum(count for _, count in report.kinds) == OPERATIONS
@@ -90,13 +98,15 @@ DEFECTS: dict[str, dict[str, object]] = {
     "function mask ignored": {"function_mask": False},
     "no bus master needed": {"bus_master_gates": False},
     "reset keeps the mask": {"reset_clears_mask": False},
+    "another access path": {"access_path": AccessPath.EVEN},
+    "misaligned configuration ports": {"config_misaligned": MisalignedConfig.ONES},
 }
 
 
 def defective(cells: dict[str, object]) -> type[SimulatedDevice]:
     class Defective(SimulatedDevice):
         def __init__(self, scene: Scene) -> None:
-            super().__init__(scene, replace(PROFILES[scene.profile], **cells))  # type: ignore[arg-type]
+            super().__init__(scene, replace(scene.device, **cells))  # type: ignore[arg-type]
 
     return Defective
 
@@ -107,7 +117,7 @@ def test_a_defect_is_found(qemu: str, defect: str) -> None:
     assert RULES_TODAY.write_offset_mask == 0xFC
     for seed in SEEDS:
         random = Random(f"{defect}/{seed}")
-        scene = Scene.draw("qemu-doorbell", random, server=True)
+        scene = Scene.draw("qemu-doorbell", random, server=True, version=qemu_version(qemu))
         if play(qemu, scene, generate(scene, random, OPERATIONS), defective(DEFECTS[defect])):
             return
     pytest.fail(f"{defect}: unseen in {len(SEEDS)} sequences of {OPERATIONS}")
@@ -115,7 +125,8 @@ def test_a_defect_is_found(qemu: str, defect: str) -> None:
 
 def test_a_divergence_is_shrunk_to_what_it_takes(qemu: str) -> None:
     # A device with few vectors: each attempt starts a QEMU.
-    report = conform(qemu, "qemu-doorbell", 3, 300, make=defective({"ring_while_disabled": Undelivered.PEND}))
+    made = defective({"ring_while_disabled": Undelivered.PEND})
+    report = conform(qemu, "qemu-doorbell", 3, 300, make=made, access="qtest")
     assert report.divergence is not None
     sequence = report.divergence.sequence
     # An address for the pending bits, memory decode, one ring; perhaps an entry that makes it visible.
@@ -369,12 +380,69 @@ def test_case_server_simulated() -> None:
         assert made[target].bar_read(1, 0x800, 4) == 1 << vector
 
 
+KVM_VARIABLE = "IVSHMEM_TEST_KVM"
+"""Set where /dev/kvm runs a guest that begins in real mode: not everywhere that it can be opened."""
+
+
+@pytest.mark.parametrize("seed", [0, 21])
+def test_no_divergence_under_kvm(qemu: str, seed: int) -> None:
+    if not os.environ.get(KVM_VARIABLE):
+        pytest.skip(f"{KVM_VARIABLE} is not set")
+    report = conform(qemu, "qemu-doorbell", seed, OPERATIONS, access="kvm")
+    assert report.profile == "qemu-doorbell-kvm"
+    assert report.agrees, str(report)
+
+
+def test_the_guest_makes_each_access(qemu: str) -> None:
+    """Memory of the machine: each size and alignment, in one list of commands and one by one; then a reset."""
+    at = 0x50_0000
+    with GuestCpu() as cpu, Qemu(qemu, cpu.arguments, cpu.inherit) as real:
+        cpu.start(real)
+
+        def do(*commands: bytes) -> list[int]:
+            whole = b"".join(commands)
+            real.ask(wake_lines(whole))
+            cpu.wait(real)
+            (done,) = real.ask([f"read {COMMANDS:#x} {len(whole):#x}"])
+            return results(bytes.fromhex(done[2:]))
+
+        stores = [access(at + 16 * size + size - 1, size, 0x1122_3344_5566_7788) for size in (1, 2, 4, 8)]
+        loads = [access(at + 16 * size + size - 1, size) for size in (1, 2, 4, 8)]
+        assert do(*stores, *loads)[4:] == [0x88, 0x7788, 0x5566_7788, 0x1122_3344_5566_7788]
+        assert [do(load)[0] for load in loads] == [0x88, 0x7788, 0x5566_7788, 0x1122_3344_5566_7788]
+        assert real.read(at + 0x87, 8) == 0x1122_3344_5566_7788
+        do(copy(at + 0x80, 16, COPIES), clear(at + 0x80, 16))
+        assert real.read(COPIES + 7, 8) == 0x1122_3344_5566_7788
+        assert real.read(at + 0x87, 8) == 0
+        for size in (1, 2, 4):  # the host bridge of a pc, 8086:1237
+            assert do(config_access(0, 0, size)) == [0x1237_8086 & (1 << 8 * size) - 1]
+        do(config_access(0, 0x3C, 1, 0x5A))
+        assert real.config_read(0, 0x3C, 1) == 0x5A
+        real.reset()
+        cpu.wait(real)
+        assert do(access(at + 0x10, 1)) == [0x88]
+
+
+def test_the_firmware_is_what_its_source_says(tmp_path: Path) -> None:
+    source = Path(firmware.__file__).with_suffix(".S")
+    compiler = shutil.which("cc")
+    if compiler is None or shutil.which("objcopy") is None:
+        pytest.skip("no C compiler with its assembler")
+    subprocess.run([compiler, "-c", source, "-o", tmp_path / "firmware.o"], check=True)
+    subprocess.run(
+        ["objcopy", "-O", "binary", "-j", ".text", tmp_path / "firmware.o", tmp_path / "firmware.bin"], check=True
+    )
+    assert (tmp_path / "firmware.bin").read_bytes() == firmware.CODE.rstrip(bytes(1))
+    assert len(firmware.image()) == 1 << 16
+
+
 @pytest.mark.parametrize("peer", [3, 0x7FFF, 0x8000, 0xFFFE])
 def test_vectors_above_255_are_rung_by_exact_match(qemu: str, peer: int) -> None:
     """Source of a profile cell: 279 is found as it is, 280 by its low 8 bits; any width, offset and ID."""
     writes = [(size, offset, vector) for size in (1, 2, 4, 8) for offset in range(8, 16) for vector in (257, 279, 280)]
     simulated: list[list[int]] = []
-    device = Ivshmem(profile("qemu-doorbell"), vectors=300, ring=lambda to, vector: simulated[-1].append(vector))
+    kind = profile_by_access(profile("qemu-doorbell"), "qtest", qemu_version(qemu))
+    device = Ivshmem(kind, vectors=300, ring=lambda to, vector: simulated[-1].append(vector))
     assign_resources(device.config.bars.values(), device.config_write)
     for vector in range(280):
         device.connect(peer, vector)

@@ -34,9 +34,10 @@ def qemu(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.parametrize("access", ["tcg", "qtest"])
 @pytest.mark.parametrize("name", CONFORMING)
-def test_the_simulated_device_conforms(qemu: str, name: str, seed: int) -> None:
-    report = conform(qemu, name, seed, OPERATIONS)
+def test_the_simulated_device_conforms(qemu: str, name: str, access: str, seed: int) -> None:
+    report = conform(qemu, name, seed, OPERATIONS, access=access)
     assert report.agrees, str(report)
     assert report.version == qemu_version(qemu)
 

@@ -67,16 +67,16 @@ def test_conformance_without_a_qemu() -> None:
 
 
 def test_a_divergence_is_printed_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverging(qemu: str, name: str, seed: int, operations: int) -> Report:
+    def diverging(qemu: str, name: str, seed: int, operations: int, access: str) -> Report:
         scene = Scene(name, 1, 1, 0, 4096)
         divergence = Divergence(scene, (ConfigRead(0, 4),), "value 0x1", "value 0x2")
         found = divergence if seed == 4 else None
-        return Report(name, NEWEST, seed, 1, operations, (("ConfigRead", 1),), found)
+        return Report(name, NEWEST, access, seed, 1, operations, (("ConfigRead", 1),), found)
 
     monkeypatch.setattr(sim.oracle.conformance, "conform", diverging)
     result = CliRunner().invoke(conformance, ["--profile", "qemu-plain", "--seed", "3", "--seeds", "2"])
     assert result.exit_code == 1
-    assert "and QEMU 11.1, seed 3: 1000 operations on 1 device, no divergence" in result.output
+    assert "and QEMU 11.1 by tcg, seed 3: 1000 operations on 1 device, no divergence" in result.output
     assert "1. config_read(0x00, 4)" in result.output
     assert "simulated: value 0x2" in result.output
     result = CliRunner().invoke(conformance, ["--profile", "qemu-plain", "--seed", "4", "--json"])
@@ -85,12 +85,13 @@ def test_a_divergence_is_printed_and_fails(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.qemu
-def test_conformance_command() -> None:
+@pytest.mark.parametrize("access", ["tcg", "qtest"])
+def test_conformance_command(access: str) -> None:
     real_qemu()
-    result = CliRunner().invoke(conformance, ["--operations", "200", "--json"])
+    result = CliRunner().invoke(conformance, ["--operations", "200", "--json", "--access", access])
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.output.splitlines()]
-    assert [(row["profile"], row["operations"], row["divergence"]) for row in rows] == [
-        ("qemu-doorbell", 200, None),
-        ("qemu-plain", 200, None),
+    assert [(row["profile"], row["access"], row["operations"], row["divergence"]) for row in rows] == [
+        ("qemu-doorbell", access, 200, None),
+        ("qemu-plain", access, 200, None),
     ]

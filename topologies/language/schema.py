@@ -54,7 +54,8 @@ def _machines(table: dict[str, Any]) -> None:
     """The names of devices and programs; the parameters of a program where the same table names it."""
     programs = [resolve_program(name) for name in shipped_programs()]
     properties = table["properties"]
-    properties["profile"]["enum"] = list(PROFILES)
+    of_a_version = {"type": "string", "pattern": r"^qemu-(doorbell|plain)-[0-9]+\.[0-9]+$"}
+    properties["profile"]["anyOf"] = [{"enum": list(PROFILES)}, of_a_version]
     properties["cpus"]["anyOf"][1]["pattern"] = CPU_LIST
     properties["program"].pop("default", None)
     properties["program"] |= {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from nodes.device.access_path import AccessPath, MisalignedConfig
 from nodes.device.msix import Undelivered
 from nodes.device.pci import COMMAND_IO, COMMAND_MEMORY
 from nodes.device.profile import COMMAND_BITS, INTR_MASK, REGISTERS, DoorbellMatch, Profile, Quirk, make_profile
@@ -31,6 +32,8 @@ QEMU_1_1 = make_profile(
     command_mask=(COMMAND_BITS, "QEMU 1.1, hw/pci.c, pci_init_wmask"),
     config_writable_from=(0x40, "QEMU 1.1, hw/pci.c, pci_init_wmask"),
     msix_capability=(0x40, "QEMU 1.1, hw/pci.c, pci_find_space: the first room behind the header"),
+    config_misaligned=(MisalignedConfig.ACROSS, "QEMU 1.1, memory.c, memory_region_iorange_read: not checked"),
+    access_path=(AccessPath.WHOLE, "QEMU 1.1, kvm-all.c, kvm_cpu_exec: cpu_physical_memory_rw of each exit"),
     registers_bar=(0, "row 5"),
     registers=(REGISTERS, "row 38"),
     registers_rules=(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from nodes.device.access_path import AccessPath, MisalignedConfig
 from nodes.device.msix import Undelivered
 from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY
 from nodes.device.profile import COMMAND_BITS, DOORBELL, DoorbellMatch, Profile, make_profile
@@ -84,6 +85,8 @@ QEMU_V2 = make_profile(
     command_mask=(COMMAND_BITS, "QEMU, hw/pci/pci.c, pci_init_wmask"),
     config_writable_from=(0x40, "QEMU, hw/pci/pci.c, pci_init_wmask"),
     msix_capability=(0x40, "Q: lspci of the RFC's thread, [40] MSI-X"),
+    config_misaligned=(MisalignedConfig.ACROSS, "none: what an access across the ports does is not modelled"),
+    access_path=(AccessPath.WHOLE, "S: aligned 32-bit only"),
     vendor_capability=(0x4C, "Q: lspci of the RFC's thread, [4c] Vendor Specific Len=18"),
     base_address=(False, "Q: BAR2 has the memory"),
     registers_bar=(0, "S, BAR0"),

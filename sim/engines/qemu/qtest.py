@@ -1,6 +1,6 @@
-"""A real QEMU without a guest, controlled by its qtest line protocol and by QMP.
+"""A real QEMU, controlled by its qtest line protocol and by QMP.
 
-``-accel tcg -S`` runs no guest code; qtest reads and writes ports and physical memory, one
+With ``-S`` it runs no guest code before the QMP command ``cont``; qtest reads and writes ports and physical memory, one
 line each way (QEMU, softmmu/qtest.c). All its sockets are inherited pairs: there are no paths to clean up.
 """
 
@@ -110,11 +110,13 @@ def _select(slot: int, offset: int) -> str:
 class Qemu:
     """Owns one QEMU process. ``arguments`` may name the descriptors in ``inherit`` by number.
 
+    ``accel`` is the accelerator of its processor.
+
     Raises:
         QemuError: it does not start; the message ends with what it printed.
     """
 
-    def __init__(self, path: str, arguments: Sequence[str], inherit: Iterable[int] = ()) -> None:
+    def __init__(self, path: str, arguments: Sequence[str], inherit: Iterable[int] = (), *, accel: str = "tcg") -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
         self._seen: Counter[str] = Counter()
         """How often each event has come."""
@@ -126,7 +128,7 @@ class Qemu:
             self._qtest = LineConnection(near_qtest, "qtest")
             self._qmp = LineConnection(near_qmp, "QMP")
             command = [
-                *(path, "-nodefaults", "-display", "none", "-accel", "tcg", "-S", "-m", "16M"),
+                *(path, "-nodefaults", "-display", "none", "-accel", accel, "-S", "-m", "16M"),
                 *(
                     "-chardev",
                     f"socket,id=qt,fd={far_qtest.fileno()}",

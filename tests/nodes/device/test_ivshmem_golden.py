@@ -14,8 +14,9 @@ import pytest
 from nodes.device.effects import DeviceWarning, MsixMessage
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
-from nodes.device.profiles import profile
+from nodes.device.profiles import profile, profile_by_access
 from nodes.errors import RemoteProtocolError, UsageError
+from nodes.qemu_versions import QemuVersion
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SIZES = {"b": 1, "w": 2, "l": 4, "q": 8}
@@ -35,9 +36,15 @@ def device(
     boot: bool = True,
     rung: Counter[tuple[int, int]] | None = None,
 ) -> Ivshmem:
-    """A device in the state in which a real one is after realize, and after firmware with ``boot``."""
+    """A device in the state in which a real one is after realize, and after firmware with ``boot``.
+
+    The recordings are of QEMU 7.2 and qtest; the profile with KVM has accesses of its own.
+    """
     counts = Counter[tuple[int, int]]() if rung is None else rung
-    made = Ivshmem(profile(name), vectors=vectors, ring=lambda p, v: counts.update([(p, v)]))
+    kind = profile(name)
+    if name in ("qemu-doorbell", "qemu-plain"):
+        kind = profile_by_access(kind, "qtest", QemuVersion(7, 2))
+    made = Ivshmem(kind, vectors=vectors, ring=lambda p, v: counts.update([(p, v)]))
     if peer is not None and made.profile.server:
         made.set_peer(peer)
     made.set_memory(memoryview(bytearray(memory_bytes)))

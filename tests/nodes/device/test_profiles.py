@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from nodes.device.access_path import AccessPath
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
-from nodes.device.profiles import INTR_STATUS, PROFILES, Profile, Quirk, profile
+from nodes.device.profiles import INTR_STATUS, PROFILES, Profile, Quirk, profile, profile_by_access
 from nodes.device.registers import Access
 from nodes.errors import ModelledFault, RemoteProtocolError, UsageError
+from nodes.qemu_versions import QemuVersion
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -213,10 +215,10 @@ def test_vector_bits(name: str, rung: int) -> None:
     assert device.rung_doorbells == rung
 
 
-def with_280_vectors(name: str, peer: int) -> tuple[Ivshmem, list[int]]:
+def with_280_vectors(made: Profile, peer: int) -> tuple[Ivshmem, list[int]]:
     """A device that can ring 280 vectors of one peer, and the vectors that it rings."""
     rung: list[int] = []
-    device = Ivshmem(profile(name), vectors=300, ring=lambda _, vector: rung.append(vector))
+    device = Ivshmem(made, vectors=300, ring=lambda _, vector: rung.append(vector))
     device.set_peer(0)
     device.set_memory(memoryview(bytearray(4 << 20)))
     assign_resources(device.config.bars.values(), device.config_write)
@@ -227,32 +229,109 @@ def with_280_vectors(name: str, peer: int) -> tuple[Ivshmem, list[int]]:
 
 def test_exact_match_comes_before_the_8_bits() -> None:
     """With more than 256 vectors, a doorbell that names a connected one exactly finds it (an ioeventfd)."""
-    device, rung = with_280_vectors("qemu-doorbell", 3)
+    device, rung = with_280_vectors(profile("qemu-doorbell"), 3)
     for vector in (279, 280):
         device.bar_write(0, 12, 4, 3 << 16 | vector)
     device.bar_write(0, 12, 2, 279)  # not 4 bytes: peer 0
     assert rung == [279, 280 & 0xFF]
 
 
-# QEMU 7.2, 10.0 and 11.1: vector 257 of a peer with 280, by the width and the offset of the write. What a processor's
-# own store makes of a misaligned access before it reaches the device is not the device's.
+# QEMU 7.2, 10.0 and 11.1: vector 257 of a peer with 280, by the access, the width and the offset of the write. None: it
+# is not rung.
 @pytest.mark.parametrize(
-    ("name", "peer", "expected"),
+    ("kind", "peer", "expected"),
     [
-        ("qemu-doorbell", 5, {(4, 12): 257, (8, 8): 257, (8, 12): 257, (8, 10): 257, (8, 11): 257}),
-        ("qemu-doorbell", 0x7FFF, {(4, 12): 257, (8, 8): 257}),
-        ("qemu-doorbell", 0x8000, {(4, 12): 1, (8, 8): 1, (8, 12): 1, (8, 10): 1}),
-        ("qemu-doorbell", 0xFFFF, {(4, 12): 1, (8, 8): 1}),
-        ("qemu-doorbell-kvm", 5, {(4, 12): 257, (8, 8): 1, (8, 12): 1, (8, 10): 1, (8, 11): 1}),
-        ("qemu-doorbell-kvm", 0x8000, {(4, 12): 257, (8, 8): 1}),
+        ("qtest 7.2", 5, {(4, 12): 257, (8, 8): 257, (8, 12): 257, (8, 10): 257, (8, 11): 257}),
+        ("qtest 11.1", 0x7FFF, {(4, 12): 257, (8, 8): 257}),
+        ("qtest 7.2", 0x8000, {(4, 12): 1, (8, 8): 1, (8, 12): 1, (8, 10): 1}),
+        ("qtest 10.0", 0xFFFF, {(4, 12): 1, (8, 8): 1}),
+        ("tcg 7.2", 5, {(4, 12): 257, (8, 8): 257, (8, 12): None, (8, 10): None, (8, 11): None}),
+        ("tcg 7.2", 0x8000, {(4, 12): 1}),
+        ("tcg 10.0", 5, {(4, 12): 257, (8, 8): 257, (8, 12): 257, (8, 10): None, (8, 11): None}),
+        ("tcg 11.1", 5, {(4, 12): 257, (8, 8): 257, (8, 12): 257, (8, 10): None, (8, 11): None}),
+        ("tcg 11.1", 0x8000, {(4, 12): 1}),
+        ("kvm 7.2", 5, {(4, 12): 257, (8, 8): 1, (8, 12): 1, (8, 10): 1, (8, 11): 1}),
+        ("kvm 11.1", 0x8000, {(4, 12): 257, (8, 8): 1}),
         ("qemu-1.1-intx", 5, {(4, 12): 1, (8, 8): 1, (8, 12): 1, (8, 10): 1}),
     ],
 )
-def test_doorbell_inside_a_wider_write(name: str, peer: int, expected: dict[tuple[int, int], int]) -> None:
+def test_doorbell_inside_a_wider_write(kind: str, peer: int, expected: dict[tuple[int, int], int | None]) -> None:
+    access, _, version = kind.partition(" ")
+    made = by_access(access, version) if version else profile(kind)
     for (size, offset), vector in expected.items():
-        device, rung = with_280_vectors(name, peer)
+        device, rung = with_280_vectors(made, peer)
         device.bar_write(0, offset, size, (peer << 16 | 257) << 8 * (12 - offset))
-        assert rung == [vector], (size, offset)
+        assert rung == ([] if vector is None else [vector]), (size, offset)
+
+
+@pytest.mark.parametrize(
+    ("access", "version", "mask", "status", "reads"),
+    [
+        ("tcg", "7.2", 0xCC, 0xAA, 0x77881122),
+        ("tcg", "10.0", 0xCCDD, 0xAABB, 0x77880000),
+        ("tcg", "11.1", 0xCCDD, 0xAABB, 0x77880000),
+        ("qtest", "7.2", 0xCCDD, 0xAABB, 0x77880000),
+        ("kvm", "7.2", 0xCCDD, 0xAABB, 0x77880000),
+    ],
+)
+def test_a_word_across_two_registers(access: str, version: str, mask: int, status: int, reads: int) -> None:
+    """4 bytes at offset 2 of BAR0, as a bare guest and qtest found them."""
+    device = Ivshmem(by_access(access, version), ring=lambda peer, vector: None)
+    assign_resources(device.config.bars.values(), device.config_write)
+    device.bar_write(0, 0, 4, 0x1122_3344)
+    device.bar_write(0, 4, 4, 0x5566_7788)
+    assert device.bar_read(0, 2, 4) == reads
+    device.bar_write(0, 2, 4, 0xAABB_CCDD)
+    assert [device.bar_read(0, at, 4) for at in (0, 4)] == [mask, status]
+
+
+@pytest.mark.parametrize(
+    ("access", "version", "word", "long", "written"),
+    [
+        ("tcg", "7.2", 0, 0, "000000"),
+        ("tcg", "11.1", 0, 0, "000000"),
+        ("qtest", "11.1", 0, 0, "000000"),
+        ("qtest", "7.2", 0x3322, 0xFF443322, "78569a"),
+        ("kvm", "11.1", 0x3322, 0xFF443322, "78569a"),
+    ],
+)
+def test_configuration_ports_misaligned(access: str, version: str, word: int, long: int, written: str) -> None:
+    """``inw`` and ``inl`` at 0xcfd, and ``outw`` at 0xcff, of a scratch word; as above."""
+    device = Ivshmem(by_access(access, version), ring=lambda peer, vector: None)
+    device.config_write(0x80, 4, 0x4433_2211)
+    assert [device.config_read(0x81, size) for size in (2, 4)] == [word, long]
+    device.config_write(0x84, 4, 0)
+    device.config_write(0x85, 2, 0x5678)
+    device.config_write(0x87, 2, 0xFF9A)
+    assert bytes(device.config.data[0x85:0x88]).hex() == written
+    assert device.config_read(0x88, 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "long"),
+    [("acrn", 0xFFFF, 0xFFFF_FFFF), ("cloud-hypervisor", 0x101A, 0xFFFF_FFFF), ("qemu-1.1", 0x101A, 0x0003_1110)],
+)
+def test_other_hypervisors_take_misaligned_configuration_accesses(name: str, word: int, long: int) -> None:
+    """2 bytes at 1, within a word; 4 bytes at 2, across its end."""
+    device = Ivshmem(profile(name), ring=lambda peer, vector: None)
+    assert device.config_read(1, 2) == word
+    assert device.config_read(2, 4) == long
+
+
+def test_a_profile_of_a_version() -> None:
+    assert profile("qemu-doorbell-7.2").access_path is AccessPath.BYTES
+    assert profile("qemu-plain-10.0").access_path is profile("qemu-plain").access_path is AccessPath.EVEN
+    assert profile("qemu-doorbell-7.2+revision=3").revision == 3
+    assert PROFILES["qemu-doorbell-9.2"].name == "qemu-doorbell-9.2"
+    assert "qemu-doorbell-9.2" not in list(PROFILES)
+    for wrong in ("acrn-7.2", "qemu-doorbell-", "qemu-doorbell-new", "qemu-doorbell-kvm-7.2"):
+        with pytest.raises(UsageError):
+            profile(wrong)
+        assert wrong not in PROFILES
+
+
+def by_access(access: str, version: str) -> Profile:
+    return profile_by_access(profile("qemu-doorbell"), access, QemuVersion.parse(version))
 
 
 @pytest.mark.parametrize(("name", "position"), [("qemu-1.1", 0xFFFF_FFFF), ("acrn", 0), ("qemu-doorbell", 0)])
