@@ -105,8 +105,8 @@ def bars_table() -> str:
 def faults_table() -> str:
     """The fault matrix: one row for each of its tests, with the figure of `make faults`."""
     rows = [
-        (each.row, ROWS[each.row], f"{each.full:,} {each.unit}", f"`{each.path}::{each.name}`")
-        for each in marked_tests()
+        (test.row, ROWS[test.row], f"{test.full:,} {test.unit}", f"`{test.path}::{test.name}`")
+        for test in marked_tests()
     ]
     return table(("row", "fault", "injected by `make faults`", "test"), rows)
 

@@ -45,7 +45,7 @@ def helps() -> Iterator[Help]:
 
 
 def _help(command: click.Command, context: click.Context, commands: list[tuple[str, str]]) -> Help:
-    options = [each for each in command.get_params(context) if isinstance(each, click.Option)]
+    options = [param for param in command.get_params(context) if isinstance(param, click.Option)]
     records = [option.get_help_record(context) for option in options]
     return Help(
         name=context.command_path,
@@ -96,7 +96,7 @@ def _markdown(its: Help) -> str:
 def _escaped(text: str) -> str:
     """Plain text as Markdown; what stands between backquotes is code already."""
     parts = text.split("`")
-    parts[::2] = [re.sub(r"([|<*_\[\]])", r"\\\1", each) for each in parts[::2]]
+    parts[::2] = [re.sub(r"([|<*_\[\]])", r"\\\1", part) for part in parts[::2]]
     return "`".join(parts)
 
 

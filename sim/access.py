@@ -81,7 +81,7 @@ def qemu_lines(topology: Topology, accesses: Iterable[Access]) -> list[str]:
     """Return the options with which a QEMU joins, for each domain whose server speaks its protocol."""
     lines = []
     for domain, access in zip(topology.domains, accesses, strict=True):
-        vectors = max((each.vectors for each in topology.machines if domain.name in each.domains), default=1)
+        vectors = max((machine.vectors for machine in topology.machines if domain.name in machine.domains), default=1)
         options = qemu_options(Path(access.socket), vectors, domain.spoken)
         if vectors and options:
             program = "the QEMU fork" if domain.spoken is V2 else "QEMU"
@@ -103,5 +103,5 @@ def external_lines(topology: Topology, accesses: Sequence[Access]) -> list[str]:
 
 def shown(accesses: Iterable[Access], most: int = 4) -> list[str]:
     """Return a line for each, but no more than ``most`` and how many more there are."""
-    lines = [str(each) for each in accesses]
+    lines = [str(access) for access in accesses]
     return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more domains (manifest.json)"]

@@ -134,7 +134,7 @@ def _check_limits(arguments: list[str]) -> None:
     """Compare the limits of this process with what the command loads; the libraries would end it without a word."""
     from sim.host import libraries
 
-    command = next((each for each in arguments if not each.startswith("-")), "")
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
     if command in RESULTS_COMMANDS:
         libraries.check(libraries.RESULTS)
         libraries.leave_out_pandas()

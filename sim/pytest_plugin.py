@@ -120,10 +120,10 @@ def ivshmem_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         now = holdings()
         return {
             "processes": set(now.children),
-            "descriptors": {each for each in now.descriptors if each[1].startswith(OWN_KINDS)},
+            "descriptors": {descriptor for descriptor in now.descriptors if descriptor[1].startswith(OWN_KINDS)},
             "segments": set(now.segments),
-            "sockets": {str(each.path) for each in runtime_directories() if each.pid == os.getpid()},
-            "threads": {each for each in now.threads if each.startswith("ivshmem server")},
+            "sockets": {str(directory.path) for directory in runtime_directories() if directory.pid == os.getpid()},
+            "threads": {thread for thread in now.threads if thread.startswith("ivshmem server")},
         }
 
     marker = request.node.get_closest_marker("ivshmem_timeout")

@@ -198,7 +198,12 @@ def _ending(end: RunEnd, machines: LiveMachines) -> Ending:
     return Ending(
         status=end.status,
         reason=end.reason,
-        deaths={row.row: each.exit for each in machines.incarnations if each.exit for row in each.rows},
+        deaths={
+            row.row: incarnation.exit
+            for incarnation in machines.incarnations
+            if incarnation.exit
+            for row in incarnation.rows
+        },
         pending=[(*at, count) for at, count in pending.items()],
         foreign_pending=foreign,
         foreign_peers=end.foreign_peers,
@@ -206,8 +211,8 @@ def _ending(end: RunEnd, machines: LiveMachines) -> Ending:
         measure_start_ns=end.measure_start_ns,
         stop_ns=end.stop_ns,
         phases=[Phase(*phase) for phase in end.phases],
-        identities=[identity for each in machines.incarnations for identity in each.identities],
-        moves=[move for each in machines.incarnations for move in each.moves],
+        identities=[identity for incarnation in machines.incarnations for identity in incarnation.identities],
+        moves=[move for incarnation in machines.incarnations for move in incarnation.moves],
         stays=machines.shared_stays(),
     )
 

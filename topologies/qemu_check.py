@@ -50,12 +50,12 @@ def _reasons(topology: Topology, entry: TimelineEntry, machines: list[Machine]) 
     """What ends which of the machines of an entry."""
     action = entry.action
     if isinstance(action, Unplug):
-        late = [each for each in machines if each.kind == "qemu" and _hears_a_leave(topology, entry, each)]
+        late = [machine for machine in machines if machine.kind == "qemu" and _hears_a_leave(topology, entry, machine)]
         yield ENDED, [each for each in late if each.guest is None]
         yield NOT_DONE, [each for each in late if each.guest is not None]
     elif isinstance(action, Garble):
         # Between the server and a QEMU without a guest stands the machine's process.
-        direct = [each for each in machines if each.guest is not None]
+        direct = [machine for machine in machines if machine.guest is not None]
         if action.message == "half_message":
             yield HALF, direct
         elif action.message == "left_unknown":

@@ -53,7 +53,9 @@ def _programs() -> Reference:
     for name in shipped_programs():
         program = resolve_program(name)
         rows.append((name, "", "", program.summary))
-        rows += [(f"{name}.{each.name}", _takes(each), _default(each), "") for each in program.parameters]
+        rows += [
+            (f"{name}.{parameter.name}", _takes(parameter), _default(parameter), "") for parameter in program.parameters
+        ]
     return Reference(("program", "takes", "default", "meaning"), tuple(rows))
 
 

@@ -77,8 +77,8 @@ def calibrate(exchanges: Sequence[Exchange]) -> Calibration:
     """The other clock, from at least one exchange, in the order of time."""
     first, last = exchanges[0].at_ns, exchanges[-1].at_ns
     part_ns = (last - first) / PART
-    early = min((each for each in exchanges if each.at_ns <= first + part_ns), key=_width)
-    late = min((each for each in reversed(exchanges) if each.at_ns >= last - part_ns), key=_width)
+    early = min((exchange for exchange in exchanges if exchange.at_ns <= first + part_ns), key=_width)
+    late = min((exchange for exchange in reversed(exchanges) if exchange.at_ns >= last - part_ns), key=_width)
     span_ns = late.at_ns - early.at_ns
     if len(exchanges) < FEWEST or span_ns <= 0:
         best = min(exchanges, key=_width)
@@ -91,7 +91,7 @@ def calibrate(exchanges: Sequence[Exchange]) -> Calibration:
         drift = (late.middle_ns - early.middle_ns) / span_ns
         found = Calibration(early.middle_ns, drift, early.at_ns, error_ns)
     # A clock that does not drift evenly leaves the bounds of other exchanges: the error contains by how far.
-    outside_ns = max(max(0.0, -found.to_other_ns(each), -found.from_other_ns(each)) for each in exchanges)
+    outside_ns = max(max(0.0, -found.to_other_ns(exchange), -found.from_other_ns(exchange)) for exchange in exchanges)
     return found._replace(error_ns=max(found.error_ns, outside_ns))
 
 

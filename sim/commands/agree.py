@@ -82,14 +82,14 @@ def agree(
 
 
 def _tell(topology: str, found: Any) -> None:
-    unexplained = sum(not each.explained for each in found.differences)
+    unexplained = sum(not difference.explained for difference in found.differences)
     explained = len(found.differences) - unexplained
     simulated, real = found.doorbells
     click.echo(f"{topology}, seed {found.seed}: {len(found.machines)} real machines: {', '.join(found.machines)}")
     for note in found.notes:
         click.echo(f"  note: {note}")
     click.echo(f"  {found.edges} edges were rung in both runs; doorbells: simulated {simulated:,}, real {real:,}")
-    for each in found.differences:
-        click.echo(f"  {each}")
+    for difference in found.differences:
+        click.echo(f"  {difference}")
     click.echo(f"  differences: {explained} explained, {unexplained} not explained")
     click.echo(f"  runs: {found.simulated} and {found.real}")

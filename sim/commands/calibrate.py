@@ -36,7 +36,7 @@ def calibrate(runs: tuple[Path, ...], base: str, output: Path | None) -> None:
     from sim.engines.virtual.cost_model import load_model
     from sim.results.store.opening import open as open_run
 
-    text = as_toml(read_costs([open_run(each) for each in runs], load_model(base)))
+    text = as_toml(read_costs([open_run(run) for run in runs], load_model(base)))
     if output is None:
         click.echo(text, nl=False)
     else:

@@ -62,7 +62,8 @@ def compare(a: Path, b: Path, limits: tuple[str, ...], across_hosts: bool, as_js
             "notes": found.notes,
             "metrics": [metric.row() for metric in found.metrics.values()],
             "thresholds": [
-                {"threshold": its.threshold.text, "met": its.met, "told": rows.threshold(its)} for its in verdicts
+                {"threshold": verdict.threshold.text, "met": verdict.met, "told": rows.threshold(verdict)}
+                for verdict in verdicts
             ],
         }
         click.echo(json.dumps(content, indent=2))

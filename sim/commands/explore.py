@@ -122,7 +122,7 @@ def _explore(
     if found.broken and output is not None:
         first = found.broken[0]
         shortest = shrink(topology, first)
-        write_replay(output, topology, [str(each) for each in programs], shortest)
+        write_replay(output, topology, [str(program) for program in programs], shortest)
         figures["schedule"] = {"file": str(output), "decisions": len(shortest.decisions)}
         if not as_json:
             was, now = len(first.decisions), len(shortest.decisions)

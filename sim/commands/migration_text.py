@@ -23,7 +23,7 @@ def plan_lines(plan: MigrationPlan) -> Iterator[str]:
     if not plan.steps:
         yield "nothing can move"
         return
-    later = [each.name for each in plan.machines if not each.present]
+    later = [machine.name for machine in plan.machines if not machine.present]
     yield "to another host, with a fresh server for each domain" + (
         f", once {several(later)} {'has' if len(later) == 1 else 'have'} joined:" if later else ":"
     )

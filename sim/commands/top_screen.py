@@ -190,9 +190,9 @@ def _summary(now: _Seen) -> list[str]:
     words = [f"{snapshot.phase:8}", f"{snapshot.up}/{snapshot.machines} up"]
     rates = [its for name in snapshot.groups if (its := now.rates.of(name)) is not None]
     if rates:
-        words += [f"{name} {count(sum(its[name] for its in rates))}/s" for name in ("rung", "interrupts")]
+        words += [f"{name} {count(sum(rate[name] for rate in rates))}/s" for name in ("rung", "interrupts")]
     words.append(f"pending {pending(snapshot):,}")
-    refused = sum(each.refused for each in snapshot.groups.values())
+    refused = sum(group.refused for group in snapshot.groups.values())
     words += [f"refused {refused:,}"] if refused else []
     words += [f"delivery {_latencies(snapshot)}"] if snapshot.latency_ns else []
     ran, left = ran_s(snapshot), left_s(snapshot)

@@ -79,7 +79,7 @@ class Actions:
         if isinstance(action, RunAction):
             pass
         elif isinstance(action, ServerAction):
-            target = next(each for each in self._domains if action.domain in (None, each.name))
+            target = next(domain for domain in self._domains if action.domain in (None, domain.name))
         else:
             assert machine is not None
             assert isinstance(action, MachineAction)
@@ -215,7 +215,7 @@ class Actions:
         if incarnation.unplugged or incarnation.stalled:
             raise ActionError("its device is unplugged" if incarnation.unplugged else "it is stalled")
         here = incarnation.rows[0].domain
-        target = next((each for each in self._domains if each.name == action.to_domain), self._domains[here])
+        target = next((domain for domain in self._domains if domain.name == action.to_domain), self._domains[here])
         if action.hand_over and target.number != here:
             raise ActionError("a connection that is handed over stays in its domain: remove to_domain")
         try:

@@ -119,7 +119,7 @@ class Coordinator:
 
     def run(self) -> RunEnd:
         """Start all machines, wait for the end, collect pending doorbells. Returns however the run went."""
-        present = [each for each in self.machines.incarnations if each.machine.present]
+        present = [incarnation for incarnation in self.machines.incarnations if incarnation.machine.present]
         self._not_ready = len(present)
         for incarnation in present:
             if self.phase != "starting":
@@ -196,7 +196,11 @@ class Coordinator:
         self._looks = 0 if progress != self._progress else self._looks + 1
         self._progress = progress
         if self._looks >= START_LOOKS:
-            missing = [each.name for each in self.machines.incarnations if each.machine.present and not each.ready]
+            missing = [
+                incarnation.name
+                for incarnation in self.machines.incarnations
+                if incarnation.machine.present and not incarnation.ready
+            ]
             shown = ", ".join(missing[:NAMES_SHOWN])
             more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
             patience_s = START_LOOKS * LOOK_NS / SECOND_NS
@@ -342,7 +346,11 @@ class Coordinator:
         if self.phase != "stopping":
             return
         self._looks += 1
-        left = [each for each in self.machines.incarnations if each.is_running] if self._looks >= STOP_LOOKS else []
+        left = (
+            [incarnation for incarnation in self.machines.incarnations if incarnation.is_running]
+            if self._looks >= STOP_LOOKS
+            else []
+        )
         for incarnation in left:
             if not incarnation.killed and (self._looks >= STARVED_LOOKS or not incarnation.live.is_starved):
                 self._kill_unstopped(incarnation)

@@ -154,7 +154,7 @@ def _naming(topology: Topology) -> dict[int, Sequence[int]]:
 
     The others never change their ID, and a list of all that name each of 2048 machines would be long.
     """
-    changing = {each.index for each in topology.machines if not each.present}
+    changing = {machine.index for machine in topology.machines if not machine.present}
     for entry in topology.timeline:
         if isinstance(entry.action, Join | Migrate):
             changing.update(entry.machines)
@@ -169,10 +169,13 @@ def _naming(topology: Topology) -> dict[int, Sequence[int]]:
 def first_rows(topology: Topology) -> list[DeviceRow]:
     """The rows of every machine's first incarnation: first devices in the order of the machines, then further ones."""
     numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
-    rows = [DeviceRow(each.index, each.name, each.index, numbers[each.domains[0]]) for each in topology.machines]
-    for each in topology.machines:
-        for place, domain in enumerate(each.domains[1:], 1):
-            rows.append(DeviceRow(len(rows), _device_name(each.name, domain, place), each.index, numbers[domain]))
+    rows = [
+        DeviceRow(machine.index, machine.name, machine.index, numbers[machine.domains[0]])
+        for machine in topology.machines
+    ]
+    for machine in topology.machines:
+        for place, domain in enumerate(machine.domains[1:], 1):
+            rows.append(DeviceRow(len(rows), _device_name(machine.name, domain, place), machine.index, numbers[domain]))
     return rows
 
 

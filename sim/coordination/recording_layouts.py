@@ -29,21 +29,21 @@ class Layouts:
 
     def __init__(self, topology: Topology, *, all_edges: bool = True) -> None:
         self._topology, self._all_edges = topology, all_edges
-        devices = sum(len(each.domains) for each in topology.machines)
+        devices = sum(len(machine.domains) for machine in topology.machines)
         budget_bytes = SAMPLES_BUDGET_BYTES if all_edges else SAMPLES_BUDGET_BYTES // 2
         share = budget_bytes // SAMPLE_BYTES // devices // 3
         most = round(SAMPLES_PER_S_MAX * (topology.run.warmup_s + topology.run.duration_s))
         self._rings = max(SAMPLES_MIN, min(most, share)) if topology.run.sample_every else 0
         self._drains = max(SAMPLES_MIN, min(most, 2 * share))
         # A machine that joins again has another ID, and one more edge for each vector.
-        self._incarnations = incarnations = Counter({each.index: 1 for each in topology.machines})
+        self._incarnations = incarnations = Counter({machine.index: 1 for machine in topology.machines})
         for entry in topology.timeline:
             if isinstance(entry.action, Join | Migrate):
                 incarnations.update(dict.fromkeys(entry.machines, entry.repeat))
         self._peers: Counter[int] = Counter()
-        self._peers_at_once = Counter(each.vectors for each in topology.machines)
-        for each in topology.machines:
-            self._peers[each.vectors] += incarnations[each.index]
+        self._peers_at_once = Counter(machine.vectors for machine in topology.machines)
+        for machine in topology.machines:
+            self._peers[machine.vectors] += incarnations[machine.index]
         # A machine that migrates opens its edges anew each time.
         self._moves: Counter[int] = Counter()
         for entry in topology.timeline:

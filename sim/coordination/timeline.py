@@ -145,12 +145,16 @@ class Timeline:
             scopes=Scopes((machine.name, machine.group) for machine in machines),
             counts=counts_so_far(
                 [
-                    LiveRecording(each.machine.index, recording, live.index_of)
-                    for each in live.incarnations
-                    for recording in each.recordings
+                    LiveRecording(incarnation.machine.index, recording, live.index_of)
+                    for incarnation in live.incarnations
+                    for recording in incarnation.recordings
                 ]
             ),
             up=frozenset(each.machine.index for each in live.current if each.is_up),
-            died=tuple(each.machine.index for each in live.incarnations if each.exit and each.is_accident),
+            died=tuple(
+                incarnation.machine.index
+                for incarnation in live.incarnations
+                if incarnation.exit and incarnation.is_accident
+            ),
             elapsed_s=(now_ns - self._start_ns) / SECOND_NS,
         )

@@ -27,7 +27,7 @@ def collect_inputs(topology: Topology, programs: Sequence[str | Path]) -> Inputs
     Raises:
         UsageError: a file cannot be read, two programs have the same name, or the topology needs an image of a guest.
     """
-    if guest := next((each for each in topology.machines if each.guest is not None), None):
+    if guest := next((machine for machine in topology.machines if machine.guest is not None), None):
         raise UsageError(f"{guest.name} has an image of a guest, which is not sent to other hosts")
     name = f"{TOPOLOGY}/{Path(topology.source_name).name}"
     files = {name: topology.source_text.encode()}

@@ -34,7 +34,9 @@ def unbalanced_line(machines: LiveMachines, held: Callable[[int, int, int], int 
                     reached[row, vector] += value
     for line in rung | reached:
         if line not in unknown and rung[line] != reached[line]:
-            name = next(row.name for each in machines.incarnations for row in each.rows if row.row == line[0])
+            name = next(
+                row.name for incarnation in machines.incarnations for row in incarnation.rows if row.row == line[0]
+            )
             return f"{rung[line]} doorbells were rung at {name}:{line[1]}, and {reached[line]} were delivered or wait"
     return ""
 

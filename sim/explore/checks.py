@@ -73,11 +73,11 @@ class Checks:
         self.state = RunState(self.engine.host)
         self._own: list[tuple[Invariant, Callable[[RunState], object], _Liveness | None]] = [
             (
-                each,
-                import_program(each.that),
-                None if each.within_ms is None else _Liveness(round(each.within_ms * MILLISECOND_NS)),
+                invariant,
+                import_program(invariant.that),
+                None if invariant.within_ms is None else _Liveness(round(invariant.within_ms * MILLISECOND_NS)),
             )
-            for each in topology.invariants
+            for invariant in topology.invariants
         ]
         self._broken: Broken | None = None
         self._heard: dict[VirtualDevice, tuple[int, int, int]] = {}

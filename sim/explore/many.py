@@ -79,7 +79,7 @@ def explore(
         HostError: a process has died.
         UsageError: a machine is a real QEMU.
     """
-    if real := next((each for each in topology.machines if each.kind != "simulated"), None):
+    if real := next((machine for machine in topology.machines if machine.kind != "simulated"), None):
         raise UsageError(f"{real.name} is a real QEMU ({real.kind}), which has no place under virtual time")
     exploration = Exploration()
     with contextlib.closing(_batches(topology, seeds) if jobs < 2 else _parallel(topology, seeds, jobs)) as batches:

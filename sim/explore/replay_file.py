@@ -60,7 +60,7 @@ def write_replay(file: Path, topology: Topology, programs: list[str], outcome: O
         source=str(Path(topology.source_name).absolute()),
         text=topology.source_text,
         overrides=dict(topology.overrides),
-        programs=[str(Path(each).absolute()) for each in programs],
+        programs=[str(Path(program).absolute()) for program in programs],
         seed=outcome.seed,
         decisions=outcome.decisions,
         broken=outcome.broken,

@@ -51,7 +51,11 @@ def inventory() -> list[Item]:
     """Return all that belongs to this user: runs first, then servers, memory, directories, processes."""
     directories = runtime_directories()
     items = [*_runs(directories), *_servers(), *map(_memory, segments())]
-    items += [Item("directory", "orphaned", each.pid or None, str(each.path)) for each in directories if not each.owned]
+    items += [
+        Item("directory", "orphaned", directory.pid or None, str(directory.path))
+        for directory in directories
+        if not directory.owned
+    ]
     return items + list(_orphaned_processes(directories))
 
 
@@ -100,7 +104,7 @@ def _memory(segment: Segment) -> Item:
         case "owned":
             return Item("memory", "in use", segment.pid, name, (size,))
         case "used":
-            users = ", ".join(str(each) for each in mappings(segment.name)) or "processes of another user"
+            users = ", ".join(str(mapping) for mapping in mappings(segment.name)) or "processes of another user"
             return Item("memory", "in use", None, name, (size, f"its server was killed; used by {users}"))
         case "orphaned":
             return Item("memory", "orphaned", None, name, (size,))
@@ -120,7 +124,7 @@ def _servers() -> Iterator[Item]:
 
 
 def _orphaned_processes(directories: list[RuntimeDirectory]) -> Iterator[Item]:
-    owned = {str(each.path) for each in directories if each.owned}
+    owned = {str(directory.path) for directory in directories if directory.owned}
     for pid, words in _processes():
         run = _mark(pid)
         if run and run not in owned and not Path(run).exists():
@@ -133,7 +137,7 @@ def _end_process(item: Item) -> bool:
     with contextlib.suppress(ProcessLookupError):
         descriptor = os.pidfd_open(item.pid)
         try:
-            again = next((each for each in _orphaned_processes(runtime_directories()) if each == item), None)
+            again = next((process for process in _orphaned_processes(runtime_directories()) if process == item), None)
             if again is None:
                 return _mark(item.pid) == ""
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
@@ -157,7 +161,7 @@ def _command(words: list[str]) -> str:
     """Return the command of an `ivsim` command line, run as a console script or by ``python -m sim``; "" for others."""
     for place, word in enumerate(words):
         if Path(word).name == "ivsim" or (word == "sim" and words[place - 1] == "-m"):
-            return next((each for each in words[place + 1 :] if not each.startswith("-")), "")
+            return next((word for word in words[place + 1 :] if not word.startswith("-")), "")
     return ""
 
 

@@ -93,7 +93,11 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def problems(self) -> list[str]:
         """Why it cannot be run here; empty when it can."""
-        return [str(each) for each in self.sums if each.binding and not each.fits] + self.refused + self.mistaken
+        return (
+            [str(limit_sum) for limit_sum in self.sums if limit_sum.binding and not limit_sum.fits]
+            + self.refused
+            + self.mistaken
+        )
 
     def error(self, problems: Sequence[str]) -> HostError | UsageError:
         """These problems as an error: the user's, if this host could carry the run."""
@@ -102,7 +106,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def warnings(self) -> list[str]:
-        return [str(each) for each in self.sums if not each.binding and not each.fits]
+        return [str(limit_sum) for limit_sum in self.sums if not limit_sum.binding and not limit_sum.fits]
 
 
 def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None = None) -> Demand:
@@ -147,12 +151,12 @@ def check(topology: Topology, runs: Path) -> None:
 def render(demand: Demand, console: Console) -> None:
     """Print a line for each sum, then the problems."""
     rows = [("", "needed", "allowed", "by")]
-    for each in demand.sums:
-        amounts = (each.needed, each.limit)
+    for limit_sum in demand.sums:
+        amounts = (limit_sum.needed, limit_sum.limit)
         needed, allowed = (
-            "" if it is None else _amount(it, each.unit) if each.unit else f"{it:,.0f}" for it in amounts
+            "" if it is None else _amount(it, limit_sum.unit) if limit_sum.unit else f"{it:,.0f}" for it in amounts
         )
-        rows.append((each.what, needed, allowed, each.limit_name))
+        rows.append((limit_sum.what, needed, allowed, limit_sum.limit_name))
     wrong = {place: "bold red" for place, each in enumerate(demand.sums, start=1) if not each.fits}
     print_columns(rows, console, left=(0, 3), styles=wrong)
     for text in (*demand.warnings, *demand.problems):
@@ -205,7 +209,7 @@ def _descriptors(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]
         f"{count.eventfds} eventfds, {DESCRIPTORS_EACH} for each of {count.machines} machines, {others} others",
         advice,
     )
-    eventfds, machine = max(((_worker_eventfds(topology, each), each) for each in _kinds(topology)), key=_first)
+    eventfds, machine = max(((_worker_eventfds(topology, kind), kind) for kind in _kinds(topology)), key=_first)
     fixed = WORKER_DESCRIPTORS + DEVICE_DESCRIPTORS * (len(machine.domains) - 1)
     yield _sum(
         "descriptors in a machine",
@@ -229,7 +233,10 @@ def _first(pair: tuple[int, Machine]) -> int:
 
 def _kinds(topology: Topology) -> list[Machine]:
     """Return one machine for each kind, profile, number of vectors and set of domains: the others need the same."""
-    kinds = {(each.domains, each.vectors, each.kind, each.profile): each for each in reversed(topology.machines)}
+    kinds = {
+        (machine.domains, machine.vectors, machine.kind, machine.profile): machine
+        for machine in reversed(topology.machines)
+    }
     return list(kinds.values())
 
 
@@ -323,8 +330,8 @@ def _limits_of_processes(
     sizes = {domain.name: domain.memory.size_bytes for domain in topology.domains}
     needed, machine = max(
         (
-            (sum(sizes[name] + recording_bytes[each.vectors] for name in each.domains), each)
-            for each in _kinds(topology)
+            (sum(sizes[name] + recording_bytes[kind.vectors] for name in kind.domains), kind)
+            for kind in _kinds(topology)
         ),
         key=_first,
     )

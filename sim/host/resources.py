@@ -192,7 +192,7 @@ def _private_bytes(pid: int, mapped: bytes) -> int | None:
     if not mappings:
         return None if _is_interpreter(pid) else 0
     # Each but the first piece begins within the line of such a mapping: its own two figures come first.
-    return 1024 * sum(int(size) for each in mappings for size in PRIVATE.findall(each)[:2])
+    return 1024 * sum(int(size) for mapping in mappings for size in PRIVATE.findall(mapping)[:2])
 
 
 def _is_interpreter(pid: int) -> bool:

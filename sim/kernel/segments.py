@@ -280,4 +280,4 @@ def mappings(name: str) -> Iterator[Mapping]:
 
 
 def _users(name: str) -> str:
-    return ", ".join(str(each) for each in mappings(name) if each.current) or "processes of another user"
+    return ", ".join(str(mapping) for mapping in mappings(name) if mapping.current) or "processes of another user"

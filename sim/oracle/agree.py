@@ -39,7 +39,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def agrees(self) -> bool:
         """Whether there is no difference that nothing explains."""
-        return all(each.explained for each in self.differences)
+        return all(difference.explained for difference in self.differences)
 
 
 def agree(pair: Pair, *, runs: Path) -> Agreement:

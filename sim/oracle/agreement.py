@@ -146,10 +146,10 @@ def facts(run: Run, memory: Mapping[str, bytes]) -> Facts:
         ),
         ends=figures.deaths,
         up=up,
-        verdicts={str(each): each for each in figures.expectations},
+        verdicts={str(expectation): expectation for expectation in figures.expectations},
         memory=memory,
         duration_ns=figures.stop_ns - figures.start_ns,
-        moved=frozenset(each.machine for each in figures.migrations if each.verdict == "moved"),
+        moved=frozenset(migration.machine for migration in figures.migrations if migration.verdict == "moved"),
     )
 
 

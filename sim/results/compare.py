@@ -84,7 +84,7 @@ class Comparison:
         wanted = name if name in self.metrics else _full_name(name)
         if wanted not in self.metrics:
             quantiles = ", ".join(quantile.replace("_", ".") for quantile, _ in QUANTILES)
-            others = [its for its in self.metrics if its in METRICS and METRICS[its].compared]
+            others = [metric for metric in self.metrics if metric in METRICS and METRICS[metric].compared]
             raise UsageError(
                 f"no metric {name!r}: expected {quantiles}, of total or of another latency "
                 f"({', '.join(EVERY_LATENCY)}) as in delivery.p99, or one of {', '.join(others)}, "
@@ -99,8 +99,8 @@ class Comparison:
         """One row for each metric."""
         ends = ("a_interval", "b_interval", "change_interval")
         rows = []
-        for its in self.metrics.values():
-            row = its.row()
+        for metric in self.metrics.values():
+            row = metric.row()
             for name in ends:
                 row[f"{name}_low"], row[f"{name}_high"] = row.pop(name) or (None, None)
             rows.append(row)

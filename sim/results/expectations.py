@@ -247,7 +247,9 @@ class _Finished:
         planned = {str(event.get("machine")) for event in self._run.events() if event.get("kind") == LEFT}
         deaths = dict(self._run.figures.deaths)
         deaths |= {
-            str(each.get("machine")): str(each.get("how")) for each in self._run.events() if each.get("kind") == DIED
+            str(event.get("machine")): str(event.get("how"))
+            for event in self._run.events()
+            if event.get("kind") == DIED
         }
         devices = {row.name for row in self._run.origin.machines if row.domain != self._first_domain(row)}
         return [
@@ -276,7 +278,7 @@ class _Finished:
             machine = self._by_name.get(str(event.get("machine")), -1)
             match event.get("kind"):
                 case "ready":
-                    up |= {each.index for each in self._topology.machines if each.present}
+                    up |= {machine.index for machine in self._topology.machines if machine.present}
                 case kind if kind == JOINED:
                     up.add(machine)
                 case kind if kind in (LEFT, DIED) and not ever:
@@ -310,16 +312,19 @@ class _Finished:
     # Migrations
 
     def _of_migrations(self, scope: Scope) -> Iterator[MigrationOutcome]:
-        for each in self._run.figures.migrations:
-            if self._by_name.get(each.machine, self._by_name.get(each.machine.rpartition(".")[0])) in scope.machines:
-                yield each
+        for migration in self._run.figures.migrations:
+            if (
+                self._by_name.get(migration.machine, self._by_name.get(migration.machine.rpartition(".")[0]))
+                in scope.machines
+            ):
+                yield migration
 
     def _migrations(self, verdict: str, scope: Scope) -> float:
-        return float(sum(each.verdict == verdict for each in self._of_migrations(scope)))
+        return float(sum(migration.verdict == verdict for migration in self._of_migrations(scope)))
 
     def _downtime_ms(self, scope: Scope) -> float:
         """The longest pause of a migration, also of one that failed."""
-        its = [each.downtime_ms for each in self._of_migrations(scope) if each.downtime_ms is not None]
+        its = [migration.downtime_ms for migration in self._of_migrations(scope) if migration.downtime_ms is not None]
         if not its:
             raise UnknownMetricError(f"no machine migrated{self._explained(scope)}")
         return max(its)

@@ -145,7 +145,7 @@ class Run:
 
         from sim.results.store.schemas import MIGRATIONS
 
-        return pa.Table.from_pylist([_plain(each) for each in self.figures.migrations], MIGRATIONS)
+        return pa.Table.from_pylist([_plain(migration) for migration in self.figures.migrations], MIGRATIONS)
 
     def table(self, name: str) -> Any:
         """One of samples, drains, edges, vectors, resources, histograms as a ``pyarrow.Table``."""

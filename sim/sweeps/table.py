@@ -49,7 +49,7 @@ def hosts_are_comparable(varied: Sequence[str], rows: Sequence[Row]) -> bool:
     for row in rows:
         by_host.setdefault(row.host, Counter())[tuple(row.values[key] for key in varied)] += 1
     first, *others = by_host.values() or (Counter(),)
-    return all(its == first for its in others)
+    return all(other == first for other in others)
 
 
 def make_table(varied: Sequence[str], rows: Sequence[Row]) -> Any:
@@ -61,7 +61,7 @@ def make_table(varied: Sequence[str], rows: Sequence[Row]) -> Any:
     for field in msgspec.structs.fields(Row):
         if field.name in ("values", "missed"):
             continue
-        kind = next(kinds[each] for each in kinds if each.__name__ in str(field.type))
+        kind = next(kinds[kind] for kind in kinds if kind.__name__ in str(field.type))
         columns[field.name] = pa.array([getattr(row, field.name) for row in rows], kind)
     columns["missed"] = pa.array([row.missed for row in rows], pa.list_(pa.string()))
     return pa.table(columns)

@@ -71,7 +71,7 @@ class Publisher:
             frame = bytes((0, len(message))) + message
         else:
             frame = bytes((LONG,)) + len(message).to_bytes(8, "big") + message
-        for subscriber in [each for each in self._subscribers if not each.send(frame)]:
+        for subscriber in [subscriber for subscriber in self._subscribers if not subscriber.send(frame)]:
             self._subscribers.remove(subscriber)
             subscriber.close()
 

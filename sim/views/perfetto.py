@@ -170,7 +170,7 @@ def _drains(rows: dict[str, Column], start_ns: int, manifest: Manifest) -> Itera
     machine, vector, count, delivered, handled = (rows[name][known] for name in DRAIN_COLUMNS)
     ends = _until_next(machine << 16 | vector, delivered, np.maximum(handled, delivered))
     columns = (machine, vector, count, delivered, ends, handled)
-    for its_machine, its_vector, its_count, at, end, done in zip(*(each.tolist() for each in columns), strict=True):
+    for its_machine, its_vector, its_count, at, end, done in zip(*(column.tolist() for column in columns), strict=True):
         event: Event = {"name": f"vector {its_vector}", "cat": "interrupt", "ph": "X"}
         event |= {
             "ts": (at - start_ns) / 1e3,

@@ -287,8 +287,8 @@ def _over_time(axes: Any, data: TimeSeries) -> Any:
             name, (at_s, 1), xycoords=("data", "axes fraction"), ha="center", va="center", color="1", bbox=box,
             fontsize="x-small", annotation_clip=False,
         )  # fmt: skip
-    for each in data.events:
-        axes.axvline(each.time_s, color="0.4", linewidth=0.8, linestyle=":")
+    for event in data.events:
+        axes.axvline(event.time_s, color="0.4", linewidth=0.8, linestyle=":")
     axes.set_xlim(0, span_s)
     listed = [f"{number} {brief(each.event)}" for number, each in enumerate(shown, start=1)]
     more = len(data.events) - len(shown)

@@ -198,8 +198,10 @@ def migrations(figures: Summary, most: int = MIGRATIONS_SHOWN) -> TextTable:
 def alike(figures: Summary) -> list[list[MigrationOutcome]]:
     """The migrations by machine and outcome."""
     found: dict[tuple[object, ...], list[MigrationOutcome]] = {}
-    for each in figures.migrations:
-        found.setdefault((each.machine, each.verdict, each.reason, each.hand_over, each.to_domain), []).append(each)
+    for migration in figures.migrations:
+        found.setdefault(
+            (migration.machine, migration.verdict, migration.reason, migration.hand_over, migration.to_domain), []
+        ).append(migration)
     return list(found.values())
 
 
@@ -225,21 +227,29 @@ def _outcome(its: Sequence[MigrationOutcome]) -> tuple[str, ...]:
 def expectations(verdicts: Sequence[ExpectationVerdict]) -> TextTable:
     """The expectations of the topology, and their outcome."""
     rows = []
-    for each in verdicts:
-        got = "not known" if each.got is None else f"{each.got:,.0f}" if each.got.is_integer() else f"{each.got:,.6g}"
-        rows.append(("met" if each.met else "UNMET", str(each), got, each.why))
+    for verdict in verdicts:
+        got = (
+            "not known"
+            if verdict.got is None
+            else f"{verdict.got:,.0f}"
+            if verdict.got.is_integer()
+            else f"{verdict.got:,.6g}"
+        )
+        rows.append(("met" if verdict.met else "UNMET", str(verdict), got, verdict.why))
     return TextTable("Expectations", ("verdict", "expected", "got", ""), rows, words=(0, 1, 3))
 
 
 def comparison(its: Comparison) -> TextTable:
     """The metrics of two runs, without those that neither has, and raw where it equals total."""
     rows = []
-    for each in its.metrics.values():
-        if each.name in METRICS and not METRICS[each.name].compared:
+    for metric in its.metrics.values():
+        if metric.name in METRICS and not METRICS[metric.name].compared:
             continue
-        same = its.metrics.get(each.name.replace("raw.", "total."), each)
-        if (each.a or each.b) and (same is each or (same.a, same.b) != (each.a, each.b)):
-            rows.append((each.title, shown_metric(each, each.a), shown_metric(each, each.b), *_change(each)))
+        same = its.metrics.get(metric.name.replace("raw.", "total."), metric)
+        if (metric.a or metric.b) and (same is metric or (same.a, same.b) != (metric.a, metric.b)):
+            rows.append(
+                (metric.title, shown_metric(metric, metric.a), shown_metric(metric, metric.b), *_change(metric))
+            )
     head = ("metric", "A", "B", "change", "95 % of the change", "verdict")
     return TextTable(f"A: {PurePath(its.a.path).name}; B: {PurePath(its.b.path).name}", head, rows)
 

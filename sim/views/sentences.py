@@ -60,11 +60,11 @@ def _host(figures: Summary) -> str:
 def migration_reasons(figures: Summary, most: int = rows.MIGRATIONS_SHOWN) -> Iterator[str]:
     """Why machines did not migrate, once for each reason; which were handed over; how many rows are not shown."""
     names: dict[tuple[str, str], dict[str, None]] = {}
-    for each in figures.migrations:
-        if each.reason:
-            names.setdefault((each.verdict, each.reason), {})[each.machine] = None
-        elif each.hand_over and each.verdict == "moved":
-            names.setdefault(("handed over, connection and ID", ""), {})[each.machine] = None
+    for migration in figures.migrations:
+        if migration.reason:
+            names.setdefault((migration.verdict, migration.reason), {})[migration.machine] = None
+        elif migration.hand_over and migration.verdict == "moved":
+            names.setdefault(("handed over, connection and ID", ""), {})[migration.machine] = None
     for (verdict, reason), machines in names.items():
         few = [*machines][:3]
         more = f" and {len(machines) - len(few)} more" if len(machines) > len(few) else ""

@@ -206,15 +206,15 @@ def _warnings(settings: ServiceSettings, region: Region) -> list[str]:
     name = settings.memory_name
     if name is None:
         return []
-    others = [each for each in mappings(name) if each.pid != os.getpid()]
+    others = [mapping for mapping in mappings(name) if mapping.pid != os.getpid()]
     unknown = "this server does not know them, and no client can ring them until they connect to it"
     warnings = []
     if region.adopted:
-        who = ", ".join(str(each) for each in others if each.current) or "processes of other users"
+        who = ", ".join(str(other) for other in others if other.current) or "processes of other users"
         warnings.append(
             f"memory {name!r} is shared, with its content, with clients of a server that was killed ({who}): {unknown}"
         )
-    if former := [str(each) for each in others if not each.current]:
+    if former := [str(other) for other in others if not other.current]:
         warnings.append(
             f"memory {name!r} is new: clients of an earlier server have another memory of that name "
             f"({', '.join(former)}); {unknown}"

@@ -75,7 +75,7 @@ def read_machines(
     defaults = base_settings(fields.get("defaults", {}))
     members = [group_settings(name, group, defaults, names, report) for name, group in groups.items()]
     resolved = ResolvedMachines(
-        names, members, [each.of(place) for each in members for place in range(len(each.indices))]
+        names, members, [member.of(place) for member in members for place in range(len(member.indices))]
     )
     run = fields.get("run", {})
     only_migratable = run.get("only_migratable", False)

@@ -35,7 +35,7 @@ class Reach:
 
     def __init__(self, settings: Sequence[Settings]) -> None:
         classes: dict[tuple[str, ...], int] = {}
-        self.class_of = [classes.setdefault(each.values["domains"], len(classes)) for each in settings]
+        self.class_of = [classes.setdefault(setting.values["domains"], len(classes)) for setting in settings]
         self._reached = [
             frozenset(other for names, other in classes.items() if not set(own).isdisjoint(names)) for own in classes
         ]

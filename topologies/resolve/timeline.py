@@ -206,7 +206,7 @@ class Timeline:
                 got = f"{self.references.names.names_of[bridge]}, which has devices in {its}"
                 self.report.add((*path, "machines"), "machines with a device in one domain", got)
             elif action.hand_over and action.to_domain and action.to_domain not in reached:
-                others = [its[0] for its in domains.values() if its[0] != action.to_domain]
+                others = [domain[0] for domain in domains.values() if domain[0] != action.to_domain]
                 if others:
                     expected = f"none but {show(others[0])}: a connection that is handed over stays with its server"
                     hint = "leave out to_domain, or hand_over"

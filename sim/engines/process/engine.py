@@ -160,8 +160,8 @@ class ProcessEngine:
     def start_progress(self) -> int:
         ready = sum(machine.pid is not None for machine in self._machines)
         now_ns = self.loop.clock.now_ns()
-        awaited_s = now_ns // SECOND_NS if any(each.is_awaited(now_ns) for each in self._machines) else 0
-        awaited_s += sum(each.start_progress(now_ns) for each in self._guests)
+        awaited_s = now_ns // SECOND_NS if any(machine.is_awaited(now_ns) for machine in self._machines) else 0
+        awaited_s += sum(guest.start_progress(now_ns) for guest in self._guests)
         return ready + self._fork_server.work() + awaited_s
 
     def state(self) -> str:

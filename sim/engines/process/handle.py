@@ -138,7 +138,7 @@ class WorkerHandle:
 
     def _all(self) -> list[ChildProcess]:
         others = (self._candidate, self._hosted)
-        return [*self._processes, *self._standing_by, *(each for each in others if each is not None)]
+        return [*self._processes, *self._standing_by, *(other for other in others if other is not None)]
 
     def _signal(self, number: signal.Signals) -> None:
         if self._processes and not self._ended:

@@ -64,8 +64,8 @@ def _run(machine: WorkerConfiguration, link: Control, coordinator: int) -> int:
         recordings = [stack.enter_context(Recording.open(device.recording)) for device in machine.devices]
         try:
             if not _is_awaited(link):
-                for each in recordings:
-                    each.words[header.STATE] = State.STOPPED
+                for recording in recordings:
+                    recording.words[header.STATE] = State.STOPPED
                 link.send(Stopped())
                 return 0
             schedule(machine.cpus, machine.policy, machine.priority, machine.nice)
@@ -74,8 +74,8 @@ def _run(machine: WorkerConfiguration, link: Control, coordinator: int) -> int:
         except EOFError:
             raise
         except BaseException as error:  # reported while the recordings are open, for their state tells of it, too
-            for each in recordings:
-                each.words[header.STATE] = State.FAILED
+            for recording in recordings:
+                recording.words[header.STATE] = State.FAILED
             link.send(explain(error))
             end_children()
             return 1

@@ -69,7 +69,9 @@ def hearings() -> Asking:
     On a machine without the ports of a PC, what is read means nothing, and the list is empty.
     """
     buses = yield "query-pci", {}
-    devices = [each for each in _devices(buses) if (each["id"]["vendor"], each["id"]["device"]) == (VENDOR, DEVICE)]
+    devices = [
+        device for device in _devices(buses) if (device["id"]["vendor"], device["id"]["device"]) == (VENDOR, DEVICE)
+    ]
     if not devices:
         return []
     status = yield "query-status", {}

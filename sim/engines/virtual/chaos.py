@@ -159,7 +159,7 @@ def with_faults(topology: Topology, decisions: Decisions) -> Topology:
     indices = {machine.name: machine.index for machine in topology.machines}
     present = [machine.name for machine in topology.machines if machine.present]
     entries = list(topology.timeline)
-    for each in decisions.faults(present, duration_ns):
-        for action, at_ns in zip(FAULTS[each.kind], (each.value, each.value + each.lasts_ns), strict=True):
-            entries.append(TimelineEntry(action=action(), at_s=at_ns / SECOND_NS, machines=(indices[each.machine],)))
+    for fault in decisions.faults(present, duration_ns):
+        for action, at_ns in zip(FAULTS[fault.kind], (fault.value, fault.value + fault.lasts_ns), strict=True):
+            entries.append(TimelineEntry(action=action(), at_s=at_ns / SECOND_NS, machines=(indices[fault.machine],)))
     return msgspec.structs.replace(topology, timeline=tuple(entries))

@@ -45,7 +45,7 @@ def _shares_peers(topology: Topology) -> bool:
     return (
         messages > MESSAGES_MAX
         and all(domain.dialect == "v0" and domain.version == 1 for domain in topology.domains)
-        and all(profiles.profile(kind).client != "2012" for kind in {each.profile for each in topology.machines})
+        and all(profiles.profile(kind).client != "2012" for kind in {machine.profile for machine in topology.machines})
         and not any(isinstance(entry.action, SAID_TO_ONE) for entry in topology.timeline)
     )
 

@@ -73,7 +73,7 @@ class VirtualLink:
     def put_back(self, messages: Sequence[Message[int] | None]) -> None:
         """A read has ended before these; the next one begins with them."""
         if messages:
-            self._arriving.extendleft((self._loop.clock.ns, each) for each in reversed(messages))
+            self._arriving.extendleft((self._loop.clock.ns, message) for message in reversed(messages))
             self._announce()
 
     def close(self) -> None:

@@ -65,7 +65,7 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
     if ending is not None and ending.phases:
         manifest = msgspec.structs.replace(manifest, phases=ending.phases)
     ending = ending or _inferred(path, manifest, records)
-    problems = [problem for each in records for problem in each.problems]
+    problems = [problem for record in records for problem in record.problems]
     numbers = LineNumbers(manifest.machines, records, ending.identities)
     lines, edges = _lines(manifest, ending, records, numbers, problems)
     guest_difference = _confirm(lines, records)
@@ -104,8 +104,8 @@ def _confirm(lines: Sequence[LineAccount], records: Sequence[Records]) -> int | 
     Returns:
         How many more doorbells guests have counted than came from them; None unless all guests have counted.
     """
-    guests = {each.machine for each in records if each.counts_nothing}
-    said = [each.guest_rung for each in records if each.counts_nothing and each.guest_rung is not None]
+    guests = {record.machine for record in records if record.counts_nothing}
+    said = [record.guest_rung for record in records if record.counts_nothing and record.guest_rung is not None]
     for line in lines:
         if line.machine in guests:
             line.settled = 0
@@ -131,16 +131,16 @@ def _with_further(
     """The manifest with a row for each further recording: other incarnations, and other devices, of its machines."""
     sound: list[Records] = []
     rows = list(manifest.machines)
-    for each in records:
-        if each.machine != len(rows) or each.of >= len(manifest.machines) or each.problems:
+    for record in records:
+        if record.machine != len(rows) or record.of >= len(manifest.machines) or record.problems:
             continue  # not of this run, or so damaged that its machine is not known
-        of = manifest.machines[each.of]
-        name = of.name if each.life == 1 else f"{of.name}.{each.life}"
-        domain = first_domain.get(each.machine, each.domain)
+        of = manifest.machines[record.of]
+        name = of.name if record.life == 1 else f"{of.name}.{record.life}"
+        domain = first_domain.get(record.machine, record.domain)
         if domain != of.domain:
             name += f".{manifest.domains[domain]}" if domain < len(manifest.domains) else f".{domain}"
-        rows.append(MachineRow(each.machine, name[:MACHINE_NAME_MAX], of.group, of.vectors, domain, each.of))
-        sound.append(each)
+        rows.append(MachineRow(record.machine, name[:MACHINE_NAME_MAX], of.group, of.vectors, domain, record.of))
+        sound.append(record)
     return sound, msgspec.structs.replace(manifest, machines=rows)
 
 
@@ -152,22 +152,22 @@ def _inferred(path: Path, manifest: Manifest, records: Sequence[Records]) -> End
         if last_status != files.RUNNING:
             status, reason = last_status, last_reason
     names = dict(enumerate(State.NAMES))
-    started = [each.started_ns for each in records if each.started_ns]
-    stamps = [entries.latest_ns for each in records for entries in (each.rings, each.drains)]
+    started = [record.started_ns for record in records if record.started_ns]
+    stamps = [entries.latest_ns for record in records for entries in (record.rings, record.drains)]
     start_ns = min(started, default=0)
     return Ending(
         status=status,
         reason=reason,
         deaths={
-            each.machine: f"last seen {names.get(each.state, 'in no known state')}"
-            for each in records
-            if not each.clean
+            record.machine: f"last seen {names.get(record.state, 'in no known state')}"
+            for record in records
+            if not record.clean
         },
         pending=None,
         foreign_pending=[],
         start_ns=start_ns,
         measure_start_ns=start_ns + round(manifest.warmup_s * 1e9) if start_ns else 0,
-        stop_ns=max([start_ns, *stamps, *(each.stopped_ns for each in records)]),
+        stop_ns=max([start_ns, *stamps, *(record.stopped_ns for record in records)]),
     )
 
 
@@ -179,9 +179,9 @@ def _lines(
     problems: list[str],
 ) -> tuple[list[LineAccount], Table]:
     """``Account.lines`` and ``Account.edges``."""
-    sizes = [len(each.edges) for each in records]
-    source = np.repeat(np.array([each.machine for each in records], np.int64), sizes)
-    rows = np.concatenate([np.zeros((0, 3), np.int64), *(each.edges for each in records)])
+    sizes = [len(record.edges) for record in records]
+    source = np.repeat(np.array([record.machine for record in records], np.int64), sizes)
+    rows = np.concatenate([np.zeros((0, 3), np.int64), *(record.edges for record in records)])
     target, _, line = numbers.of_keys(rows[:, 0])
     beyond = int(np.count_nonzero((target >= 0) & (line < 0)))
     if beyond:
@@ -202,14 +202,14 @@ def _lines(
         its.rung, its.refused = its_rung, its_refused
     for sender, at in zip(source.tolist(), line.tolist(), strict=True):
         lines[at].senders.add(sender)
-    for each in records:
-        first, has = int(numbers.first[each.machine]), int(numbers.vectors[each.machine])
-        for vector, (delivered, interrupts) in enumerate(each.vectors[:has].tolist()):
+    for record in records:
+        first, has = int(numbers.first[record.machine]), int(numbers.vectors[record.machine])
+        for vector, (delivered, interrupts) in enumerate(record.vectors[:has].tolist()):
             lines[first + vector].delivered = delivered
             lines[first + vector].interrupts = interrupts
     _put_pending(lines, ending, problems)
     _share_rings(lines, numbers, ending.stays)
-    uncounted = {each.machine for each in records if each.problems or each.counts_nothing}
+    uncounted = {record.machine for record in records if record.problems or record.counts_nothing}
     balance(
         lines,
         dead={*ending.deaths, *uncounted},

@@ -151,9 +151,9 @@ def drain_codes(drains: pa.Table, manifest: Manifest, by: str) -> tuple[list[Any
         raise UsageError(f"drains name machine {int(machine.max())}, the manifest has {len(manifest.machines)}")
     groups = [group.name for group in manifest.groups]
     if by == "machine":
-        return [each.name for each in manifest.machines], machine
+        return [machine.name for machine in manifest.machines], machine
     if by == "group":
-        of_machine = np.array([groups.index(each.group) for each in manifest.machines], np.int64)
+        of_machine = np.array([groups.index(machine.group) for machine in manifest.machines], np.int64)
         return groups, of_machine[machine]
     if by == "vector":
         return list(range(int(vector.max(initial=0)) + 1)), vector

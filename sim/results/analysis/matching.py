@@ -40,15 +40,15 @@ class LineNumbers:
         self.vectors = np.array([machine.vectors for machine in machines], dtype=np.int64)
         self.first = np.concatenate(([0], np.cumsum(self.vectors)))
         self.count = int(self.first[-1])
-        domains = [machine.domain for machine in machines] + [each.domain for each in records]
+        domains = [machine.domain for machine in machines] + [record.domain for record in records]
         domains += [domain for _, domain, _ in identities]
         self.machine_of = np.full((max(domains, default=0) + 1, PEERS), -1, dtype=np.int32)
-        for each in records:
+        for record in records:
             # A machine without a readable recording had the ID that the server assigns first: its index.
-            peer = each.machine if each.peer is None and each.problems else each.peer
-            own = self.machine_of[machines[each.machine].domain if each.problems else each.domain]
-            if peer is not None and (own[peer] < 0 or not each.problems):
-                own[peer] = each.machine
+            peer = record.machine if record.peer is None and record.problems else record.peer
+            own = self.machine_of[machines[record.machine].domain if record.problems else record.domain]
+            if peer is not None and (own[peer] < 0 or not record.problems):
+                own[peer] = record.machine
         for row, domain, its_peer in identities:
             self.machine_of[domain, its_peer] = row
 
@@ -258,10 +258,10 @@ def _together(records: Sequence[Records], section: str) -> Iterator[tuple[Column
     parts: list[Column] = []
     machines: list[int] = []
     size = 0
-    for each in records:
-        for chunk in getattr(each, section).chunks():
+    for record in records:
+        for chunk in getattr(record, section).chunks():
             parts.append(chunk)
-            machines.append(each.machine)
+            machines.append(record.machine)
             size += len(chunk)
             if size >= CHUNK_ROWS:
                 yield np.concatenate(parts), np.repeat(machines, [len(part) for part in parts])

@@ -84,9 +84,9 @@ def _rows(account: Account) -> dict[str, int]:
     """The row of each incarnation of a machine, by its name in the events."""
     names = [machine.name for machine in account.manifest.machines]
     rows: dict[str, int] = {}
-    for each in account.records:
-        of = each.of if each.of < len(names) else each.machine
-        rows.setdefault(names[of] if each.life == 1 else f"{names[of]}.{each.life}", each.machine)
+    for record in account.records:
+        of = record.of if record.of < len(names) else record.machine
+        rows.setdefault(names[of] if record.life == 1 else f"{names[of]}.{record.life}", record.machine)
     return rows
 
 
@@ -166,7 +166,7 @@ def _whereabouts(account: Account, attempt: _Attempt, rows: dict[str, int]) -> t
     row = rows.get(attempt.machine)
     if attempt.ended.refused:  # which names the machine: the incarnation that began last
         incarnations = [its for name, its in rows.items() if attempt.machine in (name, name.rpartition(".")[0])]
-        begun = [its for its in incarnations if account.records[its].ready_ns <= at_ns]
+        begun = [incarnation for incarnation in incarnations if account.records[incarnation].ready_ns <= at_ns]
         row = max(begun, key=lambda its: account.records[its].ready_ns, default=row)
     first = [(domain, peer) for of, domain, peer in account.ending.identities if of == row]
     moves = [(domain, peer) for of, domain, peer, since_ns in account.ending.moves if of == row and since_ns <= at_ns]

@@ -27,7 +27,7 @@ def summarize(
 ) -> Summary:
     """The content of ``summary.json``. ``drained``: doorbells for each drain, of all and of each group."""
     figures = _summarize(account, latencies, drained)
-    counters = Counters.total(each.counters for each in account.records)
+    counters = Counters.total(record.counters for record in account.records)
     figures = msgspec.structs.replace(figures, **counters.named())
     return msgspec.structs.replace(figures, warnings=list(warnings(figures)))
 
@@ -38,10 +38,10 @@ def _summarize(
     manifest, ending, records = account.manifest, account.ending, account.records
     groups = _groups(account, latencies, drained[1])
     sums = totals(account.lines)
-    nowhere = sum(each.counters.rung_nowhere for each in records)
+    nowhere = sum(record.counters.rung_nowhere for record in records)
     seconds = max(0, ending.stop_ns - ending.start_ns) / 1e9 if ending.start_ns else 0.0
     # The start did not wait for machines that joined during the run.
-    first = [each.ready_ns for each in records if not ending.start_ns or each.ready_ns < ending.start_ns]
+    first = [record.ready_ns for record in records if not ending.start_ns or record.ready_ns < ending.start_ns]
     ready = [ready_ns - manifest.started_ns for ready_ns in first if ready_ns or not ending.start_ns]
     status, reason = _verdict(account)
     machines = [machine.index for machine in manifest.machines]
@@ -92,7 +92,7 @@ def _summarize(
         host=host_use(account.resources, ending.start_ns, ending.stop_ns),
         wake_up_baseline=baseline,
         clock_source=manifest.host.clock_source,
-        missed_oldest_ns=max((each.missed_oldest_ns for each in records), default=0),
+        missed_oldest_ns=max((record.missed_oldest_ns for record in records), default=0),
         short_deliveries=account.matching.short,
         unscheduled=int(account.matching.unscheduled.sum()),
         start_ns=ending.start_ns,
@@ -148,7 +148,7 @@ def _groups(
         )
     if lines[foreign]:
         groups[foreign] = _group(account, lines[foreign], latencies.groups[-1], sent=0, members=[])
-    rung_nowhere = sum(each.counters.rung_nowhere for each in account.records)
+    rung_nowhere = sum(record.counters.rung_nowhere for record in account.records)
     if rung_nowhere:
         lines_nowhere = [LineAccount(-1, -1, -1, rung=rung_nowhere, refused=rung_nowhere)]
         groups[nowhere] = _group(account, lines_nowhere, NOTHING, sent=0, members=[])

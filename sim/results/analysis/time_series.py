@@ -117,7 +117,7 @@ def span(run: Run) -> tuple[int, int]:
     for name, column in (("samples", "rung_ns"), ("drains", "delivered_ns")):
         with contextlib.suppress(UsageError):
             stamps += [extent(run.place, name, column)]
-    there = [each for each in stamps if each]
+    there = [stamp for stamp in stamps if stamp]
     if not there:
         return 0, 0
     start_ns = min(first for first, _ in there)

@@ -57,5 +57,5 @@ def extent(directory: Path, name: str, column: str) -> tuple[int, int] | None:
 
     Raises ``UsageError`` when the table is missing or damaged.
     """
-    found = [each[column] for each in batches(directory, name, (column,)) if len(each[column])]
+    found = [batch[column] for batch in batches(directory, name, (column,)) if len(batch[column])]
     return (min(int(each.min()) for each in found), max(int(each.max()) for each in found)) if found else None

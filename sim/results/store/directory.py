@@ -251,12 +251,12 @@ def _manifest(
         argv=list(sys.argv),
         arguments=msgspec.to_builtins(dict(arguments), enc_hook=str),
         groups=[
-            GroupRow(each.name, each.count, each.vectors, each.program, topology.real(each.name))
-            for each in topology.groups
+            GroupRow(group.name, group.count, group.vectors, group.program, topology.real(group.name))
+            for group in topology.groups
         ],
         machines=[
-            MachineRow(each.index, each.name, each.group, each.vectors, numbers[each.domains[0]])
-            for each in topology.machines
+            MachineRow(machine.index, machine.name, machine.group, machine.vectors, numbers[machine.domains[0]])
+            for machine in topology.machines
         ],
         domains=[domain.name for domain in topology.domains],
         engine=topology.run.engine,

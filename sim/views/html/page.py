@@ -144,7 +144,7 @@ def _notices(run: Run, figures: Summary | None, data: TimeSeries) -> Markup:
     """Warnings, what is damaged, what is missing."""
     said = sentences.warnings(run) if figures else run.problems
     said = [*said, *(each.removeprefix(f"{run.path}: ") for each in data.missing)]
-    lines = [tag("li", each) for each in dict.fromkeys(said)]
+    lines = [tag("li", fromkey) for fromkey in dict.fromkeys(said)]
     if not lines:
         return Markup()
     return tag("aside", tag("h2", "To know about these figures"), tag("ul", *lines), class_="notices")
@@ -217,7 +217,7 @@ def _migrations(figures: Summary | None) -> list[Markup]:
     table = rows.migrations(figures, LISTED) if figures else None
     if table is None or not table.rows or figures is None:
         return []
-    notes = [tag("p", each, class_="note") for each in sentences.migration_reasons(figures, LISTED)]
+    notes = [tag("p", reason, class_="note") for reason in sentences.migration_reasons(figures, LISTED)]
     return [_section("Migrations", "migrations", lambda: [tables.table(table), *notes])]
 
 

@@ -55,7 +55,9 @@ def usage(run: Run, start_ns: int, stop_ns: int) -> list[Usage]:
     time_s = (time_ns - start_ns) / 1e9
     span_s = (stop_ns - start_ns) / 1e9
     groups = [(COORDINATOR_NAME, [COORDINATOR])]
-    groups = [(name, [each.index for each in manifest.machines if each.group == name]) for name in names] + groups
+    groups = [
+        (name, [machine.index for machine in manifest.machines if machine.group == name]) for name in names
+    ] + groups
     found = []
     for name, members in groups:
         its = np.isin(machine, members) & (time_s >= 0) & (time_s <= span_s + LAST_LOOK_S)

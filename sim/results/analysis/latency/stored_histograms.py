@@ -62,9 +62,9 @@ def _labels(kept: pa.Table, manifest: Manifest, by: str) -> tuple[list[str], Any
     if len(machine) and int(machine.max()) >= len(manifest.machines):
         raise UsageError(f"histograms name machine {int(machine.max())}, the manifest has {len(manifest.machines)}")
     if by == "machine":
-        return [each.name for each in manifest.machines], machine
+        return [machine.name for machine in manifest.machines], machine
     groups = [group.name for group in manifest.groups]
-    of_machine = np.array([groups.index(each.group) for each in manifest.machines] + [-1], np.int64)
+    of_machine = np.array([groups.index(machine.group) for machine in manifest.machines] + [-1], np.int64)
     return groups, of_machine[machine]
 
 
