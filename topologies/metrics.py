@@ -144,13 +144,13 @@ def _machines() -> Iterator[Metric]:
     for name, unit, doc, others in (
         ("up", "machines", "present at the end, or now", {"live": True}),
         ("died", "machines", "ended without being told to", {**_GROWS, "needs": "machines"}),
-        ("migrated", "migrations", "migrations to a new process that succeeded", {}),
-        ("migrations_refused", "migrations", "migrations that a blocker forbade", {"needs": "migrations"}),
+        ("migrated", "migrations", "migrations to a new process that succeeded", {**_GROWS}),
+        ("migrations_refused", "migrations", "migrations that a blocker forbade", {**_GROWS, "needs": "migrations"}),
         (
             "migrations_failed",
             "migrations",
             "migrations that failed: the machine went on in its old process, or died",
-            {"needs": "migrations"},
+            {**_GROWS, "needs": "migrations"},
         ),
         ("downtime_ms", "ms", "the longest that a machine stood still to migrate", {}),
     ):

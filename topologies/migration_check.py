@@ -27,6 +27,9 @@ __all__ = ["FailingMigration", "failing_migrations"]
 MAX_STEPS = 100_000
 """The number of single steps of a timeline that are looked at."""
 
+NOT_FIRST = "master must connect to the server before any peers"
+"""What a QEMU says that is to be a master with another ID than 0 (ivshmem.c, ivshmem_common_realize)."""
+
 _PAGE_BYTES = 4096
 
 
@@ -178,13 +181,15 @@ def _failure(
         return nothing
     try:
         destination.set_peer(1)
+        if machine.kind == "qemu" and machine.role == "master":
+            raise UsageError(NOT_FIRST)
         if machine.role == "auto":  # no other role depends on the ID
             destination.load(source.save())
     except UsageError as error:
         reason = str(error).partition(": it is peer")[0]
         hint = (
             f"peer 0 of domain {target} has been given out and is not given out again; "
-            "take a to_domain in which no machine has been, or hand_over = true"
+            f"take a to_domain in which no machine has been{'' if machine.guest else ', or hand_over = true'}"
         )
         return reason, hint, _log(error, version)
     return nothing

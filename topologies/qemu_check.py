@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from topologies.actions import Garble, StopServer, Unplug
+from topologies.actions import Garble, Leave, StopServer, Unplug
 from topologies.model import Machine, Topology
 from topologies.resolve.names import several
 from topologies.schedule import TimelineEntry
@@ -49,10 +49,14 @@ def endangered(topology: Topology) -> tuple[Endangered, ...]:
 def _reasons(topology: Topology, entry: TimelineEntry, machines: list[Machine]) -> Iterator[tuple[str, list[Machine]]]:
     """What ends which of the machines of an entry."""
     action = entry.action
-    if isinstance(action, Unplug):
-        late = [machine for machine in machines if machine.kind == "qemu" and _hears_a_leave(topology, entry, machine)]
-        yield ENDED, [each for each in late if each.guest is None]
-        yield NOT_DONE, [each for each in late if each.guest is not None]
+    if isinstance(action, Unplug | Leave):
+        late = [each for each in machines if each.kind == "qemu" and _hears_a_leave(topology, entry, each)]
+        with_guest, without = ([each for each in late if bool(each.guest) == has] for has in (True, False))
+        if isinstance(action, Unplug):
+            yield ENDED, without
+            yield NOT_DONE, with_guest
+        else:  # without a guest, QEMU ends when its machine leaves
+            yield ENDED, with_guest
     elif isinstance(action, Garble):
         # Between the server and a QEMU without a guest stands the machine's process.
         direct = [machine for machine in machines if machine.guest is not None]

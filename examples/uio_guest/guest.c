@@ -9,6 +9,7 @@
  * Lines on the console:
  *   ivsim: ready                   a topology waits for this line (`ready_when`)
  *   ivsim: rung=N interrupts=M     totals, whenever nothing has happened for IDLE_MS, or a line is typed
+ *   ivsim: unplugged               the device was to be removed, and the kernel has let go of it
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -108,10 +109,14 @@ static void serve(int device, volatile uint32_t *registers, volatile struct slot
 		int asked = ready > 0 && files[1].revents;
 
 		if (ready > 0 && files[0].revents) {
-			if (read(device, &interrupts, sizeof(interrupts)) != sizeof(interrupts))
-				fail("read of /dev/uio0");
-			__sync_synchronize(); /* numbers are read after the interrupt that tells of them */
-			rung += answer(registers, slots);
+			if (read(device, &interrupts, sizeof(interrupts)) == sizeof(interrupts)) {
+				__sync_synchronize(); /* numbers are read after the interrupt that tells of them */
+				rung += answer(registers, slots);
+			} else {
+				files[0].fd = -1; /* the driver has left the device: it was unplugged */
+				told = -1;
+				printf("ivsim: unplugged\n");
+			}
 		}
 		if (asked && read(STDIN_FILENO, line, sizeof(line)) <= 0)
 			files[1].fd = -1; /* there is none to ask */

@@ -19,7 +19,7 @@ from nodes.device.devices import make_device
 from nodes.device.migration import MigrationError
 from nodes.errors import HostError, UsageError
 from sim.coordination.domain import LiveDomain
-from sim.coordination.incarnation import Incarnation, OngoingMigration
+from sim.coordination.incarnation import REFUSED, Incarnation, OngoingMigration
 from sim.coordination.machines import LiveMachines
 from sim.engines import messages
 from sim.engines.base import COUNTER_MAX, Counter, RunLoop
@@ -96,7 +96,7 @@ class Actions:
     def is_there(self, machine: int) -> bool:
         """Whether a machine runs and has not been told to end."""
         incarnation = self._machines.current[machine]
-        return incarnation.is_running and incarnation.ending is None
+        return incarnation.is_running and incarnation.ending is None and not incarnation.left
 
     def undo(self) -> None:
         """Start no further action, and end all stalls, so that all machines can stop."""
@@ -108,6 +108,8 @@ class Actions:
     def _check(self, incarnation: Incarnation, action: MachineAction) -> None:
         if not incarnation.is_running:
             raise ActionError("it is not running")
+        if incarnation.left:
+            raise ActionError("it has left")
         if incarnation.ending is not None:
             raise ActionError(f"it is ending: {incarnation.ending}")
         if incarnation.migration is not None and not action.while_migrating:
@@ -118,9 +120,11 @@ class Actions:
     # Join, leave, kill
 
     def _join(self, current: Incarnation, _action: Action | None = None) -> Details:
-        if current.is_running and current.ending is None:
+        if self.is_there(current.machine.index):
             raise ActionError("it is running already")
         machine = current.machine.index
+        if current.left:
+            current.live.tell(messages.Stop())
         if current.is_running:
             self._soon(lambda: self._join_when_gone(machine))
             return {"waits_until": f"{current.name} has gone"}
@@ -221,6 +225,7 @@ class Actions:
         try:
             _blockers(incarnation).check()
         except MigrationError as refusal:
+            incarnation.migrations[REFUSED] += 1
             return {"refused": str(refusal)}
         fault = action.fault or ""
         if not incarnation.live.tell(messages.Migrate(target.number, action.hand_over, fault)):

@@ -17,7 +17,7 @@ from typing import Any
 
 from sim.coordination.actions import Actions
 from sim.coordination.domain import LiveDomain
-from sim.coordination.incarnation import Incarnation
+from sim.coordination.incarnation import FAILED, Incarnation
 from sim.coordination.machines import LiveMachines
 from sim.coordination.migrations import Migrations
 from sim.coordination.monitor import Observed, Observer
@@ -261,6 +261,13 @@ class Coordinator:
                 incarnation.stopped = True
                 if statistics:
                     self._event("statistics", machine=incarnation.name, values=statistics)
+            case messages.Departed():
+                self._event("machine_left", machine=incarnation.name, how="left", action=incarnation.ending)
+                incarnation.left, incarnation.ending = True, None
+            case messages.Remained(reason):
+                text = f"{incarnation.ending} was not done: {reason}"
+                self._event("warning", machine=incarnation.name, text=text)
+                incarnation.ending = None
             case messages.Moved():
                 self._migrations.moved(incarnation, report)
             case messages.Stayed():
@@ -290,6 +297,8 @@ class Coordinator:
         """A machine has ended."""
         self._running -= 1
         self._looks = 0
+        if incarnation.migration is not None:
+            incarnation.migrations[FAILED] += 1
         incarnation.exit, incarnation.migration = report.how, None
         self.monitor.forget(incarnation)
         how = report.how

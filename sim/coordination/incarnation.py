@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -9,7 +10,10 @@ from sim.engines.base import DeviceRow, LiveMachine
 from sim.recording import Recording
 from topologies import Machine, Machines, Trace
 
-__all__ = ["Incarnation", "OngoingMigration", "named_machines"]
+__all__ = ["FAILED", "MIGRATED", "MIGRATION_METRICS", "REFUSED", "Incarnation", "OngoingMigration", "named_machines"]
+
+MIGRATED, FAILED, REFUSED = "migrated", "migrations_failed", "migrations_refused"
+MIGRATION_METRICS = MIGRATED, FAILED, REFUSED
 
 
 @dataclass
@@ -47,6 +51,8 @@ class Incarnation:
     stopped: bool = False
     stalled: bool = False
     unplugged: bool = False
+    left: bool = False
+    """Whether it has left its domains, as ordered, and runs on without a device."""
     killed: bool = False
     """Whether it was killed because it did not stop when told to."""
     garbled: bool = False
@@ -57,6 +63,8 @@ class Incarnation:
     exit: str | None = None
     """How it ended, "" when as it should; None while it has not."""
     migration: OngoingMigration | None = None
+    migrations: Counter[str] = field(default_factory=Counter)
+    """How many of its migrations have ended how, by metric."""
 
     def __post_init__(self) -> None:
         self.peers = [None] * len(self.rows)
@@ -68,8 +76,8 @@ class Incarnation:
 
     @property
     def is_up(self) -> bool:
-        """Whether it has joined all its domains and has not ended."""
-        return self.ready and self.exit is None
+        """Whether it has joined all its domains, and has neither left them nor ended."""
+        return self.ready and not self.left and self.exit is None
 
     @property
     def is_accident(self) -> bool:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from sim.coordination.domain import LiveDomain
-from sim.coordination.incarnation import Incarnation
+from sim.coordination.incarnation import FAILED, MIGRATED, Incarnation
 from sim.coordination.machines import LiveMachines
 from sim.coordination.peer_ids import introduce, make_known
 from sim.engines import messages
@@ -28,14 +28,17 @@ class Migrations:
         if incarnation.migration is None:
             return  # the machine has ended meanwhile
         before, domain = incarnation.rows[0].domain, incarnation.migration.domain
+        peer = incarnation.migration.peer if report.peer is None else report.peer
+        assert peer is not None, "it has joined"
         row, incarnation.migration = incarnation.rows[0], None
-        old_peer, incarnation.peers[0] = incarnation.peers[0], report.peer
+        old_peer, incarnation.peers[0] = incarnation.peers[0], peer
         incarnation.rows[0] = row._replace(domain=domain)
+        incarnation.migrations[MIGRATED] += 1
         self._event(
             "migrated",
             machine=incarnation.name,
             from_peer=old_peer,
-            to_peer=report.peer,
+            to_peer=peer,
             from_domain=self._domains[before].name,
             to_domain=self._domains[domain].name,
             downtime_ms=report.downtime_ns / 1e6,
@@ -43,10 +46,10 @@ class Migrations:
             memory_bytes=report.memory_bytes,
             pending_vectors=report.pending_vectors,
         )
-        if (before, old_peer) != (domain, report.peer):
+        if (before, old_peer) != (domain, peer):
             # The machine was paused until now, so it has no drain in the pause.
             since_ns = self._clock.now_ns() - report.downtime_ns
-            incarnation.moves.append((row.row, domain, report.peer, since_ns))
+            incarnation.moves.append((row.row, domain, peer, since_ns))
             introduce(self._machines, incarnation, anew=before != domain)
             make_known(self._machines, incarnation, 0)
 
@@ -56,6 +59,7 @@ class Migrations:
             incarnation.ending = None  # it was to be killed, but the migration failed before
         if incarnation.migration is not None:  # otherwise its end was reported first
             downtime_ms = report.paused_ns / 1e6
+            incarnation.migrations[FAILED] += 1
             self._event("migration_failed", machine=incarnation.name, reason=report.reason, downtime_ms=downtime_ms)
         incarnation.migration = None
         # Orders that were sent meanwhile may have gone to the other process: which IDs there are, and Stop.

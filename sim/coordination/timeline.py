@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from sim.coordination.actions import ActionError, Actions
 from sim.coordination.domain import LiveDomain
+from sim.coordination.incarnation import MIGRATION_METRICS
 from sim.coordination.machines import LiveMachines
 from sim.engines.base import RunLoop
 from sim.results.conditions import Moment, broken, live
@@ -156,5 +157,9 @@ class Timeline:
                 for incarnation in live.incarnations
                 if incarnation.exit and incarnation.is_accident
             ),
+            migrations={
+                metric: [each.machine.index for each in live.incarnations for _ in range(each.migrations[metric])]
+                for metric in MIGRATION_METRICS
+            },
             elapsed_s=(now_ns - self._start_ns) / SECOND_NS,
         )

@@ -12,6 +12,7 @@ import msgspec
 
 __all__ = [
     "Act",
+    "Departed",
     "Ended",
     "Expect",
     "Failed",
@@ -23,6 +24,7 @@ __all__ = [
     "Ping",
     "Placed",
     "Ready",
+    "Remained",
     "Report",
     "Start",
     "Stayed",
@@ -64,7 +66,10 @@ class Stop(msgspec.Struct, tag=True, frozen=True):
 
 
 class Leave(msgspec.Struct, tag=True, frozen=True):
-    """Order: end the program, disconnect, report Stopped, end."""
+    """Order: end the program, disconnect, report Stopped, end.
+
+    A machine with a guest of its own loses its devices, and reports Departed or Remained.
+    """
 
 
 class Act(msgspec.Struct, tag=True, frozen=True):
@@ -110,6 +115,16 @@ class Stopped(msgspec.Struct, tag=True, frozen=True):
     statistics: dict[str, int | float] = {}
 
 
+class Departed(msgspec.Struct, tag=True, frozen=True):
+    """Report: the machine has left as ordered, its counts are final, and it runs on without a device until Stop."""
+
+
+class Remained(msgspec.Struct, tag=True, frozen=True):
+    """Report: the machine has not left as ordered, and is what it was before."""
+
+    reason: str
+
+
 class Stayed(msgspec.Struct, tag=True, frozen=True):
     """Report: a migration has failed and the machine continues where it was, after a pause of ``paused_ns``."""
 
@@ -118,9 +133,12 @@ class Stayed(msgspec.Struct, tag=True, frozen=True):
 
 
 class Moved(msgspec.Struct, tag=True, frozen=True):
-    """Report: a migration is complete; ``downtime_ns`` from the pause of the program to its continuation."""
+    """Report: a migration is complete; ``downtime_ns`` from the pause of the program to its continuation.
 
-    peer: int
+    ``peer`` is its ID now; None for that under which it has joined meanwhile.
+    """
+
+    peer: int | None
     downtime_ns: int
     state_bytes: int
     memory_bytes: int
@@ -162,4 +180,4 @@ class Ended(msgspec.Struct, tag=True, frozen=True):
 
 
 Order = Expect | Known | Start | Stop | Leave | Act | Ping | Migrate
-Report = Placed | Ready | Stopped | Stayed | Moved | Warned | Printed | Failed | Ended
+Report = Placed | Ready | Stopped | Departed | Remained | Stayed | Moved | Warned | Printed | Failed | Ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nodes.errors import UsageError
@@ -20,6 +21,7 @@ class Moment:
         counts: by `sim.results.counts.counts_so_far`.
         up: the indices of the machines that are present.
         died: the index of a machine for each of its incarnations that ended by accident.
+        migrations: by metric (``migrated``, ...), the index of a machine for each of its migrations.
         elapsed_s: seconds since the start of the programs.
     """
 
@@ -27,6 +29,7 @@ class Moment:
     counts: Counts
     up: frozenset[int]
     died: tuple[int, ...]
+    migrations: Mapping[str, Sequence[int]]
     elapsed_s: float
 
     def value(self, condition: Condition) -> float:
@@ -39,6 +42,8 @@ class Moment:
                 return float(len(self.up & scope.machines))
             case "died":
                 return float(sum(machine in scope.machines for machine in self.died))
+            case metric if metric in self.migrations:
+                return float(sum(machine in scope.machines for machine in self.migrations[metric]))
             case metric if metric in COUNTED or metric == "coalescing":
                 return self.counts.value(metric, scope)
         raise UsageError(f"{condition.metric} is known at the end of a run only")

@@ -101,38 +101,6 @@ def test_the_bare_metal_guest_answers_each_doorbell_once(tmp_path: Path, bare_me
     assert not any("could not interrupt" in each for each in summary["warnings"])
 
 
-UNPLUGS = """
-[[timeline]]
-console = "^ivsim: ready"
-at_s = 0.3
-do = "unplug"
-machines = "metal"
-
-[[timeline]]
-console = "^ivsim: unplugged"
-at_s = 1.0
-do = "end"
-"""
-
-
-@pytest.mark.parametrize("first", [False, True], ids=["alone", "after a leave"])
-def test_a_guest_lets_go_of_its_device(first: bool, tmp_path: Path, bare_metal: Path) -> None:
-    file = bare_metal / "bare_metal.toml"
-    begin, _, _ = file.read_text().partition("[[timeline]]")
-    text = begin.replace("60.0", "100.0" if not first else "8.0") + UNPLUGS
-    if first:
-        text = text.replace("at_s = 0.3", 'when = "up == 2"')
-        text += '[machines.gone]\nprogram = "idle"\n[[timeline]]\nat_s = 0.1\ndo = "leave"\nmachines = "gone"\n'
-    file.write_text(text)
-    run = sim.run(file, runs=tmp_path / "runs")
-    assert (run.status, run.reason, run.balanced) == ("finished", "", True)
-    said = [event["text"] for event in run.events() if event["kind"] == "warning" and event["machine"] == "metal"]
-    assert any("unplug was not done: device_del aborts" in text for text in said) == first
-    printed = files.console(run.path, "metal").read_text()
-    assert ("ivsim: unplugged" in printed) != first
-    assert [event["peer"] for event in run.events() if event["kind"] == "peer_left"] == [2 if first else 1]
-
-
 def test_the_uio_guest_answers_each_doorbell_once(tmp_path: Path) -> None:
     topology = load(ROOT / "examples" / "uio_guest" / "uio_guest.toml")
     if not all(Path(file).is_file() for machine in topology.machines if machine.guest for file in machine.guest.files):
@@ -174,7 +142,7 @@ def test_a_qemu_that_does_not_start_is_told_in_its_own_words(tmp_path: Path) -> 
     assert "no-such-device" in run.reason
 
 
-@pytest.mark.parametrize("do", ["kill", "leave", "reset"])
+@pytest.mark.parametrize("do", ["kill", "reset"])
 def test_a_timeline_acts_on_a_guest(do: str, tmp_path: Path) -> None:
     entry = f'ready_when = "up"\n[[timeline]]\nat_s = 0.3\ndo = "{do}"\nmachines = "mine"\n'
     expected = ["up"] * (2 if do == "reset" else 1)

@@ -156,7 +156,7 @@ def test_why_a_device_cannot_interrupt_is_read_from_outside(pair: Pair) -> None:
     pair.vm.guest.mask(1)
     assert hear(pair) == Hearing(ITSELF, "masked: 1 of its 2 vectors")
     pair.vm.deliver(1, 1)
-    assert hear(pair) == Hearing(ITSELF, "masked: 1 of its 2 vectors, and a doorbell is pending on 1")
+    assert hear(pair) == Hearing(ITSELF, "masked: 1 of its 2 vectors, and a doorbell is pending on 1", 1)
     for command, control, reason in (
         (0x0006, 0xC001, "MSI-X is masked as a whole"),
         (0x0002, 0x8001, "bus mastering is off, and an MSI is a write by the device"),

@@ -100,7 +100,7 @@ class Timeline:
         if machines and table.get("pick", 1) > len(machines):
             self.report.add((*path, "pick"), f"at most {len(machines)}, as many as are named", show(table["pick"]))
         if issubclass(kind, Migrate):
-            self._check_kinds(machines, inner)
+            self._check_kinds(machines, table, path)
         if "vectors" in map(refers_to, fields_of(kind).values()):
             self._check_devices(kind, machines, table, path)
         return machines
@@ -111,15 +111,23 @@ class Timeline:
             self.report.add(path, "at least one machine", "none")
         return () if chosen is None else chosen.machines
 
-    def _check_kinds(self, machines: Sequence[int], path: Path) -> None:
-        """Whether the run can migrate the machines: it starts the QEMU that they continue in."""
+    def _check_kinds(self, machines: Sequence[int], table: Mapping[str, Any], path: Path) -> None:
+        """Whether the run can migrate the machines: it starts the process or the QEMU that they continue in."""
         names, settings = self.references.names.names_of, self.references.settings
         for index in machines:
-            own = settings[index]
-            if own.values["kind"] == "external" or own.says("guest"):
-                what = "a machine with a guest" if own.says("guest") else "a machine of kind external"
-                self.report.add(path, "machines whose program the run has", f"{show(names[index])}, {what}")
-                return
+            own, name = settings[index], show(names[index])
+            if own.values["kind"] == "external":
+                self.report.add((*path, "machines"), "machines that the run starts", f"{name}, of kind external")
+            elif own.says("guest") and own.values["guest"].get("disk"):
+                found = f"{name}, whose guest has a disk"
+                hint = "what it has written there is with the QEMU that it would leave"
+                self.report.add((*path, "machines"), "machines whose state is in their memory", found, hint)
+            elif own.says("guest") and table.get("hand_over"):
+                hint = f"{name} has a guest, and its QEMU has the connection itself: give a to_domain"
+                self.report.add((*path, "hand_over"), "no hand_over", "true", hint)
+            else:
+                continue
+            return
 
     def _check_devices(
         self, kind: type[MachineAction], machines: Sequence[int], table: Mapping[str, Any], path: Path

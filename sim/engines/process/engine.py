@@ -115,9 +115,11 @@ class ProcessEngine:
     ) -> GuestMachine:
         guest = GuestMachine(
             machine,
-            [self._server_path(row.domain) for row in rows],
+            [row.domain for row in rows],
             recordings,
             self.loop,
+            server_path=self._server_path,
+            memory_bytes=[domain.memory.size_bytes for domain in self._topology.domains],
             console_path=Path(recordings[0].path).parents[1] / console_file(name),
             watched={entry.console: None for entry in self._topology.timeline if entry.console},
             runtime=self._runtime,
@@ -138,7 +140,7 @@ class ProcessEngine:
     ) -> SocketServer:
         def left(client: Client, reason: str) -> None:
             for guest in self._guests:
-                guest.hear_leave()
+                guest.hear_leave(number)
             on_leave(client, reason)
 
         server = SocketServer(

@@ -13,7 +13,9 @@ from topologies import Machine, Topology
 __all__ = ["check_guests", "connection_id", "device_id", "guest_command"]
 
 
-def guest_command(machine: Machine, servers: Sequence[str], *, console: int, monitor: int) -> list[str]:
+def guest_command(
+    machine: Machine, servers: Sequence[str], *, console: int, monitor: int, state: int | None = None
+) -> list[str]:
     """The command for a machine with an image.
 
     Args:
@@ -21,6 +23,7 @@ def guest_command(machine: Machine, servers: Sequence[str], *, console: int, mon
         servers: the sockets of the servers that it has a device at.
         console: the descriptor that the console is read from.
         monitor: the descriptor of a QMP connection.
+        state: the descriptor that the state of a machine that migrates is read from; None: the guest is booted.
     """
     image = machine.guest
     assert image is not None
@@ -45,6 +48,8 @@ def guest_command(machine: Machine, servers: Sequence[str], *, console: int, mon
         command += ["-chardev", f"socket,id={name},path={_escaped(server)}"]
         options = f"id={device},chardev={name},vectors={machine.vectors},{_role(machine)}"
         command += ["-device", f"ivshmem-doorbell,{options}"]
+    if state is not None:
+        command += ["-incoming", f"fd:{state}"]
     return command
 
 

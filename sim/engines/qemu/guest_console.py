@@ -23,7 +23,9 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class GuestConsole:
-    """Owns this process's end of the console, and the file ``path``.
+    """Owns this process's end of each connection to the console, and the file ``path``.
+
+    A guest that migrates has another connection afterwards (`connect`), and one console.
 
     Args:
         on_line: called with each line without its end, terminal escapes and control characters.
@@ -33,12 +35,18 @@ class GuestConsole:
         self._loop, self._on_line = loop, on_line
         self._file: BinaryIO | None = open(path, "ab", buffering=0)  # noqa: SIM115  (close() closes it)
         self._room_bytes = FILE_BYTES_MAX
-        self._socket, self.far = socket.socketpair()
-        self._socket.setblocking(False)
+        self._sockets: list[socket.socket] = []
         self._begun = b""
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
         """The last lines that are not empty."""
-        loop.add(self._socket, self.read)
+
+    def connect(self) -> socket.socket:
+        """Connect a QEMU; returns its end, which belongs to the caller."""
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        self._sockets.append(near)
+        self._loop.add(near, self.read)
+        return far
 
     @property
     def last_words(self) -> str:
@@ -46,16 +54,20 @@ class GuestConsole:
         return "; its last lines: " + " | ".join(self.lines) if self.lines else "; its console is empty"
 
     def read(self) -> None:
-        """Take in all that the guest has written."""
+        """Take in all that the guest has written, where it was first and where it is now."""
+        for sock in list(self._sockets):
+            self._read(sock)
+
+    def _read(self, sock: socket.socket) -> None:
         while self._file is not None:
             try:
-                data = self._socket.recv(READ_BYTES)
+                data = sock.recv(READ_BYTES)
             except BlockingIOError:
                 return
             except OSError:
                 data = b""
             if not data:
-                self._loop.remove(self._socket)
+                self._forget(sock)
                 return
             self._keep(data)
             *lines, self._begun = (self._begun + data).split(b"\n")
@@ -67,13 +79,18 @@ class GuestConsole:
 
     def write(self, text: str) -> None:
         """Type something; what the guest does not take at once is dropped."""
-        with contextlib.suppress(OSError):
-            self._socket.send(text.encode())
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.send(text.encode())
+
+    def _forget(self, sock: socket.socket) -> None:
+        self._loop.remove(sock)
+        self._sockets.remove(sock)
+        sock.close()
 
     def close(self) -> None:
-        self._loop.remove(self._socket)
-        self._socket.close()
-        self.far.close()
+        for sock in list(self._sockets):
+            self._forget(sock)
         if self._file is not None:
             self._file.close()
             self._file = None

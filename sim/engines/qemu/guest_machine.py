@@ -5,28 +5,33 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sim.engines import messages
-from sim.engines.messages import Ended, Failed, Order, Placed, Printed, Ready, Report, Stopped, Warned
-from sim.engines.qemu.guest_command import connection_id, device_id, guest_command
+from sim.engines.messages import (
+    Departed,
+    Ended,
+    Failed,
+    Order,
+    Placed,
+    Printed,
+    Ready,
+    Remained,
+    Report,
+    Stopped,
+    Warned,
+)
+from sim.engines.qemu.guest_command import guest_command
 from sim.engines.qemu.guest_console import GuestConsole
-from sim.engines.qemu.guest_monitor import GuestMonitor
+from sim.engines.qemu.guest_devices import ABORTS, GuestDevices
+from sim.engines.qemu.guest_migration import Arrived, GuestMigration
+from sim.engines.qemu.guest_process import GuestProcess
 from sim.engines.qemu.hearing import Hearing, hearings
 from sim.kernel.loop import Loop
-from sim.kernel.processes import (
-    RUN_VARIABLE,
-    ChildProcess,
-    describe_exit,
-    end_with_parent,
-    has_stopped,
-    wants_cpu,
-    work_ticks,
-)
+from sim.kernel.processes import describe_exit
+from sim.kernel.qemu_program import chosen_qemu
 from sim.recording import Recording, State, header
 from topologies import Machine
 
@@ -38,7 +43,6 @@ ANSWER_NS = SECOND_NS  # with QUIET_NS less than the patience of the coordinator
 HEAR_NS = SECOND_NS // 2
 END_NS = 5 * SECOND_NS
 STARVED_TICKS = 100
-PRINTED_CHARACTERS = 400
 KVM = "/dev/kvm"
 PANIC = re.compile(r"Kernel panic - not syncing.*")
 TOTALS = re.compile(r"ivsim: (?=.*=)(\w+=\d+(?: \w+=\d+)*)$")
@@ -52,7 +56,9 @@ class GuestMachine:
     totals is asked for them once more at the end, by a line on its console ("report"): they are its statistics.
 
     Args:
-        servers: the sockets of the servers that it has a device at.
+        domains: the numbers of the domains that it has a device in.
+        server_path: the path of a domain's server, by the domain's number.
+        memory_bytes: the size of the memory of each domain.
         console_path: where its console is kept.
         watched: regular expressions that are reported when a line first contains them.
         on_process: called with the process ID of its QEMU.
@@ -61,10 +67,12 @@ class GuestMachine:
     def __init__(
         self,
         machine: Machine,
-        servers: Sequence[str],
+        domains: Sequence[int],
         recordings: Sequence[Recording],
         loop: Loop,
         *,
+        server_path: Callable[[int], str],
+        memory_bytes: Sequence[int],
         console_path: Path,
         watched: Iterable[str],
         runtime: Path,
@@ -72,18 +80,23 @@ class GuestMachine:
         report: Callable[[Report], None],
     ) -> None:
         assert machine.guest is not None
-        self._machine, self._image, self._servers = machine, machine.guest, servers
+        self._machine, self._image, self._domains = machine, machine.guest, domains
+        self._server_path, self._memory_bytes = server_path, memory_bytes
         self._recordings, self._loop = recordings, loop
         self._runtime, self._on_process, self._report = runtime, on_process, report
         self._ready_when = re.compile(self._image.ready_when)
         self._watched = [re.compile(pattern) for pattern in watched]
         self._console = GuestConsole(loop, console_path, self._take_line)
-        self._monitor = GuestMonitor(loop, self._take_event)
-        self._printed = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
-        self._process: ChildProcess | None = None
+        self._qemu = GuestProcess(loop, on_event=self._take_event, on_exit=self._end)
+        self._emptied: list[GuestProcess] = []
+        """Those that it has migrated from."""
+        self._migration: GuestMigration | None = None
         self._awaited = {"admission", "line"} if self._image.ready_when else {"admission"}
         self._ended = self._ready = self._told_to_end = self._is_finishing = False
-        self._has_heard_leave = False
+        self._has_left = self._may_reboot = False
+        self._devices = GuestDevices(
+            loop, lambda: self._qemu, len(domains), left=self._leave, remained=lambda why: report(Remained(why))
+        )
         self._deadline_ns = 0
         self._ticks_at_stop = 0
         self._totals: dict[str, int | float] = {}
@@ -94,55 +107,49 @@ class GuestMachine:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
+        return self._qemu.pid
 
     @property
     def is_running(self) -> bool:
-        return self._process is not None and not self._ended
+        return self._qemu.pid is not None and not self._ended
 
     @property
     def is_still(self) -> bool:
-        return self.pid is not None and has_stopped(self.pid)
+        return self._qemu.is_still
 
     @property
     def is_starved(self) -> bool:
-        return (
-            self.pid is not None and wants_cpu(self.pid) and work_ticks(self.pid) - self._ticks_at_stop < STARVED_TICKS
-        )
+        return self._qemu.waits_for_cpu(self._ticks_at_stop, STARVED_TICKS)
 
     def start_progress(self, now_ns: int) -> int:
         """Grows as long as the guest may take its time to become ready: its own timeout decides."""
         return now_ns // SECOND_NS if self.is_running and not self._ready and now_ns < self._deadline_ns else 0
 
     def start(self) -> None:
-        descriptors = [self._console.far.fileno(), self._monitor.far.fileno()]
-        command = guest_command(self._machine, self._servers, console=descriptors[0], monitor=descriptors[1])
         try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=self._printed,
-                stderr=self._printed,
-                pass_fds=descriptors,
-                env={**os.environ, RUN_VARIABLE: str(self._runtime)},
-                start_new_session=True,  # a terminal's signals are for its user
-                preexec_fn=end_with_parent,  # noqa: PLW1509  (this process has one thread that forks)
-            )
+            self._launch(self._qemu, self._domains)
         except OSError as error:
-            why = f"could not be started: {command[0]}: {error.strerror}"
+            why = f"could not be started: {self._image.qemu or chosen_qemu()}: {error.strerror}"
             self._ended = True
             self._soon(lambda: self._report(Ended(why, started=False)))
             return
-        self._console.far.close()
-        self._process = ChildProcess(process.pid)
-        process.returncode = 0  # only that waits for it
-        self._on_process(self._process.pid)
-        self._loop.add(self._process.descriptor, self._collect_exit)
-        self._monitor.start()
+        self._qemu.monitor.start()
         self._enter(State.CONNECTED)
         self._deadline_ns = self._loop.clock.now_ns() + round(self._image.ready_timeout_s * SECOND_NS)
         self._loop.at(self._deadline_ns, self._give_up)
         self._soon(lambda: self._report(Placed()))
+
+    def _launch(self, qemu: GuestProcess, domains: Sequence[int], *, gone: str = "", state: int | None = None) -> None:
+        """Start a QEMU for this machine; ``gone`` is added to the path of its server.
+
+        Raises:
+            OSError: the program cannot be executed.
+        """
+        with self._console.connect() as console:
+            descriptors = [console.fileno(), qemu.monitor.far.fileno(), *([] if state is None else [state])]
+            servers = [self._server_path(domain) + gone for domain in domains]
+            command = guest_command(self._machine, servers, console=descriptors[0], monitor=descriptors[1], state=state)
+            self._on_process(qemu.start(command, descriptors, self._runtime))
 
     def tell(self, order: Order) -> bool:
         if not self.is_running:
@@ -152,18 +159,23 @@ class GuestMachine:
                 self._progress("admission")
             case messages.Start(start_ns=start_ns):
                 self._enter(State.RUNNING, header.STARTED_NS, start_ns)
-            case messages.Stop() | messages.Leave():
+            case messages.Stop():
                 self._stop()
+            case messages.Leave():
+                self._begin_to_leave()
+            case messages.Migrate():
+                self._migrate(order)
             case messages.Ping(number):
                 for recording in self._recordings:
                     recording.words[header.PING] = number
                     recording.words[header.PING_NS] = self._loop.clock.now_ns()
             case messages.Act(do="reset"):
                 # Until now a reset ends QEMU (-no-reboot). Firmware may ask for a second one.
-                self._monitor.command("set-action", reboot="reset")
-                self._monitor.command("system_reset")
+                self._may_reboot = True
+                self._allow_reboot()
+                self._qemu.monitor.command("system_reset")
             case messages.Act(do="unplug"):
-                self._unplug()
+                self._devices.unplug(lambda why: self._report(Warned(f"unplug was not done: {why}")))
             case messages.Act(do=do):
                 self._report(Warned(f"{do} was not done: what runs in this machine is a guest of its own"))
             case _:
@@ -180,18 +192,15 @@ class GuestMachine:
         self._signal(signal.SIGKILL)
 
     def close(self) -> None:
-        self.kill()
         self._ended = True
-        if self._process is not None:
-            self._loop.remove(self._process.descriptor)
-            self._process.close()
-        self._monitor.close()
+        if self._migration is not None:
+            self._migration.close()
+        for qemu in (self._qemu, *self._emptied):
+            qemu.close()
         self._console.close()
-        self._printed.close()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and not self._ended:
-            self._process.signal(number)
+        self._qemu.signal(number)
 
     def _soon(self, callback: Callable[[], None]) -> None:
         """Call back from the loop, not from within the call that caused it."""
@@ -203,27 +212,77 @@ class GuestMachine:
                 recording.words[stamp] = moment_ns or self._loop.clock.now_ns()
             recording.words[header.STATE] = state
 
-    def hear_leave(self) -> None:
-        """A peer has left, and its server has told QEMU so."""
-        self._has_heard_leave = self._has_heard_leave or "admission" not in self._awaited
+    def hear_leave(self, domain: int) -> None:
+        """A peer has left this domain, and its server has told the QEMUs that are in it."""
+        if domain in self._domains and "admission" not in self._awaited:
+            self._devices.has_heard_leave = True
 
-    def _unplug(self) -> None:
-        """Ask the guest to release its devices; QEMU says when it has (DEVICE_DELETED)."""
-        if self._has_heard_leave:
-            self._refuse_unplug("device_del aborts a QEMU that has heard of a peer's leave")
-            return
-        for number in range(len(self._servers)):
-            self._monitor.command("device_del", failed=self._refuse_unplug, id=device_id(number))
+    def _take_event(self, name: str, data: dict[str, Any], at_ns: int) -> None:
+        if self._migration is not None:
+            self._migration.take_source_event(name, data, at_ns)
+        self._devices.take_event(name, data)
 
-    def _refuse_unplug(self, why: str) -> None:
-        self._report(Warned(f"unplug was not done: {why}"))
+    def _begin_to_leave(self) -> None:
+        """Unplug its devices. End QEMU where it would abort, or where there is no guest yet."""
+        if self._devices.would_abort:
+            self._report(Warned(f"{ABORTS}: its QEMU was ended instead"))
+        if self._devices.would_abort or not self._ready:
+            self._stop()
+        else:
+            self._devices.leave()
 
-    def _take_event(self, name: str, data: dict[str, Any]) -> None:
-        if name == "DEVICE_DELETED":
-            for number in range(len(self._servers)):
-                if data.get("device") == device_id(number):
-                    # The device leaves its connection open: its server would not know that it has left.
-                    self._monitor.command("chardev-remove", id=connection_id(number))
+    def _leave(self) -> None:
+        """It has no device any more, and runs on."""
+        if not self._told_to_end:
+            self._has_left = True
+            self._enter(State.STOPPED, header.STOPPED_NS)
+            self._soon(lambda: self._report(Departed()))
+
+    # Migration
+
+    def _migrate(self, order: messages.Migrate) -> None:
+        """Continue in another QEMU, which connects to the server of that domain."""
+
+        def start(qemu: GuestProcess, state: int) -> None:
+            gone = ".gone" if order.fault == "server_gone" else ""
+            self._launch(qemu, [order.domain], gone=gone, state=state)
+
+        def failed(why: str, paused_ns: int) -> None:
+            self._migration = None
+            self._report(messages.Stayed(why, paused_ns))
+
+        self._migration = GuestMigration(
+            self._loop,
+            self._qemu,
+            fault=order.fault,
+            start=start,
+            arrived=lambda arrived: self._arrive(arrived, order.domain),
+            failed=failed,
+        )
+
+    def _arrive(self, arrived: Arrived, domain: int) -> None:
+        """The machine is in the new QEMU."""
+        migration, self._migration = self._migration, None
+        assert migration is not None
+        self._qemu.on_exit = lambda code: None
+        self._qemu.kill()
+        self._emptied.append(self._qemu)
+        self._qemu = migration.target
+        self._qemu.on_exit, self._qemu.monitor.on_event = self._end, self._take_event
+        migration.close()
+        if self._may_reboot:
+            self._allow_reboot()
+        self._devices.has_heard_leave, self._domains = False, [domain]
+        self._recordings[0].words[header.DOMAIN] = domain
+        self._report(Placed())
+        self._report(
+            messages.Moved(
+                None, arrived.downtime_ns, arrived.state_bytes, self._memory_bytes[domain], arrived.pending_vectors
+            )
+        )
+
+    def _allow_reboot(self) -> None:
+        self._qemu.monitor.command("set-action", reboot="reset")
 
     # Until it is ready
 
@@ -271,12 +330,15 @@ class GuestMachine:
         if self._told_to_end:
             return
         self._told_to_end = True
-        assert self.pid is not None
-        self._ticks_at_stop = work_ticks(self.pid)
+        if self._devices.are_leaving:
+            self._report(Warned("its guest has not released its device by the end of the run"))
+        if self._migration is not None:
+            self._migration.fail("the run is over")
+        self._ticks_at_stop = self._qemu.work_ticks()
         if not self._ready:
             self._terminate()
             return
-        self._monitor.ask(hearings(), self._hear)
+        self._qemu.monitor.ask(hearings(), self._hear)
         self._loop.at(self._loop.clock.now_ns() + HEAR_NS, self._let_finish)
 
     def _hear(self, found: list[Hearing]) -> None:
@@ -307,17 +369,16 @@ class GuestMachine:
         self._signal(signal.SIGTERM)
         self._loop.at(self._loop.clock.now_ns() + END_NS, self.kill)
 
-    def _collect_exit(self) -> None:
-        assert self._process is not None
-        code = self._process.exit_code()
-        if code is None:
-            return
+    def _end(self, code: int) -> None:
+        """Its QEMU has ended."""
+        if self._migration is not None:
+            self._migration.close()
         self._console.read()
-        self._loop.remove(self._process.descriptor)
         self._ended = True
         clean = self._told_to_end or (code == 0 and self._ready and not self._failure)
         if clean:
-            self._enter(State.STOPPED, header.STOPPED_NS)
+            if not self._has_left:
+                self._enter(State.STOPPED, header.STOPPED_NS)
             self._report(Stopped(self._totals))
             self._report(Ended(""))
             return
@@ -327,6 +388,5 @@ class GuestMachine:
 
     def _last_words(self) -> str:
         """What QEMU has printed, and the last lines of the guest."""
-        self._printed.seek(0)
-        printed = self._printed.read().decode(errors="replace").strip()[-PRINTED_CHARACTERS:]
+        printed = self._qemu.printed
         return (f": {printed}" if printed else "") + self._console.last_words

@@ -10,33 +10,36 @@ from collections.abc import Callable
 from typing import Any
 
 from sim.engines.qemu.hearing import Asking
+from sim.kernel.channel import send_descriptors
 from sim.kernel.loop import Loop
 
-__all__ = ["GuestMonitor"]
+__all__ = ["GuestMonitor", "OnEvent"]
 
 READ_BYTES = 1 << 16
+OnEvent = Callable[[str, dict[str, Any], int], None]
+"""Is told the name and the data of an event, and when it was: nanoseconds of the host's real time."""
 
 
 class GuestMonitor:
     """Owns both ends of the connection until `start`; ``far`` is QEMU's.
 
     Args:
-        on_event: called with the name and the data of each event.
+        on_event: called with each event.
     """
 
-    def __init__(self, loop: Loop, on_event: Callable[[str, dict[str, Any]], None]) -> None:
-        self._loop, self._on_event = loop, on_event
+    def __init__(self, loop: Loop, on_event: OnEvent) -> None:
+        self._loop, self.on_event = loop, on_event
         self._socket, self.far = socket.socketpair()
         self._socket.setblocking(False)
         self._begun = b""
         self._waiting: deque[tuple[Callable[[Any], None], Callable[[str], None]]] = deque()
         """What is told the result or the error of each command that has not been answered, the oldest first."""
 
-    def start(self) -> None:
-        """QEMU has its end."""
+    def start(self, then: Callable[[Any], None] = lambda result: None) -> None:
+        """QEMU has its end; ``then`` is told once it answers, which it does when all its devices are made."""
         self.far.close()
         self._loop.add(self._socket, self._read)
-        self.command("qmp_capabilities")
+        self.command("qmp_capabilities", then)
 
     def command(
         self,
@@ -49,6 +52,13 @@ class GuestMonitor:
         with contextlib.suppress(OSError):
             self._socket.send(json.dumps({"execute": name, "arguments": arguments}).encode())
             self._waiting.append((then, failed))
+
+    def give_descriptor(self, name: str, descriptor: int) -> None:
+        """Give QEMU a descriptor, which it knows by this name from now on (QMP, getfd)."""
+        with contextlib.suppress(OSError):
+            order = json.dumps({"execute": "getfd", "arguments": {"fdname": name}}).encode()
+            send_descriptors(self._socket, order, (descriptor,))
+            self._waiting.append((lambda result: None, lambda error: None))
 
     def ask(self, asking: Asking, then: Callable[[Any], None]) -> None:
         """Give the commands that a generator yields; ``then`` is told what it returns.
@@ -80,7 +90,9 @@ class GuestMonitor:
         for line in lines:
             answer = json.loads(line)
             if "event" in answer:
-                self._on_event(answer["event"], answer.get("data", {}))
+                moment = answer["timestamp"]
+                at_ns = (moment["seconds"] * 1_000_000 + moment["microseconds"]) * 1_000
+                self.on_event(answer["event"], answer.get("data", {}), at_ns)
             elif "return" in answer or "error" in answer:
                 then, failed = self._waiting.popleft()
                 if "return" in answer:

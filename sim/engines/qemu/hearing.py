@@ -36,11 +36,15 @@ Asking = Generator[Command, Any, Any]
 
 
 class Hearing(NamedTuple):
-    """One ivshmem device of a QEMU. ``peer`` is its IVPosition; None where BAR0 has no address."""
+    """One ivshmem device of a QEMU.
+
+    ``peer`` is its IVPosition, None where BAR0 has no address; ``pending_vectors`` is how many pending bits are set.
+    """
 
     peer: int | None
     reason: str
     """Why it cannot interrupt, or which vectors cannot; "" if all can."""
+    pending_vectors: int = 0
 
 
 def why_deaf(command: int, control: int) -> str:
@@ -111,20 +115,19 @@ def _hearing(device: Mapping[str, Any]) -> Asking:
     if not at:
         return Hearing(peer, "it has no MSI-X")
     control = capability >> 16
-    if reason := why_deaf(command, control):
-        return Hearing(peer, reason)
+    reason = why_deaf(command, control)
     if regions.get(1, -1) < 0:
-        return Hearing(peer, "its MSI-X table has no address")
+        return Hearing(peer, reason or "its MSI-X table has no address")
     vectors = (control & 0x7FF) + 1
     table = yield from _words(regions[1], vectors * ENTRY_BYTES // 4)
     pending_at = (yield from _config(device, at + 8)) & ~7
     pending = yield from _words(regions[1] + pending_at, (vectors + 31) // 32)
     masked = [each for each in range(vectors) if table[ENTRY_BYTES // 4 * each + CONTROL] & MASKED]
-    missed = [each for each in masked if pending[each // 32] >> each % 32 & 1]
-    if not masked:
-        return Hearing(peer, "")
+    missed = [each for each in range(vectors) if pending[each // 32] >> each % 32 & 1]
+    if reason or not masked:
+        return Hearing(peer, reason, len(missed))
     kept = f", and a doorbell is pending on {_numbers(missed)}" if missed else ""
-    return Hearing(peer, f"masked: {_numbers(masked)} of its {vectors} vectors{kept}")
+    return Hearing(peer, f"masked: {_numbers(masked)} of its {vectors} vectors{kept}", len(missed))
 
 
 def _numbers(vectors: list[int]) -> str:

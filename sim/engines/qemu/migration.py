@@ -16,11 +16,13 @@ from sim.engines.qemu.qtest import Qemu
 from sim.kernel.fork_handover import remap
 from sim.kernel.waiting import Patience
 
-__all__ = ["put_in_place", "send_state"]
+__all__ = ["BANDWIDTH_BYTES_PER_S", "SLOW_BYTES_PER_S", "put_in_place", "send_state"]
 
 PATIENCE_S = 60.0
 LOOK_S = 0.002
 BANDWIDTH_BYTES_PER_S = 10 << 30
+SLOW_BYTES_PER_S = 4096
+"""For a migration that something is to go wrong with meanwhile."""
 ENDED = ("completed", "failed", "cancelled")
 
 
@@ -36,9 +38,7 @@ def send_state(source: Qemu, target: Qemu, sock: socket.socket, *, fault: str) -
     Raises:
         QemuError: it failed; the source continues. The message has QEMU's own words.
     """
-    # A slow migration is one that can be cancelled, and whose target can die meanwhile.
-    slow = fault in ("target_dies", "cancel")
-    bandwidth = 4096 if slow else BANDWIDTH_BYTES_PER_S
+    bandwidth = SLOW_BYTES_PER_S if fault in ("target_dies", "cancel") else BANDWIDTH_BYTES_PER_S
     source.qmp("migrate-set-parameters", **{"max-bandwidth": bandwidth})
     source.give_descriptor("state", sock)
     source.qmp("migrate", uri="fd:state")

@@ -409,7 +409,7 @@ def recordings(tmp_path: Path) -> Iterator[list[LiveRecording]]:
 
 def moment(recordings: list[LiveRecording], **changed: Any) -> Moment:
     scopes = Scopes([("a-0", "a"), ("b-0", "b")])
-    told: dict[str, Any] = {"up": frozenset({0, 1}), "died": (), "elapsed_s": 1.5}
+    told: dict[str, Any] = {"up": frozenset({0, 1}), "died": (), "migrations": {"migrated": (1, 1)}, "elapsed_s": 1.5}
     return Moment(scopes, counts_so_far(recordings), **(told | changed))
 
 
@@ -427,6 +427,8 @@ def condition(text: str) -> Condition:
         ("rung == 0 of a-0 -> b-0:1", 2),
         ("delivered == 0 of a -> b:0", 3),
         ("delivered == 0", 4),
+        ("migrated == 0", 2),
+        ("migrated == 0 of a", 0),
         ("interrupts == 0", 3),
         ("pending == 0 of b", 2),
         ("coalescing == 0 of b", 4 / 3),

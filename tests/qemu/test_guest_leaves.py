@@ -1,0 +1,289 @@
+"""A machine with a guest leaves its run by device_del, and migrates to a second QEMU by QMP's migrate."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import sim
+from nodes.errors import UsageError
+from sim.engines.qemu import guest_devices
+from sim.results.store import files
+from topologies import load, loads
+
+pytestmark = pytest.mark.qemu
+
+ROOT = Path(__file__).parents[2]
+UNPLUGS = """
+[[timeline]]
+console = "^ivsim: ready"
+at_s = 0.3
+do = "{do}"
+machines = "metal"
+
+[[timeline]] # its server has announced the leave
+when = "refused > 0"
+do = "{then}"
+"""
+GONE = """
+[machines.gone]
+program = "idle"
+[[timeline]]
+at_s = 0.1
+do = "leave"
+machines = "gone"
+"""
+
+
+@pytest.fixture(scope="module")
+def bare_metal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the example, built: the folder of its topology."""
+    if shutil.which("cc") is None or shutil.which("make") is None:
+        pytest.skip("needs make and a C compiler")
+    folder = tmp_path_factory.mktemp("guest") / "examples" / "bare_metal"
+    shutil.copytree(ROOT / "examples" / "bare_metal", folder)
+    subprocess.run(["make", "-s", "-C", folder, "CPPFLAGS=-DAWAITED=200"], check=True)
+    return folder
+
+
+def warnings(run: sim.Run, machine: str = "metal") -> list[str]:
+    return [event["text"] for event in run.events() if event["kind"] == "warning" and event["machine"] == machine]
+
+
+def unplugs(folder: Path, do: str, *, then: str = "end", duration_s: float = 100.0, rest: str = "") -> Path:
+    """The example's topology in which the guest is unplugged as soon as it is ready."""
+    file = folder / f"{do}.toml"
+    begin, _, _ = (folder / "bare_metal.toml").read_text().partition("[[timeline]]")
+    begin = begin.replace("60.0", str(duration_s)).replace("rounds = 1000, timeout_s = 10.0", "timeout_s = 0.2")
+    file.write_text(begin + UNPLUGS.format(do=do, then=then) + rest)
+    return file
+
+
+@pytest.mark.parametrize("do", ["unplug", "leave"])
+def test_a_guest_lets_go_of_its_device_and_runs_on(do: str, tmp_path: Path, bare_metal: Path) -> None:
+    run = sim.run(unplugs(bare_metal, do), runs=tmp_path)
+    assert (run.status, run.reason, run.balanced) == ("finished", "", True)
+    assert warnings(run) == []
+    assert "ivsim: unplugged" in files.console(run.path, "metal").read_text()
+    assert [event["peer"] for event in run.events() if event["kind"] == "peer_left"] == [1]
+    left = [(event["machine"], event["action"]) for event in run.events() if event["kind"] == "machine_left"]
+    assert left == ([("metal", "leave")] if do == "leave" else [])
+
+
+@pytest.mark.parametrize("do", ["unplug", "leave"])
+def test_device_del_that_would_abort_is_not_given(do: str, tmp_path: Path, bare_metal: Path) -> None:
+    end = f'[[timeline]]\nat_s = 0.1\nwhen = "up == {1 if do == "leave" else 2}"\ndo = "end"\n'
+    file = unplugs(bare_metal, do, rest=GONE + end)
+    file.write_text(file.read_text().replace("at_s = 0.3", 'when = "up == 2"'))
+    run = sim.run(file, runs=tmp_path)
+    assert (run.status, run.reason, run.balanced) == ("finished", "", True)
+    ends = "device_del aborts a QEMU that has heard of a peer's leave: its QEMU was ended instead"
+    stays = "unplug was not done: device_del aborts a QEMU that has heard of a peer's leave"
+    assert (ends if do == "leave" else stays) in warnings(run)
+    assert "ivsim: unplugged" not in files.console(run.path, "metal").read_text()
+    left = [event["peer"] for event in run.events() if event["kind"] == "peer_left"]
+    assert left == ([2, 1] if do == "leave" else [2])
+
+
+def test_a_guest_that_has_left_joins_again_as_a_new_one(tmp_path: Path, bare_metal: Path) -> None:
+    rest = '[[timeline]]\nwhen = "up == 3"\ndo = "end"\n[machines.late]\nabsent = true\nprogram = "idle"\n'
+    then = 'join"\nmachines = ["late", "metal"]\n#"'
+    run = sim.run(unplugs(bare_metal, "leave", then=then, rest=rest), runs=tmp_path)
+    assert (run.status, run.reason, run.balanced) == ("finished", "", True)
+    joined = [event["machine"] for event in run.events() if event["kind"] == "machine_joined"]
+    assert sorted(joined) == ["late", "metal.2"]
+    assert "ivsim: ready" in files.console(run.path, "metal.2").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ('["-S"]', "its guest has not released its device within 0.2 s"),
+        ('["-machine", "q35"]', "Bus 'pcie.0' does not support hotplugging"),
+    ],
+    ids=["no answer", "no hot-plug"],
+)
+def test_a_guest_that_keeps_its_device_stays(
+    arguments: str, why: str, tmp_path: Path, bare_metal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest_devices, "LEAVE_NS", 200_000_000)
+    file = unplugs(bare_metal, "leave", duration_s=4.0)
+    text = file.read_text().replace("memory_mib", f"arguments = {arguments}\nmemory_mib")
+    file.write_text(text.replace('console = "^ivsim: ready"\n', "", 1).replace('ready_when = "^ivsim: ready"\n', ""))
+    run = sim.run(file, runs=tmp_path)
+    assert (run.status, run.reason) == ("finished", "")
+    assert f"leave was not done: {why}" in warnings(run)
+    assert not [event for event in run.events() if event["kind"] in ("machine_left", "peer_left")]
+
+
+MOVES = """
+[run]
+duration_s = 100
+warmup_s = 0
+sample_every = 0
+on_death = "degrade"
+"""
+DOMAIN = """
+[domains.{name}]
+size = "64K"
+"""
+MOVER = """
+[machines.{name}]
+kind = "qemu"
+role = "master"
+vectors = 2
+domains = ["{name}"]
+guest = {{ kernel = "{kernel}", memory_mib = 16, accel = "tcg", ready_when = "^ivsim: ready" }}
+
+[[timeline]]
+at_s = 0.2
+do = "migrate"
+machines = "{name}"
+to_domain = "{name}-there"
+{keys}
+"""
+RINGS = """
+[machines.{name}]
+vectors = 2
+absent = {absent}
+domains = {domains}
+program = "round_trip"
+parameters = {{ to = "{to}", offset = 0, rounds = {rounds}, timeout_s = 0.5 }}
+"""
+JOINS = """
+[[timeline]]
+when = "{when}"
+do = "join"
+machines = {machines}
+
+[[timeline]]
+when = "{done}"
+do = "end"
+"""
+
+
+def moving(bare_metal: Path, faults: dict[str, str], rest: str) -> str:
+    """Guests that migrate to the domain ``there``, each from a domain of its own, and what goes wrong with each."""
+    kernel = bare_metal.parents[1] / "build" / "guest" / "bare_metal.elf"
+    text = MOVES + "".join(DOMAIN.format(name=name) for name in (*faults, *(f"{each}-there" for each in faults)))
+    for name, fault in faults.items():
+        text += MOVER.format(name=name, kernel=kernel, keys=f'fault = "{fault}"' if fault else "")
+    return text + rest
+
+
+def test_a_guest_migrates_and_answers_where_it_is_then(tmp_path: Path, bare_metal: Path) -> None:
+    text = moving(
+        bare_metal,
+        {"mover": ""},
+        RINGS.format(name="stays", absent="false", domains='["mover"]', to="mover", rounds=0)
+        + '[machines.filler]\nvectors = 2\nabsent = true\ndomains = ["mover-there"]\nprogram = "idle"\n'
+        + RINGS.format(name="follows", absent="true", domains='["mover-there", "mover"]', to="mover", rounds=50)
+        + JOINS.format(when="migrated == 1", machines='["filler", "follows"]', done='delivered >= 50"\nof = "follows'),
+    )
+    run = sim.run(loads(text), runs=tmp_path)
+    assert (run.status, run.reason, run.balanced) == ("finished", "", True)
+    (moved,) = run.figures.migrations
+    assert (moved.machine, moved.verdict, moved.from_domain, moved.to_domain) == (
+        "mover",
+        "moved",
+        "mover",
+        "mover-there",
+    )
+    assert (moved.to_peer, moved.memory_bytes, moved.pending_vectors) == (0, 1 << 16, 0)
+    assert moved.state_bytes > 0
+    assert moved.downtime_ms > 0
+    assert run.summary["statistics"]["follows"]["rounds"] >= 50
+    # The guest was not booted anew, and its console goes on: the totals that it prints at the end are of both places.
+    printed = files.console(run.path, "mover").read_text()
+    assert printed.count("ivsim: ready") == 1
+    rounds = sum(run.summary["statistics"][name]["rounds"] for name in ("stays", "follows"))
+    # What it rang at the peer that it has left, it rang at nothing.
+    assert 0 <= run.summary["statistics"]["mover"]["rung"] - rounds <= 2
+    assert warnings(run, "mover") == []
+
+
+def test_a_guest_whose_migration_fails_stays_and_answers(tmp_path: Path, bare_metal: Path) -> None:
+    faults = {"cancelled": "cancel", "dies": "target_dies", "gone": "server_gone", "lost": "source_dies"}
+    stay = [*faults][:3]
+    text = moving(
+        bare_metal,
+        faults,
+        "".join(
+            RINGS.format(name=f"asks-{name}", absent="true", domains=f'["{name}"]', to=name, rounds=20) for name in stay
+        )
+        + JOINS.format(
+            when="migrations_failed == 4",
+            machines=[f"asks-{name}" for name in stay],
+            done="delivered >= 60",
+        ),
+    )
+    run = sim.run(loads(text), runs=tmp_path)
+    assert (run.status, run.reason, run.balanced) == ("finished", "", True)
+    failed = {each.machine: each.reason for each in run.figures.migrations if each.verdict == "failed"}
+    assert failed["cancelled"] == "it was cancelled"
+    assert failed["dies"] == "its new QEMU died"
+    assert "server.socket.gone" in failed["gone"] or "Failed to connect" in failed["gone"], failed
+    assert {name: run.summary["statistics"][f"asks-{name}"]["rounds"] for name in stay} == dict.fromkeys(stay, 20)
+    left = [(event["machine"], event["action"]) for event in run.events() if event["kind"] == "machine_left"]
+    assert left == [("lost", "migrate")]
+
+
+@pytest.mark.parametrize(
+    ("guest", "keys", "expected"),
+    [
+        ('disk = "disk.img"', 'to_domain = "there"', "whose guest has a disk"),
+        ('kernel = "k"', "hand_over = true", "its QEMU has the connection itself"),
+    ],
+)
+def test_a_migration_that_no_guest_can_do_is_a_mistake_of_the_file(guest: str, keys: str, expected: str) -> None:
+    text = DOMAIN.format(name="mover") + DOMAIN.format(name="there")
+    text += MOVER.format(name="mover", kernel="k", keys="").partition("[[timeline]]")[0]
+    text = text.replace('kernel = "k"', guest)
+    text += f'[[timeline]]\nat_s = 1\ndo = "migrate"\nmachines = "mover"\n{keys}\n'
+    with pytest.raises(UsageError, match=expected):
+        loads(text)
+
+
+def test_a_linux_guest_migrates_and_then_lets_go_of_its_device(tmp_path: Path) -> None:
+    file = ROOT / "examples" / "uio_guest" / "uio_guest.toml"
+    if not all(
+        Path(each).is_file() for machine in load(file).machines if machine.guest for each in machine.guest.files
+    ):
+        pytest.skip("examples/uio_guest/build.py builds it")
+    text = file.read_text().partition("[[timeline]]")[0].replace("../../build", f"{ROOT}/build")
+    text = text.replace('kind = "qemu"', 'kind = "qemu"\nrole = "master"\ndomains = ["here"]')
+    text = text.replace('program = "round_trip"', 'program = "round_trip"\ndomains = ["here"]')
+    text = text.replace("60.0", "200.0") + DOMAIN.format(name="here") + DOMAIN.format(name="there")
+    # The first machine in a domain is peer 0, and only that can be a master.
+    begin, timer, linux = (
+        text[: text.index("[machines.timer]")],
+        *text[text.index("[machines.timer]") :].split("[machines.linux]", 1),
+    )
+    text = f"{begin}[machines.linux]{linux}{timer}"
+    text += """
+[[timeline]]
+when = "delivered >= 200"
+do = "migrate"
+machines = "linux"
+to_domain = "there"
+
+[[timeline]]
+when = "migrated == 1"
+do = "leave"
+machines = "linux"
+
+[[timeline]]
+when = "up == 1"
+do = "end"
+"""
+    run = sim.run(loads(text), runs=tmp_path)
+    assert (run.status, run.reason, run.balanced) == ("finished", "", True)
+    assert warnings(run, "linux") == []
+    (moved,) = run.figures.migrations
+    assert (moved.verdict, moved.to_domain) == ("moved", "there")
+    assert "ivsim: unplugged" in files.console(run.path, "linux").read_text()
+    kinds = [event["kind"] for event in run.events() if event.get("machine") == "linux"]
+    assert kinds.index("migrated") < kinds.index("machine_left")
