@@ -262,12 +262,9 @@ class Coordinator:
                 if statistics:
                     self._event("statistics", machine=incarnation.name, values=statistics)
             case messages.Departed():
-                self._event("machine_left", machine=incarnation.name, how="left", action=incarnation.ending)
-                incarnation.left, incarnation.ending = True, None
+                self._event("machine_left", **incarnation.depart())
             case messages.Remained(reason):
-                text = f"{incarnation.ending} was not done: {reason}"
-                self._event("warning", machine=incarnation.name, text=text)
-                incarnation.ending = None
+                self._event("warning", **incarnation.remain(reason))
             case messages.Moved():
                 self._migrations.moved(incarnation, report)
             case messages.Stayed():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from sim.engines.base import DeviceRow, LiveMachine
 from sim.recording import Recording
@@ -83,6 +84,18 @@ class Incarnation:
     def is_accident(self) -> bool:
         """Whether an end now would be an accident: the timeline has not asked for it."""
         return self.ending is None and not self.garbled
+
+    def depart(self) -> dict[str, Any]:
+        """It has left, as ordered, and runs on; returns the fields of the event."""
+        fields = {"machine": self.name, "how": "left", "action": self.ending}
+        self.left, self.ending = True, None
+        return fields
+
+    def remain(self, reason: str) -> dict[str, Any]:
+        """It was to leave, and has not; returns the fields of a warning."""
+        text = f"{self.ending} was not done: {reason}"
+        self.ending = None
+        return {"machine": self.name, "text": text}
 
     def named(self) -> list[Collection[int]]:
         """The machines that its program works with, by parameter."""
