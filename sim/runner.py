@@ -37,8 +37,10 @@ from sim.results.ending import Ending
 from sim.results.expectations import evaluate, silent_loads
 from sim.results.store import files
 from sim.results.store.manifest import Phase
+from sim.start_socket import StartSocket, start_gate
 from sim.views.notebook_progress import progress_in_cell
 from topologies import Topology, load
+from topologies.hosts import part_of
 
 __all__ = ["Begun", "run"]
 
@@ -89,6 +91,8 @@ def run(
     socket_path: str | os.PathLike[str] | None = None,
     on_begin: Callable[[Begun], None] = lambda begun: None,
     programs: Programs = (),
+    domains: Sequence[str] = (),
+    start_fd: int | None = None,
 ) -> Run:
     """Run a topology and return its results.
 
@@ -106,6 +110,9 @@ def run(
         on_begin: called when the run has begun.
         programs: a file of Python whose generator functions the topology can name, or such a function itself, or
             several of them; they run with full trust. A function is sent to the workers by cloudpickle.
+        domains: run the machines of these domains only; (): all of them.
+        start_fd: a connected socket, which is told ``ready`` when all machines are; a line from it starts them, its
+            end calls the start off.
 
     Raises:
         TopologyError, UsageError: before anything is started.
@@ -117,10 +124,10 @@ def run(
         resources_every_s = math.nan
     if not 0 <= resources_every_s < math.inf:
         raise UsageError("resources_every_s: expected a number of seconds from 0")
-    with program_files(programs) as files_of_programs, _Interrupts() as interrupts:
-        topology, engine_kind = _prepared(topology, overrides, files_of_programs, Path(runs))
+    with program_files(programs) as files_of_programs, start_gate(start_fd) as gate, _Interrupts() as interrupts:
+        topology, engine_kind = _prepared(topology, overrides, files_of_programs, domains, Path(runs))
         arguments = {"overrides": dict(topology.overrides), "resources_every_s": resources_every_s}
-        arguments["programs"] = files_of_programs
+        arguments |= {"programs": files_of_programs, **({"domains": list(domains)} if domains else {})}
         with RunDirectory.create(Path(runs), topology, arguments) as directory:
             baselines = engine_kind.baselines()
             with contextlib.ExitStack() as stack:
@@ -130,7 +137,7 @@ def run(
                 directory.record_access(access)
                 engine = stack.enter_context(engine_kind.make(topology, runtime, server_path))
                 directory.clock = engine.loop.clock.now_ns
-                coordinator = _coordinator(topology, engine, directory, runtime, access, resources_every_s)
+                coordinator = _coordinator(topology, engine, directory, runtime, access, resources_every_s, gate)
                 stack.callback(coordinator.close)
                 on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
                 stack.enter_context(progress_in_cell(coordinator.monitor.telemetry))
@@ -149,6 +156,7 @@ def _prepared(
     topology: Topology | str | os.PathLike[str],
     overrides: Mapping[str, object] | None,
     program_files: list[str],
+    domains: Sequence[str],
     runs: Path,
 ) -> tuple[Topology, EngineKind]:
     """Load the topology, and check what it needs of this host; remove what killed runs have left."""
@@ -156,6 +164,7 @@ def _prepared(
         topology = load(os.fspath(topology), overrides, program_files)
     elif overrides or program_files:
         raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
+    topology = part_of(topology, domains) if domains else topology
     engine_kind = ENGINES[topology.run.engine]
     if engine_kind.in_real_time:
         check_guests(topology)
@@ -171,6 +180,7 @@ def _coordinator(
     runtime: Path,
     access: Sequence[Access],
     resources_every_s: float,
+    gate: StartSocket | None,
 ) -> Coordinator:
     observe = partial(
         Monitor,
@@ -181,7 +191,7 @@ def _coordinator(
         access=access,
     )
     return Coordinator(
-        topology, engine, recording_path=directory.recording_path, event=directory.event, observe=observe
+        topology, engine, recording_path=directory.recording_path, event=directory.event, observe=observe, gate=gate
     )
 
 

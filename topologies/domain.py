@@ -12,12 +12,26 @@ from nodes.wire.v2.protocol import ALL_DIALECTS, V2, DomainNumbers
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES
 from topologies.language.validated import NAME_PATTERN, Name, Validated
 
-__all__ = ["MAIN_DOMAIN", "Dialect", "Domain", "MaxPeers", "Memory", "MemoryKind", "Protocol", "Version"]
+__all__ = [
+    "ANY_HOST",
+    "MAIN_DOMAIN",
+    "Dialect",
+    "Domain",
+    "HostName",
+    "MaxPeers",
+    "Memory",
+    "MemoryKind",
+    "Protocol",
+    "Version",
+]
 
 MAX_PEERS = 65536
 """A peer's ID has 16 bits."""
 
 MAIN_DOMAIN = "main"
+
+ANY_HOST = "any"
+"""The host of a domain that may be on any."""
 
 SizeBytes = Annotated[int, Meta(ge=MEMORY_SIZE_MIN_BYTES, le=MEMORY_SIZE_MAX_BYTES)]
 MemoryKind = Annotated[
@@ -43,6 +57,16 @@ Protocol = Annotated[
 ]
 
 
+HostName = Annotated[
+    str,
+    Meta(
+        max_length=200,
+        pattern=r"^[^#\x00-\x1f\x7f]*\Z",
+        description="The host of the domain and its machines: the name of a worker (`ivsim worker --name`), or `any`.",
+    ),
+]
+
+
 class Memory(Validated, frozen=True, kw_only=True):
     """The region behind BAR2 of every machine; ``size_bytes`` is a power of two, at least one page.
 
@@ -62,7 +86,10 @@ class Memory(Validated, frozen=True, kw_only=True):
 
 
 class Domain(Validated, frozen=True, kw_only=True):
-    """A shared memory with a server of its own; most topologies have one, named ``main``."""
+    """A shared memory with a server of its own; most topologies have one, named ``main``.
+
+    ``host`` is "" in a topology whose domains are all on the host that runs it.
+    """
 
     name: Name = MAIN_DOMAIN
     memory: Memory = Memory()
@@ -71,6 +98,7 @@ class Domain(Validated, frozen=True, kw_only=True):
     max_peers: MaxPeers = 2
     output_size_bytes: Annotated[int, Meta(ge=0, le=MEMORY_SIZE_MAX_BYTES)] = 0
     protocol: Protocol = 0
+    host: HostName = ""
 
     @property
     def spoken(self) -> wire.Dialect:

@@ -29,6 +29,7 @@ from topologies.model import Chaos, Group, Machine, RunSettings, Topology
 from topologies.resolve.arguments import Arguments, check_offsets, read_arguments
 from topologies.resolve.conditions import read_expectations
 from topologies.resolve.guests import check_guests, read_guest
+from topologies.resolve.hosts import check_hosts
 from topologies.resolve.invariants import read_invariants
 from topologies.resolve.machines import ResolvedMachines, read_machines
 from topologies.resolve.phases import end_of, read_phases
@@ -151,7 +152,7 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
     check_guests(resolved, run, report)
     if report.problems:
         return None
-    return Topology(
+    topology = Topology(
         title=title or FilePath(document.name).stem,
         seed=seed,
         run=RunSettings(**run),
@@ -169,6 +170,8 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
         source_name=document.name,
         overrides=document.overrides,
     )
+    check_hosts(topology, report)
+    return topology
 
 
 def _chaos(document: Document, fields: Mapping[str, Any]) -> Chaos | None:

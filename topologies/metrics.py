@@ -49,6 +49,8 @@ UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 RUN, GROUPS, MACHINES, VECTORS, EDGES = "the run", "groups", "machines", "vectors", "edges"
 OF_RUN, OF_GROUPS, OF_MACHINES = (RUN,), (RUN, GROUPS), (RUN, GROUPS, MACHINES)
 OF_EVERYTHING = (RUN, GROUPS, MACHINES, VECTORS, EDGES)
+COUNTED_UNITS = ("doorbells", "interrupts", "machines", "migrations", "lines", "drains")
+ADDED_UP = ("doorbells_per_s", "interrupts_per_s", "uss_mib", "rss_mib", "cpu_s")
 _GROWS: dict[str, Any] = {"live": True, "grows": True}
 
 
@@ -77,6 +79,12 @@ class Metric:
     grows: bool = False
     needs: str = ""
     compared: bool = False
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether the value of several hosts is the sum of theirs: counts, rates and sizes, and no times."""
+        is_count = self.unit in COUNTED_UNITS and self.name != "coalescing" and not self.name.startswith("drained.")
+        return is_count or self.name in ADDED_UP or self.name.startswith("statistics.")
 
 
 def _row(name: str, unit: str, of: tuple[str, ...], doc: str, source: str | None = None, **others: Any) -> Metric:

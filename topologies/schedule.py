@@ -95,7 +95,7 @@ class TimelineEntry(Validated, frozen=True, kw_only=True):
     ``machines`` are indices, and empty for an action on a server; each machine's turn comes
     ``every_s`` after the one before. The whole is done ``repeat`` times, ``period_s`` apart. ``pick`` draws that many
     machines each time, by the seed, from those that are present (for ``join``: absent). ``line`` is the entry's line in
-    the file.
+    the file. ``place`` is its place there, by which its draws are made, where that is not its place in the timeline.
     """
 
     action: Action
@@ -108,6 +108,7 @@ class TimelineEntry(Validated, frozen=True, kw_only=True):
     repeat: Annotated[int, Meta(ge=1, le=100_000)] = 1
     period_s: Seconds = 0.0
     line: int = 0
+    place: int | None = None
 
     @property
     def waits(self) -> bool:

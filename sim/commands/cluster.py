@@ -53,8 +53,8 @@ class Where(NamedTuple):
     tls: Tls | None
 
     def open(self) -> AbstractContextManager[Any]:
-        """The cluster as a `sim.distributed.cluster.DaskCluster`."""
-        from sim.distributed.cluster import connect, local
+        """The cluster as a `sim.distributed.dask.client.DaskCluster`."""
+        from sim.distributed.dask.client import connect, local
 
         return local(self.workers) if self.scheduler is None else connect(self.scheduler, self.tls)
 
@@ -85,7 +85,7 @@ def scheduler(host: str, port: int, tls_ca: Path | None, tls_cert: Path | None, 
     tls = make_tls(tls_ca, tls_cert, tls_key)
     check_listening(host, tls)
     require_dask()
-    from sim.distributed.cluster import serve_scheduler
+    from sim.distributed.dask.serving import serve_scheduler
 
     serve_scheduler(host, port, tls, lambda address: click.echo(f"scheduler: {address}"))
 
@@ -116,6 +116,6 @@ def worker(
 
 
 def _serve(address: str, name: str, host: str | None, tls: Tls | None, scratch: Path) -> bool:
-    from sim.distributed.cluster import serve_worker
+    from sim.distributed.dask.serving import serve_worker
 
     return serve_worker(address, name, host, tls, scratch, lambda its: click.echo(f"worker {name}: {its} of {address}"))

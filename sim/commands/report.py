@@ -12,6 +12,8 @@ from sim.commands.output import write_whole
 
 __all__ = ["report"]
 
+REPORT = "report.html"
+
 
 @click.command("report")
 @run_argument
@@ -25,15 +27,18 @@ def report(run_directory: Path, output: Path | None) -> None:
     """Write figures, curves, time lines and pictures of the run directory RUN to one HTML file.
 
     The file needs nothing else: no network, no script, no fonts. What the run lacks - it was interrupted, it is
-    damaged, nothing was sampled - is said in its place.
+    damaged, nothing was sampled - is said in its place. Each host of a run over several gets a page of its own.
     """
     from sim.results import open as open_run
     from sim.views.html.page import page
 
-    content = page(open_run(run_directory))
+    run = open_run(run_directory)
+    content = page(run)
     if output is not None and os.fspath(output) == "-":
         click.echo(content, nl=False)
         return
-    output = output or run_directory / "report.html"
+    for part in run.parts.values():
+        write_whole(part.path / REPORT, page(part).encode())
+    output = output or run_directory / REPORT
     write_whole(output, content.encode())
     click.echo(output)

@@ -14,6 +14,7 @@ import click
 
 import sim
 import topologies
+from sim.commands.cluster import cluster_of, cluster_options
 from sim.commands.options import (
     BadTopology,
     optional_topology_argument,
@@ -25,7 +26,9 @@ from sim.commands.options import (
 )
 from sim.commands.output import write_file
 from sim.commands.schedule import replay_schedule
+from sim.distributed.addresses import make_tls
 from sim.exit_codes import INTERRUPTED, of_run
+from topologies.hosts import part_of
 from topologies.metrics import LATENCIES
 from topologies.model import EngineName
 
@@ -45,6 +48,19 @@ EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
     "socket_path",
     type=click.Path(path_type=Path),
     help="The path of the server's socket, for others to join (a real QEMU, `ivsim attach`).",
+)
+@cluster_options
+@click.option(
+    "--domains",
+    metavar="NAME,...",
+    callback=lambda _context, _option, given: tuple(filter(None, (given or "").split(","))),
+    help="Run the machines of these domains only.",
+)
+@click.option(
+    "--start-fd",
+    type=click.IntRange(min=3),
+    metavar="FD",
+    help="A connected socket that gets the line `ready` when all machines are; a line from it starts them.",
 )
 @resources_every_option
 @programs_option
@@ -78,6 +94,8 @@ def run(
     engine: str | None,
     runs: Path,
     socket_path: Path | None,
+    domains: tuple[str, ...],
+    start_fd: int | None,
     resources_every_s: float,
     programs: tuple[Path, ...],
     prometheus: Path | None,
@@ -86,6 +104,9 @@ def run(
     junit_file: Path | None,
     as_json: bool,
     quiet: bool,
+    scheduler: str | None,
+    workers: int | None,
+    **tls_files: Path | None,
 ) -> None:
     """Run TOPOLOGY, a file or the name of a shipped one (`ivsim list`), and print its result.
 
@@ -93,53 +114,65 @@ def run(
     when an expectation of the topology is not met.
 
     With --replay FILE, take a schedule again under virtual time that breaks an invariant, event by event.
+
+    A topology whose domains have hosts runs on the workers of --scheduler, or with --workers in parts on this host.
     """
     if replay is not None:
         raise click.exceptions.Exit(replay_schedule(context, replay))
     if topology is None:
         raise click.MissingParameter(param_hint="'TOPOLOGY' (or --replay FILE)", param_type="argument")
+    overrides |= {key: str(value) for key, value in (("seed", seed), ("run.engine", engine)) if value is not None}
+    for file in filter(None, (junit_file, prometheus)):
+        if not file.parent.is_dir():
+            raise click.UsageError(f"{file} cannot be written: there is no directory {file.parent}")
+    if dry_run:
+        raise click.exceptions.Exit(_dry_run(topology, overrides, programs, domains, runs, as_json=as_json))
+    where = cluster_of(scheduler, workers, make_tls(*(tls_files[f"tls_{name}"] for name in ("ca", "cert", "key"))))
+    common: dict[str, Any] = {"runs": runs, "overrides": overrides, "programs": programs}
+    common["resources_every_s"] = resources_every_s
+    try:
+        if where is not None:
+            given = {"--socket": socket_path, "--prometheus": prometheus, "--domains": domains, "--start-fd": start_fd}
+            if wrong := [name for name, value in given.items() if value]:
+                raise click.UsageError(f"{wrong[0]} goes with a run on this host, without --scheduler and --workers")
+            from sim.commands.run_hosts import run_on_hosts
+
+            result = run_on_hosts(where, topology, quiet=as_json or quiet, **common)
+        else:
+            common |= {"socket_path": socket_path, "domains": domains, "start_fd": start_fd}
+            result = _run_here(topology, common, prometheus, quiet=as_json or quiet)
+    except topologies.TopologyError as error:
+        raise BadTopology(error) from None
+    click.echo(json.dumps(result.summary, indent=2)) if as_json else _print(result)
+    if junit_file is not None:
+        _write_junit(result, junit_file)
+    raise click.exceptions.Exit(_exit_code(result))
+
+
+def _run_here(topology: str, arguments: dict[str, Any], prometheus: Path | None, *, quiet: bool) -> sim.Run:
+    """Run a topology with these arguments of `sim.run`, with a progress line unless ``quiet``."""
     from rich.console import Console
 
     from sim.commands.progress import progress
     from sim.runner import Begun
 
     stderr = Console(stderr=True)
-    overrides |= {key: str(value) for key, value in (("seed", seed), ("run.engine", engine)) if value is not None}
-    for file in filter(None, (junit_file, prometheus)):
-        if not file.parent.is_dir():
-            raise click.UsageError(f"{file} cannot be written: there is no directory {file.parent}")
-    if dry_run:
-        raise click.exceptions.Exit(_dry_run(topology, overrides, programs, runs, as_json=as_json))
+    socket_path = arguments["socket_path"]
     with contextlib.ExitStack() as stack:
 
         def begin(begun: Begun) -> None:
             stack.enter_context(_kept(begun.path))
-            if not (as_json or quiet):
+            if not quiet:
                 stderr.print(f"{begun.topology.title}: {begun.path}", markup=False, highlight=False, soft_wrap=True)
                 stack.enter_context(progress(begun.telemetry, stderr))
             if prometheus is not None:
                 from sim.views.prometheus import exporting
 
                 stack.enter_context(exporting(begun.telemetry, prometheus, partial(click.echo, err=True)))
-            for line in _how_to_join(begun, socket_path, quiet=as_json or quiet):
+            for line in _how_to_join(begun, socket_path, quiet=quiet):
                 stderr.print(line, markup=False, highlight=False, soft_wrap=True)
 
-        try:
-            result = sim.run(
-                topology,
-                runs=runs,
-                overrides=overrides,
-                resources_every_s=resources_every_s,
-                socket_path=socket_path,
-                on_begin=begin,
-                programs=programs,
-            )
-        except topologies.TopologyError as error:
-            raise BadTopology(error) from None
-    click.echo(json.dumps(result.summary, indent=2)) if as_json else _print(result)
-    if junit_file is not None:
-        _write_junit(result, junit_file)
-    raise click.exceptions.Exit(_exit_code(result))
+        return sim.run(topology, on_begin=begin, **arguments)
 
 
 def _how_to_join(begun: Any, socket_path: Path | None, *, quiet: bool) -> list[str]:
@@ -164,11 +197,20 @@ def _kept(path: Path) -> Iterator[None]:
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-def _dry_run(topology: str, overrides: dict[str, str], programs: tuple[Path, ...], runs: Path, *, as_json: bool) -> int:
+def _dry_run(
+    topology: str,
+    overrides: dict[str, str],
+    programs: tuple[Path, ...],
+    domains: tuple[str, ...],
+    runs: Path,
+    *,
+    as_json: bool,
+) -> int:
     from sim.commands.preflight import dry_run
 
     try:
-        return dry_run(topologies.load(topology, overrides, programs), runs, as_json=as_json)
+        loaded = topologies.load(topology, overrides, programs)
+        return dry_run(part_of(loaded, domains) if domains else loaded, runs, as_json=as_json)
     except topologies.TopologyError as error:
         raise BadTopology(error) from None
 

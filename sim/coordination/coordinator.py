@@ -1,6 +1,7 @@
 """The coordinator of one run: it admits the machines, starts them at one moment, watches them, ends them.
 
-starting   machines start and connect; the servers admit them in the order of the topology
+starting   machines start and connect; the servers admit them in the order of the topology; with a gate, the run then
+           waits for it
 running    from the moment that all are Ready and were told the same start, until the time is up; meanwhile the
            timeline acts
 stopping   every machine ends its program, reports Stopped and ends; what its counters still hold is pending
@@ -24,7 +25,7 @@ from sim.coordination.monitor import Observed, Observer
 from sim.coordination.peer_ids import introduce, make_known
 from sim.coordination.timeline import Timeline
 from sim.engines import messages
-from sim.engines.base import Arrival, Client, Engine, HasDescriptor, RunLoop
+from sim.engines.base import Arrival, Client, Engine, HasDescriptor, RunLoop, StartGate
 from sim.engines.messages import Report
 from topologies import Topology
 
@@ -70,6 +71,7 @@ class Coordinator:
     Args:
         recording_path: where the recording with that number belongs; None for memory only.
         observe: makes what shows the run while it lasts.
+        gate: holds the start.
     """
 
     def __init__(
@@ -80,8 +82,9 @@ class Coordinator:
         recording_path: Callable[[int], Path | None],
         event: Callable[..., None],
         observe: Callable[[LiveMachines, Observed, RunLoop], Observer],
+        gate: StartGate | None = None,
     ) -> None:
-        self.topology = topology
+        self.topology, self._gate = topology, gate
         self._engine, self._loop, self._clock = engine, engine.loop, engine.loop.clock
         self._record_event = event
         self.ending = RunEnd()
@@ -130,7 +133,7 @@ class Coordinator:
         self.monitor.begin()
         self._watch_start()
         if not present and self.phase == "starting":
-            self._begin()
+            self._all_ready()
         while self.phase != "done":
             self._loop.step()
         self.monitor.publish()
@@ -190,7 +193,7 @@ class Coordinator:
 
     def _watch_start(self) -> None:
         """Give up a start that makes no progress, however long it has taken until then."""
-        if self.phase != "starting":
+        if self.phase != "starting" or not self._not_ready:
             return
         progress = self._engine.start_progress(), -self._not_ready
         self._looks = 0 if progress != self._progress else self._looks + 1
@@ -222,6 +225,21 @@ class Coordinator:
     def _left(self, client: Client, reason: str) -> None:
         if self.phase == "running":
             self._event("peer_left", peer=client.peer, reason=reason)
+
+    def _all_ready(self) -> None:
+        """Start the machines, or wait for the gate."""
+        gate = self._gate
+        if gate is None:
+            self._begin()
+            return
+
+        def answered() -> None:
+            self._loop.remove(gate)
+            if self.phase == "starting":
+                self._begin() if gate.is_open() else self.stop("failed", "the start was called off")
+
+        self._loop.add(gate, answered)
+        gate.tell_ready()
 
     def _begin(self) -> None:
         """Start all machines, which are Ready, at one moment of the shared clock."""
@@ -288,7 +306,7 @@ class Coordinator:
         elif self.phase == "starting":
             self._not_ready -= 1
             if not self._not_ready:
-                self._begin()
+                self._all_ready()
 
     def _take_end(self, incarnation: Incarnation, report: messages.Ended) -> None:
         """A machine has ended."""

@@ -53,7 +53,8 @@ class Timeline:
         """Regular expressions of entries that a line on a console has contained."""
         self._guarded = [expectation for expectation in stage.topology.expectations if expectation.abort]
         # A random generator for each entry, so that its picks do not depend on the times of the others.
-        self._random = [random.Random(f"{stage.topology.seed}/timeline/{place}") for place in range(len(entries))]
+        places = [place if entry.place is None else entry.place for place, entry in enumerate(entries)]
+        self._random = [random.Random(f"{stage.topology.seed}/timeline/{place}") for place in places]
 
     def begin(self, start_ns: int, stop_ns: int) -> None:
         """Start the timeline: the programs start at ``start_ns``."""

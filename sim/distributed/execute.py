@@ -6,21 +6,26 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from sim.distributed.job import Job, JobResult, pack, write_files
 from sim.host.runtime_directory import remove, runtime_directories
 from sim.kernel.segments import remove_orphaned
 from sim.kernel.waiting import readable_within
 from sim.results.store.manifest import HOST_NAME_VARIABLE
+from sim.start_socket import GO
 
-__all__ = ["JobStoppedError", "execute"]
+__all__ = ["Barrier", "JobStoppedError", "execute"]
 
 LOOK_EVERY_S = 0.2
+BARRIER_EVERY_S = 0.5
 STOP_PATIENCE_S = 15.0
 """For a run to stop its machines and to write what it has; then its processes are killed."""
 STDOUT_BYTES_MAX = 64 << 20
@@ -31,7 +36,22 @@ class JobStoppedError(Exception):
     """A job was stopped before its end: it is not wanted any more, or its worker ends."""
 
 
-def execute(job: Job, scratch: Path, host: str, is_wanted: Callable[[], bool]) -> JobResult:
+class Barrier(Protocol):
+    """Where the runs of several hosts wait for each other; and what is told to them afterwards."""
+
+    def arrive(self) -> None:
+        """Tell that the run of this host is ready to start."""
+
+    def is_open(self) -> bool:
+        """Whether all have arrived; waits for it for a moment."""
+
+    def is_over(self) -> bool:
+        """Whether the run is to end now, with what it has measured."""
+
+
+def execute(
+    job: Job, scratch: Path, host: str, is_wanted: Callable[[], bool], barrier: Barrier | None = None
+) -> JobResult:
     """Run a job; nothing of it is left when this returns or raises.
 
     Args:
@@ -39,6 +59,7 @@ def execute(job: Job, scratch: Path, host: str, is_wanted: Callable[[], bool]) -
         scratch: where its private directory is made.
         host: the name of this host, for the result and for the manifest of a run.
         is_wanted: is asked every 0.2 s; False stops the job.
+        barrier: where the run waits before it starts.
 
     Raises:
         JobStoppedError: the job was stopped.
@@ -49,17 +70,21 @@ def execute(job: Job, scratch: Path, host: str, is_wanted: Callable[[], bool]) -
     try:
         write_files(job, place)
         output, errors = place / "stdout", place / "stderr"
-        with output.open("xb") as stdout, errors.open("xb") as stderr:
+        with output.open("xb") as stdout, errors.open("xb") as stderr, contextlib.ExitStack() as stack:
+            held = _Held(barrier, stack) if barrier is not None else None
+            its = () if held is None else (held.descriptor,)
+            arguments = [*job.arguments, *(word for each in its for word in ("--start-fd", str(each)))]
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sim.distributed.tied_command", str(os.getpid()), *job.arguments],
+                [sys.executable, "-P", "-m", "sim.distributed.tied_command", str(os.getpid()), *arguments],
                 cwd=place,
                 env=os.environ | {HOST_NAME_VARIABLE: host},
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
+                pass_fds=its,
             )
-            code = _wait(process, is_wanted)
+            code = _wait(process, is_wanted, held)
         runs = list((place / job.collect).iterdir()) if job.collect else []
         archive, digest = pack(runs[0]) if runs else (b"", "")
         with output.open("rb") as stdout:
@@ -70,7 +95,41 @@ def execute(job: Job, scratch: Path, host: str, is_wanted: Callable[[], bool]) -
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _wait(process: subprocess.Popen[bytes], is_wanted: Callable[[], bool]) -> int:
+class _Held:
+    """A run whose start is held by this process, until the barrier opens."""
+
+    def __init__(self, barrier: Barrier, stack: contextlib.ExitStack) -> None:
+        self._barrier = barrier
+        self._near, self._far = map(stack.enter_context, socket.socketpair())
+        self._near.setblocking(False)
+        self._has_arrived = self._has_started = self._is_ended = False
+        self._looked_s = time.monotonic()
+
+    @property
+    def descriptor(self) -> int:
+        """The socket of the run."""
+        return self._far.fileno()
+
+    def look(self, process: int) -> None:
+        """Tell the barrier about the run, and the run about the barrier; ``process`` is the pidfd of the run."""
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            self._has_arrived = self._has_arrived or (self._near.recv(64) != b"" and self._arrive())
+        if self._has_arrived and not self._has_started and self._barrier.is_open():
+            self._has_started = True
+            with contextlib.suppress(OSError):  # it has ended
+                self._near.send(GO)
+        if not self._is_ended and time.monotonic() - self._looked_s > BARRIER_EVERY_S:
+            self._looked_s = time.monotonic()
+            if self._barrier.is_over():
+                self._is_ended = True
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+
+    def _arrive(self) -> bool:
+        self._barrier.arrive()
+        return True
+
+
+def _wait(process: subprocess.Popen[bytes], is_wanted: Callable[[], bool], held: _Held | None) -> int:
     """Wait for the end of the process, and end its group whatever happens."""
     descriptor = os.pidfd_open(process.pid)
     try:
@@ -78,6 +137,8 @@ def _wait(process: subprocess.Popen[bytes], is_wanted: Callable[[], bool]) -> in
             while not readable_within(descriptor, LOOK_EVERY_S):
                 if not is_wanted():
                     raise JobStoppedError("stopped: the job is not wanted any more")
+                if held is not None:
+                    held.look(descriptor)
         except BaseException:
             signal.pidfd_send_signal(descriptor, signal.SIGTERM)  # Popen's own would collect the exit
             readable_within(descriptor, STOP_PATIENCE_S)

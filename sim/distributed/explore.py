@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from nodes.errors import RunError
-from sim.distributed.cluster import DaskCluster, Done
+from sim.distributed.dask.client import DaskCluster, Done
 from sim.distributed.inputs import collect_inputs
 from sim.distributed.job import Job, JobResult, refusal
 from sim.exit_codes import MISSED

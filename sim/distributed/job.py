@@ -27,11 +27,13 @@ class Job(msgspec.Struct, frozen=True):
         arguments: the arguments; files have relative names.
         files: the name of each file that the command reads, and its content.
         collect: the directory in which the command makes a run directory, to be sent back; "": none.
+        barrier: the name of the barrier at which the run waits for those of other hosts; "": it does not wait.
     """
 
     arguments: list[str]
     files: dict[str, bytes]
     collect: str = ""
+    barrier: str = ""
 
 
 class JobResult(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import sim.results
 from nodes.errors import HostError, RunError
-from sim.distributed.cluster import DaskCluster, Done
+from sim.distributed.dask.client import DaskCluster, Done
 from sim.distributed.inputs import collect_inputs
 from sim.distributed.job import Job, JobResult, refusal, unpack
 from sim.kernel.signals import signals_noted

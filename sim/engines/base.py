@@ -30,6 +30,7 @@ __all__ = [
     "HasDescriptor",
     "LiveMachine",
     "RunLoop",
+    "StartGate",
 ]
 
 COUNTER_MAX = (1 << 64) - 2
@@ -77,6 +78,18 @@ class RunLoop(Protocol):
     def at(self, moment_ns: int, callback: Callable[[], None]) -> None: ...
 
     def step(self, deadline_ns: int | None = None) -> None: ...
+
+
+class StartGate(Protocol):
+    """Holds the start of a run until others, on other hosts, are as far. It is readable when there is an answer."""
+
+    def fileno(self) -> int: ...
+
+    def tell_ready(self) -> None:
+        """Tell that all machines are Ready."""
+
+    def is_open(self) -> bool:
+        """Whether the answer is to start."""
 
 
 class Counter(Protocol):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from sim.host.limits import SHM_DIRECTORY
 from topologies import Topology
+from topologies.hosts import has_hosts
 
-__all__ = ["named_memory_refused", "place_refused"]
+__all__ = ["hosts_refused", "named_memory_refused", "place_refused"]
 
 
 def place_refused(runs: Path) -> Iterator[str]:
@@ -20,6 +21,16 @@ def place_refused(runs: Path) -> Iterator[str]:
         yield f"{runs}: no run directory can be made there: {there} is no directory. Name another one with --runs"
     elif not os.access(there, os.W_OK | os.X_OK):
         yield f"{runs}: no run directory can be made there: {there} cannot be written. Name another one with --runs"
+
+
+def hosts_refused(topology: Topology) -> Iterator[str]:
+    """Why a topology whose domains are on several hosts is not run by this one."""
+    if has_hosts(topology):
+        names = ", ".join(f"{domain.name} on {domain.host}" for domain in topology.domains)
+        yield (
+            f"the domains have hosts ({names}): `ivsim run FILE --scheduler ADDRESS` runs them there, --workers 2 in "
+            "parts on this host, --domains NAME one part"
+        )
 
 
 def named_memory_refused(topology: Topology) -> Iterator[str]:

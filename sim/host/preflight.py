@@ -18,7 +18,7 @@ from nodes.errors import HostError, UsageError
 from sim.coordination.recording_layouts import Layouts
 from sim.host.libraries import RESULTS as LIBRARIES
 from sim.host.limits import SHM_DIRECTORY, Host, Left
-from sim.host.places import named_memory_refused, place_refused
+from sim.host.places import hosts_refused, named_memory_refused, place_refused
 from sim.host.qemus import QEMU_BYTES, QEMU_THREADS, count_qemus, qemus_refused
 from sim.host.scheduling import cpus_refused, policies_refused
 from sim.kernel.shortage import explained
@@ -129,7 +129,7 @@ def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None =
             *qemus_refused(topology),
             *named_memory_refused(topology),
         ],
-        mistaken=list(place_refused(runs)),
+        mistaken=[*place_refused(runs), *hosts_refused(topology)],
     )
 
 

@@ -157,7 +157,7 @@ def compare(
 def _host(run: Run) -> str:
     """Where a run was carried out, in words; runs without a readable manifest are treated as of this host."""
     try:
-        name = run.origin.host.name
+        name = " and ".join(row.host for row in run.origin.parts) or run.origin.host.name
     except UsageError:
         name = ""
     return f"on {name}" if name else "outside a cluster"

@@ -29,7 +29,11 @@ COUNTED = ("rung", "delivered", "interrupts", "refused", "pending", "settled")
 
 
 class UnknownMetricError(Exception):
-    """A metric that is not known; the text says why."""
+    """A metric that is not known; the text says why. ``is_absent``: there is nothing that would have it."""
+
+    def __init__(self, why: str, *, is_absent: bool = False) -> None:
+        super().__init__(why)
+        self.is_absent = is_absent
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from topologies.language.values import MisfitError
 from topologies.metrics import LATENCIES, UNITS_NS, Metric, find_metric
 from topologies.ringing_check import open_loops, unreachable
 
-__all__ = ["BROKEN", "ExpectationVerdict", "evaluate", "silent_loads"]
+__all__ = ["BROKEN", "ExpectationVerdict", "evaluate", "measure", "silent_loads"]
 
 Integers = npt.NDArray[np.int64]
 
@@ -47,6 +47,19 @@ def evaluate(topology: Topology, run: Run) -> list[ExpectationVerdict]:
         return []
     finished = _Finished(topology, run)
     return [finished.verdict(expectation) for expectation in topology.expectations]
+
+
+def measure(topology: Topology, run: Run, expectation: Expectation) -> tuple[float, str]:
+    """The value of the metric that an expectation names, and why a value of 0 says nothing ("": it says something).
+
+    Raises:
+        UnknownMetricError: it is not known.
+        UsageError: what has the metric is not in the topology, or a table is missing.
+    """
+    finished = _Finished(topology, run)
+    metric, scope = _metric(expectation.that.metric), finished._scopes[expectation.that.of]
+    value = finished._value(metric, scope)
+    return value, "" if value else finished._nothing(metric, scope)
 
 
 def silent_loads(topology: Topology, run: Run) -> list[str]:
@@ -343,7 +356,8 @@ class _Finished:
                 raise UnknownMetricError(f"{death} and left none")
         there = [number for life, number in said.items() if self._by_name[life] in scope.machines]
         if not there:
-            raise UnknownMetricError(f"no program has it in its statistics{self._explained(scope)}")
+            died = self._explained(scope)
+            raise UnknownMetricError(f"no program has it in its statistics{died}", is_absent=not died)
         return sum(there)
 
     def _said(self, name: str) -> dict[str, float]:

@@ -12,11 +12,13 @@ import pyarrow as pa
 from nodes.errors import UsageError
 from sim.recording.reader import VECTOR_MASK
 from sim.results.analysis.account import Account, account
+from sim.results.analysis.joint import join_machines, join_summaries
 from sim.results.analysis.latency.distribution import distribution, sizes_of_drains
 from sim.results.analysis.latency.samples import sample_batches
 from sim.results.analysis.migrations import migrations
 from sim.results.analysis.summarize import summarize
 from sim.results.ending import Ending
+from sim.results.run import Run
 from sim.results.store import files, schemas
 from sim.results.store.batches import batches
 from sim.results.store.events import Event, Statistics, read_events, remarks, statistics_of
@@ -42,6 +44,13 @@ def conclude(path: Path, manifest: Manifest, ending: Ending | None, into: Path |
         OSError: the directory cannot be written; the recordings are kept.
     """
     place = path if into is None else into
+    if manifest.parts:
+        parts = Run(path).parts
+        files.write_json(place / files.MANIFEST, join_machines(manifest, parts))
+        _write_summary(place, join_summaries(manifest, parts, ending))
+        if into is None:
+            _clean(path)
+        return
     its = account(path, manifest, ending)
     if its.manifest != manifest or into is not None:
         manifest = its.manifest
@@ -56,12 +65,16 @@ def conclude(path: Path, manifest: Manifest, ending: Ending | None, into: Path |
     drained = sizes_of_drains(lambda: batches(place, "drains", ("machine", "count")), manifest)
     summary = _with_events(summarize(its, latencies, drained), its, _events(path), place)
     schemas.write_table(place, "histograms", _table("histograms", _histograms(latencies.histograms)))
+    _write_summary(place, summary)
+    if into is None:
+        _clean(path)
+
+
+def _write_summary(place: Path, summary: Summary) -> None:
     files.write_json(place / files.SUMMARY, summary)
     # The status last: a directory with another status than running has all the rest in place.
     files.write_status(place, summary.status, summary.reason)
     files.sync_directory(place)
-    if into is None:
-        _clean(path)
 
 
 def _write_streams(place: Path, its: Account) -> None:

@@ -17,6 +17,8 @@ from sim.results.summary import Summary
 
 __all__ = ["Run"]
 
+COUNTED_TABLES = ("edges", "vectors")
+"""The tables of a run over several hosts: those without times."""
 TABLES = ("samples", "drains", "edges", "vectors", "resources", "histograms")
 
 T = TypeVar("T")
@@ -103,6 +105,28 @@ class Run:
         return self._once("summary", lambda: _plain(self.figures))
 
     @property
+    def parts(self) -> dict[str, Run]:
+        """The parts of a run over several hosts that are there, by host; {} for any other run."""
+
+        def load() -> dict[str, Run]:
+            try:
+                rows = self.origin.parts
+            except UsageError:
+                return {}
+            paths = {row.host: self.path / files.PARTS / row.directory for row in rows}
+            return {host: Run(path) for host, path in paths.items() if path.is_dir()}
+
+        return self._once("parts", load)
+
+    def _check_host(self, what: str) -> None:
+        """Raises ``UsageError`` for a run over several hosts."""
+        if self.parts:
+            raise UsageError(
+                f"{what} are known within a host only: those of each are in its {files.PARTS}/, and in "
+                f"run.parts ({', '.join(self.parts)})"
+            )
+
+    @property
     def figures(self) -> Summary:
         """The summary as a structure."""
 
@@ -155,6 +179,11 @@ class Run:
 
             try:
                 file_name(name)
+                if self.parts and name in COUNTED_TABLES:
+                    from sim.results.analysis.joint_tables import join_tables
+
+                    return join_tables(self.origin, [(run.origin, run.table(name)) for run in self.parts.values()])
+                self._check_host(name)
                 return read_table(self.place, name)
             except UsageError as error:
                 raise self._named(error) from error
@@ -198,14 +227,18 @@ class Run:
 
         checks: list[Callable[[], object]] = [lambda: files.read_status(self.place), lambda: self.origin]
         checks += [lambda: self.figures, skipped_events]
-        checks += [lambda name=name: check_table(self.place, name) for name in TABLES]  # type: ignore[misc]
+        if not self.parts:
+            checks += [lambda name=name: check_table(self.place, name) for name in TABLES]  # type: ignore[misc]
         problems = [*self._notes]
         for check in checks:
             try:
                 check()
             except UsageError as error:
                 problems.append(str(error).removeprefix(f"{self.path}: "))
+        problems += [f"{host}: {problem}" for host, run in self.parts.items() for problem in run.problems]
         figures = self._kept.get("figures")
+        if self.parts:
+            return list(dict.fromkeys(problems + (figures.problems if figures else [])))
         return problems + (figures.problems if figures else [])
 
     @property
@@ -270,6 +303,7 @@ class Run:
     def _samples_of(self, ask: Callable[..., Any], *arguments: Any) -> Any:
         """Apply a function of ``latency.samples`` to the samples, which are read in batches."""
         try:
+            self._check_host("latencies")
             return ask(self.place, self.origin, *arguments)
         except UsageError as error:
             raise self._named(error) from error

@@ -23,6 +23,7 @@ __all__ = [
     "HostUse",
     "Latencies",
     "MigrationOutcome",
+    "PartFigures",
     "Percentiles",
     "ProcessUse",
     "Summary",
@@ -190,6 +191,21 @@ class MigrationOutcome(msgspec.Struct, frozen=True, kw_only=True):
     sampled_during: Figures | None = None
 
 
+class PartFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of what one host ran of a run over several hosts; all others are in the summary of that part."""
+
+    status: str
+    reason: str
+    machines: Figures
+    rung: Figures
+    delivered: Figures
+    pending: Figures
+    refused: Figures
+    interrupts: Figures
+    doorbells_per_s: float | None
+    latency_ns: Latencies
+
+
 class Summary(Counters, frozen=True):
     """``summary.json``.
 
@@ -206,6 +222,8 @@ class Summary(Counters, frozen=True):
     ``guest_difference``: doorbells that guests of their own say to have rung, less those that came from them; None if
     one does not say.
     ``start_ns``, ``measure_start_ns`` and ``stop_ns`` are CLOCK_MONOTONIC, 0 when the run never got there.
+    ``parts`` are those of a run over several hosts, by host: counts are sums over all of them, latencies of machines on
+    several hosts are left out (``analysis.joint``).
     """
 
     schema_version: int
@@ -258,6 +276,7 @@ class Summary(Counters, frozen=True):
     start_ns: Figures = 0
     measure_start_ns: Figures = 0
     stop_ns: Figures = 0
+    parts: dict[str, PartFigures] = msgspec.field(default_factory=dict)
 
 
 def value_at(figures: Summary | GroupFigures, source: str) -> float | None:

@@ -178,7 +178,7 @@ def _run_there(
     resources_every_s: float,
     on_row: Callable[[Row], object],
 ) -> str:
-    from sim.distributed.cluster import connect, local
+    from sim.distributed.dask.client import connect, local
     from sim.distributed.sweep import ClusterSweep
 
     def tell(_cell: Cell, _host: str, row: Row | None) -> None:

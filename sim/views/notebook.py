@@ -51,7 +51,7 @@ def run_html(run: Run) -> str:
     except UsageError as error:
         return _page(f"<p><b>{html.escape(repr(run))}</b> {html.escape(str(error))}</p>")
     title = f"<p><b>{html.escape(figures.title)}</b>: {html.escape(run.status)} {html.escape(run.reason)}</p>"
-    tables = (rows.doorbells(figures), rows.latencies(figures), rows.intervals(figures))
+    tables = (rows.hosts(figures), rows.doorbells(figures), rows.latencies(figures), rows.intervals(figures))
     facts = [sentences.setting(figures), *(f"{name}: {said}" for name, said in sentences.context(figures))]
     body = "".join(_table(table) for table in tables if table.rows)
     return _page(title, body, *map(_quiet, facts), _list(sentences.warnings(run)))

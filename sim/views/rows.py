@@ -25,6 +25,7 @@ __all__ = [
     "comparison",
     "doorbells",
     "expectations",
+    "hosts",
     "intervals",
     "latencies",
     "migrations",
@@ -79,12 +80,33 @@ def doorbells(figures: Summary) -> TextTable:
     return TextTable("Doorbells rung at the machines of each group", head, rows)
 
 
+def hosts(figures: Summary) -> TextTable:
+    """The part of each host, of a run over several."""
+    head = ("host", "machines", "rung", "delivered", "pending", "refused", "rung/s", "status")
+    rows = [
+        (
+            name,
+            *(f"{it:,}" for it in (its.machines, its.rung, its.delivered, its.pending, its.refused)),
+            human_count(its.doorbells_per_s),
+            its.status,
+        )
+        for name, its in figures.parts.items()
+    ]
+    return TextTable("The part of each host", head, rows, words=(0, 7))
+
+
 def latencies(figures: Summary) -> TextTable:
     """All groups together; then delivery and total of each group and each phase, where there are several.
 
-    The latencies that programs have measured themselves come last.
+    Of a run over several hosts: delivery and total of each host, and of each group that is on one host. The latencies
+    that programs have measured themselves come last.
     """
     rows = [_percentiles(name, getattr(figures.latency_ns, name), human_ns) for name in EVERY_LATENCY]
+    if len(figures.parts) > 1:
+        rows = []
+        for name, part in figures.parts.items():
+            rows.append(_percentiles(f"delivery on {name}", part.latency_ns.delivery, human_ns))
+            rows.append(_percentiles(f"total on {name}", part.latency_ns.total, human_ns))
     groups = {name: its.latency_ns for name, its in figures.groups.items() if its.latency_ns.raw.samples}
     for parts in (groups, figures.phases):
         for name, its in parts.items() if len(parts) > 1 else ():

@@ -17,8 +17,9 @@ __all__ = ["context", "counted", "migration_reasons", "setting", "warnings"]
 def setting(figures: Summary) -> str:
     """How many machines ran for how long, with which seed."""
     ready = "" if figures.ready_s is None else f", all ready after {figures.ready_s:.2f} s"
+    hosts = f" of {len(figures.parts)} hosts" if figures.parts else ""
     return (
-        f"{figures.machines} machines on {figures.cpus} CPUs{ready}; ran {figures.elapsed_s:.2f} s, the "
+        f"{figures.machines} machines on {figures.cpus} CPUs{hosts}{ready}; ran {figures.elapsed_s:.2f} s, the "
         f"first {min(figures.warmup_s, figures.elapsed_s):g} s of it as warm-up; seed {figures.seed}"
     )
 

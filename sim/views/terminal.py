@@ -41,6 +41,7 @@ def render(run: Run, console: Console) -> None:
         return
     _title(run, figures, console)
     for table in (
+        rows.hosts(figures),
         rows.doorbells(figures),
         rows.latencies(figures),
         rows.intervals(figures, without=("p90",)),  # five intervals do not fit into 80 columns

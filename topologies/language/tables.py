@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from topologies.actions import ACTIONS, MachineAction, fields_of
-from topologies.domain import Dialect, MaxPeers, MemoryKind, Protocol, Version
+from topologies.domain import Dialect, HostName, MaxPeers, MemoryKind, Protocol, Version
 from topologies.guest_image import GuestImage
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES, SIZE_PATTERN
 from topologies.language.validated import NAME_PATTERN, Name, Sparse
@@ -158,6 +158,7 @@ class DomainTable(MemoryTable, frozen=True, kw_only=True, forbid_unknown_fields=
     max_peers: MaxPeers = 2
     output_size: OutputSize = 0
     protocol: Protocol = 0
+    host: HostName = ""
 
 
 class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -32,7 +32,7 @@ def read_version(name: str, table: Mapping[str, Any], path: Path, memory: Memory
         for key, default in _KEYS_OF_2.items():
             if table.get(key, default) != default:
                 report.add((*path, key), f"no {key} in a domain of version 1", show(table[key]), "version = 2 has it")
-        return Domain(name=name, memory=memory, dialect=dialect)
+        return Domain(name=name, memory=memory, dialect=dialect, host=table.get("host", ""))
     if dialect != "v0":
         report.add((*path, "dialect"), "no dialect in a domain of version 2, which has one of its own", show(dialect))
     if not {"max_peers", "output_size", "protocol"} <= table.keys():
@@ -50,7 +50,13 @@ def read_version(name: str, table: Mapping[str, Any], path: Path, memory: Memory
         report.add((*path, "output_size"), "sections that fit into the memory", str(error))
         return None
     return Domain(
-        name=name, memory=memory, version=2, max_peers=max_peers, output_size_bytes=output_bytes, protocol=protocol
+        name=name,
+        memory=memory,
+        version=2,
+        max_peers=max_peers,
+        output_size_bytes=output_bytes,
+        protocol=protocol,
+        host=table.get("host", ""),
     )
 
 

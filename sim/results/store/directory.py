@@ -26,7 +26,7 @@ from sim.kernel.shortage import error_of_path, is_shortage
 from sim.results.ending import BaselineMeasurement, Ending
 from sim.results.run import Run
 from sim.results.store import files
-from sim.results.store.manifest import SCHEMA_VERSION, GroupRow, HostFacts, MachineRow, Manifest, Owner
+from sim.results.store.manifest import SCHEMA_VERSION, GroupRow, HostFacts, MachineRow, Manifest, Owner, PartRow
 from sim.results.store.stream import ResourceStream
 from sim.version import VERSION
 from topologies.model import Topology
@@ -66,8 +66,11 @@ class RunDirectory:
         where: Path,
         topology: Topology,
         arguments: Mapping[str, Any],
+        parts: Sequence[PartRow] = (),
     ) -> Self:
         """Make the directory, mode 0700, under ``where``: title, UTC time and the first free number.
+
+        ``parts`` are those that hosts run; their directories are put below `files.PARTS` before `finish`.
 
         Raises:
             UsageError: ``where`` cannot hold a directory.
@@ -78,6 +81,7 @@ class RunDirectory:
             path = files.new_directory(where, files.slug(topology.title), started)
             (path / files.RAW).mkdir(mode=0o700)
             manifest = _manifest(topology, arguments, started_ns, started)
+            manifest = msgspec.structs.replace(manifest, parts=list(parts))
             files.replace(path / files.TOPOLOGY, topology.source_text.encode())
             for name, source in topology.files.items():
                 _copy(Path(source), path, Path(name))

@@ -7,7 +7,7 @@
     ending.json        the state at the end              edges.parquet      doorbells by sender
     raw/<machine>.rec  while the run lasts               vectors.parquet    doorbells received
                                                          histograms.parquet their latencies
-                                                         summary.json       the figures
+    parts/<host>/      of a run over several hosts       summary.json       the figures
 
 A file is written beside its place, synced and renamed, so that a reader meets it whole or not at all. A name
 that comes out of a file never becomes part of a path.
@@ -34,6 +34,7 @@ __all__ = [
     "ENDING",
     "EVENTS",
     "MANIFEST",
+    "PARTS",
     "RAW",
     "RESERVE",
     "RESOURCE_STREAM",
@@ -63,6 +64,7 @@ STATUS = "status"
 EVENTS = "events.jsonl"
 ENDING = "ending.json"
 RAW = "raw"
+PARTS = "parts"
 RESOURCE_STREAM = "resources.arrows"
 RESERVE = ".reserve"
 SUMMARY = "summary.json"

@@ -22,6 +22,7 @@ __all__ = [
     "MachineRow",
     "Manifest",
     "Owner",
+    "PartRow",
     "Phase",
 ]
 
@@ -126,11 +127,20 @@ class Phase(msgspec.Struct, frozen=True):
     measured: bool = True
 
 
+class PartRow(msgspec.Struct, frozen=True):
+    """The part of a run that one host ran: the directory of a run of its own, below that of the whole."""
+
+    host: Annotated[str, Meta(max_length=256)]
+    directory: Name
+    domains: Annotated[list[Name], Meta(max_length=1 << 10)]
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """``manifest.json``. ``started_ns`` is CLOCK_MONOTONIC, ``started`` the same moment as UTC.
 
     ``access`` is what another program needed to join while the run lasted.
     ``engine`` is the engine that ran it (``[run] engine``).
+    ``parts`` are those of a run over several hosts, empty for any other; ``host`` is then the host of the command.
     Without ``phases`` the time after the warm-up is one phase: measured.
     """
 
@@ -153,6 +163,7 @@ class Manifest(msgspec.Struct, frozen=True):
     domains: Annotated[list[Name], Meta(max_length=1 << 10)] = msgspec.field(default_factory=lambda: ["main"])
     engine: Name = "process"
     access: Annotated[list[Access], Meta(max_length=1 << 10)] = []
+    parts: Annotated[list[PartRow], Meta(max_length=1 << 10)] = []
 
     def __post_init__(self) -> None:
         if sum(machine.vectors for machine in self.machines) > VECTORS_LIMIT:

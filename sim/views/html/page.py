@@ -34,7 +34,7 @@ SOURCE_LIMIT_BYTES = 1 << 20
 
 def page(run: Run) -> str:
     """Return the report of ``run``, which may be damaged, as the text of an HTML file."""
-    data = time_series(run)
+    data = TimeSeries() if run.parts else time_series(run)
     try:
         figures: Summary | None = run.figures
     except UsageError:
@@ -48,6 +48,13 @@ def page(run: Run) -> str:
     if figures:
         parts += [_balance(figures), _tiles(figures), _expected(figures)]
     parts.append(_notices(run, figures, data))
+    if run.parts:
+        parts += [
+            _section("Hosts", "hosts", lambda: _hosts(run, figures)),
+            _section("Senders and receivers", "topology", lambda: _topology(run, figures)),
+            _section("Run", "host", lambda: _host(run, figures)),
+        ]
+        return _document(title, parts)
     parts += [
         _section("Latency", "latency", lambda: _latency(figures, data)),
         _section("Over time", "time", lambda: _over_time(data, marks, marked)),
@@ -219,6 +226,18 @@ def _migrations(figures: Summary | None) -> list[Markup]:
         return []
     notes = [tag("p", reason, class_="note") for reason in sentences.migration_reasons(figures, LISTED)]
     return [_section("Migrations", "migrations", lambda: [tables.table(table), *notes])]
+
+
+def _hosts(run: Run, figures: Summary | None) -> list[Markup]:
+    """The part of each host, its latencies, and where its own page is."""
+    links = [
+        tag("li", tag("a", host, href=f"{files.PARTS}/{part.path.name}/report.html"))
+        for host, part in run.parts.items()
+    ]
+    pages = [tag("p", "The page of each host, with its latencies over time and its resources:"), tag("ul", *links)]
+    if figures is None:
+        return pages
+    return [tables.table(rows.hosts(figures)), tables.table(rows.latencies(figures)), *pages]
 
 
 def _topology(run: Run, figures: Summary | None) -> list[Markup]:

@@ -14,7 +14,7 @@ from topologies import Topology, load
 
 pytest.importorskip("distributed")
 
-from sim.distributed.cluster import Done
+from sim.distributed.dask.client import Done
 from sim.distributed.explore import explore_on
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

@@ -17,7 +17,7 @@ from topologies import load
 pytest.importorskip("distributed")
 
 from sim.distributed import sweep as cluster_sweep
-from sim.distributed.cluster import Done
+from sim.distributed.dask.client import Done
 from sim.distributed.sweep import ClusterSweep
 from tests.two_machines import VIRTUAL_STORM
 

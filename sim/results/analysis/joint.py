@@ -1,0 +1,132 @@
+"""The summary of a run over several hosts, from those of its parts.
+
+Counts are sums. Each doorbell is rung and taken on one host, so that each latency was measured with one clock; but
+hosts differ, and latencies of machines on several hosts are not put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from nodes.errors import UsageError
+from sim.recording import Counters
+from sim.results.analysis.latency.distribution import NOTHING
+from sim.results.ending import Ending
+from sim.results.run import Run
+from sim.results.store.manifest import MachineRow, Manifest
+from sim.results.summary import GroupFigures, PartFigures, Summary
+
+__all__ = ["LATENCIES_NOTE", "join_machines", "join_summaries"]
+
+LATENCIES_NOTE = (
+    "latencies are known within a host only: counts are sums over the hosts, latencies of machines on several hosts "
+    "are left out"
+)
+COUNTS = ("rung", "delivered", "pending", "refused", "interrupts", "settled")
+SUMS = (*COUNTS, "machines", "samples", "unmatched", "drains", "overfull_drains", "cpus", "short_deliveries")
+
+
+def join_machines(manifest: Manifest, parts: Mapping[str, Run]) -> Manifest:
+    """The manifest with the further incarnations and devices of machines that the parts have found."""
+    rows = [row for row in manifest.machines if row.of is None]
+    index_of = {row.name: row.index for row in rows}
+    numbers = {name: number for number, name in enumerate(manifest.domains)}
+    for run in parts.values():
+        theirs = run.origin
+        for row in theirs.machines:
+            if row.of is not None and row.name not in index_of:
+                index_of[row.name] = len(rows)
+                domain = numbers.get(theirs.domains[row.domain], 0) if row.domain < len(theirs.domains) else 0
+                of = index_of[theirs.machines[row.of].name]
+                rows.append(MachineRow(len(rows), row.name, row.group, row.vectors, domain, of))
+    return msgspec.structs.replace(manifest, machines=rows)
+
+
+def join_summaries(manifest: Manifest, parts: Mapping[str, Run], ending: Ending | None) -> Summary:
+    """The summary of the whole.
+
+    Args:
+        manifest: that of the whole.
+        parts: those of its parts that are there, by host.
+        ending: how the command saw it end; None if the command died.
+    """
+    figures, problems = {}, []
+    for host in (row.host for row in manifest.parts):
+        try:
+            figures[host] = parts[host].figures
+        except KeyError:
+            problems.append(f"{host}: its part is missing, and its doorbells are in no count")
+        except UsageError as error:
+            problems.append(f"{host}: {error}")
+    every = list(figures.values())
+    sums: dict[str, Any] = {name: sum(getattr(each, name) for each in every) for name in SUMS}
+    sums |= Counters.total(every).named()
+    elapsed_s = max((each.elapsed_s for each in every), default=0.0)
+    ready = [each.ready_s for each in every]
+    differences = [each.guest_difference for each in every if each.guest_difference is not None]
+    alone = every[0] if len(manifest.parts) == len(every) == 1 else None
+    return Summary(
+        schema_version=manifest.schema_version,
+        version=manifest.version,
+        title=manifest.title,
+        status=ending.status if ending else "died",
+        reason=ending.reason if ending else f"the command (process {manifest.owner.pid}) died",
+        balanced=all(each.balanced for each in every),
+        **sums,
+        pending_derived=any(each.pending_derived for each in every),
+        seed=manifest.seed,
+        duration_s=max((each.duration_s for each in every), default=0.0),
+        elapsed_s=elapsed_s,
+        warmup_s=manifest.warmup_s,
+        ready_s=max((each for each in ready if each is not None), default=None) if None not in ready else None,
+        coalescing=round(sums["delivered"] / sums["interrupts"], 4) if sums["interrupts"] else None,
+        doorbells_per_s=_sum(each.doorbells_per_s for each in every),
+        interrupts_per_s=_sum(each.interrupts_per_s for each in every),
+        latency_ns=alone.latency_ns if alone else NOTHING,
+        groups=_groups(manifest, every),
+        coordinator=None,
+        deaths={name: how for each in every for name, how in each.deaths.items()},
+        problems=problems + [f"{host}: {problem}" for host, each in figures.items() for problem in each.problems],
+        warnings=[
+            *([] if alone else [LATENCIES_NOTE]),
+            *(f"{host}: {warning}" for host, each in figures.items() for warning in each.warnings),
+        ],
+        migrations=[outcome for each in every for outcome in each.migrations],
+        statistics={name: values for each in every for name, values in each.statistics.items()},
+        missed_oldest_ns=max((each.missed_oldest_ns for each in every), default=0),
+        unscheduled=sum(each.unscheduled for each in every),
+        guest_difference=sum(differences) if differences else None,
+        parts={
+            host: PartFigures(**{name: getattr(each, name) for name in PartFigures.__struct_fields__})
+            for host, each in figures.items()
+        },
+    )
+
+
+def _sum(values: Iterator[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known), 1) if known else None
+
+
+def _groups(manifest: Manifest, parts: Collection[Summary]) -> dict[str, GroupFigures]:
+    """The figures of every group: those of its only part, or sums."""
+    names = dict.fromkeys([group.name for group in manifest.groups])
+    names |= dict.fromkeys(name for each in parts for name in each.groups)
+    found = {name: [each.groups[name] for each in parts if name in each.groups] for name in names}
+    return {name: its[0] if len(its) == 1 else _joined(its) for name, its in found.items() if its}
+
+
+def _joined(parts: Sequence[GroupFigures]) -> GroupFigures:
+    names = (*COUNTS, "machines", "sent", "unscheduled")
+    sums: dict[str, Any] = {name: sum(getattr(each, name) for each in parts) for name in names}
+    sums |= Counters.total(parts).named()
+    return GroupFigures(
+        **sums,
+        coalescing=round(sums["delivered"] / sums["interrupts"], 4) if sums["interrupts"] else None,
+        doorbells_per_s=_sum(each.doorbells_per_s for each in parts),
+        interrupts_per_s=_sum(each.interrupts_per_s for each in parts),
+        latency_ns=NOTHING,
+    )

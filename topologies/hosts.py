@@ -1,0 +1,131 @@
+"""A topology whose domains are on several hosts: which machines go together, and what each host runs of it.
+
+A host runs a part: an ordinary topology, with the machines of some domains. A machine of it has the name that it has in
+the whole, and so draws the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from nodes.errors import UsageError
+from topologies.actions import End
+from topologies.domain import ANY_HOST, Domain
+from topologies.metrics import parse_owner
+from topologies.model import Machine, Machines, Topology, Trace
+from topologies.schedule import Condition, TimelineEntry
+
+__all__ = ["domains_of_condition", "has_hosts", "part_of", "site_of", "sites_of_condition", "sites_of_entry"]
+
+
+def has_hosts(topology: Topology) -> bool:
+    """Whether its domains name hosts, so that this host alone does not run it."""
+    return topology.run.engine != "virtual" and any(domain.host for domain in topology.domains)
+
+
+def site_of(domain: Domain) -> tuple[str, str]:
+    """What domains on the same host have in common: the name of the host; a domain on any host is alone."""
+    return ("domain", domain.name) if domain.host == ANY_HOST else ("host", domain.host)
+
+
+def sites_of_condition(topology: Topology, condition: Condition) -> set[tuple[str, str]]:
+    """The sites of the machines whose metric it is."""
+    return _sites(topology, domains_of_condition(topology, condition))
+
+
+def sites_of_entry(topology: Topology, entry: TimelineEntry) -> set[tuple[str, str]]:
+    """The sites of all that an entry of the timeline names."""
+    return _sites(topology, _domains_of_entry(topology, entry))
+
+
+def _sites(topology: Topology, names: Collection[str]) -> set[tuple[str, str]]:
+    return {site_of(domain) for domain in topology.domains if domain.name in names}
+
+
+def domains_of_condition(topology: Topology, condition: Condition) -> set[str]:
+    """The domains of the machines whose metric it is."""
+    source, target, _ = parse_owner(condition.of)
+    names = {target} if source is None else {source, target}
+    return {
+        domain
+        for machine in topology.machines
+        if not condition.of or names & {machine.name, machine.group}
+        for domain in machine.domains
+    }
+
+
+def _domains_of_entry(topology: Topology, entry: TimelineEntry) -> set[str]:
+    names = {domain for index in entry.machines for domain in topology.machines[index].domains}
+    names |= {name for key in ("domain", "to_domain") if (name := getattr(entry.action, key, None)) is not None}
+    return names | (domains_of_condition(topology, entry.when) if entry.when is not None else set())
+
+
+def part_of(topology: Topology, domains: Collection[str]) -> Topology:
+    """The topology with these domains only: their machines, and what the timeline and the expectations say of those.
+
+    Raises:
+        UsageError: a domain is not known, has no machine, or has one that is in another domain, too.
+    """
+    known = {domain.name for domain in topology.domains}
+    if missing := [name for name in domains if name not in known]:
+        raise UsageError(f"expected domains of the topology ({', '.join(sorted(known))}), got {missing[0]}")
+    machines = [machine for machine in topology.machines if set(machine.domains) & set(domains)]
+    if outside := [machine for machine in machines if not set(machine.domains) <= set(domains)]:
+        raise UsageError(f"{outside[0].name} is in the domains {', '.join(outside[0].domains)}: expected all or none")
+    if not machines:
+        raise UsageError(f"no machine is in {', '.join(domains)}")
+    index_of = {machine.index: index for index, machine in enumerate(machines)}
+    counts = {group.name: sum(machine.group == group.name for machine in machines) for group in topology.groups}
+    return msgspec.structs.replace(
+        topology,
+        groups=tuple(
+            msgspec.structs.replace(group, count=counts[group.name]) for group in topology.groups if counts[group.name]
+        ),
+        machines=tuple(_renumbered(machine, index_of) for machine in machines),
+        domains=tuple(
+            msgspec.structs.replace(domain, host="") for domain in topology.domains if domain.name in domains
+        ),
+        timeline=tuple(
+            entry
+            for place, whole in enumerate(topology.timeline)
+            for entry in _entries(topology, msgspec.structs.replace(whole, place=place), set(domains), index_of)
+        ),
+        expectations=tuple(
+            each for each in topology.expectations if domains_of_condition(topology, each.that) <= set(domains)
+        ),
+    )
+
+
+def _renumbered(machine: Machine, index_of: Mapping[int, int]) -> Machine:
+    """The machine with the indices that the machines of the part have; those that it names are in the part."""
+
+    def renumbered(value: Any) -> Any:
+        match value:
+            case Machines():
+                return Machines(index_of[index] for index in value)
+            case Trace(machines=machines):
+                return msgspec.structs.replace(value, machines=renumbered(machines))
+        return value
+
+    parameters = {name: renumbered(value) for name, value in machine.parameters.items()}
+    return msgspec.structs.replace(machine, index=index_of[machine.index], parameters=parameters)
+
+
+def _entries(
+    topology: Topology, entry: TimelineEntry, domains: set[str], index_of: Mapping[int, int]
+) -> Iterator[TimelineEntry]:
+    """What an entry does to the machines of a part."""
+    named = _domains_of_entry(topology, entry)
+    if isinstance(entry.action, End) and not named:
+        yield entry
+    elif named and named <= domains:
+        yield msgspec.structs.replace(entry, machines=tuple(index_of[index] for index in entry.machines))
+    elif not entry.waits and entry.pick is None:
+        # Each machine's turn comes when it comes in the whole.
+        for turn, index in enumerate(entry.machines):
+            if index in index_of:
+                at_s = entry.at_s + turn * entry.every_s
+                yield msgspec.structs.replace(entry, machines=(index_of[index],), at_s=at_s, every_s=0.0)
