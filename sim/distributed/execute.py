@@ -110,6 +110,11 @@ class _Held:
         """The socket of the run."""
         return self._far.fileno()
 
+    @property
+    def pause_s(self) -> float:
+        """How long to wait for the end of the run between two looks: at the barrier, the look itself waits."""
+        return 0 if self._has_arrived and not self._has_started else LOOK_EVERY_S
+
     def look(self, process: int) -> None:
         """Tell the barrier about the run, and the run about the barrier; ``process`` is the pidfd of the run."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
@@ -134,7 +139,7 @@ def _wait(process: subprocess.Popen[bytes], is_wanted: Callable[[], bool], held:
     descriptor = os.pidfd_open(process.pid)
     try:
         try:
-            while not readable_within(descriptor, LOOK_EVERY_S):
+            while not readable_within(descriptor, LOOK_EVERY_S if held is None else held.pause_s):
                 if not is_wanted():
                     raise JobStoppedError("stopped: the job is not wanted any more")
                 if held is not None:

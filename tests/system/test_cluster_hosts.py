@@ -1,4 +1,4 @@
-"""Sweeps on hosts with a network between them: the same table, whatever is cut, slowed down or killed.
+"""Sweeps and runs on hosts with a network between them: the same table, whatever is cut, slowed down or killed.
 
 These take minutes: `make clusters` runs them, or pytest with --full.
 """
@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+import sim
 from sim.sweeps import Sweep
 from tests.clusters import Part, alive, descendants, end_all, job_directories, jobs, left_below, table, until
 from tests.network_hosts import Network, make_certificates, network
+from tests.two_halves import TWO_HALVES
 from tests.two_machines import PING_PONG
 
 pytest.importorskip("distributed")
@@ -47,8 +49,11 @@ class Site:
         return self._part(name, ["worker", address, "--name", name, *self.tls], f"worker {name}: tls://")
 
     def sweep(self, *arguments: str) -> Part:
-        words = ["sweep", *arguments, "--scheduler", "tls://127.0.0.1:8786", *self.tls]
-        return self._part("hub", words, "")
+        return self.run("sweep", *arguments)
+
+    def run(self, *arguments: str) -> Part:
+        """A command that uses the scheduler."""
+        return self._part("hub", [*arguments, "--scheduler", "tls://127.0.0.1:8786", *self.tls], "")
 
     def here(self, *arguments: str) -> Path:
         """The same sweep without a cluster."""
@@ -185,8 +190,6 @@ def test_hosts_whose_clocks_differ_by_an_hour_balance_their_repeats(make_site) -
 
 
 def started_ns(run: Path) -> int:
-    import sim
-
     return int(sim.open(run).origin.started_ns)
 
 
@@ -198,3 +201,61 @@ def child(worker: Part) -> int:
         for pid in path.read_text().split()
     ]
     return pid
+
+
+# One topology over several hosts
+
+
+def halves(site: Site, **values: str) -> list[str]:
+    """The words of a run of two halves, the left one on alpha and the right one on beta."""
+    file = site.place / "halves.toml"
+    file.write_text(TWO_HALVES)
+    given = {"domains.left.host": "alpha", "domains.right.host": "beta", **values}
+    return ["run", str(file), *(word for key, value in given.items() for word in ("--set", f"{key}={value}"))]
+
+
+def test_two_hosts_whose_clocks_differ_by_an_hour_start_together_and_their_counts_add_up(make_site) -> None:
+    site = make_site("alpha", "beta", ahead_s={"beta": 3600})
+    site.scheduler()
+    workers = [site.worker(name) for name in ("alpha", "beta")]
+    client = site.run(*halves(site), "--runs", str(site.place / "there"))
+    assert client.wait() == 0, client.said + client.complained
+    run = sim.open(only(site.place / "there"))
+    parts = run.parts
+    assert [(host, part.origin.host.name, part.figures.machines) for host, part in parts.items()] == [
+        ("alpha", "alpha", 2),
+        ("beta", "beta", 3),
+    ]
+    assert run.figures.rung == sum(part.figures.rung for part in parts.values()) > 0
+    assert run.figures.balanced
+    assert [verdict.met for verdict in run.figures.expectations] == [True, True]
+    assert parts["beta"].figures.start_ns - parts["alpha"].figures.start_ns > 3500e9
+    # UTC is the machine's: within it, the two have started no further apart than a busy host delays one of them.
+    part_ready = max(event["utc"] for event in run.events() if event["kind"] == "part_ready")
+    assert all(
+        part_ready < event["utc"] for part in parts.values() for event in part.events() if event["kind"] == "ready"
+    )
+    until(lambda: not any(jobs(worker) for worker in workers), what="no run")
+
+
+def test_a_host_that_is_cut_off_during_the_run_fails_it_and_the_other_is_kept(make_site) -> None:
+    site = make_site("alpha", "beta")
+    site.scheduler()
+    alpha, beta = site.worker("alpha"), site.worker("beta")
+    client = site.run(*halves(site, **{"run.duration_s": "600"}), "--runs", str(site.place / "there"))
+    client.until_it_says("all machines are ready: started")
+    its = [pid for worker in (alpha, beta) for pid in jobs(worker)]
+    site.net.cut("alpha")
+    assert client.wait() == 1, client.said + client.complained
+    run = sim.open(only(site.place / "there"))
+    assert (run.status, run.reason) == ("failed", "alpha was lost after the start: its worker is gone")
+    assert list(run.parts) == ["beta"]
+    assert run.parts["beta"].status == "interrupted"
+    assert run.figures.rung == run.parts["beta"].figures.rung > 0
+    until(lambda: not alive(its), what="the end of both parts")
+    # It comes back, and the next run is whole.
+    site.net.mend("alpha")
+    until(lambda: alpha.said.count("worker alpha: tls://") == 2, lambda: len(alpha.complained), what="its return")
+    again = site.run(*halves(site), "--runs", str(site.place / "again"))
+    assert again.wait() == 0, again.said + again.complained
+    assert sim.open(only(site.place / "again")).status == "finished"

@@ -17,7 +17,7 @@ from sim.distributed.job import Job
 
 __all__ = ["run_job"]
 
-BARRIER_LOOK_S = 0.2
+BARRIER_LOOK_S = 0.5
 
 
 class _DaskBarrier:
