@@ -88,6 +88,7 @@ EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 @click.pass_context
 def run(
     context: click.Context,
+    /,
     topology: str | None,
     overrides: dict[str, str],
     seed: int | None,
