@@ -18,9 +18,10 @@ import msgspec
 
 from nodes.errors import UsageError
 from sim.access import Access, access_to, name_memories
-from sim.coordination.coordinator import Coordinator, RunEnd
+from sim.coordination.coordinator import Coordinator
 from sim.coordination.machines import LiveMachines
 from sim.coordination.monitor import Monitor
+from sim.coordination.run_end import RunEnd
 from sim.defined_programs import Programs, program_files
 from sim.engines.base import Engine
 from sim.engines.process.engine import ProcessEngine

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,14 @@ from sim.coordination.machines import LiveMachines
 from sim.coordination.migrations import Migrations
 from sim.coordination.monitor import Observed, Observer
 from sim.coordination.peer_ids import introduce, make_known
+from sim.coordination.run_end import RunEnd
 from sim.coordination.timeline import Timeline
 from sim.engines import messages
 from sim.engines.base import Arrival, Client, Engine, HasDescriptor, RunLoop, StartGate
 from sim.engines.messages import Report
 from topologies import Topology
 
-__all__ = ["Coordinator", "RunEnd"]
+__all__ = ["Coordinator"]
 
 SECOND_NS = 1_000_000_000
 START_LEAD_NS = 50_000_000
@@ -44,25 +44,6 @@ TOLD = frozenset(
     {"action", "machine_joined", "machine_left", "machine_died", "migrated", "migration_failed", "warning"}
 )
 """The events that snapshots show."""
-
-
-@dataclass
-class RunEnd:
-    """How the run ended, as the coordinator saw it. ``pending`` is by (domain, peer, vector).
-
-    ``foreign_peers`` counts the processes that have joined and are no machine of the topology.
-    """
-
-    status: str = "finished"
-    reason: str = ""
-    pending: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    foreign_peers: int = 0
-    start_ns: int = 0
-    measure_start_ns: int = 0
-    stop_ns: int = 0
-    ready_ns: int = 0
-    phases: list[tuple[str, int, int, bool]] = field(default_factory=list)
-    """Name, beginning, end and whether it is measured, of each."""
 
 
 class Coordinator:
