@@ -16,7 +16,7 @@ from sim.host import libraries
 
 MIB = 1 << 20
 UNLIMITED = resource.RLIM_INFINITY
-QUICK = ("--set", "run.duration_s=0.2", "--set", "run.warmup_s=0.0")
+QUICK = ("run.duration_s=0.2", "run.warmup_s=0.0", "machines.ping.parameters.rate_hz=1000.0")
 
 
 def limited(options: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,6 +25,7 @@ def limited(options: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=100)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     "options",
     [
@@ -39,7 +40,8 @@ def limited(options: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 )
 def test_a_run_is_refused_with_the_figure_or_works(options: str, tmp_path: Path) -> None:
     """Case 20."""
-    done = limited(options, "run", "ping_pong", "-q", *QUICK, "--runs", str(tmp_path / "runs"))
+    settings = [word for each in QUICK for word in ("--set", each)]
+    done = limited(options, "run", "ping_pong", "-q", *settings, "--runs", str(tmp_path / "runs"))
     assert "Traceback" not in done.stderr
     assert done.returncode in (0, 3), (done.returncode, done.stderr)
     if done.returncode:
