@@ -17,6 +17,7 @@ from nodes.device.msix import Msix
 from nodes.device.pci import ConfigSpace
 from nodes.device.profile import INTR_MASK, INTR_STATUS, Profile
 from nodes.device.registers import RegisterFile
+from nodes.device.v2.profiles import INTERRUPT_CONTROL, STATE
 
 __all__ = ["FIELDS", "MigrationError", "RamMigration", "load", "save"]
 
@@ -180,6 +181,8 @@ FIELDS: dict[str, tuple[Field, ...]] = {
     ),
     "status": (_word(INTR_STATUS, "intrstatus"),),
     "mask": (_word(INTR_MASK, "intrmask"),),
+    "state": (_word(STATE, "state"),),
+    "control": (_word(INTERRUPT_CONTROL, "intctrl"),),
 }
 
 

@@ -124,14 +124,14 @@ QEMU_V2 = make_profile(
     intx=(False, "S: MSI-X replaces INTx"),
     driver_start=(((INTERRUPT_CONTROL, 1),), "S: interrupts are disabled after reset"),
     reset_clears_mask=(True, "S: there is no mask register; Interrupt Control resets to 0"),
-    roles=(("peer",), "Q has master too; a migration of this device is not modelled"),
+    roles=(("peer",), "Q has master too, which alone is migrated; not modelled"),
     default_role=("peer", "Q: property master, off by default"),
     master_is_first=(True, "Q: Master must connect to the server before any peers"),
     migration_locks_devices=(True, "QEMU fe44dc9180 and b06424de62, 2017"),
     section=("ivshmem", "Q: vmsd ivshmem, version 0"),
-    stream=((), "a migration of this device is not modelled"),
-    load_refusal=("Migration is disabled when using feature 'peer mode' in device 'ivshmem'", "Q"),
-    ram_block=("ivshmem.bar2", "Q"),
+    stream=(("pci", "msix", "state", "control"), "Q: ivshmem_vmsd"),
+    load_refusal=("'peer' devices are not migratable", "Q: ivshmem_pre_load"),
+    ram_block=("ivshmem.rw-section", "Q: beside it ivshmem.state and ivshmem.input-sections"),
     quirks=(frozenset(), "none of 2012"),
     forbidden_store=(ForbiddenStore.IGNORED, "Q: memory_region_set_readonly; writes are ignored"),
 )
@@ -168,6 +168,7 @@ JAILHOUSE_V2 = make_profile(
     ring_while_masked=(Undelivered.LOSE, "J: the message is prepared only while unmasked; S: the PBA reads 0"),
     master_is_first=(False, "J: no migration"),
     migration_locks_devices=(False, "J: no migration"),
+    stream=((), "J: no migration"),
     forbidden_store=(ForbiddenStore.STOPS, "J: the section is mapped read-only; a fault stops the cell"),
 )
 

@@ -295,7 +295,8 @@ class VirtualMachine:
         self._has_mail = False
         while not self._gone and (order := self._orders.take()) is not None:
             self._obey(order)
-        for device in () if self._gone else self.devices:
+        # Once stopped it hears no more, as in a process: a leave would let a device of ivshmem v2 ring itself.
+        for device in () if self._gone or self._stopped else self.devices:
             if device.link is not None and not device.read():
                 self._hang_up(device)
 

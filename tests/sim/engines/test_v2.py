@@ -241,6 +241,28 @@ program = "idle"
     assert result.summary["balanced"]
 
 
+def test_the_leaves_at_the_end_of_a_run_are_in_no_count(run):
+    """A device interrupts itself when a peer leaves, but not when both leave because the run is over."""
+    result = run('[machines.a]\nprogram = "states"\n[machines.b]\nprogram = "states"\n')
+    assert result.status == "finished", result.reason
+    assert (result.summary["rung"], result.summary["delivered"], result.summary["pending"]) == (2, 2, 0)
+
+
+@pytest.mark.parametrize("engine", ["virtual", "process"])
+def test_a_migration_is_refused_in_the_words_of_the_fork(run, engine):
+    result = run(
+        '[machines.qemu]\nprogram = "states"\n'
+        '[machines.jailhouse]\nprogram = "states"\nprofile = "jailhouse-v2"\n'
+        '[[timeline]]\nat_s = 0.1\ndo = "migrate"\nmachines = ["qemu", "jailhouse"]\n',
+        engine,
+    )
+    assert result.status == "finished", result.reason
+    assert {event["machine"]: event["refused"] for event in events(result, "action")} == {
+        "qemu": "Migration is disabled when using feature 'peer mode' in device 'ivshmem'",
+        "jailhouse": "State blocked by non-migratable device 'jailhouse-v2'",
+    }
+
+
 GARBLED = {
     "bad_peer": "invalid peer 65536",
     "negative_peer": "invalid peer 4294967294",
