@@ -96,6 +96,7 @@ def topology(tmp_path: Path, program: str, *, on_death: str = "fail", duration_s
         [machines.storm]
         count = 2
         program = "storm"
+        parameters = {{ rate_hz = 1000.0 }}
         [machines.faulty]
         program = "fault_programs:{program}"
         """
