@@ -27,6 +27,7 @@ def make_endpoint(
     duplicate: Callable[[Line], Line | None] = lambda line: line,
     size_bytes: Callable[[Line], int] | None = None,
     adapt: Callable[[int], Vm] | None = None,
+    rung: Callable[[Line], int] = lambda line: 0,
 ) -> Endpoint:
     """Make the endpoint for this machine's device.
 
@@ -36,11 +37,13 @@ def make_endpoint(
         place, adopt, release, on_own, warn: as of `Endpoint`.
         on_own_gone: as of `Qemu11Endpoint`.
         duplicate: as of `Qemu11Endpoint`; by default the same number, where descriptors are plain numbers.
-        adapt: as of `EndpointV2`.
+        adapt, rung: as of `EndpointV2`.
         size_bytes: as of `Qemu11Endpoint`; by default every memory is large enough.
     """
     if isinstance(vm.device, IvshmemV2):
-        return EndpointV2(vm, peers, place=place, adopt=adopt, release=release, on_own=on_own, warn=warn, adapt=adapt)
+        return EndpointV2(
+            vm, peers, place=place, adopt=adopt, release=release, on_own=on_own, warn=warn, adapt=adapt, rung=rung
+        )
     if vm.device.profile.client != "2012":
         return Endpoint(vm, peers, place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)
     return Qemu11Endpoint(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from nodes.errors import RemoteProtocolError
 
-__all__ = ["COUNTER_MAX", "EventFd", "drain", "signal"]
+__all__ = ["COUNTER_MAX", "EventFd", "drain", "rung", "signal"]
 
 EVENTFD_LINK = "anon_inode:[eventfd]"  # proc_pid_fd(5)
 COUNTER_MAX = (1 << 64) - 2
@@ -20,6 +20,12 @@ COUNTER_MAX = (1 << 64) - 2
 
 signal: Callable[[int, int], object] = os.eventfd_write
 drain: Callable[[int], int] = os.eventfd_read
+
+
+def rung(descriptor: int) -> int:
+    """How many doorbells an eventfd holds, which stay there (proc_pid_fdinfo(5), eventfd-count)."""
+    with open(f"/proc/self/fdinfo/{descriptor}") as told:
+        return next((int(line.split()[1], 16) for line in told if line.startswith("eventfd-count:")), 0)
 
 
 class EventFd:

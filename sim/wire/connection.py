@@ -18,7 +18,7 @@ from nodes.wire.client import is_framed
 from nodes.wire.protocol import Dialect
 from nodes.wire.v2.protocol import HEADER_BYTES
 from sim.kernel.channel import Channel
-from sim.kernel.eventfd import EventFd
+from sim.kernel.eventfd import EventFd, rung
 from sim.kernel.memory import map_region, release_mapping
 from sim.kernel.mmsg import ReceivedMessages
 from sim.kernel.sections import map_sections
@@ -125,6 +125,7 @@ class Connection:
             duplicate=_duplicate,
             size_bytes=lambda descriptor: os.fstat(descriptor).st_size,
             adapt=None if adapt is None else adapted,
+            rung=rung,
         )
         self.own = self._endpoint.own
         """The descriptors of the machine's own eventfds, and their vectors."""

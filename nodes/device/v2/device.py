@@ -37,6 +37,8 @@ class IvshmemV2(Ivshmem):
 
     Attributes:
         numbers: what the server told of the domain.
+        rung: ``rung()`` is how many doorbells were rung at each own vector and not drained yet; vectors without any may
+            be absent.
         forbidden_stores: how many stores into sections were ignored that the guest may only read.
     """
 
@@ -53,6 +55,8 @@ class IvshmemV2(Ivshmem):
         on_decode: Callable[[], object] = lambda: None,
     ) -> None:
         self.numbers = EXAMPLE_NUMBERS
+        self.rung: Callable[[], dict[int, int]] = dict
+        self._judged: dict[int, list[tuple[int, bool]]] = {}  # vector -> (doorbells, whether they get through)
         self.forbidden_stores = 0
         self._warned_of: set[str] = set()
         super().__init__(profile, vectors=vectors, ring=ring, role=role, on_decode=on_decode)
@@ -149,7 +153,18 @@ class IvshmemV2(Ivshmem):
         value = super().config_read(offset, size_bytes)
         return (1 << 8 * size_bytes) - 1 if offset >= self.profile.config_limit else value
 
+    def bar_read(self, bar: int, offset: int, size_bytes: int) -> int:
+        if bar == self.profile.registers_bar and offset == self._control_offset and self.is_one_shot:
+            self._judge()  # a doorbell may have cleared it
+        return super().bar_read(bar, offset, size_bytes)
+
+    def bar_write(self, bar: int, offset: int, size_bytes: int, value: int) -> None:
+        if bar == self.profile.msix_bar or (bar == self.profile.registers_bar and offset == self._control_offset):
+            self._judge()
+        super().bar_write(bar, offset, size_bytes, value)
+
     def config_write(self, offset: int, size_bytes: int, value: int) -> None:
+        self._judge()
         if offset >= self.profile.config_limit:
             raise GuestError(f"{self.profile.name} refuses a write to configuration space at {offset:#x}")
         super().config_write(offset, size_bytes, value)
@@ -179,9 +194,14 @@ class IvshmemV2(Ivshmem):
         self.registers.write_word(self.profile.registers.offset_of(STATE), 0)
         self.registers.reset(INTERRUPT_CONTROL)
         self.config.data[self.profile.vendor_capability + PRIVILEGED_CONTROL] = 0
+        self._judged.clear()
         super().reset()
 
     # Registers
+
+    @property
+    def _control_offset(self) -> int:
+        return self.profile.registers.offset_of(INTERRUPT_CONTROL)
 
     @property
     def is_enabled(self) -> bool:
@@ -200,7 +220,7 @@ class IvshmemV2(Ivshmem):
     def _update_gate(self) -> None:
         """Vectors fire at once only while every interrupt is let through."""
         if self.msix is not None:
-            self.msix.open_gate(self.is_enabled and not self.is_one_shot)
+            self.msix.open_gate(self.is_enabled and not self.is_one_shot and not self._judged)
 
     def _update_intx(self) -> None:
         """The line has no status: it is pulsed (`interrupt`)."""
@@ -213,11 +233,52 @@ class IvshmemV2(Ivshmem):
                 self.rung_doorbells += 1
                 self._ring(peer, 0)
 
-    # Drained eventfds
+    # Doorbells at this device
+
+    def _lets_through(self, vector: int) -> bool:
+        """Whether a doorbell that is rung now interrupts the guest."""
+        if not self.is_enabled:
+            return False
+        if self.msix is None:
+            return not self.config.command & COMMAND_INTX_DISABLE
+        return self.msix.bus_master and not self.msix.masked(vector)
+
+    def _judge(self) -> None:
+        """Judge the doorbells that have been rung until now, because what decides about them is about to change.
+
+        Jailhouse decides when a doorbell is rung, the fork when its main loop drains the eventfd, microseconds later. A
+        program that runs on meanwhile must not save a doorbell that was rung while interrupts were disabled.
+        """
+        for vector, count in sorted(self.rung().items()):
+            judged = self._judged.get(vector, [])
+            fresh = count - sum(known for known, _ in judged)
+            through = self._lets_through(vector)
+            if fresh <= 0 or (not through and self._pends()):  # what pends does so when it is drained, too
+                continue
+            self._judged[vector] = [*judged, (fresh, through)]
+            if through:
+                self._spend_one_shot()
+        self._update_gate()
+
+    def _pends(self) -> bool:
+        """Whether a doorbell at a masked vector sets its pending bit now, and is not lost."""
+        return self.is_enabled and self.msix is not None and self.profile.ring_while_masked is Undelivered.PEND
 
     def interrupt(self, vector: int, count: int) -> None:
         if not 0 <= vector < self.vectors:
             raise GuestError(f"vector {vector}: the device has {self.vectors}")
+        for judged, through in self._judged.pop(vector, ()):
+            judged, count = min(judged, count), count - min(judged, count)
+            if not through:
+                self.lost_doorbells += judged
+            elif judged:
+                self.effects.append(IntxPulse() if self.msix is None else self.msix.message(vector))
+        if count:
+            self._interrupt_now(vector, count)
+        self._update_gate()
+
+    def _interrupt_now(self, vector: int, count: int) -> None:
+        """What is in force now decides about these doorbells."""
         if not self.is_enabled:
             self.lost_doorbells += count
             return

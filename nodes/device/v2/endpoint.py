@@ -20,7 +20,8 @@ class EndpointV2(Endpoint):
     """As `Endpoint`, for a server that speaks ivshmem v2. The arguments are those of `Endpoint`.
 
     With ``adapt`` the machine need not know beforehand how many vectors it has: ``adapt(vectors)`` returns the machine
-    that takes the place of the first one when the server has said how many.
+    that takes the place of the first one when the server has said how many. ``rung(line)`` is how many doorbells an own
+    eventfd holds (`IvshmemV2.rung`).
     """
 
     takes_many = False
@@ -36,10 +37,11 @@ class EndpointV2(Endpoint):
         on_own: Callable[[Line], object],
         warn: Callable[[str], object],
         adapt: Callable[[int], Vm] | None = None,
+        rung: Callable[[Line], int] = lambda line: 0,
     ) -> None:
         super().__init__(vm, peers, place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)
         self._framed: FramedClient[Line] = FramedClient()
-        self._adapt = adapt
+        self._adapt, self._rung = adapt, rung
 
     @property
     def peer(self) -> int | None:
@@ -73,6 +75,9 @@ class EndpointV2(Endpoint):
         for descriptor in self._framed.unclaimed():
             self._release(descriptor)
 
+    def _count_rung(self) -> dict[int, int]:
+        return {vector: count for line, vector in self.own.items() if (count := self._rung(line))}
+
     def _apply(self, event: FramedEvent[Line]) -> None:
         match event:
             case Initialized(peer, numbers, memory):
@@ -83,6 +88,7 @@ class EndpointV2(Endpoint):
                     device = self._vm.device
                     assert isinstance(device, IvshmemV2)
                     device.initialize(numbers)
+                    device.rung = self._count_rung
                     self._place(peer, memory)
                 finally:
                     self._release(memory)

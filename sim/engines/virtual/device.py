@@ -104,6 +104,7 @@ class VirtualDevice:
         on_own_gone: Callable[[int], object],
         memory_bytes: int,
         warn: Callable[[str], object],
+        rung: Callable[[int], int],
     ) -> None:
         """Hear a server from now on; ``place(peer, descriptor)`` puts the memory in its place."""
         self.link, self.expected, self._received = link, None, 0
@@ -115,6 +116,7 @@ class VirtualDevice:
             on_own_gone=on_own_gone,
             warn=warn,
             size_bytes=lambda descriptor: memory_bytes,
+            rung=rung,
         )
 
     def connect_announced(self, link: AnnouncedLink) -> None:

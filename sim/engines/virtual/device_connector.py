@@ -102,6 +102,7 @@ class DeviceConnector:
                 on_own_gone=lambda line: counters.forget([line]),
                 memory_bytes=len(server.memory),
                 warn=self._warn,
+                rung=lambda line: counters.rung_until(line, self._host.loop.clock.ns),
             )
         if not server.connect(link):
             raise UsageError(f"no server listens in domain {domain}: connection refused")

@@ -51,6 +51,11 @@ class ReadyCounters:
             if counter.value and counter not in self.queue:
                 self.queue.append(counter)
 
+    def rung_until(self, line: int, now_ns: int) -> int:
+        """How many doorbells the counter of a line holds that were rung until now."""
+        counter = self._made[line]
+        return counter.held + sum(at_ns <= now_ns for at_ns in counter)
+
     def pending(self) -> int:
         """How many doorbells the counters hold that are waited for."""
         return sum(counter.value for counter in self._made.values() if counter.is_heard)

@@ -315,3 +315,55 @@ def test_a_variant_whose_capabilities_overlap_is_none():
     with pytest.raises(UsageError, match="the capability MSI-X at 0x50 overlaps another one"):
         make_device(made, vectors=1, ring=lambda to, vector: None)
     assert make_device(make_variant(profile("qemu-v2"), {"revision": 2}), ring=lambda *_: None).config_read(8, 1) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_doorbell_is_judged_by_what_was_in_force_when_it_was_rung(name):
+    """The guest changes Interrupt Control between the ring and the drain; only what was in force before counts."""
+    device, control = Link(name).probe().devices[0], CONTROL
+    held = {}
+    device.rung = lambda: dict(held)
+
+    def drain(count):
+        held.clear()
+        device.effects.clear()
+        lost = device.lost_doorbells
+        device.interrupt(0, count)
+        return len(device.effects), device.lost_doorbells - lost
+
+    device.bar_write(0, control, 4, 0)
+    held[0] = 2  # rung while disabled
+    device.bar_write(0, control, 4, 1)
+    held[0] = 5  # three more, rung while enabled
+    assert drain(5) == (1, 2)
+    held[0] = 1  # rung while enabled
+    device.bar_write(0, control, 4, 0)
+    assert drain(1) == (1, 0)
+    held[0] = 1
+    device.bar_write(0, control, 4, 1)
+    device.bar_write(0, control, 4, 0)
+    device.bar_write(0, control, 4, 1)
+    assert drain(1) == (0, 1)
+    device.config_write(device.profile.vendor_capability + 3, 1, 1)
+    held[0] = 3
+    assert device.bar_read(0, control, 4) == 0  # in one-shot mode the first of them has cleared it
+    held[0] = 4
+    device.bar_write(0, control, 4, 1)
+    assert drain(4) == (1, 1)
+    assert device.bar_read(0, control, 4) == 1
+
+
+def test_the_mask_that_was_in_force_when_it_was_rung_decides_in_jailhouse():
+    device = Link("jailhouse-v2").probe().devices[0]
+    held = {0: 1}
+    device.rung = lambda: dict(held)
+    device.bar_write(0, CONTROL, 4, 1)
+    held.clear()
+    device.interrupt(0, 1)
+    device.effects.clear()
+    driver.set_mask(device, 0, masked=True)
+    held[0] = 1
+    driver.set_mask(device, 0, masked=False)
+    lost = device.lost_doorbells
+    device.interrupt(0, 1)
+    assert (list(device.effects), device.lost_doorbells - lost) == ([], 1)

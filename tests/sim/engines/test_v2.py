@@ -29,6 +29,8 @@ vectors = 2
 """
 
 PROGRAMS = """
+import time
+
 from nodes.guest import FOREVER
 
 
@@ -67,6 +69,17 @@ def one_shot(guest):
         interrupt = yield FOREVER
         guest.statistics["interrupts"] += 1
         guest.statistics["enabled"] = guest.read(0, 8)
+
+
+def late(guest, *, rings: int = 3):
+    guest.statistics["interrupts"] = 0
+    guest.enable_interrupts(enabled=False)
+    while guest.device.rung().get(1, 0) < rings and guest.clock() < guest.stop_ns:
+        time.sleep(0.001)  # nothing is drained meanwhile
+    guest.enable_interrupts()
+    while True:
+        interrupt = yield FOREVER
+        guest.statistics["interrupts"] += interrupt.vector == 1
 
 
 def ring_all(guest, *, times: int = 5, wait_ms: float = 10.0):
@@ -126,6 +139,19 @@ def test_a_ring_while_interrupts_are_disabled_is_lost(run):
     assert statistics(result)["deaf"] == {"interrupts": 2}  # at 40 and 50 ms
     assert result.summary["balanced"]
     assert result.summary["delivered"] >= 5  # its counter was drained each time
+
+
+@pytest.mark.parametrize("profile", ["qemu-v2", "jailhouse-v2"])
+def test_enabling_interrupts_saves_no_doorbell_that_was_rung_before(run, profile):
+    result = run(
+        f'[machines.late]\nprogram = "late"\nprofile = "{profile}"\n'
+        '[machines.sender]\nprogram = "ring_all"\nparameters = { times = 3, wait_ms = 1.0 }\n',
+        "process",
+        duration_s=0.5,
+    )
+    assert result.status == "finished", result.reason
+    assert statistics(result)["late"] == {"interrupts": 0}
+    assert result.summary["balanced"]
 
 
 def test_one_shot_gives_one_interrupt_until_the_control_is_written(run):
