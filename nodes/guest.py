@@ -123,6 +123,11 @@ class Guest:
         held: the vectors that the driver holds masked, whatever the program does (`unmask`).
     """
 
+    __slots__ = (
+        *("_doorbells", "_peer", "clock", "device", "devices", "generation", "held", "joined_ns", "load", "memory"),
+        *("missed", "missed_oldest_ns", "random", "ring", "start_ns", "statistics", "stop_ns"),
+    )
+
     def __init__(
         self,
         device: Ivshmem,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 
-__all__ = ["STEADY", "Load"]
+__all__ = ["STEADY", "Load", "shared_load"]
 
 Piece = tuple[int, float, float]
 
@@ -20,6 +21,8 @@ class Load:
     Args:
         pieces: (duration_ns, factor at the beginning, factor at the end) of each piece, from time 0.
     """
+
+    __slots__ = ("_ends", "_pieces", "_works", "is_steady")
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self._pieces: list[tuple[float, float, float, float, float]] = []  # begin, end, work then, factor, slope
@@ -78,6 +81,12 @@ class Load:
     def next_change(self, time_ns: float) -> float:
         """The end of the piece that holds at a time; ``inf`` in the last one."""
         return self._ends[bisect_right(self._ends, time_ns)]
+
+
+@lru_cache(maxsize=64)
+def shared_load(pieces: tuple[Piece, ...]) -> Load:
+    """The load of these pieces, one for all machines of a process."""
+    return Load(pieces)
 
 
 STEADY = Load(())

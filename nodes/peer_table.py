@@ -28,6 +28,8 @@ class PeerTable:
         release: called once with each line that leaves the table, as when its peer leaves.
     """
 
+    __slots__ = ("_lines", "_release")
+
     def __init__(self, release: Callable[[Line], object] = _keep) -> None:
         self._release = release
         self._lines: dict[int, list[Line | None]] = {}
@@ -133,6 +135,8 @@ class AnnouncedPeers(PeerTable):
     Create it, or call `join`, right before the machine's own `Announcements.join`. `connect` and `disconnect` follow
     the server message by message; `catch_up` hears everything at once.
     """
+
+    __slots__ = ("_announcements", "_heard_at", "_heard_vectors", "_joined_at", "_room")
 
     def __init__(self, announcements: Announcements, vectors: int) -> None:
         super().__init__()

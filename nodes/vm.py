@@ -285,7 +285,7 @@ class Vm:
         self._carrying_out = True
         try:
             while effects and program_vm._wait != STEP:
-                match effects.popleft():
+                match effects.pop(0):
                     case MsixMessage(vector=vector):
                         self._interrupt(vector, count, drained=drained)
                         count, drained = 1, False

@@ -148,7 +148,7 @@ class RunSettings(Validated, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(
             min_length=1,
             max_length=4096,
-            description="What things cost under virtual time: `default`, `measured`, or a TOML file with the keys of "
+            description="What things cost under virtual time: `default`, or a TOML file with the keys of "
             "`sim/engines/virtual/models/default.toml`.",
         ),
     ] = "default"

@@ -10,7 +10,6 @@ profile says which, and everything else in which devices differ (:mod:`nodes.dev
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from nodes.device import migration
@@ -47,6 +46,13 @@ class Ivshmem:
         UsageError: a number of vectors, a role or a size that the device cannot have.
     """
 
+    __slots__ = (
+        *("_decodes", "_doorbell_offset", "_late_reads", "_no_memory", "_on_decode", "_ring", "_window"),
+        *("config", "effects", "fires", "ignored_doorbells", "intx_level", "intx_raised", "lost_doorbells", "memory"),
+        *("msix", "peer", "peers", "pended_doorbells", "position_hidden", "profile", "registers", "role"),
+        *("rung_doorbells", "sections", "vectors"),
+    )
+
     def __init__(
         self,
         profile: Profile,
@@ -67,7 +73,7 @@ class Ivshmem:
             raise UsageError(f"{profile.name} always has {profile.fixed_vectors} vectors, not {vectors}")
         self.vectors = vectors if profile.server else 0
         self._ring = ring
-        self.effects: deque[Effect] = deque()
+        self.effects: list[Effect] = []
         self.peers = PeerTable()
         self._on_decode = on_decode
         self.peer: int | None = None
@@ -88,7 +94,7 @@ class Ivshmem:
         self._window = Window(
             profile.registers.size_bytes,
             profile.registers_rules,
-            lambda offset, _: self.registers.read_word(offset),
+            self._read_piece,
             self._write_piece,
         )
         if size_bytes is None and profile.memory_container:
@@ -103,8 +109,8 @@ class Ivshmem:
             self.profile.registers,
             reads={IV_POSITION: self._position},
             written={
-                INTR_MASK: lambda _: self._update_intx(),
-                INTR_STATUS: lambda _: self._update_intx(),
+                INTR_MASK: self._interrupts_written,
+                INTR_STATUS: self._interrupts_written,
                 DOORBELL: self._doorbell,
             },
             cleared={INTR_STATUS: self._update_intx},
@@ -126,7 +132,7 @@ class Ivshmem:
             disabled=profile.ring_while_disabled,
             rules=profile.msix_rules,
             function_mask=profile.function_mask,
-            routed=lambda vector: not profile.unmask_needs_eventfd or self._is_connected(self.peer or 0, vector),
+            routed=self._has_route,
         )
 
     def _make_config(self) -> ConfigSpace:
@@ -278,6 +284,16 @@ class Ivshmem:
             return self.peer
         self._late_reads = max(0, self._late_reads - 1)
         return self.profile.position_before_setup
+
+    def _interrupts_written(self, _: int) -> None:
+        self._update_intx()
+
+    def _has_route(self, vector: int) -> bool:
+        """Whether a vector that is unmasked gets a route (ivshmem.c, ivshmem_vector_unmask)."""
+        return not self.profile.unmask_needs_eventfd or self._is_connected(self.peer or 0, vector)
+
+    def _read_piece(self, offset: int, _: int) -> int:
+        return self.registers.read_word(offset)
 
     def _write_piece(self, offset: int, size_bytes: int, value: int) -> None:
         """Take one aligned piece of a write: ring the doorbell that it matches, or write the register at its offset."""

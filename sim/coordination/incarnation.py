@@ -25,7 +25,7 @@ class OngoingMigration:
     peer: int | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Incarnation:
     """A machine joins, leaves and joins again: each time is an incarnation with recordings and IDs of its own.
 

@@ -33,7 +33,8 @@ class LiveMachines:
         self.topology = topology
         self._engine, self._recording_path, self._report = engine, recording_path, report
         self._layouts = Layouts(topology, all_edges=not engine.shares_peers)
-        self._pack = RecordingPack(recording_path) if engine.is_one_process else None
+        has_files = recording_path(0) is not None
+        self._pack = RecordingPack(recording_path) if engine.is_one_process and has_files else None
         self._domain_numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
         self._count = [0] * len(topology.machines)
         self._row_count = 0
@@ -122,9 +123,9 @@ class LiveMachines:
     def _make_recording(self, row: DeviceRow, layout: RecordingLayout, life: int) -> Recording:
         every = self.topology.run.sample_every
         of, domain = row.machine, row.domain
-        path = self._recording_path(row.row)
-        if self._pack is not None and path is not None:
+        if self._pack is not None:
             return self._pack.create(row.row, layout, sample_every=every, of=of, life=life, domain=domain)
+        path = self._recording_path(row.row)
         return Recording.create(path, layout, machine=row.row, sample_every=every, of=of, life=life, domain=domain)
 
     def _make(self, machine: Machine, rows: list[DeviceRow]) -> Incarnation:

@@ -185,7 +185,7 @@ class SimulatedDevice:
         if not self.device.effects:
             return bytes(self._scene.message_bytes)
         while self.device.effects:
-            effect = self.device.effects.popleft()
+            effect = self.device.effects.pop(0)
             if isinstance(effect, MsixMessage):
                 at = effect.address - MESSAGE_BASE
                 if 0 <= at <= len(self._messages) - 4:

@@ -43,6 +43,8 @@ class Recording:
     leaving it unmaps the file and keeps it.
     """
 
+    __slots__ = ("_bytes", "_mapping", "layout", "path", "words")
+
     def __init__(
         self, mapping: mmap.mmap, layout: RecordingLayout, path: str | os.PathLike[str], at_bytes: int = 0
     ) -> None:

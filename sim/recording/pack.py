@@ -26,6 +26,8 @@ LARGE_BYTES = 1 << 18
 class _Packed(Recording):
     """A recording in a mapping that belongs to its pack."""
 
+    __slots__ = ()
+
     def close(self) -> None:
         self.words.release()
         self._bytes.release()

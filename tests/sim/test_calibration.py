@@ -69,5 +69,5 @@ def test_a_virtual_run_is_refused(tmp_path):
         calibrate([sim.run("ping_pong", runs=tmp_path, overrides=settings, resources_every_s=0)])
 
 
-def test_the_measured_model_names_the_runs_that_it_was_read_off():
-    assert "read off runs of: Sixteen machines storm each other, Ping and echo" in load_model("measured").source
+def test_the_default_model_names_the_runs_that_it_was_read_off():
+    assert "read off runs of: Sixteen machines storm each other, Ping and echo" in load_model().source

@@ -14,15 +14,20 @@ import pytest
 OF_THE_HOST = {"started", "started_ns", "owner", "host", "argv", "access"}
 """What a manifest says of the process and the host that ran the topology."""
 SHORT = {"run.warmup_s": "0.0", "run.duration_s": "0.3"}
+ROOT = Path(__file__).parents[2]
 BY_THE_BYTE = 8
 """Tables, histograms, status, summary and topology."""
 
 
-def run(name: str, runs: Path, *, hash_seed: int) -> Path:
-    command = [sys.executable, "-m", "sim", "run", name, "--engine", "virtual", "--quiet", "--runs", str(runs)]
+INTERPRETERS = [sys.executable, *filter(None, os.environ.get("IVSIM_PYTHONS", "").split(os.pathsep))]
+"""This Python, and others that have the same dependencies: IVSIM_PYTHONS=/path/to/python3.12:/path/to/python3.13."""
+
+
+def run(name: str, runs: Path, *, hash_seed: int, interpreter: str = sys.executable) -> Path:
+    command = [interpreter, "-m", "sim", "run", name, "--engine", "virtual", "--quiet", "--runs", str(runs)]
     command += ["--resources-every", "0"]  # these are of the host
     command += [part for key, value in SHORT.items() for part in ("--set", f"{key}={value}")]
-    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, capture_output=True, timeout=100, env=environment)
     (path,) = runs.iterdir()
     return path
@@ -38,9 +43,14 @@ def of_the_run(path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("interpreter", INTERPRETERS)
 @pytest.mark.parametrize("name", ["ping_pong", "hotspot"])
-def test_the_same_seed_gives_the_same_bytes_whatever_the_hash_seed(name: str, tmp_path: Path) -> None:
-    first, second = run(name, tmp_path / "0", hash_seed=0), run(name, tmp_path / "1", hash_seed=1)
+def test_the_same_seed_gives_the_same_bytes_whatever_the_hash_seed(name: str, interpreter: str, tmp_path: Path) -> None:
+    compare(run(name, tmp_path / "0", hash_seed=0), run(name, tmp_path / "1", hash_seed=1, interpreter=interpreter))
+
+
+def compare(first: Path, second: Path) -> None:
+    """Both run directories are the same to the byte, but for what they say of the host."""
     names = sorted(path.name for path in first.iterdir())
     assert names == sorted(path.name for path in second.iterdir())
     same = [name for name in names if name not in ("manifest.json", "events.jsonl")]

@@ -22,6 +22,8 @@ class BoundProgram:
     Parameters that are machines become sequences of their IDs. These change in place when a machine has a new ID.
     """
 
+    __slots__ = ("_arguments", "_function", "_ids", "_places", "_sequences")
+
     def __init__(self, configuration: WorkerConfiguration) -> None:
         self._function = _find(configuration.program)
         self._ids: dict[int, int] = {}

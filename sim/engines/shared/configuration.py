@@ -20,7 +20,7 @@ class DeviceConfiguration:
     recording: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WorkerConfiguration:
     """All that a worker is told when it starts.
 

@@ -29,6 +29,8 @@ class Recorder:
     (``RINGS_REFUSED``, ``DRAINS_REFUSED``).
     """
 
+    __slots__ = ("_edges", "_edges_at", "domain", "layout", "sample", "words")
+
     def __init__(self, recording_: Recording, *, domain: int = 0) -> None:
         self.domain = domain
         self.words = recording_.words

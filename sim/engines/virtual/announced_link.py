@@ -15,6 +15,7 @@ from nodes.wire.protocol import Message
 from sim.engines.base import LiveMachine
 from sim.engines.virtual.counter import VirtualCounter
 from sim.engines.virtual.loop import VirtualLoop
+from sim.engines.virtual.ready_counters import ReadyCounters
 
 __all__ = ["AnnouncedLink", "TimedAnnouncements"]
 
@@ -45,23 +46,23 @@ class AnnouncedLink:
 
     Args:
         delay_ns: how long an announcement is under way.
-        make_counter: as of `VirtualLink`.
+        counters: those of the machine.
+        first_vector: the number in them of the device's first vector.
         on_readable: is called when the greeting can be read.
-        place: ``place(peer)`` puts the memory in its place.
-        on_own: called with each line of the machine's own once that can be waited for.
+        memory: that of the domain.
     """
 
     __slots__ = (
+        "_counters",
         "_delay_ns",
+        "_first_vector",
         "_greeted_at",
         "_lines",
         "_loop",
-        "_make_counter",
-        "_on_own",
+        "_memory",
         "_on_readable",
         "_peer",
         "_peers",
-        "_place",
         "_vm",
         "announcements",
         "heard",
@@ -77,14 +78,14 @@ class AnnouncedLink:
         announcements: TimedAnnouncements,
         *,
         delay_ns: int,
-        make_counter: Callable[[int], tuple[int, VirtualCounter]],
+        counters: ReadyCounters,
+        first_vector: int,
         on_readable: Callable[[], object],
-        place: Callable[[int], object],
-        on_own: Callable[[int], object],
+        memory: memoryview,
     ) -> None:
         self.machine, self._vm, self._loop, self.announcements = machine, vm, loop, announcements
-        self._delay_ns, self._make_counter, self._on_readable = delay_ns, make_counter, on_readable
-        self._place, self._on_own = place, on_own
+        self._delay_ns, self._counters, self._first_vector = delay_ns, counters, first_vector
+        self._on_readable, self._memory = on_readable, memory
         self.peer: int | None = None
         self._peer: int | None = None  # until the machine has heard it
         self._lines: Sequence[int] = ()
@@ -103,7 +104,7 @@ class AnnouncedLink:
         return self._peer is not None and self.heard == self.announcements.end
 
     def make_counters(self, count: int) -> Sequence[tuple[int, VirtualCounter]]:
-        return [self._make_counter(vector) for vector in range(count)]
+        return [self._counters.make(self._first_vector + vector) for vector in range(count)]
 
     def greet(self, peer: int, lines: Sequence[int]) -> None:
         """The server admits the machine; it announces it next."""
@@ -122,9 +123,8 @@ class AnnouncedLink:
             return
         if self.peer is None:
             self.peer = self._peer
-            self._place(self.peer)
-            for line in self._lines:
-                self._on_own(line)
+            self._vm.place(self.peer, self._memory)
+            self._counters.wait_for(self._lines)
         self._vm.catch_up(self.heard)
 
     def send(self, message: Message[int]) -> None:

@@ -18,7 +18,6 @@ from nodes.errors import UsageError
 __all__ = ["CostModel", "Distribution", "Draw", "load_model"]
 
 DEFAULT = "default"
-SHIPPED = (DEFAULT, "measured")
 DRAWN = 1 << 12
 TIME_NS_MAX = 60_000_000_000
 
@@ -103,14 +102,14 @@ def _costs(distribution: Distribution) -> list[int]:
 
 @functools.cache
 def load_model(source: str = DEFAULT) -> CostModel:
-    """The shipped cost model of that name, or the one in that file.
+    """The cost model in that file, or the default one.
 
     Raises:
         UsageError: there is none, or it is none.
     """
     try:
-        if source in SHIPPED:
-            text = resources.files("sim.engines.virtual").joinpath(f"models/{source}.toml").read_text()
+        if source == DEFAULT:
+            text = resources.files("sim.engines.virtual").joinpath("models/default.toml").read_text()
         else:
             text = Path(source).read_text()
         return msgspec.convert(tomllib.loads(text), CostModel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 
 from nodes.bursts import Batch
@@ -13,6 +12,7 @@ from nodes.peer_table import PeerTable
 from nodes.vm import Vm
 from sim.engines.shared.recorder import Recorder
 from sim.engines.virtual.announced_link import AnnouncedLink
+from sim.engines.virtual.late_random import LateRandom
 from sim.engines.virtual.link import VirtualLink
 from sim.recording import Recording
 
@@ -68,7 +68,7 @@ class VirtualDevice:
             make_batch=make_batch,
             ledger=self.recorder,
             clock=clock,
-            random=random.Random(seed),
+            random=LateRandom(seed),
             sample_every=sample_every,
             first=first,
         )

@@ -80,10 +80,10 @@ class DeviceConnector:
                 self._host.loop,
                 server.announcements,
                 delay_ns=self._delay(),
-                make_counter=lambda vector: counters.make(first_vector + vector),
+                counters=counters,
+                first_vector=first_vector,
                 on_readable=self._poke,
-                place=lambda peer: vm.place(peer, self._host.memory(domain, own=False)),
-                on_own=lambda line: counters.wait_for([line]),
+                memory=self._host.memory(domain, own=False),
             )
             device.connect_announced(link)
             self.announced.append(link)

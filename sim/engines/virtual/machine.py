@@ -8,7 +8,7 @@ from functools import partial
 from nodes.bursts import LoopBatch
 from nodes.device import profiles
 from nodes.errors import HostError, UsageError
-from nodes.load import Load
+from nodes.load import shared_load
 from sim.engines import messages
 from sim.engines.base import DeviceRow
 from sim.engines.messages import Ended, Order, Report
@@ -75,7 +75,7 @@ class VirtualMachine:
             may_migrate=may_migrate,
             on_readable=self._can_read,
             poke=self._poke,
-            warn=lambda text: self.report(messages.Warned(text)),
+            warn=self._warn,
         )
         self._announced = self._connector.announced
         self._said_ready = self._has_mail = self._is_executing = False
@@ -105,7 +105,7 @@ class VirtualMachine:
                 )
             )
         self._vm = self.devices[0].vm
-        self._vm.guest.load = Load(configuration.load)
+        self._vm.guest.load = shared_load(configuration.load)
         name, vectors = configuration.name, configuration.vectors
         self._execution = Execution(host, self.devices, self.counters, vectors, self._poke, self._arrive, name)
         self._vms = [device.vm for device in self.devices]
@@ -199,6 +199,9 @@ class VirtualMachine:
         self._loop.news = True
         self._report_to(report)
 
+    def _warn(self, text: str) -> None:
+        self.report(messages.Warned(text))
+
     def _enter(self, state: int, stamp: int | None = None) -> None:
         for device in self.devices:
             words = device.recording.words
@@ -273,7 +276,7 @@ class VirtualMachine:
 
     def _tell_warnings(self) -> None:
         while self._vm.warnings:
-            self.report(messages.Warned(self._vm.warnings.pop(0)))
+            self._warn(self._vm.warnings.pop(0))
 
     def _meet(self) -> None:
         for device in self.devices:

@@ -44,12 +44,16 @@ class Link(Protocol):
 class VirtualClient:
     """A machine that the server has admitted."""
 
+    __slots__ = ("eventfds", "link", "peer")
+
     def __init__(self, peer: int, link: Link, eventfds: Sequence[VirtualCounter]) -> None:
         self.peer, self.link, self.eventfds = peer, link, eventfds
 
 
 class VirtualArrival:
     """A machine that has connected."""
+
+    __slots__ = ("has_left", "link", "machine")
 
     pid = uid = 0
 

@@ -304,7 +304,7 @@ class MsixScript:
 
     def land(self) -> None:
         while self.made.effects:
-            effect = self.made.effects.popleft()
+            effect = self.made.effects.pop(0)
             assert isinstance(effect, MsixMessage)
             self.ram[effect.address] = effect.data
 

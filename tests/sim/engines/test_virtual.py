@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+import tracemalloc
 from array import array
 from pathlib import Path
 
 import pytest
 
 import sim
+from sim.engines.messages import Start
 from sim.engines.virtual import engine, watchdog
+from sim.engines.virtual.machine import VirtualMachine
 from sim.recording import RecordingLayout, RecordingPack, header
 from sim.recording.reader import places, read
 from topologies import shipped
@@ -215,3 +219,66 @@ def test_a_program_that_ends_its_process_ends_its_machine(call, tmp_path):
     assert result.status == "failed"
     assert "ends died" in result.reason
     assert os._exit is EXIT
+
+
+LARGE = {
+    "virtual_ring": "node",
+    "virtual_star": "node",
+    "virtual_random": "node",
+    "virtual_hotspot": "sender",
+}
+
+
+def calls_of(name: str, count: int, runs: Path) -> int:
+    """How many functions a whole run with so many machines calls, from the topology to the tables of its result."""
+    calls = 0
+
+    def count_call(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count_call)
+    try:
+        settings = {"run.engine": "virtual", f"machines.{LARGE[name]}.count": str(count), "run.duration_s": "1.0"}
+        result = sim.run(name, runs=runs, overrides=settings, resources_every_s=0)
+    finally:
+        sys.setprofile(before)
+    assert result.summary["balanced"]
+    return calls
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_work_of_a_run_grows_as_the_number_of_machines(name, tmp_path, monkeypatch):
+    """Each doubling adds twice the calls of the doubling before: something that grows as the square adds four times."""
+    monkeypatch.setattr(engine, "MESSAGES_MAX", 0)  # as with very many machines
+    calls_of(name, 16, tmp_path)  # what only the first run of a process does
+    few, twice, four_times = (calls_of(name, count, tmp_path) for count in (32, 64, 128))
+    assert four_times - twice < 2.4 * (twice - few)
+
+
+def test_a_machine_among_many_takes_little_memory(tmp_path, monkeypatch):
+    """65,536 machines fit 2 GiB, with their recordings, as long as the objects of each take 20 KiB."""
+    monkeypatch.setattr(engine, "MESSAGES_MAX", 0)
+    start, up_bytes = VirtualMachine._take_start, list[int]()
+
+    def take_start(machine: VirtualMachine, order: Start) -> None:
+        if not up_bytes:  # all machines are up
+            up_bytes.append(tracemalloc.get_traced_memory()[0])
+        start(machine, order)
+
+    monkeypatch.setattr(VirtualMachine, "_take_start", take_start)
+
+    def bytes_of(count: int) -> int:
+        up_bytes.clear()
+        settings = {"run.engine": "virtual", "machines.node.count": str(count), "run.duration_s": "0.01"}
+        tracemalloc.start()
+        try:
+            sim.run("virtual_ring", runs=tmp_path, overrides=settings, resources_every_s=0)
+        finally:
+            tracemalloc.stop()
+        return up_bytes[0]
+
+    bytes_of(16)  # what only the first run of a process allocates
+    few, many = bytes_of(32), bytes_of(160)
+    assert (many - few) / (160 - 32) < 20_480

@@ -186,7 +186,7 @@ def test_a_planted_bug_is_found_and_shrunk(plant, monkeypatch):
     found = explore(storm(), range(100)).broken
     assert found
     assert found[0].broken.invariant == BUGS[plant]
-    shortest = shrink(storm(), found[0], runs_max=50)
+    shortest = shrink(storm(), found[0], runs_max=100)
     assert shortest.broken.invariant == BUGS[plant]
     assert len(shortest.decisions) <= 4
     monkeypatch.undo()
