@@ -46,13 +46,6 @@ class Ivshmem:
         UsageError: a number of vectors, a role or a size that the device cannot have.
     """
 
-    __slots__ = (
-        *("_decodes", "_doorbell_offset", "_late_reads", "_no_memory", "_on_decode", "_ring", "_window"),
-        *("config", "effects", "fires", "ignored_doorbells", "intx_level", "intx_raised", "lost_doorbells", "memory"),
-        *("msix", "peer", "peers", "pended_doorbells", "position_hidden", "profile", "registers", "role"),
-        *("rung_doorbells", "sections", "vectors"),
-    )
-
     def __init__(
         self,
         profile: Profile,
@@ -94,7 +87,7 @@ class Ivshmem:
         self._window = Window(
             profile.registers.size_bytes,
             profile.registers_rules,
-            self._read_piece,
+            lambda offset, _: self.registers.read_word(offset),
             self._write_piece,
         )
         if size_bytes is None and profile.memory_container:
@@ -109,8 +102,8 @@ class Ivshmem:
             self.profile.registers,
             reads={IV_POSITION: self._position},
             written={
-                INTR_MASK: self._interrupts_written,
-                INTR_STATUS: self._interrupts_written,
+                INTR_MASK: lambda _: self._update_intx(),
+                INTR_STATUS: lambda _: self._update_intx(),
                 DOORBELL: self._doorbell,
             },
             cleared={INTR_STATUS: self._update_intx},
@@ -132,7 +125,7 @@ class Ivshmem:
             disabled=profile.ring_while_disabled,
             rules=profile.msix_rules,
             function_mask=profile.function_mask,
-            routed=self._has_route,
+            routed=lambda vector: not profile.unmask_needs_eventfd or self._is_connected(self.peer or 0, vector),
         )
 
     def _make_config(self) -> ConfigSpace:
@@ -284,16 +277,6 @@ class Ivshmem:
             return self.peer
         self._late_reads = max(0, self._late_reads - 1)
         return self.profile.position_before_setup
-
-    def _interrupts_written(self, _: int) -> None:
-        self._update_intx()
-
-    def _has_route(self, vector: int) -> bool:
-        """Whether a vector that is unmasked gets a route (ivshmem.c, ivshmem_vector_unmask)."""
-        return not self.profile.unmask_needs_eventfd or self._is_connected(self.peer or 0, vector)
-
-    def _read_piece(self, offset: int, _: int) -> int:
-        return self.registers.read_word(offset)
 
     def _write_piece(self, offset: int, size_bytes: int, value: int) -> None:
         """Take one aligned piece of a write: ring the doorbell that it matches, or write the register at its offset."""
