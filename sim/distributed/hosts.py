@@ -33,6 +33,8 @@ __all__ = ["HostPart", "HostsRun", "place_domains"]
 
 LOOK_EVERY_S = 0.25
 LOST_EVERY_S = 2.0
+TOLD_AFTER_S = 5.0
+"""After how long the user is told what is waited for."""
 RUNS = "runs"
 
 
@@ -118,7 +120,8 @@ class HostsRun:
         self._has_started = self._is_over = False
         self._status, self._reason = "finished", ""
         self._refusal: IvshmemError | None = None
-        self._looked_s = time.monotonic()
+        self._looked_s = self._made_s = time.monotonic()
+        self._has_told = False
 
     def rows(self) -> list[PartRow]:
         """The parts for the manifest; each has a directory of its own."""
@@ -154,7 +157,7 @@ class HostsRun:
         return run
 
     def _run_parts(self) -> None:
-        with self.cluster.alone(lambda: not self._signalled()):
+        with self.cluster.alone(self._is_wanted):
             self._send()
             self._until(lambda: self._begun >= self.placed.keys())
         self._until(lambda: self._ready >= self.placed.keys())
@@ -164,6 +167,16 @@ class HostsRun:
             self._note("parts_started", "all machines are ready: started")
         # Jobs that have not begun have nothing to end.
         self._until(lambda: not (self._waiting.keys() & self._begun), also_when_over=True)
+
+    def _is_wanted(self) -> bool:
+        self._tell_once("waiting for another run over several hosts to get its workers")
+        return not self._signalled()
+
+    def _tell_once(self, line: str) -> None:
+        """Tell what is waited for, if that takes long."""
+        if not self._has_told and time.monotonic() - self._made_s > TOLD_AFTER_S:
+            self._has_told = True
+            self._tell(line)
 
     def _send(self) -> None:
         inputs = collect_inputs(self.topology, self._programs)
@@ -187,6 +200,8 @@ class HostsRun:
             for host in self.cluster.arrived() - self._ready:
                 self._ready.add(host)
                 self._note("part_ready", f"{host}: ready", host=host)
+            if not self._has_told and (missing := [host for host in self.placed if host not in self._begun]):
+                self._tell_once(f"waiting for {', '.join(missing)}: the worker has another run")
             if time.monotonic() - self._looked_s > LOST_EVERY_S:
                 self._looked_s = time.monotonic()
                 for host in self.cluster.lost():

@@ -118,8 +118,8 @@ class Run:
 
         return self._once("parts", load)
 
-    def _check_host(self, what: str) -> None:
-        """Raises ``UsageError`` for a run over several hosts."""
+    def check_one_host(self, what: str) -> None:
+        """Raises ``UsageError`` for a run over several hosts, which has no ``what``."""
         if self.parts:
             raise UsageError(
                 f"{what} are known within a host only: those of each are in its {files.PARTS}/, and in "
@@ -183,7 +183,7 @@ class Run:
                     from sim.results.analysis.joint_tables import join_tables
 
                     return join_tables(self.origin, [(run.origin, run.table(name)) for run in self.parts.values()])
-                self._check_host(name)
+                self.check_one_host(name)
                 return read_table(self.place, name)
             except UsageError as error:
                 raise self._named(error) from error
@@ -303,7 +303,7 @@ class Run:
     def _samples_of(self, ask: Callable[..., Any], *arguments: Any) -> Any:
         """Apply a function of ``latency.samples`` to the samples, which are read in batches."""
         try:
-            self._check_host("latencies")
+            self.check_one_host("latencies")
             return ask(self.place, self.origin, *arguments)
         except UsageError as error:
             raise self._named(error) from error

@@ -66,6 +66,7 @@ def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Pe
     """
     manifest = run.origin
     data = time_series(run)
+    run.check_one_host("times of doorbells")
     if not data.start_ns:
         raise UsageError(f"{run.path}: nothing was rung or drained, there is nothing to trace")
     begin_ns = data.start_ns + round(from_s * 1e9) if from_s is not None else max(data.start_ns, data.measured_ns)

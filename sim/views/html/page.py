@@ -129,6 +129,8 @@ def _tiles(figures: Summary) -> Markup:
         ("delivery, p99", _or_few(delivery, delivery.p99)),
         ("delivery, p99.9", _or_few(delivery, delivery.p99_9)),
     ]
+    if len(figures.parts) > 1:
+        del tiles[3:]  # latencies are known within a host
     late = bool(lag.max)
     if late:  # delivery alone would hide how long the doorbells waited to be rung
         tiles.append(("total, corrected, p99", _or_few(total, total.p99)))

@@ -16,6 +16,7 @@ from sim.distributed.job import Job, JobResult, pack, unpack
 from sim.results import Run, RunDirectory
 from sim.results.analysis.joint import LATENCIES_NOTE
 from sim.views.html.page import page
+from sim.views.perfetto import trace
 from tests.two_halves import TWO_HALVES
 from topologies import Topology, loads
 
@@ -158,6 +159,8 @@ def test_counts_are_those_of_the_whole_and_latencies_stay_within_a_host(hosts: F
             run.table(table)
     with pytest.raises(UsageError, match="latencies are known within a host only"):
         run.latency()
+    with pytest.raises(UsageError, match="times of doorbells are known within a host only"):
+        trace(run)
     assert [(verdict.metric, verdict.met) for verdict in figures.expectations] == [
         ("rung", True),
         ("delivery.max_us", True),
