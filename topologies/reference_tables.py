@@ -76,11 +76,19 @@ def _default(parameter: Parameter) -> str:
     return "" if value is None else show(value)
 
 
+def _interrupts(profile: Profile) -> str:
+    if not profile.server:
+        return "none"
+    if not profile.pci:
+        return "a line"
+    return "MSI-X" if profile.msix else "INTx" if profile.intx else "none"
+
+
 def _vectors(profile: Profile) -> str:
     """How many vectors a device with this profile can have."""
     if not profile.server:
         return "0"
-    most = profile.msix_limit if profile.msix else MAX_VECTORS
+    most = profile.vectors_limit or MAX_VECTORS
     return str(profile.fixed_vectors or f"{int(profile.msix)} to {most}")
 
 
@@ -88,7 +96,7 @@ def _profiles() -> Reference:
     rows = [
         (
             name,
-            "MSI-X" if profile.msix else "INTx" if profile.intx else "none",
+            _interrupts(profile),
             _vectors(profile),
             profile.default_role,
             profile.summary,

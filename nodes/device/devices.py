@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nodes.device.flat import IvshmemFlat
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.profile import Profile
 from nodes.device.v2.device import IvshmemV2
@@ -28,4 +29,6 @@ def make_device(
     """
     if isinstance(profile, ProfileV2):
         return IvshmemV2(profile, vectors=vectors, ring=ring, role=role, size_bytes=size_bytes, on_decode=on_decode)
+    if not profile.pci:
+        return IvshmemFlat(profile, vectors=vectors, ring=ring, role=role, size_bytes=size_bytes, on_decode=on_decode)
     return Ivshmem(profile, vectors=vectors, ring=ring, role=role, size_bytes=size_bytes, on_decode=on_decode)

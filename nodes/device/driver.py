@@ -122,7 +122,7 @@ def _msix(device: Ivshmem, vector: int, purpose: str) -> Msix:
 
 def find_capability(device: Ivshmem, identifier: int) -> int | None:
     """Walk the capability list (PCI 3.0, 6.7); returns the offset of the capability, or None."""
-    if not device.config_read(STATUS, 2) & STATUS_CAPABILITIES:
+    if not (device.profile.pci and device.config_read(STATUS, 2) & STATUS_CAPABILITIES):
         return None
     at = device.config_read(CAPABILITIES, 1)
     while at:

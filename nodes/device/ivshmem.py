@@ -15,7 +15,7 @@ from collections.abc import Callable
 from nodes.device import migration
 from nodes.device.effects import DeviceWarning, Effect, IntxLevel, MsixMessage
 from nodes.device.msix import Layout, Msix, Undelivered
-from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY, Bar, Capability, ConfigSpace
+from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, Bar, Capability, ConfigSpace
 from nodes.device.profile import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, DoorbellMatch, Profile, Quirk
 from nodes.device.registers import RegisterFile, Window, check_access
 from nodes.device.v2.sections import Sections
@@ -81,7 +81,8 @@ class Ivshmem:
         self.msix = self._make_msix(vectors) if profile.msix else None
         self.fires: list[bool] = self.msix.fires if self.msix else [False] * self.vectors
         self.config = self._make_config()
-        self._decodes = self.config.command & COMMAND_MEMORY
+        self._decode_bit = self.config.bars[profile.registers_bar].decode
+        self._decodes = self.config.command & self._decode_bit
         self.registers = self._make_registers()
         self._doorbell_offset = profile.registers.offset_of(DOORBELL)
         self._window = Window(
@@ -137,7 +138,7 @@ class Ivshmem:
             writable_from=profile.config_writable_from,
         )
         config.preset_command(profile.command_preset)
-        config.add_bar(Bar(profile.registers_bar, profile.registers.size_bytes, "registers"))
+        config.add_bar(Bar(profile.registers_bar, profile.registers.size_bytes, "registers", io=profile.registers_io))
         if self.msix:
             config.add_bar(Bar(profile.msix_bar, self.msix.layout.bar_bytes, "MSI-X table and pending bits"))
         return config
@@ -173,7 +174,7 @@ class Ivshmem:
         self._update_decode()
 
     def _update_decode(self) -> None:
-        if self._decodes != (decodes := self.config.command & COMMAND_MEMORY):
+        if self._decodes != (decodes := self.config.command & self._decode_bit):
             self._decodes = decodes
             self._on_decode()
 
@@ -189,7 +190,7 @@ class Ivshmem:
         """
         check_access(offset, size_bytes)
         self._check_bar(bar)
-        if not self.config.command & COMMAND_MEMORY:
+        if not self.config.command & self.config.bars[bar].decode:
             return 0
         if bar == self.profile.registers_bar:
             return self.profile.access_path.load(self._window.read, offset, size_bytes)
@@ -208,7 +209,7 @@ class Ivshmem:
         check_access(offset, size_bytes)
         self._check_bar(bar)
         value &= (1 << 8 * size_bytes) - 1
-        if not self.config.command & COMMAND_MEMORY:
+        if not self.config.command & self.config.bars[bar].decode:
             if bar == self.profile.registers_bar and offset <= self._doorbell_offset < offset + size_bytes:
                 self.ignored_doorbells += 1
             return

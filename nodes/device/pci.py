@@ -28,8 +28,9 @@ COMMAND_SERR, COMMAND_INTX_DISABLE = 1 << 8, 1 << 10
 # PCI 3.0, 6.2.3: bits of the status register.
 STATUS_INTERRUPT, STATUS_CAPABILITIES = 1 << 3, 1 << 4
 
-# PCI 3.0, 6.2.5.1: bits of a memory BAR.
-BAR_64_BIT, BAR_PREFETCHABLE = 0x4, 0x8
+# PCI 3.0, 6.2.5.1: bits of a BAR.
+BAR_IO, BAR_64_BIT, BAR_PREFETCHABLE = 0x1, 0x4, 0x8
+IO_BASE = 0x6200  # where `assign_resources` puts I/O ports; kvmtool, include/kvm/ioport.h, IOPORT_START
 ADDRESS_LIMIT = 1 << 64
 
 
@@ -48,13 +49,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One memory base address register; its size is a power of two of at least 16 bytes."""
+    """One base address register, of memory or of I/O ports; its size is a power of two of at least 16 bytes."""
 
     index: int
     size_bytes: int
     text: str
     wide: bool = False
     prefetchable: bool = False
+    io: bool = False
 
     def __post_init__(self) -> None:
         if self.size_bytes < 16 or self.size_bytes & (self.size_bytes - 1):
@@ -70,7 +72,14 @@ class Bar:
 
     @property
     def type_bits(self) -> int:
+        if self.io:
+            return BAR_IO
         return (BAR_64_BIT if self.wide else 0) | (BAR_PREFETCHABLE if self.prefetchable else 0)
+
+    @property
+    def decode(self) -> int:
+        """The bit of the command register that enables it."""
+        return COMMAND_IO if self.io else COMMAND_MEMORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +227,7 @@ class ConfigSpace:
         register's range (QEMU, hw/pci/pci.c, pci_bar_address).
         """
         bar = self.bars.get(index)
-        if bar is None or not self.command & COMMAND_MEMORY:
+        if bar is None or not self.command & bar.decode:
             return None
         raw = int.from_bytes(self.data[bar.offset : bar.offset + bar.register_bytes], "little")
         address = raw & ~(bar.size_bytes - 1)
@@ -237,17 +246,24 @@ def _check(offset: int, size_bytes: int) -> None:
 def assign_resources(
     bars: Iterable[Bar], write: Callable[[int, int, int], object], base: int = 0xE000_0000
 ) -> dict[int, int]:
-    """Do what firmware does at power-on: assign an address to each BAR, enable memory decode and bus master.
+    """Do what firmware does at power-on: assign an address to each BAR, enable decode and bus master.
 
     ``write`` is the function's configuration write. Returns the address of each BAR, by its index.
     """
     addresses = {}
+    command, io_base = COMMAND_MEMORY | COMMAND_BUS_MASTER, IO_BASE
     for bar in sorted(bars, key=lambda bar: bar.index):
+        if bar.io:
+            addresses[bar.index] = io_base = (io_base + bar.size_bytes - 1) & ~(bar.size_bytes - 1)
+            write(bar.offset, 4, io_base)
+            io_base += bar.size_bytes
+            command |= COMMAND_IO
+            continue
         base = (base + bar.size_bytes - 1) & ~(bar.size_bytes - 1)
         addresses[bar.index] = base
         write(bar.offset, 4, base & 0xFFFF_FFFF)
         if bar.wide:
             write(bar.offset + 4, 4, base >> 32)
         base += bar.size_bytes
-    write(COMMAND, 2, COMMAND_MEMORY | COMMAND_BUS_MASTER)
+    write(COMMAND, 2, command)
     return addresses

@@ -23,6 +23,7 @@ from nodes.device.registers import Access, AccessRules, Register, RegisterMap
 __all__ = [
     "COMMAND_BITS",
     "DOORBELL",
+    "FLAT_REGISTERS",
     "INTR_MASK",
     "INTR_STATUS",
     "IV_POSITION",
@@ -63,6 +64,8 @@ SILENT_REGISTERS = replace(
     + REGISTERS.registers[-1:],
 )
 """Registers that read 0 and ignore what is written; the doorbell is there, and no peer."""
+FLAT_REGISTERS = replace(SILENT_REGISTERS, size_bytes=0x10, registers=SILENT_REGISTERS.registers[:-1])
+"""The same in a window that ends behind the doorbell."""
 
 
 class DoorbellMatch(Enum):
@@ -113,6 +116,8 @@ class Profile:
 
     Cells whose names need an explanation:
 
+    ``pci``: there is a configuration space; a device without is an `IvshmemFlat`.
+    ``registers_io``: the registers are I/O ports.
     ``config_misaligned`` is what becomes of an access to configuration space that is not aligned, ``access_path`` what
     becomes of one to a BAR other than the memory: the way of a guest's own loads and stores.
     ``msix_capability`` is the offset of the MSI-X capability in configuration space.
@@ -145,6 +150,7 @@ class Profile:
     subsystem: int
     interrupt_pin: int
     # Configuration space.
+    pci: bool
     command_preset: int
     command_mask: int
     config_writable_from: int
@@ -153,6 +159,7 @@ class Profile:
     # BARs.
     access_path: AccessPath
     registers_bar: int
+    registers_io: bool
     registers: RegisterMap
     registers_rules: AccessRules
     msix_bar: int
@@ -206,6 +213,11 @@ class Profile:
     def default_vectors(self) -> int:
         """How many vectors a device has when the user asks for no number (``fixed_vectors``: 0 is any number)."""
         return self.fixed_vectors or 1
+
+    @property
+    def vectors_limit(self) -> int | None:
+        """How many vectors it can have at most; None: the server decides."""
+        return self.msix_limit if self.msix or not self.pci else None
 
     def has(self, quirk: Quirk) -> bool:
         """Whether this device has that defect."""

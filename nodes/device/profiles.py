@@ -13,9 +13,11 @@ from types import MappingProxyType
 
 from nodes.device.access_path import AccessPath, MisalignedConfig
 from nodes.device.msix import Undelivered
+from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_MEMORY
 from nodes.device.profile import (
     COMMAND_BITS,
     DOORBELL,
+    FLAT_REGISTERS,
     INTR_MASK,
     INTR_STATUS,
     IV_POSITION,
@@ -58,6 +60,7 @@ QEMU_DOORBELL = make_profile(
     subsystem_vendor=(0x1AF4, "pci_config.json, 2c"),
     subsystem=(0x1100, "pci_config.json, 2e"),
     interrupt_pin=(0, "pci_config.json, 3d; QEMU e858e04dd4"),
+    pci=(True, "pci_config.json"),
     command_preset=(0, "pci_config.json, 04"),
     command_mask=(COMMAND_BITS, "pci_config.json, write_mask_hex"),
     config_writable_from=(0x40, "pci_config.json, write_mask_hex, 4c to ff"),
@@ -65,6 +68,7 @@ QEMU_DOORBELL = make_profile(
     config_misaligned=(MisalignedConfig.ZERO, "QEMU 7.2, 10.0, 11.1, TCG: inw, inl, outw, outl of a bare guest"),
     access_path=(AccessPath.EVEN, "QEMU 10.0, accel/tcg/cputlb.c, int_ld_mmio_beN and int_st_mmio_leN"),
     registers_bar=(0, "pci_config.json, bars"),
+    registers_io=(False, "pci_config.json, bars"),
     registers=(REGISTERS, "registers.json"),
     registers_rules=(AccessRules(write_offset_mask=0xFC), "registers.json, sized_access"),
     msix_bar=(1, "pci_config.json, capability at 40"),
@@ -144,6 +148,7 @@ ACRN = make_profile(
     subsystem_vendor=(0, "ACRN, ivshmem.c, init_ivshmem_vdev: not set"),
     subsystem=(0, "ACRN, ivshmem.c, init_ivshmem_vdev: not set"),
     interrupt_pin=(0, "ACRN, ivshmem.c, init_ivshmem_vdev: not set"),
+    pci=(True, "ACRN, ivshmem.c, init_ivshmem_vdev"),
     command_preset=(0, "ACRN, ivshmem.c, init_ivshmem_vdev: not set"),
     command_mask=(0xFFFF, "ACRN, ivshmem.c, write_ivshmem_vdev_cfg: no write mask"),
     config_writable_from=(0, "ACRN, ivshmem.c, write_ivshmem_vdev_cfg: no write mask"),
@@ -151,6 +156,7 @@ ACRN = make_profile(
     config_misaligned=(MisalignedConfig.ONES, "ACRN, hypervisor/dm/vpci/vpci.c, vpci_is_valid_access"),
     access_path=(AccessPath.WHOLE, "ACRN, hypervisor/dm/io_req.c: an access is one request"),
     registers_bar=(0, "ACRN, ivshmem.c, IVSHMEM_MMIO_BAR"),
+    registers_io=(False, "ACRN, ivshmem.c, init_ivshmem_bar"),
     registers=(STICKY_REGISTERS, "ACRN, ivshmem.c, ivshmem_mmio_handler: useless for revision 1"),
     registers_rules=(
         AccessRules(narrowest_bytes=4, misaligned=Unfit.ZERO, wide=Unfit.ZERO),
@@ -222,6 +228,64 @@ CLOUD_HYPERVISOR = make_profile(
 )
 
 
+KVMTOOL = make_profile(
+    "kvmtool",
+    "kvmtool's pci-shmem, 2011 to 2020: registers in I/O ports, an MSI-X table without interrupts, no peers",
+    QEMU_PLAIN,
+    class_code=(0xFF_00_00, "kvmtool, hw/pci-shmem.c, pci_shmem_pci_device"),
+    revision=(0, "kvmtool, pci-shmem.c, pci_shmem_pci_device"),
+    subsystem_vendor=(0, "kvmtool, pci-shmem.c, pci_shmem_pci_device"),
+    subsystem=(0, "kvmtool, pci-shmem.c, pci_shmem_pci_device"),
+    interrupt_pin=(1, "kvmtool, pci-shmem.c, pci_shmem__init: irq__register_device"),
+    command_mask=(0xFFFF, "kvmtool, pci.c, pci__config_wr: no write mask"),
+    config_writable_from=(0x100, "kvmtool, pci.c, pci__config_wr: words that are 0 stay 0"),
+    config_misaligned=(MisalignedConfig.ACROSS, "kvmtool, pci.c, pci__config_rd: memcpy"),
+    access_path=(AccessPath.WHOLE, "kvmtool, pci-shmem.c, callback_mmio_msix: memcpy of each exit of KVM"),
+    registers_io=(True, "kvmtool, pci-shmem.c, pci_shmem__init: PCI_BASE_ADDRESS_SPACE_IO"),
+    registers=(SILENT_REGISTERS, "kvmtool, pci-shmem.c, shmem_pci__io_in, shmem_pci__io_out"),
+    registers_rules=(AccessRules(), "kvmtool, pci-shmem.c, shmem_pci__io_in: by the port, whatever the size"),
+    msix=(True, "kvmtool, pci-shmem.c, pci_shmem_pci_device: msix"),
+    msix_rules=(
+        AccessRules(widest_bytes=8, narrowest_bytes=4),
+        "kvmtool, pci-shmem.c, callback_mmio_msix: memcpy; narrower accesses are not modelled",
+    ),
+    msix_limit=(2, "kvmtool, pci-shmem.c, msix_table"),
+    msix_pba_offset=(0x1000, "kvmtool, pci-shmem.c, pci_shmem_pci_device: pba_offset"),
+    fixed_vectors=(2, "kvmtool, pci-shmem.c, pci_shmem_pci_device: msix.ctrl 1"),
+    memory_wide=(False, "kvmtool, pci-shmem.c, pci_shmem__init: bar[2]"),
+    memory_prefetchable=(False, "kvmtool, pci-shmem.c, pci_shmem__init: bar[2]"),
+    memory_default_bytes=(16 << 20, "kvmtool, include/kvm/pci-shmem.h, SHMEM_DEFAULT_SIZE"),
+    position_before_setup=(0, "kvmtool, pci-shmem.c, local_id: never set"),
+    roles=(("peer", "master"), "kvmtool migrates nothing"),
+    default_role=("peer", "kvmtool migrates nothing"),
+    section=("", "kvmtool migrates nothing"),
+    stream=((), "kvmtool migrates nothing"),
+)
+
+IVSHMEM_FLAT = make_profile(
+    "ivshmem-flat",
+    "QEMU's ivshmem-flat, 10.0 to 11.1: no PCI, a window of 16 bytes, one interrupt line, and only vector 0 raises it",
+    QEMU_DOORBELL,
+    pci=(False, "QEMU 10.0, hw/misc/ivshmem-flat.c: TYPE_SYS_BUS_DEVICE"),
+    command_preset=(COMMAND_MEMORY | COMMAND_BUS_MASTER, "QEMU 10.0, ivshmem-flat.c: always mapped"),
+    command_mask=(0, "QEMU 10.0, ivshmem-flat.c: no command register"),
+    config_misaligned=(MisalignedConfig.ACROSS, "QEMU 10.0, ivshmem-flat.c: no configuration space"),
+    registers=(FLAT_REGISTERS, "QEMU 10.0, ivshmem-flat.c, ivshmem_flat_iomem_read: 0 but for IVPOSITION"),
+    registers_rules=(AccessRules(), "QEMU 10.0, ivshmem-flat.c, ivshmem_flat_iomem_write: the offset is not rounded"),
+    msix=(False, "QEMU 10.0, ivshmem-flat.c: sysbus_init_irq"),
+    msix_limit=(64, "QEMU 10.0, ivshmem-flat.h, IVSHMEM_MAX_VECTOR_NUM"),
+    memory_wide=(False, "QEMU 10.0, ivshmem-flat.c: the second region of the device, no BAR"),
+    memory_prefetchable=(False, "QEMU 10.0, ivshmem-flat.c: the second region of the device, no BAR"),
+    memory_default_bytes=(4 << 20, "QEMU 10.0, ivshmem-flat.c, property shmem-size"),
+    vector_bits=(16, "QEMU 10.0, ivshmem-flat.c, ivshmem_flat_iomem_write"),
+    doorbell_match=(DoorbellMatch.NEVER, "QEMU 10.0, ivshmem-flat.c: registers no ioeventfd"),
+    roles=(("peer", "master"), "QEMU 10.0, ivshmem-flat.c: no vmsd, no property master"),
+    default_role=("peer", "QEMU 10.0, ivshmem-flat.c: no property master"),
+    master_is_first=(False, "QEMU 10.0, ivshmem-flat.c: no property master"),
+    section=("", "QEMU 10.0, ivshmem-flat.c: no vmsd"),
+    stream=((), "QEMU 10.0, ivshmem-flat.c: no vmsd"),
+)
+
 OF_A_VERSION = re.compile(r"(?P<base>.+)-(?P<version>[0-9]+\.[0-9]+)")
 ACCESSES = ("tcg", "kvm", "qtest")
 """Who makes an access to a device of QEMU: a processor, by QEMU's accelerator, or the qtest protocol."""
@@ -279,7 +343,8 @@ class _Profiles(Mapping[str, Profile]):
 
 PROFILES: Mapping[str, Profile] = _Profiles(
     (
-        *(QEMU_DOORBELL, QEMU_DOORBELL_KVM, QEMU_PLAIN, *VARIANTS.values(), ACRN, CLOUD_HYPERVISOR),
+        *(QEMU_DOORBELL, QEMU_DOORBELL_KVM, QEMU_PLAIN, *VARIANTS.values(), ACRN, CLOUD_HYPERVISOR, KVMTOOL),
+        IVSHMEM_FLAT,
         *(QEMU_V2, JAILHOUSE_V2, JAILHOUSE_V2_INTX),
     )
 )

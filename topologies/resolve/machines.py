@@ -194,8 +194,8 @@ def _settle_device(settings: Settings, report: Report) -> None:
         values["vectors"] = profile.fixed_vectors
         if settings.says("vectors") and vectors != profile.fixed_vectors:
             report.add(settings.at("vectors"), f"{profile.fixed_vectors}, as every {name} has", show(vectors))
-    elif profile.msix and vectors > profile.msix_limit:
-        report.add(settings.at("vectors"), f"at most {profile.msix_limit}, as {name} has", show(vectors))
+    elif profile.vectors_limit is not None and vectors > profile.vectors_limit:
+        report.add(settings.at("vectors"), f"at most {profile.vectors_limit}, as {name} has", show(vectors))
     elif vectors == 0 and profile.msix:
         hint = 'profile = "qemu-plain" has no interrupts'
         report.add(settings.at("vectors"), f"at least 1: {name} has MSI-X, which has at least one vector", "0", hint)

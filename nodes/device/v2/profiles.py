@@ -81,6 +81,7 @@ QEMU_V2 = make_profile(
     subsystem_vendor=(0x110A, "S, offset 2c: the same as the vendor"),
     subsystem=(0x4106, "S, offset 2e: the same as the device"),
     interrupt_pin=(0, "S, interrupt pin: 0 with MSI-X"),
+    pci=(True, "S, Device Identification"),
     command_preset=(COMMAND_IO | COMMAND_MEMORY, "Q: Command is 0003 after realize, S has 0000"),
     command_mask=(COMMAND_BITS, "QEMU, hw/pci/pci.c, pci_init_wmask"),
     config_writable_from=(0x40, "QEMU, hw/pci/pci.c, pci_init_wmask"),
@@ -90,6 +91,7 @@ QEMU_V2 = make_profile(
     vendor_capability=(0x4C, "Q: lspci of the RFC's thread, [4c] Vendor Specific Len=18"),
     base_address=(False, "Q: BAR2 has the memory"),
     registers_bar=(0, "S, BAR0"),
+    registers_io=(False, "S, BAR0"),
     registers=(REGISTERS_V2, "S, Register Region; Q: 4 KiB"),
     registers_rules=(
         AccessRules(narrowest_bytes=4, misaligned=Unfit.ZERO, wide=Unfit.ZERO, write_offset_mask=0xFC),

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from nodes.device.access_path import AccessPath
+from nodes.device.devices import make_device
+from nodes.device.effects import DeviceWarning, IntxPulse
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import INTR_STATUS, PROFILES, Profile, Quirk, profile, profile_by_access
@@ -44,6 +46,7 @@ def test_the_profiles() -> None:
     assert set(PROFILES) == {
         *("qemu-doorbell", "qemu-doorbell-kvm", "qemu-plain"),
         *("qemu-1.1", "qemu-1.1-intx", "qemu-1.1-shm", "qemu-1.1-shm-intx", "acrn", "cloud-hypervisor"),
+        *("kvmtool", "ivshmem-flat"),
         *("qemu-v2", "jailhouse-v2", "jailhouse-v2-intx"),
     }
     for name, made in PROFILES.items():
@@ -318,6 +321,59 @@ def test_other_hypervisors_take_misaligned_configuration_accesses(name: str, wor
     assert device.config_read(2, 4) == long
 
 
+def test_kvmtool_has_its_registers_in_io_ports_and_a_table_without_interrupts() -> None:
+    device = Ivshmem(profile("kvmtool"), ring=lambda peer, vector: None)
+    device.set_memory(memoryview(bytearray(1 << 20)))
+    assert device.config_read(0x10, 4) == 1
+    addresses = assign_resources(device.config.bars.values(), device.config_write)
+    assert device.config_read(0x10, 4) == addresses[0] | 1
+    assert device.config.bar_address(0) == addresses[0] < 0x10000
+    assert device.config_read(0x04, 2) == 7
+    assert [device.config_read(0x40, 1), device.config_read(0x42, 2), device.config_read(0x48, 4)] == [0x11, 1, 0x1001]
+    assert [device.config_read(at, size) for at, size in ((0x08, 1), (0x09, 1), (0x0A, 2))] == [0, 0, 0xFF00]
+    device.bar_write(0, 0, 4, 5)
+    assert [device.bar_read(0, at, 4) for at in (0, 4, 8, 12)] == [0, 0, 0, 0]
+    device.bar_write(1, 4, 4, 0x5A)
+    assert device.bar_read(1, 4, 4) == 0x5A
+    device.config_write(0x04, 2, 1)  # ports, no memory
+    assert device.bar_read(1, 0, 4) == 0
+    assert device.config.bar_address(0) == addresses[0]
+    assert device.config.bar_address(2) is None
+
+
+def test_ivshmem_flat_has_no_pci_and_a_window_of_16_bytes() -> None:
+    rung: list[tuple[int, int]] = []
+    device = make_device(profile("ivshmem-flat"), vectors=64, ring=lambda peer, vector: rung.append((peer, vector)))
+    device.set_peer(3)
+    device.set_memory(memoryview(bytearray(1 << 20)))
+    device.config_write(0x04, 2, 0)
+    assert [device.config_read(at, size) for at, size in ((0, 4), (4, 2), (0x42, 1))] == [0xFFFF_FFFF, 0xFFFF, 0xFF]
+    device.bar_write(0, 0, 4, 5)
+    device.bar_write(0, 4, 4, 6)
+    assert [device.bar_read(0, at, 4) for at in (0, 4, 8, 12, 16)] == [0, 0, 3, 0, 0]
+    for vector in range(64):
+        assert device.connect(5, vector)
+    device.bar_write(0, 12, 4, 5 << 16 | 63)
+    device.bar_write(0, 14, 2, 5)
+    device.bar_write(0, 12, 4, 5 << 16 | 0x100)
+    assert rung == [(5, 63)]
+    (warning,) = device.effects
+    assert warning == DeviceWarning("doorbell for vector 256: the real device looks behind its table of 64 vectors")
+    device.reset()
+    assert device.bar_read(0, 8, 4) == 3
+
+
+def test_ivshmem_flat_is_interrupted_by_vector_0_only() -> None:
+    device = make_device(profile("ivshmem-flat"), vectors=2, ring=lambda peer, vector: None)
+    device.interrupt(0, 3)
+    assert list(device.effects) == [IntxPulse()]
+    assert device.lost_doorbells == 0
+    device.effects.clear()
+    device.interrupt(1, 2)
+    assert [type(effect) for effect in device.effects] == [DeviceWarning]
+    assert device.lost_doorbells == 2
+
+
 def test_a_profile_of_a_version() -> None:
     assert profile("qemu-doorbell-7.2").access_path is AccessPath.BYTES
     assert profile("qemu-plain-10.0").access_path is profile("qemu-plain").access_path is AccessPath.EVEN
@@ -341,7 +397,7 @@ def test_position_before_setup(name: str, position: int) -> None:
     assert device.bar_read(0, 8, 4) == position
 
 
-@pytest.mark.parametrize("name", [name for name, made in PROFILES.items() if made.version == 1])
+@pytest.mark.parametrize("name", [name for name, made in PROFILES.items() if made.version == 1 and made.pci])
 def test_nothing_answers_without_memory_decode(name: str) -> None:
     device = made_of(name, vectors=1)
     device.bar_write(0, 0, 4, 5)
@@ -350,8 +406,8 @@ def test_nothing_answers_without_memory_decode(name: str) -> None:
     for bar in sorted(device.config.bars):
         assert [device.bar_read(bar, at, 4) for at in (0, 4, 8, 12)] == [0] * 4
         device.bar_write(bar, 0, 4, 0xFFFF_FFFF)
-    device.config_write(0x04, 2, 6)
-    mask = 0 if name == "cloud-hypervisor" else 5
+    device.config_write(0x04, 2, 7)
+    mask = 0 if name in ("cloud-hypervisor", "kvmtool") else 5
     found = [device.bar_read(bar, 0, 4) for bar in sorted(device.config.bars)]
     assert found == ([mask, 0, 6] if device.msix else [mask, 6])
 
@@ -376,9 +432,9 @@ def test_memory_larger_than_the_bar_of_a_device_that_was_told_its_size() -> None
 
 
 def test_the_memory_of_a_device_that_is_told_no_size() -> None:
-    """contrib/ivshmem-server's -l, the property size of 2012, ACRN's tutorial."""
+    """contrib/ivshmem-server's -l, the property size of 2012, ACRN's tutorial, kvmtool's SHMEM_DEFAULT_SIZE."""
     sizes = {name: made.memory_default_bytes >> 20 for name, made in PROFILES.items() if made.version == 1}
-    assert sizes.pop("acrn") == 2
+    assert [sizes.pop(name) for name in ("acrn", "kvmtool")] == [2, 16]
     assert set(sizes.values()) == {4}
 
 

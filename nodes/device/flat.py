@@ -1,0 +1,47 @@
+"""QEMU's ivshmem-flat: the registers and the memory without PCI, and one interrupt line (hw/misc/ivshmem-flat.c).
+
+Its faults are reports. The handler of each eventfd looks at that of vector 0, and the doorbell looks up any vector.
+"""
+
+from __future__ import annotations
+
+from nodes.device.effects import DeviceWarning, IntxPulse
+from nodes.device.ivshmem import Ivshmem
+from nodes.errors import GuestError
+
+__all__ = ["IvshmemFlat"]
+
+
+class IvshmemFlat(Ivshmem):
+    """A device without configuration space: what stands for its BARs is always decoded."""
+
+    def config_read(self, offset: int, size_bytes: int) -> int:
+        """Return all ones: there is no function that answers."""
+        super().config_read(offset, size_bytes)
+        return (1 << 8 * size_bytes) - 1
+
+    def config_write(self, offset: int, size_bytes: int, value: int) -> None:
+        """Do nothing: there is no function that takes it."""
+        super().config_read(offset, size_bytes)
+
+    def interrupt(self, vector: int, count: int) -> None:
+        """Pulse the line for vector 0. Another vector never interrupts (ivshmem_flat_add_vector: &peer->vector).
+
+        Raises:
+            GuestError: the device has no such vector.
+        """
+        if not 0 <= vector < self.vectors:
+            raise GuestError(f"vector {vector}: the device has {self.vectors}")
+        if vector == 0:
+            self.effects.append(IntxPulse())
+            return
+        self.lost_doorbells += count
+        text = f"vector {vector} was rung: no interrupt, and the real device's process spins on its eventfd"
+        self.effects.append(DeviceWarning(text))
+
+    def _doorbell(self, value: int) -> None:
+        super()._doorbell(value)
+        vector, limit = value & 0xFFFF, self.profile.msix_limit
+        if vector >= limit:
+            text = f"doorbell for vector {vector}: the real device looks behind its table of {limit} vectors"
+            self.effects.append(DeviceWarning(text))
