@@ -43,6 +43,8 @@ PURE = {
     "functools",
     "itertools",
     "math",
+    "msgspec",
+    "msgspec.structs",
     "operator",
     "re",
     "string",

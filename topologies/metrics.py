@@ -16,8 +16,9 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from topologies.language.problems import nearest
 from topologies.language.values import MisfitError
@@ -54,8 +55,7 @@ ADDED_UP = ("doorbells_per_s", "interrupts_per_s", "uss_mib", "rss_mib", "cpu_s"
 _GROWS: dict[str, Any] = {"live": True, "grows": True}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
+class Metric(Struct, frozen=True, kw_only=True):
     """One row.
 
     Attributes:

@@ -6,9 +6,10 @@ That is no mistake of the file, because it may be what the run is to show: it is
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
+
+from msgspec import Struct
 
 from nodes.device.blockers import Blocker, Blockers
 from nodes.device.migration import MigrationError, RamMigration
@@ -33,8 +34,7 @@ NOT_FIRST = "master must connect to the server before any peers"
 _PAGE_BYTES = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class FailingMigration:
+class FailingMigration(Struct, frozen=True):
     """The outcome of a migration for some of its machines.
 
     Attributes:
@@ -55,8 +55,7 @@ class FailingMigration:
         return f"{where}migrate {several(self.machines)}: {self.verdict}: {self.reason}{hint}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(Struct, frozen=True):
     """One machine's turn of an entry; ``again``: not the first of its repetitions."""
 
     entry: TimelineEntry

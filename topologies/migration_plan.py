@@ -9,9 +9,10 @@ the peers reattach to the new server under new IDs.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
+
+from msgspec import Struct
 
 from nodes.device import devices
 from nodes.device.blockers import Blocker, Blockers
@@ -30,8 +31,7 @@ Fate = Literal["moves", "moves without its peers' devices", "stays", "does not s
 REGISTERS = {"status": "IntrStatus", "mask": "IntrMask"}
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedDevice:
+class PlannedDevice(Struct, frozen=True):
     """One device of a machine: its ID (None: it joins later, or has no server) and the size of its saved state."""
 
     domain: str
@@ -42,8 +42,7 @@ class PlannedDevice:
     state_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedMachine:
+class PlannedMachine(Struct, frozen=True):
     """One machine.
 
     Attributes:
@@ -63,8 +62,7 @@ class PlannedMachine:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Struct, frozen=True):
     """One step: machines in order; ``peers`` are their IDs on the domain's fresh server, if any."""
 
     do: Literal["detach", "move", "reattach"]
@@ -75,8 +73,7 @@ class Step:
     state_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class MigrationPlan:
+class MigrationPlan(Struct, frozen=True):
     """The whole plan; ``memory_bytes`` is the sum over all masters, each of which copies the whole memory."""
 
     machines: tuple[PlannedMachine, ...]
@@ -86,8 +83,7 @@ class MigrationPlan:
     losses: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class _Judged:
+class _Judged(Struct):
     """A machine with the answers of its devices."""
 
     machine: Machine

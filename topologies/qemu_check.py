@@ -6,7 +6,8 @@ That is no mistake of the file, because it may be what the run is to show: it is
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from topologies.actions import Garble, Leave, StopServer, Unplug
 from topologies.model import Machine, Topology
@@ -21,8 +22,7 @@ TWICE = "its QEMU aborts: a peer that leaves twice is freed twice (ivshmem.c, cl
 HALF = "its QEMU reads every later message from its middle, and may end of what it takes them for"
 
 
-@dataclass(frozen=True, slots=True)
-class Endangered:
+class Endangered(Struct, frozen=True):
     """Machines whose QEMU an entry of the timeline ends; ``line`` is 0 for an entry that is in no file."""
 
     line: int

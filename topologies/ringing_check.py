@@ -6,7 +6,8 @@ That is no mistake of the file: the run may be meant to show it, and some progra
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from nodes.device.profiles import PROFILES
 from topologies.model import Machine, Machines, Topology, Trace
@@ -15,8 +16,7 @@ from topologies.resolve.names import several
 __all__ = ["open_loops", "unreachable"]
 
 
-@dataclass(frozen=True, slots=True)
-class Unreachable:
+class Unreachable(Struct, frozen=True):
     """Machines of one group of which no doorbell can reach a machine that ``parameter`` of their program names."""
 
     machines: tuple[str, ...]

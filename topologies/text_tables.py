@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from topologies.scenario_files import shipped
 
 __all__ = ["Reference", "topologies_table"]
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """One table: a head of single words and rows of as many cells.
 
     An action's optional keys stand in brackets. ``summary`` is the place of a metric in ``summary.json``, ``live``

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from nodes.device.migration_texts import MigrationError
 from nodes.device.profile import Profile
@@ -21,8 +22,7 @@ class Migratable(Protocol):
     def master(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Blocker:
+class Blocker(Struct, frozen=True, eq=False):
     """Why a machine cannot be migrated: a feature of a device, or a reason that the user gave.
 
     Blockers with the same text are different blockers.

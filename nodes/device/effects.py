@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from nodes.device.msix import MsixMessage
 
 __all__ = ["DeviceWarning", "Effect", "IntxLevel", "IntxPulse", "MsixMessage"]
 
 
-@dataclass(frozen=True, slots=True)
-class IntxLevel:
+class IntxLevel(Struct, frozen=True):
     """The legacy interrupt line went up or down."""
 
     asserted: bool
 
 
-@dataclass(frozen=True, slots=True)
-class IntxPulse:
+class IntxPulse(Struct, frozen=True):
     """The legacy interrupt line of ivshmem v2 was pulsed: it has no status that holds it."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceWarning:
+class DeviceWarning(Struct, frozen=True):
     """A line that the real device prints on stderr."""
 
     text: str

@@ -8,8 +8,9 @@ in the stream: the destination has those of its own server. Error texts are QEMU
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from nodes.device import migration_texts as texts
 from nodes.device.migration_texts import MigrationError
@@ -51,8 +52,7 @@ class Device(Protocol):
     def restored(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(Struct, frozen=True):
     """One part of the stream: its size, and how it is saved, checked and loaded.
 
     ``member`` is its name in QEMU's error texts, ``kind`` its type there. ``check`` returns why the device does not

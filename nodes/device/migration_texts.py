@@ -6,7 +6,7 @@ layer adds a line; 11.1 has one line with the reason at its end. Devices are nam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from nodes.errors import UsageError
 from nodes.qemu_versions import NEWEST, QemuVersion
@@ -28,8 +28,7 @@ INVALID = "load of migration failed: Invalid argument"
 CUT = "load of migration failed: Input/output error"
 
 
-@dataclass(frozen=True, slots=True)
-class LoadLog:
+class LoadLog(Struct, frozen=True):
     """The lines of a refusal: of the versions up to 10.0, and of those since 11.1."""
 
     before: tuple[str, ...] = ()

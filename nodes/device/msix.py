@@ -10,8 +10,9 @@ The enable bit and the function mask are in configuration space; the device pass
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from nodes.device.pci import Capability
 from nodes.device.registers import AccessRules, Window
@@ -27,8 +28,7 @@ CAPABILITY_ID = 0x11  # PCI 3.0, appendix H
 CONTROL_ENABLE, CONTROL_FUNCTION_MASK = 1 << 15, 1 << 14
 
 
-@dataclass(frozen=True, slots=True)
-class MsixMessage:
+class MsixMessage(Struct, frozen=True):
     """One MSI-X message: a 32-bit write of ``data`` to ``address``, on behalf of a vector."""
 
     vector: int
@@ -44,8 +44,7 @@ class Undelivered(Enum):
     KEEP = "it stays in its eventfd until the vector is unmasked, MSI-X is enabled or the pending bits are read"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """The places of the table and of the pending bits in their BAR (QEMU, hw/pci/msix.c, msix_init_exclusive_bar)."""
 
     vectors: int

@@ -7,15 +7,15 @@ runs them all.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from nodes.device.variants import Value
 
 __all__ = ["ODD_DEVICES", "OddDevice"]
 
 
-@dataclass(frozen=True, slots=True)
-class OddDevice:
+class OddDevice(Struct, frozen=True):
     """One odd device: its cells, what breaks, and what a driver must do."""
 
     name: str

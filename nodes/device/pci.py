@@ -7,8 +7,9 @@ mask lets through is stored, the rest keeps its value (QEMU, hw/pci/pci.c, pci_d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import chain
+
+from msgspec import Struct
 
 from nodes.errors import GuestError, UsageError
 
@@ -34,8 +35,7 @@ IO_BASE = 0x6200  # where `assign_resources` puts I/O ports; kvmtool, include/kv
 ADDRESS_LIMIT = 1 << 64
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """The identity of a function; ``class_code`` is the 24-bit class, sub-class and interface."""
 
     vendor: int
@@ -47,8 +47,7 @@ class Identity:
     interrupt_pin: int
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(Struct, frozen=True):
     """One base address register, of memory or of I/O ports; its size is a power of two of at least 16 bytes."""
 
     index: int
@@ -82,8 +81,7 @@ class Bar:
         return COMMAND_IO if self.io else COMMAND_MEMORY
 
 
-@dataclass(frozen=True, slots=True)
-class Capability:
+class Capability(Struct, frozen=True):
     """One capability. ``body`` follows its ID and its next pointer; a set bit of ``body_write_mask`` can be written."""
 
     offset: int

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
 from enum import Enum, IntEnum
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar, overload
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from nodes.device.access_path import AccessPath, MisalignedConfig
 from nodes.device.msix import Undelivered
@@ -110,8 +112,7 @@ class Quirk(IntEnum):
     UNPLUG_EARLY_FAULT = 93
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(Struct, frozen=True):
     """One kind of device. ``sources`` names the source of the value of each cell.
 
     Cells whose names need an explanation:
@@ -230,7 +231,7 @@ class Profile:
     @classmethod
     def cells(cls) -> tuple[str, ...]:
         """The names of everything that can differ, in order."""
-        return tuple(field.name for field in fields(cls) if field.name not in ("name", "summary", "sources"))
+        return tuple(name for name in cls.__struct_fields__ if name not in ("name", "summary", "sources"))
 
 
 P = TypeVar("P", bound=Profile)

@@ -8,8 +8,9 @@ as QEMU's memory core does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
+
+from msgspec import Struct
 
 from nodes.errors import GuestError, UsageError
 
@@ -47,8 +48,7 @@ class Unfit(Enum):
     ZERO = "reads 0, writes dropped"
 
 
-@dataclass(frozen=True, slots=True)
-class AccessRules:
+class AccessRules(Struct, frozen=True):
     """How a window takes accesses of 1, 2, 4 and 8 bytes.
 
     ``misaligned`` and ``wide`` say what happens to an access whose offset is no multiple of its size, or that is
@@ -84,8 +84,7 @@ class AccessRules:
         return "; ".join(parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(Struct, frozen=True):
     """One register of 32 bits, or ``words`` equal ones (reserved space)."""
 
     offset: int
@@ -100,8 +99,7 @@ class Register:
         return self.offset + self.words * WORD_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class RegisterMap:
+class RegisterMap(Struct, frozen=True):
     """A window of registers; every word of it is declared once.
 
     Raises:

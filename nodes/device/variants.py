@@ -7,9 +7,11 @@ profile does (`nodes.device.profiles.PROFILES`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from nodes.device.msix import ENTRY_BYTES
 from nodes.device.pci import CONFIG_BYTES, HEADER_BYTES
@@ -26,8 +28,7 @@ Value = int | bool
 """The value of a cell."""
 
 
-@dataclass(frozen=True, slots=True)
-class VariantCell:
+class VariantCell(Struct, frozen=True):
     """One cell that a variant can change: what it means, and its values."""
 
     text: str

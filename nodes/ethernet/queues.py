@@ -10,7 +10,8 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from nodes.errors import GuestError
 
@@ -30,8 +31,7 @@ def _aligned(size_bytes: int) -> int:
     return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-@dataclass(frozen=True)
-class QueueLayout:
+class QueueLayout(Struct, frozen=True):
     """Where the parts of a section are; all offsets in bytes from its begin.
 
     Attributes:

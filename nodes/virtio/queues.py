@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from nodes.errors import GuestError
 
@@ -18,8 +19,7 @@ _USED = struct.Struct("<II")
 _INDEX = struct.Struct("<H")
 
 
-@dataclass(frozen=True)
-class QueueAddresses:
+class QueueAddresses(Struct, frozen=True):
     """A queue as its driver has set it up."""
 
     size: int

@@ -18,8 +18,9 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
+
+from msgspec import Struct
 
 __all__ = [
     "DIALECTS",
@@ -85,8 +86,7 @@ class Step(enum.Enum):
     INIT = "version, ID and the numbers of the domain, with the shared memory, to the newcomer (ivshmem v2)"
 
 
-@dataclass(frozen=True)
-class Dialect:
+class Dialect(Struct, frozen=True):
     """A variant of the wire: the order of the messages when a client joins.
 
     ``vector_bytes`` and ``leave_bytes`` are the lengths of the two messages that go to many clients.

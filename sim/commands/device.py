@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import click
+import msgspec
 
 from nodes.device.profiles import PROFILES, profile
 from nodes.device.variants import make_variant, parse_cells, variant_name
@@ -53,7 +53,9 @@ def list_odd_devices(as_json: bool) -> None:
     from nodes.device.odd_devices import ODD_DEVICES
 
     if as_json:
-        click.echo(json.dumps([{**asdict(each), "cells": dict(each.cells)} for each in ODD_DEVICES], indent=2))
+        click.echo(
+            json.dumps([{**msgspec.structs.asdict(each), "cells": dict(each.cells)} for each in ODD_DEVICES], indent=2)
+        )
         return
     for odd in ODD_DEVICES:
         click.echo(f"{odd.name}: {variant_name('', odd.cells).removeprefix('+')}")

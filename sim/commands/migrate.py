@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import click
+import msgspec
 
 import topologies
 from nodes.qemu_versions import QemuVersion
@@ -58,7 +58,9 @@ def migrate(
         raise BadTopology(error) from None
     plan, failing = plan_migration(loaded), failing_migrations(loaded, qemu_version)
     if as_json:
-        timeline = [asdict(each) for each in failing]
-        click.echo(json.dumps({**asdict(plan), "qemu_version": str(qemu_version), "timeline": timeline}, indent=2))
+        timeline = msgspec.to_builtins(failing)
+        click.echo(
+            json.dumps({**msgspec.to_builtins(plan), "qemu_version": str(qemu_version), "timeline": timeline}, indent=2)
+        )
     else:
         click.echo("\n".join([*plan_lines(plan), *timeline_lines(failing, qemu_version)]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -30,9 +29,9 @@ def dry_run(topology: Topology, runs: Path, *, as_json: bool = False) -> int:
         sums = [{**each, "fits": it.fits} for each, it in zip(plain["sums"], demand.sums, strict=True)]
         plain |= {"sums": sums, "fits": not demand.problems, "problems": demand.problems, "warnings": demand.warnings}
         plain |= {
-            "failing_migrations": [asdict(each) for each in failing],
-            "endangered": [asdict(each) for each in ended],
-            "unreachable": [asdict(each) for each in silent],
+            "failing_migrations": msgspec.to_builtins(failing),
+            "endangered": msgspec.to_builtins(ended),
+            "unreachable": msgspec.to_builtins(silent),
         }
         click.echo(json.dumps(plain, indent=2))
     else:

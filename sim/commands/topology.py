@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +35,18 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
         loaded = topologies.load(topology, overrides, programs)
     except topologies.TopologyError as error:
         if as_json:
-            problems = [asdict(problem) for problem in error.problems]
-            click.echo(json.dumps({"valid": False, "problems": problems}, indent=2))
+            _echo_json({"valid": False, "problems": error.problems})
         raise BadTopology(error) from None
     demand, failing, silent = _demand(loaded), _failing_migrations(loaded), unreachable(loaded)
     ended = endangered(loaded)
     if as_json:
         notes = {
-            "failing_migrations": [asdict(each) for each in failing],
-            "endangered": [asdict(each) for each in ended],
-            "unreachable": [asdict(each) for each in silent],
+            "failing_migrations": failing,
+            "endangered": ended,
+            "unreachable": silent,
             "without_effect": _without_effect(loaded),
         }
-        click.echo(json.dumps({"valid": True, **demand, **notes}, indent=2))
+        _echo_json({"valid": True, **demand, **notes})
     else:
         click.echo(
             "{name}: {machines} machines, {vectors} vectors, "
@@ -60,6 +57,14 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
         click.echo(_schedule(loaded))
         for each in (*failing, *ended, *silent, *_without_effect(loaded)):
             click.echo(f"    note: {each}")
+
+
+def _echo_json(value: object) -> None:
+    import json
+
+    import msgspec
+
+    click.echo(json.dumps(msgspec.to_builtins(value), indent=2))
 
 
 def _failing_migrations(topology: topologies.Topology) -> tuple[Any, ...]:
@@ -144,7 +149,7 @@ def list_shipped(reference: str | None, as_markdown: bool, as_json: bool) -> Non
         raise click.UsageError("--markdown and --json exclude each other")
     table = _reference(reference)
     if as_json:
-        click.echo(json.dumps([dict(zip(table.head, row, strict=True)) for row in table.rows], indent=2))
+        _echo_json([dict(zip(table.head, row, strict=True)) for row in table.rows])
     else:
         click.echo(table.markdown() if as_markdown else table.plain(), nl=False)
 
@@ -160,7 +165,10 @@ def _reference(name: str | None) -> Reference:
 @click.command("schema")
 def schema() -> None:
     """Print the JSON Schema (2020-12) of topology files, for completion and checks in editors."""
-    click.echo(json.dumps(topologies.json_schema(), indent=2))
+    import msgspec
+
+    # Python's own encoder takes ten times as long when it indents.
+    click.echo(msgspec.json.format(msgspec.json.encode(topologies.json_schema()), indent=2))
 
 
 @click.command("init")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
-import subprocess
 
 from nodes.errors import QemuError, UsageError
 from nodes.qemu_versions import NEWEST, QemuVersion
@@ -31,6 +29,8 @@ def find_qemu(name: str | None = None) -> str:
         UsageError: it is not on PATH.
     """
     name = name or chosen_qemu()
+    import shutil
+
     path = shutil.which(name)
     if path is None:
         raise UsageError(
@@ -46,6 +46,8 @@ def qemu_version(path: str) -> QemuVersion:
     Raises:
         QemuError: the program does not run, or is no QEMU.
     """
+    import subprocess
+
     try:
         told = subprocess.run(
             [path, "--version"], capture_output=True, text=True, timeout=VERSION_SECONDS, check=False, errors="replace"

@@ -10,11 +10,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from nodes.device.access_path import AccessPath, MisalignedConfig
 from nodes.device.ivshmem import Ivshmem

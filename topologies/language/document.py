@@ -9,18 +9,17 @@ from __future__ import annotations
 import codecs
 import contextlib
 import datetime
-import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from pathlib import PurePath
 from typing import Any
 
+from msgspec import Struct, field
+
 from nodes.errors import UsageError
 from topologies.language.problems import Problem, TopologyError, nearest, printable, show, show_key
-from topologies.language.syntax_hints import hint_at
 from topologies.language.toml_positions import Path, ScanError, positions, split_key
 
 __all__ = [
@@ -40,8 +39,7 @@ _SHOWN_CHARACTERS = 80
 _BY_NAME = {"machines": "a group", "domains": "a domain"}
 
 
-@dataclass(slots=True)
-class Document:
+class Document(Struct):
     """The values of one text, overrides included, and their lines."""
 
     name: str
@@ -184,6 +182,8 @@ def _toml_problem(text: str, name: str, error: tomllib.TOMLDecodeError) -> Probl
     faulty = text.split("\n")[line - 1].strip()
     if faulty:
         got += f", in: {printable(faulty)[:_SHOWN_CHARACTERS]}"
+    from topologies.language.syntax_hints import hint_at
+
     return Problem(name, line, "", "TOML", got, hint_at(text, line, message))
 
 
@@ -284,4 +284,6 @@ def _toml(value: object) -> str:
 
 def _quoted(text: str) -> str:
     """A basic string of TOML; unlike JSON, TOML has no escapes of surrogate pairs, and escapes U+007F."""
+    import json
+
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

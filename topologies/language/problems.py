@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from nodes.errors import UsageError
 
@@ -19,8 +18,7 @@ _SHOWN_CHARACTERS = 60
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One fault of one file.
 
     ``line`` counts from 1; it is 0 where there is no line (a missing file, an override). ``key`` is the full dotted
@@ -67,6 +65,8 @@ def show(value: object) -> str:
     """``value`` in the spelling of the file, on one short line of printable characters."""
     match value:
         case str():
+            import json
+
             shown = printable(json.dumps(value[: _SHOWN_CHARACTERS + 1], ensure_ascii=False))
         case bool():
             shown = "true" if value else "false"
@@ -108,6 +108,8 @@ def meant_by(word: object, known: Iterable[str]) -> str:
     """The one of ``known`` that ``word`` probably misspells, or ""."""
     if not isinstance(word, str):
         return ""
+    import difflib
+
     # The comparison is quadratic in the length; names of the language have at most 64 characters.
     spelled = {item.lower(): item for item in known}
     said = word[:64].strip().lower()

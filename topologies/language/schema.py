@@ -27,8 +27,11 @@ def json_schema() -> dict[str, Any]:
     schema: dict[str, Any] = json.loads(json.dumps(msgspec.json.schema(File, ref_template="#/$defs/{name}")))
     schema = _for_editors(schema)
     definitions = schema["$defs"]
+    programs = [resolve_program(name) for name in shipped_programs()]
+    parameters = [_of_program(program) for program in programs]
     for name in ("GroupTable", "MachineTable"):
-        _machines(definitions[name])
+        _machines(definitions[name], programs)
+        definitions[name]["allOf"] = parameters
     _file(definitions["File"])
     _timeline(definitions["ActionTable"])
     _expectations(definitions["ExpectTable"])
@@ -50,9 +53,8 @@ def _file(file: dict[str, Any]) -> None:
     ]
 
 
-def _machines(table: dict[str, Any]) -> None:
-    """The names of devices and programs; the parameters of a program where the same table names it."""
-    programs = [resolve_program(name) for name in shipped_programs()]
+def _machines(table: dict[str, Any], programs: Iterable[Program]) -> None:
+    """The names of devices and programs."""
     properties = table["properties"]
     of_a_version = {"type": "string", "pattern": r"^qemu-(doorbell|plain)-[0-9]+\.[0-9]+$"}
     properties["profile"]["anyOf"] = [{"enum": list(PROFILES)}, of_a_version]
@@ -65,7 +67,6 @@ def _machines(table: dict[str, Any]) -> None:
             {"pattern": r"^/.*\.py:[A-Za-z_][A-Za-z0-9_]*$"},
         ]
     }
-    table["allOf"] = [_of_program(program) for program in programs]
 
 
 def _of_program(program: Program) -> dict[str, Any]:

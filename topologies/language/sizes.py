@@ -8,7 +8,6 @@ number of bytes. A fraction needs a suffix above B, and a hexadecimal number tak
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 __all__ = ["MEMORY_SIZE_MAX_BYTES", "MEMORY_SIZE_MIN_BYTES", "SIZE_PATTERN", "parse_size", "power_of_two", "show_size"]
 
@@ -34,7 +33,12 @@ def parse_size(size: int | str) -> int:
         return int(size, 16)
     unit = _SUFFIXES.find(size[-1].upper())
     number = size if unit < 0 else size[:-1]
-    return round(Fraction(number.removesuffix(".")) * (1 << 10 * max(0, unit)))
+    multiple = 1 << 10 * max(0, unit)
+    if "." not in number:
+        return int(number) * multiple
+    from fractions import Fraction
+
+    return round(Fraction(number.removesuffix(".")) * multiple)
 
 
 def power_of_two(size_bytes: int) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from msgspec import Struct, field
 
 from topologies.language.problems import show
 from topologies.language.reader import Report
@@ -25,8 +26,7 @@ class Chosen(Protocol):
     def seen_by(self, index: int) -> Machines: ...
 
 
-@dataclass(slots=True)
-class Arguments:
+class Arguments(Struct):
     """The keyword arguments of machines with the same settings; ``values`` are the same for all of them."""
 
     values: dict[str, Any] = field(default_factory=dict)

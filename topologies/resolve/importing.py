@@ -8,7 +8,6 @@ its code runs with full trust.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 import sys
 import zlib
@@ -55,12 +54,14 @@ def import_file(path: str, *, again: bool = False) -> ModuleType:
     name = f"ivsim_program_{stem}_{zlib.crc32(path.encode('utf-8', 'surrogateescape')):08x}"
     if name in sys.modules and not again:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    from importlib import util
+
+    spec = util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no file of Python")
     if (folder := path.rpartition("/")[0] or "/") not in sys.path:
         sys.path.append(folder)
-    module = importlib.util.module_from_spec(spec)
+    module = util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

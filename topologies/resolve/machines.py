@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
@@ -35,8 +36,7 @@ REAL_DEVICES_MAX = 28
 _SERVERLESS = frozenset(profile.name for profile in PROFILES.values() if not profile.server)
 
 
-@dataclass(slots=True)
-class ResolvedMachines:
+class ResolvedMachines(Struct):
     """The groups; ``settings`` of each machine, by its index; ``programs`` by their names in the file."""
 
     names: Names

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import groupby, islice
+
+from msgspec import Struct
 
 from topologies.model import Machines, machine_name
 
@@ -24,8 +25,7 @@ class UnknownNameError(Exception):
         self.name = name
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Struct, frozen=True):
     """The machines that some names stand for: indices in the order of the names, each once.
 
     A machine is not in its own selection, unless it is in ``itself`` because its own name or "all" selected it.

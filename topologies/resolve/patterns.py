@@ -8,8 +8,9 @@ in the pattern.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import count
+
+from msgspec import Struct
 
 from topologies.model import Machines
 
@@ -18,8 +19,7 @@ __all__ = ["DEGREE", "PATTERNS", "Laid", "draw", "lay"]
 DEGREE = "degree"
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(Struct, frozen=True):
     """One kind of pattern: ``peers(place, size)`` are the places that the machine at ``place`` rings."""
 
     meaning: str
@@ -49,8 +49,7 @@ PATTERNS: dict[str, Pattern | None] = {
 """By the key in a topology. ``all`` is the same as the plain name, ``random`` draws."""
 
 
-@dataclass(frozen=True, slots=True)
-class Laid:
+class Laid(Struct, frozen=True):
     """A pattern applied to machines: the peers of each."""
 
     peers: Mapping[int, Machines]

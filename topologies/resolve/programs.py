@@ -24,11 +24,11 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from nodes import programs
 from nodes.errors import UsageError
@@ -73,8 +73,7 @@ class ProgramError(UsageError):
         self.hint = hint
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(Struct, frozen=True):
     """One keyword of a program; ``default`` has no meaning if it is ``required``."""
 
     name: str
@@ -93,8 +92,7 @@ class Parameter:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(Struct, frozen=True):
     """A program that can be run: ``function(guest, **parameters)`` makes its generator."""
 
     name: str
@@ -257,9 +255,9 @@ def _parameter(program: str, function: Callable[..., Any], parameter: inspect.Pa
     """
     required = parameter.default is parameter.empty
     default = None if required else parameter.default
-    place = f"parameter {parameter.name} of {show(program)}"
     if parameter.annotation is parameter.empty:
-        raise ProgramError("an annotation for each parameter", f"{place} without one")
+        got = f"parameter {parameter.name} of {show(program)} without one"
+        raise ProgramError("an annotation for each parameter", got)
     try:
         holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
         names = {**vars(builtins), **getattr(inspect.unwrap(function), "__globals__", {})}
@@ -270,7 +268,8 @@ def _parameter(program: str, function: Callable[..., Any], parameter: inspect.Pa
         if not (names_peers or reads_trace) and not _can_be_filled(msgspec.inspect.type_info(annotation)):
             raise TypeError("a topology cannot write such a value")
     except Exception as error:  # an annotation is an expression: evaluating it can raise anything
-        raise ProgramError("a type that TOML can fill", f"{place}: {parameter.annotation}: {error}") from None
+        got = f"parameter {parameter.name} of {show(program)}: {parameter.annotation}: {error}"
+        raise ProgramError("a type that TOML can fill", got) from None
     return Parameter(parameter.name, annotation, names_peers, required, default, reads_trace)
 
 

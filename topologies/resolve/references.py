@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 import msgspec
+from msgspec import Struct
 
 from topologies.language.problems import TopologyError, nearest, printable, show
 from topologies.language.reader import Report
@@ -47,8 +47,7 @@ class Reach:
         return Machines(other for other in machines if class_of[other] in reached)
 
 
-@dataclass(frozen=True, slots=True)
-class Reached:
+class Reached(Struct, frozen=True):
     """The machines of a selection that share a domain with the machine that names them."""
 
     selection: Selection | Laid

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import Struct, field
 
 from topologies.language.problems import nearest, show
 from topologies.language.reader import Report
@@ -24,8 +24,7 @@ _BASE = {
 del _BASE["program"], _BASE["parameters"]
 
 
-@dataclass(slots=True)
-class Settings:
+class Settings(Struct):
     """The settings of the machines of the table at ``path``; ``program`` only if the file has it."""
 
     path: Path
@@ -72,8 +71,7 @@ class Settings:
         )
 
 
-@dataclass(slots=True)
-class Members:
+class Members(Struct):
     """The settings of one group: of all machines, and of those with overrides, by their place."""
 
     name: str

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from nodes.device.profiles import PROFILES
 from topologies.actions import ACTIONS, Action, Join, MachineAction, Migrate, ServerAction, fields_of, refers_to
@@ -28,8 +29,7 @@ MAX_ACTIONS = 1_000_000
 MISSING = "nothing: this key is missing"
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
+class Timeline(Struct, frozen=True):
     """The context in which the entries of one file are read."""
 
     references: References

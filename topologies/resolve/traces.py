@@ -9,13 +9,13 @@ file's own name and line.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path as FilePath
 from typing import Any
+
+from msgspec import Struct, field
 
 from topologies.language.document import read_text
 from topologies.language.problems import Problem, nearest, show
@@ -32,8 +32,7 @@ _LAST_S = 604_800
 Row = tuple[int, int, int]
 
 
-@dataclass(slots=True)
-class TraceFile:
+class TraceFile(Struct):
     """The rows of one file by source, each (due_ns, index of the target, vector), and the problems of the file."""
 
     name: str
@@ -65,6 +64,8 @@ def read_trace(file: FilePath, machines: Mapping[str, int], vectors_of: Callable
     """
     trace = TraceFile(str(file))
     text = read_text(file, "the file of a trace", MAX_TRACE_BYTES)
+    import csv
+
     rows = csv.reader(_lines(text), strict=True)
     try:
         _read_rows(rows, trace, machines, vectors_of)

@@ -12,8 +12,9 @@ closes the descriptor of the message.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from nodes.device.effects import DeviceWarning
 from nodes.device.ivshmem import PEER_LIMIT, Ivshmem
@@ -48,8 +49,7 @@ class Host(MappingHost, Protocol):
         """Remove such a binding."""
 
 
-@dataclass(slots=True)
-class _Slot:
+class _Slot(Struct):
     """The entry of a peer: ``allocated`` after its first vector, ``freed`` after it left."""
 
     descriptors: list[int] = field(default_factory=list)

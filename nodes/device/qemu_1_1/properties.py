@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.profile import Profile, Quirk
@@ -32,8 +33,7 @@ class DeviceExitError(UsageError):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True)
-class Properties:
+class Properties(Struct, frozen=True):
     """The options of ``-device ivshmem``; ``chardev`` is the file name of the character device."""
 
     chardev: str | None = None
@@ -45,8 +45,7 @@ class Properties:
     role: str | None = None
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(Struct):
     """A device during its initialisation; ``done`` names the steps that are completed."""
 
     profile: Profile

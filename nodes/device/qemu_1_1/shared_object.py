@@ -5,8 +5,9 @@ The first device creates the object and sets its size, all others take the objec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from nodes.device.profile import Profile, Quirk
 from nodes.device.qemu_1_1.properties import DeviceExitError
@@ -40,8 +41,7 @@ class ObjectHost(MappingHost, Protocol):
         """Set the size of the object."""
 
 
-@dataclass(frozen=True, slots=True)
-class SharedObject:
+class SharedObject(Struct, frozen=True):
     """An open object: its descriptor, the bytes that BAR2 shows, and the warnings that were printed."""
 
     descriptor: int

@@ -6,7 +6,6 @@ hw/misc/ivshmem2.c (Kiszka's RFC of November 2019).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 from nodes.device.access_path import AccessPath, MisalignedConfig
@@ -49,8 +48,7 @@ class ForbiddenStore(Enum):
     STOPS = "it stops the machine"
 
 
-@dataclass(frozen=True)
-class ProfileV2(Profile):
+class ProfileV2(Profile, frozen=True):
     """A device of ivshmem v2.
 
     ``vendor_capability`` is the offset of the vendor capability. With ``base_address`` that names the address of the

@@ -6,8 +6,9 @@ the size of the memory as in the QEMU fork's ivshmem2.c.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from nodes.errors import GuestError, RemoteProtocolError
 
@@ -29,8 +30,7 @@ class Place(NamedTuple):
     stop: int
 
 
-@dataclass(frozen=True)
-class SectionLayout:
+class SectionLayout(Struct, frozen=True):
     """Where the sections are.
 
     Raises:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from nodes.device import driver
 from nodes.device.ivshmem import Ivshmem
