@@ -42,15 +42,16 @@ def late(data: TimeSeries) -> bool:
 
 
 def _shown(data: TimeSeries) -> list[tuple[str, str, int]]:
-    """The latencies that have samples; raw only where it differs from corrected."""
-    names = [each for each in CURVES if each[0] in data.latencies and data.latencies[each[0]].max > 0]
+    """The latencies that have samples for a curve; raw only where it differs from corrected."""
+    there = {name for name, its in data.latencies.items() if its.max > 0 and its.size > 1}
+    names = [each for each in CURVES if each[0] in there]
     if late(data):
         return names
     return [(name, name, style) for name, _, style in names if name != "raw"]
 
 
 def percentiles(data: TimeSeries) -> Chart | None:
-    """Latency over percentile, the percentiles by their nines; None without samples."""
+    """Latency over percentile, the percentiles by their nines; None with fewer than two samples."""
     lines, most, low, high = [], 10, np.inf, 0.0
     for name, said, style in _shown(data):
         its = data.latencies[name]
@@ -78,7 +79,10 @@ def _rarity_word(rarity: float) -> str:
 
 
 def cumulative(data: TimeSeries) -> Chart | None:
-    """The share of doorbells that took no longer; None without samples. Each line ends where there are too few."""
+    """The share of doorbells that took no longer; None with fewer than two samples.
+
+    Each line ends where there are too few.
+    """
     every = np.unique(np.r_[np.linspace(0, 1, POINTS), 0.995, 0.999])
     lines, low, high, medians, most = [], np.inf, 0.0, [], 1
     for name, said, style in _shown(data):
@@ -130,7 +134,7 @@ def total_over_time(data: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
 def _levels_over_time(
     title: str, levels: Mapping[str, Floats], data: TimeSeries, marks: Sequence[Mark]
 ) -> Chart | None:
-    if not levels or not np.isfinite(levels["p50"]).any():
+    if not levels or not _make_a_curve(levels["p50"]):
         return None
     # The median last, on top of what would hide it.
     styles = reversed([*enumerate(LEVELS, start=5)])
@@ -151,7 +155,7 @@ def _levels_over_time(
 
 def rates(data: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
     """Doorbells and wake-ups in each moment, as the receivers logged them."""
-    if not data.delivered_per_s.any():
+    if not data.delivered_per_s.any() or not _make_a_curve(data.delivered_per_s):
         return None
     lines = [Line("doorbells delivered", data.rates_s, data.delivered_per_s, 1)]
     lines.append(Line("interrupts", data.rates_s, data.interrupts_per_s, 11))
@@ -170,6 +174,10 @@ def rates(data: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
     return Chart("Rates over time", description, _time_axis(data), y, lines, marks, data.bands)
 
 
+def _make_a_curve(values: Floats) -> bool:
+    return int(np.isfinite(values).sum()) > 1
+
+
 def usage_charts(found: Sequence[Usage], data: TimeSeries, marks: Sequence[Mark]) -> list[Chart]:
     """CPU and memory of one machine of each group over time; of many groups, the busiest."""
     groups = [each for each in found if each.name != COORDINATOR_NAME]
@@ -186,7 +194,7 @@ def usage_charts(found: Sequence[Usage], data: TimeSeries, marks: Sequence[Mark]
         ("Memory over time", "private memory, each machine", "memory_time_s", "memory_bytes", size),
     ):
         lines = [
-            Line(each.name, getattr(each, xs), getattr(each, ys), style)
+            Line(each.name, *_until(x.high, getattr(each, xs), getattr(each, ys)), style)
             for each, style in zip(drawn, styles, strict=True)
         ]
         top = max(float(line.ys.max()) for line in lines) * 1.1 or 1.0
@@ -195,6 +203,14 @@ def usage_charts(found: Sequence[Usage], data: TimeSeries, marks: Sequence[Mark]
         means = ", ".join(f"{line.name} {word(float(line.ys.mean()))}" for line in lines)
         charts.append(Chart(title, f"On average: {means}.", x, y, lines, marks, data.bands))
     return charts
+
+
+def _until(end: float, xs: Floats, ys: Floats) -> tuple[Floats, Floats]:
+    """The points of a line up to ``end``, with one there if it goes on."""
+    before = xs <= end
+    if before.all():
+        return xs, ys
+    return np.append(xs[before], end), np.append(ys[before], np.interp(end, xs, ys))
 
 
 def _binary_ticks(low: float, high: float, most: int, word: object) -> list[tuple[float, str]]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sim.results.analysis.time_series import Band
 from sim.views.html.scales import Scale
-from sim.views.html.svg import Markup, path, picture, tag, text
+from sim.views.html.svg import Markup, line, picture, tag, text
 
 __all__ = ["Axis", "Chart", "Line", "Mark", "axes", "thinned"]
 
@@ -75,7 +75,8 @@ class Chart:
         behind, before = self._bands(x, y)
         parts = [*behind, *axes(x, y, x_ticks, y_ticks, self.x.label, self.y.label)]
         parts += self._marks(x, y)
-        parts += [path(x(line.xs), y(line.ys), f"line s{line.style}") for line in self.lines]
+        for each in self.lines:
+            parts += line(x(each.xs), y(each.ys), each.style)
         parts += before
         hover = self._hover(x, y) if class_ != "narrow" else None
         return picture(width, height, self.title, self.description, parts, class_=class_, data_hover=hover)
@@ -117,15 +118,15 @@ class Chart:
         if x.logarithmic:
             at = x.low * (x.high / x.low) ** ((columns - x.start) / (x.end - x.start))
         lines = []
-        for line in self.lines:
-            good = np.isfinite(line.ys)
+        for each in self.lines:
+            good = np.isfinite(each.ys)
             if good.sum() < 2:
                 continue
-            values = np.interp(x(at), x(line.xs[good]), line.ys[good], left=np.nan, right=np.nan)
+            values = np.interp(x(at), x(each.xs[good]), each.ys[good], left=np.nan, right=np.nan)
             there = np.isfinite(values)
             places = np.where(there, y(np.where(there, values, y.low)), -1).round().astype(int).tolist()
             said = [self.y.word(value) if its else "" for value, its in zip(values.tolist(), there, strict=True)]
-            lines.append({"name": line.name, "style": line.style, "y": places, "words": said})
+            lines.append({"name": each.name, "style": each.style, "y": places, "words": said})
         if not lines:
             return None
         said_x = [self.x.word(value) for value in at.tolist()]

@@ -175,7 +175,9 @@ def _latency(figures: Summary | None, data: TimeSeries) -> list[Markup]:
     parts = []
     nines, shares = curves.percentiles(data), curves.cumulative(data)
     if nines is None or shares is None:
-        parts.append(tag("p", "Nothing was sampled, so that there is nothing to draw.", class_="note"))
+        few = any(its.size for its in made.latencies.values())
+        said = "One doorbell was sampled, too few" if few else "Nothing was sampled, so that there is nothing"
+        parts.append(tag("p", f"{said} to draw.", class_="note"))
     else:
         note = "the tail; every step to the right is one doorbell in ten times as many"
         pair = [_figure(nines, note, HALF), _figure(shares, "the bulk; how many took no longer", HALF)]
@@ -212,7 +214,10 @@ def _over_time(data: TimeSeries, marks: list[Mark], marked: list[tuple[str, RunE
     )
     parts = [_figure(chart, note) for chart, note in charts if chart is not None]
     if not parts:
-        parts.append(tag("p", "Nothing was delivered, or no drain was logged.", class_="note"))
+        said = "Nothing was delivered, or no drain was logged."
+        if made.delivered_per_s.any():
+            said = "All doorbells fall into one moment: too few for a curve over time."
+        parts.append(tag("p", said, class_="note"))
     if marked:
         listed = [(number, short_seconds(each.time_s), sentence(each.event)) for number, each in marked[:LISTED]]
         more = len(marked) - len(listed)
@@ -253,7 +258,7 @@ def _coalescing(figures: Summary | None, data: TimeSeries) -> list[Markup]:
     if not len(sizes):
         return [tag("p", "Nothing was drained, or no drain was logged.", class_="note")]
     if len(sizes) == 1:
-        return [tag("p", f"Each of {int(sizes[0]):,} interrupts brought one doorbell.", class_="note")]
+        return [tag("p", f"Each interrupt brought one doorbell ({int(sizes[0]):,} in all).", class_="note")]
     names = ["1", *(f"{2**place}–{2 ** (place + 1) - 1}" for place in range(1, min(len(sizes), 7)))]
     names += [f"{2**place}+" for place in range(7, len(sizes))]
     series = {"of interrupts": 100 * sizes / sizes.sum(), "of doorbells": 100 * drained / max(1, drained.sum())}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Markup", "block", "path", "picture", "tag", "text", "words"]
+__all__ = ["Markup", "block", "line", "picture", "tag", "text", "words"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -53,8 +53,8 @@ def text(x: float, y: float, content: object, class_: str = "tick", anchor: str 
     return tag("text", content, x=float(x), y=float(y), class_=class_, text_anchor=anchor)
 
 
-def path(xs: Floats, ys: Floats, class_: str) -> Markup:
-    """A line through points; where a value is no number it is interrupted."""
+def line(xs: Floats, ys: Floats, style: int) -> list[Markup]:
+    """A line through points; where a value is no number it is interrupted, and a point alone there is a dot."""
     good = np.isfinite(xs) & np.isfinite(ys)
     pieces = []
     pen = "M"
@@ -62,11 +62,12 @@ def path(xs: Floats, ys: Floats, class_: str) -> Markup:
         if there:
             pieces.append(f"{pen}{x:.1f} {y:.1f}")
         pen = "L" if there else "M"
-    # A point alone between two gaps has no length: round ends make it a dot.
-    drawn = "".join(pieces)
-    starts = drawn.split("M")[1:]
-    drawn = "".join(f"M{piece}" if "L" in piece else f"M{piece}h.1" for piece in starts)
-    return tag("path", d=drawn, class_=class_)
+    starts = "".join(pieces).split("M")[1:]
+    joined = "".join(f"M{piece}" for piece in starts if "L" in piece)
+    # Without a length, the round ends of a thick line are the dot.
+    alone = "".join(f"M{piece}h.1" for piece in starts if "L" not in piece)
+    drawn = {f"line s{style}": joined, f"lone s{style}": alone}
+    return [tag("path", d=its, class_=class_) for class_, its in drawn.items() if its]
 
 
 def picture(

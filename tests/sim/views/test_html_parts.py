@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from sim.results.analysis.time_series import span, time_series
 from sim.results.store import batches
 from sim.views import units
 from sim.views.event_text import brief, sentence
-from sim.views.html import scales
+from sim.views.html import curves, scales
 from sim.views.html.heat_map import heat_level
 from sim.views.html.lines import thinned
 from sim.views.html.matrix import OTHERS, between_groups, between_machines
@@ -211,6 +212,23 @@ def test_too_few_looks_for_a_curve_are_said(tmp_path, looks):
         directory.resources([usage(0, "ping-0", second)])
     said = "Too few looks at each process for its use over time."
     assert (said in page(finish(directory, {(1, 1): 1}))) == (looks == 2)
+
+
+def test_one_doorbell_makes_no_curve(tmp_path):
+    """And a moment alone between two gaps is a dot, a line has a length."""
+    made = page(finish(pair(tmp_path), {(1, 1): 1}))
+    assert "One doorbell was sampled, too few to draw." in made
+    assert "Latency by percentile" not in made
+    assert "Cumulative distribution" not in made
+    shapes = re.findall(r'<path d="([^"]*)" class="(line|lone) ', made)
+    assert {kind for _, kind in shapes} == {"line", "lone"}
+    assert all(("h.1" in drawn) == (kind == "lone") for drawn, kind in shapes)
+
+
+@pytest.mark.parametrize(("end", "xs", "ys"), [(2.0, [0, 1, 2], [5, 6, 7]), (1.5, [0, 1, 1.5], [5, 6, 6.5])])
+def test_a_line_ends_where_the_axis_does(end, xs, ys):
+    until = curves._until(end, np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, 7.0]))
+    assert [each.tolist() for each in until] == [xs, ys]
 
 
 def test_batches_are_the_table(tmp_path, monkeypatch):
