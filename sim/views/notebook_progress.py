@@ -44,7 +44,8 @@ def progress_in_cell(endpoint: str) -> Iterator[None]:
 def _bar(snapshot: Snapshot, rates: Rates) -> str:
     """A bar of what is done, and the words beside it."""
     done, total = float(snapshot.up), float(snapshot.machines)
-    words = [snapshot.phase, f"{snapshot.up}/{snapshot.machines} machines up"]
+    up = "" if snapshot.phase == "done" else f"{snapshot.up}/"
+    words = [snapshot.phase, f"{up}{snapshot.machines} machines{' up' if up else ''}"]
     if snapshot.start_ns and snapshot.stop_ns and snapshot.phase == "running":
         done, total = float(snapshot.time_ns - snapshot.start_ns), float(snapshot.stop_ns - snapshot.start_ns)
         known = [its for group in snapshot.groups if (its := rates.of(group)) is not None]

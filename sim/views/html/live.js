@@ -67,7 +67,8 @@ function draw(name, points) {
   make(svg, "line", null, { x1: LEFT, x2: right, y1: BOTTOM, y2: BOTTOM, class: "axis" });
   for (const [, style, line] of lines) {
     const shown = line.filter(([at]) => at >= from);
-    if (shown.length) make(svg, "path", null, { d: "M" + shown.map(([at, value]) => `${x(at).toFixed(1)} ${y(value).toFixed(1)}`).join("L"), class: `line s${style}` });
+    const points = shown.map(([at, value]) => `${x(at).toFixed(1)} ${y(value).toFixed(1)}`);
+    if (points.length) make(svg, "path", null, { d: "M" + points.join("L") + "h.1", class: `${points.length > 1 ? "line" : "lone"} s${style}` });
   }
   svg.setAttribute("aria-label", `${figure.querySelector("h2").textContent}: ` + lines.map(([label, , line]) => `${label} ${word(line[line.length - 1][1])}`).join(", "));
 }
@@ -77,7 +78,8 @@ function tell(now) {
   document.title = `${now.title || "a run"} – ivsim top`;
   const left = now.left_s === null ? "" : `, ${now.left_s.toFixed(0)} s left`;
   const late = now.heartbeats_late ? `, ${now.heartbeats_late} late heartbeats` : "";
-  by("meta").textContent = `${now.up} of ${now.machines} machines up${left}${late}${now.path ? `, ${now.path}` : ""}`;
+  const machines = now.phase === "done" ? `${now.machines} machines` : `${now.up} of ${now.machines} machines up`;
+  by("meta").textContent = `${machines}${left}${late}${now.path ? `, ${now.path}` : ""}`;
   const tiles = by("tiles");
   tiles.replaceChildren();
   const each = sum(now, "interrupts_per_s") ? (sum(now, "delivered_per_s") / sum(now, "interrupts_per_s")).toFixed(2) : "-";
