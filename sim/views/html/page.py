@@ -175,7 +175,7 @@ def _latency(figures: Summary | None, data: TimeSeries) -> list[Markup]:
     parts = []
     nines, shares = curves.percentiles(data), curves.cumulative(data)
     if nines is None or shares is None:
-        few = any(its.size for its in made.latencies.values())
+        few = any(its.size for its in data.latencies.values())
         said = "One doorbell was sampled, too few" if few else "Nothing was sampled, so that there is nothing"
         parts.append(tag("p", f"{said} to draw.", class_="note"))
     else:
@@ -215,7 +215,7 @@ def _over_time(data: TimeSeries, marks: list[Mark], marked: list[tuple[str, RunE
     parts = [_figure(chart, note) for chart, note in charts if chart is not None]
     if not parts:
         said = "Nothing was delivered, or no drain was logged."
-        if made.delivered_per_s.any():
+        if data.delivered_per_s.any():
             said = "All doorbells fall into one moment: too few for a curve over time."
         parts.append(tag("p", said, class_="note"))
     if marked:
