@@ -94,7 +94,7 @@ class Checks:
         for device in machine.devices:
             self.interrupts.look(device.vm)
             self._check_peers(device)
-        if self.state.start_ns:
+        if 0 < self.state.start_ns <= self._clock.ns:  # the programs have started
             self._check_own()
         self._until_balance -= 1
         if not self._until_balance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -49,8 +50,8 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
         return loads(self.text, self.source, self.overrides, self.programs)
 
 
-def write_replay(file: Path, topology: Topology, programs: list[str], outcome: Outcome) -> None:
-    """Write the schedule of an outcome.
+def write_replay(file: str | Path, topology: Topology, programs: Sequence[str | Path], outcome: Outcome) -> None:
+    """Write the schedule of an outcome, for ``ivsim run --replay``; ``programs`` are those of `topologies.load`.
 
     Raises:
         UsageError: the file cannot be written.
@@ -66,19 +67,19 @@ def write_replay(file: Path, topology: Topology, programs: list[str], outcome: O
         broken=outcome.broken,
     )
     try:
-        file.write_bytes(msgspec.json.format(msgspec.json.encode(replay), indent=1) + b"\n")
+        Path(file).write_bytes(msgspec.json.format(msgspec.json.encode(replay), indent=1) + b"\n")
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}") from error
 
 
-def read_replay(file: Path) -> Replay:
+def read_replay(file: str | Path) -> Replay:
     """Read a schedule.
 
     Raises:
         UsageError: there is none in the file.
     """
     try:
-        replay = msgspec.json.decode(file.read_bytes(), type=Replay)
+        replay = msgspec.json.decode(Path(file).read_bytes(), type=Replay)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from error
     except msgspec.MsgspecError as error:

@@ -23,6 +23,7 @@ SHORTER = {
     "migration_blockers": "rates_hz, moves = (500, 4000), 2",
     "scaling_study": "senders, repeats = (1, 8), 2",
     "prediction": "measured_s, policy = 0.3, {}\nscenarios = {name: scenarios[name] for name in ('fan_in', 'hotspot')}",
+    "protocol_testing": "seeds = 100",
     "resource_profile": "measured_s, rates_hz, crowds = 0.6, (1000.0, None), ((4, 1), (12, 8), (24, 1))",
 }
 

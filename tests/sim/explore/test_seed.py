@@ -85,6 +85,38 @@ def test_a_leave_of_a_machine_without_vectors_is_not_told_twice():
     assert run_seed(loads(STORM.partition("[chaos]")[0] + none + leave), 1).broken is None
 
 
+WORKER = """
+def worker(guest):
+    words = guest.memory.cast("Q")
+    for _ in range(4):
+        yield guest.clock() + 5_000_000
+        words[0] += 1
+
+
+def is_working(state):
+    words = state.memory.cast("Q")
+    return words[0] == 4 or words[0]
+"""
+WORKED = """
+[run]
+duration_s = 0.05
+warmup_s = 0.0
+[memory]
+size = "4K"
+[machines.worker]
+program = "worker"
+[[invariant]]
+that = "workers:is_working"
+within_ms = 8.0
+"""
+
+
+def test_the_time_of_a_liveness_invariant_begins_with_the_programs(tmp_path):
+    """And not when all are ready, 50 ms before."""
+    (tmp_path / "workers.py").write_text(WORKER)
+    assert run_seed(loads(WORKED, programs=[tmp_path / "workers.py"]), 1).broken is None
+
+
 def test_a_real_qemu_has_no_place():
     with pytest.raises(UsageError, match="real QEMU"):
         explore(load("linux_guest"), range(1))
