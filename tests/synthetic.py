@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def record(
     with Recording.create(path, layout, machine=machine, sample_every=sample_every) as made:
         words = made.words
         sections = (
-            (layout.vectors_at, vectors),
+            (layout.vectors_at, _beyond(vectors, drains)),
             (layout.edges_at, [(to << 16 | vector, *counts) for (to, vector), counts in edges.items()]),
             (layout.rings_at, [(to << 16 | vector, *stamps) for to, vector, *stamps in rings]),
             (layout.drains_at, [(count << 16 | vector, *stamps) for vector, count, *stamps in drains]),
@@ -92,6 +92,16 @@ def record(
         words[header.STOPPED_NS] = STOP_NS if state == State.STOPPED else 0
         for at, word in (further or {}).items():
             words[at] = word
+
+
+def _beyond(
+    vectors: Iterable[tuple[int, int]], drains: Iterable[tuple[int, int, int, int]]
+) -> Iterator[tuple[int, int, int]]:
+    """What the section of vectors holds: doorbells and interrupts that are not among the drains."""
+    drains = list(drains)
+    for vector, (delivered, interrupts) in enumerate(vectors):
+        counts = [count for at, count, *_ in drains if at == vector]
+        yield max(0, delivered - sum(counts)), max(0, interrupts - len(counts)), max(0, len(counts) - interrupts)
 
 
 def finish(
@@ -194,7 +204,6 @@ def long_run(parent: Path, samples: int) -> Path:
                 words[layout.edges_at : layout.edges_at + 3] = 1 << 16, samples, 0
                 words[header.EDGES_USED], words[header.RINGS_USED] = 1, samples
             else:
-                words[layout.vectors_at : layout.vectors_at + 2] = samples, samples
                 words[header.DRAINS_USED] = samples
             words[header.PEER], words[header.STATE] = machine, State.STOPPED
             words[header.READY_NS], words[header.STARTED_NS] = START_NS - SECOND_NS, START_NS

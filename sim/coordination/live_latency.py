@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sim.recording import Recording, header
-from sim.recording.reader import VECTOR_MASK, domain_and_peer, latest_drains, latest_rings
+from sim.recording import Recording
+from sim.recording.reader import VECTOR_MASK, domain_and_peer, drains_so_far, latest_drains, latest_rings
 
 __all__ = ["recent_delivery_ns"]
 
@@ -46,9 +46,8 @@ def recent_delivery_ns(
     known_ns: dict[int, int] = {}
     """By row: the time since which every drain of it is among those that are read."""
     for row, recording in recordings.items():
-        used = recording.words[header.DRAINS_USED]
         drains = latest_drains(recording, drains_each)
-        known_ns[row] = int(drains[0, 1]) if used > drains_each else begin_ns
+        known_ns[row] = int(drains[0, 1]) if drains_so_far(recording) > len(drains) else begin_ns
         drains = drains[drains[:, 1] >= begin_ns]
         taken.append(_key(row, drains[:, 0] & VECTOR_MASK, drains[:, 1] - begin_ns))
     for recording in recordings.values():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from sim.coordination.machines import LiveMachines
 from sim.recording import header
+from sim.recording.reader import vectors_so_far
 
 __all__ = ["unbalanced_line"]
 
@@ -61,7 +62,6 @@ def _delivered(machines: LiveMachines) -> Counter[tuple[int, int]]:
     delivered: Counter[tuple[int, int]] = Counter()
     for incarnation in machines.incarnations:
         for row, recording in zip(incarnation.rows, incarnation.recordings, strict=True):
-            words, at = recording.words, recording.layout.vectors_at
-            for vector in range(recording.layout.vectors):
-                delivered[row.row, vector] = words[at + 2 * vector]
+            for vector, count in enumerate(vectors_so_far(recording)[:, 0].tolist()):
+                delivered[row.row, vector] = count
     return delivered

@@ -13,7 +13,7 @@ from pathlib import Path
 from nodes.errors import HostError, UsageError
 from sim.recording import header
 from sim.recording.header import HEADER_WORDS, WORD_BYTES
-from sim.recording.layout import RecordingLayout
+from sim.recording.layout import DRAIN_WORDS, RecordingLayout
 
 __all__ = ["Recording", "map_new"]
 
@@ -53,6 +53,7 @@ class Recording:
         self.words = self._bytes.cast("Q")
         self.layout = layout
         self.path = path
+        self._columns: tuple[memoryview[int], ...] = ()
 
     @classmethod
     def create(
@@ -124,9 +125,19 @@ class Recording:
             )
         return cls(mapping, layout, path)
 
+    def drain_columns(self) -> tuple[memoryview[int], ...]:
+        """The words of the drains, by column: key, delivered_ns, handled_ns; valid until the recording closes."""
+        if not self._columns:
+            at = self.layout.drains_at
+            self._columns = tuple(self.words[at + column :: DRAIN_WORDS] for column in range(DRAIN_WORDS))
+        return self._columns
+
+    def _release(self) -> None:
+        for view in (*self._columns, self.words, self._bytes):
+            view.release()
+
     def close(self) -> None:
-        self.words.release()
-        self._bytes.release()
+        self._release()
         self._mapping.close()
 
     def __enter__(self) -> Recording:

@@ -11,7 +11,7 @@ from msgspec import Meta
 __all__ = ["COUNTER_AT", "COUNT_LIMIT", "HEADER_WORDS", "NO_PEER", "Counters", "State"]
 
 MAGIC = int.from_bytes(b"IVSIMREC", "little")
-VERSION = 2
+VERSION = 3
 HEADER_WORDS = 64
 WORD_BYTES = 8
 NO_PEER = (1 << 64) - 1
@@ -20,7 +20,7 @@ NO_PEER = (1 << 64) - 1
 MAGIC_AT, VERSION_AT, MACHINE, VECTORS, EDGES, RINGS, DRAINS, SAMPLE_EVERY = range(8)
 # ... what the machine does ...
 STATE, PEER, PING, PING_NS, READY_NS, STARTED_NS, STOPPED_NS = range(8, 15)
-# ... how many entries of each section are in use ...
+# ... how many entries of each section are in use, of drains at least ...
 EDGES_USED, RINGS_USED, DRAINS_USED = range(16, 19)
 # ... which device it records: the machine, the incarnation of that machine, the number of the device's domain ...
 OF_MACHINE, LIFE, DOMAIN = range(20, 23)
@@ -29,8 +29,6 @@ MISSED_OLDEST_NS = 24
 # ... 1 for a guest of its own, which counts no doorbells here, and one more than it says to have rung (0: unknown).
 GUEST, GUEST_RUNG = 25, 26
 COUNTERS_AT = 32
-# Receives the time of a drain that found its section full.
-SCRATCH = HEADER_WORDS - 1
 
 COUNT_LIMIT = 1 << 44
 """Counts are below this (50 days at 4 million doorbells a second). A larger one is damage."""

@@ -1,9 +1,12 @@
 """Where each section of a recording begins.
 
-All fields are native 64-bit words. An entry's words are stored before the counter that makes it valid.
+All fields are native 64-bit words. An edge or a ring is valid below the number of them in the header, which is stored
+after its words. A drain is valid when its delivered_ns is not 0, which is stored after its first word; the number of
+drains in the header is a lower bound.
 
     header    words[0:HEADER_WORDS], named in ``header``
-    vectors   2 words for each own vector: doorbells delivered, interrupts (wake-ups that delivered them)
+    vectors   3 words for each own vector: doorbells and interrupts beyond those of its drains (drains that found their
+              section full, interrupts without a drain), and drains that interrupted nothing
     edges     3 words for each (peer, vector) that the device was ever connected to:
               domain << 32 | peer << 16 | vector, doorbells rung, doorbells refused
     rings     3 words for each sampled doorbell: key as of edges, intended_ns (0: no schedule), rung_ns
@@ -19,7 +22,9 @@ from dataclasses import dataclass
 
 from sim.recording.header import HEADER_WORDS
 
-__all__ = ["RecordingLayout"]
+__all__ = ["DRAIN_WORDS", "VECTOR_WORDS", "RecordingLayout"]
+
+VECTOR_WORDS = DRAIN_WORDS = 3
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class RecordingLayout:
 
     @property
     def edges_at(self) -> int:
-        return self.vectors_at + 2 * self.vectors
+        return self.vectors_at + VECTOR_WORDS * self.vectors
 
     @property
     def rings_at(self) -> int:

@@ -29,8 +29,7 @@ class _Packed(Recording):
     __slots__ = ()
 
     def close(self) -> None:
-        self.words.release()
-        self._bytes.release()
+        self._release()
 
 
 class RecordingPack:

@@ -20,13 +20,15 @@ from nodes.errors import UsageError
 from sim.recording import header
 from sim.recording.file import Recording
 from sim.recording.header import COUNT_LIMIT, COUNTER_AT, HEADER_WORDS, WORD_BYTES, Counters, State
-from sim.recording.layout import RecordingLayout
+from sim.recording.layout import DRAIN_WORDS, VECTOR_WORDS, RecordingLayout
+from sim.recording.tally import DrainTally, add_drains, tally_of
 
 __all__ = [
     "PEERS",
     "VECTOR_MASK",
     "Records",
     "domain_and_peer",
+    "drains_so_far",
     "edges_so_far",
     "latest_drains",
     "latest_rings",
@@ -44,7 +46,7 @@ DOMAINS_MAX = 1 << 10
 KEY_LIMIT = DOMAINS_MAX << 32
 TIME_LIMIT_NS = 1 << 62
 CHUNK_ROWS = 1 << 17
-WIDTH = 3
+WIDTH = DRAIN_WORDS
 FEW = 64
 """Words of an entry of edges, rings and drains."""
 
@@ -167,9 +169,14 @@ def read(path: Path, machine: int, at_bytes: int = 0) -> Records:
         at = layout.rings_at
         records.rings = _entries(records, "rings", path, at, (used, layout.rings, words), samples, at_bytes)
         drained = (COUNT_LIMIT << 16, TIME_LIMIT_NS, TIME_LIMIT_NS)
-        used = head[header.DRAINS_USED]
         at = layout.drains_at
-        records.drains = _entries(records, "drains", path, at, (used, layout.drains, words), drained, at_bytes)
+        used = head[header.DRAINS_USED]
+        most = min(layout.drains, (words - at) // WIDTH)
+        used += _beyond(path, at_bytes // WORD_BYTES + at + WIDTH * used, most - used)
+        tally = DrainTally(len(records.vectors))
+        sizes = (used, layout.drains, words)
+        records.drains = _entries(records, "drains", path, at, sizes, drained, at_bytes, tally)
+        records.vectors = np.maximum(0, records.vectors + tally.sums)
     except (OSError, ValueError, OverflowError, UsageError) as error:
         _report(records, str(error))
     return records
@@ -214,17 +221,19 @@ def _read_header(records: Records, head: list[int]) -> None:
 def _read_counts(records: Records, path: Path, layout: RecordingLayout, used: int, words: int, at_bytes: int) -> None:
     """The vectors and the edges, which are small."""
     for name, at, wanted, size, width in (
-        ("vectors", layout.vectors_at, layout.vectors, layout.vectors, 2),
+        ("vectors", layout.vectors_at, layout.vectors, layout.vectors, VECTOR_WORDS),
         ("edges", layout.edges_at, used, layout.edges, WIDTH),
     ):
         there = _available(records, name, at, (wanted, size, words), width)
         table = np.fromfile(path, np.int64, width * there, offset=at_bytes + at * WORD_BYTES).reshape(-1, width)
-        limits = (COUNT_LIMIT, COUNT_LIMIT) if name == "vectors" else (KEY_LIMIT, COUNT_LIMIT, COUNT_LIMIT)
+        limits = (COUNT_LIMIT if name == "vectors" else KEY_LIMIT, COUNT_LIMIT, COUNT_LIMIT)
         sound = _sound(table, limits)
         if not sound.all():
             _report(records, f"{int(np.count_nonzero(~sound))} of {len(table)} {name} are damaged")
             # A vector's number is its row: a damaged row is set to zero and not removed.
             table = np.where(sound[:, None], table, 0) if name == "vectors" else table[sound]
+        if name == "vectors":  # drains that interrupted nothing are no interrupts
+            table = np.column_stack((table[:, 0], table[:, 1] - table[:, 2]))
         setattr(records, name, table)
 
 
@@ -248,17 +257,33 @@ def _entries(
     sizes: tuple[int, int, int],
     limits: tuple[int, int, int],
     at_bytes: int,
+    tally: DrainTally | None = None,
 ) -> Entries:
-    """A section of samples, its damage counted and its latest time found in one pass."""
+    """A section of samples, its damage counted, its latest time found, and drains added up, in one pass."""
     stored = _available(records, name, at, sizes, WIDTH)
     sound, latest_ns = 0, 0
     at += at_bytes // WORD_BYTES
     for chunk in Entries(path, at, stored, limits).chunks():
         sound += len(chunk)
         latest_ns = max(latest_ns, int(chunk[:, 1:].max(initial=0)))
+        if tally is not None:
+            add_drains(tally, chunk)
     if sound < stored:
         _report(records, f"{stored - sound} of {stored} {name} are damaged")
     return Entries(path, at, stored, limits, sound, latest_ns)
+
+
+def _beyond(path: Path, at: int, most: int) -> int:
+    """How many valid drains follow those that the header counts, at most ``most``; the first one is at word ``at``."""
+    found = 0
+    while found < most:
+        count = min(CHUNK_ROWS, most - found)
+        words = np.fromfile(path, np.int64, WIDTH * count, offset=(at + WIDTH * found) * WORD_BYTES)
+        stored = words[: len(words) // WIDTH * WIDTH].reshape(-1, WIDTH)[:, 1] != 0
+        if not stored.all() or len(stored) < count:
+            return found + (int(stored.argmin()) if not stored.all() else len(stored))
+        found += count
+    return found
 
 
 def _sound(table: Table, limits: tuple[int, ...]) -> npt.NDArray[np.bool_]:
@@ -284,17 +309,21 @@ def vectors_so_far(recording: Recording) -> Table:
     """The own vectors as they stand now, a copy: (n, 2) int64: delivered, interrupts."""
     layout = recording.layout
     words = np.frombuffer(recording.words, np.uint64)[layout.vectors_at : layout.edges_at]
-    return words.astype(np.int64).reshape(layout.vectors, 2)
+    beyond = words.astype(np.int64).reshape(layout.vectors, VECTOR_WORDS)
+    return tally_of(recording).sums + np.column_stack((beyond[:, 0], beyond[:, 1] - beyond[:, 2]))
 
 
 def totals_so_far(recording: Recording) -> tuple[int, int, int, int]:
     """Doorbells rung, doorbells delivered, interrupts, and doorbells refused, as they stand now."""
     layout, words = recording.layout, recording.words
+    drains, vectors_at = tally_of(recording), layout.vectors_at
     nowhere, edges_end = words[COUNTER_AT["rung_nowhere"]], layout.edges_at + WIDTH * words[header.EDGES_USED]
     return (
         _total(words[layout.edges_at + 1 : edges_end : WIDTH]) + nowhere,
-        _total(words[layout.vectors_at : layout.edges_at : 2]),
-        _total(words[layout.vectors_at + 1 : layout.edges_at : 2]),
+        drains.doorbells + _total(words[vectors_at : layout.edges_at : VECTOR_WORDS]),
+        drains.used
+        + _total(words[vectors_at + 1 : layout.edges_at : VECTOR_WORDS])
+        - _total(words[vectors_at + 2 : layout.edges_at : VECTOR_WORDS]),
         _total(words[layout.edges_at + 2 : edges_end : WIDTH]) + nowhere,
     )
 
@@ -311,7 +340,12 @@ def latest_rings(recording: Recording, most: int) -> Table:
 
 def latest_drains(recording: Recording, most: int) -> Table:
     """The last ``most`` drains, a copy: (n, 3) int64: count << 16 | vector, delivered_ns, handled_ns."""
-    return _latest(recording, recording.layout.drains_at, recording.words[header.DRAINS_USED], most)
+    return _latest(recording, recording.layout.drains_at, drains_so_far(recording), most)
+
+
+def drains_so_far(recording: Recording) -> int:
+    """How many drains are stored now."""
+    return tally_of(recording).used
 
 
 def _latest(recording: Recording, at: int, used: int, most: int) -> Table:

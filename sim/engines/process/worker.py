@@ -85,6 +85,7 @@ class Worker:
             self._devices.append(device)
             self._servers[device.connection.fileno()] = device
         self._vm = self._devices[0].vm
+        self._delivery = make_delivery(self._devices, configuration.vectors)
         self._vm.guest.load = Load(configuration.load)
         self._actions = WorkerActions(
             [device.vm for device in self._devices],
@@ -262,6 +263,7 @@ class Worker:
     def _carry_out(self, order: control.ToWorker | control.FromWorker) -> None:
         match order:
             case messages.Ping(number):
+                self._delivery.flush()
                 for device in self._devices:
                     device.vm.doorbells.flush()
                     device.recording.words[header.PING_NS] = time.monotonic_ns()
@@ -314,6 +316,7 @@ class Worker:
     def _stop(self) -> None:
         """End the program: no more rings, no more drains; the counts are final."""
         stopped = stop_program([device.vm for device in self._devices], self._recordings[0].words)
+        self._delivery.flush()
         self._end_processes()
         self._enter(State.STOPPED, header.STOPPED_NS)
         self._warn()
@@ -339,8 +342,8 @@ class Worker:
 
     def _serve(self) -> None:
         """Run the program until Stop: wait as long as it asks to, and resume it with each interrupt."""
-        vm, own, poll, clock, take = self._vm, self._own, self._epoll.poll, time.monotonic_ns, self._take
-        drained, deliver, handled = make_delivery(self._devices, self._configuration.vectors)
+        vm, own, poll, take = self._vm, self._own, self._epoll.poll, self._take
+        deliver = self._delivery.recorded(time.monotonic_ns)
         warnings = vm.warnings
         events_max = len(own) + 3
         with blaming_program():
@@ -371,11 +374,9 @@ class Worker:
                     count = take(descriptor)
                 except BlockingIOError:
                     continue  # another process that holds it has drained it
-                drained(vector, count, clock())
                 try:
                     wait = deliver(vector, count)
                 except BaseException as error:
                     raise ProgramError from error
-                handled(clock())
             if warnings:
                 self._warn()

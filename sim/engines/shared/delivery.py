@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from nodes.vm import Vm
-from sim.engines.shared.recorder import Recorder
+from sim.engines.shared.recorder import Deliver, Recorder
 
-__all__ = ["RecordedDevice", "make_delivery"]
+__all__ = ["Delivery", "RecordedDevice", "make_delivery"]
 
 
 class RecordedDevice(Protocol):
@@ -21,19 +21,32 @@ class RecordedDevice(Protocol):
     def recorder(self) -> Recorder: ...
 
 
-def make_delivery(
-    devices: Sequence[RecordedDevice], vectors: int
-) -> tuple[Callable[[int, int, int], None], Callable[[int, int], int | None], Callable[[int], None]]:
-    """The functions for a drained counter: ``drained``, ``deliver``, ``handled``.
+class Delivery(NamedTuple):
+    """The functions for a drained counter. Vectors count through all devices: ``device * vectors + vector``.
 
-    Their vectors count through all devices: ``device * vectors + vector``.
+    An engine calls ``recorded(clock)`` once, and what that returns for each drain; or, where time passes in between,
+    ``drained(vector, count, delivered_ns)``, ``deliver(vector, count)`` and ``handled(handled_ns)``. ``flush()`` stores
+    how many drains there are.
     """
+
+    drained: Callable[[int, int, int], None]
+    deliver: Deliver
+    handled: Callable[[int], None]
+    recorded: Callable[[Callable[[], int]], Deliver]
+    flush: Callable[[], None]
+
+
+def make_delivery(devices: Sequence[RecordedDevice], vectors: int) -> Delivery:
+    """The delivery to a machine with these devices, each with so many vectors."""
     makers = [device.recorder.make_drains() for device in devices]
     vms = [device.vm for device in devices]
     for vm, maker in zip(vms, makers, strict=True):
         vm.on_left, vm.on_fired = maker.left, maker.fired
     if len(devices) == 1:
-        return makers[0].drained, vms[0].deliver, makers[0].handled
+        only, deliver_only = makers[0], vms[0].deliver
+        return Delivery(
+            only.drained, deliver_only, only.handled, lambda clock: only.recording(deliver_only, clock), only.flush
+        )
     handled_now = makers[0].handled
 
     def deliver(flat: int, count: int) -> int | None:
@@ -52,4 +65,17 @@ def make_delivery(
     def handled(handled_ns: int) -> None:
         handled_now(handled_ns)
 
-    return drained, deliver, handled
+    def recorded(clock: Callable[[], int]) -> Deliver:
+        def deliver_recorded(flat: int, count: int) -> int | None:
+            drained(flat, count, clock())
+            wait = deliver(flat, count)
+            handled(clock())
+            return wait
+
+        return deliver_recorded
+
+    def flush() -> None:
+        for maker in makers:
+            maker.flush()
+
+    return Delivery(drained, deliver, handled, recorded, flush)

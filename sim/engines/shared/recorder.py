@@ -7,19 +7,28 @@ from typing import NamedTuple
 
 from sim.recording import Recording, header
 from sim.recording.header import COUNTER_AT
+from sim.recording.layout import VECTOR_WORDS
 
 __all__ = ["Drains", "Recorder"]
 
 
+Deliver = Callable[[int, int], int | None]
+"""Delivers a vector and its count of doorbells; returns how long the program waits."""
+
+
 class Drains(NamedTuple):
-    """``drained(vector, count, delivered_ns)``, then ``handled(handled_ns)``; ``left`` and ``fired`` as `nodes.vm.Vm`
-    calls them: a drain without an interrupt, an interrupt without a drain.
+    """``drained(vector, count, delivered_ns)``, then ``handled(handled_ns)``;
+    ``recording(deliver, clock)`` is ``deliver`` with both, which costs less; ``left`` and ``fired`` as `nodes.vm.Vm`
+    calls them: a drain without an interrupt, an interrupt without a drain. ``flush()`` stores how many entries there
+    are.
     """
 
     drained: Callable[[int, int, int], None]
     handled: Callable[[int], None]
+    recording: Callable[[Deliver, Callable[[], int]], Deliver]
     left: Callable[[int, int, int], None]
     fired: Callable[[int], None]
+    flush: Callable[[], None]
 
 
 class Recorder:
@@ -33,6 +42,7 @@ class Recorder:
 
     def __init__(self, recording_: Recording, *, domain: int = 0) -> None:
         self.domain = domain
+        self._recording = recording_
         self.words = recording_.words
         self.layout = recording_.layout
         self._edges, self._edges_at = 0, recording_.layout.edges_at
@@ -78,45 +88,65 @@ class Recorder:
         """The closures for the hot path, and what they need when a drain is no interrupt.
 
         ``drained`` stores before the program sees the interrupt, so that a machine that is killed by it
-        has counted it; ``handled`` completes the entry.
+        has counted it; ``handled`` completes the entry. An entry counts by itself as soon as its time is stored: totals
+        are derived from the entries, and the header's number of them is a lower bound that ``flush`` raises.
         """
-        words, layout = self.words, self.layout
-        at, used, end = layout.drains_at, 0, layout.drains
-        used_at, refused_at, vectors_at = header.DRAINS_USED, COUNTER_AT["drains_refused"], layout.vectors_at
-        handled_at = header.SCRATCH
-        delivered = [0] * layout.vectors
-        wakes = [0] * layout.vectors
+        words, vectors_at = self.words, self.layout.vectors_at
+        keys, delivered, handled_at = self._recording.drain_columns()
+        used, size = 0, len(keys)
+        one = [1 << 16 | vector for vector in range(self.layout.vectors)]  # the keys of one doorbell
+        is_open = False  # whether the last entry is still to be completed
 
         def drained(vector: int, count: int, delivered_ns: int) -> None:
-            nonlocal at, used, handled_at
-            delivered[vector] = total = delivered[vector] + count
-            wakes[vector] = times = wakes[vector] + 1
-            counts_at = vectors_at + 2 * vector
-            words[counts_at] = total
-            words[counts_at + 1] = times
-            if used == end:
-                words[refused_at] += 1
-                handled_at = header.SCRATCH
+            nonlocal used, is_open
+            if used == size:
+                full(vector, count)
                 return
-            words[at] = count << 16 | vector
-            words[at + 1] = delivered_ns
-            handled_at = at + 2
-            at += 3
+            keys[used] = one[vector] if count == 1 else count << 16 | vector
+            delivered[used] = delivered_ns
             used += 1
-            words[used_at] = used
+            is_open = True
 
         def handled(handled_ns: int) -> None:
-            words[handled_at] = handled_ns
+            if is_open:
+                handled_at[used - 1] = handled_ns
+
+        def recording(deliver: Deliver, clock: Callable[[], int]) -> Deliver:
+            def recorded(vector: int, count: int) -> int | None:
+                nonlocal used, is_open
+                if (entry := used) == size:
+                    full(vector, count)
+                    return deliver(vector, count)
+                keys[entry] = one[vector] if count == 1 else count << 16 | vector
+                delivered[entry] = clock()
+                used = entry + 1
+                is_open = True
+                wait = deliver(vector, count)
+                if is_open:
+                    handled_at[entry] = clock()
+                return wait
+
+            return recorded
+
+        def full(vector: int, count: int) -> None:
+            """Count a drain that the section has no room for."""
+            nonlocal is_open
+            is_open = False
+            words[COUNTER_AT["drains_refused"]] += 1
+            words[vectors_at + VECTOR_WORDS * vector] += count
+            words[vectors_at + VECTOR_WORDS * vector + 1] += 1
 
         def left(vector: int, pended: int, lost: int) -> None:
-            nonlocal handled_at
-            handled_at = header.SCRATCH  # no program has handled it
+            nonlocal is_open
+            is_open = False  # no program has handled it
             words[COUNTER_AT["pba_pending"]] += pended
             words[COUNTER_AT["dropped"]] += lost
-            fired(vector, -1)
+            words[vectors_at + VECTOR_WORDS * vector + 2] += 1
 
-        def fired(vector: int, interrupts: int = 1) -> None:
-            wakes[vector] = times = wakes[vector] + interrupts
-            words[vectors_at + 2 * vector + 1] = times
+        def fired(vector: int) -> None:
+            words[vectors_at + VECTOR_WORDS * vector + 1] += 1
 
-        return Drains(drained, handled, left, fired)
+        def flush() -> None:
+            words[header.DRAINS_USED] = used
+
+        return Drains(drained, handled, recording, left, fired, flush)

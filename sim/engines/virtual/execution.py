@@ -52,6 +52,7 @@ class Execution:
         "_slow_until_ns",
         "_vm",
         "_vms",
+        "flush",
         "has_begun",
         "wait",
     )
@@ -74,7 +75,7 @@ class Execution:
         self._vms = tuple(device.vm for device in devices)
         self._vm, self._is_single = self._vms[0], len(self._vms) == 1
         self._seen_ignored = 0
-        self._drained, self._deliver, self._handled = make_delivery(devices, vectors)
+        self._drained, self._deliver, self._handled, _, self.flush = make_delivery(devices, vectors)
         if host.watcher is not None:
             self._deliver = host.watcher.delivery(self._vms, vectors, self._deliver)
         self.wait: int | None = None

@@ -347,6 +347,7 @@ class VirtualMachine:
                 self._execution.wait = self._vm.wait
 
     def _store_counts(self, ping: int) -> None:
+        self._execution.flush()
         for device in self.devices:
             device.vm.doorbells.flush()
             device.recording.words[header.PING_NS] = self._clock.ns
@@ -381,6 +382,7 @@ class VirtualMachine:
     def _stop(self) -> None:
         """End the program: no more rings, no more drains; the counts are final."""
         stopped = stop_program(self._vms, self.devices[0].recording.words)
+        self._execution.flush()
         self._stopped, self._is_executing = True, False
         self._enter(State.STOPPED, header.STOPPED_NS)
         self._tell_warnings()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import stat
 import struct
 import tempfile
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +23,7 @@ from nodes.errors import HostError, UsageError
 from sim.engines.shared.recorder import Recorder
 from sim.recording import Counters, Recording, RecordingLayout, State, header
 from sim.recording.header import COUNTER_AT, HEADER_WORDS, NO_PEER, WORD_BYTES
+from sim.recording.reader import drains_so_far, read, totals_so_far, vectors_so_far
 
 LAYOUT = RecordingLayout(vectors=2, edges=3, rings=4, drains=5)
 
@@ -39,7 +43,7 @@ def section(recording, name):
     """The words of one section, entry by entry."""
     layout = recording.layout
     starts = {
-        "vectors": (layout.vectors_at, layout.vectors, 2),
+        "vectors": (layout.vectors_at, layout.vectors, 3),
         "edges": (layout.edges_at, layout.edges, 3),
         "rings": (layout.rings_at, layout.rings, 3),
         "drains": (layout.drains_at, layout.drains, 3),
@@ -55,7 +59,7 @@ def section(recording, name):
 def test_sections_follow_each_other_without_gap_or_overlap(layout):
     ends = [
         (HEADER_WORDS, layout.vectors_at),
-        (layout.vectors_at + 2 * layout.vectors, layout.edges_at),
+        (layout.vectors_at + 3 * layout.vectors, layout.edges_at),
         (layout.edges_at + 3 * layout.edges, layout.rings_at),
         (layout.rings_at + 3 * layout.rings, layout.drains_at),
         (layout.drains_at + 3 * layout.drains, layout.words),
@@ -78,7 +82,7 @@ def test_a_new_recording_says_what_it_is_and_is_reserved(recording, path):
 
 def test_header_words_are_all_different():
     names = "MAGIC_AT VERSION_AT MACHINE VECTORS EDGES RINGS DRAINS SAMPLE_EVERY STATE PEER PING PING_NS READY_NS"
-    names += " STARTED_NS STOPPED_NS EDGES_USED RINGS_USED DRAINS_USED OF_MACHINE LIFE DOMAIN MISSED_OLDEST_NS SCRATCH"
+    names += " STARTED_NS STOPPED_NS EDGES_USED RINGS_USED DRAINS_USED OF_MACHINE LIFE DOMAIN MISSED_OLDEST_NS"
     words = [getattr(header, name) for name in names.split()] + [*COUNTER_AT.values()]
     assert len(set(words)) == len(words)
     assert max(words) < HEADER_WORDS
@@ -165,7 +169,108 @@ def test_stored_words_survive_a_sigkill(path):
         assert recording.words[header.RINGS_USED] == 1
         assert section(recording, "rings")[0] == (3 << 16 | 1, 10, 20)
         assert section(recording, "drains")[0] == (5 << 16 | 1, 30, 0)  # still being handled
-        assert section(recording, "vectors")[1] == (5, 1)
+        assert vectors_so_far(recording).tolist() == [[0, 0], [5, 1]]
+    assert read(path, 1).vectors.tolist() == [[0, 0], [5, 1]]
+
+
+class _Killed(Exception):  # noqa: N818  (no error)
+    """What a SIGKILL does to the stores after it."""
+
+
+class _Column:
+    """A column of drains that takes so many stores, together with the others."""
+
+    def __init__(self, column, left):
+        self._column, self._left = column, left
+
+    def __len__(self):
+        return len(self._column)
+
+    def __setitem__(self, place, word):
+        if not self._left[0]:
+            raise _Killed
+        self._left[0] -= 1
+        self._column[place] = word
+
+
+@pytest.mark.parametrize("flushed", [0, 2, 3])
+@pytest.mark.parametrize("stores", range(13))
+def test_a_kill_after_any_store_leaves_whole_drains_and_their_sums(path, monkeypatch, stores, flushed):
+    """An entry has three stores: what was drained, when, and when it was handled. It counts from the second one on."""
+    with Recording.create(path, LAYOUT, machine=1, sample_every=1) as recording:
+        left = [stores]
+        columns = [_Column(column, left) for column in recording.drain_columns()]
+        monkeypatch.setattr(recording, "drain_columns", lambda: columns)
+        drains = Recorder(recording).make_drains()
+        deliver = drains.recording(lambda vector, count: None, lambda: 7)
+        with contextlib.suppress(_Killed):
+            for number in range(4):
+                if number == flushed:
+                    drains.flush()
+                deliver(number % 2, number + 1)
+        kept = (stores + 1) // 3
+        sums = [[sum(number + 1 for number in range(kept) if number % 2 == vector), 0] for vector in (0, 1)]
+        for number in range(kept):
+            sums[number % 2][1] += 1
+        assert vectors_so_far(recording).tolist() == sums
+        assert totals_so_far(recording)[1:3] == (kept * (kept + 1) // 2, kept)
+    records = read(path, 1)
+    assert (records.vectors.tolist(), len(records.drains), records.problems) == (sums, kept, [])
+    handled = [row[2] for chunk in records.drains.chunks() for row in chunk.tolist()]
+    assert handled == [7] * (stores // 3) + [0] * (kept - stores // 3)
+
+
+@pytest.mark.parametrize("after_ms", [1, 5, 20])
+def test_a_kill_at_any_time_loses_no_drain_that_was_stored(path, after_ms):
+    size = 1 << 17
+    Recording.create(path, RecordingLayout(2, 1, 1, size), machine=1, sample_every=1).close()
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        drains = Recorder(Recording.open(path)).make_drains()
+        deliver = drains.recording(lambda vector, count: None, lambda: 7)
+        os.write(tell, b"x")
+        for number in range(size):
+            deliver(number % 2, number + 1)
+            if number % 1000 == 0:
+                drains.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.read(told, 1)
+    time.sleep(after_ms / 1e3)  # whenever that is: every moment is one to be killed at
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(told)
+    os.close(tell)
+    records = read(path, 1)
+    entries = np.vstack([*records.drains.chunks(), np.zeros((0, 3), np.int64)])
+    assert (entries[:, 0] >> 16).tolist() == list(range(1, len(entries) + 1))
+    assert records.vectors[:, 0].tolist() == [int((entries[at::2, 0] >> 16).sum()) for at in (0, 1)]
+    assert records.vectors[:, 1].tolist() == [-(-(len(entries) - at) // 2) for at in (0, 1)]
+    assert (entries[:-1, 2] == 7).all()
+    with Recording.open(path) as recording:
+        assert vectors_so_far(recording).tolist() == records.vectors.tolist()
+
+
+def test_sums_are_kept_up_to_date_entry_by_entry_and_in_great_numbers(path):
+    with Recording.create(path, RecordingLayout(3, 1, 1, 40_000), machine=1, sample_every=1) as recording:
+        drained, handled, _, left, fired, _ = Recorder(recording).make_drains()
+        expected, number = [[0, 0], [0, 0], [0, 0]], 0
+        for more in (0, 1, 31, 33, 0, 20_000, 5, 19_930, 7):
+            for _ in range(more):
+                drained(number % 3, 2, 5)
+                handled(6)
+                expected[number % 3][0] += 2
+                expected[number % 3][1] += 1
+                number += 1
+            assert vectors_so_far(recording).tolist() == expected
+            assert drains_so_far(recording) == min(number, 40_000)
+        fired(1)
+        drained(0, 1, 5)
+        left(0, 1, 0)
+        expected[1][1] += 1
+        expected[0][0] += 1
+        assert vectors_so_far(recording).tolist() == expected
+    assert read(path, 1).vectors.tolist() == expected
 
 
 # The recorder
@@ -212,39 +317,40 @@ def test_samples_without_room_are_counted_and_touch_nothing_else(recording, coun
 
 @pytest.mark.parametrize("count", [0, 4, 5, 6, 50])
 def test_drains_without_room_still_count(recording, count):
-    drained, handled, _, _ = Recorder(recording).make_drains()
+    drained, handled, *_ = Recorder(recording).make_drains()
     for at in range(count):
         drained(at % 2, 3, 100 + at)
         handled(200 + at)
     stored = min(count, LAYOUT.drains)
-    assert recording.words[header.DRAINS_USED] == stored
+    assert drains_so_far(recording) == stored
     assert recording.words[COUNTER_AT["drains_refused"]] == count - stored
     assert section(recording, "drains")[:stored] == [(3 << 16 | at % 2, 100 + at, 200 + at) for at in range(stored)]
-    assert section(recording, "vectors") == [(3 * ((count + 1) // 2), (count + 1) // 2), (3 * (count // 2), count // 2)]
+    sums = [[3 * ((count + 1) // 2), (count + 1) // 2], [3 * (count // 2), count // 2]]
+    assert vectors_so_far(recording).tolist() == sums
 
 
 def test_without_sections_nothing_is_stored_but_everything_counted(tmp_path):
     with Recording.create(tmp_path / "r", RecordingLayout(1, 1, 0, 0), machine=0, sample_every=0) as recording:
         recorder = Recorder(recording)
         recorder.sample(1, 0, 1, 1)
-        drained, handled, _, _ = recorder.make_drains()
+        drained, handled, *_ = recorder.make_drains()
         drained(0, 1, 1)
         handled(2)
         assert recording.words[COUNTER_AT["samples_refused"]] == recording.words[COUNTER_AT["drains_refused"]] == 1
-        assert section(recording, "vectors") == [(1, 1)]
+        assert vectors_so_far(recording).tolist() == [[1, 1]]
 
 
 class Model(RuleBasedStateMachine):
     """A recorder against lists, whatever is recorded in whatever order."""
 
-    WORD = st.integers(0, (1 << 63) - 1)
+    WORD = st.integers(1, (1 << 63) - 1)
 
     def __init__(self):
         super().__init__()
         self.directory = tempfile.TemporaryDirectory()
         self.recording = Recording.create(Path(self.directory.name, "r"), LAYOUT, machine=0, sample_every=1)
         self.recorder = Recorder(self.recording)
-        self.drained, self.handled, _, _ = self.recorder.make_drains()
+        self.drained, self.handled, *_ = self.recorder.make_drains()
         self.rings, self.drains, self.edges = [], [], []
 
     @rule(peer=st.integers(0, 65535), vector=st.integers(0, 65535), at=WORD)
@@ -267,10 +373,11 @@ class Model(RuleBasedStateMachine):
     def teardown(self):
         words = self.recording.words
         assert section(self.recording, "rings")[: words[header.RINGS_USED]] == self.rings[: LAYOUT.rings]
-        assert section(self.recording, "drains")[: words[header.DRAINS_USED]] == self.drains[: LAYOUT.drains]
+        stored = drains_so_far(self.recording)
+        assert section(self.recording, "drains")[:stored] == self.drains[: LAYOUT.drains]
         assert section(self.recording, "edges")[: words[header.EDGES_USED]] == self.edges
         assert words[header.RINGS_USED] + words[COUNTER_AT["samples_refused"]] == len(self.rings)
-        assert words[header.DRAINS_USED] + words[COUNTER_AT["drains_refused"]] == len(self.drains)
+        assert stored + words[COUNTER_AT["drains_refused"]] == len(self.drains)
         self.recording.close()
         self.directory.cleanup()
 

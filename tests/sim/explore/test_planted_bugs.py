@@ -10,7 +10,7 @@ from nodes.device.msix import Msix
 from nodes.vm import Vm
 from nodes.wire.client import Client
 from nodes.wire.server import Server
-from sim.engines.shared.recorder import Drains, Recorder
+from sim.engines.shared.recorder import Recorder
 from sim.engines.virtual.counter import VirtualCounter
 from sim.explore import explore, run_seed, shrink
 from topologies import loads
@@ -118,7 +118,7 @@ def plant_doorbell_counted_twice(monkeypatch):
     def wrong(self):
         drains = make_drains(self)
         more = lambda vector, count, at_ns: drains.drained(vector, count + (count > 1), at_ns)  # noqa: E731
-        return Drains(more, drains.handled, drains.left, drains.fired)
+        return drains._replace(drained=more)
 
     monkeypatch.setattr(Recorder, "make_drains", wrong)
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from nodes.errors import UsageError
 from sim.recording import Recording, RecordingLayout, header
 from sim.recording.header import COUNTER_AT
+from sim.recording.layout import VECTOR_WORDS
 from sim.results import Run, RunDirectory
 from sim.results.conditions import Moment, broken, live
 from sim.results.counts import LiveRecording, Scopes, counts_so_far
@@ -396,8 +397,9 @@ def recordings(tmp_path: Path) -> Iterator[list[LiveRecording]]:
         for place, ((peer, vector), counts) in enumerate(edges.items()):
             for offset, word in enumerate((peer << 16 | vector, *counts)):
                 words[layout.edges_at + 3 * place + offset] = word
-        for offset, word in enumerate(arrived):
-            words[layout.vectors_at + offset] = word
+        for vector in range(layout.vectors):
+            for offset, word in enumerate(arrived[2 * vector :][:2]):
+                words[layout.vectors_at + VECTOR_WORDS * vector + offset] = word
         words[header.EDGES_USED] = len(edges)
         words[COUNTER_AT["rung_nowhere"]] = 2 if machine == 0 else 0
         made.append(LiveRecording(machine, recording, {8: 0, 9: 1}))
