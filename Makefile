@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # The tests start some 2,000 processes: without bytecode each compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: mutants run check test full faults clusters bench guest notebooks docs docs-tables package clean
+.PHONY: mutants run check test full faults clusters bench bench-compare guest notebooks docs docs-tables package clean
 
 run: .venv/installed-run
 	$(BIN)/ivsim run doorbell_storm
@@ -45,7 +45,11 @@ mutants: .venv/installed-test
 	$(BIN)/python -m tests.mutation
 
 bench: .venv/installed-test
-	$(BIN)/python -m tests.bench --json runs/bench.json
+	$(BIN)/python -m tests.bench --keep runs/bench $(ARGS)
+
+# The last two results of `make bench` side by side.
+bench-compare: .venv/installed-test
+	$(BIN)/python -m tests.bench.compare $(ARGS)
 
 # Debian's kernel and an initramfs for `ivsim run linux_guest`, in build/guest/; installs nothing.
 guest:

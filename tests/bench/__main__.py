@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +14,7 @@ from tests.bench.bringup import measure_bringup
 from tests.bench.doorbells import measure_batch, measure_single
 from tests.bench.figure import Figure
 from tests.bench.greetings import measure_greetings
+from tests.bench.host import describe_interpreter, describe_noise, noise
 from tests.bench.messages import measure_messages
 from tests.bench.placement import allowed_cpus
 from tests.bench.qemus import measure_qemus
@@ -59,12 +60,20 @@ TITLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns 2 when there is no C compiler."""
+    """The command; returns 2 when there is no C compiler, 3 when the host is not quiet."""
     options = _parse(arguments)
+    told = "" if options.tiny else describe_noise(*noise())
+    if told and not options.insist:
+        print(f"tests.bench: {told}. Repeat it when nothing else runs, or use --insist", file=sys.stderr)
+        return 3
+    path = options.json
+    if path is None and options.keep is not None:
+        path = options.keep / f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}.json"
     try:
         measure(
             options.only or list(BENCHMARKS),
-            json_path=options.json,
+            json_path=path,
+            disturbed_by=told,
             cpu=options.cpu,
             tiny=options.tiny,
             tell=lambda text: print(text, flush=True),
@@ -83,6 +92,7 @@ def measure(
     json_path: Path | None = None,
     cpu: int | None = None,
     tiny: bool = False,
+    disturbed_by: str = "",
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Figure]:
     """Run these benchmarks and print each figure as it comes; the JSON is written even if one fails."""
@@ -93,7 +103,10 @@ def measure(
     with built_reference() as reference, tempfile.TemporaryDirectory(prefix="ivsim-bench-") as folder:
         setting = Setting(reference, cpu, other_cpu, Path(folder), tiny)
         cpus_used = f"CPU {cpu}" + (f" and {other_cpu}" if other_cpu is not None else " only")
-        tell(f"Python {platform.python_version()} on {cpus_used}; load {os.getloadavg()[0]:.1f}")
+        tell(describe_interpreter())
+        tell(f"{cpus_used}; load {os.getloadavg()[0]:.1f}")
+        if disturbed_by:
+            tell(f"! {disturbed_by}")
         tell(reference.compiler[:80])
         tell(header())
         try:
@@ -106,7 +119,7 @@ def measure(
                 tell(f"\n{disturbance(figures)}")
         finally:
             if json_path is not None:
-                write_json(json_path, setting, figures)
+                write_json(json_path, setting, figures, disturbed_by)
     return figures
 
 
@@ -114,6 +127,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description="Measure how fast the simulator is, compared with C."
     )
+    parser.add_argument("--insist", action="store_true", help="measure also where others use the CPUs")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="write the JSON there, named by the time")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all rounds of all figures there")
     parser.add_argument(
         "--only", action="append", choices=list(BENCHMARKS), metavar="NAME", help=f"of {', '.join(BENCHMARKS)}"

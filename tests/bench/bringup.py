@@ -10,7 +10,7 @@ from tests.bench.setting import Setting
 __all__ = ["measure_bringup"]
 
 READY = Bar(2.0, 2.0)
-MEMORY = Bar(4.0, 1.6)
+MEMORY = Bar(3.2, 2.6)
 MEBIBYTE = 1 << 20
 
 

@@ -54,6 +54,15 @@ class Figure:
         return self.ours if self.absolute else statistics.median(ours / other for ours, other in self.rounds)
 
     @property
+    def quartiles(self) -> tuple[float, float]:
+        """Between these are half of the rounds: the spread of the value."""
+        values = [ours if self.absolute else ours / other for ours, other in self.rounds]
+        if len(values) == 1:
+            return values[0], values[0]
+        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+        return first, third
+
+    @property
     def verdict(self) -> str:
         return self.bar.verdict(self.value) if self.bar else ""
 
@@ -63,6 +72,7 @@ class Figure:
             "benchmark": self.benchmark,
             "name": self.name,
             "value": self.value,
+            "quartiles": list(self.quartiles),
             "value_is": self.unit if self.absolute else "ratio",
             "unit": self.unit,
             "ours_median": self.ours,

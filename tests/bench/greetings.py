@@ -22,7 +22,7 @@ from tests.bench.setting import Setting
 
 __all__ = ["measure_greetings"]
 
-ONE_BY_ONE = Bar(0.8, 0.66)
+ONE_BY_ONE = Bar(0.7, 0.6)
 WITH_DEAF = Bar(1.2, 1.0)
 VECTORS, GREETING_MESSAGES = 4, 3
 MEMORY_BYTES = 4096

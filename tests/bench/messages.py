@@ -17,7 +17,7 @@ from tests.bench.setting import Setting
 
 __all__ = ["measure_messages"]
 
-MESSAGE = Bar(1.1, 1.0)
+MESSAGE = Bar(1.02, 0.98)
 # A unix stream socket holds 278 messages that are not read.
 BATCH = 128
 

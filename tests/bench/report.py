@@ -6,30 +6,33 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.bench.figure import Figure
+from tests.bench.host import cpu_model, describe_interpreter
 from tests.bench.setting import Setting
 
 __all__ = ["disturbance", "header", "line", "write_json"]
 
-NAME_WIDTH = 34
+NAME_WIDTH = 31
 STEADY = 1.1
 
 
 def header() -> str:
     """The head of the table."""
-    return f"{'':{NAME_WIDTH}} {'ours':>8} {'other':>8} {'ratio':>5} {'must':>5} {'reach':>5}"
+    return f"{'':{NAME_WIDTH}} {'ours':>7} {'other':>7} {'ratio':>5} {'+-':>4} {'must':>4} {'reach':>4}"
 
 
 def line(figure: Figure) -> str:
-    """One figure; the last column compares it with its bar."""
+    """One figure; +- is half the distance of the quartiles, the last column compares it with its bar."""
     name = f"{figure.name}, {figure.unit}"
     other = "" if figure.other is None else _number(figure.other)
     ratio = "" if figure.absolute else f"{figure.value:.2f}"
+    low, high = figure.quartiles
+    spread = "" if figure.absolute else f"{(high - low) / 2:.2f}"
     must, reach = (f"{figure.bar.must:.2f}", f"{figure.bar.reach:.2f}") if figure.bar else ("", "")
-    text = f"{name:{NAME_WIDTH}} {_number(figure.ours):>8} {other:>8} {ratio:>5} {must:>5} {reach:>5}"
+    text = f"{name:{NAME_WIDTH}} {_number(figure.ours):>7} {other:>7} {ratio:>5} {spread:>4} {must:>4} {reach:>4}"
     return f"{text} {figure.verdict}".rstrip()
 
 
@@ -50,16 +53,17 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
-def write_json(path: Path, setting: Setting, figures: Sequence[Figure]) -> None:
+def write_json(path: Path, setting: Setting, figures: Sequence[Figure], noise: str) -> None:
     """All rounds of all figures, and the host on which they were measured."""
     document = {
-        "schema_version": 1,
+        "schema_version": 2,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "interpreter": describe_interpreter(),
         "compiler": setting.reference.compiler,
         "kernel": platform.release(),
-        "cpu": next(_cpu_models(), platform.machine()),
-        "cpus": os.cpu_count(),
+        "cpu": cpu_model(),
+        "quiet": not noise,
+        "noise": noise,
         "pinned": [setting.cpu, setting.other_cpu],
         "load_1_min": os.getloadavg()[0],
         "disturbed": bool(disturbance(figures)),
@@ -69,10 +73,3 @@ def write_json(path: Path, setting: Setting, figures: Sequence[Figure]) -> None:
     beside = path.with_name(path.name + ".new")
     beside.write_text(json.dumps(document, indent=1) + "\n")
     beside.replace(path)
-
-
-def _cpu_models() -> Iterator[str]:
-    with open("/proc/cpuinfo") as lines:
-        for text in lines:
-            if text.startswith("model name"):
-                yield text.partition(":")[2].strip()

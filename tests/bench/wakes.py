@@ -14,8 +14,8 @@ from topologies import loads
 
 __all__ = ["measure_cross_core", "measure_same_core"]
 
-SAME_CORE = Bar(2.1, 1.92)
-CROSS_CORE = Bar(1.2, 1.1)
+SAME_CORE = Bar(2.0, 1.8)
+CROSS_CORE = Bar(1.15, 1.05)
 
 TOPOLOGY = """
 title = "Bench: round trips"
