@@ -42,7 +42,9 @@ FILES = 2048
 
 SETUP, ENTER, REGISTER = 425, 426, 427  # the same on every architecture but alpha and mips
 SETUP_SUBMIT_ALL = 1 << 7  # a doorbell that is refused does not hold up those after it
-REGISTER_BUFFERS, REGISTER_FILES, REGISTER_FILES_UPDATE = 0, 2, 6
+REGISTER_BUFFERS, REGISTER_FILES_UPDATE, REGISTER_FILES = 0, 6, 13
+FILES_TABLE = struct.Struct("II24x")  # struct io_uring_rsrc_register
+SPARSE = 1
 SQ_RING_AT, SQES_AT = 0, 0x10000000
 WRITE_FIXED = 5
 FIXED_FILE, SKIP_SUCCESS = 1 << 0, 1 << 6
@@ -80,7 +82,7 @@ class _Ring:
     submit: Callable[[bytes, int, int], Sequence[int]]
 
     def __init__(self) -> None:
-        self._free = list(range(FILES))
+        self._free = list(reversed(range(FILES)))
         self._one = mmap.mmap(-1, mmap.PAGESIZE)
         self._one[:8] = (1).to_bytes(8, "little")  # an eventfd takes eight bytes
         view = ctypes.c_char.from_buffer(self._one)
@@ -94,7 +96,7 @@ class _Ring:
             self._map(parameters)
             buffer = (ctypes.c_uint64 * 2)(self._address, mmap.PAGESIZE)
             self._register(REGISTER_BUFFERS, buffer, 1)
-            self._register(REGISTER_FILES, (ctypes.c_int * FILES)(*[NO_FILE] * FILES), FILES)
+            self._register(REGISTER_FILES, FILES_TABLE.pack(FILES, SPARSE), FILES_TABLE.size)
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -185,8 +187,7 @@ class _Ring:
             raise OSError(errno.ENOSPC, "no room for further lines")
         places = [self._free.pop() for _ in lines]
         try:
-            for place, line in zip(places, lines, strict=True):
-                self._update(place, line)
+            self._update(places, lines)
         except OSError:
             self.remove(places)
             raise
@@ -194,14 +195,18 @@ class _Ring:
 
     def remove(self, places: Sequence[int]) -> None:
         """Release registered lines."""
-        for place in places:
-            self._update(place, NO_FILE)
-        self._free.extend(places)
+        self._update(places, [NO_FILE] * len(places))
+        self._free.extend(reversed(places))
 
-    def _update(self, place: int, line: Line) -> None:
-        line_there = ctypes.c_int(line)
-        update = (ctypes.c_uint64 * 2)(place, ctypes.addressof(line_there))  # struct io_uring_files_update
-        self._register(REGISTER_FILES_UPDATE, update, 1)
+    def _update(self, places: Sequence[int], lines: Sequence[Line]) -> None:
+        """Put lines at places of the table: one call for those that are next to each other."""
+        begin = 0
+        for end in range(1, len(places) + 1):
+            if end == len(places) or places[end] != places[end - 1] + 1:
+                those = (ctypes.c_int * (end - begin))(*lines[begin:end])
+                update = (ctypes.c_uint64 * 2)(places[begin], ctypes.addressof(those))  # struct io_uring_files_update
+                _checked(_syscall(REGISTER, self.descriptor, REGISTER_FILES_UPDATE, update, end - begin), "a line")
+                begin = end
 
     def close(self) -> None:
         """Give up the ring. ``submit`` must not be called again."""

@@ -43,7 +43,7 @@ class Recording:
     leaving it unmaps the file and keeps it.
     """
 
-    __slots__ = ("_bytes", "_mapping", "layout", "path", "words")
+    __slots__ = ("__weakref__", "_bytes", "_columns", "_mapping", "layout", "path", "words")
 
     def __init__(
         self, mapping: mmap.mmap, layout: RecordingLayout, path: str | os.PathLike[str], at_bytes: int = 0

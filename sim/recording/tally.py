@@ -31,6 +31,8 @@ class DrainTally:
         doorbells: the sum over all vectors.
     """
 
+    __slots__ = ("delivered", "doorbells", "interrupts", "used")
+
     def __init__(self, vectors: int) -> None:
         self.delivered, self.interrupts = [0] * vectors, [0] * vectors
         self.used = self.doorbells = 0

@@ -38,7 +38,7 @@ class Recorder:
     (``RINGS_REFUSED``, ``DRAINS_REFUSED``).
     """
 
-    __slots__ = ("_edges", "_edges_at", "domain", "layout", "sample", "words")
+    __slots__ = ("_edges", "_edges_at", "_recording", "domain", "layout", "sample", "words")
 
     def __init__(self, recording_: Recording, *, domain: int = 0) -> None:
         self.domain = domain
