@@ -200,7 +200,7 @@ def test_a_kill_after_any_store_leaves_whole_drains_and_their_sums(path, monkeyp
     with Recording.create(path, LAYOUT, machine=1, sample_every=1) as recording:
         left = [stores]
         columns = [_Column(column, left) for column in recording.drain_columns()]
-        monkeypatch.setattr(recording, "drain_columns", lambda: columns)
+        monkeypatch.setattr(Recording, "drain_columns", lambda _: columns)
         drains = Recorder(recording).make_drains()
         deliver = drains.recording(lambda vector, count: None, lambda: 7)
         with contextlib.suppress(_Killed):
