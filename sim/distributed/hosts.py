@@ -99,6 +99,9 @@ class HostsRun:
         programs: the files that its programs are in.
         resources_every_s: as for `sim.run`.
         tell: is called with a line for the user when something has happened.
+
+    Raises:
+        UsageError: as `collect_inputs`.
     """
 
     def __init__(
@@ -112,7 +115,8 @@ class HostsRun:
         tell: Callable[[str], object] = lambda line: None,
     ) -> None:
         self.topology, self.placed, self.cluster = topology, {each.host: each for each in placed}, cluster
-        self._programs, self._resources_every_s, self._tell = programs, resources_every_s, tell
+        self._inputs = collect_inputs(topology, programs)
+        self._resources_every_s, self._tell = resources_every_s, tell
         self._barrier = f"ivsim-{uuid.uuid4().hex}"
         self._waiting = dict.fromkeys(self.placed)
         self._begun: set[str] = set()
@@ -179,7 +183,7 @@ class HostsRun:
             self._tell(line)
 
     def _send(self) -> None:
-        inputs = collect_inputs(self.topology, self._programs)
+        inputs = self._inputs
         options = ["--runs", RUNS, "--resources-every", f"{self._resources_every_s:g}", "--json"]
         for host, its in self.placed.items():
             arguments = ["run", *inputs.arguments, "--domains", ",".join(its.domains), *options]

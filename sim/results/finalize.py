@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from nodes.errors import UsageError
 from sim.recording.reader import VECTOR_MASK
-from sim.results.analysis.account import Account, account
+from sim.results.analysis.account import Account, account, inferred_ending
 from sim.results.analysis.joint import join_machines, join_summaries
 from sim.results.analysis.latency.distribution import distribution, sizes_of_drains
 from sim.results.analysis.latency.samples import sample_batches
@@ -47,6 +47,7 @@ def conclude(path: Path, manifest: Manifest, ending: Ending | None, into: Path |
     if manifest.parts:
         parts = Run(path).parts
         files.write_json(place / files.MANIFEST, join_machines(manifest, parts))
+        ending = ending or inferred_ending(path, manifest, [])
         _write_summary(place, join_summaries(manifest, parts, ending))
         if into is None:
             _clean(path)

@@ -21,7 +21,7 @@ from sim.results.ending import Ending
 from sim.results.store import files, schemas
 from sim.results.store.manifest import MACHINE_NAME_MAX, MachineRow, Manifest
 
-__all__ = ["Account", "account"]
+__all__ = ["Account", "account", "inferred_ending"]
 
 Table = npt.NDArray[np.int64]
 
@@ -64,7 +64,7 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
     records += later
     if ending is not None and ending.phases:
         manifest = msgspec.structs.replace(manifest, phases=ending.phases)
-    ending = ending or _inferred(path, manifest, records)
+    ending = ending or inferred_ending(path, manifest, records)
     problems = [problem for record in records for problem in record.problems]
     numbers = LineNumbers(manifest.machines, records, ending.identities)
     lines, edges = _lines(manifest, ending, records, numbers, problems)
@@ -144,7 +144,7 @@ def _with_further(
     return sound, msgspec.structs.replace(manifest, machines=rows)
 
 
-def _inferred(path: Path, manifest: Manifest, records: Sequence[Records]) -> Ending:
+def inferred_ending(path: Path, manifest: Manifest, records: Sequence[Records]) -> Ending:
     """The ending of a run whose coordinator died or failed, from the stamps and states in its recordings."""
     status, reason = files.DIED, f"the coordinator (process {manifest.owner.pid}) died"
     with contextlib.suppress(UsageError):

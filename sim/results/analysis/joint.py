@@ -45,13 +45,13 @@ def join_machines(manifest: Manifest, parts: Mapping[str, Run]) -> Manifest:
     return msgspec.structs.replace(manifest, machines=rows)
 
 
-def join_summaries(manifest: Manifest, parts: Mapping[str, Run], ending: Ending | None) -> Summary:
+def join_summaries(manifest: Manifest, parts: Mapping[str, Run], ending: Ending) -> Summary:
     """The summary of the whole.
 
     Args:
         manifest: that of the whole.
         parts: those of its parts that are there, by host.
-        ending: how the command saw it end; None if the command died.
+        ending: how the command saw it end.
     """
     figures, problems = {}, []
     for host in (row.host for row in manifest.parts):
@@ -72,8 +72,8 @@ def join_summaries(manifest: Manifest, parts: Mapping[str, Run], ending: Ending 
         schema_version=manifest.schema_version,
         version=manifest.version,
         title=manifest.title,
-        status=ending.status if ending else "died",
-        reason=ending.reason if ending else f"the command (process {manifest.owner.pid}) died",
+        status=ending.status,
+        reason=ending.reason,
         balanced=all(each.balanced for each in every),
         **sums,
         pending_derived=any(each.pending_derived for each in every),

@@ -48,7 +48,7 @@ def _unfinished(run: Run) -> bool:
     """Whether there are no results yet: it runs, its coordinator died, or the disk was full at its end."""
     if run.status == files.RUNNING or _without_status(run):
         return True
-    return not (run.path / files.SUMMARY).exists() and bool(files.recordings(run.path))
+    return not (run.path / files.SUMMARY).exists() and bool(files.recordings(run.path) or run.parts)
 
 
 def _without_status(run: Run) -> bool:

@@ -274,6 +274,21 @@ def test_a_run_whose_command_died_is_made_of_the_parts_that_had_come(hosts: Fake
     again = sim.open(run.path)
     assert again.status == "died"
     assert again.figures.rung == run.figures.rung
+    # One that was given up says so.
+    (run.path / "summary.json").unlink()
+    (run.path / "status").write_text("interrupted\ngiven up\n")
+    again = sim.open(run.path)
+    assert (again.status, again.reason, again.figures.rung) == ("interrupted", "given up", run.figures.rung)
+
+
+def test_what_cannot_be_sent_is_refused_before_there_is_a_directory(hosts: FakeHosts) -> None:
+    topology = loads(TWO_HALVES)
+    programs = [hosts.where / "a" / "mine.py", hosts.where / "b" / "mine.py"]
+    for program in programs:
+        program.parent.mkdir()
+        program.touch()
+    with pytest.raises(UsageError, match=r"two programs are called mine\.py"):
+        HostsRun(topology, [], hosts, programs=programs)  # type: ignore[arg-type]
 
 
 # Where domains run
