@@ -193,7 +193,8 @@ class IvshmemV2(Ivshmem):
         """Reset the device: State 0, of which the others hear if it was not 0; interrupts and one-shot off."""
         self.registers.write_word(self.profile.registers.offset_of(STATE), 0)
         self.registers.reset(INTERRUPT_CONTROL)
-        self.config.data[self.profile.vendor_capability + PRIVILEGED_CONTROL] = 0
+        if self.profile.reset_clears_one_shot:
+            self.config.data[self.profile.vendor_capability + PRIVILEGED_CONTROL] = 0
         self._judged.clear()
         super().reset()
 

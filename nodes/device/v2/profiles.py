@@ -1,7 +1,8 @@
 """The devices of ivshmem v2 in the field: the cells that v1 does not have, and one profile each.
 
 Sources: "S" is Jailhouse's Documentation/ivshmem-v2-specification.md; "J" its hypervisor/ivshmem.c; "Q" the QEMU fork's
-hw/misc/ivshmem2.c (Kiszka's RFC of November 2019).
+hw/misc/ivshmem2.c (Kiszka's RFC of November 2019). "A running fork" is that device in a QEMU 7.2, as
+tests/qemu/test_v2_fork.py finds it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from enum import Enum
 
 from nodes.device.access_path import AccessPath, MisalignedConfig
 from nodes.device.msix import Undelivered
-from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEMORY
+from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_MEMORY
 from nodes.device.profile import COMMAND_BITS, DOORBELL, DoorbellMatch, Profile, make_profile
 from nodes.device.registers import Access, AccessRules, Register, RegisterMap, Unfit
 
@@ -65,6 +66,7 @@ class ProfileV2(Profile, frozen=True):
     config_limit: int
     peers_limit: int
     forbidden_store: ForbiddenStore
+    reset_clears_one_shot: bool
 
 
 QEMU_V2 = make_profile(
@@ -76,11 +78,11 @@ QEMU_V2 = make_profile(
     device=(0x4106, "S, offset 02"),
     class_code=(0xFF_00_00, "S, offset 09: the protocol in the low 16 bits"),
     revision=(0, "S, offset 08"),
-    subsystem_vendor=(0x110A, "S, offset 2c: the same as the vendor"),
-    subsystem=(0x4106, "S, offset 2e: the same as the device"),
+    subsystem_vendor=(0x1AF4, "a running fork, offset 2c; S has the vendor"),
+    subsystem=(0x1100, "a running fork, offset 2e; S has the device"),
     interrupt_pin=(0, "S, interrupt pin: 0 with MSI-X"),
     pci=(True, "S, Device Identification"),
-    command_preset=(COMMAND_IO | COMMAND_MEMORY, "Q: Command is 0003 after realize, S has 0000"),
+    command_preset=(0, "a running fork, offset 04: the reset after realize clears what Q sets; S"),
     command_mask=(COMMAND_BITS, "QEMU, hw/pci/pci.c, pci_init_wmask"),
     config_writable_from=(0x40, "QEMU, hw/pci/pci.c, pci_init_wmask"),
     msix_capability=(0x40, "Q: lspci of the RFC's thread, [40] MSI-X"),
@@ -92,8 +94,8 @@ QEMU_V2 = make_profile(
     registers_io=(False, "S, BAR0"),
     registers=(REGISTERS_V2, "S, Register Region; Q: 4 KiB"),
     registers_rules=(
-        AccessRules(narrowest_bytes=4, misaligned=Unfit.ZERO, wide=Unfit.ZERO, write_offset_mask=0xFC),
-        "S: aligned 32-bit only; Q, ivshmem_io_write: the address is masked with 0xfc",
+        AccessRules(write_offset_mask=0xFC),
+        "a running fork takes accesses of 8, 16 and 64 bits too, S only 32; Q: a written address is masked with 0xfc",
     ),
     msix_bar=(1, "S, BAR1"),
     msix=(True, "S, MSI-X"),
@@ -134,6 +136,7 @@ QEMU_V2 = make_profile(
     ram_block=("ivshmem.rw-section", "Q: beside it ivshmem.state and ivshmem.input-sections"),
     quirks=(frozenset(), "none of 2012"),
     forbidden_store=(ForbiddenStore.IGNORED, "Q: memory_region_set_readonly; writes are ignored"),
+    reset_clears_one_shot=(False, "a running fork: QEMU's hw/pci/pci.c resets no vendor capability"),
 )
 
 JAILHOUSE_V2 = make_profile(
@@ -141,7 +144,8 @@ JAILHOUSE_V2 = make_profile(
     "ivshmem v2 of the Jailhouse hypervisor: MSI-X, the memory at a base address",
     QEMU_V2,
     ProfileV2,
-    command_preset=(0, "S, offset 04"),
+    subsystem_vendor=(0x110A, "S, offset 2c: the same as the vendor"),
+    subsystem=(0x4106, "S, offset 2e: the same as the device"),
     command_mask=(
         COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_INTX_DISABLE,
         "J: PCI_CMD_MEM, PCI_CMD_MASTER, PCI_CMD_INTX_OFF; S prints bus master as bit 3",
@@ -169,6 +173,7 @@ JAILHOUSE_V2 = make_profile(
     master_is_first=(False, "J: no migration"),
     migration_locks_devices=(False, "J: no migration"),
     stream=((), "J: no migration"),
+    reset_clears_one_shot=(True, "S, Privileged Control: 0 after reset"),
     forbidden_store=(ForbiddenStore.STOPS, "J: the section is mapped read-only; a fault stops the cell"),
 )
 

@@ -116,7 +116,7 @@ class _Reader:
         if peer >= numbers.max_peers:
             return "v2-peer"
         if not frame.descriptors:
-            return "v2-own-eventfd-missing" if peer == self.client.peer else "v2-eventfd-missing"
+            return "v2-eventfd-missing"
         self._gone.discard(peer)
         return ""
 

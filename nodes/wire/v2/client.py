@@ -165,10 +165,7 @@ class FramedClient(Generic[D]):
         if peer >= numbers.max_peers:
             return Ignored(f"invalid peer {peer}", frame.descriptors)
         if not frame.descriptors:
-            text = f"server sent vector {vector} of peer {peer} without an eventfd"
-            if peer == self.peer:
-                raise RemoteProtocolError(text)
-            return Ignored(text)
+            return Ignored(f"server sent vector {vector} of peer {peer} without an eventfd")
         self.peers[peer] = known + 1
         return VectorConnected(peer, vector, frame.descriptors[0])
 
