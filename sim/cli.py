@@ -141,3 +141,4 @@ def _check_limits(arguments: list[str]) -> None:
     elif command in TELEMETRY_COMMANDS:
         libraries.check(libraries.TELEMETRY)
     libraries.be_frugal()
+    libraries.take_all_descriptors()

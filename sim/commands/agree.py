@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import topologies
+from sim.commands.numbers import WholeNumber
 from sim.commands.options import BadTopology, overrides_option, programs_option, runs_option, topology_argument
 from sim.exit_codes import MISSED
 
@@ -16,8 +17,8 @@ __all__ = ["agree"]
 
 @click.command("agree")
 @topology_argument
-@click.option("--seed", type=click.IntRange(min=0), help="The first seed. Default: that of the topology.")
-@click.option("--seeds", default=1, show_default=True, type=click.IntRange(min=1), help="How many seeds, counting up.")
+@click.option("--seed", type=WholeNumber(min=0), help="The first seed. Default: that of the topology.")
+@click.option("--seeds", default=1, show_default=True, type=WholeNumber(min=1), help="How many seeds, counting up.")
 @click.option(
     "--share",
     type=click.Choice(["all", "half"]),
@@ -28,7 +29,7 @@ __all__ = ["agree"]
 @click.option(
     "--machines",
     "machines_max",
-    type=click.IntRange(min=2),
+    type=WholeNumber(min=2),
     default=8,
     show_default=True,
     help="Groups are made smaller until there are so many machines.",

@@ -16,7 +16,7 @@ import click
 from nodes.errors import GuestError, UsageError
 from sim.commands.attach_memory import dump, part_of, writable_part
 from sim.commands.attach_session import AttachSession, count_in_words, dialect_of, vectors_in_words
-from sim.commands.numbers import duration_ns, number
+from sim.commands.numbers import WholeNumber, duration_ns, number
 from sim.commands.output import write_file
 from sim.exit_codes import INTERRUPTED
 from sim.kernel.signal_wakeup import ended_by_signal
@@ -59,7 +59,7 @@ class _Commands(click.Group):
 @click.option(
     "-n",
     "--vectors",
-    type=click.IntRange(1, VECTORS_MAX),
+    type=WholeNumber(1, VECTORS_MAX),
     default=64,
     show_default=True,
     help="How many vectors this peer has: it keeps no more eventfds of each peer.",
@@ -113,7 +113,7 @@ def peers(session: AttachSession, as_json: bool) -> None:
 @attach.command("ring", short_help="Ring vectors of peers.", context_settings=NUMBERS)
 @click.argument("peer", metavar="PEER|all")
 @click.argument("vector", metavar="[VECTOR|all]", default="")
-@click.option("--count", type=click.IntRange(1), default=1, metavar="N", help="Ring so many times.")
+@click.option("--count", type=WholeNumber(1), default=1, metavar="N", help="Ring so many times.")
 @click.option("--every", "every_ns", callback=duration_ns, metavar="DURATION", help="Once in so long: 1s, 10ms.")
 @click.option("--raw", is_flag=True, help="PEER is what a driver writes: 32 bits, peer << 16 | vector.")
 @click.option(
@@ -226,7 +226,7 @@ def wait(context: click.Context, vector: int | None, timeout_ns: int | None) -> 
 
 
 @attach.command("watch", short_help="Show interrupts as they come.")
-@click.option("--count", type=click.IntRange(1), help="End after so many interrupts.")
+@click.option("--count", type=WholeNumber(1), help="End after so many interrupts.")
 @click.option("--timeout", "timeout_ns", callback=duration_ns, metavar="DURATION", help="End after so long: 5s, 250ms.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.pass_context

@@ -33,6 +33,7 @@ def calibrate(runs: tuple[Path, ...], base: str, output: Path | None) -> None:
     """
     from sim.calibration import as_toml
     from sim.calibration import calibrate as read_costs
+    from sim.commands.output import write_file
     from sim.engines.virtual.cost_model import load_model
     from sim.results.store.opening import open as open_run
 
@@ -40,4 +41,4 @@ def calibrate(runs: tuple[Path, ...], base: str, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
     else:
-        output.write_text(text)
+        write_file(output, text)

@@ -18,7 +18,7 @@ from nodes.qemu_versions import QemuVersion
 from nodes.wire.analyzer import Analysis, Explained, explain
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
 from nodes.wire.v2.protocol import ALL_DIALECTS
-from sim.commands.numbers import duration_ns
+from sim.commands.numbers import Number, WholeNumber, duration_ns
 from sim.commands.options import qemu_version_option
 from sim.kernel.loop import Loop
 from sim.kernel.shortage import error_of_path
@@ -143,7 +143,7 @@ def _lines(opened: IO[str]) -> Iterator[str]:
 @click.option(
     "-n",
     "--vectors",
-    type=click.IntRange(1, 2048),
+    type=WholeNumber(1, 2048),
     help="How many vectors the client's device has: more eventfds of a peer are then wrong.",
 )
 @qemu_version_option
@@ -224,10 +224,10 @@ def _entry_as_data(explained: Explained, explanation: Analysis, version: QemuVer
 @click.command("replay")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("-S", "--socket", "path", required=True, type=SOCKET, help="The socket for the client to connect to.")
-@click.option("--connection", type=click.IntRange(1), help="Which connection to replay. Default: the first.")
+@click.option("--connection", type=WholeNumber(1), help="Which connection to replay. Default: the first.")
 @click.option(
     "--speed",
-    type=click.FloatRange(0, 1e9),
+    type=Number(0, 1e9),
     default=1.0,
     show_default=True,
     help="How many times faster than it was recorded; 0: at once.",

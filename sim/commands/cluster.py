@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from nodes.errors import UsageError
+from sim.commands.numbers import WholeNumber
 from sim.distributed.addresses import PORT, Tls, check_address, check_listening, make_tls
 from sim.distributed.dask_extra import require_dask
 
@@ -36,7 +37,7 @@ def cluster_options(command: Command) -> Command:
     """Give a command --scheduler, --workers and the options of TLS."""
     command = tls_options(command)
     command = click.option(
-        "--workers", type=click.IntRange(1, 256), help="Run so many at a time on this host, in a cluster of its own."
+        "--workers", type=WholeNumber(1, 256), help="Run so many at a time on this host, in a cluster of its own."
     )(command)
     return click.option(
         "--scheduler",
@@ -75,7 +76,7 @@ def cluster_of(scheduler: str | None, workers: int | None, tls: Tls | None) -> W
 
 @click.command("scheduler")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="The port; 0: any.")
+@click.option("--port", type=WholeNumber(0, 65535), default=PORT, show_default=True, help="The port; 0: any.")
 @tls_options
 def scheduler(host: str, port: int, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None) -> None:
     """Give the runs of `ivsim sweep --scheduler` to workers, until a signal comes.

@@ -9,6 +9,7 @@ import msgspec
 
 from nodes.device.profiles import PROFILES, profile
 from nodes.device.variants import make_variant, parse_cells, variant_name
+from sim.commands.numbers import WholeNumber
 
 __all__ = ["conformance", "device"]
 
@@ -66,8 +67,8 @@ def list_odd_devices(as_json: bool) -> None:
 @device.command("show")
 @click.argument("name", metavar="PROFILE", type=_ProfileName(list(PROFILES)))
 @click.option("--variant", "texts", multiple=True, metavar="CELL=VALUE", help="Change a cell. Repeatable.")
-@click.option("--vectors", type=click.IntRange(min=1), help="Own vectors. Default: 2, or what the device always has.")
-@click.option("--memory-bytes", type=click.IntRange(min=1), help="Size of the shared memory, a power of two.")
+@click.option("--vectors", type=WholeNumber(min=1), help="Own vectors. Default: 2, or what the device always has.")
+@click.option("--memory-bytes", type=WholeNumber(min=1), help="Size of the shared memory, a power of two.")
 def show(name: str, texts: tuple[str, ...], vectors: int | None, memory_bytes: int | None) -> None:
     """Print the datasheet of PROFILE: configuration space, registers, MSI-X, behaviour, each with its source."""
     from sim.views.datasheet import datasheet
@@ -92,10 +93,10 @@ def show(name: str, texts: tuple[str, ...], vectors: int | None, memory_bytes: i
     type=click.Choice(["tcg", "kvm", "qtest"]),
     help="Who makes the accesses: a processor under TCG or KVM, or the qtest protocol.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="The first seed.")
-@click.option("--seeds", default=1, show_default=True, type=click.IntRange(min=1), help="How many seeds, counting up.")
+@click.option("--seed", default=0, show_default=True, type=WholeNumber(min=0), help="The first seed.")
+@click.option("--seeds", default=1, show_default=True, type=WholeNumber(min=1), help="How many seeds, counting up.")
 @click.option(
-    "--operations", default=1000, show_default=True, type=click.IntRange(min=1), help="Operations for each seed."
+    "--operations", default=1000, show_default=True, type=WholeNumber(min=1), help="Operations for each seed."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")
 @click.pass_context

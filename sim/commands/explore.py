@@ -11,6 +11,7 @@ import click
 
 import topologies
 from sim.commands.cluster import Where, cluster_of, cluster_options
+from sim.commands.numbers import WholeNumber
 from sim.commands.options import BadTopology, overrides_option, programs_option, topology_argument
 from sim.distributed.addresses import make_tls
 from sim.exit_codes import MISSED, of_signal
@@ -33,7 +34,7 @@ def _seeds(_context: click.Context, _option: click.Parameter, given: str) -> ran
 @click.command("explore")
 @topology_argument
 @click.option("--seeds", default="0..999", show_default=True, callback=_seeds, help="FIRST..LAST, or how many from 0.")
-@click.option("--jobs", type=click.IntRange(1, 4096), default=1, show_default=True, help="How many processes.")
+@click.option("--jobs", type=WholeNumber(1, 4096), default=1, show_default=True, help="How many processes.")
 @click.option("--keep-going", is_flag=True, help="Run all seeds, also after one that breaks an invariant.")
 @click.option(
     "-o",

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import click
 
 from nodes.errors import UsageError
 
-__all__ = ["c_number", "duration_ns", "number", "split_values"]
+__all__ = ["Number", "WholeNumber", "c_number", "duration_ns", "number", "split_values"]
 
 UNITS_NS = {"ms": 1_000_000, "s": 1_000_000_000, "": 1_000_000_000, "m": 60_000_000_000, "h": 3_600_000_000_000}
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|.', re.DOTALL)
+
+
+class WholeNumber(click.IntRange):
+    """A whole number within limits; a text that is none is answered with what is expected."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            int(value)
+        except ValueError:
+            self.fail(f"expected a whole number ({self._describe_range()}), got {value!r}", param, ctx)
+        return int(super().convert(value, param, ctx))
+
+
+class Number(click.FloatRange):
+    """A number within limits; a text that is none is answered with what is expected."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            float(value)
+        except ValueError:
+            self.fail(f"expected a number ({self._describe_range()}), got {value!r}", param, ctx)
+        return float(super().convert(value, param, ctx))
 
 
 def duration_ns(_context: click.Context, _option: click.Parameter, given: str | None) -> int | None:

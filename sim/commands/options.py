@@ -11,6 +11,7 @@ import topologies
 from nodes.errors import UsageError
 from nodes.qemu_versions import QemuVersion
 from sim.commands.completion import complete_keys, complete_runs, complete_topologies
+from sim.commands.numbers import Number
 from sim.exit_codes import WRONG_USE
 from sim.kernel.qemu_program import assumed_version
 
@@ -101,7 +102,7 @@ runs_option = click.option(
 resources_every_option = click.option(
     "--resources-every",
     "resources_every_s",
-    type=click.FloatRange(0, 3600),
+    type=Number(0, 3600),
     default=0.5,
     show_default=True,
     metavar="SECONDS",

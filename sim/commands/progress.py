@@ -45,7 +45,10 @@ def progress(endpoint: str, console: Console) -> Iterator[None]:
 
 
 def _words(snapshot: Snapshot, rates: Rates) -> list[str]:
-    words = [f"{snapshot.phase:8}", f"{snapshot.up}/{snapshot.machines} machines up"]
+    if snapshot.phase == "done":
+        words = ["done", f"{snapshot.machines} machines"]
+    else:
+        words = [f"{snapshot.phase:8}", f"{snapshot.up}/{snapshot.machines} machines up"]
     if snapshot.phase == "running":
         known = [its for group in snapshot.groups if (its := rates.of(group)) is not None]
         doorbells, interrupts = (sum(its[name] for its in known) for name in ("rung", "interrupts"))

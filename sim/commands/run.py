@@ -15,6 +15,7 @@ import click
 import sim
 import topologies
 from sim.commands.cluster import cluster_of, cluster_options
+from sim.commands.numbers import WholeNumber
 from sim.commands.options import (
     BadTopology,
     optional_topology_argument,
@@ -40,7 +41,7 @@ EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 @click.command("run")
 @optional_topology_argument
 @overrides_option
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="The same as --set seed=N.")
+@click.option("--seed", type=WholeNumber(0, 2**63 - 1), help="The same as --set seed=N.")
 @click.option("--engine", type=click.Choice(get_args(EngineName)), help="The same as --set run.engine=NAME.")
 @runs_option
 @click.option(
@@ -58,7 +59,7 @@ EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 )
 @click.option(
     "--start-fd",
-    type=click.IntRange(min=3),
+    type=WholeNumber(min=3),
     metavar="FD",
     help="A connected socket that gets the line `ready` when all machines are; a line from it starts them.",
 )

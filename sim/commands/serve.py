@@ -15,7 +15,7 @@ from nodes.device.v2.sections import PAGE_BYTES
 from nodes.errors import HostError, UsageError
 from nodes.wire.protocol import PEERS_MAX, V0
 from nodes.wire.v2.protocol import ALL_DIALECTS, V2, DomainNumbers
-from sim.commands.numbers import c_number
+from sim.commands.numbers import WholeNumber, c_number
 from sim.commands.systemd import hidden_program, units
 from sim.exit_codes import FAILED, of_error
 from sim.wire.daemon import detach
@@ -177,7 +177,7 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
 @click.option(
     "--ids",
     "first_peer",
-    type=click.IntRange(0, PEERS_MAX - 1),
+    type=WholeNumber(0, PEERS_MAX - 1),
     default=0,
     show_default=True,
     help=f"The first client's ID. Each is given once; after ID {PEERS_MAX - 1}, clients are refused.",
@@ -189,12 +189,12 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
     help="Give the lowest free ID. A real QEMU (7.2 and earlier) corrupts its heap when an ID comes back.",
 )
 @click.option(
-    "--max-clients", "clients_max", type=click.IntRange(1, PEERS_MAX), help="Refuse more than that many at once."
+    "--max-clients", "clients_max", type=WholeNumber(1, PEERS_MAX), help="Refuse more than that many at once."
 )
 @click.option(
     "--uid",
     "uids",
-    type=click.IntRange(0, UID_MAX),
+    type=WholeNumber(0, UID_MAX),
     multiple=True,
     metavar="UID",
     help="Refuse processes of other users, as the kernel tells (SO_PEERCRED); may be given several times.  "
@@ -203,7 +203,7 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
 @click.option("--log", metavar="FILE", help="Append what happens to a file, one JSON object a line; - is stdout.")
 @click.option(
     "--ready-fd",
-    type=click.IntRange(min=3),
+    type=WholeNumber(min=3),
     metavar="FD",
     help="Write the socket's path and a newline to this descriptor, once clients can connect, and close it; needs -F.",
 )

@@ -9,7 +9,7 @@ import click
 from nodes.errors import UsageError
 from sim.commands.cluster import cluster_of, cluster_options
 from sim.commands.completion import complete_keys
-from sim.commands.numbers import split_values
+from sim.commands.numbers import WholeNumber, split_values
 from sim.commands.options import optional_topology_argument, programs_option, resources_every_option, runs_option
 from sim.distributed.addresses import make_tls
 
@@ -42,7 +42,7 @@ def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, .
     help="Values of one key of the topology, or a single one. Repeatable.",
 )
 @click.option(
-    "--repeat", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs of each; run r has the seed + r."
+    "--repeat", type=WholeNumber(1, 1000), default=1, show_default=True, help="Runs of each; run r has the seed + r."
 )
 @click.option(
     "--resume",

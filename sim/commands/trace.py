@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from sim.commands.numbers import duration_ns
+from sim.commands.numbers import WholeNumber, duration_ns
 from sim.commands.options import run_argument
 from sim.commands.output import write_whole
 
@@ -25,7 +25,7 @@ __all__ = ["trace"]
 )
 @click.option(
     "--events",
-    type=click.IntRange(1, 10_000_000),
+    type=WholeNumber(1, 10_000_000),
     default=100_000,
     show_default=True,
     help="The most slices and flows to write, in order of time; what is cut is said.",

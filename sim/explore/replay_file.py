@@ -10,6 +10,7 @@ import msgspec
 from nodes.errors import UsageError
 from sim.engines.virtual.chaos import Decision
 from sim.explore.outcome import Broken, Outcome
+from sim.kernel.shortage import path_reason
 from topologies import Topology, load, loads
 
 __all__ = ["Replay", "read_replay", "write_replay"]
@@ -69,7 +70,7 @@ def write_replay(file: str | Path, topology: Topology, programs: Sequence[str | 
     try:
         Path(file).write_bytes(msgspec.json.format(msgspec.json.encode(replay), indent=1) + b"\n")
     except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error.strerror}") from error
+        raise UsageError(f"{file} cannot be written: {path_reason(error)}") from error
 
 
 def read_replay(file: str | Path) -> Replay:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from nodes.errors import HostError
 
-__all__ = ["RESULTS", "TELEMETRY", "be_frugal", "check", "keep_pandas_out", "leave_out_pandas"]
+__all__ = ["RESULTS", "TELEMETRY", "be_frugal", "check", "keep_pandas_out", "leave_out_pandas", "take_all_descriptors"]
 
 MIB = 1 << 20
 STACK_BYTES = 128 << 10
@@ -69,6 +69,16 @@ def be_frugal(environment: MutableMapping[str, str] = os.environ) -> None:
         if resource.getrlimit(kind)[0] != resource.RLIM_INFINITY:
             for name, value in FRUGAL.items():
                 environment.setdefault(name, value)
+
+
+def take_all_descriptors() -> None:
+    """Raise the soft limit on descriptors, often 1,024, to the hard one: a peer has one for each vector of each other.
+
+    The soft limit is low for programs that use select(2), whose sets end at 1,024. This command uses epoll(7).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def leave_out_pandas() -> None:

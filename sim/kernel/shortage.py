@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 
 from nodes.errors import HostError, UsageError
 
-__all__ = ["error_of_path", "explained", "is_shortage", "why_no_room"]
+__all__ = ["error_of_path", "explained", "is_shortage", "path_reason", "why_no_room"]
 
 _SHORTAGES = frozenset(
     {
@@ -37,7 +38,23 @@ def error_of_path(error: OSError, text: str) -> HostError | UsageError:
     A lack of rights is the user's error: another path can be named.
     """
     made = HostError if is_shortage(error) and error.errno not in _RIGHTS else UsageError
-    return made(f"{text}: {error.strerror or error}")
+    return made(f"{text}: {path_reason(error)}")
+
+
+def path_reason(error: OSError, path: str | None = None) -> str:
+    """The kernel's reason, and the directory that is missing where that is why ``path`` cannot be made.
+
+    Args:
+        error: the error.
+        path: the path; if absent, the one that the error has.
+    """
+    reason = error.strerror or str(error)
+    if path is None:
+        path = error.filename if isinstance(error.filename, str) else ""
+    folder = os.path.dirname(path)
+    if error.errno == errno.ENOENT and folder and not os.path.isdir(folder):
+        reason += f": there is no directory {folder}"
+    return reason
 
 
 def is_shortage(error: OSError) -> bool:
@@ -53,7 +70,7 @@ def why_no_room(error: OSError, place: str, size_bytes: int) -> str:
 
 
 def explained(error: OSError) -> Exception:
-    """Return what is missing on this host, where that is why a path was not found; otherwise the error itself."""
+    """Return what is missing on this host, where the error says less; otherwise the error itself."""
     if error.errno == errno.ENOENT:
         try:
             os.getcwd()
@@ -61,4 +78,7 @@ def explained(error: OSError) -> Exception:
             return UsageError("the current directory has been removed: change to another one")
         if not os.path.isdir("/proc/self"):
             return HostError("this host has no /proc: mount it, see proc(5)")
+    if error.errno == errno.EMFILE:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return HostError(f"more than {limit} descriptors are needed, the limit of this process: raise it (ulimit -Hn)")
     return error

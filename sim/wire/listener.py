@@ -18,6 +18,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 from nodes.errors import UsageError
+from sim.kernel.shortage import path_reason
 
 __all__ = ["LISTENING", "PATH_BYTES_MAX", "Listener", "group_number", "probe"]
 
@@ -57,7 +58,7 @@ class Listener:
             self.close()
             if error.errno == errno.EADDRINUSE:
                 raise UsageError(f"{path} is in use by another server, or is not a socket of ours") from error
-            raise UsageError(f"cannot listen on {path}: {error.strerror}") from error
+            raise UsageError(f"cannot listen on {path}: {path_reason(error, os.fspath(path))}") from error
         except BaseException:
             self.close()
             raise

@@ -204,6 +204,8 @@ def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
         ),
         (["show", "no/such/run"], 2, "no such run directory"),
         (["show", "."], 2, "not a run directory"),
+        (["run", "ping_pong", "--resources-every", "x"], 2, "expected a number (0<=x<=3600), got 'x'"),
+        (["conformance", "--seed", "x"], 2, "expected a whole number (x>=0), got 'x'"),
         (["frobnicate"], 2, "No such command 'frobnicate': `ivsim -h` lists the commands"),
         (["validat"], 2, "No such command 'validat': did you mean \"validate\"?"),
         (["sweeps"], 2, 'did you mean "sweep"?'),

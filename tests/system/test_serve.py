@@ -133,7 +133,10 @@ def test_a_second_server_on_the_same_socket_is_refused_and_does_no_harm(short_pa
         (["-n", "0x1000000000000000000"], "expected a number such as 8, 0x8 or 010 (octal)"),
         (["-n", "0"], "0 is not in the range 1<=x<=2048"),
         (["-M", "a/b"], "expected a name without slashes"),
-        (["-S", "/nonexistent/directory/s"], "cannot listen on /nonexistent/directory/s"),
+        (
+            ["-S", "/nonexistent/directory/s"],
+            "directory/s: No such file or directory: there is no directory /nonexistent/directory",
+        ),
         (["-S", "/tmp/" + "x" * 120], "107 bytes"),
         (["--memfd"], "the memory is either -M, -m or --memfd"),
         (["--mode", "999"], "expected three octal digits"),

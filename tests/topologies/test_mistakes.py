@@ -116,6 +116,11 @@ def test_a_file_in_another_language_is_recognised() -> None:
     assert "have = between" in refused("machines:\n  a:\n    program: idle\n")[0].hint
 
 
+def test_an_array_that_the_end_of_the_file_interrupts() -> None:
+    (problem,) = refused("title = 'no ]' # nor here ]\nmachines = [\n")
+    assert problem.hint == "an array is not closed: its ] is missing"
+
+
 # No topology
 
 

@@ -69,6 +69,13 @@ def hint_at(text: str, line: int, message: str) -> str:
     for pattern, hint in _BESIDE_STRINGS:
         if pattern.search(bare):
             return hint
+    return _hint_of_value(text, faulty)
+
+
+def _hint_of_value(text: str, faulty: str) -> str:
+    if not faulty.strip():  # the end of the file
+        outside = re.sub("#.*", "", _STRING.sub("", text))
+        return "an array is not closed: its ] is missing" if outside.count("[") > outside.count("]") else ""
     words = _WORDS.fullmatch(faulty)
     return f"strings need quotes: {show(words[1])}" if words else ""
 

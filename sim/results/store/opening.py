@@ -33,9 +33,13 @@ def open(path: str | os.PathLike[str]) -> Run:
     """
     run = Run(Path(path))
     if not run.path.is_dir():
-        raise UsageError(f"{run.path}: no such run directory")
+        what = "a file, and no such run directory" if run.path.exists() else "no such run directory"
+        raise UsageError(f"{run.path}: {what}; `ivsim run` prints the one that it makes")
     if not (run.path / files.MANIFEST).exists() and not (run.path / files.SUMMARY).exists():
-        raise UsageError(f"{run.path}: not a run directory: neither {files.MANIFEST} nor {files.SUMMARY} is there")
+        runs = sorted(run.path.glob(f"*/{files.MANIFEST}"), key=lambda each: each.stat().st_mtime)
+        hint = f"; it has runs in it, such as {runs[-1].parent}" if runs else ""
+        missing = f"neither {files.MANIFEST} nor {files.SUMMARY} is there"
+        raise UsageError(f"{run.path}: not a run directory: {missing}{hint}")
     if _unfinished(run):
         return _recovered(run)
     if (run.path / files.MANIFEST).exists() and not (run.path / files.SUMMARY).exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from nodes.errors import HostError
 from sim.host import libraries
+from sim.kernel.qemu_program import chosen_qemu
 
 MIB = 1 << 20
 UNLIMITED = resource.RLIM_INFINITY
@@ -48,6 +50,18 @@ def test_a_run_is_refused_with_the_figure_or_works(options: str, tmp_path: Path)
         option = options.split()[1]
         assert f"ulimit {option}" in done.stderr or f"ulimit -H{option[1:]}" in done.stderr, done.stderr
         assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"), [("-Sn", "no divergence"), ("-n", "more than 200 descriptors are needed")]
+)
+def test_a_soft_limit_on_descriptors_is_no_limit(option: str, answer: str) -> None:
+    """It is 1,024 on most hosts; peers with many vectors need more."""
+    if shutil.which(chosen_qemu()) is None:
+        pytest.skip("no QEMU here to compare with")
+    done = limited(f"ulimit {option} 200", "conformance", "--seed", "1", "--operations", "5")
+    assert done.returncode == (0 if option == "-Sn" else 3), done.stderr
+    assert answer in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("command", ["show", "sweep", "compare", "report", "trace", "top", "ps", "clean", "graph"])

@@ -105,6 +105,11 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path):
             sim.results.open(place)
 
 
+def test_a_directory_of_runs_names_one(path):
+    with pytest.raises(UsageError, match=f"it has runs in it, such as {path}$"):
+        sim.results.open(path.parent)
+
+
 def test_runs_of_another_schema_are_named(path):
     change(path, "manifest.json", schema_version=2)
     assert any("schema 2, this program reads schema 1" in problem for problem in sim.results.open(path).problems)
