@@ -36,7 +36,7 @@ PR_SET_CHILD_SUBREAPER = 36
 SEED_OPTION = "hypothesis_seed"
 
 SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
-for name, count in {"sample": 60, "full": 200, "nightly": 5000}.items():
+for name, count in {"sample": 40, "full": 200, "nightly": 5000}.items():
     settings.register_profile(
         name, deadline=None, print_blob=True, derandomize=False, max_examples=count, suppress_health_check=SLOW
     )

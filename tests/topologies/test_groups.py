@@ -416,8 +416,8 @@ MIGRATES = '[[timeline]]\nat_s = 1.0\ndo = "migrate"\nmachines = "a"\n'
 @pytest.mark.parametrize(
     ("keys", "got"),
     [
-        ('kind = "external"\n', '"a", a machine of kind external'),
-        ('kind = "qemu"\nguest = { disk = "none.img" }\n', '"a", a machine with a guest'),
+        ('kind = "external"\n', '"a", of kind external'),
+        ('kind = "qemu"\nguest = { disk = "none.img" }\n', '"a", whose guest has a disk'),
     ],
 )
 def test_the_run_migrates_machines_whose_program_it_has(keys: str, got: str) -> None:
