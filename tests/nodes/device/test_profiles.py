@@ -353,8 +353,9 @@ def test_ivshmem_flat_has_no_pci_and_a_window_of_16_bytes() -> None:
     assert [device.bar_read(0, at, 4) for at in (0, 4, 8, 12, 16)] == [0, 0, 3, 0, 0]
     for vector in range(64):
         assert device.connect(5, vector)
+    assert device.connect(0, 5)
     device.bar_write(0, 12, 4, 5 << 16 | 63)
-    device.bar_write(0, 14, 2, 5)
+    device.bar_write(0, 14, 2, 5)  # another offset, so nothing: ivshmem-doorbell rings vector 5 of peer 0
     device.bar_write(0, 12, 4, 5 << 16 | 0x100)
     assert rung == [(5, 63)]
     (warning,) = device.effects
