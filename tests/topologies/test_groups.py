@@ -423,7 +423,8 @@ MIGRATES = '[[timeline]]\nat_s = 1.0\ndo = "migrate"\nmachines = "a"\n'
 def test_the_run_migrates_machines_whose_program_it_has(keys: str, got: str) -> None:
     problem = only(f"[machines.a]\n{keys}{MIGRATES}")
     assert (problem.key, problem.got) == ("timeline[0].machines", got)
-    assert loads(f'[machines.a]\nkind = "qemu"\nprogram = "idle"\n{MIGRATES}').timeline
+    for runs in ('program = "idle"', 'guest = { kernel = "none" }'):
+        assert loads(f'[machines.a]\nkind = "qemu"\n{runs}\n{MIGRATES}').timeline
 
 
 def test_each_plain_device_may_be_a_master() -> None:
