@@ -264,6 +264,7 @@ def _machine(resolved: ResolvedMachines, index: int, arguments: Mapping[int, Arg
         profile=values["profile"],
         program=resolved.programs[values["program"]].name if guest is None else GUEST_PROGRAM,
         parameters=arguments[id(settings)].of(index) if guest is None else {},
+        foreign=arguments[id(settings)].foreign if guest is None else frozenset(),
         domains=values["domains"],
         profiles=values.get("profiles", ()),
         present=not values["absent"],

@@ -228,6 +228,7 @@ class Machine(Struct, frozen=True, kw_only=True):
         profiles: the profile of the device in each of ``domains``; () where all have ``profile``.
         guest: the image that it boots in a QEMU; None for a machine whose program is a function.
         blockers: reasons not to migrate besides those of the devices.
+        foreign: the parameters whose peers are also those that are no machines of the topology.
     """
 
     index: int
@@ -246,6 +247,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     guest: GuestImage | None = None
     scheduling: Scheduling = Scheduling()
     blockers: tuple[str, ...] = ()
+    foreign: frozenset[str] = frozenset()
 
     def profile_in(self, domain: str) -> str:
         """The profile of the device in that domain."""

@@ -32,6 +32,8 @@ def unreachable(topology: Topology) -> tuple[Unreachable, ...]:
     found: dict[tuple[str, str, str], list[str]] = {}
     for machine in topology.machines:
         for parameter, targets in _targets(machine):
+            if not targets and parameter in machine.foreign:
+                continue  # foreign peers may come
             if reason := _reason(machine, targets, topology):
                 found.setdefault((machine.group, parameter, reason), []).append(machine.name)
     return tuple(Unreachable(tuple(names), parameter, reason) for (_, parameter, reason), names in found.items())

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PACKAGE = "linux-image-cloud-amd64"
+PACKAGE, HEADERS = "linux-image-cloud-amd64", "linux-headers-cloud-amd64"
 MODULES = ("irqbypass", "vfio", "vfio_iommu_type1", "vfio_virqfd", "vfio-pci-core", "vfio-pci")
 """In the order in which they need each other. A kernel that has one of them built in has no file for it."""
 FILE, DIRECTORY = 0o100000, 0o040000
@@ -56,6 +56,34 @@ def download_kernel(into: Path) -> tuple[Path, Path]:
     (kernel,) = (into / "boot").glob("vmlinuz-*")
     (modules,) = (each for each in into.glob("**/lib/modules/*") if each.is_dir())
     return kernel, modules
+
+
+def download_headers(into: Path) -> Path:
+    """Download and unpack what modules are built with; returns the directory for ``make -C``."""
+    packages = [_dependency(HEADERS, r"linux-headers-\S+")]
+    packages += [_dependency(packages[0], pattern) for pattern in (r"linux-headers-\S+-common", r"linux-kbuild-\S+")]
+    output(["apt-get", "download", "--quiet", "-o", "APT::Sandbox::User=root", *packages], cwd=into)
+    for package in into.glob("linux-*.deb"):
+        output(["dpkg-deb", "-x", os.fspath(package), os.fspath(into)])
+    sources = into / "usr" / "src"
+    (makefile,) = sources.glob("linux-headers-*-cloud-*/Makefile")
+    makefile.write_text(makefile.read_text().replace("/usr/src/", f"{sources}/"))
+    return makefile.parent
+
+
+def _dependency(package: str, pattern: str) -> str:
+    found = re.search(rf"Depends: ({pattern})", output(["apt-cache", "depends", package]))
+    if found is None:
+        sys.exit(f"apt-cache knows no {package}: run `apt-get update`")
+    return found[1]
+
+
+def compile_module(source: Path, headers: Path, into: Path) -> bytes:
+    """Build the module of one source file against these headers."""
+    shutil.copy(source, into)
+    (into / "Makefile").write_text(f"obj-m := {source.stem}.o\n")
+    output(["make", "-s", "-C", os.fspath(headers), f"M={into}", "modules"])
+    return (into / f"{source.stem}.ko").read_bytes()
 
 
 def compile_guest(into: Path, source: Path = HERE / "guest.c") -> bytes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -20,37 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, os.fspath(HERE.parent / "linux_guest"))
 
-from build import FILE, compile_guest, cpio, download_kernel, output  # noqa: E402
-
-HEADERS = "linux-headers-cloud-amd64"
-
-
-def download_headers(into: Path) -> Path:
-    """Download and unpack what modules are built with; returns the directory for ``make -C``."""
-    packages = [_dependency(HEADERS, r"linux-headers-\S+")]
-    packages += [_dependency(packages[0], pattern) for pattern in (r"linux-headers-\S+-common", r"linux-kbuild-\S+")]
-    output(["apt-get", "download", "--quiet", "-o", "APT::Sandbox::User=root", *packages], cwd=into)
-    for package in into.glob("linux-*.deb"):
-        output(["dpkg-deb", "-x", os.fspath(package), os.fspath(into)])
-    sources = into / "usr" / "src"
-    (makefile,) = sources.glob("linux-headers-*-cloud-*/Makefile")
-    makefile.write_text(makefile.read_text().replace("/usr/src/", f"{sources}/"))
-    return makefile.parent
-
-
-def _dependency(package: str, pattern: str) -> str:
-    found = re.search(rf"Depends: ({pattern})", output(["apt-cache", "depends", package]))
-    if found is None:
-        sys.exit(f"apt-cache knows no {package}: run `apt-get update`")
-    return found[1]
-
-
-def compile_module(headers: Path, into: Path) -> bytes:
-    """Build ivshmem_uio.ko against these headers."""
-    shutil.copy(HERE / "ivshmem_uio.c", into)
-    (into / "Makefile").write_text("obj-m := ivshmem_uio.o\n")
-    output(["make", "-s", "-C", os.fspath(headers), f"M={into}", "modules"])
-    return (into / "ivshmem_uio.ko").read_bytes()
+from build import FILE, compile_guest, compile_module, cpio, download_headers, download_kernel  # noqa: E402
 
 
 def main() -> None:
@@ -67,7 +36,7 @@ def main() -> None:
         files = {
             "init": compile_guest(Path(scratch), HERE / "guest.c"),
             "uio.ko": uio.read_bytes(),
-            "ivshmem_uio.ko": compile_module(download_headers(headers_at), module_at),
+            "ivshmem_uio.ko": compile_module(HERE / "ivshmem_uio.c", download_headers(headers_at), module_at),
         }
         archive = cpio([(name, FILE | 0o755, content) for name, content in files.items()])
         (directory / "uio.gz").write_bytes(gzip.compress(archive, mtime=0))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from nodes.errors import HostError
 from sim.coordination.incarnation import Incarnation
 from sim.coordination.machines import LiveMachines
+from sim.coordination.peer_ids import make_foreign_known
 from sim.engines.base import Arrival, Client, Counter, Engine
 from topologies import Domain
 
@@ -46,7 +47,8 @@ class LiveDomain:
         self._foreign_arrivals: list[Arrival] = []
         self._vectors = 1
         self._next_peer = 0
-        self._server = engine.make_server(domain, number, on_arrival=self._arrive, on_leave=on_leave)
+        self._on_leave = on_leave
+        self._server = engine.make_server(domain, number, on_arrival=self._arrive, on_leave=self._leave)
 
     def open(self, machines: LiveMachines) -> None:
         """Listen, and wait for the machines that are present from the start."""
@@ -111,8 +113,14 @@ class LiveDomain:
                 for client in self._join([(foreign, self._vectors)]):
                     if client is not None:  # otherwise it has left while it waited
                         self._on_foreign(foreign, client.peer)
+                        make_foreign_known(self._machines, self.number, client.peer, is_there=True)
                         self._server.guard_eventfds()
             self._foreign_arrivals.clear()
+
+    def _leave(self, client: Client, reason: str) -> None:
+        self._on_leave(client, reason)
+        if self._machines is not None:
+            make_foreign_known(self._machines, self.number, client.peer, is_there=False)
 
     def _admit(self, arrivals: list[tuple[Incarnation, Arrival]]) -> None:
         """Let machines join; they are told of all connected peers."""

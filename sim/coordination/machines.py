@@ -47,6 +47,8 @@ class LiveMachines:
         self.index_of: dict[int, int] = {}
         """The index of each machine, by ``domain << 16 | peer``, likewise."""
         self._stays: dict[tuple[int, int], list[tuple[int, int]]] = {}  # (domain, peer) -> (row, since_ns)
+        self.foreign: list[dict[int, None]] = [{} for _ in topology.domains]
+        """By domain, the IDs of the peers that are connected and no machines of the topology."""
         self._naming = _naming(topology)
         first = first_rows(topology)
         self._row_count = len(first)

@@ -8,7 +8,7 @@ from sim.coordination.incarnation import Incarnation
 from sim.coordination.machines import LiveMachines
 from sim.engines.messages import Known
 
-__all__ = ["introduce", "make_known"]
+__all__ = ["introduce", "make_foreign_known", "make_known"]
 
 KNOWN_AT_ONCE = 4096
 
@@ -32,6 +32,9 @@ def introduce(machines: LiveMachines, incarnation: Incarnation, *, anew: bool) -
         incarnation.live.tell(Known({}, anew=True))
     while chunk := dict(itertools.islice(pairs, KNOWN_AT_ONCE)):
         incarnation.live.tell(Known(chunk))
+    peers = iter(machines.foreign[incarnation.rows[0].domain] if incarnation.machine.foreign else ())
+    while there := dict.fromkeys(itertools.islice(peers, KNOWN_AT_ONCE), True):
+        incarnation.live.tell(Known({}, foreign=there))
 
 
 def make_known(machines: LiveMachines, incarnation: Incarnation, place: int) -> None:
@@ -43,6 +46,20 @@ def make_known(machines: LiveMachines, incarnation: Incarnation, place: int) -> 
         other = machines.current[machine]
         if other.ready and _first_shared(other, incarnation) == domain:
             other.live.tell(Known({index: peer}))
+
+
+def make_foreign_known(machines: LiveMachines, domain: int, peer: int, *, is_there: bool) -> None:
+    """A foreign peer has joined a domain, or left it: tell the machines that work with such peers."""
+    foreign = machines.foreign[domain]
+    if is_there:
+        foreign[peer] = None
+    elif peer in foreign:
+        del foreign[peer]
+    else:
+        return  # it was a machine
+    for each in machines.current:
+        if each.machine.foreign and each.ready and each.rows[0].domain == domain:
+            each.live.tell(Known({}, foreign={peer: is_there}))
 
 
 def _first_shared(incarnation: Incarnation, other: Incarnation) -> int | None:

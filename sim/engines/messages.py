@@ -43,11 +43,13 @@ class Expect(msgspec.Struct, tag=True, frozen=True):
 class Known(msgspec.Struct, tag=True, frozen=True):
     """Order: these machines (by index) now have these IDs, in the first domain that both are in.
 
-    ``anew``: IDs that were told before are no longer valid.
+    ``anew``: IDs that were told before are no longer valid. ``foreign`` are peers in its first domain that are no
+    machines of the topology: by ID, whether it is there.
     """
 
     peers: dict[int, int]
     anew: bool = False
+    foreign: dict[int, bool] = {}
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from nodes.errors import UsageError
 from sim.cli import ivsim
 from sim.exit_codes import MISSED
 from sim.oracle.agree import agree
-from sim.oracle.real_share import pair
+from sim.oracle.real_share import Pair, pair
 from topologies import load, shipped
+from topologies.actions import Migrate
 
 pytestmark = pytest.mark.qemu
 
@@ -28,12 +30,40 @@ SAMPLED = ("doorbell_storm", "fan_in", "ring", "storm_64")
 OPTIONS = ["--machines", "2", *(word for key, value in SHORT.items() for word in ("--set", f"{key}={value}"))]
 
 
-def comparable(name: str) -> bool:
+WHY_NOT = {
+    "a guest of its own has nothing to be simulated by": lambda topology: any(
+        machine.guest is not None for machine in topology.machines
+    ),
+    "no QEMU has version 2 of the device": lambda topology: any(domain.version == 2 for domain in topology.domains),
+    "no QEMU since 2.5 runs before it has its memory": lambda topology: any(
+        isinstance(entry.action, Migrate) and entry.action.fault == "late_memory" for entry in topology.timeline
+    ),
+}
+"""Why an included topology is not compared."""
+
+
+def compared(name: str, overrides: dict[str, object] | None = None) -> Pair | None:
+    """Both sides of an included topology: with its own profiles, or with today's where it has no machine of these.
+
+    What does not depend on how long it takes is short.
+    """
+    topology = load(name)
+    if any(why(topology) for why in WHY_NOT.values()):
+        return None
+    changes = overrides or {}
+    if not topology.timeline and not topology.has_own_phases:
+        changes = SHORT | changes
     try:
-        pair(name)
+        return pair(name, changes)
     except UsageError:
-        return False
-    return not any(machine.guest is not None for machine in load(name).machines)
+        return pair(name, changes, every_profile=True)
+
+
+def test_an_included_topology_is_compared_or_it_is_said_why_not() -> None:
+    # Those that are large are of the other engine, and take long to read.
+    names = [name for name, _ in shipped() if not name.startswith("virtual_")]
+    left_out = {name for name in names if compared(name) is None}
+    assert left_out == {"linux_guest", "migration_abort", "v2_console", "v2_ethernet", "v2_peer_dies", "v2_states"}
 
 
 def test_a_sample_of_the_included_topologies_agrees(seed: int, tmp_path: Path) -> None:
@@ -49,11 +79,19 @@ def test_a_sample_of_the_included_topologies_agrees(seed: int, tmp_path: Path) -
 
 
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("name", [name for name, _ in shipped() if SEEDS and comparable(name)])
+@pytest.mark.parametrize("name", [name for name, _ in shipped()] if SEEDS else [])
 def test_every_included_topology_agrees(name: str, tmp_path: Path) -> None:
     for seed in range(SEEDS):
-        found = agree(pair(name, {"run.sample_every": 1, "seed": seed}), runs=tmp_path)
+        both = compared(name, {"run.sample_every": 1, "seed": seed})
+        if both is None:
+            return
+        found = agree(both, runs=tmp_path)
+        print(
+            f"{name}, seed {seed}: {found.edges} edges, {found.doorbells} doorbells, {len(found.differences)} explained"
+        )
         assert found.agrees, (seed, [str(each) for each in found.differences])
+        for run in (found.simulated, found.real):
+            shutil.rmtree(run)
 
 
 BROKEN = '''

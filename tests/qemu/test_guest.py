@@ -101,10 +101,11 @@ def test_the_bare_metal_guest_answers_each_doorbell_once(tmp_path: Path, bare_me
     assert not any("could not interrupt" in each for each in summary["warnings"])
 
 
-def test_the_uio_guest_answers_each_doorbell_once(tmp_path: Path) -> None:
-    topology = load(ROOT / "examples" / "uio_guest" / "uio_guest.toml")
+@pytest.mark.parametrize("example", ["uio_guest", "kernel_driver"])
+def test_a_driver_in_a_linux_guest_answers_each_doorbell_once(example: str, tmp_path: Path) -> None:
+    topology = load(ROOT / "examples" / example / f"{example}.toml")
     if not all(Path(file).is_file() for machine in topology.machines if machine.guest for file in machine.guest.files):
-        pytest.skip("examples/uio_guest/build.py builds it")
+        pytest.skip(f"examples/{example}/build.py builds it")
     run = sim.run(topology, runs=tmp_path)
     summary = run.summary
     assert (run.status, run.reason) == ("finished", "")

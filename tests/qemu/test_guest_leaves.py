@@ -247,12 +247,13 @@ def test_a_migration_that_no_guest_can_do_is_a_mistake_of_the_file(guest: str, k
         loads(text)
 
 
-def test_a_linux_guest_migrates_and_then_lets_go_of_its_device(tmp_path: Path) -> None:
-    file = ROOT / "examples" / "uio_guest" / "uio_guest.toml"
+@pytest.mark.parametrize("example", ["uio_guest", "kernel_driver"])
+def test_a_linux_guest_migrates_and_then_lets_go_of_its_device(example: str, tmp_path: Path) -> None:
+    file = ROOT / "examples" / example / f"{example}.toml"
     if not all(
         Path(each).is_file() for machine in load(file).machines if machine.guest for each in machine.guest.files
     ):
-        pytest.skip("examples/uio_guest/build.py builds it")
+        pytest.skip(f"examples/{example}/build.py builds it")
     text = file.read_text().partition("[[timeline]]")[0].replace("../../build", f"{ROOT}/build")
     text = text.replace('kind = "qemu"', 'kind = "qemu"\nrole = "master"\ndomains = ["here"]')
     text = text.replace('program = "round_trip"', 'program = "round_trip"\ndomains = ["here"]')

@@ -389,3 +389,23 @@ def test_two_files_do_not_offer_the_same_name(file: Path, tmp_path: Path) -> Non
     assert loads("[machines.a]\nprogram = 'mine'", programs=[file, file])
     with pytest.raises(TopologyError):
         loads("[machines.a]\nprogram = 'idle'", programs=[tmp_path / "none.py"])
+
+
+def test_foreign_peers_are_named_by_a_word_that_a_group_may_have() -> None:
+    machine = (
+        '[machines.a]\nprogram = "storm"\nparameters = {{ to = {}, rate_hz = 1 }}\n[machines.b]\nprogram = "idle"\n'
+    )
+    for value, machines, foreign in (
+        ('"foreign"', (), {"to"}),
+        ('["foreign", "b"]', (1,), {"to"}),
+        ('"others"', (1,), {"to"}),
+        ('"all"', (0, 1), set()),
+        ('"b"', (1,), set()),
+        ('{ all = "foreign" }', (), {"to"}),
+    ):
+        found = loads(machine.format(value)).machines[0]
+        assert (found.parameters["to"], found.foreign) == (machines, foreign), value
+    group = loads(machine.format('"foreign"') + '[machines.foreign]\nprogram = "idle"\n').machines[0]
+    assert (group.parameters["to"], group.foreign) == ((2,), set())
+    with pytest.raises(TopologyError, match='"foreign"'):
+        loads(machine.format('"b"') + '[[timeline]]\nat_s = 1\ndo = "kill"\nmachines = "foreign"\n')

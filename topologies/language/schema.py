@@ -118,7 +118,7 @@ def _peers() -> dict[str, Any]:
     return {
         "anyOf": [*_NAMES["anyOf"], *patterns],
         "description": (
-            'A group, a machine, an array of such names, "others" or "all" (itself included); '
+            'A group, a machine, an array of such names, "others" or "all" (itself included), "foreign"; '
             f"or a pattern: a table with one of {', '.join(PATTERNS)}."
         ),
     }

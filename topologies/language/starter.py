@@ -54,7 +54,7 @@ count = 3                       # sender-0, sender-1, sender-2
 # name = "node-{n:02}"          # or node-00, node-01, node-02
 vectors = 4
 program = "storm"               # or one of your own: "package.module:function"
-# "to": a group, a machine ("sender-0"), several in [], "others" or "all" (itself included);
+# "to": a group, a machine ("sender-0"), several in [], "others", "all" (itself included), "foreign";
 # or a pattern: { ring = "sender" }, { pairs = ... }, { star = ... }, { random = "sender", degree = 2 }
 parameters = { to = "receiver", rate_hz = 1000.0 }
 

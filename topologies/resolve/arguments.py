@@ -32,6 +32,8 @@ class Arguments(Struct):
     values: dict[str, Any] = field(default_factory=dict)
     chosen: dict[str, Chosen] = field(default_factory=dict)
     traces: dict[str, TraceFile] = field(default_factory=dict)
+    foreign: frozenset[str] = frozenset()
+    """The parameters in ``chosen`` that stand for foreign peers, too."""
 
     def of(self, index: int) -> dict[str, Any]:
         """The arguments of the machine ``index``."""
@@ -98,6 +100,8 @@ def _read_one(
         chosen = references.choose(value, path, members)
         if chosen is not None:
             arguments.chosen[parameter.name] = chosen
+            if references.reaches_foreign(value):
+                arguments.foreign |= {parameter.name}
         return
     if parameter.reads_trace:
         trace = references.trace(value, path, members)

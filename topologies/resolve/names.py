@@ -10,9 +10,11 @@ from msgspec import Struct
 
 from topologies.model import Machines, machine_name
 
-__all__ = ["RESERVED_NAMES", "Names", "Selection", "UnknownNameError", "several"]
+__all__ = ["FOREIGN", "RESERVED_NAMES", "Names", "Selection", "UnknownNameError", "several"]
 
 RESERVED_NAMES = ("all", "others")
+FOREIGN = "foreign"
+"""All peers that are no machines of the topology, unless a group or a machine has that name."""
 _NAMES_SHOWN, _KINDS_SHOWN = 3, 8
 _LAST_NUMBER = re.compile(r"[0-9]+(?=[^0-9]*\Z)")
 
@@ -73,7 +75,7 @@ class Names:
     @property
     def names(self) -> Sequence[str]:
         """The names for spelling hints: groups first, and not every machine of a large topology."""
-        return [*islice(self.groups, 64), *RESERVED_NAMES, *islice(self.machines, 64)]
+        return [*islice(self.groups, 64), *RESERVED_NAMES, FOREIGN, *islice(self.machines, 64)]
 
     def members(self, name: str) -> Machines:
         """The machines of a group, or the one machine, of that name; raises `UnknownNameError`."""
@@ -83,6 +85,10 @@ class Names:
         if name in self.machines:
             return Machines((self.everyone[self.machines[name]],))
         raise UnknownNameError(name)
+
+    def is_foreign(self, name: str) -> bool:
+        """Whether a name stands for the peers that are no machines of the topology."""
+        return name == FOREIGN and name not in self.groups and name not in self.machines
 
     def select(self, names: str | Sequence[str]) -> Selection:
         """The machines that ``names`` stand for. Raises `UnknownNameError`.
@@ -95,6 +101,8 @@ class Names:
         machines: dict[int, None] = {}
         itself: set[int] = set()
         for name in names:
+            if self.is_foreign(name):
+                continue
             found = self.everyone if name in RESERVED_NAMES else self.members(name)
             # A group of one machine has the same name as the machine: the name stands for the machine.
             if name in self.machines:

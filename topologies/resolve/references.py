@@ -25,7 +25,7 @@ MAX_EDGES = 16 << 20
 
 MAX_TRACES = 16
 
-_NAMES = 'the name of a group or machine, "others", "all", or an array of such names'
+_NAMES = 'the name of a group or machine, "others", "all", "foreign", or an array of such names'
 _NUMBERED = re.compile(r"(.*?)[-_. ]?[0-9]+")
 _FIXED_NAMES = 'the name of a group or machine, "all", or an array of such names'
 
@@ -98,14 +98,22 @@ class References:
                     return None
         return Reached(found, self._reach)
 
+    def reaches_foreign(self, value: object) -> bool:
+        """Whether a parameter's value stands for foreign peers, too."""
+        if isinstance(value, dict):
+            value = value.get("all")
+        names = value if isinstance(value, list) else [value]
+        return any(isinstance(name, str) and (name == "others" or self.names.is_foreign(name)) for name in names)
+
     def select(self, value: object, path: Path, times: int, expected: str = _FIXED_NAMES) -> Selection | None:
         """The machines that ``value`` names, for ``times`` machines; None when it was reported."""
         if self.edges > MAX_EDGES:
             return None
         try:
             names = msgspec.convert(value, str | list[str], strict=True)
-            if expected is _FIXED_NAMES and "others" in ([names] if isinstance(names, str) else names):
-                raise UnknownNameError("others")
+            for name in [names] if isinstance(names, str) else names:
+                if expected is _FIXED_NAMES and (name == "others" or self.names.is_foreign(name)):
+                    raise UnknownNameError(name)
             selection = self.names.select(names)
         except msgspec.ValidationError:
             self._report.add(path, expected, show(value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nodes import programs
@@ -22,17 +22,19 @@ class BoundProgram:
     Parameters that are machines become sequences of their IDs. These change in place when a machine has a new ID.
     """
 
-    __slots__ = ("_arguments", "_function", "_ids", "_places", "_sequences")
+    __slots__ = ("_arguments", "_foreign", "_function", "_ids", "_places", "_sequences")
 
     def __init__(self, configuration: WorkerConfiguration) -> None:
         self._function = _find(configuration.program)
         self._ids: dict[int, int] = {}
-        self._sequences: list[tuple[tuple[int, ...], list[int]]] = []
+        self._foreign: tuple[int, ...] = ()  # most machines never have one
+        self._sequences: list[tuple[tuple[int, ...], bool, list[int]]] = []
+        """Machines, whether foreign peers belong to them, and their IDs, of each parameter."""
         self._places: list[tuple[tuple[int, ...], list[int]]] = []
         self._arguments: dict[str, Any] = dict(configuration.parameters)
         for parameter, machines in configuration.peers.items():
             self._arguments[parameter] = sequence = list[int]()
-            self._sequences.append((machines, sequence))
+            self._sequences.append((machines, parameter in configuration.foreign, sequence))
         for parameter, (machines, doorbells) in configuration.traces.items():
             places = [ABSENT] * len(machines)
             self._arguments[parameter] = Trace(places, doorbells)
@@ -41,13 +43,21 @@ class BoundProgram:
     def __call__(self, guest: Guest) -> Program:
         return self._function(guest, **self._arguments)
 
-    def learn(self, peers: dict[int, int], *, anew: bool) -> None:
-        """These machines have these IDs now; with ``anew``, all other machines have none."""
+    def learn(self, peers: dict[int, int], *, anew: bool, foreign: Mapping[int, bool]) -> None:
+        """These machines have these IDs now; with ``anew``, all other machines have none.
+
+        ``foreign`` are peers that are no machines: by ID, whether it is there.
+        """
         if anew:
             self._ids.clear()
+            self._foreign = ()
+        if foreign:
+            kept = [peer for peer in self._foreign if peer not in foreign]
+            self._foreign = (*kept, *(peer for peer, is_there in foreign.items() if is_there))
         self._ids.update(peers)
-        for machines, sequence in self._sequences:
+        for machines, with_foreign, sequence in self._sequences:
             sequence[:] = [self._ids[machine] for machine in machines if machine in self._ids]
+            sequence += self._foreign if with_foreign else ()
         for machines, places in self._places:
             places[:] = [self._ids.get(machine, ABSENT) for machine in machines]
 

@@ -25,8 +25,8 @@ class WorkerConfiguration:
     """All that a worker is told when it starts.
 
     ``profiles`` has one for each device. ``peers`` and ``traces`` are parameters whose machines are given by index;
-    their IDs follow in orders. ``load`` are the pieces of `nodes.load.Load`. A machine of the kind "external" is
-    awaited on ``socket`` for ``ready_timeout_s``.
+    their IDs follow in orders, and those of foreign peers for the parameters in ``foreign``. ``load`` are the pieces of
+    `nodes.load.Load`. A machine of the kind "external" is awaited on ``socket`` for ``ready_timeout_s``.
     """
 
     name: str
@@ -49,6 +49,7 @@ class WorkerConfiguration:
     devices: tuple[DeviceConfiguration, ...]
     socket: str = ""
     ready_timeout_s: float = 0.0
+    foreign: tuple[str, ...] = ()
 
 
 decode_configuration = msgspec.msgpack.Decoder(WorkerConfiguration).decode

@@ -54,4 +54,5 @@ def configure_worker(
         devices=devices,
         socket=socket,
         ready_timeout_s=machine.ready_timeout_s if machine.kind == "external" else 0.0,
+        foreign=tuple(machine.foreign),
     )

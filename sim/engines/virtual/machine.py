@@ -324,8 +324,8 @@ class VirtualMachine:
         match order:
             case messages.Ping(number):
                 self._store_counts(number)
-            case messages.Known(peers, anew):
-                self._program.learn(peers, anew=anew)
+            case messages.Known(peers, anew, foreign):
+                self._program.learn(peers, anew=anew, foreign=foreign)
                 self._vm.guest.generation += 1
             case messages.Expect(eventfds):
                 for device, count in zip(self.devices, eventfds, strict=True):

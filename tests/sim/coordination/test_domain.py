@@ -13,6 +13,7 @@ import pytest
 from sim.coordination.domain import LiveDomain
 from sim.coordination.incarnation import OngoingMigration
 from sim.engines.base import DeviceRow
+from sim.engines.messages import Known
 from sim.engines.process.domain_server import SocketServer
 from sim.kernel.loop import Loop
 from topologies import Domain, Memory
@@ -25,8 +26,11 @@ class Site:
         self.stack = stack
         self.loop = stack.enter_context(contextlib.closing(Loop()))
         self.events = []
+        self.told = []
         self.machine = SimpleNamespace(
-            machine=SimpleNamespace(index=0, present=False, vectors=2),
+            machine=SimpleNamespace(index=0, present=False, vectors=2, foreign=frozenset({"to"})),
+            ready=True,
+            live=SimpleNamespace(tell=self.told.append),
             rows=[DeviceRow(0, "m", 0, 0)],
             peers=[7],
             greetings=[0],
@@ -59,6 +63,7 @@ class Site:
         self.domain.open(
             SimpleNamespace(
                 current=[self.machine],
+                foreign=[{}],
                 of=lambda live: live,
                 identify=lambda *identity: self.identities.append(identity),
             )
@@ -118,6 +123,16 @@ def test_a_process_of_a_machine_that_died_is_no_foreign(site):
     site.connect()
     site.accept()
     assert (site.peers, site.events) == ([0], [("foreign", os.getpid(), 0)])
+
+
+def test_machines_that_work_with_foreign_peers_hear_when_one_comes_and_goes(site):
+    site.knows = False
+    client = site.connect()
+    site.accept()
+    assert site.told == [Known({}, foreign={0: True})]
+    client.close()
+    site.accept()
+    assert site.told[1:] == [Known({}, foreign={0: False})]
 
 
 def test_a_client_that_speaks_before_it_is_admitted_has_left(site):
