@@ -42,12 +42,12 @@ def program_files(programs: Programs) -> Iterator[list[str]]:
     given = [programs] if isinstance(programs, str | os.PathLike) or callable(programs) else programs
     with contextlib.ExitStack() as stack:
         files = []
-        for each in given:
-            if callable(each):
+        for program in given:
+            if callable(program):
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ivsim-program-"))
-                files.append(_write(each, Path(folder)))
+                files.append(_write(program, Path(folder)))
             else:
-                files.append(os.fspath(each))
+                files.append(os.fspath(program))
         yield files
 
 

@@ -136,7 +136,7 @@ def _checked(function: Callable[..., Program], parameters: Mapping[str, object])
     if unknown := parameters.keys() - set(names):
         wrong = ", ".join(sorted(unknown))
         raise UsageError(f"{function.__name__} has no parameter {wrong}: expected one of {', '.join(names) or 'none'}")
-    values = {each.name: parameters.get(each.name, each.default) for each in known}
+    values = {parameter.name: parameters.get(parameter.name, parameter.default) for parameter in known}
     if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
         raise UsageError(f"{function.__name__} needs a value for {', '.join(missing)}")
     return {name: OTHERS if value == OTHERS else value for name, value in values.items()}

@@ -94,7 +94,9 @@ def part_of(topology: Topology, domains: Collection[str]) -> Topology:
             for entry in _entries(topology, msgspec.structs.replace(whole, place=place), set(domains), index_of)
         ),
         expectations=tuple(
-            each for each in topology.expectations if domains_of_condition(topology, each.that) <= set(domains)
+            expectation
+            for expectation in topology.expectations
+            if domains_of_condition(topology, expectation.that) <= set(domains)
         ),
     )
 

@@ -111,7 +111,7 @@ def plan_migration(topology: Topology) -> MigrationPlan:
     ]
     movers, reasons = _movers(judged)
     steps = tuple(_steps(judged, movers, domains))
-    machines = tuple(_planned(each, movers, reasons) for each in judged)
+    machines = tuple(_planned(candidate, movers, reasons) for candidate in judged)
     return MigrationPlan(
         machines,
         steps,
@@ -180,16 +180,20 @@ def _ring_nothing(peer: int, vector: int) -> None:
 
 def _movers(judged: Collection[_Judged]) -> tuple[set[str], dict[str, str]]:
     """The machines that move, and for each other one the reason: its own, or a master that stays."""
-    reasons = {each.name: each.start_error or each.anchored for each in judged if each.start_error or each.anchored}
+    reasons = {
+        candidate.name: candidate.start_error or candidate.anchored
+        for candidate in judged
+        if candidate.start_error or candidate.anchored
+    }
     while True:
-        carried = {name for each in judged if each.name not in reasons for name in each.masters()}
+        carried = {name for candidate in judged if candidate.name not in reasons for name in candidate.masters()}
         held = {
-            each.name: next(name for name in each.machine.domains if name not in carried)
-            for each in judged
-            if each.name not in reasons and not carried.issuperset(each.machine.domains)
+            candidate.name: next(name for name in candidate.machine.domains if name not in carried)
+            for candidate in judged
+            if candidate.name not in reasons and not carried.issuperset(candidate.machine.domains)
         }
         if not held:
-            return {each.name for each in judged if each.name not in reasons}, reasons
+            return {candidate.name for candidate in judged if candidate.name not in reasons}, reasons
         reasons |= {name: f"no master moves the memory of domain {domain}" for name, domain in held.items()}
 
 
@@ -209,37 +213,45 @@ def _steps(judged: Collection[_Judged], movers: Collection[str], domains: Mappin
     landings = {name: _landing(judged, movers, name) for name in domains}
     carried = [name for name, landing in landings.items() if landing]
     for name in carried:
-        leaving = tuple(each.name for each in judged if _is_peer(each, name))
+        leaving = tuple(candidate.name for candidate in judged if _is_peer(candidate, name))
         if leaving:
             yield Step("detach", leaving, name)
     following = []
-    for each in _in_order(judged):
-        if each.name not in movers:
+    for candidate in _in_order(judged):
+        if candidate.name not in movers:
             continue
-        if not each.masters():
-            following.append(each.name)
+        if not candidate.masters():
+            following.append(candidate.name)
             continue
-        memory_bytes = sum(domains[name].memory.size_bytes for name in each.masters())
-        state_bytes = sum(device.state_bytes for device in each.devices if device.master)
-        yield Step("move", (each.name,), memory_bytes=memory_bytes, state_bytes=state_bytes)
+        memory_bytes = sum(domains[name].memory.size_bytes for name in candidate.masters())
+        state_bytes = sum(device.state_bytes for device in candidate.devices if device.master)
+        yield Step("move", (candidate.name,), memory_bytes=memory_bytes, state_bytes=state_bytes)
     if following:
         yield Step("move", tuple(following))
     for name in carried:
-        back = [each for each in judged if each.name in movers and _is_peer(each, name)]
-        for served, its in groupby(back, key=lambda each: PROFILES[each.machine.profile].server):
-            names = tuple(each.name for each in its)
-            yield Step("reattach", names, name, tuple(landings[name][each] for each in names) if served else ())
+        back = [candidate for candidate in judged if candidate.name in movers and _is_peer(candidate, name)]
+        for served, group in groupby(back, key=lambda candidate: PROFILES[candidate.machine.profile].server):
+            names = tuple(candidate.name for candidate in group)
+            yield Step(
+                "reattach", names, name, tuple(landings[name][candidate] for candidate in names) if served else ()
+            )
 
 
 def _in_order(judged: Collection[_Judged]) -> list[_Judged]:
     """In the order of connection: a master has to be the first again."""
-    return sorted(judged, key=lambda each: not each.machine.present)
+    return sorted(judged, key=lambda candidate: not candidate.machine.present)
 
 
 def _landing(judged: Collection[_Judged], movers: Collection[str], domain: str) -> dict[str, int]:
     """The IDs on a domain's fresh server by machine: masters, then peers. Empty when no master moves."""
-    masters = [each.name for each in _in_order(judged) if each.name in movers and domain in each.masters()]
-    back = [each.name for each in judged if each.name in movers and _is_peer(each, domain)] if masters else []
+    masters = [
+        candidate.name for candidate in _in_order(judged) if candidate.name in movers and domain in candidate.masters()
+    ]
+    back = (
+        [candidate.name for candidate in judged if candidate.name in movers and _is_peer(candidate, domain)]
+        if masters
+        else []
+    )
     return {name: place for place, name in enumerate([*masters, *back])}
 
 
@@ -253,42 +265,52 @@ def _losses(judged: Collection[_Judged], movers: Collection[str], domains: Mappi
         landing = _landing(judged, movers, name)
         if not landing:
             continue
-        here = [each for each in judged if name in each.machine.domains and not each.start_error]
-        eventfds = sum(each.machine.vectors for each in here if PROFILES[each.machine.profile].server)
+        here = [candidate for candidate in judged if name in candidate.machine.domains and not candidate.start_error]
+        eventfds = sum(candidate.machine.vectors for candidate in here if PROFILES[candidate.machine.profile].server)
         if eventfds:
             these = "its only eventfd" if eventfds == 1 else f"its {eventfds} eventfds"
             yield f"domain {name}: doorbells pending in {these}: a fresh server makes new ones"
-        peers = {each.name: device.peer for each in here for device in each.devices if device.domain == name}
-        others = [each for each, peer in peers.items() if peer is not None and landing.get(each, peer) != peer]
+        peers = {
+            candidate.name: device.peer for candidate in here for device in candidate.devices if device.domain == name
+        }
+        others = [
+            candidate for candidate, peer in peers.items() if peer is not None and landing.get(candidate, peer) != peer
+        ]
         if others:
             yield (
                 f"domain {name}: the IDs of {several(others)}: the fresh server gives out others, and a peer that uses "
                 "an old one rings another machine, or none"
             )
-        masters = [each.name for each in _in_order(here) if each.name in landing and name in each.masters()]
+        masters = [
+            candidate.name for candidate in _in_order(here) if candidate.name in landing and name in candidate.masters()
+        ]
         if len(masters) > 1:
             yield (
                 f"domain {name}: what is written there before {masters[-1]} arrives: each of its {len(masters)} "
                 "masters copies the whole memory, and the last copy stays"
             )
-        left = [each.name for each in here if each.name not in movers]
+        left = [candidate.name for candidate in here if candidate.name not in movers]
         if left:
             yield f"domain {name}: memory shared with the machines that stay: {several(left)}"
-        yield from _lost_devices(name, [each for each in here if each.name in movers and _is_peer(each, name)])
+        yield from _lost_devices(
+            name, [candidate for candidate in here if candidate.name in movers and _is_peer(candidate, name)]
+        )
     for profile in PROFILES.values():
         lost = [REGISTERS[part] for part in REGISTERS if part not in profile.stream]
-        carried = [each for each in judged if each.machine.profile == profile.name and each.masters()]
-        moved = [each.name for each in carried if each.name in movers]
+        carried = [
+            candidate for candidate in judged if candidate.machine.profile == profile.name and candidate.masters()
+        ]
+        moved = [candidate.name for candidate in carried if candidate.name in movers]
         if lost and moved and profile.stream:
             yield f"{' and '.join(lost)} of {several(moved)}: not in the stream of {profile.name}"
 
 
 def _lost_devices(domain: str, back: Collection[_Judged]) -> Iterator[str]:
     """The state that machines lose which reattach with a new device."""
-    for msix, its in groupby(
-        sorted(back, key=lambda each: not PROFILES[each.machine.profile].msix),
-        key=lambda each: PROFILES[each.machine.profile].msix,
+    for msix, candidate in groupby(
+        sorted(back, key=lambda candidate: not PROFILES[candidate.machine.profile].msix),
+        key=lambda candidate: PROFILES[candidate.machine.profile].msix,
     ):
         state = "MSI-X table, pending bits and registers" if msix else "registers"
-        names = several([each.name for each in its])
+        names = several([candidate.name for candidate in candidate])
         yield f"domain {domain}: {state} of the devices that are detached and plugged again: {names}"

@@ -42,7 +42,7 @@ def endangered(topology: Topology) -> tuple[Endangered, ...]:
         machines = [topology.machines[index] for index in entry.machines]
         for reason, those in _reasons(topology, entry, machines):
             if those:
-                found.append(Endangered(entry.line, entry.action.do, tuple(each.name for each in those), reason))
+                found.append(Endangered(entry.line, entry.action.do, tuple(machine.name for machine in those), reason))
     return tuple(found)
 
 
@@ -50,8 +50,8 @@ def _reasons(topology: Topology, entry: TimelineEntry, machines: list[Machine]) 
     """What ends which of the machines of an entry."""
     action = entry.action
     if isinstance(action, Unplug | Leave):
-        late = [each for each in machines if each.kind == "qemu" and _hears_a_leave(topology, entry, each)]
-        with_guest, without = ([each for each in late if bool(each.guest) == has] for has in (True, False))
+        late = [machine for machine in machines if machine.kind == "qemu" and _hears_a_leave(topology, entry, machine)]
+        with_guest, without = ([machine for machine in late if bool(machine.guest) == has] for has in (True, False))
         if isinstance(action, Unplug):
             yield ENDED, without
             yield NOT_DONE, with_guest
@@ -63,7 +63,7 @@ def _reasons(topology: Topology, entry: TimelineEntry, machines: list[Machine]) 
         if action.message == "half_message":
             yield HALF, direct
         elif action.message == "left_unknown":
-            yield TWICE, [each for each in direct if entry.repeat > 1 or _unknown_leaves(topology, each) > 1]
+            yield TWICE, [machine for machine in direct if entry.repeat > 1 or _unknown_leaves(topology, machine) > 1]
 
 
 def _hears_a_leave(topology: Topology, entry: TimelineEntry, machine: Machine) -> bool:

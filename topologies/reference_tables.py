@@ -41,7 +41,7 @@ def _metrics() -> Reference:
     every = ", ".join(METRICS["rung"].of)
     for name, doc in LATENCIES.items():
         rows.append((f"{name}.POINT_UNIT", "UNIT", every, f"latency_ns.{name}.POINT", "", f"the time {doc}"))
-    points, units = (", ".join(f"`{each}`" for each in some) for some in (POINTS, UNITS_NS))
+    points, units = (", ".join(f"`{value}`" for value in some) for some in (POINTS, UNITS_NS))
     rows.append(("POINT_UNIT", "UNIT", every, "", "", f"the same as total.POINT_UNIT. POINT: {points}; UNIT: {units}"))
     of = ", ".join(METRICS["up"].of)
     rows.append(("statistics.NAME", "", of, "statistics", "", "what programs count under NAME, added up"))

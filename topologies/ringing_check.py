@@ -65,9 +65,9 @@ def _reason(machine: Machine, targets: Machines, topology: Topology) -> str:
         # An odd machine of a pattern has no partner, which its group is not to be blamed for.
         return "it names no other machine" if len(topology.machines) == 1 else ""
     its = [topology.machines[index] for index in targets]
-    if any(_rings(each) and each.vectors for each in its):
+    if any(_rings(machine) and machine.vectors for machine in its):
         return ""
-    return f"{several([each.name for each in its])} {'has' if len(its) == 1 else 'have'} no interrupts"
+    return f"{several([machine.name for machine in its])} {'has' if len(its) == 1 else 'have'} no interrupts"
 
 
 def _rings(machine: Machine) -> bool:

@@ -311,7 +311,7 @@ def profile_by_access(made: Profile, access: str, version: QemuVersion) -> Profi
 def _of_version(name: str) -> Profile | None:
     """The profile of a name like ``qemu-doorbell-7.2``: what a TCG processor of that version finds. None: no such."""
     found = OF_A_VERSION.fullmatch(name)
-    made = {each.name: each for each in (QEMU_DOORBELL, QEMU_PLAIN)}.get(found["base"]) if found else None
+    made = {base.name: base for base in (QEMU_DOORBELL, QEMU_PLAIN)}.get(found["base"]) if found else None
     if found is None or made is None:
         return None
     return replace(profile_by_access(made, "tcg", QemuVersion.parse(found["version"])), name=name)
@@ -321,7 +321,7 @@ class _Profiles(Mapping[str, Profile]):
     """The profiles by name; a version or a variant of one is there under its name, but is not listed."""
 
     def __init__(self, profiles: Iterable[Profile]) -> None:
-        self._profiles = {each.name: each for each in profiles}
+        self._profiles = {entry.name: entry for entry in profiles}
         self._derived: dict[str, Profile] = {}
 
     def __getitem__(self, name: str) -> Profile:

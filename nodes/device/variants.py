@@ -186,9 +186,9 @@ def _check_bars(made: Profile) -> None:
         used["memory_bar"].append(made.memory_bar + 1)
     if made.msix:
         used["msix_bar"] = [made.msix_bar]
-    places = [place for each in used.values() for place in each]
+    places = [place for numbers in used.values() for place in numbers]
     if len(set(places)) < len(places) or max(places) >= BARS:
-        shown = ", ".join(f"{name} {' and '.join(map(str, each))}" for name, each in used.items())
+        shown = ", ".join(f"{name} {' and '.join(map(str, numbers))}" for name, numbers in used.items())
         raise UsageError(f"expected BARs of their own, 0 to {BARS - 1}, a 64-bit one takes two, got {shown}")
     most = made.fixed_vectors or 1
     if made.msix and most > made.msix_limit:

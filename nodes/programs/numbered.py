@@ -155,8 +155,8 @@ def _one_way(exchanges: Iterable[Sequence[Exchange]]) -> dict[str, float]:
     for those in exchanges:
         clock = calibrate(those)
         clocks.append(clock)
-        to_peer.update(_rounded(max(0, round(clock.to_other_ns(each)))) for each in those)
-        from_peer.update(_rounded(max(0, round(clock.from_other_ns(each)))) for each in those)
+        to_peer.update(_rounded(max(0, round(clock.to_other_ns(exchange)))) for exchange in those)
+        from_peer.update(_rounded(max(0, round(clock.from_other_ns(exchange)))) for exchange in those)
     if not clocks:
         return {}
     worst = max(clocks, key=lambda clock: clock.error_ns)

@@ -162,12 +162,12 @@ def _tell_hearing(qmp: Path, reached: set[int]) -> None:
     from sim.engines.qemu.qmp import Qmp
 
     with Qmp(qmp) as monitor:
-        found = [each for each in run_now(hearings(), monitor.execute) if each.peer in reached]
+        found = [hearing for hearing in run_now(hearings(), monitor.execute) if hearing.peer in reached]
     if not found:
         click.echo(f"the QEMU of {qmp} has no ivshmem device that was rung", err=True)
-    for each in found:
-        if each.reason:
-            click.echo(f"peer {each.peer} cannot interrupt its guest: {each.reason}", err=True)
+    for hearing in found:
+        if hearing.reason:
+            click.echo(f"peer {hearing.peer} cannot interrupt its guest: {hearing.reason}", err=True)
 
 
 def _targets(attachment: Attachment, peer: str, vector: str) -> Iterator[tuple[int, Iterable[int]]]:
@@ -213,7 +213,7 @@ def wait(context: click.Context, vector: int | None, timeout_ns: int | None) -> 
     deadline_ns = _deadline_ns(timeout_ns)
     wanted = range(session.vectors) if vector is None else (vector,)
     with ended_by_signal(session.loop, [signal.SIGINT]) as interrupted:
-        while not (came := [each for each in wanted if attachment.unseen[each]]):
+        while not (came := [vector for vector in wanted if attachment.unseen[vector]]):
             if interrupted():
                 context.exit(INTERRUPTED)
             if deadline_ns is not None and time.monotonic_ns() >= deadline_ns:

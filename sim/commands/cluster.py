@@ -119,4 +119,6 @@ def worker(
 def _serve(address: str, name: str, host: str | None, tls: Tls | None, scratch: Path) -> bool:
     from sim.distributed.dask.serving import serve_worker
 
-    return serve_worker(address, name, host, tls, scratch, lambda its: click.echo(f"worker {name}: {its} of {address}"))
+    return serve_worker(
+        address, name, host, tls, scratch, lambda state: click.echo(f"worker {name}: {state} of {address}")
+    )

@@ -36,8 +36,8 @@ def complete_topologies(_context: click.Context, _parameter: click.Parameter, in
 
 def complete_runs(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The run directories within ``runs``, the latest first, and other directories."""
-    found = sorted((each for each in RUNS.glob("*") if (each / "manifest.json").exists()), reverse=True)
-    runs = [CompletionItem(str(each)) for each in found if str(each).startswith(incomplete)]
+    found = sorted((path for path in RUNS.glob("*") if (path / "manifest.json").exists()), reverse=True)
+    runs = [CompletionItem(str(item)) for item in found if str(item).startswith(incomplete)]
     return runs[:SHOWN_MAX] or [CompletionItem(incomplete, type="dir")]
 
 
@@ -46,7 +46,7 @@ def complete_keys(context: click.Context, _parameter: click.Parameter, incomplet
     # Click has not parsed the arguments when the last word is an option that still lacks its value.
     source = context.params.get("topology") or next(iter(context.args), None)
     found = (CompletionItem(f"{key}=", help=meaning) for key, meaning in _keys(source))
-    return [each for each in found if each.value.startswith(incomplete)]
+    return [item for item in found if item.value.startswith(incomplete)]
 
 
 def _keys(source: str | None) -> Iterator[tuple[str, str]]:

@@ -111,15 +111,15 @@ def _explore(
         "decisions": found.decisions,
         "elapsed_s": round(elapsed_s, 3),
         "seeds_per_s": round(found.seeds / elapsed_s, 1),
-        "broken": [{"seed": each.seed, **msgspec.to_builtins(each.broken)} for each in found.broken],
+        "broken": [{"seed": outcome.seed, **msgspec.to_builtins(outcome.broken)} for outcome in found.broken],
     }
     if not as_json:
         click.echo(
             "{seeds} seeds in {elapsed_s:.1f} s ({seeds_per_s:g} a second): {events} events, {doorbells} doorbells, "
             "{decisions} decisions of chaos".format(**figures)
         )
-        for each in found.broken:
-            click.echo(f"broken with seed {each.seed}: {each.broken}")
+        for outcome in found.broken:
+            click.echo(f"broken with seed {outcome.seed}: {outcome.broken}")
     if found.broken and output is not None:
         first = found.broken[0]
         shortest = shrink(topology, first)

@@ -56,7 +56,7 @@ def clean(dry_run: bool) -> None:
 
     left = [item for item in inventory() if item.state == "orphaned"]
     failed = False
-    for item in sorted(left, key=lambda each: each.kind != "process"):  # what a process uses goes after it
+    for item in sorted(left, key=lambda item: item.kind != "process"):  # what a process uses goes after it
         done = "would remove" if dry_run else "removed" if remove(item) else "could not remove"
         failed |= done == "could not remove"
         click.echo(f"{done} {item.kind} {item.name}")

@@ -40,20 +40,22 @@ def timeline_lines(failing: Sequence[FailingMigration], version: QemuVersion) ->
     if failing:
         yield ""
         yield "in a run, by its timeline:"
-    for each in failing:
-        yield f"  {each}"
-        for at, line in enumerate(each.log):
+    for failure in failing:
+        yield f"  {failure}"
+        for at, line in enumerate(failure.log):
             yield f"    {'' if at else f'QEMU {version} prints: '}{line}"
 
 
 def _rows(machines: Sequence[PlannedMachine]) -> Iterator[tuple[str, str, str, str]]:
     """A row for each sequence of machines with the same role and fate."""
     yield "machine", "role", "peer", "fate"
-    for _, alike in groupby(machines, key=lambda each: (each.group, each.fate, each.reason, each.refusal)):
+    for _, alike in groupby(
+        machines, key=lambda machine: (machine.group, machine.fate, machine.reason, machine.refusal)
+    ):
         some = list(alike)
         first, last = some[0], some[-1]
         roles = dict.fromkeys("master" if device.master else "peer" for device in first.devices)
-        yield several([each.name for each in some]), "+".join(roles), _peers(first, last), _fate(first)
+        yield several([machine.name for machine in some]), "+".join(roles), _peers(first, last), _fate(first)
 
 
 def _peers(first: PlannedMachine, last: PlannedMachine) -> str:

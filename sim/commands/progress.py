@@ -51,7 +51,7 @@ def _words(snapshot: Snapshot, rates: Rates) -> list[str]:
         words = [f"{snapshot.phase:8}", f"{snapshot.up}/{snapshot.machines} machines up"]
     if snapshot.phase == "running":
         known = [its for group in snapshot.groups if (its := rates.of(group)) is not None]
-        doorbells, interrupts = (sum(its[name] for its in known) for name in ("rung", "interrupts"))
+        doorbells, interrupts = (sum(rate[name] for rate in known) for name in ("rung", "interrupts"))
         words += [f"{doorbells:>13,.0f} doorbells/s", f"{interrupts:>11,.0f} interrupts/s"]
     if (left := left_s(snapshot)) is not None:
         words.append(f"{left:5.1f} s left")

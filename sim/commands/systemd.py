@@ -74,7 +74,7 @@ def _program() -> str:
 def hidden_program() -> str:
     """Why a service cannot start the program from where it is installed; nothing when it can."""
     path = Path(_program()).absolute()
-    where = next((each for each in HIDDEN if path.is_relative_to(each)), None)
+    where = next((directory for directory in HIDDEN if path.is_relative_to(directory)), None)
     if where is None:
         return ""
     return (

@@ -73,7 +73,7 @@ def _find(run: Path | None) -> Found:
         if not found:
             raise UsageError(f"no run of yours goes on: no ivsim-*/{SOCKET} that is listened at in {_places()}")
         if len(found) > 1:
-            others = ", ".join(str(each.path) for each in found[1:])
+            others = ", ".join(str(other.path) for other in found[1:])
             click.echo(f"watching the latest of {len(found)} runs, {found[0].path}; others: {others}", err=True)
         return found[0]
     if not run.exists():
@@ -211,13 +211,20 @@ HEAD = ("group", "up", "rung/s", "delivered/s", "interrupts/s", "per int.", "run
 
 
 def _rows(now: _Seen) -> Iterator[tuple[str, ...]]:
-    for name, its in now.snapshot.groups.items():
+    for name, group in now.snapshot.groups.items():
         rates = now.rates.of(name)
         fast = [NOTHING] * 4
         if rates is not None:
             fast = [count(rates[counted]) for counted in ("rung", "delivered", "interrupts")]
             fast.append(f"{rates['delivered'] / rates['interrupts']:,.2f}" if rates["interrupts"] else NOTHING)
-        yield (name, f"{its.up}/{its.machines}", *fast, f"{its.rung:,}", f"{its.delivered:,}", f"{its.refused:,}")
+        yield (
+            name,
+            f"{group.up}/{group.machines}",
+            *fast,
+            f"{group.rung:,}",
+            f"{group.delivered:,}",
+            f"{group.refused:,}",
+        )
 
 
 def _happened(snapshot: Snapshot) -> Iterator[str]:
@@ -261,4 +268,4 @@ def _table(now: _Seen) -> Group:
 
 def _printable(text: str) -> str:
     """Replace control characters: names and events come from files and other processes."""
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -359,10 +359,10 @@ class Coordinator:
         for incarnation in left:
             if not incarnation.killed and (self._looks >= STARVED_LOOKS or not incarnation.live.is_starved):
                 self._kill_unstopped(incarnation)
-        if left and all(each.killed for each in left):
+        if left and all(incarnation.killed for incarnation in left):
             self._looks_after_kill += 1
         if self._looks_after_kill >= KILL_LOOKS:
-            self._fail(f"{', '.join(each.name for each in left[:NAMES_SHOWN])} cannot be ended")
+            self._fail(f"{', '.join(incarnation.name for incarnation in left[:NAMES_SHOWN])} cannot be ended")
             self._conclude()
             return
         self._loop.at(self._clock.now_ns() + LOOK_NS, self._watch_stop)

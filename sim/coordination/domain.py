@@ -53,9 +53,15 @@ class LiveDomain:
     def open(self, machines: LiveMachines) -> None:
         """Listen, and wait for the machines that are present from the start."""
         self._machines = machines
-        mine = [each for each in machines.current if any(row.domain == self.number for row in each.rows)]
-        self._vectors = max((each.machine.vectors for each in mine), default=1)
-        self._awaited = {each.machine.index: (each, None) for each in mine if each.machine.present}
+        mine = [
+            incarnation
+            for incarnation in machines.current
+            if any(row.domain == self.number for row in incarnation.rows)
+        ]
+        self._vectors = max((incarnation.machine.vectors for incarnation in mine), default=1)
+        self._awaited = {
+            incarnation.machine.index: (incarnation, None) for incarnation in mine if incarnation.machine.present
+        }
         self._missing = len(self._awaited)
         self.start()
 
@@ -80,7 +86,7 @@ class LiveDomain:
         """The counters of these vectors (none: all) of a peer."""
         client = self._server.client(peer)
         eventfds = client.eventfds if client is not None else ()
-        return [each for vector, each in enumerate(eventfds) if not vectors or vector in vectors]
+        return [eventfd for vector, eventfd in enumerate(eventfds) if not vectors or vector in vectors]
 
     def take_pending(self) -> Iterator[tuple[int, int, int]]:
         """Empty every counter of every peer there ever was: (peer, vector, doorbells)."""

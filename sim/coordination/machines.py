@@ -163,9 +163,9 @@ def _naming(topology: Topology) -> dict[int, Sequence[int]]:
             changing.update(entry.machines)
     found: dict[int, list[int]] = {machine: [] for machine in changing}
     for machine in topology.machines if changing else ():
-        named = {each for machines in named_machines(machine) for each in machines}
-        for each in named & changing:
-            found[each].append(machine.index)
+        named = {index for machines in named_machines(machine) for index in machines}
+        for index in named & changing:
+            found[index].append(machine.index)
     return dict(found)
 
 

@@ -210,9 +210,9 @@ class Monitor:
                 figures[place] += count
         if self._snapshots % LIVE_LATENCY_EVERY == 0 and self._run.phase == "running":
             recordings = {
-                row.row: each
+                row.row: recording
                 for incarnation in machines.current
-                for row, each in zip(incarnation.rows, incarnation.recordings, strict=True)
+                for row, recording in zip(incarnation.rows, incarnation.recordings, strict=True)
             }
             self._latency_ns = recent_delivery_ns(recordings, machines.row_of, self._clock.now_ns())
         self._snapshots += 1

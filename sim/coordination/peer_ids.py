@@ -17,7 +17,7 @@ def introduce(machines: LiveMachines, incarnation: Incarnation, *, anew: bool) -
     """Tell a machine the IDs of the machines that it works with."""
     ids: dict[int, int] = {}
     alone = len(machines.topology.domains) == 1
-    for machine in sorted({each for named in incarnation.named() for each in named}):
+    for machine in sorted({index for named in incarnation.named() for index in named}):
         other = machines.current[machine]
         if alone:
             if other.peers[0] is not None:

@@ -63,8 +63,8 @@ class Layouts:
         """The edges to the machines that its program works with, in all their incarnations."""
         machines, count = self._topology.machines, self._incarnations
         return sum(
-            min(machine.vectors, machines[each].vectors) * count[each]
-            for each in {each for named in named_machines(machine) for each in named}
+            min(machine.vectors, machines[index].vectors) * count[index]
+            for index in {index for named in named_machines(machine) for index in named}
         )
 
     def _layout(self, machine: Machine, edges: int, spare: int) -> RecordingLayout:

@@ -152,14 +152,18 @@ class Timeline:
                     for recording in incarnation.recordings
                 ]
             ),
-            up=frozenset(each.machine.index for each in live.current if each.is_up),
+            up=frozenset(incarnation.machine.index for incarnation in live.current if incarnation.is_up),
             died=tuple(
                 incarnation.machine.index
                 for incarnation in live.incarnations
                 if incarnation.exit and incarnation.is_accident
             ),
             migrations={
-                metric: [each.machine.index for each in live.incarnations for _ in range(each.migrations[metric])]
+                metric: [
+                    incarnation.machine.index
+                    for incarnation in live.incarnations
+                    for _ in range(incarnation.migrations[metric])
+                ]
                 for metric in MIGRATION_METRICS
             },
             elapsed_s=(now_ns - self._start_ns) / SECOND_NS,

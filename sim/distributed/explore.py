@@ -114,7 +114,7 @@ def _add(found: Exploration, topology: Topology, done: Done) -> None:
             raise RunError(
                 f"seed {broken.seed} breaks an invariant on {host}, and none here: are the versions the same?"
             )
-        found.broken = sorted([*found.broken, outcome], key=lambda its: its.seed)
+        found.broken = sorted([*found.broken, outcome], key=lambda broken: broken.seed)
 
 
 def _figures(name: str, result: JobResult) -> _Figures:

@@ -116,6 +116,6 @@ def _changes(before: bytes, now: memoryview) -> Iterator[tuple[int, int, int]]:
         if before[block : block + BLOCK_BYTES] == now[block : block + BLOCK_BYTES]:
             continue
         for at in range(block, block + BLOCK_BYTES, WORD_BYTES):
-            old, new = (int.from_bytes(each[at : at + WORD_BYTES], "little") for each in (before, now))
+            old, new = (int.from_bytes(content[at : at + WORD_BYTES], "little") for content in (before, now))
             if old != new:
                 yield at, old, new

@@ -98,7 +98,7 @@ class InterruptWatch:
         its = guest.devices[interrupt.device]
         if its.device.msix is None or not its.device.msix.enabled or not its.device.profile.server:
             return
-        vm = next((each for each in self._pending if each.guest is its), None)
+        vm = next((pending for pending in self._pending if pending.guest is its), None)
         bit = 1 << interrupt.vector
         if vm is None or not self._pending.get(vm, 0) & bit:
             told = f"vector {interrupt.vector} has fired, and no doorbell has arrived or was pending"

@@ -97,7 +97,7 @@ def _finite(limit: int, unlimited: int) -> int:
 
 
 def _least(*known: Left | None) -> Left | None:
-    return min((each for each in known if each is not None), default=None)
+    return min((limit for limit in known if limit is not None), default=None)
 
 
 def _files() -> Left | None:

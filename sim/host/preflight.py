@@ -157,7 +157,7 @@ def render(demand: Demand, console: Console) -> None:
             "" if it is None else _amount(it, limit_sum.unit) if limit_sum.unit else f"{it:,.0f}" for it in amounts
         )
         rows.append((limit_sum.what, needed, allowed, limit_sum.limit_name))
-    wrong = {place: "bold red" for place, each in enumerate(demand.sums, start=1) if not each.fits}
+    wrong = {place: "bold red" for place, limit_sum in enumerate(demand.sums, start=1) if not limit_sum.fits}
     print_columns(rows, console, left=(0, 3), styles=wrong)
     for text in (*demand.warnings, *demand.problems):
         console.print(Text(f"! {text}", "yellow"), soft_wrap=True)

@@ -27,7 +27,9 @@ def cpus_refused(topology: Topology, host: Host) -> Iterator[str]:
 
 def policies_refused(topology: Topology, host: Host) -> Iterator[str]:
     """Policies, priorities and nice values that this process has no permission for."""
-    for name, (policy, priority) in _wishes(topology, lambda each: (each.scheduling.policy, each.scheduling.priority)):
+    for name, (policy, priority) in _wishes(
+        topology, lambda machine: (machine.scheduling.policy, machine.scheduling.priority)
+    ):
         if priority > host.real_time_priority:
             yield (
                 f"{name}: policy {policy} with priority {priority} is not permitted: at most "

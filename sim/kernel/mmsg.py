@@ -121,8 +121,12 @@ class SendTable:
         else:
             table.data[begin:end] = b"".join([message.encode() for message in messages])
         carried = [descriptors for _, descriptors in messages]
-        table.descriptors[start:stop] = array.array("i", [each[0] if each else -1 for each in carried])
-        table.control_bytes[start:stop] = array.array("L", [_RIGHTS.size if each else 0 for each in carried])
+        table.descriptors[start:stop] = array.array(
+            "i", [descriptors[0] if descriptors else -1 for descriptors in carried]
+        )
+        table.control_bytes[start:stop] = array.array(
+            "L", [_RIGHTS.size if descriptors else 0 for descriptors in carried]
+        )
 
     def message(self, at: int) -> tuple[bytes, tuple[int, ...]]:
         """The bytes of one message, and its descriptors."""

@@ -75,7 +75,9 @@ def _run(topology: Topology, runs: Path) -> tuple[Run, Facts]:
 
     try:
         done = run(topology, runs=runs, on_begin=begin, resources_every_s=0)
-        contents = {name: os.pread(each, os.fstat(each).st_size, 0) for name, each in memories.items()}
+        contents = {
+            name: os.pread(descriptor, os.fstat(descriptor).st_size, 0) for name, descriptor in memories.items()
+        }
     finally:
         for descriptor in memories.values():
             os.close(descriptor)

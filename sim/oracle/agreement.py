@@ -137,7 +137,7 @@ def facts(run: Run, memory: Mapping[str, bytes]) -> Facts:
         lines=lines,
         pending={line: row["pending"] for line, row in rows.items()},
         fates={
-            name: frozenset(each for each in ("pba_pending", "dropped") if getattr(group, each))
+            name: frozenset(counter for counter in ("pba_pending", "dropped") if getattr(group, counter))
             for name, group in figures.groups.items()
         },
         actions=sorted(
@@ -177,9 +177,9 @@ def _order(run: Run, names: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
     keys = target << 16 | table["vector"].to_numpy().astype(np.int64)
     rung_ns = table["rung_ns"].to_numpy()
     order = {}
-    for each in np.unique(source).tolist():
-        own = source == each
-        order[names[each]] = keys[own][np.argsort(rung_ns[own], kind="stable")]
+    for machine in np.unique(source).tolist():
+        own = source == machine
+        order[names[machine]] = keys[own][np.argsort(rung_ns[own], kind="stable")]
     return order
 
 
@@ -213,7 +213,7 @@ def _cells(profiles: Mapping[str, str], machines: Sequence[str], aspect: str) ->
 
 def _shown(value: Any) -> str:
     if isinstance(value, frozenset):
-        return "{" + ", ".join(sorted(each.name for each in value)) + "}"
+        return "{" + ", ".join(sorted(member.name for member in value)) + "}"
     return str(getattr(value, "name", value))
 
 
@@ -233,7 +233,7 @@ def _rings(
             by_pace.add((target, vector))
         else:
             why = _cells(profiles, [source, target], "rings")
-        counts = [str(each.edges.get(edge, 0)) for each in (simulated, real)]
+        counts = [str(side.edges.get(edge, 0)) for side in (simulated, real)]
         known_as = "" if peer == LATER else f" (ID {peer})"
         where = f"{source} -> {target}{known_as}, vector {vector}"
         yield Difference("rings", where, counts[0], counts[1], why)
@@ -280,7 +280,7 @@ def _order_differs(topology: Topology, simulated: Facts, real: Facts) -> Iterato
         differs = np.flatnonzero(a[:shared] != b[:shared])
         if len(differs):
             at = int(differs[0])
-            shown = [_doorbell(topology, int(each)) for each in (a[at], b[at])]
+            shown = [_doorbell(topology, int(doorbell)) for doorbell in (a[at], b[at])]
             yield Difference("order", f"doorbell {at + 1} of {machine.name}", shown[0], shown[1])
 
 
@@ -381,14 +381,14 @@ def _memories(
     profiles: Mapping[str, str], simulated: Facts, real: Facts, *, by_pace: set[Line]
 ) -> Iterator[Difference]:
     for domain, contents in simulated.memory.items():
-        a, b = (_written(each) for each in (contents, real.memory.get(domain, b"")))
+        a, b = (_written(memory) for memory in (contents, real.memory.get(domain, b"")))
         if a == b:
             continue
         first = min(a ^ b)
         why = "pace: see the rings" if by_pace else _cells(profiles, list(profiles), "memory")
         where = f"domain {domain}, bytes {first * SLOT_BYTES:#x} to {(first + 1) * SLOT_BYTES - 1:#x}"
         more = f", and {len(a ^ b) - 1} more places" if len(a ^ b) > 1 else ""
-        told = ["written" if first in each else "not written" for each in (a, b)]
+        told = ["written" if first in written else "not written" for written in (a, b)]
         yield Difference("memory", where + more, told[0], told[1], why)
 
 

@@ -16,4 +16,4 @@ def console_file(machine: str) -> str:
 
 def machines_with_consoles(run_directory: Path) -> list[str]:
     """The machines that have one in a run directory."""
-    return sorted(each.name.removeprefix(PREFIX).removesuffix(SUFFIX) for each in run_directory.glob(console_file("*")))
+    return sorted(path.name.removeprefix(PREFIX).removesuffix(SUFFIX) for path in run_directory.glob(console_file("*")))

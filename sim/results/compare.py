@@ -129,7 +129,7 @@ def compare(
     Raises ``UsageError`` when one has no summary, or when a cluster has run them on different hosts, whose latencies
     differ for other reasons, unless ``across_hosts``. Without its samples there are no intervals, and a note says so.
     """
-    runs = [its if isinstance(its, Run) else open_run(its) for its in (a, b)]
+    runs = [given if isinstance(given, Run) else open_run(given) for given in (a, b)]
     before, after = runs
     ours, theirs = (_host(run) for run in runs)
     if ours != theirs and not across_hosts:

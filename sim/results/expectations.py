@@ -66,7 +66,7 @@ def silent_loads(topology: Topology, run: Run) -> list[str]:
     """A sentence for each group whose program rings at given times and rang nothing in the whole run."""
     if not run.figures.elapsed_s:
         return []
-    reasons = {each.machines[0]: each.reason for each in unreachable(topology)}
+    reasons = {sender.machines[0]: sender.reason for sender in unreachable(topology)}
     found = []
     for group, machines in open_loops(topology).items():
         if not run.figures.groups[group].sent:

@@ -41,7 +41,7 @@ def _verdicts(part: Topology, run: Run | None) -> list[ExpectationVerdict]:
         with contextlib.suppress(UsageError):
             if len(run.figures.expectations) == len(part.expectations):
                 return run.figures.expectations
-    return [_verdict(each, None, why) for each in part.expectations]
+    return [_verdict(expectation, None, why) for expectation in part.expectations]
 
 
 def _verdict(expectation: Expectation, got: float | None, why: str, *, met: bool = False) -> ExpectationVerdict:

@@ -51,13 +51,13 @@ class Plan(msgspec.Struct, frozen=True):
         if self.text != other.text:
             return f"expected the topology {self.source_name}, got {other.source_name}"
         if self.programs != other.programs:
-            mine, theirs = (" ".join(each.programs) or "none" for each in (self, other))
+            mine, theirs = (" ".join(plan.programs) or "none" for plan in (self, other))
             return f"expected the programs {mine}, got {theirs}"
         if len(self.cells) != len(other.cells):
             return f"expected {len(self.cells)} runs, got {len(other.cells)}"
-        for cell, its in zip(self.cells, other.cells, strict=True):
-            if cell != its:
-                return f"expected {_shown(cell.overrides)} in run {cell.place}, got {_shown(its.overrides)}"
+        for cell, other_cell in zip(self.cells, other.cells, strict=True):
+            if cell != other_cell:
+                return f"expected {_shown(cell.overrides)} in run {cell.place}, got {_shown(other_cell.overrides)}"
         return ""
 
 

@@ -125,7 +125,7 @@ def sweep(
     if scheduler is not None and workers is not None:
         raise UsageError("expected a scheduler or workers, not both: a scheduler knows its workers")
     certificates = _certificates(scheduler, tls)
-    files = [os.fspath(each) for each in ([programs] if isinstance(programs, str | os.PathLike) else programs)]
+    files = [os.fspath(program) for program in ([programs] if isinstance(programs, str | os.PathLike) else programs)]
     if scheduler is not None or workers is not None:
         require_dask()
     plan = make_plan(os.fspath(topology), override_texts(overrides), _texts(axes or {}), repeat, files)

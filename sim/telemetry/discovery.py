@@ -56,7 +56,7 @@ def running(candidates: Iterable[Path] | None = None) -> list[Found]:
             own = stat.S_ISSOCK(status.st_mode) and status.st_uid == os.getuid()
             if own and str(whole) in listening:
                 found[whole] = Found(whole, status.st_mtime, listening[str(whole)])
-    return sorted(found.values(), key=lambda each: -each.since_s)
+    return sorted(found.values(), key=lambda run: -run.since_s)
 
 
 def listening_sockets() -> dict[str, int]:

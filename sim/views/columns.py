@@ -27,5 +27,7 @@ def print_columns(
             cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        plain = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in gap.join(cells))
+        plain = "".join(
+            character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in gap.join(cells)
+        )
         console.print(Text(plain.rstrip(), "bold" if not place else (styles or {}).get(place, "")), soft_wrap=True)

@@ -29,7 +29,7 @@ def cyclictest_json(
         duration_s: how long it was measured.
         release: the kernel of the host.
     """
-    threads = [_thread(number, its) for number, its in enumerate(filter(len, histograms.values()))]
+    threads = [_thread(number, histogram) for number, histogram in enumerate(filter(len, histograms.values()))]
     end = start + datetime.timedelta(seconds=duration_s)
     content = {
         "file_version": 1,
@@ -41,7 +41,7 @@ def cyclictest_json(
         "sysinfo": {"sysname": "Linux", "release": release},
         "num_threads": len(threads),
         "resolution_in_ns": 1,
-        "thread": {str(number): its for number, its in enumerate(threads)},
+        "thread": {str(number): thread for number, thread in enumerate(threads)},
     }
     return json.dumps(content, indent=2) + "\n"
 

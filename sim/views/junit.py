@@ -70,4 +70,6 @@ def _timestamp(run: Run) -> str:
 
 def _printable(text: str) -> str:
     """``text`` without the characters that XML 1.0 cannot hold, escaped or not."""
-    return "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)
+    return "".join(
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
+    )

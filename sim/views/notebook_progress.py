@@ -50,7 +50,7 @@ def _bar(snapshot: Snapshot, rates: Rates) -> str:
         done, total = float(snapshot.time_ns - snapshot.start_ns), float(snapshot.stop_ns - snapshot.start_ns)
         known = [its for group in snapshot.groups if (its := rates.of(group)) is not None]
         words += [
-            f"{short_count(sum(its[name] for its in known))} {name}/s" for name in ("rung", "interrupts") if known
+            f"{short_count(sum(rate[name] for rate in known))} {name}/s" for name in ("rung", "interrupts") if known
         ]
     if (left := left_s(snapshot)) is not None:
         words.append(f"{left:.1f} s left")

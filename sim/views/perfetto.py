@@ -191,7 +191,7 @@ def _rings(rows: dict[str, Column], start_ns: int, manifest: Manifest) -> Iterat
     ends = _until_next(columns[0], rung, rung + RING_NS)
     names = [machine.name for machine in manifest.machines]
     for number, (source, target, vector, intended, at, delivered, count, end) in enumerate(
-        zip(*(each.tolist() for each in (*columns, ends)), strict=True), start=1
+        zip(*(column.tolist() for column in (*columns, ends)), strict=True), start=1
     ):
         to = names[target] if target >= 0 else "others"
         ring: Event = {"name": f"ring {to} {vector}", "cat": "doorbell", "ph": "X", "ts": (at - start_ns) / 1e3}
@@ -225,10 +225,10 @@ def _names(manifest: Manifest) -> Iterator[Event]:
 
 
 def _run_events(events: list[RunEvent]) -> Iterator[Event]:
-    for each in events:
-        event: Event = {"name": brief(each.event), "cat": "event", "ph": "i", "s": "g"}
-        event["ts"] = round(each.time_s * 1e6, 3)
-        yield event | {"pid": RUN, "tid": RUN_THREAD, "args": {"what": sentence(each.event)}}
+    for run_event in events:
+        event: Event = {"name": brief(run_event.event), "cat": "event", "ph": "i", "s": "g"}
+        event["ts"] = round(run_event.time_s * 1e6, 3)
+        yield event | {"pid": RUN, "tid": RUN_THREAD, "args": {"what": sentence(run_event.event)}}
 
 
 def _counters(data: TimeSeries) -> Iterator[Event]:

@@ -61,11 +61,11 @@ def histogram(run: Run, latency: str = "delivery", *, by: str | None = None, axe
     """How often each latency occurs, in ``bins`` of equal width on a logarithmic scale."""
     axes = _axes(axes)
     series = _series(run, latency, by)
-    top = max(int(its.max()) for _, its in series)
-    bottom = min(int(its.min()) for _, its in series)
+    top = max(int(values_ns.max()) for _, values_ns in series)
+    bottom = min(int(values_ns.min()) for _, values_ns in series)
     edges = np.geomspace(max(1, bottom) * 0.95, max(2, top) * 1.05, bins + 1)
-    for label, its in series:
-        counts, _ = np.histogram(np.maximum(its, 1), edges)
+    for label, values_ns in series:
+        counts, _ = np.histogram(np.maximum(values_ns, 1), edges)
         axes.stairs(counts, edges, label=label, linewidth=1.2, fill=len(series) == 1, alpha=0.85)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
@@ -79,9 +79,9 @@ def cumulative(run: Run, latency: str = "delivery", *, by: str | None = None, ax
     """The share of doorbells, in percent, that took no longer than that."""
     axes = _axes(axes)
     series = _series(run, latency, by)
-    for label, its in series:
+    for label, values_ns in series:
         shares = np.unique(np.r_[np.linspace(0, 1, 512), 1 - np.geomspace(1e-6, 1, 256)])
-        axes.plot(np.maximum(_quantiles(its, shares), 1), 100 * shares, label=label, linewidth=1.5)
+        axes.plot(np.maximum(_quantiles(values_ns, shares), 1), 100 * shares, label=label, linewidth=1.5)
     axes.set_ylabel("doorbells [%]")
     axes.set_ylim(0, 101)
     _latency_scale(axes, "x")
@@ -97,17 +97,17 @@ def percentiles(
     wanted = (latencies,) if isinstance(latencies, str) else tuple(latencies)
     drawn, most = 0, 10
     for latency in wanted:
-        for label, its in _series(run, latency, by):
-            if not its.any():
+        for label, values_ns in _series(run, latency, by):
+            if not values_ns.any():
                 # A closed loop is never late: its lag is 0 throughout, which no logarithm can show.
                 continue
-            most = max(most, len(its))
-            shares = 1 - np.geomspace(1, 1 / len(its), 400)
+            most = max(most, len(values_ns))
+            shares = 1 - np.geomspace(1, 1 / len(values_ns), 400)
             name = " ".join(filter(None, (latency if len(wanted) > 1 else "", label)))
             # Latencies that nearly coincide (total and delivery, where handling is short) stay both visible.
             style = ("-", "--", "-.", ":")[wanted.index(latency) % 4]
-            levels = np.maximum(_quantiles(its, shares), 1)
-            levels[-1] = its.max()
+            levels = np.maximum(_quantiles(values_ns, shares), 1)
+            levels[-1] = values_ns.max()
             axes.plot(1 / (1 - shares), levels, style, label=name, linewidth=1.5)
             drawn += 1
     axes.set_xscale("log")
@@ -258,11 +258,11 @@ def resources(run: Run, what: str = "cpu", *, axes: Any = None) -> Any:
     if len(found) > SERIES_LIMIT:
         raise UsageError(f"{len(found)} lines are a tangle, {SERIES_LIMIT} the most: try run.frame('resources')")
     axes = _axes(axes)
-    for its in found:
+    for process in found:
         if what == "cpu":
-            axes.plot(its.cpu_time_s, its.cpu_percent, ".-", label=its.name, linewidth=1.3)
+            axes.plot(process.cpu_time_s, process.cpu_percent, ".-", label=process.name, linewidth=1.3)
         else:
-            axes.plot(its.memory_time_s, its.memory_bytes / 2**20, ".-", label=its.name, linewidth=1.3)
+            axes.plot(process.memory_time_s, process.memory_bytes / 2**20, ".-", label=process.name, linewidth=1.3)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("CPU [% of one]" if what == "cpu" else "private memory [MiB]")
     return _over_time(axes, data)
@@ -290,10 +290,10 @@ def _over_time(axes: Any, data: TimeSeries) -> Any:
     for event in data.events:
         axes.axvline(event.time_s, color="0.4", linewidth=0.8, linestyle=":")
     axes.set_xlim(0, span_s)
-    listed = [f"{number} {brief(each.event)}" for number, each in enumerate(shown, start=1)]
+    listed = [f"{number} {brief(event.event)}" for number, event in enumerate(shown, start=1)]
     more = len(data.events) - len(shown)
     listed += [f"and {more:,} more events"] if more else []
-    whole = [each.replace(" ", "\N{NO-BREAK SPACE}") for each in listed]
+    whole = [text.replace(" ", "\N{NO-BREAK SPACE}") for text in listed]
     lines = textwrap.wrap(" \N{MIDDLE DOT} ".join(whole), max(40, int(wide / LETTER)))
     axes.set_xlabel("\n".join(["time since the start [s]", *lines]))
     return _finished(axes, None, 2)
@@ -302,8 +302,8 @@ def _over_time(axes: Any, data: TimeSeries) -> Any:
 def _together(events: Sequence[RunEvent], least_s: float) -> Iterator[tuple[int, int, float]]:
     """The numbers of the entries that share a badge for lack of space, and its place: first, last, seconds."""
     firsts: list[int] = []
-    for place, each in enumerate(events):
-        if not firsts or each.time_s - events[firsts[-1]].time_s >= least_s:
+    for place, event in enumerate(events):
+        if not firsts or event.time_s - events[firsts[-1]].time_s >= least_s:
             firsts.append(place)
     for first, following in itertools.pairwise([*firsts, len(events)]):
         yield first + 1, following, events[first].time_s
@@ -332,7 +332,7 @@ def _series(run: Run, latency: str, by: str | None) -> list[tuple[str, Values]]:
     else:
         numbers, labels = numbered(run.origin, columns, by)
         series = [(str(label), figures[there & (numbers == place)]) for place, label in enumerate(labels)]
-    series = [(label, its) for label, its in series if len(its)]
+    series = [(label, values_ns) for label, values_ns in series if len(values_ns)]
     if not series:
         raise UsageError(f"{run.path}: no samples of {latency} to draw")
     if len(series) > SERIES_LIMIT:

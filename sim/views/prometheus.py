@@ -65,7 +65,9 @@ def exposition(snapshot: Snapshot, lost: int = 0) -> str:
         ("ivsim_doorbells_refused_total", "counter", "Doorbells of the group that were refused.", "refused"),
         ("ivsim_interrupts_total", "counter", "Interrupts that machines of the group took.", "interrupts"),
     ):
-        families.append((name, kind, said, [({"group": each}, getattr(its, field)) for each, its in groups.items()]))
+        families.append(
+            (name, kind, said, [({"group": group}, getattr(counts, field)) for group, counts in groups.items()])
+        )
     if snapshot.latency_ns:
         levels = [({"percentile": level}, value / 1e9) for level, value in snapshot.latency_ns.items()]
         families.append(("ivsim_delivery_seconds", "gauge", "Delivery in the last moments, by percentile.", levels))

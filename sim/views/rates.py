@@ -22,7 +22,7 @@ def pending(snapshot: Snapshot) -> int:
     it is counted as rung. That is no debt, and reads as 0.
     """
     its = snapshot.groups.values()
-    return max(0, sum(each.rung - each.refused - each.delivered for each in its))
+    return max(0, sum(group.rung - group.refused - group.delivered for group in its))
 
 
 def ran_s(snapshot: Snapshot) -> float | None:

@@ -73,10 +73,10 @@ def doorbells(figures: Summary) -> TextTable:
         (f"{name} ({group.machines})" if group.machines else name, group) for name, group in figures.groups.items()
     ]
     rows = []
-    for name, its in [*accounts, ("all", figures)] if len(accounts) > 1 else accounts:
-        counts = (its.rung, its.delivered, its.pending, its.refused, its.interrupts)
-        per_interrupt = NOTHING if its.coalescing is None else f"{its.coalescing:,.2f}"
-        rows.append((name, *(f"{it:,}" for it in counts), per_interrupt, human_count(its.doorbells_per_s)))
+    for name, account in [*accounts, ("all", figures)] if len(accounts) > 1 else accounts:
+        counts = (account.rung, account.delivered, account.pending, account.refused, account.interrupts)
+        per_interrupt = NOTHING if account.coalescing is None else f"{account.coalescing:,.2f}"
+        rows.append((name, *(f"{it:,}" for it in counts), per_interrupt, human_count(account.doorbells_per_s)))
     return TextTable("Doorbells rung at the machines of each group", head, rows)
 
 
@@ -86,11 +86,11 @@ def hosts(figures: Summary) -> TextTable:
     rows = [
         (
             name,
-            *(f"{it:,}" for it in (its.machines, its.rung, its.delivered, its.pending, its.refused)),
-            human_count(its.doorbells_per_s),
-            its.status,
+            *(f"{it:,}" for it in (part.machines, part.rung, part.delivered, part.pending, part.refused)),
+            human_count(part.doorbells_per_s),
+            part.status,
         )
-        for name, its in figures.parts.items()
+        for name, part in figures.parts.items()
     ]
     return TextTable("The part of each host", head, rows, words=(0, 7))
 
@@ -107,13 +107,16 @@ def latencies(figures: Summary) -> TextTable:
         for name, part in figures.parts.items():
             rows.append(_percentiles(f"delivery on {name}", part.latency_ns.delivery, human_ns))
             rows.append(_percentiles(f"total on {name}", part.latency_ns.total, human_ns))
-    groups = {name: its.latency_ns for name, its in figures.groups.items() if its.latency_ns.raw.samples}
+    groups = {name: group.latency_ns for name, group in figures.groups.items() if group.latency_ns.raw.samples}
     for parts in (groups, figures.phases):
         for name, its in parts.items() if len(parts) > 1 else ():
             rows.append(_percentiles(f"delivery {name}", its.delivery, human_ns))
             rows.append(_percentiles(f"total {name}", its.total, human_ns))
     for machine, values in figures.statistics.items():
-        rows += [_percentiles(f"{name} {machine}", its, human_ns) for name, its in own_latencies(values).items()]
+        rows += [
+            _percentiles(f"{name} {machine}", percentiles, human_ns)
+            for name, percentiles in own_latencies(values).items()
+        ]
     return TextTable("Latencies, without the warm-up", ("latency", *_titles(), "samples"), rows)
 
 
@@ -146,8 +149,8 @@ def intervals(figures: Summary, without: Collection[str] = ()) -> TextTable:
 
 def coalescing(figures: Summary) -> TextTable:
     """How many doorbells shared a wake-up, for the groups where any did."""
-    groups = {name: its.drained for name, its in figures.groups.items() if (its.drained.max or 0) > 1}
-    rows = [_percentiles(name, its, lambda count: f"{count:,}") for name, its in groups.items()]
+    groups = {name: group.drained for name, group in figures.groups.items() if (group.drained.max or 0) > 1}
+    rows = [_percentiles(name, drained, lambda count: f"{count:,}") for name, drained in groups.items()]
     return TextTable("Doorbells that shared a wake-up", ("doorbells a wake", *_titles(), "wakes"), rows)
 
 
@@ -198,11 +201,11 @@ def processes(figures: Summary) -> TextTable:
     """Everything else that is known of the processes of each group."""
     used = {name: group.resources for name, group in figures.groups.items()} | {COORDINATOR: figures.coordinator}
     rows = []
-    for name, its in used.items():
-        if its:
-            system = its.cpu_percent * its.cpu_system_share
-            cpu = (f"{its.cpu_percent - system:.1f} %", f"{system:.1f} %")
-            rows.append((name, *cpu, *(word(getattr(its, key)) for key, word in PROCESS_COLUMNS.values())))
+    for name, usage in used.items():
+        if usage:
+            system = usage.cpu_percent * usage.cpu_system_share
+            cpu = (f"{usage.cpu_percent - system:.1f} %", f"{system:.1f} %")
+            rows.append((name, *cpu, *(word(getattr(usage, key)) for key, word in PROCESS_COLUMNS.values())))
     head = ("each machine of", "CPU user", "CPU system", *PROCESS_COLUMNS)
     return TextTable("CPU, memory and kernel counts of one machine of each group", head, rows)
 
@@ -213,7 +216,7 @@ def migrations(figures: Summary, most: int = MIGRATIONS_SHOWN) -> TextTable:
     Downtime is the longest of the row; copied and left behind are sums. "PBA bits": vectors that were pending.
     """
     head = ("migration", "verdict", "times", "from", "to", "downtime", "copied", "PBA bits", "left behind")
-    rows = [_outcome(its) for its in alike(figures)[:most]]
+    rows = [_outcome(outcomes) for outcomes in alike(figures)[:most]]
     return TextTable("Downtime: the longest of a row; copied, left behind: its sums", head, rows, words=(0, 1))
 
 
@@ -229,9 +232,12 @@ def alike(figures: Summary) -> list[list[MigrationOutcome]]:
 
 def _outcome(its: Sequence[MigrationOutcome]) -> tuple[str, ...]:
     first, last = its[0], its[-1]
-    downtimes = [each.downtime_ms for each in its if each.downtime_ms is not None]
-    behind = [each.left_behind for each in its if each.left_behind is not None]
-    memory_bytes, state_bytes = sum(each.memory_bytes for each in its), sum(each.state_bytes for each in its)
+    downtimes = [outcome.downtime_ms for outcome in its if outcome.downtime_ms is not None]
+    behind = [outcome.left_behind for outcome in its if outcome.left_behind is not None]
+    memory_bytes, state_bytes = (
+        sum(outcome.memory_bytes for outcome in its),
+        sum(outcome.state_bytes for outcome in its),
+    )
     moved = first.verdict == "moved"
     return (
         first.machine,
@@ -241,7 +247,7 @@ def _outcome(its: Sequence[MigrationOutcome]) -> tuple[str, ...]:
         NOTHING if last.to_peer is None else f"{last.to_domain} {last.to_peer}",
         human_ns(max(downtimes) * 1e6) if downtimes else NOTHING,
         human_bytes(memory_bytes) if memory_bytes else f"{state_bytes:,} B" if state_bytes else NOTHING,
-        f"{sum(each.pending_vectors for each in its)}" if moved else NOTHING,
+        f"{sum(outcome.pending_vectors for outcome in its)}" if moved else NOTHING,
         f"{sum(behind):,}" if behind else NOTHING,
     )
 

@@ -317,7 +317,7 @@ def _check_masters(
             names = [resolved.names.names_of[index] for index in indices]
             got = f"{len(names)} machines" if len(names) > 1 else f"{names[0]}, which is not"
             ahead = {first[name] for name in settings.values["domains"] if name in first} - set(indices)
-            plain = [each for each in ahead if resolved.settings[each].values["profile"] in _SERVERLESS]
+            plain = [index for index in ahead if resolved.settings[index].values["profile"] in _SERVERLESS]
             hint = (
                 "in a run, devices without a server connect too, for their memory: the master comes first in the file"
             )

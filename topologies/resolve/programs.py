@@ -147,7 +147,7 @@ class ProgramFiles:
         Raises `ProgramError`.
         """
         module, _, function = name.rpartition(":")
-        file = next((each for each in self._files if FilePath(each).stem == module), None)
+        file = next((path for path in self._files if FilePath(path).stem == module), None)
         full = f"{file}:{function}" if file else name
         if not callable(found := _imported(full)):
             raise ProgramError("a function of one argument, the state", f"{show(name)}, a {type(found).__name__}")

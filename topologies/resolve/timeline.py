@@ -172,7 +172,7 @@ class Timeline(Struct, frozen=True):
 
         As far as times tell: a condition may hold at any moment from the entry's ``at_s`` on.
         """
-        absent = {index for index, each in enumerate(self.references.settings) if each.values["absent"]}
+        absent = {index for index, settings in enumerate(self.references.settings) if settings.values["absent"]}
         steps: list[tuple[float, int, int]] = []
         for place, entry in enumerate(entries):
             first, last, action = entry.at_s, math.inf, entry.action
@@ -209,7 +209,7 @@ class Timeline(Struct, frozen=True):
         reached = {action.to_domain for _, action, _ in moves if not action.hand_over}
         for entry, action, path in moves:
             domains = {index: self.references.settings[index].values["domains"] for index in entry.machines}
-            if (bridge := next((index for index, its in domains.items() if len(its) > 1), None)) is not None:
+            if (bridge := next((index for index, names in domains.items() if len(names) > 1), None)) is not None:
                 its = " and ".join(map(show, domains[bridge]))
                 got = f"{self.references.names.names_of[bridge]}, which has devices in {its}"
                 self.report.add((*path, "machines"), "machines with a device in one domain", got)
@@ -231,7 +231,7 @@ class Timeline(Struct, frozen=True):
         for index in entry.machines:
             profile = PROFILES.get(self.references.settings[index].values["profile"])
             if profile is not None and profile.waits_for_memory:
-                early = ", ".join(each.name for each in PROFILES.values() if not each.waits_for_memory)
+                early = ", ".join(profile.name for profile in PROFILES.values() if not profile.waits_for_memory)
                 expected = f"machines that run before their server has sent the memory: {early}"
                 why = "which waits for it" if profile.server else "which gets none from a server"
                 got = f"{self.references.names.names_of[index]}, a {profile.name}, {why}"

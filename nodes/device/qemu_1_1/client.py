@@ -239,8 +239,8 @@ class Qemu11Client:
         slot.descriptors.append(descriptor)
         if peer > self.max_peer:
             before, self.max_peer = self.max_peer, peer
-            for each in [each for each in self._peers if before < each <= peer]:
-                self._show(each, 0)
+            for other in [other for other in self._peers if before < other <= peer]:
+                self._show(other, 0)
         else:
             self._show(peer, vector)
         if peer == self.device.peer:

@@ -90,7 +90,7 @@ class _Reader:
             return ["v2-size"]
         rule = self._leave(*frame.fields()) if frame.kind == FrameKind.PEER_GONE else self._connect(frame)
         surplus = len(frame.descriptors) > (frame.kind == FrameKind.EVENT_FD)
-        return [each for each in (rule, "v2-two-descriptors" if surplus else "") if each]
+        return [name for name in (rule, "v2-two-descriptors" if surplus else "") if name]
 
     def _leave(self, peer: int) -> str:
         client = self.client

@@ -97,7 +97,11 @@ class DaskCluster:
             workers = self._client.scheduler_info(n_workers=-1)["workers"]
         except OSError as error:
             raise RunError(f"the scheduler {self.title} does not answer: {reason_of(error)}") from error
-        return [_Place(host_of(its["name"]), address) for address, its in workers.items() if its["resources"].get(RUN)]
+        return [
+            _Place(host_of(worker["name"]), address)
+            for address, worker in workers.items()
+            if worker["resources"].get(RUN)
+        ]
 
     def submit(self, name: str, job: Job, host: str | None = None) -> None:
         """Send a job to any host, or to one, for which it waits."""
@@ -107,7 +111,7 @@ class DaskCluster:
         key = f"ivsim-{uuid.uuid4().hex}"
         future = self._client.submit(run_job, msgspec.msgpack.encode(job), key=key, resources=needs, pure=False)
         self._futures[key] = (name, future)
-        future.add_done_callback(lambda its: self._ended.put(its.key))
+        future.add_done_callback(lambda ended: self._ended.put(ended.key))
 
     def arrived(self) -> set[str]:
         """The jobs that have arrived at their barrier."""

@@ -172,7 +172,7 @@ class ProcessEngine:
     def end_leftovers(self) -> list[str]:
         known = {*self._children_before, self._fork_server.pid}
         ended, all_gone = end_children(known, marked=self._is_of_this_run)
-        lines = [f"process {each} was left behind by a machine, and was ended" for each in ended]
+        lines = [f"process {pid} was left behind by a machine, and was ended" for pid in ended]
         return lines if all_gone else [*lines, "some processes that machines have left behind do not end"]
 
     def _server_path(self, domain: int) -> str:

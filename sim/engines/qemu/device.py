@@ -200,7 +200,7 @@ class QemuIvshmem(Ivshmem):
 
     def close(self) -> None:
         """Close the eventfds that QEMU rings, and those that ring it."""
-        for eventfd in (*self._own, *(each for _, each in self._rung.values())):
+        for eventfd in (*self._own, *(rung_eventfd for _, rung_eventfd in self._rung.values())):
             eventfd.close()
         self._rung.clear()
 

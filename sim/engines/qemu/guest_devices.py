@@ -64,7 +64,7 @@ class GuestDevices:
     def take_event(self, name: str, data: dict[str, Any]) -> None:
         """An event of QEMU's monitor."""
         if name == "DEVICE_DELETED":
-            for number in [each for each in self._still_there if data.get("device") == device_id(each)]:
+            for number in [number for number in self._still_there if data.get("device") == device_id(number)]:
                 self._still_there.remove(number)
                 # The device leaves its connection open: its server would not know that it has left.
                 self._qemu().monitor.command("chardev-remove", lambda _: self._conclude(), id=connection_id(number))

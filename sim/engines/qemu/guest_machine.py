@@ -289,7 +289,7 @@ class GuestMachine:
     def _take_line(self, line: str) -> None:
         if self._awaited and self._ready_when.search(line):
             self._progress("line")
-        for pattern in [each for each in self._watched if each.search(line)]:
+        for pattern in [pattern for pattern in self._watched if pattern.search(line)]:
             self._watched.remove(pattern)
             self._report(Printed(pattern.pattern))
         if (totals := TOTALS.search(line)) is not None:
@@ -342,9 +342,9 @@ class GuestMachine:
         self._loop.at(self._loop.clock.now_ns() + HEAR_NS, self._let_finish)
 
     def _hear(self, found: list[Hearing]) -> None:
-        for each in found:
-            if each.reason:
-                self._report(Warned(f"its device could not interrupt it at the end of the run: {each.reason}"))
+        for device in found:
+            if device.reason:
+                self._report(Warned(f"its device could not interrupt it at the end of the run: {device.reason}"))
         self._let_finish()
 
     def _let_finish(self) -> None:

@@ -172,7 +172,7 @@ class GuestMigration:
     def _tell(self, found: list[Hearing]) -> None:
         if not self.is_over:
             self.is_over = self._is_told = True
-            pending = sum(each.pending_vectors for each in found)
+            pending = sum(state.pending_vectors for state in found)
             self._arrived(Arrived(self._paused_ns(), int(self._sent["ram"]["transferred"]), pending))
 
     def _paused_ns(self) -> int:

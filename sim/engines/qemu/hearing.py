@@ -122,8 +122,8 @@ def _hearing(device: Mapping[str, Any]) -> Asking:
     table = yield from _words(regions[1], vectors * ENTRY_BYTES // 4)
     pending_at = (yield from _config(device, at + 8)) & ~7
     pending = yield from _words(regions[1] + pending_at, (vectors + 31) // 32)
-    masked = [each for each in range(vectors) if table[ENTRY_BYTES // 4 * each + CONTROL] & MASKED]
-    missed = [each for each in range(vectors) if pending[each // 32] >> each % 32 & 1]
+    masked = [vector for vector in range(vectors) if table[ENTRY_BYTES // 4 * vector + CONTROL] & MASKED]
+    missed = [vector for vector in range(vectors) if pending[vector // 32] >> vector % 32 & 1]
     if reason or not masked:
         return Hearing(peer, reason, len(missed))
     kept = f", and a doorbell is pending on {_numbers(missed)}" if missed else ""

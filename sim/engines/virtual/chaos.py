@@ -65,7 +65,9 @@ class Decisions:
         self._chaos = chaos
         self._seed, self._random = seed, random.Random(seed)
         self._schedule = (
-            None if schedule is None else {(each.kind, each.machine, each.number): each for each in schedule}
+            None
+            if schedule is None
+            else {(decision.kind, decision.machine, decision.number): decision for decision in schedule}
         )
         self._delay_log = math.log(chaos.delay_max_us)
         self._outage_log = math.log(chaos.outage_max_us)
@@ -88,7 +90,7 @@ class Decisions:
     def faults(self, machines: list[str], duration_ns: int) -> list[Decision]:
         """The faults of the whole run."""
         if self._schedule is not None:
-            found = [each for each in self._schedule.values() if each.kind in FAULTS]
+            found = [decision for decision in self._schedule.values() if decision.kind in FAULTS]
         else:
             found, drawn = [], random.Random(f"{self._seed}/faults")
             for kind in FAULTS:
@@ -102,8 +104,8 @@ class Decisions:
                     lasts_ns = _log_uniform(drawn, self._outage_log)
                     found.append(Decision(kind, machine, numbers[machine], round(at_ns), lasts_ns))
                     numbers[machine] += 1
-        for each in found:
-            self.on_taken(each)
+        for decision in found:
+            self.on_taken(decision)
         return found
 
     def _delay(self) -> int:
@@ -113,7 +115,7 @@ class Decisions:
         schedule = self._schedule
         number = -1
         if schedule is not None:
-            if not any(each[:2] == (kind, machine) for each in schedule):
+            if not any(decision[:2] == (kind, machine) for decision in schedule):
                 return None
 
             def given() -> int:

@@ -67,7 +67,7 @@ class VirtualCounter(list[int]):
                 self.clear()
             else:
                 before = len(self)
-                self[:] = [each for each in self if each > now_ns]
+                self[:] = [at_ns for at_ns in self if at_ns > now_ns]
                 count += before - len(self)
         return count
 

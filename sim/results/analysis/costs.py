@@ -74,7 +74,7 @@ def _handlings(drains: pa.Table, source: Integers, rung_ns: Integers, sample_eve
     known = end_ns > 0
     machine, begin_ns, end_ns = machine[known], begin_ns[known], end_ns[known]
     rings = np.zeros(len(machine), np.int64)
-    for each in np.unique(machine) if sample_every == 1 else ():
-        own, its = machine == each, rung_ns[source == each]
+    for index in np.unique(machine) if sample_every == 1 else ():
+        own, its = machine == index, rung_ns[source == index]
         rings[own] = np.searchsorted(its, end_ns[own]) - np.searchsorted(its, begin_ns[own])
     return end_ns - begin_ns, rings

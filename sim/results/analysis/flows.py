@@ -166,10 +166,10 @@ def coalescing(drains: pa.Table, manifest: Manifest, by: str | None) -> pa.Table
     labels, codes = ([""], np.zeros(len(count), np.int64)) if by is None else drain_codes(drains, manifest, by)
     rows = []
     doorbells = np.bincount(codes, weights=count, minlength=len(labels))
-    for label, total, its in zip(labels, doorbells.tolist(), grouped(codes, count, len(labels)), strict=True):
-        wakes = its.pop("samples") or 0
+    for label, total, counts in zip(labels, doorbells.tolist(), grouped(codes, count, len(labels)), strict=True):
+        wakes = counts.pop("samples") or 0
         row = {} if by is None else {by: label}
-        rows.append(row | {"doorbells": int(total), "wakes": wakes, "mean": total / wakes if wakes else None} | its)
+        rows.append(row | {"doorbells": int(total), "wakes": wakes, "mean": total / wakes if wakes else None} | counts)
     kinds = [] if by is None else [(by, pa.uint16() if by == "vector" else pa.string())]
     kinds += [("doorbells", pa.int64()), ("wakes", pa.int64()), ("mean", pa.float64())]
     return pa.Table.from_pylist(rows, pa.schema([*kinds, *((name, pa.int64()) for name, _ in QUANTILES)]))

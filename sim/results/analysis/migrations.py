@@ -70,14 +70,16 @@ def migrations(events: Iterable[Event], account: Account, place: Path) -> list[M
     """
     told = list(_told(events))
     attempts = list(_attempts(told))
-    behind = {(each.machine, each.domain, each.peer): each.doorbells for each in told if each.kind == "left_behind"}
+    behind = {
+        (event.machine, event.domain, event.peer): event.doorbells for event in told if event.kind == "left_behind"
+    }
     rows = _rows(account)
     parted = _around(account, attempts, rows, place)
     found = [
-        _migration(account, attempt, behind, its, _whereabouts(account, attempt, rows))
-        for attempt, its in zip(attempts, parted, strict=True)
+        _migration(account, attempt, behind, events, _whereabouts(account, attempt, rows))
+        for attempt, events in zip(attempts, parted, strict=True)
     ]
-    return sorted(found, key=lambda each: each.at_s)
+    return sorted(found, key=lambda outcome: outcome.at_s)
 
 
 def _rows(account: Account) -> dict[str, int]:
@@ -134,9 +136,9 @@ def _around(account: Account, attempts: Sequence[_Attempt], rows: dict[str, int]
         if row is None or not attempt.ended.downtime_ms:
             continue
         its = [other.ended for other in attempts if other.machine == attempt.machine and other.ended.downtime_ms]
-        paused, at_ns = [_paused_ns(each) for each in its], _paused_ns(attempt.ended)
-        begin_ns = max((each for each in paused if each < at_ns), default=0)
-        spans[number] = (row, begin_ns, at_ns, min((each for each in paused if each > at_ns), default=1 << 62))
+        paused, at_ns = [_paused_ns(event) for event in its], _paused_ns(attempt.ended)
+        begin_ns = max((time_ns for time_ns in paused if time_ns < at_ns), default=0)
+        spans[number] = (row, begin_ns, at_ns, min((time_ns for time_ns in paused if time_ns > at_ns), default=1 << 62))
     before, after, during = ([0] * len(attempts) for _ in range(3))
     for batch in batches(place, "samples", ("target", "rung_ns")) if spans else ():
         for number, (row, _, at_ns, _) in spans.items():
@@ -165,9 +167,9 @@ def _whereabouts(account: Account, attempt: _Attempt, rows: dict[str, int]) -> t
     at_ns = attempt.begun.time_ns
     row = rows.get(attempt.machine)
     if attempt.ended.refused:  # which names the machine: the incarnation that began last
-        incarnations = [its for name, its in rows.items() if attempt.machine in (name, name.rpartition(".")[0])]
+        incarnations = [index for name, index in rows.items() if attempt.machine in (name, name.rpartition(".")[0])]
         begun = [incarnation for incarnation in incarnations if account.records[incarnation].ready_ns <= at_ns]
-        row = max(begun, key=lambda its: account.records[its].ready_ns, default=row)
+        row = max(begun, key=lambda index: account.records[index].ready_ns, default=row)
     first = [(domain, peer) for of, domain, peer in account.ending.identities if of == row]
     moves = [(domain, peer) for of, domain, peer, since_ns in account.ending.moves if of == row and since_ns <= at_ns]
     for number, peer in [*first[:1], *moves][-1:]:

@@ -138,13 +138,13 @@ def _groups(
     for code, name in enumerate(names):
         members = [machine.index for machine in manifest.machines if machine.group == name]
         own = [account.records[machine] for machine in members]
-        rung = int(sent[code]) + sum(each.counters.rung_nowhere for each in own)
+        rung = int(sent[code]) + sum(record.counters.rung_nowhere for record in own)
         made = _group(account, lines[name], latencies.groups[code], sent=rung, members=members)
         groups[name] = msgspec.structs.replace(
             made,
             drained=drained[code],
             unscheduled=int(account.matching.unscheduled[members].sum()),
-            **Counters.total(each.counters for each in own).named(),
+            **Counters.total(record.counters for record in own).named(),
         )
     if lines[foreign]:
         groups[foreign] = _group(account, lines[foreign], latencies.groups[-1], sent=0, members=[])

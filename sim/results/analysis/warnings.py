@@ -109,8 +109,8 @@ def _samples(figures: Summary) -> Iterator[str]:
 
 def _host(figures: Summary) -> Iterator[str]:
     used = [(group.machines, group.resources) for group in figures.groups.values() if group.resources]
-    busy = sum(machines * its.cpu_percent for machines, its in used) / 100
-    preempted = sum(machines * its.switches_involuntary_per_s for machines, its in used)
+    busy = sum(machines * usage.cpu_percent for machines, usage in used) / 100
+    preempted = sum(machines * usage.switches_involuntary_per_s for machines, usage in used)
     if figures.machines > figures.cpus and busy > SATURATED * figures.cpus:
         yield (
             f"oversubscribed: {figures.machines} machines kept {busy:.1f} of {figures.cpus} CPUs busy and "
@@ -131,7 +131,7 @@ def _host(figures: Summary) -> Iterator[str]:
             "the tail may be theirs"
         )
     own = (figures.resources, figures.coordinator)
-    others = host.cpu_percent - sum(its.cpu_percent_sum or 0.0 for its in own if its)
+    others = host.cpu_percent - sum(usage.cpu_percent_sum or 0.0 for usage in own if usage)
     if figures.resources and others > OTHERS_PERCENT * figures.cpus:
         yield (
             f"other processes used {others:.0f} % of a CPU on this host while this ran; latencies include waiting "

@@ -58,4 +58,4 @@ def extent(directory: Path, name: str, column: str) -> tuple[int, int] | None:
     Raises ``UsageError`` when the table is missing or damaged.
     """
     found = [batch[column] for batch in batches(directory, name, (column,)) if len(batch[column])]
-    return (min(int(each.min()) for each in found), max(int(each.max()) for each in found)) if found else None
+    return (min(int(stamps.min()) for stamps in found), max(int(stamps.max()) for stamps in found)) if found else None

@@ -216,10 +216,10 @@ def _told(entry: TimelineEntry, whom: str, alone: int | None = None) -> str:
 
 
 def _size(value_bytes: int) -> str:
-    one, unit = next((each for each in UNITS if value_bytes >= each[0]), (1, "bytes"))
+    one, unit = next((entry for entry in UNITS if value_bytes >= entry[0]), (1, "bytes"))
     return f"{value_bytes / one:g} {unit}"
 
 
 def _printable(text: str) -> str:
     """Return ``text`` on one line, without control characters."""
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -111,7 +111,7 @@ def lay_out(drawing: Drawing) -> Layout:
             rows.append(row)
         row.add(
             {~number: Box(0, 0, width, height)}
-            | {place: its.moved(0, (header - PADDING) / 2) for place, its in inside.items()},
+            | {place: box.moved(0, (header - PADDING) / 2) for place, box in inside.items()},
             PADDING,
         )
         if number in behind:

@@ -43,7 +43,9 @@ def _said(node: Node) -> list[str]:
 
 def _quoted(lines: list[str]) -> str:
     """Return lines as a Mermaid label; special characters become their numbers."""
-    escaped = ("".join(each if each in SAFE else f"#{ord(each)};" for each in line) for line in lines)
+    escaped = (
+        "".join(character if character in SAFE else f"#{ord(character)};" for character in line) for line in lines
+    )
     return '"' + "<br/>".join(escaped) + '"'
 
 

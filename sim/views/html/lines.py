@@ -96,7 +96,7 @@ class Chart:
         """Lines across; those that are too close for a badge each share one, from the first to the last of them."""
         parts: list[Markup] = []
         together: list[tuple[float, float, str, str]] = []
-        for mark in sorted(self.marks, key=lambda each: each.x):
+        for mark in sorted(self.marks, key=lambda mark: mark.x):
             at = x.at(mark.x)
             parts.append(tag("line", x1=at, x2=at, y1=y.end, y2=y.start, class_="mark"))
             if together and at - together[-1][1] < BADGE:

@@ -152,7 +152,7 @@ def _expected(figures: Summary) -> Markup:
 def _notices(run: Run, figures: Summary | None, data: TimeSeries) -> Markup:
     """Warnings, what is damaged, what is missing."""
     said = sentences.warnings(run) if figures else run.problems
-    said = [*said, *(each.removeprefix(f"{run.path}: ") for each in data.missing)]
+    said = [*said, *(text.removeprefix(f"{run.path}: ") for text in data.missing)]
     lines = [tag("li", fromkey) for fromkey in dict.fromkeys(said)]
     if not lines:
         return Markup()
@@ -202,8 +202,8 @@ def _about_lateness(data: TimeSeries) -> str:
 
 def _marks(events: Sequence[RunEvent]) -> tuple[list[Mark], list[tuple[str, RunEvent]]]:
     """Numbered lines for the charts, and what the numbers mean."""
-    marked = [(str(number), each) for number, each in enumerate(events, start=1)]
-    return [Mark(each.time_s, number) for number, each in marked[:MARKS_DRAWN]], marked
+    marked = [(str(number), event) for number, event in enumerate(events, start=1)]
+    return [Mark(event.time_s, number) for number, event in marked[:MARKS_DRAWN]], marked
 
 
 def _over_time(data: TimeSeries, marks: list[Mark], marked: list[tuple[str, RunEvent]]) -> list[Markup]:
@@ -219,7 +219,7 @@ def _over_time(data: TimeSeries, marks: list[Mark], marked: list[tuple[str, RunE
             said = "All doorbells fall into one moment: too few for a curve over time."
         parts.append(tag("p", said, class_="note"))
     if marked:
-        listed = [(number, short_seconds(each.time_s), sentence(each.event)) for number, each in marked[:LISTED]]
+        listed = [(number, short_seconds(event.time_s), sentence(event.event)) for number, event in marked[:LISTED]]
         more = len(marked) - len(listed)
         caption = "What happened meanwhile" + (f"; {more:,} more events are in the run's events.jsonl" if more else "")
         parts.append(tables.table(TextTable(caption, ("", "at", "what happened"), listed, words=(0, 1, 2))))
@@ -279,13 +279,13 @@ def _coalescing(figures: Summary | None, data: TimeSeries) -> list[Markup]:
 def _resources(run: Run, figures: Summary | None, data: TimeSeries, marks: list[Mark]) -> list[Markup]:
     looked_at = usage(run, data.start_ns, data.stop_ns)
     # A group whose memory was never summed up has nothing for the second curve.
-    found = [each for each in looked_at if len(each.cpu_time_s) > 1 and len(each.memory_time_s)]
+    found = [process for process in looked_at if len(process.cpu_time_s) > 1 and len(process.memory_time_s)]
     charts = curves.usage_charts(found, data, marks)
     note = "the mean of a group's machines"
     parts = [tag("div", *(_figure(chart, note, HALF) for chart in charts), class_="pair-of")] if charts else []
     listed = rows.resources(figures) if figures else None
-    names = {each.name for each in found}
-    left_out = [each.name for each in looked_at if each.name not in names] if charts else ["each process"]
+    names = {process.name for process in found}
+    left_out = [process.name for process in looked_at if process.name not in names] if charts else ["each process"]
     if listed and listed.rows and left_out:
         said = f"Too few looks at {', '.join(left_out)} for its use over time."
         parts.append(tag("p", said, class_="note"))
@@ -297,7 +297,7 @@ def _resources(run: Run, figures: Summary | None, data: TimeSeries, marks: list[
 def _host(run: Run, figures: Summary | None) -> list[Markup]:
     origin = run.origin
     host = origin.host
-    limits = ", ".join(f"{name.removesuffix('_bytes')} {_limit(name, its)}" for name, its in host.limits.items())
+    limits = ", ".join(f"{name.removesuffix('_bytes')} {_limit(name, limit)}" for name, limit in host.limits.items())
     command = " ".join(["ivsim", *origin.argv[1:]]) if origin.argv else NOTHING
     listed: list[tuple[str, object]] = [
         ("CPU", f"{host.cpu_model or 'unknown'}; {host.cpus} of {host.cpus_online} used"),

@@ -32,7 +32,7 @@ def bars(
 ) -> Markup:
     """Bars in percent, side by side for each name; ``labels`` of x and y, ``frame``: width, height, class."""
     width, height, class_ = frame
-    high = max(float(its.max(initial=0)) for its in series.values()) * 1.08
+    high = max(float(counts.max(initial=0)) for counts in series.values()) * 1.08
     y_ticks = round_ticks(0, high, 5, lambda value: f"{value:g} %")
     left = 10 + CHARACTER * max(len(word) for _, word in y_ticks)
     x = Scale(0, len(names), left, width - RIGHT)

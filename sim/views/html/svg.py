@@ -23,7 +23,10 @@ def words(content: object) -> Markup:
     """``content`` as it can stand in a page: itself when it is markup, escaped and printable otherwise."""
     if isinstance(content, Markup):
         return content
-    said = "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in str(content))
+    said = "".join(
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}"
+        for character in str(content)
+    )
     return Markup(html.escape(said))
 
 
@@ -40,7 +43,7 @@ def tag(name: str, *content: object, **attributes: object) -> Markup:
 def _attribute(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.1f}".removesuffix(".0")
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in str(value))
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(value))
 
 
 def block(parts: Iterable[Markup]) -> Markup:

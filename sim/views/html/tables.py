@@ -14,10 +14,10 @@ STATES = {"met": "met", "UNMET": "missed"}
 
 def table(its: TextTable) -> Markup:
     """A table that scrolls by itself where it is too wide."""
-    heads = [tag("th", each, scope="col", class_=_class(its, at)) for at, each in enumerate(its.head)]
+    heads = [tag("th", cell, scope="col", class_=_class(its, at)) for at, cell in enumerate(its.head)]
     lines = []
     for first, *rest in its.rows:
-        cells = [tag("td", each, class_=_class(its, at)) for at, each in enumerate(rest, start=1)]
+        cells = [tag("td", cell, class_=_class(its, at)) for at, cell in enumerate(rest, start=1)]
         state = STATES.get(first)
         head = tag("span", first, class_=state) if state else first
         lines.append(tag("tr", tag("th", head, scope="row", class_="words"), *cells))

@@ -171,11 +171,11 @@ def distribution(read: Read, manifest: Manifest, measure_start_ns: int, stop_ns:
                     getattr(by_phase[name], passed)(its, phase[its.there])
                 if passed == "count":
                     cells[name].add(at[its.there] * BINS + its.bins)
-    groups = {name: its.percentiles() for name, its in by_group.items()}
-    of_phase = {name: its.percentiles() for name, its in by_phase.items()} if several else {}
+    groups = {name: latency.percentiles() for name, latency in by_group.items()}
+    of_phase = {name: latency.percentiles() for name, latency in by_phase.items()} if several else {}
     kept = [_histogram(name, *counts.occurring(), phases, machines) for name, counts in cells.items()]
     return LatencyDistribution(
-        all=Latencies(**{name: its.percentiles()[0] for name, its in every.items()}),
+        all=Latencies(**{name: latency.percentiles()[0] for name, latency in every.items()}),
         groups=[Latencies(**{name: groups[name][code] for name in groups}) for code in range(len(names) + 1)],
         phases={
             phase: Latencies(**{name: of_phase[name][code] for name in of_phase})

@@ -55,9 +55,9 @@ class SparseCounts:
     def _merged(self) -> tuple[Integers, Integers]:
         if not self._parts:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        keys, place = np.unique(np.concatenate([each for each, _ in self._parts]), return_inverse=True)
+        keys, place = np.unique(np.concatenate([part for part, _ in self._parts]), return_inverse=True)
         counts = np.zeros(len(keys), np.int64)
-        np.add.at(counts, place, np.concatenate([each for _, each in self._parts]))
+        np.add.at(counts, place, np.concatenate([part for _, part in self._parts]))
         return keys, counts
 
 

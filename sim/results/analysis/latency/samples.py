@@ -89,8 +89,8 @@ def _table(
     ends = [(name, end) for name in bounded for end in ("low", "high")]
     titles = (*keys, "latency", *(name for name, _ in QUANTILES), "samples", *(f"{name}_{end}" for name, end in ends))
     rows: dict[str, list[Any]] = {name: [] for name in titles}
-    for name, its in found.items():
-        for label, figures in zip(labels, its.percentiles(), strict=True):
+    for name, samples in found.items():
+        for label, figures in zip(labels, samples.percentiles(), strict=True):
             row = dict(zip(keys, label, strict=True)) | {"latency": name, "samples": figures.samples}
             row |= {quantile: getattr(figures, quantile) for quantile, _ in QUANTILES}
             for quantile, end in ends:
@@ -170,7 +170,7 @@ def latency_slices(directory: Path, manifest: Manifest, summary: Summary) -> dic
         for name, part in found.items():
             its = Measured.of(samples, name, manifest.sample_every)
             part.count(its, np.zeros(len(its.values), np.int64))
-    return {name: its.slices()[0] for name, its in found.items()}
+    return {name: samples.slices()[0] for name, samples in found.items()}
 
 
 def percentiles_where(
