@@ -420,7 +420,7 @@ MIGRATES = '[[timeline]]\nat_s = 1.0\ndo = "migrate"\nmachines = "a"\n'
         ('kind = "qemu"\nguest = { disk = "none.img" }\n', '"a", whose guest has a disk'),
     ],
 )
-def test_the_run_migrates_machines_whose_program_it_has(keys: str, got: str) -> None:
+def test_the_run_migrates_machines_that_it_starts_and_that_have_no_disk(keys: str, got: str) -> None:
     problem = only(f"[machines.a]\n{keys}{MIGRATES}")
     assert (problem.key, problem.got) == ("timeline[0].machines", got)
     for runs in ('program = "idle"', 'guest = { kernel = "none" }'):
