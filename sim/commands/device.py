@@ -55,7 +55,10 @@ def list_odd_devices(as_json: bool) -> None:
 
     if as_json:
         click.echo(
-            json.dumps([{**msgspec.structs.asdict(each), "cells": dict(each.cells)} for each in ODD_DEVICES], indent=2)
+            json.dumps(
+                [{**msgspec.structs.asdict(odd_device), "cells": dict(odd_device.cells)} for odd_device in ODD_DEVICES],
+                indent=2,
+            )
         )
         return
     for odd in ODD_DEVICES:

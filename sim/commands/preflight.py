@@ -37,8 +37,8 @@ def dry_run(topology: Topology, runs: Path, *, as_json: bool = False) -> int:
     else:
         console = Console()
         render(demand, console)
-        for each in (*failing, *ended, *silent):
-            console.print(f"note: {each}", markup=False, highlight=False, soft_wrap=True)
+        for note in (*failing, *ended, *silent):
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         if not demand.problems:
             console.print("this host can carry it", highlight=False)
     return of_error(demand.error(demand.problems)) if demand.problems else 0

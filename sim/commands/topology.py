@@ -55,8 +55,8 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             "{memory_bytes} bytes of {memory_kind}".format(**demand)
         )
         click.echo(_schedule(loaded))
-        for each in (*failing, *ended, *silent, *_without_effect(loaded)):
-            click.echo(f"    note: {each}")
+        for note in (*failing, *ended, *silent, *_without_effect(loaded)):
+            click.echo(f"    note: {note}")
 
 
 def _echo_json(value: object) -> None:

@@ -81,7 +81,7 @@ def place_domains(topology: Topology, workers: Mapping[str, int], where: str) ->
     for domain in topology.domains:
         if domain.host != ANY_HOST:
             placed[domain.host].append(domain.name)
-    for domain in sorted(topology.domains, key=lambda its: -sizes[its.name]):
+    for domain in sorted(topology.domains, key=lambda domain: -sizes[domain.name]):
         if domain.host == ANY_HOST:
             lightest = min(hosts, key=lambda host: sum(sizes[name] for name in placed[host]))
             placed[lightest].append(domain.name)
@@ -114,7 +114,7 @@ class HostsRun:
         resources_every_s: float = 0.5,
         tell: Callable[[str], object] = lambda line: None,
     ) -> None:
-        self.topology, self.placed, self.cluster = topology, {each.host: each for each in placed}, cluster
+        self.topology, self.placed, self.cluster = topology, {part.host: part for part in placed}, cluster
         self._inputs = collect_inputs(topology, programs)
         self._resources_every_s, self._tell = resources_every_s, tell
         self._barrier = f"ivsim-{uuid.uuid4().hex}"
@@ -130,11 +130,11 @@ class HostsRun:
     def rows(self) -> list[PartRow]:
         """The parts for the manifest; each has a directory of its own."""
         found: dict[str, PartRow] = {}
-        for host, its in self.placed.items():
+        for host, part in self.placed.items():
             name = directory = files.slug(host)
             while directory in {row.directory for row in found.values()}:
                 directory = f"{name}-{len(found) + 1}"
-            found[host] = PartRow(host, directory, its.domains)
+            found[host] = PartRow(host, directory, part.domains)
         return list(found.values())
 
     def run(self, directory: RunDirectory) -> Run:
@@ -185,9 +185,11 @@ class HostsRun:
     def _send(self) -> None:
         inputs = self._inputs
         options = ["--runs", RUNS, "--resources-every", f"{self._resources_every_s:g}", "--json"]
-        for host, its in self.placed.items():
-            arguments = ["run", *inputs.arguments, "--domains", ",".join(its.domains), *options]
-            self.cluster.submit(host, Job(arguments, inputs.files, RUNS, self._barrier), host if its.is_named else None)
+        for host, part in self.placed.items():
+            arguments = ["run", *inputs.arguments, "--domains", ",".join(part.domains), *options]
+            self.cluster.submit(
+                host, Job(arguments, inputs.files, RUNS, self._barrier), host if part.is_named else None
+            )
 
     def _until(self, holds: Callable[[], bool], *, also_when_over: bool = False) -> None:
         """Take what comes until something holds; unless otherwise said, not longer than the run is to last."""
@@ -279,7 +281,9 @@ class HostsRun:
         """The run with its expectations judged."""
         if not self.topology.expectations:
             return run
-        parts = {host: (part_of(self.topology, its.domains), run.parts.get(host)) for host, its in self.placed.items()}
+        parts = {
+            host: (part_of(self.topology, part.domains), run.parts.get(host)) for host, part in self.placed.items()
+        }
         verdicts = evaluate_joint(self.topology, parts)
         files.write_json(run.path / files.SUMMARY, msgspec.structs.replace(run.figures, expectations=verdicts))
         return Run(run.path)

@@ -62,11 +62,11 @@ def join_summaries(manifest: Manifest, parts: Mapping[str, Run], ending: Ending)
         except UsageError as error:
             problems.append(f"{host}: {error}")
     every = list(figures.values())
-    sums: dict[str, Any] = {name: sum(getattr(each, name) for each in every) for name in SUMS}
+    sums: dict[str, Any] = {name: sum(getattr(part, name) for part in every) for name in SUMS}
     sums |= Counters.total(every).named()
-    elapsed_s = max((each.elapsed_s for each in every), default=0.0)
-    ready = [each.ready_s for each in every]
-    differences = [each.guest_difference for each in every if each.guest_difference is not None]
+    elapsed_s = max((part.elapsed_s for part in every), default=0.0)
+    ready = [part.ready_s for part in every]
+    differences = [part.guest_difference for part in every if part.guest_difference is not None]
     alone = every[0] if len(manifest.parts) == len(every) == 1 else None
     return Summary(
         schema_version=manifest.schema_version,
@@ -74,34 +74,34 @@ def join_summaries(manifest: Manifest, parts: Mapping[str, Run], ending: Ending)
         title=manifest.title,
         status=ending.status,
         reason=ending.reason,
-        balanced=all(each.balanced for each in every),
+        balanced=all(part.balanced for part in every),
         **sums,
-        pending_derived=any(each.pending_derived for each in every),
+        pending_derived=any(part.pending_derived for part in every),
         seed=manifest.seed,
-        duration_s=max((each.duration_s for each in every), default=0.0),
+        duration_s=max((part.duration_s for part in every), default=0.0),
         elapsed_s=elapsed_s,
         warmup_s=manifest.warmup_s,
-        ready_s=max((each for each in ready if each is not None), default=None) if None not in ready else None,
+        ready_s=max((ready_s for ready_s in ready if ready_s is not None), default=None) if None not in ready else None,
         coalescing=round(sums["delivered"] / sums["interrupts"], 4) if sums["interrupts"] else None,
-        doorbells_per_s=_sum(each.doorbells_per_s for each in every),
-        interrupts_per_s=_sum(each.interrupts_per_s for each in every),
+        doorbells_per_s=_sum(part.doorbells_per_s for part in every),
+        interrupts_per_s=_sum(part.interrupts_per_s for part in every),
         latency_ns=alone.latency_ns if alone else NOTHING,
         groups=_groups(manifest, every),
         coordinator=None,
-        deaths={name: how for each in every for name, how in each.deaths.items()},
-        problems=problems + [f"{host}: {problem}" for host, each in figures.items() for problem in each.problems],
+        deaths={name: how for part in every for name, how in part.deaths.items()},
+        problems=problems + [f"{host}: {problem}" for host, part in figures.items() for problem in part.problems],
         warnings=[
             *([] if alone else [LATENCIES_NOTE]),
-            *(f"{host}: {warning}" for host, each in figures.items() for warning in each.warnings),
+            *(f"{host}: {warning}" for host, part in figures.items() for warning in part.warnings),
         ],
-        migrations=[outcome for each in every for outcome in each.migrations],
-        statistics={name: values for each in every for name, values in each.statistics.items()},
-        missed_oldest_ns=max((each.missed_oldest_ns for each in every), default=0),
-        unscheduled=sum(each.unscheduled for each in every),
+        migrations=[outcome for part in every for outcome in part.migrations],
+        statistics={name: values for part in every for name, values in part.statistics.items()},
+        missed_oldest_ns=max((part.missed_oldest_ns for part in every), default=0),
+        unscheduled=sum(part.unscheduled for part in every),
         guest_difference=sum(differences) if differences else None,
         parts={
-            host: PartFigures(**{name: getattr(each, name) for name in PartFigures.__struct_fields__})
-            for host, each in figures.items()
+            host: PartFigures(**{name: getattr(part, name) for name in PartFigures.__struct_fields__})
+            for host, part in figures.items()
         },
     )
 
@@ -114,19 +114,19 @@ def _sum(values: Iterator[float | None]) -> float | None:
 def _groups(manifest: Manifest, parts: Collection[Summary]) -> dict[str, GroupFigures]:
     """The figures of every group: those of its only part, or sums."""
     names = dict.fromkeys([group.name for group in manifest.groups])
-    names |= dict.fromkeys(name for each in parts for name in each.groups)
-    found = {name: [each.groups[name] for each in parts if name in each.groups] for name in names}
-    return {name: its[0] if len(its) == 1 else _joined(its) for name, its in found.items() if its}
+    names |= dict.fromkeys(name for part in parts for name in part.groups)
+    found = {name: [part.groups[name] for part in parts if name in part.groups] for name in names}
+    return {name: groups[0] if len(groups) == 1 else _joined(groups) for name, groups in found.items() if groups}
 
 
 def _joined(parts: Sequence[GroupFigures]) -> GroupFigures:
     names = (*COUNTS, "machines", "sent", "unscheduled")
-    sums: dict[str, Any] = {name: sum(getattr(each, name) for each in parts) for name in names}
+    sums: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in names}
     sums |= Counters.total(parts).named()
     return GroupFigures(
         **sums,
         coalescing=round(sums["delivered"] / sums["interrupts"], 4) if sums["interrupts"] else None,
-        doorbells_per_s=_sum(each.doorbells_per_s for each in parts),
-        interrupts_per_s=_sum(each.interrupts_per_s for each in parts),
+        doorbells_per_s=_sum(part.doorbells_per_s for part in parts),
+        interrupts_per_s=_sum(part.interrupts_per_s for part in parts),
         latency_ns=NOTHING,
     )

@@ -43,8 +43,8 @@ def late(data: TimeSeries) -> bool:
 
 def _shown(data: TimeSeries) -> list[tuple[str, str, int]]:
     """The latencies that have samples for a curve; raw only where it differs from corrected."""
-    there = {name for name, its in data.latencies.items() if its.max > 0 and its.size > 1}
-    names = [each for each in CURVES if each[0] in there]
+    there = {name for name, latency in data.latencies.items() if latency.max > 0 and latency.size > 1}
+    names = [curve for curve in CURVES if curve[0] in there]
     if late(data):
         return names
     return [(name, name, style) for name, _, style in names if name != "raw"]
@@ -180,13 +180,13 @@ def _make_a_curve(values: Floats) -> bool:
 
 def usage_charts(found: Sequence[Usage], data: TimeSeries, marks: Sequence[Mark]) -> list[Chart]:
     """CPU and memory of one machine of each group over time; of many groups, the busiest."""
-    groups = [each for each in found if each.name != COORDINATOR_NAME]
-    busiest = sorted(groups, key=lambda each: -float(each.cpu_percent.mean()))[: len(GROUP_STYLES)]
-    drawn = [each for each in found if each in busiest or each.name == COORDINATOR_NAME]
+    groups = [process for process in found if process.name != COORDINATOR_NAME]
+    busiest = sorted(groups, key=lambda process: -float(process.cpu_percent.mean()))[: len(GROUP_STYLES)]
+    drawn = [process for process in found if process in busiest or process.name == COORDINATOR_NAME]
     if not drawn:
         return []
     places = iter(GROUP_STYLES)
-    styles = [COORDINATOR_STYLE if each.name == COORDINATOR_NAME else next(places) for each in drawn]
+    styles = [COORDINATOR_STYLE if process.name == COORDINATOR_NAME else next(places) for process in drawn]
     x = _time_axis(data)
     charts = []
     for title, what, xs, ys, word in (
@@ -194,8 +194,8 @@ def usage_charts(found: Sequence[Usage], data: TimeSeries, marks: Sequence[Mark]
         ("Memory over time", "private memory, each machine", "memory_time_s", "memory_bytes", size),
     ):
         lines = [
-            Line(each.name, *_until(x.high, getattr(each, xs), getattr(each, ys)), style)
-            for each, style in zip(drawn, styles, strict=True)
+            Line(process.name, *_until(x.high, getattr(process, xs), getattr(process, ys)), style)
+            for process, style in zip(drawn, styles, strict=True)
         ]
         top = max(float(line.ys.max()) for line in lines) * 1.1 or 1.0
         step = partial(_binary_ticks if word is size else round_ticks, 0.0, top)

@@ -175,7 +175,7 @@ def _latency(figures: Summary | None, data: TimeSeries) -> list[Markup]:
     parts = []
     nines, shares = curves.percentiles(data), curves.cumulative(data)
     if nines is None or shares is None:
-        few = any(its.size for its in data.latencies.values())
+        few = any(latency.size for latency in data.latencies.values())
         said = "One doorbell was sampled, too few" if few else "Nothing was sampled, so that there is nothing"
         parts.append(tag("p", f"{said} to draw.", class_="note"))
     else:

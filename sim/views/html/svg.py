@@ -70,7 +70,7 @@ def line(xs: Floats, ys: Floats, style: int) -> list[Markup]:
     # Without a length, the round ends of a thick line are the dot.
     alone = "".join(f"M{piece}h.1" for piece in starts if "L" not in piece)
     drawn = {f"line s{style}": joined, f"lone s{style}": alone}
-    return [tag("path", d=its, class_=class_) for class_, its in drawn.items() if its]
+    return [tag("path", d=path, class_=class_) for class_, path in drawn.items() if path]
 
 
 def picture(
