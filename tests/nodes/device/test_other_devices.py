@@ -1,4 +1,4 @@
-"""Devices that no QEMU here can be compared with: what a driver finds, held against the facts read from their sources.
+"""Devices that no stock QEMU can be compared with: what a driver finds, held against the facts read from their sources.
 
 ``tests/golden/other_devices.toml`` has a table for each; the profile cites the source of each cell.
 """
