@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 
 from nodes.errors import RemoteProtocolError
-from nodes.wire.capture import SIZED, Bytes, Closes, Connects, Entry, Kind, Said
+from nodes.wire.capture import SIZED, Bytes, Closes, Connects, Entry, Kind, Said, Session
 from nodes.wire.client import REFUSED, Client, is_framed
 from nodes.wire.explanation import Analysis, Explained, Problem
 from nodes.wire.protocol import MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
@@ -18,7 +18,7 @@ from nodes.wire.rules import PAGE_BYTES, RULES
 from nodes.wire.v2.analyzer import explain_framed
 from nodes.wire.v2.protocol import V2
 
-__all__ = ["Analysis", "Explained", "explain", "recognise"]
+__all__ = ["Analysis", "Explained", "explain", "explain_all", "recognise"]
 
 
 def recognise(entries: Iterable[Entry]) -> tuple[Dialect | None, str]:
@@ -137,6 +137,28 @@ class _Device:
         if self.peers.pop(peer, None) is None:
             return f"{meaning}, which was never announced", ["leave-unknown"]
         return meaning, []
+
+
+def explain_all(session: Session, *, dialect: Dialect | None = None, vectors: int | None = None) -> list[Analysis]:
+    """Explain every connection of a session, as `explain` does.
+
+    A server that closes a connection without a word, as one of ivshmem v2 refuses a client, is judged by what it speaks
+    to others.
+    """
+    framed = any(recognise(entries)[0] is V2 for entries in session.connections.values())
+    return [
+        explain(
+            number,
+            entries,
+            dialect=V2 if framed and dialect is None and not _says_something(entries) else dialect,
+            vectors=vectors,
+        )
+        for number, entries in session.connections.items()
+    ]
+
+
+def _says_something(entries: Iterable[Entry]) -> bool:
+    return any(isinstance(entry.act, Said | Bytes) and entry.side == "server" for entry in entries)
 
 
 def explain(

@@ -15,7 +15,7 @@ import click
 
 from nodes.errors import UsageError
 from nodes.qemu_versions import QemuVersion
-from nodes.wire.analyzer import Analysis, Explained, explain
+from nodes.wire.analyzer import Analysis, Explained, explain, explain_all
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
 from nodes.wire.v2.protocol import ALL_DIALECTS
 from sim.commands.numbers import Number, WholeNumber, duration_ns
@@ -163,10 +163,7 @@ def explain_session(
     it. Exit code 0: clean; 1: something is wrong; 2: not a session file.
     """
     session = read_session(file)
-    found = [
-        explain(number, entries, dialect=ALL_DIALECTS[dialect] if dialect else None, vectors=vectors)
-        for number, entries in session.connections.items()
-    ]
+    found = explain_all(session, dialect=ALL_DIALECTS[dialect] if dialect else None, vectors=vectors)
     clean = not any(explanation.problems for explanation in found)
     if as_json:
         rows = [_as_data(explanation, qemu_version) for explanation in found]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes.errors import LocalProtocolError, RemoteProtocolError, UsageError
-from nodes.wire.analyzer import explain
-from nodes.wire.capture import Bytes, Closes, Entry, Kind, Said, format_entry, parse
+from nodes.wire.analyzer import explain, explain_all
+from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, Said, Session, format_entry, parse
 from nodes.wire.client import Ignored, PeerLeft, VectorConnected
 from nodes.wire.protocol import V0
 from nodes.wire.v2.analyzer import explain_framed
@@ -292,6 +292,15 @@ def test_bytes_that_are_no_message_and_the_end_are_judged(act, before, rule):
     entries = [entry_of(at, frame) for at, frame in enumerate(before)]
     analysis = explain_framed(1, [*entries, Entry(9, 1, "server", act, "", 9)])
     assert [problem.name for problem in analysis.problems] == ([rule] if rule else [])
+
+
+def test_a_client_that_is_refused_without_a_word_is_judged_by_what_the_server_speaks_to_others():
+    first = parse(SESSION.splitlines()).connections[1]
+    refused = [Entry(9, 7, "client", Connects(), "", 90), Entry(9, 7, "server", Closes(), "", 91)]
+    told = explain_all(Session([*first, *refused]))
+    assert [[problem.name for problem in each.problems] for each in told] == [[], ["v2-close-in-greeting"]]
+    (alone,) = explain_all(Session(refused))
+    assert [problem.name for problem in alone.problems] == ["close-in-greeting"]
 
 
 def test_every_rule_is_tested():
