@@ -40,8 +40,10 @@ def run_on_hosts(
             click.echo(line, err=True)
 
     arguments = {"overrides": dict(topology.overrides), "resources_every_s": resources_every_s}
+    # Workers of this host are known before there is a cluster.
+    placed = place_domains(topology, {"": where.workers}, "") if where.scheduler is None else None
     with where.open() as cluster:
-        placed = place_domains(topology, cluster.hosts(), cluster.title)
+        placed = placed or place_domains(topology, cluster.hosts(), cluster.title)
         its = HostsRun(topology, placed, cluster, programs=programs, resources_every_s=resources_every_s, tell=tell)
         with RunDirectory.create(runs, topology, arguments | {"programs": list(programs)}, its.rows()) as directory:
             tell(f"{topology.title}: {directory.path}")
