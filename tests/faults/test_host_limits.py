@@ -40,7 +40,7 @@ def spread(first: int, last: int, count: int) -> list[int]:
     return sorted({first + (last - first) * at // max(1, count - 1) for at in range(count)})
 
 
-@pytest.mark.fault("F5", full=191, sample=6, unit="limits from 10 to 200")
+@pytest.mark.fault("F5", full=191, sample=4, unit="limits from 10 to 200")
 def test_each_limit_of_descriptors(fault_count: int, tmp_path: Path) -> None:
     """A run fits and finishes, or is refused with the limit named; it never fails half-way."""
     refused = []
@@ -56,7 +56,7 @@ def test_each_limit_of_descriptors(fault_count: int, tmp_path: Path) -> None:
     assert refused[-1] < 200, "two machines fit into 200 descriptors"
 
 
-@pytest.mark.fault("F6", full=100, sample=4, unit="sizes of /dev/shm")
+@pytest.mark.fault("F6", full=100, sample=3, unit="sizes of /dev/shm")
 def test_each_size_of_dev_shm(fault_count: int, unshare: None, tmp_path: Path) -> None:
     """Memory that does not fit is refused before the start: never a bus error, and nothing stays."""
     codes = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from sim import cli
-from topologies import Topology, load, shipped
+from topologies import load, loader, shipped
 
 NAMES = [name for name, _ in shipped()]
 # `tests/qemu/test_guest.py` and `tests/sim/engines/test_virtual.py` have the others.
@@ -49,10 +48,10 @@ SEEN: dict[str, Callable[[dict[str, Any]], bool]] = {
 """What a comment says that the rows of the result's groups show, beyond what the scenario itself expects."""
 
 
-@functools.cache
-def as_it_is(name: str) -> Topology:
-    """A scenario without changes; those of 65,536 machines take half a second each."""
-    return load(name)
+def comment_of(name: str) -> str:
+    """The comment of a scenario's file. Not by `load`: those of 65,536 machines take half a second each."""
+    lines = (Path(loader.__file__).with_name("scenarios") / f"{name}.toml").read_text().splitlines()
+    return "\n".join(line for line in lines if line.startswith("#"))
 
 
 def ivsim(name: str, runs: Path) -> subprocess.CompletedProcess[str]:
@@ -70,14 +69,14 @@ def test_it_runs_balances_and_shows_what_it_claims(name: str, tmp_path: Path) ->
     assert summary["status"] in ("finished", "degraded")
     assert summary["balanced"]
     assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"] > 0
-    assert set(summary["groups"]) >= {group.name for group in as_it_is(name).groups}
+    assert set(summary["groups"]) >= {group.name for group in load(name).groups}
     if name in SEEN:
         assert SEEN[name](summary["groups"]), summary["groups"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_in_a_scenario_s_comment_work(name: str) -> None:
-    comment = "\n".join(line for line in as_it_is(name).source_text.splitlines() if line.startswith("#"))
+    comment = comment_of(name)
     commands = [*re.findall(r"(?m)^#   (ivsim .*)", comment), *re.findall(r"`(ivsim [^`]*)`", comment)]
     for command in commands:
         said, _, _ = command.partition("   ")
@@ -91,10 +90,5 @@ def test_commands_in_a_scenario_s_comment_work(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_fits_on_a_page_and_says_what_to_look_at(name: str) -> None:
-    topology = as_it_is(name)
-    lines = topology.source_text.splitlines()
-    assert len(lines) <= 66
-    assert topology.title
-    comment = "\n".join(line for line in lines if line.startswith("#"))
-    assert "What to look at:" in comment
+def test_it_says_what_to_look_at(name: str) -> None:
+    assert "What to look at:" in comment_of(name)
