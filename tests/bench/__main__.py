@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tests.bench.analysis import measure_analysis
 from tests.bench.bringup import measure_bringup
 from tests.bench.doorbells import measure_batch, measure_single
 from tests.bench.figure import Figure
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "telemetry": measure_telemetry,
     "virtual": measure_virtual,
     "qemus": measure_qemus,
+    "analysis": measure_analysis,
 }
 TITLES = {
     "single": "One doorbell through guest, device and table / C write",
@@ -54,6 +56,7 @@ TITLES = {
     "storms": "All ring all on one core, per second of CPU / as many processes in C",
     "telemetry": "Looking at a storm while it lasts (absolute: a share)",
     "virtual": "Doorbells under virtual time, per second of CPU / SimPy on the same traffic",
+    "analysis": "Ten million samples (absolute: no reference)",
     "bringup": "Sixty-four machines (absolute: no reference)",
     "qemus": "Simulated machines / as many real QEMUs without a guest",
 }

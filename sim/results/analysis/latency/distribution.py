@@ -5,6 +5,7 @@ The samples are a stream that is read twice (``ranks``), so memory does not grow
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,21 +62,33 @@ class LatencyDistribution:
 
 @dataclass(frozen=True)
 class Measured:
-    """One latency of a batch: of those samples ``there`` that have it and are measured."""
+    """One latency of a batch: of those samples ``there`` that have it and are measured.
 
-    there: npt.NDArray[np.bool_]
+    What only intervals need is computed when it is asked for, once.
+    """
+
+    there: npt.NDArray[np.bool_] | slice
     values: Integers
     bins: Integers
-    moments_ns: Integers
-    weights: npt.NDArray[np.float64]
+    of_samples: Samples = field(repr=False)
+    latency: str
+    sample_every: int
 
     @classmethod
     def of(cls, samples: Samples, latency: str, sample_every: int) -> Measured:
-        numbers, there = values(samples, latency)
-        there = there & ~samples.warmup
+        numbers, mask = values(samples, latency)
+        mask = mask & ~samples.warmup
+        there = slice(None) if mask.all() else mask  # all of a batch need no copy
         its = numbers[there]
-        weights = independent(samples, latency, sample_every)[there]
-        return cls(there, its, bins_of(its), moments(samples, latency)[there], weights)
+        return cls(there, its, bins_of(its), samples, latency, sample_every)
+
+    @functools.cached_property
+    def moments_ns(self) -> Integers:
+        return moments(self.of_samples, self.latency)[self.there]
+
+    @functools.cached_property
+    def weights(self) -> npt.NDArray[np.float64]:
+        return independent(self.of_samples, self.latency, self.sample_every)[self.there]
 
 
 class LatencyOfGroups:
@@ -123,7 +136,9 @@ class LatencyOfGroups:
         ]
 
 
-def _known(its: Measured, codes: Integers) -> tuple[Integers, Integers, Integers, npt.NDArray[np.bool_]]:
+def _known(its: Measured, codes: Integers) -> tuple[Integers, Integers, Integers, npt.NDArray[np.bool_] | slice]:
+    if not len(codes) or codes.min() >= 0:  # the usual case needs no copies
+        return codes, its.values, its.bins, slice(None)
     known = codes >= 0
     return codes[known], its.values[known], its.bins[known], known
 

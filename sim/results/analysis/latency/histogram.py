@@ -29,7 +29,7 @@ RELATIVE_ERROR = 1 / (2 * LINEAR)
 
 MANTISSA_BITS, BIAS = 52, 1023  # of an IEEE 754 double
 # Intermediate columns are made in pieces of this many values, which stay in the cache.
-CHUNK = 1 << 18
+CHUNK = 1 << 15
 
 
 def bins_of(values: Integers) -> Integers:
@@ -40,10 +40,18 @@ def bins_of(values: Integers) -> Integers:
     """
     places = np.empty(len(values), np.int64)
     for at in range(0, len(values), CHUNK):
-        its = np.maximum(values[at : at + CHUNK], 0)
-        as_words = its.astype(np.float64).view(np.int64) >> (MANTISSA_BITS - BITS)
+        its = values[at : at + CHUNK]
+        lowest, highest = int(its.min()), int(its.max())
+        if lowest < 0:
+            its = np.maximum(its, 0)
+        as_words = places[at : at + CHUNK]
+        as_words[:] = its.astype(np.float64).view(np.int64)
+        as_words >>= MANTISSA_BITS - BITS
         as_words -= ((BIAS + BITS) << BITS) - LINEAR
-        places[at : at + CHUNK] = np.where(its < LINEAR, its, np.minimum(as_words, BINS - 1))
+        if highest >> MANTISSA_BITS:
+            np.minimum(as_words, BINS - 1, out=as_words)
+        if lowest < LINEAR:
+            np.copyto(as_words, its, where=its < LINEAR)
     return places
 
 

@@ -71,6 +71,7 @@ class Ranks:
         self._sums = np.zeros(groups)
         self._places: list[dict[str, tuple[int, int]]] = []
         self._needed: Integers | None = None
+        self._place_of: Integers | None = None  # the place in ``needed`` of each cell, -1 of the others
         self._collected = SparseCounts(1 << 62)
         self.sizes: Integers = np.zeros(groups, np.int64)
 
@@ -86,8 +87,15 @@ class Ranks:
         if not len(needed):
             return
         cells = groups * BINS + bins
-        place = np.minimum(np.searchsorted(needed, cells), len(needed) - 1)
-        hit = needed[place] == cells
+        if self._place_of is None and self._groups * BINS <= DENSE:
+            self._place_of = np.full(self._groups * BINS, -1, np.int64)
+            self._place_of[needed] = np.arange(len(needed))
+        if self._place_of is not None:
+            place = self._place_of[cells]
+            hit = place >= 0
+        else:
+            place = np.minimum(np.searchsorted(needed, cells), len(needed) - 1)
+            hit = needed[place] == cells
         if hit.any():
             self._collected.add(place[hit] << OFFSET_BITS | self._offsets(bins[hit], values[hit]))
 
