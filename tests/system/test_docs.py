@@ -36,7 +36,7 @@ vectors = 2
 program = "storm"
 parameters = { to = "receiver", rate_hz = 100.0 }
 """
-CHECKED = ("forward.py", "ring_buffer.py", "lost_wake_up.py", "producer_consumer.py", "asyncio_peer.py")
+CHECKED = ("forward.py", "ring_buffer.py", "lost_wake_up.py", "producer_consumer.py", "asyncio_peer.py", "v2_link.py")
 """The files of examples/ that have type annotations."""
 SESSIONS = {command: output for page in PAGES for command, output in page_sessions(page)}
 
