@@ -59,6 +59,10 @@ guest:
 notebooks: .venv/installed-test
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
+# Takes the pictures of README and docs/ anew; needs Chromium, and a quiet host for figures worth showing.
+pictures: .venv/installed-test
+	$(BIN)/python -m docs.pictures
+
 # The site of the documentation in build/site, to be read without a network. Needs npm, once, for two scripts.
 docs: .venv/installed-run build/docs/mermaid.min.js build/docs/iframe-worker.js
 	$(INSTALL) --editable '.[docs]'
