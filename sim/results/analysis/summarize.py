@@ -43,6 +43,8 @@ def _summarize(
     # The start did not wait for machines that joined during the run.
     first = [record.ready_ns for record in records if not ending.start_ns or record.ready_ns < ending.start_ns]
     ready = [ready_ns - manifest.started_ns for ready_ns in first if ready_ns or not ending.start_ns]
+    if ending.start_ns and ending.start_ns == ending.stop_ns:
+        ready = []  # it ended before it began, so one at least was never ready
     status, reason = _verdict(account)
     machines = [machine.index for machine in manifest.machines]
     used = profile(account.resources, machines, ending.start_ns, ending.stop_ns)
