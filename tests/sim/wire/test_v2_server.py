@@ -118,6 +118,26 @@ def test_the_state_of_a_peer_that_leaves_is_0_before_the_others_hear_of_it(site,
     assert sections.state(1) == 0
 
 
+GARBLED = {
+    "bad_peer": ("020000000c00000000000100", 0),
+    "negative_peer": ("020000000c000000feffffff", 0),
+    "left_itself": ("020000000c00000000000000", 0),
+    "left_unknown": ("020000000c000000ffff0000", 0),
+    "memory_again": (INIT.format(id="00"), 1),
+    "memory_missing": (INIT.format(id="00"), 0),
+    "half_message": ("020000000c00", 0),
+}
+
+
+def test_malformed_messages_on_the_socket(site, clients):
+    client = clients()
+    client.read(40 + 32)
+    for kind, (data, descriptors) in GARBLED.items():
+        assert site.server.garble(0, kind)
+        assert client.read(len(data) // 2) == (data, descriptors), kind
+    assert not site.server.garble(1, "bad_peer")
+
+
 def test_each_section_is_mapped_with_the_rights_of_the_peer(site):
     layout = SectionLayout(SIZE_BYTES, 2, 4096)
     sections = map_sections(site.region.descriptor, layout, 1)
