@@ -77,6 +77,8 @@ def late(guest, *, rings: int = 3):
     guest.set_state(1)
     while guest.device.rung().get(1, 0) < rings and guest.clock() < guest.stop_ns:
         time.sleep(0.001)  # nothing is drained meanwhile
+    if guest.clock() >= guest.stop_ns:
+        return  # the host is too slow for this
     guest.enable_interrupts()
     while True:
         interrupt = yield FOREVER
