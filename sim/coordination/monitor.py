@@ -24,7 +24,7 @@ __all__ = ["Counts", "Monitor", "Observed", "Observer", "Unobserved", "in_words"
 SECOND_NS = 1_000_000_000
 HEARTBEAT_NS = SECOND_NS // 2
 PUBLISH_NS = SECOND_NS // 5
-PUBLISH_NS_EACH = 100_000
+PUBLISH_NS_EACH = 1_000_000
 """With many machines, so much time for each passes between snapshots: an engine's clock may not show their cost."""
 LOOK_SHARE = 50
 LIVE_LATENCY_EVERY = 5

@@ -22,6 +22,7 @@ from tests.bench.qemus import measure_qemus
 from tests.bench.reference import NoCompilerError, built_reference
 from tests.bench.report import disturbance, header, line, write_json
 from tests.bench.sampling import measure_sampling
+from tests.bench.scale import measure_scale
 from tests.bench.setting import Setting
 from tests.bench.storms import measure_storms
 from tests.bench.telemetry import measure_telemetry
@@ -42,6 +43,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "bringup": measure_bringup,
     "telemetry": measure_telemetry,
     "virtual": measure_virtual,
+    "scale": measure_scale,
     "qemus": measure_qemus,
     "analysis": measure_analysis,
 }
@@ -57,6 +59,7 @@ TITLES = {
     "telemetry": "Looking at a storm while it lasts (absolute: a share)",
     "virtual": "Doorbells under virtual time, per second of CPU / SimPy on the same traffic",
     "analysis": "Ten million samples (absolute: no reference)",
+    "scale": "Very many machines under virtual time (absolute: no reference)",
     "bringup": "Sixty-four machines (absolute: no reference)",
     "qemus": "Simulated machines / as many real QEMUs without a guest",
 }

@@ -9,9 +9,10 @@ from pathlib import Path
 from nodes import programs
 from nodes.guest import FOREVER, Guest, Peers, Program
 
-__all__ = ["echo_on", "ping_on", "serve_on", "stopwatch", "storm_timed"]
+__all__ = ["echo_on", "ping_on", "resident_gib", "serve_on", "stopwatch", "storm_timed", "watch_start"]
 
 SHARES = 0.3, 0.8
+"""A stopwatch looks at these shares of the run."""
 
 
 def serve_on(guest: Guest, *, to: Peers, cpu: int) -> Program:
@@ -44,6 +45,18 @@ def storm_timed(guest: Guest, *, to: Peers, burst: int = 64, folder: str) -> Pro
     finally:
         spent_ns = time.process_time_ns() - begin_ns
         Path(folder, f"{guest.peer}.cpu").write_text(str(spent_ns))
+
+
+def watch_start(guest: Guest, *, path: str) -> Program:
+    """Write what this process has used when all machines are up: CPU time in seconds, memory in GiB."""
+    Path(path).write_text(f"{time.process_time()} {resident_gib('VmRSS')}")
+    yield FOREVER
+
+
+def resident_gib(key: str) -> float:
+    """A row of this process's status (proc(5)), in GiB."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) / (1 << 20) for line in status.splitlines() if line.startswith(f"{key}:"))
 
 
 def stopwatch(guest: Guest, *, path: str) -> Program:

@@ -116,13 +116,14 @@ class Execution:
         clock, wait, queue = self._clock, self.wait, self._counters.queue
         if wait == STEP:
             self._end_preemption()
-        elif not (queue and self._take_interrupts()) and self._is_due():
+        elif not (queue and self._take_interrupts()) and (wait := self.wait) is not None and self._is_due(wait):
             clock.ns += self._drain_ns
             try:
                 self.wait = self._vm.expire()
             except BaseException as error:
                 raise ProgramError from error
-        if (ignored := self._ignored()) != self._seen_ignored:
+        ignored = self._vm.device.ignored_doorbells if self._is_single else self._ignored()
+        if ignored != self._seen_ignored:
             # A doorbell that reaches no peer costs its write, too; those that reach one have paid in the host's signal.
             clock.ns += max(0, ignored - self._seen_ignored) * self._host.model.ring_ns
             self._seen_ignored = ignored
@@ -146,7 +147,7 @@ class Execution:
             self._push(first_ns, self._poke)
         if wait is None:
             return False
-        if self._is_due():
+        if self._is_due(wait):
             return True
         if wait != self._alarm_ns:
             self._alarm_ns = wait
@@ -171,8 +172,6 @@ class Execution:
             raise ProgramError from error
 
     def _ignored(self) -> int:
-        if self._is_single:
-            return self._vm.device.ignored_doorbells
         ignored = 0
         for vm in self._vms:
             ignored += vm.device.ignored_doorbells
@@ -222,10 +221,7 @@ class Execution:
         self._loop.after(self._slow_ns, self._poke)
         return False
 
-    def _is_due(self) -> bool:
-        wait = self.wait
-        if wait is None:
-            return False
+    def _is_due(self, wait: int) -> bool:
         if type(wait) is not int:
             raise ProgramError from GuestError(
                 f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {wait!r}"
