@@ -23,7 +23,7 @@ class Edge:
         line: where it is rung; None while the vector is not connected.
         supply: yields the line; its length is what is left of ``granted``.
         row: where the supply is kept: the table of short paths, or a dict that nothing looks into.
-        follow: tells the bell of this edge its supply, or None when the short path has ended.
+        follow: tells the bell of this edge its supply, or None when the short path has ended; None without a bell.
     """
 
     __slots__ = ("follow", "granted", "index", "line", "peer", "refused", "row", "rung", "supply", "vector")
@@ -36,13 +36,14 @@ class Edge:
         self.granted = 0
         self.supply: Iterator[Line] = iter(())
         self.row: dict[int, Iterator[Line]] = {}
-        self.follow: Callable[[Iterator[Line] | None], None] = _without_bell
+        self.follow: Callable[[Iterator[Line] | None], None] | None = None
 
     def grant(self, line: Line, doorbells: int) -> None:
         """Begin a supply of so many doorbells."""
         self.granted = doorbells
-        self.row[self.vector] = self.supply = repeat(line, doorbells)
-        self.follow(self.supply)
+        self.row[self.vector] = self.supply = supply = repeat(line, doorbells)
+        if self.follow is not None:
+            self.follow(supply)
 
     def settle(self) -> None:
         """Add what the supply has counted to the count."""
@@ -53,9 +54,6 @@ class Edge:
     def lengthen(self) -> None:
         """End the short path: neither `Doorbells.ring` nor the bell takes from the supply."""
         self.row = {}
-        self.follow(None)
-        self.follow = _without_bell
-
-
-def _without_bell(supply: Iterator[Line] | None) -> None:
-    pass
+        if self.follow is not None:
+            self.follow(None)
+            self.follow = None
