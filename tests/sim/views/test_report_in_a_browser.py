@@ -68,7 +68,8 @@ def test_the_page_prints(shown: Page, report: str, tmp_path: Path) -> None:
     shown.open(report)
     shown.print(tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF-")
-    shown.send("Emulation.setEmulatedMedia", media="print")
+    night = {"name": "prefers-color-scheme", "value": "dark"}  # each call sets all of them
+    shown.send("Emulation.setEmulatedMedia", media="print", features=[night])
     white, black = "rgb(255, 255, 255)", shown.run("getComputedStyle(document.body).color")
     assert shown.run("getComputedStyle(document.querySelector('figure')).backgroundColor") == white
     assert sum(map(int, black.removeprefix("rgb(").removesuffix(")").split(","))) < 200  # dark ink, also at night
