@@ -22,6 +22,8 @@ What `--help` prints, for every command. The package's man pages say the same: `
 
 """
 OF_REPOSITORY = re.compile(r"\]\(\.\./((?!docs/)[\w./-]+)\)")
+# "```toml fragment": the second word tells the tests of docs/ what the block is.
+FENCE = re.compile(r"^(```\w+) \w+$", re.MULTILINE)
 # Copies of what the theme would load from elsewhere at reading time; `make docs` puts them here.
 COPIES = ROOT / "build" / "docs"
 MERMAID, WORKER = "mermaid.min.js", "iframe-worker.js"
@@ -59,10 +61,11 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links that lead out of docs/ lead to the copies."""
+    """Let links that lead out of docs/ lead to the copies, and take the words away that only tests read."""
     up = "../" * page.file.src_uri.count("/")
 
     def moved(found: re.Match[str]) -> str:
         return f"]({up}repository/{found[1]})" if (ROOT / found[1]).is_file() else found[0]
 
-    return OF_REPOSITORY.sub(moved, markdown)
+    # The parser would not see the beginning of such a block, and take its end for the beginning of another.
+    return FENCE.sub(r"\1", OF_REPOSITORY.sub(moved, markdown))

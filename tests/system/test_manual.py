@@ -58,6 +58,8 @@ def test_the_site_is_accessible_and_found_without_a_network(tmp_path: Path) -> N
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    # A fence that is not understood is text, and makes code of what follows.
+    assert not [path.name for path in tmp_path.glob("*.html") if "```" in path.read_text()]
     with browser() as page:
         for size in (DESKTOP, PHONE):
             for dark in (False, True):

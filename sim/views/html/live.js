@@ -96,7 +96,7 @@ function tell(now) {
   table.replaceChildren();
   add(table, "caption", "Groups");
   const head = add(add(table, "thead", null), "tr", null);
-  for (const name of ["group", "up", "rung/s", "delivered/s", "interrupts/s", "rung", "delivered", "refused"]) add(head, "th", name, { scope: "col" });
+  for (const name of ["group", "up", "rung/s", "delivered/s", "interrupts/s", "rung", "delivered", "refused"]) add(head, "th", name, { scope: "col", class: name === "group" ? "words" : "" });
   const body = add(table, "tbody", null);
   for (const [name, group] of Object.entries(now.groups)) {
     const row = add(body, "tr", null);
@@ -107,6 +107,7 @@ function tell(now) {
   }
   const events = by("events");
   events.replaceChildren();
+  events.parentElement.hidden = !now.happened.length;
   for (const event of now.happened) {
     const at = (event.time_ns - (now.start_ns === null ? now.time_ns : now.start_ns)) / 1e9;
     add(events, "li", `${at.toFixed(3)} s  ${event.kind}  ${event.text}`);
