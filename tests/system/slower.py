@@ -14,7 +14,7 @@ from typing import Any
 import sim
 from topologies import loads
 
-__all__ = ["run_in_time"]
+__all__ = ["SCALES", "run_in_time", "scaled"]
 
 SCALES = (1, 2, 4, 8)
 LATE_NS = 100_000_000
@@ -32,16 +32,17 @@ _EFFECTS = {
 def run_in_time(text: str, runs: Path, overrides: Mapping[str, str] | None = None) -> sim.Run:
     """Run a topology; again and slower while an action takes its effect too late for the times of the file."""
     for scale in SCALES:
-        scaled = _scaled(text, scale)
+        slower = scaled(text, scale)
         times = {key: value for key, value in (overrides or {}).items() if key.endswith("_s")}
         more = {**(overrides or {}), **{key: str(float(value) * scale) for key, value in times.items()}}
-        result = sim.run(loads(scaled, overrides=more), runs=runs, resources_every_s=0)
+        result = sim.run(loads(slower, overrides=more), runs=runs, resources_every_s=0)
         if _latest_effect_ns(result.events()) <= LATE_NS * scale:
             break
     return result
 
 
-def _scaled(text: str, scale: int) -> str:
+def scaled(text: str, scale: int) -> str:
+    """The text of a topology with all its times multiplied."""
     return _TIMES.sub(lambda found: f"{found[1]} = {float(found[2]) * scale:.6f}", text)
 
 
