@@ -228,7 +228,11 @@ def _rings(
     for edge in sorted(simulated.edges.keys() ^ real.edges.keys()):
         source, target, peer, vector = edge
         more, less = (simulated, real) if edge in simulated.edges else (real, simulated)
-        why = _pace(topology, edge, more, less) or _shorter([source, target], more, less)
+        why = (
+            _pace(topology, edge, more, less)
+            or _shorter([source, target], more, less)
+            or _arrival(source, target, more.moved)
+        )
         if why:
             by_pace.add((target, vector))
         else:
@@ -253,6 +257,16 @@ def _pace(topology: Topology, edge: Edge, more: Facts, less: Facts) -> str:
     if not len(places) or places[0] < rung:
         return ""
     return f"pace: {source} rang {rung} doorbells there, and this is its doorbell {places[0] + 1}"
+
+
+def _arrival(source: str, target: str, moved: frozenset[str]) -> str:
+    """In words, that two machines have migrated, and rang each other by IDs that depend on when they did; or ""."""
+    if source not in moved or target not in moved:
+        return ""
+    return (
+        f"start: {source} and {target} have migrated, their IDs are by the order of arrival, and a machine rings "
+        "by the old ones until it knows"
+    )
 
 
 def _shorter(machines: Sequence[str], more: Facts, less: Facts) -> str:

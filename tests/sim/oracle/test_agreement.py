@@ -160,3 +160,12 @@ def test_an_id_that_a_migration_gives_is_heard_of_later_by_a_slower_machine() ->
     assert found.explained == "pace: storm-0 rang 10 doorbells there, 13 here, and had not heard of the new ID"
     (found,) = differences({"edges": edges}, {})
     assert (found.aspect, found.explained) == ("rings", "")
+
+
+def test_machines_that_have_migrated_ring_by_ids_of_their_arrival() -> None:
+    moved = {"moved": frozenset({"storm-0", "storm-2"})}
+    edges = {**BOTH, ("storm-0", "storm-2", 7, 0): 3}
+    (found,) = differences({"edges": edges, **moved}, {"edges": BOTH, **moved})
+    assert found.explained.startswith("start: storm-0 and storm-2 have migrated, their IDs are by the order of arrival")
+    (found,) = differences({"edges": edges, "moved": frozenset({"storm-0"})}, {"edges": BOTH})
+    assert (found.aspect, found.explained) == ("rings", "")
