@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from sim.oracle.agreement import Difference, Facts, compare_facts, facts
+from sim.oracle.agreement import Difference, compare_facts
+from sim.oracle.facts import Facts, facts
 from sim.oracle.real_share import Pair
 from sim.results import Run
 from sim.runner import Begun, run

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sim.oracle.agreement import LATER, Difference, Facts, compare_facts
+from sim.oracle.agreement import Difference, compare_facts
+from sim.oracle.facts import LATER, Facts
 from sim.results.summary import ExpectationVerdict
 from topologies import Topology, loads
 
