@@ -46,12 +46,14 @@ def wired_machine(
     with contextlib.ExitStack() as stack:
         recording = stack.enter_context(Recording.create(path, layout, machine=0, sample_every=sample_every))
         recorder = Recorder(recording)
+        batches = BatchMaker()
+        stack.callback(batches.close)
         vm = Vm(
             profiles.PROFILES["qemu-doorbell"],
             vectors=vectors,
             role="peer",
             signal=signal,
-            make_batch=BatchMaker(),
+            make_batch=batches,
             ledger=recorder,
             clock=time.monotonic_ns,
             random=random.Random(1),

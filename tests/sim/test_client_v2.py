@@ -110,10 +110,15 @@ def test_one_client_too_many_is_refused(server):
     peers = [server.connect() for _ in range(3)]
     with pytest.raises(RemoteProtocolError, match="the server closed the connection"):
         server.connect()
-    for peer in peers:
-        peer.close()
+    first, second, third = peers
+    first.wait_for_peers(2)
+    second.close()
+    while 1 in first.peers:  # then the server knows, too
+        first.wait(0, timeout=0.1)
     with server.connect() as again:
-        assert again.id == 0
+        assert again.id == 1
+    for peer in (first, third):
+        peer.close()
 
 
 def test_asyncio_hears_of_states(server):
