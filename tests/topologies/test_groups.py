@@ -427,6 +427,11 @@ def test_the_run_migrates_machines_that_it_starts_and_that_have_no_disk(keys: st
         assert loads(f'[machines.a]\nkind = "qemu"\n{runs}\n{MIGRATES}').timeline
 
 
+def test_domains_that_are_no_array_are_one_problem() -> None:
+    problem = only('[domains.a]\n[domains.b]\n[machines.m]\nprogram = "idle"\ndomains = "a"\n')
+    assert (problem.key, problem.got, problem.hint) == ("machines.m.domains", '"a"', 'did you mean ["a"]?')
+
+
 def test_each_plain_device_may_be_a_master() -> None:
     """They have no server, and so no ID 0 that only one can have."""
     text = "[machines.m]\ncount = 2\nvectors = 0\nprogram = 'idle'\nprofile = '{}'\nrole = 'master'\n"

@@ -141,7 +141,7 @@ def _settle_domains(settings: Settings, domains: Sequence[str], report: Report) 
     names, path = settings.values["domains"], settings.at("domains")
     known = ", ".join(show(name) for name in domains)
     if not names:
-        if len(domains) > 1:
+        if len(domains) > 1 and not settings.faulty("domains", report):
             report.add(path, f"an array of the domains {known}", "nothing: this key is missing")
         settings.values["domains"] = tuple(domains[:1])
         return
