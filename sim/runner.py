@@ -32,7 +32,7 @@ from sim.host.preflight import check
 from sim.host.runtime_directory import runtime_directory
 from sim.host.wake_up_baseline import WakeUpBaseline, baseline_if_any
 from sim.kernel.segments import remove_orphaned
-from sim.kernel.signals import ENDING, signals_taken
+from sim.kernel.signals import ENDING, signals_held, signals_taken
 from sim.results import Run, RunDirectory
 from sim.results.ending import Ending
 from sim.results.expectations import evaluate, silent_loads
@@ -265,7 +265,8 @@ class _Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore.close()
+        with signals_held():  # as in `restore_handlers`
+            self._restore.close()
 
     def tell(self, coordinator: Coordinator) -> None:
         """Tell signals to this coordinator from now on, those first that have come already."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from nodes.errors import HostError
 from sim.host.runtime_directory import runtime_directory
 from sim.kernel.processes import children, describe_exit, end_children, end_with_parent, keep_orphans
-from sim.kernel.signals import signals_taken
+from sim.kernel.signals import restore_handlers, signals_taken
 
 __all__ = ["keep_worker"]
 
@@ -104,8 +104,7 @@ class _Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        restore_handlers(self._previous)
 
     def _arrived(self, _number: int, _frame: object) -> None:
         self.ended = True

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 
 from sim.kernel.loop import Loop
-from sim.kernel.signals import signals_taken, signals_too_late
+from sim.kernel.signals import restore_handlers, signals_taken, signals_too_late
 
 __all__ = ["ended_by_signal"]
 
@@ -38,7 +38,6 @@ def ended_by_signal(loop: Loop, numbers: Iterable[signal.Signals] = ()) -> Itera
             loop.remove(read_end)
             signal.set_wakeup_fd(previous_fd)
             if numbers:
-                for number, handler in previous.items():
-                    signal.signal(number, handler)
+                restore_handlers(previous)
             else:
                 signals_too_late()

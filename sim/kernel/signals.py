@@ -5,10 +5,21 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
 
-__all__ = ["ENDING", "interrupts_raise", "signals_held", "signals_noted", "signals_taken", "signals_too_late"]
+__all__ = [
+    "ENDING",
+    "interrupts_raise",
+    "restore_handlers",
+    "signals_held",
+    "signals_noted",
+    "signals_taken",
+    "signals_too_late",
+]
 
+Handler = Callable[[int, FrameType | None], Any] | int | None
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -43,14 +54,25 @@ def signals_noted() -> Iterator[Callable[[], str]]:
     try:
         yield lambda: noted[0] if noted else ""
     finally:
+        restore_handlers(previous)
+
+
+def restore_handlers(previous: Mapping[signal.Signals, Handler]) -> None:
+    """Set these handlers again.
+
+    A signal that comes between Python's note of it and the change of its handler to SIG_DFL or SIG_IGN would be printed
+    with a traceback ("ignored due to race condition"), so all are blocked meanwhile and delivered afterwards.
+    """
+    with signals_held():
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def signals_too_late() -> None:
     """Ignore the signals that end a program, which ends by itself: they change nothing about how."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
+    with signals_held():
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

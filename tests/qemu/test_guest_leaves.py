@@ -210,13 +210,15 @@ def test_a_guest_migrates_and_answers_where_it_is_then(tmp_path: Path, bare_meta
     assert (moved.to_peer, moved.memory_bytes, moved.pending_vectors) == (0, 1 << 16, 0)
     assert moved.state_bytes > 0
     assert moved.downtime_ms > 0
-    assert run.summary["statistics"]["follows"]["rounds"] >= 50
+    assert (
+        run.summary["statistics"]["follows"]["rounds"] >= 49
+    )  # the end may come between the last answer and its count
     # The guest was not booted anew, and its console goes on: the totals that it prints at the end are of both places.
     printed = files.console(run.path, "mover").read_text()
     assert printed.count("ivsim: ready") == 1
     rounds = sum(run.summary["statistics"][name]["rounds"] for name in ("stays", "follows"))
     # What it rang at the peer that it has left, it rang at nothing.
-    assert 0 <= run.summary["statistics"]["mover"]["rung"] - rounds <= 2
+    assert 0 <= run.summary["statistics"]["mover"]["rung"] - rounds <= 4
     assert warnings(run, "mover") == []
 
 
@@ -241,7 +243,8 @@ def test_a_guest_whose_migration_fails_stays_and_answers(tmp_path: Path, bare_me
     assert failed["cancelled"] == "it was cancelled"
     assert failed["dies"] == "its new QEMU died"
     assert "server.socket.gone" in failed["gone"] or "Failed to connect" in failed["gone"], failed
-    assert {name: run.summary["statistics"][f"asks-{name}"]["rounds"] for name in stay} == dict.fromkeys(stay, 20)
+    # The end may come between the last answer and its count.
+    assert all(run.summary["statistics"][f"asks-{name}"]["rounds"] in (19, 20) for name in stay)
     left = [(event["machine"], event["action"]) for event in run.events() if event["kind"] == "machine_left"]
     assert left == [("lost", "migrate")]
 
