@@ -243,8 +243,8 @@ def test_a_guest_whose_migration_fails_stays_and_answers(tmp_path: Path, bare_me
     assert failed["cancelled"] == "it was cancelled"
     assert failed["dies"] == "its new QEMU died"
     assert "server.socket.gone" in failed["gone"] or "Failed to connect" in failed["gone"], failed
-    # The end may come between the last answer and its count.
-    assert all(run.summary["statistics"][f"asks-{name}"]["rounds"] in (19, 20) for name in stay)
+    # An answer that comes too late ends no round, and the end may come before the last one is counted.
+    assert all(10 <= run.summary["statistics"][f"asks-{name}"]["rounds"] <= 20 for name in stay)
     left = [(event["machine"], event["action"]) for event in run.events() if event["kind"] == "machine_left"]
     assert left == [("lost", "migrate")]
 
