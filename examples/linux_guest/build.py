@@ -117,6 +117,36 @@ def _unpacked(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def build_with_module(example: Path, source: str, archive: str, *, shipped: Iterable[str] = ()) -> None:
+    """The ``build.py`` of an example whose guest has a module of its own.
+
+    Args:
+        example: the folder of the example, with guest.c and the module's source.
+        source: the name of the module's source file.
+        archive: the name of the initramfs that is written beside the kernel.
+        shipped: modules of Debian's kernel that the guest needs, too.
+    """
+    parser = argparse.ArgumentParser(description=f"Build the guest of examples/{example.name}.")
+    parser.add_argument("directory", nargs="?", type=Path, default=HERE.parents[1] / "build" / "guest")
+    directory = parser.parse_args().directory
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        kernel_at, headers_at, module_at = (Path(scratch, name) for name in ("kernel", "headers", "module"))
+        for path in (kernel_at, headers_at, module_at):
+            path.mkdir()
+        kernel, modules = download_kernel(kernel_at)
+        entries = [("init", FILE | 0o755, compile_guest(Path(scratch), example / "guest.c"))]
+        for name in shipped:
+            for path in modules.rglob(f"{name}.ko*"):
+                entries.append((f"{name}.ko", FILE | 0o644, _unpacked(path)))
+        module = compile_module(example / source, download_headers(headers_at), module_at)
+        entries.append((f"{Path(source).stem}.ko", FILE | 0o644, module))
+        (directory / archive).write_bytes(gzip.compress(cpio(entries), mtime=0))
+        shutil.copyfile(kernel, directory / "vmlinuz")
+    run = f"ivsim run examples/{example.name}/{example.name}.toml"
+    print(f"{directory}: vmlinuz and {archive} are ready; `{run}` boots them")
+
+
 def output(command: list[str], cwd: Path | None = None) -> str:
     """Run a command; returns what it prints. One that fails ends this program with its words."""
     try:

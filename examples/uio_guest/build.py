@@ -8,41 +8,14 @@ tools are downloaded by apt-get and unpacked.
 
 from __future__ import annotations
 
-import argparse
-import gzip
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, os.fspath(HERE.parent / "linux_guest"))
 
-from build import FILE, compile_guest, compile_module, cpio, download_headers, download_kernel  # noqa: E402
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Build the guest of examples/uio_guest.")
-    parser.add_argument("directory", nargs="?", type=Path, default=HERE.parents[1] / "build" / "guest")
-    directory = parser.parse_args().directory
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        kernel_at, headers_at, module_at = (Path(scratch, name) for name in ("kernel", "headers", "module"))
-        for path in (kernel_at, headers_at, module_at):
-            path.mkdir()
-        kernel, modules = download_kernel(kernel_at)
-        (uio,) = modules.rglob("uio.ko")
-        files = {
-            "init": compile_guest(Path(scratch), HERE / "guest.c"),
-            "uio.ko": uio.read_bytes(),
-            "ivshmem_uio.ko": compile_module(HERE / "ivshmem_uio.c", download_headers(headers_at), module_at),
-        }
-        archive = cpio([(name, FILE | 0o755, content) for name, content in files.items()])
-        (directory / "uio.gz").write_bytes(gzip.compress(archive, mtime=0))
-        shutil.copyfile(kernel, directory / "vmlinuz")
-    print(f"{directory}: vmlinuz and uio.gz are ready; `ivsim run examples/uio_guest/uio_guest.toml` boots them")
-
+from build import build_with_module  # noqa: E402
 
 if __name__ == "__main__":
-    main()
+    build_with_module(HERE, "ivshmem_uio.c", "uio.gz", shipped=["uio"])
