@@ -25,10 +25,14 @@ from typing import Any, Literal
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("nodes", "topologies", "sim", "tests", "examples", "docs", "notebooks")
-FILES = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "LICENSE", "constraints.txt")
+FILES = (
+    *("pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "LICENSE", "constraints.txt"),
+    *("Containerfile", "hatch_build.py", "mkdocs.yml"),
+)
 TESTS_FAILED, TESTS_PASSED = 1, 0  # pytest's exit codes
 PATIENCE_S = 600.0
-PROMISE = re.compile(r"^\| (?P<text>[^|]+?) \|(?: [^|]+ \|)? `(?P<test>tests/[^`]+)` \|$", re.MULTILINE)
+WITHOUT = "without.toml"
+PROMISE = re.compile(r"^\| (?P<text>[^|]+?) \|(?: [^|]+ \|)? (?P<tests>`tests/[^|]+`) \|$", re.MULTILINE)
 
 Verdict = Literal["killed", "survived", "broken"]
 
@@ -74,7 +78,7 @@ class Mutant:
         for test in self.tests:
             file, _, function = test.partition("::")
             function = function.partition("[")[0]
-            if not (ROOT / file).is_file() or f"def {function}(" not in (ROOT / file).read_text():
+            if not (ROOT / file).is_file() or (function and f"def {function}(" not in (ROOT / file).read_text()):
                 yield f"{self.name}: there is no test {test}"
 
 
@@ -86,10 +90,17 @@ def rows() -> dict[int, tuple[str, ...]]:
 
 
 @functools.cache
-def promises() -> dict[str, str]:
-    """The promises of docs/SPECIFICATION.md with a test each: text -> test."""
+def promises() -> dict[str, tuple[str, ...]]:
+    """The promises of docs/SPECIFICATION.md: text -> tests."""
     text = (ROOT / "docs" / "SPECIFICATION.md").read_text()
-    return {found["text"]: found["test"] for found in PROMISE.finditer(text)}
+    return {found["text"]: tuple(re.findall(r"`(.+?)`", found["tests"])) for found in PROMISE.finditer(text)}
+
+
+@functools.cache
+def without_mutant() -> dict[str, str]:
+    """The promises that no change of the product is tried for: text -> why."""
+    text = (ROOT / "tests" / "mutants" / WITHOUT).read_text()
+    return {table["of"]: table["reason"] for table in tomllib.loads(text)["promise"]}
 
 
 @functools.cache
@@ -97,13 +108,15 @@ def mutants() -> tuple[Mutant, ...]:
     """All mutants. Those of a row and of a promise have its tests, unless they name others."""
     found = []
     for path in sorted((ROOT / "tests" / "mutants").glob("*.toml")):
+        if path.name == WITHOUT:
+            continue
         for table in tomllib.loads(path.read_text())["mutant"]:
             name = table["of"]
             tests: Sequence[str] = table.get("tests", ())
             if not tests and name.startswith("row "):
                 tests = rows()[int(name.removeprefix("row "))]
             elif not tests and name in promises():
-                tests = [promises()[name]]
+                tests = promises()[name]
             made = Mutant(name, table["file"], table["old"], table["new"], tuple(tests), table.get("reason", ""))
             found.append(made)
     return tuple(found)

@@ -1,4 +1,5 @@
-"""The reference tables, generated from the declarations: topologies that ship, actions, metrics, programs, profiles.
+"""The reference tables, generated from the declarations: topologies that ship, actions, metrics, programs, profiles;
+and what a server must not do, with what each QEMU does then.
 
 `ivsim list` prints them; the documentation holds them as Markdown.
 """
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from nodes.device.profiles import PROFILES, Profile
+from nodes.qemu_versions import COMPARED_VERSIONS
+from nodes.wire.rules import RULES
 from topologies.actions import ACTIONS, MachineAction, fields_of
 from topologies.language.problems import show
 from topologies.language.tables import required_keys_of
@@ -106,10 +109,24 @@ def _profiles() -> Reference:
     return Reference(("profile", "interrupts", "vectors", "role", "meaning"), tuple(rows))
 
 
+def _rules() -> Reference:
+    """What each compared QEMU does when a server violates a rule; a version that does as the one before says so."""
+    rows = []
+    for name, rule in RULES.items():
+        outcomes = [rule.outcome(version) for version in COMPARED_VERSIONS]
+        told = [
+            outcome if outcome != before else "the same"
+            for before, outcome in zip([None, *outcomes], outcomes, strict=False)
+        ]
+        rows.append((name, rule.expected, *told))
+    return Reference(("rule", "expected", *map(str, COMPARED_VERSIONS)), tuple(rows))
+
+
 REFERENCES: dict[str, Callable[[], Reference]] = {
     "topologies": topologies_table,
     "actions": _actions,
     "metrics": _metrics,
     "programs": _programs,
     "profiles": _profiles,
+    "rules": _rules,
 }

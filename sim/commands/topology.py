@@ -138,12 +138,19 @@ def _demand(topology: topologies.Topology) -> dict[str, Any]:
 @click.option("--metrics", "reference", flag_value="metrics", help="The metrics that conditions compare instead.")
 @click.option("--programs", "reference", flag_value="programs", help="The programs and their parameters instead.")
 @click.option("--profiles", "reference", flag_value="profiles", help="The device profiles instead.")
+@click.option(
+    "--rules",
+    "reference",
+    flag_value="rules",
+    help="What a server must send instead, and what each version of QEMU does when it does not.",
+)
 @click.option("--markdown", "as_markdown", is_flag=True, help="A table in Markdown.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array on standard output.")
 def list_shipped(reference: str | None, as_markdown: bool, as_json: bool) -> None:
     """Show the topologies that ship, one line each; `ivsim run NAME` runs one.
 
-    With --actions, --metrics, --programs or --profiles, show what topologies can name.
+    With --actions, --metrics, --programs or --profiles, show what topologies can name; with --rules, what
+    `ivsim explain` finds wrong.
     """
     if as_markdown and as_json:
         raise click.UsageError("--markdown and --json exclude each other")

@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 
 from nodes.device.profiles import PROFILES
 from nodes.errors import HostError, UsageError
+from nodes.qemu_versions import COMPARED_VERSIONS
+from nodes.wire.rules import RULES
 from sim.commands.topology import COMMANDS
 from topologies import json_schema, load, shipped, shipped_programs, starter_text
 from topologies.actions import ACTIONS
@@ -114,6 +116,20 @@ def test_list_shows_what_ships() -> None:
     assert [re.split("  +", line) for line in result.stdout.splitlines()] == [list(pair) for pair in shipped()]
     told = json.loads(invoke("list", "--json").stdout)
     assert [(item["name"], item["title"]) for item in told] == shipped()
+
+
+def test_the_rules_are_told_with_what_each_qemu_does() -> None:
+    """Each version has its own words, or "the same"; where a version changes something, one column differs."""
+    rows = {row.pop("rule"): row for row in json.loads(invoke("list", "--rules", "--json").stdout)}
+    assert rows.keys() == RULES.keys()
+    for name, row in rows.items():
+        assert row.pop("expected") == RULES[name].expected
+        assert list(row) == list(map(str, COMPARED_VERSIONS))
+        outcomes = []
+        for told in row.values():
+            outcomes.append(outcomes[-1] if told == "the same" else told)
+        assert outcomes == [RULES[name].outcome(version) for version in COMPARED_VERSIONS]
+    assert any(row["11.1"] != "the same" for row in rows.values())
 
 
 @pytest.mark.parametrize("name", REFERENCES)
