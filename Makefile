@@ -17,8 +17,7 @@ run: .venv/installed-run
 check: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 tests/nodes tests/topologies tests/test_architecture.py
+	$(BIN)/mypy & $(BIN)/python -m pytest -n 2 tests/nodes tests/topologies tests/test_architecture.py; code=$$?; wait $$! && exit $$code
 
 # Tests of real processes wait more than they compute: three at a time on two CPUs. While mypy keeps one CPU busy, the
 # tests are collected, which compiles them: three processes at once would each do that anew.

@@ -51,9 +51,9 @@ class _Device:
     def __init__(self, dialect: Dialect, vectors: int | None) -> None:
         steps = dialect.steps
         self._vectors = vectors
-        self._memory_last = Step.OWN in steps and steps.index(Step.MEMORY) > steps.index(Step.OWN)
-        self._version_came = Step.VERSION not in steps
-        self._id_came = False
+        own = Step.OWN if Step.OWN in steps else Step.PEERS_AND_OWN
+        self._memory_last = steps.index(Step.MEMORY) > steps.index(own)
+        self._first = [*steps[: steps.index(Step.ID) + 1]]  # what is still to come before any vector
         self.peer: int | None = None
         self.memory: Kind | None = None
         self.peers: dict[int, int] = {}
@@ -64,19 +64,18 @@ class _Device:
     def take(self, number: int, kinds: tuple[Kind, ...]) -> tuple[str, list[str]]:
         """Return the meaning of a message and the names of the rules that it violates."""
         broken = ["two-descriptors"] if len(kinds) > 1 else []
-        if not self._version_came:
-            self._version_came = True
+        step = self._first.pop(0) if self._first else None
+        if step is Step.VERSION:
             if number == REFUSED and not kinds:
                 return "the client is not let in: -EUSERS, too many users", ["refused"]
             wrong = "version" if number != VERSION else "version-with-descriptor" if kinds else ""
             return f"protocol version {number}", [wrong] if wrong else []
-        if not self._id_came:
-            self._id_came = True
+        if step is Step.ID:
             if kinds or not 0 <= number < PEERS_MAX:
                 return "what should be the client's own ID", ["id"]
             self.peer = number
             return f"the client's own ID: {number}", []
-        if number == MEMORY:
+        if step is Step.MEMORY or number == MEMORY:
             meaning, more = self._take_memory(kinds)
         elif not 0 <= number < PEERS_MAX:
             meaning, more = "nothing", ["number" if self.memory else "number-in-greeting"]

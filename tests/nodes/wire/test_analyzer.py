@@ -12,7 +12,7 @@ from nodes.qemu_versions import COMPARED_VERSIONS
 from nodes.wire.analyzer import explain, recognise
 from nodes.wire.capture import HEADER, SIZED, Bytes, Closes, Connects, Entry, Kind, Said, parse
 from nodes.wire.client import REFUSED
-from nodes.wire.protocol import DIALECTS, LEGACY, V0, V0_SHM_LAST, Decoder
+from nodes.wire.protocol import DIALECTS, LEGACY, V0, V0_SHM_LAST, Decoder, Dialect, Step
 from nodes.wire.rules import RULES
 from nodes.wire.v2.protocol import V2
 from tests.malformed import CASES, OBSERVED, SCRIPTS
@@ -58,6 +58,21 @@ def test_every_dialect_is_clean_by_its_own_rules():
             explanation = explain(number, entries, dialect=DIALECTS[name])
             assert explanation.dialect is DIALECTS[name]
             assert (explanation.problems, explanation.notes) == ([], ())
+
+
+@pytest.mark.parametrize(
+    ("steps", "messages"),
+    [
+        ((Step.MEMORY, Step.VERSION, Step.ID, Step.OWN), [(-1, "memfd"), 0, 5, (5, "eventfd")]),
+        ((Step.ID, Step.PEERS_AND_OWN, Step.MEMORY), [5, (4, "eventfd"), (5, "eventfd"), (-1, "memfd")]),
+        ((Step.VERSION, Step.ID, Step.OWN, Step.MEMORY), [0, 5, (5, "eventfd"), (-1, "memfd")]),
+    ],
+)
+def test_the_rules_take_the_order_from_the_steps_of_a_dialect(steps, messages):
+    ending = Entry(0, 1, "client", Closes(), line=9)
+    judged = explain(1, [*say(*messages), ending], dialect=Dialect("another", steps, "none")).problems
+    assert judged == []
+    assert explain(1, [*say(*messages[::-1]), ending], dialect=Dialect("another", steps, "none")).problems
 
 
 # The rules
