@@ -48,11 +48,17 @@ class JoinedClient:
         self.joined_at = 0  # how many had joined before it
         self.stuck_by = ""  # why it takes no more for now
         self.misses_from = 0  # of the leaves that it is told of later
+        self.has_left = False
 
     @property
     def unread_bytes(self) -> int:
         """The bytes that the kernel holds for it, with overhead: 0 when it has read all (unix(7), SIOCOUTQ)."""
         return int(_NUMBER.unpack(fcntl.ioctl(self.socket, termios.TIOCOUTQ, _NUMBER.pack(0)))[0])
+
+    @property
+    def has_read_all(self) -> bool:
+        """Whether it is connected, and nothing waits for it."""
+        return self.socket.fileno() >= 0 and not (self.stuck_by or len(self.outbox) or self.unread_bytes)
 
     @property
     def has_spoken(self) -> bool:

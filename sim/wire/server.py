@@ -32,6 +32,7 @@ from sim.kernel.sections import StateTable
 from sim.wire.admission import Admission, AdmissionRules
 from sim.wire.announcements import Announcements
 from sim.wire.clients import JoinedClient, PendingClient
+from sim.wire.dismissal import Dismissal
 from sim.wire.listener import PATH_BYTES_MAX, Listener
 
 __all__ = ["PATH_BYTES_MAX", "IvshmemServer", "JoinedClient", "PendingClient"]
@@ -90,7 +91,8 @@ class IvshmemServer:
         self.departed: list[JoinedClient] = []
         self._released = 0  # how many departed ones are gone from the list
         self._retain_departed = retain_departed
-        self._eventfds = 0  # of all peers
+        self.eventfd_count = 0
+        """How many eventfds all connected peers have together."""
         self._changes = 0  # leaves, and peers that are stuck no more, since eventfds were released
         self._announcements = Announcements(self.peers, self._server.dialect)
         self._telling = self._announces_soon = False
@@ -175,7 +177,7 @@ class IvshmemServer:
         peer.told_until = self._released + len(self.departed)
         self._announcements.joins(peer)
         self.peers[number] = peer
-        self._eventfds += vectors
+        self.eventfd_count += vectors
         self._loop.add(peer.socket, lambda: self._lose(peer))
         return peer
 
@@ -220,7 +222,7 @@ class IvshmemServer:
     def _put(self, peer: JoinedClient, said: Message[int] | list[Batch]) -> bool:
         outbox = peer.outbox
         # Room for the greeting of a client that joins now, and for the joins and leaves of others.
-        outbox.limit = 2 * (GREETING_MESSAGES + self._eventfds) + OUTBOX_SPARE
+        outbox.limit = 2 * (GREETING_MESSAGES + self.eventfd_count) + OUTBOX_SPARE
         if outbox.put(said) if isinstance(said, Message) else all(map(outbox.put_batch, said)):
             return True
         self._leave(peer, f"does not read: {len(outbox)} messages wait for it")
@@ -298,11 +300,12 @@ class IvshmemServer:
     def _leave(self, peer: JoinedClient, reason: str) -> None:
         if self.peers.pop(peer.peer, None) is None:
             return
+        peer.has_left = True
         self._loop.remove(peer.socket)
         peer.socket.close()
         # Messages with its eventfds may still wait in outboxes.
         self.departed.append(peer)
-        self._eventfds -= len(peer.eventfds)
+        self.eventfd_count -= len(peer.eventfds)
         self._changes += 1
         peer.unblock()
         if self._states is not None:
@@ -327,11 +330,6 @@ class IvshmemServer:
             peer.close_eventfds()
         del self.departed[:count]
         self._released += count
-
-    @property
-    def eventfd_count(self) -> int:
-        """How many eventfds all connected peers have together."""
-        return self._eventfds
 
     def unblock(self) -> None:
         """Make every eventfd non-blocking again, for all processes that hold it.
@@ -360,6 +358,14 @@ class IvshmemServer:
             return False
         self._flush(told)
         return True
+
+    def dismiss(self, number: int) -> Dismissal | None:
+        """Disconnect a peer, and tell the others that it has left; None if it is not connected."""
+        peer = self.peers.get(number)
+        if peer is None:
+            return None
+        self._leave(peer, "left")
+        return Dismissal(self.peers.values(), lambda: not self._announcements)
 
     def retire(self) -> list[JoinedClient]:
         """Disconnect all clients and stop listening; the caller owns the peers, whose eventfds stay open."""

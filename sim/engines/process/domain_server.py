@@ -9,6 +9,7 @@ from pathlib import Path
 from sim.engines.base import Arrival, LiveMachine
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region, made_smaller
+from sim.wire.dismissal import Dismissal
 from sim.wire.nonblocking_guard import NonBlockingGuard
 from sim.wire.server import IvshmemServer, JoinedClient, PendingClient
 from topologies import Domain
@@ -120,6 +121,13 @@ class SocketServer:
         if self._server is not None and (connected := self._server.peers.get(peer)) is not None:
             return connected
         return next((each for each in self.clients() if each.peer == peer), None)
+
+    def dismiss(self, pid: int) -> Dismissal | None:
+        """Disconnect the client that is this process; None if no server is connected to it."""
+        if self._server is None:
+            return None
+        number = next((number for number, client in self._server.peers.items() if client.pid == pid), None)
+        return self._server.dismiss(number) if number is not None else None
 
     def garble(self, peer: int, kind: str) -> bool:
         return self._server is not None and self._server.garble(peer, kind)

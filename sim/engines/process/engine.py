@@ -124,6 +124,7 @@ class ProcessEngine:
             watched={entry.console: None for entry in self._topology.timeline if entry.console},
             runtime=self._runtime,
             on_process=lambda pid: self._machine_of.__setitem__(pid, guest),
+            dismiss=lambda domain, pid: self._servers[domain].dismiss(pid),
             report=report,
         )
         self._guests.append(guest)

@@ -18,14 +18,13 @@ from sim.engines.messages import (
     Placed,
     Printed,
     Ready,
-    Remained,
     Report,
     Stopped,
     Warned,
 )
 from sim.engines.qemu.guest_command import guest_command
 from sim.engines.qemu.guest_console import GuestConsole
-from sim.engines.qemu.guest_devices import ABORTS, GuestDevices
+from sim.engines.qemu.guest_devices import GuestDevices
 from sim.engines.qemu.guest_migration import Arrived, GuestMigration
 from sim.engines.qemu.guest_process import GuestProcess
 from sim.engines.qemu.hearing import Hearing, hearings
@@ -33,6 +32,7 @@ from sim.kernel.loop import Loop
 from sim.kernel.processes import describe_exit
 from sim.kernel.qemu_program import chosen_qemu
 from sim.recording import Recording, State, header
+from sim.wire.dismissal import Dismissal
 from topologies import Machine
 
 __all__ = ["GuestMachine"]
@@ -62,6 +62,7 @@ class GuestMachine:
         console_path: where its console is kept.
         watched: regular expressions that are reported when a line first contains them.
         on_process: called with the process ID of its QEMU.
+        dismiss: lets the server of that domain disconnect the client with that process ID.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class GuestMachine:
         watched: Iterable[str],
         runtime: Path,
         on_process: Callable[[int], None],
+        dismiss: Callable[[int, int], Dismissal | None],
         report: Callable[[Report], None],
     ) -> None:
         assert machine.guest is not None
@@ -95,7 +97,13 @@ class GuestMachine:
         self._ended = self._ready = self._told_to_end = self._is_finishing = False
         self._has_left = self._may_reboot = False
         self._devices = GuestDevices(
-            loop, lambda: self._qemu, len(domains), left=self._leave, remained=lambda why: report(Remained(why))
+            loop,
+            lambda: self._qemu,
+            len(domains),
+            dismiss=lambda: [dismiss(domain, self._qemu.pid or 0) for domain in self._domains],
+            left=self._leave,
+            end=self._stop,
+            report=report,
         )
         self._deadline_ns = 0
         self._ticks_at_stop = 0
@@ -175,7 +183,7 @@ class GuestMachine:
                 self._allow_reboot()
                 self._qemu.monitor.command("system_reset")
             case messages.Act(do="unplug"):
-                self._devices.unplug(lambda why: self._report(Warned(f"unplug was not done: {why}")))
+                self._devices.unplug()
             case messages.Act(do=do):
                 self._report(Warned(f"{do} was not done: what runs in this machine is a guest of its own"))
             case _:
@@ -215,7 +223,7 @@ class GuestMachine:
     def hear_leave(self, domain: int) -> None:
         """A peer has left this domain, and its server has told the QEMUs that are in it."""
         if domain in self._domains and "admission" not in self._awaited:
-            self._devices.has_heard_leave = True
+            self._devices.hear_leave()
 
     def _take_event(self, name: str, data: dict[str, Any], at_ns: int) -> None:
         if self._migration is not None:
@@ -223,16 +231,14 @@ class GuestMachine:
         self._devices.take_event(name, data)
 
     def _begin_to_leave(self) -> None:
-        """Unplug its devices. End QEMU where it would abort, or where there is no guest yet."""
-        if self._devices.would_abort:
-            self._report(Warned(f"{ABORTS}: its QEMU was ended instead"))
-        if self._devices.would_abort or not self._ready:
-            self._stop()
-        else:
+        """Remove its devices. End QEMU where there is no guest yet that could release them."""
+        if self._ready:
             self._devices.leave()
+        else:
+            self._stop()
 
     def _leave(self) -> None:
-        """It has no device any more, and runs on."""
+        """It takes part no more, and runs on."""
         if not self._told_to_end:
             self._has_left = True
             self._enter(State.STOPPED, header.STOPPED_NS)
@@ -272,7 +278,8 @@ class GuestMachine:
         migration.close()
         if self._may_reboot:
             self._allow_reboot()
-        self._devices.has_heard_leave, self._domains = False, [domain]
+        self._devices.arrive()
+        self._domains = [domain]
         self._recordings[0].words[header.DOMAIN] = domain
         self._report(Placed())
         self._report(

@@ -75,6 +75,29 @@ def test_a_leave_is_announced_to_those_present_and_once(site):
     assert site.server.departed == []
 
 
+def test_a_dismissed_peer_is_disconnected_and_it_is_known_who_has_heard(site):
+    """A peer has heard of a leave when it has read all, or has left; not when its server has closed its connection."""
+    clients = site.join(5)
+    site.read_all()
+    dismissal = site.server.dismiss(1)
+    assert dismissal is not None
+    assert site.server.dismiss(1) is None
+    assert site.gone == [(1, "left")]
+    assert [peer.peer for peer in dismissal.unaware()] == [0, 2, 3, 4]  # none is told before the loop's next turn
+    site.until(lambda: not site.server.is_waited_for)
+    assert [peer.peer for peer in dismissal.unaware()] == [0, 2, 3, 4]
+    clients[0].read()
+    assert clients[0].left == [1]
+    assert [peer.peer for peer in dismissal.unaware()] == [2, 3, 4]
+    clients[2].close()
+    site.until(lambda: len(site.gone) == 2)
+    clients[3].read()
+    assert [peer.peer for peer in dismissal.unaware()] == [4]
+    for peer in site.server.retire():
+        peer.close_eventfds()
+    assert [peer.peer for peer in dismissal.unaware()] == [4]
+
+
 def test_ids_are_not_given_again(site):
     for expected in range(3):
         client = site.join()
