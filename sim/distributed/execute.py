@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from sim.distributed.job import Job, JobResult, pack, write_files
+from sim.distributed.job_process import JobProcess, JobServer
+from sim.distributed.job_server import STDERR, STDOUT, Request
 from sim.host.runtime_directory import remove, runtime_directories
 from sim.kernel.segments import remove_orphaned
 from sim.kernel.waiting import readable_within
@@ -50,12 +49,18 @@ class Barrier(Protocol):
 
 
 def execute(
-    job: Job, scratch: Path, host: str, is_wanted: Callable[[], bool], barrier: Barrier | None = None
+    job: Job,
+    server: JobServer,
+    scratch: Path,
+    host: str,
+    is_wanted: Callable[[], bool],
+    barrier: Barrier | None = None,
 ) -> JobResult:
     """Run a job; nothing of it is left when this returns or raises.
 
     Args:
         job: the command line and its files.
+        server: what forks its process.
         scratch: where its private directory is made.
         host: the name of this host, for the result and for the manifest of a run.
         is_wanted: is asked every 0.2 s; False stops the job.
@@ -64,59 +69,45 @@ def execute(
     Raises:
         JobStoppedError: the job was stopped.
         UsageError: a file of the job has no name below the job's directory.
-        OSError: this host refuses.
+        HostError, OSError: this host refuses.
     """
     place = Path(tempfile.mkdtemp(prefix="job-", dir=scratch))
     try:
         write_files(job, place)
-        output, errors = place / "stdout", place / "stderr"
-        with output.open("xb") as stdout, errors.open("xb") as stderr, contextlib.ExitStack() as stack:
+        for name in (STDOUT, STDERR):
+            (place / name).touch(exist_ok=False)
+        request = Request(job.arguments, {HOST_NAME_VARIABLE: host})
+        with contextlib.ExitStack() as stack:
             held = _Held(barrier, stack) if barrier is not None else None
-            its = () if held is None else (held.descriptor,)
-            arguments = [*job.arguments, *(word for each in its for word in ("--start-fd", str(each)))]
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sim.distributed.tied_command", str(os.getpid()), *arguments],
-                cwd=place,
-                env=os.environ | {HOST_NAME_VARIABLE: host},
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-                pass_fds=its,
-            )
+            process = stack.enter_context(server.job(place, request, held.theirs if held is not None else None))
             code = _wait(process, is_wanted, held)
         runs = list((place / job.collect).iterdir()) if job.collect else []
         archive, digest = pack(runs[0]) if runs else (b"", "")
-        with output.open("rb") as stdout:
+        with (place / STDOUT).open("rb") as stdout:
             said = stdout.read(STDOUT_BYTES_MAX)
-        complaint = errors.read_bytes()[-STDERR_BYTES_MAX:].decode(errors="replace").strip()
+        complaint = (place / STDERR).read_bytes()[-STDERR_BYTES_MAX:].decode(errors="replace").strip()
         return JobResult(host, code, said, complaint, archive, digest)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
 class _Held:
-    """A run whose start is held by this process, until the barrier opens."""
+    """A run whose start is held by this process, until the barrier opens; ``theirs`` is the socket of the run."""
 
     def __init__(self, barrier: Barrier, stack: contextlib.ExitStack) -> None:
         self._barrier = barrier
-        self._near, self._far = map(stack.enter_context, socket.socketpair())
+        self._near, self.theirs = map(stack.enter_context, socket.socketpair())
         self._near.setblocking(False)
         self._has_arrived = self._has_started = self._is_ended = False
         self._looked_s = time.monotonic()
-
-    @property
-    def descriptor(self) -> int:
-        """The socket of the run."""
-        return self._far.fileno()
 
     @property
     def pause_s(self) -> float:
         """How long to wait for the end of the run between two looks: at the barrier, the look itself waits."""
         return 0 if self._has_arrived and not self._has_started else LOOK_EVERY_S
 
-    def look(self, process: int) -> None:
-        """Tell the barrier about the run, and the run about the barrier; ``process`` is the pidfd of the run."""
+    def look(self, process: JobProcess) -> None:
+        """Tell the barrier about the run, and the run about the barrier."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
             self._has_arrived = self._has_arrived or (self._near.recv(64) != b"" and self._arrive())
         if self._has_arrived and not self._has_started and self._barrier.is_open():
@@ -127,33 +118,28 @@ class _Held:
             self._looked_s = time.monotonic()
             if self._barrier.is_over():
                 self._is_ended = True
-                signal.pidfd_send_signal(process, signal.SIGTERM)
+                process.terminate()
 
     def _arrive(self) -> bool:
         self._barrier.arrive()
         return True
 
 
-def _wait(process: subprocess.Popen[bytes], is_wanted: Callable[[], bool], held: _Held | None) -> int:
+def _wait(process: JobProcess, is_wanted: Callable[[], bool], held: _Held | None) -> int:
     """Wait for the end of the process, and end its group whatever happens."""
-    descriptor = os.pidfd_open(process.pid)
     try:
         try:
-            while not readable_within(descriptor, LOOK_EVERY_S if held is None else held.pause_s):
+            while not readable_within(process.descriptor, LOOK_EVERY_S if held is None else held.pause_s):
                 if not is_wanted():
                     raise JobStoppedError("stopped: the job is not wanted any more")
                 if held is not None:
-                    held.look(descriptor)
+                    held.look(process)
         except BaseException:
-            signal.pidfd_send_signal(descriptor, signal.SIGTERM)  # Popen's own would collect the exit
-            readable_within(descriptor, STOP_PATIENCE_S)
+            process.terminate()
+            readable_within(process.descriptor, STOP_PATIENCE_S)
             raise
     finally:
-        # The process is not collected yet: its number, which is that of the group, belongs to nothing else.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
-        os.close(descriptor)
+        code = process.collect()
         if code == -signal.SIGKILL:
             _clean_up()
     return code

@@ -36,8 +36,9 @@ from sim.distributed.dask.common import (
     resource_of,
     security_of,
 )
-from sim.distributed.dask.work import run_job
+from sim.distributed.dask.work import Jobs, run_job
 from sim.distributed.job import Job, JobResult
+from sim.distributed.job_process import JobServer
 from sim.host.runtime_directory import runtime_directory
 
 __all__ = ["DaskCluster", "Done", "connect", "local"]
@@ -239,12 +240,14 @@ def local(workers: int) -> Iterator[DaskCluster]:
     configure()
     with (
         runtime_directory(Path(tempfile.gettempdir())) as scratch,
+        JobServer() as server,
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             processes=False,
             protocol="inproc://",
             resources={RUN: 1},
+            plugins=(Jobs(server),),
             memory_limit=0,
             local_directory=str(scratch),
             silence_logs=logging.CRITICAL,

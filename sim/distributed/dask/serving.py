@@ -14,6 +14,8 @@ from distributed.utils import get_ip
 from nodes.errors import HostError
 from sim.distributed.addresses import Tls, check_address
 from sim.distributed.dask.common import LOOPBACK_ANY_PORT, RUN, configure, reason_of, resource_of, security_of
+from sim.distributed.dask.work import Jobs
+from sim.distributed.job_process import JobServer
 from sim.kernel.signals import signals_taken
 
 __all__ = ["serve_scheduler", "serve_worker"]
@@ -65,6 +67,7 @@ def serve_worker(address: str, name: str, host: str | None, tls: Tls | None, scr
             name=f"{name}#{uuid.uuid4().hex[:8]}",
             nthreads=1,
             resources={RUN: 1, resource_of(name): 1},
+            plugins=(Jobs(server),),
             host=host or get_ip(scheduler_host),
             security=security_of(tls),
             memory_limit=0,
@@ -86,7 +89,8 @@ def serve_worker(address: str, name: str, host: str | None, tls: Tls | None, scr
         return ended.is_set()
 
     configure()
-    return bool(asyncio.run(_until_signal(serve)))
+    with JobServer() as server:
+        return bool(asyncio.run(_until_signal(serve)))
 
 
 async def _start(worker: Any) -> None:

@@ -14,10 +14,20 @@ from distributed.core import Status
 from sim.distributed.dask.common import END, START, TOPIC, barrier_event, host_of
 from sim.distributed.execute import JobStoppedError, execute
 from sim.distributed.job import Job
+from sim.distributed.job_process import JobServer
 
-__all__ = ["run_job"]
+__all__ = ["Jobs", "run_job"]
 
 BARRIER_LOOK_S = 0.5
+
+
+class Jobs(distributed.WorkerPlugin):  # type: ignore[misc]  # Dask has no types
+    """Gives the workers of this process what forks their jobs."""
+
+    name = "ivsim-jobs"
+
+    def __init__(self, server: JobServer) -> None:
+        self.server = server
 
 
 class _DaskBarrier:
@@ -59,7 +69,8 @@ def run_job(data: bytes) -> bytes:
         job = msgspec.msgpack.decode(data, type=Job)
         arrive = partial(worker.log_event, TOPIC, message | {"state": "arrived"})
         barrier = _DaskBarrier(job.barrier, arrive) if job.barrier else None
-        return msgspec.msgpack.encode(execute(job, Path(worker.local_directory), host, is_wanted, barrier))
+        server = worker.plugins[Jobs.name].server
+        return msgspec.msgpack.encode(execute(job, server, Path(worker.local_directory), host, is_wanted, barrier))
     except JobStoppedError:
         if not is_running():
             raise distributed.Reschedule from None

@@ -11,6 +11,7 @@ import pytest
 
 from sim.distributed.execute import JobStoppedError, execute
 from sim.distributed.job import Job
+from sim.distributed.job_process import JobServer
 
 TOPOLOGY = b"""
 title = "One"
@@ -35,7 +36,8 @@ def pids_of(place: Path) -> list[int]:
 
 
 def test_a_command_line_has_output_and_a_code(short_path: Path) -> None:
-    done = execute(Job(["device", "show", "no-such"], {}), short_path, "alpha", lambda: True)
+    with JobServer() as server:
+        done = execute(Job(["device", "show", "no-such"], {}), server, short_path, "alpha", lambda: True)
     assert (done.host, done.code, done.stdout, done.archive) == ("alpha", 2, b"", b"")
     assert "no-such" in done.stderr
     assert list(short_path.iterdir()) == []
@@ -64,11 +66,12 @@ def test_a_run_that_is_not_wanted_any_more_ends_with_its_machines(short_path: Pa
         return killed or not ready.is_set()
 
     job = Job(["run", "t.toml", "--runs", "runs", "--json"], {"t.toml": TOPOLOGY}, "runs")
-    if killed:
-        assert execute(job, short_path, "alpha", is_wanted).code == -signal.SIGKILL
-    else:
-        with pytest.raises(JobStoppedError):
-            execute(job, short_path, "alpha", is_wanted)
+    with JobServer() as server:
+        if killed:
+            assert execute(job, server, short_path, "alpha", is_wanted).code == -signal.SIGKILL
+        else:
+            with pytest.raises(JobStoppedError):
+                execute(job, server, short_path, "alpha", is_wanted)
     assert ready.is_set()
     assert pids_of(short_path) == []
     assert list(short_path.iterdir()) == []
