@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.bench.analysis import measure_analysis
 from tests.bench.bringup import measure_bringup
+from tests.bench.cluster import measure_cluster
 from tests.bench.doorbells import measure_batch, measure_single
 from tests.bench.figure import Figure
 from tests.bench.greetings import measure_greetings
@@ -46,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "scale": measure_scale,
     "qemus": measure_qemus,
     "analysis": measure_analysis,
+    "cluster": measure_cluster,
 }
 TITLES = {
     "single": "One doorbell through guest, device and table / C write",
@@ -61,6 +63,7 @@ TITLES = {
     "analysis": "Ten million samples (absolute: no reference)",
     "scale": "Very many machines under virtual time (absolute: no reference)",
     "bringup": "Sixty-four machines (absolute: no reference)",
+    "cluster": "Runs as tasks of workers on this host / one after the other",
     "qemus": "Simulated machines / as many real QEMUs without a guest",
 }
 

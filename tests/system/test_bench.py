@@ -31,12 +31,20 @@ def compiler(monkeypatch):
 
 
 @pytest.mark.sample(4)
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.full, pytest.mark.timeout(900)] * (name == "cluster"))
+        for name in BENCHMARKS
+    ],
+)
 def test_yields_finite_figures(name, compiler, tmp_path):
     if name == "cross-core" and len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one CPU")
     if name == "qemus" and shutil.which(chosen_qemu()) is None:
         pytest.skip("no QEMU")
+    if name == "cluster":
+        pytest.importorskip("distributed")
     cpus = os.sched_getaffinity(0)
     told = []
     figures = measure([name], json_path=tmp_path / "bench.json", tiny=True, tell=told.append)
