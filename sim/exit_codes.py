@@ -12,6 +12,7 @@ __all__ = [
     "HOST_TOO_SMALL",
     "INTERRUPTED",
     "MISSED",
+    "STOPPED_ABOVE",
     "WRONG_USE",
     "of_error",
     "of_os_error",
@@ -25,6 +26,8 @@ WRONG_USE = 2
 """The command line or the topology is wrong; nothing was started."""
 HOST_TOO_SMALL = 3
 """This host lacks descriptors, memory, processes, file systems or rights for what was asked."""
+STOPPED_ABOVE = 98
+"""A latency was above its limit, and ended the run (`--stop-above`); the result says what it was."""
 MISSED = 99
 """An expectation of the topology, or a threshold of ``compare``, was not met; ``explore`` found a broken invariant."""
 INTERRUPTED = 130
@@ -48,10 +51,17 @@ def of_signal(name: str) -> int:
     return next((128 + number for number in ENDING if number.name == name), INTERRUPTED)
 
 
-def of_run(status: str, reason: str, *, balanced: bool, aborted: bool, missed: bool) -> int:
-    """The code of a run with that status; an expectation ``aborted`` it, or was ``missed`` at its end."""
+def of_run(
+    status: str, reason: str, *, balanced: bool, aborted: bool, missed: bool, stopped_above: bool = False
+) -> int:
+    """The code of a run with that status.
+
+    An expectation ``aborted`` it, or was ``missed`` at its end; or it was ``stopped_above`` a limit.
+    """
     if status == "interrupted":
         return of_signal(reason)
+    if balanced and stopped_above:
+        return STOPPED_ABOVE
     if not balanced or not (aborted or status in ("finished", "degraded")):
         return FAILED
     return MISSED if aborted or missed else 0

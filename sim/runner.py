@@ -33,9 +33,11 @@ from sim.host.runtime_directory import runtime_directory
 from sim.host.wake_up_baseline import WakeUpBaseline, baseline_if_any
 from sim.kernel.segments import remove_orphaned
 from sim.kernel.signals import ENDING, signals_held, signals_taken
+from sim.outliers import OutlierEnd
 from sim.results import Run, RunDirectory
 from sim.results.ending import Ending
 from sim.results.expectations import evaluate, silent_loads
+from sim.results.outlier import Outlier
 from sim.results.store import files
 from sim.results.store.manifest import Phase
 from sim.start_socket import StartSocket, start_gate
@@ -94,6 +96,7 @@ def run(
     programs: Programs = (),
     domains: Sequence[str] = (),
     start_fd: int | None = None,
+    stop_above: str = "",
 ) -> Run:
     """Run a topology and return its results.
 
@@ -114,17 +117,16 @@ def run(
         domains: run the machines of these domains only; (): all of them.
         start_fd: a connected socket, which is told ``ready`` when all machines are; a line from it starts them, its
             end calls the start off.
+        stop_above: end the run when a latency is above this limit (``5ms``, ``p99_9=500us``), as ``[run] stop_above``
+            does; ``run.figures.outlier`` says what it was.
 
     Raises:
         TopologyError, UsageError: before anything is started.
         HostError: this host cannot carry it.
     """
-    try:
-        resources_every_s = float(resources_every_s)
-    except (TypeError, ValueError):
-        resources_every_s = math.nan
-    if not 0 <= resources_every_s < math.inf:
-        raise UsageError("resources_every_s: expected a number of seconds from 0")
+    resources_every_s = _seconds(resources_every_s)
+    if stop_above:
+        overrides = {**(overrides or {}), "run.stop_above": stop_above}
     with program_files(programs) as files_of_programs, start_gate(start_fd) as gate, _Interrupts() as interrupts:
         topology, engine_kind = _prepared(topology, overrides, files_of_programs, domains, Path(runs))
         arguments = {"overrides": dict(topology.overrides), "resources_every_s": resources_every_s}
@@ -138,12 +140,14 @@ def run(
                 directory.record_access(access)
                 engine = stack.enter_context(engine_kind.make(topology, runtime, server_path))
                 directory.clock = engine.loop.clock.now_ns
-                coordinator = _coordinator(topology, engine, directory, runtime, access, resources_every_s, gate)
+                end = stack.enter_context(OutlierEnd(topology, directory, engine.loop, engine_kind.in_real_time))
+                coordinator = _coordinator(topology, engine, directory, end, runtime, access, resources_every_s, gate)
                 stack.callback(coordinator.close)
+                end.watch(coordinator)
                 on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
                 stack.enter_context(progress_in_cell(coordinator.monitor.telemetry))
                 interrupts.tell(coordinator)
-                ending = _ending(coordinator.run(), coordinator.machines)
+                ending = _ending(coordinator.run(), coordinator.machines, end.conclude())
                 # The results are on the disk before anything is released: no later failure loses them.
                 directory.save(ending)
                 try:
@@ -151,6 +155,17 @@ def run(
                 except Exception as error:  # whatever it is, the results are worth more
                     directory.event("warning", machine="the run", text=f"not everything could be released: {error}")
             return _judge(topology, directory.finish(ending, baselines + engine_kind.baselines()))
+
+
+def _seconds(value: object) -> float:
+    """An interval. Raises ``UsageError`` for what is no finite number from 0."""
+    try:
+        seconds = float(value)  # type: ignore[arg-type]  # whatever the caller gave
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise UsageError("resources_every_s: expected a number of seconds from 0")
+    return seconds
 
 
 def _prepared(
@@ -178,6 +193,7 @@ def _coordinator(
     topology: Topology,
     engine: Engine,
     directory: RunDirectory,
+    end: OutlierEnd,
     runtime: Path,
     access: Sequence[Access],
     resources_every_s: float,
@@ -192,11 +208,11 @@ def _coordinator(
         access=access,
     )
     return Coordinator(
-        topology, engine, recording_path=directory.recording_path, event=directory.event, observe=observe, gate=gate
+        topology, engine, recording_path=directory.recording_path, event=end.event, observe=observe, gate=gate
     )
 
 
-def _ending(end: RunEnd, machines: LiveMachines) -> Ending:
+def _ending(end: RunEnd, machines: LiveMachines, outlier: Outlier | None) -> Ending:
     """How the run ended, as its figures need it."""
     pending: Counter[tuple[int, int]] = Counter()
     foreign: list[tuple[int, int, int]] = []
@@ -225,6 +241,7 @@ def _ending(end: RunEnd, machines: LiveMachines) -> Ending:
         identities=[identity for incarnation in machines.incarnations for identity in incarnation.identities],
         moves=[move for incarnation in machines.incarnations for move in incarnation.moves],
         stays=machines.shared_stays(),
+        outlier=outlier,
     )
 
 

@@ -259,6 +259,15 @@ def _host() -> Iterator[Metric]:
         yield _row(f"wake_up_baseline.{name}", unit, OF_RUN, doc)
 
 
+def _outlier() -> Iterator[Metric]:
+    for name, doc in (
+        ("took_ns", "the latency of the doorbell that ended the run (`stop_above`)"),
+        ("reached_ns", "what the limited metric had reached when that ended the run"),
+        ("limit_ns", "the limit of it"),
+    ):
+        yield _row(f"outlier.{name}", "ns", OF_RUN, doc)
+
+
 def _latencies() -> Iterator[Metric]:
     for latency, doc in LATENCIES.items():
         for point in POINTS:
@@ -274,7 +283,18 @@ def _of_point(point: str) -> str:
 
 METRICS: dict[str, Metric] = {
     row.name: row
-    for rows in (_doorbells, _interrupts, _machines, _consoles, _times, _samples, _resources, _host, _latencies)
+    for rows in (
+        _doorbells,
+        _interrupts,
+        _machines,
+        _consoles,
+        _times,
+        _samples,
+        _resources,
+        _host,
+        _outlier,
+        _latencies,
+    )
     for row in rows()
 }
 """By name; besides these there is ``statistics.NAME``, for any name."""

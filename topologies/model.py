@@ -25,6 +25,7 @@ from topologies.domain import MAIN_DOMAIN, Domain, Memory
 from topologies.guest_image import GuestImage
 from topologies.language.validated import NAME_PATTERN, Name, Validated
 from topologies.schedule import Expectation, Invariant, Phase, TimelineEntry
+from topologies.stop_above import STOP_ABOVE_PATTERN
 
 __all__ = [
     "MAX_MACHINES",
@@ -155,6 +156,19 @@ class RunSettings(Validated, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     only_migratable: Annotated[
         bool, Meta(description="Refuse machines that cannot migrate, as QEMU's --only-migratable does.")
     ] = False
+    stop_above: Annotated[
+        str,
+        Meta(
+            pattern=STOP_ABOVE_PATTERN,
+            description="End the run when a latency is above this limit, and say what it was: `5ms` for the total of "
+            "one doorbell, or a latency, a percentile and a limit, such as `delivery.p99_9=500us`.",
+            examples=["5ms", "p99_9=500us", "delivery.max=2ms"],
+            extra={
+                "expected": 'a limit such as "5ms", "p99_9=500us" or "delivery.max=2ms": a latency (lag, delivery, '
+                "handling, raw or total), a percentile or max, and a time with its unit"
+            },
+        ),
+    ] = ""
 
 
 Share = Annotated[float, Meta(ge=0, le=1)]

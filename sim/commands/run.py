@@ -43,6 +43,12 @@ EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 @overrides_option
 @click.option("--seed", type=WholeNumber(0, 2**63 - 1), help="The same as --set seed=N.")
 @click.option("--engine", type=click.Choice(get_args(EngineName)), help="The same as --set run.engine=NAME.")
+@click.option(
+    "--stop-above",
+    metavar="LIMIT",
+    help="End the run when a latency is above LIMIT (5ms, p99_9=500us, delivery.max=2ms), and say what it was. "
+    "The same as --set run.stop_above=LIMIT.",
+)
 @runs_option
 @click.option(
     "--socket",
@@ -94,6 +100,7 @@ def run(
     overrides: dict[str, str],
     seed: int | None,
     engine: str | None,
+    stop_above: str | None,
     runs: Path,
     socket_path: Path | None,
     domains: tuple[str, ...],
@@ -113,7 +120,7 @@ def run(
     """Run TOPOLOGY, a file or the name of a shipped one (`ivsim list`), and print its result.
 
     Ctrl-C ends it early and keeps what was measured; a second one does not wait for the machines. The exit code is 99
-    when an expectation of the topology is not met.
+    when an expectation of the topology is not met, and 98 when --stop-above has ended it.
 
     With --replay FILE, take a schedule again under virtual time that breaks an invariant, event by event.
 
@@ -123,7 +130,8 @@ def run(
         raise click.exceptions.Exit(replay_schedule(context, replay))
     if topology is None:
         raise click.MissingParameter(param_hint="'TOPOLOGY' (or --replay FILE)", param_type="argument")
-    overrides |= {key: str(value) for key, value in (("seed", seed), ("run.engine", engine)) if value is not None}
+    settings = {"seed": seed, "run.engine": engine, "run.stop_above": stop_above}
+    overrides |= {key: str(value) for key, value in settings.items() if value is not None}
     for file in filter(None, (junit_file, prometheus)):
         if not file.parent.is_dir():
             raise click.UsageError(f"{file} cannot be written: there is no directory {file.parent}")
@@ -306,4 +314,5 @@ def _exit_code(result: sim.Run) -> int:
         balanced=result.balanced,
         aborted=result.aborted,
         missed=any(not verdict.met for verdict in result.figures.expectations),
+        stopped_above=result.figures.outlier is not None,
     )

@@ -29,6 +29,9 @@ MISSED_OLDEST_NS = 24
 # ... 1 for a guest of its own, which counts no doorbells here, and one more than it says to have rung (0: unknown).
 GUEST, GUEST_RUNG = 25, 26
 COUNTERS_AT = 32
+# ... and, in a run that ends at an outlier, the latest garbage collections of the worker that took long: the number of
+# them, then begin and end of each in turn (end 0: it goes on).
+COLLECTIONS, COLLECTIONS_AT, COLLECTIONS_KEPT = 47, 48, 8
 
 COUNT_LIMIT = 1 << 44
 """Counts are below this (50 days at 4 million doorbells a second). A larger one is damage."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from sim.results.outlier import Outlier
 from sim.results.store.files import RUNNING, STATUSES
 from sim.results.store.manifest import Phase
 
@@ -38,7 +39,7 @@ class Ending(msgspec.Struct, frozen=True):
     doorbells), ``foreign_peers`` the number of those that have joined. Times are CLOCK_MONOTONIC, 0 when the run
     never got there. ``refused_...`` count what the disk did not take; ``baselines`` are the wake-up baselines before
     and after the run. ``stays`` has (row, domain, peer, since when) of each peer ID that more than one row has had:
-    only ivshmem v2 reuses IDs.
+    only ivshmem v2 reuses IDs. ``outlier`` is the doorbell that ended the run, if one did.
     """
 
     status: str
@@ -57,6 +58,7 @@ class Ending(msgspec.Struct, frozen=True):
     identities: list[tuple[Index, Natural, Index]] = []
     moves: list[tuple[Index, Natural, Index, Natural]] = []
     stays: list[tuple[Index, Natural, Index, Natural]] = []
+    outlier: Outlier | None = None
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES or self.status == RUNNING:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from sim.recording import Counters
+from sim.results.outlier import Outlier
 from sim.results.store.events import Statistics
 
 __all__ = [
@@ -224,6 +225,7 @@ class Summary(Counters, frozen=True):
     ``start_ns``, ``measure_start_ns`` and ``stop_ns`` are CLOCK_MONOTONIC, 0 when the run never got there.
     ``parts`` are those of a run over several hosts, by host: counts are sums over all of them, latencies of machines on
     several hosts are left out (``analysis.joint``).
+    ``outlier`` is the doorbell that ended the run (``[run] stop_above``), if one did.
     """
 
     schema_version: int
@@ -277,6 +279,7 @@ class Summary(Counters, frozen=True):
     measure_start_ns: Figures = 0
     stop_ns: Figures = 0
     parts: dict[str, PartFigures] = msgspec.field(default_factory=dict)
+    outlier: Outlier | None = None
 
 
 def value_at(figures: Summary | GroupFigures, source: str) -> float | None:

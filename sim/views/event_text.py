@@ -148,6 +148,9 @@ def _of_run(event: Event) -> str:
             who = f"process {event.get('pid')} of user {event.get('uid')}"
             known_as = f" as peer {event['peer']}" if "peer" in event else ""
             return f"{who} joined domain {event.get('domain')}{known_as}"
+        case {"kind": "stopped_above", "reached_ns": int(reached), "limit_ns": int(limit)}:
+            edge = f"{event.get('source')} -> {event.get('target')}:{event.get('vector')}"
+            return f"the run is ended: {event.get('metric')} is {time(reached)}, above {time(limit)}: {edge}"
         case {"kind": "aborted"}:
             return f"the run is ended: expected {event.get('expected')}, got {event.get('got')}"
     return ""

@@ -11,7 +11,7 @@ from sim.results.summary import Summary
 from sim.views import rows
 from sim.views.units import human_count, human_ns
 
-__all__ = ["context", "counted", "migration_reasons", "setting", "warnings"]
+__all__ = ["context", "counted", "migration_reasons", "outlier", "setting", "warnings"]
 
 
 def setting(figures: Summary) -> str:
@@ -56,6 +56,26 @@ def _host(figures: Summary) -> str:
     facts += [f"of the time, tasks waited for {waited}"] if waited else []
     facts += [f"sampling took {host.sampling_percent:.1f} % of a CPU"] if host.sampling_percent is not None else []
     return "; ".join(facts)
+
+
+def outlier(figures: Summary) -> Iterator[str]:
+    """The doorbell that ended the run, in parts, and what it was; nothing for a run that ended otherwise."""
+    if (its := figures.outlier) is None:
+        return
+    at_least = "" if its.is_complete else "at least "
+    parts = [("lag", its.intended_ns, its.rung_ns), ("delivery", its.rung_ns, its.delivered_ns)]
+    parts += [("handling", its.delivered_ns, its.handled_ns)]
+    known = ", ".join(f"{name} {human_ns(end - begin)}" for name, begin, end in parts if begin and end)
+    missing = "" if its.handled_ns else "not handled yet" if its.delivered_ns else "not delivered yet"
+    told = "; ".join(filter(None, (known, missing)))
+    yield f"outlier: {its.source} -> {its.target}:{its.vector} took {at_least}{human_ns(its.took_ns)} ({told})"
+    for cause in its.causes:
+        yield f"{cause.share:6.0%}  {cause.kind}: {cause.text}"
+    if not its.is_explained:
+        rest = max(0.0, 1 - sum(cause.share for cause in its.causes))
+        yield f"{rest:6.0%}  not explained: nothing that was seen accounts for it"
+    if its.kernel_trace:
+        yield f"kernel trace: {its.kernel_trace}"
 
 
 def migration_reasons(figures: Summary, most: int = rows.MIGRATIONS_SHOWN) -> Iterator[str]:

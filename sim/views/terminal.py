@@ -53,6 +53,8 @@ def render(run: Run, console: Console) -> None:
             console.print()
             _table(table, console)
     console.print()
+    for line in sentences.outlier(figures):
+        _line(console, line, style="")
     facts = [*sentences.migration_reasons(figures)]
     facts += [f"{name}: {said}" for name, said in sentences.context(figures)]
     with contextlib.suppress(UsageError):  # without a manifest the groups are not known

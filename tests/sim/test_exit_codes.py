@@ -31,6 +31,11 @@ def test_a_signal_ends_as_a_shell_has_it(name: str, code: int) -> None:
     assert of_signal(name) == code
 
 
+def test_a_run_that_a_limit_ends_has_a_code_of_its_own() -> None:
+    assert of_run("failed", "", balanced=True, aborted=False, missed=True, stopped_above=True) == 98
+    assert of_run("failed", "", balanced=False, aborted=False, missed=False, stopped_above=True) == 1
+
+
 @pytest.mark.parametrize(
     ("status", "aborted", "missed", "code"),
     [

@@ -69,6 +69,10 @@ def _run(machine: WorkerConfiguration, link: Control, coordinator: int) -> int:
                 link.send(Stopped())
                 return 0
             schedule(machine.cpus, machine.policy, machine.priority, machine.nice)
+            if machine.collections_from_ns:
+                from sim.engines.process.gc_pauses import record_collections
+
+                record_collections(recordings[0].words, machine.collections_from_ns)
             with contextlib.closing(_worker(machine.kind)(machine, link, recordings, coordinator)) as worker:
                 worker.run()
         except EOFError:

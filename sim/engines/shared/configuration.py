@@ -27,6 +27,7 @@ class WorkerConfiguration:
     ``profiles`` has one for each device. ``peers`` and ``traces`` are parameters whose machines are given by index;
     their IDs follow in orders, and those of foreign peers for the parameters in ``foreign``. ``load`` are the pieces of
     `nodes.load.Load`. A machine of the kind "external" is awaited on ``socket`` for ``ready_timeout_s``.
+    Garbage collections that take ``collections_from_ns`` or more are recorded; 0: none.
     """
 
     name: str
@@ -50,6 +51,7 @@ class WorkerConfiguration:
     socket: str = ""
     ready_timeout_s: float = 0.0
     foreign: tuple[str, ...] = ()
+    collections_from_ns: int = 0
 
 
 decode_configuration = msgspec.msgpack.Decoder(WorkerConfiguration).decode

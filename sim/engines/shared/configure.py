@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from sim.engines.shared.configuration import DeviceConfiguration, WorkerConfiguration
 from topologies import Machine, Machines, Topology, Trace
+from topologies.stop_above import parse_stop_above
 
 __all__ = ["configure_worker"]
 
 SECOND_NS = 1_000_000_000
+COLLECTION_NS_MIN, COLLECTION_SHARE = 50_000, 16
 
 
 def configure_worker(
@@ -55,4 +57,11 @@ def configure_worker(
         socket=socket,
         ready_timeout_s=machine.ready_timeout_s if machine.kind == "external" else 0.0,
         foreign=tuple(machine.foreign),
+        collections_from_ns=_collections_from_ns(topology),
     )
+
+
+def _collections_from_ns(topology: Topology) -> int:
+    """Garbage collections of this length may explain a part of an outlier; 0 for a run that does not end at one."""
+    limit = parse_stop_above(topology.run.stop_above)
+    return 0 if limit is None else max(COLLECTION_NS_MIN, limit.limit_ns // COLLECTION_SHARE)

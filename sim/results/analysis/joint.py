@@ -99,6 +99,7 @@ def join_summaries(manifest: Manifest, parts: Mapping[str, Run], ending: Ending)
         missed_oldest_ns=max((part.missed_oldest_ns for part in every), default=0),
         unscheduled=sum(part.unscheduled for part in every),
         guest_difference=sum(differences) if differences else None,
+        outlier=next((part.outlier for part in every if part.outlier is not None), None),
         parts={
             host: PartFigures(**{name: getattr(part, name) for name in PartFigures.__struct_fields__})
             for host, part in figures.items()

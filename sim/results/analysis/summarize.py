@@ -100,6 +100,7 @@ def _summarize(
         start_ns=ending.start_ns,
         measure_start_ns=ending.measure_start_ns,
         stop_ns=ending.stop_ns,
+        outlier=ending.outlier,
     )
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "ENDING",
     "EVENTS",
     "MANIFEST",
+    "OUTLIER",
     "PARTS",
     "RAW",
     "RESERVE",
@@ -63,6 +64,7 @@ MANIFEST = "manifest.json"
 STATUS = "status"
 EVENTS = "events.jsonl"
 ENDING = "ending.json"
+OUTLIER = "outlier.json"
 RAW = "raw"
 PARTS = "parts"
 RESOURCE_STREAM = "resources.arrows"

@@ -86,6 +86,12 @@ TOLD = [
         "process 12 of user 1000 joined domain main as peer 3",
     ),
     ({"kind": "console", "machine": "m", "pattern": "up$"}, "m printed a line", "m printed a line with 'up$'"),
+    (
+        {"kind": "stopped_above", "metric": "total.max", "reached_ns": 7_210_000, "limit_ns": 5_000_000}
+        | {"source": "tx-0", "target": "rx", "vector": 2},
+        "stopped above",
+        "the run is ended: total.max is 7.21 ms, above 5 ms: tx-0 -> rx:2",
+    ),
     ({"kind": "aborted", "expected": "died == 0", "got": 1}, "aborted", "the run is ended: expected died == 0, got 1"),
     ({"kind": "of_tomorrow", "machine": "m", "what": [1, 2]}, "of tomorrow", "of tomorrow: machine m, what 1 2"),
 ]  # fmt: skip

@@ -1,0 +1,73 @@
+"""The end of a run at an outlier: what watches for one while the run lasts, and what is concluded at its end."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Self
+
+import msgspec
+
+from sim.coordination.coordinator import Coordinator
+from sim.coordination.host_history import HostHistory
+from sim.coordination.outlier_watch import OutlierWatch
+from sim.engines.base import RunLoop
+from sim.host.page_fault import page_fault_ns
+from sim.results import RunDirectory
+from sim.results.analysis.outlier.causes import causes, is_explained
+from sim.results.outlier import Outlier
+from sim.results.store import files
+from topologies import Topology
+from topologies.stop_above import parse_stop_above
+
+__all__ = ["OutlierEnd"]
+
+KEEP_NS, LIMITS_KEPT = 1_000_000_000, 7
+"""Looks are kept for a second, and for so many times the limit more."""
+
+
+class OutlierEnd:
+    """Ends a run as ``[run] stop_above`` says; does nothing for a topology without it. A context manager.
+
+    ``in_real_time``: machines are processes of this host, which can be looked at.
+    """
+
+    def __init__(self, topology: Topology, directory: RunDirectory, loop: RunLoop, in_real_time: bool) -> None:
+        self._directory, self._loop = directory, loop
+        self._limit = parse_stop_above(topology.run.stop_above)
+        self._host: HostHistory | None = None
+        self._watch: OutlierWatch | None = None
+        if self._limit is not None and in_real_time:
+            keep_ns = KEEP_NS + LIMITS_KEPT * self._limit.limit_ns
+            self._host = HostHistory(loop.clock.now_ns, loop.clock.cpu_ns, keep_ns)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._host is not None:
+            self._host.close()
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Record an event of the run."""
+        self._directory.event(kind, **fields)
+        if self._watch is not None:
+            self._watch.note(kind, fields)
+
+    def watch(self, coordinator: Coordinator) -> None:
+        """Watch a run that is about to begin."""
+        if self._limit is not None:
+            fault_ns = 0.0 if self._host is None else page_fault_ns()
+            self._watch = OutlierWatch(
+                self._limit, coordinator, self._loop, event=self.event, host=self._host, fault_ns=fault_ns
+            )
+            self._watch.begin()
+
+    def conclude(self) -> Outlier | None:
+        """What the outlier was, once the run is over; the evidence is written beside its results."""
+        watch = self._watch
+        if watch is None or watch.outlier is None or watch.evidence is None:
+            return None
+        found = causes(watch.evidence)
+        with contextlib.suppress(OSError):  # a full disk: the outlier itself is in the summary
+            files.write_json(self._directory.path / files.OUTLIER, watch.evidence)
+        return msgspec.structs.replace(watch.outlier, causes=found, is_explained=is_explained(found))

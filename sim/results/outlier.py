@@ -1,0 +1,64 @@
+"""The outlier that ended a run (``[run] stop_above``): which doorbell, how long it took, and what it was."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+__all__ = ["Cause", "Outlier"]
+
+Time = Annotated[int, Meta(ge=0, le=1 << 62)]
+Text = Annotated[str, Meta(max_length=1000)]
+
+
+class Cause(msgspec.Struct, frozen=True, kw_only=True):
+    """One reason for the time that a doorbell took.
+
+    Attributes:
+        kind: one of `sim.results.analysis.outlier.causes.KINDS`.
+        machine: whose time it is.
+        time_ns: how much of the doorbell's time it explains.
+        share: the same as a share of the whole, 0 to 1.
+        text: the evidence, in words.
+    """
+
+    kind: Annotated[str, Meta(max_length=40)]
+    machine: Annotated[str, Meta(max_length=200)]
+    time_ns: Time
+    share: Annotated[float, Meta(ge=0, le=1)]
+    text: Text
+
+
+class Outlier(msgspec.Struct, frozen=True, kw_only=True):
+    """A doorbell that took longer than the limit of the run.
+
+    Attributes:
+        metric: the latency and the percentile that were limited, such as ``total.max``.
+        limit_ns: the limit.
+        reached_ns: what the metric had reached: the latency of this doorbell, or the percentile.
+        took_ns: the latency of this doorbell, until now if it is not complete.
+        is_complete: whether that latency has ended.
+        source, target, vector: who rang whom.
+        intended_ns, rung_ns, delivered_ns, handled_ns: CLOCK_MONOTONIC, 0 for what there was not.
+        is_explained: whether the causes explain half of that time at least.
+        causes: by the time that they explain, the longest first.
+        kernel_trace: what is known of the kernel's scheduler, in words.
+    """
+
+    metric: Annotated[str, Meta(max_length=40)]
+    limit_ns: Time
+    reached_ns: Time
+    took_ns: Time
+    is_complete: bool
+    source: Annotated[str, Meta(max_length=200)]
+    target: Annotated[str, Meta(max_length=200)]
+    vector: Annotated[int, Meta(ge=0, le=1 << 16)]
+    intended_ns: Time
+    rung_ns: Time
+    delivered_ns: Time
+    handled_ns: Time
+    is_explained: bool = False
+    causes: list[Cause] = []
+    kernel_trace: Text = ""
