@@ -49,7 +49,7 @@ class _LazyGroup(click.Group):
         except click.UsageError as error:
             if args[0] in COMMANDS or ctx.resilient_parsing:
                 raise
-            from topologies.language.problems import nearest
+            from nodes.spelling import nearest
 
             hint = nearest(args[0], COMMANDS) or "`ivsim -h` lists the commands"
             raise click.UsageError(f"No such command {args[0]!r}: {hint}", ctx) from error

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from nodes.errors import UsageError
 from nodes.guest import Program
+from nodes.spelling import did_you_mean
 from nodes.wire.analyzer import explain
 from nodes.wire.capture import HEADER, Entry, format_entry, parse
 from nodes.wire.protocol import V0
@@ -72,7 +73,8 @@ class Server:
         if not 1 <= vectors <= VECTORS_MAX:
             raise UsageError(f"expected 1 to {VECTORS_MAX} vectors, got {vectors}")
         if dialect not in ALL_DIALECTS:
-            raise UsageError(f"expected a dialect, one of {', '.join(ALL_DIALECTS)}, got {dialect!r}")
+            hint = did_you_mean(dialect, ALL_DIALECTS)
+            raise UsageError(f"expected a dialect, one of {', '.join(ALL_DIALECTS)}, got {dialect!r}{hint}")
         numbers = None
         if dialect == V2.name:
             if reuse_ids:

@@ -14,6 +14,7 @@ from typing import overload
 from nodes import programs
 from nodes.errors import UsageError
 from nodes.guest import OTHERS, Guest, Program
+from nodes.spelling import did_you_mean
 from sim.kernel.loop import Loop
 from sim.wire.attachment import GREETING_NS, Attachment
 
@@ -124,7 +125,8 @@ def _function(program: str | Callable[..., Program]) -> Callable[..., Program]:
     if not isinstance(program, str):
         return program
     if program not in programs.__all__:
-        raise UsageError(f"there is no program {program!r}: expected one of {', '.join(programs.__all__)}")
+        known = f"{', '.join(programs.__all__)}{did_you_mean(program, programs.__all__)}"
+        raise UsageError(f"there is no program {program!r}: expected one of {known}")
     function: Callable[..., Program] = getattr(programs, program)
     return function
 
@@ -134,8 +136,9 @@ def _checked(function: Callable[..., Program], parameters: Mapping[str, object])
     _guest, *known = inspect.signature(function).parameters.values()
     names = [parameter.name for parameter in known]
     if unknown := parameters.keys() - set(names):
-        wrong = ", ".join(sorted(unknown))
-        raise UsageError(f"{function.__name__} has no parameter {wrong}: expected one of {', '.join(names) or 'none'}")
+        wrong = sorted(unknown)
+        expected = f"{', '.join(names) or 'none'}{did_you_mean(wrong[0], names)}"
+        raise UsageError(f"{function.__name__} has no parameter {', '.join(wrong)}: expected one of {expected}")
     values = {parameter.name: parameters.get(parameter.name, parameter.default) for parameter in known}
     if missing := [name for name, value in values.items() if value is inspect.Parameter.empty]:
         raise UsageError(f"{function.__name__} needs a value for {', '.join(missing)}")

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 from topologies.actions import End
 from topologies.domain import ANY_HOST, Domain
 from topologies.metrics import parse_owner
@@ -71,7 +72,8 @@ def part_of(topology: Topology, domains: Collection[str]) -> Topology:
     """
     known = {domain.name for domain in topology.domains}
     if missing := [name for name in domains if name not in known]:
-        raise UsageError(f"expected domains of the topology ({', '.join(sorted(known))}), got {missing[0]}")
+        hint = did_you_mean(missing[0], known)
+        raise UsageError(f"expected domains of the topology ({', '.join(sorted(known))}), got {missing[0]}{hint}")
     machines = [machine for machine in topology.machines if set(machine.domains) & set(domains)]
     if outside := [machine for machine in machines if not set(machine.domains) <= set(domains)]:
         raise UsageError(f"{outside[0].name} is in the domains {', '.join(outside[0].domains)}: expected all or none")

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
+from nodes.spelling import nearest
 from topologies.domain import MAIN_DOMAIN, Domain, Memory
 from topologies.guest_image import GUEST_PROGRAM
 from topologies.language.document import Document, override_texts, parse, read_text
 from topologies.language.matrix import read_matrix, try_values
-from topologies.language.problems import Problem, TopologyError, nearest, show
+from topologies.language.problems import Problem, TopologyError, show
 from topologies.language.reader import Report, TooManyProblemsError, read_table
 from topologies.language.sizes import (
     MEMORY_SIZE_MAX_BYTES,

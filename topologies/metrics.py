@@ -20,7 +20,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from topologies.language.problems import nearest
+from nodes.spelling import nearest
 from topologies.language.values import MisfitError
 from topologies.schedule import Condition
 

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 from topologies.domain import MAIN_DOMAIN, Domain, Memory
 from topologies.guest_image import GuestImage
 from topologies.language.validated import NAME_PATTERN, Name, Validated
@@ -349,7 +350,8 @@ class Topology(Struct, frozen=True, kw_only=True):
         """The machines of one group, in order; raises `UsageError` for a group that does not exist."""
         found = tuple(machine for machine in self.machines if machine.group == group)
         if not found:
-            raise UsageError(f"expected one of the groups {[g.name for g in self.groups]}, got {group!r}")
+            names = [each.name for each in self.groups]
+            raise UsageError(f"expected one of the groups {names}, got {group!r}{did_you_mean(group, names)}")
         return found
 
 

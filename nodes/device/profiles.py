@@ -36,6 +36,7 @@ from nodes.device.v2.profiles import JAILHOUSE_V2, JAILHOUSE_V2_INTX, QEMU_V2
 from nodes.device.variants import make_variant, parse_variant
 from nodes.errors import UsageError
 from nodes.qemu_versions import NEWEST, QemuVersion
+from nodes.spelling import did_you_mean
 
 __all__ = [
     "ACCESSES",
@@ -359,5 +360,5 @@ def profile(name: str) -> Profile:
     """
     base, cells = parse_variant(name)
     if base not in PROFILES:
-        raise UsageError(f"no device profile {base!r}: there are {', '.join(PROFILES)}")
+        raise UsageError(f"no device profile {base!r}: there are {', '.join(PROFILES)}{did_you_mean(base, PROFILES)}")
     return make_variant(PROFILES[base], cells)

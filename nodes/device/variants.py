@@ -18,6 +18,7 @@ from nodes.device.pci import CONFIG_BYTES, HEADER_BYTES
 from nodes.device.profile import Profile
 from nodes.device.registers import Access, RegisterMap
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 
 __all__ = ["VARIANT_CELLS", "Value", "make_variant", "parse_cells", "parse_variant", "variant_name"]
 
@@ -153,7 +154,8 @@ def make_variant(base: Profile, cells: Mapping[str, Any]) -> Profile:
     for name, value in cells.items():
         cell = VARIANT_CELLS.get(name)
         if cell is None:
-            raise UsageError(f"no cell {name!r} that a variant can change: there are {', '.join(VARIANT_CELLS)}")
+            known = f"there are {', '.join(VARIANT_CELLS)}{did_you_mean(name, VARIANT_CELLS)}"
+            raise UsageError(f"no cell {name!r} that a variant can change: {known}")
         checked[name] = cell.check(name, value)
     values: dict[str, Any] = dict(checked)
     if "registers_bytes" in values:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import topologies
+from sim.commands.choices import NameChoice
 from sim.commands.numbers import WholeNumber
 from sim.commands.options import BadTopology, overrides_option, programs_option, runs_option, topology_argument
 from sim.exit_codes import MISSED
@@ -21,7 +22,7 @@ __all__ = ["agree"]
 @click.option("--seeds", default=1, show_default=True, type=WholeNumber(min=1), help="How many seeds, counting up.")
 @click.option(
     "--share",
-    type=click.Choice(["all", "half"]),
+    type=NameChoice(["all", "half"]),
     default="all",
     show_default=True,
     help="Which machines are real: all that can be, or every other one of them.",

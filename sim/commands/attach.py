@@ -14,8 +14,10 @@ from typing import Literal
 import click
 
 from nodes.errors import GuestError, UsageError
+from nodes.spelling import did_you_mean
 from sim.commands.attach_memory import dump, part_of, writable_part
 from sim.commands.attach_session import AttachSession, count_in_words, dialect_of, vectors_in_words
+from sim.commands.choices import NameChoice
 from sim.commands.numbers import WholeNumber, duration_ns, number
 from sim.commands.output import write_file
 from sim.exit_codes import INTERRUPTED
@@ -39,10 +41,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         found = super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
         if found is None and not ctx.resilient_parsing:
-            from topologies.language.problems import nearest
-
-            names = f"expected one of {', '.join(self.commands)}, got {cmd_name!r}"
-            raise UsageError("; ".join(filter(None, (f"attach: {names}", nearest(cmd_name, self.commands)))))
+            hint = did_you_mean(cmd_name, self.commands)
+            raise UsageError(f"attach: expected one of {', '.join(self.commands)}, got {cmd_name!r}{hint}")
         return found
 
 
@@ -319,7 +319,7 @@ def peek(session: AttachSession, offset: int, length: int | None) -> None:
 @attach.command("poke", short_help="Store a number in memory.", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("value", callback=number)
-@click.argument("size", type=click.Choice(list(FORMATS)), default="4")
+@click.argument("size", type=NameChoice(FORMATS), default="4")
 @click.pass_obj
 def poke(session: AttachSession, offset: int, value: int, size: str) -> None:
     """Store VALUE at OFFSET, little-endian in SIZE bytes (4 if not given)."""

@@ -18,6 +18,7 @@ from nodes.qemu_versions import QemuVersion
 from nodes.wire.analyzer import Analysis, Explained, explain, explain_all
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
 from nodes.wire.v2.protocol import ALL_DIALECTS
+from sim.commands.choices import NameChoice
 from sim.commands.numbers import Number, WholeNumber, duration_ns
 from sim.commands.options import qemu_version_option
 from sim.kernel.loop import Loop
@@ -136,7 +137,7 @@ def _lines(opened: IO[str]) -> Iterator[str]:
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
 @click.option(
     "--dialect",
-    type=click.Choice(list(ALL_DIALECTS)),
+    type=NameChoice(ALL_DIALECTS),
     help="Judge by this dialect's rules; by default v0, which QEMU understands since 2.5, and v2 where a server speaks "
     "it.",
 )

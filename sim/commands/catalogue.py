@@ -29,7 +29,7 @@ COMMANDS = {
     "explore": Entry(
         "explore:explore",
         "Run many seeds under virtual time and look for a broken invariant.",
-        "ivsim explore storm.toml --seeds 0..1000 --jobs 2",
+        "ivsim explore bursty --seeds 0..99 --jobs 2",
     ),
     "calibrate": Entry(
         "calibrate:calibrate",
@@ -50,7 +50,7 @@ COMMANDS = {
     "migrate": Entry(
         "migrate:migrate",
         "Plan how a topology's machines could move to another host.",
-        "ivsim migrate --plan live_migration",
+        "ivsim migrate --plan evacuate",
     ),
     "compare": Entry(
         "compare:compare", "Hold one run against another.", "ivsim compare runs/BEFORE runs/AFTER --fail-if p99:+10%"

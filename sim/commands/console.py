@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 from sim.commands.options import run_argument
 
 __all__ = ["console"]
@@ -28,13 +29,15 @@ def console(run_directory: Path, machine: str) -> None:
     """
     from sim.recording.console_file import machines_with_consoles
     from sim.results.store import files
+    from sim.results.store.missing import no_such_run
 
-    path = files.console(run_directory, machine)
     if not run_directory.is_dir():
-        raise UsageError(f"{run_directory}: no such run directory")
+        raise no_such_run(run_directory)
+    path = files.console(run_directory, machine)
     if not path.is_file():
         known = machines_with_consoles(run_directory)
         hint = f"; there are those of {', '.join(known)}" if known else ": no machine of it has a guest"
+        hint += did_you_mean(machine, known)
         raise UsageError(f"{run_directory} has no console of {machine}{hint}")
     output = sys.stdout.buffer
     with contextlib.suppress(KeyboardInterrupt), open(path, "rb") as file:

@@ -9,16 +9,10 @@ import msgspec
 
 from nodes.device.profiles import PROFILES, profile
 from nodes.device.variants import make_variant, parse_cells, variant_name
+from sim.commands.choices import NameChoice
 from sim.commands.numbers import WholeNumber
 
 __all__ = ["conformance", "device"]
-
-
-class _ProfileName(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2
-    """A profile's name, or that of one of its versions, which are not listed."""
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return value if value in PROFILES else str(super().convert(value, param, ctx))
 
 
 @click.group()
@@ -68,7 +62,7 @@ def list_odd_devices(as_json: bool) -> None:
 
 
 @device.command("show")
-@click.argument("name", metavar="PROFILE", type=_ProfileName(list(PROFILES)))
+@click.argument("name", metavar="PROFILE", type=NameChoice(PROFILES, PROFILES))
 @click.option("--variant", "texts", multiple=True, metavar="CELL=VALUE", help="Change a cell. Repeatable.")
 @click.option("--vectors", type=WholeNumber(min=1), help="Own vectors. Default: 2, or what the device always has.")
 @click.option("--memory-bytes", type=WholeNumber(min=1), help="Size of the shared memory, a power of two.")
@@ -86,14 +80,14 @@ def show(name: str, texts: tuple[str, ...], vectors: int | None, memory_bytes: i
     "--profile",
     "names",
     multiple=True,
-    type=click.Choice(["qemu-doorbell", "qemu-plain"]),
+    type=NameChoice(["qemu-doorbell", "qemu-plain"]),
     help="Device profile; can be repeated. Default: both.",
 )
 @click.option(
     "--access",
     default="tcg",
     show_default=True,
-    type=click.Choice(["tcg", "kvm", "qtest"]),
+    type=NameChoice(["tcg", "kvm", "qtest"]),
     help="Who makes the accesses: a processor under TCG or KVM, or the qtest protocol.",
 )
 @click.option("--seed", default=0, show_default=True, type=WholeNumber(min=0), help="The first seed.")

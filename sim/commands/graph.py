@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 import topologies
+from sim.commands.choices import NameChoice
 from sim.commands.options import BadTopology, overrides_option, programs_option, topology_argument
 from sim.commands.output import write_file
 
@@ -22,7 +23,7 @@ FORMATS = {".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot"
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["mermaid", "dot", "svg"]),
+    type=NameChoice(["mermaid", "dot", "svg"]),
     help="By default mermaid, or by the suffix of FILE.",
 )
 @click.option(

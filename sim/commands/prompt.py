@@ -18,6 +18,7 @@ from typing import Protocol
 import click
 
 from nodes.errors import IvshmemError, UsageError
+from nodes.spelling import did_you_mean
 from sim.exit_codes import INTERRUPTED
 from sim.kernel.line_reader import LineReader
 from sim.kernel.loop import Loop
@@ -119,7 +120,8 @@ def _carry_out(
         click.echo("\n".join(_help(group, aliases)))
         return 0
     if name not in group.commands:
-        raise UsageError(f"expected one of {', '.join([*group.commands, 'help', 'quit'])}")
+        known = [*group.commands, "help", "quit"]
+        raise UsageError(f"expected one of {', '.join(known)}{did_you_mean(name, known)}")
     return group.commands[name].main(arguments, prog_name=name, standalone_mode=False, obj=session)
 
 

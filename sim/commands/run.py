@@ -14,6 +14,7 @@ import click
 
 import sim
 import topologies
+from sim.commands.choices import NameChoice
 from sim.commands.cluster import cluster_of, cluster_options
 from sim.commands.numbers import WholeNumber
 from sim.commands.options import (
@@ -42,7 +43,7 @@ EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 @optional_topology_argument
 @overrides_option
 @click.option("--seed", type=WholeNumber(0, 2**63 - 1), help="The same as --set seed=N.")
-@click.option("--engine", type=click.Choice(get_args(EngineName)), help="The same as --set run.engine=NAME.")
+@click.option("--engine", type=NameChoice(get_args(EngineName)), help="The same as --set run.engine=NAME.")
 @click.option(
     "--stop-above",
     metavar="LIMIT",
@@ -243,7 +244,7 @@ def _write_junit(result: sim.Run, file: Path) -> None:
 )
 @click.option(
     "--latency",
-    type=click.Choice(list(LATENCIES)),
+    type=NameChoice(LATENCIES),
     default="delivery",
     show_default=True,
     help="The latency of --hgrm and --cyclictest.",

@@ -15,6 +15,7 @@ from nodes.device.v2.sections import PAGE_BYTES
 from nodes.errors import HostError, UsageError
 from nodes.wire.protocol import PEERS_MAX, V0
 from nodes.wire.v2.protocol import ALL_DIALECTS, V2, DomainNumbers
+from sim.commands.choices import NameChoice
 from sim.commands.numbers import WholeNumber, c_number
 from sim.commands.systemd import hidden_program, units
 from sim.exit_codes import FAILED, of_error
@@ -169,7 +170,7 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
 @click.option("--group", help="The group of the socket and of named memory, by name or number.")
 @click.option(
     "--dialect",
-    type=click.Choice(list(ALL_DIALECTS)),
+    type=NameChoice(ALL_DIALECTS),
     default=V0.name,
     show_default=True,
     help="QEMU 2.5 and later, the server of 2012, memory last, as Cuttlefish has it, or ivshmem v2.",

@@ -77,7 +77,9 @@ def _find(run: Path | None) -> Found:
             click.echo(f"watching the latest of {len(found)} runs, {found[0].path}; others: {others}", err=True)
         return found[0]
     if not run.exists():
-        raise UsageError(f"{run}: no such run directory or socket")
+        from sim.results.store.missing import no_such_run
+
+        raise no_such_run(run)
     if not run.is_dir() or (run / SOCKET).exists():
         found = running([run / SOCKET if run.is_dir() else run])
         if not found:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 from sim.results.analysis.latency.histogram import lower_edges, upper_edges
 from sim.results.analysis.latency.intervals import FEWEST, SLICES, Interval, Slices, replicates
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, QUANTILES
@@ -88,9 +89,20 @@ class Comparison:
             raise UsageError(
                 f"no metric {name!r}: expected {quantiles}, of total or of another latency "
                 f"({', '.join(EVERY_LATENCY)}) as in delivery.p99, or one of {', '.join(others)}, "
-                "or another metric of a summary (`ivsim list --metrics`)"
+                f"or another metric of a summary (`ivsim list --metrics`){did_you_mean(name, self._names())}"
             )
         return self.metrics[wanted]
+
+    def _names(self) -> Iterator[str]:
+        """All names that `__getitem__` takes, in the spelling of the command line."""
+        for name in self.metrics:
+            latency, _, quantile = name.rpartition(".")
+            if latency in EVERY_LATENCY:
+                yield f"{latency}.{quantile.replace('_', '.')}"
+                if latency == "total":
+                    yield quantile.replace("_", ".")
+            else:
+                yield name
 
     def __repr__(self) -> str:
         return f"<Comparison of {self.a.path.name} and {self.b.path.name}: {len(self.metrics)} metrics>"

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 from sim.recording import Recording
 from sim.recording.header import COUNTER_AT
 from sim.recording.reader import PEERS, VECTOR_MASK, edges_so_far, vectors_so_far
@@ -77,7 +78,10 @@ class Scopes:
     def _named(self, name: str) -> frozenset[int]:
         found = self._members.get(name)
         if found is None:
-            raise UsageError(f"expected a group, machine, vector b:2 or edge a -> b of the topology, got {name!r}")
+            hint = did_you_mean(name, self._members)
+            raise UsageError(
+                f"expected a group, machine, vector b:2 or edge a -> b of the topology, got {name!r}{hint}"
+            )
         return found
 
 

@@ -79,7 +79,8 @@ def _metric(name: str) -> Metric:
     try:
         return find_metric(name)
     except MisfitError as error:
-        raise UsageError(f"there is no metric {name!r}: expected {error.expected}") from None
+        hint = f"; {error.hint}" if error.hint else ""
+        raise UsageError(f"there is no metric {name!r}: expected {error.expected}{hint}") from None
 
 
 class _Finished:

@@ -25,6 +25,7 @@ from sim.kernel.shortage import error_of_path
 from sim.results import Run
 from sim.results.expectations import evaluate
 from sim.results.store import files
+from sim.results.store.missing import nearest_directory
 from sim.sweeps.plan import Cell, Plan
 from sim.sweeps.table import Row, make_table
 from topologies import Topology
@@ -73,7 +74,8 @@ class Sweep:
         try:
             record = files.read_json(path / PLAN, _Record)
         except UsageError as error:
-            raise UsageError(f"{path}: no sweep to go on with: {error}") from None
+            hint = "" if path.is_dir() else nearest_directory(path, PLAN)
+            raise UsageError("; ".join(filter(None, (f"{path}: no sweep to go on with: {error}", hint)))) from None
         if record.schema_version != SCHEMA_VERSION:
             raise UsageError(f"{path}: a sweep of schema {record.schema_version}, this program has {SCHEMA_VERSION}")
         record.plan.topology(record.plan.cells[0])

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 from sim.results import Run
 from sim.results.analysis.latency.latencies import LATENCIES, QUANTILES, values
 from sim.results.analysis.latency.samples import numbered
@@ -325,7 +326,8 @@ def _series(run: Run, latency: str, by: str | None) -> list[tuple[str, Values]]:
     try:
         figures, there = values(columns, latency)
     except KeyError:
-        raise UsageError(f"no latency {latency!r}: expected {', '.join(LATENCIES)} or raw") from None
+        hint = did_you_mean(latency, (*LATENCIES, "raw"))
+        raise UsageError(f"no latency {latency!r}: expected {', '.join(LATENCIES)} or raw{hint}") from None
     there = there & ~columns.warmup
     if by is None:
         series = [("", figures[there])]

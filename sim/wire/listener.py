@@ -18,6 +18,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 from sim.kernel.shortage import path_reason
 
 __all__ = ["LISTENING", "PATH_BYTES_MAX", "Listener", "group_number", "probe"]
@@ -128,7 +129,10 @@ def group_number(name: str) -> int:
         return int(name)
     with contextlib.suppress(KeyError):
         return grp.getgrnam(name).gr_gid
-    hint = f"; numbers are 0 to {GROUP_MAX}" if re.fullmatch(r"-?[0-9]+", name) else ""
+    if re.fullmatch(r"-?[0-9]+", name):
+        hint = f"; numbers are 0 to {GROUP_MAX}"
+    else:
+        hint = did_you_mean(name, (group.gr_name for group in grp.getgrall()))
     raise UsageError(f"there is no group {name!r}{hint}")
 
 

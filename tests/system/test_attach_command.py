@@ -274,7 +274,7 @@ def test_no_summary_of_a_command_is_cut(path, lines):
         (["fill", "0", "0xffffffffffffffff", "0"], 2, "got 18446744073709551615 at offset 0x0"),
         (["fill", "0", "1", "256"], 2, "expected a byte, 0..255, got 256"),
         (["poke", "0", "0x100", "1"], 2, "expected a value that fits into 1 bytes, got 0x100"),
-        (["poke", "0", "1", "3"], 2, "'3' is not one of '1', '2', '4', '8'"),
+        (["poke", "0", "1", "3"], 2, "expected one of 1, 2, 4, 8, got '3'"),
         (["poke", "65533", "1"], 2, "got 4 at offset 0xfffd"),
         (["load", "0", "/nonexistent"], 2, "cannot read /nonexistent: No such file"),
         (["load", "0", "/dev/zero"], 2, "expected a file of up to 65536 bytes, as many as the memory has, got more"),

@@ -24,6 +24,7 @@ from sim.exit_codes import BROKEN_PIPE, INTERRUPTED
 from sim.telemetry import Group, Snapshot
 from sim.views.rates import Rates
 from tests.command import invoke
+from topologies.scenario_files import scenario_names
 
 CALM = ["--set", "machines.ping.parameters.rate_hz=1000.0"]
 """Leaves other tests some of the CPUs."""
@@ -60,6 +61,8 @@ def test_every_command_shows_an_example_that_it_understands(name: str) -> None:
         _, command, arguments = cli.ivsim.resolve_command(context, words)
         assert command is not None
         with command.make_context(name, arguments, parent=context) as inner:
+            topology = inner.params.get("topology")
+            assert topology in (None, "topology.toml", *scenario_names())  # `ivsim init` writes topology.toml
             if isinstance(command, click.Group):
                 _, sub, others = command.resolve_command(inner, [*inner._protected_args, *inner.args])
                 assert sub is not None

@@ -19,7 +19,8 @@ from typing import Any
 from msgspec import Struct, field
 
 from nodes.errors import UsageError
-from topologies.language.problems import Problem, TopologyError, nearest, printable, show, show_key
+from nodes.spelling import nearest
+from topologies.language.problems import Problem, TopologyError, printable, show, show_key
 from topologies.language.toml_positions import Path, ScanError, positions, split_key
 
 __all__ = [

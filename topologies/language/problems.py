@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from nodes.errors import UsageError
 
-__all__ = ["MAX_PROBLEMS", "Problem", "TopologyError", "meant_by", "nearest", "printable", "show", "show_key"]
+__all__ = ["MAX_PROBLEMS", "Problem", "TopologyError", "printable", "show", "show_key"]
 
 MAX_PROBLEMS = 100
 """The number of problems of a file that are printed; the rest is counted."""
@@ -96,25 +96,6 @@ def show_key(path: Sequence[str | int]) -> str:
             part = show(part)
         text += f".{part}" if text else part
     return text
-
-
-def nearest(word: object, known: Iterable[str]) -> str:
-    """A hint with the spelling in ``known`` that ``word`` probably stands for, or ""."""
-    meant = meant_by(word, known)
-    return f'did you mean "{meant}"?' if meant else ""
-
-
-def meant_by(word: object, known: Iterable[str]) -> str:
-    """The one of ``known`` that ``word`` probably misspells, or ""."""
-    if not isinstance(word, str):
-        return ""
-    import difflib
-
-    # The comparison is quadratic in the length; names of the language have at most 64 characters.
-    spelled = {item.lower(): item for item in known}
-    said = word[:64].strip().lower()
-    close = difflib.get_close_matches(said, spelled, n=1) or [name for name in spelled if said in name.split("_")][:1]
-    return spelled[close[0]] if close else ""
 
 
 def printable(text: str) -> str:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import Struct
 
+from nodes.spelling import meant_by, nearest
 from topologies.language.document import Document
-from topologies.language.problems import Problem, meant_by, nearest, show, show_key
+from topologies.language.problems import Problem, show, show_key
 from topologies.language.tables import GroupTable, other_tables_with
 from topologies.language.toml_positions import Path
 from topologies.language.validated import Sparse

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import inspect as shapes
 
-from topologies.language.problems import nearest, show
+from nodes.spelling import nearest
+from topologies.language.problems import show
 
 __all__ = ["MisfitError", "convert", "describe"]
 

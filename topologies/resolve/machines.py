@@ -15,7 +15,8 @@ from nodes.device.migration import MigrationError
 from nodes.device.profiles import PROFILES, Profile
 from nodes.device.variants import VARIANT_CELLS, make_variant
 from nodes.errors import UsageError
-from topologies.language.problems import nearest, show
+from nodes.spelling import nearest
+from topologies.language.problems import show
 from topologies.language.reader import Report
 from topologies.language.tables import parse_cpus
 from topologies.language.toml_positions import Path

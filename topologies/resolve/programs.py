@@ -33,7 +33,8 @@ from msgspec import Struct
 from nodes import programs
 from nodes.errors import UsageError
 from nodes.guest import Peers, Trace
-from topologies.language.problems import Problem, TopologyError, nearest, show
+from nodes.spelling import nearest
+from topologies.language.problems import Problem, TopologyError, show
 from topologies.resolve.importing import FILE_NAME, MODULE_NAME, import_file, import_program
 
 __all__ = [

@@ -9,7 +9,8 @@ from pathlib import Path as FilePath
 import msgspec
 from msgspec import Struct
 
-from topologies.language.problems import TopologyError, nearest, printable, show
+from nodes.spelling import nearest
+from topologies.language.problems import TopologyError, printable, show
 from topologies.language.reader import Report
 from topologies.language.toml_positions import Path
 from topologies.model import MAX_NAME, Machines

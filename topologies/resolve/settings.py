@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from topologies.language.problems import nearest, show
+from nodes.spelling import nearest
+from topologies.language.problems import show
 from topologies.language.reader import Report
 from topologies.language.tables import MachineTable
 from topologies.language.toml_positions import Path

@@ -10,9 +10,10 @@ from typing import Any
 from msgspec import Struct
 
 from nodes.device.profiles import PROFILES
+from nodes.spelling import nearest
 from topologies.actions import ACTIONS, Action, Join, MachineAction, Migrate, ServerAction, fields_of, refers_to
 from topologies.language.patterns import compile_pattern
-from topologies.language.problems import nearest, show
+from topologies.language.problems import show
 from topologies.language.reader import Report
 from topologies.language.tables import keys_of, required_keys_of
 from topologies.language.toml_positions import Path

@@ -17,8 +17,9 @@ from typing import Any
 
 from msgspec import Struct, field
 
+from nodes.spelling import nearest
 from topologies.language.document import read_text
-from topologies.language.problems import Problem, nearest, show
+from topologies.language.problems import Problem, show
 from topologies.model import Machines, Trace
 
 __all__ = ["MAX_TRACE_ROWS", "TraceFile", "read_trace"]

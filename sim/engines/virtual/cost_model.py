@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 
 __all__ = ["CostModel", "Distribution", "Draw", "load_model"]
 
@@ -114,6 +115,7 @@ def load_model(source: str = DEFAULT) -> CostModel:
             text = Path(source).read_text()
         return msgspec.convert(tomllib.loads(text), CostModel)
     except OSError as error:
-        raise UsageError(f"the cost model {source} cannot be read: {error.strerror}") from error
+        hint = did_you_mean(source, [DEFAULT])
+        raise UsageError(f"the cost model {source} cannot be read: {error.strerror}{hint}") from error
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise UsageError(f"{source} is no cost model: {error}") from error

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 from sim.results.analysis.latency.latencies import QUANTILES, grouped
 from sim.results.display import as_html
 from sim.results.store.manifest import Manifest
@@ -46,7 +47,9 @@ class FlowMatrix:
         try:
             return self.values[self.rows.index(at[0]), self.columns.index(at[1])]
         except ValueError:
-            raise UsageError(f"no {at[0]} to {at[1]}: expected one of {self.rows} to one of {self.columns}") from None
+            hint = did_you_mean(at[0], self.rows) if at[0] not in self.rows else did_you_mean(at[1], self.columns)
+            expected = f"expected one of {self.rows} to one of {self.columns}"
+            raise UsageError(f"no {at[0]} to {at[1]}: {expected}{hint}") from None
 
     def __repr__(self) -> str:
         return f"<Matrix of {self.what}: {len(self.rows)} x {len(self.columns)}>"
@@ -66,7 +69,7 @@ class FlowMatrix:
 def flows(edges: pa.Table, vectors: pa.Table, manifest: Manifest, by: str) -> pa.Table:
     """See ``Run.flows``."""
     if by not in BY:
-        raise UsageError(f"flows by {by!r}: expected one of {', '.join(BY)}")
+        raise UsageError(f"flows by {by!r}: expected one of {', '.join(BY)}{did_you_mean(by, BY)}")
     source, target, vector = (
         edges[name].cast(pa.int64()).fill_null(-1).to_numpy() for name in ("source", "target", "vector")
     )
@@ -134,7 +137,7 @@ def _delivered(lines: Integers, rung: Integers, refused: Integers, vectors: pa.T
 def matrix(table: pa.Table, names: Sequence[str], what: str) -> FlowMatrix:
     """The flows by machine or by group as a matrix; ``names`` gives the order of rows and columns."""
     if what not in COUNTS:
-        raise UsageError(f"a matrix of {what!r}: expected one of {', '.join(COUNTS)}")
+        raise UsageError(f"a matrix of {what!r}: expected one of {', '.join(COUNTS)}{did_you_mean(what, COUNTS)}")
     columns = [*names, *([FOREIGN] if FOREIGN in table["target"].to_pylist() else [])]
     places = {name: place for place, name in enumerate(columns)}
     counts = table[what].to_numpy(zero_copy_only=False)

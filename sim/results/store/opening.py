@@ -16,6 +16,7 @@ from sim.results.ending import Ending
 from sim.results.run import Run
 from sim.results.store import files
 from sim.results.store.manifest import Manifest
+from sim.results.store.missing import no_such_run
 
 __all__ = ["open"]
 
@@ -33,8 +34,7 @@ def open(path: str | os.PathLike[str]) -> Run:
     """
     run = Run(Path(path))
     if not run.path.is_dir():
-        what = "a file, and no such run directory" if run.path.exists() else "no such run directory"
-        raise UsageError(f"{run.path}: {what}; `ivsim run` prints the one that it makes")
+        raise no_such_run(run.path)
     if not (run.path / files.MANIFEST).exists() and not (run.path / files.SUMMARY).exists():
         runs = sorted(run.path.glob(f"*/{files.MANIFEST}"), key=lambda each: each.stat().st_mtime)
         hint = f"; it has runs in it, such as {runs[-1].parent}" if runs else ""

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 from sim.host.libraries import keep_pandas_out
 from sim.results.store.files import at_once, private
 
@@ -172,7 +173,7 @@ DELTA_COLUMNS = ("intended_ns", "rung_ns", "delivered_ns", "handled_ns", "time_n
 def file_name(name: str) -> str:
     """The file of a table. Raises ``UsageError`` for a table that there is not."""
     if name not in SCHEMAS:
-        raise UsageError(f"no table {name!r}: expected one of {', '.join(SCHEMAS)}")
+        raise UsageError(f"no table {name!r}: expected one of {', '.join(SCHEMAS)}{did_you_mean(name, SCHEMAS)}")
     return f"{name}.parquet"
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 from sim.results.analysis.latency.distribution import LatencyOfGroups, Measured, measured_times
 from sim.results.analysis.latency.intervals import Slices
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, QUANTILES, Samples, values
@@ -56,7 +57,9 @@ def latency(
     wanted = tuple(EVERY_LATENCY if latencies is None else latencies)
     wrong = sorted(set(wanted) - set(EVERY_LATENCY))
     if wrong:
-        raise UsageError(f"no latency {', '.join(wrong)}: expected {', '.join(EVERY_LATENCY)}")
+        raise UsageError(
+            f"no latency {', '.join(wrong)}: expected {', '.join(EVERY_LATENCY)}{did_you_mean(wrong[0], EVERY_LATENCY)}"
+        )
     keys = [key for name in by for key in (("source", "machine") if name == "edge" else (name,))]
     if set(keys) - set(KEYS) or len(set(keys)) < len(keys):
         raise UsageError(f"by {', '.join(by)}: expected each of {', '.join((*KEYS, 'edge'))} at most once")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 from sim.results.analysis.flows import drain_codes
 from sim.results.analysis.latency.histogram import BINS, Histogram, bins_of
 from sim.results.analysis.latency.latencies import EVERY_LATENCY
@@ -38,9 +39,10 @@ def histogram(run: RunTables, what: str, by: str | None) -> Histogram | dict[Any
     if what == DRAINED:
         return _drained(run, by)
     if what not in EVERY_LATENCY:
-        raise UsageError(f"no histogram of {what!r}: expected {', '.join(EVERY_LATENCY)} or {DRAINED}")
+        hint = did_you_mean(what, (*EVERY_LATENCY, DRAINED))
+        raise UsageError(f"no histogram of {what!r}: expected {', '.join(EVERY_LATENCY)} or {DRAINED}{hint}")
     if by is not None and by not in BY:
-        raise UsageError(f"a histogram by {by!r}: expected {', '.join(BY)}")
+        raise UsageError(f"a histogram by {by!r}: expected {', '.join(BY)}{did_you_mean(by, BY)}")
     kept = run.table("histograms")
     kept = kept.filter(pc.equal(kept["latency"], what))
     bins, counts = kept["bin"].to_numpy().astype(np.int64), kept["count"].to_numpy()
