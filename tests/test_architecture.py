@@ -39,6 +39,7 @@ PURE = {
     "contextlib",
     "copy",
     "dataclasses",
+    "difflib",
     "enum",
     "functools",
     "itertools",

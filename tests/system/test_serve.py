@@ -149,7 +149,7 @@ def test_a_second_server_on_the_same_socket_is_refused_and_does_no_harm(short_pa
         (["--uid", "4294967295"], "4294967295 is not in the range 0<=x<=4294967294"),
         (["--max-clients", "99999999999999999999"], "is not in the range 1<=x<=65536"),
         (["--ids", "65536"], "65536 is not in the range 0<=x<=65535"),
-        (["--dialect", "v3"], "got 'v3'; did you mean \"v2\"?"),
+        (["--dialect", "v3"], "expected one of v0, legacy, v0-shm-last, v2, got 'v3'"),
         (["--log", "/nonexistent/log"], "cannot write the log /nonexistent/log"),
         (["--log", "/dev/full"], "cannot write the log /dev/full: No space left on device"),
         (["--reuse-memory"], "cannot be opened"),
