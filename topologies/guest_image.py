@@ -35,6 +35,13 @@ class GuestImage(Validated, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         tuple[Annotated[str, Meta(max_length=4096)], ...],
         Meta(description="Further options of QEMU, such as a machine type, before the device."),
     ] = ()
+    buses: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+$")], ...],
+        Meta(
+            description="The buses that its devices are plugged into, one for each of its domains: `id`s of ports "
+            "among `arguments`. Empty: QEMU chooses. A q35 takes a device away from a port only."
+        ),
+    ] = ()
     qemu: Annotated[
         str, Meta(description="QEMU's program; empty: that of `IVSHMEM_QEMU`, else `qemu-system-x86_64`.")
     ] = ""

@@ -14,6 +14,7 @@
  * Lines on the console:
  *   ivsim: ready            the device works; a topology waits for this line (`ready_when`)
  *   ivsim: rung=N ...       totals, whenever nothing has happened for IDLE_MS or a line is typed; the last one counts
+ *   ivsim: unplugged        the device was to be removed, and the guest has let go of it
  *   ivsim: failed: ...      the guest cannot continue
  */
 #define _GNU_SOURCE
@@ -62,9 +63,10 @@ struct slot {
 struct device {
 	volatile uint32_t *registers;
 	volatile struct slot (*slots)[VECTORS];
-	size_t memory_size;
+	size_t registers_size, memory_size; /* that are mapped */
+	int file;
 	int vectors;
-	struct pollfd interrupts[VECTORS + 1]; /* the last one in use is the console */
+	struct pollfd interrupts[VECTORS + 2]; /* the last ones in use: vfio wants the device back; the console */
 };
 
 static char command_line[4096];
@@ -198,7 +200,7 @@ static void *map_region(int device, int index, size_t *size)
 	mapped = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, device, region.offset);
 	if (mapped == MAP_FAILED)
 		fail("mmap of BAR%d", index);
-	*size = region.size;
+	*size = length;
 	return mapped;
 }
 
@@ -215,46 +217,60 @@ static void enable_bus_master(int device)
 		fail("the command register");
 }
 
-static void enable_interrupts(int device, struct device *it)
+/* Let vfio signal eventfds, which are made here, for the first `count` interrupts of an index. */
+static void signal_eventfds(int device, int index, struct pollfd *interrupts, int count)
 {
-	struct vfio_irq_info table = {.argsz = sizeof(table), .index = VFIO_PCI_MSIX_IRQ_INDEX};
 	char bytes[sizeof(struct vfio_irq_set) + VECTORS * sizeof(int)];
 	struct vfio_irq_set *set = (struct vfio_irq_set *)bytes;
-	int vector;
+	int number;
 
-	if (ioctl(device, VFIO_DEVICE_GET_IRQ_INFO, &table))
-		fail("MSI-X");
-	it->vectors = table.count < VECTORS ? table.count : VECTORS;
-	set->argsz = sizeof(*set) + it->vectors * sizeof(int);
+	set->argsz = sizeof(*set) + count * sizeof(int);
 	set->flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
-	set->index = VFIO_PCI_MSIX_IRQ_INDEX;
+	set->index = index;
 	set->start = 0;
-	set->count = it->vectors;
-	for (vector = 0; vector < it->vectors; vector++) {
-		it->interrupts[vector] = (struct pollfd){.fd = eventfd(0, EFD_NONBLOCK), .events = POLLIN};
-		memcpy(set->data + vector * sizeof(int), &it->interrupts[vector].fd, sizeof(int));
+	set->count = count;
+	for (number = 0; number < count; number++) {
+		interrupts[number] = (struct pollfd){.fd = eventfd(0, EFD_NONBLOCK), .events = POLLIN};
+		memcpy(set->data + number * sizeof(int), &interrupts[number].fd, sizeof(int));
 	}
 	if (ioctl(device, VFIO_DEVICE_SET_IRQS, set))
-		fail("interrupts");
+		fail("interrupts of index %d", index);
+}
+
+static void enable_interrupts(struct device *it)
+{
+	struct vfio_irq_info table = {.argsz = sizeof(table), .index = VFIO_PCI_MSIX_IRQ_INDEX};
+
+	if (ioctl(it->file, VFIO_DEVICE_GET_IRQ_INFO, &table))
+		fail("MSI-X");
+	it->vectors = table.count < VECTORS ? table.count : VECTORS;
+	signal_eventfds(it->file, VFIO_PCI_MSIX_IRQ_INDEX, it->interrupts, it->vectors);
+	signal_eventfds(it->file, VFIO_PCI_REQ_IRQ_INDEX, it->interrupts + it->vectors, 1);
+}
+
+/* Give the device back: vfio waits until nothing of it is open or mapped. */
+static void close_device(struct device *it)
+{
+	munmap((void *)it->registers, it->registers_size);
+	munmap((void *)it->slots, it->memory_size);
+	close(it->file);
 }
 
 static void open_device(struct device *it)
 {
 	char address[256];
-	size_t size;
-	int device;
 
 	find_device(address, sizeof(address));
 	load_modules();
-	device = open_vfio(address);
-	it->registers = map_region(device, VFIO_PCI_BAR0_REGION_INDEX, &size);
-	it->slots = map_region(device, VFIO_PCI_BAR2_REGION_INDEX, &it->memory_size);
+	it->file = open_vfio(address);
+	it->registers = map_region(it->file, VFIO_PCI_BAR0_REGION_INDEX, &it->registers_size);
+	it->slots = map_region(it->file, VFIO_PCI_BAR2_REGION_INDEX, &it->memory_size);
 	if (it->memory_size < sizeof(struct slot) * VECTORS * PEERS) {
 		errno = ENOSPC;
 		fail("%zu bytes of shared memory", it->memory_size);
 	}
-	enable_bus_master(device);
-	enable_interrupts(device, it);
+	enable_bus_master(it->file);
+	enable_interrupts(it);
 }
 
 static uint64_t now_ns(void)
@@ -335,16 +351,21 @@ static long missed(struct device *it)
 	return sum;
 }
 
+static void tell(struct device *it, long rung, long interrupts)
+{
+	printf("ivsim: rung=%ld interrupts=%ld seen=%ld missed=%ld\n", rung, interrupts, seen(it), missed(it));
+}
+
 static void serve(struct device *it, long storm_left)
 {
-	struct pollfd *console = &it->interrupts[it->vectors];
+	struct pollfd *removal = &it->interrupts[it->vectors], *console = removal + 1;
 	long rung = 0, interrupts = 0, told = -1;
 	int storming = 0, asked, idle, vector;
 	char line[64];
 
 	*console = (struct pollfd){.fd = STDIN_FILENO, .events = POLLIN};
 	for (;;) {
-		int ready = poll(it->interrupts, it->vectors + 1, storming && storm_left ? 0 : IDLE_MS);
+		int ready = poll(it->interrupts, it->vectors + 2, storming && storm_left ? 0 : IDLE_MS);
 
 		for (vector = 0; ready > 0 && vector < it->vectors; vector++) {
 			uint64_t count;
@@ -355,6 +376,13 @@ static void serve(struct device *it, long storm_left)
 			__sync_synchronize(); /* numbers are read after the interrupt that tells of them */
 			rung += look(it, vector, vector == ANSWERED_VECTOR);
 			storming |= vector == STORM_VECTOR;
+		}
+		if (ready > 0 && removal->revents) {
+			tell(it, rung, interrupts);
+			close_device(it);
+			printf("ivsim: unplugged\n");
+			for (;;)
+				pause();
 		}
 		if (storming && storm_left) {
 			long now = storm(it, storm_left < STORM_CHUNK ? storm_left : STORM_CHUNK);
@@ -368,7 +396,7 @@ static void serve(struct device *it, long storm_left)
 		idle = !ready && !(storming && storm_left);
 		if (asked || (idle && rung + interrupts != told)) {
 			told = rung + interrupts;
-			printf("ivsim: rung=%ld interrupts=%ld seen=%ld missed=%ld\n", rung, interrupts, seen(it), missed(it));
+			tell(it, rung, interrupts);
 		}
 	}
 }

@@ -211,10 +211,57 @@ def test_the_linux_guest_answers_each_doorbell_and_misses_none_of_a_storm(
     assert 0 < timer["round_trip_p50_us"] <= timer["round_trip_p99_us"] <= timer["round_trip_max_us"]
     assert 10_000 // part < linux["interrupts"] <= linux["rung"] == 110_000 // part
     assert linux["missed"] == 0
+    if part > 1:
+        assert "ivsim: unplugged" in files.console(run.path, "linux").read_text()
+
+
+@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_linux_guest_leaves_in_the_middle_of_its_storm(tmp_path: Path) -> None:
+    shipped = load("linux_guest")
+    text = shipped.source_text.partition("[[timeline]]")[0].replace("../../build", f"{ROOT}/build")
+    for few, many in (("count = 20000,", "count = 10000000,"), ("storm=100000", "storm=10000000"), ("100.0", "300.0")):
+        assert few in text
+        text = text.replace(few, many)
+    text = text.replace("rounds = 10000", "rounds = 100") + LEAVES_IN_ITS_STORM
+    (tmp_path / "linux_guest.toml").write_text(text)
+    run = sim.run(tmp_path / "linux_guest.toml", runs=tmp_path / "runs")
+    assert (run.status, run.reason, run.balanced) == ("finished", "", True)
+    assert not [event for event in run.events() if event["kind"] == "warning" and event["machine"] == "linux"]
+    summary = run.summary
+    assert (summary["pending"], summary["settled"], summary["guest_difference"]) == (0, 0, 0)
+    assert summary["refused"] > 0
+    assert summary["statistics"]["linux"]["rung"] > 1000
+    assert [event["machine"] for event in run.events() if event["kind"] == "machine_left"] == ["linux"]
+
+
+LEAVES_IN_ITS_STORM = """
+[[timeline]]
+when = "rung >= 20000"
+of = "linux"
+do = "leave"
+machines = "linux"
+
+[[timeline]]
+console = "^ivsim: unplugged"
+when = "up == 8"
+do = "end"
+"""
+LEAVES_AT_ITS_END = """do = "leave"
+machines = "linux"
+
+[[timeline]]
+console = "^ivsim: unplugged"
+when = "up == 8"
+do = "end"
+"""
 
 
 def a_tenth(shipped: Topology, folder: Path) -> Topology:
-    """The scenario with a tenth of its doorbells."""
+    """The scenario with a tenth of its doorbells, at the end of which the guest leaves."""
     text = re.sub(r"\b(1|2|10|11)0000\b", r"\g<1>000", shipped.source_text).replace("110005", "11005")
+    assert 'do = "end"\n' in text
+    text = text.replace('do = "end"\n', LEAVES_AT_ITS_END)
     (folder / "linux_guest.toml").write_text(text.replace("../../build", f"{ROOT}/build"))
     return load(folder / "linux_guest.toml")

@@ -29,6 +29,7 @@ def test_a_default_program_is_that_of_the_other_machines() -> None:
         (GUEST.replace('kind = "qemu"', ""), "machines.mine.kind", '"simulated"'),
         (GUEST.replace("kernel", "append"), "machines.mine.guest", "none of them"),
         (GUEST + 'ready_when = "("\n', "machines.mine.guest.ready_when", '"("'),
+        (GUEST + "buses = ['a', 'b']\n", "machines.mine.guest.buses", "2"),
         (GUEST + "[run]\nengine = 'virtual'\n", "machines.mine.guest", "one"),
         (GUEST.replace("qemu", 'qemu"\nprogram = "idle'), "machines.mine.program", '"idle"'),
         (GUEST.replace("qemu", 'qemu"\nprofile = "qemu-plain'), "machines.mine.profile", '"qemu-plain"'),

@@ -41,6 +41,9 @@ def check_guests(resolved: ResolvedMachines, run: Mapping[str, Any], report: Rep
             report.add(settings.at("kind"), '"qemu" for a machine with a guest', show(settings.values["kind"]), hint)
         if values.get("disk") == values.get("kernel") == "" and not values.get("arguments"):
             report.add(path, "a kernel, a disk, or arguments that name an image", "none of them")
+        if len(values.get("buses", ())) > (domains := max(1, len(settings.values["domains"]))):
+            got = f"{len(values['buses'])}"
+            report.add((*path, "buses"), f"at most {domains}: the machine has a device in each of its domains", got)
         try:
             compile_pattern(values.get("ready_when", ""))
         except re.error as error:

@@ -47,6 +47,7 @@ def guest_command(
         name, device = connection_id(number), device_id(number)
         command += ["-chardev", f"socket,id={name},path={_escaped(server)}"]
         options = f"id={device},chardev={name},vectors={machine.vectors},{_role(machine)}"
+        options += "".join(f",bus={bus}" for bus in image.buses[number : number + 1])
         command += ["-device", f"ivshmem-doorbell,{options}"]
     if state is not None:
         command += ["-incoming", f"fd:{state}"]
