@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sim.kernel.processes import work_ticks
+from sim.distributed.job_server import JOB_SERVER
+from sim.kernel.processes import process_name, work_ticks
 
 __all__ = [
     "IVSIM",
@@ -147,12 +148,14 @@ def alive(pids: Sequence[int]) -> list[int]:
 
 def jobs(worker: Part) -> list[int]:
     """The processes of the run that a worker carries out now."""
-    return [pid for pid in descendants(worker.process.pid) if pid != worker.process.pid and not is_worker(pid)]
+    return [pid for pid in descendants(worker.process.pid) if not is_worker(pid)]
 
 
 def is_worker(pid: int) -> bool:
+    """Whether a process is a worker, or the one from which its jobs are forked, or one that keeps a job."""
     with contextlib.suppress(OSError):
-        return b"\0worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"\0worker\0" in words or process_name(pid) == JOB_SERVER
     return True
 
 

@@ -24,7 +24,7 @@ from sim.kernel.channel import Channel, send_descriptors
 from sim.kernel.processes import end_with_parent, name_process
 from sim.kernel.waiting import readable_within
 
-__all__ = ["REQUEST", "STDERR", "STDOUT", "Request", "load", "main"]
+__all__ = ["JOB_SERVER", "REQUEST", "STDERR", "STDOUT", "Request", "load", "main"]
 
 LOADED = (
     "numpy.ma",
@@ -39,6 +39,8 @@ LOADED = (
 """What `ivsim run` and `ivsim explore` use; each loads what it needs."""
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Variables with which jemalloc (in Arrow) and OpenBLAS (in numpy) start no threads when they are loaded."""
+JOB_SERVER = "ivsim-jobs"
+"""The name of the process, and of those that keep jobs."""
 REQUEST, STDOUT, STDERR = "request", "stdout", "stderr"
 PATH_BYTES_MAX = 4096
 """PATH_MAX, limits.h."""
@@ -59,7 +61,7 @@ def main() -> None:
     reason why there is none. The job is collected after a byte has come; its exit code is the answer.
     """
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    name_process("ivsim-jobs")
+    name_process(JOB_SERVER)
     load()
     signal.signal(signal.SIGCHLD, _collect)
     while readable_within(channel.fileno(), None):
