@@ -26,6 +26,7 @@ from typing import Any
 
 import sim.exit_codes
 import tests.bench
+from nodes.guest import Peers
 from sim.commands.catalogue import COMMANDS
 from tests.bench.figure import Bar
 from tests.fault_matrix import ROWS, marked_tests
@@ -51,6 +52,11 @@ def markdown(text: str) -> str:
     return " ".join(text.replace("``", "`").split())
 
 
+def short(annotation: object) -> str:
+    """An annotation without the names of modules."""
+    return re.sub(r"\w+\.", "", inspect.formatannotation(annotation))
+
+
 def programs_tables() -> str:
     """The shipped programs with their docstrings and parameters."""
     parts = []
@@ -59,9 +65,7 @@ def programs_tables() -> str:
         parts.append(f"### {name}\n\n{(inspect.getdoc(program.function) or '').replace('``', '`')}\n")
         rows = []
         for parameter in program.parameters:
-            kind = re.sub(r"\w+\.", "", inspect.formatannotation(parameter.annotation)).replace(
-                "Sequence[int]", "Peers"
-            )
+            kind = short(parameter.annotation).replace(short(Peers), "Peers")
             default = "required" if parameter.required else f"`{parameter.default!r}`".replace("'", '"')
             low, high = parameter.range or (None, None)
             limits = "" if low is None else f"at least {low:g}" if high is None else f"{low:g} to {high:g}"

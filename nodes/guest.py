@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from math import inf
-from typing import NamedTuple, Protocol, cast
+from typing import Annotated, NamedTuple, Protocol, cast
 
 from nodes.device import driver
 from nodes.device.ivshmem import Ivshmem
@@ -34,11 +34,13 @@ from nodes.load import STEADY
 
 __all__ = ["FOREVER", "NOW", "OTHERS", "STEP", "Guest", "Interrupt", "Peers", "Program", "Random", "Trace"]
 
-Peers = Sequence[int]
+Peers = Annotated[Sequence[int], "peers"]
 """The IDs of the peers that a program works with. In a topology: a group, a machine, a list of them, "others" or "all".
 
 The sequence changes in place: a machine that joins later is added when it has its ID, and one that returns under
 another ID takes its old place. ``guest.generation`` tells that something has changed.
+
+With metadata, a copy of this type (cloudpickle) is still told from a sequence of numbers.
 """
 
 OTHERS = cast(Peers, "others")

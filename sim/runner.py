@@ -23,6 +23,8 @@ from sim.coordination.machines import LiveMachines
 from sim.coordination.monitor import Monitor
 from sim.coordination.run_end import RunEnd
 from sim.defined_programs import Programs, program_files
+from sim.distributed.run_hosts import run_on_hosts
+from sim.distributed.where import tls_of, where_of
 from sim.engines.base import Engine
 from sim.engines.process.engine import ProcessEngine
 from sim.engines.qemu.guest_command import check_guests
@@ -97,6 +99,9 @@ def run(
     domains: Sequence[str] = (),
     start_fd: int | None = None,
     stop_above: str = "",
+    scheduler: str | None = None,
+    workers: int | None = None,
+    tls: Sequence[str | os.PathLike[str]] | None = None,
 ) -> Run:
     """Run a topology and return its results.
 
@@ -119,6 +124,9 @@ def run(
             end calls the start off.
         stop_above: end the run when a latency is above this limit (``5ms``, ``p99_9=500us``), as ``[run] stop_above``
             does; ``run.figures.outlier`` says what it was.
+        scheduler: the address of a scheduler: the domains run on its workers (`[domains.NAME] host`).
+        workers: without a scheduler, how many workers of this host stand for hosts.
+        tls: the files of the authority's certificate, the own certificate and its key.
 
     Raises:
         TopologyError, UsageError: before anything is started.
@@ -127,34 +135,64 @@ def run(
     resources_every_s = _seconds(resources_every_s)
     if stop_above:
         overrides = {**(overrides or {}), "run.stop_above": stop_above}
-    with program_files(programs) as files_of_programs, start_gate(start_fd) as gate, _Interrupts() as interrupts:
-        topology, engine_kind = _prepared(topology, overrides, files_of_programs, domains, Path(runs))
-        arguments = {"overrides": dict(topology.overrides), "resources_every_s": resources_every_s}
-        arguments |= {"programs": files_of_programs, **({"domains": list(domains)} if domains else {})}
-        with RunDirectory.create(Path(runs), topology, arguments) as directory:
-            baselines = engine_kind.baselines()
-            with contextlib.ExitStack() as stack:
-                runtime = stack.enter_context(runtime_directory())
-                server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
-                access = access_to(topology, server_path)
-                directory.record_access(access)
-                engine = stack.enter_context(engine_kind.make(topology, runtime, server_path))
-                directory.clock = engine.loop.clock.now_ns
-                end = stack.enter_context(OutlierEnd(topology, directory, engine.loop, engine_kind.in_real_time))
-                coordinator = _coordinator(topology, engine, directory, end, runtime, access, resources_every_s, gate)
-                stack.callback(coordinator.close)
-                end.watch(coordinator)
-                on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
-                stack.enter_context(progress_in_cell(coordinator.monitor.telemetry))
-                interrupts.tell(coordinator)
-                ending = _ending(coordinator.run(), coordinator.machines, end.conclude())
-                # The results are on the disk before anything is released: no later failure loses them.
-                directory.save(ending)
-                try:
-                    stack.close()
-                except Exception as error:  # whatever it is, the results are worth more
-                    directory.event("warning", machine="the run", text=f"not everything could be released: {error}")
-            return _judge(topology, directory.finish(ending, baselines + engine_kind.baselines()))
+    where = where_of(scheduler, workers, tls_of(tls))
+    with program_files(programs) as files_of_programs:
+        if where is not None:
+            here = {"socket_path": socket_path, "domains": domains, "start_fd": start_fd}
+            if wrong := [name for name, value in here.items() if value]:
+                raise UsageError(f"{wrong[0]} goes with a run on this host, without scheduler and workers")
+            return run_on_hosts(
+                where,
+                topology,
+                overrides=overrides,
+                programs=files_of_programs,
+                runs=Path(runs),
+                resources_every_s=resources_every_s,
+            )
+        with start_gate(start_fd) as gate, _Interrupts() as interrupts:
+            topology, engine_kind = _prepared(topology, overrides, files_of_programs, domains, Path(runs))
+            arguments = {"overrides": dict(topology.overrides), "resources_every_s": resources_every_s}
+            arguments |= {"programs": files_of_programs, **({"domains": list(domains)} if domains else {})}
+            with RunDirectory.create(Path(runs), topology, arguments) as directory:
+                return _run_here(
+                    topology, engine_kind, directory, resources_every_s, interrupts, gate, socket_path, on_begin
+                )
+
+
+def _run_here(
+    topology: Topology,
+    engine_kind: EngineKind,
+    directory: RunDirectory,
+    resources_every_s: float,
+    interrupts: _Interrupts,
+    gate: StartSocket | None,
+    socket_path: str | os.PathLike[str] | None,
+    on_begin: Callable[[Begun], None],
+) -> Run:
+    """Run a topology on this host, with its results in a directory."""
+    baselines = engine_kind.baselines()
+    with contextlib.ExitStack() as stack:
+        runtime = stack.enter_context(runtime_directory())
+        server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
+        access = access_to(topology, server_path)
+        directory.record_access(access)
+        engine = stack.enter_context(engine_kind.make(topology, runtime, server_path))
+        directory.clock = engine.loop.clock.now_ns
+        end = stack.enter_context(OutlierEnd(topology, directory, engine.loop, engine_kind.in_real_time))
+        coordinator = _coordinator(topology, engine, directory, end, runtime, access, resources_every_s, gate)
+        stack.callback(coordinator.close)
+        end.watch(coordinator)
+        on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
+        stack.enter_context(progress_in_cell(coordinator.monitor.telemetry))
+        interrupts.tell(coordinator)
+        ending = _ending(coordinator.run(), coordinator.machines, end.conclude())
+        # The results are on the disk before anything is released: no later failure loses them.
+        directory.save(ending)
+        try:
+            stack.close()
+        except Exception as error:  # whatever it is, the results are worth more
+            directory.event("warning", machine="the run", text=f"not everything could be released: {error}")
+    return _judge(topology, directory.finish(ending, baselines + engine_kind.baselines()))
 
 
 def _seconds(value: object) -> float:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -16,7 +15,7 @@ from sim.commands.numbers import WholeNumber
 from sim.distributed.addresses import PORT, Tls, check_address, check_listening, make_tls
 from sim.distributed.dask_extra import require_dask
 
-__all__ = ["Where", "cluster_of", "cluster_options", "scheduler", "tls_options", "worker"]
+__all__ = ["cluster_options", "scheduler", "tls_options", "worker"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -44,34 +43,6 @@ def cluster_options(command: Command) -> Command:
         metavar="ADDRESS",
         help="Run on the workers of this scheduler: tcp://HOST:PORT or tls://HOST:PORT.",
     )(command)
-
-
-class Where(NamedTuple):
-    """The cluster that does the work: that of a scheduler, or workers on this host."""
-
-    scheduler: str | None
-    workers: int
-    tls: Tls | None
-
-    def open(self) -> AbstractContextManager[Any]:
-        """The cluster as a `sim.distributed.dask.client.DaskCluster`."""
-        from sim.distributed.dask.client import connect, local
-
-        return local(self.workers) if self.scheduler is None else connect(self.scheduler, self.tls)
-
-
-def cluster_of(scheduler: str | None, workers: int | None, tls: Tls | None) -> Where | None:
-    """The cluster of `cluster_options`; None: this process does the work."""
-    if scheduler is not None and workers is not None:
-        raise click.UsageError("expected --scheduler or --workers, not both: a scheduler knows its workers")
-    if scheduler is None and tls:
-        raise click.UsageError("certificates go with --scheduler")
-    if scheduler is None and workers is None:
-        return None
-    if scheduler is not None:
-        check_address(scheduler, tls)
-    require_dask()
-    return Where(scheduler, workers or 0, tls)
 
 
 @click.command("scheduler")

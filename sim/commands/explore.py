@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 import topologies
-from sim.commands.cluster import Where, cluster_of, cluster_options
+from sim.commands.cluster import cluster_options
 from sim.commands.numbers import WholeNumber
 from sim.commands.options import BadTopology, overrides_option, programs_option, topology_argument
 from sim.distributed.addresses import make_tls
+from sim.distributed.where import Where, where_of
 from sim.exit_codes import MISSED, of_signal
 
 __all__ = ["explore"]
@@ -75,7 +76,7 @@ def explore(
 
     With --scheduler or --workers, batches of seeds are run by the workers of a cluster, each with --jobs processes.
     """
-    where = cluster_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
+    where = where_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
     to_shrink = None if no_shrink else output
     try:
         loaded = topologies.load(topology, overrides, programs)

@@ -15,7 +15,7 @@ import click
 import sim
 import topologies
 from sim.commands.choices import NameChoice
-from sim.commands.cluster import cluster_of, cluster_options
+from sim.commands.cluster import cluster_options
 from sim.commands.numbers import WholeNumber
 from sim.commands.options import (
     BadTopology,
@@ -29,6 +29,7 @@ from sim.commands.options import (
 from sim.commands.output import write_file
 from sim.commands.schedule import replay_schedule
 from sim.distributed.addresses import make_tls
+from sim.distributed.where import Where, where_of
 from sim.exit_codes import INTERRUPTED, of_run
 from topologies.hosts import part_of
 from topologies.metrics import LATENCIES
@@ -138,7 +139,7 @@ def run(
             raise click.UsageError(f"{file} cannot be written: there is no directory {file.parent}")
     if dry_run:
         raise click.exceptions.Exit(_dry_run(topology, overrides, programs, domains, runs, as_json=as_json))
-    where = cluster_of(scheduler, workers, make_tls(*(tls_files[f"tls_{name}"] for name in ("ca", "cert", "key"))))
+    where = where_of(scheduler, workers, make_tls(*(tls_files[f"tls_{name}"] for name in ("ca", "cert", "key"))))
     common: dict[str, Any] = {"runs": runs, "overrides": overrides, "programs": programs}
     common["resources_every_s"] = resources_every_s
     try:
@@ -146,9 +147,7 @@ def run(
             given = {"--socket": socket_path, "--prometheus": prometheus, "--domains": domains, "--start-fd": start_fd}
             if wrong := [name for name, value in given.items() if value]:
                 raise click.UsageError(f"{wrong[0]} goes with a run on this host, without --scheduler and --workers")
-            from sim.commands.run_hosts import run_on_hosts
-
-            result = run_on_hosts(where, topology, quiet=as_json or quiet, **common)
+            result = _run_on_hosts(where, topology, common, quiet=as_json or quiet)
         else:
             common |= {"socket_path": socket_path, "domains": domains, "start_fd": start_fd}
             result = _run_here(topology, common, prometheus, quiet=as_json or quiet)
@@ -158,6 +157,17 @@ def run(
     if junit_file is not None:
         _write_junit(result, junit_file)
     raise click.exceptions.Exit(_exit_code(result))
+
+
+def _run_on_hosts(where: Where, topology: str, arguments: dict[str, Any], *, quiet: bool) -> sim.Run:
+    """Run a topology over the hosts of a cluster, with lines of what happens unless ``quiet``."""
+    from sim.distributed.run_hosts import run_on_hosts
+
+    def tell(line: str) -> None:
+        if not quiet:
+            click.echo(line, err=True)
+
+    return run_on_hosts(where, topology, tell=tell, **arguments)
 
 
 def _run_here(topology: str, arguments: dict[str, Any], prometheus: Path | None, *, quiet: bool) -> sim.Run:

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from nodes.errors import UsageError
-from sim.commands.cluster import cluster_of, cluster_options
+from sim.commands.cluster import cluster_options
 from sim.commands.completion import complete_keys
 from sim.commands.numbers import WholeNumber, split_values
 from sim.commands.options import optional_topology_argument, programs_option, resources_every_option, runs_option
 from sim.distributed.addresses import make_tls
+from sim.distributed.where import where_of
 
 __all__ = ["sweep"]
 
@@ -102,7 +103,7 @@ def sweep(
         )
     if balance and scheduler is None:
         raise click.UsageError("--balance goes with --scheduler")
-    where = cluster_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
+    where = where_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
     from sim.commands.sweep_runs import carry_out, new_sweep
 
     its = new_sweep(topology, axes, repeat, programs, directory, runs)

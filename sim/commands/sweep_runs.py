@@ -12,9 +12,9 @@ from rich.text import Text
 
 import sim
 from nodes.errors import HostError, IvshmemError, UsageError
-from sim.commands.cluster import Where
 from sim.commands.options import BadTopology
 from sim.commands.sweep_table import render_sweep, short_names
+from sim.distributed.where import Where
 from sim.exit_codes import FAILED, MISSED, of_error, of_signal
 from sim.sweeps import Cell, Plan, Row, Sweep, make_plan
 from sim.views.columns import print_columns

@@ -110,7 +110,7 @@ class HostsRun:
         placed: Sequence[HostPart],
         cluster: DaskCluster,
         *,
-        programs: Sequence[Path] = (),
+        programs: Sequence[str | Path] = (),
         resources_every_s: float = 0.5,
         tell: Callable[[str], object] = lambda line: None,
     ) -> None:

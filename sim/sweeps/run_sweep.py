@@ -12,8 +12,7 @@ import msgspec
 
 import sim.results
 from nodes.errors import UsageError
-from sim.distributed.addresses import Tls, check_address, make_tls
-from sim.distributed.dask_extra import require_dask
+from sim.distributed.where import Where, tls_of, where_of
 from sim.results import Run
 from sim.results.display import as_html
 from sim.sweeps.directory import Sweep
@@ -120,20 +119,16 @@ def sweep(
         HostError: a host cannot carry out a run.
         RunError: the scheduler is gone; ``resume`` goes on.
     """
-    if scheduler is None and (tls is not None or balance):
-        raise UsageError("balance and tls go with a scheduler")
-    if scheduler is not None and workers is not None:
-        raise UsageError("expected a scheduler or workers, not both: a scheduler knows its workers")
-    certificates = _certificates(scheduler, tls)
+    if balance and scheduler is None:
+        raise UsageError("balance goes with a scheduler")
+    where = where_of(scheduler, workers, tls_of(tls))
     files = [os.fspath(program) for program in ([programs] if isinstance(programs, str | os.PathLike) else programs)]
-    if scheduler is not None or workers is not None:
-        require_dask()
     plan = make_plan(os.fspath(topology), override_texts(overrides), _texts(axes or {}), repeat, files)
     its = Sweep.create(Path(runs), plan) if resume is None else Sweep.resume(Path(resume), plan)
-    if scheduler is None and workers is None:
+    if where is None:
         interrupted = _run_here(its, resources_every_s, on_row)
     else:
-        interrupted = _run_there(its, scheduler, workers or 1, certificates, balance, resources_every_s, on_row)
+        interrupted = _run_there(its, where, balance, resources_every_s, on_row)
     its.finish()
     return SweepResult(its, interrupted)
 
@@ -144,15 +139,6 @@ def _texts(axes: Mapping[str, Sequence[object]]) -> dict[str, list[str]]:
         if isinstance(values, str | bytes) or not len(values):
             raise UsageError(f"axes[{key!r}]: expected a list of values, such as [1, 2, 4], got {values!r}")
     return {key: [override_texts({key: value})[key] for value in values] for key, values in axes.items()}
-
-
-def _certificates(scheduler: str | None, files: Sequence[AnyPath] | None) -> Tls | None:
-    if files is not None and len(files) != 3:
-        raise UsageError(f"tls: expected the files of an authority, a certificate and a key, got {len(files)}")
-    tls = make_tls(*map(Path, files)) if files is not None else None
-    if scheduler is not None:
-        check_address(scheduler, tls)
-    return tls
 
 
 def _run_here(its: Sweep, resources_every_s: float, on_row: Callable[[Row], object]) -> str:
@@ -171,22 +157,18 @@ def _run_here(its: Sweep, resources_every_s: float, on_row: Callable[[Row], obje
 
 def _run_there(
     its: Sweep,
-    scheduler: str | None,
-    workers: int,
-    tls: Tls | None,
+    where: Where,
     balance: bool,
     resources_every_s: float,
     on_row: Callable[[Row], object],
 ) -> str:
-    from sim.distributed.dask.client import connect, local
     from sim.distributed.sweep import ClusterSweep
 
     def tell(_cell: Cell, _host: str, row: Row | None) -> None:
         if row is not None:
             on_row(row)
 
-    opened = local(workers) if scheduler is None else connect(scheduler, tls)
-    with opened as cluster:
+    with where.open() as cluster:
         return ClusterSweep(
             its, cluster, resources_every_s=resources_every_s, balance=balance, tell=tell, warn=warnings.warn
         ).run()

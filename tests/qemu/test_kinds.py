@@ -48,6 +48,8 @@ def why_not_half_real(scenario: Path) -> str:
     groups = [{**values.get("defaults", {}), **group} for group in values["machines"].values()]
     if values["run"].get("engine", "process") != "process":
         return "virtual time"
+    if any("host" in domain for domain in values.get("domains", {}).values()):
+        return "several hosts"
     if any(domain.get("version", 1) != 1 for domain in values.get("domains", {}).values()):
         return "version 2"
     if all(group.get("profile", "qemu-doorbell") != "qemu-doorbell" for group in groups):
@@ -72,6 +74,7 @@ def test_an_included_topology_runs_with_half_of_it_real_or_cannot() -> None:
         "linux_guest": "a guest",
         "lost_intx": "a device of 2012",
         "migration_abort": "a device of 2012",
+        "two_hosts": "several hosts",
         **dict.fromkeys(("v2_console", "v2_ethernet", "v2_peer_dies", "v2_states"), "version 2"),
         **dict.fromkeys(
             ("virtual_all_to_all", "virtual_hotspot", "virtual_random", "virtual_ring", "virtual_star"), "virtual time"

@@ -95,7 +95,7 @@ def test_latencies_of_different_hosts_are_not_side_by_side(file: Path, tmp_path:
         ({"axes": {"machines.a.vectors": "12"}}, "expected a list of values"),
         ({"repeat": 2, "scheduler": "tcp://192.0.2.1:1"}, "needs TLS"),
         ({"repeat": 2, "scheduler": "tcp://127.0.0.1:1", "workers": 2}, "not both"),
-        ({"repeat": 2, "balance": True}, "go with a scheduler"),
+        ({"repeat": 2, "balance": True}, "balance goes with a scheduler"),
         ({}, "nothing varies"),
     ],
 )

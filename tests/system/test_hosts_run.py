@@ -6,9 +6,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -83,18 +86,20 @@ def test_a_start_is_held_by_a_socket_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_two_parts_start_together_and_their_counts_add_up(file: Path, tmp_path: Path) -> None:
+def test_two_parts_start_together_and_their_counts_add_up(tmp_path: Path) -> None:
+    """The scenario that ships."""
     pytest.importorskip("distributed")
     runs = tmp_path / "runs"
-    part = Part(["run", str(file), "--workers", "2", "--runs", str(runs), "--json"], tmp_path / "run.log")
+    short = ["--set", "run.duration_s=0.5", "--set", "run.warmup_s=0"]
+    part = Part(["run", "two_hosts", *short, "--workers", "2", "--runs", str(runs), "--json"], tmp_path / "run.log")
     assert part.wait() in (0, 99), part.complained  # the expectations are judged below
     run = only(runs)
     assert json.loads(part.said)["rung"] == run.figures.rung
     assert {host: part.figures.machines for host, part in run.parts.items()} == {"worker-1": 3, "worker-2": 2}
     assert run.figures.rung == sum(part.figures.rung for part in run.parts.values()) > 0
     summed, of_east = run.figures.expectations
-    assert (summed.got, summed.met) == (run.figures.rung, True)
-    assert [of_east] == run.parts["worker-1"].figures.expectations
+    assert (summed.got, summed.met) == (run.figures.refused, True)
+    assert [of_east] == run.parts["worker-2"].figures.expectations
     kinds = [event["kind"] for event in run.events()]
     assert sorted(kinds) == sorted(["part_begun", "part_ready", "part_ended"] * 2 + ["parts_started"])
     assert kinds.index("parts_started") > max(place for place, kind in enumerate(kinds) if kind == "part_ready")
@@ -102,6 +107,56 @@ def test_two_parts_start_together_and_their_counts_add_up(file: Path, tmp_path: 
     for half in run.parts.values():
         (began,) = [event["utc"] for event in half.events() if event["kind"] == "ready"]
         assert max(event["utc"] for event in run.events() if event["kind"] == "part_ready") < began
+
+
+OVER_HOSTS = """
+import sys
+import sim
+from nodes.guest import Peers
+
+def count(guest, *, to: Peers):
+    for peer in to:
+        guest.ring(peer)
+    yield from ()
+
+overrides = {"run.duration_s": 0.2, "machines.west.program": "count", "machines.west.parameters": {"to": "west"}}
+run = sim.run(sys.argv[1], workers=2, overrides=overrides, programs=count, runs=sys.argv[2])
+print(run.path)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_a_call_in_python_runs_over_hosts_also_with_a_function_of_its_own(file: Path, tmp_path: Path) -> None:
+    """In a process of its own: Dask keeps threads until the process ends."""
+    pytest.importorskip("distributed")
+    words = [sys.executable, "-c", OVER_HOSTS, str(file), str(tmp_path / "runs")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=800, check=True)
+    assert done.stderr == ""
+    run = sim.open(done.stdout.strip())
+    assert (run.status, run.figures.machines, len(run.parts)) == ("finished", 5, 2)
+    assert run.figures.groups["west"].rung == 2
+    assert run.figures.balanced
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"workers": 2, "domains": ["left"]}, "domains goes with a run on this host"),
+        ({"workers": 2, "scheduler": "tcp://127.0.0.1:1"}, "not both"),
+        ({"workers": 0}, "expected a number from 1, got 0"),
+        ({"tls": ("ca.pem", "host.pem", "host.key")}, "there is no such file"),
+        ({"scheduler": "tcp://192.0.2.1:1"}, "needs TLS"),
+        ({"workers": 2, "overrides": {"run.engine": "virtual"}}, "no domain has a host"),
+    ],
+)
+def test_a_call_that_makes_no_sense_starts_nothing(
+    file: Path, tmp_path: Path, options: dict[str, Any], said: str
+) -> None:
+    pytest.importorskip("distributed")
+    with pytest.raises(UsageError, match=said):
+        sim.run(file, runs=tmp_path / "runs", **options)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from tests.system.slower import SCALES, scaled
 from topologies import load, loader, shipped
 
 NAMES = [name for name, _ in shipped()]
-# `tests/qemu/test_guest.py` and `tests/sim/engines/test_virtual.py` have the others.
-OF_PROCESSES = [name for name in NAMES if name != "linux_guest" and not name.startswith("virtual_")]
+# `tests/qemu/test_guest.py`, `tests/system/test_hosts_run.py` and `tests/sim/engines/test_virtual.py` have the others.
+ELSEWHERE = ("linux_guest", "two_hosts")
+OF_PROCESSES = [name for name in NAMES if name not in ELSEWHERE and not name.startswith("virtual_")]
 SMALL = {
     "storm_256": {"machines.storm.count": "24", "run.duration_s": "0.6", "run.warmup_s": "0.1"},
     "storm_64": {"machines.storm.count": "16", "run.duration_s": "0.6", "run.warmup_s": "0.1"},

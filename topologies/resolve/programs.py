@@ -279,7 +279,7 @@ def _mentions(annotation: Any, kind: Any) -> bool:
 
     The evaluated one does not tell: Peers is a ``Sequence[int]`` then, like an array of numbers.
     """
-    if any(part is kind for part in (annotation, *typing.get_args(annotation))):
+    if any(part == kind for part in (annotation, *typing.get_args(annotation))):
         return True
     written = annotation if isinstance(annotation, str) else repr(annotation)
     return re.search(rf"\b{'Trace' if kind is Trace else 'Peers'}\b", written) is not None

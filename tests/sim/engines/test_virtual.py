@@ -39,6 +39,7 @@ SMALL = {
     "stuck_peer": {"defaults.parameters.rate_hz": "1000.0"},
     "thousand_peers": {"machines.crowd.count": "60", "run.duration_s": "0.5"},
     "two_domains": {"run.duration_s": "0.5"},
+    "two_hosts": {"run.duration_s": "0.5"},
     "unequal_vectors": {"run.duration_s": "0.5"},
     "virtual_all_to_all": {"machines.node.count": "64", "run.duration_s": "0.1"},
     "virtual_ring": {"machines.node.count": "600"},
