@@ -19,7 +19,6 @@ from typing import TypeVar
 from nodes.errors import UsageError
 from nodes.guest import Program
 from nodes.spelling import did_you_mean
-from nodes.wire.analyzer import explain
 from nodes.wire.capture import HEADER, Entry, format_entry, parse
 from nodes.wire.protocol import V0
 from nodes.wire.v2.protocol import ALL_DIALECTS, V2, DomainNumbers
@@ -29,7 +28,6 @@ from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
 from sim.kernel.qemu_program import assumed_version
 from sim.simulated_peer import SimulatedPeer
-from sim.views.session import analysis_lines
 from sim.wire.proxy import Proxy
 from sim.wire.qemu_options import qemu_options
 from sim.wire.service import DEFAULT_PEERS, Service, ServiceSettings, check_numbers
@@ -238,6 +236,9 @@ class Server:
 
     def transcript(self) -> str:
         """`session` explained: the meaning of each message, and what is wrong with it. Only with ``record``."""
+        from nodes.wire.analyzer import explain
+        from sim.views.session import analysis_lines
+
         session = parse(self.session.splitlines(keepends=True))
         lines: list[str] = []
         for number, entries in session.connections.items():

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
-from nodes import programs
 from nodes.errors import UsageError
 from nodes.guest import OTHERS, Guest, Program
 from nodes.spelling import did_you_mean
@@ -124,6 +123,8 @@ class _Others(Sequence[int]):
 def _function(program: str | Callable[..., Program]) -> Callable[..., Program]:
     if not isinstance(program, str):
         return program
+    from nodes import programs
+
     if program not in programs.__all__:
         known = f"{', '.join(programs.__all__)}{did_you_mean(program, programs.__all__)}"
         raise UsageError(f"there is no program {program!r}: expected one of {known}")

@@ -25,6 +25,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from nodes.errors import UsageError
 from nodes.wire.protocol import Message
 
@@ -57,8 +59,7 @@ KINDS = ("eventfd", *SIZED, "socket", "pipe", "char", "block", "directory", "oth
 SIDES = ("server", "client")
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(Struct, frozen=True):
     """The kind of a descriptor. ``number``: the bytes of memory and files, the kernel's number of an eventfd."""
 
     name: str
@@ -75,18 +76,15 @@ class Kind:
         return self.number or 0 if self.name in SIZED else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Connects:
+class Connects(Struct, frozen=True):
     """A client's connection begins."""
 
 
-@dataclass(frozen=True, slots=True)
-class Closes:
+class Closes(Struct, frozen=True):
     """One side ends the connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(Struct, frozen=True):
     """A message; only servers send messages. ``body`` follows the number in a message of ivshmem v2."""
 
     number: int
@@ -98,8 +96,7 @@ class Said:
         return Message(self.number).encode() + self.body
 
 
-@dataclass(frozen=True, slots=True)
-class Bytes:
+class Bytes(Struct, frozen=True):
     """Bytes that are no message."""
 
     data: bytes

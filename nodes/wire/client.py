@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 from nodes.errors import RemoteProtocolError
 from nodes.wire.protocol import LEGACY, MEMORY, PEERS_MAX, V0, V0_SHM_LAST, VERSION, Decoder, Dialect, Message
@@ -45,22 +46,19 @@ FRAME_BYTES_MAX = 4096
 D = TypeVar("D")
 
 
-@dataclass(frozen=True, slots=True)
-class Assigned:
+class Assigned(Struct, frozen=True):
     """The server has given this client its ID."""
 
     peer: int
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryShared(Generic[D]):
+class MemoryShared(Struct, Generic[D], frozen=True):
     """The shared memory has come."""
 
     descriptor: D
 
 
-@dataclass(frozen=True, slots=True)
-class VectorConnected(Generic[D]):
+class VectorConnected(Struct, Generic[D], frozen=True):
     """The next vector of a peer can be rung. If the peer is the client itself, it can be waited for too."""
 
     peer: int
@@ -68,15 +66,13 @@ class VectorConnected(Generic[D]):
     descriptor: D
 
 
-@dataclass(frozen=True, slots=True)
-class PeerLeft:
+class PeerLeft(Struct, frozen=True):
     """A peer has left; its vectors can no longer be rung."""
 
     peer: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ignored(Generic[D]):
+class Ignored(Struct, Generic[D], frozen=True):
     """Something odd that changes nothing.
 
     Attributes:

@@ -211,14 +211,13 @@ class Attachment:
         """
         while (until_ns := self._met_at_ns()) is None or time.monotonic_ns() < until_ns:
             silent_ns = self._connected_ns + GREETING_NS if self.served and until_ns is None else None
-            if silent_ns is not None and time.monotonic_ns() >= silent_ns:
-                raise RemoteProtocolError(self.silence)
-            wait_ns = until_ns or silent_ns
-            if not self.served and deadline_ns is not None:
-                if time.monotonic_ns() >= deadline_ns:
-                    return False
-                wait_ns = deadline_ns
-            self._loop.step(wait_ns)
+            silence = self.silence if silent_ns is not None and time.monotonic_ns() >= silent_ns else ""
+            if not self.served and deadline_ns is not None and time.monotonic_ns() >= deadline_ns:
+                return False
+            self._loop.step(until_ns or silent_ns or (None if self.served else deadline_ns))
+            # What came while this process stood still has been read by now.
+            if silence and self._met_at_ns() is None and self.silence == silence:
+                raise RemoteProtocolError(silence)
         self._returns = True
         self._be_met()
         return True

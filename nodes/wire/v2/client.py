@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from msgspec import Struct
 
 from nodes.errors import RemoteProtocolError
 from nodes.wire.client import Ignored, PeerLeft, VectorConnected
@@ -33,8 +34,7 @@ BUFFER_BYTES = 32
 """ivshmem2.c, ``msg_buf``: after INIT, a longer message never fits, and the assertion in ivshmem_can_receive fails."""
 
 
-@dataclass(frozen=True, slots=True)
-class Initialized(Generic[D]):
+class Initialized(Struct, Generic[D], frozen=True):
     """The server has given this client its ID, the numbers of the domain and the shared memory."""
 
     peer: int

@@ -281,6 +281,14 @@ def test_a_silent_server_is_given_up(site, scripted, monkeypatch, messages, miss
         peer.meet()
 
 
+def test_a_peer_that_stood_still_hears_what_was_said_before_it_gives_up(site, scripted, monkeypatch):
+    monkeypatch.setattr(attachment_module, "GREETING_NS", 0)
+    peer = site.attach(meet=False)
+    scripted(Message(0), Message(3))
+    with pytest.raises(RemoteProtocolError, match="is silent: expected the shared memory within"):
+        peer.meet()
+
+
 def test_a_server_that_errs_or_closes_in_its_greeting(site, scripted):
     for greeting, error in (
         ([1, 2], "version 1, expecting 0"),
