@@ -1,7 +1,8 @@
 """Mutants: one changed piece of the product each, which the tests that are named beside it have to notice.
 
 ``python -m tests.mutation`` (`make mutants`) tries all of ``tests/mutants/*.toml``, in parallel, each in a copy of the
-repository; ``--only TEXT`` tries those whose name contains it. The exit code is 1 if one survives without a reason.
+repository; ``--only TEXT`` tries those whose name, file or tests contain it. The exit code is 1 if one survives without
+a reason.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import functools
 import os
 import queue
 import re
+import resource
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import tomllib
+import venv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +35,7 @@ FILES = (
 )
 TESTS_FAILED, TESTS_PASSED = 1, 0  # pytest's exit codes
 PATIENCE_S = 600.0
+WITH_PROCESSES = ("tests/system/", "tests/qemu/", "tests/faults/")
 WITHOUT = "without.toml"
 PROMISE = re.compile(r"^\| (?P<text>[^|]+?) \|(?: [^|]+ \|)? (?P<tests>`tests/[^|]+`) \|$", re.MULTILINE)
 
@@ -123,7 +128,11 @@ def mutants() -> tuple[Mutant, ...]:
 
 
 def make_copy(directory: Path) -> Path:
-    """A copy of what the tests need, with its bytecode: each attempt would compile all of it."""
+    """A copy of what the tests need, with its bytecode: each attempt would compile all of it.
+
+    It has an environment of its own, `python_of`: a test may start an interpreter without PYTHONPATH, which then has to
+    find the copy, too.
+    """
     root = directory / "copy"
     ignored = shutil.ignore_patterns("*.pyc.*", ".*", "runs")  # and not what is being written just now
     for name in COPIED:
@@ -132,19 +141,42 @@ def make_copy(directory: Path) -> Path:
     for name in FILES:
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, root / name)
+    environment, scripts = root / ".venv", Path(sysconfig.get_path("scripts"))
+    venv.create(environment, symlinks=True)
+    (packages,) = environment.glob("lib/*/site-packages")
+    # The files that name further places are read in `packages` only, so the repository itself is in none.
+    (packages / "copy.pth").write_text(f"{root}\n{sysconfig.get_path('purelib')}\n")
+    for tool in scripts.iterdir():
+        if not (environment / "bin" / tool.name).exists() and not tool.is_dir():
+            (environment / "bin" / tool.name).symlink_to(tool)
+    command = environment / "bin" / "ivsim"
+    command.unlink(missing_ok=True)
+    command.write_text(f"#!{python_of(root)}\nimport sys\nfrom sim.__main__ import main\nsys.exit(main())\n")
+    command.chmod(0o755)
     return root
+
+
+def python_of(root: Path) -> Path:
+    """The interpreter of a copy."""
+    return root / ".venv" / "bin" / "python"
 
 
 def attempt(mutant: Mutant, root: Path) -> tuple[Verdict, str]:
     """Change the copy, run the named tests in it; the verdict, and the end of what pytest printed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line", *mutant.tests]
-    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
-    for name in ("PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS", "CI"):
+    command = [os.fspath(python_of(root)), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=line"]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    for name in ("PYTHONPATH", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER", "PYTEST_ADDOPTS", "CI"):
         environment.pop(name, None)
     mutant.apply(root)
     try:
         done = subprocess.run(
-            command, cwd=root, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            [*command, *mutant.tests],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return "killed", "the tests do not end"
@@ -179,10 +211,12 @@ def try_all(chosen: Sequence[Mutant], jobs: int) -> Iterator[tuple[Mutant, Verdi
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", default="", help="Those whose name or file contains this text.")
+    parser.add_argument("--only", default="", help="Those whose name, file or tests contain this text.")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     chosen = parser.parse_args()
-    picked = [each for each in mutants() if chosen.only in f"{each.name} {each.file}"]
+    picked = [each for each in mutants() if chosen.only in f"{each.name} {each.file} {' '.join(each.tests)}"]
+    # What starts no process is told first: it takes most of a second each, the others up to a minute.
+    picked.sort(key=lambda each: any(test.startswith(WITH_PROCESSES) for test in each.tests))
     wrong = [problem for each in picked for problem in each.problems()]
     if wrong:
         print("\n".join(wrong))
@@ -196,8 +230,9 @@ def main() -> int:
             print(f"{told}: {mutant.name} ({mutant.file}) {mutant.reason}", flush=True)
             if told == "broken":
                 print(printed, flush=True)
-    took_s = time.monotonic() - started_s
-    print(f"{len(picked)} mutants in {took_s:.0f} s: " + ", ".join(f"{count} {told}" for told, count in counts.items()))
+    took_s, spent = time.monotonic() - started_s, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cost = f"{len(picked)} mutants in {took_s:.0f} s, {spent.ru_utime + spent.ru_stime:.0f} s of CPU time: "
+    print(cost + ", ".join(f"{count} {told}" for told, count in counts.items()))
     return 1 if counts["survived"] or counts["broken"] else 0
 
 

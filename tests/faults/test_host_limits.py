@@ -181,7 +181,7 @@ exit $code
 @pytest.mark.fault("F20", full=60, sample=3, unit="sizes of the disk")
 def test_each_size_of_the_disk(fault_count: int, unshare: None, tmp_path: Path) -> None:
     """A run that does not fit is refused, or fails and says that no space was left; it never reads as finished."""
-    disk, script = tmp_path / "disk", tmp_path / "script"
+    disk, script = tmp_path / "small", tmp_path / "script"  # no word of a reason is in the path
     disk.mkdir()
     script.write_text(RUN_ON_A_SMALL_DISK)
     for size_bytes in spread(64 * KIB, 24 * MIB, fault_count):

@@ -362,6 +362,8 @@ def test_a_second_signal_does_not_wait(programs: None, runtime: Path, tmp_path: 
     assert left_alive(family) == []
     result = sim.open(ivsim.directory)
     assert result.status == "interrupted"
+    # The signal has killed the one that never yields; one whose patience was over would have an event of its own.
+    assert not [event for event in result.events() if event["kind"] == "machine_killed"]
     assert balances(result)
 
 

@@ -125,7 +125,7 @@ def test_the_rules_are_told_with_what_each_qemu_does() -> None:
     for name, row in rows.items():
         assert row.pop("expected") == RULES[name].expected
         assert list(row) == list(map(str, COMPARED_VERSIONS))
-        outcomes = []
+        outcomes: list[str] = []
         for told in row.values():
             outcomes.append(outcomes[-1] if told == "the same" else told)
         assert outcomes == [RULES[name].outcome(version) for version in COMPARED_VERSIONS]

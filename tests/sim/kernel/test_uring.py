@@ -133,6 +133,7 @@ def test_closed_batches_make_room_and_too_many_lines_are_rung_all_the_same(maker
 def test_a_child_process_does_not_touch_the_queue_of_its_parent(maker, eventfds):
     batch = maker(lines(eventfds[:ENTRIES]))
     assert not batch.ring(0, ENTRIES)
+    queue = maker._ring and bytes(maker._ring._queues)
     child = os.fork()
     if child == 0:
         try:
@@ -140,6 +141,7 @@ def test_a_child_process_does_not_touch_the_queue_of_its_parent(maker, eventfds)
         finally:
             os._exit(0 if done else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert queue == (maker._ring and bytes(maker._ring._queues))
     assert not batch.ring(0, ENTRIES)
     assert [each.take() for each in eventfds[:ENTRIES]] == [3] * 3 + [4] * (ENTRIES - 3)
 
