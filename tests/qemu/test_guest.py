@@ -102,6 +102,7 @@ def test_the_bare_metal_guest_answers_each_doorbell_once(tmp_path: Path, bare_me
     assert not any("could not interrupt" in each for each in summary["warnings"])
 
 
+@pytest.mark.full  # a driver answers in `test_a_linux_guest_migrates_and_then_lets_go_of_its_device`, too
 @pytest.mark.parametrize("example", ["uio_guest", "kernel_driver"])
 def test_a_driver_in_a_linux_guest_answers_each_doorbell_once(example: str, tmp_path: Path) -> None:
     topology = load(ROOT / "examples" / example / f"{example}.toml")
