@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from sim.engines.qemu.received_lines import ReceivedLines
 from sim.kernel.loop import Loop
 
 __all__ = ["GuestConsole"]
 
-READ_BYTES = 1 << 16
 LINE_BYTES_MAX = 4096
 LAST_LINES = 8
 FILE_BYTES_MAX = 64 << 20
@@ -36,7 +36,7 @@ class GuestConsole:
         self._file: BinaryIO | None = open(path, "ab", buffering=0)  # noqa: SIM115  (close() closes it)
         self._room_bytes = FILE_BYTES_MAX
         self._sockets: list[socket.socket] = []
-        self._begun = b""
+        self._lines = ReceivedLines(self._keep, LINE_BYTES_MAX)
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
         """The last lines that are not empty."""
 
@@ -59,23 +59,11 @@ class GuestConsole:
             self._read(sock)
 
     def _read(self, sock: socket.socket) -> None:
-        while self._file is not None:
-            try:
-                data = sock.recv(READ_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._forget(sock)
-                return
-            self._keep(data)
-            *lines, self._begun = (self._begun + data).split(b"\n")
-            if len(self._begun) > LINE_BYTES_MAX:
-                lines.append(self._begun)
-                self._begun = b""
-            for line in lines:
+        try:
+            for line in self._lines.read(sock):
                 self._take(line)
+        except EOFError:
+            self._forget(sock)
 
     def write(self, text: str) -> None:
         """Type something; what the guest does not take at once is dropped."""
@@ -84,9 +72,10 @@ class GuestConsole:
                 sock.send(text.encode())
 
     def _forget(self, sock: socket.socket) -> None:
-        self._loop.remove(sock)
-        self._sockets.remove(sock)
-        sock.close()
+        if sock in self._sockets:  # a line may have led to `close`
+            self._loop.remove(sock)
+            self._sockets.remove(sock)
+            sock.close()
 
     def close(self) -> None:
         for sock in list(self._sockets):

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from sim.engines.qemu.hearing import Asking
+from sim.engines.qemu.received_lines import ReceivedLines
 from sim.kernel.channel import send_descriptors
 from sim.kernel.loop import Loop
 
 __all__ = ["GuestMonitor", "OnEvent"]
 
-READ_BYTES = 1 << 16
 OnEvent = Callable[[str, dict[str, Any], int], None]
 """Is told the name and the data of an event, and when it was: nanoseconds of the host's real time."""
 
@@ -31,7 +31,7 @@ class GuestMonitor:
         self._loop, self.on_event = loop, on_event
         self._socket, self.far = socket.socketpair()
         self._socket.setblocking(False)
-        self._begun = b""
+        self._lines = ReceivedLines()
         self._waiting: deque[tuple[Callable[[Any], None], Callable[[str], None]]] = deque()
         """What is told the result or the error of each command that has not been answered, the oldest first."""
 
@@ -78,27 +78,22 @@ class GuestMonitor:
 
     def _read(self) -> None:
         try:
-            data = self._socket.recv(READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
+            for line in self._lines.read(self._socket):
+                self._take(json.loads(line))
+        except EOFError:
             self._loop.remove(self._socket)
-            return
-        *lines, self._begun = (self._begun + data).split(b"\n")
-        for line in lines:
-            answer = json.loads(line)
-            if "event" in answer:
-                moment = answer["timestamp"]
-                at_ns = (moment["seconds"] * 1_000_000 + moment["microseconds"]) * 1_000
-                self.on_event(answer["event"], answer.get("data", {}), at_ns)
-            elif "return" in answer or "error" in answer:
-                then, failed = self._waiting.popleft()
-                if "return" in answer:
-                    then(answer["return"])
-                else:
-                    failed(str(answer["error"].get("desc", answer["error"])))
+
+    def _take(self, answer: dict[str, Any]) -> None:
+        if "event" in answer:
+            moment = answer["timestamp"]
+            at_ns = (moment["seconds"] * 1_000_000 + moment["microseconds"]) * 1_000
+            self.on_event(answer["event"], answer.get("data", {}), at_ns)
+        elif "return" in answer or "error" in answer:
+            then, failed = self._waiting.popleft()
+            if "return" in answer:
+                then(answer["return"])
+            else:
+                failed(str(answer["error"].get("desc", answer["error"])))
 
     def close(self) -> None:
         self._loop.remove(self._socket)
