@@ -96,7 +96,7 @@ def _markdown(its: Help) -> str:
 def _escaped(text: str) -> str:
     """Plain text as Markdown; what stands between backquotes is code already."""
     parts = text.split("`")
-    parts[::2] = [re.sub(r"([|<*_\[\]])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([|*_\[\]])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
     return "`".join(parts)
 
 

@@ -47,6 +47,8 @@ def test_the_site_lists_pages_that_exist_and_every_command() -> None:
     written = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
     assert listed <= written | {"commands.md", "changelog.md"}  # `make docs` warns of a page that is not listed
     text = manual.commands_markdown()
+    assert "\\<" not in text  # Markdown of Python shows the backslash
+    assert "0&lt;=x&lt;=65535" in text
     assert re.findall(r"^## ivsim (\w+)$", text, re.MULTILINE) == list(COMMANDS)
 
 

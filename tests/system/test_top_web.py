@@ -85,5 +85,10 @@ def test_the_pictures_grow_with_the_run_and_say_when_it_is_over(server: LiveServ
                 assert not page.run("document.documentElement.scrollWidth > innerWidth"), size
         server.close()
         page.wait("document.getElementById('phase').textContent === 'over'")
+        for size in (DESKTOP, PHONE):  # the pictures fit windows that change when nothing comes any more
+            page.resize(*size)
+            page.wait(
+                "(it => it.viewBox.baseVal.width === it.clientWidth)(document.querySelector('#rates svg[role=img]'))"
+            )
         assert page.complaints == []
         assert {each.partition("://")[2].partition("/")[0] for each in page.requests} == {server.hosts[0]}

@@ -132,6 +132,11 @@ function later() {
   }, 50);
 }
 
+// A unit of a picture is a pixel of the window that it was drawn for.
+addEventListener("resize", () => {
+  if (history.length) later();
+});
+
 const source = new EventSource("events");
 source.onmessage = (event) => {
   const now = JSON.parse(event.data);
