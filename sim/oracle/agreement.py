@@ -110,11 +110,7 @@ def _rings(
     for edge in sorted(simulated.edges.keys() ^ real.edges.keys()):
         source, target, peer, vector = edge
         more, less = (simulated, real) if edge in simulated.edges else (real, simulated)
-        why = (
-            _pace(topology, edge, more, less)
-            or _shorter([source, target], more, less)
-            or _arrival(source, target, more.moved)
-        )
+        why = _pace(edge, more, less) or _shorter([source, target], more, less) or _arrival(source, target, more.moved)
         if why:
             by_pace.add((target, vector))
         else:
@@ -126,16 +122,15 @@ def _rings(
     return by_pace
 
 
-def _pace(topology: Topology, edge: Edge, more: Facts, less: Facts) -> str:
+def _pace(edge: Edge, more: Facts, less: Facts) -> str:
     """In words, that the other run did not get as far as the first doorbell of an edge; "" if that is not so."""
     source, target, peer, vector = edge
     rung, others = (sum(count for (other, *_), count in run.edges.items() if other == source) for run in (less, more))
     if peer == LATER and target in more.moved and rung < others:
         return f"pace: {source} rang {rung} doorbells there, {others} here, and had not heard of the new ID"
-    names = [machine.name for machine in topology.machines]
-    if source not in more.order or target not in names:
+    if source not in more.order or target not in more.names:
         return ""
-    places = np.flatnonzero(more.order[source] == names.index(target) << 16 | vector)
+    places = np.flatnonzero(more.order[source] == more.names.index(target) << 16 | vector)
     if not len(places) or places[0] < rung:
         return ""
     return f"pace: {source} rang {rung} doorbells there, and this is its doorbell {places[0] + 1}"

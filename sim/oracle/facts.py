@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ class Facts:
         up: by machine, from when to when it was up, in nanoseconds after the start.
         verdicts: each expectation's text, and its verdict.
         memory: by domain, the contents.
+        names: every machine that joined, further incarnations included; a target in ``order`` is a place among them.
     """
 
     status: str
@@ -52,6 +53,7 @@ class Facts:
     memory: Mapping[str, bytes]
     duration_ns: int = 0
     moved: frozenset[str] = frozenset()
+    names: Sequence[str] = ()
 
     def stays(self, machine: str) -> bool:
         """Whether a machine was up from the start to the end, under one ID."""
@@ -64,9 +66,9 @@ def facts(run: Run, memory: Mapping[str, bytes]) -> Facts:
     figures, up = run.figures, _up(run, names)
     edges: dict[Edge, int] = {}
     rung = [row for row in run.edges().to_pylist() if row["rung"]]
-    first: dict[int | None, int] = {}
-    for row in rung:
-        first[row["target"]] = min(row["peer"], first.get(row["target"], row["peer"]))
+    first = _first_ids(
+        rung, [(names.index(each.machine), each.from_peer) for each in figures.migrations if each.machine in names]
+    )
     for row in rung:
         target = "nowhere" if row["target"] is None else names[row["target"]]
         is_first = up.get(target, (1, 1))[0] == 0 and row["peer"] == first[row["target"]]
@@ -98,7 +100,26 @@ def facts(run: Run, memory: Mapping[str, bytes]) -> Facts:
         memory=memory,
         duration_ns=figures.stop_ns - figures.start_ns,
         moved=frozenset(migration.machine for migration in figures.migrations if migration.verdict == "moved"),
+        names=names,
     )
+
+
+def _first_ids(
+    rung: Sequence[Mapping[str, Any]], migrations: Iterable[tuple[int, int | None]]
+) -> dict[int | None, int]:
+    """The ID that each machine, by its place, was first rung by, or that it first migrated from.
+
+    IDs grow in a domain, but a machine may have a smaller one in the domain that it migrates to.
+    """
+    first: dict[int | None, int] = {}
+    for machine, peer in migrations:
+        if peer is not None:
+            first.setdefault(machine, peer)
+    moved = set(first)
+    for row in rung:
+        if row["target"] not in moved:
+            first[row["target"]] = min(row["peer"], first.get(row["target"], row["peer"]))
+    return first
 
 
 def _up(run: Run, names: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sim.oracle.agreement import Difference, compare_facts
-from sim.oracle.facts import LATER, Facts
+from sim.oracle.facts import LATER, Facts, _first_ids
 from sim.results.summary import ExpectationVerdict
 from topologies import Topology, loads
 
@@ -40,6 +40,7 @@ FACTS = Facts(
     verdicts={},
     memory={"main": bytes(256)},
     duration_ns=10,
+    names=("storm-0", "storm-1", "storm-2", "storm-1.2"),
 )
 
 
@@ -79,6 +80,21 @@ def test_an_edge_that_the_slower_run_did_not_reach_is_explained_by_its_pace() ->
     (found,) = differences(short)
     assert found.aspect == "rings"
     assert found.explained == "pace: storm-0 rang 2 doorbells there, and this is its doorbell 3"
+
+
+def test_an_edge_to_a_machine_that_has_joined_again_is_explained_by_the_pace_too() -> None:
+    """The machine is up for as long in both, or its server has admitted it and it was never Ready."""
+    again = {**BOTH, ("storm-0", "storm-1.2", LATER, 0): 1}
+    order = {"storm-0": np.append(FACTS.order["storm-0"], 3 << 16)}
+    (found,) = differences({}, {"edges": again, "order": order})
+    assert found.explained == "pace: storm-0 rang 10 doorbells there, and this is its doorbell 11"
+    (found,) = differences({"edges": {**BOTH, ("storm-0", "storm-1", 1, 0): 7}}, {"edges": again, "order": order})
+    assert (found.where, found.explained) == ("storm-0 -> storm-1.2, vector 0", "")
+
+
+def test_the_first_id_of_a_machine_that_migrates_is_the_one_that_it_had_before() -> None:
+    rows = [{"target": 3, "peer": peer} for peer in (3, 2)] + [{"target": 1, "peer": peer} for peer in (4, 1)]
+    assert _first_ids(rows, [(3, 3), (3, 2), (0, None)]) == {3: 3, 1: 1}
 
 
 def test_an_edge_that_it_did_reach_is_not_explained() -> None:
