@@ -98,6 +98,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def pytest_collection_finish() -> None:
+    """Keep what was collected out of each garbage collection: there are some 10^6 objects, and they stay."""
+    gc.collect()
+    gc.freeze()
+
+
 def _beyond_sample(config: pytest.Config, items: list[pytest.Item]) -> set[pytest.Item]:
     """The cases that the session's seed does not draw, of each test marked ``sample(count)``.
 
