@@ -22,6 +22,13 @@ class Batch(Protocol):
         It returns the places of those whose counter is full: they are refused, and the others are rung.
         """
 
+    @property
+    def ring_from(self) -> Callable[[int], Sequence[int]] | None:
+        """``ring_from(first)`` rings all lines, beginning with that one, and returns what ``ring`` does.
+
+        None where this takes longer than to ring two parts of them.
+        """
+
     def close(self) -> None:
         """Release what the batch holds of the lines: one of them is about to change."""
 
@@ -47,6 +54,7 @@ class LoopBatch:
                     refused.append(stop - length_hint(rest) - 1)
 
         self.ring = ring
+        self.ring_from = None
 
     def close(self) -> None:
         """There is nothing to release."""
@@ -65,7 +73,8 @@ def one_by_one(signal: Callable[[Line, int], object]) -> Callable[[Iterator[Line
 class Burst:
     """A fixed sequence of doorbells that is rung as a whole, again and again, by ``burst.ring()``.
 
-    Doorbells without a short path are rung one by one, after the others.
+    The sequence is a cycle: a ring may begin at any of its doorbells, for example at the one that is sampled. Doorbells
+    without a short path are rung one by one, after the others.
     """
 
     __slots__ = ("batch", "doorbells", "edges", "every", "others", "ring", "rung")

@@ -313,7 +313,7 @@ class Doorbells:
     # Bursts
 
     def burst(self, doorbells: Sequence[tuple[int, int]]) -> Burst:
-        """Prepare (peer, vector) pairs to be rung together, in this order; pairs without a short path come last."""
+        """Prepare (peer, vector) pairs to be rung together; pairs without a short path come last."""
         burst = Burst(doorbells, self._make_batch(()))
         self._arrange(burst)
         burst.ring = self._make_burst_ring(burst)
@@ -355,21 +355,36 @@ class Doorbells:
 
     def _make_burst_ring(self, burst: Burst) -> Callable[[], None]:
         edges, others, ring = burst.edges, burst.others, self.ring
+        store, sample, clock = self._ledger.store_edge, self._ledger.sample, self._clock
+        is_sampled = bool(self._every)
         due = burst.every  # doorbells until the next one is sampled
+
+        def sample_edge(edge: Edge) -> None:
+            # The next flush adds the doorbells of other bursts on this edge.
+            store(edge.index, edge.rung + burst.rung, edge.refused)
+            if is_sampled:
+                sample(edge.peer, edge.vector, 0, clock())
 
         def ring_all() -> None:
             nonlocal due
             burst.rung += 1
-            size = len(edges)
-            ring_lines = burst.batch.ring
-            start = 0
-            for sampled in range(due - 1, size, burst.every):
-                for place in ring_lines(start, sampled):
-                    self._refuse(edges[place])
-                self._sample_in_burst(burst, edges[sampled])
-                start = sampled
+            size, batch = len(edges), burst.batch
+            if due > size:
+                refused = batch.ring(0, size)
+            elif batch.ring_from is not None and due + burst.every > size:
+                # Its time stamp is the time of the system call that rings all.
+                sample_edge(edges[due - 1])
+                refused = batch.ring_from(due - 1)
                 due += burst.every
-            for place in ring_lines(start, size):
+            else:
+                refused, start = [], 0
+                for sampled in range(due - 1, size, burst.every):
+                    refused += batch.ring(start, sampled)
+                    sample_edge(edges[sampled])
+                    start = sampled
+                    due += burst.every
+                refused += batch.ring(start, size)
+            for place in refused:
                 self._refuse(edges[place])
             due -= size
             if others:
@@ -380,9 +395,3 @@ class Doorbells:
                     self._arrange(burst)
 
         return ring_all
-
-    def _sample_in_burst(self, burst: Burst, edge: Edge) -> None:
-        # The next flush adds the doorbells of other bursts on this edge.
-        self._ledger.store_edge(edge.index, edge.rung + burst.rung, edge.refused)
-        if self._every:
-            self._ledger.sample(edge.peer, edge.vector, 0, self._clock())

@@ -57,6 +57,7 @@ CQE = struct.Struct("<QiI")
 WORD_BYTES = 4
 WORD = (1 << 32) - 1
 
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 
@@ -68,18 +69,26 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
+def places_twice(count: int) -> memoryview[int]:
+    """The places 0 to ``count``, twice: each part of that length is a cycle that begins elsewhere."""
+    return memoryview(struct.pack(f"{2 * count}I", *range(count), *range(count))).cast("I")
+
+
 class _Ring:
     """One io_uring: its queues, and the table of registered files.
 
     Attributes:
         submit: ``submit(image, start, stop)`` rings the doorbells ``start`` to ``stop`` of an image in order and
             returns the places of those that are refused.
+        submit_from: ``submit_from(image, cycle, first)`` does so for all doorbells of an image, beginning with
+            ``first``; ``cycle`` is `places_twice` of their number.
 
     Raises:
         OSError: the kernel does not have it, or does not allow it.
     """
 
     submit: Callable[[bytes, int, int], Sequence[int]]
+    submit_from: Callable[[bytes, memoryview[int], int], Sequence[int]]
 
     def __init__(self) -> None:
         self._free = list(reversed(range(FILES)))
@@ -117,22 +126,17 @@ class _Ring:
         self._words = memoryview(self._queues).cast("I")
         self._array = self._words[array_at // WORD_BYTES :][:ENTRIES]
         heads_and_tails = tail_at // WORD_BYTES, completed_head_at // WORD_BYTES, completed_tail_at // WORD_BYTES
-        self.submit = self._make_submit(*heads_and_tails, entries_at, completed)
+        enter = self._make_enter(*heads_and_tails, entries_at, completed)
+        self.submit, self.submit_from = self._make_submits(heads_and_tails[0], enter)
 
-    def _make_submit(
-        self, tail_at: int, completed_head_at: int, completed_tail_at: int, entries_at: int, completed: int
-    ) -> Callable[[bytes, int, int], Sequence[int]]:
-        words, array, entries, queues = self._words, self._array, self._entries, self._queues
-        syscall, descriptor = _syscall, self.descriptor
+    def _make_submits(
+        self, tail_at: int, enter: Callable[[int, int], Sequence[int]]
+    ) -> tuple[Callable[[bytes, int, int], Sequence[int]], Callable[[bytes, memoryview[int], int], Sequence[int]]]:
+        words, array, entries = self._words, self._array, self._entries
         mask = ENTRIES - 1
-        twice = memoryview(struct.pack(f"{2 * ENTRIES}I", *range(ENTRIES), *range(ENTRIES))).cast("I")
+        twice = places_twice(ENTRIES)
         # With ``turned[by]`` in the array, place p of the queue submits the entry (p - by) mod ENTRIES.
         turned = [twice[ENTRIES - by :][:ENTRIES] for by in range(ENTRIES)]
-        zero = ctypes.c_long(0)
-        calls = [
-            (ctypes.c_long(ENTER), ctypes.c_long(descriptor), ctypes.c_long(count), zero, zero, zero, zero)
-            for count in range(ENTRIES + 1)
-        ]
         turn = 0
         array[:] = turned[turn]
         loaded = b""
@@ -147,7 +151,36 @@ class _Ring:
             if by != turn:
                 array[:] = turned[by]
                 turn = by
-            count = stop - start
+            return enter(tail, stop - start)
+
+        def submit_from(image: bytes, cycle: memoryview[int], first: int) -> Sequence[int]:
+            nonlocal loaded, turn
+            if image is not loaded:
+                entries[: len(image)] = image
+                loaded = image
+            tail, count = words[tail_at], len(cycle) // 2
+            turn = -1  # no turn of ``submit``
+            place, order = tail & mask, cycle[first : first + count]
+            if (over := place + count - ENTRIES) <= 0:
+                array[place : place + count] = order
+            else:
+                array[place:], array[:over] = order[: count - over], order[count - over :]
+            return enter(tail, count)
+
+        return submit, submit_from
+
+    def _make_enter(
+        self, tail_at: int, completed_head_at: int, completed_tail_at: int, entries_at: int, completed: int
+    ) -> Callable[[int, int], Sequence[int]]:
+        """``enter(tail, count)`` rings the next entries of the submission queue; returns the places of the refused."""
+        words, queues, syscall, descriptor = self._words, self._queues, _syscall, self.descriptor
+        zero = ctypes.c_long(0)
+        calls = [
+            (ctypes.c_long(ENTER), ctypes.c_long(descriptor), ctypes.c_long(count), zero, zero, zero, zero)
+            for count in range(ENTRIES + 1)
+        ]
+
+        def enter(tail: int, count: int) -> Sequence[int]:
             words[tail_at] = tail + count & WORD
             done = syscall(*calls[count])
             while done != count:  # the kernel is short of memory for a moment
@@ -167,7 +200,7 @@ class _Ring:
                 refused.append(place)
             return refused
 
-        return submit
+        return enter
 
     def image(self, places: Sequence[int]) -> bytes:
         """The submission queue entries that ring the lines at these places of the table; at most ``ENTRIES``."""
@@ -221,10 +254,11 @@ class _UringBatch:
     """Lines that are registered with a ring when they are first rung; few of them at once are rung one by one.
 
     Attributes:
-        ring: as of `nodes.bursts.Batch`. It changes: look it up for each ring.
+        ring: as of `nodes.bursts.Batch`, and so is ``ring_from``. They change: look them up for each ring.
     """
 
     ring: Callable[[int, int], Sequence[int]]
+    ring_from: Callable[[int], Sequence[int]] | None
 
     def __init__(self, maker: BatchMaker, lines: Sequence[Line]) -> None:
         self._maker, self._lines = maker, tuple(lines)
@@ -235,7 +269,7 @@ class _UringBatch:
 
     def forget_ring(self) -> None:
         """The ring, if there was one, is of no use any more: register at the next ring of this batch."""
-        self._ring, self.ring = None, self._register_and_ring
+        self._ring, self.ring, self.ring_from = None, self._register_and_ring, None
 
     def _register_and_ring(self, start: int, stop: int) -> Sequence[int]:
         self._ring = ring = self._maker.ring_of_process()
@@ -266,11 +300,15 @@ class _UringBatch:
                 start = end
             return refused
 
-        return ring_some if len(images) == 1 else ring_pieces
+        if len(images) > 1:
+            return ring_pieces
+        submit_from, cycle = ring.submit_from, places_twice(len(self._places))
+        self.ring_from = lambda first: submit_from(image, cycle, first)
+        return ring_some
 
     def close(self) -> None:
         ring, places, self._places = self._ring, self._places, []
-        self._ring, self.ring = None, self._few
+        self._ring, self.ring, self.ring_from = None, self._few, None
         if ring is not None:
             ring.remove(places)
         self._maker.forget(self)

@@ -38,7 +38,7 @@ class Recorder:
     (``RINGS_REFUSED``, ``DRAINS_REFUSED``).
     """
 
-    __slots__ = ("_edges", "_edges_at", "_recording", "domain", "layout", "sample", "words")
+    __slots__ = ("_edges", "_edges_at", "_recording", "domain", "layout", "sample", "store_edge", "words")
 
     def __init__(self, recording_: Recording, *, domain: int = 0) -> None:
         self.domain = domain
@@ -47,6 +47,7 @@ class Recorder:
         self.layout = recording_.layout
         self._edges, self._edges_at = 0, recording_.layout.edges_at
         self.sample = self._make_sample()
+        self.store_edge = self._make_store_edge()
 
     def open_edge(self, peer: int, vector: int) -> int:
         index = self._edges
@@ -57,10 +58,15 @@ class Recorder:
         self.words[header.EDGES_USED] = index + 1
         return index
 
-    def store_edge(self, edge: int, rung: int, refused: int) -> None:
-        words, at = self.words, self._edges_at + 3 * edge
-        words[at + 1] = rung
-        words[at + 2] = refused
+    def _make_store_edge(self) -> Callable[[int, int, int], None]:
+        words, rung_at, refused_at = self.words, self._edges_at + 1, self._edges_at + 2
+
+        def store_edge(edge: int, rung: int, refused: int) -> None:
+            at = 3 * edge
+            words[rung_at + at] = rung
+            words[refused_at + at] = refused
+
+        return store_edge
 
     def store_nowhere(self, rung: int) -> None:
         self.words[COUNTER_AT["rung_nowhere"]] = rung

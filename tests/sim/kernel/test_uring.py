@@ -64,6 +64,10 @@ def test_each_line_is_rung_once_whatever_part_of_the_batch_is_asked_for(maker, e
     expected = [0] * size
     for _ in range(300):
         start = rng.randrange(size)
+        if batch.ring_from is not None and rng.random() < 0.5:
+            assert list(batch.ring_from(start)) == []
+            expected = [count + 1 for count in expected]
+            continue
         stop = rng.choice([size, rng.randint(start, size)])
         assert list(batch.ring(start, stop)) == []
         for place in range(start, stop):
@@ -78,6 +82,11 @@ def test_full_counters_are_refused_by_place_and_the_others_rung(maker, eventfds,
     for place in full:
         eventfds[place].add(COUNTER_MAX)
     assert list(batch.ring(0, size)) == full
+    if batch.ring_from is not None:
+        assert sorted(batch.ring_from(size // 2)) == full
+        for place in set(range(size)) - set(full):
+            assert eventfds[place].take() == 2
+            eventfds[place].add(1)
     assert list(batch.ring(0, size)) == full
     values = [each.take() for each in eventfds[:size]]
     assert values == [COUNTER_MAX if place in full else 2 for place in range(size)]
