@@ -108,6 +108,19 @@ def without_mutant() -> dict[str, str]:
     return {table["of"]: table["reason"] for table in tomllib.loads(text)["promise"]}
 
 
+def lacking() -> Iterator[str]:
+    """What is wrong with the promises: one has neither a mutant nor a reason, or what has one is no promise."""
+    named = {mutant.name for mutant in mutants() if not mutant.name.startswith(("row ", "cell "))}
+    yield from (f"a mutant of what is no promise: {name}" for name in sorted(named - promises().keys()))
+    for promise in promises():
+        if promise not in named and promise not in without_mutant():
+            yield f"no mutant, and no reason in {WITHOUT}: {promise}"
+    for promise in without_mutant():
+        if promise in named or promise not in promises():
+            why_not = "has a mutant" if promise in named else "is no promise"
+            yield f"{WITHOUT} has a reason for what {why_not}: {promise}"
+
+
 @functools.cache
 def mutants() -> tuple[Mutant, ...]:
     """All mutants. Those of a row and of a promise have its tests, unless they name others."""
@@ -233,7 +246,9 @@ def main() -> int:
     took_s, spent = time.monotonic() - started_s, resource.getrusage(resource.RUSAGE_CHILDREN)
     cost = f"{len(picked)} mutants in {took_s:.0f} s, {spent.ru_utime + spent.ru_stime:.0f} s of CPU time: "
     print(cost + ", ".join(f"{count} {told}" for told, count in counts.items()))
-    return 1 if counts["survived"] or counts["broken"] else 0
+    untold = list(lacking())
+    print("\n".join(untold), end="\n" if untold else "")
+    return 1 if counts["survived"] or counts["broken"] or untold else 0
 
 
 if __name__ == "__main__":
