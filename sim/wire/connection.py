@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import socket
 from collections import deque
@@ -80,6 +79,8 @@ class Connection:
         warn: ``warn(text)`` is called with what is odd and changes nothing.
         on_memory: ``on_memory(peer, descriptor)`` puts the memory in its place. By default it is mapped and given to
             the machine, whose driver then starts.
+        trusted: a process ID. If that process listens, as the kernel reports it, what it sends as eventfds is not
+            examined.
     """
 
     def __init__(
@@ -91,11 +92,10 @@ class Connection:
         on_own_gone: Callable[[int], None] = lambda descriptor: None,
         warn: Callable[[str], object] = lambda text: None,
         on_memory: Callable[[int, int], None] | None = None,
+        trusted: int | None = None,
     ) -> None:
         self._pieces: deque[tuple[bytes, list[int]]] = deque()  # received and not looked at yet
-        # Eventfds of this process's own parent are not examined: the kernel says whose process listens.
-        parent = multiprocessing.parent_process()
-        self._trusted = parent is not None and parent.pid == credentials_of(sock).pid
+        self._trusted = credentials_of(sock).pid == trusted
         self._channel = Channel(sock)
         self._on_own, self._on_own_gone, self._warn, self._on_memory = on_own, on_own_gone, warn, on_memory
         self.use(vm)

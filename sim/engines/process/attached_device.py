@@ -24,6 +24,7 @@ class AttachedDevice:
     Args:
         make_vm: makes the machine, with the arguments of `Vm`.
         first: the machine's first device, None for that itself.
+        coordinator: the process whose servers are trusted to send eventfds.
         on_memory: ``on_memory(vm, peer, descriptor)`` puts the memory in its place when it comes.
     """
 
@@ -35,6 +36,7 @@ class AttachedDevice:
         *,
         make_vm: Callable[..., Vm],
         first: Vm | None,
+        coordinator: int,
         on_memory: Callable[[Vm, int, int], None],
         on_own: Callable[[int, int], None],
         on_own_gone: Callable[[int], None],
@@ -57,7 +59,7 @@ class AttachedDevice:
             first=first,
         )
         self._on_own, self._on_own_gone, self._warn = on_own, on_own_gone, warn
-        self._on_memory = on_memory
+        self._on_memory, self._coordinator = on_memory, coordinator
         self.expected: int | None = None
         """How many eventfds the server's greeting names, once the coordinator has said so."""
         self.connection = self._connect(configuration.server)
@@ -87,6 +89,7 @@ class AttachedDevice:
             on_own_gone=self._on_own_gone,
             warn=self._warn,
             on_memory=on_memory or (lambda peer, memory: self._on_memory(self.vm, peer, memory)),
+            trusted=self._coordinator,
         )
 
     def close(self) -> None:

@@ -77,6 +77,7 @@ class Worker:
                 configuration,
                 make_vm=self._make_vm,
                 first=self._devices[0].vm if self._devices else None,
+                coordinator=coordinator,
                 on_memory=self._take_memory,
                 on_own=self._add_own,
                 on_own_gone=self._remove_own,

@@ -7,8 +7,6 @@ import os
 import random
 import re
 import socket
-import subprocess
-import sys
 
 import pytest
 
@@ -200,36 +198,15 @@ def test_what_is_no_eventfd_among_many_is_found_and_nothing_leaks(station):
     assert built.vm.guest.peers == {0: 2, 1: 2}
 
 
-def test_only_the_own_parent_is_trusted(short_path):
+def test_only_the_process_that_is_trusted_is_trusted(short_path, station):
     """What counts is the process that listens, as the kernel reports it."""
-    script = f"""
-import multiprocessing, random, socket, sys
-sys.path[:0] = {sys.path!r}
-from nodes.device.profiles import PROFILES
-from nodes.doorbells import NoLedger
-from nodes.vm import Vm
-from sim.wire.connection import Connection, connect
-
-def look():
-    vm = Vm(PROFILES["qemu-doorbell"], vectors=1, role="peer", signal=print, ledger=NoLedger(), clock=int,
-            random=random.Random(0), sample_every=0)
-    for path in ("ours", "theirs"):
-        connection = Connection(connect({str(short_path)!r} + "/" + path), vm, on_own=print)
-        print(connection._trusted, flush=True)
-        connection.close()
-
-listener = socket.socket(socket.AF_UNIX)
-listener.bind({str(short_path)!r} + "/ours")
-listener.listen()
-child = multiprocessing.get_context("fork").Process(target=look)
-child.start()
-child.join()
-"""
+    vm = station(1).vm
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(os.fspath(short_path / "theirs"))
+        listener.bind(os.fspath(short_path / "ours"))
         listener.listen()
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.stdout.split(), done.stderr) == (["True", "False"], "")
+        for trusted, expected in ((os.getpid(), True), (os.getppid(), False), (None, False)):
+            with contextlib.closing(Connection(connect(short_path / "ours"), vm, on_own=print, trusted=trusted)) as it:
+                assert it._trusted is expected
 
 
 def test_several_messages_without_descriptors_may_come_at_once(station):
