@@ -11,11 +11,14 @@ from sim.coordination.coordinator import Coordinator
 from sim.coordination.host_history import HostHistory
 from sim.coordination.outlier_watch import OutlierWatch
 from sim.engines.base import RunLoop
+from sim.host.kernel_trace import KernelEvent, KernelTrace
 from sim.host.page_fault import page_fault_ns
 from sim.results import RunDirectory
 from sim.results.analysis.outlier.causes import causes, is_explained
+from sim.results.analysis.outlier.kernel_events import with_trace
 from sim.results.outlier import Outlier
 from sim.results.store import files
+from sim.results.store.kernel_table import write_kernel_events
 from topologies import Topology
 from topologies.stop_above import parse_stop_above
 
@@ -35,10 +38,13 @@ class OutlierEnd:
         self._directory, self._loop = directory, loop
         self._limit = parse_stop_above(topology.run.stop_above)
         self._host: HostHistory | None = None
+        self._trace: KernelTrace | None = None
+        self._why_untraced = ""
         self._watch: OutlierWatch | None = None
         if self._limit is not None and in_real_time:
             keep_ns = KEEP_NS + LIMITS_KEPT * self._limit.limit_ns
             self._host = HostHistory(loop.clock.now_ns, loop.clock.cpu_ns, keep_ns)
+            self._trace, self._why_untraced = KernelTrace.begin()
 
     def __enter__(self) -> Self:
         return self
@@ -46,6 +52,8 @@ class OutlierEnd:
     def __exit__(self, *_: object) -> None:
         if self._host is not None:
             self._host.close()
+        if self._trace is not None:
+            self._trace.close()
 
     def event(self, kind: str, **fields: Any) -> None:
         """Record an event of the run."""
@@ -57,8 +65,15 @@ class OutlierEnd:
         """Watch a run that is about to begin."""
         if self._limit is not None:
             fault_ns = 0.0 if self._host is None else page_fault_ns()
+            freeze = self._trace.freeze if self._trace is not None else lambda: None
             self._watch = OutlierWatch(
-                self._limit, coordinator, self._loop, event=self.event, host=self._host, fault_ns=fault_ns
+                self._limit,
+                coordinator,
+                self._loop,
+                event=self.event,
+                host=self._host,
+                fault_ns=fault_ns,
+                freeze=freeze,
             )
             self._watch.begin()
 
@@ -67,7 +82,14 @@ class OutlierEnd:
         watch = self._watch
         if watch is None or watch.outlier is None or watch.evidence is None:
             return None
-        found = causes(watch.evidence)
+        evidence, events = watch.evidence, list[KernelEvent]()
+        if self._trace is not None and evidence.parts:
+            events = self._trace.read(min(evidence.parts[0].begin_ns, watch.stopped_ns - KEEP_NS))
+        evidence, traced = with_trace(evidence, events)
+        found = causes(evidence, traced)
         with contextlib.suppress(OSError):  # a full disk: the outlier itself is in the summary
-            files.write_json(self._directory.path / files.OUTLIER, watch.evidence)
-        return msgspec.structs.replace(watch.outlier, causes=found, is_explained=is_explained(found))
+            files.write_json(self._directory.path / files.OUTLIER, evidence)
+            if events:
+                write_kernel_events(self._directory.path, events)
+        told = f"{len(events):,} events of the scheduler and of interrupts" if events else self._why_untraced
+        return msgspec.structs.replace(watch.outlier, causes=found, is_explained=is_explained(found), kernel_trace=told)

@@ -55,7 +55,8 @@ class WatchedRun(Protocol):
 class OutlierWatch:
     """Follows the samples of a run, and stops it when one of them, or a percentile of all, is above the limit.
 
-    ``host`` remembers looks at processes; None where machines have none (virtual time).
+    ``host`` remembers looks at processes; None where machines have none (virtual time). ``freeze`` is called when the
+    run is about to end.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class OutlierWatch:
         event: Callable[..., None],
         host: HostHistory | None,
         fault_ns: float = 0.0,
+        freeze: Callable[[], None] = lambda: None,
     ) -> None:
         self._limit, self._stage, self._loop, self._clock = limit, stage, loop, loop.clock
-        self._event, self._host, self._fault_ns = event, host, fault_ns
+        self._event, self._host, self._fault_ns, self._freeze = event, host, fault_ns, freeze
         self._samples = LiveSamples(stage.machines, limit.latency)
         self.deeds = Deeds()
         self._every_ns = min(LOOK_NS_MAX, max(LOOK_NS_MIN, limit.limit_ns // 4))
@@ -80,6 +82,7 @@ class OutlierWatch:
         self.outlier: Outlier | None = None
         """The doorbell that ended the run, without its causes."""
         self.evidence: Evidence | None = None
+        self.stopped_ns = 0
 
     def begin(self) -> None:
         """Watch from now on."""
@@ -175,6 +178,7 @@ class OutlierWatch:
 
     def _stop(self, sample: LiveSample, reached_ns: int) -> None:
         """End the run: look at everything once more, and put down what is known."""
+        self._freeze()
         self._look_at_host(at_all=True)
         now_ns = self._clock.now_ns()
         if self._limit.point == "max":
@@ -205,6 +209,7 @@ class OutlierWatch:
             target=name[sample.target],
             vector=sample.vector,
         )
+        self.stopped_ns = now_ns
         self._stage.stop(STOPPED, in_short(self.outlier))
 
     def _evidence(self, sample: LiveSample, begin_ns: int, end_ns: int, now_ns: int) -> Evidence:
@@ -212,18 +217,18 @@ class OutlierWatch:
         source, target = (receivers[row].incarnation for row in (sample.source, sample.target))
         ends = (sample.due_ns, sample.rung_ns, sample.delivered_ns or now_ns, sample.handled_ns or now_ns)
         of = {"lag": source, "delivery": target, "handling": target}
-        segments = []
+        parts = []
         for (name, its), first, last in zip(of.items(), ends, ends[1:], strict=False):
             first, last = max(first, begin_ns), min(last, end_ns)
             if last > first:
-                segments.append(LatencyPart(name, its.name, first, last))
+                parts.append(LatencyPart(name, its.name, first, last))
         keys = {its.rows[0].row: its for its in (source, target)}
         for its in self._stage.machines.current[:MACHINES_KEPT]:
             keys.setdefault(its.rows[0].row, its)
         machines = {its.name: self._of_machine(key, its, sample, begin_ns, end_ns) for key, its in keys.items()}
         host = self._host
         return Evidence(
-            segments=segments,
+            parts=parts,
             machines=machines,
             deeds=self.deeds.between(begin_ns, end_ns),
             cpus=[] if host is None else [look for _, looks in host.cpus for look in looks],

@@ -19,6 +19,8 @@ LIMIT = "100ms"
 TRIALS = int(os.environ.get("IVSIM_STALLS", "1"))
 """How many stalls of each kind are injected; with --full and IVSIM_STALLS=25, that is 225 in all."""
 OF_THE_HOST = {"no_cpu", "stolen", "throttled", "disk"}
+COMPUTES = {"garbage_collection", "page_faults", "no_cpu", "computed"}
+"""Stalls that need a CPU: on a busy host they get little of it, and nearly all of the time is the host's."""
 KINDS = {**{stall: stall for stall in stalls.DEEDS}, "stopped_sender": "stopped", "timeline": "timeline"}
 """The kind of cause that each stall has to be told as."""
 
@@ -68,7 +70,8 @@ def is_right(stall: str, result: sim.Run) -> bool:
     happened_before = stall != "timeline" and (not begin_ns or begin_ns > its_begin_ns + its.took_ns)
     if happened_before:
         return its.is_explained and first in OF_THE_HOST
-    return its.is_explained and named and first in OF_THE_HOST | {KINDS[stall]}
+    starved = stall in COMPUTES and first in OF_THE_HOST and its.causes[0].share >= 0.9
+    return its.is_explained and (starved or named) and first in OF_THE_HOST | {KINDS[stall]}
 
 
 @pytest.mark.sample(3)
@@ -85,6 +88,8 @@ def test_a_stall_is_told_as_what_it_is(stall: str, tmp_path: Path) -> None:
         assert result.status == "failed", result.reason
         right.append(is_right(stall, result))
         told.append(result.figures.outlier)
+        if not right[-1]:
+            print(stall, told[-1])
         if right == [False]:
             trials += 1
     print(f"{stall}: {sum(right)} of {len(right)} are right")

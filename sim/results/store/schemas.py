@@ -120,6 +120,16 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("high_ns", pa.int64(), ""),
         ("count", pa.int64(), ""),
     ),
+    "kernel": _schema(
+        ("time_ns", pa.int64(), ""),
+        ("cpu", pa.int32(), ""),
+        ("event", pa.string(), ""),
+        ("pid", pa.int32(), ""),
+        ("name", pa.string(), ""),
+        ("state", pa.string(), ""),
+        ("next_pid", pa.int32(), ""),
+        ("next_name", pa.string(), ""),
+    ),
 }
 
 MIGRATIONS = _schema(

@@ -41,7 +41,7 @@ def looks(state: str, blocked_in: str = "", **per_look: int) -> list[ProcessLook
 def of(its: list[ProcessLook], part: LatencyPart = SPAN, **more: Any) -> list[tuple[str, float]]:
     """The causes of an outlier: kind and share."""
     outer = {name: more.pop(name) for name in ("deeds", "cpus", "others", "fault_ns") if name in more}
-    evidence = Evidence(segments=[part], machines={"rx": MachineEvidence(looks=its, **more)}, **outer)
+    evidence = Evidence(parts=[part], machines={"rx": MachineEvidence(looks=its, **more)}, **outer)
     # What is written is what is read.
     again = msgspec.json.decode(msgspec.json.encode(evidence), type=Evidence)
     assert causes(again) == causes(evidence)
@@ -67,7 +67,7 @@ def test_a_process_that_computes() -> None:
 def test_a_process_that_waits_for_a_cpu_and_who_had_it() -> None:
     others = [OtherProcess(7, "busy", 1, 95 * MS), OtherProcess(8, "elsewhere", 0, 99 * MS)]
     evidence = Evidence(
-        segments=[SPAN], machines={"rx": MachineEvidence(looks=looks("R", waited_ns=EVERY_NS))}, others=others
+        parts=[SPAN], machines={"rx": MachineEvidence(looks=looks("R", waited_ns=EVERY_NS))}, others=others
     )
     (cause,) = causes(evidence)
     assert (cause.kind, cause.share) == ("no_cpu", 1.0)
@@ -154,7 +154,7 @@ def test_without_a_process_drains_tell_of_handlers() -> None:
 def test_nothing_is_guessed() -> None:
     """The process slept where it waits for doorbells, and there is nothing else to see."""
     assert of(looks("S", "ep_poll")) == []
-    evidence = Evidence(segments=[SPAN], machines={"rx": MachineEvidence(looks=looks("S", "ep_poll"))})
+    evidence = Evidence(parts=[SPAN], machines={"rx": MachineEvidence(looks=looks("S", "ep_poll"))})
     assert not is_explained(causes(evidence))
     assert of([look(0), look(300)]) == []
 
@@ -187,6 +187,6 @@ def test_the_parts_of_a_span_are_the_span(rows: list[tuple[str, int, int, int]],
     assert min(parts) >= 0
     assert sum(parts) == pytest.approx(span_ns)
     part = LatencyPart("handling", "rx", begin_ns, begin_ns + span_ns)
-    found = causes(Evidence(segments=[part], machines={"rx": MachineEvidence(looks=its)}))
+    found = causes(Evidence(parts=[part], machines={"rx": MachineEvidence(looks=its)}))
     assert sum(cause.share for cause in found) <= 1.001
     assert {cause.kind for cause in found} <= KINDS.keys()

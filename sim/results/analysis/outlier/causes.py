@@ -39,7 +39,7 @@ BACKLOG = 4
 SHOWN = 3
 PAGE_BYTES = 4096
 Uses = Mapping[tuple[str, str], TimeUse]
-"""How a machine spent a segment, by the names of the segment and the machine."""
+"""How a machine spent a part, by the names of the part and the machine."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def causes(evidence: Evidence, traced: Uses | None = None) -> list[Cause]:
 
     Args:
         evidence: what was seen.
-        traced: how machines spent their segments according to a kernel trace, which is more exact than looks.
+        traced: how machines spent their parts according to a kernel trace, which is more exact than looks.
     """
-    whole = sum(segment.span_ns for segment in evidence.segments)
+    whole = sum(part.span_ns for part in evidence.parts)
     sums: dict[tuple[str, str], _Found] = {}
-    for segment in evidence.segments:
-        for its in _of_segment(evidence, segment, traced or {}):
+    for part in evidence.parts:
+        for its in _of_part(evidence, part, traced or {}):
             before = sums.get((its.kind, its.machine))
             spent = its.time_ns + (before.time_ns if before else 0)
             longest = before.text if before and before.time_ns > its.time_ns else its.text
@@ -84,26 +84,26 @@ def causes(evidence: Evidence, traced: Uses | None = None) -> list[Cause]:
     ]
 
 
-def _of_segment(evidence: Evidence, segment: LatencyPart, traced: Uses) -> Iterator[_Found]:
-    """What one segment was spent on; the parts overlap nowhere."""
-    machine = segment.machine
+def _of_part(evidence: Evidence, part: LatencyPart, traced: Uses) -> Iterator[_Found]:
+    """What one part was spent on; the parts overlap nowhere."""
+    machine = part.machine
     its = evidence.machines.get(machine, MachineEvidence())
-    span = segment.span_ns
+    span = part.span_ns
     if span <= 0:
         return
-    refused = its.refused if segment.name == "delivery" else 0
-    if segment.name == "handling" and (its.masked or its.dropped) and not _is_handling(its, segment):
+    refused = its.refused if part.name == "delivery" else 0
+    if part.name == "handling" and (its.masked or its.dropped) and not _is_handling(its, part):
         kind, count = ("masked", its.masked) if its.masked else ("dropped", its.dropped)
         said = "found it masked: their interrupts are pending" if its.masked else "were dropped by the device"
         by = [deed.text for deed in evidence.deeds if deed.machine == machine and deed.do == "mask"]
         text = f"vector {evidence.vector} of {machine}: {count:,} doorbells {said}"
         yield _Found(kind, machine, span, "; ".join([text, *by[-1:]]))
         return
-    use = traced.get((segment.name, machine)) or time_use(its.looks, segment.begin_ns, segment.end_ns)
+    use = traced.get((part.name, machine)) or time_use(its.looks, part.begin_ns, part.end_ns)
     left = float(span)
     full = f"{refused:,} doorbells were refused: its counter was full"
     for deed in evidence.deeds:
-        overlap = _overlap(segment, deed.begin_ns, deed.end_ns)
+        overlap = _overlap(part, deed.begin_ns, deed.end_ns)
         if deed.machine == machine and deed.do != "mask" and overlap:
             deed_ns = min(left, _due_to(deed, use, overlap))
             yield _Found(
@@ -113,17 +113,17 @@ def _of_segment(evidence: Evidence, segment: LatencyPart, traced: Uses) -> Itera
     if refused and left:
         yield _Found("full_counter", machine, left, full)
         left = 0.0
-    for found in _of_process(evidence, segment, its, use):
+    for found in _of_process(evidence, part, its, use):
         spent = min(left, found.time_ns)
         if spent > 0:
             yield _Found(found.kind, found.machine, spent, found.text)
             left -= spent
 
 
-def _is_handling(its: MachineEvidence, segment: LatencyPart) -> bool:
+def _is_handling(its: MachineEvidence, part: LatencyPart) -> bool:
     """Whether the program is still in the handler of this doorbell: no later drain, and it does not wait for one."""
     waits = bool(its.looks) and its.looks[-1].blocked_in.startswith(("ep_", "do_epoll", "poll_"))
-    return not waits and bool(its.looks) and all(delivered <= segment.begin_ns for delivered, _ in its.drains)
+    return not waits and bool(its.looks) and all(delivered <= part.begin_ns for delivered, _ in its.drains)
 
 
 def _due_to(deed: Deed, use: TimeUse, overlap: float) -> float:
@@ -133,21 +133,21 @@ def _due_to(deed: Deed, use: TimeUse, overlap: float) -> float:
     return overlap
 
 
-def _overlap(segment: LatencyPart, begin_ns: int, end_ns: int) -> int:
-    return max(0, min(segment.end_ns, end_ns) - max(segment.begin_ns, begin_ns))
+def _overlap(part: LatencyPart, begin_ns: int, end_ns: int) -> int:
+    return max(0, min(part.end_ns, end_ns) - max(part.begin_ns, begin_ns))
 
 
-def _of_process(evidence: Evidence, segment: LatencyPart, its: MachineEvidence, use: TimeUse) -> Iterator[_Found]:
+def _of_process(evidence: Evidence, part: LatencyPart, its: MachineEvidence, use: TimeUse) -> Iterator[_Found]:
     """What the process of the machine did, the surest first."""
-    machine = segment.machine
+    machine = part.machine
 
     def found(kind: str, time_ns: float, text: str) -> _Found:
         return _Found(kind, machine, time_ns, f"{machine} {text}")
 
     yield found("stopped", use.stopped, f"was stopped by a signal for {_ms(use.stopped)}")
-    collected = float(sum(_overlap(segment, begin, end or segment.end_ns) for begin, end in its.collections))
+    collected = float(sum(_overlap(part, begin, end or part.end_ns) for begin, end in its.collections))
     yield found("garbage_collection", collected, f"collected garbage for {_ms(collected)}")
-    yield from _of_waiting(evidence, segment, its, use, found)
+    yield from _of_waiting(evidence, part, its, use, found)
     ran = max(0.0, use.ran - collected)
     pages = max(use.faults, use.grown_bytes // PAGE_BYTES)
     faulted = min(ran, pages * evidence.fault_ns)
@@ -159,61 +159,58 @@ def _of_process(evidence: Evidence, segment: LatencyPart, its: MachineEvidence, 
     where = ", ".join(function for function, _ in use.blocked_in.most_common(2) if not function.startswith("ep_"))
     yield found("slept", use.slept, f"slept for {_ms(use.slept)}" + (f", in {where} of the kernel" if where else ""))
     ran -= faulted
-    handled = sum(segment.begin_ns <= delivered < segment.end_ns for delivered, _ in its.drains)
-    if segment.name == "delivery" and handled >= BACKLOG:
+    handled = sum(part.begin_ns <= delivered < part.end_ns for delivered, _ in its.drains)
+    if part.name == "delivery" and handled >= BACKLOG:
         yield found("backlog", ran, f"handled {handled:,} interrupts meanwhile, {_ms(ran)} on a CPU")
     else:
         yield found("computed", ran, f"computed for {_ms(ran)}")
-    if not its.looks and segment.name in ("handling", "delivery"):
-        yield from _by_drains(segment, its, handled, found)
+    if not its.looks and part.name in ("handling", "delivery"):
+        yield from _by_drains(part, its, handled, found)
 
 
 def _of_waiting(
-    evidence: Evidence, segment: LatencyPart, its: MachineEvidence, use: TimeUse, found: Callable[..., _Found]
+    evidence: Evidence, part: LatencyPart, its: MachineEvidence, use: TimeUse, found: Callable[..., _Found]
 ) -> Iterator[_Found]:
     """Why the process had no CPU."""
     times, throttled = its.throttled
     denied = min(throttled, use.waited + use.unknown + use.idle)
     said = f"was denied a CPU {times:,} times by the quota of its cgroup, for {_ms(denied)}"
     yield found("throttled", denied, said)
-    stolen = min(_stolen(evidence, segment, use), span_off(use))
+    taken = _stolen(evidence, part, use)
+    stolen = min(taken, use.unknown + use.ran)
     cpus = " and ".join(map(str, use.cpus)) or "?"
     yield found("stolen", stolen, f"lost {_ms(stolen)}: the hypervisor gave CPU {cpus} to others")
     waited = max(0.0, use.waited - denied)
     preempted = f", preempted {use.preempted:,} times" if use.preempted else ""
     moved = f", moved between CPUs {cpus}" if len(use.cpus) > 1 else ""
     on = f"CPU {use.cpus[0]}" if len(use.cpus) == 1 else "a CPU"
-    said = f"waited {_ms(waited)} for {on}{preempted}{moved}; {_who_ran(evidence, segment, use)}"
+    less = f", of which the hypervisor took {_ms(min(taken, waited))}" if taken > waited / 10 else ""
+    said = f"waited {_ms(waited)} for {on}{less}{preempted}{moved}; {_who_ran(evidence, part, use)}"
     yield found("no_cpu", waited, said)
 
 
-def span_off(use: TimeUse) -> float:
-    """Time in which a process that wants to run may have lost its CPU without a trace in its own figures."""
-    return use.unknown + use.waited + use.ran
-
-
-def _stolen(evidence: Evidence, segment: LatencyPart, use: TimeUse) -> float:
+def _stolen(evidence: Evidence, part: LatencyPart, use: TimeUse) -> float:
     """What the hypervisor took of the CPUs of the process in that time: the most that any of them lost."""
     lost = [0]
     for cpu in use.cpus:
         looks = [look for look in evidence.cpus if look.cpu == cpu]
-        before = [look for look in looks if look.time_ns <= segment.begin_ns] or looks[:1]
-        after = [look for look in looks if look.time_ns >= segment.end_ns] or looks[-1:]
+        before = [look for look in looks if look.time_ns <= part.begin_ns] or looks[:1]
+        after = [look for look in looks if look.time_ns >= part.end_ns] or looks[-1:]
         if before and after:
             lost.append(after[0].steal_ns - before[-1].steal_ns)
     return float(max(lost))
 
 
-def _who_ran(evidence: Evidence, segment: LatencyPart, use: TimeUse) -> str:
+def _who_ran(evidence: Evidence, part: LatencyPart, use: TimeUse) -> str:
     """The processes that had the CPUs of a machine: of the run, and others."""
     ran: list[tuple[float, str]] = []
     for name, its in evidence.machines.items():
-        if name != segment.machine and its.looks:
-            theirs = time_use(its.looks, segment.begin_ns, segment.end_ns)
+        if name != part.machine and its.looks:
+            theirs = time_use(its.looks, part.begin_ns, part.end_ns)
             if set(theirs.cpus) & set(use.cpus):
                 ran.append((theirs.ran, name))
     ran += [
-        (float(min(other.ran_ns, segment.span_ns)), f"{other.name} ({other.pid})")
+        (float(min(other.ran_ns, part.span_ns)), f"{other.name} ({other.pid})")
         for other in evidence.others
         if other.cpu in use.cpus or not use.cpus
     ]
@@ -221,14 +218,12 @@ def _who_ran(evidence: Evidence, segment: LatencyPart, use: TimeUse) -> str:
     return "there ran " + ", ".join(shown) if shown else "who ran there is not known"
 
 
-def _by_drains(
-    segment: LatencyPart, its: MachineEvidence, handled: int, found: Callable[..., _Found]
-) -> Iterator[_Found]:
+def _by_drains(part: LatencyPart, its: MachineEvidence, handled: int, found: Callable[..., _Found]) -> Iterator[_Found]:
     """What the drains tell of a machine without a process of its own: when it was in a handler."""
-    if segment.name == "handling":
-        yield found("computed", segment.span_ns, f"handled this interrupt for {_ms(segment.span_ns)}")
+    if part.name == "handling":
+        yield found("computed", part.span_ns, f"handled this interrupt for {_ms(part.span_ns)}")
         return
-    busy = float(sum(_overlap(segment, delivered, done) for delivered, done in its.drains if done))
+    busy = float(sum(_overlap(part, delivered, done) for delivered, done in its.drains if done))
     yield found("backlog", busy, f"handled {max(1, handled):,} interrupts before this one for {_ms(busy)}")
 
 

@@ -64,7 +64,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """All evidence about a doorbell.
 
     Attributes:
-        segments: its time in parts, in order.
+        parts: its time in parts, in order.
         machines: by name; the sender and the receiver at least.
         deeds: of the timeline, as far as they overlap that time.
         cpus: looks at all CPUs, in order.
@@ -73,7 +73,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         vector: the vector that was rung.
     """
 
-    segments: list[LatencyPart]
+    parts: list[LatencyPart]
     machines: dict[Name, MachineEvidence]
     deeds: list[Deed] = []
     cpus: list[CpuLook] = []
