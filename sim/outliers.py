@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any, Self
 
 import msgspec
@@ -86,6 +87,8 @@ class OutlierEnd:
         if self._trace is not None and evidence.parts:
             events = self._trace.read(min(evidence.parts[0].begin_ns, watch.stopped_ns - KEEP_NS))
         evidence, traced = with_trace(evidence, events)
+        own = [each._replace(name="the coordinator") if each.pid == os.getpid() else each for each in evidence.others]
+        evidence = msgspec.structs.replace(evidence, others=own)
         found = causes(evidence, traced)
         with contextlib.suppress(OSError):  # a full disk: the outlier itself is in the summary
             files.write_json(self._directory.path / files.OUTLIER, evidence)

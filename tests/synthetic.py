@@ -154,7 +154,17 @@ def usage(machine: int, name: str, second: float, **changed: object) -> tuple[ob
         "faults_minor": round(100 * second),
         "faults_major": 0,
         **dict.fromkeys(
-            ("steal_s", "load_1", "pressure_cpu_s", "pressure_memory_s", "pressure_io_s", "sampling_s"), None
+            (
+                "steal_s",
+                "load_1",
+                "pressure_cpu_s",
+                "pressure_memory_s",
+                "pressure_io_s",
+                "sampling_s",
+                "irq_s",
+                "softirq_s",
+            ),
+            None,
         ),
     }
     return tuple((row | changed).values())

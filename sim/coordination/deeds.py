@@ -46,7 +46,7 @@ class Deeds:
                 self._add(Deed(machine, begun, deed.begin_ns, now_ns, deed.text))
         if do in ENDED_BY and rest.get("delay_us") != 0:
             line = f" (line {rest['line']})" if rest.get("line") else ""
-            text = f"the timeline did {do} {machine}{line}"
+            text = f"{do} of {machine} by the timeline{line}"
             self._open[machine, do] = Deed(machine, do, now_ns, FOREVER, text)
 
     def _add(self, deed: Deed) -> None:

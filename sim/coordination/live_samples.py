@@ -74,6 +74,12 @@ class Receiver:
     delivered: list[LiveSample] = field(default_factory=list)
 
     @property
+    def is_full(self) -> bool:
+        """Whether its recording has no room for further samples or drains: they are not followed."""
+        layout = self.recording.layout
+        return (layout.rings > 0 and self.rings >= layout.rings) or self.drains >= layout.drains
+
+    @property
     def is_gone(self) -> bool:
         """Whether it will deliver nothing more: it has left or ended, or counts nothing here."""
         its = self.incarnation

@@ -79,6 +79,7 @@ class OutlierWatch:
         self._rank = dict(QUANTILES)[limit.point]
         self._worst: LiveSample | None = None
         self._counts: dict[int, list[tuple[int, Counts]]] = {}
+        self._full: set[int] = set()
         self.outlier: Outlier | None = None
         """The doorbell that ended the run, without its causes."""
         self.evidence: Evidence | None = None
@@ -108,9 +109,19 @@ class OutlierWatch:
         if (found := self._beyond(done)) is not None:
             self._stop(*found)
             return
+        self._warn_of_full()
         cost_ns = self._clock.cpu_ns() - begin_ns
         each_ns = LOOK_NS_EACH * len(self._stage.machines.current)
         self._loop.at(self._clock.now_ns() + max(self._every_ns, each_ns, COST_SHARE * cost_ns), self._look)
+
+    def _warn_of_full(self) -> None:
+        """Say once of each machine that it has no room for further samples, which then end no run."""
+        for row, receiver in self._samples.receivers.items():
+            if row not in self._full and receiver.is_full:
+                self._full.add(row)
+                name = receiver.incarnation.rows[receiver.place].name
+                text = "its recording is full: later doorbells are not held against stop_above (a higher sample_every)"
+                self._event("warning", machine=name, text=text)
 
     def _look_at_host(self, *, at_all: bool = False) -> None:
         if self._host is not None:

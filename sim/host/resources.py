@@ -11,10 +11,14 @@ from typing import Any, NamedTuple
 
 import psutil
 
-__all__ = ["COORDINATOR", "HOST", "Resources", "Sampler"]
+from sim.host.process_looks import CpuLook, look_at_cpus
+
+__all__ = ["COORDINATOR", "FIRST_CPU", "HOST", "Resources", "Sampler"]
 
 COORDINATOR = -1
 HOST = -2
+FIRST_CPU = -3
+"""The machine of CPU 0; CPU 1 is the number before it, and so on."""
 
 PRESSURE = Path("/proc/pressure")
 # Summing up the pages of a process takes some 2 ms, all the rest together 0.1: so many processes have theirs
@@ -33,7 +37,7 @@ class Resources(NamedTuple):
     Machine -2 is the whole host: its CPU times, memory in use as ``rss_bytes``, all its context switches as
     voluntary ones; and what only a host has: time stolen by the hypervisor, the load of the last minute, how
     long a task waited for CPUs, memory or disks (/proc/pressure, "some"), and the CPU time that sampling has
-    taken so far.
+    taken so far. Machines from -3 downwards are CPUs 0, 1, ...: their times, those of interrupts and steal included.
     """
 
     machine: int
@@ -57,6 +61,8 @@ class Resources(NamedTuple):
     pressure_memory_s: float | None = None
     pressure_io_s: float | None = None
     sampling_s: float | None = None
+    irq_s: float | None = None
+    softirq_s: float | None = None
 
 
 class Sampler:
@@ -86,7 +92,7 @@ class Sampler:
             known.pop(machine, None)
 
     def sample(self) -> list[Resources]:
-        """Return one row for each process that still runs, and one for the host.
+        """Return one row for each process that still runs, one for the host, and one for each CPU.
 
         About 0.1 ms each, and 2 ms more for those whose memory is summed up and whose descriptors are counted
         this time (with thousands of descriptors, 5 ms more): those that have waited longest, so many that it
@@ -108,8 +114,7 @@ class Sampler:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 self.forget(machine)
         self._spent_ns += time.thread_time_ns() - begin_ns
-        rows.append(_look_at_host(self._spent_ns / 1e9))
-        return rows
+        return rows + _look_at_host(self._spent_ns / 1e9)
 
 
 def _look(machine: int, name: str, process: psutil.Process, mapped: bytes | None) -> Resources:
@@ -150,14 +155,16 @@ def _added(row: Resources, before: Resources) -> Resources:
     return row._replace(**sums)
 
 
-def _look_at_host(sampling_s: float) -> Resources:
-    cpu, memory = psutil.cpu_times(), psutil.virtual_memory()
-    return Resources(
+def _look_at_host(sampling_s: float) -> list[Resources]:
+    """The host and its CPUs, whose times add up to its own."""
+    memory, time_ns = psutil.virtual_memory(), time.monotonic_ns()
+    cpus = [_of_cpu(look) for look in look_at_cpus(time_ns)]
+    times = ("cpu_user_s", "cpu_system_s", "steal_s", "irq_s", "softirq_s")
+    sums: dict[str, Any] = {name: sum(getattr(cpu, name) for cpu in cpus) for name in times}
+    host = Resources(
         machine=HOST,
         name="host",
-        time_ns=time.monotonic_ns(),
-        cpu_user_s=cpu.user + cpu.nice,
-        cpu_system_s=cpu.system + cpu.irq + cpu.softirq,
+        time_ns=time_ns,
         rss_bytes=memory.total - memory.available,
         uss_bytes=None,
         instrument_bytes=None,
@@ -165,12 +172,33 @@ def _look_at_host(sampling_s: float) -> Resources:
         switches_involuntary=0,
         descriptors=None,
         threads=None,
-        steal_s=cpu.steal,
         load_1=psutil.getloadavg()[0],
         pressure_cpu_s=_pressure_s("cpu"),
         pressure_memory_s=_pressure_s("memory"),
         pressure_io_s=_pressure_s("io"),
         sampling_s=sampling_s,
+        **sums,
+    )
+    return [host, *cpus]
+
+
+def _of_cpu(its: CpuLook) -> Resources:
+    return Resources(
+        machine=FIRST_CPU - its.cpu,
+        name=f"CPU {its.cpu}",
+        time_ns=its.time_ns,
+        cpu_user_s=its.user_ns / 1e9,
+        cpu_system_s=(its.system_ns + its.irq_ns + its.softirq_ns) / 1e9,
+        rss_bytes=0,
+        uss_bytes=None,
+        instrument_bytes=None,
+        switches_voluntary=0,
+        switches_involuntary=0,
+        descriptors=None,
+        threads=None,
+        steal_s=its.steal_ns / 1e9,
+        irq_s=its.irq_ns / 1e9,
+        softirq_s=its.softirq_ns / 1e9,
     )
 
 

@@ -19,6 +19,7 @@ from sim.results.store.events import Statistics
 
 __all__ = [
     "BaselineFigures",
+    "CpuUse",
     "ExpectationVerdict",
     "GroupFigures",
     "HostUse",
@@ -91,12 +92,22 @@ class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
     threads_max: int | None
 
 
+class CpuUse(msgspec.Struct, frozen=True, kw_only=True):
+    """One CPU of the host, in percent of its time: in use, interrupts, and what the hypervisor gave to others."""
+
+    cpu: Figures
+    busy_percent: float
+    irq_percent: float
+    softirq_percent: float
+    steal_percent: float
+
+
 class HostUse(msgspec.Struct, frozen=True, kw_only=True):
     """The load of the whole host, other processes included; null where the kernel does not report it.
 
     CPU in percent of one CPU, ``steal_percent`` what the hypervisor gave to others of what was asked for here.
     Pressure: the share of time in which a task waited for it (/proc/pressure, "some"). ``sampling_percent``:
-    what looking at the processes took of one CPU.
+    what looking at the processes took of one CPU. ``cpus``: each CPU, interrupts included in what is busy.
     """
 
     cpu_percent: float
@@ -106,6 +117,7 @@ class HostUse(msgspec.Struct, frozen=True, kw_only=True):
     pressure_memory_percent: float | None = None
     pressure_io_percent: float | None = None
     sampling_percent: float | None = None
+    cpus: list[CpuUse] = []
 
 
 class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from sim.results.analysis.time_series import RunEvent, TimeSeries, time_series
 from sim.results.store.batches import Column, batches
 from sim.results.store.manifest import Manifest
 from sim.views.event_text import brief, sentence
+from sim.views.perfetto_kernel import host_events
 
 __all__ = ["trace"]
 
@@ -91,7 +92,7 @@ def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Pe
         what = "the warm-up, " if from_s is None else ""
         before = f"{what}the first {begin_s:.6g} s with {earlier:,} doorbells and interrupts"
     there = sum(map(len, kept))
-    others = [*_names(manifest), *_run_events(data.events), *_counters(data)]
+    others = [*_names(manifest), *_run_events(data.events), *_counters(data), *host_events(run, data.start_ns)]
     about = {
         "title": manifest.title,
         "run": run.path.name,

@@ -23,12 +23,14 @@ __all__ = [
     "TextTable",
     "coalescing",
     "comparison",
+    "cpus",
     "doorbells",
     "expectations",
     "hosts",
     "intervals",
     "latencies",
     "migrations",
+    "outlier",
     "own_latencies",
     "processes",
     "resources",
@@ -44,6 +46,8 @@ LATENCY_MEANINGS = {
     "total": "intended to handled",
 }
 MIGRATIONS_SHOWN = 16
+CPUS_SHOWN = 16
+NOT_EXPLAINED = "nothing that was seen accounts for it"
 OWN_POINTS = ("p50", "p90", "p99", "p99_9", "max")
 COORDINATOR = "(coordinator)"
 UNITS = {"ns": human_ns, "bytes": human_bytes}
@@ -197,6 +201,17 @@ PROCESS_COLUMNS = {
 }
 
 
+def cpus(figures: Summary, most: int = CPUS_SHOWN) -> TextTable:
+    """The load of each CPU of the host, of many the busiest ones."""
+    known = figures.host.cpus if figures.host else []
+    shown = sorted(sorted(known, key=lambda its: -its.busy_percent - its.steal_percent)[:most], key=lambda its: its.cpu)
+    columns = ("busy_percent", "irq_percent", "softirq_percent", "steal_percent")
+    rows = [(f"CPU {its.cpu}", *(f"{getattr(its, name):.1f} %" for name in columns)) for its in shown]
+    title = f"CPUs of the host between start and stop, the {most} busiest" if len(known) > most else ""
+    head = ("CPU", "busy", "irq", "softirq", "steal")
+    return TextTable(title or "CPUs of the host between start and stop", head, rows)
+
+
 def processes(figures: Summary) -> TextTable:
     """Everything else that is known of the processes of each group."""
     used = {name: group.resources for name, group in figures.groups.items()} | {COORDINATOR: figures.coordinator}
@@ -208,6 +223,19 @@ def processes(figures: Summary) -> TextTable:
             rows.append((name, *cpu, *(word(getattr(usage, key)) for key, word in PROCESS_COLUMNS.values())))
     head = ("each machine of", "CPU user", "CPU system", *PROCESS_COLUMNS)
     return TextTable("CPU, memory and kernel counts of one machine of each group", head, rows)
+
+
+def outlier(figures: Summary) -> TextTable:
+    """The causes of the outlier that ended the run."""
+    its = figures.outlier
+    rows = [
+        (cause.kind.replace("_", " "), f"{cause.share:.0%}", human_ns(cause.time_ns), cause.text)
+        for cause in (its.causes if its else ())
+    ]
+    if its and not its.is_explained:
+        share = max(0.0, 1 - sum(cause.share for cause in its.causes))
+        rows.append(("not explained", f"{share:.0%}", human_ns(share * its.took_ns), NOT_EXPLAINED))
+    return TextTable("What the time was spent on", ("cause", "share", "time", "evidence"), rows, words=(0, 3))
 
 
 def migrations(figures: Summary, most: int = MIGRATIONS_SHOWN) -> TextTable:

@@ -69,11 +69,8 @@ def outlier(figures: Summary) -> Iterator[str]:
     missing = "" if its.handled_ns else "not handled yet" if its.delivered_ns else "not delivered yet"
     told = "; ".join(filter(None, (known, missing)))
     yield f"outlier: {its.source} -> {its.target}:{its.vector} took {at_least}{human_ns(its.took_ns)} ({told})"
-    for cause in its.causes:
-        yield f"{cause.share:6.0%}  {cause.kind}: {cause.text}"
-    if not its.is_explained:
-        rest = max(0.0, 1 - sum(cause.share for cause in its.causes))
-        yield f"{rest:6.0%}  not explained: nothing that was seen accounts for it"
+    for kind, share, _, text in rows.outlier(figures).rows:
+        yield f"{share:>6}  {kind}: {text}"
     if its.kernel_trace:
         yield f"kernel trace: {its.kernel_trace}"
 

@@ -48,6 +48,7 @@ def render(run: Run, console: Console) -> None:
         rows.coalescing(figures),
         rows.migrations(figures),
         rows.resources(figures),
+        *([rows.cpus(figures)] if figures.outlier else ()),
     ):
         if table.rows:
             console.print()

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sim.results.summary import HostUse, ProcessUse
+from sim.results.summary import CpuUse, HostUse, ProcessUse
 
 __all__ = ["COORDINATOR", "host_use", "private_bytes", "profile"]
 
@@ -16,6 +16,8 @@ COORDINATOR = -1
 """The coordinator's number in the column ``machine``."""
 HOST = -2
 """The whole host's."""
+FIRST_CPU = -3
+"""CPU 0's; CPU 1 has the number before it."""
 
 SPAN_S_MIN = 0.05
 
@@ -103,7 +105,34 @@ def host_use(table: pa.Table, start_ns: int, stop_ns: int) -> HostUse | None:
         pressure_memory_percent=percent("pressure_memory_s"),
         pressure_io_percent=percent("pressure_io_s"),
         sampling_percent=percent("sampling_s"),
+        cpus=_cpus(table, start_ns, stop_ns),
     )
+
+
+def _cpus(table: pa.Table, start_ns: int, stop_ns: int) -> list[CpuUse]:
+    """The load of each CPU; none in tables of an earlier version, or without two samples."""
+    numbers = sorted({number for number in table["machine"].unique().to_pylist() if number <= FIRST_CPU}, reverse=True)
+    rows = _columns(table, numbers, start_ns, stop_ns)
+    found = []
+    for number in numbers:
+        its = {name: column[rows["machine"] == number] for name, column in rows.items()}
+        elapsed_s = float(its["time_ns"][-1] - its["time_ns"][0]) / 1e9 if len(its["time_ns"]) else 0.0
+        if elapsed_s <= 0:
+            continue
+
+        def percent(*names: str, its: dict[str, Column] = its, elapsed_s: float = elapsed_s) -> float:
+            return round(100 * sum(float(its[name][-1] - its[name][0]) for name in names) / elapsed_s, 2)
+
+        found.append(
+            CpuUse(
+                cpu=FIRST_CPU - number,
+                busy_percent=percent("cpu_user_s", "cpu_system_s"),
+                irq_percent=percent("irq_s"),
+                softirq_percent=percent("softirq_s"),
+                steal_percent=percent("steal_s"),
+            )
+        )
+    return found
 
 
 def private_bytes(machine: Column, uss_bytes: Column, instrument_bytes: Column) -> Column:

@@ -71,6 +71,8 @@ RESOURCES = _schema(
     ("pressure_memory_s", pa.float64(), "null"),
     ("pressure_io_s", pa.float64(), "null"),
     ("sampling_s", pa.float64(), "null"),
+    ("irq_s", pa.float64(), "null"),
+    ("softirq_s", pa.float64(), "null"),
 )
 
 SCHEMAS: dict[str, pa.Schema] = {
@@ -157,6 +159,7 @@ MIGRATIONS = _schema(
 
 BINS_LIMIT = 7296
 """``analysis.latency.histogram.BINS``, which a test compares."""
+CPUS_LIMIT = 1 << 13
 TIME_LIMIT, COUNT_LIMIT, BYTES_LIMIT, SECONDS_LIMIT = 1 << 62, 1 << 44, 1 << 50, 1e12
 # The values that a column may hold, by its name or by the unit at the end of its name. A larger one is damage: what
 # reads a table relies on sums, differences and casts to double that are exact.
@@ -173,7 +176,7 @@ LIMITS: dict[str, tuple[float, float]] = {
         ("switches_voluntary", "switches_involuntary", "faults_minor", "faults_major"), (-COUNT_LIMIT, COUNT_LIMIT)
     ),
     **dict.fromkeys(("descriptors", "threads"), (0, 1 << 30)),
-    "machine": (-2, (1 << 16) - 1),
+    "machine": (-3 - CPUS_LIMIT, (1 << 16) - 1),
 }
 
 # Stamps grow slowly: differences take a third of the space that zstd alone leaves.
@@ -274,7 +277,14 @@ def read_table(directory: Path, name: str) -> pa.Table:
         table = parquet.read(use_threads=True)
         table.validate(full=True)
         check_values(file_name(name), table)
-        return table
+        return _with_later_columns(table, SCHEMAS[name])
+
+
+def _with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table of an earlier version with the columns that have been added since, null."""
+    for field in list(schema)[table.num_columns :]:
+        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def check_table(directory: Path, name: str) -> None:
@@ -340,10 +350,11 @@ def read_stream(path: Path) -> tuple[pa.Table, str]:
     nothing is wrong with it. Rows with a value out of range are left out.
     """
     batches: list[pa.RecordBatch] = []
-    rows, wrong, left_out = 0, "", 0
+    rows, wrong, left_out, kinds = 0, "", 0, RESOURCES
     try:
         with open(path, "rb", opener=at_once) as file, pa.ipc.open_stream(file) as reader:
             _check(path.name, reader.schema, RESOURCES)
+            kinds = reader.schema
             for batch in reader:
                 batch.validate(full=True)
                 kept, its_wrong = _sound_rows(path.name, batch)
@@ -358,7 +369,7 @@ def read_stream(path: Path) -> tuple[pa.Table, str]:
         wrong = f"{path.name} ends early, after {rows} rows: {(str(error).splitlines() or [''])[0][:200]}"
     if left_out:
         wrong = f"{wrong}; {left_out} rows are left out"
-    return pa.Table.from_batches(batches, RESOURCES), wrong
+    return _with_later_columns(pa.Table.from_batches(batches, kinds), RESOURCES), wrong
 
 
 def _sound_rows(name: str, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, str]:
@@ -378,6 +389,9 @@ def _sound_rows(name: str, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, str]:
 
 
 def _check(name: str, found: pa.Schema, expected: pa.Schema) -> None:
-    if not found.equals(expected, check_metadata=False):
+    """Columns that may be null can be missing at the end: an earlier version did not have them."""
+    columns = list(expected)
+    same = pa.schema(columns[: len(found)])
+    if not found.equals(same, check_metadata=False) or not all(field.nullable for field in columns[len(found) :]):
         names = [f"{field.name} {field.type}" for field in expected]
         raise UsageError(f"{name} has other columns than {', '.join(names)}")

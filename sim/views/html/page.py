@@ -56,6 +56,7 @@ def page(run: Run) -> str:
         ]
         return _document(title, parts)
     parts += [
+        *_outlier(figures),
         _section("Latency", "latency", lambda: _latency(figures, data)),
         _section("Over time", "time", lambda: _over_time(data, marks, marked)),
         *_migrations(figures),
@@ -235,6 +236,17 @@ def _migrations(figures: Summary | None) -> list[Markup]:
     return [_section("Migrations", "migrations", lambda: [tables.table(table), *notes])]
 
 
+def _outlier(figures: Summary | None) -> list[Markup]:
+    """The doorbell that ended the run, and what it was; nothing for a run that ended otherwise."""
+    if figures is None or figures.outlier is None:
+        return []
+    first, *_ = sentences.outlier(figures)
+    trace = figures.outlier.kernel_trace
+    notes = [tag("p", f"Kernel trace: {trace}", class_="note")] if trace else []
+    table = tables.table(rows.outlier(figures))
+    return [_section("Outlier", "outlier", lambda: [tag("p", first), table, *notes])]
+
+
 def _hosts(run: Run, figures: Summary | None) -> list[Markup]:
     """The part of each host, its latencies, and where its own page is."""
     links = [
@@ -311,6 +323,8 @@ def _host(run: Run, figures: Summary | None) -> list[Markup]:
         ("run", tag("code", run.path.name)),
     ]
     parts = [tables.facts("What the figures depend on", listed)]
+    if figures:
+        parts += tables.folded("CPUs", rows.cpus(figures))
     try:
         source = files.read_bytes(run.path / files.TOPOLOGY, SOURCE_LIMIT_BYTES).decode(errors="replace")
     except UsageError as error:

@@ -116,7 +116,7 @@ def test_time_that_the_hypervisor_took() -> None:
 
 
 def test_an_action_of_the_timeline_is_the_reason_for_what_it_does() -> None:
-    deed = Deed("rx", "stall", 100 * MS, 190 * MS, "the timeline did stall rx (line 3)")
+    deed = Deed("rx", "stall", 100 * MS, 190 * MS, "stall of rx by the timeline (line 3)")
     assert of(looks("T"), deeds=[deed]) == [("timeline", 0.9), ("stopped", 0.1)]
     assert of(looks("T"), deeds=[msgspec.structs.replace(deed, machine="tx")]) == [("stopped", 1.0)]
 

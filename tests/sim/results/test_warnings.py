@@ -147,6 +147,7 @@ def test_the_summary_holds_them_and_what_they_rest_on(tmp_path):
         "pressure_memory_percent": None,
         "pressure_io_percent": None,
         "sampling_percent": 0.0,
+        "cpus": [],
     }
     # The quieter look counts; delivery took 7 us.
     assert (summary["wake_up_baseline"]["p50_ns"], summary["wake_up_baseline"]["clock_ns"]) == (1000, 40.0)

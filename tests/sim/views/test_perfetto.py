@@ -8,15 +8,23 @@ import re
 from collections import Counter
 from typing import Any
 
+import msgspec
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
 import sim.results
 from nodes.errors import UsageError
 from sim.commands.trace import trace as command
+from sim.host.kernel_trace import KernelEvent
 from sim.results import Run, RunDirectory
+from sim.results.analysis.outlier.evidence import Evidence, LatencyPart
+from sim.results.outlier import Cause, Outlier
+from sim.results.store import files
+from sim.results.store.kernel_table import write_kernel_events
+from sim.results.store.schemas import RESOURCES, write_table
 from sim.views.perfetto import trace
-from tests.synthetic import MEASURE_NS, START_NS, STOP_NS, finish, pair, record, topology
+from tests.synthetic import MEASURE_NS, START_NS, STOP_NS, finish, pair, record, topology, usage
 
 RINGS = 200
 STEP_NS = 5_000_000
@@ -96,6 +104,50 @@ def test_a_whole_run_follows_the_format(run):
     kinds = Counter(event["ph"] for event in events)
     assert (kinds["X"], kinds["s"], kinds["f"], kinds["i"]) == (2 * RINGS, RINGS, RINGS, 1)
     assert (made.cut, made.events) == ("", 4 * RINGS)
+
+
+def test_the_host_is_shown_where_it_is_known(run):
+    """Who ran on each CPU, interrupts, the load of CPUs, and the parts of an outlier."""
+    at = MEASURE_NS + 1_000_000
+    write_kernel_events(
+        run.path,
+        [
+            KernelEvent(START_NS - 5000, 1, "switch", 7, "early", "S", 8, "before"),
+            KernelEvent(at, 1, "switch", 8, "before", "R", 9, "busy"),
+            KernelEvent(at + 1000, 1, "softirq", 9, "busy", "", 0, "TIMER"),
+            KernelEvent(at + 1500, 1, "irq", 9, "busy", "", 0, "disk (24)"),
+            KernelEvent(at + 1800, 1, "irq_end", 9, "busy", "", 0, ""),
+            KernelEvent(at + 2000, 1, "softirq_end", 9, "busy", "", 0, ""),
+            KernelEvent(at + 9000, 1, "switch", 9, "busy", "R", 0, "swapper"),
+            KernelEvent(at + 9900, 1, "switch", 0, "swapper", "R", 9, "busy"),
+        ],
+    )
+    table = pa.Table.from_pylist(
+        [
+            dict(zip(RESOURCES.names, usage(-4, "CPU 1", second, irq_s=0.0, softirq_s=0.1 * second), strict=True))
+            for second in (0.0, 1.0)
+        ],
+        RESOURCES,
+    )
+    write_table(run.path, "resources", table)
+    part = LatencyPart("delivery", "to-0", at, at + 5000)
+    files.write_json(run.path / files.OUTLIER, Evidence(parts=[part], machines={}))
+    cause = Cause(kind="no_cpu", machine="to-0", time_ns=5000, share=1.0, text="waited")
+    outlier = Outlier(
+        metric="total.max", limit_ns=1, reached_ns=2, took_ns=2, is_complete=True, source="from-0", target="to-0",
+        vector=0, intended_ns=0, rung_ns=at, delivered_ns=at, handled_ns=at, is_explained=True, causes=[cause],
+    )  # fmt: skip
+    files.write_json(run.path / files.SUMMARY, msgspec.structs.replace(run.figures, outlier=outlier))
+    events = events_of(trace(sim.results.open(run.path), from_s=0.0).content())
+    check(events)
+    names = {(event["pid"], event["tid"]): event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    shown = {event["name"]: (names[event["pid"], event["tid"]], event["dur"]) for event in events if event["ph"] == "X"}
+    assert shown["busy (9)"] == ("CPU 1", 9.0)
+    assert (shown["softirq TIMER"], shown["irq disk (24)"]) == (("CPU 1 softirq", 1.0), ("CPU 1 irq", 0.3))
+    assert shown["delivery: to-0"] == ("the outlier", 5.0)
+    assert "before (8)" not in shown
+    loads = {event["name"]: event["args"]["value"] for event in events if event["name"].startswith("CPU 1 ")}
+    assert loads == {"CPU 1 busy %": 50.0, "CPU 1 irq %": 10.0, "CPU 1 steal %": 0.0}
 
 
 def test_machines_are_processes_with_names(run):
