@@ -4,12 +4,13 @@
  *
  * QEMU loads it as a multiboot kernel (-kernel), in 32-bit protected mode. It finds 1af4:1110 on bus 0, enables memory
  * decoding and bus mastering, and points the MSI-X vectors at words of its own memory: an MSI is a write by the device,
- * and a guest that polls needs no interrupt controller. Each message of vector 0 is answered by one doorbell for each
- * number that a peer has put into its slot of the shared memory (docs/guest.md).
+ * and a guest that polls needs no interrupt controller (with TCG; KVM gives an MSI to the processor). Each message of
+ * vector 0 is answered by one doorbell for each number that a peer has put into its slot of the shared memory
+ * (docs/guest.md).
  *
  * Lines on the console (the first serial port):
  *   ivsim: ready                   a topology waits for this line (`ready_when`)
- *   ivsim: rung=N interrupts=M     totals, after AWAITED answers and whenever a line is typed
+ *   ivsim: rung=N interrupts=M     totals, after AWAITED answers, whenever a line is typed, and before it is unplugged
  *   ivsim: unplugged               the device was to be removed, and the guest has let go of it
  */
 #define PCI_ADDRESS 0xcf8 /* PCI 3.0, 3.2.2.3.2 */
@@ -180,6 +181,7 @@ __attribute__((noreturn, used)) void run(void)
 			answer(registers, slots);
 		}
 		if (in32(UNPLUG_REQUESTS) & 1u << slot) {
+			tell_totals();
 			out32(EJECT, 1u << slot); /* from here on the device is gone */
 			print("ivsim: unplugged\n");
 			for (;;)

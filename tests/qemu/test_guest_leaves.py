@@ -68,6 +68,7 @@ def unplugs(folder: Path, do: str, *, then: str = "end", duration_s: float = 100
 def test_a_guest_lets_go_of_its_device_and_runs_on(do: str, tmp_path: Path, bare_metal: Path) -> None:
     run = sim.run(unplugs(bare_metal, do), runs=tmp_path)
     assert (run.status, run.reason, run.balanced) == ("finished", "", True)
+    assert (run.summary["settled"], run.summary["guest_difference"]) == (0, 0)  # it tells its counts before it lets go
     assert warnings(run) == []
     assert "ivsim: unplugged" in files.console(run.path, "metal").read_text()
     assert [event["peer"] for event in run.events() if event["kind"] == "peer_left"] == [1]
