@@ -65,6 +65,9 @@ class _LazyGroup(click.Group):
         command.short_help = entry.summary
         _add_example(command, entry.example)
         for inner, each in command.commands.items() if isinstance(command, click.Group) else ():
+            each.short_help = each.short_help or " ".join(
+                (each.help or "").partition("\n\n")[0].split()
+            )  # click would cut it
             if (example := INNER_EXAMPLES.get(f"{cmd_name} {inner}")) is not None:
                 _add_example(each, example)
         return command

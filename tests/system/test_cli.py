@@ -72,6 +72,11 @@ def test_every_command_shows_an_example_that_it_understands(name: str) -> None:
         assert str(command.epilog).endswith(f"Example: {example}")
 
 
+@pytest.mark.parametrize("name", ["attach", "device"])
+def test_the_help_of_a_group_says_all_of_what_each_command_does(name: str) -> None:
+    assert "..." not in invoke(name, "--help").stdout.partition("\nCommands:")[2].partition("\n\n")[0]
+
+
 def test_every_command_of_a_group_has_an_example() -> None:
     with cli.ivsim.make_context("ivsim", ["list"], resilient_parsing=True) as context:
         found = [(name, cli.ivsim.get_command(context, name)) for name in COMMANDS]
