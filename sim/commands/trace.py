@@ -35,7 +35,7 @@ __all__ = ["trace"]
     "from_ns",
     callback=duration_ns,
     metavar="TIME",
-    help="Begin so long after the start (2s, 150ms).  [default: the end of the warm-up]",
+    help="Begin so long after the start (2s, 150ms).  [default: the end of the warm-up, or a second before an outlier]",
 )
 def trace(run_directory: Path, output: Path | None, events: int, from_ns: int | None) -> None:
     """Write the run directory RUN in the Trace Event Format, for https://ui.perfetto.dev or chrome://tracing.

@@ -9,6 +9,7 @@ The format: "Trace Event Format" (Google, "Chrome Trace Event Format" document),
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ RUN, RUN_THREAD = 1, 1
 RINGS = 1
 # A slice that is to be seen has a length; how long a ring took is not recorded.
 RING_NS = 1_000
+SECOND_NS = 1_000_000_000
 WINDOW_BINS = 1 << 16
 FOREVER = np.iinfo(np.int64).max
 SAMPLE_COLUMNS = ("source", "target", "vector", "intended_ns", "rung_ns", "delivered_ns", "count")
@@ -60,8 +62,9 @@ class PerfettoTrace:
 
 
 def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> PerfettoTrace:
-    """The rings and drains from ``from_s`` seconds on (by default from the end of the warm-up), as many as fit.
+    """The rings and drains from ``from_s`` seconds on, as many as fit.
 
+    By default from the end of the warm-up; of a run that ended at an outlier, from a second before that.
     Names, counters and what happened come on top of ``events_max``, and are of the whole run. Raises
     ``UsageError`` when the run has no manifest, or nothing that could be shown.
     """
@@ -70,7 +73,7 @@ def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Pe
     run.check_one_host("times of doorbells")
     if not data.start_ns:
         raise UsageError(f"{run.path}: nothing was rung or drained, there is nothing to trace")
-    begin_ns = data.start_ns + round(from_s * 1e9) if from_s is not None else max(data.start_ns, data.measured_ns)
+    begin_ns = data.start_ns + round(from_s * 1e9) if from_s is not None else _default_begin_ns(run, data)
     begin_s = (begin_ns - data.start_ns) / 1e9
     end_ns, rows, earlier = _window(run, begin_ns, data.stop_ns, events_max)
     samples = _rows(run, "samples", SAMPLE_COLUMNS, "rung_ns", begin_ns, end_ns)
@@ -108,6 +111,14 @@ def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Pe
     lines = ['{"displayTimeUnit": "ns", "otherData": ' + _json(about) + ', "traceEvents": [']
     lines += [_json(event) + "," for event in events[:-1]] + [_json(events[-1]), "]}"]
     return PerfettoTrace(lines, there, cut, before)
+
+
+def _default_begin_ns(run: Run, data: TimeSeries) -> int:
+    begin_ns = max(data.start_ns, data.measured_ns)
+    with contextlib.suppress(UsageError):
+        if (its := run.figures.outlier) is not None:
+            return max(begin_ns, (its.intended_ns or its.rung_ns) - SECOND_NS)
+    return begin_ns
 
 
 def _json(value: object) -> str:

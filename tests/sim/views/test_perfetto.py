@@ -146,6 +146,13 @@ def test_the_host_is_shown_where_it_is_known(run):
     assert (shown["softirq TIMER"], shown["irq disk (24)"]) == (("CPU 1 softirq", 1.0), ("CPU 1 irq", 0.3))
     assert shown["delivery: to-0"] == ("the outlier", 5.0)
     assert "before (8)" not in shown
+    # By itself a trace begins a second before the outlier: what is cut is what came long after it began.
+    late = msgspec.structs.replace(outlier, rung_ns=MEASURE_NS + 600 * STEP_NS)
+    files.write_json(run.path / files.SUMMARY, msgspec.structs.replace(run.figures, outlier=late))
+    with pytest.raises(UsageError, match="nothing was rung or drained from"):
+        trace(sim.results.open(run.path))
+    files.write_json(run.path / files.SUMMARY, msgspec.structs.replace(run.figures, outlier=outlier))
+    assert trace(sim.results.open(run.path)).before == trace(run).before
     loads = {event["name"]: event["args"]["value"] for event in events if event["name"].startswith("CPU 1 ")}
     assert loads == {"CPU 1 busy %": 50.0, "CPU 1 irq %": 10.0, "CPU 1 steal %": 0.0}
 
