@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -160,6 +162,13 @@ def test_the_driver_test_of_the_examples_passes_with_ten_lines_a_test(pytester, 
     tests = [node for node in ast.parse(example.read_text()).body if isinstance(node, ast.FunctionDef)]
     assert [test.name for test in tests if test.end_lineno - test.lineno + 1 > 10] == []
     assert len(tests) == 3
+
+
+def test_the_driver_test_runs_where_it_is_with_nothing_but_pytest():
+    """Its configuration is its own: the repository's names plugins of `make test`."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:timeout", "-p", "no:cacheprovider", "--collect-only", "-q"]
+    done = subprocess.run([*command, "examples/driver_test"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "3 tests collected" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_recipes_install_what_the_driver_test_needs_and_run_it():
