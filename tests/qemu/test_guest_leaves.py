@@ -26,9 +26,11 @@ machines = "metal"
 
 [[timeline]] # its server has announced the leave, and the guest has released its device
 console = "^ivsim: unplugged"
-when = "refused > 0"
+when = "{gone}"
 do = "{then}"
 """
+GONE_WHEN = {"leave": "up == 1", "unplug": "refused > 0"}
+"""A guest prints that it has let go before QEMU says so; a machine that leaves has left when QEMU has."""
 GONE = """
 [machines.gone]
 program = "idle"
@@ -60,7 +62,7 @@ def unplugs(folder: Path, do: str, *, then: str = "end", duration_s: float = 100
     begin, _, _ = (folder / "bare_metal.toml").read_text().partition("[[timeline]]")
     begin = begin.replace("60.0", str(duration_s))
     begin = begin.replace("rounds = 1000, timeout_s = 10.0", "timeout_s = 0.2")
-    file.write_text(begin + UNPLUGS.format(do=do, then=then) + rest)
+    file.write_text(begin + UNPLUGS.format(do=do, then=then, gone=GONE_WHEN[do]) + rest)
     return file
 
 
