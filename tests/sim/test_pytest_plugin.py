@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -166,8 +167,11 @@ def test_the_driver_test_of_the_examples_passes_with_ten_lines_a_test(pytester, 
 
 def test_the_driver_test_runs_where_it_is_with_nothing_but_pytest():
     """Its configuration is its own: the repository's names plugins of `make test`."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:timeout", "-p", "no:cacheprovider", "--collect-only", "-q"]
-    done = subprocess.run([*command, "examples/driver_test"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pytest", "-p", "sim.pytest_plugin", "-p", "no:cacheprovider", "--collect-only"]
+    alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [*command, "examples/driver_test"], cwd=ROOT, env=alone, capture_output=True, text=True, check=False
+    )
     assert "3 tests collected" in done.stdout, done.stdout + done.stderr
 
 
