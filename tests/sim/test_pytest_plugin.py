@@ -172,7 +172,7 @@ def test_the_driver_test_runs_where_it_is_with_nothing_but_pytest():
     done = subprocess.run(
         [*command, "examples/driver_test"], cwd=ROOT, env=alone, capture_output=True, text=True, check=False
     )
-    assert "3 tests collected" in done.stdout, done.stdout + done.stderr
+    assert (done.returncode, "3 tests collected" in done.stdout) == (0, True), done.stdout + done.stderr
 
 
 def test_the_recipes_install_what_the_driver_test_needs_and_run_it():
