@@ -54,7 +54,7 @@ def markdown(text: str) -> str:
 
 def short(annotation: object) -> str:
     """An annotation without the names of modules."""
-    return re.sub(r"\w+\.", "", inspect.formatannotation(annotation))
+    return re.sub(r"Optional\[(.*)\]$", r"\1 | None", re.sub(r"\w+\.", "", inspect.formatannotation(annotation)))
 
 
 def programs_tables() -> str:

@@ -32,6 +32,11 @@ __all__ = [
 
 IVSIM = [sys.executable, "-m", "sim"]
 PATIENCE_S = 120.0
+TIMING = {
+    *("rung_per_s", "coalescing", "delivery_p50_ns", "delivery_p99_ns", "total_p50_ns", "total_p99_ns"),
+    *("uss_bytes", "ready_s", "host"),
+}
+"""The columns of a sweep's table that differ from one time and place to the next."""
 
 
 def until(holds: Callable[[], object], progress: Callable[[], object] = lambda: None, *, what: str) -> None:
@@ -121,13 +126,10 @@ def end_all(parts: Sequence[Part]) -> None:
         part.wait()
 
 
-def table(directory: Path) -> list[tuple[object, ...]]:
+def table(directory: Path) -> list[dict[str, object]]:
     """The table of a sweep without what time or place decide."""
     rows = json.loads((directory / "sweep.json").read_text())["rows"]
-    return [
-        (row["place"], row["repeat"], row["seed"], tuple(row["values"].items()), row["status"], row["balanced"])
-        for row in rows
-    ]
+    return [{name: value for name, value in row.items() if name not in TIMING} for row in rows]
 
 
 def left_below(place: Path) -> list[str]:

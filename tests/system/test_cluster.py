@@ -48,7 +48,7 @@ def test_a_killed_workers_run_is_repeated_and_nothing_is_left(file: Path, tmp_pa
         assert client.wait() == 0, client.complained
         assert alive(its) == []
     (directory,) = (tmp_path / "r").iterdir()
-    assert [row[:3] for row in table(directory)] == [(1, 0, 5), (2, 0, 5)]
+    assert [(row["place"], row["repeat"], row["seed"]) for row in table(directory)] == [(1, 0, 5), (2, 0, 5)]
     assert {row.host for row in Sweep.resume(directory).rows} == {"alpha"}
     assert "host" in client.said.splitlines()[0].split()
     assert left_below(Path(tempfile.gettempdir())) == []
@@ -77,6 +77,46 @@ def test_a_client_that_ends_leaves_nothing_and_the_workers_serve_the_next_one(
         arguments = ["sweep", str(file), "--set", "run.engine=virtual", "--repeat", "2", "--scheduler", address]
         again = Part([*arguments, "--runs", str(tmp_path / "again")], tmp_path / "again.log")
         assert again.wait() == 0, again.complained
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXPLORE = [
+    *("explore", str(EXAMPLES / "explore.toml")),
+    *("--program", str(EXAMPLES / "ring_buffer.py"), "--program", str(EXAMPLES / "lost_wake_up.py")),
+]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_the_first_seed_that_fails_ends_the_others_and_its_schedule_can_be_replayed(tmp_path: Path) -> None:
+    with cluster(tmp_path, ["alpha", "beta"]) as (address, _, workers):
+        file = tmp_path / "schedule.json"
+        words = [*EXPLORE, "--set", "machines.consumer.program=lossy_consumer", "--seeds", "200000"]
+        words += ["--scheduler", address, "-o", str(file)]
+        client = Part(words, tmp_path / "client.log")
+        assert client.wait() == 99, client.complained
+        assert "the shortest schedule has 1 of the" in client.said
+        assert int(client.said.split()[0]) < 20_000  # of 200,000 seeds
+        until(lambda: not any(jobs(worker) for worker in workers.values()), what="no batch")
+        until(lambda: not job_directories(), what="no directory of a job")
+        replayed = Part(["run", "--replay", str(file)], tmp_path / "replayed.log")
+        assert replayed.wait() == 99, replayed.complained
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_search_that_ends_leaves_no_batch(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    with cluster(tmp_path, ["alpha", "beta"]) as (address, _, workers):
+        words = [*EXPLORE, "--seeds", "1000000", "--jobs", "2", "--scheduler", address]
+        client = Part(words, tmp_path / "client.log")
+        for worker in workers.values():
+            until(lambda its=worker: len(jobs(its)) > 2, client.process.poll, what=f"a batch: {client.said}")
+        its = [pid for worker in workers.values() for pid in jobs(worker)]
+        assert client.end(number) == code, client.complained
+        until(lambda: not alive(its), what="the end of the batches")
+        until(lambda: not job_directories(), what="no directory of a job")
+    assert left_below(Path(tempfile.gettempdir())) == []
 
 
 def parent(pid: int) -> int:

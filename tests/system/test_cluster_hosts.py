@@ -203,7 +203,34 @@ def child(worker: Part) -> int:
     return pid
 
 
+def test_three_hosts_share_a_sweep_and_one_of_them_dies_with_its_workers_supervisor(make_site) -> None:
+    site = make_site("alpha", "beta", "gamma")
+    expected = table(site.here(str(site.file), "--repeat", "9"))
+    site.scheduler()
+    workers = {name: site.worker(name) for name in ("alpha", "beta", "gamma")}
+    client = site.sweep(str(site.file), "--repeat", "9", "--runs", str(site.place / "there"))
+    for name in workers:
+        client.until_it_says(f"on {name}")
+    its = descendants(workers["gamma"].process.pid)
+    workers["gamma"].end(signal.SIGKILL)
+    until(lambda: not alive(its), what="the end of the third worker's processes")
+    assert client.wait() == 0, client.complained
+    assert table(only(site.place / "there")) == expected
+    assert {row.host for row in Sweep.resume(only(site.place / "there")).rows} >= {"alpha", "beta"}
+    until(lambda: not any(jobs(workers[name]) for name in ("alpha", "beta")), what="no run")
+
+
 # One topology over several hosts
+
+
+THIRD = """
+[domains.middle]
+host = "any"
+[machines.centre]
+domains = ["middle"]
+program = "storm"
+parameters = { to = "all", rate_hz = 400.0 }
+"""
 
 
 def halves(site: Site, **values: str) -> list[str]:
@@ -236,6 +263,25 @@ def test_two_hosts_whose_clocks_differ_by_an_hour_start_together_and_their_count
         part_ready < event["utc"] for part in parts.values() for event in part.events() if event["kind"] == "ready"
     )
     until(lambda: not any(jobs(worker) for worker in workers), what="no run")
+
+
+def test_three_hosts_run_a_topology_together(make_site) -> None:
+    """One domain has a name, two go where there is room: each host has one."""
+    site = make_site("alpha", "beta", "gamma")
+    site.scheduler()
+    for name in ("alpha", "beta", "gamma"):
+        site.worker(name)
+    file = site.place / "thirds.toml"
+    file.write_text(TWO_HALVES + THIRD)
+    client = site.run("run", str(file), "--set", "domains.left.host=gamma", "--runs", str(site.place / "there"))
+    assert client.wait() in (0, 99), client.said + client.complained
+    run = sim.open(only(site.place / "there"))
+    machines = {host: part.figures.machines for host, part in run.parts.items()}
+    assert machines.keys() == {"alpha", "beta", "gamma"}
+    assert machines["gamma"] == 2
+    assert sorted(machines.values()) == [1, 2, 3]
+    assert run.figures.rung == sum(part.figures.rung for part in run.parts.values()) > 0
+    assert run.figures.balanced
 
 
 def test_a_host_that_is_cut_off_during_the_run_fails_it_and_the_other_is_kept(make_site) -> None:
