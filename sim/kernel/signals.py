@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
@@ -23,6 +22,13 @@ Handler = Callable[[int, FrameType | None], Any] | int | None
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def _is_main_thread() -> bool:
+    # Not sooner: a process that is forked with this module loaded repairs its locks, and writes pages for it.
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
 def signals_taken() -> list[signal.Signals]:
     """The signals that end this program: all but SIGHUP when it is ignored, which is what nohup(1) asks for."""
     return [number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
@@ -30,7 +36,7 @@ def signals_taken() -> list[signal.Signals]:
 
 def interrupts_raise() -> None:
     """From now on, SIGINT raises ``KeyboardInterrupt`` where it ends the process; where it is ignored, it stays so."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+    if _is_main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -47,7 +53,7 @@ def signals_noted() -> Iterator[Callable[[], str]]:
             raise KeyboardInterrupt
         noted.append(signal.Signals(number).name)
 
-    if threading.current_thread() is not threading.main_thread():
+    if not _is_main_thread():
         yield lambda: ""
         return
     previous = {number: signal.signal(number, note) for number in signals_taken()}

@@ -320,19 +320,19 @@ class BatchMaker:
     def __init__(self) -> None:
         self._ring: _Ring | None = None
         self._is_refused = False
-        self._batches: weakref.WeakSet[_UringBatch] = weakref.WeakSet()
-        _makers.add(self)
+        self._batches: dict[_UringBatch, None] = {}  # until they are closed
+        _makers.add(weakref.ref(self, _makers.discard))
 
     def __call__(self, lines: Sequence[Line]) -> Batch:
         if len(lines) < LEAST:
             return LoopBatch(lines, one_by_one(signal))
         batch = _UringBatch(self, lines)
-        self._batches.add(batch)
+        self._batches[batch] = None
         return batch
 
     def forget(self, batch: _UringBatch) -> None:
         """A batch is closed."""
-        self._batches.discard(batch)
+        self._batches.pop(batch, None)
 
     def ring_of_process(self) -> _Ring | None:
         """The ring, which the first batch makes; None where the kernel has none for this process."""
@@ -360,7 +360,7 @@ class BatchMaker:
             ring.close()
 
 
-_makers: weakref.WeakSet[BatchMaker] = weakref.WeakSet()
+_makers: set[weakref.ref[BatchMaker]] = set()
 
 
 def _tried_ring() -> _Ring:
@@ -388,8 +388,9 @@ def _tried_ring() -> _Ring:
 
 
 def _begin_anew() -> None:
-    for maker in list(_makers):
-        maker.begin_anew()
+    for reference in list(_makers):
+        if (maker := reference()) is not None:
+            maker.begin_anew()
 
 
 os.register_at_fork(after_in_child=_begin_anew)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal as signals
 import socket
 import sys
 
@@ -18,7 +17,6 @@ from sim.engines.process.worker import Worker
 from sim.engines.shared.configuration import WorkerConfiguration, decode_configuration
 from sim.engines.shared.failures import explain
 from sim.kernel.processes import end_children, keep_orphans, schedule, tie_to
-from sim.kernel.signals import ENDING
 from sim.kernel.waiting import readable_within
 from sim.recording import Recording, State, header
 
@@ -26,7 +24,7 @@ __all__ = ["main"]
 
 
 def main(configuration: int, control_socket: socket.socket, parent: int, coordinator: int) -> None:
-    """Run one machine until Stop, then end this process.
+    """Run one machine until Stop, then end this process. The signals that end a program are ignored as in its parent.
 
     Args:
         configuration: a descriptor of the encoded `WorkerConfiguration`.
@@ -34,8 +32,6 @@ def main(configuration: int, control_socket: socket.socket, parent: int, coordin
         parent: the process that forked this one, which ends at once.
         coordinator: the process that adopts this one.
     """
-    for number in ENDING:
-        signals.signal(number, signals.SIG_IGN)
     keep_orphans()
     link = Control(control_socket)
     code = 1
