@@ -338,6 +338,8 @@ def test_a_migration_that_no_guest_can_do_is_a_mistake_of_the_file(guest: str, k
         loads(text)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("example", ["uio_guest", "kernel_driver"])
 def test_a_linux_guest_migrates_and_then_lets_go_of_its_device(example: str, tmp_path: Path) -> None:
     file = ROOT / "examples" / example / f"{example}.toml"
@@ -348,7 +350,11 @@ def test_a_linux_guest_migrates_and_then_lets_go_of_its_device(example: str, tmp
     text = file.read_text().partition("[[timeline]]")[0].replace("../../build", f"{ROOT}/build")
     text = text.replace('kind = "qemu"', 'kind = "qemu"\nrole = "master"\ndomains = ["here"]')
     text = text.replace('program = "round_trip"', 'program = "round_trip"\ndomains = ["here"]')
-    text = text.replace("60.0", "200.0") + DOMAIN.format(name="here") + DOMAIN.format(name="there")
+    text = (
+        text.replace("60.0", "200.0").replace("ready_when", "ready_timeout_s = 200.0\nready_when")
+        + DOMAIN.format(name="here")
+        + DOMAIN.format(name="there")
+    )
     # The first machine in a domain is peer 0, and only that can be a master.
     begin, timer, linux = (
         text[: text.index("[machines.timer]")],
