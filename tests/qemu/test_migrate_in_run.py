@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 import sim
+from sim.runner import Begun
 from tests.qemu.test_kinds import check
 from topologies import loads
 
@@ -77,14 +79,38 @@ def topology(keys: dict[str, str]) -> str:
     )
 
 
+COUNTS = """
+def counts(guest):
+    while True:
+        count = int.from_bytes(guest.memory[:8], "little") + 1
+        guest.memory[:8] = count.to_bytes(8, "little")
+        yield guest.clock() + 10_000_000
+"""
+
+
 def test_a_qemu_moves_to_another_domain_and_one_is_handed_over(tmp_path: Path) -> None:
-    run = sim.run(loads(topology(MOVES)), runs=tmp_path)
+    program = tmp_path / "counting.py"
+    program.write_text(COUNTS)
+    text = topology(MOVES).replace('"idle"', '"counting:counts"')
+    memories: dict[str, int] = {}
+
+    def begin(begun: Begun) -> None:
+        memories.update({each.domain: os.open(f"/dev/shm/{each.memory}", os.O_RDONLY) for each in begun.access})
+
+    try:
+        run = sim.run(loads(text, programs=[program]), runs=tmp_path, on_begin=begin)
+        counted = {domain: int.from_bytes(os.pread(file, 8, 0), "little") for domain, file in memories.items()}
+    finally:
+        for file in memories.values():
+            os.close(file)
     check(run)
     assert run.status == "finished", run.reason
     moved = {each.machine: each for each in run.figures.migrations}
     assert {name: each.verdict for name, each in moved.items()} == {"mover": "moved", "kept": "moved"}, run.events()
     assert (moved["mover"].from_domain, moved["mover"].to_domain, moved["mover"].to_peer) == ("mover", "there", 0)
     assert moved["mover"].memory_bytes == 1 << 16
+    # It has gone on with what it had stored, in the memory where it is now.
+    assert counted["there"] >= counted["mover"] > 0
     assert moved["kept"].memory_bytes == 0
     assert moved["kept"].delivered_after
     assert all(each.state_bytes for each in moved.values())
