@@ -151,6 +151,9 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
     invariants = read_invariants(fields.get("invariant", ()), programs, report)
     matrix = read_matrix(fields.get("matrix", {}), report)
     check_guests(resolved, run, report)
+    if run.get("stop_above") and run.get("sample_every", 1) == 0:
+        expected = "no stop_above with sample_every = 0: only doorbells with a time stamp are held against it"
+        report.add(("run", "stop_above"), expected, show(run["stop_above"]), "sample_every = 1 takes all of them")
     if report.problems:
         return None
     topology = Topology(

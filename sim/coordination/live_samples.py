@@ -17,7 +17,7 @@ from sim.recording import Recording, header
 from sim.recording.layout import DRAIN_WORDS
 from sim.recording.reader import VECTOR_MASK, domain_and_peer, drains_so_far
 
-__all__ = ["LiveSample", "LiveSamples", "Receiver"]
+__all__ = ["LiveSample", "LiveSamples", "Receiver", "handled_ns"]
 
 FOLLOWED_MAX = 1 << 16
 """Samples of one machine that are followed after they were delivered: a masked vector handles none."""
@@ -135,10 +135,9 @@ class LiveSamples:
         if self._latency == "delivery":
             done, receiver.delivered = receiver.delivered, []
             return done
-        words, drains_at = receiver.recording.words, receiver.recording.layout.drains_at
         done, left = [], list[LiveSample]()
         for sample in receiver.delivered:
-            sample.handled_ns = words[drains_at + DRAIN_WORDS * sample.place + 2]
+            sample.handled_ns = handled_ns(receiver.recording, sample.place)
             (done if sample.handled_ns else left).append(sample)
         receiver.delivered = left[:FOLLOWED_MAX]
         return done
@@ -159,6 +158,11 @@ class LiveSamples:
             else:
                 self.receivers[target].rung.setdefault(vector, []).append(sample)
         receiver.rings = used
+
+
+def handled_ns(recording: Recording, place: int) -> int:
+    """When the program had handled the drain of that number; 0 if it has not."""
+    return recording.words[recording.layout.drains_at + DRAIN_WORDS * place + 2]
 
 
 def _match(receiver: Receiver, used: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from sim.coordination.deeds import Deeds
 from sim.coordination.host_history import HostHistory
 from sim.coordination.incarnation import Incarnation
-from sim.coordination.live_samples import LiveSample, LiveSamples
+from sim.coordination.live_samples import LiveSample, LiveSamples, handled_ns
 from sim.coordination.machines import LiveMachines
 from sim.coordination.run_end import RunEnd
 from sim.engines.base import RunLoop
@@ -194,6 +194,9 @@ class OutlierWatch:
         now_ns = self._clock.now_ns()
         if self._limit.point == "max":
             reached_ns = self._took_ns(sample, now_ns)
+        if sample.place >= 0 and not sample.handled_ns:
+            receiver = self._samples.receivers[sample.target]
+            sample.handled_ns = handled_ns(receiver.recording, sample.place)
         name = {row: its.incarnation.rows[its.place].name for row, its in self._samples.receivers.items()}
         begin_ns, end_ns = sample.ends_ns(self._limit.latency)
         self.outlier = Outlier(

@@ -42,3 +42,11 @@ def test_what_is_no_limit_is_told_with_its_line(text: str) -> None:
     (problem,) = caught.value.problems
     assert (problem.line, problem.key) == (4, "run.stop_above")
     assert problem.expected.startswith('a limit such as "5ms"')
+
+
+def test_a_run_without_samples_has_none_to_hold_against_a_limit() -> None:
+    with pytest.raises(TopologyError) as caught:
+        loads(f'{MINIMAL}[run]\nsample_every = 0\nstop_above = "5ms"\n')
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.key) == (5, "run.stop_above")
+    assert problem.expected.startswith("no stop_above with sample_every = 0")
