@@ -18,6 +18,7 @@ from tests import stalls
 LIMIT = "100ms"
 TRIALS = int(os.environ.get("IVSIM_STALLS", "1"))
 """How many stalls of each kind are injected; with --full and IVSIM_STALLS=25, that is 225 in all."""
+FOREVER_NS = 1 << 62
 OF_THE_HOST = {"no_cpu", "stolen", "throttled", "disk"}
 COMPUTES = {"garbage_collection", "page_faults", "no_cpu", "computed"}
 """Stalls that need a CPU: on a busy host they get little of it, and nearly all of the time is the host's."""
@@ -65,10 +66,14 @@ def is_right(stall: str, result: sim.Run) -> bool:
     first = its.causes[0].kind if its.causes else ""
     named = KINDS[stall] in {cause.kind for cause in its.causes}
     noted = result.figures.statistics.get("rx", {})
-    begin_ns = noted.get("begin_ns", 0)
+    begin_ns, end_ns = noted.get("begin_ns", FOREVER_NS), noted.get("end_ns", FOREVER_NS)
+    if stall == "timeline":
+        begin_ns = min((each["time_ns"] for each in result.actions()), default=FOREVER_NS)
+    if stall in ("masked", "stopped_sender"):  # the receiver goes on at once
+        end_ns = FOREVER_NS
     its_begin_ns = its.intended_ns or its.rung_ns
-    happened_before = stall != "timeline" and (not begin_ns or begin_ns > its_begin_ns + its.took_ns)
-    if happened_before:
+    overlap_ns = min(end_ns, its_begin_ns + its.took_ns) - max(begin_ns, its_begin_ns)
+    if overlap_ns < its.took_ns / 10:  # it was another one
         return its.is_explained and first in OF_THE_HOST
     starved = stall in COMPUTES and first in OF_THE_HOST and its.causes[0].share >= 0.9
     return its.is_explained and (starved or named) and first in OF_THE_HOST | {KINDS[stall]}
