@@ -82,3 +82,10 @@ assert completion.get_completions(["run", "ping_pong", "--set"], "machines.ping.
 def test_completion_loads_no_library_of_runs() -> None:
     """Of any command: each declares its options without the libraries that it uses."""
     assert not packages(loaded(COMPLETING)) & HEAVY - {"multiprocessing"}  # `attach` and `serve` are about memory
+
+
+def test_the_process_that_workers_are_forked_from_loads_little() -> None:
+    """Each fork with `threading` repairs its locks, and writes pages that it shared until then."""
+    added = loaded("from sim.engines.process import zygote") - loaded("pass")
+    assert "sim.engines.process.worker" in added
+    assert not packages(added) & (HEAVY | {"threading", "topologies", "subprocess", "logging"})
