@@ -131,9 +131,11 @@ def _pace(edge: Edge, more: Facts, less: Facts) -> str:
     if source not in more.order or target not in more.names:
         return ""
     places = np.flatnonzero(more.order[source] == more.names.index(target) << 16 | vector)
-    if not len(places) or places[0] < rung:
-        return ""
-    return f"pace: {source} rang {rung} doorbells there, and this is its doorbell {places[0] + 1}"
+    if len(places) and places[0] >= rung:
+        return f"pace: {source} rang {rung} doorbells there, and this is its doorbell {places[0] + 1}"
+    if peer == LATER and rung < others and not (more.stays(target) and less.stays(target)):
+        return f"pace: {source} rang {rung} doorbells there, {others} here, and had not heard of {target}"
+    return ""
 
 
 def _arrival(source: str, target: str, moved: frozenset[str]) -> str:
@@ -150,6 +152,9 @@ def _shorter(machines: Sequence[str], more: Facts, less: Facts) -> str:
     """In words, that machines that join or leave were up together for a shorter time in the second run; or ""."""
     if all(run.stays(name) for run in (more, less) for name in machines):
         return ""
+    for name in machines:
+        if name in more.names and name not in more.up:
+            return f"start: {name} had joined here, and left or died before it was Ready"
     times_ns = []
     for run in (more, less):
         spans = [run.up.get(name, (0, 0)) for name in machines]

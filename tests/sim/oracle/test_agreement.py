@@ -83,13 +83,25 @@ def test_an_edge_that_the_slower_run_did_not_reach_is_explained_by_its_pace() ->
 
 
 def test_an_edge_to_a_machine_that_has_joined_again_is_explained_by_the_pace_too() -> None:
-    """The machine is up for as long in both, or its server has admitted it and it was never Ready."""
     again = {**BOTH, ("storm-0", "storm-1.2", LATER, 0): 1}
     order = {"storm-0": np.append(FACTS.order["storm-0"], 3 << 16)}
     (found,) = differences({}, {"edges": again, "order": order})
     assert found.explained == "pace: storm-0 rang 10 doorbells there, and this is its doorbell 11"
-    (found,) = differences({"edges": {**BOTH, ("storm-0", "storm-1", 1, 0): 7}}, {"edges": again, "order": order})
-    assert (found.where, found.explained) == ("storm-0 -> storm-1.2, vector 0", "")
+
+
+def test_an_edge_to_a_machine_that_joins_is_explained_by_a_slower_ringer_or_by_a_start_that_is_cut_short() -> None:
+    edge = ("storm-0", "storm-1.2", LATER, 0)
+    order = {"storm-0": np.append(3 << 16, FACTS.order["storm-0"])}
+    more = {"edges": {**BOTH, edge: 1}, "order": order, "up": {**FACTS.up, "storm-1.2": (5, 10)}}
+    less = {"edges": {**BOTH, ("storm-0", "storm-2", 2, 0): 3}, "up": more["up"]}
+    explained = {each.where: each.explained for each in differences(less, more)}
+    there = "storm-0 -> storm-1.2, vector 0"
+    assert explained[there] == "pace: storm-0 rang 9 doorbells there, 11 here, and had not heard of storm-1.2"
+    less["edges"] = {("storm-0", "storm-1", 1, 0): 7, ("storm-0", "storm-2", 2, 0): 4}
+    assert {each.where: each.explained for each in differences(less, more)}[there] == ""
+    more["up"] = FACTS.up
+    explained = {each.where: each.explained for each in differences(less, more)}
+    assert explained[there] == "start: storm-1.2 had joined here, and left or died before it was Ready"
 
 
 def test_the_first_id_of_a_machine_that_migrates_is_the_one_that_it_had_before() -> None:
