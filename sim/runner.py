@@ -29,7 +29,7 @@ from sim.engines.base import Engine
 from sim.engines.process.engine import ProcessEngine
 from sim.engines.qemu.guest_command import check_guests
 from sim.engines.virtual.chaos import draw_decisions, with_faults
-from sim.engines.virtual.engine import VirtualEngine
+from sim.engines.virtual.engine import VirtualEngine, rare_collections
 from sim.host.preflight import check
 from sim.host.runtime_directory import runtime_directory
 from sim.host.wake_up_baseline import WakeUpBaseline, baseline_if_any
@@ -54,13 +54,15 @@ class EngineKind(NamedTuple):
     """An engine that can run a topology.
 
     ``make`` is called with the topology, a private directory, and the path of the first server's socket.
-    ``prepare`` adds to the topology what the engine draws from the seed. ``in_real_time``: the engine needs this
-    host to be large enough, and its latencies contain what a wake-up costs.
+    ``prepare`` adds to the topology what the engine draws from the seed. ``during`` is entered for the whole run and
+    its results. ``in_real_time``: the engine needs this host to be large enough, and its latencies contain what a
+    wake-up costs.
     """
 
     make: Callable[[Topology, Path, Path], Engine]
     in_real_time: bool
     prepare: Callable[[Topology], Topology] = lambda topology: topology
+    during: Callable[[Topology], contextlib.AbstractContextManager[None]] = lambda topology: contextlib.nullcontext()
 
     def baselines(self) -> list[WakeUpBaseline]:
         """Measures the wake-up baseline; empty if the run has none."""
@@ -73,6 +75,7 @@ ENGINES: dict[str, EngineKind] = {
         lambda topology, runtime, socket_path: VirtualEngine(topology),
         in_real_time=False,
         prepare=lambda topology: with_faults(topology, draw_decisions(topology)),
+        during=rare_collections,
     ),
 }
 """By their names in ``[run] engine``."""
@@ -153,7 +156,7 @@ def run(
             topology, engine_kind = _prepared(topology, overrides, files_of_programs, domains, Path(runs))
             arguments = {"overrides": dict(topology.overrides), "resources_every_s": resources_every_s}
             arguments |= {"programs": files_of_programs, **({"domains": list(domains)} if domains else {})}
-            with RunDirectory.create(Path(runs), topology, arguments) as directory:
+            with engine_kind.during(topology), RunDirectory.create(Path(runs), topology, arguments) as directory:
                 return _run_here(
                     topology, engine_kind, directory, resources_every_s, interrupts, gate, socket_path, on_begin
                 )

@@ -44,15 +44,44 @@ def storm(
     1 / k ** skew (Zipf's law). ``vectors`` are the vectors to ring, by default all; one that is listed twice is rung
     twice as often.
     """
-    if not skew >= 0:
-        raise GuestError(f"expected a skew of at least 0, got {skew}: the first peers are those rung most")
     order = _Order(guest, Targets(guest, to, vectors), skew)
     if rate_hz is None:
         yield from _storm_at_will(guest, order, burst)
-    else:
-        group = burst if arrivals == "bursts" else 1
-        mean_ns = SECOND_NS * group / rate_hz
-        yield from _storm_in_time(guest, order, burst, group, mean_ns, poisson=arrivals == "poisson")
+        return
+    # The open loop is in this generator itself: a further one is resumed with each interrupt of each machine.
+    group = burst if arrivals == "bursts" else 1
+    mean_ns, poisson = SECOND_NS * group / rate_hz, arrivals == "poisson"
+    clock, ring, targets = guest.clock, guest.ring, order.targets
+    in_one_go = due_ns = 0
+    try:
+        while True:
+            waited = yield from targets.wait()
+            turns = order.turns()
+            # Doorbells that were due before there was a peer are left out.
+            for due_ns in due_times(guest, mean_ns, clock() if waited else begin_ns(guest), poisson=poisson):
+                if in_one_go >= burst:  # it is late, and still takes its own interrupts
+                    yield NOW
+                    in_one_go = 0
+                while clock() < due_ns:
+                    yield due_ns
+                    in_one_go = 0
+                if targets.generation != guest.generation and targets.look():
+                    if not any(targets.rows):
+                        break
+                    turns = order.turns()
+                if group == 1:
+                    peer, vector = next(turns)
+                    ring(peer, vector, due_ns)
+                else:
+                    for peer, vector in islice(turns, group):
+                        ring(peer, vector, due_ns)
+                in_one_go += group
+            else:
+                due_ns = 0
+                yield from wait_until(guest, inf)
+            due_ns = 0
+    finally:
+        miss(guest, due_ns, mean_ns, group)
 
 
 class _Order:
@@ -63,6 +92,8 @@ class _Order:
     """
 
     def __init__(self, guest: Guest, targets: Targets, skew: float) -> None:
+        if not skew >= 0:
+            raise GuestError(f"expected a skew of at least 0, got {skew}: the first peers are those rung most")
         self.targets = targets
         self._skew, self._draw = skew, guest.random.random
         self._salt = guest.random.randrange(1 << 32)
@@ -108,40 +139,6 @@ def _storm_at_will(guest: Guest, order: _Order, burst: int) -> Program:
                     break
         for batch in bursts:
             guest.release(batch)
-
-
-def _storm_in_time(guest: Guest, order: _Order, burst: int, group: int, mean_ns: float, *, poisson: bool) -> Program:
-    clock, ring, targets = guest.clock, guest.ring, order.targets
-    in_one_go = due_ns = 0
-    try:
-        while True:
-            waited = yield from targets.wait()
-            turns = order.turns()
-            # Doorbells that were due before there was a peer are left out.
-            for due_ns in due_times(guest, mean_ns, clock() if waited else begin_ns(guest), poisson=poisson):
-                if in_one_go >= burst:  # it is late, and still takes its own interrupts
-                    yield NOW
-                    in_one_go = 0
-                while clock() < due_ns:
-                    yield due_ns
-                    in_one_go = 0
-                if targets.generation != guest.generation and targets.look():
-                    if not any(targets.rows):
-                        break
-                    turns = order.turns()
-                if group == 1:
-                    peer, vector = next(turns)
-                    ring(peer, vector, due_ns)
-                else:
-                    for peer, vector in islice(turns, group):
-                        ring(peer, vector, due_ns)
-                in_one_go += group
-            else:
-                due_ns = 0
-                yield from wait_until(guest, inf)
-            due_ns = 0
-    finally:
-        miss(guest, due_ns, mean_ns, group)
 
 
 def trace(guest: Guest, *, file: Trace) -> Program:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sim.recording import Recording, header
 from sim.recording.header import COUNTER_AT
-from sim.recording.layout import VECTOR_WORDS
+from sim.recording.layout import DRAIN_WORDS, VECTOR_WORDS
 
 __all__ = ["Drains", "Recorder"]
 
@@ -97,10 +97,8 @@ class Recorder:
         has counted it; ``handled`` completes the entry. An entry counts by itself as soon as its time is stored: totals
         are derived from the entries, and the header's number of them is a lower bound that ``flush`` raises.
         """
-        words, vectors_at = self.words, self.layout.vectors_at
-        keys, delivered, handled_at = self._recording.drain_columns()
-        used, size = 0, len(keys)
-        one = [1 << 16 | vector for vector in range(self.layout.vectors)]  # the keys of one doorbell
+        words, vectors_at, drains_at = self.words, self.layout.vectors_at, self.layout.drains_at
+        used, size = 0, self.layout.drains
         is_open = False  # whether the last entry is still to be completed
 
         def drained(vector: int, count: int, delivered_ns: int) -> None:
@@ -108,16 +106,20 @@ class Recorder:
             if used == size:
                 full(vector, count)
                 return
-            keys[used] = one[vector] if count == 1 else count << 16 | vector
-            delivered[used] = delivered_ns
+            at = drains_at + DRAIN_WORDS * used
+            words[at] = count << 16 | vector
+            words[at + 1] = delivered_ns
             used += 1
             is_open = True
 
         def handled(handled_ns: int) -> None:
             if is_open:
-                handled_at[used - 1] = handled_ns
+                words[drains_at + DRAIN_WORDS * used - 1] = handled_ns
 
         def recording(deliver: Deliver, clock: Callable[[], int]) -> Deliver:
+            keys, delivered, handled_at = self._recording.drain_columns()
+            one = [1 << 16 | vector for vector in range(self.layout.vectors)]  # the keys of one doorbell
+
             def recorded(vector: int, count: int) -> int | None:
                 nonlocal used, is_open
                 if (entry := used) == size:

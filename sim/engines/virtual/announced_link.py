@@ -21,20 +21,22 @@ __all__ = ["AnnouncedLink", "TimedAnnouncements"]
 
 
 class TimedAnnouncements(Announcements):
-    """Announcements, and when each was made."""
+    """Announcements, and when each was made; ``on_announced`` is called with each."""
 
-    def __init__(self, clock: Callable[[], int]) -> None:
+    def __init__(self, clock: Callable[[], int], on_announced: Callable[[], object]) -> None:
         super().__init__()
-        self._clock = clock
+        self._clock, self._on_announced = clock, on_announced
         self._made_ns: list[int] = []
 
     def join(self, peer: int, lines: Sequence[int]) -> None:
         super().join(peer, lines)
         self._made_ns.append(self._clock())
+        self._on_announced()
 
     def leave(self, peer: int) -> None:
         super().leave(peer)
         self._made_ns.append(self._clock())
+        self._on_announced()
 
     def made_until(self, time_ns: int) -> int:
         """How many announcements had been made at that time."""

@@ -6,7 +6,9 @@ import functools
 import random
 import tomllib
 from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +18,11 @@ from msgspec import Meta
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
 
-__all__ = ["CostModel", "Distribution", "Draw", "load_model"]
+__all__ = ["CostModel", "Distribution", "load_model", "make_draw"]
 
 DEFAULT = "default"
 DRAWN = 1 << 12
+LOOKED_UP = 1 << 6
 TIME_NS_MAX = 60_000_000_000
 
 Nanoseconds = Annotated[int, Meta(ge=0, le=TIME_NS_MAX)]
@@ -79,18 +82,22 @@ class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     timeslice_ns: Nanoseconds
 
 
-class Draw:
-    """Costs drawn from a distribution: a table of them is made once, and drawn are a place in it and a stride."""
+def make_draw(distribution: Distribution, seed: str) -> Callable[[], int]:
+    """A function that returns the next cost in nanoseconds, drawn from a distribution.
 
-    def __init__(self, distribution: Distribution, seed: str) -> None:
-        self._costs = _costs(distribution)
-        self._at, self._stride = divmod(random.Random(seed).randrange(DRAWN * DRAWN), DRAWN)
-        self._stride |= 1  # odd: every place has its turn
+    A table of costs is made once; drawn are a place in it and a stride. The costs are looked up some at a time: each
+    event of a machine takes one, and a look-up in Python for each would cost more than all else that it does with it.
+    """
+    return chain.from_iterable(_drawn(_costs(distribution), seed)).__next__
 
-    def __call__(self) -> int:
-        """The next cost in nanoseconds."""
-        self._at = at = (self._at + self._stride) % DRAWN
-        return self._costs[at]
+
+def _drawn(costs: list[int], seed: str) -> Iterator[list[int]]:
+    at, stride = divmod(random.Random(seed).randrange(DRAWN * DRAWN), DRAWN)
+    stride |= 1  # odd: every place has its turn
+    while True:
+        places = range(at + stride, at + stride * (LOOKED_UP + 1), stride)
+        yield [costs[place % DRAWN] for place in places]
+        at = places[-1] % DRAWN
 
 
 @functools.cache

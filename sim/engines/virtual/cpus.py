@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from sim.engines.virtual.cost_model import CostModel, Draw
+from sim.engines.virtual.cost_model import CostModel, make_draw
 from sim.engines.virtual.loop import VirtualLoop
 
 __all__ = ["Cpus", "Task"]
@@ -33,8 +33,8 @@ class Cpus:
     def __init__(self, loop: VirtualLoop, model: CostModel, seed: str) -> None:
         self._push, self._clock = loop.push, loop.clock
         self._switch_ns, self._timeslice_ns = model.switch_ns, model.timeslice_ns
-        self._wake = Draw(model.wake_ns, f"{seed}/wake")
-        self._wake_busy = Draw(model.wake_busy_ns, f"{seed}/wake_busy")
+        self._wake = make_draw(model.wake_ns, f"{seed}/wake")
+        self._wake_busy = make_draw(model.wake_busy_ns, f"{seed}/wake_busy")
         self._free = [0] * model.cpus
         """A heap: when each CPU that no task has or awaits has become free, or will be."""
         self._waiting: deque[Task] = deque()

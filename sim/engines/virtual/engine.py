@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 from nodes.device import profiles
@@ -25,10 +25,12 @@ from sim.recording import Recording
 from topologies import Domain, Machine, Topology
 from topologies.actions import Deafen, Garble, Migrate, StartServer, StopServer
 
-__all__ = ["VirtualEngine"]
+__all__ = ["VirtualEngine", "rare_collections"]
 
 GC_THRESHOLDS = (200_000, 50, 1000)
 """Machines are many objects that stay. To look for cycles among them at the usual rate costs more than to make them."""
+OBJECTS_EACH = 512
+"""Twice as many containers as one machine has: a collection looks at most at what the machines themselves have not."""
 MESSAGES_MAX = 1 << 18
 """How many messages the greetings of a run may have, if each is a message of its own."""
 SAID_TO_ONE = (Garble, Deafen, Migrate, StartServer, StopServer)
@@ -48,6 +50,21 @@ def _shares_peers(topology: Topology) -> bool:
         and all(profiles.profile(kind).client != "2012" for kind in {machine.profile for machine in topology.machines})
         and not any(isinstance(entry.action, SAID_TO_ONE) for entry in topology.timeline)
     )
+
+
+@contextlib.contextmanager
+def rare_collections(topology: Topology) -> Iterator[None]:
+    """While this lasts, the interpreter looks for cycles of objects only when there are as many as machines have.
+
+    With 65,536 machines one look takes some seconds and finds nothing. The machines are still there while the tables
+    of the results are made, so this lasts until these are.
+    """
+    before, (youngest, *older) = gc.get_threshold(), GC_THRESHOLDS
+    gc.set_threshold(max(youngest, OBJECTS_EACH * len(topology.machines)), *older)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 class VirtualEngine:
@@ -73,15 +90,13 @@ class VirtualEngine:
         self._machines: list[VirtualMachine] = []
 
     def __enter__(self) -> Self:
-        self._gc_thresholds = gc.get_threshold()
-        gc.set_threshold(*GC_THRESHOLDS)
+        self._stack.enter_context(rare_collections(self._topology))
         self._stack.enter_context(watching(self.host))
         self._stack.enter_context(process_exit_refused(self.host))
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
-        gc.set_threshold(*self._gc_thresholds)
         for machine in self._machines:
             machine.close()
         for server in self.host.servers:
@@ -113,7 +128,7 @@ class VirtualEngine:
             domain,
             on_arrival=on_arrival,
             on_leave=on_leave,
-            announcements=TimedAnnouncements(self.loop.clock.now_ns) if self.shares_peers else None,
+            announcements=TimedAnnouncements(self.loop.clock.now_ns, self.host.announce) if self.shares_peers else None,
         )
         self.host.servers.append(server)
         return server

@@ -116,7 +116,7 @@ class Execution:
         clock, wait, queue = self._clock, self.wait, self._counters.queue
         if wait == STEP:
             self._end_preemption()
-        elif not (queue and self._take_interrupts()) and (wait := self.wait) is not None and self._is_due(wait):
+        elif not (queue and self._take_interrupts()) and type(wait := self.wait) is int and wait <= clock.ns:
             clock.ns += self._drain_ns
             try:
                 self.wait = self._vm.expire()
@@ -147,7 +147,11 @@ class Execution:
             self._push(first_ns, self._poke)
         if wait is None:
             return False
-        if self._is_due(wait):
+        if type(wait) is not int:
+            raise ProgramError from GuestError(
+                f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {wait!r}"
+            )
+        if wait <= now_ns:
             return True
         if wait != self._alarm_ns:
             self._alarm_ns = wait
@@ -220,13 +224,6 @@ class Execution:
         self._slow_until_ns = self._clock.ns + self._slow_ns
         self._loop.after(self._slow_ns, self._poke)
         return False
-
-    def _is_due(self, wait: int) -> bool:
-        if type(wait) is not int:
-            raise ProgramError from GuestError(
-                f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {wait!r}"
-            )
-        return wait <= self._clock.ns
 
     def _ring_alarm(self) -> None:
         """A time that the program waited for may have come."""

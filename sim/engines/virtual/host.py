@@ -10,7 +10,7 @@ from typing import Protocol
 from nodes.guest import Guest, Program
 from nodes.vm import Vm
 from sim.engines.virtual.chaos import Decisions
-from sim.engines.virtual.cost_model import CostModel, Draw
+from sim.engines.virtual.cost_model import CostModel, make_draw
 from sim.engines.virtual.counter import VirtualCounter
 from sim.engines.virtual.cpus import Cpus
 from sim.engines.virtual.loop import VirtualLoop
@@ -44,10 +44,12 @@ class VirtualHost:
         self.loop, self.model, self.decisions, self.watcher = loop, model, decisions, watcher
         self.cpus = Cpus(loop, model, seed)
         self.servers: list[VirtualServer] = []
-        self.handle_cost = Draw(model.handle_ns, f"{seed}/handle")
-        self.expire_cost = Draw(model.expire_ns, f"{seed}/expire")
-        self.start_delay = Draw(model.start_ns, f"{seed}/start")
-        self.wire_delay = Draw(model.wire_ns, f"{seed}/wire")
+        self.announced = 0
+        """How many announcements to all machines there were, of all servers."""
+        self.handle_cost = make_draw(model.handle_ns, f"{seed}/handle")
+        self.expire_cost = make_draw(model.expire_ns, f"{seed}/expire")
+        self.start_delay = make_draw(model.start_ns, f"{seed}/start")
+        self.wire_delay = make_draw(model.wire_ns, f"{seed}/wire")
         self._counters: list[VirtualCounter] = []
         self.holding: set[VirtualCounter] = set()
         """The counters that hold doorbells without a time: only these can be full."""
@@ -58,6 +60,10 @@ class VirtualHost:
         """How long it has run, in ticks of the watchdog."""
         self.signal = self._make_signal()
         self.signal_all = self._make_signal_all()
+
+    def announce(self) -> None:
+        """A server has announced something to all machines."""
+        self.announced += 1
 
     def add_counter(self, counter: VirtualCounter) -> int:
         """The line of a new counter."""

@@ -72,13 +72,14 @@ class VirtualLoop:
         # `_events` is a heap of the events up to the end of the span `_span`; `_later` has those of each later span,
         # unsorted, and `_spans` is a heap of these.
         events, later, spans, order, push = self._events, self._later, self._spans, self._next_order, heapq.heappush
+        get = later.get
 
         def push_event(at_ns: int, callback: Callable[[], object]) -> None:
             span = at_ns >> SPAN_BITS
             if span <= self._span:
                 push(events, (at_ns, order(), callback))
-            elif span in later:
-                later[span].append((at_ns, order(), callback))
+            elif (events_then := get(span)) is not None:
+                events_then.append((at_ns, order(), callback))
             else:
                 later[span] = [(at_ns, order(), callback)]
                 push(spans, span)

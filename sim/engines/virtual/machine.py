@@ -41,7 +41,7 @@ class VirtualMachine:
 
     __slots__ = (
         *("_actions", "_announced", "_clock", "_configuration", "_connector", "_dismissed", "_execution"),
-        *("_gone", "_has_mail", "_host", "_is_executing", "_loop", "_migration", "_orders", "_program"),
+        *("_gone", "_has_mail", "_heard", "_host", "_is_executing", "_loop", "_migration", "_orders", "_program"),
         *("_report_to", "_rows", "_said_ready", "_start_ns", "_stop_ns", "_stopped", "_vm", "_vms"),
         *("_wake_delay", "counters", "devices", "is_running", "is_still", "queued", "since_ns", "slice"),
     )
@@ -78,6 +78,7 @@ class VirtualMachine:
             warn=self._warn,
         )
         self._announced = self._connector.announced
+        self._heard = host.announced
         self._said_ready = self._has_mail = self._is_executing = False
         self._start_ns: int | None = None
         self._stop_ns = 0
@@ -169,6 +170,7 @@ class VirtualMachine:
     def connect(self, number: int, domain: int, place: Callable[[int, int], object] | None = None) -> None:
         """Connect a device to the server of a domain, as `DeviceConnector`."""
         self._connector.connect(self.devices[number], number, domain, place)
+        self._heard = -1
 
     def _fail(self, error: BaseException) -> None:
         """The machine cannot go on, as a worker that raises."""
@@ -236,9 +238,8 @@ class VirtualMachine:
         try:
             if self._has_mail:
                 self._read_mail()
-            for link in self._announced:
-                if link.heard != link.announcements.end:
-                    link.hear()
+            if self._heard != host.announced:
+                self._hear()
             if not self._is_executing or self._clock.ns >= self._stop_ns:
                 return not self._gone and not self._stopped and self._proceed()
             more = self._execution.step()
@@ -273,6 +274,13 @@ class VirtualMachine:
         self._actions.program = self._execution.begin(self._program)
         self._tell_warnings()
         return self._is_executing and self._execution.has_more()
+
+    def _hear(self) -> None:
+        """Take in what servers have announced to all; look again with the next slice unless that was all."""
+        for link in self._announced:
+            link.hear()
+        if all(link.heard == link.announcements.end for link in self._announced):
+            self._heard = self._host.announced
 
     def _tell_warnings(self) -> None:
         while self._vm.warnings:

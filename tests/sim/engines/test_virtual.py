@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tracemalloc
 from array import array
@@ -59,15 +60,36 @@ def run(name: str, runs: Path, **overrides: str) -> sim.Run:
     return sim.run(name, runs=runs, overrides=settings, resources_every_s=0)
 
 
+NAMES = [name for name, _ in shipped() if name != "linux_guest"]  # a real QEMU
+
+
+def faults_of(result: sim.Run) -> list[str]:
+    """What is wrong with a run: how it ended, that it does not balance, the expectations that it has not met."""
+    summary, found = result.summary, list[str]()
+    if result.status not in ("finished", "degraded"):
+        found.append(f"{result.status}: {result.reason}")
+    if not summary["balanced"] or not summary["rung"]:
+        found.append(f"rung {summary['rung']}, balanced: {summary['balanced']}")
+    if summary["rung"] != summary["delivered"] + summary["pending"] + summary["refused"]:
+        found.append("rung is not delivered + pending + refused")
+    return found + [str(each) for each in summary["expectations"] or () if not each["met"]]
+
+
 @pytest.mark.sample(9)
-@pytest.mark.parametrize("name", [name for name, _ in shipped() if name != "linux_guest"])  # a real QEMU
+@pytest.mark.parametrize("name", NAMES)
 def test_every_topology_balances_and_meets_its_expectations(name: str, tmp_path: Path) -> None:
-    result = run(name, tmp_path)
-    summary = result.summary
-    assert result.status in ("finished", "degraded"), result.reason
-    assert summary["rung"] == summary["delivered"] + summary["pending"] + summary["refused"] > 0
-    assert summary["balanced"]
-    assert not [each for each in summary["expectations"] or () if not each["met"]]
+    assert not faults_of(run(name, tmp_path))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", NAMES)
+def test_every_topology_meets_its_expectations_with_as_many_seeds_as_asked_for(name: str, tmp_path: Path) -> None:
+    broken = dict[int, list[str]]()
+    for seed in range(1, 1 + int(os.environ.get("IVSIM_SEEDS", "50"))):
+        if faults := faults_of(run(name, tmp_path, seed=str(seed))):
+            broken[seed] = faults
+        shutil.rmtree(tmp_path)
+    assert not broken
 
 
 TABLES = ("samples", "drains", "edges", "vectors", "histograms")
