@@ -56,7 +56,7 @@ class Cpus:
         """As `wake_now`, and at once: this is an event of that task."""
         if not task.queued:
             task.queued, task.since_ns = True, -1
-            self.run(task)
+            task.slice()
 
     def run(self, task: Task) -> None:
         """The event of a task: it arrives at the CPUs, or does its next slice on the one that it has."""

@@ -41,6 +41,7 @@ def test_the_lost_wake_up_is_found_within_1000_seeds_and_shrunk_to_at_most_20_de
     assert again.broken.invariant == replay.broken.invariant == "is_drained"
     assert any("is preempted for" in line for line in told)
     assert any("consumer: stores [0x80] 0x0 -> 0x1" in line for line in told)
+    assert any("producer: stores [0x0] 0x3 -> 0x4" in line for line in told)  # after a time that it has waited for
     assert any("rings consumer:0" in line for line in told)
 
 
