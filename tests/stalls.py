@@ -27,10 +27,10 @@ def _spin(until_s: float) -> None:
         pass
 
 
-def _in_child(deed: Any) -> None:
+def _in_child(action: Any) -> None:
     if os.fork() == 0:
         try:
-            deed()
+            action()
         finally:
             os._exit(0)
 
@@ -93,7 +93,7 @@ def _compute(_guest: Guest) -> None:
     _spin(time.monotonic() + STALL_S)
 
 
-DEEDS = {
+STALLING = {
     "slept": _sleep,
     "stopped": _stop_receiver,
     "stopped_sender": _stop_sender,
@@ -113,9 +113,9 @@ def receive(guest: Guest, *, stall: str = "") -> Program:
         if (yield FOREVER) is None:
             continue
         taken += 1
-        if taken == AT and stall in DEEDS:
+        if taken == AT and stall in STALLING:
             guest.statistics["begin_ns"] = time.monotonic_ns()
-            DEEDS[stall](guest)
+            STALLING[stall](guest)
             guest.statistics["end_ns"] = time.monotonic_ns()
             objects.clear()
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sim.coordination.deeds import Deeds
+from sim.coordination.action_spans import ActionSpans
 from sim.coordination.host_history import HostHistory
 from sim.coordination.incarnation import Incarnation
 from sim.coordination.live_samples import LiveSample, LiveSamples, handled_ns
@@ -73,7 +73,7 @@ class OutlierWatch:
         self._limit, self._stage, self._loop, self._clock = limit, stage, loop, loop.clock
         self._event, self._host, self._fault_ns, self._freeze = event, host, fault_ns, freeze
         self._samples = LiveSamples(stage.machines, limit.latency)
-        self.deeds = Deeds()
+        self.actions = ActionSpans()
         self._every_ns = min(LOOK_NS_MAX, max(LOOK_NS_MIN, limit.limit_ns // 4))
         self._bins = np.zeros(BINS, np.int64)
         self._rank = dict(QUANTILES)[limit.point]
@@ -91,7 +91,7 @@ class OutlierWatch:
 
     def note(self, kind: str, fields: Mapping[str, Any]) -> None:
         """An event of the run: actions of the timeline, and migrations, explain what they do."""
-        self.deeds.note(self._clock.now_ns(), kind, fields)
+        self.actions.note(self._clock.now_ns(), kind, fields)
 
     # Looks
 
@@ -244,7 +244,7 @@ class OutlierWatch:
         return Evidence(
             parts=parts,
             machines=machines,
-            deeds=self.deeds.between(begin_ns, end_ns),
+            actions=self.actions.between(begin_ns, end_ns),
             cpus=[] if host is None else [look for _, looks in host.cpus for look in looks],
             others=[] if host is None else host.others(begin_ns, keys),
             fault_ns=self._fault_ns,

@@ -22,7 +22,7 @@ FOREVER_NS = 1 << 62
 OF_THE_HOST = {"no_cpu", "stolen", "throttled", "disk"}
 COMPUTES = {"garbage_collection", "page_faults", "no_cpu", "computed"}
 """Stalls that need a CPU: on a busy host they get little of it, and nearly all of the time is the host's."""
-KINDS = {**{stall: stall for stall in stalls.DEEDS}, "stopped_sender": "stopped", "timeline": "timeline"}
+KINDS = {**{stall: stall for stall in stalls.STALLING}, "stopped_sender": "stopped", "timeline": "timeline"}
 """The kind of cause that each stall has to be told as."""
 
 TOPOLOGY = """

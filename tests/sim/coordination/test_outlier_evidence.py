@@ -6,49 +6,49 @@ import contextlib
 import os
 import time
 
-from sim.coordination.deeds import Deeds
+from sim.coordination.action_spans import ActionSpans
 from sim.coordination.host_history import HostHistory
 
 STALL = {"do": "stall", "machine": "rx", "line": 4}
 RESUME = {"do": "resume", "machine": "rx", "line": 8}
 
 
-def lasted(deeds: Deeds, begin_ns: int, end_ns: int) -> list[tuple[str, str, int, int]]:
-    return [(deed.machine, deed.do, deed.begin_ns, deed.end_ns) for deed in deeds.between(begin_ns, end_ns)]
+def lasted(actions: ActionSpans, begin_ns: int, end_ns: int) -> list[tuple[str, str, int, int]]:
+    return [(action.machine, action.do, action.begin_ns, action.end_ns) for action in actions.between(begin_ns, end_ns)]
 
 
 def test_a_stall_lasts_until_it_is_ended() -> None:
-    deeds = Deeds()
-    deeds.note(100, "action", STALL)
-    assert lasted(deeds, 0, 100) == []
-    (open_one,) = deeds.between(150, 200)
+    actions = ActionSpans()
+    actions.note(100, "action", STALL)
+    assert lasted(actions, 0, 100) == []
+    (open_one,) = actions.between(150, 200)
     assert open_one.end_ns > 1 << 61
     assert open_one.text == "stall of rx by the timeline (line 4)"
-    deeds.note(300, "action", RESUME | {"machine": "other"})
-    deeds.note(400, "action", RESUME)
-    assert lasted(deeds, 0, 1000) == [("rx", "stall", 100, 400)]
-    assert lasted(deeds, 400, 1000) == []
+    actions.note(300, "action", RESUME | {"machine": "other"})
+    actions.note(400, "action", RESUME)
+    assert lasted(actions, 0, 1000) == [("rx", "stall", 100, 400)]
+    assert lasted(actions, 400, 1000) == []
 
 
 def test_a_delay_lasts_until_another_or_none() -> None:
-    deeds = Deeds()
+    actions = ActionSpans()
     for at_ns, delay_us in ((100, 50.0), (200, 90.0), (300, 0)):
-        deeds.note(at_ns, "action", {"do": "slow", "machine": "rx", "delay_us": delay_us})
-    assert lasted(deeds, 0, 1000) == [("rx", "slow", 100, 200), ("rx", "slow", 200, 300)]
+        actions.note(at_ns, "action", {"do": "slow", "machine": "rx", "delay_us": delay_us})
+    assert lasted(actions, 0, 1000) == [("rx", "slow", 100, 200), ("rx", "slow", 200, 300)]
 
 
 def test_an_action_that_was_not_done_explains_nothing() -> None:
-    deeds = Deeds()
-    deeds.note(100, "action", STALL | {"skipped": "it is not running"})
-    deeds.note(100, "action", {"do": "stop_server", "machine": None})
-    deeds.note(100, "warning", {"machine": "rx", "text": "?"})
-    assert lasted(deeds, 0, 1000) == []
+    actions = ActionSpans()
+    actions.note(100, "action", STALL | {"skipped": "it is not running"})
+    actions.note(100, "action", {"do": "stop_server", "machine": None})
+    actions.note(100, "warning", {"machine": "rx", "text": "?"})
+    assert lasted(actions, 0, 1000) == []
 
 
 def test_a_migration_stood_still_before_it_was_told() -> None:
-    deeds = Deeds()
-    deeds.note(50_000_000, "migrated", {"machine": "rx", "downtime_ms": 20.0})
-    assert lasted(deeds, 0, 40_000_000) == [("rx", "migrate", 30_000_000, 50_000_000)]
+    actions = ActionSpans()
+    actions.note(50_000_000, "migrated", {"machine": "rx", "downtime_ms": 20.0})
+    assert lasted(actions, 0, 40_000_000) == [("rx", "migrate", 30_000_000, 50_000_000)]
 
 
 def test_looks_are_kept_for_a_while() -> None:

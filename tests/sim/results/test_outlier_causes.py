@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sim.host.process_looks import CpuLook, OtherProcess, ProcessLook
 from sim.results.analysis.outlier.causes import KINDS, causes, is_explained
-from sim.results.analysis.outlier.evidence import Deed, Evidence, LatencyPart, MachineEvidence
+from sim.results.analysis.outlier.evidence import ActionSpan, Evidence, LatencyPart, MachineEvidence
 from sim.results.analysis.outlier.time_use import time_use
 
 MS = 1_000_000
@@ -40,7 +40,7 @@ def looks(state: str, blocked_in: str = "", **per_look: int) -> list[ProcessLook
 
 def of(its: list[ProcessLook], part: LatencyPart = SPAN, **more: Any) -> list[tuple[str, float]]:
     """The causes of an outlier: kind and share."""
-    outer = {name: more.pop(name) for name in ("deeds", "cpus", "others", "fault_ns") if name in more}
+    outer = {name: more.pop(name) for name in ("actions", "cpus", "others", "fault_ns") if name in more}
     evidence = Evidence(parts=[part], machines={"rx": MachineEvidence(looks=its, **more)}, **outer)
     # What is written is what is read.
     again = msgspec.json.decode(msgspec.json.encode(evidence), type=Evidence)
@@ -116,9 +116,9 @@ def test_time_that_the_hypervisor_took() -> None:
 
 
 def test_an_action_of_the_timeline_is_the_reason_for_what_it_does() -> None:
-    deed = Deed("rx", "stall", 100 * MS, 190 * MS, "stall of rx by the timeline (line 3)")
-    assert of(looks("T"), deeds=[deed]) == [("timeline", 0.9), ("stopped", 0.1)]
-    assert of(looks("T"), deeds=[msgspec.structs.replace(deed, machine="tx")]) == [("stopped", 1.0)]
+    action = ActionSpan("rx", "stall", 100 * MS, 190 * MS, "stall of rx by the timeline (line 3)")
+    assert of(looks("T"), actions=[action]) == [("timeline", 0.9), ("stopped", 0.1)]
+    assert of(looks("T"), actions=[msgspec.structs.replace(action, machine="tx")]) == [("stopped", 1.0)]
 
 
 def test_a_vector_that_is_masked() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sim.results.analysis.outlier.evidence import Deed, Evidence, LatencyPart, MachineEvidence
+from sim.results.analysis.outlier.evidence import ActionSpan, Evidence, LatencyPart, MachineEvidence
 from sim.results.analysis.outlier.time_use import TimeUse, time_use
 from sim.results.outlier import Cause
 
@@ -95,21 +95,21 @@ def _of_part(evidence: Evidence, part: LatencyPart, traced: Uses) -> Iterator[_F
     if part.name == "handling" and (its.masked or its.dropped) and not _is_handling(its, part):
         kind, count = ("masked", its.masked) if its.masked else ("dropped", its.dropped)
         said = "found it masked: their interrupts are pending" if its.masked else "were dropped by the device"
-        by = [deed.text for deed in evidence.deeds if deed.machine == machine and deed.do == "mask"]
+        by = [action.text for action in evidence.actions if action.machine == machine and action.do == "mask"]
         text = f"vector {evidence.vector} of {machine}: {count:,} doorbells {said}"
         yield _Found(kind, machine, span, "; ".join([text, *by[-1:]]))
         return
     use = traced.get((part.name, machine)) or time_use(its.looks, part.begin_ns, part.end_ns)
     left = float(span)
     full = f"{refused:,} doorbells were refused: its counter was full"
-    for deed in evidence.deeds:
-        overlap = _overlap(part, deed.begin_ns, deed.end_ns)
-        if deed.machine == machine and deed.do != "mask" and overlap:
-            deed_ns = min(left, _due_to(deed, use, overlap))
+    for action in evidence.actions:
+        overlap = _overlap(part, action.begin_ns, action.end_ns)
+        if action.machine == machine and action.do != "mask" and overlap:
+            span_ns = min(left, _due_to(action, use, overlap))
             yield _Found(
-                "timeline", machine, deed_ns, deed.text + (f"; {full}" if deed.do == "fill" and refused else "")
+                "timeline", machine, span_ns, action.text + (f"; {full}" if action.do == "fill" and refused else "")
             )
-            left -= deed_ns
+            left -= span_ns
     if refused and left:
         yield _Found("full_counter", machine, left, full)
         left = 0.0
@@ -126,9 +126,9 @@ def _is_handling(its: MachineEvidence, part: LatencyPart) -> bool:
     return not waits and bool(its.looks) and all(delivered <= part.begin_ns for delivered, _ in its.drains)
 
 
-def _due_to(deed: Deed, use: TimeUse, overlap: float) -> float:
+def _due_to(action: ActionSpan, use: TimeUse, overlap: float) -> float:
     """How much of the time that an action lasted is its doing."""
-    if deed.do == "slow" and use.looks:
+    if action.do == "slow" and use.looks:
         return min(overlap, use.slept + use.unknown)
     return overlap
 

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from sim.host.process_looks import CpuLook, OtherProcess, ProcessLook
 
-__all__ = ["Deed", "Evidence", "LatencyPart", "MachineEvidence"]
+__all__ = ["ActionSpan", "Evidence", "LatencyPart", "MachineEvidence"]
 
 Name = Annotated[str, Meta(max_length=200)]
 
@@ -27,7 +27,7 @@ class LatencyPart(msgspec.Struct, frozen=True):
         return self.end_ns - self.begin_ns
 
 
-class Deed(msgspec.Struct, frozen=True):
+class ActionSpan(msgspec.Struct, frozen=True):
     """What the timeline did to a machine, and for how long it lasted."""
 
     machine: Name
@@ -66,7 +66,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         parts: its time in parts, in order.
         machines: by name; the sender and the receiver at least.
-        deeds: of the timeline, as far as they overlap that time.
+        actions: of the timeline, as far as they overlap that time.
         cpus: looks at all CPUs, in order.
         others: the processes beside the run that ran most in that time.
         fault_ns: what one page fault costs on this host.
@@ -75,7 +75,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     parts: list[LatencyPart]
     machines: dict[Name, MachineEvidence]
-    deeds: list[Deed] = []
+    actions: list[ActionSpan] = []
     cpus: list[CpuLook] = []
     others: list[OtherProcess] = []
     fault_ns: float = 0.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sim.results.analysis.outlier.evidence import Deed
+from sim.results.analysis.outlier.evidence import ActionSpan
 
-__all__ = ["Deeds"]
+__all__ = ["ActionSpans"]
 
 ENDED_BY = {"stall": ("resume",), "fill": ("resume",), "mask": ("unmask", "reset"), "slow": ("slow",)}
 """The actions that last, and those that end them."""
@@ -15,12 +15,12 @@ FOREVER = 1 << 62
 KEPT = 256
 
 
-class Deeds:
+class ActionSpans:
     """Follows the events of a run."""
 
     def __init__(self) -> None:
-        self._over: list[Deed] = []
-        self._open: dict[tuple[str, str], Deed] = {}
+        self._over: list[ActionSpan] = []
+        self._open: dict[tuple[str, str], ActionSpan] = {}
 
     def note(self, now_ns: int, kind: str, fields: Mapping[str, Any]) -> None:
         """An event has happened now."""
@@ -30,24 +30,24 @@ class Deeds:
             case {"machine": str(machine), "downtime_ms": float(downtime_ms)} if kind.startswith("migrat"):
                 begin_ns = now_ns - round(downtime_ms * 1e6)
                 text = f"{machine} migrated and stood still for {downtime_ms:.3g} ms"
-                self._add(Deed(machine, "migrate", begin_ns, now_ns, text))
+                self._add(ActionSpan(machine, "migrate", begin_ns, now_ns, text))
 
-    def between(self, begin_ns: int, end_ns: int) -> list[Deed]:
+    def between(self, begin_ns: int, end_ns: int) -> list[ActionSpan]:
         """What lasted in that span, in order."""
         every = [*self._over, *self._open.values()]
         return sorted(
-            (deed for deed in every if deed.begin_ns < end_ns and deed.end_ns > begin_ns),
-            key=lambda deed: deed.begin_ns,
+            (action for action in every if action.begin_ns < end_ns and action.end_ns > begin_ns),
+            key=lambda action: action.begin_ns,
         )
 
     def _act(self, now_ns: int, do: str, machine: str, rest: Mapping[str, Any]) -> None:
         for begun, ended_by in ENDED_BY.items():
-            if do in ended_by and (deed := self._open.pop((machine, begun), None)) is not None:
-                self._add(Deed(machine, begun, deed.begin_ns, now_ns, deed.text))
+            if do in ended_by and (action := self._open.pop((machine, begun), None)) is not None:
+                self._add(ActionSpan(machine, begun, action.begin_ns, now_ns, action.text))
         if do in ENDED_BY and rest.get("delay_us") != 0:
             line = f" (line {rest['line']})" if rest.get("line") else ""
             text = f"{do} of {machine} by the timeline{line}"
-            self._open[machine, do] = Deed(machine, do, now_ns, FOREVER, text)
+            self._open[machine, do] = ActionSpan(machine, do, now_ns, FOREVER, text)
 
-    def _add(self, deed: Deed) -> None:
-        self._over = [*self._over, deed][-KEPT:]
+    def _add(self, action: ActionSpan) -> None:
+        self._over = [*self._over, action][-KEPT:]
