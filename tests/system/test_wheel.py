@@ -87,12 +87,12 @@ def test_a_project_elsewhere_passes_with_the_wheel(tmp_path: Path, built: Path, 
 
 def interpreter(version: str) -> str:
     """A Python of that version: on PATH, or among those of pyenv."""
-    places = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-    found = shutil.which(f"python{version}") or (str(places[-1]) if places else "")
-    # pyenv has a command for each version that any of its environments knows, and not all of them work.
-    if not found or subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode:
-        pytest.skip(f"no Python {version} here")
-    return found
+    places = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), reverse=True)
+    for found in (shutil.which(f"python{version}"), *map(str, places)):
+        # pyenv's command for a version that is not chosen is on PATH, and ends with an error.
+        if found and not subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode:
+            return found
+    pytest.skip(f"no Python {version} here")
 
 
 @pytest.mark.full
