@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import functools
+import itertools
 import os
 import queue
 import re
@@ -37,6 +38,7 @@ TESTS_FAILED, TESTS_PASSED = 1, 0  # pytest's exit codes
 PATIENCE_S = 600.0
 WITH_PROCESSES = ("tests/system/", "tests/qemu/", "tests/faults/")
 WITHOUT = "without.toml"
+SECONDS = itertools.count(1_000_000_000)  # times of files, each once
 PROMISE = re.compile(r"^\| (?P<text>[^|]+?) \|(?: [^|]+ \|)? (?P<tests>`tests/[^|]+`) \|$", re.MULTILINE)
 
 Verdict = Literal["killed", "survived", "broken"]
@@ -64,12 +66,18 @@ class Mutant:
 
     def apply(self, root: Path) -> None:
         """Change the file under ``root``, which is as the repository has it."""
-        text = (ROOT / self.file).read_text()
-        (root / self.file).write_text(text.replace(self.old, self.new))
+        self._write(root, (ROOT / self.file).read_text().replace(self.old, self.new))
 
     def undo(self, root: Path) -> None:
         """Give the file its text back."""
-        (root / self.file).write_text((ROOT / self.file).read_text())
+        self._write(root, (ROOT / self.file).read_text())
+
+    def _write(self, root: Path, text: str) -> None:
+        """Write with a time of its own: Python takes bytecode for that of a file of the same size and second."""
+        path = root / self.file
+        path.write_text(text)
+        second = next(SECONDS)
+        os.utime(path, (second, second))
 
     def problems(self) -> Iterator[str]:
         """What is wrong with it: its text is not there once, it changes nothing, or its tests do not exist."""

@@ -80,3 +80,12 @@ def test_a_change_that_no_test_notices_survives(root: Path) -> None:
     broken = Mutant("x", "nodes/qemu_versions.py", "import re\n", "import no_such_module\n", (test,))
     assert attempt(broken, root)[0] == "broken"
     assert list(Mutant("x", "nodes/qemu_versions.py", "no such text", "", (test,)).problems())
+
+
+def test_each_change_of_a_file_has_a_time_of_its_own(root: Path) -> None:
+    """Python would run the bytecode of the change before, if both had one size and were made in one second."""
+    mutant, times = mutants()[0], set()
+    for change in (mutant.apply, mutant.undo) * 2:
+        change(root)
+        times.add(int((root / mutant.file).stat().st_mtime))
+    assert len(times) == 4
