@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ ends = [fcntl.fcntl(int(each), fcntl.F_DUPFD, 10) for each in sys.argv[1:3]]
 os.dup2(ends[0], 3), os.dup2(ends[1], 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
+PATIENCE_S, ATTEMPTS = 20.0, 3
 DESKTOP, PHONE = (1280, 900), (390, 844)
 
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason=f"no browser here: none of {', '.join(NAMES)}")
@@ -97,11 +99,22 @@ class Page:
             self.complaints.append(f"{its['entry']['text']} {its['entry'].get('url', '')}")
 
     def open(self, address: str) -> None:
-        """Load an address, and wait until the page and its pictures are there."""
-        self._events.clear()
-        self.send("Page.navigate", url=address)
-        while "Page.loadEventFired" not in self._events:
-            self._receive()
+        """Load an address, and wait until the page and its pictures are there.
+
+        One load in some hundreds never ends, and the browser is idle: it is asked again.
+        """
+        for _ in range(ATTEMPTS):
+            self._events.clear()
+            self.send("Page.navigate", url=address)
+            while "Page.loadEventFired" not in self._events and self._has_more():
+                self._receive()
+            if "Page.loadEventFired" in self._events:
+                return
+        pytest.fail(f"the browser does not load {address}")
+
+    def _has_more(self) -> bool:
+        """Whether a message has come, or comes in time."""
+        return b"\0" in self._buffer or bool(select.select([self._in], [], [], PATIENCE_S)[0])
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page; a promise is awaited."""
