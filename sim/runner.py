@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -198,10 +198,10 @@ def _run_here(
     return _judge(topology, directory.finish(ending, baselines + engine_kind.baselines()))
 
 
-def _seconds(value: object) -> float:
+def _seconds(value: Any) -> float:
     """An interval. Raises ``UsageError`` for what is no finite number from 0."""
     try:
-        seconds = float(value)  # type: ignore[arg-type]  # whatever the caller gave
+        seconds = float(value)
     except (TypeError, ValueError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:

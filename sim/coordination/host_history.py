@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sim.host.process_looks import (
     CpuLook,
@@ -17,6 +18,9 @@ from sim.host.process_looks import (
 )
 
 __all__ = ["HostHistory"]
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
+"""What was seen at a time, which is the first of it."""
 
 MILLISECOND_NS = 1_000_000
 CPUS_NS, OTHERS_NS, GROUPS_NS = 20 * MILLISECOND_NS, 200 * MILLISECOND_NS, 100 * MILLISECOND_NS
@@ -90,7 +94,7 @@ class HostHistory:
         self._processes.close()
 
 
-def _prune(rows: deque, before_ns: int) -> None:  # type: ignore[type-arg]  # rows of any kind, their time first
+def _prune(rows: deque[Row], before_ns: int) -> None:
     """Forget rows from before that time, but for the last of them."""
     while len(rows) > 1 and rows[1][0] < before_ns:
         rows.popleft()

@@ -147,12 +147,16 @@ def look_at_cpus(now_ns: int, proc: Path = Path("/proc")) -> list[CpuLook]:
 
 
 class OtherProcess(NamedTuple):
-    """A process beside those of the run: the CPU that it ran on last, and for how long it ran."""
+    """A process beside those of the run: the CPU that it ran on last, and for how long it ran.
+
+    A trace of the kernel tells how long (``is_traced``); looks, which are rare, tell only how long at most.
+    """
 
     pid: int
     name: str
     cpu: int
     ran_ns: int
+    is_traced: bool = False
 
 
 class Neighbours:

@@ -88,7 +88,7 @@ def test_other_processes_by_what_they_ran(tmp_path: Path) -> None:
     process(3, 9000)
     process(4, 200)
     neighbours.look(1000)
-    assert neighbours.ran_since(150, {3}) == [(2, "a b) c2", 4, 500), (4, "a b) c4", 4, 200)]
+    assert neighbours.ran_since(150, {3}) == [(2, "a b) c2", 4, 500, False), (4, "a b) c4", 4, 200, False)]
 
 
 def test_the_quota_of_a_cgroup(tmp_path: Path) -> None:

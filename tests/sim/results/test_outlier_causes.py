@@ -71,7 +71,7 @@ def test_a_process_that_waits_for_a_cpu_and_who_had_it() -> None:
     )
     (cause,) = causes(evidence)
     assert (cause.kind, cause.share) == ("no_cpu", 1.0)
-    assert "busy (7) 95 ms" in cause.text
+    assert "busy (7) up to 95 ms" in cause.text, "looks are rare: it may have run before"
     assert "elsewhere" not in cause.text
 
 

@@ -72,7 +72,7 @@ def test_what_a_process_did_and_who_ran_meanwhile() -> None:
     use = traced_use(PREEMPTED, RX, [], (5 * MS, 100 * MS), in_handler=False)
     assert use is not None
     assert (use.waited, use.ran, use.stopped, use.idle, use.preempted) == (40 * MS, 20 * MS, 30 * MS, 5 * MS, 1)
-    assert who_ran(PREEMPTED, RX, 5 * MS, 100 * MS) == [(HOG, "p20", 1, 40 * MS)]
+    assert who_ran(PREEMPTED, RX, 5 * MS, 100 * MS) == [(HOG, "p20", 1, 40 * MS, True)]
 
 
 def test_what_began_before_the_trace_is_not_known() -> None:

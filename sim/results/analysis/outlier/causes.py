@@ -181,7 +181,7 @@ def _of_waiting(
     cpus = " and ".join(map(str, use.cpus)) or "?"
     yield found("stolen", stolen, f"lost {_ms(stolen)}: the hypervisor gave CPU {cpus} to others")
     waited = max(0.0, use.waited - denied)
-    preempted = f", preempted {use.preempted:,} times" if use.preempted else ""
+    preempted = f", preempted {use.preempted:,} time{'s' * (use.preempted > 1)}" if use.preempted else ""
     moved = f", moved between CPUs {cpus}" if len(use.cpus) > 1 else ""
     on = f"CPU {use.cpus[0]}" if len(use.cpus) == 1 else "a CPU"
     less = f", of which the hypervisor took {_ms(min(taken, waited))}" if taken > waited / 10 else ""
@@ -203,18 +203,22 @@ def _stolen(evidence: Evidence, part: LatencyPart, use: TimeUse) -> float:
 
 def _who_ran(evidence: Evidence, part: LatencyPart, use: TimeUse) -> str:
     """The processes that had the CPUs of a machine: of the run, and others."""
-    ran: list[tuple[float, str]] = []
+    ran: list[tuple[float, str, str]] = []
     for name, its in evidence.machines.items():
         if name != part.machine and its.looks:
             theirs = time_use(its.looks, part.begin_ns, part.end_ns)
             if set(theirs.cpus) & set(use.cpus):
-                ran.append((theirs.ran, name))
+                ran.append((theirs.ran, name, ""))
     ran += [
-        (float(min(other.ran_ns, part.span_ns)), f"{other.name} ({other.pid})")
+        (
+            float(min(other.ran_ns, part.span_ns)),
+            f"{other.name} ({other.pid})",
+            "" if other.is_traced else "up to ",
+        )
         for other in evidence.others
         if other.cpu in use.cpus or not use.cpus
     ]
-    shown = [f"{name} {_ms(spent)}" for spent, name in sorted(ran, reverse=True)[:SHOWN] if spent >= 1e5]
+    shown = [f"{name} {bound}{_ms(spent)}" for spent, name, bound in sorted(ran, reverse=True)[:SHOWN] if spent >= 1e5]
     return "there ran " + ", ".join(shown) if shown else "who ran there is not known"
 
 

@@ -39,7 +39,9 @@ def with_trace(evidence: Evidence, events: Sequence[KernelEvent]) -> tuple[Evide
     for other in others:
         ran[other.pid, other.name, other.cpu] += other.ran_ns
     known = {its.pid for its in evidence.machines.values()}
-    seen = [OtherProcess(pid, name, cpu, spent) for (pid, name, cpu), spent in ran.most_common() if pid not in known]
+    seen = [
+        OtherProcess(pid, name, cpu, spent, True) for (pid, name, cpu), spent in ran.most_common() if pid not in known
+    ]
     return (msgspec.structs.replace(evidence, others=seen[:OTHERS_MAX]) if seen else evidence), traced
 
 
@@ -137,4 +139,6 @@ def who_ran(events: Sequence[KernelEvent], pid: int, begin_ns: int, end_ns: int)
             turns[event.cpu] = event
     for turn in turns.values():
         add(turn, end_ns)
-    return [OtherProcess(other, name, cpu, spent) for (other, name, cpu), spent in ran.most_common() if other != pid]
+    return [
+        OtherProcess(other, name, cpu, spent, True) for (other, name, cpu), spent in ran.most_common() if other != pid
+    ]
