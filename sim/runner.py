@@ -43,6 +43,7 @@ from sim.results.outlier import Outlier
 from sim.results.store import files
 from sim.results.store.manifest import Phase
 from sim.start_socket import StartSocket, start_gate
+from sim.views.event_text import sentence
 from sim.views.notebook_progress import progress_in_cell
 from topologies import Topology, load
 from topologies.hosts import part_of
@@ -247,6 +248,7 @@ def _coordinator(
         resources_every_s=resources_every_s,
         path=directory.path,
         access=access,
+        describe=sentence,
     )
     return Coordinator(
         topology, engine, recording_path=directory.recording_path, event=end.event, observe=observe, gate=gate

@@ -178,7 +178,7 @@ class _Lines:
         for event in snapshot.happened:
             if event.time_ns > self._told_ns:
                 self._told_ns = event.time_ns
-                click.echo(_printable(f"! {event.kind} {event.text}"))
+                click.echo(_printable(f"! {event.text or event.kind}"))
         # The first snapshot alone has no rates.
         self._shown_ns = self._shown_ns or snapshot.time_ns
         if snapshot.phase == "done" or snapshot.time_ns - self._shown_ns >= LINE_EVERY_NS:
@@ -232,7 +232,7 @@ def _rows(now: _Seen) -> Iterator[tuple[str, ...]]:
 def _happened(snapshot: Snapshot) -> Iterator[str]:
     for event in snapshot.happened[-HAPPENED_SHOWN:]:
         at_s = (event.time_ns - (snapshot.start_ns or snapshot.time_ns)) / 1e9
-        yield f"{at_s:9.3f} s  {event.kind}  {event.text}"
+        yield f"{at_s:9.3f} s  {event.text or event.kind}"
 
 
 def _title(now: _Seen) -> str:

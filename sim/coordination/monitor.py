@@ -17,9 +17,9 @@ from sim.engines.messages import Ping
 from sim.host.resources import COORDINATOR, Resources, Sampler
 from sim.recording import header
 from sim.recording.reader import totals_so_far
-from sim.telemetry import Group, Happened, Publisher, Snapshot
+from sim.telemetry import Group, Publisher, RecentEvent, Snapshot
 
-__all__ = ["Counts", "Monitor", "Observed", "Observer", "Unobserved", "in_words"]
+__all__ = ["Counts", "Monitor", "Observed", "Observer", "Unobserved"]
 
 SECOND_NS = 1_000_000_000
 HEARTBEAT_NS = SECOND_NS // 2
@@ -96,26 +96,11 @@ class Unobserved:
     def close(self) -> None: ...
 
 
-def in_words(fields: Mapping[str, object]) -> str:
-    """The fields of an event in a line, without the empty ones; an empty list of vectors means all."""
-    words = []
-    for name, value in fields.items():
-        match value:
-            case None | "" | False:
-                continue
-            case True:
-                words.append(name)
-            case float():
-                words.append(f"{name} {value:g}")
-            case list() | tuple():
-                words.append(f"{name} {' '.join(map(str, value)) or 'all'}")
-            case _:
-                words.append(f"{name} {value}")
-    return ", ".join(words)
-
-
 class Monitor:
-    """Samples the state of all machines at fixed intervals until stopped; owns the socket of the snapshots."""
+    """Samples the state of all machines at fixed intervals until stopped; owns the socket of the snapshots.
+
+    ``describe(event)`` returns an event as one line of text.
+    """
 
     def __init__(
         self,
@@ -128,10 +113,11 @@ class Monitor:
         resources_every_s: float,
         path: Path,
         access: Sequence[Access],
+        describe: Callable[[Mapping[str, object]], str],
     ) -> None:
-        self._path = path
+        self._path, self._describe = path, describe
         self._access = tuple(access[:ACCESS_MAX])
-        self._happened: deque[Happened] = deque(maxlen=HAPPENED_MAX)
+        self._happened: deque[RecentEvent] = deque(maxlen=HAPPENED_MAX)
         self._machines, self._run, self._loop, self._clock = machines, run, loop, loop.clock
         self._record = record
         self._resources_every_ns = round(resources_every_s * SECOND_NS)
@@ -176,7 +162,8 @@ class Monitor:
 
     def note(self, kind: str, fields: Mapping[str, object]) -> None:
         """Add an event to those that snapshots show, the latest few."""
-        self._happened.append(Happened(self._clock.now_ns(), kind, in_words(fields)[:HAPPENED_LENGTH_MAX]))
+        text = self._describe({"kind": kind, **fields})[:HAPPENED_LENGTH_MAX]
+        self._happened.append(RecentEvent(self._clock.now_ns(), kind, text))
 
     def counts(self) -> dict[int, Counts]:
         """The doorbells that each machine has rung and received so far, in all its incarnations, by index."""

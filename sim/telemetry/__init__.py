@@ -7,15 +7,15 @@ by the next; each is numbered, so that it is known how many were missed.
 
 from sim.telemetry.discovery import SOCKET, Found, running
 from sim.telemetry.publisher import Publisher
-from sim.telemetry.snapshot import Group, Happened, Snapshot
+from sim.telemetry.snapshot import Group, RecentEvent, Snapshot
 from sim.telemetry.subscriber import Subscriber, following
 
 __all__ = [
     "SOCKET",
     "Found",
     "Group",
-    "Happened",
     "Publisher",
+    "RecentEvent",
     "Snapshot",
     "Subscriber",
     "following",

@@ -6,7 +6,7 @@ import msgspec
 
 from sim.access import Access
 
-__all__ = ["Group", "Happened", "Snapshot"]
+__all__ = ["Group", "RecentEvent", "Snapshot"]
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -20,8 +20,8 @@ class Group(msgspec.Struct, frozen=True):
     refused: int
 
 
-class Happened(msgspec.Struct, frozen=True):
-    """An event of the run, in one line."""
+class RecentEvent(msgspec.Struct, frozen=True):
+    """An event of the run: its kind, and a sentence about it."""
 
     time_ns: int
     kind: str
@@ -48,6 +48,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     groups: dict[str, Group]
     title: str = ""
     path: str = ""
-    happened: tuple[Happened, ...] = ()
+    happened: tuple[RecentEvent, ...] = ()
     latency_ns: dict[str, int] = {}
     access: tuple[Access, ...] = ()

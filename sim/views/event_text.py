@@ -1,4 +1,4 @@
-"""The events of a run in words for people: the time line of a report and the instants of a trace say the same.
+"""The events of a run as sentences: live views, the time line of a report and the instants of a trace say the same.
 
 Events come from a file, whose content is not trusted: an event of another shape is shown field by field.
 """
@@ -74,7 +74,7 @@ def _action(event: Event, do: str) -> str:
                 continue
             case "delay_us", int() | float():
                 details.append(f"by {time(value * 1e3)}")
-            case "vectors", list():
+            case "vectors", list() | tuple():
                 details.append(f"vectors {_listed(value)}" if value else "all vectors")
             case "hand_over", True:
                 details.append("handing over its connection")
@@ -104,7 +104,7 @@ def _of_machine(event: Event, machine: str) -> str:
             said = f"migration of {machine} failed{paused}: {event.get('reason')}"
         case {"kind": "left_behind", "doorbells": int(doorbells)}:
             said = f"{doorbells:,} doorbells left behind by {machine} at ID {_place(event, 'domain', 'peer')}"
-        case {"kind": "machine_joined", "peers": list(peers)}:
+        case {"kind": "machine_joined", "peers": list(peers) | tuple(peers)}:
             said = f"{machine} joined with ID {_listed(peers)}"
         case {"kind": "machine_left"}:
             how, after = event.get("how"), f", after {event['action']}" if event.get("action") else ""
@@ -164,4 +164,4 @@ def _as_it_stands(event: Event) -> str:
 
 
 def _listed(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

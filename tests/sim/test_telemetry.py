@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodes.errors import UsageError
-from sim.telemetry import Group, Happened, Publisher, Snapshot, Subscriber, following, running
+from sim.telemetry import Group, Publisher, RecentEvent, Snapshot, Subscriber, following, running
 from sim.telemetry.publisher import GREETING, READY, RECEIVED_BYTES_MAX, SUBSCRIBERS_MAX
 from sim.telemetry.subscriber import MESSAGE_BYTES_MAX
 from tests.samples import examples
@@ -116,7 +116,7 @@ def test_what_an_older_or_a_newer_version_tells_is_understood(publisher, subscri
     newer = {"title": "A title", "happened": [{"time_ns": 1, "kind": "action", "text": "kill"}], "mood": "good"}
     publisher.send(encoded(number=2, **newer))
     its = receive(subscriber)
-    assert (its.title, its.happened) == ("A title", (Happened(1, "action", "kill"),))
+    assert (its.title, its.happened) == ("A title", (RecentEvent(1, "action", "kill"),))
 
 
 NO_SNAPSHOTS = {

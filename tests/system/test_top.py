@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from nodes.errors import UsageError
 from sim.commands.top import top
 from sim.results import RunDirectory
-from sim.telemetry import Group, Happened, Publisher, Snapshot, running
+from sim.telemetry import Group, Publisher, RecentEvent, Snapshot, running
 from sim.views.rates import Rates, left_s, pending, plain, ran_s
 from tests.synthetic import finish, pair, topology
 
@@ -251,11 +251,11 @@ def test_on_a_terminal_it_is_a_table(place):
 
 
 def test_events_and_latencies_are_shown_when_a_run_tells_them(place):
-    happened = (Happened(6 * SECOND_NS, "action", "kill \x1b[31mstorm-1"),)
+    happened = (RecentEvent(6 * SECOND_NS, "action", "kill \x1b[31mstorm-1"),)
     with goes_on(place / "ivsim-a", happened=happened, latency_ns={"p50": 12_300, "p99": 2_000_000}):
         out = call("--once").stdout
     assert "delivery p50 12.3 us, p99 2 ms" in out
-    assert "1.000 s  action  kill" in out
+    assert "1.000 s  kill" in out
     assert "\x1b" not in out
 
 

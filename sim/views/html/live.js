@@ -110,7 +110,7 @@ function tell(now) {
   events.parentElement.hidden = !now.happened.length;
   for (const event of now.happened) {
     const at = (event.time_ns - (now.start_ns === null ? now.time_ns : now.start_ns)) / 1e9;
-    add(events, "li", `${at.toFixed(3)} s  ${event.kind}  ${event.text}`);
+    add(events, "li", `${at.toFixed(3)} s  ${event.text || event.kind}`);
   }
 }
 

@@ -8,31 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-from sim.coordination.monitor import LOOK_SHARE, Monitor, in_words
+from sim.coordination.monitor import HAPPENED_LENGTH_MAX, HAPPENED_MAX, LOOK_SHARE, Monitor
 from sim.host.resources import Resources
 from sim.kernel.clock import MonotonicClock
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"do": "mask", "machine": "a-0", "vectors": (1,)}, "do mask, machine a-0, vectors 1"),
-        ({"do": "mask", "vectors": (0, 2, 3)}, "do mask, vectors 0 2 3"),
-        ({"do": "unmask", "vectors": ()}, "do unmask, vectors all"),
-        ({"machine": "a-0", "peers": [0, 7]}, "machine a-0, peers 0 7"),
-        ({"do": "migrate", "hand_over": True, "fault": ""}, "do migrate, hand_over"),
-        ({"do": "migrate", "hand_over": False, "skipped": None}, "do migrate"),
-        (
-            {"from_peer": 0, "downtime_ms": 3.0625001, "pending_vectors": 0},
-            "from_peer 0, downtime_ms 3.0625, pending_vectors 0",
-        ),
-        ({}, ""),
-    ],
-)
-def test_an_event_is_told_as_one_would_read_it(fields: dict[str, object], words: str) -> None:
-    assert in_words(fields) == words
+from sim.telemetry import Snapshot
+from sim.views.event_text import sentence
 
 
 class Planned:
@@ -46,6 +26,24 @@ class Planned:
         self.moments_ns.append(moment_ns)
 
 
+def make_monitor(place: Path, loop: Any, record: Callable[[list[Resources]], None]) -> Monitor:
+    """A monitor of a run without machines."""
+    run: Any = SimpleNamespace(phase="running", start_ns=0, stop_ns=0)
+    topology = SimpleNamespace(title="A title", groups=(), machines=())
+    machines: Any = SimpleNamespace(current=[], topology=topology, row_of={})
+    return Monitor(
+        machines,
+        run,
+        loop,
+        runtime=place,
+        record=record,
+        resources_every_s=0.2,
+        path=place,
+        access=(),
+        describe=sentence,
+    )
+
+
 def test_loading_for_the_first_sample_does_not_delay_the_next(tmp_path: Path) -> None:
     """The first record loads what is heavy; were it paused for like a look, short runs had one look in all."""
     loading_ns, loop = 200_000_000, Planned()
@@ -55,12 +53,7 @@ def test_loading_for_the_first_sample_does_not_delay_the_next(tmp_path: Path) ->
         while time.thread_time_ns() < until_ns:
             pass
 
-    run: Any = SimpleNamespace(phase="running")
-    machines: Any = SimpleNamespace(current=[], topology=SimpleNamespace(machines=()))
-    planned: Any = loop
-    monitor = Monitor(
-        machines, run, planned, runtime=tmp_path, record=record, resources_every_s=0.2, path=tmp_path, access=()
-    )
+    monitor = make_monitor(tmp_path, loop, record)
     try:
         monitor.look_at_resources()
         (next_ns,) = loop.moments_ns
@@ -68,3 +61,21 @@ def test_loading_for_the_first_sample_does_not_delay_the_next(tmp_path: Path) ->
         assert monitor.spent_ns >= loading_ns
     finally:
         monitor.close()
+
+
+def test_a_snapshot_has_the_latest_events_as_sentences(tmp_path: Path, monkeypatch: Any) -> None:
+    published: list[Snapshot] = []
+    monkeypatch.setattr("sim.telemetry.Publisher.publish", lambda publisher, snapshot: published.append(snapshot))
+    monitor = make_monitor(tmp_path, Planned(), lambda rows: None)
+    try:
+        for _ in range(HAPPENED_MAX):
+            monitor.note("machine_joined", {"machine": "a-0", "peers": (7,), "life": "a-0"})
+        monitor.note("action", {"do": "mask", "machine": "a-0", "line": 14, "vectors": (0, 2)})
+        monitor.note("warning", {"machine": "a-0", "text": "x" * 1000})
+        monitor.publish()
+    finally:
+        monitor.close()
+    texts = [event.text for event in published[0].happened]
+    assert len(texts) == HAPPENED_MAX
+    assert texts[-3:-1] == ["a-0 joined with ID 7", "mask a-0, vectors 0 2 (line 14)"]
+    assert len(texts[-1]) == HAPPENED_LENGTH_MAX
