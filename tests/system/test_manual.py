@@ -63,6 +63,8 @@ def test_the_site_is_accessible_and_found_without_a_network(tmp_path: Path) -> N
     # The page 404.html is for web servers: its links begin at their root.
     pages = sorted(path for path in tmp_path.rglob("*.html") if path.name != "404.html")
     assert {"index.html", "commands.html", "peers.html"} <= {path.name for path in pages}
+    interface = re.sub(r"<[^>]+>", "", (tmp_path / "api" / "peers.html").read_text())
+    assert not re.search(r"= (DEFAULT_PATH|VECTORS|V0)\b", interface)  # values, not names of constants
     # A fence that is not understood is text, and makes code of what follows.
     assert not [path.name for path in pages if "```" in path.read_text()]
     with browser() as page:
