@@ -345,9 +345,17 @@ class _Profiles(Mapping[str, Profile]):
 
 PROFILES: Mapping[str, Profile] = _Profiles(
     (
-        *(QEMU_DOORBELL, QEMU_DOORBELL_KVM, QEMU_PLAIN, *VARIANTS.values(), ACRN, CLOUD_HYPERVISOR, KVMTOOL),
+        QEMU_DOORBELL,
+        QEMU_DOORBELL_KVM,
+        QEMU_PLAIN,
+        *VARIANTS.values(),
+        ACRN,
+        CLOUD_HYPERVISOR,
+        KVMTOOL,
         IVSHMEM_FLAT,
-        *(QEMU_V2, JAILHOUSE_V2, JAILHOUSE_V2_INTX),
+        QEMU_V2,
+        JAILHOUSE_V2,
+        JAILHOUSE_V2_INTX,
     )
 )
 

@@ -42,13 +42,7 @@ def test_other_devices_do_not_cite_the_qemu_of_today(name: str) -> None:
     assert [cell for cell, source in sources.items() if ".json" in source or "QEMU 7" in source] == []
 
 
-def test_the_profiles() -> None:
-    assert set(PROFILES) == {
-        *("qemu-doorbell", "qemu-doorbell-kvm", "qemu-plain"),
-        *("qemu-1.1", "qemu-1.1-intx", "qemu-1.1-shm", "qemu-1.1-shm-intx", "acrn", "cloud-hypervisor"),
-        *("kvmtool", "ivshmem-flat"),
-        *("qemu-v2", "jailhouse-v2", "jailhouse-v2-intx"),
-    }
+def test_each_profile_is_found_by_its_name() -> None:
     for name, made in PROFILES.items():
         assert profile(name) is made
         assert made.name == name
