@@ -19,6 +19,7 @@ from sim.coordination.recording_layouts import Layouts
 from sim.host.libraries import RESULTS as LIBRARIES
 from sim.host.limits import SHM_DIRECTORY, Host, Left
 from sim.host.places import hosts_refused, named_memory_refused, place_refused
+from sim.host.process_looks import LOOK_DESCRIPTORS
 from sim.host.qemus import QEMU_BYTES, QEMU_THREADS, count_qemus, qemus_refused
 from sim.host.scheduling import cpus_refused, policies_refused
 from sim.kernel.shortage import explained
@@ -29,12 +30,13 @@ from topologies.actions import Join, Migrate
 
 __all__ = ["Demand", "Sum", "check", "preflight", "render"]
 
-# Descriptors of the coordinator for each machine (socket, control socket, process, recording), its others, and those
-# of a worker, counted in /proc/PID/fd; three of each device are those of its io_uring and the two mappings of it.
-DESCRIPTORS_EACH = 4
+# Descriptors of the coordinator for each machine (its connection to the server, its control socket, its process), its
+# others, and those of a worker, counted in /proc/PID/fd; three of each device are those of its io_uring and the two
+# mappings of it.
+DESCRIPTORS_EACH = 3
 DESCRIPTORS_SPARE = 64
-WORKER_DESCRIPTORS = 17
-DEVICE_DESCRIPTORS = 6
+WORKER_DESCRIPTORS = 16
+DEVICE_DESCRIPTORS = 5
 # The fork server, three processes between it and the workers that they fork, and the thread of the progress.
 HELPERS = 5
 # The unread messages that a socket's buffer holds (212,992 bytes, net.core.wmem_default).
@@ -200,13 +202,14 @@ class _Count:
 
 
 def _descriptors(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
-    others = DESCRIPTORS_SPARE + host.descriptors_open + count.connections - count.machines
+    each = DESCRIPTORS_EACH + (LOOK_DESCRIPTORS if topology.run.stop_above else 0)
+    others = DESCRIPTORS_SPARE + host.descriptors_open + count.connections - count.machines + count.qemus
     advice = "Take fewer machines or vectors, or raise the limit"
     yield _sum(
         "descriptors in the coordinator",
-        count.eventfds + DESCRIPTORS_EACH * count.machines + others,
+        count.eventfds + each * count.machines + others,
         host.descriptors,
-        f"{count.eventfds} eventfds, {DESCRIPTORS_EACH} for each of {count.machines} machines, {others} others",
+        f"{count.eventfds} eventfds, {each} for each of {count.machines} machines, {others} others",
         advice,
     )
     eventfds, machine = max(((_worker_eventfds(topology, kind), kind) for kind in _kinds(topology)), key=_first)
@@ -220,9 +223,9 @@ def _descriptors(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]
     )
     yield _sum(
         "open files on this host",
-        count.eventfds + (DESCRIPTORS_EACH + WORKER_DESCRIPTORS) * count.machines,
+        count.eventfds + (each + WORKER_DESCRIPTORS) * count.machines,
         host.files,
-        f"{count.eventfds} eventfds, {DESCRIPTORS_EACH + WORKER_DESCRIPTORS} for each of {count.machines} machines",
+        f"{count.eventfds} eventfds, {each + WORKER_DESCRIPTORS} for each of {count.machines} machines",
         advice,
     )
 

@@ -13,7 +13,16 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["CpuLook", "Neighbours", "OtherProcess", "ProcessLook", "ProcessLooks", "Throttling", "look_at_cpus"]
+__all__ = [
+    "LOOK_DESCRIPTORS",
+    "CpuLook",
+    "Neighbours",
+    "OtherProcess",
+    "ProcessLook",
+    "ProcessLooks",
+    "Throttling",
+    "look_at_cpus",
+]
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -21,6 +30,8 @@ READ_BYTES = 4096
 STAT_BYTES = 1 << 16
 SWITCHES = re.compile(rb"^(?:non)?voluntary_ctxt_switches:\t(\d+)$", re.MULTILINE)
 FILES = ("stat", "schedstat", "status", "wchan")
+LOOK_DESCRIPTORS = len(FILES)
+"""How many descriptors `ProcessLooks` holds for each process."""
 
 
 class ProcessLook(NamedTuple):

@@ -12,7 +12,6 @@ program runs in one of the two only, because nothing resumes it in between.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import signal
@@ -21,17 +20,13 @@ import time
 from collections.abc import Callable
 
 from nodes.errors import HostError
+from sim.kernel.memory import map_in_place
 from sim.kernel.processes import tie_to
 
 __all__ = ["Source", "fork_successor", "remap"]
 
-MAP_FIXED = 0x10
 READY, COMMIT = b"r", b"c"
 LOOK_S = 1.0
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 
 
 class Source:
@@ -131,9 +126,7 @@ def remap(mapping: mmap.mmap, descriptor: int) -> None:
     size_bytes = len(mapping)
     if (there := os.fstat(descriptor).st_size) < size_bytes:
         raise HostError(f"memory of {there} bytes cannot take the place of {size_bytes} bytes")
-    view = ctypes.c_char.from_buffer(mapping)
-    address = ctypes.addressof(view)
-    del view
-    protection = mmap.PROT_READ | mmap.PROT_WRITE
-    if _libc.mmap(address, size_bytes, protection, mmap.MAP_SHARED | MAP_FIXED, descriptor, 0) != address:
-        raise HostError(f"the memory cannot be mapped in the guest's place: {os.strerror(ctypes.get_errno())}")
+    try:
+        map_in_place(mapping, descriptor)
+    except OSError as error:
+        raise HostError(f"the memory cannot be mapped in the guest's place: {error.strerror}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -25,7 +26,16 @@ from sim.kernel.segments import (
 )
 from sim.kernel.shortage import why_no_room
 
-__all__ = ["Region", "check_mapped", "made_smaller", "map_region", "release_mapping"]
+__all__ = ["Region", "check_mapped", "made_smaller", "map_file", "map_in_place", "map_region", "release_mapping"]
+
+MREMAP_MAYMOVE_FIXED = 1 | 2
+MAP_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = _libc.mremap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.mremap.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 2, ctypes.c_int, ctypes.c_void_p]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class Region:
@@ -209,6 +219,49 @@ def map_region(descriptor: int) -> mmap.mmap:
         return mmap.mmap(descriptor, size_bytes)
     except (OSError, ValueError) as error:  # ValueError: it has shrunk meanwhile
         raise RemoteProtocolError(f"the server's shared memory cannot be mapped: {error}") from error
+
+
+def map_file(descriptor: int, size_bytes: int) -> mmap.mmap:
+    """Map a file, shared and writable, without a descriptor of the mapping's own.
+
+    ``mmap.mmap`` duplicates the descriptor that it is given, for ``size`` and ``resize``, and keeps the duplicate as
+    long as the mapping (``trackfd``, which prevents it, is new in Python 3.13).
+
+    Raises:
+        OSError: the kernel does not map it.
+    """
+    mapping = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        map_in_place(mapping, descriptor)
+    except BaseException:
+        mapping.close()
+        raise
+    return mapping
+
+
+def map_in_place(mapping: mmap.mmap, descriptor: int) -> None:
+    """Map a file where another mapping is: every view of that shows the file from now on.
+
+    The file is mapped elsewhere first, and moved: a mapping at a fixed address that fails leaves a hole (mmap(2)).
+
+    Raises:
+        OSError: the kernel does not map it.
+    """
+    view, size_bytes = ctypes.c_char.from_buffer(mapping), len(mapping)
+    address = ctypes.addressof(view)
+    del view
+    elsewhere = _libc.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor, 0)
+    if elsewhere == MAP_FAILED:
+        raise _last_error()
+    if _libc.mremap(elsewhere, size_bytes, size_bytes, MREMAP_MAYMOVE_FIXED, address) != address:
+        error = _last_error()
+        _libc.munmap(elsewhere, size_bytes)
+        raise error
+
+
+def _last_error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
 
 
 def release_mapping(memory: memoryview) -> None:

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from nodes.errors import HostError, UsageError
+from sim.kernel.memory import map_file
 from sim.recording import header
 from sim.recording.header import HEADER_WORDS, WORD_BYTES
 from sim.recording.layout import DRAIN_WORDS, RecordingLayout
@@ -27,7 +28,7 @@ def map_new(path: Path, size_bytes: int) -> mmap.mmap:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(fd, 0, size_bytes)
-        return mmap.mmap(fd, size_bytes)
+        return map_file(fd, size_bytes)
     except OSError as error:
         path.unlink()
         need = size_bytes / 2**20
@@ -111,7 +112,7 @@ class Recording:
             size_bytes = os.fstat(fd).st_size
             if size_bytes < HEADER_WORDS * WORD_BYTES:
                 raise UsageError(f"{path}: not a recording: {size_bytes} bytes, a header alone is 512")
-            mapping = mmap.mmap(fd, size_bytes - size_bytes % WORD_BYTES)
+            mapping = map_file(fd, size_bytes - size_bytes % WORD_BYTES)
         finally:
             os.close(fd)
         with memoryview(mapping) as view, view.cast("Q") as head:

@@ -60,8 +60,8 @@ def test_every_sum_is_what_it_is_made_of() -> None:
     made = topology(GROUPS)
     found = {what: each.needed for what, each in sums(made).items()}
     eventfds = 8 + 3 * 2
-    assert found["descriptors in the coordinator"] == eventfds + 4 * 4 + 64 + 10
-    assert found["descriptors in a machine"] == eventfds + 17  # the hub, which keeps all eventfds of all machines
+    assert found["descriptors in the coordinator"] == eventfds + 3 * 4 + 64 + 10
+    assert found["descriptors in a machine"] == eventfds + 16  # the hub, which keeps all eventfds of all machines
     assert found["processes and threads"] == 4 + 5
     assert found["messages of the server"] == 4 * (3 + eventfds)
     assert found["of shared memory in /dev/shm"] == 4 << 20
@@ -79,11 +79,18 @@ def test_every_sum_is_what_it_is_made_of() -> None:
     assert found["of memory"] == (4 << 20) + recordings + 4 * round(3.9 * 2**20) + 200 * eventfds
 
 
+def test_a_watch_for_outliers_holds_descriptors_of_each_machine() -> None:
+    made = topology(GROUPS)
+    watched = changed(made, run=changed(made.run, stop_above="5ms"))
+    for what in ("descriptors in the coordinator", "open files on this host"):
+        assert sums(watched)[what].needed - sums(made)[what].needed == 4 * 4, what
+
+
 def test_a_device_keeps_no_more_eventfds_of_a_peer_than_it_has_vectors() -> None:
     made = topology({"thin": (5, 1), "thick": (2, 100)})
-    assert sums(made)["descriptors in a machine"].needed == 5 + 2 * 100 + 17
+    assert sums(made)["descriptors in a machine"].needed == 5 + 2 * 100 + 16
     made = topology({"thin": (300, 1), "thick": (1, 2)})
-    assert sums(made)["descriptors in a machine"].needed == 300 + 2 + 17
+    assert sums(made)["descriptors in a machine"].needed == 300 + 2 + 16
 
 
 def test_a_machine_that_joins_again_needs_new_eventfds() -> None:
@@ -112,7 +119,7 @@ def test_a_bridge_has_a_device_in_each_domain() -> None:
     domains = (Domain(), Domain(name="other", memory=Memory(size_bytes=1 << 20, kind="memfd")))
     machines = (*made.machines[:2], changed(made.machines[2], domains=("main", "other")))  # type: ignore[type-var]
     found = sums(changed(made, domains=domains, machines=machines))
-    assert found["descriptors in a machine"].needed == 3 * 2 + 1 * 2 + 17 + 6
+    assert found["descriptors in a machine"].needed == 3 * 2 + 1 * 2 + 16 + 5
     assert found["messages of the server"].needed == 3 * (3 + 6) + 1 * (3 + 2)
     assert found["of nameless memory"].needed == 1 << 20
     assert found["of shared memory in /dev/shm"].needed == 4 << 20
@@ -163,7 +170,7 @@ def test_the_error_says_every_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = str(refused.value).splitlines()
     assert len(lines) == 3
     assert lines[0] == (
-        "this topology needs 104 descriptors in the coordinator (14 eventfds, 4 for each of 4 machines, 74 others); "
+        "this topology needs 100 descriptors in the coordinator (14 eventfds, 3 for each of 4 machines, 74 others); "
         "this host allows 3 (ulimit -Hn). Take fewer machines or vectors, or raise the limit"
     )
     assert lines[2].endswith("this host allows 4.0 KiB (available memory). Take fewer machines or a smaller memory")
@@ -253,7 +260,7 @@ def test_the_table_has_a_line_for_each_sum_and_says_what_is_wrong() -> None:
     render(demand, console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) == 1 + len(demand.sums) + 1
-    assert lines[-1].startswith("! this topology needs 98 open files on this host (14 eventfds")
+    assert lines[-1].startswith("! this topology needs 90 open files on this host (14 eventfds")
 
 
 def test_the_dry_run_prints_json_and_its_code_says_whether_it_fits(

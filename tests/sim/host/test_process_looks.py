@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from sim.host.page_fault import page_fault_ns
-from sim.host.process_looks import Neighbours, ProcessLook, ProcessLooks, Throttling, look_at_cpus
+from sim.host.process_looks import LOOK_DESCRIPTORS, Neighbours, ProcessLook, ProcessLooks, Throttling, look_at_cpus
 
 WAITS = [sys.executable, "-c", "print(flush=True); input()"]
 
@@ -30,7 +30,9 @@ def test_a_process_sleeps_and_is_stopped_and_is_gone() -> None:
     ):
         assert child.stdout is not None
         child.stdout.readline()
+        before = len(os.listdir("/proc/self/fd"))
         looks.watch(1, child.pid)
+        assert len(os.listdir("/proc/self/fd")) == before + LOOK_DESCRIPTORS
         asleep = look_until(looks, "S")
         assert asleep.blocked_in.strip() or os.geteuid()
         assert asleep.ran_ns > 0 < asleep.faults

@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import os
 import secrets
+import socket
 import stat
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from nodes.errors import HostError, RemoteProtocolError, UsageError
-from sim.kernel.memory import Region, made_smaller, map_region
+from sim.kernel.memory import Region, made_smaller, map_file, map_in_place, map_region
 from sim.kernel.segments import mappings, remove_orphaned
 
 SHM = Path("/dev/shm")
@@ -388,3 +389,28 @@ def test_a_clean_up_between_name_and_lock_does_no_harm(generated, monkeypatch):
     finally:
         region.close()
     assert not (SHM / generated).exists()
+
+
+def test_a_mapped_file_holds_no_descriptor(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(8192))
+    descriptor = os.open(path, os.O_RDWR)
+    before = os.listdir("/proc/self/fd")
+    mapping = map_file(descriptor, 8192)
+    assert os.listdir("/proc/self/fd") == before
+    os.close(descriptor)
+    mapping[4096] = 7
+    assert path.read_bytes()[4096] == 7
+    with memoryview(mapping), pytest.raises(BufferError):
+        mapping.close()
+    mapping.close()
+
+
+def test_a_file_that_cannot_be_mapped_is_an_error_and_leaves_the_memory_that_was_there():
+    with socket.socket(socket.AF_UNIX) as unmappable, mmap.mmap(-1, 4096) as mapping:
+        mapping[0] = 3
+        for attempt in (lambda at: map_file(at, 4096), lambda at: map_in_place(mapping, at)):
+            with pytest.raises(OSError, match="No such device") as raised:
+                attempt(unmappable.fileno())
+            assert raised.value.errno == errno.ENODEV
+        assert mapping[0] == 3
