@@ -36,7 +36,9 @@ __all__ = ["agree"]
     help="Groups are made smaller until there are so many machines.",
 )
 @click.option(
-    "--every-profile", is_flag=True, help="Machines with another device are real, too: QEMU has the device of today."
+    "--every-profile",
+    is_flag=True,
+    help="Machines with another profile are real, too, with the device of today's QEMU.",
 )
 @overrides_option
 @programs_option
@@ -56,8 +58,8 @@ def agree(
 ) -> None:
     """Run TOPOLOGY simulated and with real QEMUs, with the same seed, and compare what must be equal.
 
-    Compared are who rang whom on which vector, in which order, what became of it, the actions, the verdicts, how
-    machines ended, and what is in the shared memory. The exit code is 99 if a difference is not explained.
+    The comparison covers the rung edges, the order of rings, the fate of doorbells, the actions, the verdicts, the
+    ends of machines, and the shared memory. The exit code is 99 if a difference is not explained.
     """
     import msgspec
 

@@ -1,4 +1,4 @@
-"""`ivsim attach`: a peer for the keyboard or a script."""
+"""`ivsim attach`: a peer of a server, interactively or in a script."""
 
 from __future__ import annotations
 

@@ -38,11 +38,13 @@ COMMANDS = {
     ),
     "scheduler": Entry(
         "cluster:scheduler",
-        "Be the scheduler of a cluster of hosts.",
+        "Start the scheduler of a cluster of hosts.",
         "ivsim scheduler --host 192.0.2.1 --tls-ca ca.pem --tls-cert host.pem --tls-key host.key",
     ),
     "worker": Entry(
-        "cluster:worker", "Be a worker of a cluster: run what its scheduler gives.", "ivsim worker tcp://127.0.0.1:8786"
+        "cluster:worker",
+        "Start a worker of a cluster, which runs the jobs of its scheduler.",
+        "ivsim worker tcp://127.0.0.1:8786",
     ),
     "graph": Entry(
         "graph:graph", "Draw a topology: its machines, and which ring which.", "ivsim graph fan_in -o fan_in.svg"
@@ -52,9 +54,7 @@ COMMANDS = {
         "Plan how a topology's machines could move to another host.",
         "ivsim migrate --plan evacuate",
     ),
-    "compare": Entry(
-        "compare:compare", "Hold one run against another.", "ivsim compare runs/BEFORE runs/AFTER --fail-if p99:+10%"
-    ),
+    "compare": Entry("compare:compare", "Compare two runs.", "ivsim compare runs/BEFORE runs/AFTER --fail-if p99:+10%"),
     "report": Entry("report:report", "Write a run as one HTML page.", "ivsim report runs/RUN -o run.html"),
     "trace": Entry("trace:trace", "Write a run as a trace that Perfetto opens.", "ivsim trace runs/RUN -o run.json.gz"),
     "top": Entry("top:top", "Watch a run of this host while it lasts.", "ivsim top --once"),
@@ -67,7 +67,9 @@ COMMANDS = {
         "serve:serve", "Run an ivshmem server, as ivshmem-server does.", "ivsim serve -F -S /tmp/server.sock -l 4M -n 2"
     ),
     "attach": Entry(
-        "attach:attach", "Be a peer, at the keyboard or in a script.", "ivsim attach -S /tmp/server.sock peers"
+        "attach:attach",
+        "Connect to a server as a peer, interactively or in a script.",
+        "ivsim attach -S /tmp/server.sock peers",
     ),
     "ethernet": Entry(
         "ethernet:ethernet",

@@ -50,9 +50,9 @@ def cluster_options(command: Command) -> Command:
 @click.option("--port", type=WholeNumber(0, 65535), default=PORT, show_default=True, help="The port; 0: any.")
 @tls_options
 def scheduler(host: str, port: int, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None) -> None:
-    """Give the runs of `ivsim sweep --scheduler` to workers, until a signal comes.
+    """Give the runs of `ivsim sweep`, `explore` and `run --scheduler` to workers, until a signal comes.
 
-    Who can reach a scheduler can run code on its workers: beyond the loopback it needs TLS.
+    Anyone who can reach a scheduler can run code on its workers: beyond the loopback it needs TLS.
     """
     tls = make_tls(tls_ca, tls_cert, tls_key)
     check_listening(host, tls)
@@ -72,8 +72,8 @@ def worker(
 ) -> None:
     """Run one job at a time for the scheduler at ADDRESS, until a signal comes. One worker for each host is enough.
 
-    It waits for a scheduler that is not there yet, or not any more. Runs that are not wanted any more are ended, and
-    nothing of a run is left here.
+    It waits until its scheduler is there, or is there again. Cancelled runs are ended, and nothing of a run is left on
+    this host.
     """
     tls = make_tls(tls_ca, tls_cert, tls_key)
     scheduler_host = check_address(address, tls)

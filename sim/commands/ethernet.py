@@ -22,10 +22,10 @@ __all__ = ["ethernet"]
 )
 @click.option("--tap", "name", required=True, metavar="NAME", help="The TAP interface; it is made if there is none.")
 def ethernet(path: Path, name: str) -> None:
-    """Be one of the two peers of an Ethernet over ivshmem v2, and pass its frames to and from a TAP interface.
+    """Join an Ethernet over ivshmem v2 as one of its two peers, and pass its frames to and from a TAP interface.
 
-    The other peer is a guest with such a network device, or another `ivsim ethernet`. Addresses of the interface are
-    yours to set (`ip address add 10.0.0.1/24 dev NAME`, `ip link set NAME up`); Ctrl-C ends it. It needs CAP_NET_ADMIN,
+    The other peer is a guest with such a network device, or another `ivsim ethernet`. Set the addresses of the
+    interface yourself (`ip address add 10.0.0.1/24 dev NAME`, `ip link set NAME up`); Ctrl-C ends it. It needs CAP_NET_ADMIN,
     or an interface made for this user.
     """
     from sim.kernel.loop import Loop

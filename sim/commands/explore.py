@@ -1,4 +1,4 @@
-"""`ivsim explore`: many seeds under virtual time, invariants, the shortest schedule that breaks one."""
+"""`ivsim explore`: many seeds under virtual time, invariants, and the shortest schedule that breaks one."""
 
 from __future__ import annotations
 

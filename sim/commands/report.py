@@ -26,8 +26,8 @@ REPORT = "report.html"
 def report(run_directory: Path, output: Path | None) -> None:
     """Write figures, curves, time lines and pictures of the run directory RUN to one HTML file.
 
-    The file needs nothing else: no network, no script, no fonts. What the run lacks - it was interrupted, it is
-    damaged, nothing was sampled - is said in its place. Each host of a run over several gets a page of its own.
+    The file needs no network, no other file and no fonts, and is complete without its script. Where the run lacks
+    data (it was interrupted or damaged, or nothing was sampled), the page says so. Each host of a run over several gets a page of its own.
     """
     from sim.results import open as open_run
     from sim.views.html.page import page

@@ -1,4 +1,4 @@
-"""`ivsim sweep`: the same topology with every combination of some values."""
+"""`ivsim sweep`: runs of a topology with every combination of some values."""
 
 from __future__ import annotations
 

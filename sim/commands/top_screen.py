@@ -1,4 +1,4 @@
-"""What `ivsim top` shows: a run that is found, followed, and drawn as a table, as lines or as JSON."""
+"""The output of `ivsim top`: it finds a run, follows it, and draws it as a table, as lines or as JSON."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _find(run: Path | None) -> Found:
     if run is None:
         found = running()
         if not found:
-            raise UsageError(f"no run of yours goes on: no ivsim-*/{SOCKET} that is listened at in {_places()}")
+            raise UsageError(f"no run of yours is in progress: no process listens on ivsim-*/{SOCKET} in {_places()}")
         if len(found) > 1:
             others = ", ".join(str(other.path) for other in found[1:])
             click.echo(f"watching the latest of {len(found)} runs, {found[0].path}; others: {others}", err=True)
@@ -83,7 +83,7 @@ def _find(run: Path | None) -> Found:
     if not run.is_dir() or (run / SOCKET).exists():
         found = running([run / SOCKET if run.is_dir() else run])
         if not found:
-            raise UsageError(f"{run}: expected a telemetry socket of yours that a run listens at")
+            raise UsageError(f"{run}: expected the telemetry socket of a run of yours in progress")
         return found[0]
     return _of_directory(run)
 
@@ -96,12 +96,12 @@ def _of_directory(path: Path) -> Found:
     owner = run.origin.owner
     if run.status == "running" and owner.is_running():
         if any(event.get("kind") == "telemetry" for event in run.events()):  # the last that a run says
-            raise UsageError(f"{path}: is being put together; `ivsim show {path}` will tell how it went")
+            raise UsageError(f"{path}: its results are being computed; `ivsim show {path}` prints them then")
         for each in running():
             if each.held_by(owner.pid):
                 return each
         raise UsageError(f"{path}: runs in process {owner.pid}, whose telemetry socket is not in {_places()}")
-    raise UsageError(f"{path}: goes on no more ({run.status}); ivsim show tells how it went")
+    raise UsageError(f"{path}: the run is over ({run.status}); `ivsim show` prints its result")
 
 
 def _places() -> str:

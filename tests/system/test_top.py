@@ -140,7 +140,7 @@ def test_without_a_run_that_is_said(place):
     for arguments in ((), ("--once",), ("--json",)):
         error = call(*arguments).exception
         assert isinstance(error, UsageError)
-        assert "no run of yours goes on" in str(error)
+        assert "no run of yours is in progress" in str(error)
         assert str(place) in str(error)
 
 
@@ -184,7 +184,7 @@ def test_a_run_directory_names_its_process(place, tmp_path):
     finally:
         directory.close()
     over = finish(pair(tmp_path), {(1, 1): 1})
-    assert "goes on no more (finished)" in str(call(str(over.path)).exception)
+    assert "the run is over (finished)" in str(call(str(over.path)).exception)
     assert "no such" in str(call(str(tmp_path / "none")).exception)
 
 

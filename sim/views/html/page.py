@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing else: no network, no script, no fonts.
+"""A run as one HTML page without other files: no network, no fonts. It is complete without its script.
 
 All text from a run's files is escaped (``sim.views.html.svg``). What is missing or damaged is named in its place, and
 the rest is shown.
