@@ -25,8 +25,8 @@ def ethernet(path: Path, name: str) -> None:
     """Join an Ethernet over ivshmem v2 as one of its two peers, and pass its frames to and from a TAP interface.
 
     The other peer is a guest with such a network device, or another `ivsim ethernet`. Set the addresses of the
-    interface yourself (`ip address add 10.0.0.1/24 dev NAME`, `ip link set NAME up`); Ctrl-C ends it. It needs CAP_NET_ADMIN,
-    or an interface made for this user.
+    interface yourself (`ip address add 10.0.0.1/24 dev NAME`, `ip link set NAME up`); Ctrl-C ends it. It needs
+    CAP_NET_ADMIN, or an interface made for this user.
     """
     from sim.kernel.loop import Loop
     from sim.kernel.signal_wakeup import ended_by_signal

@@ -27,7 +27,8 @@ def report(run_directory: Path, output: Path | None) -> None:
     """Write figures, curves, time lines and pictures of the run directory RUN to one HTML file.
 
     The file needs no network, no other file and no fonts, and is complete without its script. Where the run lacks
-    data (it was interrupted or damaged, or nothing was sampled), the page says so. Each host of a run over several gets a page of its own.
+    data (it was interrupted or damaged, or nothing was sampled), the page says so. Each host of a run over several
+    gets a page of its own.
     """
     from sim.results import open as open_run
     from sim.views.html.page import page

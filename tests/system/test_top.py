@@ -152,7 +152,7 @@ def test_a_socket_that_was_left_behind_is_no_run(place):
     assert (directory / "telemetry.zmq").is_socket()
     assert running() == []
     assert isinstance(call("--once").exception, UsageError)
-    assert "expected a telemetry socket" in str(call(str(directory)).exception)
+    assert "expected the telemetry socket" in str(call(str(directory)).exception)
     (directory / "telemetry.zmq").unlink()
 
 
@@ -180,7 +180,7 @@ def test_a_run_directory_names_its_process(place, tmp_path):
         directory.event("telemetry", snapshots=1)
         error = call(str(directory.path), "--once").exception
         assert isinstance(error, UsageError)
-        assert str(error).endswith(f"is being put together; `ivsim show {directory.path}` will tell how it went")
+        assert str(error).endswith(f"its results are being computed; `ivsim show {directory.path}` prints them then")
     finally:
         directory.close()
     over = finish(pair(tmp_path), {(1, 1): 1})
