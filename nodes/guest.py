@@ -137,12 +137,11 @@ class Guest:
         *,
         clock: Callable[[], int],
         random: Random,
-        start_ns: int = 0,
     ) -> None:
         self.device = device
         self.clock = clock
         self.random = random
-        self.start_ns = start_ns
+        self.start_ns = 0
         self.joined_ns = 0
         self.stop_ns = inf
         self.missed = 0

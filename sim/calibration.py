@@ -13,6 +13,7 @@ from nodes.errors import UsageError
 from sim.engines.virtual.cost_model import CostModel, Distribution, load_model
 from sim.results.analysis.costs import MEASURED_MIN, SHARES, MeasuredCosts, measured_costs
 from sim.results.run import Run
+from topologies.language.document import quoted
 
 __all__ = ["Calibration", "as_toml", "calibrate"]
 
@@ -71,7 +72,7 @@ def calibrate(runs: Sequence[Run], base: CostModel | None = None) -> Calibration
 
 def as_toml(calibration: Calibration) -> str:
     """The model as a file for ``[run] cost_model``."""
-    lines = [f"source = {_quoted(calibration.model.source)}"]
+    lines = [f"source = {quoted(calibration.model.source)}"]
     for name in CostModel.__struct_fields__[1:]:
         value = getattr(calibration.model, name)
         seen = f"  # {calibration.read[name]} times" if name in calibration.read else ""
@@ -94,8 +95,3 @@ def _distribution(times_ns: Integers) -> Distribution:
     shares = [share for share in SHARES if len(times_ns) * (1 - share) >= SURE]
     costs = np.quantile(np.maximum(times_ns, 0), shares)
     return Distribution(tuple((share, math.floor(cost)) for share, cost in zip(shares, costs, strict=True)))
-
-
-def _quoted(text: str) -> str:
-    """A basic string of TOML."""
-    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")

@@ -37,22 +37,21 @@ class VirtioDevice:
         guest: a guest with a device of ivshmem v2, peer 0 of two.
         queues: how many queues it has.
         queue_size: how many descriptors each of them has at most.
-        config: the configuration space of this kind of device.
 
     Attributes:
         driver_features: what the driver has accepted.
     """
 
-    def __init__(self, guest: Guest, *, queues: int, queue_size: int, config: bytes = b"") -> None:
+    def __init__(self, guest: Guest, *, queues: int, queue_size: int) -> None:
         self._guest = guest
         self._header = VirtioHeader(guest.sections.shared)
         self._queue_size, self._count = queue_size, queues
         self._states = [_QueueState(queue_size) for _ in range(queues)]
         self.driver_features = 0
         header = self._header
-        header.shared[: CONFIG_AT + len(config)] = bytes(CONFIG_AT) + config
+        header.shared[:CONFIG_AT] = bytes(CONFIG_AT)
         header.write(VirtioRegister.REVISION, 1)
-        header.write(VirtioRegister.SIZE, CONFIG_AT + len(config))
+        header.write(VirtioRegister.SIZE, CONFIG_AT)
         header.write(VirtioRegister.DEVICE_FEATURES, FEATURES & 0xFFFF_FFFF)
         self._show_queue()
         guest.set_state(READY)

@@ -19,6 +19,7 @@ from nodes.errors import UsageError
 from sim.access import shown
 from sim.host.runtime_directory import runtime_parents
 from sim.telemetry import SOCKET, Found, Snapshot, Subscriber, running
+from sim.views.printable import printable
 from sim.views.prometheus import MetricsFile
 from sim.views.rates import Rates, left_s, pending, plain, ran_s
 from sim.views.units import NOTHING
@@ -153,7 +154,7 @@ def _show_once(seen: _Seen, as_json: bool) -> None:
         return
     console = Console()
     for line in _lines(now):
-        console.print(Text(_printable(line)), soft_wrap=True)
+        console.print(Text(printable(line)), soft_wrap=True)
 
 
 def _show_page(seen: _Seen, port: int) -> None:
@@ -178,12 +179,12 @@ class _Lines:
         for event in snapshot.happened:
             if event.time_ns > self._told_ns:
                 self._told_ns = event.time_ns
-                click.echo(_printable(f"! {event.text or event.kind}"))
+                click.echo(printable(f"! {event.text or event.kind}"))
         # The first snapshot alone has no rates.
         self._shown_ns = self._shown_ns or snapshot.time_ns
         if snapshot.phase == "done" or snapshot.time_ns - self._shown_ns >= LINE_EVERY_NS:
             self._shown_ns = snapshot.time_ns
-            click.echo(_printable("  ".join(_summary(now))))
+            click.echo(printable("  ".join(_summary(now))))
 
 
 def _summary(now: _Seen) -> list[str]:
@@ -260,14 +261,9 @@ def _table(now: _Seen) -> Group:
         table.add_column(name, justify="right" if place else "left", no_wrap=True)
     for name, up, *rest in _rows(now):
         alive, _, all_of_them = up.partition("/")
-        table.add_row(Text(_printable(name)), Text(up, "" if alive == all_of_them else "yellow"), *map(Text, rest))
-    parts: list[Text | Table] = [Text(_printable(_title(now)), "bold")] if _title(now) else []
-    parts += [Text(_printable(line)) for line in shown(now.snapshot.access)]
-    parts += [Text(_printable("  ".join(_summary(now)))), Text(), table]
-    happened = [Text(_printable(line)) for line in _happened(now.snapshot)]
+        table.add_row(Text(printable(name)), Text(up, "" if alive == all_of_them else "yellow"), *map(Text, rest))
+    parts: list[Text | Table] = [Text(printable(_title(now)), "bold")] if _title(now) else []
+    parts += [Text(printable(line)) for line in shown(now.snapshot.access)]
+    parts += [Text(printable("  ".join(_summary(now)))), Text(), table]
+    happened = [Text(printable(line)) for line in _happened(now.snapshot)]
     return Group(*parts, *([Text(), *happened] if happened else []))
-
-
-def _printable(text: str) -> str:
-    """Replace control characters: names and events come from files and other processes."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -6,7 +6,7 @@ on Software Engineering 28(2), 2002.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from sim.engines.virtual.chaos import Decision
 from sim.explore.outcome import Outcome
@@ -25,12 +25,10 @@ def shrink(
     outcome: Outcome,
     *,
     runs_max: int = RUNS_MAX,
-    progress: Callable[[int], object] = lambda _: None,
 ) -> Outcome:
     """The outcome of the shortest schedule found that breaks the same invariant as ``outcome`` does.
 
-    No decision of it can be left out, unless ``runs_max`` runs were not enough to show that. ``progress`` is told the
-    length of each shorter schedule.
+    No decision of it can be left out, unless ``runs_max`` runs were not enough to show that.
     """
     assert outcome.broken is not None
     invariant = outcome.broken.invariant
@@ -43,7 +41,6 @@ def shrink(
         if found.broken is None or found.broken.invariant != invariant:
             return False
         best = found
-        progress(len(schedule))
         return True
 
     left: list[Decision] = list(outcome.decisions)

@@ -27,6 +27,7 @@ __all__ = [
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 READ_BYTES = 4096
+OTHERS_MAX = 8
 STAT_BYTES = 1 << 16
 SWITCHES = re.compile(rb"^(?:non)?voluntary_ctxt_switches:\t(\d+)$", re.MULTILINE)
 FILES = ("stat", "schedstat", "status", "wchan")
@@ -192,7 +193,7 @@ class Neighbours:
         while len(self._looks) > 2 and self._looks[1][0] < now_ns - keep_ns:
             self._looks.pop(0)
 
-    def ran_since(self, begin_ns: int, without: Collection[int], most: int = 8) -> list[OtherProcess]:
+    def ran_since(self, begin_ns: int, without: Collection[int]) -> list[OtherProcess]:
         """Those that have run most between the last look before ``begin_ns`` and the latest one."""
         if len(self._looks) < 2:
             return []
@@ -201,7 +202,7 @@ class Neighbours:
         # A process that is not in the first look has begun since, or has not run yet then.
         ran = {pid: total - first[1].get(pid, 0) for pid, total in last.items() if pid not in without}
         found = []
-        for pid in sorted(ran, key=lambda each: -ran[each])[:most]:
+        for pid in sorted(ran, key=lambda each: -ran[each])[:OTHERS_MAX]:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 text = (self._proc / str(pid) / "stat").read_text(errors="replace")
                 name = text.partition("(")[2].rpartition(")")[0]

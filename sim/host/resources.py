@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from sim.host.process_looks import CpuLook, look_at_cpus
+from sim.kernel.processes import stat_fields
 
 __all__ = ["COORDINATOR", "FIRST_CPU", "HOST", "Resources", "Sampler"]
 
@@ -231,19 +232,14 @@ def _is_interpreter(pid: int) -> bool:
         return True
 
 
-def _faults(pid: int) -> tuple[int | None, int | None]:
+def _faults(pid: int) -> tuple[int, int]:
     """Page faults without and with a wait for the disk (proc_pid_stat(5), fields 10 and 12); psutil has none.
 
     Raises ``psutil.NoSuchProcess`` when it is gone.
     """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-    except FileNotFoundError:
-        raise psutil.NoSuchProcess(pid) from None
-    except OSError:
-        return None, None
-    # The command, in parentheses, may itself hold spaces and parentheses: count from the last one.
-    fields = text.rpartition(b")")[2].split()
+    fields = stat_fields(pid)
+    if not fields:
+        raise psutil.NoSuchProcess(pid)
     return int(fields[7]), int(fields[9])
 
 

@@ -60,10 +60,10 @@ def clock_cost_ns() -> float:
     return round(best_ns / LOOKS, 1)
 
 
-def baseline_if_any(cpus: tuple[int, int] | None = None) -> list[WakeUpBaseline]:
+def baseline_if_any() -> list[WakeUpBaseline]:
     """Measure the baseline; return nothing where that fails: a run does not depend on it."""
     with contextlib.suppress(HostError):
-        return [measure_baseline(cpus)]
+        return [measure_baseline()]
     return []
 
 

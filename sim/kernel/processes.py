@@ -30,6 +30,7 @@ __all__ = [
     "name_process",
     "process_name",
     "schedule",
+    "stat_fields",
     "tie_to",
     "wants_cpu",
     "work_ticks",
@@ -187,21 +188,21 @@ def process_name(pid: int) -> str:
 
 def has_stopped(pid: int) -> bool:
     """Whether SIGSTOP has taken effect (proc_pid_stat(5))."""
-    return _stat(pid)[:1] in (["T"], ["t"])
+    return stat_fields(pid)[:1] in (["T"], ["t"])
 
 
 def wants_cpu(pid: int) -> bool:
     """Whether a process runs, waits for a CPU or for a disk; False while it sleeps, is stopped or gone."""
-    return _stat(pid)[:1] in (["R"], ["D"])
+    return stat_fields(pid)[:1] in (["R"], ["D"])
 
 
 def work_ticks(pid: int) -> int:
     """The CPU time that a process and its finished children have used, in clock ticks; 0 when it is gone."""
-    return sum(map(int, _stat(pid)[11:15]))
+    return sum(map(int, stat_fields(pid)[11:15]))
 
 
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; none when the process is gone."""
+def stat_fields(pid: int) -> list[str]:
+    """The fields of proc_pid_stat(5) from the third, the state, on; none when the process is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:

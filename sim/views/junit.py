@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.expectations import ExpectationVerdict
+from sim.views.printable import printable
 
 __all__ = ["junit"]
 
 FINE = ("finished", "degraded")
+
+_printable = functools.partial(printable, keep="\n")
 
 
 def junit(verdicts: Sequence[ExpectationVerdict], run: Run) -> str:
@@ -66,10 +70,3 @@ def _timestamp(run: Run) -> str:
         return _printable(run.origin.started)
     except UsageError:
         return ""
-
-
-def _printable(text: str) -> str:
-    """``text`` without the characters that XML 1.0 cannot hold, escaped or not."""
-    return "".join(
-        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}" for character in text
-    )

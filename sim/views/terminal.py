@@ -19,6 +19,7 @@ from sim.results.summary import ExpectationVerdict, Summary
 from sim.results.thresholds import ThresholdVerdict
 from sim.views import rows, sentences
 from sim.views.columns import print_columns
+from sim.views.printable import printable
 from sim.views.rows import TextTable
 
 __all__ = ["render", "render_comparison", "render_expectations"]
@@ -71,7 +72,7 @@ def render(run: Run, console: Console) -> None:
 def render_comparison(comparison: Comparison, verdicts: Sequence[ThresholdVerdict], console: Console) -> None:
     """Print two runs side by side, what else differs, and the verdicts on the thresholds."""
     for name, run in (("A", comparison.a), ("B", comparison.b)):
-        console.print(Text(_plain(f"{name}: {run.figures.title}, {run.status}: {run.path}")), soft_wrap=True)
+        console.print(Text(printable(f"{name}: {run.figures.title}, {run.status}: {run.path}")), soft_wrap=True)
     console.print()
     _table(rows.comparison(comparison), console)
     console.print()
@@ -91,18 +92,13 @@ def render_expectations(verdicts: Sequence[ExpectationVerdict], console: Console
     for verdict, (word, expected, got, why) in zip(verdicts, rows.expectations(verdicts).rows, strict=True):
         line = Text(word.ljust(7), "green" if verdict.met else "bold red")
         said = got if verdict.got is None else f"got {got}"
-        line.append(_plain(f"{expected.ljust(width)}  {said}" + (f": {why}" if why else "")), "default")
+        line.append(printable(f"{expected.ljust(width)}  {said}" + (f": {why}" if why else "")), "default")
         console.print(line, soft_wrap=True)
 
 
-def _plain(text: str) -> str:
-    """``text`` without control characters, which could drive the reader's terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def _line(console: Console, text: str, rest: str = "", style: str = "") -> None:
-    line = Text(_plain(text))
-    line.append(_plain(rest), style or None)
+    line = Text(printable(text))
+    line.append(printable(rest), style or None)
     console.print(line, soft_wrap=not console.is_terminal)
 
 
@@ -112,7 +108,7 @@ def _table(table: TextTable, console: Console) -> None:
 
 def _directory(run: Run, console: Console) -> None:
     """The path of the run, on one line at any width, so that it can be copied."""
-    console.print(Text(_plain(f"run: {run.path}")), soft_wrap=True)
+    console.print(Text(printable(f"run: {run.path}")), soft_wrap=True)
 
 
 def _title(run: Run, figures: Summary, console: Console) -> None:

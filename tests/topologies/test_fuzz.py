@@ -18,7 +18,6 @@ from tests.samples import examples
 from topologies import Problem, Topology, TopologyError, load, loads, starter_text
 from topologies.actions import ACTIONS
 from topologies.language.problems import show_key
-from topologies.language.reader import annotations_of
 from topologies.language.tables import (
     ActionTable,
     DomainTable,
@@ -30,6 +29,7 @@ from topologies.language.tables import (
     PhaseTable,
 )
 from topologies.language.toml_positions import positions
+from topologies.language.validated import annotations_of
 from topologies.model import RunSettings
 
 EVERYTHING = Path(__file__).parents[1] / "golden" / "topologies" / "everything.toml"

@@ -30,6 +30,7 @@ __all__ = [
     "override_text",
     "override_texts",
     "parse",
+    "quoted",
     "read_text",
 ]
 
@@ -271,7 +272,7 @@ def _toml(value: object) -> str:
         value = plain()
     match value:
         case str() | PurePath():
-            return _quoted(str(value))
+            return quoted(str(value))
         case bool():
             return "true" if value else "false"
         case int() | float() | datetime.date() | datetime.time():
@@ -279,11 +280,11 @@ def _toml(value: object) -> str:
         case list() | tuple() | range():
             return "[" + ", ".join(map(_toml, value)) + "]"
         case Mapping():
-            return "{ " + ", ".join(f"{_quoted(str(key))} = {_toml(inner)}" for key, inner in value.items()) + " }"
+            return "{ " + ", ".join(f"{quoted(str(key))} = {_toml(inner)}" for key, inner in value.items()) + " }"
     raise TypeError(f"expected a str, a number, a bool, a list or a dict, got {value!r}")
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A basic string of TOML; unlike JSON, TOML has no escapes of surrogate pairs, and escapes U+007F."""
     import json
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from collections.abc import Iterable
+from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -14,7 +14,7 @@ from topologies.language.document import Document
 from topologies.language.problems import Problem, show, show_key
 from topologies.language.tables import GroupTable, other_tables_with
 from topologies.language.toml_positions import Path
-from topologies.language.validated import Sparse
+from topologies.language.validated import Sparse, annotations_of
 from topologies.language.values import MisfitError, convert, describe
 
 __all__ = ["MAX_COLLECTED", "Report", "TooManyProblemsError", "read_table"]
@@ -212,9 +212,3 @@ def _bare(annotation: Any) -> Any:
 def _fields_of(table: type[Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
     """Cached, because msgspec inspects every annotation on each call."""
     return msgspec.structs.fields(table)
-
-
-@functools.cache
-def annotations_of(table: type[Struct]) -> Mapping[str, Any]:
-    """Field names to their full annotations, in order."""
-    return get_type_hints(table, include_extras=True)

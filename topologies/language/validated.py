@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from nodes.errors import UsageError
 
-__all__ = ["NAME_PATTERN", "Name", "Sparse", "Validated"]
+__all__ = ["NAME_PATTERN", "Name", "Sparse", "Validated", "annotations_of"]
 
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z"
 """Names become parts of file names and table cells: no separators, no leading dot or dash."""
@@ -22,7 +22,7 @@ class Validated(Struct, frozen=True, kw_only=True):
     """A struct whose constructor refuses fields that do not fit their annotations, with `UsageError`."""
 
     def __post_init__(self) -> None:
-        annotations = _annotations(type(self))
+        annotations = annotations_of(type(self))
         for name in self.__struct_fields__:
             value, annotation = getattr(self, name), annotations[name]
             if isinstance(value, Validated) and isinstance(annotation, type) and isinstance(value, annotation):
@@ -38,5 +38,6 @@ class Sparse(Struct, frozen=True, kw_only=True):
 
 
 @functools.cache
-def _annotations(struct: type[Struct]) -> dict[str, Any]:
+def annotations_of(struct: type[Struct]) -> dict[str, Any]:
+    """Field names to their full annotations, in order."""
     return get_type_hints(struct, include_extras=True)

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from sim.access import Access
+from sim.kernel.processes import stat_fields
 
 __all__ = [
     "HOST_NAME_VARIABLE",
@@ -178,13 +179,8 @@ class Manifest(msgspec.Struct, frozen=True):
 
 def _start_ticks(pid: int) -> int | None:
     """When the process started, in clock ticks since boot; None when it is gone or a zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    # The command, in parentheses, may itself hold spaces and parentheses: count from the last one.
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
+    fields = stat_fields(pid)
+    return int(fields[19]) if fields and fields[0] not in "ZX" else None
 
 
 def _boot() -> str:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sim.views.printable import printable
 from topologies import Machine, Machines, TimelineEntry, Topology, Trace
 from topologies.actions import ServerAction
 
@@ -136,7 +137,7 @@ def draw(topology: Topology, *, each: bool = False) -> Drawing:
     duration_s = sum(phase.duration_s for phase in topology.phases)
     count = len(topology.machines)
     subtitle = f"{count:,} machine{'' if count == 1 else 's'}, {topology.eventfds:,} eventfds, {duration_s:g} s"
-    return Drawing(_printable(topology.title), subtitle, nodes, _edges(topology, places), clusters, bridges)
+    return Drawing(printable(topology.title), subtitle, nodes, _edges(topology, places), clusters, bridges)
 
 
 def _node(name: str, machines: list[Machine], notes: list[str]) -> Node:
@@ -145,7 +146,7 @@ def _node(name: str, machines: list[Machine], notes: list[str]) -> Node:
     return Node(
         name=name,
         count=len(machines),
-        program=_printable(first.program),
+        program=printable(first.program),
         vectors=first.vectors,
         role=first.role,
         profile=first.profile,
@@ -153,7 +154,7 @@ def _node(name: str, machines: list[Machine], notes: list[str]) -> Node:
         domains=first.domains,
         absent=sum(not machine.present for machine in machines),
         notes=tuple(notes),
-        parameters=_printable(", ".join(f"{key} = {value}" for key, value in plain.items())),
+        parameters=printable(", ".join(f"{key} = {value}" for key, value in plain.items())),
     )
 
 
@@ -164,7 +165,7 @@ def _edges(topology: Topology, places: dict[int, int]) -> tuple[Edge, ...]:
         source, rung = places[machine.index], set()
         for parameter, targets in _named(machine):
             for index in targets:
-                names[source, places[index]][_printable(parameter)] = None
+                names[source, places[index]][printable(parameter)] = None
             rung |= set(targets)
         pairs.update((source, places[index]) for index in rung)
     return tuple(Edge(*at, tuple(names[at]), count) for at, count in sorted(pairs.items()))
@@ -218,8 +219,3 @@ def _told(entry: TimelineEntry, whom: str, alone: int | None = None) -> str:
 def _size(value_bytes: int) -> str:
     one, unit = next((entry for entry in UNITS if value_bytes >= entry[0]), (1, "bytes"))
     return f"{value_bytes / one:g} {unit}"
-
-
-def _printable(text: str) -> str:
-    """Return ``text`` on one line, without control characters."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
