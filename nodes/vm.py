@@ -6,6 +6,7 @@ supplies the functions that it calls. The same machine runs in a worker process 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from nodes.bursts import Batch
@@ -41,6 +42,7 @@ class Vm:
         guest: what the program sees.
         doorbells: rings the peers.
         warnings: what a real machine prints on stderr; the engine empties it.
+        fires: for each own vector, whether a doorbell interrupts the guest at once.
         interrupts: how often each own vector has interrupted the guest.
         on_left: ``on_left(vector, pended, lost)`` is called when drained doorbells do not interrupt the guest: they
             were left pending, or lost. Otherwise an engine counts one interrupt for each drain.
@@ -51,13 +53,13 @@ class Vm:
 
     __slots__ = (
         "_carrying_out",
-        "_fires",
         "_first",
         "_program",
         "_singles",
         "_wait",
         "device",
         "doorbells",
+        "fires",
         "guest",
         "interrupts",
         "number",
@@ -100,8 +102,8 @@ class Vm:
         self._program: Program | None = None
         self._wait: int | None = FOREVER  # what the program yielded last
         self._carrying_out = False
-        self._fires = self.device.fires
-        self._singles = [Interrupt(vector, 1, self.number) for vector in range(self.device.vectors)]
+        self.fires = self.device.fires
+        self._singles = _singles(self.device.vectors, self.number)
 
     # The server
 
@@ -163,7 +165,7 @@ class Vm:
 
     def deliver(self, vector: int, count: int) -> int | None:
         """An own eventfd was drained and held ``count`` doorbells; returns how long the program waits next."""
-        if self._fires[vector]:
+        if self.fires[vector]:
             self.interrupts[vector] += 1
             return self._resume(self._singles[vector] if count == 1 else Interrupt(vector, count, self.number))
         device = self.device
@@ -220,7 +222,7 @@ class Vm:
         """The machine has migrated: it has this device from now on, one of `make_device`."""
         self.doorbells.replace(device.peers)
         self.device = self.guest.device = device
-        self._fires = device.fires
+        self.fires = device.fires
         self.guest.generation += 1
 
     def arrive(self, peer: int, memory: memoryview, state: bytes) -> None:
@@ -311,3 +313,9 @@ class Vm:
 
 def _never() -> bool:
     return False
+
+
+@functools.cache
+def _singles(vectors: int, device: int) -> tuple[Interrupt, ...]:
+    """The interrupt of one doorbell on each vector of a device: the same for all machines of a process."""
+    return tuple(Interrupt(vector, 1, device) for vector in range(vectors))

@@ -32,13 +32,13 @@ def due_times(guest: Guest, mean_ns: float, after_ns: int, *, poisson: bool = Fa
     Yields:
         Times of ``guest.clock()``, in nanoseconds, ascending; they end when the load stays 0.
     """
-    start_ns, draw = guest.start_ns, guest.random.expovariate
+    start_ns, draw, log = guest.start_ns, guest.random.random, math.log
     stretch = None if guest.load.is_steady else guest.load.due
     work = guest.load.work(after_ns - start_ns)
     turn = work // mean_ns
     while True:
         if poisson:
-            work += mean_ns * draw(1.0)
+            work -= mean_ns * log(1.0 - draw())  # as `expovariate`, without a call of Python
         else:
             turn += 1
             work = turn * mean_ns

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sim.coordination.coordinator import Coordinator
 from sim.engines.base import COUNTER_MAX, LiveMachine
 from sim.engines.virtual.chaos import Decisions
+from sim.engines.virtual.cpus import Task
 from sim.engines.virtual.device import VirtualDevice
 from sim.engines.virtual.engine import VirtualEngine
 from sim.engines.virtual.machine import VirtualMachine
@@ -67,7 +68,7 @@ class Checks:
         self._balance_every, self._until_balance = balance_every, balance_every
         self.events = 0
         self.tracer: Tracer | None = None
-        self.interrupts = InterruptWatch(self._found)
+        self.interrupts = InterruptWatch(self._found, self._after)
         self.engine = ExploredEngine(topology, decisions, self)
         self._clock = self.engine.loop.clock
         self.state = RunState(self.engine.host)
@@ -84,12 +85,15 @@ class Checks:
         self._ids: dict[tuple[int, int], object] = {}
         self._admitted: dict[int, int] = {}
 
-    def after(self, machine: VirtualMachine) -> None:
+    def _after(self, machine: Task) -> None:
         """Check what an event of a machine can have changed.
 
         Raises:
             BrokenInvariantError: something does not hold.
         """
+        assert isinstance(machine, VirtualMachine)
+        if self.tracer is not None:
+            self.tracer.after(machine)
         self.events += 1
         for device in machine.devices:
             self.interrupts.look(device.vm)
@@ -211,14 +215,5 @@ class ExploredEngine(VirtualEngine):
 
     def make_machine(self, machine: Any, name: str, *others: Any) -> VirtualMachine:
         made = super().make_machine(machine, name, *others)
-        checks, work = self._checks, made.slice
-
-        def work_and_check() -> None:
-            work()
-            if checks.tracer is not None:
-                checks.tracer.after(made)
-            checks.after(made)
-
-        made.slice = work_and_check
-        checks.state.add(machine.name, made)
+        self._checks.state.add(machine.name, made)
         return made

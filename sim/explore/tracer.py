@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
+from nodes.bursts import LoopBatch, one_by_one
 from nodes.guest import FOREVER, STEP, Interrupt
 from sim.engines.virtual.chaos import Decision, Decisions
 from sim.engines.virtual.engine import VirtualEngine
@@ -39,11 +41,8 @@ class Tracer:
             signal(line, count)
             self._say(self._running(), f"rings {self._owner(line)}")
 
-        def ring_all(lines: Iterator[int]) -> None:
-            for line in lines:
-                ring(line, 1)
-
-        self._host.signal, self._host.signal_all = ring, ring_all
+        self._host.signal = ring
+        self._host.make_batch = partial(LoopBatch, signal_all=one_by_one(ring))
         taken = decisions.on_taken
 
         def take(decision: Decision) -> None:

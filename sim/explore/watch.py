@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from nodes.device.msix import Undelivered
 from nodes.guest import STEP, Guest, Interrupt, Program
 from nodes.vm import Vm
+from sim.engines.virtual.cpus import Task
 
 __all__ = ["InterruptWatch"]
 
@@ -14,11 +15,12 @@ __all__ = ["InterruptWatch"]
 class InterruptWatch:
     """A `sim.engines.virtual.host.Watcher`; ``found(invariant, reason)`` is told what does not hold.
 
-    ``on_wait`` and ``on_resume`` are called when a program yields, and when it is resumed after that.
+    ``on_wait`` and ``on_resume`` are called when a program yields, and when it is resumed after that; ``after`` with a
+    machine after each of its events.
     """
 
-    def __init__(self, found: Callable[[str, str], object]) -> None:
-        self._found = found
+    def __init__(self, found: Callable[[str, str], object], after: Callable[[Task], object]) -> None:
+        self._found, self._after = found, after
         self.on_wait: Callable[[int | None], object] | None = None
         self.on_resume: Callable[[Interrupt | None], object] | None = None
         self._pending: dict[Vm, int] = {}
@@ -26,6 +28,9 @@ class InterruptWatch:
         self._running: set[Guest] = set()
         self._draining: tuple[Vm, int, int, bool] | None = None
         """The device, the vector, the doorbells and whether it is masked, until the interrupt comes."""
+
+    def after(self, task: Task) -> None:
+        self._after(task)
 
     def program(self, vm: Vm, program: Callable[[Guest], Program]) -> Callable[[Guest], Program]:
         def watched(guest: Guest) -> Program:

@@ -44,12 +44,12 @@ class Recording:
     leaving it unmaps the file and keeps it.
     """
 
-    __slots__ = ("__weakref__", "_bytes", "_columns", "_mapping", "layout", "path", "words")
+    __slots__ = ("__weakref__", "_at_bytes", "_bytes", "_columns", "_mapping", "layout", "path", "words")
 
     def __init__(
         self, mapping: mmap.mmap, layout: RecordingLayout, path: str | os.PathLike[str], at_bytes: int = 0
     ) -> None:
-        self._mapping = mapping
+        self._mapping, self._at_bytes = mapping, at_bytes
         self._bytes = memoryview(mapping)[at_bytes : at_bytes + layout.words * WORD_BYTES]
         self.words = self._bytes.cast("Q")
         self.layout = layout
@@ -132,6 +132,10 @@ class Recording:
             at = self.layout.drains_at
             self._columns = tuple(self.words[at + column :: DRAIN_WORDS] for column in range(DRAIN_WORDS))
         return self._columns
+
+    def drains_in_file(self) -> tuple[mmap.mmap, int]:
+        """The mapping of the file, and the byte in it where the drains begin; valid until the recording closes."""
+        return self._mapping, self._at_bytes + WORD_BYTES * self.layout.drains_at
 
     def _release(self) -> None:
         for view in (*self._columns, self.words, self._bytes):

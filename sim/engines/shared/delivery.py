@@ -25,13 +25,14 @@ class Delivery(NamedTuple):
     """The functions for a drained counter. Vectors count through all devices: ``device * vectors + vector``.
 
     An engine calls ``recorded(clock)`` once, and what that returns for each drain; or, where time passes in between,
-    ``drained(vector, count, delivered_ns)``, ``deliver(vector, count)`` and ``handled(handled_ns)``. ``flush()`` stores
-    how many drains there are.
+    ``drained(vector, count, delivered_ns)``, ``deliver(vector, count)`` and ``handled(handled_ns)``. ``record`` is
+    that of the first device (`sim.engines.shared.recorder.Drains`). ``flush()`` stores how many drains there are.
     """
 
     drained: Callable[[int, int, int], None]
     deliver: Deliver
     handled: Callable[[int], None]
+    record: Callable[[int, int, int, int], None]
     recorded: Callable[[Callable[[], int]], Deliver]
     flush: Callable[[], None]
 
@@ -45,7 +46,12 @@ def make_delivery(devices: Sequence[RecordedDevice], vectors: int) -> Delivery:
     if len(devices) == 1:
         only, deliver_only = makers[0], vms[0].deliver
         return Delivery(
-            only.drained, deliver_only, only.handled, lambda clock: only.recording(deliver_only, clock), only.flush
+            only.drained,
+            deliver_only,
+            only.handled,
+            only.record,
+            lambda clock: only.recording(deliver_only, clock),
+            only.flush,
         )
     handled_now = makers[0].handled
 
@@ -78,4 +84,4 @@ def make_delivery(devices: Sequence[RecordedDevice], vectors: int) -> Delivery:
         for maker in makers:
             maker.flush()
 
-    return Delivery(drained, deliver, handled, recorded, flush)
+    return Delivery(drained, deliver, handled, makers[0].record, recorded, flush)

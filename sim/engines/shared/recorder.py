@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from struct import Struct
 from typing import NamedTuple
 
 from sim.recording import Recording, header
@@ -11,13 +12,16 @@ from sim.recording.layout import DRAIN_WORDS, VECTOR_WORDS
 
 __all__ = ["Drains", "Recorder"]
 
+DRAIN = Struct(f"={DRAIN_WORDS}Q")
+ENTRY_BYTES = DRAIN.size
 
 Deliver = Callable[[int, int], int | None]
 """Delivers a vector and its count of doorbells; returns how long the program waits."""
 
 
 class Drains(NamedTuple):
-    """``drained(vector, count, delivered_ns)``, then ``handled(handled_ns)``;
+    """``drained(vector, count, delivered_ns)``, then ``handled(handled_ns)``; or, where nothing can
+    happen in between, ``record(vector, count, delivered_ns, handled_ns)``;
     ``recording(deliver, clock)`` is ``deliver`` with both, which costs less; ``left`` and ``fired`` as `nodes.vm.Vm`
     calls them: a drain without an interrupt, an interrupt without a drain. ``flush()`` stores how many entries there
     are.
@@ -25,6 +29,7 @@ class Drains(NamedTuple):
 
     drained: Callable[[int, int, int], None]
     handled: Callable[[int], None]
+    record: Callable[[int, int, int, int], None]
     recording: Callable[[Deliver, Callable[[], int]], Deliver]
     left: Callable[[int, int, int], None]
     fired: Callable[[int], None]
@@ -97,7 +102,7 @@ class Recorder:
         has counted it; ``handled`` completes the entry. An entry counts by itself as soon as its time is stored: totals
         are derived from the entries, and the header's number of them is a lower bound that ``flush`` raises.
         """
-        words, vectors_at, drains_at = self.words, self.layout.vectors_at, self.layout.drains_at
+        words, drains_at = self.words, self.layout.drains_at
         used, size = 0, self.layout.drains
         is_open = False  # whether the last entry is still to be completed
 
@@ -115,6 +120,16 @@ class Recorder:
         def handled(handled_ns: int) -> None:
             if is_open:
                 words[drains_at + DRAIN_WORDS * used - 1] = handled_ns
+
+        file, first = self._recording.drains_in_file()
+
+        def record(vector: int, count: int, delivered_ns: int, handled_ns: int) -> None:
+            nonlocal used
+            if used == size:
+                full(vector, count)
+                return
+            DRAIN.pack_into(file, first + ENTRY_BYTES * used, count << 16 | vector, delivered_ns, handled_ns)
+            used += 1
 
         def recording(deliver: Deliver, clock: Callable[[], int]) -> Deliver:
             keys, delivered, handled_at = self._recording.drain_columns()
@@ -137,24 +152,32 @@ class Recorder:
             return recorded
 
         def full(vector: int, count: int) -> None:
-            """Count a drain that the section has no room for."""
             nonlocal is_open
             is_open = False
-            words[COUNTER_AT["drains_refused"]] += 1
-            words[vectors_at + VECTOR_WORDS * vector] += count
-            words[vectors_at + VECTOR_WORDS * vector + 1] += 1
+            self._count_refused(vector, count)
 
         def left(vector: int, pended: int, lost: int) -> None:
             nonlocal is_open
             is_open = False  # no program has handled it
-            words[COUNTER_AT["pba_pending"]] += pended
-            words[COUNTER_AT["dropped"]] += lost
-            words[vectors_at + VECTOR_WORDS * vector + 2] += 1
-
-        def fired(vector: int) -> None:
-            words[vectors_at + VECTOR_WORDS * vector + 1] += 1
+            self._count_left(vector, pended, lost)
 
         def flush() -> None:
             words[header.DRAINS_USED] = used
 
-        return Drains(drained, handled, recording, left, fired, flush)
+        return Drains(drained, handled, record, recording, left, self._count_fired, flush)
+
+    def _count_refused(self, vector: int, count: int) -> None:
+        """Count a drain that the section has no room for."""
+        words, at = self.words, self.layout.vectors_at + VECTOR_WORDS * vector
+        words[COUNTER_AT["drains_refused"]] += 1
+        words[at] += count
+        words[at + 1] += 1
+
+    def _count_left(self, vector: int, pended: int, lost: int) -> None:
+        words = self.words
+        words[COUNTER_AT["pba_pending"]] += pended
+        words[COUNTER_AT["dropped"]] += lost
+        words[self.layout.vectors_at + VECTOR_WORDS * vector + 2] += 1
+
+    def _count_fired(self, vector: int) -> None:
+        self.words[self.layout.vectors_at + VECTOR_WORDS * vector + 1] += 1

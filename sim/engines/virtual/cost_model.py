@@ -8,7 +8,7 @@ import tomllib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from importlib import resources
-from itertools import chain
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Annotated
 
@@ -85,19 +85,18 @@ class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 def make_draw(distribution: Distribution, seed: str) -> Callable[[], int]:
     """A function that returns the next cost in nanoseconds, drawn from a distribution.
 
-    A table of costs is made once; drawn are a place in it and a stride. The costs are looked up some at a time: each
-    event of a machine takes one, and a look-up in Python for each would cost more than all else that it does with it.
+    A table of costs is made once; drawn are a place in it and a stride, by which every place has its turn. The costs
+    are looked up some at a time, and only once: a look-up in Python for each event of a machine would cost more than
+    all else that the event does with the cost.
     """
-    return chain.from_iterable(_drawn(_costs(distribution), seed)).__next__
+    return cycle(chain.from_iterable(_round(_costs(distribution), seed))).__next__
 
 
-def _drawn(costs: list[int], seed: str) -> Iterator[list[int]]:
+def _round(costs: list[int], seed: str) -> Iterator[list[int]]:
     at, stride = divmod(random.Random(seed).randrange(DRAWN * DRAWN), DRAWN)
     stride |= 1  # odd: every place has its turn
-    while True:
-        places = range(at + stride, at + stride * (LOOKED_UP + 1), stride)
-        yield [costs[place % DRAWN] for place in places]
-        at = places[-1] % DRAWN
+    for first in range(1, DRAWN, LOOKED_UP):
+        yield [costs[(at + stride * number) % DRAWN] for number in range(first, first + LOOKED_UP)]
 
 
 @functools.cache

@@ -10,12 +10,10 @@ __all__ = ["CounterOwner", "VirtualCounter"]
 
 
 class CounterOwner(Protocol):
-    """The counters of a machine.
+    """A machine (`sim.engines.virtual.cpus.Task`)."""
 
-    ``holding`` are all counters of the run that hold doorbells without a time: these can be full.
-    """
-
-    holding: set[VirtualCounter]
+    queue: list[VirtualCounter]
+    queued: bool
 
     def rung(self, counter: VirtualCounter, at_ns: int) -> None:
         """A doorbell has found the counter empty, at that time."""
@@ -31,14 +29,15 @@ class VirtualCounter(list[int]):
 
     Attributes:
         vector: the vector, counted through all devices of the machine.
+        holding: all counters of the run that hold doorbells without a time: only these can be full.
         is_heard: whether the machine waits for it.
     """
 
-    __slots__ = ("held", "is_heard", "owner", "vector")
+    __slots__ = ("held", "holding", "is_heard", "owner", "vector")
     __hash__ = object.__hash__  # type: ignore[assignment]
 
-    def __init__(self, owner: CounterOwner, vector: int) -> None:
-        self.owner, self.vector = owner, vector
+    def __init__(self, owner: CounterOwner, vector: int, holding: set[VirtualCounter]) -> None:
+        self.owner, self.vector, self.holding = owner, vector, holding
         self.held, self.is_heard = 0, False
 
     def __eq__(self, other: object) -> bool:
@@ -82,12 +81,12 @@ class VirtualCounter(list[int]):
             return False
         if count:
             self.held += count
-            self.owner.holding.add(self)
+            self.holding.add(self)
             if not value:
                 self.owner.rung(self, 0)
         return True
 
     def _take_held(self) -> int:
         held, self.held = self.held, 0
-        self.owner.holding.discard(self)
+        self.holding.discard(self)
         return held

@@ -1,89 +1,177 @@
-"""The CPUs that machines share under virtual time: who runs when, and for how long."""
+"""The CPUs that machines share under virtual time: which machine runs when, and for how long."""
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
+from nodes.vm import Vm
 from sim.engines.virtual.cost_model import CostModel, make_draw
+from sim.engines.virtual.counter import VirtualCounter
 from sim.engines.virtual.loop import VirtualLoop
 
 __all__ = ["Cpus", "Task"]
 
 
-class Task(Protocol):
-    """What runs on a CPU, a slice at a time.
+class Task:
+    """What runs on a CPU, a slice at a time; and all that a doorbell of it has to look at.
 
-    ``queued``: it is on its way to a CPU, or on one. ``run`` does a slice of work, which moves the clock, and returns
-    whether there is more to do at once. ``slice`` is the task's own callback, which calls `Cpus.run` with it.
+    This is the first part of a machine, so that its attributes share a few lines of a CPU's cache: with very many
+    machines nothing of the one whose turn it is is in there.
+
+    Attributes:
+        queued: whether it is on its way to a CPU, or on one.
+        since_ns: when its time slice has begun; below 0 before it has a CPU.
+        is_still, is_gone: whether a stall has taken effect; whether it has ended. Then nothing wakes it.
+        is_plain: whether its next slice can be a plain one: interrupts and program, and nothing else.
+        wait: what its program has yielded last.
+        alarm_ns: the time that an event of it waits for; -1 for none.
+        queue: its counters that are not empty, in the order in which they became so.
+        wake_delay: how much later than usual it wakes up; None for never.
+        vm: its first device, whose program it runs.
+        seen_ignored: how many doorbells its devices had ignored when it last paid for them.
+        drained, handled, record: store its drains, as `sim.engines.shared.recorder.Drains` says.
     """
 
-    queued: bool
-    since_ns: int
-    slice: Callable[[], object]
+    __slots__ = (
+        *("alarm_ns", "drained", "handled", "is_gone", "is_plain", "is_still", "queue", "queued", "record"),
+        *("seen_ignored", "since_ns", "vm", "wait", "wake_delay"),
+    )
 
-    def run(self) -> bool: ...
+    vm: Vm
+    drained: Callable[[int, int, int], None]
+    handled: Callable[[int], None]
+    record: Callable[[int, int, int, int], None]
+
+    def __init__(self) -> None:
+        self.queued, self.since_ns = False, -1
+        self.is_still = self.is_gone = self.is_plain = False
+        self.wait: int | None = None
+        self.alarm_ns, self.seen_ignored = -1, 0
+        self.queue: list[VirtualCounter] = []
+        self.wake_delay: Callable[[], int] | None = None
+
+    def run(self) -> bool:
+        """Do a slice of work, which moves the clock; returns whether there is more to do at once."""
+        raise NotImplementedError
+
+    def rung(self, counter: VirtualCounter, at_ns: int) -> None:
+        """A doorbell has found one of its counters empty, at that time."""
+        raise NotImplementedError
+
+    def first_ns(self) -> int | None:
+        """The time of the earliest doorbell in a counter that is waited for; None when all are empty.
+
+        A counter in the queue can be empty: the action ``fill`` takes what a counter holds.
+        """
+        first_ns: int | None = None
+        for counter in self.queue:
+            if counter.held:
+                return 0
+            if counter and (first_ns is None or min(counter) < first_ns):
+                first_ns = min(counter)
+        if first_ns is None:
+            self.queue.clear()
+        return first_ns
 
 
 class Cpus:
-    """One queue for all CPUs, first come, first served. A task that does not wait loses its CPU after a time slice."""
+    """One queue for all CPUs, first come, first served. A task that does not wait loses its CPU after a time slice.
 
-    def __init__(self, loop: VirtualLoop, model: CostModel, seed: str) -> None:
+    Args:
+        after: is called with the task after each of its events.
+
+    Attributes:
+        run: ``run(task)``, the event of a task: it arrives at the CPUs, or does its next slice on the one that it has.
+        wake: ``wake(task, at_ns)``: it has something to do since that time, and gets a CPU after what a wake-up costs.
+        alarm: ``alarm(task)``, an event of a task: a time that its program waits for may have come.
+    """
+
+    def __init__(
+        self, loop: VirtualLoop, model: CostModel, seed: str, after: Callable[[Task], object] | None = None
+    ) -> None:
         self._push, self._clock = loop.push, loop.clock
-        self._switch_ns, self._timeslice_ns = model.switch_ns, model.timeslice_ns
-        self._wake = make_draw(model.wake_ns, f"{seed}/wake")
-        self._wake_busy = make_draw(model.wake_busy_ns, f"{seed}/wake_busy")
         self._free = [0] * model.cpus
         """A heap: when each CPU that no task has or awaits has become free, or will be."""
-        self._waiting: deque[Task] = deque()
+        self.run = run = self._make_run(model.switch_ns, model.timeslice_ns)
+        if after is not None:
 
-    def wake(self, task: Task, at_ns: int) -> None:
-        """The task has something to do since ``at_ns``; it gets a CPU after what a wake-up costs."""
-        if not task.queued:
+            def run_and_tell(task: Task) -> None:
+                run(task)
+                after(task)
+
+            self.run = run_and_tell
+        self.wake = self._make_wake(model, seed)
+        self.alarm = self._make_alarm()
+
+    def _make_wake(self, model: CostModel, seed: str) -> Callable[[Task, int], None]:
+        free, push, clock, run = self._free, self._push, self._clock, self.run
+        cost_idle = make_draw(model.wake_ns, f"{seed}/wake")
+        cost_busy = make_draw(model.wake_busy_ns, f"{seed}/wake_busy")
+
+        def wake(task: Task, at_ns: int) -> None:
+            if task.queued or task.is_still or task.is_gone:
+                return
+            delay_ns = 0 if task.wake_delay is None else task.wake_delay()
+            at_ns = max(at_ns, clock.ns) + delay_ns
             task.queued, task.since_ns = True, -1
-            is_idle = self._free and self._free[0] <= at_ns
-            self._push(at_ns + (self._wake() if is_idle else self._wake_busy()), task.slice)
+            is_idle = free and free[0] <= at_ns
+            push(at_ns + (cost_idle() if is_idle else cost_busy()), run, task)
+
+        return wake
 
     def wake_now(self, task: Task) -> None:
-        """As `wake`, for a task whose wake-up has been paid for."""
-        if not task.queued:
+        """As ``wake``, for a task whose wake-up has been paid for."""
+        if not (task.queued or task.is_still or task.is_gone):
             task.queued, task.since_ns = True, -1
-            self._push(self._clock.ns, task.slice)
+            self._push(self._clock.ns, self.run, task)
 
-    def arrive(self, task: Task) -> None:
-        """As `wake_now`, and at once: this is an event of that task."""
-        if not task.queued:
-            task.queued, task.since_ns = True, -1
-            task.slice()
+    def _make_alarm(self) -> Callable[[Task], None]:
+        clock, run = self._clock, self.run
 
-    def run(self, task: Task) -> None:
-        """The event of a task: it arrives at the CPUs, or does its next slice on the one that it has."""
-        clock = self._clock
-        if task.since_ns < 0:
-            if not self._free:
-                self._waiting.append(task)
-                return
-            free_ns = heapq.heappop(self._free)
-            if free_ns > clock.ns:  # the CPU still does what another task has begun
-                task.since_ns = free_ns + self._switch_ns
-                self._push(task.since_ns, task.slice)
-                return
-            task.since_ns = clock.ns
-        more = task.run()
-        end_ns = clock.ns
-        waiting = self._waiting
-        if more:
-            if not waiting or end_ns - task.since_ns < self._timeslice_ns:
-                self._push(end_ns, task.slice)
-                return
-            waiting.append(task)
-        else:
-            task.queued = False
-        if waiting:
-            following = waiting.popleft()
-            following.since_ns = end_ns + self._switch_ns
-            self._push(following.since_ns, following.slice)
-        else:
-            heapq.heappush(self._free, end_ns)
+        def alarm(task: Task) -> None:
+            wait = task.wait
+            if wait is not None and wait <= clock.ns:
+                task.alarm_ns = -1
+                if not (task.queued or task.is_still or task.is_gone):
+                    task.queued, task.since_ns = True, -1
+                    run(task)
+
+        return alarm
+
+    def _make_run(self, switch_ns: int, timeslice_ns: int) -> Callable[[Task], None]:
+        free, push, clock, take, give = self._free, self._push, self._clock, heapq.heappop, heapq.heappush
+        waiting: deque[Task] = deque()
+
+        def run(task: Task) -> None:
+            begin_ns = clock.ns
+            if task.since_ns < 0:
+                if not free:
+                    waiting.append(task)
+                    return
+                free_ns = take(free)
+                if free_ns > begin_ns:  # the CPU still does what another task has begun
+                    task.since_ns = free_ns + switch_ns
+                    push(task.since_ns, self.run, task)
+                    return
+                task.since_ns = begin_ns
+            more = task.run()
+            end_ns = clock.ns
+            if end_ns > clock.latest_ns:  # noqa: PLR1730 (a call of max for each slice)
+                clock.latest_ns = end_ns
+            if more:
+                if not waiting or end_ns - task.since_ns < timeslice_ns:
+                    push(end_ns, self.run, task)
+                    return
+                waiting.append(task)
+            else:
+                task.queued = False
+            if waiting:
+                following = waiting.popleft()
+                following.since_ns = end_ns + switch_ns
+                push(following.since_ns, self.run, following)
+            else:
+                give(free, end_ns)
+
+        return run

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nodes.errors import GuestError
 from nodes.guest import STEP, Guest, Program
 from sim.engines.shared.delivery import make_delivery
 from sim.engines.shared.failures import ProgramError
+from sim.engines.virtual.cpus import Task
 from sim.engines.virtual.device import VirtualDevice
 from sim.engines.virtual.host import VirtualHost
+from sim.engines.virtual.plain_slice import check_wait
 from sim.engines.virtual.ready_counters import ReadyCounters
 
 __all__ = ["Execution"]
@@ -20,16 +21,10 @@ class Execution:
 
     Args:
         poke: is called when there may be something to do.
-        arrive: the same, in an event of its own, when a time has come that the program waited for.
-
-    Attributes:
-        wait: what the program has yielded last.
+        task: the machine; its ``wait`` is what the program has yielded last.
     """
 
     __slots__ = (
-        "_alarm",
-        "_alarm_ns",
-        "_arrive",
         "_clock",
         "_counters",
         "_deliver",
@@ -47,14 +42,13 @@ class Execution:
         "_preempted_until_ns",
         "_push",
         "_reorder",
-        "_seen_ignored",
         "_slow_ns",
         "_slow_until_ns",
+        "_task",
         "_vm",
         "_vms",
         "flush",
         "has_begun",
-        "wait",
     )
 
     def __init__(
@@ -64,23 +58,25 @@ class Execution:
         counters: ReadyCounters,
         vectors: int,
         poke: Callable[[], object],
-        arrive: Callable[[], object],
+        task: Task,
         name: str,
     ) -> None:
         self._host, self._loop, self._clock = host, host.loop, host.loop.clock
         self._push, self._drain_ns = host.loop.push, host.model.drain_ns
         self._handle_cost, self._expire_cost = host.handle_cost, host.expire_cost
-        self._counters, self._poke, self._arrive = counters, poke, arrive
-        self._alarm = self._ring_alarm  # bound once
+        self._counters, self._poke, self._task = counters, poke, task
         self._vms = tuple(device.vm for device in devices)
         self._vm, self._is_single = self._vms[0], len(self._vms) == 1
-        self._seen_ignored = 0
-        self._drained, self._deliver, self._handled, _, self.flush = make_delivery(devices, vectors)
+        delivery = make_delivery(devices, vectors)
+        self._drained, self._deliver, self._handled, self.flush = (
+            *(delivery.drained, delivery.deliver, delivery.handled, delivery.flush),
+        )
+        task.vm, task.drained, task.handled, task.record = (
+            *(self._vm, delivery.drained, delivery.handled, delivery.record),
+        )
         if host.watcher is not None:
             self._deliver = host.watcher.delivery(self._vms, vectors, self._deliver)
-        self.wait: int | None = None
         self.has_begun = False
-        self._alarm_ns = -1
         self._slow_ns = self._slow_until_ns = 0
         self._reorder = host.decisions.reorders(name)
         self._preempt = host.decisions.delays("preempt", name)
@@ -98,10 +94,16 @@ class Execution:
         if self._host.watcher is not None:
             program = self._host.watcher.program(self._vm, program)
         try:
-            self.wait = self._vm.start(program)
+            self._task.wait = self._vm.start(program)
         except BaseException as error:
             raise ProgramError from error
         return program
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a slice of it can be a plain one (`sim.engines.virtual.plain_slice`)."""
+        is_disturbed = self._slow_ns or self._reorder is not None or self._preempt is not None
+        return self.has_begun and self._is_single and not is_disturbed and self._host.watcher is None
 
     def delay_interrupts(self, delay_ns: int) -> None:
         """Take each interrupt so much later from now on."""
@@ -113,49 +115,46 @@ class Execution:
         Returns:
             Whether there is more to do at once; if not, `poke` is called when there is.
         """
-        clock, wait, queue = self._clock, self.wait, self._counters.queue
+        clock, wait, queue = self._clock, self._task.wait, self._task.queue
         if wait == STEP:
             self._end_preemption()
-        elif not (queue and self._take_interrupts()) and type(wait := self.wait) is int and wait <= clock.ns:
+        elif not (queue and self._take_interrupts()) and type(wait := self._task.wait) is int and wait <= clock.ns:
             clock.ns += self._drain_ns
             try:
-                self.wait = self._vm.expire()
+                self._task.wait = self._vm.expire()
             except BaseException as error:
                 raise ProgramError from error
         ignored = self._vm.device.ignored_doorbells if self._is_single else self._ignored()
-        if ignored != self._seen_ignored:
+        if ignored != self._task.seen_ignored:
             # A doorbell that reaches no peer costs its write, too; those that reach one have paid in the host's signal.
-            clock.ns += max(0, ignored - self._seen_ignored) * self._host.model.ring_ns
-            self._seen_ignored = ignored
+            clock.ns += max(0, ignored - self._task.seen_ignored) * self._host.model.ring_ns
+            self._task.seen_ignored = ignored
         return self.has_more()
 
     def has_more(self) -> bool:
         """Whether there is more to do at once; if not, `poke` is called when there is."""
-        now_ns, wait = self._clock.ns, self.wait
+        now_ns, wait = self._clock.ns, self._task.wait
         if wait == STEP:
             if self._preempted_ns:
                 self._preempted_until_ns = now_ns + self._preempted_ns
                 self._loop.after(self._preempted_ns, self._poke)
                 self._preempted_ns = 0
             return False
-        if self._counters.queue and (first_ns := self._counters.first_ns()) is not None:
+        if self._task.queue and (first_ns := self._task.first_ns()) is not None:
             if self._slow_ns:
                 self._is_time_of_slow()
                 return False
             if first_ns <= now_ns:
                 return True
-            self._push(first_ns, self._poke)
+            self._push(first_ns, self._host.cpus.wake_now, self._task)
         if wait is None:
             return False
-        if type(wait) is not int:
-            raise ProgramError from GuestError(
-                f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {wait!r}"
-            )
+        check_wait(wait)
         if wait <= now_ns:
             return True
-        if wait != self._alarm_ns:
-            self._alarm_ns = wait
-            self._push(wait + self._expire_cost(), self._alarm)
+        if wait != self._task.alarm_ns:
+            self._task.alarm_ns = wait
+            self._push(wait + self._expire_cost(), self._host.cpus.alarm, self._task)
         return False
 
     def _preempts(self) -> bool:
@@ -169,7 +168,7 @@ class Execution:
         if self._clock.ns < self._preempted_until_ns:
             return
         try:
-            self.wait = self._vm.expire()
+            self._task.wait = self._vm.expire()
             for vm in self._vms:
                 vm.settle()
         except BaseException as error:
@@ -183,7 +182,7 @@ class Execution:
 
     def _take_interrupts(self) -> bool:
         """Drain the counters that are not empty, each with its handling; False when there was none."""
-        clock, drain_ns, queue = self._clock, self._drain_ns, self._counters.queue
+        clock, drain_ns, queue = self._clock, self._drain_ns, self._task.queue
         handle_cost, deliver = self._handle_cost, self._deliver
         drained, handled = self._drained, self._handled
         took = False
@@ -205,12 +204,12 @@ class Execution:
             took, vector = True, counter.vector
             drained(vector, count, now_ns)
             try:
-                self.wait = deliver(vector, count)
+                self._task.wait = deliver(vector, count)
             except BaseException as error:
                 raise ProgramError from error
             clock.ns = now_ns = clock.ns + handle_cost()
             handled(now_ns)
-            if self.wait == STEP:
+            if self._task.wait == STEP:
                 break
         return took
 
@@ -224,9 +223,3 @@ class Execution:
         self._slow_until_ns = self._clock.ns + self._slow_ns
         self._loop.after(self._slow_ns, self._poke)
         return False
-
-    def _ring_alarm(self) -> None:
-        """A time that the program waited for may have come."""
-        if self.wait is not None and self.wait <= self._clock.ns:
-            self._alarm_ns = -1
-            self._arrive()

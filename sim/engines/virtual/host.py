@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count, filterfalse
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+from nodes.bursts import Batch
 from nodes.guest import Guest, Program
 from nodes.vm import Vm
+from sim.engines.virtual.batch import CounterBatch
 from sim.engines.virtual.chaos import Decisions
 from sim.engines.virtual.cost_model import CostModel, make_draw
 from sim.engines.virtual.counter import VirtualCounter
-from sim.engines.virtual.cpus import Cpus
+from sim.engines.virtual.cpus import Cpus, Task
 from sim.engines.virtual.loop import VirtualLoop
+from sim.engines.virtual.plain_slice import make_plain_slice
 from sim.engines.virtual.server import VirtualServer
 from sim.kernel.memory import map_region
 
@@ -31,18 +33,22 @@ class Watcher(Protocol):
     ) -> Callable[[int, int], int | None]:
         """The function that delivers a drained counter to a machine, as it is to be called."""
 
+    def after(self, task: Task) -> None:
+        """An event of a machine is over."""
+
 
 class VirtualHost:
     """One for a run. ``signal(line, 1)`` is the ring of all machines: it costs the ringing machine its time.
 
-    ``signal_all(lines)`` does the same for each of many.
+    ``make_batch(lines)`` prepares the same for each of many.
     """
 
     def __init__(
         self, loop: VirtualLoop, model: CostModel, seed: str, decisions: Decisions, watcher: Watcher | None = None
     ) -> None:
         self.loop, self.model, self.decisions, self.watcher = loop, model, decisions, watcher
-        self.cpus = Cpus(loop, model, seed)
+        self.cpus = Cpus(loop, model, seed, None if watcher is None else watcher.after)
+        self.now_ns = loop.clock.now_ns  # bound once for all machines
         self.servers: list[VirtualServer] = []
         self.announced = 0
         """How many announcements to all machines there were, of all servers."""
@@ -50,6 +56,7 @@ class VirtualHost:
         self.expire_cost = make_draw(model.expire_ns, f"{seed}/expire")
         self.start_delay = make_draw(model.start_ns, f"{seed}/start")
         self.wire_delay = make_draw(model.wire_ns, f"{seed}/wire")
+        self.plain_slice = make_plain_slice(loop, self.cpus, model, self.handle_cost, self.expire_cost)
         self._counters: list[VirtualCounter] = []
         self.holding: set[VirtualCounter] = set()
         """The counters that hold doorbells without a time: only these can be full."""
@@ -59,7 +66,7 @@ class VirtualHost:
         self.ticks = 0
         """How long it has run, in ticks of the watchdog."""
         self.signal = self._make_signal()
-        self.signal_all = self._make_signal_all()
+        self.make_batch: Callable[[Sequence[int]], Batch] = self._make_batch
 
     def announce(self) -> None:
         """A server has announced something to all machines."""
@@ -90,6 +97,7 @@ class VirtualHost:
 
     def _make_signal(self) -> Callable[[int, int], object]:
         counters, clock, ring_ns = self._counters, self.loop.clock, self.model.ring_ns
+        wake: Callable[[Any, int], object] = self.cpus.wake
 
         def signal(line: int, _: int) -> None:
             clock.ns = now_ns = clock.ns + ring_ns
@@ -98,26 +106,13 @@ class VirtualHost:
                 counter.ring(now_ns)
                 return
             counter.append(now_ns)
-            if len(counter) == 1:
-                counter.owner.rung(counter, now_ns)
+            if len(counter) == 1 and counter.is_heard:  # as `CounterOwner.rung`, without the call
+                owner = counter.owner
+                owner.queue.append(counter)
+                if not owner.queued:
+                    wake(owner, now_ns)
 
         return signal
 
-    def _make_signal_all(self) -> Callable[[Iterator[int]], object]:
-        counter_of, clock, ring_ns = self._counters.__getitem__, self.loop.clock, self.model.ring_ns
-        holding, signal = self.holding, self.signal
-
-        def signal_all(lines: Iterator[int]) -> None:
-            if holding:
-                for line in lines:
-                    signal(line, 1)
-                return
-            # Loops in C: most doorbells of a storm find a counter that is not empty, and only store their time.
-            counters = list(map(counter_of, lines))
-            empty = list(filterfalse(None, counters))
-            any(map(list.append, counters, count(clock.ns + ring_ns, ring_ns)))
-            for counter in dict.fromkeys(empty):
-                counter.owner.rung(counter, counter[0])
-            clock.ns += ring_ns * len(counters)
-
-        return signal_all
+    def _make_batch(self, lines: Sequence[int]) -> Batch:
+        return CounterBatch(list(map(self.counter, lines)), self.loop.clock, self.model.ring_ns, self.holding)

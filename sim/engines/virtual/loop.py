@@ -6,11 +6,14 @@ import heapq
 import itertools
 import select
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 from nodes.errors import HostError
 from sim.engines.base import HasDescriptor
 
 __all__ = ["VirtualClock", "VirtualLoop"]
+
+T = TypeVar("T")
 
 BEGIN_NS = 1_000_000_000
 """Where the clock begins: 0 would mean "never" to those who read a time."""
@@ -19,8 +22,8 @@ NEVER = (1 << 63) - 1
 SPAN_BITS = 20
 """Events are sorted a span of time (2**20 ns) at a time: a heap of them all would not fit a CPU's cache."""
 
-Event = tuple[int, int, Callable[[], object]]
-"""(time, order, callback)"""
+Event = tuple[int, int, Callable[[Any], object], Any]
+"""(time, order, what happens, to what)"""
 
 
 class VirtualClock:
@@ -28,12 +31,14 @@ class VirtualClock:
 
     Machines of several CPUs work at the same time, and one after the other in this process: the clock goes back to the
     time of the next event when that is earlier than the end of the work before it.
+
+    ``latest_ns`` is the latest time at which the work of an event has ended.
     """
 
-    __slots__ = ("ns",)
+    __slots__ = ("latest_ns", "ns")
 
     def __init__(self) -> None:
-        self.ns = BEGIN_NS
+        self.ns = self.latest_ns = BEGIN_NS
 
     def now_ns(self) -> int:
         return self.ns
@@ -50,7 +55,7 @@ class VirtualLoop:
     are those of this process, signals above all: they are looked at now and then.
 
     Attributes:
-        push: ``push(at_ns, callback)`` lets an event of the machines happen at that time.
+        push: ``push(at_ns, happen, what)`` lets an event of the machines happen at that time: ``happen(what)``.
         news: set by a machine that has reported something: the coordinator has its turn after that event.
     """
 
@@ -68,20 +73,20 @@ class VirtualLoop:
         self._slices = 0
         self.push = self._make_push()
 
-    def _make_push(self) -> Callable[[int, Callable[[], object]], None]:
+    def _make_push(self) -> Callable[[int, Callable[[T], object], T], None]:
         # `_events` is a heap of the events up to the end of the span `_span`; `_later` has those of each later span,
         # unsorted, and `_spans` is a heap of these.
         events, later, spans, order, push = self._events, self._later, self._spans, self._next_order, heapq.heappush
         get = later.get
 
-        def push_event(at_ns: int, callback: Callable[[], object]) -> None:
+        def push_event(at_ns: int, happen: Callable[[T], object], what: T) -> None:
             span = at_ns >> SPAN_BITS
             if span <= self._span:
-                push(events, (at_ns, order(), callback))
+                push(events, (at_ns, order(), happen, what))
             elif (events_then := get(span)) is not None:
-                events_then.append((at_ns, order(), callback))
+                events_then.append((at_ns, order(), happen, what))
             else:
-                later[span] = [(at_ns, order(), callback)]
+                later[span] = [(at_ns, order(), happen, what)]
                 push(spans, span)
 
         return push_event
@@ -117,7 +122,7 @@ class VirtualLoop:
 
     def after(self, delay_ns: int, callback: Callable[[], object]) -> None:
         """Let an event of the machines happen ``delay_ns`` from now."""
-        self.push(self.clock.ns + delay_ns, callback)
+        self.push(self.clock.ns + delay_ns, _call, callback)
 
     def step(self, deadline_ns: int | None = None) -> None:
         """Let events happen until a moment of the coordinator has come, or a machine has news for it, or the deadline.
@@ -133,8 +138,8 @@ class VirtualLoop:
             while events or self._enter_span(until_ns):
                 if events[0][0] > until_ns:
                     break
-                clock.ns, _, happen = pop(events)
-                happen()
+                clock.ns, _, happen, what = pop(events)
+                happen(what)
                 self._slices += 1
                 if self.news:
                     self.news = False
@@ -160,3 +165,7 @@ class VirtualLoop:
             for descriptor, _ in self._poll.poll(0):
                 if descriptor in self._watched:
                     self._watched[descriptor]()
+
+
+def _call(callback: Callable[[], object]) -> None:
+    callback()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
-from nodes.bursts import LoopBatch
 from nodes.device import profiles
 from nodes.errors import HostError, UsageError
 from nodes.load import shared_load
@@ -18,6 +16,8 @@ from sim.engines.shared.failures import ProgramError, blaming_program, explain
 from sim.engines.shared.program_end import stop_program
 from sim.engines.shared.worker_actions import WorkerActions
 from sim.engines.virtual.announced_link import AnnouncedLink
+from sim.engines.virtual.counter import VirtualCounter
+from sim.engines.virtual.cpus import Task
 from sim.engines.virtual.device import VirtualDevice
 from sim.engines.virtual.device_connector import DeviceConnector
 from sim.engines.virtual.execution import Execution
@@ -33,17 +33,17 @@ __all__ = ["VirtualMachine"]
 KILL_NS = 500_000
 
 
-class VirtualMachine:
-    """One incarnation of a machine; a `sim.engines.base.LiveMachine` and a `sim.engines.virtual.cpus.Task`.
+class VirtualMachine(Task):
+    """One incarnation of a machine; a `sim.engines.base.LiveMachine`.
 
     ``run`` is its only work: orders, what servers say, interrupts, and the program, as a worker's loop does them.
     """
 
     __slots__ = (
         *("_actions", "_announced", "_clock", "_configuration", "_connector", "_dismissed", "_execution"),
-        *("_gone", "_has_mail", "_heard", "_host", "_is_executing", "_loop", "_migration", "_orders", "_program"),
+        *("_has_mail", "_heard", "_host", "_is_executing", "_loop", "_migration", "_orders", "_program"),
         *("_report_to", "_rows", "_said_ready", "_start_ns", "_stop_ns", "_stopped", "_vm", "_vms"),
-        *("_wake_delay", "counters", "devices", "is_running", "is_still", "queued", "since_ns", "slice"),
+        *("counters", "devices", "is_running"),
     )
 
     pid = None
@@ -59,13 +59,13 @@ class VirtualMachine:
         *,
         may_migrate: bool = False,
     ) -> None:
+        super().__init__()
         self._host, self._loop, self._clock = host, host.loop, host.loop.clock
         self._configuration, self._rows, self._report_to = configuration, rows, report
-        self.is_running = self.is_still = False
-        self._gone = self._stopped = self._dismissed = False
+        self.is_running = self._stopped = self._dismissed = False
         wire_delay = host.wire_delay_to(configuration.name)
         self._orders = OrderQueue(host.loop, wire_delay, self._can_read)
-        self.counters = ReadyCounters(host.add_counter, self._rung, host.holding)
+        self.counters = ReadyCounters(self, host.add_counter, host.holding)
         self._connector = DeviceConnector(
             self,
             host,
@@ -83,8 +83,6 @@ class VirtualMachine:
         self._start_ns: int | None = None
         self._stop_ns = 0
         self._migration: VirtualMigration | None = None
-        self.queued, self.since_ns = False, -1
-        self.slice: Callable[[], object] = partial(host.cpus.run, self)
         self.devices: list[VirtualDevice] = []
         for row, profile, recording in zip(rows, configuration.profiles, recordings, strict=True):
             self.devices.append(
@@ -101,14 +99,14 @@ class VirtualMachine:
                     name=row.name,
                     cut=host.decisions.cuts(configuration.name),
                     signal=host.signal,
-                    make_batch=partial(LoopBatch, signal_all=host.signal_all),
-                    clock=self._clock.now_ns,
+                    make_batch=host.make_batch,
+                    clock=host.now_ns,
                 )
             )
         self._vm = self.devices[0].vm
         self._vm.guest.load = shared_load(configuration.load)
         name, vectors = configuration.name, configuration.vectors
-        self._execution = Execution(host, self.devices, self.counters, vectors, self._poke, self._arrive, name)
+        self._execution = Execution(host, self.devices, self.counters, vectors, self._poke, self, name)
         self._vms = [device.vm for device in self.devices]
         self._actions = WorkerActions(
             self._vms,
@@ -117,7 +115,7 @@ class VirtualMachine:
             stop_reading=self._stop_reading,
             remove_devices=self._remove_devices,
         )
-        self._wake_delay = host.decisions.delays("wake", name)
+        self.wake_delay = host.decisions.delays("wake", name)
 
     # What its coordinator does
 
@@ -126,7 +124,7 @@ class VirtualMachine:
         self._loop.after(self._host.start_delay(), self._begin)
 
     def tell(self, order: Order) -> bool:
-        if not self.is_running or self._gone:
+        if not self.is_running or self.is_gone:
             return False
         if isinstance(order, messages.Ping) and not self.is_still:
             self._store_counts(order.number)  # at once: to have all machines answer costs more than what they do
@@ -135,26 +133,26 @@ class VirtualMachine:
         return True
 
     def stall(self) -> None:
-        self.is_still = True
+        self.is_still, self.is_plain = True, False
 
     def resume(self) -> None:
         self.is_still = False
         self._poke()
 
     def kill(self) -> None:
-        if self.is_running and not self._gone:
-            self._gone = True
+        if self.is_running and not self.is_gone:
+            self.is_gone, self.is_plain = True, False
             for device in self.devices:
                 device.vm.doorbells.flush()
             self._loop.after(KILL_NS, lambda: self._end("SIGKILL"))
 
     def close(self) -> None:
-        self._gone, self.is_running = True, False
+        self.is_gone, self.is_running, self.is_plain = True, False, False
 
     # Its beginning and its end
 
     def _begin(self) -> None:
-        if self._gone:
+        if self.is_gone:
             return
         self.report(messages.Placed())
         try:
@@ -174,7 +172,7 @@ class VirtualMachine:
 
     def _fail(self, error: BaseException) -> None:
         """The machine cannot go on, as a worker that raises."""
-        self._gone, self._is_executing = True, False
+        self.is_gone, self._is_executing, self.is_plain = True, False, False
         for device in self.devices:
             device.vm.doorbells.flush()
         self._enter(State.FAILED)
@@ -184,7 +182,7 @@ class VirtualMachine:
     def _end(self, how: str) -> None:
         if not self.is_running:
             return
-        self._gone, self.is_running = True, False
+        self.is_gone, self.is_running, self.is_plain = True, False, False
         for device in self.devices:
             self._hang_up(device)
         if self._migration is not None:
@@ -211,41 +209,29 @@ class VirtualMachine:
                 words[stamp] = self._clock.ns
             words[header.STATE] = state
 
-    def _rung(self, at_ns: int) -> None:
-        """A counter is no longer empty since ``at_ns``."""
-        if not self.queued and not self.is_still and not self._gone:
-            delay_ns = self._wake_delay() if self._wake_delay is not None else 0
-            self._host.cpus.wake(self, max(at_ns, self._clock.ns) + delay_ns)
+    def rung(self, counter: VirtualCounter, at_ns: int) -> None:
+        if counter.is_heard:
+            self.queue.append(counter)
+            self._host.cpus.wake(self, at_ns)
 
     # Its work
 
     def _poke(self) -> None:
         """There may be something to do."""
-        if not self.is_still and not self._gone:
-            self._host.cpus.wake_now(self)
-
-    def _arrive(self) -> None:
-        """As `_poke`, in an event of this machine."""
-        if not self.is_still and not self._gone:
-            self._host.cpus.arrive(self)
+        self._host.cpus.wake_now(self)
 
     def run(self) -> bool:
-        """Do a slice of work; True when there is more to do at once."""
-        if self._gone or self.is_still:
-            return False
         host = self._host
+        if not self.is_plain and (self.is_gone or self.is_still):
+            return False
         host.running, host.ticks = self, 0
         try:
-            if self._has_mail:
-                self._read_mail()
-            if self._heard != host.announced:
-                self._hear()
-            if not self._is_executing or self._clock.ns >= self._stop_ns:
-                return not self._gone and not self._stopped and self._proceed()
-            more = self._execution.step()
-            if self._vm.warnings:
-                self._tell_warnings()
-            return more and self._is_executing
+            if self.is_plain and self._heard == host.announced and self._clock.ns < self._stop_ns:
+                more = host.plain_slice(self)
+                if self._vm.warnings:
+                    self._tell_warnings()
+                return more and self._is_executing
+            return self._run_all()
         except Exception as error:  # whatever it is: the machine fails, not the engine
             if self._migration is None:
                 self._fail(error)
@@ -254,6 +240,21 @@ class VirtualMachine:
             return False
         finally:
             host.running = None
+
+    def _run_all(self) -> bool:
+        """A slice of whatever there is to do."""
+        self.is_plain = False
+        if self._has_mail:
+            self._read_mail()
+        if self._heard != self._host.announced:
+            self._hear()
+        if not self._is_executing or self._clock.ns >= self._stop_ns:
+            return not self.is_gone and not self._stopped and self._proceed()
+        more = self._execution.step()
+        if self._vm.warnings:
+            self._tell_warnings()
+        self.is_plain = self._is_executing and not self._has_mail and self._execution.is_plain
+        return more and self._is_executing
 
     def _proceed(self) -> bool:
         """Go on with what is no execution of the program: migrate, meet the peers, start, or stop."""
@@ -298,16 +299,16 @@ class VirtualMachine:
     # What the coordinator and servers say
 
     def _can_read(self) -> None:
-        self._has_mail = True
+        self._has_mail, self.is_plain = True, False
         self._poke()
 
     def _read_mail(self) -> None:
         """Take the orders of the coordinator that have arrived, then what servers have said."""
         self._has_mail = False
-        while not self._gone and (order := self._orders.take()) is not None:
+        while not self.is_gone and (order := self._orders.take()) is not None:
             self._obey(order)
         # Once stopped it hears no more, as in a process: a leave would let a device of ivshmem v2 ring itself.
-        for device in () if self._gone or self._stopped else self.devices:
+        for device in () if self.is_gone or self._stopped else self.devices:
             if device.link is not None and not device.read():
                 self._hang_up(device)
 
@@ -321,7 +322,7 @@ class VirtualMachine:
         with blaming_program():
             for vm in self._vms:
                 vm.unplug()
-        self._execution.wait = None
+        self.wait = None
         for device in self.devices:
             device.vm.doorbells.flush()
             self._hang_up(device)
@@ -352,7 +353,7 @@ class VirtualMachine:
                 self._migration.begin()
             case messages.Act():
                 self._actions.carry_out(order)
-                self._execution.wait = self._vm.wait
+                self.wait = self._vm.wait
 
     def _store_counts(self, ping: int) -> None:
         self._execution.flush()

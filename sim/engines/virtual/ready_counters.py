@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from sim.engines.virtual.counter import VirtualCounter
+from sim.engines.virtual.counter import CounterOwner, VirtualCounter
 
 __all__ = ["ReadyCounters"]
 
@@ -13,27 +13,23 @@ class ReadyCounters:
     """The machine's counters by line. Only those that it has heard of are waited for.
 
     Args:
+        owner: the machine.
         add_counter: makes a line for a new counter.
-        on_ready: is called with the time of the first doorbell in a counter that is waited for.
-        holding: as of `sim.engines.virtual.counter.CounterOwner`.
+        holding: as of `sim.engines.virtual.counter.VirtualCounter`.
     """
 
-    __slots__ = ("_add_counter", "_made", "_on_ready", "holding", "queue")
+    __slots__ = ("_add_counter", "_holding", "_made", "_owner", "_queue")
 
     def __init__(
-        self,
-        add_counter: Callable[[VirtualCounter], int],
-        on_ready: Callable[[int], object],
-        holding: set[VirtualCounter],
+        self, owner: CounterOwner, add_counter: Callable[[VirtualCounter], int], holding: set[VirtualCounter]
     ) -> None:
-        self._add_counter, self._on_ready, self.holding = add_counter, on_ready, holding
+        self._owner, self._queue = owner, owner.queue
+        self._add_counter, self._holding = add_counter, holding
         self._made: dict[int, VirtualCounter] = {}
-        self.queue: list[VirtualCounter] = []
-        """Counters that are not empty, in the order in which they became so."""
 
     def make(self, vector: int) -> tuple[int, VirtualCounter]:
         """The line and the counter of a vector, counted through all devices of the machine."""
-        counter = VirtualCounter(self, vector)
+        counter = VirtualCounter(self._owner, vector, self._holding)
         line = self._add_counter(counter)
         self._made[line] = counter
         return line, counter
@@ -48,8 +44,8 @@ class ReadyCounters:
         for line in lines:
             counter = self._made[line]
             counter.is_heard = True
-            if counter.value and counter not in self.queue:
-                self.queue.append(counter)
+            if counter.value and counter not in self._queue:
+                self._queue.append(counter)
 
     def rung_until(self, line: int, now_ns: int) -> int:
         """How many doorbells the counter of a line holds that were rung until now."""
@@ -66,26 +62,5 @@ class ReadyCounters:
             counter = self._made.get(line)
             if counter is not None and counter.is_heard:
                 counter.is_heard = False
-                if counter in self.queue:
-                    self.queue.remove(counter)
-
-    def first_ns(self) -> int | None:
-        """The time of the earliest doorbell in a counter that is waited for; None when all are empty.
-
-        A counter in the queue can be empty: the action ``fill`` takes what a counter holds.
-        """
-        first_ns: int | None = None
-        for counter in self.queue:
-            if counter.held:
-                return 0
-            if counter and (first_ns is None or min(counter) < first_ns):
-                first_ns = min(counter)
-        if first_ns is None:
-            self.queue.clear()
-        return first_ns
-
-    def rung(self, counter: VirtualCounter, at_ns: int) -> None:
-        """A doorbell has found the counter empty."""
-        if counter.is_heard:
-            self.queue.append(counter)
-            self._on_ready(at_ns)
+                if counter in self._queue:
+                    self._queue.remove(counter)

@@ -253,7 +253,7 @@ def test_a_kill_at_any_time_loses_no_drain_that_was_stored(path, after_ms):
 
 def test_sums_are_kept_up_to_date_entry_by_entry_and_in_great_numbers(path):
     with Recording.create(path, RecordingLayout(3, 1, 1, 40_000), machine=1, sample_every=1) as recording:
-        drained, handled, _, left, fired, _ = Recorder(recording).make_drains()
+        drained, handled, _, _, left, fired, _ = Recorder(recording).make_drains()
         expected, number = [[0, 0], [0, 0], [0, 0]], 0
         for more in (0, 1, 31, 33, 0, 20_000, 5, 19_930, 7):
             for _ in range(more):
