@@ -10,20 +10,20 @@ import contextlib
 from collections.abc import Iterable, Sequence
 
 from nodes.errors import RemoteProtocolError
-from nodes.wire.capture import SIZED, Bytes, Closes, Connects, Entry, Kind, Said, Session
+from nodes.wire.capture import SIZED, Bytes, Closes, Connects, Entry, Kind, SentMessage, Session
 from nodes.wire.client import REFUSED, Client, is_framed
-from nodes.wire.explanation import Analysis, Explained, Problem
+from nodes.wire.explanation import Analysis, ExplainedEntry, Problem
 from nodes.wire.protocol import MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
 from nodes.wire.rules import PAGE_BYTES, RULES
 from nodes.wire.v2.analyzer import explain_framed
 from nodes.wire.v2.protocol import V2
 
-__all__ = ["Analysis", "Explained", "explain", "explain_all", "recognise"]
+__all__ = ["Analysis", "ExplainedEntry", "explain", "explain_all", "recognise"]
 
 
 def recognise(entries: Iterable[Entry]) -> tuple[Dialect | None, str]:
     """The dialect of a server, as a client recognises it by the first messages, and the same in words."""
-    said = [entry.act for entry in entries if isinstance(entry.act, Said)]
+    said = [entry.act for entry in entries if isinstance(entry.act, SentMessage)]
     if not said:
         return None, "unknown: the server has said nothing"
     first, kinds = said[0].number, said[0].kinds
@@ -157,7 +157,7 @@ def explain_all(session: Session, *, dialect: Dialect | None = None, vectors: in
 
 
 def _says_something(entries: Iterable[Entry]) -> bool:
-    return any(isinstance(entry.act, Said | Bytes) and entry.side == "server" for entry in entries)
+    return any(isinstance(entry.act, SentMessage | Bytes) and entry.side == "server" for entry in entries)
 
 
 def explain(
@@ -192,7 +192,7 @@ def explain(
             if RULES[name].ends:
                 judging = False
                 break
-        explained.append(Explained(entry, meaning, tuple(problems)))
+        explained.append(ExplainedEntry(entry, meaning, tuple(problems)))
     return Analysis(
         connection,
         recognised,
@@ -207,7 +207,7 @@ def explain(
 
 def _explain_entry(entry: Entry, reader: _Device, judge: _Device) -> tuple[str, list[str]]:
     match entry.act:
-        case Said(number, kinds):
+        case SentMessage(number, kinds):
             meaning, _ = reader.take(number, kinds)
             return meaning, judge.take(number, kinds)[1]
         case Bytes(data) if _is_rest(entry):
@@ -230,7 +230,7 @@ def _is_rest(entry: Entry) -> bool:
 
 def _got(entry: Entry) -> str:
     match entry.act:
-        case Said(number, kinds):
+        case SentMessage(number, kinds):
             return f"{number} with {' '.join(map(str, kinds))}" if kinds else f"{number} alone"
         case Bytes(data):
             return f"{len(data)} bytes"

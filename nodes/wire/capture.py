@@ -41,7 +41,7 @@ __all__ = [
     "Connects",
     "Entry",
     "Kind",
-    "Said",
+    "SentMessage",
     "Session",
     "SessionError",
     "format_entry",
@@ -84,7 +84,7 @@ class Closes(Struct, frozen=True):
     """One side ends the connection."""
 
 
-class Said(Struct, frozen=True):
+class SentMessage(Struct, frozen=True):
     """A message; only servers send messages. ``body`` follows the number in a message of ivshmem v2."""
 
     number: int
@@ -110,7 +110,7 @@ class Entry:
     time_ns: int
     connection: int
     side: str
-    act: Connects | Closes | Said | Bytes
+    act: Connects | Closes | SentMessage | Bytes
     remark: str = field(default="", compare=False)
     line: int = field(default=0, compare=False)
 
@@ -146,7 +146,7 @@ def format_entry(entry: Entry) -> str:
             act = "connects"
         case Closes():
             act = "closes"
-        case Said(number, kinds, body):
+        case SentMessage(number, kinds, body):
             act = " ".join((f"{number}+{body.hex()}" if body else str(number), *map(str, kinds)))
         case Bytes(data, kinds):
             act = " ".join(("bytes", data.hex(), *map(str, kinds)))
@@ -187,7 +187,7 @@ def parse_entry(text: str, line: int = 0) -> Entry | None:
     return Entry(time_ns, int(connection), side, _parse_act(side, act, rest, line), line=line)
 
 
-def _parse_act(side: str, act: str, rest: list[str], line: int) -> Connects | Closes | Said | Bytes:
+def _parse_act(side: str, act: str, rest: list[str], line: int) -> Connects | Closes | SentMessage | Bytes:
     if act in ("connects", "closes"):
         if rest:
             raise SessionError(line, f"nothing after {act} but a comment (#)", " ".join(rest))
@@ -206,7 +206,7 @@ def _parse_act(side: str, act: str, rest: list[str], line: int) -> Connects | Cl
     message = _NUMBER.fullmatch(act)
     if message is None or not INT64_MIN <= int(message[1]) <= INT64_MAX:
         raise SessionError(line, "closes, bytes, or a number of 64 bits", act)
-    return Said(int(message[1]), _parse_kinds(rest, line), bytes.fromhex(message[2] or ""))
+    return SentMessage(int(message[1]), _parse_kinds(rest, line), bytes.fromhex(message[2] or ""))
 
 
 def _parse_kinds(words: list[str], line: int) -> tuple[Kind, ...]:

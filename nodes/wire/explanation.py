@@ -10,7 +10,7 @@ from nodes.wire.protocol import LEGACY, Dialect
 from nodes.wire.rules import RULES, Rule
 from nodes.wire.v2.rules import RULES_V2
 
-__all__ = ["Analysis", "Explained", "Problem"]
+__all__ = ["Analysis", "ExplainedEntry", "Problem"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Explained:
+class ExplainedEntry:
     entry: Entry
     meaning: str
     problems: tuple[Problem, ...] = ()
@@ -62,7 +62,7 @@ class Analysis:
     judged_by: Dialect
     peer: int | None
     memory_bytes: int | None
-    entries: tuple[Explained, ...]
+    entries: tuple[ExplainedEntry, ...]
     notes: tuple[str, ...]
 
     @property

@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 from nodes.errors import LocalProtocolError
 from nodes.wire.protocol import MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, RawMessage, Step
 
-__all__ = ["Introduction", "Outbound", "Server"]
+__all__ = ["Outbound", "Server", "VectorAnnouncement"]
 
 D = TypeVar("D")
 
@@ -28,7 +28,7 @@ class Outbound(NamedTuple, Generic[D]):
     message: Message[D]
 
 
-class Introduction(NamedTuple):
+class VectorAnnouncement(NamedTuple):
     """Each client in ``to`` is told all vectors of each peer in ``peers``, in this order."""
 
     to: Sequence[int]
@@ -83,7 +83,7 @@ class Server(Generic[D]):
         self.peers[peer] = self._announcements(peer, vectors)
         return peer
 
-    def greet(self, newcomers: Sequence[int]) -> list[Outbound[D] | Introduction]:
+    def greet(self, newcomers: Sequence[int]) -> list[Outbound[D] | VectorAnnouncement]:
         """The messages that the clients in ``newcomers`` cause, which have entered last, in this order.
 
         Each client is told what it would be told if each newcomer had joined before the next one entered. Only the
@@ -92,17 +92,17 @@ class Server(Generic[D]):
         present = list(self.peers)
         before = present[: len(present) - len(newcomers)]
         if len(newcomers) > 1 and self._tells_vectors_last(present):
-            said: list[Outbound[D] | Introduction] = []
+            said: list[Outbound[D] | VectorAnnouncement] = []
             for peer in newcomers:
                 said += [Outbound(peer, self._tell(step, peer)) for step in self.dialect.steps if step in _PRIVATE]
-            return [*said, Introduction(before, newcomers), Introduction(newcomers, present)]
+            return [*said, VectorAnnouncement(before, newcomers), VectorAnnouncement(newcomers, present)]
         return [said for at, peer in enumerate(newcomers) for said in self._greet(peer, present[: len(before) + at])]
 
-    def spell_out(self, said: Iterable[Outbound[D] | Introduction]) -> list[Outbound[D]]:
-        """The same, with one message for each vector of an `Introduction`."""
+    def spell_out(self, said: Iterable[Outbound[D] | VectorAnnouncement]) -> list[Outbound[D]]:
+        """The same, with one message for each vector of a `VectorAnnouncement`."""
         messages: list[Outbound[D]] = []
         for each in said:
-            if isinstance(each, Introduction):
+            if isinstance(each, VectorAnnouncement):
                 messages += [
                     Outbound(to, message) for to in each.to for peer in each.peers for message in self.peers[peer]
                 ]
@@ -168,17 +168,17 @@ class Server(Generic[D]):
         ordered = Step.PEERS_AND_OWN not in steps or present == sorted(present)
         return ordered and not _PRIVATE & set(steps[told_at:])
 
-    def _greet(self, peer: int, others: list[int]) -> Iterator[Outbound[D] | Introduction]:
+    def _greet(self, peer: int, others: list[int]) -> Iterator[Outbound[D] | VectorAnnouncement]:
         for step in self.dialect.steps:
             match step:
                 case Step.ANNOUNCE:
-                    yield Introduction(others, [peer])
+                    yield VectorAnnouncement(others, [peer])
                 case Step.PEERS:
-                    yield Introduction([peer], others)
+                    yield VectorAnnouncement([peer], others)
                 case Step.PEERS_AND_OWN:
-                    yield Introduction([peer], sorted([*others, peer]))
+                    yield VectorAnnouncement([peer], sorted([*others, peer]))
                 case Step.OWN:
-                    yield Introduction([peer], [peer])
+                    yield VectorAnnouncement([peer], [peer])
                 case _:
                     yield Outbound(peer, self._tell(step, peer))
 

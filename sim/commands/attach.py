@@ -209,7 +209,7 @@ def wait(context: click.Context, vector: int | None, timeout_ns: int | None) -> 
     session: AttachSession = context.obj
     attachment = session.attach_until(_deadline_ns(timeout_ns))
     _check_vector(attachment, vector)
-    session.introduce()
+    session.print_own_id()
     deadline_ns = _deadline_ns(timeout_ns)
     wanted = range(session.vectors) if vector is None else (vector,)
     with ended_by_signal(session.loop, [signal.SIGINT]) as interrupted:
@@ -251,16 +251,16 @@ def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_
         else:
             click.echo(session.describe(time_ns, vector, doorbells))
 
-    def introduce() -> None:
+    def print_own_id() -> None:
         click.echo(json.dumps({"peer": session.attachment.peer}))
 
     previous = session.on_interrupt, session.on_return
     session.on_interrupt = lambda *happened: early.append(happened)  # until the own ID has been printed
     if as_json:
-        session.on_return = introduce
+        session.on_return = print_own_id
     try:
         session.attach_until(_deadline_ns(timeout_ns)).unseen.clear()
-        introduce() if as_json else session.introduce()
+        print_own_id() if as_json else session.print_own_id()
         session.on_interrupt = show
         for happened in early:
             show(*happened)

@@ -29,7 +29,7 @@ class AttachSession:
         self.on_return: Callable[[], object] = lambda: self.on_news(self.greeting())
         self.began_ns = time.monotonic_ns()
         self._attachment: Attachment | None = None
-        self._introduced = False
+        self._own_id_printed = False
 
     @property
     def attachment(self) -> Attachment:
@@ -57,12 +57,12 @@ class AttachSession:
 
     def begin(self) -> None:
         """Attach, and print the greeting."""
-        self.introduce(f"{self.greeting()}; `help` tells the commands")
+        self.print_own_id(f"{self.greeting()}; `help` tells the commands")
 
-    def introduce(self, text: str | None = None) -> None:
+    def print_own_id(self, text: str | None = None) -> None:
         """Print the own ID, once: a peer that is to ring this one needs it."""
-        if not self._introduced:
-            self._introduced = True
+        if not self._own_id_printed:
+            self._own_id_printed = True
             self.on_news(text or self.greeting())
 
     def greeting(self) -> str:

@@ -15,7 +15,7 @@ import click
 
 from nodes.errors import UsageError
 from nodes.qemu_versions import QemuVersion
-from nodes.wire.analyzer import Analysis, Explained, explain, explain_all
+from nodes.wire.analyzer import Analysis, ExplainedEntry, explain, explain_all
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
 from nodes.wire.v2.protocol import ALL_DIALECTS
 from sim.commands.choices import NameChoice
@@ -195,7 +195,7 @@ def _as_data(explanation: Analysis, version: QemuVersion) -> dict[str, Any]:
     }
 
 
-def _entry_as_data(explained: Explained, explanation: Analysis, version: QemuVersion) -> dict[str, Any]:
+def _entry_as_data(explained: ExplainedEntry, explanation: Analysis, version: QemuVersion) -> dict[str, Any]:
     entry = explained.entry
     return {
         "line": entry.line,

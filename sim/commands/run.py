@@ -27,7 +27,7 @@ from sim.commands.options import (
     runs_option,
 )
 from sim.commands.output import write_file
-from sim.commands.schedule import replay_schedule
+from sim.commands.replay_schedule import replay_schedule
 from sim.distributed.addresses import make_tls
 from sim.distributed.where import Where, where_of
 from sim.exit_codes import INTERRUPTED, of_run

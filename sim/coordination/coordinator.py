@@ -21,7 +21,7 @@ from sim.coordination.incarnation import FAILED, Incarnation
 from sim.coordination.machines import LiveMachines
 from sim.coordination.migrations import Migrations
 from sim.coordination.monitor import Observed, Observer
-from sim.coordination.peer_ids import introduce, make_known
+from sim.coordination.peer_ids import announce_new_id, send_peer_ids
 from sim.coordination.run_end import RunEnd
 from sim.coordination.timeline import Timeline
 from sim.engines import messages
@@ -197,7 +197,7 @@ class Coordinator:
         if None not in incarnation.greetings:
             incarnation.live.tell(messages.Expect(tuple(count or 0 for count in incarnation.greetings)))
         if self.phase == "running" and incarnation.migration is None:
-            make_known(self.machines, incarnation, place)
+            announce_new_id(self.machines, incarnation, place)
 
     def _foreign(self, arrival: Arrival, peer: int, domain: str) -> None:
         self.ending.foreign_peers += 1
@@ -245,7 +245,7 @@ class Coordinator:
 
     def _start_program(self, incarnation: Incarnation, *, joined_ns: int) -> None:
         """Tell a machine the IDs that it works with, and when to start; ``joined_ns`` as in the order."""
-        introduce(self.machines, incarnation, anew=False)
+        send_peer_ids(self.machines, incarnation, anew=False)
         incarnation.live.tell(messages.Start(self.ending.start_ns, self.ending.stop_ns, joined_ns))
 
     # Reports of machines

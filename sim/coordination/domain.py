@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from nodes.errors import HostError
 from sim.coordination.incarnation import Incarnation
 from sim.coordination.machines import LiveMachines
-from sim.coordination.peer_ids import make_foreign_known
+from sim.coordination.peer_ids import announce_foreign_peer
 from sim.engines.base import Arrival, Client, Counter, Engine
 from topologies import Domain
 
@@ -119,14 +119,14 @@ class LiveDomain:
                 for client in self._join([(foreign, self._vectors)]):
                     if client is not None:  # otherwise it has left while it waited
                         self._on_foreign(foreign, client.peer)
-                        make_foreign_known(self._machines, self.number, client.peer, is_there=True)
+                        announce_foreign_peer(self._machines, self.number, client.peer, is_there=True)
                         self._server.guard_eventfds()
             self._foreign_arrivals.clear()
 
     def _leave(self, client: Client, reason: str) -> None:
         self._on_leave(client, reason)
         if self._machines is not None:
-            make_foreign_known(self._machines, self.number, client.peer, is_there=False)
+            announce_foreign_peer(self._machines, self.number, client.peer, is_there=False)
 
     def _admit(self, arrivals: list[tuple[Incarnation, Arrival]]) -> None:
         """Let machines join; they are told of all connected peers."""

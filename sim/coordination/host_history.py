@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from sim.host.process_looks import (
     CpuLook,
-    Neighbours,
     OtherProcess,
+    OtherProcesses,
     ProcessLook,
     ProcessLooks,
     Throttling,
@@ -33,7 +33,7 @@ class HostHistory:
 
     def __init__(self, clock: Callable[[], int], cpu_clock: Callable[[], int], keep_ns: int) -> None:
         self._clock, self._cpu_clock, self._keep_ns = clock, cpu_clock, keep_ns
-        self._processes, self._others, self._throttling = ProcessLooks(clock), Neighbours(clock), Throttling()
+        self._processes, self._others, self._throttling = ProcessLooks(clock), OtherProcesses(clock), Throttling()
         self._looks: deque[tuple[int, dict[int, ProcessLook]]] = deque()
         self._groups: dict[int, tuple[Path, ...]] = {}
         self._throttled: dict[Path, deque[tuple[int, int, int]]] = {}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sim.coordination.domain import LiveDomain
 from sim.coordination.incarnation import FAILED, MIGRATED, Incarnation
 from sim.coordination.machines import LiveMachines
-from sim.coordination.peer_ids import introduce, make_known
+from sim.coordination.peer_ids import announce_new_id, send_peer_ids
 from sim.engines import messages
 from sim.engines.base import Clock
 
@@ -50,8 +50,8 @@ class Migrations:
             # The machine was paused until now, so it has no drain in the pause.
             since_ns = self._clock.now_ns() - report.downtime_ns
             incarnation.moves.append((row.row, domain, peer, since_ns))
-            introduce(self._machines, incarnation, anew=before != domain)
-            make_known(self._machines, incarnation, 0)
+            send_peer_ids(self._machines, incarnation, anew=before != domain)
+            announce_new_id(self._machines, incarnation, 0)
 
     def stayed(self, incarnation: Incarnation, report: messages.Stayed, *, stopping: bool) -> None:
         """A migration has failed; the machine continues where it was."""
@@ -63,7 +63,7 @@ class Migrations:
             self._event("migration_failed", machine=incarnation.name, reason=report.reason, downtime_ms=downtime_ms)
         incarnation.migration = None
         # Orders that were sent meanwhile may have gone to the other process: which IDs there are, and Stop.
-        introduce(self._machines, incarnation, anew=False)
+        send_peer_ids(self._machines, incarnation, anew=False)
         if stopping:
             incarnation.live.tell(messages.Stop())
 

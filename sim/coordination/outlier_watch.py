@@ -62,7 +62,7 @@ class OutlierWatch:
     def __init__(
         self,
         limit: StopAbove,
-        stage: WatchedRun,
+        run: WatchedRun,
         loop: RunLoop,
         *,
         event: Callable[..., None],
@@ -70,9 +70,9 @@ class OutlierWatch:
         fault_ns: float = 0.0,
         freeze: Callable[[], None] = lambda: None,
     ) -> None:
-        self._limit, self._stage, self._loop, self._clock = limit, stage, loop, loop.clock
+        self._limit, self._run, self._loop, self._clock = limit, run, loop, loop.clock
         self._event, self._host, self._fault_ns, self._freeze = event, host, fault_ns, freeze
-        self._samples = LiveSamples(stage.machines, limit.latency)
+        self._samples = LiveSamples(run.machines, limit.latency)
         self.actions = ActionSpans()
         self._every_ns = min(LOOK_NS_MAX, max(LOOK_NS_MIN, limit.limit_ns // 4))
         self._bins = np.zeros(BINS, np.int64)
@@ -96,7 +96,7 @@ class OutlierWatch:
     # Looks
 
     def _look(self) -> None:
-        phase = self._stage.phase
+        phase = self._run.phase
         if phase not in ("starting", "running") or self.outlier is not None:
             return
         begin_ns = self._clock.cpu_ns()
@@ -111,7 +111,7 @@ class OutlierWatch:
             return
         self._warn_of_full()
         cost_ns = self._clock.cpu_ns() - begin_ns
-        each_ns = LOOK_NS_EACH * len(self._stage.machines.current)
+        each_ns = LOOK_NS_EACH * len(self._run.machines.current)
         self._loop.at(self._clock.now_ns() + max(self._every_ns, each_ns, COST_SHARE * cost_ns), self._look)
 
     def _warn_of_full(self) -> None:
@@ -127,7 +127,7 @@ class OutlierWatch:
         if self._host is not None:
             rows = {
                 incarnation.rows[0].row: incarnation.live.pid if incarnation.is_running else None
-                for incarnation in self._stage.machines.incarnations
+                for incarnation in self._run.machines.incarnations
             }
             self._host.look(rows, at_all=at_all)
 
@@ -142,7 +142,7 @@ class OutlierWatch:
 
     def _counts_in(self, sample: LiveSample) -> bool:
         """Whether a sample is measured: not in the warm-up, nor in a phase that is not measured."""
-        ending = self._stage.ending
+        ending = self._run.ending
         due_ns = sample.due_ns
         return due_ns >= ending.measure_start_ns and all(
             measured or not begin_ns <= due_ns < end_ns for _, begin_ns, end_ns, measured in ending.phases
@@ -224,7 +224,7 @@ class OutlierWatch:
             vector=sample.vector,
         )
         self.stopped_ns = now_ns
-        self._stage.stop(STOPPED, in_short(self.outlier))
+        self._run.stop(STOPPED, in_short(self.outlier))
 
     def _evidence(self, sample: LiveSample, begin_ns: int, end_ns: int, now_ns: int) -> Evidence:
         receivers = self._samples.receivers
@@ -237,7 +237,7 @@ class OutlierWatch:
             if last > first:
                 parts.append(LatencyPart(name, its.name, first, last))
         keys = {its.rows[0].row: its for its in (source, target)}
-        for its in self._stage.machines.current[:MACHINES_KEPT]:
+        for its in self._run.machines.current[:MACHINES_KEPT]:
             keys.setdefault(its.rows[0].row, its)
         machines = {its.name: self._of_machine(key, its, sample, begin_ns, end_ns) for key, its in keys.items()}
         host = self._host

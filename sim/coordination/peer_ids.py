@@ -8,12 +8,12 @@ from sim.coordination.incarnation import Incarnation
 from sim.coordination.machines import LiveMachines
 from sim.engines.messages import Known
 
-__all__ = ["introduce", "make_foreign_known", "make_known"]
+__all__ = ["announce_foreign_peer", "announce_new_id", "send_peer_ids"]
 
 KNOWN_AT_ONCE = 4096
 
 
-def introduce(machines: LiveMachines, incarnation: Incarnation, *, anew: bool) -> None:
+def send_peer_ids(machines: LiveMachines, incarnation: Incarnation, *, anew: bool) -> None:
     """Tell a machine the IDs of the machines that it works with."""
     ids: dict[int, int] = {}
     alone = len(machines.topology.domains) == 1
@@ -37,7 +37,7 @@ def introduce(machines: LiveMachines, incarnation: Incarnation, *, anew: bool) -
         incarnation.live.tell(Known({}, foreign=there))
 
 
-def make_known(machines: LiveMachines, incarnation: Incarnation, place: int) -> None:
+def announce_new_id(machines: LiveMachines, incarnation: Incarnation, place: int) -> None:
     """Tell a machine's new ID to the machines that work with it."""
     domain, peer = incarnation.rows[place].domain, incarnation.peers[place]
     assert peer is not None
@@ -48,7 +48,7 @@ def make_known(machines: LiveMachines, incarnation: Incarnation, place: int) -> 
             other.live.tell(Known({index: peer}))
 
 
-def make_foreign_known(machines: LiveMachines, domain: int, peer: int, *, is_there: bool) -> None:
+def announce_foreign_peer(machines: LiveMachines, domain: int, peer: int, *, is_there: bool) -> None:
     """A foreign peer has joined a domain, or left it: tell the machines that work with such peers."""
     foreign = machines.foreign[domain]
     if is_there:

@@ -24,7 +24,7 @@ LOOK_NS = 20_000_000
 LOOK_SHARE = 20
 
 
-class Stage(Protocol):
+class TimelineRun(Protocol):
     """The coordinator, as the timeline uses it."""
 
     @property
@@ -42,24 +42,24 @@ class Stage(Protocol):
 class Timeline:
     """Carries out the topology's timeline, and ends the run when an expectation with ``abort`` is broken."""
 
-    def __init__(self, stage: Stage, loop: RunLoop, event: Callable[..., None], actions: Actions) -> None:
-        self._stage, self._loop, self._event, self._actions = stage, loop, event, actions
+    def __init__(self, run: TimelineRun, loop: RunLoop, event: Callable[..., None], actions: Actions) -> None:
+        self._run, self._loop, self._event, self._actions = run, loop, event, actions
         self._clock = loop.clock
         self._start_ns = self._stop_ns = 0
         self._over = True
-        entries = stage.topology.timeline
+        entries = run.topology.timeline
         self._waiting = [place for place, entry in enumerate(entries) if entry.waits]
         self._seen: set[str] = set()
         """Regular expressions of entries that a line on a console has contained."""
-        self._guarded = [expectation for expectation in stage.topology.expectations if expectation.abort]
+        self._guarded = [expectation for expectation in run.topology.expectations if expectation.abort]
         # A random generator for each entry, so that its picks do not depend on the times of the others.
         places = [place if entry.place is None else entry.place for place, entry in enumerate(entries)]
-        self._random = [random.Random(f"{stage.topology.seed}/timeline/{place}") for place in places]
+        self._random = [random.Random(f"{run.topology.seed}/timeline/{place}") for place in places]
 
     def begin(self, start_ns: int, stop_ns: int) -> None:
         """Start the timeline: the programs start at ``start_ns``."""
         self._start_ns, self._stop_ns, self._over = start_ns, stop_ns, False
-        for place, entry in enumerate(self._stage.topology.timeline):
+        for place, entry in enumerate(self._run.topology.timeline):
             if not entry.waits:
                 self._schedule(place, start_ns + round(entry.at_s * SECOND_NS))
         if self._waiting or self._guarded:
@@ -76,12 +76,12 @@ class Timeline:
 
     def _schedule(self, place: int, at_ns: int) -> None:
         """Schedule an entry's first time; each time schedules the next, so that the loop holds one for each entry."""
-        self._loop.at(at_ns, partial(self._turn, place, at_ns, self._stage.topology.timeline[place].repeat))
+        self._loop.at(at_ns, partial(self._turn, place, at_ns, self._run.topology.timeline[place].repeat))
 
     def _turn(self, place: int, at_ns: int, left: int) -> None:
         if self._over:
             return
-        entry = self._stage.topology.timeline[place]
+        entry = self._run.topology.timeline[place]
         if left > 1:
             next_ns = at_ns + round(entry.period_s * SECOND_NS)
             self._loop.at(next_ns, partial(self._turn, place, next_ns, left - 1))
@@ -114,7 +114,7 @@ class Timeline:
             self._told(entry, machine, **done)
 
     def _told(self, entry: TimelineEntry, machine: int | None, **details: Any) -> None:
-        name = None if machine is None else self._stage.topology.machines[machine].name
+        name = None if machine is None else self._run.topology.machines[machine].name
         self._event("action", do=entry.action.do, machine=name, line=entry.line, **details)
 
     def _look(self) -> None:
@@ -125,7 +125,7 @@ class Timeline:
         now_ns = self._clock.now_ns()
         moment = self._moment(now_ns)
         for place in list(self._waiting):
-            entry = self._stage.topology.timeline[place]
+            entry = self._run.topology.timeline[place]
             due_ns = self._start_ns + round(entry.at_s * SECOND_NS)
             is_seen = not entry.console or entry.console in self._seen
             if now_ns >= due_ns and is_seen and (entry.when is None or live(entry.when, moment)):
@@ -135,14 +135,14 @@ class Timeline:
             if broken(expectation.that, moment):
                 value = moment.value(expectation.that)
                 self._event("aborted", expected=str(expectation.that), got=value)
-                self._stage.stop("failed", f"expected {expectation.that}, got {value:g}")
+                self._run.stop("failed", f"expected {expectation.that}, got {value:g}")
                 return
         cost_ns = self._clock.cpu_ns() - begin_ns
         if self._waiting or self._guarded:
             self._loop.at(now_ns + max(LOOK_NS, LOOK_SHARE * cost_ns), self._look)
 
     def _moment(self, now_ns: int) -> Moment:
-        live, machines = self._stage.machines, self._stage.topology.machines
+        live, machines = self._run.machines, self._run.topology.machines
         return Moment(
             scopes=Scopes((machine.name, machine.group) for machine in machines),
             counts=counts_so_far(

@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 from nodes.errors import HostError
 
-__all__ = ["Host", "Left"]
+__all__ = ["Host", "Remaining"]
 
 CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_RESOURCE = 21, 23, 24
 SHM_DIRECTORY = "/dev/shm"
 
 
-class Left(NamedTuple):
-    """An amount that is left, and the name of the limit that says so."""
+class Remaining(NamedTuple):
+    """The amount of a resource that is left, and the name of the limit."""
 
     amount: int
     limit: str
@@ -29,21 +29,21 @@ class Left(NamedTuple):
 class Host:
     """The limits of this process; None: unlimited, or unknown. ``descriptors_open`` are this process's own."""
 
-    descriptors: Left | None
+    descriptors: Remaining | None
     descriptors_open: int
-    in_flight: Left | None
-    files: Left | None
-    processes: Left | None
-    memory_bytes: Left | None
-    shm_bytes: Left | None
-    disk_bytes: Left | None
+    in_flight: Remaining | None
+    files: Remaining | None
+    processes: Remaining | None
+    memory_bytes: Remaining | None
+    shm_bytes: Remaining | None
+    disk_bytes: Remaining | None
     cpus: frozenset[int]
     cpus_online: int
     real_time_priority: int
     nice: int
-    address_space_bytes: Left | None = None
-    file_bytes: Left | None = None
-    cpu_s: Left | None = None
+    address_space_bytes: Remaining | None = None
+    file_bytes: Remaining | None = None
+    cpu_s: Remaining | None = None
 
     @classmethod
     def here(cls, runs: Path) -> Host:
@@ -81,14 +81,14 @@ def _capabilities() -> int:
     return 0
 
 
-def _hard(limit: int, name: str) -> Left | None:
+def _hard(limit: int, name: str) -> Remaining | None:
     hard = resource.getrlimit(limit)[1]
-    return None if hard == resource.RLIM_INFINITY else Left(hard, name)
+    return None if hard == resource.RLIM_INFINITY else Remaining(hard, name)
 
 
-def _soft(limit: int, name: str) -> Left | None:
+def _soft(limit: int, name: str) -> Remaining | None:
     soft = resource.getrlimit(limit)[0]
-    return None if soft == resource.RLIM_INFINITY else Left(soft, name)
+    return None if soft == resource.RLIM_INFINITY else Remaining(soft, name)
 
 
 def _finite(limit: int, unlimited: int) -> int:
@@ -96,26 +96,26 @@ def _finite(limit: int, unlimited: int) -> int:
     return unlimited if soft == resource.RLIM_INFINITY else soft
 
 
-def _least(*known: Left | None) -> Left | None:
+def _least(*known: Remaining | None) -> Remaining | None:
     return min((limit for limit in known if limit is not None), default=None)
 
 
-def _files() -> Left | None:
+def _files() -> Remaining | None:
     """How many more open files the kernel allows."""
     words = "".join(_lines("/proc/sys/fs/file-nr")).split()
-    return Left(int(words[2]) - int(words[0]), "fs.file-max") if len(words) == 3 else None
+    return Remaining(int(words[2]) - int(words[0]), "fs.file-max") if len(words) == 3 else None
 
 
-def _processes(mighty: bool) -> Iterator[Left | None]:
+def _processes(mighty: bool) -> Iterator[Remaining | None]:
     """How many more processes and threads each limit allows."""
     load = "".join(_lines("/proc/loadavg")).split()
     tasks = int(load[3].partition("/")[2]) if len(load) > 3 else 0
     for path, name in (("kernel/pid_max", "kernel.pid_max"), ("kernel/threads-max", "kernel.threads-max")):
         if (most := _number(f"/proc/sys/{path}")) is not None:
-            yield Left(most - tasks, name)
+            yield Remaining(most - tasks, name)
     soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     if soft != resource.RLIM_INFINITY and not mighty:  # user_namespaces(7): capable processes are not limited
-        yield Left(soft - _own_tasks(), "ulimit -u")
+        yield Remaining(soft - _own_tasks(), "ulimit -u")
     yield from _of_groups("pids")
 
 
@@ -129,14 +129,14 @@ def _own_tasks() -> int:
     return count
 
 
-def _available() -> Left | None:
+def _available() -> Remaining | None:
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
-            return Left(int(line.split()[1]) << 10, "available memory")
+            return Remaining(int(line.split()[1]) << 10, "available memory")
     return None
 
 
-def _of_groups(controller: str) -> Iterator[Left]:
+def _of_groups(controller: str) -> Iterator[Remaining]:
     """The resources that control groups of either version leave, from this process's group up to the root."""
     names = {"memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"), "pids": ("pids.max", "pids.current")}
     for line in _lines("/proc/self/cgroup"):
@@ -154,7 +154,9 @@ def _of_groups(controller: str) -> Iterator[Left]:
                 break
             limit, now = _number(folder / most), _number(folder / used)
             if limit is not None and now is not None:
-                yield Left(limit - now + (_cached(folder) if controller == "memory" else 0), f"control group, {most}")
+                yield Remaining(
+                    limit - now + (_cached(folder) if controller == "memory" else 0), f"control group, {most}"
+                )
 
 
 def _cached(group: Path) -> int:
@@ -163,12 +165,12 @@ def _cached(group: Path) -> int:
     return sum(int(word[1]) for word in words if word[0] in ("active_file", "inactive_file"))
 
 
-def _room(path: Path) -> Left | None:
+def _room(path: Path) -> Remaining | None:
     """Free bytes of the file system of ``path``, which need not exist."""
     for folder in (path.absolute(), *path.absolute().parents):
         with contextlib.suppress(OSError):
             room = os.statvfs(folder)
-            return Left(room.f_bavail * room.f_frsize, f"free on the file system of {folder}")
+            return Remaining(room.f_bavail * room.f_frsize, f"free on the file system of {folder}")
     raise HostError(f"{path}: no file system for it")
 
 

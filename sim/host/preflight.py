@@ -17,7 +17,7 @@ from nodes.device.profiles import PROFILES, Quirk
 from nodes.errors import HostError, UsageError
 from sim.coordination.recording_layouts import Layouts
 from sim.host.libraries import RESULTS as LIBRARIES
-from sim.host.limits import SHM_DIRECTORY, Host, Left
+from sim.host.limits import SHM_DIRECTORY, Host, Remaining
 from sim.host.places import hosts_refused, named_memory_refused, place_refused
 from sim.host.process_looks import LOOK_DESCRIPTORS
 from sim.host.qemus import QEMU_BYTES, QEMU_THREADS, count_qemus, qemus_refused
@@ -28,7 +28,7 @@ from sim.views.columns import print_columns
 from topologies import Machine, Topology
 from topologies.actions import Join, Migrate
 
-__all__ = ["Demand", "Sum", "check", "preflight", "render"]
+__all__ = ["Demand", "ResourceDemand", "check", "preflight", "render"]
 
 # Descriptors of the coordinator for each machine (its connection to the server, its control socket, its process), its
 # others, and those of a worker, counted in /proc/PID/fd; three of each device are those of its io_uring and the two
@@ -56,7 +56,7 @@ BASE_S, PROCESS_S, MESSAGE_S = 0.2, 0.010, 4e-6
 PATIENCE_S, PATIENCE_EACH_S = 30.0, 0.1
 
 
-class Sum(msgspec.Struct, frozen=True, kw_only=True):
+class ResourceDemand(msgspec.Struct, frozen=True, kw_only=True):
     """One resource: the amount needed, its parts, and the limit.
 
     ``limit`` is None where it is unlimited. A sum over its limit refuses the run, unless ``binding`` is False: it is an
@@ -87,7 +87,7 @@ class Sum(msgspec.Struct, frozen=True, kw_only=True):
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
     """All that a topology needs. ``refused`` are requests that this host does not permit."""
 
-    sums: list[Sum]
+    sums: list[ResourceDemand]
     refused: list[str]
     mistaken: list[str] = []
     """Wrong values of the command line, which are no fault of this host."""
@@ -201,7 +201,7 @@ class _Count:
         )
 
 
-def _descriptors(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
+def _descriptors(topology: Topology, count: _Count, host: Host) -> Iterator[ResourceDemand]:
     each = DESCRIPTORS_EACH + (LOOK_DESCRIPTORS if topology.run.stop_above else 0)
     others = DESCRIPTORS_SPARE + host.descriptors_open + count.connections - count.machines + count.qemus
     advice = "Take fewer machines or vectors, or raise the limit"
@@ -256,7 +256,7 @@ def _worker_eventfds(topology: Topology, machine: Machine) -> int:
     return 2 * total if twice else total
 
 
-def _processes(count: _Count, host: Host) -> Iterator[Sum]:
+def _processes(count: _Count, host: Host) -> Iterator[ResourceDemand]:
     moving = 1 if count.migrations else 0
     made_of = f"{count.machines} machines, {HELPERS} helpers" + (", 1 that another moves to" if moving else "")
     if count.qemus:
@@ -265,7 +265,7 @@ def _processes(count: _Count, host: Host) -> Iterator[Sum]:
     yield _sum("processes and threads", needed, host.processes, made_of, "Take fewer machines, or raise the limit")
 
 
-def _server(count: _Count, host: Host) -> Iterator[Sum]:
+def _server(count: _Count, host: Host) -> Iterator[ResourceDemand]:
     made_of = f"{count.connections} connections, each told of {count.eventfds} eventfds at most"
     yield _sum("messages of the server", count.messages, None, made_of)
     in_flight = min(count.messages, UNREAD_MESSAGES * count.connections)
@@ -274,7 +274,7 @@ def _server(count: _Count, host: Host) -> Iterator[Sum]:
     yield _sum("descriptors in flight", in_flight, host.in_flight, made_of, advice, binding=False)
 
 
-def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
+def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[ResourceDemand]:
     by_kind: Counter[str] = Counter()
     for domain in topology.domains:
         by_kind[domain.memory.kind] += domain.memory.size_bytes
@@ -322,7 +322,7 @@ def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[Sum]:
 
 def _limits_of_processes(
     topology: Topology, recording_bytes: Mapping[int, int], recordings: int, host: Host
-) -> Iterator[Sum]:
+) -> Iterator[ResourceDemand]:
     """The limits of setrlimit(2) in each process: its address space, its files, its CPU time."""
     advice = "Take fewer machines, a shorter run or run.sample_every = 0, or raise the limit"
     loaded = LIBRARIES.address_space_bytes
@@ -351,10 +351,10 @@ def _limits_of_processes(
     yield _sum("of CPU time in one process", total_s, host.cpu_s, "if it never waits", advice, unit="s", binding=False)
 
 
-def _time(count: _Count, host: Host) -> Iterator[Sum]:
+def _time(count: _Count, host: Host) -> Iterator[ResourceDemand]:
     alone = 2 if len(host.cpus) == 1 else 1
     needed = BASE_S + alone * (PROCESS_S * count.machines + MESSAGE_S * count.messages)
-    patience = Left(round(PATIENCE_S + PATIENCE_EACH_S * count.machines), "the coordinator's patience")
+    patience = Remaining(round(PATIENCE_S + PATIENCE_EACH_S * count.machines), "the coordinator's patience")
     made_of = f"an estimate from {count.machines} processes and {count.messages} messages"
     advice = "It may be given up before all machines are Ready"
     yield _sum("to come up", round(needed, 2), patience, made_of, advice, unit="s", binding=False)
@@ -363,15 +363,15 @@ def _time(count: _Count, host: Host) -> Iterator[Sum]:
 def _sum(
     what: str,
     needed: float,
-    left: Left | None,
+    left: Remaining | None,
     made_of: str,
     advice: str = "",
     *,
     unit: Literal["", "bytes", "s"] = "",
     binding: bool = True,
-) -> Sum:
+) -> ResourceDemand:
     limit, name = (None, "") if left is None else left
-    return Sum(
+    return ResourceDemand(
         what=what,
         needed=needed,
         unit=unit,

@@ -16,8 +16,8 @@ from typing import NamedTuple
 __all__ = [
     "LOOK_DESCRIPTORS",
     "CpuLook",
-    "Neighbours",
     "OtherProcess",
+    "OtherProcesses",
     "ProcessLook",
     "ProcessLooks",
     "Throttling",
@@ -27,7 +27,7 @@ __all__ = [
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 READ_BYTES = 4096
-OTHERS_MAX = 8
+OTHERS_SHOWN = 8
 STAT_BYTES = 1 << 16
 SWITCHES = re.compile(rb"^(?:non)?voluntary_ctxt_switches:\t(\d+)$", re.MULTILINE)
 FILES = ("stat", "schedstat", "status", "wchan")
@@ -171,7 +171,7 @@ class OtherProcess(NamedTuple):
     is_traced: bool = False
 
 
-class Neighbours:
+class OtherProcesses:
     """The CPU time of all other processes, kernel threads included; a look costs some 10 us for each."""
 
     def __init__(self, clock: Callable[[], int], proc: Path = Path("/proc")) -> None:
@@ -202,7 +202,7 @@ class Neighbours:
         # A process that is not in the first look has begun since, or has not run yet then.
         ran = {pid: total - first[1].get(pid, 0) for pid, total in last.items() if pid not in without}
         found = []
-        for pid in sorted(ran, key=lambda each: -ran[each])[:OTHERS_MAX]:
+        for pid in sorted(ran, key=lambda each: -ran[each])[:OTHERS_SHOWN]:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 text = (self._proc / str(pid) / "stat").read_text(errors="replace")
                 name = text.partition("(")[2].rpartition(")")[0]

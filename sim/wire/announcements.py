@@ -80,7 +80,7 @@ class Announcements:
     def tell(self, peer: int, message: Message[int]) -> None:
         self._queue.append(_ToPeers([peer], message))
 
-    def introduce(self, to: Sequence[int], peers: Sequence[int]) -> None:
+    def announce_vectors(self, to: Sequence[int], peers: Sequence[int]) -> None:
         """Tell peers all vectors of others."""
         self._queue.append(_ToPeers(to, join_neighbours(self._peers[number].vectors for number in peers)))
 

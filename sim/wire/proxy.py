@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from nodes.errors import RemoteProtocolError
-from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, Said
+from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, SentMessage
 from nodes.wire.client import is_framed
 from nodes.wire.protocol import Decoder, RawMessage
 from nodes.wire.v2.protocol import HEADER_BYTES, Frame, FrameDecoder
@@ -124,7 +124,7 @@ class _ProxiedConnection:
         self.closed = False
         self.retrying = False
 
-    def feed(self, data: bytes, kinds: Sequence[Kind]) -> Iterator[Said | Bytes]:
+    def feed(self, data: bytes, kinds: Sequence[Kind]) -> Iterator[SentMessage | Bytes]:
         """What the server's bytes complete: messages, or bytes that are no message of ivshmem v2."""
         before, self.rest = len(self.rest), self.rest + data
         if not self._recognised and len(self.rest) >= HEADER_BYTES:
@@ -136,7 +136,9 @@ class _ProxiedConnection:
         try:
             for message in self.decoder.feed(data, kinds):
                 del self.rest[: len(message.encode())]
-                yield Said(message.number, message.descriptors, message.body if isinstance(message, Frame) else b"")
+                yield SentMessage(
+                    message.number, message.descriptors, message.body if isinstance(message, Frame) else b""
+                )
             if isinstance(self.decoder, FrameDecoder):
                 self.decoder.check()
         except RemoteProtocolError:  # a header that is none: what follows cannot be told apart
@@ -347,6 +349,6 @@ class Proxy:
             side.close()
 
     def _note(
-        self, link: _ProxiedConnection, side: str, act: Connects | Closes | Said | Bytes, remark: str = ""
+        self, link: _ProxiedConnection, side: str, act: Connects | Closes | SentMessage | Bytes, remark: str = ""
     ) -> None:
         self._write(Entry(time.monotonic_ns() - self._start_ns, link.number, side, act, remark))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from nodes.errors import HostError, RemoteProtocolError, RunError
 from nodes.wire.analyzer import explain
-from nodes.wire.capture import Bytes, Closes, Entry, Kind, Said
+from nodes.wire.capture import Bytes, Closes, Entry, Kind, SentMessage
 from nodes.wire.protocol import RawMessage
 from nodes.wire.v2.protocol import FrameKind
 from sim.kernel.channel import Channel, Outbox
@@ -134,7 +134,7 @@ class Replayer:
         if entry is None or self.done or self._outbox is None:
             return
         match entry.act:
-            case Said(number, kinds):
+            case SentMessage(number, kinds):
                 data, peer = entry.act.encode(), _peer_of(number, entry.act.body)
                 room = self._outbox.put(RawMessage.of(data, self._make_all(peer, kinds)))
             case Bytes(data, kinds):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from nodes.errors import HostError, LocalProtocolError
 from nodes.wire.protocol import V0, Dialect, Message
-from nodes.wire.server import Introduction, Server
+from nodes.wire.server import Server, VectorAnnouncement
 from nodes.wire.v2.protocol import DomainNumbers
 from nodes.wire.v2.server import FramedServer
 from sim.kernel.eventfd import EventFd
@@ -148,8 +148,8 @@ class IvshmemServer:
         for peer in newcomers:
             self._on_join(peer)
         for said in self._server.greet([peer.peer for peer in newcomers]) if newcomers else ():
-            if isinstance(said, Introduction):
-                self._announcements.introduce(said.to, said.peers)
+            if isinstance(said, VectorAnnouncement):
+                self._announcements.announce_vectors(said.to, said.peers)
             else:
                 self._announcements.tell(said.peer, said.message)
         self._announce()

@@ -13,7 +13,7 @@ from collections.abc import Generator
 
 from tests.bench.programs import SHARES
 
-__all__ = ["crowd_on_a_heap"]
+__all__ = ["ring_on_a_heap"]
 
 WAKE_NS = 22_000
 SECOND_NS = 1_000_000_000
@@ -21,7 +21,7 @@ SECOND_NS = 1_000_000_000
 Event = tuple[int, int, Generator[int, None, None]]
 
 
-def crowd_on_a_heap(machines: int, rate_hz: float, duration_s: float) -> float:
+def ring_on_a_heap(machines: int, rate_hz: float, duration_s: float) -> float:
     """Each rings the next one at the times of a Poisson process; doorbells per second of CPU time."""
     order, events = itertools.count().__next__, list[Event]()
     now_ns = rung = 0

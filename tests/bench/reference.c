@@ -235,7 +235,7 @@ int64_t storm(int machines, int vectors, int burst, int64_t duration_ns, int64_t
 {
     size_t size = sizeof(struct storm) + machines * sizeof(struct account);
     struct storm *storm = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    int *lines = malloc(machines * vectors * sizeof *lines), gate[2], born = 0, opened = 0;
+    int *lines = malloc(machines * vectors * sizeof *lines), gate[2], started = 0, opened = 0;
     pid_t *children = calloc(machines, sizeof *children);
     int64_t cpu_ns = 0, result = 0;
     struct timespec duration = {.tv_sec = duration_ns / 1000000000, .tv_nsec = duration_ns % 1000000000};
@@ -246,10 +246,10 @@ int64_t storm(int machines, int vectors, int burst, int64_t duration_ns, int64_t
             result = -errno;
             break;
         }
-    for (; !result && born < machines; born++) {
-        if ((children[born] = fork_tied()) == 0)
-            run_storm_machine(storm, lines, machines, vectors, born, burst, gate);
-        if (children[born] < 0) {
+    for (; !result && started < machines; started++) {
+        if ((children[started] = fork_tied()) == 0)
+            run_storm_machine(storm, lines, machines, vectors, started, burst, gate);
+        if (children[started] < 0) {
             result = -EAGAIN;
             break;
         }
@@ -261,9 +261,9 @@ int64_t storm(int machines, int vectors, int burst, int64_t duration_ns, int64_t
         nanosleep(&duration, NULL);
     storm->stop = 1;
     *rung = 0;
-    while (born-- > 0) {
-        struct account *account = &storm->accounts[born];
-        if (reap(children[born]))
+    while (started-- > 0) {
+        struct account *account = &storm->accounts[started];
+        if (reap(children[started]))
             result = -ECHILD;
         *rung += account->rung;
         cpu_ns += account->cpu_ns;
@@ -345,7 +345,7 @@ static int say(int sock, int64_t number)
 }
 
 /* What clients tell of themselves; `left` are those that have not read everything. */
-struct crew {
+struct client_group {
     int64_t left, cpu_ns;
 };
 
@@ -369,7 +369,7 @@ static int take_message(int sock)
 }
 
 /* One client; it ends with `hold`. */
-static void read_greeting(struct crew *crew, const struct sockaddr_un *address, int64_t messages, int report, int hold)
+static void read_greeting(struct client_group *group, const struct sockaddr_un *address, int64_t messages, int report, int hold)
 {
     int64_t begin_ns = used_ns();
     int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), failed;
@@ -377,8 +377,8 @@ static void read_greeting(struct crew *crew, const struct sockaddr_un *address, 
     failed = connect(sock, (const struct sockaddr *)address, sizeof *address) || write(report, "c", 1) != 1;
     for (int64_t at = 0; at < messages && !failed; at++)
         failed = take_message(sock);
-    __atomic_add_fetch(&crew->cpu_ns, used_ns() - begin_ns, __ATOMIC_SEQ_CST);
-    if (failed || (messages && __atomic_sub_fetch(&crew->left, 1, __ATOMIC_SEQ_CST) == 0))
+    __atomic_add_fetch(&group->cpu_ns, used_ns() - begin_ns, __ATOMIC_SEQ_CST);
+    if (failed || (messages && __atomic_sub_fetch(&group->left, 1, __ATOMIC_SEQ_CST) == 0))
         if (write(report, failed ? "f" : "d", 1) != 1)
             _exit(1);
     while (read(hold, &nothing, 1) > 0)
@@ -388,22 +388,22 @@ static void read_greeting(struct crew *crew, const struct sockaddr_un *address, 
 
 /* `clients` processes, each a client of the server on `path`: the first `deaf` never read, the others until each has
  * had so many messages. A "c" is written to `report` for each that is connected, a "d" when all have read, an "f" if
- * one fails. All end with the pipe `hold`. The process that has them as children; what they used goes to `crew`. */
-int64_t start_clients(struct crew *crew, const char *path, int clients, int deaf, int64_t messages, int report,
+ * one fails. All end with the pipe `hold`. The process that has them as children; what they used goes to `group`. */
+int64_t start_clients(struct client_group *group, const char *path, int clients, int deaf, int64_t messages, int report,
                       const int *hold)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int result = 0;
     pid_t child;
     strncpy(address.sun_path, path, sizeof address.sun_path - 1);
-    *crew = (struct crew){.left = clients - deaf};
+    *group = (struct client_group){.left = clients - deaf};
     if ((child = fork_tied()) != 0)
         return child < 0 ? -errno : child;
     close(hold[1]);
     for (int at = 0; at < clients; at++) {
         pid_t client = fork_tied();
         if (client == 0)
-            read_greeting(crew, &address, at < deaf ? 0 : messages, report, hold[0]);
+            read_greeting(group, &address, at < deaf ? 0 : messages, report, hold[0]);
         if (client < 0 && write(report, "f", 1))
             result = 1;
     }
@@ -421,7 +421,7 @@ static int tell_vectors(int sock, int peer, const int *eventfds, int vectors)
 }
 
 /* A server as the first ones were: it accepts one client, greets it, tells the others, then accepts the next one.
- * Unlike them it waits for whoever does not read. Until `done` says that all have read everything. */
+ * Unlike them it waits for clients that do not read. Until `done` says that all have read everything. */
 int64_t serve_one_by_one(int listener, int memory, int clients, int vectors, int done)
 {
     int *socks = malloc(clients * sizeof *socks), *eventfds = malloc(clients * vectors * sizeof *eventfds);

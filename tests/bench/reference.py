@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["Crew", "NoCompilerError", "Reference", "built_reference"]
+__all__ = ["ClientProcesses", "NoCompilerError", "Reference", "built_reference"]
 
 SOURCE = Path(__file__).with_name("reference.c")
 FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
@@ -55,7 +55,7 @@ def find_compiler() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Crew:
+class ClientProcesses:
     """Clients; ``report`` can be read when they have read everything."""
 
     report: BinaryIO
@@ -98,7 +98,7 @@ class Reference:
         return self._call("pass_messages", sender, receiver, descriptor, batch, batches) / (batch * batches)
 
     @contextlib.contextmanager
-    def clients(self, path: str, clients: int, deaf: int, messages: int) -> Iterator[Crew]:
+    def clients(self, path: str, clients: int, deaf: int, messages: int) -> Iterator[ClientProcesses]:
         """Processes that are connected to ``path``, each a client; the first ``deaf`` of them never read.
 
         A "d" can be read when each of the others has had so many messages.
@@ -116,7 +116,7 @@ class Reference:
                 for _ in range(clients):
                     if report.read(1) != b"c":
                         raise OSError("the clients of the benchmark could not connect")
-                yield Crew(report, shared)
+                yield ClientProcesses(report, shared)
             finally:
                 os.close(ours)
                 if child is not None:

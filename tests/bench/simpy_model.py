@@ -11,7 +11,7 @@ import simpy
 
 from tests.bench.programs import SHARES
 
-__all__ = ["crowd", "storm"]
+__all__ = ["ring", "storm"]
 
 RING_NS, DRAIN_NS, HANDLE_NS, WAKE_NS, SLICE_NS = 700, 900, 1_400, 22_000, 3_000_000
 CPUS = 2
@@ -62,7 +62,7 @@ def storm(machines: int, vectors: int, burst: int, duration_s: float) -> float:
     return _timed(env, duration_s, lambda: sum(rung))
 
 
-def crowd(machines: int, rate_hz: float, duration_s: float) -> float:
+def ring(machines: int, rate_hz: float, duration_s: float) -> float:
     """Each rings the next one at the times of a Poisson process; doorbells per second of CPU time."""
     env = simpy.Environment()
     cpus = simpy.Resource(env, CPUS)

@@ -10,9 +10,9 @@ from importlib import resources
 from pathlib import Path
 
 from tests.bench.figure import Bar, Figure, alternate
-from tests.bench.heap_model import crowd_on_a_heap
+from tests.bench.heap_model import ring_on_a_heap
 from tests.bench.setting import Setting
-from tests.bench.simpy_model import crowd, storm
+from tests.bench.simpy_model import ring, storm
 from topologies import loads
 
 __all__ = ["measure_virtual"]
@@ -20,8 +20,8 @@ __all__ = ["measure_virtual"]
 STORM_64 = Bar(3.0, 4.0, more_is_better=True)
 VECTORS, BURST = 4, 64
 ROOT = Path(__file__).parents[2]
-CROWD_65536 = Bar(6.0, 8.0, more_is_better=True)
-CROWD, RATE_HZ = 65_535, 0.5
+RING_65536 = Bar(6.0, 8.0, more_is_better=True)
+RING_MACHINES, RATE_HZ = 65_535, 0.5
 STOPWATCH = """
 [machines.stopwatch]
 program = "tests.bench.programs:stopwatch"
@@ -39,16 +39,16 @@ def measure_virtual(setting: Setting) -> Iterator[Figure]:
         _alone(storm, machines, VECTORS, BURST, setting.size(0.05, 0.005)),
     )
     yield Figure("virtual", f"storm_64, {machines} machines", "/s", pairs, STORM_64)
-    machines, seconds = setting.size(CROWD, 15), setting.size(8.0, 20.0)
-    simpy = _alone(crowd, machines, RATE_HZ, seconds)
-    alone = alternate(1, _alone(crowd_on_a_heap, machines, RATE_HZ, seconds), simpy)
+    machines, seconds = setting.size(RING_MACHINES, 15), setting.size(8.0, 20.0)
+    simpy = _alone(ring, machines, RATE_HZ, seconds)
+    alone = alternate(1, _alone(ring_on_a_heap, machines, RATE_HZ, seconds), simpy)
     yield Figure("virtual", f"heap alone, {machines:,} machines", "/s", alone)
     pairs = alternate(
         1,
         _ours(setting, "virtual_ring", seconds, {"machines.node.count": str(machines)}),
         simpy,
     )
-    yield Figure("virtual", f"virtual_ring, {machines:,} machines", "/s", pairs, CROWD_65536)
+    yield Figure("virtual", f"virtual_ring, {machines:,} machines", "/s", pairs, RING_65536)
 
 
 def _alone(model: Callable[..., float], *sizes: float) -> Callable[[], float]:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from nodes.wire.analyzer import explain
-from nodes.wire.capture import Connects, Said, parse
+from nodes.wire.capture import Connects, SentMessage, parse
 from sim.engines.qemu.qtest import Qemu
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
@@ -67,7 +67,7 @@ def test_however_it_ends_the_file_is_whole(number, short_path):
         while peer.served or server.peers:  # both sides see the end
             loop.step()
     entries = parse(file.read_text().splitlines()).entries
-    assert [type(entry.act) for entry in entries] == [Connects, *[Said] * 4]
+    assert [type(entry.act) for entry in entries] == [Connects, *[SentMessage] * 4]
     assert explain(1, entries).problems == []
     (short_path / "p").unlink(missing_ok=True)  # a SIGKILL leaves it
 

@@ -20,7 +20,7 @@ from topologies.resolve.traces import TraceFile
 __all__ = ["Arguments", "check_offsets", "read_arguments"]
 
 
-class Chosen(Protocol):
+class MachineChoice(Protocol):
     """The machines that a value names, for each machine that has the value."""
 
     def seen_by(self, index: int) -> Machines: ...
@@ -30,7 +30,7 @@ class Arguments(Struct):
     """The keyword arguments of machines with the same settings; ``values`` are the same for all of them."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    chosen: dict[str, Chosen] = field(default_factory=dict)
+    chosen: dict[str, MachineChoice] = field(default_factory=dict)
     traces: dict[str, TraceFile] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
     """The parameters in ``chosen`` that stand for foreign peers, too."""

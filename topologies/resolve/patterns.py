@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from topologies.model import Machines
 
-__all__ = ["DEGREE", "PATTERNS", "Laid", "draw", "lay"]
+__all__ = ["DEGREE", "PATTERNS", "AppliedPattern", "apply_pattern", "draw"]
 
 DEGREE = "degree"
 
@@ -49,7 +49,7 @@ PATTERNS: dict[str, Pattern | None] = {
 """By the key in a topology. ``all`` is the same as the plain name, ``random`` draws."""
 
 
-class Laid(Struct, frozen=True):
+class AppliedPattern(Struct, frozen=True):
     """A pattern applied to machines: the peers of each."""
 
     peers: Mapping[int, Machines]
@@ -58,7 +58,7 @@ class Laid(Struct, frozen=True):
         return self.peers[index]
 
 
-def lay(pattern: Pattern, machines: Machines, members: Sequence[tuple[int, int]]) -> Laid | None:
+def apply_pattern(pattern: Pattern, machines: Machines, members: Sequence[tuple[int, int]]) -> AppliedPattern | None:
     """The peers of ``members``, each an (index, place in its group); None when one has no place in the pattern."""
     places = dict(zip(machines, count()))
     peers = {}
@@ -70,10 +70,10 @@ def lay(pattern: Pattern, machines: Machines, members: Sequence[tuple[int, int]]
             peers[index] = Machines(machines[own_place : own_place + 1])
         else:
             return None
-    return Laid(peers)
+    return AppliedPattern(peers)
 
 
-def draw(machines: Machines, members: Sequence[tuple[int, int]], degree: int, seed: str) -> Laid | None:
+def draw(machines: Machines, members: Sequence[tuple[int, int]], degree: int, seed: str) -> AppliedPattern | None:
     """``degree`` different machines for each member, never itself; None when there are too few.
 
     The draws are bytes of a hash, so that the same seed gives the same peers with any Python.
@@ -94,4 +94,4 @@ def draw(machines: Machines, members: Sequence[tuple[int, int]], degree: int, se
             place = int.from_bytes(data[8 * at : 8 * at + 8], "little") % (last + 1)
             chosen[last if place in chosen else place] = None
         peers[index] = Machines(machines[at + (own is not None and at >= own)] for at in chosen)
-    return Laid(peers)
+    return AppliedPattern(peers)

@@ -15,7 +15,7 @@ from topologies.language.reader import Report
 from topologies.language.toml_positions import Path
 from topologies.model import MAX_NAME, Machines
 from topologies.resolve.names import RESERVED_NAMES, Names, Selection, UnknownNameError
-from topologies.resolve.patterns import DEGREE, PATTERNS, Laid, draw, lay
+from topologies.resolve.patterns import DEGREE, PATTERNS, AppliedPattern, apply_pattern, draw
 from topologies.resolve.settings import Settings
 from topologies.resolve.traces import TraceFile, read_trace
 
@@ -48,10 +48,13 @@ class Reach:
         return Machines(other for other in machines if class_of[other] in reached)
 
 
-class Reached(Struct, frozen=True):
+Chosen = Selection | AppliedPattern
+
+
+class ReachableSelection(Struct, frozen=True):
     """The machines of a selection that share a domain with the machine that names them."""
 
-    selection: Selection | Laid
+    selection: Chosen
     reach: Reach
 
     def seen_by(self, index: int) -> Machines:
@@ -79,12 +82,14 @@ class References:
         first = {group: members.start for group, members in names.groups.items()}
         self._places = [index - first[group] for group, members in names.groups.items() for index in members]
 
-    def choose(self, value: object, path: Path, members: Sequence[int]) -> Selection | Laid | Reached | None:
+    def choose(
+        self, value: object, path: Path, members: Sequence[int]
+    ) -> Selection | AppliedPattern | ReachableSelection | None:
         """The machines that a parameter's ``value`` names for ``members``; None when it was reported.
 
         With several domains, each member only gets machines that share a domain with it.
         """
-        found: Selection | Laid | None
+        found: Chosen | None
         if isinstance(value, dict):
             found = self._pattern(value, path, members)
         else:
@@ -97,7 +102,7 @@ class References:
                     name = self.names.names_of[index]
                     self._report.add(path, f"machines that share a domain with {name}", show(value))
                     return None
-        return Reached(found, self._reach)
+        return ReachableSelection(found, self._reach)
 
     def reaches_foreign(self, value: object) -> bool:
         """Whether a parameter's value stands for foreign peers, too."""
@@ -158,7 +163,9 @@ class References:
             return False
         return True
 
-    def _pattern(self, value: dict[str, object], path: Path, members: Sequence[int]) -> Selection | Laid | None:
+    def _pattern(
+        self, value: dict[str, object], path: Path, members: Sequence[int]
+    ) -> Selection | AppliedPattern | None:
         kinds = [key for key in value if key in PATTERNS]
         for key in value if kinds else ():
             if key not in PATTERNS and not (key == DEGREE and "random" in kinds):
@@ -181,7 +188,7 @@ class References:
             return None
         pattern = PATTERNS[kind]
         assert pattern is not None
-        laid = lay(pattern, chosen.machines, placed)
+        laid = apply_pattern(pattern, chosen.machines, placed)
         if laid is None:
             outside = next(index for index in members if index not in set(chosen.machines))
             expected = f"a selection that has every machine of this group: a {kind} is only for machines in it"
@@ -190,7 +197,7 @@ class References:
 
     def _draw(
         self, value: dict[str, object], path: Path, machines: Machines, members: list[tuple[int, int]]
-    ) -> Laid | None:
+    ) -> AppliedPattern | None:
         degree, inner = value.get(DEGREE), (*path, DEGREE)
         expected = "a whole number from 1 to the number of other machines in it"
         if isinstance(degree, bool) or not isinstance(degree, int) or not 1 <= degree <= len(machines):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nodes.errors import RemoteProtocolError
-from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, Said
+from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, SentMessage
 from nodes.wire.client import Ignored, PeerLeft, VectorConnected
-from nodes.wire.explanation import Analysis, Explained, Problem
+from nodes.wire.explanation import Analysis, ExplainedEntry, Problem
 from nodes.wire.v2.client import BUFFER_BYTES, FramedClient, FramedEvent, Initialized
 from nodes.wire.v2.protocol import HEADER_BYTES, V2, Frame, FrameKind
 from nodes.wire.v2.rules import RULES_V2
@@ -41,9 +41,9 @@ class _Reader:
         self._gone: set[int] = set()  # IDs that have left and not come back
         self._ended = self._unreadable = False
 
-    def explain(self, entry: Entry) -> Explained:
+    def explain(self, entry: Entry) -> ExplainedEntry:
         match entry.act:
-            case Said():
+            case SentMessage():
                 return self._said(entry, entry.act)
             case Bytes(data) if entry.side == "server":
                 length = int.from_bytes(data[4:HEADER_BYTES], "little")
@@ -61,11 +61,11 @@ class _Reader:
                 meaning = "the client leaves"
             case Connects():
                 meaning = "a client connects"
-        return Explained(entry, meaning)
+        return ExplainedEntry(entry, meaning)
 
-    def _said(self, entry: Entry, act: Said) -> Explained:
+    def _said(self, entry: Entry, act: SentMessage) -> ExplainedEntry:
         if self._unreadable:
-            return Explained(entry, "after the end of the device")
+            return ExplainedEntry(entry, "after the end of the device")
         data = act.encode()
         frame = Frame(act.number & 0xFFFF_FFFF, data[HEADER_BYTES:], act.kinds)
         broken = self._broken(frame)
@@ -120,7 +120,7 @@ class _Reader:
         self._gone.discard(peer)
         return ""
 
-    def _judged(self, entry: Entry, meaning: str, broken: list[str], got: str) -> Explained:
+    def _judged(self, entry: Entry, meaning: str, broken: list[str], got: str) -> ExplainedEntry:
         """The entry with its violations, if the device is still there to see them."""
         problems = []
         for name in [] if self._ended else broken:
@@ -128,7 +128,7 @@ class _Reader:
             if RULES_V2[name].ends:
                 self._ended = True
                 break
-        return Explained(entry, meaning, tuple(problems))
+        return ExplainedEntry(entry, meaning, tuple(problems))
 
     def _meaning(self, event: FramedEvent[Kind]) -> str:
         match event:

@@ -28,7 +28,7 @@ KINDS = frozenset({"action", "migrated", "migration_failed", "left_behind", "mac
 Natural = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
-class _Told(msgspec.Struct):
+class _MigrationEvent(msgspec.Struct):
     """Any event about migrations; absent fields have their default."""
 
     kind: str
@@ -59,8 +59,8 @@ class _Attempt:
     """One migration that was begun, and the event that it ended with."""
 
     machine: str
-    begun: _Told
-    ended: _Told
+    begun: _MigrationEvent
+    ended: _MigrationEvent
 
 
 def migrations(events: Iterable[Event], account: Account, place: Path) -> list[MigrationOutcome]:
@@ -68,7 +68,7 @@ def migrations(events: Iterable[Event], account: Account, place: Path) -> list[M
 
     ``place`` has the tables of samples and drains.
     """
-    told = list(_told(events))
+    told = list(_migration_events(events))
     attempts = list(_attempts(told))
     behind = {
         (event.machine, event.domain, event.peer): event.doorbells for event in told if event.kind == "left_behind"
@@ -92,18 +92,18 @@ def _rows(account: Account) -> dict[str, int]:
     return rows
 
 
-def _told(events: Iterable[Event]) -> Iterator[_Told]:
+def _migration_events(events: Iterable[Event]) -> Iterator[_MigrationEvent]:
     for event in events:
         if event.get("kind") in KINDS:
             try:
-                yield msgspec.convert(event, _Told)
+                yield msgspec.convert(event, _MigrationEvent)
             except msgspec.ValidationError:
                 continue  # damaged, or of something else
 
 
-def _attempts(events: Iterable[_Told]) -> Iterator[_Attempt]:
+def _attempts(events: Iterable[_MigrationEvent]) -> Iterator[_Attempt]:
     """Each attempt with its outcome. An action names the machine; the later events name its incarnation."""
-    begun: dict[str, _Told] = {}
+    begun: dict[str, _MigrationEvent] = {}
     for event in events:
         if event.kind == "action" and event.do == "migrate" and not event.skipped:
             if event.refused:
@@ -115,10 +115,12 @@ def _attempts(events: Iterable[_Told]) -> Iterator[_Attempt]:
             if name in begun:
                 yield _Attempt(event.machine, begun.pop(name), event)
     for name, event in begun.items():
-        yield _Attempt(name, event, _Told("migration_failed", reason="it had come to no end when the run did"))
+        yield _Attempt(
+            name, event, _MigrationEvent("migration_failed", reason="it had come to no end when the run did")
+        )
 
 
-def _paused_ns(ended: _Told) -> int:
+def _paused_ns(ended: _MigrationEvent) -> int:
     return ended.time_ns - round((ended.downtime_ms or 0.0) * 1e6)
 
 

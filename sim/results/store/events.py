@@ -25,7 +25,7 @@ REMARKS_SHOWN = 5
 _NUMBER = re.compile(r"[0-9]+")
 
 
-class _Said(msgspec.Struct):
+class _StatisticsEvent(msgspec.Struct):
     """The statistics that a machine's program had counted at its end."""
 
     machine: MachineName
@@ -50,7 +50,7 @@ def statistics_of(events: Iterable[Event]) -> Statistics:
     for event in events:
         if event.get("kind") == "statistics":
             try:
-                said = msgspec.convert(event, _Said)
+                said = msgspec.convert(event, _StatisticsEvent)
             except msgspec.ValidationError:
                 continue
             found[said.machine] = said.values

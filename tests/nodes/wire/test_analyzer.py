@@ -10,7 +10,7 @@ import pytest
 
 from nodes.qemu_versions import COMPARED_VERSIONS
 from nodes.wire.analyzer import explain, recognise
-from nodes.wire.capture import HEADER, SIZED, Bytes, Closes, Connects, Entry, Kind, Said, parse
+from nodes.wire.capture import HEADER, SIZED, Bytes, Closes, Connects, Entry, Kind, SentMessage, parse
 from nodes.wire.client import REFUSED
 from nodes.wire.protocol import DIALECTS, LEGACY, V0, V0_SHM_LAST, Decoder, Dialect, Step
 from nodes.wire.rules import RULES
@@ -27,7 +27,7 @@ def say(*messages):
     entries = [Entry(0, 1, "client", Connects(), line=2)]
     for message in messages:
         number, *names = message if isinstance(message, tuple) else (message,)
-        act = Said(number, tuple(Kind(name, 4096 if name in SIZED else None) for name in names))
+        act = SentMessage(number, tuple(Kind(name, 4096 if name in SIZED else None) for name in names))
         entries.append(Entry(0, 1, "server", act, line=len(entries) + 2))
     return entries
 
@@ -94,7 +94,7 @@ def entries_of(case):
             files = []
             rest = b"" if messages else rest + piece
             for message in messages:
-                note(Said(message.number, message.descriptors))
+                note(SentMessage(message.number, message.descriptors))
     if rest:
         note(Bytes(rest, tuple(decoder.unclaimed())))
     if case.close:

@@ -20,7 +20,7 @@ from nodes.wire.capture import (
     Connects,
     Entry,
     Kind,
-    Said,
+    SentMessage,
     SessionError,
     format_entry,
     parse,
@@ -39,7 +39,7 @@ kinds = st.one_of(
 )
 several = st.lists(kinds, max_size=4).map(tuple)
 server_acts = st.one_of(
-    st.builds(Said, st.integers(-(2**63), 2**63 - 1), several),
+    st.builds(SentMessage, st.integers(-(2**63), 2**63 - 1), several),
     st.builds(Bytes, st.binary(min_size=1, max_size=7), several),
 )
 client_acts = st.builds(Bytes, st.binary(min_size=1, max_size=64), several)

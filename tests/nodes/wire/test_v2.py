@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nodes.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from nodes.wire.analyzer import explain, explain_all
-from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, Said, Session, format_entry, parse
+from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, SentMessage, Session, format_entry, parse
 from nodes.wire.client import Ignored, PeerLeft, VectorConnected
 from nodes.wire.protocol import V0
 from nodes.wire.v2.analyzer import explain_framed
@@ -252,7 +252,7 @@ def test_what_is_odd_changes_nothing_else(frame, words, _rule):
 def entry_of(at, frame):
     """An entry of a recorded connection: the server says this."""
     carried = tuple(Kind("memfd", 4 << 20) if each == "memory" else Kind("eventfd", 1) for each in frame.descriptors)
-    return Entry(at, 1, "server", Said(frame.number, carried, frame.body), "", at + 1)
+    return Entry(at, 1, "server", SentMessage(frame.number, carried, frame.body), "", at + 1)
 
 
 ENDS = [

@@ -21,6 +21,7 @@ from sim.engines.virtual.engine import VirtualEngine
 from sim.engines.virtual.loop import BEGIN_NS
 from sim.engines.virtual.machine import VirtualMachine
 from sim.recording.reader import vectors_so_far
+from sim.views.event_text import sentence
 from topologies import Topology, loads
 
 MILLISECOND_NS = 1_000_000
@@ -117,7 +118,15 @@ class Site:
             self.engine,
             recording_path=lambda row: path / "raw" / f"{row}.rec",
             event=lambda kind, **fields: self.events.append({"kind": kind, **fields}),
-            observe=partial(Monitor, runtime=path, record=lambda rows: None, resources_every_s=0, path=path, access=()),
+            observe=partial(
+                Monitor,
+                runtime=path,
+                record=lambda rows: None,
+                resources_every_s=0,
+                path=path,
+                access=(),
+                describe=sentence,
+            ),
         )
         stack.callback(self.coordinator.close)
 

@@ -17,8 +17,8 @@ from rich.console import Console
 from nodes.errors import HostError, UsageError
 from sim.commands.preflight import dry_run
 from sim.coordination.recording_layouts import Layouts
-from sim.host.limits import Host, Left
-from sim.host.preflight import INDEX_BYTES_EACH, RESULTS_BYTES, Demand, Sum, check, preflight, render
+from sim.host.limits import Host, Remaining
+from sim.host.preflight import INDEX_BYTES_EACH, RESULTS_BYTES, Demand, ResourceDemand, check, preflight, render
 from sim.recording.header import WORD_BYTES
 from sim.results import RunDirectory
 from tests.synthetic import topology
@@ -26,7 +26,7 @@ from topologies import Domain, Memory, Scheduling, TimelineEntry, Topology
 from topologies.actions import Join
 
 GROUPS = {"hub": (1, 8), "leaf": (3, 2)}
-PLENTY = Left(1 << 50, "plenty")
+PLENTY = Remaining(1 << 50, "plenty")
 HOST = Host(
     descriptors=PLENTY,
     descriptors_open=10,
@@ -52,7 +52,7 @@ def scheduled(scheduling: Scheduling) -> Topology:
     return changed(made, machines=tuple(changed(each, scheduling=scheduling) for each in made.machines))  # type: ignore[type-var]
 
 
-def sums(made: Topology, host: Host = HOST) -> dict[str, Sum]:
+def sums(made: Topology, host: Host = HOST) -> dict[str, ResourceDemand]:
     return {each.what: each for each in preflight(made, host=host).sums}
 
 
@@ -140,9 +140,9 @@ def test_a_bridge_has_a_device_in_each_domain() -> None:
 )
 def test_each_limit_refuses_what_is_one_too_many(limit: str, what: str) -> None:
     needed = round(sums(topology(GROUPS))[what].needed)
-    exactly = dataclasses.replace(HOST, **{limit: Left(needed, "a limit")})
+    exactly = dataclasses.replace(HOST, **{limit: Remaining(needed, "a limit")})
     assert preflight(topology(GROUPS), host=exactly).problems == []
-    short = dataclasses.replace(HOST, **{limit: Left(needed - 1, "a limit")})
+    short = dataclasses.replace(HOST, **{limit: Remaining(needed - 1, "a limit")})
     (problem,) = [text for text in preflight(topology(GROUPS), host=short).problems if f" {what}" in text]
     assert problem.startswith("this topology needs ")
     assert "this host allows" in problem
@@ -150,7 +150,7 @@ def test_each_limit_refuses_what_is_one_too_many(limit: str, what: str) -> None:
 
 
 def test_a_limit_that_only_delays_is_a_warning() -> None:
-    short = dataclasses.replace(HOST, in_flight=Left(5, "few"))
+    short = dataclasses.replace(HOST, in_flight=Remaining(5, "few"))
     demand = preflight(topology(GROUPS), host=short)
     assert demand.problems == []
     (warning,) = demand.warnings
@@ -163,7 +163,9 @@ def test_nothing_is_refused_by_a_limit_that_there_is_not() -> None:
 
 
 def test_the_error_says_every_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    poor = dataclasses.replace(HOST, descriptors=Left(3, "ulimit -Hn"), memory_bytes=Left(4096, "available memory"))
+    poor = dataclasses.replace(
+        HOST, descriptors=Remaining(3, "ulimit -Hn"), memory_bytes=Remaining(4096, "available memory")
+    )
     monkeypatch.setattr(Host, "here", lambda runs: poor)
     with pytest.raises(HostError) as refused:
         check(topology(GROUPS), tmp_path)
@@ -254,7 +256,7 @@ def test_this_host_is_what_the_kernel_says(tmp_path: Path) -> None:
 
 
 def test_the_table_has_a_line_for_each_sum_and_says_what_is_wrong() -> None:
-    short = dataclasses.replace(HOST, files=Left(7, "fs.file-max"))
+    short = dataclasses.replace(HOST, files=Remaining(7, "fs.file-max"))
     demand = preflight(topology(GROUPS), host=short)
     console = Console(file=io.StringIO(), width=50)
     render(demand, console)
@@ -271,7 +273,7 @@ def test_the_dry_run_prints_json_and_its_code_says_whether_it_fits(
     told = json.loads(capsys.readouterr().out)
     assert told["fits"] is True
     assert {each["what"] for each in told["sums"]} == set(sums(topology(GROUPS)))
-    monkeypatch.setattr(Host, "here", lambda runs: dataclasses.replace(HOST, processes=Left(1, "ulimit -u")))
+    monkeypatch.setattr(Host, "here", lambda runs: dataclasses.replace(HOST, processes=Remaining(1, "ulimit -u")))
     assert dry_run(topology(GROUPS), tmp_path) == 3
     assert "9 processes and threads (4 machines, 5 helpers)" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from sim.host.page_fault import page_fault_ns
-from sim.host.process_looks import LOOK_DESCRIPTORS, Neighbours, ProcessLook, ProcessLooks, Throttling, look_at_cpus
+from sim.host.process_looks import LOOK_DESCRIPTORS, OtherProcesses, ProcessLook, ProcessLooks, Throttling, look_at_cpus
 
 WAITS = [sys.executable, "-c", "print(flush=True); input()"]
 
@@ -82,15 +82,15 @@ def test_other_processes_by_what_they_ran(tmp_path: Path) -> None:
 
     (tmp_path / "meminfo").write_text("")
     now = iter((100, 200))
-    neighbours = Neighbours(lambda: next(now), tmp_path)
+    others = OtherProcesses(lambda: next(now), tmp_path)
     for pid in (1, 2, 3):
         process(pid, 1000)
-    neighbours.look(1000)
+    others.look(1000)
     process(2, 1500)
     process(3, 9000)
     process(4, 200)
-    neighbours.look(1000)
-    assert neighbours.ran_since(150, {3}) == [(2, "a b) c2", 4, 500, False), (4, "a b) c4", 4, 200, False)]
+    others.look(1000)
+    assert others.ran_since(150, {3}) == [(2, "a b) c2", 4, 500, False), (4, "a b) c4", 4, 200, False)]
 
 
 def test_the_quota_of_a_cgroup(tmp_path: Path) -> None:

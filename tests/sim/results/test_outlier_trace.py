@@ -10,7 +10,7 @@ from sim.host.kernel_trace import KernelEvent, KernelTrace, parse_trace
 from sim.host.process_looks import ProcessLook
 from sim.results.analysis.outlier.causes import causes
 from sim.results.analysis.outlier.evidence import Evidence, LatencyPart, MachineEvidence
-from sim.results.analysis.outlier.kernel_events import stays, traced_use, who_ran, with_trace
+from sim.results.analysis.outlier.kernel_events import state_spans, traced_use, who_ran, with_trace
 from sim.results.store.kernel_table import read_kernel_events, write_kernel_events
 
 MS = 1_000_000
@@ -60,7 +60,9 @@ def test_the_lines_of_a_trace() -> None:
 
 
 def test_what_a_process_did_and_who_ran_meanwhile() -> None:
-    found = [(stay.begin_ns // MS, stay.end_ns // MS, stay.what) for stay in stays(PREEMPTED, RX, 5 * MS, 100 * MS)]
+    found = [
+        (span.begin_ns // MS, span.end_ns // MS, span.what) for span in state_spans(PREEMPTED, RX, 5 * MS, 100 * MS)
+    ]
     assert found == [
         (5, 10, "idle"),
         (10, 40, "waited"),

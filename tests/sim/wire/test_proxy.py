@@ -12,7 +12,7 @@ import pytest
 
 from nodes.errors import UsageError
 from nodes.wire.analyzer import explain
-from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, Said, format_entry, parse
+from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, SentMessage, format_entry, parse
 from nodes.wire.protocol import DIALECTS, Message, RawMessage
 from sim.kernel.channel import Channel, Outbox
 from sim.kernel.eventfd import EventFd
@@ -161,11 +161,11 @@ def test_what_is_written_is_what_was_said(site, eventfds):
     assert site.receive(client) == (b"", [])
     assert site.said() == [
         ("client", Connects()),
-        ("server", Said(0)),
-        ("server", Said(7)),
-        ("server", Said(-1, (Kind("memfd", 4096),))),
-        ("server", Said(7, (number,))),
-        ("server", Said(-(2**63))),
+        ("server", SentMessage(0)),
+        ("server", SentMessage(7)),
+        ("server", SentMessage(-1, (Kind("memfd", 4096),))),
+        ("server", SentMessage(7, (number,))),
+        ("server", SentMessage(-(2**63))),
         ("server", Closes()),
     ]
     times = [entry.time_ns for entry in site.written]
@@ -200,7 +200,7 @@ def test_pieces_joined_messages_and_many_descriptors_come_out_as_they_went_in(si
     assert got == three + three[:8] * 3 + three[:6]
     # Up to which byte each read went that had descriptors: they stay with their own bytes.
     assert brought == [(8, 1), (32, 1), (37, 1), (48, 4), (54, 2)]
-    numbers = [(act.number, len(act.kinds)) for _, act in site.said() if isinstance(act, Said)]
+    numbers = [(act.number, len(act.kinds)) for _, act in site.said() if isinstance(act, SentMessage)]
     assert numbers == [(1, 1), (2, 0), (3, 0), (1, 1), (1, 1), (1, 4)]
     *_, rest, end = site.said()
     assert rest == ("server", Bytes(three[:6], tuple(map(kind_of, eventfds[:2]))))
@@ -230,7 +230,7 @@ def test_a_client_that_leaves_is_announced_as_without_us(site):
     second = site.connect()
     site.until(lambda: len(server.peers) == 2)
     first.close()
-    site.until(lambda: set(server.peers) == {1} and ("server", Said(0)) in site.said(2)[7:])
+    site.until(lambda: set(server.peers) == {1} and ("server", SentMessage(0)) in site.said(2)[7:])
     second.shutdown(socket.SHUT_WR)
     site.until(lambda: not server.peers)
 

@@ -17,7 +17,7 @@ import pytest
 
 from nodes.errors import HostError
 from nodes.wire.analyzer import explain
-from nodes.wire.capture import HEADER, KINDS, Kind, Said, parse
+from nodes.wire.capture import HEADER, KINDS, Kind, SentMessage, parse
 from sim.kernel.channel import Channel
 from sim.kernel.eventfd import signal as ring
 from sim.kernel.loop import Loop
@@ -379,12 +379,12 @@ def test_a_replayed_session_is_recorded_the_same(short_path, stage):
 
     def plain(act):
         """Without the kernel's numbers, which are others now."""
-        if not isinstance(act, Said):
+        if not isinstance(act, SentMessage):
             return act
         return act.number, [kind.name if kind.name == "eventfd" else str(kind) for kind in act.kinds]
 
     assert list(map(plain, acts)) == [plain(entry.act) for entry in written][: len(acts)]
-    assert [entry.act for entry in written][len(acts) : -1] == [Said(0), Said(-7)]
+    assert [entry.act for entry in written][len(acts) : -1] == [SentMessage(0), SentMessage(-7)]
 
 
 @pytest.mark.qemu

@@ -77,17 +77,17 @@ def deaf_clients(path: Path, count: int) -> Iterator[None]:
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            crowd = {}
+            clients = {}
             ends = select.poll()
             for _ in range(count):
                 sock = socket.socket(socket.AF_UNIX)
                 sock.connect(os.fspath(path))
-                crowd[sock.fileno()] = sock
+                clients[sock.fileno()] = sock
                 ends.register(sock, 0)  # POLLHUP is always told
-            while crowd:
+            while clients:
                 for descriptor, _ in ends.poll():
                     ends.unregister(descriptor)
-                    crowd.pop(descriptor).close()
+                    clients.pop(descriptor).close()
         os._exit(0)
     try:
         yield
@@ -103,20 +103,20 @@ def play(path: Path, *, deaf: int, readers: int, vectors: int) -> dict[str, Any]
     throttled = False
     with site.stack, deaf_clients(path, deaf):
         site.until(lambda: len(site.server.peers) + len(site.gone) == deaf)
-        crowd = [Passing(site.raw()) for _ in range(readers)]
-        for reader in crowd:
+        clients = [Passing(site.raw()) for _ in range(readers)]
+        for reader in clients:
             site.stack.callback(reader.close)
         wanted = lines_of(*range(deaf, deaf + readers), vectors=vectors)
-        while not all(set(reader.lines) >= wanted for reader in crowd):
+        while not all(set(reader.lines) >= wanted for reader in clients):
             site.loop.step(time.monotonic_ns() + 1_000_000)
             throttled |= site.server._stall is not None
-            for reader in crowd:
+            for reader in clients:
                 reader.read()
                 assert not reader.ended
         gone = {peer for peer, _ in site.gone}
-        while any(gone & {peer for peer, _ in reader.lines} for reader in crowd):  # they are told of that, too
+        while any(gone & {peer for peer, _ in reader.lines} for reader in clients):  # they are told of that, too
             site.loop.step(time.monotonic_ns() + 1_000_000)
-            for reader in crowd:
+            for reader in clients:
                 reader.read()
         return {"gone": site.gone, "throttled": throttled}
 

@@ -13,7 +13,7 @@ from sim.host.process_looks import OtherProcess, ProcessLook
 from sim.results.analysis.outlier.evidence import Evidence
 from sim.results.analysis.outlier.time_use import DISK, IDLE, RAN, SLEPT, STOPPED, UNKNOWN, WAITED, TimeUse, reason_of
 
-__all__ = ["Stay", "stays", "traced_use", "who_ran", "with_trace"]
+__all__ = ["StateSpan", "state_spans", "traced_use", "who_ran", "with_trace"]
 
 OTHERS_MAX = 32
 STATES = {"R": WAITED, "S": IDLE, "D": DISK, "T": STOPPED, "t": STOPPED, "I": IDLE, "X": UNKNOWN, "Z": UNKNOWN}
@@ -45,7 +45,7 @@ def with_trace(evidence: Evidence, events: Sequence[KernelEvent]) -> tuple[Evide
     return (msgspec.structs.replace(evidence, others=seen[:OTHERS_MAX]) if seen else evidence), traced
 
 
-class Stay(NamedTuple):
+class StateSpan(NamedTuple):
     """A process in one state, from one event to the next; ``cpu`` is the one that it runs on or waits for."""
 
     begin_ns: int
@@ -54,7 +54,7 @@ class Stay(NamedTuple):
     cpu: int
 
 
-def stays(events: Sequence[KernelEvent], pid: int, begin_ns: int, end_ns: int) -> Iterator[Stay]:
+def state_spans(events: Sequence[KernelEvent], pid: int, begin_ns: int, end_ns: int) -> Iterator[StateSpan]:
     """The states of a process in a span, in order; what is not known before its first event is left out."""
     since_ns, what, cpu = begin_ns, UNKNOWN, -1
     for event in events:
@@ -71,10 +71,10 @@ def stays(events: Sequence[KernelEvent], pid: int, begin_ns: int, end_ns: int) -
             case _:
                 continue
         if event.time_ns > since_ns:
-            yield Stay(since_ns, event.time_ns, before, cpu if cpu >= 0 else event.cpu)
+            yield StateSpan(since_ns, event.time_ns, before, cpu if cpu >= 0 else event.cpu)
         since_ns, what, cpu = max(begin_ns, event.time_ns), now, event.cpu
     if what != UNKNOWN:
-        yield Stay(since_ns, end_ns, what, cpu)
+        yield StateSpan(since_ns, end_ns, what, cpu)
 
 
 def traced_use(
@@ -90,22 +90,22 @@ def traced_use(
     Looks tell what a sleep was. Without one, a sleep ``in_handler`` is the program's; else the wait for doorbells.
     """
     begin_ns, end_ns = span
-    found = list(stays(events, pid, begin_ns, end_ns))
+    found = list(state_spans(events, pid, begin_ns, end_ns))
     if not found or not events or events[0].time_ns > begin_ns:
         return None
     use = TimeUse()
-    for stay in found:
-        what = stay.what
-        seen = [look for look in looks if stay.begin_ns <= look.time_ns <= stay.end_ns]
+    for part in found:
+        what = part.what
+        seen = [look for look in looks if part.begin_ns <= look.time_ns <= part.end_ns]
         if what == IDLE:
             slept = [look for look in seen if reason_of(look) == SLEPT]
             use.blocked_in.update(look.blocked_in for look in slept)
             if slept or (in_handler and not any(reason_of(look) == IDLE for look in seen)):
                 what = SLEPT
-        use.add(what, stay.end_ns - stay.begin_ns)
-        if stay.cpu not in use.cpus:
-            use.cpus.append(stay.cpu)
-    use.unknown += max(0, end_ns - begin_ns - sum(stay.end_ns - stay.begin_ns for stay in found))
+        use.add(what, part.end_ns - part.begin_ns)
+        if part.cpu not in use.cpus:
+            use.cpus.append(part.cpu)
+    use.unknown += max(0, end_ns - begin_ns - sum(part.end_ns - part.begin_ns for part in found))
     use.looks = sum(begin_ns <= look.time_ns <= end_ns for look in looks)
     use.preempted = sum(
         event.kind == "switch" and event.pid == pid and event.state == "R" and begin_ns <= event.time_ns < end_ns
@@ -122,7 +122,7 @@ def traced_use(
 
 def who_ran(events: Sequence[KernelEvent], pid: int, begin_ns: int, end_ns: int) -> list[OtherProcess]:
     """The processes that ran on the CPU that a process waited for, while it did, the longest first."""
-    waits = [stay for stay in stays(events, pid, begin_ns, end_ns) if stay.what == WAITED]
+    waits = [span for span in state_spans(events, pid, begin_ns, end_ns) if span.what == WAITED]
     ran: Counter[tuple[int, str, int]] = Counter()
 
     def add(turn: KernelEvent, until_ns: int) -> None:
