@@ -26,11 +26,11 @@ class Batch(Protocol):
     def ring_from(self) -> Callable[[int], Sequence[int]] | None:
         """``ring_from(first)`` rings all lines, beginning with that one, and returns what ``ring`` does.
 
-        None where this takes longer than to ring two parts of them.
+        None where two calls of ``ring`` are faster.
         """
 
     def close(self) -> None:
-        """Release what the batch holds of the lines: one of them is about to change."""
+        """Release the resources of the batch before one of its lines changes."""
 
 
 class LoopBatch:
@@ -57,7 +57,7 @@ class LoopBatch:
         self.ring_from = None
 
     def close(self) -> None:
-        """There is nothing to release."""
+        """Do nothing: this batch holds no resources."""
 
 
 def one_by_one(signal: Callable[[Line, int], object]) -> Callable[[Iterator[Line]], None]:

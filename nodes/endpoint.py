@@ -1,7 +1,7 @@
-"""A machine's end of a connection: what its server says becomes the machine's memory, peers and interrupts.
+"""A machine's end of a connection: it turns the messages of a server into memory, peers and interrupts.
 
-Pure: bytes and descriptors are handed in, and whatever is done with a descriptor is a function that is handed in. A
-worker process, an attach session and a machine of a test receive a server's messages alike.
+Pure: the caller passes in bytes and descriptors, and the functions that act on descriptors. A worker process, an attach
+session and a machine of a test use the same endpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Endpoint"]
 
 
 def _nothing(*_: object) -> None:
-    """Where there are no descriptors there is nothing to do."""
+    """Do nothing: lines are not descriptors here."""
 
 
 class Endpoint:
@@ -55,7 +55,7 @@ class Endpoint:
         self.own: dict[Line, int] = {}
         """The machine's own eventfds and their vectors."""
         self.heard = 0
-        """How many eventfds the server has sent so far, with those that the device has no use for."""
+        """How many eventfds the server has sent so far, including those that the device does not use."""
         vm.use_peers(peers)
 
     @property
@@ -98,7 +98,7 @@ class Endpoint:
             self._take(event)
 
     def receive_vectors(self, numbers: Sequence[int], lines: Sequence[Line]) -> None:
-        """As `receive`, for whole messages that have one descriptor each: without an object for each, where possible.
+        """As `receive`, for whole messages with one descriptor each; where possible without an object for each.
 
         Only for an endpoint that is set up.
 
@@ -130,7 +130,7 @@ class Endpoint:
         self._client.end()
 
     def close(self) -> None:
-        """Release everything that came and is still here."""
+        """Release the peers, the memory and all unused descriptors."""
         self._peers.clear()
         self.own.clear()
         # Not sooner: a descriptor may have come with the first bytes of its message.

@@ -1,4 +1,4 @@
-"""Every error that this project raises on purpose, and whose fault each one is.
+"""Every error that this project raises on purpose, and the party at fault.
 
 IvshmemError
 ├── UsageError            the user: an argument or a file is not valid
@@ -9,7 +9,7 @@ IvshmemError
 │   └── LocalProtocolError    this side: a caller asked for what the protocol does not allow
 ├── GuestError            the guest program: it asked its machine for what no machine can do
 ├── QemuError             a real QEMU: it did not start, does not answer, has ended, or refused a command
-├── ModelledFault         the modelled device: it did what the real one of its age does
+├── ModelledFault         the modelled device: it has the defect of the real one
 └── RunError              the run: a machine died, the counts do not balance
 """
 

@@ -1,7 +1,7 @@
 """The peers that a machine knows, and the line on which it rings each of their vectors.
 
-A machine that hears one server alone has a `PeerTable`. Machines that hear the same server in one process share what
-it announced (`Announcements`); each of them has an `AnnouncedPeers`, which holds only how far the machine has heard.
+A machine that gets every message of its server has a `PeerTable`. Machines of one process with the same server share
+its announcements (`Announcements`); each has an `AnnouncedPeers`, which stores only how many of them it has received.
 65,536 machines that know each other then cost memory in proportion to their number, not to its square.
 """
 
@@ -55,7 +55,7 @@ class PeerTable:
             self.disconnect(peer)
 
     def catch_up(self, end: int | None = None) -> bool:
-        """Hear what was announced, as `AnnouncedPeers`. This table is told everything: there is no news."""
+        """As of `AnnouncedPeers`; this table gets every message, so there is never news."""
         return False
 
     def line(self, peer: int, vector: int) -> Line | None:
@@ -122,7 +122,7 @@ class Announcements:
 
 
 class AnnouncedPeers(PeerTable):
-    """The peers of one machine as a part of what its server has announced: all that it has heard so far.
+    """The peers of one machine: the announcements of its server that it has received so far.
 
     A newcomer hears, in the order of their joins, the peers that are present when it joins, then itself, then what
     is announced later (the order of dialect v0). So two positions say what it knows: where it joined, and the last

@@ -1,4 +1,4 @@
-"""What a misspelt name probably means. Pure."""
+"""The nearest known name for a misspelt one. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def nearest(word: object, known: Iterable[str]) -> str:
 
 
 def meant_by(word: object, known: Iterable[str]) -> str:
-    """The one of ``known`` that ``word`` probably misspells, or ""."""
+    """The name in ``known`` that is nearest to ``word``, or ""."""
     if not isinstance(word, str):
         return ""
     import difflib

@@ -1,7 +1,7 @@
 """One machine: the device, its driver, and the program that runs on it.
 
-Pure, like everything in ``nodes``: an engine hands it the server's announcements and the counts of its eventfds, and
-supplies the functions that it calls. The same machine runs in a worker process and on a virtual clock in a test.
+Pure, like everything in ``nodes``: an engine passes in the server's announcements and the counts of the eventfds, and
+supplies the functions that it calls. The same class runs in a worker process and on a virtual clock in a test.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Vm:
     Attributes:
         guest: what the program sees.
         doorbells: rings the peers.
-        warnings: what a real machine prints on stderr; the engine empties it.
+        warnings: lines that a real machine prints on stderr; the engine empties the list.
         fires: for each own vector, whether a doorbell interrupts the guest at once.
         interrupts: how often each own vector has interrupted the guest.
         on_left: ``on_left(vector, pended, lost)`` is called when drained doorbells do not interrupt the guest: they
@@ -127,7 +127,7 @@ class Vm:
             self.probe()
 
     def probe(self) -> None:
-        """The guest's driver starts the device."""
+        """Let the guest's driver start the device."""
         driver.probe(self.device)
 
     def connect(self, peer: int, vector: int, line: Line) -> bool:
@@ -164,7 +164,7 @@ class Vm:
             self._program, self._wait = None, FOREVER
 
     def deliver(self, vector: int, count: int) -> int | None:
-        """An own eventfd was drained and held ``count`` doorbells; returns how long the program waits next."""
+        """Deliver ``count`` doorbells from an own eventfd; returns how long the program waits next."""
         if self.fires[vector]:
             self.interrupts[vector] += 1
             return self._resume(self._singles[vector] if count == 1 else Interrupt(vector, count, self.number))
@@ -249,7 +249,7 @@ class Vm:
         return self._wait if self._first is None else self._first.wait
 
     def expire(self) -> int | None:
-        """The time that the program waited for has come; returns how long it waits next."""
+        """Resume the program at the time that it waited for; returns how long it waits next."""
         return self._resume(None)
 
     def settle(self) -> None:

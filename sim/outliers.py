@@ -1,4 +1,4 @@
-"""The end of a run at an outlier: what watches for one while the run lasts, and what is concluded at its end."""
+"""The end of a run at an outlier: the watch while the run lasts, and the causes at its end."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class OutlierEnd:
             self._watch.begin()
 
     def conclude(self) -> Outlier | None:
-        """What the outlier was, once the run is over; the evidence is written beside its results."""
+        """The outlier with its causes, once the run is over; the evidence is written beside the results."""
         watch = self._watch
         if watch is None or watch.outlier is None or watch.evidence is None:
             return None

@@ -1,4 +1,4 @@
-"""The guest of a machine that is a real QEMU: its image, its console, and how it tells that it is ready."""
+"""The guest of a machine that is a real QEMU: its image, its console, and its sign of readiness."""
 
 from __future__ import annotations
 

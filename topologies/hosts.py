@@ -28,12 +28,12 @@ def has_hosts(topology: Topology) -> bool:
 
 
 def site_of(domain: Domain) -> tuple[str, str]:
-    """What domains on the same host have in common: the name of the host; a domain on any host is alone."""
+    """The key that domains on the same host share: the name of the host; a domain on any host has a key of its own."""
     return ("domain", domain.name) if domain.host == ANY_HOST else ("host", domain.host)
 
 
 def sites_of_condition(topology: Topology, condition: Condition) -> set[tuple[str, str]]:
-    """The sites of the machines whose metric it is."""
+    """The sites of the machines that a condition is about."""
     return _sites(topology, domains_of_condition(topology, condition))
 
 
@@ -47,7 +47,7 @@ def _sites(topology: Topology, names: Collection[str]) -> set[tuple[str, str]]:
 
 
 def domains_of_condition(topology: Topology, condition: Condition) -> set[str]:
-    """The domains of the machines whose metric it is."""
+    """The domains of the machines that a condition is about."""
     source, target, _ = parse_owner(condition.of)
     names = {target} if source is None else {source, target}
     return {

@@ -1,6 +1,6 @@
 """The migrations of a timeline that will be refused or fail, as far as the file tells.
 
-That is no mistake of the file, because it may be what the run is to show: it is noted, and nothing is refused.
+They are not mistakes of the file, because the run may be meant to show them: they are noted and not refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_STEPS = 100_000
 """The number of single steps of a timeline that are looked at."""
 
 NOT_FIRST = "master must connect to the server before any peers"
-"""What a QEMU says that is to be a master with another ID than 0 (ivshmem.c, ivshmem_common_realize)."""
+"""The error of a QEMU that is configured as a master and gets another ID than 0 (ivshmem.c, ivshmem_common_realize)."""
 
 _PAGE_BYTES = 4096
 

@@ -1,6 +1,6 @@
-"""What a timeline does that a real QEMU does not survive, as far as the file tells.
+"""Finds the timeline entries that end a real QEMU, as far as the file tells.
 
-That is no mistake of the file, because it may be what the run is to show: it is noted, and nothing is refused.
+They are not mistakes of the file, because the run may be meant to show them: they are noted and not refused.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def endangered(topology: Topology) -> tuple[Endangered, ...]:
 
 
 def _reasons(topology: Topology, entry: TimelineEntry, machines: list[Machine]) -> Iterator[tuple[str, list[Machine]]]:
-    """What ends which of the machines of an entry."""
+    """The machines that an entry ends, by reason."""
     action = entry.action
     if isinstance(action, Unplug | Leave):
         late = [machine for machine in machines if machine.kind == "qemu" and _hears_a_leave(topology, entry, machine)]

@@ -1,6 +1,6 @@
-"""Loads that can reach no machine, as far as the file tells: noted before a run, and told after it.
+"""Finds loads that can reach no machine, as far as the file tells: noted before a run, and reported after it.
 
-That is no mistake of the file: the run may be meant to show it, and some programs name peers without ringing them.
+They are not mistakes of the file: the run may be meant to show them, and some programs name peers without ringing them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The way of an access from a processor, or from qtest, to a device: what becomes of one that is not aligned.
+"""The path of an access from a processor, or from qtest, to a device, and how it changes a misaligned access.
 
-An aligned access is the same on every way. The ways are those of QEMU's accelerators; of KVM and of other hypervisors,
-which hand the access over as the guest made it; and of qtest.
+An aligned access is the same on every path. The paths are those of QEMU's accelerators, of KVM and other hypervisors,
+which pass the access on as the guest made it, and of qtest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Write = Callable[[int, int, int], object]
 
 
 class AccessPath(Enum):
-    """What reaches the window of a BAR, of a load or a store that is not aligned."""
+    """The accesses that reach the window of a BAR for one misaligned load or store."""
 
     WHOLE = "the access as it was made"
     BYTES = "of a store each byte; of a load the two aligned ones around it, of which it takes its bytes"
@@ -59,7 +59,7 @@ def _even_pieces(offset: int, size_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 class MisalignedConfig(Enum):
-    """What becomes of an access to configuration space that is not aligned, at the data ports 0xcfc to 0xcff."""
+    """The treatment of a misaligned access to configuration space, at the data ports 0xcfc to 0xcff."""
 
     ZERO = "reads 0, is dropped"
     ONES = "reads all ones, is dropped"

@@ -1,4 +1,4 @@
-"""The reasons of a machine not to be migrated, as QEMU keeps and words them."""
+"""Migration blockers: the reasons why a machine cannot be migrated, in QEMU's order and words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Blocker", "Blockers", "blocker"]
 
 
 class Migratable(Protocol):
-    """What a blocker depends on."""
+    """The part of a device that a blocker depends on."""
 
     profile: Profile
 

@@ -1,7 +1,7 @@
 """A guest's driver for an ivshmem device: it finds, enables, rings and masks the device.
 
-A driver knows no offset by heart: the registers are those of the device's profile, and the MSI-X table is where the
-capability says.
+The driver has no fixed offsets: registers come from the device's profile, the place of the MSI-X table from its
+capability.
 """
 
 from __future__ import annotations

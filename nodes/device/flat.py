@@ -1,6 +1,7 @@
 """QEMU's ivshmem-flat: the registers and the memory without PCI, and one interrupt line (hw/misc/ivshmem-flat.c).
 
-Its faults are reports. The handler of each eventfd looks at that of vector 0, and the doorbell looks up any vector.
+Its faults are reported as warnings: the handler of every eventfd reads that of vector 0, and the doorbell register does
+not check the vector.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ __all__ = ["IvshmemFlat"]
 
 
 class IvshmemFlat(Ivshmem):
-    """A device without configuration space: what stands for its BARs is always decoded."""
+    """A device without configuration space. Its windows, numbered like BARs, are always decoded."""
 
     def config_read(self, offset: int, size_bytes: int) -> int:
-        """Return all ones: there is no function that answers."""
+        """Return all ones, as for a function that does not exist."""
         super().config_read(offset, size_bytes)
         return (1 << 8 * size_bytes) - 1
 
     def config_write(self, offset: int, size_bytes: int, value: int) -> None:
-        """Do nothing: there is no function that takes it."""
+        """Do nothing, as for a function that does not exist."""
         super().config_read(offset, size_bytes)
 
     def interrupt(self, vector: int, count: int) -> None:

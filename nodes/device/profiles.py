@@ -290,7 +290,7 @@ IVSHMEM_FLAT = make_profile(
 
 OF_A_VERSION = re.compile(r"(?P<base>.+)-(?P<version>[0-9]+\.[0-9]+)")
 ACCESSES = ("tcg", "kvm", "qtest")
-"""Who makes an access to a device of QEMU: a processor, by QEMU's accelerator, or the qtest protocol."""
+"""The origin of an access to a device of QEMU: a processor, by accelerator, or the qtest protocol."""
 SINCE_EVEN = QemuVersion(10, 0)
 
 

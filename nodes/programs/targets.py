@@ -36,8 +36,8 @@ def _row(peer: int, vectors: tuple[int, ...] | int) -> tuple[tuple[int, int], ..
 class Targets:
     """The doorbells that a program rings: (peer, vector) pairs.
 
-    The row of a peer that has not joined yet is empty. A peer that left is rung as before, and its doorbells are
-    refused: the program was told to ring it.
+    The row of a peer that has not joined yet is empty. A peer that has left is still rung, as the topology asks, and
+    its doorbells are refused.
 
     Args:
         guest: the machine of the program.

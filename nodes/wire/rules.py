@@ -1,4 +1,4 @@
-"""The rules that a server can violate, and what the device does then: data, each row with its source."""
+"""The rules that a server can violate, and the reaction of the device: data, each row with its source."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Outbound(NamedTuple, Generic[D]):
 
 
 class VectorAnnouncement(NamedTuple):
-    """Each client in ``to`` is told all vectors of each peer in ``peers``, in this order."""
+    """Every client in ``to`` gets all vectors of each peer in ``peers``, in this order."""
 
     to: Sequence[int]
     peers: Sequence[int]
@@ -84,10 +84,10 @@ class Server(Generic[D]):
         return peer
 
     def greet(self, newcomers: Sequence[int]) -> list[Outbound[D] | VectorAnnouncement]:
-        """The messages that the clients in ``newcomers`` cause, which have entered last, in this order.
+        """The messages that the clients in ``newcomers`` cause, which have just entered in this order.
 
-        Each client is told what it would be told if each newcomer had joined before the next one entered. Only the
-        order between different clients may differ.
+        Each client gets the messages that it would get if each newcomer had joined before the next one entered. Only
+        the order between different clients may differ.
         """
         present = list(self.peers)
         before = present[: len(present) - len(newcomers)]
@@ -111,7 +111,7 @@ class Server(Generic[D]):
         return messages
 
     def leave(self, peer: int) -> list[Outbound[D]]:
-        """Forget a peer; what the others are told. For a peer that is not connected, nothing."""
+        """Remove a peer; returns the messages to the others, none if it was not connected."""
         gone = self.forget(peer)
         return [] if gone is None else [Outbound(other, gone) for other in self.peers]
 

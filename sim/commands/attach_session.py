@@ -33,7 +33,7 @@ class AttachSession:
 
     @property
     def attachment(self) -> Attachment:
-        """The peer, once it has met all others. Raises ``GuestError`` while a server that has gone is waited for."""
+        """The peer, once it knows all others. Raises ``GuestError`` while it waits for a server that has ended."""
         return self.attach_until(None)
 
     def attach_until(self, deadline_ns: int | None) -> Attachment:
@@ -60,7 +60,7 @@ class AttachSession:
         self.print_own_id(f"{self.greeting()}; `help` tells the commands")
 
     def print_own_id(self, text: str | None = None) -> None:
-        """Print the own ID, once: a peer that is to ring this one needs it."""
+        """Print the own ID, once: other peers need it to ring this one."""
         if not self._own_id_printed:
             self._own_id_printed = True
             self.on_news(text or self.greeting())

@@ -52,7 +52,7 @@ def complete_keys(context: click.Context, _parameter: click.Parameter, incomplet
 
 
 def _keys(source: str | None) -> Iterator[tuple[str, str]]:
-    """Dotted keys and their meanings. Of a topology with mistakes, or of none, those that every file has."""
+    """Dotted keys and their meanings; without a valid topology, the keys that every file has."""
     from topologies import ProgramError, TopologyError, load, resolve_program
     from topologies.language.tables import File, GroupTable, MemoryTable
     from topologies.model import RunSettings

@@ -1,4 +1,4 @@
-"""`ivsim run --dry-run`: what a topology asks of this host, and whether it can be carried. Starts nothing."""
+"""`ivsim run --dry-run`: the demand of a topology, and whether this host can carry it. Starts nothing."""
 
 from __future__ import annotations
 

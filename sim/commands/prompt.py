@@ -31,7 +31,7 @@ USAGE_COLUMNS = 34
 
 
 class PromptSession(Protocol):
-    """The part of a session that a prompt uses. The commands take the session as their object."""
+    """The part of a session that a prompt uses; the commands get the session as click's context object."""
 
     loop: Loop
     on_news: Callable[[str], object]

@@ -1,4 +1,4 @@
-"""The runs of `ivsim sweep`: what is left is run, here or on a cluster, and all are shown as a table."""
+"""Carries out the remaining runs of `ivsim sweep`, here or on a cluster, and shows all runs as a table."""
 
 from __future__ import annotations
 

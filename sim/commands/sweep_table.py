@@ -19,7 +19,7 @@ def short_names(keys: list[str]) -> dict[str, str]:
 
 
 def render_sweep(its: Sweep, console: Console, *, across_hosts: bool) -> None:
-    """Print one table of all that is done, and where it is.
+    """Print one table of all runs that are done, and the directory of the sweep.
 
     Latencies of different hosts cannot be compared. Where several hosts have run parts of a sweep, the table has no
     latencies; where each has run every combination, it has the rows of one host after the other.

@@ -49,7 +49,7 @@ class LiveServer:
 
     @property
     def hosts(self) -> tuple[str, str]:
-        """What a browser may call this server: another name is a page from elsewhere that asks through it."""
+        """The values of the header Host that are accepted: another one is a page of another site (DNS rebinding)."""
         port = self._server.server_port
         return f"{HOST}:{port}", f"localhost:{port}"
 

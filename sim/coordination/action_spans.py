@@ -1,4 +1,4 @@
-"""What the timeline has done to machines, and for how long each of it lasted."""
+"""The actions of the timeline on machines, and how long each lasted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ActionSpans:
         self._open: dict[tuple[str, str], ActionSpan] = {}
 
     def note(self, now_ns: int, kind: str, fields: Mapping[str, Any]) -> None:
-        """An event has happened now."""
+        """Take in an event of the run, which happens now."""
         match fields:
             case {"do": str(do), "machine": str(machine), **rest} if kind == "action" and "skipped" not in rest:
                 self._act(now_ns, do, machine, rest)
@@ -33,7 +33,7 @@ class ActionSpans:
                 self._add(ActionSpan(machine, "migrate", begin_ns, now_ns, text))
 
     def between(self, begin_ns: int, end_ns: int) -> list[ActionSpan]:
-        """What lasted in that span, in order."""
+        """The actions in effect during that span, in order."""
         every = [*self._over, *self._open.values()]
         return sorted(
             (action for action in every if action.begin_ns < end_ns and action.end_ns > begin_ns),

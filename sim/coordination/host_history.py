@@ -1,4 +1,4 @@
-"""The latest looks at the processes and CPUs of a run: what is known of the time before an outlier."""
+"""The latest samples of the processes and CPUs of a run: the evidence about the time before an outlier."""
 
 from __future__ import annotations
 

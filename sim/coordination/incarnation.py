@@ -86,13 +86,13 @@ class Incarnation:
         return self.ending is None and not self.garbled
 
     def depart(self) -> dict[str, Any]:
-        """It has left, as ordered, and runs on; returns the fields of the event."""
+        """Note that it has left as ordered and runs on; returns the fields of the event."""
         fields = {"machine": self.name, "how": "left", "action": self.ending}
         self.left, self.ending = True, None
         return fields
 
     def remain(self, reason: str) -> dict[str, Any]:
-        """It was to leave, and has not; returns the fields of a warning."""
+        """Note that it was to leave and has not; returns the fields of a warning."""
         text = f"{self.ending} was not done: {reason}"
         self.ending = None
         return {"machine": self.name, "text": text}

@@ -1,4 +1,4 @@
-"""Ends a run at the first latency above its limit (``[run] stop_above``), with the evidence of what it was."""
+"""Ends a run at the first latency above its limit (``[run] stop_above``), and collects the evidence of its causes."""
 
 from __future__ import annotations
 

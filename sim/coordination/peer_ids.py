@@ -1,4 +1,4 @@
-"""Tells machines the IDs of the machines that their programs work with."""
+"""Sends each machine the IDs of the machines that its program works with."""
 
 from __future__ import annotations
 

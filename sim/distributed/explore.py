@@ -23,7 +23,7 @@ AHEAD = 2
 LOOK_EVERY_S = 0.25
 BATCHES_FOR_EACH = 8
 BATCH_MIN, BATCH_MAX = 64, 1024
-"""A command takes about a second to start; what a batch has found is known at its end only."""
+"""Each batch costs the start of a command, and its findings are known only at its end."""
 
 
 class _Broken(msgspec.Struct):

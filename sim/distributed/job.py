@@ -1,4 +1,4 @@
-"""One command line for another host, and what comes back: plain data, a packed directory, a digest."""
+"""One command line for another host, and its result: plain data, a packed directory, a digest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class JobResult(msgspec.Struct, frozen=True):
-    """What a command line left.
+    """The result of a command line.
 
     Attributes:
         host: the name of the host that ran it.

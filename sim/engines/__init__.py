@@ -1,1 +1,1 @@
-"""What runs machines. ``process``: each machine is a process of this host."""
+"""The engines: machines as processes of this host, as real QEMUs, or as objects under virtual time."""

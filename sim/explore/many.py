@@ -23,7 +23,7 @@ BATCH = 16
 
 @dataclass
 class Exploration:
-    """What came of many seeds. ``broken`` are the outcomes of those that broke an invariant, in the order of seeds."""
+    """The sums over many seeds. ``broken`` are the outcomes of those that broke an invariant, in the order of seeds."""
 
     seeds: int = 0
     events: int = 0

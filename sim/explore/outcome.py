@@ -1,4 +1,4 @@
-"""What came of one seed."""
+"""The outcome of one seed."""
 
 from __future__ import annotations
 

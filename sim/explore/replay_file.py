@@ -1,4 +1,4 @@
-"""A schedule in a file, with all that is needed to take it again."""
+"""The file of a schedule, with everything that is needed to replay it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this process holds: descriptors, threads, child processes, sockets, segments. For tests that nothing is left."""
+"""The resources of this process: descriptors, threads, children, sockets, segments. For tests that check for leaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Holdings", "children", "holdings"]
 
 
 class Holdings(NamedTuple):
-    """What this process holds that others could miss.
+    """The resources that this process holds.
 
     Attributes:
         descriptors: their numbers, and what the kernel calls them (proc_pid_fd(5)).
@@ -32,7 +32,7 @@ class Holdings(NamedTuple):
     segments: frozenset[str]
 
     def beyond(self, before: Holdings) -> dict[str, list[object]]:
-        """What there is now and was not then, by kind; kinds without a difference are left out."""
+        """The resources that are new since ``before``, by kind; kinds without a difference are left out."""
         return {
             kind: sorted(now - then, key=str)
             for kind, now, then in zip(self._fields, self, before, strict=True)

@@ -1,4 +1,4 @@
-"""What machines that are real QEMUs need of this host: the program, processes, threads, memory."""
+"""The demand of machines that are real QEMUs: the program, processes, threads, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scheduling that machines ask for and this host does not grant: CPUs, policies, priorities."""
+"""Checks the scheduling of machines against this host: CPUs, policies, priorities."""
 
 from __future__ import annotations
 

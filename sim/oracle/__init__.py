@@ -1,1 +1,1 @@
-"""The comparison of the simulated device with a real QEMU."""
+"""Comparisons with a real QEMU: of the simulated device, operation by operation, and of whole runs."""

@@ -1,4 +1,4 @@
-"""Random sequences of operations on one ivshmem device, simulated or real.
+"""The operations on one ivshmem device, simulated or real, of which `sim.oracle.generator` makes random sequences.
 
 A sequence is complete: it contains physical addresses, so that any part of it can be applied again. :data:`RULES` says
 which operations it does not contain, and why.

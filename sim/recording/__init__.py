@@ -5,6 +5,8 @@
     file     the mapped file
     pack     many small recordings in one mapped file
     reader   the only decoder: whole files after a run, mapped ones during it (needs numpy; workers do not import it)
+    tally    sums over the drains of a recording in progress (numpy)
+    console_file   the name of the file that keeps the console of a guest
 
 Workers import this package, so nothing here is heavy.
 """

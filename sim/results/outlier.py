@@ -1,4 +1,4 @@
-"""The outlier that ended a run (``[run] stop_above``): which doorbell, how long it took, and what it was."""
+"""The outlier that ended a run (``[run] stop_above``): the doorbell, its latency, and its causes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is over, as it lies in its directory: figures, tables, events."""
+"""A finished run, read from its directory: figures, tables, events."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ AnyPath = str | os.PathLike[str]
 
 
 class SweepResult:
-    """What a sweep has in its directory.
+    """The runs and the table of a sweep.
 
     Attributes:
         path: the directory.

@@ -19,7 +19,7 @@ LISTENS = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
 
 
 class Found(NamedTuple):
-    """A run of this user that goes on: where it publishes, since when (seconds since 1970), and its socket's inode."""
+    """A run of this user in progress: its socket, its start (seconds since 1970), and the inode of the socket."""
 
     path: Path
     since_s: float

@@ -1,4 +1,4 @@
-"""The state of a run at one moment, as it is published."""
+"""The published state of a run at one moment."""
 
 from __future__ import annotations
 

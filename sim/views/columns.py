@@ -1,4 +1,4 @@
-"""Rows of cells as plain columns: readable in a pipe, and never cut, for a figure that lost a digit would lie."""
+"""Rows of cells as plain columns: readable in a pipe, and never cut, because a cut figure is a wrong one."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ Event = dict[str, Any]
 
 
 def host_events(run: Run, start_ns: int) -> Iterator[Event]:
-    """What is known of the host, with times from ``start_ns`` on; nothing of a run without any of it."""
+    """The events of the host, with times from ``start_ns`` on; none for a run without any."""
     try:
         kernel = read_kernel_events(run.place)
     except UsageError:

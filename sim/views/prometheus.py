@@ -97,7 +97,7 @@ class MetricsFile:
         self._beside = path.with_name(f".{path.name}.{os.getpid()}")
 
     def write(self, snapshot: Snapshot, lost: int = 0) -> None:
-        """Raises ``UsageError`` where that cannot be."""
+        """Replace the file. Raises ``UsageError`` if it cannot be written."""
         try:
             # Readable for the collector, which is another user; never through a link.
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -112,9 +112,9 @@ class MetricsFile:
 
 @contextlib.contextmanager
 def exporting(endpoint: str, path: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Write every snapshot of a run to a file until this is left; the file stays, and tells how the run ended.
+    """Write every snapshot of a run to a file until the block ends; the file stays, with the last snapshot.
 
-    Metrics never end a run: how often they could not be written is said at the end.
+    A failed write does not end the run: the number of failures is reported at the end.
     """
     file, failed = MetricsFile(path), Counter[str]()
 

@@ -18,8 +18,8 @@ WINDOW_NS = 1_000_000_000
 def pending(snapshot: Snapshot) -> int:
     """Doorbells rung, not refused and not yet delivered.
 
-    Machines are looked at one after the other: one that is delivered between two looks may be counted there before
-    it is counted as rung. That is no debt, and reads as 0.
+    Machines are sampled one after the other, so a doorbell can be counted as delivered before it is counted as rung. A
+    negative number is returned as 0.
     """
     its = snapshot.groups.values()
     return max(0, sum(group.rung - group.refused - group.delivered for group in its))

@@ -213,7 +213,7 @@ def cpus(figures: Summary, most: int = CPUS_SHOWN) -> TextTable:
 
 
 def processes(figures: Summary) -> TextTable:
-    """Everything else that is known of the processes of each group."""
+    """The further resources of the processes of each group."""
     used = {name: group.resources for name, group in figures.groups.items()} | {COORDINATOR: figures.coordinator}
     rows = []
     for name, usage in used.items():

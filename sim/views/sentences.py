@@ -59,7 +59,7 @@ def _host(figures: Summary) -> str:
 
 
 def outlier(figures: Summary) -> Iterator[str]:
-    """The doorbell that ended the run, in parts, and what it was; nothing for a run that ended otherwise."""
+    """The doorbell that ended the run, in parts, and its causes; nothing for a run that ended otherwise."""
     if (its := figures.outlier) is None:
         return
     at_least = "" if its.is_complete else "at least "

@@ -23,7 +23,7 @@ class _ToPeers(NamedTuple):
 
 
 class _Leaves(NamedTuple):
-    """Leaves that no join separates, for all who joined before them."""
+    """Leaves that no join separates, for all peers that joined before them."""
 
     joined: int
     said: list[Batch]
@@ -81,11 +81,11 @@ class Announcements:
         self._queue.append(_ToPeers([peer], message))
 
     def announce_vectors(self, to: Sequence[int], peers: Sequence[int]) -> None:
-        """Tell peers all vectors of others."""
+        """Queue all vectors of ``peers`` for the peers in ``to``."""
         self._queue.append(_ToPeers(to, join_neighbours(self._peers[number].vectors for number in peers)))
 
     def leaves(self, peer: JoinedClient, message: Message[int]) -> None:
-        """A peer has left: tell all who are connected."""
+        """Queue the leave of a peer for all connected peers."""
         self._ready.pop(peer.peer, None)
         self.stuck.pop(peer.peer, None)
         gone = self._leaves.lay_out([message])
@@ -96,7 +96,7 @@ class Announcements:
             self._queue.append(_Leaves(self._joined, [gone]))
 
     def take(self) -> tuple[list[JoinedClient], Message[int] | list[Batch]]:
-        """The first entry: what is said, and those to be told now who are still connected."""
+        """Remove the first entry; returns its connected receivers, and its messages."""
         first = self._queue.popleft()
         if isinstance(first, _Leaves):
             if self.stuck:

@@ -224,7 +224,7 @@ class Attachment:
 
     @property
     def silence(self) -> str:
-        """What to say of a server whose greeting has not come within ``GREETING_NS``."""
+        """The error text for a server whose greeting has not come within ``GREETING_NS``."""
         missing = "a greeting" if self._connection is None else self._connection.awaited
         return (
             f"the server on {self._path} is silent: expected {missing} within {GREETING_NS // SECOND_NS} s, "

@@ -1,4 +1,4 @@
-"""Becoming a daemon: the shell gets its prompt back when the service is ready, or the reason why it is not."""
+"""Becomes a daemon: the command returns when the service is ready, or with the reason why it is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a peer hears of the others: joins, leaves, the end of the server, and States (ivshmem v2)."""
+"""The changes that a peer sees: joins, leaves, the end of the server, and States (ivshmem v2)."""
 
 from __future__ import annotations
 

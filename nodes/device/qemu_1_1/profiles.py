@@ -121,7 +121,7 @@ VARIANTS = {
 
 
 class Occurrence(Enum):
-    """Where a defect can be met."""
+    """Where a defect can occur."""
 
     RUN = "in a run"
     GARBLED = "in a run, by the timeline's action garble"
@@ -146,7 +146,7 @@ _ELSEWHERE = {
     Quirk.UNPLUG_LEAK: Occurrence.LIBRARY,
     Quirk.UNPLUG_EARLY_FAULT: Occurrence.LIBRARY,
 }
-"""Where a defect is met that a run does not show of itself.
+"""Where the defects occur that a plain run does not show.
 
 A topology has no key for the properties ioeventfd and size; the memory of a run is there before a machine is unplugged;
 a worker closes what its device leaves behind.
@@ -154,7 +154,7 @@ a worker closes what its device leaves behind.
 
 
 def occurrence(quirk: Quirk, profile: Profile) -> Occurrence:
-    """Where a defect of the device of 2012 can be met in this variant of it."""
+    """Where a defect of the device of 2012 can occur in this variant of it."""
     needs_client = {Quirk.MAPPING_UNCHECKED, Quirk.DESCRIPTOR_LEAK, Quirk.VECTOR_OVERFLOW}
     needs_client |= {each for each, where in _ELSEWHERE.items() if where in (Occurrence.GARBLED, Occurrence.SERVER)}
     absent = (

@@ -19,8 +19,8 @@ __all__ = ["EndpointV2"]
 class EndpointV2(Endpoint):
     """As `Endpoint`, for a server that speaks ivshmem v2. The arguments are those of `Endpoint`.
 
-    With ``adapt`` the machine need not know beforehand how many vectors it has: ``adapt(vectors)`` returns the machine
-    that takes the place of the first one when the server has said how many. ``rung(line)`` is how many doorbells an own
+    With ``adapt`` the server decides how many vectors the machine has: ``adapt(vectors)`` returns the machine that
+    replaces the first one once the number is known. ``rung(line)`` is how many doorbells an own
     eventfd holds (`IvshmemV2.rung`).
     """
 

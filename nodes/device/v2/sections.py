@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 
 class SectionLayout(Struct, frozen=True):
-    """Where the sections are.
+    """The offsets and sizes of the sections.
 
     Raises:
         RemoteProtocolError: the memory is too small for them, or an output section is not whole pages.

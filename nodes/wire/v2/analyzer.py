@@ -33,7 +33,7 @@ def explain_framed(connection: int, entries: Sequence[Entry]) -> Analysis:
 
 
 class _Reader:
-    """Follows a connection, and judges it until the first message after which a device is no more."""
+    """Follows a connection, and judges it up to the message that ends the device."""
 
     def __init__(self) -> None:
         self.client: FramedClient[Kind] = FramedClient()

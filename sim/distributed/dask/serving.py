@@ -22,7 +22,7 @@ __all__ = ["serve_scheduler", "serve_worker"]
 
 
 def serve_scheduler(host: str, port: int, tls: Tls | None, tell: Callable[[str], object]) -> None:
-    """Be a scheduler until a signal comes; ``tell`` gets its address. Raises ``HostError`` if the port is taken."""
+    """Run a scheduler until a signal comes; ``tell`` gets its address. Raises ``HostError`` if the port is taken."""
 
     async def serve(ended: asyncio.Event) -> None:
         scheduler = distributed.Scheduler(
@@ -46,7 +46,7 @@ def serve_scheduler(host: str, port: int, tls: Tls | None, tell: Callable[[str],
 
 
 def serve_worker(address: str, name: str, host: str | None, tls: Tls | None, scratch: Path, tell: Any) -> bool:
-    """Be a worker of a scheduler until a signal comes, or the scheduler is gone.
+    """Run a worker of a scheduler until a signal comes, or the scheduler is gone.
 
     Args:
         address: the scheduler; it may come later.

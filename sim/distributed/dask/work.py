@@ -1,4 +1,4 @@
-"""What a worker does: it runs a job as soon as Dask gives it one."""
+"""The task of a worker: it runs a job as soon as Dask gives it one."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ Table = npt.NDArray[np.int64]
 
 @dataclass
 class Account:
-    """A run on its way to the summary.
+    """The joined data of a run, from which the summary is computed.
 
     ``records`` by machine; ``lines`` balanced, own ones in the order of machines and vectors, then foreign
     ones; ``edges`` has a row (source, key, target, rung, refused) for each edge, key = peer << 16 | vector,
@@ -97,9 +97,9 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
 
 
 def _confirm(lines: Sequence[LineAccount], records: Sequence[Records]) -> int | None:
-    """Hold what guests say to have rung against what came from them.
+    """Compare the doorbells that guests report as rung with those that came from them.
 
-    Counts that agree need no settling. Nor do those of a guest's own counters: only its device takes from them.
+    Counts that agree need no settling, nor do the counters of a guest: only its device takes doorbells from them.
 
     Returns:
         How many more doorbells guests have counted than came from them; None unless all guests have counted.

@@ -25,7 +25,7 @@ Move = tuple[int, int, int, int]
 
 
 class LineNumbers:
-    """The numbers of all eventfds: the vectors of machine 0, those of machine 1, ...
+    """The line numbers of all eventfds: the vectors of machine 0, then those of machine 1, ...
 
     ``identities`` are (machine, domain, peer) of further IDs of a machine: before or during a migration.
     ``machine_of`` has for each domain and each of 65536 peer IDs the machine that had it, -1 for none.

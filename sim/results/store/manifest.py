@@ -40,7 +40,7 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """A process, told from a later one with its number by its start (clock ticks) and its boot."""
+    """A process, identified by its ID, its start time (clock ticks) and the boot of the host."""
 
     pid: Annotated[int, Meta(ge=1)]
     start_ticks: int

@@ -1,4 +1,4 @@
-"""Rows of resources on their way to the disk: an Arrow stream that gives back every whole batch when cut."""
+"""The stream of resource rows to the disk, in Arrow's format: a file that was cut still yields every whole batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The charts of a run: what is on their axes and lines, from its time series."""
+"""The charts of a run: their axes and lines, from its time series."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COORDINATOR_STYLE = 9
 
 
 def late(data: TimeSeries) -> bool:
-    """Whether a sender ever was behind its schedule, so that corrected and raw latencies differ."""
+    """Whether a sender was ever behind its schedule, so that corrected and raw latencies differ."""
     return "lag" in data.latencies and data.latencies["lag"].max > 0
 
 

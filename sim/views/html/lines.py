@@ -47,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment that is drawn across the chart, with a number that is explained beside it."""
+    """A moment that is drawn across the chart, with a number that a table beside it explains."""
 
     x: float
     name: str

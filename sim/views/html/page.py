@@ -202,7 +202,7 @@ def _about_lateness(data: TimeSeries) -> str:
 
 
 def _marks(events: Sequence[RunEvent]) -> tuple[list[Mark], list[tuple[str, RunEvent]]]:
-    """Numbered lines for the charts, and what the numbers mean."""
+    """Numbered lines for the charts, and the event of each number."""
     marked = [(str(number), event) for number, event in enumerate(events, start=1)]
     return [Mark(event.time_s, number) for number, event in marked[:MARKS_DRAWN]], marked
 
@@ -237,7 +237,7 @@ def _migrations(figures: Summary | None) -> list[Markup]:
 
 
 def _outlier(figures: Summary | None) -> list[Markup]:
-    """The doorbell that ended the run, and what it was; nothing for a run that ended otherwise."""
+    """The doorbell that ended the run, and its causes; nothing for a run that ended otherwise."""
     if figures is None or figures.outlier is None:
         return []
     first, *_ = sentences.outlier(figures)

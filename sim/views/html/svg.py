@@ -14,13 +14,13 @@ Floats = npt.NDArray[np.float64]
 
 
 class Markup(str):
-    """Text that is markup already; whatever else is put into an element is escaped."""
+    """Text that is markup already; all other content of an element is escaped."""
 
     __slots__ = ()
 
 
 def words(content: object) -> Markup:
-    """``content`` as it can stand in a page: itself when it is markup, escaped and printable otherwise."""
+    """``content`` for a page: unchanged if it is markup, else escaped and printable."""
     if isinstance(content, Markup):
         return content
     said = "".join(

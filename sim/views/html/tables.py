@@ -35,6 +35,6 @@ def folded(title: str, its: TextTable) -> list[Markup]:
 
 
 def facts(caption: str, rows: Iterable[tuple[str, object]]) -> Markup:
-    """Names and what is true of them."""
+    """A table of names and values."""
     lines = [tag("tr", tag("th", name, scope="row"), tag("td", value, class_="words")) for name, value in rows]
     return tag("table", tag("caption", caption), tag("tbody", *lines), class_="facts")

@@ -1,1 +1,1 @@
-"""What an outlier was: from looks at processes, or a kernel trace, to causes, each with the time that it explains."""
+"""The causes of an outlier: from samples of processes, or a kernel trace, to causes with the time of each."""

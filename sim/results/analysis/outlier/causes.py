@@ -1,7 +1,7 @@
-"""Ranks what an outlier was by how much of its time each cause explains. Pure.
+"""Ranks the causes of an outlier by how much of its time each explains. Pure.
 
-Every cause rests on something that was seen: a state of a process, a count of the kernel or of the device, an action
-of the timeline. Time about which nothing is known explains nothing.
+Every cause rests on an observation: a state of a process, a count of the kernel or of the device, an action
+of the timeline. Time without an observation stays unexplained.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def causes(evidence: Evidence, traced: Uses | None = None) -> list[Cause]:
 
 
 def _of_part(evidence: Evidence, part: LatencyPart, traced: Uses) -> Iterator[_Found]:
-    """What one part was spent on; the parts overlap nowhere."""
+    """The causes of one part; parts do not overlap."""
     machine = part.machine
     its = evidence.machines.get(machine, MachineEvidence())
     span = part.span_ns
@@ -127,7 +127,7 @@ def _is_handling(its: MachineEvidence, part: LatencyPart) -> bool:
 
 
 def _due_to(action: ActionSpan, use: TimeUse, overlap: float) -> float:
-    """How much of the time that an action lasted is its doing."""
+    """How much of the time that an action lasted it explains."""
     if action.do == "slow" and use.looks:
         return min(overlap, use.slept + use.unknown)
     return overlap

@@ -1,4 +1,6 @@
-"""What a kernel trace tells of a process: when it ran, waited for a CPU, slept or was stopped; who ran then. Pure."""
+"""The states of a process from a kernel trace: running, waiting for a CPU, asleep, stopped; and the processes that ran
+meanwhile. Pure.
+"""
 
 from __future__ import annotations
 
