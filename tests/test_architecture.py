@@ -9,6 +9,7 @@ import importlib.metadata
 import re
 import socket
 import subprocess
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -435,6 +436,40 @@ def test_os_sys_means_the_standard_library():
     for name in ("pyproject.toml", "constraints.txt"):
         if (ROOT / name).exists():
             assert not re.search(r"os[-_.]sys", (ROOT / name).read_text(), re.IGNORECASE)
+
+
+# Prose
+
+
+PERSONS = re.compile(
+    r"\b(whoever|whomever|nobody|somebody|anybody|everybody|he|him|his|she|(?:those|them|ones?|all) who)\b",
+    re.IGNORECASE,
+)
+
+
+def prose(path: Path) -> Iterator[str]:
+    """The lines of a page; of a Python file those of its comments and of strings that stand alone."""
+    if path.suffix != ".py":
+        yield from path.read_text().splitlines()
+        return
+    for expression in nodes_by_kind(path).get(ast.Expr, ()):
+        if isinstance(expression.value, ast.Constant) and isinstance(expression.value.value, str):
+            yield from expression.value.value.splitlines()
+    with path.open("rb") as file:
+        yield from (token.string for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT)
+
+
+def test_machines_and_programs_are_no_persons():
+    """They are "it", and a clause about them begins with "that"."""
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "docs").glob("*.py"),
+    ]
+    examples = [path for path in (ROOT / "examples").rglob("*") if path.suffix in {".py", ".c", ".toml", ".md"}]
+    suspects = [path for path in (*SOURCES, *pages, *examples) if PERSONS.search(path.read_text())]
+    assert not [(name_of(path), line.strip()) for path in suspects for line in prose(path) if PERSONS.search(line)]
 
 
 @functools.cache

@@ -117,7 +117,7 @@ def test_a_removed_current_directory_is_named(tmp_path: Path) -> None:
 def test_a_killed_group_leaves_nothing_after_clean(
     fault_count: int, orphans_alone: None, short_path: Path, tmp_path: Path
 ) -> None:
-    """Nobody could clean up: `ivsim clean` removes the segment and the sockets, and no segment of a living run."""
+    """No process of the group could clean up: `ivsim clean` removes its segment and sockets, and none of other runs."""
     env = {"XDG_RUNTIME_DIR": str(short_path)}
     for cycle in range(fault_count):
         runs = tmp_path / str(cycle)

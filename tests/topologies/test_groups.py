@@ -220,7 +220,7 @@ def test_domains_have_memories_and_servers_of_their_own() -> None:
     assert settings(topology, "domains") == [(("left",),)] * 2 + [(("right", "left"),), (("right",),)]
     assert topology.eventfds == 2 + 2 * 3 + 1
     assert topology.memory.size_bytes == 1 << 20
-    # "others" are those who can be reached.
+    # "others" are the machines that can be reached.
     assert [machine.parameters["to"] for machine in topology.machines] == [(1, 2), (0, 2), (0, 1, 3), (2,)]
 
 

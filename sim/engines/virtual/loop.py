@@ -16,7 +16,7 @@ __all__ = ["VirtualClock", "VirtualLoop"]
 T = TypeVar("T")
 
 BEGIN_NS = 1_000_000_000
-"""Where the clock begins: 0 would mean "never" to those who read a time."""
+"""The first time of the clock: 0 means "never" in recordings and messages."""
 SLICES_BETWEEN_POLLS = 2048
 NEVER = (1 << 63) - 1
 SPAN_BITS = 20

@@ -158,7 +158,7 @@ def test_a_device_of_2012_keeps_each_descriptor_twice_until_it_ends(station):
     assert built.say(greeting) == ""
     assert built.connection.is_set_up
     assert built.vm.guest.peers == {4: 2}
-    assert open_descriptors() == before + 4 + 3  # all that came, and the duplicates of those who are there
+    assert open_descriptors() == before + 4 + 3  # all that came, and the duplicates for peers that are there
     built.stack.close()
     assert open_descriptors() == before - 3  # the three sockets too
 

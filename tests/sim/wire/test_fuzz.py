@@ -236,7 +236,7 @@ def test_the_right_peer_or_none(seed, fault_count):
 
 NUMBERS_V2 = DomainNumbers(max_peers=1024, vectors=2, protocol=0, output_bytes=0)
 IDS_MAX = 50_000  # of 65536: then the server is started anew
-TOO_MUCH = 3000  # comings and goings: more than the server keeps for one who does not read
+TOO_MUCH = 3000  # joins and leaves: more than the server keeps for a client that does not read
 ATTACKS = ["close", "bytes", "much", "descriptors", "half", "both", "mute", "read a little"]
 EXPECTED = {errno.EAGAIN, errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETOOMANYREFS}
 

@@ -250,7 +250,7 @@ def test_a_slow_client_gets_everything_once_it_reads(make_site):
     assert site.server._announcements.stuck
     others[0].close()
     site.until(lambda: len(site.gone) == 1)
-    # Its messages carry eventfds of one who has left: these stay open until it has them.
+    # Its messages carry eventfds of a client that has left: these stay open until it has them.
     assert [peer.peer for peer in site.server.departed] == [1]
     os.fstat(site.server.departed[0].eventfds[0].descriptor)
     site.read_all()
