@@ -35,7 +35,9 @@ from nodes.load import STEADY
 __all__ = ["FOREVER", "NOW", "OTHERS", "STEP", "Guest", "Interrupt", "Peers", "Program", "Random", "Trace"]
 
 Peers = Annotated[Sequence[int], "peers"]
-"""The IDs of the peers that a program works with. In a topology: a group, a machine, a list of them, "others" or "all".
+"""The IDs of the peers that a program works with.
+
+In a topology: a group, a machine, a list of them, "others", "all", "foreign", or a pattern.
 
 The sequence changes in place: a machine that joins later is added when it has its ID, and one that returns under
 another ID takes its old place. ``guest.generation`` tells that something has changed.

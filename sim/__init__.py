@@ -1,7 +1,7 @@
 """Makes machines run: processes, descriptors, clocks.
 
 ``sim.run(topology)`` runs one and returns its results, ``sim.sweep(topology, axes)`` runs it with many values;
-``sim.open(path)`` opens the results of an earlier one, ``sim.compare(a, b)`` holds one against another.
+``sim.open(path)`` opens the results of an earlier one, ``sim.compare(a, b)`` compares two.
 ``sim.serve()`` is a server in this process, ``sim.serve_process()`` one in a child process, ``sim.connect(path)`` a
 peer of any server. All are loaded when they are first used: a worker imports this package too, and needs none. What
 they are is declared in ``__init__.pyi``.

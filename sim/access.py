@@ -91,7 +91,7 @@ def qemu_lines(topology: Topology, accesses: Iterable[Access]) -> list[str]:
 
 
 def external_lines(topology: Topology, accesses: Sequence[Access]) -> list[str]:
-    """Return the options with which each external machine's QEMU is to be started."""
+    """Return the options for the QEMU of each external machine."""
     first = Path(accesses[0].socket)
     return [
         f"{machine.name} is awaited: start its QEMU with "

@@ -98,7 +98,7 @@ def ivsim() -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """The console script: one message and an exit code, and no traceback for the user's mistakes."""
+    """The console script. A mistake of the user gives one message and an exit code, and no traceback."""
     if "_IVSIM_COMPLETE" in os.environ:
         importlib.import_module("sim.commands.completion")  # with a class of its own for bash
     try:

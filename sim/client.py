@@ -30,12 +30,12 @@ NANOSECONDS = 1_000_000_000
 
 
 class ConnectedPeer:
-    """What the blocking and the asynchronous peer have in common."""
+    """The common part of the blocking and the asynchronous peer."""
 
     def __init__(self, path: str | os.PathLike[str], *, vectors: int, in_background: bool) -> None:
         self.path = Path(path)
         self.warnings: deque[str] = deque(maxlen=CHANGES_MAX)
-        """What was odd and changed nothing, in words; the newest ones."""
+        """Descriptions of odd messages that changed nothing; the newest 4096."""
         self._changes: deque[Change] = deque(maxlen=CHANGES_MAX)
         self._closed = False
         self._loop = Loop()

@@ -1,4 +1,4 @@
-"""Programs that are functions of the caller, defined in a cell or a script, as files that every worker can import.
+"""Programs defined as functions in a notebook cell or a script, written to files that every worker can import.
 
 cloudpickle writes a function with what it refers to. The file loads it again: that runs its code, with full trust, as
 any file of programs does.

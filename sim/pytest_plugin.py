@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Lab:
-    """What the fixtures of one test have made; the end of the test closes it, the newest first."""
+    """The servers, peers and machines of one test; its end closes them, the newest first."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
@@ -81,7 +81,7 @@ class Lab:
             raise problems[0] if len(problems) == 1 else ExceptionGroup("ivshmem: at the end of the test", problems)
 
     def sections(self) -> Iterator[tuple[str, str]]:
-        """What a report of a failure shows."""
+        """The sections of a failure report: the explained wire of each server."""
         for machine in self.machines:
             if machine.failure is not None:
                 yield "ivshmem machine", f"{machine}: {machine.failure!r}"
@@ -112,7 +112,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture
 def ivshmem_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """What the other fixtures share; checks that the test leaves nothing behind."""
+    """The lab that the other fixtures share; checks that the test leaves nothing behind."""
     from sim.host.holdings import holdings
     from sim.host.runtime_directory import runtime_directories
 

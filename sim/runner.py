@@ -1,4 +1,4 @@
-"""One run from beginning to end: what it needs is made in order and released in reverse, however the run goes."""
+"""One run from beginning to end: resources are made in order and released in reverse, in every outcome."""
 
 from __future__ import annotations
 

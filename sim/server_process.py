@@ -124,7 +124,7 @@ def serve_process(
     output_size: int | str = 0,
     protocol: int = 0,
 ) -> ServerProcess:
-    """Serve as `sim.serve` does, in a child process: the server shares neither interpreter lock nor fate with this one.
+    """Serve as `sim.serve` does, in a child process: the server has an interpreter of its own, and can be killed alone.
 
     The arguments are those of `sim.serve`. The process ends with the thread that has started it.
 

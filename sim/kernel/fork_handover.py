@@ -1,12 +1,12 @@
 """A process continues in a new one: forked while it pauses, prepared there, and released here only then.
 
-This is how a machine migrates whose program is a generator. A generator cannot be pickled; it cannot be replayed,
-because it reads memory that others write; and to begin it again is a reboot. fork() copies it as it stands, with
-all that it has cached. What the device holds towards the outside may not be copied; the successor makes it anew,
-in the order that :func:`fork_successor` gives.
+A machine whose program is a generator migrates in this way. A generator cannot be pickled. It cannot be replayed,
+because it reads memory that others write. To begin it again would be a reboot. fork() copies it in its present state,
+with all that it has cached. Connections, eventfds and mappings of the device must not be copied; the successor makes
+them anew, in the order that :func:`fork_successor` gives.
 
-Until the commit the machine is its source's, and nothing has happened; from then on it is its successor's. Its
-program runs in one of the two only, because nothing resumes it in between.
+Until the commit the machine belongs to the source, unchanged; from then on it belongs to the successor. Its program
+runs in one of the two only, because it is not resumed in between.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Locks that prove an owner: flock(2) lasts exactly as long as the process that holds it, however it ends."""
+"""Locks that prove an owner: the kernel releases flock(2) when the process ends, in any way."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ class Region:
 
 
 def made_smaller(descriptor: int, size_bytes: int) -> str:
-    """In words, that memory has fewer bytes than it had; nothing when it has not."""
+    """A sentence if memory has fewer bytes than ``size_bytes``; "" if not."""
     return _smaller_in_words(size_bytes, os.fstat(descriptor).st_size)
 
 

@@ -1,4 +1,4 @@
-"""The errors of the kernel that mean a shortage: this host is too small, and nothing is wrong."""
+"""The errors of the kernel that mean a shortage: this host is too small for a correct request."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Waiting for one descriptor, whatever its number: select() takes none above 1023, and epoll whole milliseconds.
+"""Waits for one descriptor of any number: select() takes none above 1023, and epoll only whole milliseconds.
 
-And how long to wait for something that may not come.
+`Patience` is a limit of time for an event that may not come.
 """
 
 from __future__ import annotations

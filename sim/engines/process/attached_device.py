@@ -61,7 +61,7 @@ class AttachedDevice:
         self._on_own, self._on_own_gone, self._warn = on_own, on_own_gone, warn
         self._on_memory, self._coordinator = on_memory, coordinator
         self.expected: int | None = None
-        """How many eventfds the server's greeting names, once the coordinator has said so."""
+        """How many eventfds the server's greeting contains, once the coordinator has sent the number."""
         self.connection = self._connect(configuration.server)
 
     @property

@@ -1,4 +1,4 @@
-"""Lines that come over non-blocking sockets, in whatever pieces."""
+"""Lines from non-blocking sockets, received in pieces of any size."""
 
 from __future__ import annotations
 

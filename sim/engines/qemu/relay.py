@@ -1,4 +1,4 @@
-"""What stands between a run's server and one QEMU: it passes on what the server announces.
+"""The relay between a run's server and one QEMU: it passes on the announcements of the server.
 
 A machine's worker is the client of the server, and QEMU is the client of the worker. So the worker knows which peers
 QEMU knows, sends it nothing that kills it (DESIGN, law 10), and counts the doorbells for its vectors before QEMU takes

@@ -1,4 +1,4 @@
-"""What machines under virtual time share: the clock, the CPUs, the costs, the servers, and all counters."""
+"""The objects that machines under virtual time share: the clock, the CPUs, the costs, the servers, all counters."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class VirtualHost:
         """The counters that hold doorbells without a time: only these can be full."""
         self._mappings: list[mmap.mmap] = []
         self.running: object | None = None
-        """The machine whose program runs now: it is to blame when that does not return."""
+        """The machine whose program runs now; the watchdog ends it if the program does not return."""
         self.ticks = 0
         """How long it has run, in ticks of the watchdog."""
         self.signal = self._make_signal()

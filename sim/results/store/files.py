@@ -1,13 +1,20 @@
 """The names in a run directory, and the few ways in which its small files are read and written.
 
-    topology.toml      as given                          resources.arrows   streamed while the run lasts
-    manifest.json      topology, host, time, process     resources.parquet  the same, once it is over
-    status             a word, then the reason           samples.parquet    each sampled doorbell
-    events.jsonl       appended as things happen         drains.parquet     each drained eventfd counter
-    ending.json        the state at the end              edges.parquet      doorbells by sender
-    raw/<machine>.rec  while the run lasts               vectors.parquet    doorbells received
-                                                         histograms.parquet their latencies
-    parts/<host>/      of a run over several hosts       summary.json       the figures
+Written while the run lasts, or at its end:
+
+    topology.toml           as given                             summary.json         the figures
+    manifest.json           topology, host, time, process        samples.parquet      each sampled doorbell
+    status                  a word, then the reason              drains.parquet       each drained eventfd counter
+    events.jsonl            appended as things happen            edges.parquet        doorbells by sender
+    console-<machine>.txt   of a machine with a guest            vectors.parquet      doorbells received
+    outlier.json            of a run that ended at an outlier    histograms.parquet   latencies by machine and phase
+    kernel.parquet          the same, with a kernel trace        resources.parquet    samples of processes, host, CPUs
+    parts/<host>/           of a run over several hosts
+
+Removed when the results are complete:
+
+    raw/<machine>.rec       the recordings                       resources.arrows     becomes resources.parquet
+    ending.json             the state at the end                 .reserve             room on the disk for the end
 
 A file is written beside its place, synced and renamed, so that a reader meets it whole or not at all. A name
 that comes out of a file never becomes part of a path.
