@@ -2,13 +2,15 @@
 
     python3 examples/linux_guest/build.py [DIRECTORY]        # build/guest is the default; `make guest` does this
 
-It needs a C compiler with a static C library, apt-get and dpkg-deb. Nothing is installed: the package with the kernel
-is downloaded by apt-get and unpacked. A kernel of your own takes its place with ``--kernel FILE --modules DIRECTORY``.
+It needs a C compiler with a static C library, apt-get and dpkg-deb. Nothing is installed: apt-get downloads the package
+with the kernel, and it is kept, unpacked, in DIRECTORY/packages for the next build. A kernel of your own takes its
+place with ``--kernel FILE --modules DIRECTORY``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import os
 import re
@@ -23,6 +25,8 @@ HERE = Path(__file__).resolve().parent
 PACKAGE, HEADERS = "linux-image-cloud-amd64", "linux-headers-cloud-amd64"
 MODULES = ("irqbypass", "vfio", "vfio_iommu_type1", "vfio_virqfd", "vfio-pci-core", "vfio-pci")
 """In the order in which they need each other. A kernel that has one of them built in has no file for it."""
+KEPT = "packages"
+"""Where unpacked packages are kept for the next build, beside what is built."""
 FILE, DIRECTORY = 0o100000, 0o040000
 
 
@@ -43,38 +47,51 @@ def cpio(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
     return bytes(archive)
 
 
-def download_kernel(into: Path) -> tuple[Path, Path]:
-    """Download and unpack Debian's kernel; returns its image and the directory of its modules."""
-    depends = output(["apt-cache", "depends", PACKAGE])
-    found = re.search(r"Depends: (linux-image-\S+)", depends)
-    if found is None:
-        sys.exit(f"apt-cache knows no {PACKAGE}: run `apt-get update`, or give --kernel and --modules")
-    # As root, apt-get drops its rights to download, and cannot then write here: no fault, but a warning.
-    output(["apt-get", "download", "--quiet", "-o", "APT::Sandbox::User=root", found[1]], cwd=into)
-    (package,) = into.glob("linux-image-*.deb")
-    output(["dpkg-deb", "-x", os.fspath(package), os.fspath(into)])
-    (kernel,) = (into / "boot").glob("vmlinuz-*")
-    (modules,) = (each for each in into.glob("**/lib/modules/*") if each.is_dir())
+def download(packages: list[str], kept: Path) -> Path:
+    """Download and unpack Debian packages, unless an earlier build has; returns the directory with their files.
+
+    Args:
+        packages: their names; the directory is called as the first one, which contains its version.
+        kept: the directory in which they are kept for the next build.
+    """
+    directory = kept.resolve() / packages[0]
+    if directory.is_dir():
+        return directory
+    kept.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept) as scratch:
+        # As root, apt-get drops its rights to download, and cannot then write here: no fault, but a warning.
+        output(["apt-get", "download", "--quiet", "-o", "APT::Sandbox::User=root", *packages], cwd=Path(scratch))
+        files = Path(scratch, "files")
+        for package in Path(scratch).glob("*.deb"):
+            output(["dpkg-deb", "-x", os.fspath(package), os.fspath(files)])
+        with contextlib.suppress(OSError):  # another build has been faster
+            files.rename(directory)
+    return directory
+
+
+def download_kernel(kept: Path) -> tuple[Path, Path]:
+    """Debian's kernel: its image and the directory of its modules."""
+    files = download([_dependency(PACKAGE, r"linux-image-\S+")], kept)
+    (kernel,) = (files / "boot").glob("vmlinuz-*")
+    (modules,) = (each for each in files.glob("**/lib/modules/*") if each.is_dir())
     return kernel, modules
 
 
-def download_headers(into: Path) -> Path:
-    """Download and unpack what modules are built with; returns the directory for ``make -C``."""
+def download_headers(kept: Path) -> Path:
+    """What modules are built with: the directory for ``make -C``."""
     packages = [_dependency(HEADERS, r"linux-headers-\S+")]
     packages += [_dependency(packages[0], pattern) for pattern in (r"linux-headers-\S+-common", r"linux-kbuild-\S+")]
-    output(["apt-get", "download", "--quiet", "-o", "APT::Sandbox::User=root", *packages], cwd=into)
-    for package in into.glob("linux-*.deb"):
-        output(["dpkg-deb", "-x", os.fspath(package), os.fspath(into)])
-    sources = into / "usr" / "src"
+    sources = download(packages, kept) / "usr" / "src"
     (makefile,) = sources.glob("linux-headers-*-cloud-*/Makefile")
-    makefile.write_text(makefile.read_text().replace("/usr/src/", f"{sources}/"))
+    # It names the directory in which the package would be installed.
+    makefile.write_text(re.sub(r"\S*/usr/src/", f"{sources}/", makefile.read_text()))
     return makefile.parent
 
 
 def _dependency(package: str, pattern: str) -> str:
     found = re.search(rf"Depends: ({pattern})", output(["apt-cache", "depends", package]))
     if found is None:
-        sys.exit(f"apt-cache knows no {package}: run `apt-get update`")
+        sys.exit(f"apt-cache knows no {package}: run `apt-get update`, or build with a kernel of your own (--help)")
     return found[1]
 
 
@@ -130,16 +147,14 @@ def build_with_module(example: Path, source: str, archive: str, *, shipped: Iter
     parser.add_argument("directory", nargs="?", type=Path, default=HERE.parents[1] / "build" / "guest")
     directory = parser.parse_args().directory
     directory.mkdir(parents=True, exist_ok=True)
+    kernel, modules = download_kernel(directory / KEPT)
+    headers = download_headers(directory / KEPT)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        kernel_at, headers_at, module_at = (Path(scratch, name) for name in ("kernel", "headers", "module"))
-        for path in (kernel_at, headers_at, module_at):
-            path.mkdir()
-        kernel, modules = download_kernel(kernel_at)
         entries = [("init", FILE | 0o755, compile_guest(Path(scratch), example / "guest.c"))]
         for name in shipped:
             for path in modules.rglob(f"{name}.ko*"):
                 entries.append((f"{name}.ko", FILE | 0o644, _unpacked(path)))
-        module = compile_module(example / source, download_headers(headers_at), module_at)
+        module = compile_module(example / source, headers, Path(scratch).resolve())
         entries.append((f"{Path(source).stem}.ko", FILE | 0o644, module))
         (directory / archive).write_bytes(gzip.compress(cpio(entries), mtime=0))
         shutil.copyfile(kernel, directory / "vmlinuz")
@@ -159,7 +174,7 @@ def output(command: list[str], cwd: Path | None = None) -> str:
 
 
 def main() -> None:
-    """Build the guest, unless everything in the directory is newer than its sources."""
+    """Build the guest."""
     parser = argparse.ArgumentParser(description="Build the Linux guest of the topology linux_guest.")
     parser.add_argument("directory", nargs="?", type=Path, default=HERE.parents[1] / "build" / "guest")
     parser.add_argument("--kernel", type=Path, help="a kernel image instead of Debian's")
@@ -173,7 +188,7 @@ def main() -> None:
         program = compile_guest(Path(scratch))
         kernel, modules = arguments.kernel, arguments.modules
         if kernel is None:
-            kernel, modules = download_kernel(Path(scratch))
+            kernel, modules = download_kernel(directory / KEPT)
         (directory / "initrd.gz").write_bytes(initramfs(program, modules))
         shutil.copyfile(kernel, directory / "vmlinuz")
     print(f"{directory}: vmlinuz and initrd.gz are ready; `ivsim run linux_guest` boots them")

@@ -52,13 +52,15 @@ class Exchange(NamedTuple):
 
 class Calibration(NamedTuple):
     """How far the other clock is ahead: ``offset_ns`` at ``at_ns`` of the own clock, and ``drift`` more for each
-    nanosecond; at no time of the exchanges more than ``error_ns`` off, if it drifts evenly.
+    nanosecond; at no time of the exchanges more than ``error_ns`` off, if it drifts evenly. The drift is at most
+    ``drift_error`` off; None where it was not measured.
     """
 
     offset_ns: float
     drift: float
     at_ns: float
     error_ns: float
+    drift_error: float | None = None
 
     def ahead_ns(self, at_ns: float) -> float:
         """How far the other clock is ahead at a time of the own one."""
@@ -89,7 +91,7 @@ def calibrate(exchanges: Sequence[Exchange]) -> Calibration:
         halves = early.width_ns / 2, late.width_ns / 2
         error_ns = max((1 + before) * halves[0] + before * halves[1], (1 + after) * halves[1] + after * halves[0])
         drift = (late.middle_ns - early.middle_ns) / span_ns
-        found = Calibration(early.middle_ns, drift, early.at_ns, error_ns)
+        found = Calibration(early.middle_ns, drift, early.at_ns, error_ns, sum(halves) / span_ns)
     # A clock that does not drift evenly leaves the bounds of other exchanges: the error contains by how far.
     outside_ns = max(max(0.0, -found.to_other_ns(exchange), -found.from_other_ns(exchange)) for exchange in exchanges)
     return found._replace(error_ns=max(found.error_ns, outside_ns))

@@ -62,7 +62,8 @@ def round_trip(
 
     A peer that stamps its slot is calibrated from the first 20,000 exchanges: ``to_peer_p50_us`` and
     ``from_peer_p50_us`` to ``_max_us`` are the one-way times, each up to ``clock_error_us`` off;
-    ``clock_offset_us`` and ``clock_drift_ppm`` are how far the peer's clock is ahead, and how much faster it is.
+    ``clock_offset_us`` is how far the peer's clock is ahead, and ``clock_drift_ppm`` how much faster it is, up to
+    ``clock_drift_error_ppm`` off; neither of the two of fewer than eight exchanges.
     """
     clock, statistics = guest.clock, guest.statistics
     timeout_ns = round(timeout_s * SECOND_NS)
@@ -160,12 +161,15 @@ def _one_way(exchanges: Iterable[Sequence[Exchange]]) -> dict[str, float]:
     if not clocks:
         return {}
     worst = max(clocks, key=lambda clock: clock.error_ns)
+    drift = {}
+    if worst.drift_error is not None:
+        drift = {"clock_drift_ppm": worst.drift * 1e6, "clock_drift_error_ppm": worst.drift_error * 1e6}
     return {
         **_percentiles("to_peer", to_peer),
         **_percentiles("from_peer", from_peer),
         "clock_error_us": worst.error_ns / 1e3,
         "clock_offset_us": worst.offset_ns / 1e3,
-        "clock_drift_ppm": worst.drift * 1e6,
+        **drift,
     }
 
 

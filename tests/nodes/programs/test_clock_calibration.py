@@ -36,6 +36,9 @@ def test_each_one_way_time_is_within_the_error(
     for each, (to_ns, _, from_ns) in zip(exchanges, latencies, strict=True):
         assert abs(found.to_other_ns(each) - to_ns) <= slack_ns + abs(drift) * 400_000
         assert abs(found.from_other_ns(each) - from_ns) <= slack_ns + abs(drift) * 400_000
+    if found.drift_error is not None:
+        span_ns = GAP_NS * len(latencies) / 2  # of the two exchanges that it was read off
+        assert abs(found.drift - drift) <= found.drift_error + (20 + abs(drift) * 400_000) / span_ns
 
 
 def test_one_tight_exchange_makes_the_error_small() -> None:
@@ -46,6 +49,14 @@ def test_one_tight_exchange_makes_the_error_small() -> None:
     quick += [exchange(18 * GAP_NS, 1_000, 5_000, 1_000, clock), *slow[19:]]
     assert calibrate(quick).error_ns < 2_000
     assert calibrate(quick).offset_ns == pytest.approx(5e9, abs=2_000)
+
+
+def test_the_error_of_the_drift_is_what_both_exchanges_leave_open_over_the_time_between_them() -> None:
+    clock = Calibration(5e9, 1e-6, 0.0, 0.0)
+    exchanges = [exchange(number * GAP_NS, 3_000, 0, 1_000, clock) for number in range(101)]
+    found = calibrate(exchanges)
+    assert found.drift_error == pytest.approx(4_000 / (100 * GAP_NS), rel=0.01)
+    assert calibrate(exchanges[:7]).drift_error is None
 
 
 def test_a_clock_that_jumps_is_in_the_error() -> None:

@@ -108,5 +108,6 @@ def test_a_peer_that_stamps_is_calibrated_and_gives_one_way_times():
     figures = trip.vm.guest.statistics
     assert figures["rounds"] == figures["to_peer_samples"] == figures["from_peer_samples"] == 50
     assert figures["clock_offset_us"] == pytest.approx(7000, abs=figures["clock_error_us"] + 0.001)
+    assert abs(figures["clock_drift_ppm"]) <= figures["clock_drift_error_ppm"]
     both_us = figures["to_peer_p50_us"] + figures["from_peer_p50_us"]
     assert both_us == pytest.approx(figures["round_trip_p50_us"], rel=0.1)
