@@ -219,12 +219,12 @@ def orphans_alone() -> Iterator[None]:
 @pytest.fixture
 def make_site(short_path: Path) -> Iterator[Callable[..., Any]]:
     """Builds a server with its clients; options are the server's."""
-    from tests.serving import Site  # only the tests that use it need all of ``sim`` to load
+    from tests.serving import SteppedServer  # only the tests that use it need all of ``sim`` to load
 
     with contextlib.ExitStack() as stack:
 
         def make(**options: object) -> Any:
-            made = Site(short_path / "server.sock", **options)
+            made = SteppedServer(short_path / "server.sock", **options)
             stack.enter_context(made.stack)
             return made
 

@@ -24,7 +24,7 @@ def lines_of(*peers, vectors=2):
     return {(peer, vector) for peer in peers for vector in range(vectors)}
 
 
-class Site:
+class SteppedServer:
     """A server and its clients, stepped by hand."""
 
     def __init__(self, path, size_bytes=4096, **options):

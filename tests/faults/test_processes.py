@@ -73,7 +73,7 @@ def machines_of(pid: int) -> list[psutil.Process]:
     return sorted(forked, key=lambda each: (each.create_time(), each.pid))[1:]
 
 
-class Killer:
+class RandomKiller:
     """Kills random machines of this process's run, one after the other, and then ends the run as Ctrl-C does."""
 
     def __init__(self, rng: random.Random, kills: int) -> None:
@@ -81,7 +81,7 @@ class Killer:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._kill)
 
-    def __enter__(self) -> Killer:
+    def __enter__(self) -> RandomKiller:
         self._thread.start()
         return self
 
@@ -108,7 +108,7 @@ def test_workers_are_killed_at_any_moment(seed: int, fault_count: int, runtime: 
     topology.write_text(CHURN)
     while killed < fault_count:
         begun = threading.Event()
-        with Killer(rng, min(KILLS_EACH, fault_count - killed)) as killer:
+        with RandomKiller(rng, min(KILLS_EACH, fault_count - killed)) as killer:
             result = sim.run(topology, runs=tmp_path / "runs", on_begin=lambda _, begun=begun: begun.set())  # type: ignore[misc]
         killed += killer.done
         died = [event for event in result.events() if event["kind"] == "machine_died"]

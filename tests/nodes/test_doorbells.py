@@ -17,7 +17,7 @@ from nodes.peer_table import PeerTable
 FULL = (1 << 64) - 2
 
 
-class World:
+class DoorbellsSetup:
     """Counters that can be full, a ledger that remembers, and a device that decodes doorbells."""
 
     def __init__(self, sample_every, *, in_one_go=False):
@@ -108,7 +108,7 @@ EVERY = [0, 1, 2, 3, 16]
 
 @pytest.fixture(params=EVERY, ids=lambda every: f"every{every}")
 def world(request):
-    return World(request.param)
+    return DoorbellsSetup(request.param)
 
 
 def test_a_ring_is_one_signal_and_is_counted_once(world):
@@ -121,7 +121,7 @@ def test_a_ring_is_one_signal_and_is_counted_once(world):
 
 
 def test_more_rings_than_one_supply_of_ones():
-    world = World(0)
+    world = DoorbellsSetup(0)
     world.connect(0, 0, line=1)
     for _ in range(2 * UNSAMPLED_SUPPLY + 5):
         world.doorbells.ring(0)
@@ -132,7 +132,7 @@ def test_more_rings_than_one_supply_of_ones():
 @pytest.mark.parametrize("every", [1, 2, 3, 16])
 @pytest.mark.parametrize("edges", [[(0, 0)], [(0, 0), (0, 1), (1, 0), (5, 3)]])
 def test_every_nth_doorbell_of_an_edge_is_stamped(every, edges):
-    world = World(every)
+    world = DoorbellsSetup(every)
     for line, (peer, vector) in enumerate(edges):
         world.connect(peer, vector, line)
     rung = {edge: [] for edge in edges}
@@ -150,7 +150,7 @@ def test_every_nth_doorbell_of_an_edge_is_stamped(every, edges):
 
 
 def test_only_a_doorbell_of_a_program_with_a_schedule_has_an_intended_time():
-    world = World(1)
+    world = DoorbellsSetup(1)
     world.connect(0, 0, 1)
     burst = world.doorbells.burst([(0, 0)])
     for _ in range(2):
@@ -162,7 +162,7 @@ def test_only_a_doorbell_of_a_program_with_a_schedule_has_an_intended_time():
 
 
 def test_the_stamp_and_the_count_stand_before_the_counter_is_written():
-    world = World(1)
+    world = DoorbellsSetup(1)
     world.connect(0, 0, 1)
     seen = []
     world.watch = lambda line: seen.append((len(world.samples), world.stored[0]))
@@ -328,7 +328,7 @@ def test_a_bell_rings_and_counts_as_a_ring_does_in_any_mixture(world):
 
 
 def test_a_bell_takes_no_look_up_once_it_has_rung():
-    world = World(0)
+    world = DoorbellsSetup(0)
     world.connect(1, 0, line=10)
     bell = world.doorbells.bell(1)
     bell()
@@ -340,7 +340,7 @@ def test_a_bell_takes_no_look_up_once_it_has_rung():
 
 @pytest.mark.parametrize("every", [1, 2, 3, 16])
 def test_every_nth_doorbell_of_a_bell_is_stamped_with_its_intended_time(every):
-    world = World(every)
+    world = DoorbellsSetup(every)
     world.connect(0, 0, 1)
     bell = world.doorbells.bell(0)
     for at in range(5 * every):
@@ -421,7 +421,7 @@ def test_a_burst_whose_peer_left_rings_the_others_and_counts_the_rest_as_refused
 @pytest.mark.parametrize("every", [1, 2, 3, 16, 64])
 @pytest.mark.parametrize("size", [1, 2, 5, 16, 40])
 def test_every_nth_doorbell_of_a_burst_is_stamped_and_every_edge_has_its_turn(every, size, in_one_go):
-    world = World(every, in_one_go=in_one_go)
+    world = DoorbellsSetup(every, in_one_go=in_one_go)
     for vector in range(size):
         world.connect(0, vector, line=vector)
     burst = world.doorbells.burst([(0, vector) for vector in range(size)])
@@ -456,7 +456,7 @@ class DoorbellCounts(RuleBasedStateMachine):
 
     @initialize(every=st.sampled_from(EVERY), in_one_go=st.booleans())
     def begin(self, every, in_one_go):
-        self.world = World(every, in_one_go=in_one_go)
+        self.world = DoorbellsSetup(every, in_one_go=in_one_go)
         self.connected = {}
         self.ever = {}
         self.counted = set()  # the edges that have counters
@@ -568,7 +568,7 @@ TestDoorbellCounts.settings = settings(stateful_step_count=40)
 
 @given(st.sampled_from([1, 2, 16]), st.lists(st.integers(0, 2), max_size=200))
 def test_the_distance_between_stamps_of_one_edge_is_exact(every, vectors):
-    world = World(every)
+    world = DoorbellsSetup(every)
     for vector in range(3):
         world.connect(0, vector, vector)
     for at, vector in enumerate(vectors):

@@ -29,7 +29,7 @@ class Descriptors:
         self.released.append(descriptor)
 
 
-class Station:
+class EndpointSetup:
     """One machine and its endpoint; ``table`` makes its peers."""
 
     def __init__(self, vectors=2, profile="qemu-doorbell", peers=None):
@@ -75,7 +75,7 @@ class Station:
 
 
 def test_a_greeting_places_the_machine_and_connects_its_vectors():
-    station = Station()
+    station = EndpointSetup()
     station.greet(5)
     for line in (7, 8):
         station.say(3, line)
@@ -92,7 +92,7 @@ def test_a_greeting_places_the_machine_and_connects_its_vectors():
 
 @pytest.mark.parametrize("together", [False, True])
 def test_vectors_mean_the_same_whether_they_come_together_or_not(together):
-    station = Station().greet()
+    station = EndpointSetup().greet()
     messages = [(7, 11), (7, 12), (65535, 13), (7, 14), (9, 15), (70000, 16), (0, 17), (1, 18)]
     if together:
         station.endpoint.receive_vectors([number for number, _ in messages], [line for _, line in messages])
@@ -111,7 +111,7 @@ def test_vectors_mean_the_same_whether_they_come_together_or_not(together):
 
 @pytest.mark.parametrize("together", [False, True])
 def test_a_descriptor_that_is_no_eventfd_ends_the_connection(together):
-    station = Station().greet()
+    station = EndpointSetup().greet()
     station.bad = 12
     if not together:
         station.say(7, 11)
@@ -126,7 +126,7 @@ def test_a_descriptor_that_is_no_eventfd_ends_the_connection(together):
 
 @pytest.mark.parametrize("end", ["leave", "unplug", "close", "another connection"])
 def test_every_line_is_released_once_however_it_ends(end):
-    station = Station().greet()
+    station = EndpointSetup().greet()
     for line in (7, 8):
         station.say(3, line)
     match end:
@@ -145,7 +145,7 @@ def test_every_line_is_released_once_however_it_ends(end):
 
 
 def test_a_device_without_a_server_keeps_no_line():
-    station = Station(profile="qemu-plain")
+    station = EndpointSetup(profile="qemu-plain")
     station.greet()
     station.say(3, 7)
     assert station.descriptors.released == [MEMORY_DESCRIPTOR, 7]
@@ -153,14 +153,14 @@ def test_a_device_without_a_server_keeps_no_line():
 
 
 def test_half_a_message_that_brought_a_descriptor_is_released_by_close():
-    station = Station().greet()
+    station = EndpointSetup().greet()
     station.endpoint.receive(Message(3).encode()[:5], [7])
     station.endpoint.close()
     assert station.descriptors.released == [MEMORY_DESCRIPTOR, 7]
 
 
 def test_a_server_that_closes_in_its_greeting_is_reported():
-    station = Station()
+    station = EndpointSetup()
     station.say(0)
     with pytest.raises(RemoteProtocolError, match="before it sent its ID"):
         station.endpoint.end()
@@ -191,7 +191,7 @@ def count_opcodes(call):
 def knowing(count, vectors, shared):
     """A machine that knows so many peers and rings all of them in bursts of 64."""
     announcements = Announcements()
-    station = Station(vectors, peers=AnnouncedPeers(announcements, vectors) if shared else None).greet()
+    station = EndpointSetup(vectors, peers=AnnouncedPeers(announcements, vectors) if shared else None).greet()
     for peer in range(count):
         lines = range(vectors * peer, vectors * peer + vectors)
         announcements.join(peer, lines)

@@ -64,7 +64,7 @@ def test_a_section_that_is_too_small():
         QueueLayout.of(1024)
 
 
-class Cable:
+class QueuePair:
     """The queues of both sides, each with the rights that it has."""
 
     def __init__(self, section_bytes=8192):
@@ -76,7 +76,7 @@ class Cable:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_frames_arrive_whole_in_order_and_their_room_comes_back(seed):
-    draw, cable, sent, count = random.Random(seed), Cable(), deque(), 0
+    draw, cable, sent, count = random.Random(seed), QueuePair(), deque(), 0
     for _ in range(3000):
         frame = draw.randbytes(draw.randint(60, 1514))
         if draw.random() < 0.6:
@@ -91,7 +91,7 @@ def test_frames_arrive_whole_in_order_and_their_room_comes_back(seed):
 
 
 def test_a_queue_that_is_full_refuses_and_takes_again():
-    cable = Cable()
+    cable = QueuePair()
     frame = bytes(1000)
     held = 0
     while cable.transmit.send(frame):
@@ -103,18 +103,18 @@ def test_a_queue_that_is_full_refuses_and_takes_again():
 
 
 def test_what_the_other_side_may_not_send():
-    cable = Cable()
+    cable = QueuePair()
     cable.transmit.send(bytes(64))
     cable.memory[0][0:8] = (1 << 20).to_bytes(8, "little")
     with pytest.raises(GuestError, match="outside its data"):
         list(cable.receive.receive())
-    cable = Cable()
+    cable = QueuePair()
     cable.transmit.send(bytes(64))
     available = QueueLayout.of(8192).available_at
     cable.memory[0][available + 4 : available + 6] = b"\xff\xff"
     with pytest.raises(GuestError, match="descriptor 65535 of 32"):
         list(cable.receive.receive())
-    cable = Cable()
+    cable = QueuePair()
     cable.memory[1][QueueLayout.of(8192).used_at + 2] = 1
     with pytest.raises(GuestError, match="which was not available"):
         cable.transmit.reclaim()

@@ -55,7 +55,7 @@ def known(peers):
     return {peer: [peers.line(peer, vector) for vector in range(peers.vectors(peer))] for peer in peers}
 
 
-class Hearer:
+class ComparedMachine:
     """One machine that hears a server message by message, with a table of its own beside the shared one."""
 
     def __init__(self, announcements):
@@ -104,7 +104,7 @@ class SharedTables(RuleBasedStateMachine):
         lines = [self.lines + at for at in range(vectors)]
         self.lines += vectors
         peer = self.server.next_peer
-        self.hearers[peer] = Hearer(self.announcements)
+        self.hearers[peer] = ComparedMachine(self.announcements)
         self.announcements.join(peer, lines)
         self.tell(self.server.join(lines)[1])
 

@@ -20,8 +20,8 @@ MEMORY_BYTES = defaultdict(lambda: 4096, {name: 4 << 20 for name in PROFILES if 
 FUNCTION_MASK, ENABLE = 1 << 14, 1 << 15
 
 
-class Bench:
-    """One machine on a bench: peer 0 with its own lines 0.., peer 1 with lines 100.. ."""
+class VmSetup:
+    """One machine: peer 0 with its own lines 0.., peer 1 with lines 100.. ."""
 
     def __init__(self, vectors=2, profile="qemu-doorbell", sample_every=1, first=None, role="peer", placed=True):
         self.rung = []
@@ -62,7 +62,7 @@ class Bench:
 
 @pytest.fixture
 def bench():
-    return Bench()
+    return VmSetup()
 
 
 def test_an_interrupt_resumes_the_program_with_vector_and_count(bench):
@@ -132,7 +132,7 @@ def test_a_masked_vector_leaves_the_others_alone(bench):
 @pytest.mark.parametrize("vectors", [1, 64, 2048])
 def test_all_vectors_pending_fire_when_the_function_is_unmasked(vectors):
     """As many as MSI-X can have; each once, in the order of the table."""
-    bench = Bench(vectors)
+    bench = VmSetup(vectors)
     bench.listen()
     device = bench.vm.device
     device.config_write(MSIX_CONTROL, 2, ENABLE | FUNCTION_MASK)
@@ -145,7 +145,7 @@ def test_all_vectors_pending_fire_when_the_function_is_unmasked(vectors):
 
 
 def test_a_program_that_masks_and_unmasks_as_it_handles_is_interrupted_as_often_as_it_was_rung():
-    bench = Bench()
+    bench = VmSetup()
     heard = []
 
     def program(guest):
@@ -176,7 +176,7 @@ def read_status(found):
 
 
 def test_intx_is_one_level_for_all_vectors():
-    bench, found = Bench(profile="qemu-1.1-intx"), []
+    bench, found = VmSetup(profile="qemu-1.1-intx"), []
     bench.vm.start(read_status(found))
     bench.vm.deliver(1, 3)
     assert not bench.vm.device.intx_level
@@ -187,7 +187,7 @@ def test_intx_is_one_level_for_all_vectors():
 
 def test_intx_stays_up_until_the_program_reads_the_status():
     """The line interrupts at each doorbell as long as it is up; only the program's own read clears the status."""
-    bench = Bench(profile="qemu-1.1-intx")
+    bench = VmSetup(profile="qemu-1.1-intx")
     bench.listen()
     for count in (3, 5):
         bench.vm.deliver(1, count)
@@ -202,7 +202,7 @@ def test_intx_stays_up_until_the_program_reads_the_status():
 
 
 def test_intx_that_the_program_masks_fires_when_it_unmasks():
-    bench, left, fired, found = Bench(profile="qemu-1.1-intx"), [], [], []
+    bench, left, fired, found = VmSetup(profile="qemu-1.1-intx"), [], [], []
     bench.vm.on_left = lambda *what: left.append(what)
     bench.vm.on_fired = fired.append
     bench.guest.write(0, 0, 0)
@@ -218,7 +218,7 @@ def test_intx_that_the_program_masks_fires_when_it_unmasks():
 
 
 def test_intx_counts_doorbells_of_which_the_status_keeps_nothing_as_lost():
-    bench, left = Bench(profile="qemu-1.1-intx"), []
+    bench, left = VmSetup(profile="qemu-1.1-intx"), []
     bench.vm.on_left = lambda *what: left.append(what)
     bench.listen()
     bench.vm.deliver(0, 1)
@@ -229,8 +229,8 @@ def test_intx_counts_doorbells_of_which_the_status_keeps_nothing_as_lost():
 
 
 def test_intx_of_several_devices_are_lines_of_their_own():
-    bench, found = Bench(profile="qemu-1.1-intx"), []
-    second = Bench(profile="qemu-1.1-intx", first=bench.vm)
+    bench, found = VmSetup(profile="qemu-1.1-intx"), []
+    second = VmSetup(profile="qemu-1.1-intx", first=bench.vm)
     bench.vm.start(read_status(found))
     second.vm.deliver(0, 9)
     bench.vm.deliver(0, 4)
@@ -241,7 +241,7 @@ def test_intx_of_several_devices_are_lines_of_their_own():
 
 
 def test_intx_that_a_program_raises_itself_and_lowers_again_interrupts_nothing():
-    bench = Bench(profile="qemu-1.1-intx")
+    bench = VmSetup(profile="qemu-1.1-intx")
 
     def program(guest):
         guest.write(0, 4, 1)
@@ -257,7 +257,7 @@ def test_intx_that_a_program_raises_itself_and_lowers_again_interrupts_nothing()
 @pytest.mark.parametrize("vectors", [0, 2])
 def test_intx_of_a_device_without_a_server(profile, vectors):
     """Nothing rings it, but its own program can raise the line."""
-    bench, found = Bench(vectors, profile=profile), []
+    bench, found = VmSetup(vectors, profile=profile), []
     bench.vm.start(read_status(found))
     bench.guest.write(0, 4, 6)
     bench.vm.settle()
@@ -335,7 +335,7 @@ def test_interrupts_before_the_program_starts_are_taken_by_the_machine(bench):
 
 @pytest.mark.parametrize("sample_every", [0, 1, 16])
 def test_vector_256_of_a_device_that_knows_8_bits_is_vector_0(sample_every):
-    bench = Bench(sample_every=sample_every)
+    bench = VmSetup(sample_every=sample_every)
     for _ in range(5):
         bench.guest.ring(1, 256)
         bench.guest.ring(1, 257)
@@ -351,7 +351,7 @@ def test_vectors_above_255_are_rung_as_the_register_would():
         ("qemu-doorbell-kvm", 0x9000, 257),
         ("qemu-1.1-intx", 1, 1),
     ):
-        bench = Bench(280, profile=profile)
+        bench = VmSetup(280, profile=profile)
         for vector in range(280):
             bench.vm.connect(peer, vector, 1000 + vector)
         bench.guest.ring(peer, 257)
@@ -361,7 +361,7 @@ def test_vectors_above_255_are_rung_as_the_register_would():
 
 
 def test_vector_256_on_a_device_that_knows_16_bits_reaches_no_peer():
-    bench = Bench(8, profile="acrn")
+    bench = VmSetup(8, profile="acrn")
     bench.guest.ring(1, 256)
     bench.vm.doorbells.flush()
     assert (bench.rung, bench.ledger.nowhere) == ([], 1)
@@ -413,7 +413,7 @@ def ways_of(bench, peer, vector=0):
 @pytest.mark.parametrize("before", [False, True], ids=["never rung", "rung before"])
 @pytest.mark.parametrize("sample_every", [0, 1, 2])
 def test_all_ways_to_ring_do_what_the_device_does_with_memory_decode_off(way, before, sample_every):
-    bench = Bench(sample_every=sample_every)
+    bench = VmSetup(sample_every=sample_every)
     ring = ways_of(bench, 1)[way]
     if before:
         ring()
@@ -434,7 +434,7 @@ def test_all_ways_to_ring_do_what_the_device_does_with_memory_decode_off(way, be
 @pytest.mark.parametrize("way", WAYS)
 def test_all_ways_to_ring_do_what_the_device_does_after_a_reset(way):
     """A driver that has not switched memory decoding on again rings no peer."""
-    bench = Bench()
+    bench = VmSetup()
     ring = ways_of(bench, 1)[way]
     ring()
     bench.vm.device.reset()
@@ -447,7 +447,7 @@ def test_all_ways_to_ring_do_what_the_device_does_after_a_reset(way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_all_ways_to_ring_reach_no_peer_before_the_driver_has_started(way):
-    bench = Bench(placed=False)
+    bench = VmSetup(placed=False)
     ways_of(bench, 1)[way]()
     assert bench.rung == []
     bench.vm.place(0, memoryview(bytearray(4096)))
@@ -457,7 +457,7 @@ def test_all_ways_to_ring_reach_no_peer_before_the_driver_has_started(way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_all_ways_to_ring_reach_no_peer_of_a_device_that_was_removed(way):
-    bench = Bench()
+    bench = VmSetup()
     ring = ways_of(bench, 1)[way]
     ring()
     bench.vm.unplug()
@@ -470,7 +470,7 @@ def test_all_ways_to_ring_reach_no_peer_of_a_device_that_was_removed(way):
 @pytest.mark.parametrize("decodes", [False, True])
 def test_all_ways_to_ring_do_what_the_new_device_does_after_a_migration(way, decodes):
     """Memory decoding comes with the saved state; the peers come from the new server."""
-    bench = Bench(role="master")
+    bench = VmSetup(role="master")
     ring = ways_of(bench, 1)[way]
     ring()
     vm = bench.vm
@@ -528,7 +528,7 @@ def test_a_program_that_a_reset_or_an_unplug_ends_reports_what_it_missed(bench):
 
 def test_a_reset_of_a_machine_with_two_devices_starts_its_program_once(bench):
     """The program takes the interrupts of both devices afterwards, as before."""
-    second, started = Bench(first=bench.vm), []
+    second, started = VmSetup(first=bench.vm), []
 
     def program(guest):
         started.append(guest)
@@ -551,10 +551,10 @@ def test_a_step_is_resumed_at_once_unless_the_engine_preempts():
         seen.append((yield STEP))
         seen.append((yield FOREVER))
 
-    vm = Bench().vm
+    vm = VmSetup().vm
     assert vm.start(program) is FOREVER
     assert seen == [None]
-    vm = Bench().vm
+    vm = VmSetup().vm
     vm.preempts = lambda: True
     assert vm.start(program) == STEP
     assert vm.expire() is FOREVER
@@ -562,7 +562,7 @@ def test_a_step_is_resumed_at_once_unless_the_engine_preempts():
 
 def test_a_pending_vector_fires_after_the_step_at_which_the_program_is_preempted():
     """Unmasking fires the vector; its interrupt must not resume a program that stands at a STEP."""
-    bench, seen = Bench(), []
+    bench, seen = VmSetup(), []
 
     def program(guest):
         guest.mask(1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sim.kernel.qemu_program import find_qemu
-from tests.system.test_serve import PATIENCE_S, Visitor, serve, serving
+from tests.system.test_serve import PATIENCE_S, GreetedClient, serve, serving
 
 pytestmark = pytest.mark.qemu
 
@@ -39,7 +39,7 @@ def test_a_qemu_joins_with_the_printed_options_and_keeps_its_memory_when_the_ser
             warning = server.stderr.readline()
             assert f"memory '{name}' is shared, with its content, with clients of a server that was killed" in warning
             assert f"[{qemu.pid}]): this server does not know them" in warning
-            with contextlib.closing(Visitor(path, 2)) as visitor:
+            with contextlib.closing(GreetedClient(path, 2)) as visitor:
                 assert visitor.client.peers == {0: 2}
             assert qemu.poll() is None
         assert server.wait(PATIENCE_S) == 0

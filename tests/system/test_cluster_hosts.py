@@ -30,7 +30,7 @@ DEAD_AFTER = "12s"
 """After how long without an answer a connection is dead: 30 s by Dask's default, which also needs 11 s or more."""
 
 
-class Site:
+class ClusterNetwork:
     """A network with a scheduler, workers and clients."""
 
     def __init__(self, place: Path, net: Network) -> None:
@@ -75,8 +75,8 @@ def make_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[objec
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP", DEAD_AFTER)
     with contextlib.ExitStack() as stack:
 
-        def make(*hosts: str, ahead_s: dict[str, int] | None = None) -> Site:
-            site = Site(tmp_path, stack.enter_context(network(hosts, ahead_s)))
+        def make(*hosts: str, ahead_s: dict[str, int] | None = None) -> ClusterNetwork:
+            site = ClusterNetwork(tmp_path, stack.enter_context(network(hosts, ahead_s)))
             stack.callback(lambda: end_all([part for part in site.parts if part.process.poll() is None]))
             return site
 
@@ -233,7 +233,7 @@ parameters = { to = "all", rate_hz = 400.0 }
 """
 
 
-def halves(site: Site, **values: str) -> list[str]:
+def halves(site: ClusterNetwork, **values: str) -> list[str]:
     """The words of a run of two halves, the left one on alpha and the right one on beta."""
     file = site.place / "halves.toml"
     file.write_text(TWO_HALVES)

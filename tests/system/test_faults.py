@@ -27,7 +27,7 @@ from sim.kernel.signals import ENDING
 from sim.recording import Recording, State, header
 from sim.runner import Begun
 from tests.faults.processes import left_alive
-from tests.system.test_serve import Visitor
+from tests.system.test_serve import GreetedClient
 
 PATIENCE_S = 60.0
 
@@ -470,7 +470,7 @@ def test_a_run_does_not_take_memory_that_clients_of_a_killed_run_use(
     named = ["ping_pong", *CALM, "--set", f'memory.name="{name}"', "--set", "run.duration_s=30", "--socket", str(path)]
     ivsim = Ivsim(tmp_path, *named)
     family = [*ivsim.wait_for_machines(2), *psutil.Process(ivsim.process.pid).children()]
-    with contextlib.closing(Visitor(path, 2)) as visitor:
+    with contextlib.closing(GreetedClient(path, 2)) as visitor:
         ivsim.process.kill()
         ivsim.process.communicate()
         assert left_alive(family) == []

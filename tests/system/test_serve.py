@@ -42,7 +42,7 @@ def serving(path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
                 server.wait(PATIENCE_S)
 
 
-class Visitor:
+class GreetedClient:
     """A client that reads until it has all that the greeting of an empty server holds."""
 
     def __init__(self, path: Path, vectors: int) -> None:
@@ -71,7 +71,7 @@ class Visitor:
 
 def test_a_client_gets_an_id_the_memory_and_its_vectors(short_path: Path) -> None:
     path = short_path / "s"
-    with serving(path, "-n", "3", "-l", "100K"), contextlib.closing(Visitor(path, 3)) as visitor:
+    with serving(path, "-n", "3", "-l", "100K"), contextlib.closing(GreetedClient(path, 3)) as visitor:
         assert visitor.events[0] == Assigned(0)
         (memory,) = [event.descriptor for event in visitor.events if isinstance(event, MemoryShared)]
         assert os.fstat(memory).st_size == 128 << 10  # rounded up to a power of two
@@ -83,7 +83,7 @@ def test_a_client_gets_an_id_the_memory_and_its_vectors(short_path: Path) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_and_leaves_nothing(number: signal.Signals, short_path: Path) -> None:
     path = short_path / "s"
-    with serving(path) as server, contextlib.closing(Visitor(path, 1)) as visitor:
+    with serving(path) as server, contextlib.closing(GreetedClient(path, 1)) as visitor:
         server.send_signal(number)
         assert server.wait(PATIENCE_S) == 0
         assert server.stderr is not None
@@ -101,7 +101,7 @@ def test_it_reports_joins_and_leaves_if_asked(short_path: Path) -> None:
     with serving(path, "-v") as server:
         assert server.stderr is not None
         assert server.stderr.readline().startswith("for QEMU: ")
-        Visitor(path, 1).close()
+        GreetedClient(path, 1).close()
         assert server.stderr.readline() == f"peer 0 joined (pid {os.getpid()}, uid {os.getuid()})\n"
         assert server.stderr.readline() == "peer 0 left: left\n"
 
@@ -117,7 +117,7 @@ def test_a_second_server_on_the_same_socket_is_refused_and_does_no_harm(short_pa
             _, stderr = third.communicate(timeout=PATIENCE_S)
             assert third.returncode == 2
             assert "exists already: another server uses it" in stderr
-        with contextlib.closing(Visitor(path, 1)) as visitor:
+        with contextlib.closing(GreetedClient(path, 1)) as visitor:
             assert visitor.client.peer == 0  # looking at the socket has cost no ID
     assert not Path("/dev/shm", short_path.name + "-2").exists()
 

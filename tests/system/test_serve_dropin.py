@@ -21,7 +21,7 @@ import pytest
 
 from sim.kernel.memory import Region, map_region
 from sim.wire.event_log import EventLog
-from tests.system.test_serve import PATIENCE_S, Visitor, serve, serving
+from tests.system.test_serve import PATIENCE_S, GreetedClient, serve, serving
 
 SHM = Path("/dev/shm")
 
@@ -72,7 +72,7 @@ def daemon(options: list[str], *more: str) -> Iterator[int]:
 
 
 def test_a_daemon_is_on_its_own_when_the_shell_goes_on(options: list[str]) -> None:
-    with daemon(options) as pid, contextlib.closing(Visitor(Path(options[1]), 1)) as visitor:
+    with daemon(options) as pid, contextlib.closing(GreetedClient(Path(options[1]), 1)) as visitor:
         assert visitor.client.peer == 0
         assert os.getsid(pid) not in (os.getsid(0), pid)  # no leader: it never gets a terminal
         assert {os.readlink(f"/proc/{pid}/fd/{stream}") for stream in range(3)} == {"/dev/null"}
@@ -104,7 +104,7 @@ def test_leftovers_of_a_killed_daemon_are_taken_over(options: list[str]) -> None
         os.waitpid(pid, 0)
         assert Path(options[1]).exists()
         assert (SHM / options[5]).exists()
-    with daemon(options), contextlib.closing(Visitor(Path(options[1]), 1)) as visitor:
+    with daemon(options), contextlib.closing(GreetedClient(Path(options[1]), 1)) as visitor:
         assert visitor.client.peer == 0
 
 
@@ -168,7 +168,7 @@ def test_memory_of_unknown_origin_stays_or_is_shared(short_path: Path) -> None:
         assert refused.returncode == 2
         assert "has 8192 bytes, expected 4096" in refused.stderr
         with serving(short_path / "s", "-l", "8K", "--reuse-memory"):
-            Visitor(short_path / "s", 1).close()
+            GreetedClient(short_path / "s", 1).close()
         assert memory.read_bytes()[:8] == b"precious"
     finally:
         memory.unlink()
@@ -181,7 +181,7 @@ def test_memory_without_a_name(kind: str, short_path: Path) -> None:
     with serve("-F", "-S", str(path), "-l", "64K", *chosen) as server:
         assert server.stderr is not None
         assert "serving 65536 bytes" in server.stderr.readline()
-        with contextlib.closing(Visitor(path, 1)) as visitor:
+        with contextlib.closing(GreetedClient(path, 1)) as visitor:
             (memory,) = [event.descriptor for event in visitor.events if type(event).__name__ == "MemoryShared"]
             found = os.fstat(memory)
             assert (found.st_size, found.st_nlink) == (65536, 0)
@@ -201,7 +201,7 @@ def test_memory_outlives_a_killed_server_with_its_clients(short_path: Path) -> N
         with serve("-F", "-S", str(path), "-M", name, "-l", "64K") as server:
             assert server.stderr is not None
             assert server.stderr.readline().startswith("serving")
-            old = stack.enter_context(contextlib.closing(Visitor(path, 1)))
+            old = stack.enter_context(contextlib.closing(GreetedClient(path, 1)))
             memory = stack.enter_context(map_region(old.memory))
             memory[0:4] = b"kept"
             server.kill()
@@ -217,7 +217,7 @@ def test_memory_outlives_a_killed_server_with_its_clients(short_path: Path) -> N
             warning = server.stderr.readline()
             assert f"memory '{name}' is shared, with its content, with clients of a server that was killed" in warning
             assert f"[{os.getpid()}])" in warning
-            with contextlib.closing(Visitor(path, 1)) as new, map_region(new.memory) as same:
+            with contextlib.closing(GreetedClient(path, 1)) as new, map_region(new.memory) as same:
                 assert same[0:4] == b"kept"
             server.terminate()
         assert not (SHM / name).exists()
@@ -271,7 +271,7 @@ def test_one_after_the_other_when_two_look_for_a_stale_socket(short_path: Path) 
 def test_ids_begin_where_they_are_told_to_and_end(short_path: Path) -> None:
     path, log = short_path / "s", short_path / "log"
     with serving(path, "--ids", "65535", "--log", str(log)):
-        with contextlib.closing(Visitor(path, 1)) as last:
+        with contextlib.closing(GreetedClient(path, 1)) as last:
             assert last.client.peer == 65535
             with socket.socket(socket.AF_UNIX) as refused:
                 refused.connect(os.fspath(path))
@@ -293,10 +293,10 @@ def test_an_id_is_given_again_if_asked(short_path: Path) -> None:
         assert server.stderr is not None
         assert "corrupts its heap" in server.stderr.readline()
         assert "serving" in server.stderr.readline()
-        with contextlib.closing(Visitor(path, 1)) as first:
+        with contextlib.closing(GreetedClient(path, 1)) as first:
             assert first.client.peer == 0
             for _ in range(3):
-                with contextlib.closing(Visitor(path, 1)) as second:
+                with contextlib.closing(GreetedClient(path, 1)) as second:
                     assert second.client.peer == 1
                 seen: list[str] = []
                 while "PeerLeft" not in seen:  # then the server knows
@@ -313,7 +313,7 @@ def test_one_client_too_many_is_told_so(short_path: Path) -> None:
     path = short_path / "s"
     with (
         serving(path, "--max-clients", "1"),
-        contextlib.closing(Visitor(path, 1)),
+        contextlib.closing(GreetedClient(path, 1)),
         socket.socket(socket.AF_UNIX) as refused,
     ):
         refused.connect(os.fspath(path))
@@ -374,7 +374,7 @@ def test_a_process_of_another_user_is_refused_and_logged(short_path: Path) -> No
 
 def test_the_log_tells_of_a_client_that_sent_data(short_path: Path) -> None:
     path, log = short_path / "s", short_path / "log"
-    with serving(path, "--log", str(log)), contextlib.closing(Visitor(path, 1)) as visitor:
+    with serving(path, "--log", str(log)), contextlib.closing(GreetedClient(path, 1)) as visitor:
         visitor.channel.socket.send(b"hello")
         until(lambda: '"left"' in log.read_text())
     events = [json.loads(line) for line in log.read_text().splitlines()]

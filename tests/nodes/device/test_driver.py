@@ -46,7 +46,7 @@ def moved(name: str) -> Profile:
     )
 
 
-class Bench:
+class DriverSetup:
     def __init__(self, made: Profile) -> None:
         self.rung: list[int] = []
         self.heard: list[Interrupt | None] = []
@@ -76,7 +76,7 @@ class Bench:
 
 @pytest.mark.parametrize("name", ["qemu-doorbell", "qemu-doorbell-kvm", "qemu-1.1"])
 def test_a_device_with_another_register_map(name: str) -> None:
-    bench = Bench(moved(name))
+    bench = DriverSetup(moved(name))
     guest, device = bench.vm.guest, bench.vm.device
     bench.listen()
     assert device.config_read(0x00, 4) == 0x4106_110A
@@ -97,7 +97,7 @@ def test_a_device_with_another_register_map(name: str) -> None:
 
 
 def test_the_line_of_a_device_with_another_register_map() -> None:
-    bench = Bench(moved("qemu-1.1-intx"))
+    bench = DriverSetup(moved("qemu-1.1-intx"))
     bench.listen()
     assert bench.vm.guest.read(2, 0x18) == 0xFFFF_FFFF
     bench.vm.deliver(1, 5)
@@ -109,7 +109,7 @@ def test_the_line_of_a_device_with_another_register_map() -> None:
 @pytest.mark.parametrize("name", ["qemu-doorbell", "qemu-1.1", "qemu-1.1-intx"])
 def test_migration_of_a_device_with_another_register_map(name: str) -> None:
     made = moved(name)
-    source, there = Bench(made).vm, Bench(made).vm
+    source, there = DriverSetup(made).vm, DriverSetup(made).vm
     source.guest.write(2, 0x18, 0xAB)
     there.device.load(source.device.save())
     assert there.device.config.data == source.device.config.data

@@ -16,7 +16,7 @@ MIB = 1 << 20
 ALL_ONES = 0xFFFF_FFFF
 
 
-class Bench:
+class Qemu11DeviceSetup:
     """A device of 2012 with memory of 1 MiB, its doorbells counted."""
 
     def __init__(
@@ -32,12 +32,12 @@ class Bench:
         if boot:
             assign_resources(self.device.config.bars.values(), self.device.config_write)
 
-    def settle(self, peer: int = 3) -> Bench:
+    def settle(self, peer: int = 3) -> Qemu11DeviceSetup:
         self.device.set_peer(peer)
         self.device.set_memory(memoryview(bytearray(MIB)))
         return self
 
-    def enable(self, *unmasked: int) -> Bench:
+    def enable(self, *unmasked: int) -> Qemu11DeviceSetup:
         for vector in unmasked:
             for word, value in enumerate((0x2000 + 16 * vector, 0, 0xC0DE_0000 + vector, 0)):
                 self.device.bar_write(1, 16 * vector + 4 * word, 4, value)
@@ -63,14 +63,14 @@ class Bench:
 
 
 def test_identity() -> None:
-    device = Bench().device
+    device = Qemu11DeviceSetup().device
     assert device.config_read(0x00, 4) == 0x1110_1AF4
     assert device.config_read(0x08, 4) == 0x0500_0000
     assert device.config_read(0x2C, 4) == 0x1100_1AF4
 
 
 def test_command_is_preset_and_any_reset_clears_it() -> None:
-    device = Bench(boot=False).device
+    device = Qemu11DeviceSetup(boot=False).device
     assert device.config_read(0x04, 2) == 3
     device.reset()
     assert device.config_read(0x04, 2) == 0
@@ -78,7 +78,7 @@ def test_command_is_preset_and_any_reset_clears_it() -> None:
 
 @pytest.mark.parametrize("name", ["qemu-1.1", "qemu-1.1-intx", "qemu-1.1-shm"])
 def test_interrupt_pin_is_always_inta(name: str) -> None:
-    assert Bench(name).device.config_read(0x3D, 1) == 1
+    assert Qemu11DeviceSetup(name).device.config_read(0x3D, 1) == 1
 
 
 def bar_size(device: Ivshmem, offset: int) -> tuple[int, int]:
@@ -89,19 +89,19 @@ def bar_size(device: Ivshmem, offset: int) -> tuple[int, int]:
 
 
 def test_register_bar() -> None:
-    assert bar_size(Bench(boot=False).device, 0x10) == (0x100, 0)
+    assert bar_size(Qemu11DeviceSetup(boot=False).device, 0x10) == (0x100, 0)
 
 
 def test_msix_bar_only_with_server_and_msi() -> None:
-    assert bar_size(Bench(boot=False).device, 0x14) == (4096, 0)
+    assert bar_size(Qemu11DeviceSetup(boot=False).device, 0x14) == (4096, 0)
     for name in ("qemu-1.1-intx", "qemu-1.1-shm"):
-        device = Bench(name, boot=False).device
+        device = Qemu11DeviceSetup(name, boot=False).device
         assert bar_size(device, 0x14) == (0, 0)
         assert not device.config_read(0x06, 2) & 0x10
 
 
 def test_memory_bar_is_there_before_the_memory() -> None:
-    bench = Bench()
+    bench = Qemu11DeviceSetup()
     bench.device.bar_write(2, 0, 4, 5)
     assert bench.device.bar_read(2, 0, 4) == 0
     bench.settle().device.bar_write(2, 0, 4, 5)
@@ -111,7 +111,7 @@ def test_memory_bar_is_there_before_the_memory() -> None:
 
 
 def test_msix_layout() -> None:
-    device = Bench(vectors=5).device
+    device = Qemu11DeviceSetup(vectors=5).device
     capability = [device.config_read(0x40 + at, 4) for at in (0, 4, 8)]
     assert capability == [4 << 16 | 0x11, 1, 0x801]
     assert device.config_read(0x34, 1) == 0x40
@@ -119,13 +119,13 @@ def test_msix_layout() -> None:
 
 @pytest.mark.parametrize("vectors", [0, 33])
 def test_too_many_or_no_vectors(vectors: int) -> None:
-    assert Bench(vectors=32).device.config_read(0x42, 2) == 31
+    assert Qemu11DeviceSetup(vectors=32).device.config_read(0x42, 2) == 31
     with pytest.raises(UsageError, match=r"expected 1\.\.32"):
-        Bench(vectors=vectors)
+        Qemu11DeviceSetup(vectors=vectors)
 
 
 def test_vectors_are_masked_at_first() -> None:
-    bench = Bench().settle()
+    bench = Qemu11DeviceSetup().settle()
     assert [bench.device.bar_read(1, 16 * vector + 12, 4) for vector in range(2)] == [1, 1]
     bench.enable()
     bench.device.interrupt(0, 1)
@@ -142,7 +142,7 @@ def test_vectors_are_masked_at_first() -> None:
 
 
 def test_shm_mode_has_no_msix_no_peers_and_position_0() -> None:
-    device = Bench("qemu-1.1-shm").device
+    device = Qemu11DeviceSetup("qemu-1.1-shm").device
     device.set_memory(memoryview(bytearray(MIB)))
     assert device.bar_read(0, 8, 4) == 0
     assert device.msix is None
@@ -155,7 +155,7 @@ def test_shm_mode_has_no_msix_no_peers_and_position_0() -> None:
 
 def test_register_map() -> None:
     """Each register alone: what is written to one is seen there, and at no other offset."""
-    bench = Bench("qemu-1.1-intx").settle(7)
+    bench = Qemu11DeviceSetup("qemu-1.1-intx").settle(7)
     bench.device.connect(9, 1)
     bench.write(0, 0xA5)
     bench.write(4, 0x5A00)
@@ -168,7 +168,7 @@ def test_register_map() -> None:
 
 
 def test_written_offsets_are_rounded_read_ones_are_not() -> None:
-    bench = Bench().settle()
+    bench = Qemu11DeviceSetup().settle()
     bench.device.connect(0, 1)
     bench.write(13, 1, 1)
     assert bench.rung == {(0, 1): 1}
@@ -180,7 +180,7 @@ def test_written_offsets_are_rounded_read_ones_are_not() -> None:
 
 def test_misaligned_accesses_arrive_in_aligned_pieces() -> None:
     """An exit of KVM is split before the memory core could refuse it (QEMU 1.1, exec.c, cpu_physical_memory_rw)."""
-    bench = Bench().settle()
+    bench = Qemu11DeviceSetup().settle()
     bench.write(0, 5)
     bench.write(4, 0x1234_5678)
     assert bench.read(2) == 0x5678_0000  # 2 bytes at 2 are no register, 2 at 4 are the status, and clear it
@@ -193,7 +193,7 @@ def test_misaligned_accesses_arrive_in_aligned_pieces() -> None:
 
 def test_misaligned_accesses_of_the_msix_table() -> None:
     """Only aligned words are taken (QEMU 1.1, hw/msix.c, msix_mmio_ops); every other piece reads all ones."""
-    device = Bench().settle().device
+    device = Qemu11DeviceSetup().settle().device
     device.bar_write(1, 0, 4, 0x1122_3344)
     device.bar_write(1, 4, 4, 0x5566_7788)
     assert device.bar_read(1, 2, 4) == ALL_ONES
@@ -204,14 +204,14 @@ def test_misaligned_accesses_of_the_msix_table() -> None:
 
 
 def test_narrow_writes_replace_the_whole_register() -> None:
-    bench = Bench().settle()
+    bench = Qemu11DeviceSetup().settle()
     bench.write(0, ALL_ONES)
     bench.write(0, 0x12, 1)
     assert bench.read(0) == 0x12
 
 
 def test_little_endian_as_its_host() -> None:
-    bench = Bench().settle()
+    bench = Qemu11DeviceSetup().settle()
     bench.write(0, 0x0102_0304)
     assert bench.read(0, 2) == 0x0304
     bench.write(0, 0x0506_0708_0102_0304, 8)  # the low word is at the low address
@@ -219,7 +219,7 @@ def test_little_endian_as_its_host() -> None:
 
 
 def test_mask_is_read_write_and_moves_the_line() -> None:
-    bench = Bench("qemu-1.1-intx").settle()
+    bench = Qemu11DeviceSetup("qemu-1.1-intx").settle()
     assert bench.read(0) == 0
     bench.write(4, 1)
     assert bench.effects() == []
@@ -231,7 +231,7 @@ def test_mask_is_read_write_and_moves_the_line() -> None:
 
 
 def test_status_write_stores() -> None:
-    bench = Bench("qemu-1.1-intx").settle()
+    bench = Qemu11DeviceSetup("qemu-1.1-intx").settle()
     bench.write(0, 2)
     bench.write(4, 3)
     assert bench.effects() == [IntxLevel(True)]
@@ -241,7 +241,7 @@ def test_status_write_stores() -> None:
 
 
 def test_status_read_clears_and_lowers_the_line() -> None:
-    bench = Bench("qemu-1.1-intx").settle()
+    bench = Qemu11DeviceSetup("qemu-1.1-intx").settle()
     bench.write(0, 0xFF)
     bench.write(4, 0x55)
     bench.effects()
@@ -251,7 +251,7 @@ def test_status_read_clears_and_lowers_the_line() -> None:
 
 
 def test_line_is_status_and_mask_unless_disabled() -> None:
-    bench = Bench("qemu-1.1-intx").settle()
+    bench = Qemu11DeviceSetup("qemu-1.1-intx").settle()
     bench.write(0, 0xF0)
     bench.write(4, 0x0F)
     assert bench.effects() == []
@@ -262,7 +262,7 @@ def test_line_is_status_and_mask_unless_disabled() -> None:
 
 
 def test_position_is_minus_one_until_memory_is_there() -> None:
-    bench = Bench()
+    bench = Qemu11DeviceSetup()
     assert bench.read(8) == ALL_ONES
     bench.device.set_peer(5)
     assert bench.read(8) == ALL_ONES
@@ -271,7 +271,7 @@ def test_position_is_minus_one_until_memory_is_there() -> None:
 
 
 def test_position_and_reserved_space_ignore_writes() -> None:
-    bench = Bench().settle()
+    bench = Qemu11DeviceSetup().settle()
     for offset in (8, *range(16, 256, 4)):
         bench.write(offset, ALL_ONES)
         assert bench.read(offset) == (3 if offset == 8 else 0)
@@ -279,14 +279,14 @@ def test_position_and_reserved_space_ignore_writes() -> None:
 
 
 def test_doorbell_reads_0() -> None:
-    bench = Bench().settle()
+    bench = Qemu11DeviceSetup().settle()
     bench.device.connect(0, 0)
     bench.write(12, 9 << 16)
     assert bench.read(12) == 0
 
 
 def test_doorbell_vector_has_8_bits() -> None:
-    bench = Bench().settle()
+    bench = Qemu11DeviceSetup().settle()
     for vector in range(2):
         bench.device.connect(9, vector)
     for value in (9 << 16, 9 << 16 | 0x100, 9 << 16 | 0xFF01):
@@ -295,7 +295,7 @@ def test_doorbell_vector_has_8_bits() -> None:
 
 
 def test_doorbell_beyond_the_peers_and_vectors_is_ignored() -> None:
-    bench = Bench().settle()
+    bench = Qemu11DeviceSetup().settle()
     bench.device.connect(9, 0)
     bench.write(12, 10 << 16)
     bench.write(12, 9 << 16 | 1)
@@ -304,7 +304,7 @@ def test_doorbell_beyond_the_peers_and_vectors_is_ignored() -> None:
 
 
 def test_doorbell_rings_once() -> None:
-    bench = Bench().settle()
+    bench = Qemu11DeviceSetup().settle()
     bench.device.connect(9, 0)
     bench.write(12, 9 << 16)
     assert bench.rung == {(9, 0): 1}
@@ -312,19 +312,19 @@ def test_doorbell_rings_once() -> None:
 
 
 def test_doorbell_to_itself() -> None:
-    bench = Bench().settle(3)
+    bench = Qemu11DeviceSetup().settle(3)
     bench.device.connect(3, 1)
     bench.write(12, 3 << 16 | 1)
     assert bench.rung == {(3, 1): 1}
 
 
 def test_doorbell_0_without_a_server_is_a_fault() -> None:
-    bench = Bench("qemu-1.1-shm")
+    bench = Qemu11DeviceSetup("qemu-1.1-shm")
     bench.write(12, 1 << 16)  # beyond the largest peer: nothing
     with pytest.raises(ModelledFault) as caught:
         bench.write(12, 0)
     assert caught.value.row == 55
-    repaired = Bench("qemu-1.1-shm", repaired=(Quirk.PLAIN_DOORBELL_FAULT,))
+    repaired = Qemu11DeviceSetup("qemu-1.1-shm", repaired=(Quirk.PLAIN_DOORBELL_FAULT,))
     repaired.write(12, 0)
     assert repaired.device.ignored_doorbells == 1
 
@@ -333,14 +333,14 @@ def test_doorbell_0_without_a_server_is_a_fault() -> None:
 
 
 def test_rings_coalesce() -> None:
-    bench = Bench().settle().enable(0)
+    bench = Qemu11DeviceSetup().settle().enable(0)
     bench.device.interrupt(0, 1000)
     assert len(bench.effects()) == 1
 
 
 @pytest.mark.parametrize("enabled", [False, True])
 def test_masked_or_disabled_is_pending(enabled: bool) -> None:
-    bench = Bench().settle()
+    bench = Qemu11DeviceSetup().settle()
     if enabled:
         bench.enable()
     bench.device.interrupt(1, 3)
@@ -351,7 +351,7 @@ def test_masked_or_disabled_is_pending(enabled: bool) -> None:
 
 
 def test_reset_drops_the_vectors() -> None:
-    bench = Bench().settle().enable(0)
+    bench = Qemu11DeviceSetup().settle().enable(0)
     assert bench.device.fires == [True, False]
     bench.device.reset()
     assign_resources(bench.device.config.bars.values(), bench.device.config_write)
@@ -361,14 +361,14 @@ def test_reset_drops_the_vectors() -> None:
     assert bench.effects() == []
     assert bench.pending() == 0
     assert bench.device.lost_doorbells == 4
-    repaired = Bench(repaired=(Quirk.RESET_DROPS_VECTORS,)).settle()
+    repaired = Qemu11DeviceSetup(repaired=(Quirk.RESET_DROPS_VECTORS,)).settle()
     repaired.device.reset()
     assign_resources(repaired.device.config.bars.values(), repaired.device.config_write)
     assert repaired.enable(0).device.fires == [True, False]
 
 
 def test_intx_status_is_the_low_byte_of_the_counter() -> None:
-    bench = Bench("qemu-1.1-intx").settle()
+    bench = Qemu11DeviceSetup("qemu-1.1-intx").settle()
     bench.write(0, ALL_ONES)
     bench.device.interrupt(0, 255)
     assert bench.effects() == [IntxLevel(True)]
@@ -380,14 +380,14 @@ def test_intx_status_is_the_low_byte_of_the_counter() -> None:
     bench.device.interrupt(0, 1)
     assert bench.effects() == []
     assert (bench.device.lost_doorbells, bench.device.pended_doorbells) == (256, 1)
-    repaired = Bench("qemu-1.1-intx", repaired=(Quirk.STATUS_LOW_BYTE,)).settle()
+    repaired = Qemu11DeviceSetup("qemu-1.1-intx", repaired=(Quirk.STATUS_LOW_BYTE,)).settle()
     repaired.write(0, ALL_ONES)
     repaired.device.interrupt(0, 256)
     assert repaired.effects() == [IntxLevel(True)]
 
 
 def test_intx_forgets_the_vector() -> None:
-    bench = Bench("qemu-1.1-intx").settle()
+    bench = Qemu11DeviceSetup("qemu-1.1-intx").settle()
     seen = []
     for vector in range(2):
         bench.device.interrupt(vector, 1)
@@ -396,11 +396,11 @@ def test_intx_forgets_the_vector() -> None:
 
 
 def test_intx_beside_msix() -> None:
-    bench = Bench().settle().enable(0)
+    bench = Qemu11DeviceSetup().settle().enable(0)
     bench.write(0, 1)
     bench.write(4, 1)
     assert bench.effects() == [IntxLevel(True)]
-    repaired = Bench(repaired=(Quirk.INTX_BESIDE_MSIX,)).settle().enable(0)
+    repaired = Qemu11DeviceSetup(repaired=(Quirk.INTX_BESIDE_MSIX,)).settle().enable(0)
     repaired.write(0, 1)
     repaired.write(4, 1)
     assert repaired.effects() == []
@@ -410,7 +410,7 @@ def test_intx_beside_msix() -> None:
 
 
 def test_device_reset_keeps_mask_peers_and_memory() -> None:
-    bench = Bench().settle(3)
+    bench = Qemu11DeviceSetup().settle(3)
     bench.device.connect(9, 0)
     bench.write(0, 0xAB)
     bench.write(4, 0xCD)
@@ -424,7 +424,7 @@ def test_device_reset_keeps_mask_peers_and_memory() -> None:
 
 
 def test_enable_and_function_mask_fire_what_is_pending() -> None:
-    bench = Bench().settle().enable(0, 1)
+    bench = Qemu11DeviceSetup().settle().enable(0, 1)
     bench.device.config_write(0x42, 2, 0xC000)
     bench.device.interrupt(0, 1)
     bench.device.interrupt(1, 1)
@@ -438,7 +438,7 @@ def test_enable_and_function_mask_fire_what_is_pending() -> None:
 
 
 def test_messages_need_no_bus_master() -> None:
-    bench = Bench().settle().enable(0)
+    bench = Qemu11DeviceSetup().settle().enable(0)
     bench.device.config_write(0x04, 2, 2)
     assert bench.device.fires[0] is True
     bench.device.interrupt(0, 1)

@@ -24,7 +24,7 @@ MEMORY, MEMORY_FD = -1, 1000
 BYTES = 1 << 20
 
 
-class Station:
+class Qemu11EndpointSetup:
     """One machine, and descriptors that are numbers: those that come are below 2000, their duplicates above."""
 
     def __init__(self, name: str = "qemu-1.1", *repaired: Quirk, vectors: int = 2) -> None:
@@ -93,14 +93,14 @@ class Station:
         self.open.add(self._next)
         return self._next
 
-    def say(self, *messages: int | tuple[int, int]) -> Station:
+    def say(self, *messages: int | tuple[int, int]) -> Qemu11EndpointSetup:
         for message in messages:
             number, *descriptors = (message,) if isinstance(message, int) else message
             self.open.update(descriptors)
             self.endpoint.receive(Message(number).encode(), descriptors)
         return self
 
-    def greet(self, peer: int = 4) -> Station:
+    def greet(self, peer: int = 4) -> Qemu11EndpointSetup:
         return self.say(0, peer, (MEMORY, MEMORY_FD))
 
     def listen(self) -> None:
@@ -118,13 +118,13 @@ class Station:
 
 def test_the_device_of_2012_has_its_own_client_and_no_other_has() -> None:
     for name, made in PROFILES.items():
-        is_seed = isinstance(Station(name, vectors=made.fixed_vectors or 2).endpoint, Qemu11Endpoint)
+        is_seed = isinstance(Qemu11EndpointSetup(name, vectors=made.fixed_vectors or 2).endpoint, Qemu11Endpoint)
         assert is_seed == (name in ("qemu-1.1", "qemu-1.1-intx"))
-        assert isinstance(Station(name, vectors=made.fixed_vectors or 2).endpoint, Endpoint)
+        assert isinstance(Qemu11EndpointSetup(name, vectors=made.fixed_vectors or 2).endpoint, Endpoint)
 
 
 def test_a_greeting_of_today_places_the_machine_and_connects_its_vectors() -> None:
-    station = Station().greet(4).say((0, 10), (0, 11), (4, 12), (4, 13))
+    station = Qemu11EndpointSetup().greet(4).say((0, 10), (0, 11), (4, 12), (4, 13))
     endpoint, guest = station.endpoint, station.vm.guest
     assert (endpoint.peer, endpoint.is_set_up, endpoint.heard) == (4, True, 4)
     assert station.placed == [(4, 2001)]
@@ -139,7 +139,7 @@ def test_a_greeting_of_today_places_the_machine_and_connects_its_vectors() -> No
 
 
 def test_vectors_in_bulk_are_the_same_vectors() -> None:
-    station = Station().greet(4)
+    station = Qemu11EndpointSetup().greet(4)
     station.open |= {10, 11, 12}
     station.endpoint.receive_vectors([0, 0, 4], [10, 11, 12])
     assert station.vm.guest.peers == {0: 2, 4: 1}
@@ -147,7 +147,7 @@ def test_vectors_in_bulk_are_the_same_vectors() -> None:
 
 
 def test_a_peer_that_leaves_cannot_be_rung_and_may_return() -> None:
-    station = Station().greet().say((9, 10), (9, 11), 9)
+    station = Qemu11EndpointSetup().greet().say((9, 10), (9, 11), 9)
     assert station.vm.guest.peers == {}
     station.vm.guest.ring(9)
     assert station.rung == []
@@ -157,7 +157,7 @@ def test_a_peer_that_leaves_cannot_be_rung_and_may_return() -> None:
 
 def test_a_machine_that_is_told_that_it_left_is_deaf() -> None:
     """Its own eventfds are closed like those of any peer; they are not waited for any more, before that."""
-    station = Station().greet(4).say((4, 10), (4, 11))
+    station = Qemu11EndpointSetup().greet(4).say((4, 10), (4, 11))
     own = list(station.own)
     station.say(4)
     assert station.gone == own
@@ -167,7 +167,7 @@ def test_a_machine_that_is_told_that_it_left_is_deaf() -> None:
 
 
 def test_peers_above_the_largest_id_since_the_memory_came_are_hidden() -> None:
-    station = Station().say(4, (9, 10), (3, 11))
+    station = Qemu11EndpointSetup().say(4, (9, 10), (3, 11))
     assert set(station.vm.guest.peers) == {9, 3}
     station.say((MEMORY, MEMORY_FD))
     assert station.vm.guest.peers == {}
@@ -180,7 +180,7 @@ def test_peers_above_the_largest_id_since_the_memory_came_are_hidden() -> None:
 @pytest.mark.parametrize("name", ["qemu-1.1", "qemu-1.1-intx"])
 @pytest.mark.parametrize("repaired", [(), tuple(Quirk)])
 def test_every_descriptor_is_released_once(name: str, repaired: tuple[Quirk, ...]) -> None:
-    station = Station(name, *repaired).greet().say((9, 10), (9, 11), (4, 12), (3, 13), 9, (9, 14))
+    station = Qemu11EndpointSetup(name, *repaired).greet().say((9, 10), (9, 11), (4, 12), (3, 13), 9, (9, 14))
     assert len(station.open) == (4 if repaired else 4 + 6)
     station.endpoint.receive(b"\0", ())
     station.endpoint.close()
@@ -189,7 +189,7 @@ def test_every_descriptor_is_released_once(name: str, repaired: tuple[Quirk, ...
 
 
 def test_a_descriptor_that_is_no_eventfd_is_reported_and_released_once() -> None:
-    station = Station().greet()
+    station = Qemu11EndpointSetup().greet()
     station.bad = {2002}
     with pytest.raises(RemoteProtocolError, match="no eventfd"):
         station.say((9, 10))
@@ -198,27 +198,27 @@ def test_a_descriptor_that_is_no_eventfd_is_reported_and_released_once() -> None
 
 
 def test_a_server_that_closes_is_not_noticed_once_the_machine_is_set_up() -> None:
-    for station, awaited in ((Station(), "its ID"), (Station().say(4), "the shared memory")):
+    for station, awaited in ((Qemu11EndpointSetup(), "its ID"), (Qemu11EndpointSetup().say(4), "the shared memory")):
         with pytest.raises(RemoteProtocolError, match=f"before it sent {awaited}"):
             station.endpoint.end()
-    Station().greet().endpoint.end()
+    Qemu11EndpointSetup().greet().endpoint.end()
 
 
 def test_faults_that_are_no_defects_end_the_machine_too() -> None:
-    small = Station()
+    small = Qemu11EndpointSetup()
     small.object_bytes = 4096
     with pytest.raises(DeviceExitError, match="1048576 > 4096"):
         small.greet()
-    deaf = Station().greet()
+    deaf = Qemu11EndpointSetup().greet()
     deaf.pollable = False
     with pytest.raises(DeviceExitError, match="creating eventfd"):
         deaf.say((4, 10))
     with pytest.raises(RemoteProtocolError, match="memory before an ID"):
-        Station().say((MEMORY, MEMORY_FD))
+        Qemu11EndpointSetup().say((MEMORY, MEMORY_FD))
 
 
 def test_without_a_descriptor_a_vector_is_dropped_with_a_warning() -> None:
-    station = Station().greet()
+    station = Qemu11EndpointSetup().greet()
     station.full = True
     station.say((9, 10))
     assert station.vm.guest.peers == {}
@@ -231,60 +231,60 @@ def test_without_a_descriptor_a_vector_is_dropped_with_a_warning() -> None:
 # Where the datasheet says that a defect can be met, it is met here.
 
 
-def mapping_fails(station: Station) -> bool:
+def mapping_fails(station: Qemu11EndpointSetup) -> bool:
     station.mappable = False
     return station.fault(4, (MEMORY, MEMORY_FD)) == Quirk.MAPPING_UNCHECKED
 
 
-def plain_doorbell(station: Station) -> bool:
+def plain_doorbell(station: Qemu11EndpointSetup) -> bool:
     station.vm.place(0, memoryview(bytearray(BYTES)))
     with pytest.raises(ModelledFault) as caught:
         station.vm.guest.ring(0)
     return caught.value.row == Quirk.PLAIN_DOORBELL_FAULT
 
 
-def short_read(station: Station) -> bool:
+def short_read(station: Qemu11EndpointSetup) -> bool:
     station.greet(4).say((3, 10))
     station.endpoint.receive(Message(9).encode()[:1])
     return station.endpoint.peer == 9
 
 
-def leave_renames(station: Station) -> bool:
+def leave_renames(station: Qemu11EndpointSetup) -> bool:
     station.greet(4).say(77)
     return station.endpoint.peer == station.vm.guest.peer == station.vm.guest.read(0, 8) == 77
 
 
-def descriptor_leak(station: Station) -> bool:
+def descriptor_leak(station: Qemu11EndpointSetup) -> bool:
     station.greet().say((9, 10), (9, 11), 9)
     return {MEMORY_FD, 10, 11} <= station.open
 
 
-def memory_remap(station: Station) -> bool:
+def memory_remap(station: Qemu11EndpointSetup) -> bool:
     station.greet().vm.guest.write(0, 0, 0xAB)
     station.say((MEMORY, MEMORY_FD + 1))
     assert station.vm.guest.read(0, 0) == 0xAB  # the driver does not start again
     return len(station.placed) == 2
 
 
-def early_own_vectors(station: Station) -> bool:
+def early_own_vectors(station: Qemu11EndpointSetup) -> bool:
     station.say((4, 10), (4, 11), 4, 5, (MEMORY, MEMORY_FD))
     return station.own == [] and station.vm.guest.peers == {}
 
 
-def reset_drops_vectors(station: Station) -> bool:
+def reset_drops_vectors(station: Qemu11EndpointSetup) -> bool:
     station.greet().say((4, 10)).listen()
     station.vm.reset(lambda guest: (yield FOREVER))
     station.vm.deliver(0, 3)
     return station.heard == [] and station.vm.device.lost_doorbells == 3
 
 
-def status_low_byte(station: Station) -> bool:
+def status_low_byte(station: Qemu11EndpointSetup) -> bool:
     station.greet().say((4, 10)).listen()
     station.vm.deliver(0, 512)
     return station.heard == [] and station.vm.device.lost_doorbells == 512
 
 
-def intx_beside_msix(station: Station) -> bool:
+def intx_beside_msix(station: Qemu11EndpointSetup) -> bool:
     station.greet().listen()
     for offset in (0, 4):
         station.vm.guest.write(0, offset, 1)
@@ -292,7 +292,7 @@ def intx_beside_msix(station: Station) -> bool:
     return station.vm.device.msix is not None and station.heard == [Interrupt(0, 1)]
 
 
-SHOWN: dict[Quirk, Callable[[Station], bool]] = {
+SHOWN: dict[Quirk, Callable[[Qemu11EndpointSetup], bool]] = {
     Quirk.MAPPING_UNCHECKED: mapping_fails,
     Quirk.PLAIN_DOORBELL_FAULT: plain_doorbell,
     Quirk.SHORT_READ: short_read,
@@ -321,7 +321,7 @@ def test_every_defect_that_can_be_met_is_shown() -> None:
 @pytest.mark.parametrize("made", VARIANTS.values(), ids=lambda made: made.name)
 def test_a_defect_is_met_where_the_datasheet_says(made: Profile, quirk: Quirk) -> None:
     if occurrence(quirk, made) in MET:
-        assert SHOWN[quirk](Station(made.name))
+        assert SHOWN[quirk](Qemu11EndpointSetup(made.name))
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_a_defect_is_met_where_the_datasheet_says(made: Profile, quirk: Quirk) -
 def test_a_defect_that_is_repaired_is_not_met(quirk: Quirk) -> None:
     name = next(made.name for made in VARIANTS.values() if occurrence(quirk, made) in MET)
     try:
-        shown = SHOWN[quirk](Station(name, quirk))
+        shown = SHOWN[quirk](Qemu11EndpointSetup(name, quirk))
     except pytest.fail.Exception:  # the fault that was to be raised was not
         shown = False
     assert not shown

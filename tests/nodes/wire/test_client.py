@@ -15,7 +15,7 @@ from nodes.wire.protocol import DIALECTS, LEGACY, V0, V0_SHM_LAST, Message
 from tests.malformed import CASES, SCRIPTS
 
 
-class Reader:
+class ClientSetup:
     """A client and all that became of the descriptors handed to it."""
 
     def __init__(self, vectors, dialect=None):
@@ -72,7 +72,7 @@ def test_every_case_seen_on_a_real_qemu_has_a_script():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_malformed_server(name):
     case = SCRIPTS[name]
-    reader = Reader(case.vectors, V0)
+    reader = ClientSetup(case.vectors, V0)
     for send in case.sends:
         reader.read_exactly(send.data, send.files)
     if case.close:
@@ -93,7 +93,7 @@ OF_2012 = {"shm before id", "pre-2.5 protocol (no version: id, shm, efd)"}
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_malformed_server_whose_dialect_is_not_known(name):
     case = SCRIPTS[name]
-    reader = Reader(case.vectors)
+    reader = ClientSetup(case.vectors)
     for send in case.sends:
         reader.read_exactly(send.data, send.files)
     if case.close:
@@ -112,7 +112,7 @@ def test_a_malformed_server_whose_dialect_is_not_known(name):
 def test_a_malformed_server_read_in_one_piece(dialect):
     """A verdict does not depend on how much is read at once, and every descriptor comes out."""
     for case in SCRIPTS.values():
-        reader = Reader(case.vectors, dialect)
+        reader = ClientSetup(case.vectors, dialect)
         reader.read(b"".join(send.data for send in case.sends), [name for send in case.sends for name in send.files])
         reader.close()
         reader.check_descriptors()
@@ -142,7 +142,7 @@ NUMBERS = st.one_of(st.sampled_from([0, 1, 2, -1, -2, 65535, 65536]), st.integer
 
 @given(st.data())
 def test_any_bytes_and_descriptors_end_in_events_or_the_declared_error(data):
-    reader = Reader(data.draw(st.integers(0, 3)), data.draw(st.sampled_from([None, *DIALECTS.values()])))
+    reader = ClientSetup(data.draw(st.integers(0, 3)), data.draw(st.sampled_from([None, *DIALECTS.values()])))
     greeted = data.draw(st.booleans())
     numbers = [0, 0, -1] * greeted + data.draw(st.lists(NUMBERS, max_size=12))
     stream = b"".join(Message(number).encode() for number in numbers)
@@ -252,7 +252,7 @@ def test_a_dialect_is_recognised_by_the_first_messages(messages, dialect, peer):
     ],
 )
 def test_an_unknown_dialect_is_judged_as_v0(messages, error):
-    reader = Reader(2)
+    reader = ClientSetup(2)
     for number, *files in messages:
         assert reader.error is None
         reader.read(Message(number).encode(), files)

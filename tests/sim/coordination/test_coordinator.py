@@ -105,7 +105,7 @@ class ScriptedEngine(VirtualEngine):
         return self.leftovers
 
 
-class Site:
+class CoordinatorSetup:
     """A coordinator with the engine that it works on, and the events that it has told."""
 
     def __init__(self, stack: contextlib.ExitStack, path: Path, timeline: str, on_death: str) -> None:
@@ -153,10 +153,10 @@ class Site:
 
 
 @pytest.fixture
-def make(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Site]]:
+def make(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CoordinatorSetup]]:
     monkeypatch.setattr(engine, "VirtualMachine", ScriptedMachine)
     with contextlib.ExitStack() as stack:
-        yield lambda timeline="", on_death="fail": Site(stack, short_path, timeline, on_death)
+        yield lambda timeline="", on_death="fail": CoordinatorSetup(stack, short_path, timeline, on_death)
 
 
 def entry(do: str, at_s: float, machines: str = "", **more: object) -> str:
@@ -164,7 +164,7 @@ def entry(do: str, at_s: float, machines: str = "", **more: object) -> str:
     return "[[timeline]]\n" + "".join(f"{key} = {value!r}\n".replace("'", '"') for key, value in keys.items())
 
 
-def test_all_start_at_one_moment_and_what_is_not_taken_is_pending(make: Callable[..., Site]) -> None:
+def test_all_start_at_one_moment_and_what_is_not_taken_is_pending(make: Callable[..., CoordinatorSetup]) -> None:
     site = make()
     site["m-1"].on_stop = lambda: (site["m-1"].stop(), site.counter(1).add(7))
     ending = site.run()
@@ -180,7 +180,7 @@ def test_all_start_at_one_moment_and_what_is_not_taken_is_pending(make: Callable
 @pytest.mark.parametrize(("on_death", "status"), [("fail", "failed"), ("degrade", "degraded")])
 @pytest.mark.parametrize("when", ["running", "at the end"])
 def test_a_death_is_the_runs_status_in_every_phase(
-    when: str, on_death: str, status: str, make: Callable[..., Site]
+    when: str, on_death: str, status: str, make: Callable[..., CoordinatorSetup]
 ) -> None:
     site = make(on_death=on_death)
     if when == "running":
@@ -193,21 +193,21 @@ def test_a_death_is_the_runs_status_in_every_phase(
     assert not any(machine.is_running for machine in site.engine.machines.values())
 
 
-def test_a_death_before_the_start_fails_the_run_whatever_is_asked(make: Callable[..., Site]) -> None:
+def test_a_death_before_the_start_fails_the_run_whatever_is_asked(make: Callable[..., CoordinatorSetup]) -> None:
     site = make(on_death="degrade")
     site["m-2"].connects = False
     site.at(0.1, partial(site["m-2"].end, "exit 3"))
     assert (site.run().status, site.coordinator.ending.reason) == ("failed", "m-2 died (exit 3)")
 
 
-def test_a_machine_that_never_began_says_why(make: Callable[..., Site]) -> None:
+def test_a_machine_that_never_began_says_why(make: Callable[..., CoordinatorSetup]) -> None:
     site = make()
     site["m-0"].connects = False
     site.at(0.1, lambda: site["m-0"].report(Ended("could not be started: no license", started=False)))
     assert site.run().reason == "m-0 could not be started: no license"
 
 
-def test_an_end_that_was_ordered_is_none(make: Callable[..., Site]) -> None:
+def test_an_end_that_was_ordered_is_none(make: Callable[..., CoordinatorSetup]) -> None:
     site = make(entry("kill", 0.3, "m-0") + entry("leave", 0.5, "m-1") + entry("join", 0.6, "m-1"))
     assert site.run().status == "finished"
     assert [(event["machine"], event["how"]) for event in site.told("machine_left")] == [
@@ -217,7 +217,7 @@ def test_an_end_that_was_ordered_is_none(make: Callable[..., Site]) -> None:
     assert [event["machine"] for event in site.told("machine_joined")] == ["m-1.2"]
 
 
-def test_a_start_is_given_up_when_nothing_makes_progress(make: Callable[..., Site]) -> None:
+def test_a_start_is_given_up_when_nothing_makes_progress(make: Callable[..., CoordinatorSetup]) -> None:
     site = make()
     site["m-1"].connects = False
     ending = site.run()
@@ -226,7 +226,7 @@ def test_a_start_is_given_up_when_nothing_makes_progress(make: Callable[..., Sit
     assert 30 <= site.elapsed_s() < 32
 
 
-def test_a_start_may_take_as_long_as_it_makes_progress(make: Callable[..., Site]) -> None:
+def test_a_start_may_take_as_long_as_it_makes_progress(make: Callable[..., CoordinatorSetup]) -> None:
     site = make()
     site["m-1"].connects = False
     site.at(600, site["m-1"].connect_after_all)
@@ -235,7 +235,7 @@ def test_a_start_may_take_as_long_as_it_makes_progress(make: Callable[..., Site]
     assert site.elapsed_s() > 600
 
 
-def test_a_machine_that_does_not_stop_is_killed_and_named(make: Callable[..., Site]) -> None:
+def test_a_machine_that_does_not_stop_is_killed_and_named(make: Callable[..., CoordinatorSetup]) -> None:
     site = make()
     site["m-1"].on_stop = lambda: None
     ending = site.run()
@@ -244,7 +244,7 @@ def test_a_machine_that_does_not_stop_is_killed_and_named(make: Callable[..., Si
     assert 3 < site.elapsed_s() - 1 < 5
 
 
-def test_a_machine_that_waits_for_a_cpu_is_given_time(make: Callable[..., Site]) -> None:
+def test_a_machine_that_waits_for_a_cpu_is_given_time(make: Callable[..., CoordinatorSetup]) -> None:
     site = make()
     site["m-1"].on_stop = lambda: None
     site["m-1"].is_starved = True
@@ -252,13 +252,13 @@ def test_a_machine_that_waits_for_a_cpu_is_given_time(make: Callable[..., Site])
     assert site.run().status == "finished"
 
 
-def test_a_machine_that_a_signal_has_stopped_is_said_to_be(make: Callable[..., Site]) -> None:
+def test_a_machine_that_a_signal_has_stopped_is_said_to_be(make: Callable[..., CoordinatorSetup]) -> None:
     site = make()
     site["m-1"].on_stop = site["m-1"].stall
     assert site.run().reason == "m-1 did not stop: it is stopped by a signal"
 
 
-def test_a_machine_that_cannot_even_be_killed_does_not_hold_the_run(make: Callable[..., Site]) -> None:
+def test_a_machine_that_cannot_even_be_killed_does_not_hold_the_run(make: Callable[..., CoordinatorSetup]) -> None:
     site = make()
     site["m-1"].on_stop = site["m-1"].on_kill = lambda: None
     ending = site.run()
@@ -266,7 +266,7 @@ def test_a_machine_that_cannot_even_be_killed_does_not_hold_the_run(make: Callab
     assert site.elapsed_s() < 12
 
 
-def test_the_second_interrupt_kills(make: Callable[..., Site]) -> None:
+def test_the_second_interrupt_kills(make: Callable[..., CoordinatorSetup]) -> None:
     site = make()
     for name in ("m-0", "m-1", "m-2"):
         site[name].on_stop = lambda: None
@@ -277,7 +277,7 @@ def test_the_second_interrupt_kills(make: Callable[..., Site]) -> None:
     assert site.elapsed_s() < 0.7
 
 
-def test_leftovers_of_machines_are_a_warning(make: Callable[..., Site]) -> None:
+def test_leftovers_of_machines_are_a_warning(make: Callable[..., CoordinatorSetup]) -> None:
     site = make()
     site.engine.leftovers = ["process 7 was left behind"]
     site.run()
@@ -286,7 +286,7 @@ def test_leftovers_of_machines_are_a_warning(make: Callable[..., Site]) -> None:
     ]
 
 
-def test_a_stall_is_the_engines_and_a_mask_is_the_machines(make: Callable[..., Site]) -> None:
+def test_a_stall_is_the_engines_and_a_mask_is_the_machines(make: Callable[..., CoordinatorSetup]) -> None:
     site = make(entry("stall", 0.2, "m-0") + entry("mask", 0.2, "m-1", vectors=[0]))
     stalled: list[bool] = []
     site.at(0.4, lambda: stalled.append(site["m-0"].is_still))
@@ -297,7 +297,7 @@ def test_a_stall_is_the_engines_and_a_mask_is_the_machines(make: Callable[..., S
     assert isinstance(site["m-0"].orders[-1], Stop)
 
 
-def test_a_full_counter_holds_again_what_it_held(make: Callable[..., Site]) -> None:
+def test_a_full_counter_holds_again_what_it_held(make: Callable[..., CoordinatorSetup]) -> None:
     site = make(entry("stall", 0.1, "m-0") + entry("fill", 0.2, "m-0"))
     site.at(0.15, lambda: site.counter(0).add(3))
     filled: list[int] = []
@@ -308,7 +308,7 @@ def test_a_full_counter_holds_again_what_it_held(make: Callable[..., Site]) -> N
     assert vectors_so_far(site["m-0"].devices[0].recording).tolist() == [[3, 1]]
 
 
-def test_time_is_the_engines(make: Callable[..., Site]) -> None:
+def test_time_is_the_engines(make: Callable[..., CoordinatorSetup]) -> None:
     """A run of a second takes no second of this process: nothing in the coordinator asks another clock."""
     site = make()
     site.run()

@@ -19,7 +19,7 @@ from sim.kernel.loop import Loop
 from topologies import Domain, Memory
 
 
-class Site:
+class DomainSetup:
     """A domain that runs, and one machine: it is there already, as peer 7, in another process."""
 
     def __init__(self, stack: contextlib.ExitStack, path) -> None:
@@ -87,7 +87,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path):
     with contextlib.ExitStack() as stack:
-        yield Site(stack, tmp_path / "s")
+        yield DomainSetup(stack, tmp_path / "s")
 
 
 def test_a_successor_joins_without_being_taken_for_the_machine_yet(site):

@@ -23,7 +23,7 @@ from sim.recording import State
 PATIENCE_NS = 20_000_000_000
 
 
-class Site:
+class HandleSetup:
     """A handle whose workers are processes that sleep; this test speaks for them on the control socket."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
@@ -72,12 +72,12 @@ class Site:
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
+def site() -> Iterator[HandleSetup]:
     with contextlib.ExitStack() as stack:
-        yield Site(stack)
+        yield HandleSetup(stack)
 
 
-def test_a_worker_is_known_before_it_may_connect(site: Site) -> None:
+def test_a_worker_is_known_before_it_may_connect(site: HandleSetup) -> None:
     process = site.spawn()
     assert site.handle.pid is None
     site.say(Forked(process.pid))
@@ -85,21 +85,21 @@ def test_a_worker_is_known_before_it_may_connect(site: Site) -> None:
     assert site.worker.receive() == Proceed()
 
 
-def test_a_worker_that_is_never_forked_is_told_with_the_reason(site: Site) -> None:
+def test_a_worker_that_is_never_forked_is_told_with_the_reason(site: HandleSetup) -> None:
     site.worker.close()
     site.until(Ended)
     assert site.reports == [Ended("could not be started: the fork server ended (exit 7): no license", started=False)]
     assert not site.handle.is_running
 
 
-def test_the_reason_of_a_fork_that_failed_is_the_kernels(site: Site) -> None:
+def test_the_reason_of_a_fork_that_failed_is_the_kernels(site: HandleSetup) -> None:
     site.worker.send(Failed("host", "fork: Resource temporarily unavailable"))
     site.worker.close()
     site.until(Ended)
     assert site.reports[-1] == Ended("could not be started: fork: Resource temporarily unavailable", started=False)
 
 
-def test_an_end_comes_after_all_that_was_said_before(site: Site) -> None:
+def test_an_end_comes_after_all_that_was_said_before(site: HandleSetup) -> None:
     process = site.spawn()
     site.say(Forked(process.pid))
     site.worker.send(Ready())
@@ -109,7 +109,7 @@ def test_an_end_comes_after_all_that_was_said_before(site: Site) -> None:
     assert site.reports == [Placed(), Ready(), Failed("program", "ValueError"), Ended("SIGKILL")]
 
 
-def test_a_death_of_sigbus_is_explained_by_the_memory(site: Site) -> None:
+def test_a_death_of_sigbus_is_explained_by_the_memory(site: HandleSetup) -> None:
     process = site.spawn()
     site.say(Forked(process.pid))
     process.send_signal(signal.SIGBUS)
@@ -118,7 +118,7 @@ def test_a_death_of_sigbus_is_explained_by_the_memory(site: Site) -> None:
 
 
 @pytest.mark.parametrize(("state", "how"), [(State.STOPPED, ""), (State.RUNNING, "exit 0")])
-def test_an_exit_is_clean_only_with_final_counts(site: Site, state: int, how: str) -> None:
+def test_an_exit_is_clean_only_with_final_counts(site: HandleSetup, state: int, how: str) -> None:
     process = subprocess.Popen(["true"])
     site.words[8] = state
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -128,7 +128,7 @@ def test_an_exit_is_clean_only_with_final_counts(site: Site, state: int, how: st
     process.wait()
 
 
-def test_a_candidate_that_is_not_wanted_is_ended(site: Site) -> None:
+def test_a_candidate_that_is_not_wanted_is_ended(site: HandleSetup) -> None:
     """Its source has been killed, and it waits for the coordinator itself."""
     source, candidate = site.spawn(), site.spawn()
     site.say(Forked(source.pid))
@@ -138,7 +138,7 @@ def test_a_candidate_that_is_not_wanted_is_ended(site: Site) -> None:
     assert site.handle.is_running
 
 
-def test_a_migration_that_failed_ends_its_candidate(site: Site) -> None:
+def test_a_migration_that_failed_ends_its_candidate(site: HandleSetup) -> None:
     source, candidate = site.spawn(), site.spawn()
     site.say(Forked(source.pid))
     assert site.handle.tell(Migrate(0, hand_over=False))
@@ -147,7 +147,7 @@ def test_a_migration_that_failed_ends_its_candidate(site: Site) -> None:
     assert site.reports == [Placed(), Stayed("it was cancelled", 1)]
 
 
-def test_a_machine_is_in_its_new_process_once_the_old_one_has_ended(site: Site) -> None:
+def test_a_machine_is_in_its_new_process_once_the_old_one_has_ended(site: HandleSetup) -> None:
     source, successor = site.spawn(), site.spawn()
     site.say(Forked(source.pid))
     assert site.handle.tell(Migrate(0, hand_over=True))

@@ -21,7 +21,7 @@ from sim.wire.attachment import Attachment
 from sim.wire.server import IvshmemServer
 
 
-class Site:
+class AttachmentSetup:
     """A loop, a server on it, and peers that attach; everything is closed at the end."""
 
     def __init__(self, path):
@@ -54,7 +54,7 @@ class Site:
 
 @pytest.fixture
 def site(short_path):
-    site = Site(short_path / "s")
+    site = AttachmentSetup(short_path / "s")
     site.said = []
     with site.stack:
         yield site

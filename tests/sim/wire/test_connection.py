@@ -33,7 +33,7 @@ class LeavesCounted(Vm):
         super().disconnect(peer)
 
 
-class Station:
+class ConnectionSetup:
     """One machine connected to a server that says what it is told to say."""
 
     def __init__(self, path, vectors, profile="qemu-doorbell"):
@@ -105,7 +105,7 @@ def station(short_path):
     with contextlib.ExitStack() as stack:
 
         def build(vectors, **options):
-            built = Station(short_path / "s", vectors, **options)
+            built = ConnectionSetup(short_path / "s", vectors, **options)
             stack.enter_context(built.stack)
             return built
 

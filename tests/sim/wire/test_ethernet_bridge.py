@@ -12,7 +12,7 @@ from nodes.errors import GuestError, HostError, UsageError
 from nodes.wire.v2.protocol import DomainNumbers
 from sim.kernel.tap import Tap
 from sim.wire.ethernet_bridge import EthernetBridge
-from tests.serving import Site
+from tests.serving import SteppedServer
 
 NUMBERS = DomainNumbers(max_peers=2, vectors=2, protocol=0x0001, output_bytes=16384)
 
@@ -46,7 +46,7 @@ class PlugTap:
 
 @pytest.fixture
 def site(tmp_path):
-    made = Site(tmp_path / "s", numbers=NUMBERS, size_bytes=1 << 16)
+    made = SteppedServer(tmp_path / "s", numbers=NUMBERS, size_bytes=1 << 16)
     with made.stack:
         yield made
 
@@ -86,7 +86,7 @@ def test_frames_pass_both_ways_and_the_link_comes_back(site):
 
 
 def test_a_server_of_version_1_has_no_ethernet(tmp_path):
-    with (made := Site(tmp_path / "s")).stack, pytest.raises(GuestError, match="not of ivshmem v2"):
+    with (made := SteppedServer(tmp_path / "s")).stack, pytest.raises(GuestError, match="not of ivshmem v2"):
         bridge(made, [])
 
 

@@ -28,7 +28,7 @@ from nodes.wire.v2.protocol import DomainNumbers
 from sim.kernel.eventfd import drain, signal
 from sim.kernel.memory import map_region
 from sim.wire.connection import Connection
-from tests.serving import Site, lines_of
+from tests.serving import SteppedServer, lines_of
 
 NUMBERS = [0, 1, 2, 3, 65535, 65536, -1, -2, -(1 << 63), (1 << 63) - 1]
 
@@ -50,7 +50,7 @@ def make(kind, token):
             return os.open("/dev/null", os.O_RDWR if kind == "null" else os.O_PATH)
 
 
-class Station:
+class ClientSetup:
     """Our client's end: a machine and its connection."""
 
     def __init__(self, sock):
@@ -165,7 +165,7 @@ def few_descriptors(rng):
 def be_told(rng, pieces, outcomes):
     """A station that has been told all this, and then the end; whatever it makes of it, it is closed."""
     ours, theirs = socket.socketpair()
-    station = Station(ours)
+    station = ClientSetup(ours)
     crowded = outcomes["sessions"] % 10 == 0
     outcomes["sessions"] += 1
     with theirs, contextlib.closing(station):
@@ -196,7 +196,7 @@ def test_hostile_servers_get_an_error_or_are_understood(seed, fault_count):
             be_told(rng, cut(rng, spoil(rng, sound_script(rng, dialect)[0])), outcomes)
         # And a sound one, as if nothing had been.
         ours, theirs = socket.socketpair()
-        station = Station(ours)
+        station = ClientSetup(ours)
         said, expected = sound_script(rng, dialect)
         with theirs, contextlib.closing(station):
             for data, kinds in cut_soundly(rng, said):
@@ -217,7 +217,7 @@ def test_the_right_peer_or_none(seed, fault_count):
     rng, sent = random.Random(seed + 1), 0
     while sent < fault_count:
         ours, theirs = socket.socketpair()
-        station, meant = Station(ours), {}
+        station, meant = ClientSetup(ours), {}
         with theirs, contextlib.closing(station):
             said = [(0, []), (0, []), (-1, ["memory"])]
             said += [(rng.randrange(6), ["eventfd"] * (rng.random() < 0.7)) for _ in range(12)]
@@ -266,16 +266,16 @@ def attack(rng, sock, null, outcomes):
     return what != "mute"
 
 
-class Siege:
+class HostileClients:
     """A server, two peers that were there before, and hostile clients."""
 
     def __init__(self, path, rng, null, outcomes, *, framed):
         self.rng, self.null, self.outcomes = rng, null, outcomes
         if framed:
-            self.reuses, self.site = True, Site(path, numbers=NUMBERS_V2)
+            self.reuses, self.site = True, SteppedServer(path, numbers=NUMBERS_V2)
         else:
             self.reuses = rng.random() < 0.3
-            self.site = Site(path, dialect=rng.choice(list(DIALECTS.values())), reuse_peers=self.reuses)
+            self.site = SteppedServer(path, dialect=rng.choice(list(DIALECTS.values())), reuse_peers=self.reuses)
         self.mute = []
         self.joined = 0
 
@@ -356,7 +356,7 @@ def test_hostile_clients_do_not_disturb_others(seed, short_path, fault_count, fr
     with open("/dev/null", "rb") as null:
         while outcomes["messages"] < fault_count:
             begun = outcomes["connections"]
-            with Siege(short_path / "s", rng, null.fileno(), outcomes, framed=framed) as siege:
+            with HostileClients(short_path / "s", rng, null.fileno(), outcomes, framed=framed) as siege:
                 while outcomes["messages"] < fault_count and outcomes["connections"] - begun < IDS_MAX:
                     for _ in range(rng.randrange(1, 8)):
                         siege.storm()

@@ -27,7 +27,7 @@ from sim.wire.server import IvshmemServer
 PATIENCE_S = 60.0
 
 
-class Site:
+class ProxySetup:
     """One loop with a proxy on it; what it writes is kept."""
 
     def __init__(self, directory):
@@ -96,7 +96,7 @@ class Site:
 
 @pytest.fixture
 def site(short_path):
-    site = Site(short_path)
+    site = ProxySetup(short_path)
     with site.stack:
         yield site
 

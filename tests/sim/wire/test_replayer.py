@@ -41,8 +41,8 @@ GREETING = """\
 """
 
 
-class Stage:
-    """A loop and a player on it; what it tells is kept."""
+class ReplayerSetup:
+    """A loop and a replayer on it; its output is kept."""
 
     def __init__(self, directory):
         self.path = directory / "s"
@@ -82,7 +82,7 @@ class Stage:
 
 @pytest.fixture
 def stage(short_path):
-    stage = Stage(short_path)
+    stage = ReplayerSetup(short_path)
     with stage.stack:
         yield stage
 

@@ -15,7 +15,7 @@ from nodes.wire.protocol import LEGACY, V0_SHM_LAST, Message
 from sim.kernel.eventfd import drain, signal
 from sim.wire import server as server_module
 from sim.wire.admission import AdmissionRules
-from tests.serving import PATIENCE_S, Reader, Site, lines_of
+from tests.serving import PATIENCE_S, Reader, SteppedServer, lines_of
 
 # Clients that behave
 
@@ -323,7 +323,7 @@ def test_only_certain_users_are_let_in(short_path, admits):
     uids = (os.getuid() + 1, os.getuid() + 2, *[os.getuid()] * admits)
     rules = AdmissionRules(uids=uids, refusal=Message(-87))
     options = {"rules": rules, "on_refuse": lambda arrival, why: refused.append(why)}
-    site = Site(short_path / "s", **options)
+    site = SteppedServer(short_path / "s", **options)
     with site.stack:
         if admits:
             assert site.join().client.peer == 0

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from nodes.wire.protocol import DIALECTS
-from tests.serving import Reader, Site
+from tests.serving import Reader, SteppedServer
 
 FEW, MANY = 60, 240
 
@@ -37,7 +37,7 @@ def make_site(short_path):
     made = []
 
     def make(**options):
-        made.append(Site(short_path / f"s{len(made)}", **options))
+        made.append(SteppedServer(short_path / f"s{len(made)}", **options))
         return made[-1]
 
     yield make

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from sim.wire import server as server_module
-from tests.serving import Reader, Site, lines_of
+from tests.serving import Reader, SteppedServer, lines_of
 
 NOBODY = 65534
 DESCRIPTORS_MAX = 200
@@ -62,7 +62,7 @@ def as_nobody(short_path: Path) -> Iterator[Callable[[Callable[[Path], Any]], An
     return run
 
 
-class Passing(Reader):
+class FrugalReader(Reader):
     """A client that reads everything and keeps no descriptor but the memory: many of them fit into one process."""
 
     def read(self) -> None:
@@ -99,11 +99,11 @@ def deaf_clients(path: Path, count: int) -> Iterator[None]:
 def play(path: Path, *, deaf: int, readers: int, vectors: int) -> dict[str, Any]:
     """Clients that never read come first, then others, until these know each other."""
     server_module.STALL_NS = 20_000_000
-    site = Site(path, vectors=vectors)
+    site = SteppedServer(path, vectors=vectors)
     throttled = False
     with site.stack, deaf_clients(path, deaf):
         site.until(lambda: len(site.server.peers) + len(site.gone) == deaf)
-        clients = [Passing(site.raw()) for _ in range(readers)]
+        clients = [FrugalReader(site.raw()) for _ in range(readers)]
         for reader in clients:
             site.stack.callback(reader.close)
         wanted = lines_of(*range(deaf, deaf + readers), vectors=vectors)

@@ -26,7 +26,7 @@ WORDS = [0, 1, 2, 3, 4, 1024, 65535, 65536, (1 << 32) - 1]
 KINDS = ["eventfd", "memory", "odd memory", "pipe", "null", "path"]
 
 
-class Station:
+class ClientV2Setup:
     """Our end: a machine with a device of version 2 and its connection."""
 
     def __init__(self, sock):
@@ -106,7 +106,7 @@ def deliver(rng, sock, frame):
 def outcome_of(rng, said, *, crowded=False):
     """The end of a session, and the lines of the machine then; ``crowded``: it can open hardly any descriptor."""
     ours, theirs = socket.socketpair()
-    station = Station(ours)
+    station = ClientV2Setup(ours)
     try:
         with theirs:
             for frame in said:
@@ -151,7 +151,7 @@ def test_the_right_peer_and_vector_or_none(seed, fault_count):
     before = len(os.listdir("/proc/self/fd"))
     while sent < fault_count:
         ours, theirs = socket.socketpair()
-        station, meant = Station(ours), {}
+        station, meant = ClientV2Setup(ours), {}
         said = [Frame.init(0, NUMBERS, "memory")]
         for _ in range(12):
             peer, vector = rng.randrange(4), rng.randrange(3)

@@ -13,7 +13,7 @@ from nodes.wire.v2.protocol import DomainNumbers
 from sim.kernel.sections import map_sections
 from sim.wire.admission import AdmissionRules
 from sim.wire.attachment import Attachment
-from tests.serving import Site
+from tests.serving import SteppedServer
 
 NUMBERS = DomainNumbers(max_peers=2, vectors=2, protocol=0x0001, output_bytes=4096)
 SIZE_BYTES = 1 << 16
@@ -27,7 +27,7 @@ def fd(peer, vector):
 
 @pytest.fixture
 def site(tmp_path):
-    made = Site(
+    made = SteppedServer(
         tmp_path / "s",
         numbers=NUMBERS,
         rules=AdmissionRules(clients_max=NUMBERS.max_peers),
@@ -181,7 +181,7 @@ def test_an_attached_peer_finds_out_that_the_server_is_of_version_2(site):
 
 
 def test_a_peer_of_version_1_has_no_states(tmp_path):
-    with (made := Site(tmp_path / "s")).stack:
+    with (made := SteppedServer(tmp_path / "s")).stack:
         peer = attach(made)
         assert peer.sections is None
         with pytest.raises(GuestError, match="no register State"):
