@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from nodes.errors import UsageError
 from sim.engines.virtual.cost_model import CostModel, Distribution, load_model
 from sim.results.analysis.costs import MEASURED_MIN, SHARES, MeasuredCosts, measured_costs
+from sim.results.analysis.warnings import disturbances
 from sim.results.run import Run
 from topologies.language.document import quoted
 
@@ -19,23 +20,34 @@ __all__ = ["Calibration", "as_toml", "calibrate"]
 
 Integers = npt.NDArray[np.int64]
 
+NOTHING_SHARE = 0.05
+WAKE_FACTOR = 4.0
+"""A machine wakes up in 1.0 to 2.5 times what a bare wake-up takes on a quiet host."""
 SURE = 10
 """A quantile needs so many times beyond it."""
 
 
 class Calibration(msgspec.Struct, frozen=True):
-    """A cost model, and ``read``: how many times each of its costs was seen in the runs. Others are of the base."""
+    """A cost model that was read off runs.
+
+    Attributes:
+        model: the model.
+        read: how many times each of its costs was seen in the runs. Others are of the base.
+        doubts: why a cost may be wrong, in words.
+    """
 
     model: CostModel
     read: dict[str, int]
+    doubts: tuple[str, ...] = ()
 
 
 def calibrate(runs: Sequence[Run], base: CostModel | None = None) -> Calibration:
     """A cost model from runs of real processes.
 
-    ``ring_ns``, ``handle_ns``, ``wake_ns`` and ``expire_ns`` are read off the first run that shows them, ``cpus`` off
-    the first run. A run shows ``wake_ns`` if it had no more machines than the host has CPUs: in others the machines
-    wait for each other. What no run shows is that of ``base``, by default the shipped model.
+    ``ring_ns`` is read off the run that shows it most often; ``handle_ns``, ``wake_ns`` and ``expire_ns`` are read off
+    the first run that shows them, ``cpus`` off the first run. A run shows ``wake_ns`` if it had no more machines than
+    the host has CPUs: in others the machines wait for each other. What no run shows is that of ``base``, by default the
+    shipped model.
 
     Raises:
         UsageError: a run is of the virtual engine, or damaged; or no run shows anything.
@@ -45,10 +57,11 @@ def calibrate(runs: Sequence[Run], base: CostModel | None = None) -> Calibration
     read: dict[str, int] = {}
     found: dict[str, object] = {"cpus": runs[0].origin.host.cpus}
     ring_ns, drain_ns = model.ring_ns, model.drain_ns
-    for _, its in costs:
-        if "ring_ns" not in read and len(its.rings) >= MEASURED_MIN:
-            found["ring_ns"] = ring_ns = int(np.median(its.rings))
-            read["ring_ns"] = len(its.rings)
+    doubts: list[str] = []
+    ringing, rings = max(((run, its.rings) for run, its in costs), key=lambda each: len(each[1]))
+    used: dict[str, Run] = {}
+    if len(rings) >= MEASURED_MIN:
+        found["ring_ns"], read["ring_ns"], used["ring_ns"] = (ring_ns := int(np.median(rings))), len(rings), ringing
     for run, its in costs:
         alone = its.deliveries if len(run.machines) <= run.origin.host.cpus else its.deliveries[:0]
         times: dict[str, Integers] = {
@@ -58,7 +71,8 @@ def calibrate(runs: Sequence[Run], base: CostModel | None = None) -> Calibration
         }
         for name, seen in times.items():
             if name not in read and len(seen) >= MEASURED_MIN:
-                found[name], read[name] = _distribution(seen), len(seen)
+                found[name], read[name], used[name] = _distribution(seen), len(seen), run
+                doubts += _impossible(name, seen, ring_ns, drain_ns)
     if not read:
         raise UsageError(f"the runs show no costs: each needs {MEASURED_MIN} doorbells after the warm-up")
     host = runs[0].origin.host
@@ -67,12 +81,14 @@ def calibrate(runs: Sequence[Run], base: CostModel | None = None) -> Calibration
         f"{', '.join(sorted(read))} read off runs of: {titles} ({runs[0].origin.started[:10]}; {host.cpu_model}, "
         f"{host.cpus} CPUs, Linux {host.kernel}); the others are those of: {model.source}"
     )
-    return Calibration(msgspec.structs.replace(model, source=source, **found), read)
+    model = msgspec.structs.replace(model, source=source, **found)
+    return Calibration(model, read, tuple(doubts + list(_disturbances(model, used))))
 
 
 def as_toml(calibration: Calibration) -> str:
     """The model as a file for ``[run] cost_model``."""
-    lines = [f"source = {quoted(calibration.model.source)}"]
+    lines = [f"# {doubt}" for doubt in calibration.doubts]
+    lines.append(f"source = {quoted(calibration.model.source)}")
     for name in CostModel.__struct_fields__[1:]:
         value = getattr(calibration.model, name)
         seen = f"  # {calibration.read[name]} times" if name in calibration.read else ""
@@ -82,6 +98,37 @@ def as_toml(calibration: Calibration) -> str:
         else:
             lines.append(f"{name} = {value}{seen}")
     return "\n".join(lines) + "\n"
+
+
+def _impossible(name: str, times_ns: Integers, ring_ns: int, drain_ns: int) -> Iterator[str]:
+    """A cost that comes out as 0 is none: what was taken off the times is longer than they were."""
+    share = float(np.mean(times_ns <= 0))
+    if share > NOTHING_SHARE:
+        taken_off = {
+            "wake_ns": f"ring_ns and drain_ns ({ring_ns + drain_ns:,} ns)",
+            "handle_ns": f"ring_ns ({ring_ns:,} ns) for each doorbell in it",
+            "expire_ns": f"drain_ns ({drain_ns:,} ns)",
+        }[name]
+        yield (
+            f"{name} is 0 in {share:.0%} of {len(times_ns):,} times: these took less than {taken_off}, which is taken "
+            "off them. Check that cost, or measure again when nothing else runs"
+        )
+
+
+def _disturbances(model: CostModel, used: Mapping[str, Run]) -> Iterator[str]:
+    """What else ran while the costs were measured."""
+    for run in {id(run): run for run in used.values()}.values():
+        names = ", ".join(name for name, its in used.items() if its is run)
+        for reason in disturbances(run.figures):
+            yield f"{names}, of {run.origin.title!r}: {reason}. Measure again when nothing else runs"
+    baseline = used["wake_ns"].figures.wake_up_baseline if "wake_ns" in used else None
+    median_ns = model.wake_ns.at(0.5)
+    if baseline is not None and not baseline.p50_ns / WAKE_FACTOR <= median_ns <= baseline.p50_ns * WAKE_FACTOR:
+        yield (
+            f"the median of wake_ns is {median_ns / 1e3:,.2f} us, and beside that run a bare wake-up took "
+            f"{baseline.p50_ns / 1e3:,.2f} us: machines were awake already, or waited for a CPU. Measure again when "
+            "nothing else runs, with two machines that ring in turn (ping_pong)"
+        )
 
 
 def _measured(run: Run) -> MeasuredCosts:

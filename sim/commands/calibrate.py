@@ -27,9 +27,10 @@ __all__ = ["calibrate"]
 def calibrate(runs: tuple[Path, ...], base: str, output: Path | None) -> None:
     """Write the cost model of the host that the runs in the directories RUN were made on.
 
-    ring_ns, handle_ns, wake_ns and expire_ns are read off the first run that shows them: ring_ns off doorbells that
-    one machine rings in turn, handle_ns off interrupts, wake_ns off a run with no more machines than CPUs, expire_ns
-    off an open loop. All need sample_every = 1. Use the file as [run] cost_model.
+    ring_ns is read off the run with the most doorbells that a machine rings in one go. The others are read off the
+    first run that shows them: handle_ns off interrupts, wake_ns off a run with no more machines than CPUs, expire_ns
+    off an open loop. All need sample_every = 1 and a quiet host: what speaks against a cost is told on stderr and in
+    the first lines of the file. Use the file as [run] cost_model.
     """
     from sim.calibration import as_toml
     from sim.calibration import calibrate as read_costs
@@ -37,7 +38,10 @@ def calibrate(runs: tuple[Path, ...], base: str, output: Path | None) -> None:
     from sim.engines.virtual.cost_model import load_model
     from sim.results.store.opening import open as open_run
 
-    text = as_toml(read_costs([open_run(run) for run in runs], load_model(base)))
+    found = read_costs([open_run(run) for run in runs], load_model(base))
+    for doubt in found.doubts:
+        click.echo(f"ivsim: warning: {doubt}", err=True)
+    text = as_toml(found)
     if output is None:
         click.echo(text, nl=False)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 
 import msgspec
@@ -61,6 +62,45 @@ def test_the_command_writes_a_model_that_a_run_takes(runs, tmp_path):
     assert (told.exit_code, told.output) == (0, "")
     settings = {"run.engine": "virtual", "run.duration_s": "0.01", "run.warmup_s": "0.0", "run.cost_model": str(model)}
     assert sim.run("ping_pong", runs=tmp_path, overrides=settings, resources_every_s=0).status == "finished"
+
+
+def test_a_quiet_run_leaves_no_doubt(runs):
+    assert calibrate(runs).doubts == ()
+
+
+def test_a_round_trip_is_no_distance_of_two_doorbells(runs):
+    """The doorbells of a ping are few microseconds apart, too: with an interrupt in between."""
+    model = load_model()
+    assert calibrate([runs[0]]).read.keys() == {"handle_ns", "wake_ns"}
+    assert calibrate([runs[1], runs[0], runs[2]]).model.ring_ns == model.ring_ns
+
+
+def test_a_cost_that_comes_out_as_nothing_is_told(runs):
+    """What is taken off the times is longer than they are: the figure says of how many, and what was taken off."""
+    base = msgspec.structs.replace(load_model(), drain_ns=1_000_000)
+    found = calibrate(runs, base)
+    assert found.model.wake_ns.at(0.5) == 0
+    (told,) = (doubt for doubt in found.doubts if doubt.startswith("wake_ns"))
+    assert f"0 in 100% of {found.read['wake_ns']:,} times" in told
+    assert f"ring_ns and drain_ns ({1_000_000 + found.model.ring_ns:,} ns)" in told
+    assert f"# {told}" in as_toml(found).splitlines()
+    assert msgspec.convert(tomllib.loads(as_toml(found)), CostModel) == found.model
+
+
+def test_a_run_on_a_busy_host_is_told(runs, tmp_path):
+    """Other processes, and wake-ups far from a bare one: the costs read off that run, its title, and the figures."""
+    busy = tmp_path / "busy"
+    shutil.copytree(runs[0].path, busy)
+    summary = json.loads((busy / "summary.json").read_text())
+    summary["host"] = {"cpu_percent": 180.0, "steal_percent": 7.5}
+    summary["wake_up_baseline"] = {"count": 900, "p50_ns": 100, "p99_ns": 200, "placement": "", "clock_ns": 40.0}
+    (busy / "summary.json").write_text(json.dumps(summary))
+    told = CliRunner().invoke(command, [str(busy), str(runs[2].path)])
+    assert told.exit_code == 0
+    warned = [line for line in told.stderr.splitlines() if line.startswith("ivsim: warning: ")]
+    assert any("wake_ns, handle_ns, of 'Ping and echo" in line and "7.5 % of a CPU" in line for line in warned)
+    assert any("a bare wake-up took 0.10 us" in line for line in warned)
+    assert all(f"# {line.removeprefix('ivsim: warning: ')}" in told.stdout for line in warned)
 
 
 def test_a_virtual_run_is_refused(tmp_path):

@@ -26,7 +26,7 @@ class MeasuredCosts:
     """Times in nanoseconds, one for each occasion; empty where the run does not show any.
 
     Attributes:
-        rings: from one doorbell of a machine to its next one, without anything in between.
+        rings: from one doorbell of a machine to its next one, without an interrupt of that machine in between.
         deliveries: from a doorbell that nothing else shared its interrupt with to its delivery.
         handlings: from a delivery to the end of its handling.
         handling_rings: how many doorbells the machine rang in each of these.
@@ -58,12 +58,24 @@ def measured_costs(run: Run) -> MeasuredCosts:
     planned = ~warmup & (intended_ns > 0) & ~follows
     handlings, handling_rings = _handlings(drains, source, rung_ns, run.origin.sample_every)
     return MeasuredCosts(
-        rings=gaps[next_to] if run.origin.sample_every == 1 else gaps[:0],
+        rings=gaps[next_to & ~_interrupted(drains, source, rung_ns)] if run.origin.sample_every == 1 else gaps[:0],
         deliveries=(samples.delivered_ns - samples.rung_ns)[alone],
         handlings=handlings,
         handling_rings=handling_rings,
         lags=(rung_ns - intended_ns)[planned],
     )
+
+
+def _interrupted(drains: pa.Table, source: Integers, rung_ns: Integers) -> npt.NDArray[np.bool_]:
+    """Whether the machine took an interrupt between a doorbell and the next one in the table."""
+    machine, delivered_ns = (
+        drains[name].fill_null(0).to_numpy().astype(np.int64) for name in ("machine", "delivered_ns")
+    )
+    taken = np.zeros(len(source), np.int64)
+    for index in np.unique(source):
+        own = source == index
+        taken[own] = np.searchsorted(np.sort(delivered_ns[machine == index]), rung_ns[own])
+    return np.asarray(taken[1:] != taken[:-1], np.bool_)
 
 
 def _handlings(drains: pa.Table, source: Integers, rung_ns: Integers, sample_every: int) -> tuple[Integers, Integers]:

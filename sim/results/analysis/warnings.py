@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sim.results.summary import Summary
 
-__all__ = ["warnings"]
+__all__ = ["disturbances", "warnings"]
 
 DEATHS_SHOWN = 8
 # A smaller share of missed doorbells does not change the percentiles.
@@ -122,6 +122,17 @@ def _host(figures: Summary) -> Iterator[str]:
             f"machines were preempted {preempted:,.0f} times a second, more often than interrupted; latencies "
             "include waiting for a CPU"
         )
+    yield from disturbances(figures)
+    host = figures.host
+    if host is not None and host.sampling_percent is not None and host.sampling_percent > SAMPLING_PERCENT:
+        yield (
+            f"looking at the processes took {host.sampling_percent:.1f} % of a CPU; a larger --resources-every "
+            "disturbs less"
+        )
+
+
+def disturbances(figures: Summary) -> Iterator[str]:
+    """What others have taken of the host's CPUs during the run, one sentence for each."""
     host = figures.host
     if host is None:
         return
@@ -136,9 +147,4 @@ def _host(figures: Summary) -> Iterator[str]:
         yield (
             f"other processes used {others:.0f} % of a CPU on this host while this ran; latencies include waiting "
             "for them"
-        )
-    if host.sampling_percent is not None and host.sampling_percent > SAMPLING_PERCENT:
-        yield (
-            f"looking at the processes took {host.sampling_percent:.1f} % of a CPU; a larger --resources-every "
-            "disturbs less"
         )
