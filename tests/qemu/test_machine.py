@@ -19,7 +19,7 @@ pytestmark = pytest.mark.qemu
 ITSELF, OTHER, VECTORS, MEMORY_BYTES = 0, 1, 2, 1 << 20
 
 
-class Counts:
+class EdgeCounts:
     """A ledger that keeps the counts of each edge."""
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ class Counts:
         assert not rung
 
 
-class Pair:
+class QemuAndCounter:
     """A machine that is a QEMU, and the counter of the vector that it rings."""
 
     def __init__(self) -> None:
-        self.machine, self.counts = QemuMachine(), Counts()
+        self.machine, self.counts = QemuMachine(), EdgeCounts()
         self.counter = EventFd.create()
         self.vm = QemuVm(
             self.machine,
@@ -86,24 +86,24 @@ class Pair:
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    made = Pair()
+def pair() -> Iterator[QemuAndCounter]:
+    made = QemuAndCounter()
     yield made
     made.close()
 
 
-def test_a_counter_that_fills_while_qemu_rings_has_refused_the_doorbell(pair: Pair) -> None:
+def test_a_counter_that_fills_while_qemu_rings_has_refused_the_doorbell(pair: QemuAndCounter) -> None:
     assert pair.ring(lambda: pair.counter.add(COUNTER_MAX)) == (1, 1)
     assert pair.counter.take() == COUNTER_MAX
 
 
-def test_a_counter_that_empties_while_qemu_rings_has_the_doorbell(pair: Pair) -> None:
+def test_a_counter_that_empties_while_qemu_rings_has_the_doorbell(pair: QemuAndCounter) -> None:
     assert pair.counter.add(COUNTER_MAX)
     assert pair.ring(pair.counter.take) == (1, 0)
     assert pair.counter.take() == 1
 
 
-def test_a_doorbell_that_qemu_drops_is_refused(pair: Pair) -> None:
+def test_a_doorbell_that_qemu_drops_is_refused(pair: QemuAndCounter) -> None:
     def decode_nothing() -> None:
         pair.machine.qemu.config_write(pair.machine.slot(0), 0x04, 2, 0)  # COMMAND, behind the machine's back
 
@@ -111,7 +111,7 @@ def test_a_doorbell_that_qemu_drops_is_refused(pair: Pair) -> None:
     assert pair.counter.take() == 0
 
 
-def test_eventfds_of_a_peer_that_has_left_are_closed(pair: Pair) -> None:
+def test_eventfds_of_a_peer_that_has_left_are_closed(pair: QemuAndCounter) -> None:
     before = len(os.listdir("/proc/self/fd"))
     pair.vm.disconnect(OTHER)
     assert len(os.listdir("/proc/self/fd")) == before - 1
@@ -123,7 +123,7 @@ def devices(machine: QemuMachine) -> list[int]:
     return [device["slot"] for device in bus["devices"]]
 
 
-def test_an_unplugged_device_is_removed_and_qemu_goes_on(pair: Pair) -> None:
+def test_an_unplugged_device_is_removed_and_qemu_goes_on(pair: QemuAndCounter) -> None:
     slot = pair.machine.slot(0)
     assert slot in devices(pair.machine)
     pair.vm.unplug()
@@ -131,7 +131,7 @@ def test_an_unplugged_device_is_removed_and_qemu_goes_on(pair: Pair) -> None:
     assert pair.vm.warnings == []
 
 
-def test_a_qemu_that_the_removal_would_abort_is_ended(pair: Pair) -> None:
+def test_a_qemu_that_the_removal_would_abort_is_ended(pair: QemuAndCounter) -> None:
     pair.vm.disconnect(OTHER)
     pair.vm.unplug()
     assert not pair.machine.is_running
@@ -142,13 +142,13 @@ def test_a_qemu_that_the_removal_would_abort_is_ended(pair: Pair) -> None:
 CONTROL = 0x42  # MSI-X: pci_config.json, capability at 40
 
 
-def hear(pair: Pair) -> Hearing:
+def hear(pair: QemuAndCounter) -> Hearing:
     (found,) = run_now(hearings(), pair.machine.qemu.qmp)
     assert isinstance(found, Hearing)
     return found
 
 
-def test_why_a_device_cannot_interrupt_is_read_from_outside(pair: Pair) -> None:
+def test_why_a_device_cannot_interrupt_is_read_from_outside(pair: QemuAndCounter) -> None:
     qemu, slot = pair.machine.qemu, pair.machine.slot(0)
     qemu.ask(["outl 0xcf8 0x80000010"])  # a guest that is about to access configuration space
     assert hear(pair) == Hearing(ITSELF, "")
@@ -167,7 +167,7 @@ def test_why_a_device_cannot_interrupt_is_read_from_outside(pair: Pair) -> None:
         assert hear(pair) == Hearing(ITSELF, reason, 1)  # the pending bit stays
 
 
-def test_a_doorbell_that_cannot_interrupt_is_told_once(pair: Pair) -> None:
+def test_a_doorbell_that_cannot_interrupt_is_told_once(pair: QemuAndCounter) -> None:
     pair.vm.device.config_write(0x04, 2, 0x0002)
     for _ in range(2):
         pair.vm.deliver(0, 1)

@@ -25,7 +25,7 @@ ARCHIVES: dict[tuple[tuple[str, str], ...], tuple[bytes, str]] = {}
 """The packed runs of `VIRTUAL_STORM`, by what was changed in it."""
 
 
-class FakeCluster:
+class FakeSweepCluster:
     """Runs each job in this process at once, as if on one of its hosts; answers the latest job first."""
 
     title = "tcp://127.0.0.1:1"
@@ -77,7 +77,7 @@ def plan(tmp_path: Path) -> Plan:
     return make_plan(str(tmp_path / "t.toml"), {}, {"machines.a.vectors": ["1", "2"]}, repeat=2)
 
 
-def run(sweep: Sweep, cluster: FakeCluster, **options: bool) -> list[Row]:
+def run(sweep: Sweep, cluster: FakeSweepCluster, **options: bool) -> list[Row]:
     told: list[Row] = []
     begun: set[int] = set()
 
@@ -94,7 +94,7 @@ def run(sweep: Sweep, cluster: FakeCluster, **options: bool) -> list[Row]:
 
 def test_each_run_comes_to_its_place(plan: Plan, tmp_path: Path) -> None:
     sweep = Sweep.create(tmp_path / "sweeps", plan)
-    cluster = FakeCluster(tmp_path, {"alpha": 1, "beta": 1})
+    cluster = FakeSweepCluster(tmp_path, {"alpha": 1, "beta": 1})
     told = run(sweep, cluster)
     assert sorted(row.place for row in told) == [1, 2, 3, 4]
     assert [row.seed for row in sweep.rows] == [5, 6, 5, 6]
@@ -114,7 +114,7 @@ def test_each_run_comes_to_its_place(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_balance_gives_each_host_every_combination(plan: Plan, tmp_path: Path) -> None:
-    cluster = FakeCluster(tmp_path, {"alpha": 3, "beta": 1})
+    cluster = FakeSweepCluster(tmp_path, {"alpha": 3, "beta": 1})
     sweep = Sweep.create(tmp_path / "sweeps", plan)
     run(sweep, cluster, balance=True)
     by_combination = {(int(name) - 1) // 2: set() for name, _ in cluster.sent}
@@ -137,14 +137,14 @@ def test_an_interrupted_run_is_sent_again_but_not_for_ever(plan: Plan, tmp_path:
 
         return answer
 
-    cluster = FakeCluster(tmp_path, {"alpha": 1})
+    cluster = FakeSweepCluster(tmp_path, {"alpha": 1})
     cluster.answer = interrupted(2)
     sweep = Sweep.create(tmp_path / "sweeps", plan)
     run(sweep, cluster)
     assert [name for name, _ in cluster.sent].count("2") == 3
     assert sweep.left == []
 
-    cluster = FakeCluster(tmp_path, {"alpha": 1})
+    cluster = FakeSweepCluster(tmp_path, {"alpha": 1})
     cluster.answer = interrupted(9)
     with pytest.raises(RunError, match="run 2 was interrupted 3 times, now on alpha"):
         run(Sweep.create(tmp_path / "sweeps", plan), cluster)
@@ -181,7 +181,7 @@ def test_an_interrupted_run_is_sent_again_but_not_for_ever(plan: Plan, tmp_path:
 def test_what_a_host_cannot_do_ends_the_sweep_and_names_it(
     plan: Plan, tmp_path: Path, done: Callable[[str], Done], error: type[IvshmemError], said: str
 ) -> None:
-    cluster = FakeCluster(tmp_path, {"alpha": 1})
+    cluster = FakeSweepCluster(tmp_path, {"alpha": 1})
     cluster.answer = lambda name, host, result: done(name) if name == "2" else Done(name, result, None)
     sweep = Sweep.create(tmp_path / "sweeps", plan)
     with pytest.raises(error, match=re.escape(said.format(2))):
@@ -193,7 +193,7 @@ def test_what_a_host_cannot_do_ends_the_sweep_and_names_it(
 def test_a_balanced_sweep_ends_when_a_host_with_runs_is_lost(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = FakeCluster(tmp_path, {"alpha": 1, "beta": 1})
+    cluster = FakeSweepCluster(tmp_path, {"alpha": 1, "beta": 1})
     sweep = Sweep.create(tmp_path / "sweeps", plan)
     monkeypatch.setattr(cluster_sweep, "HOSTS_EVERY_S", 0.0)
     monkeypatch.setattr(cluster_sweep, "LOST_HOST_S", 0.0)

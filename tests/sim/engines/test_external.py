@@ -16,7 +16,7 @@ from sim.kernel.eventfd import EventFd, signal
 OTHER, RUNG = 5, 3
 
 
-class Counts(NoLedger):
+class OneEdgeCounts(NoLedger):
     """A ledger that keeps the counts of one edge."""
 
     edge = (0, 0)
@@ -26,12 +26,12 @@ class Counts(NoLedger):
 
 
 @pytest.fixture
-def counts() -> Counts:
-    return Counts()
+def counts() -> OneEdgeCounts:
+    return OneEdgeCounts()
 
 
 @pytest.fixture
-def machine(counts: Counts) -> Iterator[ForwardingVm]:
+def machine(counts: OneEdgeCounts) -> Iterator[ForwardingVm]:
     epoll = select.epoll()
     vm = ForwardingVm(
         lambda: epoll,
@@ -52,7 +52,7 @@ def machine(counts: Counts) -> Iterator[ForwardingVm]:
 
 @pytest.mark.parametrize("ends", [lambda vm: vm.disconnect(OTHER), lambda vm: vm.unplug()], ids=["leave", "unplug"])
 def test_what_was_rung_before_a_peer_or_the_machine_leaves_is_counted(
-    ends: Callable[[ForwardingVm], None], machine: ForwardingVm, counts: Counts
+    ends: Callable[[ForwardingVm], None], machine: ForwardingVm, counts: OneEdgeCounts
 ) -> None:
     counter = EventFd.create()
     machine.connect(OTHER, 0, counter.descriptor)

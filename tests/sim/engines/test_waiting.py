@@ -18,7 +18,7 @@ DESCRIPTOR = 33
 EVENT = (7, select.EPOLLIN)
 
 
-class Kernel:
+class ScriptedEpoll:
     """An epoll descriptor on which something comes at ``event_ns``; each call takes ``call_ns`` besides its wait."""
 
     def __init__(self, event_ns: float = math.inf, call_ns: int = 500) -> None:
@@ -47,8 +47,8 @@ class Kernel:
 
 @pytest.fixture
 def kernel_of(monkeypatch):
-    def make(**options) -> Kernel:
-        kernel = Kernel(**options)
+    def make(**options) -> ScriptedEpoll:
+        kernel = ScriptedEpoll(**options)
         monkeypatch.setattr(waiting, "readable_within_ns", kernel.ppoll)
         monkeypatch.setattr(waiting.time, "monotonic_ns", lambda: kernel.now_ns)
         return kernel

@@ -225,7 +225,7 @@ def test_a_broken_connection_is_an_error_without_a_signal(sockets):
         outbox.flush()
 
 
-class Scripted:
+class ScriptedSocket:
     """A socket whose ``sendmsg`` does what it is told to."""
 
     def __init__(self, *results):
@@ -242,7 +242,7 @@ class Scripted:
 
 
 def test_the_rest_of_a_message_that_was_cut_goes_first_and_without_its_descriptor():
-    sock = Scripted(3, BlockingIOError(), 5, 8)
+    sock = ScriptedSocket(3, BlockingIOError(), 5, 8)
     outbox = Outbox(sock, limit=9)
     outbox.put(Message(-1, (77,)))
     outbox.put(Message(1))
@@ -253,7 +253,7 @@ def test_the_rest_of_a_message_that_was_cut_goes_first_and_without_its_descripto
 
 def test_too_many_descriptors_under_way_is_not_the_readers_fault():
     refusal = OSError(errno.ETOOMANYREFS, "too many references")
-    sock = Scripted(refusal, refusal, 8)
+    sock = ScriptedSocket(refusal, refusal, 8)
     outbox = Outbox(sock, limit=9)
     outbox.put(Message(-1, (77,)))
     for _ in range(2):

@@ -97,7 +97,7 @@ def test_a_batch_arrives_as_if_sent_one_by_one(messages, sizes, reads):
             end.close()
 
 
-class Kernel:
+class ScriptedKernel:
     """A socket and a table that send as much as a script says, and remember what came out."""
 
     def __init__(self, script):
@@ -126,8 +126,8 @@ class Kernel:
         self.data += data
 
 
-class Scripted(SendTable):
-    kernel: Kernel
+class ScriptedTable(SendTable):
+    kernel: ScriptedKernel
 
     def send(self, sock, start, stop):
         count, last_bytes = self.kernel.next()
@@ -147,8 +147,8 @@ EVENTS = st.one_of(st.sampled_from([errno.EAGAIN, errno.ETOOMANYREFS]), st.tuple
     script=st.lists(EVENTS, max_size=30),
 )
 def test_refused_and_cut_batches_lose_and_repeat_nothing(batches, alone, script):
-    kernel = Kernel(script)
-    table = Scripted(100)
+    kernel = ScriptedKernel(script)
+    table = ScriptedTable(100)
     table.kernel = kernel
     outbox = Outbox(kernel, 100)
     said = []
