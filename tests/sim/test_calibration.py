@@ -51,6 +51,11 @@ def test_the_costs_of_the_model_are_found_again(runs):
     assert "Ping and echo" in found.model.source
 
 
+def test_handling_is_not_read_off_machines_whose_doorbells_have_no_time_stamps(tmp_path):
+    sampled = measured(tmp_path, "ping_pong", **{"run.duration_s": "0.3", "run.sample_every": "16"})
+    assert set(calibrate([sampled]).read) == {"wake_ns"}
+
+
 def test_the_file_is_the_model(runs):
     found = calibrate(runs)
     assert msgspec.convert(tomllib.loads(as_toml(found)), CostModel) == found.model

@@ -79,11 +79,16 @@ def _interrupted(drains: pa.Table, source: Integers, rung_ns: Integers) -> npt.N
 
 
 def _handlings(drains: pa.Table, source: Integers, rung_ns: Integers, sample_every: int) -> tuple[Integers, Integers]:
-    """The time of each handling, and the doorbells in it: as far as every doorbell has its time stamp."""
+    """The time of each handling, and the doorbells that the machine rang in it.
+
+    Unless every doorbell has its time stamp, these are known only of machines that rang none.
+    """
     machine, begin_ns, end_ns = (
         drains[name].fill_null(0).to_numpy().astype(np.int64) for name in ("machine", "delivered_ns", "handled_ns")
     )
     known = end_ns > 0
+    if sample_every != 1:
+        known &= ~np.isin(machine, source) & (sample_every > 0)
     machine, begin_ns, end_ns = machine[known], begin_ns[known], end_ns[known]
     rings = np.zeros(len(machine), np.int64)
     for index in np.unique(machine) if sample_every == 1 else ():
