@@ -48,6 +48,7 @@ POLICIES = {
     "fifo": os.SCHED_FIFO,
     "rr": os.SCHED_RR,
 }
+WAIT_FOR_ALL_KINDS = 0x40000000  # __WALL: also children whose end is no SIGCHLD
 END_PATIENCE_S = 2.0
 NAME_LENGTH_MAX = 100
 NAME_BYTES_MAX = 15
@@ -148,6 +149,8 @@ def end_children(
     Returns:
         The command line of each that ran, and whether none is left.
     """
+    if not _has_children():
+        return [], True
     ended: dict[int, str] = {}
     deadline_s = time.monotonic() + END_PATIENCE_S
     while True:
@@ -162,6 +165,15 @@ def end_children(
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
         time.sleep(0.001)
+
+
+def _has_children() -> bool:
+    """Whether this process has any child, zombies included (waitid(2))."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | WAIT_FOR_ALL_KINDS)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _command(pid: int) -> str:

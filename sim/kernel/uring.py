@@ -27,12 +27,13 @@ import os
 import struct
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from nodes.bursts import Batch, LoopBatch, one_by_one
 from nodes.peer_table import Line
 from sim.kernel.eventfd import COUNTER_MAX, EventFd, signal
 
-__all__ = ["LEAST", "BatchMaker"]
+__all__ = ["LEAST", "BatchMaker", "check_rings"]
 
 LEAST = 16
 """Fewer doorbells at once are faster rung one by one."""
@@ -91,7 +92,8 @@ class _Ring:
     submit_from: Callable[[bytes, memoryview[int], int], Sequence[int]]
 
     def __init__(self) -> None:
-        self._free = list(reversed(range(FILES)))
+        self._free: list[int] = []  # places that were used before
+        self._unused = 0  # the first place that never was
         self._one = mmap.mmap(-1, mmap.PAGESIZE)
         self._one[:8] = (1).to_bytes(8, "little")  # an eventfd takes eight bytes
         view = ctypes.c_char.from_buffer(self._one)
@@ -135,10 +137,8 @@ class _Ring:
         words, array, entries = self._words, self._array, self._entries
         mask = ENTRIES - 1
         twice = places_twice(ENTRIES)
-        # With ``turned[by]`` in the array, place p of the queue submits the entry (p - by) mod ENTRIES.
-        turned = [twice[ENTRIES - by :][:ENTRIES] for by in range(ENTRIES)]
-        turn = 0
-        array[:] = turned[turn]
+        turn = 0  # place p of the queue submits the entry (p - turn) mod ENTRIES
+        array[:] = twice[:ENTRIES]
         loaded = b""
 
         def submit(image: bytes, start: int, stop: int) -> Sequence[int]:
@@ -149,7 +149,7 @@ class _Ring:
             tail = words[tail_at]
             by = tail - start & mask
             if by != turn:
-                array[:] = turned[by]
+                array[:] = twice[ENTRIES - by : 2 * ENTRIES - by]
                 turn = by
             return enter(tail, stop - start)
 
@@ -174,20 +174,17 @@ class _Ring:
     ) -> Callable[[int, int], Sequence[int]]:
         """``enter(tail, count)`` rings the next entries of the submission queue; returns the places of the refused."""
         words, queues, syscall, descriptor = self._words, self._queues, _syscall, self.descriptor
-        zero = ctypes.c_long(0)
-        calls = [
-            (ctypes.c_long(ENTER), ctypes.c_long(descriptor), ctypes.c_long(count), zero, zero, zero, zero)
-            for count in range(ENTRIES + 1)
-        ]
+        number, ring, zero = ctypes.c_long(ENTER), ctypes.c_long(descriptor), ctypes.c_long(0)
+        counts = [ctypes.c_long(count) for count in range(ENTRIES + 1)]
 
         def enter(tail: int, count: int) -> Sequence[int]:
             words[tail_at] = tail + count & WORD
-            done = syscall(*calls[count])
+            done = syscall(number, ring, counts[count], zero, zero, zero, zero)
             while done != count:  # the kernel is short of memory for a moment
                 if done < 0 and ctypes.get_errno() not in (errno.EAGAIN, errno.EBUSY, errno.EINTR):
                     _checked(done, "io_uring_enter")
                 count -= max(done, 0)
-                done = syscall(*calls[count])
+                done = syscall(number, ring, counts[count], zero, zero, zero, zero)
             return () if words[completed_head_at] == words[completed_tail_at] else take_refused()
 
         def take_refused() -> list[int]:
@@ -216,9 +213,12 @@ class _Ring:
         Raises:
             OSError: there is no room for them, or the kernel takes none.
         """
-        if len(self._free) < len(lines):
+        again = min(len(self._free), len(lines))
+        if self._unused + len(lines) - again > FILES:
             raise OSError(errno.ENOSPC, "no room for further lines")
-        places = [self._free.pop() for _ in lines]
+        places = [self._free.pop() for _ in range(again)]
+        first, self._unused = self._unused, self._unused + len(lines) - again
+        places += range(first, self._unused)
         try:
             self._update(places, lines)
         except OSError:
@@ -338,7 +338,8 @@ class BatchMaker:
         """The ring, which the first batch makes; None where the kernel has none for this process."""
         if self._ring is None and not self._is_refused:
             try:
-                self._ring = _tried_ring()
+                check_rings()
+                self._ring = _Ring()
             except OSError:
                 self._is_refused = True
         return self._ring
@@ -363,11 +364,12 @@ class BatchMaker:
 _makers: set[weakref.ref[BatchMaker]] = set()
 
 
-def _tried_ring() -> _Ring:
-    """A ring that has been seen to ring, and to refuse a full counter.
+@cache
+def check_rings() -> None:
+    """See once that a ring rings, and refuses a full counter. A process that is forked later knows it from this one.
 
     Raises:
-        OSError: there is none.
+        OSError: it does not, or there is none.
     """
     ring = _Ring()
     full, empty = EventFd.create(), EventFd.create()
@@ -378,13 +380,10 @@ def _tried_ring() -> _Ring:
         ring.remove(places)
         if list(refused) != [0] or empty.take() != 1:
             raise OSError(errno.ENOSYS, "io_uring does not refuse a doorbell at a full counter")
-    except BaseException:
-        ring.close()
-        raise
     finally:
+        ring.close()
         full.close()
         empty.close()
-    return ring
 
 
 def _begin_anew() -> None:

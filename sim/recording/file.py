@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from nodes.errors import HostError, UsageError
-from sim.kernel.memory import map_file
+from sim.kernel.memory import map_file, map_in_place
 from sim.recording import header
 from sim.recording.header import HEADER_WORDS, WORD_BYTES
 from sim.recording.layout import DRAIN_WORDS, RecordingLayout
@@ -125,6 +125,23 @@ class Recording:
                 f"{size_bytes} bytes where its header asks for {layout.words * WORD_BYTES}"
             )
         return cls(mapping, layout, path)
+
+    def move_into(self, path: str | os.PathLike[str]) -> None:
+        """Continue in an existing file of the same layout: all views of the words show that file from now on.
+
+        For a recording that no file holds; what it holds is left behind.
+
+        Raises:
+            UsageError: the file is of another size.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if (size_bytes := os.fstat(fd).st_size) != len(self._mapping):
+                raise UsageError(f"{path}: a recording of {size_bytes} bytes cannot replace {len(self._mapping)}")
+            map_in_place(self._mapping, fd)
+        finally:
+            os.close(fd)
+        self.path = path
 
     def drain_columns(self) -> tuple[memoryview[int], ...]:
         """The words of the drains, by column: key, delivered_ns, handled_ns; valid until the recording closes."""

@@ -15,9 +15,13 @@ QUICK = ["--set", "run.duration_s=0.2", "--set", "run.warmup_s=0.0"]
 TOPOLOGY = '[run]\nduration_s = 0.2\nwarmup_s = 0.0\n[machines.a]\nprogram = "{program}"\n'
 PROGRAM = "from beside import PERIOD_NS\n\ndef mine(guest):\n    while True:\n        yield guest.clock() + PERIOD_NS\n"
 FORK_SERVER_AND_WORKER = """
+WRONG = WorkerConfiguration(
+    name='a', kind='simulated', machine=0, vectors='none', role='peer', profiles=(), program='idle', parameters={},
+    peers={}, traces={}, seed='1', sample_every=0, load=(), cpus=(), policy='other', priority=0, nice=0, devices=(),
+)
 with adopting_orphans(), contextlib.closing(ForkServer(Loop(), pathlib.Path(sys.argv[1]), lambda: None)) as server:
     ours, theirs = Control.pair()
-    server.fork(None, theirs)
+    server.fork(WRONG, theirs)
     assert readable_within(ours.fileno(), 90), server.state()
     assert ours.receive().summary.startswith('ValidationError'), server.state()
 """
@@ -74,6 +78,7 @@ def test_no_helper_looks_in_the_current_directory(flags: list[str], tmp_path: Pa
         "import contextlib, os, pathlib, sys\n"
         "from sim.engines.process.control import Control\n"
         "from sim.engines.process.forkserver import ForkServer\n"
+        "from sim.engines.shared.configuration import WorkerConfiguration\n"
         "from sim.kernel.loop import Loop\n"
         "from sim.kernel.processes import adopting_orphans\n"
         "from sim.kernel.waiting import readable_within\n"

@@ -19,12 +19,11 @@ __all__ = ["AttachedDevice"]
 
 
 class AttachedDevice:
-    """Owns the connection and the recording.
+    """Owns the connection, once it is attached, and the recording.
 
     Args:
         make_vm: makes the machine, with the arguments of `Vm`.
         first: the machine's first device, None for that itself.
-        coordinator: the process whose servers are trusted to send eventfds.
         on_memory: ``on_memory(vm, peer, descriptor)`` puts the memory in its place when it comes.
     """
 
@@ -36,7 +35,6 @@ class AttachedDevice:
         *,
         make_vm: Callable[..., Vm],
         first: Vm | None,
-        coordinator: int,
         on_memory: Callable[[Vm, int, int], None],
         on_own: Callable[[int, int], None],
         on_own_gone: Callable[[int], None],
@@ -44,6 +42,7 @@ class AttachedDevice:
     ) -> None:
         self.recording = recording
         self.recorder = Recorder(recording, domain=configuration.domain)
+        self._random = random.Random()
         profile = profiles.profile(machine.profiles[0 if first is None else first.number_of_devices])
         self.vm = make_vm(
             profile,
@@ -54,15 +53,26 @@ class AttachedDevice:
             make_batch=BatchMaker(),
             ledger=self.recorder,
             clock=time.monotonic_ns,
-            random=random.Random(machine.seed),
+            random=self._random,
             sample_every=machine.sample_every,
             first=first,
         )
         self._on_own, self._on_own_gone, self._warn = on_own, on_own_gone, warn
-        self._on_memory, self._coordinator = on_memory, coordinator
+        self._on_memory = on_memory
         self.expected: int | None = None
         """How many eventfds the server's greeting contains, once the coordinator has sent the number."""
-        self.connection = self._connect(configuration.server)
+
+    def attach(self, server: str, seed: str, coordinator: int) -> None:
+        """Connect to a server, as a machine with this seed.
+
+        Args:
+            server: the path of its socket.
+            seed: of the machine's random numbers.
+            coordinator: the process whose servers are trusted to send eventfds.
+        """
+        self._coordinator = coordinator
+        self._random.seed(seed)
+        self.connection = self._connect(server)
 
     @property
     def is_met(self) -> bool:

@@ -81,6 +81,7 @@ class ProcessEngine:
                 row.domain,
                 self._topology.domains[row.domain].memory.size_bytes,
                 os.fspath(recording.path),
+                recording.layout,
             )
             for row, recording in zip(rows, recordings, strict=True)
         )

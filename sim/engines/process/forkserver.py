@@ -1,9 +1,10 @@
 """The process that workers are forked from, as the coordinator holds it.
 
 It is an interpreter with all that a worker needs loaded and frozen (`sim.engines.process.zygote`). A request is one
-message with two descriptors: the worker's configuration in a memfd, and its end of the control socket. Nothing
-here waits: requests that do not fit into the socket are sent when it is writable, and the worker itself reports
-its process ID on its control socket.
+message with two descriptors: the worker's configuration in a memfd, and its end of the control socket; it names the
+template that the worker is forked from. A message with the first descriptor alone comes before, to make a template:
+what machines of a kind have in common is made once. Nothing here waits: requests that do not fit into the socket are
+sent when it is writable, and the worker itself reports its process ID on its control socket.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from sim.engines.shared.configuration import WorkerConfiguration
+from sim.engines.shared.configuration import WorkerConfiguration, common_part
 from sim.kernel.channel import send_descriptors
 from sim.kernel.loop import Loop
 from sim.kernel.processes import RUN_VARIABLE, describe_exit, has_stopped, work_ticks
@@ -33,6 +34,8 @@ __all__ = ["ForkServer"]
 RETRY_NS = 2_000_000
 END_PATIENCE_S = 5.0
 LAST_WORDS_BYTES = 2000
+TEMPLATES_MAX = 16
+"""Machines of further kinds make for themselves what a template has."""
 STANDARD_ERROR = 2
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -44,7 +47,10 @@ class ForkServer:
     def __init__(self, loop: Loop, runtime: Path, on_end: Callable[[], None]) -> None:
         """``runtime``: the run's private directory, which it removes should the coordinator die first."""
         self._loop, self._on_end = loop, on_end
-        self._waiting: deque[tuple[WorkerConfiguration, socket.socket]] = deque()
+        self._waiting: deque[tuple[bytes, bytes, socket.socket | None]] = deque()
+        """The text of each request, the configuration, and the control socket: none for a template."""
+        self._templates: dict[bytes, int] = {}
+        """Their numbers, by the common part of the configurations."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         self.name = f"ivsim-{secrets.token_hex(4)}"
@@ -99,8 +105,11 @@ class ForkServer:
         if self.has_ended:
             control.close()
             return
-        self._waiting.append((configuration, control))
-        if len(self._waiting) == 1:
+        is_idle = not self._waiting
+        template = self._template(configuration) if configuration.kind == "simulated" else None
+        text = "none" if template is None else str(template)
+        self._waiting.append((text.encode(), _encode(configuration), control))
+        if is_idle:
             self._send()
 
     def state(self) -> str:
@@ -129,11 +138,20 @@ class ForkServer:
             self._socket.close()
             os.close(self._words)
 
+    def _template(self, configuration: WorkerConfiguration) -> int | None:
+        """The number of the template for this configuration, which is requested before its first machine."""
+        common = _encode(common_part(configuration))
+        number = self._templates.get(common)
+        if number is None and len(self._templates) < TEMPLATES_MAX:
+            number = self._templates[common] = len(self._templates)
+            self._waiting.append((b"template", common, None))
+        return number
+
     def _send(self) -> None:
         while self._waiting:
-            configuration, control = self._waiting[0]
+            text, configuration, control = self._waiting[0]
             try:
-                self._send_one(configuration, control)
+                self._send_one(text, configuration, control)
             except BlockingIOError:
                 self._loop.add(self._socket, lambda: None, writable=self._send)
                 return
@@ -145,23 +163,26 @@ class ForkServer:
                 self._drop_requests()  # its end is closed: it is about to end, or has ended
                 return
             self._waiting.popleft()
-            control.close()
+            if control is not None:
+                control.close()
         self._loop.remove(self._socket)
 
-    def _send_one(self, configuration: WorkerConfiguration, control: socket.socket) -> None:
+    def _send_one(self, text: bytes, configuration: bytes, control: socket.socket | None) -> None:
         memory = os.memfd_create("worker configuration", os.MFD_CLOEXEC)
         try:
-            data = memoryview(_encode(configuration))
+            data = memoryview(configuration)
             while data:
                 data = data[os.write(memory, data) :]
             os.lseek(memory, 0, os.SEEK_SET)  # the worker reads from there
-            send_descriptors(self._socket, b"fork", (memory, control.fileno()))
+            send_descriptors(self._socket, text, (memory,) if control is None else (memory, control.fileno()))
         finally:
             os.close(memory)
 
     def _drop_requests(self) -> None:
         while self._waiting:
-            self._waiting.popleft()[1].close()
+            *_, control = self._waiting.popleft()
+            if control is not None:
+                control.close()
 
     def _ended(self) -> None:
         self._loop.remove(self._life)

@@ -49,24 +49,22 @@ class _Moved(Exception):  # noqa: N818  (no error)
 
 
 class Worker:
-    """One machine in this process: all that it holds, and its two loops, before and after Start."""
+    """One machine in this process: all that it holds, and its two loops, before and after Start.
+
+    It is made in two steps. A new one has devices, which are connected to nothing, and no descriptor: forks of a
+    process that has made it can each become a machine. `attach` makes it the machine that it is.
+    """
 
     _make_vm: Callable[..., Vm] = Vm
 
-    def __init__(
-        self, configuration: WorkerConfiguration, link: Control, recordings: list[Recording], coordinator: int
-    ) -> None:
+    def __init__(self, configuration: WorkerConfiguration, recordings: list[Recording]) -> None:
         self._configuration = configuration
-        self._coordinator = coordinator
-        self._link = link
-        self._recordings = recordings
-        self._epoll = select.epoll()
+        self.recordings = recordings
         self._start_ns: int | None = None
         self._stop_ns = self._joined_ns = 0
         self._told_to_stop = False
         self._may_proceed = False
         self._take: Callable[[int], int] = drain
-        self._alarm, self._alarm_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._own: dict[int, int] = {}  # own eventfd -> its vector, counted through all devices
         self._servers: dict[int, AttachedDevice] = {}  # socket to a server -> the device that is connected to it
         self._devices: list[AttachedDevice] = []
@@ -77,14 +75,12 @@ class Worker:
                 configuration,
                 make_vm=self._make_vm,
                 first=self._devices[0].vm if self._devices else None,
-                coordinator=coordinator,
                 on_memory=self._take_memory,
                 on_own=self._add_own,
                 on_own_gone=self._remove_own,
-                warn=lambda text: link.send(messages.Warned(text)),
+                warn=lambda text: self._link.send(messages.Warned(text)),
             )
             self._devices.append(device)
-            self._servers[device.connection.fileno()] = device
         self._vm = self._devices[0].vm
         self._delivery = make_delivery(self._devices, configuration.vectors)
         self._vm.guest.load = Load(configuration.load)
@@ -95,6 +91,21 @@ class Worker:
             stop_reading=self._stop_reading,
             remove_devices=self._remove_devices,
         )
+
+    def attach(self, configuration: WorkerConfiguration, link: Control, coordinator: int) -> None:
+        """Become the machine of this configuration, which has the common part of the one that this was made from.
+
+        Args:
+            configuration: the machine's own.
+            link: the way to the coordinator.
+            coordinator: the process that adopts this one.
+        """
+        self._configuration, self._link, self._coordinator = configuration, link, coordinator
+        self._epoll = select.epoll()
+        self._alarm, self._alarm_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        for its, device in zip(configuration.devices, self._devices, strict=True):
+            device.attach(its.server, configuration.seed, coordinator)
+            self._servers[device.connection.fileno()] = device
 
     def _take_memory(self, vm: Vm, peer: int, descriptor: int) -> None:
         place_memory(vm, peer, descriptor)
@@ -198,7 +209,7 @@ class Worker:
                 self._handle_event(descriptor)
 
     def _enter(self, state: int, stamp: int | None = None) -> None:
-        for recording in self._recordings:
+        for recording in self.recordings:
             if stamp is not None:
                 recording.words[stamp] = time.monotonic_ns()
             recording.words[header.STATE] = state
@@ -236,7 +247,7 @@ class Worker:
         """End the wait at the time to stop, without the coordinator: that may get a CPU much later."""
         with contextlib.suppress(FileExistsError):  # a machine that has migrated before its start has registered it
             self._epoll.register(self._alarm, select.EPOLLIN)
-        signals.signal(signals.SIGALRM, lambda *_: None)
+        # SIGALRM itself does nothing: its handler is inherited from the fork server.
         signals.set_wakeup_fd(self._alarm_writer)
         signals.setitimer(signals.ITIMER_REAL, max(1, self._stop_ns - time.monotonic_ns()) / SECOND_NS)
 
@@ -316,7 +327,7 @@ class Worker:
 
     def _stop(self) -> None:
         """End the program: no more rings, no more drains; the counts are final."""
-        stopped = stop_program([device.vm for device in self._devices], self._recordings[0].words)
+        stopped = stop_program([device.vm for device in self._devices], self.recordings[0].words)
         self._delivery.flush()
         self._end_processes()
         self._enter(State.STOPPED, header.STOPPED_NS)

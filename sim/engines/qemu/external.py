@@ -23,7 +23,6 @@ from nodes.errors import QemuError
 from nodes.peer_table import Line
 from nodes.vm import Vm
 from sim.engines.process import control
-from sim.engines.process.control import Control
 from sim.engines.process.worker import Worker
 from sim.engines.qemu.relay import Relay
 from sim.engines.shared.configuration import WorkerConfiguration
@@ -157,16 +156,14 @@ class ForwardingVm(Vm):
 class ExternalWorker(Worker):
     """A worker whose machine is a QEMU that connects to ``configuration.socket``."""
 
-    def __init__(
-        self, configuration: WorkerConfiguration, link: Control, recordings: list[Recording], coordinator: int
-    ) -> None:
+    def __init__(self, configuration: WorkerConfiguration, recordings: list[Recording]) -> None:
         self._path = Path(configuration.socket)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._relay: Relay | None = None
         self._qemu = -1  # the socket to it
         self._memory = -1
         self._make_vm = lambda profile, **settings: ForwardingVm(lambda: self._epoll, profile, **settings)
-        super().__init__(configuration, link, recordings, coordinator)
+        super().__init__(configuration, recordings)
         # Renamed once it listens: a QEMU that is started as soon as the path exists is not refused.
         unnamed = self._path.with_name(f"{self._path.name}~")
         unnamed.unlink(missing_ok=True)

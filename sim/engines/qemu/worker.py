@@ -15,7 +15,6 @@ from nodes.vm import Vm
 from sim.engines import messages
 from sim.engines.process import control
 from sim.engines.process.attached_device import AttachedDevice
-from sim.engines.process.control import Control
 from sim.engines.process.worker import Worker
 from sim.engines.qemu.device import QemuIvshmem, QemuVm
 from sim.engines.qemu.machine import QemuMachine
@@ -30,14 +29,12 @@ __all__ = ["QemuWorker"]
 class QemuWorker(Worker):
     """A worker whose devices are those of a QEMU, which it starts and ends."""
 
-    def __init__(
-        self, configuration: WorkerConfiguration, link: Control, recordings: list[Recording], coordinator: int
-    ) -> None:
+    def __init__(self, configuration: WorkerConfiguration, recordings: list[Recording]) -> None:
         self._machine = QemuMachine()
         self._make_vm = functools.partial(QemuVm, self._machine)
         self._placed: list[tuple[QemuVm, int, memoryview]] = []
         self._memory = -1  # that of the first device, for a QEMU that it is handed over to
-        super().__init__(configuration, link, recordings, coordinator)
+        super().__init__(configuration, recordings)
 
     def _take_memory(self, vm: Vm, peer: int, descriptor: int) -> None:
         """A device has its ID and its memory; when all have, QEMU starts and the driver finds them."""

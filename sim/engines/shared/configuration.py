@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
-__all__ = ["DeviceConfiguration", "WorkerConfiguration", "decode_configuration"]
+from sim.recording import RecordingLayout
+
+__all__ = ["DeviceConfiguration", "WorkerConfiguration", "common_part", "decode_configuration"]
 
 
 @dataclass(frozen=True)
 class DeviceConfiguration:
-    """Where a device of a machine connects, and the recording that it writes to."""
+    """Where a device of a machine connects, and the recording that it writes to, of this ``layout``."""
 
     server: str
     domain: int
     memory_bytes: int
     recording: str
+    layout: RecordingLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +59,24 @@ class WorkerConfiguration:
 
 decode_configuration = msgspec.msgpack.Decoder(WorkerConfiguration).decode
 """From bytes to a configuration. Made once, before workers are forked: they share what it needs of msgspec."""
+
+
+def common_part(configuration: WorkerConfiguration) -> WorkerConfiguration:
+    """What a machine's devices are made from: equal for all machines of a kind, the rest of the fields are empty."""
+    return replace(
+        configuration,
+        name="",
+        machine=0,
+        program="",
+        parameters={},
+        peers={},
+        traces={},
+        seed="",
+        cpus=(),
+        policy="other",
+        priority=0,
+        nice=0,
+        devices=tuple(replace(device, server="", recording="") for device in configuration.devices),
+        socket="",
+        foreign=(),
+    )

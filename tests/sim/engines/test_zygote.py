@@ -26,7 +26,7 @@ def fork():
 os.fork = fork
 ours, theirs = Control.pair()
 with open("/dev/null", "rb") as nothing:
-    zygote._fork(None, forker, [], nothing.fileno(), theirs.fileno())
+    zygote._fork(None, forker, [], nothing.fileno(), theirs.fileno(), None)
 print("the forker" if os.getpid() == forker else "another process", flush=True)
 theirs.close()
 if os.getpid() == forker:
