@@ -30,10 +30,11 @@ _DESCRIPTOR = struct.Struct("i")
 class Channel:
     """The receiving end: bytes and descriptors as they arrive. Owns the socket."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, table: ReceiveTable | None = None) -> None:
+        """``table``: for `receive_many`, which makes one if need be; channels of one thread can share it."""
         sock.setblocking(False)
         self.socket = sock
-        self._table: ReceiveTable | None = None
+        self._table = table
         self._cut_off = False
 
     def fileno(self) -> int:

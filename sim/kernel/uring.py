@@ -19,6 +19,7 @@ rung one by one.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import ctypes
 import errno
@@ -236,8 +237,8 @@ class _Ring:
         begin = 0
         for end in range(1, len(places) + 1):
             if end == len(places) or places[end] != places[end - 1] + 1:
-                those = (ctypes.c_int * (end - begin))(*lines[begin:end])
-                update = (ctypes.c_uint64 * 2)(places[begin], ctypes.addressof(those))  # struct io_uring_files_update
+                those = array.array("i", lines[begin:end])
+                update = (ctypes.c_uint64 * 2)(places[begin], those.buffer_info()[0])  # struct io_uring_files_update
                 _checked(_syscall(REGISTER, self.descriptor, REGISTER_FILES_UPDATE, update, end - begin), "a line")
                 begin = end
 

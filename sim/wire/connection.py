@@ -19,7 +19,7 @@ from nodes.wire.v2.protocol import HEADER_BYTES
 from sim.kernel.channel import Channel
 from sim.kernel.eventfd import EventFd, rung
 from sim.kernel.memory import map_region, release_mapping
-from sim.kernel.mmsg import ReceivedMessages
+from sim.kernel.mmsg import ReceivedMessages, ReceiveTable
 from sim.kernel.sections import map_sections
 from sim.wire.credentials import credentials_of
 
@@ -81,6 +81,7 @@ class Connection:
             the machine, whose driver then starts.
         trusted: a process ID. If that process listens, as the kernel reports it, what it sends as eventfds is not
             examined.
+        table: room for what is received together, as of `Channel`.
     """
 
     def __init__(
@@ -93,10 +94,11 @@ class Connection:
         warn: Callable[[str], object] = lambda text: None,
         on_memory: Callable[[int, int], None] | None = None,
         trusted: int | None = None,
+        table: ReceiveTable | None = None,
     ) -> None:
         self._pieces: deque[tuple[bytes, list[int]]] = deque()  # received and not looked at yet
         self._trusted = credentials_of(sock).pid == trusted
-        self._channel = Channel(sock)
+        self._channel = Channel(sock, table)
         self._on_own, self._on_own_gone, self._warn, self._on_memory = on_own, on_own_gone, warn, on_memory
         self.use(vm)
 

@@ -11,6 +11,7 @@ from nodes.vm import Vm
 from sim.engines.shared.configuration import DeviceConfiguration, WorkerConfiguration
 from sim.engines.shared.recorder import Recorder
 from sim.kernel.eventfd import signal
+from sim.kernel.mmsg import ReceiveTable
 from sim.kernel.uring import BatchMaker
 from sim.recording import Recording
 from sim.wire.connection import Connection, connect
@@ -59,6 +60,7 @@ class AttachedDevice:
         )
         self._on_own, self._on_own_gone, self._warn = on_own, on_own_gone, warn
         self._on_memory = on_memory
+        self._table = ReceiveTable()
         self.expected: int | None = None
         """How many eventfds the server's greeting contains, once the coordinator has sent the number."""
 
@@ -100,6 +102,7 @@ class AttachedDevice:
             warn=self._warn,
             on_memory=on_memory or (lambda peer, memory: self._on_memory(self.vm, peer, memory)),
             trusted=self._coordinator,
+            table=self._table,
         )
 
     def close(self) -> None:
