@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 
+from sim.results import Run
 from tests.bench.figure import Bar, Figure, alternate
 from tests.bench.heap_model import ring_on_a_heap
 from tests.bench.setting import Setting
 from tests.bench.simpy_model import ring, storm
-from topologies import loads
+from topologies import Topology, loads
 
-__all__ = ["measure_virtual"]
+__all__ = ["alone", "doorbells_per_s", "measure_virtual"]
 
 STORM_64 = Bar(3.0, 4.0, more_is_better=True)
 VECTORS, BURST = 4, 64
@@ -36,13 +37,13 @@ def measure_virtual(setting: Setting) -> Iterator[Figure]:
     pairs = alternate(
         setting.size(3, 1),
         _ours(setting, "storm_64", seconds, {"machines.storm.count": str(machines)}),
-        _alone(storm, machines, VECTORS, BURST, setting.size(0.05, 0.005)),
+        alone(storm, machines, VECTORS, BURST, setting.size(0.05, 0.005)),
     )
     yield Figure("virtual", f"storm_64, {machines} machines", "/s", pairs, STORM_64)
     machines, seconds = setting.size(RING_MACHINES, 15), setting.size(8.0, 20.0)
-    simpy = _alone(ring, machines, RATE_HZ, seconds)
-    alone = alternate(1, _alone(ring_on_a_heap, machines, RATE_HZ, seconds), simpy)
-    yield Figure("virtual", f"heap alone, {machines:,} machines", "/s", alone)
+    simpy = alone(ring, machines, RATE_HZ, seconds)
+    heap = alternate(1, alone(ring_on_a_heap, machines, RATE_HZ, seconds), simpy)
+    yield Figure("virtual", f"heap alone, {machines:,} machines", "/s", heap)
     pairs = alternate(
         1,
         _ours(setting, "virtual_ring", seconds, {"machines.node.count": str(machines)}),
@@ -51,7 +52,7 @@ def measure_virtual(setting: Setting) -> Iterator[Figure]:
     yield Figure("virtual", f"virtual_ring, {machines:,} machines", "/s", pairs, RING_65536)
 
 
-def _alone(model: Callable[..., float], *sizes: float) -> Callable[[], float]:
+def alone(model: Callable[..., float], *sizes: float) -> Callable[[], float]:
     """Measure a model in a process of its own.
 
     The objects that a run of 65,536 machines leaves here would be looked at by each garbage collection: they made SimPy
@@ -63,19 +64,23 @@ def _alone(model: Callable[..., float], *sizes: float) -> Callable[[], float]:
 
 
 def _ours(setting: Setting, topology: str, seconds: float, settings: dict[str, str]) -> Callable[[], float]:
-    def measure() -> float:
-        path = Path(setting.folder, "stopwatch")
-        overrides = {
-            **settings,
-            "run.engine": "virtual",
-            "run.sample_every": "256",
-            "run.duration_s": str(seconds),
-            "run.warmup_s": "0.0",
-            "machines.stopwatch.parameters.path": json.dumps(str(path)),
-        }
-        text = resources.files("topologies").joinpath(f"scenarios/{topology}.toml").read_text()
-        run = setting.run(loads(text + STOPWATCH, overrides=overrides))
-        cpu_s, share = map(float, path.read_text().split())
-        return run.figures.rung * share / cpu_s
+    return lambda: doorbells_per_s(setting.run, Path(setting.folder), topology, seconds, settings)
 
-    return measure
+
+def doorbells_per_s(
+    run: Callable[[Topology], Run], folder: Path, topology: str, seconds: float, settings: dict[str, str]
+) -> float:
+    """Doorbells of an included topology under virtual time, per second of CPU time."""
+    path = folder / "stopwatch"
+    overrides = {
+        **settings,
+        "run.engine": "virtual",
+        "run.sample_every": "256",
+        "run.duration_s": str(seconds),
+        "run.warmup_s": "0.0",
+        "machines.stopwatch.parameters.path": json.dumps(str(path)),
+    }
+    text = resources.files("topologies").joinpath(f"scenarios/{topology}.toml").read_text()
+    finished = run(loads(text + STOPWATCH, overrides=overrides))
+    cpu_s, share = map(float, path.read_text().split())
+    return finished.figures.rung * share / cpu_s
