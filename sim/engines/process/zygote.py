@@ -44,6 +44,8 @@ REQUEST_BYTES = 16
 UNDER_WAY_MAX = 3
 UNDER_WAY_LOOK_S = 0.01
 STANDARD_ERROR = 2
+GATHERED = {"contextlib", "ctypes", "nodes", "random", "sim", "socket"}
+"""The packages of the functions that workers call. With those of all packages, what they call lies apart again."""
 
 
 def serve(requests: int, stderr: int, runtime: str, path: list[str], name: str) -> None:
@@ -94,7 +96,7 @@ def serve(requests: int, stderr: int, runtime: str, path: list[str], name: str) 
 
 
 def _gather_code() -> list[CodeType]:
-    """Give the functions of this project copies of their code, which lie side by side.
+    """Give the functions that workers call copies of their code, which lie side by side.
 
     A function that is called counts references in its code. Where it was loaded, its page holds mostly names, line
     tables and docstrings: each worker would copy these.
@@ -110,7 +112,7 @@ def _gather_code() -> list[CodeType]:
         return code.replace(co_consts=consts)
 
     for function in [each for each in gc.get_objects() if isinstance(each, FunctionType)]:
-        if str(function.__module__).startswith(("nodes.", "sim.")):
+        if str(function.__module__).partition(".")[0] in GATHERED:
             function.__code__ = copy(function.__code__)
     return originals
 
