@@ -29,6 +29,7 @@ from sim.kernel.loop import Loop
 from sim.kernel.memory import made_smaller
 from sim.kernel.mmsg import Batch
 from sim.kernel.sections import StateTable
+from sim.kernel.time_slice import ShortTimeSlice
 from sim.wire.admission import Admission, AdmissionRules
 from sim.wire.announcements import Announcements
 from sim.wire.clients import JoinedClient, PendingClient
@@ -42,6 +43,7 @@ STALL_NS = 1_000_000_000
 RELEASE_SHARE = 8
 OUTBOX_SPARE = 4096
 GREETING_MESSAGES = 3
+MANY = 32  # receivers, or messages for one of them
 
 
 class IvshmemServer:
@@ -77,8 +79,8 @@ class IvshmemServer:
         retain_departed: bool = False,
         numbers: DomainNumbers | None = None,
     ) -> None:
-        self._loop = loop
-        self._vectors = vectors
+        self._loop, self._vectors = loop, vectors
+        self._short_slice = ShortTimeSlice(loop)  # while each message may wake a process
         self._server: Server[int]
         self._states: StateTable | None = None
         if numbers is None:
@@ -96,7 +98,7 @@ class IvshmemServer:
         self._changes = 0  # leaves, and peers that are stuck no more, since eventfds were released
         self._announcements = Announcements(self.peers, self._server.dialect)
         self._telling = self._announces_soon = False
-        self._sent = 0  # messages, to all clients
+        self.sent = 0  # messages, to all clients
         self._stall: tuple[int, int] | None = None  # how many had been sent when throttled, and since when so many
         self._on_arrival = on_arrival
         self._on_join, self._on_leave = on_join, on_leave
@@ -206,6 +208,8 @@ class IvshmemServer:
                             touched[peer.peer] = peer
                 for peer, missed in self._announcements.all_missed():
                     self._put(peer, missed)
+                if len(touched) >= MANY:
+                    self._short_slice.begin()
                 for peer in touched.values():
                     self._flush(peer)
         finally:
@@ -231,7 +235,8 @@ class IvshmemServer:
     def _flush(self, peer: JoinedClient) -> None:
         if self.peers.get(peer.peer) is not peer:
             return
-        waited = len(peer.outbox)
+        if (waited := len(peer.outbox)) >= MANY:
+            self._short_slice.begin()
         try:
             done = peer.outbox.flush()
             if done and peer.stuck_by and self._catch_up(peer):
@@ -243,7 +248,7 @@ class IvshmemServer:
             else:
                 self._leave(peer, error.strerror or "connection broken")
             return
-        self._sent += waited - len(peer.outbox)
+        self.sent += waited - len(peer.outbox)
         if done:
             peer.told_until = self._released + len(self.departed)
             if peer.stuck_by:
@@ -263,7 +268,7 @@ class IvshmemServer:
         self._loop.add(peer.socket, lambda: self._lose(peer))
         if self._stall is None:
             now_ns = time.monotonic_ns()
-            self._stall = self._sent, now_ns
+            self._stall = self.sent, now_ns
             self._loop.at(now_ns + RETRY_NS, self._retry)
 
     def _retry(self) -> None:
@@ -277,10 +282,9 @@ class IvshmemServer:
         if self._stall is None or all(peer.stuck_by != "throttled" for peer in stuck.values()):
             self._stall = None
             return
-        now_ns = time.monotonic_ns()
-        sent, since_ns = self._stall
-        if self._sent != sent:
-            self._stall = self._sent, now_ns
+        now_ns, (sent, since_ns) = time.monotonic_ns(), self._stall
+        if self.sent != sent:
+            self._stall = self.sent, now_ns
         elif now_ns - since_ns >= STALL_NS:
             self._stall = sent, now_ns
             self._disconnect_slowest_reader()
@@ -353,16 +357,14 @@ class IvshmemServer:
 
     def garble(self, peer: int, kind: str) -> bool:
         """Send one peer a malformed message (`Server.malformed`); False when it is not connected, or has no room."""
-        told = self.peers.get(peer)
-        if told is None or not self._queue(told, self._server.malformed(kind, peer)):
+        if (told := self.peers.get(peer)) is None or not self._queue(told, self._server.malformed(kind, peer)):
             return False
         self._flush(told)
         return True
 
     def dismiss(self, number: int) -> Dismissal | None:
         """Disconnect a peer, and tell the others that it has left; None if it is not connected."""
-        peer = self.peers.get(number)
-        if peer is None:
+        if (peer := self.peers.get(number)) is None:
             return None
         self._leave(peer, "left")
         return Dismissal(self.peers.values(), lambda: not self._announcements)
@@ -377,6 +379,7 @@ class IvshmemServer:
     def close(self) -> None:
         self._disconnect_all()
         self._close_departed(len(self.departed))
+        self._short_slice.end()
         self._admission.close()
         if self._states is not None:
             self._states.close()

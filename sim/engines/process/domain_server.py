@@ -70,6 +70,11 @@ class SocketServer:
         return made_smaller(self._region.descriptor, self._region.size_bytes) if self._region.descriptor >= 0 else ""
 
     @property
+    def sent(self) -> int:
+        """How many messages the server that listens has sent."""
+        return self._server.sent if self._server is not None else 0
+
+    @property
     def is_listening(self) -> bool:
         return self._server is not None
 

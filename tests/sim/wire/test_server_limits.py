@@ -72,7 +72,7 @@ def test_a_throttled_client_does_not_pile_up_moments(site):
     outbox = Throttled(site.server.peers[0], ["throttled"] * 60)
     for _ in range(30):
         site.join()
-    assert len(site.loop._moments) <= 1
+    assert len(site.loop._moments) <= 2  # the next try, and the end of a short time slice
     site.until(lambda: not len(outbox))
     site.read_all()
     assert set(site.clients[0].lines) == lines_of(*range(31))
@@ -232,12 +232,12 @@ def test_peers_that_leave_together_are_announced_together(make_site):
     socks = [site.raw() for _ in range(20)]
     site.until(lambda: len(site.server.peers) == 21)
     site.idle()
-    sent = site.server._sent
+    sent = site.server.sent
     for sock in socks:
         sock.close()
     site.until(lambda: len(site.gone) == 20)
     site.idle()
-    assert site.server._sent == sent + 20
+    assert site.server.sent == sent + 20
     site.catch_up(witness)
     assert sorted(witness.left) == list(range(1, 21))
 
