@@ -23,9 +23,9 @@ def test_the_time_slice_is_short_until_the_end_of_the_turn(loop: Loop) -> None:
     granted = before > 0  # Linux tells and grants it since 6.12
     short_slice = ShortTimeSlice(loop)
     for _ in range(2):
-        short_slice.begin()
-        short_slice.begin()
-        assert not granted or time_slice_ns() == SHORT_NS
+        for _ in range(3):
+            short_slice.begin()
+            assert not granted or SHORT_NS <= time_slice_ns() <= SHORT_NS + 1
         loop.step()
         assert (time_slice_ns(), os.sched_getscheduler(0), os.nice(0)) == (before, os.SCHED_OTHER, niceness)
     short_slice.begin()
