@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from nodes.doorbells import Ledger
 from nodes.errors import HostError, UsageError
 from sim.engines.shared.recorder import Recorder
-from sim.recording import Counters, Recording, RecordingLayout, State, header
+from sim.recording import Counters, Recording, RecordingLayout, RecordingPack, State, header
 from sim.recording.header import COUNTER_AT, HEADER_WORDS, NO_PEER, WORD_BYTES
 from sim.recording.reader import drains_so_far, read, totals_so_far, vectors_so_far
 
@@ -249,6 +249,28 @@ def test_a_kill_at_any_time_loses_no_drain_that_was_stored(path, after_ms):
     assert (entries[:-1, 2] == 7).all()
     with Recording.open(path) as recording:
         assert vectors_so_far(recording).tolist() == records.vectors.tolist()
+
+
+def test_a_drain_that_is_recorded_at_once_is_stored_as_one_in_two_steps(tmp_path):
+    """Also beside drains in two steps, behind another recording in its file, and where the section is full."""
+    pack = RecordingPack(lambda row: tmp_path / str(row))
+    layout = RecordingLayout(2, 1, 1, 3)
+    one, other, last = (pack.create(row, layout, sample_every=1, of=row, life=1, domain=0) for row in range(3))
+    for recording, at_once in ((one, False), (other, True), (last, False)):
+        drained, handled, record, _, _, _, flush = Recorder(recording).make_drains()
+        for vector, count in ((0, 3), (1, 1), (1, 4), (0, 2)):
+            if at_once and vector:
+                record(vector, count, 50, 60)
+            else:
+                drained(vector, count, 50)
+                handled(60)
+        flush()
+    entries = [recording.words[layout.drains_at :].tolist() for recording in (one, other, last)]
+    assert entries[0] == entries[1] == entries[2] == [3 << 16, 50, 60, 1 << 16 | 1, 50, 60, 4 << 16 | 1, 50, 60]
+    assert [vectors_so_far(recording).tolist() for recording in (one, other)] == [[[5, 2], [5, 2]]] * 2
+    for recording in (one, other, last):
+        recording.close()
+    pack.close()
 
 
 def test_sums_are_kept_up_to_date_entry_by_entry_and_in_great_numbers(path):
