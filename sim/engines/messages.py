@@ -173,8 +173,8 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
 class Ended(msgspec.Struct, tag=True, frozen=True):
     """Report of the engine, always the last one: the machine is gone.
 
-    ``how`` is "" when it ended as ordered with final counts, otherwise a signal's name or "exit 1". ``started`` is
-    False when it never began to run; ``how`` then says why.
+    ``how`` is "" when it ended as ordered with final counts, otherwise a signal's name, "exit 1", or "ended by the run"
+    after a failure that its engine saw. ``started`` is False when it never began to run; ``how`` then says why.
     """
 
     how: str

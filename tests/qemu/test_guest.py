@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +20,7 @@ import sim
 from nodes.errors import HostError
 from sim.kernel.processes import children
 from sim.results.store import files
+from sim.runner import Begun
 from topologies import Topology, load, loads
 
 pytestmark = pytest.mark.qemu
@@ -48,13 +55,20 @@ SLOWER_S = (3, 6, 20, 60)
 """Durations in which a guest boots: one after the other until it has, for a host may be busy."""
 
 
-def boots(text: str, folder: Path, rest: str = "", duration_s: float = 1.0) -> sim.Run:
+def boots(
+    text: str,
+    folder: Path,
+    rest: str = "",
+    duration_s: float = 1.0,
+    on_begin: Callable[[Begun], None] = lambda begun: None,
+) -> sim.Run:
     """A run with a guest that prints ``text``; ``rest`` are further keys of its table, and tables."""
     (folder / "disk.img").write_bytes(
         (PRINT + text.encode() + b"\0").ljust(SECTOR_BYTES - 2, b"\0") + b"\x55\xaa" + bytes(DISK_BYTES - SECTOR_BYTES)
     )
     (folder / "guest.toml").write_text(HOST + rest)
-    result = sim.run(folder / "guest.toml", runs=folder / "runs", overrides={"run.duration_s": duration_s})
+    overrides = {"run.duration_s": duration_s}
+    result = sim.run(folder / "guest.toml", runs=folder / "runs", overrides=overrides, on_begin=on_begin)
     assert not children() - BEFORE, "a process was left"
     return result
 
@@ -137,7 +151,34 @@ def test_a_guest_that_does_not_become_ready_is_named_with_its_last_lines(tmp_pat
 def test_a_guest_that_panics_is_named_with_its_panic(tmp_path: Path) -> None:
     run = boots("ready\nKernel panic - not syncing: no init\n", tmp_path, 'ready_when = "ready"\n')
     assert run.status == "failed"
-    assert "its guest failed: Kernel panic - not syncing: no init" in run.reason
+    reason = "mine died (ended by the run): its guest failed: Kernel panic - not syncing: no init"
+    assert run.reason == reason
+    assert "mine died: ended by the run" in run.summary["warnings"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_qemu_that_is_ended_from_outside_has_not_left_but_died(number: signal.Signals, tmp_path: Path) -> None:
+    """QEMU exits with 0 at SIGTERM, as it does when its guest powers itself off."""
+    threads: list[threading.Thread] = []
+
+    def end(console: Path) -> None:
+        while not (console.is_file() and "up" in console.read_text()):
+            time.sleep(0.02)
+        for pid in children() - BEFORE:
+            with contextlib.suppress(OSError):  # another one that has just ended
+                if b"disk.img" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, number)
+
+    def begin(begun: Begun) -> None:
+        threads.append(threading.Thread(target=end, args=[files.console(begun.path, "mine")], daemon=True))
+        threads[0].start()
+
+    if_it_has_left = '[[timeline]]\nwhen = "up == 2"\ndo = "end"\n'
+    run = boots("up\n", tmp_path, f'ready_when = "up"\n{if_it_has_left}', 300.0, on_begin=begin)
+    threads[0].join()
+    assert run.status == "failed"
+    how, why = ("exit 0", " (host-signal): ") if number == signal.SIGTERM else ("SIGKILL", "; ")
+    assert run.reason.startswith(f"mine died ({how}): its guest failed: QEMU ended{why}")
 
 
 def test_a_qemu_that_does_not_start_is_told_in_its_own_words(tmp_path: Path) -> None:

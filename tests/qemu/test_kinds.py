@@ -300,7 +300,7 @@ def test_an_external_machine_without_a_qemu_is_named_when_its_time_is_over(tmp_p
     run = sim.run(loads(EXTERNAL.format(vectors=VECTORS, timeout_s=0.3, rung=RUNG)), runs=tmp_path)
     assert run.status == "failed"
     assert "theirs" in run.reason
-    assert "no QEMU has connected" in run.reason
+    assert "its QEMU failed: no QEMU has connected" in run.reason
     assert "within 0.3 s" in run.reason
 
 

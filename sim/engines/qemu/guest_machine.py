@@ -382,16 +382,16 @@ class GuestMachine:
             self._migration.close()
         self._console.read()
         self._ended = True
-        clean = self._told_to_end or (code == 0 and self._ready and not self._failure)
-        if clean:
+        outside = self._qemu.monitor.shut_down_by()
+        if self._told_to_end or (code == 0 and self._ready and not self._failure and not outside):
             if not self._has_left:
                 self._enter(State.STOPPED, header.STOPPED_NS)
             self._report(Stopped(self._totals))
             self._report(Ended(""))
             return
         if not self._failure:
-            self._report(Failed("guest", f"QEMU ended{self._last_words()}"))
-        self._report(Ended(describe_exit(code)))
+            self._report(Failed("guest", f"QEMU ended{outside and f' ({outside})'}{self._last_words()}"))
+        self._report(Ended("ended by the run" if self._failure else describe_exit(code)))
 
     def _last_words(self) -> str:
         """What QEMU has printed, and the last lines of the guest."""

@@ -32,6 +32,7 @@ class GuestMonitor:
         self._socket, self.far = socket.socketpair()
         self._socket.setblocking(False)
         self._lines = ReceivedLines()
+        self._shut_down_by = ""
         self._waiting: deque[tuple[Callable[[Any], None], Callable[[str], None]]] = deque()
         """What is told the result or the error of each command that has not been answered, the oldest first."""
 
@@ -76,6 +77,17 @@ class GuestMonitor:
 
         go_on(None)
 
+    def shut_down_by(self) -> str:
+        """Why a QEMU that has ended was told to, other than by its guest (QMP, ShutdownCause); "" if it was not."""
+        with contextlib.suppress(EOFError):
+            for line in self._lines.read(self._socket):
+                self._note_shutdown(json.loads(line))
+        return self._shut_down_by
+
+    def _note_shutdown(self, answer: dict[str, Any]) -> None:
+        if answer.get("event") == "SHUTDOWN" and not answer["data"]["guest"]:
+            self._shut_down_by = answer["data"].get("reason", "not by its guest")  # which QEMU tells since 4.0
+
     def _read(self) -> None:
         try:
             for line in self._lines.read(self._socket):
@@ -84,6 +96,7 @@ class GuestMonitor:
             self._loop.remove(self._socket)
 
     def _take(self, answer: dict[str, Any]) -> None:
+        self._note_shutdown(answer)
         if "event" in answer:
             moment = answer["timestamp"]
             at_ns = (moment["seconds"] * 1_000_000 + moment["microseconds"]) * 1_000

@@ -44,7 +44,8 @@ def explain(error: BaseException) -> Failed:
     elif isinstance(error, HostError):
         at_fault = "host"
     text = _text(cause)
-    summary = f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+    kind = "" if at_fault == "QEMU" else type(cause).__name__  # its texts are sentences
+    summary = ": ".join(filter(None, (kind, text)))
     if at_fault == "program" and (frames := traceback.extract_tb(cause.__traceback__)):
         summary += f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
     trace = "".join(traceback.format_exception(cause)) if at_fault in ("program", "simulator") else ""
