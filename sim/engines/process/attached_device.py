@@ -43,7 +43,7 @@ class AttachedDevice:
     ) -> None:
         self.recording = recording
         self.recorder = Recorder(recording, domain=configuration.domain)
-        self._random = random.Random()
+        self._random = random.Random(machine.seed)  # what a seed that is a text needs is loaded with the first one
         profile = profiles.profile(machine.profiles[0 if first is None else first.number_of_devices])
         self.vm = make_vm(
             profile,
