@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from sim.kernel.processes import children
+
 __all__ = ["Page", "accessibility", "browser", "needs_browser"]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -159,6 +161,7 @@ class Page:
 def browser() -> Iterator[Page]:
     """A browser with an empty profile, until the end of the block."""
     assert PROGRAM is not None
+    before = children()
     theirs_in, to_browser = os.pipe()
     from_browser, theirs_out = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -182,6 +185,10 @@ def browser() -> Iterator[Page]:
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, 9)
+                process.wait()
+                # Its crash handlers have sessions of their own, and end with it; this process adopts orphans.
+                for orphan in children() - before:
+                    os.waitpid(orphan, 0)
 
 
 VIOLATIONS = """

@@ -63,17 +63,15 @@ def boots(
     on_begin: Callable[[Begun], None] = lambda begun: None,
 ) -> sim.Run:
     """A run with a guest that prints ``text``; ``rest`` are further keys of its table, and tables."""
+    before = children()
     (folder / "disk.img").write_bytes(
         (PRINT + text.encode() + b"\0").ljust(SECTOR_BYTES - 2, b"\0") + b"\x55\xaa" + bytes(DISK_BYTES - SECTOR_BYTES)
     )
     (folder / "guest.toml").write_text(HOST + rest)
     overrides = {"run.duration_s": duration_s}
     result = sim.run(folder / "guest.toml", runs=folder / "runs", overrides=overrides, on_begin=on_begin)
-    assert not children() - BEFORE, "a process was left"
+    assert not children() - before, "a process was left"
     return result
-
-
-BEFORE = children()
 
 
 def test_a_bare_metal_guest_takes_part_and_its_counts_balance(tmp_path: Path) -> None:
@@ -164,7 +162,7 @@ def test_a_qemu_that_is_ended_from_outside_has_not_left_but_died(number: signal.
     def end(console: Path) -> None:
         while not (console.is_file() and "up" in console.read_text()):
             time.sleep(0.02)
-        for pid in children() - BEFORE:
+        for pid in children():
             with contextlib.suppress(OSError):  # another one that has just ended
                 if b"disk.img" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(pid, number)

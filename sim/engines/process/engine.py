@@ -57,8 +57,9 @@ class ProcessEngine:
             self.loop = Loop()
             stack.callback(self.loop.close)
             self._fork_server = ForkServer(self.loop, self._runtime, lambda: None)
+            # The machines have ended first, however the run went, and the fork server: its children are adopted then.
+            stack.callback(self.end_leftovers)
             stack.callback(self._fork_server.close)
-            stack.callback(self.end_leftovers)  # once the machines have ended, however the run went
             self._stack = stack.pop_all()
         return self
 
