@@ -99,6 +99,20 @@ do = "end"
 """
 
 
+def interrupt_itself(real: QemuPeer) -> None:
+    """Ring QEMU's own ID until that arrives: its own vectors are announced last, after those of all other peers.
+
+    It drops the doorbells of a peer that has not been announced (ivshmem.c, ivshmem_io_write).
+    """
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        real.ring(real.id, 0)
+        with contextlib.suppress(TimeoutError):
+            real.wait(0, timeout=0.1)
+            return
+    raise TimeoutError("QEMU does not interrupt itself")
+
+
 def test_qemu_joins_a_run_and_its_doorbells_are_counted(directory: Path, tmp_path: Path) -> None:
     path = directory / "s"
     rung = 100
@@ -113,6 +127,7 @@ def test_qemu_joins_a_run_and_its_doorbells_are_counted(directory: Path, tmp_pat
             select.select([], [], [], 0.01)
         with QemuPeer(path, vectors=VECTORS) as real:
             seen.append(real.id)
+            interrupt_itself(real)
             for _ in range(rung):
                 real.ring(2, 1)
             over.wait(PATIENCE_S)
