@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from nodes.errors import HostError
 from sim.kernel.processes import children
 from sim.results.store import files
 from sim.runner import Begun
+from tests.clusters import until
 from topologies import Topology, load, loads
 
 pytestmark = pytest.mark.qemu
@@ -160,8 +160,7 @@ def test_a_qemu_that_is_ended_from_outside_has_not_left_but_died(number: signal.
     threads: list[threading.Thread] = []
 
     def end(console: Path) -> None:
-        while not (console.is_file() and "up" in console.read_text()):
-            time.sleep(0.02)
+        until(lambda: console.is_file() and "up" in console.read_text(), what="the guest's first line")
         for pid in children():
             with contextlib.suppress(OSError):  # another one that has just ended
                 if b"disk.img" in Path(f"/proc/{pid}/cmdline").read_bytes():

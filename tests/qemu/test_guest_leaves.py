@@ -340,14 +340,9 @@ def test_a_migration_that_no_guest_can_do_is_a_mistake_of_the_file(guest: str, k
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("number", range(2))
-def test_a_linux_guest_migrates_and_then_lets_go_of_its_device(
-    number: int, seed: int, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    """With the one driver or the other, as the seed says; with both in `make full`."""
-    if number and not request.config.getoption("--full"):
-        pytest.skip("the seed has drawn the other driver")
-    example = ("uio_guest", "kernel_driver")[(seed + number) % 2]
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("example", ["uio_guest", "kernel_driver"])
+def test_a_linux_guest_migrates_and_then_lets_go_of_its_device(example: str, tmp_path: Path) -> None:
     file = ROOT / "examples" / example / f"{example}.toml"
     if not all(
         Path(each).is_file() for machine in load(file).machines if machine.guest for each in machine.guest.files

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+import sim
+from sim.engines.virtual.execution import Execution
+
 OF_THE_HOST = {"started", "started_ns", "owner", "host", "argv", "access"}
 """What a manifest says of the process and the host that ran the topology."""
 SHORT = {"run.warmup_s": "0.0", "run.duration_s": "0.3"}
@@ -58,3 +61,14 @@ def compare(first: Path, second: Path) -> None:
     for each in same:
         assert (first / each).read_bytes() == (second / each).read_bytes(), each
     assert of_the_run(first) == of_the_run(second)
+
+
+@pytest.mark.parametrize("name", ["hotspot", "ping_pong"])
+def test_a_plain_slice_does_what_any_slice_does(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sim.engines.virtual.plain_slice` is the fast way, `Execution.step` the general one."""
+    paths = []
+    for runs in (tmp_path / "plain", tmp_path / "general"):
+        overrides = {"run.engine": "virtual", "run.warmup_s": 0.0, "run.duration_s": 0.05, "run.sample_every": 1}
+        paths.append(sim.run(name, runs=runs, overrides=overrides, resources_every_s=0).path)
+        monkeypatch.setattr(Execution, "is_plain", False)
+    compare(*paths)

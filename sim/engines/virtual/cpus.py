@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ from sim.engines.virtual.loop import VirtualLoop
 __all__ = ["Cpus", "Task"]
 
 
-class Task:
+class Task(ABC):
     """What runs on a CPU, a slice at a time; and all that a doorbell of it has to look at.
 
     This is the first part of a machine, so that its attributes share a few lines of a CPU's cache: with very many
@@ -52,13 +53,13 @@ class Task:
         self.queue: list[VirtualCounter] = []
         self.wake_delay: Callable[[], int] | None = None
 
+    @abstractmethod
     def run(self) -> bool:
         """Do a slice of work, which moves the clock; returns whether there is more to do at once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rung(self, counter: VirtualCounter, at_ns: int) -> None:
         """A doorbell has found one of its counters empty, at that time."""
-        raise NotImplementedError
 
     def first_ns(self) -> int | None:
         """The time of the earliest doorbell in a counter that is waited for; None when all are empty.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from sim.engines.process.control import Control, Forked, Proceed
 from sim.engines.process.forkserver import ForkServer
 from sim.engines.shared.configuration import DeviceConfiguration, WorkerConfiguration, common_part
 from sim.kernel.loop import Loop
-from sim.kernel.processes import adopting_orphans, end_children
+from sim.kernel.processes import adopting_orphans, children, end_children
 from sim.kernel.waiting import readable_within
 from sim.recording import Recording, RecordingLayout, State, header
 
@@ -24,7 +25,7 @@ PATIENCE_S = 90
 LAYOUT = RecordingLayout(vectors=2, edges=4, rings=4, drains=4)
 
 
-def configuration(folder: Path, name: str, **changes: object) -> WorkerConfiguration:
+def configuration(folder: Path, name: str, **changes: Any) -> WorkerConfiguration:
     """That of a machine whose server does not exist."""
     device = DeviceConfiguration(os.fspath(folder / "no server"), 0, 4096, os.fspath(folder / name), LAYOUT)
     plain = WorkerConfiguration(
@@ -47,13 +48,13 @@ def configuration(folder: Path, name: str, **changes: object) -> WorkerConfigura
         nice=0,
         devices=(device,),
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return replace(plain, **changes)
 
 
 @pytest.fixture
 def server(short_path: Path) -> Iterator[ForkServer]:
     with adopting_orphans(), contextlib.closing(Loop()) as loop:
-        known = set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+        known = children()
         with contextlib.closing(ForkServer(loop, short_path, lambda: None)) as it:
             yield it
         end_children(known)
