@@ -16,8 +16,8 @@ from nodes.device.effects import DeviceWarning, IntxLevel, IntxPulse, MsixMessag
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import PROFILES, Profile, Quirk, profile
+from nodes.device.properties import DeviceExitError, Properties, realize
 from nodes.device.qemu_1_1.client import Qemu11Client
-from nodes.device.qemu_1_1.properties import DeviceExitError, Properties, realize
 from nodes.device.v2.device import IvshmemV2
 from nodes.errors import GuestError, ModelledFault, RemoteProtocolError
 from nodes.wire.v2.protocol import DomainNumbers

@@ -6,7 +6,7 @@ import pytest
 
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.profiles import Quirk, profile
-from nodes.device.qemu_1_1.properties import STEPS, DeviceExitError, Plan, Properties, realize
+from nodes.device.properties import STEPS, DeviceExitError, Plan, Properties, realize
 from nodes.device.qemu_1_1.shared_object import OBJECT_MODE, SharedObject, check_size, open_object
 from nodes.errors import ModelledFault
 
