@@ -62,6 +62,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("PYTHONUNBUFFERED", None)  # who lacks it has commands that must flush what they print
     for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR"):  # what is printed does not depend on the caller's
         os.environ.pop(name, None)
+    # Nothing here uses BLAS, whose threads take 50 ms of a CPU where numpy is loaded; the command does this itself.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ["PYTHONSAFEPATH"] = "1"  # interpreters that tests start import nothing from the current directory
     os.environ["XDG_RUNTIME_DIR"] = os.environ["TMPDIR"] = tempfile.tempdir = str(TEMPORARY)
     atexit.register(shutil.rmtree, TEMPORARY, ignore_errors=True)

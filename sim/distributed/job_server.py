@@ -38,7 +38,7 @@ LOADED = (
 )
 """What `ivsim run` and `ivsim explore` use; each loads what it needs."""
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Variables with which jemalloc (in Arrow) and OpenBLAS (in numpy) start no threads when they are loaded."""
+"""Variables with which jemalloc (in Arrow) and OpenBLAS (in numpy) start no threads, whatever the caller has set."""
 JOB_SERVER = "ivsim-jobs"
 """The name of the process, and of those that keep jobs."""
 REQUEST, STDOUT, STDERR = "request", "stdout", "stderr"

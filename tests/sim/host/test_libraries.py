@@ -94,10 +94,13 @@ def test_libraries_map_less_where_that_is_limited_and_what_is_set_stays(monkeypa
     monkeypatch.setattr(resource, "getrlimit", lambda _kind: (limit, UNLIMITED))
     environment = {"OMP_NUM_THREADS": "3"}
     libraries.be_frugal(environment)
-    assert environment == {"OMP_NUM_THREADS": "3"}
+    assert environment == {"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "1"}
     limit = 600 * MIB
     libraries.be_frugal(environment)
-    assert environment == {**libraries.FRUGAL, "OMP_NUM_THREADS": "3"}
+    assert environment == {**libraries.FRUGAL, "OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {"OPENBLAS_NUM_THREADS": "4"}
+    libraries.be_frugal(environment)
+    assert environment["OPENBLAS_NUM_THREADS"] == "4"
 
 
 WHAT_IS_LOADED = """
