@@ -28,6 +28,7 @@ from sim.engines import messages
 from sim.engines.base import Arrival, Client, Engine, HasDescriptor, RunLoop, StartGate
 from sim.engines.messages import Report
 from topologies import Topology
+from topologies.resolve.names import several
 
 __all__ = ["Coordinator"]
 
@@ -39,7 +40,6 @@ LOOK_NS = SECOND_NS // 4
 START_LOOKS = 120
 STOP_LOOKS, STARVED_LOOKS = 12, 240
 KILL_LOOKS = 20
-NAMES_SHOWN = 5
 TOLD = frozenset(
     {"action", "machine_joined", "machine_left", "machine_died", "migrated", "migration_failed", "warning"}
 )
@@ -71,7 +71,8 @@ class Coordinator:
         self.ending = RunEnd()
         self.phase = "starting"
         self._made_ns = self._clock.now_ns()
-        self._not_ready = self._running = self._more_deaths = 0
+        self._not_ready = self._running = 0
+        self._more_deaths: list[str] = []
         self._progress = (0, 0)
         self._looks = self._looks_after_kill = 0
         with contextlib.ExitStack() as stack:
@@ -185,10 +186,9 @@ class Coordinator:
                 for incarnation in self.machines.incarnations
                 if incarnation.machine.present and not incarnation.ready
             ]
-            shown = ", ".join(missing[:NAMES_SHOWN])
-            more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
             patience_s = START_LOOKS * LOOK_NS / SECOND_NS
-            self.stop("failed", f"no progress for {patience_s:g} s, {self._engine.state()}; not Ready: {shown}{more}")
+            state = self._engine.state()
+            self.stop("failed", f"no progress for {patience_s:g} s, {state}; not Ready: {several(missing)}")
             return
         self._loop.at(self._clock.now_ns() + LOOK_NS, self._watch_start)
 
@@ -307,10 +307,10 @@ class Coordinator:
             self._event("machine_died", machine=incarnation.name, how=how, failure=incarnation.failure)
             if not incarnation.killed:
                 died = f"{incarnation.name} died ({how})" if report.started else f"{incarnation.name} {how}"
-                self._count_death(died + (f": {incarnation.failure}" if incarnation.failure else ""))
+                self._count_death(incarnation.name, died + (f": {incarnation.failure}" if incarnation.failure else ""))
         self._check_done()
 
-    def _count_death(self, reason: str) -> None:
+    def _count_death(self, name: str, reason: str) -> None:
         """Count a machine that ended without being told to, in any phase: the run is not simply finished."""
         ending = self.ending
         if self.topology.run.on_death == "degrade" and self.phase != "starting":
@@ -324,7 +324,7 @@ class Coordinator:
         elif ending.status in ("finished", "degraded"):
             ending.status, ending.reason = "failed", reason
         else:
-            self._more_deaths += 1
+            self._more_deaths.append(name)
 
     # The end
 
@@ -362,7 +362,7 @@ class Coordinator:
         if left and all(incarnation.killed for incarnation in left):
             self._looks_after_kill += 1
         if self._looks_after_kill >= KILL_LOOKS:
-            self._fail(f"{', '.join(incarnation.name for incarnation in left[:NAMES_SHOWN])} cannot be ended")
+            self._fail(f"{several([incarnation.name for incarnation in left])} cannot be ended")
             self._conclude()
             return
         self._loop.at(self._clock.now_ns() + LOOK_NS, self._watch_stop)
@@ -393,5 +393,5 @@ class Coordinator:
                 self.ending.pending[key] = self.ending.pending.get(key, 0) + doorbells
         self._migrations.conclude(self.ending.pending)
         if self._more_deaths and self.ending.status == "failed":
-            self.ending.reason += f"; {self._more_deaths} more died"
+            self.ending.reason += f"; {several(self._more_deaths)} ended, too"
         self.phase = "done"

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.recording import Recording
-from sim.recording.reader import VECTOR_MASK, domain_and_peer, drains_so_far, latest_drains, latest_rings
+from sim.recording.reader import VECTOR_MASK, domain_and_peer, latest_drains, latest_rings
 
 __all__ = ["recent_delivery_ns"]
 
@@ -47,7 +47,8 @@ def recent_delivery_ns(
     """By row: the time since which every drain of it is among those that are read."""
     for row, recording in recordings.items():
         drains = latest_drains(recording, drains_each)
-        known_ns[row] = int(drains[0, 1]) if drains_so_far(recording) > len(drains) else begin_ns
+        # Not by another look at how many there are: the worker goes on, and may have stored its first one by then.
+        known_ns[row] = int(drains[0, 1]) if len(drains) == drains_each else begin_ns
         drains = drains[drains[:, 1] >= begin_ns]
         taken.append(_key(row, drains[:, 0] & VECTOR_MASK, drains[:, 1] - begin_ns))
     for recording in recordings.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,14 @@ MEMORY = Bar(500.0, 300.0)
 SAMPLES = 10_000_000
 MEBIBYTE = 1 << 20
 # The percentiles take the CPU time of their second computation: the first one also loads libraries.
+# Around a command: ru_maxrss begins with what the parent had at the most, and this parent has next to nothing.
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.call([sys.executable, *sys.argv[1:]])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, file=sys.stderr)
+sys.exit(code)
+"""
 MAKE = """
 import pathlib, sys
 from tests.synthetic import long_run
@@ -38,7 +45,6 @@ print(time.process_time() - begin_s)
 def measure_analysis(setting: Setting) -> Iterator[Figure]:
     """A run of one sender and one receiver; CPU time and the most memory of a process for each step."""
     samples = setting.size(SAMPLES, 2000)
-    # It is made by a process of its own: this one's memory would count as that of its children.
     _run(["-c", MAKE, str(setting.folder), str(samples)])
     [path] = setting.folder.glob("long-*")
     steps = {
@@ -58,12 +64,9 @@ def measure_analysis(setting: Setting) -> Iterator[Figure]:
 
 def _run(arguments: Sequence[str]) -> tuple[str, float, int]:
     """Run Python: what it prints, its CPU time in seconds, and the most memory it had, in bytes."""
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    with process.stdout as output:
-        said = output.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    command = [sys.executable, "-c", MEASURED, *arguments]
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)[:80]}: exit code {process.returncode}")
-    return said, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+        raise RuntimeError(f"{' '.join(arguments)[:80]}: exit code {process.returncode}: {process.stderr[-400:]}")
+    cpu_s, most_bytes = process.stderr.split()[-2:]
+    return process.stdout, float(cpu_s), int(most_bytes)

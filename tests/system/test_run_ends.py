@@ -205,13 +205,14 @@ def test_statistics_that_are_no_numbers_are_named_and_fail_nothing(programs: str
     assert any("3 statistics of the program are no numbers that fit" in each for each in result.warnings)
 
 
-def test_several_deaths_at_the_end_are_counted(programs: str, tmp_path: Path) -> None:
+def test_every_death_at_the_end_is_named(programs: str, tmp_path: Path) -> None:
     text = (
         f'[run]\nduration_s = 0.3\nwarmup_s = 0.0\n[machines.m]\ncount = 3\nprogram = "{programs}:checks_in_finally"\n'
     )
     result = sim.run(loads(text), runs=tmp_path)
     assert result.status == "failed"
-    assert result.reason.endswith("; 2 more died")
+    first, _, others = result.reason.removesuffix(" ended, too").rpartition("; ")
+    assert {first.split()[0], *others.split(", ")} == {"m-0", "m-1", "m-2"}
 
 
 END = '[[timeline]]\nwhen = "rung > 0"\ndo = "end"\n'
@@ -332,7 +333,7 @@ def test_a_fork_server_that_dies_is_told_with_its_last_words(
     result = sim.run("ping_pong", runs=tmp_path / "runs")
     assert result.status == "failed"
     # The other one has been asked for by then, or has not.
-    why = r"(ping|echo) could not be started: the fork server ended \(exit 7\): no license(; 1 more died)?"
+    why = r"(ping|echo) could not be started: the fork server ended \(exit 7\): no license(; (ping|echo) ended, too)?"
     assert re.fullmatch(why, result.reason), result.reason
     assert (result.path / "status").read_text() == f"failed\n{result.reason}\n"
 

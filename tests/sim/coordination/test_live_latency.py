@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from sim.coordination import live_latency
 from sim.coordination.live_latency import DRAINS_PER_BIN, SAMPLES_MIN, WINDOW_NS, recent_delivery_ns
 from sim.engines.shared.recorder import Recorder
 from sim.recording import Recording, RecordingLayout
+from sim.recording.reader import latest_drains
 
 NOW_NS = 50_000_000_000
 
@@ -70,3 +72,21 @@ def test_too_few_doorbells_within_the_read_drains_give_no_percentiles(tmp_path: 
 
 def test_more_drains_are_read_of_few_recordings(tmp_path: Path) -> None:
     assert look(tmp_path, 900, after_ns=1500, sample_every=15) == {"p50": 1500, "p99": 1500}
+
+
+def test_a_drain_that_comes_while_it_reads_is_none_of_those_it_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker stores its first drain between two looks at its recording."""
+    layout = RecordingLayout(2, 4, 1024, 1024)
+    with Recording.create(tmp_path / "0.rec", layout, machine=0, sample_every=1) as recording:
+        drains = Recorder(recording).make_drains()
+
+        def read_then_store(*arguments: Any) -> Any:
+            found = latest_drains(*arguments)
+            drains.drained(0, 1, NOW_NS)
+            drains.handled(NOW_NS)
+            return found
+
+        monkeypatch.setattr(live_latency, "latest_drains", read_then_store)
+        assert recent_delivery_ns({0: recording}, {(0, 7): 0}, NOW_NS) == {}
