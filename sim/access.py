@@ -13,17 +13,6 @@ from nodes.wire.v2.protocol import V2
 from sim.wire.qemu_options import qemu_options
 from topologies import Topology
 
-__all__ = [
-    "Access",
-    "access_to",
-    "external_lines",
-    "external_path",
-    "name_memories",
-    "qemu_lines",
-    "server_path",
-    "shown",
-]
-
 
 class Access(msgspec.Struct, frozen=True):
     """How to join one domain: a QEMU with ivshmem-doorbell by ``socket``, one with ivshmem-plain by ``memory``.

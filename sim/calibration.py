@@ -16,8 +16,6 @@ from sim.results.analysis.warnings import disturbances
 from sim.results.run import Run
 from topologies.language.document import quoted
 
-__all__ = ["Calibration", "as_toml", "calibrate"]
-
 Integers = npt.NDArray[np.int64]
 
 NOTHING_SHARE = 0.05

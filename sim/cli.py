@@ -17,8 +17,6 @@ from sim.kernel.shortage import explained
 from sim.kernel.signals import interrupts_raise, signals_too_late
 from sim.version import VERSION
 
-__all__ = ["ivsim", "main"]
-
 # The libraries that each command loads; the other commands load none of them.
 RESULTS_COMMANDS = {"run", "show", "sweep", "compare", "report", "trace", "agree", "calibrate"}
 TELEMETRY_COMMANDS = {"top", "ps", "clean", "graph"}

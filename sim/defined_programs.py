@@ -17,8 +17,6 @@ from typing import TypeAlias
 from nodes.errors import UsageError
 from nodes.guest import Program
 
-__all__ = ["Programs", "program_files"]
-
 ProgramSource: TypeAlias = "str | os.PathLike[str] | Callable[..., Program]"
 Programs: TypeAlias = "ProgramSource | Sequence[ProgramSource]"
 

@@ -6,20 +6,6 @@ from nodes.errors import HostError, IvshmemError, UsageError
 from sim.kernel.shortage import is_shortage
 from sim.kernel.signals import ENDING
 
-__all__ = [
-    "BROKEN_PIPE",
-    "FAILED",
-    "HOST_TOO_SMALL",
-    "INTERRUPTED",
-    "MISSED",
-    "STOPPED_ABOVE",
-    "WRONG_USE",
-    "of_error",
-    "of_os_error",
-    "of_run",
-    "of_signal",
-]
-
 FAILED = 1
 """The run failed, or its counts do not balance."""
 WRONG_USE = 2

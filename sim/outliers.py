@@ -23,8 +23,6 @@ from sim.results.store.kernel_table import write_kernel_events
 from topologies import Topology
 from topologies.stop_above import parse_stop_above
 
-__all__ = ["OutlierEnd"]
-
 KEEP_NS, LIMITS_KEPT = 1_000_000_000, 7
 """Looks are kept for a second, and for so many times the limit more."""
 

@@ -17,8 +17,6 @@ from nodes.spelling import did_you_mean
 from sim.kernel.loop import Loop
 from sim.wire.attachment import GREETING_NS, Attachment
 
-__all__ = ["SimulatedPeer"]
-
 
 class SimulatedPeer:
     """A machine of `sim.server.Server.machine`.

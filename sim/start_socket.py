@@ -10,8 +10,6 @@ from collections.abc import Iterator
 
 from nodes.errors import UsageError
 
-__all__ = ["GO", "READY", "StartSocket", "start_gate"]
-
 READY = b"ready\n"
 GO = b"go\n"
 

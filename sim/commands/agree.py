@@ -13,8 +13,6 @@ from sim.commands.numbers import WholeNumber
 from sim.commands.options import BadTopology, overrides_option, programs_option, runs_option, topology_argument
 from sim.exit_codes import MISSED
 
-__all__ = ["agree"]
-
 
 @click.command("agree")
 @topology_argument

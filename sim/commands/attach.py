@@ -24,8 +24,6 @@ from sim.exit_codes import INTERRUPTED
 from sim.kernel.signal_wakeup import ended_by_signal
 from sim.wire.attachment import Attachment
 
-__all__ = ["attach"]
-
 VECTORS_MAX = 2048
 DUMP_BYTES = 256
 FORMATS: dict[str, Literal["B", "H", "I", "Q"]] = {"1": "B", "2": "H", "4": "I", "8": "Q"}

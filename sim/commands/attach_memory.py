@@ -8,8 +8,6 @@ from nodes.errors import UsageError
 from sim.kernel.memory import check_mapped
 from sim.wire.attachment import Attachment
 
-__all__ = ["dump", "part_of", "writable_part"]
-
 
 def part_of(memory: memoryview, offset: int, length: int) -> memoryview:
     """A part of the memory that may be touched."""

@@ -12,8 +12,6 @@ from nodes.errors import GuestError
 from sim.kernel.loop import Loop
 from sim.wire.attachment import Attachment
 
-__all__ = ["AttachSession", "count_in_words", "dialect_of", "vectors_in_words"]
-
 
 class AttachSession:
     """The loop and the peer, which attaches when a command first needs it, and the callbacks of the current command.

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-__all__ = ["calibrate"]
-
 
 @click.command("calibrate", short_help="Read the costs of virtual time off real runs.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))

@@ -26,8 +26,6 @@ from sim.kernel.shortage import error_of_path
 from sim.kernel.signal_wakeup import ended_by_signal
 from sim.views.session import analysis_lines
 
-__all__ = ["explain_session", "record", "replay"]
-
 SOCKET = click.Path(path_type=Path)
 ABOUT = """\
 # Recorded by `ivsim record`. Each line: seconds since the start, connection, sender, and what it sent: a number with

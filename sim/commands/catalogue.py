@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["COMMANDS", "INNER_EXAMPLES", "Entry"]
-
 
 class Entry(NamedTuple):
     """One command: ``module:name`` within `sim.commands`, its line in the help, and the last line of its own help."""

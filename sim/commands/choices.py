@@ -8,8 +8,6 @@ import click
 
 from nodes.spelling import did_you_mean
 
-__all__ = ["NameChoice"]
-
 
 class NameChoice(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2
     """``names`` are listed and completed. A name in ``known`` is accepted as well."""

@@ -15,8 +15,6 @@ from sim.commands.numbers import WholeNumber
 from sim.distributed.addresses import PORT, Tls, check_address, check_listening, make_tls
 from sim.distributed.dask_extra import require_dask
 
-__all__ = ["cluster_options", "scheduler", "tls_options", "worker"]
-
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
 

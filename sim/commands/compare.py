@@ -12,8 +12,6 @@ from nodes.errors import UsageError
 from sim.commands.completion import complete_runs
 from sim.exit_codes import MISSED
 
-__all__ = ["compare"]
-
 PICTURES = (".png", ".svg")
 
 

@@ -11,8 +11,6 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
-__all__ = ["complete_keys", "complete_runs", "complete_topologies"]
-
 RUNS = Path("runs")
 SHOWN_MAX = 50
 

@@ -13,8 +13,6 @@ from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
 from sim.commands.options import run_argument
 
-__all__ = ["console"]
-
 POLL_S = 0.1
 READ_BYTES = 1 << 16
 

@@ -12,8 +12,6 @@ from nodes.device.variants import make_variant, parse_cells, variant_name
 from sim.commands.choices import NameChoice
 from sim.commands.numbers import WholeNumber
 
-__all__ = ["conformance", "device"]
-
 
 @click.group()
 def device() -> None:

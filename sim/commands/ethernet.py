@@ -7,8 +7,6 @@ from pathlib import Path
 
 import click
 
-__all__ = ["ethernet"]
-
 
 @click.command("ethernet")
 @click.option(

@@ -17,8 +17,6 @@ from sim.distributed.addresses import make_tls
 from sim.distributed.where import Where, where_of
 from sim.exit_codes import MISSED, of_signal
 
-__all__ = ["explore"]
-
 PROGRESS_S = 1.0
 
 

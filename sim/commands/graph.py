@@ -11,8 +11,6 @@ from sim.commands.choices import NameChoice
 from sim.commands.options import BadTopology, overrides_option, programs_option, topology_argument
 from sim.commands.output import write_file
 
-__all__ = ["graph"]
-
 FORMATS = {".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot", ".svg": "svg"}
 
 

@@ -8,8 +8,6 @@ import click
 
 from sim.exit_codes import FAILED
 
-__all__ = ["clean", "ps"]
-
 
 @click.command("ps")
 @click.option("--json", "as_json", is_flag=True, help="The list as JSON.")

@@ -18,8 +18,6 @@ from sim.commands.options import (
     topology_argument,
 )
 
-__all__ = ["migrate"]
-
 
 @click.command("migrate")
 @topology_argument

@@ -10,8 +10,6 @@ from topologies.migration_check import FailingMigration
 from topologies.migration_plan import MigrationPlan, PlannedMachine, Step
 from topologies.resolve.names import several
 
-__all__ = ["plan_lines", "timeline_lines"]
-
 
 def plan_lines(plan: MigrationPlan) -> Iterator[str]:
     """A plan in lines: the machines, the steps, what is copied and what is lost."""

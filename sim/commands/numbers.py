@@ -10,8 +10,6 @@ import click
 
 from nodes.errors import UsageError
 
-__all__ = ["Number", "WholeNumber", "c_number", "duration_ns", "number", "split_values"]
-
 UNITS_NS = {"ms": 1_000_000, "s": 1_000_000_000, "": 1_000_000_000, "m": 60_000_000_000, "h": 3_600_000_000_000}
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|.', re.DOTALL)
 

@@ -15,18 +15,6 @@ from sim.commands.numbers import Number
 from sim.exit_codes import WRONG_USE
 from sim.kernel.qemu_program import assumed_version
 
-__all__ = [
-    "BadTopology",
-    "optional_topology_argument",
-    "overrides_option",
-    "programs_option",
-    "qemu_version_option",
-    "resources_every_option",
-    "run_argument",
-    "runs_option",
-    "topology_argument",
-]
-
 
 class BadTopology(click.ClickException):
     """A topology that cannot be run. Standard error gets its problems, each as FILE:LINE: ..., and nothing else."""

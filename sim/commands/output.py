@@ -6,8 +6,6 @@ from pathlib import Path
 
 from sim.kernel.shortage import error_of_path
 
-__all__ = ["write_file", "write_whole"]
-
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a file of any kind in place.

@@ -15,8 +15,6 @@ from topologies.migration_check import failing_migrations
 from topologies.qemu_check import endangered
 from topologies.ringing_check import unreachable
 
-__all__ = ["dry_run"]
-
 
 def dry_run(topology: Topology, runs: Path, *, as_json: bool = False) -> int:
     """Print the demand of ``topology`` and what of it this host does not have; the exit code: 0, or 3."""

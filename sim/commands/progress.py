@@ -14,8 +14,6 @@ from rich.text import Text
 from sim.telemetry import Snapshot, following
 from sim.views.rates import Rates, left_s
 
-__all__ = ["progress"]
-
 PLAIN_EVERY_NS = 1_000_000_000
 BAR_WIDTH = 24
 

@@ -23,8 +23,6 @@ from sim.exit_codes import INTERRUPTED
 from sim.kernel.line_reader import LineReader
 from sim.kernel.loop import Loop
 
-__all__ = ["run_prompt"]
-
 PROMPT = "ivsim> "
 CLEAR_LINE = "\r\x1b[K"
 USAGE_COLUMNS = 34

@@ -11,8 +11,6 @@ import topologies
 from sim.commands.options import BadTopology
 from sim.exit_codes import MISSED
 
-__all__ = ["replay_schedule"]
-
 
 def replay_schedule(context: click.Context, file: Path) -> int:
     """Print every event of the schedule in a file; returns the exit code.

@@ -10,8 +10,6 @@ import click
 from sim.commands.options import run_argument
 from sim.commands.output import write_whole
 
-__all__ = ["report"]
-
 REPORT = "report.html"
 
 

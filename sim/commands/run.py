@@ -35,8 +35,6 @@ from topologies.hosts import part_of
 from topologies.metrics import LATENCIES
 from topologies.model import EngineName
 
-__all__ = ["run", "show"]
-
 EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 

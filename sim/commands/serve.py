@@ -30,8 +30,6 @@ from topologies.language.sizes import (
     show_size,
 )
 
-__all__ = ["serve"]
-
 VECTORS_MAX = 2048
 UID_MAX = (1 << 32) - 2  # the last one means "unchanged" (chown(2))
 MEMORY_NAME = "ivshmem"

@@ -14,8 +14,6 @@ from sim.commands.options import optional_topology_argument, programs_option, re
 from sim.distributed.addresses import make_tls
 from sim.distributed.where import where_of
 
-__all__ = ["sweep"]
-
 
 def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, list[str]]:
     """``KEY=V1,V2`` to the values of each key; given twice, the last one counts."""

@@ -21,8 +21,6 @@ from sim.views.columns import print_columns
 from sim.views.units import human_count, human_ns
 from topologies import Topology, TopologyError
 
-__all__ = ["carry_out", "new_sweep"]
-
 
 def new_sweep(
     topology: str | None,

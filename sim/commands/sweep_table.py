@@ -9,8 +9,6 @@ from sim.sweeps import Row, Sweep, hosts_are_comparable
 from sim.views.columns import print_columns
 from sim.views.units import human_count, human_ns
 
-__all__ = ["render_sweep", "short_names"]
-
 
 def short_names(keys: list[str]) -> dict[str, str]:
     """The last parts of dotted keys; the whole of those that end alike."""

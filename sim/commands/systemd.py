@@ -9,8 +9,6 @@ from pathlib import Path
 
 from nodes.errors import UsageError
 
-__all__ = ["hidden_program", "units"]
-
 # Directories that a dynamic user (DynamicUser=) may not read, or of which a service has its own (PrivateTmp=).
 HIDDEN = ("/home", "/root", "/tmp", "/var/tmp", "/run/user")
 

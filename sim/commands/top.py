@@ -9,8 +9,6 @@ import click
 from sim.commands.completion import complete_runs
 from sim.commands.numbers import WholeNumber
 
-__all__ = ["top"]
-
 
 @click.command("top")
 @click.argument("run", required=False, type=click.Path(path_type=Path), shell_complete=complete_runs)

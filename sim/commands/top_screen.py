@@ -27,8 +27,6 @@ from sim.views.units import short_count as count
 from sim.views.units import short_ns as duration
 from sim.views.units import short_seconds as seconds
 
-__all__ = ["show_top"]
-
 PATIENCE_S = 5.0
 POLL_S = 0.25
 LINE_EVERY_NS = 1_000_000_000

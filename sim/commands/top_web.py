@@ -14,8 +14,6 @@ from nodes.errors import HostError, UsageError
 from sim.kernel.shortage import is_shortage
 from sim.views.html.live_page import live_page
 
-__all__ = ["LiveServer"]
-
 HOST = "127.0.0.1"
 KEPT = 2400
 KEEP_ALIVE_S = 10.0

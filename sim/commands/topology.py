@@ -13,8 +13,6 @@ from sim.commands.options import BadTopology, overrides_option, programs_option,
 from sim.kernel.shortage import error_of_path
 from topologies.text_tables import Reference, topologies_table
 
-__all__ = ["COMMANDS", "init", "list_shipped", "schema", "validate"]
-
 
 @click.command("validate")
 @topology_argument

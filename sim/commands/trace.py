@@ -12,8 +12,6 @@ from sim.commands.numbers import WholeNumber, duration_ns
 from sim.commands.options import run_argument
 from sim.commands.output import write_whole
 
-__all__ = ["trace"]
-
 
 @click.command("trace")
 @run_argument

@@ -11,8 +11,6 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Holdings", "children", "holdings"]
-
 
 class Holdings(NamedTuple):
     """The resources that this process holds.

@@ -24,8 +24,6 @@ from sim.kernel.segments import SHM_DIRECTORY, Segment, mappings, remove_segment
 from sim.telemetry import SOCKET, Found, Subscriber, running
 from sim.telemetry.discovery import listening_sockets
 
-__all__ = ["Item", "inventory", "remove"]
-
 ANSWER_S = 1.0
 COMMAND_LENGTH_MAX = 100
 JOBS = "dask-scratch-space"

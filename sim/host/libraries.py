@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 from nodes.errors import HostError
 
-__all__ = ["RESULTS", "TELEMETRY", "be_frugal", "check", "keep_pandas_out", "leave_out_pandas", "take_all_descriptors"]
-
 MIB = 1 << 20
 STACK_BYTES = 128 << 10
 

@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 from nodes.errors import HostError
 
-__all__ = ["Host", "Remaining"]
-
 CAP_SYS_ADMIN, CAP_SYS_NICE, CAP_SYS_RESOURCE = 21, 23, 24
 SHM_DIRECTORY = "/dev/shm"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import mmap
 import time
 
-__all__ = ["page_fault_ns"]
-
 PAGES = 512
 
 

@@ -10,8 +10,6 @@ from sim.host.limits import SHM_DIRECTORY
 from topologies import Topology
 from topologies.hosts import has_hosts
 
-__all__ = ["hosts_refused", "named_memory_refused", "place_refused"]
-
 
 def place_refused(runs: Path) -> Iterator[str]:
     """Why no directory can be made in ``runs``, or ``runs`` itself in the part of its path that exists."""

@@ -28,8 +28,6 @@ from sim.views.columns import print_columns
 from topologies import Machine, Topology
 from topologies.actions import Join, Migrate
 
-__all__ = ["Demand", "ResourceDemand", "check", "preflight", "render"]
-
 # Descriptors of the coordinator for each machine (its connection to the server, its control socket, its process), its
 # others, and those of a worker, counted in /proc/PID/fd; three of each device are those of its io_uring and the two
 # mappings of it.

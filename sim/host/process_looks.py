@@ -13,17 +13,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = [
-    "LOOK_DESCRIPTORS",
-    "CpuLook",
-    "OtherProcess",
-    "OtherProcesses",
-    "ProcessLook",
-    "ProcessLooks",
-    "Throttling",
-    "look_at_cpus",
-]
-
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 READ_BYTES = 4096

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from sim.kernel.qemu_program import chosen_qemu
 from topologies import Topology
 
-__all__ = ["QEMU_BYTES", "QEMU_THREADS", "count_qemus", "qemus_refused"]
-
 # Measured on QEMU 7.2 with -m 16M and without a guest: private memory, and threads with the main one.
 QEMU_BYTES = 15 << 20
 QEMU_THREADS = 4

@@ -14,8 +14,6 @@ import psutil
 from sim.host.process_looks import CpuLook, look_at_cpus
 from sim.kernel.processes import stat_fields
 
-__all__ = ["COORDINATOR", "FIRST_CPU", "HOST", "Resources", "Sampler"]
-
 COORDINATOR = -1
 HOST = -2
 FIRST_CPU = -3

@@ -22,15 +22,6 @@ from typing import NamedTuple, TextIO
 from nodes.errors import HostError
 from sim.kernel.locks import is_locked
 
-__all__ = [
-    "PREFIX",
-    "RuntimeDirectory",
-    "remove",
-    "runtime_directories",
-    "runtime_directory",
-    "runtime_parents",
-]
-
 LENGTH_MAX = 64
 """A socket's path holds 107 bytes (unix(7)): this much for the parent of the directory."""
 OWNER = "owner.pid"

@@ -8,8 +8,6 @@ from typing import TypeVar
 from sim.host.limits import Host
 from topologies import Machine, Topology
 
-__all__ = ["cpus_refused", "policies_refused"]
-
 T = TypeVar("T")
 
 

@@ -24,8 +24,6 @@ from sim.kernel.eventfd import EventFd, drain, signal
 from sim.kernel.signals import signals_held
 from sim.kernel.waiting import readable_within
 
-__all__ = ["WakeUpBaseline", "baseline_if_any", "clock_cost_ns", "measure_baseline", "partner"]
-
 ROUNDS_MAX = 1000
 WARM_UP = 50
 ENOUGH_NS = 80_000_000

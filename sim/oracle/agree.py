@@ -14,8 +14,6 @@ from sim.results import Run
 from sim.runner import Begun, run
 from topologies import Topology
 
-__all__ = ["Agreement", "agree"]
-
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome.

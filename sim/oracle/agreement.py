@@ -18,8 +18,6 @@ from sim.oracle.facts import LATER, Edge, Facts, Line
 from topologies import Topology
 from topologies.actions import Mask, Slow, Stall, Unmask
 
-__all__ = ["Difference", "compare_facts"]
-
 SLOT_BYTES = 64
 ORDERED = ("storm", "trace")
 """Programs whose doorbells do not depend on interrupts: the seed and the topology decide their order."""

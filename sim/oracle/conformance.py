@@ -23,8 +23,6 @@ from sim.oracle.operations import Access, MovesToFreshServer, Operation, PeerJoi
 from sim.oracle.real_device import RealDevice, Step
 from sim.oracle.simulated_device import Observation, SimulatedDevice, pba
 
-__all__ = ["COMPARED", "CONFORMING", "Divergence", "Report", "conform"]
-
 CONFORMING = ("qemu-doorbell", "qemu-plain")
 COMPARED = ("the value of a read", "the pending bits", "the messages in memory", "the counters of the peers' eventfds")
 """What is compared after each operation."""

@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from sim.results import Run
 
-__all__ = ["LATER", "Edge", "Facts", "Line", "facts"]
-
 LATER = -1
 """In the place of an ID that a machine gets during the run, as it joins or migrates: it depends on when others do."""
 

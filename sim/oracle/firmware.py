@@ -13,21 +13,6 @@ from __future__ import annotations
 
 import struct
 
-__all__ = [
-    "CODE",
-    "COMMANDS",
-    "COPIES",
-    "DEBUG_PORT",
-    "MESSAGES",
-    "WAKE",
-    "access",
-    "clear",
-    "config_access",
-    "copy",
-    "image",
-    "results",
-]
-
 IMAGE_BYTES = 1 << 16  # QEMU wants whole 64 KiB, and maps the last ones below 1 MiB as well
 BASE = 0xF0000
 RESET_VECTOR, JUMP_TO_BOOT = 0xFFF0, bytes.fromhex("ea000000f0")  # ljmpw $0xf000, $0

@@ -28,8 +28,6 @@ from sim.oracle.operations import (
     Write,
 )
 
-__all__ = ["boot", "generate"]
-
 SIZES = (1, 2, 4, 8)
 MSIX_CONTROL = QEMU_DOORBELL.msix_capability + 2
 BAR_REGISTERS = {bar: BAR0 + 4 * bar for bar in WINDOWS}

@@ -11,8 +11,6 @@ from nodes.errors import QemuError
 from sim.engines.qemu.qtest import LineConnection, Qemu
 from sim.oracle import firmware
 
-__all__ = ["GuestCpu", "wake_lines"]
-
 
 class GuestCpu:
     """Owns the firmware that QEMU reads, and the connection to the debug port.

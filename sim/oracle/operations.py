@@ -12,24 +12,6 @@ from random import Random
 from nodes.device.profiles import PROFILES, QEMU_DOORBELL, Profile, profile_by_access
 from nodes.qemu_versions import NEWEST, QemuVersion
 
-__all__ = [
-    "MESSAGE_BASE",
-    "RULES",
-    "Access",
-    "ConfigRead",
-    "ConfigWrite",
-    "MovesToFreshServer",
-    "Operation",
-    "PeerJoins",
-    "PeerLeaves",
-    "Read",
-    "Reset",
-    "Ring",
-    "Scene",
-    "VectorsArrive",
-    "Write",
-]
-
 RULES = {
     "a peer leaves once and never returns": "a second leave, or a return, is a double free: SIGABRT",
     "the device's own ID never leaves": "nothing happens but a line on stderr, and the eventfds stay",

@@ -32,8 +32,6 @@ from sim.oracle.operations import (
 from sim.oracle.scripted_server import ScriptedServer
 from sim.oracle.simulated_device import Observation
 
-__all__ = ["RealDevice"]
-
 SLOT = 4
 MIGRATION_SECONDS = 60.0
 REGISTER_WINDOWS = WINDOWS[0]

@@ -12,8 +12,6 @@ import msgspec
 from nodes.errors import UsageError
 from topologies import Group, Topology, TopologyError, load
 
-__all__ = ["REAL_PROFILE", "Pair", "Share", "pair"]
-
 REAL_PROFILE = "qemu-doorbell"
 """The profile of the device of today's QEMU, which real machines have."""
 

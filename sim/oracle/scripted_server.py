@@ -22,8 +22,6 @@ from sim.kernel.channel import Outbox
 from sim.kernel.eventfd import EventFd, signal
 from sim.kernel.memory import Region, map_region
 
-__all__ = ["ScriptedServer"]
-
 QUEUE_LIMIT = 1 << 17
 SEND_SECONDS = 20.0
 

@@ -27,8 +27,6 @@ from sim.oracle.operations import (
     Write,
 )
 
-__all__ = ["Observation", "SimulatedDevice", "pba"]
-
 
 @dataclass(frozen=True, slots=True)
 class Observation:

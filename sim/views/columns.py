@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["print_columns"]
-
 
 def print_columns(
     rows: Sequence[Sequence[str]],

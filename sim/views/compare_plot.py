@@ -8,8 +8,6 @@ from nodes.errors import UsageError
 from sim.kernel.shortage import error_of_path
 from sim.results.compare import Comparison
 
-__all__ = ["save"]
-
 
 def save(comparison: Comparison, path: Path) -> None:
     """Draw it into a file, whose ending says which kind (.png, .svg).

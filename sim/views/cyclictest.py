@@ -14,8 +14,6 @@ from typing import Any
 
 from sim.results.analysis.latency.histogram import Histogram
 
-__all__ = ["cyclictest_json"]
-
 
 def cyclictest_json(
     histograms: Mapping[str, Histogram], *, command: str, start: datetime.datetime, duration_s: float, release: str

@@ -28,8 +28,6 @@ from nodes.device.qemu_1_1.profiles import occurrence
 from nodes.device.registers import AccessRules, RegisterMap
 from nodes.device.v2.device import VENDOR_CAPABILITY
 
-__all__ = ["datasheet", "summary"]
-
 EXAMPLE_VECTORS = 2
 HEADER_FIELDS = (
     (0x00, 2, "vendor ID"),

@@ -10,8 +10,6 @@ from typing import Any
 
 from sim.views.units import short_ns as time
 
-__all__ = ["brief", "sentence"]
-
 Event = Mapping[str, Any]
 
 LENGTH_MAX = 200

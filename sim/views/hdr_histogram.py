@@ -17,8 +17,6 @@ import numpy as np
 
 from sim.results.analysis.latency.histogram import BINS, Histogram, upper_edges
 
-__all__ = ["encode", "hgrm", "hlog"]
-
 V2_COOKIE = 0x1C84_9303 | 0x10
 V2_COMPRESSED_COOKIE = 0x1C84_9304 | 0x10
 SIGNIFICANT_DIGITS, SUB_BUCKETS = 2, 256

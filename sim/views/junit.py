@@ -11,8 +11,6 @@ from sim.results import Run
 from sim.results.expectations import ExpectationVerdict
 from sim.views.printable import printable
 
-__all__ = ["junit"]
-
 FINE = ("finished", "degraded")
 
 _printable = functools.partial(printable, keep="\n")

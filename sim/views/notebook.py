@@ -19,8 +19,6 @@ from sim.sweeps.run_sweep import SweepResult
 from sim.views import rows, sentences
 from sim.views.rows import TextTable
 
-__all__ = ["comparison_html", "matrix_html", "run_html", "sweep_html"]
-
 LABELS_SHOWN = 32
 SWEEP_SHOWN = (
     "seed",

@@ -13,8 +13,6 @@ from sim.telemetry import Snapshot, following
 from sim.views.rates import Rates, left_s
 from sim.views.units import short_count
 
-__all__ = ["in_notebook", "progress_in_cell"]
-
 
 def in_notebook() -> bool:
     """Whether this process is the kernel of a notebook. IPython on a terminal is none."""

@@ -26,8 +26,6 @@ from sim.results.store.manifest import Manifest
 from sim.views.event_text import brief, sentence
 from sim.views.perfetto_kernel import host_events
 
-__all__ = ["trace"]
-
 EVENTS = 100_000
 # Perfetto takes process and thread 0 for the idle task of a kernel.
 RUN, RUN_THREAD = 1, 1

@@ -16,8 +16,6 @@ from sim.results.analysis.resource_usage import FIRST_CPU
 from sim.results.store import files
 from sim.results.store.kernel_table import read_kernel_events
 
-__all__ = ["host_events"]
-
 CPUS = 1 << 17
 """The process of all CPUs in the trace; those of machines have smaller numbers."""
 LOADS = (("busy", ("cpu_user_s", "cpu_system_s")), ("irq", ("irq_s", "softirq_s")), ("steal", ("steal_s",)))

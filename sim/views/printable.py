@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["printable"]
-
 
 def printable(text: str, keep: str = "") -> str:
     """``text`` with a replacement character for each control character that is not in ``keep``."""

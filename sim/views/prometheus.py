@@ -16,8 +16,6 @@ from nodes.errors import UsageError
 from sim.telemetry import Snapshot, following
 from sim.views.rates import pending
 
-__all__ = ["MetricsFile", "exporting", "exposition"]
-
 PHASES = ("starting", "running", "stopping", "done")
 
 Labels = Mapping[str, str]

@@ -9,8 +9,6 @@ import msgspec
 
 from sim.telemetry import Group, Snapshot
 
-__all__ = ["Rates", "left_s", "pending", "plain", "ran_s"]
-
 COUNTED = ("rung", "delivered", "interrupts", "refused")
 WINDOW_NS = 1_000_000_000
 

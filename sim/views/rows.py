@@ -17,26 +17,6 @@ from sim.results.thresholds import ThresholdVerdict
 from sim.views.units import NOTHING, human_bytes, human_count, human_interval, human_ns, percentile_title
 from topologies.metrics import METRICS
 
-__all__ = [
-    "LATENCY_MEANINGS",
-    "TOO_FEW",
-    "TextTable",
-    "coalescing",
-    "comparison",
-    "cpus",
-    "doorbells",
-    "expectations",
-    "hosts",
-    "intervals",
-    "latencies",
-    "migrations",
-    "outlier",
-    "own_latencies",
-    "processes",
-    "resources",
-    "threshold",
-]
-
 TOO_FEW = "few"
 LATENCY_MEANINGS = {
     "lag": "intended to rung",

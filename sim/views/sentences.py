@@ -11,8 +11,6 @@ from sim.results.summary import Summary
 from sim.views import rows
 from sim.views.units import human_count, human_ns
 
-__all__ = ["context", "counted", "migration_reasons", "outlier", "setting", "warnings"]
-
 
 def setting(figures: Summary) -> str:
     """How many machines ran for how long, with which seed."""

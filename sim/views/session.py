@@ -9,8 +9,6 @@ from nodes.wire.analyzer import Analysis
 from nodes.wire.capture import NANOSECONDS, format_entry
 from nodes.wire.v2.protocol import V2
 
-__all__ = ["analysis_lines"]
-
 
 def analysis_lines(explanation: Analysis, version: QemuVersion) -> Iterator[str]:
     """The connection of one client, message by message; what is wrong is marked, with what QEMU of ``version`` does."""

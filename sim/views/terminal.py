@@ -22,8 +22,6 @@ from sim.views.columns import print_columns
 from sim.views.printable import printable
 from sim.views.rows import TextTable
 
-__all__ = ["render", "render_comparison", "render_expectations"]
-
 STATUS_STYLES = {"finished": "bold green", "degraded": "bold yellow", "interrupted": "bold yellow"}
 
 

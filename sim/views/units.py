@@ -8,19 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = [
-    "NOTHING",
-    "human_bytes",
-    "human_count",
-    "human_interval",
-    "human_ns",
-    "percentile_title",
-    "short_bytes",
-    "short_count",
-    "short_ns",
-    "short_seconds",
-]
-
 NOTHING = "-"
 Steps = Sequence[tuple[float, str]]
 TIMES: Steps = ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns"))

@@ -10,9 +10,6 @@ from sim.views.printable import printable
 from topologies import Machine, Machines, TimelineEntry, Topology, Trace
 from topologies.actions import ServerAction
 
-__all__ = ["Cluster", "Drawing", "Edge", "Node", "draw"]
-
-
 # A group of at most the first number is drawn machine by machine, if the picture then has at most the second.
 EACH_MAX = 8
 NODES_MAX = 24

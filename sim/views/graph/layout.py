@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from sim.views.graph.drawing import Drawing, Node
 
-__all__ = ["Box", "Layout", "lay_out"]
-
 CHARACTER_PX, TITLE_CHARACTER_PX = 6.8, 9.0
 CARD_MIN, CARD_MAX = 132.0, 300.0
 CARD_PX, NOTE_PX = 66.0, 16.0

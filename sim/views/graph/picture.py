@@ -27,8 +27,6 @@ from sim.views.graph.ring import ring
 from sim.views.graph.style import STYLE
 from sim.views.html.svg import Markup, tag, text
 
-__all__ = ["svg"]
-
 CARDS_MAX = 28
 # The most arrows with a label; the most if all labels are the same.
 LABELS_MAX, ALIKE_MAX = 8, 3

@@ -10,8 +10,6 @@ from sim.views.graph.drawing import Drawing, Node
 from sim.views.graph.layout import MARGIN, TITLE_PX
 from sim.views.html.svg import Markup, tag, text
 
-__all__ = ["ring"]
-
 RADIUS = 350.0
 DOT_MIN, DOT_MAX = 1.6, 9.0
 LABELS_MAX = 120

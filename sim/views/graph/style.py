@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["STYLE"]
-
 STYLE = """
 .ivsim-graph text { font: 12px system-ui, -apple-system, Segoe UI, Roboto, sans-serif; fill: #1c2430; }
 .ivsim-graph .title { font-size: 19px; font-weight: 650; }

@@ -6,8 +6,6 @@ import json
 
 from sim.views.graph.drawing import Drawing, Node
 
-__all__ = ["dot", "mermaid"]
-
 SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 .,:/()+=_-×")
 
 

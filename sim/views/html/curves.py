@@ -17,8 +17,6 @@ from sim.views.units import short_count as count
 from sim.views.units import short_ns as time
 from sim.views.units import short_seconds as seconds
 
-__all__ = ["cumulative", "delivery_over_time", "late", "percentiles", "rates", "total_over_time", "usage_charts"]
-
 Floats = npt.NDArray[np.float64]
 
 POINTS = 240

@@ -12,8 +12,6 @@ from sim.views.html.shapes import cut
 from sim.views.html.svg import Markup, picture, tag, text
 from sim.views.units import short_count
 
-__all__ = ["heat_level", "heat_map"]
-
 LEVELS = 9
 WIDTH = 460
 

@@ -13,8 +13,6 @@ from sim.results.analysis.time_series import Band
 from sim.views.html.scales import Scale
 from sim.views.html.svg import Markup, line, picture, tag, text
 
-__all__ = ["Axis", "Chart", "Line", "Mark", "axes", "thinned"]
-
 Floats = npt.NDArray[np.float64]
 
 CHARACTER = 6.7  # pixels, of the ticks' font, on the safe side

@@ -6,8 +6,6 @@ import importlib.resources
 
 from sim.views.html.svg import Markup, tag
 
-__all__ = ["live_page"]
-
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 CHARTS = (
     ("rates", "Doorbells and interrupts", "a second, of all groups together"),

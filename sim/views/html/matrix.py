@@ -10,8 +10,6 @@ import numpy.typing as npt
 from nodes.errors import UsageError
 from sim.results import Run
 
-__all__ = ["OTHERS", "HeatMatrix", "between_groups", "between_machines"]
-
 CELLS_MAX = 64
 OTHERS = "others"
 

@@ -25,8 +25,6 @@ from sim.views.html.usage import usage
 from sim.views.rows import TextTable
 from sim.views.units import NOTHING, short_bytes, short_count, short_ns, short_seconds
 
-__all__ = ["page"]
-
 WIDE, HALF, NARROW = 1000, 490, 360
 MARKS_DRAWN, LISTED = 40, 60
 SOURCE_LIMIT_BYTES = 1 << 20

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Scale", "decades", "percentile_name", "round_ticks"]
-
 Floats = npt.NDArray[np.float64]
 
 

@@ -14,8 +14,6 @@ from sim.views.html.scales import Scale, round_ticks
 from sim.views.html.svg import Markup, picture, tag, text
 from sim.views.units import short_count as count
 
-__all__ = ["bars", "cut", "graph"]
-
 Floats = npt.NDArray[np.float64]
 
 NODE_WIDTH, NODE_HEIGHT = 128.0, 46.0

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Markup", "block", "line", "picture", "tag", "text", "words"]
-
 Floats = npt.NDArray[np.float64]
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from sim.views.html.svg import Markup, tag
 from sim.views.rows import TextTable
 
-__all__ = ["facts", "folded", "table"]
-
 STATES = {"met": "met", "UNMET": "missed"}
 
 

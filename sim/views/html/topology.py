@@ -10,8 +10,6 @@ from sim.views.html.svg import Markup, tag
 from sim.views.html.tables import table
 from sim.views.rows import TextTable
 
-__all__ = ["pictures"]
-
 GROUPS_DRAWN = 8
 PAIRS_LISTED = 20
 

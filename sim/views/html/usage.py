@@ -10,8 +10,6 @@ import numpy.typing as npt
 from sim.results import Run
 from sim.results.analysis.resource_usage import COORDINATOR, private_bytes
 
-__all__ = ["COORDINATOR_NAME", "Usage", "usage"]
-
 Floats = npt.NDArray[np.float64]
 
 COORDINATOR_NAME = "(coordinator)"
