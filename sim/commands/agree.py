@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-import topologies
 from sim.commands.choices import NameChoice
 from sim.commands.numbers import WholeNumber
-from sim.commands.options import BadTopology, overrides_option, programs_option, runs_option, topology_argument
+from sim.commands.options import overrides_option, programs_option, runs_option, topology_argument
 from sim.exit_codes import MISSED
 
 
@@ -69,10 +68,7 @@ def agree(
         chosen: dict[str, object] = {"run.sample_every": 1, **overrides}
         if seed is not None or seeds > 1:
             chosen["seed"] = (seed or 0) + turn
-        try:
-            both = pair(topology, chosen, programs, share=share, machines_max=machines_max, every_profile=every_profile)
-        except topologies.TopologyError as error:
-            raise BadTopology(error) from None
+        both = pair(topology, chosen, programs, share=share, machines_max=machines_max, every_profile=every_profile)
         found = run_both(both, runs=runs)
         agrees = agrees and found.agrees
         if as_json:

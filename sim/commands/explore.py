@@ -12,7 +12,7 @@ import click
 import topologies
 from sim.commands.cluster import cluster_options
 from sim.commands.numbers import WholeNumber
-from sim.commands.options import BadTopology, overrides_option, programs_option, topology_argument
+from sim.commands.options import overrides_option, programs_option, topology_argument
 from sim.distributed.addresses import make_tls
 from sim.distributed.where import Where, where_of
 from sim.exit_codes import MISSED, of_signal
@@ -76,11 +76,8 @@ def explore(
     """
     where = where_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
     to_shrink = None if no_shrink else output
-    try:
-        loaded = topologies.load(topology, overrides, programs)
-        code = _explore(loaded, seeds, jobs, keep_going, to_shrink, programs, where, as_json=as_json, quiet=quiet)
-    except topologies.TopologyError as error:
-        raise BadTopology(error) from None
+    loaded = topologies.load(topology, overrides, programs)
+    code = _explore(loaded, seeds, jobs, keep_going, to_shrink, programs, where, as_json=as_json, quiet=quiet)
     raise click.exceptions.Exit(code)
 
 

@@ -8,7 +8,7 @@ import click
 
 import topologies
 from sim.commands.choices import NameChoice
-from sim.commands.options import BadTopology, overrides_option, programs_option, topology_argument
+from sim.commands.options import overrides_option, programs_option, topology_argument
 from sim.commands.output import write_file
 
 FORMATS = {".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot", ".svg": "svg"}
@@ -45,10 +45,7 @@ def graph(
 
     if form is None and output is not None and output.suffix not in FORMATS:
         raise click.UsageError(f"{output}: expected a name that ends in {', '.join(FORMATS)}, or --format")
-    try:
-        loaded = topologies.load(topology, overrides, programs)
-    except topologies.TopologyError as error:
-        raise BadTopology(error) from None
+    loaded = topologies.load(topology, overrides, programs)
     chosen = form or (FORMATS[output.suffix] if output else "mermaid")
     text = {"mermaid": mermaid, "dot": dot, "svg": svg}[chosen](draw(loaded, each=each))
     if output is None:

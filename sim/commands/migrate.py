@@ -11,7 +11,6 @@ import msgspec
 import topologies
 from nodes.qemu_versions import QemuVersion
 from sim.commands.options import (
-    BadTopology,
     overrides_option,
     programs_option,
     qemu_version_option,
@@ -50,10 +49,7 @@ def migrate(
 
     if not planned:
         raise click.UsageError('expected --plan; in a run, the action "migrate" of [[timeline]] migrates machines')
-    try:
-        loaded = topologies.load(topology, overrides, programs)
-    except topologies.TopologyError as error:
-        raise BadTopology(error) from None
+    loaded = topologies.load(topology, overrides, programs)
     plan, failing = plan_migration(loaded), failing_migrations(loaded, qemu_version)
     if as_json:
         timeline = msgspec.to_builtins(failing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,10 @@ from sim.exit_codes import WRONG_USE
 from sim.kernel.qemu_program import assumed_version
 
 
-class BadTopology(click.ClickException):
+class _BadTopology(click.ClickException):
     """A topology that cannot be run. Standard error gets its problems, each as FILE:LINE: ..., and nothing else."""
 
     exit_code = WRONG_USE
-
-    def __init__(self, error: topologies.TopologyError) -> None:
-        super().__init__(str(error))
 
     def show(self, file: Any = None) -> None:
         click.echo(self.message, err=True)
@@ -101,5 +100,18 @@ run_argument = click.argument(
     "run_directory", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_runs
 )
 
-topology_argument = click.argument("topology", shell_complete=complete_topologies)
-optional_topology_argument = click.argument("topology", required=False, shell_complete=complete_topologies)
+
+def topology_argument(command: Callable[..., None], *, required: bool = True) -> Callable[..., None]:
+    """Give a command the argument TOPOLOGY; a topology that cannot be run ends the command with its problems."""
+
+    @functools.wraps(command)
+    def reporting(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except topologies.TopologyError as error:
+            raise _BadTopology(str(error)) from None
+
+    return click.argument("topology", required=required, shell_complete=complete_topologies)(reporting)
+
+
+optional_topology_argument = functools.partial(topology_argument, required=False)

@@ -7,8 +7,6 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-import topologies
-from sim.commands.options import BadTopology
 from sim.exit_codes import MISSED
 
 
@@ -17,7 +15,7 @@ def replay_schedule(context: click.Context, file: Path) -> int:
 
     Raises:
         click.UsageError: the command line has anything beside ``--replay``: the file holds the topology and all else.
-        BadTopology: the topology of the schedule, or a program of it, is no longer there.
+        TopologyError: the topology of the schedule, or a program of it, is no longer there.
     """
     from sim.explore import read_replay
     from sim.explore.seed import trace_seed
@@ -28,11 +26,7 @@ def replay_schedule(context: click.Context, file: Path) -> int:
             given = parameter.opts[0] if isinstance(parameter, click.Option) else "a topology"
             raise click.UsageError(f"expected --replay alone, got {given} beside it: the schedule holds the topology")
     replay = read_replay(file)
-    try:
-        topology = replay.topology()
-    except topologies.TopologyError as error:
-        raise BadTopology(error) from None
-    outcome = trace_seed(topology, replay.seed, replay.decisions, click.echo)
+    outcome = trace_seed(replay.topology(), replay.seed, replay.decisions, click.echo)
     if outcome.broken is None:
         click.echo(f"all invariants hold; when the schedule was written: {replay.broken}")
         return 0

@@ -18,7 +18,6 @@ from sim.commands.choices import NameChoice
 from sim.commands.cluster import cluster_options
 from sim.commands.numbers import WholeNumber
 from sim.commands.options import (
-    BadTopology,
     optional_topology_argument,
     overrides_option,
     programs_option,
@@ -140,17 +139,14 @@ def run(
     where = where_of(scheduler, workers, make_tls(*(tls_files[f"tls_{name}"] for name in ("ca", "cert", "key"))))
     common: dict[str, Any] = {"runs": runs, "overrides": overrides, "programs": programs}
     common["resources_every_s"] = resources_every_s
-    try:
-        if where is not None:
-            given = {"--socket": socket_path, "--prometheus": prometheus, "--domains": domains, "--start-fd": start_fd}
-            if wrong := [name for name, value in given.items() if value]:
-                raise click.UsageError(f"{wrong[0]} goes with a run on this host, without --scheduler and --workers")
-            result = _run_on_hosts(where, topology, common, quiet=as_json or quiet)
-        else:
-            common |= {"socket_path": socket_path, "domains": domains, "start_fd": start_fd}
-            result = _run_here(topology, common, prometheus, quiet=as_json or quiet)
-    except topologies.TopologyError as error:
-        raise BadTopology(error) from None
+    if where is not None:
+        given = {"--socket": socket_path, "--prometheus": prometheus, "--domains": domains, "--start-fd": start_fd}
+        if wrong := [name for name, value in given.items() if value]:
+            raise click.UsageError(f"{wrong[0]} goes with a run on this host, without --scheduler and --workers")
+        result = _run_on_hosts(where, topology, common, quiet=as_json or quiet)
+    else:
+        common |= {"socket_path": socket_path, "domains": domains, "start_fd": start_fd}
+        result = _run_here(topology, common, prometheus, quiet=as_json or quiet)
     click.echo(json.dumps(result.summary, indent=2)) if as_json else _print(result)
     if junit_file is not None:
         _write_junit(result, junit_file)
@@ -227,11 +223,8 @@ def _dry_run(
 ) -> int:
     from sim.commands.preflight import dry_run
 
-    try:
-        loaded = topologies.load(topology, overrides, programs)
-        return dry_run(part_of(loaded, domains) if domains else loaded, runs, as_json=as_json)
-    except topologies.TopologyError as error:
-        raise BadTopology(error) from None
+    loaded = topologies.load(topology, overrides, programs)
+    return dry_run(part_of(loaded, domains) if domains else loaded, runs, as_json=as_json)
 
 
 def _write_junit(result: sim.Run, file: Path) -> None:

@@ -12,14 +12,13 @@ from rich.text import Text
 
 import sim
 from nodes.errors import HostError, IvshmemError, UsageError
-from sim.commands.options import BadTopology
 from sim.commands.sweep_table import render_sweep, short_names
 from sim.distributed.where import Where
 from sim.exit_codes import FAILED, MISSED, of_error, of_signal
 from sim.sweeps import Cell, Plan, Row, Sweep, make_plan
 from sim.views.columns import print_columns
 from sim.views.units import human_count, human_ns
-from topologies import Topology, TopologyError
+from topologies import Topology
 
 
 def new_sweep(
@@ -75,10 +74,7 @@ def carry_out(
 def _plan(topology: str, axes: dict[str, list[str]], repeat: int, programs: tuple[Path, ...]) -> Plan:
     fixed = {key: values[0] for key, values in axes.items() if len(values) == 1}
     varied = {key: values for key, values in axes.items() if len(values) > 1}
-    try:
-        return make_plan(topology, fixed, varied, repeat, programs)
-    except TopologyError as error:
-        raise BadTopology(error) from None
+    return make_plan(topology, fixed, varied, repeat, programs)
 
 
 def _refusal(its: Sweep, runs: Path) -> HostError | UsageError | None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import topologies
-from sim.commands.options import BadTopology, overrides_option, programs_option, topology_argument
+from sim.commands.options import overrides_option, programs_option, topology_argument
 from sim.kernel.shortage import error_of_path
 from topologies.text_tables import Reference, topologies_table
 
@@ -34,7 +34,7 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
     except topologies.TopologyError as error:
         if as_json:
             _echo_json({"valid": False, "problems": error.problems})
-        raise BadTopology(error) from None
+        raise
     demand, failing, silent = _demand(loaded), _failing_migrations(loaded), unreachable(loaded)
     ended = endangered(loaded)
     if as_json:
