@@ -87,7 +87,7 @@ of other shells:
 
 @click.group(
     cls=_LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "IVSIM"},
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "IVSIM", "show_default": True},
     epilog=EPILOG,
 )
 @click.version_option(VERSION, prog_name="ivsim")

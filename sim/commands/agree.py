@@ -16,12 +16,11 @@ from sim.exit_codes import MISSED
 @click.command("agree")
 @topology_argument
 @click.option("--seed", type=WholeNumber(min=0), help="The first seed. Default: that of the topology.")
-@click.option("--seeds", default=1, show_default=True, type=WholeNumber(min=1), help="How many seeds, counting up.")
+@click.option("--seeds", default=1, type=WholeNumber(min=1), help="How many seeds, counting up.")
 @click.option(
     "--share",
     type=NameChoice(["all", "half"]),
     default="all",
-    show_default=True,
     help="Which machines are real: all that can be, or every other one of them.",
 )
 @click.option(
@@ -29,7 +28,6 @@ from sim.exit_codes import MISSED
     "machines_max",
     type=WholeNumber(min=2),
     default=8,
-    show_default=True,
     help="Groups are made smaller until there are so many machines.",
 )
 @click.option(

@@ -51,7 +51,6 @@ class _Commands(click.Group):
     "path",
     type=click.Path(path_type=Path),
     default=Path("/tmp/ivshmem_socket"),
-    show_default=True,
     help="The server's socket.",
 )
 @click.option(
@@ -59,7 +58,6 @@ class _Commands(click.Group):
     "--vectors",
     type=WholeNumber(1, VECTORS_MAX),
     default=64,
-    show_default=True,
     help="How many vectors this peer has: it keeps no more eventfds of each peer.",
 )
 @click.option("--reconnect", is_flag=True, help="When there is no server, or no longer, try again every second.")
@@ -111,7 +109,7 @@ def peers(session: AttachSession, as_json: bool) -> None:
 @attach.command("ring", short_help="Ring vectors of peers.", context_settings=NUMBERS)
 @click.argument("peer", metavar="PEER|all")
 @click.argument("vector", metavar="[VECTOR|all]", default="")
-@click.option("--count", type=WholeNumber(1), default=1, metavar="N", help="Ring so many times.")
+@click.option("--count", type=WholeNumber(1), default=1, show_default=False, metavar="N", help="Ring so many times.")
 @click.option("--every", "every_ns", callback=duration_ns, metavar="DURATION", help="Once in so long: 1s, 10ms.")
 @click.option("--raw", is_flag=True, help="PEER is what a driver writes: 32 bits, peer << 16 | vector.")
 @click.option(

@@ -10,11 +10,7 @@ import click
 @click.command("calibrate", short_help="Read the costs of virtual time off real runs.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--base",
-    metavar="FILE",
-    default="default",
-    show_default=True,
-    help="The cost model whose figures are kept where no run shows any.",
+    "--base", metavar="FILE", default="default", help="The cost model whose figures are kept where no run shows any."
 )
 @click.option(
     "-o",

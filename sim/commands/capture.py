@@ -222,11 +222,7 @@ def _entry_as_data(explained: ExplainedEntry, explanation: Analysis, version: Qe
 @click.option("-S", "--socket", "path", required=True, type=SOCKET, help="The socket for the client to connect to.")
 @click.option("--connection", type=WholeNumber(1), help="Which connection to replay. Default: the first.")
 @click.option(
-    "--speed",
-    type=Number(0, 1e9),
-    default=1.0,
-    show_default=True,
-    help="How many times faster than it was recorded; 0: at once.",
+    "--speed", type=Number(0, 1e9), default=1.0, help="How many times faster than it was recorded; 0: at once."
 )
 @click.option("--step", is_flag=True, help="One message for each line of standard input (Enter).")
 @click.option(

@@ -44,8 +44,8 @@ def cluster_options(command: Command) -> Command:
 
 
 @click.command("scheduler")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option("--port", type=WholeNumber(0, 65535), default=PORT, show_default=True, help="The port; 0: any.")
+@click.option("--host", default="127.0.0.1", help="The address to listen at.")
+@click.option("--port", type=WholeNumber(0, 65535), default=PORT, help="The port; 0: any.")
 @tls_options
 def scheduler(host: str, port: int, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None) -> None:
     """Give the runs of `ivsim sweep`, `explore` and `run --scheduler` to workers, until a signal comes.

@@ -84,15 +84,12 @@ def show(name: str, texts: tuple[str, ...], vectors: int | None, memory_bytes: i
 @click.option(
     "--access",
     default="tcg",
-    show_default=True,
     type=NameChoice(["tcg", "kvm", "qtest"]),
     help="Who makes the accesses: a processor under TCG or KVM, or the qtest protocol.",
 )
-@click.option("--seed", default=0, show_default=True, type=WholeNumber(min=0), help="The first seed.")
-@click.option("--seeds", default=1, show_default=True, type=WholeNumber(min=1), help="How many seeds, counting up.")
-@click.option(
-    "--operations", default=1000, show_default=True, type=WholeNumber(min=1), help="Operations for each seed."
-)
+@click.option("--seed", default=0, type=WholeNumber(min=0), help="The first seed.")
+@click.option("--seeds", default=1, type=WholeNumber(min=1), help="How many seeds, counting up.")
+@click.option("--operations", default=1000, type=WholeNumber(min=1), help="Operations for each seed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")
 @click.pass_context
 def conformance(

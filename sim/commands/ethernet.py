@@ -15,7 +15,6 @@ import click
     "path",
     type=click.Path(path_type=Path),
     default=Path("/tmp/ivshmem_socket"),
-    show_default=True,
     help="The socket of a server of ivshmem v2 with 2 peers, output sections and the protocol 1.",
 )
 @click.option("--tap", "name", required=True, metavar="NAME", help="The TAP interface; it is made if there is none.")

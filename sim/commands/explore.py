@@ -32,8 +32,8 @@ def _seeds(_context: click.Context, _option: click.Parameter, given: str) -> ran
 
 @click.command("explore")
 @topology_argument
-@click.option("--seeds", default="0..999", show_default=True, callback=_seeds, help="FIRST..LAST, or how many from 0.")
-@click.option("--jobs", type=WholeNumber(1, 4096), default=1, show_default=True, help="How many processes.")
+@click.option("--seeds", default="0..999", callback=_seeds, help="FIRST..LAST, or how many from 0.")
+@click.option("--jobs", type=WholeNumber(1, 4096), default=1, help="How many processes.")
 @click.option("--keep-going", is_flag=True, help="Run all seeds, also after one that breaks an invariant.")
 @click.option(
     "-o",
@@ -41,7 +41,6 @@ def _seeds(_context: click.Context, _option: click.Parameter, given: str) -> ran
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
     default=Path("schedule.json"),
-    show_default=True,
     help="Where the shortest schedule is written, for `ivsim run --replay`.",
 )
 @click.option("--no-shrink", is_flag=True, help="Look for no shorter schedule, and write none.")

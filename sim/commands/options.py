@@ -82,7 +82,6 @@ runs_option = click.option(
     "--runs",
     type=click.Path(path_type=Path),
     default=Path("runs"),
-    show_default=True,
     help="The directory in which the run directory is made.",
 )
 
@@ -91,7 +90,6 @@ resources_every_option = click.option(
     "resources_every_s",
     type=Number(0, 3600),
     default=0.5,
-    show_default=True,
     metavar="SECONDS",
     help="The period of sampling CPU time and memory of processes; 0: never.",
 )

@@ -244,11 +244,7 @@ def _write_junit(result: sim.Run, file: Path) -> None:
     "--cyclictest", type=EXPORT, metavar="FILE", help="Write one latency by machine, as cyclictest --json does."
 )
 @click.option(
-    "--latency",
-    type=NameChoice(LATENCIES),
-    default="delivery",
-    show_default=True,
-    help="The latency of --hgrm and --cyclictest.",
+    "--latency", type=NameChoice(LATENCIES), default="delivery", help="The latency of --hgrm and --cyclictest."
 )
 def show(
     run_directory: Path, as_json: bool, hgrm: Path | None, hlog: Path | None, cyclictest: Path | None, latency: str

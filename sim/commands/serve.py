@@ -22,13 +22,7 @@ from sim.exit_codes import FAILED, of_error
 from sim.wire.daemon import detach
 from sim.wire.listener import group_number
 from sim.wire.service import DEFAULT_PEERS, Served, ServiceSettings, check_numbers, run_service
-from topologies.language.sizes import (
-    MEMORY_SIZE_MAX_BYTES,
-    MEMORY_SIZE_MIN_BYTES,
-    parse_size,
-    power_of_two,
-    show_size,
-)
+from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES, parse_size, power_of_two, show_size
 
 VECTORS_MAX = 2048
 UID_MAX = (1 << 32) - 2  # the last one means "unchanged" (chown(2))
@@ -87,28 +81,17 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
 @click.command("serve", epilog=EPILOG)
 @click.option("-v", "--verbose", is_flag=True, help="Report clients that join and leave, on standard error; needs -F.")
 @click.option("-F", "--foreground", is_flag=True, help="Stay in the foreground instead of becoming a daemon.")
-@click.option(
-    "-p",
-    "--pid-file",
-    type=PATH,
-    default=Path("/var/run/ivshmem-server.pid"),
-    show_default=True,
-    help="The daemon's pid file.",
-)
+@click.option("-p", "--pid-file", type=PATH, default=Path("/var/run/ivshmem-server.pid"), help="The daemon's pid file.")
 @click.option(
     "-S",
     "--socket",
     "path",
     type=PATH,
     default=Path("/tmp/ivshmem_socket"),
-    show_default=True,
     help="The socket that clients connect to. One passed by systemd (LISTEN_FDS) is taken instead.",
 )
 @click.option(
-    "-M",
-    "--memory-name",
-    callback=_memory_name,
-    help=f"The POSIX name of the shared memory.  [default: {MEMORY_NAME}]",
+    "-M", "--memory-name", callback=_memory_name, help=f"The POSIX name of the shared memory.  [default: {MEMORY_NAME}]"
 )
 @click.option(
     "-m", "--directory", type=PATH, help="Memory in a nameless file in this directory instead, as of a hugetlbfs."
@@ -121,7 +104,6 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
     "size_bytes",
     callback=_size_bytes,
     default="4M",
-    show_default=True,
     help="Its size, as in 65536, 64K, 1.5M or 0x10000; rounded up to a power of two.",
 )
 @click.option(
@@ -145,7 +127,6 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
     "output_bytes",
     callback=_output_bytes,
     default="0",
-    show_default=True,
     help="The size of each peer's output section, whole pages; only with --dialect v2.",
 )
 @click.option(
@@ -154,14 +135,12 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
     callback=c_number(0, 0xFFFF),
     default="0",
     metavar="NUMBER",
-    show_default=True,
     help="The protocol of the peers: 1 is Ethernet, 0x8003 a virtio console; only with --dialect v2.",
 )
 @click.option(
     "--mode",
     callback=_mode,
     default="600",
-    show_default=True,
     metavar="OCTAL",
     help="Who may connect: the mode of the socket and of named memory, set before any client can connect.",
 )
@@ -170,7 +149,6 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
     "--dialect",
     type=NameChoice(ALL_DIALECTS),
     default=V0.name,
-    show_default=True,
     help="QEMU 2.5 and later, the server of 2012, memory last, as Cuttlefish has it, or ivshmem v2.",
 )
 @click.option(
@@ -178,7 +156,6 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
     "first_peer",
     type=WholeNumber(0, PEERS_MAX - 1),
     default=0,
-    show_default=True,
     help=f"The first client's ID. Each is given once; after ID {PEERS_MAX - 1}, clients are refused.",
 )
 @click.option(

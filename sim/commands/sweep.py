@@ -40,9 +40,7 @@ def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, .
     shell_complete=complete_keys,
     help="Values of one key of the topology, or a single one. Repeatable.",
 )
-@click.option(
-    "--repeat", type=WholeNumber(1, 1000), default=1, show_default=True, help="Runs of each; run r has the seed + r."
-)
+@click.option("--repeat", type=WholeNumber(1, 1000), default=1, help="Runs of each; run r has the seed + r.")
 @click.option(
     "--resume",
     "directory",

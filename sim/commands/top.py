@@ -23,7 +23,7 @@ from sim.commands.numbers import WholeNumber
     "it *.prom in its textfile directory. The file stays when the run is over.",
 )
 @click.option("--web", is_flag=True, help="Serve a page with live pictures on the loopback, and print its address.")
-@click.option("--port", type=WholeNumber(0, 65535), default=0, show_default=True, help="The port of --web; 0: any.")
+@click.option("--port", type=WholeNumber(0, 65535), default=0, help="The port of --web; 0: any.")
 def top(
     run: Path | None, once: bool, as_json: bool, quiet: bool, prometheus: Path | None, web: bool, port: int
 ) -> None:

@@ -25,7 +25,6 @@ from sim.commands.output import write_whole
     "--events",
     type=WholeNumber(1, 10_000_000),
     default=100_000,
-    show_default=True,
     help="The most slices and flows to write, in order of time; what is cut is said.",
 )
 @click.option(
