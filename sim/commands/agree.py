@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from sim.commands.choices import NameChoice
-from sim.commands.numbers import WholeNumber
 from sim.commands.options import overrides_option, programs_option, runs_option, topology_argument
+from sim.commands.parameters import NameChoice, WholeNumber
 from sim.exit_codes import MISSED
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import sys
 import time
@@ -17,9 +16,9 @@ from nodes.errors import GuestError, UsageError
 from nodes.spelling import did_you_mean
 from sim.commands.attach_memory import dump, part_of, writable_part
 from sim.commands.attach_session import AttachSession, count_in_words, dialect_of, vectors_in_words
-from sim.commands.choices import NameChoice
-from sim.commands.numbers import WholeNumber, duration_ns, number
+from sim.commands.options import socket_option
 from sim.commands.output import write_file
+from sim.commands.parameters import NameChoice, WholeNumber, duration_ns, number, whole
 from sim.exit_codes import INTERRUPTED
 from sim.kernel.signal_wakeup import ended_by_signal
 from sim.wire.attachment import Attachment
@@ -45,14 +44,7 @@ class _Commands(click.Group):
 
 
 @click.group("attach", cls=_Commands, invoke_without_command=True)
-@click.option(
-    "-S",
-    "--socket",
-    "path",
-    type=click.Path(path_type=Path),
-    default=Path("/tmp/ivshmem_socket"),
-    help="The server's socket.",
-)
+@socket_option("The server's socket.")
 @click.option(
     "-n",
     "--vectors",
@@ -377,9 +369,9 @@ def save(session: AttachSession, offset: int, length: int, file: Path) -> None:
 
 
 def _whole(given: str, expected: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,10}|0[xX][0-9a-fA-F]{1,8}", given):
+    if (value := whole(given, 10, 8)) is None:
         raise UsageError(f"expected {expected}, got {given!r}")
-    return int(given, 16 if given[:2] in ("0x", "0X") else 10)
+    return value
 
 
 def _deadline_ns(timeout_ns: int | None) -> int | None:

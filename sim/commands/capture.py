@@ -18,9 +18,8 @@ from nodes.qemu_versions import QemuVersion
 from nodes.wire.analyzer import Analysis, ExplainedEntry, explain, explain_all
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
 from nodes.wire.v2.protocol import ALL_DIALECTS
-from sim.commands.choices import NameChoice
-from sim.commands.numbers import Number, WholeNumber, duration_ns
 from sim.commands.options import qemu_version_option
+from sim.commands.parameters import NameChoice, Number, WholeNumber, duration_ns
 from sim.kernel.loop import Loop
 from sim.kernel.shortage import error_of_path
 from sim.kernel.signal_wakeup import ended_by_signal

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from nodes.errors import UsageError
-from sim.commands.numbers import WholeNumber
+from sim.commands.parameters import WholeNumber
 from sim.distributed.addresses import PORT, Tls, check_address, check_listening, make_tls
 from sim.distributed.dask_extra import require_dask
 

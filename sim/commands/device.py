@@ -9,8 +9,7 @@ import msgspec
 
 from nodes.device.profiles import PROFILES, profile
 from nodes.device.variants import make_variant, parse_cells, variant_name
-from sim.commands.choices import NameChoice
-from sim.commands.numbers import WholeNumber
+from sim.commands.parameters import NameChoice, WholeNumber
 
 
 @click.group()

@@ -7,16 +7,11 @@ from pathlib import Path
 
 import click
 
+from sim.commands.options import socket_option
+
 
 @click.command("ethernet")
-@click.option(
-    "-S",
-    "--socket",
-    "path",
-    type=click.Path(path_type=Path),
-    default=Path("/tmp/ivshmem_socket"),
-    help="The socket of a server of ivshmem v2 with 2 peers, output sections and the protocol 1.",
-)
+@socket_option("The socket of a server of ivshmem v2 with 2 peers, output sections and the protocol 1.")
 @click.option("--tap", "name", required=True, metavar="NAME", help="The TAP interface; it is made if there is none.")
 def ethernet(path: Path, name: str) -> None:
     """Join an Ethernet over ivshmem v2 as one of its two peers, and pass its frames to and from a TAP interface.

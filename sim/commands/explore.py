@@ -11,8 +11,8 @@ import click
 
 import topologies
 from sim.commands.cluster import cluster_options
-from sim.commands.numbers import WholeNumber
 from sim.commands.options import overrides_option, programs_option, topology_argument
+from sim.commands.parameters import WholeNumber
 from sim.distributed.addresses import make_tls
 from sim.distributed.where import Where, where_of
 from sim.exit_codes import MISSED, of_signal

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 import topologies
-from sim.commands.choices import NameChoice
 from sim.commands.options import overrides_option, programs_option, topology_argument
 from sim.commands.output import write_file
+from sim.commands.parameters import NameChoice
 
 FORMATS = {".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot", ".svg": "svg"}
 

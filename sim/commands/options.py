@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -13,9 +13,11 @@ import topologies
 from nodes.errors import UsageError
 from nodes.qemu_versions import QemuVersion
 from sim.commands.completion import complete_keys, complete_runs, complete_topologies
-from sim.commands.numbers import Number
+from sim.commands.parameters import Number
 from sim.exit_codes import WRONG_USE
 from sim.kernel.qemu_program import assumed_version
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _BadTopology(click.ClickException):
@@ -77,6 +79,13 @@ qemu_version_option = click.option(
     help="Quote QEMU of this version, such as 10.0. Default: the QEMU of IVSHMEM_QEMU or on PATH, else 11.1.",
 )
 """Fills ``qemu_version``."""
+
+
+def socket_option(text: str) -> Callable[[Command], Command]:
+    """Fills ``path``, the socket of a server."""
+    default = Path("/tmp/ivshmem_socket")
+    return click.option("-S", "--socket", "path", type=click.Path(path_type=Path), default=default, help=text)
+
 
 runs_option = click.option(
     "--runs",

@@ -14,9 +14,7 @@ import click
 
 import sim
 import topologies
-from sim.commands.choices import NameChoice
 from sim.commands.cluster import cluster_options
-from sim.commands.numbers import WholeNumber
 from sim.commands.options import (
     optional_topology_argument,
     overrides_option,
@@ -26,6 +24,7 @@ from sim.commands.options import (
     runs_option,
 )
 from sim.commands.output import write_file
+from sim.commands.parameters import NameChoice, WholeNumber
 from sim.commands.replay_schedule import replay_schedule
 from sim.distributed.addresses import make_tls
 from sim.distributed.where import Where, where_of

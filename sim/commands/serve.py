@@ -15,8 +15,8 @@ from nodes.device.v2.sections import PAGE_BYTES
 from nodes.errors import HostError, UsageError
 from nodes.wire.protocol import PEERS_MAX, V0
 from nodes.wire.v2.protocol import ALL_DIALECTS, V2, DomainNumbers
-from sim.commands.choices import NameChoice
-from sim.commands.numbers import WholeNumber, c_number
+from sim.commands.options import socket_option
+from sim.commands.parameters import NameChoice, WholeNumber, c_number
 from sim.commands.systemd import hidden_program, units
 from sim.exit_codes import FAILED, of_error
 from sim.wire.daemon import detach
@@ -82,14 +82,7 @@ log 0640, less the umask. Wrong use exits with 2, a host that is too small with 
 @click.option("-v", "--verbose", is_flag=True, help="Report clients that join and leave, on standard error; needs -F.")
 @click.option("-F", "--foreground", is_flag=True, help="Stay in the foreground instead of becoming a daemon.")
 @click.option("-p", "--pid-file", type=PATH, default=Path("/var/run/ivshmem-server.pid"), help="The daemon's pid file.")
-@click.option(
-    "-S",
-    "--socket",
-    "path",
-    type=PATH,
-    default=Path("/tmp/ivshmem_socket"),
-    help="The socket that clients connect to. One passed by systemd (LISTEN_FDS) is taken instead.",
-)
+@socket_option("The socket that clients connect to. One passed by systemd (LISTEN_FDS) is taken instead.")
 @click.option(
     "-M", "--memory-name", callback=_memory_name, help=f"The POSIX name of the shared memory.  [default: {MEMORY_NAME}]"
 )

@@ -9,8 +9,8 @@ import click
 from nodes.errors import UsageError
 from sim.commands.cluster import cluster_options
 from sim.commands.completion import complete_keys
-from sim.commands.numbers import WholeNumber, split_values
 from sim.commands.options import optional_topology_argument, programs_option, resources_every_option, runs_option
+from sim.commands.parameters import WholeNumber, split_values
 from sim.distributed.addresses import make_tls
 from sim.distributed.where import where_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sim.commands.completion import complete_runs
-from sim.commands.numbers import WholeNumber
+from sim.commands.parameters import WholeNumber
 
 
 @click.command("top")

@@ -192,7 +192,3 @@ def init(file: Path, force: bool) -> None:
     except OSError as error:
         raise error_of_path(error, f"{file} cannot be written") from error
     click.echo(f"{file} written; try: ivsim validate {file}", err=True)
-
-
-COMMANDS = (validate, list_shipped, schema, init)
-"""For `sim.cli` to mount."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from sim.commands.numbers import WholeNumber, duration_ns
 from sim.commands.options import run_argument
 from sim.commands.output import write_whole
+from sim.commands.parameters import WholeNumber, duration_ns
 
 
 @click.command("trace")

@@ -13,7 +13,7 @@ from nodes.device.profiles import profile
 from nodes.errors import IvshmemError
 from sim import cli
 from sim.commands.catalogue import COMMANDS
-from sim.commands.choices import NameChoice
+from sim.commands.parameters import NameChoice
 from sim.results.compare import compare
 from sim.views import plots
 from tests import synthetic

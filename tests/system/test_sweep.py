@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import sim
 from nodes.errors import HostError, UsageError
 from sim.cli import main
-from sim.commands.numbers import split_values
+from sim.commands.parameters import split_values
 from sim.results import Run
 from sim.sweeps import INTERRUPTED, Plan, Row, Sweep, make_plan
 from tests.command import invoke

@@ -1,14 +1,15 @@
-"""Durations, numbers and lists of values on the command line."""
+"""Types of parameters: numbers, durations, names, lists of values."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import click
 
 from nodes.errors import UsageError
+from nodes.spelling import did_you_mean
 
 UNITS_NS = {"ms": 1_000_000, "s": 1_000_000_000, "": 1_000_000_000, "m": 60_000_000_000, "h": 3_600_000_000_000}
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'|.', re.DOTALL)
@@ -36,6 +37,24 @@ class Number(click.FloatRange):
         return float(super().convert(value, param, ctx))
 
 
+class NameChoice(click.Choice):  # type: ignore[type-arg]  # generic since click 8.2
+    """One of some names; the error for a misspelt one has the nearest.
+
+    ``names`` are listed and completed. A name in ``known`` is accepted as well.
+    """
+
+    def __init__(self, names: Iterable[str], known: Collection[str] = ()) -> None:
+        super().__init__(list(names))
+        self._known = known or self.choices
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name. Raises ``click.BadParameter``."""
+        if value in self._known:
+            return value
+        hint = did_you_mean(value, self.choices)
+        raise click.BadParameter(f"expected one of {', '.join(self.choices)}, got {value!r}{hint}", ctx, param)
+
+
 def duration_ns(_context: click.Context, _option: click.Parameter, given: str | None) -> int | None:
     """An option's callback: 5s, 250ms, 2m, 1h, or seconds alone."""
     if given is None:
@@ -46,13 +65,20 @@ def duration_ns(_context: click.Context, _option: click.Parameter, given: str | 
     return round(float(match[1]) * UNITS_NS[match[2]])
 
 
+def whole(given: str, digits_max: int = 20, hexadecimal_max: int = 16) -> int | None:
+    """A number, decimal or 0x..., of so many digits at most; None for another text."""
+    if not re.fullmatch(f"[0-9]{{1,{digits_max}}}|0[xX][0-9a-fA-F]{{1,{hexadecimal_max}}}", given):
+        return None
+    return int(given, 16 if given[:2] in ("0x", "0X") else 10)
+
+
 def number(_context: click.Context, _option: click.Parameter, given: str | None) -> int | None:
     """A callback for a number, decimal or 0x..., of at most 64 bits."""
     if given is None:
         return None
-    if not re.fullmatch(r"[0-9]{1,20}|0[xX][0-9a-fA-F]{1,16}", given):
+    if (value := whole(given)) is None:
         raise click.BadParameter(f"expected a number, decimal or 0x..., got {given!r}")
-    return int(given, 16 if given[:2] in ("0x", "0X") else 10)
+    return value
 
 
 def c_number(least: int, most: int) -> Callable[[click.Context, click.Parameter, str | None], int | None]:
