@@ -14,13 +14,13 @@ import click
 
 from nodes.errors import GuestError, UsageError
 from nodes.spelling import did_you_mean
-from sim.commands.attach_memory import dump, part_of, writable_part
-from sim.commands.attach_session import AttachSession, count_in_words, dialect_of, vectors_in_words
+from sim.commands.attach_session import AttachSession, dialect_of, dump, part_of, writable_part
 from sim.commands.options import socket_option
 from sim.commands.output import write_file
 from sim.commands.parameters import NameChoice, WholeNumber, duration_ns, number, whole
 from sim.exit_codes import INTERRUPTED
 from sim.kernel.signal_wakeup import ended_by_signal
+from sim.views.units import counted
 from sim.wire.attachment import Attachment
 
 VECTORS_MAX = 2048
@@ -91,11 +91,11 @@ def peers(session: AttachSession, as_json: bool) -> None:
         click.echo(json.dumps(data))
         return
     click.echo(
-        f"peer {peer.peer}: {vectors_in_words(peer.own_vectors)} (this one); {len(peer.memory)} bytes of memory, "
+        f"peer {peer.peer}: {counted(peer.own_vectors, 'vector')} (this one); {len(peer.memory)} bytes of memory, "
         f"dialect {dialect_of(peer)}"
     )
     for other, count in others.items():
-        click.echo(f"peer {other}: {vectors_in_words(count)}")
+        click.echo(f"peer {other}: {counted(count, 'vector')}")
 
 
 @attach.command("ring", short_help="Ring vectors of peers.", context_settings=NUMBERS)
@@ -135,7 +135,7 @@ def ring(
                     rung += 1
                     if not attachment.ring(target, each):
                         full[f"{target}:{each}"] = True
-    click.echo(f"rang {count_in_words(rung, 'doorbell')}", err=True)
+    click.echo(f"rang {counted(rung, 'doorbell')}", err=True)
     if qmp is not None:
         _tell_hearing(qmp, reached)
     if full:
@@ -261,7 +261,7 @@ def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_
     finally:
         session.on_interrupt, session.on_return = previous
     if count is not None and seen < count:
-        click.echo(f"{seen} of {count_in_words(count, 'interrupt')} came in time", err=True)
+        click.echo(f"{seen} of {counted(count, 'interrupt')} came in time", err=True)
         context.exit(1)
 
 
@@ -380,4 +380,4 @@ def _deadline_ns(timeout_ns: int | None) -> int | None:
 
 def _check_vector(attachment: Attachment, vector: int | None) -> None:
     if vector is not None and vector >= attachment.own_vectors:
-        raise UsageError(f"expected one of the {vectors_in_words(attachment.own_vectors)} of this peer, got {vector}")
+        raise UsageError(f"expected one of the {counted(attachment.own_vectors, 'vector')} of this peer, got {vector}")

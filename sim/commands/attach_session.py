@@ -1,15 +1,17 @@
-"""The session that the commands of `ivsim attach` share: one peer, its loop, and the output."""
+"""What the commands of `ivsim attach` share: one peer, its loop, the output, and access to the shared memory."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 
-from nodes.errors import GuestError
+from nodes.errors import GuestError, UsageError
 from sim.kernel.loop import Loop
+from sim.kernel.memory import check_mapped
+from sim.views.units import counted
 from sim.wire.attachment import Attachment
 
 
@@ -67,9 +69,9 @@ class AttachSession:
         """The own ID, the memory and the other peers, in a line."""
         peer = self.attachment
         return (
-            f"peer {peer.peer} of {self.path}: {vectors_in_words(peer.own_vectors)}, "
+            f"peer {peer.peer} of {self.path}: {counted(peer.own_vectors, 'vector')}, "
             f"{len(peer.memory)} bytes of memory, "
-            f"{count_in_words(len(peer.peers.keys() - {peer.peer}), 'other')}, dialect {dialect_of(peer)}"
+            f"{counted(len(peer.peers.keys() - {peer.peer}), 'other')}, dialect {dialect_of(peer)}"
         )
 
     def describe(self, time_ns: int, vector: int, doorbells: int) -> str:
@@ -94,13 +96,45 @@ class AttachSession:
         self.loop.close()
 
 
-def vectors_in_words(count: int) -> str:
-    return count_in_words(count, "vector")
-
-
-def count_in_words(count: int, noun: str) -> str:
-    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def dialect_of(peer: Attachment) -> str:
     return peer.dialect.name if peer.dialect else "unknown"
+
+
+# Memory
+
+
+def part_of(memory: memoryview, offset: int, length: int) -> memoryview:
+    """A part of the memory that may be touched."""
+    check_mapped(memory)
+    if length == 0 or offset + length > len(memory):
+        raise UsageError(
+            f"expected 1 byte or more within the memory's {len(memory)} ({len(memory):#x}), "
+            f"got {length} at offset {offset:#x}"
+        )
+    return memory[offset : offset + length]
+
+
+def writable_part(attachment: Attachment, offset: int, length: int) -> memoryview:
+    """A part of the memory that may be written; a peer of ivshmem v2 may not write everywhere.
+
+    Raises:
+        ForbiddenStoreError: it is another's section, or the State Table.
+    """
+    part = part_of(attachment.memory, offset, length)
+    return part if attachment.sections is None else attachment.sections.writable(offset, length)
+
+
+def dump(data: bytes, offset: int) -> Iterator[str]:
+    """16 bytes a line, as `hexdump -C` shows them; repeated lines are one asterisk."""
+    previous, starred = None, False
+    for at in range(0, len(data), 16):
+        row = data[at : at + 16]
+        if row == previous and at + 16 < len(data):
+            if not starred:
+                yield "*"
+            starred = True
+            continue
+        previous, starred = row, False
+        halves = "  ".join(row[half : half + 8].hex(" ") for half in (0, 8))
+        text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
+        yield f"{offset + at:08x}  {halves:48}  |{text}|"

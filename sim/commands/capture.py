@@ -24,6 +24,7 @@ from sim.kernel.loop import Loop
 from sim.kernel.shortage import error_of_path
 from sim.kernel.signal_wakeup import ended_by_signal
 from sim.views.session import analysis_lines
+from sim.views.units import counted
 
 SOCKET = click.Path(path_type=Path)
 ABOUT = """\
@@ -169,8 +170,7 @@ def explain_session(
     else:
         for explanation in found:
             click.echo("\n".join(analysis_lines(explanation, qemu_version)) + "\n")
-        count = "1 connection" if len(found) == 1 else f"{len(found)} connections"
-        verdict = f"{count}: " + ("clean" if clean else "something is wrong, see above")
+        verdict = f"{counted(len(found), 'connection')}: " + ("clean" if clean else "something is wrong, see above")
         click.echo(verdict if found else "no connection was recorded")
     if not clean:
         context.exit(1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
+
 from sim.kernel.shortage import error_of_path
 
 
@@ -18,6 +20,15 @@ def write_file(path: Path, content: str | bytes) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise error_of_path(error, f"{path} cannot be written") from error
+
+
+def write_result(path: Path, content: str | bytes) -> None:
+    """Write a file whole and print its path; - is standard output. Raises as `write_file`."""
+    if str(path) == "-":
+        click.echo(content, nl=False)
+    else:
+        write_whole(path, content.encode() if isinstance(content, str) else content)
+        click.echo(path)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -11,38 +11,23 @@ import socket
 import sys
 import termios
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
-from typing import Protocol
 
 import click
 
 from nodes.errors import IvshmemError, UsageError
 from nodes.spelling import did_you_mean
+from sim.commands.attach_session import AttachSession
 from sim.exit_codes import INTERRUPTED
 from sim.kernel.line_reader import LineReader
-from sim.kernel.loop import Loop
 
 PROMPT = "ivsim> "
 CLEAR_LINE = "\r\x1b[K"
 USAGE_COLUMNS = 34
 
 
-class PromptSession(Protocol):
-    """The part of a session that a prompt uses; the commands get the session as click's context object."""
-
-    loop: Loop
-    on_news: Callable[[str], object]
-    on_interrupt: Callable[[int, int, int], object]
-
-    def begin(self) -> None:
-        """Attach, and print the greeting."""
-
-    def describe(self, time_ns: int, vector: int, doorbells: int) -> str:
-        """An interrupt in a line."""
-
-
-def run_prompt(session: PromptSession, group: click.Group, aliases: Mapping[str, str]) -> int:
+def run_prompt(session: AttachSession, group: click.Group, aliases: Mapping[str, str]) -> int:
     """Carry out commands until `quit` or the end of standard input. Returns 1 if a command has failed, else 0."""
     code = 0
     ended = False
@@ -88,7 +73,7 @@ def run_prompt(session: PromptSession, group: click.Group, aliases: Mapping[str,
     return code
 
 
-def _obey(line: str, session: PromptSession, group: click.Group, aliases: Mapping[str, str]) -> int | None:
+def _obey(line: str, session: AttachSession, group: click.Group, aliases: Mapping[str, str]) -> int | None:
     """Carry out one line. Returns 0, or 1 when it failed, or None for `quit`."""
     try:
         words = shlex.split(line, comments=True)
@@ -111,7 +96,7 @@ def _obey(line: str, session: PromptSession, group: click.Group, aliases: Mappin
 
 
 def _carry_out(
-    name: str, arguments: list[str], session: PromptSession, group: click.Group, aliases: Mapping[str, str]
+    name: str, arguments: list[str], session: AttachSession, group: click.Group, aliases: Mapping[str, str]
 ) -> object:
     """Run a command; returns None or an exit code."""
     if name == "help":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
 from sim.commands.options import run_argument
-from sim.commands.output import write_whole
+from sim.commands.output import write_result, write_whole
 
 REPORT = "report.html"
 
@@ -32,12 +31,7 @@ def report(run_directory: Path, output: Path | None) -> None:
     from sim.views.html.page import page
 
     run = open_run(run_directory)
-    content = page(run)
-    if output is not None and os.fspath(output) == "-":
-        click.echo(content, nl=False)
-        return
-    for part in run.parts.values():
-        write_whole(part.path / REPORT, page(part).encode())
     output = output or run_directory / REPORT
-    write_whole(output, content.encode())
-    click.echo(output)
+    for part in run.parts.values() if str(output) != "-" else ():
+        write_whole(part.path / REPORT, page(part).encode())
+    write_result(output, page(run))

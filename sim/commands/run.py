@@ -23,7 +23,7 @@ from sim.commands.options import (
     run_argument,
     runs_option,
 )
-from sim.commands.output import write_file
+from sim.commands.output import write_file, write_result
 from sim.commands.parameters import NameChoice, WholeNumber
 from sim.commands.replay_schedule import replay_schedule
 from sim.distributed.addresses import make_tls
@@ -148,7 +148,9 @@ def run(
         result = _run_here(topology, common, prometheus, quiet=as_json or quiet)
     click.echo(json.dumps(result.summary, indent=2)) if as_json else _print(result)
     if junit_file is not None:
-        _write_junit(result, junit_file)
+        from sim.views.junit import junit
+
+        write_file(junit_file, junit(result.figures.expectations, result))
     raise click.exceptions.Exit(_exit_code(result))
 
 
@@ -226,12 +228,6 @@ def _dry_run(
     return dry_run(part_of(loaded, domains) if domains else loaded, runs, as_json=as_json)
 
 
-def _write_junit(result: sim.Run, file: Path) -> None:
-    from sim.views.junit import junit
-
-    write_file(file, junit(result.figures.expectations, result))
-
-
 @click.command("show")
 @run_argument
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON, with a glossary of its numbers.")
@@ -265,7 +261,6 @@ def show(
 
 
 def _export(result: sim.Run, hgrm: Path | None, hlog: Path | None, cyclictest: Path | None, latency: str) -> None:
-    from sim.commands.output import write_whole
     from sim.views import hdr_histogram
     from sim.views.cyclictest import cyclictest_json
 
@@ -287,11 +282,7 @@ def _export(result: sim.Run, hgrm: Path | None, hlog: Path | None, cyclictest: P
         )
         texts.append((cyclictest, text))
     for path, text in texts:
-        if str(path) == "-":
-            click.echo(text, nl=False)
-        else:
-            write_whole(path, text.encode())
-            click.echo(path)
+        write_result(path, text)
 
 
 def _print(result: sim.Run) -> None:

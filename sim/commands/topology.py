@@ -11,6 +11,7 @@ import click
 import topologies
 from sim.commands.options import overrides_option, programs_option, topology_argument
 from sim.kernel.shortage import error_of_path
+from sim.views.units import counted
 from topologies.text_tables import Reference, topologies_table
 
 
@@ -88,18 +89,14 @@ def _schedule(topology: topologies.Topology) -> str:
     run = topology.run
     parts = [
         f"{run.warmup_s + run.duration_s:g} s, {run.warmup_s:g} of them warm-up",
-        _counted(len(topology.domains), "domain"),
-        _counted(len(topology.phases), "phase"),
-        _counted(len(topology.timeline), "action"),
-        _counted(len(topology.expectations), "expectation"),
+        counted(len(topology.domains), "domain"),
+        counted(len(topology.phases), "phase"),
+        counted(len(topology.timeline), "action"),
+        counted(len(topology.expectations), "expectation"),
     ]
     if topology.matrix:
         parts.append(f"a matrix of {math.prod(map(len, topology.matrix.values()))} cells")
     return "    " + ", ".join(parts)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _demand(topology: topologies.Topology) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import os
 from pathlib import Path
 
 import click
 
 from sim.commands.options import run_argument
-from sim.commands.output import write_whole
+from sim.commands.output import write_result
 from sim.commands.parameters import WholeNumber, duration_ns
 
 
@@ -48,11 +47,6 @@ def trace(run_directory: Path, output: Path | None, events: int, from_ns: int | 
         click.echo(f"cut to {made.cut}; --events and --from choose others", err=True)
     if made.before and from_ns is None:
         click.echo(f"without {made.before}; --from 0s has them too", err=True)
-    if output is not None and os.fspath(output) == "-":
-        click.echo(made.content(), nl=False)
-        return
     output = output or run_directory / "trace.json.gz"
     # The same run gives the same bytes: no time stamp in the header.
-    content = gzip.compress(made.content(), 6, mtime=0) if output.suffix == ".gz" else made.content()
-    write_whole(output, content)
-    click.echo(output)
+    write_result(output, gzip.compress(made.content(), 6, mtime=0) if output.suffix == ".gz" else made.content())

@@ -65,6 +65,11 @@ def human_interval(interval: tuple[float | None, float | None] | None) -> str:
     return f"{number if unit and high.endswith(' ' + unit) else low} - {high}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 vector", "2 vectors"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def percentile_title(name: str) -> str:
     """The title of a percentile's column: p99.9 for p99_9."""
     return name.replace("_", ".")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sim.views.printable import printable
+from sim.views.units import counted
 from topologies import Machine, Machines, TimelineEntry, Topology, Trace
 from topologies.actions import ServerAction
 
@@ -42,7 +43,7 @@ class Node:
     @property
     def what(self) -> str:
         """The program and the number of vectors."""
-        return f"{self.program}, {self.vectors} vector{'' if self.vectors == 1 else 's'}"
+        return f"{self.program}, {counted(self.vectors, 'vector')}"
 
     @property
     def device(self) -> str:

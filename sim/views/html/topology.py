@@ -9,6 +9,7 @@ from sim.views.html.shapes import graph
 from sim.views.html.svg import Markup, tag
 from sim.views.html.tables import table
 from sim.views.rows import TextTable
+from sim.views.units import counted
 
 GROUPS_DRAWN = 8
 PAIRS_LISTED = 20
@@ -37,10 +38,8 @@ def pictures(run: Run, seconds: float) -> list[Markup]:
 def _captions(run: Run) -> dict[str, str]:
     said = {}
     for group in run.origin.groups:
-        vectors = f"{group.vectors} vector" + ("" if group.vectors == 1 else "s")
-        said[group.name] = f"{group.count} × {group.program or 'machine'}, {vectors}" + (
-            f", {group.real}" if group.real else ""
-        )
+        said[group.name] = f"{group.count} × {group.program or 'machine'}, {counted(group.vectors, 'vector')}"
+        said[group.name] += f", {group.real}" if group.real else ""
     return said
 
 
