@@ -26,7 +26,7 @@ from sim.kernel.memory import map_region
 from sim.kernel.signals import ENDING
 from sim.recording import Recording, State, header
 from sim.runner import Begun
-from tests.faults.processes import left_alive
+from tests.faults.processes import is_alive, left_alive
 from tests.system.test_serve import GreetedClient
 
 PATIENCE_S = 60.0
@@ -354,7 +354,9 @@ def test_a_second_signal_does_not_wait(programs: None, runtime: Path, tmp_path: 
     family = ivsim.wait_for_machines(3)
     wait_for(tmp_path / "fault_programs.py.spins")
     os.killpg(ivsim.process.pid, signal.SIGINT)
-    threading.Event().wait(0.2)  # two signals at once are one
+    while all(map(is_alive, family)):  # two signals at once are one: the first one has ended another machine
+        assert ivsim.process.poll() is None
+        threading.Event().wait(0.01)
     os.killpg(ivsim.process.pid, signal.SIGINT)
     _, stderr = ivsim.process.communicate(timeout=PATIENCE_S)
     assert ivsim.process.returncode == 130, stderr
