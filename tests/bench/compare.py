@@ -61,7 +61,7 @@ def _difference(old: Document, new: Document) -> str:
 
 def table(document: Document) -> Iterator[str]:
     """The result as a page of Markdown."""
-    yield f"Measured {document['time'][:10]} on {document['cpu']}, Linux {document['kernel']}."
+    yield f"Measured {document['time'][:10]} on {document['cpu']}, Linux {document['kernel'].partition('-')[0]}."
     yield f"Interpreter: {document['interpreter']}. Reference: {document['compiler']}."
     if not document["quiet"]:
         yield f"{document['noise'].capitalize()}: the figures are upper bounds."

@@ -27,9 +27,13 @@ def describe_interpreter(
     """The implementation, its version, who built it and how: "CPython 3.11.2, Debian's build, PGO, LTO, -O2"."""
     arguments = str(variables("CONFIG_ARGS") or "")
     flags = f"{variables('OPT') or ''} {variables('CFLAGS') or ''}".split()
+    # Debian's builds are made with profiles and LTO and do not tell: the flags are taken out of what sysconfig says
+    # (changelog of python3.8, 3.8.0~b2-3 and later). A flag for making profiles is left, and none for using them.
+    silent = bool(variables("PGO_PROF_GEN_FLAG")) and not variables("PGO_PROF_USE_FLAG")
+    linked = "LTO" if "--with-lto" in arguments or any(flag.startswith("-flto") for flag in flags) else "no LTO"
     optimised = [
-        "PGO" if "--enable-optimizations" in arguments else "no PGO",
-        "LTO" if "--with-lto" in arguments or any(flag.startswith("-flto") for flag in flags) else "no LTO",
+        "PGO" if silent or "--enable-optimizations" in arguments else "no PGO",
+        "LTO not told" if silent and linked == "no LTO" else linked,
         *[flag for flag in flags if flag.startswith("-O")][-1:],
         *(["a debug build"] if variables("Py_DEBUG") else []),
     ]

@@ -113,6 +113,11 @@ def test_a_reference_that_wavers_is_told():
             {"CONFIG_ARGS": "'--enable-optimizations' '--with-lto'", "CFLAGS": "-g -O2"},
             "Debian's build, PGO, LTO, -O2",
         ),
+        (
+            "/usr",
+            {"PGO_PROF_GEN_FLAG": "-fprofile-generate", "PGO_PROF_USE_FLAG": "", "CFLAGS": "-O2"},
+            "Debian's build, PGO, LTO not told, -O2",
+        ),
         ("/home/x/.pyenv/versions/3.11.7", {"OPT": "-O3 -Wall"}, "a pyenv build, no PGO, no LTO, -O3"),
         ("/opt/python", {"CFLAGS": "-flto", "Py_DEBUG": 1}, "the /opt/python build, no PGO, LTO, a debug build"),
     ],
