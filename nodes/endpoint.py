@@ -9,17 +9,52 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from msgspec import Struct
+
 from nodes.errors import RemoteProtocolError
 from nodes.peer_table import Line, PeerTable
 from nodes.vm import Vm
 from nodes.wire.client import Assigned, Client, Event, Ignored, MemoryShared, PeerLeft, VectorConnected
 from nodes.wire.protocol import MESSAGE_BYTES, PEERS_MAX, Dialect, Message
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "EndpointHooks"]
 
 
 def _nothing(*_: object) -> None:
     """Do nothing: lines are not descriptors here."""
+
+
+class EndpointHooks(Struct, frozen=True, kw_only=True):
+    """What the owner of a machine does with the descriptors that a server sends.
+
+    Attributes:
+        place: ``place(peer, memory)`` puts the shared memory in its place, by `Vm.place` as a rule.
+        adopt: ``adopt(line)`` is called with each eventfd before it is used. For what is no eventfd it raises
+            `RemoteProtocolError`, and keeps it.
+        release: ``release(descriptor)`` is called with the memory once it is placed, and with what is not used.
+        on_own: ``on_own(line)`` is called with each eventfd of the machine's own, which is to be waited for.
+        on_own_gone: ``on_own_gone(line)`` is called before an eventfd of the machine's own is released: it is not to be
+            waited for any more. Only for the device of 2012.
+        warn: ``warn(text)`` is called with what is odd and changes nothing.
+        duplicate: ``duplicate(descriptor)`` returns another descriptor for the same thing, or None when none is left.
+            By default it is the same number: descriptors are plain numbers. Only for the device of 2012.
+        size_bytes: ``size_bytes(descriptor)`` returns the size of the memory behind it; by default every memory is
+            large enough. Only for the device of 2012.
+        adapt: the server decides how many vectors the machine has: ``adapt(vectors)`` returns the machine that replaces
+            the first one once the number is known. Only for ivshmem v2.
+        rung: ``rung(line)`` is how many doorbells an own eventfd holds (`IvshmemV2.rung`). Only for ivshmem v2.
+    """
+
+    place: Callable[[int, Line], object]
+    adopt: Callable[[Line], object] = _nothing
+    release: Callable[[Line], object] = _nothing
+    on_own: Callable[[Line], object] = _nothing
+    on_own_gone: Callable[[Line], object] = _nothing
+    warn: Callable[[str], object] = _nothing
+    duplicate: Callable[[Line], Line | None] = lambda line: line
+    size_bytes: Callable[[Line], int] = lambda line: 1 << 62
+    adapt: Callable[[int], Vm] | None = None
+    rung: Callable[[Line], int] = lambda line: 0
 
 
 class Endpoint:
@@ -29,27 +64,12 @@ class Endpoint:
         vm: the machine.
         peers: an empty table for the peers that the server announces. It owns their lines: it releases them when a
             peer leaves, when the device is removed, and in `close`.
-        place: ``place(peer, memory)`` puts the shared memory in its place, by `Vm.place` as a rule.
-        adopt: ``adopt(line)`` is called with each eventfd before it is used. For what is no eventfd it raises
-            `RemoteProtocolError`, and keeps it.
-        release: ``release(descriptor)`` is called with the memory once it is placed, and with what is not used.
-        on_own: ``on_own(line)`` is called with each eventfd of the machine's own, which is to be waited for.
-        warn: ``warn(text)`` is called with what is odd and changes nothing.
+        hooks: what is done with descriptors.
     """
 
-    def __init__(
-        self,
-        vm: Vm,
-        peers: PeerTable,
-        *,
-        place: Callable[[int, Line], object],
-        adopt: Callable[[Line], object] = _nothing,
-        release: Callable[[Line], object] = _nothing,
-        on_own: Callable[[Line], object] = _nothing,
-        warn: Callable[[str], object] = _nothing,
-    ) -> None:
-        self._vm, self._peers = vm, peers
-        self._place, self._adopt, self._release, self._on_own, self._warn = place, adopt, release, on_own, warn
+    def __init__(self, vm: Vm, peers: PeerTable, hooks: EndpointHooks) -> None:
+        self._vm, self._peers, self._hooks = vm, peers, hooks
+        self._adopt, self._release = hooks.adopt, hooks.release
         self._client: Client[Line] = Client(vm.guest.vectors)
         self._unread: deque[tuple[int, Line]] = deque()
         self.own: dict[Line, int] = {}
@@ -146,7 +166,7 @@ class Endpoint:
                 try:
                     if self._client.peer is None:
                         raise RemoteProtocolError("server sent the shared memory before an ID")
-                    self._place(self._client.peer, memory)
+                    self._hooks.place(self._client.peer, memory)
                 finally:
                     self._release(memory)
             case VectorConnected(peer, vector, line):
@@ -158,7 +178,7 @@ class Endpoint:
                 for descriptor in descriptors:
                     self._release(descriptor)
                 if self._vm.device.profile.server and not repeated:  # a plain device would not have connected at all
-                    self._warn(reason)
+                    self._hooks.warn(reason)
 
     def _connect(self, peer: int, vector: int, line: Line) -> None:
         self.heard += 1
@@ -167,4 +187,4 @@ class Endpoint:
             self._release(line)
         elif peer == self.peer:
             self.own[line] = vector
-            self._on_own(line)
+            self._hooks.on_own(line)

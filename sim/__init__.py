@@ -9,22 +9,6 @@ they are is declared in ``__init__.pyi``.
 
 import importlib
 
-__all__ = [
-    "AsyncPeer",
-    "Peer",
-    "Run",
-    "Server",
-    "ServerProcess",
-    "compare",
-    "connect",
-    "connect_async",
-    "open",
-    "run",
-    "serve",
-    "serve_process",
-    "sweep",
-]
-
 _HOMES = {
     "AsyncPeer": "sim.async_client",
     "Peer": "sim.client",
@@ -40,6 +24,7 @@ _HOMES = {
     "serve_process": "sim.server_process",
     "sweep": "sim.sweeps.run_sweep",
 }
+__all__ = [*_HOMES]
 _SHOWN = ("Run", "compare", "open", "run", "sweep")
 
 

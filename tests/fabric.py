@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nodes.device.profiles import PROFILES
+from nodes.endpoint import EndpointHooks
 from nodes.endpoint_factory import make_endpoint
 from nodes.guest import Guest, Program
 from nodes.load import STEADY, Load
@@ -102,8 +103,10 @@ class Machine:
         self.endpoint = make_endpoint(
             self.vm,
             AnnouncedPeers(fabric.announcements, vectors),
-            place=lambda peer, _: self.vm.place(peer, memoryview(fabric.memory)),
-            warn=self.odd.append,
+            EndpointHooks(
+                place=lambda peer, _: self.vm.place(peer, memoryview(fabric.memory)),
+                warn=self.odd.append,
+            ),
         )
         self.own = self.endpoint.own
 

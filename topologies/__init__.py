@@ -6,37 +6,6 @@ The names are loaded when they are first used: `ivsim list` needs no schema. Wha
 
 import importlib
 
-__all__ = [
-    "Action",
-    "Chaos",
-    "Condition",
-    "Domain",
-    "Expectation",
-    "Group",
-    "Invariant",
-    "Machine",
-    "Machines",
-    "Memory",
-    "Parameter",
-    "Phase",
-    "Problem",
-    "Program",
-    "ProgramError",
-    "RunSettings",
-    "Scheduling",
-    "TimelineEntry",
-    "Topology",
-    "TopologyError",
-    "Trace",
-    "json_schema",
-    "load",
-    "loads",
-    "resolve_program",
-    "shipped",
-    "shipped_programs",
-    "starter_text",
-]
-
 _HOMES = {
     "Action": "topologies.actions",
     "Chaos": "topologies.model",
@@ -67,6 +36,8 @@ _HOMES = {
     "shipped_programs": "topologies.resolve.programs",
     "starter_text": "topologies.language.starter",
 }
+
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> object:

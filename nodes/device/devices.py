@@ -27,8 +27,7 @@ def make_device(
     Raises:
         UsageError: as `Ivshmem`.
     """
+    kind: type[Ivshmem] = Ivshmem if profile.pci else IvshmemFlat
     if isinstance(profile, ProfileV2):
-        return IvshmemV2(profile, vectors=vectors, ring=ring, role=role, size_bytes=size_bytes, on_decode=on_decode)
-    if not profile.pci:
-        return IvshmemFlat(profile, vectors=vectors, ring=ring, role=role, size_bytes=size_bytes, on_decode=on_decode)
-    return Ivshmem(profile, vectors=vectors, ring=ring, role=role, size_bytes=size_bytes, on_decode=on_decode)
+        kind = IvshmemV2
+    return kind(profile, vectors=vectors, ring=ring, role=role, size_bytes=size_bytes, on_decode=on_decode)

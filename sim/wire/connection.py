@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from nodes.device.v2.device import IvshmemV2
+from nodes.endpoint import EndpointHooks
 from nodes.endpoint_factory import make_endpoint
 from nodes.errors import HostError, UsageError
 from nodes.peer_table import PeerTable
@@ -103,7 +104,7 @@ class Connection:
         self.use(vm)
 
     def use(self, vm: Vm, adapt: Callable[[int], Vm] | None = None) -> None:
-        """Connect this machine from now on; nothing has been read yet. ``adapt`` is as of `EndpointV2`."""
+        """Connect this machine from now on; nothing has been read yet. ``adapt`` is as of `EndpointHooks`."""
         machine = vm
 
         def place(peer: int, descriptor: int) -> None:
@@ -118,16 +119,18 @@ class Connection:
         self._endpoint = make_endpoint(
             vm,
             PeerTable(os.close),
-            place=self._on_memory or place,
-            adopt=self._adopt,
-            release=os.close,
-            on_own=self._on_own,
-            on_own_gone=self._on_own_gone,
-            warn=self._warn,
-            duplicate=_duplicate,
-            size_bytes=lambda descriptor: os.fstat(descriptor).st_size,
-            adapt=None if adapt is None else adapted,
-            rung=rung,
+            EndpointHooks(
+                place=self._on_memory or place,
+                adopt=self._adopt,
+                release=os.close,
+                on_own=self._on_own,
+                on_own_gone=self._on_own_gone,
+                warn=self._warn,
+                duplicate=_duplicate,
+                size_bytes=lambda descriptor: os.fstat(descriptor).st_size,
+                adapt=None if adapt is None else adapted,
+                rung=rung,
+            ),
         )
         self.own = self._endpoint.own
         """The descriptors of the machine's own eventfds, and their vectors."""

@@ -9,7 +9,7 @@ import pytest
 
 from nodes.device.profiles import PROFILES
 from nodes.doorbells import NoLedger
-from nodes.endpoint import Endpoint
+from nodes.endpoint import Endpoint, EndpointHooks
 from nodes.errors import RemoteProtocolError
 from nodes.peer_table import AnnouncedPeers, Announcements, PeerTable
 from nodes.vm import Vm
@@ -49,11 +49,13 @@ class EndpointSetup:
         self.endpoint = Endpoint(
             self.vm,
             PeerTable(self.descriptors.release) if peers is None else peers,
-            place=lambda peer, memory: self.vm.place(peer, memoryview(bytearray(4096))),
-            adopt=self.adopt,
-            release=self.descriptors.release,
-            on_own=self.own.append,
-            warn=self.odd.append,
+            EndpointHooks(
+                place=lambda peer, memory: self.vm.place(peer, memoryview(bytearray(4096))),
+                adopt=self.adopt,
+                release=self.descriptors.release,
+                on_own=self.own.append,
+                warn=self.odd.append,
+            ),
         )
 
     def adopt(self, line):

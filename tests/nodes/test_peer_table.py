@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nodes.device.profiles import PROFILES
 from nodes.doorbells import NoLedger
-from nodes.endpoint import Endpoint
+from nodes.endpoint import Endpoint, EndpointHooks
 from nodes.errors import LocalProtocolError
 from nodes.peer_table import AnnouncedPeers, Announcements, PeerTable
 from nodes.vm import Vm
@@ -74,7 +74,13 @@ class ComparedMachine:
                 sample_every=0,
             )
             self.vms.append(vm)
-            self.endpoints.append(Endpoint(vm, table, place=lambda peer, memory: None))
+            self.endpoints.append(
+                Endpoint(
+                    vm,
+                    table,
+                    EndpointHooks(place=lambda peer, memory: None),
+                )
+            )
 
     def hear(self, count):
         for message in self.messages[:count]:

@@ -7,7 +7,7 @@ from functools import partial
 
 from nodes.device.profile import Quirk
 from nodes.device.qemu_1_1.client import Qemu11Client
-from nodes.endpoint import Endpoint
+from nodes.endpoint import Endpoint, EndpointHooks
 from nodes.errors import RemoteProtocolError
 from nodes.peer_table import Line, PeerTable
 from nodes.vm import Vm
@@ -24,28 +24,12 @@ class Qemu11Endpoint(Endpoint):
 
     Args:
         vm: the machine; its peers are in a table of its own, whose lines belong to the client.
-        place, adopt, release, on_own, warn: as of `Endpoint`.
-        on_own_gone: ``on_own_gone(line)`` is called before an eventfd of the machine's own is released: it is not to be
-            waited for any more.
-        duplicate: ``duplicate(descriptor)`` returns another descriptor for the same thing, or None when none is left.
-        size_bytes: ``size_bytes(descriptor)`` returns the size of the memory behind it.
+        hooks: what is done with descriptors.
     """
 
-    def __init__(
-        self,
-        vm: Vm,
-        *,
-        place: Callable[[int, Line], object],
-        adopt: Callable[[Line], object],
-        release: Callable[[Line], object],
-        on_own: Callable[[Line], object],
-        on_own_gone: Callable[[Line], object],
-        warn: Callable[[str], object],
-        duplicate: Callable[[Line], Line | None],
-        size_bytes: Callable[[Line], int],
-    ) -> None:
-        super().__init__(vm, PeerTable(), place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)
-        self._system = _System(vm, self.own, place, adopt, release, on_own, on_own_gone, duplicate, size_bytes)
+    def __init__(self, vm: Vm, hooks: EndpointHooks) -> None:
+        super().__init__(vm, PeerTable(), hooks)
+        self._system = _System(vm, self.own, hooks)
         self._seed = Qemu11Client(vm.device, self._system, lines=self._system)
         self._closed = False
 
@@ -114,45 +98,29 @@ class _System:
     ``lost`` are descriptors that the device forgets; ``foreign`` are descriptors that were no eventfds and are closed.
     """
 
-    def __init__(
-        self,
-        vm: Vm,
-        own: dict[Line, int],
-        place: Callable[[int, Line], object],
-        adopt: Callable[[Line], object],
-        release: Callable[[Line], object],
-        on_own: Callable[[Line], object],
-        on_own_gone: Callable[[Line], object],
-        duplicate: Callable[[Line], Line | None],
-        size_bytes: Callable[[Line], int],
-    ) -> None:
-        self._vm, self._own = vm, own
-        self._place, self._adopt, self._release = place, adopt, release
-        self._on_own, self._on_own_gone = on_own, on_own_gone
-        self._duplicate, self._size_bytes = duplicate, size_bytes
+    def __init__(self, vm: Vm, own: dict[Line, int], hooks: EndpointHooks) -> None:
+        self._vm, self._own, self._hooks = vm, own, hooks
+        self.size_bytes = hooks.size_bytes
         self.lost: list[Line] = []
         self.foreign: set[Line] = set()
 
     def duplicate(self, descriptor: Line) -> Line | None:
-        copy = self._duplicate(descriptor)
+        copy = self._hooks.duplicate(descriptor)
         if copy is None or self._vm.device.profile.has(Quirk.DESCRIPTOR_LEAK):
             self.lost.append(descriptor)
         return copy
 
     def close(self, descriptor: Line) -> None:
         if self._own.pop(descriptor, None) is not None:
-            self._on_own_gone(descriptor)
-        self._release(descriptor)
-
-    def size_bytes(self, descriptor: Line) -> int:
-        return self._size_bytes(descriptor)
+            self._hooks.on_own_gone(descriptor)
+        self._hooks.release(descriptor)
 
     def map(self, descriptor: Line, size_bytes: int) -> memoryview | None:
         peer = self._vm.device.peer
         if peer is None:
             raise RemoteProtocolError("server sent the shared memory before an ID")
         try:
-            self._place(peer, descriptor)
+            self._hooks.place(peer, descriptor)
         except OSError:
             return None
         return self._vm.device.memory
@@ -161,7 +129,7 @@ class _System:
         self._take(descriptor)
         self._own[descriptor] = vector
         try:
-            self._on_own(descriptor)
+            self._hooks.on_own(descriptor)
         except OSError:
             return False
         return True
@@ -182,7 +150,7 @@ class _System:
 
     def _take(self, descriptor: Line) -> None:
         try:
-            self._adopt(descriptor)
+            self._hooks.adopt(descriptor)
         except RemoteProtocolError:
             self.foreign.add(descriptor)
             raise

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from nodes.device.v2.device import IvshmemV2
-from nodes.endpoint import Endpoint
+from nodes.endpoint import Endpoint, EndpointHooks
 from nodes.peer_table import Line, PeerTable
 from nodes.vm import Vm
 from nodes.wire.client import Ignored, PeerLeft, VectorConnected
@@ -17,31 +17,13 @@ __all__ = ["EndpointV2"]
 
 
 class EndpointV2(Endpoint):
-    """As `Endpoint`, for a server that speaks ivshmem v2. The arguments are those of `Endpoint`.
-
-    With ``adapt`` the server decides how many vectors the machine has: ``adapt(vectors)`` returns the machine that
-    replaces the first one once the number is known. ``rung(line)`` is how many doorbells an own
-    eventfd holds (`IvshmemV2.rung`).
-    """
+    """As `Endpoint`, for a server that speaks ivshmem v2. The arguments are those of `Endpoint`."""
 
     takes_many = False
 
-    def __init__(
-        self,
-        vm: Vm,
-        peers: PeerTable,
-        *,
-        place: Callable[[int, Line], object],
-        adopt: Callable[[Line], object],
-        release: Callable[[Line], object],
-        on_own: Callable[[Line], object],
-        warn: Callable[[str], object],
-        adapt: Callable[[int], Vm] | None = None,
-        rung: Callable[[Line], int] = lambda line: 0,
-    ) -> None:
-        super().__init__(vm, peers, place=place, adopt=adopt, release=release, on_own=on_own, warn=warn)
+    def __init__(self, vm: Vm, peers: PeerTable, hooks: EndpointHooks) -> None:
+        super().__init__(vm, peers, hooks)
         self._framed: FramedClient[Line] = FramedClient()
-        self._adapt, self._rung = adapt, rung
 
     @property
     def peer(self) -> int | None:
@@ -76,20 +58,20 @@ class EndpointV2(Endpoint):
             self._release(descriptor)
 
     def _count_rung(self) -> dict[int, int]:
-        return {vector: count for line, vector in self.own.items() if (count := self._rung(line))}
+        return {vector: count for line, vector in self.own.items() if (count := self._hooks.rung(line))}
 
     def _apply(self, event: FramedEvent[Line]) -> None:
         match event:
             case Initialized(peer, numbers, memory):
                 try:
-                    if self._adapt is not None:
-                        self._vm = self._adapt(numbers.vectors)
+                    if self._hooks.adapt is not None:
+                        self._vm = self._hooks.adapt(numbers.vectors)
                         self._vm.use_peers(self._peers)
                     device = self._vm.device
                     assert isinstance(device, IvshmemV2)
                     device.initialize(numbers)
                     device.rung = self._count_rung
-                    self._place(peer, memory)
+                    self._hooks.place(peer, memory)
                 finally:
                     self._release(memory)
             case VectorConnected(peer, vector, line):

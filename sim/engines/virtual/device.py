@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from nodes.bursts import Batch
 from nodes.device.profiles import Profile
-from nodes.endpoint import Endpoint
+from nodes.endpoint import Endpoint, EndpointHooks
 from nodes.endpoint_factory import make_endpoint
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm
@@ -111,12 +111,14 @@ class VirtualDevice:
         self.endpoint = make_endpoint(
             self.vm,
             PeerTable(),
-            place=place,
-            on_own=on_own,
-            on_own_gone=on_own_gone,
-            warn=warn,
-            size_bytes=lambda descriptor: memory_bytes,
-            rung=rung,
+            EndpointHooks(
+                place=place,
+                on_own=on_own,
+                on_own_gone=on_own_gone,
+                warn=warn,
+                size_bytes=lambda descriptor: memory_bytes,
+                rung=rung,
+            ),
         )
 
     def connect_announced(self, link: AnnouncedLink) -> None:

@@ -12,7 +12,7 @@ from nodes.device.qemu_1_1.endpoint import Qemu11Endpoint
 from nodes.device.qemu_1_1.profiles import VARIANTS, Occurrence, occurrence
 from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.doorbells import NoLedger
-from nodes.endpoint import Endpoint
+from nodes.endpoint import Endpoint, EndpointHooks
 from nodes.endpoint_factory import make_endpoint
 from nodes.errors import ModelledFault, RemoteProtocolError
 from nodes.guest import FOREVER, Guest, Interrupt, Program
@@ -54,13 +54,15 @@ class Qemu11EndpointSetup:
         self.endpoint = make_endpoint(
             self.vm,
             PeerTable(),
-            place=self.place,
-            adopt=self.adopt,
-            release=self.release,
-            on_own=self.on_own,
-            on_own_gone=self.on_own_gone,
-            duplicate=self.duplicate,
-            size_bytes=lambda descriptor: self.object_bytes,
+            EndpointHooks(
+                place=self.place,
+                adopt=self.adopt,
+                release=self.release,
+                on_own=self.on_own,
+                on_own_gone=self.on_own_gone,
+                duplicate=self.duplicate,
+                size_bytes=lambda descriptor: self.object_bytes,
+            ),
         )
 
     def place(self, peer: int, descriptor: int) -> None:
