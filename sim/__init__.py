@@ -24,7 +24,7 @@ _HOMES = {
     "serve_process": "sim.server_process",
     "sweep": "sim.sweeps.run_sweep",
 }
-__all__ = [*_HOMES]
+__all__ = list(_HOMES)
 _SHOWN = ("Run", "compare", "open", "run", "sweep")
 
 

@@ -37,7 +37,7 @@ _HOMES = {
     "starter_text": "topologies.language.starter",
 }
 
-__all__ = [*_HOMES]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:

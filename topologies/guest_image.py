@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from nodes.errors import UsageError
-from topologies.language.patterns import compile_pattern
-from topologies.language.validated import Validated
+from topologies.language.validated import Validated, compile_pattern
 
 __all__ = ["GUEST_PROGRAM", "GuestImage"]
 

@@ -1,8 +1,8 @@
-"""topologies.language.patterns: regular expressions of a file."""
+"""topologies.language.validated: regular expressions of a file."""
 
 from __future__ import annotations
 
-from topologies.language.patterns import compile_pattern
+from topologies.language.validated import compile_pattern
 
 
 def test_a_nested_set_is_a_pattern_and_no_warning() -> None:

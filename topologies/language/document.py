@@ -93,16 +93,16 @@ def read_text(file: FilePath, expected: str = "a topology file", limit_bytes: in
     if len(data) > limit_bytes:
         raise _refused(name, f"a file of at most {limit_bytes} bytes", "a larger one")
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise TopologyError([Problem(name, 1, "", "text in UTF-8", "text in UTF-16", "save it as UTF-8")])
+        raise _refused(name, "text in UTF-8", "text in UTF-16", "save it as UTF-8", line=1)
     if b"\0" in data:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
-        raise TopologyError([Problem(name, line, "", "a text file", "a byte of value 0")])
+        raise _refused(name, "a text file", "a byte of value 0", line=line)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         got = f"the byte {data[error.start]:#04x}, which is not UTF-8"
-        raise TopologyError([Problem(name, line, "", "text in UTF-8", got)]) from None
+        raise _refused(name, "text in UTF-8", got, line=line) from None
 
 
 def parse(text: str, name: str, overrides: Mapping[str, str] | None = None) -> Document:
@@ -117,27 +117,24 @@ def parse(text: str, name: str, overrides: Mapping[str, str] | None = None) -> D
     """
     text = text.removeprefix("\ufeff")
     _check_sizes(text, name)
-    problem = None
     try:
         lines = positions(text)
         values = tomllib.loads(text)
     except ScanError as error:
-        problem = _syntax_problem(text, name, error)
+        raise TopologyError([_syntax_problem(text, name, error)]) from None
     except tomllib.TOMLDecodeError as error:
-        problem = _toml_problem(text, name, error)
+        raise TopologyError([_toml_problem(text, name, error)]) from None
     except (ValueError, RecursionError) as error:
         # tomllib raises these for an impossible date, an integer of too many digits, and deep nesting.
-        problem = Problem(name, 1, "", "TOML", show(str(error)))
-    if problem is not None:
-        raise TopologyError([problem])
+        raise _refused(name, "TOML", show(str(error)), line=1) from None
     document = Document(name, text, values, lines, overrides=dict(overrides or {}))
     found = [_override(document, key, value) for key, value in (overrides or {}).items()]
     document.problems = [problem for problem in found if problem is not None]
     return document
 
 
-def _refused(name: str, expected: str, got: str, hint: str = "") -> TopologyError:
-    return TopologyError([Problem(name, 0, "", expected, got, hint)])
+def _refused(name: str, expected: str, got: str, hint: str = "", *, line: int = 0) -> TopologyError:
+    return TopologyError([Problem(name, line, "", expected, got, hint)])
 
 
 def _check_sizes(text: str, name: str) -> None:
@@ -145,7 +142,7 @@ def _check_sizes(text: str, name: str) -> None:
         size_bytes = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
         line = text.count("\n", 0, error.start) + 1
-        raise TopologyError([Problem(name, line, "", "text in UTF-8", "half of a surrogate pair")]) from None
+        raise _refused(name, "text in UTF-8", "half of a surrogate pair", line=line) from None
     if size_bytes > MAX_FILE_BYTES:
         raise _refused(name, f"at most {MAX_FILE_BYTES} bytes", f"{size_bytes} bytes")
     problems = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, get_args, get_origin
 
@@ -14,7 +15,7 @@ from topologies.language.document import Document
 from topologies.language.problems import Problem, show, show_key
 from topologies.language.tables import GroupTable, other_tables_with
 from topologies.language.toml_positions import Path
-from topologies.language.validated import Sparse, annotations_of
+from topologies.language.validated import Sparse, annotations_of, compile_pattern
 from topologies.language.values import MisfitError, convert, describe
 
 __all__ = ["MAX_COLLECTED", "Report", "TooManyProblemsError", "read_table"]
@@ -53,6 +54,13 @@ class Report:
         self.problems.append(problem)
         if len(self.problems) >= MAX_COLLECTED:
             raise TooManyProblemsError
+
+    def check_pattern(self, path: Path, text: str) -> None:
+        """Report a text that is no regular expression."""
+        try:
+            compile_pattern(text)
+        except re.error as error:
+            self.add(path, "a regular expression", f"{show(text)}: {error}")
 
     def unknown_key(self, path: Path, known: Iterable[str]) -> None:
         """Report an unknown key; the key that was probably meant does not count as missing then."""
@@ -93,7 +101,7 @@ def read_table(table: type[Struct], values: object, path: Path, report: Report) 
         elif field.required and report.has(inner):
             continue
         elif field.required:
-            named = _tables_by_name(annotation) is not None
+            named = get_origin(_bare(annotation)) is dict
             expected = _some_tables(inner) if named else describe(annotation)
             report.add(inner, expected, "nothing: this key is missing")
         elif sparse:
@@ -111,18 +119,20 @@ def read_value(annotation: Any, value: object, path: Path, fields: dict[str, Any
     """Put one value into ``fields`` if it fits; a table becomes a dict of its valid fields."""
     name = path[-1]
     assert isinstance(name, str)
-    if (table := _table(annotation)) is not None:
+    bare = _bare(annotation)
+    kind, parts = get_origin(bare), get_args(bare)
+    if (table := _table(bare)) is not None:
         fields[name] = read_table(table, value, path, report)
-    elif (entry := _table_of_array(annotation)) is not None:
-        fields[name] = _read_array(entry, value, path, report)
-    elif (tables := _tables_by_name(annotation)) is not None:
-        fields[name] = _read_named(*tables, value, path, report)
-    elif (values := _values_by_name(annotation)) is not None and isinstance(value, dict):
+    elif kind is tuple and (table := _table(parts[0])) is not None:
+        fields[name] = _read_array(table, value, path, report)
+    elif kind is dict and (table := _table(parts[1])) is not None:
+        fields[name] = _read_named(parts[0], table, value, path, report)
+    elif kind is dict and parts[1] is not Any and isinstance(value, dict):
         fields[name] = {}
         for key, inner in value.items():
             try:
-                convert(key, values[0])
-                fields[name][key] = convert(inner, values[1])
+                convert(key, parts[0])
+                fields[name][key] = convert(inner, parts[1])
             except MisfitError as misfit:
                 hint = f"in quotes: {show(_dotted(key, inner))}" if isinstance(inner, dict) else misfit.hint
                 report.add((*path, key), misfit.expected, show(inner), hint)
@@ -177,31 +187,6 @@ def _table(annotation: Any) -> type[Struct] | None:
     """The struct, when ``annotation`` is a table."""
     annotation = _bare(annotation)
     return annotation if isinstance(annotation, type) and issubclass(annotation, Struct) else None
-
-
-def _table_of_array(annotation: Any) -> type[Struct] | None:
-    """The struct, when ``annotation`` is an array of tables."""
-    annotation = _bare(annotation)
-    return _table(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
-
-
-def _tables_by_name(annotation: Any) -> tuple[Any, type[Struct]] | None:
-    """(type of the names, table) when ``annotation`` is a dict of tables."""
-    annotation = _bare(annotation)
-    if get_origin(annotation) is not dict:
-        return None
-    key, value = get_args(annotation)
-    table = _table(value)
-    return None if table is None else (key, table)
-
-
-def _values_by_name(annotation: Any) -> tuple[Any, Any] | None:
-    """(type of the names, type of the values) when ``annotation`` is a dict of values that have a type."""
-    annotation = _bare(annotation)
-    if get_origin(annotation) is not dict or get_args(annotation)[1] is Any:
-        return None
-    key, value = get_args(annotation)
-    return key, value
 
 
 def _bare(annotation: Any) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable
+from itertools import count
 
 __all__ = ["MAX_DEPTH", "MAX_VALUES", "Path", "ScanError", "positions", "split_key"]
 
@@ -152,41 +154,30 @@ class _Scanner:
                 raise self.error("the ''' that ends this string", "the end of the file")
             self._end_of_multi_line(end, "'")
         elif text.startswith("[", at):
-            self._array(path)
+            self._items("]", lambda place: self._element((*path, place)))
         elif text.startswith("{", at):
-            self._inline_table(path)
+            self._items("}", lambda _: self._assignment(path))
         elif not (self._skip(_BASIC) or self._skip(_LITERAL) or self._skip(_SCALAR)):
             raise self.error("a value")
 
-    def _array(self, path: Path) -> None:
+    def _items(self, end: str, item: Callable[[int], None]) -> None:
+        """What is between brackets, separated by commas; ``item(place)`` scans one."""
+        # TOML 1.0 has an inline table on one line; tomllib reports that better.
         self.at += 1
-        place = 0
-        while True:
+        for place in count():
             self._skip(_BLANK_LINES)
-            if self._take("]"):
+            if self._take(end):
                 return
-            self._note((*path, place))
-            self._value((*path, place))
-            place += 1
+            item(place)
             self._skip(_BLANK_LINES)
             if not self._take(","):
-                if self._take("]"):
+                if self._take(end):
                     return
-                raise self.error("',' or ']'")
+                raise self.error(f"',' or '{end}'")
 
-    def _inline_table(self, path: Path) -> None:
-        self.at += 1
-        while True:
-            # TOML 1.0 has an inline table on one line; tomllib reports that better.
-            self._skip(_BLANK_LINES)
-            if self._take("}"):
-                return
-            self._assignment(path)
-            self._skip(_BLANK_LINES)
-            if not self._take(","):
-                if self._take("}"):
-                    return
-                raise self.error("',' or '}'")
+    def _element(self, path: Path) -> None:
+        self._note(path)
+        self._value(path)
 
     def _multi_line_basic(self) -> None:
         at = self.at + 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+import warnings
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
@@ -10,7 +12,7 @@ from msgspec import Meta, Struct
 
 from nodes.errors import UsageError
 
-__all__ = ["NAME_PATTERN", "Name", "Sparse", "Validated", "annotations_of"]
+__all__ = ["NAME_PATTERN", "Name", "Sparse", "Validated", "annotations_of", "compile_pattern"]
 
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z"
 """Names become parts of file names and table cells: no separators, no leading dot or dash."""
@@ -41,3 +43,15 @@ class Sparse(Struct, frozen=True, kw_only=True):
 def annotations_of(struct: type[Struct]) -> dict[str, Any]:
     """Field names to their full annotations, in order."""
     return get_type_hints(struct, include_extras=True)
+
+
+def compile_pattern(text: str) -> re.Pattern[str]:
+    """A regular expression of a file. Python's warning that ``[[`` may mean something else one day is
+    not for its author.
+
+    Raises:
+        re.error: it is no regular expression.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return re.compile(text)

@@ -14,7 +14,7 @@ from msgspec import inspect as shapes
 from nodes.spelling import nearest
 from topologies.language.problems import show
 
-__all__ = ["MisfitError", "convert", "describe"]
+__all__ = ["MisfitError", "convert", "describe", "leaves"]
 
 _INTEGER_LIMIT = 2**63
 _GUESSED_CHARACTERS = 18
@@ -59,13 +59,15 @@ def _hint(value: object, annotation: Any, error: msgspec.ValidationError) -> str
         for pattern, hint in (shape.extra or {}).get("hints", ()):
             if re.search(pattern, value):
                 return str(hint)
-    if hint := nearest(value, [choice for choice in _choices(shape) if isinstance(choice, str)]):
+    choices = [choice for leaf in leaves(shape) if isinstance(leaf, shapes.LiteralType) for choice in leaf.values]
+    if hint := nearest(value, [choice for choice in choices if isinstance(choice, str)]):
         return hint
     for meant in _meant_by(value):
         with contextlib.suppress(msgspec.ValidationError):
             msgspec.convert(meant, annotation, strict=True)
             return f"did you mean {show(meant)}?"
-    if isinstance(value, str) and _QUANTITY.fullmatch(value) and _takes_number(shape):
+    is_number = all(isinstance(leaf, shapes.IntType | shapes.FloatType) for leaf in leaves(shape))
+    if is_number and isinstance(value, str) and _QUANTITY.fullmatch(value):
         return "a number without a unit: the key's name says it"
     place = _PLACE.search(str(error))
     return f"it is the value at {place[1]}" if place else ""
@@ -89,14 +91,17 @@ def _meant_by(value: object) -> Iterator[object]:
         yield [value]
 
 
-def _takes_number(shape: shapes.Type) -> bool:
+def leaves(shape: shapes.Type) -> list[shapes.Type]:
+    """The types of the values that fit, without limits and without None."""
     match shape:
         case shapes.Metadata():
-            return _takes_number(shape.type)
+            return leaves(shape.type)
         case shapes.UnionType():
-            return all(isinstance(part, shapes.NoneType) or _takes_number(part) for part in shape.types)
+            return [leaf for part in shape.types for leaf in leaves(part)]
+        case shapes.NoneType():
+            return []
         case _:
-            return isinstance(shape, shapes.IntType | shapes.FloatType)
+            return [shape]
 
 
 def describe(annotation: Any) -> str:
@@ -123,9 +128,7 @@ def _describe(shape: shapes.Type) -> str:  # noqa: PLR0911 - one line for each k
             return _describe_string(shape)
         case shapes.ListType() | shapes.VarTupleType() | shapes.SetType() | shapes.FrozenSetType():
             return f"an array, each value {_describe(shape.item_type)}"
-        case shapes.DictType():
-            return "a table"
-        case shapes.StructType():
+        case shapes.DictType() | shapes.StructType():
             return "a table"
         case _:
             return type(shape).__name__.removesuffix("Type").lower()
@@ -157,18 +160,6 @@ def _range(shape: shapes.IntType | shapes.FloatType) -> str:
     if high is not None:
         parts.append(f"below {high}" if shape.lt is not None else f"at most {high}")
     return " " + " and ".join(parts) if parts else ""
-
-
-def _choices(shape: shapes.Type) -> tuple[Any, ...]:
-    match shape:
-        case shapes.Metadata():
-            return _choices(shape.type)
-        case shapes.UnionType():
-            return tuple(choice for part in shape.types for choice in _choices(part))
-        case shapes.LiteralType():
-            return tuple(shape.values)
-        case _:
-            return ()
 
 
 def _numbers(value: object) -> list[int | float]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from topologies.language.patterns import compile_pattern
 from topologies.language.problems import show
 from topologies.language.reader import Report
 from topologies.language.tables import Comparison
@@ -85,10 +83,7 @@ def read_expectations(
         that = read_condition(table, "that", path, references, report, live=abort)
         if that is None:
             continue
-        try:
-            compile_pattern(console)
-        except re.error as error:
-            report.add((*path, "console"), "a regular expression", f"{show(console)}: {error}")
+        report.check_pattern((*path, "console"), console)
         if console and that.metric != CONSOLE_LINES:
             report.add((*path, "console"), f"{CONSOLE_LINES} in `that` beside it", that.metric)
         allow_empty = table.get("allow_empty", False)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
 from topologies.guest_image import GuestImage
-from topologies.language.patterns import compile_pattern
 from topologies.language.problems import show
 from topologies.language.reader import Report
 from topologies.resolve.machines import ResolvedMachines
@@ -44,7 +42,4 @@ def check_guests(resolved: ResolvedMachines, run: Mapping[str, Any], report: Rep
         if len(values.get("buses", ())) > (domains := max(1, len(settings.values["domains"]))):
             got = f"{len(values['buses'])}"
             report.add((*path, "buses"), f"at most {domains}: the machine has a device in each of its domains", got)
-        try:
-            compile_pattern(values.get("ready_when", ""))
-        except re.error as error:
-            report.add((*path, "ready_when"), "a regular expression", f"{show(values['ready_when'])}: {error}")
+        report.check_pattern((*path, "ready_when"), values.get("ready_when", ""))

@@ -27,14 +27,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
-import msgspec
 from msgspec import Struct
+from msgspec import inspect as shapes
 
 from nodes import programs
 from nodes.errors import UsageError
 from nodes.guest import Peers, Trace
 from nodes.spelling import nearest
 from topologies.language.problems import Problem, TopologyError, show
+from topologies.language.values import leaves
 from topologies.resolve.importing import FILE_NAME, MODULE_NAME, import_file, import_program
 
 __all__ = [
@@ -266,7 +267,7 @@ def _parameter(program: str, function: Callable[..., Any], parameter: inspect.Pa
         hints = typing.get_type_hints(holder, globalns=names, localns=known, include_extras=True)
         annotation = hints[parameter.name]
         names_peers, reads_trace = _mentions(parameter.annotation, Peers), _mentions(parameter.annotation, Trace)
-        if not (names_peers or reads_trace) and not _can_be_filled(msgspec.inspect.type_info(annotation)):
+        if not (names_peers or reads_trace) and not _can_be_filled(shapes.type_info(annotation)):
             raise TypeError("a topology cannot write such a value")
     except Exception as error:  # an annotation is an expression: evaluating it can raise anything
         got = f"parameter {parameter.name} of {show(program)}: {parameter.annotation}: {error}"
@@ -285,19 +286,10 @@ def _mentions(annotation: Any, kind: Any) -> bool:
     return re.search(rf"\b{'Trace' if kind is Trace else 'Peers'}\b", written) is not None
 
 
-def _can_be_filled(shape: Any) -> bool:
+def _can_be_filled(shape: shapes.Type) -> bool:
     """Whether TOML has values of ``shape``."""
-    kinds = msgspec.inspect
-    match shape:
-        case kinds.Metadata():
-            return _can_be_filled(shape.type)
-        case kinds.BoolType() | kinds.IntType() | kinds.FloatType() | kinds.StrType():
-            return True
-        case kinds.LiteralType() | kinds.NoneType():
-            return True
-        case kinds.UnionType():
-            return all(_can_be_filled(part) for part in shape.types)
-        case kinds.ListType() | kinds.VarTupleType():
-            return _can_be_filled(shape.item_type)
-        case _:
-            return False
+    lists = shapes.ListType | shapes.VarTupleType
+    plain = shapes.BoolType | shapes.IntType | shapes.FloatType | shapes.StrType | shapes.LiteralType
+    return all(
+        _can_be_filled(leaf.item_type) if isinstance(leaf, lists) else isinstance(leaf, plain) for leaf in leaves(shape)
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ from msgspec import Struct
 from nodes.device.profiles import PROFILES
 from nodes.spelling import nearest
 from topologies.actions import ACTIONS, Action, Join, MachineAction, Migrate, ServerAction, fields_of, refers_to
-from topologies.language.patterns import compile_pattern
 from topologies.language.problems import show
 from topologies.language.reader import Report
 from topologies.language.tables import keys_of, required_keys_of
@@ -82,10 +80,7 @@ class Timeline(Struct, frozen=True):
 
     def _check_console(self, pattern: str, path: Path) -> None:
         """Whether the regular expression is one, and there is a guest."""
-        try:
-            compile_pattern(pattern)
-        except re.error as error:
-            self.report.add(path, "a regular expression", f"{show(pattern)}: {error}")
+        self.report.check_pattern(path, pattern)
         if not any(settings.says("guest") for settings in self.references.settings):
             self.report.add(path, "a machine with a guest, which has a console", "none")
 
