@@ -18,7 +18,7 @@ from nodes.device.qemu_1_1.shared_object import check_size
 from nodes.errors import UsageError
 from nodes.qemu_versions import NEWEST, QemuVersion
 from topologies.actions import Join, Migrate
-from topologies.migration_plan import make_device
+from topologies.migration_plan import make_device, refusal_of
 from topologies.model import Machine, Topology
 from topologies.resolve.names import several
 from topologies.schedule import TimelineEntry
@@ -147,11 +147,7 @@ def _refusal(machine: Machine, peer: int) -> str:
     if machine.role == "auto":
         made.set_peer(peer)
     blockers.plug(made)
-    try:
-        blockers.check()
-    except MigrationError as error:
-        return str(error)
-    return ""
+    return refusal_of(blockers)
 
 
 def _failure(

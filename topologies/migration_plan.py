@@ -8,7 +8,7 @@ the peers reattach to the new server under new IDs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Literal
 
@@ -18,13 +18,13 @@ from nodes.device import devices
 from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import MigrationError
-from nodes.device.profiles import PROFILES
+from nodes.device.profiles import PROFILES, Profile
 from nodes.errors import UsageError
 from topologies.domain import Domain
 from topologies.model import Machine, Topology
 from topologies.resolve.names import several
 
-__all__ = ["MigrationPlan", "PlannedMachine", "Step", "make_device", "plan_migration"]
+__all__ = ["MigrationPlan", "PlannedMachine", "Step", "make_device", "plan_migration", "refusal_of"]
 
 Fate = Literal["moves", "moves without its peers' devices", "stays", "does not start"]
 
@@ -84,40 +84,67 @@ class MigrationPlan(Struct, frozen=True):
 
 
 class _Judged(Struct):
-    """A machine with the answers of its devices."""
+    """A machine with the answers of its devices; ``reason``: why it does not move, not even without its devices."""
 
     machine: Machine
     devices: tuple[PlannedDevice, ...]
     blockers: tuple[str, ...]
     refusal: str
     start_error: str
-    anchored: str
-    """Why it cannot move even without its devices."""
+    reason: str
 
     @property
     def name(self) -> str:
         return self.machine.name
 
+    @property
+    def profile(self) -> Profile:
+        return PROFILES[self.machine.profile]
+
     def masters(self) -> set[str]:
         return {device.domain for device in self.devices if device.master}
+
+    def planned(self) -> PlannedMachine:
+        fate: Fate = "does not start" if self.start_error else "stays"
+        if not self.reason:
+            fate = "moves" if all(device.master for device in self.devices) else "moves without its peers' devices"
+        its = self.machine
+        return PlannedMachine(
+            its.name, its.group, its.present, self.devices, self.blockers, self.refusal, fate, self.reason
+        )
+
+
+class _Landing:
+    """A domain on the host that its masters move its memory to; without masters that move, there is nothing of it.
+
+    ``here`` are its machines, ``peers`` those whose device cannot migrate, ``back`` those of them that come back;
+    ``ids`` are the IDs on the fresh server by machine: masters, then peers.
+    """
+
+    def __init__(self, domain: Domain, judged: Collection[_Judged]) -> None:
+        self.name = domain.name
+        self.here = [each for each in judged if self.name in each.machine.domains and not each.start_error]
+        self.masters = [each for each in _in_order(self.here) if not each.reason and self.name in each.masters()]
+        self.peers = [each for each in self.here if self.name not in each.masters()]
+        self.back = [each for each in self.peers if not each.reason]
+        self.ids = {each.name: place for place, each in enumerate([*self.masters, *self.back])}
 
 
 def plan_migration(topology: Topology) -> MigrationPlan:
     """The plan of moving all machines of a topology that can move, as far as the file tells."""
     domains = {domain.name: domain for domain in topology.domains}
-    peers = _peers(topology)
-    judged = [
-        _judge(machine, domains, peers, only_migratable=topology.run.only_migratable) for machine in topology.machines
-    ]
-    movers, reasons = _movers(judged)
-    steps = tuple(_steps(judged, movers, domains))
-    machines = tuple(_planned(candidate, movers, reasons) for candidate in judged)
+    peers, only_migratable = _peers(topology), topology.run.only_migratable
+    judged = [_judge(machine, domains, peers, only_migratable=only_migratable) for machine in topology.machines]
+    _hold(judged)
+    landings = [landing for domain in topology.domains if (landing := _Landing(domain, judged)).masters]
+    steps = tuple(_steps(judged, landings, domains))
+    losses = (loss for landing in landings for loss in _losses(landing))
     return MigrationPlan(
-        machines,
+        tuple(each.planned() for each in judged),
         steps,
         sum(step.memory_bytes for step in steps),
         sum(step.state_bytes for step in steps),
-        tuple(_losses(judged, movers, domains)),
+        (*losses, *_lost_registers(judged)),
     )
 
 
@@ -140,7 +167,7 @@ def _judge(
     profile = PROFILES[machine.profile]
     blockers = Blockers(only_migratable=only_migratable, locked=profile.migration_locks_devices)
     devices: list[PlannedDevice] = []
-    start_error = refusal = ""
+    start_error = ""
     try:
         for reason in machine.blockers:
             blockers.add(Blocker(reason))
@@ -154,19 +181,26 @@ def _judge(
             blockers.plug(made)
     except UsageError as error:
         start_error = str(error)
+    refusal = refusal_of(blockers)
+    anchored = machine.blockers[-1] if machine.blockers else "" if profile.stream else refusal
+    texts = tuple(found.text for found in blockers)
+    return _Judged(machine, tuple(devices), texts, refusal, start_error, start_error or anchored)
+
+
+def refusal_of(blockers: Blockers) -> str:
+    """The newest reason not to migrate, as QEMU words it; "" when there is none."""
     try:
         blockers.check()
     except MigrationError as error:
-        refusal = str(error)
-    anchored = machine.blockers[-1] if machine.blockers else "" if profile.stream else refusal
-    return _Judged(machine, tuple(devices), tuple(found.text for found in blockers), refusal, start_error, anchored)
+        return str(error)
+    return ""
 
 
 def make_device(machine: Machine, size_bytes: int) -> Ivshmem:
     """A machine's device before it has an ID; of its memory only the size exists."""
     profile = PROFILES[machine.profile]
     made = devices.make_device(
-        profile, vectors=machine.vectors, role=machine.role, size_bytes=size_bytes, ring=_ring_nothing
+        profile, vectors=machine.vectors, role=machine.role, size_bytes=size_bytes, ring=lambda peer, vector: None
     )
     made.memory = memoryview(b"")
     if not profile.server:
@@ -174,143 +208,81 @@ def make_device(machine: Machine, size_bytes: int) -> Ivshmem:
     return made
 
 
-def _ring_nothing(peer: int, vector: int) -> None:
-    """The doorbells of a device that is only queried go nowhere."""
-
-
-def _movers(judged: Collection[_Judged]) -> tuple[set[str], dict[str, str]]:
-    """The machines that move, and for each other one the reason: its own, or a master that stays."""
-    reasons = {
-        candidate.name: candidate.start_error or candidate.anchored
-        for candidate in judged
-        if candidate.start_error or candidate.anchored
-    }
-    while True:
-        carried = {name for candidate in judged if candidate.name not in reasons for name in candidate.masters()}
-        held = {
-            candidate.name: next(name for name in candidate.machine.domains if name not in carried)
-            for candidate in judged
-            if candidate.name not in reasons and not carried.issuperset(candidate.machine.domains)
-        }
-        if not held:
-            return {candidate.name for candidate in judged if candidate.name not in reasons}, reasons
-        reasons |= {name: f"no master moves the memory of domain {domain}" for name, domain in held.items()}
-
-
-def _planned(each: _Judged, movers: Collection[str], reasons: Mapping[str, str]) -> PlannedMachine:
-    fate: Fate = "stays"
-    if each.start_error:
-        fate = "does not start"
-    elif each.name in movers:
-        fate = "moves" if all(device.master for device in each.devices) else "moves without its peers' devices"
-    reason = reasons.get(each.name, "")
-    who = each.machine
-    return PlannedMachine(who.name, who.group, who.present, each.devices, each.blockers, each.refusal, fate, reason)
-
-
-def _steps(judged: Collection[_Judged], movers: Collection[str], domains: Mapping[str, Domain]) -> Iterator[Step]:
-    """Peers detach, masters move with the memory, the others follow, and the peers reattach in order."""
-    landings = {name: _landing(judged, movers, name) for name in domains}
-    carried = [name for name, landing in landings.items() if landing]
-    for name in carried:
-        leaving = tuple(candidate.name for candidate in judged if _is_peer(candidate, name))
-        if leaving:
-            yield Step("detach", leaving, name)
-    following = []
-    for candidate in _in_order(judged):
-        if candidate.name not in movers:
-            continue
-        if not candidate.masters():
-            following.append(candidate.name)
-            continue
-        memory_bytes = sum(domains[name].memory.size_bytes for name in candidate.masters())
-        state_bytes = sum(device.state_bytes for device in candidate.devices if device.master)
-        yield Step("move", (candidate.name,), memory_bytes=memory_bytes, state_bytes=state_bytes)
-    if following:
-        yield Step("move", tuple(following))
-    for name in carried:
-        back = [candidate for candidate in judged if candidate.name in movers and _is_peer(candidate, name)]
-        for served, group in groupby(back, key=lambda candidate: PROFILES[candidate.machine.profile].server):
-            names = tuple(candidate.name for candidate in group)
-            yield Step(
-                "reattach", names, name, tuple(landings[name][candidate] for candidate in names) if served else ()
-            )
+def _hold(judged: Collection[_Judged]) -> None:
+    """Give a reason to each machine that stays because of a master that stays."""
+    held = True
+    while held:
+        held = False
+        carried = {name for each in judged if not each.reason for name in each.masters()}
+        for each in judged:
+            left = [name for name in each.machine.domains if name not in carried]
+            if left and not each.reason:
+                each.reason, held = f"no master moves the memory of domain {left[0]}", True
 
 
 def _in_order(judged: Collection[_Judged]) -> list[_Judged]:
     """In the order of connection: a master has to be the first again."""
-    return sorted(judged, key=lambda candidate: not candidate.machine.present)
+    return sorted(judged, key=lambda each: not each.machine.present)
 
 
-def _landing(judged: Collection[_Judged], movers: Collection[str], domain: str) -> dict[str, int]:
-    """The IDs on a domain's fresh server by machine: masters, then peers. Empty when no master moves."""
-    masters = [
-        candidate.name for candidate in _in_order(judged) if candidate.name in movers and domain in candidate.masters()
-    ]
-    back = (
-        [candidate.name for candidate in judged if candidate.name in movers and _is_peer(candidate, domain)]
-        if masters
-        else []
-    )
-    return {name: place for place, name in enumerate([*masters, *back])}
+def _names(judged: Iterable[_Judged]) -> tuple[str, ...]:
+    return tuple(each.name for each in judged)
 
 
-def _is_peer(each: _Judged, domain: str) -> bool:
-    """Whether the machine runs and has a device there that cannot migrate."""
-    return not each.start_error and domain in each.machine.domains and domain not in each.masters()
+def _steps(
+    judged: Collection[_Judged], landings: Collection[_Landing], domains: Mapping[str, Domain]
+) -> Iterator[Step]:
+    """Peers detach, masters move with the memory, the others follow, and the peers reattach in order."""
+    for landing in landings:
+        if landing.peers:
+            yield Step("detach", _names(landing.peers), landing.name)
+    moving = [each for each in _in_order(judged) if not each.reason]
+    for each in moving:
+        if each.masters():
+            memory_bytes = sum(domains[name].memory.size_bytes for name in each.masters())
+            state_bytes = sum(device.state_bytes for device in each.devices if device.master)
+            yield Step("move", (each.name,), memory_bytes=memory_bytes, state_bytes=state_bytes)
+    if following := _names(each for each in moving if not each.masters()):
+        yield Step("move", following)
+    for landing in landings:
+        for served, group in groupby(landing.back, key=lambda each: each.profile.server):
+            names = _names(group)
+            peers = tuple(landing.ids[name] for name in names) if served else ()
+            yield Step("reattach", names, landing.name, peers)
 
 
-def _losses(judged: Collection[_Judged], movers: Collection[str], domains: Mapping[str, Domain]) -> Iterator[str]:
-    for name in domains:
-        landing = _landing(judged, movers, name)
-        if not landing:
-            continue
-        here = [candidate for candidate in judged if name in candidate.machine.domains and not candidate.start_error]
-        eventfds = sum(candidate.machine.vectors for candidate in here if PROFILES[candidate.machine.profile].server)
-        if eventfds:
-            these = "its only eventfd" if eventfds == 1 else f"its {eventfds} eventfds"
-            yield f"domain {name}: doorbells pending in {these}: a fresh server makes new ones"
-        peers = {
-            candidate.name: device.peer for candidate in here for device in candidate.devices if device.domain == name
-        }
-        others = [
-            candidate for candidate, peer in peers.items() if peer is not None and landing.get(candidate, peer) != peer
-        ]
-        if others:
-            yield (
-                f"domain {name}: the IDs of {several(others)}: the fresh server gives out others, and a peer that uses "
-                "an old one rings another machine, or none"
-            )
-        masters = [
-            candidate.name for candidate in _in_order(here) if candidate.name in landing and name in candidate.masters()
-        ]
-        if len(masters) > 1:
-            yield (
-                f"domain {name}: what is written there before {masters[-1]} arrives: each of its {len(masters)} "
-                "masters copies the whole memory, and the last copy stays"
-            )
-        left = [candidate.name for candidate in here if candidate.name not in movers]
-        if left:
-            yield f"domain {name}: memory shared with the machines that stay: {several(left)}"
-        yield from _lost_devices(
-            name, [candidate for candidate in here if candidate.name in movers and _is_peer(candidate, name)]
+def _losses(landing: _Landing) -> Iterator[str]:
+    """What is lost in a domain."""
+    domain = f"domain {landing.name}"
+    if eventfds := sum(each.machine.vectors for each in landing.here if each.profile.server):
+        these = "its only eventfd" if eventfds == 1 else f"its {eventfds} eventfds"
+        yield f"{domain}: doorbells pending in {these}: a fresh server makes new ones"
+    peers = {
+        each.name: device.peer for each in landing.here for device in each.devices if device.domain == landing.name
+    }
+    others = [name for name, peer in peers.items() if peer is not None and landing.ids.get(name, peer) != peer]
+    if others:
+        yield (
+            f"{domain}: the IDs of {several(others)}: the fresh server gives out others, and a peer that uses "
+            "an old one rings another machine, or none"
         )
+    if len(landing.masters) > 1:
+        yield (
+            f"{domain}: what is written there before {landing.masters[-1].name} arrives: each of its "
+            f"{len(landing.masters)} masters copies the whole memory, and the last copy stays"
+        )
+    if left := _names(each for each in landing.here if each.reason):
+        yield f"{domain}: memory shared with the machines that stay: {several(left)}"
+    for msix in (True, False):
+        if names := _names(each for each in landing.back if each.profile.msix is msix):
+            state = "MSI-X table, pending bits and registers" if msix else "registers"
+            yield f"{domain}: {state} of the devices that are detached and plugged again: {several(names)}"
+
+
+def _lost_registers(judged: Collection[_Judged]) -> Iterator[str]:
+    """The registers of masters that move which their stream does not have."""
     for profile in PROFILES.values():
         lost = [REGISTERS[part] for part in REGISTERS if part not in profile.stream]
-        carried = [
-            candidate for candidate in judged if candidate.machine.profile == profile.name and candidate.masters()
-        ]
-        moved = [candidate.name for candidate in carried if candidate.name in movers]
+        moved = [each for each in judged if each.profile is profile and each.masters() and not each.reason]
         if lost and moved and profile.stream:
-            yield f"{' and '.join(lost)} of {several(moved)}: not in the stream of {profile.name}"
-
-
-def _lost_devices(domain: str, back: Collection[_Judged]) -> Iterator[str]:
-    """The state that machines lose which reattach with a new device."""
-    for msix, candidate in groupby(
-        sorted(back, key=lambda candidate: not PROFILES[candidate.machine.profile].msix),
-        key=lambda candidate: PROFILES[candidate.machine.profile].msix,
-    ):
-        state = "MSI-X table, pending bits and registers" if msix else "registers"
-        names = several([candidate.name for candidate in candidate])
-        yield f"domain {domain}: {state} of the devices that are detached and plugged again: {names}"
+            yield f"{' and '.join(lost)} of {several(_names(moved))}: not in the stream of {profile.name}"
