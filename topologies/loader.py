@@ -12,6 +12,7 @@ from typing import Any
 from nodes.spelling import nearest
 from topologies.domain import MAIN_DOMAIN, Domain, Memory
 from topologies.guest_image import GUEST_PROGRAM
+from topologies.hosts import check_hosts
 from topologies.language.document import Document, override_texts, parse, read_text
 from topologies.language.matrix import read_matrix, try_values
 from topologies.language.problems import Problem, TopologyError, show
@@ -28,16 +29,13 @@ from topologies.language.toml_positions import Path
 from topologies.language.values import describe
 from topologies.model import Chaos, Group, Machine, RunSettings, Topology
 from topologies.resolve.arguments import Arguments, check_offsets, read_arguments
-from topologies.resolve.conditions import read_expectations
+from topologies.resolve.conditions import read_expectations, read_invariants
 from topologies.resolve.guests import check_guests, read_guest
-from topologies.resolve.hosts import check_hosts
-from topologies.resolve.invariants import read_invariants
 from topologies.resolve.machines import ResolvedMachines, read_machines
-from topologies.resolve.phases import end_of, read_phases
 from topologies.resolve.programs import ProgramFiles
 from topologies.resolve.references import References
 from topologies.resolve.settings import Settings
-from topologies.resolve.timeline import read_timeline
+from topologies.resolve.timeline import end_of, read_phases, read_timeline
 from topologies.resolve.versions import read_version, settle_versions
 from topologies.scenario_files import FOLDER, scenario_names
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from nodes.qemu_versions import NEWEST, QemuVersion
 from nodes.wire.capture import Entry
 from nodes.wire.protocol import LEGACY, Dialect
-from nodes.wire.rules import RULES, Rule
-from nodes.wire.v2.rules import RULES_V2
+from nodes.wire.rules import RULES, RULES_V2, Rule
 
 __all__ = ["Analysis", "ExplainedEntry", "Problem"]
 

@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
 import msgspec
@@ -21,27 +20,8 @@ __all__ = ["Exploration", "explore"]
 BATCH = 16
 
 
-@dataclass
-class Exploration:
+class Exploration(msgspec.Struct):
     """The sums over many seeds. ``broken`` are the outcomes of those that broke an invariant, in the order of seeds."""
-
-    seeds: int = 0
-    events: int = 0
-    doorbells: int = 0
-    decisions: int = 0
-    broken: list[Outcome] = field(default_factory=list)
-
-    def add(self, batch: _Batch) -> None:
-        """Count one more batch."""
-        self.seeds += batch.seeds
-        self.events += batch.events
-        self.doorbells += batch.doorbells
-        self.decisions += batch.decisions
-        self.broken = sorted([*self.broken, *batch.broken], key=lambda outcome: outcome.seed)
-
-
-class _Batch(msgspec.Struct):
-    """Some seeds: their sums, and the outcomes that broke an invariant."""
 
     seeds: int = 0
     events: int = 0
@@ -49,13 +29,13 @@ class _Batch(msgspec.Struct):
     decisions: int = 0
     broken: list[Outcome] = []
 
-    def add(self, outcome: Outcome) -> None:
-        self.seeds += 1
-        self.events += outcome.events
-        self.doorbells += outcome.doorbells
-        self.decisions += len(outcome.decisions)
-        if outcome.broken is not None:
-            self.broken = [*self.broken, outcome]
+    def add(self, other: Exploration) -> None:
+        """Count further seeds."""
+        self.seeds += other.seeds
+        self.events += other.events
+        self.doorbells += other.doorbells
+        self.decisions += other.decisions
+        self.broken = sorted([*self.broken, *other.broken], key=lambda outcome: outcome.seed)
 
 
 def explore(
@@ -91,19 +71,21 @@ def explore(
     return exploration
 
 
-def _batches(topology: Topology, seeds: Sequence[int]) -> Generator[_Batch, None, None]:
+def _batches(topology: Topology, seeds: Sequence[int]) -> Generator[Exploration, None, None]:
     """The outcomes of seeds, in batches; a batch ends with a seed that broke an invariant."""
-    batch = _Batch()
+    batch = Exploration()
     for seed in seeds:
-        batch.add(run_seed(topology, seed))
+        found = run_seed(topology, seed)
+        broken = [] if found.broken is None else [found]
+        batch.add(Exploration(1, found.events, found.doorbells, len(found.decisions), broken))
         if batch.seeds == BATCH or batch.broken:
             yield batch
-            batch = _Batch()
+            batch = Exploration()
     if batch.seeds:
         yield batch
 
 
-def _parallel(topology: Topology, seeds: Sequence[int], jobs: int) -> Generator[_Batch, None, None]:
+def _parallel(topology: Topology, seeds: Sequence[int], jobs: int) -> Generator[Exploration, None, None]:
     """The same from several processes, each of which takes every so many-th seed."""
     fork = multiprocessing.get_context("fork")
     use_little_memory()
@@ -124,7 +106,7 @@ def _parallel(topology: Topology, seeds: Sequence[int], jobs: int) -> Generator[
                 except EOFError:
                     raise HostError("a process that runs seeds has died") from None
                 if data:
-                    yield msgspec.msgpack.decode(data, type=_Batch)
+                    yield msgspec.msgpack.decode(data, type=Exploration)
                 else:
                     open_ends.remove(end)
                     end.close()

@@ -1,8 +1,7 @@
 """Sweeps: the same topology with every combination of some values."""
 
-from sim.sweeps.directory import INTERRUPTED, Sweep
+from sim.sweeps.directory import INTERRUPTED, Row, Sweep, hosts_are_comparable, make_table
 from sim.sweeps.plan import Cell, Plan, make_plan
-from sim.sweeps.table import Row, hosts_are_comparable, make_table
 
 __all__ = [
     "INTERRUPTED",

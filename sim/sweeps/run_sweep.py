@@ -15,9 +15,8 @@ from nodes.errors import UsageError
 from sim.distributed.where import Where, tls_of, where_of
 from sim.results import Run
 from sim.results.display import as_html
-from sim.sweeps.directory import Sweep
+from sim.sweeps.directory import Row, Sweep, hosts_are_comparable, make_table
 from sim.sweeps.plan import Cell, make_plan
-from sim.sweeps.table import Row, hosts_are_comparable, make_table
 from topologies import Topology
 from topologies.language.document import override_texts
 

@@ -21,8 +21,8 @@ from nodes.device.pci import assign_resources
 from nodes.device.profiles import profile
 from nodes.errors import GuestError, QemuError
 from nodes.wire.protocol import RawMessage
+from nodes.wire.rules import RULES_V2
 from nodes.wire.v2.protocol import V2, DomainNumbers, Frame
-from nodes.wire.v2.rules import RULES_V2
 from sim.engines.qemu.peer import BARS, SLOT, QemuPeer
 from sim.engines.qemu.qtest import Qemu
 from sim.wire.qemu_options import qemu_options

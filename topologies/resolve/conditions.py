@@ -1,4 +1,4 @@
-"""Conditions of the file, ``that`` and ``when``, with the ``of`` that says whose metric is meant."""
+"""Conditions of the file, ``that`` and ``when``, with the ``of`` that says whose metric is meant; its invariants."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from topologies.language.toml_positions import Path
 from topologies.language.values import MisfitError, describe
 from topologies.metrics import EDGES, GROUPS, MACHINES, VECTORS, Metric, find_metric, parse_condition, parse_owner
 from topologies.resolve.names import RESERVED_NAMES
+from topologies.resolve.programs import ProgramError, ProgramFiles
 from topologies.resolve.references import References
-from topologies.schedule import Condition, Expectation
+from topologies.schedule import Condition, Expectation, Invariant
 
-__all__ = ["read_condition", "read_expectations"]
+__all__ = ["read_condition", "read_expectations", "read_invariants"]
 
 CONSOLE_LINES = "console_lines"
 
@@ -88,4 +89,22 @@ def read_expectations(
             report.add((*path, "console"), f"{CONSOLE_LINES} in `that` beside it", that.metric)
         allow_empty = table.get("allow_empty", False)
         found.append(Expectation(that=that, console=console, abort=abort, allow_empty=allow_empty))
+    return tuple(found)
+
+
+def read_invariants(
+    tables: Sequence[Mapping[str, Any]], programs: ProgramFiles, report: Report
+) -> tuple[Invariant, ...]:
+    """The invariants; a function that cannot be found is reported."""
+    found = []
+    for place, table in enumerate(tables):
+        path = ("invariant", place)
+        if "that" not in table:
+            continue
+        try:
+            that = programs.find_function(table["that"])
+        except ProgramError as error:
+            report.add((*path, "that"), error.expected, error.got, error.hint)
+        else:
+            found.append(Invariant(that=that, within_ms=table.get("within_ms")))
     return tuple(found)

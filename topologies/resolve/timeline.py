@@ -1,4 +1,4 @@
-"""``[[timeline]]``: the entries of a file, checked as far as the file can tell."""
+"""``[[phases]]`` and ``[[timeline]]``: the parts and the entries of a file, checked as far as the file can tell."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from topologies.language.reader import Report
 from topologies.language.tables import keys_of, required_keys_of
 from topologies.language.toml_positions import Path
 from topologies.language.values import describe
+from topologies.model import RunSettings
 from topologies.resolve.conditions import read_condition
 from topologies.resolve.references import References
-from topologies.schedule import Condition, TimelineEntry
+from topologies.schedule import Condition, Phase, TimelineEntry
 
-__all__ = ["MAX_ACTIONS", "read_timeline"]
+__all__ = ["MAX_ACTIONS", "end_of", "read_phases", "read_timeline"]
 
 MAX_ACTIONS = 1_000_000
 """The limit of actions on single machines, those of all entries and their repetitions together."""
@@ -264,3 +265,46 @@ def read_timeline(
     timeline.check_presence(entries, paths)
     timeline.check_migrations(entries, paths)
     return tuple(entries)
+
+
+_LONGEST_S = 604_800
+
+
+def read_phases(
+    tables: Sequence[Mapping[str, Any]], run: Mapping[str, Any], given: Mapping[str, Any], report: Report
+) -> tuple[tuple[Phase, ...], dict[str, Any]]:
+    """The phases, and ``run`` with their times; ``given`` is the table ``[run]`` of the file."""
+    before = len(report.problems)
+    if not tables:
+        return (), dict(run)
+    for key in ("duration_s", "warmup_s"):
+        if key in given:
+            report.add(("run", key), "no time: the phases set the duration of the run", show(given[key]))
+    seen: set[str] = set()
+    for place, table in enumerate(tables):
+        name = table.get("name")
+        if name in seen:
+            report.add(("phases", place, "name"), "a name that no other phase has", show(name))
+        seen.add(str(name))
+    total = sum(table.get("duration_s", 0.0) for table in tables)
+    if total > _LONGEST_S:
+        report.add(("phases",), f"at most {_LONGEST_S} seconds in all", f"{total:g}")
+    if not any(table.get("measured", True) for table in tables):
+        report.add(("phases",), "at least one phase that is measured", "none")
+    if len(report.problems) > before or any("name" not in t or "duration_s" not in t for t in tables):
+        return (), dict(run)
+    phases = tuple(Phase(**{**table, "load": _load(table.get("load", 1.0))}) for table in tables)
+    leading = next(place for place, phase in enumerate(phases) if phase.measured)
+    warmup_s = sum(phase.duration_s for phase in phases[:leading])
+    rest_s = sum(phase.duration_s for phase in phases[leading:])
+    return phases, {**run, "warmup_s": float(warmup_s), "duration_s": float(rest_s)}
+
+
+def _load(load: float | tuple[float, float]) -> tuple[float, float]:
+    return (load, load) if isinstance(load, float) else load
+
+
+def end_of(run: Mapping[str, Any]) -> float:
+    """The duration of the programs, warm-up included, in seconds; defaults for keys that were reported."""
+    settings = RunSettings()
+    return float(run.get("warmup_s", settings.warmup_s) + run.get("duration_s", settings.duration_s))

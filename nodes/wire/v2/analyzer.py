@@ -8,9 +8,9 @@ from nodes.errors import RemoteProtocolError
 from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, SentMessage
 from nodes.wire.client import Ignored, PeerLeft, VectorConnected
 from nodes.wire.explanation import Analysis, ExplainedEntry, Problem
+from nodes.wire.rules import RULES_V2
 from nodes.wire.v2.client import BUFFER_BYTES, FramedClient, FramedEvent, Initialized
 from nodes.wire.v2.protocol import HEADER_BYTES, V2, Frame, FrameKind
-from nodes.wire.v2.rules import RULES_V2
 
 __all__ = ["explain_framed"]
 

@@ -14,10 +14,10 @@ from nodes.wire.analyzer import explain, explain_all
 from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, SentMessage, Session, format_entry, parse
 from nodes.wire.client import Ignored, PeerLeft, VectorConnected
 from nodes.wire.protocol import V0
+from nodes.wire.rules import RULES_V2
 from nodes.wire.v2.analyzer import explain_framed
 from nodes.wire.v2.client import FramedClient, Initialized
 from nodes.wire.v2.protocol import V2, DomainNumbers, Frame
-from nodes.wire.v2.rules import RULES_V2
 from nodes.wire.v2.server import FramedServer
 from tests.fabric import Wire
 
