@@ -8,6 +8,7 @@ to do; doorbells between other peers do not pass through it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import queue
 import threading
@@ -52,36 +53,9 @@ class Server:
         dialect: the name of the dialect.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | None,
-        *,
-        size: int | str,
-        vectors: int,
-        dialect: str,
-        memory_name: str | None,
-        reuse_ids: bool,
-        record: bool,
-        timeout: float | None,
-        max_peers: int | None,
-        output_size: int | str,
-        protocol: int,
-    ) -> None:
-        self.size_bytes, self.vectors, self.dialect = _size_bytes(size), vectors, dialect
-        if not 1 <= vectors <= VECTORS_MAX:
-            raise UsageError(f"expected 1 to {VECTORS_MAX} vectors, got {vectors}")
-        if dialect not in ALL_DIALECTS:
-            hint = did_you_mean(dialect, ALL_DIALECTS)
-            raise UsageError(f"expected a dialect, one of {', '.join(ALL_DIALECTS)}, got {dialect!r}{hint}")
-        numbers = None
-        if dialect == V2.name:
-            if reuse_ids:
-                raise UsageError("reuse_ids does not go with dialect v2: it gives the lowest free ID")
-            peers = DEFAULT_PEERS if max_peers is None else max_peers
-            numbers = DomainNumbers(peers, vectors, protocol, output_size_bytes(output_size))
-            check_numbers(numbers, self.size_bytes)
-        elif max_peers is not None or output_size or protocol:
-            raise UsageError("max_peers, output_size and protocol go with dialect v2")
+    def __init__(self, settings: ServiceSettings, *, has_path: bool, record: bool, timeout: float | None) -> None:
+        """Serve. Without ``has_path``, the socket is in a private directory."""
+        self.size_bytes, self.vectors, self.dialect = settings.size_bytes, settings.vectors, settings.dialect.name
         self._timeout = timeout
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._entries: list[Entry] = []
@@ -92,11 +66,10 @@ class Server:
         with contextlib.ExitStack() as stack:
             self._loop = Loop()
             stack.callback(self._loop.close)
-            directory = stack.enter_context(runtime_directory()) if path is None or record else None
-            self.path = directory / PROXY_NAME if path is None and directory is not None else Path(path or "")
-            served_path = directory / SERVER_NAME if record and directory is not None else self.path
-            settings = _settings(served_path, self.size_bytes, vectors, dialect, memory_name, reuse_ids, numbers)
-            self._service = stack.enter_context(Service(self._loop, settings))
+            private = stack.enter_context(runtime_directory()) if record or not has_path else Path()
+            self.path = settings.path if has_path else private / PROXY_NAME
+            served_path = private / SERVER_NAME if record else self.path
+            self._service = stack.enter_context(Service(self._loop, dataclasses.replace(settings, path=served_path)))
             if record:
                 stack.enter_context(Proxy(self._loop, served_path, self.path, self._record))
             stack.callback(self._stop_machines)
@@ -286,46 +259,12 @@ def _size_bytes(size: int | str) -> int:
     return size_bytes
 
 
-def output_size_bytes(size: int | str) -> int:
-    """The bytes of an output section, as a number or as in "64K"; 0: there is none.
-
-    Raises:
-        UsageError: it is neither.
-    """
+def _output_bytes(size: int | str) -> int:
+    """The bytes of an output section, as a number or as in "64K"; 0: there is none."""
     try:
         return size if isinstance(size, int) else parse_size(size)
     except ValueError as error:
         raise UsageError(f"output_size: {error}, got {size!r}") from None
-
-
-def _settings(
-    path: Path,
-    size_bytes: int,
-    vectors: int,
-    dialect: str,
-    memory_name: str | None,
-    reuse_ids: bool,
-    numbers: DomainNumbers | None,
-) -> ServiceSettings:
-    return ServiceSettings(
-        path=path,
-        mode=0o600,
-        group=None,
-        memory_name=memory_name,
-        directory=None,
-        reuse_memory=False,
-        size_bytes=size_bytes,
-        vectors=vectors,
-        dialect=ALL_DIALECTS[dialect],
-        first_peer=0,
-        reuse_peers=reuse_ids,
-        clients_max=None,
-        uids=(),
-        pid_file=None,
-        log=None,
-        verbose=False,
-        numbers=numbers,
-    )
 
 
 def serve(
@@ -365,16 +304,28 @@ def serve(
         UsageError: the path is in use, or an argument is wrong.
         HostError: there is no room for the memory.
     """
-    return Server(
-        path,
-        size=size,
-        vectors=vectors,
-        dialect=dialect,
+    size_bytes = _size_bytes(size)
+    if not 1 <= vectors <= VECTORS_MAX:
+        raise UsageError(f"expected 1 to {VECTORS_MAX} vectors, got {vectors}")
+    if dialect not in ALL_DIALECTS:
+        hint = did_you_mean(dialect, ALL_DIALECTS)
+        raise UsageError(f"expected a dialect, one of {', '.join(ALL_DIALECTS)}, got {dialect!r}{hint}")
+    numbers = None
+    if dialect == V2.name:
+        if reuse_ids:
+            raise UsageError("reuse_ids does not go with dialect v2: it gives the lowest free ID")
+        peers = DEFAULT_PEERS if max_peers is None else max_peers
+        numbers = DomainNumbers(peers, vectors, protocol, _output_bytes(output_size))
+        check_numbers(numbers, size_bytes)
+    elif max_peers is not None or output_size or protocol:
+        raise UsageError("max_peers, output_size and protocol go with dialect v2")
+    settings = ServiceSettings(
+        Path(path or ""),
+        size_bytes,
+        vectors,
+        ALL_DIALECTS[dialect],
         memory_name=memory_name,
-        reuse_ids=reuse_ids,
-        record=record,
-        timeout=timeout,
-        max_peers=max_peers,
-        output_size=output_size,
-        protocol=protocol,
+        reuse_peers=reuse_ids,
+        numbers=numbers,
     )
+    return Server(settings, has_path=path is not None, record=record, timeout=timeout)

@@ -8,25 +8,8 @@ from random import Random
 from nodes.device.msix import Layout
 from nodes.device.pci import BAR0, COMMAND
 from nodes.device.profiles import QEMU_DOORBELL
-from sim.oracle.operations import (
-    MEMORY_BAR,
-    MESSAGE_SLOT_BYTES,
-    MSIX_BAR,
-    REGISTERS_BAR,
-    WINDOWS,
-    ConfigRead,
-    ConfigWrite,
-    MovesToFreshServer,
-    Operation,
-    PeerJoins,
-    PeerLeaves,
-    Read,
-    Reset,
-    Ring,
-    Scene,
-    VectorsArrive,
-    Write,
-)
+from sim.oracle import operations as ops
+from sim.oracle.operations import MEMORY_BAR, MESSAGE_SLOT_BYTES, MSIX_BAR, REGISTERS_BAR, WINDOWS, Operation, Scene
 
 SIZES = (1, 2, 4, 8)
 MSIX_CONTROL = QEMU_DOORBELL.msix_capability + 2
@@ -38,21 +21,21 @@ PEER_VECTORS_MAX = 300  # of a peer that joins: each is a descriptor here and in
 def boot(scene: Scene) -> Iterator[Operation]:
     """The first steps of firmware and driver: assign addresses, enable decode and bus master, fill and enable MSI-X."""
     for bar in scene.bars:
-        yield ConfigWrite(BAR_REGISTERS[bar], 4, WINDOWS[bar][0])
-    yield ConfigWrite(COMMAND, 2, 6)
+        yield ops.ConfigWrite(BAR_REGISTERS[bar], 4, WINDOWS[bar][0])
+    yield ops.ConfigWrite(COMMAND, 2, 6)
     for vector in scene.used_vectors:
         entry = WINDOWS[MSIX_BAR][0] + 16 * vector
-        yield Write(entry, 4, scene.message_address(vector))
-        yield Write(entry + 8, 4, 0xC0DE_0000 + vector)
-        yield Write(entry + 12, 4, 0)
+        yield ops.Write(entry, 4, scene.message_address(vector))
+        yield ops.Write(entry + 8, 4, 0xC0DE_0000 + vector)
+        yield ops.Write(entry + 12, 4, 0)
     if scene.vectors:
-        yield ConfigWrite(MSIX_CONTROL, 2, 0x8000)
+        yield ops.ConfigWrite(MSIX_CONTROL, 2, 0x8000)
 
 
 def inspect(scene: Scene) -> Iterator[Operation]:
     """Read all registers, at every address at which they can be mapped."""
     for offset in range(0, 256, 4):
-        yield ConfigRead(offset, 4)
+        yield ops.ConfigRead(offset, 4)
     offsets = {
         REGISTERS_BAR: range(0, 0x20, 4),
         MSIX_BAR: [16 * vector + word for vector in scene.used_vectors for word in range(0, 16, 4)],
@@ -61,7 +44,7 @@ def inspect(scene: Scene) -> Iterator[Operation]:
     for bar in scene.bars:
         for window in WINDOWS[bar]:
             for at in offsets[bar]:
-                yield Read(window + at, 4)
+                yield ops.Read(window + at, 4)
 
 
 class _Generator:
@@ -81,7 +64,7 @@ class _Generator:
             (self._config, 16),
             (self._command, 6),
             (self._bar_address, 3),
-            (self._reset, 1),
+            (ops.Reset, 1),
         ]
         if scene.role:
             kinds += [(self._move, 0.1)]
@@ -115,14 +98,14 @@ class _Generator:
         size = self._random.choice(SIZES)
         address = self._window(bar) + offset
         if self._random.random() < reading:
-            return Read(address, size)
-        return Write(address, size, self._value(size))
+            return ops.Read(address, size)
+        return ops.Write(address, size, self._value(size))
 
     def _registers(self) -> Operation:
         random = self._random
         if random.random() < 0.5:  # accesses to mask and status as a driver makes them
             address = self._window(REGISTERS_BAR) + random.choice((0, 4, 4, 8))
-            return Read(address, 4) if random.random() < 0.6 else Write(address, 4, self._value(4))
+            return ops.Read(address, 4) if random.random() < 0.6 else ops.Write(address, 4, self._value(4))
         # The four registers at any offset; sometimes reserved space and the end of the window.
         offset = random.choice((random.randrange(16), random.randrange(16), random.randrange(0x100), 0xFE, 0x100))
         return self._access(REGISTERS_BAR, offset, reading=0.5)
@@ -134,11 +117,11 @@ class _Generator:
         vector = random.choice((near, near, near, near | random.getrandbits(8) << 8, random.getrandbits(16)))
         value = random.choice(peers) << 16 | vector
         if random.random() < 0.6:
-            return Write(self._window(REGISTERS_BAR) + 12, 4, value)
+            return ops.Write(self._window(REGISTERS_BAR) + 12, 4, value)
         # The same word in a write of another width or at another offset, so that a piece of the write is at 12.
         size, offset = random.choice(SIZES), random.randrange(8, 16)
         shifted = value << 8 * max(0, 12 - offset) if random.random() < 0.7 else value
-        return Write(self._window(REGISTERS_BAR) + offset, size, shifted & (1 << 8 * size) - 1)
+        return ops.Write(self._window(REGISTERS_BAR) + offset, size, shifted & (1 << 8 * size) - 1)
 
     def _table(self) -> Operation:
         """An access to the MSI-X table: an entry sends to its own memory; reads and control bits are random."""
@@ -148,14 +131,14 @@ class _Generator:
         vector = random.choice(self._vectors)
         entry = self._window(MSIX_BAR) + 16 * vector
         slot = self._scene.message_address(vector)
-        narrow = Write(entry + random.randrange(16), random.choice((1, 2)), random.getrandbits(8))
-        control = Write(entry + 12, 4, random.choice((0, 0, 0, 1, 1, 0xFFFF_FFFE, 0xFFFF_FFFF)))
+        narrow = ops.Write(entry + random.randrange(16), random.choice((1, 2)), random.getrandbits(8))
+        control = ops.Write(entry + 12, 4, random.choice((0, 0, 0, 1, 1, 0xFFFF_FFFE, 0xFFFF_FFFF)))
         others = (
-            Write(entry, 4, slot + random.randrange(MESSAGE_SLOT_BYTES - 3)),
-            Write(entry + 4, 4, random.choice((0, 0, 0, 0x80))),
-            Write(entry + 8, 4, random.getrandbits(32) | 1),
-            Write(entry, 8, slot),
-            Write(entry + 8, 8, random.getrandbits(33) | 1),
+            ops.Write(entry, 4, slot + random.randrange(MESSAGE_SLOT_BYTES - 3)),
+            ops.Write(entry + 4, 4, random.choice((0, 0, 0, 0x80))),
+            ops.Write(entry + 8, 4, random.getrandbits(32) | 1),
+            ops.Write(entry, 8, slot),
+            ops.Write(entry + 8, 8, random.getrandbits(33) | 1),
             narrow,
         )
         return control if random.random() < 0.4 else random.choice(others)
@@ -175,22 +158,22 @@ class _Generator:
         if random.random() < 0.1:
             offset = random.randrange(256)  # across the data ports, perhaps
         if random.random() < 0.5:
-            return ConfigRead(offset, size)
+            return ops.ConfigRead(offset, size)
         word = offset & ~3
         if word == COMMAND:
             return self._command()
         if BAR0 <= word < 0x28:
             return self._bar_address()
-        return ConfigWrite(offset, size, self._value(size))
+        return ops.ConfigWrite(offset, size, self._value(size))
 
     def _command(self) -> Operation:
         if self._random.random() < 0.3:
-            return ConfigRead(COMMAND, 2)
+            return ops.ConfigRead(COMMAND, 2)
         value = self._random.choice((6, 6, 6, 7, 0x406, 2, 4, 0, self._random.getrandbits(16)))
         return (
-            ConfigWrite(COMMAND, 2, value)
+            ops.ConfigWrite(COMMAND, 2, value)
             if value < 256 or self._random.random() < 0.5
-            else ConfigWrite(COMMAND, 4, 0xFFFF_0000 | value)
+            else ops.ConfigWrite(COMMAND, 4, 0xFFFF_0000 | value)
         )
 
     def _bar_address(self) -> Operation:
@@ -200,24 +183,25 @@ class _Generator:
         window = random.choice((WINDOWS[bar][0], WINDOWS[bar][0], *WINDOWS[bar]))
         if bar == MEMORY_BAR and random.random() < 0.4:
             top = window >> 32 if self._scene.access == "kvm" else 0xFFFF_FFFF
-            return ConfigWrite(offset + 4, 4, random.choice((0, 0, window >> 32, top)))
-        return ConfigWrite(offset, 4, random.choice((window & 0xFFFF_FFFF, window & 0xFFFF_FFFF | 0xF, 0, 0xFFFF_FFFF)))
+            return ops.ConfigWrite(offset + 4, 4, random.choice((0, 0, window >> 32, top)))
+        low = window & 0xFFFF_FFFF
+        return ops.ConfigWrite(offset, 4, random.choice((low, low | 0xF, 0, 0xFFFF_FFFF)))
 
     def _control(self) -> Operation:
         value = self._random.choice((0x8000, 0x8000, 0x8000, 0xC000, 0x4000, 0, 0, 0xFFFF))
         match self._random.randrange(4):
             case 0:
-                return ConfigWrite(MSIX_CONTROL + 1, 1, value >> 8)
+                return ops.ConfigWrite(MSIX_CONTROL + 1, 1, value >> 8)
             case 1:
-                return ConfigWrite(MSIX_CONTROL - 2, 4, value << 16 | self._random.getrandbits(16))
+                return ops.ConfigWrite(MSIX_CONTROL - 2, 4, value << 16 | self._random.getrandbits(16))
             case _:
-                return ConfigWrite(MSIX_CONTROL, 2, value)
+                return ops.ConfigWrite(MSIX_CONTROL, 2, value)
 
     def _ring(self) -> Operation:
         vector = self._random.choice(self._vectors)
         if vector >= self._connected:
             return self._arrive()
-        return Ring(vector, self._random.choice((1, 1, 2, 3, 256)))
+        return ops.Ring(vector, self._random.choice((1, 1, 2, 3, 256)))
 
     def _arrive(self) -> Operation:
         """Own vectors that come late; one more than the device has is refused, and more is no news."""
@@ -226,12 +210,12 @@ class _Generator:
             return self._doorbell()
         vectors = self._random.randint(1, min(missing, 8))
         self._connected += vectors
-        return VectorsArrive(vectors)
+        return ops.VectorsArrive(vectors)
 
     def _move(self) -> Operation:
         self._present.clear()
         self._used = {self._scene.peer}
-        return MovesToFreshServer()
+        return ops.MovesToFreshServer()
 
     def _join(self) -> Operation:
         if len(self._present) >= PEERS_AT_ONCE:
@@ -241,17 +225,14 @@ class _Generator:
             return self._doorbell()
         self._used.add(peer)
         self._present[peer] = self._random.randrange(1, min(self._scene.vectors + 2, PEER_VECTORS_MAX))
-        return PeerJoins(peer, self._present[peer])
+        return ops.PeerJoins(peer, self._present[peer])
 
     def _leave(self) -> Operation:
         if not self._present:
             return self._doorbell()
         peer = self._random.choice(sorted(self._present))
         del self._present[peer]
-        return PeerLeaves(peer)
-
-    def _reset(self) -> Operation:
-        return Reset()
+        return ops.PeerLeaves(peer)
 
 
 def generate(scene: Scene, random: Random, operations: int) -> list[Operation]:
@@ -262,7 +243,7 @@ def generate(scene: Scene, random: Random, operations: int) -> list[Operation]:
     while len(sequence) < operations - len(look):
         drawn = generator.draw()
         sequence.append(drawn)
-        if isinstance(drawn, Reset) or random.random() < 0.01:
+        if isinstance(drawn, ops.Reset) or random.random() < 0.01:
             sequence += boot(scene)
-            sequence += [Read(WINDOWS[REGISTERS_BAR][0] + at, 4) for at in (0, 4)]
+            sequence += [ops.Read(WINDOWS[REGISTERS_BAR][0] + at, 4) for at in (0, 4)]
     return (sequence + look)[:operations]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
+
+import msgspec
 
 from nodes.device.profiles import PROFILES, QEMU_DOORBELL, Profile, profile_by_access
 from nodes.qemu_versions import NEWEST, QemuVersion
@@ -43,94 +46,83 @@ NO_PROCESSOR = 0xFEE7_F000
 MANY_VECTORS = 300
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigRead:
+class _Operation(msgspec.Struct, frozen=True):
+    """An operation, and the ``form`` in which it is shown."""
+
+    form: ClassVar[str]
+
+    def __str__(self) -> str:
+        return self.form.format(self)
+
+
+class ConfigRead(_Operation, frozen=True):
     offset: int
     size_bytes: int
 
-    def __str__(self) -> str:
-        return f"config_read({self.offset:#04x}, {self.size_bytes})"
+    form: ClassVar[str] = "config_read({0.offset:#04x}, {0.size_bytes})"
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigWrite:
+class ConfigWrite(_Operation, frozen=True):
     offset: int
     size_bytes: int
     value: int
 
-    def __str__(self) -> str:
-        return f"config_write({self.offset:#04x}, {self.size_bytes}, {self.value:#x})"
+    form: ClassVar[str] = "config_write({0.offset:#04x}, {0.size_bytes}, {0.value:#x})"
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(_Operation, frozen=True):
     address: int
     size_bytes: int
 
-    def __str__(self) -> str:
-        return f"read({self.address:#x}, {self.size_bytes})"
+    form: ClassVar[str] = "read({0.address:#x}, {0.size_bytes})"
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(_Operation, frozen=True):
     address: int
     size_bytes: int
     value: int
 
-    def __str__(self) -> str:
-        return f"write({self.address:#x}, {self.size_bytes}, {self.value:#x})"
+    form: ClassVar[str] = "write({0.address:#x}, {0.size_bytes}, {0.value:#x})"
 
 
-@dataclass(frozen=True, slots=True)
-class Ring:
+class Ring(_Operation, frozen=True):
     """Another peer rings one of the device's own vectors ``count`` times before the device reads its eventfd."""
 
     vector: int
     count: int
 
-    def __str__(self) -> str:
-        return f"ring(vector {self.vector}, {self.count} times)"
+    form: ClassVar[str] = "ring(vector {0.vector}, {0.count} times)"
 
 
-@dataclass(frozen=True, slots=True)
-class PeerJoins:
+class PeerJoins(_Operation, frozen=True):
     peer: int
     vectors: int
 
-    def __str__(self) -> str:
-        return f"join(peer {self.peer}, {self.vectors} vectors)"
+    form: ClassVar[str] = "join(peer {0.peer}, {0.vectors} vectors)"
 
 
-@dataclass(frozen=True, slots=True)
-class PeerLeaves:
+class PeerLeaves(_Operation, frozen=True):
     peer: int
 
-    def __str__(self) -> str:
-        return f"leave(peer {self.peer})"
+    form: ClassVar[str] = "leave(peer {0.peer})"
 
 
-@dataclass(frozen=True, slots=True)
-class Reset:
-    def __str__(self) -> str:
-        return "reset()"
+class Reset(_Operation, frozen=True):
+    form: ClassVar[str] = "reset()"
 
 
-@dataclass(frozen=True, slots=True)
-class VectorsArrive:
+class VectorsArrive(_Operation, frozen=True):
     """The server sends further own vectors, later than the others."""
 
     vectors: int
 
-    def __str__(self) -> str:
-        return f"vectors_arrive({self.vectors})"
+    form: ClassVar[str] = "vectors_arrive({0.vectors})"
 
 
-@dataclass(frozen=True, slots=True)
-class MovesToFreshServer:
+class MovesToFreshServer(_Operation, frozen=True):
     """The machine is migrated to a host with a fresh server: own vectors as before, and no peer."""
 
-    def __str__(self) -> str:
-        return "moves_to_fresh_server()"
+    form: ClassVar[str] = "moves_to_fresh_server()"
 
 
 Access = ConfigRead | ConfigWrite | Read | Write

@@ -10,25 +10,10 @@ from collections.abc import Sequence
 
 from nodes.errors import QemuError
 from sim.engines.qemu.qtest import Qemu, config_read_lines, config_write_lines, read_line, write_line
+from sim.oracle import operations as ops
 from sim.oracle.firmware import COMMAND_BYTES, COMMANDS, COPIES, access, clear, config_access, copy, results
 from sim.oracle.guest_cpu import GuestCpu, wake_lines
-from sim.oracle.operations import (
-    MESSAGE_BASE,
-    WINDOWS,
-    Access,
-    ConfigRead,
-    ConfigWrite,
-    MovesToFreshServer,
-    Operation,
-    PeerJoins,
-    PeerLeaves,
-    Read,
-    Reset,
-    Ring,
-    Scene,
-    VectorsArrive,
-    Write,
-)
+from sim.oracle.operations import MESSAGE_BASE, WINDOWS, Access, Operation, Scene
 from sim.oracle.scripted_server import ScriptedServer
 from sim.oracle.simulated_device import Observation
 
@@ -131,7 +116,7 @@ class RealDevice:
         rung = tuple(self._server.take_rung(but=self._scene.peer))
         observations = []
         for number, (messages, *rest) in enumerate(seen):
-            value = values[number] if isinstance(steps[number][0], ConfigRead | Read) else None
+            value = values[number] if isinstance(steps[number][0], ops.ConfigRead | ops.Read) else None
             pending = int.from_bytes(rest[0], "little") if rest else None
             observations.append(Observation(value, pending, messages, rung if number == len(steps) - 1 else ()))
         return observations
@@ -190,19 +175,19 @@ class RealDevice:
     def _apply(self, operation: Operation) -> None:
         qemu, server = self.qemu, self._server
         match operation:
-            case Ring(vector, count):
+            case ops.Ring(vector, count):
                 if vector < min(self._connected, self._scene.vectors):
                     server.ring(self._scene.peer, vector, count)
                     qemu.settle()
-            case PeerJoins(peer, vectors):
+            case ops.PeerJoins(peer, vectors):
                 server.join(peer, vectors, turn=qemu.settle)
-            case PeerLeaves(peer):
+            case ops.PeerLeaves(peer):
                 server.leave(peer, turn=qemu.settle)
-            case VectorsArrive(vectors):
+            case ops.VectorsArrive(vectors):
                 self._join_own(vectors)
-            case MovesToFreshServer():
+            case ops.MovesToFreshServer():
                 self._move()
-            case Reset():
+            case ops.Reset():
                 qemu.reset()
                 if self._cpu is not None:
                     self._cpu.wait(qemu)
@@ -245,32 +230,27 @@ def _contents(answers: Sequence[str]) -> list[bytes]:
 def _qtest_lines(operation: Access) -> list[str]:
     """The qtest commands that make an access; the last one has its value."""
     match operation:
-        case ConfigRead(offset, size):
+        case ops.ConfigRead(offset, size):
             return config_read_lines(SLOT, offset, size)
-        case ConfigWrite(offset, size, value):
+        case ops.ConfigWrite(offset, size, value):
             return config_write_lines(SLOT, offset, size, value)
-        case Read(address, size):
+        case ops.Read(address, size):
             return [read_line(address, size)]
-        case Write(address, size, value):
+        case ops.Write(address, size, value):
             return [write_line(address, size, value)]
 
 
 def _command(operation: Access) -> bytes:
     """The command with which the processor makes an access."""
-    match operation:
-        case ConfigRead(offset, size):
-            return config_access(SLOT, offset, size)
-        case ConfigWrite(offset, size, value):
-            return config_access(SLOT, offset, size, value)
-        case Read(address, size):
-            return access(address, size)
-        case Write(address, size, value):
-            return access(address, size, value)
+    value = operation.value if isinstance(operation, ops.ConfigWrite | ops.Write) else None
+    if isinstance(operation, ops.ConfigRead | ops.ConfigWrite):
+        return config_access(SLOT, operation.offset, operation.size_bytes, value)
+    return access(operation.address, operation.size_bytes, value)
 
 
 def _can_ring(operation: Operation) -> bool:
     """Whether it can ring an own eventfd: only a write to the registers can, at any address that they are put at."""
-    if not isinstance(operation, Write):
+    if not isinstance(operation, ops.Write):
         return False
     return any(base <= operation.address < base + WINDOW_BYTES for base in REGISTER_WINDOWS)
 

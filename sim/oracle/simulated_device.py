@@ -11,21 +11,8 @@ from nodes.device.ivshmem import Ivshmem
 from nodes.device.profiles import DOORBELL, Profile
 from nodes.doorbells import NoLedger
 from nodes.vm import Vm
-from sim.oracle.operations import (
-    MESSAGE_BASE,
-    ConfigRead,
-    ConfigWrite,
-    MovesToFreshServer,
-    Operation,
-    PeerJoins,
-    PeerLeaves,
-    Read,
-    Reset,
-    Ring,
-    Scene,
-    VectorsArrive,
-    Write,
-)
+from sim.oracle import operations as ops
+from sim.oracle.operations import MESSAGE_BASE, Operation, Scene
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,29 +111,29 @@ class SimulatedDevice:
     def _apply(self, operation: Operation) -> int | None:
         device = self.device
         match operation:
-            case ConfigRead(offset, size):
+            case ops.ConfigRead(offset, size):
                 return device.config_read(offset, size)
-            case ConfigWrite(offset, size, value):
+            case ops.ConfigWrite(offset, size, value):
                 device.config_write(offset, size, value)
-            case Read(address, size):
+            case ops.Read(address, size):
                 return self._access(address, size)
-            case Write(address, size, value):
+            case ops.Write(address, size, value):
                 self._access(address, size, value)
-            case Ring(vector, count):
+            case ops.Ring(vector, count):
                 if vector < min(self._connected, self._scene.vectors):
                     device.interrupt(vector, count)
-            case PeerJoins(peer, vectors):
+            case ops.PeerJoins(peer, vectors):
                 self._peers.add(peer)
                 for vector in range(vectors):
                     self._connect(peer, vector)
-            case PeerLeaves(peer):
+            case ops.PeerLeaves(peer):
                 self._peers.discard(peer)
                 self._vm.disconnect(peer)
-            case VectorsArrive(vectors):
+            case ops.VectorsArrive(vectors):
                 self._connect_own(vectors)
-            case MovesToFreshServer():
+            case ops.MovesToFreshServer():
                 self._move()
-            case Reset():
+            case ops.Reset():
                 device.reset()
         return None
 

@@ -45,21 +45,21 @@ class ServiceSettings:
     """The options of a server. Without ``memory_name`` and ``directory`` the memory is a sealed memfd."""
 
     path: Path
-    mode: int
-    group: int | None
-    memory_name: str | None
-    directory: Path | None
-    reuse_memory: bool
     size_bytes: int
     vectors: int
     dialect: Dialect
-    first_peer: int
-    reuse_peers: bool
-    clients_max: int | None
-    uids: tuple[int, ...]
-    pid_file: Path | None
-    log: str | None
-    verbose: bool
+    mode: int = 0o600
+    group: int | None = None
+    memory_name: str | None = None
+    directory: Path | None = None
+    reuse_memory: bool = False
+    first_peer: int = 0
+    reuse_peers: bool = False
+    clients_max: int | None = None
+    uids: tuple[int, ...] = ()
+    pid_file: Path | None = None
+    log: str | None = None
+    verbose: bool = False
     numbers: DomainNumbers | None = None
     """Of a server of ivshmem v2."""
 
