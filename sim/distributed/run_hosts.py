@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nodes.errors import UsageError
 from sim.distributed.where import Where
-from sim.host.places import place_refused
+from sim.host.refusals import place_refused
 from sim.results import Run, RunDirectory
 from topologies import Topology, load
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -137,24 +137,30 @@ def _available() -> Remaining | None:
 def _of_groups(controller: str) -> Iterator[Remaining]:
     """The resources that control groups of either version leave, from this process's group up to the root."""
     names = {"memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"), "pids": ("pids.max", "pids.current")}
-    for line in _lines("/proc/self/cgroup"):
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            root, most, used = Path("/sys/fs/cgroup"), f"{controller}.max", f"{controller}.current"
-        elif controller in controllers.split(","):
-            root, (most, used) = Path("/sys/fs/cgroup") / controller, names[controller]
-        else:
-            continue
-        group = root / path.strip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(root):
-                break
+    for is_unified, folders in control_groups(_lines("/proc/self/cgroup"), controller):
+        most, used = (f"{controller}.max", f"{controller}.current") if is_unified else names[controller]
+        for folder in folders:
             limit, now = _number(folder / most), _number(folder / used)
             if limit is not None and now is not None:
                 yield Remaining(
                     limit - now + (_cached(folder) if controller == "memory" else 0), f"control group, {most}"
                 )
+
+
+def control_groups(
+    lines: Iterable[str], controller: str, mounted: Path = Path("/sys/fs/cgroup")
+) -> Iterator[tuple[bool, list[Path]]]:
+    """The control groups of a process that have a controller, as /proc/PID/cgroup lists them (cgroups(7)).
+
+    Yields:
+        Whether they are of version 2, and their directories, from the process's own up to the root.
+    """
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or controller in controllers.split(","):
+            top = mounted / controller if controllers else mounted
+            own = top / path.strip("/")
+            yield not controllers, [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
 
 
 def _cached(group: Path) -> int:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +19,16 @@ from nodes.errors import HostError, UsageError
 from sim.coordination.recording_layouts import Layouts
 from sim.host.libraries import RESULTS as LIBRARIES
 from sim.host.limits import SHM_DIRECTORY, Host, Remaining
-from sim.host.places import hosts_refused, named_memory_refused, place_refused
 from sim.host.process_looks import LOOK_DESCRIPTORS
-from sim.host.qemus import QEMU_BYTES, QEMU_THREADS, count_qemus, qemus_refused
-from sim.host.scheduling import cpus_refused, policies_refused
+from sim.host.refusals import (
+    count_qemus,
+    cpus_refused,
+    hosts_refused,
+    named_memory_refused,
+    place_refused,
+    policies_refused,
+    qemus_refused,
+)
 from sim.kernel.shortage import explained
 from sim.recording.header import WORD_BYTES
 from sim.views.columns import print_columns
@@ -45,6 +52,9 @@ PRIVATE_BYTES = round(3.9 * 2**20)
 # Measured: the coordinator while it writes results, without the index of the drains (analysis.matching).
 RESULTS_BYTES, INDEX_BYTES_EACH = 288 << 20, 28
 EVENTFD_BYTES = 200
+# Measured on QEMU 7.2 with -m 16M and without a guest: private memory, and threads with the main one.
+QEMU_BYTES = 15 << 20
+QEMU_THREADS = 4
 # Measured: address space of a worker before it maps anything of the run.
 WORKER_BYTES = 96 << 20
 # Measured: 3.3 bytes of a table for a sample of 24, and 5.5 for a drain of 24; written before recordings are removed.
@@ -210,7 +220,7 @@ def _descriptors(topology: Topology, count: _Count, host: Host) -> Iterator[Reso
         f"{count.eventfds} eventfds, {each} for each of {count.machines} machines, {others} others",
         advice,
     )
-    eventfds, machine = max(((_worker_eventfds(topology, kind), kind) for kind in _kinds(topology)), key=_first)
+    eventfds, machine = max(((_worker_eventfds(topology, kind), kind) for kind in _kinds(topology)), key=itemgetter(0))
     fixed = WORKER_DESCRIPTORS + DEVICE_DESCRIPTORS * (len(machine.domains) - 1)
     yield _sum(
         "descriptors in a machine",
@@ -226,10 +236,6 @@ def _descriptors(topology: Topology, count: _Count, host: Host) -> Iterator[Reso
         f"{count.eventfds} eventfds, {each + WORKER_DESCRIPTORS} for each of {count.machines} machines",
         advice,
     )
-
-
-def _first(pair: tuple[int, Machine]) -> int:
-    return pair[0]
 
 
 def _kinds(topology: Topology) -> list[Machine]:
@@ -334,7 +340,7 @@ def _limits_of_processes(
             (sum(sizes[name] + recording_bytes[kind.vectors] for name in kind.domains), kind)
             for kind in _kinds(topology)
         ),
-        key=_first,
+        key=itemgetter(0),
     )
     mapped = f"{_amount(needed, 'bytes')} of memory and recordings in {machine.name}"
     made_of = f"{_amount(WORKER_BYTES, 'bytes')} of libraries, {mapped}"

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from sim.host.limits import control_groups
+
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 READ_BYTES = 4096
@@ -209,15 +211,10 @@ class Throttling:
     def groups_of(self, pid: int) -> list[Path]:
         """The files ``cpu.stat`` of its cgroup and of those above it, which can limit it too."""
         with contextlib.suppress(OSError):
-            for line in (self._proc / str(pid) / "cgroup").read_text().splitlines():
-                _, controllers, path = line.split(":", 2)
-                if controllers and "cpu" not in controllers.split(","):
-                    continue
-                top = self._cgroups if not controllers else self._cgroups / "cpu"
-                inner = top / path.lstrip("/")
-                places = [inner, *(above for above in inner.parents if above.is_relative_to(top))]
-                files = [place / "cpu.stat" for place in places if (place / "cpu.stat").exists()]
-                if files and (controllers or "nr_throttled" in files[0].read_text()):
+            lines = (self._proc / str(pid) / "cgroup").read_text().splitlines()
+            for is_unified, folders in control_groups(lines, "cpu", self._cgroups):
+                files = [folder / "cpu.stat" for folder in folders if (folder / "cpu.stat").exists()]
+                if files and (not is_unified or "nr_throttled" in files[0].read_text()):
                     return files
         return []
 

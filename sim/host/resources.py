@@ -44,13 +44,13 @@ class Resources(NamedTuple):
     time_ns: int
     cpu_user_s: float
     cpu_system_s: float
-    rss_bytes: int
-    uss_bytes: int | None
-    instrument_bytes: int | None
-    switches_voluntary: int
-    switches_involuntary: int
-    descriptors: int | None
-    threads: int | None
+    rss_bytes: int = 0
+    uss_bytes: int | None = None
+    instrument_bytes: int | None = None
+    switches_voluntary: int = 0
+    switches_involuntary: int = 0
+    descriptors: int | None = None
+    threads: int | None = None
     pss_bytes: int | None = None
     faults_minor: int | None = None
     faults_major: int | None = None
@@ -165,12 +165,7 @@ def _look_at_host(sampling_s: float) -> list[Resources]:
         name="host",
         time_ns=time_ns,
         rss_bytes=memory.total - memory.available,
-        uss_bytes=None,
-        instrument_bytes=None,
         switches_voluntary=psutil.cpu_stats().ctx_switches,
-        switches_involuntary=0,
-        descriptors=None,
-        threads=None,
         load_1=psutil.getloadavg()[0],
         pressure_cpu_s=_pressure_s("cpu"),
         pressure_memory_s=_pressure_s("memory"),
@@ -188,13 +183,6 @@ def _of_cpu(its: CpuLook) -> Resources:
         time_ns=its.time_ns,
         cpu_user_s=its.user_ns / 1e9,
         cpu_system_s=(its.system_ns + its.irq_ns + its.softirq_ns) / 1e9,
-        rss_bytes=0,
-        uss_bytes=None,
-        instrument_bytes=None,
-        switches_voluntary=0,
-        switches_involuntary=0,
-        descriptors=None,
-        threads=None,
         steal_s=its.steal_ns / 1e9,
         irq_s=its.irq_ns / 1e9,
         softirq_s=its.softirq_ns / 1e9,

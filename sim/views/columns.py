@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from sim.views.printable import printable
+
 
 def print_columns(
     rows: Sequence[Sequence[str]],
@@ -25,7 +27,5 @@ def print_columns(
             cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        plain = "".join(
-            character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in gap.join(cells)
-        )
-        console.print(Text(plain.rstrip(), "bold" if not place else (styles or {}).get(place, "")), soft_wrap=True)
+        plain = printable(gap.join(cells)).rstrip()
+        console.print(Text(plain, "bold" if not place else (styles or {}).get(place, "")), soft_wrap=True)

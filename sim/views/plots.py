@@ -33,7 +33,7 @@ from sim.results.analysis.latency.latencies import LATENCIES, QUANTILES, values
 from sim.results.analysis.latency.samples import numbered
 from sim.results.analysis.time_series import LEVELS, RunEvent, TimeSeries, time_series
 from sim.views.event_text import brief
-from sim.views.html.matrix import between_groups, between_machines
+from sim.views.html.heat_map import between_groups, between_machines
 from sim.views.html.usage import usage
 from sim.views.units import percentile_title, short_ns
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.resources
+from sim.views.html.svg import document, tag
 
-from sim.views.html.svg import Markup, tag
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 CHARTS = (
     ("rates", "Doorbells and interrupts", "a second, of all groups together"),
     ("latency", "Delivery", "of the doorbells of the last moments"),
@@ -16,16 +13,6 @@ CHARTS = (
 
 def live_page() -> str:
     """The text of the page; its figures come as server-sent events from ``events``."""
-    here = importlib.resources.files("sim.views.html")
-    style, script = (Markup((here / name).read_text("utf-8")) for name in ("report.css", "live.js"))
-    head = tag(
-        "head",
-        Markup('<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
-        Markup('<meta name="color-scheme" content="light dark">\n'),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'),
-        tag("title", "ivsim top"),
-        tag("style", style),
-    )
     header = tag(
         "header",
         tag("h1", tag("span", "waiting for the run", id="title"), " ", tag("span", "", id="phase", class_="status")),
@@ -43,6 +30,5 @@ def live_page() -> str:
     ]
     table = tag("div", tag("table", id="groups"), class_="scroll", role="region", aria_label="Groups", tabindex="0")
     events = tag("section", tag("h2", "What happened"), tag("ul", "", id="events"))
-    main = tag("main", header, tag("dl", "", id="tiles", class_="tiles"), *figures, table, events)
-    body = tag("body", main, tag("script", script), class_="live")
-    return "<!DOCTYPE html>\n" + tag("html", head, body, lang="en") + "\n"
+    main = [header, tag("dl", "", id="tiles", class_="tiles"), *figures, table, events]
+    return document([], "ivsim top", "live.js", main, "connect-src 'self'", class_="live")

@@ -7,7 +7,6 @@ the rest is shown.
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
 from collections.abc import Callable, Sequence
 
 from nodes.errors import UsageError
@@ -20,7 +19,7 @@ from sim.views.event_text import sentence
 from sim.views.html import curves, tables, topology
 from sim.views.html.lines import Chart, Mark
 from sim.views.html.shapes import bars
-from sim.views.html.svg import Markup, block, tag
+from sim.views.html.svg import Markup, block, document, tag
 from sim.views.html.usage import usage
 from sim.views.rows import TextTable
 from sim.views.units import NOTHING, short_bytes, short_count, short_ns, short_seconds
@@ -67,21 +66,8 @@ def page(run: Run) -> str:
 
 
 def _document(title: str, parts: Sequence[Markup]) -> str:
-    here = importlib.resources.files("sim.views.html")
-    style, script = (Markup((here / name).read_text("utf-8")) for name in ("report.css", "report.js"))
-    head = tag(
-        "head",
-        Markup('<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
-        Markup('<meta name="color-scheme" content="light dark">\n<meta name="generator" content="ivsim report">\n'),
-        Markup(
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        ),
-        Markup("script-src 'unsafe-inline'; img-src data:\">\n"),
-        tag("title", f"{title} – ivsim"),
-        tag("style", style),
-    )
-    body = tag("body", tag("main", block(parts)), tag("script", script))
-    return "<!DOCTYPE html>\n" + tag("html", head, body, lang="en") + "\n"
+    generator = Markup('<meta name="generator" content="ivsim report">\n')
+    return document([generator], f"{title} – ivsim", "report.js", [block(parts)], "img-src data:")
 
 
 def _section(title: str, name: str, make: Callable[[], list[Markup]]) -> Markup:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from sim.views.html.heat_map import HeatMatrix
 from sim.views.html.lines import BOTTOM, CHARACTER, RIGHT, TOP, axes, thinned
-from sim.views.html.matrix import HeatMatrix
 from sim.views.html.scales import Scale, round_ticks
-from sim.views.html.svg import Markup, picture, tag, text
+from sim.views.html.svg import Markup, cut, picture, tag, text
 from sim.views.units import short_count as count
 
 Floats = npt.NDArray[np.float64]
@@ -48,11 +48,6 @@ def bars(
     middles = [(x.start + (place + 0.5) * step, name) for place, name in enumerate(names)]
     parts += [text(at, y.start + 17, name, anchor="middle") for at, name in thinned(middles, 5)]
     return picture(width, height, title, description, parts, class_=class_)
-
-
-def cut(name: str, most: int) -> str:
-    """``name``, shortened to ``most`` characters."""
-    return name if len(name) <= most else name[: max(1, most - 1)] + "…"
 
 
 Point = tuple[float, float]

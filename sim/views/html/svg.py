@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import html
+import importlib.resources
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from sim.views.printable import printable
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,11 +24,7 @@ def words(content: object) -> Markup:
     """``content`` for a page: unchanged if it is markup, else escaped and printable."""
     if isinstance(content, Markup):
         return content
-    said = "".join(
-        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}"
-        for character in str(content)
-    )
-    return Markup(html.escape(said))
+    return Markup(html.escape(printable(str(content), keep="\n")))
 
 
 def tag(name: str, *content: object, **attributes: object) -> Markup:
@@ -41,7 +40,39 @@ def tag(name: str, *content: object, **attributes: object) -> Markup:
 def _attribute(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.1f}".removesuffix(".0")
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(value))
+    return printable(str(value))
+
+
+def document(
+    head: Sequence[Markup], title: str, script: str, body: Sequence[Markup], policy: str, **of_body: str
+) -> str:
+    """A whole page in the style of the report.
+
+    Args:
+        head: further elements of the head.
+        script: the name of its file in this folder.
+        policy: what the page may load beside its own style and script (Content-Security-Policy).
+        of_body: the attributes of the body.
+    """
+    here = importlib.resources.files("sim.views.html")
+    style, code = (Markup((here / name).read_text("utf-8")) for name in ("report.css", script))
+    allowed = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; {policy}"
+    first = tag(
+        "head",
+        Markup('<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
+        Markup('<meta name="color-scheme" content="light dark">\n'),
+        *head,
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{allowed}">\n'),
+        tag("title", title),
+        tag("style", style),
+    )
+    content = tag("body", tag("main", *body), tag("script", code), **of_body)
+    return "<!DOCTYPE html>\n" + tag("html", first, content, lang="en") + "\n"
+
+
+def cut(name: str, most: int) -> str:
+    """``name``, shortened to ``most`` characters."""
+    return name if len(name) <= most else name[: max(1, most - 1)] + "…"
 
 
 def block(parts: Iterable[Markup]) -> Markup:

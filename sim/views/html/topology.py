@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from sim.results import Run
-from sim.views.html.heat_map import heat_map
-from sim.views.html.matrix import HeatMatrix, between_groups, between_machines
+from sim.views.html.heat_map import HeatMatrix, between_groups, between_machines, heat_map
 from sim.views.html.shapes import graph
 from sim.views.html.svg import Markup, tag
 from sim.views.html.tables import table

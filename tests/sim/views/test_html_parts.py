@@ -19,9 +19,8 @@ from sim.results.store import batches
 from sim.views import units
 from sim.views.event_text import brief, sentence
 from sim.views.html import curves, scales
-from sim.views.html.heat_map import heat_level
+from sim.views.html.heat_map import OTHERS, between_groups, between_machines, heat_level
 from sim.views.html.lines import thinned
-from sim.views.html.matrix import OTHERS, between_groups, between_machines
 from sim.views.html.page import page
 from sim.views.html.svg import Markup, tag, words
 from sim.views.html.usage import usage as usage_of

@@ -1,12 +1,17 @@
-"""Checks the scheduling of machines against this host: CPUs, policies, priorities."""
+"""What this host refuses whatever its size: CPUs, policies, QEMUs, memory with a name, directories, other hosts."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
-from sim.host.limits import Host
+from sim.host.limits import SHM_DIRECTORY, Host
+from sim.kernel.qemu_program import chosen_qemu
 from topologies import Machine, Topology
+from topologies.hosts import has_hosts
 
 T = TypeVar("T")
 
@@ -59,3 +64,48 @@ def _ranges(numbers: frozenset[int]) -> str:
         else:
             parts.append([number, number])
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
+
+
+def count_qemus(topology: Topology) -> int:
+    """How many QEMUs run at the same time at most."""
+    return sum(machine.kind == "qemu" for machine in topology.machines)
+
+
+def qemus_refused(topology: Topology) -> Iterator[str]:
+    """Machines whose QEMU is not installed."""
+    if count_qemus(topology) and shutil.which(chosen_qemu()) is None:
+        groups = dict.fromkeys(machine.group for machine in topology.machines if machine.kind == "qemu")
+        yield (
+            f"{', '.join(groups)}: {chosen_qemu()} is not on PATH, for machines of the kind qemu. "
+            "Install it (Debian: qemu-system-x86)"
+        )
+
+
+def place_refused(runs: Path) -> Iterator[str]:
+    """Why no directory can be made in ``runs``, or ``runs`` itself in the part of its path that exists."""
+    whole = runs.absolute()
+    there = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        yield f"{runs}: no run directory can be made there: {there} is no directory. Name another one with --runs"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield f"{runs}: no run directory can be made there: {there} cannot be written. Name another one with --runs"
+
+
+def hosts_refused(topology: Topology) -> Iterator[str]:
+    """Why a topology whose domains are on several hosts is not run by this one."""
+    if has_hosts(topology):
+        names = ", ".join(f"{domain.name} on {domain.host}" for domain in topology.domains)
+        yield (
+            f"the domains have hosts ({names}): `ivsim run FILE --scheduler ADDRESS` runs them there, --workers 2 in "
+            "parts on this host, --domains NAME one part"
+        )
+
+
+def named_memory_refused(topology: Topology) -> Iterator[str]:
+    """Why this host makes no segment with a name, whatever its size."""
+    if any(domain.memory.kind == "shared_memory" for domain in topology.domains):
+        hint = 'shared memory with a name is made there. Take kind = "memfd" in [memory], or mount a tmpfs'
+        if not os.path.isdir(SHM_DIRECTORY):
+            yield f"this host has no {SHM_DIRECTORY}: {hint}"
+        elif not os.access(SHM_DIRECTORY, os.W_OK | os.X_OK):
+            yield f"{SHM_DIRECTORY} cannot be written: {hint}"
