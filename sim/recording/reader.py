@@ -9,8 +9,10 @@ The sections of samples can be larger than memory should hold. ``Entries`` reads
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from nodes.errors import UsageError
 from sim.recording import header
 from sim.recording.file import Recording
 from sim.recording.header import COUNT_LIMIT, COUNTER_AT, HEADER_WORDS, WORD_BYTES, Counters, State
-from sim.recording.layout import DRAIN_WORDS, VECTOR_WORDS, RecordingLayout
+from sim.recording.layout import VECTOR_WORDS, RecordingLayout
 from sim.recording.tally import DrainTally, add_drains, tally_of
 
 __all__ = [
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 Table = npt.NDArray[np.int64]
+Sound = npt.NDArray[np.bool_]
+Limits = tuple[int, int, int]
 
 PEERS = 1 << 16
 VECTOR_MASK = 0xFFFF
@@ -46,9 +50,16 @@ DOMAINS_MAX = 1 << 10
 KEY_LIMIT = DOMAINS_MAX << 32
 TIME_LIMIT_NS = 1 << 62
 CHUNK_ROWS = 1 << 17
-WIDTH = DRAIN_WORDS
+WIDTH = VECTOR_WORDS
+"""Words of an entry of each section."""
+COUNTS: Limits = (COUNT_LIMIT, COUNT_LIMIT, COUNT_LIMIT)
+EDGES: Limits = (KEY_LIMIT, COUNT_LIMIT, COUNT_LIMIT)
+RINGS: Limits = (KEY_LIMIT, TIME_LIMIT_NS, TIME_LIMIT_NS)
+DRAINS: Limits = (COUNT_LIMIT << 16, TIME_LIMIT_NS, TIME_LIMIT_NS)
+"""A word at or above its limit is damaged."""
+SIZES_AT = (header.VECTORS, header.EDGES, header.RINGS, header.DRAINS)
 FEW = 64
-"""Words of an entry of edges, rings and drains."""
+"""A section of so few entries is kept: thousands of machines have two each, which are gone through several times."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +73,16 @@ class Entries:
         limits: an entry with a word at or above its limit is damaged.
         sound: entries that are not damaged.
         latest_ns: the latest time of a sound entry; 0 without one.
+        kept: the sound entries, if they are few.
     """
 
-    path: Path
+    path: Path = Path()
     at: int = 0
     stored: int = 0
-    limits: tuple[int, int, int] = (0, 0, 0)
+    limits: Limits = (0, 0, 0)
     sound: int = 0
     latest_ns: int = 0
+    kept: Table | None = None
 
     def __len__(self) -> int:
         return self.sound
@@ -80,11 +93,17 @@ class Entries:
         Raises:
             OSError: the file cannot be read any more.
         """
+        if self.kept is not None:
+            yield self.kept
+        elif self.stored:
+            with self.path.open("rb", buffering=0) as file:
+                yield from self.read(file)
+
+    def read(self, file: FileIO) -> Iterator[Table]:
+        """As ``chunks``, from the open file."""
         for first in range(0, self.stored, CHUNK_ROWS):
             count = min(CHUNK_ROWS, self.stored - first)
-            offset = (self.at + WIDTH * first) * WORD_BYTES
-            words = np.fromfile(self.path, np.int64, WIDTH * count, offset=offset)
-            table = words[: len(words) // WIDTH * WIDTH].reshape(-1, WIDTH)
+            table = _entries(file, self.at + WIDTH * first, count)
             sound = _sound(table, self.limits)
             yield table if sound.all() else table[sound]
 
@@ -125,8 +144,8 @@ class Records:
     counters: Counters = field(default_factory=Counters)
     vectors: Table = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     edges: Table = field(default_factory=lambda: np.zeros((0, WIDTH), np.int64))
-    rings: Entries = field(default_factory=lambda: Entries(Path()))
-    drains: Entries = field(default_factory=lambda: Entries(Path()))
+    rings: Entries = field(default_factory=Entries)
+    drains: Entries = field(default_factory=Entries)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -136,50 +155,49 @@ class Records:
 
 
 def places(path: Path, machine: int) -> dict[int, int]:
-    """The recordings in a file whose first one is that of ``machine``: the row of each, and its first byte."""
+    """The recordings in a file whose first one is that of ``machine``: the row of each, and its first word."""
     found, at = {machine: 0}, 0
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         while True:
-            head = np.frombuffer(file.read(HEADER_WORDS * WORD_BYTES), np.uint8)
-            words = head[: len(head) // WORD_BYTES * WORD_BYTES].view("<u8").tolist()
-            if len(words) < HEADER_WORDS or words[header.MAGIC_AT] != header.MAGIC:
+            head = _head(file, at)
+            if len(head) < HEADER_WORDS or head[header.MAGIC_AT] != header.MAGIC:
                 return found
-            found[words[header.MACHINE] if at else machine] = at
-            sizes = [words[place] for place in (header.VECTORS, header.EDGES, header.RINGS, header.DRAINS)]
-            at += RecordingLayout(*sizes).words * WORD_BYTES
+            found[head[header.MACHINE] if at else machine] = at
+            at += RecordingLayout(*(head[place] for place in SIZES_AT)).words
             if at > COUNT_LIMIT:
                 return found
-            file.seek(at)
 
 
-def read(path: Path, machine: int, at_bytes: int = 0) -> Records:
+def read(path: Path, machine: int, at: int = 0) -> Records:
     """The recording of ``machine``. Never raises for the content of the file: see ``Records.problems``.
 
-    ``at_bytes`` is where it begins in a file of several (`places`).
+    ``at`` is the word at which it begins in a file of several (`places`).
     """
     records = Records(machine)
     try:
-        words = (path.stat().st_size - at_bytes) // WORD_BYTES
-        head = [int(word) for word in np.fromfile(path, "<u8", HEADER_WORDS, offset=at_bytes)]
-        layout = _check(head, machine)
-        _read_header(records, head)
-        _read_counts(records, path, layout, head[header.EDGES_USED], words, at_bytes)
-        samples = (KEY_LIMIT, TIME_LIMIT_NS, TIME_LIMIT_NS)
-        used = head[header.RINGS_USED]
-        at = layout.rings_at
-        records.rings = _entries(records, "rings", path, at, (used, layout.rings, words), samples, at_bytes)
-        drained = (COUNT_LIMIT << 16, TIME_LIMIT_NS, TIME_LIMIT_NS)
-        at = layout.drains_at
-        used = head[header.DRAINS_USED]
-        most = min(layout.drains, (words - at) // WIDTH)
-        used += _beyond(path, at_bytes // WORD_BYTES + at + WIDTH * used, most - used)
-        tally = DrainTally(len(records.vectors))
-        sizes = (used, layout.drains, words)
-        records.drains = _entries(records, "drains", path, at, sizes, drained, at_bytes, tally)
-        records.vectors = np.maximum(0, records.vectors + tally.sums)
+        with path.open("rb", buffering=0) as file:
+            _read_sections(records, _Sections(records, path, file, at))
     except (OSError, ValueError, OverflowError, UsageError) as error:
         _report(records, str(error))
     return records
+
+
+def _read_sections(records: Records, sections: _Sections) -> None:
+    head = _head(sections.file, sections.at)
+    layout = _check(head, records.machine)
+    _read_header(records, head)
+    vectors, sound = sections.counts("vectors", layout.vectors_at, layout.vectors, layout.vectors, COUNTS)
+    vectors = np.where(sound[:, None], vectors, 0)  # a vector's number is its row, so a damaged row is not removed
+    edges, sound = sections.counts("edges", layout.edges_at, head[header.EDGES_USED], layout.edges, EDGES)
+    records.edges = edges[sound]
+    records.rings = sections.samples("rings", layout.rings_at, head[header.RINGS_USED], layout.rings, RINGS)
+    used = head[header.DRAINS_USED]
+    used += sections.drains_beyond(layout.drains_at, used, layout.drains)
+    tally = DrainTally(len(vectors))
+    records.drains = sections.samples("drains", layout.drains_at, used, layout.drains, DRAINS, tally)
+    # Drains that interrupted nothing are no interrupts.
+    beyond = np.column_stack((vectors[:, 0], vectors[:, 1] - vectors[:, 2]))
+    records.vectors = np.maximum(0, beyond + tally.sums)
 
 
 def _report(records: Records, problem: str) -> None:
@@ -195,7 +213,7 @@ def _check(head: list[int], machine: int) -> RecordingLayout:
         raise UsageError(f"version {head[header.VERSION_AT]}, expected {header.VERSION}")
     if head[header.MACHINE] != machine:
         raise UsageError(f"its header names machine {head[header.MACHINE]}")
-    return RecordingLayout(*(head[at] for at in (header.VECTORS, header.EDGES, header.RINGS, header.DRAINS)))
+    return RecordingLayout(*(head[at] for at in SIZES_AT))
 
 
 def _read_header(records: Records, head: list[int]) -> None:
@@ -218,77 +236,83 @@ def _read_header(records: Records, head: list[int]) -> None:
     records.counters = Counters(**counts)
 
 
-def _read_counts(records: Records, path: Path, layout: RecordingLayout, used: int, words: int, at_bytes: int) -> None:
-    """The vectors and the edges, which are small."""
-    for name, at, wanted, size, width in (
-        ("vectors", layout.vectors_at, layout.vectors, layout.vectors, VECTOR_WORDS),
-        ("edges", layout.edges_at, used, layout.edges, WIDTH),
-    ):
-        there = _available(records, name, at, (wanted, size, words), width)
-        table = np.fromfile(path, np.int64, width * there, offset=at_bytes + at * WORD_BYTES).reshape(-1, width)
-        limits = (COUNT_LIMIT if name == "vectors" else KEY_LIMIT, COUNT_LIMIT, COUNT_LIMIT)
+class _Sections:
+    """The sections of one recording.
+
+    Args:
+        records: what problems are reported to.
+        path: the file.
+        file: the same, open.
+        at: the word at which the recording begins.
+    """
+
+    def __init__(self, records: Records, path: Path, file: FileIO, at: int) -> None:
+        self._records, self._path, self.file, self.at = records, path, file, at
+        self._size = os.fstat(file.fileno()).st_size // WORD_BYTES - at
+
+    def counts(self, name: str, at: int, used: int, room: int, limits: Limits) -> tuple[Table, Sound]:
+        """A section that is small, and which of its rows are sound."""
+        table = _entries(self.file, self.at + at, self._available(name, at, used, room))
         sound = _sound(table, limits)
         if not sound.all():
-            _report(records, f"{int(np.count_nonzero(~sound))} of {len(table)} {name} are damaged")
-            # A vector's number is its row: a damaged row is set to zero and not removed.
-            table = np.where(sound[:, None], table, 0) if name == "vectors" else table[sound]
-        if name == "vectors":  # drains that interrupted nothing are no interrupts
-            table = np.column_stack((table[:, 0], table[:, 1] - table[:, 2]))
-        setattr(records, name, table)
+            _report(self._records, f"{int(np.count_nonzero(~sound))} of {len(table)} {name} are damaged")
+        return table, sound
+
+    def samples(
+        self, name: str, at: int, used: int, room: int, limits: Limits, tally: DrainTally | None = None
+    ) -> Entries:
+        """A section of samples, its damage counted, its latest time found, and drains added up, in one pass."""
+        entries = Entries(self._path, self.at + at, self._available(name, at, used, room), limits)
+        sound, latest_ns, kept = 0, 0, None
+        for chunk in entries.read(self.file):
+            sound += len(chunk)
+            latest_ns = max(latest_ns, int(chunk[:, 1:].max(initial=0)))
+            if tally is not None:
+                add_drains(tally, chunk)
+            kept = chunk if entries.stored <= FEW else None
+        if sound < entries.stored:
+            _report(self._records, f"{entries.stored - sound} of {entries.stored} {name} are damaged")
+        return replace(entries, sound=sound, latest_ns=latest_ns, kept=kept)
+
+    def drains_beyond(self, at: int, used: int, room: int) -> int:
+        """How many valid drains follow the first ``used``."""
+        found, most = 0, min(room, (self._size - at) // WIDTH) - used
+        while found < most:
+            count = min(CHUNK_ROWS, FEW if not found else most, most - found)
+            stored = _entries(self.file, self.at + at + WIDTH * (used + found), count)[:, 1] != 0
+            if not stored.all() or len(stored) < count:
+                return found + (int(stored.argmin()) if not stored.all() else len(stored))
+            found += count
+        return found
+
+    def _available(self, name: str, at: int, used: int, room: int) -> int:
+        """How many of the entries in use the section and the file can hold; a difference is reported."""
+        there = max(0, min(used, room, (self._size - at) // WIDTH))
+        if there < used:
+            _report(self._records, f"{there} of {used} {name} are there")
+        return there
 
 
-def _available(records: Records, name: str, at: int, sizes: tuple[int, int, int], width: int) -> int:
-    """How many of the wanted entries the section and the file can hold; a difference is reported.
-
-    ``sizes``: entries in use, entries of the section, words of the file.
-    """
-    wanted, size, words = sizes
-    there = max(0, min(wanted, size, (words - at) // width))
-    if there < wanted:
-        _report(records, f"{there} of {wanted} {name} are there")
-    return there
+def _head(file: FileIO, at: int) -> list[int]:
+    """The words of the header at that word, as many as the file has."""
+    head: list[int] = _words(file, at, HEADER_WORDS).view(np.uint64).tolist()
+    return head
 
 
-def _entries(
-    records: Records,
-    name: str,
-    path: Path,
-    at: int,
-    sizes: tuple[int, int, int],
-    limits: tuple[int, int, int],
-    at_bytes: int,
-    tally: DrainTally | None = None,
-) -> Entries:
-    """A section of samples, its damage counted, its latest time found, and drains added up, in one pass."""
-    stored = _available(records, name, at, sizes, WIDTH)
-    sound, latest_ns = 0, 0
-    at += at_bytes // WORD_BYTES
-    for chunk in Entries(path, at, stored, limits).chunks():
-        sound += len(chunk)
-        latest_ns = max(latest_ns, int(chunk[:, 1:].max(initial=0)))
-        if tally is not None:
-            add_drains(tally, chunk)
-    if sound < stored:
-        _report(records, f"{stored - sound} of {stored} {name} are damaged")
-    return Entries(path, at, stored, limits, sound, latest_ns)
+def _entries(file: FileIO, at: int, count: int) -> Table:
+    """So many entries from word ``at`` on, or as many as the file has."""
+    words = _words(file, at, WIDTH * count)
+    return words[: len(words) // WIDTH * WIDTH].reshape(-1, WIDTH)
 
 
-def _beyond(path: Path, at: int, most: int) -> int:
-    """How many valid drains follow those that the header counts, at most ``most``; the first one is at word ``at``."""
-    found = 0
-    while found < most:
-        count = min(CHUNK_ROWS, most - found)
-        words = np.fromfile(path, np.int64, WIDTH * count, offset=(at + WIDTH * found) * WORD_BYTES)
-        stored = words[: len(words) // WIDTH * WIDTH].reshape(-1, WIDTH)[:, 1] != 0
-        if not stored.all() or len(stored) < count:
-            return found + (int(stored.argmin()) if not stored.all() else len(stored))
-        found += count
-    return found
+def _words(file: FileIO, at: int, count: int) -> npt.NDArray[np.int64]:
+    data = os.pread(file.fileno(), count * WORD_BYTES, at * WORD_BYTES)
+    return np.frombuffer(data, np.int64, len(data) // WORD_BYTES)
 
 
-def _sound(table: Table, limits: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+def _sound(table: Table, limits: Limits) -> Sound:
     """The rows whose words are all below their limits."""
-    sound: npt.NDArray[np.bool_] = np.logical_and.reduce((table >= 0) & (table < np.array(limits)), axis=1)
+    sound: Sound = np.logical_and.reduce((table >= 0) & (table < np.array(limits)), axis=1)
     return sound
 
 

@@ -18,7 +18,7 @@ __all__ = ["DrainTally", "add_drains", "tally_of"]
 
 VECTOR_BITS = 16
 FEW, MANY = 32, 1 << 14
-"""Entries that are added one by one, and entries that are read at once."""
+"""Entries that are added one by one, and the most that are read at once."""
 
 
 class DrainTally:
@@ -86,8 +86,10 @@ def tally_of(recording: Recording) -> DrainTally:
 def _add_many(tally: DrainTally, recording: Recording) -> None:
     layout = recording.layout
     stored = np.frombuffer(recording.words, np.uint64)[layout.drains_at :].reshape(-1, DRAIN_WORDS)
+    many = FEW
     while tally.used < layout.drains:
-        entries = stored[tally.used : tally.used + MANY].astype(np.int64)
+        many = min(8 * many, MANY)  # few are new, mostly: a look at each of thousands of machines copies little
+        entries = stored[tally.used : tally.used + many].astype(np.int64)
         there = entries[:, 1] != 0
         count = len(entries) if there.all() else int(there.argmin())
         add_drains(tally, entries[:count])

@@ -23,7 +23,7 @@ from nodes.errors import HostError, UsageError
 from sim.engines.shared.recorder import Recorder
 from sim.recording import Counters, Recording, RecordingLayout, RecordingPack, State, header
 from sim.recording.header import COUNTER_AT, HEADER_WORDS, NO_PEER, WORD_BYTES
-from sim.recording.reader import drains_so_far, read, totals_so_far, vectors_so_far
+from sim.recording.reader import FEW, drains_so_far, read, totals_so_far, vectors_so_far
 
 LAYOUT = RecordingLayout(vectors=2, edges=3, rings=4, drains=5)
 
@@ -218,6 +218,27 @@ def test_a_kill_after_any_store_leaves_whole_drains_and_their_sums(path, monkeyp
     assert (records.vectors.tolist(), len(records.drains), records.problems) == (sums, kept, [])
     handled = [row[2] for chunk in records.drains.chunks() for row in chunk.tolist()]
     assert handled == [7] * (stores // 3) + [0] * (kept - stores // 3)
+
+
+@pytest.mark.parametrize("count", [0, 1, FEW, FEW + 1])
+def test_a_recording_with_few_samples_is_read_once(path, count):
+    with Recording.create(path, RecordingLayout(2, 1, FEW + 1, FEW + 1), machine=1, sample_every=1) as recording:
+        recorder = Recorder(recording)
+        drains = recorder.make_drains()
+        for number in range(count):
+            recorder.sample(3, 1, 10, 20 + number)
+            drains.record(1, 1, 30 + number, 40)
+    records = read(path, 1)
+    path.unlink()
+    if count > FEW:
+        with pytest.raises(FileNotFoundError):
+            list(records.rings.chunks())
+        return
+    rows = [
+        [row for chunk in entries.chunks() for row in chunk.tolist()] for entries in (records.rings, records.drains)
+    ]
+    assert rows[0] == [[3 << 16 | 1, 10, 20 + number] for number in range(count)]
+    assert rows[1] == [[1 << 16 | 1, 30 + number, 40] for number in range(count)]
 
 
 @pytest.mark.parametrize("after_ms", [1, 5, 20])
