@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,67 +75,46 @@ def explore(
 
     With --scheduler or --workers, batches of seeds are run by the workers of a cluster, each with --jobs processes.
     """
-    where = where_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
-    to_shrink = None if no_shrink else output
-    loaded = topologies.load(topology, overrides, programs)
-    code = _explore(loaded, seeds, jobs, keep_going, to_shrink, programs, where, as_json=as_json, quiet=quiet)
-    raise click.exceptions.Exit(code)
-
-
-def _explore(
-    topology: topologies.Topology,
-    seeds: range,
-    jobs: int,
-    keep_going: bool,
-    output: Path | None,
-    programs: tuple[Path, ...],
-    where: Where | None,
-    *,
-    as_json: bool,
-    quiet: bool,
-) -> int:
     import msgspec
 
-    from sim.explore import shrink, write_replay
-
+    where = where_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
+    loaded = topologies.load(topology, overrides, programs)
+    say: Callable[[str], None] = (lambda text: None) if as_json else click.echo
     begin = time.monotonic()
-    found, stopped = _run_seeds(topology, seeds, jobs, keep_going, programs, where, quiet=quiet or as_json)
+    found, stopped = _run_seeds(loaded, seeds, jobs, keep_going, programs, where, quiet=quiet or as_json)
     elapsed_s = time.monotonic() - begin
-    figures: dict[str, Any] = {
-        "seeds": found.seeds,
-        "events": found.events,
-        "doorbells": found.doorbells,
-        "decisions": found.decisions,
-        "elapsed_s": round(elapsed_s, 3),
-        "seeds_per_s": round(found.seeds / elapsed_s, 1),
-        "broken": [{"seed": outcome.seed, **msgspec.to_builtins(outcome.broken)} for outcome in found.broken],
-    }
-    if not as_json:
-        click.echo(
-            "{seeds} seeds in {elapsed_s:.1f} s ({seeds_per_s:g} a second): {events} events, {doorbells} doorbells, "
-            "{decisions} decisions of chaos".format(**figures)
-        )
-        for outcome in found.broken:
-            click.echo(f"broken with seed {outcome.seed}: {outcome.broken}")
-    if found.broken and output is not None:
-        first = found.broken[0]
-        shortest = shrink(topology, first)
-        write_replay(output, topology, [str(program) for program in programs], shortest)
-        figures["schedule"] = {"file": str(output), "decisions": len(shortest.decisions)}
-        if not as_json:
-            was, now = len(first.decisions), len(shortest.decisions)
-            click.echo(f"the shortest schedule has {now} of the {was} decisions of seed {first.seed}:")
-            for decision in shortest.decisions:
-                click.echo(f"    {decision}")
-            click.echo(f"    {shortest.broken}")
-            click.echo(f"every event of it: ivsim run --replay {output}")
-    elif not as_json and not found.broken and not stopped:
-        click.echo("all invariants hold")
+    figures: dict[str, Any] = {name: getattr(found, name) for name in ("seeds", "events", "doorbells", "decisions")}
+    figures |= {"elapsed_s": round(elapsed_s, 3), "seeds_per_s": round(found.seeds / elapsed_s, 1)}
+    figures["broken"] = [{"seed": outcome.seed, **msgspec.to_builtins(outcome.broken)} for outcome in found.broken]
+    say(
+        "{seeds} seeds in {elapsed_s:.1f} s ({seeds_per_s:g} a second): {events} events, {doorbells} doorbells, "
+        "{decisions} decisions of chaos".format(**figures)
+    )
+    for outcome in found.broken:
+        say(f"broken with seed {outcome.seed}: {outcome.broken}")
+    if found.broken and not no_shrink:
+        figures["schedule"] = _write_shortest(loaded, programs, found.broken[0], output, say)
+    elif not found.broken and not stopped:
+        say("all invariants hold")
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(figures), indent=2).decode())
-    if stopped:
-        return of_signal(stopped)
-    return MISSED if found.broken else 0
+    raise click.exceptions.Exit(of_signal(stopped) if stopped else MISSED if found.broken else 0)
+
+
+def _write_shortest(
+    topology: topologies.Topology, programs: tuple[Path, ...], first: Any, output: Path, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write the shortest schedule that breaks an invariant as the outcome ``first`` does; returns what was written."""
+    from sim.explore import shrink, write_replay
+
+    shortest = shrink(topology, first)
+    write_replay(output, topology, [str(program) for program in programs], shortest)
+    was, now = len(first.decisions), len(shortest.decisions)
+    say(f"the shortest schedule has {now} of the {was} decisions of seed {first.seed}:")
+    for line in (*shortest.decisions, shortest.broken):
+        say(f"    {line}")
+    say(f"every event of it: ivsim run --replay {output}")
+    return {"file": str(output), "decisions": now}
 
 
 def _run_seeds(
@@ -157,9 +138,7 @@ def _run_seeds(
             told = time.monotonic()
             click.echo(f"{exploration.seeds} of {len(seeds)} seeds, {len(exploration.broken)} broken", err=True)
 
-    def warn(line: str) -> None:
-        click.echo(line, err=True)
-
+    warn = functools.partial(click.echo, err=True)
     if where is None:
         return run_seeds(topology, seeds, jobs=jobs, keep_going=keep_going, progress=tell), ""
     from sim.distributed.explore import explore_on

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
 import sim
 import topologies
@@ -25,10 +26,9 @@ from sim.commands.options import (
 )
 from sim.commands.output import write_file, write_result
 from sim.commands.parameters import NameChoice, WholeNumber
-from sim.commands.replay_schedule import replay_schedule
 from sim.distributed.addresses import make_tls
 from sim.distributed.where import Where, where_of
-from sim.exit_codes import INTERRUPTED, of_run
+from sim.exit_codes import INTERRUPTED, MISSED, of_error, of_run
 from topologies.hosts import part_of
 from topologies.metrics import LATENCIES
 from topologies.model import EngineName
@@ -125,7 +125,7 @@ def run(
     A topology whose domains have hosts runs on the workers of --scheduler, or with --workers in parts on this host.
     """
     if replay is not None:
-        raise click.exceptions.Exit(replay_schedule(context, replay))
+        raise click.exceptions.Exit(_replay_schedule(context, replay))
     if topology is None:
         raise click.MissingParameter(param_hint="'TOPOLOGY' (or --replay FILE)", param_type="argument")
     settings = {"seed": seed, "run.engine": engine, "run.stop_above": stop_above}
@@ -134,7 +134,9 @@ def run(
         if not file.parent.is_dir():
             raise click.UsageError(f"{file} cannot be written: there is no directory {file.parent}")
     if dry_run:
-        raise click.exceptions.Exit(_dry_run(topology, overrides, programs, domains, runs, as_json=as_json))
+        loaded = topologies.load(topology, overrides, programs)
+        code = write_demand(part_of(loaded, domains) if domains else loaded, runs, as_json=as_json)
+        raise click.exceptions.Exit(code)
     where = where_of(scheduler, workers, make_tls(*(tls_files[f"tls_{name}"] for name in ("ca", "cert", "key"))))
     common: dict[str, Any] = {"runs": runs, "overrides": overrides, "programs": programs}
     common["resources_every_s"] = resources_every_s
@@ -213,19 +215,60 @@ def _kept(path: Path) -> Iterator[None]:
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-def _dry_run(
-    topology: str,
-    overrides: dict[str, str],
-    programs: tuple[Path, ...],
-    domains: tuple[str, ...],
-    runs: Path,
-    *,
-    as_json: bool,
-) -> int:
-    from sim.commands.preflight import dry_run
+def write_demand(topology: topologies.Topology, runs: Path, *, as_json: bool = False) -> int:
+    """Print the demand of ``topology`` and what of it this host does not have; the exit code: 0, or 3."""
+    import msgspec
+    from rich.console import Console
 
-    loaded = topologies.load(topology, overrides, programs)
-    return dry_run(part_of(loaded, domains) if domains else loaded, runs, as_json=as_json)
+    from sim.host.preflight import preflight, render
+    from topologies.migration_check import failing_migrations
+    from topologies.qemu_check import endangered
+    from topologies.ringing_check import unreachable
+
+    demand, failing, silent = preflight(topology, runs), failing_migrations(topology), unreachable(topology)
+    ended = endangered(topology)
+    if as_json:
+        plain = msgspec.to_builtins(demand)
+        sums = [{**each, "fits": it.fits} for each, it in zip(plain["sums"], demand.sums, strict=True)]
+        plain |= {"sums": sums, "fits": not demand.problems, "problems": demand.problems, "warnings": demand.warnings}
+        plain |= {
+            "failing_migrations": msgspec.to_builtins(failing),
+            "endangered": msgspec.to_builtins(ended),
+            "unreachable": msgspec.to_builtins(silent),
+        }
+        click.echo(json.dumps(plain, indent=2))
+    else:
+        console = Console()
+        render(demand, console)
+        for note in (*failing, *ended, *silent):
+            console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        if not demand.problems:
+            console.print("this host can carry it", highlight=False)
+    return of_error(demand.error(demand.problems)) if demand.problems else 0
+
+
+def _replay_schedule(context: click.Context, file: Path) -> int:
+    """Print every event of the schedule in a file; returns the exit code.
+
+    Raises:
+        click.UsageError: the command line has anything beside ``--replay``: the file holds the topology and all else.
+        TopologyError: the topology of the schedule, or a program of it, is no longer there.
+    """
+    from sim.explore import read_replay
+    from sim.explore.seed import trace_seed
+
+    for parameter in context.command.get_params(context):
+        name = str(parameter.name)
+        if name != "replay" and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            given = parameter.opts[0] if isinstance(parameter, click.Option) else "a topology"
+            raise click.UsageError(f"expected --replay alone, got {given} beside it: the schedule holds the topology")
+    replay = read_replay(file)
+    outcome = trace_seed(replay.topology(), replay.seed, replay.decisions, click.echo)
+    if outcome.broken is None:
+        click.echo(f"all invariants hold; when the schedule was written: {replay.broken}")
+        return 0
+    click.echo(f"broken: {outcome.broken}")
+    return MISSED
 
 
 @click.command("show")

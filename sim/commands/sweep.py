@@ -13,6 +13,7 @@ from sim.commands.options import optional_topology_argument, programs_option, re
 from sim.commands.parameters import WholeNumber, split_values
 from sim.distributed.addresses import make_tls
 from sim.distributed.where import where_of
+from sim.exit_codes import FAILED, MISSED
 
 
 def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, list[str]]:
@@ -100,19 +101,21 @@ def sweep(
     if balance and scheduler is None:
         raise click.UsageError("--balance goes with --scheduler")
     where = where_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
-    from sim.commands.sweep_runs import carry_out, new_sweep
+    from sim.commands import sweep_runs
+    from sim.sweeps import Sweep
 
-    its = new_sweep(topology, axes, repeat, programs, directory, runs)
-    code = carry_out(
-        its,
-        directory,
-        runs,
-        where,
-        resources_every_s=resources_every_s,
-        dry_run=dry_run,
-        as_json=as_json,
-        quiet=quiet,
-        balance=balance,
-        across_hosts=across_hosts,
-    )
-    raise click.exceptions.Exit(code)
+    its = sweep_runs.new_sweep(topology, axes, repeat, programs, directory, runs)
+    if dry_run:
+        raise click.exceptions.Exit(sweep_runs.show_demand(its, directory or runs))
+    if not (where and where.scheduler) and (refusal := sweep_runs.refusal(its, directory or runs)) is not None:
+        raise refusal
+    if directory is None:
+        its = Sweep.create(runs, its.plan)
+    stopped = sweep_runs.run_all(its, resources_every_s, where, balance=balance, quiet=as_json or quiet)
+    its.finish()
+    if as_json:
+        click.echo((its.path / "sweep.json").read_text(), nl=False)
+    else:
+        sweep_runs.show(its, across_hosts=across_hosts)
+    codes = {row.exit_code for row in its.rows}
+    raise click.exceptions.Exit(stopped or next((code for code in (FAILED, MISSED) if code in codes), 0))

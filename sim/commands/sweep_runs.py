@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from rich.text import Text
 
 import sim
 from nodes.errors import HostError, IvshmemError, UsageError
-from sim.commands.sweep_table import render_sweep, short_names
 from sim.distributed.where import Where
-from sim.exit_codes import FAILED, MISSED, of_error, of_signal
-from sim.sweeps import Cell, Plan, Row, Sweep, make_plan
+from sim.exit_codes import of_error, of_signal
+from sim.sweeps import Cell, Row, Sweep, hosts_are_comparable, make_plan
 from sim.views.columns import print_columns
 from sim.views.units import human_count, human_ns
 from topologies import Topology
@@ -30,54 +30,16 @@ def new_sweep(
     runs: Path,
 ) -> Sweep:
     """The sweep to run: a new one, or that in ``directory``, which is continued."""
-    plan = _plan(topology, axes, repeat, programs) if topology is not None else None
+    fixed = {key: values[0] for key, values in axes.items() if len(values) == 1}
+    varied = {key: values for key, values in axes.items() if len(values) > 1}
+    plan = make_plan(topology, fixed, varied, repeat, programs) if topology is not None else None
     if directory is not None:
         return Sweep.resume(directory, plan)
     assert plan is not None
     return Sweep(runs, plan)
 
 
-def carry_out(
-    its: Sweep,
-    directory: Path | None,
-    runs: Path,
-    where: Where | None,
-    *,
-    resources_every_s: float,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-    balance: bool,
-    across_hosts: bool,
-) -> int:
-    """Run what is left of a sweep, here or on a cluster, and show all of it. Returns the exit code.
-
-    Raises:
-        UsageError, HostError: a run that is left cannot be run.
-    """
-    if dry_run:
-        return _dry_run(its, directory or runs)
-    if not (where and where.scheduler) and (refusal := _refusal(its, directory or runs)) is not None:
-        raise refusal
-    if directory is None:
-        its = Sweep.create(runs, its.plan)
-    stopped = _run_all(its, Console(stderr=True, quiet=as_json or quiet), resources_every_s, where, balance=balance)
-    its.finish()
-    if as_json:
-        click.echo((its.path / "sweep.json").read_text(), nl=False)
-    else:
-        render_sweep(its, Console(), across_hosts=across_hosts)
-    codes = {row.exit_code for row in its.rows}
-    return stopped or next((code for code in (FAILED, MISSED) if code in codes), 0)
-
-
-def _plan(topology: str, axes: dict[str, list[str]], repeat: int, programs: tuple[Path, ...]) -> Plan:
-    fixed = {key: values[0] for key, values in axes.items() if len(values) == 1}
-    varied = {key: values for key, values in axes.items() if len(values) > 1}
-    return make_plan(topology, fixed, varied, repeat, programs)
-
-
-def _refusal(its: Sweep, runs: Path) -> HostError | UsageError | None:
+def refusal(its: Sweep, runs: Path) -> HostError | UsageError | None:
     """Why cells that are still to be run cannot: each reason once, in a line, with the first cell that has it."""
     from sim.host.preflight import preflight
 
@@ -95,7 +57,8 @@ def _refusal(its: Sweep, runs: Path) -> HostError | UsageError | None:
     return (UsageError if mistaken else HostError)("\n".join(problems)) if problems else None
 
 
-def _dry_run(its: Sweep, runs: Path) -> int:
+def show_demand(its: Sweep, runs: Path) -> int:
+    """Print what is left to be run, and what this host has too little of for it. Returns the exit code."""
     rows = [("run", "values", "machines", "vectors", "time")]
     total_s = 0.0
     for cell in its.left:
@@ -107,14 +70,15 @@ def _dry_run(its: Sweep, runs: Path) -> int:
     console = Console()
     print_columns(rows, console, left=(1,))
     console.print(f"{len(its.left)} runs of {len(its.plan.cells)}, {total_s:g} s beside coming up", highlight=False)
-    refusal = _refusal(its, runs)
-    for problem in str(refusal).splitlines() if refusal else ():
+    error = refusal(its, runs)
+    for problem in str(error).splitlines() if error else ():
         console.print(Text(f"! {problem}", "yellow"), soft_wrap=True)
-    return of_error(refusal) if refusal else 0
+    return of_error(error) if error else 0
 
 
-def _run_all(its: Sweep, stderr: Console, resources_every_s: float, where: Where | None, *, balance: bool) -> int:
+def run_all(its: Sweep, resources_every_s: float, where: Where | None, *, balance: bool, quiet: bool) -> int:
     """Run what is left until it is done or interrupted. Returns 0, or the exit code of the interrupt."""
+    stderr = Console(stderr=True, quiet=quiet)
     try:
         if where is None:
             stopped = _run_here(its, stderr, resources_every_s)
@@ -165,9 +129,7 @@ def _run_there(its: Sweep, stderr: Console, resources_every_s: float, where: Whe
         elif host:
             stderr.print(Text(f"{cell.place}/{len(its.plan.cells)}  {_values(its, cell)}: on {host}"), soft_wrap=True)
 
-    def warn(line: str) -> None:
-        click.echo(line, err=True)
-
+    warn = functools.partial(click.echo, err=True)
     with where.open() as cluster:
         return ClusterSweep(
             its, cluster, resources_every_s=resources_every_s, balance=balance, tell=tell, warn=warn
@@ -188,8 +150,61 @@ def _say_how_to_resume(its: Sweep, why: str) -> None:
 
 def _values(its: Sweep, cell: Cell) -> str:
     """The keys that distinguish cells, shortened unless two of them end alike."""
-    names = short_names(its.plan.varied)
+    names = _short_names(its.plan.varied)
     told = [f"{names[key]}={cell.overrides[key]}" for key in its.plan.varied]
     if its.plan.cells[-1].repeat:
         told.append(f"#{cell.repeat}")
     return " ".join(told)
+
+
+# The table
+
+
+def _short_names(keys: list[str]) -> dict[str, str]:
+    """The last parts of dotted keys; the whole of those that end alike."""
+    lasts = [key.rpartition(".")[2] for key in keys]
+    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
+
+
+def show(its: Sweep, *, across_hosts: bool) -> None:
+    """Print one table of all runs that are done, and the directory of the sweep.
+
+    Latencies of different hosts cannot be compared. Where several hosts have run parts of a sweep, the table has no
+    latencies; where each has run every combination, it has the rows of one host after the other.
+    """
+    console = Console()
+    varied = its.plan.varied
+    names = _short_names(varied)
+    repeats = bool(its.plan.cells[-1].repeat)
+    hosts = sorted({row.host for row in its.rows})
+    balanced = len(hosts) > 1 and hosts_are_comparable(varied, its.rows)
+    shown = across_hosts or balanced or len(hosts) < 2
+    rows = sorted(its.rows, key=lambda row: row.host) if balanced and not across_hosts else its.rows
+    head = ["run", *(names[key] for key in varied), *(["seed"] if repeats else []), *(["host"] if any(hosts) else [])]
+    head += ["status", "rung/s", "per int.", "delivery p50", "p99", "total p50", "p99", "USS", "ready", "missed"]
+    lines, styles = [head], {}
+    for place, row in enumerate(rows, start=1):
+        cells = [str(row.place), *(row.values[key] for key in varied), *([str(row.seed)] if repeats else [])]
+        cells += [row.host or "-"] if any(hosts) else []
+        lines.append(cells + _figures(row, latencies=shown))
+        if row.exit_code:
+            styles[place] = "bold red" if row.exit_code == 1 else "yellow"
+    print_columns(lines, console, left=(), styles=styles)
+    for row in its.rows:
+        for text in filter(None, (row.reason, *row.missed)):
+            console.print(Text(f"! run {row.place}: {text}", "yellow"), soft_wrap=True)
+    if not shown:
+        ran = ", ".join(host or "this host" for host in hosts)
+        text = f"! {ran} have run parts of it, and latencies of different hosts cannot be compared: --across-hosts "
+        text += "shows them (with --resume), --balance with --repeat lets each host run every combination"
+        console.print(Text(text, "yellow"), soft_wrap=True)
+    console.print(Text(f"sweep: {its.path}"), soft_wrap=True)
+
+
+def _figures(row: Row, *, latencies: bool) -> list[str]:
+    cells = [row.status, human_count(row.rung_per_s), "-" if row.coalescing is None else f"{row.coalescing:,.2f}"]
+    figures = (row.delivery_p50_ns, row.delivery_p99_ns, row.total_p50_ns, row.total_p99_ns)
+    cells += [human_ns(value if latencies else None) for value in figures]
+    cells += ["-" if row.uss_bytes is None else f"{row.uss_bytes / 2**20:.1f} MiB"]
+    cells += ["-" if row.ready_s is None else f"{row.ready_s:.2f} s"]
+    return [*cells, f"{len(row.missed)} of {row.expectations}" if row.expectations else "-"]

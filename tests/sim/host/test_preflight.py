@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from nodes.errors import HostError, UsageError
-from sim.commands.preflight import dry_run
+from sim.commands.run import write_demand
 from sim.coordination.recording_layouts import Layouts
 from sim.host.limits import Host, Remaining
 from sim.host.preflight import INDEX_BYTES_EACH, RESULTS_BYTES, Demand, ResourceDemand, check, preflight, render
@@ -191,7 +191,7 @@ def test_where_no_run_directory_can_be_made_is_said_as_the_run_would(below: str,
         )
         with pytest.raises(UsageError, match="run directory cannot be made"):
             RunDirectory.create(runs, topology(GROUPS), {})
-        assert dry_run(topology(GROUPS), runs) == 2
+        assert write_demand(topology(GROUPS), runs) == 2
         with pytest.raises(UsageError, match="Name another one"):
             check(topology(GROUPS), runs)
     assert preflight(topology(GROUPS), tmp_path / "new" / below, HOST).problems == []
@@ -269,12 +269,12 @@ def test_the_dry_run_prints_json_and_its_code_says_whether_it_fits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Host, "here", lambda runs: HOST)
-    assert dry_run(topology(GROUPS), tmp_path, as_json=True) == 0
+    assert write_demand(topology(GROUPS), tmp_path, as_json=True) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["fits"] is True
     assert {each["what"] for each in told["sums"]} == set(sums(topology(GROUPS)))
     monkeypatch.setattr(Host, "here", lambda runs: dataclasses.replace(HOST, processes=Remaining(1, "ulimit -u")))
-    assert dry_run(topology(GROUPS), tmp_path) == 3
+    assert write_demand(topology(GROUPS), tmp_path) == 3
     assert "9 processes and threads (4 machines, 5 helpers)" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
