@@ -183,7 +183,18 @@ def _run_here(
         engine = stack.enter_context(engine_kind.make(topology, runtime, server_path))
         directory.clock = engine.loop.clock.now_ns
         end = stack.enter_context(OutlierEnd(topology, directory, engine.loop, engine_kind.in_real_time))
-        coordinator = _coordinator(topology, engine, directory, end, runtime, access, resources_every_s, gate)
+        observe = partial(
+            Monitor,
+            runtime=runtime,
+            record=directory.resources,
+            resources_every_s=resources_every_s,
+            path=directory.path,
+            access=access,
+            describe=sentence,
+        )
+        coordinator = Coordinator(
+            topology, engine, recording_path=directory.recording_path, event=end.event, observe=observe, gate=gate
+        )
         stack.callback(coordinator.close)
         end.watch(coordinator)
         on_begin(Begun(topology, directory.path, coordinator.monitor.telemetry, access))
@@ -229,30 +240,6 @@ def _prepared(
         check(topology, runs)
     remove_orphaned()
     return name_memories(engine_kind.prepare(topology)), engine_kind
-
-
-def _coordinator(
-    topology: Topology,
-    engine: Engine,
-    directory: RunDirectory,
-    end: OutlierEnd,
-    runtime: Path,
-    access: Sequence[Access],
-    resources_every_s: float,
-    gate: StartSocket | None,
-) -> Coordinator:
-    observe = partial(
-        Monitor,
-        runtime=runtime,
-        record=directory.resources,
-        resources_every_s=resources_every_s,
-        path=directory.path,
-        access=access,
-        describe=sentence,
-    )
-    return Coordinator(
-        topology, engine, recording_path=directory.recording_path, event=end.event, observe=observe, gate=gate
-    )
 
 
 def _ending(end: RunEnd, machines: LiveMachines, outlier: Outlier | None) -> Ending:

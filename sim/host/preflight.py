@@ -64,7 +64,7 @@ BASE_S, PROCESS_S, MESSAGE_S = 0.2, 0.010, 4e-6
 PATIENCE_S, PATIENCE_EACH_S = 30.0, 0.1
 
 
-class ResourceDemand(msgspec.Struct, frozen=True, kw_only=True):
+class ResourceDemand(msgspec.Struct, frozen=True):
     """One resource: the amount needed, its parts, and the limit.
 
     ``limit`` is None where it is unlimited. A sum over its limit refuses the run, unless ``binding`` is False: it is an
@@ -375,16 +375,7 @@ def _sum(
     binding: bool = True,
 ) -> ResourceDemand:
     limit, name = (None, "") if left is None else left
-    return ResourceDemand(
-        what=what,
-        needed=needed,
-        unit=unit,
-        made_of=made_of,
-        limit=limit,
-        limit_name=name,
-        advice=advice,
-        binding=binding,
-    )
+    return ResourceDemand(what, needed, unit, made_of, limit, name, advice, binding)
 
 
 def _amount(value: float, unit: str) -> str:

@@ -23,38 +23,21 @@ Labels = Mapping[str, str]
 
 def exposition(snapshot: Snapshot, lost: int = 0) -> str:
     """Every figure of a snapshot, with its help and type; ``lost``: snapshots that never came."""
-    groups = snapshot.groups
     run = {"title": snapshot.title, "path": snapshot.path}
-    phases = dict.fromkeys((*PHASES, snapshot.phase))
+    known = dict.fromkeys((*PHASES, snapshot.phase))
+    phases = [({"phase": phase}, float(phase == snapshot.phase)) for phase in known]
     families: list[tuple[str, str, str, Iterable[tuple[Labels, float]]]] = [
         ("ivsim_run_info", "gauge", "The run that is told of.", [(run, 1)]),
-        (
-            "ivsim_phase",
-            "gauge",
-            "1 for the phase that the run is in.",
-            [({"phase": phase}, float(phase == snapshot.phase)) for phase in phases],
-        ),
-        (
-            "ivsim_doorbells_pending",
-            "gauge",
-            "Doorbells rung, not refused and not yet delivered.",
-            [({}, pending(snapshot))],
-        ),
-        (
-            "ivsim_heartbeats_late_total",
-            "counter",
-            "Pings still unanswered at the next.",
-            [({}, snapshot.heartbeats_late)],
-        ),
-        ("ivsim_snapshots_total", "counter", "Snapshots published by the run.", [({}, snapshot.number)]),
-        ("ivsim_snapshots_lost_total", "counter", "Snapshots that never came here.", [({}, lost)]),
-        (
-            "ivsim_snapshot_monotonic_seconds",
-            "gauge",
-            "CLOCK_MONOTONIC at the snapshot.",
-            [({}, snapshot.time_ns / 1e9)],
-        ),
+        ("ivsim_phase", "gauge", "1 for the phase that the run is in.", phases),
     ]
+    single: list[tuple[str, str, str, float]] = [
+        ("ivsim_doorbells_pending", "gauge", "Doorbells rung, not refused and not yet delivered.", pending(snapshot)),
+        ("ivsim_heartbeats_late_total", "counter", "Pings still unanswered at the next.", snapshot.heartbeats_late),
+        ("ivsim_snapshots_total", "counter", "Snapshots published by the run.", snapshot.number),
+        ("ivsim_snapshots_lost_total", "counter", "Snapshots that never came here.", lost),
+        ("ivsim_snapshot_monotonic_seconds", "gauge", "CLOCK_MONOTONIC at the snapshot.", snapshot.time_ns / 1e9),
+    ]
+    families += [(name, kind, said, [({}, value)]) for name, kind, said, value in single]
     for name, kind, said, field in (
         ("ivsim_machines", "gauge", "Machines of the group.", "machines"),
         ("ivsim_machines_up", "gauge", "Machines of the group that are ready and alive.", "up"),
@@ -63,9 +46,8 @@ def exposition(snapshot: Snapshot, lost: int = 0) -> str:
         ("ivsim_doorbells_refused_total", "counter", "Doorbells of the group that were refused.", "refused"),
         ("ivsim_interrupts_total", "counter", "Interrupts that machines of the group took.", "interrupts"),
     ):
-        families.append(
-            (name, kind, said, [({"group": group}, getattr(counts, field)) for group, counts in groups.items()])
-        )
+        values = [({"group": group}, getattr(counts, field)) for group, counts in snapshot.groups.items()]
+        families.append((name, kind, said, values))
     if snapshot.latency_ns:
         levels = [({"percentile": level}, value / 1e9) for level, value in snapshot.latency_ns.items()]
         families.append(("ivsim_delivery_seconds", "gauge", "Delivery in the last moments, by percentile.", levels))

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.results.analysis.time_series import LEVELS, TimeSeries
-from sim.views.html.lines import Axis, Chart, Line, Mark
-from sim.views.html.scales import decades, percentile_name, round_ticks
+from sim.views.html.lines import Axis, Chart, Line, Mark, decades, percentile_name, round_ticks
 from sim.views.html.usage import COORDINATOR_NAME, Usage
 from sim.views.units import short_bytes as size
 from sim.views.units import short_count as count

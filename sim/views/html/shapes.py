@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.views.html.heat_map import HeatMatrix
-from sim.views.html.lines import BOTTOM, CHARACTER, RIGHT, TOP, axes, thinned
-from sim.views.html.scales import Scale, round_ticks
+from sim.views.html.lines import BOTTOM, CHARACTER, RIGHT, TOP, Scale, axes, round_ticks, thinned
 from sim.views.html.svg import Markup, cut, picture, tag, text
 from sim.views.units import short_count as count
 
