@@ -18,7 +18,7 @@ from sim.results.analysis.time_series import span, time_series
 from sim.results.store import batches
 from sim.views import units
 from sim.views.event_text import brief, sentence
-from sim.views.html import curves, scales
+from sim.views.html import curves, lines
 from sim.views.html.heat_map import OTHERS, between_groups, between_machines, heat_level
 from sim.views.html.lines import thinned
 from sim.views.html.page import page
@@ -50,7 +50,7 @@ def test_shares_rise_to_all():
 
 @given(st.floats(0, 1e12), st.floats(1e-6, 1e12), st.integers(2, 12))
 def test_round_ticks_are_few_and_inside(low, span_, most):
-    ticks = [value for value, _ in scales.round_ticks(low, low + span_, most, str)]
+    ticks = [value for value, _ in lines.round_ticks(low, low + span_, most, str)]
     assert len(ticks) <= most + 1
     assert all(low - span_ * 1e-6 - low * 1e-9 <= tick <= (low + span_) * (1 + 1e-9) for tick in ticks)
     assert ticks == sorted(ticks)
@@ -58,7 +58,7 @@ def test_round_ticks_are_few_and_inside(low, span_, most):
 
 @given(st.floats(1, 1e9), st.floats(1.5, 1e9), st.integers(3, 9))
 def test_decades_are_few_and_inside(low, factor, most):
-    ticks = [value for value, _ in scales.decades(low, low * factor, most, str)]
+    ticks = [value for value, _ in lines.decades(low, low * factor, most, str)]
     assert 1 <= len(ticks) <= most + 1
     assert all(0.99 * low <= tick <= 1.01 * low * factor for tick in ticks)
 
@@ -75,9 +75,9 @@ def test_decades_are_few_and_inside(low, factor, most):
         (units.short_count, 5e6, "5 M"),
         (units.short_bytes, 3 << 20, "3 MiB"),
         (units.short_bytes, 100, "100 B"),
-        (scales.percentile_name, 1, "p90"),
-        (scales.percentile_name, 2, "p99"),
-        (scales.percentile_name, 5, "p99.999"),
+        (lines.percentile_name, 1, "p90"),
+        (lines.percentile_name, 2, "p99"),
+        (lines.percentile_name, 5, "p99.999"),
     ],
 )
 def test_numbers_read_as_people_say_them(word, value, said):
@@ -86,9 +86,9 @@ def test_numbers_read_as_people_say_them(word, value, said):
 
 def test_a_scale_takes_its_ends_to_the_ends():
     for logarithmic in (False, True):
-        scale = scales.Scale(10, 1000, 50, 250, logarithmic)
+        scale = lines.Scale(10, 1000, 50, 250, logarithmic)
         assert (scale.at(10), scale.at(1000)) == (50, 250)
-    assert scales.Scale(10, 1000, 0, 100, logarithmic=True).at(100) == 50
+    assert lines.Scale(10, 1000, 0, 100, logarithmic=True).at(100) == 50
 
 
 @given(st.lists(st.tuples(st.floats(0, 500), st.text("ab", min_size=1, max_size=9)), max_size=20))
