@@ -163,9 +163,6 @@ def _machines() -> Iterator[Metric]:
         ("downtime_ms", "ms", "the longest that a machine stood still to migrate", {}),
     ):
         yield _row(name, unit, OF_MACHINES, doc, "", **others)
-
-
-def _consoles() -> Iterator[Metric]:
     doc = "lines on the consoles of guests that contain the regular expression `console` of the expectation"
     yield _row("console_lines", "lines", OF_MACHINES, doc, "")
 
@@ -187,12 +184,7 @@ def _samples() -> Iterator[Metric]:
         ("short_deliveries", "doorbells", OF_RUN, "samples delivered in a quarter of the wake-up baseline's median"),
         ("drains", "drains", OF_RUN, "logged drains of an eventfd counter"),
         ("drains_refused", "drains", OF_GROUPS, "drains for which the recording had no room"),
-        (
-            "overfull_drains",
-            "drains",
-            OF_RUN,
-            "drains with more samples than doorbells: stamps are mismatched",
-        ),
+        ("overfull_drains", "drains", OF_RUN, "drains with more samples than doorbells: stamps are mismatched"),
     ):
         yield _row(name, unit, of, doc)
 
@@ -229,43 +221,30 @@ def _resources() -> Iterator[Metric]:
         yield _row(name, unit, OF_GROUPS, doc, f"resources.{name}", compared=is_compared)
     for name, unit, doc in _RESOURCES:
         if not name.endswith(("_sum", "cpu_percent_max", "bytes_max")):
-            yield _row(
-                f"coordinator.{name}",
-                unit,
-                OF_RUN,
-                re.sub("each machine|the machine with the most", "the coordinator", doc),
-            )
+            its = re.sub("each machine|the machine with the most", "the coordinator", doc)
+            yield _row(f"coordinator.{name}", unit, OF_RUN, its)
 
 
 def _host() -> Iterator[Metric]:
     for name, unit, doc in (
-        ("cpu_percent", "%", "CPU time of the whole host, in percent of one CPU"),
-        ("steal_percent", "%", "CPU time that the hypervisor gave to others, in percent of one CPU"),
-        ("load_max", "", "the highest load average of one minute"),
-        ("pressure_cpu_percent", "%", "share of time in which a task of the host waited for a CPU"),
-        ("pressure_memory_percent", "%", "share of time in which a task of the host waited for memory"),
-        ("pressure_io_percent", "%", "share of time in which a task of the host waited for I/O"),
-        ("sampling_percent", "%", "CPU time of sampling the processes, in percent of one CPU"),
+        ("host.cpu_percent", "%", "CPU time of the whole host, in percent of one CPU"),
+        ("host.steal_percent", "%", "CPU time that the hypervisor gave to others, in percent of one CPU"),
+        ("host.load_max", "", "the highest load average of one minute"),
+        ("host.pressure_cpu_percent", "%", "share of time in which a task of the host waited for a CPU"),
+        ("host.pressure_memory_percent", "%", "share of time in which a task of the host waited for memory"),
+        ("host.pressure_io_percent", "%", "share of time in which a task of the host waited for I/O"),
+        ("host.sampling_percent", "%", "CPU time of sampling the processes, in percent of one CPU"),
+        ("wake_up_baseline.p50_ns", "ns", "median of a bare wake-up between two processes"),
+        ("wake_up_baseline.p99_ns", "ns", "p99 of a bare wake-up between two processes"),
+        ("wake_up_baseline.count", "wake-ups", "wake-ups that were measured for the baseline"),
+        ("wake_up_baseline.clock_ns", "ns", "one reading of the clock"),
+        ("wake_up_baseline.times_baseline.p50", "", "the median of delivery, in units of that of the baseline"),
+        ("wake_up_baseline.times_baseline.p99", "", "the p99 of delivery, in units of that of the baseline"),
+        ("outlier.took_ns", "ns", "the latency of the doorbell that ended the run (`stop_above`)"),
+        ("outlier.reached_ns", "ns", "what the limited metric had reached when that ended the run"),
+        ("outlier.limit_ns", "ns", "the limit of it"),
     ):
-        yield _row(f"host.{name}", unit, OF_RUN, doc)
-    for name, unit, doc in (
-        ("p50_ns", "ns", "median of a bare wake-up between two processes"),
-        ("p99_ns", "ns", "p99 of a bare wake-up between two processes"),
-        ("count", "wake-ups", "wake-ups that were measured for the baseline"),
-        ("clock_ns", "ns", "one reading of the clock"),
-        ("times_baseline.p50", "", "the median of delivery, in units of that of the baseline"),
-        ("times_baseline.p99", "", "the p99 of delivery, in units of that of the baseline"),
-    ):
-        yield _row(f"wake_up_baseline.{name}", unit, OF_RUN, doc)
-
-
-def _outlier() -> Iterator[Metric]:
-    for name, doc in (
-        ("took_ns", "the latency of the doorbell that ended the run (`stop_above`)"),
-        ("reached_ns", "what the limited metric had reached when that ended the run"),
-        ("limit_ns", "the limit of it"),
-    ):
-        yield _row(f"outlier.{name}", "ns", OF_RUN, doc)
+        yield _row(name, unit, OF_RUN, doc)
 
 
 def _latencies() -> Iterator[Metric]:
@@ -283,18 +262,7 @@ def _of_point(point: str) -> str:
 
 METRICS: dict[str, Metric] = {
     row.name: row
-    for rows in (
-        _doorbells,
-        _interrupts,
-        _machines,
-        _consoles,
-        _times,
-        _samples,
-        _resources,
-        _host,
-        _outlier,
-        _latencies,
-    )
+    for rows in (_doorbells, _interrupts, _machines, _times, _samples, _resources, _host, _latencies)
     for row in rows()
 }
 """By name; besides these there is ``statistics.NAME``, for any name."""

@@ -97,13 +97,7 @@ def _vectors(profile: Profile) -> str:
 
 def _profiles() -> Reference:
     rows = [
-        (
-            name,
-            _interrupts(profile),
-            _vectors(profile),
-            profile.default_role,
-            profile.summary,
-        )
+        (name, _interrupts(profile), _vectors(profile), profile.default_role, profile.summary)
         for name, profile in PROFILES.items()
     ]
     return Reference(("profile", "interrupts", "vectors", "role", "meaning"), tuple(rows))

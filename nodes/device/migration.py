@@ -53,7 +53,7 @@ class Device(Protocol):
 
 
 class Field(Struct, frozen=True):
-    """One part of the stream: its size, and how it is saved, checked and loaded.
+    """One part of the stream: how it is saved, checked and loaded.
 
     ``member`` is its name in QEMU's error texts, ``kind`` its type there. ``check`` returns why the device does not
     take the data, or "".
@@ -61,7 +61,6 @@ class Field(Struct, frozen=True):
 
     name: str
     member: str
-    size_bytes: Callable[[Device], int]
     save: Callable[[Device], bytes]
     load: Callable[[Device, bytes], None]
     check: Callable[[Device, bytes], str] = lambda device, data: ""
@@ -117,14 +116,6 @@ def _load_pins(device: Device, data: bytes) -> None:
     device.intx_raised = bool(int.from_bytes(data[:4], "big"))  # the device has no other pin
 
 
-def _table_bytes(device: Device) -> int:
-    return device.msix.layout.table_bytes if device.msix else 0
-
-
-def _pending_bytes(device: Device) -> int:
-    return (device.msix.layout.vectors + 7) // 8 if device.msix else 0
-
-
 def _save_table(device: Device) -> bytes:
     words = device.msix.table if device.msix else []
     return b"".join(word.to_bytes(4, "little") for word in words)
@@ -136,7 +127,7 @@ def _load_table(device: Device, data: bytes) -> None:
 
 
 def _save_pending(device: Device) -> bytes:
-    return device.msix.pending.to_bytes(_pending_bytes(device), "little") if device.msix else b""
+    return device.msix.pending.to_bytes((device.msix.layout.vectors + 7) // 8, "little") if device.msix else b""
 
 
 def _load_pending(device: Device, data: bytes) -> None:
@@ -148,36 +139,18 @@ def _word(name: str, member: str) -> Field:
     def store(device: Device, data: bytes) -> None:
         device.registers.values[name] = int.from_bytes(data, "big")
 
-    return Field(name, member, lambda _: 4, lambda device: device.registers.values[name].to_bytes(4, "big"), store)
+    return Field(name, member, lambda device: device.registers.values[name].to_bytes(4, "big"), store)
 
 
 FIELDS: dict[str, tuple[Field, ...]] = {
     "pci": (
-        Field(
-            "version", "PCIDevice:version_id", lambda _: 4, lambda _: _PCI_VERSION, lambda _, data: None, _check_version
-        ),
-        Field(
-            "configuration space",
-            "PCIDevice:config",
-            lambda _: 256,
-            _save_config,
-            _load_config,
-            _check_config,
-            "pci config",
-        ),
-        Field(
-            "pins",
-            "PCIDevice:irq_state",
-            lambda _: 4 * INTERRUPT_PINS,
-            _save_pins,
-            _load_pins,
-            _check_pins,
-            "pci irq state",
-        ),
+        Field("version", "PCIDevice:version_id", lambda _: _PCI_VERSION, lambda _, data: None, _check_version),
+        Field("configuration space", "PCIDevice:config", _save_config, _load_config, _check_config, "pci config"),
+        Field("pins", "PCIDevice:irq_state", _save_pins, _load_pins, _check_pins, "pci irq state"),
     ),
     "msix": (
-        Field("MSI-X table", "msix:msix", _table_bytes, _save_table, _load_table),
-        Field("pending bits", "msix:msix", _pending_bytes, _save_pending, _load_pending),
+        Field("MSI-X table", "msix:msix", _save_table, _load_table),
+        Field("pending bits", "msix:msix", _save_pending, _load_pending),
     ),
     "status": (_word(INTR_STATUS, "intrstatus"),),
     "mask": (_word(INTR_MASK, "intrmask"),),
@@ -220,7 +193,7 @@ def load(device: Device, data: bytes) -> None:
     parts: list[tuple[Field, bytes]] = []
     at = 0
     for field in fields:
-        size_bytes = field.size_bytes(device)
+        size_bytes = len(field.save(device))
         part = body[at : at + size_bytes]
         if len(part) != size_bytes:
             member = field.member if ":" in field.member else f"{name}:{field.member}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from nodes.ethernet.link import Link
+from nodes.ethernet import Link
 from nodes.guest import FOREVER, Guest, Program
 
 __all__ = ["ethernet"]

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from nodes.guest import Guest
-from nodes.virtio.header import CONFIG_AT, EVENT, READY, SIZES, VirtioHeader, VirtioRegister, VirtioStatus
+from nodes.virtio.header import (
+    CONFIG_AT,
+    EVENT,
+    QUEUE_REGISTERS,
+    READY,
+    SIZES,
+    VirtioHeader,
+    VirtioRegister,
+    VirtioStatus,
+)
 from nodes.virtio.queues import DeviceQueue, QueueAddresses
 
 __all__ = ["VirtioDevice"]
@@ -18,15 +27,7 @@ class _QueueState:
     """What the driver has said of one queue."""
 
     def __init__(self, size: int) -> None:
-        self.values = {
-            VirtioRegister.QUEUE_SIZE: size,
-            VirtioRegister.QUEUE_DEVICE_VECTOR: 0,
-            VirtioRegister.QUEUE_DRIVER_VECTOR: 0,
-            VirtioRegister.QUEUE_ENABLE: 0,
-            VirtioRegister.QUEUE_DESC: 0,
-            VirtioRegister.QUEUE_DRIVER: 0,
-            VirtioRegister.QUEUE_DEVICE: 0,
-        }
+        self.values = {**dict.fromkeys(QUEUE_REGISTERS, 0), VirtioRegister.QUEUE_SIZE: size}
         self.queue: DeviceQueue | None = None
 
 
@@ -110,16 +111,8 @@ class VirtioDevice:
             self._header.write(register, value)
 
     def _make_queue(self, state: _QueueState) -> DeviceQueue:
-        values = state.values
-        return DeviceQueue(
-            self._header.shared,
-            QueueAddresses(
-                values[VirtioRegister.QUEUE_SIZE],
-                values[VirtioRegister.QUEUE_DESC],
-                values[VirtioRegister.QUEUE_DRIVER],
-                values[VirtioRegister.QUEUE_DEVICE],
-            ),
-        )
+        size, _, _, _, descriptors, available, used = state.values.values()
+        return DeviceQueue(self._header.shared, QueueAddresses(size, descriptors, available, used))
 
     def notify(self, number: int) -> None:
         """Tell the driver of used buffers of a queue."""

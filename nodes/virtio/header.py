@@ -14,6 +14,7 @@ __all__ = [
     "CONFIG_AT",
     "EVENT",
     "HEADER_BYTES",
+    "QUEUE_REGISTERS",
     "READY",
     "SECTION_BYTES_MIN",
     "SIZES",
@@ -57,15 +58,13 @@ class VirtioRegister(IntEnum):
     CONFIG_GENERATION = 0x48
 
 
+QUEUE_REGISTERS = [each for each in VirtioRegister if VirtioRegister.QUEUE_SIZE <= each <= VirtioRegister.QUEUE_DEVICE]
+"""What is known of the selected queue."""
+
 SIZES = {
-    register: 2
-    if VirtioRegister.QUEUE_SIZE <= register <= VirtioRegister.QUEUE_ENABLE
-    else 8
-    if VirtioRegister.QUEUE_DESC <= register <= VirtioRegister.QUEUE_DEVICE
-    else 1
-    if register in (VirtioRegister.CONFIG_EVENT, VirtioRegister.QUEUE_EVENT)
-    else 4
-    for register in VirtioRegister
+    **dict.fromkeys(VirtioRegister, 4),
+    **{each: 2 if each <= VirtioRegister.QUEUE_ENABLE else 8 for each in QUEUE_REGISTERS},
+    **dict.fromkeys((VirtioRegister.CONFIG_EVENT, VirtioRegister.QUEUE_EVENT), 1),
 }
 """The size of each register in bytes."""
 

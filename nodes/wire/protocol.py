@@ -133,7 +133,7 @@ class Decoder(Generic[D]):
         """How many bytes complete the current message. QEMU reads no more than that, which keeps messages apart."""
         return MESSAGE_BYTES - len(self._pending) % MESSAGE_BYTES
 
-    def feed(self, data: bytes, descriptors: Sequence[D] = ()) -> list[Message[D]]:
+    def feed(self, data: bytes, descriptors: Sequence[D] = ()) -> Sequence[Message[D]]:
         """Return the messages that ``data`` completes. ``descriptors`` come only together with bytes."""
         self._pending += data
         whole = len(self._pending) // MESSAGE_BYTES

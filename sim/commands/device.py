@@ -42,7 +42,7 @@ def list_odd_devices(as_json: bool) -> None:
 
     `ivsim run odd_devices` runs them all; each is a table [machines.NAME.variant] there.
     """
-    from nodes.device.odd_devices import ODD_DEVICES
+    from nodes.device.variants import ODD_DEVICES
 
     if as_json:
         click.echo(

@@ -173,7 +173,7 @@ def _state(device: Ivshmem) -> Iterator[str]:
         yield "  none"
     for name in device.profile.stream:
         for field in migration.FIELDS[name]:
-            yield f"  {field.size_bytes(device):>5} bytes  {field.name}"
+            yield f"  {len(field.save(device)):>5} bytes  {field.name}"
 
 
 SHOWN_ELSEWHERE = {"registers", "registers_rules", "msix_rules", "stream", "quirks"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from nodes.ethernet.link import Link
+from nodes.ethernet import Link
 from nodes.guest import FOREVER, Guest, Program
 from sim.kernel.loop import Loop
 from sim.kernel.tap import Tap

@@ -8,8 +8,7 @@ from collections import deque
 import pytest
 
 from nodes.errors import GuestError
-from nodes.ethernet.link import LinkState, next_state
-from nodes.ethernet.queues import QueueLayout, ReceiveQueue, TransmitQueue
+from nodes.ethernet import LinkState, QueueLayout, ReceiveQueue, TransmitQueue, next_state
 
 RESET, INIT, READY, RUN = LinkState
 

@@ -15,12 +15,12 @@ A header is also the number that a client of version 0 reads: type in the low ha
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from nodes.errors import RemoteProtocolError
-from nodes.wire.protocol import DIALECTS, Dialect, Message, Step
+from nodes.wire.protocol import DIALECTS, Decoder, Dialect, Message, Step
 
 __all__ = [
     "ALL_DIALECTS",
@@ -49,10 +49,6 @@ VECTORS_MAX = 1024
 PROTOCOL_VIRTIO, BACK_END = 0x8000, 0x4000
 """From 0x8000 on a protocol is a virtio device; bit 0x4000 tells the back end from the front end."""
 
-_INIT = struct.Struct("<6IQ")
-_PAIR = struct.Struct("<2I")
-_ID = struct.Struct("<I")
-
 
 class FrameKind(IntEnum):
     """The type of a message."""
@@ -62,14 +58,16 @@ class FrameKind(IntEnum):
     PEER_GONE = 2
 
 
-BODY_BYTES = {FrameKind.INIT: _INIT.size, FrameKind.EVENT_FD: _PAIR.size, FrameKind.PEER_GONE: _ID.size}
+LAYOUTS = {kind: struct.Struct(layout) for kind, layout in zip(FrameKind, ("<6IQ", "<2I", "<I"), strict=True)}
+"""The numbers in the body of each type."""
+
 
 V2 = Dialect(
     "v2",
     (Step.INIT, Step.ANNOUNCE, Step.PEERS, Step.OWN),
     "the QEMU fork's contrib/ivshmem2-server/ivshmem2-server.c, version 2",
-    vector_bytes=HEADER_BYTES + BODY_BYTES[FrameKind.EVENT_FD],
-    leave_bytes=HEADER_BYTES + BODY_BYTES[FrameKind.PEER_GONE],
+    vector_bytes=HEADER_BYTES + LAYOUTS[FrameKind.EVENT_FD].size,
+    leave_bytes=HEADER_BYTES + LAYOUTS[FrameKind.PEER_GONE].size,
 )
 ALL_DIALECTS = {**DIALECTS, V2.name: V2}
 """The dialects of version 0, and v2."""
@@ -106,23 +104,23 @@ class Frame(Message[D]):
     def init(cls, peer: int, numbers: DomainNumbers, memory: D) -> Frame[D]:
         """The greeting, with the shared memory."""
         max_peers, vectors, protocol, output_bytes = numbers
-        body = _INIT.pack(VERSION, VERSION, peer, max_peers, vectors, protocol, output_bytes)
+        body = LAYOUTS[FrameKind.INIT].pack(VERSION, VERSION, peer, max_peers, vectors, protocol, output_bytes)
         return cls(FrameKind.INIT, body, (memory,))
 
     @classmethod
     def event_fd(cls, peer: int, vector: int, line: D) -> Frame[D]:
         """A vector of a peer."""
-        return cls(FrameKind.EVENT_FD, _PAIR.pack(peer, vector), (line,))
+        return cls(FrameKind.EVENT_FD, LAYOUTS[FrameKind.EVENT_FD].pack(peer, vector), (line,))
 
     @classmethod
     def peer_gone(cls, peer: int) -> Frame[D]:
         """A peer has left."""
-        return cls(FrameKind.PEER_GONE, _ID.pack(peer))
+        return cls(FrameKind.PEER_GONE, LAYOUTS[FrameKind.PEER_GONE].pack(peer))
 
     @property
     def is_whole(self) -> bool:
         """Whether a message of a known type has all its numbers."""
-        return len(self.body) >= BODY_BYTES[FrameKind(self.kind)]
+        return len(self.body) >= LAYOUTS[FrameKind(self.kind)].size
 
     def fields(self) -> tuple[int, ...]:
         """The numbers of a message of a known type; what follows them is skipped, as ivshmem2.c skips it.
@@ -132,10 +130,9 @@ class Frame(Message[D]):
         """
         kind = FrameKind(self.kind)
         if not self.is_whole:
-            got, expected = HEADER_BYTES + len(self.body), HEADER_BYTES + BODY_BYTES[kind]
+            got, expected = HEADER_BYTES + len(self.body), HEADER_BYTES + LAYOUTS[kind].size
             raise RemoteProtocolError(f"server sent {kind.name} of {got} bytes, expected {expected}")
-        layout = {FrameKind.INIT: _INIT, FrameKind.EVENT_FD: _PAIR, FrameKind.PEER_GONE: _ID}[kind]
-        return layout.unpack_from(self.body)
+        return LAYOUTS[kind].unpack_from(self.body)
 
 
 def decode_init(frame: Frame[D]) -> tuple[int, int, DomainNumbers]:
@@ -155,12 +152,8 @@ def protocol_of(peer: int, protocol: int) -> int:
     return protocol & ~BACK_END if peer else protocol | BACK_END
 
 
-class FrameDecoder(Generic[D]):
-    """Turns bytes and descriptors into messages, wherever the stream was cut; see `nodes.wire.protocol.Decoder`."""
-
-    def __init__(self) -> None:
-        self._pending = bytearray()
-        self._descriptors: list[D] = []
+class FrameDecoder(Decoder[D]):
+    """Turns bytes and descriptors into messages, wherever the stream was cut."""
 
     @property
     def missing_bytes(self) -> int:
@@ -188,7 +181,7 @@ class FrameDecoder(Generic[D]):
             expected = f"expected {HEADER_BYTES} to {FRAME_BYTES_MAX}"
             raise RemoteProtocolError(f"server sent a message of {length} bytes, {expected}{hint}")
 
-    def feed(self, data: bytes, descriptors: Sequence[D] = ()) -> list[Frame[D]]:
+    def feed(self, data: bytes, descriptors: Sequence[D] = ()) -> Sequence[Frame[D]]:
         """Return the messages that ``data`` completes, up to a header that `check` refuses."""
         earlier, self._descriptors = tuple(self._descriptors), []
         self._pending += data
@@ -205,8 +198,3 @@ class FrameDecoder(Generic[D]):
         if self._pending:
             self._descriptors.extend(descriptors)
         return frames
-
-    def unclaimed(self) -> Iterable[D]:
-        """Descriptors of a message that is not complete; the caller closes them."""
-        left, self._descriptors = self._descriptors, []
-        return left

@@ -11,9 +11,17 @@ import pytest
 from nodes.device import driver
 from nodes.device.effects import MsixMessage
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.odd_devices import ODD_DEVICES, OddDevice
 from nodes.device.profiles import PROFILES, profile
-from nodes.device.variants import VARIANT_CELLS, Value, make_variant, parse_cells, parse_variant, variant_name
+from nodes.device.variants import (
+    ODD_DEVICES,
+    VARIANT_CELLS,
+    OddDevice,
+    Value,
+    make_variant,
+    parse_cells,
+    parse_variant,
+    variant_name,
+)
 from nodes.errors import UsageError
 from topologies import load
 
