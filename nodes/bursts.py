@@ -9,8 +9,6 @@ from typing import Protocol
 from nodes.edges import Edge
 from nodes.peer_table import Line
 
-__all__ = ["Batch", "Burst", "LoopBatch", "one_by_one"]
-
 
 class Batch(Protocol):
     """Lines that an engine has prepared to be rung together."""

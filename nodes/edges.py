@@ -8,8 +8,6 @@ from operator import length_hint
 
 from nodes.peer_table import Line
 
-__all__ = ["UNSAMPLED_SUPPLY", "Edge"]
-
 UNSAMPLED_SUPPLY = 1 << 16
 
 

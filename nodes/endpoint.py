@@ -17,8 +17,6 @@ from nodes.vm import Vm
 from nodes.wire.client import Assigned, Client, Event, Ignored, MemoryShared, PeerLeft, VectorConnected
 from nodes.wire.protocol import MESSAGE_BYTES, PEERS_MAX, Dialect, Message
 
-__all__ = ["Endpoint", "EndpointHooks"]
-
 
 def _nothing(*_: object) -> None:
     """Do nothing: lines are not descriptors here."""

@@ -9,8 +9,6 @@ from nodes.endpoint import Endpoint, EndpointHooks
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm
 
-__all__ = ["make_endpoint"]
-
 
 def make_endpoint(vm: Vm, peers: PeerTable, hooks: EndpointHooks) -> Endpoint:
     """Make the endpoint for this machine's device.

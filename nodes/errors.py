@@ -15,19 +15,6 @@ IvshmemError
 
 from __future__ import annotations
 
-__all__ = [
-    "GuestError",
-    "HostError",
-    "IvshmemError",
-    "LocalProtocolError",
-    "ModelledFault",
-    "ProtocolError",
-    "QemuError",
-    "RemoteProtocolError",
-    "RunError",
-    "UsageError",
-]
-
 
 class IvshmemError(Exception):
     """The base of all errors that this project raises on purpose."""

@@ -26,8 +26,6 @@ from nodes.device.v2.sections import Sections
 from nodes.errors import GuestError
 from nodes.guest import Guest
 
-__all__ = ["FRAME_OVERHEAD_BYTES", "Link", "LinkState", "QueueLayout", "ReceiveQueue", "TransmitQueue", "next_state"]
-
 PEERS = 2
 
 

@@ -32,8 +32,6 @@ from nodes.doorbells import Burst, Doorbells
 from nodes.errors import GuestError
 from nodes.load import STEADY
 
-__all__ = ["FOREVER", "NOW", "OTHERS", "STEP", "Guest", "Interrupt", "Peers", "Program", "Random", "Trace"]
-
 Peers = Annotated[Sequence[int], "peers"]
 """The IDs of the peers that a program works with.
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Ledger", "NoLedger"]
-
 
 class Ledger(Protocol):
     """Where an instrument keeps what was rung; all times in nanoseconds of one monotonic clock."""

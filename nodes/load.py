@@ -7,8 +7,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 
-__all__ = ["STEADY", "Load", "shared_load"]
-
 Piece = tuple[int, float, float]
 
 

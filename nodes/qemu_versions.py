@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from nodes.errors import UsageError
 
-__all__ = ["COMPARED_VERSIONS", "NEWEST", "OLDEST", "QemuVersion", "by_version"]
-
 
 class QemuVersion(NamedTuple):
     """Major and minor number; what QEMU says does not change within a minor version."""

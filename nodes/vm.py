@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from nodes.bursts import Batch
 from nodes.device import driver
 from nodes.device.devices import make_device
-from nodes.device.effects import DeviceWarning, IntxLevel, IntxPulse, MsixMessage
+from nodes.device.effects import DeviceWarning, IntxLevel, IntxPulse
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.profiles import Profile
+from nodes.device.msix import MsixMessage
+from nodes.device.profile import Profile
 from nodes.doorbells import Doorbells, Ledger
 from nodes.guest import FOREVER, STEP, Guest, Interrupt, Program, Random
 from nodes.peer_table import Line, PeerTable

@@ -19,8 +19,6 @@ from msgspec import Meta
 
 from topologies.language.validated import NAME_PATTERN, Validated
 
-__all__ = ["ACTIONS", "Action", "MachineAction", "RunAction", "ServerAction", "WorkerAction", "fields_of", "refers_to"]
-
 DomainName = Annotated[str, Meta(pattern=NAME_PATTERN, extra={"refers_to": "domains"})]
 Vectors = Annotated[
     tuple[Annotated[int, Meta(ge=0, le=2047)], ...],

@@ -12,19 +12,6 @@ from nodes.wire.v2.protocol import ALL_DIALECTS, V2, DomainNumbers
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES
 from topologies.language.validated import NAME_PATTERN, Name, Validated
 
-__all__ = [
-    "ANY_HOST",
-    "MAIN_DOMAIN",
-    "Dialect",
-    "Domain",
-    "HostName",
-    "MaxPeers",
-    "Memory",
-    "MemoryKind",
-    "Protocol",
-    "Version",
-]
-
 MAX_PEERS = 65536
 """A peer's ID has 16 bits."""
 

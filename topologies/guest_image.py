@@ -10,8 +10,6 @@ from msgspec import Meta
 from nodes.errors import UsageError
 from topologies.language.validated import Validated, compile_pattern
 
-__all__ = ["GUEST_PROGRAM", "GuestImage"]
-
 GUEST_PROGRAM = "guest"
 """What results name as the program of a machine with an image of its own."""
 

@@ -21,16 +21,6 @@ from topologies.metrics import find_metric, parse_owner
 from topologies.model import Machine, Machines, Topology, Trace
 from topologies.schedule import Condition, TimelineEntry
 
-__all__ = [
-    "check_hosts",
-    "domains_of_condition",
-    "has_hosts",
-    "part_of",
-    "site_of",
-    "sites_of_condition",
-    "sites_of_entry",
-]
-
 
 def has_hosts(topology: Topology) -> bool:
     """Whether its domains name hosts, so that this host alone does not run it."""

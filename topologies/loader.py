@@ -39,8 +39,6 @@ from topologies.resolve.timeline import end_of, read_phases, read_timeline
 from topologies.resolve.versions import read_version, settle_versions
 from topologies.scenario_files import FOLDER, scenario_names
 
-__all__ = ["load", "loads"]
-
 _MAX_DOMAINS = 64
 
 

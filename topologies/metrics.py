@@ -24,19 +24,6 @@ from nodes.spelling import nearest
 from topologies.language.values import MisfitError
 from topologies.schedule import Condition
 
-__all__ = [
-    "LATENCIES",
-    "LIVE",
-    "METRICS",
-    "POINTS",
-    "UNITS_NS",
-    "Metric",
-    "find_metric",
-    "glossary",
-    "parse_condition",
-    "parse_owner",
-]
-
 LATENCIES = {
     "lag": "from the intended time of a doorbell to its ring",
     "delivery": "from the ring to the moment at which the target's process takes the doorbell",

@@ -12,7 +12,8 @@ from typing import Literal
 from msgspec import Struct
 
 from nodes.device.blockers import Blocker, Blockers
-from nodes.device.migration import MigrationError, RamMigration
+from nodes.device.migration import RamMigration
+from nodes.device.migration_texts import MigrationError
 from nodes.device.profiles import PROFILES
 from nodes.device.qemu_1_1.shared_object import check_size
 from nodes.errors import UsageError
@@ -22,8 +23,6 @@ from topologies.migration_plan import make_device, refusal_of
 from topologies.model import Machine, Topology
 from topologies.resolve.names import several
 from topologies.schedule import TimelineEntry
-
-__all__ = ["FailingMigration", "failing_migrations"]
 
 MAX_STEPS = 100_000
 """The number of single steps of a timeline that are looked at."""

@@ -17,14 +17,13 @@ from msgspec import Struct
 from nodes.device import devices
 from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import MigrationError
-from nodes.device.profiles import PROFILES, Profile
+from nodes.device.migration_texts import MigrationError
+from nodes.device.profile import Profile
+from nodes.device.profiles import PROFILES
 from nodes.errors import UsageError
 from topologies.domain import Domain
 from topologies.model import Machine, Topology
 from topologies.resolve.names import several
-
-__all__ = ["MigrationPlan", "PlannedMachine", "Step", "make_device", "plan_migration", "refusal_of"]
 
 Fate = Literal["moves", "moves without its peers' devices", "stays", "does not start"]
 

@@ -28,19 +28,6 @@ from topologies.language.validated import NAME_PATTERN, Name, Validated
 from topologies.schedule import Expectation, Invariant, Phase, TimelineEntry
 from topologies.stop_above import STOP_ABOVE_PATTERN
 
-__all__ = [
-    "MAX_MACHINES",
-    "MAX_NAME",
-    "Group",
-    "Machine",
-    "Machines",
-    "RunSettings",
-    "Scheduling",
-    "Topology",
-    "Trace",
-    "machine_name",
-]
-
 MAX_MACHINES = 65536
 """A peer's ID has 16 bits."""
 

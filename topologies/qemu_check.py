@@ -14,8 +14,6 @@ from topologies.model import Machine, Topology
 from topologies.resolve.names import several
 from topologies.schedule import TimelineEntry
 
-__all__ = ["Endangered", "endangered"]
-
 ENDED = "its QEMU is ended: device_del aborts one that has heard that a peer has left (ivshmem.c, close_peer_eventfds)"
 NOT_DONE = "it is not done, as device_del would abort its QEMU: that has heard that a peer has left"
 TWICE = "its QEMU aborts: a peer that leaves twice is freed twice (ivshmem.c, close_peer_eventfds)"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nodes.device.profiles import PROFILES, Profile
+from nodes.device.profile import Profile
+from nodes.device.profiles import PROFILES
 from nodes.qemu_versions import COMPARED_VERSIONS
 from nodes.wire.rules import RULES
 from topologies.actions import ACTIONS, MachineAction, fields_of
@@ -20,8 +21,6 @@ from topologies.metrics import LATENCIES, METRICS, POINTS, UNITS_NS
 from topologies.model import MAX_VECTORS
 from topologies.resolve.programs import Parameter, resolve_program, shipped_programs
 from topologies.text_tables import Reference, topologies_table
-
-__all__ = ["REFERENCES"]
 
 
 def _actions() -> Reference:

@@ -13,8 +13,6 @@ from nodes.device.profiles import PROFILES
 from topologies.model import Machine, Machines, Topology, Trace
 from topologies.resolve.names import several
 
-__all__ = ["open_loops", "unreachable"]
-
 
 class Unreachable(Struct, frozen=True):
     """Machines of one group of which no doorbell can reach a machine that ``parameter`` of their program names."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-__all__ = ["FOLDER", "scenario_names", "shipped"]
-
 FOLDER = Path(__file__).parent / "scenarios"
 
 

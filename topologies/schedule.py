@@ -11,8 +11,6 @@ from msgspec import Meta
 from topologies.actions import Action
 from topologies.language.validated import Name, Validated
 
-__all__ = ["COMPARISONS", "Condition", "Expectation", "Invariant", "Phase", "TimelineEntry"]
-
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,

@@ -8,8 +8,6 @@ from msgspec import Struct
 
 from nodes.errors import UsageError
 
-__all__ = ["STOP_ABOVE_PATTERN", "StopAbove", "parse_stop_above"]
-
 STOP_ABOVE_PATTERN = (
     r"^((?:(?:lag|delivery|handling|raw|total)\.)?(?:(?:p50|p90|p99|p99[._]9|p99[._]99|max)=)?"
     r"[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ns|us|ms|s))?\Z"

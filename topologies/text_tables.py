@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from topologies.scenario_files import shipped
 
-__all__ = ["Reference", "topologies_table"]
-
 
 class Reference(NamedTuple):
     """One table: a head of single words and rows of as many cells.

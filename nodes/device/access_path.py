@@ -11,8 +11,6 @@ from enum import Enum
 
 from nodes.errors import GuestError
 
-__all__ = ["AccessPath", "MisalignedConfig"]
-
 WORD_BYTES = 4
 CONFIG_BYTES = 256
 Read = Callable[[int, int], int]

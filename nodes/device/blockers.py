@@ -10,8 +10,6 @@ from msgspec import Struct
 from nodes.device.migration_texts import MigrationError
 from nodes.device.profile import Profile
 
-__all__ = ["Blocker", "Blockers", "blocker"]
-
 
 class Migratable(Protocol):
     """The part of a device that a blocker depends on."""

@@ -10,8 +10,6 @@ from nodes.device.profile import Profile
 from nodes.device.v2.device import IvshmemV2
 from nodes.device.v2.profiles import ProfileV2
 
-__all__ = ["make_device"]
-
 
 def make_device(
     profile: Profile,

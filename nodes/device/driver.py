@@ -15,8 +15,6 @@ from nodes.device.profile import DOORBELL
 from nodes.device.v2.profiles import INTERRUPT_CONTROL, STATE, ProfileV2
 from nodes.errors import GuestError
 
-__all__ = ["enable_interrupts", "is_pending", "probe", "ring", "set_mask", "set_state"]
-
 MSI_ADDRESS = 0xFEE00000  # the local APIC's window, Intel SDM vol. 3, 10.11.1
 ID_LIMIT = 1 << 16
 

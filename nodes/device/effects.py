@@ -6,8 +6,6 @@ from msgspec import Struct
 
 from nodes.device.msix import MsixMessage
 
-__all__ = ["DeviceWarning", "Effect", "IntxLevel", "IntxPulse", "MsixMessage"]
-
 
 class IntxLevel(Struct, frozen=True):
     """The legacy interrupt line went up or down."""

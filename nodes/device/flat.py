@@ -10,8 +10,6 @@ from nodes.device.effects import DeviceWarning, IntxPulse
 from nodes.device.ivshmem import Ivshmem
 from nodes.errors import GuestError
 
-__all__ = ["IvshmemFlat"]
-
 
 class IvshmemFlat(Ivshmem):
     """A device without configuration space. Its windows, numbered like BARs, are always decoded."""

@@ -13,16 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nodes.device import migration
-from nodes.device.effects import DeviceWarning, Effect, IntxLevel, MsixMessage
-from nodes.device.msix import Layout, Msix, Undelivered
+from nodes.device.effects import DeviceWarning, Effect, IntxLevel
+from nodes.device.msix import Layout, Msix, MsixMessage, Undelivered
 from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, Bar, Capability, ConfigSpace
 from nodes.device.profile import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, DoorbellMatch, Profile, Quirk
 from nodes.device.registers import RegisterFile, Window, check_access
 from nodes.device.v2.sections import Sections
 from nodes.errors import GuestError, ModelledFault, RemoteProtocolError, UsageError
 from nodes.peer_table import Line, PeerTable
-
-__all__ = ["Ivshmem"]
 
 PAGE_BYTES = 4096
 PEER_LIMIT = 1 << 16

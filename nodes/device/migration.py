@@ -20,8 +20,6 @@ from nodes.device.profile import INTR_MASK, INTR_STATUS, Profile
 from nodes.device.registers import RegisterFile
 from nodes.device.v2.profiles import INTERRUPT_CONTROL, STATE
 
-__all__ = ["FIELDS", "MigrationError", "RamMigration", "load", "save"]
-
 INSTANCE = 0
 VERSION = 0
 INTERRUPT_PINS = 4

@@ -11,18 +11,6 @@ from msgspec import Struct
 from nodes.errors import UsageError
 from nodes.qemu_versions import NEWEST, QemuVersion
 
-__all__ = [
-    "LoadLog",
-    "MigrationError",
-    "bad_element",
-    "bad_header",
-    "bad_version",
-    "cut_short",
-    "no_footer",
-    "wrong_memory",
-    "wrong_role",
-]
-
 ONE_LINE_SINCE = NEWEST
 INVALID = "load of migration failed: Invalid argument"
 CUT = "load of migration failed: Input/output error"

@@ -18,8 +18,6 @@ from nodes.device.pci import Capability
 from nodes.device.registers import AccessRules, Window
 from nodes.errors import GuestError, ModelledFault, UsageError
 
-__all__ = ["Layout", "Msix", "MsixMessage", "Undelivered"]
-
 ENTRY_BYTES, ENTRY_WORDS = 16, 4
 ADDRESS_LOW, ADDRESS_HIGH, DATA, CONTROL = range(ENTRY_WORDS)
 MASKED = 1  # vector control, bit 0

@@ -13,8 +13,6 @@ from msgspec import Struct
 
 from nodes.errors import GuestError, UsageError
 
-__all__ = ["Bar", "Capability", "ConfigSpace", "Identity", "assign_resources"]
-
 CONFIG_BYTES = 256
 HEADER_BYTES = 0x40
 

@@ -22,23 +22,6 @@ from nodes.device.pci import (
 )
 from nodes.device.registers import Access, AccessRules, Register, RegisterMap
 
-__all__ = [
-    "COMMAND_BITS",
-    "DOORBELL",
-    "FLAT_REGISTERS",
-    "INTR_MASK",
-    "INTR_STATUS",
-    "IV_POSITION",
-    "REGISTERS",
-    "SILENT_REGISTERS",
-    "STICKY_REGISTERS",
-    "DoorbellMatch",
-    "Profile",
-    "Quirk",
-    "make_profile",
-]
-
-
 COMMAND_BITS = COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER | COMMAND_INTX_DISABLE | COMMAND_SERR
 
 INTR_MASK, INTR_STATUS, IV_POSITION, DOORBELL = "IntrMask", "IntrStatus", "IVPosition", "Doorbell"

@@ -17,17 +17,12 @@ from nodes.device.msix import Undelivered
 from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_MEMORY
 from nodes.device.profile import (
     COMMAND_BITS,
-    DOORBELL,
     FLAT_REGISTERS,
-    INTR_MASK,
-    INTR_STATUS,
-    IV_POSITION,
     REGISTERS,
     SILENT_REGISTERS,
     STICKY_REGISTERS,
     DoorbellMatch,
     Profile,
-    Quirk,
     make_profile,
 )
 from nodes.device.qemu_1_1.profiles import VARIANTS
@@ -37,19 +32,6 @@ from nodes.device.variants import make_variant, parse_variant
 from nodes.errors import UsageError
 from nodes.qemu_versions import NEWEST, QemuVersion
 from nodes.spelling import did_you_mean
-
-__all__ = [
-    "ACCESSES",
-    "DOORBELL",
-    "INTR_MASK",
-    "INTR_STATUS",
-    "IV_POSITION",
-    "PROFILES",
-    "Profile",
-    "Quirk",
-    "profile",
-    "profile_by_access",
-]
 
 QEMU_DOORBELL = make_profile(
     "qemu-doorbell",

@@ -14,17 +14,6 @@ from msgspec import Struct
 
 from nodes.errors import GuestError, UsageError
 
-__all__ = [
-    "Access",
-    "AccessRules",
-    "Register",
-    "RegisterFile",
-    "RegisterMap",
-    "Unfit",
-    "Window",
-    "pieces",
-]
-
 WORD_BYTES = 4
 WORD_MASK = 0xFFFF_FFFF
 SIZES = (1, 2, 4, 8)

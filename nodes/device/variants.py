@@ -23,17 +23,6 @@ from nodes.device.registers import Access, RegisterMap
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
 
-__all__ = [
-    "ODD_DEVICES",
-    "VARIANT_CELLS",
-    "OddDevice",
-    "Value",
-    "make_variant",
-    "parse_cells",
-    "parse_variant",
-    "variant_name",
-]
-
 SEPARATOR = "+"
 BARS = 6
 MSIX_CAPABILITY_BYTES = 12

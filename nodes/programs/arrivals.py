@@ -7,8 +7,6 @@ from collections.abc import Generator, Iterator
 
 from nodes.guest import FOREVER, Guest, Interrupt, Program
 
-__all__ = ["SECOND_NS", "begin_ns", "due_times", "miss", "rest", "wait_until"]
-
 SECOND_NS = 1_000_000_000
 
 

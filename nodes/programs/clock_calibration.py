@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Calibration", "Exchange", "calibrate"]
-
 FEWEST = 8
 """Fewer exchanges give no drift."""
 PART = 4

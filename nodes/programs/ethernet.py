@@ -7,8 +7,6 @@ import struct
 from nodes.ethernet import Link
 from nodes.guest import FOREVER, Guest, Program
 
-__all__ = ["ethernet"]
-
 SECOND_NS = 1_000_000_000
 ETHERTYPE = 0x88B5
 """IEEE 802, local experimental Ethertype 1."""

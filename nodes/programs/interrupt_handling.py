@@ -7,8 +7,6 @@ from collections import deque
 from nodes.guest import FOREVER, NOW, OTHERS, Guest, Peers, Program
 from nodes.programs.arrivals import SECOND_NS
 
-__all__ = ["idle", "moderate", "poll"]
-
 MICROSECOND_NS = 1_000
 
 

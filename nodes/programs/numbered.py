@@ -17,8 +17,6 @@ from nodes.programs.arrivals import SECOND_NS
 from nodes.programs.clock_calibration import Calibration, Exchange, calibrate
 from nodes.programs.targets import Targets
 
-__all__ = ["SLOT_BYTES", "SLOT_VECTORS", "numbered_storm", "round_trip"]
-
 SLOT_BYTES, SLOT_VECTORS = 64, 4
 RUNG, SEEN, ANSWERED = 0, 1, 2
 """The 32-bit words of a slot: numbers of the sender, noted by the receiver, and rung by the receiver in return."""

@@ -10,8 +10,6 @@ from nodes.guest import FOREVER, OTHERS, Guest, Peers, Program
 from nodes.programs.arrivals import SECOND_NS, begin_ns, due_times, miss, rest, wait_until
 from nodes.programs.targets import Targets
 
-__all__ = ["echo", "ping"]
-
 
 def ping(
     guest: Guest,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from nodes.guest import FOREVER, Guest, Program
 
-__all__ = ["relay"]
-
 
 def relay(guest: Guest) -> Program:
     """Forward each interrupt of one device through all others: on each, ring the next peer, on the same vector.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from nodes.guest import FOREVER, Guest, Program
 
-__all__ = ["states"]
-
 MILLISECOND_NS = 1_000_000
 
 

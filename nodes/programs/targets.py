@@ -8,8 +8,6 @@ from functools import lru_cache
 from nodes.errors import GuestError
 from nodes.guest import Guest, Interrupt, Peers
 
-__all__ = ["Targets"]
-
 LOOK_EVERY_NS = 10_000_000
 
 

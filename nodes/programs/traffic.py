@@ -14,8 +14,6 @@ from nodes.guest import NOW, OTHERS, Guest, Peers, Program, Trace
 from nodes.programs.arrivals import SECOND_NS, begin_ns, due_times, miss, rest, wait_until
 from nodes.programs.targets import Targets
 
-__all__ = ["storm", "trace"]
-
 Doorbell = tuple[int, int]
 
 DRAWN_AT_ONCE = 4096  # doorbells that a skewed storm without a rate draws; then it rings the same ones again

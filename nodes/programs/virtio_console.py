@@ -7,8 +7,6 @@ from nodes.virtio.device import VirtioDevice
 from nodes.virtio.driver import VirtioDriver
 from nodes.virtio.header import READY
 
-__all__ = ["virtio_console", "virtio_console_driver"]
-
 SECOND_NS = 1_000_000_000
 RECEIVE, TRANSMIT = 0, 1
 """The queues of a console (virtio 1.1, 5.3.2)."""

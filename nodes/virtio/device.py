@@ -15,8 +15,6 @@ from nodes.virtio.header import (
 )
 from nodes.virtio.queues import DeviceQueue, QueueAddresses
 
-__all__ = ["VirtioDevice"]
-
 FEATURES = 1 << 32 | 1 << 33 | 1 << 36
 """VIRTIO_F_VERSION_1, _ACCESS_PLATFORM, _ORDER_PLATFORM."""
 DRIVER = 1

@@ -9,8 +9,6 @@ from nodes.guest import Guest, Interrupt
 from nodes.virtio.header import EVENT, HEADER_BYTES, READY, VirtioHeader, VirtioRegister, VirtioStatus
 from nodes.virtio.queues import DriverQueue, QueueAddresses
 
-__all__ = ["Steps", "VirtioDriver"]
-
 DEVICE = 0
 """The device's peer ID."""
 FEATURES = 1 << 32 | 1 << 36

@@ -10,19 +10,6 @@ from enum import IntEnum
 
 from nodes.errors import GuestError
 
-__all__ = [
-    "CONFIG_AT",
-    "EVENT",
-    "HEADER_BYTES",
-    "QUEUE_REGISTERS",
-    "READY",
-    "SECTION_BYTES_MIN",
-    "SIZES",
-    "VirtioHeader",
-    "VirtioRegister",
-    "VirtioStatus",
-]
-
 READY = 1
 """The State of a peer that is there; a driver gives up when the device's is another."""
 REVISION = 1

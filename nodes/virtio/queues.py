@@ -9,8 +9,6 @@ from msgspec import Struct
 
 from nodes.errors import GuestError
 
-__all__ = ["DeviceQueue", "DriverQueue", "QueueAddresses"]
-
 WRITABLE = 2
 """VIRTQ_DESC_F_WRITE: the device writes this buffer."""
 NEXT = 1

@@ -18,8 +18,6 @@ from nodes.wire.rules import PAGE_BYTES, RULES
 from nodes.wire.v2.analyzer import explain_framed
 from nodes.wire.v2.protocol import V2
 
-__all__ = ["Analysis", "ExplainedEntry", "explain", "explain_all", "recognise"]
-
 
 def recognise(entries: Iterable[Entry]) -> tuple[Dialect | None, str]:
     """The dialect of a server, as a client recognises it by the first messages, and the same in words."""

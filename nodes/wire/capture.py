@@ -30,25 +30,6 @@ from msgspec import Struct
 from nodes.errors import UsageError
 from nodes.wire.protocol import Message
 
-__all__ = [
-    "HEADER",
-    "KINDS",
-    "LINE_CHARS_MAX",
-    "NANOSECONDS",
-    "SIZED",
-    "Bytes",
-    "Closes",
-    "Connects",
-    "Entry",
-    "Kind",
-    "SentMessage",
-    "Session",
-    "SessionError",
-    "format_entry",
-    "parse",
-    "parse_entry",
-]
-
 HEADER = "ivshmem-session 1"
 LINE_CHARS_MAX = 32768  # room for 4096 bytes in hexadecimal and 253 descriptors
 NANOSECONDS = 1_000_000_000

@@ -9,8 +9,6 @@ from nodes.wire.capture import Entry
 from nodes.wire.protocol import LEGACY, Dialect
 from nodes.wire.rules import RULES, RULES_V2, Rule
 
-__all__ = ["Analysis", "ExplainedEntry", "Problem"]
-
 
 @dataclass(frozen=True)
 class Problem:

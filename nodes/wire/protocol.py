@@ -22,21 +22,6 @@ from typing import Generic, NamedTuple, TypeVar
 
 from msgspec import Struct
 
-__all__ = [
-    "DIALECTS",
-    "LEGACY",
-    "MEMORY",
-    "MESSAGE_BYTES",
-    "PEERS_MAX",
-    "V0",
-    "V0_SHM_LAST",
-    "Decoder",
-    "Dialect",
-    "Message",
-    "RawMessage",
-    "Step",
-]
-
 D = TypeVar("D")
 
 MESSAGE_BYTES = 8

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from nodes.qemu_versions import QemuVersion, by_version
 from nodes.wire.protocol import PEERS_MAX, VERSION
 
-__all__ = ["PAGE_BYTES", "RULES", "RULES_V2", "Rule"]
-
 PAGE_BYTES = 4096
 QEMU_10, QEMU_11 = QemuVersion(10, 0), QemuVersion(11, 1)
 MALFORMED = "a malformed server and QEMU 7.2.22, 10.0.13 and 11.1.3 (tests/golden/malformed*.json: {})"

@@ -14,8 +14,6 @@ from typing import Generic, NamedTuple, TypeVar
 from nodes.errors import LocalProtocolError
 from nodes.wire.protocol import MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, RawMessage, Step
 
-__all__ = ["Outbound", "Server", "VectorAnnouncement"]
-
 D = TypeVar("D")
 
 _PRIVATE = {Step.VERSION, Step.ID, Step.MEMORY, Step.INIT}

@@ -15,8 +15,9 @@ import click
 
 from nodes.errors import UsageError
 from nodes.qemu_versions import QemuVersion
-from nodes.wire.analyzer import Analysis, ExplainedEntry, explain, explain_all
+from nodes.wire.analyzer import explain, explain_all
 from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Session, SessionError, format_entry, parse
+from nodes.wire.explanation import Analysis, ExplainedEntry
 from nodes.wire.v2.protocol import ALL_DIALECTS
 from sim.commands.options import qemu_version_option
 from sim.commands.parameters import NameChoice, Number, WholeNumber, duration_ns

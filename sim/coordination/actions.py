@@ -16,7 +16,7 @@ import msgspec
 from nodes.device import profiles
 from nodes.device.blockers import Blocker, Blockers
 from nodes.device.devices import make_device
-from nodes.device.migration import MigrationError
+from nodes.device.migration_texts import MigrationError
 from nodes.errors import HostError, UsageError
 from sim.coordination.domain import LiveDomain
 from sim.coordination.incarnation import REFUSED, Incarnation, OngoingMigration

@@ -25,8 +25,6 @@ from sim.recording.reader import vectors_so_far
 from topologies import Invariant, Topology
 from topologies.resolve.importing import import_program
 
-__all__ = ["BrokenInvariantError", "Checks"]
-
 PEER_BITS = VECTOR_BITS = 16
 LOW = (1 << VECTOR_BITS) - 1
 

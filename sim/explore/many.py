@@ -15,8 +15,6 @@ from sim.explore.outcome import Outcome
 from sim.explore.seed import run_seed, use_little_memory
 from topologies import Topology
 
-__all__ = ["Exploration", "explore"]
-
 BATCH = 16
 
 

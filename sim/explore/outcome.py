@@ -13,8 +13,6 @@ from sim.engines.virtual.chaos import Decision
 from sim.kernel.shortage import path_reason
 from topologies import Topology, load, loads
 
-__all__ = ["Broken", "Outcome", "Replay", "read_replay", "write_replay"]
-
 
 class Broken(msgspec.Struct, frozen=True):
     """An invariant that does not hold.

@@ -17,8 +17,6 @@ from sim.explore.tracer import Tracer
 from sim.recording import header
 from topologies import Topology
 
-__all__ = ["BALANCE_EVERY", "run_seed", "trace_seed", "use_little_memory"]
-
 BALANCE_EVERY = 256
 
 

@@ -13,8 +13,6 @@ from sim.explore.outcome import Outcome
 from sim.explore.seed import run_seed
 from topologies import Topology
 
-__all__ = ["RUNS_MAX", "shrink"]
-
 RUNS_MAX = 2000
 SHRINK_BALANCE_EVERY = 16
 """Closer than when exploring: the shortest run may end before the next comparison."""

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from sim.engines.virtual.host import VirtualHost
 from sim.engines.virtual.machine import VirtualMachine
 
-__all__ = ["RunState"]
-
 
 class RunState:
     """What a function of ``[[invariant]]`` is called with. It must change nothing.

@@ -13,8 +13,6 @@ from sim.engines.virtual.engine import VirtualEngine
 from sim.engines.virtual.machine import VirtualMachine
 from sim.explore.state import RunState
 
-__all__ = ["Tracer"]
-
 WORD_BYTES = 8
 BLOCK_BYTES = 4096
 WORDS_SHOWN = 12

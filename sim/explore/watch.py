@@ -9,8 +9,6 @@ from nodes.guest import STEP, Guest, Interrupt, Program
 from nodes.vm import Vm
 from sim.engines.virtual.cpus import Task
 
-__all__ = ["InterruptWatch"]
-
 
 class InterruptWatch:
     """A `sim.engines.virtual.host.Watcher`; ``found(invariant, reason)`` is told what does not hold.

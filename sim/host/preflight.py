@@ -14,7 +14,8 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from nodes.device.profiles import PROFILES, Quirk
+from nodes.device.profile import Quirk
+from nodes.device.profiles import PROFILES
 from nodes.errors import HostError, UsageError
 from sim.coordination.recording_layouts import Layouts
 from sim.host.libraries import RESULTS as LIBRARIES

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import msgspec
 
-from nodes.device.profiles import PROFILES, QEMU_DOORBELL, Profile, profile_by_access
+from nodes.device.profile import Profile
+from nodes.device.profiles import PROFILES, QEMU_DOORBELL, profile_by_access
 from nodes.qemu_versions import NEWEST, QemuVersion
 
 RULES = {

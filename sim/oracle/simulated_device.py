@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from random import Random
 
-from nodes.device.effects import MsixMessage
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.profiles import DOORBELL, Profile
+from nodes.device.msix import MsixMessage
+from nodes.device.profile import DOORBELL, Profile
 from nodes.doorbells import NoLedger
 from nodes.vm import Vm
 from sim.oracle import operations as ops

@@ -31,8 +31,6 @@ from sim.results.store.missing import nearest_directory
 from sim.sweeps.plan import Cell, Plan
 from topologies import Topology
 
-__all__ = ["INTERRUPTED", "Row", "Sweep", "hosts_are_comparable", "make_table"]
-
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of one cell; None: not known. Memory is that of a machine on average."""

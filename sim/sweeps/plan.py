@@ -13,8 +13,6 @@ from sim.results.store import files
 from topologies import Topology, load
 from topologies.language.matrix import MAX_CELLS
 
-__all__ = ["Cell", "Plan", "make_plan"]
-
 
 class Cell(msgspec.Struct, frozen=True):
     """One combination. ``place`` counts from 1, ``repeat`` from 0; ``overrides`` are all that make its topology."""

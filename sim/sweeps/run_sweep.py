@@ -20,8 +20,6 @@ from sim.sweeps.plan import Cell, make_plan
 from topologies import Topology
 from topologies.language.document import override_texts
 
-__all__ = ["SweepResult", "sweep"]
-
 LATENCIES = ("delivery_p50_ns", "delivery_p99_ns", "total_p50_ns", "total_p99_ns")
 AnyPath = str | os.PathLike[str]
 

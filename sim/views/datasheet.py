@@ -23,7 +23,7 @@ from nodes.device.pci import (
     SUBSYSTEM_VENDOR,
     Bar,
 )
-from nodes.device.profiles import Profile
+from nodes.device.profile import Profile
 from nodes.device.qemu_1_1.profiles import occurrence
 from nodes.device.registers import AccessRules, RegisterMap
 from nodes.device.v2.device import VENDOR_CAPABILITY

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nodes.qemu_versions import QemuVersion
-from nodes.wire.analyzer import Analysis
 from nodes.wire.capture import NANOSECONDS, format_entry
+from nodes.wire.explanation import Analysis
 from nodes.wire.v2.protocol import V2
 
 

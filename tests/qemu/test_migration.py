@@ -18,7 +18,8 @@ import pytest
 
 from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import FIELDS, MigrationError
+from nodes.device.migration import FIELDS
+from nodes.device.migration_texts import MigrationError
 from nodes.device.profiles import profile
 from nodes.errors import UsageError
 from sim.engines.qemu.qtest import Qemu, QemuError

@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 import sim.oracle.conformance
-from nodes.device.profiles import PROFILES, Profile, profile
+from nodes.device.profile import Profile
+from nodes.device.profiles import PROFILES, profile
 from nodes.errors import UsageError
 from nodes.qemu_versions import NEWEST
 from sim.commands.device import conformance, device

@@ -18,7 +18,7 @@ from typing import cast, get_args
 import pytest
 
 import sim
-from nodes.device.migration import MigrationError
+from nodes.device.migration_texts import MigrationError
 from nodes.device.profiles import PROFILES
 from sim.runner import Begun
 from sim.views.terminal import render

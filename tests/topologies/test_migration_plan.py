@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nodes.device.blockers import Blocker, Blockers
 from nodes.device.devices import make_device
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import MigrationError
+from nodes.device.migration_texts import MigrationError
 from nodes.device.profiles import PROFILES
 from nodes.errors import UsageError
 from sim.commands.migrate import migrate

@@ -23,17 +23,6 @@ from nodes.spelling import nearest
 from topologies.language.problems import Problem, TopologyError, printable, show, show_key
 from topologies.language.toml_positions import Path, ScanError, positions, split_key
 
-__all__ = [
-    "MAX_FILE_BYTES",
-    "MAX_LINE_BYTES",
-    "Document",
-    "override_text",
-    "override_texts",
-    "parse",
-    "quoted",
-    "read_text",
-]
-
 MAX_FILE_BYTES = 1 << 20
 MAX_LINE_BYTES = 4096
 _TOML_PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)\Z")

@@ -10,8 +10,6 @@ from topologies.language.document import Document, override_text, parse
 from topologies.language.problems import Problem, TopologyError, show
 from topologies.language.reader import Report
 
-__all__ = ["MAX_CELLS", "read_matrix", "try_values"]
-
 MAX_CELLS = 10_000
 """The most combinations of a sweep."""
 

@@ -9,8 +9,6 @@ from msgspec import Struct
 
 from nodes.errors import UsageError
 
-__all__ = ["MAX_PROBLEMS", "Problem", "TopologyError", "printable", "show", "show_key"]
-
 MAX_PROBLEMS = 100
 """The number of problems of a file that are printed; the rest is counted."""
 

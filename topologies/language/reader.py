@@ -18,8 +18,6 @@ from topologies.language.toml_positions import Path
 from topologies.language.validated import Sparse, annotations_of, compile_pattern
 from topologies.language.values import MisfitError, convert, describe
 
-__all__ = ["MAX_COLLECTED", "Report", "TooManyProblemsError", "read_table"]
-
 MAX_COLLECTED = 300
 """The reading stops after this many problems: the file is probably no topology."""
 

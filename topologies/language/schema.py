@@ -16,8 +16,6 @@ from topologies.metrics import LATENCIES, LIVE, METRICS, POINTS, UNITS_NS
 from topologies.resolve.patterns import DEGREE, PATTERNS
 from topologies.resolve.programs import Parameter, Program, resolve_program, shipped_programs
 
-__all__ = ["json_schema"]
-
 _NAMES: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
 

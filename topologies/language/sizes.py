@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["MEMORY_SIZE_MAX_BYTES", "MEMORY_SIZE_MIN_BYTES", "SIZE_PATTERN", "parse_size", "power_of_two", "show_size"]
-
 MEMORY_SIZE_MIN_BYTES = 1 << 12
 MEMORY_SIZE_MAX_BYTES = 1 << 40
 

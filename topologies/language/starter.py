@@ -6,8 +6,6 @@ import textwrap
 
 from topologies.actions import ACTIONS
 
-__all__ = ["starter_text"]
-
 _TEXT = """\
 # A topology: which machines share a memory, what each of them runs, for how long.
 #

@@ -7,8 +7,6 @@ import unicodedata
 
 from topologies.language.problems import show
 
-__all__ = ["hint_at"]
-
 _ARRAYS = ("timeline", "phases", "expect")
 _STRING = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'")
 _HEADER = re.compile(r"\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?")

@@ -37,24 +37,6 @@ from topologies.model import (
 )
 from topologies.schedule import COMPARISONS, Load, Seconds
 
-__all__ = [
-    "CPU_LIST",
-    "ActionTable",
-    "DomainTable",
-    "ExpectTable",
-    "File",
-    "GroupTable",
-    "InvariantTable",
-    "MachineTable",
-    "MemoryTable",
-    "PhaseTable",
-    "Size",
-    "keys_of",
-    "other_tables_with",
-    "parse_cpus",
-    "required_keys_of",
-]
-
 Size = Annotated[
     Annotated[int, Meta(ge=MEMORY_SIZE_MIN_BYTES, le=MEMORY_SIZE_MAX_BYTES)]
     | Annotated[str, Meta(pattern=SIZE_PATTERN)],

@@ -12,8 +12,6 @@ import tomllib
 from collections.abc import Callable
 from itertools import count
 
-__all__ = ["MAX_DEPTH", "MAX_VALUES", "Path", "ScanError", "positions", "split_key"]
-
 Path = tuple[str | int, ...]
 """The path of a value: table keys as strings, places in an array as integers from 0."""
 

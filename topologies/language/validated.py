@@ -12,8 +12,6 @@ from msgspec import Meta, Struct
 
 from nodes.errors import UsageError
 
-__all__ = ["NAME_PATTERN", "Name", "Sparse", "Validated", "annotations_of", "compile_pattern"]
-
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z"
 """Names become parts of file names and table cells: no separators, no leading dot or dash."""
 

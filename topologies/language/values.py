@@ -14,8 +14,6 @@ from msgspec import inspect as shapes
 from nodes.spelling import nearest
 from topologies.language.problems import show
 
-__all__ = ["MisfitError", "convert", "describe", "leaves"]
-
 _INTEGER_LIMIT = 2**63
 _GUESSED_CHARACTERS = 18
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

@@ -17,8 +17,6 @@ from topologies.resolve.references import References
 from topologies.resolve.settings import Settings
 from topologies.resolve.traces import TraceFile
 
-__all__ = ["Arguments", "check_offsets", "read_arguments"]
-
 
 class MachineChoice(Protocol):
     """The machines that a value names, for each machine that has the value."""

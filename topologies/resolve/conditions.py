@@ -18,8 +18,6 @@ from topologies.resolve.programs import ProgramError, ProgramFiles
 from topologies.resolve.references import References
 from topologies.schedule import Condition, Expectation, Invariant
 
-__all__ = ["read_condition", "read_expectations", "read_invariants"]
-
 CONSOLE_LINES = "console_lines"
 
 

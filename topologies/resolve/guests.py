@@ -12,8 +12,6 @@ from topologies.language.reader import Report
 from topologies.resolve.machines import ResolvedMachines
 from topologies.resolve.settings import Settings
 
-__all__ = ["check_guests", "read_guest"]
-
 
 def read_guest(settings: Settings, folder: FilePath) -> GuestImage | None:
     """The image of a machine, with absolute paths; None for a machine that has none."""

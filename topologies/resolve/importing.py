@@ -14,8 +14,6 @@ import zlib
 from types import ModuleType
 from typing import Any
 
-__all__ = ["FILE_NAME", "MODULE_NAME", "import_file", "import_program"]
-
 SHIPPED = "nodes.programs"
 MODULE_NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
 FILE_NAME = re.compile(r"(/.*\.py):([A-Za-z_]\w*)", re.ASCII | re.DOTALL)

@@ -11,8 +11,9 @@ from msgspec import Struct, field
 
 from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import MigrationError
-from nodes.device.profiles import PROFILES, Profile
+from nodes.device.migration_texts import MigrationError
+from nodes.device.profile import Profile
+from nodes.device.profiles import PROFILES
 from nodes.device.variants import VARIANT_CELLS, make_variant
 from nodes.errors import UsageError
 from nodes.spelling import nearest
@@ -26,8 +27,6 @@ from topologies.model import MAX_MACHINES, MAX_NAME, ProgramName, Scheduling, ma
 from topologies.resolve.names import RESERVED_NAMES, Names
 from topologies.resolve.programs import Program, ProgramError, ProgramFiles
 from topologies.resolve.settings import Members, Settings, base_settings, group_settings
-
-__all__ = ["ResolvedMachines", "read_machines"]
 
 _REALTIME = ("fifo", "rr")
 REAL_PROFILES = ("qemu-doorbell",)

@@ -10,8 +10,6 @@ from msgspec import Struct
 
 from topologies.model import Machines, machine_name
 
-__all__ = ["FOREIGN", "RESERVED_NAMES", "Names", "Selection", "UnknownNameError", "several"]
-
 RESERVED_NAMES = ("all", "others")
 FOREIGN = "foreign"
 """All peers that are no machines of the topology, unless a group or a machine has that name."""

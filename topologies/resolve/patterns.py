@@ -14,8 +14,6 @@ from msgspec import Struct
 
 from topologies.model import Machines
 
-__all__ = ["DEGREE", "PATTERNS", "AppliedPattern", "apply_pattern", "draw"]
-
 DEGREE = "degree"
 
 

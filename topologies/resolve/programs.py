@@ -38,16 +38,6 @@ from topologies.language.problems import Problem, TopologyError, show
 from topologies.language.values import leaves
 from topologies.resolve.importing import FILE_NAME, MODULE_NAME, import_file, import_program
 
-__all__ = [
-    "OFFSET",
-    "Parameter",
-    "Program",
-    "ProgramError",
-    "ProgramFiles",
-    "resolve_program",
-    "shipped_programs",
-]
-
 _WEEK_S = 604_800
 OFFSET = re.compile(r"(.*_|)offset")
 """Parameters that are offsets in the shared memory, in bytes; the topology has the size of that."""

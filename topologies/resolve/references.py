@@ -19,8 +19,6 @@ from topologies.resolve.patterns import DEGREE, PATTERNS, AppliedPattern, apply_
 from topologies.resolve.settings import Settings
 from topologies.resolve.traces import TraceFile, read_trace
 
-__all__ = ["MAX_EDGES", "References"]
-
 MAX_EDGES = 16 << 20
 """The most (machine, peer) pairs of all parameters together: 4096 machines, each to all."""
 

@@ -15,8 +15,6 @@ from topologies.language.tables import MachineTable
 from topologies.language.toml_positions import Path
 from topologies.resolve.names import Names
 
-__all__ = ["Members", "Settings", "base_settings", "group_settings"]
-
 _OF_GROUPS = ("count", "name", "override")
 _BASE = {
     each.name: each.default if each.default_factory is msgspec.NODEFAULT else each.default_factory()

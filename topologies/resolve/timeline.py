@@ -21,8 +21,6 @@ from topologies.resolve.conditions import read_condition
 from topologies.resolve.references import References
 from topologies.schedule import Condition, Phase, TimelineEntry
 
-__all__ = ["MAX_ACTIONS", "end_of", "read_phases", "read_timeline"]
-
 MAX_ACTIONS = 1_000_000
 """The limit of actions on single machines, those of all entries and their repetitions together."""
 

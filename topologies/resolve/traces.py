@@ -22,8 +22,6 @@ from topologies.language.document import read_text
 from topologies.language.problems import Problem, show
 from topologies.model import Machines, Trace
 
-__all__ = ["MAX_TRACE_ROWS", "TraceFile", "read_trace"]
-
 HEADER = ("time_s", "source", "target", "vector")
 MAX_TRACE_BYTES = 16 << 20
 MAX_TRACE_ROWS = 500_000

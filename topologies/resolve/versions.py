@@ -18,8 +18,6 @@ from topologies.language.toml_positions import Path
 from topologies.resolve.machines import ResolvedMachines
 from topologies.resolve.settings import Settings
 
-__all__ = ["DEFAULT_PROFILES", "read_version", "settle_versions"]
-
 DEFAULT_PROFILES = {1: "qemu-doorbell", 2: "qemu-v2"}
 """The profile of a device in a domain of each version, for a machine that names none of that version."""
 _KEYS_OF_2 = {"max_peers": 2, "output_size": 0, "protocol": 0}

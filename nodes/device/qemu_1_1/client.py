@@ -23,8 +23,6 @@ from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.device.qemu_1_1.shared_object import MappingHost, check_size, map_checked
 from nodes.errors import ModelledFault
 
-__all__ = ["FIRST_SLOTS", "Host", "Qemu11Client"]
-
 FIRST_SLOTS = 16
 MEMORY = -1
 INT_DOUBLING_LIMIT = 1 << 30  # doubling a 32-bit int beyond this overflows

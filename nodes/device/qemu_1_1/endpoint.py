@@ -13,8 +13,6 @@ from nodes.peer_table import Line, PeerTable
 from nodes.vm import Vm
 from nodes.wire.protocol import LEGACY, MESSAGE_BYTES, Dialect
 
-__all__ = ["Qemu11Endpoint"]
-
 
 class Qemu11Endpoint(Endpoint):
     """As `Endpoint`, with the client of 2012 and its defects.

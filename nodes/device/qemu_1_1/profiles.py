@@ -13,8 +13,6 @@ from nodes.device.pci import COMMAND_IO, COMMAND_MEMORY
 from nodes.device.profile import COMMAND_BITS, INTR_MASK, REGISTERS, DoorbellMatch, Profile, Quirk, make_profile
 from nodes.device.registers import AccessRules, Unfit
 
-__all__ = ["QEMU_1_1", "QEMU_1_1_INTX", "QEMU_1_1_SHM", "VARIANTS", "Occurrence", "occurrence"]
-
 ALL_ONES = 0xFFFF_FFFF
 
 QEMU_1_1 = make_profile(

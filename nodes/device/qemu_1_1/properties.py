@@ -17,8 +17,6 @@ from nodes.device.profile import Profile, Quirk
 from nodes.device.qemu_1_1.profiles import VARIANTS
 from nodes.errors import ModelledFault, UsageError
 
-__all__ = ["STEPS", "DeviceExitError", "Plan", "Properties", "parse_size", "realize"]
-
 ULONG_LONG_MAX = (1 << 64) - 1
 SHIFTS = {"": 20, "M": 20, "m": 20, "G": 30, "g": 30}
 SERVER_PREFIX = "unix:"

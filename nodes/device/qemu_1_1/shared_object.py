@@ -13,8 +13,6 @@ from nodes.device.profile import Profile, Quirk
 from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.errors import ModelledFault
 
-__all__ = ["OBJECT_MODE", "ObjectHost", "SharedObject", "check_size", "map_checked", "open_object"]
-
 OBJECT_MODE = 0o777  # before the umask
 
 

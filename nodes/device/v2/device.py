@@ -18,8 +18,6 @@ from nodes.device.v2.sections import ForbiddenStoreError, SectionLayout, Section
 from nodes.errors import GuestError, RemoteProtocolError
 from nodes.wire.v2.protocol import DomainNumbers
 
-__all__ = ["VENDOR_CAPABILITY", "IvshmemV2"]
-
 VENDOR_CAPABILITY = 0x09
 """PCI 3.0, appendix H."""
 ONE_SHOT = 1

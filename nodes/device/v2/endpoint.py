@@ -13,8 +13,6 @@ from nodes.wire.protocol import Dialect
 from nodes.wire.v2.client import FramedClient, FramedEvent, Initialized
 from nodes.wire.v2.protocol import V2
 
-__all__ = ["EndpointV2"]
-
 
 class EndpointV2(Endpoint):
     """As `Endpoint`, for a server that speaks ivshmem v2. The arguments are those of `Endpoint`."""

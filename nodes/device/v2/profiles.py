@@ -15,18 +15,6 @@ from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, COMMAND_M
 from nodes.device.profile import COMMAND_BITS, DOORBELL, DoorbellMatch, Profile, make_profile
 from nodes.device.registers import Access, AccessRules, Register, RegisterMap, Unfit
 
-__all__ = [
-    "ID",
-    "INTERRUPT_CONTROL",
-    "JAILHOUSE_V2",
-    "JAILHOUSE_V2_INTX",
-    "MAXIMUM_PEERS",
-    "QEMU_V2",
-    "STATE",
-    "ForbiddenStore",
-    "ProfileV2",
-]
-
 ID, MAXIMUM_PEERS, INTERRUPT_CONTROL, STATE = "ID", "Maximum Peers", "Interrupt Control", "State"
 REGISTERS_V2 = RegisterMap(
     "BAR0",

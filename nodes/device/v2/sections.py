@@ -12,8 +12,6 @@ from msgspec import Struct
 
 from nodes.errors import GuestError, RemoteProtocolError
 
-__all__ = ["ENTRY_BYTES", "PAGE_BYTES", "ForbiddenStoreError", "SectionLayout", "Sections"]
-
 PAGE_BYTES = 4096
 ENTRY_BYTES = 4
 

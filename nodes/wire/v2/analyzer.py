@@ -12,8 +12,6 @@ from nodes.wire.rules import RULES_V2
 from nodes.wire.v2.client import BUFFER_BYTES, FramedClient, FramedEvent, Initialized
 from nodes.wire.v2.protocol import HEADER_BYTES, V2, Frame, FrameKind
 
-__all__ = ["explain_framed"]
-
 
 def explain_framed(connection: int, entries: Sequence[Entry]) -> Analysis:
     """Explain one connection to a server of ivshmem v2, judged by the device of the QEMU fork."""

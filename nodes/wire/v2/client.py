@@ -26,8 +26,6 @@ from nodes.wire.v2.protocol import (
     decode_init,
 )
 
-__all__ = ["BUFFER_BYTES", "FramedClient", "FramedEvent", "Initialized"]
-
 D = TypeVar("D")
 
 BUFFER_BYTES = 32

@@ -22,23 +22,6 @@ from typing import NamedTuple, TypeVar
 from nodes.errors import RemoteProtocolError
 from nodes.wire.protocol import DIALECTS, Decoder, Dialect, Message, Step
 
-__all__ = [
-    "ALL_DIALECTS",
-    "BACK_END",
-    "FRAME_BYTES_MAX",
-    "HEADER_BYTES",
-    "PROTOCOL_VIRTIO",
-    "V2",
-    "VECTORS_MAX",
-    "VERSION",
-    "DomainNumbers",
-    "Frame",
-    "FrameDecoder",
-    "FrameKind",
-    "decode_init",
-    "protocol_of",
-]
-
 D = TypeVar("D")
 
 VERSION = 2

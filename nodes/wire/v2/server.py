@@ -14,8 +14,6 @@ from nodes.wire.protocol import PEERS_MAX, Message, Step
 from nodes.wire.server import Server
 from nodes.wire.v2.protocol import PROTOCOL_VIRTIO, V2, VECTORS_MAX, DomainNumbers, Frame, protocol_of
 
-__all__ = ["FramedServer"]
-
 D = TypeVar("D")
 
 

@@ -10,11 +10,11 @@ import select
 from collections.abc import Callable, Iterable
 
 from nodes.device import driver
-from nodes.device.effects import DeviceWarning, MsixMessage
+from nodes.device.effects import DeviceWarning
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.msix import CAPABILITY_ID
+from nodes.device.msix import CAPABILITY_ID, MsixMessage
 from nodes.device.pci import COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, Bar
-from nodes.device.profiles import Profile
+from nodes.device.profile import Profile
 from nodes.device.registers import check_access
 from nodes.peer_table import Line
 from nodes.vm import Vm

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from nodes.device.effects import MsixMessage
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.profiles import Profile
+from nodes.device.msix import MsixMessage
+from nodes.device.profile import Profile
 from nodes.errors import QemuError
 from nodes.peer_table import Line
 from nodes.vm import Vm

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from nodes.bursts import Batch
-from nodes.device.profiles import Profile
+from nodes.device.profile import Profile
 from nodes.endpoint import Endpoint, EndpointHooks
 from nodes.endpoint_factory import make_endpoint
 from nodes.peer_table import PeerTable

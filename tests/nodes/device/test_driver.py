@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from nodes.device import driver
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.profiles import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, PROFILES, Profile, profile
+from nodes.device.profile import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, Profile
+from nodes.device.profiles import PROFILES, profile
 from nodes.device.registers import Access, Register, RegisterMap
 from nodes.errors import GuestError, UsageError
 from nodes.guest import FOREVER, Guest, Interrupt, Program

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from nodes.device.effects import DeviceWarning, MsixMessage
+from nodes.device.effects import DeviceWarning
 from nodes.device.ivshmem import Ivshmem
+from nodes.device.msix import MsixMessage
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import profile, profile_by_access
 from nodes.errors import RemoteProtocolError, UsageError

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from nodes.device.devices import make_device
 from nodes.device.driver import probe, set_mask
-from nodes.device.effects import DeviceWarning, IntxLevel, IntxPulse, MsixMessage
+from nodes.device.effects import DeviceWarning, IntxLevel, IntxPulse
 from nodes.device.ivshmem import Ivshmem
+from nodes.device.msix import MsixMessage
 from nodes.device.pci import assign_resources
-from nodes.device.profiles import PROFILES, Profile, Quirk, profile
+from nodes.device.profile import Profile, Quirk
+from nodes.device.profiles import PROFILES, profile
 from nodes.device.properties import DeviceExitError, Properties, realize
 from nodes.device.qemu_1_1.client import Qemu11Client
 from nodes.device.v2.device import IvshmemV2

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodes.device.blockers import Blocker, Blockers, blocker
-from nodes.device.effects import MsixMessage
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import MigrationError, RamMigration
+from nodes.device.migration import RamMigration
+from nodes.device.migration_texts import MigrationError
+from nodes.device.msix import MsixMessage
 from nodes.device.pci import assign_resources
-from nodes.device.profiles import PROFILES, Quirk, profile
+from nodes.device.profile import Quirk
+from nodes.device.profiles import PROFILES, profile
 from nodes.errors import UsageError
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[2] / "golden" / "migration.json").read_text())

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from nodes.device.blockers import Blocker, Blockers
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.migration import MigrationError, RamMigration
+from nodes.device.migration import RamMigration
+from nodes.device.migration_texts import MigrationError
 from nodes.device.profiles import profile
 from nodes.errors import UsageError
 from nodes.qemu_versions import COMPARED_VERSIONS, NEWEST, QemuVersion

@@ -17,7 +17,8 @@ from nodes.device import driver
 from nodes.device.devices import make_device
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import COMMAND, assign_resources
-from nodes.device.profiles import PROFILES, Profile
+from nodes.device.profile import Profile
+from nodes.device.profiles import PROFILES
 from nodes.device.registers import AccessRules
 from nodes.device.v2.profiles import ProfileV2
 

@@ -14,7 +14,8 @@ from nodes.device.devices import make_device
 from nodes.device.effects import DeviceWarning, IntxPulse
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
-from nodes.device.profiles import INTR_STATUS, PROFILES, Profile, Quirk, profile, profile_by_access
+from nodes.device.profile import INTR_STATUS, Profile, Quirk
+from nodes.device.profiles import PROFILES, profile, profile_by_access
 from nodes.device.registers import Access
 from nodes.errors import ModelledFault, RemoteProtocolError, UsageError
 from nodes.qemu_versions import QemuVersion

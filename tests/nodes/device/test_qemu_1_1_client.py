@@ -10,7 +10,8 @@ import pytest
 from nodes.device.effects import DeviceWarning
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
-from nodes.device.profiles import Quirk, profile
+from nodes.device.profile import Quirk
+from nodes.device.profiles import profile
 from nodes.device.qemu_1_1.client import FIRST_SLOTS, Qemu11Client
 from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.errors import ModelledFault

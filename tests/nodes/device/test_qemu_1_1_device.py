@@ -6,10 +6,12 @@ from collections import Counter
 
 import pytest
 
-from nodes.device.effects import IntxLevel, MsixMessage
+from nodes.device.effects import IntxLevel
 from nodes.device.ivshmem import Ivshmem
+from nodes.device.msix import MsixMessage
 from nodes.device.pci import assign_resources
-from nodes.device.profiles import Quirk, profile
+from nodes.device.profile import Quirk
+from nodes.device.profiles import profile
 from nodes.errors import ModelledFault, UsageError
 
 MIB = 1 << 20

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from nodes.device.profiles import PROFILES, Profile, Quirk, profile
+from nodes.device.profile import Profile, Quirk
+from nodes.device.profiles import PROFILES, profile
 from nodes.device.qemu_1_1.endpoint import Qemu11Endpoint
 from nodes.device.qemu_1_1.profiles import VARIANTS, Occurrence, occurrence
 from nodes.device.qemu_1_1.properties import DeviceExitError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nodes.device.ivshmem import Ivshmem
-from nodes.device.profiles import Quirk, profile
+from nodes.device.profile import Quirk
+from nodes.device.profiles import profile
 from nodes.device.properties import STEPS, DeviceExitError, Plan, Properties, realize
 from nodes.device.qemu_1_1.shared_object import OBJECT_MODE, SharedObject, check_size, open_object
 from nodes.errors import ModelledFault

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from nodes.device.access_path import AccessPath
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.pci import assign_resources
-from nodes.device.profiles import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, PROFILES, Profile, Quirk
+from nodes.device.profile import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, Profile, Quirk
+from nodes.device.profiles import PROFILES
 from nodes.device.registers import (
     Access,
     AccessRules,

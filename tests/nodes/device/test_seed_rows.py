@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nodes.device.profiles import Quirk
+from nodes.device.profile import Quirk
 
 TESTS = Path(__file__).parents[2]
 ROWS: list[dict[str, Any]] = tomllib.loads((TESTS / "golden" / "seed_rows.toml").read_text())["row"]

@@ -6,7 +6,8 @@ import pytest
 
 from nodes.device import driver
 from nodes.device.devices import make_device
-from nodes.device.effects import DeviceWarning, IntxPulse, MsixMessage
+from nodes.device.effects import DeviceWarning, IntxPulse
+from nodes.device.msix import MsixMessage
 from nodes.device.profiles import PROFILES, profile
 from nodes.device.v2.device import IvshmemV2
 from nodes.device.v2.profiles import ProfileV2

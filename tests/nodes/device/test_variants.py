@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nodes.device import driver
-from nodes.device.effects import MsixMessage
 from nodes.device.ivshmem import Ivshmem
+from nodes.device.msix import MsixMessage
 from nodes.device.profiles import PROFILES, profile
 from nodes.device.variants import (
     ODD_DEVICES,
