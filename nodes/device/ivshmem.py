@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from nodes.device import migration
 from nodes.device.effects import DeviceWarning, Effect, IntxLevel
-from nodes.device.msix import Layout, Msix, MsixMessage, Undelivered
+from nodes.device.msix import Layout, Msix, Undelivered
 from nodes.device.pci import COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE, Bar, Capability, ConfigSpace
 from nodes.device.profile import DOORBELL, INTR_MASK, INTR_STATUS, IV_POSITION, DoorbellMatch, Profile, Quirk
 from nodes.device.registers import RegisterFile, Window, check_access
@@ -393,16 +393,6 @@ class Ivshmem:
         self.peers.clear()
 
     # Drained eventfds
-
-    def message(self, vector: int) -> MsixMessage:
-        """Return the message that the vector would send now.
-
-        Raises:
-            GuestError: the device has no such vector.
-        """
-        if self.msix is None:
-            raise GuestError(f"vector {vector}: the device has no MSI-X")
-        return self.msix.message(vector)
 
     def interrupt(self, vector: int, count: int) -> None:
         """Interrupt: the eventfd of an own vector was drained and held ``count`` doorbells.

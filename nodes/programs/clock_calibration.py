@@ -9,6 +9,7 @@ drift, and what is left open by them is the error.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 FEWEST = 8
@@ -75,13 +76,14 @@ class Calibration(NamedTuple):
 
 def calibrate(exchanges: Sequence[Exchange]) -> Calibration:
     """The other clock, from at least one exchange, in the order of time."""
+    width = attrgetter("width_ns")
     first, last = exchanges[0].at_ns, exchanges[-1].at_ns
     part_ns = (last - first) / PART
-    early = min((exchange for exchange in exchanges if exchange.at_ns <= first + part_ns), key=_width)
-    late = min((exchange for exchange in reversed(exchanges) if exchange.at_ns >= last - part_ns), key=_width)
+    early = min((exchange for exchange in exchanges if exchange.at_ns <= first + part_ns), key=width)
+    late = min((exchange for exchange in reversed(exchanges) if exchange.at_ns >= last - part_ns), key=width)
     span_ns = late.at_ns - early.at_ns
     if len(exchanges) < FEWEST or span_ns <= 0:
-        best = min(exchanges, key=_width)
+        best = min(exchanges, key=width)
         found = Calibration(best.middle_ns, 0.0, best.at_ns, best.width_ns / 2)
     else:
         # Beyond its ends, a line through two points that are each off by so much is off by more.
@@ -93,7 +95,3 @@ def calibrate(exchanges: Sequence[Exchange]) -> Calibration:
     # A clock that does not drift evenly leaves the bounds of other exchanges: the error contains by how far.
     outside_ns = max(max(0.0, -found.to_other_ns(exchange), -found.from_other_ns(exchange)) for exchange in exchanges)
     return found._replace(error_ns=max(found.error_ns, outside_ns))
-
-
-def _width(exchange: Exchange) -> int:
-    return exchange.width_ns

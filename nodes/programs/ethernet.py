@@ -6,8 +6,8 @@ import struct
 
 from nodes.ethernet import Link
 from nodes.guest import FOREVER, Guest, Program
+from nodes.programs.arrivals import SECOND_NS
 
-SECOND_NS = 1_000_000_000
 ETHERTYPE = 0x88B5
 """IEEE 802, local experimental Ethertype 1."""
 REQUEST, REPLY = 1, 2

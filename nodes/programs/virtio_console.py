@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from nodes.guest import FOREVER, Guest, Program
+from nodes.programs.arrivals import SECOND_NS
 from nodes.virtio.device import VirtioDevice
 from nodes.virtio.driver import VirtioDriver
 from nodes.virtio.header import READY
 
-SECOND_NS = 1_000_000_000
 RECEIVE, TRANSMIT = 0, 1
 """The queues of a console (virtio 1.1, 5.3.2)."""
 BUFFER_BYTES = 256

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from nodes.errors import RemoteProtocolError
 from nodes.wire.capture import SIZED, Bytes, Closes, Connects, Entry, Kind, SentMessage, Session
 from nodes.wire.client import REFUSED, Client, is_framed
-from nodes.wire.explanation import Analysis, ExplainedEntry, Problem
+from nodes.wire.explanation import Analysis, ExplainedEntry, problems_of
 from nodes.wire.protocol import MEMORY, PEERS_MAX, V0, VERSION, Dialect, Message, Step
-from nodes.wire.rules import PAGE_BYTES, RULES
+from nodes.wire.rules import PAGE_BYTES
 from nodes.wire.v2.analyzer import explain_framed
 from nodes.wire.v2.protocol import V2
 
@@ -184,13 +184,9 @@ def explain(
         meaning, broken = _explain_entry(entry, reader, judge)
         if entry is entries[-1] and not judge.memory and not isinstance(entry.act, Closes):
             broken.append("rest-in-greeting" if _is_rest(entry) else "silence-in-greeting")
-        problems = []
-        for name in broken if judging else []:
-            problems.append(Problem(name, entry.line, _got(entry)))
-            if RULES[name].ends:
-                judging = False
-                break
-        explained.append(ExplainedEntry(entry, meaning, tuple(problems)))
+        problems = problems_of(broken if judging else (), entry.line, _got(entry))
+        judging = judging and not any(problem.rule.ends for problem in problems)
+        explained.append(ExplainedEntry(entry, meaning, problems))
     return Analysis(
         connection,
         recognised,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nodes.qemu_versions import NEWEST, QemuVersion
@@ -65,3 +66,13 @@ class Analysis:
     @property
     def problems(self) -> list[Problem]:
         return [problem for explained in self.entries for problem in explained.problems]
+
+
+def problems_of(names: Iterable[str], line: int, got: str) -> tuple[Problem, ...]:
+    """The rules that an entry violates, up to the one that ends the device."""
+    problems: list[Problem] = []
+    for name in names:
+        problems.append(Problem(name, line, got))
+        if problems[-1].rule.ends:
+            break
+    return tuple(problems)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct, field
 
@@ -12,16 +12,11 @@ from topologies.language.reader import Report
 from topologies.language.toml_positions import Path
 from topologies.language.values import MisfitError, convert, describe
 from topologies.model import Machines, Trace
+from topologies.resolve.patterns import MachineChoice
 from topologies.resolve.programs import OFFSET, Parameter, Program
 from topologies.resolve.references import References
 from topologies.resolve.settings import Settings
 from topologies.resolve.traces import TraceFile
-
-
-class MachineChoice(Protocol):
-    """The machines that a value names, for each machine that has the value."""
-
-    def seen_by(self, index: int) -> Machines: ...
 
 
 class Arguments(Struct):
@@ -35,7 +30,7 @@ class Arguments(Struct):
 
     def of(self, index: int) -> dict[str, Any]:
         """The arguments of the machine ``index``."""
-        peers: dict[str, Machines] = {name: chosen.seen_by(index) for name, chosen in self.chosen.items()}
+        peers: dict[str, Machines] = {name: chosen(index) for name, chosen in self.chosen.items()}
         traces: dict[str, Trace] = {name: trace.of(index) for name, trace in self.traces.items()}
         return {**self.values, **peers, **traces}
 

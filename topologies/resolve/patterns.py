@@ -7,7 +7,7 @@ in the pattern.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from msgspec import Struct
@@ -47,16 +47,13 @@ PATTERNS: dict[str, Pattern | None] = {
 """By the key in a topology. ``all`` is the same as the plain name, ``random`` draws."""
 
 
-class AppliedPattern(Struct, frozen=True):
-    """A pattern applied to machines: the peers of each."""
-
-    peers: Mapping[int, Machines]
-
-    def seen_by(self, index: int) -> Machines:
-        return self.peers[index]
+MachineChoice = Callable[[int], Machines]
+"""The machines that a value names, for a machine that has the value."""
 
 
-def apply_pattern(pattern: Pattern, machines: Machines, members: Sequence[tuple[int, int]]) -> AppliedPattern | None:
+def apply_pattern(
+    pattern: Pattern, machines: Machines, members: Sequence[tuple[int, int]]
+) -> dict[int, Machines] | None:
     """The peers of ``members``, each an (index, place in its group); None when one has no place in the pattern."""
     places = dict(zip(machines, count()))
     peers = {}
@@ -68,10 +65,10 @@ def apply_pattern(pattern: Pattern, machines: Machines, members: Sequence[tuple[
             peers[index] = Machines(machines[own_place : own_place + 1])
         else:
             return None
-    return AppliedPattern(peers)
+    return peers
 
 
-def draw(machines: Machines, members: Sequence[tuple[int, int]], degree: int, seed: str) -> AppliedPattern | None:
+def draw(machines: Machines, members: Sequence[tuple[int, int]], degree: int, seed: str) -> dict[int, Machines] | None:
     """``degree`` different machines for each member, never itself; None when there are too few.
 
     The draws are bytes of a hash, so that the same seed gives the same peers with any Python.
@@ -92,4 +89,4 @@ def draw(machines: Machines, members: Sequence[tuple[int, int]], degree: int, se
             place = int.from_bytes(data[8 * at : 8 * at + 8], "little") % (last + 1)
             chosen[last if place in chosen else place] = None
         peers[index] = Machines(machines[at + (own is not None and at >= own)] for at in chosen)
-    return AppliedPattern(peers)
+    return peers

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path as FilePath
 
 import msgspec
-from msgspec import Struct
 
 from nodes.spelling import nearest
 from topologies.language.problems import TopologyError, printable, show
@@ -15,7 +14,7 @@ from topologies.language.reader import Report
 from topologies.language.toml_positions import Path
 from topologies.model import MAX_NAME, Machines
 from topologies.resolve.names import RESERVED_NAMES, Names, Selection, UnknownNameError
-from topologies.resolve.patterns import DEGREE, PATTERNS, AppliedPattern, apply_pattern, draw
+from topologies.resolve.patterns import DEGREE, PATTERNS, MachineChoice, apply_pattern, draw
 from topologies.resolve.settings import Settings
 from topologies.resolve.traces import TraceFile, read_trace
 
@@ -46,19 +45,6 @@ class Reach:
         return Machines(other for other in machines if class_of[other] in reached)
 
 
-Chosen = Selection | AppliedPattern
-
-
-class ReachableSelection(Struct, frozen=True):
-    """The machines of a selection that share a domain with the machine that names them."""
-
-    selection: Chosen
-    reach: Reach
-
-    def seen_by(self, index: int) -> Machines:
-        return self.reach.seen_by(index, self.selection.seen_by(index))
-
-
 class References:
     """Resolves names of machines. ``settings`` are those of each machine, by its index.
 
@@ -80,27 +66,28 @@ class References:
         first = {group: members.start for group, members in names.groups.items()}
         self._places = [index - first[group] for group, members in names.groups.items() for index in members]
 
-    def choose(
-        self, value: object, path: Path, members: Sequence[int]
-    ) -> Selection | AppliedPattern | ReachableSelection | None:
+    def choose(self, value: object, path: Path, members: Sequence[int]) -> MachineChoice | None:
         """The machines that a parameter's ``value`` names for ``members``; None when it was reported.
 
         With several domains, each member only gets machines that share a domain with it.
         """
-        found: Chosen | None
+        found: Selection | dict[int, Machines] | None
         if isinstance(value, dict):
             found = self._pattern(value, path, members)
         else:
             found = self.select(value, path, len(members), _NAMES)
-        if found is None or self._reach.is_total:
-            return found
+        if found is None:
+            return None
+        chosen = found.seen_by if isinstance(found, Selection) else found.__getitem__
+        if self._reach.is_total:
+            return chosen
         if isinstance(found, Selection) and found.machines and value not in RESERVED_NAMES:
             for index in {self._reach.class_of[index]: index for index in members}.values():
                 if not self._reach.seen_by(index, found.machines):
                     name = self.names.names_of[index]
                     self._report.add(path, f"machines that share a domain with {name}", show(value))
                     return None
-        return ReachableSelection(found, self._reach)
+        return lambda index: self._reach.seen_by(index, chosen(index))
 
     def reaches_foreign(self, value: object) -> bool:
         """Whether a parameter's value stands for foreign peers, too."""
@@ -163,7 +150,7 @@ class References:
 
     def _pattern(
         self, value: dict[str, object], path: Path, members: Sequence[int]
-    ) -> Selection | AppliedPattern | None:
+    ) -> Selection | dict[int, Machines] | None:
         kinds = [key for key in value if key in PATTERNS]
         for key in value if kinds else ():
             if key not in PATTERNS and not (key == DEGREE and "random" in kinds):
@@ -195,7 +182,7 @@ class References:
 
     def _draw(
         self, value: dict[str, object], path: Path, machines: Machines, members: list[tuple[int, int]]
-    ) -> AppliedPattern | None:
+    ) -> dict[int, Machines] | None:
         degree, inner = value.get(DEGREE), (*path, DEGREE)
         expected = "a whole number from 1 to the number of other machines in it"
         if isinstance(degree, bool) or not isinstance(degree, int) or not 1 <= degree <= len(machines):

@@ -31,7 +31,7 @@ class Settings(Struct):
     values: dict[str, Any] = field(default_factory=lambda: dict(_BASE))
     parameters: dict[str, object] = field(default_factory=dict)
     _places: dict[str, Path] = field(default_factory=dict)
-    _parameter_places: dict[str, Path] = field(default_factory=dict)
+    """By key, and by ``parameters.NAME``."""
 
     def at(self, key: str) -> Path:
         """The place of ``key`` in the file, or where it belongs."""
@@ -47,7 +47,7 @@ class Settings(Struct):
 
     def parameter_at(self, name: str) -> Path:
         """The place of a parameter of the program in the file, or where it belongs."""
-        return self._parameter_places.get(name, (*self.path, "parameters", name))
+        return self._places.get(f"parameters.{name}", (*self.path, "parameters", name))
 
     def under(self, path: Path, table: Mapping[str, Any]) -> Settings:
         """These settings overridden by those of ``table`` at ``path``.
@@ -62,10 +62,10 @@ class Settings(Struct):
             (*self.above, self.path),
             {**self.values, **own},
             {**(self.parameters if stays else {}), **parameters},
-            {**self._places, **{key: (*path, key) for key in own}},
             {
-                **(self._parameter_places if stays else {}),
-                **{name: (*path, "parameters", name) for name in parameters},
+                **{key: place for key, place in self._places.items() if stays or not key.startswith("parameters.")},
+                **{key: (*path, key) for key in own},
+                **{f"parameters.{name}": (*path, "parameters", name) for name in parameters},
             },
         )
 

@@ -173,10 +173,6 @@ class Sections:
         place = self.layout.output(peer)
         return self.own if peer == self.peer else self.memory[place.start : place.stop]
 
-    def load(self, offset: int, size_bytes: int) -> bytes:
-        """The bytes at an offset of the whole memory."""
-        return bytes(self.memory[offset : offset + size_bytes])
-
     def store(self, offset: int, data: bytes) -> None:
         """Store bytes at an offset of the whole memory.
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from nodes.errors import RemoteProtocolError
 from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, SentMessage
 from nodes.wire.client import Ignored, PeerLeft, VectorConnected
-from nodes.wire.explanation import Analysis, ExplainedEntry, Problem
-from nodes.wire.rules import RULES_V2
+from nodes.wire.explanation import Analysis, ExplainedEntry, problems_of
 from nodes.wire.v2.client import BUFFER_BYTES, FramedClient, FramedEvent, Initialized
 from nodes.wire.v2.protocol import HEADER_BYTES, V2, Frame, FrameKind
 
@@ -120,13 +119,9 @@ class _Reader:
 
     def _judged(self, entry: Entry, meaning: str, broken: list[str], got: str) -> ExplainedEntry:
         """The entry with its violations, if the device is still there to see them."""
-        problems = []
-        for name in [] if self._ended else broken:
-            problems.append(Problem(name, entry.line, got))
-            if RULES_V2[name].ends:
-                self._ended = True
-                break
-        return ExplainedEntry(entry, meaning, tuple(problems))
+        problems = problems_of(() if self._ended else broken, entry.line, got)
+        self._ended = self._ended or any(problem.rule.ends for problem in problems)
+        return ExplainedEntry(entry, meaning, problems)
 
     def _meaning(self, event: FramedEvent[Kind]) -> str:
         match event:
