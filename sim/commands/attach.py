@@ -17,7 +17,7 @@ from nodes.spelling import did_you_mean
 from sim.commands.attach_session import AttachSession, dialect_of, dump, part_of, writable_part
 from sim.commands.options import socket_option
 from sim.commands.output import write_file
-from sim.commands.parameters import NameChoice, WholeNumber, duration_ns, number, whole
+from sim.commands.parameters import FILE, PATH, STREAM, NameChoice, WholeNumber, duration_ns, number, whole
 from sim.exit_codes import INTERRUPTED
 from sim.kernel.signal_wakeup import ended_by_signal
 from sim.views.units import counted
@@ -106,7 +106,7 @@ def peers(session: AttachSession, as_json: bool) -> None:
 @click.option("--raw", is_flag=True, help="PEER is what a driver writes: 32 bits, peer << 16 | vector.")
 @click.option(
     "--qmp",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="PATH",
     help="A QMP socket of the QEMU that is rung: say if its device cannot interrupt its guest.",
 )
@@ -334,7 +334,7 @@ def fill(session: AttachSession, offset: int, length: int, byte: int) -> None:
 
 @attach.command("load", short_help="Copy a file into memory.", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=FILE)
 @click.pass_obj
 def load(session: AttachSession, offset: int, file: Path) -> None:
     """Copy FILE into the memory at OFFSET."""
@@ -356,7 +356,7 @@ def load(session: AttachSession, offset: int, file: Path) -> None:
 @attach.command("save", short_help="Copy memory into a file.", context_settings=NUMBERS)
 @click.argument("offset", callback=number)
 @click.argument("length", callback=number)
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+@click.argument("file", type=STREAM)
 @click.pass_obj
 def save(session: AttachSession, offset: int, length: int, file: Path) -> None:
     """Copy LENGTH bytes of the memory at OFFSET into FILE, which is overwritten; - is standard output."""

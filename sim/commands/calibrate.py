@@ -6,18 +6,15 @@ from pathlib import Path
 
 import click
 
+from sim.commands.parameters import FILE, PATH
+
 
 @click.command("calibrate", short_help="Read the costs of virtual time off real runs.")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PATH)
 @click.option(
     "--base", metavar="FILE", default="default", help="The cost model whose figures are kept where no run shows any."
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the model there, not to the terminal.",
-)
+@click.option("-o", "--output", type=FILE, help="Write the model there, not to the terminal.")
 def calibrate(runs: tuple[Path, ...], base: str, output: Path | None) -> None:
     """Write the cost model of the host that the runs in the directories RUN were made on.
 

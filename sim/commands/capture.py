@@ -20,14 +20,13 @@ from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Sessi
 from nodes.wire.explanation import Analysis, ExplainedEntry
 from nodes.wire.v2.protocol import ALL_DIALECTS
 from sim.commands.options import qemu_version_option
-from sim.commands.parameters import NameChoice, Number, WholeNumber, duration_ns
+from sim.commands.parameters import FILE, PATH, STREAM, NameChoice, Number, WholeNumber, duration_ns
 from sim.kernel.loop import Loop
 from sim.kernel.shortage import error_of_path
 from sim.kernel.signal_wakeup import ended_by_signal
 from sim.views.session import analysis_lines
 from sim.views.units import counted
 
-SOCKET = click.Path(path_type=Path)
 ABOUT = """\
 # Recorded by `ivsim record`. Each line: seconds since the start, connection, sender, and what it sent: a number with
 # the descriptors that came with it, or bytes that are no message. `ivsim explain` says what it means.
@@ -38,15 +37,9 @@ ABOUT = """\
 
 
 @click.command("record")
-@click.option("-S", "--server", required=True, type=SOCKET, help="The server's socket.")
-@click.option("-L", "--listen", required=True, type=SOCKET, help="The socket for clients to connect to instead.")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="The session file; - is standard output.",
-)
+@click.option("-S", "--server", required=True, type=PATH, help="The server's socket.")
+@click.option("-L", "--listen", required=True, type=PATH, help="The socket for clients to connect to instead.")
+@click.option("-o", "--output", required=True, type=STREAM, help="The session file; - is standard output.")
 @click.option("--force", is_flag=True, help="Overwrite the session file.")
 def record(server: Path, listen: Path, output: Path, force: bool) -> None:
     """Forward all bytes and descriptors between the SERVER and its clients, and write a session file.
@@ -133,7 +126,7 @@ def _lines(opened: IO[str]) -> Iterator[str]:
 
 
 @click.command("explain")
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+@click.argument("file", metavar="FILE", type=STREAM)
 @click.option(
     "--dialect",
     type=NameChoice(ALL_DIALECTS),
@@ -218,8 +211,8 @@ def _entry_as_data(explained: ExplainedEntry, explanation: Analysis, version: Qe
 
 
 @click.command("replay")
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("-S", "--socket", "path", required=True, type=SOCKET, help="The socket for the client to connect to.")
+@click.argument("file", metavar="FILE", type=FILE)
+@click.option("-S", "--socket", "path", required=True, type=PATH, help="The socket for the client to connect to.")
 @click.option("--connection", type=WholeNumber(1), help="Which connection to replay. Default: the first.")
 @click.option(
     "--speed", type=Number(0, 1e9), default=1.0, help="How many times faster than it was recorded; 0: at once."

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import click
 
 from nodes.errors import UsageError
-from sim.commands.parameters import WholeNumber
+from sim.commands.parameters import FILE, WholeNumber
 from sim.distributed.addresses import PORT, Tls, check_address, check_listening, make_tls
 from sim.distributed.dask_extra import require_dask
+from sim.distributed.where import Where, where_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def tls_options(command: Command) -> Command:
@@ -41,6 +41,12 @@ def cluster_options(command: Command) -> Command:
         metavar="ADDRESS",
         help="Run on the workers of this scheduler: tcp://HOST:PORT or tls://HOST:PORT.",
     )(command)
+
+
+def where_from(given: dict[str, Any]) -> Where | None:
+    """Where a command runs what it runs, by the options of `cluster_options` that it was given."""
+    tls = make_tls(given["tls_ca"], given["tls_cert"], given["tls_key"])
+    return where_of(given["scheduler"], given["workers"], tls)
 
 
 @click.command("scheduler")

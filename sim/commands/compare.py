@@ -10,14 +10,15 @@ import click
 
 from nodes.errors import UsageError
 from sim.commands.completion import complete_runs
+from sim.commands.parameters import FILE, PATH
 from sim.exit_codes import MISSED
 
 PICTURES = (".png", ".svg")
 
 
 @click.command("compare")
-@click.argument("a", metavar="A", type=click.Path(path_type=Path), shell_complete=complete_runs)
-@click.argument("b", metavar="B", type=click.Path(path_type=Path), shell_complete=complete_runs)
+@click.argument("a", metavar="A", type=PATH, shell_complete=complete_runs)
+@click.argument("b", metavar="B", type=PATH, shell_complete=complete_runs)
 @click.option(
     "--fail-if",
     "limits",
@@ -28,12 +29,7 @@ PICTURES = (".png", ".svg")
 )
 @click.option("--across-hosts", is_flag=True, help="Compare runs of different hosts of a cluster, too.")
 @click.option("--json", "as_json", is_flag=True, help="All metrics as JSON on standard output.")
-@click.option(
-    "--plot",
-    "picture",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw both into a file, .png or .svg (needs matplotlib).",
-)
+@click.option("--plot", "picture", type=FILE, help="Draw both into a file, .png or .svg (needs matplotlib).")
 def compare(a: Path, b: Path, limits: tuple[str, ...], across_hosts: bool, as_json: bool, picture: Path | None) -> None:
     """Print what differs between the runs in the directories A (before) and B (after).
 

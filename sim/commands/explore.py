@@ -12,11 +12,10 @@ from typing import Any
 import click
 
 import topologies
-from sim.commands.cluster import cluster_options
+from sim.commands.cluster import cluster_options, where_from
 from sim.commands.options import overrides_option, programs_option, topology_argument
-from sim.commands.parameters import WholeNumber
-from sim.distributed.addresses import make_tls
-from sim.distributed.where import Where, where_of
+from sim.commands.parameters import FILE, WholeNumber
+from sim.distributed.where import Where
 from sim.exit_codes import MISSED, of_signal
 
 PROGRESS_S = 1.0
@@ -40,7 +39,7 @@ def _seeds(_context: click.Context, _option: click.Parameter, given: str) -> ran
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     metavar="FILE",
     default=Path("schedule.json"),
     help="Where the shortest schedule is written, for `ivsim run --replay`.",
@@ -58,15 +57,11 @@ def explore(
     keep_going: bool,
     output: Path,
     no_shrink: bool,
-    scheduler: str | None,
-    workers: int | None,
-    tls_ca: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
     overrides: dict[str, str],
     programs: tuple[Path, ...],
     as_json: bool,
     quiet: bool,
+    **cluster: Any,
 ) -> None:
     """Run TOPOLOGY under virtual time with each seed, with the delays and faults of its [chaos].
 
@@ -77,7 +72,7 @@ def explore(
     """
     import msgspec
 
-    where = where_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
+    where = where_from(cluster)
     loaded = topologies.load(topology, overrides, programs)
     say: Callable[[str], None] = (lambda text: None) if as_json else click.echo
     begin = time.monotonic()

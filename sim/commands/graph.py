@@ -9,7 +9,7 @@ import click
 import topologies
 from sim.commands.options import overrides_option, programs_option, topology_argument
 from sim.commands.output import write_file
-from sim.commands.parameters import NameChoice
+from sim.commands.parameters import FILE, NameChoice
 
 FORMATS = {".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot", ".svg": "svg"}
 
@@ -19,14 +19,9 @@ FORMATS = {".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot", ".gv": "dot"
 @overrides_option
 @programs_option
 @click.option(
-    "--format",
-    "form",
-    type=NameChoice(["mermaid", "dot", "svg"]),
-    help="By default mermaid, or by the suffix of FILE.",
+    "--format", "form", type=NameChoice(["mermaid", "dot", "svg"]), help="By default mermaid, or by the suffix of FILE."
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the picture to FILE."
-)
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the picture to FILE.")
 @click.option("--each", is_flag=True, help="Draw every machine of large groups, too.")
 def graph(
     topology: str,

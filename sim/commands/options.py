@@ -13,7 +13,7 @@ import topologies
 from nodes.errors import UsageError
 from nodes.qemu_versions import QemuVersion
 from sim.commands.completion import complete_keys, complete_runs, complete_topologies
-from sim.commands.parameters import Number
+from sim.commands.parameters import PATH, Number
 from sim.exit_codes import WRONG_USE
 from sim.kernel.qemu_program import assumed_version
 
@@ -84,14 +84,11 @@ qemu_version_option = click.option(
 def socket_option(text: str) -> Callable[[Command], Command]:
     """Fills ``path``, the socket of a server."""
     default = Path("/tmp/ivshmem_socket")
-    return click.option("-S", "--socket", "path", type=click.Path(path_type=Path), default=default, help=text)
+    return click.option("-S", "--socket", "path", type=PATH, default=default, help=text)
 
 
 runs_option = click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    help="The directory in which the run directory is made.",
+    "--runs", type=PATH, default=Path("runs"), help="The directory in which the run directory is made."
 )
 
 resources_every_option = click.option(
@@ -103,9 +100,7 @@ resources_every_option = click.option(
     help="The period of sampling CPU time and memory of processes; 0: never.",
 )
 
-run_argument = click.argument(
-    "run_directory", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_runs
-)
+run_argument = click.argument("run_directory", metavar="RUN", type=PATH, shell_complete=complete_runs)
 
 
 def topology_argument(command: Callable[..., None], *, required: bool = True) -> Callable[..., None]:

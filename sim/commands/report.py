@@ -8,6 +8,7 @@ import click
 
 from sim.commands.options import run_argument
 from sim.commands.output import write_result, write_whole
+from sim.commands.parameters import STREAM
 
 REPORT = "report.html"
 
@@ -15,10 +16,7 @@ REPORT = "report.html"
 @click.command("report")
 @run_argument
 @click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="The file to write, or - for standard output.  [default: RUN/report.html]",
+    "-o", "--output", type=STREAM, help="The file to write, or - for standard output.  [default: RUN/report.html]"
 )
 def report(run_directory: Path, output: Path | None) -> None:
     """Write figures, curves, time lines and pictures of the run directory RUN to one HTML file.

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 import sim
 import topologies
-from sim.commands.cluster import cluster_options
+from sim.commands.cluster import cluster_options, where_from
 from sim.commands.options import (
     optional_topology_argument,
     overrides_option,
@@ -25,15 +25,12 @@ from sim.commands.options import (
     runs_option,
 )
 from sim.commands.output import write_file, write_result
-from sim.commands.parameters import NameChoice, WholeNumber
-from sim.distributed.addresses import make_tls
-from sim.distributed.where import Where, where_of
+from sim.commands.parameters import FILE, PATH, STREAM, NameChoice, WholeNumber
+from sim.distributed.where import Where
 from sim.exit_codes import INTERRUPTED, MISSED, of_error, of_run
 from topologies.hosts import part_of
 from topologies.metrics import LATENCIES
 from topologies.model import EngineName
-
-EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 
 
 @click.command("run")
@@ -51,7 +48,7 @@ EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 @click.option(
     "--socket",
     "socket_path",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The path of the server's socket, for others to join (a real QEMU, `ivsim attach`).",
 )
 @cluster_options
@@ -70,23 +67,17 @@ EXPORT = click.Path(path_type=Path, dir_okay=False, allow_dash=True)
 @resources_every_option
 @programs_option
 @click.option(
-    "--prometheus",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Keep the latest snapshot in FILE, in Prometheus' text format.",
+    "--prometheus", type=FILE, metavar="FILE", help="Keep the latest snapshot in FILE, in Prometheus' text format."
 )
 @click.option(
     "--replay",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     metavar="FILE",
     help="Print every event of a schedule that `ivsim explore` has written; without TOPOLOGY.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what the run needs of this host, and start nothing.")
 @click.option(
-    "--junit",
-    "junit_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the verdicts on the expectations to this file, as JUnit XML.",
+    "--junit", "junit_file", type=FILE, help="Write the verdicts on the expectations to this file, as JUnit XML."
 )
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output, and no progress.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -111,9 +102,7 @@ def run(
     junit_file: Path | None,
     as_json: bool,
     quiet: bool,
-    scheduler: str | None,
-    workers: int | None,
-    **tls_files: Path | None,
+    **cluster: Any,
 ) -> None:
     """Run TOPOLOGY, a file or the name of a shipped one (`ivsim list`), and print its result.
 
@@ -137,7 +126,7 @@ def run(
         loaded = topologies.load(topology, overrides, programs)
         code = write_demand(part_of(loaded, domains) if domains else loaded, runs, as_json=as_json)
         raise click.exceptions.Exit(code)
-    where = where_of(scheduler, workers, make_tls(*(tls_files[f"tls_{name}"] for name in ("ca", "cert", "key"))))
+    where = where_from(cluster)
     common: dict[str, Any] = {"runs": runs, "overrides": overrides, "programs": programs}
     common["resources_every_s"] = resources_every_s
     if where is not None:
@@ -275,11 +264,11 @@ def _replay_schedule(context: click.Context, file: Path) -> int:
 @run_argument
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON, with a glossary of its numbers.")
 @click.option(
-    "--hgrm", type=EXPORT, metavar="FILE", help="Write the percentiles of one latency (--latency) for HdrHistogram."
+    "--hgrm", type=STREAM, metavar="FILE", help="Write the percentiles of one latency (--latency) for HdrHistogram."
 )
-@click.option("--hlog", type=EXPORT, metavar="FILE", help="Write the histograms of all latencies for HdrHistogram.")
+@click.option("--hlog", type=STREAM, metavar="FILE", help="Write the histograms of all latencies for HdrHistogram.")
 @click.option(
-    "--cyclictest", type=EXPORT, metavar="FILE", help="Write one latency by machine, as cyclictest --json does."
+    "--cyclictest", type=STREAM, metavar="FILE", help="Write one latency by machine, as cyclictest --json does."
 )
 @click.option(
     "--latency", type=NameChoice(LATENCIES), default="delivery", help="The latency of --hgrm and --cyclictest."

@@ -16,7 +16,7 @@ from nodes.errors import HostError, UsageError
 from nodes.wire.protocol import PEERS_MAX, V0
 from nodes.wire.v2.protocol import ALL_DIALECTS, V2, DomainNumbers
 from sim.commands.options import socket_option
-from sim.commands.parameters import NameChoice, WholeNumber, c_number
+from sim.commands.parameters import PATH, NameChoice, WholeNumber, c_number
 from sim.commands.systemd import hidden_program, units
 from sim.exit_codes import FAILED, of_error
 from sim.wire.daemon import detach
@@ -66,7 +66,6 @@ def _memory_name(_context: click.Context, _option: click.Parameter, given: str |
     return given and given.lstrip("/")
 
 
-PATH = click.Path(path_type=Path)
 EPILOG = """\
 What differs from ivshmem-server, for safety: the socket and the named memory have mode 0600 unless told otherwise
 (--mode, --group). A stale socket is replaced; a socket on which a server listens never is, even if that is busy. Shared

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from nodes.errors import UsageError
-from sim.commands.cluster import cluster_options
+from sim.commands.cluster import cluster_options, where_from
 from sim.commands.completion import complete_keys
 from sim.commands.options import optional_topology_argument, programs_option, resources_every_option, runs_option
 from sim.commands.parameters import WholeNumber, split_values
-from sim.distributed.addresses import make_tls
-from sim.distributed.where import where_of
 from sim.exit_codes import FAILED, MISSED
 
 
@@ -63,11 +62,6 @@ def sweep(
     axes: dict[str, list[str]],
     repeat: int,
     directory: Path | None,
-    scheduler: str | None,
-    workers: int | None,
-    tls_ca: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
     balance: bool,
     across_hosts: bool,
     runs: Path,
@@ -76,6 +70,7 @@ def sweep(
     dry_run: bool,
     as_json: bool,
     quiet: bool,
+    **cluster: Any,
 ) -> None:
     """Run TOPOLOGY with every combination of the values given, one run after the other, and compare them.
 
@@ -98,9 +93,9 @@ def sweep(
         raise click.UsageError(
             "TOPOLOGY is missing" + (": --set, --repeat and --program go with it" if directory else "")
         )
-    if balance and scheduler is None:
+    if balance and cluster["scheduler"] is None:
         raise click.UsageError("--balance goes with --scheduler")
-    where = where_of(scheduler, workers, make_tls(tls_ca, tls_cert, tls_key))
+    where = where_from(cluster)
     from sim.commands import sweep_runs
     from sim.sweeps import Sweep
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import click
 
 from sim.commands.completion import complete_runs
-from sim.commands.parameters import WholeNumber
+from sim.commands.parameters import FILE, PATH, WholeNumber
 
 
 @click.command("top")
-@click.argument("run", required=False, type=click.Path(path_type=Path), shell_complete=complete_runs)
+@click.argument("run", required=False, type=PATH, shell_complete=complete_runs)
 @click.option("--once", is_flag=True, help="Show the present state as lines, and end.")
 @click.option("--json", "as_json", is_flag=True, help="The same as one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Show nothing (with --prometheus).")
 @click.option(
     "--prometheus",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     metavar="FILE",
     help="Write every snapshot to FILE in Prometheus' text format, whole at any moment; for node_exporter name "
     "it *.prom in its textfile directory. The file stays when the run is over.",

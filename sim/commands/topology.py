@@ -10,6 +10,7 @@ import click
 
 import topologies
 from sim.commands.options import overrides_option, programs_option, topology_argument
+from sim.commands.parameters import STREAM
 from sim.kernel.shortage import error_of_path
 from sim.views.units import counted
 from topologies.text_tables import Reference, topologies_table
@@ -174,7 +175,7 @@ def schema() -> None:
 
 
 @click.command("init")
-@click.argument("file", default="topology.toml", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True))
+@click.argument("file", default="topology.toml", type=STREAM)
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 def init(file: Path, force: bool) -> None:
     """Write a small commented topology to FILE (topology.toml); `-` is standard output."""

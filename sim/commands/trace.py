@@ -9,7 +9,7 @@ import click
 
 from sim.commands.options import run_argument
 from sim.commands.output import write_result
-from sim.commands.parameters import WholeNumber, duration_ns
+from sim.commands.parameters import STREAM, WholeNumber, duration_ns
 
 
 @click.command("trace")
@@ -17,7 +17,7 @@ from sim.commands.parameters import WholeNumber, duration_ns
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    type=STREAM,
     help="The file to write, compressed when it ends in .gz; or - for standard output.  [default: RUN/trace.json.gz]",
 )
 @click.option(

@@ -65,10 +65,10 @@ def baseline_if_any() -> list[WakeUpBaseline]:
     return []
 
 
-def measure_baseline(cpus: tuple[int, int] | None = None) -> WakeUpBaseline:
-    """Measure the baseline. With ``cpus``, this thread and the partner are pinned to them meanwhile.
+def measure_baseline() -> WakeUpBaseline:
+    """Measure the baseline.
 
-    Otherwise both run where the kernel puts them, on the CPUs that this process may use, as machines do that are not
+    Both processes run where the kernel puts them, on the CPUs that this process may use, as machines do that are not
     pinned. Raises ``HostError`` when no partner can be started, or when it dies or does not answer.
     """
     clock_ns = clock_cost_ns()
@@ -76,9 +76,7 @@ def measure_baseline(cpus: tuple[int, int] | None = None) -> WakeUpBaseline:
         rings, answers = EventFd.create(), EventFd.create()
         stack.callback(rings.close)
         stack.callback(answers.close)
-        if cpus is not None:
-            stack.enter_context(_pinned(cpus[0]))
-        started = stack.enter_context(_started(rings, answers, -1 if cpus is None else cpus[1]))
+        started = stack.enter_context(_started(rings, answers))
         epoll = stack.enter_context(select.epoll())
         epoll.register(answers.descriptor, select.EPOLLIN)
         ours = _ping(started, epoll, rings.descriptor, answers.descriptor)
@@ -98,7 +96,7 @@ def measure_baseline(cpus: tuple[int, int] | None = None) -> WakeUpBaseline:
         p50_ns=latencies[-(-len(latencies) // 2) - 1],
         p99_ns=latencies[-(-len(latencies) * 99 // 100) - 1],
         count=len(latencies),
-        placement=_placement(cpus),
+        placement=f"where the kernel put them, on {len(os.sched_getaffinity(0))} CPUs",
         clock_ns=clock_ns,
     )
 
@@ -142,11 +140,9 @@ def _await_partner(started: subprocess.Popen[bytes], answer: int, wait: Callable
         os.close(life)
 
 
-def partner(ring: int, answer: int, cpu: int) -> None:
+def partner(ring: int, answer: int) -> None:
     """The other process: answer every ring until standard input ends, then write all stamps to standard output."""
     with signals_held(), select.epoll() as epoll:
-        if cpu >= 0:
-            os.sched_setaffinity(0, {cpu})
         epoll.register(ring, select.EPOLLIN)
         epoll.register(STDIN, select.EPOLLIN)
         poll, clock, stamps = epoll.poll, time.monotonic_ns, array("q")
@@ -166,11 +162,11 @@ def partner(ring: int, answer: int, cpu: int) -> None:
 
 
 @contextlib.contextmanager
-def _started(rings: EventFd, answers: EventFd, cpu: int) -> Iterator[subprocess.Popen[bytes]]:
+def _started(rings: EventFd, answers: EventFd) -> Iterator[subprocess.Popen[bytes]]:
     """The partner: a bare interpreter without site packages. Ends with this, or when this process does."""
     root = str(Path(__file__).parents[2])
     descriptors = (rings.descriptor, answers.descriptor)
-    call = f"from sim.host.wake_up_baseline import partner; partner(*{(*descriptors, cpu)})"
+    call = f"from sim.host.wake_up_baseline import partner; partner(*{descriptors})"
     code = f"import sys; sys.path.append({root!r}); {call}"
     try:
         # Ctrl-C is meant for the run; what is ignored when the partner starts, it ignores for ever.
@@ -189,23 +185,3 @@ def _started(rings: EventFd, answers: EventFd, cpu: int) -> Iterator[subprocess.
             yield process
         finally:
             process.kill()
-
-
-@contextlib.contextmanager
-def _pinned(cpu: int) -> Iterator[None]:
-    """This thread on one CPU while it lasts."""
-    before = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {cpu})
-    except OSError as error:
-        raise HostError(f"no wake-up baseline on CPU {cpu}: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def _placement(cpus: tuple[int, int] | None) -> str:
-    if cpus is not None:
-        return f"CPU {cpus[0]} and CPU {cpus[1]}, pinned"
-    return f"where the kernel put them, on {len(os.sched_getaffinity(0))} CPUs"

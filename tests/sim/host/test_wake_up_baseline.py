@@ -20,22 +20,6 @@ def test_the_baseline_is_measured_and_the_partner_gone():
     assert f"{len(os.sched_getaffinity(0))} CPUs" in its.placement
 
 
-def test_pinned_it_says_where_and_puts_this_thread_back():
-    before = os.sched_getaffinity(0)
-    cpu = min(before)
-    assert measure_baseline((cpu, cpu)).placement == f"CPU {cpu} and CPU {cpu}, pinned"
-    assert os.sched_getaffinity(0) == before
-
-
-def test_a_cpu_that_there_is_not():
-    before = os.sched_getaffinity(0)
-    with pytest.raises(HostError, match="on CPU 1023"):
-        measure_baseline((1023, min(before)))
-    with pytest.raises(HostError, match=r"the partner ended \(1\)"):
-        measure_baseline((min(before), 1023))
-    assert os.sched_getaffinity(0) == before
-
-
 def test_a_partner_that_cannot_start_or_dies_is_said(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(HostError, match="no partner"):
