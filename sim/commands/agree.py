@@ -58,7 +58,7 @@ def agree(
     import msgspec
 
     from sim.oracle.agree import agree as run_both
-    from sim.oracle.real_share import pair
+    from sim.oracle.agree import pair
 
     agrees = True
     for turn in range(seeds):

@@ -1,6 +1,6 @@
-"""A bare 64-bit guest, as firmware: it does a list of commands whenever it is interrupted.
+"""A bare 64-bit guest, as firmware, and its processor: it does a list of commands whenever it is interrupted.
 
-QEMU maps `image` as its firmware (``-bios``), and the processor starts in it. The guest goes to long mode, with memory
+QEMU maps `firmware` by its option ``-bios``, and the processor starts in it. The guest goes to long mode, with memory
 mapped at its own addresses, and halts. Vector `WAKE` wakes it; the interrupt comes from outside, as a store of that
 number to `MESSAGES`. It then does the commands at `COMMANDS` up to one of zeros and writes a line feed to the debug
 port. It writes one after each start, too.
@@ -11,7 +11,14 @@ test compares the two.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import struct
+from types import TracebackType
+
+from nodes.errors import QemuError
+from sim.engines.qemu.qtest import LineConnection, Qemu
 
 IMAGE_BYTES = 1 << 16  # QEMU wants whole 64 KiB, and maps the last ones below 1 MiB as well
 BASE = 0xF0000
@@ -49,7 +56,7 @@ CODE = bytes.fromhex(
 )
 
 
-def image() -> bytes:
+def firmware() -> bytes:
     """The firmware, as QEMU's option ``-bios`` takes it."""
     return (CODE.ljust(RESET_VECTOR, b"\0") + JUMP_TO_BOOT).ljust(IMAGE_BYTES, b"\0")
 
@@ -84,3 +91,61 @@ def results(commands: bytes) -> list[int]:
 def _command(kind: str, size_bytes: int, place: int, value: int, *, result: int = 0, select: int = 0) -> bytes:
     code = BASE + ACCESSES + ACCESS_BYTES * _KINDS.index((kind, size_bytes))
     return struct.pack("<5Q", code, place, value, result, select)
+
+
+class GuestCpu:
+    """Owns the firmware that QEMU reads, and the connection to the debug port.
+
+    QEMU is started with ``arguments`` and the descriptors in ``inherit``; then comes `start`.
+    """
+
+    def __init__(self) -> None:
+        with contextlib.ExitStack() as stack:
+            image = os.memfd_create("firmware", os.MFD_CLOEXEC)
+            stack.callback(os.close, image)
+            os.write(image, firmware())
+            near, far = socket.socketpair()
+            stack.callback(far.close)
+            self._done = LineConnection(near, "debug port")
+            stack.callback(self._done.close)
+            self._far = far
+            self._stack = stack.pop_all()
+        self.inherit = [image, far.fileno()]
+        self.arguments = [
+            *("-bios", f"/proc/self/fd/{image}"),
+            *("-chardev", f"socket,id=done,fd={far.fileno()}"),
+            *("-device", f"isa-debugcon,chardev=done,iobase={DEBUG_PORT:#x}"),
+        ]
+
+    def __enter__(self) -> GuestCpu:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def start(self, qemu: Qemu, *, boots: bool = True) -> None:
+        """Let the processor run; it boots, or goes on where the migration has stopped it."""
+        self._far.close()
+        qemu.qmp("cont")
+        if boots:
+            self.wait(qemu)
+
+    def wait(self, qemu: Qemu) -> None:
+        """Return when the processor has booted, or has made its access.
+
+        Raises:
+            QemuError: QEMU is gone, or the processor does nothing.
+        """
+        try:
+            self._done.line()
+        except QemuError as error:
+            raise QemuError(f"{error}; {qemu.end()}") from error
+
+
+def wake_lines(commands: bytes) -> list[str]:
+    """The qtest commands that have the processor do a list of commands of this firmware."""
+    whole = commands + bytes(8)
+    write = f"write {COMMANDS:#x} {len(whole):#x} 0x{whole.hex()}"
+    return [write, f"writel {MESSAGES:#x} {WAKE:#x}"]

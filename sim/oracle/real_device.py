@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 from nodes.errors import QemuError
 from sim.engines.qemu.qtest import Qemu, config_read_lines, config_write_lines, read_line, write_line
+from sim.oracle import firmware
 from sim.oracle import operations as ops
-from sim.oracle.firmware import COMMAND_BYTES, COMMANDS, COPIES, access, clear, config_access, copy, results
-from sim.oracle.guest_cpu import GuestCpu, wake_lines
 from sim.oracle.operations import MESSAGE_BASE, WINDOWS, Access, Operation, Scene
 from sim.oracle.scripted_server import ScriptedServer
 from sim.oracle.simulated_device import Observation
@@ -36,7 +35,7 @@ class RealDevice:
         self._program, self._scene = qemu, scene
         self._connected = 0
         self._clean_up: list[str] = []
-        self._cpu: GuestCpu | None = None
+        self._cpu: firmware.GuestCpu | None = None
         self._stack = contextlib.ExitStack()
         self._start(scene.connected)
 
@@ -60,7 +59,7 @@ class RealDevice:
             inherit, accel = [descriptor], "tcg"
             self._cpu = None
             if scene.access != "qtest":
-                self._cpu = stack.enter_context(GuestCpu())
+                self._cpu = stack.enter_context(firmware.GuestCpu())
                 arguments += self._cpu.arguments
                 inherit += self._cpu.inherit
                 accel = scene.access
@@ -147,28 +146,29 @@ class RealDevice:
         return values, [_contents(answers[which]) for which in look_at], answers[len(lines) :]
 
     def _by_cpu(
-        self, cpu: GuestCpu, accesses: Sequence[Access], places: Sequence[Sequence[Place]], looks: list[str]
+        self, cpu: firmware.GuestCpu, accesses: Sequence[Access], places: Sequence[Sequence[Place]], looks: list[str]
     ) -> Seen:
         """Have the processor make the accesses, and look at ``places`` after each but the last."""
         *earlier, last = accesses
         commands, value_at, copied_bytes = bytearray(), list[int](), 0
         for access_now, where in zip(earlier, places, strict=True):
-            value_at.append(len(commands) // COMMAND_BYTES)
+            value_at.append(len(commands) // firmware.COMMAND_BYTES)
             commands += _command(access_now)
             for at, size in where:
-                commands += copy(at, size, COPIES + copied_bytes)
+                commands += firmware.copy(at, size, firmware.COPIES + copied_bytes)
                 copied_bytes += size
-            commands += clear(MESSAGE_BASE, self._scene.message_bytes)
-        value_at.append(len(commands) // COMMAND_BYTES)
+            commands += firmware.clear(MESSAGE_BASE, self._scene.message_bytes)
+        value_at.append(len(commands) // firmware.COMMAND_BYTES)
         commands += _command(last)
-        self.qemu.ask([*self._clean_up, *wake_lines(bytes(commands))])
+        self.qemu.ask([*self._clean_up, *firmware.wake_lines(bytes(commands))])
         cpu.wait(self.qemu)
         if _can_ring(last):
             self.qemu.settle()
-        reads = _read_lines([(COMMANDS, len(commands)), *([(COPIES, copied_bytes)] if copied_bytes else [])])
+        copies_at = [(firmware.COPIES, copied_bytes)] if copied_bytes else []
+        reads = _read_lines([(firmware.COMMANDS, len(commands)), *copies_at])
         answers = self.qemu.ask([*reads, *looks])
         done, *copied = _contents(answers[: len(reads)])
-        found, copies = results(done), io.BytesIO(*copied)
+        found, copies = firmware.results(done), io.BytesIO(*copied)
         seen = [[copies.read(size) for _, size in where] for where in places]
         return [found[at] for at in value_at], seen, answers[len(reads) :]
 
@@ -244,8 +244,8 @@ def _command(operation: Access) -> bytes:
     """The command with which the processor makes an access."""
     value = operation.value if isinstance(operation, ops.ConfigWrite | ops.Write) else None
     if isinstance(operation, ops.ConfigRead | ops.ConfigWrite):
-        return config_access(SLOT, operation.offset, operation.size_bytes, value)
-    return access(operation.address, operation.size_bytes, value)
+        return firmware.config_access(SLOT, operation.offset, operation.size_bytes, value)
+    return firmware.access(operation.address, operation.size_bytes, value)
 
 
 def _can_ring(operation: Operation) -> bool:

@@ -10,10 +10,10 @@ The format: "Trace Event Format" (Google, "Chrome Trace Event Format" document),
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from sim.results.analysis.time_series import RunEvent, TimeSeries, time_series
 from sim.results.store.batches import Column, batches
 from sim.results.store.manifest import Manifest
 from sim.views.event_text import brief, sentence
-from sim.views.perfetto_kernel import host_events
+from sim.views.perfetto_kernel import Event, event, host_events, slice_of
 
 EVENTS = 100_000
 # Perfetto takes process and thread 0 for the idle task of a kernel.
@@ -39,8 +39,6 @@ SAMPLE_COLUMNS = ("source", "target", "vector", "intended_ns", "rung_ns", "deliv
 DRAIN_COLUMNS = ("machine", "vector", "count", "delivered_ns", "handled_ns")
 # A ring is a slice and both ends of a flow, a drain is a slice.
 SAMPLE_EVENTS, DRAIN_EVENTS = 3, 1
-
-Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,9 @@ def trace(run: Run, events_max: int = EVENTS, from_s: float | None = None) -> Pe
         "left_out": before,
         "rings": f"drawn {RING_NS} ns long to be seen; how long a ring took is not recorded",
     }
-    events = [*others, *(event for group in kept for event in group)]
+    events = [*others, *itertools.chain.from_iterable(kept)]
     lines = ['{"displayTimeUnit": "ns", "otherData": ' + _json(about) + ', "traceEvents": [']
-    lines += [_json(event) + "," for event in events[:-1]] + [_json(events[-1]), "]}"]
+    lines += [_json(each) + "," for each in events[:-1]] + [_json(events[-1]), "]}"]
     return PerfettoTrace(lines, there, cut, before)
 
 
@@ -182,15 +180,9 @@ def _drains(rows: dict[str, Column], start_ns: int, manifest: Manifest) -> Itera
     ends = _until_next(machine << 16 | vector, delivered, np.maximum(handled, delivered))
     columns = (machine, vector, count, delivered, ends, handled)
     for its_machine, its_vector, its_count, at, end, done in zip(*(column.tolist() for column in columns), strict=True):
-        event: Event = {"name": f"vector {its_vector}", "cat": "interrupt", "ph": "X"}
-        event |= {
-            "ts": (at - start_ns) / 1e3,
-            "dur": (end - at) / 1e3,
-            "pid": _pid(its_machine),
-            "tid": _tid(its_vector),
-        }
-        event["args"] = {"doorbells": its_count} | ({} if done else {"dealt with": "never"})
-        yield at, [event]
+        args = {"doorbells": its_count} | ({} if done else {"dealt with": "never"})
+        place, span = (_pid(its_machine), _tid(its_vector)), (at - start_ns, end - start_ns)
+        yield at, [slice_of(f"vector {its_vector}", "interrupt", *place, *span, args)]
 
 
 def _rings(rows: dict[str, Column], start_ns: int, manifest: Manifest) -> Iterator[tuple[int, list[Event]]]:
@@ -204,23 +196,22 @@ def _rings(rows: dict[str, Column], start_ns: int, manifest: Manifest) -> Iterat
         zip(*(column.tolist() for column in (*columns, ends)), strict=True), start=1
     ):
         to = names[target] if target >= 0 else "others"
-        ring: Event = {"name": f"ring {to} {vector}", "cat": "doorbell", "ph": "X", "ts": (at - start_ns) / 1e3}
-        ring |= {"dur": (end - at) / 1e3, "pid": _pid(source), "tid": RINGS}
-        ring["args"] = {"late_us": (at - intended) / 1e3} if intended else {}
+        late = {"late_us": (at - intended) / 1e3} if intended else {}
+        span = at - start_ns, end - start_ns
+        ring = slice_of(f"ring {to} {vector}", "doorbell", _pid(source), RINGS, *span, late)
         if not delivered or target < 0:
             yield at, [ring]
             continue
         ring["args"] |= {"delivered_after_us": (delivered - at) / 1e3, "drained_together": count}
-        flow: Event = {"name": "doorbell", "cat": "doorbell", "id": number}
-        start = flow | {"ph": "s", "ts": ring["ts"], "pid": _pid(source), "tid": RINGS}
+        flow = {"cat": "doorbell", "id": number}
+        start = event("doorbell", "s", _pid(source), RINGS, ts=ring["ts"], **flow)
         end_at = (delivered - start_ns) / 1e3
-        finish = flow | {"ph": "f", "bp": "e", "ts": end_at, "pid": _pid(target), "tid": _tid(vector)}
-        yield at, [ring, start, finish]
+        yield at, [ring, start, event("doorbell", "f", _pid(target), _tid(vector), ts=end_at, bp="e", **flow)]
 
 
 def _names(manifest: Manifest) -> Iterator[Event]:
     def named(what: str, pid: int, tid: int, **its: object) -> Event:
-        return {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": its}
+        return event(what, "M", pid, tid, args=its)
 
     yield named("process_name", RUN, RUN_THREAD, name="the run")
     yield named("process_sort_index", RUN, RUN_THREAD, sort_index=-1)
@@ -236,9 +227,8 @@ def _names(manifest: Manifest) -> Iterator[Event]:
 
 def _run_events(events: list[RunEvent]) -> Iterator[Event]:
     for run_event in events:
-        event: Event = {"name": brief(run_event.event), "cat": "event", "ph": "i", "s": "g"}
-        event["ts"] = round(run_event.time_s * 1e6, 3)
-        yield event | {"pid": RUN, "tid": RUN_THREAD, "args": {"what": sentence(run_event.event)}}
+        args, at_us = {"what": sentence(run_event.event)}, round(run_event.time_s * 1e6, 3)
+        yield event(brief(run_event.event), "i", RUN, RUN_THREAD, cat="event", s="g", ts=at_us, args=args)
 
 
 def _counters(data: TimeSeries) -> Iterator[Event]:
@@ -251,5 +241,5 @@ def _counters(data: TimeSeries) -> Iterator[Event]:
     for name, values in series:
         width_us = data.duration_s * 1e6 / max(1, len(values))
         for place, value in enumerate(values.tolist()):
-            event: Event = {"name": name, "ph": "C", "ts": round(place * width_us, 3), "pid": RUN, "tid": RUN_THREAD}
-            yield event | {"args": {"value": round(value, 1)}}
+            at_us = round(place * width_us, 3)
+            yield event(name, "C", RUN, RUN_THREAD, ts=at_us, args={"value": round(value, 1)})

@@ -24,6 +24,19 @@ THREADS = ("", "irq", "softirq")
 Event = dict[str, Any]
 
 
+def event(name: str, phase: str, pid: int, tid: int, **more: object) -> Event:
+    """An event of the format; ``phase``: M (a name), X (a slice), C (a counter), i (an instant), s and f (a flow)."""
+    return {"name": name, "ph": phase, "pid": pid, "tid": tid, **more}
+
+
+def slice_of(
+    name: str, category: str, pid: int, tid: int, begin_ns: int, end_ns: int, args: Mapping[str, object]
+) -> Event:
+    """A slice; its times are nanoseconds since the start."""
+    times_us = {"ts": begin_ns / 1e3, "dur": (end_ns - begin_ns) / 1e3}
+    return event(name, "X", pid, tid, cat=category, **times_us, args=dict(args))
+
+
 def host_events(run: Run, start_ns: int) -> Iterator[Event]:
     """The events of the host, with times from ``start_ns`` on; none for a run without any."""
     try:
@@ -31,13 +44,13 @@ def host_events(run: Run, start_ns: int) -> Iterator[Event]:
     except UsageError:
         kernel = []
     events = [*_turns(kernel, start_ns), *_interrupts(kernel, start_ns), *_loads(run, start_ns)]
-    cpus = sorted({event["tid"] for event in events})
+    cpus = sorted({each["tid"] for each in events})
     if cpus:
-        yield {"name": "process_name", "ph": "M", "pid": CPUS, "tid": cpus[0], "args": {"name": "CPUs of the host"}}
+        yield event("process_name", "M", CPUS, cpus[0], args={"name": "CPUs of the host"})
     for tid in cpus:
         cpu, place = divmod(tid - 1, len(THREADS))
         what = f"CPU {cpu} {THREADS[place]}".strip()
-        yield {"name": "thread_name", "ph": "M", "pid": CPUS, "tid": tid, "args": {"name": what}}
+        yield event("thread_name", "M", CPUS, tid, args={"name": what})
     yield from events
     yield from _outlier(run, start_ns)
 
@@ -47,44 +60,30 @@ def _thread(cpu: int, what: str = "") -> int:
     return len(THREADS) * cpu + 1 + THREADS.index(what)
 
 
-def _slice(name: str, category: str, span: tuple[int, int], tid: int, args: Mapping[str, object]) -> Event:
-    begin_ns, end_ns = span
-    return {
-        "name": name,
-        "cat": category,
-        "ph": "X",
-        "ts": begin_ns / 1e3,
-        "dur": (end_ns - begin_ns) / 1e3,
-        "pid": CPUS,
-        "tid": tid,
-        "args": dict(args),
-    }
-
-
 def _turns(kernel: Sequence[KernelEvent], start_ns: int) -> Iterator[Event]:
     """Each stay of a process on a CPU; the idle task is left out."""
     on: dict[int, KernelEvent] = {}
-    for event in kernel:
-        if event.kind == "switch":
-            before = on.get(event.cpu)
+    for its in kernel:
+        if its.kind == "switch":
+            before = on.get(its.cpu)
             if before is not None and before.next_pid and before.time_ns >= start_ns:
                 name = f"{before.next_name} ({before.next_pid})"
-                span = before.time_ns - start_ns, event.time_ns - start_ns
-                args = {"pid": before.next_pid, "left in state": event.state}
-                yield _slice(name, "sched", span, _thread(event.cpu), args)
-            on[event.cpu] = event
+                span = before.time_ns - start_ns, its.time_ns - start_ns
+                args = {"pid": before.next_pid, "left in state": its.state}
+                yield slice_of(name, "sched", CPUS, _thread(its.cpu), *span, args)
+            on[its.cpu] = its
 
 
 def _interrupts(kernel: Sequence[KernelEvent], start_ns: int) -> Iterator[Event]:
     begun: dict[tuple[int, str], KernelEvent] = {}
-    for event in kernel:
-        if event.kind in ("irq", "softirq"):
-            begun[event.cpu, event.kind] = event
-        elif event.kind.endswith("_end"):
-            kind = event.kind.removesuffix("_end")
-            if (begin := begun.pop((event.cpu, kind), None)) is not None and begin.time_ns >= start_ns:
-                span = begin.time_ns - start_ns, event.time_ns - start_ns
-                yield _slice(f"{kind} {begin.next_name}", kind, span, _thread(event.cpu, kind), {})
+    for its in kernel:
+        if its.kind in ("irq", "softirq"):
+            begun[its.cpu, its.kind] = its
+        elif its.kind.endswith("_end"):
+            kind = its.kind.removesuffix("_end")
+            if (begin := begun.pop((its.cpu, kind), None)) is not None and begin.time_ns >= start_ns:
+                span = begin.time_ns - start_ns, its.time_ns - start_ns
+                yield slice_of(f"{kind} {begin.next_name}", kind, CPUS, _thread(its.cpu, kind), *span, {})
 
 
 def _loads(run: Run, start_ns: int) -> Iterator[Event]:
@@ -102,14 +101,9 @@ def _loads(run: Run, start_ns: int) -> Iterator[Event]:
         span_s = (row["time_ns"] - before["time_ns"]) / 1e9
         for what, columns in LOADS:
             used_s = sum((row[name] or 0.0) - (before[name] or 0.0) for name in columns)
-            yield {
-                "name": f"{row['name']} {what} %",
-                "ph": "C",
-                "ts": (before["time_ns"] - start_ns) / 1e3,
-                "pid": CPUS,
-                "tid": _thread(FIRST_CPU - row["machine"]),
-                "args": {"value": round(100 * used_s / span_s, 1)},
-            }
+            name, tid = f"{row['name']} {what} %", _thread(FIRST_CPU - row["machine"])
+            at_us, value = (before["time_ns"] - start_ns) / 1e3, round(100 * used_s / span_s, 1)
+            yield event(name, "C", CPUS, tid, ts=at_us, args={"value": value})
 
 
 def _outlier(run: Run, start_ns: int) -> Iterator[Event]:
@@ -122,7 +116,7 @@ def _outlier(run: Run, start_ns: int) -> Iterator[Event]:
     if its is None:
         return
     told = {f"{cause.share:.0%} {cause.kind}": cause.text for cause in its.causes}
-    yield {"name": "thread_name", "ph": "M", "pid": 1, "tid": 2, "args": {"name": "the outlier"}}
+    yield event("thread_name", "M", 1, 2, args={"name": "the outlier"})
     for part in evidence.parts:
         span = part.begin_ns - start_ns, part.end_ns - start_ns
-        yield _slice(f"{part.name}: {part.machine}", "outlier", span, 2, told) | {"pid": 1}
+        yield slice_of(f"{part.name}: {part.machine}", "outlier", 1, 2, *span, told)

@@ -17,8 +17,7 @@ from click.testing import CliRunner
 from nodes.errors import UsageError
 from sim.cli import ivsim
 from sim.exit_codes import MISSED
-from sim.oracle.agree import agree
-from sim.oracle.real_share import Pair, pair
+from sim.oracle.agree import Pair, agree, pair
 from topologies import load, shipped
 from topologies.actions import Migrate
 

@@ -29,9 +29,8 @@ from sim.kernel.memory import Region
 from sim.kernel.qemu_program import qemu_version
 from sim.oracle import firmware
 from sim.oracle.conformance import CONFORMING, Divergence, conform, play, possible, shrink
-from sim.oracle.firmware import COMMANDS, COPIES, access, clear, config_access, copy, results
+from sim.oracle.firmware import COMMANDS, COPIES, GuestCpu, access, clear, config_access, copy, results, wake_lines
 from sim.oracle.generator import boot, generate
-from sim.oracle.guest_cpu import GuestCpu, wake_lines
 from sim.oracle.operations import (
     RULES,
     WINDOWS,
@@ -433,7 +432,7 @@ def test_the_firmware_is_what_its_source_says(tmp_path: Path) -> None:
         ["objcopy", "-O", "binary", "-j", ".text", tmp_path / "firmware.o", tmp_path / "firmware.bin"], check=True
     )
     assert (tmp_path / "firmware.bin").read_bytes() == firmware.CODE.rstrip(bytes(1))
-    assert len(firmware.image()) == 1 << 16
+    assert len(firmware.firmware()) == 1 << 16
 
 
 @pytest.mark.parametrize("peer", [3, 0x7FFF, 0x8000, 0xFFFE])

@@ -16,7 +16,7 @@ import pytest
 import sim
 from sim.access import external_lines, external_path
 from sim.engines.qemu.peer import QemuPeer
-from sim.oracle.real_share import pair
+from sim.oracle.agree import pair
 from sim.results import Run
 from sim.runner import Begun
 from topologies import Topology, load, loader, loads, shipped
