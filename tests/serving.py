@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from nodes.wire.client import Client, MemoryShared, PeerLeft, VectorConnected
-from nodes.wire.v2.client import FramedClient, Initialized
+from nodes.wire.v2.client import FramedClient
 from nodes.wire.v2.protocol import V2
 from sim.kernel.channel import Channel
 from sim.kernel.eventfd import EventFd
@@ -105,7 +105,7 @@ class Reader:
                 return
             for event in self.client.receive(data, descriptors):
                 match event:
-                    case MemoryShared(descriptor) | Initialized(memory=descriptor):
+                    case MemoryShared(descriptor):
                         self.memory = descriptor
                     case VectorConnected(peer, vector, descriptor):
                         self.lines[peer, vector] = EventFd.adopt(descriptor)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from nodes.errors import RemoteProtocolError
 from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, SentMessage
-from nodes.wire.client import Ignored, PeerLeft, VectorConnected
+from nodes.wire.client import Event, Ignored, PeerLeft, VectorConnected
 from nodes.wire.explanation import Analysis, ExplainedEntry, problems_of
-from nodes.wire.v2.client import BUFFER_BYTES, FramedClient, FramedEvent, Initialized
+from nodes.wire.v2.client import BUFFER_BYTES, FramedClient, Initialized
 from nodes.wire.v2.protocol import HEADER_BYTES, V2, Frame, FrameKind
 
 
@@ -123,9 +123,9 @@ class _Reader:
         self._ended = self._ended or any(problem.rule.ends for problem in problems)
         return ExplainedEntry(entry, meaning, problems)
 
-    def _meaning(self, event: FramedEvent[Kind]) -> str:
+    def _meaning(self, event: Event[Kind]) -> str:
         match event:
-            case Initialized(peer, numbers, memory):
+            case Initialized(memory, peer, numbers):
                 self.memory = memory
                 return (
                     f"INIT: the client's own ID {peer} of {numbers.max_peers}, {numbers.vectors} vectors, protocol "
@@ -138,5 +138,6 @@ class _Reader:
                 return f"peer {peer} vector {vector}: to be rung"
             case PeerLeft(peer):
                 return f"peer {peer} has left: its State is 0, and the device interrupts its guest by vector 0"
-            case Ignored(reason):
-                return reason
+            case _:
+                assert isinstance(event, Ignored)
+                return event.reason

@@ -123,7 +123,7 @@ def test_a_client_hears_the_same_wherever_the_stream_is_cut(seed):
         assert list(views[peer].unclaimed()) == []
     assert log == [0, 1, 0, 2]
     assert events[0] == [
-        Initialized(0, NUMBERS, "memory"),
+        Initialized("memory", 0, NUMBERS),
         *(
             VectorConnected(peer, vector, f"{at}/{vector}")
             for peer, at in ((1, 1), (0, 2), (2, 3))
@@ -175,7 +175,7 @@ def test_what_a_server_may_not_say(frames, words):
 def test_surplus_bytes_of_a_message_are_skipped():
     client = FramedClient()
     longer = Frame(0, GREETING.body + b"more", ("memory",))
-    assert list(client.receive(longer.encode(), ["memory"])) == [Initialized(0, NUMBERS, "memory")]
+    assert list(client.receive(longer.encode(), ["memory"])) == [Initialized("memory", 0, NUMBERS)]
 
 
 def test_a_second_descriptor_of_a_message_is_reported():
