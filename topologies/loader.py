@@ -35,7 +35,7 @@ from topologies.resolve.machines import ResolvedMachines, read_machines
 from topologies.resolve.programs import ProgramFiles
 from topologies.resolve.references import References
 from topologies.resolve.settings import Settings
-from topologies.resolve.timeline import end_of, read_phases, read_timeline
+from topologies.resolve.timeline import Timeline, end_of, read_phases
 from topologies.resolve.versions import read_version, settle_versions
 from topologies.scenario_files import FOLDER, scenario_names
 
@@ -135,14 +135,7 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
     seed = fields.get("seed", 1)
     references = References(resolved.names, resolved.settings, seed=seed, folder=folder, report=report)
     arguments = _arguments(resolved, references, domains, report)
-    timeline = read_timeline(
-        fields.get("timeline", ()),
-        references,
-        domains=list(domains),
-        end_s=end_of(run),
-        lines=lambda path: document.lines.get(path, 0),
-        report=report,
-    )
+    timeline = Timeline(references, list(domains), end_of(run), report).read(fields.get("timeline", ()))
     expectations = read_expectations(fields.get("expect", ()), references, report)
     invariants = read_invariants(fields.get("invariant", ()), programs, report)
     matrix = read_matrix(fields.get("matrix", {}), report)
@@ -163,7 +156,7 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
         timeline=timeline,
         expectations=expectations,
         invariants=invariants,
-        chaos=_chaos(document, fields),
+        chaos=Chaos(**fields["chaos"]) if "chaos" in document.values else None,
         matrix=matrix,
         files={name: str((folder / name).absolute()) for name in references.traces},
         source_text=document.text,
@@ -172,11 +165,6 @@ def _read(document: Document, folder: FilePath, programs: ProgramFiles, report: 
     )
     check_hosts(topology, report)
     return topology
-
-
-def _chaos(document: Document, fields: Mapping[str, Any]) -> Chaos | None:
-    """The table ``[chaos]``; None for a file without it."""
-    return Chaos(**fields["chaos"]) if "chaos" in document.values else None
 
 
 def _domains(fields: Mapping[str, Any], document: Document, report: Report) -> dict[str, Domain | None]:
@@ -253,22 +241,16 @@ def _machine(resolved: ResolvedMachines, index: int, arguments: Mapping[int, Arg
     settings = resolved.settings[index]
     values = settings.values
     guest = read_guest(settings, folder)
+    keys = ("kind", "ready_timeout_s", "vectors", "role", "profile", "domains", "scheduling", "blockers")
     return Machine(
         index=index,
         name=resolved.names.names_of[index],
         group=resolved.group_of(index),
-        kind=values["kind"],
-        ready_timeout_s=values["ready_timeout_s"],
-        vectors=values["vectors"],
-        role=values["role"],
-        profile=values["profile"],
         program=resolved.programs[values["program"]].name if guest is None else GUEST_PROGRAM,
         parameters=arguments[id(settings)].of(index) if guest is None else {},
         foreign=arguments[id(settings)].foreign if guest is None else frozenset(),
-        domains=values["domains"],
         profiles=values.get("profiles", ()),
         present=not values["absent"],
         guest=guest,
-        scheduling=values["scheduling"],
-        blockers=values["blockers"],
+        **{key: values[key] for key in keys},
     )

@@ -120,13 +120,6 @@ class RegisterMap(Struct, frozen=True):
                 return register.offset
         raise UsageError(f"{self.name} has no register {name}")
 
-    def at(self, offset: int) -> Register | None:
-        """The register that has a word at ``offset``; None between words and outside."""
-        for register in self.registers:
-            if register.offset <= offset < register.end and offset % WORD_BYTES == 0:
-                return register
-        return None
-
 
 def pieces(offset: int, size_bytes: int, widest_bytes: int) -> Iterator[tuple[int, int]]:
     """Naturally aligned (offset, size) pieces of one access, lowest address first.

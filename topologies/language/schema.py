@@ -88,10 +88,9 @@ def _of_parameter(parameter: Parameter) -> dict[str, Any]:
     else:
         schema = _without_null(msgspec.json.schema(parameter.annotation))
         low, high = parameter.range or (None, None)
-        if low is not None and schema.get("type") in ("integer", "number"):
-            schema["minimum"] = low
-        if high is not None and schema.get("type") in ("integer", "number"):
-            schema["maximum"] = high
+        if schema.get("type") in ("integer", "number"):
+            limits = {"minimum": low, "maximum": high}
+            schema |= {name: limit for name, limit in limits.items() if limit is not None}
     if not parameter.required and parameter.default is not None:
         schema["default"] = parameter.default
     return schema

@@ -206,11 +206,7 @@ class References:
                 self._report.add(path, f"at most {MAX_TRACES} files of traces", "another one")
                 return None
             try:
-                trace = read_trace(
-                    self._folder / value,
-                    self.names.machines,
-                    self._vectors_between,
-                )
+                trace = read_trace(self._folder / value, self.names.machines, self._vectors_between)
             except TopologyError as error:
                 (problem,) = error.problems
                 name = printable(problem.file)

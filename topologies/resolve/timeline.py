@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -33,8 +33,30 @@ class Timeline(Struct, frozen=True):
     references: References
     domains: Collection[str]
     end_s: float
-    lines: Callable[[Path], int]
     report: Report
+
+    def read(self, tables: Sequence[Mapping[str, Any]]) -> tuple[TimelineEntry, ...]:
+        """The entries of the file, in its order; what is wrong with them is reported."""
+        entries: list[TimelineEntry] = []
+        paths: list[Path] = []
+        total = 0
+        for place, table in enumerate(tables):
+            path: Path = ("timeline", place)
+            entry = self.entry(table, path)
+            if entry is None:
+                continue
+            total += max(1, entry.pick or len(entry.machines)) * entry.repeat
+            if total > MAX_ACTIONS:
+                key = "repeat" if entry.repeat > 1 else "do"
+                self.report.add(
+                    (*path, key), f"at most {MAX_ACTIONS} actions in all of the timeline", f"{total} with this"
+                )
+                break
+            entries.append(entry)
+            paths.append(path)
+        self.check_presence(entries, paths)
+        self.check_migrations(entries, paths)
+        return tuple(entries)
 
     def entry(self, table: Mapping[str, Any], path: Path) -> TimelineEntry | None:
         """One entry; None when anything about it was reported."""
@@ -59,7 +81,9 @@ class Timeline(Struct, frozen=True):
         given = {
             key: table[key] for key in ("at_s", "console", "pick", "every_s", "repeat", "period_s") if key in table
         }
-        return TimelineEntry(action=kind(**own), when=when, machines=machines, line=self.lines(path), **given)
+        return TimelineEntry(
+            action=kind(**own), when=when, machines=machines, line=self.report.document.lines.get(path, 0), **given
+        )
 
     def _moment(self, table: Mapping[str, Any], path: Path) -> Condition | None:
         missing = not any(key in table or self.report.has((*path, key)) for key in ("at_s", "when", "console"))
@@ -232,37 +256,6 @@ class Timeline(Struct, frozen=True):
                 got = f"{self.references.names.names_of[index]}, a {profile.name}, {why}"
                 self.report.add((*path, "machines"), expected, got)
                 return
-
-
-def read_timeline(
-    tables: Sequence[Mapping[str, Any]],
-    references: References,
-    *,
-    domains: Collection[str],
-    end_s: float,
-    lines: Callable[[Path], int],
-    report: Report,
-) -> tuple[TimelineEntry, ...]:
-    """The entries of the file, in its order; what is wrong with them is reported."""
-    timeline = Timeline(references, domains, end_s, lines, report)
-    entries: list[TimelineEntry] = []
-    paths: list[Path] = []
-    total = 0
-    for place, table in enumerate(tables):
-        path: Path = ("timeline", place)
-        entry = timeline.entry(table, path)
-        if entry is None:
-            continue
-        total += max(1, entry.pick or len(entry.machines)) * entry.repeat
-        if total > MAX_ACTIONS:
-            key = "repeat" if entry.repeat > 1 else "do"
-            report.add((*path, key), f"at most {MAX_ACTIONS} actions in all of the timeline", f"{total} with this")
-            break
-        entries.append(entry)
-        paths.append(path)
-    timeline.check_presence(entries, paths)
-    timeline.check_migrations(entries, paths)
-    return tuple(entries)
 
 
 _LONGEST_S = 604_800
