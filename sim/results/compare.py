@@ -20,10 +20,10 @@ import pyarrow as pa
 
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
-from sim.results.analysis.latency.histogram import lower_edges, upper_edges
+from sim.results.analysis.latency.histogram import middles
 from sim.results.analysis.latency.intervals import FEWEST, SLICES, Interval, Slices, replicates
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, QUANTILES
-from sim.results.display import as_html
+from sim.results.display import as_html, require_pandas
 from sim.results.run import Run
 from sim.results.store.opening import open as open_run
 from sim.results.summary import Percentiles, Summary, value_at
@@ -123,10 +123,7 @@ class Comparison:
 
     def frame(self) -> Any:
         """As a ``pandas.DataFrame`` by name. Raises ``UsageError`` without pandas."""
-        try:
-            import pandas  # noqa: F401
-        except ImportError as error:
-            raise UsageError("frames need pandas: pip install 'ivshmem-sim[notebook]'") from error
+        require_pandas()
         return self.table().to_pandas().set_index("name")
 
     def _repr_html_(self) -> str | None:
@@ -213,10 +210,7 @@ def _changes(a: Slices, b: Slices) -> dict[str, npt.NDArray[np.float64]]:
     # Drawn apart: with one seed for both, the same slices would come up in both.
     ours, theirs = replicates(a, seed=1), replicates(b, seed=2)
     for name in ours.keys() & theirs.keys():
-        before, after = (
-            (lower_edges(its.bins[drawn]) + upper_edges(its.bins[drawn])) / 2
-            for its, drawn in ((a, ours[name]), (b, theirs[name]))
-        )
+        before, after = (middles(its.bins[drawn]) for its, drawn in ((a, ours[name]), (b, theirs[name])))
         if before.all():
             found[name] = after / before - 1
     return found
@@ -248,22 +242,20 @@ def _change(a: float | None, b: float | None) -> float | None:
 
 def _settings(a: Run, b: Run) -> Iterator[str]:
     """Differences of the runs besides their figures, and the warnings of each."""
-    for name in ("title", "machines", "cpus", "warmup_s", "seed", "version"):
-        ours, theirs = getattr(a.figures, name), getattr(b.figures, name)
-        if ours != theirs:
-            yield f"{name}: {ours} in A, {theirs} in B"
+    yield from _unequal(a.figures, b.figures, "title", "machines", "cpus", "warmup_s", "seed", "version")
     try:
-        for name in ("name", "cpu_model", "kernel", "python"):
-            ours, theirs = getattr(a.origin.host, name), getattr(b.origin.host, name)
-            if ours != theirs:
-                yield f"{'host' if name == 'name' else name}: {ours or '-'} in A, {theirs or '-'} in B"
-        for name in ("engine", "sample_every"):
-            ours, theirs = getattr(a.origin, name), getattr(b.origin, name)
-            if ours != theirs:
-                yield f"{name}: {ours} in A, {theirs} in B"
+        yield from _unequal(a.origin.host, b.origin.host, "name", "cpu_model", "kernel", "python")
+        yield from _unequal(a.origin, b.origin, "engine", "sample_every")
     except UsageError as error:
         yield str(error)
     for name, run in (("A", a), ("B", b)):
         if run.status != "finished":
             yield f"{name} is {run.status}"
         yield from (f"{name}: {warning}" for warning in run.warnings)
+
+
+def _unequal(a: object, b: object, *names: str) -> Iterator[str]:
+    for name in names:
+        ours, theirs = (value if (value := getattr(its, name)) != "" else "-" for its in (a, b))
+        if ours != theirs:
+            yield f"{'host' if name == 'name' else name}: {ours} in A, {theirs} in B"

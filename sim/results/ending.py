@@ -60,6 +60,11 @@ class Ending(msgspec.Struct, frozen=True):
     stays: list[tuple[Index, Natural, Index, Natural]] = []
     outlier: Outlier | None = None
 
+    @property
+    def elapsed_s(self) -> float:
+        """How long the machines ran; 0 when they were never started."""
+        return max(0, self.stop_ns - self.start_ns) / 1e9 if self.start_ns else 0.0
+
     def __post_init__(self) -> None:
         if self.status not in STATUSES or self.status == RUNNING:
             raise ValueError(f"no run ends as {self.status!r}")

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nodes.errors import UsageError
 from sim.results.analysis.latency.latencies import Samples
 from sim.results.analysis.latency.samples import numbered
+from sim.results.display import require_pandas
 from sim.results.store.manifest import Manifest
 
 __all__ = ["frame", "samples"]
@@ -21,30 +21,17 @@ Column = npt.NDArray[np.int64]
 def samples(table: pa.Table) -> Samples:
     """The table ``samples`` as columns of numbers; some 50 bytes for each row."""
 
-    def column(name: str, missing: int = 0) -> Column:
-        filled = table[name].fill_null(missing) if table[name].null_count else table[name]
-        numbers: Column = filled.to_numpy()
+    def column(name: str) -> Column:
+        filled = table[name].cast(pa.int64()).fill_null(-1) if name == "target" else table[name]
+        numbers: Column = (filled.fill_null(0) if filled.null_count else filled).to_numpy()
         return numbers
 
-    return Samples(
-        source=column("source"),
-        target=table["target"].cast(pa.int64()).fill_null(-1).to_numpy(),
-        vector=column("vector"),
-        intended_ns=column("intended_ns"),
-        rung_ns=column("rung_ns"),
-        delivered_ns=column("delivered_ns"),
-        handled_ns=column("handled_ns"),
-        count=column("count"),
-        warmup=table["warmup"].to_numpy(),
-    )
+    return Samples(**{name: column(name) for name in table.column_names})  # type: ignore[arg-type]
 
 
 def frame(table: pa.Table, manifest: Manifest) -> Any:
     """See ``Run.frame``: ``manifest`` names the machines."""
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise UsageError("frames need pandas: pip install 'ivshmem-sim[notebook]'") from error
+    pd = require_pandas()
     whole = {pa.int64(): pd.Int64Dtype(), pa.uint16(): pd.UInt16Dtype(), pa.int32(): pd.Int32Dtype()}
     result = pd.DataFrame()
     for kind in table.schema:
@@ -53,8 +40,7 @@ def frame(table: pa.Table, manifest: Manifest) -> Any:
         nullable = whole if column.null_count else {}
         result[kind.name] = column.to_pandas(types_mapper=nullable.get)
     if "intended_ns" in result:
-        labels = [group.name for group in manifest.groups]
-        numbers, _ = numbered(manifest, samples(table), "group")
+        numbers, labels = numbered(manifest, samples(table), "group")
         result["group"] = pd.Categorical.from_codes(numbers.tolist(), dtype=pd.CategoricalDtype(labels))
         due_ns = result["intended_ns"].fillna(result["rung_ns"])
         for name, start, end in (

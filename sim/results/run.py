@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -20,8 +22,6 @@ __all__ = ["Run"]
 COUNTED_TABLES = ("edges", "vectors")
 """The tables of a run over several hosts: those without times."""
 TABLES = ("samples", "drains", "edges", "vectors", "resources", "histograms")
-
-T = TypeVar("T")
 
 
 class Run:
@@ -43,55 +43,49 @@ class Run:
         self.path = path
         self.place = path if place is None else place
         self._notes = list(notes)
-        self._kept: dict[str, Any] = {}
+        self._tables: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"<Run {self.path.name}: {self.status}>"
 
-    def _once(self, name: str, make: Callable[[], T]) -> T:
-        if name not in self._kept:
-            self._kept[name] = make()
-        kept: T = self._kept[name]
-        return kept
-
-    def _named(self, error: UsageError) -> UsageError:
-        return UsageError(f"{self.path}: {error}")
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors begin with the directory."""
+        try:
+            yield
+        except UsageError as error:
+            raise UsageError(f"{self.path}: {error}") from error
 
     @property
     def status(self) -> str:
         """finished, degraded, failed, interrupted or died; unknown when the directory does not say."""
-        return self._once("status", self._status)[0]
+        return self._status[0]
 
     @property
     def reason(self) -> str:
         """Why the status is what it is; empty for a run that finished."""
-        return self._once("status", self._status)[1]
+        return self._status[1]
 
+    @cached_property
     def _status(self) -> tuple[str, str]:
         try:
             return files.read_status(self.place)
         except UsageError as error:
             return "unknown", str(error)
 
-    @property
+    @cached_property
     def manifest(self) -> dict[str, Any]:
         """``manifest.json``, checked."""
-        return self._once("manifest", lambda: _plain(self.origin))
+        return _plain(self.origin)
 
-    @property
+    @cached_property
     def origin(self) -> Manifest:
         """The manifest as a structure."""
-
-        def load() -> Manifest:
-            try:
-                version = files.read_json(self.place / files.MANIFEST, _Versioned).schema_version
-                if version != SCHEMA_VERSION:
-                    raise UsageError(f"written with schema {version}, this program reads schema {SCHEMA_VERSION}")
-                return files.read_json(self.place / files.MANIFEST, Manifest)
-            except UsageError as error:
-                raise self._named(error) from error
-
-        return self._once("origin", load)
+        with self._named():
+            version = files.read_json(self.place / files.MANIFEST, _Versioned).schema_version
+            if version != SCHEMA_VERSION:
+                raise UsageError(f"written with schema {version}, this program reads schema {SCHEMA_VERSION}")
+            return files.read_json(self.place / files.MANIFEST, Manifest)
 
     @property
     def machines(self) -> list[dict[str, Any]]:
@@ -99,24 +93,20 @@ class Run:
         machines: list[dict[str, Any]] = self.manifest["machines"]
         return machines
 
-    @property
+    @cached_property
     def summary(self) -> dict[str, Any]:
         """``summary.json``, checked (its fields: ``sim.results.summary``)."""
-        return self._once("summary", lambda: _plain(self.figures))
+        return _plain(self.figures)
 
-    @property
+    @cached_property
     def parts(self) -> dict[str, Run]:
         """The parts of a run over several hosts that are there, by host; {} for any other run."""
-
-        def load() -> dict[str, Run]:
-            try:
-                rows = self.origin.parts
-            except UsageError:
-                return {}
-            paths = {row.host: self.path / files.PARTS / row.directory for row in rows}
-            return {host: Run(path) for host, path in paths.items() if path.is_dir()}
-
-        return self._once("parts", load)
+        try:
+            rows = self.origin.parts
+        except UsageError:
+            return {}
+        paths = {row.host: self.path / files.PARTS / row.directory for row in rows}
+        return {host: Run(path) for host, path in paths.items() if path.is_dir()}
 
     def check_one_host(self, what: str) -> None:
         """Raises ``UsageError`` for a run over several hosts, which has no ``what``."""
@@ -126,17 +116,11 @@ class Run:
                 f"run.parts ({', '.join(self.parts)})"
             )
 
-    @property
+    @cached_property
     def figures(self) -> Summary:
         """The summary as a structure."""
-
-        def load() -> Summary:
-            try:
-                return files.read_json(self.place / files.SUMMARY, Summary)
-            except UsageError as error:
-                raise self._named(error) from error
-
-        return self._once("figures", load)
+        with self._named():
+            return files.read_json(self.place / files.SUMMARY, Summary)
 
     @property
     def balanced(self) -> bool:
@@ -173,56 +157,46 @@ class Run:
 
     def table(self, name: str) -> Any:
         """One of samples, drains, edges, vectors, resources, histograms as a ``pyarrow.Table``."""
+        if name not in self._tables:
+            with self._named():
+                self._tables[name] = self._read_table(name)
+        return self._tables[name]
 
-        def load() -> Any:
-            from sim.results.store.schemas import file_name, read_table
+    def _read_table(self, name: str) -> Any:
+        from sim.results.store.schemas import file_name, read_table
 
-            try:
-                file_name(name)
-                if self.parts and name in COUNTED_TABLES:
-                    from sim.results.analysis.joint_tables import join_tables
+        file_name(name)
+        if self.parts and name in COUNTED_TABLES:
+            from sim.results.analysis.joint_tables import join_tables
 
-                    return join_tables(self.origin, [(run.origin, run.table(name)) for run in self.parts.values()])
-                self.check_one_host(name)
-                return read_table(self.place, name)
-            except UsageError as error:
-                raise self._named(error) from error
+            return join_tables(self.origin, [(run.origin, run.table(name)) for run in self.parts.values()])
+        self.check_one_host(name)
+        return read_table(self.place, name)
 
-        return self._once(f"table {name}", load)
-
-    @property
+    @cached_property
     def columns(self) -> Any:
         """The samples as ``latency.latencies.Samples``: numpy columns, nothing nullable."""
+        from sim.results.frames import samples
 
-        def load() -> Any:
-            from sim.results.frames import samples
-
-            return samples(self.samples())
-
-        return self._once("columns", load)
+        return samples(self.samples())
 
     def events(self) -> list[dict[str, Any]]:
         """The events in order: ``time_ns``, ``utc``, ``kind`` and more; damaged lines are left out."""
-        return self._once("events", self._events)[0]
+        return self._events[0]
 
+    @cached_property
     def _events(self) -> tuple[list[dict[str, Any]], int]:
         """The events, and how many lines are none."""
-        try:
+        with self._named():
             return read_events(self.path)
-        except UsageError as error:
-            raise self._named(error) from error
 
-    @property
+    @cached_property
     def problems(self) -> list[str]:
         """The missing and damaged parts, now or when the run ended; empty when there are none."""
-        return self._once("problems", self._problems)
-
-    def _problems(self) -> list[str]:
         from sim.results.store.schemas import check_table
 
         def skipped_events() -> None:
-            skipped = self._once("events", self._events)[1]
-            if skipped:
+            if skipped := self._events[1]:
                 raise UsageError(f"{files.EVENTS}: {skipped} lines are damaged and left out")
 
         checks: list[Callable[[], object]] = [lambda: files.read_status(self.place), lambda: self.origin]
@@ -236,10 +210,9 @@ class Run:
             except UsageError as error:
                 problems.append(str(error).removeprefix(f"{self.path}: "))
         problems += [f"{host}: {problem}" for host, run in self.parts.items() for problem in run.problems]
-        figures = self._kept.get("figures")
-        if self.parts:
-            return list(dict.fromkeys(problems + (figures.problems if figures else [])))
-        return problems + (figures.problems if figures else [])
+        if "figures" in self.__dict__:
+            problems += self.figures.problems
+        return list(dict.fromkeys(problems)) if self.parts else problems
 
     @property
     def warnings(self) -> list[str]:
@@ -302,11 +275,9 @@ class Run:
 
     def _samples_of(self, ask: Callable[..., Any], *arguments: Any) -> Any:
         """Apply a function of ``latency.samples`` to the samples, which are read in batches."""
-        try:
+        with self._named():
             self.check_one_host("latencies")
             return ask(self.place, self.origin, *arguments)
-        except UsageError as error:
-            raise self._named(error) from error
 
     def histogram(self, what: str = "delivery", by: str | None = None) -> Any:
         """How often each latency occurred, as a ``latency.histogram.Histogram``, 0.4 % at the most off.

@@ -14,7 +14,7 @@ import sim.results
 from nodes.errors import UsageError
 from sim.distributed.where import Where, tls_of, where_of
 from sim.results import Run
-from sim.results.display import as_html
+from sim.results.display import as_html, require_pandas
 from sim.sweeps.directory import Row, Sweep, hosts_are_comparable, make_table
 from sim.sweeps.plan import Cell, make_plan
 from topologies import Topology
@@ -68,10 +68,7 @@ class SweepResult:
 
     def frame(self, *, across_hosts: bool = False) -> Any:
         """The table as a ``pandas.DataFrame``. Raises ``UsageError`` without pandas."""
-        try:
-            import pandas  # noqa: F401
-        except ImportError as error:
-            raise UsageError("frames need pandas: pip install 'ivshmem-sim[notebook]'") from error
+        require_pandas()
         return self.table(across_hosts=across_hosts).to_pandas()
 
     def _repr_html_(self) -> str | None:

@@ -11,7 +11,7 @@ counted as a correction. A difference that no death explains stays, and the run 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,7 +74,7 @@ def balance(lines: Sequence[LineAccount], *, dead: Collection[int], foreign: boo
             line.missing = difference
 
 
-def totals(lines: Sequence[LineAccount]) -> Mapping[str, int]:
+def totals(lines: Sequence[LineAccount]) -> dict[str, int]:
     """The sums over ``lines`` of everything that adds up."""
     names = ("rung", "delivered", "pending", "refused", "interrupts", "settled")
     return {name: sum(getattr(line, name) for line in lines) for name in names}

@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
+from sim.results.analysis.labels import check_machines, group_of_machines, labelled_machines
 from sim.results.analysis.latency.latencies import QUANTILES, grouped
-from sim.results.display import as_html
+from sim.results.display import as_html, require_pandas
 from sim.results.store.manifest import Manifest
 
 __all__ = ["FlowMatrix", "coalescing", "drain_codes", "flows", "matrix"]
@@ -56,11 +57,7 @@ class FlowMatrix:
 
     def frame(self) -> Any:
         """As a ``pandas.DataFrame``: senders down, receivers across. Raises ``UsageError`` without pandas."""
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise UsageError("frames need pandas: pip install 'ivshmem-sim[notebook]'") from error
-        return pd.DataFrame(self.values, index=self.rows, columns=self.columns)
+        return require_pandas().DataFrame(self.values, index=self.rows, columns=self.columns)
 
     def _repr_html_(self) -> str | None:
         return as_html(self)
@@ -73,11 +70,9 @@ def flows(edges: pa.Table, vectors: pa.Table, manifest: Manifest, by: str) -> pa
     source, target, vector = (
         edges[name].cast(pa.int64()).fill_null(-1).to_numpy() for name in ("source", "target", "vector")
     )
-    machines = len(manifest.machines)
-    if len(source) and (int(source.max()) >= machines or int(target.max()) >= machines):
-        raise UsageError(f"edges name machine {max(int(source.max()), int(target.max()))}, the manifest has {machines}")
+    check_machines("edges", np.maximum(source, target), manifest)
     groups = [group.name for group in manifest.groups]
-    of_machine = np.array([groups.index(machine.group) for machine in manifest.machines] + [len(groups)], np.int64)
+    of_machine = group_of_machines(manifest, foreign=len(groups))
     sender = of_machine[source] if by == "group" else source
     # One row for each sender of each line; foreign lines have the number 2^32 and more.
     peer = edges["peer"].cast(pa.int64()).to_numpy()
@@ -150,14 +145,9 @@ def matrix(table: pa.Table, names: Sequence[str], what: str) -> FlowMatrix:
 def drain_codes(drains: pa.Table, manifest: Manifest, by: str) -> tuple[list[Any], Integers]:
     """Labels, and the label of each drain, by machine, group or vector."""
     machine, vector = drains["machine"].to_numpy().astype(np.int64), drains["vector"].to_numpy().astype(np.int64)
-    if len(machine) and int(machine.max()) >= len(manifest.machines):
-        raise UsageError(f"drains name machine {int(machine.max())}, the manifest has {len(manifest.machines)}")
-    groups = [group.name for group in manifest.groups]
-    if by == "machine":
-        return [machine.name for machine in manifest.machines], machine
-    if by == "group":
-        of_machine = np.array([groups.index(machine.group) for machine in manifest.machines], np.int64)
-        return groups, of_machine[machine]
+    check_machines("drains", machine, manifest)
+    if by in ("machine", "group"):
+        return labelled_machines(machine, manifest, by)
     if by == "vector":
         return list(range(int(vector.max(initial=0)) + 1)), vector
     raise UsageError(f"drains by {by!r}: expected machine, group or vector")

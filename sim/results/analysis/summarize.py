@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from sim.recording import Counters
 from sim.results.analysis.account import Account
 from sim.results.analysis.balance import LineAccount, totals
+from sim.results.analysis.labels import group_of_machines
 from sim.results.analysis.latency.distribution import NOTHING, LatencyDistribution
 from sim.results.analysis.resource_usage import COORDINATOR, host_use, profile
 from sim.results.analysis.warnings import warnings
@@ -37,9 +39,10 @@ def _summarize(
 ) -> Summary:
     manifest, ending, records = account.manifest, account.ending, account.records
     groups = _groups(account, latencies, drained[1])
-    sums = totals(account.lines)
+    sums: dict[str, Any] = totals(account.lines)
     nowhere = sum(record.counters.rung_nowhere for record in records)
-    seconds = max(0, ending.stop_ns - ending.start_ns) / 1e9 if ending.start_ns else 0.0
+    sums["rung"] += nowhere
+    sums["refused"] += nowhere
     # The start did not wait for machines that joined during the run.
     first = [record.ready_ns for record in records if not ending.start_ns or record.ready_ns < ending.start_ns]
     ready = [ready_ns - manifest.started_ns for ready_ns in first if ready_ns or not ending.start_ns]
@@ -57,12 +60,8 @@ def _summarize(
         reason=reason,
         balanced=not any(line.missing for line in account.lines),
         machines=sum(machine.of is None for machine in manifest.machines),
-        rung=sums["rung"] + nowhere,
-        delivered=sums["delivered"],
-        pending=sums["pending"],
-        refused=sums["refused"] + nowhere,
-        interrupts=sums["interrupts"],
-        settled=sums["settled"],
+        **sums,
+        **_rates(sums, ending.elapsed_s),
         guest_difference=account.guest_difference,
         samples=account.matching.samples,
         unmatched=account.matching.unmatched,
@@ -71,12 +70,9 @@ def _summarize(
         pending_derived=ending.pending is None,
         seed=manifest.seed,
         duration_s=round(max(0, ending.stop_ns - ending.measure_start_ns) / 1e9, 6) if ending.start_ns else 0.0,
-        elapsed_s=round(seconds, 6),
+        elapsed_s=round(ending.elapsed_s, 6),
         warmup_s=manifest.warmup_s,
         ready_s=round(max(ready) / 1e9, 6) if min(ready, default=0) > 0 else None,
-        coalescing=_ratio(sums["delivered"], sums["interrupts"]),
-        doorbells_per_s=_ratio(sums["rung"] + nowhere, seconds, 1),
-        interrupts_per_s=_ratio(sums["interrupts"], seconds, 1),
         cpus=manifest.host.cpus,
         latency_ns=latencies.all,
         groups=groups,
@@ -90,7 +86,7 @@ def _summarize(
         drained=drained[0],
         phases=latencies.phases,
         resources=used,
-        cpu_ns_per_doorbell=_per_doorbell(used, sums["rung"] + nowhere, seconds),
+        cpu_ns_per_doorbell=_per_doorbell(used, sums["rung"], ending.elapsed_s),
         host=host_use(account.resources, ending.start_ns, ending.stop_ns),
         wake_up_baseline=baseline,
         clock_source=manifest.host.clock_source,
@@ -130,10 +126,8 @@ def _groups(
     manifest = account.manifest
     names = [group.name for group in manifest.groups]
     foreign, nowhere = _free(FOREIGN, names), _free(NOWHERE, names)
-    code_of = {name: code for code, name in enumerate(names)}
-    codes = np.array([code_of[machine.group] for machine in manifest.machines], dtype=np.int64)
     sent = np.zeros(len(names) + 1, np.int64)
-    np.add.at(sent, codes[account.edges[:, 0]], account.edges[:, 3])
+    np.add.at(sent, group_of_machines(manifest)[account.edges[:, 0]], account.edges[:, 3])
     lines: dict[str, list[LineAccount]] = {name: [] for name in [*names, foreign]}
     for line in account.lines:
         lines[manifest.machines[line.machine].group if line.machine >= 0 else foreign].append(line)
@@ -161,22 +155,14 @@ def _groups(
 def _group(
     account: Account, lines: Sequence[LineAccount], latency_ns: Latencies, *, sent: int, members: Sequence[int]
 ) -> GroupFigures:
-    sums = totals(lines)
+    sums: dict[str, Any] = totals(lines)
     ending = account.ending
-    seconds = max(0, ending.stop_ns - ending.start_ns) / 1e9 if ending.start_ns else 0.0
     used = profile(account.resources, members, ending.start_ns, ending.stop_ns) if members else None
     return GroupFigures(
         machines=sum(account.manifest.machines[machine].of is None for machine in members),
         sent=sent,
-        rung=sums["rung"],
-        delivered=sums["delivered"],
-        pending=sums["pending"],
-        refused=sums["refused"],
-        settled=sums["settled"],
-        interrupts=sums["interrupts"],
-        coalescing=_ratio(sums["delivered"], sums["interrupts"]),
-        doorbells_per_s=_ratio(sums["rung"], seconds, 1),
-        interrupts_per_s=_ratio(sums["interrupts"], seconds, 1),
+        **sums,
+        **_rates(sums, ending.elapsed_s),
         latency_ns=latency_ns,
         cpu_percent=used.cpu_percent if used else None,
         uss_bytes=used.uss_bytes if used else None,
@@ -200,8 +186,13 @@ def _verdict(account: Account) -> tuple[str, str]:
     return ("failed" if status in {"finished", "degraded"} else status), "; ".join(filter(None, (reason, said)))
 
 
-def _ratio(count: int, of: float, digits: int = 4) -> float | None:
-    return round(count / of, digits) if of else None
+def _rates(sums: Mapping[str, int], elapsed_s: float) -> dict[str, Any]:
+    interrupts = sums["interrupts"]
+    return {
+        "coalescing": round(sums["delivered"] / interrupts, 4) if interrupts else None,
+        "doorbells_per_s": round(sums["rung"] / elapsed_s, 1) if elapsed_s else None,
+        "interrupts_per_s": round(interrupts / elapsed_s, 1) if elapsed_s else None,
+    }
 
 
 def _free(name: str, taken: Sequence[str]) -> str:

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.analysis.latency.growing_histogram import GrowingHistogram, middles
 from sim.results.analysis.latency.histogram import BINS as VALUE_BINS
-from sim.results.analysis.latency.histogram import bins_of
+from sim.results.analysis.latency.histogram import GrowingHistogram, bins_of, middles
+from sim.results.analysis.latency.latencies import EVERY_LATENCY, Stamps, values
 from sim.results.store.batches import Column, batches, extent
 from sim.results.store.events import Event
 
@@ -29,7 +29,6 @@ MERGED_BINS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 SAMPLES_PER_BIN = 100
 DRAINS_PER_BIN = 20
 SIZE_BITS = 40
-LATENCY_COLUMNS = ("intended_ns", "rung_ns", "delivered_ns", "handled_ns", "warmup")
 LEVELS = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
 KINDS_NOT_SHOWN = {"ready", "statistics", "telemetry"}
 
@@ -98,12 +97,8 @@ def time_series(run: Run) -> TimeSeries:
         try:
             part(run, data)
         except UsageError as error:
-            _miss(data, error)
+            data.missing.append(str(error))
     return data
-
-
-def _miss(data: TimeSeries, error: UsageError) -> None:
-    data.missing.append(str(error))
 
 
 def span(run: Run) -> tuple[int, int]:
@@ -144,14 +139,15 @@ def _bin_of(data: TimeSeries, time_ns: Column) -> Column:
 
 
 def _samples(run: Run, data: TimeSeries) -> None:
-    data.latencies = {name: GrowingHistogram() for name in ("lag", "delivery", "handling", "total", "raw")}
+    data.latencies = {name: GrowingHistogram() for name in EVERY_LATENCY}
     delivery, total = np.zeros((BINS, VALUE_BINS), np.int64), np.zeros((BINS, VALUE_BINS), np.int64)
     pending = np.zeros(BINS, np.int64)
-    for batch in batches(run.place, "samples", LATENCY_COLUMNS):
-        _add_latencies(data, batch)
-        _add_over_time(data, delivery, batch["rung_ns"], batch["delivered_ns"])
-        _add_over_time(data, total, _due_ns(batch), batch["handled_ns"])
-        rung, came = (_bin_of(data, batch[name]) for name in ("rung_ns", "delivered_ns"))
+    for batch in batches(run.place, "samples", Stamps.__match_args__):
+        stamps = Stamps(**{**batch, "warmup": batch["warmup"] != 0})
+        _add_latencies(data, stamps)
+        _add_over_time(data, delivery, stamps.rung_ns, stamps.delivered_ns)
+        _add_over_time(data, total, stamps.due_ns, stamps.handled_ns)
+        rung, came = _bin_of(data, stamps.rung_ns), _bin_of(data, stamps.delivered_ns)
         pending += np.bincount(rung[rung >= 0], minlength=BINS) - np.bincount(came[came >= 0], minlength=BINS)
     data.pending = np.maximum(0.0, np.cumsum(pending)) * run.origin.sample_every
     # With few samples, percentiles of many bins would be noise.
@@ -160,11 +156,6 @@ def _samples(run: Run, data: TimeSeries) -> None:
     data.delivery_ns, data.total_ns = (
         _levels(counts.reshape(-1, merged, VALUE_BINS).sum(axis=1)) for counts in (delivery, total)
     )
-
-
-def _due_ns(batch: dict[str, Column]) -> Column:
-    """When each doorbell was due; the time of the ring for a program without a schedule."""
-    return np.where(batch["intended_ns"] > 0, batch["intended_ns"], batch["rung_ns"])
 
 
 def _add_over_time(data: TimeSeries, counts: Column, begin_ns: Column, end_ns: Column) -> None:
@@ -181,23 +172,14 @@ def _merged_bins(count: int, per_bin: int) -> int:
     return next((width for width in MERGED_BINS if width >= wanted), MERGED_BINS[-1])
 
 
-def _add_latencies(data: TimeSeries, batch: dict[str, Column]) -> None:
-    intended, rung, delivered, handled, warmup = (batch[name] for name in LATENCY_COLUMNS)
-    counts, due = warmup == 0, _due_ns(batch)
+def _add_latencies(data: TimeSeries, stamps: Stamps) -> None:
+    counts = ~stamps.warmup
     if counts.any():
-        first_ns = int(due[counts].min())
+        first_ns = int(stamps.due_ns[counts].min())
         data.measured_ns = min(data.measured_ns or first_ns, first_ns)
-    ends = {"lag": counts & (intended > 0), "delivery": counts & (delivered > 0), "handling": counts & (handled > 0)}
-    ends |= {"total": ends["handling"], "raw": ends["handling"]}
-    pairs = {
-        "lag": (intended, rung),
-        "delivery": (rung, delivered),
-        "handling": (delivered, handled),
-        "total": (due, handled),
-        "raw": (rung, handled),
-    }
-    for name, (start, end) in pairs.items():
-        data.latencies[name].add((end - start)[ends[name]])
+    for name, histogram in data.latencies.items():
+        numbers, there = values(stamps, name)
+        histogram.add(numbers[counts & there])
 
 
 def _levels(over_time: Column) -> dict[str, Floats]:

@@ -115,7 +115,7 @@ def test_a_drain_of_many_samples_is_one_thing():
     assert intervals(slices_of(values, np.arange(4000), drains=300), figures)["p99"][1] is None
     counts = np.array([0, 1, 2, 1000])
     zeros = np.zeros(4, np.int64)
-    samples = Samples(zeros, zeros, zeros, zeros, zeros, zeros, zeros, counts, zeros > 0)
+    samples = Samples(zeros, zeros, zeros, zeros, zeros > 0, zeros, zeros, zeros, counts)
     assert independent(samples, "delivery", 1).tolist() == [1, 1, 0.5, 0.001]
     assert independent(samples, "delivery", 8).tolist() == [1, 1, 1, 0.008]
     assert independent(samples, "lag", 1).tolist() == [1] * 4

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from nodes.errors import UsageError
 from sim.results import Run, RunDirectory
-from sim.results.analysis.latency.growing_histogram import GrowingHistogram
+from sim.results.analysis.latency.histogram import GrowingHistogram
 from sim.results.analysis.time_series import span, time_series
 from sim.results.store import batches
 from sim.views import units

@@ -223,7 +223,7 @@ def test_expectations_are_shown_with_their_verdict(run, monkeypatch):
         ExpectationVerdict("p99_us", "receiver", "<= 500", 22.5, met=True),
         ExpectationVerdict("died", "", "== 0", None, met=False, why="<nobody knows>"),
     ]
-    monkeypatch.setattr(Run, "figures", msgspec.structs.replace(run.figures, expectations=verdicts))
+    monkeypatch.setattr(run, "figures", msgspec.structs.replace(run.figures, expectations=verdicts))
     text = Structure(page(run)).text
     assert "p99_us <= 500 of receiver" in text
     assert "UNMET" in text

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sim.results.analysis.labels import group_of_machines, phase_names, phases_of
 from sim.results.analysis.latency.histogram import BINS, bins_of, lower_edges, upper_edges
 from sim.results.analysis.latency.intervals import (
     SLICES,
@@ -25,7 +26,6 @@ from sim.results.analysis.latency.intervals import (
 )
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, Samples, values
 from sim.results.analysis.latency.percentiles import Figures, Ranks, SparseCounts, ranked
-from sim.results.analysis.phases import phase_names, phases_of
 from sim.results.store.manifest import Manifest, Phase
 from sim.results.summary import Latencies, Percentiles
 
@@ -162,15 +162,13 @@ def measured_times(
 
 def distribution(read: Read, manifest: Manifest, measure_start_ns: int, stop_ns: int) -> LatencyDistribution:
     """The latencies of a run, the warm-up left out. ``read`` gives its samples, as often as it is asked."""
-    names = [group.name for group in manifest.groups]
-    places = {name: place for place, name in enumerate(names)}
-    # Machine -1 picks the last entry: the foreign ones.
-    of_machine = np.array([places[machine.group] for machine in manifest.machines] + [len(names)], np.int64)
+    foreign = len(manifest.groups)
+    of_machine = group_of_machines(manifest, foreign)
     phases, machines = phase_names(manifest.phases), len(manifest.machines) + 1
     several = len(phases) if len(phases) > 1 else 0
     whole, of_phases = measured_times(manifest.phases, measure_start_ns, stop_ns)
     every = {name: LatencyOfGroups(1, [whole]) for name in EVERY_LATENCY}
-    by_group = {name: LatencyOfGroups(len(names) + 1, [whole]) for name in EVERY_LATENCY}
+    by_group = {name: LatencyOfGroups(foreign + 1, [whole]) for name in EVERY_LATENCY}
     by_phase = {name: LatencyOfGroups(several, of_phases) for name in EVERY_LATENCY}
     # By phase and machine; what is in no phase comes behind the last one, and is not kept.
     cells = {name: SparseCounts((len(phases) + 1) * machines * BINS) for name in EVERY_LATENCY}
@@ -191,7 +189,7 @@ def distribution(read: Read, manifest: Manifest, measure_start_ns: int, stop_ns:
     kept = [_histogram(name, *counts.occurring(), phases, machines) for name, counts in cells.items()]
     return LatencyDistribution(
         all=Latencies(**{name: latency.percentiles()[0] for name, latency in every.items()}),
-        groups=[Latencies(**{name: groups[name][code] for name in groups}) for code in range(len(names) + 1)],
+        groups=[Latencies(**{name: groups[name][code] for name in groups}) for code in range(foreign + 1)],
         phases={
             phase: Latencies(**{name: of_phase[name][code] for name in of_phase})
             for code, phase in enumerate(phases[:several])
@@ -220,8 +218,7 @@ def sizes_of_drains(
     read: Callable[[], Iterable[dict[str, Integers]]], manifest: Manifest
 ) -> tuple[Percentiles, list[Percentiles]]:
     """Doorbells for each drain: of all, and of each group. ``read`` gives machine and count of the drains."""
-    places = {group.name: place for place, group in enumerate(manifest.groups)}
-    codes = np.array([places[machine.group] for machine in manifest.machines], np.int64)
+    codes, count = group_of_machines(manifest), len(manifest.groups)
 
     def of_groups() -> Iterable[tuple[Integers, Integers]]:
         return ((codes[batch["machine"]], batch["count"]) for batch in read())
@@ -229,5 +226,5 @@ def sizes_of_drains(
     def of_all() -> Iterable[tuple[Integers, Integers]]:
         return ((np.zeros(len(batch["count"]), np.int64), batch["count"]) for batch in read())
 
-    groups = ranked(of_groups, max(1, len(places))).figures()[: len(places)]
+    groups = ranked(of_groups, max(1, count)).figures()[:count]
     return _as_struct(ranked(of_all).figures()[0]), [_as_struct(figures) for figures in groups]

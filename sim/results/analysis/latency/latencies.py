@@ -30,6 +30,7 @@ samples than the doorbells they drained. ``short_deliveries``: deliveries quicke
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,7 @@ __all__ = [
     "QUANTILES",
     "SHORT",
     "Samples",
+    "Stamps",
     "grouped",
     "percentiles",
     "place_of",
@@ -65,41 +67,50 @@ SHORT = 4  # a delivery in less than this fraction of a bare wake-up involved no
 
 
 @dataclass(frozen=True)
-class Samples:
+class Stamps:
+    """The time stamps of sampled doorbells, as columns of one length.
+
+    Attributes:
+        intended_ns: when the sender's schedule meant to ring; 0 without a schedule (a closed loop).
+        rung_ns: when the sender rang.
+        delivered_ns: when the receiver drained the eventfd; 0 if it never did.
+        handled_ns: when the receiver's program had handled it; 0 if it never did.
+        warmup: what the summaries leave out.
+    """
+
+    intended_ns: Integers
+    rung_ns: Integers
+    delivered_ns: Integers
+    handled_ns: Integers
+    warmup: Mask
+
+    def __len__(self) -> int:
+        return len(self.rung_ns)
+
+    @cached_property
+    def due_ns(self) -> Integers:
+        """When each doorbell was to be rung: as intended, or when it was rung where there is no schedule."""
+        return np.where(self.intended_ns > 0, self.intended_ns, self.rung_ns)
+
+
+@dataclass(frozen=True)
+class Samples(Stamps):
     """Sampled doorbells as columns of one length.
 
     Attributes:
         source: the row of the sender.
         target: the row of the receiver; -1 for a peer outside the topology.
         vector: the vector that was rung.
-        intended_ns: when the sender's schedule meant to ring; 0 without a schedule (a closed loop).
-        rung_ns: when the sender rang.
-        delivered_ns: when the receiver drained the eventfd; 0 if it never did.
-        handled_ns: when the receiver's program had handled it; 0 if it never did.
         count: doorbells that shared the drain; 0 without one.
-        warmup: what the summaries leave out.
     """
 
     source: Integers
     target: Integers
     vector: Integers
-    intended_ns: Integers
-    rung_ns: Integers
-    delivered_ns: Integers
-    handled_ns: Integers
     count: Integers
-    warmup: Mask
-
-    def __len__(self) -> int:
-        return len(self.rung_ns)
-
-    @property
-    def due_ns(self) -> Integers:
-        """When each doorbell was to be rung: as intended, or when it was rung where there is no schedule."""
-        return np.where(self.intended_ns > 0, self.intended_ns, self.rung_ns)
 
 
-def values(samples: Samples, latency: str) -> tuple[Integers, Mask]:
+def values(samples: Stamps, latency: str) -> tuple[Integers, Mask]:
     """One latency of each sample in nanoseconds, and where it exists.
 
     Without a schedule there is no lag, and ``total`` counts from the ring as ``raw`` does.

@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
+from sim.results.analysis.labels import check_machines, labelled_machines, phase_names, phases_of
 from sim.results.analysis.latency.distribution import LatencyOfGroups, Measured, measured_times
 from sim.results.analysis.latency.intervals import Slices
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, QUANTILES, Samples, values
 from sim.results.analysis.latency.percentiles import SparseCounts, ranked
-from sim.results.analysis.phases import phase_names, phases_of
 from sim.results.store.batches import batches
 from sim.results.store.manifest import Manifest
 from sim.results.store.schemas import SCHEMAS
@@ -38,11 +38,9 @@ def sample_batches(directory: Path, manifest: Manifest) -> Iterator[Samples]:
     Raises:
         UsageError: the table is missing or damaged, or names a machine that the manifest does not have.
     """
-    machines = len(manifest.machines)
     for batch in batches(directory, "samples", SCHEMAS["samples"].names):
         for name in ("source", "target"):
-            if int(batch[name].max(initial=-1)) >= machines:
-                raise UsageError(f"samples name machine {int(batch[name].max())}, the manifest has {machines}")
+            check_machines("samples", batch[name], manifest)
         yield Samples(**{**batch, "warmup": batch["warmup"].astype(np.bool_)})  # type: ignore[arg-type]
 
 
@@ -149,20 +147,10 @@ def numbered(manifest: Manifest, samples: Samples, key: str) -> tuple[Integers, 
         return samples.vector.astype(np.int64), range(VECTORS)
     if key == "phase":
         return phases_of(samples, manifest.phases), phase_names(manifest.phases)
-    machines = manifest.machines
-    if key == "group":
-        labels = [group.name for group in manifest.groups]
-        places = {name: place for place, name in enumerate(labels)}
-        of_machine = np.array([places[machine.group] for machine in machines] + [-1], dtype=np.int64)
-        return of_machine[_checked(samples.target, len(machines))], labels
-    numbers = samples.target if key == "machine" else samples.source.astype(np.int64)
-    return _checked(numbers, len(machines)), [machine.name for machine in machines]
-
-
-def _checked(numbers: Integers, machines: int) -> Integers:
-    if len(numbers) and int(numbers.max()) >= machines:
-        raise UsageError(f"samples name machine {int(numbers.max())}, the manifest has {machines}")
-    return numbers
+    machines = samples.source.astype(np.int64) if key == "source" else samples.target
+    check_machines("samples", machines, manifest)
+    labels, numbers = labelled_machines(machines, manifest, "group" if key == "group" else "machine")
+    return numbers, labels
 
 
 def latency_slices(directory: Path, manifest: Manifest, summary: Summary) -> dict[str, Slices]:

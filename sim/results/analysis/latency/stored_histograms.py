@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
 from sim.results.analysis.flows import drain_codes
+from sim.results.analysis.labels import check_machines, labelled_machines, phase_names
 from sim.results.analysis.latency.histogram import BINS, Histogram, bins_of
 from sim.results.analysis.latency.latencies import EVERY_LATENCY
-from sim.results.analysis.phases import phase_names
 from sim.results.store.manifest import Manifest
 
 __all__ = ["histogram"]
@@ -61,13 +61,8 @@ def _labels(kept: pa.Table, manifest: Manifest, by: str) -> tuple[list[str], Any
         labels = phase_names(manifest.phases)
         return labels, np.array([labels.index(name) if name in labels else -1 for name in kept["phase"].to_pylist()])
     machine = kept["machine"].cast(pa.int64()).fill_null(-1).to_numpy()
-    if len(machine) and int(machine.max()) >= len(manifest.machines):
-        raise UsageError(f"histograms name machine {int(machine.max())}, the manifest has {len(manifest.machines)}")
-    if by == "machine":
-        return [machine.name for machine in manifest.machines], machine
-    groups = [group.name for group in manifest.groups]
-    of_machine = np.array([groups.index(machine.group) for machine in manifest.machines] + [-1], np.int64)
-    return groups, of_machine[machine]
+    check_machines("histograms", machine, manifest)
+    return labelled_machines(machine, manifest, by)
 
 
 def _drained(run: RunTables, by: str | None) -> Histogram | dict[Any, Histogram]:
