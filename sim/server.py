@@ -25,6 +25,7 @@ from nodes.wire.protocol import V0
 from nodes.wire.v2.protocol import ALL_DIALECTS, V2, DomainNumbers
 from sim.client import Peer
 from sim.host.runtime_directory import runtime_directory
+from sim.kernel.closeable import Closeable
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
 from sim.kernel.qemu_program import assumed_version
@@ -44,7 +45,7 @@ SERVER_NAME, PROXY_NAME = "server.sock", "ivshmem.sock"
 _Result = TypeVar("_Result")
 
 
-class Server:
+class Server(Closeable):
     """A server in a thread of this process, see `serve`. A context manager.
 
     Attributes:
@@ -237,12 +238,6 @@ class Server:
         self._stack.close()
         if self._failure is not None:
             raise self._failure
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Server {'closed' if self._ended else self.path}>"

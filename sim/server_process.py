@@ -16,6 +16,7 @@ from nodes.wire.v2.protocol import ALL_DIALECTS, V2
 from sim.client import Peer
 from sim.exit_codes import HOST_TOO_SMALL
 from sim.host.runtime_directory import runtime_directory
+from sim.kernel.closeable import Closeable
 from sim.kernel.processes import describe_exit
 from sim.wire.qemu_options import qemu_options
 
@@ -35,7 +36,7 @@ if os.getppid() == {parent}:
 """
 
 
-class ServerProcess:
+class ServerProcess(Closeable):
     """A server in a process of its own, see `serve_process`. A context manager.
 
     Attributes:
@@ -103,12 +104,6 @@ class ServerProcess:
     def close(self) -> None:
         """End the process, which removes its socket and its memory. Closing twice is no error."""
         self._stack.close()
-
-    def __enter__(self) -> ServerProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def serve_process(

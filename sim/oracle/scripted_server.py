@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from nodes.wire.protocol import MEMORY, VERSION, Message
 from sim.engines.qemu.qtest import QemuError
 from sim.kernel.channel import Outbox
+from sim.kernel.closeable import Closeable
 from sim.kernel.eventfd import EventFd, signal
 from sim.kernel.memory import Region, map_region
 
@@ -26,7 +27,7 @@ QUEUE_LIMIT = 1 << 17
 SEND_SECONDS = 20.0
 
 
-class ScriptedServer:
+class ScriptedServer(Closeable):
     """Owns the memory, the eventfds and this end of the connection; ``client`` is the other end."""
 
     def __init__(self, size_bytes: int = 0, *, region: Region | None = None) -> None:
@@ -54,12 +55,6 @@ class ScriptedServer:
     @property
     def client(self) -> int:
         return self._far.fileno()
-
-    def __enter__(self) -> ScriptedServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close everything; closing again is allowed."""

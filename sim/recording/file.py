@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from nodes.errors import HostError, UsageError
+from sim.kernel.closeable import Closeable
 from sim.kernel.memory import map_file, map_in_place
 from sim.recording import header
 from sim.recording.header import HEADER_WORDS, WORD_BYTES
@@ -37,7 +38,7 @@ def map_new(path: Path, size_bytes: int) -> mmap.mmap:
         os.close(fd)
 
 
-class Recording:
+class Recording(Closeable):
     """One mapped recording. ``words`` is its memory as a writable ``memoryview`` of 64-bit words.
 
     The parent creates it with :meth:`create`; workers and readers open it with :meth:`open`. It is a context manager:
@@ -161,9 +162,3 @@ class Recording:
     def close(self) -> None:
         self._release()
         self._mapping.close()
-
-    def __enter__(self) -> Recording:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

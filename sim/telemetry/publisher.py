@@ -15,11 +15,11 @@ from __future__ import annotations
 import contextlib
 import socket
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
 from nodes.errors import UsageError
+from sim.kernel.closeable import Closeable
 from sim.telemetry.snapshot import Snapshot
 
 __all__ = ["RECEIVED_BYTES_MAX", "SUBSCRIBERS_MAX", "Publisher"]
@@ -35,7 +35,7 @@ READY = bytes((COMMAND, len(_READY))) + _READY
 SHORT_BYTES_MAX = 255
 
 
-class Publisher:
+class Publisher(Closeable):
     """Publishes snapshots at a socket. Does nothing between calls, and no call waits for a subscriber.
 
     A call of `publish` accepts at most ``SUBSCRIBERS_MAX`` connections, reads at most ``RECEIVED_BYTES_MAX`` bytes from
@@ -82,12 +82,6 @@ class Publisher:
         self._subscribers.clear()
         self._listener.close()
         self._path.unlink(missing_ok=True)
-
-    def __enter__(self) -> Publisher:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _accept(self) -> None:
         """Accept those that wait, but no more than the backlog at once; those over the limit are disconnected."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
 
 import msgspec
 
+from sim.kernel.closeable import Closeable
 from sim.telemetry.snapshot import Snapshot
 
 __all__ = ["MESSAGE_BYTES_MAX", "Subscriber", "following"]
@@ -17,7 +17,7 @@ MESSAGE_BYTES_MAX = 1 << 20
 POLL_S = 0.1
 
 
-class Subscriber:
+class Subscriber(Closeable):
     """The reader's end. ``lost`` counts missing and malformed snapshots, by the gaps in their numbers."""
 
     def __init__(self, endpoint: str) -> None:
@@ -50,12 +50,6 @@ class Subscriber:
     def close(self) -> None:
         self._socket.close()
         self._context.term()
-
-    def __enter__(self) -> Subscriber:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
 
 @contextlib.contextmanager

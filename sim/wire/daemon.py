@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nodes.errors import UsageError
+from sim.kernel.closeable import Closeable
 
 __all__ = ["PidFile", "detach"]
 
@@ -77,7 +78,7 @@ def _wait(child: int, read_end: int, say: Callable[[str], object]) -> NoReturn:
     os._exit(code)
 
 
-class PidFile:
+class PidFile(Closeable):
     """Owns a file with this process's ID, locked while this process runs.
 
     Takes over a file that an ended process left. Raises ``UsageError`` when its process runs, when it is not a pid
@@ -118,12 +119,6 @@ class PidFile:
             if os.path.samestat(os.lstat(self.path), os.fstat(self._descriptor)):
                 os.unlink(self.path)
         os.close(self._descriptor)
-
-    def __enter__(self) -> PidFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _is_server(pid: str) -> bool:

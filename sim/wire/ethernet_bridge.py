@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nodes.ethernet import Link
 from nodes.guest import FOREVER, Guest, Program
+from sim.kernel.closeable import Closeable
 from sim.kernel.loop import Loop
 from sim.kernel.tap import Tap
 from sim.wire.attachment import Attachment
@@ -14,7 +15,7 @@ from sim.wire.attachment import Attachment
 __all__ = ["EthernetBridge"]
 
 
-class EthernetBridge:
+class EthernetBridge(Closeable):
     """A peer of a server of ivshmem v2, and a TAP device. A context manager.
 
     Args:
@@ -74,9 +75,3 @@ class EthernetBridge:
         self._loop.remove(self._tap)
         self._link = None  # it has views of the memory
         self._peer.close()
-
-    def __enter__(self) -> EthernetBridge:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

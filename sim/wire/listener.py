@@ -19,6 +19,7 @@ from pathlib import Path
 
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
+from sim.kernel.closeable import Closeable
 from sim.kernel.shortage import path_reason
 
 __all__ = ["LISTENING", "PATH_BYTES_MAX", "Listener", "group_number", "probe"]
@@ -32,7 +33,7 @@ LOCK_PATIENCE_S = 2.0
 LISTENING = (0, errno.EPROTOTYPE)
 
 
-class Listener:
+class Listener(Closeable):
     """Owns a listening socket and, if it was made here, its name in the file system. A context manager.
 
     ``mode`` and ``group`` are set before any client can connect. A socket on which no process listens any more is
@@ -115,12 +116,6 @@ class Listener:
             found = os.lstat(self.path)
             if (found.st_dev, found.st_ino) == self._identity:  # not another server's
                 self.path.unlink()
-
-    def __enter__(self) -> Listener:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def group_number(name: str) -> int:

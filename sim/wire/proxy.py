@@ -25,6 +25,7 @@ from nodes.wire.client import is_framed
 from nodes.wire.protocol import Decoder, RawMessage
 from nodes.wire.v2.protocol import HEADER_BYTES, Frame, FrameDecoder
 from sim.kernel.channel import Channel, Outbox
+from sim.kernel.closeable import Closeable
 from sim.kernel.loop import Loop
 from sim.wire.listener import Listener
 
@@ -150,7 +151,7 @@ class _ProxiedConnection:
         return self.client if side is self.server else self.server
 
 
-class Proxy:
+class Proxy(Closeable):
     """Listens on ``listen`` and connects each client to the server on ``server``.
 
     ``write`` is called with an entry for each event, in order; ``warn`` with problems of the proxy itself. A context
@@ -175,12 +176,6 @@ class Proxy:
         self._start_ns = time.monotonic_ns()
         self._listener = Listener(listen)
         loop.add(self._listener, self._accept_all)
-
-    def __enter__(self) -> Proxy:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """End all connections; ``write`` has been called for all that was sent until now."""

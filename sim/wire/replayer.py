@@ -17,6 +17,7 @@ from nodes.wire.capture import Bytes, Closes, Entry, Kind, SentMessage
 from nodes.wire.protocol import RawMessage
 from nodes.wire.v2.protocol import FrameKind
 from sim.kernel.channel import Channel, Outbox
+from sim.kernel.closeable import Closeable
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
 from sim.wire.listener import Listener
@@ -43,7 +44,7 @@ class Played:
         return self.sent == self.total
 
 
-class Replayer:
+class Replayer(Closeable):
     """Waits on ``listener`` for one client, and replays ``entries`` (of one connection) to it.
 
     ``speed`` divides the recorded times; 0 sends everything at once. With ``stepwise`` only ``step`` sends.
@@ -77,12 +78,6 @@ class Replayer:
         self._stack = contextlib.ExitStack()
         self.done = False
         loop.add(listener, self._accept)
-
-    def __enter__(self) -> Replayer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def connected(self) -> bool:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 from nodes.guest import Interrupt
 from sim.engines.qemu.qtest import Qemu
+from sim.kernel.closeable import Closeable
 from sim.kernel.qemu_program import find_qemu
 from sim.wire.qemu_options import qemu_options
 
@@ -24,7 +24,7 @@ IVPOSITION, DOORBELL = 8, 12  # ivshmem-spec, "Device Registers"
 MESSAGES, MESSAGE_DATA = 0x10_0000, 0xC0DE_0000  # guest memory: where a vector's message lands, for want of a processor
 
 
-class QemuPeer:
+class QemuPeer(Closeable):
     """A QEMU with one ivshmem-doorbell device, probed as a driver would. A context manager.
 
     Args:
@@ -105,11 +105,3 @@ class QemuPeer:
     def close(self) -> None:
         """End the process."""
         self.qemu.close()
-
-    def __enter__(self) -> QemuPeer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
