@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from nodes.errors import UsageError
 
-__all__ = ["PORT", "Tls", "check_address", "check_listening", "make_tls"]
-
 PORT = 8786
 
 _ADDRESS = re.compile(r"(?P<scheme>tcp|tls)://(?P<host>\[[^\]]+\]|[^:/\[\]]+):(?P<port>\d{1,5})")

@@ -6,8 +6,6 @@ import importlib.util
 
 from nodes.errors import UsageError
 
-__all__ = ["require_dask"]
-
 
 def require_dask() -> None:
     """Raise ``UsageError`` if Dask is not installed."""

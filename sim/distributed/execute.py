@@ -21,8 +21,6 @@ from sim.kernel.waiting import readable_within
 from sim.results.store.manifest import HOST_NAME_VARIABLE
 from sim.start_socket import GO
 
-__all__ = ["Barrier", "JobStoppedError", "execute"]
-
 LOOK_EVERY_S = 0.2
 BARRIER_EVERY_S = 0.5
 STOP_PATIENCE_S = 15.0

@@ -17,8 +17,6 @@ from sim.explore import Exploration, run_seed
 from sim.kernel.signals import signals_noted
 from topologies import Topology
 
-__all__ = ["explore_on"]
-
 AHEAD = 2
 LOOK_EVERY_S = 0.25
 BATCHES_FOR_EACH = 8

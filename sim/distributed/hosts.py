@@ -29,8 +29,6 @@ from topologies import Topology
 from topologies.domain import ANY_HOST
 from topologies.hosts import has_hosts, part_of
 
-__all__ = ["HostPart", "HostsRun", "place_domains"]
-
 LOOK_EVERY_S = 0.25
 LOST_EVERY_S = 2.0
 TOLD_AFTER_S = 5.0

@@ -9,8 +9,6 @@ from typing import NamedTuple
 from nodes.errors import UsageError
 from topologies import Topology
 
-__all__ = ["Inputs", "collect_inputs"]
-
 TOPOLOGY, PROGRAMS = "topology", "programs"
 
 

@@ -14,8 +14,6 @@ from nodes.errors import HostError, IvshmemError, RunError, UsageError
 from sim.exit_codes import WRONG_USE
 from sim.results.store import files
 
-__all__ = ["Job", "JobResult", "pack", "refusal", "unpack", "write_files"]
-
 COMPRESSION = 1
 """gzip's fastest level: the tables are compressed already, the small files of JSON are not."""
 

@@ -20,8 +20,6 @@ from sim.distributed.job_server import REQUEST, Request
 from sim.kernel.channel import Channel, send_descriptors
 from sim.kernel.waiting import readable_within
 
-__all__ = ["JobProcess", "JobServer"]
-
 TRIES = 2
 END_PATIENCE_S = 10.0
 ANSWER_BYTES_MAX = 1024

@@ -24,8 +24,6 @@ from sim.kernel.channel import Channel, send_descriptors
 from sim.kernel.processes import end_with_parent, name_process
 from sim.kernel.waiting import readable_within
 
-__all__ = ["JOB_SERVER", "REQUEST", "STDERR", "STDOUT", "Request", "load", "main"]
-
 LOADED = (
     "numpy.ma",
     "sim.cli",

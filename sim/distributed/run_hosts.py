@@ -12,8 +12,6 @@ from sim.host.refusals import place_refused
 from sim.results import Run, RunDirectory
 from topologies import Topology, load
 
-__all__ = ["run_on_hosts"]
-
 
 def run_on_hosts(
     where: Where,

@@ -21,8 +21,6 @@ from sim.host.runtime_directory import runtime_directory
 from sim.kernel.processes import children, describe_exit, end_children, end_with_parent, keep_orphans
 from sim.kernel.signals import restore_handlers, signals_taken
 
-__all__ = ["keep_worker"]
-
 FAILED = 1
 JOB_PATIENCE_S = 15.0
 PAUSE_S = 1.0

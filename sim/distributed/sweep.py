@@ -15,8 +15,6 @@ from sim.distributed.job import Job, JobResult, refusal, unpack
 from sim.kernel.signals import signals_noted
 from sim.sweeps import Cell, Row, Sweep
 
-__all__ = ["ClusterSweep"]
-
 AHEAD = 2
 """Jobs at the scheduler for each worker: one that runs, and the next one."""
 LOOK_EVERY_S = 0.25

@@ -12,8 +12,6 @@ from nodes.errors import UsageError
 from sim.distributed.addresses import Tls, check_address, make_tls
 from sim.distributed.dask_extra import require_dask
 
-__all__ = ["Where", "tls_of", "where_of"]
-
 
 class Where(NamedTuple):
     """The cluster that does the work: that of a scheduler, or ``workers`` in this process."""

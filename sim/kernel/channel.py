@@ -17,8 +17,6 @@ from nodes.errors import RemoteProtocolError
 from nodes.wire.protocol import Message
 from sim.kernel.mmsg import DESCRIPTORS_MAX, Batch, ReceivedMessages, ReceiveTable
 
-__all__ = ["Channel", "Outbox", "send_descriptors"]
-
 # With room for all descriptors that the kernel passes, none is cut off unnoticed.
 _ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
 # Plain numbers: the flags of the socket module are enumerations, and each "&" of one costs as much as a system call.

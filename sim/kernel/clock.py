@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["MonotonicClock"]
-
 
 class MonotonicClock:
     """CLOCK_MONOTONIC, which all processes of a host share, and the CPU clock of the calling thread."""

@@ -12,8 +12,6 @@ from collections.abc import Callable
 
 from nodes.errors import RemoteProtocolError
 
-__all__ = ["COUNTER_MAX", "EventFd", "drain", "rung", "signal"]
-
 EVENTFD_LINK = "anon_inode:[eventfd]"  # proc_pid_fd(5)
 COUNTER_MAX = (1 << 64) - 2
 """The maximum of an eventfd (eventfd(2)); one more doorbell is refused with ``BlockingIOError``."""

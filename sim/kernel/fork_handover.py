@@ -23,8 +23,6 @@ from nodes.errors import HostError
 from sim.kernel.memory import map_in_place
 from sim.kernel.processes import tie_to
 
-__all__ = ["Source", "fork_successor", "remap"]
-
 READY, COMMIT = b"r", b"c"
 LOOK_S = 1.0
 

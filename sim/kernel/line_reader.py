@@ -9,8 +9,6 @@ from collections.abc import Callable
 from nodes.errors import UsageError
 from sim.kernel.loop import Loop
 
-__all__ = ["LineReader"]
-
 READ_BYTES = 65536
 
 

@@ -6,8 +6,6 @@ import fcntl
 import os
 from pathlib import Path
 
-__all__ = ["is_locked", "lock_holder"]
-
 
 def is_locked(descriptor: int) -> bool:
     """Whether another description of this file has an exclusive lock. For a moment, this takes a shared one."""

@@ -18,16 +18,6 @@ from typing import Literal, NamedTuple
 
 from nodes.wire.protocol import MESSAGE_BYTES, Message
 
-__all__ = [
-    "DESCRIPTORS_MAX",
-    "Batch",
-    "BatchWriter",
-    "ReceiveTable",
-    "ReceivedMessages",
-    "SendTable",
-    "join_neighbours",
-]
-
 DESCRIPTORS_MAX = 253
 """SCM_MAX_FD, the most the kernel passes in one message (unix(7))."""
 

@@ -8,8 +8,6 @@ import os
 from nodes.errors import QemuError, UsageError
 from nodes.qemu_versions import NEWEST, QemuVersion
 
-__all__ = ["DEFAULT_QEMU", "QEMU_VARIABLE", "assumed_version", "chosen_qemu", "find_qemu", "qemu_version"]
-
 DEFAULT_QEMU = "qemu-system-x86_64"
 QEMU_VARIABLE = "IVSHMEM_QEMU"
 """The variable of the environment that names another QEMU than the one on PATH."""

@@ -12,8 +12,6 @@ import os
 from nodes.device.v2.sections import ENTRY_BYTES, PAGE_BYTES, SectionLayout, Sections
 from nodes.errors import RemoteProtocolError
 
-__all__ = ["StateTable", "map_sections"]
-
 
 def map_sections(descriptor: int, layout: SectionLayout, peer: int) -> Sections:
     """Map the memory that a server sent; the descriptor stays the caller's.

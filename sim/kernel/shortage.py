@@ -8,8 +8,6 @@ import resource
 
 from nodes.errors import HostError, UsageError
 
-__all__ = ["error_of_path", "explained", "is_shortage", "path_reason", "why_no_room"]
-
 _SHORTAGES = frozenset(
     {
         errno.EACCES,

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from sim.kernel.loop import Loop
 from sim.kernel.signals import restore_handlers, signals_taken, signals_too_late
 
-__all__ = ["ended_by_signal"]
-
 
 @contextlib.contextmanager
 def ended_by_signal(loop: Loop, numbers: Iterable[signal.Signals] = ()) -> Iterator[Callable[[], bool]]:

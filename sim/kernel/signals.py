@@ -8,16 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-__all__ = [
-    "ENDING",
-    "interrupts_raise",
-    "restore_handlers",
-    "signals_held",
-    "signals_noted",
-    "signals_taken",
-    "signals_too_late",
-]
-
 Handler = Callable[[int, FrameType | None], Any] | int | None
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -11,8 +11,6 @@ import struct
 
 from nodes.errors import HostError, UsageError
 
-__all__ = ["Tap"]
-
 DEVICE = "/dev/net/tun"
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000

@@ -16,8 +16,6 @@ import time
 
 from sim.kernel.loop import Loop
 
-__all__ = ["SHORT_NS", "ShortTimeSlice", "time_slice_ns"]
-
 SHORT_NS = 100_000
 """The least that the kernel grants."""
 

@@ -34,8 +34,6 @@ from nodes.bursts import Batch, LoopBatch, one_by_one
 from nodes.peer_table import Line
 from sim.kernel.eventfd import COUNTER_MAX, EventFd, signal
 
-__all__ = ["LEAST", "BatchMaker", "check_rings"]
-
 LEAST = 16
 """Fewer doorbells at once are faster rung one by one."""
 ENTRIES = 64

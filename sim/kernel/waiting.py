@@ -10,8 +10,6 @@ import select
 import time
 from collections.abc import Callable
 
-__all__ = ["Patience", "readable_within", "readable_within_ns"]
-
 SECOND_NS = 1_000_000_000
 
 _ppoll = ctypes.CDLL(None, use_errno=True).ppoll

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from random import Random
 
 from nodes.device.profiles import PROFILES, profile_by_access
-from nodes.errors import UsageError
+from nodes.errors import QemuError, UsageError
 from nodes.qemu_versions import QemuVersion
-from sim.engines.qemu.qtest import QemuError
 from sim.kernel.qemu_program import find_qemu, qemu_version
 from sim.oracle.generator import generate
 from sim.oracle.operations import Access, MovesToFreshServer, Operation, PeerJoins, PeerLeaves, Scene

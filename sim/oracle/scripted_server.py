@@ -16,8 +16,8 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 
+from nodes.errors import QemuError
 from nodes.wire.protocol import MEMORY, VERSION, Message
-from sim.engines.qemu.qtest import QemuError
 from sim.kernel.channel import Outbox
 from sim.kernel.closeable import Closeable
 from sim.kernel.eventfd import EventFd, signal

@@ -29,8 +29,6 @@ from sim.results.store.opening import open as open_run
 from sim.results.summary import Percentiles, Summary, value_at
 from topologies.metrics import METRICS
 
-__all__ = ["UNCLEAR", "Change", "Comparison", "compare"]
-
 TAIL = 0.025
 UNCLEAR = "unclear"
 Share = tuple[float | None, float | None]

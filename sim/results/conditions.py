@@ -10,8 +10,6 @@ from sim.results.counts import COUNTED, Counts, Scopes, UnknownMetricError
 from topologies import Condition
 from topologies.metrics import METRICS
 
-__all__ = ["Moment", "broken", "live"]
-
 
 @dataclass(frozen=True)
 class Moment:

@@ -21,8 +21,6 @@ from sim.recording.header import COUNTER_AT
 from sim.recording.reader import PEERS, VECTOR_MASK, edges_so_far, vectors_so_far
 from topologies.metrics import parse_owner
 
-__all__ = ["COUNTED", "Counts", "LiveRecording", "Scope", "Scopes", "UnknownMetricError", "counts_so_far"]
-
 Integers = npt.NDArray[np.int64]
 
 COUNTED = ("rung", "delivered", "interrupts", "refused", "pending", "settled")

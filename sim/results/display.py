@@ -10,8 +10,6 @@ from typing import Any
 
 from nodes.errors import UsageError
 
-__all__ = ["as_html", "require_pandas"]
-
 
 @functools.singledispatch
 def as_html(value: object) -> str | None:

@@ -11,8 +11,6 @@ from sim.results.outlier import Outlier
 from sim.results.store.files import RUNNING, STATUSES
 from sim.results.store.manifest import Phase
 
-__all__ = ["BaselineMeasurement", "Ending"]
-
 Natural = Annotated[int, Meta(ge=0, le=1 << 62)]
 Count = Annotated[int, Meta(ge=0, le=1 << 44)]
 Index = Annotated[int, Meta(ge=0, lt=1 << 16)]

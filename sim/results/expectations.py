@@ -29,8 +29,6 @@ from topologies.language.values import MisfitError
 from topologies.metrics import LATENCIES, UNITS_NS, Metric, find_metric
 from topologies.ringing_check import open_loops, unreachable
 
-__all__ = ["BROKEN", "ExpectationVerdict", "evaluate", "measure", "silent_loads"]
-
 Integers = npt.NDArray[np.int64]
 
 BROKEN = "aborted"

@@ -13,8 +13,6 @@ from sim.results.analysis.latency.samples import numbered
 from sim.results.display import require_pandas
 from sim.results.store.manifest import Manifest
 
-__all__ = ["frame", "samples"]
-
 Column = npt.NDArray[np.int64]
 
 

@@ -17,8 +17,6 @@ from sim.results.summary import ExpectationVerdict
 from topologies import Expectation, Topology
 from topologies.hosts import domains_of_condition
 
-__all__ = ["evaluate_joint"]
-
 Parts = Mapping[str, tuple[Topology, Run | None]]
 """The part of each host, and its run; None if that is missing."""
 

@@ -17,8 +17,6 @@ from sim.results.store.events import read_events
 from sim.results.store.manifest import SCHEMA_VERSION, Manifest
 from sim.results.summary import Summary
 
-__all__ = ["Run"]
-
 COUNTED_TABLES = ("edges", "vectors")
 """The tables of a run over several hosts: those without times."""
 TABLES = ("samples", "drains", "edges", "vectors", "resources", "histograms")

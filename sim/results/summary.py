@@ -17,21 +17,6 @@ from sim.recording import Counters
 from sim.results.outlier import Outlier
 from sim.results.store.events import Statistics
 
-__all__ = [
-    "BaselineFigures",
-    "CpuUse",
-    "ExpectationVerdict",
-    "GroupFigures",
-    "HostUse",
-    "Latencies",
-    "MigrationOutcome",
-    "PartFigures",
-    "Percentiles",
-    "ProcessUse",
-    "Summary",
-    "value_at",
-]
-
 Figures = Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)]
 
 

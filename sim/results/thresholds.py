@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from nodes.errors import UsageError
 from sim.results.compare import UNCLEAR, Change, Comparison
 
-__all__ = ["Threshold", "ThresholdVerdict"]
-
 UNITS_NS = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
 EXPECTED = "expected METRIC:+LIMIT or METRIC:-LIMIT such as p99:+10%, delivery.p99:+5us or doorbells_per_s:-5%"
 

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 from sim.host.runtime_directory import PREFIX, runtime_parents
 
-__all__ = ["SOCKET", "Found", "listening_sockets", "running"]
-
 SOCKET = "telemetry.zmq"
 """The name of the socket in the private directory of a run (``ivsim-*``)."""
 LISTENS = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix

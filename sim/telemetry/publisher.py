@@ -22,8 +22,6 @@ from nodes.errors import UsageError
 from sim.kernel.closeable import Closeable
 from sim.telemetry.snapshot import Snapshot
 
-__all__ = ["RECEIVED_BYTES_MAX", "SUBSCRIBERS_MAX", "Publisher"]
-
 SUBSCRIBERS_MAX = 16
 RECEIVED_BYTES_MAX = 4096
 """The most that one subscriber may send: its greeting (64 bytes), its READY command, and its subscriptions."""

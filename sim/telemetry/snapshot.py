@@ -6,8 +6,6 @@ import msgspec
 
 from sim.access import Access
 
-__all__ = ["Group", "RecentEvent", "Snapshot"]
-
 
 class Group(msgspec.Struct, frozen=True):
     """The machines of one group together, since the start."""

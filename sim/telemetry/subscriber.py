@@ -11,8 +11,6 @@ import msgspec
 from sim.kernel.closeable import Closeable
 from sim.telemetry.snapshot import Snapshot
 
-__all__ = ["MESSAGE_BYTES_MAX", "Subscriber", "following"]
-
 MESSAGE_BYTES_MAX = 1 << 20
 POLL_S = 0.1
 

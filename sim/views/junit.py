@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.expectations import ExpectationVerdict
+from sim.results.summary import ExpectationVerdict
 from sim.views.printable import printable
 
 FINE = ("finished", "degraded")

@@ -15,8 +15,6 @@ from sim.kernel.loop import Loop
 from sim.wire.clients import PendingClient
 from sim.wire.listener import Listener
 
-__all__ = ["Admission", "AdmissionRules"]
-
 ACCEPTED_AT_ONCE = 1024
 PAUSE_NS = 100_000_000
 

@@ -10,8 +10,6 @@ from nodes.wire.protocol import V0, Dialect, Message
 from sim.kernel.mmsg import Batch, BatchWriter, join_neighbours
 from sim.wire.clients import JoinedClient
 
-__all__ = ["Announcements"]
-
 MISSED_MAX = 512
 
 

@@ -32,8 +32,6 @@ from sim.wire.connection import Connection, connect, release_memory
 from sim.wire.listener import PATH_BYTES_MAX
 from sim.wire.peer_changes import Change, PeerChange, StateWatch
 
-__all__ = ["GRACE_NS", "GREETING_NS", "Attachment"]
-
 SECOND_NS = 1_000_000_000
 GRACE_NS = 50_000_000
 GREETING_NS = 10 * SECOND_NS

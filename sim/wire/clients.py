@@ -14,8 +14,6 @@ from sim.kernel.eventfd import EventFd
 from sim.kernel.mmsg import Batch
 from sim.wire.credentials import credentials_of
 
-__all__ = ["JoinedClient", "PendingClient"]
-
 MESSAGE_BUFFER_BYTES = 768  # what a message takes in a socket, measured in tests/sim/kernel/test_channel.py
 SOCKET_SHARE = 64
 _NUMBER = struct.Struct("i")

@@ -24,8 +24,6 @@ from sim.kernel.mmsg import ReceivedMessages, ReceiveTable
 from sim.kernel.sections import map_sections
 from sim.wire.credentials import credentials_of
 
-__all__ = ["Connection", "connect", "place_memory", "release_memory"]
-
 
 def connect(path: str | os.PathLike[str]) -> socket.socket:
     """A socket that is connected to the server on ``path``.

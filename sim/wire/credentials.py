@@ -6,8 +6,6 @@ import socket
 import struct
 from typing import NamedTuple
 
-__all__ = ["credentials_of"]
-
 _LAYOUT = struct.Struct("iII")  # struct ucred
 
 

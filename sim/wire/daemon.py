@@ -15,8 +15,6 @@ from typing import NoReturn
 from nodes.errors import UsageError
 from sim.kernel.closeable import Closeable
 
-__all__ = ["PidFile", "detach"]
-
 READY = b"\0"
 
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable
 
 from sim.wire.clients import JoinedClient
 
-__all__ = ["Dismissal"]
-
 
 class Dismissal:
     """Tells which peers may still ring a peer that has been disconnected.

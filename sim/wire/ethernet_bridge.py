@@ -12,8 +12,6 @@ from sim.kernel.loop import Loop
 from sim.kernel.tap import Tap
 from sim.wire.attachment import Attachment
 
-__all__ = ["EthernetBridge"]
-
 
 class EthernetBridge(Closeable):
     """A peer of a server of ivshmem v2, and a TAP device. A context manager.

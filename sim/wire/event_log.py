@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 
 from nodes.errors import UsageError
 
-__all__ = ["EventLog", "open_log"]
-
 
 class EventLog:
     """Writes to ``descriptor``, which it owns if ``owned``.

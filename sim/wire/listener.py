@@ -22,8 +22,6 @@ from nodes.spelling import did_you_mean
 from sim.kernel.closeable import Closeable
 from sim.kernel.shortage import path_reason
 
-__all__ = ["LISTENING", "PATH_BYTES_MAX", "Listener", "group_number", "probe"]
-
 PATH_BYTES_MAX = 107  # sun_path less its end, unix(7)
 PRIVATE = 0o600
 GROUP_MAX = (1 << 32) - 2  # gid_t; the last number leaves the group as it is, chown(2)

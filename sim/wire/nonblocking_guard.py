@@ -7,8 +7,6 @@ import time
 from sim.kernel.loop import Loop
 from sim.wire.server import IvshmemServer
 
-__all__ = ["NonBlockingGuard"]
-
 UNBLOCK_AFTER_NS = (50_000_000, 500_000_000, 5_000_000_000)
 
 

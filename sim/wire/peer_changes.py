@@ -7,8 +7,6 @@ from typing import Literal, NamedTuple
 
 from nodes.device.v2.sections import Sections
 
-__all__ = ["Change", "PeerChange", "StateChange", "StateWatch"]
-
 
 class PeerChange(NamedTuple):
     """A peer has joined or left, or the server has closed the connection (``peer`` is None)."""

@@ -29,8 +29,6 @@ from sim.kernel.closeable import Closeable
 from sim.kernel.loop import Loop
 from sim.wire.listener import Listener
 
-__all__ = ["Proxy", "kind_of"]
-
 CLIENT_BYTES = 4096  # a client of the protocol sends nothing; what it sends is not a message
 QUEUE_MAX = 8
 READS_MAX = 256  # from one side in a turn of the loop

@@ -8,8 +8,6 @@ from pathlib import Path
 from nodes.wire.protocol import V0, Dialect
 from nodes.wire.v2.protocol import V2
 
-__all__ = ["qemu_options"]
-
 
 def qemu_options(path: str | os.PathLike[str], vectors: int, dialect: Dialect = V0) -> str:
     """The options of a QEMU with a device for the server on ``path``; "" for a dialect that no QEMU speaks.

@@ -22,8 +22,6 @@ from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
 from sim.wire.listener import Listener
 
-__all__ = ["Played", "Replayer"]
-
 QUEUE_MAX = 1 << 20  # reached only by stepping on while the client does not read
 READ_BYTES = 4096
 READS_MAX = 64

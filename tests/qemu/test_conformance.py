@@ -22,8 +22,8 @@ from nodes.device.msix import Undelivered
 from nodes.device.pci import assign_resources
 from nodes.device.profiles import PROFILES, STICKY_REGISTERS, profile, profile_by_access
 from nodes.device.registers import AccessRules
-from nodes.errors import UsageError
-from sim.engines.qemu.qtest import Qemu, QemuError
+from nodes.errors import QemuError, UsageError
+from sim.engines.qemu.qtest import Qemu
 from sim.kernel.eventfd import EventFd
 from sim.kernel.memory import Region
 from sim.kernel.qemu_program import qemu_version

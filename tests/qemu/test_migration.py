@@ -21,8 +21,8 @@ from nodes.device.ivshmem import Ivshmem
 from nodes.device.migration import FIELDS
 from nodes.device.migration_texts import MigrationError
 from nodes.device.profiles import profile
-from nodes.errors import UsageError
-from sim.engines.qemu.qtest import Qemu, QemuError
+from nodes.errors import QemuError, UsageError
+from sim.engines.qemu.qtest import Qemu
 from sim.kernel.qemu_program import qemu_version
 from tests.nodes.device.test_ivshmem_state import PEER_MODE, device
 from tests.nodes.device.test_migration import STREAMS, everything, written

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sim.engines.qemu.qtest import QemuError
+from nodes.errors import QemuError
 from tests.real_qemu import Qmp, QmpError
 
 Answer = dict[str, Any]

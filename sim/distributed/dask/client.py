@@ -41,8 +41,6 @@ from sim.distributed.job import Job, JobResult
 from sim.distributed.job_process import JobServer
 from sim.host.runtime_directory import runtime_directory
 
-__all__ = ["DaskCluster", "Done", "connect", "local"]
-
 LOCK = "ivsim-hosts"
 LOCK_LOOK_S = 0.5
 STOP_PATIENCE_S = 20.0

@@ -11,21 +11,6 @@ import distributed
 
 from sim.distributed.addresses import Tls
 
-__all__ = [
-    "CONNECT_S",
-    "END",
-    "LOOPBACK_ANY_PORT",
-    "RUN",
-    "START",
-    "TOPIC",
-    "barrier_event",
-    "configure",
-    "host_of",
-    "reason_of",
-    "resource_of",
-    "security_of",
-]
-
 RUN = "ivsim-run"
 TOPIC = "ivsim-jobs"
 START, END = "start", "end"

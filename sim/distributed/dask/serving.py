@@ -18,8 +18,6 @@ from sim.distributed.dask.work import Jobs
 from sim.distributed.job_process import JobServer
 from sim.kernel.signals import signals_taken
 
-__all__ = ["serve_scheduler", "serve_worker"]
-
 
 def serve_scheduler(host: str, port: int, tls: Tls | None, tell: Callable[[str], object]) -> None:
     """Run a scheduler until a signal comes; ``tell`` gets its address. Raises ``HostError`` if the port is taken."""

@@ -16,8 +16,6 @@ from sim.distributed.execute import JobStoppedError, execute
 from sim.distributed.job import Job
 from sim.distributed.job_process import JobServer
 
-__all__ = ["Jobs", "run_job"]
-
 BARRIER_LOOK_S = 0.5
 
 

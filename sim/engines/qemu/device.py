@@ -22,8 +22,6 @@ from sim.engines.qemu.hearing import why_deaf
 from sim.engines.qemu.machine import QemuMachine
 from sim.kernel.eventfd import EventFd, signal
 
-__all__ = ["QemuIvshmem", "QemuVm"]
-
 # Guest memory to which vectors send their messages, 16 bytes for each: 512 KiB for each device, above the first MiB.
 MESSAGES_BASE, MESSAGES_BYTES, SLOT_BYTES = 0x10_0000, 0x8_0000, 16
 MESSAGE_DATA = 0xC0DE_0000

@@ -31,8 +31,6 @@ from sim.kernel.memory import map_region
 from sim.recording import Recording
 from sim.wire.credentials import credentials_of
 
-__all__ = ["ExternalWorker"]
-
 PAUSE_S = 0.001
 
 

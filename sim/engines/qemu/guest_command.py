@@ -10,8 +10,6 @@ from nodes.errors import HostError
 from sim.kernel.qemu_program import chosen_qemu
 from topologies import Machine, Topology
 
-__all__ = ["check_guests", "connection_id", "device_id", "guest_command"]
-
 
 def guest_command(
     machine: Machine, servers: Sequence[str], *, console: int, monitor: int, state: int | None = None

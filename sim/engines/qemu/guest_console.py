@@ -13,8 +13,6 @@ from typing import BinaryIO
 from sim.engines.qemu.received_lines import ReceivedLines
 from sim.kernel.loop import Loop
 
-__all__ = ["GuestConsole"]
-
 LINE_BYTES_MAX = 4096
 LAST_LINES = 8
 FILE_BYTES_MAX = 64 << 20

@@ -18,8 +18,6 @@ from sim.kernel.processes import wants_cpu, work_ticks
 from sim.wire.clients import JoinedClient
 from sim.wire.dismissal import Dismissal
 
-__all__ = ["GuestDevices"]
-
 SECOND_NS = 1_000_000_000
 LOOK_NS = 2_000_000
 LEAVE_NS = 15 * SECOND_NS

@@ -35,8 +35,6 @@ from sim.recording import Recording, State, header
 from sim.wire.dismissal import Dismissal
 from topologies import Machine
 
-__all__ = ["GuestMachine"]
-
 SECOND_NS = 1_000_000_000
 QUIET_NS = SECOND_NS // 2
 ANSWER_NS = SECOND_NS  # with QUIET_NS less than the patience of the coordinator with a machine that is to stop

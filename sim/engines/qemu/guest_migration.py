@@ -16,8 +16,6 @@ from sim.engines.qemu.hearing import Hearing, hearings
 from sim.engines.qemu.migration import BANDWIDTH_BYTES_PER_S, SLOW_BYTES_PER_S
 from sim.kernel.loop import Loop
 
-__all__ = ["Arrived", "GuestMigration"]
-
 LOOK_NS = 1_000_000_000
 LOOKS = 60
 HEAR_NS = 5 * LOOK_NS

@@ -14,8 +14,6 @@ from sim.engines.qemu.received_lines import ReceivedLines
 from sim.kernel.channel import send_descriptors
 from sim.kernel.loop import Loop
 
-__all__ = ["GuestMonitor", "OnEvent"]
-
 OnEvent = Callable[[str, dict[str, Any], int], None]
 """Is told the name and the data of an event, and when it was: nanoseconds of the host's real time."""
 

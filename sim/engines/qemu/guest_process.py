@@ -13,8 +13,6 @@ from sim.engines.qemu.guest_monitor import GuestMonitor, OnEvent
 from sim.kernel.loop import Loop
 from sim.kernel.processes import RUN_VARIABLE, ChildProcess, end_with_parent, has_stopped, wants_cpu, work_ticks
 
-__all__ = ["GuestProcess"]
-
 PRINTED_CHARACTERS = 400
 
 

@@ -24,8 +24,6 @@ from nodes.device.msix import (
 )
 from nodes.device.pci import CAPABILITIES, COMMAND, COMMAND_BUS_MASTER
 
-__all__ = ["Command", "Hearing", "hearings", "run_now", "why_deaf"]
-
 VENDOR, DEVICE = 0x1AF4, 0x1110
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
 SHOWN = 8

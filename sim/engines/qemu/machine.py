@@ -11,8 +11,6 @@ from sim.engines.qemu.qtest import Qemu
 from sim.engines.qemu.relay import Relay
 from sim.kernel.qemu_program import find_qemu
 
-__all__ = ["QemuMachine"]
-
 FIRST_SLOT = 4
 EJECT_PORT = 0xAE08
 MASTER = {"peer": "off", "master": "on", "auto": "auto"}

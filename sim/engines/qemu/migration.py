@@ -16,8 +16,6 @@ from sim.engines.qemu.qtest import Qemu
 from sim.kernel.fork_handover import remap
 from sim.kernel.waiting import Patience
 
-__all__ = ["BANDWIDTH_BYTES_PER_S", "SLOW_BYTES_PER_S", "put_in_place", "send_state"]
-
 PATIENCE_S = 60.0
 LOOK_S = 0.002
 BANDWIDTH_BYTES_PER_S = 10 << 30

@@ -15,8 +15,6 @@ from sim.kernel.closeable import Closeable
 from sim.kernel.qemu_program import find_qemu
 from sim.wire.qemu_options import qemu_options
 
-__all__ = ["QemuPeer"]
-
 SLOT = 4
 BARS = {0: 0xFEB0_0000, 1: 0xFEB0_1000, 2: 0x80_0000_0000}
 COMMAND, MSIX_CONTROL, MSIX_ENABLE = 0x04, 0x42, 1 << 15

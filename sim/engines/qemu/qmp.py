@@ -11,8 +11,6 @@ from typing import Any
 from nodes.errors import QemuError, UsageError
 from sim.engines.qemu.qtest import LineConnection
 
-__all__ = ["Qmp"]
-
 
 class Qmp:
     """A blocking connection; a context manager.

@@ -22,8 +22,6 @@ from sim.kernel.channel import send_descriptors
 from sim.kernel.processes import describe_exit, end_with_parent
 from sim.kernel.waiting import Patience
 
-__all__ = ["Qemu", "QemuError", "config_read_lines", "config_write_lines", "read_line", "write_line"]
-
 TIMEOUT_SECONDS, LOOK_SECONDS = 60.0, 1.0
 END_SECONDS = 5.0
 LAST_WORDS_CHARACTERS = 400

@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 
-__all__ = ["ReceivedLines"]
-
 READ_BYTES = 1 << 16
 
 

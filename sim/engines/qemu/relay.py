@@ -19,8 +19,6 @@ from sim.kernel.channel import Outbox
 from sim.kernel.eventfd import EventFd
 from sim.kernel.waiting import Patience
 
-__all__ = ["Relay"]
-
 QUEUE_LIMIT = 1 << 20
 PATIENCE_S = 60.0
 

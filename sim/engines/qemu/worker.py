@@ -23,8 +23,6 @@ from sim.engines.shared.configuration import WorkerConfiguration
 from sim.kernel.memory import map_region
 from sim.recording import Recording, header
 
-__all__ = ["QemuWorker"]
-
 
 class QemuWorker(Worker):
     """A worker whose devices are those of a QEMU, which it starts and ends."""

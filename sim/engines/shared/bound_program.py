@@ -9,9 +9,6 @@ from nodes import programs
 from nodes.guest import Guest, Program, Trace
 from sim.engines.shared.configuration import WorkerConfiguration
 
-__all__ = ["BoundProgram"]
-
-
 ABSENT = -1
 """Stands in a trace for a machine that has no ID yet, so that the indices of the others stay."""
 

@@ -9,8 +9,6 @@ import msgspec
 
 from sim.recording import RecordingLayout
 
-__all__ = ["DeviceConfiguration", "WorkerConfiguration", "common_part", "decode_configuration"]
-
 
 @dataclass(frozen=True)
 class DeviceConfiguration:

@@ -6,8 +6,6 @@ from sim.engines.shared.configuration import DeviceConfiguration, WorkerConfigur
 from topologies import Machine, Machines, Topology, Trace
 from topologies.stop_above import parse_stop_above
 
-__all__ = ["configure_worker"]
-
 SECOND_NS = 1_000_000_000
 COLLECTION_NS_MIN, COLLECTION_SHARE = 50_000, 16
 

@@ -8,8 +8,6 @@ from typing import NamedTuple, Protocol
 from nodes.vm import Vm
 from sim.engines.shared.recorder import Deliver, Recorder
 
-__all__ = ["Delivery", "RecordedDevice", "make_delivery"]
-
 
 class RecordedDevice(Protocol):
     """One device of a machine, and its recorder."""

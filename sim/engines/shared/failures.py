@@ -11,8 +11,6 @@ from nodes.device.qemu_1_1.properties import DeviceExitError
 from nodes.errors import HostError, ModelledFault, ProtocolError, QemuError, UsageError
 from sim.engines.messages import Failed
 
-__all__ = ["TEXT_MAX", "ProgramError", "blaming_program", "explain"]
-
 TEXT_MAX = 16_384
 """The most bytes of a text in a report."""
 

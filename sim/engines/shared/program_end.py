@@ -11,8 +11,6 @@ from sim.engines.shared.failures import blaming_program
 from sim.recording import header
 from sim.recording.header import COUNTER_AT
 
-__all__ = ["stop_program"]
-
 STATISTICS_BYTES_MAX, NUMBER_BYTES = 50_000, 16
 
 

@@ -10,8 +10,6 @@ from sim.recording import Recording, header
 from sim.recording.header import COUNTER_AT
 from sim.recording.layout import DRAIN_WORDS, VECTOR_WORDS
 
-__all__ = ["Drains", "Recorder"]
-
 DRAIN = Struct(f"={DRAIN_WORDS}Q")
 ENTRY_BYTES = DRAIN.size
 

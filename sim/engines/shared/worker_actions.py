@@ -9,8 +9,6 @@ from nodes.vm import Vm
 from sim.engines.messages import Act
 from sim.engines.shared.failures import blaming_program
 
-__all__ = ["WorkerActions"]
-
 MICROSECOND_NS = 1_000
 
 

@@ -21,8 +21,6 @@ from sim.results.ending import Ending
 from sim.results.store import files, schemas
 from sim.results.store.manifest import MACHINE_NAME_MAX, MachineRow, Manifest
 
-__all__ = ["Account", "account", "inferred_ending"]
-
 Table = npt.NDArray[np.int64]
 
 

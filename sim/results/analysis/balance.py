@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LineAccount", "balance", "edge_sums", "totals"]
-
 Table = npt.NDArray[np.int64]
 
 

@@ -10,8 +10,6 @@ import pyarrow as pa
 
 from sim.results.run import Run
 
-__all__ = ["MEASURED_MIN", "SHARES", "MeasuredCosts", "measured_costs"]
-
 Integers = npt.NDArray[np.int64]
 
 MEASURED_MIN = 200

@@ -22,8 +22,6 @@ from sim.results.analysis.latency.latencies import QUANTILES, grouped
 from sim.results.display import as_html, require_pandas
 from sim.results.store.manifest import Manifest
 
-__all__ = ["FlowMatrix", "coalescing", "drain_codes", "flows", "matrix"]
-
 Integers = npt.NDArray[np.int64]
 
 BY = ("edge", "machine", "group")

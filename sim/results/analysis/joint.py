@@ -19,8 +19,6 @@ from sim.results.run import Run
 from sim.results.store.manifest import MachineRow, Manifest
 from sim.results.summary import GroupFigures, PartFigures, Summary
 
-__all__ = ["LATENCIES_NOTE", "join_machines", "join_summaries"]
-
 LATENCIES_NOTE = (
     "latencies are known within a host only: counts are sums over the hosts, latencies of machines on several hosts "
     "are left out"

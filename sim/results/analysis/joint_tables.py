@@ -10,8 +10,6 @@ import pyarrow.compute as pc
 
 from sim.results.store.manifest import Manifest
 
-__all__ = ["join_tables"]
-
 MACHINES = ("machine", "source", "target")
 
 

@@ -11,8 +11,6 @@ from nodes.errors import UsageError
 from sim.results.analysis.latency.latencies import Samples
 from sim.results.store.manifest import Manifest, Phase
 
-__all__ = ["check_machines", "group_of_machines", "labelled_machines", "phase_names", "phases_of"]
-
 Integers = npt.NDArray[np.int64]
 
 MEASURED = "measured"

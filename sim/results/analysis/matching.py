@@ -17,8 +17,6 @@ from sim.recording.reader import CHUNK_ROWS, PEERS, VECTOR_MASK, Records
 from sim.results.analysis.latency.latencies import SHORT, Samples
 from sim.results.store.manifest import MachineRow
 
-__all__ = ["INDEX_BYTES_EACH", "DrainIndex", "LineNumbers", "Matching"]
-
 Column = npt.NDArray[np.int64]
 INDEX_BYTES_EACH = 28
 Move = tuple[int, int, int, int]

@@ -20,8 +20,6 @@ from sim.results.store.batches import batches
 from sim.results.store.events import Event
 from sim.results.summary import MigrationOutcome
 
-__all__ = ["migrations"]
-
 KINDS = frozenset({"action", "migrated", "migration_failed", "left_behind", "machine_left", "machine_died"})
 
 

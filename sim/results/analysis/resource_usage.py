@@ -10,8 +10,6 @@ import pyarrow as pa
 
 from sim.results.summary import CpuUse, HostUse, ProcessUse
 
-__all__ = ["COORDINATOR", "host_use", "private_bytes", "profile"]
-
 COORDINATOR = -1
 """The coordinator's number in the column ``machine``."""
 HOST = -2

@@ -19,8 +19,6 @@ from sim.results.ending import Ending
 from sim.results.store.manifest import SCHEMA_VERSION
 from sim.results.summary import BaselineFigures, GroupFigures, Latencies, Percentiles, ProcessUse, Summary
 
-__all__ = ["summarize"]
-
 NOWHERE, FOREIGN = "nowhere", "foreign"
 
 

@@ -20,8 +20,6 @@ from sim.results.analysis.latency.latencies import EVERY_LATENCY, Stamps, values
 from sim.results.store.batches import Column, batches, extent
 from sim.results.store.events import Event
 
-__all__ = ["LEVELS", "Band", "RunEvent", "TimeSeries", "span", "time_series"]
-
 Floats = npt.NDArray[np.float64]
 
 BINS = 240

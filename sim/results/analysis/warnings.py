@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 from sim.results.summary import Summary
 
-__all__ = ["disturbances", "warnings"]
-
 DEATHS_SHOWN = 8
 # A smaller share of missed doorbells does not change the percentiles.
 FEW = 0.001

@@ -12,8 +12,6 @@ import pyarrow as pa
 from nodes.errors import UsageError
 from sim.results.store.schemas import check_values, file_name, opened
 
-__all__ = ["Column", "batches", "extent"]
-
 Column = npt.NDArray[np.int64]
 
 BATCH_ROWS = 1 << 17

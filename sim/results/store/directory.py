@@ -31,8 +31,6 @@ from sim.results.store.stream import ResourceStream
 from sim.version import VERSION
 from topologies.model import Topology
 
-__all__ = ["RunDirectory"]
-
 # An event is a line for a reader: more of them are a fault of their source, and would fill the disk.
 EVENTS_LIMIT = 1_000_000
 # The size of ending.json, with its indentation.

@@ -14,8 +14,6 @@ from msgspec import Meta
 from sim.results.store import files
 from sim.results.store.manifest import MachineName
 
-__all__ = ["Event", "Statistics", "read_events", "remarks", "statistics_of"]
-
 Event = dict[str, Any]
 Statistics = dict[str, dict[str, int | float]]
 """By machine (a life of its own each), then by the name that the program gave."""

@@ -36,36 +36,6 @@ import msgspec
 from nodes.errors import UsageError
 from sim.recording.console_file import console_file
 
-__all__ = [
-    "DIED",
-    "ENDING",
-    "EVENTS",
-    "MANIFEST",
-    "OUTLIER",
-    "PARTS",
-    "RAW",
-    "RESERVE",
-    "RESOURCE_STREAM",
-    "RUNNING",
-    "STATUS",
-    "STATUSES",
-    "SUMMARY",
-    "TOPOLOGY",
-    "at_once",
-    "console",
-    "new_directory",
-    "private",
-    "read_bytes",
-    "read_json",
-    "read_status",
-    "recordings",
-    "replace",
-    "slug",
-    "sync_directory",
-    "write_json",
-    "write_status",
-]
-
 TOPOLOGY = "topology.toml"
 MANIFEST = "manifest.json"
 STATUS = "status"

@@ -10,8 +10,6 @@ import pyarrow as pa
 from sim.host.kernel_trace import KernelEvent
 from sim.results.store import schemas
 
-__all__ = ["KERNEL", "read_kernel_events", "write_kernel_events"]
-
 KERNEL = "kernel"
 
 

@@ -14,19 +14,6 @@ from msgspec import Meta
 from sim.access import Access
 from sim.kernel.processes import stat_fields
 
-__all__ = [
-    "HOST_NAME_VARIABLE",
-    "MACHINE_NAME_MAX",
-    "SCHEMA_VERSION",
-    "GroupRow",
-    "HostFacts",
-    "MachineRow",
-    "Manifest",
-    "Owner",
-    "PartRow",
-    "Phase",
-]
-
 SCHEMA_VERSION = 1
 VECTORS_LIMIT = 1 << 22
 HOST_NAME_VARIABLE = "IVSIM_HOST_NAME"

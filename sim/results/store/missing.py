@@ -12,8 +12,6 @@ from nodes.errors import UsageError
 from nodes.spelling import meant_by
 from sim.results.store import files
 
-__all__ = ["nearest_directory", "no_such_run"]
-
 RUNS = Path("runs")
 COMPARED_MAX = 200
 

@@ -18,8 +18,6 @@ from sim.results.store import files
 from sim.results.store.manifest import Manifest
 from sim.results.store.missing import no_such_run
 
-__all__ = ["open"]
-
 
 def open(path: str | os.PathLike[str]) -> Run:
     """The run in a directory.

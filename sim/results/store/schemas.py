@@ -23,20 +23,6 @@ from nodes.spelling import did_you_mean
 from sim.host.libraries import keep_pandas_out
 from sim.results.store.files import at_once, private
 
-__all__ = [
-    "MIGRATIONS",
-    "RESOURCES",
-    "SCHEMAS",
-    "TableWriter",
-    "check_table",
-    "check_values",
-    "file_name",
-    "opened",
-    "read_stream",
-    "read_table",
-    "write_table",
-]
-
 keep_pandas_out(lambda: pa.scalar(0))
 
 # The most that a host with 2 cores can hold: some 5 GB of samples. A crafted file of constant columns could claim

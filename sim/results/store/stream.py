@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ResourceStream"]
-
 
 class ResourceStream:
     """Appends batches to one file; owns its descriptor from the first batch on until :meth:`close`.

@@ -20,9 +20,9 @@ from sim.recording.layout import VECTOR_WORDS
 from sim.results import Run, RunDirectory
 from sim.results.conditions import Moment, broken, live
 from sim.results.counts import LiveRecording, Scopes, counts_so_far
-from sim.results.expectations import BROKEN, ExpectationVerdict, evaluate, silent_loads
+from sim.results.expectations import BROKEN, evaluate, silent_loads
 from sim.results.store.manifest import MachineRow
-from sim.results.summary import GroupFigures, Summary
+from sim.results.summary import ExpectationVerdict, GroupFigures, Summary
 from sim.views.junit import junit
 from sim.views.terminal import render_expectations
 from tests.synthetic import PENDING, finish, pair, record, topology, usage

@@ -29,16 +29,6 @@ from sim.results.analysis.latency.percentiles import Figures, Ranks, SparseCount
 from sim.results.store.manifest import Manifest, Phase
 from sim.results.summary import Latencies, Percentiles
 
-__all__ = [
-    "NOTHING",
-    "LatencyDistribution",
-    "LatencyOfGroups",
-    "Measured",
-    "distribution",
-    "measured_times",
-    "sizes_of_drains",
-]
-
 Integers = npt.NDArray[np.int64]
 Read = Callable[[], Iterable[Samples]]
 

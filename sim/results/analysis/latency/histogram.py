@@ -16,17 +16,6 @@ import numpy.typing as npt
 
 from sim.results.analysis.latency.latencies import QUANTILES, place_of
 
-__all__ = [
-    "BINS",
-    "RELATIVE_ERROR",
-    "GrowingHistogram",
-    "Histogram",
-    "bins_of",
-    "lower_edges",
-    "middles",
-    "upper_edges",
-]
-
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 

@@ -40,19 +40,6 @@ import numpy.typing as npt
 from sim.results.analysis.latency.histogram import BINS, bins_of, lower_edges, upper_edges
 from sim.results.analysis.latency.latencies import QUANTILES, WHOLE, Samples, place_of
 
-__all__ = [
-    "FEWEST",
-    "SLICES",
-    "Interval",
-    "MeasuredTime",
-    "Slices",
-    "independent",
-    "intervals",
-    "moments",
-    "replicates",
-    "sliced",
-]
-
 Integers = npt.NDArray[np.int64]
 Interval = tuple[int | None, int | None]
 

@@ -35,19 +35,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "EVERY_LATENCY",
-    "LATENCIES",
-    "QUANTILES",
-    "SHORT",
-    "Samples",
-    "Stamps",
-    "grouped",
-    "percentiles",
-    "place_of",
-    "values",
-]
-
 Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 

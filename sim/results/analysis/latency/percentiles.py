@@ -14,8 +14,6 @@ import numpy.typing as npt
 from sim.results.analysis.latency.histogram import BINS, bins_of, lower_edges, upper_edges
 from sim.results.analysis.latency.latencies import QUANTILES, place_of
 
-__all__ = ["Figures", "Ranks", "SparseCounts", "ranked"]
-
 Integers = npt.NDArray[np.int64]
 Figures = dict[str, int | None]
 

@@ -22,8 +22,6 @@ from sim.results.store.manifest import Manifest
 from sim.results.store.schemas import SCHEMAS
 from sim.results.summary import Summary
 
-__all__ = ["latency", "latency_slices", "numbered", "percentiles_where", "sample_batches"]
-
 Integers = npt.NDArray[np.int64]
 Labels = Sequence[Any]
 

@@ -17,8 +17,6 @@ from sim.results.analysis.latency.histogram import BINS, Histogram, bins_of
 from sim.results.analysis.latency.latencies import EVERY_LATENCY
 from sim.results.store.manifest import Manifest
 
-__all__ = ["histogram"]
-
 DRAINED = "drained"
 BY = ("group", "machine", "phase")
 

@@ -13,8 +13,6 @@ from sim.results.analysis.outlier.evidence import ActionSpan, Evidence, LatencyP
 from sim.results.analysis.outlier.time_use import TimeUse, time_use
 from sim.results.outlier import Cause
 
-__all__ = ["EXPLAINED_SHARE", "KINDS", "causes", "is_explained"]
-
 KINDS = {
     "timeline": "an action of the timeline",
     "stopped": "its process was stopped by a signal (SIGSTOP)",

@@ -9,8 +9,6 @@ from msgspec import Meta
 
 from sim.host.process_looks import CpuLook, OtherProcess, ProcessLook
 
-__all__ = ["ActionSpan", "Evidence", "LatencyPart", "MachineEvidence"]
-
 Name = Annotated[str, Meta(max_length=200)]
 
 

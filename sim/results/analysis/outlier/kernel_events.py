@@ -15,8 +15,6 @@ from sim.host.process_looks import OtherProcess, ProcessLook
 from sim.results.analysis.outlier.evidence import Evidence
 from sim.results.analysis.outlier.time_use import DISK, IDLE, RAN, SLEPT, STOPPED, UNKNOWN, WAITED, TimeUse, reason_of
 
-__all__ = ["StateSpan", "state_spans", "traced_use", "who_ran", "with_trace"]
-
 OTHERS_MAX = 32
 STATES = {"R": WAITED, "S": IDLE, "D": DISK, "T": STOPPED, "t": STOPPED, "I": IDLE, "X": UNKNOWN, "Z": UNKNOWN}
 """What a process does after it has left the CPU in that state."""

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 
 from sim.host.process_looks import ProcessLook
 
-__all__ = ["TimeUse", "time_use"]
-
 RAN, WAITED, STOPPED, DISK, IDLE, SLEPT, UNKNOWN = "ran", "waited", "stopped", "disk", "idle", "slept", "unknown"
 OFF = (STOPPED, DISK, SLEPT, IDLE, UNKNOWN)
 """Why a process is off the CPU without waiting for it; of two looks that differ, the earlier of these counts."""
