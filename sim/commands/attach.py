@@ -137,25 +137,25 @@ def ring(
                         full[f"{target}:{each}"] = True
     click.echo(f"rang {counted(rung, 'doorbell')}", err=True)
     if qmp is not None:
-        _tell_hearing(qmp, reached)
+        _tell_msix_states(qmp, reached)
     if full:
         raise GuestError(f"refused, as their counters are full (peer:vector): {' '.join(full)}")
     if interrupted():
         context.exit(INTERRUPTED)
 
 
-def _tell_hearing(qmp: Path, reached: set[int]) -> None:
+def _tell_msix_states(qmp: Path, reached: set[int]) -> None:
     """Tell which of the devices that were rung cannot interrupt their guest, as their QEMU's monitor says."""
-    from sim.engines.qemu.hearing import hearings, run_now
+    from sim.engines.qemu.msix_state import read_msix_states, run_commands
     from sim.engines.qemu.qmp import Qmp
 
     with Qmp(qmp) as monitor:
-        found = [hearing for hearing in run_now(hearings(), monitor.execute) if hearing.peer in reached]
+        found = [state for state in run_commands(read_msix_states(), monitor.execute) if state.peer in reached]
     if not found:
         click.echo(f"the QEMU of {qmp} has no ivshmem device that was rung", err=True)
-    for hearing in found:
-        if hearing.reason:
-            click.echo(f"peer {hearing.peer} cannot interrupt its guest: {hearing.reason}", err=True)
+    for state in found:
+        if state.reason:
+            click.echo(f"peer {state.peer} cannot interrupt its guest: {state.reason}", err=True)
 
 
 def _targets(attachment: Attachment, peer: str, vector: str) -> Iterator[tuple[int, Iterable[int]]]:

@@ -126,9 +126,11 @@ class LiveMachines:
         every = self.topology.run.sample_every
         of, domain = row.machine, row.domain
         if self._pack is not None:
-            return self._pack.create(row.row, layout, sample_every=every, of=of, life=life, domain=domain)
+            return self._pack.create(row.row, layout, sample_every=every, of=of, incarnation=life, domain=domain)
         path = self._recording_path(row.row)
-        return Recording.create(path, layout, machine=row.row, sample_every=every, of=of, life=life, domain=domain)
+        return Recording.create(
+            path, layout, machine=row.row, sample_every=every, of=of, incarnation=life, domain=domain
+        )
 
     def _make(self, machine: Machine, rows: list[DeviceRow]) -> Incarnation:
         layout = self._layouts.of(machine)

@@ -6,7 +6,7 @@ import itertools
 
 from sim.coordination.incarnation import Incarnation
 from sim.coordination.machines import LiveMachines
-from sim.engines.messages import Known
+from sim.engines.messages import PeerIds
 
 __all__ = ["announce_foreign_peer", "announce_new_id", "send_peer_ids"]
 
@@ -29,12 +29,12 @@ def send_peer_ids(machines: LiveMachines, incarnation: Incarnation, *, anew: boo
             ids[machine] = peer
     pairs = iter(ids.items())
     if anew:
-        incarnation.live.tell(Known({}, anew=True))
+        incarnation.live.tell(PeerIds({}, anew=True))
     while chunk := dict(itertools.islice(pairs, KNOWN_AT_ONCE)):
-        incarnation.live.tell(Known(chunk))
+        incarnation.live.tell(PeerIds(chunk))
     peers = iter(machines.foreign[incarnation.rows[0].domain] if incarnation.machine.foreign else ())
     while there := dict.fromkeys(itertools.islice(peers, KNOWN_AT_ONCE), True):
-        incarnation.live.tell(Known({}, foreign=there))
+        incarnation.live.tell(PeerIds({}, foreign=there))
 
 
 def announce_new_id(machines: LiveMachines, incarnation: Incarnation, place: int) -> None:
@@ -45,7 +45,7 @@ def announce_new_id(machines: LiveMachines, incarnation: Incarnation, place: int
     for machine in machines.naming(index):
         other = machines.current[machine]
         if other.ready and _first_shared(other, incarnation) == domain:
-            other.live.tell(Known({index: peer}))
+            other.live.tell(PeerIds({index: peer}))
 
 
 def announce_foreign_peer(machines: LiveMachines, domain: int, peer: int, *, is_there: bool) -> None:
@@ -59,7 +59,7 @@ def announce_foreign_peer(machines: LiveMachines, domain: int, peer: int, *, is_
         return  # it was a machine
     for each in machines.current:
         if each.machine.foreign and each.ready and each.rows[0].domain == domain:
-            each.live.tell(Known({}, foreign={peer: is_there}))
+            each.live.tell(PeerIds({}, foreign={peer: is_there}))
 
 
 def _first_shared(incarnation: Incarnation, other: Incarnation) -> int | None:

@@ -16,11 +16,11 @@ __all__ = [
     "Ended",
     "Expect",
     "Failed",
-    "Known",
     "Leave",
     "Migrate",
     "Moved",
     "Order",
+    "PeerIds",
     "Ping",
     "Placed",
     "Ready",
@@ -40,7 +40,7 @@ class Expect(msgspec.Struct, tag=True, frozen=True):
     eventfds: tuple[int, ...]
 
 
-class Known(msgspec.Struct, tag=True, frozen=True):
+class PeerIds(msgspec.Struct, tag=True, frozen=True):
     """Order: these machines (by index) now have these IDs, in the first domain that both are in.
 
     ``anew``: IDs that were told before are no longer valid. ``foreign`` are peers in its first domain that are no
@@ -181,5 +181,5 @@ class Ended(msgspec.Struct, tag=True, frozen=True):
     started: bool = True
 
 
-Order = Expect | Known | Start | Stop | Leave | Act | Ping | Migrate
+Order = Expect | PeerIds | Start | Stop | Leave | Act | Ping | Migrate
 Report = Placed | Ready | Stopped | Departed | Remained | Stayed | Moved | Warned | Printed | Failed | Ended

@@ -66,7 +66,7 @@ class Recording(Closeable):
         machine: int,
         sample_every: int,
         of: int | None = None,
-        life: int = 1,
+        incarnation: int = 1,
         domain: int = 0,
     ) -> Recording:
         """Make the file, reserve its blocks, write its header.
@@ -76,7 +76,7 @@ class Recording(Closeable):
             machine: the row of the recording.
             sample_every: one doorbell in so many is sampled.
             of: the machine that the device belongs to, if it is a further device or a further incarnation.
-            life: the incarnation of the machine, from 1.
+            incarnation: the incarnation of the machine, from 1.
             domain: the number of the domain that the device is in.
 
         Raises:
@@ -89,12 +89,12 @@ class Recording(Closeable):
             machine=machine,
             sample_every=sample_every,
             of=machine if of is None else of,
-            life=life,
+            incarnation=incarnation,
             domain=domain,
         )
         return recording
 
-    def write_header(self, *, machine: int, sample_every: int, of: int, life: int, domain: int) -> None:
+    def write_header(self, *, machine: int, sample_every: int, of: int, incarnation: int, domain: int) -> None:
         """Write the header of a new recording; the arguments are those of `create`."""
         words, layout = self.words, self.layout
         words[header.VERSION_AT], words[header.MACHINE] = header.VERSION, machine
@@ -102,7 +102,7 @@ class Recording(Closeable):
         words[header.VECTORS], words[header.EDGES] = layout.vectors, layout.edges
         words[header.RINGS], words[header.DRAINS] = layout.rings, layout.drains
         words[header.PEER] = header.NO_PEER
-        words[header.OF_MACHINE], words[header.LIFE], words[header.DOMAIN] = of, life, domain
+        words[header.OF_MACHINE], words[header.INCARNATION], words[header.DOMAIN] = of, incarnation, domain
         words[header.MAGIC_AT] = header.MAGIC
 
     @classmethod

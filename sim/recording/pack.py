@@ -41,7 +41,7 @@ class RecordingPack:
         self._used_bytes = self._room_bytes = 0
 
     def create(
-        self, row: int, layout: RecordingLayout, *, sample_every: int, of: int, life: int, domain: int
+        self, row: int, layout: RecordingLayout, *, sample_every: int, of: int, incarnation: int, domain: int
     ) -> Recording:
         """As `Recording.create`, for a recording that follows the one that was created before it.
 
@@ -54,7 +54,7 @@ class RecordingPack:
         path, mapping = self._files[-1]
         at, self._used_bytes = self._used_bytes, self._used_bytes + size_bytes
         recording = _Packed(mapping, layout, path, at)
-        recording.write_header(machine=row, sample_every=sample_every, of=of, life=life, domain=domain)
+        recording.write_header(machine=row, sample_every=sample_every, of=of, incarnation=incarnation, domain=domain)
         return recording
 
     def close(self) -> None:

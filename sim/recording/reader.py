@@ -115,7 +115,7 @@ class Records:
     Attributes:
         machine: the row of the recording.
         of: the machine that the device belongs to.
-        life: the incarnation of that machine, from 1.
+        incarnation: the incarnation of that machine, from 1.
         domain: the number of the domain that the device is in.
         peer: the ID of the device; None if it never connected.
         counts_nothing: whether it is a guest of its own, whose doorbells others count.
@@ -130,7 +130,7 @@ class Records:
 
     machine: int
     of: int = 0
-    life: int = 1
+    incarnation: int = 1
     domain: int = 0
     peer: int | None = None
     state: int = State.STARTING
@@ -219,7 +219,7 @@ def _check(head: list[int], machine: int) -> RecordingLayout:
 def _read_header(records: Records, head: list[int]) -> None:
     peer = head[header.PEER]
     records.peer = peer if peer < PEERS else None
-    records.of, records.life = head[header.OF_MACHINE], head[header.LIFE]
+    records.of, records.incarnation = head[header.OF_MACHINE], head[header.INCARNATION]
     records.domain = min(head[header.DOMAIN], DOMAINS_MAX - 1)
     records.state = head[header.STATE]
     records.sample_every = head[header.SAMPLE_EVERY]

@@ -101,7 +101,7 @@ class _Finished:
             "migrations_refused": functools.partial(self._migrations, "refused"),
             "migrations_failed": functools.partial(self._migrations, "failed"),
             "downtime_ms": self._downtime_ms,
-            "cpu_s": lambda scope: self._most(("cpu_user_s", "cpu_system_s"), "life", scope),
+            "cpu_s": lambda scope: self._most(("cpu_user_s", "cpu_system_s"), "incarnation", scope),
         }
 
     @functools.cached_property
@@ -306,7 +306,7 @@ class _Finished:
         return ready_s
 
     def _most(self, columns: Sequence[str], each: str, scope: Scope) -> float:
-        """The sum of the highest samples of each machine, or of each incarnation (``life``)."""
+        """The sum of the highest samples of each machine, or of each incarnation."""
         if scope.is_edge:
             raise UnknownMetricError("it is known of machines, not of an edge")
         table = self._run.resources()
@@ -316,7 +316,7 @@ class _Finished:
         its = np.isin(machines, list(scope.machines)) & ~np.isnan(looks)
         if not its.any():
             raise UnknownMetricError(f"it was not sampled{self._explained(scope)}")
-        keys, place = np.unique((rows if each == "life" else machines)[its], return_inverse=True)
+        keys, place = np.unique((rows if each == "incarnation" else machines)[its], return_inverse=True)
         most = np.zeros(len(keys))
         np.maximum.at(most, place, looks[its])
         return float(most.sum())
@@ -348,12 +348,12 @@ class _Finished:
         if scope.is_edge:
             raise UnknownMetricError("it is known of machines, not of an edge")
         said = self._said(name)
-        speaking = {self._topology.machines[self._by_name[life]].group for life in said}
+        speaking = {self._topology.machines[self._by_name[incarnation]].group for incarnation in said}
         for death in self._deaths(scope):
-            life = death.partition(" ")[0]
-            if life not in said and self._topology.machines[self._by_name[life]].group in speaking:
+            dead = death.partition(" ")[0]
+            if dead not in said and self._topology.machines[self._by_name[dead]].group in speaking:
                 raise UnknownMetricError(f"{death} and left none")
-        there = [number for life, number in said.items() if self._by_name[life] in scope.machines]
+        there = [number for incarnation, number in said.items() if self._by_name[incarnation] in scope.machines]
         if not there:
             died = self._explained(scope)
             raise UnknownMetricError(f"no program has it in its statistics{died}", is_absent=not died)
@@ -361,13 +361,12 @@ class _Finished:
 
     def _said(self, name: str) -> dict[str, float]:
         """The last value of each incarnation of a machine."""
-        said = {}
-        for event in self._run.events():
-            if event.get("kind") == STATISTICS and isinstance(event.get("values"), dict):
-                number, life = event["values"].get(name), str(event.get("machine"))
-                if isinstance(number, int | float) and not isinstance(number, bool) and life in self._by_name:
-                    said[life] = float(number)
-        return said
+        statistics = self._run.figures.statistics
+        return {
+            incarnation: float(values[name])
+            for incarnation, values in statistics.items()
+            if name in values and incarnation in self._by_name
+        }
 
     def _broken(self) -> dict[str, float]:
         return {

@@ -71,7 +71,7 @@ def vms_on_a_heap(machines: int, rate_hz: float, duration_s: float, pack: Record
     for own in range(machines):
         ledger: Recorder | NoLedger = NoLedger()
         if pack is not None:
-            recordings.append(pack.create(own, LAYOUT, sample_every=256, of=own, life=1, domain=0))
+            recordings.append(pack.create(own, LAYOUT, sample_every=256, of=own, incarnation=1, domain=0))
             ledger = Recorder(recordings[-1])
             records.append(ledger.make_drains().record)
         vm = Vm(

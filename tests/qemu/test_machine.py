@@ -10,8 +10,8 @@ import pytest
 
 from nodes.device import profiles
 from sim.engines.qemu.device import QemuVm
-from sim.engines.qemu.hearing import Hearing, hearings, run_now
 from sim.engines.qemu.machine import QemuMachine
+from sim.engines.qemu.msix_state import MsixState, read_msix_states, run_commands
 from sim.kernel.eventfd import COUNTER_MAX, EventFd
 
 pytestmark = pytest.mark.qemu
@@ -142,21 +142,21 @@ def test_a_qemu_that_the_removal_would_abort_is_ended(pair: QemuAndCounter) -> N
 CONTROL = 0x42  # MSI-X: pci_config.json, capability at 40
 
 
-def hear(pair: QemuAndCounter) -> Hearing:
-    (found,) = run_now(hearings(), pair.machine.qemu.qmp)
-    assert isinstance(found, Hearing)
+def hear(pair: QemuAndCounter) -> MsixState:
+    (found,) = run_commands(read_msix_states(), pair.machine.qemu.qmp)
+    assert isinstance(found, MsixState)
     return found
 
 
 def test_why_a_device_cannot_interrupt_is_read_from_outside(pair: QemuAndCounter) -> None:
     qemu, slot = pair.machine.qemu, pair.machine.slot(0)
     qemu.ask(["outl 0xcf8 0x80000010"])  # a guest that is about to access configuration space
-    assert hear(pair) == Hearing(ITSELF, "")
+    assert hear(pair) == MsixState(ITSELF, "")
     assert qemu.ask(["inl 0xcf8"]) == ["0x80000010"]
     pair.vm.guest.mask(1)
-    assert hear(pair) == Hearing(ITSELF, "masked: 1 of its 2 vectors")
+    assert hear(pair) == MsixState(ITSELF, "masked: 1 of its 2 vectors")
     pair.vm.deliver(1, 1)
-    assert hear(pair) == Hearing(ITSELF, "masked: 1 of its 2 vectors, and a doorbell is pending on 1", 1)
+    assert hear(pair) == MsixState(ITSELF, "masked: 1 of its 2 vectors, and a doorbell is pending on 1", 1)
     for command, control, reason in (
         (0x0006, 0xC001, "MSI-X is masked as a whole"),
         (0x0002, 0x8001, "bus mastering is off, and an MSI is a write by the device"),
@@ -164,7 +164,7 @@ def test_why_a_device_cannot_interrupt_is_read_from_outside(pair: QemuAndCounter
     ):
         qemu.config_write(slot, 0x04, 2, command)
         qemu.config_write(slot, CONTROL, 2, control)
-        assert hear(pair) == Hearing(ITSELF, reason, 1)  # the pending bit stays
+        assert hear(pair) == MsixState(ITSELF, reason, 1)  # the pending bit stays
 
 
 def test_a_doorbell_that_cannot_interrupt_is_told_once(pair: QemuAndCounter) -> None:

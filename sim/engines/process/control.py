@@ -56,7 +56,7 @@ class Continue(msgspec.Struct, tag=True, frozen=True):
 
 ToWorker = (
     messages.Expect
-    | messages.Known
+    | messages.PeerIds
     | messages.Start
     | messages.Stop
     | messages.Leave

@@ -166,7 +166,7 @@ class WorkerHandle:
                         self._failure = summary
                     case (
                         messages.Expect()
-                        | messages.Known()
+                        | messages.PeerIds()
                         | messages.Start()
                         | messages.Stop()
                         | messages.Leave()

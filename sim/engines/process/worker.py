@@ -280,7 +280,7 @@ class Worker:
                     device.vm.doorbells.flush()
                     device.recording.words[header.PING_NS] = time.monotonic_ns()
                     device.recording.words[header.PING] = number
-            case messages.Known(peers, anew, foreign):
+            case messages.PeerIds(peers, anew, foreign):
                 self._program.learn(peers, anew=anew, foreign=foreign)
                 self._vm.guest.generation += 1
             case messages.Expect(eventfds):

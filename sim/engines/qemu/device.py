@@ -18,8 +18,8 @@ from nodes.device.profile import Profile
 from nodes.device.registers import check_access
 from nodes.peer_table import Line
 from nodes.vm import Vm
-from sim.engines.qemu.hearing import why_deaf
 from sim.engines.qemu.machine import QemuMachine
+from sim.engines.qemu.msix_state import why_no_interrupt
 from sim.kernel.eventfd import EventFd, signal
 
 # Guest memory to which vectors send their messages, 16 bytes for each: 512 KiB for each device, above the first MiB.
@@ -227,7 +227,7 @@ class QemuIvshmem(Ivshmem):
         """Say once why doorbells are lost: only the guest's driver could know."""
         control = driver.find_capability(self, CAPABILITY_ID)
         assert control is not None
-        why = why_deaf(self.config_read(COMMAND, 2), self.config_read(control + 2, 2))
+        why = why_no_interrupt(self.config_read(COMMAND, 2), self.config_read(control + 2, 2))
         if why and why not in self._told:
             self._told.add(why)
             self.effects.append(DeviceWarning(f"a doorbell came that cannot interrupt the guest: {why}"))

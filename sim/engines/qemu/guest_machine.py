@@ -27,7 +27,7 @@ from sim.engines.qemu.guest_console import GuestConsole
 from sim.engines.qemu.guest_devices import GuestDevices
 from sim.engines.qemu.guest_migration import Arrived, GuestMigration
 from sim.engines.qemu.guest_process import GuestProcess
-from sim.engines.qemu.hearing import Hearing, hearings
+from sim.engines.qemu.msix_state import MsixState, read_msix_states
 from sim.kernel.loop import Loop
 from sim.kernel.processes import describe_exit
 from sim.kernel.qemu_program import chosen_qemu
@@ -343,10 +343,10 @@ class GuestMachine:
         if not self._ready:
             self._terminate()
             return
-        self._qemu.monitor.ask(hearings(), self._hear)
+        self._qemu.monitor.ask(read_msix_states(), self._tell_msix_states)
         self._loop.at(self._loop.clock.now_ns() + HEAR_NS, self._let_finish)
 
-    def _hear(self, found: list[Hearing]) -> None:
+    def _tell_msix_states(self, found: list[MsixState]) -> None:
         for device in found:
             if device.reason:
                 self._report(Warned(f"its device could not interrupt it at the end of the run: {device.reason}"))

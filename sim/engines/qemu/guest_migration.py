@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sim.engines.qemu.guest_process import GuestProcess
-from sim.engines.qemu.hearing import Hearing, hearings
 from sim.engines.qemu.migration import BANDWIDTH_BYTES_PER_S, SLOW_BYTES_PER_S
+from sim.engines.qemu.msix_state import MsixState, read_msix_states
 from sim.kernel.loop import Loop
 
 LOOK_NS = 1_000_000_000
@@ -164,10 +164,10 @@ class GuestMigration:
         """Both have told that it is complete: look what is pending in the new device."""
         if not self._sent or not self._is_loaded or self.is_over:
             return
-        self.target.monitor.ask(hearings(), self._tell)
+        self.target.monitor.ask(read_msix_states(), self._tell)
         self._loop.at(self._loop.clock.now_ns() + HEAR_NS, lambda: self._tell([]))
 
-    def _tell(self, found: list[Hearing]) -> None:
+    def _tell(self, found: list[MsixState]) -> None:
         if not self.is_over:
             self.is_over = self._is_told = True
             pending = sum(state.pending_vectors for state in found)

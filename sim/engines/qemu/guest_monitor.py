@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from sim.engines.qemu.hearing import Asking
+from sim.engines.qemu.msix_state import QmpCommands
 from sim.engines.qemu.received_lines import ReceivedLines
 from sim.kernel.channel import send_descriptors
 from sim.kernel.loop import Loop
@@ -59,7 +59,7 @@ class GuestMonitor:
             send_descriptors(self._socket, order, (descriptor,))
             self._waiting.append((lambda result: None, lambda error: None))
 
-    def ask(self, asking: Asking, then: Callable[[Any], None]) -> None:
+    def ask(self, commands: QmpCommands, then: Callable[[Any], None]) -> None:
         """Give the commands that a generator yields; ``then`` is told what it returns.
 
         A generator whose command fails is closed, and ``then`` is told nothing.
@@ -67,11 +67,11 @@ class GuestMonitor:
 
         def go_on(result: Any) -> None:
             try:
-                name, arguments = asking.send(result)
+                name, arguments = commands.send(result)
             except StopIteration as end:
                 then(end.value)
                 return
-            self.command(name, go_on, lambda _error: asking.close(), **arguments)
+            self.command(name, go_on, lambda _error: commands.close(), **arguments)
 
         go_on(None)
 

@@ -333,7 +333,7 @@ class VirtualMachine(Task):
         match order:
             case messages.Ping(number):
                 self._store_counts(number)
-            case messages.Known(peers, anew, foreign):
+            case messages.PeerIds(peers, anew, foreign):
                 self._program.learn(peers, anew=anew, foreign=foreign)
                 self._vm.guest.generation += 1
             case messages.Expect(eventfds):

@@ -133,7 +133,7 @@ def _with_further(
         if record.machine != len(rows) or record.of >= len(manifest.machines) or record.problems:
             continue  # not of this run, or so damaged that its machine is not known
         of = manifest.machines[record.of]
-        name = of.name if record.life == 1 else f"{of.name}.{record.life}"
+        name = of.name if record.incarnation == 1 else f"{of.name}.{record.incarnation}"
         domain = first_domain.get(record.machine, record.domain)
         if domain != of.domain:
             name += f".{manifest.domains[domain]}" if domain < len(manifest.domains) else f".{domain}"

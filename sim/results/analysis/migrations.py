@@ -86,7 +86,7 @@ def _rows(account: Account) -> dict[str, int]:
     rows: dict[str, int] = {}
     for record in account.records:
         of = record.of if record.of < len(names) else record.machine
-        rows.setdefault(names[of] if record.life == 1 else f"{names[of]}.{record.life}", record.machine)
+        rows.setdefault(names[of] if record.incarnation == 1 else f"{names[of]}.{record.incarnation}", record.machine)
     return rows
 
 

@@ -13,7 +13,7 @@ import pytest
 from sim.coordination.domain import LiveDomain
 from sim.coordination.incarnation import OngoingMigration
 from sim.engines.base import DeviceRow
-from sim.engines.messages import Known
+from sim.engines.messages import PeerIds
 from sim.engines.process.domain_server import SocketServer
 from sim.kernel.loop import Loop
 from topologies import Domain, Memory
@@ -129,10 +129,10 @@ def test_machines_that_work_with_foreign_peers_hear_when_one_comes_and_goes(site
     site.knows = False
     client = site.connect()
     site.accept()
-    assert site.told == [Known({}, foreign={0: True})]
+    assert site.told == [PeerIds({}, foreign={0: True})]
     client.close()
     site.accept()
-    assert site.told[1:] == [Known({}, foreign={0: False})]
+    assert site.told[1:] == [PeerIds({}, foreign={0: False})]
 
 
 def test_a_client_that_speaks_before_it_is_admitted_has_left(site):

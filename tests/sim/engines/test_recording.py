@@ -276,7 +276,7 @@ def test_a_drain_that_is_recorded_at_once_is_stored_as_one_in_two_steps(tmp_path
     """Also beside drains in two steps, behind another recording in its file, and where the section is full."""
     pack = RecordingPack(lambda row: tmp_path / str(row))
     layout = RecordingLayout(2, 1, 1, 3)
-    one, other, last = (pack.create(row, layout, sample_every=1, of=row, life=1, domain=0) for row in range(3))
+    one, other, last = (pack.create(row, layout, sample_every=1, of=row, incarnation=1, domain=0) for row in range(3))
     for recording, at_once in ((one, False), (other, True), (last, False)):
         drained, handled, record, _, _, _, flush = Recorder(recording).make_drains()
         for vector, count in ((0, 3), (1, 1), (1, 4), (0, 2)):

@@ -161,7 +161,7 @@ def test_many_machines_share_recordings_and_announcements(tmp_path):
 def test_the_recordings_of_many_machines_are_in_few_files(tmp_path):
     pack = RecordingPack(lambda row: tmp_path / f"{row}.rec")
     layout = RecordingLayout(vectors=1, edges=2, rings=3, drains=4)
-    made = [pack.create(row, layout, sample_every=1, of=row, life=1, domain=0) for row in range(300)]
+    made = [pack.create(row, layout, sample_every=1, of=row, incarnation=1, domain=0) for row in range(300)]
     for row, recording in enumerate(made):
         recording.words[header.EDGES_USED] = 1
         recording.words[layout.edges_at : layout.edges_at + 3] = memoryview(array("Q", (row << 16, row + 1, 0)))

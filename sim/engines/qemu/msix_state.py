@@ -28,12 +28,11 @@ VENDOR, DEVICE = 0x1AF4, 0x1110
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
 SHOWN = 8
 
-Command = tuple[str, Mapping[str, Any]]
-"""A command of QMP and its arguments."""
-Asking = Generator[Command, Any, Any]
+QmpCommands = Generator[tuple[str, Mapping[str, Any]], Any, Any]
+"""Yields commands of QMP and their arguments, and is sent the result of each."""
 
 
-class Hearing(NamedTuple):
+class MsixState(NamedTuple):
     """One ivshmem device of a QEMU.
 
     ``peer`` is its IVPosition, None where BAR0 has no address; ``pending_vectors`` is how many pending bits are set.
@@ -45,7 +44,7 @@ class Hearing(NamedTuple):
     pending_vectors: int = 0
 
 
-def why_deaf(command: int, control: int) -> str:
+def why_no_interrupt(command: int, control: int) -> str:
     """Why a device with this command register and MSI-X control cannot interrupt at all; "" if it can."""
     if not control & CONTROL_ENABLE:
         return "MSI-X is off"
@@ -54,19 +53,19 @@ def why_deaf(command: int, control: int) -> str:
     return "MSI-X is masked as a whole" if control & CONTROL_FUNCTION_MASK else ""
 
 
-def run_now(asking: Asking, execute: Callable[..., Any]) -> Any:
+def run_commands(commands: QmpCommands, execute: Callable[..., Any]) -> Any:
     """Ask with ``execute(name, **arguments)``, which waits for each result; returns what the generator returns."""
     result = None
     while True:
         try:
-            name, arguments = asking.send(result)
+            name, arguments = commands.send(result)
         except StopIteration as end:
             return end.value
         result = execute(name, **arguments)
 
 
-def hearings() -> Asking:
-    """Ask about each ivshmem device; returns a list of `Hearing`.
+def read_msix_states() -> QmpCommands:
+    """Ask about each ivshmem device; returns a list of `MsixState`.
 
     On a machine without the ports of a PC, what is read means nothing, and the list is empty.
     """
@@ -82,9 +81,9 @@ def hearings() -> Asking:
     address = yield from _read("i /xw", CONFIG_ADDRESS)
     found = []
     for device in devices:
-        hearing = yield from _hearing(device)
-        if hearing is not None:
-            found.append(hearing)
+        state = yield from _msix_state(device)
+        if state is not None:
+            found.append(state)
     if address is not None:
         yield from _human(f"o /w {CONFIG_ADDRESS:#x} {address:#x}")
     if status["running"]:
@@ -100,7 +99,7 @@ def _devices(buses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 yield from _devices([{"devices": device["pci_bridge"].get("devices", [])}])
 
 
-def _hearing(device: Mapping[str, Any]) -> Asking:
+def _msix_state(device: Mapping[str, Any]) -> QmpCommands:
     identity = yield from _config(device, 0)
     if identity != DEVICE << 16 | VENDOR:
         return None  # no PC
@@ -111,11 +110,11 @@ def _hearing(device: Mapping[str, Any]) -> Asking:
     while at and ((capability := (yield from _config(device, at))) & 0xFF) != CAPABILITY_ID:
         at = capability >> 8 & 0xFF
     if not at:
-        return Hearing(peer, "it has no MSI-X")
+        return MsixState(peer, "it has no MSI-X")
     control = capability >> 16
-    reason = why_deaf(command, control)
+    reason = why_no_interrupt(command, control)
     if regions.get(1, -1) < 0:
-        return Hearing(peer, reason or "its MSI-X table has no address")
+        return MsixState(peer, reason or "its MSI-X table has no address")
     vectors = (control & 0x7FF) + 1
     table = yield from _words(regions[1], vectors * ENTRY_BYTES // 4)
     pending_at = (yield from _config(device, at + 8)) & ~7
@@ -123,9 +122,9 @@ def _hearing(device: Mapping[str, Any]) -> Asking:
     masked = [vector for vector in range(vectors) if table[ENTRY_BYTES // 4 * vector + CONTROL] & MASKED]
     missed = [vector for vector in range(vectors) if pending[vector // 32] >> vector % 32 & 1]
     if reason or not masked:
-        return Hearing(peer, reason, len(missed))
+        return MsixState(peer, reason, len(missed))
     kept = f", and a doorbell is pending on {_numbers(missed)}" if missed else ""
-    return Hearing(peer, f"masked: {_numbers(masked)} of its {vectors} vectors{kept}", len(missed))
+    return MsixState(peer, f"masked: {_numbers(masked)} of its {vectors} vectors{kept}", len(missed))
 
 
 def _numbers(vectors: list[int]) -> str:
@@ -133,7 +132,7 @@ def _numbers(vectors: list[int]) -> str:
     return shown if len(vectors) <= SHOWN else f"{shown} and {len(vectors) - SHOWN} more"
 
 
-def _config(device: Mapping[str, Any], offset: int) -> Asking:
+def _config(device: Mapping[str, Any], offset: int) -> QmpCommands:
     """32 bits of a device's configuration space."""
     place = device["bus"] << 16 | device["slot"] << 11 | device["function"] << 8
     yield from _human(f"o /w {CONFIG_ADDRESS:#x} {1 << 31 | place | offset & ~3:#x}")
@@ -141,20 +140,20 @@ def _config(device: Mapping[str, Any], offset: int) -> Asking:
     return value or 0
 
 
-def _words(address: int, count: int) -> Asking:
+def _words(address: int, count: int) -> QmpCommands:
     """So many 32-bit words of physical memory."""
     text = yield from _human(f"xp /{count}xw {address:#x}")
     words = [int(word, 16) for line in text.splitlines() for word in line.partition(":")[2].split()]
     return words if len(words) == count else [0] * count
 
 
-def _read(how: str, address: int) -> Asking:
+def _read(how: str, address: int) -> QmpCommands:
     """The value that the monitor prints; None where it prints another thing."""
     text = yield from _human(f"{how} {address:#x}")
     found = re.search(r"[=:] *(0x[0-9a-f]+)\s*$", text)
     return None if found is None else int(found[1], 16)
 
 
-def _human(line: str) -> Asking:
+def _human(line: str) -> QmpCommands:
     text = yield "human-monitor-command", {"command-line": line}
     return str(text)
