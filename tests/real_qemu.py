@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from nodes.errors import QemuError, UsageError
-from sim.engines.qemu.qtest import TIMEOUT_SECONDS, LineConnection, Qemu
+from sim.engines.qemu.qmp import TIMEOUT_SECONDS, LineConnection
+from sim.engines.qemu.qtest import Qemu
 from sim.kernel.qemu_program import chosen_qemu, find_qemu, qemu_version
 
 POLL_SECONDS = 0.005

@@ -149,7 +149,7 @@ def _tell_msix_states(qmp: Path, reached: set[int]) -> None:
     from sim.engines.qemu.msix_state import read_msix_states, run_commands
     from sim.engines.qemu.qmp import Qmp
 
-    with Qmp(qmp) as monitor:
+    with Qmp.connect(qmp) as monitor:
         found = [state for state in run_commands(read_msix_states(), monitor.execute) if state.peer in reached]
     if not found:
         click.echo(f"the QEMU of {qmp} has no ivshmem device that was rung", err=True)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import os
 import socket
 import struct
+import termios
 from collections import deque
+from typing import NamedTuple
 
 from nodes.errors import RemoteProtocolError
 from nodes.wire.protocol import Message
@@ -23,6 +26,7 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize
 _CLOSE_ON_EXEC, _CUT_OFF = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
 _NO_SIGNAL = int(socket.MSG_NOSIGNAL)
 _DESCRIPTOR = struct.Struct("i")
+_CREDENTIALS = struct.Struct("iII")  # struct ucred
 
 
 class Channel:
@@ -112,6 +116,24 @@ class Channel:
 
     def close(self) -> None:
         self.socket.close()
+
+
+class Credentials(NamedTuple):
+    """A process, as it was when it connected or listened (unix(7), SO_PEERCRED)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def credentials_of(sock: socket.socket) -> Credentials:
+    """The process at the other end of a unix socket, as the kernel reports it."""
+    return Credentials(*_CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)))
+
+
+def unread_bytes(sock: socket.socket) -> int:
+    """The bytes that the other end has not read, with the kernel's overhead (unix(7), SIOCOUTQ, which is TIOCOUTQ)."""
+    return int(_DESCRIPTOR.unpack(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(_DESCRIPTOR.size)))[0])
 
 
 def send_descriptors(sock: socket.socket, data: bytes, descriptors: tuple[int, ...]) -> None:

@@ -65,6 +65,10 @@ class Loop:
         """Call ``callback`` once, at a time of CLOCK_MONOTONIC."""
         heapq.heappush(self._moments, (moment_ns, next(self._order), callback))
 
+    def after(self, delay_ns: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, after that time; with 0 in this step or the next one."""
+        self.at(self.clock.now_ns() + delay_ns, callback)
+
     def step(self, deadline_ns: int | None = None) -> None:
         """Wait for a descriptor or a moment, at most until ``deadline_ns``, and call back."""
         if self._moments and (deadline_ns is None or self._moments[0][0] < deadline_ns):

@@ -345,15 +345,14 @@ class BatchMaker:
 
     def begin_anew(self) -> None:
         """In a new process: leave the ring to the parent; the next ring of a batch makes another one."""
-        ring, self._ring, self._is_refused = self._ring, None, False
-        for batch in list(self._batches):
-            batch.forget_ring()
-        if ring is not None:
-            ring.close()
+        self._give_up_ring(is_refused=False)
 
     def close(self) -> None:
         """Give up the ring; doorbells are rung one by one from now on."""
-        ring, self._ring, self._is_refused = self._ring, None, True
+        self._give_up_ring(is_refused=True)
+
+    def _give_up_ring(self, *, is_refused: bool) -> None:
+        ring, self._ring, self._is_refused = self._ring, None, is_refused
         for batch in list(self._batches):
             batch.forget_ring()
         if ring is not None:

@@ -18,7 +18,8 @@ import struct
 from types import TracebackType
 
 from nodes.errors import QemuError
-from sim.engines.qemu.qtest import LineConnection, Qemu
+from sim.engines.qemu.qmp import LineConnection
+from sim.engines.qemu.qtest import Qemu
 
 IMAGE_BYTES = 1 << 16  # QEMU wants whole 64 KiB, and maps the last ones below 1 MiB as well
 BASE = 0xF0000

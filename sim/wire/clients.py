@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import resource
 import socket
-import struct
-import termios
+from collections.abc import Callable, Iterable
 
-from sim.kernel.channel import Outbox
+from sim.kernel.channel import Outbox, credentials_of, unread_bytes
 from sim.kernel.eventfd import EventFd
 from sim.kernel.mmsg import Batch
-from sim.wire.credentials import credentials_of
 
 MESSAGE_BUFFER_BYTES = 768  # what a message takes in a socket, measured in tests/sim/kernel/test_channel.py
 SOCKET_SHARE = 64
-_NUMBER = struct.Struct("i")
 
 
 class PendingClient:
@@ -50,8 +46,8 @@ class JoinedClient:
 
     @property
     def unread_bytes(self) -> int:
-        """The bytes that the kernel holds for it, with overhead: 0 when it has read all (unix(7), SIOCOUTQ)."""
-        return int(_NUMBER.unpack(fcntl.ioctl(self.socket, termios.TIOCOUTQ, _NUMBER.pack(0)))[0])
+        """The bytes that the kernel holds for it, with overhead: 0 when it has read all."""
+        return unread_bytes(self.socket)
 
     @property
     def has_read_all(self) -> bool:
@@ -75,3 +71,23 @@ class JoinedClient:
     def close_eventfds(self) -> None:
         for eventfd in self.eventfds:
             eventfd.close()
+
+
+class Dismissal:
+    """A peer that its server has disconnected: tells which others may still ring it.
+
+    A peer rings it no more once it has read all that its server has sent, the leave included.
+
+    Args:
+        others: those that are connected.
+        is_told: whether a leave is in the socket of each of them that takes more for now.
+    """
+
+    def __init__(self, others: Iterable[JoinedClient], is_told: Callable[[], bool]) -> None:
+        self._others, self._is_told = list(others), is_told
+
+    def unaware(self) -> list[JoinedClient]:
+        """The peers that may not know yet."""
+        if self._others and self._is_told():
+            self._others = [other for other in self._others if not (other.has_left or other.has_read_all)]
+        return self._others

@@ -17,12 +17,11 @@ from nodes.vm import Vm
 from nodes.wire.client import is_framed
 from nodes.wire.protocol import Dialect
 from nodes.wire.v2.protocol import HEADER_BYTES
-from sim.kernel.channel import Channel
+from sim.kernel.channel import Channel, credentials_of
 from sim.kernel.eventfd import EventFd, rung
 from sim.kernel.memory import map_region, release_mapping
 from sim.kernel.mmsg import ReceivedMessages, ReceiveTable
 from sim.kernel.sections import map_sections
-from sim.wire.credentials import credentials_of
 
 
 def connect(path: str | os.PathLike[str]) -> socket.socket:

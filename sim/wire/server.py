@@ -32,8 +32,7 @@ from sim.kernel.sections import StateTable
 from sim.kernel.time_slice import ShortTimeSlice
 from sim.wire.admission import Admission, AdmissionRules
 from sim.wire.announcements import Announcements
-from sim.wire.clients import JoinedClient, PendingClient
-from sim.wire.dismissal import Dismissal
+from sim.wire.clients import Dismissal, JoinedClient, PendingClient
 from sim.wire.listener import PATH_BYTES_MAX, Listener
 
 __all__ = ["PATH_BYTES_MAX", "IvshmemServer", "JoinedClient", "PendingClient"]

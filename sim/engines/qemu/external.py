@@ -26,10 +26,10 @@ from sim.engines.process import control
 from sim.engines.process.worker import Worker
 from sim.engines.qemu.relay import Relay
 from sim.engines.shared.configuration import WorkerConfiguration
+from sim.kernel.channel import credentials_of
 from sim.kernel.eventfd import EventFd
 from sim.kernel.memory import map_region
 from sim.recording import Recording
-from sim.wire.credentials import credentials_of
 
 PAUSE_S = 0.001
 

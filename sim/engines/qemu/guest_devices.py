@@ -15,8 +15,7 @@ from sim.engines.qemu.guest_command import connection_id, device_id
 from sim.engines.qemu.guest_process import GuestProcess
 from sim.kernel.loop import Loop
 from sim.kernel.processes import wants_cpu, work_ticks
-from sim.wire.clients import JoinedClient
-from sim.wire.dismissal import Dismissal
+from sim.wire.clients import Dismissal, JoinedClient
 
 SECOND_NS = 1_000_000_000
 LOOK_NS = 2_000_000
@@ -136,7 +135,7 @@ class GuestDevices:
         if len(unaware) < before:
             self._await(self._name_unaware, *(peer.pid for peer in unaware))
         if unaware:
-            self._loop.at(self._loop.clock.now_ns() + LOOK_NS, lambda: self._look(len(unaware)))
+            self._loop.after(LOOK_NS, lambda: self._look(len(unaware)))
         else:
             self._await(lambda: self._give_up(self._in_time("its QEMU has not answered")))
             self._let_read(ANSWERS)

@@ -32,7 +32,7 @@ from sim.kernel.loop import Loop
 from sim.kernel.processes import describe_exit
 from sim.kernel.qemu_program import chosen_qemu
 from sim.recording import Recording, State, header
-from sim.wire.dismissal import Dismissal
+from sim.wire.clients import Dismissal
 from topologies import Machine
 
 SECOND_NS = 1_000_000_000
@@ -137,13 +137,13 @@ class GuestMachine:
         except OSError as error:
             why = f"could not be started: {self._image.qemu or chosen_qemu()}: {error.strerror}"
             self._ended = True
-            self._soon(lambda: self._report(Ended(why, started=False)))
+            self._loop.after(0, lambda: self._report(Ended(why, started=False)))
             return
         self._qemu.monitor.start()
         self._enter(State.CONNECTED)
         self._deadline_ns = self._loop.clock.now_ns() + round(self._image.ready_timeout_s * SECOND_NS)
         self._loop.at(self._deadline_ns, self._give_up)
-        self._soon(lambda: self._report(Placed()))
+        self._loop.after(0, lambda: self._report(Placed()))
 
     def _launch(self, qemu: GuestProcess, domains: Sequence[int], *, gone: str = "", state: int | None = None) -> None:
         """Start a QEMU for this machine; ``gone`` is added to the path of its server.
@@ -189,13 +189,13 @@ class GuestMachine:
         return True
 
     def stall(self) -> None:
-        self._signal(signal.SIGSTOP)
+        self._qemu.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        self._signal(signal.SIGCONT)
+        self._qemu.signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        self._signal(signal.SIGKILL)
+        self._qemu.signal(signal.SIGKILL)
 
     def close(self) -> None:
         self._ended = True
@@ -204,13 +204,6 @@ class GuestMachine:
         for qemu in (self._qemu, *self._emptied):
             qemu.close()
         self._console.close()
-
-    def _signal(self, number: signal.Signals) -> None:
-        self._qemu.signal(number)
-
-    def _soon(self, callback: Callable[[], None]) -> None:
-        """Call back from the loop, not from within the call that caused it."""
-        self._loop.at(self._loop.clock.now_ns(), callback)
 
     def _enter(self, state: int, stamp: int | None = None, moment_ns: int = 0) -> None:
         for recording in self._recordings:
@@ -240,7 +233,7 @@ class GuestMachine:
         if not self._told_to_end:
             self._has_left = True
             self._enter(State.STOPPED, header.STOPPED_NS)
-            self._soon(lambda: self._report(Departed()))
+            self._loop.after(0, lambda: self._report(Departed()))
 
     # Migration
 
@@ -311,7 +304,7 @@ class GuestMachine:
         if not self._awaited and not self._ready:
             self._ready = True
             self._enter(State.READY, header.READY_NS)
-            self._soon(lambda: self._report(Ready()))
+            self._loop.after(0, lambda: self._report(Ready()))
 
     def _give_up(self) -> None:
         if self._ready or self._ended or self._told_to_end:
@@ -344,7 +337,7 @@ class GuestMachine:
             self._terminate()
             return
         self._qemu.monitor.ask(read_msix_states(), self._tell_msix_states)
-        self._loop.at(self._loop.clock.now_ns() + HEAR_NS, self._let_finish)
+        self._loop.after(HEAR_NS, self._let_finish)
 
     def _tell_msix_states(self, found: list[MsixState]) -> None:
         for device in found:
@@ -371,8 +364,8 @@ class GuestMachine:
     def _terminate(self) -> None:
         """End QEMU: by SIGTERM, as it flushes its disks then, and by SIGKILL if it does not end."""
         self._on_totals = lambda: None
-        self._signal(signal.SIGTERM)
-        self._loop.at(self._loop.clock.now_ns() + END_NS, self.kill)
+        self._qemu.signal(signal.SIGTERM)
+        self._loop.after(END_NS, self.kill)
 
     def _end(self, code: int) -> None:
         """Its QEMU has ended."""

@@ -64,12 +64,12 @@ class GuestMigration:
             start(self.target, far.fileno())
         except OSError as error:
             why = f"its new QEMU could not be started: {error.strerror}"
-            self._soon(lambda: self.fail(why))
+            self._loop.after(0, lambda: self.fail(why))
             return
         finally:
             far.close()
         self.target.monitor.start(self._send)
-        self._soon(self._look)
+        self._loop.after(0, self._look)
 
     def take_source_event(self, name: str, data: dict[str, Any], at_ns: int) -> None:
         """An event of the source's monitor."""
@@ -165,7 +165,7 @@ class GuestMigration:
         if not self._sent or not self._is_loaded or self.is_over:
             return
         self.target.monitor.ask(read_msix_states(), self._tell)
-        self._loop.at(self._loop.clock.now_ns() + HEAR_NS, lambda: self._tell([]))
+        self._loop.after(HEAR_NS, lambda: self._tell([]))
 
     def _tell(self, found: list[MsixState]) -> None:
         if not self.is_over:
@@ -187,7 +187,4 @@ class GuestMigration:
         if self._looks >= LOOKS:
             self.fail(f"its new QEMU has made no progress for {LOOKS * LOOK_NS // 1_000_000_000} s")
             return
-        self._loop.at(self._loop.clock.now_ns() + LOOK_NS, self._look)
-
-    def _soon(self, callback: Callable[[], None]) -> None:
-        self._loop.at(self._loop.clock.now_ns(), callback)
+        self._loop.after(LOOK_NS, self._look)

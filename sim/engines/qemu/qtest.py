@@ -7,78 +7,22 @@ line each way (QEMU, softmmu/qtest.c). All its sockets are inherited pairs: ther
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import subprocess
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from types import TracebackType
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from nodes.errors import QemuError
-from sim.kernel.channel import send_descriptors
+from sim.engines.qemu.qmp import BrokenConnectionError, LineConnection, Qmp
+from sim.kernel.closeable import Closeable
 from sim.kernel.processes import describe_exit, end_with_parent
-from sim.kernel.waiting import Patience
 
-TIMEOUT_SECONDS, LOOK_SECONDS = 60.0, 1.0
 END_SECONDS = 5.0
 LAST_WORDS_CHARACTERS = 400
 SUFFIX = {1: "b", 2: "w", 4: "l", 8: "q"}
 CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC  # PCI 3.0, 3.2.2.3.2
-
-
-class _Broken(QemuError):  # noqa: N818  (the connection is)
-    """A connection to QEMU has ended, or nothing came over it in time."""
-
-
-class LineConnection:
-    """One end of a line protocol over a socket; owns the socket."""
-
-    def __init__(self, sock: socket.socket, name: str) -> None:
-        sock.settimeout(LOOK_SECONDS)
-        self._socket = sock
-        self._name = name
-        self._received = b""
-
-    def send(self, text: str) -> None:
-        try:
-            self._socket.sendall(text.encode())
-        except OSError as error:
-            raise _Broken(f"QEMU's {self._name} connection broke: {error}") from error
-
-    def send_with(self, text: str, descriptor: int) -> None:
-        """Send a text, and a descriptor with its first byte."""
-        try:
-            send_descriptors(self._socket, text.encode(), (descriptor,))
-        except OSError as error:
-            raise _Broken(f"QEMU's {self._name} connection broke: {error}") from error
-
-    def line(self) -> str:
-        """The next line.
-
-        Raises:
-            QemuError: none came in time, or the other side is gone.
-        """
-        patience = Patience(TIMEOUT_SECONDS)
-        while b"\n" not in self._received:
-            try:
-                data = self._socket.recv(1 << 16)
-            except TimeoutError as error:
-                if patience.is_over():
-                    raise _Broken(f"QEMU does not answer ({self._name}) for {TIMEOUT_SECONDS:g} s") from error
-                continue
-            except OSError as error:
-                raise _Broken(f"QEMU does not answer ({self._name}): {error}") from error
-            if not data:
-                raise _Broken(f"QEMU closed its {self._name} connection")
-            self._received += data
-        line, _, self._received = self._received.partition(b"\n")
-        return line.decode()
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 def read_line(address: int, size_bytes: int) -> str:
@@ -105,7 +49,7 @@ def _select(slot: int, offset: int) -> str:
     return f"outl {CONFIG_ADDRESS:#x} {1 << 31 | slot << 11 | offset & ~3:#x}"
 
 
-class Qemu:
+class Qemu(Closeable):
     """Owns one QEMU process. ``arguments`` may name the descriptors in ``inherit`` by number.
 
     ``accel`` is the accelerator of its processor.
@@ -116,15 +60,13 @@ class Qemu:
 
     def __init__(self, path: str, arguments: Sequence[str], inherit: Iterable[int] = (), *, accel: str = "tcg") -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
-        self._seen: Counter[str] = Counter()
-        """How often each event has come."""
         with contextlib.ExitStack() as far_ends:
             near_qtest, far_qtest = socket.socketpair()
             near_qmp, far_qmp = socket.socketpair()
             far_ends.callback(far_qtest.close)
             far_ends.callback(far_qmp.close)
             self._qtest = LineConnection(near_qtest, "qtest")
-            self._qmp = LineConnection(near_qmp, "QMP")
+            self._qmp = Qmp(near_qmp)
             command = [
                 *(path, "-nodefaults", "-display", "none", "-accel", accel, "-S", "-m", "16M"),
                 *(
@@ -147,20 +89,11 @@ class Qemu:
                 preexec_fn=end_with_parent,  # noqa: PLW1509  (the caller has one thread, or is a test)
             )
         try:
-            json.loads(self._qmp.line())
-            self.qmp("qmp_capabilities")
+            self._qmp.negotiate()
         except QemuError as error:
             how = self.end()
             self.close()
             raise QemuError(f"{path} did not start: {how}") from error
-
-    def __enter__(self) -> Qemu:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the process and close the connections; ``printed`` keeps what it printed."""
@@ -195,16 +128,23 @@ class Qemu:
 
     # The two protocols
 
+    @contextlib.contextmanager
+    def _named_end(self) -> Iterator[None]:
+        """An error of a connection says how QEMU has ended."""
+        try:
+            yield
+        except BrokenConnectionError as error:
+            raise QemuError(self.end()) from error
+
     def qmp(self, command: str, **arguments: object) -> Any:
-        """Run one QMP command; returns its result. Events that come meanwhile are counted."""
-        self._qmp.send(json.dumps({"execute": command, "arguments": arguments}))
-        return self._result(command)
+        """Run one QMP command; returns its result."""
+        with self._named_end():
+            return self._qmp.execute(command, **arguments)
 
     def give_descriptor(self, name: str, sock: socket.socket) -> None:
         """Pass a socket to QEMU, which commands then know by this name."""
-        command = json.dumps({"execute": "getfd", "arguments": {"fdname": name}})
-        self._qmp.send_with(command, sock.fileno())
-        self._result("getfd")
+        with self._named_end():
+            self._qmp.give_descriptor(name, sock.fileno())
 
     def wait_for(self, event: str) -> None:
         """Return once QEMU has sent this event, which then counts as seen.
@@ -212,28 +152,8 @@ class Qemu:
         Raises:
             QemuError: it did not come in time, or QEMU is gone.
         """
-        while not self._seen.pop(event, 0):
-            self._see(self._answer())
-
-    def _see(self, answer: Any) -> None:
-        if "event" in answer:
-            self._seen[answer["event"]] += 1
-
-    def _result(self, command: str) -> Any:
-        while True:
-            answer = self._answer()
-            if "event" in answer:
-                self._see(answer)
-            elif "error" in answer:
-                raise QemuError(f"QMP {command}: {answer['error'].get('desc', answer['error'])}")
-            else:
-                return answer.get("return")
-
-    def _answer(self) -> Any:
-        try:
-            return json.loads(self._qmp.line())
-        except _Broken as error:
-            raise QemuError(self.end()) from error
+        with self._named_end():
+            self._qmp.wait_for(event)
 
     def ask(self, lines: Sequence[str]) -> list[str]:
         """Run several qtest commands at once; returns the text after each ``OK``.
@@ -241,11 +161,9 @@ class Qemu:
         Raises:
             QemuError: one failed, or QEMU is gone.
         """
-        try:
+        with self._named_end():
             self._qtest.send("".join(line + "\n" for line in lines))
             return [self._ok(line) for line in lines]
-        except _Broken as error:
-            raise QemuError(self.end()) from error
 
     def _ok(self, line: str) -> str:
         """The answer to one command, without its OK."""
@@ -284,6 +202,6 @@ class Qemu:
 
     def reset(self) -> None:
         """Reset the machine and wait for its RESET event."""
-        self._seen.pop("RESET", 0)
+        self._qmp.seen.pop("RESET", 0)
         self.qmp("system_reset")
         self.wait_for("RESET")

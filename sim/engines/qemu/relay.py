@@ -7,15 +7,12 @@ them: an eventfd that QEMU reads does not tell how many doorbells it held.
 
 from __future__ import annotations
 
-import fcntl
 import socket
-import struct
-import termios
 from collections.abc import Callable
 
 from nodes.errors import QemuError
 from nodes.wire.protocol import MEMORY, VERSION, Message
-from sim.kernel.channel import Outbox
+from sim.kernel.channel import Outbox, unread_bytes
 from sim.kernel.eventfd import EventFd
 from sim.kernel.waiting import Patience
 
@@ -60,7 +57,7 @@ class Relay:
         if self._is_read:
             return
         patience = Patience(PATIENCE_S)
-        while not (self.flush() and self._unread_bytes() == 0):
+        while not (self.flush() and unread_bytes(self._socket) == 0):
             turn()
             if patience.is_over():
                 raise QemuError(f"QEMU has read no message of its server for {PATIENCE_S:g} s")
@@ -104,11 +101,6 @@ class Relay:
     def _close_retired(self) -> None:
         while self._retired and self.is_sent:
             self._retired.pop().close()
-
-    def _unread_bytes(self) -> int:
-        """What the other end has not read yet (unix(7), SIOCOUTQ; the same number as TIOCOUTQ)."""
-        (count,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))
-        return int(count)
 
     def close(self) -> None:
         self._socket.close()
