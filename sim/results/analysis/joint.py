@@ -6,7 +6,7 @@ hosts differ, and latencies of machines on several hosts are not put together.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -60,8 +60,6 @@ def join_summaries(manifest: Manifest, parts: Mapping[str, Run], ending: Ending)
         except UsageError as error:
             problems.append(f"{host}: {error}")
     every = list(figures.values())
-    sums: dict[str, Any] = {name: sum(getattr(part, name) for part in every) for name in SUMS}
-    sums |= Counters.total(every).named()
     elapsed_s = max((part.elapsed_s for part in every), default=0.0)
     ready = [part.ready_s for part in every]
     differences = [part.guest_difference for part in every if part.guest_difference is not None]
@@ -73,16 +71,13 @@ def join_summaries(manifest: Manifest, parts: Mapping[str, Run], ending: Ending)
         status=ending.status,
         reason=ending.reason,
         balanced=all(part.balanced for part in every),
-        **sums,
+        **_sums(every, SUMS),
         pending_derived=any(part.pending_derived for part in every),
         seed=manifest.seed,
         duration_s=max((part.duration_s for part in every), default=0.0),
         elapsed_s=elapsed_s,
         warmup_s=manifest.warmup_s,
         ready_s=max((ready_s for ready_s in ready if ready_s is not None), default=None) if None not in ready else None,
-        coalescing=round(sums["delivered"] / sums["interrupts"], 4) if sums["interrupts"] else None,
-        doorbells_per_s=_sum(part.doorbells_per_s for part in every),
-        interrupts_per_s=_sum(part.interrupts_per_s for part in every),
         latency_ns=alone.latency_ns if alone else NOTHING,
         groups=_groups(manifest, every),
         coordinator=None,
@@ -105,9 +100,14 @@ def join_summaries(manifest: Manifest, parts: Mapping[str, Run], ending: Ending)
     )
 
 
-def _sum(values: Iterator[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(sum(known), 1) if known else None
+def _sums(parts: Collection[Summary] | Collection[GroupFigures], names: Iterable[str]) -> dict[str, Any]:
+    """What adds up, and the rates of that."""
+    sums: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in names}
+    sums["coalescing"] = round(sums["delivered"] / sums["interrupts"], 4) if sums["interrupts"] else None
+    for rate in ("doorbells_per_s", "interrupts_per_s"):
+        known = [value for part in parts if (value := getattr(part, rate)) is not None]
+        sums[rate] = round(sum(known), 1) if known else None
+    return sums | Counters.total(parts).named()
 
 
 def _groups(manifest: Manifest, parts: Collection[Summary]) -> dict[str, GroupFigures]:
@@ -119,13 +119,4 @@ def _groups(manifest: Manifest, parts: Collection[Summary]) -> dict[str, GroupFi
 
 
 def _joined(parts: Sequence[GroupFigures]) -> GroupFigures:
-    names = (*COUNTS, "machines", "sent", "unscheduled")
-    sums: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in names}
-    sums |= Counters.total(parts).named()
-    return GroupFigures(
-        **sums,
-        coalescing=round(sums["delivered"] / sums["interrupts"], 4) if sums["interrupts"] else None,
-        doorbells_per_s=_sum(part.doorbells_per_s for part in parts),
-        interrupts_per_s=_sum(part.interrupts_per_s for part in parts),
-        latency_ns=NOTHING,
-    )
+    return GroupFigures(**_sums(parts, (*COUNTS, "machines", "sent", "unscheduled")), latency_ns=NOTHING)

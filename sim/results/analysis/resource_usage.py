@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -52,10 +52,10 @@ def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: in
         peaks = np.fmax.reduceat(rows[name], starts)
         return peaks[~np.isnan(peaks)]
 
-    def mean_rate(name: str, digits: int = 1) -> float | None:
+    def mean_rate(name: str) -> float | None:
         known = rate(name)
         known = known[~np.isnan(known)]
-        return round(float(known.mean()), digits) if len(known) else None
+        return round(float(known.mean()), 1) if len(known) else None
 
     user, system = 100 * rate("cpu_user_s"), 100 * rate("cpu_system_s")
     cpu, used = user + system, float(user.sum() + system.sum())
@@ -85,15 +85,9 @@ def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: in
 def host_use(table: pa.Table, start_ns: int, stop_ns: int) -> HostUse | None:
     """The load of the host between two moments of CLOCK_MONOTONIC; None without two samples."""
     rows = _columns(table, [HOST], start_ns, stop_ns)
-    time_ns = rows["time_ns"]
-    if len(time_ns) < 2 or time_ns[-1] == time_ns[0]:
+    percent = _percent(rows)
+    if percent is None:
         return None
-    elapsed_s = float(time_ns[-1] - time_ns[0]) / 1e9
-
-    def percent(name: str) -> float | None:
-        used = float(rows[name][-1] - rows[name][0])
-        return None if np.isnan(used) else round(100 * used / elapsed_s, 2)
-
     loads = rows["load_1"][~np.isnan(rows["load_1"])]
     return HostUse(
         cpu_percent=round((percent("cpu_user_s") or 0.0) + (percent("cpu_system_s") or 0.0), 2),
@@ -107,29 +101,34 @@ def host_use(table: pa.Table, start_ns: int, stop_ns: int) -> HostUse | None:
     )
 
 
+def _percent(rows: dict[str, Column]) -> Callable[..., float | None] | None:
+    """A function that gives the sum of some CPU times as a share of the time of ``rows``; None for fewer than two."""
+    time_ns = rows["time_ns"]
+    if len(time_ns) < 2 or time_ns[-1] == time_ns[0]:
+        return None
+
+    def percent(*names: str) -> float | None:
+        used = sum(float(rows[name][-1] - rows[name][0]) for name in names)
+        return None if np.isnan(used) else round(100 * used / (float(time_ns[-1] - time_ns[0]) / 1e9), 2)
+
+    return percent
+
+
 def _cpus(table: pa.Table, start_ns: int, stop_ns: int) -> list[CpuUse]:
-    """The load of each CPU; none in tables of an earlier version, or without two samples."""
-    numbers = sorted({number for number in table["machine"].unique().to_pylist() if number <= FIRST_CPU}, reverse=True)
-    rows = _columns(table, numbers, start_ns, stop_ns)
+    """The load of each CPU; none without two samples."""
     found = []
-    for number in numbers:
-        its = {name: column[rows["machine"] == number] for name, column in rows.items()}
-        elapsed_s = float(its["time_ns"][-1] - its["time_ns"][0]) / 1e9 if len(its["time_ns"]) else 0.0
-        if elapsed_s <= 0:
-            continue
-
-        def percent(*names: str, its: dict[str, Column] = its, elapsed_s: float = elapsed_s) -> float:
-            return round(100 * sum(float(its[name][-1] - its[name][0]) for name in names) / elapsed_s, 2)
-
-        found.append(
-            CpuUse(
-                cpu=FIRST_CPU - number,
-                busy_percent=percent("cpu_user_s", "cpu_system_s"),
-                irq_percent=percent("irq_s"),
-                softirq_percent=percent("softirq_s"),
-                steal_percent=percent("steal_s"),
+    numbers = {number for number in table["machine"].unique().to_pylist() if number <= FIRST_CPU}
+    for number in sorted(numbers, reverse=True):
+        if (percent := _percent(_columns(table, [number], start_ns, stop_ns))) is not None:
+            found.append(
+                CpuUse(
+                    cpu=FIRST_CPU - number,
+                    busy_percent=percent("cpu_user_s", "cpu_system_s") or 0.0,
+                    irq_percent=percent("irq_s") or 0.0,
+                    softirq_percent=percent("softirq_s") or 0.0,
+                    steal_percent=percent("steal_s") or 0.0,
+                )
             )
-        )
     return found
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
 from sim.host.libraries import keep_pandas_out
 from sim.results.store.files import at_once, private
+from sim.results.summary import MigrationOutcome
 
 keep_pandas_out(lambda: pa.scalar(0))
 
@@ -33,6 +34,19 @@ ROW_LIMIT = 100_000_000
 def _schema(*columns: tuple[str, pa.DataType, str]) -> pa.Schema:
     """Columns as (name, type, nullable: "null" or "")."""
     return pa.schema([pa.field(name, kind, nullable == "null") for name, kind, nullable in columns])
+
+
+KINDS = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
+
+
+def _schema_of(row: type, **kinds: pa.DataType) -> pa.Schema:
+    """A column for each field of a class, nullable where the field may be None; ``kinds``: those that differ."""
+    found = []
+    for name, hint in get_type_hints(row).items():
+        members = {hint, *get_args(hint)}
+        kind = kinds.get(name) or next(KINDS[member] for member in members if member in KINDS)
+        found.append(pa.field(name, kind, type(None) in members))
+    return pa.schema(found)
 
 
 RESOURCES = _schema(
@@ -120,28 +134,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
 }
 
-MIGRATIONS = _schema(
-    ("machine", pa.string(), ""),
-    ("group", pa.string(), ""),
-    ("verdict", pa.string(), ""),
-    ("reason", pa.string(), ""),
-    ("at_s", pa.float64(), ""),
-    ("hand_over", pa.bool_(), ""),
-    ("fault", pa.string(), ""),
-    ("from_domain", pa.string(), ""),
-    ("to_domain", pa.string(), ""),
-    ("from_peer", pa.int64(), "null"),
-    ("to_peer", pa.int64(), "null"),
-    ("downtime_ms", pa.float64(), "null"),
-    ("state_bytes", pa.int64(), ""),
-    ("memory_bytes", pa.int64(), ""),
-    ("pending_vectors", pa.int64(), ""),
-    ("left_behind", pa.int64(), "null"),
-    ("delivered_before", pa.int64(), "null"),
-    ("delivered_after", pa.int64(), "null"),
-    ("sampled_during", pa.int64(), "null"),
-)
-"""``Run.migrations``: the fields of ``summary.MigrationOutcome``."""
+MIGRATIONS = _schema_of(MigrationOutcome, verdict=pa.string())
+"""``Run.migrations``."""
 
 BINS_LIMIT = 7296
 """``analysis.latency.histogram.BINS``, which a test compares."""
@@ -263,14 +257,7 @@ def read_table(directory: Path, name: str) -> pa.Table:
         table = parquet.read(use_threads=True)
         table.validate(full=True)
         check_values(file_name(name), table)
-        return _with_later_columns(table, SCHEMAS[name])
-
-
-def _with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table of an earlier version with the columns that have been added since, null."""
-    for field in list(schema)[table.num_columns :]:
-        table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table
+        return table
 
 
 def check_table(directory: Path, name: str) -> None:
@@ -336,11 +323,10 @@ def read_stream(path: Path) -> tuple[pa.Table, str]:
     nothing is wrong with it. Rows with a value out of range are left out.
     """
     batches: list[pa.RecordBatch] = []
-    rows, wrong, left_out, kinds = 0, "", 0, RESOURCES
+    rows, wrong, left_out = 0, "", 0
     try:
         with open(path, "rb", opener=at_once) as file, pa.ipc.open_stream(file) as reader:
             _check(path.name, reader.schema, RESOURCES)
-            kinds = reader.schema
             for batch in reader:
                 batch.validate(full=True)
                 kept, its_wrong = _sound_rows(path.name, batch)
@@ -355,7 +341,7 @@ def read_stream(path: Path) -> tuple[pa.Table, str]:
         wrong = f"{path.name} ends early, after {rows} rows: {(str(error).splitlines() or [''])[0][:200]}"
     if left_out:
         wrong = f"{wrong}; {left_out} rows are left out"
-    return _with_later_columns(pa.Table.from_batches(batches, kinds), RESOURCES), wrong
+    return pa.Table.from_batches(batches, RESOURCES), wrong
 
 
 def _sound_rows(name: str, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, str]:
@@ -375,9 +361,6 @@ def _sound_rows(name: str, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, str]:
 
 
 def _check(name: str, found: pa.Schema, expected: pa.Schema) -> None:
-    """Columns that may be null can be missing at the end: an earlier version did not have them."""
-    columns = list(expected)
-    same = pa.schema(columns[: len(found)])
-    if not found.equals(same, check_metadata=False) or not all(field.nullable for field in columns[len(found) :]):
+    if not found.equals(expected, check_metadata=False):
         names = [f"{field.name} {field.type}" for field in expected]
         raise UsageError(f"{name} has other columns than {', '.join(names)}")

@@ -82,7 +82,7 @@ def test_a_new_recording_says_what_it_is_and_is_reserved(recording, path):
 
 def test_header_words_are_all_different():
     names = "MAGIC_AT VERSION_AT MACHINE VECTORS EDGES RINGS DRAINS SAMPLE_EVERY STATE PEER PING PING_NS READY_NS"
-    names += " STARTED_NS STOPPED_NS EDGES_USED RINGS_USED DRAINS_USED OF_MACHINE LIFE DOMAIN MISSED_OLDEST_NS"
+    names += " STARTED_NS STOPPED_NS EDGES_USED RINGS_USED DRAINS_USED OF_MACHINE INCARNATION DOMAIN MISSED_OLDEST_NS"
     words = [getattr(header, name) for name in names.split()] + [*COUNTER_AT.values()]
     assert len(set(words)) == len(words)
     assert max(words) < HEADER_WORDS

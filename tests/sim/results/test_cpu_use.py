@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,8 +12,6 @@ from nodes.errors import UsageError
 from sim.results.summary import CpuUse
 from sim.views import rows
 from tests.synthetic import finish, pair, usage
-
-LATER = ("irq_s", "softirq_s")
 
 
 def cpu(number: int, second: float, **more: float) -> tuple[object, ...]:
@@ -47,27 +44,8 @@ def test_each_cpu_has_its_figures(run: sim.Run) -> None:
     assert busiest[0] == "CPU 0"
 
 
-def test_a_table_without_the_later_columns_has_them_empty(run: sim.Run) -> None:
+def test_a_table_with_other_columns_is_refused(run: sim.Run) -> None:
     file = run.path / "resources.parquet"
-    whole = pq.read_table(file)
-    pq.write_table(whole.drop_columns(list(LATER)), file)
-    again = sim.open(run.path)
-    assert again.problems == []
-    table = again.resources()
-    assert table.drop_columns(list(LATER)) == whole.drop_columns(list(LATER))
-    assert table["irq_s"].null_count == table.num_rows
-    # A column that was there from the start may not be missing.
-    pq.write_table(whole.select(["machine", "name"]), file)
+    pq.write_table(pq.read_table(file).drop_columns(["softirq_s"]), file)
     with pytest.raises(UsageError, match="other columns"):
         sim.open(run.path).resources()
-
-
-def test_a_stream_without_the_later_columns_is_read(tmp_path: Path) -> None:
-    from sim.results.store.schemas import RESOURCES, read_stream
-
-    older = pa.schema([field for field in RESOURCES if field.name not in LATER])
-    columns = [pa.array([value], field.type) for value, field in zip(cpu(0, 1.0), older, strict=False)]
-    with pa.OSFile(str(tmp_path / "resources.arrows"), "wb") as file, pa.ipc.new_stream(file, older) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=older))
-    table, wrong = read_stream(tmp_path / "resources.arrows")
-    assert (table.schema, table.num_rows, wrong) == (RESOURCES, 1, "")

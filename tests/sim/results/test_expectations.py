@@ -49,7 +49,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Tests read it, and none changes it."""
     directory = pair(tmp_path_factory.mktemp("finished"))
     directory.event("ready", ready_s=1.0)
-    directory.event("statistics", machine="ping-0", values={"retries": 2, "best": 0.5, "word": "no"})
+    directory.event("statistics", machine="ping-0", values={"retries": 2, "best": 0.5})
+    directory.event("statistics", machine="ping-0", values={"retries": 9, "word": "no"})  # no program sends that
     directory.event("statistics", machine="echo-0", values={"retries": 3})
     directory.resources([usage(0, "ping-0", 0.5), usage(0, "ping-0", 1.5), usage(1, "echo-0", 1.5, uss_bytes=5 << 20)])
     return finish(directory, PENDING)
