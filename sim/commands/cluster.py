@@ -13,8 +13,7 @@ import click
 from nodes.errors import UsageError
 from sim.commands.parameters import FILE, WholeNumber
 from sim.distributed.addresses import PORT, Tls, check_address, check_listening, make_tls
-from sim.distributed.dask_extra import require_dask
-from sim.distributed.where import Where, where_of
+from sim.distributed.where import Where, require_dask, where_of
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

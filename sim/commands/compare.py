@@ -39,8 +39,8 @@ def compare(a: Path, b: Path, limits: tuple[str, ...], across_hosts: bool, as_js
     """
     from rich.console import Console
 
+    from sim.results.compare import Threshold
     from sim.results.compare import compare as compare_runs
-    from sim.results.thresholds import Threshold
     from sim.views import rows
     from sim.views.terminal import render_comparison
 

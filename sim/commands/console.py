@@ -27,7 +27,7 @@ def console(run_directory: Path, machine: str) -> None:
     """
     from sim.recording.console_file import machines_with_consoles
     from sim.results.store import files
-    from sim.results.store.missing import no_such_run
+    from sim.results.store.opening import no_such_run
 
     if not run_directory.is_dir():
         raise no_such_run(run_directory)

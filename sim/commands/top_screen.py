@@ -76,7 +76,7 @@ def _find(run: Path | None) -> Found:
             click.echo(f"watching the latest of {len(found)} runs, {found[0].path}; others: {others}", err=True)
         return found[0]
     if not run.exists():
-        from sim.results.store.missing import no_such_run
+        from sim.results.store.opening import no_such_run
 
         raise no_such_run(run)
     if not run.is_dir() or (run / SOCKET).exists():

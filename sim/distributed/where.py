@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -10,7 +11,6 @@ from typing import Any, NamedTuple
 
 from nodes.errors import UsageError
 from sim.distributed.addresses import Tls, check_address, make_tls
-from sim.distributed.dask_extra import require_dask
 
 
 class Where(NamedTuple):
@@ -55,3 +55,9 @@ def tls_of(files: Sequence[str | os.PathLike[str]] | None) -> Tls | None:
     if isinstance(files, str | bytes) or len(files) != 3:
         raise UsageError(f"tls: expected the files of an authority, a certificate and a key, got {files!r}")
     return make_tls(*map(Path, files))
+
+
+def require_dask() -> None:
+    """Raise ``UsageError`` if Dask, which comes with the extra ``dist``, is not installed."""
+    if importlib.util.find_spec("distributed") is None:
+        raise UsageError("workers and schedulers need Dask: pip install 'ivshmem-sim[dist]'")

@@ -27,7 +27,7 @@ from sim.kernel.shortage import error_of_path
 from sim.results import Run
 from sim.results.expectations import evaluate
 from sim.results.store import files
-from sim.results.store.missing import nearest_directory
+from sim.results.store.opening import nearest_directory
 from sim.sweeps.plan import Cell, Plan
 from topologies import Topology
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, QUANTILES
-from sim.results.compare import Change, Comparison
+from sim.results.compare import Change, Comparison, ThresholdVerdict
 from sim.results.summary import ExpectationVerdict, GroupFigures, MigrationOutcome, Percentiles, ProcessUse, Summary
-from sim.results.thresholds import ThresholdVerdict
 from sim.views.units import NOTHING, human_bytes, human_count, human_interval, human_ns, percentile_title
 from topologies.metrics import METRICS
 

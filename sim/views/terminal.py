@@ -14,9 +14,8 @@ from rich.text import Text
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.compare import Comparison
+from sim.results.compare import Comparison, ThresholdVerdict
 from sim.results.summary import ExpectationVerdict, Summary
-from sim.results.thresholds import ThresholdVerdict
 from sim.views import rows, sentences
 from sim.views.columns import print_columns
 from sim.views.printable import printable

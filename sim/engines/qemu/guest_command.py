@@ -10,6 +10,8 @@ from nodes.errors import HostError
 from sim.kernel.qemu_program import chosen_qemu
 from topologies import Machine, Topology
 
+MASTER = {"peer": "off", "master": "on", "auto": "auto"}
+
 
 def guest_command(
     machine: Machine, servers: Sequence[str], *, console: int, monitor: int, state: int | None = None
@@ -44,7 +46,7 @@ def guest_command(
     for number, server in enumerate(servers):
         name, device = connection_id(number), device_id(number)
         command += ["-chardev", f"socket,id={name},path={_escaped(server)}"]
-        options = f"id={device},chardev={name},vectors={machine.vectors},{_role(machine)}"
+        options = f"id={device},chardev={name},vectors={machine.vectors},master={MASTER[machine.role]}"
         options += "".join(f",bus={bus}" for bus in image.buses[number : number + 1])
         command += ["-device", f"ivshmem-doorbell,{options}"]
     if state is not None:
@@ -82,10 +84,6 @@ def check_guests(topology: Topology) -> None:
             problems[f"{machine.group}: {program} is not on PATH (Debian: qemu-system-x86)"] = None
     if problems:
         raise HostError("\n".join(problems))
-
-
-def _role(machine: Machine) -> str:
-    return {"peer": "master=off", "master": "master=on", "auto": "master=auto"}[machine.role]
 
 
 def _escaped(value: str) -> str:

@@ -7,13 +7,13 @@ import os
 import socket
 
 from nodes.errors import QemuError
+from sim.engines.qemu.guest_command import MASTER
 from sim.engines.qemu.qtest import Qemu
 from sim.engines.qemu.relay import Relay
 from sim.kernel.qemu_program import find_qemu
 
 FIRST_SLOT = 4
 EJECT_PORT = 0xAE08
-MASTER = {"peer": "off", "master": "on", "auto": "auto"}
 
 
 class QemuMachine:

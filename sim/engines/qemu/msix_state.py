@@ -23,9 +23,9 @@ from nodes.device.msix import (
     MASKED,
 )
 from nodes.device.pci import CAPABILITIES, COMMAND, COMMAND_BUS_MASTER
+from sim.engines.qemu.qtest import CONFIG_ADDRESS, CONFIG_DATA
 
 VENDOR, DEVICE = 0x1AF4, 0x1110
-CONFIG_ADDRESS, CONFIG_DATA = 0xCF8, 0xCFC
 SHOWN = 8
 
 QmpCommands = Generator[tuple[str, Mapping[str, Any]], Any, Any]

@@ -18,7 +18,8 @@ import pyarrow as pa
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
 from sim.results.analysis.labels import check_machines, group_of_machines, labelled_machines
-from sim.results.analysis.latency.latencies import QUANTILES, grouped
+from sim.results.analysis.latency.latencies import QUANTILES
+from sim.results.analysis.latency.percentiles import ranked
 from sim.results.display import as_html, require_pandas
 from sim.results.store.manifest import Manifest
 
@@ -157,7 +158,8 @@ def coalescing(drains: pa.Table, manifest: Manifest, by: str | None) -> pa.Table
     labels, codes = ([""], np.zeros(len(count), np.int64)) if by is None else drain_codes(drains, manifest, by)
     rows = []
     doorbells = np.bincount(codes, weights=count, minlength=len(labels))
-    for label, total, counts in zip(labels, doorbells.tolist(), grouped(codes, count, len(labels)), strict=True):
+    ranks = ranked(lambda: [(codes, count)], len(labels))
+    for label, total, counts in zip(labels, doorbells.tolist(), ranks.figures(), strict=True):
         wakes = counts.pop("samples") or 0
         row = {} if by is None else {by: label}
         rows.append(row | {"doorbells": int(total), "wakes": wakes, "mean": total / wakes if wakes else None} | counts)

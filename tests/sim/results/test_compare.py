@@ -14,9 +14,8 @@ import sim
 from nodes.errors import UsageError
 from sim.commands.compare import compare as command
 from sim.results import Run, RunDirectory
-from sim.results.compare import Change
+from sim.results.compare import Change, Threshold
 from sim.results.store.manifest import HOST_NAME_VARIABLE
-from sim.results.thresholds import Threshold
 from sim.views import rows
 from tests.synthetic import MEASURE_NS, START_NS, finish, pair, record, topology
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sim.results.analysis.latency import histogram
 from sim.results.analysis.latency import percentiles as streamed
 from sim.results.analysis.latency.histogram import BINS, RELATIVE_ERROR, Histogram, bins_of, lower_edges, upper_edges
-from sim.results.analysis.latency.latencies import percentiles
+from tests.exact_percentiles import exact_percentiles
 
 numbers = st.one_of(st.integers(0, 2**62), st.integers(0, 300), st.integers(0, 62).map(lambda power: (1 << power) - 1))
 many = st.lists(numbers, max_size=200).map(lambda its: np.array(its, np.int64))
@@ -55,7 +55,7 @@ def test_merging_is_counting_together_in_any_order(a, b, c):
 
 @given(many)
 def test_percentiles_are_those_of_the_values_within_the_error(values):
-    exact, read = percentiles(values), Histogram.of(values).percentiles()
+    exact, read = exact_percentiles(values), Histogram.of(values).percentiles()
     assert exact["samples"] == read["samples"]
     for name in exact.keys() - {"samples"}:
         assert (exact[name] is None) == (read[name] is None)

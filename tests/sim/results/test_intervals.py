@@ -17,7 +17,8 @@ from sim.results.analysis.latency.intervals import (
     replicates,
     sliced,
 )
-from sim.results.analysis.latency.latencies import Samples, percentiles
+from sim.results.analysis.latency.latencies import Samples
+from tests.exact_percentiles import exact_percentiles
 
 SECOND_NS = 1_000_000_000
 
@@ -31,13 +32,13 @@ def slices_of(values: np.ndarray, times: np.ndarray, drains: float | None = None
 
 
 def interval_of(values: np.ndarray, times: np.ndarray, **options: int) -> dict:
-    return intervals(slices_of(values, times), percentiles(values), **options)
+    return intervals(slices_of(values, times), exact_percentiles(values), **options)
 
 
 def test_an_interval_holds_its_percentile_and_comes_out_the_same_again():
     rng = np.random.default_rng(3)
     values, times = rng.lognormal(9, 1, 50_000).astype(np.int64), np.sort(rng.integers(0, SECOND_NS, 50_000))
-    found, exact = interval_of(values, times), percentiles(values)
+    found, exact = interval_of(values, times), exact_percentiles(values)
     assert found == interval_of(values, times)
     assert found != interval_of(values, times, seed=7)
     assert set(found) == {"p50", "p90", "p99", "p99_9", "p99_99"}
@@ -89,7 +90,7 @@ def test_samples_in_few_slices_have_no_interval_rather_than_one_without_width(bu
     times = np.repeat(np.arange(bursts) * (SECOND_NS // SLICES) * 3, 100)
     its = slices_of(values, times)
     assert its.filled == bursts
-    assert bool(intervals(its, percentiles(values))) == bool(replicates(its)) == (bursts >= FEWEST)
+    assert bool(intervals(its, exact_percentiles(values))) == bool(replicates(its)) == (bursts >= FEWEST)
 
 
 @pytest.mark.parametrize("stalls", [1, FEWEST - 1, FEWEST])
@@ -110,7 +111,7 @@ def test_an_end_is_open_with_few_samples_though_all_are_alike():
 
 def test_a_drain_of_many_samples_is_one_thing():
     values = np.random.default_rng(5).integers(1000, 2000, 4000)
-    figures = percentiles(values)
+    figures = exact_percentiles(values)
     assert intervals(slices_of(values, np.arange(4000)), figures)["p99"][1] is not None
     assert intervals(slices_of(values, np.arange(4000), drains=300), figures)["p99"][1] is None
     counts = np.array([0, 1, 2, 1000])

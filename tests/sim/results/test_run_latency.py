@@ -8,11 +8,11 @@ import pytest
 from nodes.errors import UsageError
 from sim.results import Run, RunDirectory
 from sim.results.analysis.latency.histogram import BINS, Histogram
-from sim.results.analysis.latency.latencies import percentiles
 from sim.results.analysis.time_series import time_series
 from sim.results.compare import compare
 from sim.results.store import schemas
 from sim.results.store.manifest import Phase
+from tests.exact_percentiles import exact_percentiles
 from tests.synthetic import MEASURE_NS, SECOND_NS, START_NS, STOP_NS, finish, pair, record, topology
 
 PERIOD_NS = 100_000
@@ -53,7 +53,7 @@ def test_a_stall_of_200_ms_shows_in_the_corrected_percentiles_and_not_in_the_raw
 def test_known_latencies_come_back_exactly(tmp_path):
     took = np.random.default_rng(11).integers(1000, 90_000, 12_000)
     run = open_loop(tmp_path, delivery_ns=lambda tick: int(took[tick]))
-    expected = percentiles(took)
+    expected = exact_percentiles(took)
     summary = run.summary["latency_ns"]["delivery"]
     assert {name: summary[name] for name in expected} == expected
     (row,) = run.latency(latencies=("delivery",)).to_pylist()

@@ -27,13 +27,12 @@ from sim.results.analysis.latency.intervals import (
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, Samples, values
 from sim.results.analysis.latency.percentiles import Figures, Ranks, SparseCounts, ranked
 from sim.results.store.manifest import Manifest, Phase
-from sim.results.summary import Latencies, Percentiles
+from sim.results.summary import NONE, Latencies, Percentiles
 
 Integers = npt.NDArray[np.int64]
 Read = Callable[[], Iterable[Samples]]
 
-EMPTY = Percentiles(p50=None, p90=None, p99=None, p99_9=None, p99_99=None, max=None, samples=0)
-NOTHING = Latencies(**dict.fromkeys(EVERY_LATENCY, EMPTY))
+NOTHING = Latencies(**dict.fromkeys(EVERY_LATENCY, NONE))
 """The latencies of no sample at all."""
 
 

@@ -123,34 +123,9 @@ def values(samples: Stamps, latency: str) -> tuple[Integers, Mask]:
     return end - start, end > 0
 
 
-def percentiles(values_ns: Integers) -> dict[str, int | None]:
-    """p50 to p99_99 and the maximum by nearest rank (values that were measured), and their number.
-
-    A figure is None when there are too few values for it: when none of them lies above it, so that it would be
-    the maximum under another name. p99 takes 100 values, p99_99 takes 10,000; the median is always given.
-    """
-    size = len(values_ns)
-    places = {name: place for name, rank in QUANTILES if (place := place_of(size, name, rank)) is not None}
-    ordered = np.partition(values_ns, sorted(set(places.values()))) if places else values_ns
-    figures: dict[str, int | None] = {
-        name: int(ordered[places[name]]) if name in places else None for name, _ in QUANTILES
-    }
-    return figures | {"samples": size}
-
-
 def place_of(size: int, name: str, rank: int) -> int | None:
     """Where in ``size`` ordered values the quantile stands, by nearest rank; None for too few values."""
     place = -(-size * rank // WHOLE) - 1
     if size == 0 or (place == size - 1 and name not in {"p50", "max"}):
         return None
     return place
-
-
-def grouped(codes: Integers, values_ns: Integers, groups: int) -> list[dict[str, int | None]]:
-    """:func:`percentiles` of the values of each code 0 .. ``groups`` - 1, in that order."""
-    sizes = np.bincount(codes, minlength=groups)
-    short = codes.astype(np.uint16) if groups <= 1 << 16 else codes
-    # With all in one group there is nothing to sort.
-    ordered = values_ns[np.argsort(short, kind="stable")] if np.count_nonzero(sizes) > 1 else values_ns
-    starts = np.concatenate(([0], np.cumsum(sizes)))
-    return [percentiles(ordered[starts[code] : starts[code + 1]]) for code in range(groups)]
