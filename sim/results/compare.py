@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
@@ -28,6 +27,7 @@ from nodes.spelling import did_you_mean
 from sim.results.analysis.latency.histogram import middles
 from sim.results.analysis.latency.intervals import FEWEST, SLICES, Interval, Slices, replicates
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, QUANTILES
+from sim.results.arrays import Floats
 from sim.results.display import as_html, require_pandas
 from sim.results.run import Run
 from sim.results.store.opening import open as open_run
@@ -245,7 +245,7 @@ def _latencies(
     for latency in EVERY_LATENCY:
         ours: Percentiles = getattr(a.latency_ns, latency)
         theirs: Percentiles = getattr(b.latency_ns, latency)
-        changes: dict[str, npt.NDArray[np.float64]] = {}
+        changes: dict[str, Floats] = {}
         if a_slices is not None and b_slices is not None:
             changes = _changes(a_slices[latency], b_slices[latency])
         for name, _ in QUANTILES:
@@ -264,7 +264,7 @@ def _latencies(
             )
 
 
-def _changes(a: Slices, b: Slices) -> dict[str, npt.NDArray[np.float64]]:
+def _changes(a: Slices, b: Slices) -> dict[str, Floats]:
     """The relative change of each percentile in each pair of resamples."""
     found = {}
     # Drawn apart: with one seed for both, the same slices would come up in both.
@@ -276,7 +276,7 @@ def _changes(a: Slices, b: Slices) -> dict[str, npt.NDArray[np.float64]]:
     return found
 
 
-def _share(changes: npt.NDArray[np.float64] | None, a: Interval | None, b: Interval | None) -> Share | None:
+def _share(changes: Floats | None, a: Interval | None, b: Interval | None) -> Share | None:
     """95 % of the changes; an end that rests on a percentile without an upper bound is open."""
     if changes is None or a is None or b is None:
         return None

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
 from sim.recording import Recording
 from sim.recording.header import COUNTER_AT
 from sim.recording.reader import PEERS, VECTOR_MASK, edges_so_far, vectors_so_far
+from sim.results.arrays import Integers, Mask
 from topologies.metrics import parse_owner
-
-Integers = npt.NDArray[np.int64]
 
 COUNTED = ("rung", "delivered", "interrupts", "refused", "pending", "settled")
 """The counts of a line (a vector of a machine)."""
@@ -112,7 +110,7 @@ class Counts:
             )
         return int(self.lines[metric][its].sum())
 
-    def _edge(self, scope: Scope) -> npt.NDArray[np.bool_]:
+    def _edge(self, scope: Scope) -> Mask:
         mine = np.isin(self.edges["target"], _array(scope.machines))
         mine &= np.isin(self.edges["source"], _array(scope.sources or ()))
         if scope.vector is not None:

@@ -10,22 +10,12 @@ from msgspec import Meta
 from sim.results.outlier import Outlier
 from sim.results.store.files import RUNNING, STATUSES
 from sim.results.store.manifest import Phase
+from sim.results.summary import BaselineMeasurement, Natural
 
-Natural = Annotated[int, Meta(ge=0, le=1 << 62)]
 Count = Annotated[int, Meta(ge=0, le=1 << 44)]
 Index = Annotated[int, Meta(ge=0, lt=1 << 16)]
 ForeignPeer = Annotated[int, Meta(ge=0, lt=1 << 32)]
 """The number of a domain, and the ID of a peer in it: ``domain << 16 | peer``."""
-
-
-class BaselineMeasurement(msgspec.Struct, frozen=True):
-    """One measurement of the wake-up baseline (`sim.host.wake_up_baseline`)."""
-
-    p50_ns: Natural
-    p99_ns: Natural
-    count: Natural
-    placement: Annotated[str, Meta(max_length=200)]
-    clock_ns: Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class Ending(msgspec.Struct, frozen=True):

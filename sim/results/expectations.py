@@ -20,6 +20,7 @@ import numpy.typing as npt
 from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.latency.latencies import Samples
+from sim.results.arrays import Integers, Mask
 from sim.results.counts import COUNTED, Counts, Scope, Scopes, UnknownMetricError
 from sim.results.store import files
 from sim.results.store.manifest import MachineRow
@@ -28,8 +29,6 @@ from topologies import Expectation, Topology
 from topologies.language.values import MisfitError
 from topologies.metrics import LATENCIES, UNITS_NS, Metric, find_metric
 from topologies.ringing_check import open_loops, unreachable
-
-Integers = npt.NDArray[np.int64]
 
 BROKEN = "aborted"
 """The event of an expectation that ended the run: ``expected`` (the condition as text) and ``got``."""
@@ -58,6 +57,13 @@ def measure(topology: Topology, run: Run, expectation: Expectation) -> tuple[flo
     metric, scope = _metric(expectation.that.metric), finished._scopes[expectation.that.of]
     value = finished._value(metric, scope)
     return value, "" if value else finished._nothing(metric, scope)
+
+
+def make_verdict(expectation: Expectation, got: float | None, why: str, *, met: bool = False) -> ExpectationVerdict:
+    """The verdict on an expectation whose metric is ``got``."""
+    condition = expectation.that
+    expected = f"{condition.comparison} {condition.bound:.15g}"
+    return ExpectationVerdict(condition.metric, condition.of, expected, got, met, why)
 
 
 def silent_loads(topology: Topology, run: Run) -> list[str]:
@@ -127,13 +133,11 @@ class _Finished:
     def verdict(self, expectation: Expectation) -> ExpectationVerdict:
         """The verdict; an expectation that was broken during the run stays unmet."""
         condition = expectation.that
-        expected = f"{condition.comparison} {condition.bound:.15g}"
         got, met, why = None, False, ""
         try:
             broken_by = self._broken().get(str(condition)) if expectation.abort else None
             if broken_by is not None:
-                why = "it ended the run"
-                return ExpectationVerdict(condition.metric, condition.of, expected, broken_by, False, why)
+                return make_verdict(expectation, broken_by, "it ended the run")
             metric, scope = _metric(condition.metric), self._scopes[condition.of]
             # To 15 digits, as people write numbers: 0.7500000000000001 is 0.75.
             if expectation.console:
@@ -149,7 +153,7 @@ class _Finished:
                     met = False
         except (UnknownMetricError, UsageError) as error:
             why = str(error)
-        return ExpectationVerdict(condition.metric, condition.of, expected, got, met, why)
+        return make_verdict(expectation, got, why, met=met)
 
     def _console_lines(self, pattern: str, scope: Scope) -> float:
         """How many lines contain ``pattern``, on the consoles of all incarnations of the machines."""
@@ -237,7 +241,7 @@ class _Finished:
     def _latency(self, name: str, scope: Scope) -> dict[str, float | None]:
         """The percentiles and the mean in nanoseconds, None for too few samples."""
 
-        def its(samples: Samples) -> npt.NDArray[np.bool_]:
+        def its(samples: Samples) -> Mask:
             there = np.ones(len(samples), np.bool_)
             if not scope.whole:
                 there &= np.isin(self._machines(samples.target), list(scope.machines))

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from sim.results.analysis.latency.latencies import Samples
 from sim.results.analysis.latency.samples import numbered
+from sim.results.arrays import Integers
 from sim.results.display import require_pandas
 from sim.results.store.manifest import Manifest
-
-Column = npt.NDArray[np.int64]
 
 
 def samples(table: pa.Table) -> Samples:
     """The table ``samples`` as columns of numbers; some 50 bytes for each row."""
 
-    def column(name: str) -> Column:
+    def column(name: str) -> Integers:
         filled = table[name].cast(pa.int64()).fill_null(-1) if name == "target" else table[name]
-        numbers: Column = (filled.fill_null(0) if filled.null_count else filled).to_numpy()
+        numbers: Integers = (filled.fill_null(0) if filled.null_count else filled).to_numpy()
         return numbers
 
     return Samples(**{name: column(name) for name in table.column_names})  # type: ignore[arg-type]

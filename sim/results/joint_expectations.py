@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from nodes.errors import UsageError
 from sim.results.counts import UnknownMetricError
-from sim.results.expectations import measure
+from sim.results.expectations import make_verdict, measure
 from sim.results.run import Run
 from sim.results.summary import ExpectationVerdict
 from topologies import Expectation, Topology
@@ -39,13 +39,7 @@ def _verdicts(part: Topology, run: Run | None) -> list[ExpectationVerdict]:
         with contextlib.suppress(UsageError):
             if len(run.figures.expectations) == len(part.expectations):
                 return run.figures.expectations
-    return [_verdict(expectation, None, why) for expectation in part.expectations]
-
-
-def _verdict(expectation: Expectation, got: float | None, why: str, *, met: bool = False) -> ExpectationVerdict:
-    condition = expectation.that
-    expected = f"{condition.comparison} {condition.bound:.15g}"
-    return ExpectationVerdict(condition.metric, condition.of, expected, got, met, why)
+    return [make_verdict(expectation, None, why) for expectation in part.expectations]
 
 
 def _judge_sum(expectation: Expectation, domains: set[str], parts: Parts) -> ExpectationVerdict:
@@ -54,21 +48,21 @@ def _judge_sum(expectation: Expectation, domains: set[str], parts: Parts) -> Exp
         if not domains & {domain.name for domain in part.domains}:
             continue
         if run is None:
-            return _verdict(expectation, None, f"the part of {host} is missing")
+            return make_verdict(expectation, None, f"the part of {host} is missing")
         try:
             value, why = measure(part, run, expectation)
         except UnknownMetricError as error:
             unknown.append(f"{host}: {error}")
             if not error.is_absent:
-                return _verdict(expectation, None, unknown[-1])
+                return make_verdict(expectation, None, unknown[-1])
         except UsageError as error:
-            return _verdict(expectation, None, f"{host}: {error}")
+            return make_verdict(expectation, None, f"{host}: {error}")
         else:
             values.append(value)
             empty.append(why)
     if not values:
-        return _verdict(expectation, None, "; ".join(unknown))
+        return make_verdict(expectation, None, "; ".join(unknown))
     total = float(f"{sum(values):.15g}")
     if not total and not expectation.allow_empty and all(empty):
-        return _verdict(expectation, total, empty[0])
-    return _verdict(expectation, total, "", met=expectation.that.holds(total))
+        return make_verdict(expectation, total, empty[0])
+    return make_verdict(expectation, total, "", met=expectation.that.holds(total))

@@ -17,6 +17,7 @@ from sim.recording import Counters
 from sim.results.outlier import Outlier
 from sim.results.store.events import Statistics
 
+Natural = Annotated[int, Meta(ge=0, le=1 << 62)]
 Figures = Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)]
 
 
@@ -105,18 +106,23 @@ class HostUse(msgspec.Struct, frozen=True, kw_only=True):
     cpus: list[CpuUse] = []
 
 
-class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
+class BaselineMeasurement(msgspec.Struct, frozen=True):
+    """One measurement of the wake-up baseline (`sim.host.wake_up_baseline`)."""
+
+    p50_ns: Natural
+    p99_ns: Natural
+    count: Natural
+    placement: Annotated[str, Meta(max_length=200)]
+    clock_ns: Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class BaselineFigures(BaselineMeasurement, frozen=True, kw_only=True):
     """The least that a wake-up costs here: bare eventfd and epoll between two processes (``wake_up_baseline``).
 
     The quieter one of what was measured before and after the run. ``times_baseline`` is delivery's percentile of
     the run divided by those of the baseline. ``clock_ns``: one reading of the clock; a sample needs three or four.
     """
 
-    p50_ns: Figures
-    p99_ns: Figures
-    count: Figures
-    placement: str
-    clock_ns: float
     times_baseline: dict[str, float] = {}
 
 

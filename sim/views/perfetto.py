@@ -21,7 +21,8 @@ import numpy.typing as npt
 from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.time_series import RunEvent, TimeSeries, time_series
-from sim.results.store.batches import Column, batches
+from sim.results.arrays import Integers
+from sim.results.store.batches import batches
 from sim.results.store.manifest import Manifest
 from sim.views.event_text import brief, sentence
 from sim.views.perfetto_kernel import Event, event, host_events, slice_of
@@ -145,9 +146,9 @@ def _window(run: Run, begin_ns: int, stop_ns: int, events_max: int) -> tuple[int
     return begin_ns + min(span, -(-end * span // WINDOW_BINS)) + 1, rows, earlier
 
 
-def _rows(run: Run, name: str, columns: tuple[str, ...], at: str, begin_ns: int, end_ns: int) -> dict[str, Column]:
+def _rows(run: Run, name: str, columns: tuple[str, ...], at: str, begin_ns: int, end_ns: int) -> dict[str, Integers]:
     """The rows of a table whose stamp ``at`` lies in the window."""
-    parts: dict[str, list[Column]] = {column: [np.zeros(0, np.int64)] for column in columns}
+    parts: dict[str, list[Integers]] = {column: [np.zeros(0, np.int64)] for column in columns}
     for batch in batches(run.place, name, columns):
         inside = (batch[at] >= begin_ns) & (batch[at] < end_ns)
         for column in columns:
@@ -155,7 +156,7 @@ def _rows(run: Run, name: str, columns: tuple[str, ...], at: str, begin_ns: int,
     return {column: np.concatenate(pieces) for column, pieces in parts.items()}
 
 
-def _until_next(thread: Column, start_ns: Column, end_ns: Column) -> npt.NDArray[np.int64]:
+def _until_next(thread: Integers, start_ns: Integers, end_ns: Integers) -> npt.NDArray[np.int64]:
     """The ends of slices, cut where the next one of their thread begins: those of a thread must not overlap."""
     order = np.lexsort((start_ns, thread))
     following = np.full(len(order), np.iinfo(np.int64).max)
@@ -174,7 +175,7 @@ def _tid(vector: int) -> int:
     return vector + 2
 
 
-def _drains(rows: dict[str, Column], start_ns: int, manifest: Manifest) -> Iterator[tuple[int, list[Event]]]:
+def _drains(rows: dict[str, Integers], start_ns: int, manifest: Manifest) -> Iterator[tuple[int, list[Event]]]:
     known = rows["machine"] < len(manifest.machines)
     machine, vector, count, delivered, handled = (rows[name][known] for name in DRAIN_COLUMNS)
     ends = _until_next(machine << 16 | vector, delivered, np.maximum(handled, delivered))
@@ -185,7 +186,7 @@ def _drains(rows: dict[str, Column], start_ns: int, manifest: Manifest) -> Itera
         yield at, [slice_of(f"vector {its_vector}", "interrupt", *place, *span, args)]
 
 
-def _rings(rows: dict[str, Column], start_ns: int, manifest: Manifest) -> Iterator[tuple[int, list[Event]]]:
+def _rings(rows: dict[str, Integers], start_ns: int, manifest: Manifest) -> Iterator[tuple[int, list[Event]]]:
     size = len(manifest.machines)
     known = (rows["source"] < size) & (rows["target"] < size)
     columns = [rows[name][known] for name in SAMPLE_COLUMNS]

@@ -217,7 +217,7 @@ class QemuIvshmem(Ivshmem):
         if landed:
             qemu.write(address, 4, 0)
             self.effects.append(MsixMessage(vector, address, data))
-        elif self._is_pending(vector):
+        elif driver.is_pending(self, vector):
             self.pended_doorbells += count
         else:
             self.lost_doorbells += count
@@ -245,9 +245,6 @@ class QemuIvshmem(Ivshmem):
         for vector in range(self.vectors):
             if any(slots[SLOT_BYTES * vector : SLOT_BYTES * vector + 4]):
                 self.effects.append(MsixMessage(vector, *self.message_of(vector)))
-
-    def _is_pending(self, vector: int) -> bool:
-        return driver.is_pending(self, vector)
 
 
 class QemuVm(Vm):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
@@ -17,11 +16,10 @@ from sim.recording import State
 from sim.recording.reader import Records, places, read
 from sim.results.analysis.balance import LineAccount, balance, edge_sums
 from sim.results.analysis.matching import DrainIndex, LineNumbers, Matching
+from sim.results.arrays import Integers
 from sim.results.ending import Ending
 from sim.results.store import files, schemas
 from sim.results.store.manifest import MACHINE_NAME_MAX, MachineRow, Manifest
-
-Table = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -38,7 +36,7 @@ class Account:
     ending: Ending
     records: list[Records]
     lines: list[LineAccount]
-    edges: Table
+    edges: Integers
     matching: Matching
     resources: pa.Table
     problems: list[str]
@@ -175,7 +173,7 @@ def _lines(
     records: Sequence[Records],
     numbers: LineNumbers,
     problems: list[str],
-) -> tuple[list[LineAccount], Table]:
+) -> tuple[list[LineAccount], Integers]:
     """``Account.lines`` and ``Account.edges``."""
     sizes = [len(record.edges) for record in records]
     source = np.repeat(np.array([record.machine for record in records], np.int64), sizes)

@@ -15,9 +15,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-Table = npt.NDArray[np.int64]
+from sim.results.arrays import Integers
 
 
 @dataclass
@@ -41,7 +40,7 @@ class LineAccount:
     senders: set[int] = field(default_factory=set)
 
 
-def edge_sums(edges: Table, lines: int) -> tuple[Table, Table]:
+def edge_sums(edges: Integers, lines: int) -> tuple[Integers, Integers]:
     """Rung and refused of each line 0 .. ``lines`` - 1, from rows of (line, rung, refused)."""
     rung, refused = np.zeros(lines, np.int64), np.zeros(lines, np.int64)
     np.add.at(rung, edges[:, 0], edges[:, 1])

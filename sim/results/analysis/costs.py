@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from sim.results.arrays import Integers, Mask
 from sim.results.run import Run
-
-Integers = npt.NDArray[np.int64]
 
 MEASURED_MIN = 200
 """With fewer times there is no distribution."""
@@ -64,7 +62,7 @@ def measured_costs(run: Run) -> MeasuredCosts:
     )
 
 
-def _interrupted(drains: pa.Table, source: Integers, rung_ns: Integers) -> npt.NDArray[np.bool_]:
+def _interrupted(drains: pa.Table, source: Integers, rung_ns: Integers) -> Mask:
     """Whether the machine took an interrupt between a doorbell and the next one in the table."""
     machine, delivered_ns = (
         drains[name].fill_null(0).to_numpy().astype(np.int64) for name in ("machine", "delivered_ns")

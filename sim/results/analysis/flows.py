@@ -20,10 +20,9 @@ from nodes.spelling import did_you_mean
 from sim.results.analysis.labels import check_machines, group_of_machines, labelled_machines
 from sim.results.analysis.latency.latencies import QUANTILES
 from sim.results.analysis.latency.percentiles import ranked
+from sim.results.arrays import Integers
 from sim.results.display import as_html, require_pandas
 from sim.results.store.manifest import Manifest
-
-Integers = npt.NDArray[np.int64]
 
 BY = ("edge", "machine", "group")
 COUNTS = ("rung", "refused", "delivered", "pending")

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results.analysis.latency.latencies import Samples
+from sim.results.arrays import Integers
 from sim.results.store.manifest import Manifest, Phase
-
-Integers = npt.NDArray[np.int64]
 
 MEASURED = "measured"
 """The one phase of a run that names none: all after the warm-up."""

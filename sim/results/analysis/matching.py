@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from sim.recording.reader import CHUNK_ROWS, PEERS, VECTOR_MASK, Records
 from sim.results.analysis.latency.latencies import SHORT, Samples
+from sim.results.arrays import Integers
 from sim.results.store.manifest import MachineRow
 
-Column = npt.NDArray[np.int64]
 INDEX_BYTES_EACH = 28
 Move = tuple[int, int, int, int]
 
@@ -50,14 +50,14 @@ class LineNumbers:
         for row, domain, its_peer in identities:
             self.machine_of[domain, its_peer] = row
 
-    def of_keys(self, keys: Column) -> tuple[Column, Column, Column]:
+    def of_keys(self, keys: Integers) -> tuple[Integers, Integers, Integers]:
         """Target machine (-1: none), vector and line (-1: none) of domain << 32 | peer << 16 | vector."""
         domain = np.minimum(keys >> 32, len(self.machine_of) - 1)  # no machine is known in a domain beyond
         target, vector = self.machine_of[domain, keys >> 16 & PEERS - 1].astype(np.int64), keys & VECTOR_MASK
         target = np.where(domain == keys >> 32, target, -1)
         return target, vector, self.of_vectors(target, vector)
 
-    def of_vectors(self, machine: Column, vector: Column) -> Column:
+    def of_vectors(self, machine: Integers, vector: Integers) -> Integers:
         """The lines of (machine, vector); -1 where there is none."""
         there = (machine >= 0) & (vector < self.vectors[machine])
         return np.where(there, self.first[machine] + vector, -1)
@@ -67,11 +67,11 @@ class LineNumbers:
 class DrainChunk:
     """Drained eventfd counters as columns of one length; ``handled_ns`` is 0 if the program never handled it."""
 
-    machine: Column
-    vector: Column
-    count: Column
-    delivered_ns: Column
-    handled_ns: Column
+    machine: Integers
+    vector: Integers
+    count: Integers
+    delivered_ns: Integers
+    handled_ns: Integers
 
 
 class DrainIndex:
@@ -134,14 +134,14 @@ class DrainIndex:
             for column in (self._delivered_ns, self._handled_ns, self._count):
                 column[mine] = column[mine][order]
 
-    def _line_of_drains(self, chunk: DrainChunk) -> Column:
+    def _line_of_drains(self, chunk: DrainChunk) -> Integers:
         line = self._lines.of_vectors(chunk.machine, chunk.vector)
         for (machine, _, _, since_ns), first in self._moves:
             own = (chunk.machine == machine) & (chunk.delivered_ns >= since_ns) & (line >= 0)
             line[own] = first + chunk.vector[own]
         return np.where(line < 0, self.lines, line)
 
-    def line_of_rings(self, keys: Column, rung_ns: Column) -> tuple[Column, Column, Column]:
+    def line_of_rings(self, keys: Integers, rung_ns: Integers) -> tuple[Integers, Integers, Integers]:
         """Target, vector and line (-1: none) of each key, rung at that time."""
         target, vector, line = self._lines.of_keys(keys)
         for machine, domain, peer, since_ns in self._stays:
@@ -153,7 +153,7 @@ class DrainIndex:
             line[there] += first - int(self._lines.first[machine])
         return target, vector, line
 
-    def find(self, line: Column, rung_ns: Column) -> Column:
+    def find(self, line: Integers, rung_ns: Integers) -> Integers:
         """The place of the drain that delivered each doorbell: the first of its line at or after it; -1 for none."""
         found = np.full(len(line), -1, np.int64)
         order = np.argsort(line, kind="stable")
@@ -170,7 +170,7 @@ class DrainIndex:
         self._held[places] += held
         return found
 
-    def drained(self, place: Column) -> tuple[Column, Column, Column]:
+    def drained(self, place: Integers) -> tuple[Integers, Integers, Integers]:
         """delivered_ns, handled_ns and count of drains by place; 0 for -1."""
         if not len(self._count):
             return (np.zeros(len(place), np.int64),) * 3
@@ -210,7 +210,7 @@ class Matching:
     short: int = 0
     drains: int = 0
     overfull: int = 0
-    unscheduled: Column = field(default_factory=lambda: np.zeros(0, np.int64))
+    unscheduled: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         self.unscheduled = np.zeros(len(self.records), np.int64)
@@ -251,9 +251,9 @@ class Matching:
         self.overfull = self.index.close()
 
 
-def _together(records: Sequence[Records], section: str) -> Iterator[tuple[Column, Column]]:
+def _together(records: Sequence[Records], section: str) -> Iterator[tuple[Integers, Integers]]:
     """The entries of a section of all recordings, and the machine of each; small recordings share a piece."""
-    parts: list[Column] = []
+    parts: list[Integers] = []
     machines: list[int] = []
     size = 0
     for record in records:

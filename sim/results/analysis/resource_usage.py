@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from sim.results.arrays import Floats
 from sim.results.summary import CpuUse, HostUse, ProcessUse
 
 COORDINATOR = -1
@@ -18,8 +18,6 @@ FIRST_CPU = -3
 """CPU 0's; CPU 1 has the number before it."""
 
 SPAN_S_MIN = 0.05
-
-Column = npt.NDArray[np.float64]
 
 
 def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> ProcessUse | None:
@@ -43,12 +41,12 @@ def profile(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: in
     if not measured.any():
         return None
 
-    def rate(name: str) -> Column:
+    def rate(name: str) -> Floats:
         used = rows[name][ends] - rows[name][starts]
-        result: Column = used[measured] / elapsed_s[measured]
+        result: Floats = used[measured] / elapsed_s[measured]
         return result
 
-    def peak(name: str) -> Column:
+    def peak(name: str) -> Floats:
         peaks = np.fmax.reduceat(rows[name], starts)
         return peaks[~np.isnan(peaks)]
 
@@ -101,7 +99,7 @@ def host_use(table: pa.Table, start_ns: int, stop_ns: int) -> HostUse | None:
     )
 
 
-def _percent(rows: dict[str, Column]) -> Callable[..., float | None] | None:
+def _percent(rows: dict[str, Floats]) -> Callable[..., float | None] | None:
     """A function that gives the sum of some CPU times as a share of the time of ``rows``; None for fewer than two."""
     time_ns = rows["time_ns"]
     if len(time_ns) < 2 or time_ns[-1] == time_ns[0]:
@@ -132,7 +130,7 @@ def _cpus(table: pa.Table, start_ns: int, stop_ns: int) -> list[CpuUse]:
     return found
 
 
-def private_bytes(machine: Column, uss_bytes: Column, instrument_bytes: Column) -> Column:
+def private_bytes(machine: Floats, uss_bytes: Floats, instrument_bytes: Floats) -> Floats:
     """The private bytes of each row without the instrument's share; NaN where either is not known.
 
     Only machines have such a share. One larger than the whole stands in tables of old, which have it estimated: what
@@ -142,7 +140,7 @@ def private_bytes(machine: Column, uss_bytes: Column, instrument_bytes: Column) 
     return np.where(left >= 0, left, np.nan)
 
 
-def _columns(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> dict[str, Column]:
+def _columns(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: int) -> dict[str, Floats]:
     """The rows of ``machines`` in that time, the last before it and the first after it, by machine and time.
 
     As numbers; null is NaN.
@@ -161,14 +159,14 @@ def _columns(table: pa.Table, machines: Sequence[int], start_ns: int, stop_ns: i
     return rows
 
 
-def _mean(column: Column) -> int | None:
+def _mean(column: Floats) -> int | None:
     return round(float(column.mean())) if len(column) else None
 
 
-def _max(column: Column) -> int | None:
+def _max(column: Floats) -> int | None:
     return int(column.max()) if len(column) else None
 
 
-def _sum(column: Column, machines: int) -> int | None:
+def _sum(column: Floats, machines: int) -> int | None:
     """The sum over ``machines``: machines without a detailed sample count like the average of the others."""
     return round(float(column.mean()) * machines) if len(column) else None

@@ -10,17 +10,15 @@ import contextlib
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results import Run
 from sim.results.analysis.latency.histogram import BINS as VALUE_BINS
 from sim.results.analysis.latency.histogram import GrowingHistogram, bins_of, middles
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, Stamps, values
-from sim.results.store.batches import Column, batches, extent
+from sim.results.arrays import Floats, Integers
+from sim.results.store.batches import batches, extent
 from sim.results.store.events import Event
-
-Floats = npt.NDArray[np.float64]
 
 BINS = 240
 MERGED_BINS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
@@ -76,8 +74,8 @@ class TimeSeries:
     delivery_ns: dict[str, Floats] = field(default_factory=dict)
     total_ns: dict[str, Floats] = field(default_factory=dict)
     pending: Floats = field(default_factory=lambda: np.zeros(0))
-    drain_sizes: Column = field(default_factory=lambda: np.zeros(0, np.int64))
-    drained: Column = field(default_factory=lambda: np.zeros(0, np.int64))
+    drain_sizes: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+    drained: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
     events: list[RunEvent] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
@@ -130,7 +128,7 @@ def _bands(run: Run, data: TimeSeries) -> None:
             data.bands.append(Band(max(0.0, start_s), min(data.duration_s, end_s), phase.name))
 
 
-def _bin_of(data: TimeSeries, time_ns: Column) -> Column:
+def _bin_of(data: TimeSeries, time_ns: Integers) -> Integers:
     """The bin of each time stamp, -1 for those outside of the run."""
     place = (time_ns - data.start_ns) * BINS // max(1, data.stop_ns - data.start_ns)
     return np.where((place >= 0) & (place < BINS), place, -1)
@@ -156,7 +154,7 @@ def _samples(run: Run, data: TimeSeries) -> None:
     )
 
 
-def _add_over_time(data: TimeSeries, counts: Column, begin_ns: Column, end_ns: Column) -> None:
+def _add_over_time(data: TimeSeries, counts: Integers, begin_ns: Integers, end_ns: Integers) -> None:
     """Add the durations ``end_ns - begin_ns`` to ``counts``, in the bin of their begin; ``end_ns`` 0 means never."""
     at = _bin_of(data, begin_ns)
     known = (end_ns > 0) & (at >= 0)
@@ -180,7 +178,7 @@ def _add_latencies(data: TimeSeries, stamps: Stamps) -> None:
         histogram.add(numbers[counts & there])
 
 
-def _levels(over_time: Column) -> dict[str, Floats]:
+def _levels(over_time: Integers) -> dict[str, Floats]:
     """Percentiles of every row of counts; NaN where a row has too few values, by the rule of the tables."""
     sums = np.cumsum(over_time, axis=1)
     total = sums[:, -1]

@@ -6,18 +6,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
+from sim.results.arrays import Integers
 from sim.results.store.schemas import check_values, file_name, opened
-
-Column = npt.NDArray[np.int64]
 
 BATCH_ROWS = 1 << 17
 
 
-def batches(directory: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Column]]:
+def batches(directory: Path, name: str, columns: Sequence[str]) -> Iterator[dict[str, Integers]]:
     """The named columns of a table as int64, some 100,000 rows at a time; null is 0, or -1 for ``target``.
 
     Raises ``UsageError`` when the file is missing or damaged, or has no such columns of numbers.
@@ -37,7 +35,7 @@ def _check(name: str, schema: pa.Schema, columns: Sequence[str]) -> None:
             raise UsageError(f"{file_name(name)} has no column {column} of numbers")
 
 
-def _numbers(column: pa.Array, missing: int) -> Column:
+def _numbers(column: pa.Array, missing: int) -> Integers:
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
     if column.type != pa.int64():

@@ -23,11 +23,12 @@ from nodes.errors import HostError, IvshmemError, RunError
 from sim.access import Access
 from sim.host.wake_up_baseline import WakeUpBaseline
 from sim.kernel.shortage import error_of_path, is_shortage
-from sim.results.ending import BaselineMeasurement, Ending
+from sim.results.ending import Ending
 from sim.results.run import Run
 from sim.results.store import files
 from sim.results.store.manifest import SCHEMA_VERSION, GroupRow, HostFacts, MachineRow, Manifest, Owner, PartRow
 from sim.results.store.stream import ResourceStream
+from sim.results.summary import BaselineMeasurement
 from sim.version import VERSION
 from topologies.model import Topology
 

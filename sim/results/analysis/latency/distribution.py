@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sim.results.analysis.labels import group_of_machines, phase_names, phases_of
 from sim.results.analysis.latency.histogram import BINS, bins_of, lower_edges, upper_edges
@@ -26,10 +25,10 @@ from sim.results.analysis.latency.intervals import (
 )
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, Samples, values
 from sim.results.analysis.latency.percentiles import Figures, Ranks, SparseCounts, ranked
+from sim.results.arrays import Floats, Integers, Mask
 from sim.results.store.manifest import Manifest, Phase
 from sim.results.summary import NONE, Latencies, Percentiles
 
-Integers = npt.NDArray[np.int64]
 Read = Callable[[], Iterable[Samples]]
 
 NOTHING = Latencies(**dict.fromkeys(EVERY_LATENCY, NONE))
@@ -56,7 +55,7 @@ class Measured:
     What only intervals need is computed when it is asked for, once.
     """
 
-    there: npt.NDArray[np.bool_] | slice
+    there: Mask | slice
     values: Integers
     bins: Integers
     of_samples: Samples = field(repr=False)
@@ -76,7 +75,7 @@ class Measured:
         return moments(self.of_samples, self.latency)[self.there]
 
     @functools.cached_property
-    def weights(self) -> npt.NDArray[np.float64]:
+    def weights(self) -> Floats:
         return independent(self.of_samples, self.latency, self.sample_every)[self.there]
 
 
@@ -125,7 +124,7 @@ class LatencyOfGroups:
         ]
 
 
-def _known(its: Measured, codes: Integers) -> tuple[Integers, Integers, Integers, npt.NDArray[np.bool_] | slice]:
+def _known(its: Measured, codes: Integers) -> tuple[Integers, Integers, Integers, Mask | slice]:
     if not len(codes) or codes.min() >= 0:  # the usual case needs no copies
         return codes, its.values, its.bins, slice(None)
     known = codes >= 0

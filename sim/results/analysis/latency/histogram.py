@@ -12,12 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from sim.results.analysis.latency.latencies import QUANTILES, place_of
-
-Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from sim.results.arrays import Floats, Integers
 
 BITS = 7
 LINEAR = 1 << BITS

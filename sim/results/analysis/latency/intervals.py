@@ -35,12 +35,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from sim.results.analysis.latency.histogram import BINS, bins_of, lower_edges, upper_edges
 from sim.results.analysis.latency.latencies import QUANTILES, WHOLE, Samples, place_of
+from sim.results.arrays import Floats, Integers
 
-Integers = npt.NDArray[np.int64]
 Interval = tuple[int | None, int | None]
 
 SLICES = 32
@@ -116,14 +115,14 @@ def moments(samples: Samples, latency: str) -> Integers:
     return samples.rung_ns if latency == "lag" else samples.delivered_ns
 
 
-def independent(samples: Samples, latency: str, sample_every: int) -> npt.NDArray[np.float64]:
+def independent(samples: Samples, latency: str, sample_every: int) -> Floats:
     """The weight of each sample among independent ones: all samples of one drain weigh one together."""
     if latency == "lag":
         return np.ones(len(samples))
     return np.minimum(1.0, max(1, sample_every) / np.maximum(samples.count, 1))
 
 
-def sliced(cells: Integers, counts: Integers, drains: npt.NDArray[np.float64]) -> list[Slices]:
+def sliced(cells: Integers, counts: Integers, drains: Floats) -> list[Slices]:
     """The slices of each group.
 
     Args:

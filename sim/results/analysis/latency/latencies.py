@@ -33,10 +33,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
-Integers = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+from sim.results.arrays import Integers, Mask
 
 LATENCIES = ("lag", "delivery", "handling", "total")
 EVERY_LATENCY = ("lag", "delivery", "handling", "raw", "total")

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from sim.results.analysis.latency.histogram import BINS, bins_of, lower_edges, upper_edges
 from sim.results.analysis.latency.latencies import QUANTILES, place_of
+from sim.results.arrays import Integers
 
-Integers = npt.NDArray[np.int64]
 Figures = dict[str, int | None]
 
 DENSE = 1 << 20

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from nodes.errors import UsageError
@@ -17,12 +16,12 @@ from sim.results.analysis.latency.distribution import LatencyOfGroups, Measured,
 from sim.results.analysis.latency.intervals import Slices
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, QUANTILES, Samples, values
 from sim.results.analysis.latency.percentiles import SparseCounts, ranked
+from sim.results.arrays import Integers, Mask
 from sim.results.store.batches import batches
 from sim.results.store.manifest import Manifest
 from sim.results.store.schemas import SCHEMAS
 from sim.results.summary import Summary
 
-Integers = npt.NDArray[np.int64]
 Labels = Sequence[Any]
 
 VECTORS = 1 << 16
@@ -163,7 +162,7 @@ def latency_slices(directory: Path, manifest: Manifest, summary: Summary) -> dic
 
 
 def percentiles_where(
-    directory: Path, manifest: Manifest, latency: str, where: Callable[[Samples], npt.NDArray[np.bool_]]
+    directory: Path, manifest: Manifest, latency: str, where: Callable[[Samples], Mask]
 ) -> dict[str, float | None]:
     """The percentiles of one latency of those samples, without the warm-up, and their ``mean`` and number."""
 

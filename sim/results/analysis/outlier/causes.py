@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sim.results.analysis.outlier.evidence import ActionSpan, Evidence, LatencyPart, MachineEvidence
-from sim.results.analysis.outlier.time_use import TimeUse, time_use
+from sim.results.analysis.outlier.time_use import WAITS_FOR_EVENTS, TimeUse, time_use
 from sim.results.outlier import Cause
 
 KINDS = {
@@ -120,7 +120,7 @@ def _of_part(evidence: Evidence, part: LatencyPart, traced: Uses) -> Iterator[_F
 
 def _is_handling(its: MachineEvidence, part: LatencyPart) -> bool:
     """Whether the program is still in the handler of this doorbell: no later drain, and it does not wait for one."""
-    waits = bool(its.looks) and its.looks[-1].blocked_in.startswith(("ep_", "do_epoll", "poll_"))
+    waits = bool(its.looks) and its.looks[-1].blocked_in.startswith(WAITS_FOR_EVENTS)
     return not waits and bool(its.looks) and all(delivered <= part.begin_ns for delivered, _ in its.drains)
 
 
