@@ -113,18 +113,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture
 def ivshmem_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The lab that the other fixtures share; checks that the test leaves nothing behind."""
-    from sim.host.holdings import holdings
+    from sim.host.holdings import Holdings, holdings
     from sim.host.runtime_directory import runtime_directories
 
-    def held() -> dict[str, set[object]]:
-        now = holdings()
-        return {
-            "processes": set(now.children),
-            "descriptors": {descriptor for descriptor in now.descriptors if descriptor[1].startswith(OWN_KINDS)},
-            "segments": set(now.segments),
-            "sockets": {str(directory.path) for directory in runtime_directories() if directory.pid == os.getpid()},
-            "threads": {thread for thread in now.threads if thread.startswith("ivshmem server")},
-        }
+    def held() -> Holdings:
+        now = holdings(str(directory.path) for directory in runtime_directories() if directory.pid == os.getpid())
+        return now._replace(
+            descriptors=frozenset(each for each in now.descriptors if each[1].startswith(OWN_KINDS)),
+            threads=frozenset(thread for thread in now.threads if thread.startswith("ivshmem server")),
+        )
 
     marker = request.node.get_closest_marker("ivshmem_timeout")
     lab = Lab(float(marker.args[0]) if marker is not None else TIMEOUT_S)
@@ -133,7 +130,7 @@ def ivshmem_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     yield lab
     lab.close()
     deadline_s = time.monotonic() + LEAK_PATIENCE_S
-    while left := {kind: sorted(now - before[kind], key=str) for kind, now in held().items() if now - before[kind]}:
+    while left := held().beyond(before):
         if FAILED in request.node.stash:
             return  # what a failed test holds, its traceback may hold
         if time.monotonic() >= deadline_s:

@@ -17,6 +17,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -153,7 +154,21 @@ def short_path() -> Iterator[Path]:
 def held() -> Holdings:
     """What this process holds; a directory of multiprocessing's own is left out."""
     own = multiprocessing.process.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
-    return holdings([TEMPORARY], [own] if own else [])
+    return holdings(_sockets(TEMPORARY, own))
+
+
+def _sockets(top: Path, without: str | None) -> Iterator[str]:
+    """Socket files and the private directories of runs, without directories of pytest."""
+    for directory, names, files in os.walk(top):
+        names[:] = [name for name in names if not name.startswith("pytest-of-")]
+        if directory == without:
+            continue
+        yield from (str(Path(directory, name)) for name in names if name.startswith("ivsim-"))
+        for name in files:
+            path = Path(directory, name)
+            with contextlib.suppress(OSError):  # ended meanwhile
+                if stat.S_ISSOCK(path.lstat().st_mode):
+                    yield str(path)
 
 
 def _reap(pids: list[int]) -> None:
@@ -195,15 +210,15 @@ def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
     gc.collect()
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        _reap([pid for pid in left.get("children", []) if isinstance(pid, int)])
+        _reap([pid for pid in left.get("processes", []) if isinstance(pid, int)])
         left = held().beyond(before)
         if not left:
             return
         if time.monotonic() > deadline:
             break
         time.sleep(0.005)
-    if "children" in left:
-        left["children"] = list(_describe_children([pid for pid in left["children"] if isinstance(pid, int)]))
+    if "processes" in left:
+        left["processes"] = list(_describe_children([pid for pid in left["processes"] if isinstance(pid, int)]))
     pytest.fail(f"{request.node.nodeid} left behind: {left}", pytrace=False)
 
 

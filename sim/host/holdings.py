@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import threading
 from collections.abc import Iterable, Iterator
 from multiprocessing import resource_tracker
@@ -18,14 +17,14 @@ class Holdings(NamedTuple):
     Attributes:
         descriptors: their numbers, and what the kernel calls them (proc_pid_fd(5)).
         threads: of Python and of ZeroMQ.
-        children: process IDs. The resource tracker of ``multiprocessing`` and its pipe are the interpreter's.
-        sockets: socket files and the private directories of runs, below given directories.
+        processes: the IDs of children. The resource tracker of ``multiprocessing`` and its pipe are the interpreter's.
+        sockets: socket files and the private directories of runs.
         segments: the names in /dev/shm that have this process's ID.
     """
 
     descriptors: frozenset[tuple[int, str]]
     threads: frozenset[str]
-    children: frozenset[int]
+    processes: frozenset[int]
     sockets: frozenset[str]
     segments: frozenset[str]
 
@@ -38,18 +37,13 @@ class Holdings(NamedTuple):
         }
 
 
-def holdings(directories: Iterable[Path] = (), but: Iterable[str] = ()) -> Holdings:
-    """What this process holds now.
-
-    Args:
-        directories: where sockets are looked for, without directories of pytest.
-        but: directories that are left out.
-    """
+def holdings(sockets: Iterable[str] = ()) -> Holdings:
+    """What this process holds now; ``sockets`` are those that the caller has found."""
     return Holdings(
         frozenset(_descriptors()),
         frozenset(_threads()),
         frozenset(children()),
-        frozenset(path for directory in directories for path in _sockets(directory, but)),
+        frozenset(sockets),
         frozenset(name for name in os.listdir("/dev/shm") if str(os.getpid()) in name.replace("-", " ").split()),
     )
 
@@ -80,16 +74,3 @@ def children() -> Iterator[int]:
             for pid in map(int, Path(f"/proc/self/task/{task}/children").read_text().split()):
                 if pid != tracker:
                     yield pid
-
-
-def _sockets(top: Path, but: Iterable[str]) -> Iterator[str]:
-    for directory, names, files in os.walk(top):
-        names[:] = [name for name in names if not name.startswith("pytest-of-")]
-        if directory in but:
-            continue
-        yield from (str(Path(directory, name)) for name in names if name.startswith("ivsim-"))
-        for name in files:
-            path = Path(directory, name)
-            with contextlib.suppress(OSError):  # ended meanwhile
-                if stat.S_ISSOCK(path.lstat().st_mode):
-                    yield str(path)
