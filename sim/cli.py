@@ -56,7 +56,7 @@ class _LazyGroup(click.Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        module, _, name = entry.target.partition(":")
+        module, name = entry.target.split(":") if entry.target else (cmd_name, cmd_name)
         command = getattr(importlib.import_module(f"sim.commands.{module}"), name)
         interrupts_raise()
         assert isinstance(command, click.Command)

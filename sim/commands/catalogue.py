@@ -9,100 +9,82 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """One command: ``module:name`` within `sim.commands`, its line in the help, and the last line of its own help."""
+    """One command: its line in the help, the last line of its own help, and ``module:function`` within `sim.commands`.
 
-    target: str
+    By default the module and the function have the name of the command.
+    """
+
     summary: str
     example: str
+    target: str = ""
 
 
 COMMANDS = {
-    "run": Entry("run:run", "Run a topology and show the result.", "ivsim run ping_pong --set run.duration_s=2"),
-    "show": Entry("run:show", "Show the result of a run again.", "ivsim show runs/RUN"),
+    "run": Entry("Run a topology and show the result.", "ivsim run ping_pong --set run.duration_s=2"),
+    "show": Entry("Show the result of a run again.", "ivsim show runs/RUN", "run:show"),
     "sweep": Entry(
-        "sweep:sweep",
-        "Run a topology with every combination of some values.",
-        "ivsim sweep fan_in --set machines.sender.count=1,2,4",
+        "Run a topology with every combination of some values.", "ivsim sweep fan_in --set machines.sender.count=1,2,4"
     ),
     "explore": Entry(
-        "explore:explore",
         "Run many seeds under virtual time and look for a broken invariant.",
         "ivsim explore bursty --seeds 0..99 --jobs 2",
     ),
-    "calibrate": Entry(
-        "calibrate:calibrate",
-        "Read the costs of virtual time off real runs.",
-        "ivsim calibrate runs/RUN -o host.toml",
-    ),
+    "calibrate": Entry("Read the costs of virtual time off real runs.", "ivsim calibrate runs/RUN -o host.toml"),
     "scheduler": Entry(
-        "cluster:scheduler",
         "Start the scheduler of a cluster of hosts.",
         "ivsim scheduler --host 192.0.2.1 --tls-ca ca.pem --tls-cert host.pem --tls-key host.key",
+        "cluster:scheduler",
     ),
     "worker": Entry(
-        "cluster:worker",
         "Start a worker of a cluster, which runs the jobs of its scheduler.",
         "ivsim worker tcp://127.0.0.1:8786",
+        "cluster:worker",
     ),
-    "graph": Entry(
-        "graph:graph", "Draw a topology: its machines, and which ring which.", "ivsim graph fan_in -o fan_in.svg"
-    ),
-    "migrate": Entry(
-        "migrate:migrate",
-        "Plan how a topology's machines could move to another host.",
-        "ivsim migrate --plan evacuate",
-    ),
-    "compare": Entry("compare:compare", "Compare two runs.", "ivsim compare runs/BEFORE runs/AFTER --fail-if p99:+10%"),
-    "report": Entry("report:report", "Write a run as one HTML page.", "ivsim report runs/RUN -o run.html"),
-    "trace": Entry("trace:trace", "Write a run as a trace that Perfetto opens.", "ivsim trace runs/RUN -o run.json.gz"),
-    "top": Entry("top:top", "Watch a run of this host while it lasts.", "ivsim top --once"),
-    "console": Entry(
-        "console:console", "Show the console of a guest, live while its run lasts.", "ivsim console runs/RUN linux"
-    ),
-    "ps": Entry("inventory:ps", "List runs, servers, memory and what was left behind on this host.", "ivsim ps --json"),
-    "clean": Entry("inventory:clean", "Remove what killed runs and servers left behind.", "ivsim clean --dry-run"),
-    "serve": Entry(
-        "serve:serve", "Run an ivshmem server, as ivshmem-server does.", "ivsim serve -F -S /tmp/server.sock -l 4M -n 2"
-    ),
+    "graph": Entry("Draw a topology: its machines, and which ring which.", "ivsim graph fan_in -o fan_in.svg"),
+    "migrate": Entry("Plan how a topology's machines could move to another host.", "ivsim migrate --plan evacuate"),
+    "compare": Entry("Compare two runs.", "ivsim compare runs/BEFORE runs/AFTER --fail-if p99:+10%"),
+    "report": Entry("Write a run as one HTML page.", "ivsim report runs/RUN -o run.html"),
+    "trace": Entry("Write a run as a trace that Perfetto opens.", "ivsim trace runs/RUN -o run.json.gz"),
+    "top": Entry("Watch a run of this host while it lasts.", "ivsim top --once"),
+    "console": Entry("Show the console of a guest, live while its run lasts.", "ivsim console runs/RUN linux"),
+    "ps": Entry("List runs, servers, memory and what was left behind on this host.", "ivsim ps --json", "inventory:ps"),
+    "clean": Entry("Remove what killed runs and servers left behind.", "ivsim clean --dry-run", "inventory:clean"),
+    "serve": Entry("Run an ivshmem server, as ivshmem-server does.", "ivsim serve -F -S /tmp/server.sock -l 4M -n 2"),
     "attach": Entry(
-        "attach:attach",
-        "Connect to a server as a peer, interactively or in a script.",
-        "ivsim attach -S /tmp/server.sock peers",
+        "Connect to a server as a peer, interactively or in a script.", "ivsim attach -S /tmp/server.sock peers"
     ),
     "ethernet": Entry(
-        "ethernet:ethernet",
         "Join an Ethernet over ivshmem v2 with a network interface of this host.",
         "ivsim ethernet -S /tmp/server.sock --tap ivshmem0",
     ),
     "record": Entry(
-        "capture:record",
         "Record what a server and its clients send.",
         "ivsim record -S /tmp/server.sock -L /tmp/recorded.sock -o session",
+        "capture:record",
     ),
     "replay": Entry(
-        "capture:replay",
         "Replay a recorded server to a client under test.",
         "ivsim replay session -S /tmp/replayed.sock",
+        "capture:replay",
     ),
     "explain": Entry(
-        "capture:explain_session", "Explain a recorded session, and what is wrong with it.", "ivsim explain session"
+        "Explain a recorded session, and what is wrong with it.", "ivsim explain session", "capture:explain_session"
     ),
-    "validate": Entry("topology:validate", "Check a topology without running it.", "ivsim validate topology.toml"),
+    "validate": Entry("Check a topology without running it.", "ivsim validate topology.toml", "topology:validate"),
     "list": Entry(
-        "topology:list_shipped",
         "Show the topologies that ship, or a reference of the language.",
         "ivsim list --metrics",
+        "topology:list_shipped",
     ),
-    "init": Entry("topology:init", "Write a commented topology to start from.", "ivsim init topology.toml"),
-    "schema": Entry("topology:schema", "Print the JSON Schema of topologies.", "ivsim schema > topology.schema.json"),
-    "device": Entry("device:device", "Describe the simulated PCI devices.", "ivsim device show qemu-doorbell"),
+    "init": Entry("Write a commented topology to start from.", "ivsim init topology.toml", "topology:init"),
+    "schema": Entry("Print the JSON Schema of topologies.", "ivsim schema > topology.schema.json", "topology:schema"),
+    "device": Entry("Describe the simulated PCI devices.", "ivsim device show qemu-doorbell"),
     "conformance": Entry(
-        "device:conformance",
         "Compare the simulated device with a real QEMU, operation by operation.",
         "ivsim conformance --seed 1",
+        "device:conformance",
     ),
     "agree": Entry(
-        "agree:agree",
         "Run a topology simulated and with real QEMUs, and compare.",
         "ivsim agree doorbell_storm --set run.duration_s=1",
     ),

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sim.telemetry import Snapshot, following
-from sim.views.rates import Rates, left_s
+from sim.views.rates import Rates, left_s, share_done
 
 PLAIN_EVERY_NS = 1_000_000_000
 BAR_WIDTH = 24
@@ -48,8 +48,8 @@ def _words(snapshot: Snapshot, rates: Rates) -> list[str]:
     else:
         words = [f"{snapshot.phase:8}", f"{snapshot.up}/{snapshot.machines} machines up"]
     if snapshot.phase == "running":
-        known = [its for group in snapshot.groups if (its := rates.of(group)) is not None]
-        doorbells, interrupts = (sum(rate[name] for rate in known) for name in ("rung", "interrupts"))
+        known = rates.together(snapshot)
+        doorbells, interrupts = (known.get(name, 0) for name in ("rung", "interrupts"))
         words += [f"{doorbells:>13,.0f} doorbells/s", f"{interrupts:>11,.0f} interrupts/s"]
     if (left := left_s(snapshot)) is not None:
         words.append(f"{left:5.1f} s left")
@@ -58,21 +58,12 @@ def _words(snapshot: Snapshot, rates: Rates) -> list[str]:
     return words
 
 
-def _render(snapshot: Snapshot, rates: Rates) -> Table:
-    grid = Table.grid(padding=(0, 1))
-    total = snapshot.machines
-    done = float(snapshot.up)
-    if snapshot.start_ns and snapshot.stop_ns and snapshot.phase == "running":
-        total = snapshot.stop_ns - snapshot.start_ns
-        done = snapshot.time_ns - snapshot.start_ns
-    bar = ProgressBar(total=total, completed=max(0, min(done, total)), width=BAR_WIDTH)
-    grid.add_row(bar, *(Text(word, no_wrap=True) for word in _words(snapshot, rates)))
-    return grid
-
-
 def _show(snapshot: Snapshot, rates: Rates, width: int) -> Table | Text:
     """Return the bar and the words; the words alone where a line has no room for both."""
     words = _words(snapshot, rates)
-    if sum(map(len, words)) + len(words) + BAR_WIDTH <= width:
-        return _render(snapshot, rates)
-    return Text(" ".join(" ".join(words).split()))
+    if sum(map(len, words)) + len(words) + BAR_WIDTH > width:
+        return Text(" ".join(" ".join(words).split()))
+    grid = Table.grid(padding=(0, 1))
+    bar = ProgressBar(total=1.0, completed=share_done(snapshot), width=BAR_WIDTH)
+    grid.add_row(bar, *(Text(word, no_wrap=True) for word in words))
+    return grid

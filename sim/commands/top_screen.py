@@ -189,9 +189,8 @@ def _summary(now: _Seen) -> list[str]:
     """The whole run in a few words."""
     snapshot = now.snapshot
     words = [f"{snapshot.phase:8}", f"{snapshot.up}/{snapshot.machines} up"]
-    rates = [its for name in snapshot.groups if (its := now.rates.of(name)) is not None]
-    if rates:
-        words += [f"{name} {count(sum(rate[name] for rate in rates))}/s" for name in ("rung", "interrupts")]
+    rates = now.rates.together(snapshot)
+    words += [f"{name} {count(rates[name])}/s" for name in ("rung", "interrupts") if rates]
     words.append(f"pending {pending(snapshot):,}")
     refused = sum(group.refused for group in snapshot.groups.values())
     words += [f"refused {refused:,}"] if refused else []

@@ -90,8 +90,8 @@ def _soft(limit: int, name: str) -> Remaining | None:
 
 
 def _finite(limit: int, unlimited: int) -> int:
-    soft = resource.getrlimit(limit)[0]
-    return unlimited if soft == resource.RLIM_INFINITY else soft
+    soft = _soft(limit, "")
+    return unlimited if soft is None else soft.amount
 
 
 def _least(*known: Remaining | None) -> Remaining | None:
@@ -111,9 +111,9 @@ def _processes(mighty: bool) -> Iterator[Remaining | None]:
     for path, name in (("kernel/pid_max", "kernel.pid_max"), ("kernel/threads-max", "kernel.threads-max")):
         if (most := _number(f"/proc/sys/{path}")) is not None:
             yield Remaining(most - tasks, name)
-    soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
-    if soft != resource.RLIM_INFINITY and not mighty:  # user_namespaces(7): capable processes are not limited
-        yield Remaining(soft - _own_tasks(), "ulimit -u")
+    soft = _soft(resource.RLIMIT_NPROC, "ulimit -u")
+    if soft is not None and not mighty:  # user_namespaces(7): capable processes are not limited
+        yield soft._replace(amount=soft.amount - _own_tasks())
     yield from _of_groups("pids")
 
 

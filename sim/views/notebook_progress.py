@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sim.telemetry import Snapshot, following
-from sim.views.rates import Rates, left_s
+from sim.views.rates import Rates, left_s, share_done
 from sim.views.units import short_count
 
 
@@ -41,17 +41,13 @@ def progress_in_cell(endpoint: str) -> Iterator[None]:
 
 def _bar(snapshot: Snapshot, rates: Rates) -> str:
     """A bar of what is done, and the words beside it."""
-    done, total = float(snapshot.up), float(snapshot.machines)
     up = "" if snapshot.phase == "done" else f"{snapshot.up}/"
     words = [snapshot.phase, f"{up}{snapshot.machines} machines{' up' if up else ''}"]
     if snapshot.start_ns and snapshot.stop_ns and snapshot.phase == "running":
-        done, total = float(snapshot.time_ns - snapshot.start_ns), float(snapshot.stop_ns - snapshot.start_ns)
-        known = [its for group in snapshot.groups if (its := rates.of(group)) is not None]
-        words += [
-            f"{short_count(sum(rate[name] for rate in known))} {name}/s" for name in ("rung", "interrupts") if known
-        ]
+        known = rates.together(snapshot)
+        words += [f"{short_count(known[name])} {name}/s" for name in ("rung", "interrupts") if known]
     if (left := left_s(snapshot)) is not None:
         words.append(f"{left:.1f} s left")
-    share = 1.0 if snapshot.phase == "done" else max(0.0, min(1.0, done / total if total else 0.0))
+    share = 1.0 if snapshot.phase == "done" else share_done(snapshot)
     text = html.escape(", ".join(words))
     return f'<progress value="{share:.3f}" max="1" aria-label="{text}"></progress> <span>{text}</span>'

@@ -37,6 +37,15 @@ def left_s(snapshot: Snapshot) -> float | None:
     return max(0.0, (snapshot.stop_ns - snapshot.time_ns) / 1e9)
 
 
+def share_done(snapshot: Snapshot) -> float:
+    """The share that is done, 0 to 1: of the time while the run goes on, of the machines that are up otherwise."""
+    if snapshot.phase == "running" and snapshot.start_ns and snapshot.stop_ns:
+        done, total = snapshot.time_ns - snapshot.start_ns, snapshot.stop_ns - snapshot.start_ns
+    else:
+        done, total = snapshot.up, snapshot.machines
+    return max(0.0, min(1.0, done / total if total else 0.0))
+
+
 class Rates:
     """How fast the counts of groups grow: over the last second, or what there is of it."""
 
@@ -51,6 +60,11 @@ class Rates:
         # The oldest one that is kept is the last that lies a whole window back.
         while len(seen) > 2 and seen[1].time_ns <= snapshot.time_ns - WINDOW_NS:
             seen.popleft()
+
+    def together(self, snapshot: Snapshot) -> dict[str, float]:
+        """Each of :data:`COUNTED` a second, of all groups that have rates together; empty where none has."""
+        known = [its for name in snapshot.groups if (its := self.of(name)) is not None]
+        return {name: sum(rate[name] for rate in known) for name in COUNTED if known}
 
     def of(self, group: str) -> dict[str, float] | None:
         """Each of :data:`COUNTED` a second; None until two snapshots know the group."""
