@@ -56,9 +56,15 @@ def test_every_word_is_declared_once(registers: tuple[Register, ...], text: str)
         RegisterMap("map", 12, registers)
 
 
+def register_at(registers: RegisterMap, offset: int) -> Register | None:
+    """The register that has a word at ``offset``; None between words and outside."""
+    fitting = (each for each in registers.registers if each.offset <= offset < each.end and offset % 4 == 0)
+    return next(fitting, None)
+
+
 def test_order_of_declaration_does_not_matter() -> None:
     made = RegisterMap("map", 12, (word(4, "b", words=2), word(0, "a")))
-    found = [made.at(offset) for offset in range(13)]
+    found = [register_at(made, offset) for offset in range(13)]
     assert [register.name if register else None for register in found] == [
         *("a", None, None, None, "b", None, None, None, "b", None, None, None, None),
     ]
@@ -197,15 +203,9 @@ def expected(made: Profile, offset: int, size: int) -> int:
         if length < rules.narrowest_bytes:
             value += (b"\xff" if rules.narrow is Unfit.ONES else b"\0") * length
             continue
-        register = register_at(made, at)
+        register = register_at(made.registers, at)
         value += (words[register.name] if register else 0).to_bytes(4, "little")[:length]
     return int.from_bytes(value, "little")
-
-
-def register_at(made: Profile, offset: int) -> Register | None:
-    """The register that has a word at ``offset``; None between words and outside."""
-    registers = (each for each in made.registers.registers if each.offset <= offset < each.end and offset % 4 == 0)
-    return next(registers, None)
 
 
 @pytest.mark.parametrize("made", VERSION_1, ids=lambda made: made.name)
@@ -227,7 +227,7 @@ def test_every_write(made: Profile) -> None:
             for at, length in greedy(offset, size, rules.widest_bytes):
                 if length < rules.narrowest_bytes or at + length > 0x100:
                     continue
-                register = register_at(made, at & rules.write_offset_mask)
+                register = register_at(made.registers, at & rules.write_offset_mask)
                 if register and register.name in words and register.access is not Access.RO:
                     words[register.name] = value >> 8 * (at - offset) & (1 << 8 * length) - 1
         found = {name: device.registers.values[name] for name in words}
