@@ -83,6 +83,13 @@ class Doorbells:
         if (edge := self._edges.get(peer << 16 | vector)) is not None:
             self._follow(edge)
 
+    def connect_any(self, peers: Sequence[int]) -> None:
+        """These peers have new lines. As `connect`, for any number of them."""
+        if self._edges:
+            for peer in set(peers):
+                for vector in range(self._peers.vectors(peer)):
+                    self.connect(peer, vector)
+
     def disconnect(self, peer: int) -> None:
         """The peer is about to be removed: nothing rings its lines from now on. Its counters stay."""
         self._rows.pop(peer, None)

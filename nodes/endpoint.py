@@ -22,6 +22,11 @@ def _nothing(*_: object) -> None:
     """Do nothing: lines are not descriptors here."""
 
 
+def _never(lines: Sequence[Line]) -> bool:
+    """Adopt no lines at once."""
+    return False
+
+
 class EndpointHooks(Struct, frozen=True, kw_only=True):
     """What the owner of a machine does with the descriptors that a server sends.
 
@@ -29,6 +34,7 @@ class EndpointHooks(Struct, frozen=True, kw_only=True):
         place: ``place(peer, memory)`` puts the shared memory in its place, by `Vm.place` as a rule.
         adopt: ``adopt(line)`` is called with each eventfd before it is used. For what is no eventfd it raises
             `RemoteProtocolError`, and keeps it.
+        adopt_all: ``adopt_all(lines)`` does so with many at once and returns True; False: each is to be adopted.
         release: ``release(descriptor)`` is called with the memory once it is placed, and with what is not used.
         on_own: ``on_own(line)`` is called with each eventfd of the machine's own, which is to be waited for.
         on_own_gone: ``on_own_gone(line)`` is called before an eventfd of the machine's own is released: it is not to be
@@ -45,6 +51,7 @@ class EndpointHooks(Struct, frozen=True, kw_only=True):
 
     place: Callable[[int, Line], object]
     adopt: Callable[[Line], object] = _nothing
+    adopt_all: Callable[[Sequence[Line]], bool] = _never
     release: Callable[[Line], object] = _nothing
     on_own: Callable[[Line], object] = _nothing
     on_own_gone: Callable[[Line], object] = _nothing
@@ -124,17 +131,21 @@ class Endpoint:
             RemoteProtocolError: as `receive`.
         """
         connected, most = self._client.peers, self._client.vectors
-        taken = 0
+        adopted = self._hooks.adopt_all(lines)
+        seen = taken = 0
         try:
             for peer, line in zip(numbers, lines, strict=True):
                 vector = connected.get(peer, 0)
                 if vector >= most or not 0 <= peer < PEERS_MAX:
                     break  # something odd; the client says what it means
+                seen += 1
+                if not adopted:
+                    self._adopt(line)
                 connected[peer] = vector + 1
                 taken += 1
-                self._connect(peer, vector, line)
         finally:
-            self._unread.extend(zip(numbers[taken:], lines[taken:], strict=True))
+            self._unread.extend(zip(numbers[seen:], lines[seen:], strict=True))
+            self._connect_next(numbers[:taken], lines[:taken])
         while self._unread:
             number, line = self._unread.popleft()
             self.receive(Message(number).encode(), [line])
@@ -186,3 +197,19 @@ class Endpoint:
         elif peer == self.peer:
             self.own[line] = vector
             self._hooks.on_own(line)
+
+    def _connect_next(self, peers: Sequence[int], lines: Sequence[Line]) -> None:
+        """Connect the next vector of each of these peers, whose lines are adopted."""
+        self.heard += len(lines)
+        if not self._vm.device.profile.server:
+            for line in lines:
+                self._release(line)
+            return
+        own = self.peer
+        first = 0 if own is None else self._peers.vectors(own)
+        self._vm.connect_next(peers, lines)
+        if own in peers:
+            mine = [line for peer, line in zip(peers, lines, strict=True) if peer == own]
+            for vector, line in enumerate(mine, first):
+                self.own[line] = vector
+                self._hooks.on_own(line)

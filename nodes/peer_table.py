@@ -43,6 +43,15 @@ class PeerTable:
         if before is not None:
             self._release(before)
 
+    def connect_next(self, peers: Sequence[int], lines: Sequence[Line]) -> None:
+        """Add the next vector of each of these peers; one that is there several times gets several."""
+        known = self._lines
+        for peer, line in zip(peers, lines, strict=True):
+            if peer in known:
+                known[peer].append(line)
+            else:
+                known[peer] = [line]
+
     def disconnect(self, peer: int) -> None:
         """Remove a peer; one that is not in the table changes nothing. Costs the vectors of that peer."""
         for line in self._lines.pop(peer, ()):
@@ -157,6 +166,11 @@ class AnnouncedPeers(PeerTable):
                 self._heard_at, self._heard_vectors = stay.joined_at, vector + 1
                 return
         raise LocalProtocolError(f"peer {peer}, vector {vector}, line {line} is not what was announced next")
+
+    def connect_next(self, peers: Sequence[int], lines: Sequence[Line]) -> None:
+        """Hear the next vectors, as `connect`."""
+        for peer, line in zip(peers, lines, strict=True):
+            self.connect(peer, self.vectors(peer), line)
 
     def disconnect(self, peer: int) -> None:
         """Hear that a peer has left.

@@ -139,6 +139,12 @@ class Vm:
         self.guest.generation += 1
         return True
 
+    def connect_next(self, peers: Sequence[int], lines: Sequence[Line]) -> None:
+        """The next vector of each of these peers can be rung. The device has a server, and a use for all of them."""
+        self.device.peers.connect_next(peers, lines)
+        self.doorbells.connect_any(peers)
+        self.guest.generation += 1
+
     def disconnect(self, peer: int) -> None:
         """A peer has left: its lines are no longer rung, then released."""
         self.doorbells.disconnect(peer)

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nodes.device.v2.device import IvshmemV2
 from nodes.endpoint import EndpointHooks
@@ -119,6 +119,7 @@ class Connection:
             EndpointHooks(
                 place=self._on_memory or place,
                 adopt=self._adopt,
+                adopt_all=self._adopt_all,
                 release=os.close,
                 on_own=self._on_own,
                 on_own_gone=self._on_own_gone,
@@ -201,6 +202,9 @@ class Connection:
             EventFd.adopt(descriptor)
         elif os.get_blocking(descriptor):  # a peer cleared the flag, which belongs to what all share
             os.set_blocking(descriptor, False)
+
+    def _adopt_all(self, descriptors: Sequence[int]) -> bool:
+        return self._trusted and not any(map(os.get_blocking, descriptors))
 
     def close(self) -> None:
         self._endpoint.close()
