@@ -24,6 +24,7 @@ import socket
 import sys
 import traceback
 from types import CodeType, FunctionType
+from typing import NamedTuple
 
 import nodes.programs
 from sim.engines.messages import Failed
@@ -41,11 +42,25 @@ from sim.kernel.waiting import readable_within
 __all__ = ["serve"]
 
 REQUEST_BYTES = 16
+TOGETHER_MAX = 8
+"""So many workers are forked by one process between. They wait for its end, so they are not very many."""
 UNDER_WAY_MAX = 3
 UNDER_WAY_LOOK_S = 0.01
 STANDARD_ERROR = 2
 GATHERED = {"contextlib", "ctypes", "nodes", "random", "sim", "socket"}
 """The packages of the functions that workers call. With those of all packages, what they call lies apart again."""
+
+
+class _Asked(NamedTuple):
+    """A worker that was asked for: the descriptors of its configuration and of its control socket, its template."""
+
+    configuration: int
+    control: int
+    template: Worker | None
+
+    def close(self) -> None:
+        os.close(self.configuration)
+        os.close(self.control)
 
 
 def serve(requests: int, stderr: int, runtime: str, path: list[str], name: str) -> None:
@@ -77,22 +92,20 @@ def serve(requests: int, stderr: int, runtime: str, path: list[str], name: str) 
         if not readable_within(requests, UNDER_WAY_LOOK_S if under_way else None):
             under_way = _collect(under_way)
             continue
-        received = channel.receive(REQUEST_BYTES)
-        if received is None:
-            continue
-        data, descriptors = received
-        if not data:
-            break
-        if len(descriptors) == 1:
-            templates.append(_template(*descriptors))
-        else:
-            configuration, control = descriptors
-            template = templates[int(data)] if data.isdigit() else None
-            _fork(channel, coordinator, path, configuration, control, template)
+        asked: list[_Asked] = []
+        while len(asked) < TOGETHER_MAX and (received := channel.receive(REQUEST_BYTES)) is not None:
+            data, descriptors = received
+            if not data:
+                _clean_up_orphaned(pathlib.Path(runtime))
+                return
+            if len(descriptors) == 1:
+                templates.append(_template(*descriptors))
+                os.close(*descriptors)
+            else:
+                asked.append(_Asked(*descriptors, templates[int(data)] if data.isdigit() else None))
+        if asked:
+            _fork(channel, coordinator, path, asked)
             under_way = _collect(under_way + 1)
-        for descriptor in descriptors:
-            os.close(descriptor)
-    _clean_up_orphaned(pathlib.Path(runtime))
 
 
 def _gather_code() -> list[CodeType]:
@@ -153,33 +166,42 @@ def _switch_stderr(stderr: int) -> None:
     os.close(stderr)
 
 
-def _fork(
-    channel: Channel,
-    coordinator: int,
-    path: list[str],
-    configuration: int,
-    control: int,
-    template: Worker | None,
-) -> None:
-    """Fork a worker that the coordinator adopts: its parent, a fork between, ends at once."""
-    forker = os.getpid()
+def _fork(channel: Channel, coordinator: int, path: list[str], asked: list[_Asked]) -> None:
+    """Fork workers that the coordinator adopts: their parent, a fork between, ends once it has forked them all."""
     try:
         if os.fork():
+            for each in asked:
+                each.close()
             return
-        parent = os.getpid()
-        if os.fork():
-            os._exit(0)
     except OSError as error:
-        Control(socket.socket(fileno=os.dup(control))).send(Failed("host", f"fork: {error.strerror}"))
-        if os.getpid() != forker:
-            os._exit(1)
+        for each in asked:
+            _refuse(each, error)
         return
     try:
         channel.close()
-        sys.path[:] = path
-        main(configuration, socket.socket(fileno=control), parent, coordinator, template)
+        parent = os.getpid()
+        while asked:
+            first = asked.pop(0)
+            try:
+                if os.fork():
+                    first.close()
+                    continue
+            except OSError as error:
+                _refuse(first, error)
+                continue
+            for each in asked:
+                each.close()
+            sys.path[:] = path
+            main(first.configuration, socket.socket(fileno=first.control), parent, coordinator, first.template)
+        os._exit(0)
     finally:
         os._exit(1)
+
+
+def _refuse(asked: _Asked, error: OSError) -> None:
+    """Tell the coordinator why a worker is not forked."""
+    Control(socket.socket(fileno=os.dup(asked.control))).send(Failed("host", f"fork: {error.strerror}"))
+    asked.close()
 
 
 def _clean_up_orphaned(runtime: pathlib.Path) -> None:
