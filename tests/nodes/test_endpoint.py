@@ -35,7 +35,7 @@ class EndpointSetup:
     def __init__(self, vectors=2, profile="qemu-doorbell", peers=None):
         self.descriptors = Descriptors()
         self.adopted, self.own, self.odd, self.rung = [], [], [], []
-        self.bad = None
+        self.bad, self.trusts = None, False
         self.vm = Vm(
             PROFILES[profile],
             vectors=vectors,
@@ -52,6 +52,7 @@ class EndpointSetup:
             EndpointHooks(
                 place=lambda peer, memory: self.vm.place(peer, memoryview(bytearray(4096))),
                 adopt=self.adopt,
+                adopt_all=self.adopt_all,
                 release=self.descriptors.release,
                 on_own=self.own.append,
                 warn=self.odd.append,
@@ -62,6 +63,11 @@ class EndpointSetup:
         if line == self.bad:
             raise RemoteProtocolError("no eventfd")
         self.adopted.append(line)
+
+    def adopt_all(self, lines):
+        if self.trusts:
+            self.adopted.extend(lines)
+        return self.trusts
 
     def say(self, number, *descriptors):
         self.endpoint.receive(Message(number).encode(), descriptors)
@@ -92,9 +98,11 @@ def test_a_greeting_places_the_machine_and_connects_its_vectors():
     assert station.descriptors.released == [MEMORY_DESCRIPTOR]
 
 
+@pytest.mark.parametrize("trusts", [False, True])
 @pytest.mark.parametrize("together", [False, True])
-def test_vectors_mean_the_same_whether_they_come_together_or_not(together):
+def test_vectors_mean_the_same_whether_they_come_together_or_not(together, trusts):
     station = EndpointSetup().greet()
+    station.trusts = trusts
     messages = [(7, 11), (7, 12), (65535, 13), (7, 14), (9, 15), (70000, 16), (0, 17), (1, 18)]
     if together:
         station.endpoint.receive_vectors([number for number, _ in messages], [line for _, line in messages])
@@ -107,6 +115,8 @@ def test_vectors_mean_the_same_whether_they_come_together_or_not(together):
         "server sent invalid message 70000",
     ]
     assert (station.own, station.endpoint.heard) == ([17], 8)
+    assert station.endpoint.own == {17: 0}
+    assert {11, 12, 13, 15, 17, 18} <= set(station.adopted)
     station.endpoint.close()
     assert sorted(station.descriptors.released) == [11, 12, 13, 14, 15, 16, 17, 18, MEMORY_DESCRIPTOR]
 
@@ -124,6 +134,35 @@ def test_a_descriptor_that_is_no_eventfd_ends_the_connection(together):
         end()
     station.endpoint.close()
     assert sorted(station.descriptors.released) == [11, *([13] if together else []), MEMORY_DESCRIPTOR]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_peer_that_returns_is_rung_on_its_new_lines(together):
+    station = EndpointSetup().greet()
+    for lines in ((7, 8), (17, 18)):
+        if together:
+            station.endpoint.receive_vectors([3, 3], lines)
+        else:
+            for line in lines:
+                station.say(3, line)
+        generation = station.vm.guest.generation
+        station.vm.guest.ring(3, 1)
+        station.say(3)
+        assert station.vm.guest.generation != generation
+    assert station.rung == [8, 18]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_own_vectors_are_counted_on_from_those_that_came_before(together):
+    station = EndpointSetup().greet(5)
+    station.say(5, 9)
+    if together:
+        station.endpoint.receive_vectors([2, 5], [7, 10])
+    else:
+        station.say(2, 7)
+        station.say(5, 10)
+    assert station.endpoint.own == {9: 0, 10: 1}
+    assert station.own == [9, 10]
 
 
 @pytest.mark.parametrize("end", ["leave", "unplug", "close", "another connection"])
@@ -150,7 +189,8 @@ def test_a_device_without_a_server_keeps_no_line():
     station = EndpointSetup(profile="qemu-plain")
     station.greet()
     station.say(3, 7)
-    assert station.descriptors.released == [MEMORY_DESCRIPTOR, 7]
+    station.endpoint.receive_vectors([3, 4], [8, 9])
+    assert station.descriptors.released == [MEMORY_DESCRIPTOR, 7, 8, 9]
     assert (station.known(), station.odd) == ({}, [])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from itertools import takewhile
 
 import pytest
 from hypothesis import strategies as st
@@ -82,11 +83,21 @@ class ComparedMachine:
                 )
             )
 
-    def hear(self, count):
-        for message in self.messages[:count]:
-            for endpoint in self.endpoints:
-                endpoint.receive(message.encode(), message.descriptors)
+    def hear(self, count, *, together=False):
+        heard = self.messages[:count]
         del self.messages[:count]
+        while heard:
+            vectors = list(takewhile(lambda said: said.number >= 0 and said.descriptors, heard))
+            if together and vectors and self.endpoints[0].takes_many:
+                for endpoint in self.endpoints:
+                    endpoint.receive_vectors(
+                        [said.number for said in vectors], [said.descriptors[0] for said in vectors]
+                    )
+                del heard[: len(vectors)]
+            else:
+                message = heard.pop(0)
+                for endpoint in self.endpoints:
+                    endpoint.receive(message.encode(), message.descriptors)
 
 
 class SharedTables(RuleBasedStateMachine):
@@ -122,10 +133,10 @@ class SharedTables(RuleBasedStateMachine):
             self.announcements.leave(peer)
             self.tell(self.server.leave(peer))
 
-    @rule(data=st.data(), count=st.integers(1, 12))
-    def hear(self, data, count):
+    @rule(data=st.data(), count=st.integers(1, 12), together=st.booleans())
+    def hear(self, data, count, together):
         if self.hearers:
-            self.hearers[data.draw(st.sampled_from(sorted(self.hearers)))].hear(count)
+            self.hearers[data.draw(st.sampled_from(sorted(self.hearers)))].hear(count, together=together)
 
     @rule(data=st.data())
     def catch_up(self, data):

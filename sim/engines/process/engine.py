@@ -56,7 +56,8 @@ class ProcessEngine:
             self._children_before = children()
             self.loop = Loop()
             stack.callback(self.loop.close)
-            self._fork_server = ForkServer(self.loop, self._runtime, lambda: None)
+            machines = sum(machine.guest is None for machine in self._topology.machines)
+            self._fork_server = ForkServer(self.loop, self._runtime, lambda: None, machines=machines)
             # The machines have ended first, however the run went, and the fork server: its children are adopted then.
             stack.callback(self.end_leftovers)
             stack.callback(self._fork_server.close)

@@ -36,6 +36,8 @@ END_PATIENCE_S = 5.0
 LAST_WORDS_BYTES = 2000
 TEMPLATES_MAX = 16
 """Machines of further kinds make for themselves what a template has."""
+REHEARSED_FROM = 16
+"""So many machines save the time of the rehearsals, 10 ms."""
 STANDARD_ERROR = 2
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -44,8 +46,14 @@ _encode = msgspec.msgpack.Encoder().encode
 class ForkServer:
     """Starts the process, hands it requests, ends it. ``on_end`` is called when it ends by itself."""
 
-    def __init__(self, loop: Loop, runtime: Path, on_end: Callable[[], None]) -> None:
-        """``runtime``: the run's private directory, which it removes should the coordinator die first."""
+    def __init__(self, loop: Loop, runtime: Path, on_end: Callable[[], None], *, machines: int = 0) -> None:
+        """Start the process.
+
+        Args:
+            runtime: the run's private directory, which it removes should the coordinator die first.
+            machines: how many there will be at least. Many are worth a rehearsal (`sim.engines.process.rehearsal`).
+        """
+        self._rehearses = machines >= REHEARSED_FROM
         self._loop, self._on_end = loop, on_end
         self._waiting: deque[tuple[bytes, bytes, socket.socket | None]] = deque()
         """The text of each request, the configuration, and the control socket: none for a template."""
@@ -144,7 +152,8 @@ class ForkServer:
         number = self._templates.get(common)
         if number is None and len(self._templates) < TEMPLATES_MAX:
             number = self._templates[common] = len(self._templates)
-            self._waiting.append((b"template", common, None))
+            # What machines of the first kind have rehearsed, those of other kinds execute, too, by far the most of it.
+            self._waiting.append((b"rehearsed" if self._rehearses and not number else b"template", common, None))
         return number
 
     def _send(self) -> None:

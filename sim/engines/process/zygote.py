@@ -30,6 +30,7 @@ import nodes.programs
 from sim.engines.messages import Failed
 from sim.engines.process.control import Control
 from sim.engines.process.main import main, make_template
+from sim.engines.process.rehearsal import rehearse
 from sim.engines.process.worker import Worker
 from sim.engines.shared.configuration import decode_configuration
 from sim.kernel.channel import Channel
@@ -39,8 +40,9 @@ from sim.kernel.signals import ENDING
 from sim.kernel.uring import check_rings
 from sim.kernel.waiting import readable_within
 
-__all__ = ["serve"]
+__all__ = ["REHEARSED", "serve"]
 
+REHEARSED = b"rehearsed"
 REQUEST_BYTES = 16
 TOGETHER_MAX = 8
 """So many workers are forked by one process between. They wait for its end, so they are not very many."""
@@ -64,7 +66,7 @@ class _Asked(NamedTuple):
 
 
 def serve(requests: int, stderr: int, runtime: str, path: list[str], name: str) -> None:
-    """Fork a worker for each request until the coordinator closes its end, which it does only by dying.
+    """Have a worker forked for each request until the coordinator closes its end, which it does only by dying.
 
     Args:
         requests: the socket on which requests come.
@@ -98,11 +100,14 @@ def serve(requests: int, stderr: int, runtime: str, path: list[str], name: str) 
             if not data:
                 _clean_up_orphaned(pathlib.Path(runtime))
                 return
-            if len(descriptors) == 1:
-                templates.append(_template(*descriptors))
-                os.close(*descriptors)
-            else:
-                asked.append(_Asked(*descriptors, templates[int(data)] if data.isdigit() else None))
+            configuration, *control = descriptors
+            if control:
+                asked.append(_Asked(configuration, control[0], templates[int(data)] if data.isdigit() else None))
+                continue
+            if data == REHEARSED:  # the end of a machine ends the children of its process
+                under_way = _collect(under_way, all_of_them=True)
+            templates.append(_template(configuration, pathlib.Path(runtime) if data == REHEARSED else None))
+            os.close(configuration)
         if asked:
             _fork(channel, coordinator, path, asked)
             under_way = _collect(under_way + 1)
@@ -130,18 +135,26 @@ def _gather_code() -> list[CodeType]:
     return originals
 
 
-def _template(configuration: int) -> Worker | None:
-    """The template of machines with this configuration; None when it cannot be made: each machine then says why."""
+def _template(configuration: int, rehearsed_in: pathlib.Path | None) -> Worker | None:
+    """The template of machines with this configuration; None when it cannot be made: each machine then says why.
+
+    A rehearsal that fails changes nothing but the time that the machines take.
+    """
     try:
         with open(configuration, "rb", buffering=0, closefd=False) as file:
-            template = make_template(decode_configuration(file.read()))
+            machine = decode_configuration(file.read())
+        if rehearsed_in is not None:
+            with contextlib.suppress(Exception):
+                rehearse(machine, rehearsed_in)
+            gc.collect()
+        template = make_template(machine)
     except Exception:
         return None
     gc.freeze()
     return template
 
 
-def _collect(under_way: int) -> int:
+def _collect(under_way: int, *, all_of_them: bool = False) -> int:
     """Collect the exits of processes between; returns how many are left, fewer than ``UNDER_WAY_MAX``.
 
     It waits only for the last of those: on a busy host each wait is for the time slices of others. The bound is for
@@ -149,7 +162,7 @@ def _collect(under_way: int) -> int:
     """
     while under_way:
         try:
-            pid, _ = os.waitpid(-1, 0 if under_way >= UNDER_WAY_MAX else os.WNOHANG)
+            pid, _ = os.waitpid(-1, 0 if all_of_them or under_way >= UNDER_WAY_MAX else os.WNOHANG)
         except ChildProcessError:
             return 0
         if not pid:

@@ -51,11 +51,12 @@ def configuration(folder: Path, name: str, **changes: Any) -> WorkerConfiguratio
     return replace(plain, **changes)
 
 
-@pytest.fixture
-def server(short_path: Path) -> Iterator[ForkServer]:
+@pytest.fixture(params=[1, 16], ids=["few machines", "many machines"])
+def server(request: pytest.FixtureRequest, short_path: Path) -> Iterator[ForkServer]:
+    """For few machines, and for so many that the first kind is rehearsed."""
     with adopting_orphans(), contextlib.closing(Loop()) as loop:
         known = children()
-        with contextlib.closing(ForkServer(loop, short_path, lambda: None)) as it:
+        with contextlib.closing(ForkServer(loop, short_path, lambda: None, machines=request.param)) as it:
             yield it
         end_children(known)
 
