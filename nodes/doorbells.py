@@ -78,17 +78,15 @@ class Doorbells:
 
     # Peers
 
+    @property
+    def has_edges(self) -> bool:
+        """Whether any peer was rung, or has left: only then does `connect` change anything."""
+        return bool(self._edges)
+
     def connect(self, peer: int, vector: int) -> None:
         """The peers have a new line. An edge that was rung before gets it; others wait for their first doorbell."""
         if (edge := self._edges.get(peer << 16 | vector)) is not None:
             self._follow(edge)
-
-    def connect_any(self, peers: Sequence[int]) -> None:
-        """These peers have new lines. As `connect`, for any number of them."""
-        if self._edges:
-            for peer in set(peers):
-                for vector in range(self._peers.vectors(peer)):
-                    self.connect(peer, vector)
 
     def disconnect(self, peer: int) -> None:
         """The peer is about to be removed: nothing rings its lines from now on. Its counters stay."""
@@ -133,11 +131,8 @@ class Doorbells:
             burst.settle()
         for edge in self._edges.values():
             edge.settle()
-            self._store(edge)
+            self._ledger.store_edge(edge.index, edge.rung, edge.refused)
         self._ledger.store_nowhere(self._nowhere)
-
-    def _store(self, edge: Edge) -> None:
-        self._ledger.store_edge(edge.index, edge.rung, edge.refused)
 
     # Edges
 
@@ -175,7 +170,7 @@ class Doorbells:
         """Take the line from an edge that has no short path any more."""
         edge.settle()
         edge.line, edge.supply, edge.granted = None, iter(()), 0
-        self._store(edge)
+        self._ledger.store_edge(edge.index, edge.rung, edge.refused)
 
     def _shorten(self, edge: Edge) -> None:
         """From now on `ring` finds the supply of this edge."""

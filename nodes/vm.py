@@ -141,8 +141,11 @@ class Vm:
 
     def connect_next(self, peers: Sequence[int], lines: Sequence[Line]) -> None:
         """The next vector of each of these peers can be rung. The device has a server, and a use for all of them."""
+        if self.doorbells.has_edges:
+            for peer, line in zip(peers, lines, strict=True):
+                self.connect(peer, self.device.peers.vectors(peer), line)
+            return
         self.device.peers.connect_next(peers, lines)
-        self.doorbells.connect_any(peers)
         self.guest.generation += 1
 
     def disconnect(self, peer: int) -> None:
