@@ -18,7 +18,7 @@ from pathlib import Path
 from nodes.device import profiles
 from nodes.wire.protocol import LEGACY, V0
 from nodes.wire.server import Server
-from sim.engines.messages import Expect, Known, Start, Stop
+from sim.engines.messages import Expect, PeerIds, Start, Stop
 from sim.engines.process.control import Control
 from sim.engines.process.main import make_template
 from sim.engines.shared.configuration import WorkerConfiguration
@@ -27,14 +27,14 @@ from sim.kernel.eventfd import EventFd
 
 __all__ = ["rehearse"]
 
-LIVES = 9
+TIMES = 9
 """CPython 3.11 leaves a function as it is for eight calls (QUICKENING_WARMUP_DELAY)."""
 PROGRAM = "storm"
 """It reaches most of what programs call: rings, bursts, samples, interrupts."""
 RUN_NS = 1_000_000
-"""How long a life is from its greeting on: the program runs for about half of that."""
+"""From the greeting on: the program runs for about half of that."""
 PATIENCE_S = 0.2
-"""A life that has not ended by then, as when the greeting is not understood, is stopped."""
+"""A machine that has not ended by then, as when the greeting is not understood, is stopped."""
 BACKLOG = 8
 
 
@@ -62,11 +62,11 @@ def rehearse(configuration: WorkerConfiguration, folder: Path) -> None:
         devices = tuple(replace(device, server=os.fspath(path)) for device in configuration.devices)
         machine = replace(configuration, name="rehearsal", program=PROGRAM, seed="rehearsal", devices=devices)
         stack.callback(signal.signal, signal.SIGALRM, signal.getsignal(signal.SIGALRM))
-        for _ in range(LIVES):
-            _live(machine, listener)
+        for _ in range(TIMES):
+            _rehearse_once(machine, listener)
 
 
-def _live(machine: WorkerConfiguration, listener: socket.socket) -> None:
+def _rehearse_once(machine: WorkerConfiguration, listener: socket.socket) -> None:
     with contextlib.ExitStack() as stack:
         ours, theirs = Control.pair()
         stack.enter_context(ours.socket)
@@ -83,7 +83,7 @@ def _live(machine: WorkerConfiguration, listener: socket.socket) -> None:
             stack.enter_context(connected)
             _greet(connected, device.memory_bytes, machine.vectors, profiles.profile(profile).client)
         ours.send(Expect((2 * machine.vectors,) * len(machine.devices)))
-        ours.send(Known({0: 0, 1: 1}))
+        ours.send(PeerIds({0: 0, 1: 1}))
         now_ns = time.monotonic_ns()
         ours.send(Start(now_ns, now_ns + RUN_NS))
         worker.run()

@@ -51,7 +51,7 @@ def left():
 
 rehearsal.make_template = noticed
 # For a host that is busy. A program that rings all the time would make it busier.
-rehearsal.LIVES, rehearsal.RUN_NS, rehearsal.PATIENCE_S = 2, 300_000_000, 60
+rehearsal.TIMES, rehearsal.RUN_NS, rehearsal.PATIENCE_S = 2, 300_000_000, 60
 rehearsal.PROGRAM = "storm" if vectors > 4 else "idle"
 rehearsal.rehearse(configuration, folder)
 before = left()
