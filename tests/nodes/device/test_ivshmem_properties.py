@@ -43,7 +43,6 @@ STEPS = st.lists(
         st.tuples(st.just("disconnect"), PEERS),
         st.tuples(st.just("set_peer"), PEERS),
         st.tuples(st.just("interrupt"), st.integers(-1, 3), st.integers(1, 1 << 40)),
-        st.tuples(st.just("message"), st.integers(-1, 3)),
         st.tuples(st.just("reset")),
     ),
     max_size=40,
