@@ -16,7 +16,6 @@ from nodes.wire.rules import RULES
 from topologies.actions import ACTIONS, MachineAction, fields_of
 from topologies.language.problems import show
 from topologies.language.tables import required_keys_of
-from topologies.language.values import describe
 from topologies.metrics import LATENCIES, METRICS, POINTS, UNITS_NS
 from topologies.model import MAX_VECTORS
 from topologies.resolve.programs import Parameter, resolve_program, shipped_programs
@@ -63,12 +62,8 @@ def _programs() -> Reference:
 
 def _takes(parameter: Parameter) -> str:
     if parameter.names_peers:
-        return "names of groups or machines, or a pattern"
-    if parameter.reads_trace:
-        return "the name of a trace's file"
-    low, high = parameter.range or (None, None)
-    limits = "" if low is None else f", at least {low:g}" if high is None else f", from {low:g} to {high:g}"
-    return describe(parameter.annotation) + limits
+        return f"{parameter.expected}, or a pattern"
+    return parameter.expected + (f", {parameter.limits}" if parameter.limits and not parameter.reads_trace else "")
 
 
 def _default(parameter: Parameter) -> str:

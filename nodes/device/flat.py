@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from nodes.device.effects import DeviceWarning, IntxPulse
 from nodes.device.ivshmem import Ivshmem
-from nodes.errors import GuestError
 
 
 class IvshmemFlat(Ivshmem):
@@ -29,8 +28,7 @@ class IvshmemFlat(Ivshmem):
         Raises:
             GuestError: the device has no such vector.
         """
-        if not 0 <= vector < self.vectors:
-            raise GuestError(f"vector {vector}: the device has {self.vectors}")
+        self._check_vector(vector)
         if vector == 0:
             self.effects.append(IntxPulse())
             return

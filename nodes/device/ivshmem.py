@@ -400,16 +400,24 @@ class Ivshmem:
         Raises:
             GuestError: the device has no such vector.
         """
-        if not 0 <= vector < self.vectors:
-            raise GuestError(f"vector {vector}: the device has {self.vectors}")
+        self._check_vector(vector)
         if self.msix is None:
             self._interrupt_status(count)
-            return
-        fate = self.msix.notify(vector)
+        else:
+            self._notify(self.msix, vector, count)
+
+    def _check_vector(self, vector: int) -> None:
+        if not 0 <= vector < self.vectors:
+            raise GuestError(f"vector {vector}: the device has {self.vectors}")
+
+    def _notify(self, msix: Msix, vector: int, count: int) -> bool:
+        """Interrupt by MSI-X, or count the doorbells that do not; returns whether the message was sent."""
+        fate = msix.notify(vector)
         if fate is Undelivered.LOSE:
             self.lost_doorbells += count
         elif fate is not None:
             self.pended_doorbells += count
+        return fate is None
 
     def _interrupt_status(self, count: int) -> None:
         """Set IntrStatus, the same for every vector (ivshmem.c, ivshmem_receive).

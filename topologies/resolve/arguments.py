@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from topologies.language.problems import show
 from topologies.language.reader import Report
 from topologies.language.toml_positions import Path
-from topologies.language.values import MisfitError, convert, describe
+from topologies.language.values import MisfitError, convert
 from topologies.model import Machines, Trace
 from topologies.resolve.patterns import MachineChoice
 from topologies.resolve.programs import OFFSET, Parameter, Program
@@ -51,7 +51,7 @@ def read_arguments(
             _read_one(parameter, given[parameter.name], path, arguments, members, references=references, report=report)
         elif parameter.required:
             if not report.has(path):
-                report.add(path, _expected(parameter), f"nothing, and {program.name} has no default for it")
+                report.add(path, parameter.expected, f"nothing, and {program.name} has no default for it")
         elif parameter.names_peers and isinstance(parameter.default, str):
             # The default in the program's signature: "others", or a name that this topology may not have.
             _read_one(parameter, parameter.default, path, arguments, members, references=references, report=report)
@@ -70,12 +70,6 @@ def check_offsets(
             if OFFSET.fullmatch(name) and isinstance(value, int) and value > smallest - 8:
                 expected = f"an offset of at most {smallest - 8}, in a memory of {smallest} bytes"
                 report.add(settings.parameter_at(name), expected, show(value))
-
-
-def _expected(parameter: Parameter) -> str:
-    if parameter.names_peers:
-        return "names of groups or machines"
-    return "the name of a trace's file" if parameter.reads_trace else describe(parameter.annotation)
 
 
 def _read_one(
@@ -111,7 +105,6 @@ def _read_one(
         # Positive comparisons, so that NaN does not fit.
         fits = (low is None or converted >= low) and (high is None or converted <= high)
         if not fits:
-            limits = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-            report.add(path, f"a number {limits}", show(value), "the unit in the name sets the range")
+            report.add(path, f"a number {parameter.limits}", show(value), "the unit in the name sets the range")
             return
     arguments.values[parameter.name] = converted

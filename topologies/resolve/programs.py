@@ -35,7 +35,7 @@ from nodes.errors import UsageError
 from nodes.guest import Peers, Trace
 from nodes.spelling import nearest
 from topologies.language.problems import Problem, TopologyError, show
-from topologies.language.values import leaves
+from topologies.language.values import describe, leaves
 from topologies.resolve.importing import FILE_NAME, MODULE_NAME, import_file, import_program
 
 _WEEK_S = 604_800
@@ -74,6 +74,19 @@ class Parameter(Struct, frozen=True):
     required: bool
     default: Any = None
     reads_trace: bool = False
+
+    @property
+    def expected(self) -> str:
+        """Its values in words."""
+        if self.names_peers:
+            return "names of groups or machines"
+        return "the name of a trace's file" if self.reads_trace else describe(self.annotation)
+
+    @property
+    def limits(self) -> str:
+        """Its range in words; "" without one."""
+        low, high = self.range or (None, None)
+        return "" if low is None else f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
 
     @property
     def range(self) -> tuple[float, float | None] | None:

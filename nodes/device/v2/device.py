@@ -264,8 +264,7 @@ class IvshmemV2(Ivshmem):
         return self.is_enabled and self.msix is not None and self.profile.ring_while_masked is Undelivered.PEND
 
     def interrupt(self, vector: int, count: int) -> None:
-        if not 0 <= vector < self.vectors:
-            raise GuestError(f"vector {vector}: the device has {self.vectors}")
+        self._check_vector(vector)
         for judged, through in self._judged.pop(vector, ()):
             judged, count = min(judged, count), count - min(judged, count)
             if not through:
@@ -289,14 +288,9 @@ class IvshmemV2(Ivshmem):
             self.effects.append(IntxPulse())
             return
         self.msix.open_gate(True)
-        fate = self.msix.notify(vector)
-        if fate is None:
+        if self._notify(self.msix, vector, count):
             self._spend_one_shot()
         self._update_gate()
-        if fate is Undelivered.LOSE:
-            self.lost_doorbells += count
-        elif fate is not None:
-            self.pended_doorbells += count
 
     def _spend_one_shot(self) -> None:
         if self.is_one_shot:
