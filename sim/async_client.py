@@ -14,8 +14,6 @@ from sim.client import DEFAULT_PATH, NANOSECONDS, VECTORS, ConnectedPeer
 from sim.wire.attachment import GREETING_NS
 from sim.wire.peer_changes import Change
 
-__all__ = ["AsyncPeer", "connect_async"]
-
 
 class AsyncPeer(ConnectedPeer):
     """A peer of a server in an asyncio loop, that of a notebook too. See `connect_async`.

@@ -20,8 +20,6 @@ from sim.kernel.loop import Loop
 from sim.wire.attachment import GRACE_NS, Attachment
 from sim.wire.peer_changes import Change
 
-__all__ = ["DEFAULT_PATH", "NANOSECONDS", "VECTORS", "ConnectedPeer", "Peer", "connect"]
-
 DEFAULT_PATH = "/tmp/ivshmem_socket"
 """Where ivshmem-server and `ivsim serve` listen unless told otherwise."""
 VECTORS = 64

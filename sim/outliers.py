@@ -13,7 +13,7 @@ from sim.coordination.host_history import HostHistory
 from sim.coordination.outlier_watch import OutlierWatch
 from sim.engines.base import RunLoop
 from sim.host.kernel_trace import KernelEvent, KernelTrace
-from sim.host.page_fault import page_fault_ns
+from sim.host.process_looks import page_fault_ns
 from sim.results import RunDirectory
 from sim.results.analysis.outlier.causes import causes, is_explained
 from sim.results.analysis.outlier.kernel_events import with_trace

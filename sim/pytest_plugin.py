@@ -16,17 +16,6 @@ from typing import Any
 
 import pytest
 
-__all__ = [
-    "ivshmem_lab",
-    "ivshmem_machines",
-    "ivshmem_peer",
-    "ivshmem_qemu",
-    "ivshmem_run",
-    "ivshmem_server",
-    "pytest_configure",
-    "pytest_runtest_makereport",
-]
-
 TIMEOUT_S = 20.0
 LEAK_PATIENCE_S = 5.0
 # Descriptors of other kinds (files, pipes, terminals) may be those of other fixtures and libraries.

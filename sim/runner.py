@@ -48,8 +48,6 @@ from sim.views.notebook_progress import progress_in_cell
 from topologies import Topology, load
 from topologies.hosts import part_of
 
-__all__ = ["Begun", "run"]
-
 
 class EngineKind(NamedTuple):
     """An engine that can run a topology.

@@ -35,8 +35,6 @@ from sim.wire.qemu_options import qemu_options
 from sim.wire.service import DEFAULT_PEERS, Service, ServiceSettings, check_numbers
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES, parse_size, show_size
 
-__all__ = ["Server", "serve"]
-
 VECTORS_MAX = 2048
 ENTRIES_MAX = 100_000
 SETTLE_NS, SETTLE_PAUSE_S = 10_000_000_000, 0.001

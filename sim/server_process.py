@@ -20,8 +20,6 @@ from sim.kernel.closeable import Closeable
 from sim.kernel.processes import describe_exit
 from sim.wire.qemu_options import qemu_options
 
-__all__ = ["ServerProcess", "serve_process"]
-
 SOCKET_NAME = "ivshmem.sock"
 END_PATIENCE_S = 30.0
 # The kernel ends the server when the thread that has started it ends: the server removes what it has made.

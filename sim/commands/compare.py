@@ -64,9 +64,9 @@ def compare(a: Path, b: Path, limits: tuple[str, ...], across_hosts: bool, as_js
     else:
         render_comparison(found, verdicts, Console())
     if picture is not None:
-        from sim.views.compare_plot import save
+        from sim.views.plots import save_comparison
 
-        save(found, picture)
+        save_comparison(found, picture)
     missed = [verdict for verdict in verdicts if not verdict.met]
     for verdict in missed:
         click.echo(f"ivsim: missed {verdict.threshold.text}: {rows.threshold(verdict)}", err=True)

@@ -15,7 +15,6 @@ import contextlib
 import os
 import socket
 import struct
-from types import TracebackType
 
 from nodes.errors import QemuError
 from sim.engines.qemu.qmp import LineConnection
@@ -121,9 +120,7 @@ class GuestCpu:
     def __enter__(self) -> GuestCpu:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def start(self, qemu: Qemu, *, boots: bool = True) -> None:

@@ -18,9 +18,11 @@ when the first picture is drawn. Whatever cannot be drawn raises ``UsageError``.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,27 +30,16 @@ import numpy.typing as npt
 
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
+from sim.kernel.shortage import error_of_path
 from sim.results import Run
 from sim.results.analysis.latency.latencies import LATENCIES, QUANTILES, values
 from sim.results.analysis.latency.samples import numbered
 from sim.results.analysis.time_series import LEVELS, RunEvent, TimeSeries, time_series
+from sim.results.compare import Comparison
 from sim.views.event_text import brief
 from sim.views.html.heat_map import between_groups, between_machines
 from sim.views.html.usage import usage
 from sim.views.units import percentile_title, short_ns
-
-__all__ = [
-    "confidence",
-    "cumulative",
-    "drain_sizes",
-    "histogram",
-    "matrix",
-    "percentiles",
-    "rates",
-    "resources",
-    "spread",
-    "timeline",
-]
 
 Values = npt.NDArray[np.int64]
 
@@ -269,6 +260,27 @@ def resources(run: Run, what: str = "cpu", *, axes: Any = None) -> Any:
     return _over_time(axes, data)
 
 
+def save_comparison(comparison: Comparison, path: Path) -> None:
+    """Draw the percentiles of both runs, delivery and total, into a file, whose ending says which kind (.png, .svg).
+
+    Raises ``UsageError`` without matplotlib or without samples, ``HostError`` when it cannot be written.
+    """
+    figure = _matplotlib("figure").Figure(figsize=(9, 4), layout="constrained")
+    for axes, latency in zip(figure.subplots(1, 2, sharey=True), ("delivery", "total"), strict=True):
+        for name, run in (("A", comparison.a), ("B", comparison.b)):
+            before = len(axes.lines)
+            percentiles(run, latency, axes=axes)
+            for line in axes.lines[before:]:
+                line.set_label(f"{name}: {run.path.name}")
+        axes.set_title(latency, fontsize="medium")
+        axes.set_ylabel("")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize="small")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise error_of_path(error, f"{path}: the picture cannot be written") from error
+
+
 def _over_time(axes: Any, data: TimeSeries) -> Any:
     """The axis of time, with phases and with what happened: numbered marks, told below."""
     span_s = max(data.duration_s, 1e-3)
@@ -313,11 +325,14 @@ def _together(events: Sequence[RunEvent], least_s: float) -> Iterator[tuple[int,
 def _axes(axes: Any) -> Any:
     if axes is not None:
         return axes
+    return _matplotlib("pyplot").subplots(figsize=(7.5, 3.6), layout="constrained")[1]
+
+
+def _matplotlib(module: str) -> Any:
     try:
-        import matplotlib.pyplot as plt
+        return importlib.import_module(f"matplotlib.{module}")
     except ImportError as error:
         raise UsageError("pictures need matplotlib: pip install 'ivshmem-sim[notebook]'") from error
-    return plt.subplots(figsize=(7.5, 3.6), layout="constrained")[1]
 
 
 def _series(run: Run, latency: str, by: str | None) -> list[tuple[str, Values]]:

@@ -10,8 +10,15 @@ import sys
 import time
 from pathlib import Path
 
-from sim.host.page_fault import page_fault_ns
-from sim.host.process_looks import LOOK_DESCRIPTORS, OtherProcesses, ProcessLook, ProcessLooks, Throttling, look_at_cpus
+from sim.host.process_looks import (
+    LOOK_DESCRIPTORS,
+    OtherProcesses,
+    ProcessLook,
+    ProcessLooks,
+    Throttling,
+    look_at_cpus,
+    page_fault_ns,
+)
 
 WAITS = [sys.executable, "-c", "print(flush=True); input()"]
 
@@ -33,8 +40,9 @@ def test_a_process_sleeps_and_is_stopped_and_is_gone() -> None:
         before = len(os.listdir("/proc/self/fd"))
         looks.watch(1, child.pid)
         assert len(os.listdir("/proc/self/fd")) == before + LOOK_DESCRIPTORS
-        asleep = look_until(looks, "S")
-        assert asleep.blocked_in.strip() or os.geteuid()
+        # A process that is about to sleep has the state already, and is not in a function yet.
+        while not (asleep := look_until(looks, "S")).blocked_in and not os.geteuid():
+            time.sleep(0.001)
         assert asleep.ran_ns > 0 < asleep.faults
         assert asleep.memory_bytes > 1 << 20
         child.send_signal(signal.SIGSTOP)
