@@ -11,7 +11,6 @@ follow. `Attachment.meet` waits until all vectors that this peer can have are co
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import time
 from collections import Counter
@@ -29,7 +28,7 @@ from nodes.wire.v2.protocol import V2
 from sim.kernel.eventfd import drain, signal
 from sim.kernel.loop import Loop
 from sim.wire.connection import Connection, connect, release_memory
-from sim.wire.listener import PATH_BYTES_MAX
+from sim.wire.listener import check_path
 from sim.wire.peer_changes import Change, PeerChange, StateWatch
 
 SECOND_NS = 1_000_000_000
@@ -87,8 +86,7 @@ class Attachment:
         self._say, self._program = say, program
         self._states = StateWatch(on_change)
         self._armed_ns: int | None = None  # when the loop looks whether the program waits no longer
-        if len(os.fsencode(path)) > PATH_BYTES_MAX:
-            raise UsageError(f"the socket's path may have {PATH_BYTES_MAX} bytes, {path} has {len(os.fsencode(path))}")
+        check_path(path)
         self._connection: Connection | None = None
         self._connected_ns = self._news_ns = 0
         self.met = self.served = False
@@ -126,12 +124,12 @@ class Attachment:
     @property
     def peer(self) -> int | None:
         """The own ID; None before it has come."""
-        return None if self._connection is None else self._connection.peer
+        return None if self._connection is None else self._connection.endpoint.peer
 
     @property
     def dialect(self) -> Dialect | None:
         """The dialect of the server, by its first messages; None while it is unknown."""
-        return None if self._connection is None else self._connection.dialect
+        return None if self._connection is None else self._connection.endpoint.dialect
 
     @property
     def peers(self) -> dict[int, int]:
@@ -223,7 +221,7 @@ class Attachment:
     @property
     def silence(self) -> str:
         """The error text for a server whose greeting has not come within ``GREETING_NS``."""
-        missing = "a greeting" if self._connection is None else self._connection.awaited
+        missing = "a greeting" if self._connection is None else self._connection.endpoint.awaited
         return (
             f"the server on {self._path} is silent: expected {missing} within {GREETING_NS // SECOND_NS} s, "
             f"got nothing; is it an ivshmem server?"
@@ -288,7 +286,7 @@ class Attachment:
         connection = self._connection
         assert connection is not None
         before = self.peers
-        if connection.dialect is None and connection.is_framed():
+        if connection.endpoint.dialect is None and connection.is_framed():
             connection.use(self._adapt(1), adapt=self._adapt)
         try:
             going_on = connection.read()

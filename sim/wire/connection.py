@@ -15,7 +15,6 @@ from nodes.errors import HostError, UsageError
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm
 from nodes.wire.client import is_framed
-from nodes.wire.protocol import Dialect
 from nodes.wire.v2.protocol import HEADER_BYTES
 from sim.kernel.channel import Channel, credentials_of
 from sim.kernel.eventfd import EventFd, rung
@@ -113,7 +112,7 @@ class Connection:
             machine = adapt(vectors)
             return machine
 
-        self._endpoint = make_endpoint(
+        self.endpoint = make_endpoint(
             vm,
             PeerTable(os.close),
             EndpointHooks(
@@ -130,7 +129,7 @@ class Connection:
                 rung=rung,
             ),
         )
-        self.own = self._endpoint.own
+        self.own = self.endpoint.own
         """The descriptors of the machine's own eventfds, and their vectors."""
 
     def is_framed(self) -> bool:
@@ -144,31 +143,6 @@ class Connection:
     def fileno(self) -> int:
         return self._channel.fileno()
 
-    @property
-    def peer(self) -> int | None:
-        """The own ID, once the server has given it."""
-        return self._endpoint.peer
-
-    @property
-    def is_set_up(self) -> bool:
-        """Whether the ID and the memory have come."""
-        return self._endpoint.is_set_up
-
-    @property
-    def heard(self) -> int:
-        """How many eventfds the server has sent so far, with those that the device has no use for."""
-        return self._endpoint.heard
-
-    @property
-    def dialect(self) -> Dialect | None:
-        """The dialect of the server, once it is known."""
-        return self._endpoint.dialect
-
-    @property
-    def awaited(self) -> str:
-        """The missing part of the greeting, in words."""
-        return self._endpoint.awaited
-
     def read(self) -> bool:
         """Take in everything that the server has said so far; returns False when it has closed the connection.
 
@@ -179,22 +153,22 @@ class Connection:
             while self._pieces:
                 data, descriptors = self._pieces.popleft()
                 if not data:
-                    self._endpoint.end()
+                    self.endpoint.end()
                     return False
-                self._endpoint.receive(data, descriptors)
+                self.endpoint.receive(data, descriptors)
             arrived = self._receive()
             if arrived is None:
                 return True
             if isinstance(arrived, ReceivedMessages):
-                self._endpoint.receive_vectors(*arrived)
+                self.endpoint.receive_vectors(*arrived)
             else:
                 self._pieces.extend(arrived)
 
     def _receive(self) -> ReceivedMessages | list[tuple[bytes, list[int]]] | None:
         """One message until the greeting is over and between the pieces of one, then as many as there are."""
-        if self._endpoint.takes_many:
+        if self.endpoint.takes_many:
             return self._channel.receive_many()
-        received = self._channel.receive(self._endpoint.missing_bytes)
+        received = self._channel.receive(self.endpoint.missing_bytes)
         return None if received is None else [received]
 
     def _adopt(self, descriptor: int) -> None:
@@ -207,7 +181,7 @@ class Connection:
         return self._trusted and not any(map(os.get_blocking, descriptors))
 
     def close(self) -> None:
-        self._endpoint.close()
+        self.endpoint.close()
         for _, descriptors in self._pieces:
             for descriptor in descriptors:
                 os.close(descriptor)

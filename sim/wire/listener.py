@@ -41,9 +41,7 @@ class Listener(Closeable):
     _identity: tuple[int, int] | None = None
 
     def __init__(self, path: Path, *, mode: int = PRIVATE, group: int | None = None) -> None:
-        length_bytes = len(os.fsencode(path))
-        if length_bytes > PATH_BYTES_MAX:
-            raise UsageError(f"the socket's path may have {PATH_BYTES_MAX} bytes, {path} has {length_bytes}")
+        check_path(path)
         self.path = path
         self.activated = False
         self.socket = socket.socket(socket.AF_UNIX, FLAGS)
@@ -114,6 +112,12 @@ class Listener(Closeable):
             found = os.lstat(self.path)
             if (found.st_dev, found.st_ino) == self._identity:  # not another server's
                 self.path.unlink()
+
+
+def check_path(path: Path) -> None:
+    """Raises ``UsageError`` for a path that no unix socket can have."""
+    if (length_bytes := len(os.fsencode(path))) > PATH_BYTES_MAX:
+        raise UsageError(f"the socket's path may have {PATH_BYTES_MAX} bytes, {path} has {length_bytes}")
 
 
 def group_number(name: str) -> int:

@@ -79,7 +79,8 @@ class AttachedDevice:
     @property
     def is_met(self) -> bool:
         """Whether all peers are connected that were present when this device joined."""
-        return self.expected is not None and self.connection.heard >= self.expected and self.connection.is_set_up
+        endpoint = self.connection.endpoint
+        return self.expected is not None and endpoint.heard >= self.expected and endpoint.is_set_up
 
     def move(self, server: str, domain: int, on_memory: Callable[[int, int], None]) -> None:
         """Close this process's copies of the connection and of its eventfds, and connect elsewhere."""

@@ -166,7 +166,7 @@ class Worker:
             failure_pipe.give(str(error) or type(error).__name__)
             os._exit(1)
         failure_pipe.close()
-        peer, guest = device.connection.peer, device.vm.guest
+        peer, guest = device.connection.endpoint.peer, device.vm.guest
         assert peer is not None
         device.recording.words[header.PEER], device.recording.words[header.DOMAIN] = peer, order.domain
         pending = sum(guest.pending(vector) for vector in range(guest.vectors)) if device.vm.device.msix else 0
@@ -231,7 +231,7 @@ class Worker:
         while not all(device.is_met for device in self._devices):
             self._wait_and_handle_event()
             for device in self._devices:
-                if (peer := device.connection.peer) is not None:
+                if (peer := device.connection.endpoint.peer) is not None:
                     device.recording.words[header.PEER] = peer
 
     def _await_start(self) -> None:

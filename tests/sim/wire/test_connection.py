@@ -118,14 +118,14 @@ def test_a_malformed_server_is_judged_and_leaks_nothing(station, name):
     built = station(case.vectors)
     error = built.say(case)
     if name in OF_2012 | UNDECIDED:  # what may be an ID of 2012 is not a wrong version yet
-        assert (error, built.connection.is_set_up) == ("", name in OF_2012)
+        assert (error, built.connection.endpoint.is_set_up) == ("", name in OF_2012)
         return
     expected = case.error or case.memory_error or case.eventfd_error
     assert bool(error) == bool(expected)
     assert re.search(expected, error)
     if not expected:
         assert (len(built.odd), built.left) == (1 if name in TOLD_ONCE else case.ignored, case.left)
-        assert built.connection.is_set_up == case.up
+        assert built.connection.endpoint.is_set_up == case.up
 
 
 @pytest.mark.parametrize("holder", [0, 1])
@@ -142,9 +142,9 @@ def test_own_vectors_are_told_as_they_come(station):
     built.say(Case((*BOTH, *eventfd(1, 2)), vectors=2))
     assert built.heard == list(built.connection.own)
     assert list(built.connection.own.values()) == [0, 1]
-    assert built.connection.peer == 0
-    assert built.connection.is_set_up
-    assert built.connection.heard == 4
+    assert built.connection.endpoint.peer == 0
+    assert built.connection.endpoint.is_set_up
+    assert built.connection.endpoint.heard == 4
 
 
 def open_descriptors():
@@ -156,7 +156,7 @@ def test_a_device_of_2012_keeps_each_descriptor_twice_until_it_ends(station):
     before = open_descriptors() + 1  # the mapping has one of its own (mmap)
     greeting = Case((number(0), number(4), SHM, *eventfd(4, 2), *eventfd(9), number(9)), vectors=2)
     assert built.say(greeting) == ""
-    assert built.connection.is_set_up
+    assert built.connection.endpoint.is_set_up
     assert built.vm.guest.peers == {4: 2}
     assert open_descriptors() == before + 4 + 3  # all that came, and the duplicates for peers that are there
     built.stack.close()

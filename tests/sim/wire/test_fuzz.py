@@ -204,7 +204,7 @@ def test_hostile_servers_get_an_error_or_are_understood(seed, fault_count):
                 if rng.random() < 0.5:
                     station.read()
             station.read()
-            assert (set(station.lines), station.memories, station.connection.dialect) == (expected, 1, dialect)
+            assert (set(station.lines), station.memories, station.connection.endpoint.dialect) == (expected, 1, dialect)
         outcomes["sound"] += 1
         assert len(os.listdir("/proc/self/fd")) == held
     print(f"hostile servers: {dict(outcomes)}")

@@ -169,7 +169,7 @@ def test_the_right_peer_and_vector_or_none(seed, fault_count):
                     if rng.random() < 0.3:
                         station.connection.read()
                 station.connection.read()
-            own = station.connection.peer
+            own = station.connection.endpoint.peer
             for peer, vector in station.lines:
                 token = drain(station.vm.device.peers.line(peer, vector))
                 rung = peer == own and vector == 0  # by the device itself, for each leave
