@@ -10,8 +10,7 @@ import msgspec
 
 from nodes.errors import RunError
 from sim.distributed.dask.client import DaskCluster, Done
-from sim.distributed.inputs import collect_inputs
-from sim.distributed.job import Job, JobResult, refusal
+from sim.distributed.job import Job, JobResult, collect_inputs, refusal
 from sim.exit_codes import MISSED
 from sim.explore import Exploration, run_seed
 from sim.kernel.signals import signals_noted

@@ -17,8 +17,7 @@ import msgspec
 import sim.results
 from nodes.errors import HostError, IvshmemError, RunError, UsageError
 from sim.distributed.dask.client import DaskCluster, Done
-from sim.distributed.inputs import collect_inputs
-from sim.distributed.job import Job, refusal, unpack
+from sim.distributed.job import Job, collect_inputs, refusal, unpack
 from sim.kernel.signals import signals_noted
 from sim.results import Ending, Run, RunDirectory
 from sim.results.expectations import BROKEN

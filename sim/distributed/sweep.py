@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 import sim.results
 from nodes.errors import HostError, RunError
 from sim.distributed.dask.client import DaskCluster, Done
-from sim.distributed.inputs import collect_inputs
-from sim.distributed.job import Job, JobResult, refusal, unpack
+from sim.distributed.job import Job, JobResult, collect_inputs, refusal, unpack
 from sim.kernel.signals import signals_noted
 from sim.sweeps import Cell, Row, Sweep
 

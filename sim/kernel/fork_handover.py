@@ -115,12 +115,15 @@ def fork_successor() -> Source | Successor:
     return Source(near, pid)
 
 
-def remap(mapping: mmap.mmap, descriptor: int) -> None:
-    """Replace the memory behind ``mapping``: every view of it that a program has cached shows the new one.
+def remap(memory: memoryview, descriptor: int) -> None:
+    """Replace the mapping behind ``memory``: every view of it that a program has cached shows the new one.
 
     Raises:
-        HostError: the memory behind ``descriptor`` is of another size, or the kernel does not map it.
+        HostError: ``memory`` is no mapping, the other is of another size, or the kernel does not map it.
     """
+    mapping = memory.obj
+    if not isinstance(mapping, mmap.mmap):
+        raise HostError("this machine's memory is not one that can be moved")
     size_bytes = len(mapping)
     if (there := os.fstat(descriptor).st_size) < size_bytes:
         raise HostError(f"memory of {there} bytes cannot take the place of {size_bytes} bytes")

@@ -8,13 +8,11 @@ the program knows it and loads the state; then the source lets go, and only then
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import signal
 
 from nodes.device.migration import RamMigration
 from nodes.device.qemu_1_1.shared_object import check_size
-from nodes.errors import HostError
 from nodes.vm import Vm
 from sim.kernel.fork_handover import Source, remap
 from sim.kernel.memory import map_region
@@ -91,9 +89,6 @@ class IncomingDevice:
 
     def take(self, peer: int, descriptor: int) -> None:
         """Raises ``UsageError`` when the memory, the state or the ID does not fit."""
-        mapping = self._memory.obj
-        if not isinstance(mapping, mmap.mmap):
-            raise HostError("this machine's memory is not one that can be moved")
         there = memoryview(map_region(descriptor))
         if self._old.profile.memory_container:
             check_size(len(self._memory), len(there))
@@ -103,5 +98,5 @@ class IncomingDevice:
             self.memory_bytes = self._ram.complete(self._device)
         else:
             self._ram.check(self._device)
-        remap(mapping, descriptor)
+        remap(self._memory, descriptor)
         self._vm.arrive(peer, self._memory, self._state)

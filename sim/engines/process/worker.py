@@ -22,11 +22,10 @@ from sim.engines.process.attached_device import AttachedDevice
 from sim.engines.process.control import Control
 from sim.engines.process.migration import FailurePipe, IncomingDevice, let_go
 from sim.engines.process.waiting import drain_late, poll_until
-from sim.engines.shared.bound_program import BoundProgram
+from sim.engines.shared.bound_program import BoundProgram, stop_program
 from sim.engines.shared.configuration import WorkerConfiguration
 from sim.engines.shared.delivery import make_delivery
 from sim.engines.shared.failures import ProgramError, blaming_program
-from sim.engines.shared.program_end import stop_program
 from sim.engines.shared.worker_actions import WorkerActions
 from sim.kernel.eventfd import drain
 from sim.kernel.fork_handover import Source, fork_successor

@@ -6,14 +6,12 @@ waits for the state, and lets the first one send it. Only when the second one ha
 
 from __future__ import annotations
 
-import mmap
 import socket
 import time
 from typing import Any
 
-from nodes.errors import HostError, QemuError
+from nodes.errors import QemuError
 from sim.engines.qemu.qtest import Qemu
-from sim.kernel.fork_handover import remap
 from sim.kernel.waiting import Patience
 
 PATIENCE_S = 60.0
@@ -69,14 +67,3 @@ def _why(said: dict[str, Any], target: Qemu, fault: str) -> str:
     if fault == "target_dies":
         return "its new QEMU died"
     return f"migrate {said['status']}: {said.get('error-desc') or target.end()}"
-
-
-def put_in_place(memory: memoryview, descriptor: int) -> None:
-    """Map a memory where the program knows that of its machine.
-
-    Raises:
-        HostError: it cannot be mapped there.
-    """
-    if not isinstance(memory.obj, mmap.mmap):
-        raise HostError("this machine's memory is not one that can be moved")
-    remap(memory.obj, descriptor)

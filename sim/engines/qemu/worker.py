@@ -18,8 +18,9 @@ from sim.engines.process.attached_device import AttachedDevice
 from sim.engines.process.worker import Worker
 from sim.engines.qemu.device import QemuIvshmem, QemuVm
 from sim.engines.qemu.machine import QemuMachine
-from sim.engines.qemu.migration import put_in_place, send_state
+from sim.engines.qemu.migration import send_state
 from sim.engines.shared.configuration import WorkerConfiguration
+from sim.kernel.fork_handover import remap
 from sim.kernel.memory import map_region
 from sim.recording import Recording, header
 
@@ -92,7 +93,7 @@ class QemuWorker(Worker):
             if order.fault == "source_dies":
                 os.kill(os.getpid(), signals.SIGKILL)
             if order.server:
-                put_in_place(vm.guest.memory, memory)
+                remap(vm.guest.memory, memory)
         except BaseException as error:  # whatever it is, the machine continues where it was
             target.close()
             vm.real.close()

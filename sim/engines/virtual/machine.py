@@ -10,10 +10,9 @@ from nodes.load import shared_load
 from sim.engines import messages
 from sim.engines.base import DeviceRow
 from sim.engines.messages import Ended, Order, Report
-from sim.engines.shared.bound_program import BoundProgram
+from sim.engines.shared.bound_program import BoundProgram, stop_program
 from sim.engines.shared.configuration import WorkerConfiguration
 from sim.engines.shared.failures import ProgramError, blaming_program, explain
-from sim.engines.shared.program_end import stop_program
 from sim.engines.shared.worker_actions import WorkerActions
 from sim.engines.virtual.announced_link import AnnouncedLink
 from sim.engines.virtual.counter import VirtualCounter

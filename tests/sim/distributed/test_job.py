@@ -12,8 +12,7 @@ import msgspec
 import pytest
 
 from nodes.errors import RunError, UsageError
-from sim.distributed.inputs import collect_inputs
-from sim.distributed.job import Job, JobResult, pack, unpack, write_files
+from sim.distributed.job import Job, JobResult, collect_inputs, pack, unpack, write_files
 from topologies import load
 
 TOPOLOGY = """

@@ -77,7 +77,7 @@ def test_program_goes_on_where_it_stood() -> None:
                     assert side.commit()
                     os._exit(0)
                 contents = bytes(mapping)
-                remap(mapping, new.descriptor)
+                remap(memoryview(mapping), new.descriptor)
                 mapping[:] = contents
                 assert side.stand_ready()
                 assert side.tie_to(me)
@@ -103,7 +103,7 @@ def test_successor_that_does_not_stand_ready_changes_nothing(death: str) -> None
             mapping, running = start_process()
             side = fork_successor()
             if isinstance(side, Successor):
-                remap(mapping, new.descriptor)
+                remap(memoryview(mapping), new.descriptor)
                 {death}
             assert not side.await_ready({0.05 if "pause" in death else 20})
             side.cancel()
@@ -211,9 +211,9 @@ def test_every_view_shows_the_new_memory() -> None:
         ):
             part[0], other[4096] = 1, 2
             with pytest.raises(HostError, match="4096 bytes cannot take the place of 8192"):
-                remap(mapping, small.descriptor)
+                remap(memoryview(mapping), small.descriptor)
             assert part[0] == 1
-            remap(mapping, new.descriptor)
+            remap(memoryview(mapping), new.descriptor)
             assert part[0] == view[4096] == mapping[4096] == 2
             view[1] = 3
             assert other[1] == 3

@@ -19,7 +19,7 @@ from nodes.errors import UsageError
 from sim.recording import header, reader
 from sim.results import Run, RunDirectory
 from sim.results.store import schemas
-from sim.results.store.stream import ResourceStream
+from sim.results.store.directory import ResourceStream
 from sim.views.notebook import run_html
 from tests.samples import examples
 from tests.synthetic import finish, pair, record, topology, usage
