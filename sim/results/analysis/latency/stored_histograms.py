@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,34 +21,23 @@ DRAINED = "drained"
 BY = ("group", "machine", "phase")
 
 
-class RunTables(Protocol):
-    """The part of a run that this module reads."""
-
-    path: Path
-
-    @property
-    def origin(self) -> Manifest: ...
-
-    def table(self, name: str) -> Any: ...
-
-
-def histogram(run: RunTables, what: str, by: str | None) -> Histogram | dict[Any, Histogram]:
-    """See ``Run.histogram``."""
+def histogram(
+    table: Callable[[str], pa.Table], manifest: Manifest, what: str, by: str | None
+) -> Histogram | dict[Any, Histogram]:
+    """See ``Run.histogram``; ``table`` is ``Run.table``."""
     if what == DRAINED:
-        return _drained(run, by)
+        return _drained(table("drains"), manifest, by)
     if what not in EVERY_LATENCY:
         hint = did_you_mean(what, (*EVERY_LATENCY, DRAINED))
         raise UsageError(f"no histogram of {what!r}: expected {', '.join(EVERY_LATENCY)} or {DRAINED}{hint}")
     if by is not None and by not in BY:
         raise UsageError(f"a histogram by {by!r}: expected {', '.join(BY)}{did_you_mean(by, BY)}")
-    kept = run.table("histograms")
+    kept = table("histograms")
     kept = kept.filter(pc.equal(kept["latency"], what))
     bins, counts = kept["bin"].to_numpy().astype(np.int64), kept["count"].to_numpy()
-    if len(bins) and int(bins.max()) >= BINS:
-        raise UsageError(f"{run.path}: histograms.parquet has a bin {int(bins.max())}, there are {BINS}")
     if by is None:
         return Histogram.sparse(bins, counts)
-    labels, of = _labels(kept, run.origin, by)
+    labels, of = _labels(kept, manifest, by)
     found = {label: Histogram.sparse(bins[of == place], counts[of == place]) for place, label in enumerate(labels)}
     return {label: its for label, its in found.items() if len(its)}
 
@@ -63,11 +52,11 @@ def _labels(kept: pa.Table, manifest: Manifest, by: str) -> tuple[list[str], Any
     return labelled_machines(machine, manifest, by)
 
 
-def _drained(run: RunTables, by: str | None) -> Histogram | dict[Any, Histogram]:
-    count = run.table("drains")["count"].to_numpy()
+def _drained(drains: pa.Table, manifest: Manifest, by: str | None) -> Histogram | dict[Any, Histogram]:
+    count = drains["count"].to_numpy()
     if by is None:
         return Histogram.of(count)
-    labels, codes = drain_codes(run.table("drains"), run.origin, by)
+    labels, codes = drain_codes(drains, manifest, by)
     bins = bins_of(count)
     found = {label: Histogram(np.bincount(bins[codes == at], minlength=BINS)) for at, label in enumerate(labels)}
     return {label: its for label, its in found.items() if len(its)}
