@@ -107,7 +107,9 @@ class _Held:
     def look(self, process: JobProcess) -> None:
         """Tell the barrier about the run, and the run about the barrier."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
-            self._has_arrived = self._has_arrived or (self._near.recv(64) != b"" and self._arrive())
+            if not self._has_arrived and self._near.recv(64):
+                self._barrier.arrive()
+                self._has_arrived = True
         if self._has_arrived and not self._has_started and self._barrier.is_open():
             self._has_started = True
             with contextlib.suppress(OSError):  # it has ended
@@ -117,10 +119,6 @@ class _Held:
             if self._barrier.is_over():
                 self._is_ended = True
                 process.terminate()
-
-    def _arrive(self) -> bool:
-        self._barrier.arrive()
-        return True
 
 
 def _wait(process: JobProcess, is_wanted: Callable[[], bool], held: _Held | None) -> int:

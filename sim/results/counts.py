@@ -7,7 +7,7 @@ the same vectors, because an eventfd counter does not tell the senders apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,14 +120,11 @@ class Counts:
     def value(self, metric: str, scope: Scope) -> float:
         """One of ``COUNTED``, or derived from them: coalescing, lost.
 
-        Raises ``UnknownMetricError`` for an unknown value, ``KeyError`` for another metric.
+        Raises ``UnknownMetricError`` for an unknown value.
         """
-        derived: dict[str, Callable[[Scope], float]] = {"coalescing": self._coalescing, "lost": self._lost}
-        if metric in derived:
-            return derived[metric](scope)
-        if metric not in COUNTED:
-            raise KeyError(metric)
-        return float(self.count(metric, scope))
+        if metric == "coalescing":
+            return self._coalescing(scope)
+        return self._lost(scope) if metric == "lost" else float(self.count(metric, scope))
 
     def _coalescing(self, scope: Scope) -> float:
         interrupts = self.count("interrupts", scope)

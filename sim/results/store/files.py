@@ -124,7 +124,7 @@ def read_bytes(path: Path, limit_bytes: int) -> bytes:
         raise UsageError(f"{path.name} is missing") from None
     except OSError as error:
         raise UsageError(f"{path.name} cannot be read: {error.strerror}") from error
-    if content is None or size_bytes > limit_bytes:
+    if size_bytes > limit_bytes:
         raise UsageError(f"{path.name} is larger than the {limit_bytes} bytes it may have")
     return content
 
