@@ -108,23 +108,19 @@ def failing_migrations(topology: Topology, version: QemuVersion = NEWEST) -> tup
     )
 
 
-def _steps(topology: Topology) -> Iterator[_Step]:
+def _steps(topology: Topology) -> list[_Step]:
     """The single joins and migrations in the order of time; the first two of many repetitions."""
-
-    def at(entry: TimelineEntry, action: Join | Migrate) -> Iterator[tuple[float, _Step]]:
-        for repetition in range(min(2, entry.repeat)):
-            for place, index in enumerate(entry.machines):
-                at_s = entry.at_s + repetition * entry.period_s + place * entry.every_s
-                yield at_s, _Step(entry, action, topology.machines[index], repetition > 0)
-
     steps = (
-        step
+        (
+            entry.at_s + repetition * entry.period_s + place * entry.every_s,
+            _Step(entry, action, topology.machines[index], repetition > 0),
+        )
         for entry in topology.timeline
         if isinstance(action := entry.action, Join | Migrate)
-        for step in at(entry, action)
+        for repetition in range(min(2, entry.repeat))
+        for place, index in enumerate(entry.machines)
     )
-    for _, step in sorted(islice(steps, MAX_STEPS), key=lambda timed: timed[0]):
-        yield step
+    return [step for _, step in sorted(islice(steps, MAX_STEPS), key=lambda timed: timed[0])]
 
 
 def _first(topology: Topology) -> Iterator[Machine]:
