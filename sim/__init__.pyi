@@ -11,19 +11,3 @@ from sim.server import serve as serve
 from sim.server_process import ServerProcess as ServerProcess
 from sim.server_process import serve_process as serve_process
 from sim.sweeps.run_sweep import sweep as sweep
-
-__all__ = [
-    "AsyncPeer",
-    "Peer",
-    "Run",
-    "Server",
-    "ServerProcess",
-    "compare",
-    "connect",
-    "connect_async",
-    "open",
-    "run",
-    "serve",
-    "serve_process",
-    "sweep",
-]

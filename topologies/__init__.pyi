@@ -26,34 +26,3 @@ from topologies.schedule import Expectation as Expectation
 from topologies.schedule import Invariant as Invariant
 from topologies.schedule import Phase as Phase
 from topologies.schedule import TimelineEntry as TimelineEntry
-
-__all__ = [
-    "Action",
-    "Chaos",
-    "Condition",
-    "Domain",
-    "Expectation",
-    "Group",
-    "Invariant",
-    "Machine",
-    "Machines",
-    "Memory",
-    "Parameter",
-    "Phase",
-    "Problem",
-    "Program",
-    "ProgramError",
-    "RunSettings",
-    "Scheduling",
-    "TimelineEntry",
-    "Topology",
-    "TopologyError",
-    "Trace",
-    "json_schema",
-    "load",
-    "loads",
-    "resolve_program",
-    "shipped",
-    "shipped_programs",
-    "starter_text",
-]
