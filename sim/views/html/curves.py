@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from sim.results.analysis.time_series import LEVELS, TimeSeries
 from sim.views.html.lines import Axis, Chart, Line, Mark, decades, percentile_name, round_ticks
+from sim.views.html.svg import Floats
 from sim.views.html.usage import COORDINATOR_NAME, Usage
 from sim.views.units import short_bytes as size
 from sim.views.units import short_count as count
 from sim.views.units import short_ns as time
 from sim.views.units import short_seconds as seconds
-
-Floats = npt.NDArray[np.float64]
 
 POINTS = 240
 LEAST_SHARE = 0.002

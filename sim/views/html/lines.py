@@ -8,12 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from sim.results.analysis.time_series import Band
-from sim.views.html.svg import Markup, line, picture, tag, text
-
-Floats = npt.NDArray[np.float64]
+from sim.views.html.svg import Floats, Markup, line, picture, tag, text
 
 CHARACTER = 6.7  # pixels, of the ticks' font, on the safe side
 TOP, BOTTOM, RIGHT = 30, 44, 14

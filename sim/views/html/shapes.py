@@ -6,14 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from sim.views.html.heat_map import HeatMatrix
 from sim.views.html.lines import BOTTOM, CHARACTER, RIGHT, TOP, Scale, axes, round_ticks, thinned
-from sim.views.html.svg import Markup, cut, picture, tag, text
+from sim.views.html.svg import Floats, Markup, cut, picture, tag, text
 from sim.views.units import short_count as count
-
-Floats = npt.NDArray[np.float64]
 
 NODE_WIDTH, NODE_HEIGHT = 128.0, 46.0
 GRAPH_WIDTH, LOOP = 460, 30.0
