@@ -28,7 +28,6 @@ from sim.commands.output import write_file, write_result
 from sim.commands.parameters import FILE, PATH, STREAM, NameChoice, WholeNumber
 from sim.distributed.where import Where
 from sim.exit_codes import INTERRUPTED, MISSED, of_error, of_run
-from topologies.hosts import part_of
 from topologies.metrics import LATENCIES
 from topologies.model import EngineName
 
@@ -123,6 +122,8 @@ def run(
         if not file.parent.is_dir():
             raise click.UsageError(f"{file} cannot be written: there is no directory {file.parent}")
     if dry_run:
+        from topologies.hosts import part_of
+
         loaded = topologies.load(topology, overrides, programs)
         code = write_demand(part_of(loaded, domains) if domains else loaded, runs, as_json=as_json)
         raise click.exceptions.Exit(code)
