@@ -25,7 +25,7 @@ from sim.engines.messages import (
 from sim.engines.qemu.guest_command import guest_command
 from sim.engines.qemu.guest_console import GuestConsole
 from sim.engines.qemu.guest_devices import GuestDevices
-from sim.engines.qemu.guest_migration import Arrived, GuestMigration
+from sim.engines.qemu.guest_migration import GuestMigration
 from sim.engines.qemu.guest_process import GuestProcess
 from sim.engines.qemu.msix_state import MsixState, read_msix_states
 from sim.kernel.loop import Loop
@@ -251,13 +251,14 @@ class GuestMachine:
         self._migration = GuestMigration(
             self._loop,
             self._qemu,
+            memory_bytes=self._memory_bytes[order.domain],
             fault=order.fault,
             start=start,
-            arrived=lambda arrived: self._arrive(arrived, order.domain),
+            arrived=lambda moved: self._arrive(moved, order.domain),
             failed=failed,
         )
 
-    def _arrive(self, arrived: Arrived, domain: int) -> None:
+    def _arrive(self, moved: messages.Moved, domain: int) -> None:
         """The machine is in the new QEMU."""
         migration, self._migration = self._migration, None
         assert migration is not None
@@ -273,11 +274,7 @@ class GuestMachine:
         self._domains = [domain]
         self._recordings[0].words[header.DOMAIN] = domain
         self._report(Placed())
-        self._report(
-            messages.Moved(
-                None, arrived.downtime_ns, arrived.state_bytes, self._memory_bytes[domain], arrived.pending_vectors
-            )
-        )
+        self._report(moved)
 
     def _allow_reboot(self) -> None:
         self._qemu.monitor.command("set-action", reboot="reset")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+from sim.engines.messages import Moved
 from sim.engines.qemu.guest_process import GuestProcess
 from sim.engines.qemu.migration import BANDWIDTH_BYTES_PER_S, SLOW_BYTES_PER_S
 from sim.engines.qemu.msix_state import MsixState, read_msix_states
@@ -22,19 +23,12 @@ HEAR_NS = 5 * LOOK_NS
 CANCELLED = "it was cancelled"
 
 
-class Arrived(NamedTuple):
-    """What is known of a migration that is complete."""
-
-    downtime_ns: int
-    state_bytes: int
-    pending_vectors: int
-
-
 class GuestMigration:
     """One migration of a guest. Owns the target until it is complete, and the connection that the state takes.
 
     Args:
         source: the QEMU that the machine is in.
+        memory_bytes: the size of the memory in the target.
         fault: what is to go wrong (`topologies.actions.Fault`).
         start: starts a process as the target, with the descriptor that it reads the state from.
         arrived: is told when the machine is in the target.
@@ -46,12 +40,13 @@ class GuestMigration:
         loop: Loop,
         source: GuestProcess,
         *,
+        memory_bytes: int,
         fault: str,
         start: Callable[[GuestProcess, int], None],
-        arrived: Callable[[Arrived], None],
+        arrived: Callable[[Moved], None],
         failed: Callable[[str, int], None],
     ) -> None:
-        self._loop, self._source, self._fault = loop, source, fault
+        self._loop, self._source, self._fault, self._memory_bytes = loop, source, fault, memory_bytes
         self._arrived, self._failed = arrived, failed
         self.target = GuestProcess(loop, on_event=self._take_target_event, on_exit=self._target_ended)
         self.is_over = self._is_cancelled = False
@@ -171,7 +166,8 @@ class GuestMigration:
         if not self.is_over:
             self.is_over = self._is_told = True
             pending = sum(state.pending_vectors for state in found)
-            self._arrived(Arrived(self._paused_ns(), int(self._sent["ram"]["transferred"]), pending))
+            state_bytes = int(self._sent["ram"]["transferred"])
+            self._arrived(Moved(None, self._paused_ns(), state_bytes, self._memory_bytes, pending))
 
     def _paused_ns(self) -> int:
         """For how long the machine has stood still, by the clock of both monitors."""
