@@ -43,6 +43,7 @@ class Vm:
         guest: what the program sees.
         doorbells: rings the peers.
         warnings: lines that a real machine prints on stderr; the engine empties the list.
+        on_warned: is called when the device has added one.
         fires: for each own vector, whether a doorbell interrupts the guest at once.
         interrupts: how often each own vector has interrupted the guest.
         on_left: ``on_left(vector, pended, lost)`` is called when drained doorbells do not interrupt the guest: they
@@ -66,6 +67,7 @@ class Vm:
         "number",
         "on_fired",
         "on_left",
+        "on_warned",
         "preempts",
         "warnings",
     )
@@ -97,8 +99,9 @@ class Vm:
             first.guest.devices = (*first.guest.devices, self.guest)
         self.warnings: list[str] = [] if first is None else first.warnings
         self.interrupts = [0] * self.device.vectors
-        self.on_left: Callable[[int, int, int], None] = lambda vector, pended, lost: None
-        self.on_fired: Callable[[int], None] = lambda vector: None
+        self.on_left: Callable[[int, int, int], object] = _nothing
+        self.on_fired: Callable[[int], object] = _nothing
+        self.on_warned: Callable[[], object] = _nothing
         self.preempts: Callable[[], bool] = _never
         self._program: Program | None = None
         self._wait: int | None = FOREVER  # what the program yielded last
@@ -165,7 +168,7 @@ class Vm:
     def start(self, program: Callable[[Guest], Program]) -> int | None:
         """Start the program; returns what it yields: how long it waits."""
         self._program = program(self.guest)
-        return self._resume(None)
+        return self.resume(None)
 
     def stop(self) -> None:
         """End the program at its current yield (``GeneratorExit``)."""
@@ -177,7 +180,7 @@ class Vm:
         """Deliver ``count`` doorbells from an own eventfd; returns how long the program waits next."""
         if self.fires[vector]:
             self.interrupts[vector] += 1
-            return self._resume(self._singles[vector] if count == 1 else Interrupt(vector, count, self.number))
+            return self.resume(self._singles[vector] if count == 1 else Interrupt(vector, count, self.number))
         device = self.device
         pended, lost = device.pended_doorbells, device.lost_doorbells
         device.interrupt(vector, count)
@@ -260,14 +263,15 @@ class Vm:
 
     def expire(self) -> int | None:
         """Resume the program at the time that it waited for; returns how long it waits next."""
-        return self._resume(None)
+        return self.resume(None)
 
     def settle(self) -> None:
         """Process the effects of what the program did to this device while it handled another device's interrupt."""
         if self.device.effects and not self._carrying_out:
             self._carry_out(1)
 
-    def _resume(self, interrupt: Interrupt | None) -> int | None:
+    def resume(self, interrupt: Interrupt | None) -> int | None:
+        """Resume the program with an interrupt, or with None when its time has come; returns how long it waits next."""
         program = self._program
         if program is None:
             return FOREVER if self._first is None else self._resume_first(self._first, interrupt)
@@ -283,7 +287,7 @@ class Vm:
         return self._wait
 
     def _resume_first(self, first: Vm, interrupt: Interrupt | None) -> int | None:
-        wait = first._resume(interrupt)
+        wait = first.resume(interrupt)
         self.settle()
         return wait
 
@@ -309,6 +313,7 @@ class Vm:
                         count, drained = 1, False
                     case DeviceWarning(text=text):
                         self.warnings.append(text)
+                        self.on_warned()
         finally:
             self._carrying_out = False
         return drained
@@ -318,7 +323,11 @@ class Vm:
             self.interrupts[vector] += 1
             if not drained:
                 self.on_fired(vector)
-        self._resume(Interrupt(vector, count, self.number))
+        self.resume(Interrupt(vector, count, self.number))
+
+
+def _nothing(*_: int) -> None:
+    """Called where no engine has put a function of its own."""
 
 
 def _never() -> bool:

@@ -44,6 +44,9 @@ class Ivshmem:
         UsageError: a number of vectors, a role or a size that the device cannot have.
     """
 
+    # What an engine looks at after each slice of a machine has its place in the object itself, not in a dict.
+    __slots__ = ("__dict__", "__weakref__", "effects", "ignored_doorbells")
+
     def __init__(
         self,
         profile: Profile,
@@ -65,6 +68,7 @@ class Ivshmem:
         self.vectors = vectors if profile.server else 0
         self._ring = ring
         self.effects: list[Effect] = []
+        self.ignored_doorbells = 0
         self.peers = PeerTable()
         self._on_decode = on_decode
         self.peer: int | None = None
@@ -72,7 +76,6 @@ class Ivshmem:
         self.sections: Sections | None = None  # only ivshmem v2 has them
         self.position_hidden = False  # set by the client of QEMU 1.1, Quirk.DESCRIPTOR_ZERO_UNMAPPED
         self.rung_doorbells = 0
-        self.ignored_doorbells = 0
         self.pended_doorbells = 0
         self.lost_doorbells = 0
         self.intx_raised = self.intx_level = False  # the pin, and the line when INTx is not disabled

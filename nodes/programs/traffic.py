@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect, bisect_left
 from collections.abc import Iterator
-from itertools import accumulate, cycle, islice
+from itertools import accumulate, cycle, islice, repeat
 from math import inf
 from operator import itemgetter, length_hint
 from typing import Literal
@@ -54,7 +54,7 @@ def storm(
     try:
         while True:
             waited = yield from targets.wait()
-            turns = order.turns()
+            turns, generation = order.turns(), guest.generation
             # Doorbells that were due before there was a peer are left out.
             for due_ns in due_times(guest, mean_ns, clock() if waited else begin_ns(guest), poisson=poisson):
                 if in_one_go >= burst:  # it is late, and still takes its own interrupts
@@ -63,7 +63,7 @@ def storm(
                 while clock() < due_ns:
                     yield due_ns
                     in_one_go = 0
-                if targets.generation != guest.generation and targets.look():
+                if generation != (generation := guest.generation) and targets.look():
                     if not any(targets.rows):
                         break
                     turns = order.turns()
@@ -100,6 +100,8 @@ class _Order:
         """The doorbells of the present targets in their order, without an end."""
         rows = self.targets.rows
         pairs = [pair for row in rows for pair in row]
+        if len(pairs) == 1 and not self._skew:
+            return repeat(*pairs)
         if not self._skew:
             # A hash of numbers is the same in every process.
             return cycle(sorted(pairs, key=lambda pair: hash((self._salt, *pair))))

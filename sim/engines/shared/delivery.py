@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from nodes.vm import Vm
-from sim.engines.shared.recorder import Deliver, Recorder
+from sim.engines.shared.recorder import Deliver, Drains, Recorder
 
 
 class RecordedDevice(Protocol):
@@ -23,14 +23,14 @@ class Delivery(NamedTuple):
     """The functions for a drained counter. Vectors count through all devices: ``device * vectors + vector``.
 
     An engine calls ``recorded(clock)`` once, and what that returns for each drain; or, where time passes in between,
-    ``drained(vector, count, delivered_ns)``, ``deliver(vector, count)`` and ``handled(handled_ns)``. ``record`` is
-    that of the first device (`sim.engines.shared.recorder.Drains`). ``flush()`` stores how many drains there are.
+    ``drained(vector, count, delivered_ns)``, ``deliver(vector, count)`` and ``handled(handled_ns)``. ``drains`` are
+    those of the first device. ``flush()`` stores how many drains there are.
     """
 
     drained: Callable[[int, int, int], None]
     deliver: Deliver
     handled: Callable[[int], None]
-    record: Callable[[int, int, int, int], None]
+    drains: Drains
     recorded: Callable[[Callable[[], int]], Deliver]
     flush: Callable[[], None]
 
@@ -39,15 +39,15 @@ def make_delivery(devices: Sequence[RecordedDevice], vectors: int) -> Delivery:
     """The delivery to a machine with these devices, each with so many vectors."""
     makers = [device.recorder.make_drains() for device in devices]
     vms = [device.vm for device in devices]
-    for vm, maker in zip(vms, makers, strict=True):
-        vm.on_left, vm.on_fired = maker.left, maker.fired
+    for device, maker in zip(devices, makers, strict=True):
+        device.vm.on_left, device.vm.on_fired = maker.left, device.recorder.count_fired
     if len(devices) == 1:
         only, deliver_only = makers[0], vms[0].deliver
         return Delivery(
             only.drained,
             deliver_only,
             only.handled,
-            only.record,
+            only,
             lambda clock: only.recording(deliver_only, clock),
             only.flush,
         )
@@ -82,4 +82,4 @@ def make_delivery(devices: Sequence[RecordedDevice], vectors: int) -> Delivery:
         for maker in makers:
             maker.flush()
 
-    return Delivery(drained, deliver, handled, makers[0].record, recorded, flush)
+    return Delivery(drained, deliver, handled, makers[0], recorded, flush)

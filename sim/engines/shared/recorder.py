@@ -4,34 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from struct import Struct
-from typing import NamedTuple
 
 from sim.recording import Recording, header
 from sim.recording.header import COUNTER_AT
 from sim.recording.layout import DRAIN_WORDS, VECTOR_WORDS
 
-DRAIN = Struct(f"={DRAIN_WORDS}Q")
+DRAIN, KEY_AND_TIME, TIME = Struct(f"={DRAIN_WORDS}Q"), Struct("=2Q"), Struct("=Q")
 ENTRY_BYTES = DRAIN.size
 
 Deliver = Callable[[int, int], int | None]
 """Delivers a vector and its count of doorbells; returns how long the program waits."""
-
-
-class Drains(NamedTuple):
-    """``drained(vector, count, delivered_ns)``, then ``handled(handled_ns)``; or, where nothing can
-    happen in between, ``record(vector, count, delivered_ns, handled_ns)``;
-    ``recording(deliver, clock)`` is ``deliver`` with both, which costs less; ``left`` and ``fired`` as `nodes.vm.Vm`
-    calls them: a drain without an interrupt, an interrupt without a drain. ``flush()`` stores how many entries there
-    are.
-    """
-
-    drained: Callable[[int, int, int], None]
-    handled: Callable[[int], None]
-    record: Callable[[int, int, int, int], None]
-    recording: Callable[[Deliver, Callable[[], int]], Deliver]
-    left: Callable[[int, int, int], None]
-    fired: Callable[[int], None]
-    flush: Callable[[], None]
 
 
 class Recorder:
@@ -94,88 +76,96 @@ class Recorder:
         return sample
 
     def make_drains(self) -> Drains:
-        """The closures for the hot path, and what they need when a drain is no interrupt.
+        """What stores the drains of this device."""
+        return Drains(self, self._recording)
 
-        ``drained`` stores before the program sees the interrupt, so that a machine that is killed by it
-        has counted it; ``handled`` completes the entry. An entry counts by itself as soon as its time is stored: totals
-        are derived from the entries, and the header's number of them is a lower bound that ``flush`` raises.
-        """
-        words, drains_at = self.words, self.layout.drains_at
-        used, size = 0, self.layout.drains
-        is_open = False  # whether the last entry is still to be completed
-
-        def drained(vector: int, count: int, delivered_ns: int) -> None:
-            nonlocal used, is_open
-            if used == size:
-                full(vector, count)
-                return
-            at = drains_at + DRAIN_WORDS * used
-            words[at] = count << 16 | vector
-            words[at + 1] = delivered_ns
-            used += 1
-            is_open = True
-
-        def handled(handled_ns: int) -> None:
-            if is_open:
-                words[drains_at + DRAIN_WORDS * used - 1] = handled_ns
-
-        file, first = self._recording.drains_in_file()
-
-        def record(vector: int, count: int, delivered_ns: int, handled_ns: int) -> None:
-            nonlocal used
-            if used == size:
-                full(vector, count)
-                return
-            DRAIN.pack_into(file, first + ENTRY_BYTES * used, count << 16 | vector, delivered_ns, handled_ns)
-            used += 1
-
-        def recording(deliver: Deliver, clock: Callable[[], int]) -> Deliver:
-            keys, delivered, handled_at = self._recording.drain_columns()
-            one = [1 << 16 | vector for vector in range(self.layout.vectors)]  # the keys of one doorbell
-
-            def recorded(vector: int, count: int) -> int | None:
-                nonlocal used, is_open
-                if (entry := used) == size:
-                    full(vector, count)
-                    return deliver(vector, count)
-                keys[entry] = one[vector] if count == 1 else count << 16 | vector
-                delivered[entry] = clock()
-                used = entry + 1
-                is_open = True
-                wait = deliver(vector, count)
-                if is_open:
-                    handled_at[entry] = clock()
-                return wait
-
-            return recorded
-
-        def full(vector: int, count: int) -> None:
-            nonlocal is_open
-            is_open = False
-            self._count_refused(vector, count)
-
-        def left(vector: int, pended: int, lost: int) -> None:
-            nonlocal is_open
-            is_open = False  # no program has handled it
-            self._count_left(vector, pended, lost)
-
-        def flush() -> None:
-            words[header.DRAINS_USED] = used
-
-        return Drains(drained, handled, record, recording, left, self._count_fired, flush)
-
-    def _count_refused(self, vector: int, count: int) -> None:
+    def count_refused(self, vector: int, count: int) -> None:
         """Count a drain that the section has no room for."""
         words, at = self.words, self.layout.vectors_at + VECTOR_WORDS * vector
         words[COUNTER_AT["drains_refused"]] += 1
         words[at] += count
         words[at + 1] += 1
 
-    def _count_left(self, vector: int, pended: int, lost: int) -> None:
+    def count_left(self, vector: int, pended: int, lost: int) -> None:
+        """Count a drain that has interrupted nothing."""
         words = self.words
         words[COUNTER_AT["pba_pending"]] += pended
         words[COUNTER_AT["dropped"]] += lost
         words[self.layout.vectors_at + VECTOR_WORDS * vector + 2] += 1
 
-    def _count_fired(self, vector: int) -> None:
+    def count_fired(self, vector: int) -> None:
+        """Count an interrupt without a drain, as `nodes.vm.Vm` calls it."""
         self.words[self.layout.vectors_at + VECTOR_WORDS * vector + 1] += 1
+
+
+class Drains:
+    """Stores the drains of one device, one after the other.
+
+    An entry counts by itself as soon as its time is stored: totals are derived from the entries, and the header's
+    number of them is a lower bound that ``flush`` raises.
+    """
+
+    __slots__ = ("_file", "_first", "_is_open", "_recorder", "_recording", "_size", "_used")
+
+    def __init__(self, recorder: Recorder, recording_: Recording) -> None:
+        self._recorder, self._recording = recorder, recording_
+        self._file, self._first = recording_.drains_in_file()
+        self._used, self._size = 0, recording_.layout.drains
+        self._is_open = False  # whether the last entry is still to be completed
+
+    def drained(self, vector: int, count: int, delivered_ns: int) -> None:
+        """Store a drain before the program sees the interrupt, so that a machine that it kills has counted it."""
+        if self._used == self._size:
+            self._refuse(vector, count)
+            return
+        KEY_AND_TIME.pack_into(self._file, self._first + ENTRY_BYTES * self._used, count << 16 | vector, delivered_ns)
+        self._used += 1
+        self._is_open = True
+
+    def handled(self, handled_ns: int) -> None:
+        """Complete the last entry."""
+        if self._is_open:
+            TIME.pack_into(self._file, self._first + ENTRY_BYTES * self._used - TIME.size, handled_ns)
+
+    def record(self, vector: int, count: int, delivered_ns: int, handled_ns: int) -> None:
+        """As ``drained`` and ``handled``, where nothing can happen in between."""
+        used = self._used
+        if used == self._size:
+            self._refuse(vector, count)
+            return
+        DRAIN.pack_into(self._file, self._first + ENTRY_BYTES * used, count << 16 | vector, delivered_ns, handled_ns)
+        self._used = used + 1
+
+    def recording(self, deliver: Deliver, clock: Callable[[], int]) -> Deliver:
+        """``deliver`` with ``drained`` before and ``handled`` after it, which costs less than three calls."""
+        keys, delivered, handled_at = self._recording.drain_columns()
+        one = [1 << 16 | vector for vector in range(self._recording.layout.vectors)]  # the keys of one doorbell
+        size = self._size
+
+        def recorded(vector: int, count: int) -> int | None:
+            if (entry := self._used) == size:
+                self._refuse(vector, count)
+                return deliver(vector, count)
+            keys[entry] = one[vector] if count == 1 else count << 16 | vector
+            delivered[entry] = clock()
+            self._used = entry + 1
+            self._is_open = True
+            wait = deliver(vector, count)
+            if self._is_open:
+                handled_at[entry] = clock()
+            return wait
+
+        return recorded
+
+    def left(self, vector: int, pended: int, lost: int) -> None:
+        """Count a drain without an interrupt, as `nodes.vm.Vm` calls it: no program handles it."""
+        self._is_open = False
+        self._recorder.count_left(vector, pended, lost)
+
+    def flush(self) -> None:
+        """Store how many entries there are."""
+        self._recorder.words[header.DRAINS_USED] = self._used
+
+    def _refuse(self, vector: int, count: int) -> None:
+        self._is_open = False
+        self._recorder.count_refused(vector, count)

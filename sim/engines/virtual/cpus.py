@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from nodes.vm import Vm
+from sim.engines.shared.recorder import Drains
 from sim.engines.virtual.cost_model import CostModel, make_draw
 from sim.engines.virtual.counter import VirtualCounter
 from sim.engines.virtual.loop import VirtualLoop
@@ -26,36 +27,56 @@ class Task(ABC):
         since_ns: when its time slice has begun; below 0 before it has a CPU.
         is_still, is_gone: whether a stall has taken effect; whether it has ended. Then nothing wakes it.
         is_plain: whether its next slice can be a plain one: interrupts and program, and nothing else.
+        heard: how many announcements to all machines there had been when it had heard them all; -1 before.
+        stop_ns: when its program is to end.
+        has_warned: whether a device has warned of something that is not reported yet.
         wait: what its program has yielded last.
         alarm_ns: the time that an event of it waits for; -1 for none.
         queue: its counters that are not empty, in the order in which they became so.
         wake_delay: how much later than usual it wakes up; None for never.
         vm: its first device, whose program it runs.
         seen_ignored: how many doorbells its devices had ignored when it last paid for them.
-        drained, handled, record: store its drains, as `sim.engines.shared.recorder.Drains` says.
+        drains: store what this device receives.
     """
 
     __slots__ = (
-        *("alarm_ns", "drained", "handled", "is_gone", "is_plain", "is_still", "queue", "queued", "record"),
-        *("seen_ignored", "since_ns", "vm", "wait", "wake_delay"),
+        *(
+            "alarm_ns",
+            "drains",
+            "has_warned",
+            "heard",
+            "is_gone",
+            "is_plain",
+            "is_still",
+            "queue",
+            "queued",
+            "seen_ignored",
+        ),
+        *("seen_ignored", "since_ns", "stop_ns", "vm", "wait", "wake_delay"),
     )
 
     vm: Vm
-    drained: Callable[[int, int, int], None]
-    handled: Callable[[int], None]
-    record: Callable[[int, int, int, int], None]
+    drains: Drains
 
     def __init__(self) -> None:
         self.queued, self.since_ns = False, -1
-        self.is_still = self.is_gone = self.is_plain = False
+        self.is_still = self.is_gone = self.is_plain = self.has_warned = False
         self.wait: int | None = None
-        self.alarm_ns, self.seen_ignored = -1, 0
+        self.alarm_ns, self.heard, self.seen_ignored, self.stop_ns = -1, -1, 0, 0
         self.queue: list[VirtualCounter] = []
         self.wake_delay: Callable[[], int] | None = None
 
     @abstractmethod
     def run(self) -> bool:
         """Do a slice of work, which moves the clock; returns whether there is more to do at once."""
+
+    @abstractmethod
+    def fail(self, error: Exception) -> None:
+        """Its work has raised this."""
+
+    @abstractmethod
+    def tell_warnings(self) -> None:
+        """Report what its devices have warned of."""
 
     @abstractmethod
     def rung(self, counter: VirtualCounter, at_ns: int) -> None:
@@ -84,6 +105,7 @@ class Cpus:
         after: is called with the task after each of its events.
 
     Attributes:
+        slice: ``slice(task)`` does the next slice of a task: `Task.run`, or what does the same for less.
         run: ``run(task)``, the event of a task: it arrives at the CPUs, or does its next slice on the one that it has.
         wake: ``wake(task, at_ns)``: it has something to do since that time, and gets a CPU after what a wake-up costs.
         alarm: ``alarm(task)``, an event of a task: a time that its program waits for may have come.
@@ -93,6 +115,7 @@ class Cpus:
         self, loop: VirtualLoop, model: CostModel, seed: str, after: Callable[[Task], object] | None = None
     ) -> None:
         self._push, self._clock = loop.push, loop.clock
+        self.slice: Callable[[Task], bool] = lambda task: task.run()
         self._free = [0] * model.cpus
         """A heap: when each CPU that no task has or awaits has become free, or will be."""
         self.run = run = self._make_run(model.switch_ns, model.timeslice_ns)
@@ -157,7 +180,7 @@ class Cpus:
                     push(task.since_ns, self.run, task)
                     return
                 task.since_ns = begin_ns
-            more = task.run()
+            more = self.slice(task)
             end_ns = clock.ns
             if end_ns > clock.latest_ns:  # noqa: PLR1730 (a call of max for each slice)
                 clock.latest_ns = end_ns

@@ -10,7 +10,6 @@ from sim.engines.shared.failures import ProgramError
 from sim.engines.virtual.cpus import Task
 from sim.engines.virtual.device import VirtualDevice
 from sim.engines.virtual.host import VirtualHost
-from sim.engines.virtual.plain_slice import check_wait
 from sim.engines.virtual.ready_counters import ReadyCounters
 
 __all__ = ["Execution"]
@@ -30,7 +29,6 @@ class Execution:
         "_deliver",
         "_drain_ns",
         "_drained",
-        "_expire_cost",
         "_handle_cost",
         "_handled",
         "_host",
@@ -40,7 +38,6 @@ class Execution:
         "_preempt",
         "_preempted_ns",
         "_preempted_until_ns",
-        "_push",
         "_reorder",
         "_slow_ns",
         "_slow_until_ns",
@@ -62,8 +59,7 @@ class Execution:
         name: str,
     ) -> None:
         self._host, self._loop, self._clock = host, host.loop, host.loop.clock
-        self._push, self._drain_ns = host.loop.push, host.model.drain_ns
-        self._handle_cost, self._expire_cost = host.handle_cost, host.expire_cost
+        self._drain_ns, self._handle_cost = host.model.drain_ns, host.handle_cost
         self._counters, self._poke, self._task = counters, poke, task
         self._vms = tuple(device.vm for device in devices)
         self._vm, self._is_single = self._vms[0], len(self._vms) == 1
@@ -71,9 +67,7 @@ class Execution:
         self._drained, self._deliver, self._handled, self.flush = (
             *(delivery.drained, delivery.deliver, delivery.handled, delivery.flush),
         )
-        task.vm, task.drained, task.handled, task.record = (
-            *(self._vm, delivery.drained, delivery.handled, delivery.record),
-        )
+        task.vm, task.drains = self._vm, delivery.drains
         if host.watcher is not None:
             self._deliver = host.watcher.delivery(self._vms, vectors, self._deliver)
         self.has_begun = False
@@ -133,29 +127,17 @@ class Execution:
 
     def has_more(self) -> bool:
         """Whether there is more to do at once; if not, `poke` is called when there is."""
-        now_ns, wait = self._clock.ns, self._task.wait
-        if wait == STEP:
+        task = self._task
+        if task.wait == STEP:
             if self._preempted_ns:
-                self._preempted_until_ns = now_ns + self._preempted_ns
+                self._preempted_until_ns = self._clock.ns + self._preempted_ns
                 self._loop.after(self._preempted_ns, self._poke)
                 self._preempted_ns = 0
             return False
-        if self._task.queue and (first_ns := self._task.first_ns()) is not None:
-            if self._slow_ns:
-                self._is_time_of_slow()
-                return False
-            if first_ns <= now_ns:
-                return True
-            self._push(first_ns, self._host.cpus.wake_now, self._task)
-        if wait is None:
+        if self._slow_ns and task.queue and task.first_ns() is not None:
+            self._is_time_of_slow()
             return False
-        check_wait(wait)
-        if wait <= now_ns:
-            return True
-        if wait != self._task.alarm_ns:
-            self._task.alarm_ns = wait
-            self._push(wait + self._expire_cost(), self._host.cpus.alarm, self._task)
-        return False
+        return self._host.has_more(task)
 
     def _preempts(self) -> bool:
         """Whether the program is preempted at the `STEP` that it has yielded."""

@@ -15,7 +15,7 @@ from sim.engines.virtual.cost_model import CostModel, make_draw
 from sim.engines.virtual.counter import VirtualCounter
 from sim.engines.virtual.cpus import Cpus, Task
 from sim.engines.virtual.loop import VirtualLoop
-from sim.engines.virtual.plain_slice import make_plain_slice
+from sim.engines.virtual.plain_slice import make_has_more, make_plain_slice
 from sim.engines.virtual.server import VirtualServer
 from sim.kernel.memory import map_region
 
@@ -53,10 +53,10 @@ class VirtualHost:
         self.announced = 0
         """How many announcements to all machines there were, of all servers."""
         self.handle_cost = make_draw(model.handle_ns, f"{seed}/handle")
-        self.expire_cost = make_draw(model.expire_ns, f"{seed}/expire")
         self.start_delay = make_draw(model.start_ns, f"{seed}/start")
         self.wire_delay = make_draw(model.wire_ns, f"{seed}/wire")
-        self.plain_slice = make_plain_slice(loop, self.cpus, model, self.handle_cost, self.expire_cost)
+        self.has_more = make_has_more(loop, self.cpus, make_draw(model.expire_ns, f"{seed}/expire"))
+        self.cpus.slice = make_plain_slice(self, loop.clock, model, self.handle_cost, self.has_more)
         self._counters: list[VirtualCounter] = []
         self.holding: set[VirtualCounter] = set()
         """The counters that hold doorbells without a time: only these can be full."""

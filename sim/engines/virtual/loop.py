@@ -63,19 +63,21 @@ class VirtualLoop:
         self.clock = VirtualClock()
         self.news = False
         self._events: list[Event] = []
-        self._later: dict[int, list[Event]] = {}
+        self._later: dict[int, list[Any]] = {}
         self._spans: list[int] = []
         self._span = 0
         self._moments: list[tuple[int, int, Callable[[], None]]] = []
-        self._next_order = itertools.count().__next__
+        self._orders = itertools.count()
+        self._next_order = self._orders.__next__
         self._watched: dict[int, Callable[[], None]] = {}
         self._poll = select.poll()
         self._slices = 0
         self.push = self._make_push()
 
     def _make_push(self) -> Callable[[int, Callable[[T], object], T], None]:
-        # `_events` is a heap of the events up to the end of the span `_span`; `_later` has those of each later span,
-        # unsorted, and `_spans` is a heap of these.
+        # `_events` is a heap of the events up to the end of the span `_span`; `_later` has those of each later span, in
+        # the order of the calls, and `_spans` is a heap of these. What is kept of a later event is no tuple and no
+        # order, because with very many machines each object of it is fetched from memory again when its time has come.
         events, later, spans, order, push = self._events, self._later, self._spans, self._next_order, heapq.heappush
         get = later.get
 
@@ -84,9 +86,9 @@ class VirtualLoop:
             if span <= self._span:
                 push(events, (at_ns, order(), happen, what))
             elif (events_then := get(span)) is not None:
-                events_then.append((at_ns, order(), happen, what))
+                events_then += (at_ns, happen, what)
             else:
-                later[span] = [(at_ns, order(), happen, what)]
+                later[span] = [at_ns, happen, what]
                 push(spans, span)
 
         return push_event
@@ -97,7 +99,8 @@ class VirtualLoop:
         if not spans or spans[0] << SPAN_BITS > until_ns:
             return False
         self._span = heapq.heappop(spans)
-        self._events.extend(self._later.pop(self._span))
+        flat = self._later.pop(self._span)
+        self._events.extend(zip(flat[0::3], self._orders, flat[1::3], flat[2::3], strict=False))
         heapq.heapify(self._events)
         return True
 

@@ -40,8 +40,8 @@ class VirtualMachine(Task):
 
     __slots__ = (
         *("_actions", "_announced", "_clock", "_configuration", "_connector", "_dismissed", "_execution"),
-        *("_has_mail", "_heard", "_host", "_is_executing", "_loop", "_migration", "_orders", "_program"),
-        *("_report_to", "_rows", "_said_ready", "_start_ns", "_stop_ns", "_stopped", "_vm", "_vms"),
+        *("_has_mail", "_host", "_is_executing", "_loop", "_migration", "_orders", "_program"),
+        *("_report_to", "_rows", "_said_ready", "_start_ns", "_stopped", "_vms"),
         *("counters", "devices", "is_running"),
     )
 
@@ -77,10 +77,9 @@ class VirtualMachine(Task):
             warn=self._warn,
         )
         self._announced = self._connector.announced
-        self._heard = host.announced
+        self.heard = host.announced
         self._said_ready = self._has_mail = self._is_executing = False
         self._start_ns: int | None = None
-        self._stop_ns = 0
         self._migration: VirtualMigration | None = None
         self.devices: list[VirtualDevice] = []
         for row, profile, recording in zip(rows, configuration.profiles, recordings, strict=True):
@@ -102,11 +101,13 @@ class VirtualMachine(Task):
                     clock=host.now_ns,
                 )
             )
-        self._vm = self.devices[0].vm
-        self._vm.guest.load = shared_load(configuration.load)
+        self.vm = self.devices[0].vm
+        self.vm.guest.load = shared_load(configuration.load)
         name, vectors = configuration.name, configuration.vectors
         self._execution = Execution(host, self.devices, self.counters, vectors, self._poke, self, name)
         self._vms = [device.vm for device in self.devices]
+        for vm in self._vms:
+            vm.on_warned = self._warned
         self._actions = WorkerActions(
             self._vms,
             vectors,
@@ -160,17 +161,20 @@ class VirtualMachine(Task):
             for number, row in enumerate(self._rows):
                 self.connect(number, row.domain)
         except (ProgramError, HostError, UsageError) as error:
-            self._fail(error)
+            self.fail(error)
             return
         self._enter(State.CONNECTED)
 
     def connect(self, number: int, domain: int, place: Callable[[int, int], object] | None = None) -> None:
         """Connect a device to the server of a domain, as `DeviceConnector`."""
         self._connector.connect(self.devices[number], number, domain, place)
-        self._heard = -1
+        self.heard = -1
 
-    def _fail(self, error: BaseException) -> None:
-        """The machine cannot go on, as a worker that raises."""
+    def fail(self, error: Exception) -> None:
+        """The machine cannot go on, as a worker that raises. What has failed may be its migration alone."""
+        if self._migration is not None:
+            self._migration.fail(str(error) or type(error).__name__)
+            return
         self.is_gone, self._is_executing, self.is_plain = True, False, False
         for device in self.devices:
             device.vm.doorbells.flush()
@@ -221,21 +225,13 @@ class VirtualMachine(Task):
 
     def run(self) -> bool:
         host = self._host
-        if not self.is_plain and (self.is_gone or self.is_still):
+        if self.is_gone or self.is_still:
             return False
         host.running, host.ticks = self, 0
         try:
-            if self.is_plain and self._heard == host.announced and self._clock.ns < self._stop_ns:
-                more = host.plain_slice(self)
-                if self._vm.warnings:
-                    self._tell_warnings()
-                return more and self._is_executing
             return self._run_all()
         except Exception as error:  # whatever it is: the machine fails, not the engine
-            if self._migration is None:
-                self._fail(error)
-            else:
-                self._migration.fail(str(error) or type(error).__name__)
+            self.fail(error)
             return False
         finally:
             host.running = None
@@ -245,13 +241,13 @@ class VirtualMachine(Task):
         self.is_plain = False
         if self._has_mail:
             self._read_mail()
-        if self._heard != self._host.announced:
+        if self.heard != self._host.announced:
             self._hear()
-        if not self._is_executing or self._clock.ns >= self._stop_ns:
+        if not self._is_executing or self._clock.ns >= self.stop_ns:
             return not self.is_gone and not self._stopped and self._proceed()
         more = self._execution.step()
-        if self._vm.warnings:
-            self._tell_warnings()
+        if self.vm.warnings:
+            self.tell_warnings()
         self.is_plain = self._is_executing and not self._has_mail and self._execution.is_plain
         return more and self._is_executing
 
@@ -264,7 +260,7 @@ class VirtualMachine(Task):
             self._meet()
             return False
         now_ns = self._clock.ns
-        if now_ns >= self._stop_ns:
+        if now_ns >= self.stop_ns:
             self._stop()
             return False
         if now_ns < self._start_ns:
@@ -272,7 +268,7 @@ class VirtualMachine(Task):
         self._enter(State.RUNNING, header.STARTED_NS)
         self._is_executing = True
         self._actions.program = self._execution.begin(self._program)
-        self._tell_warnings()
+        self.tell_warnings()
         return self._is_executing and self._execution.has_more()
 
     def _hear(self) -> None:
@@ -280,11 +276,15 @@ class VirtualMachine(Task):
         for link in self._announced:
             link.hear()
         if all(link.heard == link.announcements.end for link in self._announced):
-            self._heard = self._host.announced
+            self.heard = self._host.announced
 
-    def _tell_warnings(self) -> None:
-        while self._vm.warnings:
-            self._warn(self._vm.warnings.pop(0))
+    def _warned(self) -> None:
+        self.has_warned = True
+
+    def tell_warnings(self) -> None:
+        self.has_warned = False
+        while self.vm.warnings:
+            self._warn(self.vm.warnings.pop(0))
 
     def _meet(self) -> None:
         for device in self.devices:
@@ -334,7 +334,7 @@ class VirtualMachine(Task):
                 self._store_counts(number)
             case messages.PeerIds(peers, anew, foreign):
                 self._program.learn(peers, anew=anew, foreign=foreign)
-                self._vm.guest.generation += 1
+                self.vm.guest.generation += 1
             case messages.Expect(eventfds):
                 for device, count in zip(self.devices, eventfds, strict=True):
                     device.expected = count
@@ -352,7 +352,7 @@ class VirtualMachine(Task):
                 self._migration.begin()
             case messages.Act():
                 self._actions.carry_out(order)
-                self.wait = self._vm.wait
+                self.wait = self.vm.wait
 
     def _store_counts(self, ping: int) -> None:
         self._execution.flush()
@@ -362,8 +362,8 @@ class VirtualMachine(Task):
             device.recording.words[header.PING] = ping
 
     def _take_start(self, start: messages.Start) -> None:
-        self._start_ns, self._stop_ns = start.start_ns, start.stop_ns
-        for guest in self._vm.guest.devices:
+        self._start_ns, self.stop_ns = start.start_ns, start.stop_ns
+        for guest in self.vm.guest.devices:
             guest.start_ns, guest.joined_ns, guest.stop_ns = start.start_ns, start.joined_ns, start.stop_ns
         for at_ns in (start.start_ns, start.stop_ns):
             self._loop.after(max(0, at_ns - self._clock.ns), self._poke)
@@ -393,7 +393,7 @@ class VirtualMachine(Task):
         self._execution.flush()
         self._stopped, self._is_executing = True, False
         self._enter(State.STOPPED, header.STOPPED_NS)
-        self._tell_warnings()
+        self.tell_warnings()
         self.report(stopped)
         if self._dismissed:
             self._end("")

@@ -7,6 +7,7 @@ many machines, time goes into fetching what a doorbell looks at from memory: so 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from nodes.errors import GuestError
 from sim.engines.shared.failures import ProgramError
@@ -14,70 +15,93 @@ from sim.engines.virtual.cost_model import CostModel
 from sim.engines.virtual.cpus import Cpus, Task
 from sim.engines.virtual.loop import VirtualClock, VirtualLoop
 
-__all__ = ["check_wait", "make_plain_slice"]
+__all__ = ["make_has_more", "make_plain_slice"]
 
 
-def check_wait(wait: object) -> None:
-    """Check what a program has yielded.
+class Running(Protocol):
+    """What all machines of a run share (`sim.engines.virtual.host.VirtualHost`)."""
 
-    Raises:
-        ProgramError: it is no time.
-    """
-    if wait is not None and type(wait) is not int:
-        raise ProgramError from GuestError(
-            f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {wait!r}"
-        )
+    announced: int
+    running: object | None
+    ticks: int
 
 
-def make_plain_slice(
-    loop: VirtualLoop,
-    cpus: Cpus,
-    model: CostModel,
-    handle_cost: Callable[[], int],
-    expire_cost: Callable[[], int],
-) -> Callable[[Task], bool]:
-    """A function that does a plain slice of a task, and returns whether there is more to do at once.
+def make_has_more(loop: VirtualLoop, cpus: Cpus, expire_cost: Callable[[], int]) -> Callable[[Task], bool]:
+    """A function that returns whether a task has more to do at once; if not, there is an event when it has.
 
-    It raises `ProgramError` when the program does.
+    It raises `ProgramError` when the program has yielded something else than a time.
 
     Args:
-        handle_cost, expire_cost: draw the next of these costs, in nanoseconds.
+        expire_cost: draws how much later than its time a machine wakes up, in nanoseconds.
     """
     clock, push, alarm, wake_now = loop.clock, loop.push, cpus.alarm, cpus.wake_now
-    drain_ns, ring_ns = model.drain_ns, model.ring_ns
 
-    take_interrupts = _make_take_interrupts(clock, drain_ns, handle_cost)
-
-    def plain_slice(task: Task) -> bool:
-        queue = task.queue
-        if not (queue and take_interrupts(task)):
-            wait = task.wait
-            if type(wait) is int and wait <= clock.ns:
-                clock.ns += drain_ns
-                try:
-                    task.wait = task.vm.expire()
-                except BaseException as error:
-                    raise ProgramError from error
-        ignored = task.vm.device.ignored_doorbells
-        if ignored != task.seen_ignored:
-            # A doorbell that reaches no peer costs its write, too; those that reach one have paid in the host's signal.
-            clock.ns += max(0, ignored - task.seen_ignored) * ring_ns
-            task.seen_ignored = ignored
+    def has_more(task: Task) -> bool:
         now_ns, wait = clock.ns, task.wait
-        if queue and (first_ns := task.first_ns()) is not None:
+        if task.queue and (first_ns := task.first_ns()) is not None:
             if first_ns <= now_ns:
                 return True
             push(first_ns, wake_now, task)
         if wait is None:
             return False
         if type(wait) is not int:
-            check_wait(wait)
+            raise ProgramError from GuestError(
+                f"a program yields FOREVER, NOW or a time in whole nanoseconds, not {wait!r}"
+            )
         if wait <= now_ns:
             return True
         if wait != task.alarm_ns:
             task.alarm_ns = wait
             push(wait + expire_cost(), alarm, task)
         return False
+
+    return has_more
+
+
+def make_plain_slice(
+    host: Running,
+    clock: VirtualClock,
+    model: CostModel,
+    handle_cost: Callable[[], int],
+    has_more: Callable[[Task], bool],
+) -> Callable[[Task], bool]:
+    """A function that does as `Task.run` does, and returns whether there is more to do at once.
+
+    Args:
+        handle_cost: draws the cost of an interrupt, in nanoseconds.
+        has_more: as `make_has_more` makes it.
+    """
+    drain_ns, ring_ns = model.drain_ns, model.ring_ns
+    take_interrupts = _make_take_interrupts(clock, drain_ns, handle_cost)
+
+    def plain_slice(task: Task) -> bool:
+        if not task.is_plain or task.heard != host.announced or clock.ns >= task.stop_ns:
+            return task.run()
+        queue, vm = task.queue, task.vm
+        host.running, host.ticks = task, 0
+        try:
+            if not (queue and take_interrupts(task)):
+                wait = task.wait
+                if type(wait) is int and wait <= clock.ns:
+                    clock.ns += drain_ns
+                    try:
+                        task.wait = vm.resume(None)
+                    except BaseException as error:
+                        raise ProgramError from error
+            ignored = vm.device.ignored_doorbells
+            if ignored != task.seen_ignored:
+                # A doorbell that reaches no peer costs its write, too; the others have paid in the host's signal.
+                clock.ns += max(0, ignored - task.seen_ignored) * ring_ns
+                task.seen_ignored = ignored
+            more = has_more(task)
+            if task.has_warned:
+                task.tell_warnings()
+            return more
+        except Exception as error:  # whatever it is: the machine fails, not the engine
+            task.fail(error)
+            return False
+        finally:
+            host.running = None
 
     return plain_slice
 
@@ -105,17 +129,17 @@ def _make_take_interrupts(clock: VirtualClock, drain_ns: int, handle_cost: Calla
             is_fired = vm.fires[vector]
             try:
                 if not is_fired:
-                    task.drained(vector, count, now_ns)
+                    task.drains.drained(vector, count, now_ns)
                 task.wait = vm.deliver(vector, count)
             except BaseException as error:
                 if is_fired:
-                    task.drained(vector, count, now_ns)
+                    task.drains.drained(vector, count, now_ns)
                 raise ProgramError from error
             clock.ns = handled_ns = clock.ns + handle_cost()
             if is_fired:
-                task.record(vector, count, now_ns, handled_ns)
+                task.drains.record(vector, count, now_ns, handled_ns)
             else:
-                task.handled(handled_ns)
+                task.drains.handled(handled_ns)
         return took
 
     return take_interrupts

@@ -278,14 +278,14 @@ def test_a_drain_that_is_recorded_at_once_is_stored_as_one_in_two_steps(tmp_path
     layout = RecordingLayout(2, 1, 1, 3)
     one, other, last = (pack.create(row, layout, sample_every=1, of=row, incarnation=1, domain=0) for row in range(3))
     for recording, at_once in ((one, False), (other, True), (last, False)):
-        drained, handled, record, _, _, _, flush = Recorder(recording).make_drains()
+        drains = Recorder(recording).make_drains()
         for vector, count in ((0, 3), (1, 1), (1, 4), (0, 2)):
             if at_once and vector:
-                record(vector, count, 50, 60)
+                drains.record(vector, count, 50, 60)
             else:
-                drained(vector, count, 50)
-                handled(60)
-        flush()
+                drains.drained(vector, count, 50)
+                drains.handled(60)
+        drains.flush()
     entries = [recording.words[layout.drains_at :].tolist() for recording in (one, other, last)]
     assert entries[0] == entries[1] == entries[2] == [3 << 16, 50, 60, 1 << 16 | 1, 50, 60, 4 << 16 | 1, 50, 60]
     assert [vectors_so_far(recording).tolist() for recording in (one, other)] == [[[5, 2], [5, 2]]] * 2
@@ -296,20 +296,21 @@ def test_a_drain_that_is_recorded_at_once_is_stored_as_one_in_two_steps(tmp_path
 
 def test_sums_are_kept_up_to_date_entry_by_entry_and_in_great_numbers(path):
     with Recording.create(path, RecordingLayout(3, 1, 1, 40_000), machine=1, sample_every=1) as recording:
-        drained, handled, _, _, left, fired, _ = Recorder(recording).make_drains()
+        recorder = Recorder(recording)
+        drains = recorder.make_drains()
         expected, number = [[0, 0], [0, 0], [0, 0]], 0
         for more in (0, 1, 31, 33, 0, 20_000, 5, 19_930, 7):
             for _ in range(more):
-                drained(number % 3, 2, 5)
-                handled(6)
+                drains.drained(number % 3, 2, 5)
+                drains.handled(6)
                 expected[number % 3][0] += 2
                 expected[number % 3][1] += 1
                 number += 1
             assert vectors_so_far(recording).tolist() == expected
             assert drains_so_far(recording) == min(number, 40_000)
-        fired(1)
-        drained(0, 1, 5)
-        left(0, 1, 0)
+        recorder.count_fired(1)
+        drains.drained(0, 1, 5)
+        drains.left(0, 1, 0)
         expected[1][1] += 1
         expected[0][0] += 1
         assert vectors_so_far(recording).tolist() == expected
@@ -360,10 +361,10 @@ def test_samples_without_room_are_counted_and_touch_nothing_else(recording, coun
 
 @pytest.mark.parametrize("count", [0, 4, 5, 6, 50])
 def test_drains_without_room_still_count(recording, count):
-    drained, handled, *_ = Recorder(recording).make_drains()
+    drains = Recorder(recording).make_drains()
     for at in range(count):
-        drained(at % 2, 3, 100 + at)
-        handled(200 + at)
+        drains.drained(at % 2, 3, 100 + at)
+        drains.handled(200 + at)
     stored = min(count, LAYOUT.drains)
     assert drains_so_far(recording) == stored
     assert recording.words[COUNTER_AT["drains_refused"]] == count - stored
@@ -376,9 +377,9 @@ def test_without_sections_nothing_is_stored_but_everything_counted(tmp_path):
     with Recording.create(tmp_path / "r", RecordingLayout(1, 1, 0, 0), machine=0, sample_every=0) as recording:
         recorder = Recorder(recording)
         recorder.sample(1, 0, 1, 1)
-        drained, handled, *_ = recorder.make_drains()
-        drained(0, 1, 1)
-        handled(2)
+        drains = recorder.make_drains()
+        drains.drained(0, 1, 1)
+        drains.handled(2)
         assert recording.words[COUNTER_AT["samples_refused"]] == recording.words[COUNTER_AT["drains_refused"]] == 1
         assert vectors_so_far(recording).tolist() == [[1, 1]]
 
@@ -393,7 +394,7 @@ class Model(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         self.recording = Recording.create(Path(self.directory.name, "r"), LAYOUT, machine=0, sample_every=1)
         self.recorder = Recorder(self.recording)
-        self.drained, self.handled, *_ = self.recorder.make_drains()
+        self.writer = self.recorder.make_drains()
         self.rings, self.drains, self.edges = [], [], []
 
     @rule(peer=st.integers(0, 65535), vector=st.integers(0, 65535), at=WORD)
@@ -403,8 +404,8 @@ class Model(RuleBasedStateMachine):
 
     @rule(vector=st.integers(0, 1), count=st.integers(1, 1 << 40), at=WORD)
     def drain(self, vector, count, at):
-        self.drained(vector, count, at)
-        self.handled(at)
+        self.writer.drained(vector, count, at)
+        self.writer.handled(at)
         self.drains.append((count << 16 | vector, at, at))
 
     @rule(peer=st.integers(0, 65535), rung=WORD)

@@ -10,7 +10,7 @@ from nodes.device.msix import Msix
 from nodes.vm import Vm
 from nodes.wire.client import Client
 from nodes.wire.server import Server
-from sim.engines.shared.recorder import Recorder
+from sim.engines.shared.recorder import Drains
 from sim.engines.virtual.counter import VirtualCounter
 from sim.explore import explore, run_seed, shrink
 from topologies import loads
@@ -113,14 +113,12 @@ def plant_pending_bit_cleared_late(monkeypatch):
 
 def plant_doorbell_counted_twice(monkeypatch):
     """A drain of several doorbells is recorded as one more."""
-    make_drains = Recorder.make_drains
+    drained = Drains.drained
 
-    def wrong(self):
-        drains = make_drains(self)
-        more = lambda vector, count, at_ns: drains.drained(vector, count + (count > 1), at_ns)  # noqa: E731
-        return drains._replace(drained=more)
+    def wrong(self, vector, count, at_ns):
+        drained(self, vector, count + (count > 1), at_ns)
 
-    monkeypatch.setattr(Recorder, "make_drains", wrong)
+    monkeypatch.setattr(Drains, "drained", wrong)
 
 
 def plant_drain_that_takes_too_much(monkeypatch):
