@@ -21,11 +21,14 @@ from functools import partial
 from math import gcd
 
 from nodes.bursts import Batch, Burst, LoopBatch, one_by_one
-from nodes.edges import UNSAMPLED_SUPPLY, Edge
+from nodes.edges import UNSAMPLED_SUPPLY, Edge, make_ring_sampled
 from nodes.ledger import Ledger, NoLedger
 from nodes.peer_table import Line, PeerTable
 
 __all__ = ["Burst", "Doorbells", "Ledger", "Line", "NoLedger"]
+
+SAMPLED_OFTEN = 32
+"""One doorbell in so many has its time stamps, at most, where it pays to ask each time whether this one has."""
 
 
 class Doorbells:
@@ -73,7 +76,7 @@ class Doorbells:
         self._reached = False  # whether it has come out at a connected vector
         self._shortened = 0  # how many short paths there have been: tells a burst that one is new
         self._nowhere = 0
-        self._ring_sampled = self._make_ring_sampled()
+        self._ring_sampled = make_ring_sampled(signal, ledger, clock, sample_every)
         self.ring = self._make_ring()
 
     # Peers
@@ -201,35 +204,29 @@ class Doorbells:
             try:
                 signal(next(rows[peer][vector]), 1)
             except StopIteration:
-                self._ring_sampled(self._edges[peer << 16 | vector], intended_ns)
+                ring_sampled = self._ring_sampled  # called in one step, it is looked for in the class first
+                ring_sampled(self._edges[peer << 16 | vector], intended_ns)
             except BlockingIOError:
                 self._refuse(self._edges[peer << 16 | vector])
             except KeyError:
                 self._ring_by_device(peer, vector, intended_ns)
 
-        return ring
-
-    def _make_ring_sampled(self) -> Callable[[Edge, int], None]:
-        """The slow path of a ring, when a supply is exhausted: it takes the time stamps and stores the count."""
-        clock, signal = self._clock, self._signal
-        store, sample, every = self._ledger.store_edge, self._ledger.sample, self._every
-        ones = every - 1 if every else UNSAMPLED_SUPPLY
-
-        def ring_sampled(edge: Edge, intended_ns: int) -> None:
-            line = edge.line
-            assert line is not None
-            edge.rung = rung = edge.rung + edge.granted + 1
-            # The count first: if the machine is killed between these two, the doorbell is known to be missing.
-            store(edge.index, rung, edge.refused)
-            if every:
-                sample(edge.peer, edge.vector, intended_ns, clock())
-            edge.grant(line, ones)
+        def ring_sampled_often(peer: int, vector: int = 0, intended_ns: int = 0) -> None:
+            # The same. A StopIteration costs more than half a doorbell, and here it would come often: this asks each
+            # time instead, which costs one part in fifty.
             try:
-                signal(line, 1)
+                if (line := next(rows[peer][vector], None)) is not None:
+                    signal(line, 1)
+                    return
             except BlockingIOError:
-                self._refuse(edge)
+                self._refuse(self._edges[peer << 16 | vector])
+            except KeyError:
+                self._ring_by_device(peer, vector, intended_ns)
+            else:
+                ring_sampled = self._ring_sampled
+                ring_sampled(self._edges[peer << 16 | vector], intended_ns)
 
-        return ring_sampled
+        return ring_sampled_often if 0 < self._every <= SAMPLED_OFTEN else ring
 
     def _refuse(self, edge: Edge) -> None:
         edge.refused += 1
@@ -364,9 +361,11 @@ class Doorbells:
 
         def sample_edge(edge: Edge) -> None:
             # The next flush adds the doorbells of other bursts on this edge.
-            store(edge.index, edge.rung + burst.rung, edge.refused)
+            rung = edge.rung + burst.rung
             if is_sampled:
-                sample(edge.peer, edge.vector, 0, clock())
+                sample(edge.index, rung, edge.refused, 0, clock())
+            else:
+                store(edge.index, rung, edge.refused)
 
         def ring_all() -> None:
             nonlocal due

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import repeat
 from operator import length_hint
 
+from nodes.ledger import Ledger
 from nodes.peer_table import Line
 
 UNSAMPLED_SUPPLY = 1 << 16
@@ -55,3 +56,39 @@ class Edge:
         if self.follow is not None:
             self.follow(None)
             self.follow = None
+
+
+def make_ring_sampled(
+    signal: Callable[[Line, int], object], ledger: Ledger, clock: Callable[[], int], every: int
+) -> Callable[[Edge, int], None]:
+    """The slow path of a ring, when a supply is exhausted: it takes the time stamps and stores the count.
+
+    Args:
+        signal, ledger, clock: as of `nodes.doorbells.Doorbells`.
+        every: of so many doorbells of an edge, one gets its time stamps; 0: none.
+
+    Returns:
+        ``ring_sampled(edge, intended_ns)``.
+    """
+    store, sample = ledger.store_edge, ledger.sample
+    ones = every - 1 if every else UNSAMPLED_SUPPLY
+
+    def ring_sampled(edge: Edge, intended_ns: int) -> None:
+        line = edge.line
+        assert line is not None
+        edge.rung = rung = edge.rung + edge.granted + 1
+        # As `Edge.grant` does: a call costs a tenth of a doorbell.
+        edge.granted = ones
+        edge.row[edge.vector] = edge.supply = supply = repeat(line, ones)
+        if (follow := edge.follow) is not None:
+            follow(supply)
+        if every:
+            sample(edge.index, rung, edge.refused, intended_ns, clock())
+        else:
+            store(edge.index, rung, edge.refused)
+        try:
+            signal(line, 1)
+        except BlockingIOError:
+            edge.refused += 1
+
+    return ring_sampled

@@ -14,8 +14,12 @@ class Ledger(Protocol):
     def store_edge(self, edge: int, rung: int, refused: int) -> None:
         """Store the counts of one edge: doorbells in all, and those of them that were refused."""
 
-    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
-        """Store the time stamps of one doorbell, just before it is rung. ``intended_ns`` is 0 without a schedule."""
+    def sample(self, edge: int, rung: int, refused: int, intended_ns: int, rung_ns: int) -> None:
+        """Store the counts of one edge, then the time stamps of its latest doorbell, which is about to be rung.
+
+        If the machine is killed between these two, that doorbell is known to be missing. ``intended_ns`` is 0 without a
+        schedule.
+        """
 
     def store_nowhere(self, rung: int) -> None:
         """Store how many doorbells were rung at a peer or vector that was never connected."""
@@ -30,7 +34,7 @@ class NoLedger:
     def store_edge(self, edge: int, rung: int, refused: int) -> None:
         pass
 
-    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
+    def sample(self, edge: int, rung: int, refused: int, intended_ns: int, rung_ns: int) -> None:
         pass
 
     def store_nowhere(self, rung: int) -> None:

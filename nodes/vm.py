@@ -45,7 +45,7 @@ class Vm:
         warnings: lines that a real machine prints on stderr; the engine empties the list.
         on_warned: is called when the device has added one.
         fires: for each own vector, whether a doorbell interrupts the guest at once.
-        interrupts: how often each own vector has interrupted the guest.
+        singles: for each own vector, the interrupt of one doorbell.
         on_left: ``on_left(vector, pended, lost)`` is called when drained doorbells do not interrupt the guest: they
             were left pending, or lost. Otherwise an engine counts one interrupt for each drain.
         on_fired: ``on_fired(vector)`` is called for an interrupt without a drain: a pending vector has fired.
@@ -57,18 +57,17 @@ class Vm:
         "_carrying_out",
         "_first",
         "_program",
-        "_singles",
         "_wait",
         "device",
         "doorbells",
         "fires",
         "guest",
-        "interrupts",
         "number",
         "on_fired",
         "on_left",
         "on_warned",
         "preempts",
+        "singles",
         "warnings",
     )
 
@@ -98,7 +97,6 @@ class Vm:
         if first is not None:
             first.guest.devices = (*first.guest.devices, self.guest)
         self.warnings: list[str] = [] if first is None else first.warnings
-        self.interrupts = [0] * self.device.vectors
         self.on_left: Callable[[int, int, int], object] = _nothing
         self.on_fired: Callable[[int], object] = _nothing
         self.on_warned: Callable[[], object] = _nothing
@@ -107,7 +105,7 @@ class Vm:
         self._wait: int | None = FOREVER  # what the program yielded last
         self._carrying_out = False
         self.fires = self.device.fires
-        self._singles = _singles(self.device.vectors, self.number)
+        self.singles = _singles(self.device.vectors, self.number)
 
     # The server
 
@@ -179,8 +177,7 @@ class Vm:
     def deliver(self, vector: int, count: int) -> int | None:
         """Deliver ``count`` doorbells from an own eventfd; returns how long the program waits next."""
         if self.fires[vector]:
-            self.interrupts[vector] += 1
-            return self.resume(self._singles[vector] if count == 1 else Interrupt(vector, count, self.number))
+            return self.resume(self.singles[vector] if count == 1 else Interrupt(vector, count, self.number))
         device = self.device
         pended, lost = device.pended_doorbells, device.lost_doorbells
         device.interrupt(vector, count)
@@ -277,8 +274,9 @@ class Vm:
             return FOREVER if self._first is None else self._resume_first(self._first, interrupt)
         try:
             wait = program.send(interrupt)
-            while wait == STEP and not self.preempts():
-                wait = program.send(None)
+            if wait is not None:  # comparing None with a number costs as much as all else here
+                while wait == STEP and not self.preempts():
+                    wait = program.send(None)
             self._wait = wait
         except StopIteration:
             self._program, self._wait = None, FOREVER
@@ -319,10 +317,9 @@ class Vm:
         return drained
 
     def _interrupt(self, vector: int, count: int, *, drained: bool) -> None:
-        if vector < len(self.interrupts):  # a device without a server has none: its program raised the line itself
-            self.interrupts[vector] += 1
-            if not drained:
-                self.on_fired(vector)
+        # A device without a server has no vectors: its program raised the line itself.
+        if not drained and vector < self.device.vectors:
+            self.on_fired(vector)
         self.resume(Interrupt(vector, count, self.number))
 
 

@@ -66,8 +66,9 @@ class KeptLedger:
     def store_edge(self, edge: int, rung: int, refused: int) -> None:
         self.stored[edge] = rung, refused
 
-    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
-        self.samples.append((peer, vector, intended_ns, rung_ns))
+    def sample(self, edge: int, rung: int, refused: int, intended_ns: int, rung_ns: int) -> None:
+        self.store_edge(edge, rung, refused)
+        self.samples.append((*self.edges[edge], intended_ns, rung_ns))
 
     def store_nowhere(self, rung: int) -> None:
         self.nowhere = rung
@@ -109,6 +110,12 @@ class Machine:
             ),
         )
         self.own = self.endpoint.own
+        self.interrupts = [0] * vectors  # counted as engines do: one for each drain that is not left, and fired ones
+        self.vm.on_left = lambda vector, pended, lost: self._count_interrupt(vector, -1)
+        self.vm.on_fired = self._count_interrupt
+
+    def _count_interrupt(self, vector: int, interrupts: int = 1) -> None:
+        self.interrupts[vector] += interrupts
 
     @property
     def peer(self) -> int:
@@ -153,6 +160,7 @@ class Machine:
                 self.fabric.counters[line] = 0
                 self.delivered[vector] += count
                 self.fabric.note(self.name, "delivered", vector, count)
+                self._count_interrupt(vector)
                 self._wait(self.vm.deliver(vector, count))
 
     def _wait(self, wait: int | None) -> None:

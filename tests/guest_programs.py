@@ -16,6 +16,16 @@ def count(guest: Guest) -> Program:
         guest.statistics["interrupts"] += interrupt is not None
 
 
+def ring_at_sight(guest: Guest) -> Program:
+    """Ring each other peer once, on vector 0, as soon as it is there."""
+    rung = {guest.peer}
+    while True:
+        for peer in guest.peers.keys() - rung:
+            guest.ring(peer)
+            rung.add(peer)
+        yield guest.clock() + 100_000
+
+
 def placement(guest: Guest) -> Program:
     """Report the CPUs, the scheduling policy and the nice value of this machine's process."""
     cpus = os.sched_getaffinity(0)

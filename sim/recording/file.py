@@ -14,7 +14,7 @@ from nodes.errors import HostError, UsageError
 from sim.kernel.closeable import Closeable
 from sim.kernel.memory import map_file, map_in_place
 from sim.recording import header
-from sim.recording.header import HEADER_WORDS, WORD_BYTES
+from sim.recording.header import HEADER_WORDS, WORD_BYTES, WORD_FORMAT
 from sim.recording.layout import DRAIN_WORDS, RecordingLayout
 
 __all__ = ["Recording", "map_new"]
@@ -52,7 +52,7 @@ class Recording(Closeable):
     ) -> None:
         self._mapping, self._at_bytes = mapping, at_bytes
         self._bytes = memoryview(mapping)[at_bytes : at_bytes + layout.words * WORD_BYTES]
-        self.words = self._bytes.cast("Q")
+        self.words = self._bytes.cast(WORD_FORMAT)
         self.layout = layout
         self.path = path
         self._columns: tuple[memoryview[int], ...] = ()
@@ -116,7 +116,7 @@ class Recording(Closeable):
             mapping = map_file(fd, size_bytes - size_bytes % WORD_BYTES)
         finally:
             os.close(fd)
-        with memoryview(mapping) as view, view.cast("Q") as head:
+        with memoryview(mapping) as view, view.cast(WORD_FORMAT) as head:
             magic, version = head[header.MAGIC_AT], head[header.VERSION_AT]
             layout = RecordingLayout(head[header.VECTORS], head[header.EDGES], head[header.RINGS], head[header.DRAINS])
         if magic != header.MAGIC or version != header.VERSION or layout.words * WORD_BYTES > size_bytes:

@@ -50,6 +50,8 @@ def disturbance(figures: Sequence[Figure]) -> str:
 def _number(value: float) -> str:
     if value >= 1e6:
         return f"{value / 1e6:.2f} M"
+    if value < 0.1:
+        return f"{value:.4f}"  # a share: its bar is some hundredths
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 

@@ -50,8 +50,7 @@ def _compare(setting: Setting, interrupts: int, rounds: int, sample_every: int) 
 def _interrupt(wired: Wired, interrupts: int) -> Callable[[], float]:
     """The body of ``sim.engines.process.worker``'s loop, line by line."""
     vm, own = wired.vm, {wired.lines[0, 0]: 0}
-    ring, deliver, clock = vm.guest.ring, vm.deliver, time.monotonic_ns
-    deliver = wired.recorder.make_drains().recording(deliver, clock)
+    ring, deliver = vm.guest.ring, wired.recorder.make_drains().recording(vm, time.monotonic_ns)
     vm.start(programs.idle)
 
     def measure() -> float:

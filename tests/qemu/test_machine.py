@@ -32,8 +32,8 @@ class EdgeCounts:
     def store_edge(self, edge: int, rung: int, refused: int) -> None:
         self.edges[edge] = rung, refused
 
-    def sample(self, peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
-        pass
+    def sample(self, edge: int, rung: int, refused: int, intended_ns: int, rung_ns: int) -> None:
+        self.store_edge(edge, rung, refused)
 
     def store_nowhere(self, rung: int) -> None:
         assert not rung

@@ -94,6 +94,27 @@ def test_a_machine_that_joins_late_rings_nothing_that_was_due_before(tmp_path: P
     assert all(row["intended_ns"] >= joined_ns - 1_000_000 for row in late)
 
 
+def test_a_doorbell_that_is_rung_before_its_machine_has_started_is_taken_at_the_start(tmp_path: Path) -> None:
+    """It is the only one on its vector, so no later doorbell announces it once more."""
+    text = """
+        title = "Early"
+        [run]
+        duration_s = 0.8
+        warmup_s = 0.0
+        [machines.ringer]
+        program = "tests.guest_programs:ring_at_sight"
+        [machines.late]
+        count = 4
+        vectors = 2
+        absent = true
+        program = "tests.guest_programs:count"
+    """
+    result = run(tmp_path, entry("join", 0.1, "late", every_s=0.05), text=text)
+    summary = result.summary
+    assert (summary["rung"], summary["delivered"], summary["pending"]) == (4, 4, 0)
+    assert [each["values"]["interrupts"] for each in events(result, "statistics")] == [1] * 4
+
+
 def test_a_machine_leaves_and_comes_back_under_a_new_id(tmp_path: Path) -> None:
     result = run(tmp_path, entry("leave", 0.3, "storm-1"), entry("join", 0.3, "storm-1"))
     (joined,) = events(result, "machine_joined")

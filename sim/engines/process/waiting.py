@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Iterable
 
 from nodes.errors import GuestError
 from sim.kernel.eventfd import drain
 from sim.kernel.waiting import readable_within_ns
 
-__all__ = ["drain_late", "poll_until"]
+OWN_EVENTS = select.EPOLLIN | select.EPOLLET
+"""How to wait for an own eventfd. A read takes all that it holds, so the edge is enough. A wait for the level asks the
+eventfd that was read last once more, each time."""
 
 # The last of a wait, for which epoll's whole milliseconds are too coarse: ppoll() on the epoll descriptor waits.
 FINE_WAIT_NS = 3_000_000
 # epoll takes at most 2^31 - 1 ms; a longer wait is one of these after another.
 COARSE_WAIT_NS = 1_000_000_000_000
 MILLISECOND_NS = 1_000_000
+
+
+def register_all(epoll: select.epoll, own: Iterable[int], others: Iterable[int]) -> None:
+    """Wait for these own eventfds and other descriptors. What one of them holds already is an event."""
+    for descriptor in own:
+        epoll.register(descriptor, OWN_EVENTS)
+    for descriptor in others:
+        epoll.register(descriptor, select.EPOLLIN)
 
 
 def poll_until(epoll: select.epoll, deadline_ns: int, events_max: int) -> list[tuple[int, int]]:

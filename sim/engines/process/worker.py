@@ -21,7 +21,7 @@ from sim.engines.process import control
 from sim.engines.process.attached_device import AttachedDevice
 from sim.engines.process.control import Control
 from sim.engines.process.migration import FailurePipe, IncomingDevice, let_go
-from sim.engines.process.waiting import drain_late, poll_until
+from sim.engines.process.waiting import OWN_EVENTS, drain_late, poll_until, register_all
 from sim.engines.shared.bound_program import BoundProgram, stop_program
 from sim.engines.shared.configuration import WorkerConfiguration
 from sim.engines.shared.delivery import make_delivery
@@ -61,10 +61,10 @@ class Worker:
         self.recordings = recordings
         self._start_ns: int | None = None
         self._stop_ns = self._joined_ns = 0
-        self._told_to_stop = False
-        self._may_proceed = False
+        self._told_to_stop = self._may_proceed = False
         self._take: Callable[[int], int] = drain
         self._own: dict[int, int] = {}  # own eventfd -> its vector, counted through all devices
+        self._passed_over: set[int] = set()  # own eventfds whose events came while no program could take interrupts
         self._servers: dict[int, AttachedDevice] = {}  # socket to a server -> the device that is connected to it
         self._devices: list[AttachedDevice] = []
         for device_configuration, recording in zip(configuration.devices, recordings, strict=True):
@@ -112,9 +112,7 @@ class Worker:
     def run(self) -> None:
         with blaming_program():
             self._program = BoundProgram(self._configuration)
-        self._epoll.register(self._link.fileno(), select.EPOLLIN)
-        for server in self._servers:
-            self._epoll.register(server, select.EPOLLIN)
+        register_all(self._epoll, (), (self._link.fileno(), *self._servers))
         self._enter(State.CONNECTED)
         try:
             self._await_greetings()
@@ -186,8 +184,7 @@ class Worker:
         while not self._may_proceed:
             self._wait_and_handle_event()
         if not order.server:
-            for descriptor in (*self._own, *self._servers):
-                self._epoll.register(descriptor, select.EPOLLIN)
+            register_all(self._epoll, self._own, self._servers)
             return 0
         self._own.clear()
         self._servers.clear()
@@ -202,10 +199,19 @@ class Worker:
             self._wait_and_handle_event()
         return arrival.memory_bytes
 
-    def _wait_and_handle_event(self) -> None:
-        for descriptor, _ in self._epoll.poll():
-            if descriptor not in self._own:
+    def _wait_and_handle_event(self, timeout_s: float | None = None) -> bool:
+        """While no program can take interrupts: `_serve` returns to them. False when the time is up."""
+        for descriptor, _ in (events := self._epoll.poll(timeout_s)):
+            if descriptor in self._own:
+                self._passed_over.add(descriptor)
+            else:
                 self._handle_event(descriptor)
+        return bool(events)
+
+    def _return_to_passed_over(self) -> None:
+        for descriptor in self._passed_over & self._own.keys():
+            self._epoll.modify(descriptor, OWN_EVENTS)  # it is an event again, if the eventfd still holds something
+        self._passed_over.clear()
 
     def _enter(self, state: int, stamp: int | None = None) -> None:
         for recording in self.recordings:
@@ -218,7 +224,7 @@ class Worker:
     def _add_own(self, descriptor: int, device: int) -> None:
         """Wait for an own eventfd from now on."""
         self._own[descriptor] = device * self._configuration.vectors + self._devices[device].connection.own[descriptor]
-        self._epoll.register(descriptor, select.EPOLLIN)
+        self._epoll.register(descriptor, OWN_EVENTS)
 
     def _remove_own(self, descriptor: int) -> None:
         """Stop waiting for an own eventfd, which the device is about to close."""
@@ -360,11 +366,10 @@ class Worker:
         with blaming_program():
             wait = vm.start(self._program)
         self._actions.program = self._program
+        self._return_to_passed_over()
         while True:
-            if wait is None:
-                events = poll(-1, events_max)
-            elif wait == 0:
-                events = poll(0, events_max)
+            if wait is None or wait == 0:
+                events = poll(wait, events_max)
             else:
                 try:
                     events = poll_until(self._epoll, wait, events_max)
@@ -379,6 +384,7 @@ class Worker:
                 if vector is None:
                     self._handle_event(descriptor)
                     # The handler may have changed all of this, even the process.
+                    self._return_to_passed_over()
                     take, wait, poll, events_max = self._take, vm.wait, self._epoll.poll, len(own) + 3
                     continue
                 try:

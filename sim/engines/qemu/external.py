@@ -188,12 +188,8 @@ class ExternalWorker(Worker):
         timeout_s = self._configuration.ready_timeout_s
         deadline_s = time.monotonic() + timeout_s
         while self._relay is None:
-            events = self._epoll.poll(max(0.0, deadline_s - time.monotonic()))
-            if not events:
+            if not self._wait_and_handle_event(max(0.0, deadline_s - time.monotonic())):
                 raise QemuError(f"no QEMU has connected to {self._path} within {timeout_s:g} s")
-            for descriptor, _ in events:
-                if descriptor not in self._own:
-                    self._handle_event(descriptor)
         self._relay.wait_until_read(lambda: time.sleep(PAUSE_S))
         self._serve_relay()
 

@@ -15,6 +15,7 @@ from nodes.vm import Vm
 from sim.engines import messages
 from sim.engines.process import control
 from sim.engines.process.attached_device import AttachedDevice
+from sim.engines.process.waiting import register_all
 from sim.engines.process.worker import Worker
 from sim.engines.qemu.device import QemuIvshmem, QemuVm
 from sim.engines.qemu.machine import QemuMachine
@@ -177,8 +178,7 @@ class QemuWorker(Worker):
         """Wait for these own eventfds and servers."""
         self._own.update(own)
         self._servers.update(servers)
-        for descriptor in (*own, *servers):
-            self._epoll.register(descriptor, select.EPOLLIN)
+        register_all(self._epoll, own, servers)
 
     def close(self) -> None:
         self._machine.close()

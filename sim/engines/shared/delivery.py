@@ -42,13 +42,13 @@ def make_delivery(devices: Sequence[RecordedDevice], vectors: int) -> Delivery:
     for device, maker in zip(devices, makers, strict=True):
         device.vm.on_left, device.vm.on_fired = maker.left, device.recorder.count_fired
     if len(devices) == 1:
-        only, deliver_only = makers[0], vms[0].deliver
+        only, vm = makers[0], vms[0]
         return Delivery(
             only.drained,
-            deliver_only,
+            vm.deliver,
             only.handled,
             only,
-            lambda clock: only.recording(deliver_only, clock),
+            lambda clock: only.recording(vm, clock),
             only.flush,
         )
     handled_now = makers[0].handled

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import length_hint
 from struct import Struct
 
+from nodes.guest import Interrupt
+from nodes.vm import Vm
 from sim.recording import Recording, header
 from sim.recording.header import COUNTER_AT
 from sim.recording.layout import DRAIN_WORDS, VECTOR_WORDS
@@ -35,39 +38,43 @@ class Recorder:
         self.store_edge = self._make_store_edge()
 
     def open_edge(self, peer: int, vector: int) -> int:
-        index = self._edges
-        if index >= self.layout.edges:
+        """As of `nodes.ledger.Ledger`; the number of an edge is the word at which it begins."""
+        if self._edges >= self.layout.edges:
             raise OverflowError(f"no room for the counts of a further doorbell: {self.layout.edges} are in use")
-        self._edges = index + 1
-        self.words[self._edges_at + 3 * index] = self.domain << 32 | peer << 16 | vector
-        self.words[header.EDGES_USED] = index + 1
-        return index
+        at = self._edges_at + 3 * self._edges
+        self._edges += 1
+        self.words[at] = self.domain << 32 | peer << 16 | vector
+        self.words[header.EDGES_USED] = self._edges
+        return at
 
     def _make_store_edge(self) -> Callable[[int, int, int], None]:
-        words, rung_at, refused_at = self.words, self._edges_at + 1, self._edges_at + 2
+        words = self.words
 
         def store_edge(edge: int, rung: int, refused: int) -> None:
-            at = 3 * edge
-            words[rung_at + at] = rung
-            words[refused_at + at] = refused
+            words[edge + 1] = rung
+            words[edge + 2] = refused
 
         return store_edge
 
     def store_nowhere(self, rung: int) -> None:
         self.words[COUNTER_AT["rung_nowhere"]] = rung
 
-    def _make_sample(self) -> Callable[[int, int, int, int], None]:
+    def _make_sample(self) -> Callable[[int, int, int, int, int], None]:
         words, at = self.words, self.layout.rings_at
         used, end = 0, self.layout.rings
         used_at, refused_at = header.RINGS_USED, COUNTER_AT["samples_refused"]
 
-        def sample(peer: int, vector: int, intended_ns: int, rung_ns: int) -> None:
+        def sample(edge: int, rung: int, refused: int, intended_ns: int, rung_ns: int) -> None:
             nonlocal at, used
+            words[edge + 1] = rung
+            if refused:  # all words are 0 until something is stored
+                words[edge + 2] = refused
             if used == end:
                 words[refused_at] += 1
                 return
-            words[at] = self.domain << 32 | peer << 16 | vector
-            words[at + 1] = intended_ns
+            words[at] = words[edge]
+            if intended_ns:
+                words[at + 1] = intended_ns
             words[at + 2] = rung_ns
             at += 3
             used += 1
@@ -105,67 +112,82 @@ class Drains:
     number of them is a lower bound that ``flush`` raises.
     """
 
-    __slots__ = ("_file", "_first", "_is_open", "_recorder", "_recording", "_size", "_used")
+    __slots__ = ("_file", "_first", "_open_at", "_places", "_recorder", "_recording", "_size")
 
     def __init__(self, recorder: Recorder, recording_: Recording) -> None:
         self._recorder, self._recording = recorder, recording_
         self._file, self._first = recording_.drains_in_file()
-        self._used, self._size = 0, recording_.layout.drains
-        self._is_open = False  # whether the last entry is still to be completed
+        self._size = recording_.layout.drains
+        self._places = iter(range(self._size))  # counts the entries, and ends when the section is full
+        self._open_at = 0  # the byte for the time of the last entry's handling; 0: no program handles it
 
     def drained(self, vector: int, count: int, delivered_ns: int) -> None:
         """Store a drain before the program sees the interrupt, so that a machine that it kills has counted it."""
-        if self._used == self._size:
+        try:
+            at = self._first + ENTRY_BYTES * next(self._places)
+        except StopIteration:
             self._refuse(vector, count)
             return
-        KEY_AND_TIME.pack_into(self._file, self._first + ENTRY_BYTES * self._used, count << 16 | vector, delivered_ns)
-        self._used += 1
-        self._is_open = True
+        KEY_AND_TIME.pack_into(self._file, at, count << 16 | vector, delivered_ns)
+        self._open_at = at + KEY_AND_TIME.size
 
     def handled(self, handled_ns: int) -> None:
         """Complete the last entry."""
-        if self._is_open:
-            TIME.pack_into(self._file, self._first + ENTRY_BYTES * self._used - TIME.size, handled_ns)
+        if self._open_at:
+            TIME.pack_into(self._file, self._open_at, handled_ns)
 
     def record(self, vector: int, count: int, delivered_ns: int, handled_ns: int) -> None:
         """As ``drained`` and ``handled``, where nothing can happen in between."""
-        used = self._used
-        if used == self._size:
+        try:
+            at = self._first + ENTRY_BYTES * next(self._places)
+        except StopIteration:
             self._refuse(vector, count)
             return
-        DRAIN.pack_into(self._file, self._first + ENTRY_BYTES * used, count << 16 | vector, delivered_ns, handled_ns)
-        self._used = used + 1
+        DRAIN.pack_into(self._file, at, count << 16 | vector, delivered_ns, handled_ns)
 
-    def recording(self, deliver: Deliver, clock: Callable[[], int]) -> Deliver:
-        """``deliver`` with ``drained`` before and ``handled`` after it, which costs less than three calls."""
+    def recording(self, vm: Vm, clock: Callable[[], int]) -> Deliver:
+        """``vm.deliver`` with ``drained`` before and ``handled`` after it, which costs less than the three calls."""
         keys, delivered, handled_at = self._recording.drain_columns()
-        one = [1 << 16 | vector for vector in range(self._recording.layout.vectors)]  # the keys of one doorbell
-        size = self._size
+        places, take, resume = self._places, next, vm.resume
+        # Of one doorbell on each vector: the interrupt, and the key of its entry.
+        singles, single_keys = vm.singles, [1 << 16 | vector for vector in range(self._recording.layout.vectors)]
+
+        def recorded_in_steps(vector: int, count: int) -> int | None:
+            self.drained(vector, count, clock())
+            wait = vm.deliver(vector, count)
+            self.handled(clock())
+            return wait
 
         def recorded(vector: int, count: int) -> int | None:
-            if (entry := self._used) == size:
-                self._refuse(vector, count)
-                return deliver(vector, count)
-            keys[entry] = one[vector] if count == 1 else count << 16 | vector
-            delivered[entry] = clock()
-            self._used = entry + 1
-            self._is_open = True
-            wait = deliver(vector, count)
-            if self._is_open:
-                handled_at[entry] = clock()
+            # The same in one call instead of four, for a drain that interrupts at once and has room: nearly all do.
+            if not vm.fires[vector]:
+                return recorded_in_steps(vector, count)
+            try:
+                entry = take(places)
+            except StopIteration:
+                return recorded_in_steps(vector, count)
+            if count == 1:
+                keys[entry] = single_keys[vector]
+                interrupt = singles[vector]
+            else:
+                keys[entry] = count << 16 | vector
+                interrupt = Interrupt(vector, count, vm.number)
+            delivered[entry] = clock()  # the entry counts from now on
+            wait = resume(interrupt)
+            handled_at[entry] = clock()
             return wait
 
         return recorded
 
     def left(self, vector: int, pended: int, lost: int) -> None:
         """Count a drain without an interrupt, as `nodes.vm.Vm` calls it: no program handles it."""
-        self._is_open = False
+        self._open_at = 0
         self._recorder.count_left(vector, pended, lost)
 
     def flush(self) -> None:
         """Store how many entries there are."""
-        self._recorder.words[header.DRAINS_USED] = self._used
+        self._recorder.words[header.DRAINS_USED] = self._size - length_hint(self._places)
 
     def _refuse(self, vector: int, count: int) -> None:
-        self._is_open = False
+        self._open_at = 0
         self._recorder.count_refused(vector, count)

@@ -28,10 +28,11 @@ def look(
             for row in (0, 1)
         }
         ringer, drains = Recorder(recordings[0]), Recorder(recordings[1]).make_drains()
+        edge = ringer.open_edge(7, 1)
         for number in range(doorbells):
             rung_ns = NOW_NS - age_ns - 1_000_000 * (doorbells - number)
             if number % sample_every == 0:
-                ringer.sample(7, 1, rung_ns, rung_ns)
+                ringer.sample(edge, number + 1, 0, rung_ns, rung_ns)
             drains.drained(vector, 1, rung_ns + after_ns)
             drains.handled(rung_ns + 2 * after_ns)
         return recent_delivery_ns(recordings, {(0, 3): 0, (0, 7): 1}, NOW_NS)

@@ -16,10 +16,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from nodes.doorbells import Ledger
+from nodes.device import profiles
+from nodes.doorbells import Ledger, NoLedger
 from nodes.errors import HostError, UsageError
+from nodes.guest import FOREVER, Interrupt
+from nodes.programs import idle
+from nodes.vm import Vm
 from sim.engines.shared.recorder import Recorder
 from sim.recording import Counters, Recording, RecordingLayout, RecordingPack, State, header
 from sim.recording.header import COUNTER_AT, HEADER_WORDS, NO_PEER, WORD_BYTES
@@ -50,6 +54,23 @@ def section(recording, name):
     }
     at, count, width = starts[name]
     return [tuple(recording.words[at + width * entry : at + width * (entry + 1)]) for entry in range(count)]
+
+
+def a_machine(program=idle):
+    """A machine with two vectors, which runs a program."""
+    vm = Vm(
+        profiles.QEMU_DOORBELL,
+        vectors=2,
+        role="peer",
+        signal=lambda line, value: None,
+        ledger=NoLedger(),
+        clock=lambda: 0,
+        random=None,
+        sample_every=0,
+    )
+    vm.place(0, memoryview(bytearray(4096)))
+    vm.start(program)
+    return vm
 
 
 # The file
@@ -160,7 +181,7 @@ def test_stored_words_survive_a_sigkill(path):
     if pid == 0:
         recording = Recording.open(path)
         recorder = Recorder(recording)
-        recorder.sample(3, 1, 10, 20)
+        recorder.sample(recorder.open_edge(3, 1), 1, 0, 10, 20)
         drained = recorder.make_drains().drained
         drained(1, 5, 30)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -202,7 +223,7 @@ def test_a_kill_after_any_store_leaves_whole_drains_and_their_sums(path, monkeyp
         columns = [_Column(column, left) for column in recording.drain_columns()]
         monkeypatch.setattr(Recording, "drain_columns", lambda _: columns)
         drains = Recorder(recording).make_drains()
-        deliver = drains.recording(lambda vector, count: None, lambda: 7)
+        deliver = drains.recording(a_machine(), lambda: 7)
         with contextlib.suppress(_Killed):
             for number in range(4):
                 if number == flushed:
@@ -224,9 +245,9 @@ def test_a_kill_after_any_store_leaves_whole_drains_and_their_sums(path, monkeyp
 def test_a_recording_with_few_samples_is_read_once(path, count):
     with Recording.create(path, RecordingLayout(2, 1, FEW + 1, FEW + 1), machine=1, sample_every=1) as recording:
         recorder = Recorder(recording)
-        drains = recorder.make_drains()
+        edge, drains = recorder.open_edge(3, 1), recorder.make_drains()
         for number in range(count):
-            recorder.sample(3, 1, 10, 20 + number)
+            recorder.sample(edge, number + 1, 0, 10, 20 + number)
             drains.record(1, 1, 30 + number, 40)
     records = read(path, 1)
     path.unlink()
@@ -241,6 +262,41 @@ def test_a_recording_with_few_samples_is_read_once(path, count):
     assert rows[1] == [[1 << 16 | 1, 30 + number, 40] for number in range(count)]
 
 
+def test_a_recorded_delivery_does_what_delivery_in_steps_does(tmp_path):
+    """Also for several doorbells at once, masked vectors, vectors that fire later, and a full section."""
+    seen = {}
+    for way in ("at once", "in steps"):
+        heard, times = [], iter(range(10, 100))
+
+        def program(guest, heard=heard):
+            while True:
+                heard.append((yield FOREVER if len(heard) < 4 else 50))
+
+        with Recording.create(tmp_path / way, LAYOUT, machine=7, sample_every=1) as recording:
+            vm, recorder = a_machine(program), Recorder(recording)
+            drains = recorder.make_drains()
+            vm.on_left, vm.on_fired = drains.left, recorder.count_fired
+            clock = times.__next__
+            deliver = drains.recording(vm, clock)
+            waits = []
+            for vector, count in ((0, 1), (1, 1), (1, 3), (0, 2), (1, 1), (0, 1), (0, 4)):
+                vm.mask(1, masked=len(waits) in (2, 4))
+                if way == "at once":
+                    waits.append(deliver(vector, count))
+                else:
+                    drains.drained(vector, count, clock())
+                    waits.append(vm.deliver(vector, count))
+                    drains.handled(clock())
+            drains.flush()
+            seen[way] = heard, waits, section(recording, "drains"), bytes(recording.words)
+    heard, waits, entries, _ = seen["at once"]
+    assert heard[:4] == [Interrupt(0, 1), Interrupt(1, 1), Interrupt(1, 1), Interrupt(0, 2)]
+    assert waits[0] is FOREVER
+    assert waits[-1] == 50
+    assert entries[:3] == [(1 << 16, 10, 11), (1 << 16 | 1, 12, 13), (3 << 16 | 1, 14, 0)]
+    assert seen["at once"] == seen["in steps"]
+
+
 @pytest.mark.parametrize("after_ms", [1, 5, 20])
 def test_a_kill_at_any_time_loses_no_drain_that_was_stored(path, after_ms):
     size = 1 << 17
@@ -249,7 +305,7 @@ def test_a_kill_at_any_time_loses_no_drain_that_was_stored(path, after_ms):
     pid = os.fork()
     if pid == 0:
         drains = Recorder(Recording.open(path)).make_drains()
-        deliver = drains.recording(lambda vector, count: None, lambda: 7)
+        deliver = drains.recording(a_machine(), lambda: 7)
         os.write(tell, b"x")
         for number in range(size):
             deliver(number % 2, number + 1)
@@ -325,22 +381,20 @@ def test_a_recorder_is_a_ledger(recording):
     edge = ledger.open_edge(3, 1)
     ledger.store_edge(edge, 100, 7)
     ledger.store_nowhere(4)
-    assert section(recording, "edges")[edge] == (3 << 16 | 1, 100, 7)
+    assert section(recording, "edges")[0] == (3 << 16 | 1, 100, 7)
     assert recording.words[header.EDGES_USED] == 1
     assert recording.words[COUNTER_AT["rung_nowhere"]] == 4
 
 
 def test_the_highest_doorbell_fits(recording):
     recorder = Recorder(recording)
-    recorder.open_edge(65535, 65535)
-    recorder.store_edge(0, (1 << 64) - 1, (1 << 64) - 1)
+    recorder.store_edge(recorder.open_edge(65535, 65535), (1 << 64) - 1, (1 << 64) - 1)
     assert section(recording, "edges")[0] == (0xFFFF_FFFF, (1 << 64) - 1, (1 << 64) - 1)
 
 
 def test_one_edge_too_many_is_an_error_that_changes_nothing(recording):
     recorder = Recorder(recording)
-    for edge in range(LAYOUT.edges):
-        assert recorder.open_edge(edge, 0) == edge
+    assert len({recorder.open_edge(peer, 0) for peer in range(LAYOUT.edges)}) == LAYOUT.edges
     before = bytes(recording.words)
     with pytest.raises(OverflowError, match="3 are in use"):
         recorder.open_edge(9, 0)
@@ -350,12 +404,14 @@ def test_one_edge_too_many_is_an_error_that_changes_nothing(recording):
 @pytest.mark.parametrize("count", [0, 3, 4, 5, 50])
 def test_samples_without_room_are_counted_and_touch_nothing_else(recording, count):
     recorder = Recorder(recording)
+    edge = recorder.open_edge(7, 1)
     for at in range(count):
-        recorder.sample(at, 0, at + 100, at + 200)
+        recorder.sample(edge, at + 1, at, at + 100, at + 200)
     stored = min(count, LAYOUT.rings)
     assert recording.words[header.RINGS_USED] == stored
     assert recording.words[COUNTER_AT["samples_refused"]] == count - stored
-    assert section(recording, "rings")[:stored] == [(at << 16, at + 100, at + 200) for at in range(stored)]
+    assert section(recording, "rings")[:stored] == [(7 << 16 | 1, at + 100, at + 200) for at in range(stored)]
+    assert section(recording, "edges")[0] == ((7 << 16 | 1, count, count - 1) if count else (7 << 16 | 1, 0, 0))
     assert section(recording, "drains") == [(0, 0, 0)] * LAYOUT.drains
 
 
@@ -376,7 +432,7 @@ def test_drains_without_room_still_count(recording, count):
 def test_without_sections_nothing_is_stored_but_everything_counted(tmp_path):
     with Recording.create(tmp_path / "r", RecordingLayout(1, 1, 0, 0), machine=0, sample_every=0) as recording:
         recorder = Recorder(recording)
-        recorder.sample(1, 0, 1, 1)
+        recorder.sample(recorder.open_edge(1, 0), 1, 0, 1, 1)
         drains = recorder.make_drains()
         drains.drained(0, 1, 1)
         drains.handled(2)
@@ -396,11 +452,16 @@ class Model(RuleBasedStateMachine):
         self.recorder = Recorder(self.recording)
         self.writer = self.recorder.make_drains()
         self.rings, self.drains, self.edges = [], [], []
+        self.numbers = []
 
-    @rule(peer=st.integers(0, 65535), vector=st.integers(0, 65535), at=WORD)
-    def ring(self, peer, vector, at):
-        self.recorder.sample(peer, vector, at, at)
-        self.rings.append((peer << 16 | vector, at, at))
+    @precondition(lambda self: self.edges)
+    @rule(number=st.integers(0, LAYOUT.edges - 1), rung=WORD, refused=WORD, at=WORD)
+    def ring(self, number, rung, refused, at):
+        number %= len(self.edges)
+        self.recorder.sample(self.numbers[number], rung, refused, at, at)
+        key = self.edges[number][0]
+        self.rings.append((key, at, at))
+        self.edges[number] = key, rung, refused
 
     @rule(vector=st.integers(0, 1), count=st.integers(1, 1 << 40), at=WORD)
     def drain(self, vector, count, at):
@@ -408,11 +469,12 @@ class Model(RuleBasedStateMachine):
         self.writer.handled(at)
         self.drains.append((count << 16 | vector, at, at))
 
-    @rule(peer=st.integers(0, 65535), rung=WORD)
-    def edge(self, peer, rung):
+    @rule(peer=st.integers(0, 65535), vector=st.integers(0, 65535), rung=WORD)
+    def edge(self, peer, vector, rung):
         if len(self.edges) < LAYOUT.edges:
-            self.recorder.store_edge(self.recorder.open_edge(peer, 0), rung, 0)
-            self.edges.append((peer << 16, rung, 0))
+            self.numbers.append(self.recorder.open_edge(peer, vector))
+            self.recorder.store_edge(self.numbers[-1], rung, 0)
+            self.edges.append((peer << 16 | vector, rung, 0))
 
     def teardown(self):
         words = self.recording.words

@@ -164,7 +164,9 @@ def test_the_recordings_of_many_machines_are_in_few_files(tmp_path):
     made = [pack.create(row, layout, sample_every=1, of=row, incarnation=1, domain=0) for row in range(300)]
     for row, recording in enumerate(made):
         recording.words[header.EDGES_USED] = 1
-        recording.words[layout.edges_at : layout.edges_at + 3] = memoryview(array("Q", (row << 16, row + 1, 0)))
+        recording.words[layout.edges_at : layout.edges_at + 3] = memoryview(
+            array(header.WORD_FORMAT, (row << 16, row + 1, 0))
+        )
         recording.close()
     pack.close()
     files = recordings_of(tmp_path)
