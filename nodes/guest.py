@@ -25,10 +25,11 @@ from collections.abc import Callable, Generator, Sequence
 from math import inf
 from typing import Annotated, NamedTuple, Protocol, cast
 
+from nodes.bursts import Burst
 from nodes.device import driver
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.v2.sections import Sections
-from nodes.doorbells import Burst, Doorbells
+from nodes.doorbells import Doorbells
 from nodes.errors import GuestError
 from nodes.load import STEADY
 

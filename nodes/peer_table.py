@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from nodes.errors import LocalProtocolError
 
-__all__ = ["AnnouncedPeers", "Announcements", "Line", "PeerTable"]
-
 Line = int
 """The number that the engine signals: a file descriptor in a worker process, any number elsewhere."""
 

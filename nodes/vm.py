@@ -16,11 +16,10 @@ from nodes.device.effects import DeviceWarning, IntxLevel, IntxPulse
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.msix import MsixMessage
 from nodes.device.profile import Profile
-from nodes.doorbells import Doorbells, Ledger
+from nodes.doorbells import Doorbells
 from nodes.guest import FOREVER, STEP, Guest, Interrupt, Program, Random
+from nodes.ledger import Ledger
 from nodes.peer_table import Line, PeerTable
-
-__all__ = ["Vm"]
 
 
 class Vm:

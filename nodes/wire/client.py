@@ -27,18 +27,6 @@ from msgspec import Struct
 from nodes.errors import RemoteProtocolError
 from nodes.wire.protocol import LEGACY, MEMORY, PEERS_MAX, V0, V0_SHM_LAST, VERSION, Decoder, Dialect, Message
 
-__all__ = [
-    "REFUSED",
-    "Assigned",
-    "Client",
-    "Event",
-    "Ignored",
-    "MemoryShared",
-    "PeerLeft",
-    "VectorConnected",
-    "is_framed",
-]
-
 REFUSED = -87
 """-EUSERS (errno(3)): what `ivsim serve` sends instead of a version to a client that it refuses."""
 FRAME_BYTES_MAX = 4096

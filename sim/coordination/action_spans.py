@@ -7,8 +7,6 @@ from typing import Any
 
 from sim.results.analysis.outlier.evidence import ActionSpan
 
-__all__ = ["ActionSpans"]
-
 ENDED_BY = {"stall": ("resume",), "fill": ("resume",), "mask": ("unmask", "reset"), "slow": ("slow",)}
 """The actions that last, and those that end them."""
 FOREVER = 1 << 62

@@ -35,8 +35,6 @@ from topologies.actions import (
     WorkerAction,
 )
 
-__all__ = ["ActionError", "Actions"]
-
 LOOK_NS = 1_000_000
 GATE_BYTES = 4096  # any size: what forbids a migration does not depend on it
 

@@ -30,8 +30,6 @@ from sim.engines.messages import Report
 from topologies import Topology
 from topologies.resolve.names import several
 
-__all__ = ["Coordinator"]
-
 SECOND_NS = 1_000_000_000
 START_LEAD_NS = 50_000_000
 # A start is given up after so many checks without progress. A machine that does not stop is killed after so many

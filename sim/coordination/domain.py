@@ -11,8 +11,6 @@ from sim.coordination.peer_ids import announce_foreign_peer
 from sim.engines.base import Arrival, Client, Counter, Engine
 from topologies import Domain
 
-__all__ = ["LiveDomain"]
-
 
 class LiveDomain:
     """Decides which clients of a domain's server are admitted.

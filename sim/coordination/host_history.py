@@ -17,8 +17,6 @@ from sim.host.process_looks import (
     look_at_cpus,
 )
 
-__all__ = ["HostHistory"]
-
 Row = TypeVar("Row", bound=tuple[Any, ...])
 """What was seen at a time, which is the first of it."""
 

@@ -11,8 +11,6 @@ from sim.engines.base import DeviceRow, LiveMachine
 from sim.recording import Recording
 from topologies import Machine, Machines, Trace
 
-__all__ = ["FAILED", "MIGRATED", "MIGRATION_METRICS", "REFUSED", "Incarnation", "OngoingMigration", "named_machines"]
-
 MIGRATED, FAILED, REFUSED = "migrated", "migrations_failed", "migrations_refused"
 MIGRATION_METRICS = MIGRATED, FAILED, REFUSED
 

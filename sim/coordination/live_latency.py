@@ -10,8 +10,6 @@ import numpy.typing as npt
 from sim.recording import Recording
 from sim.recording.reader import VECTOR_MASK, domain_and_peer, latest_drains, latest_rings
 
-__all__ = ["recent_delivery_ns"]
-
 Integers = npt.NDArray[np.int64]
 
 WINDOW_NS = 1_000_000_000

@@ -17,8 +17,6 @@ from sim.recording import Recording, header
 from sim.recording.layout import DRAIN_WORDS
 from sim.recording.reader import VECTOR_MASK, domain_and_peer, drains_so_far
 
-__all__ = ["LiveSample", "LiveSamples", "Receiver", "handled_ns"]
-
 FOLLOWED_MAX = 1 << 16
 """Samples of one machine that are followed after they were delivered: a masked vector handles none."""
 

@@ -14,8 +14,6 @@ from sim.recording import Recording, RecordingLayout, RecordingPack
 from topologies import Machine, Topology
 from topologies.actions import Join, Migrate
 
-__all__ = ["LiveMachines"]
-
 
 class LiveMachines:
     """Makes the incarnations of all machines, with their recordings; the engine runs them.

@@ -12,8 +12,6 @@ from sim.coordination.peer_ids import announce_new_id, send_peer_ids
 from sim.engines import messages
 from sim.engines.base import Clock
 
-__all__ = ["Migrations"]
-
 
 class Migrations:
     """Follows the migrations of a run. ``event(kind, **fields)`` gets their outcome and the doorbells left behind."""

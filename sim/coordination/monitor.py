@@ -19,8 +19,6 @@ from sim.recording import header
 from sim.recording.reader import totals_so_far
 from sim.telemetry import Group, Publisher, RecentEvent, Snapshot
 
-__all__ = ["Counts", "Monitor", "Observed", "Observer", "Unobserved"]
-
 SECOND_NS = 1_000_000_000
 HEARTBEAT_NS = SECOND_NS // 2
 PUBLISH_NS = SECOND_NS // 5

@@ -23,8 +23,6 @@ from sim.results.analysis.outlier.evidence import Evidence, LatencyPart, Machine
 from sim.results.outlier import Outlier
 from topologies.stop_above import StopAbove
 
-__all__ = ["OutlierWatch"]
-
 SECOND_NS, MILLISECOND_NS = 1_000_000_000, 1_000_000
 LOOK_NS_MIN, LOOK_NS_MAX, LOOK_NS_EACH = 2 * MILLISECOND_NS, 20 * MILLISECOND_NS, 50_000
 START_LOOK_NS = 50 * MILLISECOND_NS

@@ -8,8 +8,6 @@ from sim.coordination.incarnation import Incarnation
 from sim.coordination.machines import LiveMachines
 from sim.engines.messages import PeerIds
 
-__all__ = ["announce_foreign_peer", "announce_new_id", "send_peer_ids"]
-
 KNOWN_AT_ONCE = 4096
 
 

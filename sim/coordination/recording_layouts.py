@@ -9,8 +9,6 @@ from sim.recording import RecordingLayout
 from topologies import Machine, Topology
 from topologies.actions import Join, Migrate
 
-__all__ = ["Layouts"]
-
 # The budget of a run on the disk for samples, and the most samples of one machine: none rings or wakes more often.
 SAMPLES_BUDGET_BYTES = 1 << 28
 SAMPLE_BYTES = 24

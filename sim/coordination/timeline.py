@@ -17,8 +17,6 @@ from sim.results.counts import LiveRecording, Scopes, counts_so_far
 from topologies import TimelineEntry, Topology
 from topologies.actions import Join
 
-__all__ = ["Timeline"]
-
 SECOND_NS = 1_000_000_000
 LOOK_NS = 20_000_000
 LOOK_SHARE = 20

@@ -10,29 +10,6 @@ from typing import Any
 
 import msgspec
 
-__all__ = [
-    "Act",
-    "Departed",
-    "Ended",
-    "Expect",
-    "Failed",
-    "Leave",
-    "Migrate",
-    "Moved",
-    "Order",
-    "PeerIds",
-    "Ping",
-    "Placed",
-    "Ready",
-    "Remained",
-    "Report",
-    "Start",
-    "Stayed",
-    "Stop",
-    "Stopped",
-    "Warned",
-]
-
 
 class Expect(msgspec.Struct, tag=True, frozen=True):
     """Order, once a server has admitted the machine: for each device, how many eventfds the greeting contains."""

@@ -10,8 +10,6 @@ from typing import NamedTuple, Protocol
 
 from sim.kernel.clock import MonotonicClock
 
-__all__ = ["HasDescriptor", "Loop"]
-
 EVENTS_MAX = 256
 
 

@@ -26,8 +26,6 @@ from sim.kernel.segments import (
 )
 from sim.kernel.shortage import why_no_room
 
-__all__ = ["Region", "check_mapped", "made_smaller", "map_file", "map_in_place", "map_region", "release_mapping"]
-
 MREMAP_MAYMOVE_FIXED = 1 | 2
 MAP_FAILED = ctypes.c_void_p(-1).value
 

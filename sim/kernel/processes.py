@@ -17,25 +17,6 @@ from pathlib import Path
 from nodes.errors import HostError
 from sim.kernel.waiting import readable_within
 
-__all__ = [
-    "RUN_VARIABLE",
-    "ChildProcess",
-    "adopting_orphans",
-    "children",
-    "describe_exit",
-    "end_children",
-    "end_with_parent",
-    "has_stopped",
-    "keep_orphans",
-    "name_process",
-    "process_name",
-    "schedule",
-    "stat_fields",
-    "tie_to",
-    "wants_cpu",
-    "work_ticks",
-]
-
 RUN_VARIABLE = "IVSIM_RUN"
 """The variable in the environment of every process of a run; its value is the run's runtime directory."""
 

@@ -16,22 +16,6 @@ from nodes.errors import HostError, UsageError
 from sim.kernel.locks import is_locked, lock_holder
 from sim.kernel.shortage import explained, why_no_room
 
-__all__ = [
-    "OPENING",
-    "PRIVATE",
-    "SHM_DIRECTORY",
-    "Segment",
-    "give_or_close",
-    "make_segment",
-    "mappings",
-    "mark_used",
-    "remove_orphaned",
-    "remove_segment",
-    "segments",
-    "take_over",
-    "unlink",
-]
-
 SHM_DIRECTORY = "/dev/shm"
 PRIVATE = 0o600
 OURS = stat.S_ISVTX

@@ -9,7 +9,7 @@ from random import Random
 from nodes.device.ivshmem import Ivshmem
 from nodes.device.msix import MsixMessage
 from nodes.device.profile import DOORBELL, Profile
-from nodes.doorbells import NoLedger
+from nodes.ledger import NoLedger
 from nodes.vm import Vm
 from sim.oracle import operations as ops
 from sim.oracle.operations import MESSAGE_BASE, Operation, Scene

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["console_file", "machines_with_consoles"]
-
 PREFIX, SUFFIX = "console-", ".txt"
 
 

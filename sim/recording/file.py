@@ -17,8 +17,6 @@ from sim.recording import header
 from sim.recording.header import HEADER_WORDS, WORD_BYTES, WORD_FORMAT
 from sim.recording.layout import DRAIN_WORDS, RecordingLayout
 
-__all__ = ["Recording", "map_new"]
-
 
 def map_new(path: Path, size_bytes: int) -> mmap.mmap:
     """Make a file, reserve its blocks, and map it.

@@ -9,8 +9,6 @@ from typing import Annotated, Final, Self
 import msgspec
 from msgspec import Meta
 
-__all__ = ["COUNTER_AT", "COUNT_LIMIT", "HEADER_WORDS", "NO_PEER", "Counters", "State"]
-
 MAGIC = int.from_bytes(b"IVSIMREC", "little")
 VERSION = 3
 HEADER_WORDS = 64

@@ -22,8 +22,6 @@ from dataclasses import dataclass
 
 from sim.recording.header import HEADER_WORDS
 
-__all__ = ["DRAIN_WORDS", "VECTOR_WORDS", "RecordingLayout"]
-
 VECTOR_WORDS = DRAIN_WORDS = 3
 
 

@@ -16,8 +16,6 @@ from sim.recording.file import Recording, map_new
 from sim.recording.header import WORD_BYTES
 from sim.recording.layout import RecordingLayout
 
-__all__ = ["RecordingPack"]
-
 PACKED = 256
 LARGE_BYTES = 1 << 18
 """A recording of this size has a file of its own."""

@@ -25,21 +25,6 @@ from sim.recording.header import COUNT_LIMIT, COUNTER_AT, HEADER_WORDS, WORD_BYT
 from sim.recording.layout import VECTOR_WORDS, RecordingLayout
 from sim.recording.tally import DrainTally, add_drains, tally_of
 
-__all__ = [
-    "PEERS",
-    "VECTOR_MASK",
-    "Records",
-    "domain_and_peer",
-    "drains_so_far",
-    "edges_so_far",
-    "latest_drains",
-    "latest_rings",
-    "places",
-    "read",
-    "totals_so_far",
-    "vectors_so_far",
-]
-
 Table = npt.NDArray[np.int64]
 Sound = npt.NDArray[np.bool_]
 Limits = tuple[int, int, int]

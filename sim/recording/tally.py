@@ -14,8 +14,6 @@ import numpy.typing as npt
 from sim.recording.file import Recording
 from sim.recording.layout import DRAIN_WORDS
 
-__all__ = ["DrainTally", "add_drains", "tally_of"]
-
 VECTOR_BITS = 16
 FEW, MANY = 32, 1 << 14
 """Entries that are added one by one, and the most that are read at once."""

@@ -25,8 +25,6 @@ from sim.results.store.events import Event, Statistics, read_events, remarks, st
 from sim.results.store.manifest import Manifest
 from sim.results.summary import Summary
 
-__all__ = ["conclude"]
-
 
 def conclude(path: Path, manifest: Manifest, ending: Ending | None, into: Path | None = None) -> None:
     """Compute the tables and the summary of a run directory, write them, remove the recordings.

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from nodes.device.profiles import PROFILES
 from nodes.device.v2.sections import Sections
-from nodes.doorbells import NoLedger
 from nodes.errors import GuestError, RemoteProtocolError, UsageError
 from nodes.guest import FOREVER, Guest, Interrupt, Program
+from nodes.ledger import NoLedger
 from nodes.vm import Vm
 from nodes.wire.protocol import V0, V0_SHM_LAST, Dialect
 from nodes.wire.v2.protocol import V2

@@ -33,9 +33,7 @@ from sim.kernel.time_slice import ShortTimeSlice
 from sim.wire.admission import Admission, AdmissionRules
 from sim.wire.announcements import Announcements
 from sim.wire.clients import Dismissal, JoinedClient, PendingClient
-from sim.wire.listener import PATH_BYTES_MAX, Listener
-
-__all__ = ["PATH_BYTES_MAX", "IvshmemServer", "JoinedClient", "PendingClient"]
+from sim.wire.listener import Listener
 
 RETRY_NS = 2_000_000
 STALL_NS = 1_000_000_000

@@ -21,14 +21,13 @@ from sim.kernel.memory import Region, made_smaller
 from sim.kernel.segments import mappings
 from sim.kernel.signal_wakeup import ended_by_signal
 from sim.wire.admission import AdmissionRules
+from sim.wire.clients import JoinedClient, PendingClient
 from sim.wire.daemon import PidFile
 from sim.wire.event_log import EventLog, open_log
 from sim.wire.listener import Listener
 from sim.wire.nonblocking_guard import NonBlockingGuard
 from sim.wire.qemu_options import qemu_options
-from sim.wire.server import IvshmemServer, JoinedClient, PendingClient
-
-__all__ = ["DEFAULT_PEERS", "Served", "Service", "ServiceSettings", "check_numbers", "run_service"]
+from sim.wire.server import IvshmemServer
 
 DEFAULT_PEERS = 2
 """ivshmem2-server's default."""

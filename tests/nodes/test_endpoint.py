@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from nodes.device.profiles import PROFILES
-from nodes.doorbells import NoLedger
 from nodes.endpoint import Endpoint, EndpointHooks
 from nodes.errors import RemoteProtocolError
+from nodes.ledger import NoLedger
 from nodes.peer_table import AnnouncedPeers, Announcements, PeerTable
 from nodes.vm import Vm
 from nodes.wire.protocol import MEMORY, Message

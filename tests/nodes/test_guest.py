@@ -7,9 +7,9 @@ import random
 import pytest
 
 from nodes.device.profiles import PROFILES
-from nodes.doorbells import NoLedger
 from nodes.errors import GuestError
 from nodes.guest import Guest, Interrupt
+from nodes.ledger import NoLedger
 from nodes.vm import Vm
 from tests.fabric import KeptLedger
 

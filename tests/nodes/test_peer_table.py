@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nodes.device.profiles import PROFILES
-from nodes.doorbells import NoLedger
 from nodes.endpoint import Endpoint, EndpointHooks
 from nodes.errors import LocalProtocolError
+from nodes.ledger import NoLedger
 from nodes.peer_table import AnnouncedPeers, Announcements, PeerTable
 from nodes.vm import Vm
 from nodes.wire.protocol import DIALECTS

@@ -16,8 +16,6 @@ from sim.kernel.uring import BatchMaker
 from sim.recording import Recording
 from sim.wire.connection import Connection, connect
 
-__all__ = ["AttachedDevice"]
-
 
 class AttachedDevice:
     """Owns the connection, once it is attached, and the recording.

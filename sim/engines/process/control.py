@@ -16,8 +16,6 @@ from sim.engines import messages
 from sim.engines.messages import Failed, Warned
 from sim.engines.shared.failures import TEXT_MAX
 
-__all__ = ["Continue", "Control", "Forked", "FromWorker", "Hosted", "Proceed", "ToWorker"]
-
 MESSAGE_BYTES_MAX = 65_536
 
 

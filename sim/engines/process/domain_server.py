@@ -9,12 +9,10 @@ from pathlib import Path
 from sim.engines.base import Arrival, LiveMachine
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region, made_smaller
-from sim.wire.clients import Dismissal
+from sim.wire.clients import Dismissal, JoinedClient, PendingClient
 from sim.wire.nonblocking_guard import NonBlockingGuard
-from sim.wire.server import IvshmemServer, JoinedClient, PendingClient
+from sim.wire.server import IvshmemServer
 from topologies import Domain
-
-__all__ = ["SocketServer"]
 
 
 class SocketArrival:

@@ -24,8 +24,6 @@ from sim.recording import Recording
 from sim.recording.console_file import console_file
 from topologies import Domain, Machine, Topology
 
-__all__ = ["ProcessEngine"]
-
 SECOND_NS = 1_000_000_000
 
 

@@ -29,8 +29,6 @@ from sim.kernel.processes import RUN_VARIABLE, describe_exit, has_stopped, work_
 from sim.kernel.shortage import is_shortage
 from sim.kernel.signals import signals_held
 
-__all__ = ["ForkServer"]
-
 RETRY_NS = 2_000_000
 END_PATIENCE_S = 5.0
 LAST_WORDS_BYTES = 2000

@@ -7,8 +7,6 @@ import time
 
 from sim.recording import header
 
-__all__ = ["record_collections"]
-
 BACK_TO_BACK_NS = 100_000
 
 

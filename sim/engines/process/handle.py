@@ -16,8 +16,6 @@ from sim.kernel.loop import Loop
 from sim.kernel.processes import ChildProcess, describe_exit, has_stopped, wants_cpu, work_ticks
 from sim.recording import Recording, State, header
 
-__all__ = ["WorkerHandle"]
-
 SECOND_NS = 1_000_000_000
 LAST_WORDS_NS = 200_000_000
 STARVED_TICKS = 100  # a second: more CPU time than the end of any program that yields takes

@@ -19,8 +19,6 @@ from sim.kernel.processes import end_children, keep_orphans, schedule, tie_to
 from sim.kernel.waiting import readable_within
 from sim.recording import Recording, State, header
 
-__all__ = ["main", "make_template"]
-
 
 def make_template(configuration: WorkerConfiguration) -> Worker:
     """A worker that holds no descriptor yet: forks of this process become machines of its kind.

@@ -18,8 +18,6 @@ from sim.kernel.fork_handover import Source, remap
 from sim.kernel.memory import map_region
 from sim.kernel.processes import work_ticks
 
-__all__ = ["FailurePipe", "IncomingDevice", "let_go"]
-
 PATIENCE_S = 20.0
 REASON_BYTES_MAX = 2048  # less than a pipe takes in one piece
 

@@ -25,8 +25,6 @@ from sim.engines.shared.configuration import WorkerConfiguration
 from sim.kernel.channel import send_descriptors
 from sim.kernel.eventfd import EventFd
 
-__all__ = ["rehearse"]
-
 TIMES = 9
 """CPython 3.11 leaves a function as it is for eight calls (QUICKENING_WARMUP_DELAY)."""
 PROGRAM = "storm"

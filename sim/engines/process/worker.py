@@ -34,8 +34,6 @@ from sim.kernel.waiting import readable_within
 from sim.recording import Recording, State, header
 from sim.wire.connection import place_memory
 
-__all__ = ["Worker"]
-
 SECOND_NS = 1_000_000_000
 
 

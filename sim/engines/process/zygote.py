@@ -40,8 +40,6 @@ from sim.kernel.signals import ENDING
 from sim.kernel.uring import check_rings
 from sim.kernel.waiting import readable_within
 
-__all__ = ["REHEARSED", "serve"]
-
 REHEARSED = b"rehearsed"
 REQUEST_BYTES = 16
 TOGETHER_MAX = 8

@@ -17,8 +17,6 @@ from sim.engines.virtual.counter import VirtualCounter
 from sim.engines.virtual.loop import VirtualLoop
 from sim.engines.virtual.ready_counters import ReadyCounters
 
-__all__ = ["AnnouncedLink", "TimedAnnouncements"]
-
 
 class TimedAnnouncements(Announcements):
     """Announcements, and when each was made; ``on_announced`` is called with each."""

@@ -9,8 +9,6 @@ from itertools import filterfalse, repeat
 from sim.engines.virtual.counter import VirtualCounter
 from sim.engines.virtual.loop import VirtualClock
 
-__all__ = ["CounterBatch"]
-
 
 class CounterBatch:
     """A `nodes.bursts.Batch`: counters that are rung one after the other, each ``ring_ns`` later than the one before.

@@ -11,8 +11,6 @@ import msgspec
 from topologies import Chaos, TimelineEntry, Topology
 from topologies.actions import Fill, Join, Kill, Resume, Stall
 
-__all__ = ["FAULTS", "Decision", "Decisions", "draw_decisions", "with_faults"]
-
 MICROSECOND_NS, SECOND_NS = 1_000, 1_000_000_000
 FAULTS_MAX = 10_000
 FAULTS = {"kill": (Kill, Join), "stall": (Stall, Resume), "fill": (Fill, Resume)}

@@ -18,8 +18,6 @@ from msgspec import Meta
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
 
-__all__ = ["CostModel", "Distribution", "load_model", "make_draw"]
-
 DEFAULT = "default"
 DRAWN = 1 << 12
 LOOKED_UP = 1 << 6

@@ -6,8 +6,6 @@ from typing import Protocol
 
 from sim.engines.base import COUNTER_MAX
 
-__all__ = ["CounterOwner", "VirtualCounter"]
-
 
 class CounterOwner(Protocol):
     """A machine (`sim.engines.virtual.cpus.Task`)."""

@@ -13,8 +13,6 @@ from sim.engines.virtual.cost_model import CostModel, make_draw
 from sim.engines.virtual.counter import VirtualCounter
 from sim.engines.virtual.loop import VirtualLoop
 
-__all__ = ["Cpus", "Task"]
-
 
 class Task(ABC):
     """What runs on a CPU, a slice at a time; and all that a doorbell of it has to look at.

@@ -16,8 +16,6 @@ from sim.engines.virtual.late_random import LateRandom
 from sim.engines.virtual.link import VirtualLink
 from sim.recording import Recording
 
-__all__ = ["VirtualDevice"]
-
 NO_CUT = 1 << 62
 
 

@@ -12,8 +12,6 @@ from sim.engines.virtual.host import VirtualHost
 from sim.engines.virtual.link import VirtualLink
 from sim.engines.virtual.ready_counters import ReadyCounters
 
-__all__ = ["DeviceConnector"]
-
 
 class DeviceConnector:
     """One for a machine.

@@ -25,8 +25,6 @@ from sim.recording import Recording
 from topologies import Domain, Machine, Topology
 from topologies.actions import Deafen, Garble, Migrate, StartServer, StopServer
 
-__all__ = ["VirtualEngine", "rare_collections"]
-
 GC_THRESHOLDS = (200_000, 50, 1000)
 """Machines are many objects that stay. To look for cycles among them at the usual rate costs more than to make them."""
 OBJECTS_EACH = 512

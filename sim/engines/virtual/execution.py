@@ -12,8 +12,6 @@ from sim.engines.virtual.device import VirtualDevice
 from sim.engines.virtual.host import VirtualHost
 from sim.engines.virtual.ready_counters import ReadyCounters
 
-__all__ = ["Execution"]
-
 
 class Execution:
     """Runs the program of one machine, a slice at a time, and moves the clock by what that costs.

@@ -19,8 +19,6 @@ from sim.engines.virtual.plain_slice import make_has_more, make_plain_slice
 from sim.engines.virtual.server import VirtualServer
 from sim.kernel.memory import map_region
 
-__all__ = ["VirtualHost", "Watcher"]
-
 
 class Watcher(Protocol):
     """Sees what machines do, and changes nothing (`sim.explore`)."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any
 
-__all__ = ["LateRandom"]
-
 
 class LateRandom:
     """Has the attributes of ``random.Random(seed)``, which is made for the first of them: one takes 2.8 KiB.

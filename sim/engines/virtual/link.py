@@ -10,8 +10,6 @@ from sim.engines.base import LiveMachine
 from sim.engines.virtual.counter import VirtualCounter
 from sim.engines.virtual.loop import VirtualLoop
 
-__all__ = ["VirtualLink"]
-
 
 class VirtualLink:
     """A `sim.engines.virtual.server.Link`: messages arrive in order, each after what the wire costs.

@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 from nodes.errors import HostError
 from sim.engines.base import HasDescriptor
 
-__all__ = ["VirtualClock", "VirtualLoop"]
-
 T = TypeVar("T")
 
 BEGIN_NS = 1_000_000_000

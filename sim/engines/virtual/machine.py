@@ -27,8 +27,6 @@ from sim.engines.virtual.orders import OrderQueue
 from sim.engines.virtual.ready_counters import ReadyCounters
 from sim.recording import Recording, State, header
 
-__all__ = ["VirtualMachine"]
-
 KILL_NS = 500_000
 
 

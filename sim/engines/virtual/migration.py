@@ -16,8 +16,6 @@ from sim.engines.virtual.link import VirtualLink
 from sim.engines.virtual.ready_counters import ReadyCounters
 from sim.recording import header
 
-__all__ = ["VirtualMigration"]
-
 FAULT_NS = 1_000_000
 COPY_NS_PER_KIB = 250
 

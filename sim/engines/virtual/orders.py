@@ -7,8 +7,6 @@ from collections.abc import Callable
 from sim.engines.messages import Order
 from sim.engines.virtual.loop import VirtualLoop
 
-__all__ = ["OrderQueue"]
-
 
 class OrderQueue:
     """Orders arrive in order, each after ``delay()`` nanoseconds; ``on_arrival`` is called then."""

@@ -15,8 +15,6 @@ from sim.engines.virtual.cost_model import CostModel
 from sim.engines.virtual.cpus import Cpus, Task
 from sim.engines.virtual.loop import VirtualClock, VirtualLoop
 
-__all__ = ["make_has_more", "make_plain_slice"]
-
 
 class Running(Protocol):
     """What all machines of a run share (`sim.engines.virtual.host.VirtualHost`)."""

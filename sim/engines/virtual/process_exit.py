@@ -10,8 +10,6 @@ from typing import NoReturn
 from nodes.errors import GuestError
 from sim.engines.virtual.host import VirtualHost
 
-__all__ = ["process_exit_refused"]
-
 
 @contextlib.contextmanager
 def process_exit_refused(host: VirtualHost) -> Iterator[None]:

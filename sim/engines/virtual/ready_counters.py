@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable
 
 from sim.engines.virtual.counter import CounterOwner, VirtualCounter
 
-__all__ = ["ReadyCounters"]
-
 
 class ReadyCounters:
     """The machine's counters by line. Only those that it has heard of are waited for.

@@ -16,8 +16,6 @@ from sim.engines.virtual.counter import VirtualCounter
 from sim.kernel.memory import Region, map_region
 from topologies import Domain
 
-__all__ = ["Link", "VirtualServer"]
-
 
 class Link(Protocol):
     """A machine's end of a connection."""

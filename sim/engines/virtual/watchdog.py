@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from nodes.errors import GuestError
 from sim.engines.virtual.host import VirtualHost
 
-__all__ = ["watching"]
-
 TICK_S = 1.0
 TICKS_MAX = 10
 """CPU time in ticks that one slice of a machine may take of this process."""

@@ -12,11 +12,11 @@ from nodes.device.profiles import PROFILES, profile
 from nodes.device.qemu_1_1.endpoint import Qemu11Endpoint
 from nodes.device.qemu_1_1.profiles import VARIANTS, Occurrence, occurrence
 from nodes.device.qemu_1_1.properties import DeviceExitError
-from nodes.doorbells import NoLedger
 from nodes.endpoint import Endpoint, EndpointHooks
 from nodes.endpoint_factory import make_endpoint
 from nodes.errors import ModelledFault, RemoteProtocolError
 from nodes.guest import FOREVER, Guest, Interrupt, Program
+from nodes.ledger import NoLedger
 from nodes.peer_table import PeerTable
 from nodes.vm import Vm
 from nodes.wire.protocol import Message

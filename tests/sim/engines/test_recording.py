@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from nodes.device import profiles
-from nodes.doorbells import Ledger, NoLedger
+from nodes.doorbells import Ledger
 from nodes.errors import HostError, UsageError
 from nodes.guest import FOREVER, Interrupt
+from nodes.ledger import NoLedger
 from nodes.programs import idle
 from nodes.vm import Vm
 from sim.engines.shared.recorder import Recorder

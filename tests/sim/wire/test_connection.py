@@ -11,8 +11,8 @@ import socket
 import pytest
 
 from nodes.device.profiles import PROFILES
-from nodes.doorbells import NoLedger
 from nodes.errors import RemoteProtocolError, UsageError
+from nodes.ledger import NoLedger
 from nodes.vm import Vm
 from sim.kernel.eventfd import signal
 from sim.wire.connection import Connection, connect

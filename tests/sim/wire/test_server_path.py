@@ -11,7 +11,8 @@ import pytest
 
 from nodes.errors import UsageError
 from sim.kernel.loop import Loop
-from sim.wire.server import PATH_BYTES_MAX, IvshmemServer
+from sim.wire.listener import PATH_BYTES_MAX
+from sim.wire.server import IvshmemServer
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from collections import Counter
 import pytest
 
 from nodes.device.profiles import PROFILES
-from nodes.doorbells import NoLedger
 from nodes.errors import RemoteProtocolError
+from nodes.ledger import NoLedger
 from nodes.vm import Vm
 from nodes.wire.v2.protocol import DomainNumbers, Frame
 from nodes.wire.v2.server import FramedServer
