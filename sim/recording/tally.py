@@ -48,10 +48,11 @@ def add_drains(tally: DrainTally, entries: npt.NDArray[np.int64]) -> None:
     known = vectors < len(tally.delivered)
     if not known.all():
         vectors, counts = vectors[known], counts[known]
-    there, place, drains = np.unique(vectors, return_inverse=True, return_counts=True)
-    doorbells = np.zeros(len(there), np.int64)
-    np.add.at(doorbells, place, counts)
-    for vector, delivered, interrupts in zip(there.tolist(), doorbells.tolist(), drains.tolist(), strict=True):
+    drains = np.bincount(vectors)
+    doorbells = np.zeros(len(drains), np.int64)
+    np.add.at(doorbells, vectors, counts)
+    for vector in np.flatnonzero(drains).tolist():
+        delivered, interrupts = int(doorbells[vector]), int(drains[vector])
         tally.delivered[vector] += delivered
         tally.interrupts[vector] += interrupts
         tally.doorbells += delivered
