@@ -71,10 +71,10 @@ class ScriptedMachine(VirtualMachine):
     def end(self, how: str) -> None:
         self._end(how)
 
-    def fail(self) -> None:
+    def raise_in_program(self) -> None:
         error = ProgramError()
         error.__cause__ = ValueError("mine")
-        self._fail(error)
+        self.fail(error)
 
     def stop(self) -> None:
         super()._stop()
@@ -184,9 +184,9 @@ def test_a_death_is_the_runs_status_in_every_phase(
 ) -> None:
     site = make(on_death=on_death)
     if when == "running":
-        site.at(0.5, site["m-1"].fail)
+        site.at(0.5, site["m-1"].raise_in_program)
     else:
-        site["m-1"].on_stop = site["m-1"].fail
+        site["m-1"].on_stop = site["m-1"].raise_in_program
     ending = site.run()
     assert (ending.status, ending.reason) == (status, "m-1 died (exit 1): its program failed: ValueError: mine")
     assert len(site.told("machine_died")) == 1
