@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 
 from nodes.errors import QemuError, UsageError
+from sim.engines.qemu.peer import QemuPeer
 from sim.engines.qemu.qmp import TIMEOUT_SECONDS, LineConnection
 from sim.engines.qemu.qtest import Qemu
 from sim.kernel.qemu_program import chosen_qemu, find_qemu, qemu_version
 
 POLL_SECONDS = 0.005
+PATIENCE_S = 60.0
 
 
 MORE_QEMUS = [path for path in os.environ.get("IVSHMEM_MORE_QEMUS", "").split(os.pathsep) if path]
@@ -169,3 +171,17 @@ def monitor(path: str, arguments: Sequence[str]) -> Iterator[tuple[Qemu, Qmp]]:
 def read_block(machine: Qemu, address: int, size_bytes: int) -> bytes:
     """Any number of bytes of its physical memory."""
     return bytes.fromhex(machine.ask([f"read {address:#x} {size_bytes:#x}"])[0].removeprefix("0x"))
+
+
+def interrupt_itself(real: QemuPeer) -> None:
+    """Ring QEMU's own ID until that arrives: its own vectors are announced last, after those of all other peers.
+
+    It drops the doorbells of a peer that has not been announced (ivshmem.c, ivshmem_io_write).
+    """
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        real.ring(real.id, 0)
+        with contextlib.suppress(TimeoutError):
+            real.wait(0, timeout=0.1)
+            return
+    raise TimeoutError("QEMU does not interrupt itself")

@@ -19,6 +19,7 @@ from sim.engines.qemu.peer import QemuPeer
 from sim.oracle.agree import pair
 from sim.results import Run
 from sim.runner import Begun
+from tests.real_qemu import interrupt_itself
 from topologies import Topology, load, loader, loads, shipped
 
 pytestmark = pytest.mark.qemu
@@ -279,6 +280,7 @@ def test_an_external_qemu_is_awaited_and_counted(tmp_path: Path) -> None:
             over.wait(0.01)
         with QemuPeer(path, vectors=VECTORS) as real:
             seen.append(real.id)
+            interrupt_itself(real)
             for _ in range(RUNG):
                 real.ring(0, 1)
             over.wait()

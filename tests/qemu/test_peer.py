@@ -20,7 +20,7 @@ import sim
 from nodes.guest import Interrupt
 from sim.engines.qemu.peer import BARS, COMMAND, SLOT, QemuPeer
 from sim.kernel.qemu_program import chosen_qemu
-from tests.real_qemu import read_block
+from tests.real_qemu import interrupt_itself, read_block
 from topologies import loads
 
 pytestmark = pytest.mark.qemu
@@ -59,6 +59,7 @@ def test_qemu_and_a_peer_ring_each_other_on_every_vector(directory: Path) -> Non
         with QemuPeer(path, vectors=VECTORS) as real:
             assert real.id == 1
             assert peer.wait_for_peers() == {1: VECTORS}
+            interrupt_itself(real)
             for vector in range(VECTORS):
                 real.ring(peer.id, vector)
                 assert peer.wait() == Interrupt(vector, 1)
@@ -97,20 +98,6 @@ when = "delivered >= {rung}"
 of = "rung"
 do = "end"
 """
-
-
-def interrupt_itself(real: QemuPeer) -> None:
-    """Ring QEMU's own ID until that arrives: its own vectors are announced last, after those of all other peers.
-
-    It drops the doorbells of a peer that has not been announced (ivshmem.c, ivshmem_io_write).
-    """
-    deadline_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline_s:
-        real.ring(real.id, 0)
-        with contextlib.suppress(TimeoutError):
-            real.wait(0, timeout=0.1)
-            return
-    raise TimeoutError("QEMU does not interrupt itself")
 
 
 def test_qemu_joins_a_run_and_its_doorbells_are_counted(directory: Path, tmp_path: Path) -> None:
