@@ -145,7 +145,7 @@ class Vm:
             for peer, line in zip(peers, lines, strict=True):
                 self.connect(peer, self.device.peers.vectors(peer), line)
             return
-        self.device.peers.connect_next(peers, lines)
+        self.device.connect_next(peers, lines)
         self.guest.generation += 1
 
     def disconnect(self, peer: int) -> None:

@@ -10,7 +10,7 @@ profile says which, and everything else in which devices differ (:mod:`nodes.dev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nodes.device import migration
 from nodes.device.effects import DeviceWarning, Effect, IntxLevel
@@ -385,6 +385,10 @@ class Ivshmem:
             return False
         self.peers.connect(peer, vector, line)
         return True
+
+    def connect_next(self, peers: Sequence[int], lines: Sequence[Line]) -> None:
+        """Connect the next vector of each of these peers: as `connect` one after the other, for what is in use."""
+        self.peers.connect_next(peers, lines)
 
     def disconnect(self, peer: int) -> None:
         """Remove a peer; doorbells for it are ignored from now on."""

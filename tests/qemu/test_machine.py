@@ -103,6 +103,24 @@ def test_a_counter_that_empties_while_qemu_rings_has_the_doorbell(pair: QemuAndC
     assert pair.counter.take() == 1
 
 
+def test_qemu_rings_the_peers_that_were_announced_at_once(
+    pair: QemuAndCounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a greeting announces them; the doorbell goes through QEMU, and not past it."""
+    qemu, third, written = pair.machine.qemu, EventFd.create(), []
+    write = qemu.write
+
+    def write_and_note(address: int, size_bytes: int, value: int) -> None:
+        written.append(value)
+        write(address, size_bytes, value)
+
+    monkeypatch.setattr(qemu, "write", write_and_note)
+    pair.vm.connect_next([OTHER + 1], [third.descriptor])
+    pair.vm.guest.ring(OTHER + 1, 0)
+    assert (written, third.take()) == ([OTHER + 1 << 16], 1)
+    third.close()
+
+
 def test_a_doorbell_that_qemu_drops_is_refused(pair: QemuAndCounter) -> None:
     def decode_nothing() -> None:
         pair.machine.qemu.config_write(pair.machine.slot(0), 0x04, 2, 0)  # COMMAND, behind the machine's back

@@ -7,7 +7,7 @@ accounts work on it. It keeps what a host knows of the device: the peers, the ID
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from nodes.device import driver
 from nodes.device.effects import DeviceWarning
@@ -52,6 +52,7 @@ class QemuIvshmem(Ivshmem):
         self._own_readable: list[select.poll] = []
         self._told: set[str] = set()
         self._messages = MESSAGES_BASE + self.number * MESSAGES_BYTES
+        self._own_lines: set[Line] = set()
         self._rung: dict[Line, tuple[int, EventFd]] = {}
         """By the line of a peer's vector: the doorbell's value, and the eventfd that QEMU has for it."""
 
@@ -99,8 +100,8 @@ class QemuIvshmem(Ivshmem):
         Raises:
             BlockingIOError: the counter is full, or QEMU has dropped the doorbell.
         """
-        if line not in self._rung:
-            # Its own vectors are behind an eventfd that QEMU does not have: `interrupt` counts what is in it.
+        if line in self._own_lines:
+            # These are behind an eventfd that QEMU does not have: `interrupt` counts what is in it.
             signal(line, 1)
             return
         value, eventfd = self._rung[line]
@@ -141,7 +142,9 @@ class QemuIvshmem(Ivshmem):
         for peer in self.peers:
             for vector in range(self.peers.vectors(peer)):
                 line = self.peers.line(peer, vector)
-                if line is not None and peer != other.peer:
+                if line is not None and peer == other.peer:
+                    self._own_lines.add(line)
+                elif line is not None:
                     self._introduce(peer, vector, line)
 
     def place_bars(self, bars: Iterable[Bar], write: Callable[[int, int, int], object]) -> None:
@@ -175,12 +178,19 @@ class QemuIvshmem(Ivshmem):
     def connect(self, peer: int, vector: int, line: Line = 0) -> bool:
         if not super().connect(peer, vector, line):
             return False
-        if peer != self.peer:
+        if peer == self.peer:
+            self._own_lines.add(line)
+        else:
             self._introduce(peer, vector, line)
         return True
 
+    def connect_next(self, peers: Sequence[int], lines: Sequence[Line]) -> None:
+        for peer, line in zip(peers, lines, strict=True):
+            self.connect(peer, self.peers.vectors(peer), line)
+
     def _introduce(self, peer: int, vector: int, line: Line) -> None:
         """Tell QEMU of a peer's next vector: an eventfd of this process."""
+        self._own_lines.discard(line)  # of a descriptor that was closed, and is another one now
         eventfd = EventFd.create()
         self._rung[line] = peer << 16 | vector, eventfd
         self._relay.connect(peer, eventfd.descriptor)

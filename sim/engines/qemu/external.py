@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,10 @@ class ForwardingIvshmem(Ivshmem):
             if self._relay is not None:
                 self._relay.connect(peer, eventfd.descriptor)
         return True
+
+    def connect_next(self, peers: Sequence[int], lines: Sequence[Line]) -> None:
+        for peer, line in zip(peers, lines, strict=True):
+            self.connect(peer, self.peers.vectors(peer), line)
 
     def disconnect(self, peer: int) -> None:
         if self._relay is not None and self.peers.vectors(peer) and peer != self.peer:

@@ -63,3 +63,13 @@ def test_what_was_rung_before_a_peer_or_the_machine_leaves_is_counted(
     assert counts.edge == (RUNG, 0)
     assert counter.take() == RUNG
     counter.close()
+
+
+def test_qemu_has_an_eventfd_for_each_line_of_a_peer_however_many_come_at_once(machine: ForwardingVm) -> None:
+    counters = [EventFd.create() for _ in range(3)]
+    lines = [counter.descriptor for counter in counters]
+    machine.connect_next([OTHER, OTHER + 1, OTHER + 2], lines)
+    assert [len(machine.forwarding.rung_at(OTHER + number)) for number in range(4)] == [1, 1, 1, 0]
+    machine.unplug()
+    for counter in counters:
+        counter.close()
