@@ -75,9 +75,7 @@ class Ivshmem:
         self.memory: memoryview | None = None
         self.sections: Sections | None = None  # only ivshmem v2 has them
         self.position_hidden = False  # set by the client of QEMU 1.1, Quirk.DESCRIPTOR_ZERO_UNMAPPED
-        self.rung_doorbells = 0
-        self.pended_doorbells = 0
-        self.lost_doorbells = 0
+        self.rung_doorbells = self.pended_doorbells = self.lost_doorbells = 0
         self.intx_raised = self.intx_level = False  # the pin, and the line when INTx is not disabled
         self.msix = self._make_msix(vectors) if profile.msix else None
         self.fires: list[bool] = self.msix.fires if self.msix else [False] * self.vectors
@@ -112,8 +110,7 @@ class Ivshmem:
         )
 
     def _msix_layout(self, vectors: int) -> Layout:
-        profile = self.profile
-        return Layout.exclusive(vectors, profile.msix_bar, profile.msix_limit, profile.msix_pba_offset)
+        return Layout.exclusive(vectors, self.profile.msix_bar, self.profile.msix_limit, self.profile.msix_pba_offset)
 
     def _capabilities(self) -> list[Capability]:
         return [self.msix.layout.capability(self.profile.msix_capability)] if self.msix else []
