@@ -22,8 +22,10 @@ from math import gcd
 
 from nodes.bursts import Batch, Burst, LoopBatch, one_by_one
 from nodes.edges import UNSAMPLED_SUPPLY, Edge, make_ring_sampled
-from nodes.ledger import Ledger
+from nodes.ledger import Ledger, NoLedger
 from nodes.peer_table import Line, PeerTable
+
+__all__ = ["Burst", "Doorbells", "Ledger", "Line", "NoLedger"]
 
 SAMPLED_OFTEN = 32
 """One doorbell in so many has its time stamps, at most, where it pays to ask each time whether this one has."""
