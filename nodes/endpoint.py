@@ -33,7 +33,7 @@ class EndpointHooks(Struct, frozen=True, kw_only=True):
     Attributes:
         place: ``place(peer, memory)`` puts the shared memory in its place, by `Vm.place` as a rule.
         adopt: ``adopt(line)`` is called with each eventfd before it is used. For what is no eventfd it raises
-            `RemoteProtocolError`, and keeps it.
+            `RemoteProtocolError`, and has closed it.
         adopt_all: ``adopt_all(lines)`` does so with many at once and returns True; False: each is to be adopted.
         release: ``release(descriptor)`` is called with the memory once it is placed, and with what is not used.
         on_own: ``on_own(line)`` is called with each eventfd of the machine's own, which is to be waited for.

@@ -120,14 +120,14 @@ class LiveMachines:
         if self._pack is not None:
             self._pack.close()
 
-    def _make_recording(self, row: DeviceRow, layout: RecordingLayout, life: int) -> Recording:
+    def _make_recording(self, row: DeviceRow, layout: RecordingLayout, incarnation: int) -> Recording:
         every = self.topology.run.sample_every
         of, domain = row.machine, row.domain
         if self._pack is not None:
-            return self._pack.create(row.row, layout, sample_every=every, of=of, incarnation=life, domain=domain)
+            return self._pack.create(row.row, layout, sample_every=every, of=of, incarnation=incarnation, domain=domain)
         path = self._recording_path(row.row)
         return Recording.create(
-            path, layout, machine=row.row, sample_every=every, of=of, incarnation=life, domain=domain
+            path, layout, machine=row.row, sample_every=every, of=of, incarnation=incarnation, domain=domain
         )
 
     def _make(self, machine: Machine, rows: list[DeviceRow]) -> Incarnation:

@@ -67,7 +67,7 @@ class Entries:
     limits: Limits = (0, 0, 0)
     sound: int = 0
     latest_ns: int = 0
-    kept: Table | None = None
+    kept: Table | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return self.sound

@@ -59,6 +59,9 @@ class QemuAndCounter:
         os.truncate(memory, MEMORY_BYTES)
         self.vm.real.greet(ITSELF, memory)
         self.machine.start()
+        # As with a second device whose memory is still to come, or in another domain: the vectors are there first.
+        self.own = EventFd.create()
+        self.vm.connect(ITSELF, 0, self.own.descriptor)
         self.vm.place(ITSELF, memoryview(bytearray(MEMORY_BYTES)))
         os.close(memory)
         self.vm.connect(OTHER, 0, self.counter.descriptor)
@@ -83,6 +86,7 @@ class QemuAndCounter:
         self.machine.close()
         self.vm.real.close()
         self.counter.close()
+        self.own.close()
 
 
 @pytest.fixture
@@ -119,6 +123,11 @@ def test_qemu_rings_the_peers_that_were_announced_at_once(
     pair.vm.guest.ring(OTHER + 1, 0)
     assert (written, third.take()) == ([OTHER + 1 << 16], 1)
     third.close()
+
+
+def test_a_machine_rings_itself_whenever_its_vectors_were_announced(pair: QemuAndCounter) -> None:
+    pair.vm.guest.ring(ITSELF, 0)
+    assert pair.own.take() == 1
 
 
 def test_a_doorbell_that_qemu_drops_is_refused(pair: QemuAndCounter) -> None:

@@ -52,6 +52,7 @@ class QemuIvshmem(Ivshmem):
         self._own_readable: list[select.poll] = []
         self._told: set[str] = set()
         self._messages = MESSAGES_BASE + self.number * MESSAGES_BYTES
+        self._own_peer: int | None = None  # as the server has said; the guest knows it once all memory is there
         self._own_lines: set[Line] = set()
         self._rung: dict[Line, tuple[int, EventFd]] = {}
         """By the line of a peer's vector: the doorbell's value, and the eventfd that QEMU has for it."""
@@ -166,6 +167,7 @@ class QemuIvshmem(Ivshmem):
 
     def greet(self, peer: int, memory: int) -> None:
         """Send QEMU what it waits for before it starts, and its own vectors."""
+        self._own_peer = peer
         self._relay.greet(peer, memory)
         for _ in range(self.vectors):
             eventfd = EventFd.create()
@@ -178,7 +180,7 @@ class QemuIvshmem(Ivshmem):
     def connect(self, peer: int, vector: int, line: Line = 0) -> bool:
         if not super().connect(peer, vector, line):
             return False
-        if peer == self.peer:
+        if peer == self._own_peer:
             self._own_lines.add(line)
         else:
             self._introduce(peer, vector, line)
@@ -196,7 +198,7 @@ class QemuIvshmem(Ivshmem):
         self._relay.connect(peer, eventfd.descriptor)
 
     def disconnect(self, peer: int) -> None:
-        if self.peers.vectors(peer) and peer != self.peer:
+        if self.peers.vectors(peer) and peer != self._own_peer:
             self._machine.leave(self.number, peer)
             if self._machine.is_running:
                 self._relay.wait_until_read(self._machine.qemu.settle)
