@@ -285,7 +285,7 @@ class Run:
         """
         from sim.results.analysis.latency.stored_histograms import histogram
 
-        return histogram(self.table, self.origin, what, by)
+        return histogram(self.table, lambda: self.origin, what, by)
 
     def flows(self, by: str = "edge") -> Any:
         """Doorbells by sender and receiver, by names, as a table: source, target, rung, refused, delivered, pending.

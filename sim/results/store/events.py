@@ -16,7 +16,7 @@ from sim.results.store.manifest import MachineName
 
 Event = dict[str, Any]
 Statistics = dict[str, dict[str, int | float]]
-"""By machine (a life of its own each), then by the name that the program gave."""
+"""By incarnation of a machine, then by the name that the program gave."""
 
 LIMIT_BYTES = 1 << 30
 REMARKS_SHOWN = 5

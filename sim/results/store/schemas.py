@@ -363,4 +363,4 @@ def _sound_rows(name: str, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, str]:
 def _check(name: str, found: pa.Schema, expected: pa.Schema) -> None:
     if not found.equals(expected, check_metadata=False):
         names = [f"{field.name} {field.type}" for field in expected]
-        raise UsageError(f"{name} has other columns than {', '.join(names)}")
+        raise UsageError(f"{name} is of another version: it has other columns than {', '.join(names)}")

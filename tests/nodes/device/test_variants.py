@@ -1,4 +1,4 @@
-"""nodes.device.variants, odd_devices: cells changed within what PCI allows, and what a driver finds then."""
+"""nodes.device.variants: cells changed within what PCI allows, and what a driver finds then."""
 
 from __future__ import annotations
 

@@ -92,6 +92,8 @@ def test_a_lost_summary_or_manifest_leaves_the_rest(path, name):
     run = sim.results.open(path)
     assert len(read_everything(run)) == (1 if name == "summary.json" else 2)
     assert run.samples().num_rows == 3
+    assert len(run.histogram()) == 1
+    assert len(run.histogram("drained")) > 0
     assert f"{name} is missing" in run.problems
 
 

@@ -22,9 +22,9 @@ BY = ("group", "machine", "phase")
 
 
 def histogram(
-    table: Callable[[str], pa.Table], manifest: Manifest, what: str, by: str | None
+    table: Callable[[str], pa.Table], manifest: Callable[[], Manifest], what: str, by: str | None
 ) -> Histogram | dict[Any, Histogram]:
-    """See ``Run.histogram``; ``table`` is ``Run.table``."""
+    """See ``Run.histogram``; ``table`` is ``Run.table``. The manifest is read for labels alone: it may be lost."""
     if what == DRAINED:
         return _drained(table("drains"), manifest, by)
     if what not in EVERY_LATENCY:
@@ -37,7 +37,7 @@ def histogram(
     bins, counts = kept["bin"].to_numpy().astype(np.int64), kept["count"].to_numpy()
     if by is None:
         return Histogram.sparse(bins, counts)
-    labels, of = _labels(kept, manifest, by)
+    labels, of = _labels(kept, manifest(), by)
     found = {label: Histogram.sparse(bins[of == place], counts[of == place]) for place, label in enumerate(labels)}
     return {label: its for label, its in found.items() if len(its)}
 
@@ -52,11 +52,11 @@ def _labels(kept: pa.Table, manifest: Manifest, by: str) -> tuple[list[str], Any
     return labelled_machines(machine, manifest, by)
 
 
-def _drained(drains: pa.Table, manifest: Manifest, by: str | None) -> Histogram | dict[Any, Histogram]:
+def _drained(drains: pa.Table, manifest: Callable[[], Manifest], by: str | None) -> Histogram | dict[Any, Histogram]:
     count = drains["count"].to_numpy()
     if by is None:
         return Histogram.of(count)
-    labels, codes = drain_codes(drains, manifest, by)
+    labels, codes = drain_codes(drains, manifest(), by)
     bins = bins_of(count)
     found = {label: Histogram(np.bincount(bins[codes == at], minlength=BINS)) for at, label in enumerate(labels)}
     return {label: its for label, its in found.items() if len(its)}
