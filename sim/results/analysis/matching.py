@@ -1,6 +1,6 @@
 """All recordings of a run joined: the line that each doorbell was rung on, and the drain that delivered it.
 
-The samples are matched a piece at a time. What is held is an index of the drains, 28 bytes for each
+The samples are matched a piece at a time. What is held is an index of the drains, at most 28 bytes for each
 (``INDEX_BYTES_EACH``), which the preflight counts.
 """
 
@@ -94,12 +94,15 @@ class DrainIndex:
             self._moves.append((move, count))
             count += int(lines.vectors[move[0]])
         self.lines = count
-        sizes = np.zeros(count + 1, np.int64)
+        sizes, most = np.zeros(count + 1, np.int64), 0
         for chunk in self._chunks(records):
             sizes += np.bincount(self._line_of_drains(chunk), minlength=count + 1)
+            most = max(most, int(chunk.count.max(initial=0)))
         self._starts = np.concatenate(([0], np.cumsum(sizes[:-1])))
         total = int(self._starts[-1])
-        self._delivered_ns, self._handled_ns, self._count = (np.zeros(total, np.int64) for _ in range(3))
+        self._delivered_ns, self._handled_ns = np.zeros(total, np.int64), np.zeros(total, np.int64)
+        # A drain of 2^31 doorbells is rare: only a counter that was filled holds so many.
+        self._count: npt.NDArray[Any] = np.zeros(total, np.int32 if most < 1 << 31 else np.int64)
         self._held: npt.NDArray[Any] = np.zeros(total, np.int32)
 
     @staticmethod
@@ -176,7 +179,8 @@ class DrainIndex:
             return (np.zeros(len(place), np.int64),) * 3
         lost = place < 0
         delivered, handled, count = (
-            np.where(lost, 0, column[place]) for column in (self._delivered_ns, self._handled_ns, self._count)
+            np.where(lost, 0, column[place]).astype(np.int64, copy=False)
+            for column in (self._delivered_ns, self._handled_ns, self._count)
         )
         return delivered, handled, count
 

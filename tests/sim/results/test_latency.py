@@ -70,6 +70,13 @@ def test_drains_that_went_back_in_time_are_sorted():
     assert assigned([(0, 60), (0, 150), (1, 20), (1, 60), (0, 250)], drains) == [3, 1, 4, 0, -1]
 
 
+@pytest.mark.parametrize("most", [1, (1 << 31) - 1, 1 << 31, 1 << 40])
+def test_a_drain_keeps_its_count_however_many_doorbells_it_has(most):
+    index = index_of([(0, most, 100), (0, 2, 200)])
+    _, _, count = index.drained(index.find(numbers(0, 0, 1), numbers(50, 150, 50)))
+    assert (count.tolist(), count.dtype) == ([most, 2, 0], np.int64)
+
+
 def test_unknown_lines_have_no_drain():
     assert assigned([(-1, 10), (-1, 30)], [(0, 20)]) == [-1, -1]
 
