@@ -20,9 +20,9 @@ from sim.coordination.domain import LiveDomain
 from sim.coordination.incarnation import FAILED, Incarnation
 from sim.coordination.machines import LiveMachines
 from sim.coordination.migrations import Migrations
-from sim.coordination.monitor import Observed, Observer
+from sim.coordination.monitor import Observer
 from sim.coordination.peer_ids import announce_new_id, send_peer_ids
-from sim.coordination.run_end import RunEnd
+from sim.coordination.run_state import RunEnd, RunState
 from sim.coordination.timeline import Timeline
 from sim.engines import messages
 from sim.engines.base import Arrival, Client, Engine, HasDescriptor, RunLoop, StartGate
@@ -60,7 +60,7 @@ class Coordinator:
         *,
         recording_path: Callable[[int], Path | None],
         event: Callable[..., None],
-        observe: Callable[[LiveMachines, Observed, RunLoop], Observer],
+        observe: Callable[[RunState, RunLoop], Observer],
         gate: StartGate | None = None,
     ) -> None:
         self.topology, self._gate = topology, gate
@@ -77,7 +77,7 @@ class Coordinator:
             self.domains = [self._make_domain(number, stack) for number in range(len(topology.domains))]
             self.machines = LiveMachines(topology, engine, recording_path, self._take_report)
             stack.callback(self.machines.close)
-            self.monitor = observe(self.machines, self, self._loop)
+            self.monitor = observe(self, self._loop)
             stack.callback(self.monitor.close)
             for domain in self.domains:
                 domain.open(self.machines)
@@ -85,14 +85,6 @@ class Coordinator:
         self._migrations = Migrations(self.machines, self.domains, self._clock, self._event)
         actions = Actions(self.machines, self.domains, self._loop, spawn=self._spawn, end=self._stop)
         self.timeline = Timeline(self, self._loop, self._event, actions)
-
-    @property
-    def start_ns(self) -> int:
-        return self.ending.start_ns
-
-    @property
-    def stop_ns(self) -> int:
-        return self.ending.stop_ns
 
     def close(self) -> None:
         """End all machines, servers and the telemetry."""
@@ -281,7 +273,7 @@ class Coordinator:
         incarnation.ready = True
         if self.phase == "running":
             self._event("machine_joined", machine=incarnation.name, peers=incarnation.peers)
-            self._start_program(incarnation, joined_ns=max(self._clock.now_ns(), self.start_ns))
+            self._start_program(incarnation, joined_ns=max(self._clock.now_ns(), self.ending.start_ns))
         elif self.phase == "starting":
             self._not_ready -= 1
             if not self._not_ready:

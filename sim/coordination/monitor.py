@@ -6,12 +6,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from sim.access import Access
 from sim.coordination.incarnation import Incarnation
 from sim.coordination.live_latency import recent_delivery_ns
-from sim.coordination.machines import LiveMachines
+from sim.coordination.run_state import RunState
 from sim.engines.base import RunLoop
 from sim.engines.messages import Ping
 from sim.host.resources import COORDINATOR, Resources, Sampler
@@ -36,45 +35,8 @@ Counts = tuple[int, int, int, int]
 NOTHING: Counts = (0, 0, 0, 0)
 
 
-class Observed(Protocol):
-    """The state of the run that a monitor reads."""
-
-    @property
-    def phase(self) -> str: ...
-
-    @property
-    def start_ns(self) -> int: ...
-
-    @property
-    def stop_ns(self) -> int: ...
-
-
-class Observer(Protocol):
-    """Observes a run in progress: a `Monitor`, or `Unobserved`."""
-
-    telemetry: str
-    published: int
-    heartbeats: int
-    heartbeats_late: int
-    spent_ns: int
-
-    def begin(self) -> None: ...
-
-    def watch(self, incarnation: Incarnation) -> None: ...
-
-    def forget(self, incarnation: Incarnation) -> None: ...
-
-    def note(self, kind: str, fields: Mapping[str, object]) -> None: ...
-
-    def look_at_resources(self) -> None: ...
-
-    def publish(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Unobserved:
-    """Observes nothing."""
+class Observer:
+    """Observes a run in progress; this one observes nothing."""
 
     telemetry = ""
     published = heartbeats = heartbeats_late = spent_ns = 0
@@ -94,7 +56,7 @@ class Unobserved:
     def close(self) -> None: ...
 
 
-class Monitor:
+class Monitor(Observer):
     """Samples the state of all machines at fixed intervals until stopped; owns the socket of the snapshots.
 
     ``describe(event)`` returns an event as one line of text.
@@ -102,8 +64,7 @@ class Monitor:
 
     def __init__(
         self,
-        machines: LiveMachines,
-        run: Observed,
+        run: RunState,
         loop: RunLoop,
         *,
         runtime: Path,
@@ -116,7 +77,7 @@ class Monitor:
         self._path, self._describe = path, describe
         self._access = tuple(access[:ACCESS_MAX])
         self._happened: deque[RecentEvent] = deque(maxlen=HAPPENED_MAX)
-        self._machines, self._run, self._loop, self._clock = machines, run, loop, loop.clock
+        self._machines, self._run, self._loop, self._clock = run.machines, run, loop, loop.clock
         self._record = record
         self._resources_every_ns = round(resources_every_s * SECOND_NS)
         self._sampler = Sampler(path)
@@ -131,7 +92,7 @@ class Monitor:
         """CPU time of the coordinator that all this has used so far."""
         self._snapshots = 0
         self._latency_ns: dict[str, int] = {}
-        paced_ns = PUBLISH_NS_EACH * len(machines.topology.machines)
+        paced_ns = PUBLISH_NS_EACH * len(run.machines.topology.machines)
         self._publish_every_ns, self._beat_every_ns = max(PUBLISH_NS, paced_ns), max(HEARTBEAT_NS, paced_ns)
         self._publisher = Publisher(runtime / "telemetry.zmq")
         self.telemetry = self._publisher.endpoint
@@ -208,8 +169,8 @@ class Monitor:
                 phase=self._run.phase,
                 machines=len(machines.current),
                 up=sum(incarnation.is_up for incarnation in machines.current),
-                start_ns=self._run.start_ns or None,
-                stop_ns=self._run.stop_ns or None,
+                start_ns=self._run.ending.start_ns or None,
+                stop_ns=self._run.ending.stop_ns or None,
                 heartbeats_late=self.heartbeats_late,
                 groups={name: Group(*figures) for name, figures in groups.items()},
                 title=topology.title,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +11,7 @@ from sim.coordination.action_spans import ActionSpans
 from sim.coordination.host_history import HostHistory
 from sim.coordination.incarnation import Incarnation
 from sim.coordination.live_samples import LiveSample, LiveSamples, handled_ns
-from sim.coordination.machines import LiveMachines
-from sim.coordination.run_end import RunEnd
+from sim.coordination.run_state import RunState
 from sim.engines.base import RunLoop
 from sim.recording import Recording, header
 from sim.recording.header import COUNTER_AT
@@ -35,21 +34,6 @@ STOPPED = "failed"
 Counts = tuple[int, int, int]
 
 
-class WatchedRun(Protocol):
-    """The coordinator, as the watch uses it."""
-
-    @property
-    def phase(self) -> str: ...
-
-    @property
-    def machines(self) -> LiveMachines: ...
-
-    @property
-    def ending(self) -> RunEnd: ...
-
-    def stop(self, status: str, reason: str) -> None: ...
-
-
 class OutlierWatch:
     """Follows the samples of a run, and stops it when one of them, or a percentile of all, is above the limit.
 
@@ -60,7 +44,7 @@ class OutlierWatch:
     def __init__(
         self,
         limit: StopAbove,
-        run: WatchedRun,
+        run: RunState,
         loop: RunLoop,
         *,
         event: Callable[..., None],

@@ -5,16 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from sim.coordination.actions import ActionError, Actions
-from sim.coordination.domain import LiveDomain
 from sim.coordination.incarnation import MIGRATION_METRICS
-from sim.coordination.machines import LiveMachines
+from sim.coordination.run_state import RunState
 from sim.engines.base import RunLoop
 from sim.results.conditions import Moment, broken, live
 from sim.results.counts import LiveRecording, Scopes, counts_so_far
-from topologies import TimelineEntry, Topology
+from topologies import TimelineEntry
 from topologies.actions import Join
 
 SECOND_NS = 1_000_000_000
@@ -22,25 +21,10 @@ LOOK_NS = 20_000_000
 LOOK_SHARE = 20
 
 
-class TimelineRun(Protocol):
-    """The coordinator, as the timeline uses it."""
-
-    @property
-    def topology(self) -> Topology: ...
-
-    @property
-    def machines(self) -> LiveMachines: ...
-
-    @property
-    def domains(self) -> Sequence[LiveDomain]: ...
-
-    def stop(self, status: str, reason: str) -> None: ...
-
-
 class Timeline:
     """Carries out the topology's timeline, and ends the run when an expectation with ``abort`` is broken."""
 
-    def __init__(self, run: TimelineRun, loop: RunLoop, event: Callable[..., None], actions: Actions) -> None:
+    def __init__(self, run: RunState, loop: RunLoop, event: Callable[..., None], actions: Actions) -> None:
         self._run, self._loop, self._event, self._actions = run, loop, event, actions
         self._clock = loop.clock
         self._start_ns = self._stop_ns = 0

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from sim.coordination.coordinator import Coordinator
-from sim.coordination.monitor import Unobserved
+from sim.coordination.monitor import Observer
 from sim.engines.virtual.chaos import Decision, draw_decisions, with_faults
 from sim.explore.checks import BrokenInvariantError, Checks
 from sim.explore.outcome import Broken, Outcome
@@ -60,7 +60,7 @@ def run_seed(
             engine,
             recording_path=lambda row: None,
             event=event,
-            observe=lambda machines, run, loop: Unobserved(),
+            observe=lambda run, loop: Observer(),
         )
         try:
             checks.coordinator = coordinator

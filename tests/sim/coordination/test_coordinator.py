@@ -12,7 +12,7 @@ import pytest
 
 from sim.coordination.coordinator import Coordinator
 from sim.coordination.monitor import Monitor
-from sim.coordination.run_end import RunEnd
+from sim.coordination.run_state import RunEnd
 from sim.engines.messages import Act, Ended, Order, Placed, Start, Stop
 from sim.engines.shared.failures import ProgramError
 from sim.engines.virtual import engine

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sim.coordination.monitor import HAPPENED_LENGTH_MAX, HAPPENED_MAX, LOOK_SHARE, Monitor
+from sim.coordination.run_state import RunEnd
 from sim.host.resources import Resources
 from sim.kernel.clock import MonotonicClock
 from sim.telemetry import Snapshot
@@ -28,11 +29,10 @@ class Planned:
 
 def make_monitor(place: Path, loop: Any, record: Callable[[list[Resources]], None]) -> Monitor:
     """A monitor of a run without machines."""
-    run: Any = SimpleNamespace(phase="running", start_ns=0, stop_ns=0)
     topology = SimpleNamespace(title="A title", groups=(), machines=())
-    machines: Any = SimpleNamespace(current=[], topology=topology, row_of={})
+    machines = SimpleNamespace(current=[], topology=topology, row_of={})
+    run: Any = SimpleNamespace(phase="running", ending=RunEnd(), machines=machines)
     return Monitor(
-        machines,
         run,
         loop,
         runtime=place,

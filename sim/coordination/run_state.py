@@ -1,8 +1,13 @@
-"""How a run ended, as its coordinator saw it."""
+"""The state of a run that its coordinator shows to its parts, and how the run ended."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
+
+from sim.coordination.domain import LiveDomain
+from sim.coordination.machines import LiveMachines
+from topologies import Topology
 
 
 @dataclass
@@ -22,3 +27,16 @@ class RunEnd:
     ready_ns: int = 0
     phases: list[tuple[str, int, int, bool]] = field(default_factory=list)
     """Name, beginning, end and whether it is measured, of each."""
+
+
+class RunState(Protocol):
+    """The coordinator, as the monitor, the timeline and the watch for outliers use it."""
+
+    topology: Topology
+    phase: str
+    machines: LiveMachines
+    domains: list[LiveDomain]
+    ending: RunEnd
+
+    def stop(self, status: str, reason: str) -> None:
+        """End the run early."""
