@@ -11,7 +11,6 @@ from typing import Literal
 
 from msgspec import Struct
 
-from nodes.device.blockers import Blocker, Blockers
 from nodes.device.migration import RamMigration
 from nodes.device.migration_texts import MigrationError
 from nodes.device.profiles import PROFILES
@@ -19,7 +18,7 @@ from nodes.device.qemu_1_1.shared_object import check_size
 from nodes.errors import UsageError
 from nodes.qemu_versions import NEWEST, QemuVersion
 from topologies.actions import Join, Migrate
-from topologies.migration_plan import make_device, refusal_of
+from topologies.migration_plan import blockers_of, make_device, refusal_of
 from topologies.model import Machine, Topology
 from topologies.resolve.names import several
 from topologies.schedule import TimelineEntry
@@ -29,8 +28,6 @@ MAX_STEPS = 100_000
 
 NOT_FIRST = "master must connect to the server before any peers"
 """The error of a QEMU that is configured as a master and gets another ID than 0 (ivshmem.c, ivshmem_common_realize)."""
-
-_PAGE_BYTES = 4096
 
 
 class FailingMigration(Struct, frozen=True):
@@ -89,7 +86,7 @@ def failing_migrations(topology: Topology, version: QemuVersion = NEWEST) -> tup
             continue
         kind = (machine.profile, machine.role, machine.blockers, machine.index in firsts)
         if kind not in refusals:
-            refusals[kind] = _refusal(machine, 0 if machine.index in firsts else 1)
+            refusals[kind] = refusal_of(blockers_of(machine, 0 if machine.index in firsts else 1))
         verdict, reason, hint = "refused", refusals[kind], ""
         log: tuple[str, ...] = ()
         if not reason:
@@ -131,18 +128,6 @@ def _first(topology: Topology) -> Iterator[Machine]:
             if not begun.issuperset(machine.domains):
                 yield machine
             begun.update(machine.domains)
-
-
-def _refusal(machine: Machine, peer: int) -> str:
-    """The newest reason not to migrate, as QEMU words it; "" when there is none."""
-    blockers = Blockers(locked=PROFILES[machine.profile].migration_locks_devices)
-    for reason in machine.blockers:
-        blockers.add(Blocker(reason))
-    made = make_device(machine, _PAGE_BYTES)  # any size: a refusal does not depend on it
-    if machine.role == "auto":
-        made.set_peer(peer)
-    blockers.plug(made)
-    return refusal_of(blockers)
 
 
 def _failure(

@@ -27,6 +27,7 @@ from topologies.resolve.names import several
 
 Fate = Literal["moves", "moves without its peers' devices", "stays", "does not start"]
 
+PAGE_BYTES = 4096
 REGISTERS = {"status": "IntrStatus", "mask": "IntrMask"}
 
 
@@ -184,6 +185,18 @@ def _judge(
     anchored = machine.blockers[-1] if machine.blockers else "" if profile.stream else refusal
     texts = tuple(found.text for found in blockers)
     return _Judged(machine, tuple(devices), texts, refusal, start_error, start_error or anchored)
+
+
+def blockers_of(machine: Machine, peer: int | None) -> Blockers:
+    """The reasons of a machine with one device not to migrate, as QEMU collects them; ``peer`` is that device's ID."""
+    made = make_device(machine, PAGE_BYTES)  # any size: what forbids a migration does not depend on it
+    if made.profile.server:
+        made.peer = peer
+    blockers = Blockers(locked=made.profile.migration_locks_devices)
+    for reason in machine.blockers:  # older than the device's
+        blockers.add(Blocker(reason))
+    blockers.plug(made)
+    return blockers
 
 
 def refusal_of(blockers: Blockers) -> str:

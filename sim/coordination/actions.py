@@ -13,9 +13,6 @@ from typing import Any
 
 import msgspec
 
-from nodes.device import profiles
-from nodes.device.blockers import Blocker, Blockers
-from nodes.device.devices import make_device
 from nodes.device.migration_texts import MigrationError
 from nodes.errors import HostError, UsageError
 from sim.coordination.domain import LiveDomain
@@ -34,9 +31,9 @@ from topologies.actions import (
     ServerAction,
     WorkerAction,
 )
+from topologies.migration_plan import blockers_of
 
 LOOK_NS = 1_000_000
-GATE_BYTES = 4096  # any size: what forbids a migration does not depend on it
 
 Details = dict[str, Any]
 """The fields of an action's event besides the action."""
@@ -220,8 +217,10 @@ class Actions:
         target = next((domain for domain in self._domains if domain.name == action.to_domain), self._domains[here])
         if action.hand_over and target.number != here:
             raise ActionError("a connection that is handed over stays in its domain: remove to_domain")
+        blockers = blockers_of(incarnation.machine, incarnation.peers[0])
+        blockers.migrating = incarnation.migration is not None
         try:
-            _blockers(incarnation).check()
+            blockers.check()
         except MigrationError as refusal:
             incarnation.migrations[REFUSED] += 1
             return {"refused": str(refusal)}
@@ -257,19 +256,3 @@ class Actions:
 
     def _soon(self, callback: Callable[[], None]) -> None:
         self._loop.at(self._loop.clock.now_ns() + LOOK_NS, callback)
-
-
-def _blockers(incarnation: Incarnation) -> Blockers:
-    """The reasons of a machine not to migrate, as QEMU would have collected them."""
-    machine = incarnation.machine
-    profile = profiles.profile(machine.profile)
-    device = make_device(
-        profile, vectors=machine.vectors, role=machine.role, size_bytes=GATE_BYTES, ring=lambda *_: None
-    )
-    device.peer = incarnation.peers[0] if profile.server else 0  # a role may depend on it
-    blockers = Blockers(locked=profile.migration_locks_devices)
-    for reason in machine.blockers:  # older than the device's, as in topologies.migration_plan
-        blockers.add(Blocker(reason))
-    blockers.plug(device)
-    blockers.migrating = incarnation.migration is not None
-    return blockers

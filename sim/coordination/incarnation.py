@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,18 +94,14 @@ class Incarnation:
         self.ending = None
         return {"machine": self.name, "text": text}
 
-    def named(self) -> list[Collection[int]]:
-        """The machines that its program works with, by parameter."""
-        return named_machines(self.machine)
 
-
-def named_machines(machine: Machine) -> list[Collection[int]]:
-    """The machines that a machine's program works with, by parameter."""
-    found: list[Collection[int]] = []
+def named_machines(machine: Machine) -> set[int]:
+    """The machines that a machine's program works with."""
+    found: set[int] = set()
     for value in machine.parameters.values():
         match value:
             case Machines():
-                found.append(value)
+                found.update(value)
             case Trace(machines=machines):
-                found.append(machines)
+                found.update(machines)
     return found

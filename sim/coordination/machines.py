@@ -163,8 +163,7 @@ def _naming(topology: Topology) -> dict[int, Sequence[int]]:
             changing.update(entry.machines)
     found: dict[int, list[int]] = {machine: [] for machine in changing}
     for machine in topology.machines if changing else ():
-        named = {index for machines in named_machines(machine) for index in machines}
-        for index in named & changing:
+        for index in named_machines(machine) & changing:
             found[index].append(machine.index)
     return dict(found)
 

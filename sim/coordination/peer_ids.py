@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from sim.coordination.incarnation import Incarnation
+from sim.coordination.incarnation import Incarnation, named_machines
 from sim.coordination.machines import LiveMachines
 from sim.engines.messages import PeerIds
 
@@ -15,7 +15,7 @@ def send_peer_ids(machines: LiveMachines, incarnation: Incarnation, *, anew: boo
     """Tell a machine the IDs of the machines that it works with."""
     ids: dict[int, int] = {}
     alone = len(machines.topology.domains) == 1
-    for machine in sorted({index for named in incarnation.named() for index in named}):
+    for machine in sorted(named_machines(incarnation.machine)):
         other = machines.current[machine]
         if alone:
             if other.peers[0] is not None:

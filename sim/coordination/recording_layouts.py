@@ -60,10 +60,7 @@ class Layouts:
     def _named(self, machine: Machine) -> int:
         """The edges to the machines that its program works with, in all their incarnations."""
         machines, count = self._topology.machines, self._incarnations
-        return sum(
-            min(machine.vectors, machines[index].vectors) * count[index]
-            for index in {index for named in named_machines(machine) for index in named}
-        )
+        return sum(min(machine.vectors, machines[index].vectors) * count[index] for index in named_machines(machine))
 
     def _layout(self, machine: Machine, edges: int, spare: int) -> RecordingLayout:
         return RecordingLayout(

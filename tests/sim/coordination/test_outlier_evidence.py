@@ -6,8 +6,8 @@ import contextlib
 import os
 import time
 
-from sim.coordination.action_spans import ActionSpans
 from sim.coordination.host_history import HostHistory
+from sim.coordination.outlier_watch import ActionSpans
 
 STALL = {"do": "stall", "machine": "rx", "line": 4}
 RESUME = {"do": "resume", "machine": "rx", "line": 8}
