@@ -18,10 +18,10 @@ import msgspec
 
 from nodes.errors import UsageError
 from sim.access import Access, access_to, name_memories
+from sim.coordination.coordinated_run import RunEnd
 from sim.coordination.coordinator import Coordinator
 from sim.coordination.machines import LiveMachines
 from sim.coordination.monitor import Monitor
-from sim.coordination.run_state import RunEnd
 from sim.defined_programs import Programs, program_files
 from sim.distributed.run_hosts import run_on_hosts
 from sim.distributed.where import tls_of, where_of

@@ -19,7 +19,7 @@ from sim.commands.options import socket_option
 from sim.commands.output import write_file
 from sim.commands.parameters import FILE, PATH, STREAM, NameChoice, WholeNumber, duration_ns, number, whole
 from sim.exit_codes import INTERRUPTED
-from sim.kernel.signal_wakeup import ended_by_signal
+from sim.kernel.loop import ended_by_signal
 from sim.views.units import counted
 from sim.wire.attachment import Attachment
 

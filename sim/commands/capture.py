@@ -21,9 +21,8 @@ from nodes.wire.explanation import Analysis, ExplainedEntry
 from nodes.wire.v2.protocol import ALL_DIALECTS
 from sim.commands.options import qemu_version_option
 from sim.commands.parameters import FILE, PATH, STREAM, NameChoice, Number, WholeNumber, duration_ns
-from sim.kernel.loop import Loop
+from sim.kernel.loop import Loop, ended_by_signal
 from sim.kernel.shortage import error_of_path
-from sim.kernel.signal_wakeup import ended_by_signal
 from sim.views.session import analysis_lines
 from sim.views.units import counted
 

@@ -20,8 +20,7 @@ def ethernet(path: Path, name: str) -> None:
     interface yourself (`ip address add 10.0.0.1/24 dev NAME`, `ip link set NAME up`); Ctrl-C ends it. It needs
     CAP_NET_ADMIN, or an interface made for this user.
     """
-    from sim.kernel.loop import Loop
-    from sim.kernel.signal_wakeup import ended_by_signal
+    from sim.kernel.loop import Loop, ended_by_signal
     from sim.kernel.tap import Tap
     from sim.wire.ethernet_bridge import EthernetBridge
 

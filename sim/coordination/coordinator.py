@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from sim.coordination.actions import Actions
+from sim.coordination.coordinated_run import CoordinatedRun, RunEnd
 from sim.coordination.domain import LiveDomain
 from sim.coordination.incarnation import FAILED, Incarnation
 from sim.coordination.machines import LiveMachines
 from sim.coordination.migrations import Migrations
 from sim.coordination.monitor import Observer
 from sim.coordination.peer_ids import announce_new_id, send_peer_ids
-from sim.coordination.run_state import RunEnd, RunState
 from sim.coordination.timeline import Timeline
 from sim.engines import messages
 from sim.engines.base import Arrival, Client, Engine, HasDescriptor, RunLoop, StartGate
@@ -60,7 +60,7 @@ class Coordinator:
         *,
         recording_path: Callable[[int], Path | None],
         event: Callable[..., None],
-        observe: Callable[[RunState, RunLoop], Observer],
+        observe: Callable[[CoordinatedRun, RunLoop], Observer],
         gate: StartGate | None = None,
     ) -> None:
         self.topology, self._gate = topology, gate

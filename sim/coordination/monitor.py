@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sim.access import Access
+from sim.coordination.coordinated_run import CoordinatedRun
 from sim.coordination.incarnation import Incarnation
 from sim.coordination.live_latency import recent_delivery_ns
-from sim.coordination.run_state import RunState
 from sim.engines.base import RunLoop
 from sim.engines.messages import Ping
 from sim.host.resources import COORDINATOR, Resources, Sampler
@@ -64,7 +64,7 @@ class Monitor(Observer):
 
     def __init__(
         self,
-        run: RunState,
+        run: CoordinatedRun,
         loop: RunLoop,
         *,
         runtime: Path,

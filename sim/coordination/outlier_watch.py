@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from sim.coordination.coordinated_run import CoordinatedRun
 from sim.coordination.host_history import HostHistory
 from sim.coordination.incarnation import Incarnation
 from sim.coordination.live_samples import LiveSample, LiveSamples, handled_ns
-from sim.coordination.run_state import RunState
 from sim.engines.base import RunLoop
 from sim.recording import Recording, header
 from sim.recording.header import COUNTER_AT
@@ -86,7 +86,7 @@ class OutlierWatch:
     def __init__(
         self,
         limit: StopAbove,
-        run: RunState,
+        run: CoordinatedRun,
         loop: RunLoop,
         *,
         event: Callable[..., None],

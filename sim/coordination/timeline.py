@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from sim.coordination.actions import ActionError, Actions
+from sim.coordination.coordinated_run import CoordinatedRun
 from sim.coordination.incarnation import MIGRATION_METRICS
-from sim.coordination.run_state import RunState
 from sim.engines.base import RunLoop
 from sim.results.conditions import Moment, broken, live
 from sim.results.counts import LiveRecording, Scopes, counts_so_far
@@ -24,7 +24,7 @@ LOOK_SHARE = 20
 class Timeline:
     """Carries out the topology's timeline, and ends the run when an expectation with ``abort`` is broken."""
 
-    def __init__(self, run: RunState, loop: RunLoop, event: Callable[..., None], actions: Actions) -> None:
+    def __init__(self, run: CoordinatedRun, loop: RunLoop, event: Callable[..., None], actions: Actions) -> None:
         self._run, self._loop, self._event, self._actions = run, loop, event, actions
         self._clock = loop.clock
         self._start_ns = self._stop_ns = 0

@@ -18,6 +18,7 @@ import msgspec
 from nodes.errors import HostError
 from sim.distributed.job_server import REQUEST, Request
 from sim.kernel.channel import Channel, send_descriptors
+from sim.kernel.closeable import closing
 from sim.kernel.waiting import readable_within
 
 TRIES = 2
@@ -110,10 +111,8 @@ class JobServer:
                 answer, descriptors = Channel(keeper).receive(ANSWER_BYTES_MAX) or (b"", [])
                 keeper.setblocking(True)
                 if descriptors:
-                    try:
-                        yield JobProcess(int(answer), descriptors[0], keeper)
-                    finally:
-                        os.close(descriptors[0])
+                    with closing(descriptors[0]) as descriptor:
+                        yield JobProcess(int(answer), descriptor, keeper)
                     return
             if not answer:
                 self._start_again(server)

@@ -10,6 +10,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NamedTuple
 
+from sim.kernel.processes import children
+
 
 class Holdings(NamedTuple):
     """The resources that this process holds.
@@ -42,7 +44,7 @@ def holdings(sockets: Iterable[str] = ()) -> Holdings:
     return Holdings(
         frozenset(_descriptors()),
         frozenset(_threads()),
-        frozenset(children()),
+        frozenset(children() - {getattr(resource_tracker, "_resource_tracker")._pid}),  # noqa: B009
         frozenset(sockets),
         frozenset(name for name in os.listdir("/dev/shm") if str(os.getpid()) in name.replace("-", " ").split()),
     )
@@ -64,13 +66,3 @@ def _threads() -> Iterator[str]:
             name = Path(f"/proc/self/task/{task}/comm").read_text().strip()
             if name.startswith("ZMQbg"):
                 yield f"{name} ({task})"
-
-
-def children() -> Iterator[int]:
-    """The process IDs of all children, those included that have ended and are not waited for yet."""
-    tracker = getattr(resource_tracker, "_resource_tracker")._pid  # noqa: B009
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            for pid in map(int, Path(f"/proc/self/task/{task}/children").read_text().split()):
-                if pid != tracker:
-                    yield pid

@@ -19,7 +19,8 @@ import msgspec
 from sim.access import shown
 from sim.host import runtime_directory
 from sim.host.runtime_directory import RuntimeDirectory, runtime_directories
-from sim.kernel.processes import RUN_VARIABLE
+from sim.kernel.closeable import closing
+from sim.kernel.processes import run_of
 from sim.kernel.segments import SHM_DIRECTORY, Segment, mappings, remove_segment, segments
 from sim.telemetry import SOCKET, Found, Subscriber, running
 from sim.telemetry.discovery import listening_sockets
@@ -124,7 +125,7 @@ def _servers() -> Iterator[Item]:
 def _orphaned_processes(directories: list[RuntimeDirectory]) -> Iterator[Item]:
     owned = {str(directory.path) for directory in directories if directory.owned}
     for pid, words in _processes():
-        run = _mark(pid)
+        run = run_of(pid)
         if run and run not in owned and not Path(run).exists():
             yield Item("process", "orphaned", pid, _shown(words), (f"of the run with {run}, which has ended",))
 
@@ -132,15 +133,11 @@ def _orphaned_processes(directories: list[RuntimeDirectory]) -> Iterator[Item]:
 def _end_process(item: Item) -> bool:
     """End a process by its descriptor, once it has been looked at again: its number may belong to another by now."""
     assert item.pid is not None
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(item.pid)
-        try:
-            again = next((process for process in _orphaned_processes(runtime_directories()) if process == item), None)
-            if again is None:
-                return _mark(item.pid) == ""
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        finally:
-            os.close(descriptor)
+    with contextlib.suppress(ProcessLookupError), closing(os.pidfd_open(item.pid)) as descriptor:
+        again = next((process for process in _orphaned_processes(runtime_directories()) if process == item), None)
+        if again is None:
+            return run_of(item.pid) == ""
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     return True
 
 
@@ -166,16 +163,6 @@ def _command(words: list[str]) -> str:
 def _shown(words: list[str]) -> str:
     text = " ".join(words)
     return text if len(text) <= COMMAND_LENGTH_MAX else text[: COMMAND_LENGTH_MAX - 3] + "..."
-
-
-def _mark(pid: int) -> str:
-    """Return the runtime directory of the run that a process belongs to; "" for none."""
-    with contextlib.suppress(OSError):
-        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            name, _, value = entry.partition(b"=")
-            if name == RUN_VARIABLE.encode():
-                return os.fsdecode(value)
-    return ""
 
 
 def _sockets(pid: int) -> set[int]:

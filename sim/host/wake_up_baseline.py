@@ -20,6 +20,7 @@ from itertools import repeat
 from pathlib import Path
 
 from nodes.errors import HostError
+from sim.kernel.closeable import closing
 from sim.kernel.eventfd import EventFd, drain, signal
 from sim.kernel.signals import signals_held
 from sim.kernel.waiting import readable_within
@@ -127,8 +128,7 @@ def _ping(started: subprocess.Popen[bytes], epoll: select.epoll, ring: int, answ
 
 def _await_partner(started: subprocess.Popen[bytes], answer: int, wait: Callable[[], None]) -> None:
     """Wait for its first answer; a partner that dies before that is noticed at once."""
-    life = os.pidfd_open(started.pid)
-    try:
+    with closing(os.pidfd_open(started.pid)) as life:
         poll = select.poll()  # not select(): the caller may have more than 1023 descriptors open
         for descriptor in (answer, life):
             poll.register(descriptor, select.POLLIN)
@@ -136,8 +136,6 @@ def _await_partner(started: subprocess.Popen[bytes], answer: int, wait: Callable
         if readable_within(life, 0):
             raise HostError(f"no wake-up baseline: the partner ended ({started.wait()})")
         wait()
-    finally:
-        os.close(life)
 
 
 def partner(ring: int, answer: int) -> None:

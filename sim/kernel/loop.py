@@ -1,16 +1,27 @@
-"""A small event loop: descriptors that become readable or writable, and moments in time."""
+"""A small event loop: descriptors that become readable or writable, moments in time, signals that wake it up."""
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import select
-from collections.abc import Callable
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
-from sim.kernel.clock import MonotonicClock
+from sim.kernel.signals import restore_handlers, signals_taken, signals_too_late
 
 EVENTS_MAX = 256
+
+
+class MonotonicClock:
+    """CLOCK_MONOTONIC, which all processes of a host share, and the CPU clock of the calling thread."""
+
+    now_ns = staticmethod(time.monotonic_ns)
+    cpu_ns = staticmethod(time.thread_time_ns)
 
 
 class HasDescriptor(Protocol):
@@ -107,3 +118,33 @@ class Loop:
 
 def _number(file: HasDescriptor | int) -> int:
     return file if isinstance(file, int) else file.fileno()
+
+
+@contextlib.contextmanager
+def ended_by_signal(loop: Loop, numbers: Iterable[signal.Signals] = ()) -> Iterator[Callable[[], bool]]:
+    """Wake up the loop when one of these signals comes; the function then returns True.
+
+    Without ``numbers`` it takes the signals that end a program, and the end of the block is the end of the program: a
+    further signal does not interrupt the clean-up. With ``numbers``, the handlers from before are restored.
+    """
+    ended = False
+
+    def end() -> None:
+        nonlocal ended
+        ended = True
+
+    read_end, write_end = socket.socketpair()
+    with read_end, write_end:
+        write_end.setblocking(False)
+        previous = {number: signal.signal(number, lambda *_: None) for number in numbers or signals_taken()}
+        previous_fd = signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
+        loop.add(read_end, end)
+        try:
+            yield lambda: ended
+        finally:
+            loop.remove(read_end)
+            signal.set_wakeup_fd(previous_fd)
+            if numbers:
+                restore_handlers(previous)
+            else:
+                signals_too_late()

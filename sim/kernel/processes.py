@@ -159,10 +159,7 @@ def _has_children() -> bool:
 
 def _command(pid: int) -> str:
     """The command line of a process in brief; "" for a zombie."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""
+    words = _told_of(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
     return f"{pid} ({words[:NAME_LENGTH_MAX]})" if words else ""
 
 
@@ -173,10 +170,16 @@ def name_process(name: str) -> None:
 
 def process_name(pid: int) -> str:
     """The name of a process, a zombie included; "" when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        return ""
+    return _told_of(pid, "comm").decode(errors="replace").strip()
+
+
+def run_of(pid: int) -> str:
+    """The runtime directory of the run that a process belongs to; "" for none, a zombie, and a process that is gone."""
+    for entry in _told_of(pid, "environ").split(b"\0"):
+        name, _, value = entry.partition(b"=")
+        if name == RUN_VARIABLE.encode():
+            return os.fsdecode(value)
+    return ""
 
 
 def has_stopped(pid: int) -> bool:
@@ -196,12 +199,16 @@ def work_ticks(pid: int) -> int:
 
 def stat_fields(pid: int) -> list[str]:
     """The fields of proc_pid_stat(5) from the third, the state, on; none when the process is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return []
     # The command, in parentheses, may contain spaces and parentheses.
-    return text.rpartition(")")[2].split()
+    return _told_of(pid, "stat").rpartition(b")")[2].decode().split()
+
+
+def _told_of(pid: int, file: str) -> bytes:
+    """What the kernel tells of a process in a file of proc(5); nothing when the process is gone, or another user's."""
+    try:
+        return Path(f"/proc/{pid}/{file}").read_bytes()
+    except OSError:
+        return b""
 
 
 def describe_exit(code: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from nodes.errors import HostError, UsageError
+from sim.kernel.closeable import closing
 from sim.kernel.locks import is_locked, lock_holder
 from sim.kernel.shortage import explained, why_no_room
 
@@ -157,21 +158,18 @@ def segments() -> list[Segment]:
     """Return the segments of this user, by name."""
     found = []
     for name in sorted(_names()):
-        with contextlib.suppress(OSError):  # of another user, or just gone
-            descriptor = os.open(f"{SHM_DIRECTORY}/{name}", OPENING)
-            try:
-                status = os.fstat(descriptor)
-                ours = bool(status.st_mode & OURS)
-                if stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid():
-                    if ours and is_locked(descriptor):
-                        found.append(Segment(name, status.st_size, "owned", lock_holder(descriptor)))
-                    elif ours:
-                        state: Literal["used", "orphaned"] = "used" if _is_used(descriptor) else "orphaned"
-                        found.append(Segment(name, status.st_size, state, None))
-                    elif _GENERATED.fullmatch(name):
-                        found.append(Segment(name, status.st_size, "unknown", None))
-            finally:
-                os.close(descriptor)
+        # One of another user, or that has just gone, is left out.
+        with contextlib.suppress(OSError), closing(os.open(f"{SHM_DIRECTORY}/{name}", OPENING)) as descriptor:
+            status = os.fstat(descriptor)
+            ours = bool(status.st_mode & OURS)
+            if stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid():
+                if ours and is_locked(descriptor):
+                    found.append(Segment(name, status.st_size, "owned", lock_holder(descriptor)))
+                elif ours:
+                    state: Literal["used", "orphaned"] = "used" if _is_used(descriptor) else "orphaned"
+                    found.append(Segment(name, status.st_size, state, None))
+                elif _GENERATED.fullmatch(name):
+                    found.append(Segment(name, status.st_size, "unknown", None))
     return found
 
 
@@ -184,33 +182,30 @@ def _names() -> list[str]:
 
 def remove_segment(name: str) -> bool:
     """Remove a segment whose owner was killed, if no process uses it. Returns whether the name is gone now."""
-    path = f"{SHM_DIRECTORY}/{name}"
     with contextlib.suppress(OSError):
-        descriptor = os.open(path, OPENING)
-        try:
-            if os.fstat(descriptor).st_mode & OURS:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not _is_used(descriptor):
-                    unlink(path, descriptor)
-        finally:
-            os.close(descriptor)
-    return not os.path.lexists(path)
+        _remove(name, even_used=False)
+    return not os.path.lexists(f"{SHM_DIRECTORY}/{name}")
 
 
 def remove_orphaned() -> list[str]:
     """Remove segments with generated names whose owner was killed; the names. Those of other users are left alone."""
     removed = []
     for name in filter(_GENERATED.fullmatch, _names()):
-        with contextlib.suppress(OSError):  # in use, of another user, or just gone
-            descriptor = os.open(path := f"{SHM_DIRECTORY}/{name}", OPENING)
-            try:
-                if os.fstat(descriptor).st_mode & OURS:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    unlink(path, descriptor)
-                    removed.append(name)
-            finally:
-                os.close(descriptor)
+        with contextlib.suppress(OSError):  # it has an owner, is another user's, or has just gone
+            if _remove(name, even_used=True):
+                removed.append(name)
     return removed
+
+
+def _remove(name: str, *, even_used: bool) -> bool:
+    """Remove a segment whose owner was killed; returns whether it is one. Raises ``OSError`` while it has an owner."""
+    with closing(os.open(path := f"{SHM_DIRECTORY}/{name}", OPENING)) as descriptor:
+        if not os.fstat(descriptor).st_mode & OURS:
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if even_used or not _is_used(descriptor):
+            unlink(path, descriptor)
+        return True
 
 
 def unlink(path: str, descriptor: int) -> None:

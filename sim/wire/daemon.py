@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from nodes.errors import UsageError
 from sim.kernel.closeable import Closeable
+from sim.kernel.processes import process_name
 
 READY = b"\0"
 
@@ -107,7 +108,9 @@ class PidFile(Closeable):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"{self.path}: another server has it, process {owner or 'unknown'}") from None
-        if owner and _is_server(owner):
+        if owner and process_name(int(owner)).startswith(
+            "ivshmem-server"
+        ):  # QEMU's own, which does not lock its pid file
             raise UsageError(f"{self.path}: process {owner} is an ivshmem-server that runs")
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -117,10 +120,3 @@ class PidFile(Closeable):
             if os.path.samestat(os.lstat(self.path), os.fstat(self._descriptor)):
                 os.unlink(self.path)
         os.close(self._descriptor)
-
-
-def _is_server(pid: str) -> bool:
-    """Whether a process is QEMU's own server, which does not lock its pid file."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().startswith("ivshmem-server"[:15])
-    return False

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
-from sim.kernel.closeable import Closeable
+from sim.kernel.closeable import Closeable, closing
 from sim.kernel.shortage import path_reason
 
 PATH_BYTES_MAX = 107  # sun_path less its end, unix(7)
@@ -145,8 +145,7 @@ def probe(path: Path) -> int:
 
 def _give(path: Path, mode: int, group: int | None) -> tuple[int, int]:
     """Set the rights of the socket just bound, even if its name is replaced meanwhile. Returns its identity."""
-    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as descriptor:
         found = os.fstat(descriptor)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
             raise UsageError(f"{path} was replaced while it was made")
@@ -162,8 +161,6 @@ def _give(path: Path, mode: int, group: int | None) -> tuple[int, int]:
                 raise
             raise UsageError(f"{path} cannot be given group {group} and mode {mode:o}: {error.strerror}") from error
         return found.st_dev, found.st_ino
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -173,8 +170,7 @@ def _locked(directory: Path) -> Iterator[None]:
     A socket that is bound and does not listen yet looks like a stale one. Any process that may read the directory can
     hold the lock; after some time this function continues without it, and then only bind refuses a path.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as descriptor:
         deadline_s = time.monotonic() + LOCK_PATIENCE_S
         while True:
             try:
@@ -185,8 +181,6 @@ def _locked(directory: Path) -> Iterator[None]:
                     break
                 time.sleep(0.005)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _remove_stale(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import tempfile
@@ -17,7 +16,7 @@ from nodes.wire.capture import Bytes, Closes, Entry, Kind, SentMessage
 from nodes.wire.protocol import RawMessage
 from nodes.wire.v2.protocol import FrameKind
 from sim.kernel.channel import Channel, Outbox
-from sim.kernel.closeable import Closeable
+from sim.kernel.closeable import Closeable, closing
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
 from sim.wire.listener import Listener
@@ -244,9 +243,7 @@ def _peer_of(number: int, body: bytes) -> int | None:
 
 
 def _take(eventfd: EventFd) -> int:
-    # QEMU clears the flag, which belongs to the description that all processes share.
-    flags = fcntl.fcntl(eventfd.descriptor, fcntl.F_GETFL)
-    fcntl.fcntl(eventfd.descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+    os.set_blocking(eventfd.descriptor, False)  # QEMU clears the flag, which belongs to what all processes share
     return eventfd.take()
 
 
@@ -275,9 +272,7 @@ def _open_sized(kind: Kind) -> int:
     else:
         directory = SHM_DIRECTORY if kind.name == "shm" else tempfile.gettempdir()
         descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
+    with closing(descriptor):
         os.ftruncate(descriptor, kind.size_bytes)
         # F_DUPFD would share the mode in which the file was opened.
         return os.open(f"/proc/self/fd/{descriptor}", (os.O_RDONLY if kind.read_only else os.O_RDWR) | os.O_CLOEXEC)
-    finally:
-        os.close(descriptor)

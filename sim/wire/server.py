@@ -24,6 +24,7 @@ from nodes.wire.protocol import V0, Dialect, Message
 from nodes.wire.server import Server, VectorAnnouncement
 from nodes.wire.v2.protocol import DomainNumbers
 from nodes.wire.v2.server import FramedServer
+from sim.kernel.closeable import Closeable
 from sim.kernel.eventfd import EventFd
 from sim.kernel.loop import Loop
 from sim.kernel.memory import made_smaller
@@ -43,7 +44,7 @@ GREETING_MESSAGES = 3
 MANY = 32  # receivers, or messages for one of them
 
 
-class IvshmemServer:
+class IvshmemServer(Closeable):
     """A server on a path, or on a socket that listens already, for one region of memory.
 
     ``on_arrival`` decides about each client that connects: it calls ``join`` or ``join_all``, at once or later. By
@@ -389,9 +390,3 @@ class IvshmemServer:
             self.departed.append(peer)
         self.peers.clear()
         self._announcements.stuck.clear()
-
-    def __enter__(self) -> IvshmemServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

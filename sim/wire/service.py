@@ -16,10 +16,10 @@ from nodes.wire.client import REFUSED
 from nodes.wire.protocol import LEGACY, PEERS_MAX, Dialect, Message
 from nodes.wire.v2.protocol import V2, DomainNumbers
 from nodes.wire.v2.server import FramedServer
-from sim.kernel.loop import Loop
+from sim.kernel.closeable import Closeable
+from sim.kernel.loop import Loop, ended_by_signal
 from sim.kernel.memory import Region, made_smaller
 from sim.kernel.segments import mappings
-from sim.kernel.signal_wakeup import ended_by_signal
 from sim.wire.admission import AdmissionRules
 from sim.wire.clients import JoinedClient, PendingClient
 from sim.wire.daemon import PidFile
@@ -109,7 +109,7 @@ def run_service(settings: ServiceSettings, ready: Callable[[Served], object], wa
         service.report_end()
 
 
-class Service:
+class Service(Closeable):
     """A server on a loop, with its memory, its socket and its log. A context manager.
 
     Args:
@@ -192,12 +192,6 @@ class Service:
     def close(self) -> None:
         """Disconnect all clients, and remove the socket and the memory."""
         self._stack.close()
-
-    def __enter__(self) -> Service:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _warnings(settings: ServiceSettings, region: Region) -> list[str]:

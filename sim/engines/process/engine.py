@@ -19,7 +19,7 @@ from sim.engines.qemu.guest_machine import GuestMachine
 from sim.engines.shared.configuration import DeviceConfiguration
 from sim.engines.shared.configure import configure_worker
 from sim.kernel.loop import Loop
-from sim.kernel.processes import RUN_VARIABLE, adopting_orphans, children, end_children, process_name
+from sim.kernel.processes import adopting_orphans, children, end_children, process_name, run_of
 from sim.recording import Recording
 from sim.recording.console_file import console_file
 from topologies import Domain, Machine, Topology
@@ -192,11 +192,7 @@ class ProcessEngine:
         """
         if pid in self._machine_of or process_name(pid) == self._fork_server.name:
             return True
-        try:
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            return False
-        return f"{RUN_VARIABLE}={self._runtime}".encode() in environment.split(b"\0")
+        return run_of(pid) == os.fspath(self._runtime)
 
 
 @contextlib.contextmanager

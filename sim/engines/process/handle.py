@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from sim.engines import messages
 from sim.engines.messages import Ended, Order, Placed, Report
-from sim.engines.process.control import Continue, Control, Forked, Hosted, Proceed
+from sim.engines.process.control import Continue, Control, Forked, Hosted, Proceed, ToWorker
 from sim.engines.process.forkserver import ForkServer
 from sim.engines.shared.configuration import WorkerConfiguration
 from sim.kernel.loop import Loop
@@ -149,6 +149,8 @@ class WorkerHandle:
     def _listen(self) -> None:
         try:
             while (message := self._control.receive()) is not None:
+                if isinstance(message, ToWorker):
+                    continue  # an order: only a program that writes into the control socket sends one
                 match message:
                     case Forked(pid):
                         self._add_process(pid)
@@ -162,18 +164,6 @@ class WorkerHandle:
                         self._lose_candidate()
                     case messages.Failed(summary=summary):
                         self._failure = summary
-                    case (
-                        messages.Expect()
-                        | messages.PeerIds()
-                        | messages.Start()
-                        | messages.Stop()
-                        | messages.Leave()
-                        | messages.Act()
-                        | messages.Ping()
-                        | Continue()
-                        | Proceed()
-                    ):
-                        continue  # an order: only a program that writes into the control socket sends one
                 self._report(message)
         except EOFError:
             self._loop.remove(self._control)

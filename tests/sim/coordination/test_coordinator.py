@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from sim.coordination.coordinated_run import RunEnd
 from sim.coordination.coordinator import Coordinator
 from sim.coordination.monitor import Monitor
-from sim.coordination.run_state import RunEnd
 from sim.engines.messages import Act, Ended, Order, Placed, Start, Stop
 from sim.engines.shared.failures import ProgramError
 from sim.engines.virtual import engine

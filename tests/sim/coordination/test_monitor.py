@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from sim.coordination.coordinated_run import RunEnd
 from sim.coordination.monitor import HAPPENED_LENGTH_MAX, HAPPENED_MAX, LOOK_SHARE, Monitor
-from sim.coordination.run_state import RunEnd
 from sim.host.resources import Resources
-from sim.kernel.clock import MonotonicClock
+from sim.kernel.loop import MonotonicClock
 from sim.telemetry import Snapshot
 from sim.views.event_text import sentence
 

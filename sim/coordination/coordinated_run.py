@@ -29,7 +29,7 @@ class RunEnd:
     """Name, beginning, end and whether it is measured, of each."""
 
 
-class RunState(Protocol):
+class CoordinatedRun(Protocol):
     """The coordinator, as the monitor, the timeline and the watch for outliers use it."""
 
     topology: Topology
