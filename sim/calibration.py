@@ -7,16 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.engines.virtual.cost_model import CostModel, Distribution, load_model
 from sim.results.analysis.costs import MEASURED_MIN, SHARES, MeasuredCosts, measured_costs
 from sim.results.analysis.warnings import disturbances
+from sim.results.arrays import Integers
 from sim.results.run import Run
 from topologies.language.document import quoted
-
-Integers = npt.NDArray[np.int64]
 
 NOTHING_SHARE = 0.05
 WAKE_FACTOR = 4.0

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from nodes.errors import UsageError
 
@@ -48,14 +48,6 @@ class StartSocket:
         self._socket.close()
 
 
-@contextlib.contextmanager
-def start_gate(descriptor: int | None) -> Iterator[StartSocket | None]:
+def start_gate(descriptor: int | None) -> AbstractContextManager[StartSocket | None]:
     """The gate of a run whose start is held by the other end of a socket; None where none is."""
-    if descriptor is None:
-        yield None
-        return
-    gate = StartSocket(descriptor)
-    try:
-        yield gate
-    finally:
-        gate.close()
+    return contextlib.nullcontext() if descriptor is None else contextlib.closing(StartSocket(descriptor))

@@ -20,7 +20,7 @@ from sim.access import shown
 from sim.host.runtime_directory import runtime_parents
 from sim.telemetry import SOCKET, Found, Snapshot, Subscriber, running
 from sim.views.printable import printable
-from sim.views.prometheus import MetricsFile
+from sim.views.prometheus import write_metrics
 from sim.views.rates import Rates, left_s, pending, plain, ran_s
 from sim.views.units import NOTHING
 from sim.views.units import short_count as count
@@ -47,10 +47,9 @@ def show_top(
         UsageError: there is no such run, or it is over.
     """
     found = _find(run)
-    metrics = None if prometheus is None else MetricsFile(prometheus)
     console = Console()
     with contextlib.suppress(KeyboardInterrupt), Subscriber(found.endpoint) as subscriber:
-        seen, tell = _Seen(found, subscriber, metrics), _Lines()
+        seen, tell = _Seen(found, subscriber, prometheus), _Lines()
         if once or as_json:
             _show_once(seen, as_json)
         elif port is not None:
@@ -112,12 +111,12 @@ class _Seen:
 
     snapshot: Snapshot
 
-    def __init__(self, found: Found, subscriber: Subscriber, metrics: MetricsFile | None) -> None:
+    def __init__(self, found: Found, subscriber: Subscriber, prometheus: Path | None) -> None:
         self.found = found
         self.rates = Rates()
         self.lost = 0
         self._subscriber = subscriber
-        self._metrics = metrics
+        self._prometheus = prometheus
 
     def follow(self) -> Iterator[_Seen]:
         """Yield itself with every snapshot that comes, until the run is over.
@@ -132,8 +131,8 @@ class _Seen:
                 came, self.lost = True, self._subscriber.lost
                 self.snapshot = snapshot
                 self.rates.update(snapshot)
-                if self._metrics is not None:
-                    self._metrics.write(snapshot, self.lost)
+                if self._prometheus is not None:
+                    write_metrics(self._prometheus, snapshot, self.lost)
                 yield self
                 if snapshot.phase == "done":
                     return

@@ -13,7 +13,8 @@ from sim.coordination.incarnation import Incarnation
 from sim.coordination.live_latency import recent_delivery_ns
 from sim.engines.base import RunLoop
 from sim.engines.messages import Ping
-from sim.host.resources import COORDINATOR, Resources, Sampler
+from sim.host.resource_row import COORDINATOR, Resources
+from sim.host.resources import Sampler
 from sim.recording import header
 from sim.recording.reader import totals_so_far
 from sim.telemetry import Group, Publisher, RecentEvent, Snapshot

@@ -7,17 +7,13 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
 from sim.host.process_looks import CpuLook, look_at_cpus
+from sim.host.resource_row import FIRST_CPU, HOST, Resources
 from sim.kernel.processes import stat_fields
-
-COORDINATOR = -1
-HOST = -2
-FIRST_CPU = -3
-"""The machine of CPU 0; CPU 1 is the number before it, and so on."""
 
 PRESSURE = Path("/proc/pressure")
 # Summing up the pages of a process takes some 2 ms, all the rest together 0.1: so many processes have theirs
@@ -25,43 +21,6 @@ PRESSURE = Path("/proc/pressure")
 MEMORY_LOOKS = 2
 
 PRIVATE = re.compile(rb"^Private_(?:Clean|Dirty): +([0-9]+) kB$", re.MULTILINE)
-
-
-class Resources(NamedTuple):
-    """One process at one moment. ``machine`` is -1 for the coordinator; times and counts are totals since its start.
-
-    ``instrument_bytes`` is how much of ``uss_bytes`` are pages of its recordings: the instrument's, not the
-    machine's. None where it was not looked at this time, or where this kernel does not say.
-
-    Machine -2 is the whole host: its CPU times, memory in use as ``rss_bytes``, all its context switches as
-    voluntary ones; and what only a host has: time stolen by the hypervisor, the load of the last minute, how
-    long a task waited for CPUs, memory or disks (/proc/pressure, "some"), and the CPU time that sampling has
-    taken so far. Machines from -3 downwards are CPUs 0, 1, ...: their times, those of interrupts and steal included.
-    """
-
-    machine: int
-    name: str
-    time_ns: int
-    cpu_user_s: float
-    cpu_system_s: float
-    rss_bytes: int = 0
-    uss_bytes: int | None = None
-    instrument_bytes: int | None = None
-    switches_voluntary: int = 0
-    switches_involuntary: int = 0
-    descriptors: int | None = None
-    threads: int | None = None
-    pss_bytes: int | None = None
-    faults_minor: int | None = None
-    faults_major: int | None = None
-    steal_s: float | None = None
-    load_1: float | None = None
-    pressure_cpu_s: float | None = None
-    pressure_memory_s: float | None = None
-    pressure_io_s: float | None = None
-    sampling_s: float | None = None
-    irq_s: float | None = None
-    softirq_s: float | None = None
 
 
 class Sampler:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from nodes.errors import UsageError
@@ -17,6 +19,7 @@ from sim.results.analysis.latency.distribution import distribution, sizes_of_dra
 from sim.results.analysis.latency.samples import sample_batches
 from sim.results.analysis.migrations import migrations
 from sim.results.analysis.summarize import summarize
+from sim.results.arrays import Integers
 from sim.results.ending import Ending
 from sim.results.run import Run
 from sim.results.store import files, schemas
@@ -63,7 +66,7 @@ def conclude(path: Path, manifest: Manifest, ending: Ending | None, into: Path |
     )
     drained = sizes_of_drains(lambda: batches(place, "drains", ("machine", "count")), manifest)
     summary = _with_events(summarize(its, latencies, drained), its, _events(path), place)
-    schemas.write_table(place, "histograms", _table("histograms", _histograms(latencies.histograms)))
+    schemas.write_table(place, "histograms", _table("histograms", latencies.histograms))
     _write_summary(place, summary)
     if into is None:
         _clean(path)
@@ -78,39 +81,10 @@ def _write_summary(place: Path, summary: Summary) -> None:
 
 def _write_streams(place: Path, its: Account) -> None:
     """The tables of drains and of samples, from the recordings."""
-    with schemas.TableWriter(place, "drains") as writer:
-        for drains in its.matching.drain_chunks():
-            writer.write(
-                _table(
-                    "drains",
-                    {
-                        "machine": pa.array(drains.machine),
-                        "vector": pa.array(drains.vector),
-                        "count": pa.array(drains.count),
-                        "delivered_ns": pa.array(drains.delivered_ns),
-                        "handled_ns": pa.array(drains.handled_ns, mask=drains.handled_ns == 0),
-                    },
-                )
-            )
-    with schemas.TableWriter(place, "samples") as writer:
-        for samples in its.matching.sample_chunks():
-            lost = samples.delivered_ns == 0
-            writer.write(
-                _table(
-                    "samples",
-                    {
-                        "source": pa.array(samples.source),
-                        "target": pa.array(samples.target, mask=samples.target < 0),
-                        "vector": pa.array(samples.vector),
-                        "intended_ns": pa.array(samples.intended_ns, mask=samples.intended_ns == 0),
-                        "rung_ns": pa.array(samples.rung_ns),
-                        "delivered_ns": pa.array(samples.delivered_ns, mask=lost),
-                        "handled_ns": pa.array(samples.handled_ns, mask=samples.handled_ns == 0),
-                        "count": pa.array(samples.count, mask=lost),
-                        "warmup": pa.array(samples.warmup),
-                    },
-                )
-            )
+    for name, chunks in (("drains", its.matching.drain_chunks()), ("samples", its.matching.sample_chunks())):
+        with schemas.TableWriter(place, name) as writer:
+            for chunk in chunks:
+                writer.write(_table(name, vars(chunk)))
 
 
 def _events(path: Path) -> list[Event]:
@@ -134,36 +108,34 @@ def _with_events(summary: Summary, its: Account, events: list[Event], place: Pat
     )
 
 
-def _columns(its: Account) -> dict[str, dict[str, pa.Array]]:
+def _columns(its: Account) -> dict[str, dict[str, Integers]]:
     """The columns of the tables of edges and vectors."""
-    edges = its.edges
+    source, keys, target, rung, refused = its.edges.T
     own = [line for line in its.lines if line.machine >= 0]
     return {
         "edges": {
-            "source": pa.array(edges[:, 0]),
-            "peer": pa.array(edges[:, 1] >> 16 & 0xFFFF),
-            "target": pa.array(edges[:, 2], mask=edges[:, 2] < 0),
-            "vector": pa.array(edges[:, 1] & VECTOR_MASK),
-            "rung": pa.array(edges[:, 3]),
-            "refused": pa.array(edges[:, 4]),
+            "source": source,
+            "peer": keys >> 16 & 0xFFFF,
+            "target": target,
+            "vector": keys & VECTOR_MASK,
+            "rung": rung,
+            "refused": refused,
         },
         "vectors": {
-            name: pa.array([getattr(line, name) for line in own], pa.int64())
-            for name in schemas.SCHEMAS["vectors"].names
+            name: np.array([getattr(line, name) for line in own], np.int64) for name in schemas.SCHEMAS["vectors"].names
         },
     }
 
 
-def _histograms(columns: dict[str, Any]) -> dict[str, pa.Array]:
-    return {
-        name: pa.array(column, mask=column < 0) if name == "machine" else pa.array(column)
-        for name, column in columns.items()
-    }
-
-
-def _table(name: str, columns: dict[str, pa.Array]) -> pa.Table:
+def _table(name: str, columns: Mapping[str, Any]) -> pa.Table:
+    """A table from columns of numpy; null where a column that may be null holds the number that stands for nothing."""
     schema = schemas.SCHEMAS[name]
-    return pa.table([columns[kind.name].cast(kind.type) for kind in schema], schema=schema)
+    arrays = []
+    for kind in schema:
+        column = columns[kind.name]
+        missing = column == schemas.stands_for_null(kind.name) if kind.nullable else None
+        arrays.append(pa.array(column, mask=missing).cast(kind.type))
+    return pa.table(arrays, schema=schema)
 
 
 def _clean(path: Path) -> None:

@@ -75,13 +75,12 @@ def make_table(varied: Sequence[str], rows: Sequence[Row]) -> Any:
     """The rows as a pyarrow table: a column for each key that varies, numbers where all its values are."""
     import pyarrow as pa
 
+    from sim.results.store.schemas import schema_of
+
     columns: dict[str, Any] = {key: _typed([row.values[key] for row in rows]) for key in varied}
-    kinds = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
-    for field in msgspec.structs.fields(Row):
-        if field.name in ("values", "missed"):
-            continue
-        kind = next(kinds[kind] for kind in kinds if kind.__name__ in str(field.type))
-        columns[field.name] = pa.array([getattr(row, field.name) for row in rows], kind)
+    for field in schema_of(Row):
+        if field.name not in ("values", "missed"):
+            columns[field.name] = pa.array([getattr(row, field.name) for row in rows], field.type)
     columns["missed"] = pa.array([row.missed for row in rows], pa.list_(pa.string()))
     return pa.table(columns)
 

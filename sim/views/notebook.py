@@ -5,7 +5,6 @@ Importing this module registers the views with ``sim.results.display``; ``import
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ from sim.results.display import as_html
 from sim.results.run import Run
 from sim.sweeps.run_sweep import SweepResult
 from sim.views import rows, sentences
+from sim.views.html.svg import tag
 from sim.views.rows import TextTable
 
 LABELS_SHOWN = 32
@@ -47,8 +47,8 @@ def run_html(run: Run) -> str:
     try:
         figures = run.figures
     except UsageError as error:
-        return _page(f"<p><b>{html.escape(repr(run))}</b> {html.escape(str(error))}</p>")
-    title = f"<p><b>{html.escape(figures.title)}</b>: {html.escape(run.status)} {html.escape(run.reason)}</p>"
+        return _page(tag("p", tag("b", repr(run)), f" {error}"))
+    title = tag("p", tag("b", figures.title), f": {run.status} {run.reason}")
     tables = (rows.hosts(figures), rows.doorbells(figures), rows.latencies(figures), rows.intervals(figures))
     facts = [sentences.setting(figures), *(f"{name}: {said}" for name, said in sentences.context(figures))]
     body = "".join(_table(table) for table in tables if table.rows)
@@ -92,15 +92,14 @@ def _page(*parts: str) -> str:
 
 
 def _table(table: TextTable) -> str:
-    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in table.head)]
-    for name, *cells in table.rows:
-        lines.append(f"<th>{html.escape(name)}</th>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+    lines = [tag("tr", *(tag("th", cell) for cell in table.head))]
+    lines += [tag("tr", tag("th", name), *(tag("td", cell) for cell in cells)) for name, *cells in table.rows]
+    return tag("table", *lines)
 
 
 def _list(items: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>" if items else ""
+    return tag("ul", *(tag("li", item) for item in items)) if items else ""
 
 
 def _quiet(text: str) -> str:
-    return f'<p class="quiet">{html.escape(text)}</p>'
+    return tag("p", text, class_="quiet")

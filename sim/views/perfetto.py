@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results import Run
@@ -156,7 +155,7 @@ def _rows(run: Run, name: str, columns: tuple[str, ...], at: str, begin_ns: int,
     return {column: np.concatenate(pieces) for column, pieces in parts.items()}
 
 
-def _until_next(thread: Integers, start_ns: Integers, end_ns: Integers) -> npt.NDArray[np.int64]:
+def _until_next(thread: Integers, start_ns: Integers, end_ns: Integers) -> Integers:
     """The ends of slices, cut where the next one of their thread begins: those of a thread must not overlap."""
     order = np.lexsort((start_ns, thread))
     following = np.full(len(order), np.iinfo(np.int64).max)

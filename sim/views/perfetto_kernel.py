@@ -10,9 +10,9 @@ from typing import Any
 
 from nodes.errors import UsageError
 from sim.host.kernel_trace import KernelEvent
+from sim.host.resource_row import FIRST_CPU
 from sim.results import Run
 from sim.results.analysis.outlier.evidence import Evidence
-from sim.results.analysis.resource_usage import FIRST_CPU
 from sim.results.store import files
 from sim.results.store.kernel_table import read_kernel_events
 

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
@@ -35,13 +34,12 @@ from sim.results import Run
 from sim.results.analysis.latency.latencies import LATENCIES, QUANTILES, values
 from sim.results.analysis.latency.samples import numbered
 from sim.results.analysis.time_series import LEVELS, RunEvent, TimeSeries, time_series
+from sim.results.arrays import Floats, Integers
 from sim.results.compare import Comparison
 from sim.views.event_text import brief
 from sim.views.html.heat_map import between_groups, between_machines
 from sim.views.html.usage import usage
 from sim.views.units import percentile_title, short_ns
-
-Values = npt.NDArray[np.int64]
 
 # More lines than this are a tangle.
 SERIES_LIMIT = 16
@@ -335,7 +333,7 @@ def _matplotlib(module: str) -> Any:
         raise UsageError("pictures need matplotlib: pip install 'ivshmem-sim[notebook]'") from error
 
 
-def _series(run: Run, latency: str, by: str | None) -> list[tuple[str, Values]]:
+def _series(run: Run, latency: str, by: str | None) -> list[tuple[str, Integers]]:
     """One latency of all samples, or of those of each label: (label, values in ns), without empty ones."""
     columns = run.columns
     try:
@@ -357,7 +355,7 @@ def _series(run: Run, latency: str, by: str | None) -> list[tuple[str, Values]]:
     return series
 
 
-def _quantiles(its: Values, shares: npt.NDArray[np.float64]) -> Values:
+def _quantiles(its: Integers, shares: Floats) -> Integers:
     """Nearest-rank quantiles, as in the tables."""
     ordered = np.sort(its)
     ranks = np.ceil(shares * len(its)).astype(np.int64) - 1

@@ -7,7 +7,6 @@ The format: https://prometheus.io/docs/instrumenting/exposition_formats/ (versio
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -68,26 +67,19 @@ def _escaped(text: str, *, quoted: bool = False) -> str:
     return text.replace('"', '\\"') if quoted else text
 
 
-class MetricsFile:
-    """A file that a collector may read at any moment: it is written beside its place and renamed."""
+def write_metrics(path: Path, snapshot: Snapshot, lost: int = 0) -> None:
+    """Write the metrics into a file that a collector may read at any moment.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        # The collector takes what ends in .prom: this does not.
-        self._beside = path.with_name(f".{path.name}.{os.getpid()}")
+    Raises:
+        UsageError: it cannot be written.
+    """
+    from sim.results.store.files import replace
 
-    def write(self, snapshot: Snapshot, lost: int = 0) -> None:
-        """Replace the file. Raises ``UsageError`` if it cannot be written."""
-        try:
-            # Readable for the collector, which is another user; never through a link.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-            with open(self._beside, "w", encoding="utf-8", opener=lambda at, _: os.open(at, flags, 0o644)) as file:
-                file.write(exposition(snapshot, lost))
-            self._beside.rename(self.path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._beside.unlink()
-            raise UsageError(f"{self.path}: metrics cannot be written: {error.strerror or error}") from error
+    try:
+        # Readable for the collector, which is another user. It takes what ends in .prom: the file beside does not.
+        replace(path, exposition(snapshot, lost).encode(), mode=0o644, is_durable=False)
+    except OSError as error:
+        raise UsageError(f"{path}: metrics cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -96,11 +88,11 @@ def exporting(endpoint: str, path: Path, say: Callable[[str], object]) -> Iterat
 
     A failed write does not end the run: the number of failures is reported at the end.
     """
-    file, failed = MetricsFile(path), Counter[str]()
+    failed = Counter[str]()
 
     def write(snapshot: Snapshot, lost: int) -> None:
         try:
-            file.write(snapshot, lost)
+            write_metrics(path, snapshot, lost)
         except UsageError as error:
             failed[str(error)] += 1
 

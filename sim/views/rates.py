@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sim.telemetry import Group, Snapshot
+from sim.telemetry import Snapshot
 
 COUNTED = ("rung", "delivered", "interrupts", "refused")
 WINDOW_NS = 1_000_000_000
@@ -74,12 +74,8 @@ class Rates:
         if group not in first.groups or group not in last.groups:
             return None
         passed_s = (last.time_ns - first.time_ns) / 1e9
-        return {name: self._grown(first.groups[group], last.groups[group], name) / passed_s for name in COUNTED}
-
-    @staticmethod
-    def _grown(first: Group, last: Group, name: str) -> int:
-        grown: int = getattr(last, name) - getattr(first, name)
-        return grown
+        before, now = first.groups[group], last.groups[group]
+        return {name: (getattr(now, name) - getattr(before, name)) / passed_s for name in COUNTED}
 
 
 def plain(snapshot: Snapshot, rates: Rates, lost: int) -> dict[str, Any]:

@@ -7,15 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pyarrow as pa
 
+from sim.host.resource_row import FIRST_CPU, HOST
 from sim.results.arrays import Floats
 from sim.results.summary import CpuUse, HostUse, ProcessUse
-
-COORDINATOR = -1
-"""The coordinator's number in the column ``machine``."""
-HOST = -2
-"""The whole host's."""
-FIRST_CPU = -3
-"""CPU 0's; CPU 1 has the number before it."""
 
 SPAN_S_MIN = 0.05
 

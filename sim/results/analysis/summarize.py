@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from sim.host.resource_row import COORDINATOR
 from sim.recording import Counters
 from sim.results.analysis.account import Account
 from sim.results.analysis.balance import LineAccount, totals
 from sim.results.analysis.labels import group_of_machines
 from sim.results.analysis.latency.distribution import NOTHING, LatencyDistribution
-from sim.results.analysis.resource_usage import COORDINATOR, host_use, profile
+from sim.results.analysis.resource_usage import host_use, profile
 from sim.results.analysis.warnings import warnings
 from sim.results.ending import Ending
 from sim.results.store.manifest import SCHEMA_VERSION

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from nodes.errors import UsageError
 from sim.results.arrays import Integers
-from sim.results.store.schemas import check_values, file_name, opened
+from sim.results.store.schemas import check_values, file_name, opened, stands_for_null
 
 BATCH_ROWS = 1 << 17
 
@@ -25,7 +25,7 @@ def batches(directory: Path, name: str, columns: Sequence[str]) -> Iterator[dict
         for batch in parquet.iter_batches(BATCH_ROWS, columns=list(columns)):
             batch.validate(full=True)
             check_values(file_name(name), batch)
-            yield {column: _numbers(batch.column(column), -1 if column == "target" else 0) for column in columns}
+            yield {column: _numbers(batch.column(column), stands_for_null(column)) for column in columns}
 
 
 def _check(name: str, schema: pa.Schema, columns: Sequence[str]) -> None:

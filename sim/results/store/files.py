@@ -28,6 +28,7 @@ import errno
 import itertools
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,9 +77,9 @@ def new_directory(parent: Path, name: str, started: datetime.datetime) -> Path:
     return path
 
 
-def private(path: str, flags: int) -> int:
-    """An opener for files with mode 0600 that does not follow a link."""
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def private(path: str, flags: int, mode: int = 0o600) -> int:
+    """An opener for files with that mode that does not follow a link."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
 
 
 def at_once(path: str, flags: int) -> int:
@@ -86,14 +87,18 @@ def at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write ``content`` beside ``path``, sync it and put it in place; a failure leaves what was there."""
+def replace(path: Path, content: bytes, *, mode: int = 0o600, is_durable: bool = True) -> None:
+    """Write ``content`` beside ``path``, sync it if it is durable, and put it in place.
+
+    A failure leaves what was there.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(beside, "wb", opener=private) as file:
+        with open(beside, "wb", opener=partial(private, mode=mode)) as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if is_durable:
+                os.fsync(file.fileno())
         beside.rename(path)
     except BaseException:
         with contextlib.suppress(OSError):

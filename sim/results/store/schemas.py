@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
 from sim.host.libraries import keep_pandas_out
+from sim.host.resource_row import Resources
 from sim.results.store.files import at_once, private
 from sim.results.summary import MigrationOutcome
 
@@ -39,7 +40,7 @@ def _schema(*columns: tuple[str, pa.DataType, str]) -> pa.Schema:
 KINDS = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
 
 
-def _schema_of(row: type, **kinds: pa.DataType) -> pa.Schema:
+def schema_of(row: type, **kinds: pa.DataType) -> pa.Schema:
     """A column for each field of a class, nullable where the field may be None; ``kinds``: those that differ."""
     found = []
     for name, hint in get_type_hints(row).items():
@@ -49,31 +50,7 @@ def _schema_of(row: type, **kinds: pa.DataType) -> pa.Schema:
     return pa.schema(found)
 
 
-RESOURCES = _schema(
-    ("machine", pa.int32(), ""),
-    ("name", pa.string(), ""),
-    ("time_ns", pa.int64(), ""),
-    ("cpu_user_s", pa.float64(), ""),
-    ("cpu_system_s", pa.float64(), ""),
-    ("rss_bytes", pa.int64(), ""),
-    ("uss_bytes", pa.int64(), "null"),
-    ("instrument_bytes", pa.int64(), "null"),
-    ("switches_voluntary", pa.int64(), ""),
-    ("switches_involuntary", pa.int64(), ""),
-    ("descriptors", pa.int32(), "null"),
-    ("threads", pa.int32(), "null"),
-    ("pss_bytes", pa.int64(), "null"),
-    ("faults_minor", pa.int64(), "null"),
-    ("faults_major", pa.int64(), "null"),
-    ("steal_s", pa.float64(), "null"),
-    ("load_1", pa.float64(), "null"),
-    ("pressure_cpu_s", pa.float64(), "null"),
-    ("pressure_memory_s", pa.float64(), "null"),
-    ("pressure_io_s", pa.float64(), "null"),
-    ("sampling_s", pa.float64(), "null"),
-    ("irq_s", pa.float64(), "null"),
-    ("softirq_s", pa.float64(), "null"),
-)
+RESOURCES = schema_of(Resources, machine=pa.int32(), descriptors=pa.int32(), threads=pa.int32())
 
 SCHEMAS: dict[str, pa.Schema] = {
     "samples": _schema(
@@ -134,7 +111,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
 }
 
-MIGRATIONS = _schema_of(MigrationOutcome, verdict=pa.string())
+MIGRATIONS = schema_of(MigrationOutcome, verdict=pa.string())
 """``Run.migrations``."""
 
 BINS_LIMIT = 7296
@@ -161,6 +138,11 @@ LIMITS: dict[str, tuple[float, float]] = {
 
 # Stamps grow slowly: differences take a third of the space that zstd alone leaves.
 DELTA_COLUMNS = ("intended_ns", "rung_ns", "delivered_ns", "handled_ns", "time_ns")
+
+
+def stands_for_null(column: str) -> int:
+    """The number that stands for null where a column of whole numbers is one of numpy."""
+    return -1 if column in ("machine", "source", "target") else 0
 
 
 def file_name(name: str) -> str:

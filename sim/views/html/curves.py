@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 
 from sim.results.analysis.time_series import LEVELS, TimeSeries
+from sim.results.arrays import Floats
 from sim.views.html.lines import Axis, Chart, Line, Mark, decades, percentile_name, round_ticks
-from sim.views.html.svg import Floats
 from sim.views.html.usage import COORDINATOR_NAME, Usage
 from sim.views.units import short_bytes as size
 from sim.views.units import short_count as count

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results import Run
+from sim.results.arrays import Integers
 from sim.views.html.lines import CHARACTER, thinned
 from sim.views.html.svg import Markup, cut, picture, tag, text
 from sim.views.units import short_count
@@ -29,8 +29,8 @@ class HeatMatrix:
 
     sources: list[str]
     targets: list[str]
-    rung: npt.NDArray[np.int64]
-    refused: npt.NDArray[np.int64]
+    rung: Integers
+    refused: Integers
     each: int = 1
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.results.analysis.time_series import Band
-from sim.views.html.svg import Floats, Markup, line, picture, tag, text
+from sim.results.arrays import Floats
+from sim.views.html.svg import Markup, line, picture, tag, text
 
 CHARACTER = 6.7  # pixels, of the ticks' font, on the safe side
 TOP, BOTTOM, RIGHT = 30, 44, 14

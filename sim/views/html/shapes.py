@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sim.results.arrays import Floats
 from sim.views.html.heat_map import HeatMatrix
 from sim.views.html.lines import BOTTOM, CHARACTER, RIGHT, TOP, Scale, axes, round_ticks, thinned
-from sim.views.html.svg import Floats, Markup, cut, picture, tag, text
+from sim.views.html.svg import Markup, cut, picture, tag, text
 from sim.views.units import short_count as count
 
 NODE_WIDTH, NODE_HEIGHT = 128.0, 46.0

@@ -7,11 +7,9 @@ import importlib.resources
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from sim.results.arrays import Floats
 from sim.views.printable import printable
-
-Floats = npt.NDArray[np.float64]
 
 
 class Markup(str):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from sim.host.resource_row import COORDINATOR
 from sim.results import Run
-from sim.results.analysis.resource_usage import COORDINATOR, private_bytes
-
-Floats = npt.NDArray[np.float64]
+from sim.results.analysis.resource_usage import private_bytes
+from sim.results.arrays import Floats
 
 COORDINATOR_NAME = "(coordinator)"
 BINS_MAX = 240

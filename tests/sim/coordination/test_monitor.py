@@ -10,7 +10,7 @@ from typing import Any
 
 from sim.coordination.coordinated_run import RunEnd
 from sim.coordination.monitor import HAPPENED_LENGTH_MAX, HAPPENED_MAX, LOOK_SHARE, Monitor
-from sim.host.resources import Resources
+from sim.host.resource_row import Resources
 from sim.kernel.loop import MonotonicClock
 from sim.telemetry import Snapshot
 from sim.views.event_text import sentence

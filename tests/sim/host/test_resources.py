@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sim.host import resources
-from sim.host.resources import COORDINATOR, FIRST_CPU, HOST, Resources, Sampler
+from sim.host.resource_row import COORDINATOR, FIRST_CPU, HOST, Resources
+from sim.host.resources import Sampler
 from sim.recording import Recording, RecordingLayout
 from sim.results.store.schemas import RESOURCES
 

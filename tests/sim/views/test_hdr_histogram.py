@@ -40,7 +40,7 @@ def test_every_bin_and_count_is_read_back(values):
 def test_large_counts_and_an_empty_histogram_are_read_back():
     many = Histogram.sparse(np.array([0, 5, 200, 6000]), np.array([1, (1 << 53) + 1, 127, 128]))
     assert list(read_back(encode(many)).values()) == [1, (1 << 53) + 1, 127, 128]
-    assert read_back(encode(Histogram.merged([]))) == {}
+    assert read_back(encode(Histogram.of(np.zeros(0, np.int64)))) == {}
 
 
 @given(st.lists(st.integers(0, 1 << 40) | st.integers(0, 3000), min_size=1, max_size=300))

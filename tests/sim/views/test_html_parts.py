@@ -41,13 +41,6 @@ def test_quantiles_of_batches_are_those_of_the_whole(batches, share):
     assert its.quantiles(np.array([1.0]))[0] == ordered[-1]
 
 
-def test_shares_rise_to_all():
-    its = GrowingHistogram()
-    its.add(np.array([3, 1, 2, 2]))
-    values, shares = its.shares()
-    assert (values.tolist(), shares.tolist()) == ([1, 2, 3], [0.25, 0.75, 1.0])
-
-
 @given(st.floats(0, 1e12), st.floats(1e-6, 1e12), st.integers(2, 12))
 def test_round_ticks_are_few_and_inside(low, span_, most):
     ticks = [value for value, _ in lines.round_ticks(low, low + span_, most, str)]

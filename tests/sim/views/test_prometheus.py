@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from nodes.errors import UsageError
 from sim.telemetry import Group, Publisher, Snapshot
-from sim.views.prometheus import MetricsFile, exporting, exposition
+from sim.views import prometheus
+from sim.views.prometheus import exporting, exposition, write_metrics
 
 PATIENCE_S = 60.0
 
@@ -95,10 +96,10 @@ def test_labels_are_escaped_whatever_they_are(title, phase, group):
 
 def test_a_file_is_readable_for_others_and_whole(tmp_path):
     path = tmp_path / "ivsim.prom"
-    MetricsFile(path).write(snapshot(), 0)
+    write_metrics(path, snapshot(), 0)
     assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444 & ~current_umask()
     assert parsed(path.read_text())
-    MetricsFile(path).write(snapshot(2), 0)
+    write_metrics(path, snapshot(2), 0)
     assert parsed(path.read_text())["ivsim_snapshots_total"][1] == {"": 2}
     assert os.listdir(tmp_path) == ["ivsim.prom"]
 
@@ -111,13 +112,12 @@ def current_umask() -> int:
 
 def test_no_reader_meets_half_a_file(tmp_path):
     path = tmp_path / "ivsim.prom"
-    file = MetricsFile(path)
-    file.write(snapshot(0), 0)
+    write_metrics(path, snapshot(0), 0)
     done = threading.Event()
 
     def write() -> None:
         for number in range(1, 300):
-            file.write(snapshot(number), 0)
+            write_metrics(path, snapshot(number), 0)
         done.set()
 
     writer = threading.Thread(target=write)
@@ -132,10 +132,10 @@ def test_no_reader_meets_half_a_file(tmp_path):
 
 def test_a_place_that_cannot_be_is_said(tmp_path):
     with pytest.raises(UsageError, match="metrics cannot be written"):
-        MetricsFile(tmp_path / "none" / "ivsim.prom").write(snapshot(), 0)
+        write_metrics(tmp_path / "none" / "ivsim.prom", snapshot(), 0)
     (tmp_path / "taken.prom").mkdir()
     with pytest.raises(UsageError, match="metrics cannot be written"):
-        MetricsFile(tmp_path / "taken.prom").write(snapshot(), 0)
+        write_metrics(tmp_path / "taken.prom", snapshot(), 0)
     assert os.listdir(tmp_path) == ["taken.prom"]
 
 
@@ -156,9 +156,9 @@ def test_the_last_snapshot_is_exported(short_path):
 
 
 def test_metrics_that_cannot_be_written_end_nothing_and_are_said_once(short_path, monkeypatch):
-    path, said, tried, write = short_path / "taken.prom", [], [], MetricsFile.write
+    path, said, tried = short_path / "taken.prom", [], []
     path.mkdir()
-    monkeypatch.setattr(MetricsFile, "write", lambda *given: (tried.append(given), write(*given)))
+    monkeypatch.setattr(prometheus, "write_metrics", lambda *given: (tried.append(given), write_metrics(*given)))
     with Publisher(short_path / "telemetry") as publisher, exporting(publisher.endpoint, path, said.append):
         deadline = time.monotonic() + PATIENCE_S
         while len(tried) < 3:

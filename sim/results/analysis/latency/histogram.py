@@ -8,7 +8,6 @@ it, the middle of a bin, is off by 0.4 % at the most; counts are exact, and merg
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,11 +87,6 @@ class Histogram:
         np.add.at(made, bins, counts)
         return cls(made)
 
-    @classmethod
-    def merged(cls, histograms: Iterable[Histogram]) -> Histogram:
-        """The sum of histograms; empty without any."""
-        return sum(histograms, cls(np.zeros(BINS, np.int64)))
-
     def __add__(self, other: Histogram) -> Histogram:
         return Histogram(self.counts + other.counts)
 
@@ -168,8 +162,3 @@ class GrowingHistogram:
         ranks = np.clip(np.ceil(shares * self.size), 1, self.size)
         at = np.searchsorted(np.cumsum(self.counts), ranks, side="left")
         return np.where(ranks == self.size, self.max, np.clip(middles(at), self.min, self.max))
-
-    def shares(self) -> tuple[Floats, Floats]:
-        """The values that occur, and the share of all that does not exceed each."""
-        there = np.flatnonzero(self.counts)
-        return np.clip(middles(there), self.min, self.max), np.cumsum(self.counts[there]) / max(1, self.size)
