@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 
 from nodes.errors import RemoteProtocolError, UsageError
 from nodes.guest import Interrupt
-from sim.client import DEFAULT_PATH, NANOSECONDS, VECTORS, ConnectedPeer
+from sim.client import DEFAULT_PATH, NANOSECONDS, VECTORS, ConnectedPeer, Found
 from sim.wire.attachment import GREETING_NS
 from sim.wire.peer_changes import Change
 
@@ -50,8 +50,7 @@ class AsyncPeer(ConnectedPeer):
         self._asyncio.add_reader(self._loop.fileno(), self._turn)
         try:
             self._turn()
-            await self._until(lambda: self._attachment.met, GREETING_NS / NANOSECONDS)
-            if not self._attachment.met:
+            if not await self._until(lambda: self._attachment.met, GREETING_NS / NANOSECONDS):
                 raise RemoteProtocolError(self._attachment.silence)
         except BaseException:
             self.close()
@@ -95,16 +94,9 @@ class AsyncPeer(ConnectedPeer):
             TimeoutError: none came in time.
         """
         self._check_vector(vector)
-        found: Interrupt | None = None
-
-        def came() -> bool:
-            nonlocal found
-            found = self._attachment.take(vector)
-            return found is not None
-
-        limit = await self._until(came, timeout)
+        found = await self._until(lambda: self._attachment.take(vector), timeout)
         if found is None:
-            raise self._no_interrupt(vector, limit)
+            raise self._no_interrupt(vector, timeout)
         return found
 
     async def wait_for_peers(self, count: int = 1, *, timeout: float | None = None) -> dict[int, int]:
@@ -113,9 +105,8 @@ class AsyncPeer(ConnectedPeer):
         Raises:
             TimeoutError: fewer came in time.
         """
-        limit = await self._until(lambda: self._are_there(count), timeout)
-        if not self._are_there(count):
-            raise self._no_peers(count, limit)
+        if not await self._until(lambda: self._are_there(count), timeout):
+            raise self._no_peers(count, timeout)
         return self.peers
 
     async def changes(self) -> AsyncIterator[Change]:
@@ -132,16 +123,17 @@ class AsyncPeer(ConnectedPeer):
                 return
             yield self._changes.popleft()
 
-    async def _until(self, condition: Callable[[], bool], timeout: float | None) -> float:
-        timeout = self.timeout if timeout is None else timeout
+    async def _until(self, look: Callable[[], Found], timeout: float | None) -> Found:
+        """Wait until there is what is looked for or the time is over; returns what was found last."""
+        limit_s = self._limit_s(timeout)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if timeout == float("inf") else timeout):
-                await self._wait_until(condition)
-        return timeout or 0.0
+            async with asyncio.timeout(None if limit_s == float("inf") else limit_s):
+                return await self._wait_until(look)
+        return look()
 
-    async def _wait_until(self, condition: Callable[[], bool]) -> None:
+    async def _wait_until(self, look: Callable[[], Found]) -> Found:
         self._take_in()
-        while not condition():
+        while not (found := look()):
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
             try:
@@ -151,6 +143,7 @@ class AsyncPeer(ConnectedPeer):
             self._check_open()
             if self._failure is not None:
                 raise self._failure
+        return found
 
     def close(self) -> None:
         """Leave the server, and close everything that came from it. Closing twice is no error."""

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from nodes.device.v2.sections import Sections
 from nodes.errors import GuestError, UsageError
@@ -26,9 +27,13 @@ VECTORS = 64
 CHANGES_MAX = 4096
 NANOSECONDS = 1_000_000_000
 
+Found = TypeVar("Found")
+
 
 class ConnectedPeer:
     """The common part of the blocking and the asynchronous peer."""
+
+    timeout: float | None
 
     def __init__(self, path: str | os.PathLike[str], *, vectors: int, in_background: bool) -> None:
         self.path = Path(path)
@@ -179,13 +184,18 @@ class ConnectedPeer:
         own = self._attachment.own_vectors
         return sum(vectors >= own for vectors in there.values()) - (self._attachment.peer in there) >= count
 
-    def _no_interrupt(self, vector: int | None, timeout: float) -> TimeoutError:
+    def _limit_s(self, timeout: float | None) -> float | None:
+        return self.timeout if timeout is None else timeout
+
+    def _no_interrupt(self, vector: int | None, timeout: float | None) -> TimeoutError:
         wanted = "an interrupt" if vector is None else f"an interrupt of vector {vector}"
         unseen = ", ".join(map(str, self._attachment.unseen)) or "none"
-        return TimeoutError(f"expected {wanted} within {timeout:g} s, got none (other vectors that wait: {unseen})")
+        limit_s = self._limit_s(timeout) or 0.0
+        return TimeoutError(f"expected {wanted} within {limit_s:g} s, got none (other vectors that wait: {unseen})")
 
-    def _no_peers(self, count: int, timeout: float) -> TimeoutError:
-        return TimeoutError(f"expected {count} other peers within {timeout:g} s, got {self.peers}")
+    def _no_peers(self, count: int, timeout: float | None) -> TimeoutError:
+        limit_s = self._limit_s(timeout) or 0.0
+        return TimeoutError(f"expected {count} other peers within {limit_s:g} s, got {self.peers}")
 
     def _check_vector(self, vector: int | None) -> None:
         if vector is not None and not 0 <= vector < self.vectors:
@@ -236,16 +246,9 @@ class Peer(ConnectedPeer):
         """
         self._check_vector(vector)
         self._take_in()
-        found: Interrupt | None = None
-
-        def came() -> bool:
-            nonlocal found
-            found = self._attachment.take(vector)
-            return found is not None
-
-        limit = self._until(came, timeout)
+        found = self._until(lambda: self._attachment.take(vector), timeout)
         if found is None:
-            raise self._no_interrupt(vector, limit)
+            raise self._no_interrupt(vector, timeout)
         return found
 
     def wait_for_peers(self, count: int = 1, *, timeout: float | None = None) -> dict[int, int]:
@@ -254,19 +257,18 @@ class Peer(ConnectedPeer):
         Raises:
             TimeoutError: fewer came in time.
         """
-        limit = self._until(lambda: self._are_there(count), timeout)
-        if not self._are_there(count):
-            raise self._no_peers(count, limit)
+        if not self._until(lambda: self._are_there(count), timeout):
+            raise self._no_peers(count, timeout)
         return self.peers
 
-    def _until(self, condition: Callable[[], bool], timeout: float | None) -> float:
-        """Step the loop until the condition holds or the time is over; returns the limit in seconds."""
-        timeout = self.timeout if timeout is None else timeout
-        deadline_ns = None if timeout is None else time.monotonic_ns() + round(timeout * NANOSECONDS)
+    def _until(self, look: Callable[[], Found], timeout: float | None) -> Found:
+        """Step the loop until there is what is looked for or the time is over; returns what was found last."""
+        limit_s = self._limit_s(timeout)
+        deadline_ns = None if limit_s is None else time.monotonic_ns() + round(limit_s * NANOSECONDS)
         self._take_in()
-        while not condition() and (deadline_ns is None or time.monotonic_ns() < deadline_ns):
+        while not (found := look()) and (deadline_ns is None or time.monotonic_ns() < deadline_ns):
             self._loop.step(deadline_ns)
-        return timeout or 0.0
+        return found
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when there is something to take in: for select, epoll and other loops."""

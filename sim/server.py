@@ -241,23 +241,20 @@ class Server(Closeable):
         return f"<Server {'closed' if self._ended else self.path}>"
 
 
-def _size_bytes(size: int | str) -> int:
+def _bytes(name: str, size: int | str) -> int:
+    """The bytes of the argument ``name``, given as a number or as in "64K"."""
     try:
-        size_bytes = size if isinstance(size, int) else parse_size(size)
+        return size if isinstance(size, int) else parse_size(size)
     except ValueError as error:
-        raise UsageError(f"size: {error}, got {size!r}") from None
+        raise UsageError(f"{name}: {error}, got {size!r}") from None
+
+
+def _size_bytes(size: int | str) -> int:
+    size_bytes = _bytes("size", size)
     if size_bytes & (size_bytes - 1) or not MEMORY_SIZE_MIN_BYTES <= size_bytes <= MEMORY_SIZE_MAX_BYTES:
         least, most = show_size(MEMORY_SIZE_MIN_BYTES), show_size(MEMORY_SIZE_MAX_BYTES)
         raise UsageError(f"size: expected a power of two from {least} to {most}, got {size!r}")
     return size_bytes
-
-
-def _output_bytes(size: int | str) -> int:
-    """The bytes of an output section, as a number or as in "64K"; 0: there is none."""
-    try:
-        return size if isinstance(size, int) else parse_size(size)
-    except ValueError as error:
-        raise UsageError(f"output_size: {error}, got {size!r}") from None
 
 
 def serve(
@@ -308,7 +305,7 @@ def serve(
         if reuse_ids:
             raise UsageError("reuse_ids does not go with dialect v2: it gives the lowest free ID")
         peers = DEFAULT_PEERS if max_peers is None else max_peers
-        numbers = DomainNumbers(peers, vectors, protocol, _output_bytes(output_size))
+        numbers = DomainNumbers(peers, vectors, protocol, _bytes("output_size", output_size))
         check_numbers(numbers, size_bytes)
     elif max_peers is not None or output_size or protocol:
         raise UsageError("max_peers, output_size and protocol go with dialect v2")

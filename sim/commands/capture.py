@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from nodes.wire.capture import HEADER, LINE_CHARS_MAX, NANOSECONDS, Entry, Sessi
 from nodes.wire.explanation import Analysis, ExplainedEntry
 from nodes.wire.v2.protocol import ALL_DIALECTS
 from sim.commands.options import qemu_version_option
+from sim.commands.output import echo_json
 from sim.commands.parameters import FILE, PATH, STREAM, NameChoice, Number, WholeNumber, duration_ns
 from sim.kernel.loop import Loop, ended_by_signal
 from sim.kernel.shortage import error_of_path
@@ -64,8 +64,7 @@ def record(server: Path, listen: Path, output: Path, force: bool) -> None:
             raise error_of_path(error, f"{output} cannot be written") from error
 
     with contextlib.ExitStack() as stack:
-        loop = Loop()
-        stack.callback(loop.close)
+        loop = stack.enter_context(contextlib.closing(Loop()))
         ended = stack.enter_context(ended_by_signal(loop))
 
         def note(entry: Entry) -> None:
@@ -159,7 +158,7 @@ def explain_session(
     clean = not any(explanation.problems for explanation in found)
     if as_json:
         rows = [_as_data(explanation, qemu_version) for explanation in found]
-        click.echo(json.dumps({"clean": clean, "qemu_version": str(qemu_version), "connections": rows}, indent=2))
+        echo_json({"clean": clean, "qemu_version": str(qemu_version), "connections": rows})
     else:
         for explanation in found:
             click.echo("\n".join(analysis_lines(explanation, qemu_version)) + "\n")
@@ -254,8 +253,7 @@ def replay(file: Path, path: Path, connection: int | None, speed: float, step: b
         announce()
 
     with contextlib.ExitStack() as stack:
-        loop = Loop()
-        stack.callback(loop.close)
+        loop = stack.enter_context(contextlib.closing(Loop()))
         ended = stack.enter_context(ended_by_signal(loop))
         listener = stack.enter_context(Listener(path))
         replayer = stack.enter_context(Replayer(loop, listener, entries, speed=speed, stepwise=step, tell=say))

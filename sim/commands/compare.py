@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from nodes.errors import UsageError
 from sim.commands.completion import complete_runs
+from sim.commands.output import echo_json
 from sim.commands.parameters import FILE, PATH
 from sim.exit_codes import MISSED
 
@@ -60,7 +60,7 @@ def compare(a: Path, b: Path, limits: tuple[str, ...], across_hosts: bool, as_js
                 for verdict in verdicts
             ],
         }
-        click.echo(json.dumps(content, indent=2))
+        echo_json(content)
     else:
         render_comparison(found, verdicts, Console())
     if picture is not None:

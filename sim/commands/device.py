@@ -9,6 +9,7 @@ import msgspec
 
 from nodes.device.profiles import PROFILES, profile
 from nodes.device.variants import make_variant, parse_cells, variant_name
+from sim.commands.output import echo_json
 from sim.commands.parameters import NameChoice, WholeNumber
 
 
@@ -45,12 +46,7 @@ def list_odd_devices(as_json: bool) -> None:
     from nodes.device.variants import ODD_DEVICES
 
     if as_json:
-        click.echo(
-            json.dumps(
-                [{**msgspec.structs.asdict(odd_device), "cells": dict(odd_device.cells)} for odd_device in ODD_DEVICES],
-                indent=2,
-            )
-        )
+        echo_json([{**msgspec.structs.asdict(odd), "cells": dict(odd.cells)} for odd in ODD_DEVICES])
         return
     for odd in ODD_DEVICES:
         click.echo(f"{odd.name}: {variant_name('', odd.cells).removeprefix('+')}")

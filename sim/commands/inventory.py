@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from sim.commands.output import echo_json
 from sim.exit_codes import FAILED
 
 
@@ -17,7 +16,6 @@ def ps(as_json: bool) -> None:
     That is: runs, servers, named memory, private directories and processes. `orphaned` is what a killed owner left
     behind; `ivsim clean` removes it.
     """
-    import msgspec
     from rich.console import Console
 
     from sim.host.inventory import inventory
@@ -25,7 +23,7 @@ def ps(as_json: bool) -> None:
 
     items = inventory()
     if as_json:
-        click.echo(json.dumps(msgspec.to_builtins(items), indent=2))
+        echo_json(items)
         return
     if not items:
         click.echo("nothing of yours is here")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -16,6 +15,7 @@ from sim.commands.options import (
     qemu_version_option,
     topology_argument,
 )
+from sim.commands.output import echo_json
 
 
 @click.command("migrate")
@@ -52,9 +52,6 @@ def migrate(
     loaded = topologies.load(topology, overrides, programs)
     plan, failing = plan_migration(loaded), failing_migrations(loaded, qemu_version)
     if as_json:
-        timeline = msgspec.to_builtins(failing)
-        click.echo(
-            json.dumps({**msgspec.to_builtins(plan), "qemu_version": str(qemu_version), "timeline": timeline}, indent=2)
-        )
+        echo_json({**msgspec.structs.asdict(plan), "qemu_version": str(qemu_version), "timeline": failing})
     else:
         click.echo("\n".join([*plan_lines(plan), *timeline_lines(failing, qemu_version)]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,15 +29,19 @@ class _BadTopology(click.ClickException):
         click.echo(self.message, err=True)
 
 
-def _pairs(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    """Return ``KEY=VALUE`` texts as a dict; of a key given twice, the last value counts."""
-    overrides = {}
+def split_pairs(given: Iterable[str], expected: str) -> Iterator[tuple[str, str]]:
+    """The key and the value of each ``KEY=VALUE``. Raises ``click.BadParameter`` for a text that is ``expected``."""
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise click.BadParameter(f"expected KEY=VALUE, for instance machines.storm.count=64, got {text!r}")
-        overrides[key.strip()] = value.strip()
-    return overrides
+            raise click.BadParameter(f"expected {expected}, got {text!r}")
+        yield key.strip(), value
+
+
+def _overrides(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """Of a key given twice, the last value counts."""
+    pairs = split_pairs(given, "KEY=VALUE, for instance machines.storm.count=64")
+    return {key: value.strip() for key, value in pairs}
 
 
 overrides_option = click.option(
@@ -45,7 +49,7 @@ overrides_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    callback=_pairs,
+    callback=_overrides,
     shell_complete=complete_keys,
     help="Change one value of the topology, such as machines.storm.count=64. Repeatable.",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import itertools
 from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
@@ -24,7 +24,7 @@ from sim.commands.options import (
     run_argument,
     runs_option,
 )
-from sim.commands.output import write_file, write_result
+from sim.commands.output import echo_json, write_file, write_result
 from sim.commands.parameters import FILE, PATH, STREAM, NameChoice, WholeNumber
 from sim.distributed.where import Where
 from sim.exit_codes import INTERRUPTED, MISSED, of_error, of_run
@@ -138,7 +138,7 @@ def run(
     else:
         common |= {"socket_path": socket_path, "domains": domains, "start_fd": start_fd}
         result = _run_here(topology, common, prometheus, quiet=as_json or quiet)
-    click.echo(json.dumps(result.summary, indent=2)) if as_json else _print(result)
+    echo_json(result.figures) if as_json else _print(result)
     if junit_file is not None:
         from sim.views.junit import junit
 
@@ -150,10 +150,7 @@ def _run_on_hosts(where: Where, topology: str, arguments: dict[str, Any], *, qui
     """Run a topology over the hosts of a cluster, with lines of what happens unless ``quiet``."""
     from sim.distributed.run_hosts import run_on_hosts
 
-    def tell(line: str) -> None:
-        if not quiet:
-            click.echo(line, err=True)
-
+    tell = partial(click.echo, err=True) if not quiet else lambda line: None
     return run_on_hosts(where, topology, tell=tell, **arguments)
 
 
@@ -210,27 +207,19 @@ def write_demand(topology: topologies.Topology, runs: Path, *, as_json: bool = F
     import msgspec
     from rich.console import Console
 
+    from sim.commands.topology import notes_on
     from sim.host.preflight import preflight, render
-    from topologies.migration_check import failing_migrations
-    from topologies.qemu_check import endangered
-    from topologies.ringing_check import unreachable
 
-    demand, failing, silent = preflight(topology, runs), failing_migrations(topology), unreachable(topology)
-    ended = endangered(topology)
+    demand, notes = preflight(topology, runs), notes_on(topology)
     if as_json:
         plain = msgspec.to_builtins(demand)
         sums = [{**each, "fits": it.fits} for each, it in zip(plain["sums"], demand.sums, strict=True)]
         plain |= {"sums": sums, "fits": not demand.problems, "problems": demand.problems, "warnings": demand.warnings}
-        plain |= {
-            "failing_migrations": msgspec.to_builtins(failing),
-            "endangered": msgspec.to_builtins(ended),
-            "unreachable": msgspec.to_builtins(silent),
-        }
-        click.echo(json.dumps(plain, indent=2))
+        echo_json(plain | notes)
     else:
         console = Console()
         render(demand, console)
-        for note in (*failing, *ended, *silent):
+        for note in itertools.chain.from_iterable(notes.values()):
             console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         if not demand.problems:
             console.print("this host can carry it", highlight=False)
@@ -288,7 +277,7 @@ def show(
     if hgrm is not None or hlog is not None or cyclictest is not None:
         _export(result, hgrm, hlog, cyclictest, latency)
     elif as_json:
-        click.echo(json.dumps({**result.summary, "glossary": glossary()}, indent=2))
+        echo_json({**result.summary, "glossary": glossary()})
     else:
         _print(result)
 

@@ -10,7 +10,13 @@ import click
 from nodes.errors import UsageError
 from sim.commands.cluster import cluster_options, where_from
 from sim.commands.completion import complete_keys
-from sim.commands.options import optional_topology_argument, programs_option, resources_every_option, runs_option
+from sim.commands.options import (
+    optional_topology_argument,
+    programs_option,
+    resources_every_option,
+    runs_option,
+    split_pairs,
+)
 from sim.commands.parameters import WholeNumber, split_values
 from sim.exit_codes import FAILED, MISSED
 
@@ -18,14 +24,11 @@ from sim.exit_codes import FAILED, MISSED
 def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, list[str]]:
     """``KEY=V1,V2`` to the values of each key; given twice, the last one counts."""
     axes = {}
-    for text in given:
-        key, equals, values = text.partition("=")
-        if not equals or not key.strip():
-            raise click.BadParameter(f"expected KEY=VALUE,VALUE, for instance machines.storm.count=1,2,4, got {text!r}")
+    for key, values in split_pairs(given, "KEY=VALUE,VALUE, for instance machines.storm.count=1,2,4"):
         try:
-            axes[key.strip()] = split_values(values)
+            axes[key] = split_values(values)
         except UsageError as error:
-            raise click.BadParameter(f"{key.strip()}: {error}") from None
+            raise click.BadParameter(f"{key}: {error}") from None
     return axes
 
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.text import Text
 
-import sim
 from nodes.errors import HostError, IvshmemError, UsageError
 from sim.distributed.where import Where
 from sim.exit_codes import of_error, of_signal
 from sim.sweeps import Cell, Row, Sweep, hosts_are_comparable, make_plan
+from sim.sweeps.run_sweep import run_cells
 from sim.views.columns import print_columns
 from sim.views.units import human_count, human_ns
-from topologies import Topology
 
 
 def new_sweep(
@@ -79,11 +77,23 @@ def show_demand(its: Sweep, runs: Path) -> int:
 def run_all(its: Sweep, resources_every_s: float, where: Where | None, *, balance: bool, quiet: bool) -> int:
     """Run what is left until it is done or interrupted. Returns 0, or the exit code of the interrupt."""
     stderr = Console(stderr=True, quiet=quiet)
+
+    def tell(cell: Cell, host: str, row: Row | None) -> None:
+        if row is not None:
+            _tell_row(its, cell, row, stderr)
+        elif host:
+            stderr.print(Text(f"{cell.place}/{len(its.plan.cells)}  {_values(its, cell)}: on {host}"), soft_wrap=True)
+
+    def watch(telemetry: str) -> contextlib.AbstractContextManager[None]:
+        from sim.commands.progress import progress
+
+        return progress(telemetry, stderr) if stderr.is_terminal and not quiet else contextlib.nullcontext()
+
+    warn = functools.partial(click.echo, err=True)
     try:
-        if where is None:
-            stopped = _run_here(its, stderr, resources_every_s)
-        else:
-            stopped = _run_there(its, stderr, resources_every_s, where, balance=balance)
+        stopped = run_cells(
+            its, where, resources_every_s=resources_every_s, balance=balance, tell=tell, warn=warn, watch=watch
+        )
     except KeyboardInterrupt:
         stopped = "SIGINT"
     except IvshmemError:
@@ -93,47 +103,6 @@ def run_all(its: Sweep, resources_every_s: float, where: Where | None, *, balanc
         _say_how_to_resume(its, stopped)
         return of_signal(stopped)
     return 0
-
-
-def _run_here(its: Sweep, stderr: Console, resources_every_s: float) -> str:
-    """Run the cells one after the other; returns the reason of an interrupt, "" for none."""
-    for cell in its.left:
-        with contextlib.ExitStack() as stack:
-
-            def begin(begun: Any, stack: contextlib.ExitStack = stack) -> None:
-                if stderr.is_terminal and not stderr.quiet:
-                    from sim.commands.progress import progress
-
-                    stack.enter_context(progress(begun.telemetry, stderr))
-
-            def run(topology: Topology, runs: Path, begin: Any = begin) -> sim.Run:
-                return sim.run(topology, runs=runs, resources_every_s=resources_every_s, on_begin=begin)
-
-            row, stopped = its.run(cell, run)
-        _tell_row(its, cell, row, stderr)
-        if stopped:
-            return stopped
-    return ""
-
-
-def _run_there(its: Sweep, stderr: Console, resources_every_s: float, where: Where, *, balance: bool) -> str:
-    """Run the cells on a cluster; returns the name of the signal that interrupted it, "" for none."""
-    from sim.distributed.sweep import ClusterSweep
-
-    if not its.left:
-        return ""
-
-    def tell(cell: Cell, host: str, row: Row | None) -> None:
-        if row is not None:
-            _tell_row(its, cell, row, stderr)
-        elif host:
-            stderr.print(Text(f"{cell.place}/{len(its.plan.cells)}  {_values(its, cell)}: on {host}"), soft_wrap=True)
-
-    warn = functools.partial(click.echo, err=True)
-    with where.open() as cluster:
-        return ClusterSweep(
-            its, cluster, resources_every_s=resources_every_s, balance=balance, tell=tell, warn=warn
-        ).run()
 
 
 def _tell_row(its: Sweep, cell: Cell, row: Row, stderr: Console) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import click
 
 import topologies
 from sim.commands.options import overrides_option, programs_option, topology_argument
+from sim.commands.output import echo_json
 from sim.commands.parameters import STREAM
 from sim.kernel.shortage import error_of_path
 from sim.views.units import counted
@@ -28,25 +31,15 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
     ends a real QEMU, and a load that can ring no machine, are valid and only noted: they may be what the run is to
     show.
     """
-    from topologies.qemu_check import endangered
-    from topologies.ringing_check import unreachable
-
     try:
         loaded = topologies.load(topology, overrides, programs)
     except topologies.TopologyError as error:
         if as_json:
-            _echo_json({"valid": False, "problems": error.problems})
+            echo_json({"valid": False, "problems": error.problems})
         raise
-    demand, failing, silent = _demand(loaded), _failing_migrations(loaded), unreachable(loaded)
-    ended = endangered(loaded)
+    demand, notes = _demand(loaded), notes_on(loaded) | {"without_effect": _without_effect(loaded)}
     if as_json:
-        notes = {
-            "failing_migrations": failing,
-            "endangered": ended,
-            "unreachable": silent,
-            "without_effect": _without_effect(loaded),
-        }
-        _echo_json({"valid": True, **demand, **notes})
+        echo_json({"valid": True, **demand, **notes})
     else:
         click.echo(
             "{name}: {machines} machines, {vectors} vectors, "
@@ -55,16 +48,20 @@ def validate(topology: str, overrides: dict[str, str], programs: tuple[Path, ...
             "{memory_bytes} bytes of {memory_kind}".format(**demand)
         )
         click.echo(_schedule(loaded))
-        for note in (*failing, *ended, *silent, *_without_effect(loaded)):
+        for note in itertools.chain.from_iterable(notes.values()):
             click.echo(f"    note: {note}")
 
 
-def _echo_json(value: object) -> None:
-    import json
+def notes_on(topology: topologies.Topology) -> dict[str, Sequence[object]]:
+    """What will go wrong in a run of a topology, by its name in JSON; each is a sentence as text."""
+    from topologies.qemu_check import endangered
+    from topologies.ringing_check import unreachable
 
-    import msgspec
-
-    click.echo(json.dumps(msgspec.to_builtins(value), indent=2))
+    return {
+        "failing_migrations": _failing_migrations(topology),
+        "endangered": endangered(topology),
+        "unreachable": unreachable(topology),
+    }
 
 
 def _failing_migrations(topology: topologies.Topology) -> tuple[Any, ...]:
@@ -152,7 +149,7 @@ def list_shipped(reference: str | None, as_markdown: bool, as_json: bool) -> Non
         raise click.UsageError("--markdown and --json exclude each other")
     table = _reference(reference)
     if as_json:
-        _echo_json([dict(zip(table.head, row, strict=True)) for row in table.rows])
+        echo_json([dict(zip(table.head, row, strict=True)) for row in table.rows])
     else:
         click.echo(table.markdown() if as_markdown else table.plain(), nl=False)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,15 +171,14 @@ class Sweep:
         """Where the run of a cell is, once it is done."""
         return self.path / f"{cell.place:0{max(3, len(str(len(self.plan.cells))))}d}"
 
-    def run(self, cell: Cell, run: Callable[[Topology, Path], Run]) -> tuple[Row, str]:
-        """Let ``run`` carry out one cell; its row, and the reason of an interruption ("" for none).
+    def take(self, cell: Cell, done: Run) -> tuple[Row, str]:
+        """Take the run of a cell, in a directory of ``unfinished``, into its place.
 
         A run that was interrupted is no result: it is left in ``unfinished``, and the cell is not done.
-        """
-        return self.take(cell, run(self.plan.topology(cell), self.unfinished))
 
-    def take(self, cell: Cell, done: Run) -> tuple[Row, str]:
-        """Take the run of a cell, in a directory of ``unfinished``, into its place; returns what `run` does."""
+        Returns:
+            The row of the cell, and the reason of an interruption ("" for none).
+        """
         topology = self.plan.topology(cell)
         if done.status == INTERRUPTED:
             return self._row(cell, topology, done), done.reason or INTERRUPTED

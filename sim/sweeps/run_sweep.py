@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,8 @@ from nodes.errors import UsageError
 from sim.distributed.where import Where, tls_of, where_of
 from sim.results import Run
 from sim.results.display import as_html, require_pandas
-from sim.sweeps.directory import Row, Sweep, hosts_are_comparable, make_table
+from sim.sweeps.directory import INTERRUPTED, Row, Sweep, hosts_are_comparable, make_table
 from sim.sweeps.plan import Cell, make_plan
-from topologies import Topology
 from topologies.language.document import override_texts
 
 LATENCIES = ("delivery_p50_ns", "delivery_p99_ns", "total_p50_ns", "total_p99_ns")
@@ -119,10 +120,14 @@ def sweep(
     files = [os.fspath(program) for program in ([programs] if isinstance(programs, str | os.PathLike) else programs)]
     plan = make_plan(os.fspath(topology), override_texts(overrides), _texts(axes or {}), repeat, files)
     its = Sweep.create(Path(runs), plan) if resume is None else Sweep.resume(Path(resume), plan)
-    if where is None:
-        interrupted = _run_here(its, resources_every_s, on_row)
-    else:
-        interrupted = _run_there(its, where, balance, resources_every_s, on_row)
+
+    def tell(_cell: Cell, _host: str, row: Row | None) -> None:
+        if row is not None and row.status != INTERRUPTED:
+            on_row(row)
+
+    interrupted = run_cells(
+        its, where, resources_every_s=resources_every_s, balance=balance, tell=tell, warn=warnings.warn
+    )
     its.finish()
     return SweepResult(its, interrupted)
 
@@ -135,34 +140,51 @@ def _texts(axes: Mapping[str, Sequence[object]]) -> dict[str, list[str]]:
     return {key: [override_texts({key: value})[key] for value in values] for key, values in axes.items()}
 
 
-def _run_here(its: Sweep, resources_every_s: float, on_row: Callable[[Row], object]) -> str:
+def run_cells(
+    its: Sweep,
+    where: Where | None,
+    *,
+    resources_every_s: float,
+    balance: bool,
+    tell: Callable[[Cell, str, Row | None], object],
+    warn: Callable[[str], object],
+    watch: Callable[[str], AbstractContextManager[None]] = lambda telemetry: contextlib.nullcontext(),
+) -> str:
+    """Run the cells that are not done, here or on a cluster; returns the reason of an interrupt, "" for none.
+
+    Args:
+        its: the sweep.
+        where: the cluster; None for this host.
+        resources_every_s: as for `sim.run`.
+        balance: give each host of a cluster the same number of the repeats of a combination.
+        tell: is called with a cell, the name of its host ("": this one) and its row; on a cluster also when a run
+            begins, with None for a row; here also for the run that was interrupted.
+        warn: is called with a line for the user.
+        watch: makes what lasts as long as a run on this host, from the socket of its telemetry.
+    """
+    if where is not None:
+        from sim.distributed.sweep import ClusterSweep
+
+        if not its.left:
+            return ""
+        with where.open() as cluster:
+            return ClusterSweep(
+                its, cluster, resources_every_s=resources_every_s, balance=balance, tell=tell, warn=warn
+            ).run()
     from sim.runner import run
 
-    def carry_out(topology: Topology, runs: Path) -> Run:
-        return run(topology, runs=runs, resources_every_s=resources_every_s)
-
     for cell in its.left:
-        row, interrupted = its.run(cell, carry_out)
+        with contextlib.ExitStack() as stack:
+            row, interrupted = its.take(
+                cell,
+                run(
+                    its.plan.topology(cell),
+                    runs=its.unfinished,
+                    resources_every_s=resources_every_s,
+                    on_begin=lambda begun, stack=stack: stack.enter_context(watch(begun.telemetry)),  # type: ignore[misc]
+                ),
+            )
+        tell(cell, "", row)
         if interrupted:
             return interrupted
-        on_row(row)
     return ""
-
-
-def _run_there(
-    its: Sweep,
-    where: Where,
-    balance: bool,
-    resources_every_s: float,
-    on_row: Callable[[Row], object],
-) -> str:
-    from sim.distributed.sweep import ClusterSweep
-
-    def tell(_cell: Cell, _host: str, row: Row | None) -> None:
-        if row is not None:
-            on_row(row)
-
-    with where.open() as cluster:
-        return ClusterSweep(
-            its, cluster, resources_every_s=resources_every_s, balance=balance, tell=tell, warn=warnings.warn
-        ).run()

@@ -21,7 +21,7 @@ from nodes.errors import HostError, UsageError
 from sim.cli import main
 from sim.commands.parameters import split_values
 from sim.results import Run
-from sim.sweeps import INTERRUPTED, Plan, Row, Sweep, make_plan
+from sim.sweeps import INTERRUPTED, Cell, Plan, Row, Sweep, make_plan
 from tests.command import invoke
 from tests.two_machines import PING_PONG
 from topologies import Topology, TopologyError
@@ -144,12 +144,16 @@ class Runner:
         return Run(run.path)
 
 
+def carry_out(sweep: Sweep, cell: Cell, runner: Runner) -> tuple[Row, str]:
+    return sweep.take(cell, runner(sweep.plan.topology(cell), sweep.unfinished))
+
+
 def test_only_interrupted_cells_are_run_again(file: Path, tmp_path: Path) -> None:
     plan = make_plan(str(file), {}, {"machines.ping.vectors": ["1", "2"]})
     sweep = Sweep.create(tmp_path / "sweeps", plan)
     runner = Runner(stop_at=2)
-    assert sweep.run(plan.cells[0], runner)[1] == ""
-    row, stopped = sweep.run(plan.cells[1], runner)
+    assert carry_out(sweep, plan.cells[0], runner)[1] == ""
+    row, stopped = carry_out(sweep, plan.cells[1], runner)
     assert (row.status, stopped) == (INTERRUPTED, "SIGINT")
     assert [cell.place for cell in sweep.left] == [2]
     sweep.finish()
@@ -158,7 +162,7 @@ def test_only_interrupted_cells_are_run_again(file: Path, tmp_path: Path) -> Non
     assert again.rows == sweep.rows
     assert [cell.place for cell in again.left] == [2]
     runner = Runner()
-    again.run(again.left[0], runner)
+    carry_out(again, again.left[0], runner)
     again.finish()
     assert runner.ran == [{"machines.ping.vectors": "2"}]
     assert Sweep.resume(sweep.path).left == []
@@ -313,7 +317,7 @@ def test_an_error_between_runs_says_how_to_resume(
             raise wrong
         return real(topology, **options)
 
-    monkeypatch.setattr(sim, "run", run, raising=False)
+    monkeypatch.setattr("sim.runner.run", run)
     # `main` ends with the interrupt ignored, for the process is at its end: this one is not.
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as ended:
