@@ -136,6 +136,17 @@ def unread_bytes(sock: socket.socket) -> int:
     return int(_DESCRIPTOR.unpack(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(_DESCRIPTOR.size)))[0])
 
 
+def has_ended(sock: socket.socket) -> bool:
+    """Whether the other end has closed; a byte from it, which stays in the socket, means that, too."""
+    try:
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
 def send_descriptors(sock: socket.socket, data: bytes, descriptors: tuple[int, ...]) -> None:
     """Send one message of a socket that keeps messages apart. Raises ``OSError``, ``BlockingIOError`` when full."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]

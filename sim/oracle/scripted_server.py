@@ -7,23 +7,19 @@ counted.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import select
 import socket
-import struct
-import termios
 import time
 from collections.abc import Callable, Iterator
 
 from nodes.errors import QemuError
-from nodes.wire.protocol import MEMORY, VERSION, Message
-from sim.kernel.channel import Outbox
+from sim.engines.qemu.relay import Relay
 from sim.kernel.closeable import Closeable
 from sim.kernel.eventfd import EventFd, signal
 from sim.kernel.memory import Region, map_region
+from sim.kernel.waiting import Patience
 
-QUEUE_LIMIT = 1 << 17
 SEND_SECONDS = 20.0
 
 
@@ -34,7 +30,8 @@ class ScriptedServer(Closeable):
         """Use memory of ``size_bytes``, or the caller's ``region``."""
         with contextlib.ExitStack() as stack:
             near, far = socket.socketpair()
-            stack.callback(near.close)
+            self._relay = Relay(near)
+            stack.callback(self._relay.close)
             stack.callback(far.close)
             self.region = region or Region.create(size_bytes, kind="memfd")
             if region is None:
@@ -42,11 +39,9 @@ class ScriptedServer(Closeable):
             mapped: mmap.mmap = map_region(self.region.descriptor)
             stack.callback(mapped.close)
             self._stack = stack.pop_all()
-        near.setblocking(False)
         self.memory = memoryview(mapped)
         self._stack.callback(self.memory.release)
-        self._near, self._far = near, far
-        self._outbox = Outbox(near, QUEUE_LIMIT)
+        self._far = far
         self.peers: dict[int, list[EventFd]] = {}
         self._rung = select.epoll()
         self._stack.callback(self._rung.close)
@@ -68,7 +63,7 @@ class ScriptedServer(Closeable):
 
     def greet(self, peer: int) -> None:
         """Send version, own ID and shared memory, which wait in the socket until the device's process has started."""
-        self._send(Message(VERSION), Message(peer), Message(MEMORY, (self.region.descriptor,)))
+        self._relay.greet(peer, self.region.descriptor)
 
     def join(
         self,
@@ -88,12 +83,15 @@ class ScriptedServer(Closeable):
             self._lines[eventfd.descriptor] = (peer, vector, eventfd)
             self._rung.register(eventfd.descriptor, select.EPOLLIN)
         known += eventfds
-        self._send(*(Message(peer, (eventfd.descriptor,)) for eventfd in eventfds), turn=turn)
+        for eventfd in eventfds:
+            self._relay.connect(peer, eventfd.descriptor)
+        self._wait(turn)
 
     def leave(self, peer: int, *, turn: Callable[[], object] | None = None) -> None:
         """Announce that a peer has left; ``turn`` as in `join`."""
         self._forget(peer)
-        self._send(Message(peer), turn=turn)
+        self._relay.leave(peer)
+        self._wait(turn)
 
     def _forget(self, peer: int) -> None:
         for eventfd in self.peers.pop(peer):
@@ -115,22 +113,13 @@ class ScriptedServer(Closeable):
             if peer != but:
                 yield peer, vector, eventfd.take()
 
-    def _send(self, *messages: Message[int], turn: Callable[[], object] | None = None) -> None:
-        deadline = time.monotonic() + SEND_SECONDS
-        for message in messages:
-            self._outbox.put(message)
-        while not (self._outbox.flush() and (turn is None or self._unread_bytes() == 0)):
-            if turn is None:
-                time.sleep(0.001)
-            else:
-                turn()
-            if time.monotonic() > deadline:
-                raise QemuError("the device under test reads no messages")
+    def _wait(self, turn: Callable[[], object] | None) -> None:
         if turn is not None:
-            turn()  # the one that handles the last message may be under way
-            turn()
-
-    def _unread_bytes(self) -> int:
-        """What the device has not read yet (unix(7), SIOCOUTQ; the same number as TIOCOUTQ)."""
-        (count,) = struct.unpack("i", fcntl.ioctl(self._near, termios.TIOCOUTQ, bytes(4)))
-        return int(count)
+            self._relay.wait_until_read(turn)
+            turn()  # the one that handles the last message may be under way still
+            return
+        patience = Patience(SEND_SECONDS)
+        while not self._relay.flush():
+            time.sleep(0.001)
+            if patience.is_over():
+                raise QemuError(f"QEMU has read no message of its server for {SEND_SECONDS:g} s")

@@ -23,7 +23,7 @@ from sim.kernel.mmsg import ReceivedMessages, ReceiveTable
 from sim.kernel.sections import map_sections
 
 
-def connect(path: str | os.PathLike[str]) -> socket.socket:
+def connect(path: str | os.PathLike[str], what: str = "server") -> socket.socket:
     """A socket that is connected to the server on ``path``.
 
     Raises:
@@ -37,7 +37,7 @@ def connect(path: str | os.PathLike[str]) -> socket.socket:
         sock.close()
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise HostError(f"no descriptor for a connection to {path}: {error.strerror}") from error
-        raise UsageError(f"no server listens on {path}: {error.strerror}") from error
+        raise UsageError(f"no {what} listens on {path}: {error.strerror}") from error
     return sock
 
 

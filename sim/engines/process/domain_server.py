@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from sim.engines.base import Arrival, LiveMachine
+from sim.kernel.channel import has_ended
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region, made_smaller
 from sim.wire.clients import Dismissal, JoinedClient, PendingClient
@@ -25,13 +25,7 @@ class SocketArrival:
     @property
     def has_left(self) -> bool:
         """Whether it has left; a byte from it means that, too. Its server then forgets it."""
-        try:
-            self.connected.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except ConnectionError:
-            pass
-        return True
+        return has_ended(self.connected.socket)
 
 
 class SocketServer:

@@ -47,7 +47,7 @@ class QemuIvshmem(Ivshmem):
         self.fires = [False] * self.vectors  # only QEMU knows
         self._machine = machine
         self.number = machine.add_device(vectors=vectors, role=role)
-        self._slot, self._relay = machine.slot(self.number), machine.relay(self.number)
+        self._slot, self._relay = machine.slot(self.number), machine.relays[self.number]
         self._own: list[EventFd] = []
         self._own_readable: list[select.poll] = []
         self._told: set[str] = set()

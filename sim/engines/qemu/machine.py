@@ -28,7 +28,7 @@ class QemuMachine:
     def __init__(self, program: str | None = None, *, incoming: bool = False) -> None:
         self._program = find_qemu(program)
         self.state: socket.socket | None = None
-        self._relays: list[Relay] = []
+        self.relays: list[Relay] = []
         self._far_ends: list[socket.socket] = []
         self._arguments = ["-machine", "pc"]
         self._qemu: Qemu | None = None
@@ -42,9 +42,9 @@ class QemuMachine:
 
     def add_device(self, *, vectors: int, role: str) -> int:
         """One more device; its number."""
-        number = len(self._relays)
+        number = len(self.relays)
         near, far = socket.socketpair()
-        self._relays.append(Relay(near))
+        self.relays.append(Relay(near))
         self._far_ends.append(far)
         self._arguments += ["-chardev", f"socket,fd={far.fileno()},id=ivshmem{number}"]
         device = f"ivshmem-doorbell,id=device{number},chardev=ivshmem{number},vectors={vectors},master={MASTER[role]}"
@@ -54,7 +54,7 @@ class QemuMachine:
     def leave(self, number: int, peer: int) -> None:
         """Tell a device that a peer has left."""
         self._peers_left = True
-        self._relays[number].leave(peer)
+        self.relays[number].leave(peer)
 
     @property
     def why_not_unplugged(self) -> str:
@@ -78,9 +78,6 @@ class QemuMachine:
     def slot(self, number: int) -> int:
         """The PCI slot of a device, on bus 0."""
         return FIRST_SLOT + number
-
-    def relay(self, number: int) -> Relay:
-        return self._relays[number]
 
     @property
     def qemu(self) -> Qemu:
@@ -120,7 +117,7 @@ class QemuMachine:
         self._close_far_ends()
         if self.state is not None:
             self.state.close()
-        for relay in self._relays:
+        for relay in self.relays:
             relay.close()
         if self.descriptor >= 0:
             with contextlib.suppress(OSError):

@@ -8,10 +8,11 @@ import socket
 from collections import Counter
 from typing import Any, Self
 
-from nodes.errors import QemuError, UsageError
+from nodes.errors import QemuError
 from sim.kernel.channel import send_descriptors
 from sim.kernel.closeable import Closeable
 from sim.kernel.waiting import Patience
+from sim.wire.connection import connect
 
 TIMEOUT_SECONDS, LOOK_SECONDS = 60.0, 1.0
 
@@ -29,16 +30,13 @@ class LineConnection:
         self._name = name
         self._received = b""
 
-    def send(self, text: str) -> None:
+    def send(self, text: str, descriptor: int | None = None) -> None:
+        """Send a text, and a descriptor, if there is one, with its first byte."""
         try:
-            self._socket.sendall(text.encode())
-        except OSError as error:
-            raise BrokenConnectionError(f"QEMU's {self._name} connection broke: {error}") from error
-
-    def send_with(self, text: str, descriptor: int) -> None:
-        """Send a text, and a descriptor with its first byte."""
-        try:
-            send_descriptors(self._socket, text.encode(), (descriptor,))
+            if descriptor is None:
+                self._socket.sendall(text.encode())
+            else:
+                send_descriptors(self._socket, text.encode(), (descriptor,))
         except OSError as error:
             raise BrokenConnectionError(f"QEMU's {self._name} connection broke: {error}") from error
 
@@ -85,13 +83,7 @@ class Qmp(Closeable):
             UsageError: nothing listens on the path.
             QemuError: it is no QMP monitor, or another client has it.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            sock.connect(os.fspath(path))
-        except OSError as error:
-            sock.close()
-            raise UsageError(f"no QMP monitor listens on {path}: {error.strerror}") from error
-        connection = cls(sock)
+        connection = cls(connect(path, "QMP monitor"))
         try:
             if not connection.negotiate():
                 raise QemuError(f"what listens on {path} is no QMP monitor")
@@ -113,20 +105,19 @@ class Qmp(Closeable):
         Raises:
             QemuError: QEMU refused it, in its words.
         """
-        self._lines.send(json.dumps({"execute": name, "arguments": arguments}) + "\n")
-        return self._result(name)
+        return self._run(name, arguments)
 
     def give_descriptor(self, name: str, descriptor: int) -> None:
         """Give QEMU a descriptor, which it knows by this name from now on (QMP, getfd)."""
-        self._lines.send_with(json.dumps({"execute": "getfd", "arguments": {"fdname": name}}), descriptor)
-        self._result("getfd")
+        self._run("getfd", {"fdname": name}, descriptor)
 
     def wait_for(self, event: str) -> None:
         """Return once QEMU has sent this event, which then counts as seen."""
         while not self.seen.pop(event, 0):
             self._answer()
 
-    def _result(self, command: str) -> Any:
+    def _run(self, command: str, arguments: dict[str, Any], descriptor: int | None = None) -> Any:
+        self._lines.send(json.dumps({"execute": command, "arguments": arguments}) + "\n", descriptor)
         while "event" in (answer := self._answer()):
             pass
         if "error" in answer:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from nodes.errors import QemuError
 from nodes.wire.protocol import MEMORY, VERSION, Message
-from sim.kernel.channel import Outbox, unread_bytes
+from sim.kernel.channel import Outbox, has_ended, unread_bytes
 from sim.kernel.eventfd import EventFd
 from sim.kernel.waiting import Patience
 
@@ -77,13 +77,7 @@ class Relay:
     @property
     def has_left(self) -> bool:
         """Whether QEMU has closed its end; a byte from it means that, too."""
-        try:
-            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except ConnectionError:
-            pass
-        return True
+        return has_ended(self._socket)
 
     def flush(self) -> bool:
         """Send what waits; returns whether that was all.
