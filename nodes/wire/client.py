@@ -67,11 +67,13 @@ class Ignored(Struct, Generic[D], frozen=True):
         reason: what it is.
         descriptors: what came with it; the receiver closes them.
         repeated: whether the same was reported before, of the same peer.
+        rule: the rule of `nodes.wire.rules` that the server violates; "" where a client alone cannot tell.
     """
 
     reason: str
     descriptors: tuple[D, ...] = ()
     repeated: bool = False
+    rule: str = ""
 
 
 Event = Assigned | MemoryShared[D] | VectorConnected[D] | PeerLeft | Ignored[D]

@@ -8,7 +8,7 @@ from nodes.errors import RemoteProtocolError
 from nodes.wire.capture import Bytes, Closes, Connects, Entry, Kind, SentMessage
 from nodes.wire.client import Event, Ignored, PeerLeft, VectorConnected
 from nodes.wire.explanation import Analysis, ExplainedEntry, problems_of
-from nodes.wire.v2.client import BUFFER_BYTES, FramedClient, Initialized
+from nodes.wire.v2.client import FramedClient, Initialized
 from nodes.wire.v2.protocol import HEADER_BYTES, V2, Frame, FrameKind
 
 
@@ -65,29 +65,21 @@ class _Reader:
             return ExplainedEntry(entry, "after the end of the device")
         data = act.encode()
         frame = Frame(act.number & 0xFFFF_FFFF, data[HEADER_BYTES:], act.kinds)
-        broken = self._broken(frame)
+        is_vector, is_leave = frame.kind == FrameKind.EVENT_FD, frame.kind == FrameKind.PEER_GONE
+        broken = []
+        if self.client.numbers is not None and (is_vector or is_leave) and frame.is_whole:
+            broken += [self._leave(*frame.fields())] if is_leave else []
+            broken += ["v2-two-descriptors"] if len(frame.descriptors) > is_vector else []
         try:
             events = list(self.client.receive(data, act.kinds))
         except RemoteProtocolError as error:
             self._unreadable = True
-            return self._judged(entry, "what a device does not take", broken or ["v2-greeting"], str(error))
+            rule = "v2-greeting" if self.client.numbers is None else "v2-long-message"
+            return self._judged(entry, "what a device does not take", [rule], str(error))
+        self._gone.difference_update(event.peer for event in events if isinstance(event, VectorConnected))
+        broken[:0] = [event.rule for event in events if isinstance(event, Ignored)]
         said = "; ".join(self._meaning(event) for event in events)
-        return self._judged(entry, said, broken, said)
-
-    def _broken(self, frame: Frame[Kind]) -> list[str]:
-        """The rules that a message after INIT violates."""
-        numbers = self.client.numbers
-        if numbers is None:
-            return []
-        if len(frame.encode()) > BUFFER_BYTES:
-            return ["v2-long-message"]
-        if frame.kind not in (FrameKind.EVENT_FD, FrameKind.PEER_GONE):
-            return ["v2-type"]
-        if not frame.is_whole:
-            return ["v2-size"]
-        rule = self._leave(*frame.fields()) if frame.kind == FrameKind.PEER_GONE else self._connect(frame)
-        surplus = len(frame.descriptors) > (frame.kind == FrameKind.EVENT_FD)
-        return [name for name in (rule, "v2-two-descriptors" if surplus else "") if name]
+        return self._judged(entry, said, [rule for rule in broken if rule], said)
 
     def _leave(self, peer: int) -> str:
         client = self.client
@@ -100,21 +92,6 @@ class _Reader:
         if peer not in client.peers:
             return "v2-leave-unknown"
         self._gone.add(peer)
-        return ""
-
-    def _connect(self, frame: Frame[Kind]) -> str:
-        peer, vector = frame.fields()
-        numbers, known = self.client.numbers, self.client.peers.get(peer, 0)
-        assert numbers is not None
-        if vector != known:
-            return "v2-vector-order"
-        if known >= numbers.vectors:
-            return "v2-too-many-vectors"
-        if peer >= numbers.max_peers:
-            return "v2-peer"
-        if not frame.descriptors:
-            return "v2-eventfd-missing"
-        self._gone.discard(peer)
         return ""
 
     def _judged(self, entry: Entry, meaning: str, broken: list[str], got: str) -> ExplainedEntry:

@@ -66,13 +66,13 @@ class FramedClient(Client[D]):
             case FrameKind.EVENT_FD if frame.is_whole:
                 return self._connected(frame, self.numbers)
             case FrameKind.EVENT_FD:
-                return Ignored("Invalid eventfd message size", frame.descriptors)
+                return Ignored("Invalid eventfd message size", frame.descriptors, rule="v2-size")
             case FrameKind.PEER_GONE if frame.is_whole:
                 return self._gone(frame, self.numbers)
             case FrameKind.PEER_GONE:
-                return Ignored("Invalid peer-gone message size", frame.descriptors)
+                return Ignored("Invalid peer-gone message size", frame.descriptors, rule="v2-size")
             case kind:
-                return Ignored(f"invalid message, type {kind}", frame.descriptors)
+                return Ignored(f"invalid message, type {kind}", frame.descriptors, rule="v2-type")
 
     def _initialize(self, frame: Frame[D]) -> Event[D]:
         if frame.kind != FrameKind.INIT:
@@ -95,13 +95,17 @@ class FramedClient(Client[D]):
         peer, vector = frame.fields()
         known = self.peers.get(peer, 0)
         if vector != known:
-            return Ignored(f"Received vector {vector} out of order", frame.descriptors)
+            return Ignored(f"Received vector {vector} out of order", frame.descriptors, rule="v2-vector-order")
         if known >= numbers.vectors:
-            return Ignored(f"Too many eventfd received, device has {numbers.vectors} vectors", frame.descriptors)
+            return Ignored(
+                f"Too many eventfd received, device has {numbers.vectors} vectors",
+                frame.descriptors,
+                rule="v2-too-many-vectors",
+            )
         if peer >= numbers.max_peers:
-            return Ignored(f"invalid peer {peer}", frame.descriptors)
+            return Ignored(f"invalid peer {peer}", frame.descriptors, rule="v2-peer")
         if not frame.descriptors:
-            return Ignored(f"server sent vector {vector} of peer {peer} without an eventfd")
+            return Ignored(f"server sent vector {vector} of peer {peer} without an eventfd", rule="v2-eventfd-missing")
         self.peers[peer] = known + 1
         return VectorConnected(peer, vector, frame.descriptors[0])
 
