@@ -32,17 +32,8 @@ def site_of(domain: Domain) -> tuple[str, str]:
     return ("domain", domain.name) if domain.host == ANY_HOST else ("host", domain.host)
 
 
-def sites_of_condition(topology: Topology, condition: Condition) -> set[tuple[str, str]]:
-    """The sites of the machines that a condition is about."""
-    return _sites(topology, domains_of_condition(topology, condition))
-
-
-def sites_of_entry(topology: Topology, entry: TimelineEntry) -> set[tuple[str, str]]:
-    """The sites of all that an entry of the timeline names."""
-    return _sites(topology, _domains_of_entry(topology, entry))
-
-
 def _sites(topology: Topology, names: Collection[str]) -> set[tuple[str, str]]:
+    """The sites of these domains."""
     return {site_of(domain) for domain in topology.domains if domain.name in names}
 
 
@@ -145,11 +136,11 @@ def check_hosts(topology: Topology, report: Report) -> None:
         return
     _check_machines(topology, report)
     for place, entry in enumerate(topology.timeline):
-        if len(sites_of_entry(topology, entry)) > 1:
+        if len(_sites(topology, _domains_of_entry(topology, entry))) > 1:
             _check_entry(topology, entry, place, report)
     for place, expectation in enumerate(topology.expectations):
         condition = expectation.that
-        if len(sites_of_condition(topology, condition)) < 2:
+        if len(_sites(topology, domains_of_condition(topology, condition))) < 2:
             continue
         hint = "`of` names machines of one host"
         if expectation.abort:

@@ -202,7 +202,7 @@ class Actions:
 
     def _garble(self, incarnation: Incarnation, action: Garble) -> Details:
         peer = incarnation.peers[0]
-        if peer is None or not self._domains[incarnation.rows[0].domain].garble(peer, action.message):
+        if peer is None or not self._domains[incarnation.rows[0].domain].server.garble(peer, action.message):
             raise ActionError("no server is connected to it")
         incarnation.garbled = True
         return {"message": action.message}
@@ -240,13 +240,13 @@ class Actions:
     # Servers
 
     def _stop_server(self, domain: LiveDomain, _action: Action) -> Details:
-        if not domain.is_served:
+        if not domain.server.is_listening:
             raise ActionError("no server listens")
-        domain.stop()
+        domain.server.stop()
         return {"domain": domain.name}
 
     def _start_server(self, domain: LiveDomain, _action: Action) -> Details:
-        if domain.is_served:
+        if domain.server.is_listening:
             raise ActionError("a server listens already")
         try:
             domain.start()

@@ -46,7 +46,7 @@ class LiveDomain:
         self._vectors = 1
         self._next_peer = 0
         self._on_leave = on_leave
-        self._server = engine.make_server(domain, number, on_arrival=self._arrive, on_leave=self._leave)
+        self.server = engine.make_server(domain, number, on_arrival=self._arrive, on_leave=self._leave)
 
     def open(self, machines: LiveMachines) -> None:
         """Listen, and wait for the machines that are present from the start."""
@@ -63,37 +63,24 @@ class LiveDomain:
         self._missing = len(self._awaited)
         self.start()
 
-    @property
-    def is_served(self) -> bool:
-        """Whether a server listens."""
-        return self._server.is_listening
-
     def start(self) -> None:
         """Let a server listen; its IDs continue where those of the last one ended."""
-        self._server.listen(vectors=self._vectors, first_peer=self._next_peer)
-
-    def stop(self) -> None:
-        """Disconnect all clients and stop listening; the counters of the vectors stay."""
-        self._server.stop()
-
-    def garble(self, peer: int, kind: str) -> bool:
-        """Send a peer something malformed (`nodes.wire.server.Server.malformed`); False when it is not connected."""
-        return self._server.garble(peer, kind)
+        self.server.listen(vectors=self._vectors, first_peer=self._next_peer)
 
     def counters(self, peer: int, vectors: tuple[int, ...]) -> list[Counter]:
         """The counters of these vectors (none: all) of a peer."""
-        client = self._server.client(peer)
+        client = self.server.client(peer)
         eventfds = client.eventfds if client is not None else ()
         return [eventfd for vector, eventfd in enumerate(eventfds) if not vectors or vector in vectors]
 
     def take_pending(self) -> Iterator[tuple[int, int, int]]:
         """Empty every counter of every peer there ever was: (peer, vector, doorbells)."""
-        for client in self._server.clients():
+        for client in self.server.clients():
             for vector, counter in enumerate(client.eventfds):
                 yield client.peer, vector, counter.take()
 
     def close(self) -> None:
-        self._server.close()
+        self.server.close()
 
     def _arrive(self, arrival: Arrival) -> None:
         assert self._machines is not None
@@ -118,7 +105,7 @@ class LiveDomain:
                     if client is not None:  # otherwise it has left while it waited
                         self._on_foreign(foreign, client.peer)
                         announce_foreign_peer(self._machines, self.number, client.peer, is_there=True)
-                        self._server.guard_eventfds()
+                        self.server.guard_eventfds()
             self._foreign_arrivals.clear()
 
     def _leave(self, client: Client, reason: str) -> None:
@@ -129,7 +116,7 @@ class LiveDomain:
     def _admit(self, arrivals: list[tuple[Incarnation, Arrival]]) -> None:
         """Let machines join; they are told of all connected peers."""
         joined = self._join([(arrival, incarnation.machine.vectors) for incarnation, arrival in arrivals])
-        eventfds = self._server.connected_eventfds()
+        eventfds = self.server.connected_eventfds()
         for (incarnation, _), client in zip(arrivals, joined, strict=False):
             place = self._place(incarnation)
             if place is not None and client is not None:
@@ -144,7 +131,7 @@ class LiveDomain:
 
     def _join(self, arrivals: list[tuple[Arrival, int]]) -> Sequence[Client | None]:
         try:
-            joined = self._server.admit(arrivals)
+            joined = self.server.admit(arrivals)
         except HostError as error:
             self._on_fault(str(error))
             return []

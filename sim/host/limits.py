@@ -50,7 +50,7 @@ class Host:
         Args:
             runs: The directory in which run directories are made; it need not exist.
         """
-        capabilities = _capabilities()
+        capabilities = int(_field("/proc/self/status", "CapEff") or "0", 16)
         mighty = bool(capabilities & (1 << CAP_SYS_RESOURCE | 1 << CAP_SYS_ADMIN))
         nimble = bool(capabilities & 1 << CAP_SYS_NICE)
         return cls(
@@ -70,13 +70,6 @@ class Host:
             file_bytes=_soft(resource.RLIMIT_FSIZE, "ulimit -f"),
             cpu_s=_soft(resource.RLIMIT_CPU, "ulimit -t"),
         )
-
-
-def _capabilities() -> int:
-    for line in _lines("/proc/self/status"):
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
 
 
 def _hard(limit: int, name: str) -> Remaining | None:
@@ -128,10 +121,8 @@ def _own_tasks() -> int:
 
 
 def _available() -> Remaining | None:
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            return Remaining(int(line.split()[1]) << 10, "available memory")
-    return None
+    kib = _field("/proc/meminfo", "MemAvailable")
+    return Remaining(int(kib) << 10, "available memory") if kib else None
 
 
 def _of_groups(controller: str) -> Iterator[Remaining]:
@@ -183,6 +174,11 @@ def _lines(path: str | Path) -> list[str]:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
+
+
+def _field(path: str, name: str) -> str:
+    """The first word after a name that begins a line; "" where no line does."""
+    return next((line.split()[1] for line in _lines(path) if line.startswith(f"{name}:")), "")
 
 
 def _number(path: str | Path) -> int | None:

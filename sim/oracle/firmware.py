@@ -19,6 +19,7 @@ import struct
 from nodes.errors import QemuError
 from sim.engines.qemu.qmp import LineConnection
 from sim.engines.qemu.qtest import Qemu
+from sim.kernel.closeable import Closeable
 
 IMAGE_BYTES = 1 << 16  # QEMU wants whole 64 KiB, and maps the last ones below 1 MiB as well
 BASE = 0xF0000
@@ -93,7 +94,7 @@ def _command(kind: str, size_bytes: int, place: int, value: int, *, result: int 
     return struct.pack("<5Q", code, place, value, result, select)
 
 
-class GuestCpu:
+class GuestCpu(Closeable):
     """Owns the firmware that QEMU reads, and the connection to the debug port.
 
     QEMU is started with ``arguments`` and the descriptors in ``inherit``; then comes `start`.
@@ -117,10 +118,7 @@ class GuestCpu:
             *("-device", f"isa-debugcon,chardev=done,iobase={DEBUG_PORT:#x}"),
         ]
 
-    def __enter__(self) -> GuestCpu:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._stack.close()
 
     def start(self, qemu: Qemu, *, boots: bool = True) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import time
+import socket
 from collections.abc import Sequence
 
-from nodes.errors import QemuError
+from sim.engines.qemu.migration import send_state
 from sim.engines.qemu.qtest import Qemu, config_read_lines, config_write_lines, read_line, write_line
 from sim.oracle import firmware
 from sim.oracle import operations as ops
@@ -17,7 +16,6 @@ from sim.oracle.scripted_server import ScriptedServer
 from sim.oracle.simulated_device import Observation
 
 SLOT = 4
-MIGRATION_SECONDS = 60.0
 REGISTER_WINDOWS = WINDOWS[0]
 WINDOW_BYTES = 1 << 24
 Place = tuple[int, int]
@@ -39,12 +37,15 @@ class RealDevice:
         self._stack = contextlib.ExitStack()
         self._start(scene.connected)
 
-    def _start(self, connected: int, *options: str) -> None:
-        """Start a QEMU at a server of its own, and wait until it has heard of its own vectors."""
+    def _start(self, connected: int, incoming: socket.socket | None = None) -> None:
+        """Start a QEMU at a server of its own, and wait until it has heard of its own vectors.
+
+        ``incoming``: it waits for the state of another one there.
+        """
         scene = self._scene
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(ScriptedServer(scene.memory_bytes))
-            arguments = ["-machine", scene.machine, *options]
+            arguments = ["-machine", scene.machine]
             role = ",master=on" if scene.role == "master" else ""
             if scene.vectors:
                 server.greet(scene.peer)
@@ -57,6 +58,9 @@ class RealDevice:
                 backend = f"memory-backend-file,id=mem,share=on,size={scene.memory_bytes},mem-path={path}"
                 arguments += ["-object", backend, "-device", f"ivshmem-plain,memdev=mem,addr={SLOT:#x}.0{role}"]
             inherit, accel = [descriptor], "tcg"
+            if incoming is not None:
+                arguments += ["-incoming", f"fd:{incoming.fileno()}"]
+                inherit.append(incoming.fileno())
             self._cpu = None
             if scene.access != "qtest":
                 self._cpu = stack.enter_context(firmware.GuestCpu())
@@ -65,7 +69,7 @@ class RealDevice:
                 accel = scene.access
             self.qemu = stack.enter_context(Qemu(self._program, arguments, inherit, accel=accel))
             server.hand_over()
-            if self._cpu is not None and not options:
+            if self._cpu is not None and incoming is None:
                 self._cpu.start(self.qemu)
             self._server = server
             self._connected = 0
@@ -193,28 +197,15 @@ class RealDevice:
                     self._cpu.wait(qemu)
 
     def _move(self) -> None:
-        """Migrate to a new QEMU, whose server is a fresh one: own vectors are there, peers are not.
-
-        The stream goes through a pipe. At its end, QEMU waits for the process that reads it: nothing may be asked of
-        the destination before this end of the pipe is closed.
-        """
+        """Migrate to a new QEMU, whose server is a fresh one: own vectors are there, peers are not."""
         old, source, connected = self._current, self.qemu, self._connected
-        read_end, write_end = os.pipe()
-        try:
-            ours = f"/proc/{os.getpid()}/fd"
-            self._start(0, "-incoming", "defer")
-            self.qemu.qmp("migrate-incoming", uri=f"exec:cat {ours}/{read_end}")
-            source.qmp("migrate", uri=f"exec:cat > {ours}/{write_end}")
-            _await_migration(source, "the source")
-            os.close(write_end)
-            write_end = -1
-            _await_migration(self.qemu, "the destination")
+        near, far = socket.socketpair()
+        with near, far:
+            self._start(0, incoming=far)
+            far.close()
+            send_state(source, self.qemu, near, fault="")
             if self._cpu is not None:
                 self._cpu.start(self.qemu, boots=False)
-        finally:
-            os.close(read_end)
-            if write_end >= 0:
-                os.close(write_end)
         old.close()
         self._join_own(connected)
 
@@ -253,11 +244,3 @@ def _can_ring(operation: Operation) -> bool:
     if not isinstance(operation, ops.Write):
         return False
     return any(base <= operation.address < base + WINDOW_BYTES for base in REGISTER_WINDOWS)
-
-
-def _await_migration(qemu: Qemu, what: str) -> None:
-    deadline_s = time.monotonic() + MIGRATION_SECONDS
-    while (status := qemu.qmp("query-migrate").get("status")) != "completed":
-        if status in ("failed", "cancelled") or time.monotonic() > deadline_s:
-            raise QemuError(f"the migration did not complete on {what}: {status}")
-        time.sleep(0.002)
