@@ -197,11 +197,13 @@ class _Count:
                 hits = entry.repeat * (entry.pick or len(entry.machines))
                 incarnations.update(dict.fromkeys(entry.machines, math.ceil(hits / max(1, len(entry.machines)))))
             migrations += isinstance(entry.action, Migrate)
+        # Of a machine that never joins, there is room for one incarnation, too.
+        incarnations = Counter({index: max(1, number) for index, number in incarnations.items()})
         connections = eventfds = messages = 0
         for domain in topology.domains:
             members = [machine for machine in topology.machines if domain.name in machine.domains]
-            own = sum(machine.vectors * max(1, incarnations[machine.index]) for machine in members)
-            heads = sum(max(1, incarnations[machine.index]) for machine in members)
+            own = sum(machine.vectors * incarnations[machine.index] for machine in members)
+            heads = sum(incarnations[machine.index] for machine in members)
             connections, eventfds = connections + heads, eventfds + own
             # A new peer is told all eventfds and its own; each other peer is told those of the new one.
             messages += heads * (GREETING_MESSAGES + own)
@@ -285,14 +287,9 @@ def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[ResourceD
         by_kind[domain.memory.kind] += domain.memory.size_bytes
     layouts = Layouts(topology)
     each = {machine.vectors: layouts.of(machine).words * WORD_BYTES for machine in _kinds(topology)}
-    drains = sum(
-        layouts.of(machine).drains * len(machine.domains) * max(1, count.incarnations[machine.index])
-        for machine in topology.machines
-    )
-    recordings = sum(
-        each[machine.vectors] * len(machine.domains) * max(1, count.incarnations[machine.index])
-        for machine in topology.machines
-    )
+    devices = [(machine, len(machine.domains) * count.incarnations[machine.index]) for machine in topology.machines]
+    drains = sum(layouts.of(machine).drains * times for machine, times in devices)
+    recordings = sum(each[machine.vectors] * times for machine, times in devices)
     shared, private = sum(by_kind.values()), PRIVATE_BYTES * count.machines + EVENTFD_BYTES * count.eventfds
     private += QEMU_BYTES * count.qemus
     made_of = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from functools import partial
 
 from nodes.device.v2.sections import ENTRY_BYTES, PAGE_BYTES, SectionLayout, Sections
 from nodes.errors import RemoteProtocolError
@@ -22,16 +23,9 @@ def map_sections(descriptor: int, layout: SectionLayout, peer: int) -> Sections:
     Raises:
         RemoteProtocolError: it cannot be mapped, or is smaller than the layout.
     """
-    shared, own = layout.shared, layout.output(peer)
     try:
-        return Sections(
-            layout,
-            peer,
-            memoryview(mmap.mmap(descriptor, layout.size_bytes, access=mmap.ACCESS_READ)),
-            table=_map(descriptor, 0, layout.table_bytes),
-            shared=_map(descriptor, shared.start, shared.stop),
-            own=_map(descriptor, own.start, own.stop),
-        )
+        whole = memoryview(mmap.mmap(descriptor, layout.size_bytes, access=mmap.ACCESS_READ))
+        return Sections(layout, peer, whole, partial(_map, descriptor))
     except (OSError, ValueError) as error:  # ValueError: it has shrunk meanwhile
         raise RemoteProtocolError(f"the server's shared memory cannot be mapped: {error}") from error
 

@@ -78,18 +78,16 @@ def read_machines(
         names, members, [member.of(place) for member in members for place in range(len(member.indices))]
     )
     run = fields.get("run", {})
-    only_migratable = run.get("only_migratable", False)
     for settings, _ in resolved.kinds():
         _settle_domains(settings, domains, report)
         _settle_scheduling(settings, report)
         _settle_device(settings, report)
         _check_kind(settings, run.get("engine", "process"), report)
-        if only_migratable:
-            _check_migratable(settings, report)
     first = _first(resolved)
     _check_masters(resolved, domains, first, report)
-    if only_migratable:
-        _check_autos(resolved, first, report)
+    if run.get("only_migratable", False):
+        for settings, indices in resolved.kinds():
+            _check_migratable(settings, indices, first, report)
     _find_programs(resolved, programs, report)
     return resolved
 
@@ -255,7 +253,7 @@ def _settle_external(settings: Settings, report: Report) -> None:
         report.add(settings.at("domains"), 'one domain, for kind = "external"', str(len(settings.values["domains"])))
 
 
-def _check_migratable(settings: Settings, report: Report) -> None:
+def _check_migratable(settings: Settings, indices: Sequence[int], first: Mapping[str, int], report: Report) -> None:
     """Report what QEMU started with --only-migratable refuses (migration.json)."""
     values = settings.values
     profile = PROFILES.get(values["profile"])
@@ -266,7 +264,12 @@ def _check_migratable(settings: Settings, report: Report) -> None:
             expected,
             f"Device {profile.name} is not migratable, but --only-migratable was specified",
         )
-    elif values["role"] == "peer":
+    elif values["role"] == "peer" or (
+        values["role"] == "auto"  # which is a peer unless its ID is 0
+        and profile is not None
+        and profile.server
+        and any(first.get(name, indices[0]) != index for index in indices for name in values["domains"])
+    ):
         _refuse(settings, "role", Blocker("peer mode", "ivshmem"), report)
     for reason in values["blockers"][:1]:
         _refuse(settings, "blockers", Blocker(reason), report)
@@ -291,16 +294,6 @@ def _first(resolved: ResolvedMachines) -> dict[str, int]:
             for name in settings.values["domains"]:
                 first.setdefault(name, index)
     return first
-
-
-def _check_autos(resolved: ResolvedMachines, first: Mapping[str, int], report: Report) -> None:
-    """Report machines with the role "auto" that do not get ID 0, and so are peers."""
-    for settings, indices in resolved.kinds():
-        profile = PROFILES.get(settings.values["profile"])
-        if profile is None or settings.values["role"] != "auto" or not profile.server:
-            continue
-        if any(first.get(name, indices[0]) != index for index in indices for name in settings.values["domains"]):
-            _refuse(settings, "role", Blocker("peer mode", "ivshmem"), report)
 
 
 def _check_masters(

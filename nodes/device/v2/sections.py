@@ -6,6 +6,7 @@ the size of the memory as in the QEMU fork's ivshmem2.c.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -110,40 +111,24 @@ class Sections:
         layout: where the sections are.
         peer: whose rights these are.
         memory: all of the memory, read-only.
-        table: the State Table, writable: the device stores its own entry there, the guest never does.
-        shared: the read/write section, writable.
-        own: the own output section, writable.
+        writable: makes a writable view of the bytes from one offset to another: of the State Table, in which the device
+            stores its own entry and the guest nothing, of the read/write section and of the own output section.
     """
 
     def __init__(
-        self,
-        layout: SectionLayout,
-        peer: int,
-        memory: memoryview,
-        *,
-        table: memoryview,
-        shared: memoryview,
-        own: memoryview,
+        self, layout: SectionLayout, peer: int, memory: memoryview, writable: Callable[[int, int], memoryview]
     ) -> None:
+        shared, own = layout.shared, layout.output(peer)
         self.layout, self.peer = layout, peer
         self.memory = memory
-        self.shared = shared
-        self.own = own
-        self._table = table
-        self._states = table[: layout.max_peers * ENTRY_BYTES].cast("I")
+        self._table = writable(0, layout.table_bytes)
+        self.shared, self.own = writable(shared.start, shared.stop), writable(own.start, own.stop)
+        self._states = self._table[: layout.max_peers * ENTRY_BYTES].cast("I")
 
     @classmethod
     def of(cls, layout: SectionLayout, peer: int, memory: memoryview) -> Sections:
         """The sections of memory that this process has mapped as a whole."""
-        shared, own = layout.shared, layout.output(peer)
-        return cls(
-            layout,
-            peer,
-            memory.toreadonly(),
-            table=memory[: layout.table_bytes],
-            shared=memory[shared.start : shared.stop],
-            own=memory[own.start : own.stop],
-        )
+        return cls(layout, peer, memory.toreadonly(), lambda start, stop: memory[start:stop])
 
     def state(self, peer: int) -> int:
         """The State of a peer: its entry in the State Table."""
