@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from nodes.errors import UsageError
 from sim.engines.virtual.cost_model import CostModel, Distribution, load_model
-from sim.results.analysis.costs import MEASURED_MIN, SHARES, MeasuredCosts, measured_costs
 from sim.results.analysis.warnings import disturbances
-from sim.results.arrays import Integers
+from sim.results.arrays import Integers, Mask
 from sim.results.run import Run
 from topologies.language.document import quoted
 
+MEASURED_MIN = 200
+"""With fewer times there is no distribution."""
+SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 0.9999)
+TOGETHER_NS = 20_000
+"""Doorbells of a sender that are further apart were not rung one right after the other."""
 NOTHING_SHARE = 0.05
 WAKE_FACTOR = 4.0
 """A machine wakes up in 1.0 to 2.5 times what a bare wake-up takes on a quiet host."""
@@ -49,7 +55,7 @@ def calibrate(runs: Sequence[Run], base: CostModel | None = None) -> Calibration
         UsageError: a run is of the virtual engine, or damaged; or no run shows anything.
     """
     model = base or load_model()
-    costs = [(run, _measured(run)) for run in runs]
+    costs = [(run, measured_costs(run)) for run in runs]
     read: dict[str, int] = {}
     found: dict[str, object] = {"cpus": runs[0].origin.host.cpus}
     ring_ns, drain_ns = model.ring_ns, model.drain_ns
@@ -127,14 +133,94 @@ def _disturbances(model: CostModel, used: Mapping[str, Run]) -> Iterator[str]:
         )
 
 
-def _measured(run: Run) -> MeasuredCosts:
-    if run.origin.engine != "process":
-        raise UsageError(f"{run.path}: a run of the {run.origin.engine} engine shows the costs of its model only")
-    return measured_costs(run)
-
-
 def _distribution(times_ns: Integers) -> Distribution:
     """The quantiles that so many times give. Beyond the last of them the tail is cut: one stall is no cost."""
     shares = [share for share in SHARES if len(times_ns) * (1 - share) >= SURE]
     costs = np.quantile(np.maximum(times_ns, 0), shares)
     return Distribution(tuple((share, math.floor(cost)) for share, cost in zip(shares, costs, strict=True)))
+
+
+# What a run shows
+
+
+class DrainTimes(NamedTuple):
+    """The drains of a run as columns of one length; ``handled_ns`` is 0 if the program never handled it."""
+
+    machine: Integers
+    delivered_ns: Integers
+    handled_ns: Integers
+
+
+@dataclass(frozen=True)
+class MeasuredCosts:
+    """Times in nanoseconds, one for each occasion; empty where the run does not show any.
+
+    Attributes:
+        rings: from one doorbell of a machine to its next one, without an interrupt of that machine in between.
+        deliveries: from a doorbell that nothing else shared its interrupt with to its delivery.
+        handlings: from a delivery to the end of its handling.
+        handling_rings: how many doorbells the machine rang in each of these.
+        lags: from the time for which a program waited to its doorbell.
+    """
+
+    rings: Integers
+    deliveries: Integers
+    handlings: Integers
+    handling_rings: Integers
+    lags: Integers
+
+
+def measured_costs(run: Run) -> MeasuredCosts:
+    """The costs that a run shows, its warm-up left out.
+
+    Raises:
+        UsageError: it is of the virtual engine, or a table is missing or damaged.
+    """
+    if run.origin.engine != "process":
+        raise UsageError(f"{run.path}: a run of the {run.origin.engine} engine shows the costs of its model only")
+    samples, table = run.columns, run.drains()
+    names = ("machine", "delivered_ns", "handled_ns")
+    drains = DrainTimes(*(table[name].fill_null(0).to_numpy().astype(np.int64) for name in names))
+    order = np.lexsort((samples.rung_ns, samples.source))
+    source, rung_ns = samples.source[order], samples.rung_ns[order]
+    intended_ns, warmup = samples.intended_ns[order], samples.warmup[order]
+    measured = ~samples.warmup
+    alone = measured & (samples.count == 1) & (samples.delivered_ns > 0)
+    gaps = np.diff(rung_ns)
+    next_to = (source[1:] == source[:-1]) & ~warmup[1:] & (gaps <= TOGETHER_NS)
+    follows = np.concatenate(([False], (source[1:] == source[:-1]) & (gaps <= TOGETHER_NS)))
+    planned = ~warmup & (intended_ns > 0) & ~follows
+    handlings, handling_rings = _handlings(drains, source, rung_ns, run.origin.sample_every)
+    return MeasuredCosts(
+        rings=gaps[next_to & ~_interrupted(drains, source, rung_ns)] if run.origin.sample_every == 1 else gaps[:0],
+        deliveries=(samples.delivered_ns - samples.rung_ns)[alone],
+        handlings=handlings,
+        handling_rings=handling_rings,
+        lags=(rung_ns - intended_ns)[planned],
+    )
+
+
+def _interrupted(drains: DrainTimes, source: Integers, rung_ns: Integers) -> Mask:
+    """Whether the machine took an interrupt between a doorbell and the next one in the table."""
+    taken = np.zeros(len(source), np.int64)
+    for index in np.unique(source):
+        own = source == index
+        taken[own] = np.searchsorted(np.sort(drains.delivered_ns[drains.machine == index]), rung_ns[own])
+    return np.asarray(taken[1:] != taken[:-1], np.bool_)
+
+
+def _handlings(drains: DrainTimes, source: Integers, rung_ns: Integers, sample_every: int) -> tuple[Integers, Integers]:
+    """The time of each handling, and the doorbells that the machine rang in it.
+
+    Unless every doorbell has its time stamp, these are known only of machines that rang none.
+    """
+    machine, begin_ns, end_ns = drains
+    known = end_ns > 0
+    if sample_every != 1:
+        known &= ~np.isin(machine, source) & (sample_every > 0)
+    machine, begin_ns, end_ns = machine[known], begin_ns[known], end_ns[known]
+    rings = np.zeros(len(machine), np.int64)
+    for index in np.unique(machine) if sample_every == 1 else ():
+        own, its = machine == index, rung_ns[source == index]
+        rings[own] = np.searchsorted(its, end_ns[own]) - np.searchsorted(its, begin_ns[own])
+    return end_ns - begin_ns, rings

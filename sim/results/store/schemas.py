@@ -32,9 +32,20 @@ keep_pandas_out(lambda: pa.scalar(0))
 ROW_LIMIT = 100_000_000
 
 
-def _schema(*columns: tuple[str, pa.DataType, str]) -> pa.Schema:
-    """Columns as (name, type, nullable: "null" or "")."""
-    return pa.schema([pa.field(name, kind, nullable == "null") for name, kind, nullable in columns])
+# The types of columns by their names; all others are whole numbers of 64 bits.
+COLUMN_TYPES = {
+    **dict.fromkeys(("source", "target", "machine", "peer", "vector", "bin"), pa.uint16()),
+    **dict.fromkeys(("cpu", "pid", "next_pid"), pa.int32()),
+    **dict.fromkeys(("latency", "phase", "event", "name", "state", "next_name"), pa.string()),
+    "warmup": pa.bool_(),
+}
+
+
+def _schema(*columns: str) -> pa.Schema:
+    """Columns by their names; those that end in a question mark may be null."""
+    names = [column.rstrip("?") for column in columns]
+    kinds = [COLUMN_TYPES.get(name, pa.int64()) for name in names]
+    return pa.schema([*map(pa.field, names, kinds, (column.endswith("?") for column in columns))])
 
 
 KINDS = {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string()}
@@ -54,61 +65,14 @@ RESOURCES = schema_of(Resources, machine=pa.int32(), descriptors=pa.int32(), thr
 
 SCHEMAS: dict[str, pa.Schema] = {
     "samples": _schema(
-        ("source", pa.uint16(), ""),
-        ("target", pa.uint16(), "null"),
-        ("vector", pa.uint16(), ""),
-        ("intended_ns", pa.int64(), "null"),
-        ("rung_ns", pa.int64(), ""),
-        ("delivered_ns", pa.int64(), "null"),
-        ("handled_ns", pa.int64(), "null"),
-        ("count", pa.int64(), "null"),
-        ("warmup", pa.bool_(), ""),
+        "source", "target?", "vector", "intended_ns?", "rung_ns", "delivered_ns?", "handled_ns?", "count?", "warmup"
     ),
-    "drains": _schema(
-        ("machine", pa.uint16(), ""),
-        ("vector", pa.uint16(), ""),
-        ("count", pa.int64(), ""),
-        ("delivered_ns", pa.int64(), ""),
-        ("handled_ns", pa.int64(), "null"),
-    ),
-    "edges": _schema(
-        ("source", pa.uint16(), ""),
-        ("peer", pa.uint16(), ""),
-        ("target", pa.uint16(), "null"),
-        ("vector", pa.uint16(), ""),
-        ("rung", pa.int64(), ""),
-        ("refused", pa.int64(), ""),
-    ),
-    "vectors": _schema(
-        ("machine", pa.uint16(), ""),
-        ("vector", pa.uint16(), ""),
-        ("rung", pa.int64(), ""),
-        ("delivered", pa.int64(), ""),
-        ("pending", pa.int64(), ""),
-        ("refused", pa.int64(), ""),
-        ("interrupts", pa.int64(), ""),
-        ("settled", pa.int64(), ""),
-    ),
+    "drains": _schema("machine", "vector", "count", "delivered_ns", "handled_ns?"),
+    "edges": _schema("source", "peer", "target?", "vector", "rung", "refused"),
+    "vectors": _schema("machine", "vector", "rung", "delivered", "pending", "refused", "interrupts", "settled"),
     "resources": RESOURCES,
-    "histograms": _schema(
-        ("latency", pa.string(), ""),
-        ("phase", pa.string(), ""),
-        ("machine", pa.uint16(), "null"),
-        ("bin", pa.uint16(), ""),
-        ("low_ns", pa.int64(), ""),
-        ("high_ns", pa.int64(), ""),
-        ("count", pa.int64(), ""),
-    ),
-    "kernel": _schema(
-        ("time_ns", pa.int64(), ""),
-        ("cpu", pa.int32(), ""),
-        ("event", pa.string(), ""),
-        ("pid", pa.int32(), ""),
-        ("name", pa.string(), ""),
-        ("state", pa.string(), ""),
-        ("next_pid", pa.int32(), ""),
-        ("next_name", pa.string(), ""),
-    ),
+    "histograms": _schema("latency", "phase", "machine?", "bin", "low_ns", "high_ns", "count"),
+    "kernel": _schema("time_ns", "cpu", "event", "pid", "name", "state", "next_pid", "next_name"),
 }
 
 MIGRATIONS = schema_of(MigrationOutcome, verdict=pa.string())
