@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from topologies.scenario_files import shipped
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows of as many cells as lines: in each but the last column, the cells have one width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    for row in rows:
+        yield "  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip()
 
 
 class Reference(NamedTuple):
@@ -25,10 +33,7 @@ class Reference(NamedTuple):
     def plain(self) -> str:
         """The table as columns of text that ends in a newline; names and titles alone need no head."""
         rows = [tuple(cell.replace("`", "") for cell in row) for row in (self.head, *self.rows)]
-        rows = rows[1:] if len(self.head) == 2 else rows
-        widths = [max(len(row[column]) for row in rows) for column in range(len(self.head) - 1)]
-        lines = ("  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows)
-        return "\n".join(lines) + "\n"
+        return "\n".join(aligned(rows[1:] if len(self.head) == 2 else rows)) + "\n"
 
 
 def topologies_table() -> Reference:

@@ -30,10 +30,10 @@ def list_profiles() -> None:
 def list_cells() -> None:
     """List the cells of a profile that a variant can change, and their values."""
     from nodes.device.variants import VARIANT_CELLS
+    from topologies.text_tables import aligned
 
-    width = max(map(len, VARIANT_CELLS))
-    for name, cell in VARIANT_CELLS.items():
-        click.echo(f"{name:<{width}}  {cell.text} ({cell.values})")
+    for line in aligned([(name, f"{cell.text} ({cell.values})") for name, cell in VARIANT_CELLS.items()]):
+        click.echo(line)
 
 
 @device.command("odd")

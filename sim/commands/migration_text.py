@@ -9,14 +9,12 @@ from nodes.qemu_versions import QemuVersion
 from topologies.migration_check import FailingMigration
 from topologies.migration_plan import MigrationPlan, PlannedMachine, Step
 from topologies.resolve.names import several
+from topologies.text_tables import aligned
 
 
 def plan_lines(plan: MigrationPlan) -> Iterator[str]:
     """A plan in lines: the machines, the steps, what is copied and what is lost."""
-    rows = list(_rows(plan.machines))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
+    yield from aligned(list(_rows(plan.machines)))
     yield ""
     if not plan.steps:
         yield "nothing can move"

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nodes.errors import UsageError
-from sim.results.counts import COUNTED, Counts, Scopes, UnknownMetricError
+from sim.results.analysis.balance import COUNTED
+from sim.results.counts import Counts, Scopes, UnknownMetricError
 from topologies import Condition
 from topologies.metrics import METRICS
 

@@ -18,11 +18,8 @@ from nodes.spelling import did_you_mean
 from sim.recording import Recording
 from sim.recording.header import COUNTER_AT
 from sim.recording.reader import PEERS, VECTOR_MASK, edges_so_far, vectors_so_far
-from sim.results.arrays import Integers, Mask
+from sim.results.arrays import Integers, Mask, sums_at
 from topologies.metrics import parse_owner
-
-COUNTED = ("rung", "delivered", "interrupts", "refused", "pending", "settled")
-"""The counts of a line (a vector of a machine)."""
 
 
 class UnknownMetricError(Exception):
@@ -181,14 +178,8 @@ def _lines(edges: Mapping[str, Integers], arrived: Integers) -> dict[str, Intege
     keys = np.concatenate((arrived[:, 0] << 16 | arrived[:, 1], edges["target"] << 16 | edges["vector"]))
     there, place = np.unique(keys, return_inverse=True)
     at_line, at_edge = place[: len(arrived)], place[len(arrived) :]
-
-    def summed(places: Integers, column: Integers) -> Integers:
-        sums = np.zeros(len(there), np.int64)
-        np.add.at(sums, places, column)
-        return sums
-
-    rung, refused = summed(at_edge, edges["rung"]), summed(at_edge, edges["refused"])
-    delivered, interrupts = summed(at_line, arrived[:, 2]), summed(at_line, arrived[:, 3])
+    rung, refused = (sums_at(at_edge, edges[name], len(there)) for name in ("rung", "refused"))
+    delivered, interrupts = (sums_at(at_line, column, len(there)) for column in arrived[:, 2:].T)
     return {
         "machine": there >> 16,
         "vector": there & 0xFFFF,

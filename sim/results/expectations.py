@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from nodes.errors import UsageError
 from sim.results import Run
+from sim.results.analysis.balance import COUNTED
 from sim.results.analysis.latency.latencies import Samples
 from sim.results.arrays import Integers, Mask
-from sim.results.counts import COUNTED, Counts, Scope, Scopes, UnknownMetricError
+from sim.results.counts import Counts, Scope, Scopes, UnknownMetricError
 from sim.results.store import files
 from sim.results.store.manifest import MachineRow
 from sim.results.summary import ExpectationVerdict, GroupFigures, MigrationOutcome, value_at

@@ -27,6 +27,7 @@ from nodes.device.profile import Profile
 from nodes.device.qemu_1_1.profiles import occurrence
 from nodes.device.registers import AccessRules, RegisterMap
 from nodes.device.v2.device import VENDOR_CAPABILITY
+from topologies.text_tables import aligned
 
 EXAMPLE_VECTORS = 2
 HEADER_FIELDS = (
@@ -62,9 +63,7 @@ CAPABILITY_FIELDS = {
 
 def summary(profiles: Iterable[Profile]) -> str:
     """One line for each profile."""
-    shown = list(profiles)
-    width = max(len(profile.name) for profile in shown)
-    return "\n".join(f"{profile.name:<{width}}  {profile.summary}" for profile in shown)
+    return "\n".join(aligned([(profile.name, profile.summary) for profile in profiles]))
 
 
 def datasheet(profile: Profile, *, vectors: int | None = None, memory_bytes: int | None = None) -> str:

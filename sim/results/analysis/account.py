@@ -14,9 +14,9 @@ import pyarrow as pa
 from nodes.errors import UsageError
 from sim.recording import State
 from sim.recording.reader import Records, places, read
-from sim.results.analysis.balance import LineAccount, balance, edge_sums
+from sim.results.analysis.balance import LineAccount, balance
 from sim.results.analysis.matching import DrainIndex, LineNumbers, Matching
-from sim.results.arrays import Integers
+from sim.results.arrays import Integers, sums_at
 from sim.results.ending import Ending
 from sim.results.store import files, schemas
 from sim.results.store.manifest import MACHINE_NAME_MAX, MachineRow, Manifest
@@ -193,8 +193,8 @@ def _lines(
         LineAccount(machine.index, -1, vector) for machine in manifest.machines for vector in range(machine.vectors)
     ]
     lines += [LineAccount(-1, int(key) >> 16, int(key) & 0xFFFF) for key in foreign_keys]
-    rung, refused = edge_sums(np.column_stack((line, rows[:, 1:])), len(lines))
-    for its, its_rung, its_refused in zip(lines, rung.tolist(), refused.tolist(), strict=True):
+    rung, refused = (sums_at(line, column, len(lines)).tolist() for column in rows[:, 1:].T)
+    for its, its_rung, its_refused in zip(lines, rung, refused, strict=True):
         its.rung, its.refused = its_rung, its_refused
     for sender, at in zip(source.tolist(), line.tolist(), strict=True):
         lines[at].senders.add(sender)

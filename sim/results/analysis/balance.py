@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from sim.results.arrays import Integers
+COUNTED = ("rung", "delivered", "interrupts", "refused", "pending", "settled")
+"""The counts of a line (a vector of a machine)."""
 
 
 @dataclass
@@ -38,14 +37,6 @@ class LineAccount:
     settled: int = 0
     missing: int = 0
     senders: set[int] = field(default_factory=set)
-
-
-def edge_sums(edges: Integers, lines: int) -> tuple[Integers, Integers]:
-    """Rung and refused of each line 0 .. ``lines`` - 1, from rows of (line, rung, refused)."""
-    rung, refused = np.zeros(lines, np.int64), np.zeros(lines, np.int64)
-    np.add.at(rung, edges[:, 0], edges[:, 1])
-    np.add.at(refused, edges[:, 0], edges[:, 2])
-    return rung, refused
 
 
 def balance(lines: Sequence[LineAccount], *, dead: Collection[int], foreign: bool, pending_known: bool) -> None:
@@ -73,5 +64,4 @@ def balance(lines: Sequence[LineAccount], *, dead: Collection[int], foreign: boo
 
 def totals(lines: Sequence[LineAccount]) -> dict[str, int]:
     """The sums over ``lines`` of everything that adds up."""
-    names = ("rung", "delivered", "pending", "refused", "interrupts", "settled")
-    return {name: sum(getattr(line, name) for line in lines) for name in names}
+    return {name: sum(getattr(line, name) for line in lines) for name in COUNTED}

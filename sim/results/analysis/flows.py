@@ -20,7 +20,7 @@ from nodes.spelling import did_you_mean
 from sim.results.analysis.labels import check_machines, group_of_machines, labelled_machines
 from sim.results.analysis.latency.latencies import QUANTILES
 from sim.results.analysis.latency.percentiles import ranked
-from sim.results.arrays import Integers
+from sim.results.arrays import Integers, sums_at
 from sim.results.display import as_html, require_pandas
 from sim.results.store.manifest import Manifest
 
@@ -77,9 +77,7 @@ def flows(edges: pa.Table, vectors: pa.Table, manifest: Manifest, by: str) -> pa
     line = np.where(target < 0, (1 << 16 | peer) << 16, target << 16) | vector
     pairs, place = np.unique(np.stack((sender, line)), axis=1, return_inverse=True)
     place = place.reshape(-1)
-    sums = {name: np.zeros(pairs.shape[1], np.int64) for name in ("rung", "refused")}
-    for name, column in sums.items():
-        np.add.at(column, place, edges[name].to_numpy())
+    sums = {name: sums_at(place, edges[name].to_numpy(), pairs.shape[1]) for name in ("rung", "refused")}
     delivered, pending = _delivered(pairs[1], sums["rung"], sums["refused"], vectors)
 
     sender, at_machine = pairs[0], np.where(pairs[1] >> 32, -1, pairs[1] >> 16)
@@ -91,11 +89,9 @@ def flows(edges: pa.Table, vectors: pa.Table, manifest: Manifest, by: str) -> pa
     place = place.reshape(-1)
     columns = {}
     for name, column in (*sums.items(), ("delivered", delivered), ("pending", pending)):
-        total = np.zeros(keys.shape[1], np.int64)
-        np.add.at(total, place, column)
         unknown = np.zeros(keys.shape[1], np.bool_)
         unknown[place[column == UNKNOWN]] = True
-        columns[name] = pa.array(total, mask=unknown)
+        columns[name] = pa.array(sums_at(place, column, keys.shape[1]), mask=unknown)
     names = [*groups, FOREIGN] if by == "group" else [*(machine.name for machine in manifest.machines), FOREIGN]
     ends = {"source": [names[index] for index in keys[0]], "target": [names[index] for index in keys[1]]}
     if by_edge:

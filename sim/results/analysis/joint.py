@@ -13,6 +13,7 @@ import msgspec
 
 from nodes.errors import UsageError
 from sim.recording import Counters
+from sim.results.analysis.balance import COUNTED
 from sim.results.analysis.latency.distribution import NOTHING
 from sim.results.ending import Ending
 from sim.results.run import Run
@@ -23,8 +24,7 @@ LATENCIES_NOTE = (
     "latencies are known within a host only: counts are sums over the hosts, latencies of machines on several hosts "
     "are left out"
 )
-COUNTS = ("rung", "delivered", "pending", "refused", "interrupts", "settled")
-SUMS = (*COUNTS, "machines", "samples", "unmatched", "drains", "overfull_drains", "cpus", "short_deliveries")
+SUMS = (*COUNTED, "machines", "samples", "unmatched", "drains", "overfull_drains", "cpus", "short_deliveries")
 
 
 def join_machines(manifest: Manifest, parts: Mapping[str, Run]) -> Manifest:
@@ -119,4 +119,4 @@ def _groups(manifest: Manifest, parts: Collection[Summary]) -> dict[str, GroupFi
 
 
 def _joined(parts: Sequence[GroupFigures]) -> GroupFigures:
-    return GroupFigures(**_sums(parts, (*COUNTS, "machines", "sent", "unscheduled")), latency_ns=NOTHING)
+    return GroupFigures(**_sums(parts, (*COUNTED, "machines", "sent", "unscheduled")), latency_ns=NOTHING)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from sim.host.resource_row import COORDINATOR
 from sim.recording import Counters
@@ -16,6 +15,7 @@ from sim.results.analysis.labels import group_of_machines
 from sim.results.analysis.latency.distribution import NOTHING, LatencyDistribution
 from sim.results.analysis.resource_usage import host_use, profile
 from sim.results.analysis.warnings import warnings
+from sim.results.arrays import sums_at
 from sim.results.ending import Ending
 from sim.results.store.manifest import SCHEMA_VERSION
 from sim.results.summary import BaselineFigures, GroupFigures, Latencies, Percentiles, ProcessUse, Summary
@@ -125,8 +125,7 @@ def _groups(
     manifest = account.manifest
     names = [group.name for group in manifest.groups]
     foreign, nowhere = _free(FOREIGN, names), _free(NOWHERE, names)
-    sent = np.zeros(len(names) + 1, np.int64)
-    np.add.at(sent, group_of_machines(manifest)[account.edges[:, 0]], account.edges[:, 3])
+    sent = sums_at(group_of_machines(manifest)[account.edges[:, 0]], account.edges[:, 3], len(names) + 1)
     lines: dict[str, list[LineAccount]] = {name: [] for name in [*names, foreign]}
     for line in account.lines:
         lines[manifest.machines[line.machine].group if line.machine >= 0 else foreign].append(line)

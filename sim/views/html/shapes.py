@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sim.results.arrays import Floats
+from sim.views.graph.layout import Box, Point
 from sim.views.html.heat_map import HeatMatrix
 from sim.views.html.lines import BOTTOM, CHARACTER, RIGHT, TOP, Scale, axes, round_ticks, thinned
 from sim.views.html.svg import Markup, cut, picture, tag, text
@@ -47,9 +48,6 @@ def bars(
     return picture(width, height, title, description, parts, class_=class_)
 
 
-Point = tuple[float, float]
-
-
 def graph(matrix: HeatMatrix, captions: Mapping[str, str], seconds: float, title: str, description: str) -> Markup:
     """Groups as boxes; an arrow for each sender and receiver, as wide as the logarithm of its doorbells."""
     size = len(matrix.sources)
@@ -74,8 +72,8 @@ def graph(matrix: HeatMatrix, captions: Mapping[str, str], seconds: float, title
         labels.append(text(place[0], place[1] + 4, said, "flow", "middle"))
     boxes = []
     for name, (x, y) in zip(matrix.sources, at, strict=True):
-        box = {"x": x - NODE_WIDTH / 2, "y": y - NODE_HEIGHT / 2, "width": NODE_WIDTH, "height": NODE_HEIGHT}
-        boxes.append(tag("rect", **box, rx=8, class_="node"))
+        box = Box(x, y, NODE_WIDTH, NODE_HEIGHT)
+        boxes.append(tag("rect", x=box.left, y=box.top, width=box.width, height=box.height, rx=8, class_="node"))
         boxes.append(text(x, y - 3, cut(name, 17), "node-name", "middle"))
         boxes.append(text(x, y + 13, cut(captions.get(name, ""), 22), "node-note", "middle"))
     head = tag("path", d="M0 0L8 4L0 8z", class_="arrowhead")
@@ -100,21 +98,10 @@ def _arc(start: Point, end: Point) -> tuple[str, Point]:
     """A bent arrow between two boxes; the way back bends to the other side."""
     (x1, y1), (x2, y2) = start, end
     bend = (x1 + x2) / 2 - (y2 - y1) * 0.16, (y1 + y2) / 2 + (x2 - x1) * 0.16
-    a, b = _border(start, bend), _border(end, bend)
+    a, b = (Box(*at, NODE_WIDTH, NODE_HEIGHT).border(bend, 2) for at in (start, end))
     route = f"M{a[0]:.1f} {a[1]:.1f}Q{bend[0]:.1f} {bend[1]:.1f} {b[0]:.1f} {b[1]:.1f}"
     # Outside the bend: a label on a short arrow would hide it, and the two of a pair would meet.
     middle = (a[0] + 2 * bend[0] + b[0]) / 4, (a[1] + 2 * bend[1] + b[1]) / 4
     outwards = bend[0] - (x1 + x2) / 2, bend[1] - (y1 + y2) / 2
     length = math.hypot(*outwards) or 1.0
     return route, (middle[0] + 14 * outwards[0] / length, middle[1] + 12 * outwards[1] / length)
-
-
-def _border(box: Point, towards: Point) -> Point:
-    """Where the line from the middle of a box to a point leaves the box."""
-    dx, dy = towards[0] - box[0], towards[1] - box[1]
-    factor = min(
-        (NODE_WIDTH / 2 + 2) / abs(dx) if dx else math.inf,
-        (NODE_HEIGHT / 2 + 2) / abs(dy) if dy else math.inf,
-        1.0,
-    )
-    return box[0] + dx * factor, box[1] + dy * factor

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.results.analysis.latency.latencies import QUANTILES, place_of
-from sim.results.arrays import Floats, Integers
+from sim.results.arrays import Floats, Integers, sums_at
 
 BITS = 7
 LINEAR = 1 << BITS
@@ -83,9 +83,7 @@ class Histogram:
     @classmethod
     def sparse(cls, bins: Integers, counts: Integers) -> Histogram:
         """A histogram from the bins that are not empty."""
-        made = np.zeros(BINS, np.int64)
-        np.add.at(made, bins, counts)
-        return cls(made)
+        return cls(sums_at(bins, counts, BINS))
 
     def __add__(self, other: Histogram) -> Histogram:
         return Histogram(self.counts + other.counts)

@@ -12,7 +12,7 @@ import numpy as np
 
 from sim.results.analysis.latency.histogram import BINS, bins_of, lower_edges, upper_edges
 from sim.results.analysis.latency.latencies import QUANTILES, place_of
-from sim.results.arrays import Integers
+from sim.results.arrays import Integers, sums_at
 
 Figures = dict[str, int | None]
 
@@ -53,9 +53,7 @@ class SparseCounts:
         if not self._parts:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         keys, place = np.unique(np.concatenate([part for part, _ in self._parts]), return_inverse=True)
-        counts = np.zeros(len(keys), np.int64)
-        np.add.at(counts, place, np.concatenate([part for _, part in self._parts]))
-        return keys, counts
+        return keys, sums_at(place, np.concatenate([part for _, part in self._parts]), len(keys))
 
 
 class Ranks:
