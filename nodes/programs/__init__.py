@@ -4,8 +4,6 @@ A topology names one of them by its name here, and any other program as ``packag
 parameters are the keys of ``parameters`` in the topology, which checks the values against the annotations.
 """
 
-from __future__ import annotations
-
 from nodes.programs.ethernet import ethernet
 from nodes.programs.interrupt_handling import idle, moderate, poll
 from nodes.programs.numbered import numbered_storm, round_trip

@@ -86,7 +86,6 @@ class Listener(Closeable):
         listener = cls.__new__(cls)
         listener.path = Path(os.fsdecode(passed.getsockname()))
         listener.activated = True
-        listener._identity = None
         listener.socket = passed
         passed.setblocking(False)
         passed.set_inheritable(False)

@@ -43,17 +43,16 @@ class ForwardingIvshmem(Ivshmem):
         self._epoll = epoll
         self._relay: Relay | None = None
         self._own = [EventFd.create() for _ in range(self.vectors)]
-        self._rung: dict[tuple[int, int], EventFd] = {}
-        self.doorbell_of: dict[int, tuple[int, int]] = {}
-        """The peer and the vector that each eventfd stands for which QEMU rings."""
+        self.rung: dict[int, tuple[int, int, EventFd]] = {}
+        """By descriptor: the peer and the vector that each eventfd stands for which QEMU rings."""
 
     def attach(self, relay: Relay, memory: int) -> None:
         """QEMU has connected: tell it all that a newcomer is told."""
         assert self.peer is not None
         self._relay = relay
         relay.greet(self.peer, memory)
-        for (peer, _), eventfd in self._rung.items():
-            relay.connect(peer, eventfd.descriptor)
+        for descriptor, (peer, _, _) in self.rung.items():
+            relay.connect(peer, descriptor)
         for eventfd in self._own:
             relay.connect(self.peer, eventfd.descriptor)
 
@@ -61,8 +60,8 @@ class ForwardingIvshmem(Ivshmem):
         if not super().connect(peer, vector, line):
             return False
         if peer != self.peer:
-            self._rung[peer, vector] = eventfd = EventFd.create()
-            self.doorbell_of[eventfd.descriptor] = peer, vector
+            eventfd = EventFd.create()
+            self.rung[eventfd.descriptor] = peer, vector, eventfd
             self._epoll().register(eventfd.descriptor, select.EPOLLIN)
             if self._relay is not None:
                 self._relay.connect(peer, eventfd.descriptor)
@@ -75,9 +74,8 @@ class ForwardingIvshmem(Ivshmem):
     def disconnect(self, peer: int) -> None:
         if self._relay is not None and self.peers.vectors(peer) and peer != self.peer:
             self._relay.leave(peer)
-        for vector in range(self.peers.vectors(peer)):
-            if (eventfd := self._rung.pop((peer, vector), None)) is not None:
-                self._forget(eventfd)
+        for descriptor in self.rung_at(peer):
+            self._forget(descriptor)
         super().disconnect(peer)
 
     def interrupt(self, vector: int, count: int) -> None:
@@ -86,12 +84,12 @@ class ForwardingIvshmem(Ivshmem):
 
     def take(self, descriptor: int) -> tuple[int, int, int]:
         """What QEMU has rung on one of these eventfds: (peer, vector, doorbells)."""
-        peer, vector = self.doorbell_of[descriptor]
-        return peer, vector, self._rung[peer, vector].take()
+        peer, vector, eventfd = self.rung[descriptor]
+        return peer, vector, eventfd.take()
 
     def rung_at(self, peer: int) -> list[int]:
         """The eventfds that QEMU rings for a peer."""
-        return [descriptor for descriptor, (other, _) in self.doorbell_of.items() if other == peer]
+        return [descriptor for descriptor, (other, _, _) in self.rung.items() if other == peer]
 
     def not_taken(self) -> int:
         """How many doorbells for its own vectors QEMU has not read."""
@@ -102,16 +100,15 @@ class ForwardingIvshmem(Ivshmem):
         super().unplug()
 
     def close(self) -> None:
-        for eventfd in self._rung.values():
-            self._forget(eventfd)
-        self._rung.clear()
+        for descriptor in list(self.rung):
+            self._forget(descriptor)
         for eventfd in self._own:
             eventfd.close()
 
-    def _forget(self, eventfd: EventFd) -> None:
-        del self.doorbell_of[eventfd.descriptor]
+    def _forget(self, descriptor: int) -> None:
+        _, _, eventfd = self.rung.pop(descriptor)
         with contextlib.suppress(OSError, ValueError):  # the worker has closed its epoll
-            self._epoll().unregister(eventfd.descriptor)
+            self._epoll().unregister(descriptor)
         if self._relay is None:
             eventfd.close()
         else:
@@ -138,7 +135,7 @@ class ForwardingVm(Vm):
         super().disconnect(peer)
 
     def unplug(self) -> None:
-        self.ring_what_came(list(self.forwarding.doorbell_of))
+        self.ring_what_came(list(self.forwarding.rung))
         super().unplug()
 
     def make_device(
@@ -202,7 +199,7 @@ class ExternalWorker(Worker):
             self._accept()
         elif descriptor == self._qemu:
             self._serve_relay()
-        elif descriptor in self._device.doorbell_of:
+        elif descriptor in self._device.rung:
             self._forwarding.ring_what_came([descriptor])
         else:
             super()._handle_event(descriptor)
@@ -227,7 +224,7 @@ class ExternalWorker(Worker):
         self._link.send(control.Hosted(credentials_of(connected).pid, ours=False))
 
     def _stop(self) -> None:
-        self._forwarding.ring_what_came(list(self._device.doorbell_of))
+        self._forwarding.ring_what_came(list(self._device.rung))
         if left := self._device.not_taken():
             self._vm.warnings.append(f"its QEMU has not read {left} doorbells that were passed on to it")
         super()._stop()
