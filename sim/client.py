@@ -17,6 +17,7 @@ from typing import TypeVar
 from nodes.device.v2.sections import Sections
 from nodes.errors import GuestError, UsageError
 from nodes.guest import Interrupt
+from sim.kernel.closeable import Closeable
 from sim.kernel.loop import Loop
 from sim.wire.attachment import GRACE_NS, Attachment
 from sim.wire.peer_changes import Change
@@ -208,7 +209,7 @@ class ConnectedPeer:
             self._loop.close()
 
 
-class Peer(ConnectedPeer):
+class Peer(ConnectedPeer, Closeable):
     """A peer of a server, in this process. Its calls block; use it in one thread at a time. See `connect`.
 
     Attributes:
@@ -277,12 +278,6 @@ class Peer(ConnectedPeer):
     def close(self) -> None:
         """Leave the server, and close everything that came from it. Closing twice is no error."""
         self._release()
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Peer {self._attachment.peer if not self._closed else 'closed'} of {self.path}>"

@@ -48,16 +48,8 @@ def evaluate(topology: Topology, run: Run) -> list[ExpectationVerdict]:
 
 
 def measure(topology: Topology, run: Run, expectation: Expectation) -> tuple[float, str]:
-    """The value of the metric that an expectation names, and why a value of 0 says nothing ("": it says something).
-
-    Raises:
-        UnknownMetricError: it is not known.
-        UsageError: what has the metric is not in the topology, or a table is missing.
-    """
-    finished = _Finished(topology, run)
-    metric, scope = _metric(expectation.that.metric), finished._scopes[expectation.that.of]
-    value = finished._value(metric, scope)
-    return value, "" if value else finished._nothing(metric, scope)
+    """As `_Finished.measure`."""
+    return _Finished(topology, run).measure(expectation)
 
 
 def make_verdict(expectation: Expectation, got: float | None, why: str, *, met: bool = False) -> ExpectationVerdict:
@@ -139,22 +131,29 @@ class _Finished:
             broken_by = self._broken().get(str(condition)) if expectation.abort else None
             if broken_by is not None:
                 return make_verdict(expectation, broken_by, "it ended the run")
-            metric, scope = _metric(condition.metric), self._scopes[condition.of]
+            value, why = self.measure(expectation)
             # To 15 digits, as people write numbers: 0.7500000000000001 is 0.75.
-            if expectation.console:
-                value, why = self._console_lines(expectation.console, scope), f"lines with {expectation.console!r}"
-            else:
-                value = self._value(metric, scope)
             got = float(f"{value:.15g}")
             if not math.isfinite(got):
                 got, why = None, "it is no finite number"
-            else:
+            elif not why:
                 met = condition.holds(got)
-                if not got and not expectation.allow_empty and (why := self._nothing(metric, scope)):
-                    met = False
+                why = f"lines with {expectation.console!r}" if expectation.console else ""
         except (UnknownMetricError, UsageError) as error:
             why = str(error)
         return make_verdict(expectation, got, why, met=met)
+
+    def measure(self, expectation: Expectation) -> tuple[float, str]:
+        """The value of the metric that an expectation names, and why a value of 0 says nothing ("": it says something).
+
+        Raises:
+            UnknownMetricError: it is not known.
+            UsageError: what has the metric is not in the topology, or a table is missing.
+        """
+        metric, scope = _metric(expectation.that.metric), self._scopes[expectation.that.of]
+        pattern = expectation.console
+        value = self._console_lines(pattern, scope) if pattern else self._value(metric, scope)
+        return value, "" if value or expectation.allow_empty else self._nothing(metric, scope)
 
     def _console_lines(self, pattern: str, scope: Scope) -> float:
         """How many lines contain ``pattern``, on the consoles of all incarnations of the machines."""

@@ -116,19 +116,8 @@ def _time_axis(data: TimeSeries) -> Axis:
     return Axis("time since the start", 0, end_s, lambda most: round_ticks(0, end_s, most, seconds), seconds)
 
 
-def delivery_over_time(data: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
-    """Percentiles of delivery of what was rung in each moment."""
-    return _levels_over_time("Delivery over time", data.delivery_ns, data, marks)
-
-
-def total_over_time(data: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
-    """Percentiles of the corrected total of what was meant to be rung in each moment; None if no sender was late."""
-    return _levels_over_time("Total over time, corrected", data.total_ns, data, marks) if late(data) else None
-
-
-def _levels_over_time(
-    title: str, levels: Mapping[str, Floats], data: TimeSeries, marks: Sequence[Mark]
-) -> Chart | None:
+def levels_over_time(title: str, levels: Mapping[str, Floats], data: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
+    """The percentiles of one latency in each moment."""
     if not levels or not _make_a_curve(levels["p50"]):
         return None
     # The median last, on top of what would hide it.

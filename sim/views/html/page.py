@@ -192,9 +192,16 @@ def _marks(events: Sequence[RunEvent]) -> tuple[list[Mark], list[tuple[str, RunE
 
 
 def _over_time(data: TimeSeries, marks: list[Mark], marked: list[tuple[str, RunEvent]]) -> list[Markup]:
+    late = curves.late(data)
     charts = (
-        (curves.total_over_time(data, marks), "of the doorbells meant to be rung in each moment"),
-        (curves.delivery_over_time(data, marks), "of the doorbells rung in each moment"),
+        (
+            curves.levels_over_time("Total over time, corrected", data.total_ns if late else {}, data, marks),
+            "of the doorbells meant to be rung in each moment",
+        ),
+        (
+            curves.levels_over_time("Delivery over time", data.delivery_ns, data, marks),
+            "of the doorbells rung in each moment",
+        ),
         (curves.rates(data, marks), "as the receivers logged them"),
     )
     parts = [_figure(chart, note) for chart, note in charts if chart is not None]

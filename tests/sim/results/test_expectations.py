@@ -20,7 +20,8 @@ from sim.recording.layout import VECTOR_WORDS
 from sim.results import Run, RunDirectory
 from sim.results.conditions import Moment, broken, live
 from sim.results.counts import LiveRecording, Scopes, counts_so_far
-from sim.results.expectations import BROKEN, evaluate, silent_loads
+from sim.results.expectations import BROKEN, evaluate, measure, silent_loads
+from sim.results.store import files
 from sim.results.store.manifest import MachineRow
 from sim.results.summary import ExpectationVerdict, GroupFigures, Summary
 from sim.views.junit import junit
@@ -317,6 +318,22 @@ def test_a_damaged_run_meets_nothing_and_says_why(finished: Run, tmp_path: Path)
     (path / "samples.parquet").write_bytes(b"no")
     verdicts = evaluate(expecting("rung == 3", "p50_us < 99"), Run(path))
     assert ["summary.json is missing" in verdicts[0].why, "samples.parquet is damaged" in verdicts[1].why] == [True] * 2
+
+
+def test_lines_of_consoles_are_those_with_the_pattern_alone_and_in_the_sum_over_hosts(
+    finished: Run, tmp_path: Path
+) -> None:
+    path = shutil.copytree(finished.path, tmp_path / "consoles")
+    for machine, text in (("ping-0", "hello\nBUG\n"), ("echo-0", "hello\n")):
+        console = files.console(path, machine)
+        console.parent.mkdir(exist_ok=True)
+        console.write_text(text)
+    that = Condition(metric="console_lines", comparison=">=", bound=2.0, of="")
+    expectation = Expectation(that=that, console="hello")
+    whole = msgspec.structs.replace(topology(GROUPS), expectations=(expectation,))
+    (verdict,) = evaluate(whole, Run(path))
+    assert (verdict.got, verdict.met, verdict.why) == (2.0, True, "lines with 'hello'")
+    assert measure(whole, Run(path), expectation) == (2.0, "")  # what a run over hosts adds up
 
 
 def test_verdicts_are_printed_each_on_a_line(finished: Run) -> None:
