@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
@@ -51,6 +49,8 @@ def complete_keys(context: click.Context, _parameter: click.Parameter, incomplet
 
 def _keys(source: str | None) -> Iterator[tuple[str, str]]:
     """Dotted keys and their meanings; without a valid topology, the keys that every file has."""
+    from msgspec import inspect
+
     from topologies import ProgramError, TopologyError, load, resolve_program
     from topologies.language.tables import File, GroupTable, MemoryTable
     from topologies.model import RunSettings
@@ -62,25 +62,19 @@ def _keys(source: str | None) -> Iterator[tuple[str, str]]:
     tables = {"": File, "run.": RunSettings, "memory.": MemoryTable} | {
         f"machines.{group}.": GroupTable for group in groups
     }
-    for prefix, table in tables.items():
-        # The JSON Schema has the same, and costs ten times as much.
-        for key, hint in get_type_hints(table, include_extras=True).items():
-            plain, description = _plain_type(hint)
-            is_table = plain is dict or (isinstance(plain, type) and hasattr(plain, "__struct_fields__"))
-            if not is_table and (prefix or plain is not tuple):
-                yield prefix + key, description
+    # The JSON Schema has the same, and costs more.
+    shapes = dict(zip(tables, inspect.multi_type_info(tables.values()), strict=True))
+    for prefix, table in shapes.items():
+        assert isinstance(table, inspect.StructType)
+        for field in table.fields:
+            shape, description = field.type, ""
+            if isinstance(shape, inspect.Metadata):
+                description = (shape.extra_json_schema or {}).get("description", "")
+                shape = shape.type
+            is_table = isinstance(shape, inspect.DictType | inspect.StructType)
+            if not is_table and (prefix or not isinstance(shape, inspect.VarTupleType)):
+                yield prefix + field.encode_name, description
     for group, program in groups.items():
         with contextlib.suppress(ProgramError):  # a guest's image has no program of Python
             for parameter in resolve_program(program).parameters:
                 yield f"machines.{group}.parameters.{parameter.name}", f"of the program {program}"
-
-
-def _plain_type(hint: Any) -> tuple[Any, str]:
-    """A type without what is annotated and without its arguments, and the first description in it, if any."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        plain, inner = _plain_type(arguments[0])
-        given = [meta.description for meta in arguments[1:] if getattr(meta, "description", None)]
-        return plain, [*given, inner][0]
-    descriptions = (_plain_type(each)[1] for each in arguments) if origin in (Union, UnionType) else ()
-    return origin or hint, next(filter(None, descriptions), "")

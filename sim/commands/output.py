@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
-import msgspec
 
 from sim.kernel.shortage import error_of_path
 
 
 def echo_json(value: object) -> None:
     """Print structures or plain data as indented JSON."""
+    import json
+
+    import msgspec
+
     click.echo(json.dumps(msgspec.to_builtins(value), indent=2))
 
 
