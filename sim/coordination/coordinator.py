@@ -26,7 +26,6 @@ from sim.coordination.peer_ids import announce_new_id, send_peer_ids
 from sim.coordination.timeline import Timeline
 from sim.engines import messages
 from sim.engines.base import Arrival, Client, Engine, HasDescriptor, RunLoop, StartGate
-from sim.engines.messages import Report
 from topologies import Topology
 from topologies.resolve.names import several
 
@@ -240,7 +239,7 @@ class Coordinator:
 
     # Reports of machines
 
-    def _take_report(self, incarnation: Incarnation, report: Report) -> None:
+    def _take_report(self, incarnation: Incarnation, report: messages.Report) -> None:
         match report:
             case messages.Placed():
                 self.monitor.watch(incarnation)

@@ -18,18 +18,10 @@ from nodes.device.profile import Quirk
 from nodes.device.profiles import PROFILES
 from nodes.errors import HostError, UsageError
 from sim.coordination.recording_layouts import Layouts
+from sim.host import refusals
 from sim.host.libraries import RESULTS as LIBRARIES
 from sim.host.limits import SHM_DIRECTORY, Host, Remaining
 from sim.host.process_looks import LOOK_DESCRIPTORS
-from sim.host.refusals import (
-    count_qemus,
-    cpus_refused,
-    hosts_refused,
-    named_memory_refused,
-    place_refused,
-    policies_refused,
-    qemus_refused,
-)
 from sim.kernel.shortage import explained
 from sim.recording.header import WORD_BYTES
 from sim.views.columns import print_columns
@@ -135,12 +127,12 @@ def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None =
     return Demand(
         sums=sums,
         refused=[
-            *cpus_refused(topology, there),
-            *policies_refused(topology, there),
-            *qemus_refused(topology),
-            *named_memory_refused(topology),
+            *refusals.cpus_refused(topology, there),
+            *refusals.policies_refused(topology, there),
+            *refusals.qemus_refused(topology),
+            *refusals.named_memory_refused(topology),
         ],
-        mistaken=[*place_refused(runs), *hosts_refused(topology)],
+        mistaken=[*refusals.place_refused(runs), *refusals.hosts_refused(topology)],
     )
 
 
@@ -208,7 +200,13 @@ class _Count:
             # A new peer is told all eventfds and its own; each other peer is told those of the new one.
             messages += heads * (GREETING_MESSAGES + own)
         return cls(
-            len(topology.machines), connections, eventfds, messages, migrations, count_qemus(topology), incarnations
+            len(topology.machines),
+            connections,
+            eventfds,
+            messages,
+            migrations,
+            refusals.count_qemus(topology),
+            incarnations,
         )
 
 
@@ -306,7 +304,6 @@ def _memory(topology: Topology, count: _Count, host: Host) -> Iterator[ResourceD
     needed = RESULTS_BYTES + INDEX_BYTES_EACH * drains
     advice = "The recordings are kept where the results cannot be made. Take a shorter run or a larger run.sample_every"
     yield _sum("of memory for the results", needed, host.memory_bytes, made_of, advice, unit="bytes", binding=False)
-    advice = "Take fewer machines or a smaller memory"
     if named := by_kind["shared_memory"]:
         advice = 'Take a smaller memory or kind = "memfd", or mount a larger file system there'
         yield _sum(f"of shared memory in {SHM_DIRECTORY}", named, host.shm_bytes, "", advice, unit="bytes")

@@ -14,16 +14,8 @@ import tempfile
 from pathlib import Path
 
 from nodes.errors import HostError, RemoteProtocolError, UsageError
-from sim.kernel.segments import (
-    OPENING,
-    PRIVATE,
-    SHM_DIRECTORY,
-    give_or_close,
-    make_segment,
-    mark_used,
-    take_over,
-    unlink,
-)
+from sim.kernel import segments
+from sim.kernel.segments import OPENING, PRIVATE, SHM_DIRECTORY
 from sim.kernel.shortage import why_no_room
 
 MREMAP_MAYMOVE_FIXED = 1 | 2
@@ -80,19 +72,19 @@ class Region:
         if kind == "memfd":
             return cls._create_memfd(size_bytes)
         name = name or f"ivsim-{os.getpid()}-{secrets.token_hex(4)}"
-        lock = take_over(name, size_bytes, adopt=adopt)
+        lock = segments.take_over(name, size_bytes, adopt=adopt)
         adopted = lock >= 0
         if adopted:
-            give_or_close(lock, mode, group)
+            segments.give_or_close(lock, mode, group)
         while lock < 0:
-            lock = make_segment(name, size_bytes, mode, group)
+            lock = segments.make_segment(name, size_bytes, mode, group)
         try:
             # The lock belongs to a description, not to the file: clients must not have the owner's.
             descriptor = os.open(f"{SHM_DIRECTORY}/{name}", OPENING)
         except BaseException:
             os.close(lock)
             raise
-        mark_used(descriptor)
+        segments.mark_used(descriptor)
         region = cls(descriptor, size_bytes, name, lock)
         region.adopted = adopted
         return region
@@ -141,7 +133,7 @@ class Region:
         except OSError as error:
             os.close(descriptor)
             raise HostError(why_no_room(error, SHM_DIRECTORY, size_bytes)) from error
-        mark_used(descriptor)
+        segments.mark_used(descriptor)
         return cls(descriptor, size_bytes)
 
     @classmethod
@@ -168,7 +160,7 @@ class Region:
             self.descriptor = -1
         if self._lock >= 0:
             lock, self._lock = self._lock, -1
-            unlink(f"{SHM_DIRECTORY}/{self.name}", lock)
+            segments.unlink(f"{SHM_DIRECTORY}/{self.name}", lock)
             os.close(lock)  # last: until here no other process takes it for left behind
         self.name = None
 

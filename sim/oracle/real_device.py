@@ -82,6 +82,11 @@ class RealDevice:
             self._connected += vectors
             self._server.join(self._scene.peer, vectors, turn=self.qemu.settle)
 
+    @property
+    def memory(self) -> memoryview:
+        """The shared memory, as its other users access it."""
+        return self._server.memory
+
     def close(self) -> None:
         self._stack.close()
 

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from sim.engines import messages
-from sim.engines.messages import Ended, Order, Placed, Report
 from sim.engines.process.control import Continue, Control, Forked, Hosted, Proceed, ToWorker
 from sim.engines.process.forkserver import ForkServer
 from sim.engines.shared.configuration import WorkerConfiguration
@@ -44,7 +43,7 @@ class WorkerHandle:
         server_path: Callable[[int], str],
         on_process: Callable[[int], None],
         memory_fault: Callable[[], str],
-        report: Callable[[Report], None],
+        report: Callable[[messages.Report], None],
     ) -> None:
         self._configuration = configuration
         self._recordings = recordings
@@ -97,7 +96,7 @@ class WorkerHandle:
         self._loop.add(self._control, self._listen)
         self._fork_server.fork(self._configuration, self._worker_end)
 
-    def tell(self, order: Order) -> bool:
+    def tell(self, order: messages.Order) -> bool:
         if not self.is_running:
             return False
         if isinstance(order, messages.Stop) and self._worker_pid is not None:
@@ -179,7 +178,7 @@ class WorkerHandle:
         why = self._failure
         if not why:
             why = self._fork_server.state() if self._fork_server.has_ended else "its process ended at once"
-        self._report(Ended(f"could not be started: {why}", started=False))
+        self._report(messages.Ended(f"could not be started: {why}", started=False))
 
     def _add_process(self, pid: int) -> None:
         """A new process is this machine's: its first one, or the one that it is about to continue in."""
@@ -191,7 +190,7 @@ class WorkerHandle:
         if not self._processes:
             self._processes.append(process)
             self._loop.add(process.descriptor, self._collect_exit)
-            self._report(Placed())
+            self._report(messages.Placed())
         else:
             self._candidate = process
             if not self._migrating:  # the source has been killed meanwhile, and the machine with it
@@ -210,7 +209,7 @@ class WorkerHandle:
             if self._hosted is not None:  # a QEMU that has migrated to this one
                 self._standing_by.append(self._hosted)
             self._hosted, self._hosted_is_ours = hosted, ours
-            self._report(Placed())
+            self._report(messages.Placed())
 
     def _arrive(self) -> None:
         """The machine continues in the candidate."""
@@ -241,7 +240,7 @@ class WorkerHandle:
         if len(self._processes) > 1:
             self._processes.popleft().close()
             self._loop.add(self._processes[0].descriptor, self._collect_exit)
-            self._report(Placed())
+            self._report(messages.Placed())
             return
         self._lose_candidate()
         self._ended = True
@@ -249,4 +248,4 @@ class WorkerHandle:
         how = "" if clean else describe_exit(code)
         if code == -signal.SIGBUS and (fault := self._memory_fault()):
             how += f": {fault}"
-        self._report(Ended(how))
+        self._report(messages.Ended(how))

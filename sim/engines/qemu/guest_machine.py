@@ -10,18 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from sim.engines import messages
-from sim.engines.messages import (
-    Departed,
-    Ended,
-    Failed,
-    Order,
-    Placed,
-    Printed,
-    Ready,
-    Report,
-    Stopped,
-    Warned,
-)
 from sim.engines.qemu.guest_command import guest_command
 from sim.engines.qemu.guest_console import GuestConsole
 from sim.engines.qemu.guest_devices import GuestDevices
@@ -77,7 +65,7 @@ class GuestMachine:
         runtime: Path,
         on_process: Callable[[int], None],
         dismiss: Callable[[int, int], Dismissal | None],
-        report: Callable[[Report], None],
+        report: Callable[[messages.Report], None],
     ) -> None:
         assert machine.guest is not None
         self._machine, self._image, self._domains = machine, machine.guest, domains
@@ -137,13 +125,13 @@ class GuestMachine:
         except OSError as error:
             why = f"could not be started: {self._image.qemu or chosen_qemu()}: {error.strerror}"
             self._ended = True
-            self._loop.after(0, lambda: self._report(Ended(why, started=False)))
+            self._loop.after(0, lambda: self._report(messages.Ended(why, started=False)))
             return
         self._qemu.monitor.start()
         self._enter(State.CONNECTED)
         self._deadline_ns = self._loop.clock.now_ns() + round(self._image.ready_timeout_s * SECOND_NS)
         self._loop.at(self._deadline_ns, self._give_up)
-        self._loop.after(0, lambda: self._report(Placed()))
+        self._loop.after(0, lambda: self._report(messages.Placed()))
 
     def _launch(self, qemu: GuestProcess, domains: Sequence[int], *, gone: str = "", state: int | None = None) -> None:
         """Start a QEMU for this machine; ``gone`` is added to the path of its server.
@@ -157,7 +145,7 @@ class GuestMachine:
             command = guest_command(self._machine, servers, console=descriptors[0], monitor=descriptors[1], state=state)
             self._on_process(qemu.start(command, descriptors, self._runtime))
 
-    def tell(self, order: Order) -> bool:
+    def tell(self, order: messages.Order) -> bool:
         if not self.is_running:
             return False
         match order:
@@ -183,7 +171,7 @@ class GuestMachine:
             case messages.Act(do="unplug"):
                 self._devices.unplug()
             case messages.Act(do=do):
-                self._report(Warned(f"{do} was not done: what runs in this machine is a guest of its own"))
+                self._report(messages.Warned(f"{do} was not done: what runs in this machine is a guest of its own"))
             case _:
                 pass  # it learns IDs from its device alone
         return True
@@ -233,7 +221,7 @@ class GuestMachine:
         if not self._told_to_end:
             self._has_left = True
             self._enter(State.STOPPED, header.STOPPED_NS)
-            self._loop.after(0, lambda: self._report(Departed()))
+            self._loop.after(0, lambda: self._report(messages.Departed()))
 
     # Migration
 
@@ -273,7 +261,7 @@ class GuestMachine:
         self._devices.arrive()
         self._domains = [domain]
         self._recordings[0].words[header.DOMAIN] = domain
-        self._report(Placed())
+        self._report(messages.Placed())
         self._report(moved)
 
     def _allow_reboot(self) -> None:
@@ -286,7 +274,7 @@ class GuestMachine:
             self._progress("line")
         for pattern in [pattern for pattern in self._watched if pattern.search(line)]:
             self._watched.remove(pattern)
-            self._report(Printed(pattern.pattern))
+            self._report(messages.Printed(pattern.pattern))
         if (totals := TOTALS.search(line)) is not None:
             words = (word.partition("=") for word in totals[1].split())
             self._totals = {name: int(value[:18]) for name, _, value in words}
@@ -301,7 +289,7 @@ class GuestMachine:
         if not self._awaited and not self._ready:
             self._ready = True
             self._enter(State.READY, header.READY_NS)
-            self._loop.after(0, lambda: self._report(Ready()))
+            self._loop.after(0, lambda: self._report(messages.Ready()))
 
     def _give_up(self) -> None:
         if self._ready or self._ended or self._told_to_end:
@@ -315,7 +303,7 @@ class GuestMachine:
     def _fail(self, summary: str) -> None:
         """The guest cannot continue: say so, and end its QEMU."""
         self._failure = summary
-        self._report(Failed("guest", summary))
+        self._report(messages.Failed("guest", summary))
         self.kill()
 
     # The end
@@ -326,7 +314,7 @@ class GuestMachine:
             return
         self._told_to_end = True
         if self._devices.are_leaving:
-            self._report(Warned("its guest has not released its device by the end of the run"))
+            self._report(messages.Warned("its guest has not released its device by the end of the run"))
         if self._migration is not None:
             self._migration.fail("the run is over")
         self._ticks_at_stop = self._qemu.work_ticks()
@@ -339,7 +327,9 @@ class GuestMachine:
     def _tell_msix_states(self, found: list[MsixState]) -> None:
         for device in found:
             if device.reason:
-                self._report(Warned(f"its device could not interrupt it at the end of the run: {device.reason}"))
+                self._report(
+                    messages.Warned(f"its device could not interrupt it at the end of the run: {device.reason}")
+                )
         self._let_finish()
 
     def _let_finish(self) -> None:
@@ -374,12 +364,12 @@ class GuestMachine:
         if self._told_to_end or (code == 0 and self._ready and not self._failure and not outside):
             if not self._has_left:
                 self._enter(State.STOPPED, header.STOPPED_NS)
-            self._report(Stopped(self._totals))
-            self._report(Ended(""))
+            self._report(messages.Stopped(self._totals))
+            self._report(messages.Ended(""))
             return
         if not self._failure:
-            self._report(Failed("guest", f"QEMU ended{outside and f' ({outside})'}{self._last_words()}"))
-        self._report(Ended("ended by the run" if self._failure else describe_exit(code)))
+            self._report(messages.Failed("guest", f"QEMU ended{outside and f' ({outside})'}{self._last_words()}"))
+        self._report(messages.Ended("ended by the run" if self._failure else describe_exit(code)))
 
     def _last_words(self) -> str:
         """What QEMU has printed, and the last lines of the guest."""

@@ -14,14 +14,7 @@ import re
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from nodes.device.msix import (
-    CAPABILITY_ID,
-    CONTROL,
-    CONTROL_ENABLE,
-    CONTROL_FUNCTION_MASK,
-    ENTRY_BYTES,
-    MASKED,
-)
+from nodes.device import msix
 from nodes.device.pci import CAPABILITIES, COMMAND, COMMAND_BUS_MASTER
 from sim.engines.qemu.qtest import CONFIG_ADDRESS, CONFIG_DATA
 
@@ -46,11 +39,11 @@ class MsixState(NamedTuple):
 
 def why_no_interrupt(command: int, control: int) -> str:
     """Why a device with this command register and MSI-X control cannot interrupt at all; "" if it can."""
-    if not control & CONTROL_ENABLE:
+    if not control & msix.CONTROL_ENABLE:
         return "MSI-X is off"
     if not command & COMMAND_BUS_MASTER:
         return "bus mastering is off, and an MSI is a write by the device"
-    return "MSI-X is masked as a whole" if control & CONTROL_FUNCTION_MASK else ""
+    return "MSI-X is masked as a whole" if control & msix.CONTROL_FUNCTION_MASK else ""
 
 
 def run_commands(commands: QmpCommands, execute: Callable[..., Any]) -> Any:
@@ -107,7 +100,7 @@ def _msix_state(device: Mapping[str, Any]) -> QmpCommands:
     peer = None if regions.get(0, -1) < 0 else (yield from _read("xp /1xw", regions[0] + 8))
     command = yield from _config(device, COMMAND)
     at = (yield from _config(device, CAPABILITIES)) & 0xFF
-    while at and ((capability := (yield from _config(device, at))) & 0xFF) != CAPABILITY_ID:
+    while at and ((capability := (yield from _config(device, at))) & 0xFF) != msix.CAPABILITY_ID:
         at = capability >> 8 & 0xFF
     if not at:
         return MsixState(peer, "it has no MSI-X")
@@ -116,10 +109,10 @@ def _msix_state(device: Mapping[str, Any]) -> QmpCommands:
     if regions.get(1, -1) < 0:
         return MsixState(peer, reason or "its MSI-X table has no address")
     vectors = (control & 0x7FF) + 1
-    table = yield from _words(regions[1], vectors * ENTRY_BYTES // 4)
+    table = yield from _words(regions[1], vectors * msix.ENTRY_BYTES // 4)
     pending_at = (yield from _config(device, at + 8)) & ~7
     pending = yield from _words(regions[1] + pending_at, (vectors + 31) // 32)
-    masked = [vector for vector in range(vectors) if table[ENTRY_BYTES // 4 * vector + CONTROL] & MASKED]
+    masked = [vector for vector in range(vectors) if table[msix.ENTRY_BYTES // 4 * vector + msix.CONTROL] & msix.MASKED]
     missed = [vector for vector in range(vectors) if pending[vector // 32] >> vector % 32 & 1]
     if reason or not masked:
         return MsixState(peer, reason, len(missed))
