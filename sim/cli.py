@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from nodes.errors import IvshmemError
 from sim.commands.catalogue import COMMANDS, INNER_EXAMPLES
-from sim.exit_codes import BROKEN_PIPE, HOST_TOO_SMALL, INTERRUPTED, of_error, of_os_error
+from sim.exit_codes import BROKEN_PIPE, HOST_TOO_SMALL, INTERRUPTED, of_error
 from sim.kernel.shortage import explained
 from sim.kernel.signals import interrupts_raise, signals_too_late
 from sim.version import VERSION
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> Any:
     except OSError as error:
         why = explained(error)
         click.echo(f"ivsim: {'cannot go on: ' * (why is error)}{why}", err=True)
-        code = of_error(why) if isinstance(why, IvshmemError) else of_os_error(error)
+        code = of_error(why)
     except IvshmemError as error:
         click.echo(f"ivsim: {error}", err=True)
         code = of_error(error)

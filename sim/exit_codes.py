@@ -22,14 +22,12 @@ BROKEN_PIPE = 141
 """The reader of standard output closed it."""
 
 
-def of_error(error: IvshmemError) -> int:
-    """The code of an error: wrong use, a host that is too small, or a failure."""
-    return WRONG_USE if isinstance(error, UsageError) else HOST_TOO_SMALL if isinstance(error, HostError) else FAILED
-
-
-def of_os_error(error: OSError) -> int:
-    """The code of an error of the kernel that nothing has explained."""
-    return HOST_TOO_SMALL if is_shortage(error) else FAILED
+def of_error(error: IvshmemError | OSError) -> int:
+    """The code of an error, also of one of the kernel: wrong use, a host that is too small, or a failure."""
+    if isinstance(error, UsageError):
+        return WRONG_USE
+    too_small = is_shortage(error) if isinstance(error, OSError) else isinstance(error, HostError)
+    return HOST_TOO_SMALL if too_small else FAILED
 
 
 def of_signal(name: str) -> int:

@@ -19,7 +19,7 @@ from sim.results.analysis.outlier.causes import causes, is_explained
 from sim.results.analysis.outlier.kernel_events import with_trace
 from sim.results.outlier import Outlier
 from sim.results.store import files
-from sim.results.store.kernel_table import write_kernel_events
+from sim.results.store.schemas import write_kernel_events
 from topologies import Topology
 from topologies.stop_above import parse_stop_above
 

@@ -10,7 +10,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NamedTuple
 
-from sim.kernel.processes import children
+from sim.kernel.processes import children, descriptors
 
 
 class Holdings(NamedTuple):
@@ -52,10 +52,7 @@ def holdings(sockets: Iterable[str] = ()) -> Holdings:
 
 def _descriptors() -> Iterator[tuple[int, str]]:
     tracker = getattr(resource_tracker, "_resource_tracker")._fd  # noqa: B009
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the listing's own
-            if int(name) != tracker:
-                yield int(name), os.readlink(f"/proc/self/fd/{name}")
+    yield from (each for each in descriptors(os.getpid()) if each[0] != tracker)
 
 
 def _threads() -> Iterator[str]:

@@ -20,7 +20,7 @@ from sim.access import shown
 from sim.host import runtime_directory
 from sim.host.runtime_directory import RuntimeDirectory, runtime_directories
 from sim.kernel.closeable import closing
-from sim.kernel.processes import run_of
+from sim.kernel.processes import descriptors, run_of
 from sim.kernel.segments import SHM_DIRECTORY, Segment, mappings, remove_segment, segments
 from sim.telemetry import SOCKET, Found, Subscriber, running
 from sim.telemetry.discovery import listening_sockets
@@ -167,11 +167,4 @@ def _shown(words: list[str]) -> str:
 
 def _sockets(pid: int) -> set[int]:
     """Return the inodes of a process's sockets."""
-    found = set()
-    with contextlib.suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                target = os.readlink(f"/proc/{pid}/fd/{name}")
-                if target.startswith("socket:["):
-                    found.add(int(target[8:-1]))
-    return found
+    return {int(link[8:-1]) for _, link in descriptors(pid) if link.startswith("socket:[")}

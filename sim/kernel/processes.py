@@ -111,6 +111,14 @@ def adopting_orphans() -> Iterator[None]:
         _libc.prctl(PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
 
 
+def descriptors(pid: int) -> Iterator[tuple[int, str]]:
+    """The descriptors of a process, and the link of each (proc(5)); none of a process of another user."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                yield int(name), os.readlink(f"/proc/{pid}/fd/{name}")
+
+
 def children() -> set[int]:
     """The children of this process, adopted ones and zombies included (proc_pid_task(5))."""
     found: set[int] = set()

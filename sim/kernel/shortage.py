@@ -67,7 +67,7 @@ def why_no_room(error: OSError, place: str, size_bytes: int) -> str:
     return f"{place} cannot hold shared memory: {error.strerror}"
 
 
-def explained(error: OSError) -> Exception:
+def explained(error: OSError) -> UsageError | HostError | OSError:
     """Return what is missing on this host, where the error says less; otherwise the error itself."""
     if error.errno == errno.ENOENT:
         try:

@@ -7,7 +7,7 @@ the same vectors, because an eventfd counter does not tell the senders apart.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -119,20 +119,18 @@ class Counts:
 
         Raises ``UnknownMetricError`` for an unknown value.
         """
-        if metric == "coalescing":
-            return self._coalescing(scope)
-        return self._lost(scope) if metric == "lost" else float(self.count(metric, scope))
+        return counted_value(metric, lambda name: self.count(name, scope))
 
-    def _coalescing(self, scope: Scope) -> float:
-        interrupts = self.count("interrupts", scope)
-        if not interrupts:
+
+def counted_value(metric: str, count: Callable[[str], int]) -> float:
+    """One of ``COUNTED``, or derived from them, where ``count`` gives each. Raises as `Counts.value`."""
+    if metric == "coalescing":
+        if not (interrupts := count("interrupts")):
             raise UnknownMetricError("there was no interrupt")
-        return self.count("delivered", scope) / interrupts
-
-    def _lost(self, scope: Scope) -> float:
-        """Rung, and neither delivered nor pending nor refused."""
-        known = (self.count(name, scope) for name in ("delivered", "pending", "refused"))
-        return float(self.count("rung", scope) - sum(known))
+        return count("delivered") / interrupts
+    if metric == "lost":  # rung, and neither delivered nor pending nor refused
+        return float(count("rung") - sum(map(count, ("delivered", "pending", "refused"))))
+    return float(count(metric))
 
 
 class LiveRecording(NamedTuple):

@@ -22,7 +22,7 @@ from sim.results import Run
 from sim.results.analysis.balance import COUNTED
 from sim.results.analysis.latency.latencies import Samples
 from sim.results.arrays import Integers, Mask
-from sim.results.counts import Counts, Scope, Scopes, UnknownMetricError
+from sim.results.counts import Counts, Scope, Scopes, UnknownMetricError, counted_value
 from sim.results.store import files
 from sim.results.store.manifest import MachineRow
 from sim.results.summary import ExpectationVerdict, GroupFigures, MigrationOutcome, value_at
@@ -211,14 +211,7 @@ class _Finished:
     def _count(self, metric: str, scope: Scope) -> float:
         if not scope.whole:
             return self._counts.value(metric, scope)
-        its = self._run.figures
-        if metric == "coalescing":
-            if its.coalescing is None:
-                raise UnknownMetricError("there was no interrupt")
-            return its.delivered / its.interrupts
-        if metric == "lost":
-            return float(its.rung - its.delivered - its.pending - its.refused)
-        return float(getattr(its, metric))
+        return counted_value(metric, functools.partial(getattr, self._run.figures))
 
     @functools.cached_property
     def _counts(self) -> Counts:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sim.host.runtime_directory import PREFIX, runtime_parents
+from sim.kernel.processes import descriptors
 
 SOCKET = "telemetry.zmq"
 """The name of the socket in the private directory of a run (``ivsim-*``)."""
@@ -29,12 +30,7 @@ class Found(NamedTuple):
 
     def held_by(self, pid: int) -> bool:
         """Whether that process has the socket."""
-        with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{pid}/fd/{name}") == f"socket:[{self.inode}]":
-                        return True
-        return False
+        return any(link == f"socket:[{self.inode}]" for _, link in descriptors(pid))
 
 
 def running(candidates: Iterable[Path] | None = None) -> list[Found]:

@@ -14,7 +14,7 @@ from sim.host.resource_row import FIRST_CPU
 from sim.results import Run
 from sim.results.analysis.outlier.evidence import Evidence
 from sim.results.store import files
-from sim.results.store.kernel_table import read_kernel_events
+from sim.results.store.schemas import read_kernel_events
 
 CPUS = 1 << 17
 """The process of all CPUs in the trace; those of machines have smaller numbers."""

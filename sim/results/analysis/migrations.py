@@ -54,11 +54,18 @@ class _MigrationEvent(msgspec.Struct):
 
 @dataclass
 class _Attempt:
-    """One migration that was begun, and the event that it ended with."""
+    """One migration that was begun, and the event that it ended with.
+
+    ``before`` and ``after`` are the doorbells delivered since the pause before, and until the next one; ``during`` are
+    the samples rung while the machine paused. None where they are not known.
+    """
 
     machine: str
     begun: _MigrationEvent
     ended: _MigrationEvent
+    before: int | None = None
+    after: int | None = None
+    during: int | None = None
 
 
 def migrations(events: Iterable[Event], account: Account, place: Path) -> list[MigrationOutcome]:
@@ -72,11 +79,8 @@ def migrations(events: Iterable[Event], account: Account, place: Path) -> list[M
         (event.machine, event.domain, event.peer): event.doorbells for event in told if event.kind == "left_behind"
     }
     rows = _rows(account)
-    parted = _around(account, attempts, rows, place)
-    found = [
-        _migration(account, attempt, behind, events, _whereabouts(account, attempt, rows))
-        for attempt, events in zip(attempts, parted, strict=True)
-    ]
+    _count_around(account, attempts, rows, place)
+    found = [_migration(account, attempt, behind, _whereabouts(account, attempt, rows)) for attempt in attempts]
     return sorted(found, key=lambda outcome: outcome.at_s)
 
 
@@ -122,44 +126,32 @@ def _paused_ns(ended: _MigrationEvent) -> int:
     return ended.time_ns - round((ended.downtime_ms or 0.0) * 1e6)
 
 
-Around = tuple[int | None, int | None, int | None]
-
-
-def _around(account: Account, attempts: Sequence[_Attempt], rows: dict[str, int], place: Path) -> list[Around]:
-    """For each attempt the doorbells delivered since the pause before, and until the next one; and the samples rung
-    during its own.
-    """
-    spans: dict[int, tuple[int, int, int, int]] = {}
-    """By attempt: row, the pause before, its own, the next one."""
-    for number, attempt in enumerate(attempts):
-        row = rows.get(attempt.machine)
-        if row is None or not attempt.ended.downtime_ms:
-            continue
-        its = [other.ended for other in attempts if other.machine == attempt.machine and other.ended.downtime_ms]
-        paused, at_ns = [_paused_ns(event) for event in its], _paused_ns(attempt.ended)
-        begin_ns = max((time_ns for time_ns in paused if time_ns < at_ns), default=0)
-        spans[number] = (row, begin_ns, at_ns, min((time_ns for time_ns in paused if time_ns > at_ns), default=1 << 62))
-    before, after, during = ([0] * len(attempts) for _ in range(3))
+def _count_around(account: Account, attempts: Sequence[_Attempt], rows: dict[str, int], place: Path) -> None:
+    """Count what came before, after and during the pause of each attempt that paused a machine."""
+    spans: list[tuple[_Attempt, int, int, int, int]] = []
+    """An attempt: the row of its machine, the pause before, its own, the next one."""
+    paused = [attempt for attempt in attempts if attempt.ended.downtime_ms and attempt.machine in rows]
+    for attempt in paused:
+        at_ns = _paused_ns(attempt.ended)
+        its_ns = [_paused_ns(other.ended) for other in paused if other.machine == attempt.machine]
+        begin_ns = max((time_ns for time_ns in its_ns if time_ns < at_ns), default=0)
+        end_ns = min((time_ns for time_ns in its_ns if time_ns > at_ns), default=1 << 62)
+        spans.append((attempt, rows[attempt.machine], begin_ns, at_ns, end_ns))
+    sums = np.zeros((len(spans), 3), np.int64)
     for batch in batches(place, "samples", ("target", "rung_ns")) if spans else ():
-        for number, (row, _, at_ns, _) in spans.items():
+        for its, (attempt, row, _, at_ns, _) in zip(sums, spans, strict=True):
             rung_ns = batch["rung_ns"][batch["target"] == row]
-            end_ns = attempts[number].ended.time_ns
-            during[number] += int(np.count_nonzero((rung_ns >= at_ns) & (rung_ns < end_ns)))
+            its[2] += np.count_nonzero((rung_ns >= at_ns) & (rung_ns < attempt.ended.time_ns))
     for batch in batches(place, "drains", ("machine", "count", "delivered_ns")) if spans else ():
-        for number, (row, begin_ns, at_ns, end_ns) in spans.items():
+        for its, (_, row, begin_ns, at_ns, end_ns) in zip(sums, spans, strict=True):
             own = batch["machine"] == row
             times, counts = batch["delivered_ns"][own], batch["count"][own]
-            before[number] += int(counts[(times >= begin_ns) & (times < at_ns)].sum())
-            after[number] += int(counts[(times >= at_ns) & (times < end_ns)].sum())
-    found: list[Around] = []
-    for number in range(len(attempts)):
-        if number not in spans:
-            found.append((None, None, None))
-        elif account.records[spans[number][0]].counters.drains_refused:
-            found.append((None, None, during[number]))
-        else:
-            found.append((before[number], after[number], during[number]))
-    return found
+            its[0] += counts[(times >= begin_ns) & (times < at_ns)].sum()
+            its[1] += counts[(times >= at_ns) & (times < end_ns)].sum()
+    for (before, after, during), (attempt, row, *_) in zip(sums.tolist(), spans, strict=True):
+        attempt.during = during
+        if not account.records[row].counters.drains_refused:
+            attempt.before, attempt.after = before, after
 
 
 def _whereabouts(account: Account, attempt: _Attempt, rows: dict[str, int]) -> tuple[str, int | None]:
@@ -182,7 +174,6 @@ def _migration(
     account: Account,
     attempt: _Attempt,
     behind: dict[tuple[str, str, int], int],
-    parted: tuple[int | None, int | None, int | None],
     whereabouts: tuple[str, int | None],
 ) -> MigrationOutcome:
     begun, ended = attempt.begun, attempt.ended
@@ -195,7 +186,6 @@ def _migration(
     if moved and ended.from_peer is not None:
         same = (ended.from_domain, ended.from_peer) == (ended.to_domain, ended.to_peer)
         left = 0 if same else behind.get((attempt.machine, ended.from_domain, ended.from_peer))
-    before, after, during = parted
     return MigrationOutcome(
         machine=attempt.machine,
         group=groups.get(begun.machine, ""),
@@ -213,7 +203,7 @@ def _migration(
         memory_bytes=ended.memory_bytes,
         pending_vectors=ended.pending_vectors,
         left_behind=left,
-        delivered_before=before,
-        delivered_after=after,
-        sampled_during=during,
+        delivered_before=attempt.before,
+        delivered_after=attempt.after,
+        sampled_during=attempt.during,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self, get_args, get_type_hints
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
+from sim.host.kernel_trace import KernelEvent
 from sim.host.libraries import keep_pandas_out
 from sim.host.resource_row import Resources
 from sim.results.store.files import at_once, private
@@ -204,6 +205,22 @@ def read_table(directory: Path, name: str) -> pa.Table:
         table.validate(full=True)
         check_values(file_name(name), table)
         return table
+
+
+def write_kernel_events(directory: Path, events: Sequence[KernelEvent]) -> None:
+    """Write the table ``kernel``, which only a run with an outlier and a trace has. Raises ``OSError`` (disk full)."""
+    schema = SCHEMAS["kernel"]
+    columns = zip(*events, strict=True)
+    arrays = [pa.array(column, kind.type) for column, kind in zip(columns, schema, strict=True)]
+    write_table(directory, "kernel", pa.Table.from_arrays(arrays, schema=schema))
+
+
+def read_kernel_events(directory: Path) -> list[KernelEvent]:
+    """The events; none for a run without them. Raises ``UsageError`` for a damaged table."""
+    if not (directory / file_name("kernel")).exists():
+        return []
+    table = read_table(directory, "kernel")
+    return [KernelEvent(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
 
 
 def check_table(directory: Path, name: str) -> None:

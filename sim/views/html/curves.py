@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from sim.results.analysis.time_series import LEVELS, TimeSeries
 from sim.results.arrays import Floats
-from sim.views.html.lines import Axis, Chart, Line, Mark, decades, percentile_name, round_ticks
+from sim.views.html.lines import Axis, Chart, Line, Mark, percentile_name, round_ticks
 from sim.views.html.usage import COORDINATOR_NAME, Usage
 from sim.views.units import short_bytes as size
 from sim.views.units import short_count as count
@@ -62,7 +63,7 @@ def percentiles(data: TimeSeries) -> Chart | None:
     lines = [Line(line.name, line.xs, np.where(line.ys >= low, line.ys, np.nan), line.style) for line in lines]
     nines = int(np.log10(most) + 1e-9)
     ticks = [(2.0, "p50"), *((10.0**place, percentile_name(place)) for place in range(1, nines + 1))]
-    x = Axis("percentile, by its nines", 1, float(most), lambda _: ticks, _rarity_word, logarithmic=True)
+    x = Axis("percentile, by its nines", 1, float(most), _rarity_word, logarithmic=True, make_ticks=lambda _: ticks)
     said = ", ".join(f"{line.name} reaches {time(float(line.ys[-1]))}" for line in lines)
     description = f"Latency over percentile, both logarithmic. At the maximum {said}."
     return Chart("Latency by percentile", description, x, _latency_axis(low, high), lines)
@@ -92,8 +93,8 @@ def cumulative(data: TimeSeries) -> Chart | None:
         return None
     its = _latency_axis(low, high)
     end = "up to p99.9" if most >= 1000 else f"of {most:,} samples"
-    x = Axis(f"latency, {end}", its.low, its.high, its.ticks, its.word, logarithmic=True)
-    y = Axis("doorbells", 0, 100, lambda most: round_ticks(0, 100, min(most, 5), _percent), _percent)
+    x = dataclasses.replace(its, label=f"latency, {end}")
+    y = Axis("doorbells", 0, 100, _percent, make_ticks=lambda most: round_ticks(0, 100, min(most, 5), _percent))
     # A line that ended outside would be drawn over the margin.
     lines = [
         Line(line.name, np.where((line.xs >= low) & (line.xs <= x.high), line.xs, np.nan), line.ys, line.style)
@@ -107,13 +108,11 @@ def _percent(value: float) -> str:
 
 
 def _latency_axis(low: float, high: float) -> Axis:
-    low, high = max(1.0, low) / 1.15, max(2.0, high) * 1.15
-    return Axis("latency", low, high, lambda most: decades(low, high, most, time), time, logarithmic=True)
+    return Axis("latency", max(1.0, low) / 1.15, max(2.0, high) * 1.15, time, logarithmic=True)
 
 
 def _time_axis(data: TimeSeries) -> Axis:
-    end_s = data.duration_s
-    return Axis("time since the start", 0, end_s, lambda most: round_ticks(0, end_s, most, seconds), seconds)
+    return Axis("time since the start", 0, data.duration_s, seconds)
 
 
 def levels_over_time(title: str, levels: Mapping[str, Floats], data: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
@@ -150,9 +149,9 @@ def rates(data: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
     if apart:
         low = max(1.0, float(np.percentile(there, 2)) / 3)
         lines = [Line(line.name, line.xs, np.where(line.ys >= low, line.ys, np.nan), line.style) for line in lines]
-        y = Axis("per second", low, top * 1.5, lambda most: decades(low, top * 1.5, most, count), count, True)
+        y = Axis("per second", low, top * 1.5, count, logarithmic=True)
     else:
-        y = Axis("per second", 0, top, lambda most: round_ticks(0, top, most, count), count)
+        y = Axis("per second", 0, top, count)
     mean = [count(float(its.mean())) for its in (data.delivered_per_s, data.interrupts_per_s)]
     description = f"On average {mean[0]} doorbells and {mean[1]} interrupts a second."
     return Chart("Rates over time", description, _time_axis(data), y, lines, marks, data.bands)
@@ -182,8 +181,7 @@ def usage_charts(found: Sequence[Usage], data: TimeSeries, marks: Sequence[Mark]
             for process, style in zip(drawn, styles, strict=True)
         ]
         top = max(float(line.ys.max()) for line in lines) * 1.1 or 1.0
-        step = partial(_binary_ticks if word is size else round_ticks, 0.0, top)
-        y = Axis(what, 0, top, lambda most, step=step, word=word: step(most, word), word)  # type: ignore[misc]
+        y = Axis(what, 0, top, word, make_ticks=partial(_binary_ticks, top) if word is size else None)
         means = ", ".join(f"{line.name} {word(float(line.ys.mean()))}" for line in lines)
         charts.append(Chart(title, f"On average: {means}.", x, y, lines, marks, data.bands))
     return charts
@@ -197,7 +195,7 @@ def _until(end: float, xs: Floats, ys: Floats) -> tuple[Floats, Floats]:
     return np.append(xs[before], end), np.append(ys[before], np.interp(end, xs, ys))
 
 
-def _binary_ticks(low: float, high: float, most: int, word: object) -> list[tuple[float, str]]:
+def _binary_ticks(high: float, most: int) -> list[tuple[float, str]]:
     """Round in the unit that is shown: 512 KiB and 2 MiB are, 2,000,000 bytes are not."""
     unit = next(2.0**power for power in (40, 30, 20, 10, 0) if high >= 2**power)
-    return [(value * unit, size(value * unit)) for value, _ in round_ticks(low / unit, high / unit, most, str)]
+    return [(value * unit, size(value * unit)) for value, _ in round_ticks(0.0, high / unit, most, str)]

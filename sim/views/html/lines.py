@@ -71,14 +71,20 @@ def decades(low: float, high: float, most: int, word: Callable[[float], str]) ->
 
 @dataclass(frozen=True)
 class Axis:
-    """``ticks`` gives values and words for at most so many; ``word`` says any value."""
+    """``word`` says any value; ``make_ticks`` gives values and words for at most so many, by default round ones."""
 
     label: str
     low: float
     high: float
-    ticks: Callable[[int], list[tuple[float, str]]]
     word: Callable[[float], str]
     logarithmic: bool = False
+    make_ticks: Callable[[int], list[tuple[float, str]]] | None = None
+
+    def ticks(self, most: int) -> list[tuple[float, str]]:
+        """At most so many values, each with its word."""
+        if self.make_ticks is not None:
+            return self.make_ticks(most)
+        return (decades if self.logarithmic else round_ticks)(self.low, self.high, most, self.word)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from sim.host.process_looks import ProcessLook
 from sim.results.analysis.outlier.causes import causes
 from sim.results.analysis.outlier.evidence import Evidence, LatencyPart, MachineEvidence
 from sim.results.analysis.outlier.kernel_events import state_spans, traced_use, who_ran, with_trace
-from sim.results.store.kernel_table import read_kernel_events, write_kernel_events
+from sim.results.store.schemas import read_kernel_events, write_kernel_events
 
 MS = 1_000_000
 RX, HOG, IDLE = 10, 20, 0

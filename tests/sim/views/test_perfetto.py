@@ -21,8 +21,7 @@ from sim.results import Run, RunDirectory
 from sim.results.analysis.outlier.evidence import Evidence, LatencyPart
 from sim.results.outlier import Cause, Outlier
 from sim.results.store import files
-from sim.results.store.kernel_table import write_kernel_events
-from sim.results.store.schemas import RESOURCES, write_table
+from sim.results.store.schemas import RESOURCES, write_kernel_events, write_table
 from sim.views.perfetto import trace
 from tests.synthetic import MEASURE_NS, START_NS, STOP_NS, finish, pair, record, topology, usage
 
