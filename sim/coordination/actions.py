@@ -20,17 +20,7 @@ from sim.coordination.incarnation import REFUSED, Incarnation, OngoingMigration
 from sim.coordination.machines import LiveMachines
 from sim.engines import messages
 from sim.engines.base import COUNTER_MAX, Counter, RunLoop
-from topologies.actions import (
-    Action,
-    Fill,
-    Garble,
-    Join,
-    MachineAction,
-    Migrate,
-    RunAction,
-    ServerAction,
-    WorkerAction,
-)
+from topologies import actions
 from topologies.migration_plan import blockers_of
 
 LOOK_NS = 1_000_000
@@ -61,7 +51,7 @@ class Actions:
         self._filled: dict[Incarnation, list[tuple[Counter, int]]] = {}
         """By machine: the counters that were filled, and their values before."""
 
-    def do(self, action: Action, machine: int | None) -> Details:
+    def do(self, action: actions.Action, machine: int | None) -> Details:
         """Carry out an action on a machine, or on a server.
 
         Returns:
@@ -71,17 +61,17 @@ class Actions:
             ActionError: it is not possible now.
         """
         target: Incarnation | LiveDomain | None = None
-        if isinstance(action, RunAction):
+        if isinstance(action, actions.RunAction):
             pass
-        elif isinstance(action, ServerAction):
+        elif isinstance(action, actions.ServerAction):
             target = next(domain for domain in self._domains if action.domain in (None, domain.name))
         else:
             assert machine is not None
-            assert isinstance(action, MachineAction)
+            assert isinstance(action, actions.MachineAction)
             target = incarnation = self._machines.current[machine]
-            if not isinstance(action, Join):
+            if not isinstance(action, actions.Join):
                 self._check(incarnation, action)
-            if isinstance(action, WorkerAction):
+            if isinstance(action, actions.WorkerAction):
                 arguments = {key: value for key, value in msgspec.structs.asdict(action).items() if value is not None}
                 incarnation.live.tell(messages.Act(action.do, arguments))
                 return arguments
@@ -100,7 +90,7 @@ class Actions:
             if incarnation.stalled:
                 self._let_go(incarnation)
 
-    def _check(self, incarnation: Incarnation, action: MachineAction) -> None:
+    def _check(self, incarnation: Incarnation, action: actions.MachineAction) -> None:
         if not incarnation.is_running:
             raise ActionError("it is not running")
         if incarnation.left:
@@ -114,7 +104,7 @@ class Actions:
 
     # Join, leave, kill
 
-    def _join(self, current: Incarnation, _action: Action | None = None) -> Details:
+    def _join(self, current: Incarnation, _action: actions.Action | None = None) -> Details:
         if self.is_there(current.machine.index):
             raise ActionError("it is running already")
         machine = current.machine.index
@@ -135,30 +125,30 @@ class Actions:
             with contextlib.suppress(ActionError):
                 self._join(self._machines.current[machine])
 
-    def _leave(self, incarnation: Incarnation, action: Action) -> None:
+    def _leave(self, incarnation: Incarnation, action: actions.Action) -> None:
         self._let_go(incarnation)
         incarnation.ending = action.do
         incarnation.live.tell(messages.Leave())
 
-    def _kill(self, incarnation: Incarnation, action: Action) -> None:
+    def _kill(self, incarnation: Incarnation, action: actions.Action) -> None:
         incarnation.ending = action.do
         self._empty(incarnation)
         incarnation.live.kill()
 
     # Stall
 
-    def _stall(self, incarnation: Incarnation, _action: Action) -> None:
+    def _stall(self, incarnation: Incarnation, _action: actions.Action) -> None:
         if incarnation.stalled:
             raise ActionError("it is stalled already")
         incarnation.stalled = True
         incarnation.live.stall()
 
-    def _resume(self, incarnation: Incarnation, _action: Action) -> None:
+    def _resume(self, incarnation: Incarnation, _action: actions.Action) -> None:
         if not incarnation.stalled:
             raise ActionError("it is not stalled")
         self._let_go(incarnation)
 
-    def _fill(self, incarnation: Incarnation, action: Fill) -> None:
+    def _fill(self, incarnation: Incarnation, action: actions.Fill) -> None:
         if not incarnation.stalled:
             self._stall(incarnation, action)
         self._filled.setdefault(incarnation, [])
@@ -194,20 +184,20 @@ class Actions:
             if held:
                 counter.add(held)
 
-    def _unplug(self, incarnation: Incarnation, _action: Action) -> None:
+    def _unplug(self, incarnation: Incarnation, _action: actions.Action) -> None:
         if incarnation.migration is not None:
             raise ActionError("device_del not allowed while migrating")
         incarnation.unplugged = True
         incarnation.live.tell(messages.Act("unplug", {}))
 
-    def _garble(self, incarnation: Incarnation, action: Garble) -> Details:
+    def _garble(self, incarnation: Incarnation, action: actions.Garble) -> Details:
         peer = incarnation.peers[0]
         if peer is None or not self._domains[incarnation.rows[0].domain].server.garble(peer, action.message):
             raise ActionError("no server is connected to it")
         incarnation.garbled = True
         return {"message": action.message}
 
-    def _migrate(self, incarnation: Incarnation, action: Migrate) -> Details:
+    def _migrate(self, incarnation: Incarnation, action: actions.Migrate) -> Details:
         """A refusal is QEMU's, in its words, and no `ActionError`."""
         if len(incarnation.rows) > 1:
             raise ActionError("it has devices in several domains")
@@ -234,18 +224,18 @@ class Actions:
 
     # The run
 
-    def _end(self, _run: None, _action: Action) -> None:
+    def _end(self, _run: None, _action: actions.Action) -> None:
         self._end_run()
 
     # Servers
 
-    def _stop_server(self, domain: LiveDomain, _action: Action) -> Details:
+    def _stop_server(self, domain: LiveDomain, _action: actions.Action) -> Details:
         if not domain.server.is_listening:
             raise ActionError("no server listens")
         domain.server.stop()
         return {"domain": domain.name}
 
-    def _start_server(self, domain: LiveDomain, _action: Action) -> Details:
+    def _start_server(self, domain: LiveDomain, _action: actions.Action) -> Details:
         if domain.server.is_listening:
             raise ActionError("a server listens already")
         try:

@@ -12,29 +12,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from topologies import model
 from topologies.actions import ACTIONS, MachineAction, fields_of
 from topologies.domain import Dialect, HostName, MaxPeers, MemoryKind, Protocol, Version
 from topologies.guest_image import GuestImage
 from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES, SIZE_PATTERN
 from topologies.language.validated import NAME_PATTERN, Name, Sparse
-from topologies.model import (
-    Blockers,
-    Chaos,
-    Count,
-    Cpus,
-    MachineKind,
-    Nice,
-    Policy,
-    Priority,
-    Profile,
-    ProgramName,
-    ReadyTimeout,
-    Role,
-    RunSettings,
-    Seed,
-    Title,
-    Vectors,
-)
 from topologies.schedule import COMPARISONS, Load, Seconds
 
 Size = Annotated[
@@ -66,7 +49,7 @@ MemoryName = Annotated[
 CPU_LIST = r"^[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?){0,63}$"
 # Without a pattern for the string: msgspec 0.22 crashes on a union of a limited string and an array.
 CpuList = Annotated[
-    Cpus | str,
+    model.Cpus | str,
     Meta(
         description="The CPUs of the machines' processes: an array, or a list as taskset(1) takes it.",
         examples=["0-3,6", [0, 1]],
@@ -146,12 +129,12 @@ class DomainTable(MemoryTable, frozen=True, kw_only=True, forbid_unknown_fields=
 class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings of machines, in groups, overrides and ``[defaults]``."""
 
-    program: ProgramName = ""
-    kind: MachineKind = "simulated"
-    ready_timeout_s: ReadyTimeout = 60.0
-    vectors: Vectors = 1
+    program: model.ProgramName = ""
+    kind: model.MachineKind = "simulated"
+    ready_timeout_s: model.ReadyTimeout = 60.0
+    vectors: model.Vectors = 1
     role: Annotated[
-        Role | None,
+        model.Role | None,
         Meta(
             description=(
                 "A `master` migrates with the memory, a `peer` cannot, `auto` is a master if its ID is 0; "
@@ -159,7 +142,7 @@ class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True
             )
         ),
     ] = None
-    profile: Profile = "qemu-doorbell"
+    profile: model.Profile = "qemu-doorbell"
     variant: Annotated[
         dict[str, bool | int],
         Meta(description="Cells of the profile that are changed; `ivsim device cells` lists them."),
@@ -179,16 +162,16 @@ class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True
         GuestImage, Meta(description="The image that a machine of the kind qemu boots: [machines.NAME.guest].")
     ] = GuestImage()
     cpus: CpuList = ()
-    policy: Policy = "other"
-    priority: Priority = 0
-    nice: Nice = 0
-    blockers: Blockers = ()
+    policy: model.Policy = "other"
+    priority: model.Priority = 0
+    nice: model.Nice = 0
+    blockers: model.Blockers = ()
 
 
 class GroupTable(MachineTable, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A group of equal machines: a table ``[machines.NAME]``."""
 
-    count: Count = 1
+    count: model.Count = 1
     name: NamePattern = ""
     override: Annotated[
         dict[OverrideKey, MachineTable],
@@ -316,9 +299,9 @@ class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A topology: which machines share a memory, what they run, what happens to them, and for how long."""
 
     machines: Annotated[dict[Name, GroupTable], Meta(min_length=1, description="The groups of machines, by name.")]
-    title: Title = ""
-    seed: Seed = 1
-    run: RunSettings = RunSettings()
+    title: model.Title = ""
+    seed: model.Seed = 1
+    run: model.RunSettings = model.RunSettings()
     memory: MemoryTable = MemoryTable()
     domains: Annotated[
         dict[Name, DomainTable], Meta(max_length=64, description="Several shared memories, each with its own server.")
@@ -334,8 +317,9 @@ class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     expect: Annotated[tuple[ExpectTable, ...], Meta(description="What must hold at the end.")] = ()
     invariant: Annotated[tuple[InvariantTable, ...], Meta(description="What `ivsim explore` checks.")] = ()
     chaos: Annotated[
-        Chaos, Meta(description="Delays and faults under virtual time, drawn from the seed; no other engine has them.")
-    ] = Chaos()
+        model.Chaos,
+        Meta(description="Delays and faults under virtual time, drawn from the seed; no other engine has them."),
+    ] = model.Chaos()
     matrix: Annotated[
         dict[MatrixKey, Annotated[list[Any], Meta(min_length=1, extra={"expected": "an array of values"})]],
         Meta(description="For sweeps: dotted keys, in quotes, and the values of each."),
@@ -367,13 +351,13 @@ def parse_cpus(cpus: tuple[int, ...] | str) -> tuple[int, ...] | None:
 
 
 _TABLES: dict[str, type[Struct]] = {
-    "[run]": RunSettings,
+    "[run]": model.RunSettings,
     "[memory]": MemoryTable,
     "[machines.NAME]": GroupTable,
     "[[phases]]": PhaseTable,
     "[[timeline]]": ActionTable,
     "[[expect]]": ExpectTable,
-    "[chaos]": Chaos,
+    "[chaos]": model.Chaos,
     "[[invariant]]": InvariantTable,
 }
 _LAST_CPU = 8191

@@ -22,20 +22,7 @@ import msgspec
 
 from nodes.errors import HostError, RunError
 from sim.distributed.addresses import Tls, check_address
-from sim.distributed.dask.common import (
-    CONNECT_S,
-    END,
-    LOOPBACK_ANY_PORT,
-    RUN,
-    START,
-    TOPIC,
-    barrier_event,
-    configure,
-    host_of,
-    reason_of,
-    resource_of,
-    security_of,
-)
+from sim.distributed.dask import common
 from sim.distributed.dask.work import Jobs, run_job
 from sim.distributed.job import Job, JobResult
 from sim.distributed.job_process import JobServer
@@ -76,7 +63,7 @@ class DaskCluster:
         self._futures: dict[str, tuple[str, Any]] = {}
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._arrived: set[str] = set()
-        client.subscribe_topic(TOPIC, self._heard)
+        client.subscribe_topic(common.TOPIC, self._heard)
 
     def begun(self) -> list[tuple[str, str]]:
         """The jobs that have begun since the last call, and the host of each; a job that is repeated begins again."""
@@ -95,18 +82,18 @@ class DaskCluster:
         try:
             workers = self._client.scheduler_info(n_workers=-1)["workers"]
         except OSError as error:
-            raise RunError(f"the scheduler {self.title} does not answer: {reason_of(error)}") from error
+            raise RunError(f"the scheduler {self.title} does not answer: {common.reason_of(error)}") from error
         return [
-            _Place(host_of(worker["name"]), address)
+            _Place(common.host_of(worker["name"]), address)
             for address, worker in workers.items()
-            if worker["resources"].get(RUN)
+            if worker["resources"].get(common.RUN)
         ]
 
     def submit(self, name: str, job: Job, host: str | None = None) -> None:
         """Send a job to any host, or to one, for which it waits."""
         self._check()
         # A resource, and not the addresses of its workers: a worker that is started again has another one.
-        needs = {RUN: 1} if host is None else {RUN: 1, resource_of(host): 1}
+        needs = {common.RUN: 1} if host is None else {common.RUN: 1, common.resource_of(host): 1}
         key = f"ivsim-{uuid.uuid4().hex}"
         future = self._client.submit(run_job, msgspec.msgpack.encode(job), key=key, resources=needs, pure=False)
         self._futures[key] = (name, future)
@@ -123,17 +110,17 @@ class DaskCluster:
 
     def open_barrier(self, name: str) -> None:
         """Start all jobs that wait there."""
-        barrier_event(name, START, self._client).set()
+        common.barrier_event(name, common.START, self._client).set()
 
     def end_barrier(self, name: str) -> None:
         """End all jobs that have this barrier, with what they have measured."""
-        barrier_event(name, END, self._client).set()
+        common.barrier_event(name, common.END, self._client).set()
 
     def remove_barrier(self, name: str) -> None:
         """Forget the barrier, when no job has it any more."""
         with contextlib.suppress(Exception):  # the scheduler may be gone
-            for what in (START, END):
-                barrier_event(name, what, self._client).clear()
+            for what in (common.START, common.END):
+                common.barrier_event(name, what, self._client).clear()
 
     @contextlib.contextmanager
     def alone(self, is_wanted: Callable[[], bool]) -> Iterator[None]:
@@ -223,9 +210,11 @@ def connect(address: str, tls: Tls | None) -> Iterator[DaskCluster]:
         HostError: no scheduler answers.
     """
     check_address(address, tls)
-    configure()
+    common.configure()
     try:
-        client = distributed.Client(address, security=security_of(tls), timeout=CONNECT_S, set_as_default=False)
+        client = distributed.Client(
+            address, security=common.security_of(tls), timeout=common.CONNECT_S, set_as_default=False
+        )
     except OSError as error:
         raise HostError(f"no scheduler answers at {address}: {error}; `ivsim scheduler` starts one") from error
     with _closing(client):
@@ -235,7 +224,7 @@ def connect(address: str, tls: Tls | None) -> Iterator[DaskCluster]:
 @contextlib.contextmanager
 def local(workers: int) -> Iterator[DaskCluster]:
     """A scheduler and workers in this process, which open no port for others: their jobs are processes."""
-    configure()
+    common.configure()
     with (
         runtime_directory(Path(tempfile.gettempdir())) as scratch,
         JobServer() as server,
@@ -244,13 +233,13 @@ def local(workers: int) -> Iterator[DaskCluster]:
             threads_per_worker=1,
             processes=False,
             protocol="inproc://",
-            resources={RUN: 1},
+            resources={common.RUN: 1},
             plugins=(Jobs(server),),
             memory_limit=0,
             local_directory=str(scratch),
             silence_logs=logging.CRITICAL,
-            dashboard_address=LOOPBACK_ANY_PORT,
-            worker_dashboard_address=LOOPBACK_ANY_PORT,
+            dashboard_address=common.LOOPBACK_ANY_PORT,
+            worker_dashboard_address=common.LOOPBACK_ANY_PORT,
         ) as cluster,
         _closing(distributed.Client(cluster, set_as_default=False)) as client,
     ):
