@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 
@@ -14,6 +14,7 @@ from sim.coordination.outlier_watch import OutlierWatch
 from sim.engines.base import RunLoop
 from sim.host.kernel_trace import KernelEvent, KernelTrace
 from sim.host.process_looks import page_fault_ns
+from sim.kernel.closeable import Closeable
 from sim.results import RunDirectory
 from sim.results.analysis.outlier.causes import causes, is_explained
 from sim.results.analysis.outlier.kernel_events import with_trace
@@ -27,7 +28,7 @@ KEEP_NS, LIMITS_KEPT = 1_000_000_000, 7
 """Looks are kept for a second, and for so many times the limit more."""
 
 
-class OutlierEnd:
+class OutlierEnd(Closeable):
     """Ends a run as ``[run] stop_above`` says; does nothing for a topology without it. A context manager.
 
     ``in_real_time``: machines are processes of this host, which can be looked at.
@@ -45,10 +46,8 @@ class OutlierEnd:
             self._host = HostHistory(loop.clock.now_ns, loop.clock.cpu_ns, keep_ns)
             self._trace, self._why_untraced = KernelTrace.begin()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the watch of the host and of its kernel."""
         if self._host is not None:
             self._host.close()
         if self._trace is not None:

@@ -49,19 +49,20 @@ def show_top(
     found = _find(run)
     console = Console()
     with contextlib.suppress(KeyboardInterrupt), Subscriber(found.endpoint) as subscriber:
-        seen, tell = _Seen(found, subscriber, prometheus), _Lines()
+        seen = _Seen(found, subscriber, prometheus)
         if once or as_json:
             _show_once(seen, as_json)
         elif port is not None:
             _show_page(seen, port)
-        elif console.is_terminal and not quiet:
+        elif quiet:
+            for _ in seen.follow():
+                pass
+        elif console.is_terminal:
             with Live(console=console, auto_refresh=False) as live:
                 for now in seen.follow():
                     live.update(_table(now), refresh=True)
         else:
-            for now in seen.follow():
-                if not quiet:
-                    tell(now)
+            _print_lines(seen)
 
 
 def _find(run: Path | None) -> Found:
@@ -164,23 +165,18 @@ def _show_page(seen: _Seen, port: int) -> None:
             server.publish(plain(now.snapshot, now.rates, now.lost))
 
 
-class _Lines:
-    """Prints a line every second, and one for each event."""
-
-    def __init__(self) -> None:
-        self._shown_ns = 0
-        self._told_ns = 0
-
-    def __call__(self, now: _Seen) -> None:
+def _print_lines(seen: _Seen) -> None:
+    """Print a line every second, and one for each event, until the run is over."""
+    shown_ns = told_ns = 0
+    for now in seen.follow():
         snapshot = now.snapshot
         for event in snapshot.happened:
-            if event.time_ns > self._told_ns:
-                self._told_ns = event.time_ns
+            if event.time_ns > told_ns:
+                told_ns = event.time_ns
                 click.echo(printable(f"! {event.text or event.kind}"))
-        # The first snapshot alone has no rates.
-        self._shown_ns = self._shown_ns or snapshot.time_ns
-        if snapshot.phase == "done" or snapshot.time_ns - self._shown_ns >= LINE_EVERY_NS:
-            self._shown_ns = snapshot.time_ns
+        shown_ns = shown_ns or snapshot.time_ns  # the first snapshot alone has no rates
+        if snapshot.phase == "done" or snapshot.time_ns - shown_ns >= LINE_EVERY_NS:
+            shown_ns = snapshot.time_ns
             click.echo(printable("  ".join(_summary(now))))
 
 
