@@ -84,14 +84,11 @@ def latencies(figures: Summary) -> TextTable:
     Of a run over several hosts: delivery and total of each host, and of each group that is on one host. The latencies
     that programs have measured themselves come last.
     """
-    rows = [_percentiles(name, getattr(figures.latency_ns, name), human_ns) for name in EVERY_LATENCY]
-    if len(figures.parts) > 1:
-        rows = []
-        for name, part in figures.parts.items():
-            rows.append(_percentiles(f"delivery on {name}", part.latency_ns.delivery, human_ns))
-            rows.append(_percentiles(f"total on {name}", part.latency_ns.total, human_ns))
+    hosts = {f"on {name}": part.latency_ns for name, part in figures.parts.items()}
+    wanted = EVERY_LATENCY if len(hosts) < 2 else ()
+    rows = [_percentiles(name, getattr(figures.latency_ns, name), human_ns) for name in wanted]
     groups = {name: group.latency_ns for name, group in figures.groups.items() if group.latency_ns.raw.samples}
-    for parts in (groups, figures.phases):
+    for parts in (hosts, groups, figures.phases):
         for name, its in parts.items() if len(parts) > 1 else ():
             rows.append(_percentiles(f"delivery {name}", its.delivery, human_ns))
             rows.append(_percentiles(f"total {name}", its.total, human_ns))

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sim.views.printable import printable
-from sim.views.units import counted
+from sim.views.units import SIZES, counted
 from topologies import Machine, Machines, TimelineEntry, Topology, Trace
 from topologies.actions import ServerAction
 
 # A group of at most the first number is drawn machine by machine, if the picture then has at most the second.
 EACH_MAX = 8
 NODES_MAX = 24
-UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
 @dataclass(frozen=True)
@@ -215,5 +214,5 @@ def _told(entry: TimelineEntry, whom: str, alone: int | None = None) -> str:
 
 
 def _size(value_bytes: int) -> str:
-    one, unit = next((entry for entry in UNITS if value_bytes >= entry[0]), (1, "bytes"))
+    one, unit = next((entry for entry in SIZES[:-1] if value_bytes >= entry[0]), (1, "bytes"))
     return f"{value_bytes / one:g} {unit}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from nodes.errors import UsageError
 from sim.results import Run
-from sim.results.arrays import Integers
+from sim.results.arrays import Integers, sums_at
 from sim.views.html.lines import CHARACTER, thinned
 from sim.views.html.svg import Markup, cut, picture, tag, text
 from sim.views.units import short_count
@@ -61,11 +61,12 @@ def _summed(run: Run, place_of: list[int], labels: list[str], each: int) -> Heat
     # One past the last machine stands for the peers that are none of the topology.
     places = np.array([*place_of, size], np.int64)
     foreign = bool((target == len(place_of)).any())
-    rung, refused = np.zeros((size, size + 1), np.int64), np.zeros((size, size + 1), np.int64)
-    np.add.at(rung, (places[source], places[target]), edges["rung"].to_numpy())
-    np.add.at(refused, (places[source], places[target]), edges["refused"].to_numpy())
-    width = size + foreign
-    return HeatMatrix(labels, [*labels, OTHERS][:width], rung[:, :width], refused[:, :width], each)
+    cells, width = places[source] * (size + 1) + places[target], size + foreign
+    rung, refused = (
+        sums_at(cells, edges[name].to_numpy(), size * (size + 1)).reshape(size, size + 1)[:, :width]
+        for name in ("rung", "refused")
+    )
+    return HeatMatrix(labels, [*labels, OTHERS][:width], rung, refused, each)
 
 
 def heat_map(machines: HeatMatrix) -> Markup:

@@ -46,26 +46,19 @@ def page(run: Run) -> str:
         parts += [_balance(figures), _tiles(figures), _expected(figures)]
     parts.append(_notices(run, figures, data))
     if run.parts:
+        parts.append(_section("Hosts", "hosts", lambda: _hosts(run, figures)))
+    else:
         parts += [
-            _section("Hosts", "hosts", lambda: _hosts(run, figures)),
-            _section("Senders and receivers", "topology", lambda: _topology(run, figures)),
-            _section("Run", "host", lambda: _host(run, figures)),
+            *_outlier(figures),
+            _section("Latency", "latency", lambda: _latency(figures, data)),
+            _section("Over time", "time", lambda: _over_time(data, marks, marked)),
+            *_migrations(figures),
         ]
-        return _document(title, parts)
-    parts += [
-        *_outlier(figures),
-        _section("Latency", "latency", lambda: _latency(figures, data)),
-        _section("Over time", "time", lambda: _over_time(data, marks, marked)),
-        *_migrations(figures),
-        _section("Senders and receivers", "topology", lambda: _topology(run, figures)),
-        _section("Coalescing", "coalescing", lambda: _coalescing(figures, data)),
-        _section("Resources", "resources", lambda: _resources(run, figures, data, marks)),
-        _section("Host and run", "host", lambda: _host(run, figures)),
-    ]
-    return _document(title, parts)
-
-
-def _document(title: str, parts: Sequence[Markup]) -> str:
+    parts.append(_section("Senders and receivers", "topology", lambda: _topology(run, figures)))
+    if not run.parts:
+        parts.append(_section("Coalescing", "coalescing", lambda: _coalescing(figures, data)))
+        parts.append(_section("Resources", "resources", lambda: _resources(run, figures, data, marks)))
+    parts.append(_section("Run" if run.parts else "Host and run", "host", lambda: _host(run, figures)))
     generator = Markup('<meta name="generator" content="ivsim report">\n')
     return document([generator], f"{title} – ivsim", "report.js", [block(parts)], "img-src data:")
 
