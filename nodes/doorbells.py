@@ -21,7 +21,7 @@ from functools import partial
 from math import gcd
 
 from nodes.bursts import Batch, Burst, LoopBatch, one_by_one
-from nodes.edges import UNSAMPLED_SUPPLY, Edge, make_ring_sampled
+from nodes.edges import UNSAMPLED_SUPPLY, Bell, Edge, make_ring_sampled
 from nodes.ledger import Ledger, NoLedger
 from nodes.peer_table import Line, PeerTable
 
@@ -46,6 +46,8 @@ class Doorbells:
 
     The lines of the peers are in a `PeerTable`, which `replace` sets. `connect` follows a new line, `disconnect` comes
     before a peer is removed, `refresh` follows any other change.
+
+    ``on_ignored(count)`` is called when doorbells reach no peer.
     """
 
     ring: Callable[..., None]
@@ -78,6 +80,7 @@ class Doorbells:
         self._nowhere = 0
         self._ring_sampled = make_ring_sampled(signal, ledger, clock, sample_every)
         self.ring = self._make_ring()
+        self.on_ignored: Callable[[int], object] = _nothing
 
     # Peers
 
@@ -126,7 +129,9 @@ class Doorbells:
 
     def refuse_nowhere(self, count: int) -> None:
         """Count doorbells that a program wrote to the register itself and that reached no peer: rung, and refused."""
-        self._nowhere += count
+        if count:
+            self._nowhere += count
+            self.on_ignored(count)
 
     def flush(self) -> None:
         """Bring the instrument's counts up to this moment."""
@@ -240,6 +245,7 @@ class Doorbells:
             self._asked = None
         if self._reached:
             return
+        self.on_ignored(1)
         edge = self._edges.get(peer << 16 | vector)
         if edge is None:
             self._nowhere += 1
@@ -276,39 +282,18 @@ class Doorbells:
         """
         bell = self._bells.get((peer, vector))
         if bell is None:
-            self._bells[peer, vector] = bell = self._make_bell(peer, vector)
+            self._bells[peer, vector] = bell = Bell(peer, vector, self._signal, self._ring_bell).ring
         return bell
 
-    def _make_bell(self, peer: int, vector: int) -> Callable[..., None]:
-        # As in `ring`: locals, a closure, and the line from a supply that is exhausted when there is more to do.
-        signal, take, ring, ring_sampled = self._signal, next, self.ring, self._ring_sampled
-        supply: Iterator[Line] = iter(())
-        edge: Edge | None = None  # while its short path lasts
-
-        def follow(found: Iterator[Line] | None) -> None:
-            nonlocal supply, edge
-            if found is None:
-                supply, edge = iter(()), None
-            else:
-                supply = found
-
-        def bell(intended_ns: int = 0) -> None:
-            nonlocal edge
-            try:
-                signal(take(supply), 1)
-            except StopIteration:
-                if edge is not None:
-                    ring_sampled(edge, intended_ns)
-                    return
-                ring(peer, vector, intended_ns)
-                if (short := self._short_edge(peer, vector)) is not None:
-                    edge, short.follow = short, follow
-                    follow(short.supply)
-            except BlockingIOError:
-                assert edge is not None, "a full counter without a supply"
-                self._refuse(edge)
-
-        return bell
+    def _ring_bell(self, bell: Bell, intended_ns: int) -> None:
+        """The supply of a bell is exhausted: this doorbell is sampled, or the bell has no short path."""
+        if bell.edge is not None:
+            self._ring_sampled(bell.edge, intended_ns)
+            return
+        self.ring(bell.peer, bell.vector, intended_ns)
+        edge = self._short_edge(bell.peer, bell.vector)
+        if edge is not None:
+            bell.edge, bell.supply, edge.bell = edge, edge.supply, bell
 
     # Bursts
 
@@ -397,3 +382,7 @@ class Doorbells:
                     self._arrange(burst)
 
         return ring_all
+
+
+def _nothing(_: int) -> None:
+    """Called where no engine has put a function of its own."""

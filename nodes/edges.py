@@ -22,10 +22,10 @@ class Edge:
         line: where it is rung; None while the vector is not connected.
         supply: yields the line; its length is what is left of ``granted``.
         row: where the supply is kept: the table of short paths, or a dict that nothing looks into.
-        follow: tells the bell of this edge its supply, or None when the short path has ended; None without a bell.
+        bell: the bell that takes from the supply, too; None without one.
     """
 
-    __slots__ = ("follow", "granted", "index", "line", "peer", "refused", "row", "rung", "supply", "vector")
+    __slots__ = ("bell", "granted", "index", "line", "peer", "refused", "row", "rung", "supply", "vector")
 
     def __init__(self, peer: int, vector: int, index: int) -> None:
         self.peer, self.vector, self.index = peer, vector, index
@@ -35,14 +35,14 @@ class Edge:
         self.granted = 0
         self.supply: Iterator[Line] = iter(())
         self.row: dict[int, Iterator[Line]] = {}
-        self.follow: Callable[[Iterator[Line] | None], None] | None = None
+        self.bell: Bell | None = None
 
     def grant(self, line: Line, doorbells: int) -> None:
         """Begin a supply of so many doorbells."""
         self.granted = doorbells
         self.row[self.vector] = self.supply = supply = repeat(line, doorbells)
-        if self.follow is not None:
-            self.follow(supply)
+        if self.bell is not None:
+            self.bell.supply = supply
 
     def settle(self) -> None:
         """Add what the supply has counted to the count."""
@@ -53,9 +53,46 @@ class Edge:
     def lengthen(self) -> None:
         """End the short path: neither `Doorbells.ring` nor the bell takes from the supply."""
         self.row = {}
-        if self.follow is not None:
-            self.follow(None)
-            self.follow = None
+        if self.bell is not None:
+            self.bell.edge, self.bell.supply, self.bell = None, iter(()), None
+
+
+class Bell:
+    """One doorbell that is rung again and again: its ``ring`` looks nothing up.
+
+    Args:
+        signal: ``signal(line, 1)`` rings a line.
+        ring_otherwise: ``ring_otherwise(bell, intended_ns)`` rings the doorbell when the supply is exhausted.
+
+    Attributes:
+        edge, supply: those of the doorbell while it has a short path; else None, and a supply that is exhausted.
+    """
+
+    __slots__ = ("_ring_otherwise", "_signal", "edge", "peer", "supply", "vector")
+
+    def __init__(
+        self,
+        peer: int,
+        vector: int,
+        signal: Callable[[Line, int], object],
+        ring_otherwise: Callable[[Bell, int], None],
+    ) -> None:
+        self.peer, self.vector = peer, vector
+        self._signal, self._ring_otherwise = signal, ring_otherwise
+        self.edge: Edge | None = None
+        self.supply: Iterator[Line] = iter(())
+
+    def ring(self, intended_ns: int = 0) -> None:
+        """Ring it, as `nodes.doorbells.Doorbells.ring` does."""
+        # With very many machines, what a doorbell looks at is fetched from memory: here it is one object, where a
+        # closure has one for each variable.
+        try:
+            self._signal(next(self.supply), 1)
+        except StopIteration:
+            self._ring_otherwise(self, intended_ns)
+        except BlockingIOError:
+            assert self.edge is not None, "a full counter without a supply"
+            self.edge.refused += 1
 
 
 def make_ring_sampled(
@@ -80,8 +117,8 @@ def make_ring_sampled(
         # As `Edge.grant` does: a call costs a tenth of a doorbell.
         edge.granted = ones
         edge.row[edge.vector] = edge.supply = supply = repeat(line, ones)
-        if (follow := edge.follow) is not None:
-            follow(supply)
+        if (bell := edge.bell) is not None:
+            bell.supply = supply
         if every:
             sample(edge.index, rung, edge.refused, intended_ns, clock())
         else:

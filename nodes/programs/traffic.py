@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect, bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate, cycle, islice, repeat
 from math import inf
 from operator import itemgetter, length_hint
@@ -54,7 +54,7 @@ def storm(
     try:
         while True:
             waited = yield from targets.wait()
-            turns, generation = order.turns(), guest.generation
+            turns, bell, generation = order.turns(), order.bell(group), guest.generation
             # Doorbells that were due before there was a peer are left out.
             for due_ns in due_times(guest, mean_ns, clock() if waited else begin_ns(guest), poisson=poisson):
                 if in_one_go >= burst:  # it is late, and still takes its own interrupts
@@ -66,10 +66,9 @@ def storm(
                 if generation != (generation := guest.generation) and targets.look():
                     if not any(targets.rows):
                         break
-                    turns = order.turns()
-                if group == 1:
-                    peer, vector = next(turns)
-                    ring(peer, vector, due_ns)
+                    turns, bell = order.turns(), order.bell(group)
+                if bell is not None:
+                    bell(due_ns)
                 else:
                     for peer, vector in islice(turns, group):
                         ring(peer, vector, due_ns)
@@ -93,6 +92,7 @@ class _Order:
         if not skew >= 0:
             raise GuestError(f"expected a skew of at least 0, got {skew}: the first peers are those rung most")
         self.targets = targets
+        self._guest = guest
         self._skew, self._draw = skew, guest.random.random
         self._salt = guest.random.randrange(1 << 32)
 
@@ -108,6 +108,11 @@ class _Order:
         weights = ((place + 1) ** -self._skew / len(row) for place, row in enumerate(rows) for _ in row)
         sums, last, draw = list(accumulate(weights)), len(pairs) - 1, self._draw
         return iter(lambda: pairs[bisect(sums, draw() * sums[-1], 0, last)], None)
+
+    def bell(self, group: int) -> Callable[..., None] | None:
+        """The function that rings the only target, once each time; None where that is not all of a group."""
+        pairs = [pair for row in self.targets.rows for pair in row]
+        return self._guest.bell(*pairs[0]) if group == len(pairs) == 1 and not self._skew else None
 
     def bursts(self, size: int) -> list[list[Doorbell]]:
         """The doorbells that a storm without a rate rings again and again, in bursts of ``size``."""
