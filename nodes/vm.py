@@ -54,6 +54,7 @@ class Vm:
 
     __slots__ = (
         "_carrying_out",
+        "_effects",
         "_first",
         "_program",
         "_wait",
@@ -103,7 +104,7 @@ class Vm:
         self._program: Program | None = None
         self._wait: int | None = FOREVER  # what the program yielded last
         self._carrying_out = False
-        self.fires = self.device.fires
+        self.fires, self._effects = self.device.fires, self.device.effects
         self.singles = _singles(self.device.vectors, self.number)
 
     # The server
@@ -231,7 +232,7 @@ class Vm:
         """The machine has migrated: it has this device from now on, one of `make_device`."""
         self.doorbells.replace(device.peers)
         self.device = self.guest.device = device
-        self.fires = device.fires
+        self.fires, self._effects = device.fires, device.effects
         self.guest.generation += 1
 
     def arrive(self, peer: int, memory: memoryview, state: bytes) -> None:
@@ -263,7 +264,7 @@ class Vm:
 
     def settle(self) -> None:
         """Process the effects of what the program did to this device while it handled another device's interrupt."""
-        if self.device.effects and not self._carrying_out:
+        if self._effects and not self._carrying_out:
             self._carry_out(1)
 
     def resume(self, interrupt: Interrupt | None) -> int | None:
@@ -279,7 +280,7 @@ class Vm:
             self._wait = wait
         except StopIteration:
             self._program, self._wait = None, FOREVER
-        if self.device.effects and not self._carrying_out:
+        if self._effects and not self._carrying_out:
             self._carry_out(1)
         return self._wait
 
@@ -294,7 +295,7 @@ class Vm:
         Only the first interrupt stands for the ``count`` doorbells just ``drained``. Returns whether these have
         interrupted nothing. Effects wait while the program is preempted.
         """
-        effects, program_vm = self.device.effects, self._first or self
+        effects, program_vm = self._effects, self._first or self
         self._carrying_out = True
         try:
             while effects and program_vm._wait != STEP:

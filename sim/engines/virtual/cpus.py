@@ -33,7 +33,6 @@ class Task(ABC):
         queue: its counters that are not empty, in the order in which they became so.
         wake_delay: how much later than usual it wakes up; None for never.
         vm: its first device, whose program it runs.
-        seen_ignored: how many doorbells its devices had ignored when it last paid for them.
         drains: store what this device receives.
     """
 
@@ -48,9 +47,8 @@ class Task(ABC):
             "is_still",
             "queue",
             "queued",
-            "seen_ignored",
         ),
-        *("seen_ignored", "since_ns", "stop_ns", "vm", "wait", "wake_delay"),
+        *("since_ns", "stop_ns", "vm", "wait", "wake_delay"),
     )
 
     vm: Vm
@@ -60,7 +58,7 @@ class Task(ABC):
         self.queued, self.since_ns = False, -1
         self.is_still = self.is_gone = self.is_plain = self.has_warned = False
         self.wait: int | None = None
-        self.alarm_ns, self.heard, self.seen_ignored, self.stop_ns = -1, -1, 0, 0
+        self.alarm_ns, self.heard, self.stop_ns = -1, -1, 0
         self.queue: list[VirtualCounter] = []
         self.wake_delay: Callable[[], int] | None = None
 

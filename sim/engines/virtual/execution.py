@@ -116,11 +116,6 @@ class Execution:
                 self._task.wait = self._vm.expire()
             except BaseException as error:
                 raise ProgramError from error
-        ignored = self._vm.device.ignored_doorbells if self._is_single else self._ignored()
-        if ignored != self._task.seen_ignored:
-            # A doorbell that reaches no peer costs its write, too; those that reach one have paid in the host's signal.
-            clock.ns += max(0, ignored - self._task.seen_ignored) * self._host.model.ring_ns
-            self._task.seen_ignored = ignored
         return self.has_more()
 
     def has_more(self) -> bool:
@@ -153,12 +148,6 @@ class Execution:
                 vm.settle()
         except BaseException as error:
             raise ProgramError from error
-
-    def _ignored(self) -> int:
-        ignored = 0
-        for vm in self._vms:
-            ignored += vm.device.ignored_doorbells
-        return ignored
 
     def _take_interrupts(self) -> bool:
         """Drain the counters that are not empty, each with its handling; False when there was none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import select
+from array import array
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -61,7 +62,7 @@ class VirtualLoop:
         self.clock = VirtualClock()
         self.news = False
         self._events: list[Event] = []
-        self._later: dict[int, list[Any]] = {}
+        self._later: dict[int, tuple[array[int], list[Any]]] = {}
         self._spans: list[int] = []
         self._span = 0
         self._moments: list[tuple[int, int, Callable[[], None]]] = []
@@ -74,8 +75,8 @@ class VirtualLoop:
 
     def _make_push(self) -> Callable[[int, Callable[[T], object], T], None]:
         # `_events` is a heap of the events up to the end of the span `_span`; `_later` has those of each later span, in
-        # the order of the calls, and `_spans` is a heap of these. What is kept of a later event is no tuple and no
-        # order, because with very many machines each object of it is fetched from memory again when its time has come.
+        # the order of the calls, and `_spans` is a heap of these. A later event is no object of its own: with very many
+        # machines each would be fetched from memory again when its time has come.
         events, later, spans, order, push = self._events, self._later, self._spans, self._next_order, heapq.heappush
         get = later.get
 
@@ -83,10 +84,12 @@ class VirtualLoop:
             span = at_ns >> SPAN_BITS
             if span <= self._span:
                 push(events, (at_ns, order(), happen, what))
-            elif (events_then := get(span)) is not None:
-                events_then += (at_ns, happen, what)
+            elif (then := get(span)) is not None:
+                times_ns, events_then = then
+                times_ns.append(at_ns)
+                events_then += (happen, what)
             else:
-                later[span] = [at_ns, happen, what]
+                later[span] = array("q", (at_ns,)), [happen, what]
                 push(spans, span)
 
         return push_event
@@ -97,8 +100,8 @@ class VirtualLoop:
         if not spans or spans[0] << SPAN_BITS > until_ns:
             return False
         self._span = heapq.heappop(spans)
-        flat = self._later.pop(self._span)
-        self._events.extend(zip(flat[0::3], self._orders, flat[1::3], flat[2::3], strict=False))
+        times_ns, flat = self._later.pop(self._span)
+        self._events.extend(zip(times_ns, self._orders, flat[0::2], flat[1::2], strict=False))
         heapq.heapify(self._events)
         return True
 

@@ -105,7 +105,7 @@ class VirtualMachine(Task):
         self._execution = Execution(host, self.devices, self.counters, vectors, self._poke, self, name)
         self._vms = [device.vm for device in self.devices]
         for vm in self._vms:
-            vm.on_warned = self._warned
+            vm.on_warned, vm.doorbells.on_ignored = self._warned, host.charge_ignored
         self._actions = WorkerActions(
             self._vms,
             vectors,

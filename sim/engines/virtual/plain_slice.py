@@ -69,13 +69,13 @@ def make_plain_slice(
         handle_cost: draws the cost of an interrupt, in nanoseconds.
         has_more: as `make_has_more` makes it.
     """
-    drain_ns, ring_ns = model.drain_ns, model.ring_ns
+    drain_ns = model.drain_ns
     take_interrupts = _make_take_interrupts(clock, drain_ns, handle_cost)
 
     def plain_slice(task: Task) -> bool:
         if not task.is_plain or task.heard != host.announced or clock.ns >= task.stop_ns:
             return task.run()
-        queue, vm = task.queue, task.vm
+        queue = task.queue
         host.running, host.ticks = task, 0
         try:
             if not (queue and take_interrupts(task)):
@@ -83,14 +83,9 @@ def make_plain_slice(
                 if type(wait) is int and wait <= clock.ns:
                     clock.ns += drain_ns
                     try:
-                        task.wait = vm.resume(None)
+                        task.wait = task.vm.resume(None)
                     except BaseException as error:
                         raise ProgramError from error
-            ignored = vm.device.ignored_doorbells
-            if ignored != task.seen_ignored:
-                # A doorbell that reaches no peer costs its write, too; the others have paid in the host's signal.
-                clock.ns += max(0, ignored - task.seen_ignored) * ring_ns
-                task.seen_ignored = ignored
             more = has_more(task)
             if task.has_warned:
                 task.tell_warnings()
