@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 import sim
 from nodes.errors import HostError, UsageError
-from sim.cli import main
 from sim.commands.parameters import split_values
 from sim.results import Run
 from sim.sweeps import INTERRUPTED, Cell, Plan, Row, Sweep, make_plan
@@ -307,7 +306,6 @@ def test_an_error_between_runs_says_how_to_resume(
     file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real, runs = sim.run, iter([None, raised])
 
@@ -318,13 +316,9 @@ def test_an_error_between_runs_says_how_to_resume(
         return real(topology, **options)
 
     monkeypatch.setattr("sim.runner.run", run)
-    # `main` ends with the interrupt ignored, for the process is at its end: this one is not.
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit) as ended:
-        main(["sweep", str(file), "--set", "run.sample_every=1,2", "--runs", str(tmp_path / "r")])
-    signal.signal(signal.SIGINT, before)
-    assert ended.value.code == code
-    assert f"{said}: 1 of 2 runs are done; go on with: ivsim sweep --resume" in capsys.readouterr().err
+    done = invoke("sweep", str(file), "--set", "run.sample_every=1,2", "--runs", str(tmp_path / "r"))
+    assert done.returncode == code
+    assert f"{said}: 1 of 2 runs are done; go on with: ivsim sweep --resume" in done.stderr
 
 
 @pytest.mark.parametrize(
