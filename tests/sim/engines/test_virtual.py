@@ -14,10 +14,11 @@ import pytest
 import sim
 from sim.engines.messages import Start
 from sim.engines.virtual import engine, watchdog
+from sim.engines.virtual.cost_model import load_model
 from sim.engines.virtual.machine import VirtualMachine
 from sim.recording import RecordingLayout, RecordingPack, header
 from sim.recording.reader import places, read
-from topologies import shipped
+from topologies import loads, shipped
 
 EXIT = os._exit
 
@@ -119,6 +120,21 @@ def test_a_cost_model_is_a_file(tmp_path):
     medians = [each.summary["latency_ns"]["delivery"]["p50"] for each in found.values()]
     assert medians[0] == medians[1]
     assert medians[2] > medians[1] + 80_000
+
+
+def test_a_doorbell_that_reaches_no_peer_costs_its_write(tmp_path):
+    model = load_model()
+    topology = """
+        [run]
+        engine = "virtual"
+        duration_s = 0.1
+        warmup_s = 0.0
+        [machines.a]
+        program = "tests.guest_programs:ring_nobody"
+    """
+    result = sim.run(loads(topology), runs=tmp_path)
+    assert result.summary["rung"] == result.summary["refused"] == 200
+    assert result.summary["statistics"]["a"]["took_ns"] == 200 * model.ring_ns
 
 
 def test_a_program_that_never_yields_is_ended_and_named(tmp_path, monkeypatch):
