@@ -108,9 +108,8 @@ class PidFile(Closeable):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"{self.path}: another server has it, process {owner or 'unknown'}") from None
-        if owner and process_name(int(owner)).startswith(
-            "ivshmem-server"
-        ):  # QEMU's own, which does not lock its pid file
+        # QEMU's own server does not lock its pid file.
+        if owner and process_name(int(owner)).startswith("ivshmem-server"):
             raise UsageError(f"{self.path}: process {owner} is an ivshmem-server that runs")
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)

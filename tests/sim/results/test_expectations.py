@@ -334,6 +334,11 @@ def test_lines_of_consoles_are_those_with_the_pattern_alone_and_in_the_sum_over_
     (verdict,) = evaluate(whole, Run(path))
     assert (verdict.got, verdict.met, verdict.why) == (2.0, True, "lines with 'hello'")
     assert measure(whole, Run(path), expectation) == (2.0, "")  # what a run over hosts adds up
+    none = msgspec.structs.replace(
+        expectation, that=msgspec.structs.replace(that, comparison="==", bound=0.0), console="no"
+    )
+    (verdict,) = evaluate(msgspec.structs.replace(whole, expectations=(none,)), Run(path))
+    assert (verdict.got, verdict.met, verdict.why) == (0.0, True, "lines with 'no'")
 
 
 def test_verdicts_are_printed_each_on_a_line(finished: Run) -> None:
