@@ -32,6 +32,7 @@ LONGER_FILES = {
 
 # A machine opens nothing and knows no clock: these modules cannot give it either.
 PURE = {
+    "array",
     "__future__",
     "abc",
     "bisect",

@@ -16,7 +16,7 @@ from nodes.errors import GuestError
 from nodes.guest import Trace
 from nodes.load import STEADY, Load
 from nodes.peer_table import PeerTable
-from nodes.programs.arrivals import due_times
+from nodes.programs.arrivals import DUE_MAX_NS, due_times
 from nodes.programs.targets import Targets
 from tests.nodes.programs.test_programs import SEEDS, fabric_of, rings, with_
 
@@ -390,6 +390,17 @@ def test_the_random_times_do_not_depend_on_the_peers():
         return dues(machines[0])
 
     assert times(False) == times(True)
+
+
+@pytest.mark.parametrize("poisson", [False, True])
+def test_due_times_end_before_the_clock_does(poisson):
+    _, (machine,) = fabric_of(8, programs.idle)
+    guest = machine.vm.guest
+    due = list(due_times(guest, 1e17, guest.start_ns, poisson=poisson))
+    assert due == sorted(due)
+    assert 10 < len(due) < 60
+    assert due[-1] <= guest.start_ns + DUE_MAX_NS
+    assert list(due_times(guest, 1e300, guest.start_ns, poisson=poisson)) == []
 
 
 # trace
