@@ -74,8 +74,12 @@ class _Reader:
             events = list(self.client.receive(data, act.kinds))
         except RemoteProtocolError as error:
             self._unreadable = True
-            rule = "v2-greeting" if self.client.numbers is None else "v2-long-message"
+            is_short = (act.number >> 32 & 0xFFFF_FFFF) < HEADER_BYTES
+            rule = "v2-length" if is_short else "v2-long-message"
+            rule = rule if self.client.numbers is not None else "v2-greeting"
             return self._judged(entry, "what a device does not take", [rule], str(error))
+        if not events and self.client.numbers is not None:  # its header says that there is more of it
+            return self._judged(entry, "bytes of a message that is not finished", ["v2-rest"], f"{len(data)} bytes")
         self._gone.difference_update(event.peer for event in events if isinstance(event, VectorConnected))
         broken[:0] = [event.rule for event in events if isinstance(event, Ignored)]
         said = "; ".join(self._meaning(event) for event in events)

@@ -17,7 +17,7 @@ from nodes.wire.protocol import V0
 from nodes.wire.rules import RULES_V2
 from nodes.wire.v2.analyzer import explain_framed
 from nodes.wire.v2.client import FramedClient, Initialized
-from nodes.wire.v2.protocol import V2, DomainNumbers, Frame
+from nodes.wire.v2.protocol import V2, DomainNumbers, Frame, FrameKind
 from nodes.wire.v2.server import FramedServer
 from tests.fabric import Wire
 
@@ -285,6 +285,11 @@ def test_a_leave_and_a_new_join_of_the_same_id_are_no_violation():
         (Bytes(bytes(10), ()), OWN, "v2-length"),
         (Bytes(GREETING.encode()[:30], ()), [], "v2-greeting"),
         (Bytes(Frame.peer_gone(1).encode()[:6], ()), OWN, "v2-rest"),
+        (SentMessage(0), OWN, "v2-length"),
+        (SentMessage(7 << 32 | FrameKind.EVENT_FD), OWN, "v2-length"),
+        (SentMessage(1 << 62 | FrameKind.EVENT_FD), OWN, "v2-long-message"),
+        (SentMessage(17 << 32 | FrameKind.EVENT_FD, (), bytes(8)), OWN, "v2-rest"),
+        (SentMessage(7 << 32 | FrameKind.INIT), [], "v2-greeting"),
         (Closes(), OWN, None),
     ],
 )
