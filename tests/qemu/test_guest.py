@@ -225,16 +225,22 @@ def test_the_console_command_prints_what_is_kept(tmp_path: Path) -> None:
     assert "there are those of mine" in done.stderr
 
 
+def linux_guest() -> Topology:
+    """The scenario; a test is skipped where the image of its guest has not been built."""
+    shipped = load("linux_guest")
+    images = [image.files for machine in shipped.machines if (image := machine.guest) is not None]
+    if not all(Path(file).is_file() for files in images for file in files):
+        pytest.skip("make guest builds it")
+    return shipped
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_linux_guest_answers_each_doorbell_and_misses_none_of_a_storm(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """With a tenth of the doorbells; as many as the scenario has in `make full`."""
-    shipped = load("linux_guest")
-    images = [image.files for machine in shipped.machines if (image := machine.guest) is not None]
-    if not all(Path(file).is_file() for [*names] in images for file in names):
-        pytest.skip("make guest builds it")
+    shipped = linux_guest()
     topology, part = (shipped, 1) if request.config.getoption("--full") else (a_tenth(shipped, tmp_path), 10)
     run = sim.run(topology, runs=tmp_path / "runs")
     summary = run.summary
@@ -258,7 +264,7 @@ def test_the_linux_guest_answers_each_doorbell_and_misses_none_of_a_storm(
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_linux_guest_leaves_in_the_middle_of_its_storm(tmp_path: Path) -> None:
-    shipped = load("linux_guest")
+    shipped = linux_guest()
     text = shipped.source_text.partition("[[timeline]]")[0].replace("../../build", f"{ROOT}/build")
     for few, many in (("count = 20000,", "count = 10000000,"), ("storm=100000", "storm=10000000"), ("100.0", "300.0")):
         assert few in text
