@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 import signal
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -25,11 +26,8 @@ from sim.coordination.monitor import Monitor
 from sim.defined_programs import Programs, program_files
 from sim.distributed.run_hosts import run_on_hosts
 from sim.distributed.where import tls_of, where_of
-from sim.engines.base import Engine
-from sim.engines.process.engine import ProcessEngine
+from sim.engines.base import EngineKind
 from sim.engines.qemu.guest_command import check_guests
-from sim.engines.virtual.chaos import draw_decisions, with_faults
-from sim.engines.virtual.engine import VirtualEngine, rare_collections
 from sim.host.preflight import check
 from sim.host.runtime_directory import runtime_directory
 from sim.host.wake_up_baseline import WakeUpBaseline, baseline_if_any
@@ -47,37 +45,6 @@ from sim.views.event_text import sentence
 from sim.views.notebook_progress import progress_in_cell
 from topologies import Topology, load
 from topologies.hosts import part_of
-
-
-class EngineKind(NamedTuple):
-    """An engine that can run a topology.
-
-    ``make`` is called with the topology, a private directory, and the path of the first server's socket.
-    ``prepare`` adds to the topology what the engine draws from the seed. ``during`` is entered for the whole run and
-    its results. ``in_real_time``: the engine needs this host to be large enough, and its latencies contain what a
-    wake-up costs.
-    """
-
-    make: Callable[[Topology, Path, Path], Engine]
-    in_real_time: bool
-    prepare: Callable[[Topology], Topology] = lambda topology: topology
-    during: Callable[[Topology], contextlib.AbstractContextManager[None]] = lambda topology: contextlib.nullcontext()
-
-    def baselines(self) -> list[WakeUpBaseline]:
-        """Measures the wake-up baseline; empty if the run has none."""
-        return baseline_if_any() if self.in_real_time else []
-
-
-ENGINES: dict[str, EngineKind] = {
-    "process": EngineKind(ProcessEngine, in_real_time=True),
-    "virtual": EngineKind(
-        lambda topology, runtime, socket_path: VirtualEngine(topology),
-        in_real_time=False,
-        prepare=lambda topology: with_faults(topology, draw_decisions(topology)),
-        during=rare_collections,
-    ),
-}
-"""By their names in ``[run] engine``."""
 
 SIGNALS_TAKEN = 2
 
@@ -172,7 +139,7 @@ def _run_here(
     on_begin: Callable[[Begun], None],
 ) -> Run:
     """Run a topology on this host, with its results in a directory."""
-    baselines = engine_kind.baselines()
+    baselines = _baselines(engine_kind)
     with contextlib.ExitStack() as stack:
         runtime = stack.enter_context(runtime_directory())
         server_path = Path(socket_path) if socket_path is not None else runtime / "ivshmem.sock"
@@ -205,7 +172,7 @@ def _run_here(
             stack.close()
         except Exception as error:  # whatever it is, the results are worth more
             directory.event("warning", machine="the run", text=f"not everything could be released: {error}")
-    return _judge(topology, directory.finish(ending, baselines + engine_kind.baselines()))
+    return _judge(topology, directory.finish(ending, baselines + _baselines(engine_kind)))
 
 
 def _seconds(value: Any) -> float:
@@ -232,12 +199,17 @@ def _prepared(
     elif overrides or program_files:
         raise UsageError("overrides and programs go with a topology's file or name, not with one that is loaded")
     topology = part_of(topology, domains) if domains else topology
-    engine_kind = ENGINES[topology.run.engine]
+    engine_kind: EngineKind = importlib.import_module(f"sim.engines.{topology.run.engine}.engine").KIND
     if engine_kind.in_real_time:
         check_guests(topology)
         check(topology, runs)
     remove_orphaned()
     return name_memories(engine_kind.prepare(topology)), engine_kind
+
+
+def _baselines(engine_kind: EngineKind) -> list[WakeUpBaseline]:
+    """Measures the wake-up baseline; empty if the run has none."""
+    return baseline_if_any() if engine_kind.in_real_time else []
 
 
 def _ending(end: RunEnd, machines: LiveMachines, outlier: Outlier | None) -> Ending:

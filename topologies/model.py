@@ -107,6 +107,7 @@ class Trace(Struct, frozen=True, kw_only=True):
 
 
 EngineName = Literal["process", "virtual"]
+"""The folders of `sim.engines` that can run a topology."""
 
 
 class RunSettings(Validated, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,8 +1,8 @@
 """An engine as the coordinator knows it: a clock and a loop, machines, servers.
 
 An engine decides what a machine is: a process of this host (`sim.engines.process`), a virtual machine, an object
-in one thread under virtual time. `sim.runner.ENGINES` names the engines. To add one, write a class with the
-methods of `Engine` and add a line to that table; the coordinator stays as it is.
+in one thread under virtual time. `topologies.model.EngineName` names the engines. To add one, write a folder of that
+name with a module ``engine``, whose ``KIND`` is an `EngineKind`, and add the name; the coordinator stays as it is.
 
 Orders and reports are typed messages (`sim.engines.messages`). Counts are never reported: an engine stores them in
 the recordings that the coordinator made (`sim.recording`), so they survive the machine.
@@ -10,13 +10,15 @@ the recordings that the coordinator made (`sim.recording`), so they survive the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
 from sim.engines.messages import Order, Report
 from sim.kernel.loop import HasDescriptor
 from sim.recording import Recording
-from topologies import Domain, Machine
+from topologies import Domain, Machine, Topology
 
 __all__ = [
     "COUNTER_MAX",
@@ -27,6 +29,7 @@ __all__ = [
     "DeviceRow",
     "DomainServer",
     "Engine",
+    "EngineKind",
     "HasDescriptor",
     "LiveMachine",
     "RunLoop",
@@ -249,3 +252,18 @@ class Engine(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: object) -> None: ...
+
+
+class EngineKind(NamedTuple):
+    """How a run makes an engine.
+
+    ``make`` is called with the topology, a private directory, and the path of the first server's socket.
+    ``prepare`` adds to the topology what the engine draws from the seed. ``during`` is entered for the whole run and
+    its results. ``in_real_time``: the engine needs this host to be large enough, and its latencies contain what a
+    wake-up costs.
+    """
+
+    make: Callable[[Topology, Path, Path], Engine]
+    in_real_time: bool
+    prepare: Callable[[Topology], Topology] = lambda topology: topology
+    during: Callable[[Topology], contextlib.AbstractContextManager[None]] = lambda topology: contextlib.nullcontext()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from sim.access import external_path, server_path
-from sim.engines.base import Arrival, Client, DeviceRow
+from sim.engines.base import Arrival, Client, DeviceRow, EngineKind
 from sim.engines.messages import Report
 from sim.engines.process.domain_server import SocketServer
 from sim.engines.process.forkserver import ForkServer
@@ -204,3 +204,6 @@ def _all_descriptors() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+KIND = EngineKind(ProcessEngine, in_real_time=True)

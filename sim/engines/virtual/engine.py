@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 from nodes.device import profiles
-from sim.engines.base import Arrival, Client, DeviceRow
+from sim.engines.base import Arrival, Client, DeviceRow, EngineKind
 from sim.engines.messages import Report
 from sim.engines.shared.configure import configure_worker
 from sim.engines.virtual.announced_link import TimedAnnouncements
-from sim.engines.virtual.chaos import Decisions, draw_decisions
+from sim.engines.virtual.chaos import Decisions, draw_decisions, with_faults
 from sim.engines.virtual.cost_model import load_model
 from sim.engines.virtual.host import VirtualHost, Watcher
 from sim.engines.virtual.loop import VirtualLoop
@@ -139,3 +139,11 @@ class VirtualEngine:
 
     def end_leftovers(self) -> list[str]:
         return []
+
+
+KIND = EngineKind(
+    lambda topology, runtime, socket_path: VirtualEngine(topology),
+    in_real_time=False,
+    prepare=lambda topology: with_faults(topology, draw_decisions(topology)),
+    during=rare_collections,
+)
