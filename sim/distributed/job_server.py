@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
@@ -92,7 +93,8 @@ def load() -> None:
     be_frugal()
     leave_out_pandas()
     os.environ.update(NO_THREADS)
-    for name in LOADED:
+    engines = get_args(importlib.import_module("topologies.model").EngineName)
+    for name in (*LOADED, *(f"sim.engines.{engine}.engine" for engine in engines)):
         importlib.import_module(name)
     os.environ.clear()
     os.environ.update(before)
