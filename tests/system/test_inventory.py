@@ -22,14 +22,14 @@ from sim.host.inventory import Item, inventory, remove
 from sim.host.runtime_directory import RuntimeDirectory, runtime_directories, runtime_directory
 from sim.host.runtime_directory import remove as remove_directory
 from sim.kernel.memory import Region
-from sim.kernel.processes import RUN_VARIABLE
+from sim.kernel.processes import RUN_VARIABLE, run_of
 from sim.kernel.segments import mappings
 
 PATIENCE_S = 60.0
 pytestmark = pytest.mark.usefixtures("orphans_alone")
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any]) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while not condition():
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -127,9 +127,11 @@ def test_a_process_whose_run_has_ended_is_ended(tmp_path: Path) -> None:
     with runtime_directory() as runtime:
         marked = {**os.environ, RUN_VARIABLE: str(runtime)}
         with subprocess.Popen(["sleep", "60"], env=marked) as process:
+            wait_until(lambda: run_of(process.pid), process)  # Popen returns when the environment is not there yet
             assert items_of(process.pid) == []
             assert not remove(Item("process", "orphaned", process.pid, "sleep 60"))
             with subprocess.Popen(["sleep", "60"], env=marked | {RUN_VARIABLE: str(tmp_path / "gone")}) as orphan:
+                wait_until(lambda: run_of(orphan.pid), orphan)
                 (item,) = items_of(orphan.pid)
                 assert (item.kind, item.state, item.name) == ("process", "orphaned", "sleep 60")
                 assert remove(item)
