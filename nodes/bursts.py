@@ -32,12 +32,10 @@ class Batch(Protocol):
 
 
 class LoopBatch:
-    """Lines that are rung one after the other.
+    """Lines that are rung one after the other, in the order of ``lines``.
 
-    Args:
-        lines: in the order in which they are rung.
-        signal_all: rings all lines of an iterator; when it raises `BlockingIOError`, it has taken no line after the
-            one that is full.
+    ``signal_all`` rings all lines of an iterator; when it raises `BlockingIOError`, it has taken no line after the full
+    one.
     """
 
     def __init__(self, lines: Sequence[Line], signal_all: Callable[[Iterator[Line]], object]) -> None:

@@ -65,11 +65,8 @@ class EndpointHooks(Struct, frozen=True, kw_only=True):
 class Endpoint:
     """The client of one server, and the machine that it connects.
 
-    Args:
-        vm: the machine.
-        peers: an empty table for the peers that the server announces. It owns their lines: it releases them when a
-            peer leaves, when the device is removed, and in `close`.
-        hooks: what is done with descriptors.
+    ``peers`` is an empty table for the peers that the server announces. The endpoint owns their lines: it releases them
+    when a peer leaves, when the device is removed, and in `close`.
     """
 
     def __init__(self, vm: Vm, peers: PeerTable, hooks: EndpointHooks) -> None:
@@ -116,8 +113,7 @@ class Endpoint:
     def receive(self, data: bytes, descriptors: Sequence[Line] = ()) -> None:
         """Take in what the server has sent; the descriptors belong to the endpoint from now on.
 
-        Raises:
-            RemoteProtocolError: it is something that a server may not say.
+        Raises ``RemoteProtocolError`` for what a server may not say.
         """
         for event in self._client.receive(data, descriptors):
             self._take(event)
@@ -126,9 +122,6 @@ class Endpoint:
         """As `receive`, for whole messages with one descriptor each; where possible without an object for each.
 
         Only for an endpoint that is set up.
-
-        Raises:
-            RemoteProtocolError: as `receive`.
         """
         connected, most = self._client.peers, self._client.vectors
         adopted = self._hooks.adopt_all(lines)
@@ -151,11 +144,7 @@ class Endpoint:
             self.receive(Message(number).encode(), [line])
 
     def end(self) -> None:
-        """The server has closed the connection.
-
-        Raises:
-            RemoteProtocolError: it did so within its greeting.
-        """
+        """The server has closed the connection. Raises ``RemoteProtocolError`` if it did so within its greeting."""
         self._client.end()
 
     def close(self) -> None:

@@ -26,21 +26,13 @@ class Vm:
     """A machine with one ivshmem device and one program.
 
     Args:
-        profile: which device it has.
-        vectors: how many vectors the device has.
         role: "peer", "master" or "auto", as for `Ivshmem`.
         size_bytes: the size of the shared memory, for a device that is told it (that of 2012).
         signal: ``signal(line, 1)`` rings a line. It raises `BlockingIOError` when the counter of the line is full.
-        ledger: where doorbells are counted and time-stamped.
-        clock: returns the time in nanoseconds.
-        random: the random numbers of the program.
         sample_every: of so many doorbells to one vector, one gets its time stamps; 0: none.
         first: the first device of the same machine, for each further one; its program takes all interrupts.
-        make_batch: as of `Doorbells`.
 
     Attributes:
-        guest: what the program sees.
-        doorbells: rings the peers.
         warnings: lines that a real machine prints on stderr; the engine empties the list.
         on_warned: is called when the device has added one.
         fires: for each own vector, whether a doorbell interrupts the guest at once.
@@ -117,9 +109,8 @@ class Vm:
     def place(self, peer: int, memory: memoryview) -> None:
         """The server has given this machine its ID and its memory; the first time, the guest's driver starts.
 
-        Raises:
-            RemoteProtocolError: an ID or a size that the device cannot have.
-            UsageError: a role that does not go with that ID, or memory that cannot be written.
+        Raises ``RemoteProtocolError`` for an ID or a size that the device cannot have, ``UsageError`` for a role that
+        does not go with that ID, or memory that cannot be written.
         """
         is_first = self.device.memory is None
         self.device.set_peer(peer)
@@ -238,8 +229,7 @@ class Vm:
     def arrive(self, peer: int, memory: memoryview, state: bytes) -> None:
         """As `place`, after a migration: no driver starts, because the saved state has what the driver did.
 
-        Raises:
-            MigrationError: the device cannot have that state or that ID.
+        Raises ``MigrationError`` if the device cannot have that state or that ID.
         """
         self.device.set_peer(peer)
         self.device.set_memory(memory)

@@ -301,10 +301,7 @@ def parse_condition(text: str, *, live: bool = False) -> Condition:
 
 
 def parse_owner(of: str) -> tuple[str | None, str, int | None]:
-    """The source, target and vector that ``of`` names.
-
-    ``"a -> b:2"`` is ("a", "b", 2), ``"b:2"`` is (None, "b", 2), ``"b"`` is (None, "b", None).
-    """
+    """Source, target and vector in ``of``: ("a", "b", 2) of ``"a -> b:2"``, (None, "b", None) of ``"b"``."""
     if (edge := _EDGE.fullmatch(of)) is not None:
         return edge[1], edge[2], None if edge[3] is None else int(edge[3])
     if (vector := _VECTOR.fullmatch(of)) is not None:

@@ -62,7 +62,6 @@ class Expectation(Validated, frozen=True, kw_only=True):
 class Invariant(Validated, frozen=True, kw_only=True):
     """A function that `ivsim explore` calls: ``package.module:function`` or ``/path/to/file.py:function``.
 
-
     It gets the `sim.explore.RunState`. It is a safety invariant: the function returns True after every event. With
     ``within_ms`` it is a liveness invariant: a result that is not True changes within that time.
     """

@@ -61,11 +61,7 @@ class Blockers:
         return reversed(self._blockers)
 
     def add(self, blocker: Blocker) -> None:
-        """Add a blocker.
-
-        Raises:
-            MigrationError: blockers are refused, or a migration runs.
-        """
+        """Add a blocker. Raises ``MigrationError`` if blockers are refused, or during a migration."""
         refused = "disallowing migration blocker ({}) for: {}"
         if self._only_migratable:
             raise MigrationError(refused.format("--only-migratable", blocker.text))
@@ -74,19 +70,11 @@ class Blockers:
         self._blockers.append(blocker)
 
     def remove(self, blocker: Blocker) -> None:
-        """Remove this blocker.
-
-        Raises:
-            ValueError: it was not added.
-        """
+        """Remove this blocker. Raises ``ValueError`` if it was not added."""
         self._blockers.remove(blocker)
 
     def plug(self, device: Migratable) -> None:
-        """Add a device, and its blocker if it has one.
-
-        Raises:
-            MigrationError: a migration runs, or the device or its blocker is refused.
-        """
+        """Add a device and its blocker, if any. Raises ``MigrationError`` if either is refused, or a migration runs."""
         if self.migrating and self._locked:
             raise MigrationError("device_add not allowed while migrating")
         if self._only_migratable and not device.profile.stream:
@@ -100,9 +88,7 @@ class Blockers:
     def unplug(self, device: Migratable) -> None:
         """Remove a device, and its blocker if it has one.
 
-        Raises:
-            MigrationError: a migration runs.
-            ValueError: the device was not added.
+        Raises ``MigrationError`` during a migration, ``ValueError`` if the device was not added.
         """
         if self.migrating and self._locked:
             raise MigrationError("device_del not allowed while migrating")
@@ -113,12 +99,7 @@ class Blockers:
         raise ValueError("this device is not plugged")
 
     def check(self) -> None:
-        """Check that a migration can begin (QEMU, migrate_prepare).
-
-        Raises:
-            MigrationError: a migration runs, a device has no state to save, or there is a blocker (the newest one's
-                text).
-        """
+        """Raise ``MigrationError`` if one runs, a device has no state, or with the newest blocker (migrate_prepare)."""
         if self.migrating:
             raise MigrationError("There's a migration process in progress")
         for device, _ in self._devices:

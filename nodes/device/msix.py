@@ -54,14 +54,8 @@ class Layout(Struct, frozen=True):
     def exclusive(cls, vectors: int, bar: int, limit: int, pba_offset: int = 0) -> Layout:
         """The layout of a BAR that holds nothing else: 4 KiB with the PBA at 2 KiB, or more where that is too small.
 
-        Args:
-            vectors: how many.
-            bar: the BAR.
-            limit: how many there can be.
-            pba_offset: another place of the PBA; 0: none.
-
-        Raises:
-            UsageError: fewer than 1 vector, or more than ``limit``; or a PBA where the table is.
+        ``pba_offset`` is another place of the PBA, 0 for none. Raises ``UsageError`` for fewer than 1 vector or more
+        than ``limit``, and for a PBA where the table is.
         """
         if not 1 <= vectors <= limit:
             raise UsageError(f"The number of MSI-X vectors is invalid: {vectors}, expected 1..{limit}")
@@ -98,11 +92,8 @@ class Msix:
     for the lifetime of the object.
 
     Args:
-        layout: the number of vectors and the places in the BAR.
-        send: called with each message that is sent.
         masked: what happens to an interrupt of a masked vector.
         disabled: what happens to an interrupt while MSI-X is disabled.
-        rules: which accesses the BAR takes.
         function_mask: False for a device that ignores the function mask.
         routed: whether a vector can be unmasked while MSI-X is enabled; with irqfd, one without an eventfd cannot.
     """
@@ -232,11 +223,7 @@ class Msix:
     # Interrupts of the device
 
     def message(self, vector: int) -> MsixMessage:
-        """Return the message that the vector would send now.
-
-        Raises:
-            GuestError: there is no such vector.
-        """
+        """Return the message that the vector would send now. Raises ``GuestError`` if there is no such vector."""
         if not 0 <= vector < self.layout.vectors:
             raise GuestError(f"vector {vector}: the device has {self.layout.vectors}")
         at = vector * ENTRY_WORDS

@@ -89,11 +89,7 @@ class Register(Struct, frozen=True):
 
 
 class RegisterMap(Struct, frozen=True):
-    """A window of registers; every word of it is declared once.
-
-    Raises:
-        UsageError: a word is declared twice, or not at all.
-    """
+    """A window of registers. Raises ``UsageError`` unless each of its words is declared once."""
 
     name: str
     size_bytes: int
@@ -110,11 +106,7 @@ class RegisterMap(Struct, frozen=True):
             raise UsageError(f"{self.name}: registers end at {at:#x}, the window at {self.size_bytes:#x}")
 
     def offset_of(self, name: str) -> int:
-        """The offset of the register of that name.
-
-        Raises:
-            UsageError: the map has none.
-        """
+        """The offset of the register of that name. Raises ``UsageError`` if the map has none."""
         for register in self.registers:
             if register.name == name:
                 return register.offset
@@ -138,7 +130,6 @@ class RegisterFile:
     """The values of the words of a :class:`RegisterMap`.
 
     Args:
-        registers: the map.
         reads: by the name of a read-only register, a function that returns its value.
         written: by the name of a writable register, a function that is called with each value written.
         cleared: by the name of a register that a read clears, a function that is called after each such read.
@@ -249,11 +240,7 @@ def _refused(unfit: Unfit, size_bytes: int) -> int:
 
 
 def check_access(offset: int, size_bytes: int) -> None:
-    """Check that a bus can carry the access.
-
-    Raises:
-        GuestError: a size that is not 1, 2, 4 or 8 bytes, or a negative offset.
-    """
+    """Raise ``GuestError`` for an access that no bus carries: not of 1, 2, 4 or 8 bytes, or at a negative offset."""
     if size_bytes not in SIZES:
         raise GuestError(f"an access of {size_bytes} bytes: the bus carries 1, 2, 4 or 8")
     if offset < 0:

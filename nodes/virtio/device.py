@@ -30,15 +30,9 @@ class _QueueState:
 
 
 class VirtioDevice:
-    """A device with some queues.
+    """A device with queues of at most ``queue_size`` descriptors each; ``guest`` is peer 0 of two, of ivshmem v2.
 
-    Args:
-        guest: a guest with a device of ivshmem v2, peer 0 of two.
-        queues: how many queues it has.
-        queue_size: how many descriptors each of them has at most.
-
-    Attributes:
-        driver_features: what the driver has accepted.
+    ``driver_features`` is what the driver has accepted.
     """
 
     def __init__(self, guest: Guest, *, queues: int, queue_size: int) -> None:

@@ -64,7 +64,6 @@ class Ignored(Struct, Generic[D], frozen=True):
     """Something odd that changes nothing.
 
     Attributes:
-        reason: what it is.
         descriptors: what came with it; the receiver closes them.
         repeated: whether the same was reported before, of the same peer.
         rule: the rule of `nodes.wire.rules` that the server violates; "" where a client alone cannot tell.
@@ -82,12 +81,8 @@ Event = Assigned | MemoryShared[D] | VectorConnected[D] | PeerLeft | Ignored[D]
 class Client(Generic[D]):
     """One connection to a server, as a state machine: `receive` takes bytes and descriptors and returns events.
 
-    Each descriptor that goes in comes out in exactly one event, or from `unclaimed`.
-
-    Args:
-        vectors: how many vectors the own device has. Further eventfds of a peer are ignored: the device has no place
-            for them (ivshmem.c, process_msg_connect).
-        dialect: what the server speaks, if that is known.
+    Each descriptor that goes in comes out in exactly one event, or from `unclaimed`. Further eventfds of a peer than
+    the own device has ``vectors`` are ignored: the device has no place for them (ivshmem.c, process_msg_connect).
 
     Attributes:
         dialect: what the server speaks; None until that is known.
@@ -133,9 +128,8 @@ class Client(Generic[D]):
     def receive(self, data: bytes, descriptors: Sequence[D] = ()) -> Iterator[Event[D]]:
         """Yield an event for each message that ``data`` completes.
 
-        Raises:
-            RemoteProtocolError: the server violates the greeting. The descriptors of that message and of those behind
-                it are then in `unclaimed`.
+        Raises ``RemoteProtocolError`` if the server violates the greeting; the descriptors of that message and of those
+        behind it are then in `unclaimed`.
         """
         self._messages.extend(self._decoder.feed(data, descriptors))
         return self._take_events()
@@ -154,9 +148,8 @@ class Client(Generic[D]):
     def end(self) -> None:
         """The server has closed the connection.
 
-        Raises:
-            RemoteProtocolError: it did so within its greeting. Later it is no error: doorbells and interrupts do not
-                need a server (ivshmem-spec, "Interrupts").
+        Raises ``RemoteProtocolError`` if it did so within its greeting. Later it is no error: doorbells and interrupts
+        do not need a server (ivshmem-spec, "Interrupts").
         """
         if not self._memory_came:
             raise RemoteProtocolError(f"the server closed the connection before it sent {self.awaited}")

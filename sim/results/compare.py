@@ -1,10 +1,9 @@
 """Two runs side by side: what changed, by how much, and whether that is more than chance.
 
-A percentile's change has an interval of its own: both runs are bootstrapped (``latency.intervals``), each
-resample of one is divided by one of the other, and 95 % of the quotients lie in it. Where it holds 0, the two
-runs do not show a difference: there may be none, or they are too short to tell it, which is called unclear. It
-knows what varied within the two runs, not what varies from run to run: a host that was busy throughout one of them
-looks like a change.
+A percentile's change has an interval of its own: both runs are bootstrapped (``latency.intervals``), each resample of
+one is divided by one of the other, and 95 % of the quotients lie in it. Where it holds 0, the two runs do not show a
+difference: there may be none, or they are too short to tell it, which is called unclear. It knows what varied within
+the two runs, not what varies from run to run: a host that was busy throughout one of them looks like a change.
 
 A threshold such as ``p99:+10%`` says how much worse a run may be than the one before. It is judged by the metric, not
 by its interval: a run so short that its intervals are open would miss no threshold otherwise. The verdict says if the
@@ -157,8 +156,7 @@ class Threshold:
     def judge(self, comparison: Comparison) -> ThresholdVerdict:
         """Hold the threshold against a comparison. A metric that a run does not have is a threshold missed.
 
-        Raises:
-            UsageError: there is no such metric, or it has another unit.
+        Raises ``UsageError`` if there is no such metric, or it has another unit.
         """
         its = comparison[self.metric]
         if self.unit in UNITS_NS and its.unit != "ns":
@@ -173,14 +171,9 @@ class Threshold:
 
 @dataclass(frozen=True)
 class ThresholdVerdict:
-    """Whether a threshold is met.
+    """Whether B is within the limit, by the metric in both runs; not if runs (A, B) are ``lacking`` it.
 
-    Attributes:
-        threshold: what was allowed.
-        change: the metric in both runs.
-        met: whether B is within the limit.
-        lacking: the runs (A, B) that do not have the metric; then it is not met.
-        unclear: whether the interval of the change holds 0.
+    ``unclear`` is whether the interval of the change holds 0.
     """
 
     threshold: Threshold

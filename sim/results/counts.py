@@ -115,10 +115,7 @@ class Counts:
         return mine
 
     def value(self, metric: str, scope: Scope) -> float:
-        """One of ``COUNTED``, or derived from them: coalescing, lost.
-
-        Raises ``UnknownMetricError`` for an unknown value.
-        """
+        """One of ``COUNTED``, or derived: coalescing, lost. Raises ``UnknownMetricError`` for an unknown value."""
         return counted_value(metric, lambda name: self.count(name, scope))
 
 

@@ -31,12 +31,9 @@ class Run:
     """
 
     def __init__(self, path: Path, place: Path | None = None, notes: Sequence[str] = ()) -> None:
-        """A run in the directory ``path``.
+        """A run in the directory ``path``; ``place`` is where its results are, if they could not be written there.
 
-        Args:
-            path: the run directory.
-            place: where its results are, if they could not be written to ``path``.
-            notes: what a reader has to know about that; ``problems`` begin with them.
+        ``notes`` are what a reader has to know about that; ``problems`` begin with them.
         """
         self.path = path
         self.place = path if place is None else place
@@ -239,8 +236,7 @@ class Run:
     def latency(
         self, by: str | Sequence[str] = (), latencies: str | Sequence[str] | None = None, *, intervals: bool = False
     ) -> Any:
-        """Percentiles in nanoseconds as a ``pyarrow.Table``: one row for each latency of each group of
-        samples.
+        """Percentiles in nanoseconds as a ``pyarrow.Table``: one row for each latency of each group of samples.
 
         ``by``: any of group, machine, vector (of the target), source, edge (source and machine together) and
         phase. ``latencies``: any of lag, delivery, handling, raw and total; all by default. total counts from

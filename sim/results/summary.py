@@ -1,9 +1,8 @@
 """``summary.json``: the figures of a run, as checked structures; and the sums that lead to them.
 
-Counts are doorbells. A group's ``rung`` are those rung AT its machines, so that every group balances by
-itself: rung = delivered + pending + refused; what its machines rang is ``sent``. Latencies are nanoseconds,
-without the warm-up; those of a group are of the doorbells that it received. CPU is percent of one CPU and
-machine.
+Counts are doorbells. A group's ``rung`` are those rung AT its machines, so that every group balances by itself: rung =
+delivered + pending + refused; what its machines rang is ``sent``. Latencies are nanoseconds, without the warm-up; those
+of a group are of the doorbells that it received. CPU is percent of one CPU and machine.
 """
 
 from __future__ import annotations

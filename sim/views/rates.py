@@ -14,10 +14,9 @@ WINDOW_NS = 1_000_000_000
 
 
 def pending(snapshot: Snapshot) -> int:
-    """Doorbells rung, not refused and not yet delivered.
+    """Doorbells rung, not refused and not yet delivered; at least 0.
 
-    Machines are sampled one after the other, so a doorbell can be counted as delivered before it is counted as rung. A
-    negative number is returned as 0.
+    Machines are sampled one after the other, so a doorbell can be counted as delivered before it is counted as rung.
     """
     its = snapshot.groups.values()
     return max(0, sum(group.rung - group.refused - group.delivered for group in its))

@@ -25,10 +25,7 @@ STATUS_STYLES = {"finished": "bold green", "degraded": "bold yellow", "interrupt
 
 
 def render(run: Run, console: Console) -> None:
-    """Print ``run``: a title, the tables, the sentences, the warnings, the balance, the directory.
-
-    What the run lacks is named instead.
-    """
+    """Print a run: title, tables, sentences, warnings, balance, directory. What the run lacks is named instead."""
     try:
         figures = run.figures
     except UsageError:

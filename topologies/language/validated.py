@@ -44,11 +44,9 @@ def annotations_of(struct: type[Struct]) -> dict[str, Any]:
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:
-    """A regular expression of a file. Python's warning that ``[[`` may mean something else one day is
-    not for its author.
+    """A regular expression of a file. Raises ``re.error``.
 
-    Raises:
-        re.error: it is no regular expression.
+    Python's warning that ``[[`` may mean something else one day is not for its author.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

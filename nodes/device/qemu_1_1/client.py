@@ -70,7 +70,6 @@ class Qemu11Client:
 
     Args:
         device: it gets its ID and its memory from here.
-        host: the system.
         lines: told of connected vectors and of peers that leave; by default the device.
         ioeventfd: the property of that name.
         word_bytes: the size of the host's ``long``, 8 (LP64) or 4 (ILP32).
@@ -135,9 +134,8 @@ class Qemu11Client:
     def receive(self, value: int, descriptor: int | None) -> None:
         """Take one message.
 
-        Raises:
-            DeviceExitError: the real device ends its process here.
-            ModelledFault: the real device corrupts its memory or hangs here.
+        Raises ``DeviceExitError`` where the real device ends its process, ``ModelledFault`` where it corrupts memory or
+        hangs.
         """
         if not self._in_bounds(value, descriptor):
             return
@@ -277,8 +275,7 @@ class Qemu11Client:
     def unplug(self) -> tuple[int, ...]:
         """Remove the device; returns the descriptors that it does not close.
 
-        Raises:
-            ModelledFault: the memory has not arrived, and the device destroys its region.
+        Raises ``ModelledFault`` if the memory has not arrived: the device destroys its region.
         """
         if self.device.memory is None and self._profile.has(Quirk.UNPLUG_EARLY_FAULT):
             raise ModelledFault(Quirk.UNPLUG_EARLY_FAULT, "unplugged before the memory arrived")

@@ -88,8 +88,7 @@ class IvshmemV2(Ivshmem):
     def initialize(self, numbers: DomainNumbers) -> None:
         """Take the numbers of the domain, which come with the ID, before the memory.
 
-        Raises:
-            RemoteProtocolError: numbers that this device cannot have.
+        Raises ``RemoteProtocolError`` for others than this device can have.
         """
         if numbers.vectors != self.vectors:
             raise RemoteProtocolError(f"the server gives {numbers.vectors} vectors, this device has {self.vectors}")
@@ -100,11 +99,7 @@ class IvshmemV2(Ivshmem):
         self.config.fix(REVISION + 1, 2, numbers.protocol & 0xFFFF)
 
     def layout_of(self, size_bytes: int) -> SectionLayout:
-        """Where the sections of memory of that size are.
-
-        Raises:
-            RemoteProtocolError: they do not fit.
-        """
+        """Where the sections of memory of that size are. Raises ``RemoteProtocolError`` if they do not fit."""
         return SectionLayout(size_bytes, self.numbers.max_peers, self.numbers.output_bytes)
 
     def set_sections(self, sections: Sections) -> None:
@@ -112,11 +107,7 @@ class IvshmemV2(Ivshmem):
         self.sections = sections
 
     def set_memory(self, memory: memoryview) -> None:
-        """Back the device with shared memory.
-
-        Raises:
-            RemoteProtocolError: a size that no BAR can have, or that is too small for the sections.
-        """
+        """Back the device with memory. Raises ``RemoteProtocolError`` for a size that no BAR or sections have."""
         if self.sections is None or memory is not self.sections.memory:
             if memory.format != "B" or memory.ndim != 1:
                 memory = memory.cast("B")

@@ -32,8 +32,7 @@ class Place(NamedTuple):
 class SectionLayout(Struct, frozen=True):
     """The offsets and sizes of the sections.
 
-    Raises:
-        RemoteProtocolError: the memory is too small for them, or an output section is not whole pages.
+    Raises ``RemoteProtocolError`` if the memory is too small for them, or an output section is not whole pages.
     """
 
     size_bytes: int
@@ -65,11 +64,7 @@ class SectionLayout(Struct, frozen=True):
         return Place("the read/write section", self.table_bytes, self.table_bytes + self.shared_bytes)
 
     def output(self, peer: int) -> Place:
-        """The output section of a peer.
-
-        Raises:
-            GuestError: there is no such peer.
-        """
+        """The output section of a peer. Raises ``GuestError`` if there is no such peer."""
         if not 0 <= peer < self.max_peers:
             raise GuestError(f"peer {peer} has no output section: expected 0..{self.max_peers - 1}")
         start = self.table_bytes + self.shared_bytes + peer * self.output_bytes
@@ -92,11 +87,7 @@ class SectionLayout(Struct, frozen=True):
         )
 
     def check_store(self, peer: int, offset: int, size_bytes: int) -> None:
-        """Refuse a store that this peer may not do.
-
-        Raises:
-            ForbiddenStoreError: it names the offset and the owner.
-        """
+        """Raise ``ForbiddenStoreError``, with offset and owner, for a store that this peer may not do."""
         if not self.may_store(peer, offset, size_bytes):
             place = self.place(offset)
             raise ForbiddenStoreError(
@@ -108,8 +99,6 @@ class Sections:
     """The memory of one peer, with the rights that it has.
 
     Args:
-        layout: where the sections are.
-        peer: whose rights these are.
         memory: all of the memory, read-only.
         writable: makes a writable view of the bytes from one offset to another: of the State Table, in which the device
             stores its own entry and the guest nothing, of the read/write section and of the own output section.
@@ -150,28 +139,16 @@ class Sections:
         return self.memory, self._table, self.shared, self.own
 
     def output(self, peer: int) -> memoryview:
-        """The output section of a peer: writable if it is the own one.
-
-        Raises:
-            GuestError: there is no such peer.
-        """
+        """A peer's output section: writable if it is the own one. Raises ``GuestError`` if there is no such peer."""
         place = self.layout.output(peer)
         return self.own if peer == self.peer else self.memory[place.start : place.stop]
 
     def store(self, offset: int, data: bytes) -> None:
-        """Store bytes at an offset of the whole memory.
-
-        Raises:
-            ForbiddenStoreError: this peer may not store there.
-        """
+        """Store bytes at an offset of the whole memory. Raises ``ForbiddenStoreError`` where this peer may not."""
         self.writable(offset, len(data))[:] = data
 
     def writable(self, offset: int, size_bytes: int) -> memoryview:
-        """A part of the whole memory that this peer may write.
-
-        Raises:
-            ForbiddenStoreError: it may not write all of it.
-        """
+        """A part of the whole memory that this peer may write; else raises ``ForbiddenStoreError``."""
         self.layout.check_store(self.peer, offset, size_bytes)
         shared = self.layout.shared
         section, start = self.shared, shared.start

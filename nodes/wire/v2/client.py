@@ -31,8 +31,7 @@ class Initialized(MemoryShared[D], Generic[D], frozen=True):
 class FramedClient(Client[D]):
     """As `Client`, for a server that speaks ivshmem v2, which tells how many vectors there are.
 
-    Attributes:
-        numbers: what the server tells of the domain; None until it has come.
+    ``numbers`` is what it tells of the domain; None until that has come.
     """
 
     def __init__(self) -> None:

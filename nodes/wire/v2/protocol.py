@@ -108,8 +108,7 @@ class Frame(Message[D]):
     def fields(self) -> tuple[int, ...]:
         """The numbers of a message of a known type; what follows them is skipped, as ivshmem2.c skips it.
 
-        Raises:
-            RemoteProtocolError: the message is too short for its type.
+        Raises ``RemoteProtocolError`` if the message is too short.
         """
         kind = FrameKind(self.kind)
         if not self.is_whole:
@@ -119,11 +118,7 @@ class Frame(Message[D]):
 
 
 def decode_init(frame: Frame[D]) -> tuple[int, int, DomainNumbers]:
-    """The compatible version, the own ID and the numbers of the domain.
-
-    Raises:
-        RemoteProtocolError: the message is too short.
-    """
+    """Compatible version, own ID, numbers of the domain. Raises ``RemoteProtocolError`` if the message is too short."""
     _, compatible, peer, max_peers, vectors, protocol, output_bytes = frame.fields()
     return compatible, peer, DomainNumbers(max_peers, vectors, protocol, output_bytes)
 
@@ -153,11 +148,7 @@ class FrameDecoder(Decoder[D]):
         return length if HEADER_BYTES <= length <= FRAME_BYTES_MAX else 0
 
     def check(self) -> None:
-        """Look at the header that has come.
-
-        Raises:
-            RemoteProtocolError: it has a length that no message has; nothing more can be read.
-        """
+        """Raise ``RemoteProtocolError`` for a header with a length that no message has: nothing more can be read."""
         if len(self._pending) >= HEADER_BYTES and not self._length():
             length = int.from_bytes(self._pending[4:HEADER_BYTES], "little")
             hint = "" if any(self._pending[:HEADER_BYTES]) else ": it speaks version 0, not ivshmem v2"

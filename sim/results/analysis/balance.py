@@ -42,9 +42,8 @@ class LineAccount:
 def balance(lines: Sequence[LineAccount], *, dead: Collection[int], foreign: bool, pending_known: bool) -> None:
     """Settle every line in place.
 
-    ``dead`` are machines whose last counts may be missing; ``foreign``: a process without a recording took part and
-    may have rung any machine; without ``pending_known`` the pending is what is left
-    over.
+    ``dead`` are machines whose last counts may be missing; ``foreign``: a process without a recording took part and may
+    have rung any machine; without ``pending_known`` the pending is what is left over.
     """
     for line in lines:
         on_its_way = line.rung - line.refused - line.delivered

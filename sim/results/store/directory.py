@@ -40,7 +40,6 @@ class RunDirectory:
     """A run directory that this process owns and writes.
 
     A context manager: leaving it closes its files; leaving it by an exception also says why there are no results.
-    ``path`` is the directory, ``manifest`` what its manifest says.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -67,11 +66,8 @@ class RunDirectory:
     ) -> Self:
         """Make the directory, mode 0700, under ``where``: title, UTC time and the first free number.
 
-        ``parts`` are those that hosts run; their directories are put below `files.PARTS` before `finish`.
-
-        Raises:
-            UsageError: ``where`` cannot hold a directory.
-            HostError: the disk is full.
+        ``parts`` are those that hosts run; their directories are put below `files.PARTS` before `finish`. Raises
+        ``UsageError`` if ``where`` cannot hold a directory, ``HostError`` if the disk is full.
         """
         started_ns, started = time.monotonic_ns(), datetime.datetime.now(datetime.UTC)
         try:
@@ -115,35 +111,22 @@ class RunDirectory:
             self._events_written += 1
 
     def resources(self, rows: Iterable[tuple[object, ...]]) -> None:
-        """Append a batch of ``sim.host.resources.Resources``, or rows in the order of the table ``resources``.
-
-        Never raises for a full disk.
-        """
+        """Append `sim.host.resource_row.Resources`, or rows in that order. Never raises for a full disk."""
         self._resources.append(rows)
 
     def save(self, ending: Ending) -> None:
         """Write down how the run ended, so that its figures can be computed whatever happens next.
 
-        Raises:
-            HostError, RunError: the disk is full, or the directory is gone.
+        Raises ``HostError`` if the disk is full, ``RunError`` if the directory is gone.
         """
         with self._writing():
             (self.path / files.RESERVE).unlink(missing_ok=True)
             files.write_json(self.path / files.ENDING, ending)
 
     def finish(self, ending: Ending, baselines: Sequence[WakeUpBaseline] = ()) -> Run:
-        """Turn the recordings into tables and a summary.
+        """Turn the recordings into tables and a summary; ``baselines`` were measured before and after the run.
 
-        Args:
-            ending: how the run ended.
-            baselines: the wake-up baselines measured before and after the run.
-
-        Returns:
-            The run.
-
-        Raises:
-            HostError, RunError: the disk is full, or the directory is gone. The recordings are kept
-                then, and ``open`` on the directory finishes the job.
+        Raises as `save`. The recordings are kept then, and ``open`` on the directory finishes the job.
         """
         from sim.results.finalize import conclude
 

@@ -18,10 +18,7 @@ NODES_MAX = 24
 
 @dataclass(frozen=True)
 class Node:
-    """A machine, or a group of ``count`` machines, of which ``absent`` join after the start of the run.
-
-    ``kinds`` is how many of them are of each kind.
-    """
+    """A machine, or a group of ``count``, of which ``absent`` join after the start; ``kinds``: how many of each."""
 
     name: str
     count: int

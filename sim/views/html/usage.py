@@ -32,10 +32,7 @@ class Usage:
 
 
 def usage(run: Run, start_ns: int, stop_ns: int) -> list[Usage]:
-    """For each group, and for the coordinator; without what is empty.
-
-    Raises ``UsageError`` when the table or the manifest is missing.
-    """
+    """For each group and the coordinator, without what is empty. Raises ``UsageError`` without table or manifest."""
     table, manifest = run.resources(), run.origin
     names = [group.name for group in manifest.groups]
     columns = {

@@ -56,9 +56,7 @@ def is_explained(found: Sequence[Cause]) -> bool:
 def causes(evidence: Evidence, traced: Uses | None = None) -> list[Cause]:
     """The causes of an outlier, the one that explains most first.
 
-    Args:
-        evidence: what was seen.
-        traced: how machines spent their parts according to a kernel trace, which is more exact than looks.
+    ``traced`` is how machines spent their parts according to a kernel trace, which is more exact than looks.
     """
     whole = sum(part.span_ns for part in evidence.parts)
     sums: dict[tuple[str, str], _Found] = {}

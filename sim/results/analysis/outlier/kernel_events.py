@@ -1,6 +1,4 @@
-"""The states of a process from a kernel trace: running, waiting for a CPU, asleep, stopped; and the processes that ran
-meanwhile. Pure.
-"""
+"""The states of a process from a kernel trace (running, waiting for a CPU, asleep, stopped), and who ran then. Pure."""
 
 from __future__ import annotations
 
