@@ -6,6 +6,7 @@ number, its counter an entry of a dictionary. Every event has a time in one heap
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import random
@@ -276,7 +277,7 @@ class Fabric:
         for to, message in messages:
             machine = self.machines[to]
             machine.wire.send(message)
-            self.after(self.delay(), lambda machine=machine: self._read(machine))  # type: ignore[misc]
+            self.after(self.delay(), functools.partial(self._read, machine))
 
     def _read(self, machine: Machine) -> None:
         if machine.present and machine.wire.messages:

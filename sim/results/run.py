@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,7 @@ class Run:
         checks: list[Callable[[], object]] = [lambda: files.read_status(self.place), lambda: self.origin]
         checks += [lambda: self.figures, skipped_events]
         if not self.parts:
-            checks += [lambda name=name: check_table(self.place, name) for name in TABLES]  # type: ignore[misc]
+            checks += [partial(check_table, self.place, name) for name in TABLES]
         problems = [*self._notes]
         for check in checks:
             try:

@@ -173,18 +173,17 @@ def run_cells(
             ).run()
     from sim.runner import run
 
-    for cell in its.left:
-        with contextlib.ExitStack() as stack:
-            row, interrupted = its.take(
-                cell,
-                run(
-                    its.plan.topology(cell),
-                    runs=its.unfinished,
-                    resources_every_s=resources_every_s,
-                    on_begin=lambda begun, stack=stack: stack.enter_context(watch(begun.telemetry)),  # type: ignore[misc]
-                ),
+    with contextlib.ExitStack() as watching:
+        for cell in its.left:
+            finished = run(
+                its.plan.topology(cell),
+                runs=its.unfinished,
+                resources_every_s=resources_every_s,
+                on_begin=lambda begun: watching.enter_context(watch(begun.telemetry)),
             )
-        tell(cell, "", row)
-        if interrupted:
-            return interrupted
+            row, interrupted = its.take(cell, finished)
+            watching.close()
+            tell(cell, "", row)
+            if interrupted:
+                return interrupted
     return ""

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 from nodes.wire.protocol import Message
 from sim.kernel.channel import Outbox
@@ -84,7 +85,7 @@ class Admission:
                 continue
             self._waiting[sock.fileno()] = arrival
             # A client that leaves before it has joined is noticed too.
-            self._loop.add(sock, lambda arrival=arrival: self._dismiss(arrival))  # type: ignore[misc]
+            self._loop.add(sock, partial(self._dismiss, arrival))
             arrivals.append(arrival)
 
     def _objection(self, arrival: PendingClient) -> str:

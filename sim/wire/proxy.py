@@ -17,6 +17,7 @@ import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from nodes.errors import RemoteProtocolError
@@ -243,7 +244,7 @@ class Proxy(Closeable):
             writes = side.blocked and not side.throttled
             if listens:
                 flush = (lambda: self._flush(link)) if writes else None
-                self._loop.add(side.channel, lambda side=side: self._read(link, side), writable=flush)  # type: ignore[misc]
+                self._loop.add(side.channel, partial(self._read, link, side), writable=flush)
             else:
                 self._loop.remove(side.channel)
             # A side is not watched for room alone: epoll would report unread bytes too, again and again.
