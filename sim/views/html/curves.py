@@ -144,7 +144,7 @@ def rates(data: TimeSeries, marks: Sequence[Mark]) -> Chart | None:
     top = float(data.delivered_per_s.max()) * 1.1
     apart = float(np.median(data.delivered_per_s[data.interrupts_per_s > 0])) > 8 * float(np.median(there))
     if apart:
-        low = max(1.0, float(np.percentile(there, 2)) / 3)
+        low = float(np.percentile(there, 2)) / 3
         lines = [Line(line.name, line.xs, np.where(line.ys >= low, line.ys, np.nan), line.style) for line in lines]
         y = Axis("per second", low, top * 1.5, count, logarithmic=True)
     else:

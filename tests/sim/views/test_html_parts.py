@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from nodes.errors import UsageError
 from sim.results import Run, RunDirectory
 from sim.results.analysis.latency.histogram import GrowingHistogram
-from sim.results.analysis.time_series import span, time_series
+from sim.results.analysis.time_series import TimeSeries, span, time_series
 from sim.results.store import batches
 from sim.views import units
 from sim.views.event_text import brief, sentence
@@ -221,6 +221,21 @@ def test_one_doorbell_makes_no_curve(tmp_path):
 def test_a_line_ends_where_the_axis_does(end, xs, ys):
     until = curves._until(end, np.array([0.0, 1.0, 2.0]), np.array([5.0, 6.0, 7.0]))
     assert [each.tolist() for each in until] == [xs, ys]
+
+
+@given(st.lists(st.tuples(st.floats(1e-6, 1e6), st.floats(1, 1e6)), min_size=2, max_size=9))
+def test_rates_of_any_size_are_drawn(moments):
+    """However rare interrupts are, and however many doorbells share one."""
+    interrupts, shared = np.array(moments).T
+    data = TimeSeries(
+        stop_ns=SECOND_NS,
+        rates_s=np.linspace(0, 1, len(moments)),
+        delivered_per_s=interrupts * shared,
+        interrupts_per_s=interrupts,
+    )
+    chart = curves.rates(data, [])
+    assert chart.y.low < chart.y.high
+    assert set(re.findall(r'class="(?:line|lone) (s\d+)"', chart.draw(700, 300, "wide"))) == {"s1", "s11"}
 
 
 def test_batches_are_the_table(tmp_path, monkeypatch):
