@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,6 +20,8 @@ from topologies.language.document import quoted
 MEASURED_MIN = 200
 """With fewer times there is no distribution."""
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 0.9999)
+SPARSE = 64
+"""So few of the doorbells of a burst have time stamps that these hardly slow it down."""
 TOGETHER_NS = 20_000
 """Doorbells of a sender that are further apart were not rung one right after the other."""
 NOTHING_SHARE = 0.05
@@ -46,10 +48,10 @@ class Calibration(msgspec.Struct, frozen=True):
 def calibrate(runs: Sequence[Run], base: CostModel | None = None) -> Calibration:
     """A cost model from runs of real processes.
 
-    ``ring_ns`` is read off the run that shows it most often; ``handle_ns``, ``wake_ns`` and ``expire_ns`` are read off
-    the first run that shows them, ``cpus`` off the first run. A run shows ``wake_ns`` if it had no more machines than
-    the host has CPUs: in others the machines wait for each other. What no run shows is that of ``base``, by default the
-    shipped model.
+    ``ring_ns`` and ``burst_ring_ns`` are read off the run that shows them most often; ``handle_ns``, ``wake_ns`` and
+    ``expire_ns`` off the first run that shows them, ``cpus`` off the first run. A run shows ``wake_ns`` if it had no
+    more machines than the host has CPUs: in others the machines wait for each other. What no run shows is that of
+    ``base``, by default the shipped model.
 
     Raises:
         UsageError: a run is of the virtual engine, or damaged; or no run shows anything.
@@ -57,13 +59,19 @@ def calibrate(runs: Sequence[Run], base: CostModel | None = None) -> Calibration
     model = base or load_model()
     costs = [(run, measured_costs(run)) for run in runs]
     read: dict[str, int] = {}
-    found: dict[str, object] = {"cpus": runs[0].origin.host.cpus}
-    ring_ns, drain_ns = model.ring_ns, model.drain_ns
+    found: dict[str, Any] = {"cpus": runs[0].origin.host.cpus}
     doubts: list[str] = []
-    ringing, rings = max(((run, its.rings) for run, its in costs), key=lambda each: len(each[1]))
     used: dict[str, Run] = {}
+    ring_ns, drain_ns = model.ring_ns, model.drain_ns
+    ringing, rings = max(((run, its.rings) for run, its in costs), key=lambda each: len(each[1]))
     if len(rings) >= MEASURED_MIN:
         found["ring_ns"], read["ring_ns"], used["ring_ns"] = (ring_ns := int(np.median(rings))), len(rings), ringing
+    ringing, bursts = max(((run, its.bursts) for run, its in costs), key=lambda each: len(each[1]))
+    if len(bursts) >= MEASURED_MIN:
+        # One of these doorbells is the first of a burst, and before a burst the program looks for interrupts.
+        further_ns = (np.median(bursts) - ring_ns - drain_ns) / (ringing.origin.sample_every - 1)
+        found["burst_ring_ns"], read["burst_ring_ns"] = max(0, round(further_ns)), len(bursts)
+        used["burst_ring_ns"] = ringing
     for run, its in costs:
         alone = its.deliveries if len(run.machines) <= run.origin.host.cpus else its.deliveries[:0]
         times: dict[str, Integers] = {
@@ -157,6 +165,7 @@ class MeasuredCosts:
 
     Attributes:
         rings: from one doorbell of a machine to its next one, without an interrupt of that machine in between.
+        bursts: the same for so many doorbells of bursts as one in has a time stamp.
         deliveries: from a doorbell that nothing else shared its interrupt with to its delivery.
         handlings: from a delivery to the end of its handling.
         handling_rings: how many doorbells the machine rang in each of these.
@@ -164,6 +173,7 @@ class MeasuredCosts:
     """
 
     rings: Integers
+    bursts: Integers
     deliveries: Integers
     handlings: Integers
     handling_rings: Integers
@@ -190,14 +200,27 @@ def measured_costs(run: Run) -> MeasuredCosts:
     next_to = (source[1:] == source[:-1]) & ~warmup[1:] & (gaps <= TOGETHER_NS)
     follows = np.concatenate(([False], (source[1:] == source[:-1]) & (gaps <= TOGETHER_NS)))
     planned = ~warmup & (intended_ns > 0) & ~follows
-    handlings, handling_rings = _handlings(drains, source, rung_ns, run.origin.sample_every)
+    every, uninterrupted = run.origin.sample_every, ~_interrupted(drains, source, rung_ns)
+    handlings, handling_rings = _handlings(drains, source, rung_ns, every)
     return MeasuredCosts(
-        rings=gaps[next_to & ~_interrupted(drains, source, rung_ns)] if run.origin.sample_every == 1 else gaps[:0],
+        rings=gaps[next_to & uninterrupted] if every == 1 else gaps[:0],
+        bursts=gaps[_in_bursts(run, source, intended_ns, warmup) & uninterrupted],
         deliveries=(samples.delivered_ns - samples.rung_ns)[alone],
         handlings=handlings,
         handling_rings=handling_rings,
         lags=(rung_ns - intended_ns)[planned],
     )
+
+
+def _in_bursts(run: Run, source: Integers, intended_ns: Integers, warmup: Mask) -> Mask:
+    """Whether a doorbell and the next one in the table are of one `storm` that rings as fast as it can.
+
+    One in ``sample_every`` of its doorbells is in the table.
+    """
+    storms = {group.name for group in run.origin.groups if group.program == "storm"}
+    rows = [machine.index for machine in run.origin.machines if machine.group in storms]
+    at_will = np.isin(source, rows) & (intended_ns == 0) & ~warmup & (run.origin.sample_every >= SPARSE)
+    return np.asarray(at_will[1:] & at_will[:-1] & (source[1:] == source[:-1]), np.bool_)
 
 
 def _interrupted(drains: DrainTimes, source: Integers, rung_ns: Integers) -> Mask:

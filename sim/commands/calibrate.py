@@ -18,10 +18,11 @@ from sim.commands.parameters import FILE, PATH
 def calibrate(runs: tuple[Path, ...], base: str, output: Path | None) -> None:
     """Write the cost model of the host that the runs in the directories RUN were made on.
 
-    ring_ns is read off the run with the most doorbells that a machine rings in one go. The others are read off the
-    first run that shows them: handle_ns off interrupts, wake_ns off a run with no more machines than CPUs, expire_ns
-    off an open loop. ring_ns, and handle_ns of machines that ring, need sample_every = 1; all need a quiet host. Notes
-    on doubtful costs go to stderr and to the first lines of the file. Use the file as [run] cost_model.
+    ring_ns is read off the run with the most doorbells that a machine rings in one go, burst_ring_ns likewise off a
+    storm with sample_every = 64 or more. The others are read off the first run that shows them: handle_ns off
+    interrupts, wake_ns off a run with no more machines than CPUs, expire_ns off an open loop. ring_ns, and handle_ns of
+    machines that ring, need sample_every = 1; all need a quiet host. Notes on doubtful costs go to stderr and to the
+    first lines of the file. Use the file as [run] cost_model.
     """
     from sim.calibration import as_toml
     from sim.calibration import calibrate as read_costs

@@ -13,7 +13,7 @@ from tests.bench.programs import SHARES
 
 __all__ = ["ring", "storm"]
 
-RING_NS, DRAIN_NS, HANDLE_NS, WAKE_NS, SLICE_NS = 700, 900, 1_400, 22_000, 3_000_000
+RING_NS, BURST_RING_NS, DRAIN_NS, HANDLE_NS, WAKE_NS, SLICE_NS = 700, 330, 900, 1_400, 22_000, 3_000_000
 CPUS = 2
 SECOND_NS = 1_000_000_000
 
@@ -46,10 +46,10 @@ def storm(machines: int, vectors: int, burst: int, duration_s: float) -> float:
                 yield cpu
                 begin_ns = env.now
                 while env.now - begin_ns < SLICE_NS:
-                    for _ in range(burst):
+                    for place in range(burst):
                         peer, vector = targets[at]
                         at = (at + 1) % len(targets)
-                        yield env.timeout(RING_NS)
+                        yield env.timeout(BURST_RING_NS if place else RING_NS)
                         counters[peer][vector] += 1
                         rung[own] += 1
                     for vector, count in enumerate(counters[own]):

@@ -57,6 +57,7 @@ class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         source: where the figures are from.
         cpus: how many CPUs machines share.
         ring_ns: what a doorbell costs the machine that rings.
+        burst_ring_ns: what each further one costs it of those that it rings together.
         drain_ns: from the wake-up of a machine to the counter that it has drained.
         handle_ns: what the program takes for an interrupt, beside its doorbells.
         switch_ns: what it costs a CPU to go from one machine to another.
@@ -71,6 +72,7 @@ class CostModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     source: str
     cpus: Annotated[int, Meta(ge=1, le=4096)]
     ring_ns: Nanoseconds
+    burst_ring_ns: Nanoseconds
     drain_ns: Nanoseconds
     handle_ns: Distribution
     switch_ns: Nanoseconds

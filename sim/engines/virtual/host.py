@@ -118,4 +118,6 @@ class VirtualHost:
         self.loop.clock.ns += count * self.model.ring_ns
 
     def _make_batch(self, lines: Sequence[int]) -> Batch:
-        return CounterBatch(list(map(self.counter, lines)), self.loop.clock, self.model.ring_ns, self.holding)
+        model = self.model
+        counters = list(map(self.counter, lines))
+        return CounterBatch(counters, self.loop.clock, model.ring_ns, model.burst_ring_ns, self.holding)

@@ -35,23 +35,28 @@ def counters(owner, holding):
     return [VirtualCounter(owner, vector, holding) for vector in range(3)]
 
 
-def ring(counters, holding, ring_ns=700, places=(0, 1, 0, 2), start=0):
+def ring(counters, holding, ring_ns=700, burst_ring_ns=300, places=(0, 1, 0, 2), start=0):
     clock = VirtualClock()
-    refused = CounterBatch([counters[place] for place in places], clock, ring_ns, holding).ring(start, len(places))
-    return list(refused), clock.ns - BEGIN_NS
+    batch = CounterBatch([counters[place] for place in places], clock, ring_ns, burst_ring_ns, holding)
+    return list(batch.ring(start, len(places))), clock.ns - BEGIN_NS
 
 
-@pytest.mark.parametrize("ring_ns", [0, 1, 700])
-def test_each_doorbell_is_later_than_the_one_before(counters, owner, holding, ring_ns):
-    assert ring(counters, holding, ring_ns) == ([], 4 * ring_ns)
-    times = [BEGIN_NS + ring_ns * place for place in range(1, 5)]
+@pytest.mark.parametrize(("ring_ns", "burst_ring_ns"), [(0, 0), (0, 1), (700, 0), (700, 300), (300, 700)])
+def test_each_doorbell_is_later_than_the_one_before(counters, owner, holding, ring_ns, burst_ring_ns):
+    assert ring(counters, holding, ring_ns, burst_ring_ns) == ([], ring_ns + 3 * burst_ring_ns)
+    times = [BEGIN_NS + ring_ns + burst_ring_ns * place for place in range(4)]
     assert [list(counter) for counter in counters] == [[times[0], times[2]], [times[1]], [times[3]]]
     assert owner.told == [(0, times[0]), (1, times[1]), (2, times[3])]
 
 
 def test_a_part_of_a_batch_is_rung(counters, owner, holding):
-    assert ring(counters, holding, start=2) == ([], 1400)
+    assert ring(counters, holding, start=2) == ([], 1000)
     assert [len(counter) for counter in counters] == [1, 0, 1]
+
+
+def test_an_empty_part_costs_nothing(counters, owner, holding):
+    assert ring(counters, holding, start=4) == ([], 0)
+    assert owner.told == []
 
 
 def test_a_counter_that_is_not_empty_is_not_told_again(counters, owner, holding):
@@ -66,7 +71,7 @@ def test_a_full_counter_refuses_and_the_others_are_rung(counters, owner, holding
     """The place in the batch is told, also where only a part is rung; the refused write takes its time, too."""
     assert counters[1].add(COUNTER_MAX)
     owner.told.clear()
-    assert ring(counters, holding) == ([1], 2800)
-    assert ring(counters, holding, start=1) == ([1], 2100)
+    assert ring(counters, holding) == ([1], 1600)
+    assert ring(counters, holding, start=1) == ([1], 1300)
     assert [counter.value for counter in counters] == [3, COUNTER_MAX, 2]
     assert [vector for vector, _ in owner.told] == [0, 2]
