@@ -51,10 +51,8 @@ def calibrate(runs: Sequence[Run], base: CostModel | None = None) -> Calibration
     ``ring_ns`` and ``burst_ring_ns`` are read off the run that shows them most often; ``handle_ns``, ``wake_ns`` and
     ``expire_ns`` off the first run that shows them, ``cpus`` off the first run. A run shows ``wake_ns`` if it had no
     more machines than the host has CPUs: in others the machines wait for each other. What no run shows is that of
-    ``base``, by default the shipped model.
-
-    Raises:
-        UsageError: a run is of the virtual engine, or damaged; or no run shows anything.
+    ``base``, by default the shipped model. Raises ``UsageError`` for a run of the virtual engine, a damaged one, and
+    runs that show nothing.
     """
     model = base or load_model()
     costs = [(run, measured_costs(run)) for run in runs]
@@ -181,11 +179,7 @@ class MeasuredCosts:
 
 
 def measured_costs(run: Run) -> MeasuredCosts:
-    """The costs that a run shows, its warm-up left out.
-
-    Raises:
-        UsageError: it is of the virtual engine, or a table is missing or damaged.
-    """
+    """The costs that a run shows, its warm-up left out. Raises ``UsageError`` for a run that is damaged or virtual."""
     if run.origin.engine != "process":
         raise UsageError(f"{run.path}: a run of the {run.origin.engine} engine shows the costs of its model only")
     samples, table = run.columns, run.drains()

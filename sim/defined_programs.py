@@ -32,11 +32,7 @@ import cloudpickle
 
 @contextlib.contextmanager
 def program_files(programs: Programs) -> Iterator[list[str]]:
-    """The files of ``programs``; those of functions are removed at the end.
-
-    Raises:
-        UsageError: cloudpickle is not installed, or it cannot write a function.
-    """
+    """The files of ``programs``; those of functions are removed at the end. Raises ``UsageError`` for a function."""
     given = [programs] if isinstance(programs, str | os.PathLike) or callable(programs) else programs
     with contextlib.ExitStack() as stack:
         files = []

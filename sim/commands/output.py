@@ -19,12 +19,7 @@ def echo_json(value: object) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file of any kind in place.
-
-    Raises:
-        UsageError: the path cannot be written.
-        HostError: this host has no room for the content.
-    """
+    """Write a file of any kind in place. Raises ``UsageError`` for the path, or ``HostError`` without room for it."""
     try:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:

@@ -120,10 +120,7 @@ class _Seen:
         self._prometheus = prometheus
 
     def follow(self) -> Iterator[_Seen]:
-        """Yield itself with every snapshot that comes, until the run is over.
-
-        Raises ``UsageError`` when none comes.
-        """
+        """Yield itself with every snapshot that comes, until the run is over. Raises ``UsageError`` when none comes."""
         deadline = time.monotonic() + PATIENCE_S
         came = False
         while True:

@@ -135,10 +135,8 @@ class HostsRun:
         return list(found.values())
 
     def run(self, directory: RunDirectory) -> Run:
-        """Run until all parts have ended, or one failed, or a signal came. Nothing runs on any host afterwards.
-
-        Raises:
-            HostError, UsageError: a host has refused its part; the directory says so, too.
+        """Run until all parts have ended, one failed, or a signal came; nothing runs on any host afterwards. Raises
+        ``HostError`` or ``UsageError`` when a host has refused its part; the directory says so, too.
         """
         self._directory = directory
         with signals_noted() as signalled:

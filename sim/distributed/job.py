@@ -87,11 +87,8 @@ def pack(directory: Path) -> tuple[bytes, str]:
 
 
 def unpack(result: JobResult, directory: Path) -> None:
-    """Write the run directory of a result to ``directory``, which does not exist yet.
-
-    Raises:
-        RunError: the archive is not the one that was sent, or holds anything but files with names below it.
-        OSError: the disk refuses.
+    """Write the run directory of a result to a new directory. Raises ``RunError`` for another archive than was sent,
+    and for one with anything but files below the directory; ``OSError`` when the disk refuses.
     """
     if hashlib.sha256(result.archive).hexdigest() != result.digest:
         raise RunError(f"the run from {result.host} arrived damaged: its SHA-256 is not {result.digest}")
@@ -127,10 +124,8 @@ class Inputs(NamedTuple):
 
 
 def collect_inputs(topology: Topology, programs: Sequence[str | Path]) -> Inputs:
-    """The text of a topology, its traces, and the programs that the user has named; no other file travels.
-
-    Raises:
-        UsageError: a file cannot be read, two programs have the same name, or the topology needs an image of a guest.
+    """The text of a topology, its traces, and the programs that the user has named; no other file travels. Raises
+    ``UsageError`` for a file that cannot be read, two programs of the same name, and an image of a guest.
     """
     if guest := next((machine for machine in topology.machines if machine.guest is not None), None):
         raise UsageError(f"{guest.name} has an image of a guest, which is not sent to other hosts")

@@ -56,13 +56,11 @@ class ClusterSweep:
         self._missing_since_s: float | None = None
 
     def run(self) -> str:
-        """Run until all is done or a signal comes. Returns the name of the signal, "" for none.
+        """Run until all is done or a signal comes; returns the name of the signal, "" for none.
 
-        Nothing runs on any host afterwards, unless a warning names one that did not answer.
-
-        Raises:
-            RunError: the scheduler is gone, or a run ends each worker that begins it.
-            HostError, UsageError: a run cannot be carried out on its host, or the result cannot be stored.
+        Nothing runs on any host afterwards, unless a warning names one that did not answer. Raises ``RunError`` when
+        the scheduler is gone, or a run ends each worker that begins it; ``HostError`` or ``UsageError`` when a host
+        cannot carry out a run, or its result cannot be stored.
         """
         with signals_noted() as signalled:
             try:

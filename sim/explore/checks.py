@@ -88,11 +88,7 @@ class Checks:
         self._admitted: dict[int, int] = {}
 
     def _after(self, machine: Task) -> None:
-        """Check what an event of a machine can have changed.
-
-        Raises:
-            BrokenInvariantError: something does not hold.
-        """
+        """Check what an event of a machine can have changed. Raises ``BrokenInvariantError`` for what does not hold."""
         assert isinstance(machine, VirtualMachine)
         if self.tracer is not None:
             self.tracer.after(machine)

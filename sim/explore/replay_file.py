@@ -38,11 +38,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     broken: Broken
 
     def topology(self) -> Topology:
-        """The topology: from its file, if that is as it was, so that what it names is found.
-
-        Raises:
-            TopologyError: as `topologies.load`.
-        """
+        """The topology: from its file, if that is as it was, so that what it names is found. As `topologies.load`."""
         source = Path(self.source)
         if source.is_file() and source.read_text() == self.text:
             return load(source, self.overrides, self.programs)
@@ -50,11 +46,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_replay(file: str | Path, topology: Topology, programs: Sequence[str | Path], outcome: Outcome) -> None:
-    """Write the schedule of an outcome, for ``ivsim run --replay``; ``programs`` are those of `topologies.load`.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
+    """Write the schedule of an outcome, for ``ivsim run --replay``. Raises ``UsageError`` when that is impossible."""
     assert outcome.broken is not None
     replay = Replay(
         source=str(Path(topology.source_name).absolute()),
@@ -72,11 +64,7 @@ def write_replay(file: str | Path, topology: Topology, programs: Sequence[str | 
 
 
 def read_replay(file: str | Path) -> Replay:
-    """Read a schedule.
-
-    Raises:
-        UsageError: there is none in the file.
-    """
+    """Read a schedule. Raises ``UsageError`` when there is none in the file."""
     try:
         replay = msgspec.json.decode(Path(file).read_bytes(), type=Replay)
     except OSError as error:

@@ -137,12 +137,7 @@ def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None =
 
 
 def check(topology: Topology, runs: Path) -> None:
-    """Look whether this host can carry the run.
-
-    Raises:
-        HostError: It cannot, with every sum that does not fit.
-        UsageError: Nothing but ``runs`` is wrong.
-    """
+    """Raise ``HostError`` with every sum that does not fit, or ``UsageError`` when nothing but ``runs`` is wrong."""
     try:
         demand = preflight(topology, runs)
     except OSError as error:

@@ -151,10 +151,8 @@ def _of_cpu(its: CpuLook) -> Resources:
 def _private_bytes(pid: int, mapped: bytes) -> int | None:
     """The pages of such mappings that only this process has (proc_pid_smaps(5)); psutil has them by path, and dear.
 
-    None where a worker has no such mappings (yet), or the kernel does not say; a QEMU never has any.
-
-    Raises:
-        psutil.NoSuchProcess: it is gone.
+    None where a worker has no such mappings (yet), or the kernel does not say; a QEMU never has any. Raises
+    ``psutil.NoSuchProcess`` when it is gone.
     """
     try:
         text = Path(f"/proc/{pid}/smaps").read_bytes()
@@ -189,10 +187,7 @@ def _faults(pid: int) -> tuple[int, int]:
 
 
 def _pressure_s(what: str) -> float | None:
-    """The time for which a task has waited for it since boot (Linux's Documentation/accounting/psi.rst).
-
-    None where the kernel does not count it.
-    """
+    """The time for which a task has waited for it since boot (Linux's psi.rst); None where the kernel does not tell."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         first = (PRESSURE / what).read_text().splitlines()[0]
         if first.startswith("some "):

@@ -200,10 +200,7 @@ class Outbox:
         return True
 
     def flush(self) -> bool:
-        """Send until all is sent (True) or the socket takes no more for now (False).
-
-        Raises ``OSError`` when the connection is broken.
-        """
+        """Send until all is sent (True) or the socket takes no more for now (False). Raises ``OSError``."""
         self.throttled = False
         try:
             while self._waiting:

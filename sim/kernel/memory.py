@@ -63,11 +63,8 @@ class Region:
         """Make the memory and reserve its blocks. Without ``name``, a named segment gets a name with this process's ID.
 
         A segment of that name that a killed owner left behind is replaced when no process uses it. When clients still
-        use it, ``adopt`` shares it with them, with its content.
-
-        Raises:
-            HostError: the host has no room for it.
-            UsageError: the name is taken, or the rights cannot be given.
+        use it, ``adopt`` shares it with them, with its content. Raises ``HostError`` when the host has no room for it,
+        ``UsageError`` when the name is taken, or the rights cannot be given.
         """
         if kind == "memfd":
             return cls._create_memfd(size_bytes)
@@ -91,11 +88,8 @@ class Region:
 
     @classmethod
     def create_in(cls, directory: Path, size_bytes: int) -> Region:
-        """Make a nameless file in a directory, a mounted hugetlbfs for example, with its blocks reserved.
-
-        Raises:
-            HostError: there is no room.
-            UsageError: no file can be made there.
+        """Make a nameless file in a directory, a mounted hugetlbfs for example, with its blocks reserved. Raises
+        ``HostError`` when there is no room, ``UsageError`` when no file can be made there.
         """
         try:
             descriptor, path = tempfile.mkstemp(prefix="ivshmem.", dir=directory)
@@ -115,10 +109,7 @@ class Region:
 
     @classmethod
     def open(cls, name: str, size_bytes: int) -> Region:
-        """Open memory that exists, and that stays when this is closed.
-
-        Raises ``UsageError`` when there is none of that name and size, or it cannot be written.
-        """
+        """Open memory that stays when this is closed. Raises ``UsageError`` without one of that name and size."""
         path = f"{SHM_DIRECTORY}/{name}"
         try:
             descriptor = os.open(path, OPENING)
@@ -212,13 +203,10 @@ def map_region(descriptor: int) -> mmap.mmap:
 
 
 def map_file(descriptor: int, size_bytes: int) -> mmap.mmap:
-    """Map a file, shared and writable, without a descriptor of the mapping's own.
+    """Map a file, shared and writable, without a descriptor of the mapping's own. Raises ``OSError``.
 
     ``mmap.mmap`` duplicates the descriptor that it is given, for ``size`` and ``resize``, and keeps the duplicate as
     long as the mapping (``trackfd``, which prevents it, is new in Python 3.13).
-
-    Raises:
-        OSError: the kernel does not map it.
     """
     mapping = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
@@ -230,12 +218,9 @@ def map_file(descriptor: int, size_bytes: int) -> mmap.mmap:
 
 
 def map_in_place(mapping: mmap.mmap, descriptor: int) -> None:
-    """Map a file where another mapping is: every view of that shows the file from now on.
+    """Map a file where another mapping is: every view of that shows the file from now on. Raises ``OSError``.
 
     The file is mapped elsewhere first, and moved: a mapping at a fixed address that fails leaves a hole (mmap(2)).
-
-    Raises:
-        OSError: the kernel does not map it.
     """
     view, size_bytes = ctypes.c_char.from_buffer(mapping), len(mapping)
     address = ctypes.addressof(view)

@@ -229,11 +229,7 @@ def describe_exit(code: int) -> str:
 
 
 def schedule(cpus: tuple[int, ...], policy: str, priority: int, nice: int) -> None:
-    """Run this process on these CPUs (none: any that it may use) under that policy.
-
-    Raises:
-        HostError: this host or this user does not permit it.
-    """
+    """Run this process on these CPUs (none: any that it may use) under that policy. Raises ``HostError``."""
     try:
         if cpus:
             os.sched_setaffinity(0, cpus)

@@ -18,10 +18,7 @@ def map_sections(descriptor: int, layout: SectionLayout, peer: int) -> Sections:
     """Map the memory that a server sent; the descriptor stays the caller's.
 
     Everything is mapped once read-only. The State Table (for the device), the read/write section and the own output
-    section are mapped once more, writable.
-
-    Raises:
-        RemoteProtocolError: it cannot be mapped, or is smaller than the layout.
+    section are mapped once more, writable. Raises ``RemoteProtocolError`` when it is smaller than the layout.
     """
     try:
         whole = memoryview(mmap.mmap(descriptor, layout.size_bytes, access=mmap.ACCESS_READ))

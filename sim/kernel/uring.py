@@ -207,11 +207,7 @@ class _Ring:
         )
 
     def add(self, lines: Sequence[Line]) -> list[int]:
-        """Register lines; returns their places in the table.
-
-        Raises:
-            OSError: there is no room for them, or the kernel takes none.
-        """
+        """Register lines; returns their places in the table. Raises ``OSError`` when it has no room for them."""
         again = min(len(self._free), len(lines))
         if self._unused + len(lines) - again > FILES:
             raise OSError(errno.ENOSPC, "no room for further lines")
@@ -364,11 +360,7 @@ _makers: set[weakref.ref[BatchMaker]] = set()
 
 @cache
 def check_rings() -> None:
-    """See once that a ring rings, and refuses a full counter. A process that is forked later knows it from this one.
-
-    Raises:
-        OSError: it does not, or there is none.
-    """
+    """See once, for later forks too, that a ring rings, and refuses a full counter. Raises ``OSError`` if not."""
     ring = _Ring()
     full, empty = EventFd.create(), EventFd.create()
     try:

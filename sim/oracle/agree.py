@@ -177,11 +177,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def agree(pair: Pair, *, runs: Path) -> Agreement:
-    """Run both topologies of a pair, in the directory ``runs``, and compare them.
-
-    Raises:
-        HostError: this host cannot carry them.
-    """
+    """Run both topologies of a pair, in the directory ``runs``, and compare them. Raises ``HostError``."""
     seen: list[tuple[Run, Facts]] = []
     for topology in (pair.simulated, pair.real):
         seen.append(_run(topology, runs))

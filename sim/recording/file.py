@@ -19,11 +19,7 @@ from sim.recording.layout import DRAIN_WORDS, RecordingLayout
 
 
 def map_new(path: Path, size_bytes: int) -> mmap.mmap:
-    """Make a file, reserve its blocks, and map it.
-
-    Raises:
-        HostError: the disk has no room for it.
-    """
+    """Make a file, reserve its blocks, and map it. Raises ``HostError`` when the disk has no room for it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(fd, 0, size_bytes)
@@ -128,10 +124,8 @@ class Recording(Closeable):
     def move_into(self, path: str | os.PathLike[str]) -> None:
         """Continue in an existing file of the same layout: all views of the words show that file from now on.
 
-        For a recording that no file holds; what it holds is left behind.
-
-        Raises:
-            UsageError: the file is of another size.
+        For a recording that no file holds; what it holds is left behind. Raises ``UsageError`` for a file of another
+        size.
         """
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:

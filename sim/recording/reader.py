@@ -73,11 +73,7 @@ class Entries:
         return self.sound
 
     def chunks(self) -> Iterator[Table]:
-        """The sound entries in order, as (n, 3) int64 with n at most ``CHUNK_ROWS``.
-
-        Raises:
-            OSError: the file cannot be read any more.
-        """
+        """The sound entries in order, as (n, 3) int64 with n at most ``CHUNK_ROWS``. Raises ``OSError``."""
         if self.kept is not None:
             yield self.kept
         elif self.stored:

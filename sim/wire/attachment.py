@@ -156,27 +156,15 @@ class Attachment:
         return self._vm.device.sections
 
     def set_state(self, value: int) -> None:
-        """Write the State register of a peer of ivshmem v2.
-
-        Raises:
-            GuestError: the server is of another version.
-        """
+        """Write the State register. Raises ``GuestError`` for a server that is not of ivshmem v2."""
         self._vm.guest.set_state(value)
 
     def enable_interrupts(self, *, enabled: bool) -> None:
-        """Write the Interrupt Control of a peer of ivshmem v2.
-
-        Raises:
-            GuestError: the server is of another version.
-        """
+        """Write the Interrupt Control. Raises ``GuestError`` for a server that is not of ivshmem v2."""
         self._vm.guest.enable_interrupts(enabled=enabled)
 
     def ring(self, peer: int, vector: int) -> bool:
-        """Ring a vector of a peer; returns False when its counter is full.
-
-        Raises:
-            GuestError: it is not connected.
-        """
+        """Ring a vector of a peer; False when its counter is full. Raises ``GuestError`` if it is not connected."""
         connected = self.vectors_of(peer)
         if not connected:
             there = ", ".join(map(str, sorted(self.peers))) or "no peer"

@@ -68,11 +68,7 @@ class ServiceSettings:
 
 
 def check_numbers(numbers: DomainNumbers, size_bytes: int) -> None:
-    """Check the numbers of a server of ivshmem v2.
-
-    Raises:
-        UsageError: no server has such numbers, or the memory is too small for its sections.
-    """
+    """Raise ``UsageError`` for numbers that no server of ivshmem v2 has, and for memory too small for its sections."""
     FramedServer(0, numbers)
     try:
         SectionLayout(size_bytes, numbers.max_peers, numbers.output_bytes)

@@ -136,11 +136,7 @@ class DaskCluster:
                     lock.release()
 
     def wait(self, timeout_s: float) -> Done | None:
-        """The next job that has ended; None when none does within the time.
-
-        Raises:
-            RunError: the scheduler is gone.
-        """
+        """The next job that has ended; None without one in that time. Raises ``RunError`` without a scheduler."""
         try:
             key = self._ended.get(timeout=timeout_s)
         except queue.Empty:
@@ -203,12 +199,7 @@ class DaskCluster:
 
 @contextlib.contextmanager
 def connect(address: str, tls: Tls | None) -> Iterator[DaskCluster]:
-    """The client of the scheduler at an address.
-
-    Raises:
-        UsageError: as `check_address`.
-        HostError: no scheduler answers.
-    """
+    """The client of the scheduler at an address. Raises as `check_address`, and ``HostError`` when none answers."""
     check_address(address, tls)
     common.configure()
     try:

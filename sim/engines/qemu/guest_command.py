@@ -65,11 +65,7 @@ def device_id(number: int) -> str:
 
 
 def check_guests(topology: Topology) -> None:
-    """Look whether this host has the files and the QEMU of each guest.
-
-    Raises:
-        HostError: it does not; the message names the command that makes them, if the topology has one.
-    """
+    """Raise ``HostError`` when this host lacks a file or the QEMU of a guest, with the command that makes it."""
     problems: dict[str, None] = {}
     for machine in topology.machines:
         image = machine.guest

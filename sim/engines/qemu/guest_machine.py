@@ -134,11 +134,7 @@ class GuestMachine:
         self._loop.after(0, lambda: self._report(messages.Placed()))
 
     def _launch(self, qemu: GuestProcess, domains: Sequence[int], *, gone: str = "", state: int | None = None) -> None:
-        """Start a QEMU for this machine; ``gone`` is added to the path of its server.
-
-        Raises:
-            OSError: the program cannot be executed.
-        """
+        """Start a QEMU for this machine; ``gone`` is added to the paths of its servers. Raises ``OSError``."""
         with self._console.connect() as console:
             descriptors = [console.fileno(), qemu.monitor.far.fileno(), *([] if state is None else [state])]
             servers = [self._server_path(domain) + gone for domain in domains]

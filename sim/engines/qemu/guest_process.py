@@ -52,11 +52,7 @@ class GuestProcess:
         return self.pid is not None and wants_cpu(self.pid) and self.work_ticks() - since_ticks < ticks
 
     def start(self, command: Sequence[str], descriptors: Iterable[int], runtime: Path) -> int:
-        """Start it with these descriptors, that of the monitor included; returns its process ID.
-
-        Raises:
-            OSError: the program cannot be executed.
-        """
+        """Start it with these descriptors, the monitor's included; returns its process ID. Raises ``OSError``."""
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

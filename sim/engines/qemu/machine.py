@@ -66,11 +66,7 @@ class QemuMachine:
         return "device_del aborts a QEMU that has heard of a peer's leave" if self._peers_left else ""
 
     def unplug(self, number: int) -> None:
-        """Remove a device: device_del, and the guest's part of it (QEMU, docs/specs/acpi_pci_hotplug, "eject").
-
-        Raises:
-            QemuError: QEMU did not remove it.
-        """
+        """Remove a device, with the guest's part of it (docs/specs/acpi_pci_hotplug, "eject"). Raises ``QemuError``."""
         self.qemu.qmp("device_del", id=f"device{number}")
         self.qemu.ask([f"outl {EJECT_PORT:#x} {1 << self.slot(number):#x}"])
         self.qemu.wait_for("DEVICE_DELETED")
@@ -81,11 +77,7 @@ class QemuMachine:
 
     @property
     def qemu(self) -> Qemu:
-        """The process.
-
-        Raises:
-            QemuError: it has not been started, or was ended.
-        """
+        """The process. Raises ``QemuError`` when it has not been started, or was ended."""
         if self._qemu is None:
             raise QemuError("QEMU does not run")
         return self._qemu
@@ -95,11 +87,7 @@ class QemuMachine:
         return self._qemu is not None
 
     def start(self) -> None:
-        """Start the process, and wait until it has made its devices.
-
-        Raises:
-            QemuError: it does not start; the message ends with what it printed.
-        """
+        """Start it, and wait for its devices. Raises ``QemuError``, with what it printed, if it does not start."""
         self._qemu = Qemu(self._program, self._arguments, [far.fileno() for far in self._far_ends])
         self.descriptor = os.pidfd_open(self._qemu.pid)
         self._close_far_ends()

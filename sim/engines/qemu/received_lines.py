@@ -21,11 +21,7 @@ class ReceivedLines:
         self._begun = b""
 
     def read(self, sock: socket.socket) -> Iterator[bytes]:
-        """Yield all complete lines that have come, without their ends.
-
-        Raises:
-            EOFError: the connection has ended.
-        """
+        """Yield all complete lines that have come, without their ends. Raises ``EOFError`` at the end of it."""
         while True:
             try:
                 data = sock.recv(READ_BYTES)

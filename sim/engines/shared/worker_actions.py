@@ -43,11 +43,7 @@ class WorkerActions:
         self.program: Callable[[Guest], Program] | None = None
 
     def carry_out(self, act: Act) -> None:
-        """Call the handler. The program may have run meanwhile, and may wait for something else now.
-
-        Raises:
-            ProgramError: the program has raised.
-        """
+        """Call the handler; the program may wait for something else then. Raises ``ProgramError``."""
         with blaming_program():
             getattr(self, f"_{act.do}")(**act.arguments)
 
