@@ -32,12 +32,8 @@ SURE = 10
 
 
 class Calibration(msgspec.Struct, frozen=True):
-    """A cost model that was read off runs.
-
-    Attributes:
-        model: the model.
-        read: how many times each of its costs was seen in the runs. Others are of the base.
-        doubts: why a cost may be wrong, in words.
+    """A cost model that was read off runs: how many times each of its costs was seen there, the others being those of
+    the base, and why a cost may be wrong (``doubts``).
     """
 
     model: CostModel

@@ -44,18 +44,12 @@ class HostPart(NamedTuple):
 
 
 def place_domains(topology: Topology, workers: Mapping[str, int], where: str) -> list[HostPart]:
-    """Decide which host runs which domains.
+    """Decide which host runs which domains. One on any host goes to the host with the fewest machines, the largest
+    first.
 
-    A domain on any host goes to the host with the fewest machines, the largest domain first.
-
-    Args:
-        topology: the topology; its domains have hosts.
-        workers: the names of the hosts, each with the number of its workers; "" for workers without names.
-        where: the address of their scheduler.
-
-    Raises:
-        UsageError: no domain has a host, or there are fewer workers without names than hosts.
-        HostError: a host has no worker.
+    ``workers`` are the names of the hosts at the scheduler ``where``, each with the number of its workers; "" for
+    workers without names. Raises ``UsageError`` when no domain has a host, or there are fewer workers without names
+    than hosts, ``HostError`` when a host has no worker.
     """
     if not has_hosts(topology):
         raise UsageError('no domain has a host: `[domains.NAME]` with `host = "any"`, or the name of a worker')
@@ -87,18 +81,10 @@ def place_domains(topology: Topology, workers: Mapping[str, int], where: str) ->
 
 
 class HostsRun:
-    """A run over several hosts.
+    """A run of a whole topology over several hosts; ``placed`` says which of them runs which domains.
 
-    Args:
-        topology: the whole topology.
-        placed: which host runs which domains.
-        cluster: where.
-        programs: the files that its programs are in.
-        resources_every_s: as for `sim.run`.
-        tell: is called with a line for the user when something has happened.
-
-    Raises:
-        UsageError: as `collect_inputs`.
+    ``resources_every_s`` is as for `sim.run`; ``tell`` is called with a line for the user when something has happened.
+    Raises as `collect_inputs`.
     """
 
     def __init__(

@@ -23,13 +23,11 @@ COMPRESSION = 1
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A command line of `ivsim`, without the name of the program.
+    """A command line of `ivsim`, without the name of the program, and the files that it reads, which have relative
+    names.
 
-    Attributes:
-        arguments: the arguments; files have relative names.
-        files: the name of each file that the command reads, and its content.
-        collect: the directory in which the command makes a run directory, to be sent back; "": none.
-        barrier: the name of the barrier at which the run waits for those of other hosts; "": it does not wait.
+    In the directory ``collect`` ("": none) it makes a run directory, to be sent back. At the ``barrier`` of that name
+    ("": none) the run waits for those of other hosts.
     """
 
     arguments: list[str]
@@ -39,15 +37,11 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class JobResult(msgspec.Struct, frozen=True):
-    """The result of a command line.
+    """The result of a command line: the name of the host, the exit code (negative: the number of the signal that ended
+    it), the standard output, and the end of the standard error.
 
-    Attributes:
-        host: the name of the host that ran it.
-        code: its exit code; negative: the number of the signal that ended it.
-        stdout: its standard output.
-        stderr: the end of its standard error.
-        archive: the run directory as a compressed tar file; empty when there is none.
-        digest: the SHA-256 of ``archive``.
+    ``archive`` is the run directory as a compressed tar file, empty when there is none; ``digest`` is the SHA-256 of
+    it.
     """
 
     host: str

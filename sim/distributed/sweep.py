@@ -24,16 +24,7 @@ RUNS = "runs"
 
 
 class ClusterSweep:
-    """Carries out the runs of a sweep that are not done.
-
-    Args:
-        sweep: the sweep.
-        cluster: where the runs are carried out.
-        resources_every_s: as for `sim.run`.
-        balance: give each host the same number of the repeats of a combination.
-        tell: is called with a cell and its host when its run begins, and with its row when it has ended.
-        warn: is called with a line for the user.
-    """
+    """Carries out the runs of a sweep that are not done, with the arguments of `sim.sweeps.run_sweep.run_cells`."""
 
     def __init__(
         self,

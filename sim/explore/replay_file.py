@@ -17,15 +17,8 @@ VERSION = 1
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
-    """The file: JSON.
-
-    Attributes:
-        source: the file of the topology, ``text`` what it contained.
-        overrides: as of ``--set``.
-        programs: the files of ``--program``, absolute.
-        seed: the seed.
-        decisions: the schedule.
-        broken: what it breaks.
+    """The file, in JSON: the topology's ``source`` and what it contained, the values of ``--set``, the absolute paths
+    of ``--program``, the seed, the schedule, and what it breaks.
     """
 
     version: int = VERSION

@@ -113,13 +113,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def preflight(topology: Topology, runs: Path = Path("runs"), host: Host | None = None) -> Demand:
-    """Compare the demand of ``topology`` with this host.
-
-    Args:
-        topology: What is to be run.
-        runs: The directory in which run directories are made.
-        host: The limits; by default those of this host now.
-    """
+    """Compare what ``topology`` needs with ``host``, by default this host now; run directories are made in ``runs``."""
     there = host or Host.here(runs)
     count = _Count.of(topology)
     sums = [*_descriptors(topology, count, there), *_processes(count, there), *_server(count, there)]

@@ -133,10 +133,8 @@ def end_children(
 ) -> tuple[list[str], bool]:
     """Kill this process's children, and theirs as they become orphans, until none is left or 2 s have passed.
 
-    Needs `keep_orphans`, or orphans escape. Spares the IDs in ``keep`` and those that are not ``marked``.
-
-    Returns:
-        The command line of each that ran, and whether none is left.
+    Needs `keep_orphans`, or orphans escape. Spares the IDs in ``keep`` and those that are not ``marked``. Returns the
+    command line of each that ran, and whether none is left.
     """
     if not _has_children():
         return [], True

@@ -34,12 +34,7 @@ def _map(descriptor: int, start: int, stop: int) -> memoryview:
 
 
 class StateTable:
-    """The State Table as its server writes it: a peer that has left has State 0.
-
-    Args:
-        descriptor: the memory; it stays the caller's.
-        max_peers: how many entries there are.
-    """
+    """The State Table as its server writes it: a peer that has left has State 0. The descriptor stays the caller's."""
 
     def __init__(self, descriptor: int, max_peers: int) -> None:
         size_bytes = -(-max_peers * ENTRY_BYTES // PAGE_BYTES) * PAGE_BYTES

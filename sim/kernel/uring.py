@@ -248,8 +248,7 @@ class _Ring:
 class _UringBatch:
     """Lines that are registered with a ring when they are first rung; few of them at once are rung one by one.
 
-    Attributes:
-        ring: as of `nodes.bursts.Batch`, and so is ``ring_from``. They change: look them up for each ring.
+    ``ring`` and ``ring_from`` are as of `nodes.bursts.Batch`. They change: look them up for each ring.
     """
 
     ring: Callable[[int, int], Sequence[int]]

@@ -25,13 +25,10 @@ Share = Literal["all", "half"]
 
 @dataclass(frozen=True)
 class Pair:
-    """One topology twice.
+    """One topology twice: with all machines simulated, and with those in ``real_machines`` as QEMUs.
 
-    Attributes:
-        simulated: all machines are simulated.
-        real: those named in ``real_machines`` are QEMUs.
-        profiles: by real machine with another profile in the file: that profile.
-        notes: what was changed in both, and which machines stay simulated, and why.
+    ``profiles`` has, of real machines with another profile in the file, that profile. ``notes`` say what was changed in
+    both, and which machines stay simulated, and why.
     """
 
     simulated: Topology
@@ -53,18 +50,12 @@ def pair(
     machines_max: int = 8,
     every_profile: bool = False,
 ) -> Pair:
-    """The topology in a file, or the shipped one of that name, simulated and with real QEMUs.
+    """The topology in a file, or the shipped one of that name, simulated and with real QEMUs. Overrides are for both.
 
-    Args:
-        overrides: as of `topologies.load`, for both.
-        share: "half": every other machine of those that can be real. A group of one machine is simulated if the one
-            before it is real.
-        machines_max: groups are made smaller, in both, until the topology has no more machines.
-        every_profile: machines with another profile become real, too, with the device of today's QEMU.
-
-    Raises:
-        TopologyError: with all problems.
-        UsageError: no machine of it can be real.
+    With the share "half", every other machine of those that can be real is; a group of one machine is simulated if the
+    one before it is real. Groups are made smaller, in both, until the topology has no more than ``machines_max``
+    machines. With ``every_profile``, machines with another profile become real, too, with the device of today's QEMU.
+    Raises ``TopologyError`` with all problems, ``UsageError`` when no machine of it can be real.
     """
     changes: dict[str, object] = dict(overrides or {})
     base = load(source, changes, programs)
@@ -151,14 +142,7 @@ def _open_memory(topology: Topology) -> Topology:
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome.
-
-    Attributes:
-        machines: those that were real.
-        edges: how many edges were rung in both runs.
-        doorbells: how many doorbells each run rang.
-        simulated, real: the run directories.
-    """
+    """The outcome: which machines were real, how many edges both runs rang, and the doorbells and directory of each."""
 
     topology: str
     seed: int

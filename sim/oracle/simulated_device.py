@@ -35,12 +35,10 @@ class Observation:
 
 
 class SimulatedDevice:
-    """A simulated machine without a driver, in the place of a real one.
+    """A simulated machine without a driver, in the place of a real one; of another ``profile`` than the scene's, if
+    given.
 
     Its BARs decode addresses, its messages land in memory, and its doorbells take the path that they take in a run.
-
-    Args:
-        profile: another device than that of the scene.
     """
 
     def __init__(self, scene: Scene, profile: Profile | None = None) -> None:

@@ -63,18 +63,11 @@ class Recording(Closeable):
         incarnation: int = 1,
         domain: int = 0,
     ) -> Recording:
-        """Make the file, reserve its blocks, write its header.
+        """Make the file, reserve its blocks, write its header. Raises ``HostError`` when the disk has no room for it.
 
-        Args:
-            path: where; None for memory that no file holds.
-            machine: the row of the recording.
-            sample_every: one doorbell in so many is sampled.
-            of: the machine that the device belongs to, if it is a further device or a further incarnation.
-            incarnation: the incarnation of the machine, from 1.
-            domain: the number of the domain that the device is in.
-
-        Raises:
-            HostError: the disk has no room for it.
+        Without a path no file holds it. ``machine`` is its row. One doorbell in ``sample_every`` is sampled. ``of`` is
+        the machine that the device belongs to, if it is a further device or a further incarnation; these count from 1.
+        ``domain`` is the number of the device's domain.
         """
         size_bytes = layout.words * WORD_BYTES
         mapping = mmap.mmap(-1, size_bytes) if path is None else map_new(path, size_bytes)

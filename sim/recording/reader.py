@@ -218,14 +218,7 @@ def _read_header(records: Records, head: list[int]) -> None:
 
 
 class _Sections:
-    """The sections of one recording.
-
-    Args:
-        records: what problems are reported to.
-        path: the file.
-        file: the same, open.
-        at: the word at which the recording begins.
-    """
+    """The sections of one recording, which begins at the word ``at`` of its file; ``records`` gets the problems."""
 
     def __init__(self, records: Records, path: Path, file: FileIO, at: int) -> None:
         self._records, self._path, self.file, self.at = records, path, file, at

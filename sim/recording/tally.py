@@ -20,13 +20,8 @@ FEW, MANY = 32, 1 << 14
 
 
 class DrainTally:
-    """What the drains that were looked at add up to.
-
-    Attributes:
-        delivered: the doorbells of each vector.
-        interrupts: the drains of each vector.
-        used: how many drains there are.
-        doorbells: the sum over all vectors.
+    """Sums over the drains that were looked at: doorbells and drains by vector, ``used`` drains and ``doorbells`` in
+    all.
     """
 
     __slots__ = ("delivered", "doorbells", "interrupts", "used")

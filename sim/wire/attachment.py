@@ -185,13 +185,9 @@ class Attachment:
     # Being connected
 
     def meet(self, deadline_ns: int | None = None) -> bool:
-        """Wait until all present peers are known, as far as that can be told.
+        """Wait until all present peers are known, as far as that can be told; False without a server at the deadline.
 
-        Returns:
-            False if there is no server at the deadline.
-
-        Raises:
-            RemoteProtocolError: the server has not sent an ID and the memory within ``GREETING_NS``.
+        Raises ``RemoteProtocolError`` when the server has not sent an ID and the memory within ``GREETING_NS``.
         """
         while (until_ns := self._met_at_ns()) is None or time.monotonic_ns() < until_ns:
             silent_ns = self._connected_ns + GREETING_NS if self.served and until_ns is None else None

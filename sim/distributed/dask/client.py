@@ -49,11 +49,7 @@ class _Place(NamedTuple):
 
 
 class DaskCluster:
-    """The client of a scheduler. Used by one thread.
-
-    Attributes:
-        title: the address of the scheduler; "" for workers in this process.
-    """
+    """The client of a scheduler, for one thread. ``title`` is the scheduler's address; "" for workers in here."""
 
     def __init__(self, client: Any, title: str) -> None:
         self.title = title

@@ -91,11 +91,7 @@ class Worker:
 
     def attach(self, configuration: WorkerConfiguration, link: Control, coordinator: int) -> None:
         """Become the machine of this configuration, which has the common part of the one that this was made from.
-
-        Args:
-            configuration: the machine's own.
-            link: the way to the coordinator.
-            coordinator: the process that adopts this one.
+        ``link`` is the way to the coordinator, the process that adopts this one.
         """
         self._configuration, self._link, self._coordinator = configuration, link, coordinator
         self._epoll = select.epoll()

@@ -16,14 +16,10 @@ MASTER = {"peer": "off", "master": "on", "auto": "auto"}
 def guest_command(
     machine: Machine, servers: Sequence[str], *, console: int, monitor: int, state: int | None = None
 ) -> list[str]:
-    """The command for a machine with an image.
+    """The command for a machine with a ``guest``, which has a device at the server on each of these sockets.
 
-    Args:
-        machine: it has a ``guest``.
-        servers: the sockets of the servers that it has a device at.
-        console: the descriptor that the console is read from.
-        monitor: the descriptor of a QMP connection.
-        state: the descriptor that the state of a machine that migrates is read from; None: the guest is booted.
+    The descriptors are those of the console, of a QMP connection, and of the state of a machine that migrates (None:
+    the guest is booted).
     """
     image = machine.guest
     assert image is not None

@@ -41,14 +41,10 @@ class GuestMachine:
     It is ready when its server has admitted it and its console has matched ``ready_when``. A guest that has printed
     totals is asked for them once more at the end, by a line on its console ("report"): they are its statistics.
 
-    Args:
-        domains: the numbers of the domains that it has a device in.
-        server_path: the path of a domain's server, by the domain's number.
-        memory_bytes: the size of the memory of each domain.
-        console_path: where its console is kept.
-        watched: regular expressions that are reported when a line first contains them.
-        on_process: called with the process ID of its QEMU.
-        dismiss: lets the server of that domain disconnect the client with that process ID.
+    It has a device in each of the ``domains``. ``server_path`` has the path of a domain's server, and ``memory_bytes``
+    the size of its memory, by the domain's number. The console is kept in ``console_path``; a regular expression of
+    ``watched`` is reported when a line first contains it. ``on_process`` gets the process ID of its QEMU. ``dismiss``
+    lets the server of a domain disconnect the client with a process ID.
     """
 
     def __init__(

@@ -17,11 +17,8 @@ PRINTED_CHARACTERS = 400
 
 
 class GuestProcess:
-    """Owns the process, once it has started, and the connection to its monitor.
-
-    Args:
-        on_event: is told each event of the monitor.
-        on_exit: is told the exit code, once.
+    """Owns the process, once it has started, and the connection to its monitor. ``on_event`` is told each event of the
+    monitor, ``on_exit`` the exit code, once.
     """
 
     def __init__(self, loop: Loop, *, on_event: OnEvent, on_exit: Callable[[int], None]) -> None:

@@ -19,10 +19,8 @@ EJECT_PORT = 0xAE08
 class QemuMachine:
     """Owns the QEMU, once it is started, and its end of each connection.
 
-    QEMU waits while it starts until each device has its ID and its memory: these are sent before.
-
-    Args:
-        incoming: it waits for the state of another machine, which is sent to it on ``state``.
+    QEMU waits while it starts until each device has its ID and its memory: these are sent before. With ``incoming`` it
+    waits for the state of another machine, which is sent to it on ``state``.
     """
 
     def __init__(self, program: str | None = None, *, incoming: bool = False) -> None:

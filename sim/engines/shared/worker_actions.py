@@ -15,15 +15,10 @@ MICROSECOND_NS = 1_000
 class WorkerActions:
     """A method ``_NAME`` for each `Act`, with the keys of the action as its arguments.
 
-    Args:
-        vms: the devices of the machine, the first one first.
-        vectors: how many vectors each has.
-        delay_interrupts: ``delay_interrupts(delay_ns)`` lets the engine take each interrupt so much later.
-        stop_reading: lets the engine read nothing more of what servers send.
-        remove_devices: ends the program, removes the devices and closes their connections.
-
-    Attributes:
-        program: what the machine runs; None before it begins and after the devices are removed.
+    ``vms`` are the devices of the machine, the first one first, each with so many vectors.
+    ``delay_interrupts(delay_ns)`` lets the engine take each interrupt so much later, ``stop_reading`` read nothing more
+    of what servers send; ``remove_devices`` ends the program, removes the devices and closes their connections.
+    ``program`` is what the machine runs; None before it begins and after the devices are removed.
     """
 
     __slots__ = ("_delay_interrupts", "_remove_devices", "_stop_reading", "_vectors", "_vms", "program")
