@@ -54,7 +54,6 @@ class OutlierEnd(Closeable):
             self._trace.close()
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Record an event of the run."""
         self._directory.event(kind, **fields)
         if self._watch is not None:
             self._watch.note(kind, fields)

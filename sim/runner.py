@@ -138,7 +138,6 @@ def _run_here(
     socket_path: str | os.PathLike[str] | None,
     on_begin: Callable[[Begun], None],
 ) -> Run:
-    """Run a topology on this host, with its results in a directory."""
     baselines = _baselines(engine_kind)
     with contextlib.ExitStack() as stack:
         runtime = stack.enter_context(runtime_directory())
@@ -213,7 +212,6 @@ def _baselines(engine_kind: EngineKind) -> list[WakeUpBaseline]:
 
 
 def _ending(end: RunEnd, machines: LiveMachines, outlier: Outlier | None) -> Ending:
-    """How the run ended, as its figures need it."""
     pending: Counter[tuple[int, int]] = Counter()
     foreign: list[tuple[int, int, int]] = []
     for (domain, peer, vector), count in end.pending.items():

@@ -56,7 +56,6 @@ class AttachSession:
         return self._attachment
 
     def begin(self) -> None:
-        """Attach, and print the greeting."""
         self.print_own_id(f"{self.greeting()}; `help` tells the commands")
 
     def print_own_id(self, text: str | None = None) -> None:

@@ -9,12 +9,7 @@ import msgspec
 
 import topologies
 from nodes.qemu_versions import QemuVersion
-from sim.commands.options import (
-    overrides_option,
-    programs_option,
-    qemu_version_option,
-    topology_argument,
-)
+from sim.commands.options import overrides_option, programs_option, qemu_version_option, topology_argument
 from sim.commands.output import echo_json
 
 

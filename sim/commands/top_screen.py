@@ -146,7 +146,6 @@ def _show_once(seen: _Seen, as_json: bool) -> None:
 
 
 def _show_page(seen: _Seen, port: int) -> None:
-    """Serve the live page until the run is over."""
     from sim.commands.top_web import LiveServer
 
     with LiveServer(port) as server:
@@ -237,7 +236,6 @@ def _lines(now: _Seen) -> Iterator[str]:
 
 
 def _table(now: _Seen) -> Group:
-    """The same for a terminal."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for place, name in enumerate(HEAD):
         table.add_column(name, justify="right" if place else "left", no_wrap=True)

@@ -277,7 +277,6 @@ class Coordinator:
                 self._all_ready()
 
     def _take_end(self, incarnation: Incarnation, report: messages.Ended) -> None:
-        """A machine has ended."""
         self._running -= 1
         self._looks = 0
         if incarnation.migration is not None:

@@ -70,7 +70,6 @@ class HostHistory:
         return self._processes.pids().get(key)
 
     def looks(self, key: int) -> list[ProcessLook]:
-        """All looks at a process that are kept."""
         return [looks[key] for _, looks in self._looks if key in looks]
 
     def throttled(self, key: int, begin_ns: int, end_ns: int) -> tuple[int, int]:

@@ -61,7 +61,6 @@ class LiveMachines:
             raise
 
     def start(self, incarnation: Incarnation) -> None:
-        """Start an incarnation that has been made."""
         incarnation.started = True
         incarnation.live.start()
 
@@ -107,7 +106,6 @@ class LiveMachines:
         return None if live is None else self._of.get(live)
 
     def close(self) -> None:
-        """End all machines and unmap their recordings."""
         for incarnation in reversed(self.incarnations):
             incarnation.live.close()
             for recording in incarnation.recordings:

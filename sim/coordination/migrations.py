@@ -22,7 +22,6 @@ class Migrations:
         self._machines, self._domains, self._clock, self._event = machines, domains, clock, event
 
     def moved(self, incarnation: Incarnation, report: messages.Moved) -> None:
-        """The machine continues elsewhere."""
         if incarnation.migration is None:
             return  # the machine has ended meanwhile
         before, domain = incarnation.rows[0].domain, incarnation.migration.domain
@@ -66,9 +65,8 @@ class Migrations:
             incarnation.live.tell(messages.Stop())
 
     def conclude(self, pending: Mapping[tuple[int, int, int], int]) -> None:
-        """At the end: report migrations still in progress, and doorbells left at IDs that no machine has any more.
-
-        ``pending`` is by (domain, peer, vector).
+        """At the end: report migrations in progress, and doorbells left at IDs that no machine has; ``pending`` is by
+        (domain, peer, vector).
         """
         for incarnation in self._machines.incarnations:
             if incarnation.migration is not None and incarnation.exit is None:

@@ -43,17 +43,11 @@ class Observer:
     published = heartbeats = heartbeats_late = spent_ns = 0
 
     def begin(self) -> None: ...
-
     def watch(self, incarnation: Incarnation) -> None: ...
-
     def forget(self, incarnation: Incarnation) -> None: ...
-
     def note(self, kind: str, fields: Mapping[str, object]) -> None: ...
-
     def look_at_resources(self) -> None: ...
-
     def publish(self) -> None: ...
-
     def close(self) -> None: ...
 
 
@@ -147,7 +141,6 @@ class Monitor(Observer):
         self._again(self.look_at_resources, self._resources_every_ns, looked_ns - begin_ns)
 
     def publish(self) -> None:
-        """Publish a snapshot."""
         machines, topology = self._machines, self._machines.topology
         groups: dict[str, list[int]] = {group.name: [group.count, 0, 0, 0, 0, 0] for group in topology.groups}
         for machine, counts in self.counts().items():

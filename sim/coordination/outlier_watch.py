@@ -110,7 +110,6 @@ class OutlierWatch:
         self.stopped_ns = 0
 
     def begin(self) -> None:
-        """Watch from now on."""
         self._loop.at(self._clock.now_ns(), self._look)
 
     def note(self, kind: str, fields: Mapping[str, Any]) -> None:
@@ -330,7 +329,6 @@ def _counts(recording: Recording) -> Counts:
 
 
 def in_short(its: Outlier) -> str:
-    """The outlier in one line."""
     at_least = "" if its.is_complete else "at least "
     one = "" if its.metric.endswith(".max") else f", the worst of the last second {its.took_ns / 1e6:.3g} ms"
     return (

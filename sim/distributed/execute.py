@@ -47,12 +47,7 @@ class Barrier(Protocol):
 
 
 def execute(
-    job: Job,
-    server: JobServer,
-    scratch: Path,
-    host: str,
-    is_wanted: Callable[[], bool],
-    barrier: Barrier | None = None,
+    job: Job, server: JobServer, scratch: Path, host: str, is_wanted: Callable[[], bool], barrier: Barrier | None = None
 ) -> JobResult:
     """Run a job; nothing of it is left when this returns or raises.
 

@@ -34,7 +34,6 @@ class JobProcess:
         self._pid, self._keeper = pid, keeper
 
     def terminate(self) -> None:
-        """Ask it to end."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.descriptor, signal.SIGTERM)
 

@@ -16,26 +16,11 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
 from sim.engines.messages import Order, Report
-from sim.kernel.loop import HasDescriptor
+from sim.kernel import loop
 from sim.recording import Recording
 from topologies import Domain, Machine, Topology
 
-__all__ = [
-    "COUNTER_MAX",
-    "Arrival",
-    "Client",
-    "Clock",
-    "Counter",
-    "DeviceRow",
-    "DomainServer",
-    "Engine",
-    "EngineKind",
-    "HasDescriptor",
-    "LiveMachine",
-    "RunLoop",
-    "StartGate",
-]
-
+HasDescriptor = loop.HasDescriptor
 COUNTER_MAX = (1 << 64) - 2
 """The largest value of a counter (eventfd(2)); one more doorbell is refused."""
 
@@ -69,17 +54,10 @@ class RunLoop(Protocol):
     def clock(self) -> Clock: ...
 
     def add(
-        self,
-        file: HasDescriptor | int,
-        readable: Callable[[], None],
-        *,
-        writable: Callable[[], None] | None = None,
+        self, file: HasDescriptor | int, readable: Callable[[], None], *, writable: Callable[[], None] | None = None
     ) -> None: ...
-
     def remove(self, file: HasDescriptor | int) -> None: ...
-
     def at(self, moment_ns: int, callback: Callable[[], None]) -> None: ...
-
     def step(self, deadline_ns: int | None = None) -> None: ...
 
 
@@ -152,7 +130,6 @@ class Arrival(Protocol):
 
     @property
     def pid(self) -> int: ...
-
     @property
     def uid(self) -> int: ...
 
@@ -248,7 +225,6 @@ class Engine(Protocol):
         """End what machines have started and left behind; one line about each."""
 
     def __enter__(self) -> Self: ...
-
     def __exit__(self, *error: object) -> None: ...
 
 

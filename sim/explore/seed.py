@@ -50,11 +50,7 @@ def run_seed(
                 checks.tracer.event(kind, fields)
 
         coordinator = Coordinator(
-            faulty,
-            engine,
-            recording_path=lambda row: None,
-            event=event,
-            observe=lambda run, loop: Observer(),
+            faulty, engine, recording_path=lambda row: None, event=event, observe=lambda run, loop: Observer()
         )
         try:
             checks.coordinator = coordinator

@@ -18,12 +18,7 @@ SHRINK_BALANCE_EVERY = 16
 """Closer than when exploring: the shortest run may end before the next comparison."""
 
 
-def shrink(
-    topology: Topology,
-    outcome: Outcome,
-    *,
-    runs_max: int = RUNS_MAX,
-) -> Outcome:
+def shrink(topology: Topology, outcome: Outcome, *, runs_max: int = RUNS_MAX) -> Outcome:
     """The outcome of the shortest schedule found that breaks the same invariant as ``outcome`` does.
 
     No decision of it can be left out, unless ``runs_max`` runs were not enough to show that.

@@ -28,7 +28,6 @@ class LineReader:
         self._resume()
 
     def close(self) -> None:
-        """Take no more."""
         if not self._ended:
             self._ended = True
             self._loop.remove(self._descriptor)

@@ -46,11 +46,7 @@ class Loop:
         self._order = itertools.count()
 
     def add(
-        self,
-        file: HasDescriptor | int,
-        readable: Callable[[], None],
-        *,
-        writable: Callable[[], None] | None = None,
+        self, file: HasDescriptor | int, readable: Callable[[], None], *, writable: Callable[[], None] | None = None
     ) -> None:
         """Call ``readable`` whenever ``file`` is, or has ended; ``writable``, if given, whenever it is that.
 

@@ -42,7 +42,6 @@ class StateTable:
         self._states = memoryview(self._mapping).cast("I")
 
     def clear(self, peer: int) -> None:
-        """Store 0 into the entry of a peer."""
         self._states[peer] = 0
 
     def close(self) -> None:

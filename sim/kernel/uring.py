@@ -222,7 +222,6 @@ class _Ring:
         return places
 
     def remove(self, places: Sequence[int]) -> None:
-        """Release registered lines."""
         self._update(places, [NO_FILE] * len(places))
         self._free.extend(reversed(places))
 
@@ -325,7 +324,6 @@ class BatchMaker:
         return batch
 
     def forget(self, batch: _UringBatch) -> None:
-        """A batch is closed."""
         self._batches.pop(batch, None)
 
     def ring_of_process(self) -> _Ring | None:

@@ -232,7 +232,6 @@ def _qtest_lines(operation: Access) -> list[str]:
 
 
 def _command(operation: Access) -> bytes:
-    """The command with which the processor makes an access."""
     value = operation.value if isinstance(operation, ops.ConfigWrite | ops.Write) else None
     if isinstance(operation, ops.ConfigRead | ops.ConfigWrite):
         return firmware.config_access(SLOT, operation.offset, operation.size_bytes, value)

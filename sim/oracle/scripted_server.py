@@ -52,7 +52,6 @@ class ScriptedServer(Closeable):
         return self._far.fileno()
 
     def close(self) -> None:
-        """Close everything; closing again is allowed."""
         for peer in list(self.peers):
             self._forget(peer)
         self._stack.close()

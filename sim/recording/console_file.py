@@ -8,7 +8,6 @@ PREFIX, SUFFIX = "console-", ".txt"
 
 
 def console_file(machine: str) -> str:
-    """The name for a machine."""
     return f"{PREFIX}{machine}{SUFFIX}"
 
 

@@ -198,7 +198,6 @@ class Sweep:
             self.unfinished.rmdir()
 
     def _adopt(self, cell: Cell) -> None:
-        """Take over a cell that was done before."""
         topology, found = self.plan.topology(cell), sim.results.open(self.run_path(cell))
         text = files.read_bytes(found.path / files.TOPOLOGY, 1 << 30).decode(errors="replace")
         if text != self.plan.text or found.origin.seed != topology.seed:

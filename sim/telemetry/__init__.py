@@ -10,14 +10,4 @@ from sim.telemetry.publisher import Publisher
 from sim.telemetry.snapshot import Group, RecentEvent, Snapshot
 from sim.telemetry.subscriber import Subscriber, following
 
-__all__ = [
-    "SOCKET",
-    "Found",
-    "Group",
-    "Publisher",
-    "RecentEvent",
-    "Snapshot",
-    "Subscriber",
-    "following",
-    "running",
-]
+__all__ = ["SOCKET", "Found", "Group", "Publisher", "RecentEvent", "Snapshot", "Subscriber", "following", "running"]

@@ -293,7 +293,6 @@ class Attachment:
         self._on_change(PeerChange("server_closed"))
 
     def _try_again(self, reason: str) -> None:
-        """Connect again, in a second."""
         tell = self._say if self.memory else self._warn  # a peer that is refused again and again says so once
         tell(f"{reason}; trying again every second")
         self.met = False

@@ -37,7 +37,6 @@ class EthernetBridge(Closeable):
 
     @property
     def is_up(self) -> bool:
-        """Whether frames can pass."""
         return self._link is not None and self._link.is_up
 
     def _run(self, guest: Guest) -> Program:

@@ -129,7 +129,6 @@ class ForkServer:
         return work_ticks(self.pid)
 
     def close(self) -> None:
-        """End it."""
         self._drop_requests()
         if self._life >= 0:
             self._loop.remove(self._life)

@@ -161,7 +161,6 @@ class GuestDevices:
             self._qemu().monitor.command("device_del", failed=failed, id=device_id(number))
 
     def take_event(self, name: str, data: dict[str, Any]) -> None:
-        """An event of QEMU's monitor."""
         if name == "DEVICE_DELETED":
             for number in [number for number in self._still_there if data.get("device") == device_id(number)]:
                 self._still_there.remove(number)

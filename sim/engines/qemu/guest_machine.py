@@ -347,7 +347,6 @@ class GuestMachine:
         self._loop.after(END_NS, self.kill)
 
     def _end(self, code: int) -> None:
-        """Its QEMU has ended."""
         if self._migration is not None:
             self._migration.close()
         self._console.read()

@@ -64,7 +64,6 @@ class GuestMigration:
         self._loop.after(0, self._look)
 
     def take_source_event(self, name: str, data: dict[str, Any], at_ns: int) -> None:
-        """An event of the source's monitor."""
         if name == "STOP":
             self._stopped_ns = at_ns
         elif name == "RESUME":

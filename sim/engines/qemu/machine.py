@@ -56,11 +56,7 @@ class QemuMachine:
 
     @property
     def why_not_unplugged(self) -> str:
-        """Why device_del would end QEMU; "" if it would not.
-
-        close_peer_eventfds (ivshmem.c, 2.6 to 11.1) leaves a dangling pointer for a peer that has left, and the end of
-        the device frees it again.
-        """
+        """Why device_del would end QEMU; "" if it would not. `sim.engines.qemu.guest_devices` has the reason."""
         return "device_del aborts a QEMU that has heard of a peer's leave" if self._peers_left else ""
 
     def unplug(self, number: int) -> None:

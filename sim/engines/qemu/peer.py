@@ -41,12 +41,7 @@ class QemuPeer(Closeable):
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        vectors: int,
-        arguments: Sequence[str] = (),
-        program: str | None = None,
+        self, path: str | os.PathLike[str], *, vectors: int, arguments: Sequence[str] = (), program: str | None = None
     ) -> None:
         self.vectors = vectors
         options = qemu_options(path, vectors).split(" ")
@@ -99,5 +94,4 @@ class QemuPeer(Closeable):
                 raise TimeoutError(f"no message of {'any vector' if vector is None else f'vector {vector}'}")
 
     def close(self) -> None:
-        """End the process."""
         self.qemu.close()

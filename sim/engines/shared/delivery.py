@@ -44,12 +44,7 @@ def make_delivery(devices: Sequence[RecordedDevice], vectors: int) -> Delivery:
     if len(devices) == 1:
         only, vm = makers[0], vms[0]
         return Delivery(
-            only.drained,
-            vm.deliver,
-            only.handled,
-            only,
-            lambda clock: only.recording(vm, clock),
-            only.flush,
+            only.drained, vm.deliver, only.handled, only, lambda clock: only.recording(vm, clock), only.flush
         )
     handled_now = makers[0].handled
 
