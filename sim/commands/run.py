@@ -26,7 +26,6 @@ from sim.commands.options import (
 )
 from sim.commands.output import echo_json, write_file, write_result
 from sim.commands.parameters import FILE, PATH, STREAM, NameChoice, WholeNumber
-from sim.distributed.where import Where
 from sim.exit_codes import INTERRUPTED, MISSED, of_error, of_run
 from topologies.metrics import LATENCIES
 from topologies.model import EngineName
@@ -134,7 +133,10 @@ def run(
         given = {"--socket": socket_path, "--prometheus": prometheus, "--domains": domains, "--start-fd": start_fd}
         if wrong := [name for name, value in given.items() if value]:
             raise click.UsageError(f"{wrong[0]} goes with a run on this host, without --scheduler and --workers")
-        result = _run_on_hosts(where, topology, common, quiet=as_json or quiet)
+        from sim.distributed.run_hosts import run_on_hosts
+
+        tell = (lambda line: None) if as_json or quiet else partial(click.echo, err=True)
+        result = run_on_hosts(where, topology, tell=tell, **common)
     else:
         common |= {"socket_path": socket_path, "domains": domains, "start_fd": start_fd}
         result = _run_here(topology, common, prometheus, quiet=as_json or quiet)
@@ -144,14 +146,6 @@ def run(
 
         write_file(junit_file, junit(result.figures.expectations, result))
     raise click.exceptions.Exit(_exit_code(result))
-
-
-def _run_on_hosts(where: Where, topology: str, arguments: dict[str, Any], *, quiet: bool) -> sim.Run:
-    """Run a topology over the hosts of a cluster, with lines of what happens unless ``quiet``."""
-    from sim.distributed.run_hosts import run_on_hosts
-
-    tell = partial(click.echo, err=True) if not quiet else lambda line: None
-    return run_on_hosts(where, topology, tell=tell, **arguments)
 
 
 def _run_here(topology: str, arguments: dict[str, Any], prometheus: Path | None, *, quiet: bool) -> sim.Run:
@@ -228,8 +222,7 @@ def write_demand(topology: topologies.Topology, runs: Path, *, as_json: bool = F
 
 def _replay_schedule(context: click.Context, file: Path) -> int:
     """Print every event of the schedule in a file; returns the exit code. Raises ``click.UsageError`` for anything
-    beside ``--replay``, as the file holds all else, and ``TopologyError`` when its topology or a program is no longer
-    there.
+    beside ``--replay``, as the file holds all else, and ``TopologyError`` when its topology or a program is gone.
     """
     from sim.explore import read_replay
     from sim.explore.seed import trace_seed

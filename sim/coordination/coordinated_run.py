@@ -38,5 +38,4 @@ class CoordinatedRun(Protocol):
     domains: list[LiveDomain]
     ending: RunEnd
 
-    def stop(self, status: str, reason: str) -> None:
-        """End the run early."""
+    def stop(self, status: str, reason: str) -> None: ...

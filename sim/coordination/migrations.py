@@ -65,9 +65,7 @@ class Migrations:
             incarnation.live.tell(messages.Stop())
 
     def conclude(self, pending: Mapping[tuple[int, int, int], int]) -> None:
-        """At the end: report migrations in progress, and doorbells left at IDs that no machine has; ``pending`` is by
-        (domain, peer, vector).
-        """
+        """Report migrations in progress, and doorbells (by domain, peer, vector) left at IDs that no machine has."""
         for incarnation in self._machines.incarnations:
             if incarnation.migration is not None and incarnation.exit is None:
                 incarnation.migration = None

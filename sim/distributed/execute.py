@@ -52,8 +52,7 @@ def execute(
     """Run a job; nothing of it is left when this returns or raises.
 
     Its private directory is made in ``scratch``. ``host`` is the name of this host, for the result and for the manifest
-    of a run. ``is_wanted`` is asked every 0.2 s; False stops the job. The run waits at the ``barrier`` before it
-    starts.
+    of a run. ``is_wanted`` is asked every 0.2 s; False stops the job. A run starts once the ``barrier`` opens.
 
     Raises ``JobStoppedError`` when it was stopped, ``UsageError`` when a file of the job has no name below its
     directory, ``HostError`` or ``OSError`` when this host refuses.

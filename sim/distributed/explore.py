@@ -88,10 +88,7 @@ def _add(found: Exploration, topology: Topology, done: Done) -> None:
     if done.result is None:
         raise RunError(f"seeds {done.name} cannot be run: {done.error}") from done.error
     figures = _figures(done.name, done.result)
-    found.seeds += figures.seeds
-    found.events += figures.events
-    found.doorbells += figures.doorbells
-    found.decisions += figures.decisions
+    outcomes = []
     for broken in figures.broken:
         outcome = run_seed(topology, broken.seed)
         if outcome.broken is None:
@@ -99,7 +96,8 @@ def _add(found: Exploration, topology: Topology, done: Done) -> None:
             raise RunError(
                 f"seed {broken.seed} breaks an invariant on {host}, and none here: are the versions the same?"
             )
-        found.broken = sorted([*found.broken, outcome], key=lambda broken: broken.seed)
+        outcomes.append(outcome)
+    found.add(Exploration(figures.seeds, figures.events, figures.doorbells, figures.decisions, outcomes))
 
 
 def _figures(name: str, result: JobResult) -> _Figures:

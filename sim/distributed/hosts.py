@@ -44,7 +44,7 @@ class HostPart(NamedTuple):
 
 
 def place_domains(topology: Topology, workers: Mapping[str, int], where: str) -> list[HostPart]:
-    """Decide which host runs which domains. One on any host goes to the host with the fewest machines, the largest
+    """Decide which host runs which domains. Those on any host go to the one with the fewest machines, the largest
     first.
 
     ``workers`` are the names of the hosts at the scheduler ``where``, each with the number of its workers; "" for

@@ -23,8 +23,7 @@ COMPRESSION = 1
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A command line of `ivsim`, without the name of the program, and the files that it reads, which have relative
-    names.
+    """A command line of `ivsim`, without the name of the program, and the files that it reads, by relative names.
 
     In the directory ``collect`` ("": none) it makes a run directory, to be sent back. At the ``barrier`` of that name
     ("": none) the run waits for those of other hosts.
@@ -40,8 +39,7 @@ class JobResult(msgspec.Struct, frozen=True):
     """The result of a command line: the name of the host, the exit code (negative: the number of the signal that ended
     it), the standard output, and the end of the standard error.
 
-    ``archive`` is the run directory as a compressed tar file, empty when there is none; ``digest`` is the SHA-256 of
-    it.
+    ``archive`` is the run directory as a compressed tar file, empty when there is none; ``digest`` is its SHA-256.
     """
 
     host: str

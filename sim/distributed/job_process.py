@@ -18,7 +18,7 @@ import msgspec
 from nodes.errors import HostError
 from sim.distributed.job_server import REQUEST, Request
 from sim.kernel.channel import Channel, send_descriptors
-from sim.kernel.closeable import closing
+from sim.kernel.closeable import Closeable, closing
 from sim.kernel.waiting import readable_within
 
 TRIES = 2
@@ -65,7 +65,7 @@ class _Process(NamedTuple):
             self.process.wait()
 
 
-class JobServer:
+class JobServer(Closeable):
     """Forks the jobs of a worker, for several threads. A context.
 
     Its process is started when this is made, and once more if it was killed.
@@ -75,16 +75,12 @@ class JobServer:
         self._lock = threading.Lock()
         self._server = _start()
 
-    def __enter__(self) -> JobServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._server.end()
 
     @contextlib.contextmanager
     def job(self, place: Path, request: Request, held_by: socket.socket | None = None) -> Iterator[JobProcess]:
-        """Start a job, which is to be collected within the context. Raises ``HostError`` when this host has no process
-        for it.
+        """Start a job, which is to be collected within the context. Raises ``HostError`` without a process for it.
 
         Its current directory is ``place``; its output is there, in the files `STDOUT` and `STDERR`. The start of a run
         is held by the socket ``held_by``.

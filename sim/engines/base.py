@@ -231,10 +231,9 @@ class Engine(Protocol):
 class EngineKind(NamedTuple):
     """How a run makes an engine.
 
-    ``make`` is called with the topology, a private directory, and the path of the first server's socket.
-    ``prepare`` adds to the topology what the engine draws from the seed. ``during`` is entered for the whole run and
-    its results. ``in_real_time``: the engine needs this host to be large enough, and its latencies contain what a
-    wake-up costs.
+    ``make`` is called with the topology, a private directory, and the path of the first server's socket. ``prepare``
+    adds to the topology what the engine draws from the seed. ``during`` is entered for the whole run and its results.
+    ``in_real_time``: the engine needs this host to be large enough, and its latencies contain a wake-up.
     """
 
     make: Callable[[Topology, Path, Path], Engine]

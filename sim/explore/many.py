@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Generator, Sequence
@@ -12,7 +13,7 @@ import msgspec
 
 from nodes.errors import HostError, UsageError
 from sim.explore.outcome import Outcome
-from sim.explore.seed import run_seed, use_little_memory
+from sim.explore.seed import run_seed
 from topologies import Topology
 
 BATCH = 16
@@ -46,8 +47,7 @@ def explore(
     """Run a topology with each seed; stop at the first that breaks an invariant, unless ``keep_going``.
 
     The topology's own seed is not used. ``jobs`` is the number of processes; 1: this one. ``progress`` is called with
-    the sums so far, now and then. Raises ``HostError`` when a process has died, ``UsageError`` for a machine that is a
-    real QEMU.
+    the sums so far, now and then. Raises ``HostError`` when a process has died, ``UsageError`` for a real QEMU.
     """
     if real := next((machine for machine in topology.machines if machine.kind != "simulated"), None):
         raise UsageError(f"{real.name} is a real QEMU ({real.kind}), which has no place under virtual time")
@@ -78,7 +78,8 @@ def _batches(topology: Topology, seeds: Sequence[int]) -> Generator[Exploration,
 def _parallel(topology: Topology, seeds: Sequence[int], jobs: int) -> Generator[Exploration, None, None]:
     """The same from several processes, each of which takes every so many-th seed."""
     fork = multiprocessing.get_context("fork")
-    use_little_memory()
+    gc.collect()
+    gc.freeze()  # what is loaded now: many short runs follow
     processes, open_ends = [], []
     try:
         for job in range(jobs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -86,9 +85,3 @@ def _rung(coordinator: Coordinator) -> int:
             at = recording.layout.edges_at
             rung += sum(recording.words[at + 1 : at + 3 * recording.words[header.EDGES_USED] : 3])
     return rung
-
-
-def use_little_memory() -> None:
-    """Leave what is loaded now out of the garbage collector's work: many short runs follow."""
-    gc.collect()
-    gc.freeze()

@@ -43,8 +43,7 @@ class Channel:
         return self.socket.fileno()
 
     def receive(self, size_bytes: int) -> tuple[bytes, list[int]] | None:
-        """Receive up to ``size_bytes`` and the descriptors that came with them; None when nothing waits, b"" at the
-        end.
+        """Receive up to ``size_bytes`` and the descriptors that came with them; None if nothing waits, b"" at the end.
 
         Raises ``RemoteProtocolError`` when descriptors were cut off, as this process may open no more. Without its
         descriptor, "peer 7, vector 0" reads as "peer 7 left".

@@ -1,7 +1,6 @@
 """Eventfds: the only module that makes, writes and reads them.
 
-``signal`` and ``drain`` are the standard library's own functions: between a doorbell and the kernel nothing of
-ours stands.
+``signal`` and ``drain`` are the standard library's own functions: nothing of ours is between a doorbell and the kernel.
 """
 
 from __future__ import annotations

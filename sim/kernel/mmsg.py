@@ -126,8 +126,7 @@ class SendTable:
         return data, (table.descriptors[at],) if table.control_bytes[at] else ()
 
     def send(self, sock: int, start: int, stop: int) -> tuple[int, int]:
-        """Send messages ``start`` to ``stop``; returns how many of them have been sent, and how many bytes of the last
-        one.
+        """Send messages ``start`` to ``stop``; returns how many of them were sent, and how many bytes of the last one.
 
         Raises ``OSError`` when none has been sent, ``BlockingIOError`` when the socket takes no more for now.
         """
@@ -199,8 +198,7 @@ class ReceiveTable:
 
     def receive(self, sock: int) -> ReceivedMessages | list[tuple[bytes, list[int], bool]]:
         """Receive what waits: complete messages in the usual case; otherwise (bytes, descriptors, whether descriptors
-        were cut off) for each read. No bytes are the end of the connection. Raises ``BlockingIOError`` when nothing
-        waits.
+        were cut off) for each read. No bytes are the end of the connection. Raises ``BlockingIOError`` when none waits.
         """
         table = self._table
         while (count := _recvmmsg(sock, table.address, SLOTS, _CLOSE_ON_EXEC, None)) < 0:

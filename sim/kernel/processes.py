@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from nodes.errors import HostError
+from sim.kernel.closeable import closing
 from sim.kernel.waiting import readable_within
 
 RUN_VARIABLE = "IVSIM_RUN"
@@ -75,12 +76,9 @@ def tie_to(parent: int, adopter: int) -> bool:
     The order matters: what is tied to its parent before would end with that parent.
     """
     while os.getppid() == parent:
-        with contextlib.suppress(ProcessLookupError):  # it has ended, and getppid() will say so
-            descriptor = os.pidfd_open(parent)
-            try:
-                readable_within(descriptor, None)
-            finally:
-                os.close(descriptor)
+        # One that has ended is not found, and getppid() will say so.
+        with contextlib.suppress(ProcessLookupError), closing(os.pidfd_open(parent)) as descriptor:
+            readable_within(descriptor, None)
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _libc.prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
     return os.getppid() == adopter

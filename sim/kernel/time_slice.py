@@ -1,9 +1,9 @@
 """A short time slice for a thread that wakes many others: the only module that calls ``sched_setattr``.
 
-A process that is woken by a message may get the CPU of the thread that still sends: it reads one message, sleeps
-again, and is woken by the next one. Since Linux 6.12 a thread can ask for a shorter time slice (sched_setattr(2),
-``sched_runtime``): its turn comes sooner and ends sooner, its share of the CPU stays the same. An earlier kernel
-ignores the wish.
+A process that is woken by a message may get the CPU of the thread that still sends: it reads one message, sleeps again,
+and is woken by the next one. Since Linux 6.12 a thread can ask for a shorter time slice (sched_setattr(2),
+``sched_runtime``): its turn comes sooner and ends sooner, its share of the CPU stays the same. Earlier kernels ignore
+it.
 """
 
 from __future__ import annotations

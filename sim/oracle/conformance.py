@@ -2,8 +2,7 @@
 
 After each operation four things are equal: the value of a read, the MSI-X pending bits, the messages in memory, and the
 counters of the peers' eventfds. Accesses that ring no eventfd are made in one go, and the eventfds are looked at after
-the last of them. A divergence is reduced to its shortest sequence: operations that it does not need are
-left out.
+the last of them. A divergence is reduced to its shortest sequence of operations.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ mapped at its own addresses, and halts. Vector `WAKE` wakes it; the interrupt co
 number to `MESSAGES`. It then does the commands at `COMMANDS` up to one of zeros and writes a line feed to the debug
 port. It writes one after each start, too.
 
-The source is ``firmware.S`` beside this file. `CODE` is what an assembler makes of it, so that a host needs none. A
-test compares the two.
+The source is ``firmware.S`` beside this file. `CODE` is what an assembler makes of it, so that a host needs none; a
+test compares both.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A server for one device under test: it sends what a test says, and its peers have real eventfds.
 
-One inherited socket pair, dialect v0. The peers are eventfds held here, so that what a device rings can be
-counted.
+One inherited socket pair, dialect v0. The peers are eventfds held here: what a device rings can be counted.
 """
 
 from __future__ import annotations

@@ -35,8 +35,7 @@ class Observation:
 
 
 class SimulatedDevice:
-    """A simulated machine without a driver, in the place of a real one; of another ``profile`` than the scene's, if
-    given.
+    """A simulated machine without a driver, in the place of a real one; ``profile`` is another one than the scene's.
 
     Its BARs decode addresses, its messages land in memory, and its doorbells take the path that they take in a run.
     """

@@ -117,8 +117,7 @@ class Recording(Closeable):
     def move_into(self, path: str | os.PathLike[str]) -> None:
         """Continue in an existing file of the same layout: all views of the words show that file from now on.
 
-        For a recording that no file holds; what it holds is left behind. Raises ``UsageError`` for a file of another
-        size.
+        For a recording that no file holds; what it holds is left behind. Raises ``UsageError`` for another size.
         """
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:

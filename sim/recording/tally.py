@@ -20,9 +20,7 @@ FEW, MANY = 32, 1 << 14
 
 
 class DrainTally:
-    """Sums over the drains that were looked at: doorbells and drains by vector, ``used`` drains and ``doorbells`` in
-    all.
-    """
+    """Sums over the drains that were looked at: by vector, and in all (``used`` is how many drains there are)."""
 
     __slots__ = ("delivered", "doorbells", "interrupts", "used")
 

@@ -1,13 +1,13 @@
 """The coordinator's end of the telemetry: a publisher as ZeroMQ's subscribers know it, bounded in time and memory.
 
 It speaks ZMTP 3.0 (rfc.zeromq.org/spec/23, mechanism NULL, socket type PUB), so that any SUB socket of ZeroMQ can
-connect. ZeroMQ's own PUB socket is not used: it reads and stores every subscription, on the publisher's thread, for
-as long as subscriptions come. Measured with libzmq 4.3.5: eight subscribers that flood a run of 2.5 s with new
+connect. ZeroMQ's own PUB socket is not used: it reads and stores every subscription, on the publisher's thread, for as
+long as subscriptions come. Measured with libzmq 4.3.5: eight subscribers that flood a run of 2.5 s with new
 subscriptions keep it from ending for more than 60 s, at 1.5 to 2.5 GB.
 
 Here each subscriber gets every snapshot, and what it sends is counted and thrown away: subscribers filter for
-themselves (ZeroMQ's SUB does). A subscriber that sends more than a subscription takes is disconnected, and so is one
-over the limit.
+themselves (ZeroMQ's SUB does). One that sends more than a subscription takes is disconnected, and so is one over the
+limit.
 """
 
 from __future__ import annotations

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -17,15 +14,13 @@ from sim.wire.clients import PendingClient
 from sim.wire.listener import Listener
 
 ACCEPTED_AT_ONCE = 1024
-PAUSE_NS = 100_000_000
 
 
 @dataclass(frozen=True)
 class AdmissionRules:
     """At most ``clients_max`` clients, each a process of one of the users ``uids`` (none: of any user).
 
-    A client that is refused is sent ``refusal``, if given: a real QEMU waits forever for a server that closes without
-    a message.
+    A client that is refused is sent ``refusal``, if given: a real QEMU waits forever where a server closes without one.
     """
 
     clients_max: int | None = None
@@ -66,16 +61,13 @@ class Admission:
                 self._on_arrivals(arrivals)
 
     def _accept(self, arrivals: list[PendingClient]) -> None:
-        """Accept clients, up to a number. When descriptors run out, pause instead of spinning."""
+        """Accept clients, up to a number. When descriptors run out, pause."""
         for _ in range(ACCEPTED_AT_ONCE):
             try:
                 sock = self._listener.accept()
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                    raise
-                self._loop.remove(self._listener)
-                self._loop.at(time.monotonic_ns() + PAUSE_NS, self._resume)
-                self._on_pause(os.strerror(error.errno))
+                self._listener.pause(self._loop, self._accept_all, error)
+                self._on_pause(error.strerror or str(error))
                 return
             if sock is None:
                 return
@@ -109,10 +101,6 @@ class Admission:
                 farewell.flush()
         arrival.socket.close()
         self._on_refuse(arrival, reason)
-
-    def _resume(self) -> None:
-        if self._listener.fileno() >= 0:
-            self._loop.add(self._listener, self._accept_all)
 
     def _dismiss(self, arrival: PendingClient) -> None:
         if self.take(arrival):

@@ -14,13 +14,11 @@ from sim.wire.attachment import Attachment
 
 
 class EthernetBridge(Closeable):
-    """A peer of a server of ivshmem v2, and a TAP device, which the caller closes. A context manager; the loop outlasts
-    it.
+    """A peer of a server of ivshmem v2, and a TAP device, which the caller closes. Close it before the loop.
 
     ``say(text)`` is called when the link comes up or goes down, and with what is odd. ``sent`` frames went to the peer,
     ``received`` came from it; ``dropped`` ones found the link down, the queue full, or the interface down. Raises
-    ``UsageError`` when no server listens there, ``GuestError`` when it is not of version 2, or has no two peers with
-    output sections.
+    ``UsageError`` when no server listens there, ``GuestError`` without version 2 or two peers with output sections.
     """
 
     def __init__(self, loop: Loop, path: Path, tap: Tap, *, say: Callable[[str], object]) -> None:

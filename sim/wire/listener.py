@@ -14,12 +14,13 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 
 from nodes.errors import UsageError
 from nodes.spelling import did_you_mean
 from sim.kernel.closeable import Closeable, closing
+from sim.kernel.loop import Loop
 from sim.kernel.shortage import path_reason
 
 PATH_BYTES_MAX = 107  # sun_path less its end, unix(7)
@@ -28,6 +29,7 @@ GROUP_MAX = (1 << 32) - 2  # gid_t; the last number leaves the group as it is, c
 ACTIVATED = 3  # SD_LISTEN_FDS_START
 FLAGS = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
 LOCK_PATIENCE_S = 2.0
+PAUSE_NS = 100_000_000
 LISTENING = (0, errno.EPROTOTYPE)
 
 
@@ -102,6 +104,18 @@ class Listener(Closeable):
             return None
         sock.setblocking(False)
         return sock
+
+    def pause(self, loop: Loop, accept: Callable[[], None], error: OSError) -> None:
+        """Let the loop accept again in a moment, instead of spinning: no descriptor is left. Raises any other error."""
+
+        def resume() -> None:
+            if self.fileno() >= 0:
+                loop.add(self, accept)
+
+        if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+            raise error
+        loop.remove(self)
+        loop.at(time.monotonic_ns() + PAUSE_NS, resume)
 
     def close(self) -> None:
         self.socket.close()

@@ -8,7 +8,6 @@ connection. A client that only shuts down its sending side counts as closed: ser
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -34,7 +33,6 @@ CLIENT_BYTES = 4096  # a client of the protocol sends nothing; what it sends is 
 QUEUE_MAX = 8
 READS_MAX = 256  # from one side in a turn of the loop
 RETRY_NS = 2_000_000
-ACCEPT_PAUSE_NS = 100_000_000
 
 _EVENTFD_NUMBER = re.compile(r"^eventfd-id:\s*([0-9]+)", re.MULTILINE)  # proc_pid_fdinfo(5)
 _FILES = {
@@ -196,9 +194,7 @@ class Proxy(Closeable):
                     )
                     client = self._listener.accept()
                 except OSError as error:
-                    if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                        raise
-                    self._pause_accepting()
+                    self._listener.pause(self._loop, self._accept_all, error)
                     return
                 if client is None:
                     return
@@ -208,15 +204,6 @@ class Proxy(Closeable):
             self._links.add(link)
             self._note(link, "client", Connects())
             self._connect(link)
-
-    def _pause_accepting(self) -> None:
-        """Pause until descriptors have been closed, instead of spinning: none is left."""
-        self._loop.remove(self._listener)
-        self._loop.at(time.monotonic_ns() + ACCEPT_PAUSE_NS, self._resume_accepting)
-
-    def _resume_accepting(self) -> None:
-        if self._listener.fileno() >= 0:
-            self._loop.add(self._listener, self._accept_all)
 
     def _connect(self, link: _ProxiedConnection) -> None:
         if link.closed:

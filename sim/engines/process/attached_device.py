@@ -72,11 +72,6 @@ class AttachedDevice:
         endpoint = self.connection.endpoint
         return self.expected is not None and endpoint.heard >= self.expected and endpoint.is_set_up
 
-    def move(self, server: str, domain: int, on_memory: Callable[[int, int], None]) -> None:
-        """Close this process's copies of the connection and of its eventfds, and connect elsewhere."""
-        self.connection.close()
-        self.connect_also(server, domain, on_memory)
-
     def connect_also(self, server: str, domain: int, on_memory: Callable[[int, int], None]) -> Connection:
         """Connect elsewhere; the connection until now is returned, open."""
         before, self.expected = self.connection, None

@@ -72,7 +72,23 @@ class ProcessEngine:
         report: Callable[[Report], None],
     ) -> WorkerHandle | GuestMachine:
         if machine.guest is not None:
-            return self._make_guest(machine, name, rows, recordings, report)
+            guest = GuestMachine(
+                machine,
+                [row.domain for row in rows],
+                recordings,
+                self.loop,
+                server_path=self._server_path,
+                memory_bytes=[domain.memory.size_bytes for domain in self._topology.domains],
+                console_path=Path(recordings[0].path).parents[1] / console_file(name),
+                watched={entry.console: None for entry in self._topology.timeline if entry.console},
+                runtime=self._runtime,
+                on_process=lambda pid: self._machine_of.__setitem__(pid, guest),
+                dismiss=lambda domain, pid: self._servers[domain].dismiss(pid),
+                report=report,
+            )
+            self._guests.append(guest)
+            self._stack.callback(guest.close)
+            return guest
         devices = tuple(
             DeviceConfiguration(
                 self._server_path(row.domain),
@@ -103,32 +119,6 @@ class ProcessEngine:
         self._machines.append(handle)
         self._stack.callback(handle.close)
         return handle
-
-    def _make_guest(
-        self,
-        machine: Machine,
-        name: str,
-        rows: Sequence[DeviceRow],
-        recordings: Sequence[Recording],
-        report: Callable[[Report], None],
-    ) -> GuestMachine:
-        guest = GuestMachine(
-            machine,
-            [row.domain for row in rows],
-            recordings,
-            self.loop,
-            server_path=self._server_path,
-            memory_bytes=[domain.memory.size_bytes for domain in self._topology.domains],
-            console_path=Path(recordings[0].path).parents[1] / console_file(name),
-            watched={entry.console: None for entry in self._topology.timeline if entry.console},
-            runtime=self._runtime,
-            on_process=lambda pid: self._machine_of.__setitem__(pid, guest),
-            dismiss=lambda domain, pid: self._servers[domain].dismiss(pid),
-            report=report,
-        )
-        self._guests.append(guest)
-        self._stack.callback(guest.close)
-        return guest
 
     def make_server(
         self,

@@ -37,8 +37,7 @@ def main(
     """Run one machine until Stop, then end this process. The signals that end a program are ignored as in its parent.
 
     ``configuration`` is a descriptor of the encoded `WorkerConfiguration`. ``parent`` has forked this process, and ends
-    at once; ``coordinator`` adopts it. ``template`` is of a machine of this kind; None: this process makes all that it
-    needs.
+    at once; ``coordinator`` adopts it. ``template`` is of a machine of this kind; None: all is made here.
     """
     keep_orphans()
     link = Control(control_socket)

@@ -26,8 +26,7 @@ def let_go(side: Source, fault: str) -> str:
     """In the source: wait until the successor is ready, and leave the machine to it. ``fault``:
     `topologies.actions.Fault`.
 
-    Returns "" when the machine has left; otherwise why not: the successor has ended then, and the machine continues
-    here.
+    Returns "" when the machine has left; otherwise why not: the successor has ended, and the machine is still here.
     """
     if side.await_ready(PATIENCE_S, lambda: work_ticks(side.pid)):
         if fault == "source_dies":

@@ -184,7 +184,8 @@ class Worker:
         self._servers.clear()
         elsewhere = order.domain != device.recorder.domain
         arrival = IncomingDevice(device.vm, state, elsewhere=elsewhere, fault=order.fault)
-        device.move(order.server, order.domain, arrival.take)
+        device.connection.close()  # this process's copies of it and of its eventfds
+        device.connect_also(order.server, order.domain, arrival.take)
         self._servers[device.connection.fileno()] = device
         self._epoll.register(device.connection.fileno(), select.EPOLLIN)
         while not device.is_met:

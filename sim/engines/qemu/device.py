@@ -92,8 +92,7 @@ class QemuIvshmem(Ivshmem):
         return base + offset if base is not None and within else None
 
     def ring(self, line: Line) -> None:
-        """Let QEMU ring the vector of a peer whose eventfd this is. Raises ``BlockingIOError`` when that does not come
-        about.
+        """Let QEMU ring the vector of a peer whose eventfd this is. Raises ``BlockingIOError`` if it does not.
 
         QEMU writes an eventfd of this process, and what it has written is then rung. Were the peer's own eventfd
         QEMU's, this process could not tell whether QEMU's write was refused: the counter may fill or empty at any

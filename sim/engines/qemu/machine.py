@@ -23,8 +23,8 @@ class QemuMachine:
     waits for the state of another machine, which is sent to it on ``state``.
     """
 
-    def __init__(self, program: str | None = None, *, incoming: bool = False) -> None:
-        self._program = find_qemu(program)
+    def __init__(self, *, incoming: bool = False) -> None:
+        self._program = find_qemu()
         self.state: socket.socket | None = None
         self.relays: list[Relay] = []
         self._far_ends: list[socket.socket] = []

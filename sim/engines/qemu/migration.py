@@ -23,7 +23,7 @@ ENDED = ("completed", "failed", "cancelled")
 
 
 def send_state(source: Qemu, target: Qemu, sock: socket.socket, *, fault: str) -> int:
-    """Migrate from ``source`` to ``target``, which reads from the other end of ``sock``; returns how many bytes were
+    """Migrate from ``source`` to ``target``, which reads from the other end of ``sock``; returns the bytes that were
     sent.
 
     The fault "target_dies" kills the target while the state is sent, "cancel" cancels the migration then. Raises

@@ -14,7 +14,6 @@ class RecordedDevice(Protocol):
 
     @property
     def vm(self) -> Vm: ...
-
     @property
     def recorder(self) -> Recorder: ...
 

@@ -19,7 +19,7 @@ from sim.kernel.eventfd import EventFd
 from sim.kernel.eventfd import signal as ring
 from sim.kernel.loop import Loop
 from sim.kernel.memory import Region
-from sim.wire import proxy as proxy_module
+from sim.wire import listener as listener_module
 from sim.wire.attachment import Attachment
 from sim.wire.proxy import Proxy, kind_of
 from sim.wire.server import IvshmemServer
@@ -319,7 +319,7 @@ def test_many_clients_at_once(site):
 
 
 def test_no_descriptors_left_is_a_pause(site, monkeypatch):
-    monkeypatch.setattr(proxy_module, "ACCEPT_PAUSE_NS", 1_000_000)
+    monkeypatch.setattr(listener_module, "PAUSE_NS", 1_000_000)
     server = site.serve()
     failed = []
 

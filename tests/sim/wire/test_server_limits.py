@@ -122,16 +122,12 @@ def test_a_client_without_eventfds_is_refused_and_others_stay(site, spare):
 
 
 def test_an_error_of_accept_that_is_none_of_these_is_raised(site, monkeypatch):
-    class Broken:
-        def accept(self):
-            raise OSError(errno.EIO, "broken")
+    def accept():
+        raise OSError(errno.EIO, "broken")
 
-    listener, site.server._admission._listener = site.server._admission._listener, Broken()
-    try:
-        with pytest.raises(OSError, match="broken"):
-            site.server._admission._accept_all()
-    finally:
-        site.server._admission._listener = listener
+    monkeypatch.setattr(site.server._admission._listener, "accept", accept)
+    with pytest.raises(OSError, match="broken"):
+        site.server._admission._accept_all()
 
 
 def test_when_all_ids_are_given_out_the_next_is_sent_away_and_others_stay(site):
