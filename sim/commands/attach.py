@@ -265,9 +265,6 @@ def watch(context: click.Context, count: int | None, timeout_ns: int | None, as_
         context.exit(1)
 
 
-# Memory
-
-
 @attach.command("state", short_help="Show or write States (ivshmem v2).", context_settings=NUMBERS)
 @click.argument("value", callback=number, required=False)
 @click.pass_obj

@@ -99,9 +99,6 @@ def dialect_of(peer: Attachment) -> str:
     return peer.dialect.name if peer.dialect else "unknown"
 
 
-# Memory
-
-
 def part_of(memory: memoryview, offset: int, length: int) -> memoryview:
     """A part of the memory that may be touched."""
     check_mapped(memory)

@@ -15,15 +15,8 @@ from click.core import ParameterSource
 
 import sim
 import topologies
+from sim.commands import options
 from sim.commands.cluster import cluster_options, where_from
-from sim.commands.options import (
-    optional_topology_argument,
-    overrides_option,
-    programs_option,
-    resources_every_option,
-    run_argument,
-    runs_option,
-)
 from sim.commands.output import echo_json, write_file, write_result
 from sim.commands.parameters import FILE, PATH, STREAM, NameChoice, WholeNumber
 from sim.exit_codes import INTERRUPTED, MISSED, of_error, of_run
@@ -32,8 +25,8 @@ from topologies.model import EngineName
 
 
 @click.command("run")
-@optional_topology_argument
-@overrides_option
+@options.optional_topology_argument
+@options.overrides_option
 @click.option("--seed", type=WholeNumber(0, 2**63 - 1), help="The same as --set seed=N.")
 @click.option("--engine", type=NameChoice(get_args(EngineName)), help="The same as --set run.engine=NAME.")
 @click.option(
@@ -42,7 +35,7 @@ from topologies.model import EngineName
     help="End the run when a latency is above LIMIT (5ms, p99_9=500us, delivery.max=2ms), and say what it was. "
     "The same as --set run.stop_above=LIMIT.",
 )
-@runs_option
+@options.runs_option
 @click.option(
     "--socket",
     "socket_path",
@@ -62,8 +55,8 @@ from topologies.model import EngineName
     metavar="FD",
     help="A connected socket that gets the line `ready` when all machines are; a line from it starts them.",
 )
-@resources_every_option
-@programs_option
+@options.resources_every_option
+@options.programs_option
 @click.option(
     "--prometheus", type=FILE, metavar="FILE", help="Keep the latest snapshot in FILE, in Prometheus' text format."
 )
@@ -242,7 +235,7 @@ def _replay_schedule(context: click.Context, file: Path) -> int:
 
 
 @click.command("show")
-@run_argument
+@options.run_argument
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON, with a glossary of its numbers.")
 @click.option(
     "--hgrm", type=STREAM, metavar="FILE", help="Write the percentiles of one latency (--latency) for HdrHistogram."

@@ -8,15 +8,9 @@ from typing import Any
 import click
 
 from nodes.errors import UsageError
+from sim.commands import options
 from sim.commands.cluster import cluster_options, where_from
 from sim.commands.completion import complete_keys
-from sim.commands.options import (
-    optional_topology_argument,
-    programs_option,
-    resources_every_option,
-    runs_option,
-    split_pairs,
-)
 from sim.commands.parameters import WholeNumber, split_values
 from sim.exit_codes import FAILED, MISSED
 
@@ -24,7 +18,7 @@ from sim.exit_codes import FAILED, MISSED
 def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, list[str]]:
     """``KEY=V1,V2`` to the values of each key; given twice, the last one counts."""
     axes = {}
-    for key, values in split_pairs(given, "KEY=VALUE,VALUE, for instance machines.storm.count=1,2,4"):
+    for key, values in options.split_pairs(given, "KEY=VALUE,VALUE, for instance machines.storm.count=1,2,4"):
         try:
             axes[key] = split_values(values)
         except UsageError as error:
@@ -33,7 +27,7 @@ def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, .
 
 
 @click.command("sweep")
-@optional_topology_argument
+@options.optional_topology_argument
 @click.option(
     "--set",
     "axes",
@@ -54,9 +48,9 @@ def _axes(_context: click.Context, _option: click.Parameter, given: tuple[str, .
 @cluster_options
 @click.option("--balance", is_flag=True, help="Give each host of a cluster the same number of the repeats.")
 @click.option("--across-hosts", is_flag=True, help="Show latencies side by side also where hosts differ.")
-@runs_option
-@resources_every_option
-@programs_option
+@options.runs_option
+@options.resources_every_option
+@options.programs_option
 @click.option("--dry-run", is_flag=True, help="Say what would be run, and whether this host is large enough.")
 @click.option("--json", "as_json", is_flag=True, help="sweep.json on standard output, and no progress.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")

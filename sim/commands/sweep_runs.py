@@ -126,9 +126,6 @@ def _values(its: Sweep, cell: Cell) -> str:
     return " ".join(told)
 
 
-# The table
-
-
 def _short_names(keys: list[str]) -> dict[str, str]:
     """The last parts of dotted keys; the whole of those that end alike."""
     lasts = [key.rpartition(".")[2] for key in keys]

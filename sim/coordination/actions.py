@@ -95,8 +95,6 @@ class Actions:
         if not incarnation.ready and not action.before_ready:
             raise ActionError("it has not joined yet")
 
-    # Join, leave, kill
-
     def _join(self, current: Incarnation, _action: actions.Action | None = None) -> Details:
         if self.is_there(current.machine.index):
             raise ActionError("it is running already")
@@ -127,8 +125,6 @@ class Actions:
         incarnation.ending = action.do
         self._empty(incarnation)
         incarnation.live.kill()
-
-    # Stall
 
     def _stall(self, incarnation: Incarnation, _action: actions.Action) -> None:
         if incarnation.stalled:
@@ -215,12 +211,8 @@ class Actions:
         incarnation.migration = OngoingMigration(target.number)
         return {"to_domain": target.name, "hand_over": action.hand_over, "fault": fault}
 
-    # The run
-
     def _end(self, _run: None, _action: actions.Action) -> None:
         self._end_run()
-
-    # Servers
 
     def _stop_server(self, domain: LiveDomain, _action: actions.Action) -> Details:
         if not domain.server.is_listening:

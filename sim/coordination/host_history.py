@@ -7,15 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sim.host.process_looks import (
-    CpuLook,
-    OtherProcess,
-    OtherProcesses,
-    ProcessLook,
-    ProcessLooks,
-    Throttling,
-    look_at_cpus,
-)
+from sim.host import process_looks
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 """What was seen at a time, which is the first of it."""
@@ -31,12 +23,13 @@ class HostHistory:
 
     def __init__(self, clock: Callable[[], int], cpu_clock: Callable[[], int], keep_ns: int) -> None:
         self._clock, self._cpu_clock, self._keep_ns = clock, cpu_clock, keep_ns
-        self._processes, self._others, self._throttling = ProcessLooks(clock), OtherProcesses(clock), Throttling()
-        self._looks: deque[tuple[int, dict[int, ProcessLook]]] = deque()
+        self._processes, self._others = process_looks.ProcessLooks(clock), process_looks.OtherProcesses(clock)
+        self._throttling = process_looks.Throttling()
+        self._looks: deque[tuple[int, dict[int, process_looks.ProcessLook]]] = deque()
         self._groups: dict[int, tuple[Path, ...]] = {}
         self._throttled: dict[Path, deque[tuple[int, int, int]]] = {}
         self._due_ns = {CPUS_NS: 0, OTHERS_NS: 0, GROUPS_NS: 0}
-        self.cpus: deque[tuple[int, list[CpuLook]]] = deque()
+        self.cpus: deque[tuple[int, list[process_looks.CpuLook]]] = deque()
 
     def look(self, pids: Mapping[int, int | None], *, at_all: bool = False) -> None:
         """Look at these processes now, and at all the rest where its time has come, or if ``at_all``."""
@@ -60,7 +53,7 @@ class HostHistory:
         _prune(self._looks, now_ns - self._keep_ns)
 
     def _look_at_cpus(self, now_ns: int) -> None:
-        self.cpus.append((now_ns, look_at_cpus(now_ns)))
+        self.cpus.append((now_ns, process_looks.look_at_cpus(now_ns)))
         _prune(self.cpus, now_ns - self._keep_ns)
 
     def _look_at_others(self, _now_ns: int) -> None:
@@ -69,7 +62,7 @@ class HostHistory:
     def pid(self, key: int) -> int | None:
         return self._processes.pids().get(key)
 
-    def looks(self, key: int) -> list[ProcessLook]:
+    def looks(self, key: int) -> list[process_looks.ProcessLook]:
         return [looks[key] for _, looks in self._looks if key in looks]
 
     def throttled(self, key: int, begin_ns: int, end_ns: int) -> tuple[int, int]:
@@ -82,7 +75,7 @@ class HostHistory:
             most = max(most, (after[1] - before[1], after[2] - before[2]), key=lambda its: its[1])
         return most
 
-    def others(self, begin_ns: int, keys: Collection[int]) -> list[OtherProcess]:
+    def others(self, begin_ns: int, keys: Collection[int]) -> list[process_looks.OtherProcess]:
         """The processes that ran most since then, without these."""
         pids = self._processes.pids()
         return self._others.ran_since(begin_ns, {pids[key] for key in keys if key in pids})

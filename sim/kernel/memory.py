@@ -156,9 +156,6 @@ class Region:
         self.name = None
 
 
-# Mapping it
-
-
 def made_smaller(descriptor: int, size_bytes: int) -> str:
     """A sentence if memory has fewer bytes than ``size_bytes``; "" if not."""
     return _smaller_in_words(size_bytes, os.fstat(descriptor).st_size)

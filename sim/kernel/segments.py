@@ -223,9 +223,6 @@ def _is_used(descriptor: int) -> bool:
     return bool(_LOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0] != fcntl.F_UNLCK)
 
 
-# Processes that map a segment
-
-
 class Mapping(NamedTuple):
     """A process that maps memory of some name; ``current``: the memory that has this name now, not an earlier one."""
 

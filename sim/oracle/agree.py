@@ -138,9 +138,6 @@ def _open_memory(topology: Topology) -> Topology:
     return msgspec.structs.replace(topology, domains=tuple(domains))
 
 
-# The runs
-
-
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome: which machines were real, how many edges both runs rang, and the doorbells and directory of each."""
 

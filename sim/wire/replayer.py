@@ -88,8 +88,6 @@ class Replayer(Closeable):
     def _elapsed_ns(self) -> int:
         return self._clock() - self._start_ns
 
-    # Messages that are sent
-
     def _accept(self) -> None:
         try:
             sock = self._listener.accept()
@@ -154,8 +152,6 @@ class Replayer(Closeable):
             self._tell(self._elapsed_ns(), "the recorded server closed, and so the connection was closed")
             self._finish()
 
-    # The client
-
     def _read(self) -> None:
         assert self._client is not None
         for _ in range(READS_MAX):
@@ -200,8 +196,6 @@ class Replayer(Closeable):
         self._finish()
         self._loop.remove(self._listener)
         self._stack.close()
-
-    # Descriptors
 
     def _make_all(self, number: int | None, kinds: Sequence[Kind]) -> tuple[int, ...]:
         """Descriptors of the recorded kinds, kept until the end."""

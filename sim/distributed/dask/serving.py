@@ -31,10 +31,7 @@ def serve_scheduler(host: str, port: int, tls: Tls | None, tell: Callable[[str],
             dashboard=False,
             dashboard_address=LOOPBACK_ANY_PORT,
         )
-        try:
-            await scheduler
-        except (OSError, RuntimeError) as error:
-            raise HostError(f"a scheduler cannot listen at {host}, port {port}: {reason_of(error)}") from error
+        await _start(scheduler, f"a scheduler cannot listen at {host}, port {port}")
         async with scheduler:
             tell(f"{'tls' if tls else 'tcp'}://{host}:{scheduler.port}")
             await ended.wait()
@@ -66,7 +63,7 @@ def serve_worker(address: str, name: str, host: str | None, tls: Tls | None, scr
             dashboard_address=LOOPBACK_ANY_PORT,
         )
         signalled = asyncio.create_task(ended.wait())
-        started = asyncio.create_task(_start(worker))
+        started = asyncio.create_task(_start(worker, "the worker cannot be started"))
         await asyncio.wait({signalled, started}, return_when=asyncio.FIRST_COMPLETED)
         if started.done():
             started.result()
@@ -84,11 +81,11 @@ def serve_worker(address: str, name: str, host: str | None, tls: Tls | None, scr
         return bool(asyncio.run(_until_signal(serve)))
 
 
-async def _start(worker: Any) -> None:
+async def _start(server: Any, failure: str) -> None:
     try:
-        await worker
+        await server
     except (OSError, RuntimeError) as error:
-        raise HostError(f"the worker cannot be started: {reason_of(error)}") from error
+        raise HostError(f"{failure}: {reason_of(error)}") from error
 
 
 async def _until_signal(serve: Callable[[asyncio.Event], Any]) -> Any:

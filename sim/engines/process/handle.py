@@ -141,8 +141,6 @@ class WorkerHandle:
             if self._hosted is not None:
                 self._hosted.signal(number)
 
-    # Reports of the worker
-
     def _listen(self) -> None:
         try:
             while (message := self._control.receive()) is not None:

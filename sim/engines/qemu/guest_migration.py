@@ -95,8 +95,6 @@ class GuestMigration:
             self.target.close()
         self._state.close()
 
-    # The target is there
-
     def _send(self, _result: Any) -> None:
         """Let the source send, once both tell how it goes."""
         events = [{"capability": "events", "state": True}]

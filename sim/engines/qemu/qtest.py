@@ -122,8 +122,6 @@ class Qemu(Closeable):
 
     printed = ""
 
-    # The two protocols
-
     @contextlib.contextmanager
     def _named_end(self) -> Iterator[None]:
         """An error of a connection says how QEMU has ended."""
@@ -160,8 +158,6 @@ class Qemu(Closeable):
         if not answer.startswith("OK"):
             raise QemuError(f"qtest {line!r}: {answer}")
         return answer[2:].strip()
-
-    # Commands
 
     def settle(self, rounds: int = 1) -> None:
         """Let the main loop make ``rounds`` turns; each handles what was ready before it began."""

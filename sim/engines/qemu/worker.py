@@ -78,8 +78,6 @@ class QemuWorker(Worker):
             with contextlib.suppress(FileNotFoundError):
                 self._epoll.unregister(self._machine.descriptor)
 
-    # Migration
-
     def _migrate(self, order: control.Continue) -> None:
         """Continue in a new QEMU; this process stays."""
         paused_ns = time.monotonic_ns()
