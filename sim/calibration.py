@@ -175,7 +175,7 @@ class MeasuredCosts:
 
 
 def measured_costs(run: Run) -> MeasuredCosts:
-    """The costs that a run shows, its warm-up left out. Raises ``UsageError`` for a run that is damaged or virtual."""
+    """The costs that a run shows without its warm-up. Raises ``UsageError`` if it is damaged or of virtual time."""
     if run.origin.engine != "process":
         raise UsageError(f"{run.path}: a run of the {run.origin.engine} engine shows the costs of its model only")
     samples, table = run.columns, run.drains()

@@ -32,7 +32,9 @@ import cloudpickle
 
 @contextlib.contextmanager
 def program_files(programs: Programs) -> Iterator[list[str]]:
-    """The files of ``programs``; those of functions are removed at the end. Raises ``UsageError`` for a function."""
+    """The files of ``programs``; those of functions are removed at the end. Raises ``UsageError`` without cloudpickle,
+    and for a function that it cannot write.
+    """
     given = [programs] if isinstance(programs, str | os.PathLike) or callable(programs) else programs
     with contextlib.ExitStack() as stack:
         files = []

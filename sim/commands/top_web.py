@@ -21,7 +21,7 @@ CLIENT_PATIENCE_S = 10.0
 
 
 class LiveServer:
-    """Serves the page and its events until it is closed. Raises ``UsageError`` or ``HostError`` about the port."""
+    """Serves the page and its events until it is closed. Raises ``UsageError`` or ``HostError`` for the port."""
 
     def __init__(self, port: int) -> None:
         self._news = threading.Condition()

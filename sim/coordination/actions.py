@@ -1,8 +1,7 @@
 """Carries out the actions of `topologies.actions` on machines and servers; the timeline says when.
 
 A `WorkerAction` is sent to its machine; each other action has a method ``_NAME`` here. An action that is not possible
-in the present state (the machine to be killed has ended) raises `ActionError` with the reason. The run continues; its
-events say so.
+now (the machine to be killed has ended) raises `ActionError` with the reason. The run continues; its events say so.
 """
 
 from __future__ import annotations

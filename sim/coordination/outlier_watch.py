@@ -79,8 +79,7 @@ class ActionSpans:
 class OutlierWatch:
     """Follows the samples of a run, and stops it when one of them, or a percentile of all, is above the limit.
 
-    ``host`` remembers looks at processes; None where machines have none (virtual time). ``freeze`` is called before the
-    run ends.
+    ``host`` remembers looks at processes; None under virtual time. ``freeze`` is called before the run ends.
     """
 
     def __init__(

@@ -44,8 +44,7 @@ class HostPart(NamedTuple):
 
 
 def place_domains(topology: Topology, workers: Mapping[str, int], where: str) -> list[HostPart]:
-    """Decide which host runs which domains. Those on any host go to the one with the fewest machines, the largest
-    first.
+    """Decide which host runs which domains; those on any host go to that with the fewest machines, the largest first.
 
     ``workers`` are the names of the hosts at the scheduler ``where``, each with the number of its workers; "" for
     workers without names. Raises ``UsageError`` when no domain has a host, or there are fewer workers without names

@@ -48,7 +48,7 @@ class _Place(NamedTuple):
 
 
 class DaskCluster:
-    """The client of a scheduler, for one thread. ``title`` is the scheduler's address; "" for workers in here."""
+    """The client of a scheduler, for one thread. ``title``: the scheduler's address; "" for workers in this process."""
 
     def __init__(self, client: Any, title: str) -> None:
         self.title = title

@@ -23,7 +23,7 @@ REASON_BYTES_MAX = 2048  # less than a pipe takes in one piece
 
 
 def let_go(side: Source, fault: str) -> str:
-    """In the source: wait until the successor is ready, and leave the machine to it. ``fault``:
+    """In the source: wait until the successor is ready, and leave it the machine. ``fault``:
     `topologies.actions.Fault`.
 
     Returns "" when the machine has left; otherwise why not: the successor has ended, and the machine is still here.

@@ -18,8 +18,7 @@ def guest_command(
 ) -> list[str]:
     """The command for a machine with a ``guest``, which has a device at the server on each of these sockets.
 
-    The descriptors are those of the console, of a QMP connection, and of the state of a machine that migrates (None: it
-    boots).
+    The descriptors are of the console, a QMP connection, and the state of a machine that migrates (None: it boots).
     """
     image = machine.guest
     assert image is not None

@@ -23,8 +23,7 @@ ENDED = ("completed", "failed", "cancelled")
 
 
 def send_state(source: Qemu, target: Qemu, sock: socket.socket, *, fault: str) -> int:
-    """Migrate from ``source`` to ``target``, which reads from the other end of ``sock``; returns the bytes that were
-    sent.
+    """Migrate from ``source`` to ``target``, which reads from the other end of ``sock``; returns the bytes sent.
 
     The fault "target_dies" kills the target while the state is sent, "cancel" cancels the migration then. Raises
     ``QemuError``, with QEMU's own words, when it failed; the source continues.

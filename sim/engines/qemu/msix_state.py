@@ -2,8 +2,7 @@
 
 A doorbell at such a device is taken from its eventfd and lost, or leaves a pending bit, without a message. The monitor
 has no command for a device's configuration space; it reads I/O ports, by which a PC reaches it (PCI 3.0, 3.2.2.3.2),
-and physical memory, where the MSI-X table is. The virtual machine stands still meanwhile, and its address port is
-restored.
+and physical memory, where the MSI-X table is. The virtual machine stands still meanwhile; its address port is restored.
 
 What to ask is a generator: it yields commands, and is sent their results. So a caller may wait, or come back later.
 """
