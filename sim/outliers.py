@@ -18,11 +18,11 @@ from sim.kernel.closeable import Closeable
 from sim.results import RunDirectory
 from sim.results.analysis.outlier.causes import causes, is_explained
 from sim.results.analysis.outlier.kernel_events import with_trace
-from sim.results.outlier import Outlier
 from sim.results.store import files
 from sim.results.store.schemas import write_kernel_events
+from sim.results.summary import Outlier
 from topologies import Topology
-from topologies.stop_above import parse_stop_above
+from topologies.schedule import parse_stop_above
 
 KEEP_NS, LIMITS_KEPT = 1_000_000_000, 7
 """Looks are kept for a second, and for so many times the limit more."""

@@ -37,9 +37,9 @@ from sim.outliers import OutlierEnd
 from sim.results import Run, RunDirectory
 from sim.results.ending import Ending
 from sim.results.expectations import evaluate, silent_loads
-from sim.results.outlier import Outlier
 from sim.results.store import files
 from sim.results.store.manifest import Phase
+from sim.results.summary import Outlier
 from sim.start_socket import StartSocket, start_gate
 from sim.views.event_text import sentence
 from sim.views.notebook_progress import progress_in_cell

@@ -6,38 +6,21 @@ The names are loaded when they are first used: `ivsim list` needs no schema. Wha
 
 import importlib
 
-_HOMES = {
-    "Action": "topologies.actions",
-    "Chaos": "topologies.model",
-    "Condition": "topologies.schedule",
-    "Domain": "topologies.domain",
-    "Expectation": "topologies.schedule",
-    "Group": "topologies.model",
-    "Invariant": "topologies.schedule",
-    "Machine": "topologies.model",
-    "Machines": "topologies.model",
-    "Memory": "topologies.domain",
-    "Parameter": "topologies.resolve.programs",
-    "Phase": "topologies.schedule",
-    "Problem": "topologies.language.problems",
-    "Program": "topologies.resolve.programs",
-    "ProgramError": "topologies.resolve.programs",
-    "RunSettings": "topologies.model",
-    "Scheduling": "topologies.model",
-    "TimelineEntry": "topologies.schedule",
-    "Topology": "topologies.model",
-    "TopologyError": "topologies.language.problems",
-    "Trace": "topologies.model",
-    "json_schema": "topologies.language.schema",
-    "load": "topologies.loader",
-    "loads": "topologies.loader",
-    "resolve_program": "topologies.resolve.programs",
-    "shipped": "topologies.scenario_files",
-    "shipped_programs": "topologies.resolve.programs",
-    "starter_text": "topologies.language.starter",
+_NAMES = {
+    "actions": ("Action",),
+    "domain": ("Domain", "Memory"),
+    "language.problems": ("Problem", "TopologyError"),
+    "language.schema": ("json_schema",),
+    "language.starter": ("starter_text",),
+    "loader": ("load", "loads"),
+    "model": ("Chaos", "Group", "Machine", "Machines", "RunSettings", "Scheduling", "Topology", "Trace"),
+    "resolve.programs": ("Parameter", "Program", "ProgramError", "resolve_program", "shipped_programs"),
+    "scenario_files": ("shipped",),
+    "schedule": ("Condition", "Expectation", "Invariant", "Phase", "TimelineEntry"),
 }
+_HOMES = {name: f"topologies.{module}" for module, names in _NAMES.items() for name in names}
 
-__all__ = list(_HOMES)
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> object:

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from nodes.spelling import nearest
 from topologies.language.values import MisfitError
-from topologies.schedule import Condition
+from topologies.schedule import UNITS_NS, Condition
 
 LATENCIES = {
     "lag": "from the intended time of a doorbell to its ring",
@@ -32,7 +32,6 @@ LATENCIES = {
     "total": "from the intended time until the interrupt is handled, corrected for coordinated omission",
 }
 POINTS = {"p50": "median", "p90": "", "p99": "", "p99_9": "", "p99_99": "", "max": "maximum", "mean": "mean"}
-UNITS_NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 
 RUN, GROUPS, MACHINES, VECTORS, EDGES = "the run", "groups", "machines", "vectors", "edges"
 OF_RUN, OF_GROUPS, OF_MACHINES = (RUN,), (RUN, GROUPS), (RUN, GROUPS, MACHINES)

@@ -16,9 +16,10 @@ from nodes.wire.rules import RULES
 from topologies.actions import ACTIONS, MachineAction, fields_of
 from topologies.language.problems import show
 from topologies.language.tables import required_keys_of
-from topologies.metrics import LATENCIES, METRICS, POINTS, UNITS_NS
+from topologies.metrics import LATENCIES, METRICS, POINTS
 from topologies.model import MAX_VECTORS
 from topologies.resolve.programs import Parameter, resolve_program, shipped_programs
+from topologies.schedule import UNITS_NS
 from topologies.text_tables import Reference, topologies_table
 
 

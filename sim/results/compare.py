@@ -32,8 +32,8 @@ from sim.results.run import Run
 from sim.results.store.opening import open as open_run
 from sim.results.summary import Percentiles, Summary, value_at
 from topologies.metrics import METRICS
+from topologies.schedule import UNITS_NS
 
-UNITS_NS = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}
 EXPECTED = "expected METRIC:+LIMIT or METRIC:-LIMIT such as p99:+10%, delivery.p99:+5us or doorbells_per_s:-5%"
 
 TAIL = 0.025

@@ -7,10 +7,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from sim.results.outlier import Outlier
 from sim.results.store.files import RUNNING, STATUSES
 from sim.results.store.manifest import Phase
-from sim.results.summary import BaselineMeasurement, Natural
+from sim.results.summary import BaselineMeasurement, Natural, Outlier
 
 Count = Annotated[int, Meta(ge=0, le=1 << 44)]
 Index = Annotated[int, Meta(ge=0, lt=1 << 16)]

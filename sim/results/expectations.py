@@ -28,8 +28,9 @@ from sim.results.store.manifest import MachineRow
 from sim.results.summary import ExpectationVerdict, GroupFigures, MigrationOutcome, value_at
 from topologies import Expectation, Topology
 from topologies.language.values import MisfitError
-from topologies.metrics import LATENCIES, UNITS_NS, Metric, find_metric
+from topologies.metrics import LATENCIES, Metric, find_metric
 from topologies.ringing_check import open_loops, unreachable
+from topologies.schedule import UNITS_NS
 
 BROKEN = "aborted"
 """The event of an expectation that ended the run: ``expected`` (the condition as text) and ``got``."""

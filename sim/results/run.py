@@ -162,7 +162,7 @@ class Run:
 
         file_name(name)
         if self.parts and name in COUNTED_TABLES:
-            from sim.results.analysis.joint_tables import join_tables
+            from sim.results.frames import join_tables
 
             return join_tables(self.origin, [(run.origin, run.table(name)) for run in self.parts.values()])
         self.check_one_host(name)

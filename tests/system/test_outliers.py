@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sim
-from sim.results.outlier import Outlier
+from sim.results.summary import Outlier
 from tests import stalls
 
 LIMIT = "100ms"

@@ -12,9 +12,10 @@ import msgspec
 from nodes.device.profiles import PROFILES
 from topologies.actions import ACTIONS
 from topologies.language.tables import CPU_LIST, File, keys_of, required_keys_of
-from topologies.metrics import LATENCIES, LIVE, METRICS, POINTS, UNITS_NS
+from topologies.metrics import LATENCIES, LIVE, METRICS, POINTS
 from topologies.resolve.patterns import DEGREE, PATTERNS
 from topologies.resolve.programs import Parameter, Program, resolve_program, shipped_programs
+from topologies.schedule import UNITS_NS
 
 _NAMES: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 

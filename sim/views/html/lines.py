@@ -1,10 +1,10 @@
-"""Line charts: one description, drawn for a wide page and for a narrow one; their scales and round ticks."""
+"""Line charts: one description, drawn for a wide page and for a narrow one; bars; their scales and round ticks."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -221,3 +221,33 @@ def thinned(placed: Sequence[tuple[float, str]], gap: float = 8) -> list[tuple[f
             kept.append((at, word))
             free = at + half + gap
     return kept
+
+
+def bars(
+    names: Sequence[str],
+    series: Mapping[str, Floats],
+    labels: tuple[str, str],
+    title: str,
+    description: str,
+    frame: tuple[int, int, str],
+) -> Markup:
+    """Bars in percent, side by side for each name; ``labels`` of x and y, ``frame``: width, height, class."""
+    width, height, class_ = frame
+    high = max(float(counts.max(initial=0)) for counts in series.values()) * 1.08
+    y_ticks = round_ticks(0, high, 5, lambda value: f"{value:g} %")
+    left = 10 + CHARACTER * max(len(word) for _, word in y_ticks)
+    x = Scale(0, len(names), left, width - RIGHT)
+    y = Scale(0, high, height - BOTTOM, TOP)
+    step = (x.end - x.start) / len(names)
+    wide = min(26.0, 0.76 * step / len(series))
+    parts = axes(x, y, [], y_ticks, *labels)
+    for place, name in enumerate(names):
+        for number, (said, its) in enumerate(series.items()):
+            tall = max(y.start - y.at(float(its[place])), 1.0 if its[place] else 0.0)
+            at = x.start + (place + 0.5) * step + (number - len(series) / 2) * wide
+            tip = tag("title", f"{name}: {its[place]:.3g} % {said}")
+            box = {"x": at, "y": y.start - tall, "width": wide - 1, "height": tall}
+            parts.append(tag("rect", tip, **box, class_=f"bar f{number + 1}"))
+    middles = [(x.start + (place + 0.5) * step, name) for place, name in enumerate(names)]
+    parts += [text(at, y.start + 17, name, anchor="middle") for at, name in thinned(middles, 5)]
+    return picture(width, height, title, description, parts, class_=class_)

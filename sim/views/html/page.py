@@ -17,8 +17,7 @@ from sim.results.summary import Percentiles, Summary
 from sim.views import rows, sentences
 from sim.views.event_text import sentence
 from sim.views.html import curves, tables, topology
-from sim.views.html.lines import Chart, Mark
-from sim.views.html.shapes import bars
+from sim.views.html.lines import Chart, Mark, bars
 from sim.views.html.svg import Markup, block, document, tag
 from sim.views.html.usage import usage
 from sim.views.rows import TextTable

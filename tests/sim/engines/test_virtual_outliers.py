@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import sim
-from sim.results.outlier import Outlier
+from sim.results.summary import Outlier
 from sim.views.html.page import page
 from sim.views.terminal import render
 

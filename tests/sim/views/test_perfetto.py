@@ -19,9 +19,9 @@ from sim.commands.trace import trace as command
 from sim.host.kernel_trace import KernelEvent
 from sim.results import Run, RunDirectory
 from sim.results.analysis.outlier.evidence import Evidence, LatencyPart
-from sim.results.outlier import Cause, Outlier
 from sim.results.store import files
 from sim.results.store.schemas import RESOURCES, write_kernel_events, write_table
+from sim.results.summary import Cause, Outlier
 from sim.views.perfetto import trace
 from tests.synthetic import MEASURE_NS, START_NS, STOP_NS, finish, pair, record, topology, usage
 

@@ -17,9 +17,8 @@ from sim.results.analysis.latency.intervals import Slices
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, QUANTILES, Samples, values
 from sim.results.analysis.latency.percentiles import SparseCounts, ranked
 from sim.results.arrays import Integers, Mask
-from sim.results.store.batches import batches
 from sim.results.store.manifest import Manifest
-from sim.results.store.schemas import SCHEMAS
+from sim.results.store.schemas import SCHEMAS, batches
 from sim.results.summary import Summary
 
 Labels = Sequence[Any]

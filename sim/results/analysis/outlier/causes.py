@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sim.results.analysis.outlier.evidence import ActionSpan, Evidence, LatencyPart, MachineEvidence
 from sim.results.analysis.outlier.time_use import WAITS_FOR_EVENTS, TimeUse, time_use
-from sim.results.outlier import Cause
+from sim.results.summary import Cause
 
 KINDS = {
     "timeline": "an action of the timeline",
