@@ -131,14 +131,7 @@ class Guest:
         *("missed", "missed_oldest_ns", "random", "ring", "start_ns", "statistics", "stop_ns"),
     )
 
-    def __init__(
-        self,
-        device: Ivshmem,
-        doorbells: Doorbells,
-        *,
-        clock: Callable[[], int],
-        random: Random,
-    ) -> None:
+    def __init__(self, device: Ivshmem, doorbells: Doorbells, *, clock: Callable[[], int], random: Random) -> None:
         self.device = device
         self.clock = clock
         self.random = random

@@ -45,22 +45,8 @@ class Vm:
     """
 
     __slots__ = (
-        "_carrying_out",
-        "_effects",
-        "_first",
-        "_program",
-        "_wait",
-        "device",
-        "doorbells",
-        "fires",
-        "guest",
-        "number",
-        "on_fired",
-        "on_left",
-        "on_warned",
-        "preempts",
-        "singles",
-        "warnings",
+        *("_carrying_out", "_effects", "_first", "_program", "_wait", "device", "doorbells", "fires", "guest"),
+        *("number", "on_fired", "on_left", "on_warned", "preempts", "singles", "warnings"),
     )
 
     def __init__(

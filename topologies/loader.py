@@ -17,13 +17,7 @@ from topologies.language.document import Document, override_texts, parse, read_t
 from topologies.language.matrix import read_matrix, try_values
 from topologies.language.problems import Problem, TopologyError, show
 from topologies.language.reader import Report, TooManyProblemsError, read_table
-from topologies.language.sizes import (
-    MEMORY_SIZE_MAX_BYTES,
-    MEMORY_SIZE_MIN_BYTES,
-    parse_size,
-    power_of_two,
-    show_size,
-)
+from topologies.language.sizes import MEMORY_SIZE_MAX_BYTES, MEMORY_SIZE_MIN_BYTES, parse_size, power_of_two, show_size
 from topologies.language.tables import File, Size
 from topologies.language.toml_positions import Path
 from topologies.language.values import describe

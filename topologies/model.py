@@ -118,11 +118,7 @@ class RunSettings(Validated, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     warmup_s: Annotated[float, Meta(ge=0, le=604800, description="Time in seconds that the latencies leave out.")] = 0.5
     sample_every: Annotated[
         int,
-        Meta(
-            ge=0,
-            le=2**31 - 1,
-            description="One doorbell in this many, per edge, is time-stamped; 1: all, 0: none.",
-        ),
+        Meta(ge=0, le=2**31 - 1, description="One doorbell in this many, per edge, is time-stamped; 1: all, 0: none."),
     ] = 16
     on_death: Annotated[
         Literal["fail", "degrade"],

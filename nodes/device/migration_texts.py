@@ -93,8 +93,7 @@ def wrong_role(section: str, reason: str) -> LoadLog:
     """A device that is no master."""
     hook = f"pre load hook failed for: '{section}', version_id: 0, minimum version_id: 0, ret: -22"
     return LoadLog(
-        (reason, _while_loading(section), INVALID),
-        (reason, f"{INVALID}: {_while_loading(section)}: {hook}"),
+        (reason, _while_loading(section), INVALID), (reason, f"{INVALID}: {_while_loading(section)}: {hook}")
     )
 
 

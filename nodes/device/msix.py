@@ -99,22 +99,8 @@ class Msix:
     """
 
     __slots__ = (
-        "_disabled",
-        "_function_mask",
-        "_masked",
-        "_routed",
-        "_send",
-        "bus_master",
-        "enabled",
-        "fires",
-        "function_masked",
-        "gate",
-        "kept",
-        "layout",
-        "pending",
-        "table",
-        "used",
-        "window",
+        *("_disabled", "_function_mask", "_masked", "_routed", "_send", "bus_master", "enabled", "fires"),
+        *("function_masked", "gate", "kept", "layout", "pending", "table", "used", "window"),
     )
 
     def __init__(

@@ -12,12 +12,7 @@ from nodes.programs.targets import Targets
 
 
 def ping(
-    guest: Guest,
-    *,
-    to: Peers = OTHERS,
-    vector: int | None = None,
-    rate_hz: float | None = None,
-    timeout_s: float = 1.0,
+    guest: Guest, *, to: Peers = OTHERS, vector: int | None = None, rate_hz: float | None = None, timeout_s: float = 1.0
 ) -> Program:
     """Ring one peer, wait for its answer, then ring the next one.
 

@@ -190,9 +190,7 @@ RULES: dict[str, Rule] = {
         MALFORMED.format("two fds in one connect message; rt: two connects in one 16-byte write"),
     ),
     "rest": Rule(
-        "whole messages, 8 bytes each",
-        "ignores the rest",
-        MALFORMED.format("rt: short 3-byte message then close"),
+        "whole messages, 8 bytes each", "ignores the rest", MALFORMED.format("rt: short 3-byte message then close")
     ),
     "rest-in-greeting": Rule(
         "whole messages, 8 bytes each (no client understands a server that sends numbers of 4 bytes)",
@@ -236,10 +234,7 @@ RULES_V2: dict[str, Rule] = {
         ends=True,
     ),
     "v2-close-in-greeting": Rule(
-        "INIT before the end",
-        "hangs for ever in realize, at 100 % CPU, without a word",
-        SETUP,
-        ends=True,
+        "INIT before the end", "hangs for ever in realize, at 100 % CPU, without a word", SETUP, ends=True
     ),
     "v2-length": Rule(
         "a length of 8 or more in each header",
@@ -254,9 +249,7 @@ RULES_V2: dict[str, Rule] = {
         ends=True,
     ),
     "v2-type": Rule(
-        "EVENT_FD (1) or PEER_GONE (2) after INIT",
-        "says on stderr: invalid message, type N, and goes on",
-        READ,
+        "EVENT_FD (1) or PEER_GONE (2) after INIT", "says on stderr: invalid message, type N, and goes on", READ
     ),
     "v2-size": Rule(
         "EVENT_FD of at least 16 bytes, PEER_GONE of at least 12",
@@ -264,9 +257,7 @@ RULES_V2: dict[str, Rule] = {
         f"{CONNECT}; process_msg_disconnect",
     ),
     "v2-own-leave": Rule(
-        "other IDs than the client's own to leave",
-        "says on stderr: invalid peer N, and goes on",
-        DISCONNECT,
+        "other IDs than the client's own to leave", "says on stderr: invalid peer N, and goes on", DISCONNECT
     ),
     "v2-leave-unknown": Rule(
         "only IDs that were announced to leave",
@@ -310,9 +301,5 @@ RULES_V2: dict[str, Rule] = {
         "takes one of them, or keeps it open for ever",
         READ,
     ),
-    "v2-rest": Rule(
-        "whole messages",
-        "waits for the rest",
-        READ,
-    ),
+    "v2-rest": Rule("whole messages", "waits for the rest", READ),
 }

@@ -82,10 +82,7 @@ def datasheet(profile: Profile, *, vectors: int | None = None, memory_bytes: int
     ]
     if device.msix:
         sections.append((f"MSI-X, BAR{profile.msix_bar}", _msix(device)))
-    sections += [
-        ("Saved state", _state(device)),
-        ("Behaviour", _behaviour(profile)),
-    ]
+    sections += [("Saved state", _state(device)), ("Behaviour", _behaviour(profile))]
     if profile.quirks:
         sections.append(("Defects, and what they need to be seen", _defects(profile)))
     blocks = ["\n".join(([title] if title else []) + list(lines)) for title, lines in sections]

@@ -106,12 +106,7 @@ def _peers() -> dict[str, Any]:
         if kind == "random":
             properties[DEGREE] = {"type": "integer", "minimum": 1}
         patterns.append(
-            {
-                "type": "object",
-                "properties": properties,
-                "required": list(properties),
-                "additionalProperties": False,
-            }
+            {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
         )
     return {
         "anyOf": [*_NAMES["anyOf"], *patterns],
@@ -151,7 +146,7 @@ def _expectations(table: dict[str, Any]) -> None:
     points = "|".join(point.replace("_", "[._]") for point in POINTS)
     latency = rf"(({'|'.join(LATENCIES)})\.)?({points})_({'|'.join(UNITS_NS)})"
     table["properties"]["that"]["pattern"] = _condition(
-        [*map(re.escape, plain), latency, r"statistics\.[A-Za-z_][A-Za-z0-9_]*"],
+        [*map(re.escape, plain), latency, r"statistics\.[A-Za-z_][A-Za-z0-9_]*"]
     )
     table["if"] = {"properties": {"abort": {"const": True}}, "required": ["abort"]}
     table["then"] = {"properties": {"that": {"pattern": _condition(LIVE)}}}

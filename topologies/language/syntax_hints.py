@@ -23,10 +23,7 @@ def _compiled(*rows: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]
 _IN_LINE = _compiled(
     (r"\A(<{7}|={7}|>{7})", "this is an unresolved merge"),
     (r"\A\s*(//|/\*|;|--|%)", "comments begin with #"),
-    (
-        r"\A\s*[{<]",
-        "a topology is TOML, not JSON or XML: [machines.NAME], below it a line key = value for each key",
-    ),
+    (r"\A\s*[{<]", "a topology is TOML, not JSON or XML: [machines.NAME], below it a line key = value for each key"),
     (r"[\u201c-\u201f\u2018-\u201b\u00ab\u00bb]", "strings take straight quotes: \" or '"),
     (r"\r(?!\Z)", "lines end in LF, or in CR and LF"),
 )

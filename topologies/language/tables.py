@@ -99,11 +99,7 @@ MatrixKey = Annotated[
     str, Meta(min_length=1, max_length=200, extra={"expected": "a dotted key of 1 to 200 characters"})
 ]
 OverrideKey = Annotated[
-    str,
-    Meta(
-        pattern=NAME_PATTERN,
-        description="A machine of the group: its place, from 0, or its name.",
-    ),
+    str, Meta(pattern=NAME_PATTERN, description="A machine of the group: its place, from 0, or its name.")
 ]
 
 
@@ -148,8 +144,7 @@ class MachineTable(Sparse, frozen=True, kw_only=True, forbid_unknown_fields=True
         Meta(description="Cells of the profile that are changed; `ivsim device cells` lists them."),
     ] = {}  # noqa: RUF012 - msgspec copies an empty default
     parameters: Annotated[
-        dict[str, Any],
-        Meta(description="The parameters of the program; machines by the names of groups or machines."),
+        dict[str, Any], Meta(description="The parameters of the program; machines by the names of groups or machines.")
     ] = {}  # noqa: RUF012 - msgspec copies an empty default
     domains: Annotated[
         tuple[Name, ...],

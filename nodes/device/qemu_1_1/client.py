@@ -76,13 +76,7 @@ class Qemu11Client:
     """
 
     def __init__(
-        self,
-        device: Ivshmem,
-        host: Host,
-        *,
-        lines: Lines | None = None,
-        ioeventfd: bool = False,
-        word_bytes: int = 8,
+        self, device: Ivshmem, host: Host, *, lines: Lines | None = None, ioeventfd: bool = False, word_bytes: int = 8
     ) -> None:
         self.device = device
         self._lines: Lines = lines or device

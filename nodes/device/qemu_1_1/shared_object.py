@@ -51,8 +51,7 @@ def check_size(size_bytes: int, object_bytes: int) -> None:
     """Raise ``DeviceExitError`` if the object is smaller than the device's size (check_shm_size)."""
     if size_bytes > object_bytes:
         raise DeviceExitError(
-            255,
-            f"IVSHMEM ERROR: Requested memory size greater than shared object size ({size_bytes} > {object_bytes})",
+            255, f"IVSHMEM ERROR: Requested memory size greater than shared object size ({size_bytes} > {object_bytes})"
         )
 
 

@@ -74,10 +74,7 @@ def account(path: Path, manifest: Manifest, ending: Ending | None) -> Account:
     )
     resources, cut = schemas.read_stream(path / files.RESOURCE_STREAM)
     problems += [cut] if cut else []
-    for what, refused in (
-        ("events", ending.refused_events),
-        ("rows of resources", ending.refused_resources),
-    ):
+    for what, refused in (("events", ending.refused_events), ("rows of resources", ending.refused_resources)):
         problems += [f"{refused} {what} could not be written"] if refused else []
     return Account(
         manifest=manifest,
@@ -165,11 +162,7 @@ def inferred_ending(path: Path, manifest: Manifest, records: Sequence[Records]) 
 
 
 def _lines(
-    manifest: Manifest,
-    ending: Ending,
-    records: Sequence[Records],
-    numbers: LineNumbers,
-    problems: list[str],
+    manifest: Manifest, ending: Ending, records: Sequence[Records], numbers: LineNumbers, problems: list[str]
 ) -> tuple[list[LineAccount], Integers]:
     """``Account.lines`` and ``Account.edges``."""
     sizes = [len(record.edges) for record in records]

@@ -171,10 +171,7 @@ def _whereabouts(account: Account, attempt: _Attempt, rows: dict[str, int]) -> t
 
 
 def _migration(
-    account: Account,
-    attempt: _Attempt,
-    behind: dict[tuple[str, str, int], int],
-    whereabouts: tuple[str, int | None],
+    account: Account, attempt: _Attempt, behind: dict[tuple[str, str, int], int], whereabouts: tuple[str, int | None]
 ) -> MigrationOutcome:
     begun, ended = attempt.begun, attempt.ended
     groups = {machine.name: machine.group for machine in account.manifest.machines}

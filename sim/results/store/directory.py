@@ -58,11 +58,7 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls,
-        where: Path,
-        topology: Topology,
-        arguments: Mapping[str, Any],
-        parts: Sequence[PartRow] = (),
+        cls, where: Path, topology: Topology, arguments: Mapping[str, Any], parts: Sequence[PartRow] = ()
     ) -> Self:
         """Make the directory, mode 0700, under ``where``: title, UTC time and the first free number.
 
@@ -212,10 +208,7 @@ def _copy(source: Path, directory: Path, name: Path) -> None:
 
 
 def _manifest(
-    topology: Topology,
-    arguments: Mapping[str, Any],
-    started_ns: int,
-    started: datetime.datetime,
+    topology: Topology, arguments: Mapping[str, Any], started_ns: int, started: datetime.datetime
 ) -> Manifest:
     numbers = {domain.name: number for number, domain in enumerate(topology.domains)}
     return Manifest(

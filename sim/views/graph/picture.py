@@ -83,10 +83,7 @@ STYLE = """
 def svg(drawing: Drawing) -> Markup:
     """Return the picture as the text of an SVG file. In a page, its style applies to itself only."""
     width, height, parts = _cards(drawing) if len(drawing.nodes) <= CARDS_MAX else ring(drawing)
-    heading = [
-        text(MARGIN, 32, drawing.title, "title"),
-        text(MARGIN, 51, drawing.subtitle, "quiet"),
-    ]
+    heading = [text(MARGIN, 32, drawing.title, "title"), text(MARGIN, 51, drawing.subtitle, "quiet")]
     width = round(max(width, 11.8 * len(drawing.title) + 2 * MARGIN))
     whole = tag(
         "svg",

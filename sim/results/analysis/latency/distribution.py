@@ -14,15 +14,7 @@ import numpy as np
 
 from sim.results.analysis.labels import group_of_machines, phase_names, phases_of
 from sim.results.analysis.latency.histogram import BINS, bins_of, lower_edges, upper_edges
-from sim.results.analysis.latency.intervals import (
-    SLICES,
-    MeasuredTime,
-    Slices,
-    independent,
-    intervals,
-    moments,
-    sliced,
-)
+from sim.results.analysis.latency.intervals import SLICES, MeasuredTime, Slices, independent, intervals, moments, sliced
 from sim.results.analysis.latency.latencies import EVERY_LATENCY, Samples, values
 from sim.results.analysis.latency.percentiles import Figures, Ranks, SparseCounts, ranked
 from sim.results.arrays import Floats, Integers, Mask

@@ -39,14 +39,7 @@ from sim.results.arrays import Integers, Mask
 LATENCIES = ("lag", "delivery", "handling", "total")
 EVERY_LATENCY = ("lag", "delivery", "handling", "raw", "total")
 # Name and rank in hundred-thousandths: ranks stay exact integers, whatever the number of samples.
-QUANTILES = (
-    ("p50", 50_000),
-    ("p90", 90_000),
-    ("p99", 99_000),
-    ("p99_9", 99_900),
-    ("p99_99", 99_990),
-    ("max", 100_000),
-)
+QUANTILES = (("p50", 50_000), ("p90", 90_000), ("p99", 99_000), ("p99_9", 99_900), ("p99_99", 99_990), ("max", 100_000))
 WHOLE = 100_000
 SHORT = 4  # a delivery in less than this fraction of a bare wake-up involved no wake-up
 

@@ -40,11 +40,7 @@ def sample_batches(directory: Path, manifest: Manifest) -> Iterator[Samples]:
 
 
 def latency(
-    directory: Path,
-    manifest: Manifest,
-    summary: Summary | None,
-    by: Sequence[str],
-    latencies: Sequence[str] | None,
+    directory: Path, manifest: Manifest, summary: Summary | None, by: Sequence[str], latencies: Sequence[str] | None
 ) -> pa.Table:
     """See ``Run.latency``; with a ``summary``, which knows the measured time, there are intervals."""
     wanted = tuple(EVERY_LATENCY if latencies is None else latencies)

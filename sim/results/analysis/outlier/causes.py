@@ -206,11 +206,7 @@ def _who_ran(evidence: Evidence, part: LatencyPart, use: TimeUse) -> str:
             if set(theirs.cpus) & set(use.cpus):
                 ran.append((theirs.ran, name, ""))
     ran += [
-        (
-            float(min(other.ran_ns, part.span_ns)),
-            f"{other.name} ({other.pid})",
-            "" if other.is_traced else "up to ",
-        )
+        (float(min(other.ran_ns, part.span_ns)), f"{other.name} ({other.pid})", "" if other.is_traced else "up to ")
         for other in evidence.others
         if other.cpu in use.cpus or not use.cpus
     ]

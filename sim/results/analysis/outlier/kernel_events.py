@@ -76,12 +76,7 @@ def state_spans(events: Sequence[KernelEvent], pid: int, begin_ns: int, end_ns: 
 
 
 def traced_use(
-    events: Sequence[KernelEvent],
-    pid: int,
-    looks: Sequence[ProcessLook],
-    span: tuple[int, int],
-    *,
-    in_handler: bool,
+    events: Sequence[KernelEvent], pid: int, looks: Sequence[ProcessLook], span: tuple[int, int], *, in_handler: bool
 ) -> TimeUse | None:
     """How a process spent a span; None if the trace does not cover it.
 
