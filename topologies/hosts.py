@@ -33,7 +33,6 @@ def site_of(domain: Domain) -> tuple[str, str]:
 
 
 def _sites(topology: Topology, names: Collection[str]) -> set[tuple[str, str]]:
-    """The sites of these domains."""
     return {site_of(domain) for domain in topology.domains if domain.name in names}
 
 

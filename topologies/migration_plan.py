@@ -261,7 +261,6 @@ def _steps(
 
 
 def _losses(landing: _Landing) -> Iterator[str]:
-    """What is lost in a domain."""
     domain = f"domain {landing.name}"
     if eventfds := sum(each.machine.vectors for each in landing.here if each.profile.server):
         these = "its only eventfd" if eventfds == 1 else f"its {eventfds} eventfds"

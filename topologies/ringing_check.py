@@ -1,7 +1,4 @@
-"""Finds loads that can reach no machine, as far as the file tells: noted before a run, and reported after it.
-
-They are not mistakes of the file: the run may be meant to show them, and some programs name peers without ringing them.
-"""
+"""Finds loads that can reach no machine, as far as the file tells: noted before a run, and reported after it."""
 
 from __future__ import annotations
 

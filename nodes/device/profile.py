@@ -222,12 +222,8 @@ P = TypeVar("P", bound=Profile)
 
 @overload
 def make_profile(name: str, summary: str, base: Profile | None, /, **cells: tuple[Any, str]) -> Profile: ...
-
-
 @overload
 def make_profile(name: str, summary: str, base: P | None, kind: type[P], /, **cells: tuple[Any, str]) -> P: ...
-
-
 def make_profile(
     name: str, summary: str, base: Profile | None, kind: type[Profile] = Profile, /, **cells: tuple[Any, str]
 ) -> Profile:

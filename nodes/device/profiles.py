@@ -148,7 +148,10 @@ ACRN = make_profile(
     ),
     msix_bar=(1, "ACRN, ivshmem.c, IVSHMEM_MSIX_BAR"),
     msix=(True, "ACRN, ivshmem.c, init_ivshmem_vdev: add_vmsix_capability"),
-    msix_rules=(AccessRules(widest_bytes=8, narrowest_bytes=4, misaligned=Unfit.ZERO), "ACRN, vmsix.c, rw_vmsix_table"),
+    msix_rules=(
+        AccessRules(widest_bytes=8, narrowest_bytes=4, misaligned=Unfit.ZERO),
+        "ACRN, vmsix.c, rw_vmsix_table",
+    ),
     msix_limit=(8, "ACRN, ivshmem.h, MAX_IVSHMEM_MSIX_TBL_ENTRY_NUM"),
     msix_pba_offset=(0, "ACRN, vmsix.c, add_vmsix_capability: in the second half of 4 KiB"),
     fixed_vectors=(8, "ACRN, ivshmem.c, init_ivshmem_vdev: add_vmsix_capability, the same for every device"),

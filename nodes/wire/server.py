@@ -122,7 +122,6 @@ class Server(Generic[D]):
         return memory if kind == "memory_again" else RawMessage.of(memory.encode())
 
     def _announcements(self, peer: int, vectors: Sequence[D]) -> tuple[Message[D], ...]:
-        """The messages that announce the vectors of a peer."""
         return tuple(Message(peer, (vector,)) for vector in vectors)
 
     def _farewell(self, peer: int) -> Message[D]:

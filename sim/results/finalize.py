@@ -23,7 +23,7 @@ from sim.results.arrays import Integers
 from sim.results.ending import Ending
 from sim.results.run import Run
 from sim.results.store import files, schemas
-from sim.results.store.events import Event, Statistics, read_events, remarks, statistics_of
+from sim.results.store.events import Event, read_events, remarks, statistics_of
 from sim.results.store.manifest import Manifest
 from sim.results.store.schemas import batches
 from sim.results.summary import Summary
@@ -86,16 +86,13 @@ def _events(path: Path) -> list[Event]:
     return []
 
 
-def _in_order(statistics: Statistics, manifest: Manifest) -> Statistics:
-    """The statistics by machine in the order of the machines: events come in the order in which the processes end."""
-    index = {machine.name: machine.index for machine in manifest.machines}
-    return dict(sorted(statistics.items(), key=lambda item: index.get(item[0], len(index))))
-
-
 def _with_events(summary: Summary, its: Account, events: list[Event], place: Path) -> Summary:
+    # Events come in the order in which the processes end; statistics are in that of the machines.
+    index = {machine.name: machine.index for machine in its.manifest.machines}
+    statistics = sorted(statistics_of(events).items(), key=lambda item: index.get(item[0], len(index)))
     return msgspec.structs.replace(
         summary,
-        statistics=_in_order(statistics_of(events), its.manifest),
+        statistics=dict(statistics),
         migrations=migrations(events, its, place),
         warnings=[*summary.warnings, *remarks(events)],
     )

@@ -40,7 +40,6 @@ def progress_in_cell(endpoint: str) -> Iterator[None]:
 
 
 def _bar(snapshot: Snapshot, rates: Rates) -> str:
-    """A bar of what is done, and the words beside it."""
     up = "" if snapshot.phase == "done" else f"{snapshot.up}/"
     words = [snapshot.phase, f"{up}{snapshot.machines} machines{' up' if up else ''}"]
     if snapshot.start_ns and snapshot.stop_ns and snapshot.phase == "running":

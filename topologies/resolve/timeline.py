@@ -167,7 +167,6 @@ class Timeline(Struct, frozen=True):
                 self.report.add((*path, "machines"), expected, profile.name)
 
     def _own(self, kind: type[Action], table: Mapping[str, Any], path: Path) -> dict[str, Any]:
-        """The values of the action's own keys."""
         own = {}
         for field, annotation in zip(kind.__struct_fields__, fields_of(kind).values(), strict=True):
             inner, names_domain = (*path, field), refers_to(annotation) == "domains"

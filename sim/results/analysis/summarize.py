@@ -27,21 +27,13 @@ def summarize(
     account: Account, latencies: LatencyDistribution, drained: tuple[Percentiles, list[Percentiles]]
 ) -> Summary:
     """The content of ``summary.json``. ``drained``: doorbells for each drain, of all and of each group."""
-    figures = _summarize(account, latencies, drained)
-    counters = Counters.total(record.counters for record in account.records)
-    figures = msgspec.structs.replace(figures, **counters.named())
-    return msgspec.structs.replace(figures, warnings=list(warnings(figures)))
-
-
-def _summarize(
-    account: Account, latencies: LatencyDistribution, drained: tuple[Percentiles, list[Percentiles]]
-) -> Summary:
     manifest, ending, records = account.manifest, account.ending, account.records
     groups = _groups(account, latencies, drained[1])
     sums: dict[str, Any] = totals(account.lines)
     nowhere = sum(record.counters.rung_nowhere for record in records)
     sums["rung"] += nowhere
     sums["refused"] += nowhere
+    sums |= Counters.total(record.counters for record in records).named()
     # The start did not wait for machines that joined during the run.
     first = [record.ready_ns for record in records if not ending.start_ns or record.ready_ns < ending.start_ns]
     ready = [ready_ns - manifest.started_ns for ready_ns in first if ready_ns or not ending.start_ns]
@@ -51,7 +43,7 @@ def _summarize(
     machines = [machine.index for machine in manifest.machines]
     used = profile(account.resources, machines, ending.start_ns, ending.stop_ns)
     baseline = _baseline(ending, latencies.all.delivery)
-    return Summary(
+    figures = Summary(
         schema_version=SCHEMA_VERSION,
         version=manifest.version,
         title=manifest.title,
@@ -97,6 +89,7 @@ def _summarize(
         stop_ns=ending.stop_ns,
         outlier=ending.outlier,
     )
+    return msgspec.structs.replace(figures, warnings=list(warnings(figures)))
 
 
 def _per_doorbell(used: ProcessUse | None, rung: int, seconds: float) -> float | None:

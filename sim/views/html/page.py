@@ -84,7 +84,6 @@ def _header(run: Run, title: str, figures: Summary | None) -> Markup:
 
 
 def _balance(figures: Summary) -> Markup:
-    """rung = delivered + pending + refused, or not."""
     holds = figures.balanced and figures.rung == figures.delivered + figures.pending + figures.refused
     terms = []
     for sign, key in (("", "rung"), ("=" if holds else "≠", "delivered"), ("+", "pending"), ("+", "refused")):
@@ -127,7 +126,6 @@ def _expected(figures: Summary) -> Markup:
 
 
 def _notices(run: Run, figures: Summary | None, data: TimeSeries) -> Markup:
-    """Warnings, what is damaged, what is missing."""
     said = sentences.warnings(run) if figures else run.problems
     said = [*said, *(text.removeprefix(f"{run.path}: ") for text in data.missing)]
     lines = [tag("li", fromkey) for fromkey in dict.fromkeys(said)]
