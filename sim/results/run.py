@@ -279,7 +279,7 @@ class Run:
         ``what`` is a latency, or drained: doorbells for each logged drain. With ``by`` (group, machine, phase;
         vector of drained) a dictionary of them by name. They add up: ``a.histogram() + b.histogram()``.
         """
-        from sim.results.analysis.latency.stored_histograms import histogram
+        from sim.results.analysis.latency.samples import histogram
 
         return histogram(self.table, lambda: self.origin, what, by)
 
