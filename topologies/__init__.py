@@ -18,9 +18,9 @@ _NAMES = {
     "scenario_files": ("shipped",),
     "schedule": ("Condition", "Expectation", "Invariant", "Phase", "TimelineEntry"),
 }
-_HOMES = {name: f"topologies.{module}" for module, names in _NAMES.items() for name in names}
+_HOMES = dict(sorted((name, f"topologies.{module}") for module, names in _NAMES.items() for name in names))
 
-__all__ = sorted(_HOMES)
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:
