@@ -111,10 +111,7 @@ class Endpoint:
         return self.is_set_up and self.missing_bytes == MESSAGE_BYTES
 
     def receive(self, data: bytes, descriptors: Sequence[Line] = ()) -> None:
-        """Take in what the server has sent; the descriptors belong to the endpoint from now on.
-
-        Raises ``RemoteProtocolError`` for what a server may not say.
-        """
+        """Take in, and own, what the server has sent. Raises ``RemoteProtocolError`` for what it may not say."""
         for event in self._client.receive(data, descriptors):
             self._take(event)
 

@@ -20,10 +20,7 @@ def _keep(line: Line) -> None:
 
 
 class PeerTable:
-    """The connected vectors of all peers of one machine, the machine itself included.
-
-    ``release`` is called once with each line that leaves the table, as when its peer leaves.
-    """
+    """The connected vectors of all peers of a machine, its own too; ``release`` gets each line that leaves it."""
 
     __slots__ = ("_lines", "_release")
 

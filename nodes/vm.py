@@ -213,9 +213,8 @@ class Vm:
         self.guest.generation += 1
 
     def arrive(self, peer: int, memory: memoryview, state: bytes) -> None:
-        """As `place`, after a migration: no driver starts, because the saved state has what the driver did.
-
-        Raises ``MigrationError`` if the device cannot have that state or that ID.
+        """As `place`, after a migration: no driver starts. Raises ``MigrationError`` if the device cannot have that
+        state.
         """
         self.device.set_peer(peer)
         self.device.set_memory(memory)

@@ -281,9 +281,8 @@ def find_metric(name: str) -> Metric:
 
 
 def parse_condition(text: str, *, live: bool = False) -> Condition:
-    """``"delivery.p99_us < 500"`` as a `Condition` of the whole run; ``live``: of a metric that is known meanwhile.
-
-    Raises `MisfitError`.
+    """``"p99_us < 500"`` as a `Condition` of the whole run; ``live``: of a metric known meanwhile. Raises
+    `MisfitError`.
     """
     found = _CONDITION.fullmatch(text)
     bound = math.nan

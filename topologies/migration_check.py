@@ -128,10 +128,7 @@ def _first(topology: Topology) -> Iterator[Machine]:
 def _failure(
     action: Migrate, machine: Machine, begun: set[str], sizes: dict[str, int], version: QemuVersion
 ) -> tuple[str, str, tuple[str, ...]]:
-    """Why the destination refuses a machine that may migrate, what would help, and what the destination prints.
-
-    All are empty when no reason is known.
-    """
+    """Why the destination refuses a machine that may migrate, what would help, what it prints; all empty if unknown."""
     nothing = "", "", ()
     if action.fault or action.hand_over:
         return nothing

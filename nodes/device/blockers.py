@@ -86,10 +86,7 @@ class Blockers:
         self._devices.append((device, found))
 
     def unplug(self, device: Migratable) -> None:
-        """Remove a device, and its blocker if it has one.
-
-        Raises ``MigrationError`` during a migration, ``ValueError`` if the device was not added.
-        """
+        """Remove a device and its blocker, if any. Raises ``MigrationError`` if one runs, ``ValueError`` if unknown."""
         if self.migrating and self._locked:
             raise MigrationError("device_del not allowed while migrating")
         for at, (plugged, found) in enumerate(self._devices):

@@ -346,10 +346,7 @@ class Ivshmem:
             self.peer = 0
 
     def connect(self, peer: int, vector: int, line: Line = 0) -> bool:
-        """Connect a vector of a peer, or of this device; returns False when it is beyond the own number of vectors.
-
-        Raises ``RemoteProtocolError`` for an ID or a vector outside 0..65535.
-        """
+        """Connect a vector; returns False beyond the own number. Raises ``RemoteProtocolError`` outside 0..65535."""
         if not 0 <= peer < PEER_LIMIT or not 0 <= vector < PEER_LIMIT:
             raise RemoteProtocolError(f"peer {peer}, vector {vector}: expected 0..{PEER_LIMIT - 1}")
         if vector >= self.vectors:

@@ -168,10 +168,7 @@ def _header(name: str) -> bytes:
 
 
 def save(device: Device) -> bytes:
-    """Return the device's section of the stream: name, instance, version, then the fields of its profile.
-
-    Raises ``MigrationError`` for a kind of device that is never migrated.
-    """
+    """The device's section of the stream: header, then its profile's fields. Raises ``MigrationError`` without any."""
     return _header(device.profile.section) + b"".join(field.save(device) for field in _fields(device))
 
 
@@ -237,10 +234,7 @@ class RamMigration:
         self.block_bytes = memory_bytes(source)
 
     def check(self, destination: Device | None) -> None:
-        """Check that the memory fits the destination; None is a machine without such a device.
-
-        Raises ``MigrationError`` if one side has a block that the other lacks, or the sizes differ.
-        """
+        """Raise ``MigrationError`` unless the memory fits the destination (None: a machine without such a device)."""
         now, block = memory_bytes(self._source), self._source.profile.ram_block
         if now != self.block_bytes:
             raise MigrationError("ivshmem.bar2 appeared after the migration began: its contents are lost")

@@ -154,10 +154,7 @@ class Threshold:
         return cls(text, match[1], 1 if match[2] == "+" else -1, float(match[3]), match[4])
 
     def judge(self, comparison: Comparison) -> ThresholdVerdict:
-        """Hold the threshold against a comparison. A metric that a run does not have is a threshold missed.
-
-        Raises ``UsageError`` if there is no such metric, or it has another unit.
-        """
+        """Hold the threshold against a comparison. Raises ``UsageError`` for an unknown metric, or another unit."""
         its = comparison[self.metric]
         if self.unit in UNITS_NS and its.unit != "ns":
             raise UsageError(f"{self.text}: {its.name} is no time, {EXPECTED}")

@@ -1,19 +1,8 @@
 """Pictures of a run: each function draws one and returns its matplotlib axes.
 
-    histogram    how often each latency occurs; logarithmic both ways, so that the tail can be seen
-    cumulative   the share of doorbells that took no longer than that
-    percentiles  the same turned round and stretched towards 100 %: p90, p99, p99.9 are equally far apart
-    spread       p50 to p99.99 and the maximum side by side, for each vector, group or machine
-    confidence   every percentile with its 95 % interval, of one run or of several side by side
-    timeline     p50, p90, p99 and the maximum of delivery over time, and what happened meanwhile
-    rates        doorbells and interrupts a second over time, likewise
-    matrix       doorbells from each machine to each, as colours
-    drain_sizes  how many doorbells one interrupt brought: the share of interrupts, and of doorbells
-    resources    CPU or memory of one machine of each group over time
-
-``latency`` is one of ``latency.latencies.LATENCIES`` or ``raw``; ``by`` splits it by group, machine, vector or
-source. The warm-up is left out. Needs matplotlib, from the extra ``ivshmem-sim[notebook]``; it is imported
-when the first picture is drawn. Whatever cannot be drawn raises ``UsageError``.
+``latency`` is one of ``latency.latencies.LATENCIES`` or ``raw``; ``by`` splits it by group, machine, vector or source.
+The warm-up is left out. Needs matplotlib, from the extra ``ivshmem-sim[notebook]``; it is imported when the first
+picture is drawn. Whatever cannot be drawn raises ``UsageError``.
 """
 
 from __future__ import annotations

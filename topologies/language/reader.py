@@ -78,10 +78,7 @@ class Report:
 
 
 def read_table(table: type[Struct], values: object, path: Path, report: Report) -> dict[str, Any]:
-    """The fields of ``table`` in ``values``, converted, with defaults.
-
-    A value that does not fit and a missing required field are reported and left out.
-    """
+    """The fields of ``table`` in ``values``, converted, with defaults; what does not fit or is missing is reported."""
     if not isinstance(values, dict):
         brackets = f", [{show_key(path)}] in single brackets" if _is_array_of_tables(values) else ""
         report.add(path, f"a table{brackets}", show(values))

@@ -44,10 +44,7 @@ class ScanError(Exception):
 
 
 def positions(text: str) -> dict[Path, int]:
-    """The line (from 1) of the first appearance of each table, key and array element of ``text``.
-
-    Raises `ScanError` at the first text that is not TOML or exceeds a limit.
-    """
+    """The line (from 1) where each table, key and array element of ``text`` first appears. Raises `ScanError`."""
     scanner = _Scanner(text)
     scanner.document()
     return scanner.lines

@@ -286,10 +286,7 @@ def _refuse(settings: Settings, key: str, blocker: Blocker, report: Report) -> N
 
 
 def _first(resolved: ResolvedMachines) -> dict[str, int]:
-    """The machine that gets ID 0 of each domain, if one is present from the start.
-
-    In a run that may be a device without a server: its memory comes over a connection, too.
-    """
+    """The machine (it may have no server) that gets ID 0 of each domain, if one is present from the start."""
     first: dict[str, int] = {}
     for index, settings in enumerate(resolved.settings):
         if not settings.values["absent"]:

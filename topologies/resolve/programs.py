@@ -146,10 +146,7 @@ class ProgramFiles:
             self._names[name] = f"{file}:{name}"
 
     def find_function(self, name: str) -> str:
-        """The full name of a function, ``module:function`` in the topology; ``module`` may be the name of a file.
-
-        Raises `ProgramError`.
-        """
+        """The full name of ``module:function`` of a topology; ``module`` may name a file. Raises `ProgramError`."""
         module, _, function = name.rpartition(":")
         file = next((path for path in self._files if FilePath(path).stem == module), None)
         full = f"{file}:{function}" if file else name

@@ -267,10 +267,7 @@ class Qemu11Client:
         return held
 
     def unplug(self) -> tuple[int, ...]:
-        """Remove the device; returns the descriptors that it does not close.
-
-        Raises ``ModelledFault`` if the memory has not arrived: the device destroys its region.
-        """
+        """Remove the device; returns the descriptors that it keeps. Raises ``ModelledFault`` without its memory."""
         if self.device.memory is None and self._profile.has(Quirk.UNPLUG_EARLY_FAULT):
             raise ModelledFault(Quirk.UNPLUG_EARLY_FAULT, "unplugged before the memory arrived")
         held = self.held()

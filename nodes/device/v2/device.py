@@ -86,10 +86,7 @@ class IvshmemV2(Ivshmem):
     # The server
 
     def initialize(self, numbers: DomainNumbers) -> None:
-        """Take the numbers of the domain, which come with the ID, before the memory.
-
-        Raises ``RemoteProtocolError`` for others than this device can have.
-        """
+        """Take the numbers of the domain, before the memory. Raises ``RemoteProtocolError`` for some it cannot have."""
         if numbers.vectors != self.vectors:
             raise RemoteProtocolError(f"the server gives {numbers.vectors} vectors, this device has {self.vectors}")
         if numbers.max_peers > self.profile.peers_limit:

@@ -106,9 +106,8 @@ class Frame(Message[D]):
         return len(self.body) >= LAYOUTS[FrameKind(self.kind)].size
 
     def fields(self) -> tuple[int, ...]:
-        """The numbers of a message of a known type; what follows them is skipped, as ivshmem2.c skips it.
-
-        Raises ``RemoteProtocolError`` if the message is too short.
+        """The numbers of a message, without what follows, as in ivshmem2.c. Raises ``RemoteProtocolError`` if too
+        short.
         """
         kind = FrameKind(self.kind)
         if not self.is_whole:

@@ -69,10 +69,7 @@ class _Attempt:
 
 
 def migrations(events: Iterable[Event], account: Account, place: Path) -> list[MigrationOutcome]:
-    """The migrations among the events of a run, in the order in which they began, without those that were skipped.
-
-    ``place`` has the tables of samples and drains.
-    """
+    """The migrations in the order in which they began, without those that were skipped; ``place`` has the tables."""
     told = list(_migration_events(events))
     attempts = list(_attempts(told))
     behind = {

@@ -111,9 +111,8 @@ class RunDirectory:
         self._resources.append(rows)
 
     def save(self, ending: Ending) -> None:
-        """Write down how the run ended, so that its figures can be computed whatever happens next.
-
-        Raises ``HostError`` if the disk is full, ``RunError`` if the directory is gone.
+        """Write down how the run ended. Raises ``HostError`` if the disk is full, ``RunError`` if the directory is
+        gone.
         """
         with self._writing():
             (self.path / files.RESERVE).unlink(missing_ok=True)

@@ -88,10 +88,7 @@ def at_once(path: str, flags: int) -> int:
 
 
 def replace(path: Path, content: bytes, *, mode: int = 0o600, is_durable: bool = True) -> None:
-    """Write ``content`` beside ``path``, sync it if it is durable, and put it in place.
-
-    A failure leaves what was there.
-    """
+    """Write ``content`` beside ``path``, sync it if it is durable, rename it. A failure leaves what was there."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "wb", opener=partial(private, mode=mode)) as file:
@@ -116,10 +113,7 @@ def sync_directory(path: Path) -> None:
 
 
 def read_bytes(path: Path, limit_bytes: int) -> bytes:
-    """The content of a small regular file.
-
-    Raises ``UsageError`` when it is missing, unreadable, no regular file, or larger than ``limit_bytes``.
-    """
+    """The content of a small regular file. Raises ``UsageError`` if it is none, or larger than ``limit_bytes``."""
     try:
         with open(path, "rb", opener=at_once) as file:
             # Not the limit: that much would be allocated first.

@@ -309,11 +309,9 @@ def _numbers(column: pa.Array, missing: int) -> Integers:
 
 
 def extent(directory: Path, name: str, column: str) -> tuple[int, int] | None:
-    """The smallest and the largest value of a column; None when the table is empty.
+    """The smallest and the largest value of a column; None when the table is empty. Raises as `batches`.
 
     The statistics in the footer would tell, but damaged ones end the process (`check_table`).
-
-    Raises ``UsageError`` when the table is missing or damaged.
     """
     found = [batch[column] for batch in batches(directory, name, (column,)) if len(batch[column])]
     return (min(int(stamps.min()) for stamps in found), max(int(stamps.max()) for stamps in found)) if found else None
