@@ -19,8 +19,7 @@ SPARE, SPARE_WHERE_MANY = 64, 8
 
 
 class Layouts:
-    """The size of each machine's recordings: devices share the run's budget for samples; drains get twice that of
-    rings.
+    """The size of each machine's recordings: devices share the run's budget for samples, drains get two thirds.
 
     ``all_edges``: a machine has room for the counts of all peers; otherwise for those that its program works with.
     """

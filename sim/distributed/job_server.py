@@ -2,8 +2,8 @@
 
 A fresh interpreter needs 0.8 s of CPU time to load what a run uses. Here it is loaded once and frozen, and each job is
 a fork that leads a process group of its own. Between the server and a job is a process that keeps the job: it collects
-the exit code, and the job ends with it. It ends when the other end of the job's socket is closed, so no job survives
-its worker.
+the exit code, and the job ends with it. It ends with the other end of the job's socket, so that no job survives its
+worker.
 """
 
 from __future__ import annotations

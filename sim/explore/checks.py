@@ -104,7 +104,6 @@ class Checks:
             raise BrokenInvariantError(self._broken)
 
     def warned(self, machine: str, text: str) -> None:
-        """A machine has warned of something odd."""
         found = LEFT_BEFORE.search(text)
         clients = (server.client(int(found[1])) for server in self.engine.host.servers) if found else ()
         if any(client is not None and client.eventfds for client in clients):  # no client hears of one without vectors

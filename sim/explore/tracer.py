@@ -47,7 +47,6 @@ class Tracer:
         decisions.on_taken = take
 
     def waits(self, wait: int | None) -> None:
-        """The program that runs has yielded."""
         match wait:
             case int() if wait == STEP:
                 text = "is at a STEP"
@@ -59,7 +58,6 @@ class Tracer:
         self._say(self._running(), text)
 
     def resumes(self, interrupt: Interrupt | None) -> None:
-        """The program that runs is resumed."""
         if interrupt is None:
             self._say(self._running(), "goes on")
         else:
@@ -79,7 +77,6 @@ class Tracer:
                 self._memory[number] = bytes(now)
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """The coordinator tells something."""
         if kind not in QUIET_EVENTS:
             told = ", ".join(f"{key} {value}" for key, value in fields.items() if value not in (None, ""))
             self._say("run", f"{kind.replace('_', ' ')}: {told}" if told else kind.replace("_", " "))

@@ -166,5 +166,4 @@ def _shown(words: list[str]) -> str:
 
 
 def _sockets(pid: int) -> set[int]:
-    """Return the inodes of a process's sockets."""
     return {int(link[8:-1]) for _, link in descriptors(pid) if link.startswith("socket:[")}

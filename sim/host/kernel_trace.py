@@ -121,7 +121,6 @@ class KernelTrace:
         return found[-EVENTS_MAX:]
 
     def close(self) -> None:
-        """End the trace and remove it."""
         _remove(self._place)
 
 

@@ -78,7 +78,6 @@ class ResourceDemand(msgspec.Struct, frozen=True):
         return self.limit is None or self.needed <= self.limit
 
     def __str__(self) -> str:
-        """The sum as an error text."""
         made_of = f" ({self.made_of})" if self.made_of else ""
         limit = "any number" if self.limit is None else f"{_amount(self.limit, self.unit)} ({self.limit_name})"
         needs = f"this topology needs {_amount(self.needed, self.unit)} {self.what}{made_of}"

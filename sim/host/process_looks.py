@@ -102,7 +102,6 @@ class ProcessLooks:
         return found
 
     def pids(self) -> dict[int, int]:
-        """The processes, by key."""
         return {key: pid for key, (pid, _) in self._files.items()}
 
     def close(self) -> None:

@@ -67,7 +67,6 @@ def _ranges(numbers: frozenset[int]) -> str:
 
 
 def count_qemus(topology: Topology) -> int:
-    """How many QEMUs run at the same time at most."""
     return sum(machine.kind == "qemu" for machine in topology.machines)
 
 

@@ -21,8 +21,8 @@ FRAME_BYTES_MAX = 1 << 16
 class Tap:
     """Owns the descriptor of an interface, made if there is none; it goes with it, unless it is a persistent one.
 
-    Raises ``UsageError`` for a name that no interface can have, ``HostError`` when this process may not make it, or the
-    host has none.
+    Raises ``UsageError`` for a name that no interface can have, ``HostError`` when this process may not make it or the
+    host cannot.
     """
 
     def __init__(self, name: str) -> None:

@@ -2,8 +2,7 @@
 
 A process that is woken by a message may get the CPU of the thread that still sends: it reads one message, sleeps again,
 and is woken by the next one. Since Linux 6.12 a thread can ask for a shorter time slice (sched_setattr(2),
-``sched_runtime``): its turn comes sooner and ends sooner, its share of the CPU stays the same. Earlier kernels ignore
-it.
+``sched_runtime``): its turn comes and ends sooner, its share of the CPU stays the same. Earlier kernels ignore it.
 """
 
 from __future__ import annotations
@@ -72,7 +71,6 @@ class ShortTimeSlice:
             _set(self._thread, short)
 
     def end(self) -> None:
-        """The time slice is as before."""
         self._wishes = 0
         if self._before is not None:
             _set(self._thread, self._before)

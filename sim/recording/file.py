@@ -35,8 +35,8 @@ def map_new(path: Path, size_bytes: int) -> mmap.mmap:
 class Recording(Closeable):
     """One mapped recording. ``words`` is its memory as a writable ``memoryview`` of 64-bit words.
 
-    The parent creates it with :meth:`create`; workers and readers open it with :meth:`open`. It is a context manager:
-    leaving it unmaps the file and keeps it.
+    The parent creates it with :meth:`create`; workers and readers open it with :meth:`open`. Leaving it unmaps the file
+    and keeps it.
     """
 
     __slots__ = ("__weakref__", "_at_bytes", "_bytes", "_columns", "_mapping", "layout", "path", "words")

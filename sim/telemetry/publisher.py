@@ -6,8 +6,7 @@ long as subscriptions come. Measured with libzmq 4.3.5: eight subscribers that f
 subscriptions keep it from ending for more than 60 s, at 1.5 to 2.5 GB.
 
 Here each subscriber gets every snapshot, and what it sends is counted and thrown away: subscribers filter for
-themselves (ZeroMQ's SUB does). One that sends more than a subscription takes is disconnected, and so is one over the
-limit.
+themselves (ZeroMQ's SUB does). One that sends more than a subscription takes, or is over the limit, is disconnected.
 """
 
 from __future__ import annotations

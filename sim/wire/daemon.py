@@ -45,8 +45,7 @@ def detach(say: Callable[[str], object]) -> StartReport:
     """Continue as a daemon: in a session of its own, without a terminal, its standard streams on /dev/null.
 
     Returns in the daemon only. The calling process waits for the daemon's report, calls ``say`` with its text, and ends
-    with its code. Open nothing before that belongs to the daemon alone. The working directory stays: paths may be
-    relative.
+    with its code. Open nothing before that belongs to the daemon alone. The working directory stays (relative paths).
     """
     read_end, write_end = os.pipe()
     if child := os.fork():
@@ -80,8 +79,8 @@ def _wait(child: int, read_end: int, say: Callable[[str], object]) -> NoReturn:
 class PidFile(Closeable):
     """Owns a file with this process's ID, locked while this process runs.
 
-    Takes over a file that an ended process left. Raises ``UsageError`` when its process runs, when it is not a pid
-    file, or when it cannot be written.
+    Takes over a file that an ended process left. Raises ``UsageError`` when its process runs, it is no pid file, or it
+    cannot be written.
     """
 
     def __init__(self, path: Path) -> None:

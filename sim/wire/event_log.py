@@ -16,8 +16,8 @@ class EventLog:
     """Writes to ``descriptor``, which it owns if ``owned``.
 
     The reader of a pipe or a terminal may be slow: a line that would have to wait is dropped, and the next written line
-    says how many were dropped. When nothing can be written any more (the reader is gone, the disk is full), the server
-    continues without the log.
+    says how many were dropped. When nothing can be written any more (no reader, a full disk), the server goes on
+    without it.
     """
 
     def __init__(self, descriptor: int, *, owned: bool) -> None:

@@ -151,8 +151,8 @@ class _ProxiedConnection:
 class Proxy(Closeable):
     """Listens on ``listen`` and connects each client to the server on ``server``.
 
-    ``write`` is called with an entry for each event, in order; ``warn`` with problems of the proxy itself. A context
-    manager: leaving it ends all connections.
+    ``write`` is called with an entry for each event, in order; ``warn`` with problems of the proxy itself. Leaving it
+    ends all connections.
     """
 
     def __init__(

@@ -204,8 +204,7 @@ def _interpreter_flags() -> list[str]:
 def _safe_path() -> list[str]:
     """Where the fork server finds modules: as this process does, except in the current directory.
 
-    A worker gets the whole path of this process after the fork: a program that only the caller's script can import is
-    found there.
+    A worker gets the whole path of this process after the fork, for programs that only the caller's script can import.
     """
     root = Path(__file__).parents[3]
     first, *others = sys.path or [""]  # the first entry is where the script lies, or the current directory

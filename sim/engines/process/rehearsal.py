@@ -1,8 +1,7 @@
 """Rehearsals: the fork server runs machines to their end itself, before it forks any.
 
-CPython specialises code that has run several times. Each worker would do so for itself, and get pages of its own by
-that. In a worker that is forked after rehearsals the code stays as it is. Such a worker starts sooner, and counts
-references in few names.
+CPython specialises code that has run several times. Each worker would do so for itself, and get pages of its own. In a
+worker that is forked after rehearsals the code stays as it is: it starts sooner, and counts references in few names.
 """
 
 from __future__ import annotations

@@ -340,7 +340,6 @@ class Worker:
                 self._handle_event(self._link.fileno())
 
     def _end_processes(self) -> None:
-        """End the processes that the program has started."""
         ended, all_gone = end_children()
         if ended or not all_gone:
             text = f"its program left {len(ended)} processes behind, which were ended: {', '.join(ended)}"

@@ -50,12 +50,10 @@ def guest_command(
 
 
 def connection_id(number: int) -> str:
-    """What QEMU calls the connection of the device with that number."""
     return f"ivshmem{number}"
 
 
 def device_id(number: int) -> str:
-    """What QEMU calls the device with that number."""
     return f"ivshmem-device{number}"
 
 

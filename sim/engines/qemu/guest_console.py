@@ -46,7 +46,6 @@ class GuestConsole:
 
     @property
     def last_words(self) -> str:
-        """The last lines, for a message."""
         return "; its last lines: " + " | ".join(self.lines) if self.lines else "; its console is empty"
 
     def read(self) -> None:

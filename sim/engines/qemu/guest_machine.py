@@ -239,7 +239,6 @@ class GuestMachine:
         )
 
     def _arrive(self, moved: messages.Moved, domain: int) -> None:
-        """The machine is in the new QEMU."""
         migration, self._migration = self._migration, None
         assert migration is not None
         self._qemu.on_exit = lambda code: None
@@ -363,6 +362,5 @@ class GuestMachine:
         self._report(messages.Ended("ended by the run" if self._failure else describe_exit(code)))
 
     def _last_words(self) -> str:
-        """What QEMU has printed, and the last lines of the guest."""
         printed = self._qemu.printed
         return (f": {printed}" if printed else "") + self._console.last_words

@@ -41,7 +41,6 @@ class GuestProcess:
         return self.pid is not None and has_stopped(self.pid)
 
     def work_ticks(self) -> int:
-        """The CPU time that it has used, in ticks of the kernel."""
         return work_ticks(self.pid) if self.pid is not None else 0
 
     def waits_for_cpu(self, since_ticks: int, ticks: int) -> bool:
@@ -79,7 +78,6 @@ class GuestProcess:
         return self._printed.read().decode(errors="replace").strip()[-PRINTED_CHARACTERS:]
 
     def close(self) -> None:
-        """End it at once."""
         self.kill()
         self.has_ended = True
         if self._process is not None:

@@ -131,7 +131,6 @@ class Qemu(Closeable):
             raise QemuError(self.end()) from error
 
     def qmp(self, command: str, **arguments: object) -> Any:
-        """Run one QMP command; returns its result."""
         with self._named_end():
             return self._qmp.execute(command, **arguments)
 
@@ -173,7 +172,6 @@ class Qemu(Closeable):
         self.ask([write_line(address, size_bytes, value)])
 
     def fill(self, address: int, size_bytes: int, byte: int) -> None:
-        """Set bytes of physical memory."""
         self.ask([f"memset {address:#x} {size_bytes:#x} {byte:#x}"])
 
     def config_read(self, slot: int, offset: int, size_bytes: int) -> int:

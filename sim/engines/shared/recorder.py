@@ -22,8 +22,8 @@ Deliver = Callable[[int, int], int | None]
 class Recorder:
     """Plain stores into a recording; implements ``nodes.doorbells.Ledger``. One writer: the worker itself.
 
-    ``domain`` is the number of the domain that the device is in. When a section is full, what no longer fits is counted
-    (``RINGS_REFUSED``, ``DRAINS_REFUSED``).
+    ``domain`` is the number of the domain that the device is in. When a section is full, what no longer fits is
+    counted.
     """
 
     __slots__ = ("_edges", "_edges_at", "_recording", "domain", "layout", "sample", "store_edge", "words")
@@ -83,7 +83,6 @@ class Recorder:
         return sample
 
     def make_drains(self) -> Drains:
-        """What stores the drains of this device."""
         return Drains(self, self._recording)
 
     def count_refused(self, vector: int, count: int) -> None:
